@@ -1,0 +1,158 @@
+"""Documents: text and image segments, with holes; and their one serialisation into tokens.
+
+Everything the model is asked to do is a document with holes (architecture: "`complete` is the one operation"), and
+everything it is trained on is a document without. Serialisation follows the CM3leon paper, figures 8 and 9, and
+facebookresearch/metaseq (branch scaling_racm3):
+
+    one pair          text <break> image
+    a sequence        <eos> T1 <break> I1 <break> ... Tq <break> Iq <eos>      retrieved documents first, query last
+    with holes        each hole is <sentinel:i> in place; after the last <eos>: <sentinel:i> content <eoss>, in order
+
+Pictures travel as codes: an `Image` (pixels by reference) becomes `Codes` once, at the edge.
+Tensor-like fields are numpy arrays, so that nothing here needs torch. Legend: n tokens, c codes = grid rows * columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray: TypeAlias = npt.NDArray[np.int32]
+PixelArray: TypeAlias = npt.NDArray[np.uint8]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+
+#: `TokenDocument.cells` of a token that is not an image code.
+NO_CELL = -1
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture by reference.
+
+    Args:
+        key: stable name of the picture: equal keys mean equal pixels. Codes are cached under it.
+        load: returns RGB pixels, uint8 [height, width, 3], 0..255.
+    """
+
+    key: str
+    load: Callable[[], PixelArray] = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """A picture as image codes.
+
+    Args:
+        codes: int32 [c], raster order, 0..codebook_size-1.
+        grid: (rows, columns) with rows * columns == c.
+        missing: bool [c] or None; True where the code is a hole to be filled (in-painting). None: nothing is missing.
+    """
+
+    codes: IntArray
+    grid: tuple[int, int]
+    missing: BoolArray | None = None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Codes):
+            return NotImplemented
+        both_missing = (self.missing is None) == (other.missing is None)
+        return (self.grid == other.grid and np.array_equal(self.codes, other.codes) and both_missing
+                and (self.missing is None or np.array_equal(self.missing, other.missing)))  # type: ignore[arg-type]
+
+    __hash__ = None  # type: ignore[assignment]  # holds arrays
+
+
+@dataclass(frozen=True)
+class TextHole:
+    """Text to be written: up to `max_tokens` tokens, ended by <eoss>."""
+
+    max_tokens: int = 64
+
+
+@dataclass(frozen=True)
+class MaskedText:
+    """Text with holes inside it: pieces in order, each a string or a hole."""
+
+    parts: tuple[str | TextHole, ...]
+
+
+@dataclass(frozen=True)
+class ImageHole:
+    """A whole picture to be drawn: exactly the image tokenizer's grid of codes."""
+
+
+Segment: TypeAlias = Text | MaskedText | TextHole | Image | Codes | ImageHole
+Document: TypeAlias = tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A half-open range [start, stop) of tokens in a sequence, of one modality."""
+
+    start: int
+    stop: int
+    modality: str  # "text" | "image"
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSequence:
+    """A whole sequence as the model sees it before masking: <eos> retrieved documents, query document, <eos>.
+
+    Args:
+        tokens: int32 [n].
+        cells: int32 [n]; raster index of an image code inside its picture, `NO_CELL` for every other token.
+        segments: text and image segments in order, specials (<eos>, <break>) in none of them.
+        query_segment: index into `segments` of the first segment of the query document; those before are retrieved.
+    """
+
+    tokens: IntArray
+    cells: IntArray
+    segments: tuple[Span, ...]
+    query_segment: int = 0
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedSequence:
+    """A sequence after the masking objective: what the packer cuts into inputs and targets.
+
+    Args:
+        tokens: int32 [n].
+        cells: int32 [n]; they move along with their tokens.
+        weights: float32 [n]; weight of the loss of predicting token i from those before it (weights[0] is unused).
+    """
+
+    tokens: IntArray
+    cells: IntArray
+    weights: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def text_of(document: Sequence[Segment]) -> str:
+    """All plain text of a document, joined by newlines (what a text embedder sees)."""
+    return "\n".join(segment.text for segment in document if isinstance(segment, Text))
+
+
+def has_holes(document: Sequence[Segment]) -> bool:
+    """Whether anything in the document is to be generated."""
+    return any(isinstance(segment, (TextHole, MaskedText, ImageHole))
+               or (isinstance(segment, Codes) and segment.missing is not None and bool(segment.missing.any()))
+               for segment in document)

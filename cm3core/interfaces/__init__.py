@@ -1,0 +1,24 @@
+"""The interfaces: one file per kind, each an abstract class and the base of its configs. Nothing here imports torch.
+
+A kind's config is a plain dataclass: its fields are the keys of the recipe's section, its docstring documents them, and
+its `build(...)` imports what is heavy and returns the component. Public methods validate what they are given and
+call one abstract method; batch forms have a default loop.
+"""
+
+from cm3core.interfaces.attention import AttentionBackend, AttentionConfig
+from cm3core.interfaces.component import ComponentConfig
+from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig
+from cm3core.interfaces.decoder import Decoder, DecoderConfig, KVCache
+from cm3core.interfaces.embedder import Embedder, EmbedderConfig
+from cm3core.interfaces.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from cm3core.interfaces.objective import MaskingObjective, ObjectiveConfig
+from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
+from cm3core.interfaces.sampler import Filters, GuidanceStream, PromptVariant, Sampler, SamplerConfig, SamplingPlan
+from cm3core.interfaces.text_tokenizer import TextTokenizer, TextTokenizerConfig
+
+__all__ = [
+    "AttentionBackend", "AttentionConfig", "ComponentConfig", "Decoder", "DecoderConfig", "DocumentSource",
+    "DocumentSourceConfig", "Embedder", "EmbedderConfig", "Filters", "GuidanceStream", "ImageTokenizer",
+    "ImageTokenizerConfig", "KVCache", "MaskingObjective", "ObjectiveConfig", "PromptVariant", "Retrieved", "Retriever",
+    "RetrieverConfig", "Sampler", "SamplerConfig", "SamplingPlan", "TextTokenizer", "TextTokenizerConfig",
+]

@@ -1,0 +1,46 @@
+"""Kind `attention`: the attention function that a decoder calls."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from cm3core.interfaces.component import ComponentConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(kw_only=True)
+class AttentionConfig(ComponentConfig):
+    """Base of attention backends' configs."""
+
+    kind: ClassVar[str] = "attention"
+
+    def build(self) -> AttentionBackend:
+        """Return the backend; raises `PluginError` with the reason where it can't run."""
+        raise NotImplementedError
+
+
+class AttentionBackend(ABC):
+    """Attention with one rule of visibility that covers training, packing, retrieval and cached decoding.
+
+    Legend: B rows, T queries, S keys, H query heads, K key heads (H a multiple of K), D head dimension.
+    Query i of row b sits at key position offset[b] + i and sees the keys j with kv_start[b, i] <= j <= offset[b] + i.
+    """
+
+    @abstractmethod
+    def attend(self, q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, *, kv_start_BT: Tensor | None = None,
+               offset_B: Tensor | None = None, scale: float | None = None) -> Tensor:
+        """softmax(q k^T * scale, over the visible keys) v.
+
+        Args:
+            q_BTHD, k_BSKD, v_BSKD: one floating dtype, last stride 1.
+            kv_start_BT: int32 or int64; first key that each query sees. None: 0 (plain causal).
+            offset_B: int64; key position of each row's first query. None: 0 for all, and then S == T (no cache).
+            scale: default 1/sqrt(D).
+
+        Returns:
+            [B, T, H, D], dtype of q; differentiable when `offset_B` is None.
+        """

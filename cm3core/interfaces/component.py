@@ -1,0 +1,22 @@
+"""What the configs of all kinds share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(kw_only=True)
+class ComponentConfig:
+    """Base of every component's config: a dataclass whose fields are the keys of a recipe's section.
+
+    Fields may be `bool`, `int`, `float`, `str`, `None`-able forms of these, lists and dicts of them, and nested
+    dataclasses; OmegaConf checks the types. A field without a default must be given by the recipe. Check
+    what types can't say (ranges, combinations) in `check`, so that `cm3 recipe check` finds it without building.
+    """
+
+    #: Recipe name of the kind, e.g. "image_tokenizer"; set by each kind's base.
+    kind: ClassVar[str] = ""
+
+    def check(self) -> None:
+        """Raise `RecipeError` when the values can't work together. Must stay light: no torch, no files read."""

@@ -1,0 +1,87 @@
+"""Kind `dataset`: where documents come from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from cm3core.document import Document
+from cm3core.errors import DataError
+from cm3core.interfaces.component import ComponentConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(kw_only=True)
+class DocumentSourceConfig(ComponentConfig):
+    """Base of data sets' configs.
+
+    Args:
+        split: which part: "train", or another that the data set has. Data sets of files take a fixed share as "valid".
+    """
+
+    kind: ClassVar[str] = "dataset"
+    split: str = "train"
+
+    def build(self) -> DocumentSource:
+        """Return the source. Bad records are skipped and counted (`DocumentSource.skipped`), not raised."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class SkippedRecord:
+    """A record that can't be used: its `place` (file and line or name), the `cause` and the `next_step`."""
+
+    place: str
+    cause: str
+    next_step: str
+
+
+class DocumentSource(ABC):
+    """A finite list of documents, read at random. Documents hold `Text` and `Image` segments (pixels by reference)."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of usable documents."""
+
+    @abstractmethod
+    def id(self, index: int) -> str:
+        """Stable, unique name of a document: the same in every run and split."""
+
+    @abstractmethod
+    def _document(self, index: int, rng: np.random.Generator | None) -> Document:
+        """The document; see `document`."""
+
+    def document(self, index: int, rng: np.random.Generator | None = None) -> Document:
+        """The document `index`.
+
+        With `rng`, its text may vary (one of several captions, a paraphrase) as a function of the generator; without, it is
+        the canonical form. Its pictures' keys never vary.
+        """
+        if not 0 <= index < len(self):
+            raise DataError(f"document {index}", f"the data set has {len(self)}", f"use 0..{len(self) - 1}")
+        return self._document(index, rng)
+
+    def group(self, index: int) -> str:
+        """Name of the group the document belongs to (a concept, an album); "" when the data set has none."""
+        return ""
+
+    @property
+    def skipped(self) -> list[SkippedRecord]:
+        """Records that can't be used, each with its reason."""
+        return []
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hash of what decides the documents' ids and pictures; names the cache of codes."""
+
+    def texts(self) -> Iterator[str]:
+        """All canonical texts, for training a text tokenizer; sources with several captions yield them all."""
+        from cm3core.document import text_of
+
+        for index in range(len(self)):
+            yield text_of(self.document(index))

@@ -1,0 +1,105 @@
+"""Kind `decoder`: the decoder-only transformer, tokens (+ cache) -> hidden states -> logits of a range of ids."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from cm3core.interfaces.component import ComponentConfig
+from cm3core.vocab import Vocabulary
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from cm3core.interfaces.attention import AttentionBackend
+
+
+@dataclass(kw_only=True)
+class DecoderConfig(ComponentConfig):
+    """Base of decoders' configs.
+
+    Args:
+        context_length: most tokens in a sequence (paper: 4,096).
+    """
+
+    kind: ClassVar[str] = "decoder"
+    context_length: int = 4096
+
+    def build(self, vocabulary: Vocabulary, attention: AttentionBackend, grid: tuple[int, int]) -> Decoder:
+        """Return the decoder, weights initialised from torch's global generator, on torch's default device.
+
+        `grid` is the image tokenizer's (rows, columns); decoders without grid positions ignore it."""
+        raise NotImplementedError
+
+
+class KVCache(ABC):
+    """Keys and values of what a decoder has read, for a batch of rows of different lengths.
+
+    Rows are independent; the engine forks them (candidates of one prompt) and drops them (finished requests).
+    """
+
+    @property
+    @abstractmethod
+    def length_B(self) -> Tensor:
+        """int64 [B]: tokens that each row holds; on the device, so that nothing synchronises."""
+
+    @abstractmethod
+    def select(self, rows: Tensor) -> KVCache:
+        """A cache of the rows `rows` (int64 [R], repeats allowed)."""
+
+    @abstractmethod
+    def advance(self, count_B: Tensor) -> None:
+        """Count `count_B` of the tokens just written as held (a ragged prefill writes more than it keeps)."""
+
+
+class Decoder(ABC):
+    """A decoder-only transformer; implementations are also `torch.nn.Module`s.
+
+    Legend: B rows, T tokens, E model dimension, V ids. A decoder hands out hidden states; its head is a second call over a
+    range of ids, so that training can fuse the loss and decoding computes only what the grammar allows.
+    """
+
+    context_length: int
+    vocab_size: int
+
+    @abstractmethod
+    def hidden_states(self, tokens_BT: Tensor, *, positions_BT: Tensor | None = None, cells_BT: Tensor | None = None,
+                      kv_start_BT: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """Final hidden states [B, T, E], normalised, ready for the head.
+
+        Args:
+            tokens_BT: int64 ids.
+            positions_BT: int64, 0..context_length-1. None: 0..T-1, after the row's length when there is a cache.
+            cells_BT: int64; raster index of an image code in its picture, -1 elsewhere. None: all -1.
+            kv_start_BT: int64; first position in the row that each token sees (documents packed into one row). None: 0.
+            cache: keys and values are written at each row's length; the caller calls `cache.advance` afterwards.
+        """
+
+    @abstractmethod
+    def head_weight(self) -> Tensor:
+        """[V, E]: logits are hidden @ head_weight.T (training's fused loss takes it)."""
+
+    def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
+        """Logits [..., len(ids)] of hidden states [..., E]; `ids` a step-1 range, None: all V."""
+        weight = self.head_weight()
+        return hidden @ (weight if ids is None else weight[ids.start:ids.stop]).to(hidden.dtype).T
+
+    @abstractmethod
+    def allocate_cache(self, num_rows: int, max_length: int, dtype: torch.dtype | None = None) -> KVCache:
+        """An empty cache of `num_rows` rows of at most `max_length` tokens, on the decoder's device."""
+
+    def start_from_codebook(self, codebook: Tensor, vocabulary: Vocabulary) -> None:  # noqa: B027 (optional)
+        """Start the image codes' embeddings from the tokenizer's code vectors [num_image, dim], so that codes that look
+        alike begin alike. Optional: the default does nothing."""
+
+    def parameter_groups(self) -> dict[str, list[Any]]:
+        """Parameters by optimiser treatment: "matrix" (2-D weights inside layers), "embedding" and "vector" (the rest).
+
+        Weight decay applies to "matrix"; Muon, where the recipe asks for it, too. The default sorts by name and rank."""
+        groups: dict[str, list[Any]] = {"matrix": [], "embedding": [], "vector": []}
+        for name, parameter in self.named_parameters():  # type: ignore[attr-defined]  # nn.Module's
+            kind = "embedding" if "embed" in name else "matrix" if parameter.ndim >= 2 else "vector"
+            groups[kind].append(parameter)
+        return groups

@@ -1,0 +1,80 @@
+"""Kind `embedder`: text or picture -> one unit vector in a shared space."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from cm3core.document import Document, Image, PixelArray, text_of
+from cm3core.errors import DataError
+from cm3core.interfaces.component import ComponentConfig
+
+VectorArray: TypeAlias = npt.NDArray[np.float32]
+
+
+@dataclass(kw_only=True)
+class EmbedderConfig(ComponentConfig):
+    """Base of embedders' configs."""
+
+    kind: ClassVar[str] = "embedder"
+
+    def build(self) -> Embedder:
+        """Return the embedder with its weights loaded."""
+        raise NotImplementedError
+
+
+class Embedder(ABC):
+    """Text and pictures in one space, unit vectors, so that a dot product is a cosine similarity."""
+
+    @property
+    @abstractmethod
+    def dimension(self) -> int:
+        """Length of a vector."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hash of config and weights; a memory bank built with another one is refused."""
+
+    @abstractmethod
+    def _embed_texts(self, texts: Sequence[str]) -> VectorArray:
+        """Vectors float32 [N, dimension], any length; normalised by the caller."""
+
+    @abstractmethod
+    def _embed_images(self, images: Sequence[PixelArray]) -> VectorArray:
+        """Vectors float32 [N, dimension] of pictures uint8 [H, W, 3] of any size; normalised by the caller."""
+
+    def embed_texts(self, texts: Sequence[str]) -> VectorArray:
+        """Unit vectors float32 [N, dimension]."""
+        return normalise(self._embed_texts(texts)) if texts else np.zeros((0, self.dimension), np.float32)
+
+    def embed_images(self, images: Sequence[PixelArray]) -> VectorArray:
+        """Unit vectors float32 [N, dimension]."""
+        return normalise(self._embed_images(images)) if images else np.zeros((0, self.dimension), np.float32)
+
+    def embed_document(self, document: Document) -> VectorArray:
+        """Unit vector float32 [dimension]: text part and image part encoded apart, normalised, averaged (paper
+        section 2.1), and normalised again; a document with one part uses that part."""
+        parts: list[VectorArray] = []
+        if text := text_of(document):
+            parts.append(self.embed_texts([text])[0])
+        if pictures := [segment.load() for segment in document if isinstance(segment, Image)]:
+            parts.append(normalise(self.embed_images(pictures).mean(axis=0, keepdims=True))[0])
+        if not parts:
+            raise DataError("document", "has neither text nor a picture to embed", "give it one of them")
+        return normalise(np.mean(parts, axis=0, keepdims=True))[0]
+
+
+def normalise(vectors: VectorArray) -> VectorArray:
+    """Rows scaled to length 1; a zero row stays zero.
+
+    >>> normalise(np.array([[3.0, 4.0]], np.float32)).tolist()
+    [[0.6000000238418579, 0.800000011920929]]
+    """
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)

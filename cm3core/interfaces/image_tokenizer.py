@@ -1,0 +1,97 @@
+"""Kind `image_tokenizer`: pixels <-> a fixed grid of codes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from cm3core.document import IntArray, PixelArray
+from cm3core.errors import TokenizerError
+from cm3core.interfaces.component import ComponentConfig
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(kw_only=True)
+class ImageTokenizerConfig(ComponentConfig):
+    """Base of image tokenizers' configs."""
+
+    kind: ClassVar[str] = "image_tokenizer"
+
+    def build(self) -> ImageTokenizer:
+        """Return the tokenizer with its weights loaded."""
+        raise NotImplementedError
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes, known without building (the vocabulary needs it)."""
+        raise NotImplementedError
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of codes of one picture, known without building."""
+        raise NotImplementedError
+
+
+class ImageTokenizer(ABC):
+    """Pixels <-> codes. Legend: N pictures, H height, W width (pixels), c = rows * columns of the grid.
+
+    Pictures are RGB, uint8, 0..255, exactly `image_size`; `cm3core.images.fit` brings others to it.
+    Codes are int32, raster order, 0..codebook_size-1. Encoding is deterministic.
+    """
+
+    @property
+    @abstractmethod
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+
+    @property
+    @abstractmethod
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of codes."""
+
+    @property
+    @abstractmethod
+    def codebook_size(self) -> int:
+        """Number of codes."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hash of config and weights; travels with codes, banks and checkpoints; a mismatch is refused."""
+
+    @abstractmethod
+    def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
+        """Codes int32 [N, c] of pictures uint8 [N, H, W, 3]."""
+
+    @abstractmethod
+    def _decode(self, codes_Nc: IntArray) -> PixelArray:
+        """Pictures uint8 [N, H, W, 3] of valid codes int32 [N, c]."""
+
+    def codebook(self) -> torch.Tensor | None:
+        """Code vectors, float32 [codebook_size, dim], to start a decoder's embeddings from; None if there are none."""
+        return None
+
+    def encode(self, pixels_NHWC: PixelArray) -> IntArray:
+        """Codes int32 [N, c] of pictures uint8 [N, H, W, 3]; raises `TokenizerError` on another shape or dtype."""
+        height, width = self.image_size
+        if pixels_NHWC.ndim != 4 or pixels_NHWC.shape[1:] != (height, width, 3) or pixels_NHWC.dtype != np.uint8:
+            raise TokenizerError(
+                "pictures", f"{pixels_NHWC.dtype} {list(pixels_NHWC.shape)}, the image tokenizer takes uint8 [N, {height}, {width}, 3]",
+                "resize with cm3core.images.fit")
+        return self._encode(pixels_NHWC)
+
+    def decode(self, codes_Nc: IntArray) -> PixelArray:
+        """Pictures uint8 [N, H, W, 3] of codes [N, c]; raises `TokenizerError` on another length or a code out of range."""
+        rows, columns = self.grid
+        if codes_Nc.ndim != 2 or codes_Nc.shape[1] != rows * columns:
+            raise TokenizerError("codes", f"shape {list(codes_Nc.shape)}, a picture is {rows} x {columns} = {rows * columns} codes",
+                                 "decode whole pictures")
+        if codes_Nc.size and (codes_Nc.min() < 0 or codes_Nc.max() >= self.codebook_size):
+            raise TokenizerError("codes", f"range {codes_Nc.min()}..{codes_Nc.max()}, the codebook has {self.codebook_size} entries",
+                                 "subtract Vocabulary.image.start from token ids first")
+        return self._decode(np.ascontiguousarray(codes_Nc, dtype=np.int32))

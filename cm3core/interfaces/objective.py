@@ -1,0 +1,61 @@
+"""Kind `objective`: a sequence -> what is trained on it (causal masking, fill in the middle, plain next token)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from cm3core.document import MaskedSequence, TokenSequence
+from cm3core.errors import DocumentError
+from cm3core.interfaces.component import ComponentConfig
+from cm3core.vocab import Vocabulary
+
+
+@dataclass(kw_only=True)
+class ObjectiveConfig(ComponentConfig):
+    """Base of objectives' configs.
+
+    Args:
+        retrieved_loss_weight: loss weight of the retrieved documents' tokens (paper section 2.2: 1, like the query's).
+    """
+
+    kind: ClassVar[str] = "objective"
+    retrieved_loss_weight: float = 1.0
+
+    def build(self, vocabulary: Vocabulary) -> MaskingObjective:
+        """Return the objective for this vocabulary."""
+        raise NotImplementedError
+
+
+class MaskingObjective(ABC):
+    """Turns a whole sequence into a masked one. Works inside the sequence, before packing, so nothing is ever cut away."""
+
+    @property
+    @abstractmethod
+    def max_added_tokens(self) -> int:
+        """Most tokens that masking can add (3 a span); the packer reserves them."""
+
+    @abstractmethod
+    def _mask(self, sequence: TokenSequence, rng: np.random.Generator, max_length: int) -> MaskedSequence:
+        """The masked sequence, at most `max_length` tokens."""
+
+    def mask(self, sequence: TokenSequence, rng: np.random.Generator, max_length: int) -> MaskedSequence:
+        """The masked sequence.
+
+        Args:
+            sequence: n tokens, starting and ending with <eos>.
+            rng: the only source of randomness; equal generators give equal results.
+            max_length: tokens that fit; the objective uses fewer spans rather than cut anything.
+
+        Raises:
+            DocumentError: the sequence alone is longer than `max_length`.
+        """
+        if len(sequence) > max_length:
+            raise DocumentError("sequence", f"{len(sequence)} tokens, the context holds {max_length}",
+                                "retrieve fewer documents, shorten captions, or raise decoder.context_length")
+        masked = self._mask(sequence, rng, max_length)
+        assert len(sequence) <= len(masked) <= min(max_length, len(sequence) + self.max_added_tokens)
+        return masked

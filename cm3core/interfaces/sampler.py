@@ -1,0 +1,116 @@
+"""Kind `sampler`: logits of the guidance streams -> the next token. A sampler is a plan first.
+
+The plan says which guidance streams a request needs (what each one sees of the prompt), how their logits are mixed, and
+which filters follow. The engine runs the plans of a mixed batch in one call of `draw`. Source: CM3leon paper section 3.1;
+order of filters: mix -> legal ids -> plausible ids of the reference stream -> temperature -> top-k -> top-p -> draw.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from cm3core.interfaces.component import ComponentConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PromptVariant:
+    """What a guidance stream sees of the prompt; the default sees everything.
+
+    Args:
+        hide_text: "none", "all" (every text of the query document is replaced by one mask sentinel, the form that the CM3
+            objective trains) or "last" (only the last text; the image-conditioned stream of editing).
+        drop_text: leave the hidden text out altogether instead of putting a sentinel.
+        drop_retrieved: leave out the retrieved documents.
+        replace_text: put this text in place of the query document's (a negative prompt).
+    """
+
+    hide_text: str = "none"
+    drop_text: bool = False
+    drop_retrieved: bool = False
+    replace_text: str | None = None
+
+
+@dataclass(frozen=True)
+class GuidanceStream:
+    """One stream and the weight of its logits in the mix."""
+
+    variant: PromptVariant
+    weight: float
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What happens to the logits besides mixing. Defaults switch each one off.
+
+    Args:
+        temperature: > 0 divides the mixed logits; 0 takes the largest (lowest id on a tie).
+        top_k, top_p: of the mixed distribution; 0 and 1.0 are off. Ties with the threshold are kept; never empty.
+        plausible_top_k, plausible_top_p: the same, of the reference stream's distribution at temperature 1, before mixing.
+        plausible_alpha: CD-K's set: reference probability >= alpha * its k-th largest, k = `plausible_k` (paper eq. 3);
+            0 is off. With k = 1 it is the alpha-max set of contrastive decoding (Li et al. 2022).
+        plausible_k: see `plausible_alpha`.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    plausible_top_k: int = 0
+    plausible_top_p: float = 1.0
+    plausible_alpha: float = 0.0
+    plausible_k: int = 1
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """What a request needs at each position of one modality.
+
+    Args:
+        streams: at least one; the mixed logits are the weighted sum of theirs.
+        reference: index of the stream whose distribution decides plausibility (the conditional one).
+        filters: see `Filters`.
+    """
+
+    streams: tuple[GuidanceStream, ...]
+    reference: int = 0
+    filters: Filters = Filters()
+
+
+@dataclass(kw_only=True)
+class SamplerConfig(ComponentConfig):
+    """Base of samplers' configs."""
+
+    kind: ClassVar[str] = "sampler"
+
+    def build(self) -> Sampler:
+        """Return the sampler."""
+        raise NotImplementedError
+
+
+class Sampler(ABC):
+    """Says what it needs (`plan`) and draws (`draw`). Legend: n requests, S stream rows, G streams, R ids of the legal slice."""
+
+    @abstractmethod
+    def plan(self, modality: str) -> SamplingPlan:
+        """The plan for "text" or "image" positions; constant for the sampler's life. Both modalities' plans
+        use the same variants in the same order (the streams are prefilled once); weights and filters may differ."""
+
+    @abstractmethod
+    def draw(self, logits_SR: Tensor, stream_rows_nG: Tensor, plans: Sequence[SamplingPlan], *, first_id: int,
+             allowed_nR: Tensor | None, seed_n: Tensor, position_n: Tensor) -> Tensor:
+        """The next token of each request, int64 [n], as ids of the whole vocabulary.
+
+        Args:
+            logits_SR: logits of every stream row over the ids first_id..first_id+R-1.
+            stream_rows_nG: int64; rows of `logits_SR` that belong to each request, in the plan's order.
+            plans: one for each request, all with G streams.
+            allowed_nR: bool; legal ids of each request, at least one each. None: all R.
+            seed_n: int64; a request's seed. The draw depends on (seed, position, token id) only, never on the place in the
+                batch, the batch size or R.
+            position_n: int64; number of tokens the request has generated so far.
+        """

@@ -1,0 +1,1 @@
+"""The bundled implementations; they register exactly as a third party's do."""
