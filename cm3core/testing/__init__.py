@@ -1,0 +1,10 @@
+"""Conformance kits: laws that every implementation of a component kind obeys, to be inherited by an author's tests.
+
+    from cm3core.testing.objective import ObjectiveContract
+
+    class TestMine(ObjectiveContract):
+        def make(self):
+            return MyObjectiveConfig().build(self.vocabulary)
+
+One module for each kind. Needs `pytest` and `hypothesis` (`pip install 'cm3leon[test]'`).
+"""
