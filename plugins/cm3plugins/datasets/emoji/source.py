@@ -1,0 +1,90 @@
+"""The emoji corpus as documents: a caption, then a picture."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cm3core.document import Document, Image, Text
+from cm3core.errors import DataError
+from cm3core.interfaces.dataset import DocumentSource
+from cm3plugins.datasets.emoji import EmojiSourceConfig
+from cm3plugins.datasets.emoji.captions import caption
+from cm3plugins.datasets.emoji.concepts import select_concepts
+from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
+from cm3plugins.datasets.emoji.render import renderer_version
+
+DRAW_ALL_AFTER = 64
+"""After so many pictures, drawn one by one, the whole corpus is drawn into the cache: a look at a few does not pay for all."""
+
+
+class EmojiSource(DocumentSource):
+    """Documents `(caption, picture)` of the chosen split, concepts and styles, in the corpus' order.
+
+    Args:
+        config: what to take; it is checked first.
+
+    Raises:
+        RecipeError: a value of the config can't be used.
+        DataError: the list of concepts can't be read, or nothing is chosen.
+    """
+
+    def __init__(self, config: EmojiSourceConfig) -> None:
+        config.check()
+        self._config = config
+        self._templates = config.caption_templates()
+        self.corpus = EmojiCorpus()
+        concepts = select_concepts(config.concepts, self.corpus)
+        self._indices = tuple(
+            index
+            for index, entry in enumerate(self.corpus.entries)
+            if entry.concept in concepts
+            and entry.style in config.styles
+            and config.split in (entry.split, "all")
+        )
+        if not self._indices:
+            cause = f"no picture is in split {config.split!r}, concepts {config.concepts!r} and styles {config.styles}"
+            raise DataError("dataset", cause, "widen one of the three")
+        self._key = f"emoji-{self.corpus.data_sha256[:16]}-{renderer_version()}-{config.image_size}px"
+        self._pictures: NDArray[np.uint8] | None = None
+        self._num_drawn = 0
+
+    def __len__(self) -> int:
+        """Number of documents."""
+        return len(self._indices)
+
+    def id(self, index: int) -> str:
+        """Style and concept: ``noto/red-apple``."""
+        return self.entry(index).id
+
+    def entry(self, index: int) -> EmojiEntry:
+        """Return label, tags, style and the rest of what is known of a document."""
+        return self.corpus.entries[self._indices[index]]
+
+    def group(self, index: int) -> str:
+        """The concept: the same in every style."""
+        return self.entry(index).concept
+
+    def _document(self, index: int, rng: np.random.Generator | None) -> Document:
+        entry = self.entry(index)
+        picture = Image(f"{self._key}/{entry.id}", partial(self._pixels, self._indices[index]))
+        return (Text(caption(entry, rng, self._templates)), picture)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the pictures' version and of the documents' ids, in order."""
+        names = "\n".join((self._key, *(self.corpus.entries[index].id for index in self._indices)))
+        return hashlib.sha256(names.encode()).hexdigest()
+
+    def _pixels(self, corpus_index: int) -> NDArray[np.uint8]:
+        """Draw the picture, or take it from the cache, which is filled as soon as more than a few are asked for."""
+        size, cache_dir = self._config.image_size, self._config.cache_dir
+        if self._pictures is None and (self._num_drawn >= DRAW_ALL_AFTER or self.corpus.is_rendered(size, cache_dir)):
+            self._pictures = self.corpus.render_all(size, cache_dir)
+        if self._pictures is None:
+            self._num_drawn += 1
+            return self.corpus.render(corpus_index, size)
+        return np.array(self._pictures[corpus_index])
