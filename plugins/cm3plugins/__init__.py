@@ -1,1 +1,59 @@
-"""The bundled implementations; they register exactly as a third party's do."""
+"""The bundled implementations; they register exactly as a third party's do.
+
+A folder for each kind. The config classes named here live in light modules; what they `build` is imported when it is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from cm3core.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.attention import AttentionConfig
+    from cm3core.interfaces.dataset import DocumentSourceConfig
+    from cm3core.interfaces.decoder import DecoderConfig
+    from cm3core.interfaces.embedder import EmbedderConfig
+    from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
+    from cm3core.interfaces.objective import ObjectiveConfig
+    from cm3core.interfaces.retriever import RetrieverConfig
+    from cm3core.interfaces.sampler import SamplerConfig
+    from cm3core.interfaces.text_tokenizer import TextTokenizerConfig
+
+CM3_API = 1
+
+
+@hookimpl
+def cm3_embedders() -> Mapping[str, type[EmbedderConfig]]:
+    from cm3plugins.embedders.bi_encoder import BiEncoderConfig
+
+    return {"bi_encoder": BiEncoderConfig}
+
+
+@hookimpl
+def cm3_decoders() -> Mapping[str, type[DecoderConfig]]:
+    from cm3plugins.decoders.cm3leon import CM3LeonConfig
+
+    return {"cm3leon": CM3LeonConfig}
+
+
+@hookimpl
+def cm3_attention_backends() -> Mapping[str, type[AttentionConfig]]:
+    from cm3plugins.attention import ReferenceAttentionConfig, SDPAAttentionConfig
+
+    return {"reference": ReferenceAttentionConfig, "sdpa": SDPAAttentionConfig}
+
+
+@hookimpl
+def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
+    from cm3plugins.samplers.config import CFGSamplerConfig, TopPSamplerConfig
+
+    return {"cfg": CFGSamplerConfig, "top_p": TopPSamplerConfig}
+
+
+@hookimpl
+def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
+    from cm3plugins.datasets.emoji import EmojiSourceConfig
+
+    return {"emoji": EmojiSourceConfig}

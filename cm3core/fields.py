@@ -1,0 +1,183 @@
+"""Values of recipes against the annotations of config dataclasses: which types a field may have, and whether a value fits.
+
+Fields may be bool, int, float, str, None, Literal, list, tuple and dict (string keys) of them, unions, and nested dataclasses.
+Values are what YAML holds: scalars, lists and dicts. A whole number fits a float field, and becomes one; nothing
+else is converted, so that `layers: "6"` or `pack: 1` is an error and not a guess.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+import typing
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any, Literal, Union, get_args, get_origin
+
+from cm3core.errors import PluginError
+
+SCALARS = (bool, int, float, str, types.NoneType)
+
+
+class WrongTypeError(Exception):
+    """A value doesn't fit: `expected` is the annotation as a reader would write it; `path` leads to the value inside the field."""
+
+    def __init__(self, value: object, expected: str) -> None:
+        super().__init__(value, expected)
+        self.value, self.expected = value, expected
+
+
+@functools.cache
+def hints(config_class: type[Any]) -> dict[str, Any]:
+    """Field name -> resolved annotation, in the order of the dataclass's fields; class variables are left out."""
+    resolved = typing.get_type_hints(config_class)
+    return {item.name: resolved[item.name] for item in init_fields(config_class)}
+
+
+def init_fields(config_class: type[Any]) -> list[Field[Any]]:
+    """Fields that a recipe may give."""
+    return [item for item in fields(config_class) if item.init]
+
+
+def default(item: Field[Any]) -> Any:
+    """A field's default value, `MISSING` when the recipe must give one."""
+    return item.default_factory() if item.default_factory is not MISSING else item.default
+
+
+def check_schema(place: str, config_class: type[Any]) -> None:
+    """Raise `PluginError` unless every field of the dataclass is of a type that a recipe can hold."""
+    try:
+        annotations = hints(config_class)
+    except NameError as error:
+        raise PluginError(place, f"{config_class.__name__} has an annotation that can't be resolved: {error}",
+                          "import the type at module level, outside `if TYPE_CHECKING`") from error
+    for name, annotation in annotations.items():
+        if name == "name":
+            raise PluginError(place, f"{config_class.__name__} has a field 'name', which is the recipe's own key", "rename the field")
+        if not _supported(annotation):
+            raise PluginError(place, f"{config_class.__name__}.{name} is {shown_type(annotation)}, which a recipe can't hold",
+                              "use bool, int, float, str, None, Literal, lists, tuples and dicts of them, or a dataclass")
+
+
+def _supported(annotation: Any) -> bool:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation in SCALARS or annotation is Any or origin is Literal:
+        return True
+    if origin in (list, Union, types.UnionType):
+        return all(_supported(argument) for argument in arguments)
+    if origin is tuple:
+        return all(argument is Ellipsis or _supported(argument) for argument in arguments)
+    if origin is dict:
+        return arguments[0] is str and _supported(arguments[1])
+    if isinstance(annotation, type) and is_dataclass(annotation):
+        return all(_supported(inner) for inner in hints(annotation).values())
+    return False
+
+
+def shown_type(annotation: Any) -> str:
+    """An annotation as a reader would write it: `int | None`, `list[float]`, `'a' or 'b'`.
+
+    >>> shown_type(Literal["adamw", "muon"]), shown_type(list[float]), shown_type(int | None)
+    ("'adamw' or 'muon'", 'list[float]', 'int | None')
+    """
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation is types.NoneType:
+        return "None"
+    if origin is Literal:
+        return " or ".join(repr(argument) for argument in arguments)
+    if origin in (Union, types.UnionType):
+        return " | ".join(shown_type(argument) for argument in arguments)
+    if origin is not None:
+        inner = ", ".join("..." if argument is Ellipsis else shown_type(argument) for argument in arguments)
+        return f"{origin.__name__}[{inner}]"
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def is_interpolation(value: object) -> bool:
+    """Whether a value refers to another one (`${decoder.d_model}`); its type is checked once it is resolved."""
+    return isinstance(value, str) and "${" in value
+
+
+def nested_dataclass(annotation: Any) -> type[Any] | None:
+    """The dataclass that a field holds (also as `X | None`), None for other fields."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and is_dataclass(candidate):
+            return candidate
+    return None
+
+
+def fit(value: object, annotation: Any) -> Any:
+    """The value as YAML would hold it for that annotation (tuples stay lists, whole numbers become floats).
+
+    Raises:
+        WrongTypeError: it doesn't fit.
+    """
+    if is_interpolation(value) or annotation is Any:
+        return value
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return _fit_union(value, annotation, arguments)
+    if origin is Literal:
+        if any(value == argument and type(value) is type(argument) for argument in arguments):
+            return value
+    elif origin is list and isinstance(value, list):
+        return [fit(item, arguments[0]) for item in value]
+    elif origin is tuple and isinstance(value, (list, tuple)):
+        if arguments[1:] == (Ellipsis,):
+            return [fit(item, arguments[0]) for item in value]
+        if len(arguments) == len(value):
+            return [fit(item, inner) for item, inner in zip(value, arguments, strict=True)]
+    elif origin is dict and isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: fit(item, arguments[1]) for key, item in value.items()}
+    elif annotation is float and type(value) in (int, float):
+        return float(value)  # type: ignore[arg-type]  # just checked
+    elif annotation in SCALARS and type(value) is annotation:
+        return value
+    raise WrongTypeError(value, shown_type(annotation))
+
+
+def _fit_union(value: object, annotation: Any, members: tuple[Any, ...]) -> Any:
+    """The first member that fits; members of exactly the value's type go first, so that 1 stays 1 in `float | int`."""
+    for member in sorted(members, key=lambda member: member is not type(value)):
+        if nested_dataclass(member) is not None and isinstance(value, dict):
+            return value
+        try:
+            return fit(value, member)
+        except WrongTypeError:
+            continue
+    raise WrongTypeError(value, shown_type(annotation))
+
+
+def to_plain(value: object) -> Any:
+    """A config's value as YAML holds it: dataclasses become dicts, tuples lists."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {item.name: to_plain(getattr(value, item.name)) for item in init_fields(type(value))}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
+    return value
+
+
+def from_plain(value: Any, annotation: Any) -> Any:
+    """The inverse of `to_plain` for values that fit."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    inner_class = nested_dataclass(annotation) if origin in (None, Union, types.UnionType) else None
+    if inner_class is not None and isinstance(value, dict):
+        return make(inner_class, value)
+    if origin in (Union, types.UnionType):
+        tuples = [member for member in arguments if get_origin(member) is tuple]
+        return from_plain(value, tuples[0]) if isinstance(value, list) and tuples else value
+    if origin is list:
+        return [from_plain(item, arguments[0]) for item in value]
+    if origin is tuple:
+        inner = [arguments[0]] * len(value) if arguments[1:] == (Ellipsis,) else arguments
+        return tuple(from_plain(item, annotation) for item, annotation in zip(value, inner, strict=True))
+    if origin is dict:
+        return {key: from_plain(item, arguments[1]) for key, item in value.items()}
+    return value
+
+
+def make(config_class: type[Any], values: dict[str, Any]) -> Any:
+    """An instance of a config dataclass from its plain values."""
+    annotations = hints(config_class)
+    return config_class(**{name: from_plain(value, annotations[name]) for name, value in values.items()})

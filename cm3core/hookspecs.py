@@ -1,0 +1,100 @@
+"""The plugin API. A plugin is a module (or any object) that states `CM3_API = 1` and implements some of these hooks.
+
+A whole plugin, which brings one text tokenizer:
+
+    from cm3core.hookspecs import hookimpl
+    from my_package.config import CharacterTokenizerConfig      # light: a dataclass, no torch
+
+    CM3_API = 1
+
+    @hookimpl
+    def cm3_text_tokenizers():
+        return {"character": CharacterTokenizerConfig}
+
+Its distribution declares it, and after `pip install` the recipe line `text_tokenizer: {name: character}` works:
+
+    [project.entry-points."cm3core.plugins"]
+    my_plugin = "my_package.plugin"
+
+`cm3 plugin list` shows what was found; `cm3 --plugin ./my_plugin.py ...` takes the same module from a file.
+
+Every kind's hook returns recipe name -> config class. The class is a dataclass derived from the kind's base in
+`cm3core.interfaces`; its fields are the keys of the recipe's section, its docstring documents them, and its typed `build(...)`
+imports what is heavy and returns the component. Hooks are called whenever plugins are described (`cm3 plugin list`,
+`cm3 recipe check`), so they must import nothing heavy. Names are lower-case letters, digits, `_` and `-`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pluggy
+
+from cm3core.interfaces.attention import AttentionConfig
+from cm3core.interfaces.dataset import DocumentSourceConfig
+from cm3core.interfaces.decoder import DecoderConfig
+from cm3core.interfaces.embedder import EmbedderConfig
+from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
+from cm3core.interfaces.objective import ObjectiveConfig
+from cm3core.interfaces.retriever import RetrieverConfig
+from cm3core.interfaces.sampler import SamplerConfig
+from cm3core.interfaces.text_tokenizer import TextTokenizerConfig
+
+PROJECT = "cm3core"
+hookspec = pluggy.HookspecMarker(PROJECT)
+#: Marks a plugin's function as the implementation of the hook of that name.
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def cm3_text_tokenizers() -> Mapping[str, type[TextTokenizerConfig]]:  # type: ignore[empty-body]  # a declaration
+    """Text tokenizers: text <-> ids. Recipe section `text_tokenizer`; interface `cm3core.interfaces.TextTokenizer`."""
+
+
+@hookspec
+def cm3_image_tokenizers() -> Mapping[str, type[ImageTokenizerConfig]]:  # type: ignore[empty-body]
+    """Image tokenizers: pixels <-> a grid of codes. Recipe section `image_tokenizer`; interface `ImageTokenizer`."""
+
+
+@hookspec
+def cm3_embedders() -> Mapping[str, type[EmbedderConfig]]:  # type: ignore[empty-body]
+    """Embedders: text or picture -> a unit vector in a shared space. Recipe section `embedder`; interface `Embedder`."""
+
+
+@hookspec
+def cm3_retrievers() -> Mapping[str, type[RetrieverConfig]]:  # type: ignore[empty-body]
+    """Retrievers: query document -> memory documents. Recipe section `retriever`; interface `Retriever`."""
+
+
+@hookspec
+def cm3_objectives() -> Mapping[str, type[ObjectiveConfig]]:  # type: ignore[empty-body]
+    """Masking objectives: sequence -> what is trained on it. Recipe section `objective`; interface `MaskingObjective`."""
+
+
+@hookspec
+def cm3_decoders() -> Mapping[str, type[DecoderConfig]]:  # type: ignore[empty-body]
+    """Decoder-only transformers: tokens -> hidden states -> logits. Recipe section `decoder`; interface `Decoder`."""
+
+
+@hookspec
+def cm3_attention_backends() -> Mapping[str, type[AttentionConfig]]:  # type: ignore[empty-body]
+    """Attention functions that decoders call. Recipe section `attention`; interface `AttentionBackend`."""
+
+
+@hookspec
+def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:  # type: ignore[empty-body]
+    """Samplers: logits of the guidance streams -> next token. Recipe section `sampler`; interface `Sampler`."""
+
+
+@hookspec
+def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:  # type: ignore[empty-body]
+    """Document sources: where documents come from. Recipe section `dataset`; interface `DocumentSource`."""
+
+
+@hookspec
+def cm3_commands() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Sub-commands of `cm3`: name -> "module:function".
+
+    The function is imported only when its command is called. It is given an `argparse.ArgumentParser`, adds its arguments and
+    sets `run`: `parser.set_defaults(run=run)`, where `run(args) -> int` returns the exit code.
+    """

@@ -1,0 +1,377 @@
+"""Discovery: which components there are, which plugin brings each, and why a plugin can't be used. Imports no torch.
+
+Two of the four phases happen here. Discover: entry points of the group `cm3core.plugins`, and files given by `--plugin`.
+Describe: each plugin's hooks are asked for its config classes. Composing (`cm3core.recipe`) and building (`cm3core.build`) follow.
+
+pluggy's `load_setuptools_entrypoints` is not used: one broken plugin would end the program, and a second one of the same name
+is dropped in silence. Here each entry point is loaded by itself. One that can't be used costs a warning line, is listed
+with its reason by `cm3 plugin list`, and the reason is repeated when a recipe asks for a name that nobody else brings.
+A plugin is used whole or not at all.
+
+Environment: `CM3_STRICT_PLUGINS=1` raises at the first broken plugin; `CM3_DISABLE_PLUGINS=a,b` leaves plugins out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from cm3core import CM3_API, hookspecs
+from cm3core import interfaces as base
+from cm3core.errors import CM3Error, PluginError, close_match
+from cm3core.fields import check_schema
+
+GROUP = "cm3core.plugins"
+STRICT_VARIABLE = "CM3_STRICT_PLUGINS"
+DISABLE_VARIABLE = "CM3_DISABLE_PLUGINS"
+COMMANDS_HOOK = "cm3_commands"
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+logger = logging.getLogger("cm3core.plugins")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A component kind: the `hook` that brings its components, and the base of their configs."""
+
+    hook: str
+    config: type[base.ComponentConfig]
+
+
+#: Every kind, in the order in which recipes are shown and built.
+KINDS: dict[str, Kind] = {
+    "text_tokenizer": Kind("cm3_text_tokenizers", base.TextTokenizerConfig),
+    "image_tokenizer": Kind("cm3_image_tokenizers", base.ImageTokenizerConfig),
+    "embedder": Kind("cm3_embedders", base.EmbedderConfig),
+    "retriever": Kind("cm3_retrievers", base.RetrieverConfig),
+    "objective": Kind("cm3_objectives", base.ObjectiveConfig),
+    "decoder": Kind("cm3_decoders", base.DecoderConfig),
+    "attention": Kind("cm3_attention_backends", base.AttentionConfig),
+    "sampler": Kind("cm3_samplers", base.SamplerConfig),
+    "dataset": Kind("cm3_datasets", base.DocumentSourceConfig),
+}
+
+
+@dataclass
+class PluginInfo:
+    """What is known of one plugin.
+
+    Args:
+        name: the entry point's name, or the file's without `.py`.
+        version: its distribution's, "" for a file.
+        origin: distribution and module, or the file.
+        status: "loaded", "broken" or "disabled".
+        components: kind -> names that it brings.
+        commands: sub-commands that it brings.
+        reason: one line that says why it is broken or disabled, else "".
+        traceback: of the error that broke it, else "".
+    """
+
+    name: str
+    version: str
+    origin: str
+    status: str = "loaded"
+    components: dict[str, list[str]] = field(default_factory=dict)
+    commands: list[str] = field(default_factory=list)
+    reason: str = ""
+    traceback: str = ""
+
+
+class Registry:
+    """The components and commands of all usable plugins. A plain value that is passed along; there is no global one."""
+
+    def __init__(self) -> None:
+        self.plugins: list[PluginInfo] = []
+        self._configs: dict[str, dict[str, dict[str, type[base.ComponentConfig]]]] = {kind: {} for kind in KINDS}
+        self._commands: dict[str, dict[str, str]] = {}
+
+    def add(self, info: PluginInfo, configs: Mapping[str, Mapping[str, type[base.ComponentConfig]]],
+            commands: Mapping[str, str]) -> None:
+        """Take in a usable plugin's config classes (kind -> name -> class) and commands, and complete its `info`."""
+        info.components = {kind: sorted(brought) for kind, brought in configs.items() if brought}
+        info.commands = sorted(commands)
+        self.plugins.append(info)
+        for kind, brought in configs.items():
+            for name, config_class in brought.items():
+                self._configs[kind].setdefault(name, {})[info.name] = config_class
+        for name, target in commands.items():
+            self._commands.setdefault(name, {})[info.name] = target
+
+    def names(self, kind: str) -> list[str]:
+        """Names of a kind's components, sorted; a name that several plugins bring stands there once."""
+        return sorted(self._configs[kind])
+
+    def owners(self, kind: str, name: str) -> list[str]:
+        """Plugins that bring the component, in order of discovery."""
+        return list(self._configs[kind].get(name, {}))
+
+    def config_class(self, kind: str, name: str, *, place: str | None = None) -> type[base.ComponentConfig]:
+        """The config class of a component.
+
+        Args:
+            kind: one of `KINDS`.
+            name: `name`, or `plugin/name` where several plugins bring it.
+            place: where the name was written, for the error.
+
+        Raises:
+            PluginError: the name is not known, or several plugins bring it.
+        """
+        place = place or f"{kind} {name!r}"
+        plugin, _, short = name.rpartition("/")
+        found = self._configs[kind].get(short, {})
+        if plugin:
+            if plugin in found:
+                return found[plugin]
+            loaded = [info.name for info in self.plugins if info.status == "loaded"]
+            if plugin not in loaded:
+                raise PluginError(place, f"no plugin {plugin!r} is loaded", self._with_reasons(close_match(plugin, loaded)))
+            brought = next(info for info in self.plugins if info.name == plugin).components.get(kind, [])
+            raise PluginError(place, f"the plugin {plugin!r} brings no {kind} {short!r}", close_match(short, brought))
+        if len(found) > 1:
+            raise PluginError(place, f"the {kind} {name!r} comes from several plugins: {', '.join(found)}",
+                              "write " + " or ".join(f"{owner}/{name}" for owner in found))
+        if not found:
+            if "." in name:
+                step = "recipes name components, not Python classes; `cm3 --plugin FILE.py ...` registers a class from a file"
+                raise PluginError(place, f"no {kind} is called {name!r}", step)
+            raise PluginError(place, f"no {kind} is called {name!r}", self._with_reasons(close_match(name, self._configs[kind])))
+        return next(iter(found.values()))
+
+    def command(self, name: str) -> Callable[..., Any] | None:
+        """The function that sets up the sub-command `name`; None when no plugin brings it."""
+        found = self._commands.get(name, {})
+        if not found:
+            return None
+        if len(found) > 1:
+            raise PluginError(f"command {name!r}", f"comes from several plugins: {', '.join(found)}",
+                              f"leave out the others with {DISABLE_VARIABLE}")
+        owner, target = next(iter(found.items()))
+        module, _, function = target.partition(":")
+        try:
+            loaded = getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError) as error:
+            raise PluginError(f"command {name!r}", f"the plugin {owner!r} names {target!r}, which can't be imported: {error}",
+                              "report it to the plugin's author") from error
+        assert callable(loaded), f"{target} is no function"
+        return loaded  # type: ignore[no-any-return]
+
+    def _with_reasons(self, step: str) -> str:
+        """The next step, and after it every plugin that might have brought the name but is not in use."""
+        lost = [f"the plugin {info.name!r} is {info.status}: {info.reason}" for info in self.plugins if info.status != "loaded"]
+        return "; ".join([step, *lost])
+
+
+def load_registry(files: Sequence[Path] = (), *, environ: Mapping[str, str] = os.environ) -> Registry:
+    """Find every plugin, ask each what it brings, and return the registry.
+
+    Args:
+        files: plugin modules given as files (`cm3 --plugin`). They were asked for by name, so a broken one raises.
+        environ: where the two variables are read.
+
+    Raises:
+        PluginError: a file is broken, or any plugin is and `CM3_STRICT_PLUGINS=1`.
+    """
+    registry, pluggy_manager = Registry(), pluggy.PluginManager(hookspecs.PROJECT)
+    pluggy_manager.add_hookspecs(hookspecs)
+    strict = environ.get(STRICT_VARIABLE, "") not in {"", "0"}
+    disabled = {name.strip() for name in environ.get(DISABLE_VARIABLE, "").split(",") if name.strip()}
+    for info, loader in _discover(files):
+        if info.name in disabled:
+            info.status, info.reason = "disabled", f"named in {DISABLE_VARIABLE}"
+            registry.plugins.append(info)
+            continue
+        try:
+            _describe(info, loader, registry, pluggy_manager)
+        except (Exception, SystemExit) as error:  # a plugin's import may raise anything, and must not end the program
+            if not loader.asked_for and not strict:
+                _set_broken(info, error)
+                registry.plugins.append(info)
+                logger.warning("plugin %r (%s) is not used: %s [cm3 plugin list -v]", info.name, info.origin, info.reason)
+                continue
+            raise PluginError(f"plugin {info.name!r} ({info.origin})", _one_line(error), _next_step(error)) from error
+    for name in sorted(disabled - {info.name for info in registry.plugins}):
+        logger.warning("%s names %r, which is not installed: %s", DISABLE_VARIABLE, name,
+                       close_match(name, [info.name for info in registry.plugins]))
+    return registry
+
+
+@dataclass(frozen=True)
+class _Loader:
+    """How a plugin's module is got, and whether the user named it (then errors are raised)."""
+
+    load: Callable[[], object]
+    asked_for: bool = False
+
+
+def _discover(files: Sequence[Path]) -> Iterator[tuple[PluginInfo, _Loader]]:
+    """Every plugin there may be: installed ones sorted by name and distribution, then files. Nothing is imported."""
+    for point in sorted(entry_points(group=GROUP), key=_sort_key):
+        distribution, version = _distribution(point)
+        yield PluginInfo(point.name, version, f"{distribution}, {point.value}"), _Loader(point.load)
+    for path in files:
+        yield PluginInfo(Path(path).stem, "", str(path)), _Loader(_file_loader(Path(path)), asked_for=True)
+
+
+def _sort_key(point: EntryPoint) -> tuple[str, str, str]:
+    return point.name, _distribution(point)[0], point.value
+
+
+def _distribution(point: EntryPoint) -> tuple[str, str]:
+    """Name and version of the distribution that declares the entry point."""
+    return (point.dist.name, point.dist.version) if point.dist is not None else ("unknown distribution", "")
+
+
+def _file_loader(path: Path) -> Callable[[], ModuleType]:
+    """Import a module from a file, under a name that can't hide another module."""
+    def load() -> ModuleType:
+        name = f"cm3_plugin_file_{path.stem}"
+        if not path.is_file():
+            raise PluginError(str(path), "there is no such file", "give --plugin the path of a Python file")
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise PluginError(str(path), "is no Python file", "give --plugin the path of a .py file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look their module up to resolve annotations
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+        return module
+
+    return load
+
+
+def _describe(info: PluginInfo, loader: _Loader, registry: Registry, pluggy_manager: pluggy.PluginManager) -> None:
+    """Import one plugin, check it, ask its hooks and add it to the registry; raises whatever is wrong with it."""
+    for other in registry.plugins:
+        if other.name == info.name:
+            raise PluginError(info.name, f"another plugin has the name {info.name!r}: {other.origin}",
+                              f"rename the entry point or the file, or uninstall one of the two ({info.origin})")
+    plugin = loader.load()
+    _check_api(info, plugin)
+    for other in registry.plugins:
+        if pluggy_manager.get_plugin(other.name) is plugin:
+            raise PluginError(info.name, f"is the same module as the plugin {other.name!r}", "declare one entry point for it")
+    pluggy_manager.register(plugin, info.name)
+    try:
+        _check_hooks(info, plugin, pluggy_manager)
+        configs = {kind: _ask(info, plugin, kind, pluggy_manager) for kind in KINDS}
+        commands = _ask_commands(info, plugin, pluggy_manager)
+    except BaseException:
+        pluggy_manager.unregister(plugin)
+        raise
+    registry.add(info, configs, commands)
+
+
+def _check_api(info: PluginInfo, plugin: object) -> None:
+    stated = getattr(plugin, "CM3_API", None)
+    if stated is None:
+        raise PluginError(info.name, "states no CM3_API", f"write `CM3_API = {CM3_API}` in its module")
+    if stated != CM3_API:
+        newer = isinstance(stated, int) and stated > CM3_API
+        raise PluginError(info.name, f"is written for plugin API {stated!r}, this cm3leon has {CM3_API}",
+                          "update cm3leon" if newer else "update the plugin")
+
+
+def _check_hooks(info: PluginInfo, plugin: object, pluggy_manager: pluggy.PluginManager) -> None:
+    """Every function called `cm3_*` must be marked, and be a hook that exists."""
+    known = [*(kind.hook for kind in KINDS.values()), COMMANDS_HOOK]
+    callers = {caller.name: caller for caller in pluggy_manager.get_hookcallers(plugin) or []}
+    for name, caller in callers.items():
+        optional = any(impl.optionalhook for impl in caller.get_hookimpls() if impl.plugin is plugin)
+        if not caller.has_spec() and not optional:
+            raise PluginError(info.name, f"implements the hook {name!r}, which does not exist", close_match(name, known))
+    for name in dir(plugin):
+        value = getattr(plugin, name, None)
+        own = getattr(value, "__module__", None) in (getattr(plugin, "__name__", None), type(plugin).__module__)
+        if name.startswith("cm3_") and name not in callers and callable(value) and own:
+            raise PluginError(info.name, f"has a function {name!r} that is not marked as a hook",
+                              "write @hookimpl above it (from cm3core.hookspecs import hookimpl)")
+
+
+def _call(hook: str, plugin: object, pluggy_manager: pluggy.PluginManager) -> object:
+    """What this plugin alone answers; None when it does not implement the hook."""
+    others = [other for other in pluggy_manager.get_plugins() if other is not plugin]
+    answers = pluggy_manager.subset_hook_caller(hook, others)()
+    return answers[0] if answers else None
+
+
+def _ask(info: PluginInfo, plugin: object, kind: str, pluggy_manager: pluggy.PluginManager
+         ) -> dict[str, type[base.ComponentConfig]]:
+    """The checked config classes that a plugin brings for a kind."""
+    hook, expected = KINDS[kind].hook, KINDS[kind].config
+    answer = _call(hook, plugin, pluggy_manager)
+    if answer is None:
+        return {}
+    wanted = f"return a mapping of names to classes derived from {expected.__name__}"
+    if not isinstance(answer, Mapping):
+        raise PluginError(info.name, f"{hook} returned {type(answer).__name__}, not a mapping", wanted)
+    for name, config_class in answer.items():
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise PluginError(info.name, f"{hook} returned the name {name!r}", "use lower-case letters, digits, '_' and '-'")
+        if not isinstance(config_class, type) or not issubclass(config_class, expected):
+            raise PluginError(info.name, f"{hook}: {name!r} is {_shown(config_class)}, not a subclass of {expected.__name__}", wanted)
+        _check_config(f"{info.name}: {hook}: {name!r}", config_class, expected)
+    return dict(answer)
+
+
+def _check_config(place: str, config_class: type[base.ComponentConfig], expected: type[base.ComponentConfig]) -> None:
+    """A config class must be a dataclass of its own, with a `build`, and fields that a recipe can hold."""
+    if "__dataclass_params__" not in config_class.__dict__:
+        raise PluginError(place, f"{config_class.__name__} is no dataclass", "write @dataclass(kw_only=True) above it")
+    if config_class.build is expected.build:  # type: ignore[attr-defined]  # every kind's base has one
+        raise PluginError(place, f"{config_class.__name__} has no `build` of its own",
+                          f"define `build` as {expected.__name__}.build says")
+    check_schema(place, config_class)
+
+
+def _ask_commands(info: PluginInfo, plugin: object, pluggy_manager: pluggy.PluginManager) -> dict[str, str]:
+    answer = _call(COMMANDS_HOOK, plugin, pluggy_manager)
+    if answer is None:
+        return {}
+    valid = isinstance(answer, Mapping) and all(
+        isinstance(name, str) and NAME.fullmatch(name) and isinstance(target, str) and re.fullmatch(r"[\w.]+:\w+", target)
+        for name, target in answer.items())
+    if not valid:
+        raise PluginError(info.name, f"{COMMANDS_HOOK} returned {answer!r}", 'return a mapping of names to "module:function"')
+    assert isinstance(answer, Mapping)
+    return dict(answer)
+
+
+def _shown(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else repr(value)
+
+
+def _set_broken(info: PluginInfo, error: BaseException) -> None:
+    info.status, info.reason = "broken", _one_line(error)
+    info.traceback = "".join(traceback.format_exception(error))
+
+
+def _one_line(error: BaseException) -> str:
+    """A reason in one line: our own errors by their cause, others by type and first line."""
+    if isinstance(error, CM3Error):
+        return error.cause
+    first = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def _next_step(error: BaseException) -> str:
+    return error.next_step if isinstance(error, CM3Error) else "correct the plugin, or uninstall it"
+
+
+def plugin_versions(plugins: Iterable[PluginInfo]) -> dict[str, str]:
+    """Name -> version of the plugins in use: what is stored beside a checkpoint."""
+    return {info.name: info.version for info in plugins if info.status == "loaded"}

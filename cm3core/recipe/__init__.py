@@ -1,0 +1,19 @@
+"""Recipes: compose, check, explain and compare them. Imports no torch.
+
+A recipe is a YAML file: sections named after the component kinds, each with the component's `name` and its keys, and
+the fixed sections of `cm3core.recipe.schema`. It builds on others (`extends: [a, b]`), and `key=value` on the command line on it.
+
+    registry = cm3core.plugins.load_registry()
+    recipe = compose("cm3leon-350m", ["train.steps=100", "attention=reference"], registry=registry)
+    recipe.decoder.num_layers, recipe.to_yaml(), recipe.hash
+"""
+
+from cm3core.recipe.compose import compose, recipe_from_yaml
+from cm3core.recipe.library import RecipeFile, list_recipes
+from cm3core.recipe.recipe import Recipe, diff
+from cm3core.recipe.schema import DataSection, GenerateSection, TrainSection, VocabularySection
+
+__all__ = [
+    "DataSection", "GenerateSection", "Recipe", "RecipeFile", "TrainSection", "VocabularySection", "compose", "diff",
+    "list_recipes", "recipe_from_yaml",
+]

@@ -1,0 +1,79 @@
+"""Where shipped recipes are, what each one says of itself, and how a name or a path becomes a file. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cm3core
+from cm3core.errors import RecipeError, close_match
+
+SUFFIX = ".yaml"
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """A shipped recipe: its `name`, the one-line `description` that its header opens with, and its `path`."""
+
+    name: str
+    description: str
+    path: Path
+
+
+def recipes_directory() -> Path:
+    """`cm3core/recipes` inside the wheel, else `../recipes` in a checkout (an editable install)."""
+    package = Path(cm3core.__file__).parent
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"
+
+
+def list_recipes() -> list[RecipeFile]:
+    """All shipped recipes that can be run, by name. What they build on lies in the subfolder `base`."""
+    return [RecipeFile(path.stem, description(path), path) for path in sorted(recipes_directory().glob(f"*{SUFFIX}"))]
+
+
+def header(path: Path) -> list[str]:
+    """The comment lines that a recipe opens with, without their `# `."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line[1:].strip())
+    return lines
+
+
+def description(path: Path) -> str:
+    """The header's first line, without the recipe's own name in front ("tiny: a decoder ..." -> "a decoder ...")."""
+    first = (header(path) or [""])[0]
+    return first.removeprefix(f"{path.stem}:").strip()
+
+
+def find(name_or_path: str, *, relative_to: Path | None = None, place: str | None = None) -> Path:
+    """The file of a recipe.
+
+    Args:
+        name_or_path: a shipped recipe's name, or a path (it has a `/` or ends with `.yaml`).
+        relative_to: folder that paths are relative to; None: the working directory.
+        place: where the name was written, for the error.
+
+    Raises:
+        RecipeError: there is no such recipe.
+    """
+    if name_or_path.endswith((SUFFIX, ".yml")) or "/" in name_or_path:
+        path = Path(relative_to or ".") / Path(name_or_path).expanduser()
+        if not path.is_file():
+            raise RecipeError(place or f"recipe {name_or_path}", f"there is no file {path}",
+                              "correct the path, or name a shipped recipe (cm3 recipe list)")
+        return path
+    for folder in (recipes_directory(), recipes_directory() / "base"):
+        if (path := folder / (name_or_path + SUFFIX)).is_file():
+            return path
+    known = [recipe.name for recipe in list_recipes()]
+    raise RecipeError(place or f"recipe {name_or_path!r}", f"no shipped recipe is called {name_or_path!r}",
+                      close_match(name_or_path, known) + "; a file is given by its path (./mine.yaml)")
+
+
+def label(path: Path) -> str:
+    """How messages and `--origin` name a layer: a shipped recipe by its file name, others by their path."""
+    folder = recipes_directory()
+    return path.name if path.parent in (folder, folder / "base") else str(path)

@@ -1,0 +1,138 @@
+"""A composed recipe: plain dataclasses, its canonical YAML and hash, its checks, and the difference of two."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from cm3core import interfaces as base
+from cm3core.errors import RecipeError
+from cm3core.fields import to_plain
+from cm3core.plugins import KINDS
+from cm3core.recipe.schema import FIXED_SECTIONS, DataSection, GenerateSection, TrainSection, VocabularySection
+
+#: A key that only one of two compared recipes has.
+ABSENT = "(absent)"
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """Everything that a run is made from. Sections of kinds hold the component's config, None when the recipe has none.
+
+    Args:
+        name: the file's, or its top-level key `name`; no part of the hash.
+        vocabulary, train, data, generate: see `cm3core.recipe.schema`.
+        component_names: kind -> the component's name as the recipe writes it.
+        origins: `section.key` -> the layer that its value comes from ("default" when no layer gave it).
+    """
+
+    name: str
+    text_tokenizer: base.TextTokenizerConfig | None = None
+    image_tokenizer: base.ImageTokenizerConfig | None = None
+    embedder: base.EmbedderConfig | None = None
+    retriever: base.RetrieverConfig | None = None
+    objective: base.ObjectiveConfig | None = None
+    decoder: base.DecoderConfig | None = None
+    attention: base.AttentionConfig | None = None
+    sampler: base.SamplerConfig | None = None
+    dataset: base.DocumentSourceConfig | None = None
+    vocabulary: VocabularySection = field(default_factory=VocabularySection)
+    train: TrainSection = field(default_factory=TrainSection)
+    data: DataSection = field(default_factory=DataSection)
+    generate: GenerateSection = field(default_factory=GenerateSection)
+    component_names: dict[str, str] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def components(self) -> dict[str, tuple[str, base.ComponentConfig]]:
+        """Kind -> (name, config) of the sections that the recipe has, in the order of `KINDS`."""
+        return {kind: (self.component_names[kind], getattr(self, kind)) for kind in KINDS if getattr(self, kind) is not None}
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Section -> key -> value, complete and resolved, as YAML holds it; sections and keys in their fixed order."""
+        sections = {kind: {"name": name, **to_plain(config)} for kind, (name, config) in self.components.items()}
+        return sections | {name: to_plain(getattr(self, name)) for name in FIXED_SECTIONS}
+
+    def to_yaml(self) -> str:
+        """Canonical YAML: every key, resolved, in a fixed order. `recipe_from_yaml` is its inverse."""
+        return _dump({"name": self.name, **self.to_dict()})
+
+    @property
+    def hash(self) -> str:
+        """12 hexadecimal digits of the canonical YAML without the recipe's name: equal settings, and only they, share it."""
+        return hashlib.sha256(_dump(self.to_dict()).encode()).hexdigest()[:12]
+
+    def flat(self) -> dict[str, Any]:
+        """`section.key` -> value; nested dataclasses are taken apart, lists are not."""
+        return _flatten(self.to_dict(), "")
+
+    def check(self) -> None:
+        """Raise `RecipeError` when values can't be, or can't be together. Light: nothing is built, no file is read.
+
+        Asks every component's `config.check()`, then the fixed sections, then what concerns several sections.
+        """
+        for _, config in self.components.values():
+            config.check()
+        for name in FIXED_SECTIONS:
+            getattr(self, name).check()
+        self._check_vocabulary()
+        self._check_context()
+
+    def _check_vocabulary(self) -> None:
+        if self.vocabulary.num_text is None and self.text_tokenizer is None:
+            raise RecipeError("vocabulary.num_text", "is null, and there is no text tokenizer to take it from",
+                              "add a section text_tokenizer, or give the number")
+
+    def _check_context(self) -> None:
+        """Retrieved documents and query hold one picture each: without any text they must fit the decoder's context."""
+        if self.decoder is None or self.image_tokenizer is None:
+            return
+        rows, columns = self.image_tokenizer.grid
+        num_documents = 1 + (self.retriever.num_retrieved if self.retriever is not None else 0)
+        least = num_documents * (rows * columns + 2) + 1  # each: <break> codes <break>, and one <eos> in front
+        if least > self.decoder.context_length:
+            raise RecipeError("decoder.context_length",
+                              f"is {self.decoder.context_length}, too short for {num_documents} pictures of {rows} x {columns} codes "
+                              f"({least} tokens without text)",
+                              "lower retriever.num_retrieved, or raise decoder.context_length")
+
+    def renamed(self, name: str) -> Recipe:
+        """The same recipe under another name."""
+        return replace(self, name=name)
+
+
+def diff(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
+    """(key, value in `a`, value in `b`) of every key that differs, in the recipes' order; `ABSENT` where one has no such key."""
+    left, right = a.flat(), b.flat()
+    keys = [*left, *(key for key in right if key not in left)]
+    return [(key, left.get(key, ABSENT), right.get(key, ABSENT)) for key in keys
+            if key not in left or key not in right or left[key] != right[key] or type(left[key]) is not type(right[key])]
+
+
+def _flatten(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _dump(values: dict[str, Any]) -> str:
+    """YAML by OmegaConf, which puts every text in quotes that its loader would read as a number."""
+    return OmegaConf.to_yaml(OmegaConf.create(_escape(values)), resolve=False)
+
+
+def _escape(value: Any) -> Any:
+    r"""Texts that hold `${` once they are resolved are written `\${`, so that reading them back resolves nothing."""
+    if isinstance(value, dict):
+        return {key: _escape(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escape(item) for item in value]
+    if isinstance(value, str) and "${" in value:
+        return value.replace("${", r"\${")
+    return value

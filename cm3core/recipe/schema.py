@@ -1,0 +1,170 @@
+"""The recipe's fixed sections: what is no component. Each key's meaning stands in its class's docstring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cm3core.errors import RecipeError
+
+
+def _require(section: str, key: str, value: object, holds: bool, rule: str) -> None:
+    """Raise unless `holds`; `rule` completes "must be ..."."""
+    if not holds:
+        raise RecipeError(f"{section}.{key}", f"is {value!r}, must be {rule}", "correct the value")
+
+
+@dataclass(kw_only=True)
+class VocabularySection:
+    """The table of token ids (see `cm3core.vocab.Vocabulary`); the image range comes from the image tokenizer.
+
+    Args:
+        num_text: size of the text range, 4 control tokens included (paper: 56,320). null: the text tokenizer's size + 4.
+        num_sentinels: mask tokens; the most spans that can be masked in a sequence (metaseq: 512).
+        num_reserved: unused ids between image codes and special tokens (paper: 1,024).
+        multiple_of: the embedding table's rows are padded to a multiple of this (metaseq: 8).
+    """
+
+    num_text: int | None = None
+    num_sentinels: int = 512
+    num_reserved: int = 0
+    multiple_of: int = 8
+
+    def check(self) -> None:
+        """Raise `RecipeError` for a size out of range."""
+        _require("vocabulary", "num_text", self.num_text, self.num_text is None or self.num_text > 4, "null or more than 4")
+        _require("vocabulary", "num_sentinels", self.num_sentinels, self.num_sentinels >= 1, "at least 1")
+        _require("vocabulary", "num_reserved", self.num_reserved, self.num_reserved >= 0, "0 or more")
+        _require("vocabulary", "multiple_of", self.multiple_of, self.multiple_of >= 1, "at least 1")
+
+
+@dataclass(kw_only=True)
+class TrainSection:
+    """How the decoder is trained.
+
+    Args:
+        seed: decides the weights' start, the order of documents and every draw of the objective.
+        steps: optimiser steps; exactly one of `steps` and `minutes` is given.
+        minutes: wall-clock length; the schedule follows the clock, interruptions not counted.
+        batch_rows: packed rows of `decoder.context_length` tokens in a micro-batch, on each process.
+        accumulate: micro-batches in an optimiser step.
+        optimizer: "adamw", or "muon": Muon for the layers' matrices, AdamW for the rest.
+        learning_rate: peak, of AdamW.
+        muon_learning_rate: peak, of Muon's matrices.
+        betas: AdamW's two.
+        eps: AdamW's.
+        weight_decay: decoupled; on matrices only.
+        warmup_steps: linear from 0 to the peak. With `minutes`, steps all the same.
+        schedule: after warm-up: "cosine", "polynomial" (degree 1: linear) or "constant".
+        final_learning_rate_fraction: of the peak, at the end of the schedule.
+        clip_norm: largest norm of the whole gradient; 0 is off.
+        precision: "fp32", "bf16" (autocast; weights stay fp32), or "auto": bf16 where the machine computes it.
+        z_loss: weight of (log Z)^2, which keeps logits from growing (Chameleon: 1e-5); 0 is off.
+        start_from_codebook: start the image codes' embeddings from the tokenizer's codebook.
+        checkpoint_every_minutes: save at least so often; the last save is at the end.
+        checkpoint_every_steps: save every so many steps too; null is off.
+        keep_checkpoints: complete checkpoints that are kept.
+        log_every_steps: steps between two lines of metrics.
+        validate_every_steps: steps between two validations.
+        validation_splits: the data set's splits that are measured.
+        validation_documents: most documents of each split.
+        sample_every_steps: steps between two grids of sample pictures; null is off.
+        compile: torch.compile the decoder.
+        num_threads: threads of torch on the CPU; null: as the machine has.
+    """
+
+    seed: int = 0
+    steps: int | None = None
+    minutes: float | None = None
+    batch_rows: int = 8
+    accumulate: int = 1
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 1e-3
+    muon_learning_rate: float = 0.02
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    warmup_steps: int = 100
+    schedule: Literal["cosine", "polynomial", "constant"] = "cosine"
+    final_learning_rate_fraction: float = 0.1
+    clip_norm: float = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    z_loss: float = 0.0
+    start_from_codebook: bool = True
+    checkpoint_every_minutes: float = 5.0
+    checkpoint_every_steps: int | None = None
+    keep_checkpoints: int = 2
+    log_every_steps: int = 20
+    validate_every_steps: int = 500
+    validation_splits: list[str] = field(default_factory=list)
+    validation_documents: int = 128
+    sample_every_steps: int | None = None
+    compile: bool = False
+    num_threads: int | None = None
+
+    def check(self) -> None:
+        """Raise `RecipeError` for values that can't be, or can't be together."""
+        if (self.steps is None) == (self.minutes is None):
+            given = "neither is given" if self.steps is None else f"both are given ({self.steps} and {self.minutes:g})"
+            raise RecipeError("train.steps, train.minutes", f"exactly one decides the length, {given}",
+                              "give one, and set the other to null")
+        for key in ("steps", "minutes", "checkpoint_every_steps", "sample_every_steps", "num_threads"):
+            value = getattr(self, key)
+            _require("train", key, value, value is None or value > 0, "null or more than 0")
+        for key in ("batch_rows", "accumulate", "learning_rate", "muon_learning_rate", "eps", "checkpoint_every_minutes",
+                    "keep_checkpoints", "log_every_steps", "validate_every_steps", "validation_documents"):
+            _require("train", key, getattr(self, key), getattr(self, key) > 0, "more than 0")
+        for key in ("warmup_steps", "weight_decay", "clip_norm", "z_loss"):
+            _require("train", key, getattr(self, key), getattr(self, key) >= 0, "0 or more")
+        fraction = self.final_learning_rate_fraction
+        _require("train", "final_learning_rate_fraction", fraction, 0 <= fraction <= 1, "from 0 to 1")
+        _require("train", "betas", self.betas, len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+                 "two numbers from 0 to 1, 1 not included")
+
+
+@dataclass(kw_only=True)
+class DataSection:
+    """How documents become batches.
+
+    Args:
+        cache_dir: where image codes and neighbours are kept. null: `CM3_CACHE`, else the user's cache folder.
+        num_workers: processes that prepare batches; 0: none besides the training's own.
+        pack: put several sequences into a row, each seeing only itself; false: one sequence a row.
+        max_text_tokens: longer texts are cut to so many tokens.
+    """
+
+    cache_dir: str | None = None
+    num_workers: int = 0
+    pack: bool = True
+    max_text_tokens: int = 64
+
+    def check(self) -> None:
+        """Raise `RecipeError` for a count out of range."""
+        _require("data", "num_workers", self.num_workers, self.num_workers >= 0, "0 or more")
+        _require("data", "max_text_tokens", self.max_text_tokens, self.max_text_tokens >= 1, "at least 1")
+
+
+@dataclass(kw_only=True)
+class GenerateSection:
+    """What `cm3 generate` does when it is not told otherwise.
+
+    Args:
+        num_images: pictures for a prompt.
+        retrieve: put retrieved documents in front of the prompt.
+        max_text_tokens: longest caption or infilled text.
+    """
+
+    num_images: int = 4
+    retrieve: bool = True
+    max_text_tokens: int = 64
+
+    def check(self) -> None:
+        """Raise `RecipeError` for a count out of range."""
+        _require("generate", "num_images", self.num_images, self.num_images >= 1, "at least 1")
+        _require("generate", "max_text_tokens", self.max_text_tokens, self.max_text_tokens >= 1, "at least 1")
+
+
+#: Name -> class of the sections that every recipe has.
+FIXED_SECTIONS: dict[str, type[VocabularySection] | type[TrainSection] | type[DataSection] | type[GenerateSection]] = {
+    "vocabulary": VocabularySection, "train": TrainSection, "data": DataSection, "generate": GenerateSection,
+}
