@@ -296,7 +296,8 @@ def test_fingerprint_names_the_pictures_not_the_captions() -> None:
     [
         (
             {"split": "trian"},
-            "dataset.split: the emoji corpus has no split 'trian'; did you mean 'train'?\n  next: use one of train, comp, unseen, all",
+            "dataset.split: the emoji corpus has no split 'trian'; did you mean 'train'?\n"
+            "  next: use one of train, comp, unseen, all",
         ),
         (
             {"styles": ["notto"]},

@@ -20,8 +20,12 @@ MIN_STYLES = 4
 _SEED = "cm3leon emoji splits 1"
 _CONCRETE = frozenset({"animals and nature", "food and drink", "travel and places", "activities", "objects"})
 _ABSTRACT_WORDS = frozenset(
-    ("o'clock", "thirty", "moon", "globe", "face", "clock", "button", "sign", "symbol", "suit", "flag", "map", "link", "level")
-    + ("chart", "man", "woman", "person", "men", "women", "people", "boy", "girl")
+    # fmt: off
+    (
+        "o'clock", "thirty", "moon", "globe", "face", "clock", "button", "sign", "symbol", "suit", "flag", "map", "link",
+        "level", "chart", "man", "woman", "person", "men", "women", "people", "boy", "girl",
+    )
+    # fmt: on
 )
 
 
