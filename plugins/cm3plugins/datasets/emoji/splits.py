@@ -20,12 +20,10 @@ MIN_STYLES = 4
 _SEED = "cm3leon emoji splits 1"
 _CONCRETE = frozenset({"animals and nature", "food and drink", "travel and places", "activities", "objects"})
 _ABSTRACT_WORDS = frozenset(
-    # fmt: off
     (
         "o'clock", "thirty", "moon", "globe", "face", "clock", "button", "sign", "symbol", "suit", "flag", "map", "link",
         "level", "chart", "man", "woman", "person", "men", "women", "people", "boy", "girl",
     )
-    # fmt: on
 )
 
 
