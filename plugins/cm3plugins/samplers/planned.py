@@ -1,0 +1,51 @@
+"""The sampler that carries out plans: mixing, filters and the draw are one call of the kernels package.
+
+Legend: n requests, S stream rows, G guidance streams, R ids of the legal slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from cm3core.interfaces.sampler import Sampler, SamplingPlan
+from cm3kernels import guided_sample
+
+_COLUMNS = {  # argument of guided_sample -> field of Filters
+    "temperature_n": ("temperature", torch.float32), "top_k_n": ("top_k", torch.int64), "top_p_n": ("top_p", torch.float32),
+    "plausible_top_k_n": ("plausible_top_k", torch.int64), "plausible_top_p_n": ("plausible_top_p", torch.float32),
+    "plausible_alpha_n": ("plausible_alpha", torch.float32), "plausible_k_n": ("plausible_k", torch.int64),
+}
+
+
+class PlannedSampler(Sampler):
+    """A sampler that is nothing but its plans, one for each modality."""
+
+    def __init__(self, plans: Mapping[str, SamplingPlan]) -> None:
+        self._plans = dict(plans)
+        self._seen: tuple[Sequence[SamplingPlan], torch.device, dict[str, Tensor]] | None = None
+
+    def plan(self, modality: str) -> SamplingPlan:
+        """See `Sampler.plan`."""
+        return self._plans[modality]
+
+    def draw(self, logits_SR: Tensor, stream_rows_nG: Tensor, plans: Sequence[SamplingPlan], *, first_id: int,
+             allowed_nR: Tensor | None, seed_n: Tensor, position_n: Tensor) -> Tensor:
+        """See `Sampler.draw`."""
+        return guided_sample(logits_SR, stream_rows_nG, allowed_nV=allowed_nR, seed_n=seed_n, position_n=position_n,
+                             first_id=first_id, **self._columns(plans, logits_SR.device))
+
+    def _columns(self, plans: Sequence[SamplingPlan], device: torch.device) -> dict[str, Tensor]:
+        """The plans as tensors. An engine passes the same tuple step after step, so the last one is remembered."""
+        if self._seen is not None and self._seen[0] is plans and self._seen[1] == device:
+            return self._seen[2]
+        columns = {name: torch.tensor([getattr(plan.filters, field) for plan in plans], dtype=dtype, device=device)
+                   for name, (field, dtype) in _COLUMNS.items()}
+        columns["weights_nG"] = torch.tensor([[stream.weight for stream in plan.streams] for plan in plans],
+                                             dtype=torch.float32, device=device)
+        columns["reference_n"] = torch.tensor([plan.reference for plan in plans], dtype=torch.int64, device=device)
+        if isinstance(plans, tuple):  # a list may change under the same identity
+            self._seen = (plans, device, columns)
+        return columns
