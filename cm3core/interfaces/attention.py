@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cm3core.interfaces.component import ComponentConfig
 
@@ -30,9 +30,15 @@ class AttentionBackend(ABC):
     Query i of row b sits at key position offset[b] + i and sees the keys j with kv_start[b, i] <= j <= offset[b] + i.
     """
 
+    def plan(self, *, num_queries: int, num_keys: int, kv_start_BT: Tensor | None = None,  # noqa: B027 (optional)
+             offset_B: Tensor | None = None) -> Any:
+        """What all layers of one forward share (a mask, a list of blocks), made once and given to each `attend`.
+
+        Optional: the default is None, and `attend` must do without when it gets None."""
+
     @abstractmethod
     def attend(self, q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, *, kv_start_BT: Tensor | None = None,
-               offset_B: Tensor | None = None, scale: float | None = None) -> Tensor:
+               offset_B: Tensor | None = None, scale: float | None = None, plan: Any = None) -> Tensor:
         """softmax(q k^T * scale, over the visible keys) v.
 
         Args:
@@ -40,7 +46,8 @@ class AttentionBackend(ABC):
             kv_start_BT: int32 or int64; first key that each query sees. None: 0 (plain causal).
             offset_B: int64; key position of each row's first query. None: 0 for all, and then S == T (no cache).
             scale: default 1/sqrt(D).
+            plan: what `plan` returned for these very T, S, kv_start and offset, or None.
 
         Returns:
-            [B, T, H, D], dtype of q; differentiable when `offset_B` is None.
+            [B, T, H, D], dtype of q; zeros for a query that sees no key; differentiable when `offset_B` is None.
         """

@@ -1,0 +1,1 @@
+"""Decoders. Each folder holds a config (`__init__.py`, no torch) and a model."""
