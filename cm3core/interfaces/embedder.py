@@ -58,16 +58,24 @@ class Embedder(ABC):
         return normalise(self._embed_images(images)) if images else np.zeros((0, self.dimension), np.float32)
 
     def embed_document(self, document: Document) -> VectorArray:
-        """Unit vector float32 [dimension]: text part and image part encoded apart, normalised, averaged (paper
-        section 2.1), and normalised again; a document with one part uses that part."""
-        parts: list[VectorArray] = []
-        if text := text_of(document):
-            parts.append(self.embed_texts([text])[0])
-        if pictures := [segment.load() for segment in document if isinstance(segment, Image)]:
-            parts.append(normalise(self.embed_images(pictures).mean(axis=0, keepdims=True))[0])
-        if not parts:
-            raise DataError("document", "has neither text nor a picture to embed", "give it one of them")
-        return normalise(np.mean(parts, axis=0, keepdims=True))[0]
+        """Unit vector float32 [dimension]; see `embed_documents`."""
+        return self.embed_documents([document])[0]
+
+    def embed_documents(self, documents: Sequence[Document]) -> VectorArray:
+        """Unit vectors float32 [N, dimension]: text part and image part encoded apart, normalised, averaged (paper
+        section 2.1), and normalised again; a document with one part uses that part. Raises `DataError` for one with none."""
+        texts = [text_of(document) for document in documents]
+        pictures = [[segment.load() for segment in document if isinstance(segment, Image)] for document in documents]
+        for text, own in zip(texts, pictures, strict=True):
+            if not text and not own:
+                raise DataError("document", "has neither text nor a picture to embed", "give it one of them")
+        total = np.zeros((len(documents), self.dimension), np.float32)
+        with_text = [i for i, text in enumerate(texts) if text]
+        total[with_text] += self.embed_texts([texts[i] for i in with_text])
+        owner = [i for i, own in enumerate(pictures) for _ in own]
+        image_part = np.zeros_like(total)
+        np.add.at(image_part, owner, self.embed_images([picture for own in pictures for picture in own]))
+        return normalise(total + normalise(image_part))
 
 
 def normalise(vectors: VectorArray) -> VectorArray:

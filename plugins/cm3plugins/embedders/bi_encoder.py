@@ -1,0 +1,43 @@
+"""`bi_encoder`: two small towers, text and picture, trained contrastively on the bundled corpus. Needs no extra package.
+
+It stands where CM3leon has a frozen CLIP ViT-B/32 (paper section 2.1); it is far smaller, knows drawings only, and is
+never to be called CLIP. Figures: `assets/README.md`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cm3core.errors import RecipeError
+from cm3core.interfaces.embedder import EmbedderConfig
+
+if TYPE_CHECKING:
+    from cm3plugins.embedders.bi_encoder_embedder import BiEncoder
+
+BUNDLED_WEIGHTS = Path(__file__).parent / "assets" / "bi_encoder.safetensors"
+
+
+@dataclass(kw_only=True)
+class BiEncoderConfig(EmbedderConfig):
+    """A small text tower and a small picture tower.
+
+    Args:
+        path: weights as `python -m cm3plugins.embedders.train_bi_encoder` writes them; None: those that come with cm3leon.
+        batch_size: pictures or texts in one forward pass.
+    """
+
+    path: str | None = None
+    batch_size: int = 256
+
+    def check(self) -> None:
+        """Refuse a batch of nothing."""
+        if self.batch_size < 1:
+            raise RecipeError("embedder.batch_size", f"is {self.batch_size}", "use 1 or more")
+
+    def build(self) -> BiEncoder:
+        """Load the weights. Raises `CheckpointError` when the file is missing, damaged or of another kind."""
+        from cm3plugins.embedders.bi_encoder_embedder import BiEncoder
+
+        return BiEncoder.load(BUNDLED_WEIGHTS if self.path is None else Path(self.path), self.batch_size)

@@ -1,0 +1,48 @@
+"""`none`: finds nothing. The baseline of every retrieval experiment, and the way to train without retrieved documents."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from cm3core.document import Document
+from cm3core.errors import RecipeError
+from cm3core.interfaces.dataset import DocumentSource
+from cm3core.interfaces.embedder import Embedder
+from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
+
+
+@dataclass(kw_only=True)
+class NoRetrieverConfig(RetrieverConfig):
+    """No documents in front of a query.
+
+    Args:
+        num_retrieved: 0, and nothing else.
+    """
+
+    num_retrieved: int = 0
+
+    def check(self) -> None:
+        """Refuse a recipe that wants documents of a retriever that has none."""
+        if self.num_retrieved != 0:
+            raise RecipeError("retriever.num_retrieved", f"is {self.num_retrieved}, and the retriever 'none' finds nothing",
+                              "use 0, or another retriever: retriever=dense")
+
+    def build(self, memory: DocumentSource, embedder: Embedder | None) -> NoRetriever:
+        """Return the retriever; `embedder` is not used."""
+        return NoRetriever(memory)
+
+
+class NoRetriever(Retriever):
+    """Finds nothing."""
+
+    def __init__(self, memory: DocumentSource) -> None:
+        self._memory = memory
+
+    @property
+    def memory(self) -> DocumentSource:
+        """The documents that are not found."""
+        return self._memory
+
+    def _retrieve(self, queries: Sequence[Document], num_retrieved: int, exclude: Sequence[Collection[str]]) -> list[list[Retrieved]]:
+        return [[] for _ in queries]
