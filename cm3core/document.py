@@ -153,6 +153,7 @@ def text_of(document: Sequence[Segment]) -> str:
 
 def has_holes(document: Sequence[Segment]) -> bool:
     """Whether anything in the document is to be generated."""
-    return any(isinstance(segment, (TextHole, MaskedText, ImageHole))
+    return any(isinstance(segment, (TextHole, ImageHole))
+               or (isinstance(segment, MaskedText) and any(isinstance(part, TextHole) for part in segment.parts))
                or (isinstance(segment, Codes) and segment.missing is not None and bool(segment.missing.any()))
                for segment in document)
