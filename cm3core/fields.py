@@ -7,7 +7,6 @@ else is converted, so that `layers: "6"` or `pack: 1` is an error and not a gues
 
 from __future__ import annotations
 
-import functools
 import types
 import typing
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -19,14 +18,13 @@ SCALARS = (bool, int, float, str, types.NoneType)
 
 
 class WrongTypeError(Exception):
-    """A value doesn't fit: `expected` is the annotation as a reader would write it; `path` leads to the value inside the field."""
+    """A value doesn't fit: `expected` is the annotation as a reader would write it, of the innermost value that is wrong."""
 
     def __init__(self, value: object, expected: str) -> None:
         super().__init__(value, expected)
         self.value, self.expected = value, expected
 
 
-@functools.cache
 def hints(config_class: type[Any]) -> dict[str, Any]:
     """Field name -> resolved annotation, in the order of the dataclass's fields; class variables are left out."""
     resolved = typing.get_type_hints(config_class)
@@ -52,7 +50,7 @@ def check_schema(place: str, config_class: type[Any]) -> None:
                           "import the type at module level, outside `if TYPE_CHECKING`") from error
     for name, annotation in annotations.items():
         if name == "name":
-            raise PluginError(place, f"{config_class.__name__} has a field 'name', which is the recipe's own key", "rename the field")
+            raise PluginError(place, f"{config_class.__name__} has a field 'name', the recipe's own key", "rename the field")
         if not _supported(annotation):
             raise PluginError(place, f"{config_class.__name__}.{name} is {shown_type(annotation)}, which a recipe can't hold",
                               "use bool, int, float, str, None, Literal, lists, tuples and dicts of them, or a dataclass")

@@ -1,7 +1,7 @@
 """Discovery: which components there are, which plugin brings each, and why a plugin can't be used. Imports no torch.
 
 Two of the four phases happen here. Discover: entry points of the group `cm3core.plugins`, and files given by `--plugin`.
-Describe: each plugin's hooks are asked for its config classes. Composing (`cm3core.recipe`) and building (`cm3core.build`) follow.
+Describe: each plugin's hooks are asked for its config classes. Composing (`cm3core.recipe`), building (`cm3core.build`) follow.
 
 pluggy's `load_setuptools_entrypoints` is not used: one broken plugin would end the program, and a second one of the same name
 is dropped in silence. Here each entry point is loaded by itself. One that can't be used costs a warning line, is listed
@@ -148,6 +148,10 @@ class Registry:
                 raise PluginError(place, f"no {kind} is called {name!r}", step)
             raise PluginError(place, f"no {kind} is called {name!r}", self._with_reasons(close_match(name, self._configs[kind])))
         return next(iter(found.values()))
+
+    def commands(self) -> list[str]:
+        """Names of the sub-commands that plugins bring, sorted."""
+        return sorted(self._commands)
 
     def command(self, name: str) -> Callable[..., Any] | None:
         """The function that sets up the sub-command `name`; None when no plugin brings it."""
@@ -323,7 +327,7 @@ def _ask(info: PluginInfo, plugin: object, kind: str, pluggy_manager: pluggy.Plu
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise PluginError(info.name, f"{hook} returned the name {name!r}", "use lower-case letters, digits, '_' and '-'")
         if not isinstance(config_class, type) or not issubclass(config_class, expected):
-            raise PluginError(info.name, f"{hook}: {name!r} is {_shown(config_class)}, not a subclass of {expected.__name__}", wanted)
+            raise PluginError(info.name, f"{hook}: {name!r} is {_shown(config_class)}, no subclass of {expected.__name__}", wanted)
         _check_config(f"{info.name}: {hook}: {name!r}", config_class, expected)
     return dict(answer)
 

@@ -95,8 +95,8 @@ class Recipe:
         least = num_documents * (rows * columns + 2) + 1  # each: <break> codes <break>, and one <eos> in front
         if least > self.decoder.context_length:
             raise RecipeError("decoder.context_length",
-                              f"is {self.decoder.context_length}, too short for {num_documents} pictures of {rows} x {columns} codes "
-                              f"({least} tokens without text)",
+                              f"is {self.decoder.context_length}, too short for {num_documents} pictures of {rows} x {columns} "
+                              f"codes ({least} tokens without text)",
                               "lower retriever.num_retrieved, or raise decoder.context_length")
 
     def renamed(self, name: str) -> Recipe:

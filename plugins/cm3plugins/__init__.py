@@ -32,6 +32,13 @@ def cm3_embedders() -> Mapping[str, type[EmbedderConfig]]:
 
 
 @hookimpl
+def cm3_retrievers() -> Mapping[str, type[RetrieverConfig]]:
+    from cm3plugins.retrievers import RETRIEVERS
+
+    return RETRIEVERS
+
+
+@hookimpl
 def cm3_decoders() -> Mapping[str, type[DecoderConfig]]:
     from cm3plugins.decoders.cm3leon import CM3LeonConfig
 

@@ -74,12 +74,13 @@ class _Section:
 def _compose(name: str, layers: Sequence[Layer], registry: Registry) -> Recipe:
     sections = {key: _Section(config_class) for key, config_class in FIXED_SECTIONS.items()}
     origins: dict[str, str] = {}
+    own = max(position for position, layer in enumerate(layers) if layer.label != COMMAND_LINE)
     for position, layer in enumerate(layers):
         values = dict(layer.values)
         stated = values.pop("name", None)
         if stated is not None and not isinstance(stated, str):
             raise _wrong_type(f"{layer.label}: name", stated, "str")
-        if position == len(layers) - 1 or layers[-1].label == COMMAND_LINE and position == len(layers) - 2:
+        if position == own:
             name = stated or name  # the recipe's own, not that of one it extends
         for section, given in values.items():
             _merge_section(layer.label, section, given, sections, origins, registry)
@@ -113,7 +114,8 @@ def _choose_component(label: str, kind: str, name: object, sections: dict[str, _
     place = f"{label}: {kind}.name"
     if name is None:
         if kind not in sections:
-            raise RecipeError(place, "is missing: no layer before this one chose a component", f"name one: {', '.join(registry.names(kind))}")
+            raise RecipeError(place, "is missing: no layer before this one chose a component",
+                              f"name one: {', '.join(registry.names(kind))}")
         return
     if not isinstance(name, str) or is_interpolation(name):
         raise _wrong_type(place, name, f"the name of a component ({', '.join(registry.names(kind))})")

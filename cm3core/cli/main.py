@@ -1,0 +1,115 @@
+"""`cm3`: finds the command, runs it, and turns a user's errors into two lines and an exit code.
+
+Exit codes: 0 done; 2 something in the input is wrong (told on stderr, without a traceback); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cm3core
+from cm3core.errors import CM3Error, close_match
+
+#: Command -> (module, one line of help). The modules' own HELP repeats the line; a test compares the two.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "quickstart": ("cm3core.cli.quickstart", "train a small model on real pictures and write a report, in minutes"),
+    "train": ("cm3core.cli.train", "train a decoder by a recipe, or go on where a run stopped"),
+    "generate": ("cm3core.cli.generate", "draw pictures for a prompt"),
+    "caption": ("cm3core.cli.caption", "describe a picture"),
+    "infill": ("cm3core.cli.infill", "redraw a part of a picture"),
+    "tokenizer": ("cm3core.cli.tokenizer", "train and measure text and image tokenizers"),
+    "data": ("cm3core.cli.data", "look at a data set, and check every record"),
+    "recipe": ("cm3core.cli.recipe", "list, show, check and compare recipes"),
+    "plugin": ("cm3core.cli.plugin", "list plugins, what they bring and why one is broken"),
+}
+OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `cm3` with these arguments (None: the process's own) and return the exit code."""
+    try:
+        return _run(sys.argv[1:] if argv is None else list(argv))
+    except CM3Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader (`head`, `less`) has gone: nothing is wrong
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it can", file=sys.stderr)
+        return 130
+
+
+def _run(argv: list[str]) -> int:
+    top = _top_parser()
+    options = top.parse_args(argv)
+    if options.command is None:
+        top.print_help()
+        return 0
+    parser, run = _command(options.command, options.plugin)
+    parser.add_argument("--plugin", action="append", type=Path, default=[], metavar="FILE.py", help=argparse.SUPPRESS)
+    args = _parse(parser, options.arguments)
+    args.plugin = [*options.plugin, *args.plugin]
+    chosen: Callable[[argparse.Namespace], int] = run or args.run
+    return chosen(args)
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    table = "\n".join(f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items())
+    top = argparse.ArgumentParser(
+        prog="cm3", formatter_class=argparse.RawDescriptionHelpFormatter, usage="cm3 [--plugin FILE.py] COMMAND ...",
+        description="CM3leon: one transformer that draws and describes pictures.\n\ncommands:\n" + table,
+        epilog="examples:\n  cm3 generate \"a red apple\" --n 4 --seed 1 -o out/\n  cm3 train tiny -o runs/tiny\n"
+               "  cm3 COMMAND --help\n\nplugins may bring more commands: cm3 plugin list")
+    top.add_argument("--plugin", action="append", type=Path, default=[], metavar="FILE.py",
+                     help="register the components of a plugin module from a file; may be given several times")
+    top.add_argument("--version", action="version", version=f"cm3leon {cm3core.__version__}")
+    top.add_argument("command", nargs="?", help=argparse.SUPPRESS)
+    top.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return top
+
+
+def _command(name: str, files: Sequence[Path]) -> tuple[argparse.ArgumentParser, Callable[[argparse.Namespace], int] | None]:
+    """The command's parser, and what runs it; None when its parser sets `run` (commands of plugins)."""
+    if name in COMMANDS:
+        module_name, line = COMMANDS[name]
+        module = importlib.import_module(module_name)
+        parser = argparse.ArgumentParser(prog=f"cm3 {name}", description=line, epilog=f"examples:\n{module.EXAMPLE}",
+                                         formatter_class=argparse.RawDescriptionHelpFormatter)
+        module.configure(parser)
+        return parser, module.run
+    from cm3core.plugins import load_registry
+
+    registry = load_registry(files)
+    configure = registry.command(name)
+    if configure is None:
+        raise CM3Error(f"cm3 {name}", "there is no such command", close_match(name, [*COMMANDS, *registry.commands()]))
+    parser = argparse.ArgumentParser(prog=f"cm3 {name}", formatter_class=argparse.RawDescriptionHelpFormatter)
+    configure(parser)
+    return parser, None
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse; `key=value` may stand anywhere among the options (argparse takes a list of positionals in one place only)."""
+    args, rest = parser.parse_known_args(arguments)
+    if hasattr(args, "overrides"):
+        args.overrides = [*args.overrides, *(item for item in rest if OVERRIDE.fullmatch(item))]
+        rest = [item for item in rest if not OVERRIDE.fullmatch(item)]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
+
+
+if __name__ == "__main__":
+    entry()

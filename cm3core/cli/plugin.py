@@ -1,0 +1,50 @@
+"""`cm3 plugin list`: every plugin, its version and status, what it brings, and why it can't be used. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from cm3core.cli import registry_of
+
+if TYPE_CHECKING:
+    from cm3core.plugins import PluginInfo
+
+HELP = "list plugins, what they bring and why one is broken"
+EXAMPLE = """  cm3 plugin list
+  cm3 plugin list -v
+  cm3 --plugin ./mine.py plugin list --json"""
+
+
+def configure(parser: ArgumentParser) -> None:
+    """The action `list`."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    listing = actions.add_parser("list", help="all plugins", description="all plugins, installed and given by --plugin",
+                                 epilog="example:\n  cm3 plugin list -v", formatter_class=RawDescriptionHelpFormatter)
+    listing.add_argument("-v", "--verbose", action="store_true", help="also where each comes from, and a broken one's traceback")
+    listing.add_argument("--json", action="store_true", help="everything, for programs")
+
+
+def run(args: Namespace) -> int:
+    """Print the list; a broken plugin is no error here, it is the answer."""
+    plugins = registry_of(args, quiet=True).plugins
+    if args.json:
+        print(json.dumps([asdict(info) for info in plugins], indent=2))
+        return 0
+    for info in plugins:
+        print("\n".join(_lines(info, args.verbose)))
+    return 0
+
+
+def _lines(info: PluginInfo, verbose: bool) -> list[str]:
+    lines = [f"{info.name} {info.version or '(file)'}  {info.status}" + (f": {info.reason}" if info.reason else "")]
+    if verbose:
+        lines.append(f"  from {info.origin}")
+    lines += [f"  {kind}: {', '.join(names)}" for kind, names in info.components.items()]
+    if info.commands:
+        lines.append(f"  commands: {', '.join(info.commands)}")
+    if verbose and info.traceback:
+        lines += [f"  | {line}" for line in info.traceback.rstrip().splitlines()]
+    return lines

@@ -1,0 +1,108 @@
+"""`cm3 recipe list | show | check | diff`: what recipes there are, and exactly what one says. Needs no torch."""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from typing import TYPE_CHECKING, Any
+
+from cm3core.cli import add_overrides, registry_of
+from cm3core.recipe.library import list_recipes
+
+if TYPE_CHECKING:
+    from cm3core.recipe import Recipe
+
+#: Texts that need no quotes.
+PLAIN = re.compile(r"\(absent\)|[\w./-]+")
+
+HELP = "list, show, check and compare recipes"
+EXAMPLE = """  cm3 recipe list
+  cm3 recipe show cm3leon-350m --origin
+  cm3 recipe check ./mine.yaml train.steps=1000
+  cm3 recipe diff cm3leon-350m cm3leon-7b"""
+
+
+def configure(parser: ArgumentParser) -> None:
+    """The four actions."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    def add(name: str, line: str, example: str) -> ArgumentParser:
+        return actions.add_parser(name, help=line, description=line, epilog=f"example:\n  {example}",
+                                  formatter_class=RawDescriptionHelpFormatter)
+
+    add("list", "shipped recipes, one line each", "cm3 recipe list")
+    show = add("show", "a recipe with every value, resolved", "cm3 recipe show cm3leon-350m train.steps=100 --origin")
+    show.add_argument("recipe", help="a shipped recipe's name, or a path")
+    show.add_argument("--origin", action="store_true", help="say which file, or the command line, each value comes from")
+    add_overrides(show)
+    check = add("check", "whether a recipe's values are possible, alone and together", "cm3 recipe check ./mine.yaml")
+    check.add_argument("recipe", help="a shipped recipe's name, or a path")
+    add_overrides(check)
+    compare = add("diff", "keys in which two recipes differ", "cm3 recipe diff cm3leon-350m cm3leon-7b")
+    compare.add_argument("a", help="a shipped recipe's name, or a path (also a checkpoint's recipe.yaml)")
+    compare.add_argument("b", help="the other one")
+
+
+def run(args: Namespace) -> int:
+    """Do one action; the last two print nothing to read when all is well or equal but say so."""
+    if args.action == "list":
+        return _list()
+    if args.action == "diff":
+        return _diff(args)
+    from cm3core.recipe import compose
+
+    recipe = compose(args.recipe, args.overrides, registry=registry_of(args))
+    if args.action == "check":
+        recipe.check()
+        print(f"{recipe.name}: all values are possible (hash {recipe.hash})")
+    elif args.origin:
+        print(with_origins(recipe))
+    else:
+        print(recipe.to_yaml(), end="")
+    return 0
+
+
+def _list() -> int:
+    recipes = list_recipes()
+    width = max((len(recipe.name) for recipe in recipes), default=0)
+    for recipe in recipes:
+        print(f"{recipe.name:<{width}}  {recipe.description}")
+    return 0
+
+
+def _diff(args: Namespace) -> int:
+    from cm3core.recipe import compose, diff
+
+    registry = registry_of(args)
+    a, b = compose(args.a, registry=registry), compose(args.b, registry=registry)
+    differences = diff(a, b)
+    for key, left, right in differences:
+        print(f"{key}: {_shown(left)} -> {_shown(right)}")
+    if not differences:
+        print(f"{a.name} and {b.name} are equal (hash {a.hash})")
+    return 0
+
+
+def with_origins(recipe: Recipe) -> str:
+    """One line a key: `section.key = value`, and the layer that the value comes from."""
+    rows = [(f"{key} = {_shown(value)}", _origin(recipe, key)) for key, value in recipe.flat().items()]
+    width = min(max(len(text) for text, _ in rows), 60)
+    return "\n".join(f"{text:<{width}}  # {origin}" for text, origin in rows)
+
+
+def _origin(recipe: Recipe, key: str) -> str:
+    """Of the key, or of the nearest key around it (a dict's entries come with the dict)."""
+    while key not in recipe.origins and "." in key:
+        key = key.rpartition(".")[0]
+    return recipe.origins.get(key, "default")
+
+
+def _shown(value: Any) -> str:
+    """A value as YAML writes it, on one line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    return value if isinstance(value, str) and PLAIN.fullmatch(value) else repr(value)
