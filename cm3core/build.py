@@ -1,0 +1,170 @@
+"""Recipe -> objects, in one fixed order, in one place. Nothing else calls a config's `build`.
+
+What a stage does not need is built when it is first asked for: a model draws pictures without the data it was trained on, unless
+retrieved documents are wanted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cm3core.errors import CM3Error, RecipeError
+from cm3core.serialize import Serializer
+from cm3core.vocab import NUM_CONTROL, Vocabulary
+
+if TYPE_CHECKING:
+    from cm3core.interfaces import (
+        AttentionBackend,
+        Decoder,
+        DocumentSource,
+        Embedder,
+        ImageTokenizer,
+        MaskingObjective,
+        Retriever,
+        Sampler,
+        TextTokenizer,
+    )
+    from cm3core.plugins import Registry
+    from cm3core.recipe import Recipe
+
+#: Sections a recipe must have for a stage.
+NEEDED = {
+    "train": ("dataset", "text_tokenizer", "image_tokenizer", "objective", "attention", "decoder"),
+    "generate": ("text_tokenizer", "image_tokenizer", "attention", "decoder"),
+}
+
+
+@dataclass(eq=False)
+class Components:
+    """What a recipe builds. `source`, `embedder`, `retriever` and `sampler` are built on first use, the rest at once.
+
+    Args:
+        recipe: where the configs are.
+        registry: where they came from; its plugins' versions are stored with checkpoints.
+        text_tokenizer, image_tokenizer, vocabulary, serializer, attention, decoder: built, in this order.
+    """
+
+    recipe: Recipe
+    registry: Registry
+    text_tokenizer: TextTokenizer
+    image_tokenizer: ImageTokenizer
+    vocabulary: Vocabulary
+    serializer: Serializer
+    attention: AttentionBackend
+    decoder: Decoder
+
+    @cached_property
+    def source(self) -> DocumentSource:
+        """The data set, split as the recipe says."""
+        source: DocumentSource = section(self.recipe, "dataset").build()
+        return source
+
+    @property
+    def memory(self) -> DocumentSource:
+        """The documents that can be retrieved: those trained on."""
+        return self.source
+
+    @cached_property
+    def embedder(self) -> Embedder | None:
+        """The embedder, None when the recipe has none."""
+        return None if self.recipe.embedder is None else self.recipe.embedder.build()
+
+    @cached_property
+    def retriever(self) -> Retriever | None:
+        """The retriever over `memory`, None when the recipe has none."""
+        return None if self.recipe.retriever is None else self.recipe.retriever.build(self.memory, self.embedder)
+
+    @cached_property
+    def objective(self) -> MaskingObjective:
+        """The masking objective."""
+        objective: MaskingObjective = section(self.recipe, "objective").build(self.vocabulary)
+        return objective
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """The sampler."""
+        sampler: Sampler = section(self.recipe, "sampler").build()
+        return sampler
+
+    def split(self, name: str) -> DocumentSource:
+        """Another split of the data set, e.g. "comp". Raises what the data set raises when it has no such split."""
+        config = section(self.recipe, "dataset")
+        source: DocumentSource = replace(config, split=name).build()
+        return source
+
+    def fingerprints(self) -> dict[str, str]:
+        """What a checkpoint stores to recognise the parts that decide the meaning of ids."""
+        return {"text_tokenizer": self.text_tokenizer.fingerprint, "image_tokenizer": self.image_tokenizer.fingerprint,
+                "vocabulary": self.vocabulary.fingerprint}
+
+
+def section(recipe: Recipe, kind: str) -> Any:
+    """The config of `kind`; raises `RecipeError` when the recipe has no such section."""
+    config = getattr(recipe, kind)
+    if config is None:
+        raise RecipeError(f"recipe {recipe.name}", f"has no section {kind!r}", f"add '{kind}: {{name: ...}}' to the recipe")
+    return config
+
+
+def build(recipe: Recipe, registry: Registry, *, stage: str, tokenizer_folder: Path | None = None,
+          device: torch.device | str = "cpu", seed: int | None = None) -> Components:
+    """Build what `stage` needs, in one order: data set, tokenizers, vocabulary, serializer, attention, decoder.
+
+    Args:
+        recipe: composed and checked.
+        registry: the plugins that it was composed with.
+        stage: "train" (data set and objective too) or "generate".
+        tokenizer_folder: a checkpoint's folder `text_tokenizer`. None: the recipe's file, or trained on the data set's texts.
+        device: where the decoder lives.
+        seed: of the decoder's first weights; None: the recipe's `train.seed`. Torch's global generator stays as it was.
+
+    Raises:
+        RecipeError: a section is missing, or `vocabulary.num_text` is too small for the tokenizer.
+    """
+    if missing := [kind for kind in NEEDED[stage] if getattr(recipe, kind) is None]:
+        raise RecipeError(f"recipe {recipe.name}", f"has no section {', '.join(map(repr, missing))}, needed to {stage}",
+                          f"add '{missing[0]}: {{name: ...}}' to the recipe")
+    source: DocumentSource | None = section(recipe, "dataset").build() if stage == "train" else None
+    if source is not None and len(source) == 0:
+        raise RecipeError(f"recipe {recipe.name}, section dataset", f"split {section(recipe, "dataset").split!r} has no usable document",
+                          "run 'cm3 data validate' to see why records are skipped")
+    if tokenizer_folder is not None:
+        text_tokenizer: TextTokenizer = section(recipe, "text_tokenizer").load(tokenizer_folder)
+    else:
+        text_tokenizer = section(recipe, "text_tokenizer").build(None if source is None else source.texts())
+    image_tokenizer: ImageTokenizer = section(recipe, "image_tokenizer").build()
+    vocabulary = vocabulary_of(recipe, text_tokenizer, image_tokenizer)
+    serializer = Serializer(vocabulary, text_tokenizer, image_tokenizer.grid)
+    attention: AttentionBackend = section(recipe, "attention").build()
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.manual_seed(recipe.train.seed if seed is None else seed)
+        decoder: Decoder = section(recipe, "decoder").build(vocabulary, attention, image_tokenizer.grid)
+    components = Components(recipe, registry, text_tokenizer, image_tokenizer, vocabulary, serializer, attention, decoder)
+    if source is not None:
+        components.source = source
+    return components
+
+
+def vocabulary_of(recipe: Recipe, text_tokenizer: TextTokenizer, image_tokenizer: ImageTokenizer) -> Vocabulary:
+    """The table of ids that fits both tokenizers."""
+    sizes = recipe.vocabulary
+    needed = text_tokenizer.vocab_size + NUM_CONTROL
+    num_text = needed if sizes.num_text is None else sizes.num_text
+    if num_text < needed:
+        raise RecipeError("vocabulary.num_text", f"is {num_text}; the text tokenizer has {text_tokenizer.vocab_size} ids and "
+                          f"{NUM_CONTROL} are control tokens", f"use {needed} or more, or null for exactly that")
+    return Vocabulary(num_text, image_tokenizer.codebook_size, sizes.num_sentinels, sizes.num_reserved, sizes.multiple_of)
+
+
+def split_or_reason(components: Components, name: str) -> DocumentSource | str:
+    """A split for validation, or why there is none: a data set without it is no reason to stop training."""
+    try:
+        source = components.split(name)
+    except CM3Error as error:
+        return error.cause
+    return source if len(source) else "it has no documents"
