@@ -299,7 +299,8 @@ def _log_probability(logits_nR: Tensor, allowed_nR: Tensor | None, index_n: Tens
     """Log-probability, float64 [n], of one id of each row among its allowed ids."""
     if allowed_nR is not None:
         logits_nR = logits_nR.masked_fill(~allowed_nR, float("-inf"))
-    return (logits_nR.gather(1, index_n[:, None])[:, 0] - logits_nR.logsumexp(dim=1)).double()
+    inside_n = index_n.clamp(0, logits_nR.shape[1] - 1)  # an id outside is reported when the grammar takes it
+    return (logits_nR.gather(1, inside_n[:, None])[:, 0] - logits_nR.logsumexp(dim=1)).double()
 
 
 def _streams(row: _Row) -> tuple[list[Prompt], list[int]]:

@@ -1,0 +1,89 @@
+"""Boxes in a picture of any size -> cells of the codes' grid, and the way back into the picture.
+
+The image tokenizer sees a picture's largest centred part of its own aspect (a square for all of today's), scaled to its own size
+(`cm3core.images.fit`). Coordinates: x to the right, y down, pixels of the input picture; boxes are half open.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from cm3core.document import BoolArray, PixelArray
+from cm3core.errors import GenerationError
+
+#: (x0, y0, x1, y1): columns x0..x1-1 and rows y0..y1-1 of a picture.
+Box: TypeAlias = tuple[int, int, int, int]
+
+_EPSILON = 1e-6
+
+
+@dataclass(frozen=True)
+class VisibleSquare:
+    """The part of a picture that the image tokenizer sees.
+
+    Args:
+        picture_size: (height, width) of the picture.
+        model_size: (height, width) of what the tokenizer takes.
+    """
+
+    picture_size: tuple[int, int]
+    model_size: tuple[int, int]
+
+    @property
+    def scale(self) -> float:
+        """Pixels of the model's picture to one of the input's."""
+        return max(model / own for model, own in zip(self.model_size, self.picture_size, strict=True))
+
+    @property
+    def extent(self) -> tuple[float, float, float, float]:
+        """(x0, y0, x1, y1) in pixels of the input, not rounded."""
+        height, width = (size / self.scale for size in self.model_size)
+        y0, x0 = (self.picture_size[0] - height) / 2, (self.picture_size[1] - width) / 2
+        return x0, y0, x0 + width, y0 + height
+
+    def cells(self, box: Box, grid: tuple[int, int]) -> BoolArray:
+        """Which codes the box touches, bool [rows * columns]. Raises `GenerationError` for a box that is empty or outside."""
+        self._check(box)
+        x0, y0, x1, y1 = self.extent
+        rows, columns = grid
+        touched = np.zeros(grid, np.bool_)
+        top, bottom = _touched(box[1], box[3], y0, (y1 - y0) / rows, rows)
+        left, right = _touched(box[0], box[2], x0, (x1 - x0) / columns, columns)
+        touched[top:bottom, left:right] = True
+        return touched.reshape(-1)
+
+    def pasted(self, picture: PixelArray, decoded: PixelArray, box: Box) -> PixelArray:
+        """A copy of `picture` [height, width, 3] with the box taken from `decoded`, scaled back to where it was seen."""
+        x0, y0, x1, y1 = (round(value) for value in self.extent)
+        if decoded.shape[:2] != (y1 - y0, x1 - x0):
+            decoded = np.asarray(Image.fromarray(decoded).resize((x1 - x0, y1 - y0), Image.Resampling.LANCZOS))
+        left, top, right, bottom = max(box[0], x0), max(box[1], y0), min(box[2], x1), min(box[3], y1)
+        result = picture.copy()
+        result[top:bottom, left:right] = decoded[top - y0:bottom - y0, left - x0:right - x0]
+        return result
+
+    def _check(self, box: Box) -> None:
+        height, width = self.picture_size
+        name = f"box {','.join(map(str, box))}"
+        if box[0] >= box[2] or box[1] >= box[3]:
+            raise GenerationError(name, "is empty", "use x0,y0,x1,y1 with x0 < x1 and y0 < y1")
+        if box[0] < 0 or box[1] < 0 or box[2] > width or box[3] > height:
+            raise GenerationError(name, f"reaches outside the picture of {width} x {height} pixels", f"stay within 0,0,{width},{height}")
+        x0, y0, x1, y1 = self.extent
+        seen = (math.floor(x0 + _EPSILON), math.floor(y0 + _EPSILON), math.ceil(x1 - _EPSILON), math.ceil(y1 - _EPSILON))
+        if box[0] < seen[0] or box[1] < seen[1] or box[2] > seen[2] or box[3] > seen[3]:
+            raise GenerationError(name, f"reaches outside the middle part of the picture that the model sees ({','.join(map(str, seen))})",
+                                  "stay within that, or crop the picture around the box first")
+
+
+def _touched(low: int, high: int, start: float, size: float, number: int) -> tuple[int, int]:
+    """Half-open range of the `number` cells of `size` pixels from `start` that the pixels low..high-1 touch."""
+    first = math.floor((low - start) / size + _EPSILON)
+    last = math.ceil((high - start) / size - _EPSILON)
+    first = min(max(first, 0), number - 1)
+    return first, max(min(last, number), first + 1)

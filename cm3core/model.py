@@ -1,0 +1,434 @@
+"""`load` and `Model`: draw, describe and repair pictures with a trained checkpoint, in a few lines of Python.
+
+>>> import cm3core
+>>> model = cm3core.load("bundled:emoji64")                                     # doctest: +SKIP
+>>> pictures = model.generate("red apple, noto style", num_images=4, seed=1)    # doctest: +SKIP
+>>> model.caption(pictures[0].pixels).text                                      # doctest: +SKIP
+'red apple'
+
+Every call only builds documents with holes; `cm3core.generate.Engine` fills them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+
+from cm3core import images
+from cm3core.boxes import Box, VisibleSquare
+from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Segment, Text, TextHole, text_of
+from cm3core.errors import CheckpointError, DataError, GenerationError, close_match
+from cm3core.fields import WrongTypeError, fit, hints
+from cm3core.generate import Completion, Engine, Progress, Request, candidate_seed
+
+if TYPE_CHECKING:
+    from cm3core.build import Components
+    from cm3core.interfaces.sampler import SamplerConfig
+    from cm3core.plugins import Registry
+    from cm3core.recipe import Recipe
+
+#: RGB pixels uint8 [height, width, 3] of any size, or the file of a picture.
+Picture: TypeAlias = PixelArray | str | Path
+
+DEFAULT_MODEL = "bundled:emoji64"
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievedDocument:
+    """A document that stood in front of a prompt.
+
+    Args:
+        id: its name in the memory; "context 0", ... for documents given by hand.
+        score: similarity to the query, higher is nearer; None for documents given by hand.
+        text: its text.
+        pixels: its picture as the model saw it, uint8 [height, width, 3]; None when it has none.
+    """
+
+    id: str
+    score: float | None
+    text: str
+    pixels: PixelArray | None
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratedImage:
+    """A picture drawn for a prompt.
+
+    Args:
+        pixels: uint8 [height, width, 3], the image tokenizer's size.
+        prompt: what was asked for.
+        seed: of this picture alone: `generate(prompt, num_images=1, seed=seed)` draws it again.
+        retrieved: the documents in front of the prompt, in order.
+        codes: the picture's codes.
+        log_probability: nats, see `Completion`.
+    """
+
+    pixels: PixelArray
+    prompt: str
+    seed: int
+    retrieved: tuple[RetrievedDocument, ...]
+    codes: Codes
+    log_probability: float
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratedText:
+    """A picture's description: `text`, the `seed` and `retrieved` documents it came from, `log_probability` in nats."""
+
+    text: str
+    seed: int
+    retrieved: tuple[RetrievedDocument, ...]
+    log_probability: float
+
+
+@dataclass(frozen=True, eq=False)
+class InfilledImage:
+    """A picture with a part drawn anew.
+
+    Args:
+        pixels: uint8, the input's size; outside the box exactly the input's pixels, inside the model's.
+        decoded: uint8, the image tokenizer's size; the whole picture as decoded from its codes.
+        codes: the codes; those outside the box are exactly the encoded input's.
+        box: (x0, y0, x1, y1) in pixels of the input.
+        text: the text it was drawn for: the given one, or the one that the model wrote.
+        seed: the seed.
+        retrieved: the documents in front of the prompt, in order.
+        log_probability: nats, see `Completion`.
+    """
+
+    pixels: PixelArray
+    decoded: PixelArray
+    codes: Codes
+    box: Box
+    text: str
+    seed: int
+    retrieved: tuple[RetrievedDocument, ...]
+    log_probability: float
+
+
+def bundled_models(registry: Registry | None = None) -> dict[str, Path]:
+    """Model folders that the installed plugins ship: "PLUGIN:NAME" -> folder. None: the installed plugins' registry."""
+    if registry is None:
+        from cm3core.plugins import load_registry
+
+        registry = load_registry()
+    return registry.models()
+
+
+def find_model(model: str | Path, registry: Registry) -> Path:
+    """The folder of a model: a path (a run, a checkpoint, an exported model), or "PLUGIN:NAME" of a model that a plugin ships."""
+    shipped = bundled_models(registry)
+    if str(model) in shipped:
+        return shipped[str(model)]
+    if re.fullmatch(r"[\w-]+:[\w.-]+", str(model)) and not Path(model).exists():
+        step = close_match(str(model), shipped) if shipped else "train one (cm3 quickstart, cm3 train) and name its folder"
+        raise CheckpointError(f"model {str(model)!r}", "no installed plugin ships it", step)
+    return Path(model)
+
+
+def load(model: str | Path = DEFAULT_MODEL, *, registry: Registry | None = None, device: torch.device | str = "cpu") -> Model:
+    """Open a trained model.
+
+    Args:
+        model: a run's folder, one of its checkpoints, an exported model, or "PLUGIN:NAME" of a model that a plugin ships.
+        registry: the components that recipes may name. None: those of the installed plugins.
+        device: where the decoder runs.
+
+    Raises:
+        CheckpointError: nothing is there, or it is damaged.
+        RecipeError, PluginError: its recipe needs what is not installed.
+    """
+    from cm3core.checkpoint import open_checkpoint
+    from cm3core.plugins import load_registry
+
+    registry = load_registry() if registry is None else registry
+    opened = open_checkpoint(find_model(model, registry), registry, device=device)
+    return Model(opened.recipe, opened.components, name=str(model), step=opened.step)
+
+
+class Model:
+    """A trained model. Every method gives equal results for equal arguments, whatever was called before.
+
+    Methods that generate take the keys of the recipe's section `sampler` as keyword arguments, for that call only:
+    `model.generate("a red apple", guidance_scale=1.5, temperature=0.9)`.
+
+    Args:
+        recipe: the checkpoint's.
+        components: what it builds, weights loaded.
+        name: how the model was named to `load`.
+        step: optimiser steps it was trained for.
+    """
+
+    def __init__(self, recipe: Recipe, components: Components, *, name: str = "", step: int = 0) -> None:
+        self.recipe, self.components, self.name, self.step = recipe, components, name, step
+        self._codes: dict[str, Codes] = {}  # of retrieved documents' pictures, by key
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of what `generate` draws."""
+        return self.components.image_tokenizer.image_size
+
+    # ---- what can be asked
+
+    def generate(self, prompt: str | Sequence[str], num_images: int | None = None, *, seed: int = 0,
+                 num_retrieved: int | None = None, context: Sequence[tuple[Picture, str]] = (), truncate: bool = False,
+                 progress: Progress | None = None, **sampler: Any) -> list[GeneratedImage]:
+        """Draw pictures for a prompt.
+
+        Args:
+            prompt: what to draw, worded like the training captions; or several prompts, done in one batch.
+            num_images: pictures for each prompt; None: the recipe's `generate.num_images`.
+            seed: 0..2**63-1. The first k pictures of a prompt are the same for any `num_images`, and whatever the other prompts.
+            num_retrieved: documents to retrieve from the model's memory with the prompt as query and to put in front; None: as
+                many as the recipe says (none when `context` is given).
+            context: (picture, text) pairs to put in front, first of all.
+            truncate: read only the first `data.max_text_tokens` tokens of a longer prompt, as training did with captions.
+            progress: called as the work goes on.
+            sampler: keys of the recipe's section `sampler`, for this call.
+
+        Returns:
+            `num_images` pictures for each prompt, in order.
+
+        Raises:
+            GenerationError: an empty or too long prompt, a bad seed or count, no memory to retrieve from.
+            RecipeError: a sampler key that is not known, or a value out of range.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        number = self.recipe.generate.num_images if num_images is None else num_images
+        if number < 1:
+            raise GenerationError("num_images", f"is {number}", "use 1 or more")
+        for text in prompts:
+            self._check_text("prompt", text, truncate=truncate)
+        in_front = self._in_front([(Text(text),) for text in prompts], num_retrieved, context)
+        requests = [Request((Text(text), ImageHole()), documents, candidate_seed(seed, index))
+                    for text, (documents, _) in zip(prompts, in_front, strict=True) for index in range(number)]
+        completions = self._engine(sampler).complete(requests, progress=progress)
+        drawn = [_picture_of(completion.document) for completion in completions]
+        pixels = self.decode(drawn)
+        shown = [retrieved for _, retrieved in in_front for _ in range(number)]
+        return [GeneratedImage(pixels[place], text_of(request.document), request.seed, shown[place], drawn[place],
+                               completions[place].log_probability) for place, request in enumerate(requests)]
+
+    def caption(self, picture: Picture, *, seed: int = 0, max_tokens: int | None = None, num_retrieved: int | None = None,
+                context: Sequence[tuple[Picture, str]] = (), progress: Progress | None = None, **sampler: Any) -> GeneratedText:
+        """Describe a picture; see `captions`."""
+        return self.captions([picture], seed=seed, max_tokens=max_tokens, num_retrieved=num_retrieved, context=context,
+                             progress=progress, **sampler)[0]
+
+    def captions(self, pictures: Sequence[Picture], *, seed: int = 0, max_tokens: int | None = None,
+                 num_retrieved: int | None = None, context: Sequence[tuple[Picture, str]] = (), progress: Progress | None = None,
+                 **sampler: Any) -> list[GeneratedText]:
+        """Describe pictures: the text in front of each picture is masked, and infilled after it (paper section 2.2).
+
+        Args:
+            pictures: any sizes; the model sees the largest centred square of each (in its own aspect).
+            seed: of every description.
+            max_tokens: longest text; None: the recipe's `generate.max_text_tokens`.
+            num_retrieved: documents to retrieve with the picture as query; None: as many as the recipe says.
+            context: (picture, text) pairs to put in front.
+            progress: called as the work goes on.
+            sampler: keys of the recipe's section `sampler`, for this call.
+
+        Raises:
+            DataError: a picture can't be read.
+            GenerationError: it doesn't fit the context.
+        """
+        seen = [self._seen(picture) for picture in pictures]
+        codes = self.encode(seen)
+        hole = self._text_hole(max_tokens)
+        queries: list[Document] = [(_image(pixels),) for pixels in seen]
+        in_front = self._in_front(queries, num_retrieved, context)
+        requests = [Request((hole, own), documents, seed) for own, (documents, _) in zip(codes, in_front, strict=True)]
+        completions = self._engine(sampler).complete(requests, progress=progress)
+        return [GeneratedText(text_of(completion.document), seed, retrieved, completion.log_probability)
+                for completion, (_, retrieved) in zip(completions, in_front, strict=True)]
+
+    def infill(self, picture: Picture, box: Box, text: str | None = None, *, seed: int = 0, num_retrieved: int | None = None,
+               context: Sequence[tuple[Picture, str]] = (), truncate: bool = False, progress: Progress | None = None,
+               **sampler: Any) -> InfilledImage:
+        """Draw a box of a picture anew; codes that the box doesn't touch stay exactly as they are.
+
+        Args:
+            picture: any size; the model sees its largest centred square (in its own aspect).
+            box: (x0, y0, x1, y1) in pixels of the picture, x1 and y1 not included; inside what the model sees.
+            text: of the whole picture as it should be. None: the model first writes one for what is left of the picture.
+            seed: the seed.
+            num_retrieved: documents to retrieve with the text as query; None: as many as the recipe says (none without a text).
+            context: (picture, text) pairs to put in front.
+            truncate: read only the first `data.max_text_tokens` tokens of a longer text.
+            progress: called as the work goes on.
+            sampler: keys of the recipe's section `sampler`, for this call.
+
+        Raises:
+            DataError: the picture can't be read.
+            GenerationError: the box is empty, or outside of what the model sees.
+        """
+        whole = _pixels(picture)
+        square = VisibleSquare(whole.shape[:2], self.image_size)
+        missing = square.cells(box, self.components.image_tokenizer.grid)
+        codes = replace(self.encode([self._seen(whole)])[0], missing=missing)
+        if text is not None:
+            self._check_text("text", text, truncate=truncate)
+        first: Segment = self._text_hole(None) if text is None else Text(text)
+        query: Document = () if text is None else (Text(text),)
+        [(documents, retrieved)] = self._in_front([query], num_retrieved, context)
+        [completion] = self._engine(sampler).complete([Request((first, codes), documents, seed)], progress=progress)
+        filled = _picture_of(completion.document)
+        decoded = self.decode([filled])[0]
+        return InfilledImage(square.pasted(whole, decoded, box), decoded, filled, box, text_of(completion.document), seed, retrieved,
+                             completion.log_probability)
+
+    def complete(self, documents: Sequence[Document], *, retrieved: Sequence[Sequence[Document]] | None = None, seed: int = 0,
+                 progress: Progress | None = None, **sampler: Any) -> list[Completion]:
+        """Fill the holes of any documents: text and pictures, whole or in part, in any order, many kinds in one batch.
+
+        Args:
+            documents: pictures as `Image` or `Codes`; at least one hole each.
+            retrieved: for each document those to put in front. None: none.
+            seed: of every document.
+            progress: called as the work goes on.
+            sampler: keys of the recipe's section `sampler`, for this call.
+
+        Returns:
+            one `Completion` a document; `decode` turns its `Codes` into pixels.
+        """
+        in_front = [()] * len(documents) if retrieved is None else retrieved
+        requests = [Request(self._coded(document), [self._coded(other) for other in others], seed)
+                    for document, others in zip(documents, in_front, strict=True)]
+        return self._engine(sampler).complete(requests, progress=progress)
+
+    # ---- pictures and codes
+
+    def encode(self, pictures: Sequence[PixelArray]) -> list[Codes]:
+        """Codes of pictures uint8 [height, width, 3] of the model's own size (`images.fit` makes them so)."""
+        tokenizer = self.components.image_tokenizer
+        return [Codes(codes, tokenizer.grid) for codes in tokenizer.encode(np.stack(pictures))] if pictures else []
+
+    def decode(self, codes: Sequence[Codes]) -> list[PixelArray]:
+        """Pictures uint8 [height, width, 3] of codes."""
+        return list(self.components.image_tokenizer.decode(np.stack([one.codes for one in codes]))) if codes else []
+
+    def _seen(self, picture: Picture) -> PixelArray:
+        """A picture as the model sees it."""
+        return images.fit(_pixels(picture), self.image_size)
+
+    def _coded(self, document: Document) -> Document:
+        """The document with its pictures as codes; each picture is encoded once in the model's life."""
+        new = {segment.key: segment for segment in document if isinstance(segment, Image) and segment.key not in self._codes}
+        self._codes.update(zip(new, self.encode([images.fit(segment.load(), self.image_size) for segment in new.values()]), strict=True))
+        return tuple(self._codes[segment.key] if isinstance(segment, Image) else segment for segment in document)
+
+    # ---- what stands in front
+
+    def _in_front(self, queries: Sequence[Document], num_retrieved: int | None,
+                  context: Sequence[tuple[Picture, str]]) -> list[tuple[list[Document], tuple[RetrievedDocument, ...]]]:
+        """For each query the documents in front of it, as codes and as they are shown. An empty query retrieves nothing."""
+        number = self._num_retrieved(num_retrieved, bool(context))
+        by_hand: list[tuple[Document, RetrievedDocument]] = []
+        for place, (picture, text) in enumerate(context):
+            pixels = self._seen(picture)
+            by_hand.append(((Text(text), self.encode([pixels])[0]), RetrievedDocument(f"context {place}", None, text, pixels)))
+        result = []
+        for found in self._retrieve(queries, number):
+            both = [*by_hand, *found]
+            result.append(([document for document, _ in both], tuple(shown for _, shown in both)))
+        return result
+
+    def _retrieve(self, queries: Sequence[Document], number: int) -> list[list[tuple[Document, RetrievedDocument]]]:
+        found: list[list[tuple[Document, RetrievedDocument]]] = [[] for _ in queries]
+        asked = [place for place, query in enumerate(queries) if query]
+        if number == 0 or not asked:
+            return found
+        retriever = self.components.retriever
+        assert retriever is not None
+        for place, results in zip(asked, retriever.retrieve([queries[place] for place in asked], number), strict=True):
+            for result in results:
+                document = retriever.memory.document(result.index)
+                picture = next((segment for segment in document if isinstance(segment, Image)), None)
+                pixels = None if picture is None else images.fit(picture.load(), self.image_size)
+                found[place].append((self._coded(document), RetrievedDocument(result.id, result.score, text_of(document), pixels)))
+        return found
+
+    def _num_retrieved(self, asked: int | None, has_context: bool) -> int:
+        """How many documents to retrieve when the caller asked for so many (None: did not say)."""
+        config = self.recipe.retriever
+        has_memory = config is not None and self.recipe.component_names["retriever"].rpartition("/")[2] != "none"
+        if asked is None:
+            return config.num_retrieved if config and has_memory and self.recipe.generate.retrieve and not has_context else 0
+        if asked < 0:
+            raise GenerationError("num_retrieved", f"is {asked}", "use 0 or more")
+        if asked > 0 and not has_memory:
+            raise GenerationError("num_retrieved", f"is {asked}, but the model's recipe {self.recipe.name!r} has no retriever",
+                                  "use 0, or give documents by hand (context)")
+        return asked
+
+    # ---- text and sampler
+
+    def _check_text(self, place: str, text: str, *, truncate: bool) -> None:
+        if not text.strip():
+            raise GenerationError(place, "is empty", "say what the picture shows")
+        number, limit = len(self.components.text_tokenizer.encode(text)), self.recipe.data.max_text_tokens
+        if number > limit and not truncate:
+            raise GenerationError(place, f"is {number} tokens long; the model was trained on texts of at most {limit}, in a context of "
+                                  f"{self.components.decoder.context_length}", "shorten it, or read only its beginning (truncate)")
+
+    def _text_hole(self, max_tokens: int | None) -> TextHole:
+        number = self.recipe.generate.max_text_tokens if max_tokens is None else max_tokens
+        if number < 1:
+            raise GenerationError("max_tokens", f"is {number}", "use 1 or more")
+        return TextHole(number)
+
+    def sampler_config(self, **sampler: Any) -> SamplerConfig:
+        """The recipe's sampler with some keys changed; raises `GenerationError` and `RecipeError` for what can't be."""
+        if self.recipe.sampler is None:
+            raise GenerationError(f"recipe {self.recipe.name!r}", "has no section 'sampler'", "add 'sampler: {name: cfg}' to the recipe")
+        return with_options(self.recipe.sampler, sampler)
+
+    def _engine(self, sampler: Mapping[str, Any]) -> Engine:
+        parts = self.components
+        return Engine(parts.decoder, parts.serializer, self.sampler_config(**sampler).build(), parts.vocabulary,
+                      max_text_tokens=self.recipe.data.max_text_tokens)
+
+
+def with_options(config: SamplerConfig, options: Mapping[str, Any]) -> SamplerConfig:
+    """A sampler's config with some keys changed, checked as a recipe would be."""
+    known = {item.name for item in fields(config)}
+    fitting = {}
+    for key, value in options.items():
+        if key not in known:
+            raise GenerationError(f"sampler.{key}", "is not a key of this model's sampler", close_match(key, known))
+        try:
+            fitting[key] = fit(value, hints(type(config))[key])
+        except WrongTypeError as error:
+            raise GenerationError(f"sampler.{key}", f"is {value!r}, not {error.expected}", "correct the value") from None
+    changed = replace(config, **fitting)
+    changed.check()
+    return changed
+
+
+def _pixels(picture: Picture) -> PixelArray:
+    """Pixels of a picture given as an array or a file."""
+    if isinstance(picture, (str, Path)):
+        return images.open_image(picture)
+    if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+        shape = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, np.ndarray) else type(picture).__name__
+        raise DataError("picture", f"is {shape}", "pass a file's path, or RGB pixels as uint8 [height, width, 3]")
+    return picture
+
+
+def _image(pixels: PixelArray) -> Image:
+    """A picture by reference whose key is its content."""
+    import hashlib
+
+    return Image("sha256:" + hashlib.sha256(pixels.tobytes()).hexdigest(), lambda: pixels)
+
+
+def _picture_of(document: Document) -> Codes:
+    """The last picture of a filled document."""
+    return next(segment for segment in reversed(document) if isinstance(segment, Codes))
