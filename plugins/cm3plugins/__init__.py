@@ -6,6 +6,7 @@ A folder for each kind. The config classes named here live in light modules; wha
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cm3core.hookspecs import hookimpl
@@ -39,6 +40,13 @@ def cm3_retrievers() -> Mapping[str, type[RetrieverConfig]]:
 
 
 @hookimpl
+def cm3_objectives() -> Mapping[str, type[ObjectiveConfig]]:
+    from cm3plugins.objectives.config import CausalObjectiveConfig, CM3ObjectiveConfig, FIMObjectiveConfig
+
+    return {"causal": CausalObjectiveConfig, "cm3": CM3ObjectiveConfig, "fim": FIMObjectiveConfig}
+
+
+@hookimpl
 def cm3_decoders() -> Mapping[str, type[DecoderConfig]]:
     from cm3plugins.decoders.cm3leon import CM3LeonConfig
 
@@ -64,3 +72,9 @@ def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
     from cm3plugins.datasets.emoji import EmojiSourceConfig
 
     return {"emoji": EmojiSourceConfig}
+
+
+@hookimpl
+def cm3_models() -> Mapping[str, Path]:
+    folder = Path(__file__).parent / "assets" / "models"
+    return {model.parent.name: model.parent for model in sorted(folder.glob("*/state.json"))}
