@@ -1,0 +1,87 @@
+"""Conformance kit of embedders: `class TestMine(EmbedderContract)` with a `make()`. Laws are explained in their docstrings."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from cm3core.document import Document, Image, PixelArray, Text
+from cm3core.errors import DataError
+from cm3core.interfaces.embedder import Embedder, normalise
+from cm3core.testing._laws import Contract
+
+_TOLERANCE = 1e-4
+
+
+def texts(max_size: int = 6) -> st.SearchStrategy[list[str]]:
+    """Lists of short texts in any script, the empty one and those without a single word among them."""
+    return st.lists(st.one_of(st.text(max_size=30), st.sampled_from(["red apple, noto style", "a dog", "", "...", "été 猫"])),
+                    min_size=1, max_size=max_size)
+
+
+@st.composite
+def pictures(draw: st.DrawFn) -> PixelArray:
+    """Pictures of noise on one colour, of sides of 1 to 90 pixels, square or not."""
+    height, width = draw(st.integers(1, 90)), draw(st.integers(1, 90))
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    base = rng.integers(0, 256, 3)
+    return np.clip(base + rng.integers(-40, 40, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+class EmbedderContract(Contract[Embedder]):
+    """What every embedder obeys."""
+
+    max_examples = 15
+
+    def law_vectors_are_finite_unit_float32(self, data: st.DataObject) -> None:
+        """[N, dimension], float32, finite, of length 1."""
+        many_texts, many_pictures = data.draw(texts()), data.draw(st.lists(pictures(), min_size=1, max_size=3))
+        for vectors, count in ((self.subject.embed_texts(many_texts), len(many_texts)),
+                               (self.subject.embed_images(many_pictures), len(many_pictures))):
+            assert vectors.dtype == np.float32
+            assert vectors.shape == (count, self.subject.dimension)
+            assert np.isfinite(vectors).all()
+            np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=_TOLERANCE)
+
+    def law_nothing_gives_no_rows(self) -> None:
+        """No texts, no pictures, no documents: shape [0, dimension]."""
+        for vectors in (self.subject.embed_texts([]), self.subject.embed_images([]), self.subject.embed_documents([])):
+            assert vectors.shape == (0, self.subject.dimension)
+
+    def law_a_batch_is_its_items(self, data: st.DataObject) -> None:
+        """An item's vector does not depend on what else is in the batch."""
+        many_texts, many_pictures = data.draw(texts()), data.draw(st.lists(pictures(), min_size=2, max_size=4))
+        np.testing.assert_allclose(self.subject.embed_texts(many_texts),
+                                   np.concatenate([self.subject.embed_texts([text]) for text in many_texts]), atol=_TOLERANCE)
+        np.testing.assert_allclose(self.subject.embed_images(many_pictures),
+                                   np.concatenate([self.subject.embed_images([one]) for one in many_pictures]), atol=_TOLERANCE)
+
+    def law_a_document_is_the_mean_of_its_parts(self, data: st.DataObject) -> None:
+        """Text part and picture part apart, normalised, averaged, normalised; a single part is used as it is."""
+        text, picture = data.draw(st.sampled_from(["red apple", "a dog, noto style"])), data.draw(pictures())
+        image = Image("test", lambda: picture)
+        text_part, image_part = self.subject.embed_texts([text])[0], self.subject.embed_images([picture])[0]
+        documents: list[Document] = [(Text(text),), (image,), (Text(text), image)]
+        expected = [text_part, image_part, normalise((text_part + image_part)[None] / 2)[0]]
+        np.testing.assert_allclose(self.subject.embed_documents(documents), expected, atol=_TOLERANCE)
+        np.testing.assert_allclose(self.subject.embed_document(documents[2]), expected[2], atol=_TOLERANCE)
+
+    def law_an_empty_document_is_refused(self) -> None:
+        """A document with neither text nor picture has no vector."""
+        with pytest.raises(DataError, match="neither text nor a picture"):
+            self.subject.embed_documents([(Text("a dog"),), ()])
+
+    def law_inputs_are_not_written_to(self, data: st.DataObject) -> None:
+        """A read-only picture is accepted and stays as it was."""
+        picture = data.draw(pictures())
+        before = picture.copy()
+        picture.setflags(write=False)
+        self.subject.embed_images([picture])
+        np.testing.assert_array_equal(picture, before)
+
+    def law_equal_makes_are_equal(self) -> None:
+        """Two embedders of one config have the same fingerprint and the same vectors."""
+        other = self.make()
+        assert other.fingerprint == self.subject.fingerprint != ""
+        np.testing.assert_array_equal(other.embed_texts(["red apple"]), self.subject.embed_texts(["red apple"]))

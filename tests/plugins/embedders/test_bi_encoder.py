@@ -1,0 +1,123 @@
+"""The `bi_encoder`: features by hand, its file, the shipped weights' use, and a short training."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+import torch
+
+from cm3core.document import Text
+from cm3core.errors import CheckpointError, RecipeError
+from cm3core.testing.embedder import EmbedderContract
+from cm3plugins.datasets.emoji.corpus import EmojiCorpus
+from cm3plugins.embedders import BiEncoderConfig
+from cm3plugins.embedders.bi_encoder import BUNDLED_WEIGHTS
+from cm3plugins.embedders.bi_encoder_embedder import BiEncoder, save_towers, square
+from cm3plugins.embedders.bi_encoder_figures import recall
+from cm3plugins.embedders.bi_encoder_towers import Towers, TowerSizes
+from cm3plugins.embedders.text_features import features_of, ngrams_of, words_of
+from cm3plugins.embedders.train_bi_encoder import contrast, random_caption, train
+
+SMALL = TowerSizes(num_buckets=512, word_width=16, text_width=32, resolution=16, channels=(8, 16), strides=(2, 2), dimension=12)
+
+
+class TestBiEncoder(EmbedderContract):
+    def make(self) -> BiEncoder:
+        return BiEncoderConfig().build()
+
+
+def test_words_and_ngrams_by_hand():
+    assert words_of("Two Piñatas, o'clock_x") == ["two", "pinatas", "o", "clock", "x"]
+    assert ngrams_of("ox") == ["<ox", "ox>"]
+    word, again, *grams = features_of("ox", 1000)
+    assert word == again == zlib.crc32(b"word:ox") % 1000  # the whole word counts twice
+    assert len(grams) == 2
+    assert len(set(features_of("apple", 8192)) & set(features_of("apples", 8192))) >= 5  # a plural shares most n-grams
+
+
+def test_square_cuts_the_middle_and_averages():
+    picture = np.zeros((2, 4, 3), np.uint8)
+    picture[:, 1:3] = 255
+    assert square(picture, 2).tolist() == torch.ones(1, 3, 2, 2).tolist()
+
+
+def test_contrast_by_hand():
+    """Rows (1, 0) and (0, 1) with scale ln 3: each softmax gives 3/4 to its own."""
+    scale = torch.tensor(np.log(3.0), dtype=torch.float32)
+    assert float(contrast(torch.eye(2), torch.eye(2), scale)) == pytest.approx(-np.log(0.75))
+
+
+def test_recall_by_hand():
+    gallery = np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float32)
+    assert recall(np.array([[1, 0.1]], np.float32), gallery, ["b"], ["a", "b", "b"]) == {"R@1": 0.0, "R@5": 1.0}
+    banned = np.array([[True, False, False]])
+    assert recall(np.array([[1, 0.1]], np.float32), gallery, ["b"], ["a", "b", "b"], banned)["R@1"] == 1.0
+
+
+def test_shipped_weights_find_the_same_thing_in_other_words_and_styles():
+    embedder = BiEncoderConfig().build()
+    names = ["red apple, noto style", "green apple, twemoji style", "dog, noto style", "octopus, fluent style", "pizza, noto style"]
+    queries = ["a red apple in twemoji style", "green apples", "some dogs", "a purple octopus, emojione style", "slice of pizza"]
+    scores = embedder.embed_texts(queries) @ embedder.embed_texts(names).T
+    assert scores.argmax(1).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_shipped_figures_and_size():
+    """The figures beside the weights are those of these weights' training run; what retrieval needs of them."""
+    measured = json.loads(BUNDLED_WEIGHTS.with_suffix(".figures.json").read_text())
+    assert measured["comp: caption -> documents of other styles"]["R@1"] > 0.98
+    assert BUNDLED_WEIGHTS.stat().st_size <= 2_000_000
+
+
+def test_shipped_weights_tell_pictures_of_held_out_styles_apart():
+    corpus, embedder = EmojiCorpus(), BiEncoderConfig().build()
+    rows = [i for i, entry in enumerate(corpus.entries) if entry.split == "comp"][:60]
+    labels = [corpus.entries[i].label for i in rows]
+    scores = embedder.embed_images([corpus.render(i, 64) for i in rows]) @ embedder.embed_texts(labels).T
+    assert (np.array(labels)[scores.argmax(1)] == np.array(labels)).mean() > 0.4  # chance: 0.02
+
+
+def test_training_learns_and_repeats():
+    corpus = EmojiCorpus()
+    rows = [corpus.index(f"{style}/{name}") for name in ("red-apple", "dog", "octopus", "pizza") for style in ("noto", "twemoji")]
+    entries, pictures = [corpus.entries[i] for i in rows], np.stack([corpus.render(i, 16) for i in rows])
+    first, second = (train(entries, pictures, sizes=SMALL, num_steps=25, batch_concepts=4, seed=3) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    embedder = BiEncoder(first, "test")
+    scores = embedder.embed_texts([entry.label for entry in entries[::2]]) @ embedder.embed_images(list(pictures[1::2])).T
+    assert scores.argmax(1).tolist() == [0, 1, 2, 3]
+
+
+def test_random_captions_always_name_the_concept_by_label_or_tag():
+    corpus, rng = EmojiCorpus(), np.random.default_rng(0)
+    entry = corpus.entries[corpus.index("noto/red-apple")]
+    captions = {random_caption(entry, rng) for _ in range(200)}
+    assert len(captions) > 50
+    assert all("red apple" in caption or any(tag in caption for tag in entry.tags) for caption in captions)
+
+
+def test_weights_round_trip_and_bad_files(tmp_path):
+    torch.manual_seed(0)
+    save_towers(Towers(SMALL), tmp_path / "w.safetensors")
+    embedder = BiEncoderConfig(path=str(tmp_path / "w.safetensors")).build()
+    assert embedder.embed_document((Text("a dog"),)).shape == (12,)
+    (tmp_path / "bad.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:500])
+    with pytest.raises(CheckpointError, match="is not a whole safetensors file"):
+        BiEncoderConfig(path=str(tmp_path / "bad.safetensors")).build()
+    with pytest.raises(CheckpointError) as error:
+        BiEncoderConfig(path=str(tmp_path / "none")).build()
+    assert str(error.value) == (f"{tmp_path / 'none'}: there is no such file\n"
+                                "  next: use a file that `python -m cm3plugins.embedders.train_bi_encoder` wrote")
+    with pytest.raises(RecipeError) as refused:
+        BiEncoderConfig(batch_size=0).check()
+    assert str(refused.value) == "embedder.batch_size: is 0\n  next: use 1 or more"
+
+
+def test_configs_import_nothing_heavy():
+    code = "import cm3plugins.embedders, cm3plugins.retrievers, sys; print([m for m in ('torch', 'faiss') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
