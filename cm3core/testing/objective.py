@@ -1,0 +1,129 @@
+"""Conformance kit of objectives: what every masking must keep, whatever it chooses to mask.
+
+    class TestMine(ObjectiveContract):
+        def make(self):
+            return MyObjectiveConfig().build(self.vocabulary)
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from cm3core.document import NO_CELL, MaskedSequence, Span, TokenSequence
+from cm3core.errors import DocumentError
+from cm3core.infill import unmask
+from cm3core.interfaces.objective import MaskingObjective
+from cm3core.testing._laws import Contract
+from cm3core.vocab import Vocabulary
+
+
+def make_sequence(vocabulary: Vocabulary, documents: list[list[tuple[str, int]]], seed: int = 0) -> TokenSequence:
+    """A sequence of random tokens: for each document its segments as (modality, number of tokens); the last is the query."""
+    rng = np.random.default_rng(seed)
+    tokens: list[int] = [vocabulary.eos]
+    cells: list[int] = [NO_CELL]
+    segments: list[Span] = []
+    query_segment = 0
+    for document in documents:
+        query_segment = len(segments)
+        for modality, length in document:
+            if segments:
+                tokens.append(vocabulary.break_)
+                cells.append(NO_CELL)
+            ids = vocabulary.text if modality == "text" else vocabulary.image
+            segments.append(Span(len(tokens), len(tokens) + length, modality))
+            tokens += rng.integers(ids.start, ids.stop, length).tolist()
+            cells += range(length) if modality == "image" else [NO_CELL] * length
+    tokens.append(vocabulary.eos)
+    cells.append(NO_CELL)
+    return TokenSequence(np.asarray(tokens, np.int32), np.asarray(cells, np.int32), tuple(segments), query_segment)
+
+
+def sequences(vocabulary: Vocabulary) -> st.SearchStrategy[TokenSequence]:
+    """Sequences of one to four documents; a text may be empty."""
+    segment = st.tuples(st.just("text"), st.integers(0, 8)) | st.tuples(st.just("image"), st.integers(1, 16))
+    document = st.lists(segment, min_size=1, max_size=3)
+    return st.builds(make_sequence, st.just(vocabulary), st.lists(document, min_size=1, max_size=4), st.integers(0, 2**32 - 1))
+
+
+class ObjectiveContract(Contract[MaskingObjective]):
+    """Laws of `MaskingObjective`. `make` builds the objective for `self.vocabulary`."""
+
+    vocabulary: ClassVar[Vocabulary] = Vocabulary(num_text=64, num_image=16, num_sentinels=32)
+
+    def _masked(self, data: st.DataObject) -> tuple[TokenSequence, MaskedSequence]:
+        sequence = data.draw(sequences(self.vocabulary))
+        max_length = len(sequence) + data.draw(st.integers(0, 64), label="room")
+        rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), label="seed"))
+        masked = self.subject.mask(sequence, rng, max_length)
+        assert len(masked) <= max_length
+        return sequence, masked
+
+    def law_masking_is_reversible(self, data: st.DataObject) -> None:
+        """Every span comes back: nothing is cut, overwritten or repeated."""
+        sequence, masked = self._masked(data)
+        assert unmask(masked, self.vocabulary).tolist() == sequence.tokens.tolist()
+
+    def law_shapes_and_types(self, data: st.DataObject) -> None:
+        """Three arrays of one length, int32, int32 and float32; weights are finite and not negative, and <pad> has none."""
+        _, masked = self._masked(data)
+        assert masked.tokens.shape == masked.cells.shape == masked.weights.shape
+        assert masked.tokens.dtype == masked.cells.dtype == np.int32
+        assert masked.weights.dtype == np.float32
+        assert np.isfinite(masked.weights).all()
+        assert (masked.weights >= 0).all()
+        assert not masked.weights[masked.tokens == self.vocabulary.pad].any()
+
+    def law_spans_hold_no_specials(self, data: st.DataObject) -> None:
+        """A moved span is not empty, of one modality and without <eos>, <break> or sentinels."""
+        _, masked = self._masked(data)
+        end = int(np.flatnonzero(masked.tokens == self.vocabulary.eos)[-1])
+        moved = masked.tokens[end + 1:].tolist()
+        while moved:
+            length = moved.index(self.vocabulary.end_of_infill)
+            span, moved = moved[1:length], moved[length + 1:]
+            assert span
+            assert all(token in self.vocabulary.text for token in span) or all(token in self.vocabulary.image for token in span)
+
+    def law_specials_stay(self, data: st.DataObject) -> None:
+        """Every <break> and the two <eos> stay in the body, so no span crosses a boundary."""
+        sequence, masked = self._masked(data)
+        special = [self.vocabulary.eos, self.vocabulary.break_]
+        end = int(np.flatnonzero(masked.tokens == self.vocabulary.eos)[-1])
+        body = masked.tokens[:end + 1]
+        assert body[np.isin(body, special)].tolist() == sequence.tokens[np.isin(sequence.tokens, special)].tolist()
+
+    def law_cells_move_along(self, data: st.DataObject) -> None:
+        """Image codes keep their raster cells; nothing else has one."""
+        sequence, masked = self._masked(data)
+        is_image = np.isin(masked.tokens, self.vocabulary.image)
+        assert ((masked.cells == NO_CELL) == ~is_image).all()
+        as_cells = np.where(is_image, self.vocabulary.image.start + masked.cells, masked.tokens).astype(np.int32)
+        wanted = np.where(sequence.cells == NO_CELL, sequence.tokens, self.vocabulary.image.start + sequence.cells)
+        assert unmask(MaskedSequence(as_cells, masked.cells, masked.weights), self.vocabulary).tolist() == wanted.tolist()
+
+    def law_equal_generators_give_equal_results(self, data: st.DataObject) -> None:
+        """The generator is the only source of randomness, and the sequence is not changed."""
+        sequence = data.draw(sequences(self.vocabulary))
+        before = sequence.tokens.copy()
+        seed = data.draw(st.integers(0, 2**32 - 1))
+        first, second = (self.subject.mask(sequence, np.random.default_rng(seed), len(sequence) + 48) for _ in range(2))
+        assert np.array_equal(first.tokens, second.tokens)
+        assert np.array_equal(first.weights, second.weights)
+        assert np.array_equal(sequence.tokens, before)
+
+    def law_no_room_means_no_masking(self, data: st.DataObject) -> None:
+        """A sequence that fills the context stays whole."""
+        sequence = data.draw(sequences(self.vocabulary))
+        masked = self.subject.mask(sequence, np.random.default_rng(0), len(sequence))
+        assert np.array_equal(masked.tokens, sequence.tokens)
+
+    def law_too_long_is_refused(self) -> None:
+        """A sequence longer than the context is an error, never cut."""
+        sequence = make_sequence(self.vocabulary, [[("text", 5)]])
+        with pytest.raises(DocumentError, match="7 tokens, the context holds 6"):
+            self.subject.mask(sequence, np.random.default_rng(0), 6)

@@ -1,0 +1,49 @@
+"""Random spans inside segments. Legend: B tokens in a sequence, m segments that are not empty, k candidates.
+
+The algorithm is metaseq's (`cm3_dataset.py`, branch scaling_racm3), whose defects are left out: a candidate that is empty or
+lies on specials only is not a span; endpoints are drawn among the B + 1 gaps between tokens, each equally likely.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from cm3core.document import TokenSequence
+
+SpanList = list[tuple[int, int]]
+
+
+def draw_spans(sequence: TokenSequence, num_spans: int, rng: np.random.Generator) -> SpanList:
+    """At most `num_spans` disjoint spans, each inside one segment, sorted.
+
+    `num_spans`**2 candidates have both ends uniform over the sequence. They are taken in turn unless they meet one taken before.
+    Each one is then clipped to the segment that it overlaps most (the first on a tie). Fewer come back when candidates run out.
+    """
+    if num_spans == 0:
+        return []
+    ends_k2 = np.sort(rng.integers(0, len(sequence) + 1, size=(num_spans * num_spans, 2)), axis=1)
+    clipped_k2, holds_k = clip_to_segments(ends_k2, sequence)
+    taken: SpanList = []
+    spans: SpanList = []
+    for (start, stop), clipped, holds in zip(ends_k2.tolist(), clipped_k2.tolist(), holds_k.tolist(), strict=True):
+        if holds and all(stop <= low or high <= start for low, high in taken):
+            taken.append((start, stop))
+            spans.append((clipped[0], clipped[1]))
+            if len(spans) == num_spans:
+                break
+    return sorted(spans)
+
+
+def clip_to_segments(ends_k2: npt.NDArray[np.int64],
+                     sequence: TokenSequence) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Each candidate clipped to the segment it overlaps most, int64 [k, 2]; and whether it overlaps one at all, bool [k]."""
+    bounds = np.asarray([(span.start, span.stop) for span in sequence.segments if len(span)], np.int64).reshape(-1, 2)
+    if not len(bounds):
+        return ends_k2, np.zeros(len(ends_k2), np.bool_)
+    low_km = np.maximum(ends_k2[:, :1], bounds[:, 0])
+    high_km = np.minimum(ends_k2[:, 1:], bounds[:, 1])
+    best_k = np.argmax(high_km - low_km, axis=1)
+    rows = np.arange(len(ends_k2))
+    clipped_k2 = np.stack([low_km[rows, best_k], high_km[rows, best_k]], axis=1)
+    return clipped_k2, clipped_k2[:, 1] > clipped_k2[:, 0]
