@@ -27,19 +27,26 @@ def philox4x32(key: Tensor, counter_0: Tensor, counter_1: Tensor) -> Tensor:
         int64 [n, c, 4], each word in 0..2**32-1.
     """
     n, c = len(key), len(counter_0)
-    key_0, key_1 = (key & MASK)[:, None], ((key >> 32) & MASK)[:, None]
     # Even words (0, 2) are multiplied, odd words (1, 3) only mixed in. After the product's wrap-around, `>> 32` and the
     # mask still give the true high half, and the low half needs its mask only when it is used.
     even = torch.zeros(2, n, c, dtype=torch.int64, device=key.device)
-    odd = torch.zeros_like(even)
-    even[0], odd[0] = counter_0, counter_1[:, None]
+    even[0] = counter_0
+    odd_0, odd_1 = counter_1[:, None], torch.zeros_like(counter_1)[:, None]
     multiplier = torch.tensor([MULTIPLIER_0, MULTIPLIER_1], dtype=torch.int64, device=key.device).view(2, 1, 1)
-    keys = torch.stack([key_0, key_1])
-    weyl = torch.tensor([WEYL_0, WEYL_1], dtype=torch.int64, device=key.device).view(2, 1, 1)
-    for round_ in range(NUM_ROUNDS):
+    for key_0, key_1 in zip(*_key_schedule(key), strict=True):
         product = even * multiplier
-        high = product >> 32
-        even = high.flip(0).bitwise_xor_(odd).bitwise_xor_(keys + round_ * weyl).bitwise_and_(MASK)
-        odd = product.flip(0)
-    odd &= MASK
-    return torch.stack([even[0], odd[0], even[1], odd[1]], dim=-1)
+        high_0, high_1 = (product >> 32).unbind()
+        torch.bitwise_xor(high_1, odd_0 ^ key_0, out=even[0])
+        torch.bitwise_xor(high_0, odd_1 ^ key_1, out=even[1])
+        even &= MASK
+        odd_1, odd_0 = product.unbind()
+    return torch.stack([even[0], odd_0 & MASK, even[1], odd_1 & MASK], dim=-1)
+
+
+def _key_schedule(key: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Both key words of every round, each [n, 1]: the key plus a Weyl sequence."""
+    weyl = torch.tensor([WEYL_0, WEYL_1], dtype=torch.int64, device=key.device).view(2, 1, 1, 1)
+    rounds = torch.arange(NUM_ROUNDS, device=key.device).view(1, NUM_ROUNDS, 1, 1)
+    words = torch.stack([key & MASK, (key >> 32) & MASK]).view(2, 1, len(key), 1)
+    first, second = ((words + rounds * weyl) & MASK).unbind()
+    return first.unbind(), second.unbind()
