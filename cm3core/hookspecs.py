@@ -27,6 +27,7 @@ imports what is heavy and returns the component. Hooks are called whenever plugi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pluggy
 
@@ -97,4 +98,12 @@ def cm3_commands() -> Mapping[str, str]:  # type: ignore[empty-body]
 
     The function is imported only when its command is called. It is given an `argparse.ArgumentParser`, adds its arguments and
     sets `run`: `parser.set_defaults(run=run)`, where `run(args) -> int` returns the exit code.
+    """
+
+
+@hookspec
+def cm3_models() -> Mapping[str, Path]:  # type: ignore[empty-body]
+    """Trained models that the plugin ships: name -> folder, as `cm3core.checkpoint.export_model` writes it.
+
+    `cm3 generate --model PLUGIN:NAME` and `cm3core.load("PLUGIN:NAME")` open it.
     """

@@ -37,6 +37,7 @@ GROUP = "cm3core.plugins"
 STRICT_VARIABLE = "CM3_STRICT_PLUGINS"
 DISABLE_VARIABLE = "CM3_DISABLE_PLUGINS"
 COMMANDS_HOOK = "cm3_commands"
+MODELS_HOOK = "cm3_models"
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 logger = logging.getLogger("cm3core.plugins")
@@ -75,6 +76,7 @@ class PluginInfo:
         status: "loaded", "broken" or "disabled".
         components: kind -> names that it brings.
         commands: sub-commands that it brings.
+        models: names of the trained models that it ships.
         reason: one line that says why it is broken or disabled, else "".
         traceback: of the error that broke it, else "".
     """
@@ -85,6 +87,7 @@ class PluginInfo:
     status: str = "loaded"
     components: dict[str, list[str]] = field(default_factory=dict)
     commands: list[str] = field(default_factory=list)
+    models: list[str] = field(default_factory=list)
     reason: str = ""
     traceback: str = ""
 
@@ -96,18 +99,20 @@ class Registry:
         self.plugins: list[PluginInfo] = []
         self._configs: dict[str, dict[str, dict[str, type[base.ComponentConfig]]]] = {kind: {} for kind in KINDS}
         self._commands: dict[str, dict[str, str]] = {}
+        self._models: dict[str, Path] = {}
 
     def add(self, info: PluginInfo, configs: Mapping[str, Mapping[str, type[base.ComponentConfig]]],
-            commands: Mapping[str, str]) -> None:
-        """Take in a usable plugin's config classes (kind -> name -> class) and commands, and complete its `info`."""
+            commands: Mapping[str, str], models: Mapping[str, Path] | None = None) -> None:
+        """Take in a usable plugin's config classes (kind -> name -> class), commands and models, and complete its `info`."""
         info.components = {kind: sorted(brought) for kind, brought in configs.items() if brought}
-        info.commands = sorted(commands)
+        info.commands, info.models = sorted(commands), sorted(models or {})
         self.plugins.append(info)
         for kind, brought in configs.items():
             for name, config_class in brought.items():
                 self._configs[kind].setdefault(name, {})[info.name] = config_class
         for name, target in commands.items():
             self._commands.setdefault(name, {})[info.name] = target
+        self._models.update({f"{info.name}:{name}": folder for name, folder in (models or {}).items()})
 
     def names(self, kind: str) -> list[str]:
         """Names of a kind's components, sorted; a name that several plugins bring stands there once."""
@@ -148,6 +153,10 @@ class Registry:
                 raise PluginError(place, f"no {kind} is called {name!r}", step)
             raise PluginError(place, f"no {kind} is called {name!r}", self._with_reasons(close_match(name, self._configs[kind])))
         return next(iter(found.values()))
+
+    def models(self) -> dict[str, Path]:
+        """Trained models that plugins ship: "PLUGIN:NAME" -> folder."""
+        return dict(self._models)
 
     def commands(self) -> list[str]:
         """Names of the sub-commands that plugins bring, sorted."""
@@ -274,10 +283,11 @@ def _describe(info: PluginInfo, loader: _Loader, registry: Registry, pluggy_mana
         _check_hooks(info, plugin, pluggy_manager)
         configs = {kind: _ask(info, plugin, kind, pluggy_manager) for kind in KINDS}
         commands = _ask_commands(info, plugin, pluggy_manager)
+        models = _ask_models(info, plugin, pluggy_manager)
     except BaseException:
         pluggy_manager.unregister(plugin)
         raise
-    registry.add(info, configs, commands)
+    registry.add(info, configs, commands, models)
 
 
 def _check_api(info: PluginInfo, plugin: object) -> None:
@@ -292,7 +302,7 @@ def _check_api(info: PluginInfo, plugin: object) -> None:
 
 def _check_hooks(info: PluginInfo, plugin: object, pluggy_manager: pluggy.PluginManager) -> None:
     """Every function called `cm3_*` must be marked, and be a hook that exists."""
-    known = [*(kind.hook for kind in KINDS.values()), COMMANDS_HOOK]
+    known = [*(kind.hook for kind in KINDS.values()), COMMANDS_HOOK, MODELS_HOOK]
     callers = {caller.name: caller for caller in pluggy_manager.get_hookcallers(plugin) or []}
     for name, caller in callers.items():
         optional = any(impl.optionalhook for impl in caller.get_hookimpls() if impl.plugin is plugin)
@@ -352,6 +362,16 @@ def _ask_commands(info: PluginInfo, plugin: object, pluggy_manager: pluggy.Plugi
     if not valid:
         raise PluginError(info.name, f"{COMMANDS_HOOK} returned {answer!r}", 'return a mapping of names to "module:function"')
     assert isinstance(answer, Mapping)
+    return dict(answer)
+
+
+def _ask_models(info: PluginInfo, plugin: object, pluggy_manager: pluggy.PluginManager) -> dict[str, Path]:
+    answer = _call(MODELS_HOOK, plugin, pluggy_manager)
+    if answer is None:
+        return {}
+    if not isinstance(answer, Mapping) or not all(
+            isinstance(name, str) and NAME.fullmatch(name) and isinstance(folder, Path) for name, folder in answer.items()):
+        raise PluginError(info.name, f"{MODELS_HOOK} returned {answer!r}", "return a mapping of names to folders (pathlib.Path)")
     return dict(answer)
 
 
