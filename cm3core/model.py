@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 #: RGB pixels uint8 [height, width, 3] of any size, or the file of a picture.
 Picture: TypeAlias = PixelArray | str | Path
 
+#: The model that is used when none is named.
 DEFAULT_MODEL = "bundled:emoji64"
 
 

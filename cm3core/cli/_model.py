@@ -1,0 +1,101 @@
+"""What `cm3 generate`, `caption` and `infill` share: choosing a model, sampler keys, retrieved documents, progress, metadata."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import cm3core
+from cm3core.cli import registry_of
+from cm3core.errors import GenerationError
+
+if TYPE_CHECKING:
+    from cm3core.generate import Progress
+    from cm3core.model import Model, RetrievedDocument
+
+DEFAULT_MODEL = "bundled:emoji64"
+
+
+def add_model_options(parser: ArgumentParser) -> None:
+    """`--model`, `--seed`, `--num-retrieved`, `--set`, `--show-retrieved`, `--threads`."""
+    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="MODEL",
+                        help="a run's folder, a checkpoint, or PLUGIN:NAME of a model that a plugin ships (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same result (default: %(default)s)")
+    parser.add_argument("--num-retrieved", type=int, metavar="K",
+                        help="documents to retrieve and put in front; 0: none (default: as the model's recipe says)")
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="sampler.KEY=VALUE",
+                        help="change a key of the recipe's sampler, e.g. sampler.guidance_scale=1.5; may be given several times")
+    parser.add_argument("--show-retrieved", action="store_true", help="say which documents were put in front")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of torch on the CPU")
+
+
+def open_model(args: Namespace) -> Model:
+    """The model that the options name."""
+    import torch
+
+    from cm3core.model import load
+
+    if args.threads is not None:
+        if args.threads < 1:
+            raise GenerationError("--threads", f"is {args.threads}", "use 1 or more")
+        torch.set_num_threads(args.threads)
+    return load(args.model, registry=registry_of(args))
+
+
+def sampler_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """Keyword arguments of `Model.generate` from `sampler.KEY=VALUE`; values are read as YAML reads them.
+
+    >>> sampler_settings(["sampler.temperature=0.5", "sampler.null=mask"])
+    {'temperature': 0.5, 'null': 'mask'}
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    result: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        section, _, name = key.strip().partition(".")
+        if not equals or section != "sampler" or not name.isidentifier():
+            raise GenerationError(f"--set {setting}", "is not sampler.KEY=VALUE", "write for instance --set sampler.guidance_scale=1.5")
+        try:
+            result[name] = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[index, call-overload]
+        except (OmegaConfBaseException, ValueError) as error:  # the latter: YAML's own errors
+            raise GenerationError(f"--set {setting}", f"has a value that is no YAML ({error})", "put it in quotes") from error
+    return result
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Progress]:
+    """A bar of drawn tokens on the terminal."""
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit="token", file=sys.stderr, leave=False, dynamic_ncols=True) as bar:
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
+
+
+def metadata(model: Model, settings: dict[str, Any], *, prompt: str, seed: int,
+             retrieved: Sequence[RetrievedDocument]) -> dict[str, str]:
+    """What a written PNG says of itself: enough to draw it again."""
+    from cm3core.fields import to_plain
+
+    return {"prompt": prompt, "seed": str(seed), "model": model.name, "step": str(model.step), "recipe_hash": model.recipe.hash,
+            "sampler": json.dumps(to_plain(model.sampler_config(**settings))),
+            "retrieved": json.dumps([document.id for document in retrieved], ensure_ascii=False),
+            "software": f"cm3leon {cm3core.__version__}"}
+
+
+def show_retrieved(retrieved: Sequence[RetrievedDocument]) -> None:
+    """One line a document."""
+    for place, document in enumerate(retrieved):
+        score = "" if document.score is None else f" ({document.score:.3f})"
+        print(f"  retrieved {place + 1}: {document.id}{score} {document.text!r}")
+    if not retrieved:
+        print("  retrieved: nothing")
