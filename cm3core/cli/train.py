@@ -1,0 +1,51 @@
+"""`cm3 train`: train a decoder by a recipe, or go on where a run stopped."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from cm3core.cli import add_overrides, registry_of
+
+HELP = "train a decoder by a recipe, or go on where a run stopped"
+EXAMPLE = """  cm3 train tiny -o runs/tiny
+  cm3 train quickstart dataset=folder dataset.path=my/pictures
+  cm3 train quickstart -o runs/long train.minutes=120 train.optimizer=muon
+The same command again goes on from the newest checkpoint in the folder."""
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Recipe, folder, overrides."""
+    parser.add_argument("recipe", help="a shipped recipe's name, or a path to a YAML file")
+    parser.add_argument("-o", "--out", type=Path, default=None, help="the run's folder (default: runs/<recipe name>)")
+    parser.add_argument("--new", action="store_true", help="refuse to go on from a checkpoint that is in the folder")
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, ... (default: the GPU when there is one)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_overrides(parser)
+
+
+def run(args: Namespace) -> int:
+    """Train; prints where the checkpoint is."""
+    from cm3core.recipe import compose
+
+    registry = registry_of(args)
+    recipe = compose(args.recipe, args.overrides, registry=registry)
+    recipe.check()
+    out = args.out if args.out is not None else Path("runs") / recipe.name
+    plugins = "".join(f"--plugin {shlex.quote(str(path))} " for path in args.plugin)
+    command = shlex.join([args.recipe, "-o", str(out), *args.overrides])
+
+    from cm3core.train import TrainingInterrupted, train
+
+    try:
+        result = train(recipe, out, registry, resume=not args.new, progress=not args.quiet, device=args.device,
+                       command=f"cm3 {plugins}train {command}")
+    except TrainingInterrupted as stopped:
+        print(stopped, file=sys.stderr)
+        return 130
+    losses = ", ".join(f"{name.removesuffix('_loss')} {value:.4f}" for name, value in result.metrics.items() if name.endswith("_loss"))
+    print(f"trained to step {result.step} ({result.tokens:,} tokens, {result.elapsed_s / 60:.1f} min); nats a token: {losses or 'not logged'}; "
+          f"peak memory {result.peak_memory_bytes / 2**30:.2f} GiB\n{result.checkpoint}")
+    return 0

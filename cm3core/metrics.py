@@ -1,0 +1,97 @@
+"""What a run writes down: `metrics.jsonl`, TensorBoard, and the speed meter."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cm3core.files import write_bytes
+
+if TYPE_CHECKING:
+    from cm3core.document import PixelArray
+
+METRICS = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Appends metrics to `OUT/metrics.jsonl`, one line a record, and to TensorBoard under `OUT/tensorboard`.
+
+    Args:
+        out_dir: the run's folder.
+        step: the checkpoint's step when a run goes on: later lines, and a last half line, are cut away; 0 for a new run.
+        tensorboard: write TensorBoard's files too.
+    """
+
+    def __init__(self, out_dir: Path, step: int = 0, *, tensorboard: bool = True) -> None:
+        self.path = Path(out_dir) / METRICS
+        write_bytes(self.path, b"".join(json.dumps(line).encode() + b"\n" for line in read_metrics(out_dir) if line["step"] <= step))
+        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        self._board = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(Path(out_dir) / "tensorboard"), purge_step=step + 1)  # type: ignore[no-untyped-call]
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One line {"step": ..., name: value ...}; a single write, so that a killed process leaves whole lines."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        os.write(self._file, json.dumps({"step": step, **finite}).encode() + b"\n")
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+
+    def image(self, step: int, name: str, pixels: PixelArray) -> None:
+        """A picture uint8 [height, width, 3] for TensorBoard."""
+        if self._board is not None:
+            self._board.add_image(name, pixels, step, dataformats="HWC")  # type: ignore[no-untyped-call]
+
+    def flush(self) -> None:
+        """Everything written so far is on the disk."""
+        os.fsync(self._file)
+        if self._board is not None:
+            self._board.flush()  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Flush and close."""
+        self.flush()
+        os.close(self._file)
+        if self._board is not None:
+            self._board.close()  # type: ignore[no-untyped-call]
+
+
+def read_metrics(out_dir: str | Path) -> list[dict[str, float]]:
+    """All whole lines of a run's `metrics.jsonl`, in order."""
+    path = Path(out_dir) / METRICS
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        if line.endswith(b"\n"):
+            lines.append(json.loads(line))
+    return lines
+
+
+class SpeedMeter:
+    """Exponential average of a rate, weighted by time: a stall of a minute counts as a minute.
+
+    Args:
+        time_constant_s: seconds after which an old rate counts 1/e.
+    """
+
+    def __init__(self, time_constant_s: float = 30.0) -> None:
+        self.time_constant_s = time_constant_s
+        self._amount = self._seconds = 0.0
+
+    def add(self, amount: float, seconds: float) -> None:
+        """`amount` done in `seconds`."""
+        keep = math.exp(-seconds / self.time_constant_s)
+        self._amount, self._seconds = self._amount * keep + amount, self._seconds * keep + seconds
+
+    @property
+    def rate(self) -> float:
+        """Amount a second; 0 before anything was added."""
+        return self._amount / self._seconds if self._seconds > 0 else 0.0

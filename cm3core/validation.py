@@ -1,0 +1,82 @@
+"""Validation during training: the same held-out documents, in the same order text -> image, with and without retrieved documents.
+
+Measured is the loss of the query document's own tokens, nats a token: `validation/<split>/image_loss`, `.../text_loss`, and
+`..._retrieved` where the recipe retrieves. Nothing is masked and nothing is random, so figures of two steps or two runs compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from cm3core.build import split_or_reason
+from cm3core.document import MaskedSequence, TokenSequence
+from cm3core.interfaces import MaskingObjective
+from cm3core.loss import modality_metrics
+
+if TYPE_CHECKING:
+    from cm3core.packing import TrainingBatch
+    from cm3core.training_data import Preparation
+
+
+class UnmaskedObjective(MaskingObjective):
+    """The sequence as it is; loss on the query document only."""
+
+    @property
+    def max_added_tokens(self) -> int:
+        return 0
+
+    def _mask(self, sequence: TokenSequence, rng: np.random.Generator, max_length: int) -> MaskedSequence:
+        weights = np.zeros(len(sequence), np.float32)
+        weights[sequence.segments[sequence.query_segment].start:] = 1.0
+        return MaskedSequence(sequence.tokens, sequence.cells, weights)
+
+
+class Validation:
+    """The recipe's validation splits, prepared when first measured. A split that the data set lacks is left out with a note."""
+
+    def __init__(self, preparation: Preparation, *, progress: bool = True) -> None:
+        self.preparation, self.progress = preparation, progress
+        self._batches: dict[str, Sequence[TrainingBatch]] | None = None
+
+    def measure(self, forward: Callable[[TrainingBatch], Tensor]) -> dict[str, float]:
+        """Metrics of all splits; `forward` gives a batch's sums of losses by modality (see `cross_entropy_sums`)."""
+        if self._batches is None:
+            self._batches = self._prepare()
+        values: dict[str, float] = {}
+        for name, batches in self._batches.items():
+            split, _, suffix = name.partition("+")
+            bar = tqdm(batches, desc=f"validation {name}", leave=False, disable=not self.progress, unit="batch")
+            for metric, value in modality_metrics(_total(forward, bar)).items():
+                if metric in ("image_loss", "text_loss"):
+                    values[f"validation/{split}/{metric}{suffix}"] = value
+        return values
+
+    def _prepare(self) -> dict[str, Sequence[TrainingBatch]]:
+        section, components = self.preparation.recipe.train, self.preparation.components
+        prepared: dict[str, Sequence[TrainingBatch]] = {}
+        for split in section.validation_splits:
+            source = split_or_reason(components, split)
+            if isinstance(source, str):
+                tqdm.write(f"note: validation split {split!r} is left out: {source}")
+                continue
+            for suffix, retrieve in (("", False), ("_retrieved", True)):
+                if retrieve and not self.preparation.retrieves:
+                    continue
+                data = self.preparation.data(source, UnmaskedObjective(), retrieve=retrieve, training=False)
+                indices = np.unique(np.linspace(0, len(data) - 1, min(len(data), section.validation_documents)).round().astype(int))
+                prepared[f"{split}+{suffix}"] = self.preparation.pack([data.sequence(0, int(index)) for index in indices])
+        return prepared
+
+
+def _total(forward: Callable[[TrainingBatch], Tensor], batches: Iterable[TrainingBatch]) -> Tensor:
+    sums: Tensor | None = None
+    for batch in batches:
+        part = forward(batch)
+        sums = part if sums is None else sums + part
+    assert sums is not None, "a split with documents gives batches"
+    return sums
