@@ -26,6 +26,21 @@ CM3_API = 1
 
 
 @hookimpl
+def cm3_image_tokenizers() -> Mapping[str, type[ImageTokenizerConfig]]:
+    from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig
+
+    return {"vqgan": VQGANConfig}
+
+
+@hookimpl
+def cm3_text_tokenizers() -> Mapping[str, type[TextTokenizerConfig]]:
+    from cm3plugins.text_tokenizers.bpe import BPETokenizerConfig
+    from cm3plugins.text_tokenizers.byte import ByteTokenizerConfig
+
+    return {"bpe": BPETokenizerConfig, "byte": ByteTokenizerConfig}
+
+
+@hookimpl
 def cm3_embedders() -> Mapping[str, type[EmbedderConfig]]:
     from cm3plugins.embedders.bi_encoder import BiEncoderConfig
 

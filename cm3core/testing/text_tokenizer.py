@@ -1,0 +1,103 @@
+"""Conformance kit of kind `text_tokenizer`.
+
+    class TestMine(TextTokenizerContract):
+        config = MyTokenizerConfig()
+
+        def make(self):
+            return self.config.build(SAMPLE_TEXTS)
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from hypothesis import strategies as st
+
+from cm3core.errors import TokenizerError
+from cm3core.interfaces.text_tokenizer import TextTokenizer, TextTokenizerConfig
+from cm3core.testing._laws import Contract
+
+#: A small corpus for tokenizers that are trained.
+SAMPLE_TEXTS = (
+    "a red apple, noto style", "a green apple, twemoji style", "two red cars", "the apple is red; the car is green",
+    "Ein grüner Apfel", "日本の旗", "a flag 🇯🇵 and a family 👩‍👩‍👧",
+)
+
+#: What a model's special tokens are called, here and in the systems this framework follows.
+SPECIAL_SPELLINGS = ("<s>", "</s>", "<pad>", "<unk>", "<eos>", "<eoss>", "<break>", "<racm3:break>", "<mask>", "<infill>",
+                     "<sentinel:0>", "<|endoftext|>", "IMGIMGAZ", "[MASK]")
+
+texts = st.one_of(
+    st.text(),
+    st.lists(st.sampled_from(SAMPLE_TEXTS + SPECIAL_SPELLINGS + (" ", "  ", "\n", "\r\n", "\t", "\0")), max_size=6).map("".join),
+)
+
+
+class TextTokenizerContract(Contract[TextTokenizer]):
+    """Laws of a text tokenizer. Set `config`, and define `make` to build from it."""
+
+    #: What `make` builds from; its `load` must read what `save` wrote.
+    config: ClassVar[TextTokenizerConfig]
+
+    def law_round_trip_is_lossless(self, data: st.DataObject) -> None:
+        """Every valid string comes back: spaces, control characters, joined emoji, spelled special tokens."""
+        text = data.draw(texts)
+        assert self.subject.decode(self.subject.encode(text)) == text
+
+    def law_ids_are_in_range(self, data: st.DataObject) -> None:
+        """Ids are whole numbers 0..vocab_size-1, the same in every call and in a batch."""
+        batch = data.draw(st.lists(texts, max_size=4))
+        encoded = [self.subject.encode(text) for text in batch]
+        assert all(type(token) is int and 0 <= token < self.subject.vocab_size for ids in encoded for token in ids)
+        assert self.subject.encode_batch(batch) == encoded
+
+    def law_every_sequence_of_ids_is_text(self, data: st.DataObject) -> None:
+        """What a model writes is decoded whatever it is: the result is a valid string."""
+        ids = data.draw(st.lists(st.integers(0, self.subject.vocab_size - 1), max_size=12))
+        self.subject.decode(ids).encode("utf-8")
+
+    def law_special_tokens_cant_be_injected(self, data: st.DataObject) -> None:
+        """A spelled special token is ordinary text: made of the ids that its pieces have in other surroundings."""
+        spelling = data.draw(st.sampled_from(SPECIAL_SPELLINGS))
+        before, after = data.draw(texts), data.draw(texts)
+        ids = self.subject.encode(before + spelling + after)
+        assert self.subject.decode(ids) == before + spelling + after
+        assert len(self.subject.encode(spelling)) > 1, f"{spelling} is one id of the tokenizer"
+
+    def law_ids_outside_are_refused(self) -> None:
+        """An id that is no text raises, with its place."""
+        size = self.subject.vocab_size
+        for bad in (-1, size):
+            with pytest.raises(TokenizerError) as caught:
+                self.subject.decode([0, bad])
+            assert caught.value.place == "ids[1]"
+            assert caught.value.cause == f"{bad} is not a text id (0..{size - 1})"
+
+    def law_lone_surrogates_are_refused(self) -> None:
+        """What is not valid Unicode raises; it is not changed in silence."""
+        with pytest.raises(TokenizerError, match="is not valid Unicode"):
+            self.subject.encode("a\ud800")
+
+    def law_equal_tokenizers_share_a_fingerprint(self) -> None:
+        """Made twice from the same config and texts: one fingerprint, one size, the same ids."""
+        again = self.make()
+        assert (again.fingerprint, again.vocab_size) == (self.subject.fingerprint, self.subject.vocab_size)
+        assert again.encode_batch(SAMPLE_TEXTS) == self.subject.encode_batch(SAMPLE_TEXTS)
+
+    def law_saved_is_loaded(self) -> None:
+        """`save`, then the config's `load`, gives the same tokenizer; saving that gives the same files."""
+        with tempfile.TemporaryDirectory() as name:
+            folder, second = Path(name, "first"), Path(name, "second")
+            self.subject.save(folder)
+            loaded = self.config.load(folder)
+            assert (loaded.fingerprint, loaded.vocab_size) == (self.subject.fingerprint, self.subject.vocab_size)
+            assert loaded.encode_batch(SAMPLE_TEXTS) == self.subject.encode_batch(SAMPLE_TEXTS)
+            loaded.save(second)
+            assert _contents(second) == _contents(folder)
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}

@@ -1,0 +1,56 @@
+"""Text tokenizer `byte`: one id for each byte of UTF-8, nothing to train."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cm3core.errors import TokenizerError
+from cm3core.files import write_text
+from cm3core.interfaces.text_tokenizer import TextTokenizer, TextTokenizerConfig
+
+NUM_BYTES = 256
+MARK = "utf-8 bytes\n"
+MARK_FILE = "byte.txt"
+
+
+@dataclass(kw_only=True)
+class ByteTokenizerConfig(TextTokenizerConfig):
+    """Bytes of UTF-8. It has no keys."""
+
+    def build(self, corpus: Iterable[str] | None = None) -> ByteTokenizer:
+        """Return the tokenizer; `corpus` is not read."""
+        return ByteTokenizer()
+
+    def load(self, folder: Path) -> ByteTokenizer:
+        """Return the tokenizer; raises `TokenizerError` when another one was saved in `folder`."""
+        path = folder / MARK_FILE
+        if not path.is_file() or path.read_text(encoding="utf-8") != MARK:
+            raise TokenizerError(str(folder), "holds no byte tokenizer", "use the recipe that the folder was written with")
+        return ByteTokenizer()
+
+
+class ByteTokenizer(TextTokenizer):
+    """Ids 0..255 are the bytes themselves."""
+
+    @property
+    def vocab_size(self) -> int:
+        """256."""
+        return NUM_BYTES
+
+    @property
+    def fingerprint(self) -> str:
+        """A constant: all byte tokenizers are equal."""
+        return hashlib.sha256(MARK.encode()).hexdigest()
+
+    def _encode(self, text: str) -> list[int]:
+        return list(text.encode("utf-8"))
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return bytes(ids).decode("utf-8", errors="replace")
+
+    def save(self, folder: Path) -> None:
+        """Write a mark, so that `load` recognises the folder."""
+        write_text(folder / MARK_FILE, MARK)
