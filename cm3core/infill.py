@@ -32,8 +32,8 @@ def loss_weights(sequence: TokenSequence, vocabulary: Vocabulary, retrieved_loss
     return weights
 
 
-def move_spans(sequence: TokenSequence, spans: Sequence[tuple[int, int]], weights: npt.NDArray[np.float32], vocabulary: Vocabulary,
-               *, sentinel_loss: bool = True) -> MaskedSequence:
+def move_spans(sequence: TokenSequence, spans: Sequence[tuple[int, int]], weights: npt.NDArray[np.float32],
+               vocabulary: Vocabulary, *, sentinel_loss: bool = True) -> MaskedSequence:
     """Move `spans` behind the sequence.
 
     Args:
@@ -93,8 +93,8 @@ def unmask(masked: MaskedSequence, vocabulary: Vocabulary) -> IntArray:
              and np.array_equal(moved[heads], ordered)
              and np.array_equal(np.concatenate([heads, [len(moved)]])[1:], tails + 1) and (not len(heads) or heads[0] == 0))
     if not whole or (len(moved) and not len(heads)):
-        raise DocumentError("masked sequence", f"{len(places)} sentinels in place, {len(heads)} spans behind, {len(tails)} <eoss>, "
-                            "not in the same order", "pass a whole sequence of the infill form")
+        raise DocumentError("masked sequence", f"{len(places)} sentinels in place, {len(heads)} spans behind, {len(tails)} "
+                            "<eoss>, not in the same order", "pass a whole sequence of the infill form")
     pieces: list[IntArray] = []
     end = 0
     for place, head, tail in zip(places.tolist(), heads.tolist(), tails.tolist(), strict=True):
