@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cm3kernels import guided_sample
-from cm3kernels.guided_sample.philox import philox4x32
-from cm3kernels.guided_sample.reference import race_noise
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from cm3kernels import guided_sample
+from cm3kernels.guided_sample.philox import philox4x32
+from cm3kernels.guided_sample.reference import race_noise
 
 ZERO = torch.zeros(1, dtype=torch.int64)
 
@@ -118,7 +119,8 @@ def draw(arguments: dict[str, Any]) -> list[int]:
     # Random123's kat_vectors; ours, whose counter words 2 and 3 are zero, can meet the first only.
     ((0, 0), (0, 0, 0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
     ((0xFFFFFFFF, 0xFFFFFFFF), (0xFFFFFFFF,) * 4, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-    ((0xA4093822, 0x299F31D0), (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)),
+    ((0xA4093822, 0x299F31D0), (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+     (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)),
 ])
 def test_oracle_gives_random123s_known_words(key: tuple[int, int], counter: tuple[int, int, int, int],
                                              words: tuple[int, ...]) -> None:

@@ -55,18 +55,19 @@ def guided_sample(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor,
     """
     per_request = {"reference_n": reference_n, "temperature_n": temperature_n, "top_k_n": top_k_n, "top_p_n": top_p_n,
                    "plausible_top_k_n": plausible_top_k_n, "plausible_top_p_n": plausible_top_p_n,
-                   "plausible_alpha_n": plausible_alpha_n, "plausible_k_n": plausible_k_n, "seed_n": seed_n,
-                   "position_n": position_n}
-    _check(logits_SV, stream_rows_nG, weights_nG, allowed_nV, per_request, first_id)
+                   "plausible_alpha_n": plausible_alpha_n, "plausible_k_n": plausible_k_n}
+    _check(logits_SV, stream_rows_nG, weights_nG, allowed_nV, first_id,
+           {**per_request, "seed_n": seed_n, "position_n": position_n})
     run = choose("guided_sample", implementation, IMPLEMENTATIONS)
-    return run(logits_SV, stream_rows_nG, weights_nG, allowed_nV=allowed_nV, first_id=first_id, **per_request)
+    return run(logits_SV, stream_rows_nG, weights_nG, allowed_nV=allowed_nV, seed_n=seed_n, position_n=position_n,
+               first_id=first_id, **per_request)
 
 
 INTEGER = ("reference_n", "top_k_n", "plausible_top_k_n", "plausible_k_n", "seed_n", "position_n")
 
 
 def _check(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, allowed_nV: Tensor | None,
-           per_request: dict[str, Tensor | None], first_id: int) -> None:
+           first_id: int, per_request: dict[str, Tensor | None]) -> None:
     op = "guided_sample"
     require(logits_SV.ndim == 2 and logits_SV.is_floating_point() and logits_SV.shape[1] > 0, op,
             f"logits_SV is {list(logits_SV.shape)} {logits_SV.dtype}, must be floating [stream rows, ids]")

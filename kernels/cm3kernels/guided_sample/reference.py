@@ -79,7 +79,7 @@ def _mix(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, referenc
     """Weighted sum of the streams; the reference stream with illegal ids at -inf; legal ids (None: all): allowed, and with a
     finite logit in the reference and in every stream of nonzero weight (0 * inf and inf - inf never enter the sum)."""
     n, G = stream_rows_nG.shape
-    streams_nGV = logits_SV.index_select(0, stream_rows_nG.flatten()).double().unflatten(0, (n, G))
+    streams_nGV = logits_SV.index_select(0, stream_rows_nG.flatten()).double().view(n, G, -1)
     if reference_n is None:
         reference_nV = streams_nGV[:, 0]
     else:

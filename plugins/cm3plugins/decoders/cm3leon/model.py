@@ -12,11 +12,12 @@ X rows of another selection.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 (torch's own habit)
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -40,6 +41,7 @@ class CM3LeonCache(KVCache):
     def __init__(self, keys_LBSKD: Tensor, values_LBSKD: Tensor, length_B: Tensor, held_at_most: int) -> None:
         self.keys_LBSKD, self.values_LBSKD = keys_LBSKD, values_LBSKD
         self._length_B, self.held_at_most = length_B, held_at_most
+        self._num_written = 0  # tokens a row by the last forward, not yet counted by `advance`
 
     @property
     def capacity(self) -> int:
@@ -52,23 +54,21 @@ class CM3LeonCache(KVCache):
 
     def select(self, rows: Tensor) -> CM3LeonCache:
         L, _, S, K, D = self.keys_LBSKD.shape
-        used = self.held_at_most
-        new = [memory.new_zeros(L, len(rows), S, K, D) for memory in (self.keys_LBSKD, self.values_LBSKD)]
-        for target, memory in zip(new, (self.keys_LBSKD, self.values_LBSKD), strict=True):
-            target[:, :, :used] = memory[:, :, :used].index_select(1, rows)
-        return CM3LeonCache(new[0], new[1], self._length_B[rows], used)
+        length_X = self._length_B[rows]
+        used = _longest(length_X, otherwise=self.held_at_most)
+        copies = []
+        for memory_LBSKD in (self.keys_LBSKD, self.values_LBSKD):
+            copies.append(memory_LBSKD.new_zeros(L, len(rows), S, K, D))
+            copies[-1][:, :, :used] = memory_LBSKD[:, :, :used].index_select(1, rows)
+        return CM3LeonCache(copies[0], copies[1], length_X, used)
 
     def advance(self, count_B: Tensor) -> None:
         self._length_B = self._length_B + count_B.to(self._length_B)
-        if self._length_B.device.type == "cpu":
-            self.held_at_most = int(self._length_B.max()) if len(self._length_B) else 0
-            if self.held_at_most > self.capacity:
-                raise GenerationError("key-value cache", f"a row of {self.held_at_most} tokens in a cache of {self.capacity}",
-                                      "ask for fewer tokens, or allocate a longer cache")
-        else:
-            self.held_at_most = min(self.held_at_most + self._num_written, self.capacity)
-
-    _num_written = 0
+        longest = _longest(self._length_B, otherwise=min(self.held_at_most + self._num_written, self.capacity))
+        if longest > self.capacity:
+            raise GenerationError("key-value cache", f"a row of {longest} tokens in a cache of {self.capacity}",
+                                  "ask for fewer tokens, or allocate a longer cache")
+        self.held_at_most, self._num_written = longest, 0
 
     def begin(self, num_tokens: int) -> tuple[Tensor, Tensor, int]:
         """Of the `num_tokens` about to be written to each row: positions [B, T], flat slots [B * T], slots to read."""
@@ -84,6 +84,13 @@ class CM3LeonCache(KVCache):
         """Put one layer's new keys and values where `begin` said."""
         for memory, new in ((self.keys_LBSKD, k_BTKD), (self.values_LBSKD, v_BTKD)):
             memory[layer].flatten(0, 1).index_copy_(0, slots, new.flatten(0, 1).to(memory.dtype))
+
+
+def _longest(length_B: Tensor, otherwise: int) -> int:
+    """The greatest length where the host can look without waiting for a device, else the bound given."""
+    if length_B.device.type != "cpu":
+        return otherwise
+    return int(length_B.max()) if len(length_B) else 0
 
 
 @dataclass
@@ -116,7 +123,7 @@ class Block(nn.Module):
         super().__init__()
         E, F_ = config.d_model, config.d_ff or 4 * config.d_model
         self.layer, self.num_heads, self.dropout = layer, config.num_heads, config.dropout
-        self.activation = {"relu": F.relu, "gelu": F.gelu}[config.activation]
+        self.activation: Callable[[Tensor], Tensor] = getattr(F, config.activation)
         self.q_proj = nn.Linear(E, E, bias=False)
         self.k_proj = nn.Linear(E, E, bias=False)
         self.v_proj = nn.Linear(E, E, bias=False)
@@ -136,7 +143,8 @@ class Block(nn.Module):
         heads = (*x_BTE.shape[:2], self.num_heads, -1)
         q_BTHD, k_BTKD = self.q_norm(self.q_proj(x_BTE).view(heads)), self.k_norm(self.k_proj(x_BTE).view(heads))
         v_BTKD = self.v_proj(x_BTE).view(heads)
-        return self.out_proj(context.attend(self.layer, q_BTHD, k_BTKD, v_BTKD).flatten(2))
+        out_BTE: Tensor = self.out_proj(context.attend(self.layer, q_BTHD, k_BTKD, v_BTKD).flatten(2))
+        return out_BTE
 
 
 def layer_norm(x: Tensor) -> Tensor:
@@ -198,7 +206,7 @@ class CM3LeonDecoder(nn.Module, Decoder):
         """Default positions, and what the blocks share. A cache that holds nothing yet is attended to as if there were none."""
         T = tokens_BT.shape[1]
         if cache is None:
-            if T > self.context_length and not own_positions:
+            if not own_positions and T > self.context_length:  # noqa: SIM300 (T is no constant)
                 raise DocumentError("sequence", f"{T} tokens, the decoder's context is {self.context_length}",
                                     "shorten the texts, retrieve fewer documents, or train with a longer context_length")
             positions_BT = torch.arange(T, device=tokens_BT.device)[None]

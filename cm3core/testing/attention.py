@@ -1,0 +1,148 @@
+"""Conformance kit of attention backends: equality with an independent dense oracle, forward and backward.
+
+    class TestMine(AttentionContract):
+        def make(self):
+            return MyAttentionConfig().build()
+
+Legend: B rows, T queries, S keys, H query heads, K key heads, D head dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cm3core.interfaces.attention import AttentionBackend
+from cm3core.testing._laws import Contract
+
+
+def dense_attention(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, kv_start_BT: Tensor | None = None,
+                    offset_B: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """The oracle: one query and one head at a time, over the visible keys only, in the dtype given. Slow on purpose."""
+    B, T, H, D = q_BTHD.shape
+    group = H // k_BSKD.shape[2]
+    out = []
+    for b in range(B):
+        for i in range(T):
+            first = 0 if kv_start_BT is None else int(kv_start_BT[b, i])
+            stop = i + 1 + (0 if offset_B is None else int(offset_B[b]))
+            for h in range(H):
+                k_SD, v_SD = k_BSKD[b, first:stop, h // group], v_BSKD[b, first:stop, h // group]
+                scores_S = k_SD @ q_BTHD[b, i, h] * (D ** -0.5 if scale is None else scale)
+                out.append(scores_S.softmax(0) @ v_SD)  # nothing visible: an empty sum, zeros
+    return torch.stack(out).view(B, T, H, D)
+
+
+class DenseAttention(AttentionBackend):
+    """`dense_attention` as a backend: for tests of decoders."""
+
+    def attend(self, q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, *, kv_start_BT: Tensor | None = None,
+               offset_B: Tensor | None = None, scale: float | None = None, plan: Any = None) -> Tensor:
+        return dense_attention(q_BTHD, k_BSKD, v_BSKD, kv_start_BT, offset_B, scale)
+
+
+@dataclass
+class AttentionCase:
+    """Inputs of one call, in float64."""
+
+    q_BTHD: Tensor
+    k_BSKD: Tensor
+    v_BSKD: Tensor
+    kv_start_BT: Tensor | None
+    offset_B: Tensor | None
+    scale: float | None
+
+    def call(self, backend: AttentionBackend, dtype: torch.dtype, **options: Any) -> Tensor:
+        """The backend's answer to the inputs in `dtype`."""
+        return backend.attend(self.q_BTHD.to(dtype), self.k_BSKD.to(dtype), self.v_BSKD.to(dtype), scale=self.scale,
+                              kv_start_BT=self.kv_start_BT, offset_B=self.offset_B, **options)
+
+    def expected(self) -> Tensor:
+        """The oracle's answer."""
+        return dense_attention(self.q_BTHD, self.k_BSKD, self.v_BSKD, self.kv_start_BT, self.offset_B, self.scale)
+
+
+class AttentionContract(Contract[AttentionBackend]):
+    """Laws of the one visibility rule. Override `dtype`, `tolerance` and `head_dims` for a backend that can't do all."""
+
+    dtype: ClassVar[torch.dtype] = torch.float32
+    tolerance: ClassVar[float] = 2e-5
+    head_dims: ClassVar[tuple[int, ...]] = (8, 32, 64)
+    max_examples: ClassVar[int | None] = 15
+
+    def case(self, data: st.DataObject, *, cached: bool, max_tokens: int = 9) -> AttentionCase:
+        """A random call; with `cached`, rows of different lengths and unread slots after them."""
+        B, T = data.draw(st.integers(1, 3), label="B"), data.draw(st.integers(1, max_tokens), label="T")
+        K, group = data.draw(st.integers(1, 2), label="K"), data.draw(st.integers(1, 3), label="H / K")
+        D = data.draw(st.sampled_from(self.head_dims), label="D")
+        generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31), label="seed"))
+        S, offset_B = T, None
+        if cached:
+            S = T + data.draw(st.integers(0, max_tokens), label="S - T")
+            offset_B = torch.randint(0, S - T + 1, (B,), generator=generator)
+        kv_start_BT = None
+        if data.draw(st.booleans(), label="kv_start"):
+            last_BT = torch.arange(T) + (torch.zeros(B, 1, dtype=torch.int64) if offset_B is None else offset_B[:, None])
+            kv_start_BT = (torch.rand(B, T, generator=generator) * (last_BT + 1)).long()
+        q, k, v = (torch.randn(shape, generator=generator, dtype=torch.float64)
+                   for shape in ((B, T, K * group, D), (B, S, K, D), (B, S, K, D)))
+        return AttentionCase(q, k, v, kv_start_BT, offset_B, data.draw(st.sampled_from([None, 0.3]), label="scale"))
+
+    def assert_close(self, actual: Tensor, expected: Tensor) -> None:
+        """Within the kit's tolerance of a float64 answer."""
+        torch.testing.assert_close(actual.double(), expected, atol=self.tolerance, rtol=self.tolerance)
+
+    def law_equals_the_oracle(self, data: st.DataObject) -> None:
+        """Plain causal and packed rows."""
+        case = self.case(data, cached=False)
+        out = case.call(self.subject, self.dtype)
+        assert out.dtype == self.dtype
+        self.assert_close(out, case.expected())
+
+    def law_cached_rows_equal_the_oracle(self, data: st.DataObject) -> None:
+        """Rows at their own lengths in a longer cache, one query or many."""
+        case = self.case(data, cached=True, max_tokens=data.draw(st.sampled_from([1, 9]), label="most queries"))
+        self.assert_close(case.call(self.subject, self.dtype), case.expected())
+
+    def law_a_plan_changes_nothing(self, data: st.DataObject) -> None:
+        """`attend` with the plan of these lengths equals `attend` without."""
+        case = self.case(data, cached=data.draw(st.booleans(), label="cached"))
+        plan = self.subject.plan(num_queries=case.q_BTHD.shape[1], num_keys=case.k_BSKD.shape[1],
+                                 kv_start_BT=case.kv_start_BT, offset_B=case.offset_B)
+        self.assert_close(case.call(self.subject, self.dtype, plan=plan), case.expected())
+
+    def law_gradients_equal_the_oracles(self, data: st.DataObject) -> None:
+        """Of q, k and v, against float64 autograd through the oracle."""
+        case = self.case(data, cached=False, max_tokens=7)
+        inputs = [case.q_BTHD, case.k_BSKD, case.v_BSKD]
+        weight = torch.randn(case.q_BTHD.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        for tensor in inputs:
+            tensor.requires_grad_()
+        expected = torch.autograd.grad((case.expected() * weight).sum(), inputs)
+        actual = torch.autograd.grad((case.call(self.subject, self.dtype).double() * weight).sum(), inputs)
+        for ours, oracles in zip(actual, expected, strict=True):
+            self.assert_close(ours, oracles)
+
+    def law_unseen_keys_change_nothing(self, data: st.DataObject) -> None:
+        """Slots past a row's queries may hold anything finite."""
+        case = self.case(data, cached=True)
+        assert case.offset_B is not None
+        before = case.call(self.subject, self.dtype)
+        T, S = case.q_BTHD.shape[1], case.k_BSKD.shape[1]
+        unseen_BS = torch.arange(S) >= (case.offset_B + T)[:, None]
+        case.k_BSKD[unseen_BS], case.v_BSKD[unseen_BS] = 1e3, -1e3
+        torch.testing.assert_close(case.call(self.subject, self.dtype), before, atol=1e-6, rtol=1e-6)
+
+    def law_a_query_that_sees_nothing_gives_zeros(self) -> None:
+        """Padding: zeros out and finite gradients, never NaN."""
+        generator = torch.Generator().manual_seed(0)
+        D = self.head_dims[0]
+        q, k, v = (torch.randn(1, 4, 2, D, generator=generator, dtype=self.dtype, requires_grad=True) for _ in range(3))
+        out = self.subject.attend(q, k, v, kv_start_BT=torch.tensor([[0, 0, 3, 4]]))
+        assert not out[0, 2:].any(), "queries 2 and 3 see no key"
+        out.sum().backward()  # type: ignore[no-untyped-call]
+        assert all(x.grad is not None and bool(x.grad.isfinite().all()) for x in (q, k, v))

@@ -1,0 +1,186 @@
+"""Conformance kit of decoders: causality, cache equals no cache, document starts isolate.
+
+    class TestMine(DecoderContract):
+        def make(self):
+            return MyConfig(context_length=32, ...).build(self.vocabulary, self.attention, self.grid)
+
+The kit works in float64 on weights moved away from their initialisation, so that branches which start at zero count.
+`attention` is the kit's dense oracle; override it to test a decoder with another backend.
+Legend: B rows, T tokens, E model dimension, V ids.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, cast
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from cm3core.interfaces.attention import AttentionBackend
+from cm3core.interfaces.decoder import Decoder
+from cm3core.testing._laws import Contract
+from cm3core.testing.attention import DenseAttention
+from cm3core.vocab import Vocabulary
+
+
+class DecoderContract(Contract[Decoder]):
+    """Laws of `Decoder` and its cache. `make` gives a tiny decoder with a context of at least 24 tokens."""
+
+    vocabulary: ClassVar[Vocabulary] = Vocabulary(num_text=30, num_image=16, num_sentinels=4)
+    grid: ClassVar[tuple[int, int]] = (4, 4)
+    attention: ClassVar[AttentionBackend] = DenseAttention()
+    tolerance: ClassVar[float] = 1e-9
+    max_examples: ClassVar[int | None] = 8
+
+    @property
+    def decoder(self) -> Decoder:
+        """The subject in float64, evaluation mode, every parameter moved by noise; made once for each test class."""
+        subject = self.subject
+        if "_trained" not in type(self).__dict__:
+            module = cast(nn.Module, subject)
+            module.double().eval()
+            generator = torch.Generator().manual_seed(0)
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+            type(self)._trained = True  # type: ignore[attr-defined]
+        return subject
+
+    def tokens(self, data: st.DataObject, B: int, T: int) -> Tensor:
+        """Random ids [B, T]."""
+        generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31), label="tokens"))
+        return torch.randint(0, self.vocabulary.size, (B, T), generator=generator)
+
+    def cells(self, tokens_BT: Tensor) -> Tensor:
+        """Some cell for each image code, -1 elsewhere."""
+        code_BT = tokens_BT - self.vocabulary.image.start
+        is_code_BT = (code_BT >= 0) & (code_BT < self.vocabulary.num_image)
+        return torch.where(is_code_BT, (code_BT * 7 + 3) % (self.grid[0] * self.grid[1]), -1)
+
+    def assert_close(self, actual: Tensor, expected: Tensor) -> None:
+        """Equal but for the order of float64 sums."""
+        torch.testing.assert_close(actual, expected, atol=self.tolerance, rtol=self.tolerance)
+
+    def plain(self, tokens_BT: Tensor) -> Tensor:
+        """Hidden states without cache or packing."""
+        return self.decoder.hidden_states(tokens_BT, cells_BT=self.cells(tokens_BT))
+
+    @torch.no_grad()
+    def law_a_later_token_never_changes_an_earlier_state(self, data: st.DataObject) -> None:
+        """Causality, and that the changed position itself does change."""
+        tokens_BT = self.tokens(data, 2, 12)
+        changed = data.draw(st.integers(1, 11), label="changed position")
+        other_BT = tokens_BT.clone()
+        other_BT[:, changed:] = (other_BT[:, changed:] + 1) % self.vocabulary.size
+        before, after = self.plain(tokens_BT), self.plain(other_BT)
+        self.assert_close(after[:, :changed], before[:, :changed])
+        assert not torch.allclose(after[:, changed], before[:, changed])
+
+    @torch.no_grad()
+    def law_rows_are_independent(self, data: st.DataObject) -> None:
+        """A row's states are those it has alone."""
+        tokens_BT = self.tokens(data, 3, data.draw(st.integers(1, 10), label="T"))
+        self.assert_close(self.plain(tokens_BT)[1:2], self.plain(tokens_BT[1:2]))
+
+    @torch.no_grad()
+    def law_every_earlier_token_counts(self) -> None:
+        """The first token changes the last state: attention is really there."""
+        tokens_BT = torch.arange(10)[None]
+        other_BT = tokens_BT.clone()
+        other_BT[0, 0] = 11
+        assert not torch.allclose(self.plain(tokens_BT)[:, -1], self.plain(other_BT)[:, -1])
+
+    @torch.no_grad()
+    def law_token_by_token_equals_at_once(self, data: st.DataObject) -> None:
+        """A cache fed one token at a time gives the states of one forward."""
+        tokens_BT = self.tokens(data, 2, 7)
+        cells_BT = self.cells(tokens_BT)
+        cache = self.decoder.allocate_cache(2, 7)
+        steps = []
+        for t in range(7):
+            steps.append(self.decoder.hidden_states(tokens_BT[:, t:t + 1], cells_BT=cells_BT[:, t:t + 1], cache=cache))
+            cache.advance(torch.ones(2, dtype=torch.int64))
+        self.assert_close(torch.cat(steps, 1), self.plain(tokens_BT))
+
+    @torch.no_grad()
+    def law_ragged_chunks_equal_at_once(self, data: st.DataObject) -> None:
+        """Rows that take differently many tokens of each chunk; the rest of the chunk is padding that nothing remembers."""
+        tokens_BT = self.tokens(data, 3, 11)
+        expected = self.plain(tokens_BT)
+        length_B = torch.tensor(data.draw(st.lists(st.integers(1, 11), min_size=3, max_size=3), label="row lengths"))
+        cache = self.decoder.allocate_cache(3, int(length_B.max()))
+        held_B = torch.zeros(3, dtype=torch.int64)
+        while bool((held_B < length_B).any()):
+            counts = data.draw(st.lists(st.integers(0, 4), min_size=3, max_size=3), label="chunk")
+            count_B = torch.minimum(torch.tensor(counts), length_B - held_B)
+            if not count_B.any():
+                count_B = (held_B < length_B).long()
+            chunk_T = torch.arange(int(count_B.max()))
+            chunk_BT = tokens_BT.gather(1, (held_B[:, None] + chunk_T).clamp(max=10))
+            states = self.decoder.hidden_states(chunk_BT, cells_BT=self.cells(chunk_BT), cache=cache)
+            for row, (held, count) in enumerate(zip(held_B.tolist(), count_B.tolist(), strict=True)):
+                self.assert_close(states[row, :count], expected[row, held:held + count])
+            cache.advance(count_B)
+            held_B = held_B + count_B
+            assert torch.equal(cache.length_B, held_B)
+
+    @torch.no_grad()
+    def law_documents_packed_into_a_row_are_isolated(self, data: st.DataObject) -> None:
+        """With positions that restart and kv_start, a packed row equals its documents alone; with a cache too."""
+        lengths = data.draw(st.lists(st.integers(1, 6), min_size=2, max_size=3), label="documents")
+        total, cut = sum(lengths), data.draw(st.integers(1, sum(lengths) - 1), label="first chunk")
+        tokens_BT = self.tokens(data, 1, total)
+        starts_BT = torch.cat([torch.full((n,), sum(lengths[:i])) for i, n in enumerate(lengths)])[None]
+        positions_BT, cells_BT = torch.arange(total)[None] - starts_BT, self.cells(tokens_BT)
+        alone = torch.cat([self.plain(part) for part in torch.split(tokens_BT, lengths, dim=1)], 1)
+        packed = self.decoder.hidden_states(tokens_BT, positions_BT=positions_BT, cells_BT=cells_BT, kv_start_BT=starts_BT)
+        self.assert_close(packed, alone)
+        cache, chunks = self.decoder.allocate_cache(1, total), []
+        for part in (slice(0, cut), slice(cut, total)):
+            chunks.append(self.decoder.hidden_states(tokens_BT[:, part], positions_BT=positions_BT[:, part], cache=cache,
+                                                     cells_BT=cells_BT[:, part], kv_start_BT=starts_BT[:, part]))
+            cache.advance(torch.tensor([chunks[-1].shape[1]]))
+        self.assert_close(torch.cat(chunks, 1), alone)
+
+    @torch.no_grad()
+    def law_selected_rows_go_on_alone(self, data: st.DataObject) -> None:
+        """Forks of a cache's rows continue as if each had been read from the start, and leave the original as it was."""
+        tokens_BT = self.tokens(data, 2, 8)
+        length_B = torch.tensor(data.draw(st.lists(st.integers(1, 5), min_size=2, max_size=2), label="row lengths"))
+        cache = self.decoder.allocate_cache(2, 10)
+        self.decoder.hidden_states(tokens_BT[:, :5], cells_BT=self.cells(tokens_BT[:, :5]), cache=cache)
+        cache.advance(length_B)
+        rows = torch.tensor(data.draw(st.lists(st.integers(0, 1), min_size=1, max_size=4), label="rows"))
+        fork = cache.select(rows)
+        assert torch.equal(fork.length_B, length_B[rows])
+        for target, sources in ((fork, rows.tolist()), (cache, [0, 1])):
+            new_BT = self.tokens(data, len(sources), 2)
+            states = self.decoder.hidden_states(new_BT, cells_BT=self.cells(new_BT), cache=target)
+            for i, source in enumerate(sources):
+                whole = torch.cat([tokens_BT[source, : int(length_B[source])], new_BT[i]])[None]
+                self.assert_close(states[i], self.plain(whole)[0, -2:])
+
+    @torch.no_grad()
+    def law_logits_of_a_range_are_a_slice(self, data: st.DataObject) -> None:
+        """The head over some ids equals the full head there, and `head_weight` says the same."""
+        hidden = self.plain(self.tokens(data, 1, 3))
+        full = self.decoder.logits(hidden)
+        assert full.shape == (1, 3, self.vocabulary.size)
+        self.assert_close(full, hidden @ self.decoder.head_weight().T)
+        start = data.draw(st.integers(0, self.vocabulary.size - 1), label="start")
+        stop = data.draw(st.integers(start + 1, self.vocabulary.size), label="stop")
+        self.assert_close(self.decoder.logits(hidden, range(start, stop)), full[..., start:stop])
+
+    def law_gradient_reaches_every_parameter(self) -> None:
+        """Every parameter, in exactly one optimiser group, gets a gradient that is not all zero."""
+        module = cast(nn.Module, self.decoder)
+        tokens_BT = torch.arange(20).repeat(2, 1) + torch.tensor([[0], [20]])
+        logits = self.decoder.logits(self.plain(tokens_BT))
+        module.zero_grad()
+        nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens_BT[:, 1:].flatten()).backward()  # type: ignore[no-untyped-call]
+        for name, parameter in module.named_parameters():
+            assert parameter.grad is not None, f"{name} gets no gradient"
+            assert bool(parameter.grad.any()), f"{name} gets a zero gradient"
+        grouped = [id(p) for group in self.decoder.parameter_groups().values() for p in group]
+        assert sorted(grouped) == sorted(id(p) for p in module.parameters()), "each parameter belongs to one group"
