@@ -30,6 +30,10 @@ def registry_of(args: Namespace, *, quiet: bool = False) -> Registry:
     commands that show broken plugins anyway."""
     from cm3core import plugins
 
+    before = plugins.logger.level
     if quiet:
         plugins.logger.setLevel("ERROR")
-    return plugins.load_registry(args.plugin)
+    try:
+        return plugins.load_registry(args.plugin)
+    finally:
+        plugins.logger.setLevel(before)

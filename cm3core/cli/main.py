@@ -51,15 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
+    files = argparse.ArgumentParser(prog="cm3", add_help=False, allow_abbrev=False)
+    files.add_argument("--plugin", action="append", type=Path, default=[])
+    given, argv = files.parse_known_args(argv)  # before or after the command, alike
     top = _top_parser()
     options = top.parse_args(argv)
     if options.command is None:
         top.print_help()
         return 0
-    parser, run = _command(options.command, options.plugin)
-    parser.add_argument("--plugin", action="append", type=Path, default=[], metavar="FILE.py", help=argparse.SUPPRESS)
+    parser, run = _command(options.command, given.plugin)
     args = _parse(parser, options.arguments)
-    args.plugin = [*options.plugin, *args.plugin]
+    args.plugin = given.plugin
     chosen: Callable[[argparse.Namespace], int] = run or args.run
     return chosen(args)
 
@@ -72,7 +74,7 @@ def _top_parser() -> argparse.ArgumentParser:
         description="CM3leon: one transformer that draws and describes pictures.\n\ncommands:\n" + table,
         epilog="examples:\n  cm3 generate \"a red apple\" --n 4 --seed 1 -o out/\n  cm3 train tiny -o runs/tiny\n"
                "  cm3 COMMAND --help\n\nplugins may bring more commands: cm3 plugin list")
-    top.add_argument("--plugin", action="append", type=Path, default=[], metavar="FILE.py",
+    top.add_argument("--plugin", metavar="FILE.py",  # taken by `_run` already; here for the help
                      help="register the components of a plugin module from a file; may be given several times")
     top.add_argument("--version", action="version", version=f"cm3leon {cm3core.__version__}")
     top.add_argument("command", nargs="?", help=argparse.SUPPRESS)

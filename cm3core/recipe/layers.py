@@ -40,16 +40,18 @@ def file_layers(path: Path) -> list[Layer]:
     return list(layers.values())
 
 
-def _collect(path: Path, chain: tuple[Path, ...], layers: dict[Path, Layer]) -> None:
+def _collect(path: Path, chain: tuple[tuple[Path, str], ...], layers: dict[Path, Layer]) -> None:
+    """Put `path`'s layers into `layers`; `chain` holds the files (and their labels) that led here."""
     resolved, label = path.resolve(), library.label(path)
-    if resolved in chain:
-        circle = [library.label(link) for link in (*chain[chain.index(resolved):], resolved)]
+    through = [link for link, _ in chain]
+    if resolved in through:
+        circle = [*(shown for _, shown in chain[through.index(resolved):]), label]
         raise RecipeError(f"{label}: extends", f"recipes extend each other in a circle: {' -> '.join(circle)}", "remove one link")
     if resolved in layers:
         return
     values = parse(read(path), label)
     for name in _extends(values.pop("extends", []), label):
-        _collect(library.find(name, relative_to=path.parent, place=f"{label}: extends"), (*chain, resolved), layers)
+        _collect(library.find(name, relative_to=path.parent, place=f"{label}: extends"), (*chain, (resolved, label)), layers)
     layers[resolved] = Layer(label, values)
 
 
@@ -71,6 +73,9 @@ def read(path: Path) -> str:
 def parse(text: str, label: str) -> dict[str, Any]:
     """A layer's values from YAML text; interpolations stay as they are. Duplicate keys and non-text keys are refused."""
     try:
+        node = yaml.compose(text, yaml.SafeLoader)
+        if node is not None and not isinstance(node, yaml.MappingNode):
+            raise RecipeError(label, "is no recipe: its top level is no mapping", "write sections, as `cm3 recipe show tiny` does")
         loaded = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
@@ -79,10 +84,7 @@ def parse(text: str, label: str) -> dict[str, Any]:
         raise RecipeError(label, f"is no valid YAML: {error}", "correct the file") from error
     except OmegaConfBaseException as error:
         raise _bad_interpolation(label, error) from error
-    except OSError:  # OmegaConf's word for a document that is a single value
-        loaded = None
-    if not isinstance(loaded, dict):
-        raise RecipeError(label, "is no recipe: its top level is no mapping", "write sections, as `cm3 recipe show tiny` does")
+    assert isinstance(loaded, dict)
     _check_keys(loaded, label, ())
     return loaded  # type: ignore[return-value]  # every key is text, as just checked
 

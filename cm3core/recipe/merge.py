@@ -176,7 +176,7 @@ def _finish(name: str, sections: dict[str, _Section], origins: dict[str, str]) -
     for section in (*KINDS, *FIXED_SECTIONS):
         if section in sections:
             current = sections[section]
-            plain[section] = _with_defaults((section,), current.config_class, current.values, missing, origins)
+            plain[section] = _with_defaults((section,), current.config_class, current.values, None, missing, origins)
     if missing:
         raise RecipeError(f"recipe {name!r}", f"lacks {'a value' if len(missing) == 1 else 'values'} for {', '.join(missing)}",
                           "give them in the recipe or on the command line: " + " ".join(f"{key}=..." for key in missing))
@@ -186,18 +186,20 @@ def _finish(name: str, sections: dict[str, _Section], origins: dict[str, str]) -
     return Recipe(name=name, component_names=names, origins=_ordered(origins, resolved), **configs)
 
 
-def _with_defaults(path: tuple[str, ...], config_class: type[Any], given: dict[str, Any], missing: list[str],
+def _with_defaults(path: tuple[str, ...], config_class: type[Any], given: dict[str, Any], instance: object, missing: list[str],
                    origins: dict[str, str]) -> dict[str, Any]:
-    """Every key of the dataclass, in its order; keys that nobody gives and that have no default are added to `missing`."""
+    """Every key of the dataclass, in its order; keys that nobody gives and that have no default are added to `missing`.
+
+    Defaults are those of `instance` (what the outer dataclass starts a nested one with), or the class's when it is None."""
     complete: dict[str, Any] = {}
     annotations = hints(config_class)
     for item in init_fields(config_class):
         dotted = ".".join((*path, item.name))
         inner = nested_dataclass(annotations[item.name])
-        start = default(item)
-        if inner is not None and isinstance(given.get(item.name), dict):
-            under = {} if start is MISSING or start is None else to_plain(start)
-            complete[item.name] = _with_defaults((*path, item.name), inner, under | given[item.name], missing, origins)
+        start = default(item) if instance is None else getattr(instance, item.name)
+        nested = start if inner is not None and isinstance(start, inner) else None
+        if inner is not None and (isinstance(given.get(item.name), dict) or (nested is not None and item.name not in given)):
+            complete[item.name] = _with_defaults((*path, item.name), inner, given.get(item.name, {}), nested, missing, origins)
         elif item.name in given:
             complete[item.name] = given[item.name]
         elif start is MISSING:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+import re
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -99,10 +100,6 @@ class Recipe:
                               f"codes ({least} tokens without text)",
                               "lower retriever.num_retrieved, or raise decoder.context_length")
 
-    def renamed(self, name: str) -> Recipe:
-        """The same recipe under another name."""
-        return replace(self, name=name)
-
 
 def diff(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
     """(key, value in `a`, value in `b`) of every key that differs, in the recipes' order; `ABSENT` where one has no such key."""
@@ -128,11 +125,12 @@ def _dump(values: dict[str, Any]) -> str:
 
 
 def _escape(value: Any) -> Any:
-    r"""Texts that hold `${` once they are resolved are written `\${`, so that reading them back resolves nothing."""
+    r"""Texts that hold `${` once they are resolved are written `\${`, so that reading them back resolves nothing. Backslashes
+    just before it are doubled: OmegaConf halves those there, and only there."""
     if isinstance(value, dict):
         return {key: _escape(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_escape(item) for item in value]
-    if isinstance(value, str) and "${" in value:
-        return value.replace("${", r"\${")
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     return value
