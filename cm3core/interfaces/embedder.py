@@ -59,7 +59,7 @@ class Embedder(ABC):
 
     def embed_document(self, document: Document) -> VectorArray:
         """Unit vector float32 [dimension]; see `embed_documents`."""
-        return self.embed_documents([document])[0]
+        return np.asarray(self.embed_documents([document])[0], np.float32)
 
     def embed_documents(self, documents: Sequence[Document]) -> VectorArray:
         """Unit vectors float32 [N, dimension]: text part and image part encoded apart, normalised, averaged (paper

@@ -26,7 +26,7 @@ def pictures(draw: st.DrawFn) -> PixelArray:
     height, width = draw(st.integers(1, 90)), draw(st.integers(1, 90))
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     base = rng.integers(0, 256, 3)
-    return np.clip(base + rng.integers(-40, 40, (height, width, 3)), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(base + rng.integers(-40, 40, (height, width, 3)), 0, 255), np.uint8)
 
 
 class EmbedderContract(Contract[Embedder]):

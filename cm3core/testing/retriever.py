@@ -1,4 +1,4 @@
-"""Conformance kit of retrievers: `class TestMine(RetrieverContract)` with a `make()` over a memory of `ListSource` or any other."""
+"""Conformance kit of retrievers: `class TestMine(RetrieverContract)` with a `make()`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ListSource(DocumentSource):
 
 
 class HashEmbedder(Embedder):
-    """An embedder without weights, for tests: text and pictures become pseudo-random vectors of their bytes. Equal in, equal out."""
+    """An embedder without weights, for tests: text and pictures become pseudo-random vectors of their bytes."""
 
     def __init__(self, dimension: int = 8) -> None:
         self._dimension = dimension
@@ -105,7 +105,8 @@ class RetrieverContract(Contract[Retriever]):
         """What is excluded is never returned, and what follows it moves up: the rest is as without the exclusion."""
         memory, queries = self.subject.memory, self.queries(data)
         count = data.draw(st.integers(1, 4))
-        banned = [set(data.draw(st.lists(st.sampled_from([memory.id(i) for i in range(len(memory))]), max_size=6))) for _ in queries]
+        some_ids = st.lists(st.sampled_from([memory.id(i) for i in range(len(memory))]), max_size=6)
+        banned = [set(data.draw(some_ids)) for _ in queries]
         everything = self.subject.retrieve(queries, len(memory))
         for found, whole, ids in zip(self.subject.retrieve(queries, count, banned), everything, banned, strict=True):
             assert _ids(found) == _ids([result for result in whole if result.id not in ids][:count])

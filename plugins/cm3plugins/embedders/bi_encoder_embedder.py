@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from cm3plugins.embedders.bi_encoder_towers import Towers, TowerSizes
 from cm3plugins.embedders.text_features import TEXT_FEATURES_VERSION
 
 _FORMAT = "cm3leon bi_encoder 1"
+T = TypeVar("T")
 
 
 class BiEncoder(Embedder):
@@ -57,8 +59,9 @@ class BiEncoder(Embedder):
             raise CheckpointError(str(path), f"is not a whole safetensors file ({error})", retrain) from error
         if metadata.get("format") != _FORMAT:
             raise CheckpointError(str(path), f"is not of the format {_FORMAT!r}", retrain)
-        sizes = json.loads(metadata["sizes"])
-        towers = Towers(TowerSizes(**{name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}))
+        sizes: dict[str, Any] = json.loads(metadata["sizes"], object_hook=lambda fields: {
+            name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        towers = Towers(TowerSizes(**sizes))
         try:
             towers.load_state_dict(tensors)
         except RuntimeError as error:
@@ -86,7 +89,7 @@ class BiEncoder(Embedder):
             torch.cat([square(image, self._towers.sizes.resolution) for image in batch])))
 
 
-def _in_batches(items, batch_size, embed) -> VectorArray:  # type: ignore[no-untyped-def]
+def _in_batches(items: Sequence[T], batch_size: int, embed: Callable[[Sequence[T]], Tensor]) -> VectorArray:
     rows = [embed(items[start:start + batch_size]) for start in range(0, len(items), batch_size)]
     return np.asarray(torch.cat(rows).numpy(), dtype=np.float32)
 

@@ -46,19 +46,21 @@ def figures(embedder: Embedder, entries: Sequence[EmojiEntry], pictures: npt.NDA
         concepts = [entries[i].concept for i in rows]
         own = sorted(set(concepts))
         own_vectors = embedder.embed_texts([labels[concept] for concept in own])
-        found[f"{split}: picture -> all {len(labels)} labels"] = recall(image_vectors[rows], label_vectors, concepts, list(labels))
+        found[f"{split}: picture -> all {len(labels)} labels"] = recall(
+            image_vectors[rows], label_vectors, concepts, list(labels))
         if split != "train":
             found[f"{split}: picture -> its {len(own)} labels"] = recall(image_vectors[rows], own_vectors, concepts, own)
             found[f"{split}: label -> its {len(rows)} pictures"] = recall(own_vectors, image_vectors[rows], own, concepts)
     return found | _document_figures(embedder, entries, image_vectors)
 
 
-def _document_figures(embedder: Embedder, entries: Sequence[EmojiEntry], image_vectors: VectorArray) -> dict[str, dict[str, float]]:
+def _document_figures(embedder: Embedder, entries: Sequence[EmojiEntry],
+                      image_vectors: VectorArray) -> dict[str, dict[str, float]]:
     """Queries as in use: a caption with a style against training documents (text and picture) of OTHER styles only."""
     train = [i for i, entry in enumerate(entries) if entry.split == "train"]
     captions = [f"{entry.label}, {entry.style} style" for entry in entries]
     caption_vectors = embedder.embed_texts(captions)
-    documents = normalise((caption_vectors[train] + image_vectors[train]) / 2)
+    documents = normalise(caption_vectors[train] + image_vectors[train])
     concepts = [entries[i].concept for i in train]
     styles = np.array([entries[i].style for i in train])
     others = {(entries[i].concept, entries[i].style) for i in train}
@@ -70,8 +72,10 @@ def _document_figures(embedder: Embedder, entries: Sequence[EmojiEntry], image_v
         same_style = np.array([entries[i].style for i in rows])[:, None] == styles
         found[f"{split}: caption -> captions of other styles"] = recall(
             caption_vectors[rows], caption_vectors[train], own, concepts, same_style)
-        found[f"{split}: caption -> documents of other styles"] = recall(caption_vectors[rows], documents, own, concepts, same_style)
-        found[f"{split}: picture -> documents of other styles"] = recall(image_vectors[rows], documents, own, concepts, same_style)
+        found[f"{split}: caption -> documents of other styles"] = recall(
+            caption_vectors[rows], documents, own, concepts, same_style)
+        found[f"{split}: picture -> documents of other styles"] = recall(
+            image_vectors[rows], documents, own, concepts, same_style)
         plurals = embedder.embed_texts([f"some {entries[i].label}s in {entries[i].style} style" for i in rows])
         found[f"{split}: 'some ...s in ... style' -> documents of other styles"] = recall(
             plurals, documents, own, concepts, same_style)

@@ -69,7 +69,8 @@ class TextTower(nn.Module):
         weight_NW = weight_NW / weight_NW.sum(1, keepdim=True).clamp_min(1e-6)
         mean_ND = torch.einsum("nw,nwd->nd", weight_NW, vectors_UD[index_NW])
         unit_ND = F.normalize(mean_ND, dim=1) * mean_ND.shape[1] ** 0.5
-        return self.direct(unit_ND) + self.hidden(unit_ND)
+        vectors_NE: Tensor = self.direct(unit_ND) + self.hidden(unit_ND)
+        return vectors_NE
 
 
 class ImageTower(nn.Module):
@@ -83,7 +84,8 @@ class ImageTower(nn.Module):
         for before, after, stride in zip((3, *sizes.channels), sizes.channels, sizes.strides, strict=False):
             layers += [nn.Conv2d(before, after, 3, stride, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
             side = -(-side // stride)
-        self.stages = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # a third faster on a CPU
+        self.stages = nn.Sequential(*layers)
+        self.stages.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on a CPU
         # One learned weight a place and channel instead of a plain mean: where a part lies tells what the whole is.
         self.place = nn.Parameter(torch.ones(sizes.channels[-1], side, side))
         self.out = nn.Linear(2 * sizes.channels[-1], sizes.dimension)
@@ -93,7 +95,8 @@ class ImageTower(nn.Module):
         ink = (1 - pixels_N3RR).contiguous(memory_format=torch.channels_last)  # white is 0, like the convolutions' padding
         features = self.stages(ink)
         pooled = torch.cat([(features * self.place).mean((2, 3)), features.amax((2, 3))], dim=1)
-        return self.out(pooled)
+        vectors_NE: Tensor = self.out(pooled)
+        return vectors_NE
 
 
 class Towers(nn.Module):

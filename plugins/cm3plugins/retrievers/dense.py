@@ -35,7 +35,7 @@ class DenseRetrieverConfig(RetrieverConfig):
     Args:
         query: what of the query document is embedded: "text", "image" or "both" (averaged, like a document of the memory); a
             query that lacks the part named is embedded by the one that it has. The default is what a prompt for a picture
-            has: a training picture that helps to find its own context leaks into it (RA-CM3 section 3 queries with one part only).
+            has: a training picture that helps to find its own context leaks into it (RA-CM3 queries with one part only).
         max_similarity: documents more similar to the query are skipped; None skips none. The paper skips those above 0.9
             as near-duplicates (section 2.1), in CLIP's space over photographs. In drawings of few concepts the useful
             documents, the same thing in another style, are just the most similar ones, so the default is off.
@@ -94,7 +94,8 @@ class DenseRetriever(Retriever):
         """The documents that results index."""
         return self._memory
 
-    def _retrieve(self, queries: Sequence[Document], num_retrieved: int, exclude: Sequence[Collection[str]]) -> list[list[Retrieved]]:
+    def _retrieve(self, queries: Sequence[Document], num_retrieved: int,
+                  exclude: Sequence[Collection[str]]) -> list[list[Retrieved]]:
         parts = [query_parts(query, self._config.query) for query in queries]
         vectors = self._embedder.embed_documents([document for document, _ in parts])
         results: list[list[Retrieved]] = [[] for _ in queries]

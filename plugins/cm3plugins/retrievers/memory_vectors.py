@@ -38,7 +38,7 @@ def memory_vectors(memory: DocumentSource, embedder: Embedder, *, cache: bool = 
             vectors[start:start + len(chunk)] = embedder.embed_documents(chunk)
             bar.update(len(chunk))
     if cache:
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.save(file, vectors, allow_pickle=False)
     return vectors
 

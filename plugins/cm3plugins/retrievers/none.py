@@ -44,5 +44,6 @@ class NoRetriever(Retriever):
         """The documents that are not found."""
         return self._memory
 
-    def _retrieve(self, queries: Sequence[Document], num_retrieved: int, exclude: Sequence[Collection[str]]) -> list[list[Retrieved]]:
+    def _retrieve(self, queries: Sequence[Document], num_retrieved: int,
+                  exclude: Sequence[Collection[str]]) -> list[list[Retrieved]]:
         return [[] for _ in queries]

@@ -61,7 +61,7 @@ def test_recall_by_hand():
 
 def test_shipped_weights_find_the_same_thing_in_other_words_and_styles():
     embedder = BiEncoderConfig().build()
-    names = ["red apple, noto style", "green apple, twemoji style", "dog, noto style", "octopus, fluent style", "pizza, noto style"]
+    names = ["red apple, noto style", "green apple, twemoji style", "dog, noto style", "octopus, fluent style", "pizza"]
     queries = ["a red apple in twemoji style", "green apples", "some dogs", "a purple octopus, emojione style", "slice of pizza"]
     scores = embedder.embed_texts(queries) @ embedder.embed_texts(names).T
     assert scores.argmax(1).tolist() == [0, 1, 2, 3, 4]
