@@ -46,6 +46,13 @@ class VisibleSquare:
         y0, x0 = (self.picture_size[0] - height) / 2, (self.picture_size[1] - width) / 2
         return x0, y0, x0 + width, y0 + height
 
+    @property
+    def pixels(self) -> Box:
+        """The same in whole pixels, at least one."""
+        x0, y0, x1, y1 = self.extent
+        left, top = math.floor(x0 + _EPSILON), math.floor(y0 + _EPSILON)
+        return left, top, left + max(1, round(x1 - x0)), top + max(1, round(y1 - y0))
+
     def cells(self, box: Box, grid: tuple[int, int]) -> BoolArray:
         """Which codes the box touches, bool [rows * columns]. Raises `GenerationError` for a box that is empty or outside."""
         self._check(box)
@@ -58,11 +65,11 @@ class VisibleSquare:
         return touched.reshape(-1)
 
     def pasted(self, picture: PixelArray, decoded: PixelArray, box: Box) -> PixelArray:
-        """A copy of `picture` [height, width, 3] with the box taken from `decoded`, scaled back to where it was seen."""
-        x0, y0, x1, y1 = (round(value) for value in self.extent)
+        """A copy of `picture` [height, width, 3] with the box (one that `cells` takes) from `decoded`, scaled back to where it was seen."""
+        x0, y0, x1, y1 = self.pixels
         if decoded.shape[:2] != (y1 - y0, x1 - x0):
             decoded = np.asarray(Image.fromarray(decoded).resize((x1 - x0, y1 - y0), Image.Resampling.LANCZOS))
-        left, top, right, bottom = max(box[0], x0), max(box[1], y0), min(box[2], x1), min(box[3], y1)
+        left, top, right, bottom = box
         result = picture.copy()
         result[top:bottom, left:right] = decoded[top - y0:bottom - y0, left - x0:right - x0]
         return result
@@ -74,8 +81,7 @@ class VisibleSquare:
             raise GenerationError(name, "is empty", "use x0,y0,x1,y1 with x0 < x1 and y0 < y1")
         if box[0] < 0 or box[1] < 0 or box[2] > width or box[3] > height:
             raise GenerationError(name, f"reaches outside the picture of {width} x {height} pixels", f"stay within 0,0,{width},{height}")
-        x0, y0, x1, y1 = self.extent
-        seen = (math.floor(x0 + _EPSILON), math.floor(y0 + _EPSILON), math.ceil(x1 - _EPSILON), math.ceil(y1 - _EPSILON))
+        seen = self.pixels
         if box[0] < seen[0] or box[1] < seen[1] or box[2] > seen[2] or box[3] > seen[3]:
             raise GenerationError(name, f"reaches outside the middle part of the picture that the model sees ({','.join(map(str, seen))})",
                                   "stay within that, or crop the picture around the box first")

@@ -13,10 +13,10 @@ from torch import Tensor
 from cm3core.interfaces.sampler import Sampler, SamplingPlan
 from cm3kernels import guided_sample
 
-_COLUMNS = {  # argument of guided_sample -> field of Filters
-    "temperature_n": ("temperature", torch.float32), "top_k_n": ("top_k", torch.int64), "top_p_n": ("top_p", torch.float32),
-    "plausible_top_k_n": ("plausible_top_k", torch.int64), "plausible_top_p_n": ("plausible_top_p", torch.float32),
-    "plausible_alpha_n": ("plausible_alpha", torch.float32), "plausible_k_n": ("plausible_k", torch.int64),
+_COLUMNS = {  # argument of guided_sample -> field of Filters, dtype, value that changes nothing
+    "temperature_n": ("temperature", torch.float32, 1.0), "top_k_n": ("top_k", torch.int64, 0), "top_p_n": ("top_p", torch.float32, 1.0),
+    "plausible_top_k_n": ("plausible_top_k", torch.int64, 0), "plausible_top_p_n": ("plausible_top_p", torch.float32, 1.0),
+    "plausible_alpha_n": ("plausible_alpha", torch.float32, 0.0), "plausible_k_n": ("plausible_k", torch.int64, 1),
 }
 
 
@@ -41,8 +41,11 @@ class PlannedSampler(Sampler):
         """The plans as tensors. An engine passes the same tuple step after step, so the last one is remembered."""
         if self._seen is not None and self._seen[0] is plans and self._seen[1] == device:
             return self._seen[2]
-        columns = {name: torch.tensor([getattr(plan.filters, field) for plan in plans], dtype=dtype, device=device)
-                   for name, (field, dtype) in _COLUMNS.items()}
+        columns: dict[str, Tensor] = {}
+        for name, (field, dtype, neutral) in _COLUMNS.items():
+            values = [getattr(plan.filters, field) for plan in plans]
+            if any(value != neutral for value in values):  # what is off for all is left out, and costs nothing
+                columns[name] = torch.tensor(values, dtype=dtype, device=device)
         columns["weights_nG"] = torch.tensor([[stream.weight for stream in plan.streams] for plan in plans],
                                              dtype=torch.float32, device=device)
         columns["reference_n"] = torch.tensor([plan.reference for plan in plans], dtype=torch.int64, device=device)

@@ -1,0 +1,61 @@
+"""Boxes -> cells and back, by hand and as a property."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cm3core.boxes import VisibleSquare
+from cm3core.errors import GenerationError
+
+
+def test_cells_by_hand():
+    """A picture 20 wide and 16 high: the model's 8 x 8 pixels see x 2..18; a cell of the 4 x 4 grid is 4 x 4 input pixels."""
+    square = VisibleSquare((16, 20), (8, 8))
+    assert square.extent == (2, 0, 18, 16)
+    cells = square.cells((6, 4, 11, 8), (4, 4)).reshape(4, 4)
+    assert np.argwhere(cells).tolist() == [[1, 1], [1, 2]]  # x 6..10 touches the columns that begin at 6 and at 10
+    assert square.cells((2, 0, 18, 16), (4, 4)).all()
+
+
+def test_pasting_leaves_every_other_pixel():
+    picture = np.arange(16 * 20 * 3, dtype=np.uint8).reshape(16, 20, 3)
+    decoded = np.full((8, 8, 3), 7, np.uint8)
+    result = VisibleSquare((16, 20), (8, 8)).pasted(picture, decoded, (6, 4, 11, 8))
+    assert (result[4:8, 6:11] == 7).all()
+    result[4:8, 6:11] = picture[4:8, 6:11]
+    assert np.array_equal(result, picture)
+
+
+def test_the_models_own_size_needs_no_scaling():
+    decoded = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    result = VisibleSquare((8, 8), (8, 8)).pasted(np.zeros((8, 8, 3), np.uint8), decoded, (1, 2, 5, 8))
+    assert np.array_equal(result[2:8, 1:5], decoded[2:8, 1:5]) and result.sum() == result[2:8, 1:5].sum()
+
+
+@pytest.mark.parametrize(("box", "message"), [
+    ((5, 5, 5, 9), "box 5,5,5,9: is empty\n  next: use x0,y0,x1,y1 with x0 < x1 and y0 < y1"),
+    ((-1, 0, 4, 4), "box -1,0,4,4: reaches outside the picture of 20 x 16 pixels\n  next: stay within 0,0,20,16"),
+    ((0, 0, 4, 4), "box 0,0,4,4: reaches outside the middle part of the picture that the model sees (2,0,18,16)\n"
+                   "  next: stay within that, or crop the picture around the box first"),
+])
+def test_bad_boxes_are_named(box, message):
+    with pytest.raises(GenerationError) as error:
+        VisibleSquare((16, 20), (8, 8)).cells(box, (4, 4))
+    assert str(error.value) == message
+
+
+@given(height=st.integers(1, 90), width=st.integers(1, 90), data=st.data())
+def test_every_pixel_of_the_box_lies_in_a_touched_cell(height, width, data):
+    square = VisibleSquare((height, width), (16, 16))
+    x0, y0, x1, y1 = square.pixels
+    left, top = data.draw(st.integers(x0, x1 - 1)), data.draw(st.integers(y0, y1 - 1))
+    box = (left, top, data.draw(st.integers(left + 1, x1)), data.draw(st.integers(top + 1, y1)))
+    cells = square.cells(box, (4, 4)).reshape(4, 4)
+    assert cells.any()
+    ex0, ey0, ex1, ey1 = square.extent
+    for x, y in ((box[0], box[1]), (box[2] - 1, box[3] - 1)):
+        column, row = (int(4 * (at + 0.5 - low) / (high - low)) for at, low, high in ((x, ex0, ex1), (y, ey0, ey1)))
+        assert cells[min(max(row, 0), 3), min(max(column, 0), 3)]

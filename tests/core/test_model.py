@@ -1,0 +1,272 @@
+"""The Python API and the commands over it, with a tiny untrained decoder, an image tokenizer of averages and a memory of three."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from cm3core import images
+from cm3core.build import Components
+from cm3core.cli import main as cli
+from cm3core.cli._model import sampler_settings
+from cm3core.cli.infill import parse_box
+from cm3core.document import Codes, Image, ImageHole, MaskedText, Text, TextHole
+from cm3core.errors import CheckpointError, CM3Error, DataError, GenerationError
+from cm3core.interfaces import DocumentSource, ImageTokenizer, Retrieved, Retriever, RetrieverConfig, TextTokenizer
+from cm3core.model import Model, find_model
+from cm3core.plugins import Registry
+from cm3core.recipe.recipe import Recipe
+from cm3core.recipe.schema import DataSection, GenerateSection
+from cm3core.serialize import Serializer
+from cm3core.vocab import Vocabulary
+from cm3plugins.attention import SDPAAttentionConfig
+from cm3plugins.decoders.cm3leon import CM3LeonConfig
+from cm3plugins.samplers.config import CFGSamplerConfig
+
+GRID = (4, 4)
+MEMORY = ("red", "green", "blue")
+
+
+class CharTokenizer(TextTokenizer):
+    vocab_size = 128
+    fingerprint = "ascii"
+
+    def _encode(self, text):
+        return [min(ord(letter), 127) for letter in text]
+
+    def _decode(self, ids):
+        return "".join(map(chr, ids))
+
+    def save(self, folder):
+        raise NotImplementedError
+
+
+class GreyTokenizer(ImageTokenizer):
+    """Each 2 x 2 patch of an 8 x 8 picture becomes its grey level, in 16 steps."""
+
+    image_size, grid, codebook_size, fingerprint = (8, 8), GRID, 16, "grey"
+
+    def _encode(self, pixels_NHWC):
+        return (pixels_NHWC.reshape(-1, 4, 2, 4, 2, 3).mean((2, 4, 5)).reshape(-1, 16) / 16).astype(np.int32)
+
+    def _decode(self, codes_Nc):
+        grey = (codes_Nc.reshape(-1, 4, 4) * 16 + 8).astype(np.uint8)
+        return np.repeat(np.repeat(grey, 2, 1), 2, 2)[..., None].repeat(3, -1)
+
+
+class Colours(DocumentSource):
+    fingerprint = "colours"
+
+    def __len__(self):
+        return len(MEMORY)
+
+    def id(self, index):
+        return MEMORY[index]
+
+    def _document(self, index, rng):
+        return (Text(MEMORY[index]), Image(MEMORY[index], lambda: np.full((8, 8, 3), 40 * index, np.uint8)))
+
+
+class FirstRetriever(Retriever):
+    memory = Colours()
+
+    def _retrieve(self, queries, num_retrieved, exclude):
+        return [[Retrieved(index, MEMORY[index], 1.0 - index / 4) for index in range(num_retrieved)] for _ in queries]
+
+
+@dataclass(kw_only=True)
+class FirstRetrieverConfig(RetrieverConfig):
+    num_retrieved: int = 2
+
+    def build(self, memory, embedder):
+        return FirstRetriever()
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    vocabulary = Vocabulary(num_text=132, num_image=16, num_sentinels=8)
+    torch.manual_seed(0)
+    config = CM3LeonConfig(num_layers=1, d_model=16, num_heads=2, context_length=128, grid_positions=True)
+    attention = SDPAAttentionConfig().build()
+    decoder = config.build(vocabulary, attention, GRID).eval()
+    for parameter in decoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    recipe = Recipe(name="toy", retriever=FirstRetrieverConfig(), sampler=CFGSamplerConfig(guidance_scale=1.5),
+                    data=DataSection(max_text_tokens=12), generate=GenerateSection(num_images=2, max_text_tokens=5),
+                    component_names={"retriever": "first", "sampler": "cfg"})
+    text, image = CharTokenizer(), GreyTokenizer()
+    components = Components(recipe, Registry(), text, image, vocabulary, Serializer(vocabulary, text, GRID), attention, decoder)
+    components.retriever = FirstRetriever()
+    return Model(recipe, components, name="toy", step=3)
+
+
+def picture(height: int = 8, width: int = 8) -> np.ndarray:
+    return np.random.default_rng(height * width).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def test_pictures_of_a_prompt_depend_on_its_seed_alone(model):
+    four = model.generate("red", num_images=4, seed=5)
+    assert [one.pixels.shape for one in four] == [(8, 8, 3)] * 4
+    assert four[0].seed == 5
+    for group in (model.generate("red", num_images=2, seed=5), model.generate(["blue", "red"], num_images=2, seed=5)[2:]):
+        assert all(np.array_equal(one.pixels, other.pixels) for one, other in zip(group, four, strict=False))
+    again = model.generate("red", num_images=1, seed=four[3].seed)[0]
+    assert np.array_equal(again.pixels, four[3].pixels)
+    assert len(model.generate("red")) == 2  # the recipe's number
+
+
+def test_retrieved_documents_and_context_come_with_the_picture(model):
+    assert [one.id for one in model.generate("red", num_images=1)[0].retrieved] == ["red", "green"]
+    [one] = model.generate("red", num_images=1, num_retrieved=1, context=[(picture(9, 12), "by hand")])
+    assert [(document.id, document.score, document.text) for document in one.retrieved] == [
+        ("context 0", None, "by hand"), ("red", 1.0, "red")]
+    assert one.retrieved[0].pixels.shape == (8, 8, 3)
+    assert model.generate("red", num_images=1, context=[(picture(), "by hand")])[0].retrieved[1:] == ()
+    with_none, with_two = (model.generate("red", num_images=1, num_retrieved=number)[0] for number in (0, 2))
+    assert with_none.retrieved == () and with_none.codes != with_two.codes
+
+
+def test_sampler_keys_hold_for_one_call(model):
+    before = model.generate("red", num_images=1)[0]
+    greedy = [model.generate("red", num_images=1, seed=seed, temperature=0, guidance_scale=1)[0] for seed in (0, 1)]
+    assert greedy[0].codes == greedy[1].codes != before.codes
+    assert model.generate("red", num_images=1)[0].codes == before.codes
+
+
+def test_captions(model):
+    one = model.caption(picture(30, 20), seed=2)
+    assert 1 <= len(one.text) <= 5 and len(one.retrieved) == 2
+    assert model.captions([picture(), picture(30, 20)], seed=2)[1].text == one.text
+    assert len(model.caption(picture(), max_tokens=1).text) == 1
+
+
+def test_infilling_keeps_codes_and_pixels_outside_the_box(model):
+    whole = picture(16, 20)
+    result = model.infill(whole, (6, 4, 10, 12), "red")
+    codes = model.encode([images.fit(whole, (8, 8))])[0].codes
+    changed = np.zeros((4, 4), bool)
+    changed[1:3, 1] = True
+    assert np.array_equal(result.codes.codes[~changed.ravel()], codes[~changed.ravel()])
+    assert result.codes.missing is None and result.text == "red" and result.decoded.shape == (8, 8, 3)
+    outside = np.ones((16, 20), bool)
+    outside[4:12, 6:10] = False
+    assert result.pixels.shape == whole.shape and np.array_equal(result.pixels[outside], whole[outside])
+    assert model.infill(whole, (2, 0, 18, 16)).text  # without a text the model writes one
+
+
+def test_complete_takes_any_documents(model):
+    documents = [(Text("a"), ImageHole()), (MaskedText(("x", TextHole(2))), Image("p", picture)), (TextHole(3), ImageHole())]
+    first, second, third = model.complete(documents, retrieved=[[], [(Text("b"), Image("p", picture))], []])
+    assert isinstance(first.document[1], Codes) and second.document[0].text.startswith("x") and isinstance(second.document[1], Codes)
+    assert isinstance(third.document[0], Text)
+    assert model.decode([first.document[1]])[0].shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda model: model.generate(" "), "prompt: is empty\n  next: say what the picture shows"),
+    (lambda model: model.generate("a" * 13), "prompt: is 13 tokens long; the model was trained on texts of at most 12, in a context of 128\n"
+                                             "  next: shorten it, or read only its beginning (truncate)"),
+    (lambda model: model.generate("a", 0), "num_images: is 0\n  next: use 1 or more"),
+    (lambda model: model.generate("a", seed=-1), "seed: is -1\n  next: use 0 to 2**63 - 1"),
+    (lambda model: model.generate("a", num_retrieved=-1), "num_retrieved: is -1\n  next: use 0 or more"),
+    (lambda model: model.generate("a", guidance=2), "sampler.guidance: is not a key of this model's sampler\n"
+                                                     "  next: did you mean 'guidance_scale'?"),
+    (lambda model: model.generate("a", top_k="many"), "sampler.top_k: is 'many', not int\n  next: correct the value"),
+    (lambda model: model.generate("a", top_p=2.0), "sampler.top_p: is 2.0\n  next: use more than 0 and at most 1 (1 is off)"),
+    (lambda model: model.caption(picture().astype(float)), "picture: is float64 [8, 8, 3]\n"
+                                                           "  next: pass a file's path, or RGB pixels as uint8 [height, width, 3]"),
+    (lambda model: model.caption(picture(), max_tokens=0), "max_tokens: is 0\n  next: use 1 or more"),
+    (lambda model: model.infill(picture(), (3, 3, 3, 5)), "box 3,3,3,5: is empty\n  next: use x0,y0,x1,y1 with x0 < x1 and y0 < y1"),
+])
+def test_bad_input_is_named(model, call, message):
+    with pytest.raises(CM3Error) as error:
+        call(model)
+    assert str(error.value) == message
+
+
+def test_too_many_documents_in_front_say_what_fits(model):
+    with pytest.raises(GenerationError, match=r"the prompt is 1\d\d tokens and 16 are to be generated, \d+ more than the decoder's context"):
+        model.generate("red", context=[(picture(), "abc")] * 7)
+
+
+def test_truncation_reads_the_beginning(model):
+    long, short = (model.generate(text, 1, truncate=True, num_retrieved=0)[0] for text in ("a" * 20, "a" * 12))
+    assert long.codes == short.codes and long.prompt == "a" * 20
+
+
+def test_a_model_without_retriever_says_so(model):
+    recipe = Recipe(name="bare", sampler=model.recipe.sampler)
+    with pytest.raises(GenerationError) as error:
+        Model(recipe, model.components).generate("a", num_retrieved=1)
+    assert str(error.value) == ("num_retrieved: is 1, but the model's recipe 'bare' has no retriever\n"
+                                "  next: use 0, or give documents by hand (context)")
+
+
+def test_models_are_found_by_plugin_and_name(tmp_path):
+    registry = SimpleNamespace(models=lambda: {"bundled:emoji64": tmp_path})
+    assert find_model("bundled:emoji64", registry) == tmp_path
+    assert find_model(tmp_path / "run", registry) == tmp_path / "run"
+    with pytest.raises(CheckpointError) as error:
+        find_model("bundled:emoji65", registry)
+    assert str(error.value) == "model 'bundled:emoji65': no installed plugin ships it\n  next: did you mean 'bundled:emoji64'?"
+
+
+# ---- commands
+
+
+@pytest.fixture
+def cm3(model, monkeypatch):
+    """`cm3 ...` with the toy model behind every `--model`."""
+    monkeypatch.setattr("cm3core.model.load", lambda *_, **__: model)
+    return lambda *arguments: cli.main([str(argument) for argument in arguments])
+
+
+def test_generate_writes_pictures_with_their_story(cm3, model, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cm3("generate", "red", "blue", "--n", 2, "--seed", 7, "-o", out, "--set", "sampler.guidance_scale=1.2", "--show-retrieved") == 0
+    printed = capsys.readouterr().out
+    assert [str(out / f"{place:03d}.png") in printed for place in range(4)] == [True] * 4
+    assert "retrieved 1: red (1.000) 'red'" in printed and str(out / "grid.png") in printed
+    facts = images.read_png_metadata(out / "003.png")
+    assert (facts["prompt"], facts["recipe_hash"], facts["model"]) == ("blue", model.recipe.hash, "toy")
+    assert json.loads(facts["sampler"])["guidance_scale"] == 1.2 and json.loads(facts["retrieved"]) == ["red", "green"]
+    again = model.generate("blue", 1, seed=int(facts["seed"]), guidance_scale=1.2)[0]
+    assert np.array_equal(images.open_image(out / "003.png"), again.pixels)
+
+
+def test_caption_and_infill_commands(cm3, model, tmp_path, capsys):
+    path = tmp_path / "picture.png"
+    images.save_png(path, picture(16, 20), {})
+    assert cm3("caption", path, "--max-tokens", 3) == 0
+    assert capsys.readouterr().out.removesuffix("\n") == model.caption(path, max_tokens=3).text
+    assert cm3("infill", path, "--box", "6,4,10,12", "--text", "red", "-o", tmp_path / "new.png", "--decoded", tmp_path / "all.png") == 0
+    assert np.array_equal(images.open_image(tmp_path / "new.png"), model.infill(path, (6, 4, 10, 12), "red").pixels)
+    assert images.open_image(tmp_path / "all.png").shape == (8, 8, 3)
+    assert images.read_png_metadata(tmp_path / "new.png")["box"] == "6,4,10,12"
+
+
+def test_commands_report_bad_input(cm3, tmp_path, capsys):
+    assert cm3("infill", tmp_path / "missing.png", "--box", "0,0,4,4") == 2
+    assert str(tmp_path / "missing.png") in capsys.readouterr().err
+    assert cm3("generate", "a", "--set", "temperature=1") == 2
+    assert capsys.readouterr().err == ("error: --set temperature=1: is not sampler.KEY=VALUE\n"
+                                       "  next: write for instance --set sampler.guidance_scale=1.5\n")
+
+
+def test_unreadable_pictures_are_data_errors(model, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"broken\.png"):
+        model.caption(tmp_path / "broken.png")
+
+
+def test_values_on_the_command_line():
+    assert sampler_settings(["sampler.temperature=0.5", "sampler.top_k=3", "sampler.null=mask_no_retrieved"]) == {
+        "temperature": 0.5, "top_k": 3, "null": "mask_no_retrieved"}
+    assert parse_box("1, 2,30,40") == (1, 2, 30, 40)
+    with pytest.raises(GenerationError, match="--box 1,2,3: is not four whole numbers"):
+        parse_box("1,2,3")
