@@ -93,3 +93,8 @@ def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
 def cm3_models() -> Mapping[str, Path]:
     folder = Path(__file__).parent / "assets" / "models"
     return {model.parent.name: model.parent for model in sorted(folder.glob("*/state.json"))}
+
+
+@hookimpl
+def cm3_commands() -> Mapping[str, str]:
+    return {"quickstart": "cm3plugins.quickstart.command:configure"}

@@ -1,0 +1,213 @@
+"""What the quickstart asks of the trained model: pictures for prompts, captions for pictures, pictures repaired; and their measure.
+
+The measure is the judge's rank of the right text among the subset's texts (`cm3plugins.judge`): it looks through a network that
+no part of the training looked through. A prompt's own picture is never among the documents in front of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Text, TextHole, text_of
+from cm3core.errors import CM3Error
+from cm3core.images import fit
+from cm3core.interfaces import DocumentSource, Retriever
+from cm3core.model import Model
+from cm3plugins.quickstart.pictures import Row, write_table
+
+#: Prompts of each split that are drawn and judged, and those of them that are shown.
+NUM_JUDGED = {"train": 100, "comp": 48, "unseen": 40, "valid": 48}
+NUM_SHOWN = {"train": 24, "comp": 12, "unseen": 9, "valid": 12}
+NUM_CAPTIONS = 12
+NUM_INFILLED = 8
+BATCH = 50
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """One document of a split: what is asked, what is right, what stands in front."""
+
+    text: str
+    concept: str
+    pixels: PixelArray
+    picture: Image
+    in_front: tuple[Document, ...]
+
+
+def show(model: Model, out: Path) -> dict[str, Any]:
+    """Draw, describe and repair; write the tables of pictures into `out`; return what was measured."""
+    started = time.monotonic()
+    drawn: dict[str, Any] = {"splits": {}, "captions": [], "retrieves": model.components.retriever is not None and _number(model) > 0}
+    texts = sorted({model.components.source.group(index) for index in range(len(model.components.source))})
+    judge = _judge(texts)
+    drawn["judged_among"] = len(texts) if judge is not None else 0
+    tokens, seconds = 0, 0.0
+    held_out: list[Asked] = []
+    trained: list[Asked] = []
+    for split in ("train", "comp", "unseen", "valid"):
+        asked = _asked(model, split)
+        if not asked:
+            continue
+        before = time.monotonic()
+        pictures = {"without": _pictures(model, asked, False, f"{split}, nothing in front")}
+        if drawn["retrieves"]:
+            pictures["with"] = _pictures(model, asked, True, f"{split}, a document in front")
+        seconds += time.monotonic() - before
+        tokens += sum(map(len, pictures.values())) * int(np.prod(model.components.image_tokenizer.grid))
+        drawn["splits"][split] = {"num_prompts": len(asked), **_scores(judge, asked, pictures, texts)}
+        _table(out / f"pictures-{split}.png", asked[:NUM_SHOWN[split]], pictures)
+        if split == "train":
+            trained = asked
+        elif split != "unseen" or not held_out:
+            held_out = asked
+    drawn["generation_tokens_per_second"] = tokens / max(seconds, 1e-9)
+    subjects = held_out or trained
+    drawn["captions"] = _captions(model, subjects[:NUM_CAPTIONS], out)
+    _infilled(model, (trained[:NUM_INFILLED // 2] + subjects[:NUM_INFILLED // 2])[:NUM_INFILLED], out)
+    drawn["drawing_seconds"] = time.monotonic() - started
+    return drawn
+
+
+def _number(model: Model) -> int:
+    config = model.recipe.retriever
+    return 0 if config is None else config.num_retrieved
+
+
+def _judge(texts: Sequence[str]) -> Any:
+    """The judge, when it knows every text; None for a data set that it was not made for."""
+    from cm3plugins.judge import Judge
+
+    try:
+        judge = Judge.load()
+    except CM3Error as error:
+        print(f"note: pictures are not judged: {error}", file=sys.stderr)
+        return None
+    known = set(judge.concepts)
+    return judge if texts and all(text in known for text in texts) else None
+
+
+def _order(names: Iterable[str]) -> list[int]:
+    """A fixed shuffle that doesn't depend on how many there are."""
+    keyed = [(hashlib.sha256(name.encode()).digest(), index) for index, name in enumerate(names)]
+    return [index for _, index in sorted(keyed)]
+
+
+def _asked(model: Model, split: str) -> list[Asked]:
+    """The split's prompts: one document of each group first, then more, in a fixed order; with what is retrieved for each."""
+    try:
+        source = model.components.source if split == "train" else _held_out(model, split)
+    except CM3Error:
+        return []  # this data set has no such split
+    order = _order(source.id(index) for index in range(len(source)))
+    seen: set[str] = set()
+    first = [index for index in order if not (source.group(index) and source.group(index) in seen) and not seen.add(source.group(index))]
+    chosen = (first + [index for index in order if index not in set(first)])[:min(NUM_JUDGED[split], len(source))]
+    if split == "train":
+        chosen = chosen[:max(len(first), NUM_SHOWN[split])]
+    if not chosen:
+        return []
+    documents = [source.document(index) for index in chosen]
+    pictures = [next(segment for segment in document if isinstance(segment, Image)) for document in documents]
+    in_front = _retrieved(model, source, split, chosen, documents)
+    return [Asked(text_of(document), source.group(index), fit(picture.load(), model.image_size), picture, front)
+            for index, document, picture, front in zip(chosen, documents, pictures, in_front, strict=True)]
+
+
+def _held_out(model: Model, split: str) -> DocumentSource:
+    """A held-out split; of the emoji corpus, `unseen` is taken from all concepts, since the subset has none of them."""
+    from dataclasses import replace
+
+    config = model.recipe.dataset
+    assert config is not None
+    if split == "unseen" and hasattr(config, "concepts"):
+        return replace(config, split=split, concepts="all").build()
+    return model.components.split(split)
+
+
+def _retrieved(model: Model, source: DocumentSource, split: str, chosen: Sequence[int],
+               documents: Sequence[Document]) -> list[tuple[Document, ...]]:
+    """The documents in front of each prompt: from what was trained on; for unseen concepts from those themselves, since only a
+    memory can know them. Never the prompt's own."""
+    retriever: Retriever | None = model.components.retriever
+    if retriever is None or _number(model) == 0:
+        return [()] * len(chosen)
+    if split == "unseen":
+        assert model.recipe.retriever is not None
+        retriever = model.recipe.retriever.build(source, model.components.embedder)
+    queries: list[Document] = [(Text(text_of(document)),) for document in documents]
+    found = retriever.retrieve(queries, _number(model), [{source.id(index)} for index in chosen])
+    return [tuple(retriever.memory.document(result.index) for result in results) for results in found]
+
+
+def _pictures(model: Model, asked: Sequence[Asked], retrieve: bool, what: str) -> list[PixelArray]:
+    """A picture for each prompt, uint8 [H, W, 3]."""
+    pixels: list[PixelArray] = []
+    with tqdm(desc=f"  {what}", total=len(asked), unit="picture", file=sys.stderr) as bar:
+        for start in range(0, len(asked), BATCH):
+            part = asked[start:start + BATCH]
+            completions = model.complete([(Text(one.text), ImageHole()) for one in part],
+                                         retrieved=[one.in_front if retrieve else () for one in part], seed=1)
+            codes = [segment for completion in completions for segment in completion.document if isinstance(segment, Codes)]
+            pixels += model.decode(codes)
+            bar.update(len(part))
+    return pixels
+
+
+def _scores(judge: Any, asked: Sequence[Asked], pictures: dict[str, list[PixelArray]], texts: Sequence[str]) -> dict[str, float]:
+    """R@1 and R@5 among the subset's texts (and the split's own, where they are not among them), of real and of drawn pictures."""
+    if judge is None or not all(one.concept in set(judge.concepts) for one in asked):
+        return {}
+    among = sorted(set(texts) | {one.concept for one in asked})
+    concepts = [one.concept for one in asked]
+    scores: dict[str, float] = {"num_texts": len(among)}
+    for name, images in {"real": [one.pixels for one in asked], **pictures}.items():
+        ranks = judge.ranks(np.stack(images), concepts, among)
+        scores |= {f"{name}_r1": float(np.mean(ranks <= 1)), f"{name}_r5": float(np.mean(ranks <= 5))}
+    return scores
+
+
+def _table(path: Path, asked: Sequence[Asked], pictures: dict[str, list[PixelArray]]) -> None:
+    """Prompt, then: real, drawn with a document in front beside that document, drawn without."""
+    retrieved = "with" in pictures
+    header = ["real", *(["retrieved", "drawn with it"] if retrieved else []), "drawn alone" if retrieved else "drawn"]
+    rows: list[Row] = []
+    for place, one in enumerate(asked):
+        front = next((segment.load() for document in one.in_front for segment in document if isinstance(segment, Image)), None)
+        tiles: list[PixelArray | None] = [one.pixels]
+        if retrieved:
+            tiles += [front, pictures["with"][place]]
+        rows.append((one.text, [*tiles, pictures["without"][place]]))
+    write_table(path, header, rows)
+
+
+def _captions(model: Model, subjects: Sequence[Asked], out: Path) -> list[dict[str, str]]:
+    """Describe pictures that were never trained on; write them with both texts."""
+    completions = model.complete([(TextHole(model.recipe.generate.max_text_tokens), one.picture) for one in subjects],
+                                 retrieved=[one.in_front for one in subjects])
+    captions = [{"real": one.text, "written": text_of(completion.document)} for one, completion in zip(subjects, completions, strict=True)]
+    rows: list[Row] = [(f"{caption['written']}   (real: {caption['real']})", [one.pixels, *([None] * 2)])
+                       for caption, one in zip(captions, subjects, strict=True)]
+    write_table(out / "captions.png", ["picture", "", ""], rows, num_blocks=3)
+    return captions
+
+
+def _infilled(model: Model, subjects: Sequence[Asked], out: Path) -> None:
+    """Cut a box out of the middle of pictures and draw it anew."""
+    height, width = model.image_size
+    box = (width // 4, height // 4, width * 3 // 4, height * 3 // 4)
+    rows: list[Row] = []
+    for one in tqdm(subjects, desc="  repairing", unit="picture", file=sys.stderr):
+        result = model.infill(one.pixels, box, one.text, seed=1, num_retrieved=0)
+        cut = one.pixels.copy()
+        cut[box[1]:box[3], box[0]:box[2]] = 160
+        rows.append((one.text, [one.pixels, cut, result.pixels]))
+    write_table(out / "infilled.png", ["real", "cut out", "repaired"], rows, num_blocks=2)
