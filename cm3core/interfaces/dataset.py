@@ -24,6 +24,8 @@ class DocumentSourceConfig(ComponentConfig):
     """
 
     kind: ClassVar[str] = "dataset"
+    #: Every value that `split` may have, for `cm3 data`; a split that holds all the others, if there is one, is called "all".
+    splits: ClassVar[tuple[str, ...]] = ("train",)
     split: str = "train"
 
     def build(self) -> DocumentSource:

@@ -85,8 +85,13 @@ def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
 @hookimpl
 def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
     from cm3plugins.datasets.emoji import EmojiSourceConfig
+    from cm3plugins.datasets.folder import FolderSourceConfig
+    from cm3plugins.datasets.jsonl import JSONLSourceConfig
+    from cm3plugins.datasets.tuxpaint import TuxPaintSourceConfig
+    from cm3plugins.datasets.webdataset import WebDatasetSourceConfig
 
-    return {"emoji": EmojiSourceConfig}
+    return {"emoji": EmojiSourceConfig, "folder": FolderSourceConfig, "jsonl": JSONLSourceConfig,
+            "tuxpaint": TuxPaintSourceConfig, "webdataset": WebDatasetSourceConfig}
 
 
 @hookimpl

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.errors import RecipeError, close_match
 from cm3core.interfaces.dataset import DocumentSourceConfig
@@ -34,6 +34,8 @@ class EmojiSourceConfig(DocumentSourceConfig):
         template_weights: how often each template is drawn, relative to the others.
         cache_dir: folder of rendered pictures; None: ``CM3_CACHE``, else the user's cache folder.
     """
+
+    splits: ClassVar[tuple[str, ...]] = SPLITS
 
     concepts: str = "all"
     styles: list[str] = field(default_factory=lambda: list(STYLE_PACKAGES))

@@ -1,0 +1,111 @@
+"""Data set `jsonl`: one JSON object a line, with a text and a picture, or with a document of several of both.
+
+    {"id": "rex", "text": "Rex, a dog", "image": "dogs/rex.png"}
+    {"text": ["a cat asleep", "a sleeping cat"], "image": "cat.jpg"}
+    {"id": "story-1", "segments": [{"text": "First"}, {"image": "1.png"}, {"text": "then"}, {"image": "2.png"}]}
+
+Paths are relative to the file. Other keys are not read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cm3core.errors import DataError
+from cm3core.interfaces.dataset import SkippedRecord
+from cm3plugins.datasets.file_source import (
+    FileSourceConfig,
+    FoundRecord,
+    captions_of,
+    is_unicode,
+    json_lines,
+    read_utf8,
+    skipped,
+    type_name,
+)
+from cm3plugins.datasets.picture_index import PictureIndex, StoredPicture
+
+FORM = '{"text": ..., "image": ...} or {"segments": [...]}'
+
+
+@dataclass(kw_only=True)
+class JSONLSourceConfig(FileSourceConfig):
+    """A JSONL manifest. The id is the record's `id`; without one, its picture's path, or a hash of its segments.
+
+    Args:
+        path: the manifest.
+    """
+
+    path: str
+
+    def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
+        """Records in the order of their lines."""
+        path = Path(self.path).expanduser()
+        if not path.is_file():
+            cause = "is a folder, not a file" if path.is_dir() else "there is no such file"
+            raise DataError(f"dataset.path {path}", cause, "correct dataset.path")
+        for line in json_lines(str(path), read_utf8(path, str(path))):
+            try:
+                if isinstance(line, DataError):
+                    raise line
+                place, values = line
+                yield _record(path.parent, place, values, index)
+            except DataError as error:
+                yield skipped(error)
+
+
+def _record(folder: Path, place: str, values: dict[str, Any], index: PictureIndex) -> FoundRecord:
+    if "segments" in values:
+        if extra := [key for key in ("text", "image") if key in values]:
+            raise DataError(place, f"has 'segments' and {extra[0]!r}", f"write {FORM}")
+        parts = _segments(folder, place, values["segments"], index)
+        content = json.dumps(values["segments"], sort_keys=True).encode()
+        default = f"segments-{hashlib.sha256(content).hexdigest()[:12]}"
+    else:
+        for key in ("text", "image"):
+            if key not in values:
+                raise DataError(place, f"has no {key!r}", f"write {FORM}")
+        parts = (captions_of(values["text"], place), _picture(folder, place, values["image"], index))
+        default = values["image"]
+    name = values.get("id", default)
+    if not isinstance(name, str) or not name or not is_unicode(name):
+        cause = f"'id' is {type_name(name)}" if not isinstance(name, str) else f"'id' is {name!a}"
+        raise DataError(place, f"{cause}, not a name", "write a text, or leave it out")
+    return FoundRecord(name, place, parts)
+
+
+def _segments(folder: Path, place: str, segments: object, index: PictureIndex) -> tuple[StoredPicture | tuple[str, ...], ...]:
+    if not isinstance(segments, list):
+        raise DataError(place, f"'segments' is {type_name(segments)}, not a list", f"write {FORM}")
+    if not segments:
+        raise DataError(place, "'segments' is empty", "write at least one, or remove the record")
+    parts: list[StoredPicture | tuple[str, ...]] = []
+    for number, segment in enumerate(segments):
+        here = f"{place} segments[{number}]"
+        if not isinstance(segment, dict) or len(segment.keys() & {"text", "image"}) != 1:
+            raise DataError(here, "is not an object with either 'text' or 'image'", 'write {"text": ...} or {"image": ...}')
+        if "text" in segment:
+            parts.append(captions_of(segment["text"], here))
+        else:
+            parts.append(_picture(folder, here, segment["image"], index))
+    return tuple(parts)
+
+
+def _picture(folder: Path, place: str, value: object, index: PictureIndex) -> StoredPicture:
+    if not isinstance(value, str) or not value:
+        cause = "'image' is empty" if value == "" else f"'image' is {type_name(value)}, not a path"
+        raise DataError(place, cause, "write the picture's path, relative to the file")
+    if "://" in value:
+        next_step = "download the picture and write its path; nothing is fetched here"
+        raise DataError(place, f"'image' is the address {value!r}", next_step)
+    if not is_unicode(value) or "\0" in value:
+        raise DataError(place, f"'image' is {value!a}, not a path", "write the picture's path, relative to the file")
+    try:
+        return index.picture(folder / value, str(folder / value))
+    except DataError as error:
+        raise DataError(f"{place}: image {error.place}", error.cause, error.next_step) from error

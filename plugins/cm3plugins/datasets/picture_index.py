@@ -1,0 +1,185 @@
+"""What is known of picture files, kept between runs: their content's hash, their size, and which can't be decoded.
+
+A picture's key is the SHA-256 of its bytes: it is the same wherever the file lies, so codes computed once are found again.
+Reading every byte at every start would be slow, so hashes are kept in a small SQLite file of the cache folder, under path,
+size and time of change. Pictures that turned out undecodable are remembered too, and skipped from then on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cm3core.errors import DataError
+from cm3core.files import cache_directory
+from cm3plugins.datasets.pictures import NEXT_STEP, examine
+
+if TYPE_CHECKING:
+    from cm3core.document import PixelArray
+
+#: Part of the file's name; another number when the tables or the rules of `examine` change.
+VERSION = 1
+TABLES = """
+CREATE TABLE IF NOT EXISTS files
+    (path TEXT PRIMARY KEY, size INT, mtime_ns INT, key TEXT, width INT, height INT, cause TEXT, step TEXT);
+CREATE TABLE IF NOT EXISTS shards (path TEXT PRIMARY KEY, size INT, mtime_ns INT, content TEXT);
+CREATE TABLE IF NOT EXISTS undecodable (key TEXT PRIMARY KEY, cause TEXT);
+"""
+
+
+@dataclass(frozen=True)
+class StoredPicture:
+    """A picture file, or a member of a tar.
+
+    Args:
+        key: SHA-256 of its bytes, hexadecimal.
+        width, height: pixels, as its header says.
+        place: its name in messages.
+        path: the file that holds it.
+        offset, size: where it is in the file, in bytes.
+        index_path: the index that learns that it can't be decoded.
+    """
+
+    key: str
+    width: int
+    height: int
+    place: str
+    path: Path
+    offset: int
+    size: int
+    index_path: Path = field(compare=False, repr=False)
+
+    def load(self) -> PixelArray:
+        """RGB pixels uint8 [height, width, 3].
+
+        Raises:
+            DataError: the file is gone, has changed, or can't be decoded; in the last case it is skipped from the next start on.
+        """
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                data = file.read(self.size)
+        except OSError as error:
+            raise DataError(self.place, f"can't be read any more: {error.strerror}", "put it back, or start again") from error
+        if hashlib.sha256(data).hexdigest() != self.key:
+            raise DataError(self.place, "has changed since the data set was opened", "start again")
+        from cm3core.images import open_image
+
+        try:
+            return open_image(data, self.place)
+        except DataError as error:
+            with PictureIndex.open(self.index_path) as index:
+                index.mark_undecodable(self.key, error.cause)
+            raise DataError(self.place, error.cause, f"{NEXT_STEP}; from the next start on it is skipped") from error
+
+
+class PictureIndex:
+    """The open index; use `PictureIndex.open`."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path, self._connection = path, connection
+        self._undecodable = dict(connection.execute("SELECT key, cause FROM undecodable"))
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, path: Path | None = None) -> Iterator[PictureIndex]:
+        """The index at `path` (None: in the cache folder), saved when the block ends, interrupted or not.
+
+        Raises:
+            DataError: it can't be read or written.
+        """
+        path = path or index_path(None)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(path, timeout=60)
+        except (sqlite3.Error, OSError) as error:
+            raise _unusable(path, error) from error
+        try:
+            connection.executescript(TABLES)
+            yield cls(path, connection)
+        except sqlite3.Error as error:
+            raise _unusable(path, error) from error
+        finally:
+            with contextlib.suppress(sqlite3.Error):  # told above; a full disk must not hide what happened in the block
+                connection.commit()
+            connection.close()
+
+    def picture(self, path: Path, place: str) -> StoredPicture:
+        """The picture at `path`; read only when it is new or has changed.
+
+        Raises:
+            DataError: missing, unreadable, broken or known to be undecodable.
+        """
+        try:
+            status = path.stat()
+        except (OSError, ValueError) as error:
+            cause = "there is no such file" if isinstance(error, FileNotFoundError) else f"can't be read: {error}"
+            raise DataError(place, cause, "correct the path, or remove the record") from error
+        name = str(path.absolute())
+        row = self._connection.execute("SELECT size, mtime_ns, key, width, height, cause, step FROM files WHERE path = ?",
+                                       (name,)).fetchone()
+        if row is None or row[:2] != (status.st_size, status.st_mtime_ns):
+            row = (status.st_size, status.st_mtime_ns, *_read_facts(path, place))
+            self._connection.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (name, *row))
+        size, _, key, width, height, cause, step = row
+        if cause is not None:
+            raise DataError(place, cause, step)
+        return self.known(StoredPicture(key, width, height, place, path, 0, size, self.path))
+
+    def known(self, picture: StoredPicture) -> StoredPicture:
+        """`picture`, unless it was found undecodable before; then `DataError`."""
+        if picture.key in self._undecodable:
+            raise DataError(picture.place, self._undecodable[picture.key], NEXT_STEP)
+        return picture
+
+    def shard(self, path: Path, read: Callable[[Path], Any]) -> Any:
+        """What `read(path)` returned (JSON-able) when the shard was last changed; it is called when there is no such record."""
+        status = path.stat()
+        name = str(path.absolute())
+        row = self._connection.execute("SELECT size, mtime_ns, content FROM shards WHERE path = ?", (name,)).fetchone()
+        if row is not None and row[:2] == (status.st_size, status.st_mtime_ns):
+            return json.loads(row[2])
+        content = read(path)
+        self._connection.execute("INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?)",
+                                 (name, status.st_size, status.st_mtime_ns, json.dumps(content)))
+        self._connection.commit()
+        return content
+
+    def mark_undecodable(self, key: str, cause: str) -> None:
+        """Remember that the picture's header is right and its pixels are not."""
+        self._undecodable[key] = cause
+        self._connection.execute("INSERT OR REPLACE INTO undecodable VALUES (?, ?)", (key, cause))
+
+
+def index_path(cache_dir: str | None) -> Path:
+    """Where the index lies: in `cache_dir`, None: in the user's cache folder."""
+    folder = cache_directory() if cache_dir is None else Path(cache_dir).expanduser()
+    return folder / "datasets" / f"pictures-v{VERSION}.sqlite"
+
+
+def facts_of(data: bytes, place: str) -> tuple[str, int, int, str | None, str | None]:
+    """(key, width, height, cause, next step) of a picture's bytes; cause and next step are None when it is whole."""
+    key = hashlib.sha256(data).hexdigest()
+    try:
+        return (key, *examine(data, place), None, None)
+    except DataError as error:
+        return (key, 0, 0, error.cause, error.next_step)
+
+
+def _unusable(path: Path, error: Exception) -> DataError:
+    return DataError(str(path), f"the index of pictures can't be used: {error}",
+                     "delete it, or set CM3_CACHE to a folder that can be written")
+
+
+def _read_facts(path: Path, place: str) -> tuple[str, int, int, str | None, str | None]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(place, f"can't be read: {error.strerror}", "correct the path or its permissions") from error
+    return facts_of(data, place)

@@ -1,0 +1,69 @@
+"""Data set `tuxpaint`: the captioned stamps of Tux Paint, as Debian packages them; photos mostly, captions in 100 languages.
+
+The stamps are under the GPL and not shipped: `apt install tuxpaint-stamps-default` (81 MB). Each is NAME.png with NAME.txt, whose
+first line is the English caption and whose others are `xx.utf8=` and the caption in that language.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cm3core.errors import DataError
+from cm3core.interfaces.dataset import SkippedRecord
+from cm3plugins.datasets.file_source import FileSourceConfig, FoundRecord, captions_of, read_utf8, skipped
+from cm3plugins.datasets.picture_index import PictureIndex
+
+STAMPS = "/usr/share/tuxpaint/stamps"
+INSTALL = "apt install tuxpaint-stamps-default"
+SYMBOLS = "symbols"
+#: A second drawing of a stamp, shown when it is turned; it has no caption of its own.
+VARIANTS = ("_mirror", "_flip", "_mirror_flip")
+
+
+@dataclass(kw_only=True)
+class TuxPaintSourceConfig(FileSourceConfig):
+    """Tux Paint's stamps; ids are paths inside the folder, such as "animals/birds/owl".
+
+    Args:
+        path: the folder of stamps.
+        language: code of the captions' language: "en", or another of the files, such as "de" or "pt_BR". Stamps without a caption
+            in it are skipped.
+        symbols: take letters, digits, coins and other symbols too (about a quarter).
+    """
+
+    path: str = STAMPS
+    language: str = "en"
+    symbols: bool = False
+
+    def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
+        """Stamps in the order of their paths."""
+        folder = Path(self.path).expanduser()
+        if not folder.is_dir():
+            raise DataError(f"dataset.path {folder}", "there is no such folder; Tux Paint's stamps are not installed", INSTALL)
+        pictures = sorted(path for path in folder.rglob("*.png") if not path.stem.endswith(VARIANTS))
+        if not pictures:
+            raise DataError(f"dataset.path {folder}", "holds no stamp (*.png)", INSTALL)
+        for path in pictures:
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            if name.split("/")[0] == SYMBOLS and not self.symbols:
+                continue
+            try:
+                yield FoundRecord(name, str(path), (self._captions(path.with_suffix(".txt")), index.picture(path, str(path))))
+            except DataError as error:
+                yield skipped(error)
+
+    def _captions(self, path: Path) -> tuple[str, ...]:
+        if not path.is_file():
+            cause = f"has no caption: there is no {path.name} beside it"
+            raise DataError(str(path.with_suffix(".png")), cause, "remove the stamp")
+        lines = read_utf8(path, str(path)).split("\n")
+        if self.language == "en":
+            return captions_of(lines[0], str(path))
+        start = f"{self.language}.utf8="
+        for line in lines[1:]:
+            if line.startswith(start):
+                return captions_of(line.removeprefix(start), str(path))
+        raise DataError(str(path), f"has no caption in {self.language!r}", "choose another dataset.language")
+
