@@ -65,7 +65,7 @@ class VisibleSquare:
         return touched.reshape(-1)
 
     def pasted(self, picture: PixelArray, decoded: PixelArray, box: Box) -> PixelArray:
-        """A copy of `picture` [height, width, 3] with the box (one that `cells` takes) from `decoded`, scaled back to where it was seen."""
+        """A copy of `picture` [height, width, 3] whose box (one that `cells` takes) is from `decoded`, scaled back."""
         x0, y0, x1, y1 = self.pixels
         if decoded.shape[:2] != (y1 - y0, x1 - x0):
             decoded = np.asarray(Image.fromarray(decoded).resize((x1 - x0, y1 - y0), Image.Resampling.LANCZOS))
@@ -80,10 +80,12 @@ class VisibleSquare:
         if box[0] >= box[2] or box[1] >= box[3]:
             raise GenerationError(name, "is empty", "use x0,y0,x1,y1 with x0 < x1 and y0 < y1")
         if box[0] < 0 or box[1] < 0 or box[2] > width or box[3] > height:
-            raise GenerationError(name, f"reaches outside the picture of {width} x {height} pixels", f"stay within 0,0,{width},{height}")
+            raise GenerationError(name, f"reaches outside the picture of {width} x {height} pixels",
+                                  f"stay within 0,0,{width},{height}")
         seen = self.pixels
         if box[0] < seen[0] or box[1] < seen[1] or box[2] > seen[2] or box[3] > seen[3]:
-            raise GenerationError(name, f"reaches outside the middle part of the picture that the model sees ({','.join(map(str, seen))})",
+            middle = ",".join(map(str, seen))
+            raise GenerationError(name, f"reaches outside the middle part of the picture that the model sees ({middle})",
                                   "stay within that, or crop the picture around the box first")
 
 

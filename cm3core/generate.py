@@ -127,8 +127,8 @@ class Engine:
         if not has_holes(request.document):
             raise GenerationError(where, "the document has no hole, there is nothing to complete",
                                   "put a TextHole, an ImageHole or missing codes where something is to be generated")
-        prompts = [self.serializer.prompt(request.document, request.retrieved, stream.variant, max_text_tokens=self.max_text_tokens)
-                   for stream in self._plans["image"].streams]
+        prompts = [self.serializer.prompt(request.document, request.retrieved, stream.variant,
+                                          max_text_tokens=self.max_text_tokens) for stream in self._plans["image"].streams]
         holes = prompts[0].holes
         assert all(_same_holes(holes, prompt.holes) for prompt in prompts), "streams may differ in the prompt only"
         modalities = {"text" if hole.kind == "text" else "image" for hole in holes}
@@ -154,7 +154,8 @@ class Engine:
         shorter = f", or write at most {text - over} text tokens instead of {text}" if text - over > 0 else ""
         raise GenerationError(where, f"the prompt is {num_prompt} tokens and {num_new + 1} are to be generated, "
                               f"{over} more than the decoder's context of {context} holds",
-                              f"shorten the text or retrieve fewer documents (a prompt of {max(context - num_new, 0)} tokens fits){shorter}")
+                              f"shorten the text or retrieve fewer documents (a prompt of {max(context - num_new, 0)} tokens "
+                              f"fits){shorter}")
 
 
 @dataclass(eq=False)

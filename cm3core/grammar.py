@@ -9,6 +9,7 @@ the next hole) isn't drawn: it is fed. Numpy only.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -110,7 +111,7 @@ class HoleGrammar:
 def num_new_tokens(holes: tuple[Hole, ...]) -> int:
     """Most tokens that are added to a prompt before the last draw: each must fit the context, the last drawn one needn't."""
     drawn = sum(_room(hole) for hole in holes)
-    between = sum(len(after.prefix) + (before.ends_with is not None) for before, after in zip(holes, holes[1:], strict=False))
+    between = sum(len(after.prefix) + (before.ends_with is not None) for before, after in pairwise(holes))
     return drawn + between - 1
 
 

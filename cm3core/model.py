@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -26,6 +26,7 @@ from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Segm
 from cm3core.errors import CheckpointError, DataError, GenerationError, close_match
 from cm3core.fields import WrongTypeError, fit, hints
 from cm3core.generate import Completion, Engine, Progress, Request, candidate_seed
+from cm3core.results import GeneratedImage, GeneratedText, InfilledImage, RetrievedDocument
 
 if TYPE_CHECKING:
     from cm3core.build import Components
@@ -38,79 +39,6 @@ Picture: TypeAlias = PixelArray | str | Path
 
 #: The model that is used when none is named.
 DEFAULT_MODEL = "bundled:emoji64"
-
-
-@dataclass(frozen=True, eq=False)
-class RetrievedDocument:
-    """A document that stood in front of a prompt.
-
-    Args:
-        id: its name in the memory; "context 0", ... for documents given by hand.
-        score: similarity to the query, higher is nearer; None for documents given by hand.
-        text: its text.
-        pixels: its picture as the model saw it, uint8 [height, width, 3]; None when it has none.
-    """
-
-    id: str
-    score: float | None
-    text: str
-    pixels: PixelArray | None
-
-
-@dataclass(frozen=True, eq=False)
-class GeneratedImage:
-    """A picture drawn for a prompt.
-
-    Args:
-        pixels: uint8 [height, width, 3], the image tokenizer's size.
-        prompt: what was asked for.
-        seed: of this picture alone: `generate(prompt, num_images=1, seed=seed)` draws it again.
-        retrieved: the documents in front of the prompt, in order.
-        codes: the picture's codes.
-        log_probability: nats, see `Completion`.
-    """
-
-    pixels: PixelArray
-    prompt: str
-    seed: int
-    retrieved: tuple[RetrievedDocument, ...]
-    codes: Codes
-    log_probability: float
-
-
-@dataclass(frozen=True, eq=False)
-class GeneratedText:
-    """A picture's description: `text`, the `seed` and `retrieved` documents it came from, `log_probability` in nats."""
-
-    text: str
-    seed: int
-    retrieved: tuple[RetrievedDocument, ...]
-    log_probability: float
-
-
-@dataclass(frozen=True, eq=False)
-class InfilledImage:
-    """A picture with a part drawn anew.
-
-    Args:
-        pixels: uint8, the input's size; outside the box exactly the input's pixels, inside the model's.
-        decoded: uint8, the image tokenizer's size; the whole picture as decoded from its codes.
-        codes: the codes; those outside the box are exactly the encoded input's.
-        box: (x0, y0, x1, y1) in pixels of the input.
-        text: the text it was drawn for: the given one, or the one that the model wrote.
-        seed: the seed.
-        retrieved: the documents in front of the prompt, in order.
-        log_probability: nats, see `Completion`.
-    """
-
-    pixels: PixelArray
-    decoded: PixelArray
-    codes: Codes
-    box: Box
-    text: str
-    seed: int
-    retrieved: tuple[RetrievedDocument, ...]
-    log_probability: float
 
 
 def bundled_models(registry: Registry | None = None) -> dict[str, Path]:
@@ -282,8 +210,8 @@ class Model:
         [completion] = self._engine(sampler).complete([Request((first, codes), documents, seed)], progress=progress)
         filled = _picture_of(completion.document)
         decoded = self.decode([filled])[0]
-        return InfilledImage(square.pasted(whole, decoded, box), decoded, filled, box, text_of(completion.document), seed, retrieved,
-                             completion.log_probability)
+        return InfilledImage(square.pasted(whole, decoded, box), decoded, filled, box, text_of(completion.document), seed,
+                             retrieved, completion.log_probability)
 
     def complete(self, documents: Sequence[Document], *, retrieved: Sequence[Sequence[Document]] | None = None, seed: int = 0,
                  progress: Progress | None = None, **sampler: Any) -> list[Completion]:
@@ -322,7 +250,8 @@ class Model:
     def _coded(self, document: Document) -> Document:
         """The document with its pictures as codes; each picture is encoded once in the model's life."""
         new = {segment.key: segment for segment in document if isinstance(segment, Image) and segment.key not in self._codes}
-        self._codes.update(zip(new, self.encode([images.fit(segment.load(), self.image_size) for segment in new.values()]), strict=True))
+        codes = self.encode([images.fit(segment.load(), self.image_size) for segment in new.values()])
+        self._codes.update(zip(new, codes, strict=True))
         return tuple(self._codes[segment.key] if isinstance(segment, Image) else segment for segment in document)
 
     # ---- what stands in front
@@ -353,7 +282,8 @@ class Model:
                 document = retriever.memory.document(result.index)
                 picture = next((segment for segment in document if isinstance(segment, Image)), None)
                 pixels = None if picture is None else images.fit(picture.load(), self.image_size)
-                found[place].append((self._coded(document), RetrievedDocument(result.id, result.score, text_of(document), pixels)))
+                shown = RetrievedDocument(result.id, result.score, text_of(document), pixels)
+                found[place].append((self._coded(document), shown))
         return found
 
     def _num_retrieved(self, asked: int | None, has_context: bool) -> int:
@@ -376,8 +306,9 @@ class Model:
             raise GenerationError(place, "is empty", "say what the picture shows")
         number, limit = len(self.components.text_tokenizer.encode(text)), self.recipe.data.max_text_tokens
         if number > limit and not truncate:
-            raise GenerationError(place, f"is {number} tokens long; the model was trained on texts of at most {limit}, in a context of "
-                                  f"{self.components.decoder.context_length}", "shorten it, or read only its beginning (truncate)")
+            raise GenerationError(place, f"is {number} tokens long; the model was trained on texts of at most {limit}, "
+                                  f"in a context of {self.components.decoder.context_length}",
+                                  "shorten it, or read only its beginning (truncate)")
 
     def _text_hole(self, max_tokens: int | None) -> TextHole:
         number = self.recipe.generate.max_text_tokens if max_tokens is None else max_tokens
@@ -388,7 +319,8 @@ class Model:
     def sampler_config(self, **sampler: Any) -> SamplerConfig:
         """The recipe's sampler with some keys changed; raises `GenerationError` and `RecipeError` for what can't be."""
         if self.recipe.sampler is None:
-            raise GenerationError(f"recipe {self.recipe.name!r}", "has no section 'sampler'", "add 'sampler: {name: cfg}' to the recipe")
+            raise GenerationError(f"recipe {self.recipe.name!r}", "has no section 'sampler'",
+                                  "add 'sampler: {name: cfg}' to the recipe")
         return with_options(self.recipe.sampler, sampler)
 
     def _engine(self, sampler: Mapping[str, Any]) -> Engine:
@@ -417,10 +349,11 @@ def _pixels(picture: Picture) -> PixelArray:
     """Pixels of a picture given as an array or a file."""
     if isinstance(picture, (str, Path)):
         return images.open_image(picture)
-    if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
-        shape = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, np.ndarray) else type(picture).__name__
-        raise DataError("picture", f"is {shape}", "pass a file's path, or RGB pixels as uint8 [height, width, 3]")
-    return picture
+    is_array = isinstance(picture, np.ndarray)
+    if is_array and picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3 and picture.size:
+        return picture
+    shown = f"{picture.dtype} {list(picture.shape)}" if is_array else type(picture).__name__
+    raise DataError("picture", f"is {shown}", "pass a file's path, or RGB pixels as uint8 [height, width, 3]")
 
 
 def _image(pixels: PixelArray) -> Image:

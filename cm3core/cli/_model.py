@@ -15,7 +15,8 @@ from cm3core.errors import GenerationError
 
 if TYPE_CHECKING:
     from cm3core.generate import Progress
-    from cm3core.model import Model, RetrievedDocument
+    from cm3core.model import Model
+    from cm3core.results import RetrievedDocument
 
 DEFAULT_MODEL = "bundled:emoji64"
 
@@ -60,7 +61,8 @@ def sampler_settings(settings: Sequence[str]) -> dict[str, Any]:
         key, equals, value = setting.partition("=")
         section, _, name = key.strip().partition(".")
         if not equals or section != "sampler" or not name.isidentifier():
-            raise GenerationError(f"--set {setting}", "is not sampler.KEY=VALUE", "write for instance --set sampler.guidance_scale=1.5")
+            raise GenerationError(f"--set {setting}", "is not sampler.KEY=VALUE",
+                                  "write for instance --set sampler.guidance_scale=1.5")
         try:
             result[name] = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[index, call-overload]
         except (OmegaConfBaseException, ValueError) as error:  # the latter: YAML's own errors

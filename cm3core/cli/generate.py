@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cm3core.cli._model import add_model_options, metadata, open_model, progress_bar, sampler_settings, show_retrieved
+
+if TYPE_CHECKING:
+    from cm3core.document import PixelArray
+    from cm3core.results import GeneratedImage
+
+#: Pictures beside each other in the contact sheet.
+COLUMNS = 8
 
 HELP = "draw pictures for a prompt"
 EXAMPLE = """  cm3 generate "a red apple" --n 4 --seed 1 -o out/
@@ -43,7 +51,17 @@ def run(args: Namespace) -> int:
                                                        retrieved=picture.retrieved))
         print(path)
     sheet = args.out / "grid.png"
-    images.save_png(sheet, images.grid([picture.pixels for picture in pictures], [picture.prompt for picture in pictures], columns=each),
-                    {"prompt": "\n".join(args.prompt), "seed": str(args.seed), "model": model.name, "recipe_hash": model.recipe.hash})
+    images.save_png(sheet, _contact_sheet(pictures, each), {"prompt": "\n".join(args.prompt), "seed": str(args.seed),
+                                                             "model": model.name, "recipe_hash": model.recipe.hash})
     print(sheet)
     return 0
+
+
+def _contact_sheet(pictures: list[GeneratedImage], each: int) -> PixelArray:
+    """All pictures, each prompt's beside its words; small ones enlarged."""
+    from cm3core import images
+
+    starts = [(first, start) for first in range(0, len(pictures), each) for start in range(first, first + each, COLUMNS)]
+    rows = [[picture.pixels for picture in pictures[start:min(start + COLUMNS, first + each)]] for first, start in starts]
+    labels = [pictures[start].prompt if start == first else "" for first, start in starts]
+    return images.grid(rows, row_labels=labels, scale=max(1, 256 // pictures[0].pixels.shape[0]))

@@ -38,8 +38,8 @@ def run(args: Namespace) -> int:
     box, settings = parse_box(args.box), sampler_settings(args.settings)
     model = open_model(args)
     with progress_bar("drawing") as progress:
-        result = model.infill(args.picture, box, args.text, seed=args.seed, num_retrieved=args.num_retrieved, truncate=args.truncate,
-                              progress=progress, **settings)
+        result = model.infill(args.picture, box, args.text, seed=args.seed, num_retrieved=args.num_retrieved,
+                              truncate=args.truncate, progress=progress, **settings)
     facts = metadata(model, settings, prompt=result.text, seed=result.seed, retrieved=result.retrieved) | {"box": args.box}
     if args.text is None:
         print(f"text: {result.text}")

@@ -18,21 +18,24 @@ _MODALITIES = ("text", "image")
 
 
 class SamplerContract(Contract[Sampler]):
-    """Laws of samplers: their plans are constant and fit together; what they draw is legal, plausible, and nobody else's business."""
+    """Laws of samplers: plans are constant and fit together; what is drawn is legal, plausible, and no neighbour's business."""
 
     def law_plans_are_constant_and_name_the_same_streams(self) -> None:
         """`plan` gives the same answer for the sampler's life, and both modalities see the same prompts in the same order."""
         text, image = (self.subject.plan(modality) for modality in _MODALITIES)
-        assert text == self.subject.plan("text") and image == self.subject.plan("image")
+        assert text == self.subject.plan("text")
+        assert image == self.subject.plan("image")
         assert [stream.variant for stream in text.streams] == [stream.variant for stream in image.streams]
         for plan in (text, image):
-            assert plan.streams and 0 <= plan.reference < len(plan.streams)
+            assert plan.streams
+            assert 0 <= plan.reference < len(plan.streams)
 
     def law_only_legal_ids_are_drawn(self, data: st.DataObject) -> None:
         """Each request gets an id of the slice that it is allowed, also when the streams' logits are extreme."""
         batch = _Batch(self.subject, data)
         drawn_n = batch.draw()
-        assert drawn_n.dtype == torch.int64 and drawn_n.shape == (batch.n,)
+        assert drawn_n.dtype == torch.int64
+        assert drawn_n.shape == (batch.n,)
         index_n = drawn_n - batch.first_id
         assert bool(((index_n >= 0) & (index_n < batch.logits_SR.shape[1])).all())
         assert bool(batch.allowed_nR.gather(1, index_n[:, None]).all())
@@ -45,17 +48,18 @@ class SamplerContract(Contract[Sampler]):
         rows_G = batch.stream_rows_nG[place]
         low = int(batch.allowed_nR[place].nonzero()[0])
         alone = self.subject.draw(
-            batch.logits_SR[rows_G, low:], torch.arange(len(rows_G))[None], (batch.plans[place],), first_id=batch.first_id + low,
-            allowed_nR=batch.allowed_nR[None, place, low:], seed_n=batch.seed_n[None, place], position_n=batch.position_n[None, place])
+            batch.logits_SR[rows_G, low:], torch.arange(len(rows_G))[None], (batch.plans[place],),
+            first_id=batch.first_id + low, allowed_nR=batch.allowed_nR[None, place, low:],
+            seed_n=batch.seed_n[None, place], position_n=batch.position_n[None, place])
         assert int(alone[0]) == int(together_n[place])
 
     def law_equal_draws_are_equal_and_seeds_matter(self) -> None:
         """The same seed and position draw the same id; over many seeds a flat distribution is not one id."""
         plan = _with_filters(self.subject.plan("image"), temperature=1.0, top_k=0, top_p=1.0)
         G, n = len(plan.streams), 64
-        arguments = {"first_id": 5, "allowed_nR": None, "seed_n": torch.arange(n), "position_n": torch.zeros(n, dtype=torch.int64)}
-        rows_nG = torch.arange(G).expand(n, G)
-        first, second = (self.subject.draw(torch.zeros(G, 8), rows_nG, (plan,) * n, **arguments) for _ in range(2))
+        first, second = (self.subject.draw(
+            torch.zeros(G, 8), torch.arange(G).expand(n, G), (plan,) * n, first_id=5, allowed_nR=None, seed_n=torch.arange(n),
+            position_n=torch.zeros(n, dtype=torch.int64)) for _ in range(2))
         assert torch.equal(first, second)
         assert len(set(first.tolist())) > 1
 
@@ -94,8 +98,8 @@ class _Batch:
         self.position_n = torch.randint(4096, (self.n,), generator=generator)
 
     def draw(self) -> Tensor:
-        return self.sampler.draw(self.logits_SR, self.stream_rows_nG, self.plans, first_id=self.first_id, allowed_nR=self.allowed_nR,
-                                 seed_n=self.seed_n, position_n=self.position_n)
+        return self.sampler.draw(self.logits_SR, self.stream_rows_nG, self.plans, first_id=self.first_id,
+                                 allowed_nR=self.allowed_nR, seed_n=self.seed_n, position_n=self.position_n)
 
     def mixed(self, place: int) -> Tensor:
         weights_G = torch.tensor([stream.weight for stream in self.plans[place].streams], dtype=torch.float64)
@@ -105,7 +109,8 @@ class _Batch:
         """Bool [R], by the definitions in `Filters`; ties and rounding at the threshold count as inside."""
         plan = self.plans[place]
         filters, allowed_R = plan.filters, self.allowed_nR[place]
-        probability_R = self.logits_SR[self.stream_rows_nG[place, plan.reference]].double().masked_fill(~allowed_R, -torch.inf).softmax(0)
+        reference_R = self.logits_SR[self.stream_rows_nG[place, plan.reference]].double()
+        probability_R = reference_R.masked_fill(~allowed_R, -torch.inf).softmax(0)
         ordered = probability_R.sort(descending=True).values
         threshold = 0.0
         if 0 < filters.plausible_top_k < int(allowed_R.sum()):

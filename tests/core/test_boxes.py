@@ -32,7 +32,8 @@ def test_pasting_leaves_every_other_pixel():
 def test_the_models_own_size_needs_no_scaling():
     decoded = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     result = VisibleSquare((8, 8), (8, 8)).pasted(np.zeros((8, 8, 3), np.uint8), decoded, (1, 2, 5, 8))
-    assert np.array_equal(result[2:8, 1:5], decoded[2:8, 1:5]) and result.sum() == result[2:8, 1:5].sum()
+    assert np.array_equal(result[2:8, 1:5], decoded[2:8, 1:5])
+    assert result.sum() == result[2:8, 1:5].sum()
 
 
 @pytest.mark.parametrize(("box", "message"), [

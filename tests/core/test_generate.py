@@ -1,4 +1,4 @@
-"""The engine, with a real tiny decoder: guidance against recomputation without a cache, independence of the batch, every kind of hole.
+"""The engine, with a real tiny decoder: guidance against recomputation without a cache, independent rows, all kinds of holes.
 
 Legend: S streams, T tokens, V ids.
 """
@@ -104,7 +104,8 @@ REQUESTS = [
 ]
 
 
-@pytest.mark.parametrize(("scale", "text_scale", "null"), [(3.0, 1.0, "mask"), (1.7, 2.0, "mask_no_retrieved"), (1.0, 1.0, "mask")])
+@pytest.mark.parametrize(("scale", "text_scale", "null"),
+                         [(3.0, 1.0, "mask"), (1.7, 2.0, "mask_no_retrieved"), (1.0, 1.0, "mask")])
 def test_greedy_tokens_equal_recomputation_without_cache(decoder, scale, text_scale, null):
     sampler = CFGSamplerConfig(guidance_scale=scale, text_guidance_scale=text_scale, null=null, plausible_top_p=0.8,
                                temperature=0, text_temperature=0)
@@ -121,13 +122,17 @@ def test_documents_are_filled_and_nothing_else_changes(decoder):
         for asked, filled in zip(request.document, completion.document, strict=True):
             if isinstance(asked, ImageHole):
                 assert isinstance(filled, Codes)
-                assert filled.codes.shape == (6,) and filled.missing is None and filled.codes.min() >= 0 and filled.codes.max() < 16
+                assert filled.codes.shape == (6,)
+                assert filled.missing is None
+                assert filled.codes.min() >= 0
+                assert filled.codes.max() < 16
             elif isinstance(asked, Codes) and asked.missing is not None:
                 assert np.array_equal(filled.codes[~asked.missing], asked.codes[~asked.missing])
             elif isinstance(asked, TextHole):
                 assert 1 <= len(filled.text) <= asked.max_tokens
             elif isinstance(asked, MaskedText):
-                assert filled.text.startswith("a ") and " b" in filled.text
+                assert filled.text.startswith("a ")
+                assert " b" in filled.text
             else:
                 assert filled == asked
 
@@ -204,7 +209,8 @@ def test_texts_are_cut_as_in_training(decoder):
     long, short = (Request((Text(text), ImageHole())) for text in ("abcabc", "abc"))
     cut = engine(decoder, max_text_tokens=3).complete([long])[0]
     whole = engine(decoder).complete([short])[0]
-    assert cut.document[1] == whole.document[1] and cut.document[0] == Text("abcabc")
+    assert cut.document[1] == whole.document[1]
+    assert cut.document[0] == Text("abcabc")
 
 
 def test_a_prompt_longer_than_the_context_says_what_fits(decoder):
@@ -217,7 +223,8 @@ def test_a_prompt_longer_than_the_context_says_what_fits(decoder):
         engine(decoder).complete([Request((Text("a" * 20), TextHole(60)))])
     assert str(error.value) == (
         "request 0: the prompt is 22 tokens and 60 are to be generated, 17 more than the decoder's context of 64 holds\n"
-        "  next: shorten the text or retrieve fewer documents (a prompt of 5 tokens fits), or write at most 43 text tokens instead of 60")
+        "  next: shorten the text or retrieve fewer documents (a prompt of 5 tokens fits), "
+        "or write at most 43 text tokens instead of 60")
 
 
 def test_the_whole_context_can_be_used(decoder):

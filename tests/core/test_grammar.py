@@ -12,7 +12,8 @@ from cm3core.grammar import HoleGrammar, num_draws, num_new_tokens
 from cm3core.serialize import Hole
 from cm3core.vocab import Vocabulary
 
-VOCABULARY = Vocabulary(num_text=10, num_image=8, num_sentinels=4)  # text 4..9, image 10..17, <break> 18, <eoss> 19, sentinels 20..
+#: text 4..9, image 10..17, <break> 18, <eoss> 19, sentinels 20..23
+VOCABULARY = Vocabulary(num_text=10, num_image=8, num_sentinels=4)
 NOTHING = np.zeros(0, np.int32)
 
 

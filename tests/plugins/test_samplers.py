@@ -30,7 +30,8 @@ class TestCFGSamplerWithCDKSet(SamplerContract):
 
 
 def test_plans_of_guidance_by_hand():
-    config = CFGSamplerConfig(guidance_scale=3.0, null="mask_no_retrieved", plausible_top_p=0.9, temperature=0.8, text_temperature=0)
+    config = CFGSamplerConfig(guidance_scale=3.0, null="mask_no_retrieved", plausible_top_p=0.9, temperature=0.8,
+                              text_temperature=0)
     image, text = config.plan("image"), config.plan("text")
     null = PromptVariant(hide_text="all", drop_retrieved=True)
     assert image.streams == (GuidanceStream(PromptVariant(), 3.0), GuidanceStream(null, -2.0))
