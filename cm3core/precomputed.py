@@ -1,0 +1,217 @@
+"""What is computed once for a data set and kept on disk: pictures' codes, and each document's neighbours.
+
+Both are arrays with a row for each item, computed in shards. A shard is written atomically, so whatever kills the process costs
+one shard; the next run goes on behind the last one. Folders are named by fingerprints of all that decides the rows, so nothing
+stale is ever read. Legend: P pictures, N documents, R ranks kept, c codes of a picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from cm3core import images
+from cm3core.document import Codes, Document, Image, IntArray, text_of
+from cm3core.errors import DataError
+from cm3core.files import atomic_path, cache_directory, write_text
+from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.embedder import Embedder
+    from cm3core.interfaces.image_tokenizer import ImageTokenizer
+    from cm3core.interfaces.retriever import Retriever, RetrieverConfig
+
+#: Row of a picture that can't be read; of a rank that has no neighbour.
+NOTHING = -1
+_ENCODED_AT_ONCE = 32
+
+
+def source_fingerprint(source: DocumentSource) -> str:
+    """Hash of a source's own fingerprint and of every document's id, canonical text and pictures' keys, in order."""
+    digest = hashlib.sha256(source.fingerprint.encode())
+    for index in range(len(source)):
+        document = source.document(index)
+        keys = [segment.key for segment in document if isinstance(segment, Image)]
+        digest.update(json.dumps([source.id(index), text_of(document), keys]).encode())
+    return digest.hexdigest()
+
+
+def sharded_rows(folder: Path, num_rows: int, width: int, dtype: npt.DTypeLike, compute: Callable[[int, int], npt.NDArray[Any]], *,
+                 shard_size: int, title: str, unit: str, progress: bool) -> npt.NDArray[Any]:
+    """Rows [num_rows, width], memory-mapped from `folder`; what is not there yet is computed.
+
+    Args:
+        folder: of this array alone; `rows.npy` when it is complete, shards before.
+        compute: (start, stop) -> rows [stop - start, width].
+        shard_size: rows that are computed and written at once.
+        title, unit, progress: of the progress bar.
+    """
+    whole = folder / "rows.npy"
+    if not whole.exists():
+        starts = range(0, num_rows, shard_size)
+        shards = [folder / f"shard-{start:09d}.npy" for start in starts]
+        with tqdm(total=num_rows, desc=title, unit=unit, disable=not progress) as bar:
+            for start, shard in zip(starts, shards, strict=True):
+                stop = min(start + shard_size, num_rows)
+                if not shard.exists():
+                    rows = np.asarray(compute(start, stop), dtype)
+                    assert rows.shape == (stop - start, width)
+                    with atomic_path(shard) as temporary, temporary.open("wb") as file:
+                        np.save(file, rows)
+                bar.update(stop - start)
+        with atomic_path(whole) as temporary, temporary.open("wb") as file:
+            rows = [_read(shard) for shard in shards]
+            np.save(file, np.concatenate([*rows, np.zeros((0, width), dtype)]))
+        for shard in shards:
+            shard.unlink(missing_ok=True)
+    rows = _read(whole)
+    if rows.shape != (num_rows, width):
+        raise DataError(str(whole), f"shape {list(rows.shape)}, expected {[num_rows, width]}", f"delete the folder {folder}; it is computed again")
+    return rows
+
+
+def _read(path: Path) -> npt.NDArray[Any]:
+    try:
+        rows: npt.NDArray[Any] = np.load(path, mmap_mode="r" if path.name == "rows.npy" else None, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(str(path), f"is damaged ({error})", f"delete the folder {path.parent}; it is computed again") from error
+    return rows
+
+
+class CodeCache:
+    """Codes of every picture of a source, each key once.
+
+    Args:
+        source: documents whose `Image` segments are encoded.
+        image_tokenizer: encodes them, brought to its size by `images.fit`.
+        cache_dir: where caches are kept; None: `files.cache_directory()`.
+        progress: show a bar while encoding.
+        shard_size: pictures that a kill costs at most.
+
+    Raises:
+        DataError: no picture at all can be read, though there are some.
+    """
+
+    def __init__(self, source: DocumentSource, image_tokenizer: ImageTokenizer, cache_dir: Path | None = None, *, progress: bool = True,
+                 shard_size: int = 256) -> None:
+        self.grid = image_tokenizer.grid
+        pictures: dict[str, Image] = {}
+        for index in range(len(source)):
+            for segment in source.document(index):
+                if isinstance(segment, Image):
+                    pictures.setdefault(segment.key, segment)
+        self._rows = {key: row for row, key in enumerate(pictures)}
+        keys = hashlib.sha256(json.dumps(list(pictures)).encode()).hexdigest()
+        name = hashlib.sha256(f"{source.fingerprint} {image_tokenizer.fingerprint} {keys}".encode()).hexdigest()[:24]
+        self.folder = (cache_dir or cache_directory()) / "codes" / name
+        queue = list(pictures.values())
+
+        def encode(start: int, stop: int) -> IntArray:
+            return self._encode(queue[start:stop], image_tokenizer)
+
+        dtype = np.int16 if image_tokenizer.codebook_size <= np.iinfo(np.int16).max else np.int32
+        self._codes = sharded_rows(self.folder, len(queue), self.grid[0] * self.grid[1], dtype, encode, shard_size=shard_size,
+                                   title="image codes", unit="picture", progress=progress)
+        bad = np.flatnonzero(self._codes[:, 0] == NOTHING) if len(queue) else ()
+        #: Pictures that can't be read, each with its reason.
+        self.skipped = [SkippedRecord(**json.loads(self._reason(queue[row].key).read_text("utf-8"))) for row in bad]
+        self._unreadable = {queue[row].key for row in bad}
+        if queue and len(bad) == len(queue):
+            first = self.skipped[0]
+            raise DataError(first.place, f"{first.cause}; and none of the {len(queue)} pictures can be read", first.next_step)
+
+    def _encode(self, pictures: list[Image], image_tokenizer: ImageTokenizer) -> IntArray:
+        """Codes int32 [len(pictures), c]; `NOTHING` in the rows of unreadable ones, whose reasons are written first."""
+        rows = np.full((len(pictures), self.grid[0] * self.grid[1]), NOTHING, np.int32)
+        for start in range(0, len(pictures), _ENCODED_AT_ONCE):
+            readable, pixels = [], []
+            for row in range(start, min(start + _ENCODED_AT_ONCE, len(pictures))):
+                try:
+                    pixels.append(images.fit(pictures[row].load(), image_tokenizer.image_size))
+                    readable.append(row)
+                except DataError as error:
+                    reason = {"place": error.place, "cause": error.cause, "next_step": error.next_step}
+                    write_text(self._reason(pictures[row].key), json.dumps(reason))
+            if readable:
+                rows[readable] = image_tokenizer.encode(np.stack(pixels))
+        return rows
+
+    def _reason(self, key: str) -> Path:
+        """File that says why a picture can't be read."""
+        return self.folder / "unreadable" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._rows and key not in self._unreadable
+
+    def codes(self, key: str) -> Codes:
+        """Codes of the picture `key`; raises `DataError` when the source has none of that name, or it can't be read."""
+        if key not in self:
+            raise DataError(f"picture {key}", "has no codes", "use the source whose pictures were encoded")
+        return Codes(self._codes[self._rows[key]].astype(np.int32), self.grid)
+
+    def usable(self, document: Document) -> bool:
+        """Whether all pictures of a document can be read."""
+        return all(segment.key in self for segment in document if isinstance(segment, Image))
+
+    def encoded(self, document: Document) -> Document:
+        """The document with its pictures as codes."""
+        return tuple(self.codes(segment.key) if isinstance(segment, Image) else segment for segment in document)
+
+
+def retriever_fingerprint(config: RetrieverConfig, embedder: Embedder | None, memory: DocumentSource) -> str:
+    """Hash of what decides a retriever's results, but for how many are wanted."""
+    settings = {key: value for key, value in asdict(config).items() if key not in ("num_retrieved", "random_num_retrieved", "cache")}
+    kind = f"{type(config).__module__}.{type(config).__qualname__}"
+    parts = [kind, json.dumps(settings, sort_keys=True, default=str), "" if embedder is None else embedder.fingerprint,
+             source_fingerprint(memory)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+class NeighbourTable:
+    """For each document of a source, the memory documents that a retriever finds for it, best first; never itself.
+
+    Args:
+        retriever: over the memory.
+        source: N documents, in their canonical form the queries.
+        cache_dir: where caches are kept; None: `files.cache_directory()`.
+        fingerprint: of the retriever, see `retriever_fingerprint`.
+        num_ranks: results kept for each document.
+        progress: show a bar while retrieving.
+        shard_size: documents that are retrieved for at once.
+    """
+
+    def __init__(self, retriever: Retriever, source: DocumentSource, cache_dir: Path | None = None, *, fingerprint: str,
+                 num_ranks: int = 8, progress: bool = True, shard_size: int = 1024) -> None:
+        self.num_ranks = num_ranks
+        name = hashlib.sha256(f"{fingerprint} {source_fingerprint(source)} {num_ranks}".encode()).hexdigest()[:24]
+        self.folder = (cache_dir or cache_directory()) / "neighbours" / name
+
+        def retrieve(start: int, stop: int) -> IntArray:
+            rows = np.full((stop - start, num_ranks), NOTHING, np.int32)
+            own = [{source.id(index)} for index in range(start, stop)]
+            found = retriever.retrieve([source.document(index) for index in range(start, stop)], num_ranks, own)
+            for row, results in zip(rows, found, strict=True):
+                row[:len(results)] = [result.index for result in results]
+            return rows
+
+        self._rows_NR = sharded_rows(self.folder, len(source), num_ranks, np.int32, retrieve, shard_size=shard_size,
+                                     title="neighbours", unit="document", progress=progress)
+
+    def __len__(self) -> int:
+        return len(self._rows_NR)
+
+    def neighbours(self, index: int) -> list[int]:
+        """Indices into the memory for document `index`, best first; at most `num_ranks`."""
+        row: list[int] = self._rows_NR[index].tolist()
+        return [found for found in row if found != NOTHING]
