@@ -131,7 +131,8 @@ def build(recipe: Recipe, registry: Registry, *, stage: str, tokenizer_folder: P
                           f"add '{missing[0]}: {{name: ...}}' to the recipe")
     source: DocumentSource | None = section(recipe, "dataset").build() if stage == "train" else None
     if source is not None and len(source) == 0:
-        raise RecipeError(f"recipe {recipe.name}, section dataset", f"split {section(recipe, "dataset").split!r} has no usable document",
+        split = section(recipe, "dataset").split
+        raise RecipeError(f"recipe {recipe.name}, section dataset", f"split {split!r} has no usable document",
                           "run 'cm3 data validate' to see why records are skipped")
     if tokenizer_folder is not None:
         text_tokenizer: TextTokenizer = section(recipe, "text_tokenizer").load(tokenizer_folder)

@@ -144,8 +144,11 @@ def _new_folder(target: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
         for path in sorted(temporary.rglob("*")):
             if path.is_file():
+                path.chmod(0o666 & ~umask)  # safetensors makes private files; ours are ordinary ones
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
             else:
@@ -274,7 +277,7 @@ def read_recipe(folder: Path, registry: Registry) -> Recipe:
         text = (folder / RECIPE).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise _damaged(folder / RECIPE, f"can't be read ({error})") from error
-    return recipe_from_yaml(text, registry)
+    return recipe_from_yaml(text, registry, label=str(folder / RECIPE))
 
 
 def load_weights(decoder: nn.Module, folder: Path) -> None:

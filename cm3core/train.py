@@ -297,7 +297,7 @@ def _loop(state: TrainState, progress: bool, callbacks: Sequence[Callback], comm
             computed = time.monotonic()
             state.step += 1
             state.tokens += num_tokens
-            if section.log_every_steps and state.step % section.log_every_steps == 0:
+            if state.step % section.log_every_steps == 0:
                 _log(state)
             if section.validation_splits and state.step % section.validate_every_steps == 0:
                 _validate(state, validation)
@@ -315,7 +315,7 @@ def _loop(state: TrainState, progress: bool, callbacks: Sequence[Callback], comm
         if stop.received is None:
             if section.validation_splits and state.step % section.validate_every_steps:
                 _validate(state, validation)
-            if state.seconds["all"] > 0:
+            if state.step % section.log_every_steps and state.seconds["all"] > 0:
                 _log(state)
         checkpoint = save(state)
     if stop.received is not None and state.progress < 1:

@@ -6,6 +6,7 @@ Measured is the loss of the query document's own tokens, nats a token: `validati
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -62,7 +63,7 @@ class Validation:
         for split in section.validation_splits:
             source = split_or_reason(components, split)
             if isinstance(source, str):
-                tqdm.write(f"note: validation split {split!r} is left out: {source}")
+                tqdm.write(f"note: validation split {split!r} is left out: {source}", file=sys.stderr)
                 continue
             for suffix, retrieve in (("", False), ("_retrieved", True)):
                 if retrieve and not self.preparation.retrieves:

@@ -1,0 +1,93 @@
+"""Building: the vocabulary from the tokenizers, one seed one decoder, and what a recipe lacks is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from cm3core.build import build, split_or_reason
+from cm3core.errors import RecipeError
+from cm3core.plugins import Registry, load_registry
+from cm3core.recipe import Recipe, compose
+
+PARTS = Path(__file__).parents[1] / "fixtures" / "train"
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return load_registry([PARTS / "train_parts.py"])
+
+
+def squares(registry: Registry, *overrides: str) -> Recipe:
+    return compose(str(PARTS / "squares.yaml"), overrides, registry=registry)
+
+
+def test_vocabulary_by_hand(registry: Registry) -> None:
+    """The captions of five colours and four corners have 21 characters; with 4 control tokens 25 text ids, then 5 colours."""
+    components = build(squares(registry), registry, stage="train")
+    num = len(set("red green blue black white corner 0123"))
+    assert components.text_tokenizer.vocab_size == num
+    assert components.vocabulary.num_text == num + 4
+    assert components.vocabulary.num_image == 5
+    assert components.vocabulary.num_sentinels == 8
+    assert components.decoder.vocab_size == components.vocabulary.size
+    assert components.memory is components.source
+    assert components.embedder is None
+    assert components.retriever is None
+    assert components.objective.max_added_tokens > 0
+
+
+def test_given_size_of_the_text_range(registry: Registry) -> None:
+    assert build(squares(registry, "vocabulary.num_text=40"), registry, stage="train").vocabulary.num_text == 40
+    with pytest.raises(RecipeError) as caught:
+        build(squares(registry, "vocabulary.num_text=10"), registry, stage="train")
+    num = len(set("red green blue black white corner 0123"))
+    assert str(caught.value) == (f"vocabulary.num_text: is 10; the text tokenizer has {num} ids and 4 are control tokens\n"
+                                 f"  next: use {num + 4} or more, or null for exactly that")
+
+
+def test_a_seed_decides_the_weights_and_leaves_the_generator_alone(registry: Registry) -> None:
+    torch.manual_seed(5)
+    first = build(squares(registry), registry, stage="train").decoder
+    after = torch.rand(1)
+    torch.manual_seed(6)
+    second = build(squares(registry), registry, stage="train").decoder
+    other = build(squares(registry, "train.seed=1"), registry, stage="train").decoder
+    pairs = list(zip(first.parameters(), second.parameters(), other.parameters(), strict=True))  # type: ignore[attr-defined]
+    assert all(torch.equal(a, b) for a, b, _ in pairs)
+    assert not all(torch.equal(a, c) for a, _, c in pairs)
+    torch.manual_seed(5)
+    assert torch.equal(after, torch.rand(1))
+
+
+def test_missing_sections(registry: Registry) -> None:
+    recipe = squares(registry)
+    recipe.objective = recipe.attention = None
+    with pytest.raises(RecipeError) as caught:
+        build(recipe, registry, stage="train")
+    assert str(caught.value) == ("recipe squares: has no section 'objective', 'attention', needed to train\n"
+                                 "  next: add 'objective: {name: ...}' to the recipe")
+
+
+def test_generation_needs_no_data(registry: Registry, tmp_path: Path) -> None:
+    """A data set that can't be opened hurts only who asks for its documents."""
+    trained = build(squares(registry), registry, stage="train")
+    trained.text_tokenizer.save(tmp_path)
+    components = build(squares(registry, "dataset.split=gone"), registry, stage="generate", tokenizer_folder=tmp_path)
+    assert components.vocabulary == trained.vocabulary
+    with pytest.raises(ValueError, match="no split 'gone'"):
+        _ = components.source
+
+
+def test_split_or_reason(registry: Registry) -> None:
+    components = build(squares(registry), registry, stage="train")
+    held = split_or_reason(components, "held")
+    assert not isinstance(held, str)
+    assert len(held) == 5
+    assert split_or_reason(components, "other") == "the squares have no split 'other'"
+
+
+def test_empty_data_set(registry: Registry) -> None:
+    with pytest.raises(RecipeError, match="split 'train' has no usable document"):
+        build(squares(registry, "dataset.num_documents=0"), registry, stage="train")

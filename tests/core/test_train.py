@@ -1,0 +1,225 @@
+"""The loop: it learns, goes on exactly, stops cleanly, refuses what it must, and writes down what it did."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from cm3core import train as train_module
+from cm3core.checkpoint import WEIGHTS, latest_checkpoint
+from cm3core.cli.main import main
+from cm3core.errors import CheckpointError, CM3Error
+from cm3core.metrics import MetricsLog, SpeedMeter, read_metrics
+from cm3core.packing import TrainingBatch
+from cm3core.plugins import Registry, load_registry
+from cm3core.recipe import Recipe, compose
+from cm3core.train import TrainingInterrupted, TrainResult, TrainState, choose_precision, train
+
+PARTS = Path(__file__).parents[1] / "fixtures" / "train"
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return load_registry([PARTS / "train_parts.py"])
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def squares(registry: Registry, cache: Path, overrides: Sequence[str] = ()) -> Recipe:
+    return compose(str(PARTS / "squares.yaml"), [f"data.cache_dir={cache}", *overrides], registry=registry)
+
+
+@pytest.fixture(scope="module")
+def whole(registry: Registry, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """An uninterrupted run of 20 steps."""
+    return train(squares(registry, cache, ["train.steps=20"]), tmp_path_factory.mktemp("whole"), registry, progress=False)
+
+
+def weights(result: TrainResult) -> bytes:
+    return (result.checkpoint / WEIGHTS).read_bytes()
+
+
+def stop_at(step: int, number: signal.Signals = signal.SIGINT) -> train_module.Callback:
+    def callback(state: TrainState) -> None:
+        if state.step == step:
+            os.kill(os.getpid(), number)
+
+    return callback
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_learns_a_few_documents_by_heart(optimizer: str, registry: Registry, cache: Path, tmp_path: Path) -> None:
+    overrides = ["objective=causal", "decoder.dropout=0", "dataset.num_documents=2", "train.steps=120", "train.learning_rate=0.01",
+                 f"train.optimizer={optimizer}", "train.weight_decay=0", "train.validation_splits=[]", "train.checkpoint_every_steps=null"]
+    result = train(squares(registry, cache, overrides), tmp_path, registry, progress=False)
+    assert result.metrics["train/image_loss"] < 0.05
+    first = read_metrics(tmp_path)[0]
+    assert first["train/image_loss"] > 0.5
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on_exactly(whole: TrainResult, registry: Registry, cache: Path, tmp_path: Path) -> None:
+    recipe = squares(registry, cache, ["train.steps=20"])
+    for step, number in ((7, signal.SIGINT), (13, signal.SIGTERM)):
+        with pytest.raises(TrainingInterrupted) as caught:
+            train(recipe, tmp_path, registry, progress=False, callbacks=[stop_at(step, number)], command="cm3 train mine")
+        newest = latest_checkpoint(tmp_path)
+        assert str(caught.value) == f"stopped at step {step}, saved in {newest}; to go on: cm3 train mine"
+        assert newest is not None
+        assert newest.name == f"step-{step:08d}"
+    result = train(recipe, tmp_path, registry, progress=False)
+    assert weights(result) == weights(whole)
+    assert result.tokens == whole.tokens
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_metrics_after_going_on_are_those_of_a_whole_run(whole: TrainResult, registry: Registry, cache: Path, tmp_path: Path) -> None:
+    """Lines after the checkpoint are cut away and written again, with the same losses."""
+    recipe = squares(registry, cache, ["train.steps=20"])
+    with pytest.raises(TrainingInterrupted):
+        train(recipe, tmp_path, registry, progress=False, callbacks=[stop_at(15)])
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000015")
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 15, "half')
+    train(recipe, tmp_path, registry, progress=False)
+
+    def losses(folder: Path) -> list[tuple[float, str, float]]:
+        return [(line["step"], name, value) for line in read_metrics(folder) for name, value in line.items() if name.endswith("_loss")]
+
+    ours, theirs = losses(tmp_path), losses(whole.checkpoint.parents[1])
+    validated = [entry for entry in ours if entry[1].startswith("validation")]
+    assert validated == [entry for entry in theirs if entry[1].startswith("validation")]
+    assert [entry for entry in ours if entry[0] in (5, 10, 20)] == [entry for entry in theirs if entry[0] in (5, 10, 20)]
+    assert len(ours) == len(theirs)
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_changed_recipe_is_refused_with_the_difference(whole: TrainResult, registry: Registry, cache: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(whole.checkpoint.parents[1], tmp_path / "run"))
+    changed = squares(registry, cache, ["train.steps=30", "train.learning_rate=0.1", "decoder.num_layers=3", "sampler.temperature=0.5"])
+    with pytest.raises(CheckpointError) as caught:
+        train(changed, out, registry, progress=False)
+    assert str(caught.value) == (
+        f"{out / 'checkpoints' / 'step-00000020'}: was made under another recipe:\n"
+        "    decoder.num_layers: 2 in the checkpoint, 3 now\n"
+        "    train.learning_rate: 0.003 in the checkpoint, 0.1 now\n"
+        "  next: start in another folder (-o), or resume with the recipe unchanged")
+
+
+def test_a_finished_run_can_be_made_longer(whole: TrainResult, registry: Registry, cache: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(whole.checkpoint.parents[1], tmp_path / "run"))
+    assert train(squares(registry, cache, ["train.steps=20"]), out, registry, progress=False).step == 20, "nothing left to do"
+    assert train(squares(registry, cache, ["train.steps=22", "train.log_every_steps=1"]), out, registry, progress=False).step == 22
+    with pytest.raises(CheckpointError, match="holds a run already \\(step 22\\)"):
+        train(squares(registry, cache, ["train.steps=22"]), out, registry, progress=False, resume=False)
+
+
+def test_other_data_is_refused(whole: TrainResult, registry: Registry, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = Path(shutil.copytree(whole.checkpoint.parents[1], tmp_path / "run"))
+    path = whole.checkpoint.name
+    state = json.loads((out / "checkpoints" / path / "state.json").read_text())
+    state["fingerprints"]["dataset"] = "another"
+    (out / "checkpoints" / path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match="was trained on other data"):
+        train(squares(registry, cache, ["train.steps=21"]), out, registry, progress=False)
+
+
+def test_by_the_clock(registry: Registry, cache: Path, tmp_path: Path) -> None:
+    """The clock goes on where it stopped; checkpoints keep it."""
+    recipe = squares(registry, cache, ["train.steps=null", "train.minutes=0.015", "train.checkpoint_every_steps=null", "train.validation_splits=[]"])
+    with pytest.raises(TrainingInterrupted):
+        train(recipe, tmp_path, registry, progress=False, callbacks=[stop_at(4)])
+    newest = latest_checkpoint(tmp_path)
+    assert newest is not None
+    before = json.loads((newest / "state.json").read_text())["elapsed_s"]
+    assert before > 0
+    seen: list[float] = []
+    result = train(recipe, tmp_path, registry, progress=False, callbacks=[lambda state: seen.append(state.elapsed_s)])
+    assert seen[0] >= before
+    assert result.step > 4
+    assert 0.9 <= result.elapsed_s < 5
+
+
+def test_accumulation_equals_a_larger_batch(registry: Registry, cache: Path, tmp_path: Path) -> None:
+    """Rows of different weight in the two halves: the mean is over the whole step's tokens."""
+    recipe = squares(registry, cache, ["train.batch_rows=4", "decoder.dropout=0", "train.validation_splits=[]"])
+    states = [train_module._start(recipe, tmp_path / name, registry, True, False, None, train_module.Processes()) for name in "ab"]
+    batch = next(iter(states[0].loader))
+    halves = [TrainingBatch(*(getattr(batch, name)[rows] for name in TrainingBatch.__dataclass_fields__)) for rows in (slice(2), slice(2, 4))]
+    halves[0].weights_BT[0] = 0
+    for state, parts in ((states[0], [batch]), (states[1], halves)):
+        train_module._step(state, state.components.decoder.hidden_states, parts)
+        state.log.close()
+    for left, right in zip(states[0].decoder.parameters(), states[1].decoder.parameters(), strict=True):
+        torch.testing.assert_close(left, right, atol=2e-5, rtol=0)
+    torch.testing.assert_close(states[0].sums_G2, states[1].sums_G2)
+
+
+def test_a_loss_that_is_not_finite_stops_and_is_not_saved(registry: Registry, cache: Path, tmp_path: Path) -> None:
+    def spoil(state: TrainState) -> None:
+        if state.step == 6:
+            next(state.decoder.parameters()).data.fill_(float("nan"))
+
+    with pytest.raises(CM3Error) as caught:
+        train(squares(registry, cache), tmp_path, registry, progress=False, callbacks=[spoil])
+    assert "not finite any more" in str(caught.value)
+    newest = latest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest.name == "step-00000003"
+
+
+def test_command_line(registry: Registry, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train", str(PARTS / "squares.yaml"), "train.steps=2", "--plugin", str(PARTS / "train_parts.py"), f"data.cache_dir={cache}"]
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.out.endswith("runs/squares/checkpoints/step-00000002\n")
+    assert "note: validation split 'absent' is left out: the squares have no split 'absent'" in captured.err
+    assert main([*arguments, "train.learning_rate=7"]) == 2
+    assert "train.learning_rate: 0.003 in the checkpoint, 7.0 now" in capsys.readouterr().err
+
+    def interrupted(*args: object, **options: object) -> TrainResult:
+        raise TrainingInterrupted(f"to go on: {options['command']}")
+
+    monkeypatch.setattr(train_module, "train", interrupted)
+    assert main([*arguments, "-o", "my run"]) == 130
+    assert capsys.readouterr().err == (f"to go on: cm3 --plugin {PARTS / 'train_parts.py'} train {PARTS / 'squares.yaml'} -o 'my run' "
+                                       f"train.steps=2 data.cache_dir={cache}\n")
+
+
+def test_precision() -> None:
+    cpu = torch.device("cpu")
+    assert choose_precision("fp32", cpu) == (None, "fp32 as asked")
+    assert choose_precision("bf16", cpu)[0] == torch.bfloat16
+    dtype, reason = choose_precision("auto", cpu)
+    able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    assert dtype == (torch.bfloat16 if able else None)
+    assert "this CPU" in reason
+
+
+def test_speed_by_hand() -> None:
+    meter = SpeedMeter(time_constant_s=1.0)
+    assert meter.rate == 0.0
+    meter.add(10, 1.0)
+    assert meter.rate == pytest.approx(10.0)
+    meter.add(0, 1.0)
+    keep = 2.718281828 ** -1
+    assert meter.rate == pytest.approx(10 * keep / (keep + 1))
+
+
+def test_metrics_log_cuts_what_is_later(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, tensorboard=False)
+    log.write(1, {"a": 1.0})
+    log.write(2, {"a": float("inf")})
+    log.close()
+    assert read_metrics(tmp_path) == [{"step": 1, "a": 1.0}, {"step": 2, "a": None}]
+    MetricsLog(tmp_path, 1, tensorboard=False).close()
+    assert read_metrics(tmp_path) == [{"step": 1, "a": 1.0}]
