@@ -16,7 +16,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,41 +27,18 @@ from typing import Any
 
 import pluggy
 
-from cm3core import CM3_API, hookspecs
+from cm3core import describe, hookspecs
 from cm3core import interfaces as base
 from cm3core.errors import CM3Error, PluginError, close_match
-from cm3core.fields import check_schema
+from cm3core.kinds import KINDS, Kind
 
 GROUP = "cm3core.plugins"
 STRICT_VARIABLE = "CM3_STRICT_PLUGINS"
 DISABLE_VARIABLE = "CM3_DISABLE_PLUGINS"
-COMMANDS_HOOK = "cm3_commands"
-MODELS_HOOK = "cm3_models"
-NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+__all__ = ["KINDS", "Kind", "PluginInfo", "Registry", "load_registry", "plugin_versions"]
 
 logger = logging.getLogger("cm3core.plugins")
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A component kind: the `hook` that brings its components, and the base of their configs."""
-
-    hook: str
-    config: type[base.ComponentConfig]
-
-
-#: Every kind, in the order in which recipes are shown and built.
-KINDS: dict[str, Kind] = {
-    "text_tokenizer": Kind("cm3_text_tokenizers", base.TextTokenizerConfig),
-    "image_tokenizer": Kind("cm3_image_tokenizers", base.ImageTokenizerConfig),
-    "embedder": Kind("cm3_embedders", base.EmbedderConfig),
-    "retriever": Kind("cm3_retrievers", base.RetrieverConfig),
-    "objective": Kind("cm3_objectives", base.ObjectiveConfig),
-    "decoder": Kind("cm3_decoders", base.DecoderConfig),
-    "attention": Kind("cm3_attention_backends", base.AttentionConfig),
-    "sampler": Kind("cm3_samplers", base.SamplerConfig),
-    "dataset": Kind("cm3_datasets", base.DocumentSourceConfig),
-}
 
 
 @dataclass
@@ -274,109 +250,20 @@ def _describe(info: PluginInfo, loader: _Loader, registry: Registry, pluggy_mana
             raise PluginError(info.name, f"another plugin has the name {info.name!r}: {other.origin}",
                               f"rename the entry point or the file, or uninstall one of the two ({info.origin})")
     plugin = loader.load()
-    _check_api(info, plugin)
+    describe.check_api(info.name, plugin)
     for other in registry.plugins:
         if pluggy_manager.get_plugin(other.name) is plugin:
             raise PluginError(info.name, f"is the same module as the plugin {other.name!r}", "declare one entry point for it")
     pluggy_manager.register(plugin, info.name)
     try:
-        _check_hooks(info, plugin, pluggy_manager)
-        configs = {kind: _ask(info, plugin, kind, pluggy_manager) for kind in KINDS}
-        commands = _ask_commands(info, plugin, pluggy_manager)
-        models = _ask_models(info, plugin, pluggy_manager)
+        describe.check_hooks(info.name, plugin, pluggy_manager)
+        configs = {kind: describe.ask(info.name, plugin, kind, pluggy_manager) for kind in KINDS}
+        commands = describe.ask_commands(info.name, plugin, pluggy_manager)
+        models = describe.ask_models(info.name, plugin, pluggy_manager)
     except BaseException:
         pluggy_manager.unregister(plugin)
         raise
     registry.add(info, configs, commands, models)
-
-
-def _check_api(info: PluginInfo, plugin: object) -> None:
-    stated = getattr(plugin, "CM3_API", None)
-    if stated is None:
-        raise PluginError(info.name, "states no CM3_API", f"write `CM3_API = {CM3_API}` in its module")
-    if stated != CM3_API:
-        newer = isinstance(stated, int) and stated > CM3_API
-        raise PluginError(info.name, f"is written for plugin API {stated!r}, this cm3leon has {CM3_API}",
-                          "update cm3leon" if newer else "update the plugin")
-
-
-def _check_hooks(info: PluginInfo, plugin: object, pluggy_manager: pluggy.PluginManager) -> None:
-    """Every function called `cm3_*` must be marked, and be a hook that exists."""
-    known = [*(kind.hook for kind in KINDS.values()), COMMANDS_HOOK, MODELS_HOOK]
-    callers = {caller.name: caller for caller in pluggy_manager.get_hookcallers(plugin) or []}
-    for name, caller in callers.items():
-        optional = any(impl.optionalhook for impl in caller.get_hookimpls() if impl.plugin is plugin)
-        if not caller.has_spec() and not optional:
-            raise PluginError(info.name, f"implements the hook {name!r}, which does not exist", close_match(name, known))
-    for name in dir(plugin):
-        value = getattr(plugin, name, None)
-        own = getattr(value, "__module__", None) in (getattr(plugin, "__name__", None), type(plugin).__module__)
-        if name.startswith("cm3_") and name not in callers and callable(value) and own:
-            raise PluginError(info.name, f"has a function {name!r} that is not marked as a hook",
-                              "write @hookimpl above it (from cm3core.hookspecs import hookimpl)")
-
-
-def _call(hook: str, plugin: object, pluggy_manager: pluggy.PluginManager) -> object:
-    """What this plugin alone answers; None when it does not implement the hook."""
-    others = [other for other in pluggy_manager.get_plugins() if other is not plugin]
-    answers = pluggy_manager.subset_hook_caller(hook, others)()
-    return answers[0] if answers else None
-
-
-def _ask(info: PluginInfo, plugin: object, kind: str, pluggy_manager: pluggy.PluginManager
-         ) -> dict[str, type[base.ComponentConfig]]:
-    """The checked config classes that a plugin brings for a kind."""
-    hook, expected = KINDS[kind].hook, KINDS[kind].config
-    answer = _call(hook, plugin, pluggy_manager)
-    if answer is None:
-        return {}
-    wanted = f"return a mapping of names to classes derived from {expected.__name__}"
-    if not isinstance(answer, Mapping):
-        raise PluginError(info.name, f"{hook} returned {type(answer).__name__}, not a mapping", wanted)
-    for name, config_class in answer.items():
-        if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise PluginError(info.name, f"{hook} returned the name {name!r}", "use lower-case letters, digits, '_' and '-'")
-        if not isinstance(config_class, type) or not issubclass(config_class, expected):
-            raise PluginError(info.name, f"{hook}: {name!r} is {_shown(config_class)}, no subclass of {expected.__name__}", wanted)
-        _check_config(f"{info.name}: {hook}: {name!r}", config_class, expected)
-    return dict(answer)
-
-
-def _check_config(place: str, config_class: type[base.ComponentConfig], expected: type[base.ComponentConfig]) -> None:
-    """A config class must be a dataclass of its own, with a `build`, and fields that a recipe can hold."""
-    if "__dataclass_params__" not in config_class.__dict__:
-        raise PluginError(place, f"{config_class.__name__} is no dataclass", "write @dataclass(kw_only=True) above it")
-    if config_class.build is expected.build:  # type: ignore[attr-defined]  # every kind's base has one
-        raise PluginError(place, f"{config_class.__name__} has no `build` of its own",
-                          f"define `build` as {expected.__name__}.build says")
-    check_schema(place, config_class)
-
-
-def _ask_commands(info: PluginInfo, plugin: object, pluggy_manager: pluggy.PluginManager) -> dict[str, str]:
-    answer = _call(COMMANDS_HOOK, plugin, pluggy_manager)
-    if answer is None:
-        return {}
-    valid = isinstance(answer, Mapping) and all(
-        isinstance(name, str) and NAME.fullmatch(name) and isinstance(target, str) and re.fullmatch(r"[\w.]+:\w+", target)
-        for name, target in answer.items())
-    if not valid:
-        raise PluginError(info.name, f"{COMMANDS_HOOK} returned {answer!r}", 'return a mapping of names to "module:function"')
-    assert isinstance(answer, Mapping)
-    return dict(answer)
-
-
-def _ask_models(info: PluginInfo, plugin: object, pluggy_manager: pluggy.PluginManager) -> dict[str, Path]:
-    answer = _call(MODELS_HOOK, plugin, pluggy_manager)
-    if answer is None:
-        return {}
-    if not isinstance(answer, Mapping) or not all(
-            isinstance(name, str) and NAME.fullmatch(name) and isinstance(folder, Path) for name, folder in answer.items()):
-        raise PluginError(info.name, f"{MODELS_HOOK} returned {answer!r}", "return a mapping of names to folders (pathlib.Path)")
-    return dict(answer)
-
-
-def _shown(value: object) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else repr(value)
 
 
 def _set_broken(info: PluginInfo, error: BaseException) -> None:

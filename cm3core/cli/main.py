@@ -15,9 +15,10 @@ from pathlib import Path
 import cm3core
 from cm3core.errors import CM3Error, close_match
 
-#: Command -> (module, one line of help). The modules' own HELP repeats the line; a test compares the two.
+#: Command -> (module, one line of help). The modules' own HELP repeats the line; a test compares the two. No module: a plugin
+#: brings the command (the hook `cm3_commands`), and it stands in the table because newcomers begin with it.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "quickstart": ("cm3core.cli.quickstart", "train a small model on real pictures and write a report, in minutes"),
+    "quickstart": ("", "train a small model on real pictures and write a report, in minutes"),
     "train": ("cm3core.cli.train", "train a decoder by a recipe, or go on where a run stopped"),
     "generate": ("cm3core.cli.generate", "draw pictures for a prompt"),
     "caption": ("cm3core.cli.caption", "describe a picture"),
@@ -84,8 +85,8 @@ def _top_parser() -> argparse.ArgumentParser:
 
 def _command(name: str, files: Sequence[Path]) -> tuple[argparse.ArgumentParser, Callable[[argparse.Namespace], int] | None]:
     """The command's parser, and what runs it; None when its parser sets `run` (commands of plugins)."""
-    if name in COMMANDS:
-        module_name, line = COMMANDS[name]
+    module_name, line = COMMANDS.get(name, ("", ""))
+    if module_name:
         module = importlib.import_module(module_name)
         parser = argparse.ArgumentParser(prog=f"cm3 {name}", description=line, epilog=f"examples:\n{module.EXAMPLE}",
                                          formatter_class=argparse.RawDescriptionHelpFormatter)

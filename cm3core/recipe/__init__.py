@@ -14,8 +14,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cm3core.recipe.merge import compose, recipe_from_yaml
     from cm3core.recipe.library import RecipeFile, list_recipes
+    from cm3core.recipe.merge import compose, recipe_from_yaml
     from cm3core.recipe.recipe import Recipe, diff
     from cm3core.recipe.schema import DataSection, GenerateSection, TrainSection, VocabularySection
 
@@ -26,7 +26,8 @@ __all__ = [
 
 _MODULES = {
     "compose": "merge", "recipe_from_yaml": "merge", "RecipeFile": "library", "list_recipes": "library", "Recipe": "recipe",
-    "diff": "recipe", "DataSection": "schema", "GenerateSection": "schema", "TrainSection": "schema", "VocabularySection": "schema",
+    "diff": "recipe", "DataSection": "schema", "GenerateSection": "schema", "TrainSection": "schema",
+    "VocabularySection": "schema",
 }
 
 

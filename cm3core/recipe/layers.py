@@ -75,7 +75,8 @@ def parse(text: str, label: str) -> dict[str, Any]:
     try:
         node = yaml.compose(text, yaml.SafeLoader)
         if node is not None and not isinstance(node, yaml.MappingNode):
-            raise RecipeError(label, "is no recipe: its top level is no mapping", "write sections, as `cm3 recipe show tiny` does")
+            raise RecipeError(label, "is no recipe: its top level is no mapping",
+                              "write sections, as `cm3 recipe show tiny` does")
         loaded = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"

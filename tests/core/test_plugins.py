@@ -97,7 +97,8 @@ BROKEN = {
     "an instance": (GOOD.replace("CharactersConfig}", "CharactersConfig()}"),
                     "cm3_text_tokenizers: 'characters' is CharactersConfig(size=3), no subclass of TextTokenizerConfig"),
     "a config of another kind": (GOOD.replace("CharactersConfig(TextTokenizerConfig)", "CharactersConfig(DecoderConfig)"),
-                                 "cm3_text_tokenizers: 'characters' is the class CharactersConfig, no subclass of TextTokenizerConfig"),
+                                 "cm3_text_tokenizers: 'characters' is the class CharactersConfig, "
+                                 "no subclass of TextTokenizerConfig"),
     "no dataclass": (GOOD.replace("@dataclass(kw_only=True)", ""), "CharactersConfig is no dataclass"),
     "no build": (GOOD.replace("def build", "def built"), "CharactersConfig has no `build` of its own"),
     "a field that no recipe can hold": (GOOD.replace("size: int = 3", "size: complex = 3"),

@@ -179,7 +179,8 @@ TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), m
 
 
 @given(path=TEXTS, tags=st.lists(TEXTS, max_size=3), scale=st.none() | st.floats(allow_nan=False),
-       rates=st.dictionaries(TEXTS.filter(lambda key: "${" not in key), st.floats(0, 1), max_size=3), mult=st.lists(st.integers()))
+       rates=st.dictionaries(TEXTS.filter(lambda key: "${" not in key), st.floats(0, 1), max_size=3),
+       mult=st.lists(st.integers()))
 def test_the_resolved_recipe_reads_back_equal(path: str, tags: list[str], scale: float | None, rates: dict[str, float],
                                               mult: list[int]) -> None:
     recipe = Recipe(name="any", component_names={"text_tokenizer": "pairs", "decoder": "plain"},
@@ -224,7 +225,8 @@ ERRORS = {
     ("decoder.num_layers=six",): "command line: decoder.num_layers: is 'six', expected int\n  next: correct the value",
     ("decoder.num_layers=true",): "command line: decoder.num_layers: is True, expected int\n  next: correct the value",
     ("train.steps=1e3",): "command line: train.steps: is 1000.0, expected int | None\n  next: write 1000",
-    ("text_tokenizer.path=2024",): "command line: text_tokenizer.path: is 2024, expected str\n  next: write it in quotes: '\"2024\"'",
+    ("text_tokenizer.path=2024",): "command line: text_tokenizer.path: is 2024, expected str\n"
+                                    "  next: write it in quotes: '\"2024\"'",
     ("text_tokenizer.style=bold",): "command line: text_tokenizer.style: is 'bold', expected 'plain' or 'byte'\n"
                                     "  next: correct the value",
     ("train.betas=[0.9, high]",): "command line: train.betas: is [0.9, 'high'] (in it, 'high' is no float), "
@@ -254,8 +256,10 @@ def test_errors_of_the_command_line(folder: Path, overrides: tuple[str, ...]) ->
 FILE_ERRORS = {
     "decoder: {num_layer: 3}": "mine.yaml: decoder.num_layer: the decoder 'plain' has no key 'num_layer'\n"
                                "  next: did you mean 'num_layers'?",
-    "train: {steps: 1}\ntrain: {steps: 2}": "mine.yaml, line 3: is no valid YAML: found duplicate key train\n  next: correct the line",
-    "train: [": "mine.yaml, line 3: is no valid YAML: expected the node content, but found '<stream end>'\n  next: correct the line",
+    "train: {steps: 1}\ntrain: {steps: 2}": "mine.yaml, line 3: is no valid YAML: found duplicate key train\n"
+                                              "  next: correct the line",
+    "train: [": "mine.yaml, line 3: is no valid YAML: expected the node content, but found '<stream end>'\n"
+                "  next: correct the line",
     "train: {1: 2}": "mine.yaml: train.1: the key 1 is not text\n  next: put it in quotes",
     "train: {seed: !!python/object/apply:os.getpid []}":
         "mine.yaml, line 2: is no valid YAML: could not determine a constructor for the tag "
