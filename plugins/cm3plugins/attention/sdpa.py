@@ -7,7 +7,7 @@ for all layers. Legend: B rows, T queries, S keys, H query heads, K key heads, G
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own habit)
+import torch.nn.functional as F
 from torch import Tensor
 
 from cm3core.interfaces.attention import AttentionBackend
