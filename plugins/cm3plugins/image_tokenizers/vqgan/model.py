@@ -1,0 +1,303 @@
+"""The VQGAN network: encoder, vector quantiser, decoder (taming-transformers' VQModel, Make-A-Scene's VQ-IMG).
+
+Module and parameter names are taming's, so that public checkpoints load by direct key copy.
+Shape legend: B pictures, C channels, H W pixels, D code dimension, Y X rows and columns of the code grid,
+N = B * Y * X positions, K codebook entries.
+Source: CompVis/taming-transformers `taming/modules/diffusionmodules/model.py`, `taming/modules/vqvae/quantize.py`
+(layer recipe and names), Make-A-Scene (Gafni et al. 2022), CM3leon (Yu et al. 2023) section 2.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cm3plugins.image_tokenizers.vqgan.config import VQGANArchitecture
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def channels_last(module: ModuleT) -> ModuleT:
+    """The module with its convolutions' weights in channels-last order, in place: about 1.5 times faster on a CPU."""
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
+    return module
+
+
+def group_norm(num_channels: int, norm_groups: int) -> nn.GroupNorm:
+    """GroupNorm with taming's eps; narrow layers have as many groups as channels allow."""
+    return nn.GroupNorm(min(norm_groups, num_channels), num_channels, eps=1e-6)
+
+
+class ResnetBlock(nn.Module):
+    """GroupNorm, swish, 3x3 convolution, twice, around a skip connection: [B, C_in, H, W] -> [B, C_out, H, W]."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm_groups: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(in_channels, norm_groups)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(out_channels, norm_groups)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if in_channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+        self.has_shortcut = in_channels != out_channels
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        h_BCHW = self.conv1(F.silu(self.norm1(x_BCHW)))
+        h_BCHW = self.conv2(F.silu(self.norm2(h_BCHW)))
+        skip_BCHW: Tensor = self.nin_shortcut(x_BCHW) if self.has_shortcut else x_BCHW
+        out_BCHW: Tensor = skip_BCHW + h_BCHW
+        return out_BCHW
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over all positions of a feature map, around a skip connection."""
+
+    def __init__(self, channels: int, norm_groups: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels, norm_groups)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        batch, channels, height, width = x_BCHW.shape
+        h_BCHW = self.norm(x_BCHW)
+        q_B1NC, k_B1NC, v_B1NC = (
+            proj(h_BCHW).flatten(2).transpose(1, 2).unsqueeze(1) for proj in (self.q, self.k, self.v)
+        )
+        out_B1NC = F.scaled_dot_product_attention(q_B1NC, k_B1NC, v_B1NC)
+        out_BCHW = out_B1NC.squeeze(1).transpose(1, 2).reshape(batch, channels, height, width)
+        projected_BCHW: Tensor = self.proj_out(out_BCHW)
+        return x_BCHW + projected_BCHW
+
+
+class Downsample(nn.Module):
+    """Halve height and width by a strided convolution; taming pads right and bottom only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        out_BCHW: Tensor = self.conv(F.pad(x_BCHW, (0, 1, 0, 1)))
+        return out_BCHW
+
+
+class Upsample(nn.Module):
+    """Double height and width: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        out_BCHW: Tensor = self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
+        return out_BCHW
+
+
+class Middle(nn.Module):
+    """Residual block, self-attention, residual block at the coarsest level."""
+
+    def __init__(self, channels: int, norm_groups: int) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels, norm_groups)
+        self.attn_1 = AttnBlock(channels, norm_groups)
+        self.block_2 = ResnetBlock(channels, channels, norm_groups)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        out_BCHW: Tensor = self.block_2(self.attn_1(self.block_1(x_BCHW)))
+        return out_BCHW
+
+
+class Level(nn.Module):
+    """Blocks of one resolution, each with attention after it where `attend`; `downsample` or `upsample` follow."""
+
+    def __init__(self, in_channels: int, channels: int, num_blocks: int, norm_groups: int, *, attend: bool,
+                 downsample: bool = False, upsample: bool = False) -> None:
+        super().__init__()
+        widths = [in_channels] + [channels] * num_blocks
+        self.block = nn.ModuleList(ResnetBlock(a, b, norm_groups) for a, b in pairwise(widths))
+        self.attn = nn.ModuleList(AttnBlock(channels, norm_groups) for _ in range(num_blocks if attend else 0))
+        if downsample:
+            self.downsample = Downsample(channels)
+        if upsample:
+            self.upsample = Upsample(channels)
+        self.resamples = downsample, upsample
+
+    def forward(self, h_BCHW: Tensor) -> Tensor:
+        for j, block in enumerate(self.block):
+            h_BCHW = block(h_BCHW)
+            if len(self.attn) > 0:
+                h_BCHW = self.attn[j](h_BCHW)
+        if self.resamples[0]:
+            h_BCHW = self.downsample(h_BCHW)
+        if self.resamples[1]:
+            h_BCHW = self.upsample(h_BCHW)
+        return h_BCHW
+
+
+class Encoder(nn.Module):
+    """Pixels in [-1, 1], [B, 3, H, W], to features [B, z_channels, H / f, W / f]."""
+
+    def __init__(self, arch: VQGANArchitecture) -> None:
+        super().__init__()
+        self.patch_size = arch.patch_size
+        self.conv_in = nn.Conv2d(3 * arch.patch_size**2, arch.ch, 3, padding=1)
+        self.down = nn.ModuleList()
+        resolution, channels = arch.resolution // arch.patch_size, arch.ch
+        for i, mult in enumerate(arch.ch_mult):
+            self.down.append(Level(
+                channels, arch.ch * mult, arch.num_res_blocks, arch.norm_groups,
+                attend=resolution in arch.attn_resolutions, downsample=i != len(arch.ch_mult) - 1,
+            ))
+            channels, resolution = arch.ch * mult, resolution // 2
+        self.mid = Middle(channels, arch.norm_groups)
+        self.norm_out = group_norm(channels, arch.norm_groups)
+        self.conv_out = nn.Conv2d(channels, arch.z_channels, 3, padding=1)
+
+    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        if self.patch_size > 1:
+            pixels_BCHW = F.pixel_unshuffle(pixels_BCHW, self.patch_size)
+        h_BCHW = self.conv_in(pixels_BCHW)
+        for level in self.down:
+            h_BCHW = level(h_BCHW)
+        features_BCYX: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(h_BCHW))))
+        return features_BCYX
+
+
+class Decoder(nn.Module):
+    """Features [B, z_channels, Y, X] to pixels [B, 3, Y * f, X * f], about [-1, 1] (not clamped).
+
+    `up` is indexed as in taming: entry 0 is the finest level, so the list is run backwards.
+    """
+
+    def __init__(self, arch: VQGANArchitecture) -> None:
+        super().__init__()
+        num_levels = len(arch.ch_mult)
+        channels = arch.ch * arch.ch_mult[-1]
+        resolution = arch.resolution // arch.downsampling
+        self.patch_size = arch.patch_size
+        self.conv_in = nn.Conv2d(arch.z_channels, channels, 3, padding=1)
+        self.mid = Middle(channels, arch.norm_groups)
+        self.up = nn.ModuleList()
+        for i in reversed(range(num_levels)):
+            self.up.insert(0, Level(
+                channels, arch.ch * arch.ch_mult[i], arch.num_res_blocks + 1, arch.norm_groups,
+                attend=resolution in arch.attn_resolutions, upsample=i != 0,
+            ))
+            channels, resolution = arch.ch * arch.ch_mult[i], resolution * 2
+        self.norm_out = group_norm(channels, arch.norm_groups)
+        self.conv_out = nn.Conv2d(channels, 3 * arch.patch_size**2, 3, padding=1)
+
+    def forward(self, features_BCYX: Tensor) -> Tensor:
+        h_BCHW = self.mid(self.conv_in(features_BCYX))
+        for level in reversed(self.up):
+            h_BCHW = level(h_BCHW)
+        pixels_BCHW: Tensor = self.conv_out(F.silu(self.norm_out(h_BCHW)))
+        return F.pixel_shuffle(pixels_BCHW, self.patch_size) if self.patch_size > 1 else pixels_BCHW
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What the quantiser returns.
+
+    `z_q_BDYX`: quantised features, fp32; the gradient passes straight through to the encoder.
+    `codes_BYX`: int64 indices in [0, K). `loss`: codebook and commitment loss, a scalar (mean over elements).
+    """
+
+    z_q_BDYX: Tensor
+    codes_BYX: Tensor
+    loss: Tensor
+
+
+class VectorQuantizer(nn.Module):
+    """Nearest codebook entry by squared L2 distance, straight-through gradient; always fp32.
+
+    With `l2_normalize` features and entries are projected on the unit sphere first (ViT-VQGAN, LlamaGen). With
+    `learn_codebook=False` the entries get no gradient: the trainer moves them by exponential moving averages.
+    Loss: ||z_q - sg(z)||^2 + beta * ||sg(z_q) - z||^2 (VQ-VAE, eq. 3). taming's "legacy" code has beta on the other
+    term by a known bug; that matters to training only, not to checkpoints.
+    """
+
+    def __init__(self, codebook_size: int, embed_dim: int, beta: float, l2_normalize: bool) -> None:
+        super().__init__()
+        self.beta, self.l2_normalize = beta, l2_normalize
+        self.learn_codebook = True
+        self.embedding = nn.Embedding(codebook_size, embed_dim)
+        nn.init.uniform_(self.embedding.weight, -1.0 / codebook_size, 1.0 / codebook_size)
+
+    def entries(self) -> Tensor:
+        """The code vectors as they are compared, fp32 [K, D]."""
+        weight_KD = self.embedding.weight.float()
+        return F.normalize(weight_KD, dim=-1) if self.l2_normalize else weight_KD
+
+    def nearest(self, z_ND: Tensor, codebook_KD: Tensor) -> Tensor:
+        """Index of the nearest entry for each row, [N] int64. ||z||^2 is left out: it is the same for all entries."""
+        distance_NK = torch.addmm((codebook_KD**2).sum(1), z_ND, codebook_KD.t(), alpha=-2.0)
+        return distance_NK.argmin(dim=1)
+
+    def forward(self, z_BDYX: Tensor) -> Quantized:
+        with torch.autocast(z_BDYX.device.type, enabled=False):
+            z_BDYX = z_BDYX.float()
+            if self.l2_normalize:
+                z_BDYX = F.normalize(z_BDYX, dim=1)
+            batch, dim, rows, columns = z_BDYX.shape
+            codebook_KD = self.entries()
+            z_ND = z_BDYX.permute(0, 2, 3, 1).reshape(-1, dim)
+            codes_N = self.nearest(z_ND.detach(), codebook_KD.detach())
+            z_q_ND = F.embedding(codes_N, codebook_KD)
+            loss = self.beta * F.mse_loss(z_ND, z_q_ND.detach())
+            if self.learn_codebook:
+                loss = loss + F.mse_loss(z_q_ND, z_ND.detach())
+            z_q_BDYX = z_q_ND.detach().view(batch, rows, columns, dim).permute(0, 3, 1, 2)
+            z_q_BDYX = z_BDYX + (z_q_BDYX - z_BDYX).detach()
+        return Quantized(z_q_BDYX, codes_N.view(batch, rows, columns), loss)
+
+    def lookup(self, codes_BYX: Tensor) -> Tensor:
+        """Codebook entries of a grid of codes: int64 [B, Y, X] -> fp32 [B, D, Y, X]."""
+        return F.embedding(codes_BYX, self.entries()).permute(0, 3, 1, 2)
+
+
+class VQModel(nn.Module):
+    """Encoder, 1x1 `quant_conv`, quantiser, 1x1 `post_quant_conv`, decoder: taming's VQModel, key for key."""
+
+    def __init__(self, arch: VQGANArchitecture) -> None:
+        super().__init__()
+        self.arch = arch
+        self.encoder = Encoder(arch)
+        self.decoder = Decoder(arch)
+        self.quantize = VectorQuantizer(
+            arch.codebook_size, arch.embed_dim, arch.beta, l2_normalize=arch.l2_normalize_codes
+        )
+        self.quant_conv = nn.Conv2d(arch.z_channels, arch.embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(arch.embed_dim, arch.z_channels, 1)
+
+    def features(self, pixels_BCHW: Tensor) -> Tensor:
+        """Pixels in [-1, 1] [B, 3, H, W] -> features before the quantiser [B, D, Y, X]."""
+        features_BDYX: Tensor = self.quant_conv(self.encoder(pixels_BCHW))
+        return features_BDYX
+
+    def encode(self, pixels_BCHW: Tensor) -> Tensor:
+        """Pixels in [-1, 1] [B, 3, H, W] -> codes, int64 [B, H / f, W / f]."""
+        quantized: Quantized = self.quantize(self.features(pixels_BCHW))
+        return quantized.codes_BYX
+
+    def decode_features(self, z_q_BDYX: Tensor) -> Tensor:
+        """Quantised features [B, D, Y, X] -> pixels [B, 3, H, W], about [-1, 1]."""
+        pixels_BCHW: Tensor = self.decoder(self.post_quant_conv(z_q_BDYX))
+        return pixels_BCHW
+
+    def decode(self, codes_BYX: Tensor) -> Tensor:
+        """Codes, int64 [B, Y, X] -> pixels [B, 3, H, W], about [-1, 1]."""
+        return self.decode_features(self.quantize.lookup(codes_BYX))
+
+    def forward(self, pixels_BCHW: Tensor) -> tuple[Tensor, Quantized]:
+        """Reconstruct: pixels in [-1, 1] [B, 3, H, W] -> (reconstruction of that shape, quantiser output)."""
+        quantized = self.quantize(self.features(pixels_BCHW))
+        return self.decode_features(quantized.z_q_BDYX), quantized

@@ -1,0 +1,143 @@
+"""`VQGANTokenizer`: the VQGAN network behind the framework's interface of image tokenizers.
+
+Shape legend: N pictures, H W pixels, C channels, Y X code grid, c = Y * X codes of a picture, K codebook entries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cm3core.document import IntArray, PixelArray
+from cm3core.errors import CheckpointError
+from cm3core.files import sha256_file
+from cm3core.interfaces.image_tokenizer import ImageTokenizer
+from cm3plugins.image_tokenizers.vqgan.config import BUNDLED, VQGANArchitecture, VQGANConfig
+from cm3plugins.image_tokenizers.vqgan.model import VQModel
+from cm3plugins.image_tokenizers.vqgan.weights import build_model, load_weights
+
+#: Pictures of one forward pass at 64 px; larger pictures go in smaller batches.
+_BATCH_PIXELS = 32 * 64 * 64
+
+
+def to_input(pixels_NHWC: PixelArray) -> Tensor:
+    """Pictures uint8 [N, H, W, 3] to the network's input, fp32 [N, 3, H, W] in [-1, 1], channels-last."""
+    pixels_NCHW = torch.from_numpy(np.ascontiguousarray(pixels_NHWC)).permute(0, 3, 1, 2)
+    return (pixels_NCHW.float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
+
+
+def to_pixels(output_NCHW: Tensor) -> PixelArray:
+    """The network's output to pictures uint8 [N, H, W, 3], clamped and rounded."""
+    pixels_NCHW = ((output_NCHW.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
+    return np.ascontiguousarray(pixels_NCHW.permute(0, 2, 3, 1).numpy())
+
+
+class VQGANTokenizer(ImageTokenizer):
+    """Pixels <-> codes by a VQGAN, on the CPU, in fp32.
+
+    Args:
+        model: the network; put in evaluation mode.
+    """
+
+    def __init__(self, model: VQModel) -> None:
+        self.model = model.eval()
+        self._fingerprint: str | None = None
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.model.arch.resolution, self.model.arch.resolution
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        side = self.model.arch.resolution // self.model.arch.downsampling
+        return side, side
+
+    @property
+    def codebook_size(self) -> int:
+        return self.model.arch.codebook_size
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over what gives codes their meaning: the shape, and every weight of encoder and codebook.
+
+        The weights that only draw (`decoder`, `post_quant_conv`) are left out: training them further on frozen codes
+        makes better pictures of the same codes, and need not invalidate code caches and decoders.
+        """
+        if self._fingerprint is None:
+            digest = hashlib.sha256(json.dumps(asdict(self.model.arch), sort_keys=True).encode())
+            for name, tensor in sorted(self.model.state_dict().items()):
+                if name.startswith(("decoder.", "post_quant_conv.")):
+                    continue
+                digest.update(f"{name}{list(tensor.shape)}".encode())
+                digest.update(tensor.detach().float().contiguous().numpy().tobytes())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    @property
+    def _batch_size(self) -> int:
+        return max(1, _BATCH_PIXELS // self.model.arch.resolution**2)
+
+    @torch.inference_mode()
+    def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
+        batches = [
+            self.model.encode(to_input(pixels_NHWC[i : i + self._batch_size])).flatten(1).to(torch.int32).numpy()
+            for i in range(0, len(pixels_NHWC), self._batch_size)
+        ]
+        rows, columns = self.grid
+        return np.concatenate(batches) if batches else np.zeros((0, rows * columns), np.int32)
+
+    @torch.inference_mode()
+    def _decode(self, codes_Nc: IntArray) -> PixelArray:
+        codes_NYX = torch.from_numpy(codes_Nc).long().view(-1, *self.grid)
+        batches = [
+            to_pixels(self.model.decode(codes_NYX[i : i + self._batch_size]))
+            for i in range(0, len(codes_NYX), self._batch_size)
+        ]
+        return np.concatenate(batches) if batches else np.zeros((0, *self.image_size, 3), np.uint8)
+
+    def codebook(self) -> Tensor:
+        """The code vectors, fp32 [K, embed_dim]; on the unit sphere when the network compares there."""
+        return self.model.quantize.entries().detach().clone()
+
+
+def weights_file(weights: str) -> Path:
+    """The path that a recipe's `weights` means; raises `CheckpointError` for an unknown bundled name."""
+    if not weights.startswith(BUNDLED):
+        return Path(weights).expanduser()
+    assets, name = Path(__file__).parent / "assets", weights.removeprefix(BUNDLED)
+    known = sorted(path.parent.name for path in assets.glob("*/model.safetensors"))
+    if name not in known:
+        raise CheckpointError(f"image_tokenizer.weights={weights}", "no such bundled tokenizer",
+                              f"bundled: {', '.join(known) or 'none'}; or give a path")
+    return assets / name / "model.safetensors"
+
+
+def build_tokenizer(config: VQGANConfig) -> VQGANTokenizer:
+    """The tokenizer that a recipe describes, its weights loaded.
+
+    Raises `CheckpointError` when there are no weights, they can't be read, or they are of another shape or hash.
+    """
+    if config.weights is None:
+        raise CheckpointError("image_tokenizer.weights", "is null: there are no weights to use",
+                              "train some with `cm3 tokenizer train-image`, then set image_tokenizer.weights to the file")
+    path = weights_file(config.weights)
+    arch, state = load_weights(path)
+    if config.weights_sha256 is not None and (found := sha256_file(path)) != config.weights_sha256:
+        raise CheckpointError(str(path), f"its SHA-256 is {found}, the recipe expects {config.weights_sha256}",
+                              "give the right file, or correct image_tokenizer.weights_sha256")
+    _check_same_shape(config.architecture, arch, path)
+    return VQGANTokenizer(build_model(arch, state, str(path)))
+
+
+def _check_same_shape(wanted: VQGANArchitecture, stored: VQGANArchitecture, path: Path) -> None:
+    given, found = asdict(wanted), asdict(stored)
+    differing = [f"{key} is {found[key]} there and {given[key]} in the recipe" for key in given if given[key] != found[key]]
+    if differing:
+        raise CheckpointError(str(path), "weights of another shape: " + ", ".join(differing),
+                              "set these keys of image_tokenizer, or give other weights")

@@ -1,0 +1,1 @@
+"""Vision networks that several plugins share."""

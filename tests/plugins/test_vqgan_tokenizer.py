@@ -1,0 +1,199 @@
+"""The VQGAN behind the image tokenizer interface: the kit's laws, weights files, fingerprints, recipes, errors."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cm3core.errors import CheckpointError, RecipeError, TokenizerError
+from cm3core.plugins import load_registry
+from cm3core.recipe import compose
+from cm3core.testing.image_tokenizer import ImageTokenizerContract
+from cm3core.tokenizer_evaluation import evaluate_image_tokenizer, perplexity_of, psnr_per_picture
+from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig
+from cm3plugins.image_tokenizers.vqgan.model import VQModel
+from cm3plugins.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
+from cm3plugins.image_tokenizers.vqgan.weights import load_weights, save_weights
+
+TINY = VQGANConfig(weights=None, resolution=16, ch=16, ch_mult=(1, 2), z_channels=8, embed_dim=4, codebook_size=32,
+                   patch_size=2, norm_groups=4)
+
+
+def tiny_model() -> VQModel:
+    torch.manual_seed(0)
+    model = VQModel(TINY.architecture)
+    torch.nn.init.normal_(model.quantize.embedding.weight, std=0.3)
+    return model
+
+
+class TestVQGANTokenizer(ImageTokenizerContract):
+    def make(self) -> VQGANTokenizer:
+        return VQGANTokenizer(tiny_model())
+
+
+class TestBundledTokenizer(ImageTokenizerContract):
+    max_examples = 2
+
+    def make(self) -> VQGANTokenizer:
+        return VQGANConfig().build()
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.safetensors"
+    save_weights(path, TINY.architecture, tiny_model().state_dict(), half=True, notes={"seconds": "1"})
+    return path
+
+
+def test_file_gives_back_the_network(weights: Path) -> None:
+    """fp16 but for the codebook: what comes back is what was stored, rounded."""
+    tokenizer = replace(TINY, weights=str(weights)).build()
+    stored = tiny_model().state_dict()
+    for name, tensor in tokenizer.model.state_dict().items():
+        expected = stored[name] if name.startswith("quantize.") else stored[name].half().float()
+        assert torch.equal(tensor, expected), name
+    assert (tokenizer.image_size, tokenizer.grid, tokenizer.codebook_size) == ((16, 16), (4, 4), 32)
+    assert TINY.grid == (4, 4)
+
+
+def test_fingerprint_covers_what_codes_mean(weights: Path) -> None:
+    """Encoder, codebook and shape change it; the weights that only draw, and the file's notes, do not."""
+    base = VQGANTokenizer(tiny_model()).fingerprint
+    assert len(base) == 64
+    for name, changes in (("encoder.conv_in.weight", True), ("quant_conv.bias", True), ("quantize.embedding.weight", True),
+                          ("decoder.conv_out.bias", False), ("post_quant_conv.weight", False)):
+        model = tiny_model()
+        model.state_dict()[name].view(-1)[0].add_(0.5)
+        assert (VQGANTokenizer(model).fingerprint != base) == changes, name
+    other = VQModel(replace(TINY, beta=0.5).architecture)
+    other.load_state_dict(tiny_model().state_dict())
+    assert VQGANTokenizer(other).fingerprint != base
+
+
+def test_codes_do_not_depend_on_the_batch() -> None:
+    """A picture alone, among others, or behind a batch border gets the same codes (bundled weights)."""
+    rng = np.random.default_rng(1)
+    pictures = rng.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)
+    tokenizer = VQGANConfig().build()
+    together = tokenizer.encode(pictures)
+    alone = np.concatenate([tokenizer.encode(pictures[i : i + 1]) for i in (0, 31, 32, 39)])
+    assert (together[[0, 31, 32, 39]] == alone).mean() > 0.999  # a tie within rounding may fall either way
+
+
+def test_bundled_tokenizer_keeps_pictures() -> None:
+    """The shipped weights redraw simple drawings: a disc on white, another colour each."""
+    y, x = np.mgrid[:64, :64]
+    disc = ((y - 32) ** 2 + (x - 32) ** 2 < 20**2)[None, :, :, None]
+    colours = np.array([[220, 40, 40], [40, 160, 60], [60, 90, 220], [250, 200, 30]], np.uint8)[:, None, None]
+    pictures = np.where(disc, colours, np.uint8(255)).astype(np.uint8)
+    report = evaluate_image_tokenizer(VQGANConfig().build(), pictures)
+    assert report.psnr > 24
+    assert VQGANConfig().grid == (16, 16)
+    assert VQGANConfig().codebook_size == 1024
+
+
+def test_measures_by_hand() -> None:
+    """An error of 5 everywhere is 10 log10(65025 / 25) dB; codes 0, 0, 1, 1 have perplexity 2."""
+    pictures = np.full((1, 2, 2, 3), 100, np.uint8)
+    assert psnr_per_picture(pictures, pictures + 5)[0] == pytest.approx(34.1514, abs=1e-4)
+    assert psnr_per_picture(pictures, pictures)[0] > 100
+    assert perplexity_of(np.array([[0, 0, 1, 1]], np.int32), 8) == pytest.approx(2.0)
+    with pytest.raises(TokenizerError, match="none to evaluate on"):
+        evaluate_image_tokenizer(VQGANTokenizer(tiny_model()), np.zeros((0, 16, 16, 3), np.uint8))
+
+
+def test_no_weights_says_what_to_do() -> None:
+    with pytest.raises(CheckpointError) as caught:
+        TINY.build()
+    assert str(caught.value) == (
+        "image_tokenizer.weights: is null: there are no weights to use\n"
+        "  next: train some with `cm3 tokenizer train-image`, then set image_tokenizer.weights to the file"
+    )
+
+
+def test_weights_of_another_shape_are_refused(weights: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        replace(TINY, weights=str(weights), codebook_size=64, ch_mult=(2, 2)).build()
+    assert str(caught.value) == (
+        f"{weights}: weights of another shape: ch_mult is (1, 2) there and (2, 2) in the recipe, "
+        "codebook_size is 32 there and 64 in the recipe\n  next: set these keys of image_tokenizer, or give other weights"
+    )
+
+
+def test_wrong_hash_is_refused(weights: Path) -> None:
+    with pytest.raises(CheckpointError, match="the recipe expects 00ff"):
+        replace(TINY, weights=str(weights), weights_sha256="00ff").build()
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors", pickle.dumps({"a": 1})])
+def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        load_weights(path)
+
+
+def test_truncated_and_foreign_files_are_refused(tmp_path: Path, weights: Path) -> None:
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        load_weights(weights)
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"a": torch.zeros(1)}, foreign)
+    with pytest.raises(CheckpointError, match="the metadata has no 'vqgan_architecture'"):
+        load_weights(foreign)
+    save_weights(foreign, TINY.architecture, {"a": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match="do not fit the architecture"):
+        replace(TINY, weights=str(foreign)).build()
+    strange = {"vqgan_architecture": json.dumps({"depth": 3})}
+    save_file({"a": torch.zeros(1)}, foreign, strange)
+    with pytest.raises(CheckpointError, match="its architecture can't be read"):
+        load_weights(foreign)
+    with pytest.raises(CheckpointError, match="no such file"):
+        load_weights(tmp_path / "absent.safetensors")
+    with pytest.raises(CheckpointError, match="no such bundled tokenizer"):
+        replace(TINY, weights="bundled:emoji65").build()
+
+
+@pytest.mark.parametrize(("key", "value", "message"), [
+    ("ch", 0, "image_tokenizer.ch: is 0, must be at least 1"),
+    ("ch_mult", [], "image_tokenizer.ch_mult: is [], must be positive numbers"),
+    ("resolution", 62, "image_tokenizer.resolution: is 62, not a multiple of the downsampling factor 4"),
+    ("norm_groups", 7, "image_tokenizer.norm_groups: 7 groups don't divide 64 channels"),
+])
+def test_impossible_shapes_are_refused(key: str, value: object, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        VQGANConfig(**{key: value}).check()  # type: ignore[arg-type]
+    assert str(caught.value).startswith(message)
+
+
+def test_recipes_describe_the_tokenizers() -> None:
+    """`tokenizer-emoji64` is how the bundled weights were made; `tokenizer-vqgan-f8` has the paper's geometry."""
+    registry = load_registry()
+    emoji = compose("tokenizer-emoji64", registry=registry)
+    assert isinstance(emoji.image_tokenizer, VQGANConfig)
+    assert emoji.image_tokenizer == VQGANConfig(weights=None)
+    arch, _ = load_weights(VQGANTokenizerFile)
+    assert emoji.image_tokenizer.architecture == arch
+    f8 = compose("tokenizer-vqgan-f8", registry=registry)
+    assert isinstance(f8.image_tokenizer, VQGANConfig)
+    assert (f8.image_tokenizer.grid, f8.image_tokenizer.codebook_size) == ((32, 32), 8192)
+    for recipe in (emoji, f8):
+        recipe.check()
+
+
+VQGANTokenizerFile = Path(sys.modules[VQGANConfig.__module__].__file__ or "").parent / "assets" / "emoji64" / "model.safetensors"
+
+
+def test_describing_imports_no_torch() -> None:
+    code = "import sys, cm3plugins.image_tokenizers.vqgan; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, check=False).returncode == 0
