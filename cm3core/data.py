@@ -1,7 +1,7 @@
 """From documents to batches: which sequence an index stands for, and in which order sequences become batches.
 
-Everything here is a function of (seed, epoch, index); the state of a `BatchLoader` is a few numbers, and a run that goes on from them
-gets bit for bit the batches that it would have got.
+Everything here is a function of (seed, epoch, index); the state of a `BatchLoader` is a few numbers, and a run that goes on
+from them gets bit for bit the batches that it would have got.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchLoader", "CodeCache", "NeighbourTable", "TrainingData", "retriever_fingerprint"]
 
-#: Spans for which retrieved documents leave room (a Poisson(1) number exceeds it once in 270); a query alone may fill the context.
+#: Spans for which retrieved documents leave room (a Poisson(1) number exceeds it once in 270); a query alone may fill all.
 _RESERVED_SPANS = 4
 #: Sets the streams that order epochs apart from those that make sequences.
 _EPOCH_ORDER = 1
@@ -47,13 +47,14 @@ class TrainingData:
         context_length: inputs of the decoder; a sequence has at most one token more (its last token is only a target).
         max_text_tokens: each text is cut to so many tokens.
         memory_codes: codes of the memory's pictures; None: `code_cache` has them.
-        training: True: captions, the number of retrieved documents (where the config says so), which of the ranks kept, and their order
-            are drawn. False: canonical captions, and the best `num_retrieved`, best first.
+        training: True: captions, the number of retrieved documents (where the config says so), which of the ranks kept, and
+            their order are drawn. False: canonical captions, and the best `num_retrieved`, best first.
     """
 
     def __init__(self, source: DocumentSource, serializer: Serializer, objective: MaskingObjective, code_cache: CodeCache,
                  neighbours: NeighbourTable | None, memory: DocumentSource | None, retriever: RetrieverConfig | None, seed: int,
-                 context_length: int, max_text_tokens: int | None, *, memory_codes: CodeCache | None = None, training: bool = True) -> None:
+                 context_length: int, max_text_tokens: int | None, *, memory_codes: CodeCache | None = None,
+                 training: bool = True) -> None:
         self.source, self.serializer, self.objective, self.code_cache = source, serializer, objective, code_cache
         self.memory = source if memory is None else memory
         self.memory_codes = code_cache if memory_codes is None else memory_codes
@@ -112,8 +113,8 @@ class TrainingData:
                 return sequence
             if not self._warned:
                 self._warned = True
-                warnings.warn(f"a query with {number} retrieved documents has {len(sequence)} tokens and the context, less the room for "
-                              f"masking, holds {room}: such queries get fewer (this is said once)", stacklevel=2)
+                warnings.warn(f"a query with {number} retrieved documents has {len(sequence)} tokens and the context, less the room "
+                              f"for masking, holds {room}: such queries get fewer (this is said once)", stacklevel=2)
         return alone
 
     def _too_long(self, name: str, sequence: TokenSequence) -> DocumentError:
@@ -121,12 +122,12 @@ class TrainingData:
         texts = sum(len(span) for span in sequence.segments if span.modality == "text")
         num_texts = sum(span.modality == "text" for span in sequence.segments)
         room = self.max_length - (len(sequence) - texts)
-        cause = (f"{len(sequence)} tokens ({len(sequence) - texts} of pictures and separators, {texts} of text), the context holds "
-                 f"{self.max_length}")
+        cause = (f"{len(sequence)} tokens ({len(sequence) - texts} of pictures and separators, {texts} of text), the context "
+                 f"holds {self.max_length}")
         if room > 0 and num_texts:
             return DocumentError(f"document {name}", cause, f"set data.max_text_tokens to at most {room // num_texts}, "
                                  "or raise decoder.context_length")
-        return DocumentError(f"document {name}", cause, "raise decoder.context_length, or use an image tokenizer with fewer codes")
+        return DocumentError(f"document {name}", cause, "raise decoder.context_length, or use a tokenizer with fewer codes")
 
 
 class BatchLoader:
@@ -138,7 +139,8 @@ class BatchLoader:
         length: inputs of a row.
         seed: of the order.
         pack: several sequences in a row; False: one.
-        rank, world_size: this process gets every `world_size`-th sequence of an epoch, from the `rank`-th on; all get equally many.
+        rank, world_size: this process gets every `world_size`-th sequence of an epoch, from the `rank`-th on; all get
+            equally many.
         window: sequences that wait to fill rows, see `Packer`.
     """
 

@@ -7,9 +7,11 @@ stale is ever read. Legend: P pictures, N documents, R ranks kept, c codes of a 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,9 +46,9 @@ def source_fingerprint(source: DocumentSource) -> str:
     return digest.hexdigest()
 
 
-def sharded_rows(folder: Path, num_rows: int, width: int, dtype: npt.DTypeLike, compute: Callable[[int, int], npt.NDArray[Any]], *,
-                 shard_size: int, title: str, unit: str, progress: bool) -> npt.NDArray[Any]:
-    """Rows [num_rows, width], memory-mapped from `folder`; what is not there yet is computed.
+def sharded_rows(folder: Path, num_rows: int, width: int, dtype: npt.DTypeLike, compute: Callable[[int, int], npt.NDArray[Any]],
+                 *, shard_size: int, title: str, unit: str, progress: bool) -> npt.NDArray[Any]:
+    """Rows [num_rows, width], memory-mapped from `folder`; what is not there yet is computed. Processes wait for each other.
 
     Args:
         folder: of this array alone; `rows.npy` when it is complete, shards before.
@@ -55,32 +57,45 @@ def sharded_rows(folder: Path, num_rows: int, width: int, dtype: npt.DTypeLike, 
         title, unit, progress: of the progress bar.
     """
     whole = folder / "rows.npy"
-    if not whole.exists():
-        starts = range(0, num_rows, shard_size)
-        shards = [folder / f"shard-{start:09d}.npy" for start in starts]
-        with tqdm(total=num_rows, desc=title, unit=unit, disable=not progress) as bar:
-            for start, shard in zip(starts, shards, strict=True):
-                stop = min(start + shard_size, num_rows)
-                if not shard.exists():
-                    rows = np.asarray(compute(start, stop), dtype)
-                    assert rows.shape == (stop - start, width)
-                    with atomic_path(shard) as temporary, temporary.open("wb") as file:
-                        np.save(file, rows)
-                bar.update(stop - start)
-        with atomic_path(whole) as temporary, temporary.open("wb") as file:
-            rows = [_read(shard) for shard in shards]
-            np.save(file, np.concatenate([*rows, np.zeros((0, width), dtype)]))
-        for shard in shards:
-            shard.unlink(missing_ok=True)
-    rows = _read(whole)
+    with _locked(folder):
+        if not whole.exists():
+            starts = range(0, num_rows, shard_size)
+            shards = [folder / f"shard-{start:09d}.npy" for start in starts]
+            with tqdm(total=num_rows, desc=title, unit=unit, disable=not progress) as bar:
+                for start, shard in zip(starts, shards, strict=True):
+                    stop = min(start + shard_size, num_rows)
+                    if not shard.exists():
+                        computed = np.asarray(compute(start, stop), dtype)
+                        assert computed.shape == (stop - start, width)
+                        _write(shard, computed)
+                    bar.update(stop - start)
+            _write(whole, np.concatenate([*map(_read, shards), np.zeros((0, width), dtype)]))
+            for shard in shards:
+                shard.unlink()
+    rows = _read(whole, memory_map=True)
     if rows.shape != (num_rows, width):
-        raise DataError(str(whole), f"shape {list(rows.shape)}, expected {[num_rows, width]}", f"delete the folder {folder}; it is computed again")
+        raise DataError(str(whole), f"shape {list(rows.shape)}, expected {[num_rows, width]}",
+                        f"delete the folder {folder}; it is computed again")
     return rows
 
 
-def _read(path: Path) -> npt.NDArray[Any]:
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time. The lock goes with the process, however that ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write(path: Path, rows: npt.NDArray[Any]) -> None:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, rows)
+
+
+def _read(path: Path, memory_map: bool = False) -> npt.NDArray[Any]:
     try:
-        rows: npt.NDArray[Any] = np.load(path, mmap_mode="r" if path.name == "rows.npy" else None, allow_pickle=False)
+        rows: npt.NDArray[Any] = np.load(path, mmap_mode="r" if memory_map else None, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(str(path), f"is damaged ({error})", f"delete the folder {path.parent}; it is computed again") from error
     return rows
@@ -100,8 +115,8 @@ class CodeCache:
         DataError: no picture at all can be read, though there are some.
     """
 
-    def __init__(self, source: DocumentSource, image_tokenizer: ImageTokenizer, cache_dir: Path | None = None, *, progress: bool = True,
-                 shard_size: int = 256) -> None:
+    def __init__(self, source: DocumentSource, image_tokenizer: ImageTokenizer, cache_dir: Path | None = None, *,
+                 progress: bool = True, shard_size: int = 256) -> None:
         self.grid = image_tokenizer.grid
         pictures: dict[str, Image] = {}
         for index in range(len(source)):
@@ -171,7 +186,8 @@ class CodeCache:
 
 def retriever_fingerprint(config: RetrieverConfig, embedder: Embedder | None, memory: DocumentSource) -> str:
     """Hash of what decides a retriever's results, but for how many are wanted."""
-    settings = {key: value for key, value in asdict(config).items() if key not in ("num_retrieved", "random_num_retrieved", "cache")}
+    not_results = ("num_retrieved", "random_num_retrieved", "num_ranks", "cache")
+    settings = {key: value for key, value in asdict(config).items() if key not in not_results}
     kind = f"{type(config).__module__}.{type(config).__qualname__}"
     parts = [kind, json.dumps(settings, sort_keys=True, default=str), "" if embedder is None else embedder.fingerprint,
              source_fingerprint(memory)]

@@ -23,11 +23,13 @@ class RetrieverConfig(ComponentConfig):
     Args:
         num_retrieved: most documents in front of a query (paper: 3 in training, 1 or 2 at inference).
         random_num_retrieved: in training draw 0..num_retrieved for each sequence, so that prompts without documents work.
+        num_ranks: in training, documents are drawn from so many best results, so that a query is seen in several contexts.
     """
 
     kind: ClassVar[str] = "retriever"
     num_retrieved: int = 1
     random_num_retrieved: bool = True
+    num_ranks: int = 8
 
     def build(self, memory: DocumentSource, embedder: Embedder | None) -> Retriever:
         """Return a retriever over `memory`. `embedder` is the recipe's, None when the recipe has none."""

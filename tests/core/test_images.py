@@ -119,7 +119,8 @@ def test_a_broken_byte_is_an_error_or_a_picture(position: int, value: int, file_
 
 
 @pytest.mark.parametrize(("shape", "size"), [
-    ((64, 64), (64, 64)), ((100, 300), (64, 64)), ((300, 100), (64, 64)), ((5, 7), (64, 32)), ((1, 60_000), (64, 64)), ((1, 1), (16, 16))])
+    ((64, 64), (64, 64)), ((100, 300), (64, 64)), ((300, 100), (64, 64)), ((5, 7), (64, 32)),
+    ((1, 60_000), (64, 64)), ((1, 1), (16, 16))])
 def test_fit_gives_the_size(shape: tuple[int, int], size: tuple[int, int]) -> None:
     assert fit(noise(*shape), size).shape == (*size, 3)
 
