@@ -44,7 +44,14 @@ class WebDatasetSourceConfig(FileSourceConfig):
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
         """Records shard by shard, in the order of their first members."""
         for path in shard_paths(self.path):
-            content = index.shard(path, read_shard)
+            try:
+                content = index.shard(path, read_shard)
+            except DataError as error:
+                yield skipped(error)
+                continue
+            except OSError as error:
+                yield SkippedRecord(str(path), f"can't be read: {error.strerror}", "correct its permissions, or copy it again")
+                continue
             for cause, next_step in content["problems"]:
                 yield SkippedRecord(str(path), cause, next_step)
             for key, members in content["records"].items():
@@ -144,13 +151,12 @@ def read_shard(path: Path) -> dict[str, Any]:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
-                    whole = member.offset_data + member.size <= bar.total
+                    if member.offset_data + member.size > bar.total:
+                        raise tarfile.ReadError("unexpected end of data")
+                    if member.isreg() and not member.issparse():
+                        _add_member(file, member, records, problems)
                     end = member.offset_data + -(-member.size // BLOCK) * BLOCK
                     bar.update(min(end, bar.total) - bar.n)
-                    if member.isreg() and not member.issparse() and whole:
-                        _add_member(file, member, records, problems)
-                    elif not whole:
-                        raise tarfile.ReadError("unexpected end of data")
         except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
             if not end and not records:
                 raise DataError(str(path), f"is no tar: {error}", "make it again") from error

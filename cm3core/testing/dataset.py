@@ -1,0 +1,129 @@
+"""Conformance kit of kind `dataset`.
+
+    class TestMine(DocumentSourceContract):
+        def make(self):
+            return MySourceConfig(path="tests/pictures").build()
+
+`make` must give a source with at least one document; one with bad records too is a better test.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from cm3core.document import Image, Text
+from cm3core.errors import DataError
+from cm3core.interfaces.dataset import DocumentSource
+from cm3core.testing._laws import Contract
+
+
+class DocumentSourceContract(Contract[DocumentSource]):
+    """Laws of a data set."""
+
+    def law_ids_are_unique_and_stable(self) -> None:
+        """Every document has a name of its own, the same when the source is made again."""
+        ids = _ids(self.subject)
+        assert ids
+        assert all(isinstance(name, str) and name for name in ids)
+        assert len(set(ids)) == len(ids)
+        assert _ids(self.make()) == ids
+
+    def law_fingerprint_is_stable(self) -> None:
+        """Made twice from the same data: one fingerprint, that says something."""
+        assert self.subject.fingerprint
+        assert self.make().fingerprint == self.subject.fingerprint
+
+    def law_documents_are_texts_and_pictures(self, data: st.DataObject) -> None:
+        """A document has a segment at least; its texts have letters and are valid Unicode, its pictures have keys."""
+        document = self.subject.document(self._draw_index(data), _draw_rng(data))
+        assert isinstance(document, tuple)
+        assert document
+        for segment in document:
+            assert isinstance(segment, (Text, Image))
+            if isinstance(segment, Text):
+                assert segment.text.strip()
+                segment.text.encode("utf-8")
+            else:
+                assert segment.key
+
+    def law_without_a_generator_it_is_canonical(self, data: st.DataObject) -> None:
+        """Without `rng`, a document is always the same, also after others were read with one, and in a source made again."""
+        index = self._draw_index(data)
+        canonical = self.subject.document(index)
+        self.subject.document(self._draw_index(data), np.random.default_rng(0))
+        assert self.subject.document(index) == canonical
+        assert self.make().document(index) == canonical
+
+    def law_a_generator_decides_the_document(self, data: st.DataObject) -> None:
+        """Equal generators give equal documents; the texts may be others than the canonical ones, pictures and order are not."""
+        index, seed = self._draw_index(data), data.draw(st.integers(0, 2**32 - 1))
+        first, second = (self.subject.document(index, np.random.default_rng(seed)) for _ in range(2))
+        assert first == second
+        canonical = self.subject.document(index)
+        assert [_kind_or_key(segment) for segment in first] == [_kind_or_key(segment) for segment in canonical]
+
+    def law_pictures_load(self, data: st.DataObject) -> None:
+        """A picture is uint8 [height, width, 3], equal each time it is loaded, whatever the caller did to it."""
+        pictures = [segment for segment in self.subject.document(self._draw_index(data)) if isinstance(segment, Image)]
+        for picture in pictures:
+            pixels = picture.load()
+            assert pixels.dtype == np.uint8
+            assert pixels.ndim == 3
+            assert pixels.shape[2] == 3
+            assert pixels.size
+            kept = pixels.copy()
+            if pixels.flags.writeable:
+                pixels[:] = 255 - pixels
+            assert np.array_equal(picture.load(), kept)
+
+    def law_equal_keys_are_equal_pictures(self) -> None:
+        """Two pictures share a key only when they share all pixels."""
+        first: dict[str, Image] = {}
+        for index in range(min(len(self.subject), 256)):
+            for segment in self.subject.document(index):
+                if isinstance(segment, Image) and first.setdefault(segment.key, segment) is not segment:
+                    assert np.array_equal(first[segment.key].load(), segment.load())
+
+    def law_texts_hold_every_canonical_text(self) -> None:
+        """`texts` gives what a tokenizer must know."""
+        texts = "\n".join(self.subject.texts())
+        for index in range(min(len(self.subject), 256)):
+            for segment in self.subject.document(index):
+                if isinstance(segment, Text):
+                    assert segment.text in texts
+
+    def law_groups_are_names(self, data: st.DataObject) -> None:
+        """A group is a string, "" for none, and stable."""
+        index = self._draw_index(data)
+        assert isinstance(self.subject.group(index), str)
+        assert self.subject.group(index) == self.subject.group(index)
+
+    def law_skipped_records_say_why(self) -> None:
+        """Bad records don't raise: each is listed with place, cause and next step."""
+        for record in self.subject.skipped:
+            assert all(isinstance(part, str) and part for part in (record.place, record.cause, record.next_step))
+
+    def law_an_index_outside_is_refused(self) -> None:
+        """There is no document -1 and none after the last."""
+        count = len(self.subject)
+        for index in (-1, count):
+            with pytest.raises(DataError, match=f"^document {index}: the data set has {count}"):
+                self.subject.document(index)
+
+    def _draw_index(self, data: st.DataObject) -> int:
+        return data.draw(st.integers(0, len(self.subject) - 1))
+
+
+def _draw_rng(data: st.DataObject) -> np.random.Generator | None:
+    seed = data.draw(st.none() | st.integers(0, 2**32 - 1))
+    return None if seed is None else np.random.default_rng(seed)
+
+
+def _ids(source: DocumentSource) -> list[str]:
+    return [source.id(index) for index in range(len(source))]
+
+
+def _kind_or_key(segment: object) -> str | type:
+    return segment.key if isinstance(segment, Image) else type(segment)
