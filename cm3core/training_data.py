@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from tqdm import tqdm
 
 from cm3core.build import Components
-from cm3core.data import BatchLoader, CodeCache, NeighbourTable, TrainingData
+from cm3core.data import BatchLoader, CodeCache, NeighbourTable, TrainingData, retriever_fingerprint
 from cm3core.document import MaskedSequence
-from cm3core.files import cache_directory
 from cm3core.interfaces import DocumentSource, MaskingObjective
 from cm3core.packing import Packer, TrainingBatch, collate
+from cm3core.precomputed import source_fingerprint
 
 
 class Preparation:
@@ -20,19 +22,28 @@ class Preparation:
     Args:
         components: built for the stage "train".
         progress: show bars.
+
+    Raises:
+        DataError: no document can be used.
     """
 
     def __init__(self, components: Components, *, progress: bool = True) -> None:
         self.components, self.recipe, self.progress = components, components.recipe, progress
-        self.cache_dir = Path(self.recipe.data.cache_dir).expanduser() if self.recipe.data.cache_dir else cache_directory()
-        retriever = self.recipe.retriever
-        self.retrieves = retriever is not None and retriever.num_retrieved > 0
+        folder = self.recipe.data.cache_dir
+        self.cache_dir = None if folder is None else Path(folder).expanduser()
+        self.retrieves = self.recipe.retriever is not None and self.recipe.retriever.num_retrieved > 0
+        self._memory_codes = self._codes(components.memory)
         self._training = self.data(components.source, components.objective, retrieve=self.retrieves, training=True)
+        #: Hash of the training documents; stored with checkpoints.
+        self.fingerprint = source_fingerprint(components.source)
 
-    @property
-    def fingerprint(self) -> str:
-        """Hash of what decides the training documents; stored with checkpoints."""
-        return self.components.source.fingerprint
+    def _codes(self, source: DocumentSource) -> CodeCache:
+        codes = CodeCache(source, self.components.image_tokenizer, self.cache_dir, progress=self.progress)
+        skipped = [*source.skipped, *codes.skipped]
+        if skipped:
+            tqdm.write(f"note: {len(skipped)} records are skipped, the first is {skipped[0].place}: {skipped[0].cause}; "
+                       "'cm3 data validate' names them all", file=sys.stderr)
+        return codes
 
     def data(self, source: DocumentSource, objective: MaskingObjective, *, retrieve: bool, training: bool) -> TrainingData:
         """Sequences of a source, masked by `objective`.
@@ -41,21 +52,29 @@ class Preparation:
             source: the training split or another one; its own documents are never retrieved for themselves.
             objective: masks them.
             retrieve: put retrieved documents in front.
-            training: as in training, where the recipe may draw how many; else always as many as there are.
+            training: captions and retrieved documents are drawn as in training; else canonical captions and the best documents.
         """
         recipe, components = self.recipe, self.components
-        codes = CodeCache(source, components.image_tokenizer)
-        return TrainingData(source, components.serializer, objective, codes, None, components.memory, recipe.retriever,
-                            recipe.train.seed, components.decoder.context_length, recipe.data.max_text_tokens)
+        codes = self._memory_codes if source is components.memory else self._codes(source)
+        neighbours = self._neighbours(source) if retrieve else None
+        return TrainingData(source, components.serializer, objective, codes, neighbours, components.memory, recipe.retriever, recipe.train.seed,
+                            components.decoder.context_length, recipe.data.max_text_tokens, memory_codes=self._memory_codes, training=training)
+
+    def _neighbours(self, source: DocumentSource) -> NeighbourTable:
+        components, config = self.components, self.recipe.retriever
+        assert config is not None
+        assert components.retriever is not None
+        fingerprint = retriever_fingerprint(config, components.embedder, components.memory)
+        return NeighbourTable(components.retriever, source, self.cache_dir, fingerprint=fingerprint, progress=self.progress)
 
     def loader(self, rank: int = 0, world_size: int = 1) -> BatchLoader:
         """Endless batches of the training split, for one of `world_size` processes."""
         recipe = self.recipe
         return BatchLoader(self._training, recipe.train.batch_rows, self.components.decoder.context_length, recipe.train.seed, recipe.data.pack,
-                           rank=rank, world_size=world_size)
+                           rank, world_size)
 
     def pack(self, sequences: Iterable[MaskedSequence]) -> list[TrainingBatch]:
-        """Batches of given sequences, in order of packing; the last one may have fewer rows."""
+        """Batches of given sequences; the last one may have fewer rows."""
         length, vocabulary = self.components.decoder.context_length, self.components.vocabulary
         packer: Packer[int] = Packer(length)
         rows: list[list[MaskedSequence]] = []
