@@ -113,8 +113,8 @@ class TrainingData:
                 return sequence
             if not self._warned:
                 self._warned = True
-                warnings.warn(f"a query with {number} retrieved documents has {len(sequence)} tokens and the context, less the room "
-                              f"for masking, holds {room}: such queries get fewer (this is said once)", stacklevel=2)
+                warnings.warn(f"a query with {number} retrieved documents has {len(sequence)} tokens and the context, less the "
+                              f"room for masking, holds {room}: such queries get fewer (this is said once)", stacklevel=2)
         return alone
 
     def _too_long(self, name: str, sequence: TokenSequence) -> DocumentError:
