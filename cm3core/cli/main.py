@@ -96,6 +96,8 @@ def _command(name: str, files: Sequence[Path]) -> tuple[argparse.ArgumentParser,
 
     registry = load_registry(files)
     configure = registry.command(name)
+    if configure is None and name in COMMANDS:
+        raise CM3Error(f"cm3 {name}", "no plugin that is in use brings this command", "see `cm3 plugin list -v`")
     if configure is None:
         raise CM3Error(f"cm3 {name}", "there is no such command", close_match(name, [*COMMANDS, *registry.commands()]))
     parser = argparse.ArgumentParser(prog=f"cm3 {name}", formatter_class=argparse.RawDescriptionHelpFormatter)
