@@ -376,6 +376,27 @@ def test_the_papers_sizes() -> None:
             compose(f"cm3leon-{size}", ["retriever.num_retrieved=3"], registry=registry).check()
 
 
+@pytest.mark.parametrize(("size", "millions"), [("350m", 374), ("760m", 787), ("7b", 6_730)])
+def test_the_papers_parameter_counts(size: str, millions: int) -> None:
+    """Spec section 5, row "params tied, 66k vocab"; built on the meta device, so nothing is allocated."""
+    import torch
+
+    from cm3core.vocab import Vocabulary
+
+    recipe = compose(f"cm3leon-{size}", registry=load_registry())
+    assert recipe.decoder is not None
+    assert recipe.attention is not None
+    assert recipe.image_tokenizer is not None
+    assert recipe.vocabulary.num_text is not None
+    vocabulary = Vocabulary(recipe.vocabulary.num_text, recipe.image_tokenizer.codebook_size, recipe.vocabulary.num_sentinels,
+                            recipe.vocabulary.num_reserved, recipe.vocabulary.multiple_of)
+    with torch.device("meta"):
+        decoder = recipe.decoder.build(vocabulary, recipe.attention.build(), recipe.image_tokenizer.grid)
+    assert isinstance(decoder, torch.nn.Module)
+    count = sum(parameter.numel() for parameter in decoder.parameters())
+    assert count / 1e6 == pytest.approx(millions, rel=0.002)
+
+
 def test_listing_needs_neither_plugins_nor_omegaconf() -> None:
     script = ("import sys\nfrom cm3core.recipe import list_recipes\nassert len(list_recipes()) > 3\n"
               "print(sorted({'torch', 'numpy', 'omegaconf', 'pluggy'} & set(sys.modules)))")
