@@ -6,12 +6,13 @@ import json
 import pickle
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cm3core.errors import CheckpointError, RecipeError, TokenizerError
@@ -19,9 +20,9 @@ from cm3core.plugins import load_registry
 from cm3core.recipe import compose
 from cm3core.testing.image_tokenizer import ImageTokenizerContract
 from cm3core.tokenizer_evaluation import evaluate_image_tokenizer, perplexity_of, psnr_per_picture
-from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig
+from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig, VQGANTraining
 from cm3plugins.image_tokenizers.vqgan.model import VQModel
-from cm3plugins.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
+from cm3plugins.image_tokenizers.vqgan.tokenizer import VQGANTokenizer, weights_file
 from cm3plugins.image_tokenizers.vqgan.weights import load_weights, save_weights
 
 TINY = VQGANConfig(weights=None, resolution=16, ch=16, ch_mult=(1, 2), z_channels=8, embed_dim=4, codebook_size=32,
@@ -176,22 +177,29 @@ def test_impossible_shapes_are_refused(key: str, value: object, message: str) ->
     assert str(caught.value).startswith(message)
 
 
+def test_impossible_training_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"image_tokenizer\.training\.batch_size: is 0, must be at least 1"):
+        VQGANConfig(training=VQGANTraining(batch_size=0)).check()
+
+
 def test_recipes_describe_the_tokenizers() -> None:
     """`tokenizer-emoji64` is how the bundled weights were made; `tokenizer-vqgan-f8` has the paper's geometry."""
     registry = load_registry()
     emoji = compose("tokenizer-emoji64", registry=registry)
     assert isinstance(emoji.image_tokenizer, VQGANConfig)
     assert emoji.image_tokenizer == VQGANConfig(weights=None)
-    arch, _ = load_weights(VQGANTokenizerFile)
-    assert emoji.image_tokenizer.architecture == arch
+    path = weights_file("bundled:emoji64")
+    assert emoji.image_tokenizer.architecture == load_weights(path)[0]
+    with safe_open(str(path), framework="pt") as file:
+        recorded = json.loads(file.metadata()["run"])["training"]
+    stated = json.loads(json.dumps(asdict(emoji.image_tokenizer.training)))
+    assert {key: stated[key] for key in recorded if key != "num_threads"} == {
+        key: value for key, value in recorded.items() if key != "num_threads"}
     f8 = compose("tokenizer-vqgan-f8", registry=registry)
     assert isinstance(f8.image_tokenizer, VQGANConfig)
     assert (f8.image_tokenizer.grid, f8.image_tokenizer.codebook_size) == ((32, 32), 8192)
     for recipe in (emoji, f8):
         recipe.check()
-
-
-VQGANTokenizerFile = Path(sys.modules[VQGANConfig.__module__].__file__ or "").parent / "assets" / "emoji64" / "model.safetensors"
 
 
 def test_describing_imports_no_torch() -> None:

@@ -34,13 +34,17 @@ def align_with_pixels(model: VQModel, z_BDYX: Tensor, generator: torch.Generator
     dim = z_BDYX.shape[1]
     size = step * z_BDYX.std()
     signs_B1YX = torch.randint(0, 2, (len(z_BDYX), 1, *z_BDYX.shape[2:]), generator=generator) * 2.0 - 1.0
-    base_BCHW = model.decode_features(z_BDYX)
-    effects_DP = torch.stack([
-        (model.decode_features(z_BDYX + size * signs_B1YX * torch.eye(dim)[i][:, None, None]) - base_BCHW).flatten()
-        for i in range(dim)
-    ])
-    gram_DD = (effects_DP.double() @ effects_DP.double().t()) / (size.double() ** 2 * signs_B1YX.numel())
-    gram_DD += 1e-4 * gram_DD.trace() / dim * torch.eye(dim, dtype=torch.float64)  # invertible even if a direction is unused
+    signs_B1YX = signs_B1YX.to(z_BDYX.device)
+    directions_DD = torch.eye(dim, device=z_BDYX.device)
+    gram_DD = torch.zeros(dim, dim, dtype=torch.float64, device=z_BDYX.device)
+    for z_1DYX, signs_11YX in zip(z_BDYX[:, None], signs_B1YX[:, None], strict=True):  # one picture: memory is D pictures
+        base_1CHW = model.decode_features(z_1DYX)
+        effects_DP = torch.stack([
+            (model.decode_features(z_1DYX + size * signs_11YX * direction_D[:, None, None]) - base_1CHW).flatten()
+            for direction_D in directions_DD
+        ])
+        gram_DD += (effects_DP @ effects_DP.t()).double() / (size.double() ** 2 * signs_B1YX.numel())
+    gram_DD += 1e-4 * gram_DD.trace() / dim * directions_DD.double()  # invertible even if a direction is unused
     scale_DD = torch.linalg.cholesky(gram_DD).t()
     inverse_DD = torch.linalg.inv(scale_DD).float()
     basis_DD: Tensor = scale_DD.float()
@@ -71,10 +75,11 @@ class CodebookUpdater:
         quantizer.learn_codebook = not use_ema
         quantizer.embedding.weight.requires_grad_(not use_ema)
         weight_KD = quantizer.embedding.weight.detach()
-        self.count_K = torch.ones(weight_KD.shape[0])
+        device = weight_KD.device
+        self.count_K = torch.ones(weight_KD.shape[0], device=device)
         self.sum_KD = weight_KD.clone()
-        self.unused_steps_K = torch.zeros(weight_KD.shape[0], dtype=torch.int64)
-        self.reservoir_RD = torch.zeros(reservoir_size, weight_KD.shape[1])
+        self.unused_steps_K = torch.zeros(weight_KD.shape[0], dtype=torch.int64, device=device)
+        self.reservoir_RD = torch.zeros(reservoir_size, weight_KD.shape[1], device=device)
         self.reservoir_position = 0
         self.num_revived = 0
 
@@ -83,7 +88,7 @@ class CodebookUpdater:
         """Put encoder outputs into the ring of recent ones."""
         size = self.reservoir_RD.shape[0]
         z_ND = z_ND[-size:]
-        rows_N = (torch.arange(z_ND.shape[0]) + self.reservoir_position) % size
+        rows_N = (torch.arange(z_ND.shape[0], device=z_ND.device) + self.reservoir_position) % size
         self.reservoir_RD[rows_N] = z_ND
         self.reservoir_position += z_ND.shape[0]
 
@@ -94,7 +99,7 @@ class CodebookUpdater:
 
     def _draw(self, count: int, generator: torch.Generator) -> Tensor:
         filled = min(self.reservoir_position, self.reservoir_RD.shape[0])
-        drawn_nD: Tensor = self.reservoir_RD[torch.randint(filled, (count,), generator=generator)]
+        drawn_nD: Tensor = self.reservoir_RD[torch.randint(filled, (count,), generator=generator).to(self.reservoir_RD.device)]
         return drawn_nD
 
     @torch.no_grad()

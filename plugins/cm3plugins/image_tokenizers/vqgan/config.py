@@ -80,9 +80,14 @@ class VQGANTraining:
         codebook_update: "ema" (moving averages of assigned vectors) or "gradient" (taming).
         codebook_decay: of those averages, per step.
         codebook_init_steps: steps without quantisation, after which the codebook starts at k-means centres.
+        align_code_space: before that, change the code space's basis so that distances there are pixels' errors
+            (`codebook.align_with_pixels`). Off: the bundled weights were trained without.
         revive_after_steps: a code that nothing chose for so many steps restarts at a recent encoder output.
         reservoir_size: number of recent encoder outputs kept for that.
         weight_ema_decay: of the averaged weights that are saved.
+        log_every_steps, checkpoint_every_minutes, checkpoint_every_steps: steps also write a checkpoint when given.
+        num_threads: of the CPU; None leaves torch's.
+        device: "auto" is a CUDA device if there is one. Two devices give slightly different weights.
     """
 
     seed: int = 0
@@ -110,12 +115,14 @@ class VQGANTraining:
     codebook_decay: float = 0.99
     codebook_init_steps: int = 100
     revive_after_steps: int = 40
+    align_code_space: bool = False
     reservoir_size: int = 16384
     weight_ema_decay: float = 0.998
     log_every_steps: int = 20
     checkpoint_every_minutes: float = 3.0
     checkpoint_every_steps: int | None = None
     num_threads: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 @dataclass(kw_only=True)
@@ -142,6 +149,11 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
         return side, side
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.resolution, self.resolution
+
+    @property
     def architecture(self) -> VQGANArchitecture:
         """The network's shape alone."""
         values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(VQGANArchitecture)}
@@ -162,6 +174,10 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
             raise RecipeError("image_tokenizer.resolution",
                               f"is {self.resolution}, not a multiple of the downsampling factor {self.downsampling}",
                               "change it, ch_mult or patch_size")
+        for name in ("batch_size", "warmup_steps", "revive_after_steps", "reservoir_size", "log_every_steps"):
+            if getattr(self.training, name) < 1:
+                raise RecipeError(f"image_tokenizer.training.{name}", f"is {getattr(self.training, name)}, must be at least 1",
+                                  "correct it in the recipe")
         for width in {self.ch * mult for mult in (1, *self.ch_mult)}:
             if width % min(self.norm_groups, width):
                 raise RecipeError("image_tokenizer.norm_groups", f"{self.norm_groups} groups don't divide {width} channels",

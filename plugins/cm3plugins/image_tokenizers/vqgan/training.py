@@ -62,7 +62,9 @@ class TokenizerTrainer:
     def __init__(self, arch: VQGANArchitecture, training: VQGANTraining) -> None:
         self.arch, self.training = arch, training
         torch.manual_seed(training.seed)
-        self.model = channels_last(VQModel(arch))
+        self.device = torch.device("cuda" if training.device == "auto" and torch.cuda.is_available() else
+                                   training.device.replace("auto", "cpu"))
+        self.model = channels_last(VQModel(arch)).to(self.device)
         self.codebook = CodebookUpdater(
             self.model.quantize,
             use_ema=training.codebook_update == "ema",
@@ -77,36 +79,33 @@ class TokenizerTrainer:
         )
         self.average = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         self.perceptual = (
-            PerceptualLoss(training.perceptual_source, training.perceptual_stages, training.perceptual_resolution)
+            PerceptualLoss(training.perceptual_source, training.perceptual_stages, training.perceptual_resolution).to(self.device)
             if training.perceptual_weight > 0
             else None
         )
         self.discriminator: PatchDiscriminator | None = None
         self.disc_optimizer: torch.optim.Optimizer | None = None
         if training.disc_weight > 0:
-            self.discriminator = PatchDiscriminator(training.disc_layers, training.disc_channels)
+            self.discriminator = PatchDiscriminator(training.disc_layers, training.disc_channels).to(self.device)
             self.disc_optimizer = torch.optim.Adam(
                 self.discriminator.parameters(), lr=training.disc_learning_rate, betas=(0.5, 0.9)
             )
 
     def step(self, pixels_BCHW: Tensor, step: int, progress: float) -> dict[str, float]:
-        """One update on pictures in [-1, 1]; returns the losses by name (floats; `loss` is their weighted sum)."""
+        """One update on pictures in [-1, 1] [B, 3, H, W]; returns the losses by name (floats; `loss` is their weighted sum)."""
         training, model = self.training, self.model
+        pixels_BCHW = pixels_BCHW.to(self.device)
         generator = torch.Generator().manual_seed(training.seed * 1_000_003 + step)
         if training.flip:
-            flip_B = torch.rand(len(pixels_BCHW), generator=generator) < 0.5
+            flip_B = (torch.rand(len(pixels_BCHW), generator=generator) < 0.5).to(self.device)
             pixels_BCHW = torch.where(flip_B[:, None, None, None], pixels_BCHW.flip(3), pixels_BCHW)
         rate = min(1.0, (step + 1) / training.warmup_steps) * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
         for group in self.optimizer.param_groups:
             group["lr"] = training.learning_rate * rate
         if step == training.codebook_init_steps and step > 0:
-            with torch.no_grad():
-                scale_DD = align_with_pixels(model, model.features(pixels_BCHW), generator)
-            self.codebook.change_basis(scale_DD)
+            if training.align_code_space:
+                self._align_code_space(pixels_BCHW, generator)
             self.codebook.start_from_kmeans(generator)
-            for name in ("quant_conv.weight", "quant_conv.bias", "post_quant_conv.weight"):
-                self.average[name].copy_(model.state_dict()[name])  # an average over two bases would mean nothing
-                self.optimizer.state[model.get_parameter(name)].clear()
         z_BDYX = model.features(pixels_BCHW)
         quantized = model.quantize(z_BDYX)
         warming_up = step < training.codebook_init_steps
@@ -126,6 +125,14 @@ class TokenizerTrainer:
         self._update_average(step)
         report = {name: float(term.detach()) for name, term in terms.items()}
         return {"loss": float(loss.detach()), "learning_rate": training.learning_rate * rate, **report}
+
+    @torch.no_grad()
+    def _align_code_space(self, pixels_BCHW: Tensor, generator: torch.Generator) -> None:
+        model = self.model
+        self.codebook.change_basis(align_with_pixels(model, model.features(pixels_BCHW), generator))
+        for name in ("quant_conv.weight", "quant_conv.bias", "post_quant_conv.weight"):
+            self.average[name].copy_(model.state_dict()[name])  # an average over two bases would mean nothing
+            self.optimizer.state[model.get_parameter(name)].clear()
 
     def _terms(self, reconstruction_BCHW: Tensor, pixels_BCHW: Tensor, progress: float) -> dict[str, Tensor]:
         """Weighted losses of the reconstruction."""

@@ -24,7 +24,7 @@ def save_weights(path: str | Path, arch: VQGANArchitecture, state: dict[str, Ten
                  notes: dict[str, str] | None = None) -> None:
     """Write `state` atomically; `half` stores all but the codebook as fp16. `notes` are further metadata."""
     tensors = {
-        name: (tensor.half() if half and not name.startswith("quantize.") else tensor).detach().contiguous().clone()
+        name: (tensor.half() if half and not name.startswith("quantize.") else tensor).detach().cpu().contiguous().clone()
         for name, tensor in state.items()
     }
     metadata = {ARCHITECTURE_KEY: json.dumps(asdict(arch), sort_keys=True), **(notes or {})}
