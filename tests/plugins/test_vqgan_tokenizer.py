@@ -63,7 +63,7 @@ def test_file_gives_back_the_network(weights: Path) -> None:
         expected = stored[name] if name.startswith("quantize.") else stored[name].half().float()
         assert torch.equal(tensor, expected), name
     assert (tokenizer.image_size, tokenizer.grid, tokenizer.codebook_size) == ((16, 16), (4, 4), 32)
-    assert TINY.grid == (4, 4)
+    assert (TINY.image_size, TINY.grid) == ((16, 16), (4, 4))
 
 
 def test_fingerprint_covers_what_codes_mean(weights: Path) -> None:
