@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from cm3core.build import Components
 from cm3core.data import BatchLoader, CodeCache, NeighbourTable, TrainingData, retriever_fingerprint
-from cm3core.document import MaskedSequence
+from cm3core.document import Document, MaskedSequence
 from cm3core.interfaces import DocumentSource, MaskingObjective
 from cm3core.packing import Packer, TrainingBatch, collate
 from cm3core.precomputed import source_fingerprint
@@ -65,7 +65,22 @@ class Preparation:
         assert config is not None
         assert components.retriever is not None
         fingerprint = retriever_fingerprint(config, components.embedder, components.memory)
-        return NeighbourTable(components.retriever, source, self.cache_dir, fingerprint=fingerprint, progress=self.progress)
+        return NeighbourTable(components.retriever, source, self.cache_dir, fingerprint=fingerprint, progress=self.progress,
+                              num_ranks=max(config.num_ranks, config.num_retrieved))
+
+    def retrieved(self, query: Document, exclude: str) -> list[Document]:
+        """The documents that belong in front of a query, pictures as codes; none where the recipe retrieves nothing.
+
+        Args:
+            query: what is known of the document (its text).
+            exclude: id of the document itself.
+        """
+        config, retriever = self.recipe.retriever, self.components.retriever if self.retrieves else None
+        if retriever is None or config is None:
+            return []
+        found = retriever.retrieve([query], config.num_retrieved, [{exclude}])[0]
+        documents = [self.components.memory.document(result.index) for result in found]
+        return [self._memory_codes.encoded(document) for document in documents if self._memory_codes.usable(document)]
 
     def loader(self, rank: int = 0, world_size: int = 1) -> BatchLoader:
         """Endless batches of the training split, for one of `world_size` processes."""
