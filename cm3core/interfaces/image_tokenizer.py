@@ -55,6 +55,11 @@ class ImageTokenizerConfig(ComponentConfig):
         """(rows, columns) of codes of one picture, known without building."""
         raise NotImplementedError
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of pictures in pixels, known without building (training needs pictures before there are weights)."""
+        raise NotImplementedError
+
 
 class ImageTokenizer(ABC):
     """Pixels <-> codes. Legend: N pictures, H height, W width (pixels), c = rows * columns of the grid.

@@ -1,0 +1,99 @@
+"""What `cm3 data` and `cm3 tokenizer` share: which data set is meant, by a recipe, by overrides alone, or by a path."""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cm3core.cli import registry_of
+from cm3core.errors import RecipeError
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig
+    from cm3core.plugins import Registry
+    from cm3core.recipe import Recipe
+
+OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)
+#: Ending of a path -> data set that reads it; a folder is read by "folder".
+READERS = {".jsonl": "jsonl", ".tar": "webdataset"}
+
+
+def is_override(argument: str) -> bool:
+    """Whether an argument is `section.key=value`, and not a path that holds `=`."""
+    return OVERRIDE.fullmatch(argument) is not None and not Path(argument).exists()
+
+
+def reader_of(path: str) -> str | None:
+    """Name of the data set that reads a path, None when it does not look like data."""
+    if reader := READERS.get(Path(path).suffix.lower()):
+        return reader
+    return "folder" if Path(path).expanduser().is_dir() else None
+
+
+def composed(values: dict[str, Any], overrides: Sequence[str], registry: Registry) -> Recipe:
+    """A recipe of nothing but `values` and the command line's overrides, which win."""
+    from omegaconf import OmegaConf
+
+    from cm3core.recipe import recipe_from_yaml
+    from cm3core.recipe.layers import override_layer
+
+    given = override_layer(overrides).values
+    merged = dict(values)
+    for section, keys in given.items():
+        both = isinstance(keys, dict) and isinstance(merged.get(section), dict)
+        merged[section] = {**merged[section], **keys} if both else keys
+    return recipe_from_yaml(OmegaConf.to_yaml(OmegaConf.create(merged)), registry, label="arguments")
+
+
+def recipe_of(target: str | None, overrides: Sequence[str], registry: Registry) -> Recipe:
+    """The recipe that `[RECIPE | PATH] [section.key=value ...]` means.
+
+    Args:
+        target: a recipe's name or file, the path of data, the name of a data set, or an override; None: overrides alone.
+        overrides: the others.
+        registry: the components.
+    """
+    from cm3core.recipe import compose, list_recipes
+
+    if target is not None and is_override(target):
+        target, overrides = None, [target, *overrides]
+    if target is None:
+        return composed({}, overrides, registry)
+    if target not in {recipe.name for recipe in list_recipes()}:
+        if reader := reader_of(target):
+            return composed({"dataset": {"name": reader, "path": target}}, overrides, registry)
+        if target in registry.names("dataset"):
+            return composed({"dataset": {"name": target}}, overrides, registry)
+    return compose(target, overrides, registry=registry)
+
+
+@dataclass(frozen=True)
+class ChosenData:
+    """A data set: its component's `name`, its `config`, and the `title` that output calls it."""
+
+    name: str
+    config: DocumentSourceConfig
+
+    @property
+    def title(self) -> str:
+        """The data set's path when it has one, and its name."""
+        path = getattr(self.config, "path", None)
+        return f"{path} ({self.name})" if isinstance(path, str) else self.name
+
+    def build(self, split: str) -> DocumentSource:
+        """One split."""
+        config = replace(self.config, split=split)
+        config.check()
+        return config.build()
+
+
+def chosen_data(args: Namespace) -> ChosenData:
+    """The data set that `args.target` and `args.overrides` mean."""
+    recipe = recipe_of(args.target, args.overrides, registry_of(args))
+    if recipe.dataset is None:
+        raise RecipeError("dataset", "no data set is named", "give a recipe, a path, or dataset=NAME dataset.KEY=VALUE")
+    return ChosenData(recipe.component_names["dataset"], recipe.dataset)

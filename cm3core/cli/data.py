@@ -1,0 +1,182 @@
+"""`cm3 data validate | show`: check every record of a data set, and look at it."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cm3core.cli import add_overrides
+from cm3core.cli._dataset import chosen_data
+from cm3core.errors import DataError
+
+if TYPE_CHECKING:
+    from cm3core.cli._dataset import ChosenData
+    from cm3core.document import Document, PixelArray
+    from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
+
+HELP = "look at a data set, and check every record"
+EXAMPLE = """  cm3 data validate my/pictures
+  cm3 data validate dataset=folder dataset.path=my/pictures
+  cm3 data show quickstart dataset.split=unseen -o sheet.png
+A path is read by its kind: a folder by 'folder', .jsonl by 'jsonl', .tar (also data-{000..099}.tar) by 'webdataset'."""
+NUM_TOLD = 5
+TILE = 128
+
+
+def configure(parser: ArgumentParser) -> None:
+    """The two actions."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    def add(name: str, line: str, description: str, example: str) -> ArgumentParser:
+        action = actions.add_parser(name, help=line, description=description, epilog=f"example:\n  {example}",
+                                    formatter_class=RawDescriptionHelpFormatter)
+        action.add_argument("target", nargs="?", metavar="RECIPE|PATH|NAME",
+                            help="a recipe's name or file, a folder, .jsonl or .tar of data, or a data set's name")
+        add_overrides(action)
+        return action
+
+    validate = add("validate", "check every record of every split, decode every picture, name what is bad",
+                   "Checks every record of every split and decodes every picture. Exit code 1 when any is bad.",
+                   "cm3 data validate my/pictures")
+    validate.add_argument("--quiet", action="store_true", help="no progress bar")
+    show = add("show", "count documents, and draw some of them into a picture",
+               "Counts the documents of each split and draws some of them, with their captions, into one picture.",
+               "cm3 data show my/pictures --num 48 -o sheet.png")
+    show.add_argument("-o", "--out", type=Path, default=None, metavar="FILE.png",
+                      help="the contact sheet (default: data-<name>.png)")
+    show.add_argument("--num", type=int, default=24, help="pictures on the sheet (default: %(default)s)")
+
+
+def run(args: Namespace) -> int:
+    """Do one action."""
+    data = chosen_data(args)
+    if args.action == "show":
+        return _show(data, args.out or Path(f"data-{data.name.replace('/', '-')}.png"), args.num)
+    return _validate(data, args.quiet)
+
+
+def _validate(data: ChosenData, quiet: bool) -> int:
+    """Bad records on stdout as they are found; the summary last."""
+    from tqdm import tqdm
+
+    splits = ["all"] if "all" in data.config.splits else list(dict.fromkeys((*data.config.splits, data.config.split)))
+    told: set[SkippedRecord] = set()
+    num_documents = num_bad = 0
+    for split in splits:
+        source = data.build(split)
+        for record in source.skipped:
+            if record not in told:  # sources list the bad records of the whole data set with each split
+                told.add(record)
+                _print_bad(record)
+        num_documents += len(source)
+        for index in tqdm(range(len(source)), desc=f"checking {split}", unit=" documents", disable=quiet or None):
+            try:
+                _check_document(source, index)
+            except DataError as error:
+                num_bad += 1
+                tqdm.write("", end="")  # clears the bar
+                _print_bad(error)
+    num_bad_records = len(told) + num_bad
+    good = num_documents - num_bad
+    print(f"{data.title}: {_count(good, 'good document')}, {_count(num_bad_records, 'bad record')}"
+          + (", skipped in training" if num_bad_records else ""))
+    return 1 if num_bad_records else 0
+
+
+def _print_bad(record: SkippedRecord | DataError) -> None:
+    print(f"{record.place}: {record.cause}\n  next: {record.next_step}", flush=True)
+
+
+def _check_document(source: DocumentSource, index: int) -> None:
+    """Raise `DataError` unless the document has content, and all its pictures can be decoded."""
+    from cm3core.document import Image, Text
+
+    document = source.document(index)
+    if not document:
+        raise DataError(f"document {source.id(index)}", "is empty", "remove it")
+    for segment in document:
+        if isinstance(segment, Image):
+            segment.load()
+        elif isinstance(segment, Text) and not segment.text.strip():
+            raise DataError(f"document {source.id(index)}", "has an empty text", "write one, or remove it")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _show(data: ChosenData, out: Path, num: int) -> int:
+    from cm3core.document import Image
+    from cm3core.images import save_png
+
+    if num < 1:
+        raise DataError("--num", f"is {num}", "use 1 or more")
+    print(data.title)
+    chosen = None
+    for split in dict.fromkeys((*data.config.splits, data.config.split)):
+        try:
+            source = data.build(split)
+        except DataError as error:
+            if split == data.config.split:
+                raise
+            print(f"  {split:<8} can't be used: {error.cause}")
+            continue
+        chosen = source if split == data.config.split else chosen
+        documents = [source.document(index) for index in range(len(source))]
+        keys = [segment.key for document in documents for segment in document if isinstance(segment, Image)]
+        mark = "*" if split == data.config.split else " "
+        print(f"{mark} {split:<8} {len(source):>9,} documents  {len(keys):>9,} pictures ({len(set(keys)):,} different)"
+              f"  {_letters(documents)}")
+    assert chosen is not None
+    if chosen.skipped:
+        print(f"skipped {_count(len(chosen.skipped), 'bad record')}; 'cm3 data validate' names them all:")
+        for record in chosen.skipped[:NUM_TOLD]:
+            print(f"  {record.place}: {record.cause}")
+    if len(chosen) == 0:
+        print(f"split {data.config.split!r} is empty: no contact sheet")
+        return 0
+    sheet, num_drawn = contact_sheet(chosen, num)
+    save_png(out, sheet)
+    print(f"{out}: {num_drawn} of the {len(chosen):,} documents of split {data.config.split!r}")
+    return 0
+
+
+def _letters(documents: list[Document]) -> str:
+    """Length of the texts: shortest, median, longest."""
+    from statistics import median
+
+    from cm3core.document import text_of
+
+    lengths = [len(text_of(document)) for document in documents]
+    return f"texts of {min(lengths)}..{max(lengths)} letters, median {median(lengths):g}" if lengths else ""
+
+
+def contact_sheet(source: DocumentSource, num: int, num_columns: int = 6) -> tuple[PixelArray, int]:
+    """Documents spread evenly over the source, each its first picture (cut to a square, as in training) above its text.
+
+    Returns:
+        The sheet, uint8 [height, width, 3], and the number of documents on it.
+    """
+    import numpy as np
+
+    from cm3core.document import Image, text_of
+    from cm3core.images import fit, grid
+
+    indices = np.unique(np.linspace(0, len(source) - 1, min(num, len(source))).round().astype(int))
+    pictures: list[PixelArray | None] = []
+    captions: list[str] = []
+    for index in indices:
+        document = source.document(int(index))
+        text = text_of(document)
+        captions.append(text if len(text) <= 80 else f"{text[:77]}...")
+        picture = next((segment for segment in document if isinstance(segment, Image)), None)
+        try:
+            pictures.append(None if picture is None else fit(picture.load(), (TILE, TILE)))
+        except DataError as error:
+            pictures.append(None)
+            captions[-1] = f"({error.cause})"
+    starts = range(0, len(pictures), num_columns)
+    sheet = grid([pictures[start:start + num_columns] for start in starts], scale=1,
+                 captions=[captions[start:start + num_columns] for start in starts])
+    return sheet, len(pictures)

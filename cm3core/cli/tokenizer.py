@@ -1,0 +1,289 @@
+"""`cm3 tokenizer train-text | train-image | eval`: train tokenizers, and measure what an image tokenizer keeps of pictures."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cm3core.cli import add_overrides, registry_of
+from cm3core.cli._dataset import composed, is_override
+from cm3core.errors import DataError, RecipeError, TokenizerError
+
+if TYPE_CHECKING:
+    from cm3core.document import PixelArray
+    from cm3core.interfaces.dataset import DocumentSource
+    from cm3core.recipe import Recipe
+
+HELP = "train and measure text and image tokenizers"
+EXAMPLE = """  cm3 tokenizer train-text --vocab-size 4096 -o runs/bpe --recipe quickstart
+  cm3 tokenizer train-image tokenizer-emoji64 --minutes 25 -o runs/tokenizer
+  cm3 tokenizer eval runs/tokenizer --split unseen -o reconstructions.png"""
+#: Texts on which the tokens' mean length is measured.
+NUM_MEASURED = 2000
+#: Pictures that quality is watched on while training.
+NUM_VALIDATION = 256
+RECIPE_FILE = "recipe.yaml"
+#: Bytes of pictures; more are kept on disk.
+MAX_IN_MEMORY = 2 << 30
+
+
+def configure(parser: ArgumentParser) -> None:
+    """The three actions."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    def add(name: str, line: str, example: str) -> ArgumentParser:
+        return actions.add_parser(name, help=line, description=line, epilog=f"example:\n  {example}",
+                                  formatter_class=RawDescriptionHelpFormatter)
+
+    text = add("train-text", "train a text tokenizer on a recipe's captions, or on the lines of text files",
+               "cm3 tokenizer train-text --vocab-size 56316 -o runs/bpe captions.txt")
+    text.add_argument("overrides", nargs="*", metavar="FILE|section.key=value", default=[],
+                      help="text files, one text a line; or, with --recipe, values that override the recipe's")
+    text.add_argument("--recipe", metavar="RECIPE", help="train on this recipe's data set")
+    text.add_argument("--vocab-size", type=int, required=True, metavar="N",
+                      help="ids wanted; the vocabulary adds 4 control tokens (CM3leon's 56,320 are 56,316 and these)")
+    text.add_argument("--tokenizer", default="bpe", metavar="NAME", help="the component to train (default: %(default)s)")
+    text.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="gets the tokenizer")
+
+    image = add("train-image", "train a recipe's image tokenizer on its data set's pictures, or go on where it stopped",
+                "cm3 tokenizer train-image tokenizer-emoji64 --minutes 25 -o runs/tokenizer")
+    image.add_argument("recipe", help="a shipped recipe's name, or a path to a YAML file")
+    image.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="gets weights, log and reconstructions")
+    budget = image.add_mutually_exclusive_group()
+    budget.add_argument("--minutes", type=float, help="train for so long (default: the recipe's train.minutes)")
+    budget.add_argument("--steps", type=int, help="train for so many steps (default: the recipe's train.steps)")
+    image.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_overrides(image)
+
+    evaluate = add("eval", "PSNR, codebook usage and perplexity of an image tokenizer, and a picture of reconstructions",
+                   "cm3 tokenizer eval quickstart --split unseen -o reconstructions.png")
+    evaluate.add_argument("recipe", metavar="RECIPE|PATH", help="a recipe, or a folder or weights file of train-image")
+    evaluate.add_argument("--split", help="of the data set (default: the recipe's)")
+    evaluate.add_argument("--num", type=int, default=1024, help="pictures at most, spread over the split (default: %(default)s)")
+    evaluate.add_argument("-o", "--out", type=Path, default=Path("reconstructions.png"), metavar="FILE.png",
+                          help="originals above reconstructions (default: %(default)s)")
+    add_overrides(evaluate)
+
+
+def run(args: Namespace) -> int:
+    """Do one action."""
+    actions = {"train-text": _train_text, "train-image": _train_image, "eval": _evaluate}
+    return actions[args.action](args)
+
+
+def _train_text(args: Namespace) -> int:
+    files = [name for name in args.overrides if not is_override(name)]
+    overrides = [name for name in args.overrides if is_override(name)]
+    if (args.recipe is None) == (not files):
+        cause = "neither a recipe nor a file is given" if not files else "a recipe and files are given"
+        raise TokenizerError("cm3 tokenizer train-text", cause, "give --recipe RECIPE, or text files")
+    registry = registry_of(args)
+    wanted = {"name": args.tokenizer, "vocab_size": args.vocab_size}
+    if files:
+        recipe = composed({"text_tokenizer": wanted}, overrides, registry)
+        texts: Iterable[str] = _lines([Path(name) for name in files])
+    else:
+        from cm3core.recipe import compose
+
+        ours = [f"text_tokenizer={args.tokenizer}", f"text_tokenizer.vocab_size={args.vocab_size}"]
+        ours.append("text_tokenizer.path=null")  # it is to be trained, not loaded
+        recipe = compose(args.recipe, [*ours, *overrides], registry=registry)
+        texts = _source(recipe, None).texts()
+    assert recipe.text_tokenizer is not None
+    recipe.text_tokenizer.check()
+    corpus = _Corpus(texts)
+    tokenizer = recipe.text_tokenizer.build(corpus)
+    if corpus.num_texts == 0:
+        raise TokenizerError("the corpus", "holds no text", "give texts to train on")
+    tokenizer.save(args.out)
+    num_bytes = sum(len(text.encode()) for text in corpus.first)
+    num_tokens = sum(map(len, tokenizer.encode_batch(corpus.first)))
+    print(f"{args.out}: {tokenizer.vocab_size:,} ids from {corpus.num_texts:,} texts, "
+          f"{num_bytes / max(num_tokens, 1):.2f} bytes a token; "
+          f"use it with text_tokenizer={args.tokenizer} text_tokenizer.path={args.out}")
+    if tokenizer.vocab_size < args.vocab_size:
+        print(f"note: {args.vocab_size:,} ids were wanted; the texts hold no more pieces that occur often enough")
+    return 0
+
+
+class _Corpus:
+    """Texts on their way to the tokenizer: counted, the first ones kept, with progress."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.num_texts = 0
+        self.first: list[str] = []
+        self._texts = texts
+
+    def __iter__(self) -> Iterator[str]:
+        from tqdm import tqdm
+
+        for text in tqdm(self._texts, desc="reading", unit=" texts", disable=None, leave=False):
+            self.num_texts += 1
+            if len(self.first) < NUM_MEASURED:
+                self.first.append(text)
+            yield text
+
+
+def _lines(paths: Sequence[Path]) -> Iterator[str]:
+    """Lines of UTF-8 files that are not blank."""
+    for path in paths:
+        number = 0
+        try:
+            with path.open(encoding="utf-8-sig") as file:
+                for line in file:
+                    number += 1
+                    if text := line.strip():
+                        yield text
+        except FileNotFoundError as error:
+            raise DataError(str(path), "there is no such file", "correct the path") from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}, after line {number}", f"is not UTF-8 ({error.reason})", "save it as UTF-8") from error
+        except OSError as error:
+            raise DataError(str(path), f"can't be read: {error.strerror}", "correct the path or its permissions") from error
+
+
+def _source(recipe: Recipe, split: str | None) -> DocumentSource:
+    if recipe.dataset is None:
+        raise RecipeError(f"recipe {recipe.name}", "has no section 'dataset'", "add dataset=NAME to the command")
+    config = recipe.dataset if split is None else replace(recipe.dataset, split=split)
+    config.check()
+    return config.build()
+
+
+def _train_image(args: Namespace) -> int:
+    from cm3core.files import write_text
+    from cm3core.recipe import compose
+
+    recipe = compose(args.recipe, args.overrides, registry=registry_of(args))
+    if recipe.image_tokenizer is None:
+        raise RecipeError(f"recipe {recipe.name}", "has no section 'image_tokenizer'", "add image_tokenizer=NAME to the command")
+    recipe.image_tokenizer.check()
+    minutes, steps = args.minutes, args.steps
+    if minutes is None and steps is None:
+        minutes, steps = recipe.train.minutes, recipe.train.steps
+    if (minutes is None) == (steps is None):
+        raise RecipeError("cm3 tokenizer train-image", "how long to train is not decided", "give --minutes or --steps")
+    _limit_threads(recipe)
+    images_NHWC = _pictures(_source(recipe, None), recipe.image_tokenizer.image_size)
+    path = recipe.image_tokenizer.train(images_NHWC, args.out, minutes=minutes, steps=steps, resume=True,
+                                        validation_NHWC=_validation_pictures(recipe), show_progress=not args.quiet)
+    if "weights" in {item.name for item in fields(recipe.image_tokenizer)}:
+        trained: Any = recipe.image_tokenizer  # its class is the plugin's
+        recipe = replace(recipe, image_tokenizer=replace(trained, weights=str(path.absolute())))
+    write_text(args.out / RECIPE_FILE, recipe.to_yaml())
+    print(f"{path}: trained on {len(images_NHWC):,} pictures; use it with image_tokenizer.weights={path}\n"
+          f"measure it: cm3 tokenizer eval {args.out}")
+    return 0
+
+
+def _limit_threads(recipe: Recipe) -> None:
+    if recipe.train.num_threads is not None:
+        import torch
+
+        torch.set_num_threads(recipe.train.num_threads)
+
+
+def _validation_pictures(recipe: Recipe) -> PixelArray | None:
+    """Pictures of the recipe's first validation split, or of "valid"; None when there is neither."""
+    assert recipe.dataset is not None
+    assert recipe.image_tokenizer is not None
+    names = [*recipe.train.validation_splits, *(name for name in ("valid",) if name in recipe.dataset.splits)]
+    if not names:
+        return None
+    source = _source(recipe, names[0])
+    return _pictures(source, recipe.image_tokenizer.image_size, NUM_VALIDATION) if len(source) else None
+
+
+def _pictures(source: DocumentSource, size: tuple[int, int], num: int | None = None) -> PixelArray:
+    """All different pictures of a source, or `num` spread over it, at `size` = (height, width): uint8 [N, height, width, 3].
+
+    Raises:
+        DataError: there is none that can be read.
+    """
+    import numpy as np
+    from tqdm import tqdm
+
+    from cm3core.document import Image
+    from cm3core.images import fit
+
+    found: dict[str, Image] = {}
+    for index in range(len(source)):
+        found |= {segment.key: segment for segment in source.document(index) if isinstance(segment, Image)}
+    chosen = list(found.values())
+    if num is not None and num < len(chosen):
+        chosen = [chosen[index] for index in np.linspace(0, len(chosen) - 1, num).astype(int)]
+    images_NHWC = _empty((len(chosen), *size, 3))
+    num_read = 0
+    for picture in tqdm(chosen, desc="pictures", unit="", disable=None, leave=False):
+        try:
+            images_NHWC[num_read] = fit(picture.load(), size)
+            num_read += 1
+        except DataError as error:
+            tqdm.write(f"skipped: {error}")
+    if num_read == 0:
+        raise DataError("the data set", f"has no picture that can be read ({len(source.skipped)} bad records)",
+                        "run 'cm3 data validate'")
+    return images_NHWC[:num_read]
+
+
+def _empty(shape: tuple[int, ...]) -> PixelArray:
+    """An array of bytes in memory, or, when it is large, in a nameless file of the temporary folder."""
+    import math
+    import tempfile
+
+    import numpy as np
+
+    if math.prod(shape) < MAX_IN_MEMORY:
+        return np.empty(shape, np.uint8)
+    try:
+        with tempfile.TemporaryFile() as file:
+            return np.memmap(file, np.uint8, "w+", shape=shape)
+    except OSError as error:
+        raise DataError(tempfile.gettempdir(), f"has no room for {math.prod(shape) / 1e9:.1f} GB of pictures: {error.strerror}",
+                        "set TMPDIR to a folder with room") from error
+
+
+def _evaluate(args: Namespace) -> int:
+    from cm3core.images import save_png
+    from cm3core.recipe import compose
+    from cm3core.tokenizer_evaluation import evaluate_image_tokenizer
+
+    if args.num < 1:
+        raise TokenizerError("--num", f"is {args.num}", "use 1 or more")
+    target, ours = _evaluated(args.recipe)
+    recipe = compose(target, [*ours, *args.overrides], registry=registry_of(args))
+    if recipe.image_tokenizer is None:
+        raise RecipeError(f"recipe {recipe.name}", "has no section 'image_tokenizer'", "add image_tokenizer=NAME to the command")
+    recipe.image_tokenizer.check()
+    _limit_threads(recipe)
+    tokenizer = recipe.image_tokenizer.build()
+    source = _source(recipe, args.split)
+    images_NHWC = _pictures(source, tokenizer.image_size, args.num)
+    report = evaluate_image_tokenizer(tokenizer, images_NHWC)
+    save_png(args.out, report.picture)
+    rows, columns = tokenizer.grid
+    split = args.split or (recipe.dataset.split if recipe.dataset is not None else "")
+    print(f"{len(images_NHWC):,} pictures of split {split!r}, {tokenizer.image_size[0]} x {tokenizer.image_size[1]} pixels "
+          f"as {rows} x {columns} codes\n"
+          f"PSNR        {report.psnr:.2f} dB\n"
+          f"codes used  {report.num_used_codes:,} of {report.codebook_size:,} ({report.usage:.0%})\n"
+          f"perplexity  {report.perplexity:.0f}\n"
+          f"{args.out}: originals above reconstructions")
+    return 0
+
+
+def _evaluated(target: str) -> tuple[str, list[str]]:
+    """Recipe, and overrides, of a recipe's name, a recipe's file, a folder that train-image wrote, or a file of its weights."""
+    path = Path(target)
+    if not path.is_dir() and path.suffix != ".safetensors":
+        return target, []
+    if not path.exists():
+        raise TokenizerError(target, "there is no such file", "correct the path")
+    recipe = (path if path.is_dir() else path.parent) / RECIPE_FILE
+    if not recipe.is_file():
+        raise TokenizerError(target, f"there is no {RECIPE_FILE} that says what it is",
+                             "name the recipe instead, with image_tokenizer.weights=FILE")
+    return str(recipe), [] if path.is_dir() else [f"image_tokenizer.weights={path}"]

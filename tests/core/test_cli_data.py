@@ -1,0 +1,216 @@
+"""`cm3 data` and `cm3 tokenizer`, through `main`: what is printed, what is written, exit codes, and messages."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Pictures
+from safetensors.numpy import load_file
+
+from cm3core.cli._dataset import composed, is_override, reader_of
+from cm3core.cli.main import main
+from cm3core.cli.tokenizer import _empty
+from cm3core.images import open_image
+from cm3core.plugins import load_registry
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a folder of five pictures, one of which is broken."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(5):
+        pixels = np.random.default_rng(number).integers(0, 256, (10, 16, 3), dtype=np.uint8)
+        Pictures.fromarray(pixels).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"noise, number {number}")
+    (folder / "4.png").write_bytes((folder / "4.png").read_bytes()[:100])
+    return tmp_path
+
+
+BAD = "pictures/4.png: is truncated: the last chunk of a PNG (IEND) is missing\n  next: replace or remove it\n"
+
+
+@pytest.mark.parametrize("arguments", [
+    ["pictures"], ["dataset=folder", "dataset.path=pictures"], ["dataset.path=pictures", "--quiet", "dataset=folder"],
+    ["tiny", "dataset=folder", "dataset.path=pictures"],
+])
+def test_validate_names_every_bad_record(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "validate", *arguments]) == 1
+    assert capsys.readouterr().out == BAD + "pictures (folder): 4 good documents, 1 bad record, skipped in training\n"
+
+
+def test_validate_is_quiet_when_all_is_well(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "pictures" / "4.png").unlink()
+    assert main(["data", "validate", "pictures"]) == 0
+    assert capsys.readouterr().out == "pictures (folder): 4 good documents, 0 bad records\n"
+
+
+def test_validate_decodes_every_picture(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pixel data that only a decoder finds broken: the checksum is right, the stream is not."""
+    import struct
+    import zlib
+
+    path = place / "pictures" / "4.png"
+    data = b"\x89PNG\r\n\x1a\n"
+    for name, content in ((b"IHDR", struct.pack(">IIBBBBB", 30, 30, 8, 2, 0, 0, 0)), (b"IDAT", b"not zlib"), (b"IEND", b"")):
+        data += struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    path.write_bytes(data)
+    for next_step in ("replace or remove it; from the next start on it is skipped", "replace or remove it"):
+        assert main(["data", "validate", "pictures"]) == 1
+        lines = capsys.readouterr().out.splitlines()
+        assert re.fullmatch(r"pictures/4\.png: can't be read as a picture \(.*\)", lines[0])
+        assert lines[1] == f"  next: {next_step}"
+        assert lines[-1] == "pictures (folder): 4 good documents, 1 bad record, skipped in training"
+
+
+def test_a_manifest_is_guessed_from_its_name(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [{"text": "a", "image": "pictures/0.png"}, {"text": "b", "image": "pictures/none.png"}]
+    (place / "all.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert main(["data", "validate", "all.jsonl"]) == 1
+    assert capsys.readouterr().out == ("all.jsonl:2: image pictures/none.png: there is no such file\n"
+                                       "  next: correct the path, or remove the record\n"
+                                       "all.jsonl (jsonl): 1 good document, 1 bad record, skipped in training\n")
+
+
+def test_guesses(place: Path) -> None:
+    assert [reader_of(path) for path in ("pictures", "x.jsonl", "d-{00..09}.tar", "tiny", "no/such/folder")] == [
+        "folder", "jsonl", "webdataset", None, None]
+    (place / "a=b").mkdir()
+    assert [is_override(text) for text in ("dataset.path=x", "dataset=folder", "a=b", "pictures", "./x=y")] == [
+        True, True, False, False, False]
+
+
+def test_overrides_win_over_a_path() -> None:
+    recipe = composed({"dataset": {"name": "folder", "path": "x"}}, ["dataset.valid=0.5", "dataset.path=y"], load_registry())
+    assert (recipe.dataset.path, recipe.dataset.valid) == ("y", 0.5)
+
+
+def test_show(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "show", "pictures", "dataset.valid=0.0", "-o", "sheet.png"]) == 0
+    assert capsys.readouterr().out == (
+        "pictures (folder)\n"
+        "* train            4 documents          4 pictures (4 different)  texts of 15..15 letters, median 15\n"
+        "  valid            0 documents          0 pictures (0 different)  \n"
+        "  all              4 documents          4 pictures (4 different)  texts of 15..15 letters, median 15\n"
+        "skipped 1 bad record; 'cm3 data validate' names them all:\n"
+        "  pictures/4.png: is truncated: the last chunk of a PNG (IEND) is missing\n"
+        "sheet.png: 4 of the 4 documents of split 'train'\n")
+    sheet = open_image(place / "sheet.png")
+    assert sheet.shape[1] == 6 + 4 * (128 + 6)
+    assert len(np.unique(sheet)) > 200
+
+
+def test_show_of_an_empty_split(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "show", "pictures", "dataset.valid=0.0", "dataset.split=valid"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "split 'valid' is empty: no contact sheet"
+    assert not list(place.glob("*.png"))
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["data", "validate"], "error: dataset: no data set is named\n"
+                           "  next: give a recipe, a path, or dataset=NAME dataset.KEY=VALUE\n"),
+    (["data", "validate", "no.jsonl"], "error: dataset.path no.jsonl: there is no such file\n  next: correct dataset.path\n"),
+    (["data", "show", "pictures", "--num", "0"], "error: --num: is 0\n  next: use 1 or more\n"),
+    (["tokenizer", "train-text", "--vocab-size", "300", "-o", "bpe"],
+     "error: cm3 tokenizer train-text: neither a recipe nor a file is given\n  next: give --recipe RECIPE, or text files\n"),
+    (["tokenizer", "train-text", "--vocab-size", "300", "-o", "bpe", "--recipe", "tiny", "pictures/0.txt"],
+     "error: cm3 tokenizer train-text: a recipe and files are given\n  next: give --recipe RECIPE, or text files\n"),
+    (["tokenizer", "train-text", "--vocab-size", "300", "-o", "bpe", "no.txt"],
+     "error: no.txt: there is no such file\n  next: correct the path\n"),
+    (["tokenizer", "train-text", "--vocab-size", "200", "-o", "bpe", "pictures/0.txt"],
+     "error: text_tokenizer.vocab_size: is 200; the 256 bytes alone take 256 ids\n"
+     "  next: use 256 or more (CM3leon: 56320), or text_tokenizer=byte\n"),
+    (["tokenizer", "eval", "pictures"], "error: pictures: there is no recipe.yaml that says what it is\n"
+                                        "  next: name the recipe instead, with image_tokenizer.weights=FILE\n"),
+    (["tokenizer", "eval", "no.safetensors"], "error: no.safetensors: there is no such file\n  next: correct the path\n"),
+])
+def test_messages(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.endswith(message)
+
+
+def test_train_text_on_files(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from cm3plugins.text_tokenizers.bpe import BPETokenizerConfig
+
+    (place / "lines.txt").write_text("abab\n\n  abab \nabab cd\n")
+    assert main(["tokenizer", "train-text", "--vocab-size", "258", "-o", "bpe", "lines.txt"]) == 0
+    assert capsys.readouterr().out == ("bpe: 258 ids from 3 texts, 2.50 bytes a token; "
+                                       "use it with text_tokenizer=bpe text_tokenizer.path=bpe\n")
+    tokenizer = BPETokenizerConfig(path="bpe").build()
+    assert tokenizer.encode("abab") == [257]
+    assert main(["tokenizer", "train-text", "--vocab-size", "400", "-o", "bpe", "lines.txt",
+                 "text_tokenizer.min_frequency=3"]) == 0
+    assert "note: 400 ids were wanted; the texts hold no more pieces that occur often enough" in capsys.readouterr().out
+
+
+def test_train_text_on_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--recipe", "tiny", "dataset=folder", "dataset.path=pictures", "dataset.split=all"]
+    assert main(["tokenizer", "train-text", "--vocab-size", "260", "-o", "bpe", *arguments]) == 0
+    assert capsys.readouterr().out.startswith("bpe: 260 ids from 4 texts, ")
+
+
+def test_text_that_is_no_utf8(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "lines.txt").write_bytes(b"fine\n\xff\n")
+    assert main(["tokenizer", "train-text", "--vocab-size", "300", "-o", "bpe", "lines.txt"]) == 2
+    assert "is not UTF-8 (invalid start byte)\n  next: save it as UTF-8" in capsys.readouterr().err
+
+
+def test_train_image_then_eval(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A toy network, two steps: the paths, the figures, and going on where it stopped."""
+    network = ["resolution=16", "ch=8", "z_channels=8", "embed_dim=4", "codebook_size=32", "norm_groups=4",
+               "training.perceptual_weight=0", "training.codebook_init_steps=1", "training.batch_size=2"]
+    command = ["tokenizer", "train-image", "tokenizer-emoji64", "dataset=folder", "dataset.path=pictures", "dataset.valid=0.0",
+               "train.num_threads=1", *(f"image_tokenizer.{item}" for item in network), "-o", "tok", "--steps", "2", "--quiet"]
+    assert main(command) == 0
+    assert capsys.readouterr().out == (
+        "tok/model.safetensors: trained on 4 pictures; use it with image_tokenizer.weights=tok/model.safetensors\n"
+        "measure it: cm3 tokenizer eval tok\n")
+    weights = load_file(place / "tok" / "model.safetensors")
+    assert main(command) == 0, "the same command again finds the run finished"
+    again = load_file(place / "tok" / "model.safetensors")
+    assert all(np.array_equal(again[name], array) for name, array in weights.items())
+    capsys.readouterr()
+    for target in ("tok", "tok/model.safetensors"):
+        assert main(["tokenizer", "eval", target, "--split", "all", "-o", "out.png"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == "4 pictures of split 'all', 16 x 16 pixels as 4 x 4 codes"
+        assert re.fullmatch(r"PSNR        -?\d+\.\d\d dB", lines[1])
+        assert re.fullmatch(r"codes used  \d+ of 32 \(\d+%\)", lines[2])
+        assert open_image(place / "out.png").shape == (2 * 16, 4 * 16, 3)
+
+
+def test_tokenizers_that_cannot_be_trained(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plugin = place / "fixed.py"
+    plugin.write_text(
+        "from dataclasses import dataclass\n"
+        "from cm3core.hookspecs import hookimpl\n"
+        "from cm3core.interfaces import ImageTokenizerConfig\n"
+        "CM3_API = 1\n"
+        "@dataclass(kw_only=True)\n"
+        "class Fixed(ImageTokenizerConfig):\n"
+        "    image_size = (8, 8)\n"
+        "    grid = (1, 1)\n"
+        "    codebook_size = 2\n"
+        "    def build(self):\n"
+        "        raise NotImplementedError\n"
+        "@hookimpl\n"
+        "def cm3_image_tokenizers():\n"
+        "    return {'fixed': Fixed}\n")
+    assert main(["--plugin", str(plugin), "tokenizer", "train-image", "tokenizer-emoji64", "image_tokenizer=fixed", "-o", "tok",
+                 "dataset=folder", "dataset.path=pictures", "--steps", "1"]) == 2
+    assert capsys.readouterr().err.endswith("error: image_tokenizer: Fixed can't be trained here\n"
+                                            "  next: choose vqgan, or give weights\n")
+
+
+def test_large_arrays_are_kept_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cm3core.cli.tokenizer.MAX_IN_MEMORY", 100)
+    array = _empty((7, 5, 3))
+    assert isinstance(array, np.memmap)
+    array[:] = 7
+    assert int(array.sum()) == 7 * 105
