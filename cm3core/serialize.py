@@ -35,6 +35,7 @@ from cm3core.document import (
 from cm3core.errors import DocumentError
 from cm3core.interfaces.sampler import PromptVariant
 from cm3core.interfaces.text_tokenizer import TextTokenizer
+from cm3core.variants import Hidden, Pieces, apply_variant
 from cm3core.vocab import Vocabulary
 
 _NO_TOKENS = np.zeros(0, np.int32)
@@ -95,15 +96,6 @@ class _TokenWriter:
 
     def joined(self) -> tuple[IntArray, IntArray]:
         return np.concatenate(self.tokens), np.concatenate(self.cells)
-
-
-@dataclass(frozen=True)
-class _Hidden:
-    """A text that a guidance stream doesn't see: one sentinel, numbered after those of the holes."""
-
-
-#: A query's segment after a `PromptVariant`: pieces of text that are seen, hidden or holes; or a picture.
-_Pieces = list[str | TextHole | _Hidden]
 
 
 class Serializer:
@@ -254,7 +246,7 @@ class Serializer:
                 self._write_segment(writer, segment, f"retrieved document {number}, segment {index}", max_text_tokens)
                 writer.add([self.vocabulary.break_])
         causal = self._is_causal(query)
-        segments = _apply_variant(query, variant)
+        segments = apply_variant(query, variant)
         last = len(query) - 1
         if causal:
             self._write_query(writer, segments[:-1], [], 0, max_text_tokens)
@@ -322,7 +314,7 @@ class Serializer:
                    else sum(isinstance(part, TextHole) for part in segment.parts) if isinstance(segment, MaskedText)
                    else len(_runs(_missing(segment))) if isinstance(segment, Codes) else 0 for segment in query)
 
-    def _write_query(self, writer: _TokenWriter, segments: list[tuple[int, _Pieces | Segment]], holes: list[Hole],
+    def _write_query(self, writer: _TokenWriter, segments: list[tuple[int, Pieces | Segment]], holes: list[Hole],
                      next_sentinel: int, max_text_tokens: int | None) -> None:
         """Write the query's segments, a sentinel in place of each hole (appended to `holes`) and of each hidden text."""
         for place, (index, segment) in enumerate(segments):
@@ -332,7 +324,7 @@ class Serializer:
                 for piece in segment:
                     if isinstance(piece, TextHole):
                         writer.add(self._open_hole(holes, index, "text", None, piece.max_tokens))
-                    elif isinstance(piece, _Hidden):
+                    elif isinstance(piece, Hidden):
                         writer.add([self.vocabulary.sentinel(next_sentinel)])
                         next_sentinel += 1
                     else:
@@ -379,32 +371,3 @@ def _runs(missing: BoolArray) -> list[IntArray]:
     """
     cells = np.flatnonzero(missing).astype(np.int32)
     return list(np.split(cells, np.flatnonzero(np.diff(cells) > 1) + 1)) if len(cells) else []
-
-
-def _apply_variant(query: Document, variant: PromptVariant) -> list[tuple[int, _Pieces | Segment]]:
-    """(index, content) of the query's segments as a stream sees them; text as pieces, holes untouched.
-
-    A text is what a `Text`, or a `MaskedText` between its holes, says. `replace_text` alone replaces all of them.
-    """
-    assert variant.hide_text in ("none", "all", "last"), variant.hide_text
-    scope = "all" if variant.hide_text == "none" and variant.replace_text is not None else variant.hide_text
-    with_text = [index for index, segment in enumerate(query) if isinstance(segment, Text)
-                 or (isinstance(segment, MaskedText) and any(isinstance(part, str) and part for part in segment.parts))]
-    hidden = {"none": [], "all": with_text, "last": with_text[-1:]}[scope]
-    result: list[tuple[int, _Pieces | Segment]] = []
-    for index, segment in enumerate(query):
-        if not isinstance(segment, (Text, MaskedText, TextHole)):
-            result.append((index, segment))
-            continue
-        parts: Sequence[str | TextHole] = ([segment.text] if isinstance(segment, Text)
-                                           else [segment] if isinstance(segment, TextHole) else segment.parts)
-        pieces: _Pieces = list(parts)
-        if index in hidden:
-            stand_in: str | _Hidden = _Hidden() if variant.replace_text is None else variant.replace_text
-            drop = variant.drop_text and variant.replace_text is None
-            pieces = [part if isinstance(part, TextHole) else stand_in for part in parts
-                      if isinstance(part, TextHole) or not (drop or (part == "" and isinstance(segment, MaskedText)))]
-            if not pieces:
-                continue  # left out altogether, its <break> too
-        result.append((index, pieces))
-    return result

@@ -1,0 +1,48 @@
+"""What a guidance stream sees of the query document: its texts hidden, left out or replaced; holes and pictures untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from cm3core.document import Document, MaskedText, Segment, Text, TextHole
+from cm3core.interfaces.sampler import PromptVariant
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """A text that a guidance stream doesn't see: one sentinel, numbered after those of the holes."""
+
+
+#: A query's segment after a `PromptVariant`: pieces of text that are seen, hidden or holes; or a picture.
+Pieces: TypeAlias = list[str | TextHole | Hidden]
+
+
+def apply_variant(query: Document, variant: PromptVariant) -> list[tuple[int, Pieces | Segment]]:
+    """(index, content) of the query's segments as a stream sees them; text as pieces, holes untouched.
+
+    A text is what a `Text`, or a `MaskedText` between its holes, says. `replace_text` alone replaces all of them.
+    """
+    assert variant.hide_text in ("none", "all", "last"), variant.hide_text
+    scope = "all" if variant.hide_text == "none" and variant.replace_text is not None else variant.hide_text
+    with_text = [index for index, segment in enumerate(query) if isinstance(segment, Text)
+                 or (isinstance(segment, MaskedText) and any(isinstance(part, str) and part for part in segment.parts))]
+    hidden = {"none": [], "all": with_text, "last": with_text[-1:]}[scope]
+    result: list[tuple[int, Pieces | Segment]] = []
+    for index, segment in enumerate(query):
+        if not isinstance(segment, (Text, MaskedText, TextHole)):
+            result.append((index, segment))
+            continue
+        parts: Sequence[str | TextHole] = ([segment.text] if isinstance(segment, Text)
+                                           else [segment] if isinstance(segment, TextHole) else segment.parts)
+        pieces: Pieces = list(parts)
+        if index in hidden:
+            stand_in: str | Hidden = Hidden() if variant.replace_text is None else variant.replace_text
+            drop = variant.drop_text and variant.replace_text is None
+            pieces = [part if isinstance(part, TextHole) else stand_in for part in parts
+                      if isinstance(part, TextHole) or not (drop or (part == "" and isinstance(segment, MaskedText)))]
+            if not pieces:
+                continue  # left out altogether, its <break> too
+        result.append((index, pieces))
+    return result
