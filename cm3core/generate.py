@@ -10,7 +10,8 @@ dimension, R ids of the legal slice, m draws.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 Progress: TypeAlias = Callable[[int, int], None]
 
 MAX_SEED = 2**63 - 1
+#: Decoders with fewer parameters decode on one thread of the CPU: a step is some hundred operations of microseconds, and threads
+#: that meet after each of them gain little on a quiet machine and lose everything (30 times, measured) on a busy one.
+SMALL_DECODER = 30_000_000
 _MODALITIES = ("text", "image")
 
 
@@ -91,12 +95,15 @@ class Engine:
         vocabulary: the decoder's.
         max_text_tokens: every text of a prompt is cut to its first so many tokens, as it was in training. None: never.
         max_rows: most stream rows in one batch; it bounds memory, more requests are done batch after batch.
+        num_threads: of torch on the CPU while it works. None: one for a small decoder, else as they are.
     """
 
     def __init__(self, decoder: Decoder, serializer: Serializer, sampler: Sampler, vocabulary: Vocabulary, *,
-                 max_text_tokens: int | None = None, max_rows: int = 64) -> None:
+                 max_text_tokens: int | None = None, max_rows: int = 64, num_threads: int | None = None) -> None:
         self.decoder, self.serializer, self.sampler, self.vocabulary = decoder, serializer, sampler, vocabulary
         self.max_text_tokens, self.max_rows = max_text_tokens, max_rows
+        small = sum(parameter.numel() for parameter in decoder.parameters()) < SMALL_DECODER  # type: ignore[attr-defined]
+        self.num_threads = 1 if num_threads is None and small else num_threads
         self._plans = {modality: sampler.plan(modality) for modality in _MODALITIES}
         variants = [[stream.variant for stream in plan.streams] for plan in self._plans.values()]
         assert variants[0] == variants[1], "a sampler's plans must name the same streams in the same order"
@@ -111,12 +118,13 @@ class Engine:
         """
         prepared = [self._prepare(place, request) for place, request in enumerate(requests)]
         total = sum(num_draws(row.grammar.holes) for row in prepared)
-        for chunk in _chunks(prepared, self.max_rows):
-            batch = _Batch(self.decoder, self.sampler, self._plans, chunk)
-            while batch.rows:
-                batch.step(self.serializer.grid[1])
-                if progress is not None:
-                    progress(sum(row.num_drawn for row in prepared), total)
+        with _threads(self.num_threads):
+            for chunk in _chunks(prepared, self.max_rows):
+                batch = _Batch(self.decoder, self.sampler, self._plans, chunk)
+                while batch.rows:
+                    batch.step(self.serializer.grid[1])
+                    if progress is not None:
+                        progress(sum(row.num_drawn for row in prepared), total)
         return [Completion(self.serializer.fill(request.document, row.grammar.contents), row.log_probability, row.num_drawn)
                 for request, row in zip(requests, prepared, strict=True)]
 
@@ -294,6 +302,18 @@ class _Batch:
 
     def _tensor(self, values: np.ndarray[tuple[int, ...], np.dtype[np.int64]] | IntArray) -> Tensor:
         return torch.from_numpy(values.astype(np.int64)).to(self._device)
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """So many threads of torch on the CPU inside; None: as they are."""
+    before = torch.get_num_threads()
+    try:
+        if number is not None:
+            torch.set_num_threads(number)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _log_probability(logits_nR: Tensor, allowed_nR: Tensor | None, index_n: Tensor) -> Tensor:

@@ -61,13 +61,15 @@ def find_model(model: str | Path, registry: Registry) -> Path:
     return Path(model)
 
 
-def load(model: str | Path = DEFAULT_MODEL, *, registry: Registry | None = None, device: torch.device | str = "cpu") -> Model:
+def load(model: str | Path = DEFAULT_MODEL, *, registry: Registry | None = None, device: torch.device | str = "cpu",
+         num_threads: int | None = None) -> Model:
     """Open a trained model.
 
     Args:
         model: a run's folder, one of its checkpoints, an exported model, or "PLUGIN:NAME" of a model that a plugin ships.
         registry: the components that recipes may name. None: those of the installed plugins.
         device: where the decoder runs.
+        num_threads: see `Engine`.
 
     Raises:
         CheckpointError: nothing is there, or it is damaged.
@@ -78,7 +80,7 @@ def load(model: str | Path = DEFAULT_MODEL, *, registry: Registry | None = None,
 
     registry = load_registry() if registry is None else registry
     opened = open_checkpoint(find_model(model, registry), registry, device=device)
-    return Model(opened.recipe, opened.components, name=str(model), step=opened.step)
+    return Model(opened.recipe, opened.components, name=str(model), step=opened.step, num_threads=num_threads)
 
 
 class Model:
@@ -92,10 +94,12 @@ class Model:
         components: what it builds, weights loaded.
         name: how the model was named to `load`.
         step: optimiser steps it was trained for.
+        num_threads: see `Engine`.
     """
 
-    def __init__(self, recipe: Recipe, components: Components, *, name: str = "", step: int = 0) -> None:
-        self.recipe, self.components, self.name, self.step = recipe, components, name, step
+    def __init__(self, recipe: Recipe, components: Components, *, name: str = "", step: int = 0,
+                 num_threads: int | None = None) -> None:
+        self.recipe, self.components, self.name, self.step, self.num_threads = recipe, components, name, step, num_threads
         self._codes: dict[str, Codes] = {}  # of retrieved documents' pictures, by key
 
     @property
@@ -326,7 +330,7 @@ class Model:
     def _engine(self, sampler: Mapping[str, Any]) -> Engine:
         parts = self.components
         return Engine(parts.decoder, parts.serializer, self.sampler_config(**sampler).build(), parts.vocabulary,
-                      max_text_tokens=self.recipe.data.max_text_tokens)
+                      max_text_tokens=self.recipe.data.max_text_tokens, num_threads=self.num_threads)
 
 
 def with_options(config: SamplerConfig, options: Mapping[str, Any]) -> SamplerConfig:

@@ -31,20 +31,17 @@ def add_model_options(parser: ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="sampler.KEY=VALUE",
                         help="change a key of the recipe's sampler, e.g. sampler.guidance_scale=1.5; may be given several times")
     parser.add_argument("--show-retrieved", action="store_true", help="say which documents were put in front")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of torch on the CPU")
+    parser.add_argument("--threads", type=int, metavar="N",
+                        help="CPU threads of the decoder (default: 1 for a small one, else as many as the machine has cores)")
 
 
 def open_model(args: Namespace) -> Model:
     """The model that the options name."""
-    import torch
-
     from cm3core.model import load
 
-    if args.threads is not None:
-        if args.threads < 1:
-            raise GenerationError("--threads", f"is {args.threads}", "use 1 or more")
-        torch.set_num_threads(args.threads)
-    return load(args.model, registry=registry_of(args))
+    if args.threads is not None and args.threads < 1:
+        raise GenerationError("--threads", f"is {args.threads}", "use 1 or more")
+    return load(args.model, registry=registry_of(args), num_threads=args.threads)
 
 
 def sampler_settings(settings: Sequence[str]) -> dict[str, Any]:

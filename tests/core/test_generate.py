@@ -232,6 +232,19 @@ def test_the_whole_context_can_be_used(decoder):
     assert engine(decoder).complete([full, REQUESTS[5]])[0].document[1].codes.shape == (6,)
 
 
+def test_small_decoders_use_one_thread_and_leave_the_number_as_it_was(decoder):
+    before, seen = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(2)
+        for number in (None, 2):
+            engine(decoder, num_threads=number).complete(REQUESTS[:1], progress=lambda *_: seen.append(torch.get_num_threads()))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen[:len(seen) // 2]) == {1}
+    assert set(seen[len(seen) // 2:]) == {2}
+
+
 def test_a_document_without_holes_is_refused(decoder):
     with pytest.raises(GenerationError) as error:
         engine(decoder).complete([Request((Text("a"), APPLE))])
