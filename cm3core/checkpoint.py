@@ -113,7 +113,7 @@ def save_checkpoint(out_dir: Path, decoder: nn.Module, optimizer: OptimizerGroup
 
 
 def export_model(checkpoint: str | Path, folder: str | Path, dtype: str = "fp16") -> Path:
-    """Write a model folder for shipping: a checkpoint without optimiser, floating weights in `dtype`. It replaces a model that is there.
+    """Write a model folder for shipping: a checkpoint without optimiser, floating weights in `dtype`; it replaces an older one.
 
     Args:
         checkpoint: a run's folder, a checkpoint or a model folder.
@@ -160,8 +160,9 @@ def _new_folder(target: Path) -> Iterator[Path]:
         sync_directory(target.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(str(target), f"can't be written ({error}); older checkpoints are as they were",
-                              "free space on that disk, then start the same command again: it goes on from the newest checkpoint") from error
+        raise CheckpointError(
+            str(target), f"can't be written ({error}); older checkpoints are as they were",
+            "free space on that disk, then start the same command again: it goes on from the newest checkpoint") from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -246,7 +247,8 @@ def find_checkpoint(path: str | Path) -> Path:
 def read_state(folder: Path) -> CheckpointState:
     """Parse and check `state.json`."""
     path = folder / STATE
-    types = {"step": int, "elapsed_s": (int, float), "tokens": int, "loader": dict, "vocabulary": dict, "fingerprints": dict, "format": int}
+    types: dict[str, type | tuple[type, ...]] = {"step": int, "elapsed_s": (int, float), "tokens": int, "loader": dict,
+                                                 "vocabulary": dict, "fingerprints": dict, "format": int}
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -268,7 +270,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _damaged(path: Path, cause: str) -> CheckpointError:
-    return CheckpointError(str(path), cause, f"delete {path.parent} to use the checkpoint before it, or copy it again from where it came")
+    return CheckpointError(str(path), cause,
+                           f"delete {path.parent} to use the checkpoint before it, or copy it again from where it came")
 
 
 def read_recipe(folder: Path, registry: Registry) -> Recipe:
@@ -281,7 +284,7 @@ def read_recipe(folder: Path, registry: Registry) -> Recipe:
 
 
 def load_weights(decoder: nn.Module, folder: Path) -> None:
-    """Copy a checkpoint's weights into `decoder`, in the decoder's dtype. Raises `CheckpointError` when they are another decoder's."""
+    """Copy a checkpoint's weights into `decoder`, in the decoder's dtype; `CheckpointError` when they are another decoder's."""
     path = folder / WEIGHTS
     stored, wanted = read_tensors(path), _unique(decoder.state_dict())
     for name in sorted(stored.keys() | wanted.keys()):
@@ -300,14 +303,16 @@ def load_weights(decoder: nn.Module, folder: Path) -> None:
 def check_fingerprints(folder: Path, state: CheckpointState, components: Components) -> None:
     """Raise `CheckpointError` when ids mean something else here than where the checkpoint was made."""
     if state.vocabulary != components.vocabulary.to_dict():
-        ours = components.vocabulary.to_dict()
-        changed = [f"{name} {state.vocabulary.get(name)} there, {value} here" for name, value in ours.items() if state.vocabulary.get(name) != value]
+        changed = [f"{name} {state.vocabulary.get(name)} there, {value} here"
+                   for name, value in components.vocabulary.to_dict().items() if state.vocabulary.get(name) != value]
         raise CheckpointError(str(folder), f"has another vocabulary ({'; '.join(changed) or 'other keys'})",
                               "use the tokenizers and the section 'vocabulary' that it was trained with")
     for part, value in components.fingerprints().items():
         if state.fingerprints.get(part) != value:
-            raise CheckpointError(str(folder), f"was made with another {part.replace('_', ' ')} (fingerprint {state.fingerprints.get(part)}, "
-                                  f"here {value})", f"use the {part.replace('_', ' ')} that it was trained with")
+            name = part.replace("_", " ")
+            there = state.fingerprints.get(part)
+            raise CheckpointError(str(folder), f"was made with another {name} (fingerprint {there}, here {value})",
+                                  f"use the {name} that it was trained with")
 
 
 def check_recipe(folder: Path, stored: Recipe, recipe: Recipe) -> None:

@@ -1,7 +1,7 @@
 """The training loss: cross entropy from hidden states and the head's weight, in chunks of rows.
 
-All logits of a batch are never in memory at once: 8 rows of 4,096 tokens over a vocabulary of 66,048 ids would be 8.7 GB. Each chunk's
-gradient is computed while its logits are there, so nothing is computed twice.
+All logits of a batch are never in memory at once: 8 rows of 4,096 tokens over a vocabulary of 66,048 ids would be 8.7 GB. Each
+chunk's gradient is computed while its logits are there, so nothing is computed twice.
 
 Legend: N tokens of the batch, R tokens of one chunk, E model dimension, V ids, G groups (modality of the target).
 """
@@ -32,7 +32,8 @@ def cross_entropy_sums(hidden_NE: Tensor, head_VE: Tensor, targets_N: Tensor, we
         targets_N: int64, the id that each hidden state predicts (already shifted by one against the inputs).
         weights_N: float32, 0 or more. Tokens of weight 0 cost nothing and have no gradient.
         groups_N: integer, index into `GROUPS` of each target.
-        z_loss: adds z_loss * (log Z)^2 to each token's loss, which keeps logits from drifting (PaLM, arXiv:2204.02311, section 5).
+        z_loss: adds z_loss * (log Z)^2 to each token's loss, which keeps logits from drifting (PaLM, arXiv:2204.02311,
+            section 5).
         chunk_bytes: most bytes of float32 logits at once.
 
     Returns:
@@ -43,7 +44,8 @@ def cross_entropy_sums(hidden_NE: Tensor, head_VE: Tensor, targets_N: Tensor, we
     if len(rows) < len(weights_N):
         hidden_NE, targets_N, weights_N, groups_N = hidden_NE[rows], targets_N[rows], weights_N[rows], groups_N[rows]
     with_gradient = torch.is_grad_enabled() and (hidden_NE.requires_grad or head_VE.requires_grad)
-    loss, nll_N = _ChunkedCrossEntropy.apply(hidden_NE, head_VE, targets_N, weights_N.float(), z_loss, chunk_bytes, with_gradient)
+    loss, nll_N = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden_NE, head_VE, targets_N, weights_N.float(), z_loss, chunk_bytes, with_gradient)
     sums_G2 = torch.zeros(len(GROUPS), 2, device=nll_N.device)
     sums_G2.index_add_(0, groups_N.long(), torch.stack([nll_N * weights_N, weights_N.float()], dim=1))
     return loss, sums_G2
@@ -53,8 +55,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """Forward computes the gradient too (for an upstream gradient of 1); backward scales it."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_NE: Tensor, head_VE: Tensor, targets_N: Tensor, weights_N: Tensor, z_loss: float, chunk_bytes: int,
-                with_gradient: bool) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, hidden_NE: Tensor, head_VE: Tensor, targets_N: Tensor, weights_N: Tensor, z_loss: float,
+                chunk_bytes: int, with_gradient: bool) -> tuple[Tensor, Tensor]:
         device = hidden_NE.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else hidden_NE.dtype

@@ -28,13 +28,14 @@ class MetricsLog:
 
     def __init__(self, out_dir: Path, step: int = 0, *, tensorboard: bool = True) -> None:
         self.path = Path(out_dir) / METRICS
-        write_bytes(self.path, b"".join(json.dumps(line).encode() + b"\n" for line in read_metrics(out_dir) if line["step"] <= step))
+        kept = [line for line in read_metrics(out_dir) if line["step"] <= step]
+        write_bytes(self.path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
         self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
         self._board = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(Path(out_dir) / "tensorboard"), purge_step=step + 1)  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(Path(out_dir) / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line {"step": ..., name: value ...}; a single write, so that a killed process leaves whole lines."""
@@ -42,25 +43,25 @@ class MetricsLog:
         os.write(self._file, json.dumps({"step": step, **finite}).encode() + b"\n")
         if self._board is not None:
             for name, value in values.items():
-                self._board.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+                self._board.add_scalar(name, value, step)
 
     def image(self, step: int, name: str, pixels: PixelArray) -> None:
         """A picture uint8 [height, width, 3] for TensorBoard."""
         if self._board is not None:
-            self._board.add_image(name, pixels, step, dataformats="HWC")  # type: ignore[no-untyped-call]
+            self._board.add_image(name, pixels, step, dataformats="HWC")
 
     def flush(self) -> None:
         """Everything written so far is on the disk."""
         os.fsync(self._file)
         if self._board is not None:
-            self._board.flush()  # type: ignore[no-untyped-call]
+            self._board.flush()
 
     def close(self) -> None:
         """Flush and close."""
         self.flush()
         os.close(self._file)
         if self._board is not None:
-            self._board.close()  # type: ignore[no-untyped-call]
+            self._board.close()
 
 
 def read_metrics(out_dir: str | Path) -> list[dict[str, float]]:

@@ -46,7 +46,7 @@ class Schedule:
     def of(cls, section: TrainSection) -> Schedule:
         """The schedule of a recipe; raises `RecipeError` when not exactly one of steps and minutes is given."""
         if (section.steps is None) == (section.minutes is None):
-            raise RecipeError("train", f"steps is {section.steps} and minutes is {section.minutes}; exactly one decides the length",
+            raise RecipeError("train", f"steps is {section.steps} and minutes is {section.minutes}; exactly one decides",
                               "give train.steps=N or train.minutes=M and set the other to null")
         if section.schedule not in (shapes := ("cosine", "polynomial", "constant")):
             raise RecipeError("train.schedule", f"{section.schedule!r} is no schedule", close_match(section.schedule, shapes))
@@ -116,8 +116,8 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     by_shape[(parameter.shape[0], parameter[0].numel())].append(parameter)
             for (rows, columns), parameters in by_shape.items():
-                updates = torch.stack([self._momentum(parameter, group["momentum"]).view(rows, columns) for parameter in parameters])
-                updates = orthogonalise(updates, dtype=self.dtype)
+                momenta = [self._momentum(parameter, group["momentum"]).view(rows, columns) for parameter in parameters]
+                updates = orthogonalise(torch.stack(momenta), dtype=self.dtype)
                 size = group["lr"] * math.sqrt(max(1.0, rows / columns))
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(parameters, [u.view_as(p) for u, p in zip(updates, parameters, strict=True)], alpha=-size)
@@ -157,7 +157,8 @@ class OptimizerGroup:
         self.optimizers: list[torch.optim.Optimizer] = []
         if adamw:
             fused = self.parameters[0].device.type in ("cpu", "cuda")
-            self.optimizers.append(torch.optim.AdamW(adamw, lr=section.learning_rate, betas=(first, second), eps=section.eps, fused=fused))
+            self.optimizers.append(torch.optim.AdamW(adamw, lr=section.learning_rate, betas=(first, second), eps=section.eps,
+                                                     fused=fused))
         if muon:
             self.optimizers.append(Muon(groups["matrix"], section.muon_learning_rate, section.weight_decay, dtype=muon_dtype))
         self._peaks = [optimizer.defaults["lr"] for optimizer in self.optimizers]
@@ -177,11 +178,12 @@ class OptimizerGroup:
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `state_tensors` gave. Raises `CheckpointError` for a state of other parameters."""
-        owner = {self.names[id(p)]: (optimizer, p) for optimizer in self.optimizers for g in optimizer.param_groups for p in g["params"]}
+        owner = {self.names[id(parameter)]: (optimizer, parameter) for optimizer in self.optimizers
+                 for group in optimizer.param_groups for parameter in group["params"]}
         for full_name, value in tensors.items():
             name, _, key = full_name.rpartition("::")
             if name not in owner or (value.ndim and value.shape != owner[name][1].shape):
                 raise CheckpointError("optimizer.safetensors", f"{full_name!r} belongs to no parameter of this decoder",
                                       "resume with the recipe that the checkpoint was made with")
             optimizer, parameter = owner[name]
-            optimizer.state[parameter][key] = value.clone() if key == "step" else value.to(parameter.device).clone()
+            optimizer.state[parameter][key] = value.to(parameter.device, copy=True)

@@ -1,8 +1,8 @@
 """The training loop: one for every recipe, one process or many. It knows interfaces only.
 
-A run is a folder: `recipe.yaml`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `samples/`. What happens in a step is a function of the
-weights, the optimiser's state, the place in the data and torch's generators; all four are in a checkpoint, so a run that was
-killed goes on as if nothing had happened.
+A run is a folder: `recipe.yaml`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `samples/`. What happens in a step is a
+function of the weights, the optimiser's state, the place in the data and torch's generators; all four are in a checkpoint, so
+a run that was killed goes on as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cm3core.build import Components, build
+from cm3core.build import build
 from cm3core.checkpoint import (
     RECIPE,
     TOKENIZER,
@@ -39,113 +38,25 @@ from cm3core.checkpoint import (
     restore_training,
     save_checkpoint,
 )
-from cm3core.errors import CheckpointError, CM3Error, RecipeError
+from cm3core.errors import CheckpointError, CM3Error
 from cm3core.files import write_text
 from cm3core.loss import GROUPS, cross_entropy_sums, modality_metrics
-from cm3core.metrics import MetricsLog, SpeedMeter
+from cm3core.metrics import MetricsLog
 from cm3core.optim import OptimizerGroup, Schedule
+from cm3core.sample_pictures import SamplePictures
+from cm3core.train_state import Callback, Processes, TrainingInterrupted, TrainResult, TrainState
 from cm3core.training_data import Preparation
 from cm3core.validation import Validation
 
 if TYPE_CHECKING:
-    from cm3core.data import BatchLoader
     from cm3core.packing import TrainingBatch
     from cm3core.plugins import Registry
     from cm3core.recipe import Recipe
 
+__all__ = ["Callback", "Processes", "TrainResult", "TrainState", "TrainingInterrupted", "choose_precision", "save", "train"]
 
-class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM: the run has saved itself. The text says how to go on."""
-
-
-@dataclass(frozen=True)
-class Processes:
-    """The processes that train together; one by default. Sharding replaces `sum` by an all-reduce and changes nothing else.
-
-    Args:
-        rank: this process, from 0.
-        world_size: number of processes.
-        sum: the sum of a tensor over all processes.
-    """
-
-    rank: int = 0
-    world_size: int = 1
-    sum: Callable[[Tensor], Tensor] = lambda tensor: tensor
-
-
-@dataclass(eq=False)
-class TrainState:
-    """A run, as callbacks see it after every step."""
-
-    recipe: Recipe
-    out_dir: Path
-    components: Components
-    preparation: Preparation
-    decoder: nn.Module
-    optimizer: OptimizerGroup
-    schedule: Schedule
-    loader: BatchLoader
-    log: MetricsLog
-    device: torch.device
-    autocast_dtype: torch.dtype | None
-    processes: Processes
-    #: Optimiser steps done.
-    step: int = 0
-    #: Seconds of training, over all sittings.
-    elapsed_s: float = 0.0
-    #: Tokens trained on.
-    tokens: int = 0
-    #: The newest metrics, by name.
-    metrics: dict[str, float] = field(default_factory=dict)
-    #: Sums of losses since the last log, see `cross_entropy_sums`.
-    sums_G2: Tensor = field(default_factory=lambda: torch.zeros(len(GROUPS), 2))
-    speed: SpeedMeter = field(default_factory=SpeedMeter)
-    steps_speed: SpeedMeter = field(default_factory=SpeedMeter)
-    #: Seconds since the last log: waiting for data, computing the step, everything.
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("data", "step", "all"), 0.0))
-
-    @property
-    def progress(self) -> float:
-        """Share of the training that is done, 0..1."""
-        return self.schedule.progress(self.step, self.elapsed_s)
-
-    @property
-    def seconds_left(self) -> float:
-        """An estimate; infinite before the first steps."""
-        if self.schedule.minutes is not None:
-            return max(0.0, 60 * self.schedule.minutes - self.elapsed_s)
-        assert self.schedule.steps is not None
-        rate = self.steps_speed.rate
-        return (self.schedule.steps - self.step) / rate if rate > 0 else math.inf
-
-    def autocast(self) -> Any:
-        """The context that forward passes run in."""
-        return nullcontext() if self.autocast_dtype is None else torch.autocast(self.device.type, self.autocast_dtype)
-
-
-#: Called after every step, in order; anything that draws random numbers must use its own generator.
-Callback: TypeAlias = Callable[[TrainState], None]
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run came to.
-
-    Args:
-        checkpoint: the last checkpoint.
-        step, elapsed_s, tokens: totals over all sittings.
-        metrics: the last value of each metric.
-        peak_memory_bytes: largest resident memory of this process (and of the GPU, where there is one).
-    """
-
-    checkpoint: Path
-    step: int
-    elapsed_s: float
-    tokens: int
-    metrics: dict[str, float]
-    peak_memory_bytes: int
-    peak_gpu_bytes: int = 0
-
+#: Last words when training has diverged.
+DIVERGED = "lower train.learning_rate (or train.muon_learning_rate) or lengthen train.warmup_steps, and start in another folder"
 
 def train(recipe: Recipe, out_dir: str | Path, registry: Registry, *, resume: bool = True, progress: bool = True,
           callbacks: Sequence[Callback] = (), device: str | torch.device | None = None, processes: Processes | None = None,
@@ -172,8 +83,9 @@ def train(recipe: Recipe, out_dir: str | Path, registry: Registry, *, resume: bo
     command = command or f"cm3 train {shlex.quote(recipe.name)} -o {shlex.quote(str(out_dir))}"
     with _threads(recipe.train.num_threads):
         state = _start(recipe, out_dir, registry, resume, progress, device, processes or Processes())
+        drawing = [SamplePictures(state.preparation)] if recipe.train.sample_every_steps is not None else []
         try:
-            checkpoint = _loop(state, progress, callbacks, command)
+            checkpoint = _loop(state, progress, [*drawing, *callbacks], command)
         finally:
             state.log.close()
     gpu = torch.cuda.max_memory_allocated() if state.device.type == "cuda" else 0
@@ -194,9 +106,11 @@ def _start(recipe: Recipe, out_dir: Path, registry: Registry, resume: bool, prog
     folder = latest_checkpoint(out_dir)
     if folder is not None:
         if not resume:
-            raise CheckpointError(str(out_dir), f"holds a run already (step {read_state(folder).step})", "name another folder, or resume")
+            raise CheckpointError(str(out_dir), f"holds a run already (step {read_state(folder).step})",
+                                  "name another folder, or resume")
         check_recipe(folder, read_recipe(folder, registry), recipe)
-    components = build(recipe, registry, stage="train", tokenizer_folder=None if folder is None else folder / TOKENIZER, device=chosen)
+    tokenizer = None if folder is None else folder / TOKENIZER
+    components = build(recipe, registry, stage="train", tokenizer_folder=tokenizer, device=chosen)
     if folder is not None:
         check_fingerprints(folder, read_state(folder), components)
     preparation = Preparation(components, progress=progress)
@@ -225,8 +139,8 @@ def _start(recipe: Recipe, out_dir: Path, registry: Registry, resume: bool, prog
         print(f"{recipe.name} {start}: {parameters / 1e6:.2f}M parameters, {len(components.source):,} documents, {chosen}, "
               f"{reason}, {torch.get_num_threads()} threads", file=sys.stderr)
     log = MetricsLog(out_dir, stored.step)
-    return TrainState(recipe, out_dir, components, preparation, decoder, optimizer, schedule, loader, log, chosen, dtype, processes,
-                      stored.step, stored.elapsed_s, stored.tokens, sums_G2=torch.zeros(len(GROUPS), 2, device=chosen))
+    return TrainState(recipe, out_dir, components, preparation, decoder, optimizer, schedule, loader, log, chosen, dtype,
+                      processes, stored.step, stored.elapsed_s, stored.tokens, sums_G2=torch.zeros(len(GROUPS), 2, device=chosen))
 
 
 def choose_precision(precision: str, device: torch.device) -> tuple[torch.dtype | None, str]:
@@ -242,7 +156,7 @@ def choose_precision(precision: str, device: torch.device) -> tuple[torch.dtype 
     else:
         able, what = False, str(device)
     if precision == "bf16":
-        return torch.bfloat16, "bf16 as asked" if able else f"bf16 as asked, though {what} has no instructions for it and will be slow"
+        return torch.bfloat16, "bf16 as asked" + ("" if able else f", though {what} has no instructions for it and will be slow")
     return (torch.bfloat16, f"bf16 autocast ({what} computes it)") if able else (None, f"fp32 ({what} does not compute bf16)")
 
 
@@ -285,7 +199,9 @@ class _StopSignals:
 
 def _loop(state: TrainState, progress: bool, callbacks: Sequence[Callback], command: str) -> Path:
     section, validation = state.recipe.train, Validation(state.preparation, progress=progress)
-    hidden_states = torch.compile(state.components.decoder.hidden_states) if section.compile else state.components.decoder.hidden_states
+    hidden_states = state.components.decoder.hidden_states
+    if section.compile:
+        hidden_states = torch.compile(hidden_states)
     batches = iter(state.loader)
     last_save, begin = time.monotonic(), time.monotonic() - state.elapsed_s
     with _StopSignals() as stop, _Bar(state, progress) as bar:
@@ -326,8 +242,8 @@ def _loop(state: TrainState, progress: bool, callbacks: Sequence[Callback], comm
 def _step(state: TrainState, hidden_states: Callable[..., Tensor], micro_batches: Sequence[TrainingBatch]) -> int:
     """Forward, backward and update; returns the number of tokens that were trained on, in all processes."""
     section, processes = state.recipe.train, state.processes
-    count_2 = torch.stack([torch.stack([batch.weights_BT.double().sum(), (batch.weights_BT > 0).sum().double()]) for batch in micro_batches])
-    weight, tokens = (float(value) for value in processes.sum(count_2.sum(0)))
+    counts = [(float(batch.weights_BT.double().sum()), batch.num_tokens) for batch in micro_batches]
+    weight, tokens = processes.sum(torch.tensor(counts, dtype=torch.float64).sum(0)).tolist()
     multiplier = state.schedule.multiplier(state.step, state.elapsed_s)
     for batch in micro_batches:
         loss_sum, sums_G2 = batch_loss(state, hidden_states, batch, section.z_loss)
@@ -335,21 +251,21 @@ def _step(state: TrainState, hidden_states: Callable[..., Tensor], micro_batches
         (loss_sum * (processes.world_size / max(weight, 1e-9))).backward()
         state.sums_G2 += sums_G2
     if section.clip_norm > 0:
-        norm = nn.utils.clip_grad_norm_(state.optimizer.parameters, section.clip_norm)
-        state.metrics["train/gradient_norm"] = norm  # type: ignore[assignment]  # read when it is logged: reading makes a GPU wait
+        state.gradient_norm = nn.utils.clip_grad_norm_(state.optimizer.parameters, section.clip_norm)
     state.metrics["train/learning_rate"] = multiplier * section.learning_rate
     state.optimizer.step(multiplier)
     return int(tokens)
 
 
-def batch_loss(state: TrainState, hidden_states: Callable[..., Tensor], batch: TrainingBatch, z_loss: float) -> tuple[Tensor, Tensor]:
+def batch_loss(state: TrainState, hidden_states: Callable[..., Tensor], batch: TrainingBatch, z_loss: float
+               ) -> tuple[Tensor, Tensor]:
     """Sum of the weighted losses of a batch, and its parts by modality (see `cross_entropy_sums`)."""
-    device = state.device
+    batch = batch.to(state.device)
     with state.autocast():
-        hidden_BTE = hidden_states(batch.tokens_BT.to(device), positions_BT=batch.positions_BT.to(device),
-                                   cells_BT=batch.cells_BT.to(device), kv_start_BT=batch.kv_start_BT.to(device))
-        return cross_entropy_sums(hidden_BTE.flatten(0, 1), state.components.decoder.head_weight(), batch.targets_BT.to(device).flatten(),
-                                  batch.weights_BT.to(device).flatten(), batch.modality_BT.to(device).flatten(), z_loss=z_loss)
+        hidden_BTE = hidden_states(batch.tokens_BT, positions_BT=batch.positions_BT, cells_BT=batch.cells_BT,
+                                   kv_start_BT=batch.kv_start_BT)
+        return cross_entropy_sums(hidden_BTE.flatten(0, 1), state.components.decoder.head_weight(), batch.targets_BT.flatten(),
+                                  batch.weights_BT.flatten(), batch.modality_BT.flatten(), z_loss=z_loss)
 
 
 def _count_time(state: TrainState, num_tokens: int, data_s: float, step_s: float, all_s: float) -> None:
@@ -360,13 +276,14 @@ def _count_time(state: TrainState, num_tokens: int, data_s: float, step_s: float
 
 
 def _log(state: TrainState) -> None:
-    """Write the metrics since the last log. Raises `CM3Error` when the loss is not finite: nothing bad is ever saved after that."""
+    """Write the metrics since the last log. Raises `CM3Error` when the loss is not finite."""
     sums_G2 = state.processes.sum(state.sums_G2)
     if not bool(torch.isfinite(sums_G2).all()):
-        raise CM3Error(f"training, step {state.step}", "the loss is not finite any more",
-                       "lower train.learning_rate (or train.muon_learning_rate) or lengthen train.warmup_steps, and start in another folder")
+        raise CM3Error(f"training, step {state.step}", "the loss is not finite any more", DIVERGED)
     values = {f"train/{name}": value for name, value in modality_metrics(sums_G2).items()}
-    values |= {name: float(state.metrics[name]) for name in ("train/gradient_norm", "train/learning_rate") if name in state.metrics}
+    values["train/learning_rate"] = state.metrics.get("train/learning_rate", 0.0)
+    if state.gradient_norm is not None:
+        values["train/gradient_norm"] = float(state.gradient_norm)
     values |= {"tokens": float(state.tokens), "elapsed_s": state.elapsed_s, "progress": state.progress}
     if state.seconds["all"] > 0:
         values |= {"tokens_per_second": state.speed.rate, "seconds_left": state.seconds_left,
@@ -395,13 +312,14 @@ def _validate(state: TrainState, validation: Validation) -> None:
 def save(state: TrainState) -> Path:
     """Write a checkpoint of this moment; refuses weights that are not finite."""
     if not all(bool(torch.isfinite(parameter).all()) for parameter in state.decoder.parameters()):
-        raise CM3Error(f"training, step {state.step}", "weights are not finite any more; they are not saved",
-                       "lower train.learning_rate (or train.muon_learning_rate) or lengthen train.warmup_steps, and start in another folder")
+        raise CM3Error(f"training, step {state.step}", "weights are not finite any more; they are not saved", DIVERGED)
     components = state.components
     fingerprints = {**components.fingerprints(), "dataset": state.preparation.fingerprint}
-    stored = CheckpointState(state.step, state.elapsed_s, state.tokens, state.loader.state_dict(), components.vocabulary.to_dict(), fingerprints)
+    stored = CheckpointState(state.step, state.elapsed_s, state.tokens, state.loader.state_dict(),
+                             components.vocabulary.to_dict(), fingerprints)
     state.log.flush()
-    return save_checkpoint(state.out_dir, state.decoder, state.optimizer, stored, components, keep=state.recipe.train.keep_checkpoints)
+    return save_checkpoint(state.out_dir, state.decoder, state.optimizer, stored, components,
+                           keep=state.recipe.train.keep_checkpoints)
 
 
 class _Bar:
@@ -411,8 +329,8 @@ class _Bar:
         self.state = state
         by_clock = state.schedule.minutes is not None
         total = 60 * state.schedule.minutes if state.schedule.minutes is not None else state.schedule.steps
-        self.bar = tqdm(total=total, initial=min(self._now(), total or 0), disable=not show, desc=state.recipe.name, mininterval=0.5, smoothing=0.05,
-                        unit="s" if by_clock else "step",
+        self.bar = tqdm(total=total, initial=min(self._now(), total or 0), disable=not show, desc=state.recipe.name,
+                        mininterval=0.5, unit="s" if by_clock else "step",
                         bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit}{postfix}")
 
     def _now(self) -> float:
@@ -422,8 +340,10 @@ class _Bar:
         """Show the newest figures."""
         state = self.state
         left = state.seconds_left
-        parts = [f"{int(left) // 60}:{int(left) % 60:02d} left" if math.isfinite(left) else "", f"{state.speed.rate:,.0f} tokens/s"]
-        parts += [f"{name} {state.metrics[f'train/{name}_loss']:.3f}" for name in ("image", "text") if f"train/{name}_loss" in state.metrics]
+        clock = f"{int(left) // 60}:{int(left) % 60:02d} left" if math.isfinite(left) else ""
+        parts = [clock, f"{state.speed.rate:,.0f} tokens/s"]
+        losses = {name: state.metrics.get(f"train/{name}_loss") for name in ("image", "text")}
+        parts += [f"{name} {loss:.3f}" for name, loss in losses.items() if loss is not None]
         self.bar.set_postfix_str(", ".join(part for part in parts if part), refresh=False)
         self.bar.update(max(0.0, min(self._now(), self.bar.total) - self.bar.n))
 

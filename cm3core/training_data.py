@@ -1,4 +1,4 @@
-"""What stands between a recipe's data set and its batches: codes, neighbours, masking, packing; for training and validation alike."""
+"""From a recipe's data set to its batches: codes, neighbours, masking, packing; for training and validation alike."""
 
 from __future__ import annotations
 
@@ -57,8 +57,9 @@ class Preparation:
         recipe, components = self.recipe, self.components
         codes = self._memory_codes if source is components.memory else self._codes(source)
         neighbours = self._neighbours(source) if retrieve else None
-        return TrainingData(source, components.serializer, objective, codes, neighbours, components.memory, recipe.retriever, recipe.train.seed,
-                            components.decoder.context_length, recipe.data.max_text_tokens, memory_codes=self._memory_codes, training=training)
+        return TrainingData(source, components.serializer, objective, codes, neighbours, components.memory, recipe.retriever,
+                            recipe.train.seed, components.decoder.context_length, recipe.data.max_text_tokens,
+                            memory_codes=self._memory_codes, training=training)
 
     def _neighbours(self, source: DocumentSource) -> NeighbourTable:
         components, config = self.components, self.recipe.retriever
@@ -84,9 +85,8 @@ class Preparation:
 
     def loader(self, rank: int = 0, world_size: int = 1) -> BatchLoader:
         """Endless batches of the training split, for one of `world_size` processes."""
-        recipe = self.recipe
-        return BatchLoader(self._training, recipe.train.batch_rows, self.components.decoder.context_length, recipe.train.seed, recipe.data.pack,
-                           rank, world_size)
+        section, length = self.recipe.train, self.components.decoder.context_length
+        return BatchLoader(self._training, section.batch_rows, length, section.seed, self.recipe.data.pack, rank, world_size)
 
     def pack(self, sequences: Iterable[MaskedSequence]) -> list[TrainingBatch]:
         """Batches of given sequences; the last one may have fewer rows."""

@@ -69,9 +69,18 @@ class Validation:
                 if retrieve and not self.preparation.retrieves:
                     continue
                 data = self.preparation.data(source, UnmaskedObjective(), retrieve=retrieve, training=False)
-                indices = np.unique(np.linspace(0, len(data) - 1, min(len(data), section.validation_documents)).round().astype(int))
-                prepared[f"{split}+{suffix}"] = self.preparation.pack([data.sequence(0, int(index)) for index in indices])
+                sequences = [data.sequence(0, index) for index in spread(len(data), section.validation_documents)]
+                prepared[f"{split}+{suffix}"] = self.preparation.pack(sequences)
         return prepared
+
+
+def spread(total: int, number: int) -> list[int]:
+    """At most `number` indices of 0..total-1, spread evenly.
+
+    >>> spread(10, 4), spread(2, 4)
+    ([0, 3, 6, 9], [0, 1])
+    """
+    return sorted({round(place) for place in np.linspace(0, total - 1, min(total, number)).tolist()})
 
 
 def _total(forward: Callable[[TrainingBatch], Tensor], batches: Iterable[TrainingBatch]) -> Tensor:

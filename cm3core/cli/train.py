@@ -45,7 +45,7 @@ def run(args: Namespace) -> int:
     except TrainingInterrupted as stopped:
         print(stopped, file=sys.stderr)
         return 130
-    losses = ", ".join(f"{name.removesuffix('_loss')} {value:.4f}" for name, value in result.metrics.items() if name.endswith("_loss"))
-    print(f"trained to step {result.step} ({result.tokens:,} tokens, {result.elapsed_s / 60:.1f} min); nats a token: {losses or 'not logged'}; "
-          f"peak memory {result.peak_memory_bytes / 2**30:.2f} GiB\n{result.checkpoint}")
+    losses = ", ".join(f"{name.replace('_loss', '')} {value:.4f}" for name, value in result.metrics.items() if "_loss" in name)
+    print(f"trained to step {result.step} ({result.tokens:,} tokens, {result.elapsed_s / 60:.1f} min)\n"
+          f"nats a token: {losses or 'not logged'}\npeak memory {result.peak_memory_bytes / 2**30:.2f} GiB\n{result.checkpoint}")
     return 0

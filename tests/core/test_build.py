@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from cm3core.build import build, split_or_reason
 from cm3core.errors import RecipeError
 from cm3core.plugins import Registry, load_registry
@@ -43,8 +44,10 @@ def test_given_size_of_the_text_range(registry: Registry) -> None:
     with pytest.raises(RecipeError) as caught:
         build(squares(registry, "vocabulary.num_text=10"), registry, stage="train")
     num = len(set("red green blue black white corner 0123"))
-    assert str(caught.value) == (f"vocabulary.num_text: is 10; the text tokenizer has {num} ids and 4 are control tokens\n"
-                                 f"  next: use {num + 4} or more, or null for exactly that")
+    assert str(caught.value) == (
+        f"vocabulary.num_text: is 10; the text tokenizer has {num} ids and 4 are control tokens\n"
+        f"  next: use {num + 4} or more, or null for exactly that"
+    )
 
 
 def test_a_seed_decides_the_weights_and_leaves_the_generator_alone(registry: Registry) -> None:
@@ -66,8 +69,10 @@ def test_missing_sections(registry: Registry) -> None:
     recipe.objective = recipe.attention = None
     with pytest.raises(RecipeError) as caught:
         build(recipe, registry, stage="train")
-    assert str(caught.value) == ("recipe squares: has no section 'objective', 'attention', needed to train\n"
-                                 "  next: add 'objective: {name: ...}' to the recipe")
+    assert str(caught.value) == (
+        "recipe squares: has no section 'objective', 'attention', needed to train\n"
+        "  next: add 'objective: {name: ...}' to the recipe"
+    )
 
 
 def test_generation_needs_no_data(registry: Registry, tmp_path: Path) -> None:

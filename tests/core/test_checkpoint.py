@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from cm3core.checkpoint import (
     OPTIMIZER,
     RECIPE,
@@ -61,7 +62,13 @@ def test_layout_and_newest(trained: Path) -> None:
     newest = latest_checkpoint(trained)
     assert newest == trained / "checkpoints" / "step-00000004"
     assert sorted(path.name for path in newest.iterdir()) == [
-        "model.safetensors", "optimizer.safetensors", "plugins.json", "recipe.yaml", "state.json", "text_tokenizer"]
+        "model.safetensors",
+        "optimizer.safetensors",
+        "plugins.json",
+        "recipe.yaml",
+        "state.json",
+        "text_tokenizer",
+    ]
     state = json.loads((newest / STATE).read_text())
     assert state["step"] == 4
     assert state["vocabulary"]["num_image"] == 5
@@ -70,7 +77,11 @@ def test_layout_and_newest(trained: Path) -> None:
 
 
 def test_keeps_only_the_newest(registry: Registry, tmp_path: Path) -> None:
-    run(registry, tmp_path / "out", ["train.steps=4", "train.checkpoint_every_steps=1", "train.keep_checkpoints=1", "train.validation_splits=[]"])
+    run(
+        registry,
+        tmp_path / "out",
+        ["train.steps=4", "train.checkpoint_every_steps=1", "train.keep_checkpoints=1", "train.validation_splits=[]"],
+    )
     assert [path.name for path in complete_checkpoints(tmp_path / "out")] == ["step-00000004"]
     assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000004"]
 
@@ -109,8 +120,10 @@ def test_export_replaces_an_older_model_but_nothing_else(registry: Registry, tra
 def test_nothing_there(registry: Registry, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(tmp_path / "nowhere", registry)
-    assert str(caught.value) == (f"{tmp_path / 'nowhere'}: does not exist\n"
-                                 "  next: name a run's folder (cm3 train -o), one of its checkpoints, or an exported model")
+    assert str(caught.value) == (
+        f"{tmp_path / 'nowhere'}: does not exist\n"
+        "  next: name a run's folder (cm3 train -o), one of its checkpoints, or an exported model"
+    )
 
 
 class Bomb:
@@ -157,7 +170,9 @@ def yaml_code(copy: Path, target: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [cut, pickle_bomb, torch_bomb, huge_header, lying_header, state_list, state_types, yaml_code])
-def test_damaged_and_hostile_files_are_refused(spoil: Callable[[Path, Path], None], registry: Registry, copy: Path, tmp_path: Path) -> None:
+def test_damaged_and_hostile_files_are_refused(
+    spoil: Callable[[Path, Path], None], registry: Registry, copy: Path, tmp_path: Path
+) -> None:
     spoil(copy, tmp_path / "ran")
     with pytest.raises(CM3Error) as caught:
         open_checkpoint(copy, registry)
@@ -170,7 +185,9 @@ def test_message_of_a_truncated_file(registry: Registry, copy: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(copy, registry)
     assert str(caught.value).startswith(f"{copy / WEIGHTS}: is not a whole safetensors file (")
-    assert str(caught.value).endswith(f"\n  next: delete {copy} to use the checkpoint before it, or copy it again from where it came")
+    assert str(caught.value).endswith(
+        f"\n  next: delete {copy} to use the checkpoint before it, or copy it again from where it came"
+    )
 
 
 def test_another_vocabulary(registry: Registry, copy: Path) -> None:
@@ -180,15 +197,19 @@ def test_another_vocabulary(registry: Registry, copy: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(copy, registry)
     here = state["vocabulary"]["num_text"] - 8
-    assert str(caught.value) == (f"{copy}: has another vocabulary (num_text {here + 8} there, {here} here)\n"
-                                 "  next: use the tokenizers and the section 'vocabulary' that it was trained with")
+    assert str(caught.value) == (
+        f"{copy}: has another vocabulary (num_text {here + 8} there, {here} here)\n"
+        "  next: use the tokenizers and the section 'vocabulary' that it was trained with"
+    )
 
 
 def test_another_image_tokenizer(registry: Registry, copy: Path) -> None:
     text = (copy / RECIPE).read_text()
     assert "variant: a" in text
     (copy / RECIPE).write_text(text.replace("variant: a", "variant: b"))
-    with pytest.raises(CheckpointError, match="was made with another image tokenizer \\(fingerprint colours-a, here colours-b\\)"):
+    with pytest.raises(
+        CheckpointError, match="was made with another image tokenizer \\(fingerprint colours-a, here colours-b\\)"
+    ):
         open_checkpoint(copy, registry)
 
 
@@ -212,7 +233,10 @@ def test_full_disk_leaves_the_old_checkpoint(registry: Registry, trained: Path, 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "can't be written" in str(caught.value)
-    assert caught.value.next_step == "free space on that disk, then start the same command again: it goes on from the newest checkpoint"
+    assert (
+        caught.value.next_step
+        == "free space on that disk, then start the same command again: it goes on from the newest checkpoint"
+    )
     assert {path: path.read_bytes() for path in out.rglob("*.safetensors")} == before
     assert not list((out / "checkpoints").glob(".*")), "nothing half-written is left"
     assert latest_checkpoint(out) == newest

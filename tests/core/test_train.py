@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from cm3core import train as train_module
 from cm3core.checkpoint import WEIGHTS, latest_checkpoint
 from cm3core.cli.main import main
 from cm3core.errors import CheckpointError, CM3Error
+from cm3core.images import open_image, read_png_metadata
 from cm3core.metrics import MetricsLog, SpeedMeter, read_metrics
 from cm3core.packing import TrainingBatch
 from cm3core.plugins import Registry, load_registry
@@ -58,15 +60,26 @@ def stop_at(step: int, number: signal.Signals = signal.SIGINT) -> train_module.C
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_learns_a_few_documents_by_heart(optimizer: str, registry: Registry, cache: Path, tmp_path: Path) -> None:
-    overrides = ["objective=causal", "decoder.dropout=0", "dataset.num_documents=2", "train.steps=120", "train.learning_rate=0.01",
-                 f"train.optimizer={optimizer}", "train.weight_decay=0", "train.validation_splits=[]", "train.checkpoint_every_steps=null"]
+    overrides = [
+        "objective=causal",
+        "decoder.dropout=0",
+        "dataset.num_documents=2",
+        "train.steps=120",
+        "train.learning_rate=0.01",
+        f"train.optimizer={optimizer}",
+        "train.weight_decay=0",
+        "train.validation_splits=[]",
+        "train.checkpoint_every_steps=null",
+    ]
     result = train(squares(registry, cache, overrides), tmp_path, registry, progress=False)
     assert result.metrics["train/image_loss"] < 0.05
     first = read_metrics(tmp_path)[0]
     assert first["train/image_loss"] > 0.5
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on_exactly(whole: TrainResult, registry: Registry, cache: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_the_same_command_goes_on_exactly(
+    whole: TrainResult, registry: Registry, cache: Path, tmp_path: Path
+) -> None:
     recipe = squares(registry, cache, ["train.steps=20"])
     for step, number in ((7, signal.SIGINT), (13, signal.SIGTERM)):
         with pytest.raises(TrainingInterrupted) as caught:
@@ -81,7 +94,9 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_exactly(whole: TrainResult, r
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_metrics_after_going_on_are_those_of_a_whole_run(whole: TrainResult, registry: Registry, cache: Path, tmp_path: Path) -> None:
+def test_metrics_after_going_on_are_those_of_a_whole_run(
+    whole: TrainResult, registry: Registry, cache: Path, tmp_path: Path
+) -> None:
     """Lines after the checkpoint are cut away and written again, with the same losses."""
     recipe = squares(registry, cache, ["train.steps=20"])
     with pytest.raises(TrainingInterrupted):
@@ -92,7 +107,9 @@ def test_metrics_after_going_on_are_those_of_a_whole_run(whole: TrainResult, reg
     train(recipe, tmp_path, registry, progress=False)
 
     def losses(folder: Path) -> list[tuple[float, str, float]]:
-        return [(line["step"], name, value) for line in read_metrics(folder) for name, value in line.items() if name.endswith("_loss")]
+        return [
+            (line["step"], name, value) for line in read_metrics(folder) for name, value in line.items() if name.endswith("_loss")
+        ]
 
     ours, theirs = losses(tmp_path), losses(whole.checkpoint.parents[1])
     validated = [entry for entry in ours if entry[1].startswith("validation")]
@@ -102,27 +119,36 @@ def test_metrics_after_going_on_are_those_of_a_whole_run(whole: TrainResult, reg
     assert list((tmp_path / "tensorboard").iterdir())
 
 
-def test_changed_recipe_is_refused_with_the_difference(whole: TrainResult, registry: Registry, cache: Path, tmp_path: Path) -> None:
+def test_changed_recipe_is_refused_with_the_difference(
+    whole: TrainResult, registry: Registry, cache: Path, tmp_path: Path
+) -> None:
     out = Path(shutil.copytree(whole.checkpoint.parents[1], tmp_path / "run"))
-    changed = squares(registry, cache, ["train.steps=30", "train.learning_rate=0.1", "decoder.num_layers=3", "sampler.temperature=0.5"])
+    changed = squares(
+        registry, cache, ["train.steps=30", "train.learning_rate=0.1", "decoder.num_layers=3", "sampler.temperature=0.5"]
+    )
     with pytest.raises(CheckpointError) as caught:
         train(changed, out, registry, progress=False)
     assert str(caught.value) == (
         f"{out / 'checkpoints' / 'step-00000020'}: was made under another recipe:\n"
         "    decoder.num_layers: 2 in the checkpoint, 3 now\n"
         "    train.learning_rate: 0.003 in the checkpoint, 0.1 now\n"
-        "  next: start in another folder (-o), or resume with the recipe unchanged")
+        "  next: start in another folder (-o), or resume with the recipe unchanged"
+    )
 
 
 def test_a_finished_run_can_be_made_longer(whole: TrainResult, registry: Registry, cache: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(whole.checkpoint.parents[1], tmp_path / "run"))
     assert train(squares(registry, cache, ["train.steps=20"]), out, registry, progress=False).step == 20, "nothing left to do"
-    assert train(squares(registry, cache, ["train.steps=22", "train.log_every_steps=1"]), out, registry, progress=False).step == 22
+    assert (
+        train(squares(registry, cache, ["train.steps=22", "train.log_every_steps=1"]), out, registry, progress=False).step == 22
+    )
     with pytest.raises(CheckpointError, match="holds a run already \\(step 22\\)"):
         train(squares(registry, cache, ["train.steps=22"]), out, registry, progress=False, resume=False)
 
 
-def test_other_data_is_refused(whole: TrainResult, registry: Registry, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_data_is_refused(
+    whole: TrainResult, registry: Registry, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = Path(shutil.copytree(whole.checkpoint.parents[1], tmp_path / "run"))
     path = whole.checkpoint.name
     state = json.loads((out / "checkpoints" / path / "state.json").read_text())
@@ -134,7 +160,11 @@ def test_other_data_is_refused(whole: TrainResult, registry: Registry, cache: Pa
 
 def test_by_the_clock(registry: Registry, cache: Path, tmp_path: Path) -> None:
     """The clock goes on where it stopped; checkpoints keep it."""
-    recipe = squares(registry, cache, ["train.steps=null", "train.minutes=0.015", "train.checkpoint_every_steps=null", "train.validation_splits=[]"])
+    recipe = squares(
+        registry,
+        cache,
+        ["train.steps=null", "train.minutes=0.015", "train.checkpoint_every_steps=null", "train.validation_splits=[]"],
+    )
     with pytest.raises(TrainingInterrupted):
         train(recipe, tmp_path, registry, progress=False, callbacks=[stop_at(4)])
     newest = latest_checkpoint(tmp_path)
@@ -151,9 +181,14 @@ def test_by_the_clock(registry: Registry, cache: Path, tmp_path: Path) -> None:
 def test_accumulation_equals_a_larger_batch(registry: Registry, cache: Path, tmp_path: Path) -> None:
     """Rows of different weight in the two halves: the mean is over the whole step's tokens."""
     recipe = squares(registry, cache, ["train.batch_rows=4", "decoder.dropout=0", "train.validation_splits=[]"])
-    states = [train_module._start(recipe, tmp_path / name, registry, True, False, None, train_module.Processes()) for name in "ab"]
+    states = [
+        train_module._start(recipe, tmp_path / name, registry, True, False, None, train_module.Processes()) for name in "ab"
+    ]
     batch = next(iter(states[0].loader))
-    halves = [TrainingBatch(*(getattr(batch, name)[rows] for name in TrainingBatch.__dataclass_fields__)) for rows in (slice(2), slice(2, 4))]
+    halves = [
+        TrainingBatch(*(getattr(batch, name)[rows] for name in TrainingBatch.__dataclass_fields__))
+        for rows in (slice(2), slice(2, 4))
+    ]
     halves[0].weights_BT[0] = 0
     for state, parts in ((states[0], [batch]), (states[1], halves)):
         train_module._step(state, state.components.decoder.hidden_states, parts)
@@ -176,9 +211,18 @@ def test_a_loss_that_is_not_finite_stops_and_is_not_saved(registry: Registry, ca
     assert newest.name == "step-00000003"
 
 
-def test_command_line(registry: Registry, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line(
+    registry: Registry, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    arguments = ["train", str(PARTS / "squares.yaml"), "train.steps=2", "--plugin", str(PARTS / "train_parts.py"), f"data.cache_dir={cache}"]
+    arguments = [
+        "train",
+        str(PARTS / "squares.yaml"),
+        "train.steps=2",
+        "--plugin",
+        str(PARTS / "train_parts.py"),
+        f"data.cache_dir={cache}",
+    ]
     assert main(arguments) == 0
     captured = capsys.readouterr()
     assert captured.out.endswith("runs/squares/checkpoints/step-00000002\n")
@@ -191,8 +235,20 @@ def test_command_line(registry: Registry, cache: Path, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(train_module, "train", interrupted)
     assert main([*arguments, "-o", "my run"]) == 130
-    assert capsys.readouterr().err == (f"to go on: cm3 --plugin {PARTS / 'train_parts.py'} train {PARTS / 'squares.yaml'} -o 'my run' "
-                                       f"train.steps=2 data.cache_dir={cache}\n")
+    assert capsys.readouterr().err == (
+        f"to go on: cm3 --plugin {PARTS / 'train_parts.py'} train {PARTS / 'squares.yaml'} -o 'my run' "
+        f"train.steps=2 data.cache_dir={cache}\n"
+    )
+
+
+def test_sample_pictures_do_not_change_the_training(whole: TrainResult, registry: Registry, cache: Path, tmp_path: Path) -> None:
+    result = train(
+        squares(registry, cache, ["train.steps=20", "train.sample_every_steps=10"]), tmp_path, registry, progress=False
+    )
+    assert weights(result) == weights(whole)
+    assert [path.name for path in sorted((tmp_path / "samples").iterdir())] == ["step-00000010.png", "step-00000020.png"]
+    assert open_image(tmp_path / "samples" / "step-00000020.png").shape[0] >= 5 * 8
+    assert read_png_metadata(tmp_path / "samples" / "step-00000020.png")["step"] == "20"
 
 
 def test_precision() -> None:
@@ -211,7 +267,7 @@ def test_speed_by_hand() -> None:
     meter.add(10, 1.0)
     assert meter.rate == pytest.approx(10.0)
     meter.add(0, 1.0)
-    keep = 2.718281828 ** -1
+    keep = 2.718281828**-1
     assert meter.rate == pytest.approx(10 * keep / (keep + 1))
 
 

@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
-from cm3core.loss import GROUPS, cross_entropy_sums, modality_metrics
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
+
+from cm3core.loss import GROUPS, cross_entropy_sums, modality_metrics
 
 
 def test_by_hand() -> None:
@@ -27,7 +28,13 @@ def test_by_hand() -> None:
     assert "special_loss" not in metrics
 
 
-@given(num=st.integers(1, 40), vocab=st.integers(2, 50), chunk_rows=st.integers(1, 50), z_loss=st.sampled_from([0.0, 0.01]), seed=st.integers(0, 99))
+@given(
+    num=st.integers(1, 40),
+    vocab=st.integers(2, 50),
+    chunk_rows=st.integers(1, 50),
+    z_loss=st.sampled_from([0.0, 0.01]),
+    seed=st.integers(0, 99),
+)
 def test_equals_plain_cross_entropy(num: int, vocab: int, chunk_rows: int, z_loss: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(num, 6, generator=generator, requires_grad=True)

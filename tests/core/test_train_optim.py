@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
 from cm3core.errors import CheckpointError, RecipeError
 from cm3core.interfaces import Decoder
 from cm3core.optim import Muon, OptimizerGroup, Schedule, orthogonalise
 from cm3core.recipe.schema import TrainSection
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import nn
 
 
 def test_cosine_by_steps() -> None:
@@ -36,7 +37,12 @@ def test_by_the_clock() -> None:
     assert schedule.progress(5, 500.0) == 1.0
 
 
-@given(steps=st.integers(1, 50), warmup=st.integers(0, 60), shape=st.sampled_from(["cosine", "polynomial", "constant"]), step=st.integers(0, 100))
+@given(
+    steps=st.integers(1, 50),
+    warmup=st.integers(0, 60),
+    shape=st.sampled_from(["cosine", "polynomial", "constant"]),
+    step=st.integers(0, 100),
+)
 def test_multiplier_stays_in_range(steps: int, warmup: int, shape: str, step: int) -> None:
     schedule = Schedule(steps, None, warmup, shape, 0.1)
     assert 0 < schedule.multiplier(step) <= 1
@@ -45,7 +51,7 @@ def test_multiplier_stays_in_range(steps: int, warmup: int, shape: str, step: in
 
 
 def test_exactly_one_of_steps_and_minutes() -> None:
-    with pytest.raises(RecipeError, match="exactly one decides the length"):
+    with pytest.raises(RecipeError, match="exactly one decides"):
         Schedule.of(TrainSection(steps=None, minutes=None))
 
 
@@ -64,7 +70,10 @@ def test_muon_is_torchs_muon() -> None:
     torch.manual_seed(0)
     ours = [nn.Parameter(torch.randn(6, 4)) for _ in range(3)] + [nn.Parameter(torch.randn(4, 6))]
     theirs = [nn.Parameter(parameter.detach().clone()) for parameter in ours]
-    optimizers = (Muon(ours, lr=0.02, weight_decay=0.1, dtype=torch.bfloat16), torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1))
+    optimizers = (
+        Muon(ours, lr=0.02, weight_decay=0.1, dtype=torch.bfloat16),
+        torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1),
+    )
     for _ in range(3):
         for left, right in zip(ours, theirs, strict=True):
             left.grad = torch.randn_like(left)
@@ -131,8 +140,10 @@ def test_state_of_another_decoder_is_refused() -> None:
     optimizer = OptimizerGroup(TwoLayers(), TrainSection(steps=1))
     with pytest.raises(CheckpointError) as caught:
         optimizer.load_state_tensors({"head.weight::exp_avg": torch.zeros(1)})
-    assert str(caught.value) == ("optimizer.safetensors: 'head.weight::exp_avg' belongs to no parameter of this decoder\n"
-                                 "  next: resume with the recipe that the checkpoint was made with")
+    assert str(caught.value) == (
+        "optimizer.safetensors: 'head.weight::exp_avg' belongs to no parameter of this decoder\n"
+        "  next: resume with the recipe that the checkpoint was made with"
+    )
 
 
 def test_unknown_optimizer() -> None:
