@@ -91,12 +91,13 @@ class HoleGrammar:
             GenerationError: an id that isn't legal; the sampler is at fault.
         """
         assert 0 < len(tokens) <= self.num_draws
-        if illegal := [int(token) for token in tokens if not any(token in ids for ids in self.legal)]:
-            raise GenerationError("sampler", f"drew {self.vocabulary.name(illegal[0])} where {self.modality} was due",
+        illegal = tokens[~np.any([(tokens >= ids.start) & (tokens < ids.stop) for ids in self.legal], axis=0)]
+        if len(illegal):
+            raise GenerationError("sampler", f"drew {self.vocabulary.name(int(illegal[0]))} where {self.modality} was due",
                                   "correct the sampler: only ids that `allowed_nR` permits may be drawn")
         if self.modality == "text" and int(tokens[0]) == self.hole.ends_with:
             return self._close(forced_end=False)
-        self._current.extend(int(token) for token in tokens)
+        self._current.extend(tokens.tolist())
         return self._close(forced_end=True) if len(self._current) == _room(self.hole) else np.zeros(0, np.int32)
 
     def _close(self, *, forced_end: bool) -> IntArray:

@@ -74,7 +74,8 @@ class Decoder(ABC):
             positions_BT: int64, 0..context_length-1. None: 0..T-1, after the row's length when there is a cache.
             cells_BT: int64; raster index of an image code in its picture, -1 elsewhere. None: all -1.
             kv_start_BT: int64; first position in the row that each token sees (documents packed into one row). None: 0.
-            cache: keys and values are written at each row's length; the caller calls `cache.advance` afterwards.
+            cache: keys and values are written at each row's length; the caller calls `cache.advance` afterwards. Padding
+                of a ragged chunk may reach past the end of a row or of the context: it is never counted, and may be dropped.
         """
 
     @abstractmethod
