@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cm3core.errors import CheckpointError
 from cm3core.files import write_bytes
 
 if TYPE_CHECKING:
@@ -38,12 +39,25 @@ class MetricsLog:
             self._board = SummaryWriter(str(Path(out_dir) / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line {"step": ..., name: value ...}; a single write, so that a killed process leaves whole lines."""
+        """One line {"step": ..., name: value ...}; a single write, so that a killed process leaves whole lines.
+
+        Raises `CheckpointError` when the disk is full.
+        """
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        os.write(self._file, json.dumps({"step": step, **finite}).encode() + b"\n")
+        line = json.dumps({"step": step, **finite}).encode() + b"\n"
+        try:
+            written = os.write(self._file, line)
+        except OSError as error:
+            raise self._not_written(str(error)) from error
+        if written < len(line):
+            raise self._not_written("the disk is full")
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
+
+    def _not_written(self, reason: str) -> CheckpointError:
+        return CheckpointError(str(self.path), f"can't be written ({reason})",
+                               "free space on that disk, then start the same command again: it goes on where it can")
 
     def image(self, step: int, name: str, pixels: PixelArray) -> None:
         """A picture uint8 [height, width, 3] for TensorBoard."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 from collections.abc import Sequence
@@ -279,3 +280,18 @@ def test_metrics_log_cuts_what_is_later(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == [{"step": 1, "a": 1.0}, {"step": 2, "a": None}]
     MetricsLog(tmp_path, 1, tensorboard=False).close()
     assert read_metrics(tmp_path) == [{"step": 1, "a": 1.0}]
+
+
+def test_metrics_on_a_full_disk(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, tensorboard=False)
+    log.write(1, {"a": 1.0})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (log.path.stat().st_size + 10, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"metrics.jsonl: can't be written \(the disk is full\)"):
+            log.write(2, {"a": 1.0})
+        with pytest.raises(CheckpointError, match=r"metrics.jsonl: can't be written \(\[Errno 27\]"):
+            log.write(2, {"a": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert read_metrics(tmp_path) == [{"step": 1, "a": 1.0}], "half a line is no line"
