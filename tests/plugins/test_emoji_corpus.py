@@ -190,7 +190,9 @@ def test_quickstart_and_concrete_lists(corpus: EmojiCorpus) -> None:
     quickstart = select_concepts("quickstart", corpus)
     concrete = select_concepts("concrete", corpus)
     assert len(quickstart) == 100
-    assert "red-apple" in quickstart
+    starter = select_concepts("starter", corpus)
+    assert len(starter) == 40
+    assert "red-apple" in starter < quickstart
     assert quickstart < concrete
     assert len(concrete) == 322
     styles = Counter(entry.concept for entry in corpus.entries if entry.split != "unseen")
@@ -212,7 +214,7 @@ def test_own_list_of_concepts(corpus: EmojiCorpus, tmp_path: Path) -> None:
         select_concepts("quikstart", corpus)
     assert str(caught.value) == (
         "dataset.concepts: 'quikstart' is neither a list of concepts nor a file; did you mean 'quickstart'?\n"
-        "  next: use all, concrete, quickstart, or the path of a text file"
+        "  next: use all, concrete, quickstart, starter, or the path of a text file"
     )
 
 

@@ -84,7 +84,7 @@ def _number(model: Model) -> int:
 
 def _judge(texts: Sequence[str]) -> Any:
     """The judge, when it knows every text; None for a data set that it was not made for."""
-    from cm3plugins.judge import Judge
+    from cm3plugins.judge.judge import Judge
 
     try:
         judge = Judge.load()

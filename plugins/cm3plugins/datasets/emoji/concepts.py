@@ -1,4 +1,4 @@
-"""Named lists of concepts: `quickstart` (100 things, all five styles) and `concrete` (some 300, with the former in it)."""
+"""Named lists of concepts, each within the next: `starter` (40 things), `quickstart` (100, all five styles), `concrete` (some 300)."""
 
 from __future__ import annotations
 
