@@ -1,0 +1,67 @@
+"""Who imports whom, and what stays light: commands that only read recipes must answer without torch."""
+
+from __future__ import annotations
+
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cm3core.cli
+import cm3core.interfaces
+import cm3core.recipe
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "faiss", "tokenizers", "PIL", "transformers", "matplotlib", "resvg_py")
+
+
+def modules_of(package: object) -> list[str]:
+    """The package and its modules."""
+    name, path = package.__name__, package.__path__  # type: ignore[attr-defined]
+    return [name, *(info.name for info in pkgutil.walk_packages(path, f"{name}."))]
+
+
+LIGHT = ["cm3core", "cm3core.errors", "cm3core.document", "cm3core.vocab", "cm3core.hookspecs", "cm3core.plugins", "cm3core.describe",
+         *modules_of(cm3core.interfaces), *modules_of(cm3core.recipe), *modules_of(cm3core.cli), "cm3plugins"]
+
+
+def run(script: str, *arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_light_modules_import_nothing_heavy() -> None:
+    """In one process, in order: the first module that brings something heavy is named."""
+    script = ("import importlib, sys\nheavy = set(sys.argv[1].split())\n"
+              "for name in sys.argv[2:]:\n    importlib.import_module(name)\n"
+              "    if heavy & set(sys.modules): print(name, *(heavy & set(sys.modules))); break\n")
+    assert run(script, " ".join(HEAVY), *LIGHT) == ""
+
+
+def test_describing_and_composing_import_nothing_heavy() -> None:
+    """All bundled plugins described, every shipped recipe composed and checked."""
+    script = ("import sys\nfrom cm3core.plugins import load_registry\nfrom cm3core.recipe import compose, list_recipes\n"
+              "registry = load_registry()\nassert registry.plugins[0].status == 'loaded'\n"
+              "for recipe in list_recipes(): compose(recipe.name, ['dataset=emoji'], registry=registry).check()\n"
+              "print(*set(sys.argv[1].split()) & set(sys.modules))")
+    assert run(script, " ".join(HEAVY)).split() == []
+
+
+def test_import_contracts(tmp_path: Path) -> None:
+    """`lint-imports`: the contracts stand in pyproject.toml."""
+    script = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    done = subprocess.run([sys.executable, "-c", script, "--cache-dir", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout
+
+
+@pytest.mark.parametrize(("package", "unwanted"), [("cm3core", ("cm3plugins", "cm3kernels", "triton")), ("cm3kernels", ("cm3core", "cm3plugins"))])
+def test_no_package_names_what_it_may_not_know(package: str, unwanted: tuple[str, ...]) -> None:
+    """Also not by a text such as `importlib.import_module("cm3plugins...")`, which import-linter can't see."""
+    folder = ROOT / ("kernels/cm3kernels" if package == "cm3kernels" else package)
+    found = [f"{path.name}: {name}" for path in folder.rglob("*.py") for name in unwanted
+             if f"import {name}" in (text := path.read_text(encoding="utf-8")) or f"from {name}" in text or f'"{name}' in text]
+    assert found == []
