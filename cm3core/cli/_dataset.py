@@ -59,10 +59,10 @@ def recipe_of(target: str | None, overrides: Sequence[str], registry: Registry) 
     """
     from cm3core.recipe import compose, list_recipes
 
-    if target is not None and is_override(target):
-        target, overrides = None, [target, *overrides]
     if target is None:
         return composed({}, overrides, registry)
+    if is_override(target):
+        return composed({}, [target, *overrides], registry)
     if target not in {recipe.name for recipe in list_recipes()}:
         if reader := reader_of(target):
             return composed({"dataset": {"name": reader, "path": target}}, overrides, registry)

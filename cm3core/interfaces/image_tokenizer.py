@@ -105,7 +105,8 @@ class ImageTokenizer(ABC):
         height, width = self.image_size
         if pixels_NHWC.ndim != 4 or pixels_NHWC.shape[1:] != (height, width, 3) or pixels_NHWC.dtype != np.uint8:
             raise TokenizerError(
-                "pictures", f"{pixels_NHWC.dtype} {list(pixels_NHWC.shape)}, the image tokenizer takes uint8 [N, {height}, {width}, 3]",
+                "pictures",
+                f"{pixels_NHWC.dtype} {list(pixels_NHWC.shape)}, the image tokenizer takes uint8 [N, {height}, {width}, 3]",
                 "resize with cm3core.images.fit")
         return self._encode(pixels_NHWC)
 
@@ -113,9 +114,11 @@ class ImageTokenizer(ABC):
         """Pictures uint8 [N, H, W, 3] of codes [N, c]; raises `TokenizerError` on another length or a code out of range."""
         rows, columns = self.grid
         if codes_Nc.ndim != 2 or codes_Nc.shape[1] != rows * columns:
-            raise TokenizerError("codes", f"shape {list(codes_Nc.shape)}, a picture is {rows} x {columns} = {rows * columns} codes",
+            raise TokenizerError("codes",
+                                 f"shape {list(codes_Nc.shape)}, a picture is {rows} x {columns} = {rows * columns} codes",
                                  "decode whole pictures")
         if codes_Nc.size and (codes_Nc.min() < 0 or codes_Nc.max() >= self.codebook_size):
-            raise TokenizerError("codes", f"range {codes_Nc.min()}..{codes_Nc.max()}, the codebook has {self.codebook_size} entries",
+            raise TokenizerError("codes",
+                                 f"range {codes_Nc.min()}..{codes_Nc.max()}, the codebook has {self.codebook_size} entries",
                                  "subtract Vocabulary.image.start from token ids first")
         return self._decode(np.ascontiguousarray(codes_Nc, dtype=np.int32))

@@ -56,7 +56,8 @@ class Retriever(ABC):
         """The documents that results index."""
 
     @abstractmethod
-    def _retrieve(self, queries: Sequence[Document], num_retrieved: int, exclude: Sequence[Collection[str]]) -> list[list[Retrieved]]:
+    def _retrieve(self, queries: Sequence[Document], num_retrieved: int,
+                  exclude: Sequence[Collection[str]]) -> list[list[Retrieved]]:
         """Results of each query, best first, at most `num_retrieved`, no id of `exclude[i]` among them."""
 
     def retrieve(self, queries: Sequence[Document], num_retrieved: int,
@@ -76,5 +77,6 @@ class Retriever(ABC):
             return [[] for _ in queries]
         results = self._retrieve(queries, num_retrieved, banned)
         for found, ids in zip(results, banned, strict=True):
-            assert len(found) <= num_retrieved and not any(result.id in ids for result in found)
+            assert len(found) <= num_retrieved
+            assert not any(result.id in ids for result in found)
         return results
