@@ -162,7 +162,7 @@ class Model:
         Args:
             pictures: any sizes; the model sees the largest centred square of each (in its own aspect).
             seed: of every description.
-            max_tokens: longest text; None: the recipe's `generate.max_text_tokens`.
+            max_tokens: longest text; None: the recipe's `generate.max_text_tokens`, at most `data.max_text_tokens`.
             num_retrieved: documents to retrieve with the picture as query; None: as many as the recipe says.
             context: (picture, text) pairs to put in front.
             progress: called as the work goes on.
@@ -315,10 +315,11 @@ class Model:
                                   "shorten it, or read only its beginning (truncate)")
 
     def _text_hole(self, max_tokens: int | None) -> TextHole:
-        number = self.recipe.generate.max_text_tokens if max_tokens is None else max_tokens
-        if number < 1:
-            raise GenerationError("max_tokens", f"is {number}", "use 1 or more")
-        return TextHole(number)
+        if max_tokens is None:  # longer texts than in training are never meant
+            return TextHole(min(self.recipe.generate.max_text_tokens, self.recipe.data.max_text_tokens))
+        if max_tokens < 1:
+            raise GenerationError("max_tokens", f"is {max_tokens}", "use 1 or more")
+        return TextHole(max_tokens)
 
     def sampler_config(self, **sampler: Any) -> SamplerConfig:
         """The recipe's sampler with some keys changed; raises `GenerationError` and `RecipeError` for what can't be."""

@@ -59,7 +59,9 @@ class Quickstart:
         """The recipe with this run's length, tokenizer and the user's overrides."""
         from cm3core.recipe import compose
 
-        own = [f"train.minutes={self.training_minutes:g}"]
+        own = []
+        if not any(override.startswith("train.minutes=") for override in self._overrides):
+            own.append(f"train.minutes={self.training_minutes:g}")
         if self.tokenizer_minutes is not None:
             own.append(f"image_tokenizer.weights={self.out / 'tokenizer' / 'model.safetensors'}")
         composed = compose(self._recipe_name, [*own, *self._overrides], registry=self.registry)

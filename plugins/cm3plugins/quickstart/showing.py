@@ -191,7 +191,8 @@ def _table(path: Path, asked: Sequence[Asked], pictures: dict[str, list[PixelArr
 
 def _captions(model: Model, subjects: Sequence[Asked], out: Path) -> list[dict[str, str]]:
     """Describe pictures that were never trained on; write them with both texts."""
-    completions = model.complete([(TextHole(model.recipe.generate.max_text_tokens), one.picture) for one in subjects],
+    longest = min(model.recipe.generate.max_text_tokens, model.recipe.data.max_text_tokens)
+    completions = model.complete([(TextHole(longest), one.picture) for one in subjects],
                                  retrieved=[one.in_front for one in subjects])
     captions = [{"real": one.text, "written": text_of(completion.document)} for one, completion in zip(subjects, completions, strict=True)]
     rows: list[Row] = [(f"{caption['written']}   (real: {caption['real']})", [one.pixels, *([None] * 2)])

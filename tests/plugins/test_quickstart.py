@@ -1,0 +1,93 @@
+"""The quickstart, end to end on a few pictures: every stage runs, leaves its file, is not done twice, and is refused early when wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cm3core.cli.main import main
+from cm3core.errors import RecipeError
+from cm3core.plugins import load_registry
+from cm3plugins.quickstart import showing
+from cm3plugins.quickstart.pictures import TILE, write_table
+from cm3plugins.quickstart.pipeline import Quickstart
+
+SMALL = ["decoder.num_layers=1", "decoder.d_model=32", "decoder.num_heads=1", "dataset.styles=[noto,twemoji]", "train.num_threads=1",
+         "train.minutes=null", "train.steps=3", "train.validation_documents=2"]
+
+
+@pytest.fixture
+def overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A quickstart of four concepts, with its caches in a folder of its own."""
+    concepts = tmp_path / "concepts.txt"
+    concepts.write_text("red apple\npizza\npanda\nkey\n")
+    monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(showing, "NUM_JUDGED", {"train": 3, "comp": 1, "unseen": 0, "valid": 0})
+    monkeypatch.setattr(showing, "NUM_SHOWN", {"train": 3, "comp": 1, "unseen": 0, "valid": 0})
+    monkeypatch.setattr(showing, "NUM_CAPTIONS", 2)
+    monkeypatch.setattr(showing, "NUM_INFILLED", 2)
+    return [*SMALL, f"dataset.concepts={concepts}"]
+
+
+def test_all_stages_and_again(overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    arguments = ["quickstart", "-o", str(out), *overrides]
+    assert main(arguments) == 0
+    report = (out / "report.md").read_text()
+    for name in ("pictures-train.png", "captions.png", "infilled.png", "losses.png", "recipe.yaml"):
+        assert (out / name).stat().st_size > 0
+        assert f"({name})" in report
+    drawn = json.loads((out / "drawn.json").read_text())
+    assert drawn["splits"]["train"]["real_r5"] == 1.0, "the judge knows every real picture among four texts"
+    assert len(drawn["captions"]) >= 1
+    assert "| training concepts" in report
+    before = (out / "pictures-train.png").stat().st_mtime_ns, (out / "training.json").stat().st_mtime_ns
+    assert main(arguments) == 0, "the same command again only writes the report"
+    assert before == ((out / "pictures-train.png").stat().st_mtime_ns, (out / "training.json").stat().st_mtime_ns)
+    assert f"done: open {out / 'report.md'}" in capsys.readouterr().out
+
+
+def test_a_prompts_own_picture_is_never_in_front(overrides: list[str], tmp_path: Path) -> None:
+    from cm3core.build import build
+    from cm3core.model import Model
+
+    recipe = Quickstart(load_registry(), tmp_path, minutes=1, overrides=overrides).recipe()
+    registry = load_registry()
+    asked = showing._asked(Model(recipe, build(recipe, registry, stage="train")), "train")
+    assert asked
+    for one in asked:
+        keys = {segment.key for document in one.in_front for segment in document if hasattr(segment, "key")}
+        assert keys and one.picture.key not in keys
+
+
+def test_training_takes_most_of_the_time() -> None:
+    registry = load_registry()
+    assert Quickstart(registry, Path("x"), minutes=18).training_minutes == 15
+    assert Quickstart(registry, Path("x"), minutes=5).training_minutes == pytest.approx(4.15)
+
+
+def test_no_minutes_are_refused() -> None:
+    with pytest.raises(RecipeError) as caught:
+        Quickstart(load_registry(), Path("x"), minutes=0)
+    assert str(caught.value) == "--minutes: must be more than 0\n  next: give the minutes that the whole may take, such as 18"
+
+
+def test_a_wrong_override_is_found_before_anything_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quickstart", "-o", str(tmp_path / "out"), "decoder.num_layer=2"]) == 2
+    assert "num_layers" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_table_places_pictures(tmp_path: Path) -> None:
+    """A red and a blue picture stand in their tiles, under a row's text; a missing one leaves white."""
+    red, blue = (np.full((64, 64, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
+    write_table(tmp_path / "table.png", ["a", "b", "c"], [("first", [red, None, blue])])
+    pixels = np.asarray(Image.open(tmp_path / "table.png"))
+    middle = 20 + 16 + TILE // 2
+    assert pixels[middle, 6 + TILE // 2].tolist() == [255, 0, 0]
+    assert pixels[middle, 6 + (TILE + 6) + TILE // 2].tolist() == [255, 255, 255]
+    assert pixels[middle, 6 + 2 * (TILE + 6) + TILE // 2].tolist() == [0, 0, 255]
