@@ -6,6 +6,8 @@ retrieved documents are wanted.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cm3core.errors import CM3Error, RecipeError
+from cm3core.errors import CM3Error, DeviceError, RecipeError
 from cm3core.serialize import Serializer
 from cm3core.vocab import NUM_CONTROL, Vocabulary
 
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     )
     from cm3core.plugins import Registry
     from cm3core.recipe import Recipe
+
+#: Words of torch's allocators (CPU, CUDA) when there is no memory; there is no error class for the CPU's.
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
 
 #: Sections a recipe must have for a stage.
 NEEDED = {
@@ -138,17 +143,31 @@ def build(recipe: Recipe, registry: Registry, *, stage: str, tokenizer_folder: P
         text_tokenizer: TextTokenizer = section(recipe, "text_tokenizer").load(tokenizer_folder)
     else:
         text_tokenizer = section(recipe, "text_tokenizer").build(None if source is None else source.texts())
-    image_tokenizer: ImageTokenizer = section(recipe, "image_tokenizer").build()
+    with _fitting_memory("image_tokenizer"):
+        image_tokenizer: ImageTokenizer = section(recipe, "image_tokenizer").build()
     vocabulary = vocabulary_of(recipe, text_tokenizer, image_tokenizer)
     serializer = Serializer(vocabulary, text_tokenizer, image_tokenizer.grid)
     attention: AttentionBackend = section(recipe, "attention").build()
-    with torch.random.fork_rng(devices=[]), torch.device(device):
+    with _fitting_memory("decoder"), torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(recipe.train.seed if seed is None else seed)
         decoder: Decoder = section(recipe, "decoder").build(vocabulary, attention, image_tokenizer.grid)
     components = Components(recipe, registry, text_tokenizer, image_tokenizer, vocabulary, serializer, attention, decoder)
     if source is not None:
         components.source = source
     return components
+
+
+@contextmanager
+def _fitting_memory(part: str) -> Iterator[None]:
+    """Say so when a part of the recipe is too large for the memory, in place of torch's words about its allocator."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        lines = str(error).splitlines()
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in _OUT_OF_MEMORY):
+            raise
+        raise DeviceError(f"recipe section {part}", f"does not fit into memory ({lines[0] if lines else 'MemoryError'})",
+                          "choose smaller sizes, or a larger machine") from error
 
 
 def vocabulary_of(recipe: Recipe, text_tokenizer: TextTokenizer, image_tokenizer: ImageTokenizer) -> Vocabulary:

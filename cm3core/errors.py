@@ -28,6 +28,14 @@ class RecipeError(CM3Error):
     """A recipe can't be found, composed or checked."""
 
 
+class FileError(CM3Error):
+    """A file can't be written."""
+
+
+class DeviceError(CM3Error):
+    """A device is not there, or has too little memory."""
+
+
 class PluginError(CM3Error):
     """A plugin is broken, missing, or two bring the same name."""
 
@@ -69,7 +77,7 @@ def close_match(name: str, known: Iterable[str]) -> str:
     >>> close_match("zzz", ["vqgan", "dvae"])
     'known: dvae, vqgan'
     """
-    names = sorted(known)
+    names = sorted(set(known))
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if near:
         return f"did you mean {near[0]!r}?"

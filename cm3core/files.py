@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -9,30 +10,88 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cm3core.errors import FileError
+
+#: What a disk says when it has no room or fails, while a file is being filled.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is flushed to disk and takes `path`'s place.
 
     On any error (a full disk, Ctrl-C) the temporary file is removed and `path` stays as it was.
+
+    Raises:
+        FileError: the disk is full, or nothing can be written there.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _temporary_beside(target)
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; ours are ordinary ones
-        temporary.replace(target)
-        sync_directory(target.parent)
+        try:
+            yield temporary
+        except OSError as error:
+            if error.errno in _DISK_ERRORS:
+                raise _not_written(target, error) from error
+            raise
+        try:
+            _take_place(temporary, target)
+        except OSError as error:
+            raise _not_written(target, error) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _temporary_beside(target: Path) -> Path:
+    make_folder(target.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as error:
+        raise _not_written(target, error) from error
+    os.close(handle)
+    return Path(name)
+
+
+def _take_place(temporary: Path, target: Path) -> None:
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    umask = os.umask(0)
+    os.umask(umask)
+    temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; ours are ordinary ones
+    temporary.replace(target)
+    sync_directory(target.parent)
+
+
+def _not_written(path: Path, error: OSError) -> FileError:
+    step = "free space on that disk" if error.errno in _DISK_ERRORS else "name a place where you may write"
+    return FileError(str(path), f"can't be written ({error.strerror or error})", step)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless it is there. Raises `FileError` when it can't be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def check_writable(path: str | Path, *, folder: bool = False) -> None:
+    """Raise `FileError` when this file, or files in this folder, plainly can't be written. Asked before long work; makes nothing.
+
+    Args:
+        path: what will be written.
+        folder: it is a folder.
+    """
+    target = Path(path).absolute()
+    if target.exists() and target.is_dir() != folder:
+        is_now, needed = ("a folder", "a file's path") if target.is_dir() else ("a file", "a folder")
+        raise FileError(str(path), f"is {is_now}", f"name {needed}")
+    nearest = next(place for place in (target, *target.parents) if place.is_dir() or place.exists())
+    if nearest != target and not nearest.is_dir():
+        raise FileError(str(path), f"can't be written ({nearest} is a file)", "name a place where you may write")
+    if not os.access(nearest if nearest.is_dir() else nearest.parent, os.W_OK | os.X_OK):
+        raise FileError(str(path), f"can't be written (no permission in {nearest})", "name a place where you may write")
 
 
 def sync_directory(path: Path) -> None:

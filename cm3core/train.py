@@ -38,8 +38,8 @@ from cm3core.checkpoint import (
     restore_training,
     save_checkpoint,
 )
-from cm3core.errors import CheckpointError, CM3Error
-from cm3core.files import write_text
+from cm3core.errors import CheckpointError, CM3Error, DeviceError
+from cm3core.files import check_writable, make_folder, write_text
 from cm3core.loss import GROUPS, cross_entropy_sums, modality_metrics
 from cm3core.metrics import MetricsLog
 from cm3core.optim import OptimizerGroup, Schedule
@@ -101,7 +101,8 @@ def _start(recipe: Recipe, out_dir: Path, registry: Registry, resume: bool, prog
            processes: Processes) -> TrainState:
     """Build everything; restore the newest checkpoint when there is one."""
     schedule = Schedule.of(recipe.train)
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    check_writable(out_dir, folder=True)
+    chosen = choose_device(device)
     dtype, reason = choose_precision(recipe.train.precision, chosen)
     folder = latest_checkpoint(out_dir)
     if folder is not None:
@@ -130,7 +131,7 @@ def _start(recipe: Recipe, out_dir: Path, registry: Registry, resume: bool, prog
                                   "start in another folder (-o), or bring the data back")
         restore_training(folder, optimizer, decoder)
         loader.load_state_dict(stored.loader)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(out_dir)
     remove_leftovers(out_dir)
     write_text(out_dir / RECIPE, recipe.to_yaml())
     if progress:
@@ -141,6 +142,18 @@ def _start(recipe: Recipe, out_dir: Path, registry: Registry, resume: bool, prog
     log = MetricsLog(out_dir, stored.step)
     return TrainState(recipe, out_dir, components, preparation, decoder, optimizer, schedule, loader, log, chosen, dtype,
                       processes, stored.step, stored.elapsed_s, stored.tokens, sums_G2=torch.zeros(len(GROUPS), 2, device=chosen))
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for (None: the GPU when there is one), tried out. Raises `DeviceError` when it can't compute."""
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.ones(1, device=chosen).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # the second: a torch that was built without CUDA
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DeviceError(f"device {str(device)!r}", f"can't be used here ({reason})", "use cpu, or cuda on a machine with a GPU"
+                          ) from error
+    return chosen
 
 
 def choose_precision(precision: str, device: torch.device) -> tuple[torch.dtype | None, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3core.cli import registry_of
-from cm3core.errors import RecipeError
+from cm3core.errors import DataError, RecipeError, close_match
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig
@@ -68,6 +68,9 @@ def recipe_of(target: str | None, overrides: Sequence[str], registry: Registry) 
             return composed({"dataset": {"name": reader, "path": target}}, overrides, registry)
         if target in registry.names("dataset"):
             return composed({"dataset": {"name": target}}, overrides, registry)
+        if not Path(target).exists() and Path(target).suffix not in (".yaml", ".yml"):
+            known = [*(recipe.name for recipe in list_recipes()), *registry.names("dataset")]
+            raise DataError(target, "is no file or folder, no recipe and no data set", close_match(target, known))
     return compose(target, overrides, registry=registry)
 
 

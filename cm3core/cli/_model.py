@@ -69,15 +69,21 @@ def sampler_settings(settings: Sequence[str]) -> dict[str, Any]:
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Progress]:
-    """A bar of drawn tokens on the terminal."""
+    """A bar of drawn tokens on the terminal, from the first one on."""
     from tqdm import tqdm
 
-    with tqdm(desc=what, unit="token", file=sys.stderr, leave=False, dynamic_ncols=True) as bar:
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+    bars: list[tqdm[Any]] = []
 
+    def show(done: int, total: int) -> None:
+        if not bars:
+            bars.append(tqdm(desc=what, total=total, unit="token", file=sys.stderr, leave=False, dynamic_ncols=True))
+        bars[0].update(done - bars[0].n)
+
+    try:
         yield show
+    finally:
+        for bar in bars:
+            bar.close()
 
 
 def metadata(model: Model, settings: dict[str, Any], *, prompt: str, seed: int,

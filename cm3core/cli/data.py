@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from cm3core.cli import add_overrides
 from cm3core.cli._dataset import chosen_data
 from cm3core.errors import DataError
+from cm3core.files import check_writable
 
 if TYPE_CHECKING:
     from cm3core.cli._dataset import ChosenData
@@ -112,6 +113,7 @@ def _show(data: ChosenData, out: Path, num: int) -> int:
 
     if num < 1:
         raise DataError("--num", f"is {num}", "use 1 or more")
+    check_writable(out)
     print(data.title)
     chosen = None
     for split in dict.fromkeys((*data.config.splits, data.config.split)):

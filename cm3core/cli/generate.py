@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cm3core.cli._model import add_model_options, metadata, open_model, progress_bar, sampler_settings, show_retrieved
+from cm3core.files import check_writable
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
@@ -36,6 +37,7 @@ def run(args: Namespace) -> int:
     """Draw, write the pictures with their metadata, print the paths."""
     from cm3core import images
 
+    check_writable(args.out, folder=True)
     settings = sampler_settings(args.settings)
     model = open_model(args)
     with progress_bar("drawing") as progress:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cm3core.cli._model import add_model_options, metadata, open_model, progress_bar, sampler_settings, show_retrieved
 from cm3core.errors import GenerationError
+from cm3core.files import check_writable
 
 if TYPE_CHECKING:
     from cm3core.boxes import Box
@@ -35,6 +36,8 @@ def run(args: Namespace) -> int:
     """Draw, write, print the paths."""
     from cm3core import images
 
+    for path in filter(None, (args.out, args.decoded)):
+        check_writable(path)
     box, settings = parse_box(args.box), sampler_settings(args.settings)
     model = open_model(args)
     with progress_bar("drawing") as progress:

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import cm3core
 from cm3core.errors import CM3Error, close_match
@@ -29,6 +30,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plugin": ("cm3core.cli.plugin", "list plugins, what they bring and why one is broken"),
 }
 OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Wrong arguments are told like every other wrong input. Parsers of actions (`add_subparsers`) are of this class too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `CM3Error` in place of printing and leaving."""
+        raise CM3Error(self.prog, message, f"see `{self.prog} --help`")
 
 
 def entry() -> None:
@@ -52,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    files = argparse.ArgumentParser(prog="cm3", add_help=False, allow_abbrev=False)
+    files = CommandParser(prog="cm3", add_help=False, allow_abbrev=False)
     files.add_argument("--plugin", action="append", type=Path, default=[])
     given, argv = files.parse_known_args(argv)  # before or after the command, alike
     top = _top_parser()
@@ -70,7 +79,7 @@ def _run(argv: list[str]) -> int:
 def _top_parser() -> argparse.ArgumentParser:
     width = max(map(len, COMMANDS))
     table = "\n".join(f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items())
-    top = argparse.ArgumentParser(
+    top = CommandParser(
         prog="cm3", formatter_class=argparse.RawDescriptionHelpFormatter, usage="cm3 [--plugin FILE.py] COMMAND ...",
         description="CM3leon: one transformer that draws and describes pictures.\n\ncommands:\n" + table,
         epilog="examples:\n  cm3 generate \"a red apple\" --n 4 --seed 1 -o out/\n  cm3 train tiny -o runs/tiny\n"
@@ -88,8 +97,8 @@ def _command(name: str, files: Sequence[Path]) -> tuple[argparse.ArgumentParser,
     module_name, line = COMMANDS.get(name, ("", ""))
     if module_name:
         module = importlib.import_module(module_name)
-        parser = argparse.ArgumentParser(prog=f"cm3 {name}", description=line, epilog=f"examples:\n{module.EXAMPLE}",
-                                         formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser = CommandParser(prog=f"cm3 {name}", description=line, epilog=f"examples:\n{module.EXAMPLE}",
+                               formatter_class=argparse.RawDescriptionHelpFormatter)
         module.configure(parser)
         return parser, module.run
     from cm3core.plugins import load_registry
@@ -100,7 +109,7 @@ def _command(name: str, files: Sequence[Path]) -> tuple[argparse.ArgumentParser,
         raise CM3Error(f"cm3 {name}", "no plugin that is in use brings this command", "see `cm3 plugin list -v`")
     if configure is None:
         raise CM3Error(f"cm3 {name}", "there is no such command", close_match(name, [*COMMANDS, *registry.commands()]))
-    parser = argparse.ArgumentParser(prog=f"cm3 {name}", formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(prog=f"cm3 {name}", formatter_class=argparse.RawDescriptionHelpFormatter)
     configure(parser)
     return parser, None
 

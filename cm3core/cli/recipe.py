@@ -46,6 +46,8 @@ def configure(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Do one action; the last two print nothing to read when all is well or equal but say so."""
     if args.action == "list":
+        if args.plugin:
+            registry_of(args)  # recipes are listed without plugins, but a wrong file is told
         return _list()
     if args.action == "diff":
         return _diff(args)

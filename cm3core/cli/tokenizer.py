@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cm3core.cli import add_overrides, registry_of
 from cm3core.cli._dataset import composed, is_override
 from cm3core.errors import DataError, RecipeError, TokenizerError
+from cm3core.files import check_writable
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
@@ -94,6 +95,7 @@ def _train_text(args: Namespace) -> int:
         texts = _source(recipe, None).texts()
     assert recipe.text_tokenizer is not None
     recipe.text_tokenizer.check()
+    check_writable(args.out, folder=True)
     corpus = _Corpus(texts)
     tokenizer = recipe.text_tokenizer.build(corpus)
     if corpus.num_texts == 0:
@@ -161,6 +163,7 @@ def _train_image(args: Namespace) -> int:
     if recipe.image_tokenizer is None:
         raise RecipeError(f"recipe {recipe.name}", "has no section 'image_tokenizer'", "add image_tokenizer=NAME to the command")
     recipe.image_tokenizer.check()
+    check_writable(args.out, folder=True)
     minutes, steps = args.minutes, args.steps
     if minutes is None and steps is None:
         minutes, steps = recipe.train.minutes, recipe.train.steps
@@ -253,6 +256,7 @@ def _evaluate(args: Namespace) -> int:
 
     if args.num < 1:
         raise TokenizerError("--num", f"is {args.num}", "use 1 or more")
+    check_writable(args.out)
     target, ours = _evaluated(args.recipe)
     recipe = compose(target, [*ours, *args.overrides], registry=registry_of(args))
     if recipe.image_tokenizer is None:

@@ -85,6 +85,8 @@ def parse(text: str, label: str) -> dict[str, Any]:
         raise RecipeError(label, f"is no valid YAML: {error}", "correct the file") from error
     except OmegaConfBaseException as error:
         raise _bad_interpolation(label, error) from error
+    except RecursionError as error:
+        raise RecipeError(label, "is no recipe: it is nested too deeply", "correct the file") from error
     assert isinstance(loaded, dict)
     _check_keys(loaded, label, ())
     return loaded  # type: ignore[return-value]  # every key is text, as just checked

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from cm3core.build import build, split_or_reason
-from cm3core.errors import RecipeError
+from cm3core.errors import DeviceError, RecipeError
+from cm3core.interfaces import Decoder
 from cm3core.plugins import Registry, load_registry
 from cm3core.recipe import Recipe, compose
 
@@ -91,6 +93,27 @@ def test_split_or_reason(registry: Registry) -> None:
     assert not isinstance(held, str)
     assert len(held) == 5
     assert split_or_reason(components, "other") == "the squares have no split 'other'"
+
+
+def test_too_large_for_the_memory(registry: Registry) -> None:
+    recipe = squares(registry)
+    assert recipe.decoder is not None
+    for words in ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.", "CUDA out of memory.\nmore"):
+        recipe.decoder.build = refuse(RuntimeError(words))  # type: ignore[method-assign]
+        with pytest.raises(DeviceError) as caught:
+            build(recipe, registry, stage="train")
+        assert str(caught.value) == (f"recipe section decoder: does not fit into memory ({words.splitlines()[0]})\n"
+                                     "  next: choose smaller sizes, or a larger machine")
+    recipe.decoder.build = refuse(RuntimeError("a bug"))  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match=r"^a bug$"):
+        build(recipe, registry, stage="train")
+
+
+def refuse(error: Exception) -> Callable[..., Decoder]:
+    def build_nothing(*_: object) -> Decoder:
+        raise error
+
+    return build_nothing
 
 
 def test_empty_data_set(registry: Registry) -> None:

@@ -45,6 +45,12 @@ def test_validate_names_every_bad_record(arguments: list[str], capsys: pytest.Ca
     assert capsys.readouterr().out == BAD + "pictures (folder): 4 good documents, 1 bad record, skipped in training\n"
 
 
+@pytest.mark.parametrize(("target", "step"), [("emojis", "did you mean 'emoji'?"), ("quickstrat", "did you mean 'quickstart'?")])
+def test_what_is_no_data_at_all(target: str, step: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "validate", target]) == 2
+    assert capsys.readouterr().err == f"error: {target}: is no file or folder, no recipe and no data set\n  next: {step}\n"
+
+
 def test_validate_is_quiet_when_all_is_well(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "pictures" / "4.png").unlink()
     assert main(["data", "validate", "pictures"]) == 0

@@ -272,6 +272,15 @@ def test_commands_report_bad_input(cm3, tmp_path, capsys):
                                        "  next: write for instance --set sampler.guidance_scale=1.5\n")
 
 
+def test_nothing_is_drawn_for_a_place_that_takes_no_files(cm3, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.delattr(Model, "_engine")
+    images.save_png(tmp_path / "file.png", picture(8, 8), {})
+    wrong = f"{tmp_path / 'file.png'} is a file)\n  next: name a place where you may write\n"
+    for arguments in (("generate", "a"), ("infill", tmp_path / "file.png", "--box", "0,0,4,4")):
+        assert cm3(*arguments, "-o", tmp_path / "file.png" / "out") == 2
+        assert capsys.readouterr().err == f"error: {tmp_path / 'file.png' / 'out'}: can't be written ({wrong}"
+
+
 def test_unreadable_pictures_are_data_errors(model, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"broken\.png"):

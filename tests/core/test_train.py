@@ -16,13 +16,13 @@ import torch
 from cm3core import train as train_module
 from cm3core.checkpoint import WEIGHTS, latest_checkpoint
 from cm3core.cli.main import main
-from cm3core.errors import CheckpointError, CM3Error
+from cm3core.errors import CheckpointError, CM3Error, DeviceError, FileError
 from cm3core.images import open_image, read_png_metadata
 from cm3core.metrics import MetricsLog, SpeedMeter, read_metrics
 from cm3core.packing import TrainingBatch
 from cm3core.plugins import Registry, load_registry
 from cm3core.recipe import Recipe, compose
-from cm3core.train import TrainingInterrupted, TrainResult, TrainState, choose_precision, train
+from cm3core.train import TrainingInterrupted, TrainResult, TrainState, choose_device, choose_precision, train
 
 PARTS = Path(__file__).parents[1] / "fixtures" / "train"
 
@@ -250,6 +250,20 @@ def test_sample_pictures_do_not_change_the_training(whole: TrainResult, registry
     assert [path.name for path in sorted((tmp_path / "samples").iterdir())] == ["step-00000010.png", "step-00000020.png"]
     assert open_image(tmp_path / "samples" / "step-00000020.png").shape[0] >= 5 * 8
     assert read_png_metadata(tmp_path / "samples" / "step-00000020.png")["step"] == "20"
+
+
+def test_devices_that_are_not_there(registry: Registry, cache: Path, tmp_path: Path) -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    for name in ("banana", "cuda:99"):
+        with pytest.raises(DeviceError) as caught:
+            train(squares(registry, cache), tmp_path / "out", registry, device=name, progress=False)
+        assert str(caught.value).startswith(f"device {name!r}: can't be used here (")
+        assert str(caught.value).endswith(")\n  next: use cpu, or cuda on a machine with a GPU")
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError) as caught_file:
+        train(squares(registry, cache), tmp_path / "file", registry, progress=False)
+    assert str(caught_file.value) == f"{tmp_path / 'file'}: is a file\n  next: name a folder"
+    assert not (tmp_path / "out").exists()
 
 
 def test_precision() -> None:

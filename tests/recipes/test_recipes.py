@@ -269,6 +269,11 @@ FILE_ERRORS = {
 }
 
 
+def test_nesting_without_end(folder: Path) -> None:
+    write(folder, "mine.yaml", "train: " + "[" * 20_000)
+    assert message("mine.yaml") == "mine.yaml: is no recipe: it is nested too deeply\n  next: correct the file"
+
+
 @pytest.mark.parametrize("text", FILE_ERRORS)
 def test_errors_name_the_file(folder: Path, text: str) -> None:
     write(folder, "mine.yaml", f"extends: ./base.yaml\n{text}\n")

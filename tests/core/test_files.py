@@ -1,0 +1,85 @@
+"""Atomic files: the old or the new one, whatever happens, and errors that name the file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from cm3core.errors import FileError
+from cm3core.files import atomic_path, check_writable, write_bytes, write_text
+
+
+def test_a_file_takes_its_place_with_ordinary_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.txt"
+    write_text(path, "één")
+    write_text(path, "deux")
+    assert path.read_text(encoding="utf-8") == "deux"
+    umask = os.umask(0)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("wrong"), OSError(errno.ENOENT, "another file is missing")])
+def test_the_old_file_stays_when_writing_stops(error: BaseException, tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(type(error)) as caught, atomic_path(path) as temporary:  # noqa: PT012 - two writers of one file
+        temporary.write_text("half")
+        raise error
+    assert caught.value is error
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_told_and_the_old_file_stays(tmp_path: Path) -> None:
+    """A limit on file sizes stands in for a full disk: the write fails in the middle either way."""
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(FileError) as caught:
+            write_bytes(path, b"x" * 5000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(caught.value) == f"{path}: can't be written (File too large)\n  next: free space on that disk"
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    place = "name a place where you may write"
+    with pytest.raises(FileError) as caught:
+        write_text(tmp_path / "file" / "inside", "x")
+    assert str(caught.value) == f"{tmp_path / 'file'}: can't be written (File exists)\n  next: {place}"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(FileError) as caught:
+        write_text(tmp_path / "folder", "x")
+    assert str(caught.value) == f"{tmp_path / 'folder'}: can't be written (Is a directory)\n  next: {place}"
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
+
+
+def test_asking_before_long_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    check_writable(tmp_path / "file")
+    check_writable(tmp_path / "new" / "folder", folder=True)
+    check_writable(tmp_path, folder=True)
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+    place = "name a place where you may write"
+    wrong = {(tmp_path / "file", True): "is a file\n  next: name a folder",
+             (tmp_path, False): "is a folder\n  next: name a file's path",
+             (tmp_path / "file" / "a" / "b", True): f"can't be written ({tmp_path / 'file'} is a file)\n  next: {place}"}
+    for (path, folder), message in wrong.items():
+        with pytest.raises(FileError) as caught:
+            check_writable(path, folder=folder)
+        assert str(caught.value) == f"{path}: {message}"
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(FileError) as caught:
+        check_writable(tmp_path / "new.txt")
+    assert str(caught.value) == f"{tmp_path / 'new.txt'}: can't be written (no permission in {tmp_path})\n  next: {place}"
