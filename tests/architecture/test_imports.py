@@ -23,8 +23,8 @@ def modules_of(package: object) -> list[str]:
     return [name, *(info.name for info in pkgutil.walk_packages(path, f"{name}."))]
 
 
-LIGHT = ["cm3core", "cm3core.errors", "cm3core.document", "cm3core.vocab", "cm3core.hookspecs", "cm3core.plugins", "cm3core.describe",
-         *modules_of(cm3core.interfaces), *modules_of(cm3core.recipe), *modules_of(cm3core.cli), "cm3plugins"]
+LIGHT = ["cm3core", "cm3core.errors", "cm3core.document", "cm3core.vocab", "cm3core.hookspecs", "cm3core.plugins",
+         "cm3core.describe", *modules_of(cm3core.interfaces), *modules_of(cm3core.recipe), *modules_of(cm3core.cli), "cm3plugins"]
 
 
 def run(script: str, *arguments: str) -> str:
@@ -58,7 +58,8 @@ def test_import_contracts(tmp_path: Path) -> None:
     assert "0 broken" in done.stdout
 
 
-@pytest.mark.parametrize(("package", "unwanted"), [("cm3core", ("cm3plugins", "cm3kernels", "triton")), ("cm3kernels", ("cm3core", "cm3plugins"))])
+@pytest.mark.parametrize(("package", "unwanted"), [("cm3core", ("cm3plugins", "cm3kernels", "triton")),
+                                                   ("cm3kernels", ("cm3core", "cm3plugins"))])
 def test_no_package_names_what_it_may_not_know(package: str, unwanted: tuple[str, ...]) -> None:
     """Also not by a text such as `importlib.import_module("cm3plugins...")`, which import-linter can't see."""
     folder = ROOT / ("kernels/cm3kernels" if package == "cm3kernels" else package)

@@ -40,7 +40,8 @@ def test_test_files_have_unique_names_and_folders_are_no_packages() -> None:
 
 def test_no_paths_of_one_machine() -> None:
     found = [f"{path.relative_to(ROOT)}:{number}: {match[0]}" for path in texts()
-             for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) for match in MACHINE_PATH.finditer(line)]
+             for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+             for match in MACHINE_PATH.finditer(line)]
     assert found == []
 
 
@@ -52,6 +53,6 @@ def test_the_search_for_paths_finds_them() -> None:
 
 def test_every_module_says_what_it_is_for() -> None:
     """A module's first statement is its docstring; an empty `__init__.py` has nothing to say."""
-    sources = {path: path.read_text(encoding="utf-8").lstrip() for folder in ("cm3core", "plugins/cm3plugins", "kernels/cm3kernels")
-               for path in (ROOT / folder).rglob("*.py")}
+    folders = ("cm3core", "plugins/cm3plugins", "kernels/cm3kernels")
+    sources = {path: path.read_text(encoding="utf-8").lstrip() for folder in folders for path in (ROOT / folder).rglob("*.py")}
     assert [path.relative_to(ROOT) for path, text in sources.items() if text and not text.startswith('"""')] == []
