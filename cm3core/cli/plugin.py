@@ -47,8 +47,6 @@ def _lines(info: PluginInfo, verbose: bool) -> list[str]:
         lines.append(f"  commands: {', '.join(info.commands)}")
     if info.models:
         lines.append(f"  models: {', '.join(f'{info.name}:{name}' for name in info.models)}")
-    if info.models:
-        lines.append(f"  models: {', '.join(f'{info.name}:{name}' for name in info.models)}")
     if verbose and info.traceback:
         lines += [f"  | {line}" for line in info.traceback.rstrip().splitlines()]
     return lines
