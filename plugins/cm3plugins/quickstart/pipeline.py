@@ -1,4 +1,4 @@
-"""The stages of `cm3 quickstart`, in order. Each leaves its result in the folder; a stage whose result is there is not done again.
+"""The stages of `cm3 quickstart`, in order. Each leaves its result in the folder, and is not done again when that is there.
 
     tokenizer/     with `--tokenizer train`: the image tokenizer's run
     run/           the decoder's run: checkpoints, metrics, TensorBoard
@@ -44,8 +44,8 @@ class Quickstart:
         command: what the user can type to go on.
     """
 
-    def __init__(self, registry: Registry, out: Path, *, minutes: float, recipe: str = "quickstart", overrides: Sequence[str] = (),
-                 tokenizer_minutes: float | None = None, command: str = "cm3 quickstart") -> None:
+    def __init__(self, registry: Registry, out: Path, *, minutes: float, recipe: str = "quickstart",
+                 overrides: Sequence[str] = (), tokenizer_minutes: float | None = None, command: str = "cm3 quickstart") -> None:
         if minutes <= 0 or (tokenizer_minutes is not None and tokenizer_minutes <= 0):
             raise RecipeError("--minutes", "must be more than 0", "give the minutes that the whole may take, such as 18")
         self.registry, self.out, self.command = registry, Path(out), command
@@ -83,8 +83,8 @@ class Quickstart:
         recipe = self.recipe()  # before anything is done: a wrong override is found now
         total = self.minutes + (self.tokenizer_minutes or 0.0)
         until = time.strftime("%H:%M", time.localtime(time.time() + 60 * total))
-        print(f"cm3 quickstart: about {total:g} minutes, until about {until} unless some of it is done already; results go to {self.out}/",
-              file=sys.stderr)
+        print(f"cm3 quickstart: about {total:g} minutes, until about {until} unless some of it is done already; "
+              f"results go to {self.out}/", file=sys.stderr)
         self.out.mkdir(parents=True, exist_ok=True)
         self._say(1, "image tokenizer")
         self._tokenizer(recipe)
@@ -96,7 +96,8 @@ class Quickstart:
         from cm3plugins.quickstart.report import write_report
 
         drawn["minutes"] = drawn.get("minutes") or (time.monotonic() - started) / 60
-        drawn["peak_memory_bytes"] = max(drawn.get("peak_memory_bytes", 0), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        drawn["peak_memory_bytes"] = max(drawn.get("peak_memory_bytes", 0), peak)
         write_text(self.out / "drawn.json", json.dumps(drawn, indent=1, ensure_ascii=False))
         return write_report(self.out, recipe, training, drawn, self.command)
 
@@ -115,7 +116,8 @@ class Quickstart:
         assert source is not None
         own = ["image_tokenizer.weights=null", *self._tokenizer_overrides()[1:]]
         if len(own) > 1:
-            print("note: trained without the perceptual loss, whose network is not installed: pip install 'cm3leon[perceptual]'", file=sys.stderr)
+            print("note: trained without the perceptual loss, whose network is not installed: pip install 'cm3leon[perceptual]'",
+                  file=sys.stderr)
         config = compose(self._recipe_name, [*own, *self._overrides], registry=self.registry).image_tokenizer
         assert config is not None
         side = config.resolution  # type: ignore[attr-defined]  # what `train` of a config takes

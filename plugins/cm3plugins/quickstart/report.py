@@ -39,11 +39,13 @@ def _head(training: dict[str, Any], drawn: dict[str, Any], command: str) -> str:
     minutes = training["seconds"] / 60
     lines = [
         "# cm3 quickstart: report", "",
-        f"Made by `{command}` with cm3leon {cm3core.__version__} on {platform.machine()} ({os.cpu_count()} cores, torch {torch.__version__}).", "",
+        f"Made by `{command}` with cm3leon {cm3core.__version__} on {platform.machine()} ({os.cpu_count()} cores, "
+        f"torch {torch.__version__}).", "",
         "| | |", "| --- | --- |",
         f"| training | {minutes:.1f} minutes, {training['step']:,} steps, {training['tokens']:,} tokens "
         f"({training['tokens'] / max(training['seconds'], 1e-9):,.0f} tokens a second) |",
-        f"| drawing, all below | {drawn['drawing_seconds'] / 60:.1f} minutes; {drawn['generation_tokens_per_second']:,.0f} image tokens a second |",
+        f"| drawing, all below | {drawn['drawing_seconds'] / 60:.1f} minutes; "
+        f"{drawn['generation_tokens_per_second']:,.0f} image tokens a second |",
         f"| this sitting, all in all | {drawn['minutes']:.1f} minutes |",
         f"| peak memory | {max(training['peak_memory_bytes'], drawn['peak_memory_bytes']) / 2**30:.2f} GiB |", "",
     ]
@@ -54,15 +56,17 @@ def _pictures(out: Path, drawn: dict[str, Any]) -> str:
     lines = ["## Pictures drawn for prompts", ""]
     if drawn["judged_among"]:
         lines += [
-            "R@5: the share of pictures whose own text is among the judge's five best of all texts (R@1: the best). The judge looks "
-            "through another network (EfficientNet-Lite1) than any part of the training; its score of the real pictures is the ceiling.", "",
-            "| prompts | texts | real R@5 | drawn, a document in front: R@1 / R@5 | drawn alone: R@1 / R@5 |", "| --- | --- | --- | --- | --- |"]
+            "R@5: the share of pictures whose own text is among the judge's five best of all texts (R@1: the best). The judge "
+            "looks through another network (EfficientNet-Lite1) than any part of the training; its score of the real pictures is "
+            "the ceiling. It knows things, not styles.", "",
+            "| prompts | texts | real R@5 | drawn, a document in front: R@1 / R@5 | drawn alone: R@1 / R@5 |",
+            "| --- | --- | --- | --- | --- |"]
         for split, values in drawn["splits"].items():
             if "real_r5" not in values:
                 continue
             with_ = f"{values['with_r1']:.2f} / {values['with_r5']:.2f}" if "with_r5" in values else "–"
-            lines.append(f"| {SPLITS[split]}, {values['num_prompts']} | {values['num_texts']:.0f} | {values['real_r5']:.2f} | {with_} | "
-                         f"{values['without_r1']:.2f} / {values['without_r5']:.2f} |")
+            lines.append(f"| {SPLITS[split]}, {values['num_prompts']} | {values['num_texts']:.0f} | {values['real_r5']:.2f} | "
+                         f"{with_} | {values['without_r1']:.2f} / {values['without_r5']:.2f} |")
         lines.append("")
     for split in drawn["splits"]:
         if (out / f"pictures-{split}.png").exists():
@@ -96,4 +100,5 @@ def _again(out: Path) -> str:
         f"cm3 caption picture.png --model {model}",
         f"cm3 infill picture.png --box 16,16,48,48 --model {model} -o repaired.png",
         f"tensorboard --logdir {out / 'run'}",
-        "```", "", "The resolved recipe is in [recipe.yaml](recipe.yaml); train it again, or longer, with `cm3 train recipe.yaml`.", ""])
+        "```", "",
+        "The resolved recipe is in [recipe.yaml](recipe.yaml); train it again, or longer, with `cm3 train recipe.yaml`.", ""])

@@ -1,4 +1,4 @@
-"""What the quickstart asks of the trained model: pictures for prompts, captions for pictures, pictures repaired; and their measure.
+"""What the quickstart asks of the trained model: pictures for prompts, captions for pictures, repairs; and their measure.
 
 The measure is the judge's rank of the right text among the subset's texts (`cm3plugins.judge`): it looks through a network that
 no part of the training looked through. A prompt's own picture is never among the documents in front of it.
@@ -46,7 +46,8 @@ class Asked:
 def show(model: Model, out: Path) -> dict[str, Any]:
     """Draw, describe and repair; write the tables of pictures into `out`; return what was measured."""
     started = time.monotonic()
-    drawn: dict[str, Any] = {"splits": {}, "captions": [], "retrieves": model.components.retriever is not None and _number(model) > 0}
+    retrieves = model.components.retriever is not None and _number(model) > 0
+    drawn: dict[str, Any] = {"splits": {}, "captions": [], "retrieves": retrieves}
     texts = sorted({model.components.source.group(index) for index in range(len(model.components.source))})
     judge = _judge(texts)
     drawn["judged_among"] = len(texts) if judge is not None else 0
@@ -108,9 +109,9 @@ def _asked(model: Model, split: str) -> list[Asked]:
     except CM3Error:
         return []  # this data set has no such split
     order = _order(source.id(index) for index in range(len(source)))
-    seen: set[str] = set()
-    first = [index for index in order if not (source.group(index) and source.group(index) in seen) and not seen.add(source.group(index))]
-    chosen = (first + [index for index in order if index not in set(first)])[:min(NUM_JUDGED[split], len(source))]
+    one_of_each = {source.group(index) or source.id(index): index for index in reversed(order)}
+    first = [index for index in order if index in set(one_of_each.values())]
+    chosen = (first + [index for index in order if index not in set(first)])[:NUM_JUDGED[split]]
     if split == "train":
         chosen = chosen[:max(len(first), NUM_SHOWN[split])]
     if not chosen:
@@ -163,7 +164,7 @@ def _pictures(model: Model, asked: Sequence[Asked], retrieve: bool, what: str) -
 
 
 def _scores(judge: Any, asked: Sequence[Asked], pictures: dict[str, list[PixelArray]], texts: Sequence[str]) -> dict[str, float]:
-    """R@1 and R@5 among the subset's texts (and the split's own, where they are not among them), of real and of drawn pictures."""
+    """R@1 and R@5 among the subset's texts (and the split's own, where they are not among them), of real and drawn pictures."""
     if judge is None or not all(one.concept in set(judge.concepts) for one in asked):
         return {}
     among = sorted(set(texts) | {one.concept for one in asked})
@@ -194,7 +195,8 @@ def _captions(model: Model, subjects: Sequence[Asked], out: Path) -> list[dict[s
     longest = min(model.recipe.generate.max_text_tokens, model.recipe.data.max_text_tokens)
     completions = model.complete([(TextHole(longest), one.picture) for one in subjects],
                                  retrieved=[one.in_front for one in subjects])
-    captions = [{"real": one.text, "written": text_of(completion.document)} for one, completion in zip(subjects, completions, strict=True)]
+    captions = [{"real": one.text, "written": text_of(completion.document)}
+                for one, completion in zip(subjects, completions, strict=True)]
     rows: list[Row] = [(f"{caption['written']}   (real: {caption['real']})", [one.pixels, *([None] * 2)])
                        for caption, one in zip(captions, subjects, strict=True)]
     write_table(out / "captions.png", ["picture", "", ""], rows, num_blocks=3)

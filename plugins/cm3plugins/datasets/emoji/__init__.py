@@ -26,8 +26,8 @@ class EmojiSourceConfig(DocumentSourceConfig):
     Args:
         split: "train", "comp" (the concept is in train, this style of it is not), "unseen" (60 concepts held out whole), or
             "all" of them.
-        concepts: "all", "starter" (40 distinct things), "quickstart" (100, with those), "concrete" (some 300), or the path of a text
-            file with one label a line.
+        concepts: "all", "starter" (40 distinct things), "quickstart" (100, with those), "concrete" (some 300), or the path
+            of a text file with one label a line.
         styles: styles to take: noto, noto-v1, fluent, twemoji, emojione.
         image_size: side of the pictures, in pixels.
         templates: caption templates with fields in braces: label, style, tags, category, concept; the first is the canonical one.

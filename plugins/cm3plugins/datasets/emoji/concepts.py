@@ -1,4 +1,4 @@
-"""Named lists of concepts, each within the next: `starter` (40 things), `quickstart` (100, all five styles), `concrete` (some 300)."""
+"""Named lists of concepts, each within the next: `starter` (40), `quickstart` (100, in all five styles), `concrete` (300)."""
 
 from __future__ import annotations
 
