@@ -137,7 +137,8 @@ def build(recipe: Recipe, registry: Registry, *, stage: str, tokenizer_folder: P
     source: DocumentSource | None = section(recipe, "dataset").build() if stage == "train" else None
     if source is not None and len(source) == 0:
         split = section(recipe, "dataset").split
-        raise RecipeError(f"recipe {recipe.name}, section dataset", f"split {split!r} has no usable document",
+        first = f"; the first bad record is {source.skipped[0].place}: {source.skipped[0].cause}" if source.skipped else ""
+        raise RecipeError(f"recipe {recipe.name}, section dataset", f"split {split!r} has no usable document{first}",
                           "run 'cm3 data validate' to see why records are skipped")
     if tokenizer_folder is not None:
         text_tokenizer: TextTokenizer = section(recipe, "text_tokenizer").load(tokenizer_folder)

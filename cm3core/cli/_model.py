@@ -97,10 +97,19 @@ def metadata(model: Model, settings: dict[str, Any], *, prompt: str, seed: int,
             "software": f"cm3leon {cm3core.__version__}"}
 
 
+def printable(text: str) -> str:
+    """A model's words without control characters: a terminal obeys those, and anybody may have trained the model.
+
+    >>> printable("red\\x1b[2J apple\\tor\\r two")
+    'red\\ufffd[2J apple or\\ufffd two'
+    """
+    return "".join(letter if letter.isprintable() else " " if letter in "\n\t" else "\ufffd" for letter in text)
+
+
 def show_retrieved(retrieved: Sequence[RetrievedDocument]) -> None:
     """One line a document."""
     for place, document in enumerate(retrieved):
         score = "" if document.score is None else f" ({document.score:.3f})"
-        print(f"  retrieved {place + 1}: {document.id}{score} {document.text!r}")
+        print(f"  retrieved {place + 1}: {printable(document.id)}{score} {document.text!r}")
     if not retrieved:
         print("  retrieved: nothing")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from cm3core.cli._model import add_model_options, open_model, progress_bar, sampler_settings, show_retrieved
+from cm3core.cli._model import add_model_options, open_model, printable, progress_bar, sampler_settings, show_retrieved
 
 HELP = "describe a picture"
 EXAMPLE = """  cm3 caption picture.png
@@ -27,7 +27,7 @@ def run(args: Namespace) -> int:
         texts = model.captions(args.picture, seed=args.seed, max_tokens=args.max_tokens, num_retrieved=args.num_retrieved,
                                progress=progress, **settings)
     for path, text in zip(args.picture, texts, strict=True):
-        print(text.text if len(texts) == 1 else f"{path}: {text.text}")
+        print(printable(text.text) if len(texts) == 1 else f"{path}: {printable(text.text)}")
         if args.show_retrieved:
             show_retrieved(text.retrieved)
     return 0

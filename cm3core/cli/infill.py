@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cm3core.cli._model import add_model_options, metadata, open_model, progress_bar, sampler_settings, show_retrieved
+from cm3core.cli._model import add_model_options, metadata, open_model, printable, progress_bar, sampler_settings, show_retrieved
 from cm3core.errors import GenerationError
 from cm3core.files import check_writable
 
@@ -45,7 +45,7 @@ def run(args: Namespace) -> int:
                               truncate=args.truncate, progress=progress, **settings)
     facts = metadata(model, settings, prompt=result.text, seed=result.seed, retrieved=result.retrieved) | {"box": args.box}
     if args.text is None:
-        print(f"text: {result.text}")
+        print(f"text: {printable(result.text)}")
     if args.show_retrieved:
         show_retrieved(result.retrieved)
     for path, pixels in ((args.out, result.pixels), (args.decoded, result.decoded)):

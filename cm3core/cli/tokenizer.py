@@ -169,6 +169,8 @@ def _train_image(args: Namespace) -> int:
         minutes, steps = recipe.train.minutes, recipe.train.steps
     if (minutes is None) == (steps is None):
         raise RecipeError("cm3 tokenizer train-image", "how long to train is not decided", "give --minutes or --steps")
+    if (length := minutes if steps is None else steps) is not None and not length > 0:
+        raise RecipeError("--minutes" if steps is None else "--steps", f"is {length}", "use more than 0")
     _limit_threads(recipe)
     images_NHWC = _pictures(_source(recipe, None), recipe.image_tokenizer.image_size)
     path = recipe.image_tokenizer.train(images_NHWC, args.out, minutes=minutes, steps=steps, resume=True,

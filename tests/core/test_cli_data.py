@@ -45,6 +45,25 @@ def test_validate_names_every_bad_record(arguments: list[str], capsys: pytest.Ca
     assert capsys.readouterr().out == BAD + "pictures (folder): 4 good documents, 1 bad record, skipped in training\n"
 
 
+@pytest.mark.parametrize(("option", "value"), [("--minutes", "0.0"), ("--steps", "0")])
+def test_training_takes_some_time(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["tokenizer", "train-image", "tiny", "dataset=folder", "dataset.path=pictures", option, value, "-o", "out"]
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == f"error: {option}: is {value}\n  next: use more than 0\n"
+    assert not Path("out").exists()
+
+
+def test_a_data_set_of_bad_records_only_says_what_is_bad(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(4):
+        (place / "pictures" / f"{number}.png").unlink()
+    assert main(["train", "tiny", "dataset=folder", "dataset.path=pictures", "-o", "out"]) == 2
+    assert capsys.readouterr().err == (
+        "error: recipe tiny, section dataset: split 'train' has no usable document; the first bad record is pictures/4.png: "
+        "is truncated: the last chunk of a PNG (IEND) is missing\n"
+        "  next: run 'cm3 data validate' to see why records are skipped\n")
+    assert not Path("out").exists()
+
+
 @pytest.mark.parametrize(("target", "step"), [("emojis", "did you mean 'emoji'?"), ("quickstrat", "did you mean 'quickstart'?")])
 def test_what_is_no_data_at_all(target: str, step: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "validate", target]) == 2

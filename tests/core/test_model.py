@@ -13,7 +13,7 @@ import torch
 from cm3core import images
 from cm3core.build import Components
 from cm3core.cli import main as cli
-from cm3core.cli._model import sampler_settings
+from cm3core.cli._model import printable, sampler_settings
 from cm3core.cli.infill import parse_box
 from cm3core.document import Codes, Image, ImageHole, MaskedText, Text, TextHole
 from cm3core.errors import CheckpointError, CM3Error, DataError, GenerationError
@@ -256,7 +256,7 @@ def test_caption_and_infill_commands(cm3, model, tmp_path, capsys):
     path = tmp_path / "picture.png"
     images.save_png(path, picture(16, 20), {})
     assert cm3("caption", path, "--max-tokens", 3) == 0
-    assert capsys.readouterr().out.removesuffix("\n") == model.caption(path, max_tokens=3).text
+    assert capsys.readouterr().out.removesuffix("\n") == printable(model.caption(path, max_tokens=3).text)
     assert cm3("infill", path, "--box", "6,4,10,12", "--text", "red", "-o", tmp_path / "new.png",
                "--decoded", tmp_path / "all.png") == 0
     assert np.array_equal(images.open_image(tmp_path / "new.png"), model.infill(path, (6, 4, 10, 12), "red").pixels)
@@ -285,6 +285,10 @@ def test_unreadable_pictures_are_data_errors(model, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"broken\.png"):
         model.caption(tmp_path / "broken.png")
+
+
+def test_a_terminal_obeys_no_model():
+    assert printable("a\x1b]0;title\x07 red\r\napple\x9b2J, één 🍎") == "a\ufffd]0;title\ufffd red\ufffd apple\ufffd2J, één 🍎"
 
 
 def test_values_on_the_command_line():
