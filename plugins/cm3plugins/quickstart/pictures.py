@@ -24,13 +24,13 @@ INK, PALE = (30, 30, 30), (110, 110, 110)
 Row = tuple[str, Sequence[PixelArray | None]]
 
 
-def pictures_of(source: DocumentSource, side: int) -> PixelArray:
-    """All first pictures of a data set, uint8 [N, side, side, 3]."""
+def pictures_of(source: DocumentSource, size: tuple[int, int]) -> PixelArray:
+    """All first pictures of a data set, uint8 [N, *size, 3]."""
     found = []
     for index in range(len(source)):
         picture = next((segment for segment in source.document(index) if isinstance(segment, ImageSegment)), None)
         if picture is not None:
-            found.append(fit(picture.load(), (side, side)))
+            found.append(fit(picture.load(), size))
     return np.stack(found)
 
 

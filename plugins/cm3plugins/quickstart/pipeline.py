@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3core.errors import RecipeError
-from cm3core.files import write_text
+from cm3core.files import check_writable, make_folder, write_text
 
 if TYPE_CHECKING:
     from cm3core.plugins import Registry
@@ -81,11 +81,12 @@ class Quickstart:
         """All stages; returns the report's path."""
         started = time.monotonic()
         recipe = self.recipe()  # before anything is done: a wrong override is found now
+        check_writable(self.out, folder=True)
         total = self.minutes + (self.tokenizer_minutes or 0.0)
         until = time.strftime("%H:%M", time.localtime(time.time() + 60 * total))
         print(f"cm3 quickstart: about {total:g} minutes, until about {until} unless some of it is done already; "
               f"results go to {self.out}/", file=sys.stderr)
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
         self._say(1, "image tokenizer")
         self._tokenizer(recipe)
         self._say(2, f"training the decoder for {self.training_minutes:.1f} minutes")
@@ -120,8 +121,7 @@ class Quickstart:
                   file=sys.stderr)
         config = compose(self._recipe_name, [*own, *self._overrides], registry=self.registry).image_tokenizer
         assert config is not None
-        side = config.resolution  # type: ignore[attr-defined]  # what `train` of a config takes
-        config.train(pictures_of(source.build(), side), folder, minutes=self.tokenizer_minutes, resume=True)  # type: ignore[attr-defined]
+        config.train(pictures_of(source.build(), config.image_size), folder, minutes=self.tokenizer_minutes, resume=True)
         write_text(folder / "done", "")
 
     def _train(self, recipe: Recipe) -> dict[str, Any]:

@@ -127,9 +127,10 @@ def _held_out(model: Model, split: str) -> DocumentSource:
     """A held-out split; of the emoji corpus, `unseen` is taken from all concepts, since the subset has none of them."""
     from dataclasses import replace
 
+    from cm3plugins.datasets.emoji import EmojiSourceConfig
+
     config = model.recipe.dataset
-    assert config is not None
-    if split == "unseen" and hasattr(config, "concepts"):
+    if split == "unseen" and isinstance(config, EmojiSourceConfig):
         return replace(config, split=split, concepts="all").build()
     return model.components.split(split)
 
