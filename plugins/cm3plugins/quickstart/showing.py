@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Text, TextHole, text_of
+from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Text, text_of
 from cm3core.errors import CM3Error
 from cm3core.images import fit
 from cm3core.interfaces import DocumentSource, Retriever
@@ -193,11 +193,8 @@ def _table(path: Path, asked: Sequence[Asked], pictures: dict[str, list[PixelArr
 
 def _captions(model: Model, subjects: Sequence[Asked], out: Path) -> list[dict[str, str]]:
     """Describe pictures that were never trained on; write them with both texts."""
-    longest = min(model.recipe.generate.max_text_tokens, model.recipe.data.max_text_tokens)
-    completions = model.complete([(TextHole(longest), one.picture) for one in subjects],
-                                 retrieved=[one.in_front for one in subjects])
-    captions = [{"real": one.text, "written": text_of(completion.document)}
-                for one, completion in zip(subjects, completions, strict=True)]
+    written = model.captions([one.pixels for one in subjects])  # what is retrieved, is retrieved by the picture
+    captions = [{"real": one.text, "written": text.text} for one, text in zip(subjects, written, strict=True)]
     rows: list[Row] = [(f"{caption['written']}   (real: {caption['real']})", [one.pixels, *([None] * 2)])
                        for caption, one in zip(captions, subjects, strict=True)]
     write_table(out / "captions.png", ["picture", "", ""], rows, num_blocks=3)
