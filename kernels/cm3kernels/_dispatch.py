@@ -2,24 +2,83 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
-Function = TypeVar("Function", bound=Callable[..., object])
+from torch import Tensor
 
 
-def choose(op: str, implementation: str, available: Mapping[str, Function]) -> Function:
-    """The implementation of that name; "auto" is the last of `available`, the fastest that is there.
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute an op.
+
+    Args:
+        load: returns the function; imports what it needs only then.
+        refusal: why it can't take these tensors, in words that end with the remedy; None where it can.
+        automatic_on: types of device where "auto" may choose it; None: all.
+    """
+
+    load: Callable[[], Callable[..., Any]]
+    refusal: Callable[[Tensor], str | None] = lambda tensor: None
+    automatic_on: tuple[str, ...] | None = None
+
+
+@cache
+def _loaded(implementation: Implementation) -> Callable[..., Any]:
+    return implementation.load()
+
+
+def choose(op: str, implementation: str, available: Mapping[str, Implementation], tensor: Tensor) -> Callable[..., Any]:
+    """The implementation of that name; "auto" is the first of `available` that takes the tensor.
+
+    Args:
+        op: the op's name, for the message.
+        implementation: "auto" or a key of `available`.
+        available: fastest first.
+        tensor: one of the arguments; its device and dtype decide.
 
     Raises:
-        ValueError: no such implementation, with those that there are.
+        ValueError: no such implementation, with those that there are; or it can't run here, with the reason.
     """
     if implementation == "auto":
-        return available[list(available)[-1]]
+        for candidate in available.values():
+            automatic = candidate.automatic_on is None or tensor.device.type in candidate.automatic_on
+            if automatic and candidate.refusal(tensor) is None:
+                return _loaded(candidate)
+        reasons = "; ".join(f"{name}: {candidate.refusal(tensor)}" for name, candidate in available.items())
+        raise ValueError(f"{op}: no implementation takes this tensor\n  cause: {reasons}\n  next: use another device or dtype")
     if implementation not in available:
         raise ValueError(f"{op}: implementation {implementation!r} is not available\n  next: use 'auto' or one of: "
                          f"{', '.join(available)}")
-    return available[implementation]
+    if (reason := available[implementation].refusal(tensor)) is not None:
+        raise ValueError(f"{op}: implementation {implementation!r} can't run here: {reason}")
+    return _loaded(available[implementation])
+
+
+def interprets() -> bool:
+    """Whether Triton kernels run in Triton's interpreter (decided by the environment before they are imported)."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def triton_refusal(tensor: Tensor) -> str | None:
+    """Why a Triton kernel can't take this tensor: no Triton, or no GPU and no interpreter. None where it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; next: pip install 'cm3leon[triton]', or implementation='auto'"
+    if tensor.device.type not in ("cuda", "cpu"):
+        return f"the tensor is on {tensor.device}; next: move it to a CUDA device, or implementation='auto'"
+    if tensor.device.type == "cpu" and not interprets():
+        return ("the tensor is on the CPU; next: move it to a CUDA device, use implementation='auto', or set "
+                "TRITON_INTERPRET=1 before starting Python to run kernels in Triton's (slow) interpreter")
+    return None
+
+
+def triton_implementation(load: Callable[[], Callable[..., Any]]) -> Implementation:
+    """A Triton kernel: "auto" takes it on CUDA tensors; by name it also runs on CPU tensors, in the interpreter."""
+    return Implementation(load, triton_refusal, automatic_on=("cuda",))
 
 
 def require(condition: bool, op: str, cause: str) -> None:

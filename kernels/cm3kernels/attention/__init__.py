@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cm3kernels._dispatch import choose, require
+from cm3kernels._dispatch import Implementation, choose, require
 from cm3kernels.attention.reference import attention_reference
 
-IMPLEMENTATIONS = {"reference": attention_reference}
+IMPLEMENTATIONS = {"reference": Implementation(lambda: attention_reference)}
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, kv_start: Tensor | None = None, offset: Tensor | None = None,
@@ -29,7 +29,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, kv_start: Tensor | None = None
         ValueError: shapes or dtypes that don't fit, or an implementation that isn't there.
     """
     _check(q, k, v, kv_start, offset)
-    return choose("attention", implementation, IMPLEMENTATIONS)(q, k, v, kv_start=kv_start, offset=offset, scale=scale)
+    return choose("attention", implementation, IMPLEMENTATIONS, q)(q, k, v, kv_start=kv_start, offset=offset, scale=scale)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, kv_start: Tensor | None, offset: Tensor | None) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cm3kernels._dispatch import choose, require
+from cm3kernels._dispatch import Implementation, choose, require
 from cm3kernels.guided_sample.reference import guided_sample_reference
 
-IMPLEMENTATIONS = {"reference": guided_sample_reference}
+IMPLEMENTATIONS = {"reference": Implementation(lambda: guided_sample_reference)}
 
 
 def guided_sample(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, *, reference_n: Tensor | None = None,
@@ -58,7 +58,7 @@ def guided_sample(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor,
                    "plausible_alpha_n": plausible_alpha_n, "plausible_k_n": plausible_k_n}
     _check(logits_SV, stream_rows_nG, weights_nG, allowed_nV, first_id,
            {**per_request, "seed_n": seed_n, "position_n": position_n})
-    run = choose("guided_sample", implementation, IMPLEMENTATIONS)
+    run = choose("guided_sample", implementation, IMPLEMENTATIONS, logits_SV)
     return run(logits_SV, stream_rows_nG, weights_nG, allowed_nV=allowed_nV, seed_n=seed_n, position_n=position_n,
                first_id=first_id, **per_request)
 
