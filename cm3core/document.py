@@ -98,11 +98,18 @@ Document: TypeAlias = tuple[Segment, ...]
 
 @dataclass(frozen=True)
 class Span:
-    """A half-open range [start, stop) of tokens in a sequence, of one modality."""
+    """A half-open range [start, stop) of tokens in a sequence, of one modality.
+
+    Args:
+        start, stop: places of the first token and behind the last.
+        modality: "text" or "image".
+        grid: (rows, columns) of a whole picture's codes, which stand in raster order. None for text.
+    """
 
     start: int
     stop: int
-    modality: str  # "text" | "image"
+    modality: str
+    grid: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return self.stop - self.start

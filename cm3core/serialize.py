@@ -215,7 +215,7 @@ class Serializer:
             return Span(start, writer.length, "text")
         if isinstance(segment, Codes) and not _missing(segment).any():
             writer.add(self.code_tokens(segment, place), self._raster)
-            return Span(start, writer.length, "image")
+            return Span(start, writer.length, "image", self.grid)
         if isinstance(segment, Image):
             raise DocumentError(place, "is a picture as pixels", "encode it with the image tokenizer; sequences hold codes")
         raise DocumentError(place, "has a hole", "only the query document of a prompt may have holes")

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import numpy as np
@@ -35,7 +36,9 @@ def make_sequence(vocabulary: Vocabulary, documents: list[list[tuple[str, int]]]
                 tokens.append(vocabulary.break_)
                 cells.append(NO_CELL)
             ids = vocabulary.text if modality == "text" else vocabulary.image
-            segments.append(Span(len(tokens), len(tokens) + length, modality))
+            side = math.isqrt(length) if modality == "image" else 0
+            grid = (side, length // side) if side and length % side == 0 else None
+            segments.append(Span(len(tokens), len(tokens) + length, modality, grid))
             tokens += rng.integers(ids.start, ids.stop, length).tolist()
             cells += range(length) if modality == "image" else [NO_CELL] * length
     tokens.append(vocabulary.eos)

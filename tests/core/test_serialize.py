@@ -66,7 +66,8 @@ def test_sequence_by_hand() -> None:
     assert sequence.tokens.tolist() == [
         EOS, *letters("ab"), BREAK, *image(1, 2, 3, 4), BREAK, *letters("c"), BREAK, *image(5, 6, 7, 8), EOS]
     assert sequence.cells.tolist() == [-1] * 4 + CELLS + [-1] * 3 + CELLS + [-1]
-    assert sequence.segments == (Span(1, 3, "text"), Span(4, 8, "image"), Span(9, 10, "text"), Span(11, 15, "image"))
+    assert sequence.segments == (Span(1, 3, "text"), Span(4, 8, "image", (2, 2)), Span(9, 10, "text"),
+                                 Span(11, 15, "image", (2, 2)))
     assert sequence.query_segment == 2
 
 

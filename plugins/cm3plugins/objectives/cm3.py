@@ -1,4 +1,4 @@
-"""`cm3`: causal masking. A Poisson number of spans, or one whole segment, is moved behind the sequence.
+"""`cm3`: causal masking. A Poisson number of spans, one whole segment, or a box of a picture is moved behind the sequence.
 
 Sources: CM3leon paper section 2.2 (no span crosses <break>), CM3 paper section 2; facebookresearch/metaseq
 `cm3_dataset.py`, branch scaling_racm3, without what it gets wrong: masking happens inside one sequence and before packing,
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from cm3core.document import MaskedSequence, TokenSequence
 from cm3core.infill import TOKENS_PER_SPAN, loss_weights, move_spans
 from cm3core.interfaces.objective import MaskingObjective
-from cm3plugins.objectives.spans import SpanList, draw_spans
+from cm3plugins.objectives.spans import SpanList, draw_box, draw_spans
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class CM3Objective(MaskingObjective):
-    """Causal masking of random spans of the whole sequence and of whole segments of the query document."""
+    """Causal masking of random spans of the whole sequence, and of whole segments and boxes of the query document."""
 
     def __init__(self, config: CM3ObjectiveConfig, vocabulary: Vocabulary) -> None:
         self.config, self.vocabulary = config, vocabulary
@@ -34,8 +34,11 @@ class CM3Objective(MaskingObjective):
 
     def _mask(self, sequence: TokenSequence, rng: np.random.Generator, max_length: int) -> MaskedSequence:
         max_spans = min(self._max_spans, (max_length - len(sequence)) // TOKENS_PER_SPAN)
-        if rng.random() < self.config.segment_mask_probability:
+        choice, segment, box = rng.random(), self.config.segment_mask_probability, self.config.box_mask_probability
+        if choice < segment:
             spans = self._draw_segment(sequence, rng) if max_spans else []
+        elif choice < segment + box:
+            spans = draw_box(sequence, max_spans, rng)
         else:
             spans = draw_spans(sequence, min(int(rng.poisson(self.config.lambda_spans)), max_spans), rng)
         weights = loss_weights(sequence, self.vocabulary, self.config.retrieved_loss_weight)

@@ -1,7 +1,8 @@
-"""Random spans inside segments. Legend: B tokens in a sequence, m segments that are not empty, k candidates.
+"""Random spans inside segments, and boxes inside pictures.
 
-The algorithm is metaseq's (`cm3_dataset.py`, branch scaling_racm3), whose defects are left out: a candidate that is empty or
-lies on specials only is not a span; endpoints are drawn among the B + 1 gaps between tokens, each equally likely.
+The algorithm of random spans is metaseq's (`cm3_dataset.py`, branch scaling_racm3), whose defects are left out: a candidate that
+is empty or lies on specials only is not a span; endpoints are drawn among the B + 1 gaps between tokens, each equally likely.
+Legend: B tokens in a sequence, m segments that are not empty, k candidates.
 """
 
 from __future__ import annotations
@@ -47,3 +48,23 @@ def clip_to_segments(ends_k2: npt.NDArray[np.int64],
     rows = np.arange(len(ends_k2))
     clipped_k2 = np.stack([low_km[rows, best_k], high_km[rows, best_k]], axis=1)
     return clipped_k2, clipped_k2[:, 1] > clipped_k2[:, 0]
+
+
+def draw_box(sequence: TokenSequence, num_spans: int, rng: np.random.Generator) -> SpanList:
+    """The codes in a random box of one of the query document's pictures, as spans; none without a picture or room.
+
+    Height and width are uniform, then the place. A box takes a span for each of its rows (one span in all when it is as wide as
+    the picture), as the holes of an in-painted box do, so its height is at most `num_spans`.
+    """
+    pictures = [span for span in sequence.segments[sequence.query_segment:] if span.grid is not None]
+    if not pictures or num_spans == 0:
+        return []
+    picture = pictures[int(rng.integers(len(pictures)))]
+    assert picture.grid is not None
+    rows, columns = picture.grid
+    height, width = int(rng.integers(1, min(rows, num_spans) + 1)), int(rng.integers(1, columns + 1))
+    top, left = int(rng.integers(rows - height + 1)), int(rng.integers(columns - width + 1))
+    first = picture.start + top * columns + left
+    if width == columns:
+        return [(first, first + height * columns)]
+    return [(first + row * columns, first + row * columns + width) for row in range(height)]
