@@ -23,11 +23,16 @@ from cm3core.vocab import Vocabulary
 TOKENS_PER_SPAN = 3
 
 
-def loss_weights(sequence: TokenSequence, vocabulary: Vocabulary, retrieved_loss_weight: float = 1.0) -> npt.NDArray[np.float32]:
-    """Weights float32 [n] before masking: `retrieved_loss_weight` up to the query document, 1 from there on, 0 for <pad>."""
+def loss_weights(sequence: TokenSequence, vocabulary: Vocabulary, retrieved_loss_weight: float = 1.0,
+                 text_loss_weight: float = 1.0) -> npt.NDArray[np.float32]:
+    """Weights float32 [n] before masking: `retrieved_loss_weight` up to the query document, 1 from there on, times
+    `text_loss_weight` for text, 0 for <pad>."""
     weights = np.ones(len(sequence), np.float32)
     if sequence.segments:
         weights[:sequence.segments[sequence.query_segment].start] = retrieved_loss_weight
+    for span in sequence.segments:
+        if span.modality == "text":
+            weights[span.start:span.stop] *= text_loss_weight
     weights[sequence.tokens == vocabulary.pad] = 0.0
     return weights
 

@@ -20,10 +20,13 @@ class ObjectiveConfig(ComponentConfig):
 
     Args:
         retrieved_loss_weight: loss weight of the retrieved documents' tokens (paper section 2.2: 1, like the query's).
+        text_loss_weight: factor on the loss weight of text tokens. Captions are few tokens beside hundreds of image codes; more
+            than 1 makes a small model learn them sooner (paper: 1).
     """
 
     kind: ClassVar[str] = "objective"
     retrieved_loss_weight: float = 1.0
+    text_loss_weight: float = 1.0
 
     def build(self, vocabulary: Vocabulary) -> MaskingObjective:
         """Return the objective for this vocabulary."""

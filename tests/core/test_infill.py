@@ -36,6 +36,14 @@ def test_sentinels_may_count_nothing() -> None:
     assert masked.weights.sum() == len(masked) - 2
 
 
+def test_text_may_count_more() -> None:
+    """Captions 4 and 4 * 0.5, codes and specials as ever; a moved caption takes its weight along, and its specials have it too."""
+    weights = loss_weights(sequence(), VOCABULARY, retrieved_loss_weight=0.5, text_loss_weight=4.0)
+    assert weights.tolist() == [0.5, 2, 2, 2, 0.5, 0.5, 0.5, 0.5, 4, 1, 1, 1, 1]
+    masked = move_spans(sequence(), [(8, 9)], weights, VOCABULARY)
+    assert masked.weights.tolist()[-3:] == [4, 4, 4]
+
+
 @pytest.mark.parametrize("tokens", [
     [EOS, 4, S0, EOS],                            # no span for the sentinel
     [EOS, 4, EOS, S0, 5, EOSS],                   # no sentinel for the span

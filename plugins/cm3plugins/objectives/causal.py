@@ -24,5 +24,5 @@ class CausalObjective(MaskingObjective):
         self.config, self.vocabulary = config, vocabulary
 
     def _mask(self, sequence: TokenSequence, rng: np.random.Generator, max_length: int) -> MaskedSequence:
-        weights = loss_weights(sequence, self.vocabulary, self.config.retrieved_loss_weight)
+        weights = loss_weights(sequence, self.vocabulary, self.config.retrieved_loss_weight, self.config.text_loss_weight)
         return MaskedSequence(sequence.tokens, sequence.cells, weights)

@@ -41,7 +41,7 @@ class CM3Objective(MaskingObjective):
             spans = draw_box(sequence, max_spans, rng)
         else:
             spans = draw_spans(sequence, min(int(rng.poisson(self.config.lambda_spans)), max_spans), rng)
-        weights = loss_weights(sequence, self.vocabulary, self.config.retrieved_loss_weight)
+        weights = loss_weights(sequence, self.vocabulary, self.config.retrieved_loss_weight, self.config.text_loss_weight)
         return move_spans(sequence, spans, weights, self.vocabulary, sentinel_loss=self.config.mask_sentinel_loss)
 
     def _draw_segment(self, sequence: TokenSequence, rng: np.random.Generator) -> SpanList:

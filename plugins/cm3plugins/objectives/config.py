@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class _LossWeights(ObjectiveConfig):
-    """Shared: the range of `retrieved_loss_weight`."""
+    """Shared: the ranges of the loss weights."""
 
     def check(self) -> None:
-        _require("retrieved_loss_weight", self.retrieved_loss_weight, self.retrieved_loss_weight >= 0, "0 or more")
+        for key in ("retrieved_loss_weight", "text_loss_weight"):
+            _require(key, getattr(self, key), 0 <= getattr(self, key) < float("inf"), "0 or more")
 
 
 def _require(key: str, value: float, holds: bool, wanted: str) -> None:

@@ -25,7 +25,7 @@ class FIMObjective(MaskingObjective):
         self.config, self.vocabulary = config, vocabulary
 
     def _mask(self, sequence: TokenSequence, rng: np.random.Generator, max_length: int) -> MaskedSequence:
-        weights = loss_weights(sequence, self.vocabulary, self.config.retrieved_loss_weight)
+        weights = loss_weights(sequence, self.vocabulary, self.config.retrieved_loss_weight, self.config.text_loss_weight)
         room = max_length - len(sequence) >= TOKENS_PER_SPAN
         spans: SpanList = []
         if rng.random() < self.config.fim_rate and room and any(len(span) for span in sequence.segments):
