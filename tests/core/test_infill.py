@@ -37,7 +37,7 @@ def test_sentinels_may_count_nothing() -> None:
 
 
 def test_text_may_count_more() -> None:
-    """Captions 4 and 4 * 0.5, codes and specials as ever; a moved caption takes its weight along, and its specials have it too."""
+    """Captions 4 and 4 * 0.5, codes and specials as ever; a moved caption takes its weight along, for its specials too."""
     weights = loss_weights(sequence(), VOCABULARY, retrieved_loss_weight=0.5, text_loss_weight=4.0)
     assert weights.tolist() == [0.5, 2, 2, 2, 0.5, 0.5, 0.5, 0.5, 4, 1, 1, 1, 1]
     masked = move_spans(sequence(), [(8, 9)], weights, VOCABULARY)
