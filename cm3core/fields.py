@@ -126,8 +126,8 @@ def fit(value: object, annotation: Any) -> Any:
             return [fit(item, inner) for item, inner in zip(value, arguments, strict=True)]
     elif origin is dict and isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: fit(item, arguments[1]) for key, item in value.items()}
-    elif annotation is float and type(value) in (int, float):
-        return float(value)  # type: ignore[arg-type]  # just checked
+    elif annotation is float and (type(value) is int or type(value) is float):
+        return float(value)
     elif annotation in SCALARS and type(value) is annotation:
         return value
     raise WrongTypeError(value, shown_type(annotation))

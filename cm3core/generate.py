@@ -102,7 +102,7 @@ class Engine:
                  max_text_tokens: int | None = None, max_rows: int = 64, num_threads: int | None = None) -> None:
         self.decoder, self.serializer, self.sampler, self.vocabulary = decoder, serializer, sampler, vocabulary
         self.max_text_tokens, self.max_rows = max_text_tokens, max_rows
-        small = sum(parameter.numel() for parameter in decoder.parameters()) < SMALL_DECODER  # type: ignore[attr-defined]
+        small = sum(parameter.numel() for parameter in decoder.parameters()) < SMALL_DECODER
         self.num_threads = 1 if num_threads is None and small else num_threads
         self._plans = {modality: sampler.plan(modality) for modality in _MODALITIES}
         variants = [[stream.variant for stream in plan.streams] for plan in self._plans.values()]

@@ -23,6 +23,8 @@ Every kind's hook returns recipe name -> config class. The class is a dataclass 
 imports what is heavy and returns the component. Hooks are called whenever plugins are described (`cm3 plugin list`,
 `cm3 recipe check`), so they must import nothing heavy. Names are lower-case letters, digits, `_` and `-`.
 """
+# mypy: disable-error-code="empty-body"
+# (hooks are declarations: pluggy reads their signatures and never calls them)
 
 from __future__ import annotations
 
@@ -48,52 +50,52 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec
-def cm3_text_tokenizers() -> Mapping[str, type[TextTokenizerConfig]]:  # type: ignore[empty-body]  # a declaration
+def cm3_text_tokenizers() -> Mapping[str, type[TextTokenizerConfig]]:
     """Text tokenizers: text <-> ids. Recipe section `text_tokenizer`; interface `cm3core.interfaces.TextTokenizer`."""
 
 
 @hookspec
-def cm3_image_tokenizers() -> Mapping[str, type[ImageTokenizerConfig]]:  # type: ignore[empty-body]
+def cm3_image_tokenizers() -> Mapping[str, type[ImageTokenizerConfig]]:
     """Image tokenizers: pixels <-> a grid of codes. Recipe section `image_tokenizer`; interface `ImageTokenizer`."""
 
 
 @hookspec
-def cm3_embedders() -> Mapping[str, type[EmbedderConfig]]:  # type: ignore[empty-body]
+def cm3_embedders() -> Mapping[str, type[EmbedderConfig]]:
     """Embedders: text or picture -> a unit vector in a shared space. Recipe section `embedder`; interface `Embedder`."""
 
 
 @hookspec
-def cm3_retrievers() -> Mapping[str, type[RetrieverConfig]]:  # type: ignore[empty-body]
+def cm3_retrievers() -> Mapping[str, type[RetrieverConfig]]:
     """Retrievers: query document -> memory documents. Recipe section `retriever`; interface `Retriever`."""
 
 
 @hookspec
-def cm3_objectives() -> Mapping[str, type[ObjectiveConfig]]:  # type: ignore[empty-body]
+def cm3_objectives() -> Mapping[str, type[ObjectiveConfig]]:
     """Masking objectives: sequence -> what is trained on it. Recipe section `objective`; interface `MaskingObjective`."""
 
 
 @hookspec
-def cm3_decoders() -> Mapping[str, type[DecoderConfig]]:  # type: ignore[empty-body]
+def cm3_decoders() -> Mapping[str, type[DecoderConfig]]:
     """Decoder-only transformers: tokens -> hidden states -> logits. Recipe section `decoder`; interface `Decoder`."""
 
 
 @hookspec
-def cm3_attention_backends() -> Mapping[str, type[AttentionConfig]]:  # type: ignore[empty-body]
+def cm3_attention_backends() -> Mapping[str, type[AttentionConfig]]:
     """Attention functions that decoders call. Recipe section `attention`; interface `AttentionBackend`."""
 
 
 @hookspec
-def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:  # type: ignore[empty-body]
+def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
     """Samplers: logits of the guidance streams -> next token. Recipe section `sampler`; interface `Sampler`."""
 
 
 @hookspec
-def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:  # type: ignore[empty-body]
+def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
     """Document sources: where documents come from. Recipe section `dataset`; interface `DocumentSource`."""
 
 
 @hookspec
-def cm3_commands() -> Mapping[str, str]:  # type: ignore[empty-body]
+def cm3_commands() -> Mapping[str, str]:
     """Sub-commands of `cm3`: name -> "module:function".
 
     The function is imported only when its command is called. It is given an `argparse.ArgumentParser`, adds its arguments and
@@ -102,7 +104,7 @@ def cm3_commands() -> Mapping[str, str]:  # type: ignore[empty-body]
 
 
 @hookspec
-def cm3_models() -> Mapping[str, Path]:  # type: ignore[empty-body]
+def cm3_models() -> Mapping[str, Path]:
     """Trained models that the plugin ships: name -> folder, as `cm3core.checkpoint.export_model` writes it.
 
     `cm3 generate --model PLUGIN:NAME` and `cm3core.load("PLUGIN:NAME")` open it.

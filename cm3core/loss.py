@@ -44,7 +44,7 @@ def cross_entropy_sums(hidden_NE: Tensor, head_VE: Tensor, targets_N: Tensor, we
     if len(rows) < len(weights_N):
         hidden_NE, targets_N, weights_N, groups_N = hidden_NE[rows], targets_N[rows], weights_N[rows], groups_N[rows]
     with_gradient = torch.is_grad_enabled() and (hidden_NE.requires_grad or head_VE.requires_grad)
-    loss, nll_N = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+    loss, nll_N = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]  # missing in torch's annotations
         hidden_NE, head_VE, targets_N, weights_N.float(), z_loss, chunk_bytes, with_gradient)
     sums_G2 = torch.zeros(len(GROUPS), 2, device=nll_N.device)
     sums_G2.index_add_(0, groups_N.long(), torch.stack([nll_N * weights_N, weights_N.float()], dim=1))

@@ -145,7 +145,7 @@ class OptimizerGroup:
         if section.optimizer not in (known := ("adamw", "muon")):
             raise RecipeError("train.optimizer", f"{section.optimizer!r} is no optimizer", close_match(section.optimizer, known))
         groups = decoder.parameter_groups()
-        self.names = {id(p): name for name, p in decoder.named_parameters()}  # type: ignore[attr-defined]  # nn.Module's
+        self.names = {id(p): name for name, p in decoder.named_parameters()}
         self.parameters: list[Tensor] = [p for name in ("matrix", "embedding", "vector") for p in groups.get(name, [])]
         assert sorted(map(id, self.parameters)) == sorted(self.names), "parameter_groups must hold every parameter once"
         first, second = section.betas

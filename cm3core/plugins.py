@@ -149,12 +149,12 @@ class Registry:
         owner, target = next(iter(found.items()))
         module, _, function = target.partition(":")
         try:
-            loaded = getattr(importlib.import_module(module), function)
+            loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError) as error:
             raise PluginError(f"command {name!r}", f"the plugin {owner!r} names {target!r}, which can't be imported: {error}",
                               "report it to the plugin's author") from error
         assert callable(loaded), f"{target} is no function"
-        return loaded  # type: ignore[no-any-return]
+        return loaded
 
     def _with_reasons(self, step: str) -> str:
         """The next step, and after it every plugin that might have brought the name but is not in use."""

@@ -30,11 +30,12 @@ class AttentionBackend(ABC):
     Query i of row b sits at key position offset[b] + i and sees the keys j with kv_start[b, i] <= j <= offset[b] + i.
     """
 
-    def plan(self, *, num_queries: int, num_keys: int, kv_start_BT: Tensor | None = None,  # noqa: B027 (optional)
+    def plan(self, *, num_queries: int, num_keys: int, kv_start_BT: Tensor | None = None,
              offset_B: Tensor | None = None) -> Any:
         """What all layers of one forward share (a mask, a list of blocks), made once and given to each `attend`.
 
         Optional: the default is None, and `attend` must do without when it gets None."""
+        return None
 
     @abstractmethod
     def attend(self, q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, *, kv_start_BT: Tensor | None = None,

@@ -10,8 +10,10 @@ from cm3core.interfaces.component import ComponentConfig
 from cm3core.vocab import Vocabulary
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from cm3core.interfaces.attention import AttentionBackend
 
@@ -64,6 +66,14 @@ class Decoder(ABC):
     context_length: int
     vocab_size: int
 
+    if TYPE_CHECKING:  # what callers use of nn.Module, which can't be a base here: this module imports no torch
+        training: bool
+
+        def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
+
+        def named_parameters(self, prefix: str = "", recurse: bool = True,
+                             remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Parameter]]: ...
+
     @abstractmethod
     def hidden_states(self, tokens_BT: Tensor, *, positions_BT: Tensor | None = None, cells_BT: Tensor | None = None,
                       kv_start_BT: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
@@ -91,7 +101,7 @@ class Decoder(ABC):
     def allocate_cache(self, num_rows: int, max_length: int, dtype: torch.dtype | None = None) -> KVCache:
         """An empty cache of `num_rows` rows of at most `max_length` tokens, on the decoder's device."""
 
-    def start_from_codebook(self, codebook: Tensor, vocabulary: Vocabulary) -> None:  # noqa: B027 (optional)
+    def start_from_codebook(self, codebook: Tensor, vocabulary: Vocabulary) -> None:  # noqa: B027  # optional, not abstract
         """Start the image codes' embeddings from the tokenizer's code vectors [num_image, dim], so that codes that look
         alike begin alike. Optional: the default does nothing."""
 
@@ -100,7 +110,7 @@ class Decoder(ABC):
 
         Weight decay applies to "matrix"; Muon, where the recipe asks for it, too. The default sorts by name and rank."""
         groups: dict[str, list[Any]] = {"matrix": [], "embedding": [], "vector": []}
-        for name, parameter in self.named_parameters():  # type: ignore[attr-defined]  # nn.Module's
+        for name, parameter in self.named_parameters():
             kind = "embedding" if "embed" in name else "matrix" if parameter.ndim >= 2 else "vector"
             groups[kind].append(parameter)
         return groups

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import OmegaConf
@@ -89,7 +89,7 @@ def parse(text: str, label: str) -> dict[str, Any]:
         raise RecipeError(label, "is no recipe: it is nested too deeply", "correct the file") from error
     assert isinstance(loaded, dict)
     _check_keys(loaded, label, ())
-    return loaded  # type: ignore[return-value]  # every key is text, as just checked
+    return cast(dict[str, Any], loaded)  # every key is text, as just checked
 
 
 def _bad_interpolation(label: str, error: OmegaConfBaseException) -> RecipeError:

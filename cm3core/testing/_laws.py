@@ -33,6 +33,7 @@ class Contract(Generic[T]):
 
     #: Examples for each law; None leaves the active Hypothesis profile's number.
     max_examples: ClassVar[int | None] = None
+    _subject: ClassVar[Any]  # a T; class variables can't say so
 
     def make(self) -> T:
         """Return a new instance of the component under test; equal calls give equal components."""
@@ -43,8 +44,8 @@ class Contract(Generic[T]):
         """The component under test, made once for each test class (examples share it)."""
         cls = type(self)
         if "_subject" not in cls.__dict__:
-            cls._subject = self.make()  # type: ignore[attr-defined]
-        subject: T = cls._subject  # type: ignore[attr-defined]
+            cls._subject = self.make()
+        subject: T = cls._subject
         return subject
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

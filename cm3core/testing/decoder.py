@@ -32,6 +32,7 @@ class DecoderContract(Contract[Decoder]):
     attention: ClassVar[AttentionBackend] = DenseAttention()
     tolerance: ClassVar[float] = 1e-9
     max_examples: ClassVar[int | None] = 8
+    _trained: ClassVar[bool]
 
     @property
     def decoder(self) -> Decoder:
@@ -44,7 +45,7 @@ class DecoderContract(Contract[Decoder]):
             with torch.no_grad():
                 for parameter in module.parameters():
                     parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-            type(self)._trained = True  # type: ignore[attr-defined]
+            type(self)._trained = True
         return subject
 
     def tokens(self, data: st.DataObject, B: int, T: int) -> Tensor:
@@ -178,7 +179,7 @@ class DecoderContract(Contract[Decoder]):
         tokens_BT = torch.arange(20).repeat(2, 1) + torch.tensor([[0], [20]])
         logits = self.decoder.logits(self.plain(tokens_BT))
         module.zero_grad()
-        nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens_BT[:, 1:].flatten()).backward()  # type: ignore[no-untyped-call]
+        nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens_BT[:, 1:].flatten()).backward()
         for name, parameter in module.named_parameters():
             assert parameter.grad is not None, f"{name} gets no gradient"
             assert bool(parameter.grad.any()), f"{name} gets a zero gradient"

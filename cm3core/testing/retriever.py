@@ -72,7 +72,7 @@ def example_documents(count: int = 24) -> list[Document]:
     documents: list[Document] = []
     for i in range(count - 1):
         picture = np.full((4, 4, 3), (i * 37 % 256, i * 101 % 256, i * 53 % 256), np.uint8)
-        text, image = Text(f"thing number {i}"), Image(f"p{i}", lambda picture=picture: picture)  # type: ignore[misc]
+        text, image = Text(f"thing number {i}"), Image(f"p{i}", picture.copy)
         documents.append(((text, image), (text,), (image,))[i % 3])
     return [*documents, documents[-1]]
 

@@ -6,6 +6,7 @@ Legend: n requests, S stream rows, G guidance streams, R ids of the legal slice.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -125,5 +126,5 @@ class _Batch:
         return allowed_R & (probability_R >= threshold * (1 - 1e-6))
 
 
-def _with_filters(plan: SamplingPlan, **changes: float) -> SamplingPlan:
-    return dataclasses.replace(plan, filters=dataclasses.replace(plan.filters, **changes))  # type: ignore[arg-type]
+def _with_filters(plan: SamplingPlan, **changes: Any) -> SamplingPlan:
+    return dataclasses.replace(plan, filters=dataclasses.replace(plan.filters, **changes))

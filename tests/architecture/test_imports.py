@@ -6,6 +6,7 @@ import pkgutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -17,9 +18,9 @@ ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "faiss", "tokenizers", "PIL", "transformers", "matplotlib", "resvg_py")
 
 
-def modules_of(package: object) -> list[str]:
+def modules_of(package: ModuleType) -> list[str]:
     """The package and its modules."""
-    name, path = package.__name__, package.__path__  # type: ignore[attr-defined]
+    name, path = package.__name__, package.__path__
     return [name, *(info.name for info in pkgutil.walk_packages(path, f"{name}."))]
 
 

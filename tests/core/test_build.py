@@ -59,7 +59,7 @@ def test_a_seed_decides_the_weights_and_leaves_the_generator_alone(registry: Reg
     torch.manual_seed(6)
     second = build(squares(registry), registry, stage="train").decoder
     other = build(squares(registry, "train.seed=1"), registry, stage="train").decoder
-    pairs = list(zip(first.parameters(), second.parameters(), other.parameters(), strict=True))  # type: ignore[attr-defined]
+    pairs = list(zip(first.parameters(), second.parameters(), other.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b, _ in pairs)
     assert not all(torch.equal(a, c) for a, _, c in pairs)
     torch.manual_seed(5)
@@ -95,16 +95,16 @@ def test_split_or_reason(registry: Registry) -> None:
     assert split_or_reason(components, "other") == "the squares have no split 'other'"
 
 
-def test_too_large_for_the_memory(registry: Registry) -> None:
+def test_too_large_for_the_memory(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = squares(registry)
     assert recipe.decoder is not None
     for words in ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.", "CUDA out of memory.\nmore"):
-        recipe.decoder.build = refuse(RuntimeError(words))  # type: ignore[method-assign]
+        monkeypatch.setattr(recipe.decoder, "build", refuse(RuntimeError(words)))
         with pytest.raises(DeviceError) as caught:
             build(recipe, registry, stage="train")
         assert str(caught.value) == (f"recipe section decoder: does not fit into memory ({words.splitlines()[0]})\n"
                                      "  next: choose smaller sizes, or a larger machine")
-    recipe.decoder.build = refuse(RuntimeError("a bug"))  # type: ignore[method-assign]
+    monkeypatch.setattr(recipe.decoder, "build", refuse(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match=r"^a bug$"):
         build(recipe, registry, stage="train")
 

@@ -91,13 +91,13 @@ def test_open_run_checkpoint_and_model(registry: Registry, trained: Path, tmp_pa
     newest = latest_checkpoint(trained)
     assert newest is not None
     assert from_run.step == open_checkpoint(newest, registry).step == 4
-    assert not from_run.components.decoder.training  # type: ignore[attr-defined]
+    assert not from_run.components.decoder.training
     model = export_model(trained, tmp_path / "model", dtype="fp16")
     assert not (model / OPTIMIZER).exists()
     assert all(tensor.dtype == torch.float16 for tensor in read_tensors(model / WEIGHTS).values())
     opened = open_checkpoint(model, registry)
-    exact = dict(from_run.components.decoder.named_parameters())  # type: ignore[attr-defined]
-    shipped = dict(opened.components.decoder.named_parameters())  # type: ignore[attr-defined]
+    exact = dict(from_run.components.decoder.named_parameters())
+    shipped = dict(opened.components.decoder.named_parameters())
     assert exact.keys() == shipped.keys()
     for name, parameter in shipped.items():
         assert parameter.dtype == torch.float32

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from cm3core.data import BatchLoader, CodeCache, NeighbourTable, TrainingData, retriever_fingerprint
-from cm3core.document import Document, Image, IntArray, MaskedSequence, PixelArray, Text, TokenSequence
+from cm3core.document import Document, Image, IntArray, MaskedSequence, PixelArray, Text, TokenSequence, text_of
 from cm3core.errors import CheckpointError, DataError, DocumentError
 from cm3core.infill import loss_weights, unmask
 from cm3core.interfaces.dataset import DocumentSource
@@ -253,8 +253,9 @@ def test_how_many_and_which_documents_stand_in_front(tmp_path: Path) -> None:
     trials = 3000
     for epoch in range(trials):
         *retrieved, query = SERIALIZER.documents(data.sequence(epoch, 5).tokens)
-        places = [int(document[0].text.split()[1]) for document in retrieved]  # type: ignore[union-attr]
-        captions.update(document[0].text.split()[0] for document in retrieved)  # type: ignore[union-attr]
+        texts = [text_of(document).split() for document in retrieved]
+        places = [int(place) for _, place in texts]
+        captions.update(caption for caption, _ in texts)
         numbers[len(places)] += 1
         shown.update(places)
         if len(places) == 2:

@@ -28,7 +28,7 @@ def test_a_file_takes_its_place_with_ordinary_permissions(tmp_path: Path) -> Non
 def test_the_old_file_stays_when_writing_stops(error: BaseException, tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     path.write_text("old")
-    with pytest.raises(type(error)) as caught, atomic_path(path) as temporary:  # noqa: PT012 - two writers of one file
+    with pytest.raises(type(error)) as caught, atomic_path(path) as temporary:  # noqa: PT012  # must rise inside atomic_path
         temporary.write_text("half")
         raise error
     assert caught.value is error

@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +19,9 @@ from cm3core.errors import DataError
 from cm3core.images import fit, grid, open_image, read_png_metadata, save_png
 
 
-def file_of(image: Pillow.Image, file_format: str = "PNG", **options: object) -> bytes:
+def file_of(image: Pillow.Image, file_format: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, file_format, **options)  # type: ignore[arg-type]
+    image.save(buffer, file_format, **options)
     return buffer.getvalue()
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -322,9 +323,9 @@ def test_fingerprint_names_the_pictures_not_the_captions() -> None:
         ),
     ],
 )
-def test_wrong_values(values: dict[str, object], message: str) -> None:
+def test_wrong_values(values: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        EmojiSourceConfig(**values).build()  # type: ignore[arg-type]
+        EmojiSourceConfig(**values).build()
     assert str(caught.value) == message
 
 

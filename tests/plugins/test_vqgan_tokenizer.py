@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,9 +172,9 @@ def test_truncated_and_foreign_files_are_refused(tmp_path: Path, weights: Path) 
     ("resolution", 62, "image_tokenizer.resolution: is 62, not a multiple of the downsampling factor 4"),
     ("norm_groups", 7, "image_tokenizer.norm_groups: 7 groups don't divide 64 channels"),
 ])
-def test_impossible_shapes_are_refused(key: str, value: object, message: str) -> None:
+def test_impossible_shapes_are_refused(key: str, value: Any, message: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        VQGANConfig(**{key: value}).check()  # type: ignore[arg-type]
+        VQGANConfig(**{key: value}).check()
     assert str(caught.value).startswith(message)
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -27,13 +28,14 @@ from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig, VQGANTraining
 from cm3plugins.image_tokenizers.vqgan.model import VectorQuantizer, VQModel
 from cm3plugins.image_tokenizers.vqgan.training import batch_indices, train_image_tokenizer
 
-SHAPE = {"resolution": 16, "ch": 16, "ch_mult": (1,), "z_channels": 8, "embed_dim": 4, "codebook_size": 16, "norm_groups": 4}
+SHAPE: dict[str, Any] = {"resolution": 16, "ch": 16, "ch_mult": (1,), "z_channels": 8, "embed_dim": 4, "codebook_size": 16,
+                         "norm_groups": 4}
 QUICK = VQGANTraining(batch_size=4, learning_rate=3e-3, warmup_steps=5, perceptual_weight=0.0, codebook_init_steps=4,
                       revive_after_steps=5, reservoir_size=256, log_every_steps=2, num_threads=1)
 
 
-def config(training: VQGANTraining = QUICK, **shape: object) -> VQGANConfig:
-    return VQGANConfig(weights=None, training=training, **{**SHAPE, **shape})  # type: ignore[arg-type]
+def config(training: VQGANTraining = QUICK, **shape: Any) -> VQGANConfig:
+    return VQGANConfig(weights=None, training=training, **{**SHAPE, **shape})
 
 
 def tiles(num: int = 8) -> PixelArray:
@@ -43,8 +45,8 @@ def tiles(num: int = 8) -> PixelArray:
     return colours[rng.integers(0, 5, (num, 2, 2))].repeat(8, axis=1).repeat(8, axis=2)
 
 
-def train(out: Path, steps: int, training: VQGANTraining = QUICK, **options: object) -> dict[str, torch.Tensor]:
-    train_image_tokenizer(config(training), tiles(), out, steps=steps, show_progress=False, **options)  # type: ignore[arg-type]
+def train(out: Path, steps: int, training: VQGANTraining = QUICK, **options: Any) -> dict[str, torch.Tensor]:
+    train_image_tokenizer(config(training), tiles(), out, steps=steps, show_progress=False, **options)
     state = torch.load(out / "state.pt", weights_only=True)
     return {**state["trainer"]["model"], **{f"average.{k}": v for k, v in state["trainer"]["average"].items()}}
 
@@ -85,7 +87,7 @@ def test_adversarial_and_perceptual_terms_train(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])
-def test_resume_is_exact(tmp_path: Path, update: str) -> None:
+def test_resume_is_exact(tmp_path: Path, update: Literal["ema", "gradient"]) -> None:
     """12 steps at once, and the same 12 cut off at 8 by an exception and resumed: equal bit for bit."""
     training = replace(QUICK, codebook_update=update, checkpoint_every_steps=4, align_code_space=update == "ema",
                        disc_weight=0.5, disc_start=0.2, disc_layers=1, disc_channels=8)

@@ -108,9 +108,10 @@ def message(path: str = "base.yaml", *overrides: str) -> str:
 def test_plain_dataclasses_come_out(folder: Path) -> None:
     recipe = made("base.yaml", "decoder.block.mult=[1, 2, 4]", "decoder.rates={image: 1}", "decoder.scale=2")
     assert recipe.name == "base"
+    assert isinstance(recipe.decoder, PlainDecoderConfig)
     assert recipe.decoder == PlainDecoderConfig(num_layers=3, block=Block(mult=(1, 2, 4)), rates={"image": 1.0}, scale=2.0)
-    assert type(recipe.decoder.block.mult) is tuple  # type: ignore[union-attr]
-    assert type(recipe.decoder.scale) is float  # type: ignore[union-attr]
+    assert type(recipe.decoder.block.mult) is tuple
+    assert type(recipe.decoder.scale) is float
     assert recipe.text_tokenizer == PairsConfig(vocab_size=300, path="merges.json")
     assert recipe.embedder is None
     assert list(recipe.components) == ["text_tokenizer", "decoder"]
@@ -122,7 +123,8 @@ def test_layers_apply_left_to_right_and_the_file_itself_last(folder: Path) -> No
     write(folder, "wide.yaml", "decoder: {d_model: 128, num_layers: 5}")
     write(folder, "mine.yaml", "extends: [./base.yaml, ./wide.yaml]\ndecoder: {num_layers: 7, block: {width: 9}}")
     recipe = made("mine.yaml", "train.seed=4")
-    assert (recipe.decoder.num_layers, recipe.decoder.d_model, recipe.decoder.block) == (7, 128, Block(width=9))  # type: ignore
+    assert isinstance(recipe.decoder, PlainDecoderConfig)
+    assert (recipe.decoder.num_layers, recipe.decoder.d_model, recipe.decoder.block) == (7, 128, Block(width=9))
     expected = {"decoder.name": "base.yaml", "decoder.num_layers": "mine.yaml", "decoder.d_model": "wide.yaml",
                 "decoder.block.width": "mine.yaml", "decoder.block.mult": "default", "train.seed": "command line",
                 "train.steps": "base.yaml", "train.minutes": "default"}
@@ -207,7 +209,8 @@ def test_the_hash_is_of_the_settings_not_of_the_name(folder: Path) -> None:
 def test_interpolations_are_resolved(folder: Path) -> None:
     recipe = made("base.yaml", "train.warmup_steps=${train.steps}", "text_tokenizer.path=x-${decoder.num_layers}.json")
     assert recipe.train.warmup_steps == 10
-    assert recipe.text_tokenizer.path == "x-3.json"  # type: ignore[union-attr]
+    assert isinstance(recipe.text_tokenizer, PairsConfig)
+    assert recipe.text_tokenizer.path == "x-3.json"
     assert "${" not in recipe.to_yaml()
 
 

@@ -15,11 +15,11 @@ from cm3core.interfaces.attention import AttentionBackend
 
 def visible_mask(num_queries: int, num_keys: int, kv_start_BT: Tensor | None, offset_B: Tensor | None) -> Tensor | None:
     """Bool [B, 1, T, S] of who sees whom, or None for plain causal attention without a cache."""
-    if kv_start_BT is None and offset_B is None:
+    given = kv_start_BT if offset_B is None else offset_B
+    if given is None:
         return None
-    device = (kv_start_BT if offset_B is None else offset_B).device  # type: ignore[union-attr]
-    key_S = torch.arange(num_keys, device=device)
-    last_T = torch.arange(num_queries, device=device)
+    key_S = torch.arange(num_keys, device=given.device)
+    last_T = torch.arange(num_queries, device=given.device)
     last_BT = last_T[None] if offset_B is None else offset_B[:, None] + last_T
     mask_BTS = key_S <= last_BT[..., None]
     if kv_start_BT is not None:

@@ -54,7 +54,8 @@ class BiEncoder(Embedder):
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a dict)
+                names = file.keys()
+                tensors = {name: file.get_tensor(name).float() for name in names}
         except (SafetensorError, OSError) as error:
             raise CheckpointError(str(path), f"is not a whole safetensors file ({error})", retrain) from error
         if metadata.get("format") != _FORMAT:

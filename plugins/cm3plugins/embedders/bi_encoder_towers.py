@@ -85,7 +85,8 @@ class ImageTower(nn.Module):
             layers += [nn.Conv2d(before, after, 3, stride, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
             side = -(-side // stride)
         self.stages = nn.Sequential(*layers)
-        self.stages.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on a CPU
+        # Channels last: a third faster on a CPU.
+        self.stages.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
         # One learned weight a place and channel instead of a plain mean: where a part lies tells what the whole is.
         self.place = nn.Parameter(torch.ones(sizes.channels[-1], side, side))
         self.out = nn.Linear(2 * sizes.channels[-1], sizes.dimension)

@@ -107,7 +107,7 @@ def train(entries: Sequence[EmojiEntry], pictures: npt.NDArray[np.uint8], *, siz
         crossed = (contrast(text_a, image_a, scale) + contrast(text_b, image_b, scale)) / 2
         loss = crossed + 0.5 * contrast(text_a, text_b, scale) + 0.5 * contrast(image_a, image_b, scale)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(towers.parameters(), 1.0)
         optimizer.step()
         schedule.step()

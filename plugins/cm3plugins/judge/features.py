@@ -40,7 +40,7 @@ def efficientnet_features(*, progress: bool = False) -> FeatureFunction:
     from cm3plugins.vision.efficientnet_lite import load_efficientnet_lite
 
     network = load_efficientnet_lite("lite1").fuse()
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
 
     @torch.inference_mode()
     def features(pictures: PixelArray) -> FeatureArray:

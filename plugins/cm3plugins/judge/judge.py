@@ -65,7 +65,8 @@ class JudgeWeights:
         try:
             with safe_open(path, "np") as file:
                 metadata = file.metadata() or {}
-                arrays = {name: np.asarray(file.get_tensor(name), np.float32) for name in file.keys()}  # noqa: SIM118
+                names = file.keys()
+                arrays = {name: np.asarray(file.get_tensor(name), np.float32) for name in names}
         except (SafetensorError, OSError) as error:
             raise CheckpointError(str(path), f"is not a whole safetensors file ({error})", next_step) from error
         wanted = set(cls.__dataclass_fields__) - {"concepts", "labels"}

@@ -83,7 +83,7 @@ def train_heads(features_VNF: npt.NDArray[np.float16], concept_N: npt.NDArray[np
         logits_NC = heads.log_scale.exp().clamp(max=50) * pictures_NE @ texts_CE.T
         loss = F.cross_entropy(logits_NC, concepts[rows], label_smoothing=0.05)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)

@@ -239,7 +239,7 @@ class CM3LeonDecoder(nn.Module, Decoder):
         """Default positions, and what the blocks share. A cache that holds nothing yet is attended to as if there were none."""
         T = tokens_BT.shape[1]
         if cache is None:
-            if not own_positions and T > self.context_length:  # noqa: SIM300 (T is no constant)
+            if not own_positions and self.context_length < T:
                 raise DocumentError("sequence", f"{T} tokens, the decoder's context is {self.context_length}",
                                     "shorten the texts, retrieve fewer documents, or train with a longer context_length")
             positions_BT = torch.arange(T, device=tokens_BT.device)[None]
