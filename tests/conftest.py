@@ -9,6 +9,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin on two cores slow each other a hundredfold
 os.environ.setdefault("CM3_STRICT_PLUGINS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Read when a module with kernels is imported: they run in Triton's interpreter, on CPU tensors. GPU runs say TRITON_INTERPRET=0.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 from hypothesis import HealthCheck, settings

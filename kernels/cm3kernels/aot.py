@@ -1,0 +1,330 @@
+"""Compile every kernel and shipped launch configuration without a GPU, and hold it to a budget.
+
+    python -m cm3kernels.aot                      compile all entries, compare with budget.json, print a table
+    python -m cm3kernels.aot --write              record what they need now
+    python -m cm3kernels.aot --only attention --show   a part, with the instructions found; compared with nothing
+
+Each op's `triton.py` lists its kernels in `aot_entries()`. A compiled kernel tells what a green interpreter can't: registers,
+spills, shared memory, products smaller than the hardware's, the instructions that make it fast. Triton's wheel brings the tools.
+Runs in a process of its own, never interpreted: under TRITON_INTERPRET a kernel is no longer something that can be compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+BUDGET = Path(__file__).parent / "budget.json"
+#: Shared memory that a block may use, bytes: 163 KiB on sm_80, 227 KiB on sm_90 (CUDA programming guide, compute capabilities).
+SHARED_LIMIT = {80: 166_912, 90: 232_448}
+#: gfx942 has no budget: that it compiles is the test.
+AMD = "gfx942"
+#: What registers and shared memory may grow before it counts as a regression.
+TOLERANCE = 0.05
+#: Instructions that say how a kernel works. Cache hints may stand between the parts: LDG.E.EL.128.
+TELLING = {name: re.compile(pattern) for name, pattern in {
+    "HGMMA": r"\bHGMMA\b", "HMMA": r"\bHMMA\b", "LDGSTS": r"\bLDGSTS\b", "UTMALDG": r"\bUTMALDG\b",
+    "LDG.E.128": r"\bLDG\.E(?:\.\w+)*\.128\b", "LDG.E.64": r"\bLDG\.E(?:\.\w+)*\.64\b", "STG.E.128": r"\bSTG\.E(?:\.\w+)*\.128\b",
+    "LDL": r"\bLDL\b", "STL": r"\bSTL\b", "FFMA": r"\bFFMA\b", "DFMA": r"\bDFMA\b", "MUFU.EX2": r"\bMUFU\.EX2\b",
+    "BAR.SYNC": r"\bBAR\.SYNC\b", "ATOM": r"\b(?:ATOM|ATOMG|ATOMS|RED)\b"}.items()}
+
+
+@dataclass(frozen=True)
+class AotEntry:
+    """One kernel with one launch configuration, as the launcher would specialise it.
+
+    Args:
+        name: unique among all, "op.kernel.configuration": `attention.forward.bf16.d64`.
+        kernel: the `@triton.jit` function.
+        types: run-time argument -> type: "*bf16", "*fp32", "i32", "i64", "fp32". Every other argument stands in `constexprs`.
+        constexprs: values of the compile-time arguments. A stride that is 1 at run time becomes a constant: put it here.
+        div16: arguments that are multiples of 16 at run time (pointers, most strides). Without them loads are narrow and the
+            numbers describe a kernel that nobody runs.
+        num_warps, num_stages: of the launch.
+        expects: compute capability (80, 90) -> names in `TELLING` that must occur.
+        archs: the capabilities that this configuration is launched on.
+    """
+
+    name: str
+    kernel: Any
+    types: Mapping[str, str]
+    constexprs: Mapping[str, object]
+    div16: tuple[str, ...] = ()
+    num_warps: int = 4
+    num_stages: int = 2
+    expects: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    archs: tuple[int, ...] = (80, 90)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a compiled kernel needs.
+
+    Args:
+        registers: 32-bit registers a thread (AMD: vector registers).
+        spill: bytes of local memory a thread; anything but 0 is a finding.
+        shared: bytes of shared memory a block.
+        instructions: how often each of `TELLING` occurs (AMD: `v_mfma`).
+    """
+
+    registers: int
+    spill: int
+    shared: int
+    instructions: dict[str, int]
+
+
+def collect() -> list[AotEntry]:
+    """The entries of all ops, sorted by name. Raises `ValueError` when two have the same name."""
+    import cm3kernels
+
+    entries: list[AotEntry] = []
+    for op in pkgutil.iter_modules(cm3kernels.__path__):
+        name = f"cm3kernels.{op.name}.triton"
+        if op.ispkg and importlib.util.find_spec(name) is not None:
+            entries += importlib.import_module(name).aot_entries()
+    names = [entry.name for entry in entries]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"aot_entries: several entries are called {', '.join(twice)}")
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def compile_entry(entry: AotEntry, arch: int | str, *, aligned: bool = True) -> Any:
+    """Triton's compiled kernel for a compute capability (80, 90) or an AMD architecture ("gfx942").
+
+    Args:
+        entry: what to compile.
+        arch: for which hardware; none of it has to be there.
+        aligned: False leaves out the divisibility by 16: odd strides happen, and must compile as well.
+
+    Raises:
+        TypeError: an argument has neither type nor value; the kernel is an interpreted one.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = entry.kernel
+    if not isinstance(kernel, triton.runtime.JITFunction):
+        raise TypeError(f"{entry.name}: {type(kernel).__name__} can't be compiled; unset TRITON_INTERPRET before Python starts")
+    unknown = {*entry.types, *entry.constexprs, *entry.div16} - set(kernel.arg_names)
+    missing = [name for name in kernel.arg_names if (name in entry.types) == (name in entry.constexprs)]
+    if unknown or missing:
+        raise TypeError(f"{entry.name}: arguments that the kernel has not: {sorted(unknown)}; "
+                        f"that have neither or both of type and value: {missing}")
+    signature = {name: entry.types.get(name, "constexpr") for name in kernel.arg_names}
+    attrs = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in entry.div16} if aligned else {}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=dict(entry.constexprs), attrs=attrs)
+    amd = isinstance(arch, str)
+    # A wavefront has 64 threads, and a block at most 1,024.
+    num_warps = min(entry.num_warps, 16) if amd else entry.num_warps
+    return triton.compile(source, target=GPUTarget("hip", arch, 64) if amd else GPUTarget("cuda", arch, 32),
+                          options={"num_warps": num_warps, "num_stages": entry.num_stages})
+
+
+def measure(entry: AotEntry, arch: int | str, *, aligned: bool = True) -> Usage:
+    """Compile and read registers, spills, shared memory and instructions."""
+    compiled = compile_entry(entry, arch, aligned=aligned)
+    return _amd_usage(compiled) if isinstance(arch, str) else _nvidia_usage(compiled)
+
+
+def _nvidia_usage(compiled: Any) -> Usage:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(compiled.asm["cubin"])
+        resources, sass = (subprocess.run([tool, option, path], capture_output=True, text=True, check=True).stdout
+                           for option in ("--dump-resource-usage", "--dump-sass"))
+    of = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", resources)}
+    counts = {name: count for name, pattern in TELLING.items() if (count := len(pattern.findall(sass)))}
+    return Usage(of["REG"], of["STACK"] + of["LOCAL"], compiled.metadata.shared, counts)
+
+
+def _amd_usage(compiled: Any) -> Usage:
+    text = compiled.asm["amdgcn"]
+
+    def value(key: str) -> int:
+        return int((re.findall(rf"\.{key}:?\s+(\d+)", text) or ["0"])[-1])
+
+    return Usage(value("vgpr_count"), value("private_segment_fixed_size"), compiled.metadata.shared,
+                 {"v_mfma": text.count("v_mfma")} if "v_mfma" in text else {})
+
+
+@dataclass(frozen=True)
+class Result:
+    """One entry on one target: `usage`, or the `error` that the compiler gave."""
+
+    name: str
+    target: str
+    usage: Usage | None
+    error: str = ""
+
+
+def _job(job: tuple[str, int | str, bool]) -> Result:
+    """In a worker: kernels can't be sent to it, so it finds them by name."""
+    name, arch, aligned = job
+    entry = next(entry for entry in collect() if entry.name == name)
+    target = (f"sm_{arch}" if isinstance(arch, int) else arch) + ("" if aligned else " unaligned")
+    try:
+        return Result(name, target, measure(entry, arch, aligned=aligned))
+    except Exception as error:  # whatever the compiler raises is the finding, for this entry alone
+        return Result(name, target, None, f"{type(error).__name__}: {(str(error).strip().splitlines() or ['?'])[0][:300]}")
+
+
+def jobs_of(entries: Iterable[AotEntry], *, extended: bool = False) -> list[tuple[str, int | str, bool]]:
+    """Every entry on its capabilities; and of each kernel function the first entry on AMD, and for sm_90 without alignment
+    (`extended`: every entry)."""
+    jobs: list[tuple[str, int | str, bool]] = []
+    seen: set[int] = set()
+    for entry in entries:
+        jobs += [(entry.name, arch, True) for arch in entry.archs]
+        if extended or id(entry.kernel) not in seen:
+            seen.add(id(entry.kernel))
+            jobs += [(entry.name, AMD, True), (entry.name, entry.archs[-1], False)]
+    return jobs
+
+
+def run(jobs: Sequence[tuple[str, int | str, bool]], *, num_processes: int = 2) -> list[Result]:
+    """Compile in that many processes; results in the order of the jobs."""
+    if num_processes == 1:
+        return [_job(job) for job in jobs]
+    with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(_job, jobs))
+
+
+def triton_series() -> str:
+    """The key of the budget: "3.7". Between series the compiler changes, and registers with it."""
+    import triton
+
+    return ".".join(triton.__version__.split(".")[:2])
+
+
+def read_budget(path: Path = BUDGET) -> dict[str, Any]:
+    """The recorded usage: {"3.7": {"triton": "3.7.1", "entries": {name: {target: usage}}}}."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def findings(entries: Sequence[AotEntry], results: Sequence[Result], recorded: Mapping[str, Any], *,
+             tolerance: float = TOLERANCE) -> list[str]:
+    """What is wrong, a line each; an empty list is a pass.
+
+    Args:
+        entries: all that there are.
+        results: what was compiled.
+        recorded: the budget's "entries" of this series: name -> target -> usage.
+        tolerance: growth that is allowed, of registers and shared memory.
+    """
+    by_name = {entry.name: entry for entry in entries}
+    wrong = [line for result in results for line in _check(by_name[result.name], result, recorded, tolerance)]
+    wrong += [f"{name}: is in the budget, and no kernel has it any more" for name in sorted(set(recorded) - set(by_name))]
+    return wrong
+
+
+def _check(entry: AotEntry, result: Result, recorded: Mapping[str, Any], tolerance: float) -> list[str]:
+    place, usage = f"{result.name} on {result.target}", result.usage
+    if usage is None:
+        return [f"{place}: does not compile: {result.error}"]
+    arch = int(result.target[3:]) if re.fullmatch(r"sm_\d+", result.target) else None
+    if arch is None:
+        return []
+    wrong = []
+    if usage.spill:
+        wrong.append(f"{place}: spills {usage.spill} bytes a thread")
+    if usage.shared > SHARED_LIMIT[arch]:
+        wrong.append(f"{place}: needs {usage.shared} bytes of shared memory, a block has {SHARED_LIMIT[arch]}")
+    wrong += [f"{place}: {name} does not occur ({_instructions(usage)})" for name in entry.expects.get(arch, ())
+              if not usage.instructions.get(name)]
+    budget = recorded.get(result.name, {}).get(result.target)
+    if budget is None:
+        return [*wrong, f"{place}: is not in the budget"]
+    wrong += [f"{place}: {what} {now}, recorded {budget[what]}"
+              for what, now in (("registers", usage.registers), ("shared", usage.shared)) if now > budget[what] * (1 + tolerance)]
+    return wrong
+
+
+def table(results: Iterable[Result], *, show_instructions: bool = False) -> str:
+    """A line for each result."""
+    lines = [f"{'kernel and configuration':<56} {'target':<16} {'regs':>5} {'spill':>6} {'shared':>8}"]
+    for result in results:
+        usage = result.usage
+        figures = f"{usage.registers:>5} {usage.spill:>6} {usage.shared:>8}" if usage else result.error
+        extra = f"  {_instructions(usage)}" if usage and show_instructions else ""
+        lines.append(f"{result.name:<56} {result.target:<16} {figures}{extra}")
+    return "\n".join(lines)
+
+
+def _instructions(usage: Usage) -> str:
+    return ", ".join(f"{name} {count}" for name, count in usage.instructions.items()) or "none of the telling instructions"
+
+
+def as_budget(results: Iterable[Result]) -> dict[str, dict[str, Any]]:
+    """What is recorded: name -> target -> usage, aligned NVIDIA targets only."""
+    entries: dict[str, dict[str, Any]] = {}
+    for result in results:
+        if result.usage is not None and re.fullmatch(r"sm_\d+", result.target):
+            entries.setdefault(result.name, {})[result.target] = asdict(result.usage)
+    return entries
+
+
+def write_budget(recorded: Mapping[str, Any], path: Path = BUDGET) -> None:
+    """Replace the file in one step."""
+    text = json.dumps(recorded, indent=1, sort_keys=True)
+    # One line for each target: a change of a kernel is a change of its lines.
+    text = re.sub(r"\{\n\s+\"instructions\": \{([^}]*)\},([^}]*)\}",
+                  lambda match: re.sub(r"\s+", " ", match[0]), text)
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, path)  # noqa: PTH105 (atomic)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns 1 when something is over its budget."""
+    parser = argparse.ArgumentParser(prog="python -m cm3kernels.aot", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--write", action="store_true", help="record what the kernels need now")
+    parser.add_argument("--only", default="", metavar="TEXT", help="entries whose name contains this; compared with nothing")
+    parser.add_argument("--show", action="store_true", help="print the instructions found")
+    parser.add_argument("--extended", action="store_true", help="every entry on AMD and unaligned, not one of each kernel")
+    parser.add_argument("--jobs", type=int, default=2, help="processes (default: %(default)s)")
+    parser.add_argument("--budget", type=Path, default=BUDGET, help="the budget's file (default: the package's)")
+    args = parser.parse_args(argv)
+    os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported, here and in the workers
+    entries = collect()
+    chosen = [entry for entry in entries if args.only in entry.name]
+    results = run(jobs_of(chosen, extended=args.extended), num_processes=args.jobs)
+    print(table(results, show_instructions=args.show))
+    budget, series = read_budget(args.budget), triton_series()
+    if args.write:
+        import triton
+
+        recorded = as_budget(results)
+        if args.only:
+            recorded = {**budget.get(series, {}).get("entries", {}), **recorded}
+        write_budget({**budget, series: {"triton": triton.__version__, "entries": recorded}}, args.budget)
+    if args.only and not args.write:
+        return int(any(result.usage is None for result in results))
+    wrong = findings(entries if not args.only else chosen, results,
+                     {name: value for name, value in read_budget(args.budget).get(series, {}).get("entries", {}).items()
+                      if args.only in name})
+    print("\n".join(["", f"{len(wrong)} findings (Triton {series})", *(f"  {line}" for line in wrong)]))
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    from cm3kernels import aot  # entries are of that module's class, not of __main__'s
+
+    sys.exit(aot.main())
