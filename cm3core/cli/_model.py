@@ -47,8 +47,8 @@ def open_model(args: Namespace) -> Model:
 def sampler_settings(settings: Sequence[str]) -> dict[str, Any]:
     """Keyword arguments of `Model.generate` from `sampler.KEY=VALUE`; values are read as YAML reads them.
 
-    >>> sampler_settings(["sampler.temperature=0.5", "sampler.null=mask"])
-    {'temperature': 0.5, 'null': 'mask'}
+    >>> sampler_settings(["sampler.temperature=0.5", "sampler.null_prompt=mask"])
+    {'temperature': 0.5, 'null_prompt': 'mask'}
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException

@@ -107,7 +107,7 @@ REQUESTS = [
 @pytest.mark.parametrize(("scale", "text_scale", "null"),
                          [(3.0, 1.0, "mask"), (1.7, 2.0, "mask_no_retrieved"), (1.0, 1.0, "mask")])
 def test_greedy_tokens_equal_recomputation_without_cache(decoder, scale, text_scale, null):
-    sampler = CFGSamplerConfig(guidance_scale=scale, text_guidance_scale=text_scale, null=null, plausible_top_p=0.8,
+    sampler = CFGSamplerConfig(guidance_scale=scale, text_guidance_scale=text_scale, null_prompt=null, plausible_top_p=0.8,
                                temperature=0, text_temperature=0)
     for request, completion in zip(REQUESTS, engine(decoder, sampler).complete(REQUESTS), strict=True):
         document, log_probability, num_tokens = recomputed(decoder, request, scale, text_scale, NULL_PROMPTS[null], 0.8)

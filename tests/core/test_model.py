@@ -292,8 +292,8 @@ def test_a_terminal_obeys_no_model():
 
 
 def test_values_on_the_command_line():
-    assert sampler_settings(["sampler.temperature=0.5", "sampler.top_k=3", "sampler.null=mask_no_retrieved"]) == {
-        "temperature": 0.5, "top_k": 3, "null": "mask_no_retrieved"}
+    assert sampler_settings(["sampler.temperature=0.5", "sampler.top_k=3", "sampler.null_prompt=mask_no_retrieved"]) == {
+        "temperature": 0.5, "top_k": 3, "null_prompt": "mask_no_retrieved"}
     assert parse_box("1, 2,30,40") == (1, 2, 30, 40)
     with pytest.raises(GenerationError, match="--box 1,2,3: is not four whole numbers"):
         parse_box("1,2,3")

@@ -9,6 +9,8 @@ import torch
 
 from cm3core.errors import RecipeError
 from cm3core.interfaces.sampler import Filters, GuidanceStream, PromptVariant
+from cm3core.plugins import load_registry
+from cm3core.recipe import compose, recipe_from_yaml
 from cm3core.testing.sampler import SamplerContract
 from cm3plugins.samplers.config import CFGSamplerConfig, TopPSamplerConfig
 
@@ -25,12 +27,12 @@ class TestCFGSampler(SamplerContract):
 
 class TestCFGSamplerWithCDKSet(SamplerContract):
     def make(self):
-        return CFGSamplerConfig(guidance_scale=2.0, null="mask_no_retrieved", plausible_top_p=1.0, plausible_alpha=0.3,
+        return CFGSamplerConfig(guidance_scale=2.0, null_prompt="mask_no_retrieved", plausible_top_p=1.0, plausible_alpha=0.3,
                                 plausible_k=2, plausible_top_k=4).build()
 
 
 def test_plans_of_guidance_by_hand():
-    config = CFGSamplerConfig(guidance_scale=3.0, null="mask_no_retrieved", plausible_top_p=0.9, temperature=0.8,
+    config = CFGSamplerConfig(guidance_scale=3.0, null_prompt="mask_no_retrieved", plausible_top_p=0.9, temperature=0.8,
                               text_temperature=0)
     image, text = config.plan("image"), config.plan("text")
     null = PromptVariant(hide_text="all", drop_retrieved=True)
@@ -85,3 +87,14 @@ def test_values_out_of_range_are_named(options, message):
     with pytest.raises(RecipeError) as error:
         CFGSamplerConfig(**options).check()
     assert str(error.value) == message
+
+
+def test_the_null_prompt_needs_no_quotes_and_its_old_name_is_unknown():
+    registry = load_registry()
+    plain = compose("quickstart", ["sampler.null_prompt=mask_no_retrieved"], registry=registry).to_yaml()
+    assert "\n  null_prompt: mask_no_retrieved\n" in plain
+    old = plain.replace("null_prompt", "'null'")
+    with pytest.raises(RecipeError) as error:
+        recipe_from_yaml(old, registry, label="old.yaml")
+    assert str(error.value).startswith(
+        "old.yaml: sampler.null: the sampler 'cfg' has no key 'null'\n  next: known: guidance_scale, null_prompt, ")

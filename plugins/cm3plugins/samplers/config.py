@@ -74,8 +74,8 @@ class CFGSamplerConfig(TopPSamplerConfig):
     Args:
         guidance_scale: s of image codes; 1 is off.
         text_guidance_scale: s of text tokens; 1 is off.
-        null: what the unconditional stream sees: "mask" (a mask sentinel in place of the text, retrieved documents kept) or
-            "mask_no_retrieved" (retrieved documents left out too).
+        null_prompt: what the unconditional stream sees: "mask" (a mask sentinel in place of the text, retrieved documents kept)
+            or "mask_no_retrieved" (retrieved documents left out too).
         plausible_top_p: smallest set of the conditional stream's most probable ids with at least this probability; 1.0 keeps all.
         plausible_top_k: the conditional stream's most probable ids; 0 keeps all.
         plausible_alpha: ids with at least alpha times the conditional stream's k-th largest probability (CD-K's set); 0 is off.
@@ -84,7 +84,7 @@ class CFGSamplerConfig(TopPSamplerConfig):
 
     guidance_scale: float = 1.5
     text_guidance_scale: float = 1.0
-    null: Literal["mask", "mask_no_retrieved"] = "mask"
+    null_prompt: Literal["mask", "mask_no_retrieved"] = "mask"
     plausible_top_p: float = 0.95
     plausible_top_k: int = 0
     plausible_alpha: float = 0.0
@@ -107,7 +107,7 @@ class CFGSamplerConfig(TopPSamplerConfig):
         conditional = PromptVariant()
         if self.guidance_scale == 1 and self.text_guidance_scale == 1:
             return SamplingPlan((GuidanceStream(conditional, 1.0),), filters=plain)
-        streams = (GuidanceStream(conditional, scale), GuidanceStream(NULL_PROMPTS[self.null], 1 - scale))
+        streams = (GuidanceStream(conditional, scale), GuidanceStream(NULL_PROMPTS[self.null_prompt], 1 - scale))
         if scale == 1:
             return SamplingPlan(streams, filters=plain)
         guided = Filters(temperature=plain.temperature, top_k=plain.top_k, top_p=plain.top_p,
