@@ -1,0 +1,14 @@
+"""Data set `emoji`: the kit."""
+
+from __future__ import annotations
+
+from cm3core.interfaces.dataset import DocumentSource
+from cm3core.testing.dataset import DocumentSourceContract
+from cm3plugins.datasets.emoji import EmojiSourceConfig
+
+
+class TestEmoji(DocumentSourceContract):
+    max_examples = 10
+
+    def make(self) -> DocumentSource:
+        return EmojiSourceConfig(concepts="quickstart", split="comp").build()

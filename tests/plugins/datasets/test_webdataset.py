@@ -1,0 +1,121 @@
+"""Data set `webdataset`: the kit, records by hand, every kind of bad record with its exact message, damaged tars, patterns."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as Pictures
+
+from cm3core.errors import DataError
+from cm3core.interfaces.dataset import DocumentSource
+from cm3core.testing.dataset import DocumentSourceContract
+from cm3plugins.datasets.webdataset import WebDatasetSourceConfig, expand_braces, shard_paths
+from picture_files import folder, found, picture, write, write_tar
+
+
+class TestWebDataset(DocumentSourceContract):
+    root: Path
+    pytestmark = pytest.mark.usefixtures("samples")
+    max_examples = 10
+
+    def make(self) -> DocumentSource:
+        return WebDatasetSourceConfig(path=str(self.root / "{0..0}.tar"), split="all").build()
+
+
+def shards(path: Path | str, **keys: Any) -> Any:
+    return WebDatasetSourceConfig(path=str(path), **{"split": "all", **keys}).build()
+
+
+def test_tar_by_hand(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "0.tar", {"./a.png": picture(1), "./a.txt": "a bee", "x/b.c.jpg": b"",
+                                          "x/b.jpg": picture(2, "JPEG"), "a.cls": "7",
+                                          "x/b.json": '{"caption": ["one", "two"], "width": 3}'})
+    source = shards(path)
+    assert source.skipped == []
+    assert [source.id(i) for i in range(2)] == ["a", "x/b"]
+    assert list(source.texts()) == ["a bee", "one", "two"]
+    with Pictures.open(io.BytesIO(picture(1))) as expected:
+        assert np.array_equal(source.document(0)[1].load(), np.asarray(expected))
+
+
+def test_keys_do_not_depend_on_where_a_picture_lies(tmp_path: Path) -> None:
+    write(tmp_path, {"a.png": picture(1), "a.txt": "a"})
+    write_tar(tmp_path / "0.tar", {"k.txt": "t", "k.png": picture(1)})
+    assert shards(tmp_path / "0.tar").document(0)[1].key == folder(tmp_path).document(0)[1].key
+
+
+def test_a_tar_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tar(tmp_path / "0.tar", {"a.png": picture(1), "a.txt": "a"})
+    first = shards(path)
+    monkeypatch.setattr(tarfile, "open", lambda *_, **__: pytest.fail("the tar was read again"))
+    assert shards(path).fingerprint == first.fingerprint
+
+
+def test_bad_records_of_a_tar(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "0.tar", {
+        "ok.png": picture(0), "ok.txt": "fine", "bare.png": picture(1), "text.txt": "alone", "two.png": picture(2),
+        "two.jpg": picture(3),
+        "two.txt": "t", "j1.png": picture(4), "j1.json": "{", "j2.png": picture(5), "j2.json": "{}", "cut.png": picture(6)[:-30],
+        "cut.txt": "t", "u.png": picture(7), "u.txt": b"\xff", "e.png": picture(8), "e.json": '{"text": 5}'})
+    suffixes = ".png, .jpg, .jpeg, .webp, .gif, .bmp, .tif, .tiff"
+    assert found(shards(path), tmp_path) == [
+        ("0.tar: bare", "has no caption: neither .txt nor .json", "add bare.txt"),
+        ("0.tar: text", f"has no picture ({suffixes}), only .txt", "add one, or remove it"),
+        ("0.tar: two", "has several pictures: .png, .jpg", "give each a key of its own"),
+        ("0.tar: j1.json", "is no JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+         "correct it, or add a .txt"),
+        ("0.tar: j2.json", "has no key 'caption' or 'text'", "set dataset.caption_keys"),
+        ("0.tar: cut.png", "is truncated: the last chunk of a PNG (IEND) is missing", "replace or remove it"),
+        ("0.tar: u.txt", "is not UTF-8 (byte 0)", "write UTF-8 text"),
+        ("0.tar: e.json text", "a caption is a number, not a text", "write it in quotes, or a list of texts"),
+    ]
+
+
+@pytest.mark.parametrize(("cut", "num_whole", "cause"), [
+    (100, 0, "is no tar: truncated header"),
+    (512 * 7, 1, "is truncated or damaged after byte 3072 of 3584 (unexpected end of data); the records before it are used"),
+    (512 * 7 + 700, 2, "ends without the mark of a tar's end; records may be lost"),
+    (512 * 8, 2, "ends without the mark of a tar's end; records may be lost"),
+])
+def test_truncated_tar(tmp_path: Path, cut: int, num_whole: int, cause: str) -> None:
+    """Records before the cut are used; the tar is named. A record is 4 blocks: a header and a block of content, twice."""
+    files: dict[str, bytes | str] = {}
+    for i in range(4):
+        files |= {f"{i}.txt": "text", f"{i}.png": picture(i)}
+    whole = write_tar(tmp_path / "whole.tar", files).read_bytes()
+    path = write(tmp_path, {"cut.tar": whole[:cut]}) / "cut.tar"
+    source = shards(path)
+    assert len(source) == num_whole
+    assert source.skipped[0].place == str(path)
+    assert source.skipped[0].cause == cause
+
+
+def test_two_shards_with_one_key_and_a_compressed_one(tmp_path: Path) -> None:
+    for i in range(2):
+        write_tar(tmp_path / f"{i}.tar", {"k.png": picture(i), "k.txt": str(i)})
+    write(tmp_path, {"2.tar": gzip.compress((tmp_path / "0.tar").read_bytes())})
+    source = shards(tmp_path)
+    assert found(source, tmp_path) == [
+        ("1.tar: k", "its id 'k' is that of 0.tar: k too", "give each record an id of its own"),
+        ("2.tar", "is compressed (gzip); pictures can't be read at random from it",
+         "unpack the compression; pictures are compressed already")]
+
+
+def test_patterns(tmp_path: Path) -> None:
+    assert expand_braces("{a,b}-{8..10}") == ["a-8", "a-9", "a-10", "b-8", "b-9", "b-10"]
+    for i in range(3):
+        write_tar(tmp_path / f"d-{i:03}.tar", {})
+    names = [f"d-{i:03}.tar" for i in range(3)]
+    for pattern in ("d-{000..002}.tar", "d-*.tar", "d-00{0,1,2}.tar"):
+        assert [path.name for path in shard_paths(str(tmp_path / pattern))] == names
+    assert [path.name for path in shard_paths(str(tmp_path))] == names
+    with pytest.raises(DataError) as caught:
+        shard_paths(str(tmp_path / "d-{000..003}.tar"))
+    assert str(caught.value) == (f"dataset.path {tmp_path}/d-{{000..003}}.tar: there is no {tmp_path}/d-003.tar\n"
+                                 "  next: correct dataset.path")
