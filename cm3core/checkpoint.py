@@ -48,7 +48,7 @@ WEIGHTS, OPTIMIZER, STATE, RECIPE, PLUGINS, TOKENIZER = (
 
 #: Keys that may differ between a checkpoint's recipe and the one it is resumed with; everything after a dot included.
 CHANGEABLE_KEYS = (
-    "name", "generate", "sampler", "data.cache_dir", "data.num_workers",
+    "name", "generate", "sampler", "data.cache_dir",
     "train.steps", "train.minutes",  # a longer or shorter run; the schedule follows the new length from here on
     "train.checkpoint_every_minutes", "train.checkpoint_every_steps", "train.keep_checkpoints", "train.log_every_steps",
     "train.validate_every_steps", "train.validation_splits", "train.validation_documents", "train.sample_every_steps",

@@ -128,19 +128,16 @@ class DataSection:
 
     Args:
         cache_dir: where image codes and neighbours are kept. null: `CM3_CACHE`, else the user's cache folder.
-        num_workers: processes that prepare batches; 0: none besides the training's own.
         pack: put several sequences into a row, each seeing only itself; false: one sequence a row.
         max_text_tokens: longer texts are cut to so many tokens.
     """
 
     cache_dir: str | None = None
-    num_workers: int = 0
     pack: bool = True
     max_text_tokens: int = 64
 
     def check(self) -> None:
         """Raise `RecipeError` for a count out of range."""
-        _require("data", "num_workers", self.num_workers, self.num_workers >= 0, "0 or more")
         _require("data", "max_text_tokens", self.max_text_tokens, self.max_text_tokens >= 1, "at least 1")
 
 

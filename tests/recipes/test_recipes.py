@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from cm3core.errors import PluginError, RecipeError
 from cm3core.interfaces import DecoderConfig, ImageTokenizerConfig, RetrieverConfig, TextTokenizerConfig
 from cm3core.plugins import PluginInfo, Registry, load_registry
-from cm3core.recipe import Recipe, compose, diff, list_recipes, recipe_from_yaml
+from cm3core.recipe import Recipe, compose, diff, list_recipes, recipe_from_yaml, schema
 from cm3core.recipe.library import description, header, recipes_directory
 
 
@@ -337,6 +338,15 @@ def test_a_component_is_asked_to_check_itself(folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(PlainDecoderConfig, "check", lambda self: asked.append("decoder"))
     made().check()
     assert asked == ["decoder"]
+
+
+def test_no_key_of_a_fixed_section_does_nothing() -> None:
+    """Each is read by its name somewhere in the core, beyond its declaration and checks."""
+    core = Path(schema.__file__).parents[1]
+    source = "\n".join(path.read_text(encoding="utf-8") for path in core.rglob("*.py") if path != Path(schema.__file__))
+    unread = [f"{name}.{key.name}" for name, section in schema.FIXED_SECTIONS.items() for key in fields(section)
+              if not re.search(rf"\.{key.name}\b", source)]
+    assert unread == []
 
 
 SHIPPED = sorted(recipes_directory().glob("*.yaml"))
