@@ -43,7 +43,9 @@ def test_all_stages_and_again(overrides: list[str], tmp_path: Path, capsys: pyte
         assert f"({name})" in report
     drawn = json.loads((out / "drawn.json").read_text())
     assert drawn["splits"]["train"]["real_r5"] == 1.0, "the judge knows every real picture among four texts"
-    assert len(drawn["captions"]) >= 1
+    assert {name: len(captions) for name, captions in drawn["captions"].items()} == {"held_out": 1, "trained": 2}
+    assert drawn["repairs"]["trained"]["real_r5"] == 1.0
+    assert "training pictures: 0 of 2 captions name the right thing" in report
     assert "| training concepts" in report
     before = (out / "pictures-train.png").stat().st_mtime_ns, (out / "training.json").stat().st_mtime_ns
     assert main(arguments) == 0, "the same command again only writes the report"

@@ -13,6 +13,7 @@ import cm3core
 from cm3core.files import write_text
 from cm3core.metrics import read_metrics
 from cm3plugins.quickstart.pictures import write_curves
+from cm3plugins.quickstart.showing import SUBJECTS, num_named
 
 if TYPE_CHECKING:
     from cm3core.recipe import Recipe
@@ -75,10 +76,20 @@ def _pictures(out: Path, drawn: dict[str, Any]) -> str:
 
 
 def _captions(drawn: dict[str, Any]) -> str:
-    lines = ["## Held-out pictures, described", "", "![captions](captions.png)", "", "| written | real |", "| --- | --- |"]
-    lines += [f"| {_cell(caption['written'])} | {_cell(caption['real'])} |" for caption in drawn["captions"]]
-    lines += ["", "## Pictures repaired", "", "The grey box is cut out and drawn anew from what is around it and the text.", "",
-              "![repaired](infilled.png)", ""]
+    lines = ["## Pictures described", ""]
+    lines += [f"- {SUBJECTS[name]}: {num_named(captions)} of {len(captions)} captions name the right thing"
+              for name, captions in drawn["captions"].items()]
+    lines += ["", "![captions](captions.png)"]
+    for name, captions in drawn["captions"].items():
+        lines += ["", f"| written for {SUBJECTS[name]} | real |", "| --- | --- |"]
+        lines += [f"| {_cell(caption['written'])} | {_cell(caption['real'])} |" for caption in captions]
+    lines += ["", "## Pictures repaired", "", "The grey box is cut out and drawn anew from what is around it and the text.", ""]
+    if any(drawn["repairs"].values()):
+        lines += ["| pictures | real R@1 / R@5 | with the box cut out | repaired |", "| --- | --- | --- | --- |"]
+        lines += [f"| {SUBJECTS[name]} | " + " | ".join(f"{values[f'{kind}_r1']:.2f} / {values[f'{kind}_r5']:.2f}"
+                                                        for kind in ("real", "cut", "repaired")) + " |"
+                  for name, values in drawn["repairs"].items() if values] + [""]
+    lines += ["![repaired](infilled.png)", ""]
     return "\n".join(lines)
 
 

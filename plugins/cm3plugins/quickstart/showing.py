@@ -1,7 +1,7 @@
-"""What the quickstart asks of the trained model: pictures for prompts, captions for pictures, repairs; and their measure.
+"""What the quickstart asks of the trained model: pictures for prompts, captions for pictures, repairs; and their measures.
 
-The measure is the judge's rank of the right text among the subset's texts (`cm3plugins.judge`): it looks through a network that
-no part of the training looked through. A prompt's own picture is never among the documents in front of it.
+The measure of pictures is the judge's rank of the right text among the subset's texts (`cm3plugins.judge`): it looks through a
+network that no part of the training looked through. A prompt's own picture is never among the documents in front of it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,13 @@ from cm3plugins.quickstart.pictures import Row, write_table
 #: Prompts of each split that are drawn and judged, and those of them that are shown.
 NUM_JUDGED = {"train": 100, "comp": 48, "unseen": 40, "valid": 48}
 NUM_SHOWN = {"train": 24, "comp": 12, "unseen": 9, "valid": 12}
-NUM_CAPTIONS = 12
-NUM_INFILLED = 8
+NUM_CAPTIONS = 24
+NUM_CAPTIONS_SHOWN = 12
+NUM_INFILLED = 24
+NUM_INFILLED_SHOWN = 8
 BATCH = 50
+#: What captions and repairs are made of.
+SUBJECTS = {"held_out": "held-out pictures", "trained": "training pictures"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +51,7 @@ def show(model: Model, out: Path) -> dict[str, Any]:
     """Draw, describe and repair; write the tables of pictures into `out`; return what was measured."""
     started = time.monotonic()
     retrieves = model.components.retriever is not None and _number(model) > 0
-    drawn: dict[str, Any] = {"splits": {}, "captions": [], "retrieves": retrieves}
+    drawn: dict[str, Any] = {"splits": {}, "captions": {}, "repairs": {}, "retrieves": retrieves}
     texts = sorted({model.components.source.group(index) for index in range(len(model.components.source))})
     judge = _judge(texts)
     drawn["judged_among"] = len(texts) if judge is not None else 0
@@ -71,9 +75,12 @@ def show(model: Model, out: Path) -> dict[str, Any]:
         elif split != "unseen" or not held_out:
             held_out = asked
     drawn["generation_tokens_per_second"] = tokens / max(seconds, 1e-9)
-    subjects = held_out or trained
-    drawn["captions"] = _captions(model, subjects[:NUM_CAPTIONS], out)
-    _infilled(model, (trained[:NUM_INFILLED // 2] + subjects[:NUM_INFILLED // 2])[:NUM_INFILLED], out)
+    subjects = {name: asked for name, asked in (("held_out", held_out), ("trained", trained)) if asked}
+    drawn["captions"] = {name: _captions(model, asked[:NUM_CAPTIONS]) for name, asked in subjects.items()}
+    _caption_table(out / "captions.png", next(iter(subjects.values())), next(iter(drawn["captions"].values())))
+    repaired = {name: _repaired(model, asked[:NUM_INFILLED], name) for name, asked in subjects.items()}
+    _repair_table(out / "infilled.png", subjects, repaired)
+    drawn["repairs"] = {name: _scores(judge, asked[:NUM_INFILLED], repaired[name], texts) for name, asked in subjects.items()}
     drawn["drawing_seconds"] = time.monotonic() - started
     return drawn
 
@@ -191,24 +198,51 @@ def _table(path: Path, asked: Sequence[Asked], pictures: dict[str, list[PixelArr
     write_table(path, header, rows)
 
 
-def _captions(model: Model, subjects: Sequence[Asked], out: Path) -> list[dict[str, str]]:
-    """Describe pictures that were never trained on; write them with both texts."""
+def _captions(model: Model, subjects: Sequence[Asked]) -> list[dict[str, str]]:
+    """Describe pictures: the true text and the written one of each."""
     written = model.captions([one.pixels for one in subjects])  # what is retrieved, is retrieved by the picture
-    captions = [{"real": one.text, "written": text.text} for one, text in zip(subjects, written, strict=True)]
+    return [{"real": one.text, "written": text.text} for one, text in zip(subjects, written, strict=True)]
+
+
+def num_named(captions: Sequence[dict[str, str]]) -> int:
+    """How many captions name the right thing: they begin, up to the first comma, as the true text does.
+
+    >>> num_named([{"real": "duck, noto style", "written": "duck, twemoji style"}, {"real": "owl", "written": "duck"}])
+    1
+    """
+    return sum(caption["written"].split(",")[0].strip() == caption["real"].split(",")[0].strip() for caption in captions)
+
+
+def _caption_table(path: Path, subjects: Sequence[Asked], captions: Sequence[dict[str, str]]) -> None:
+    """Pictures under the captions written for them, and the true ones."""
     rows: list[Row] = [(f"{caption['written']}   (real: {caption['real']})", [one.pixels, *([None] * 2)])
-                       for caption, one in zip(captions, subjects, strict=True)]
-    write_table(out / "captions.png", ["picture", "", ""], rows, num_blocks=3)
-    return captions
+                       for caption, one in zip(captions, subjects, strict=False)]
+    write_table(path, ["picture", "", ""], rows[:NUM_CAPTIONS_SHOWN], num_blocks=3)
 
 
-def _infilled(model: Model, subjects: Sequence[Asked], out: Path) -> None:
-    """Cut a box out of the middle of pictures and draw it anew."""
-    height, width = model.image_size
-    box = (width // 4, height // 4, width * 3 // 4, height * 3 // 4)
-    rows: list[Row] = []
-    for one in tqdm(subjects, desc="  repairing", unit="picture", file=sys.stderr):
-        result = model.infill(one.pixels, box, one.text, seed=1, num_retrieved=0)
+def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The box (x0, y0, x1, y1) that is cut out: a quarter of the picture, in its middle."""
+    height, width = size
+    return width // 4, height // 4, width * 3 // 4, height * 3 // 4
+
+
+def _repaired(model: Model, subjects: Sequence[Asked], name: str) -> dict[str, list[PixelArray]]:
+    """Pictures with a box cut out of their middle, and with the box drawn anew from what is around it and the text."""
+    x0, y0, x1, y1 = box = _middle(model.image_size)
+    pictures: dict[str, list[PixelArray]] = {"cut": [], "repaired": []}
+    for one in tqdm(subjects, desc=f"  repairing, {SUBJECTS[name]}", unit="picture", file=sys.stderr):
         cut = one.pixels.copy()
-        cut[box[1]:box[3], box[0]:box[2]] = 160
-        rows.append((one.text, [one.pixels, cut, result.pixels]))
-    write_table(out / "infilled.png", ["real", "cut out", "repaired"], rows, num_blocks=2)
+        cut[y0:y1, x0:x1] = 160
+        pictures["cut"].append(cut)
+        pictures["repaired"].append(model.infill(one.pixels, box, one.text, seed=1, num_retrieved=0).pixels)
+    return pictures
+
+
+def _repair_table(path: Path, subjects: dict[str, list[Asked]], repaired: dict[str, dict[str, list[PixelArray]]]) -> None:
+    """Real, cut out, repaired; trained pictures first."""
+    rows: list[Row] = []
+    for name in sorted(subjects, reverse=True):
+        triples = zip(subjects[name], repaired[name]["cut"], repaired[name]["repaired"], strict=False)
+        own: list[Row] = [(f"{one.text} ({SUBJECTS[name]})", [one.pixels, cut, whole]) for one, cut, whole in triples]
+        rows += own[:NUM_INFILLED_SHOWN // len(subjects)]
+    write_table(path, ["real", "cut out", "repaired"], rows, num_blocks=2)
