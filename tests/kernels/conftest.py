@@ -41,7 +41,8 @@ def _load(name: str) -> None:
     spec.loader.exec_module(module)
 
 
-_load("guard_page")
+for shared in ("guard_page", "kernel_lint"):
+    _load(shared)
 if HAS_TRITON:
     _load("interpreter_bf16")
     if INTERPRETS:
