@@ -24,24 +24,10 @@ from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
 from cm3core.interfaces.objective import MaskingObjective
 from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
-from cm3core.interfaces.text_tokenizer import TextTokenizer
 from cm3core.packing import TrainingBatch
 from cm3core.serialize import Serializer
 from cm3core.vocab import Vocabulary
-
-
-class Bytes(TextTokenizer):
-    vocab_size = 256
-    fingerprint = "bytes"
-
-    def _encode(self, text: str) -> list[int]:
-        return list(text.encode())
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return bytes(ids).decode(errors="replace")
-
-    def save(self, folder: Path) -> None:
-        raise NotImplementedError
+from cm3plugins.text_tokenizers.byte import ByteTokenizer
 
 
 class Quadrants(ImageTokenizer):
@@ -121,7 +107,7 @@ class Plain(MaskingObjective):
 
 
 VOCABULARY = Vocabulary(num_text=260, num_image=16, num_sentinels=32)
-SERIALIZER = Serializer(VOCABULARY, Bytes(), (2, 2))
+SERIALIZER = Serializer(VOCABULARY, ByteTokenizer(), (2, 2))
 
 
 def make_data(folder: Path, size: int = 20, *, num_retrieved: int = 2, context_length: int = 80, seed: int = 0,
@@ -370,7 +356,7 @@ def test_the_loader_feeds_twenty_training_loops(tmp_path: Path) -> None:
             return np.zeros((len(pixels_NHWC), 256), np.int32)
 
     source = Numbers(60)
-    data = TrainingData(source, Serializer(VOCABULARY, Bytes(), (16, 16)), CM3ObjectiveConfig().build(VOCABULARY),
+    data = TrainingData(source, Serializer(VOCABULARY, ByteTokenizer(), (16, 16)), CM3ObjectiveConfig().build(VOCABULARY),
                         CodeCache(source, Large(), tmp_path, progress=False),
                         NeighbourTable(Following(source), source, tmp_path, fingerprint="f", progress=False), source,
                         RetrieverConfig(num_retrieved=1, random_num_retrieved=False), 0, 600, 64)

@@ -5,8 +5,7 @@ Legend of the small vocabulary: text 4..259 (bytes), image 260..275 (16 codes), 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -16,32 +15,16 @@ from hypothesis import strategies as st
 from cm3core.document import Codes, Document, Image, ImageHole, MaskedText, Span, Text, TextHole, has_holes
 from cm3core.errors import DocumentError
 from cm3core.interfaces.sampler import PromptVariant
-from cm3core.interfaces.text_tokenizer import TextTokenizer
 from cm3core.serialize import Prompt, Serializer
 from cm3core.vocab import Vocabulary
+from cm3plugins.text_tokenizers.byte import ByteTokenizer
 
 EOS, BREAK, EOSS, S0 = 2, 276, 277, 278
 GRID = (2, 2)
 CELLS = [0, 1, 2, 3]
-
-
-class Bytes(TextTokenizer):
-    vocab_size = 256
-    fingerprint = "bytes"
-
-    def _encode(self, text: str) -> list[int]:
-        return list(text.encode())
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return bytes(ids).decode(errors="replace")
-
-    def save(self, folder: Path) -> None:
-        raise NotImplementedError
-
-
 VOCABULARY = Vocabulary(num_text=260, num_image=16, num_sentinels=8)
-SERIALIZER = Serializer(VOCABULARY, Bytes(), GRID)
-ROOMY = Serializer(Vocabulary(num_text=260, num_image=16), Bytes(), GRID)
+SERIALIZER = Serializer(VOCABULARY, ByteTokenizer(), GRID)
+ROOMY = Serializer(Vocabulary(num_text=260, num_image=16), ByteTokenizer(), GRID)
 
 
 def picture(*codes: int, missing: Sequence[int] = ()) -> Codes:
@@ -231,11 +214,11 @@ def test_every_document_with_holes_is_prompted_and_filled(document: Document, va
      "image segment: 1 codes, a picture has 4\n  next: decode whole pictures"),
     (lambda: SERIALIZER.documents(np.asarray([EOS, *letters("a"), S0, EOS], np.int32)),
      "text segment: holds <sentinel:0>\n  next: decode only text ids"),
-    (lambda: Serializer(Vocabulary(num_text=100, num_image=16), Bytes(), GRID),
+    (lambda: Serializer(Vocabulary(num_text=100, num_image=16), ByteTokenizer(), GRID),
      "vocabulary.num_text: room for 96 text ids, the text tokenizer has 256\n"
      "  next: leave vocabulary.num_text out, or use a smaller text tokenizer"),
 ])
-def test_wrong_input_is_explained(call: object, message: str) -> None:
+def test_wrong_input_is_explained(call: Callable[[], object], message: str) -> None:
     with pytest.raises(DocumentError) as caught:
-        call()  # type: ignore[operator]
+        call()
     assert str(caught.value) == message
