@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -190,22 +189,8 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
         self.check()
         return build_tokenizer(self)
 
-    def train(
-        self,
-        images_NHWC: PixelArray,
-        out_dir: str | Path,
-        *,
-        minutes: float | None = None,
-        steps: int | None = None,
-        resume: bool = False,
-        validation_NHWC: PixelArray | None = None,
-        show_progress: bool = True,
-        on_checkpoint: Callable[[Path], None] | None = None,
-    ) -> Path:
-        """Train from nothing; see `cm3plugins.image_tokenizers.vqgan.training.train_image_tokenizer`."""
+    def train(self, images_NHWC: PixelArray, out_dir: str | Path, **options: Any) -> Path:
+        """Train from nothing; the options are those of `cm3plugins.image_tokenizers.vqgan.training.train_image_tokenizer`."""
         from cm3plugins.image_tokenizers.vqgan.training import train_image_tokenizer
 
-        return train_image_tokenizer(
-            self, images_NHWC, out_dir, minutes=minutes, steps=steps, resume=resume, validation_NHWC=validation_NHWC,
-            show_progress=show_progress, on_checkpoint=on_checkpoint,
-        )
+        return train_image_tokenizer(self, images_NHWC, out_dir, **options)
