@@ -108,6 +108,16 @@ class Engine:
         variants = [[stream.variant for stream in plan.streams] for plan in self._plans.values()]
         assert variants[0] == variants[1], "a sampler's plans must name the same streams in the same order"
 
+    @property
+    def batch_size(self) -> int:
+        """So many requests are sure to be done in one batch."""
+        return max(1, self.max_rows // len(self._plans["image"].streams))
+
+    def fits(self, request: Request) -> bool:
+        """Whether the context holds the request's prompts and all that is to be generated."""
+        prompts, stream_of = self._prompts(request)
+        return all(self._excess(prompts[stream]) <= 0 for stream in set(stream_of))
+
     @torch.inference_mode()
     def complete(self, requests: Sequence[Request], *, progress: Progress | None = None) -> list[Completion]:
         """Fill the holes of all requests; results in the order of the requests.
@@ -135,16 +145,20 @@ class Engine:
         if not has_holes(request.document):
             raise GenerationError(where, "the document has no hole, there is nothing to complete",
                                   "put a TextHole, an ImageHole or missing codes where something is to be generated")
+        prompts, stream_of = self._prompts(request)
+        for stream in sorted(set(stream_of)):
+            self._check_room(where, prompts[stream])
+        grammar = HoleGrammar(prompts[0].holes, self.vocabulary, self.serializer.text_tokenizer.vocab_size)
+        return _Row([prompts[stream] for stream in stream_of], grammar, request.seed)
+
+    def _prompts(self, request: Request) -> tuple[list[Prompt], list[int]]:
+        """A prompt for each stream of the sampler, and for each stream the one that it reads."""
         prompts = [self.serializer.prompt(request.document, request.retrieved, stream.variant,
                                           max_text_tokens=self.max_text_tokens) for stream in self._plans["image"].streams]
         holes = prompts[0].holes
         assert all(_same_holes(holes, prompt.holes) for prompt in prompts), "streams may differ in the prompt only"
         modalities = {"text" if hole.kind == "text" else "image" for hole in holes}
-        stream_of = [self._needed_stream(stream, modalities) for stream in range(len(prompts))]
-        for stream in sorted(set(stream_of)):
-            self._check_room(where, len(prompts[stream].tokens), holes)
-        grammar = HoleGrammar(holes, self.vocabulary, self.serializer.text_tokenizer.vocab_size)
-        return _Row([prompts[stream] for stream in stream_of], grammar, request.seed)
+        return prompts, [self._needed_stream(stream, modalities) for stream in range(len(prompts))]
 
     def _needed_stream(self, stream: int, modalities: set[str]) -> int:
         """The stream itself, or the conditional one in place of a stream that has no weight in any of the modalities."""
@@ -153,12 +167,16 @@ class Engine:
             return stream
         return plans[0].reference
 
-    def _check_room(self, where: str, num_prompt: int, holes: tuple[Hole, ...]) -> None:
-        num_new, context = num_new_tokens(holes), self.decoder.context_length
-        over = num_prompt + num_new - context
+    def _excess(self, prompt: Prompt) -> int:
+        """Tokens of the prompt and of what is to be generated beyond the decoder's context."""
+        return len(prompt.tokens) + num_new_tokens(prompt.holes) - self.decoder.context_length
+
+    def _check_room(self, where: str, prompt: Prompt) -> None:
+        over = self._excess(prompt)
         if over <= 0:
             return
-        text = sum(hole.max_tokens for hole in holes if hole.kind == "text")
+        num_prompt, num_new, context = len(prompt.tokens), num_new_tokens(prompt.holes), self.decoder.context_length
+        text = sum(hole.max_tokens for hole in prompt.holes if hole.kind == "text")
         shorter = f", or write at most {text - over} text tokens instead of {text}" if text - over > 0 else ""
         raise GenerationError(where, f"the prompt is {num_prompt} tokens and {num_new + 1} are to be generated, "
                               f"{over} more than the decoder's context of {context} holds",

@@ -12,24 +12,28 @@ Every call only builds documents with holes; `cm3core.generate.Engine` fills the
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from cm3core import images
 from cm3core.boxes import Box, VisibleSquare
 from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Segment, Text, TextHole, text_of
 from cm3core.errors import CheckpointError, DataError, GenerationError, close_match
-from cm3core.fields import WrongTypeError, fit, hints
 from cm3core.generate import Completion, Engine, Progress, Request, candidate_seed
 from cm3core.results import GeneratedImage, GeneratedText, InfilledImage, RetrievedDocument
+from cm3core.sampler_options import with_options
 
 if TYPE_CHECKING:
     from cm3core.build import Components
+    from cm3core.interfaces.retriever import Retrieved
     from cm3core.interfaces.sampler import SamplerConfig
     from cm3core.plugins import Registry
     from cm3core.recipe import Recipe
@@ -132,21 +136,46 @@ class Model:
             GenerationError: an empty or too long prompt, a bad seed or count, no memory to retrieve from.
             RecipeError: a sampler key that is not known, or a value out of range.
         """
+        return list(self.stream(prompt, num_images, seed=seed, num_retrieved=num_retrieved, context=context, truncate=truncate,
+                                progress=progress, **sampler))
+
+    def stream(self, prompt: str | Sequence[str], num_images: int | None = None, *, seed: int = 0,
+               num_retrieved: int | None = None, context: Sequence[tuple[Picture, str]] = (), truncate: bool = False,
+               progress: Progress | None = None, **sampler: Any) -> Iterator[GeneratedImage]:
+        """The pictures of `generate` with these arguments, each as soon as the batch that it is drawn in is finished.
+
+        Memory does not grow with `num_images`. What is wrong with the arguments is raised at once, not with the first picture.
+        """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         number = self.recipe.generate.num_images if num_images is None else num_images
         if number < 1:
             raise GenerationError("num_images", f"is {number}", "use 1 or more")
+        candidate_seed(seed, 0)
         for text in prompts:
             self._check_text("prompt", text, truncate=truncate)
-        in_front = self._in_front([(Text(text),) for text in prompts], num_retrieved, context)
-        requests = [Request((Text(text), ImageHole()), documents, candidate_seed(seed, index))
-                    for text, (documents, _) in zip(prompts, in_front, strict=True) for index in range(number)]
-        completions = self._engine(sampler).complete(requests, progress=progress)
-        drawn = [_picture_of(completion.document) for completion in completions]
-        pixels = self.decode(drawn)
-        shown = [retrieved for _, retrieved in in_front for _ in range(number)]
-        return [GeneratedImage(pixels[place], text_of(request.document), request.seed, shown[place], drawn[place],
-                               completions[place].log_probability) for place, request in enumerate(requests)]
+        engine = self._engine(sampler)
+        requests = [Request((Text(text), ImageHole()), seed=seed) for text in prompts]
+        in_front = self._in_front(engine, requests, [(Text(text),) for text in prompts], num_retrieved, context)
+        candidates = ((replace(request, seed=candidate_seed(seed, index)), shown)
+                      for request, shown in in_front for index in range(number))
+        return self._drawn(engine, candidates, number * len(prompts), progress)
+
+    def _drawn(self, engine: Engine, candidates: Iterator[tuple[Request, tuple[RetrievedDocument, ...]]], number: int,
+               progress: Progress | None) -> Iterator[GeneratedImage]:
+        """Pictures of `number` requests that have as many codes to draw each, with what stands in front of them."""
+        done = 0
+
+        def show(drawn: int, total: int) -> None:
+            if progress is not None:  # of this batch -> of all
+                each = total // len(batch)
+                progress(done * each + drawn, number * each)
+
+        while batch := list(islice(candidates, engine.batch_size)):
+            completions = engine.complete([request for request, _ in batch], progress=show)
+            drawn = [_picture_of(completion.document) for completion in completions]
+            for (request, shown), completion, codes, pixels in zip(batch, completions, drawn, self.decode(drawn), strict=True):
+                yield GeneratedImage(pixels, text_of(request.document), request.seed, shown, codes, completion.log_probability)
+            done += len(batch)
 
     def caption(self, picture: Picture, *, seed: int = 0, max_tokens: int | None = None, num_retrieved: int | None = None,
                 context: Sequence[tuple[Picture, str]] = (), progress: Progress | None = None, **sampler: Any) -> GeneratedText:
@@ -176,9 +205,9 @@ class Model:
         codes = self.encode(seen)
         hole = self._text_hole(max_tokens)
         queries: list[Document] = [(_image(pixels),) for pixels in seen]
-        in_front = self._in_front(queries, num_retrieved, context)
-        requests = [Request((hole, own), documents, seed) for own, (documents, _) in zip(codes, in_front, strict=True)]
-        completions = self._engine(sampler).complete(requests, progress=progress)
+        engine = self._engine(sampler)
+        in_front = self._in_front(engine, [Request((hole, own), seed=seed) for own in codes], queries, num_retrieved, context)
+        completions = engine.complete([request for request, _ in in_front], progress=progress)
         return [GeneratedText(text_of(completion.document), seed, retrieved, completion.log_probability)
                 for completion, (_, retrieved) in zip(completions, in_front, strict=True)]
 
@@ -210,8 +239,9 @@ class Model:
             self._check_text("text", text, truncate=truncate)
         first: Segment = self._text_hole(None) if text is None else Text(text)
         query: Document = () if text is None else (Text(text),)
-        [(documents, retrieved)] = self._in_front([query], num_retrieved, context)
-        [completion] = self._engine(sampler).complete([Request((first, codes), documents, seed)], progress=progress)
+        engine = self._engine(sampler)
+        [(request, retrieved)] = self._in_front(engine, [Request((first, codes), seed=seed)], [query], num_retrieved, context)
+        [completion] = engine.complete([request], progress=progress)
         filled = _picture_of(completion.document)
         decoded = self.decode([filled])[0]
         return InfilledImage(square.pasted(whole, decoded, box), decoded, filled, box, text_of(completion.document), seed,
@@ -240,12 +270,12 @@ class Model:
 
     def encode(self, pictures: Sequence[PixelArray]) -> list[Codes]:
         """Codes of pictures uint8 [height, width, 3] of the model's own size (`images.fit` makes them so)."""
-        tokenizer = self.components.image_tokenizer
-        return [Codes(codes, tokenizer.grid) for codes in tokenizer.encode(np.stack(pictures))] if pictures else []
+        tokenizer = self.components.image_tokenizer  # one by one: in a batch, the last bits depend on how many there are
+        return [Codes(tokenizer.encode(pixels[None])[0], tokenizer.grid) for pixels in pictures]
 
     def decode(self, codes: Sequence[Codes]) -> list[PixelArray]:
         """Pictures uint8 [height, width, 3] of codes."""
-        return list(self.components.image_tokenizer.decode(np.stack([one.codes for one in codes]))) if codes else []
+        return [self.components.image_tokenizer.decode(one.codes[None])[0] for one in codes]  # one by one, see `encode`
 
     def _seen(self, picture: Picture) -> PixelArray:
         """A picture as the model sees it."""
@@ -260,35 +290,52 @@ class Model:
 
     # ---- what stands in front
 
-    def _in_front(self, queries: Sequence[Document], num_retrieved: int | None,
-                  context: Sequence[tuple[Picture, str]]) -> list[tuple[list[Document], tuple[RetrievedDocument, ...]]]:
-        """For each query the documents in front of it, as codes and as they are shown. An empty query retrieves nothing."""
+    def _in_front(self, engine: Engine, requests: Sequence[Request], queries: Sequence[Document], num_retrieved: int | None,
+                  context: Sequence[tuple[Picture, str]]) -> list[tuple[Request, tuple[RetrievedDocument, ...]]]:
+        """Each request with documents in front of it, and these as they are shown. An empty query retrieves nothing.
+
+        Of the documents retrieved as many stay, from the first on, as the decoder's context holds; in training it is the same.
+        """
         number = self._num_retrieved(num_retrieved, bool(context))
         by_hand: list[tuple[Document, RetrievedDocument]] = []
         for place, (picture, text) in enumerate(context):
             pixels = self._seen(picture)
             by_hand.append(((Text(text), self.encode([pixels])[0]), RetrievedDocument(f"context {place}", None, text, pixels)))
-        result = []
-        for found in self._retrieve(queries, number):
-            both = [*by_hand, *found]
-            result.append(([document for document, _ in both], tuple(shown for _, shown in both)))
+        result, left_out = [], 0
+        for request, found in zip(requests, self._retrieve(queries, number), strict=True):
+            chosen = list(by_hand)
+            for rank, one in enumerate(found):
+                chosen.append(self._retrieved(one))
+                if not engine.fits(replace(request, retrieved=[document for document, _ in chosen])):
+                    chosen.pop()
+                    left_out = max(left_out, len(found) - rank)
+                    break
+            result.append((replace(request, retrieved=[document for document, _ in chosen]), tuple(shown for _, shown in chosen)))
+        if left_out:
+            tqdm.write(f"note: the decoder's context of {self.components.decoder.context_length} tokens has no room for the last "
+                       f"{left_out} of {number} retrieved documents; they are left out", file=sys.stderr)
         return result
 
-    def _retrieve(self, queries: Sequence[Document], number: int) -> list[list[tuple[Document, RetrievedDocument]]]:
-        found: list[list[tuple[Document, RetrievedDocument]]] = [[] for _ in queries]
+    def _retrieve(self, queries: Sequence[Document], number: int) -> list[list[Retrieved]]:
+        """The nearest documents of the memory for each query, best first."""
+        found: list[list[Retrieved]] = [[] for _ in queries]
         asked = [place for place, query in enumerate(queries) if query]
         if number == 0 or not asked:
             return found
         retriever = self.components.retriever
         assert retriever is not None
         for place, results in zip(asked, retriever.retrieve([queries[place] for place in asked], number), strict=True):
-            for result in results:
-                document = retriever.memory.document(result.index)
-                picture = next((segment for segment in document if isinstance(segment, Image)), None)
-                pixels = None if picture is None else images.fit(picture.load(), self.image_size)
-                shown = RetrievedDocument(result.id, result.score, text_of(document), pixels)
-                found[place].append((self._coded(document), shown))
+            found[place] = results
         return found
+
+    def _retrieved(self, found: Retrieved) -> tuple[Document, RetrievedDocument]:
+        """A document of the memory, as codes and as it is shown."""
+        retriever = self.components.retriever
+        assert retriever is not None
+        document = retriever.memory.document(found.index)
+        picture = next((segment for segment in document if isinstance(segment, Image)), None)
+        pixels = None if picture is None else images.fit(picture.load(), self.image_size)
+        return self._coded(document), RetrievedDocument(found.id, found.score, text_of(document), pixels)
 
     def _num_retrieved(self, asked: int | None, has_context: bool) -> int:
         """How many documents to retrieve when the caller asked for so many (None: did not say)."""
@@ -332,22 +379,6 @@ class Model:
         parts = self.components
         return Engine(parts.decoder, parts.serializer, self.sampler_config(**sampler).build(), parts.vocabulary,
                       max_text_tokens=self.recipe.data.max_text_tokens, num_threads=self.num_threads)
-
-
-def with_options(config: SamplerConfig, options: Mapping[str, Any]) -> SamplerConfig:
-    """A sampler's config with some keys changed, checked as a recipe would be."""
-    known = {item.name for item in fields(config)}
-    fitting = {}
-    for key, value in options.items():
-        if key not in known:
-            raise GenerationError(f"sampler.{key}", "is not a key of this model's sampler", close_match(key, known))
-        try:
-            fitting[key] = fit(value, hints(type(config))[key])
-        except WrongTypeError as error:
-            raise GenerationError(f"sampler.{key}", f"is {value!r}, not {error.expected}", "correct the value") from None
-    changed = replace(config, **fitting)
-    changed.check()
-    return changed
 
 
 def _pixels(picture: Picture) -> PixelArray:

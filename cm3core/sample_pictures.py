@@ -59,12 +59,12 @@ class SamplePictures:
 
     def draw(self, components: Components) -> PixelArray:
         """The sheet: a row for each prompt, the drawn and the real picture."""
-        if self._prepared is None:
-            self._prepared = self._prepare()
         decoder = components.decoder
         assert isinstance(decoder, torch.nn.Module)
         engine = Engine(components.decoder, components.serializer, components.sampler, components.vocabulary,
                         max_text_tokens=self.preparation.recipe.data.max_text_tokens)
+        if self._prepared is None:
+            self._prepared = self._prepare(engine)
         training = decoder.training
         decoder.eval()
         try:
@@ -77,8 +77,8 @@ class SamplePictures:
         texts = [text_of(request.document) for request, _ in self._prepared]
         return images.grid(rows, row_labels=texts, column_labels=["drawn", "real"])
 
-    def _prepare(self) -> list[tuple[Request, PixelArray]]:
-        """Requests and real pictures of documents spread over the split."""
+    def _prepare(self, engine: Engine) -> list[tuple[Request, PixelArray]]:
+        """Requests and real pictures of documents spread over the split; in front the retrieved documents that fit."""
         preparation, components = self.preparation, self.preparation.components
         splits = (split_or_reason(components, name) for name in preparation.recipe.train.validation_splits)
         source = next((split for split in splits if not isinstance(split, str)), components.source)
@@ -89,8 +89,10 @@ class SamplePictures:
             prompt = self._prompt(document)
             assert prompt is not None
             retrieved = preparation.retrieved(prompt[:-1], exclude=source.id(usable[place]))
+            requests = (Request(prompt, retrieved[:number], seed) for number in range(len(retrieved), -1, -1))
+            request = next((request for request in requests if engine.fits(request)), Request(prompt, seed=seed))
             picture = next(segment for segment in document if isinstance(segment, Image))
-            prepared.append((Request(prompt, retrieved, seed), images.fit(picture.load(), components.image_tokenizer.image_size)))
+            prepared.append((request, images.fit(picture.load(), components.image_tokenizer.image_size)))
         if not prepared:
             raise CM3Error("data set", "no document has a text and then a picture", "set train.sample_every_steps=null")
         return prepared

@@ -17,6 +17,7 @@ from cm3core.cli._model import printable, sampler_settings
 from cm3core.cli.infill import parse_box
 from cm3core.document import Codes, Image, ImageHole, MaskedText, Text, TextHole
 from cm3core.errors import CheckpointError, CM3Error, DataError, GenerationError
+from cm3core.generate import Engine
 from cm3core.interfaces import DocumentSource, ImageTokenizer, Retrieved, Retriever, RetrieverConfig, TextTokenizer
 from cm3core.model import Model, find_model
 from cm3core.plugins import Registry
@@ -118,6 +119,45 @@ def test_pictures_of_a_prompt_depend_on_its_seed_alone(model):
     again = model.generate("red", num_images=1, seed=four[3].seed)[0]
     assert np.array_equal(again.pixels, four[3].pixels)
     assert len(model.generate("red")) == 2  # the recipe's number
+
+
+def test_pictures_come_batch_by_batch_and_are_the_same_in_any_batches(model, monkeypatch):
+    want = model.generate(["blue", "red"], num_images=4, seed=5)
+    seen = []
+    monkeypatch.setattr(Engine, "batch_size", 3)
+    got = list(model.stream(["blue", "red"], 4, seed=5, progress=lambda done, total: seen.append((done, total))))
+    assert [one.codes for one in got] == [one.codes for one in want]
+    assert [(one.prompt, one.seed) for one in got] == [(one.prompt, one.seed) for one in want]
+    assert seen == sorted(seen)
+    assert seen[-1] == (8 * 16, 8 * 16)
+    endless = model.stream("red", 10**12, seed=5)
+    assert [next(endless).seed for _ in range(4)] == [one.seed for one in want[4:]]
+    with pytest.raises(GenerationError, match="num_images: is 0"):
+        model.stream("red", 0)  # at once, not with the first picture
+
+
+def test_a_picture_is_coded_and_decoded_apart_from_the_others(model, monkeypatch):
+    """In a batch the last bits of a float depend on how many there are, and a pixel's rounding on these."""
+    asked = []
+    for name in ("encode", "decode"):
+        plain = getattr(GreyTokenizer, name)
+        monkeypatch.setattr(GreyTokenizer, name, lambda self, batch, plain=plain: asked.append(len(batch)) or plain(self, batch))
+    assert len(model.decode(model.encode([picture(), picture()]))) == 2
+    assert asked == [1] * 4
+
+
+def test_retrieved_documents_that_do_not_fit_are_left_out_and_it_is_said(model, monkeypatch, capsys):
+    monkeypatch.setattr(model.components.decoder, "context_length", 70)
+    for call in (lambda: model.generate("red", 1, num_retrieved=3)[0], lambda: model.caption(picture(), num_retrieved=3),
+                 lambda: model.infill(picture(), (2, 2, 6, 6), "red", num_retrieved=3)):
+        assert [document.id for document in call().retrieved] == ["red", "green"]
+        assert capsys.readouterr().err == ("note: the decoder's context of 70 tokens has no room for the last 1 of 3 retrieved "
+                                           "documents; they are left out\n")
+    assert model.generate("red", 1, num_retrieved=3)[0].codes == model.generate("red", 1, num_retrieved=2)[0].codes
+    [one] = model.generate("red", 1, num_retrieved=3, context=[(picture(), "by hand")])
+    assert [document.id for document in one.retrieved] == ["context 0", "red"]
+    with pytest.raises(GenerationError, match="the prompt is"):  # what was given by hand is not dropped
+        model.generate("red", 1, num_retrieved=1, context=[(picture(), "by hand")] * 3)
 
 
 def test_retrieved_documents_and_context_come_with_the_picture(model):
@@ -250,6 +290,33 @@ def test_generate_writes_pictures_with_their_story(cm3, model, tmp_path, capsys)
     assert json.loads(facts["retrieved"]) == ["red", "green"]
     again = model.generate("blue", 1, seed=int(facts["seed"]), guidance_scale=1.2)[0]
     assert np.array_equal(images.open_image(out / "003.png"), again.pixels)
+
+
+def test_ctrl_c_keeps_what_was_drawn(cm3, model, tmp_path, capsys, monkeypatch):
+    want = model.generate("red", 3)
+    monkeypatch.setattr(Engine, "batch_size", 2)
+    decode, calls = Model.decode, []
+
+    def interrupted(self, codes):
+        calls.append(len(codes))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return decode(self, codes)
+
+    monkeypatch.setattr(Model, "decode", interrupted)
+    assert cm3("generate", "red", "--n", 10**8, "-o", tmp_path) == 130
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000000.png", "00000001.png"]
+    assert np.array_equal(images.open_image(tmp_path / "00000001.png"), want[1].pixels)
+    shown = capsys.readouterr()
+    assert shown.out == f"{tmp_path}/00000000.png\n{tmp_path}/00000001.png\n"
+    assert shown.err.endswith(f"interrupted: 2 of 100000000 pictures are written to {tmp_path}\n")
+
+
+def test_a_contact_sheet_shows_the_first_pictures_only(cm3, tmp_path, monkeypatch):
+    monkeypatch.setattr("cm3core.cli.generate.SHEET", 2)
+    for number in (2, 3):
+        assert cm3("generate", "red", "blue", "--n", number, "-o", tmp_path / str(number)) == 0
+    assert np.array_equal(*(images.open_image(tmp_path / number / "grid.png") for number in "23"))
 
 
 def test_caption_and_infill_commands(cm3, model, tmp_path, capsys):
