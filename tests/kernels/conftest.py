@@ -41,7 +41,7 @@ def _load(name: str) -> None:
     spec.loader.exec_module(module)
 
 
-for shared in ("guard_page", "kernel_lint"):
+for shared in ("guard_page", "kernel_lint", "segment_cases"):
     _load(shared)
 if HAS_TRITON:
     _load("interpreter_bf16")

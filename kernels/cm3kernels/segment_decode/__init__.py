@@ -1,0 +1,89 @@
+"""Op `segment_decode`: validation and dispatch. Layout, formula, shapes: README.md beside this file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cm3kernels._dispatch import Implementation, choose, require, triton_implementation
+from cm3kernels.segment_decode.grouped import segment_decode_grouped
+from cm3kernels.segment_decode.plan import SegmentPlan, plan_segments
+from cm3kernels.segment_decode.reference import segment_decode_reference
+
+__all__ = ["IMPLEMENTATIONS", "SegmentPlan", "plan_segments", "segment_decode"]
+
+
+def _load_triton() -> Callable[..., Any]:
+    from cm3kernels.segment_decode.triton import segment_decode_triton
+
+    return segment_decode_triton
+
+
+def _torch_refusal(tensor: Tensor) -> str | None:
+    if tensor.device.type != "cpu":
+        return f"the tensor is on {tensor.device}; next: use 'triton', 'reference', or tensors on the CPU"
+    return None
+
+
+IMPLEMENTATIONS = {"triton": triton_implementation(_load_triton),
+                   "torch": Implementation(lambda: segment_decode_grouped, _torch_refusal),
+                   "reference": Implementation(lambda: segment_decode_reference)}
+
+
+def segment_decode(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, plan: SegmentPlan, *, scale: float | None = None,
+                   implementation: str = "auto") -> Tensor:
+    """One new token of each row attends to all keys of the row's segments: softmax(q k^T * scale) v over their concatenation.
+
+    Args:
+        q: floating [R, H, D].
+        keys, values: the pool of one layer, same dtype, [slots, K, D]; any strides with the last one 1.
+        lengths: int32 [S], on the same device: slots of each segment that are filled, 0 to its capacity. Other slots are never
+            read, whatever they hold.
+        plan: from `plan_segments`, on the same device.
+        scale: default 1 / sqrt(D).
+        implementation: "auto" or a name in `IMPLEMENTATIONS`.
+
+    Returns:
+        [R, H, D], dtype of q; zeros for a row that has no keys. For inference: "triton" has no gradient.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that don't fit; on a CPU also lengths outside a segment (on CUDA a length is not
+            looked at, and a kernel stops at the segment's end); or an implementation that can't run.
+
+    Source: partial attention merged by its log-sum-exp: Juravsky et al. 2024 (Hydragen, arXiv:2402.05099), section 3.
+
+    >>> plan = plan_segments([0, 2], [2, 4], [[0, 1], [0]], num_query_heads=1, num_key_heads=1)
+    >>> keys, values = torch.zeros(6, 1, 32), torch.arange(6.0)[:, None, None].expand(6, 1, 32)
+    >>> segment_decode(torch.ones(2, 1, 32), keys, values, torch.tensor([2, 1], dtype=torch.int32), plan)[:, 0, 0].tolist()
+    [1.0, 0.5]
+    """
+    _check(q, keys, values, lengths, plan)
+    return choose("segment_decode", implementation, IMPLEMENTATIONS, q)(q, keys, values, lengths, plan, scale=scale)  # type: ignore[no-any-return]
+
+
+def _check(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, plan: SegmentPlan) -> None:
+    op = "segment_decode"
+    require(q.ndim == keys.ndim == 3 and keys.shape == values.shape, op,
+            f"q is {list(q.shape)}, keys {list(keys.shape)}, values {list(values.shape)}, must be [rows, query heads, D] and "
+            "twice [slots, key heads, D]")
+    require(q.dtype == keys.dtype == values.dtype and q.is_floating_point(), op,
+            f"q, keys and values share one floating dtype, got {q.dtype}, {keys.dtype}, {values.dtype}")
+    require(q.shape[:2] == (plan.num_rows, plan.num_query_heads), op,
+            f"q is {list(q.shape)}, the plan is for {[plan.num_rows, plan.num_query_heads, keys.shape[2]]}")
+    require(keys.shape[1] == plan.num_key_heads and keys.shape[2] == q.shape[2], op,
+            f"keys are {list(keys.shape)}, must be [slots, {plan.num_key_heads}, {q.shape[2]}]")
+    require(keys.shape[0] >= plan.num_slots, op,
+            f"the pool has {keys.shape[0]} slots, the plan's segments end at {plan.num_slots}")
+    require(lengths.dtype == torch.int32 and lengths.shape == (plan.num_segments,), op,
+            f"lengths is {list(lengths.shape)} {lengths.dtype}, must be int32 {[plan.num_segments]}")
+    for name, tensor in (("q", q), ("keys", keys), ("values", values)):
+        require(tensor.stride(2) == 1, op, f"{name} has strides {list(tensor.stride())}, the last one must be 1")
+    devices = {"q": q.device, "keys": keys.device, "values": values.device, "lengths": lengths.device, "plan": plan.items.device}
+    require(len(set(devices.values())) == 1, op,
+            "everything must be on one device, got " + ", ".join(f"{name} on {device}" for name, device in devices.items()))
+    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
+        for segment, (length, capacity) in enumerate(zip(lengths.tolist(), plan.capacities, strict=True)):
+            require(0 <= length <= capacity, op, f"segment {segment} is {length} long, must be 0 to {capacity}")

@@ -1,0 +1,224 @@
+"""The plan of a decode step: which rows read which segments, cut into the kernels' work items. Made once per prompt.
+
+Everything that changes from step to step (how long each segment is) stays out of it, in a tensor on the device: one plan, and one
+captured CUDA graph, serves all steps. Layout of the cache and a drawn example: README.md beside this file.
+
+Legend: R rows, S segments, Z uses (a row reading a segment), N work items, P partial results (an item for one of its rows).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise
+
+import torch
+from torch import Tensor
+
+from cm3kernels._dispatch import require
+
+OP = "plan_segments"
+#: Keys that a kernel reads at once; the unit of splits.
+KEY_BLOCK = 64
+#: Most rows of a kernel's tile: query heads of one key head, for all rows of an item.
+MAX_TILE = 64
+#: A partial result costs 8 bytes an element of its rows, its keys and values 2 to 8: splits are at least so many times longer
+#: than an item has queries, so that partial results stay below a quarter of the traffic.
+KEYS_PER_QUERY = 8
+#: Columns of `SegmentPlan.items`.
+SEGMENT, START, FIRST, COUNT, ROWS_BEGIN, NUM_ROWS = range(6)
+
+
+@dataclass(frozen=True)
+class SegmentRun:
+    """Segments side by side in the pool, of equal capacity and with equally many rows: one batched product on a CPU.
+
+    Args:
+        segments: their numbers, in the order of the pool.
+        start: slot of the first one.
+        capacity: slots of each.
+        num_rows: rows that read each.
+    """
+
+    segments: tuple[int, ...]
+    start: int
+    capacity: int
+    num_rows: int
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentPlan:
+    """What `segment_decode` does, except for the lengths. Made by `plan_segments`.
+
+    Args:
+        num_rows: R.
+        num_query_heads, num_key_heads: of the queries and of the pool.
+        num_segments: S; `lengths` has so many entries.
+        num_slots: the pool has at least so many.
+        capacities: slots of each segment.
+        starts: first slot of each segment.
+        row_segments: the segments of each row, in order.
+        items: int32 [N, 6], the kernel's work list: segment, first slot, first key, number of keys (of the capacity; what lies
+            past the present length is skipped), first of its entries in `item_rows`, number of its rows.
+        item_rows: int32 [P]; the rows of all items. An entry's place is also the place of its partial result.
+        merge_begin: int32 [R + 1]; where each row's entries in `merge_partials` begin.
+        merge_partials: int32 [P]; the partial results of row 0, of row 1, ...
+        tile: rows of the kernel's tile, 16 to `MAX_TILE`, or 0 where the query heads of a key head exceed it.
+        runs: the work as a CPU does it.
+        run_rows: int64 [Z]; the row of each use, run by run, segment by segment.
+        run_uses: int64 [R, most uses of a row]; places in `run_rows` of each row's uses, filled up with Z.
+    """
+
+    num_rows: int
+    num_query_heads: int
+    num_key_heads: int
+    num_segments: int
+    num_slots: int
+    starts: tuple[int, ...]
+    capacities: tuple[int, ...]
+    row_segments: tuple[tuple[int, ...], ...]
+    items: Tensor
+    item_rows: Tensor
+    merge_begin: Tensor
+    merge_partials: Tensor
+    tile: int
+    runs: tuple[SegmentRun, ...]
+    run_rows: Tensor
+    run_uses: Tensor
+
+
+def plan_segments(starts: Sequence[int], capacities: Sequence[int], row_segments: Sequence[Sequence[int]], *,
+                  num_query_heads: int, num_key_heads: int, device: torch.device | str = "cpu",
+                  target_programs: int = 264, split: int | None = None) -> SegmentPlan:
+    """Plan the decode steps of a batch of rows, on the host.
+
+    Args:
+        starts: first slot of each segment in the pool.
+        capacities: slots that each segment may come to fill; a finished one's length.
+        row_segments: for each row the segments that it reads, in order. A row may have none.
+        num_query_heads, num_key_heads: the former a multiple of the latter.
+        device: where the work list goes: the pool's device.
+        target_programs: programs that fill the device; splits are chosen so that there are about as many when all segments are
+            full. Default: two for each of the 132 multiprocessors of an H100.
+        split: keys of a work item, instead of that choice (rounded up to a multiple of 64).
+
+    Raises:
+        ValueError: numbers that don't fit each other.
+
+    >>> plan = plan_segments([0, 100, 110], [100, 10, 10], [[0, 1], [0, 2]], num_query_heads=4, num_key_heads=4)
+    >>> plan.items.tolist()  # the shared segment in two splits for both rows, then each row's own
+    [[0, 0, 0, 64, 0, 2], [0, 0, 64, 36, 2, 2], [1, 100, 0, 10, 4, 1], [2, 110, 0, 10, 5, 1]]
+    >>> plan.item_rows.tolist()
+    [0, 1, 0, 1, 0, 1]
+    """
+    _check(starts, capacities, row_segments, num_query_heads, num_key_heads, target_programs, split)
+    num_rows, group = len(row_segments), num_query_heads // num_key_heads
+    start_S, capacity_S = torch.tensor(starts, dtype=torch.int64), torch.tensor(capacities, dtype=torch.int64)
+    segment_Z = torch.tensor(list(chain.from_iterable(row_segments)), dtype=torch.int64)
+    row_Z = torch.repeat_interleave(torch.arange(num_rows), torch.tensor([len(row) for row in row_segments], dtype=torch.int64))
+    segment_Z, order_Z = segment_Z.sort(stable=True)
+    row_Z = row_Z[order_Z]
+    uses_S = torch.bincount(segment_Z, minlength=len(starts))
+
+    items_N6, item_rows_P, tile = _items(start_S, capacity_S, uses_S, row_Z, group, num_key_heads, target_programs, split)
+    merge_begin = _exclusive_sum(torch.bincount(item_rows_P, minlength=num_rows), total=True)
+    runs, use_Z = _runs(start_S, capacity_S, uses_S)
+    run_rows_Z = row_Z[use_Z]
+
+    def on_device(numbers: Tensor) -> Tensor:
+        return numbers.to(torch.int32).to(device)
+
+    return SegmentPlan(
+        num_rows=num_rows, num_query_heads=num_query_heads, num_key_heads=num_key_heads, num_segments=len(starts),
+        num_slots=max((start + capacity for start, capacity in zip(starts, capacities, strict=True)), default=0),
+        starts=tuple(map(int, starts)), capacities=tuple(map(int, capacities)),
+        row_segments=tuple(tuple(map(int, row)) for row in row_segments), items=on_device(items_N6),
+        item_rows=on_device(item_rows_P), merge_begin=on_device(merge_begin),
+        merge_partials=on_device(item_rows_P.argsort(stable=True)), tile=tile, runs=runs, run_rows=run_rows_Z,
+        run_uses=_places(run_rows_Z, num_rows))
+
+
+def _check(starts: Sequence[int], capacities: Sequence[int], row_segments: Sequence[Sequence[int]], num_query_heads: int,
+           num_key_heads: int, target_programs: int, split: int | None) -> None:
+    require(len(starts) == len(capacities), OP,
+            f"{len(starts)} starts and {len(capacities)} capacities, must be one of each a segment")
+    require(num_key_heads > 0 and num_query_heads > 0 and num_query_heads % num_key_heads == 0, OP,
+            f"{num_query_heads} query heads on {num_key_heads} key heads, must be a multiple")
+    for segment, (start, capacity) in enumerate(zip(starts, capacities, strict=True)):
+        require(start >= 0 and capacity >= 0, OP,
+                f"segment {segment} has start {start} and capacity {capacity}, must not be negative")
+        require(start + capacity < 2**31, OP, f"segment {segment} ends at slot {start + capacity}, must be below 2**31")
+    for row, segments in enumerate(row_segments):
+        for segment in segments:
+            require(0 <= segment < len(starts), OP, f"row {row} reads segment {segment}, must be 0 to {len(starts) - 1}")
+    require(target_programs > 0, OP, f"target_programs is {target_programs}, must be positive")
+    require(split is None or split > 0, OP, f"split is {split}, must be positive")
+
+
+def _items(start_S: Tensor, capacity_S: Tensor, uses_S: Tensor, row_Z: Tensor, group: int, num_key_heads: int,
+           target_programs: int, split: int | None) -> tuple[Tensor, Tensor, int]:
+    """The work list, the rows of all items, and the tile: rows in blocks of what a tile takes, keys in even splits."""
+    block = max(1, MAX_TILE // group)
+    num_blocks_S = _ceil_div(uses_S, block)
+    segment_X = torch.repeat_interleave(torch.arange(len(start_S)), num_blocks_S)  # X: blocks of rows
+    block_X = _within(num_blocks_S)
+    num_rows_X = (uses_S[segment_X] - block_X * block).clamp(max=block)
+    first_use_X = _exclusive_sum(uses_S)[segment_X] + block_X * block
+
+    capacity_X = capacity_S[segment_X]
+    if split is None:
+        split = -(-int(capacity_X.sum()) * num_key_heads // target_programs)
+        longest_X = (num_rows_X * group * KEYS_PER_QUERY).clamp(min=max(split, 1))
+    else:
+        longest_X = torch.full_like(capacity_X, split)
+    num_splits_X = _ceil_div(capacity_X, _ceil_div(longest_X, KEY_BLOCK) * KEY_BLOCK)
+    even_X = _ceil_div(_ceil_div(capacity_X, num_splits_X.clamp(min=1)), KEY_BLOCK) * KEY_BLOCK
+
+    block_N = torch.repeat_interleave(torch.arange(len(segment_X)), num_splits_X)
+    first_N = _within(num_splits_X) * even_X[block_N]
+    count_N = torch.minimum(even_X[block_N], capacity_X[block_N] - first_N)
+    num_rows_N = num_rows_X[block_N]
+    segment_N = segment_X[block_N]
+    items_N6 = torch.stack([segment_N, start_S[segment_N], first_N, count_N, _exclusive_sum(num_rows_N), num_rows_N], dim=1)
+    item_rows_P = row_Z[torch.repeat_interleave(first_use_X[block_N], num_rows_N) + _within(num_rows_N)]
+    queries = int(num_rows_N.max()) * group if len(num_rows_N) else 1
+    tile = 0 if group > MAX_TILE else max(16, 1 << (queries - 1).bit_length())
+    return items_N6, item_rows_P, tile
+
+
+def _runs(start_S: Tensor, capacity_S: Tensor, uses_S: Tensor) -> tuple[tuple[SegmentRun, ...], Tensor]:
+    """Segments in runs, and the uses (sorted by segment before) in the order of the runs."""
+    used = torch.nonzero(uses_S).flatten()
+    order = used
+    for key_S in (start_S, capacity_S, uses_S):  # the last key counts most: sorts are stable
+        order = order[key_S[order].argsort(stable=True)]
+    start, capacity, uses = start_S[order], capacity_S[order], uses_S[order]
+    breaks = (uses[1:] != uses[:-1]) | (capacity[1:] != capacity[:-1]) | (start[1:] != start[:-1] + capacity[:-1])
+    bounds = [0, *(torch.nonzero(breaks).flatten() + 1).tolist(), len(order)] if len(order) else [0]
+    runs = tuple(SegmentRun(tuple(order[begin:end].tolist()), int(start[begin]), int(capacity[begin]), int(uses[begin]))
+                 for begin, end in pairwise(bounds))
+    return runs, torch.repeat_interleave(_exclusive_sum(uses_S)[order], uses) + _within(uses)
+
+
+def _places(row_Z: Tensor, num_rows: int) -> Tensor:
+    """For each row the places where it occurs, [R, most], filled up with Z."""
+    count_R = torch.bincount(row_Z, minlength=num_rows)
+    places_RU = torch.full((num_rows, int(count_R.max()) if num_rows else 0), len(row_Z))
+    order_Z = row_Z.argsort(stable=True)
+    places_RU[row_Z[order_Z], _within(count_R)] = order_Z
+    return places_RU
+
+
+def _ceil_div(value: Tensor, by: Tensor | int) -> Tensor:
+    return (value + by - 1) // by
+
+
+def _exclusive_sum(count: Tensor, *, total: bool = False) -> Tensor:
+    """Sum of what stands before each entry; `total`: and of all, at the end."""
+    sums = torch.cat([count.new_zeros(1), count.cumsum(0)])
+    return sums if total else sums[:-1]
+
+
+def _within(count: Tensor) -> Tensor:
+    """0..count[0]-1, 0..count[1]-1, ..."""
+    return torch.arange(int(count.sum())) - torch.repeat_interleave(_exclusive_sum(count), count)
