@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         DocumentSource,
         Embedder,
         ImageTokenizer,
+        ImageTokenizerConfig,
         MaskingObjective,
         Retriever,
         Sampler,
@@ -117,7 +118,8 @@ def section(recipe: Recipe, kind: str) -> Any:
 
 
 def build(recipe: Recipe, registry: Registry, *, stage: str, tokenizer_folder: Path | None = None,
-          device: torch.device | str = "cpu", seed: int | None = None) -> Components:
+          image_tokenizer_folder: Path | None = None, device: torch.device | str = "cpu",
+          seed: int | None = None) -> Components:
     """Build what `stage` needs, in one order: data set, tokenizers, vocabulary, serializer, attention, decoder.
 
     Args:
@@ -125,6 +127,7 @@ def build(recipe: Recipe, registry: Registry, *, stage: str, tokenizer_folder: P
         registry: the plugins that it was composed with.
         stage: "train" (data set and objective too) or "generate".
         tokenizer_folder: a checkpoint's folder `text_tokenizer`. None: the recipe's file, or trained on the data set's texts.
+        image_tokenizer_folder: a checkpoint's folder `image_tokenizer`. None, or not there: what the recipe says.
         device: where the decoder lives.
         seed: of the decoder's first weights; None: the recipe's `train.seed`. Torch's global generator stays as it was.
 
@@ -145,7 +148,9 @@ def build(recipe: Recipe, registry: Registry, *, stage: str, tokenizer_folder: P
     else:
         text_tokenizer = section(recipe, "text_tokenizer").build(None if source is None else source.texts())
     with _fitting_memory("image_tokenizer"):
-        image_tokenizer: ImageTokenizer = section(recipe, "image_tokenizer").build()
+        config: ImageTokenizerConfig = section(recipe, "image_tokenizer")
+        saved = image_tokenizer_folder if image_tokenizer_folder is not None and image_tokenizer_folder.is_dir() else None
+        image_tokenizer: ImageTokenizer = config.build() if saved is None else config.load(saved)
     vocabulary = vocabulary_of(recipe, text_tokenizer, image_tokenizer)
     serializer = Serializer(vocabulary, text_tokenizer, image_tokenizer.grid)
     attention: AttentionBackend = section(recipe, "attention").build()

@@ -7,6 +7,7 @@
         recipe.yaml              the resolved recipe
         plugins.json             plugins and their versions
         text_tokenizer/          what the text tokenizer saved
+        image_tokenizer/         what the image tokenizer saved; not there when it comes with its package
 
 A checkpoint is written under another name, flushed, and renamed; the newest is the highest complete step. No file is a pickle,
 so an untrusted checkpoint can be refused but can't run code.
@@ -43,8 +44,9 @@ if TYPE_CHECKING:
     from cm3core.recipe import Recipe
 
 FORMAT = 1
-WEIGHTS, OPTIMIZER, STATE, RECIPE, PLUGINS, TOKENIZER = (
-    "model.safetensors", "optimizer.safetensors", "state.json", "recipe.yaml", "plugins.json", "text_tokenizer")
+WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+RECIPE, PLUGINS = "recipe.yaml", "plugins.json"
+TOKENIZER, IMAGE_TOKENIZER = "text_tokenizer", "image_tokenizer"
 
 #: Keys that may differ between a checkpoint's recipe and the one it is resumed with; everything after a dot included.
 CHANGEABLE_KEYS = (
@@ -107,6 +109,10 @@ def save_checkpoint(out_dir: Path, decoder: nn.Module, optimizer: OptimizerGroup
             _write_description(folder, components, state)
             (folder / TOKENIZER).mkdir()
             components.text_tokenizer.save(folder / TOKENIZER)
+            (folder / IMAGE_TOKENIZER).mkdir()
+            components.image_tokenizer.save(folder / IMAGE_TOKENIZER)
+            if not any((folder / IMAGE_TOKENIZER).iterdir()):
+                (folder / IMAGE_TOKENIZER).rmdir()
     for old in complete_checkpoints(out_dir)[:-max(1, keep)]:
         _remove(old)
     return target
@@ -133,7 +139,9 @@ def export_model(checkpoint: str | Path, folder: str | Path, dtype: str = "fp16"
         _write_json(new / STATE, {**asdict(state), "loader": {}})
         for name in (RECIPE, PLUGINS):
             shutil.copyfile(source / name, new / name)
-        shutil.copytree(source / TOKENIZER, new / TOKENIZER)
+        for name in (TOKENIZER, IMAGE_TOKENIZER):
+            if name == TOKENIZER or (source / name).is_dir():
+                shutil.copytree(source / name, new / name)
     return target
 
 
@@ -335,7 +343,8 @@ def open_checkpoint(path: str | Path, registry: Registry, *, device: torch.devic
     folder = find_checkpoint(path)
     state = read_state(folder)
     recipe = read_recipe(folder, registry)
-    components = build(recipe, registry, stage="generate", tokenizer_folder=folder / TOKENIZER, device=device)
+    components = build(recipe, registry, stage="generate", tokenizer_folder=folder / TOKENIZER,
+                       image_tokenizer_folder=folder / IMAGE_TOKENIZER, device=device)
     check_fingerprints(folder, state, components)
     decoder = components.decoder
     assert isinstance(decoder, nn.Module)

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from cm3core.build import build
 from cm3core.checkpoint import (
+    IMAGE_TOKENIZER,
     RECIPE,
     TOKENIZER,
     CheckpointState,
@@ -110,8 +111,8 @@ def _start(recipe: Recipe, out_dir: Path, registry: Registry, resume: bool, prog
             raise CheckpointError(str(out_dir), f"holds a run already (step {read_state(folder).step})",
                                   "name another folder, or resume")
         check_recipe(folder, read_recipe(folder, registry), recipe)
-    tokenizer = None if folder is None else folder / TOKENIZER
-    components = build(recipe, registry, stage="train", tokenizer_folder=tokenizer, device=chosen)
+    components = build(recipe, registry, stage="train", tokenizer_folder=None if folder is None else folder / TOKENIZER,
+                       image_tokenizer_folder=None if folder is None else folder / IMAGE_TOKENIZER, device=chosen)
     if folder is not None:
         check_fingerprints(folder, read_state(folder), components)
     preparation = Preparation(components, progress=progress)

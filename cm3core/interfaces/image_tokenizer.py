@@ -27,6 +27,13 @@ class ImageTokenizerConfig(ComponentConfig):
         """Return the tokenizer with its weights loaded."""
         raise NotImplementedError
 
+    def load(self, folder: Path) -> ImageTokenizer:
+        """Return the tokenizer that `ImageTokenizer.save` wrote into `folder` (a checkpoint's), which anybody may have made.
+
+        Only asked when there is such a folder. Override it together with `ImageTokenizer.save`.
+        """
+        raise NotImplementedError
+
     def train(
         self,
         images_NHWC: PixelArray,
@@ -95,6 +102,12 @@ class ImageTokenizer(ABC):
     @abstractmethod
     def _decode(self, codes_Nc: IntArray) -> PixelArray:
         """Pictures uint8 [N, H, W, 3] of valid codes int32 [N, c]."""
+
+    def save(self, folder: Path) -> None:  # noqa: B027 (what needs no files saves none)
+        """Write what `ImageTokenizerConfig.load` needs into `folder`, so that a model works wherever its folder is moved.
+
+        Nothing when the config alone builds this tokenizer on every machine: no weights, or weights that its package brings.
+        """
 
     def codebook(self) -> torch.Tensor | None:
         """Code vectors, float32 [codebook_size, dim], to start a decoder's embeddings from; None if there are none."""

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -15,13 +17,15 @@ from hypothesis import strategies as st
 
 from cm3core.document import IntArray, PixelArray
 from cm3core.errors import TokenizerError
-from cm3core.interfaces.image_tokenizer import ImageTokenizer
+from cm3core.interfaces.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from cm3core.testing._laws import Contract
 
 
 class ImageTokenizerContract(Contract[ImageTokenizer]):
     """Laws of `ImageTokenizer`. `make` builds one with weights (random ones will do)."""
 
+    #: The config whose `load` reads what `save` of `make`'s tokenizer wrote; None: it needs no files, and saves none.
+    config: ClassVar[ImageTokenizerConfig | None] = None
     max_examples: ClassVar[int | None] = 5
 
     def _pictures(self, data: st.DataObject) -> PixelArray:
@@ -64,6 +68,21 @@ class ImageTokenizerContract(Contract[ImageTokenizer]):
         """The fingerprint says config and weights, not the object, and is stable."""
         assert self.make().fingerprint == self.subject.fingerprint == self.subject.fingerprint
         assert self.subject.fingerprint
+
+    def law_saved_is_loaded(self) -> None:
+        """`save`, then the config's `load`, gives the same tokenizer; what needs no files writes none."""
+        with tempfile.TemporaryDirectory() as name:
+            self.subject.save(Path(name))
+            if self.config is None:
+                assert not any(Path(name).iterdir()), "set `config`, so that what was saved can be loaded"
+                return
+            loaded = self.config.load(Path(name))
+        rng, (rows, columns) = np.random.default_rng(0), self.subject.grid
+        pictures = rng.integers(0, 256, (2, *self.subject.image_size, 3), dtype=np.uint8)
+        codes = rng.integers(0, self.subject.codebook_size, (2, rows * columns), dtype=np.int32)
+        assert loaded.fingerprint == self.subject.fingerprint
+        assert np.array_equal(loaded.encode(pictures), self.subject.encode(pictures))
+        assert np.array_equal(loaded.decode(codes), self.subject.decode(codes))
 
     def law_codebook_matches_its_size(self) -> None:
         """If there are code vectors, there is one for each code, fp32."""

@@ -8,8 +8,10 @@ import pickle
 import resource
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +30,9 @@ from cm3core.errors import CheckpointError, CM3Error
 from cm3core.plugins import Registry, load_registry
 from cm3core.recipe import compose
 from cm3core.train import train
+from cm3plugins.image_tokenizers.vqgan import VQGANArchitecture, VQGANConfig
+from cm3plugins.image_tokenizers.vqgan.model import VQModel
+from cm3plugins.image_tokenizers.vqgan.weights import save_weights
 
 PARTS = Path(__file__).parents[1] / "fixtures" / "train"
 
@@ -102,6 +107,29 @@ def test_open_run_checkpoint_and_model(registry: Registry, trained: Path, tmp_pa
     for name, parameter in shipped.items():
         assert parameter.dtype == torch.float32
         torch.testing.assert_close(parameter, exact[name].half().float(), atol=0, rtol=0)
+
+
+def test_a_moved_model_takes_its_image_tokenizer_along(registry: Registry, trained: Path, tmp_path: Path) -> None:
+    """The tokenizer's own file is gone, and the folder is elsewhere: all the same, the same codes. So is going on."""
+    shape = VQGANConfig(resolution=8, ch=8, z_channels=4, embed_dim=2, codebook_size=5, patch_size=2, norm_groups=4)
+    model, weights = VQModel(shape.architecture), tmp_path / "tokenizer.safetensors"
+    save_weights(weights, shape.architecture, model.state_dict())
+    own = [f"image_tokenizer.{item.name}={list(value) if isinstance(value, tuple) else value}"
+           for item in fields(VQGANArchitecture) if (value := getattr(shape, item.name)) is not None]
+    overrides = ["image_tokenizer=vqgan", *own, f"image_tokenizer.weights={weights}", "train.validation_splits=[]"]
+    run(registry, tmp_path / "out", [*overrides, "train.steps=2"])
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    want = open_checkpoint(tmp_path / "out", registry).components.image_tokenizer.encode(pictures)
+    exported = export_model(tmp_path / "out", tmp_path / "model")
+    weights.unlink()
+    shutil.rmtree(tmp_path / "cache")
+    moved = exported.rename(tmp_path / "elsewhere")
+    assert np.array_equal(open_checkpoint(moved, registry).components.image_tokenizer.encode(pictures), want)
+    assert run(registry, tmp_path / "out", [*overrides, "train.steps=3"]).name == "step-00000003"
+    assert np.array_equal(open_checkpoint(tmp_path / "out", registry).components.image_tokenizer.encode(pictures), want)
+    shutil.rmtree(moved / "image_tokenizer")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.safetensors: no such file"):
+        open_checkpoint(moved, registry)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])

@@ -38,6 +38,8 @@ def tiny_model() -> VQModel:
 
 
 class TestVQGANTokenizer(ImageTokenizerContract):
+    config = TINY
+
     def make(self) -> VQGANTokenizer:
         return VQGANTokenizer(tiny_model())
 
@@ -65,6 +67,24 @@ def test_file_gives_back_the_network(weights: Path) -> None:
         assert torch.equal(tensor, expected), name
     assert (tokenizer.image_size, tokenizer.grid, tokenizer.codebook_size) == ((16, 16), (4, 4), 32)
     assert (TINY.image_size, TINY.grid) == ((16, 16), (4, 4))
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_a_checkpoints_copy_is_exact_and_no_larger_than_the_file(tmp_path: Path, half: bool) -> None:
+    path = tmp_path / "tiny.safetensors"
+    save_weights(path, TINY.architecture, tiny_model().state_dict(), half=half)
+    tokenizer = replace(TINY, weights=str(path)).build()
+    (tmp_path / "copy").mkdir()
+    tokenizer.save(tmp_path / "copy")
+    copy = tmp_path / "copy" / "model.safetensors"
+    assert copy.stat().st_size == path.stat().st_size
+    path.unlink()
+    loaded = replace(TINY, weights=str(path), weights_sha256="of the file").load(tmp_path / "copy")
+    for name, tensor in tokenizer.model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], tensor), name
+    copy.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(CheckpointError, match=r"copy/model\.safetensors: not a readable safetensors file"):
+        TINY.load(tmp_path / "copy")
 
 
 def test_fingerprint_covers_what_codes_mean(weights: Path) -> None:

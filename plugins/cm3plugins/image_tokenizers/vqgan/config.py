@@ -132,7 +132,7 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
 
     Args:
         weights: "bundled:emoji64", the path of a file that training wrote, or None for none yet. The file's own shape must
-            be the one given here.
+            be the one given here. A checkpoint holds a copy of weights that are not bundled, and reads that.
         weights_sha256: when given, the file's hash must be this.
         training: see `VQGANTraining`.
     """
@@ -188,6 +188,13 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
 
         self.check()
         return build_tokenizer(self)
+
+    def load(self, folder: Path) -> VQGANTokenizer:
+        """The tokenizer that one of these saved into a checkpoint's folder; `weights` and `weights_sha256` are not asked."""
+        from cm3plugins.image_tokenizers.vqgan.tokenizer import load_tokenizer
+
+        self.check()
+        return load_tokenizer(self, folder)
 
     def train(self, images_NHWC: PixelArray, out_dir: str | Path, **options: Any) -> Path:
         """Train from nothing; the options are those of `cm3plugins.image_tokenizers.vqgan.training.train_image_tokenizer`."""

@@ -20,10 +20,12 @@ from cm3core.files import sha256_file
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
 from cm3plugins.image_tokenizers.vqgan.config import BUNDLED, VQGANArchitecture, VQGANConfig
 from cm3plugins.image_tokenizers.vqgan.model import VQModel
-from cm3plugins.image_tokenizers.vqgan.weights import build_model, load_weights
+from cm3plugins.image_tokenizers.vqgan.weights import build_model, load_weights, save_weights
 
 #: Pictures of one forward pass at 64 px; larger pictures go in smaller batches.
 _BATCH_PIXELS = 32 * 64 * 64
+#: A checkpoint's copy of the weights.
+SAVED = "model.safetensors"
 
 
 def to_input(pixels_NHWC: PixelArray) -> Tensor:
@@ -43,10 +45,11 @@ class VQGANTokenizer(ImageTokenizer):
 
     Args:
         model: the network; put in evaluation mode.
+        bundled: its weights come with this package, so that checkpoints need no copy.
     """
 
-    def __init__(self, model: VQModel) -> None:
-        self.model = model.eval()
+    def __init__(self, model: VQModel, *, bundled: bool = False) -> None:
+        self.model, self.bundled = model.eval(), bundled
         self._fingerprint: str | None = None
 
     @property
@@ -101,6 +104,15 @@ class VQGANTokenizer(ImageTokenizer):
         ]
         return np.concatenate(batches) if batches else np.zeros((0, *self.image_size, 3), np.uint8)
 
+    def save(self, folder: Path) -> None:
+        """Write the weights, unless they are bundled: exactly these, as fp16 where that loses nothing (training stores fp16)."""
+        if self.bundled:
+            return
+        state = self.model.state_dict()
+        halved = [tensor for name, tensor in state.items() if not name.startswith("quantize.")]
+        half = all(torch.equal(tensor.half().float(), tensor) for tensor in halved)
+        save_weights(folder / SAVED, self.model.arch, state, half=half)
+
     def codebook(self) -> Tensor:
         """The code vectors, fp32 [K, embed_dim]; on the unit sphere when the network compares there."""
         return self.model.quantize.entries().detach().clone()
@@ -131,6 +143,14 @@ def build_tokenizer(config: VQGANConfig) -> VQGANTokenizer:
     if config.weights_sha256 is not None and (found := sha256_file(path)) != config.weights_sha256:
         raise CheckpointError(str(path), f"its SHA-256 is {found}, the recipe expects {config.weights_sha256}",
                               "give the right file, or correct image_tokenizer.weights_sha256")
+    _check_same_shape(config.architecture, arch, path)
+    return VQGANTokenizer(build_model(arch, state, str(path)), bundled=config.weights.startswith(BUNDLED))
+
+
+def load_tokenizer(config: VQGANConfig, folder: Path) -> VQGANTokenizer:
+    """The tokenizer that `VQGANTokenizer.save` wrote; raises `CheckpointError` when the file is damaged or of another shape."""
+    path = folder / SAVED
+    arch, state = load_weights(path)
     _check_same_shape(config.architecture, arch, path)
     return VQGANTokenizer(build_model(arch, state, str(path)))
 
