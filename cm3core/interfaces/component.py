@@ -17,6 +17,8 @@ class ComponentConfig:
 
     #: Recipe name of the kind, e.g. "image_tokenizer"; set by each kind's base.
     kind: ClassVar[str] = ""
+    #: Sections that a recipe with this component must have besides, e.g. ("embedder",); `cm3 recipe check` asks for them.
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def check(self) -> None:
         """Raise `RecipeError` when the values can't work together. Must stay light: no torch, no files read."""

@@ -79,8 +79,15 @@ class Recipe:
             config.check()
         for name in FIXED_SECTIONS:
             getattr(self, name).check()
+        self._check_needs()
         self._check_vocabulary()
         self._check_context()
+
+    def _check_needs(self) -> None:
+        for kind, (name, config) in self.components.items():
+            if missing := [other for other in config.needs if getattr(self, other) is None]:
+                raise RecipeError(kind, f"{name!r} needs the section {missing[0]!r}, and the recipe has none",
+                                  f"add {missing[0]}=NAME (or '{missing[0]}: {{name: ...}}' in the recipe), or change {kind}")
 
     def _check_vocabulary(self) -> None:
         if self.vocabulary.num_text is None and self.text_tokenizer is None:

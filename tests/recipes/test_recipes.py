@@ -326,6 +326,17 @@ CHECKS = {
 }
 
 
+def test_a_component_says_which_other_sections_it_needs() -> None:
+    registry = load_registry()
+    for overrides, name in ((["embedder=null"], "quickstart"), (["retriever=dense", "decoder.context_length=768"], "tiny")):
+        with pytest.raises(RecipeError) as caught:
+            compose(name, overrides, registry=registry).check()
+        assert str(caught.value) == (
+            "retriever: 'dense' needs the section 'embedder', and the recipe has none\n"
+            "  next: add embedder=NAME (or 'embedder: {name: ...}' in the recipe), or change retriever")
+    compose("quickstart", ["embedder=null", "retriever=none"], registry=registry).check()
+
+
 @pytest.mark.parametrize("overrides", CHECKS)
 def test_values_that_are_not_possible_together(folder: Path, overrides: tuple[str, ...]) -> None:
     with pytest.raises(RecipeError) as caught:

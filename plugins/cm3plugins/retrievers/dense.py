@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -43,6 +43,7 @@ class DenseRetrieverConfig(RetrieverConfig):
         cache: keep the memory's vectors on disk, in the cache folder, under the fingerprints of all that decides them.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("embedder",)
     query: str = "text"
     max_similarity: float | None = None
     min_similarity: float | None = None
