@@ -20,7 +20,8 @@ def linear_cross_entropy_reference(hidden_NE: Tensor, head_VE: Tensor, targets_N
     with torch.autocast(hidden_NE.device.type, enabled=False):
         logits_NV = hidden_NE @ head_VE.to(inside).T
     log_z_N = torch.logsumexp(logits_NV, dim=1)
-    nll_N = log_z_N - logits_NV.gather(1, targets_N.masked_fill(~counts_N, 0)[:, None])[:, 0]
+    # Not log Z minus the target's logit: both may be huge, and their difference lost.
+    nll_N = -torch.log_softmax(logits_NV, dim=1).gather(1, targets_N.masked_fill(~counts_N, 0)[:, None])[:, 0]
     weights_N = weights_N.to(inside)
     loss = (weights_N * (nll_N + z_loss * log_z_N.square())).sum()
     return loss, group_sums(nll_N.detach(), weights_N, groups_N, num_groups)

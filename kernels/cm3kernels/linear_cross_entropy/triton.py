@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from cm3kernels._dispatch import require
 from cm3kernels.linear_cross_entropy.reference import group_sums
@@ -95,6 +96,12 @@ def _num_chunk_rows(num_ids: int, dtype: torch.dtype, chunk_bytes: int) -> int:
 def _linear_cross_entropy(hidden_NE: Tensor, head_VE: Tensor, targets_N: Tensor, weights_N: Tensor, z_loss: float,
                           dtype: torch.dtype, chunk_bytes: int, with_gradient: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, nll of each token, and the loss's gradients with respect to hidden states and head (empty if not wanted)."""
+    with torch.autocast(hidden_NE.device.type, enabled=False):  # `dtype` says what is multiplied; the rest is float32
+        return _in_chunks(hidden_NE, head_VE, targets_N, weights_N, z_loss, dtype, chunk_bytes, with_gradient)
+
+
+def _in_chunks(hidden_NE: Tensor, head_VE: Tensor, targets_N: Tensor, weights_N: Tensor, z_loss: float, dtype: torch.dtype,
+               chunk_bytes: int, with_gradient: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     num_tokens, num_ids = hidden_NE.shape[0], head_VE.shape[0]
     head, targets_N, weights_N = head_VE.to(dtype), targets_N.contiguous(), weights_N.contiguous()
     nll_N, log_z_N = hidden_NE.new_empty(2, num_tokens, dtype=torch.float32)
@@ -136,7 +143,7 @@ def _backward(ctx: Any, grad_loss: Tensor, *_unused: Tensor) -> tuple[Tensor | N
     return (grad_hidden * grad_loss).to(grad_hidden.dtype), (grad_head * grad_loss).to(grad_head.dtype), *[None] * 6
 
 
-_linear_cross_entropy.register_autograd(_backward, setup_context=_setup_context)
+_linear_cross_entropy.register_autograd(once_differentiable(_backward), setup_context=_setup_context)
 
 
 def linear_cross_entropy_triton(hidden_NE: Tensor, head_VE: Tensor, targets_N: Tensor, weights_N: Tensor, groups_N: Tensor, *,
