@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from cm3kernels._dispatch import Implementation, choose, require
+from cm3kernels._dispatch import Implementation, choose, require, triton_refusal
+from cm3kernels.guided_sample.eager import guided_sample_eager
 from cm3kernels.guided_sample.reference import guided_sample_reference
 
-IMPLEMENTATIONS = {"reference": Implementation(lambda: guided_sample_reference)}
+OP = "guided_sample"
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _load_triton() -> Callable[..., Any]:
+    from cm3kernels.guided_sample.triton import guided_sample_triton
+
+    return guided_sample_triton
+
+
+def _triton_refusal(logits_SV: Tensor) -> str | None:
+    if logits_SV.dtype not in KERNEL_DTYPES:
+        return f"logits_SV is {logits_SV.dtype}, the kernels take float32, bfloat16 and float16; next: cast it, or implementation='auto'"
+    return triton_refusal(logits_SV)
+
+
+IMPLEMENTATIONS = {"triton": Implementation(_load_triton, _triton_refusal, automatic_on=("cuda",)),
+                   "eager": Implementation(lambda: guided_sample_eager),
+                   "reference": Implementation(lambda: guided_sample_reference)}
 
 
 def guided_sample(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, *, reference_n: Tensor | None = None,
@@ -16,33 +38,45 @@ def guided_sample(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor,
                   top_p_n: Tensor | None = None, plausible_top_k_n: Tensor | None = None,
                   plausible_top_p_n: Tensor | None = None, plausible_alpha_n: Tensor | None = None,
                   plausible_k_n: Tensor | None = None, seed_n: Tensor, position_n: Tensor, first_id: int = 0,
-                  implementation: str = "auto") -> Tensor:
+                  implementation: str = "auto", allowed_bits_nW: Tensor | None = None, allowed_from_n: Tensor | None = None,
+                  allowed_to_n: Tensor | None = None, out_tokens_S: Tensor | None = None,
+                  out_log_probability_n: Tensor | None = None, debug: bool = False) -> Tensor:
     """Mix the guidance streams of each request, filter, draw one id: one call for a batch with every mixture of settings.
 
     Order: mix -> allowed ids -> plausible ids of the reference stream -> temperature -> top-k -> top-p -> draw.
-    A filter given as None is off for all requests.
+    A filter given as None is off for all requests. All implementations give the same tokens.
 
     Args:
         logits_SV: floating [S, V]; logits of every stream row over ids first_id..first_id+V-1. An id whose logit is not finite
             in the reference or in a stream of nonzero weight is never drawn.
-        stream_rows_nG: int64 [n, G]; the rows of each request's streams.
-        weights_nG: floating [n, G]; the mixed logits are the weighted sum of the streams'.
+        stream_rows_nG: int64 [n, G]; the rows of each request's streams. -1: no such stream, for requests with fewer than G.
+        weights_nG: floating [n, G]; the mixed logits are the weighted sum of the streams', rounded to float32. A weight of 0
+            leaves the stream out of the sum, and it may still be the reference.
         reference_n: int64 [n]; which stream (0..G-1) decides plausibility. None: 0.
-        allowed_nV: bool [n, V]. None: all.
-        temperature_n: floating [n]; <= 0 takes the largest mixed logit (lowest id on a tie). None: 1.
+        allowed_nV: bool [n, V]. None: all. An id has to pass this, the bits and the range.
+        temperature_n: floating [n]; 0 takes the largest mixed logit (lowest id on a tie). None: 1.
         top_k_n, top_p_n: int64, floating [n]; of the mixed distribution, top-p after top-k. <= 0 or >= V, and >= 1, are off.
             Ties with the threshold are kept; never empty.
         plausible_top_k_n, plausible_top_p_n: the same, of the reference's allowed ids at temperature 1.
         plausible_alpha_n, plausible_k_n: floating, int64 [n]; reference probability >= alpha * its k-th largest. 0 is off.
         seed_n, position_n: int64 [n]; the draw depends on (seed, position, id) only. position in 0..2**32-1.
         first_id: id of column 0.
-        implementation: "auto" or a name in `IMPLEMENTATIONS`.
+        implementation: "auto" or a name in `IMPLEMENTATIONS`. "auto": "triton" on CUDA, else "eager".
+        allowed_bits_nW: int32 [n, ceil(V / 32)]; column v is allowed where bit v % 32 of word v // 32 is set.
+        allowed_from_n, allowed_to_n: int64 [n]; ids allowed_from..allowed_to-1 are allowed. Ids of the whole vocabulary.
+        out_tokens_S: int64 [S]; also receives the token of each request at all its stream rows; other rows stay as they are.
+            No row may belong to two requests.
+        out_log_probability_n: float32 [n]; receives the log-probability with which the draw picks its token: over the ids that
+            the filters keep, at the request's temperature; 0 at temperature 0.
+        debug: on CUDA, too, look whether every request had a legal id (waits for the device).
 
     Returns:
-        int64 [n] ids, `first_id` included.
+        int64 [n] ids, `first_id` included. On CUDA the Triton kernels give -1 for a request without a legal id, since
+        raising would mean waiting for the device; everything else raises.
 
     Raises:
-        ValueError: shapes or dtypes that don't fit, a request without a legal id, or an implementation that isn't there.
+        ValueError: shapes, dtypes, devices or (on the CPU) values that don't fit, a request without a legal id, or an
+            implementation that isn't there or can't run.
 
     Source: CM3leon paper, section 3.1, equations 1 to 3; the draw is this project's.
 
@@ -53,36 +87,95 @@ def guided_sample(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor,
     >>> guided_sample(logits, rows, weights, temperature_n=torch.zeros(1), seed_n=zero, position_n=zero, first_id=10)
     tensor([10])
     """
-    per_request = {"reference_n": reference_n, "temperature_n": temperature_n, "top_k_n": top_k_n, "top_p_n": top_p_n,
-                   "plausible_top_k_n": plausible_top_k_n, "plausible_top_p_n": plausible_top_p_n,
-                   "plausible_alpha_n": plausible_alpha_n, "plausible_k_n": plausible_k_n}
-    _check(logits_SV, stream_rows_nG, weights_nG, allowed_nV, first_id,
-           {**per_request, "seed_n": seed_n, "position_n": position_n})
-    run = choose("guided_sample", implementation, IMPLEMENTATIONS, logits_SV)
-    return run(logits_SV, stream_rows_nG, weights_nG, allowed_nV=allowed_nV, seed_n=seed_n, position_n=position_n,
-               first_id=first_id, **per_request)
+    settings = {"reference_n": reference_n, "temperature_n": temperature_n, "top_k_n": top_k_n, "top_p_n": top_p_n,
+                "plausible_top_k_n": plausible_top_k_n, "plausible_top_p_n": plausible_top_p_n,
+                "plausible_alpha_n": plausible_alpha_n, "plausible_k_n": plausible_k_n, "seed_n": seed_n, "position_n": position_n,
+                "allowed_from_n": allowed_from_n, "allowed_to_n": allowed_to_n, "out_log_probability_n": out_log_probability_n}
+    _check_shapes(logits_SV, stream_rows_nG, weights_nG, settings)
+    _check_masks(logits_SV, stream_rows_nG, allowed_nV, allowed_bits_nW, out_tokens_S, first_id)
+    if logits_SV.device.type == "cpu":
+        _check_values(logits_SV, stream_rows_nG, weights_nG, settings)
+    run = choose(OP, implementation, IMPLEMENTATIONS, logits_SV)
+    if len(stream_rows_nG) == 0:
+        return stream_rows_nG.new_empty(0)
+    settings |= {"allowed_nV": allowed_nV, "allowed_bits_nW": allowed_bits_nW, "first_id": first_id}
+    if run is not guided_sample_eager and run is not guided_sample_reference:
+        return run(logits_SV, stream_rows_nG, weights_nG, **settings, out_tokens_S=out_tokens_S, debug=debug)
+    token_n: Tensor = run(logits_SV, stream_rows_nG, weights_nG, **settings)
+    if out_tokens_S is not None:
+        there_nG = stream_rows_nG >= 0
+        out_tokens_S[stream_rows_nG[there_nG]] = token_n[:, None].expand_as(stream_rows_nG)[there_nG]
+    return token_n
 
 
-INTEGER = ("reference_n", "top_k_n", "plausible_top_k_n", "plausible_k_n", "seed_n", "position_n")
+INTEGER = ("reference_n", "top_k_n", "plausible_top_k_n", "plausible_k_n", "seed_n", "position_n", "allowed_from_n", "allowed_to_n")
 
 
-def _check(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, allowed_nV: Tensor | None,
-           first_id: int, per_request: dict[str, Tensor | None]) -> None:
-    op = "guided_sample"
-    require(logits_SV.ndim == 2 and logits_SV.is_floating_point() and logits_SV.shape[1] > 0, op,
+def _check_shapes(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, settings: dict[str, Tensor | None]) -> None:
+    require(logits_SV.ndim == 2 and logits_SV.is_floating_point() and logits_SV.shape[1] > 0, OP,
             f"logits_SV is {list(logits_SV.shape)} {logits_SV.dtype}, must be floating [stream rows, ids]")
-    require(stream_rows_nG.ndim == 2 and stream_rows_nG.dtype == torch.int64 and stream_rows_nG.shape[1] > 0, op,
+    require(stream_rows_nG.ndim == 2 and stream_rows_nG.dtype == torch.int64 and stream_rows_nG.shape[1] > 0, OP,
             f"stream_rows_nG is {list(stream_rows_nG.shape)} {stream_rows_nG.dtype}, must be int64 [requests, streams]")
     n = stream_rows_nG.shape[0]
-    require(weights_nG.shape == stream_rows_nG.shape and weights_nG.is_floating_point(), op,
+    require(weights_nG.shape == stream_rows_nG.shape and weights_nG.is_floating_point(), OP,
             f"weights_nG is {list(weights_nG.shape)} {weights_nG.dtype}, must be floating {list(stream_rows_nG.shape)}")
-    if allowed_nV is not None:
-        require(allowed_nV.dtype == torch.bool and allowed_nV.shape == (n, logits_SV.shape[1]), op,
-                f"allowed_nV is {list(allowed_nV.shape)} {allowed_nV.dtype}, must be bool {[n, logits_SV.shape[1]]}")
-    for name, tensor in per_request.items():
+    for name, tensor in (("stream_rows_nG", stream_rows_nG), ("weights_nG", weights_nG), *settings.items()):
         if tensor is None:
             continue
-        integer = name in INTEGER
-        require(tensor.shape == (n,) and (tensor.dtype == torch.int64 if integer else tensor.is_floating_point()), op,
-                f"{name} is {list(tensor.shape)} {tensor.dtype}, must be {'int64' if integer else 'floating'} [{n}]")
-    require(first_id >= 0, op, f"first_id is {first_id}, must not be negative")
+        _check_device(name, tensor, logits_SV)
+        if name in ("stream_rows_nG", "weights_nG"):
+            continue
+        integer, single = name in INTEGER, name == "out_log_probability_n"
+        wanted = "int64" if integer else "float32" if single else "floating"
+        right = tensor.dtype == torch.int64 if integer else tensor.dtype == torch.float32 if single else tensor.is_floating_point()
+        require(tensor.shape == (n,) and right, OP, f"{name} is {list(tensor.shape)} {tensor.dtype}, must be {wanted} [{n}]")
+
+
+def _check_device(name: str, tensor: Tensor, logits_SV: Tensor) -> None:
+    require(tensor.device == logits_SV.device, OP, f"{name} is on {tensor.device}, logits_SV on {logits_SV.device}; "
+                                                   "all have to be on one device")
+
+
+def _check_masks(logits_SV: Tensor, stream_rows_nG: Tensor, allowed_nV: Tensor | None, allowed_bits_nW: Tensor | None,
+                 out_tokens_S: Tensor | None, first_id: int) -> None:
+    n, (S, V) = len(stream_rows_nG), logits_SV.shape
+    for name, tensor, dtype, shape in (("allowed_nV", allowed_nV, torch.bool, (n, V)),
+                                       ("allowed_bits_nW", allowed_bits_nW, torch.int32, (n, -(-V // 32))),
+                                       ("out_tokens_S", out_tokens_S, torch.int64, (S,))):
+        if tensor is not None:
+            require(tensor.dtype == dtype and tensor.shape == shape, OP,
+                    f"{name} is {list(tensor.shape)} {tensor.dtype}, must be {str(dtype).removeprefix('torch.')} {list(shape)}")
+            _check_device(name, tensor, logits_SV)
+    require(first_id >= 0, OP, f"first_id is {first_id}, must not be negative")
+    require(first_id + V <= 2**31, OP, f"ids end at {first_id + V}, must end at or before 2**31")
+
+
+def _check_values(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, settings: dict[str, Tensor | None]) -> None:
+    """What can be looked at without waiting for a device. On CUDA the kernels leave no choice to a request with a wrong row."""
+    if stream_rows_nG.numel() == 0:
+        return
+    low, high = (int(bound) for bound in stream_rows_nG.aminmax())
+    require(low >= -1 and high < len(logits_SV), OP,
+            f"stream_rows_nG has rows {low}..{high}, must be -1 (none) to {len(logits_SV) - 1}")
+    require(bool(weights_nG.isfinite().all()), OP, "weights_nG has a weight that is not finite")
+    reference_n = settings["reference_n"]
+    if reference_n is not None:
+        low, high = (int(bound) for bound in reference_n.aminmax())
+        G = stream_rows_nG.shape[1]
+        require(low >= 0 and high < G, OP, f"reference_n has streams {low}..{high}, must be 0 to {G - 1}")
+    chosen_n = stream_rows_nG[:, 0] if reference_n is None else stream_rows_nG.gather(1, reference_n[:, None])[:, 0]
+    require(bool((chosen_n >= 0).all()), OP, "the reference stream of a request has row -1 (none)")
+    temperature_n = settings["temperature_n"]
+    require(temperature_n is None or bool((temperature_n >= 0).all() & temperature_n.isfinite().all()), OP,
+            f"temperature_n has {_first_wrong(temperature_n)}, must be 0 (takes the largest) or more, and finite")
+    for name in ("top_p_n", "plausible_top_p_n", "plausible_alpha_n"):
+        value_n = settings[name]
+        require(value_n is None or not bool(value_n.isnan().any()), OP, f"{name} has a nan")
+
+
+def _first_wrong(temperature_n: Tensor | None) -> float | None:
+    """The first temperature that is negative or not finite, for the message."""
+    if temperature_n is None:
+        return None
+    wrong = temperature_n[~((temperature_n >= 0) & temperature_n.isfinite())]
+    return float(wrong[0]) if len(wrong) else None

@@ -20,33 +20,34 @@ def philox4x32(key: Tensor, counter_0: Tensor, counter_1: Tensor) -> Tensor:
 
     Args:
         key: int64 [n]; low half key word 0, high half key word 1.
-        counter_0: int64 [c], 0 <= value < 2**32.
+        counter_0: int64 [n, c] or [1, c], 0 <= value < 2**32.
         counter_1: int64 [n], 0 <= value < 2**32.
 
     Returns:
         int64 [n, c, 4], each word in 0..2**32-1.
     """
-    n, c = len(key), len(counter_0)
-    # Even words (0, 2) are multiplied, odd words (1, 3) only mixed in. After the product's wrap-around, `>> 32` and the
-    # mask still give the true high half, and the low half needs its mask only when it is used.
-    even = torch.zeros(2, n, c, dtype=torch.int64, device=key.device)
+    # Words 0 and 2 are multiplied, words 1 and 3 only mixed in; the two products change places, so they are written crosswise.
+    # After a product's wrap-around, `>> 32` and the mask still give its true high half; the low half needs its mask only where it
+    # leaves. All rounds work in three buffers: for few counters the calls cost more than the arithmetic.
+    even = torch.zeros(2, len(key), counter_0.shape[1], dtype=torch.int64, device=key.device)
     even[0] = counter_0
-    odd_0, odd_1 = counter_1[:, None], torch.zeros_like(counter_1)[:, None]
-    multiplier = torch.tensor([MULTIPLIER_0, MULTIPLIER_1], dtype=torch.int64, device=key.device).view(2, 1, 1)
-    for key_0, key_1 in zip(*_key_schedule(key), strict=True):
-        product = even * multiplier
-        high_0, high_1 = (product >> 32).unbind()
-        torch.bitwise_xor(high_1, odd_0 ^ key_0, out=even[0])
-        torch.bitwise_xor(high_0, odd_1 ^ key_1, out=even[1])
-        even &= MASK
-        odd_1, odd_0 = product.unbind()
-    return torch.stack([even[0], odd_0 & MASK, even[1], odd_1 & MASK], dim=-1)
+    even_0, even_1 = even.unbind()
+    odd = torch.stack([counter_1, torch.zeros_like(counter_1)])[:, :, None]
+    buffers = [(buffer, *buffer.unbind()) for buffer in (torch.empty_like(even), torch.empty_like(even))]
+    for round_, key_2n1 in enumerate(_key_schedule(key)):
+        product, product_0, product_1 = buffers[round_ % 2]
+        torch.mul(even_1, MULTIPLIER_1, out=product_0)
+        torch.mul(even_0, MULTIPLIER_0, out=product_1)
+        torch.bitwise_right_shift(product, 32, out=even)
+        even.bitwise_xor_(odd).bitwise_xor_(key_2n1).bitwise_and_(MASK)
+        odd = product
+    odd.bitwise_and_(MASK)
+    return torch.stack([even_0, odd[0], even_1, odd[1]], dim=-1)
 
 
-def _key_schedule(key: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Both key words of every round, each [n, 1]: the key plus a Weyl sequence."""
-    weyl = torch.tensor([WEYL_0, WEYL_1], dtype=torch.int64, device=key.device).view(2, 1, 1, 1)
-    rounds = torch.arange(NUM_ROUNDS, device=key.device).view(1, NUM_ROUNDS, 1, 1)
-    words = torch.stack([key & MASK, (key >> 32) & MASK]).view(2, 1, len(key), 1)
-    first, second = ((words + rounds * weyl) & MASK).unbind()
-    return first.unbind(), second.unbind()
+def _key_schedule(key: Tensor) -> tuple[Tensor, ...]:
+    """Both key words of every round, each [2, n, 1]: the key plus a Weyl sequence."""
+    weyl = torch.tensor([WEYL_0, WEYL_1], dtype=torch.int64, device=key.device)
+    offsets = torch.arange(NUM_ROUNDS, device=key.device)[:, None] * weyl
+    words = torch.stack([key, key >> 32])
+    return ((words + offsets[:, :, None]) & MASK)[..., None].unbind()
