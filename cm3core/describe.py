@@ -18,6 +18,7 @@ from cm3core.fields import check_schema
 from cm3core.kinds import KINDS
 
 COMMANDS_HOOK = "cm3_commands"
+BENCHMARKS_HOOK = "cm3_benchmarks"
 MODELS_HOOK = "cm3_models"
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
@@ -35,7 +36,7 @@ def check_api(owner: str, plugin: object) -> None:
 
 def check_hooks(owner: str, plugin: object, pluggy_manager: pluggy.PluginManager) -> None:
     """Every function called `cm3_*` must be marked, and be a hook that exists."""
-    known = [*(kind.hook for kind in KINDS.values()), COMMANDS_HOOK, MODELS_HOOK]
+    known = [*(kind.hook for kind in KINDS.values()), COMMANDS_HOOK, BENCHMARKS_HOOK, MODELS_HOOK]
     callers = {caller.name: caller for caller in pluggy_manager.get_hookcallers(plugin) or []}
     for name, caller in callers.items():
         optional = any(impl.optionalhook for impl in caller.get_hookimpls() if impl.plugin is plugin)
@@ -86,16 +87,16 @@ def _check_config(place: str, config_class: type[base.ComponentConfig], expected
     check_schema(place, config_class)
 
 
-def ask_commands(owner: str, plugin: object, pluggy_manager: pluggy.PluginManager) -> dict[str, str]:
-    """The checked sub-commands that a plugin brings: name -> "module:function"."""
-    answer = _call(COMMANDS_HOOK, plugin, pluggy_manager)
+def ask_functions(owner: str, plugin: object, hook: str, pluggy_manager: pluggy.PluginManager) -> dict[str, str]:
+    """The checked functions that a plugin names by `COMMANDS_HOOK` or `BENCHMARKS_HOOK`: name -> "module:function"."""
+    answer = _call(hook, plugin, pluggy_manager)
     if answer is None:
         return {}
     valid = isinstance(answer, Mapping) and all(
         isinstance(name, str) and NAME.fullmatch(name) and isinstance(target, str) and re.fullmatch(r"[\w.]+:\w+", target)
         for name, target in answer.items())
     if not valid:
-        raise PluginError(owner, f"{COMMANDS_HOOK} returned {answer!r}", 'return a mapping of names to "module:function"')
+        raise PluginError(owner, f"{hook} returned {answer!r}", 'return a mapping of names to "module:function"')
     assert isinstance(answer, Mapping)
     return dict(answer)
 

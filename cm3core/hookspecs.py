@@ -104,6 +104,15 @@ def cm3_commands() -> Mapping[str, str]:
 
 
 @hookspec
+def cm3_benchmarks() -> Mapping[str, str]:
+    """Ops and providers for `cm3 bench kernels`: a name of the plugin's choice -> "module:function".
+
+    The function is imported only when benchmarks run. It is given a `cm3plugins.benchmarks.registry.BenchmarkRegistry` and adds
+    to it: `registry.add_op(op)`, or `registry.add_provider("attention", provider)` for an op that is there already.
+    """
+
+
+@hookspec
 def cm3_models() -> Mapping[str, Path]:
     """Trained models that the plugin ships: name -> folder, as `cm3core.checkpoint.export_model` writes it.
 

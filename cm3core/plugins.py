@@ -53,6 +53,7 @@ class PluginInfo:
         components: kind -> names that it brings.
         commands: sub-commands that it brings.
         models: names of the trained models that it ships.
+        benchmarks: names of what it adds to `cm3 bench kernels`.
         reason: one line that says why it is broken or disabled, else "".
         traceback: of the error that broke it, else "".
     """
@@ -64,6 +65,7 @@ class PluginInfo:
     components: dict[str, list[str]] = field(default_factory=dict)
     commands: list[str] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
+    benchmarks: list[str] = field(default_factory=list)
     reason: str = ""
     traceback: str = ""
 
@@ -76,12 +78,16 @@ class Registry:
         self._configs: dict[str, dict[str, dict[str, type[base.ComponentConfig]]]] = {kind: {} for kind in KINDS}
         self._commands: dict[str, dict[str, str]] = {}
         self._models: dict[str, Path] = {}
+        self._benchmarks: list[tuple[str, str, str]] = []
 
     def add(self, info: PluginInfo, configs: Mapping[str, Mapping[str, type[base.ComponentConfig]]],
-            commands: Mapping[str, str], models: Mapping[str, Path] | None = None) -> None:
-        """Take in a usable plugin's config classes (kind -> name -> class), commands and models, and complete its `info`."""
+            commands: Mapping[str, str], models: Mapping[str, Path] | None = None,
+            benchmarks: Mapping[str, str] | None = None) -> None:
+        """Take in a usable plugin's config classes (kind -> name -> class), commands, models and benchmarks, and complete its
+        `info`."""
         info.components = {kind: sorted(brought) for kind, brought in configs.items() if brought}
         info.commands, info.models = sorted(commands), sorted(models or {})
+        info.benchmarks = sorted(benchmarks or {})
         self.plugins.append(info)
         for kind, brought in configs.items():
             for name, config_class in brought.items():
@@ -89,6 +95,7 @@ class Registry:
         for name, target in commands.items():
             self._commands.setdefault(name, {})[info.name] = target
         self._models.update({f"{info.name}:{name}": folder for name, folder in (models or {}).items()})
+        self._benchmarks += [(info.name, name, target) for name, target in (benchmarks or {}).items()]
 
     def names(self, kind: str) -> list[str]:
         """Names of a kind's components, sorted; a name that several plugins bring stands there once."""
@@ -147,19 +154,28 @@ class Registry:
             raise PluginError(f"command {name!r}", f"comes from several plugins: {', '.join(found)}",
                               f"leave out the others with {DISABLE_VARIABLE}")
         owner, target = next(iter(found.items()))
-        module, _, function = target.partition(":")
-        try:
-            loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError) as error:
-            raise PluginError(f"command {name!r}", f"the plugin {owner!r} names {target!r}, which can't be imported: {error}",
-                              "report it to the plugin's author") from error
-        assert callable(loaded), f"{target} is no function"
-        return loaded
+        return _load_function(f"command {name!r}", owner, target)
+
+    def benchmarks(self) -> list[Callable[..., Any]]:
+        """The functions that add ops and providers to `cm3 bench kernels`, in order of discovery."""
+        return [_load_function(f"benchmark {name!r}", owner, target) for owner, name, target in self._benchmarks]
 
     def _with_reasons(self, step: str) -> str:
         """The next step, and after it every plugin that might have brought the name but is not in use."""
         lost = [f"the plugin {info.name!r} is {info.status}: {info.reason}" for info in self.plugins if info.status != "loaded"]
         return "; ".join([step, *lost])
+
+
+def _load_function(place: str, owner: str, target: str) -> Callable[..., Any]:
+    """The function that a plugin names as "module:function"."""
+    module, _, function = target.partition(":")
+    try:
+        loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise PluginError(place, f"the plugin {owner!r} names {target!r}, which can't be imported: {error}",
+                          "report it to the plugin's author") from error
+    assert callable(loaded), f"{target} is no function"
+    return loaded
 
 
 def load_registry(files: Sequence[Path] = (), *, environ: Mapping[str, str] = os.environ) -> Registry:
@@ -258,12 +274,13 @@ def _describe(info: PluginInfo, loader: _Loader, registry: Registry, pluggy_mana
     try:
         describe.check_hooks(info.name, plugin, pluggy_manager)
         configs = {kind: describe.ask(info.name, plugin, kind, pluggy_manager) for kind in KINDS}
-        commands = describe.ask_commands(info.name, plugin, pluggy_manager)
+        commands, benchmarks = (describe.ask_functions(info.name, plugin, hook, pluggy_manager)
+                                for hook in (describe.COMMANDS_HOOK, describe.BENCHMARKS_HOOK))
         models = describe.ask_models(info.name, plugin, pluggy_manager)
     except BaseException:
         pluggy_manager.unregister(plugin)
         raise
-    registry.add(info, configs, commands, models)
+    registry.add(info, configs, commands, models, benchmarks)
 
 
 def _set_broken(info: PluginInfo, error: BaseException) -> None:

@@ -45,6 +45,8 @@ def _lines(info: PluginInfo, verbose: bool) -> list[str]:
     lines += [f"  {kind}: {', '.join(names)}" for kind, names in info.components.items()]
     if info.commands:
         lines.append(f"  commands: {', '.join(info.commands)}")
+    if info.benchmarks:
+        lines.append(f"  benchmarks: {', '.join(info.benchmarks)}")
     if info.models:
         lines.append(f"  models: {', '.join(f'{info.name}:{name}' for name in info.models)}")
     if verbose and info.traceback:

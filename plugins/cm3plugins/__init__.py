@@ -102,4 +102,9 @@ def cm3_models() -> Mapping[str, Path]:
 
 @hookimpl
 def cm3_commands() -> Mapping[str, str]:
-    return {"quickstart": "cm3plugins.quickstart.command:configure"}
+    return {"bench": "cm3plugins.benchmarks.command:configure", "quickstart": "cm3plugins.quickstart.command:configure"}
+
+
+@hookimpl
+def cm3_benchmarks() -> Mapping[str, str]:
+    return {"kernels": "cm3plugins.benchmarks.ops:add"}

@@ -108,6 +108,8 @@ BROKEN = {
                                    "CharactersConfig has an annotation that can't be resolved: name 'Nowhere' is not defined"),
     "commands of the wrong type": (GOOD + "\n@hookimpl\ndef cm3_commands():\n    return {'draw': print}\n",
                                    "cm3_commands returned {'draw': <built-in function print>}"),
+    "benchmarks of the wrong type": (GOOD + "\n@hookimpl\ndef cm3_benchmarks():\n    return {'mine': 'no target'}\n",
+                                     "cm3_benchmarks returned {'mine': 'no target'}"),
 }
 
 
@@ -222,6 +224,19 @@ def test_unknown_names() -> None:
         registry.config_class("decoder", "bundled/sdpa")
     with pytest.raises(PluginError, match="recipes name components, not Python classes"):
         registry.config_class("decoder", "torch.nn.Linear")
+
+
+def test_benchmarks_are_named_when_described_and_imported_when_asked_for(install: Install) -> None:
+    hook = "\n@hookimpl\ndef cm3_benchmarks():\n    return {'%s': '%s'}\n\ndef add(registry):\n    return 3\n"
+    install("mine", GOOD + hook % ("mine", "throwaway_mine:add"))
+    install("lost", GOOD.replace("characters", "letters") + hook % ("x", "nowhere:add"))
+    registry = load_registry(environ={DISABLE_VARIABLE: "lost"})
+    assert info_of(registry, "mine").benchmarks == ["mine"]
+    assert [function(None) for function in registry.benchmarks() if function.__module__ == "throwaway_mine"] == [3]
+    with pytest.raises(PluginError) as caught:
+        load_registry(environ={}).benchmarks()
+    assert str(caught.value) == ("benchmark 'x': the plugin 'lost' names 'nowhere:add', which can't be imported: "
+                                 "No module named 'nowhere'\n  next: report it to the plugin's author")
 
 
 def test_describing_imports_no_torch() -> None:

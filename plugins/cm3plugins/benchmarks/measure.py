@@ -1,0 +1,235 @@
+"""Time and memory. Two stopwatches of one interface, and a CUDA that is not there, so that every line runs without one.
+
+A stopwatch is given several calls on different inputs. One call again and again finds its inputs in the cache ("warm"); enough
+calls in turn find nothing there ("cold"), as in a real step between whose kernels gigabytes of weights pass.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+Call = Callable[[], Any]
+#: Below this a launch costs as much as the kernel: calls are captured in a CUDA graph, as generation does.
+GRAPH_BELOW_US = 50.0
+CALLS_IN_A_GRAPH = 10
+MAX_REPETITIONS = 1000
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Microseconds of one call.
+
+    Args:
+        median, p20, p80: over the repetitions.
+        num_repetitions: how many.
+        method: "wall clock", "events", "graph", or "events (no graph: why)".
+    """
+
+    median: float
+    p20: float
+    p80: float
+    num_repetitions: int
+    method: str
+
+
+def timing_of(times_us: Sequence[float], method: str) -> Timing:
+    """Median and percentiles.
+
+    >>> timing_of([5.0, 1.0, 3.0, 2.0, 4.0], "wall clock")
+    Timing(median=3.0, p20=1.8, p80=4.2, num_repetitions=5, method='wall clock')
+    """
+    at = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    p20, median, p80 = torch.tensor(times_us, dtype=torch.float64).quantile(at).tolist()
+    return Timing(median, round(p20, 3), round(p80, 3), len(times_us), method)
+
+
+class Stopwatch(ABC):
+    """Times calls.
+
+    Args:
+        seconds: about how long one measurement takes.
+        least: repetitions at least.
+    """
+
+    def __init__(self, seconds: float, least: int) -> None:
+        self.seconds, self.least = seconds, least
+
+    @abstractmethod
+    def time(self, calls: Sequence[Call]) -> Timing:
+        """Run the calls in turn, again and again."""
+
+    @abstractmethod
+    def peak_bytes(self, call: Call) -> int | None:
+        """Memory that one call needs at most, on top of its inputs; None where that can't be told."""
+
+    def _num_repetitions(self, one_us: float) -> int:
+        wanted = self.seconds * 1e6 / max(one_us, 0.1) if one_us == one_us else 0
+        return int(min(max(wanted, self.least), MAX_REPETITIONS))
+
+
+class CPUStopwatch(Stopwatch):
+    """By the wall clock."""
+
+    def time(self, calls: Sequence[Call]) -> Timing:
+        for call in calls:
+            call()
+        begin = time.perf_counter()
+        calls[0]()
+        num = self._num_repetitions((time.perf_counter() - begin) * 1e6)
+        times = []
+        for repetition in range(num):
+            call = calls[repetition % len(calls)]
+            begin = time.perf_counter()
+            call()
+            times.append((time.perf_counter() - begin) * 1e6)
+        return timing_of(times, "wall clock")
+
+    def peak_bytes(self, call: Call) -> int | None:
+        """From the profiler's record of what torch allocates and frees."""
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            kept = call()
+        del kept
+        results = getattr(profile.profiler, "kineto_results", None)
+        if results is None:
+            return None
+        events = sorted((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
+        now = peak = 0
+        for _, num_bytes in events:
+            now += num_bytes
+            peak = max(peak, now)
+        return peak
+
+
+class CUDAStopwatch(Stopwatch):
+    """By events on the device; short calls in a CUDA graph.
+
+    Args:
+        cuda: `torch.cuda`, or what takes its place.
+    """
+
+    def __init__(self, seconds: float, least: int, cuda: Any = torch.cuda) -> None:
+        super().__init__(seconds, least)
+        self.cuda = cuda
+
+    def time(self, calls: Sequence[Call]) -> Timing:
+        for call in calls:
+            call()
+        self.cuda.synchronize()
+        first = timing_of(self._by_events(calls, self.least), "events")
+        if first.median >= GRAPH_BELOW_US:
+            return timing_of(self._by_events(calls, self._num_repetitions(first.median)), "events")
+        try:
+            graph, num_calls = self._capture(calls)
+        except RuntimeError as error:  # a call that waits for the device can't be captured: that is a property worth showing
+            reason = str(error).strip().splitlines()[0][:80]
+            times = self._by_events(calls, self._num_repetitions(first.median))
+            return timing_of(times, f"events (no graph: {reason})")
+        num = self._num_repetitions(first.median * num_calls)
+        return timing_of([one / num_calls for one in self._by_events([graph.replay], num)], "graph")
+
+    def _by_events(self, calls: Sequence[Call], num: int) -> list[float]:
+        pairs = [(self.cuda.Event(enable_timing=True), self.cuda.Event(enable_timing=True)) for _ in range(num)]
+        for repetition, (begin, end) in enumerate(pairs):
+            begin.record()
+            calls[repetition % len(calls)]()
+            end.record()
+        self.cuda.synchronize()
+        return [begin.elapsed_time(end) * 1e3 for begin, end in pairs]
+
+    def _capture(self, calls: Sequence[Call]) -> tuple[Any, int]:
+        """A graph of `CALLS_IN_A_GRAPH` calls or all of them, after a warm-up on a stream of its own, as torch asks for."""
+        num_calls = max(min(CALLS_IN_A_GRAPH, self.least), len(calls))
+        stream = self.cuda.Stream()
+        stream.wait_stream(self.cuda.current_stream())
+        with self.cuda.stream(stream):
+            for call in calls:
+                call()
+        self.cuda.current_stream().wait_stream(stream)
+        graph = self.cuda.CUDAGraph()
+        with self.cuda.graph(graph):
+            for number in range(num_calls):
+                calls[number % len(calls)]()
+        graph.replay()
+        self.cuda.synchronize()
+        return graph, num_calls
+
+    def peak_bytes(self, call: Call) -> int | None:
+        self.cuda.synchronize()
+        before = self.cuda.memory_allocated()
+        self.cuda.reset_peak_memory_stats()
+        call()
+        self.cuda.synchronize()
+        return int(self.cuda.max_memory_allocated() - before)
+
+
+class AbsentCUDA:
+    """What `CUDAStopwatch` needs of `torch.cuda`, where there is none: everything is executed, nothing is measured (NaN)."""
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            """Nothing to record."""
+
+        def elapsed_time(self, end: object) -> float:
+            return float("nan")
+
+    class CUDAGraph:
+        def replay(self) -> None:
+            """The captured calls ran when they were captured."""
+
+    @contextmanager
+    def graph(self, graph: object) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def stream(self, stream: object) -> Iterator[None]:
+        yield
+
+    def Stream(self) -> Any:
+        return SimpleNamespace(wait_stream=lambda other: None)
+
+    current_stream = Stream
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+    reset_peak_memory_stats = synchronize
+
+    def memory_allocated(self) -> int:
+        return 0
+
+    max_memory_allocated = memory_allocated
+
+
+def cache_bytes(device: torch.device) -> int:
+    """Size of the last cache before memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).L2_cache_size)
+    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    units = {"K": 2**10, "M": 2**20}
+    return max((int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units), default=32 * 2**20)
+
+
+def copy_bandwidth(stopwatch: Stopwatch, device: torch.device, num_bytes: int) -> float:
+    """Bytes a second of copying a large tensor, read and written bytes both counted."""
+    source = torch.zeros(num_bytes // 4, device=device)
+    target = torch.empty_like(source)
+    return 2 * num_bytes / (stopwatch.time([lambda: target.copy_(source)]).median * 1e-6)
+
+
+def matmul_rate(stopwatch: Stopwatch, device: torch.device, side: int, dtype: torch.dtype) -> float:
+    """Operations a second of a square product."""
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return 2 * side**3 / (stopwatch.time([lambda: torch.mm(a, b, out=out)]).median * 1e-6)

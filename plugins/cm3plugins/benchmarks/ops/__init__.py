@@ -1,0 +1,16 @@
+"""The ops that this project benchmarks. Each file ends with what it adds; this is the hook's target."""
+
+from __future__ import annotations
+
+from cm3plugins.benchmarks.registry import BenchmarkRegistry
+
+
+def add(registry: BenchmarkRegistry) -> None:
+    """Add every bundled op."""
+    from cm3plugins.benchmarks.ops.attention import AttentionOp
+    from cm3plugins.benchmarks.ops.guided_sample import GuidedSampleOp
+    from cm3plugins.benchmarks.ops.linear_cross_entropy import LinearCrossEntropyOp
+    from cm3plugins.benchmarks.ops.segment_decode import SegmentDecodeOp
+
+    for op in (AttentionOp(), SegmentDecodeOp(), GuidedSampleOp(), LinearCrossEntropyOp()):
+        registry.add_op(op)
