@@ -16,7 +16,6 @@ from segment_cases import make_case, shared_prefix
 from torch.nn.functional import scaled_dot_product_attention
 
 from cm3kernels import plan_segments, segment_decode
-from cm3kernels.segment_decode.grouped import merge_weights
 from cm3kernels.segment_decode.plan import KEY_BLOCK
 
 #: Capacities, lengths, segments of each row.
@@ -121,10 +120,14 @@ def test_huge_scores_and_rows_without_keys() -> None:
     assert case.run("torch")[1:].abs().max() == 0
 
 
-def test_merge_weights_of_unequal_parts() -> None:
-    """Logarithms far apart, one part, and nothing at all."""
-    lse = torch.tensor([[1000.0, 0.0, -math.inf], [-math.inf, -5.0, -math.inf], [-math.inf] * 3])[..., None]
-    assert merge_weights(lse)[..., 0].tolist() == [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+def test_parts_that_weigh_nothing_beside_others() -> None:
+    """Logarithms far apart: the shared segment's scores are a million below the row's own, or above."""
+    case = make_case([3, 2], [3, 2], [[0, 1], [1, 0]], q_scale=0.0)
+    case.q[:] = 1e5
+    case.keys[:3], case.keys[3:] = -1.0, 1.0
+    torch.testing.assert_close(case.run("torch"), case.values[3:].mean(0, keepdim=True).expand(2, 1, 32))
+    case.keys.neg_()
+    torch.testing.assert_close(case.run("torch"), case.values[:3].mean(0, keepdim=True).expand(2, 1, 32))
 
 
 def test_lengths_are_read_at_each_call() -> None:

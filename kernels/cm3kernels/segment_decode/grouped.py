@@ -22,46 +22,31 @@ from cm3kernels.segment_decode.plan import SegmentPlan
 def segment_decode_grouped(q_RHD: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, plan: SegmentPlan, *,
                            scale: float | None = None) -> Tensor:
     """See `cm3kernels.segment_decode`."""
-    H, D = q_RHD.shape[1:]
-    K = plan.num_key_heads
+    R, H, D = q_RHD.shape
+    K, U, Z = plan.num_key_heads, plan.run_uses.shape[1], len(plan.run_rows)
+    if U == 0:
+        return torch.zeros_like(q_RHD)
     scale = 1 / math.sqrt(D) if scale is None else scale
-    q_ZHD = q_RHD[plan.run_rows]
-    Z = len(q_ZHD)
-    # One entry more than there are uses: rows with fewer segments point to it, and its weight is 0.
-    out_ZHD, lse_ZH = _empty_parts(Z + 1, H, D, q_RHD)
+    q_ZHD = q_RHD.index_select(0, plan.run_rows)
+    # Results of nothing: zeros that weigh nothing. The smallest number and not -inf, whose softmax is no number where a row has
+    # no keys at all. One entry more than there are uses: rows with fewer segments point to it.
+    dtype = torch.promote_types(q_RHD.dtype, torch.float32)
+    out_ZHD = q_RHD.new_zeros(Z + 1, H, D, dtype=dtype)
+    lse_ZH = q_RHD.new_full((Z + 1, H), torch.finfo(dtype).min, dtype=dtype)
     begin = 0
     for start, capacity, num_segments, num_rows, length in _calls(plan, lengths.tolist()):
         end = begin + num_segments * num_rows
         if length:
-            q_bKMD = (q_ZHD[begin:end].view(num_segments, num_rows, K, H // K, D).transpose(1, 2)
-                      .reshape(num_segments, K, num_rows * (H // K), D))
+            heads = (num_segments, num_rows, K, H // K)
+            q_bKMD = q_ZHD[begin:end].view(*heads, D).transpose(1, 2).flatten(2, 3)
             k_bKLD, v_bKLD = (_view(pool, start, capacity, num_segments, length) for pool in (keys, values))
             out_bKMD, lse_bKM = _attend(q_bKMD, k_bKLD, v_bKLD, scale)
-            heads = (num_segments, K, num_rows, H // K)
-            out_ZHD[begin:end] = out_bKMD.unflatten(2, heads[2:]).transpose(1, 2).reshape(-1, H, D)
-            lse_ZH[begin:end] = lse_bKM.reshape(heads).transpose(1, 2).reshape(-1, H)
+            out_ZHD[begin:end].view(*heads, D).copy_(out_bKMD.unflatten(2, heads[1::2]).transpose(1, 2))
+            lse_ZH[begin:end].view(heads).copy_(lse_bKM.unflatten(2, heads[1::2]).transpose(1, 2))
         begin = end
-    if plan.run_uses.shape[1] == 0:
-        return torch.zeros_like(q_RHD)
-    weights_RUH = merge_weights(lse_ZH[plan.run_uses])
-    return (out_ZHD[plan.run_uses] * weights_RUH.unsqueeze(-1)).sum(dim=1).to(q_RHD.dtype)
-
-
-def merge_weights(lse_RUH: Tensor) -> Tensor:
-    """Each partial result's part of the whole, from natural LSEs; zeros where all of a row's are -inf.
-
-    >>> merge_weights(torch.tensor([[[0.0], [math.log(3.0)]], [[-math.inf], [-math.inf]]]))[..., 0].tolist()
-    [[0.25, 0.75], [0.0, 0.0]]
-    """
-    largest_R1H = lse_RUH.amax(dim=1, keepdim=True)
-    weights_RUH = torch.exp(lse_RUH - largest_R1H.masked_fill(largest_R1H == -math.inf, 0.0))
-    return weights_RUH / weights_RUH.sum(dim=1, keepdim=True).clamp(min=torch.finfo(lse_RUH.dtype).tiny)
-
-
-def _empty_parts(num: int, num_heads: int, dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Results and LSEs of nothing: zeros and -inf."""
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    return like.new_zeros(num, num_heads, dim, dtype=dtype), like.new_full((num, num_heads), -math.inf, dtype=dtype)
+    uses = plan.run_uses.flatten()
+    weights_RUH = torch.softmax(lse_ZH.index_select(0, uses).view(R, U, H), dim=1)
+    return (out_ZHD.index_select(0, uses).view(R, U, H, D) * weights_RUH.unsqueeze(-1)).sum(dim=1).to(q_RHD.dtype)
 
 
 def _calls(plan: SegmentPlan, lengths: list[int]) -> Iterator[tuple[int, int, int, int, int]]:
