@@ -21,7 +21,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
@@ -199,12 +199,13 @@ def jobs_of(entries: Iterable[AotEntry], *, extended: bool = False) -> list[tupl
     return jobs
 
 
-def run(jobs: Sequence[tuple[str, int | str, bool]], *, num_processes: int = 2) -> list[Result]:
-    """Compile in that many processes; results in the order of the jobs."""
+def run(jobs: Sequence[tuple[str, int | str, bool]], *, num_processes: int = 2) -> Iterator[Result]:
+    """Compile in that many processes; results in the order of the jobs, as they come."""
     if num_processes == 1:
-        return [_job(job) for job in jobs]
+        yield from map(_job, jobs)
+        return
     with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(_job, jobs))
+        yield from pool.map(_job, jobs)
 
 
 def triton_series() -> str:
@@ -230,7 +231,7 @@ def findings(entries: Sequence[AotEntry], results: Sequence[Result], recorded: M
         tolerance: growth that is allowed, of registers and shared memory.
     """
     by_name = {entry.name: entry for entry in entries}
-    wrong = [line for result in results for line in _check(by_name[result.name], result, recorded, tolerance)]
+    wrong = [finding for result in results for finding in _check(by_name[result.name], result, recorded, tolerance)]
     wrong += [f"{name}: is in the budget, and no kernel has it any more" for name in sorted(set(recorded) - set(by_name))]
     return wrong
 
@@ -257,15 +258,15 @@ def _check(entry: AotEntry, result: Result, recorded: Mapping[str, Any], toleran
     return wrong
 
 
-def table(results: Iterable[Result], *, show_instructions: bool = False) -> str:
-    """A line for each result."""
-    lines = [f"{'kernel and configuration':<56} {'target':<16} {'regs':>5} {'spill':>6} {'shared':>8}"]
-    for result in results:
-        usage = result.usage
-        figures = f"{usage.registers:>5} {usage.spill:>6} {usage.shared:>8}" if usage else result.error
-        extra = f"  {_instructions(usage)}" if usage and show_instructions else ""
-        lines.append(f"{result.name:<56} {result.target:<16} {figures}{extra}")
-    return "\n".join(lines)
+HEADING = f"{'kernel and configuration':<56} {'target':<16} {'regs':>5} {'spill':>6} {'shared':>8}"
+
+
+def line(result: Result, *, show_instructions: bool = False) -> str:
+    """A result under `HEADING`."""
+    usage = result.usage
+    figures = f"{usage.registers:>5} {usage.spill:>6} {usage.shared:>8}" if usage else result.error
+    extra = f"  {_instructions(usage)}" if usage and show_instructions else ""
+    return f"{result.name:<56} {result.target:<16} {figures}{extra}"
 
 
 def _instructions(usage: Usage) -> str:
@@ -305,8 +306,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported, here and in the workers
     entries = collect()
     chosen = [entry for entry in entries if args.only in entry.name]
-    results = run(jobs_of(chosen, extended=args.extended), num_processes=args.jobs)
-    print(table(results, show_instructions=args.show))
+    results: list[Result] = []
+    print(HEADING)
+    for result in run(jobs_of(chosen, extended=args.extended), num_processes=args.jobs):
+        print(line(result, show_instructions=args.show), flush=True)
+        results.append(result)
     budget, series = read_budget(args.budget), triton_series()
     if args.write:
         import triton
@@ -317,10 +321,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_budget({**budget, series: {"triton": triton.__version__, "entries": recorded}}, args.budget)
     if args.only and not args.write:
         return int(any(result.usage is None for result in results))
-    wrong = findings(entries if not args.only else chosen, results,
-                     {name: value for name, value in read_budget(args.budget).get(series, {}).get("entries", {}).items()
-                      if args.only in name})
-    print("\n".join(["", f"{len(wrong)} findings (Triton {series})", *(f"  {line}" for line in wrong)]))
+    recorded = read_budget(args.budget).get(series, {}).get("entries", {})
+    wrong = findings(chosen, results, {name: usage for name, usage in recorded.items() if args.only in name})
+    print("\n".join(["", f"{len(wrong)} findings (Triton {series})", *(f"  {finding}" for finding in wrong)]))
     return int(bool(wrong))
 
 
