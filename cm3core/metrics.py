@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tqdm import tqdm
 
 from cm3core.errors import CheckpointError
 from cm3core.files import write_bytes
 
 if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
     from cm3core.document import PixelArray
 
 METRICS = "metrics.jsonl"
@@ -20,6 +26,9 @@ METRICS = "metrics.jsonl"
 
 class MetricsLog:
     """Appends metrics to `OUT/metrics.jsonl`, one line a record, and to TensorBoard under `OUT/tensorboard`.
+
+    `metrics.jsonl` is the record, and an error when it can't be written. TensorBoard shows the same numbers again: when it fails
+    (a full disk, its writer's thread), it is said in one line and left out from there on.
 
     Args:
         out_dir: the run's folder.
@@ -32,11 +41,25 @@ class MetricsLog:
         kept = [line for line in read_metrics(out_dir) if line["step"] <= step]
         write_bytes(self.path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
         self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
-        self._board = None
+        self._board: SummaryWriter | None = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(Path(out_dir) / "tensorboard"), purge_step=step + 1)
+            with self._optional():
+                self._board = SummaryWriter(str(Path(out_dir) / "tensorboard"), purge_step=step + 1)
+
+    @contextmanager
+    def _optional(self) -> Iterator[None]:
+        """A failure inside ends TensorBoard, and nothing else."""
+        try:
+            yield
+        except Exception as error:  # whatever stopped the writer's thread is raised again in the next call, of any class
+            tqdm.write(f"note: TensorBoard is left out from here on, it can't be written ({error}); {METRICS} goes on",
+                       file=sys.stderr)
+            board, self._board = self._board, None
+            if board is not None:
+                with suppress(Exception):  # fails for the same reason, which was told
+                    board.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line {"step": ..., name: value ...}; a single write, so that a killed process leaves whole lines.
@@ -52,8 +75,9 @@ class MetricsLog:
         if written < len(line):
             raise self._not_written("the disk is full")
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            with self._optional():
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, step)
 
     def _not_written(self, reason: str) -> CheckpointError:
         return CheckpointError(str(self.path), f"can't be written ({reason})",
@@ -62,20 +86,28 @@ class MetricsLog:
     def image(self, step: int, name: str, pixels: PixelArray) -> None:
         """A picture uint8 [height, width, 3] for TensorBoard."""
         if self._board is not None:
-            self._board.add_image(name, pixels, step, dataformats="HWC")
+            with self._optional():
+                self._board.add_image(name, pixels, step, dataformats="HWC")
 
     def flush(self) -> None:
-        """Everything written so far is on the disk."""
-        os.fsync(self._file)
+        """Everything written so far is on the disk. Raises `CheckpointError` when the disk fails."""
         if self._board is not None:
-            self._board.flush()
+            with self._optional():
+                self._board.flush()
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            raise self._not_written(str(error)) from error
 
     def close(self) -> None:
         """Flush and close."""
-        self.flush()
-        os.close(self._file)
-        if self._board is not None:
-            self._board.close()
+        try:
+            self.flush()
+        finally:
+            os.close(self._file)
+            if self._board is not None:
+                with self._optional():
+                    self._board.close()
 
 
 def read_metrics(out_dir: str | Path) -> list[dict[str, float]]:
