@@ -401,6 +401,13 @@ def test_build_with_another_tarball(tmp_path: Path) -> None:
 # --- the fixture of 128 tiles
 
 
+@pytest.mark.parametrize("size", [1, 32, 100])
+def test_the_renderer_draws_at_the_size_asked_for(size: int) -> None:
+    """resvg_py below 0.2.2 draws at the document's own size."""
+    svg = square_svg('<rect width="128" height="128" fill="#0f0"/>', left=0, top=0, width=128, height=128)
+    assert render_svg(svg, size).shape == (size, size, 3)
+
+
 def test_fixture_holds_the_corpus_pictures(corpus: EmojiCorpus) -> None:
     facts = json.loads((FIXTURE / "captions.json").read_text())
     with Picture.open(FIXTURE / "atlas.png") as picture:
