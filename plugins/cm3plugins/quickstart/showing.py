@@ -205,12 +205,17 @@ def _captions(model: Model, subjects: Sequence[Asked]) -> list[dict[str, str]]:
 
 
 def num_named(captions: Sequence[dict[str, str]]) -> int:
-    """How many captions name the right thing: they begin, up to the first comma, as the true text does.
+    """How many captions name the right thing: what the true text says before its first comma is in them, as whole words.
 
-    >>> num_named([{"real": "duck, noto style", "written": "duck, twemoji style"}, {"real": "owl", "written": "duck"}])
+    >>> num_named([{"real": "duck, noto style", "written": "a duck in twemoji style"}, {"real": "owl", "written": "a bowl"}])
     1
     """
-    return sum(caption["written"].split(",")[0].strip() == caption["real"].split(",")[0].strip() for caption in captions)
+    return sum(f" {_words(caption['real'].split(',')[0])} " in f" {_words(caption['written'])} " for caption in captions)
+
+
+def _words(text: str) -> str:
+    """Lower-case words with one blank between them."""
+    return " ".join("".join(char if char.isalnum() else " " for char in text.lower()).split())
 
 
 def _caption_table(path: Path, subjects: Sequence[Asked], captions: Sequence[dict[str, str]]) -> None:
