@@ -56,7 +56,7 @@ def segment_decode(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, pla
     Source: partial attention merged by its log-sum-exp: Juravsky et al. 2024 (Hydragen, arXiv:2402.05099), section 3.
 
     >>> plan = plan_segments([0, 2], [2, 4], [[0, 1], [0]], num_query_heads=1, num_key_heads=1)
-    >>> keys, values = torch.zeros(6, 1, 32), torch.arange(6.0)[:, None, None].expand(6, 1, 32)
+    >>> keys, values = torch.zeros(6, 1, 32), torch.arange(6.0)[:, None, None].repeat(1, 1, 32)
     >>> segment_decode(torch.ones(2, 1, 32), keys, values, torch.tensor([2, 1], dtype=torch.int32), plan)[:, 0, 0].tolist()
     [1.0, 0.5]
     """
