@@ -183,7 +183,14 @@ def _job(job: tuple[str, int | str, bool]) -> Result:
     try:
         return Result(name, target, measure(entry, arch, aligned=aligned))
     except Exception as error:  # whatever the compiler raises is the finding, for this entry alone
-        return Result(name, target, None, f"{type(error).__name__}: {(str(error).strip().splitlines() or ['?'])[0][:300]}")
+        return Result(name, target, None, _reason(error))
+
+
+def _reason(error: BaseException) -> str:
+    """One line: of Triton's chain of errors (caller, callee) the innermost, whose message follows the source that it quotes."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['?'])[-1][:300]}"
 
 
 def jobs_of(entries: Iterable[AotEntry], *, extended: bool = False) -> list[tuple[str, int | str, bool]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -69,10 +69,16 @@ def matches(expected: str, printed: str) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))  # plugins of files, and the page's own module, go again
+    before = set(sys.modules)
+    yield
+    # The page's own module, and those of its files, go again; what they imported of others stays (libraries load once).
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__dict__", {}).get("__file__")
+        if name.startswith("page_") or (file and Path(file).resolve().is_relative_to(tmp_path)):
+            del sys.modules[name]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
