@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cm3core.errors import CM3Error, DeviceError, RecipeError
+from cm3core.memory import check_weights_fit
 from cm3core.serialize import Serializer
 from cm3core.vocab import NUM_CONTROL, Vocabulary
 
@@ -132,7 +133,7 @@ def build(recipe: Recipe, registry: Registry, *, stage: str, tokenizer_folder: P
         seed: of the decoder's first weights; None: the recipe's `train.seed`. Torch's global generator stays as it was.
 
     Raises:
-        RecipeError: a section is missing, or `vocabulary.num_text` is too small for the tokenizer.
+        RecipeError: a section is missing, `vocabulary.num_text` is too small for the tokenizer, or the weights exceed the memory.
     """
     if missing := [kind for kind in NEEDED[stage] if getattr(recipe, kind) is None]:
         raise RecipeError(f"recipe {recipe.name}", f"has no section {', '.join(map(repr, missing))}, needed to {stage}",
@@ -152,6 +153,7 @@ def build(recipe: Recipe, registry: Registry, *, stage: str, tokenizer_folder: P
         saved = image_tokenizer_folder if image_tokenizer_folder is not None and image_tokenizer_folder.is_dir() else None
         image_tokenizer: ImageTokenizer = config.build() if saved is None else config.load(saved)
     vocabulary = vocabulary_of(recipe, text_tokenizer, image_tokenizer)
+    check_weights_fit(section(recipe, "decoder"), vocabulary, image_tokenizer.grid, torch.device(device))
     serializer = Serializer(vocabulary, text_tokenizer, image_tokenizer.grid)
     attention: AttentionBackend = section(recipe, "attention").build()
     with _fitting_memory("decoder"), torch.random.fork_rng(devices=[]), torch.device(device):

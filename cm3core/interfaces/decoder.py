@@ -35,6 +35,12 @@ class DecoderConfig(ComponentConfig):
         `grid` is the image tokenizer's (rows, columns); decoders without grid positions ignore it."""
         raise NotImplementedError
 
+    def num_parameters(self, vocabulary: Vocabulary, grid: tuple[int, int]) -> int | None:
+        """Parameters of what `build` returns, by arithmetic: asked before building, so that absurd sizes are refused in time.
+
+        None: not known; then nothing is refused."""
+        return None
+
 
 class KVCache(ABC):
     """Keys and values of what a decoder has read, for a batch of rows of different lengths.

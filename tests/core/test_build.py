@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from cm3core.build import build, split_or_reason
 from cm3core.errors import DeviceError, RecipeError
 from cm3core.interfaces import Decoder
+from cm3core.memory import group_limits, memory_limit
 from cm3core.plugins import Registry, load_registry
 from cm3core.recipe import Recipe, compose
 
@@ -107,6 +109,56 @@ def test_too_large_for_the_memory(registry: Registry, monkeypatch: pytest.Monkey
     monkeypatch.setattr(recipe.decoder, "build", refuse(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match=r"^a bug$"):
         build(recipe, registry, stage="train")
+
+
+@pytest.mark.parametrize("override", ["decoder.d_model=10000000", "decoder.num_layers=10000 decoder.d_model=100000",
+                                      "decoder.context_length=1000000000000", "vocabulary.num_text=1000000000000",
+                                      "vocabulary.num_reserved=1000000000000", "decoder.d_ff=1000000000000"])
+def test_absurd_sizes_are_refused_before_anything_is_built(
+        override: str, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = squares(registry, *override.split())
+    assert recipe.decoder is not None
+    recipe.check()
+    monkeypatch.setattr(recipe.decoder, "build", refuse(AssertionError("built")))
+    with pytest.raises(RecipeError, match=r"^recipe section decoder: its weights alone take [\d,]+ GB \([\d,]+ parameters in "):
+        build(recipe, registry, stage="train")
+
+
+def test_the_memory_that_a_variable_says(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, cpu = squares(registry), torch.device("cpu")
+    monkeypatch.setenv("CM3_MEMORY_GB", "0.0001")
+    assert memory_limit(cpu) == 100_000
+    with pytest.raises(RecipeError) as caught:
+        build(recipe, registry, stage="train")
+    number = sum(parameter.numel() for parameter in build(recipe, registry, stage="train", device="meta").decoder.parameters())
+    assert str(caught.value) == (
+        f"recipe section decoder: its weights alone take 0 GB ({number:,} parameters in float32), and this machine has 0.0 GB "
+        "of memory\n  next: choose smaller sizes in the sections decoder and vocabulary, or say in CM3_MEMORY_GB how many GB "
+        "there are")
+    monkeypatch.setenv("CM3_MEMORY_GB", "1e9")
+    build(recipe, registry, stage="train")
+    monkeypatch.setenv("CM3_MEMORY_GB", "much")
+    with pytest.raises(DeviceError) as wrong:
+        memory_limit(cpu)
+    assert str(wrong.value) == "CM3_MEMORY_GB=much: is not a number of GB\n  next: write for instance 64"
+
+
+def test_limits_of_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both versions; those of the groups above count too, "max" is none, and a path that isn't mounted here is passed over."""
+    mounted, groups = tmp_path / "cgroup", tmp_path / "groups"
+    for path, value in {"memory.max": "9000", "a/memory.max": "700", "a/b/memory.max": "max",
+                        "memory/memory.limit_in_bytes": "800", "memory/c/memory.limit_in_bytes": "600"}.items():
+        (mounted / path).parent.mkdir(parents=True, exist_ok=True)
+        (mounted / path).write_text(f"{value}\n")
+    for text, limits in {"0::/a/b\n": [700, 9000], "0::/\n": [9000], "0::/elsewhere\n": [9000], "1:cpu:/a\n": [],
+                         "1:cpu:/\n4:hugetlb,memory:/c/d\n": [600, 800]}.items():
+        groups.write_text(text)
+        assert group_limits(groups, mounted) == limits
+    assert group_limits(tmp_path / "no such file", mounted) == []
+    monkeypatch.delenv("CM3_MEMORY_GB", raising=False)
+    limit = memory_limit(torch.device("cpu"))
+    assert limit is not None
+    assert 10**8 < limit <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def refuse(error: Exception) -> Callable[..., Decoder]:

@@ -52,6 +52,12 @@ class TestDecoderWithEveryOption(DecoderContract):
         return config.build(self.vocabulary, self.attention, self.grid)
 
 
+@pytest.mark.parametrize("options", [{}, {"grid_positions": True}, {"qk_norm": True}, {"tie_embeddings": False}, {"d_ff": 40}])
+def test_parameters_are_counted_without_building(options: dict[str, Any]) -> None:
+    config = replace(TINY, **options)
+    assert config.num_parameters(VOCABULARY, (4, 4)) == sum(parameter.numel() for parameter in build(config).parameters())
+
+
 class BlindToDocuments(DenseAttention):
     def attend(self, *qkv: torch.Tensor, kv_start_BT: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
         return super().attend(*qkv, **options)
@@ -221,6 +227,7 @@ def test_cache_reads_no_more_than_its_longest_row() -> None:
     ({"activation": "rleu"}, "decoder.activation: 'rleu' is not known\n  next: did you mean 'relu'?"),
     ({"num_layers": 0}, "decoder.num_layers: is 0, must be at least 1\n  next: correct it in the recipe"),
     ({"dropout": 1.0}, "decoder.dropout: is 1.0, must be in [0, 1)\n  next: 0 is the paper's"),
+    ({"num_layers": 10**9}, "decoder.num_layers: is 1,000,000,000, must be at most 10,000\n  next: correct it in the recipe"),
 ])
 def test_wrong_configs_are_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError) as caught:

@@ -424,6 +424,7 @@ def test_the_papers_parameter_counts(size: str, millions: int) -> None:
     assert isinstance(decoder, torch.nn.Module)
     count = sum(parameter.numel() for parameter in decoder.parameters())
     assert count / 1e6 == pytest.approx(millions, rel=0.002)
+    assert count == recipe.decoder.num_parameters(vocabulary, recipe.image_tokenizer.grid)
 
 
 def test_listing_needs_neither_plugins_nor_omegaconf() -> None:

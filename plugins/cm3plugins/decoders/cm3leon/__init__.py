@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
 
 ACTIVATIONS = ("relu", "gelu")
+#: Far beyond what anybody trains; the modules of very many narrow layers exhaust memory that their weights would not.
+MAX_LAYERS = 10_000
 
 
 @dataclass(kw_only=True)
@@ -59,6 +61,9 @@ class CM3LeonConfig(DecoderConfig):
         for name in ("num_layers", "d_model", "num_heads", "context_length"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"decoder.{name}", f"is {getattr(self, name)}, must be at least 1", "correct it in the recipe")
+        if self.num_layers > MAX_LAYERS:
+            raise RecipeError("decoder.num_layers", f"is {self.num_layers:,}, must be at most {MAX_LAYERS:,}",
+                              "correct it in the recipe")
         if self.d_model % self.num_heads:
             raise RecipeError("decoder.num_heads", f"{self.num_heads} heads don't divide d_model {self.d_model}",
                               "choose a divisor; a head dimension of 32 to 128 is usual")
@@ -73,6 +78,14 @@ class CM3LeonConfig(DecoderConfig):
             if not getattr(self, name) > 0.0:
                 raise RecipeError(f"decoder.{name}", f"is {getattr(self, name)}, must be positive",
                                   "the defaults are the paper's")
+
+    def num_parameters(self, vocabulary: Vocabulary, grid: tuple[int, int]) -> int:
+        """Parameters of what `build` returns, by arithmetic."""
+        width, inner = self.d_model, 4 * self.d_model if self.d_ff is None else self.d_ff
+        layer = 4 * width * width + 2 * width * inner + (2 * width // self.num_heads if self.qk_norm else 0)
+        rows = vocabulary.size * (1 if self.tie_embeddings else 2) + self.context_length
+        rows += sum(grid) if self.grid_positions else 0
+        return rows * width + self.num_layers * layer
 
     def build(self, vocabulary: Vocabulary, attention: AttentionBackend, grid: tuple[int, int]) -> CM3LeonDecoder:
         """The decoder, initialised from torch's global generator on torch's default device."""
