@@ -127,8 +127,10 @@ def compile_entry(entry: AotEntry, arch: int | str, *, aligned: bool = True) -> 
                         f"that have neither or both of type and value: {missing}")
     signature = {name: entry.types.get(name, "constexpr") for name in kernel.arg_names}
     attrs = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in entry.div16} if aligned else {}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=dict(entry.constexprs), attrs=attrs)
     amd = isinstance(arch, str)
+    # AMD's compiler has no tf32x3: launchers say "ieee" there.
+    constexprs = {name: "ieee" if amd and value == "tf32x3" else value for name, value in entry.constexprs.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attrs)
     # A wavefront has 64 threads, and a block at most 1,024.
     num_warps = min(entry.num_warps, 16) if amd else entry.num_warps
     return triton.compile(source, target=GPUTarget("hip", arch, 64) if amd else GPUTarget("cuda", arch, 32),
