@@ -271,7 +271,7 @@ class Model:
     def encode(self, pictures: Sequence[PixelArray]) -> list[Codes]:
         """Codes of pictures uint8 [height, width, 3] of the model's own size (`images.fit` makes them so)."""
         tokenizer = self.components.image_tokenizer  # one by one: in a batch, the last bits depend on how many there are
-        return [Codes(tokenizer.encode(pixels[None])[0], tokenizer.grid) for pixels in pictures]
+        return [Codes(tokenizer.encode(np.stack([pixels]))[0], tokenizer.grid) for pixels in pictures]
 
     def decode(self, codes: Sequence[Codes]) -> list[PixelArray]:
         """Pictures uint8 [height, width, 3] of codes."""
