@@ -1,4 +1,4 @@
-"""guided_sample against an independent float64 implementation in numpy, known vectors, and transformers' warpers."""
+"""guided_sample, eager and reference, against an independent float64 implementation, known vectors, and transformers' warpers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from guided_sample_oracle import OFF, as_arguments, draw, exponential_oracle, ints, philox_oracle, random_batch, sample_oracle
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
@@ -18,101 +19,7 @@ from cm3kernels.guided_sample.philox import philox4x32
 from cm3kernels.guided_sample.reference import race_noise
 
 ZERO = torch.zeros(1, dtype=torch.int64)
-
-
-def ints(*values: int) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.int64)
-
-
-# The oracle: one request at a time, sorted lists, scalar Philox. Nothing is shared with the implementation.
-
-def philox_oracle(key: tuple[int, int], counter: tuple[int, int, int, int]) -> tuple[int, ...]:
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
-        first, second = 0xD2511F53 * c0, 0xCD9E8D57 * c2
-        c0, c1, c2, c3 = ((second >> 32) ^ c1 ^ k0, second & 0xFFFFFFFF, (first >> 32) ^ c3 ^ k1, first & 0xFFFFFFFF)
-        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    return c0, c1, c2, c3
-
-
-def exponential_oracle(seed: int, position: int, token: int) -> float:
-    word = philox_oracle((seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF), (token // 4, position, 0, 0))[token % 4]
-    return -math.log1p(-((word >> 8) + 0.5) / 2**24)
-
-
-def keep_top(values: dict[int, float], k: int, p: float) -> dict[int, float]:
-    """Values of the ids that top-k and then top-p keep, ties kept."""
-    if 0 < k < len(values):
-        kth = sorted(values.values(), reverse=True)[k - 1]
-        values = {i: x for i, x in values.items() if x >= kth}
-    if p < 1:
-        ordered = np.array(sorted(values.values(), reverse=True))
-        mass = np.cumsum(np.exp(ordered - ordered[0]))
-        last = min(int(np.sum(mass < p * mass[-1])), len(ordered) - 1)
-        values = {i: x for i, x in values.items() if x >= ordered[last]}
-    return values
-
-
-def sample_oracle(logits: np.ndarray, weights: np.ndarray, reference: int, allowed: np.ndarray, first_id: int, seed: int,
-                  position: int, s: dict[str, Any]) -> int:
-    logits, weights = logits.astype(np.float64), weights.astype(np.float64)
-    legal = [i for i in range(logits.shape[1]) if allowed[i]]
-    conditional = {i: float(logits[reference, i]) for i in legal}
-    plausible = keep_top(conditional, s["plausible_top_k"], s["plausible_top_p"]).keys()
-    if s["plausible_alpha"] > 0:
-        ordered = sorted(conditional.values(), reverse=True)
-        limit = min(ordered[min(s["plausible_k"], len(ordered)) - 1] + math.log(s["plausible_alpha"]), ordered[0])
-        plausible = plausible & {i for i, x in conditional.items() if x >= limit}
-    mixed = {i: float(sum(weights[g] * logits[g, i] for g in range(len(weights)))) for i in plausible}
-    if s["temperature"] <= 0:
-        return min(i for i, x in mixed.items() if x == max(mixed.values())) + first_id
-    kept = keep_top({i: x / s["temperature"] for i, x in mixed.items()}, s["top_k"], s["top_p"])
-    return min(kept, key=lambda i: (-(kept[i] - math.log(exponential_oracle(seed, position, i + first_id))), i)) + first_id
-
-
-SETTINGS = ("temperature", "top_k", "top_p", "plausible_top_k", "plausible_top_p", "plausible_alpha", "plausible_k")
-WHOLE = ("top_k", "plausible_top_k", "plausible_k")
-
-
-def random_settings(rng: np.random.Generator, V: int) -> dict[str, Any]:
-    return {"temperature": rng.choice([0.0, 0.5, 1.0, 1.3]), "top_k": int(rng.choice([0, 1, 5, V, V + 3])),
-            "top_p": rng.choice([1.0, 0.9, 0.31, 1e-9]), "plausible_top_k": int(rng.choice([0, 7, 20])),
-            "plausible_top_p": rng.choice([1.0, 0.83]), "plausible_alpha": rng.choice([0.0, 0.1, 0.7, 1.0]),
-            "plausible_k": int(rng.choice([1, 3, V + 9]))}
-
-
-def as_arguments(settings: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    return {f"{name}_n": torch.tensor([s[name] for s in settings],
-                                      dtype=torch.int64 if name in WHOLE else torch.float64) for name in SETTINGS}
-
-
-def random_batch(rng: np.random.Generator, n: int, G: int, V: int) -> tuple[dict[str, Any], list[int]]:
-    """A batch of every mixture of settings, and what the oracle draws."""
-    logits = torch.tensor(rng.normal(size=(n * G + 2, V)) * 3, dtype=torch.float32)
-    if rng.random() < 0.4:
-        logits = logits.bfloat16()  # many exact ties
-    rows = rng.integers(0, n * G + 2, size=(n, G))
-    weights = rng.normal(size=(n, G)).astype(np.float32)
-    allowed = rng.random((n, V)) < 0.6
-    allowed[np.arange(n), rng.integers(0, V, n)] = True
-    reference, seed = rng.integers(0, G, n), rng.integers(-2**63, 2**63 - 1, n)
-    position, first_id = rng.integers(0, 2**20, n), int(rng.integers(0, 70000))
-    settings = [random_settings(rng, V) for _ in range(n)]
-    arguments = {"logits_SV": logits, "stream_rows_nG": torch.tensor(rows), "weights_nG": torch.tensor(weights),
-                 "reference_n": torch.tensor(reference), "allowed_nV": torch.tensor(allowed), "seed_n": torch.tensor(seed),
-                 "position_n": torch.tensor(position), "first_id": first_id, **as_arguments(settings)}
-    values = logits.float().numpy()
-    expected = [sample_oracle(values[rows[i]], weights[i], int(reference[i]), allowed[i], first_id, int(seed[i]),
-                              int(position[i]), settings[i]) for i in range(n)]
-    return arguments, expected
-
-
-def draw(arguments: dict[str, Any]) -> list[int]:
-    positional = [arguments[k] for k in ("logits_SV", "stream_rows_nG", "weights_nG")]
-    tokens: list[int] = guided_sample(*positional, **{k: v for k, v in arguments.items()
-                                                      if k not in ("logits_SV", "stream_rows_nG", "weights_nG")}).tolist()
-    return tokens
+PLAIN = ("eager", "reference")
 
 
 @pytest.mark.parametrize(("key", "counter", "words"), [
@@ -126,13 +33,13 @@ def test_oracle_gives_random123s_known_words(key: tuple[int, int], counter: tupl
                                              words: tuple[int, ...]) -> None:
     assert philox_oracle(key, counter) == words
     if counter[2:] == (0, 0):
-        ours = philox4x32(ints(key[0] | key[1] << 32), ints(counter[0]), ints(counter[1]))
+        ours = philox4x32(ints(key[0] | key[1] << 32), ints(counter[0])[None], ints(counter[1]))
         assert tuple(ours[0, 0].tolist()) == words
 
 
 @given(seed=st.integers(-2**63, 2**63 - 1), position=st.integers(0, 2**32 - 1), counter=st.integers(0, 2**32 - 1))
 def test_philox_equals_the_scalar_form(seed: int, position: int, counter: int) -> None:
-    words = philox4x32(ints(seed), ints(counter), ints(position))[0, 0].tolist()
+    words = philox4x32(ints(seed), ints(counter)[None], ints(position))[0, 0].tolist()
     assert tuple(words) == philox_oracle((seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF), (counter, position, 0, 0))
 
 
@@ -150,28 +57,48 @@ def test_worked_example() -> None:
         assert guided_sample(logits, rows, weights, **settings, **greedy).item() == token
 
 
+@pytest.mark.parametrize("implementation", PLAIN)
+@pytest.mark.parametrize("rough", [False, True])
 @pytest.mark.parametrize("G", [1, 2, 3])
-@pytest.mark.parametrize("V", [5, 64, 300])
-def test_tokens_equal_the_oracles(G: int, V: int) -> None:
+@pytest.mark.parametrize("V", [5, 64, 300, 1000])
+def test_tokens_equal_the_oracles(V: int, G: int, rough: bool, implementation: str) -> None:
     rng = np.random.default_rng([G, V])
-    for _ in range(4):
-        arguments, expected = random_batch(rng, n=12, G=G, V=V)
-        assert draw(arguments) == expected
+    for _ in range(3):
+        arguments, expected = random_batch(rng, n=8, G=G, V=V, rough=rough)
+        log_probability_n = torch.zeros(8)
+        assert draw(arguments, implementation=implementation, out_log_probability_n=log_probability_n) == expected
+        assert log_probability_n.tolist() == pytest.approx(arguments["log_probabilities"], abs=1e-5)
+        assert draw(arguments, implementation=implementation) == expected
 
 
-@given(seed=st.integers(0, 2**32), n=st.integers(1, 5), G=st.integers(1, 3), V=st.integers(1, 40))
-def test_any_batch_equals_the_oracle(seed: int, n: int, G: int, V: int) -> None:
-    arguments, expected = random_batch(np.random.default_rng(seed), n, G, V)
+@given(seed=st.integers(0, 2**32), n=st.integers(1, 5), G=st.integers(1, 3), V=st.integers(1, 400), rough=st.booleans())
+def test_any_batch_equals_the_oracle(seed: int, n: int, G: int, V: int, rough: bool) -> None:
+    arguments, expected = random_batch(np.random.default_rng(seed), n, G, V, rough=rough)
     assert draw(arguments) == expected
+    assert draw(arguments, implementation="reference") == expected
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 4.0, 15.0])
+def test_eager_equals_the_reference_where_one_look_is_not_enough(spread: float) -> None:
+    """Flat and peaked rows, with one filter each: the first look, the second and the draw over all ids are all met."""
+    generator = torch.Generator().manual_seed(int(spread * 100))
+    n, V = 6, 3000
+    logits = torch.randn(2 * n, V, generator=generator) * spread
+    rows, weights = torch.arange(2 * n).view(n, 2), torch.tensor([[2.0, -1.0]]).expand(n, 2)
+    for settings in ({}, {"top_p": 0.95}, {"top_k": 2000}, {"top_k": 900, "top_p": 0.5}, {"plausible_top_p": 0.9},
+                     {"plausible_top_k": 300, "top_p": 0.7}, {"plausible_alpha": 0.01, "plausible_k": 40, "temperature": 0.3},
+                     {"plausible_alpha": 1.5, "plausible_k": 2900}, {"temperature": 0.0}):
+        arguments = as_arguments([OFF | settings] * n) | {"seed_n": torch.arange(n), "position_n": torch.arange(n) + 9}
+        drawn = [guided_sample(logits, rows, weights, first_id=7, implementation=name, **arguments) for name in PLAIN]
+        assert torch.equal(*drawn)
 
 
 def test_large_flat_rows_need_more_candidates() -> None:
     """A nucleus wider than the first candidates looked at: 900 of 1,000 almost equal ids are kept."""
     logits = torch.linspace(0, 1e-3, 1000)[None]
-    settings = {"temperature": 1.0, "top_k": 0, "top_p": 0.9, "plausible_top_k": 0, "plausible_top_p": 0.9,
-                "plausible_alpha": 0.0, "plausible_k": 1}
+    settings = OFF | {"top_p": 0.9, "plausible_top_p": 0.9}
     for position in range(8):
-        expected = sample_oracle(logits.numpy(), np.ones(1), 0, np.ones(1000, bool), 3, 11, position, settings)
+        expected, _ = sample_oracle(logits.numpy(), np.ones(1), 0, np.ones(1000, bool), 3, 11, position, settings)
         got = guided_sample(logits, ZERO[None], torch.ones(1, 1), seed_n=ints(11), position_n=ints(position), first_id=3,
                             **as_arguments([settings]))
         assert got.item() == expected
@@ -266,22 +193,65 @@ def test_greedy_ties_go_to_the_lowest_id_and_one_id_is_always_drawn() -> None:
     assert len(tokens.unique()) == 9
 
 
-def test_request_without_a_choice_is_refused() -> None:
+@pytest.mark.parametrize("implementation", PLAIN)
+def test_request_without_a_choice_is_refused(implementation: str) -> None:
     rows = ints(0, 0)[:, None]
     allowed = torch.tensor([[True, True], [False, False]])
     with pytest.raises(ValueError) as caught:
-        guided_sample(torch.zeros(1, 2), rows, torch.ones(2, 1), allowed_nV=allowed, seed_n=ints(0, 0), position_n=ints(0, 0))
+        guided_sample(torch.zeros(1, 2), rows, torch.ones(2, 1), allowed_nV=allowed, seed_n=ints(0, 0), position_n=ints(0, 0),
+                      implementation=implementation)
     assert str(caught.value) == "guided_sample: request 1 has no id that is both allowed and of a finite logit"
     with pytest.raises(ValueError, match="request 0 has no id"):
-        guided_sample(torch.full((1, 2), math.nan), ZERO[None], torch.ones(1, 1), seed_n=ZERO, position_n=ZERO)
+        guided_sample(torch.full((1, 2), math.nan), ZERO[None], torch.ones(1, 1), seed_n=ZERO, position_n=ZERO,
+                      implementation=implementation)
 
 
-def test_wrong_arguments_are_named() -> None:
-    logits, row, one = torch.zeros(1, 4), ZERO[None], torch.ones(1, 1)
+def test_tokens_reach_the_rows_of_their_streams() -> None:
+    """Three requests, of two, one and two streams; row 3 belongs to nobody."""
+    rows = torch.tensor([[4, 0], [2, -1], [1, 5]])
+    logits = torch.eye(6)[:, :4].contiguous()
+    everywhere = torch.full((6,), -7)
+    tokens = guided_sample(logits, rows, torch.ones(3, 2), temperature_n=torch.zeros(3), seed_n=ints(0, 0, 0),
+                           position_n=ints(0, 0, 0), first_id=20, out_tokens_S=everywhere)
+    assert tokens.tolist() == [20, 22, 21]
+    assert everywhere.tolist() == [20, 21, 22, -7, 20, 21]
+
+
+def test_no_requests_give_no_tokens() -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    assert guided_sample(torch.zeros(1, 4), none[:, None], torch.zeros(0, 1), seed_n=none, position_n=none).shape == (0,)
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"top_k_n": torch.ones(1)}, "top_k_n is [1] torch.float32, must be int64 [1]"),
+    ({"top_p_n": torch.ones(2)}, "top_p_n is [2] torch.float32, must be floating [1]"),
+    ({"top_p_n": torch.ones(1, device="meta")}, "top_p_n is on meta, logits_SV on cpu; all have to be on one device"),
+    ({"top_p_n": torch.tensor([math.nan])}, "top_p_n has nan, must be a number"),
+    ({"temperature_n": torch.tensor([-0.5])}, "temperature_n has -0.5, must be 0 (takes the largest) or more, and finite"),
+    ({"temperature_n": torch.tensor([math.inf])}, "temperature_n has inf, must be 0 (takes the largest) or more, and finite"),
+    ({"weights_nG": torch.tensor([[math.inf]])}, "weights_nG has a weight that is not finite"),
+    ({"weights_nG": torch.ones(1, 2)}, "weights_nG is [1, 2] torch.float32, must be floating [1, 1]"),
+    ({"stream_rows_nG": ints(4)[None]}, "stream_rows_nG has rows 4..4, must be -1 (none) to 0"),
+    ({"stream_rows_nG": ints(-1)[None]}, "the reference stream of request 0 has row -1 (none)"),
+    ({"stream_rows_nG": ints(0)}, "stream_rows_nG is [1] torch.int64, must be int64 [requests, streams]"),
+    ({"reference_n": ints(1)}, "reference_n has streams 1..1, must be 0 to 0"),
+    ({"logits_SV": torch.zeros(1, 4, dtype=torch.int64)}, "logits_SV is [1, 4] torch.int64, must be floating [stream rows, ids]"),
+    ({"allowed_nV": torch.ones(1, 4)}, "allowed_nV is [1, 4] torch.float32, must be bool [1, 4]"),
+    ({"allowed_bits_nW": ints(1)[None]}, "allowed_bits_nW is [1, 1] torch.int64, must be int32 [1, 1]"),
+    ({"allowed_bits_nW": torch.ones(1, 2, dtype=torch.int32)}, "allowed_bits_nW is [1, 2] torch.int32, must be int32 [1, 1]"),
+    ({"out_tokens_S": ints(0, 0)}, "out_tokens_S is [2] torch.int64, must be int64 [1]"),
+    ({"out_log_probability_n": torch.zeros(1, dtype=torch.float64)},
+     "out_log_probability_n is [1] torch.float64, must be float32 [1]"),
+    ({"first_id": -1}, "first_id is -1, must not be negative"),
+    ({"first_id": 2**31 - 3}, "ids end at 2147483649, must end at or before 2**31"),
+    ({"implementation": "cuda"}, "implementation 'cuda' is not available\n  next: use 'auto' or one of: triton, eager, reference"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "cause"), WRONG, ids=lambda value: ",".join(value) if isinstance(value, dict) else "")
+def test_wrong_arguments_are_named(wrong: dict[str, Any], cause: str) -> None:
+    arguments = {"logits_SV": torch.zeros(1, 4), "stream_rows_nG": ZERO[None], "weights_nG": torch.ones(1, 1), "seed_n": ZERO,
+                 "position_n": ZERO} | wrong
     with pytest.raises(ValueError) as caught:
-        guided_sample(logits, row, one, top_k_n=torch.ones(1), seed_n=ZERO, position_n=ZERO)
-    assert str(caught.value) == "guided_sample: top_k_n is [1] torch.float32, must be int64 [1]"
-    with pytest.raises(ValueError) as caught:
-        guided_sample(logits, row, one, seed_n=ZERO, position_n=ZERO, implementation="triton")
-    assert str(caught.value) == ("guided_sample: implementation 'triton' is not available\n"
-                                 "  next: use 'auto' or one of: reference")
+        draw(arguments)
+    assert str(caught.value) == f"guided_sample: {cause}"

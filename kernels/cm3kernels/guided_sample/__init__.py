@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -152,30 +153,23 @@ def _check_masks(logits_SV: Tensor, stream_rows_nG: Tensor, allowed_nV: Tensor |
 
 def _check_values(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, settings: dict[str, Tensor | None]) -> None:
     """What can be looked at without waiting for a device. On CUDA the kernels leave no choice to a request with a wrong row."""
-    if stream_rows_nG.numel() == 0:
+    rows, num_rows, (_, G) = stream_rows_nG.tolist(), len(logits_SV), stream_rows_nG.shape
+    found = [row for request in rows for row in request]
+    if not found:
         return
-    low, high = (int(bound) for bound in stream_rows_nG.aminmax())
-    require(low >= -1 and high < len(logits_SV), OP,
-            f"stream_rows_nG has rows {low}..{high}, must be -1 (none) to {len(logits_SV) - 1}")
-    require(bool(weights_nG.isfinite().all()), OP, "weights_nG has a weight that is not finite")
+    require(min(found) >= -1 and max(found) < num_rows, OP,
+            f"stream_rows_nG has rows {min(found)}..{max(found)}, must be -1 (none) to {num_rows - 1}")
+    require(all(math.isfinite(weight) for request in weights_nG.tolist() for weight in request), OP,
+            "weights_nG has a weight that is not finite")
     reference_n = settings["reference_n"]
-    if reference_n is not None:
-        low, high = (int(bound) for bound in reference_n.aminmax())
-        G = stream_rows_nG.shape[1]
-        require(low >= 0 and high < G, OP, f"reference_n has streams {low}..{high}, must be 0 to {G - 1}")
-    chosen_n = stream_rows_nG[:, 0] if reference_n is None else stream_rows_nG.gather(1, reference_n[:, None])[:, 0]
-    require(bool((chosen_n >= 0).all()), OP, "the reference stream of a request has row -1 (none)")
-    temperature_n = settings["temperature_n"]
-    require(temperature_n is None or bool((temperature_n >= 0).all() & temperature_n.isfinite().all()), OP,
-            f"temperature_n has {_first_wrong(temperature_n)}, must be 0 (takes the largest) or more, and finite")
-    for name in ("top_p_n", "plausible_top_p_n", "plausible_alpha_n"):
+    chosen = [0] * len(rows) if reference_n is None else reference_n.tolist()
+    require(min(chosen) >= 0 and max(chosen) < G, OP,
+            f"reference_n has streams {min(chosen)}..{max(chosen)}, must be 0 to {G - 1}")
+    for place, (request, stream) in enumerate(zip(rows, chosen, strict=True)):
+        require(request[stream] >= 0, OP, f"the reference stream of request {place} has row -1 (none)")
+    for name, least, meaning in (("temperature_n", 0.0, "0 (takes the largest) or more, and finite"), ("top_p_n", -math.inf, "a number"),
+                                 ("plausible_top_p_n", -math.inf, "a number"), ("plausible_alpha_n", -math.inf, "a number")):
         value_n = settings[name]
-        require(value_n is None or not bool(value_n.isnan().any()), OP, f"{name} has a nan")
-
-
-def _first_wrong(temperature_n: Tensor | None) -> float | None:
-    """The first temperature that is negative or not finite, for the message."""
-    if temperature_n is None:
-        return None
-    wrong = temperature_n[~((temperature_n >= 0) & temperature_n.isfinite())]
-    return float(wrong[0]) if len(wrong) else None
+        for value in () if value_n is None else value_n.tolist():
+            fits = value >= least and (name != "temperature_n" or value < math.inf)
+            require(fits, OP, f"{name} has {value}, must be {meaning}")

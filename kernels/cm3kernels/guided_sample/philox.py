@@ -6,6 +6,8 @@ Triton's `tl.philox` and cuRAND. torch has no unsigned 64-bit product, so words 
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -26,28 +28,42 @@ def philox4x32(key: Tensor, counter_0: Tensor, counter_1: Tensor) -> Tensor:
     Returns:
         int64 [n, c, 4], each word in 0..2**32-1.
     """
-    # Words 0 and 2 are multiplied, words 1 and 3 only mixed in; the two products change places, so they are written crosswise.
-    # After a product's wrap-around, `>> 32` and the mask still give its true high half; the low half needs its mask only where it
-    # leaves. All rounds work in three buffers: for few counters the calls cost more than the arithmetic.
-    even = torch.zeros(2, len(key), counter_0.shape[1], dtype=torch.int64, device=key.device)
+    # Words 0 and 2 are multiplied, words 1 and 3 only mixed in, and the two products change places. So each round writes its
+    # products twice, (0, 1, 0, 1): the middle two are in the other order, and no copy is needed. After a product's wrap-around,
+    # `>> 32` and the mask still give its true high half; the low half needs its mask only where it leaves. All rounds work in
+    # the same memory: for few counters the calls cost more than the arithmetic.
+    multipliers, mask, half = _constants(key.device)
+    n, c = len(key), counter_0.shape[1]
+    even = torch.zeros(2, n, c, dtype=torch.int64, device=key.device)
     even[0] = counter_0
-    even_0, even_1 = even.unbind()
+    twice = even.expand(2, 2, n, c)
     odd = torch.stack([counter_1, torch.zeros_like(counter_1)])[:, :, None]
-    buffers = [(buffer, *buffer.unbind()) for buffer in (torch.empty_like(even), torch.empty_like(even))]
+    buffers = [(buffer, buffer.view(4, n, c)[1:3]) for buffer in (torch.empty_like(twice, memory_format=torch.contiguous_format),
+                                                                  torch.empty_like(twice, memory_format=torch.contiguous_format))]
     for round_, key_2n1 in enumerate(_key_schedule(key)):
-        product, product_0, product_1 = buffers[round_ % 2]
-        torch.mul(even_1, MULTIPLIER_1, out=product_0)
-        torch.mul(even_0, MULTIPLIER_0, out=product_1)
-        torch.bitwise_right_shift(product, 32, out=even)
-        even.bitwise_xor_(odd).bitwise_xor_(key_2n1).bitwise_and_(MASK)
-        odd = product
-    odd.bitwise_and_(MASK)
-    return torch.stack([even_0, odd[0], even_1, odd[1]], dim=-1)
+        products, crossed = buffers[round_ % 2]
+        torch.mul(twice, multipliers, out=products)
+        torch.bitwise_right_shift(crossed, half, out=even)
+        even.bitwise_xor_(odd).bitwise_xor_(key_2n1).bitwise_and_(mask)
+        odd = crossed
+    odd.bitwise_and_(mask)
+    return torch.stack([even[0], odd[0], even[1], odd[1]], dim=-1)
+
+
+@cache
+def _constants(device: torch.device) -> tuple[Tensor, ...]:
+    """The multipliers [2, 1, 1]; the mask and the shift as tensors: a call with one is quicker than with a number of Python's."""
+    multipliers = torch.tensor([MULTIPLIER_0, MULTIPLIER_1], device=device).view(2, 1, 1)
+    return multipliers, torch.tensor(MASK, device=device), torch.tensor(32, device=device)
+
+
+@cache
+def _weyl_sequence(device: torch.device) -> Tensor:
+    """What each round adds to the key, int64 [rounds, 2, 1]."""
+    return (torch.arange(NUM_ROUNDS, device=device)[:, None] * torch.tensor([WEYL_0, WEYL_1], device=device))[:, :, None]
 
 
 def _key_schedule(key: Tensor) -> tuple[Tensor, ...]:
     """Both key words of every round, each [2, n, 1]: the key plus a Weyl sequence."""
-    weyl = torch.tensor([WEYL_0, WEYL_1], dtype=torch.int64, device=key.device)
-    offsets = torch.arange(NUM_ROUNDS, device=key.device)[:, None] * weyl
     words = torch.stack([key, key >> 32])
-    return ((words + offsets[:, :, None]) & MASK)[..., None].unbind()
+    return (words + _weyl_sequence(key.device)).bitwise_and_(MASK)[..., None].unbind()

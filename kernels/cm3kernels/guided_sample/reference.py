@@ -26,12 +26,12 @@ def guided_sample_reference(logits_SV: Tensor, stream_rows_nG: Tensor, weights_n
     """See `cm3kernels.guided_sample`."""
     n, V = len(stream_rows_nG), logits_SV.shape[1]
     allowed_nV = legal_ids(n, V, first_id, allowed_nV, allowed_bits_nW, allowed_from_n, allowed_to_n)
-    mixed_nV, reference_nV, legal_nV = mix(logits_SV, stream_rows_nG, weights_nG, reference_n, allowed_nV)
-    reference_nV = only(legal_nV, reference_nV)
+    mixed_nV, legal_nV = mix(logits_SV, stream_rows_nG, weights_nG, reference_n, allowed_nV)
+    reference_nV = only(legal_nV, reference_stream(logits_SV, stream_rows_nG, reference_n))
 
     threshold_n1 = torch.maximum(top_threshold(reference_nV, plausible_top_k_n, plausible_top_p_n),
                                  alpha_threshold(reference_nV, plausible_alpha_n, plausible_k_n))
-    mixed_nV = only(reference_nV >= threshold_n1, only(legal_nV, mixed_nV))
+    mixed_nV = only(reference_nV >= threshold_n1, only(legal_nV, mixed_nV.double()))
 
     scores_nV, greedy_n1 = tempered(mixed_nV, temperature_n)
     threshold_n1 = top_threshold(scores_nV, top_k_n, top_p_n)
@@ -74,32 +74,41 @@ def legal_ids(n: int, V: int, first_id: int, allowed_nV: Tensor | None, allowed_
 
 
 def mix(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, reference_n: Tensor | None,
-        allowed_nV: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Weighted sum of the streams, rounded to float32 (kept as float64); the reference stream, float64; legal ids (None: all):
-    allowed, and with a finite logit in the reference and in every present stream of nonzero weight.
+        allowed_nV: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Weighted sum of the streams, float32; legal ids (None: all): allowed, and with a finite logit in the reference and in
+    every present stream of nonzero weight.
 
     Raises:
         ValueError: a request has no legal id.
     """
-    streams = [logits_SV.index_select(0, row_n.clamp(min=0)).double() for row_n in stream_rows_nG.unbind(1)]
     weights_nG = weights_nG.double() * (stream_rows_nG >= 0)
-    reference_nV = streams[0]
-    if reference_n is not None and len(streams) > 1:
-        reference_nV = streams[0].clone()
-        for stream, values_nV in enumerate(streams[1:], start=1):
-            chosen_n = reference_n == stream
-            reference_nV[chosen_n] = values_nV[chosen_n]
+    streams = [_rows(logits_SV, row_n) for row_n in stream_rows_nG.unbind(1)]
     legal_nV, mixed_nV = allowed_nV, _weighted_sum(streams, weights_nG)
     if not bool(mixed_nV.sum().isfinite()):  # finite only if every logit is, unless the sum overflows: then this is just slower
-        finite_nV = reference_nV.isfinite()
+        finite_nV = reference_stream(logits_SV, stream_rows_nG, reference_n).isfinite()
         for stream, values_nV in enumerate(streams):
             finite_nV &= values_nV.isfinite() | (weights_nG[:, stream, None] == 0)
         legal_nV = finite_nV if legal_nV is None else legal_nV & finite_nV
-        mixed_nV = _weighted_sum([values_nV.nan_to_num(0.0, 0.0, 0.0) for values_nV in streams], weights_nG)
-        mixed_nV = mixed_nV.clamp_(-LARGEST, LARGEST)
+        mixed_nV = _weighted_sum([values_nV.double().nan_to_num(0.0, 0.0, 0.0) for values_nV in streams], weights_nG)
+        mixed_nV.clamp_(-LARGEST, LARGEST)
     if legal_nV is not None:
         refuse_empty(legal_nV.any(dim=1))
-    return mixed_nV, reference_nV, legal_nV
+    return mixed_nV, legal_nV
+
+
+def reference_stream(logits_SV: Tensor, stream_rows_nG: Tensor, reference_n: Tensor | None) -> Tensor:
+    """Logits of each request's reference stream, float64 [n, V]."""
+    row_n = stream_rows_nG[:, 0] if reference_n is None else stream_rows_nG.gather(1, reference_n[:, None])[:, 0]
+    return _rows(logits_SV, row_n).double()
+
+
+def _rows(logits_SV: Tensor, row_n: Tensor) -> Tensor:
+    """Some rows [n, V]; row 0 for -1. Evenly spaced rows, as an engine has them, are not copied."""
+    rows = row_n.tolist()
+    step = rows[1] - rows[0] if len(rows) > 1 else 1
+    if step > 0 and rows[0] >= 0 and rows == list(range(rows[0], rows[0] + step * len(rows), step)):
+        return logits_SV[rows[0]:rows[-1] + 1:step]
+    return logits_SV.index_select(0, row_n.clamp(min=0))
 
 
 def refuse_empty(has_choice_n: Tensor) -> None:
@@ -110,11 +119,11 @@ def refuse_empty(has_choice_n: Tensor) -> None:
 
 
 def _weighted_sum(streams: list[Tensor], weights_nG: Tensor) -> Tensor:
-    """In the streams' order, so that the sum is the same in any batch; rounded to float32."""
-    mixed_nV = weights_nG[:, :1] * streams[0]
+    """In the streams' order, so that the sum is the same in any batch; float64, then rounded to float32."""
+    mixed_nV = streams[0].to(torch.float64, copy=True).mul_(weights_nG[:, :1])
     for stream, values_nV in enumerate(streams[1:], start=1):
-        mixed_nV.addcmul_(weights_nG[:, stream, None], values_nV)
-    return mixed_nV.float().double()
+        mixed_nV.addcmul_(weights_nG[:, stream, None], values_nV.double())
+    return mixed_nV.float()
 
 
 def tempered(mixed_nV: Tensor, temperature_n: Tensor | None) -> tuple[Tensor, Tensor]:
