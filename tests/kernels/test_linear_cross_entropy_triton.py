@@ -52,8 +52,11 @@ def check(batch: Batch, **options: Any) -> None:
 
 @pytest.mark.parametrize("vocab", [1, 7, 64, BLOCK, BLOCK + 1])
 def test_vocabularies_and_tiles(device: str, vocab: int) -> None:
-    """Also of several tiles, the last of one id."""
-    check(batch(5, vocab, device), z_loss=0.01)
+    """Also of several tiles, the last of one id, which has the largest logit of token 0."""
+    hidden, head, targets, weights, groups = batch(5, vocab, device)
+    head.data[-1] = 2 * hidden.data[0]
+    weights[0] = 1.0
+    check((hidden, head, targets, weights, groups), z_loss=0.01)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

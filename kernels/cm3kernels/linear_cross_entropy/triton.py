@@ -66,14 +66,13 @@ def _loss_kernel(
     tl.store(log_z_ptr + row, log_z)  # 0 for a token of weight 0
 
     if WITH_GRADIENT:
-        # d nll = p - onehot; d (log Z)^2 = 2 log Z p
+        # d nll = p - onehot; d (log Z)^2 = 2 log Z p. For a token of weight 0 everything is: exp2(-inf) * 0 - 0.
         scale = weight * (1.0 + 2.0 * z_loss * log_z) / total
         for first in range(0, num_ids, BLOCK):
             index = first + tl.arange(0, BLOCK)
             inside = index < num_ids
             x = tl.load(logits + index, mask=inside & counts, other=float("-inf")).to(tl.float32)
             grad = tl.exp2((x - largest) * LOG2_E) * scale - tl.where(index == target, weight, 0.0)
-            grad = tl.where(counts, grad, 0.0)
             tl.store(grad_ptr + row * grad_row + index, grad.to(grad_ptr.dtype.element_ty), mask=inside)
 
 
