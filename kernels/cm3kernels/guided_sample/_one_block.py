@@ -81,7 +81,7 @@ def one_block_kernel(logits, stream_rows, weights, reference, allowed, allowed_b
                      log_probabilities, num_rows, num_ids, num_words, row_stride, first_id, first_counter,
                      G: tl.constexpr, SHIFT: tl.constexpr, C: tl.constexpr, WINDOW: tl.constexpr):
     request = tl.program_id(0)
-    column = columns_of(0, SHIFT, C)
+    column = columns_of(0, SHIFT, C, True)
     legal = allowed_of(request, column, num_ids, num_words, first_id, allowed, allowed_bits, allowed_from, allowed_to)
     key, conditional = mix_tile(request, column, legal, logits, stream_rows, weights, reference, num_rows, num_ids, row_stride, G)
     if plausible_top_k is not None or plausible_top_p is not None or plausible_alpha is not None:
@@ -100,7 +100,7 @@ def one_block_kernel(logits, stream_rows, weights, reference, allowed, allowed_b
         floor = top_floor(key, num_ids, top_k, top_p, request, inverse)
         kept = (key >= floor) & (key > NEVER)
         winner, _ = race_tile(key, kept, column, 0, first_counter, first_id, value_of(high), inverse, temperature, request,
-                              tl.load(seeds + request), tl.load(positions + request), WINDOW, C)
+                              tl.load(seeds + request), tl.load(positions + request), WINDOW, SHIFT, C, True)
         if log_probabilities is not None:
             mass = tl.sum(mass_of(key, floor, value_of(high), inverse))
     token = tl.where(high > NEVER, (winner + first_id).to(tl.int64), -1)

@@ -52,9 +52,13 @@ def key_at_least(value):
 
 
 @triton.jit
-def columns_of(first_row, SHIFT: tl.constexpr, C: tl.constexpr):
-    """Columns of the logits in a tile [C, 4]; below 0 or past the last for padding."""
-    return (first_row + tl.arange(0, C)[:, None]) * 4 + tl.arange(0, 4)[None, :] - SHIFT
+def columns_of(first_row, SHIFT: tl.constexpr, C: tl.constexpr, WRAP: tl.constexpr):
+    """Columns of the logits in a tile [C, 4]; below 0 or past the last for padding. WRAP (of a single tile): the places before
+    column 0 hold the columns after the tile's last, so that 4 * C ids fit whatever the shift."""
+    column = (first_row + tl.arange(0, C)[:, None]) * 4 + tl.arange(0, 4)[None, :] - SHIFT
+    if WRAP:
+        column = tl.where(column < 0, column + 4 * C, column)
+    return column
 
 
 @triton.jit
@@ -184,11 +188,16 @@ def words_of(seed, counter, position):
 
 
 @triton.jit
+def word_at(lane, zeroth, first, second, third):
+    """One of four words."""
+    return tl.where(lane < 2, tl.where(lane == 0, zeroth, first), tl.where(lane == 2, second, third))
+
+
+@triton.jit
 def exact_score(value, highest, temperature, request, seed, id_, position):
     """Score of one id as the reference computes it, float64."""
     zeroth, first, second, third = words_of(seed, id_ >> 2, position)
-    lane = id_ & 3
-    word = tl.where(lane == 0, zeroth, tl.where(lane == 1, first, tl.where(lane == 2, second, third)))
+    word = word_at(id_ & 3, zeroth, first, second, third)
     drop = value.to(tl.float64) - highest.to(tl.float64)
     if temperature is not None:
         drop = drop / tl.load(temperature + request).to(tl.float64)
@@ -197,15 +206,17 @@ def exact_score(value, highest, temperature, request, seed, id_, position):
 
 @triton.jit
 def race_tile(key, kept, column, first_row, first_counter, first_id, highest, inverse, temperature, request, seed, position,
-              WINDOW: tl.constexpr, C: tl.constexpr):
+              WINDOW: tl.constexpr, SHIFT: tl.constexpr, C: tl.constexpr, WRAP: tl.constexpr):
     """Of the kept ids of a tile, the column and float64 score of the winner; of equal scores the lowest id. No id: column 2**31 - 1.
 
     All race in float32; those within `WINDOW` of the best (almost always one) race again in float64, one by one.
     """
     zeroth, first, second, third = words_of(seed, first_counter + first_row + tl.arange(0, C), position)
     lane = tl.arange(0, 4)[None, :]
-    word = tl.where(lane < 2, tl.where(lane == 0, zeroth[:, None], first[:, None]),
-                    tl.where(lane == 2, second[:, None], third[:, None]))
+    word = word_at(lane, zeroth[:, None], first[:, None], second[:, None], third[:, None])
+    if WRAP and SHIFT > 0:
+        zeroth, first, second, third = words_of(seed, first_counter + C, position)
+        word = tl.where(column >= 4 * C - SHIFT, word_at(lane, zeroth, first, second, third), word)
     score = tl.where(kept, score_of(key, highest, inverse) + noise_of(word), float("-inf"))
     near = kept & (score >= tl.max(score) - WINDOW)
     best_column, best_score = tl.full([], 2147483647, tl.int32), tl.full([], float("-inf"), tl.float64)

@@ -33,7 +33,7 @@ def mix_kernel(logits, stream_rows, weights, reference, allowed, allowed_bits, a
                G: tl.constexpr, SHIFT: tl.constexpr, C: tl.constexpr):
     """Keys of one tile, and the range of those that are looked at first: the reference's where they are wanted."""
     request, tile = tl.program_id(0), tl.program_id(1)
-    column = columns_of(tile * C, SHIFT, C)
+    column = columns_of(tile * C, SHIFT, C, False)
     legal = allowed_of(request, column, num_ids, num_words, first_id, allowed, allowed_bits, allowed_from, allowed_to)
     key, conditional = mix_tile(request, column, legal, logits, stream_rows, weights, reference, num_rows, num_ids, row_stride, G)
     place = request.to(tl.int64) * num_tiles * (4 * C) + column + SHIFT
@@ -166,7 +166,7 @@ def race_kernel(keys, references, state, temperature, seeds, positions, columns,
                 num_tiles, SHIFT: tl.constexpr, C: tl.constexpr, WINDOW: tl.constexpr):
     """The winner of one tile, and the mass that the filters keep there."""
     request, tile = tl.program_id(0), tl.program_id(1)
-    column = columns_of(tile * C, SHIFT, C)
+    column = columns_of(tile * C, SHIFT, C, False)
     place = request.to(tl.int64) * num_tiles * (4 * C) + column + SHIFT
     gate_floor, floor = tl.load(state + request * 3), tl.load(state + request * 3 + 1)
     high = tl.load(state + request * 3 + 2)
@@ -180,7 +180,8 @@ def race_kernel(keys, references, state, temperature, seeds, positions, columns,
         winner = lowest_at(key, tl.maximum(high, NEVER + 1), column)
     else:
         winner, score = race_tile(key, (key >= floor) & (key > NEVER), column, tile * C, first_counter, first_id, value_of(high),
-                                  inverse, temperature, request, tl.load(seeds + request), tl.load(positions + request), WINDOW, C)
+                                  inverse, temperature, request, tl.load(seeds + request), tl.load(positions + request), WINDOW,
+                                  SHIFT, C, False)
     partial = request.to(tl.int64) * num_tiles + tile
     tl.store(columns + partial, winner)
     tl.store(scores + partial, score)

@@ -17,7 +17,7 @@ from cm3kernels.guided_sample._tiled import merge_kernel, mix_kernel, race_kerne
 from cm3kernels.guided_sample.reference import refuse_empty
 
 OP = "guided_sample"
-#: Largest number of ids (padding for alignment included) that path A takes.
+#: Largest number of ids that path A takes.
 ONE_BLOCK_LIMIT = 8192
 
 
@@ -53,7 +53,7 @@ def guided_sample_triton(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: 
         require(tensor is None or tensor.is_contiguous(), OP, f"{name} must be contiguous: the kernel writes into it")
     shift = first_id % 4
     if tiled is None:
-        tiled = logits_SV.shape[1] + shift > (config.block if config else ONE_BLOCK_LIMIT)
+        tiled = logits_SV.shape[1] > (config.block if config else ONE_BLOCK_LIMIT)
     common = {"logits": logits_SV, "stream_rows": stream_rows_nG.contiguous(), "weights": _real(weights_nG),
               "allowed": None if allowed_nV is None else allowed_nV.contiguous().view(torch.uint8),
               "allowed_bits": None if allowed_bits_nW is None else allowed_bits_nW.contiguous(), "row_tokens": out_tokens_S,
@@ -86,7 +86,7 @@ def _of(kernel: Any, values: dict[str, Any]) -> dict[str, Any]:
 
 def _launch_one_block(common: dict[str, Any], shift: int, config: Config | None, window: float) -> None:
     num_ids = common["logits"].shape[1]
-    config = config or ONE_BLOCK[max(triton.next_power_of_2(num_ids + shift), min(ONE_BLOCK))]
+    config = config or ONE_BLOCK[max(triton.next_power_of_2(num_ids), min(ONE_BLOCK))]
     n, G = common["stream_rows"].shape
     values = common | _shapes(common) | {"first_counter": common["first_id"] // 4, "G": G, "SHIFT": shift, "C": config.block // 4,
                                          "WINDOW": window}
