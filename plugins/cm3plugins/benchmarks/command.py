@@ -49,7 +49,6 @@ def run(args: Namespace) -> int:
         from cm3core.files import check_writable
 
         check_writable(args.out)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler, which tells memory, announces itself otherwise
     if args.dry_run and "triton" not in sys.modules:
         os.environ.setdefault("TRITON_INTERPRET", "1")  # so that Triton's kernels run as well, on the CPU
     return _run(args)

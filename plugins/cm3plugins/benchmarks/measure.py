@@ -6,6 +6,8 @@ calls in turn find nothing there ("cold"), as in a real step between whose kerne
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +33,7 @@ class Timing:
     Args:
         median, p20, p80: over the repetitions.
         num_repetitions: how many.
-        method: "wall clock", "events", "graph", or "events (no graph: why)".
+        method: "processor time" (of one thread), "wall clock", "events", "graph", or "events (no graph: why)".
     """
 
     median: float
@@ -77,25 +79,28 @@ class Stopwatch(ABC):
 
 
 class CPUStopwatch(Stopwatch):
-    """By the wall clock."""
+    """By the processor time of this thread where torch has one thread, which a busy machine hardly changes; else by the clock."""
 
     def time(self, calls: Sequence[Call]) -> Timing:
+        alone = torch.get_num_threads() == 1
+        now = time.thread_time if alone else time.perf_counter
         for call in calls:
             call()
-        begin = time.perf_counter()
+        begin = now()
         calls[0]()
-        num = self._num_repetitions((time.perf_counter() - begin) * 1e6)
+        num = self._num_repetitions((now() - begin) * 1e6)
         times = []
         for repetition in range(num):
             call = calls[repetition % len(calls)]
-            begin = time.perf_counter()
+            begin = now()
             call()
-            times.append((time.perf_counter() - begin) * 1e6)
-        return timing_of(times, "wall clock")
+            times.append((now() - begin) * 1e6)
+        return timing_of(times, "processor time" if alone else "wall clock")
 
     def peak_bytes(self, call: Call) -> int | None:
         """From the profiler's record of what torch allocates and frees."""
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        with _silent_stderr(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
             kept = call()
         del kept
         results = getattr(profile.profiler, "kineto_results", None)
@@ -107,6 +112,20 @@ class CPUStopwatch(Stopwatch):
             now += num_bytes
             peak = max(peak, now)
         return peak
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """The profiler announces itself on the process's error output, from C++."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 class CUDAStopwatch(Stopwatch):
