@@ -32,7 +32,9 @@ from cm3core.checkpoint import (
     CheckpointState,
     check_fingerprints,
     check_recipe,
+    find_checkpoint,
     latest_checkpoint,
+    load_weights,
     read_recipe,
     read_state,
     remove_leftovers,
@@ -43,6 +45,7 @@ from cm3core.errors import CheckpointError, CM3Error, DeviceError
 from cm3core.files import check_writable, make_folder, write_text
 from cm3core.loss import GROUPS, cross_entropy_sums, modality_metrics
 from cm3core.metrics import MetricsLog
+from cm3core.model import find_model
 from cm3core.optim import OptimizerGroup, Schedule
 from cm3core.sample_pictures import SamplePictures
 from cm3core.train_state import Callback, Processes, TrainingInterrupted, TrainResult, TrainState
@@ -111,17 +114,22 @@ def _start(recipe: Recipe, out_dir: Path, registry: Registry, resume: bool, prog
             raise CheckpointError(str(out_dir), f"holds a run already (step {read_state(folder).step})",
                                   "name another folder, or resume")
         check_recipe(folder, read_recipe(folder, registry), recipe)
-    components = build(recipe, registry, stage="train", tokenizer_folder=None if folder is None else folder / TOKENIZER,
-                       image_tokenizer_folder=None if folder is None else folder / IMAGE_TOKENIZER, device=chosen)
-    if folder is not None:
-        check_fingerprints(folder, read_state(folder), components)
+    origin = folder
+    if origin is None and recipe.train.start_from is not None:
+        origin = find_checkpoint(find_model(recipe.train.start_from, registry))
+    components = build(recipe, registry, stage="train", tokenizer_folder=None if origin is None else origin / TOKENIZER,
+                       image_tokenizer_folder=None if origin is None else origin / IMAGE_TOKENIZER, device=chosen)
+    if origin is not None:
+        check_fingerprints(origin, read_state(origin), components)
     preparation = Preparation(components, progress=progress)
     decoder = components.decoder
     assert isinstance(decoder, nn.Module)
     decoder.train()
-    codebook = components.image_tokenizer.codebook() if recipe.train.start_from_codebook and folder is None else None
+    codebook = components.image_tokenizer.codebook() if recipe.train.start_from_codebook and origin is None else None
     if codebook is not None:
         components.decoder.start_from_codebook(codebook.to(chosen), components.vocabulary)
+    if origin is not None and folder is None:
+        load_weights(decoder, origin)
     optimizer = OptimizerGroup(components.decoder, recipe.train, dtype or torch.float32)
     loader = preparation.loader(rank=processes.rank, world_size=processes.world_size)
     torch.manual_seed(recipe.train.seed)
@@ -138,6 +146,7 @@ def _start(recipe: Recipe, out_dir: Path, registry: Registry, resume: bool, prog
     if progress:
         parameters = sum(p.numel() for p in decoder.parameters())
         start = f"goes on from {folder}" if folder is not None else f"starts in {out_dir}"
+        start += f" from the weights of {origin}" if origin is not None and folder is None else ""
         print(f"{recipe.name} {start}: {parameters / 1e6:.2f}M parameters, {len(components.source):,} documents, {chosen}, "
               f"{reason}, {torch.get_num_threads()} threads", file=sys.stderr)
     log = MetricsLog(out_dir, stored.step)

@@ -60,6 +60,8 @@ class TrainSection:
         clip_norm: largest norm of the whole gradient; 0 is off.
         precision: "fp32", "bf16" (autocast; weights stay fp32), or "auto": bf16 where the machine computes it.
         z_loss: weight of (log Z)^2, which keeps logits from growing (Chameleon: 1e-5); 0 is off.
+        start_from: start from the weights of a trained model instead of random ones (fine-tuning): a run's folder, a
+            checkpoint, an exported model, or "PLUGIN:NAME". Its tokenizers are taken over; the decoder's shape must be the same.
         start_from_codebook: start the image codes' embeddings from the tokenizer's codebook.
         checkpoint_every_minutes: save at least so often; the last save is at the end.
         checkpoint_every_steps: save every so many steps too; null is off.
@@ -90,6 +92,7 @@ class TrainSection:
     clip_norm: float = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     z_loss: float = 0.0
+    start_from: str | None = None
     start_from_codebook: bool = True
     checkpoint_every_minutes: float = 5.0
     checkpoint_every_steps: int | None = None

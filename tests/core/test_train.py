@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from cm3core import train as train_module
-from cm3core.checkpoint import WEIGHTS, latest_checkpoint
+from cm3core.checkpoint import WEIGHTS, latest_checkpoint, read_tensors
 from cm3core.cli.main import main
 from cm3core.errors import CheckpointError, CM3Error, DeviceError, FileError
 from cm3core.images import open_image, read_png_metadata
@@ -59,6 +59,30 @@ def stop_at(step: int, number: signal.Signals = signal.SIGINT) -> train_module.C
             os.kill(os.getpid(), number)
 
     return callback
+
+
+def test_starts_from_the_weights_of_another_run(whole: TrainResult, registry: Registry, cache: Path, tmp_path: Path,
+                                                capsys: pytest.CaptureFixture[str]) -> None:
+    """Learning almost nothing leaves them what they were; other documents are no obstacle; resuming doesn't start over."""
+    own = [f"train.start_from={whole.checkpoint.parent.parent}", "train.steps=2", "train.learning_rate=1e-12",
+           "train.optimizer=adamw", "dataset.num_documents=3", "train.start_from_codebook=true"]
+    result = train(squares(registry, cache, own), tmp_path, registry)
+    assert f"from the weights of {whole.checkpoint}" in capsys.readouterr().err
+    before, after = (read_tensors(found.checkpoint / WEIGHTS) for found in (whole, result))
+    assert before.keys() == after.keys()
+    for name, tensor in after.items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=1e-9)
+    again = train(squares(registry, cache, own), tmp_path, registry, progress=False)
+    assert weights(again) == weights(result)
+
+
+def test_a_start_that_does_not_fit_is_refused(whole: TrainResult, registry: Registry, cache: Path, tmp_path: Path) -> None:
+    origin = f"train.start_from={whole.checkpoint}"
+    with pytest.raises(CheckpointError, match="beside the weights, unchanged"):
+        train(squares(registry, cache, [origin, "train.steps=2", "decoder.num_layers=1"]), tmp_path / "a", registry)
+    with pytest.raises(CheckpointError, match="no installed plugin ships it"):
+        train(squares(registry, cache, ["train.start_from=bundled:nothing", "train.steps=2"]), tmp_path / "b", registry)
+    assert not (tmp_path / "a" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
