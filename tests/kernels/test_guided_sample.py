@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from guided_sample_oracle import OFF, as_arguments, draw, exponential_oracle, ints, philox_oracle, random_batch, sample_oracle
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
@@ -17,6 +16,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 from cm3kernels import guided_sample
 from cm3kernels.guided_sample.philox import philox4x32
 from cm3kernels.guided_sample.reference import race_noise
+from guided_sample_oracle import OFF, as_arguments, draw, exponential_oracle, ints, philox_oracle, random_batch, sample_oracle
 
 ZERO = torch.zeros(1, dtype=torch.int64)
 PLAIN = ("eager", "reference")
@@ -226,7 +226,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"top_k_n": torch.ones(1)}, "top_k_n is [1] torch.float32, must be int64 [1]"),
     ({"top_p_n": torch.ones(2)}, "top_p_n is [2] torch.float32, must be floating [1]"),
     ({"top_p_n": torch.ones(1, device="meta")}, "top_p_n is on meta, logits_SV on cpu; all have to be on one device"),
-    ({"top_p_n": torch.tensor([math.nan])}, "top_p_n has nan, must be a number"),
+    ({"top_p_n": torch.tensor([math.nan])}, "top_p_n has a nan"),
     ({"temperature_n": torch.tensor([-0.5])}, "temperature_n has -0.5, must be 0 (takes the largest) or more, and finite"),
     ({"temperature_n": torch.tensor([math.inf])}, "temperature_n has inf, must be 0 (takes the largest) or more, and finite"),
     ({"weights_nG": torch.tensor([[math.inf]])}, "weights_nG has a weight that is not finite"),
@@ -244,7 +244,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
      "out_log_probability_n is [1] torch.float64, must be float32 [1]"),
     ({"first_id": -1}, "first_id is -1, must not be negative"),
     ({"first_id": 2**31 - 3}, "ids end at 2147483649, must end at or before 2**31"),
-    ({"implementation": "cuda"}, "implementation 'cuda' is not available\n  next: use 'auto' or one of: triton, eager, reference"),
+    ({"implementation": "cuda"},
+     "implementation 'cuda' is not available\n  next: use 'auto' or one of: triton, eager, reference"),
 ]
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from guided_sample_oracle import OFF, as_arguments, draw, ints, random_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
@@ -19,6 +18,7 @@ from scipy.stats import chi2
 from cm3kernels.guided_sample import _tile
 from cm3kernels.guided_sample.reference import race_noise
 from cm3kernels.guided_sample.triton import Config, aot_entries, guided_sample_triton
+from guided_sample_oracle import OFF, as_arguments, draw, ints, random_batch
 
 if TYPE_CHECKING:
     from conftest import RunGuarded
@@ -63,8 +63,8 @@ def test_tokens_equal_the_oracles(V: int, G: int, rough: bool, device: str) -> N
 @pytest.mark.parametrize(("rough", "first_id"), [(False, 56320), (True, 56319)])
 def test_image_vocabulary(rough: bool, first_id: int, device: str) -> None:
     """8,192 ids, in one block even where they don't begin at a multiple of 4."""
-    arguments, expected = random_batch(np.random.default_rng([9, rough]), n=2 if device == "cpu" else 200, G=2, V=8192, rough=rough,
-                                       first_id=first_id)
+    n = 2 if device == "cpu" else 200
+    arguments, expected = random_batch(np.random.default_rng([9, rough]), n=n, G=2, V=8192, rough=rough, first_id=first_id)
     assert launch(on(device, arguments), tiled=False) == draw(on(device, arguments), implementation="triton") == expected
 
 
@@ -80,7 +80,7 @@ def test_paths_and_tiles_give_the_same_tokens(first_id: int, device: str) -> Non
     """One block or tiles of three sizes: tokens and log-probabilities to the bit."""
     arguments, expected = random_batch(np.random.default_rng(first_id), n=2, G=2, V=256, rough=True, first_id=first_id)
     arguments, runs = on(device, arguments), []
-    for host in ({}, {"config": Config(512, 4)}, {"tiled": True, "config": Config(64, 2)}, {"tiled": True, "config": Config(256, 4)}):
+    for host in ({}, {"config": Config(512, 4)}, *({"tiled": True, "config": Config(block, 2)} for block in (64, 256))):
         log_probability_n = torch.zeros(2, device=device)
         runs.append((launch(arguments | {"out_log_probability_n": log_probability_n}, **host), log_probability_n.tolist()))
     assert runs == [runs[0]] * 4
@@ -111,8 +111,9 @@ def test_half_top_p_half_cd_k(device: str) -> None:
     logits = torch.randn(4, 64, generator=generator) * 2
     rows, n = torch.tensor([[0, 1], [2, 3], [0, 1], [2, 3]]), 4
     guided, cd_k = OFF | {"top_p": 0.9}, OFF | {"plausible_alpha": 0.1, "plausible_k": 4}
-    arguments = on(device, {"logits_SV": logits, "stream_rows_nG": rows, "seed_n": ints(4, 5, 4, 5), "position_n": ints(8, 8, 8, 8),
-                            "weights_nG": torch.tensor([[3.0, -2.0]] * 2 + [[1.25, -2.0]] * 2)} | as_arguments([guided] * 2 + [cd_k] * 2))
+    weights = torch.tensor([[3.0, -2.0]] * 2 + [[1.25, -2.0]] * 2)
+    arguments = on(device, {"logits_SV": logits, "stream_rows_nG": rows, "weights_nG": weights, "seed_n": ints(4, 5, 4, 5),
+                            "position_n": ints(8, 8, 8, 8)} | as_arguments([guided] * 2 + [cd_k] * 2))
     together = launch(arguments)
     assert together == draw(arguments, implementation="reference")
     assert [launch(some_of(arguments, [i]))[0] for i in range(n)] == together
@@ -135,7 +136,8 @@ EXTREMES: dict[str, tuple[list[list[float]], list[float], dict[str, Any]]] = {
     "cold": ([[1.0, 1.0001, 1.0, 0.0], [0.0] * 4], [1.0, 1.0], {"temperature": 1e-6}),
     "hot": ([[1.0, 50.0, 1.0, 0.0], [0.0] * 4], [1.0, 1.0], {"temperature": 1e6, "top_p": 0.6}),
     "alpha above 1": ([[1.0, 2.0, 3.0, 4.0], [0.0] * 4], [-1.0, 1.0], {"plausible_alpha": 9.0, "plausible_k": 3}),
-    "alpha 1 keeps k": ([[1.0, 2.0, 3.0, 4.0], [0.0] * 4], [-1.0, 1.0], {"plausible_alpha": 1.0, "plausible_k": 3, "temperature": 0.0}),
+    "alpha 1 keeps k": ([[1.0, 2.0, 3.0, 4.0], [0.0] * 4], [-1.0, 1.0],
+                        {"plausible_alpha": 1.0, "plausible_k": 3, "temperature": 0.0}),
 }
 
 
@@ -143,8 +145,9 @@ EXTREMES: dict[str, tuple[list[list[float]], list[float], dict[str, Any]]] = {
 def test_extremes(case: str, device: str) -> None:
     logits, weights, changed = EXTREMES[case]
     n = 2
-    arguments = {"logits_SV": torch.tensor(logits), "stream_rows_nG": ints(0, 1).expand(n, 2), "weights_nG": torch.tensor([weights] * n),
-                 "seed_n": torch.arange(n), "position_n": torch.arange(n), "first_id": 6} | as_arguments([OFF | changed] * n)
+    arguments = {"logits_SV": torch.tensor(logits), "stream_rows_nG": ints(0, 1).expand(n, 2), "first_id": 6,
+                 "weights_nG": torch.tensor([weights] * n), "seed_n": torch.arange(n),
+                 "position_n": torch.arange(n)} | as_arguments([OFF | changed] * n)
     arguments = on(device, arguments)
     expected = draw(arguments, implementation="reference")
     assert draw(arguments, implementation="eager") == expected
@@ -191,8 +194,8 @@ def noise_of_words_kernel(words, noise, COUNT: tl.constexpr):
 def test_noise_of_the_rarest_words(device: str) -> None:
     """u from 2**-25 to 1 - 2**-25, and around the border of the series."""
     border = int(0.0625 * 2**32)
-    words = torch.tensor([0, 255, 256, 511, 2**31 - 1, 2**31, 2**32 - 1, 2**32 - 256, 2**32 - 257, border - 1, border, border + 256,
-                          1 << 12, 1 << 20, 3 << 28, 7 << 29], dtype=torch.int64)
+    words = torch.tensor([0, 255, 256, 511, 2**31 - 1, 2**31, 2**32 - 1, 2**32 - 256, 2**32 - 257, border - 1, border,
+                          border + 256, 1 << 12, 1 << 20, 3 << 28, 7 << 29], dtype=torch.int64)
     noise = torch.empty(16, device=device)
     noise_of_words_kernel[(1,)](words.to(device), noise, 16)
     expected = [-math.log(-math.log1p(-((word >> 8) + 0.5) / 2**24)) for word in words.tolist()]
@@ -211,9 +214,9 @@ def test_draws_follow_the_softmax(device: str) -> None:
 @pytest.mark.parametrize("tiled", [False, True])
 def test_tokens_reach_the_rows_of_their_streams(tiled: bool, device: str) -> None:
     everywhere = torch.full((6,), -7, device=device)
-    arguments = on(device, {"logits_SV": torch.eye(6)[:, :4].contiguous(), "stream_rows_nG": torch.tensor([[4, 0], [2, -1], [1, 5]]),
-                            "weights_nG": torch.ones(3, 2), "seed_n": ints(0, 0, 0), "position_n": ints(0, 0, 0), "first_id": 20,
-                            "temperature_n": torch.zeros(3)})
+    arguments = on(device, {"logits_SV": torch.eye(6)[:, :4].contiguous(),
+                            "stream_rows_nG": torch.tensor([[4, 0], [2, -1], [1, 5]]), "weights_nG": torch.ones(3, 2),
+                            "seed_n": ints(0, 0, 0), "position_n": ints(0, 0, 0), "first_id": 20, "temperature_n": torch.zeros(3)})
     assert launch(arguments | {"out_tokens_S": everywhere}, tiled=tiled) == [20, 22, 21]
     assert everywhere.tolist() == [20, 21, 22, -7, 20, 21]
 
@@ -224,7 +227,8 @@ def test_no_choice_gives_minus_one_and_is_refused(tiled: bool, device: str, monk
     logits = torch.tensor([[1.0, 2.0, 3.0], [math.nan] * 3])
     arguments = on(device, {"logits_SV": logits, "stream_rows_nG": ints(0, 1, 2, 0)[:, None], "weights_nG": torch.ones(4, 1),
                             "allowed_from_n": ints(99, 0, 0, 0), "seed_n": ints(1, 2, 3, 4), "position_n": ints(0, 0, 0, 0),
-                            "top_p_n": torch.full((4,), 0.5), "top_k_n": ints(2, 2, 2, 1), "temperature_n": torch.tensor([1.0, 0, 1, 1])})
+                            "top_p_n": torch.full((4,), 0.5), "top_k_n": ints(2, 2, 2, 1),
+                            "temperature_n": torch.tensor([1.0, 0, 1, 1])})
     with pytest.raises(ValueError) as caught:
         launch(arguments, tiled=tiled)
     assert str(caught.value) == "guided_sample: request 0 has no id that is both allowed and of a finite logit"
@@ -236,8 +240,8 @@ def test_half_precision_settings_and_strided_arguments(device: str) -> None:
     """Rows of a wider tensor, expanded weights, bfloat16 settings: read as they are."""
     logits = torch.randn(2, 100, generator=torch.Generator().manual_seed(1), dtype=torch.float32).half()[:, 10:60]
     arguments = on(device, {"logits_SV": logits, "stream_rows_nG": ints(0, 1).expand(3, 2), "seed_n": ints(1, 2, 3),
-                            "weights_nG": torch.tensor([2.0, -1.0], dtype=torch.bfloat16).expand(3, 2), "position_n": ints(7).expand(3),
-                            "top_p_n": torch.tensor([0.5, 0.75, 1.0], dtype=torch.bfloat16)})
+                            "weights_nG": torch.tensor([2.0, -1.0], dtype=torch.bfloat16).expand(3, 2),
+                            "position_n": ints(7).expand(3), "top_p_n": torch.tensor([0.5, 0.75, 1.0], dtype=torch.bfloat16)})
     assert draw(arguments, implementation="triton") == draw(arguments, implementation="reference")
 
 
@@ -248,8 +252,8 @@ def test_what_kernels_do_not_take_is_refused(device: str) -> None:
              "out_log_probability_n must be contiguous: the kernel writes into it":
                  {"logits_SV": torch.zeros(2, 4), "stream_rows_nG": ints(0, 0)[:, None], "weights_nG": torch.ones(2, 1),
                   "seed_n": ints(0, 0), "position_n": ints(0, 0), "out_log_probability_n": torch.zeros(4)[::2]},
-             "implementation 'triton' can't run here: logits_SV is torch.float64, the kernels take float32, bfloat16 and float16; "
-             "next: cast it, or implementation='auto'": {"logits_SV": torch.zeros(1, 4, dtype=torch.float64)}}
+             "implementation 'triton' can't run here: logits_SV is torch.float64, the kernels take float32, bfloat16 and "
+             "float16; next: cast it, or implementation='auto'": {"logits_SV": torch.zeros(1, 4, dtype=torch.float64)}}
     for message, changed in wrong.items():
         with pytest.raises(ValueError) as caught:
             draw(arguments | on(device, changed), implementation="triton")
@@ -259,8 +263,8 @@ def test_what_kernels_do_not_take_is_refused(device: str) -> None:
 def test_every_configuration_is_in_the_budget() -> None:
     """Every kernel that is launched, and the tiles that image vocabularies of 1,024, 2,048 and 8,192 codes get."""
     entries = {entry.name: entry for entry in aot_entries()}
-    assert {entry.kernel.__name__ for entry in entries.values()} == {"one_block_kernel", "mix_kernel", "select_kernel", "race_kernel",
-                                                                     "merge_kernel"}
+    names = {"one_block_kernel", "mix_kernel", "select_kernel", "race_kernel", "merge_kernel"}
+    assert {entry.kernel.__name__ for entry in entries.values()} == names
     assert {entry.constexprs["C"] for name, entry in entries.items() if "one_block" in name} >= {256, 512, 2048}
 
 
@@ -298,7 +302,8 @@ def test_a_cuda_graph_replays_with_new_logits(device: str) -> None:
         arguments = on(device, random_batch(np.random.default_rng(1), n=8, G=2, V=1000)[0])
         positional = [arguments[k] for k in ("logits_SV", "stream_rows_nG", "weights_nG")]
         given: dict[str, Any] = {name: arguments.get(name) for name in PARAMETERS} | {
-            "first_id": arguments["first_id"], "debug": False, "out_tokens_S": None, "out_log_probability_n": None, "tiled": tiled}
+            "first_id": arguments["first_id"], "debug": False, "out_tokens_S": None, "out_log_probability_n": None,
+            "tiled": tiled}
         guided_sample_triton(*positional, **given)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

@@ -25,7 +25,8 @@ def _load_triton() -> Callable[..., Any]:
 
 def _triton_refusal(logits_SV: Tensor) -> str | None:
     if logits_SV.dtype not in KERNEL_DTYPES:
-        return f"logits_SV is {logits_SV.dtype}, the kernels take float32, bfloat16 and float16; next: cast it, or implementation='auto'"
+        return (f"logits_SV is {logits_SV.dtype}, the kernels take float32, bfloat16 and float16; next: cast it, or "
+                "implementation='auto'")
     return triton_refusal(logits_SV)
 
 
@@ -90,8 +91,9 @@ def guided_sample(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor,
     """
     settings = {"reference_n": reference_n, "temperature_n": temperature_n, "top_k_n": top_k_n, "top_p_n": top_p_n,
                 "plausible_top_k_n": plausible_top_k_n, "plausible_top_p_n": plausible_top_p_n,
-                "plausible_alpha_n": plausible_alpha_n, "plausible_k_n": plausible_k_n, "seed_n": seed_n, "position_n": position_n,
-                "allowed_from_n": allowed_from_n, "allowed_to_n": allowed_to_n, "out_log_probability_n": out_log_probability_n}
+                "plausible_alpha_n": plausible_alpha_n, "plausible_k_n": plausible_k_n, "seed_n": seed_n,
+                "position_n": position_n, "allowed_from_n": allowed_from_n, "allowed_to_n": allowed_to_n,
+                "out_log_probability_n": out_log_probability_n}
     _check_shapes(logits_SV, stream_rows_nG, weights_nG, settings)
     _check_masks(logits_SV, stream_rows_nG, allowed_nV, allowed_bits_nW, out_tokens_S, first_id)
     if logits_SV.device.type == "cpu":
@@ -109,7 +111,8 @@ def guided_sample(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor,
     return token_n
 
 
-INTEGER = ("reference_n", "top_k_n", "plausible_top_k_n", "plausible_k_n", "seed_n", "position_n", "allowed_from_n", "allowed_to_n")
+INTEGER = ("reference_n", "top_k_n", "plausible_top_k_n", "plausible_k_n", "seed_n", "position_n", "allowed_from_n",
+           "allowed_to_n")
 
 
 def _check_shapes(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, settings: dict[str, Tensor | None]) -> None:
@@ -126,9 +129,8 @@ def _check_shapes(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor,
         _check_device(name, tensor, logits_SV)
         if name in ("stream_rows_nG", "weights_nG"):
             continue
-        integer, single = name in INTEGER, name == "out_log_probability_n"
-        wanted = "int64" if integer else "float32" if single else "floating"
-        right = tensor.dtype == torch.int64 if integer else tensor.dtype == torch.float32 if single else tensor.is_floating_point()
+        wanted = "int64" if name in INTEGER else "float32" if name == "out_log_probability_n" else "floating"
+        right = tensor.is_floating_point() if wanted == "floating" else tensor.dtype == getattr(torch, wanted)
         require(tensor.shape == (n,) and right, OP, f"{name} is {list(tensor.shape)} {tensor.dtype}, must be {wanted} [{n}]")
 
 
@@ -167,9 +169,9 @@ def _check_values(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor,
             f"reference_n has streams {min(chosen)}..{max(chosen)}, must be 0 to {G - 1}")
     for place, (request, stream) in enumerate(zip(rows, chosen, strict=True)):
         require(request[stream] >= 0, OP, f"the reference stream of request {place} has row -1 (none)")
-    for name, least, meaning in (("temperature_n", 0.0, "0 (takes the largest) or more, and finite"), ("top_p_n", -math.inf, "a number"),
-                                 ("plausible_top_p_n", -math.inf, "a number"), ("plausible_alpha_n", -math.inf, "a number")):
+    for name in ("temperature_n", "top_p_n", "plausible_top_p_n", "plausible_alpha_n"):
         value_n = settings[name]
         for value in () if value_n is None else value_n.tolist():
-            fits = value >= least and (name != "temperature_n" or value < math.inf)
-            require(fits, OP, f"{name} has {value}, must be {meaning}")
+            if name == "temperature_n":
+                require(0 <= value < math.inf, OP, f"{name} has {value}, must be 0 (takes the largest) or more, and finite")
+            require(not math.isnan(value), OP, f"{name} has a nan")

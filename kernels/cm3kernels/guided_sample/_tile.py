@@ -207,7 +207,7 @@ def exact_score(value, highest, temperature, request, seed, id_, position):
 @triton.jit
 def race_tile(key, kept, column, first_row, first_counter, first_id, highest, inverse, temperature, request, seed, position,
               WINDOW: tl.constexpr, SHIFT: tl.constexpr, C: tl.constexpr, WRAP: tl.constexpr):
-    """Of the kept ids of a tile, the column and float64 score of the winner; of equal scores the lowest id. No id: column 2**31 - 1.
+    """Of the kept ids of a tile, the column and float64 score of the winner; of equal scores the lowest id. No id: 2**31 - 1.
 
     All race in float32; those within `WINDOW` of the best (almost always one) race again in float64, one by one.
     """

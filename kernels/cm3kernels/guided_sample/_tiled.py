@@ -87,7 +87,7 @@ def swept_amounts(keys, gates, gate_floor, floor, highest, inverse, first, secon
 @triton.jit
 def swept_search(keys, gates, gate_floor, floor, highest, inverse, wanted, low, high, num_tiles, WIDTH: tl.constexpr,
                  MASS: tl.constexpr):
-    """The largest key in low..high from which on there is at least `wanted`; a count may stop between two keys. Two bits a sweep."""
+    """The largest key in low..high from which on there is at least `wanted`, two bits a sweep; a count may stop between keys."""
     below, above = low.to(tl.int64), high.to(tl.int64)
     while below < above:
         step = (above - below + 3) >> 2

@@ -127,7 +127,7 @@ def _weighted_sum(streams: list[Tensor], weights_nG: Tensor) -> Tensor:
 
 
 def tempered(mixed_nV: Tensor, temperature_n: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(x - largest x) / temperature, 0 at the largest; and which requests take it (bool [n, 1], temperature <= 0, divided by 1)."""
+    """(x - largest x) / temperature, and which requests take the largest, bool [n, 1]: temperature <= 0 (divided by 1)."""
     scores_nV = mixed_nV - mixed_nV.amax(dim=1, keepdim=True)
     if temperature_n is None:
         return scores_nV, torch.zeros(len(mixed_nV), 1, dtype=torch.bool, device=mixed_nV.device)

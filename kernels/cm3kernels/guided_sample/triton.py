@@ -132,7 +132,8 @@ _ALIGNED = {"num_ids", "num_words", "row_stride"}
 def _entry(kernel: Any, name: str, dtype: str, constexprs: dict[str, object], config: Config, *, off: tuple[str, ...] = (),
            expects: tuple[str, ...] = ()) -> AotEntry:
     """An entry with every pointer there but those in `off`."""
-    types = {key: value for key, value in ({"logits": f"*{dtype}"} | _TYPES).items() if key in kernel.arg_names and key not in off}
+    every = {"logits": f"*{dtype}"} | _TYPES
+    types = {key: value for key, value in every.items() if key in kernel.arg_names and key not in off}
     constants: dict[str, object] = {key: value for key, value in constexprs.items() if key in kernel.arg_names}
     constants |= {key: None for key in off if key in kernel.arg_names}
     aligned = tuple(key for key, value in types.items() if value.startswith("*") or key in _ALIGNED)
