@@ -216,7 +216,8 @@ def test_tokens_reach_the_rows_of_their_streams(tiled: bool, device: str) -> Non
     everywhere = torch.full((6,), -7, device=device)
     arguments = on(device, {"logits_SV": torch.eye(6)[:, :4].contiguous(),
                             "stream_rows_nG": torch.tensor([[4, 0], [2, -1], [1, 5]]), "weights_nG": torch.ones(3, 2),
-                            "seed_n": ints(0, 0, 0), "position_n": ints(0, 0, 0), "first_id": 20, "temperature_n": torch.zeros(3)})
+                            "seed_n": ints(0, 0, 0), "position_n": ints(0, 0, 0), "first_id": 20,
+                            "temperature_n": torch.zeros(3)})
     assert launch(arguments | {"out_tokens_S": everywhere}, tiled=tiled) == [20, 22, 21]
     assert everywhere.tolist() == [20, 21, 22, -7, 20, 21]
 
