@@ -70,9 +70,11 @@ def cm3_decoders() -> Mapping[str, type[DecoderConfig]]:
 
 @hookimpl
 def cm3_attention_backends() -> Mapping[str, type[AttentionConfig]]:
-    from cm3plugins.attention import ReferenceAttentionConfig, SDPAAttentionConfig
+    from cm3plugins import attention
 
-    return {"reference": ReferenceAttentionConfig, "sdpa": SDPAAttentionConfig}
+    return {"flex": attention.FlexAttentionConfig, "reference": attention.ReferenceAttentionConfig,
+            "sdpa": attention.SDPAAttentionConfig, "triton": attention.TritonAttentionConfig,
+            "xformers": attention.XFormersAttentionConfig}
 
 
 @hookimpl

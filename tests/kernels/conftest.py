@@ -45,8 +45,10 @@ for shared in ("guard_page", "kernel_lint", "segment_cases"):
     _load(shared)
 if HAS_TRITON:
     _load("interpreter_bf16")
+    _load("interpreter_speed")
     if INTERPRETS:
         sys.modules["interpreter_bf16"].install()
+        sys.modules["interpreter_speed"].install()
 
 
 @pytest.fixture(autouse=True)

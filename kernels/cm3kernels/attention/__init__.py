@@ -2,48 +2,131 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any, Literal, overload
+
+import torch
 from torch import Tensor
 
-from cm3kernels._dispatch import Implementation, choose, require
+from cm3kernels._dispatch import Implementation, choose, require, triton_implementation, triton_refusal
+from cm3kernels.attention.plan import AttentionPlan
 from cm3kernels.attention.reference import attention_reference
+from cm3kernels.attention.sdpa import attention_sdpa
 
-IMPLEMENTATIONS = {"reference": Implementation(lambda: attention_reference)}
+__all__ = ["IMPLEMENTATIONS", "AttentionPlan", "attention"]
+
+OP = "attention"
+#: Of the Triton kernels: a tile of queries lies in registers whole.
+LARGEST_HEAD_DIM = 128
+#: A row of a tile is found by a 32-bit product with the stride.
+LARGEST_TOKEN_STRIDE = 2**24
+#: The second and third dimension of a CUDA grid.
+LARGEST_GRID = 65_535
+#: Positions and their sums with an offset are 32-bit.
+MOST_TOKENS = 2**29
+
+
+def _load_triton() -> Any:
+    from cm3kernels.attention.triton import attention_triton
+
+    return attention_triton
+
+
+def _triton_refusal(q: Tensor) -> str | None:
+    if (reason := triton_refusal(q)) is not None:
+        return reason
+    if q.shape[3] > LARGEST_HEAD_DIM:
+        return f"the head dimension is {q.shape[3]}, the kernels take up to {LARGEST_HEAD_DIM}; next: implementation='sdpa'"
+    if q.dtype == torch.float64 and q.device.type == "cuda":
+        return "float64 is for the interpreter's checks; next: implementation='reference', or a narrower dtype"
+    return None
+
+
+IMPLEMENTATIONS = {
+    "triton": Implementation(_load_triton, _triton_refusal, triton_implementation(_load_triton).automatic_on),
+    "sdpa": Implementation(lambda: attention_sdpa),
+    "reference": Implementation(lambda: attention_reference),
+}
+_NO_LSE = Implementation(lambda: attention_sdpa, lambda q: "torch's function returns no lse; next: implementation='reference', "
+                                                           "or 'triton' on a CUDA device")
+IMPLEMENTATIONS_WITH_LSE = {**IMPLEMENTATIONS, "sdpa": _NO_LSE}
+
+
+@overload
+def attention(q: Tensor, k: Tensor, v: Tensor, *, kv_start: Tensor | None = ..., offset: Tensor | None = ...,
+              scale: float | None = ..., return_lse: Literal[False] = ..., implementation: str = ...,
+              plan: AttentionPlan | None = ...) -> Tensor: ...
+
+
+@overload
+def attention(q: Tensor, k: Tensor, v: Tensor, *, kv_start: Tensor | None = ..., offset: Tensor | None = ...,
+              scale: float | None = ..., return_lse: Literal[True], implementation: str = ...,
+              plan: AttentionPlan | None = ...) -> tuple[Tensor, Tensor]: ...
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, kv_start: Tensor | None = None, offset: Tensor | None = None,
-              scale: float | None = None, implementation: str = "auto") -> Tensor:
+              scale: float | None = None, return_lse: bool = False, implementation: str = "auto",
+              plan: AttentionPlan | None = None) -> Tensor | tuple[Tensor, Tensor]:
     """softmax(q k^T * scale, over the visible keys) v, where query i of row b sees kv_start[b, i] <= j <= offset[b] + i.
 
+    Under autocast float inputs are cast to autocast's dtype first, as torch's own function does.
+
     Args:
-        q: floating [B, T, H, D].
-        k, v: the same dtype [B, S, K, D]; H a multiple of K (query head h reads key head h // (H / K)).
-        kv_start: int32 or int64 [B, T]; None: 0.
+        q: floating [B, T, H, D], last stride 1; the other strides are free.
+        k, v: the same dtype [B, S, K, D]; H a multiple of K (query head h reads key head h // (H / K)); last stride 1.
+        kv_start: int32 or int64 [B, T], any values: below 0 is 0, and past the query's own position it sees nothing. None: 0.
         offset: int32 or int64 [B]; None: 0 for all, and then S == T.
-        scale: default 1 / sqrt(D).
+        scale: positive and finite; default 1 / sqrt(D).
+        return_lse: also return the logarithm of the softmax's denominator.
         implementation: "auto" or a name in `IMPLEMENTATIONS`.
+        plan: an `AttentionPlan` of these very T, S, kv_start and offset, to be shared by the calls that have them in common.
 
     Returns:
-        [B, T, H, D], dtype of q; zeros (and zero gradients) for a query that sees no key.
+        out [B, T, H, D], dtype of q; zeros (and zero gradients) for a query that sees no key.
+        With `return_lse` also lse [B, H, T], natural logarithm, float32 (float64 for float64); -inf for a query that sees no key.
+        Both are differentiable; with `offset` only by "sdpa" and "reference".
 
     Raises:
-        ValueError: shapes or dtypes that don't fit, or an implementation that isn't there.
+        ValueError: shapes, dtypes, devices or strides that don't fit, or an implementation that can't run here.
     """
-    _check(q, k, v, kv_start, offset)
-    return choose("attention", implementation, IMPLEMENTATIONS, q)(q, k, v, kv_start=kv_start, offset=offset, scale=scale)
+    q, k, v = _autocast(q, k, v)
+    _check(q, k, v, kv_start, offset, scale)
+    if plan is None:
+        plan = AttentionPlan(q.shape[1], k.shape[1], kv_start, offset)
+    require((plan.num_queries, plan.num_keys) == (q.shape[1], k.shape[1]) and plan.kv_start is kv_start
+            and plan.offset is offset, OP, "plan was made for other lengths, or for other tensors kv_start and offset")
+    run = choose(OP, implementation, IMPLEMENTATIONS_WITH_LSE if return_lse else IMPLEMENTATIONS, q)
+    with torch.autocast(q.device.type, enabled=False):
+        out, lse = run(q, k, v, plan=plan, scale=1 / math.sqrt(q.shape[3]) if scale is None else scale, return_lse=return_lse)
+    return (out, lse) if return_lse else out
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, kv_start: Tensor | None, offset: Tensor | None) -> None:
-    op = "attention"
-    require(q.ndim == k.ndim == v.ndim == 4, op, "q, k and v are [rows, tokens, heads, head dimension]")
-    require(q.dtype == k.dtype == v.dtype and q.is_floating_point(), op,
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, kv_start: Tensor | None, offset: Tensor | None, scale: float | None) -> None:
+    require(q.ndim == k.ndim == v.ndim == 4, OP, "q, k and v are [rows, tokens, heads, head dimension]")
+    require(q.dtype == k.dtype == v.dtype and q.is_floating_point(), OP,
             f"q, k and v share one floating dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
-    require(k.shape == v.shape, op, f"k is {list(k.shape)}, v is {list(v.shape)}")
-    require(q.shape[0] == k.shape[0] and q.shape[3] == k.shape[3], op,
-            f"q {list(q.shape)} and k {list(k.shape)} differ in rows or head dimension")
-    require(k.shape[2] > 0 and q.shape[2] % k.shape[2] == 0, op, f"{q.shape[2]} query heads on {k.shape[2]} key heads")
-    require(offset is not None or q.shape[1] == k.shape[1], op,
+    require(k.shape == v.shape, OP, f"k is {list(k.shape)}, v is {list(v.shape)}")
+    require(q.shape[0] == k.shape[0] and q.shape[3] == k.shape[3] and q.shape[3] > 0, OP,
+            f"q {list(q.shape)} and k {list(k.shape)} differ in rows or head dimension, or have none")
+    require(k.shape[2] > 0 and q.shape[2] > 0 and q.shape[2] % k.shape[2] == 0, OP,
+            f"{q.shape[2]} query heads on {k.shape[2]} key heads")
+    require(offset is not None or q.shape[1] == k.shape[1], OP,
             f"{q.shape[1]} queries on {k.shape[1]} keys need an offset")
+    require(scale is None or 0 < scale < math.inf, OP, f"scale is {scale}, must be positive and finite")
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        require(x.stride(3) == 1 or x.shape[3] == 1, OP,
+                f"{name}'s last stride is {x.stride(3)}, must be 1; next: {name}.contiguous()")
     for name, tensor, shape in (("kv_start", kv_start, q.shape[:2]), ("offset", offset, q.shape[:1])):
         if tensor is not None:
-            require(tensor.shape == shape and not tensor.is_floating_point(), op,
-                    f"{name} is {list(tensor.shape)} {tensor.dtype}, must be integer {list(shape)}")
+            require(tensor.shape == shape and tensor.dtype in (torch.int32, torch.int64), OP,
+                    f"{name} is {list(tensor.shape)} {tensor.dtype}, must be int32 or int64 {list(shape)}")
+    for name, other in (("k", k), ("v", v), ("kv_start", kv_start), ("offset", offset)):
+        require(other is None or other.device == q.device, OP, f"{name} is on {getattr(other, 'device', None)}, q on {q.device}")

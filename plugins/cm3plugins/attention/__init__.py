@@ -1,14 +1,26 @@
-"""Attention backends' configs: `sdpa` (torch's fused kernels) and `reference` (plain tensor algebra). No torch here."""
+"""Attention backends' configs. No torch here.
+
+| name | what | where |
+| --- | --- | --- |
+| `sdpa` | torch's fused function; on the CPU packed documents one by one | everywhere; the default |
+| `triton` | this project's kernels: invisible tiles are never visited, the same bits every run | CUDA (or Triton's interpreter) |
+| `flex` | torch's FlexAttention, compiled | CUDA; on the CPU without gradients, uncompiled |
+| `xformers` | memory-efficient attention of mslk or xformers | CUDA |
+| `reference` | every score in memory | everywhere |
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cm3core.errors import PluginError
 from cm3core.interfaces.attention import AttentionConfig
 
 if TYPE_CHECKING:
     from cm3core.interfaces.attention import AttentionBackend
+
+USE_SDPA = "use `attention: sdpa`, which runs everywhere"
 
 
 @dataclass(kw_only=True)
@@ -17,9 +29,9 @@ class SDPAAttentionConfig(AttentionConfig):
 
     def build(self) -> AttentionBackend:
         """The backend; runs wherever torch runs."""
-        from cm3plugins.attention.sdpa import SDPAAttention
+        from cm3plugins.attention.kernels import KernelAttention
 
-        return SDPAAttention()
+        return KernelAttention("sdpa")
 
 
 @dataclass(kw_only=True)
@@ -28,6 +40,54 @@ class ReferenceAttentionConfig(AttentionConfig):
 
     def build(self) -> AttentionBackend:
         """The backend; runs wherever torch runs."""
-        from cm3plugins.attention.reference import ReferenceAttention
+        from cm3plugins.attention.kernels import KernelAttention
 
-        return ReferenceAttention()
+        return KernelAttention("reference")
+
+
+@dataclass(kw_only=True)
+class TritonAttentionConfig(AttentionConfig):
+    """The kernels of `cm3kernels.attention`, on CUDA; head dimensions up to 128. No gradients through a cache."""
+
+    def build(self) -> AttentionBackend:
+        """The backend; raises `PluginError` without Triton, and without both a CUDA device and Triton's interpreter."""
+        import importlib.util
+
+        if importlib.util.find_spec("triton") is None:
+            raise PluginError("attention 'triton'", "Triton is not installed", f"pip install 'cm3leon[triton]', or {USE_SDPA}")
+        import torch
+
+        from cm3kernels._dispatch import interprets
+        from cm3plugins.attention.kernels import KernelAttention
+
+        if not torch.cuda.is_available() and not interprets():
+            raise PluginError("attention 'triton'", "there is no CUDA device", f"{USE_SDPA}; to try the kernels slowly on the "
+                              "CPU, set TRITON_INTERPRET=1 before starting")
+        return KernelAttention("triton")
+
+
+@dataclass(kw_only=True)
+class FlexAttentionConfig(AttentionConfig):
+    """`torch.nn.attention.flex_attention`: compiled with a mask of blocks on CUDA. On the CPU it has no backward, and is not
+    compiled here (that takes a C++ compiler and some ten seconds): every score in memory, for comparison only."""
+
+    def build(self) -> AttentionBackend:
+        """The backend; on the CPU `attend` raises `PluginError` as soon as a gradient is wanted."""
+        from cm3plugins.attention.flex import FlexAttention
+
+        return FlexAttention()
+
+
+@dataclass(kw_only=True)
+class XFormersAttentionConfig(AttentionConfig):
+    """`memory_efficient_attention` of mslk (`mslk.attention.fmha`) or, without it, xformers (`xformers.ops.fmha`); CUDA only."""
+
+    def build(self) -> AttentionBackend:
+        """The backend; raises `PluginError` without a CUDA device, or when neither package can be imported."""
+        import torch
+
+        if not torch.cuda.is_available():
+            raise PluginError("attention 'xformers'", "there is no CUDA device, and none of its kernels runs on a CPU", USE_SDPA)
+        from cm3plugins.attention.xformers import XFormersAttention, load_fmha
+
+        return XFormersAttention(load_fmha())

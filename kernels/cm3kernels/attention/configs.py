@@ -1,0 +1,70 @@
+"""Launch configurations of the attention kernels: a table, no tuning at run time.
+
+Registers bound the choice: 64 K a multiprocessor, 255 a thread. `python -m cm3kernels.aot --only attention` prints what each
+configuration needs; none spills. Head dimensions are padded to 32, 64 or 128.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cm3kernels._dispatch import interprets
+
+#: Head dimensions that kernels are compiled for; others are padded to the next.
+BLOCKS_D = (32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How one kernel is launched: queries and keys a tile, warps a block, stages of the loads' pipeline."""
+
+    block_q: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+#: kernel -> bytes of an element -> padded head dimension -> launch. Where sm_80 (163 KiB of shared memory, mma from registers)
+#: needs another than sm_90, the table `SM80` has it.
+SM90: dict[str, dict[int, dict[int, Launch]]] = {
+    "forward": {2: {32: Launch(128, 64, 4, 3), 64: Launch(128, 64, 8, 3), 128: Launch(128, 64, 8, 3)},
+                4: {32: Launch(32, 32, 4, 2), 64: Launch(32, 32, 4, 2), 128: Launch(16, 32, 4, 2)}},
+    "decode": {2: {32: Launch(16, 64, 4, 3), 64: Launch(16, 64, 4, 3), 128: Launch(16, 64, 4, 3)},
+               4: {32: Launch(16, 16, 4, 2), 64: Launch(16, 16, 4, 2), 128: Launch(16, 32, 4, 2)}},
+    "grad_keys": {2: {32: Launch(64, 64, 4, 2), 64: Launch(64, 64, 4, 2), 128: Launch(64, 64, 8, 2)},
+                  4: {32: Launch(16, 32, 4, 2), 64: Launch(16, 32, 4, 2), 128: Launch(16, 16, 4, 2)}},
+    "grad_queries": {2: {32: Launch(128, 64, 8, 2), 64: Launch(128, 64, 8, 2), 128: Launch(128, 64, 8, 2)},
+                     4: {32: Launch(16, 32, 4, 2), 64: Launch(16, 32, 4, 2), 128: Launch(16, 16, 4, 2)}},
+}
+SM80: dict[str, dict[int, dict[int, Launch]]] = {
+    "forward": {2: {128: Launch(128, 32, 8, 3)}},
+    "grad_keys": {2: {64: Launch(64, 64, 8, 2)}},
+    "grad_queries": {2: {32: Launch(64, 64, 8, 2), 64: Launch(64, 64, 8, 2), 128: Launch(64, 64, 8, 2)}},
+}
+#: In the interpreter a tile costs the same whatever its size; small ones reach more of the kernels' cases.
+INTERPRETED = Launch(32, 32, 4, 1)
+#: Up to this many queries (decoding) a kernel with a small tile of queries runs.
+MOST_DECODED = 16
+
+
+def block_d(head_dim: int) -> int:
+    """The padded head dimension."""
+    return next(block for block in BLOCKS_D if head_dim <= block)
+
+
+def table(kernel: str, num_bytes: int, padded: int, *, capability: int) -> Launch:
+    """The launch of a kernel ("forward", "decode", "grad_keys", "grad_queries") on sm_80 or sm_90 and their successors."""
+    if capability < 90 and (older := SM80.get(kernel, {}).get(num_bytes, {}).get(padded)) is not None:
+        return older
+    return SM90[kernel][num_bytes][padded]
+
+
+def launch(kernel: str, q: Tensor) -> Launch:
+    """The launch for a tensor [B, T, H, D], by its device, element size and head dimension."""
+    if q.device.type == "cpu" and interprets():
+        return INTERPRETED
+    major, minor = torch.cuda.get_device_capability(q.device)
+    return table(kernel, q.element_size(), block_d(q.shape[3]), capability=10 * major + minor)

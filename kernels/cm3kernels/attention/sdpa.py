@@ -1,0 +1,44 @@
+"""Attention by torch's `scaled_dot_product_attention`.
+
+Plain causal rows take `is_causal`, for which the kernels skip much of the upper half. On the CPU packed rows are attended
+document by document, one causal call each: no score across documents is computed, forward or backward. Everything else
+(a cache, retrieved documents, very short documents, a GPU) takes a boolean mask.
+Legend: B rows, T queries, S keys, H query heads, K key heads, D head dimension, X tokens of all rows.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cm3kernels.attention.plan import AttentionPlan
+
+
+def attention_sdpa(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, *, plan: AttentionPlan, scale: float,
+                   return_lse: bool) -> tuple[Tensor, None]:
+    """See `cm3kernels.attention`."""
+    assert not return_lse, "refused by the dispatch"
+    return _attend_plan(q_BTHD, k_BSKD, v_BSKD, plan, scale), None
+
+
+def _attend_plan(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
+    if plan.plain:
+        return _attend(q_BTHD, k_BSKD, v_BSKD, None, scale)
+    lengths = plan.segments()
+    if lengths is None:
+        return _attend(q_BTHD, k_BSKD, v_BSKD, plan.mask(), scale)
+    if all(length == q_BTHD.shape[1] for length in lengths):
+        return _attend(q_BTHD, k_BSKD, v_BSKD, None, scale)
+    # Splitting is free, and its backward one concatenation: slices would each fill a gradient of the whole with zeros.
+    documents = zip(*(x.flatten(0, 1).split(lengths) for x in (q_BTHD, k_BSKD, v_BSKD)), strict=True)
+    out_XHD = torch.cat([_attend(q[None], k[None], v[None], None, scale)[0] for q, k, v in documents])
+    return out_XHD.view(q_BTHD.shape)
+
+
+def _attend(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask_B1TS: Tensor | None, scale: float) -> Tensor:
+    """One call; causal without a mask."""
+    q_BHTD, k_BKSD, v_BKSD = (x.transpose(1, 2) for x in (q_BTHD, k_BSKD, v_BSKD))
+    out_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BKSD, v_BKSD, attn_mask=mask_B1TS, is_causal=mask_B1TS is None,
+                                              scale=scale, enable_gqa=q_BHTD.shape[1] != k_BKSD.shape[1])
+    return out_BHTD.transpose(1, 2)

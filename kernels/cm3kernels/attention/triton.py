@@ -1,0 +1,171 @@
+"""The attention kernels as operators of torch: `cm3::attention` and `cm3::attention_backward`, launches, entries of the budget.
+
+Legend: B rows, T queries, S keys, H query heads, K key heads, D head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from cm3kernels._dispatch import require
+from cm3kernels.aot import AotEntry
+from cm3kernels.attention import LARGEST_GRID, LARGEST_TOKEN_STRIDE, MOST_TOKENS, OP
+from cm3kernels.attention._backward import delta_kernel, grad_keys_kernel, grad_queries_kernel
+from cm3kernels.attention._forward import forward_kernel
+from cm3kernels.attention.configs import MOST_DECODED, Launch, block_d, launch, table
+from cm3kernels.attention.plan import AttentionPlan, query_tiles
+
+#: float32 products on tensor cores as three of tf32's: each factor is split into two of 11 bits, so a product's error is some
+#: 2^-22, beside float32's own 2^-24, where plain tf32 has 2^-11. "ieee" has no tensor cores; AMD's compiler has no tf32x3.
+PRECISION = "ieee" if torch.version.hip else "tf32x3"
+
+
+def attention_triton(q: Tensor, k: Tensor, v: Tensor, *, plan: AttentionPlan, scale: float,
+                     return_lse: bool) -> tuple[Tensor, Tensor]:
+    """See `cm3kernels.attention`; also returns lse when not asked, since it costs nothing."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        require(max(x.stride(1), 0) < LARGEST_TOKEN_STRIDE, OP,
+                f"{name}'s tokens lie {x.stride(1)} elements apart, must be under {LARGEST_TOKEN_STRIDE}; "
+                f"next: {name}.contiguous()")
+    require(max(q.shape[0], q.shape[2]) <= LARGEST_GRID and max(q.shape[1], k.shape[1]) < MOST_TOKENS, OP,
+            f"q is {list(q.shape)}, must have at most {LARGEST_GRID} rows and heads, and fewer than {MOST_TOKENS} tokens")
+    tiles = counts = None
+    if torch.is_grad_enabled() and plan.offset is None and any(x.requires_grad for x in (q, k, v)):
+        shape = launch("grad_keys", q)
+        tiles, counts = plan.query_tiles(shape.block_q, shape.block_k) or (None, None)
+    out, lse = torch.ops.cm3.attention(q, k, v, plan.narrow_start(), plan.narrow_offset(), tiles, counts, scale)
+    return out, lse
+
+
+@torch.library.custom_op("cm3::attention", mutates_args=())
+def attention_op(q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, offset: Tensor | None, tiles: Tensor | None,
+                 counts: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """out [B, T, H, D] and lse [B, H, T] of the forward kernel; `tiles` and `counts` are `query_tiles`, for the backward."""
+    out, lse = _fake_attention(q, k, v, start, offset, tiles, counts, scale)
+    B, T, H, _ = q.shape
+    if out.numel() == 0:
+        return out, lse
+    shape = launch("decode" if T <= MOST_DECODED else "forward", q)
+    forward_kernel[triton.cdiv(T, shape.block_q), H, B](
+        q, k, v, q if start is None else start, q if offset is None else offset, out, lse,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], T, k.shape[1], scale,
+        BLOCK_Q=shape.block_q, BLOCK_K=shape.block_k, HAS_START=start is not None, HAS_OFFSET=offset is not None,
+        num_warps=shape.num_warps, num_stages=shape.num_stages, GROUP=H // k.shape[2], **_constants(q))
+    return out, lse
+
+
+@attention_op.register_fake
+def _fake_attention(q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, offset: Tensor | None, tiles: Tensor | None,
+                    counts: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    B, T, H, _ = q.shape
+    return q.new_empty(q.shape), q.new_empty((B, H, T), dtype=torch.promote_types(q.dtype, torch.float32))
+
+
+@torch.library.custom_op("cm3::attention_backward", mutates_args=())
+def attention_backward_op(grad: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+                          start: Tensor | None, tiles: Tensor | None, counts: Tensor | None,
+                          scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v, contiguous. `grad` may be strided, as autograd gives it; `tiles` are made when missing."""
+    grad_q, grad_k, grad_v = _fake_attention_backward(grad, grad_lse, q, k, v, out, lse, start, tiles, counts, scale)
+    if q.numel() == 0:
+        return grad_q, grad_k, grad_v
+    B, T, H, D = q.shape
+    K = k.shape[2]
+    # The gradient of a sum is one number at stride 0: the kernels want a last stride of 1.
+    grad = grad if grad.stride(3) == 1 and grad.stride(1) < LARGEST_TOKEN_STRIDE else grad.contiguous()
+    keys, queries = launch("grad_keys", q), launch("grad_queries", q)
+    if start is not None and (tiles is None or counts is None):
+        tiles, counts = query_tiles(start, keys.block_q, keys.block_k)
+    constants = _constants(q)
+    delta = torch.empty_like(lse)
+    delta_kernel[triton.cdiv(T, queries.block_q), H, B](
+        out, grad, lse, lse if grad_lse is None else grad_lse.contiguous(), delta, *grad.stride()[:3], T, HEAD_DIM=D,
+        BLOCK_D=block_d(D), BLOCK_Q=queries.block_q, HAS_GRAD_LSE=grad_lse is not None, WIDE=constants["WIDE"], num_warps=4)
+    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grad.stride()[:3])
+    constants |= {"HAS_START": start is not None, "GROUP": H // K}
+    begin, tiles, counts = (lse if x is None else x for x in (start, tiles, counts))
+    grad_keys_kernel[triton.cdiv(T, keys.block_k), K, B](
+        q, k, v, grad, lse, delta, begin, tiles, counts, grad_k, grad_v, *strides, T, scale,
+        BLOCK_Q=keys.block_q, BLOCK_K=keys.block_k, num_warps=keys.num_warps, num_stages=keys.num_stages, **constants)
+    grad_queries_kernel[triton.cdiv(T, queries.block_q), H, B](
+        q, k, v, grad, lse, delta, begin, grad_q, *strides, T, scale, BLOCK_Q=queries.block_q, BLOCK_K=queries.block_k,
+        num_warps=queries.num_warps, num_stages=queries.num_stages, **constants)
+    return grad_q, grad_k, grad_v
+
+
+@attention_backward_op.register_fake
+def _fake_attention_backward(grad: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+                             start: Tensor | None, tiles: Tensor | None, counts: Tensor | None,
+                             scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, start, offset, tiles, counts, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, *output, start, tiles, counts)
+    ctx.cached = offset is not None
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    if ctx.cached:
+        raise RuntimeError("attention: the Triton kernels have no backward with an offset (cached decoding)\n"
+                           "  next: call them under torch.no_grad(), or use implementation='sdpa'")
+    q, k, v, out, lse, start, tiles, counts = ctx.saved_tensors
+    grads: tuple[Tensor | None, ...] = (None, None, None)
+    if grad is not None or grad_lse is not None:
+        grad = torch.zeros_like(out) if grad is None else grad
+        grads = torch.ops.cm3.attention_backward(grad, grad_lse, q, k, v, out, lse, start, tiles, counts, ctx.scale)
+    return (*grads, None, None, None, None, None)
+
+
+attention_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _constants(q: Tensor) -> dict[str, Any]:
+    return {"HEAD_DIM": q.shape[3], "BLOCK_D": block_d(q.shape[3]), "WIDE": q.dtype == torch.float64, "PRECISION": PRECISION}
+
+
+def aot_entries() -> list[AotEntry]:
+    """Every shipped configuration, for packed rows, which are the costlier code; plain causal ones at head dimension 64.
+
+    float16 compiles to what bfloat16 does; float32's head dimensions 32 and 96 share configurations with 64 and 128.
+    """
+    entries = [entry for dtype, num_bytes, dims in (("bf16", 2, (32, 64, 96, 128)), ("fp32", 4, (64, 128)))
+               for head_dim in dims for entry in _entries(dtype, num_bytes, head_dim)]
+    return [*entries, _entry("attention.delta.bf16.d128", delta_kernel, "bf16", 128, Launch(128, 0, 4, 1), (80, 90), packed=True)]
+
+
+def _entries(dtype: str, num_bytes: int, head_dim: int) -> Iterator[AotEntry]:
+    for name, kernel in (("forward", forward_kernel), ("decode", forward_kernel), ("grad_keys", grad_keys_kernel),
+                         ("grad_queries", grad_queries_kernel)):
+        new, old = (table(name, num_bytes, block_d(head_dim), capability=capability) for capability in (90, 80))
+        for packed in (True, False) if (dtype, head_dim) == ("bf16", 64) and name != "decode" else (True,):
+            label = f"attention.{name}.{dtype}.d{head_dim}{'' if packed else '.causal'}"
+            yield _entry(label, kernel, dtype, head_dim, new, (80, 90) if new == old else (90,), packed=packed)
+            if new != old:
+                yield _entry(f"{label}.sm80", kernel, dtype, head_dim, old, (80,), packed=packed)
+
+
+def _entry(label: str, kernel: Any, dtype: str, head_dim: int, shape: Launch, archs: tuple[int, ...], *,
+           packed: bool) -> AotEntry:
+    inner = {"lse_ptr", "delta_ptr", "grad_lse_ptr"}
+    whole = {"start_ptr", "offset_ptr", "tiles_ptr", "counts_ptr"}
+    pointers = {name: "*fp32" if name in inner else "*i32" if name in whole else f"*{dtype}"
+                for name in kernel.arg_names if name.endswith("_ptr")}
+    strides = {name: "i32" for name in kernel.arg_names if name.endswith(("_row", "_token", "_head"))}
+    lengths = {name: "i32" for name in kernel.arg_names if name in ("T", "S")}
+    constants: dict[str, object] = {
+        "GROUP": 1, "HEAD_DIM": head_dim, "BLOCK_D": block_d(head_dim), "BLOCK_Q": shape.block_q, "BLOCK_K": shape.block_k,
+        "HAS_START": packed, "HAS_OFFSET": ".decode." in label, "HAS_GRAD_LSE": False, "WIDE": False, "PRECISION": PRECISION}
+    # wgmma takes tiles of at least 64 rows.
+    expects = {90: ("HGMMA",), 80: ("HMMA",)} if dtype == "bf16" and shape.block_q >= 64 and shape.block_k > 0 else {}
+    scale = {"scale": "fp32"} if "scale" in kernel.arg_names else {}
+    return AotEntry(label, kernel, {**pointers, **strides, **lengths, **scale},
+                    {name: value for name, value in constants.items() if name in kernel.arg_names}, (*pointers, *strides),
+                    shape.num_warps, shape.num_stages, {arch: names for arch, names in expects.items() if arch in archs}, archs)
