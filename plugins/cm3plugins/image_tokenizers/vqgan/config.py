@@ -38,11 +38,11 @@ class VQGANArchitecture:
     """
 
     resolution: int = 64
-    ch: int = 64
+    ch: int = 128
     ch_mult: tuple[int, ...] = (1,)
-    num_res_blocks: int = 1
+    num_res_blocks: int = 2
     attn_resolutions: tuple[int, ...] = ()
-    z_channels: int = 64
+    z_channels: int = 128
     embed_dim: int = 16
     codebook_size: int = 1024
     l2_normalize_codes: bool = False
@@ -80,7 +80,7 @@ class VQGANTraining:
         codebook_decay: of those averages, per step.
         codebook_init_steps: steps without quantisation, after which the codebook starts at k-means centres.
         align_code_space: before that, change the code space's basis so that distances there are pixels' errors
-            (`codebook.align_with_pixels`). Off: the bundled weights were trained without.
+            (`codebook.align_with_pixels`).
         revive_after_steps: a code that nothing chose for so many steps restarts at a recent encoder output.
         reservoir_size: number of recent encoder outputs kept for that.
         weight_ema_decay: of the averaged weights that are saved.
@@ -91,7 +91,7 @@ class VQGANTraining:
 
     seed: int = 0
     batch_size: int = 16
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 1.0e-3
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.01
     warmup_steps: int = 50
@@ -99,9 +99,9 @@ class VQGANTraining:
     flip: bool = True
     l1_weight: float = 1.0
     l2_weight: float = 2.0
-    edge_weight: float = 0.0
+    edge_weight: float = 0.5
     perceptual_weight: float = 0.05
-    perceptual_start: float = 0.3
+    perceptual_start: float = 0.5
     perceptual_source: str = "package"
     perceptual_stages: tuple[int, ...] = (0, 1, 2)
     perceptual_resolution: int | None = None
@@ -112,11 +112,11 @@ class VQGANTraining:
     disc_learning_rate: float = 2e-4
     codebook_update: Literal["ema", "gradient"] = "ema"
     codebook_decay: float = 0.99
-    codebook_init_steps: int = 100
+    codebook_init_steps: int = 400
     revive_after_steps: int = 40
-    align_code_space: bool = False
+    align_code_space: bool = True
     reservoir_size: int = 16384
-    weight_ema_decay: float = 0.998
+    weight_ema_decay: float = 0.999
     log_every_steps: int = 20
     checkpoint_every_minutes: float = 3.0
     checkpoint_every_steps: int | None = None
