@@ -37,8 +37,8 @@ class SegmentConfig:
 
 
 #: (head dimension, bytes of an element) -> launch; the same for every tile, a longer one adds arithmetic and no loads. Float32
-#: products are exact ("ieee", no tensor cores), and that many accumulators fit the registers of 8 warps only.
-CONFIGS = {(dim, num_bytes): SegmentConfig(64, 4, 3) if num_bytes == 2 else SegmentConfig(32, 8, 2)
+#: products are exact ("ieee", no tensor cores); from 64 dimensions on that many accumulators fit the registers of 8 warps only.
+CONFIGS = {(dim, num_bytes): SegmentConfig(64, 4, 3) if num_bytes == 2 or dim == 32 else SegmentConfig(32, 8, 2)
            for dim in HEAD_DIMS for num_bytes in (2, 4)}
 
 
