@@ -36,20 +36,18 @@ def segment_decode_grouped(q_RHD: Tensor, keys: Tensor, values: Tensor, lengths:
                       lse_bKM.unflatten(2, (n, -1)).transpose(1, 2).reshape(-1, H)))
         begin += b * n
     # One entry more than there are uses: rows with fewer segments point to it.
-    parts.append(_nothing(1, H, q_RHD))
+    parts.append(_nothing((1, H), q_RHD))
     out_ZHD, lse_ZH = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     uses = plan.run_uses.flatten()
     weights_RUH = torch.softmax(lse_ZH.index_select(0, uses).view(R, U, H), dim=1)
     return (out_ZHD.index_select(0, uses).view(R, U, H, D) * weights_RUH.unsqueeze(-1)).sum(dim=1).to(q_RHD.dtype)
 
 
-def _nothing(*shape_and_like: int | Tensor) -> tuple[Tensor, Tensor]:
+def _nothing(shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor]:
     """Results of attention to no keys: zeros, and an LSE that weighs nothing beside any other.
 
     The smallest number and not -inf: the softmax of LSEs that are all -inf, of a row without keys, is no number.
     """
-    *shape, like = shape_and_like
-    assert isinstance(like, Tensor)
     dtype = torch.promote_types(like.dtype, torch.float32)
     return like.new_zeros(*shape, like.shape[-1]), like.new_full(shape, torch.finfo(dtype).min, dtype=dtype)
 
@@ -66,7 +64,7 @@ def _attend_run(q_bKMD: Tensor, keys: Tensor, values: Tensor, run: SegmentRun, h
             k_bKLD, v_bKLD = (_view(pool, start, run.capacity, end - first, length) for pool in (keys, values))
             parts.append(_attend(q_part, k_bKLD, v_bKLD, scale))
         else:
-            parts.append(_nothing(*q_part.shape[:3], q_part))
+            parts.append(_nothing(q_part.shape[:3], q_part))
         first = end
     if len(parts) == 1:
         return parts[0]
