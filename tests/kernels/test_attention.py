@@ -87,6 +87,19 @@ def test_a_plan_is_made_once() -> None:
     assert AttentionPlan(2, 2, torch.tensor([[-2**40, 2**40]])).narrow_start().tolist() == [[-FAR, FAR]]  # type: ignore[union-attr]
 
 
+def test_a_shared_plan_compiles_as_one_graph() -> None:
+    """As a decoder uses it: the plan is made inside the compiled function, and nothing is read on the host."""
+    def layers(x: Tensor, kv_start: Tensor) -> Tensor:
+        plan = AttentionPlan(x.shape[1], x.shape[1], kv_start)
+        for _ in range(2):
+            x = attention(x, x, x, kv_start=kv_start, implementation="sdpa", plan=plan)
+        return x
+
+    x, kv_start = torch.randn(1, 40, 2, 8), packed(20, 20)[None]
+    compiled = torch.compile(layers, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, kv_start), layers(x, kv_start))
+
+
 LAYOUTS: dict[str, Callable[[], Tensor | None]] = {
     "plain": lambda: None,
     "whole rows": lambda: torch.zeros(2, 64, dtype=torch.int64),

@@ -116,8 +116,9 @@ def test_queries_that_see_nothing_have_no_gradient(device: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_error_is_at_most_twice_that_of_torchs_function(dtype: torch.dtype, device: str) -> None:
+def test_error_is_at_most_twice_that_of_torchs_function(dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both in `dtype`, beside float64 on the same, rounded inputs."""
+    monkeypatch.setattr(configs, "INTERPRETED", Launch(32, 32, 4, 1))
     T = 64 if device == "cpu" else 1024
     case = Case.random(1, T, (2, 2), 64, None, device)
     case.q, case.k, case.v = (x.to(dtype).double() for x in (case.q, case.k, case.v))
@@ -144,7 +145,7 @@ def test_huge_logits(scale: float, device: str) -> None:
     assert errors[0] <= 4 * errors[1] + 1e-5, errors
 
 
-def test_gradients_are_those_of_the_function(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_are_those_of_the_function() -> None:
     """gradcheck in float64, which the kernels take in the interpreter: also of lse, grouped heads, packed rows."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 17, h, 4, generator=generator, dtype=torch.float64, requires_grad=True) for h in (2, 1, 1))
@@ -201,8 +202,8 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int, bool]]:
 
 @pytest.mark.parametrize("layout", ["none", "packed", "retrieved", "padded"])
 def test_visible_tiles_are_visited_once_and_no_others(layout: str, loads: list[tuple[str, int, int, bool]]) -> None:
-    """All three walks; and only tiles that are partly visible pay for a mask. 100 tokens make 7 tiles, the last one ragged."""
-    T, block = 100, 16
+    """All three walks; and only tiles that are partly visible pay for a mask. 70 tokens make 5 tiles, the last one ragged."""
+    T, block = 70, 16
     case = Case.random(1, T, (1, 1), 8, start_of(layout, T), "cpu")
     case.run("triton", torch.float32)
     seen = visible_mask(T, T, case.kv_start, None)[0, 0]
@@ -254,7 +255,7 @@ def test_cached_rows(T: int, device: str) -> None:
 
 def test_the_same_bits_every_time(device: str) -> None:
     T = 40 if device == "cpu" else 2000
-    case = Case.random(1, T, (2, 1), 32, start_of("packed", T), device)
+    case = Case.random(1, T, (1, 1), 32, start_of("packed", T), device)
     first = case.run("triton", torch.float32)
     for _ in range(1 if device == "cpu" else 100):
         assert all(torch.equal(x, y) for x, y in zip(first, case.run("triton", torch.float32), strict=True))
@@ -312,7 +313,7 @@ for side in ("after", "before"):
         return guarded(tensor, side) if tensor.numel() else tensor
     torch.Tensor.new_empty = lambda self, *a, **o: against_a_page(new_empty(self, *a, **o))
     torch.empty_like = lambda self: against_a_page(empty_like(self))
-    T, D = 35, 20
+    T, D = 19, 20
     q = guarded(torch.randn(1, T, 2, D), side); k, v = (guarded(torch.randn(1, T, 1, D), side) for _ in range(2))
     grad = guarded(torch.randn(1, T, 2, D), side)
     for start in (None, torch.arange(T)[None] // 10 * 10):
@@ -321,7 +322,7 @@ for side in ("after", "before"):
         tiles, counts = (None if x is None else guarded(x, side) for x in (tiles, counts))
         out, lse = ops.attention_op._init_fn(q, k, v, start, None, tiles, counts, 0.2)
         ops.attention_backward_op._init_fn(grad, lse, q, k, v, out, lse, start, tiles, counts, 0.2)
-    ops.attention_op._init_fn(q[:, :3], k, v, None, guarded(torch.tensor([32], dtype=torch.int32), side), None, None, 0.2)
+    ops.attention_op._init_fn(q[:, :3], k, v, None, guarded(torch.tensor([16], dtype=torch.int32), side), None, None, 0.2)
 print("all within")
 """)
     assert (done.returncode, done.stdout.strip()) == (0, "all within"), done.stderr[-2000:]

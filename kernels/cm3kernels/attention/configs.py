@@ -44,6 +44,8 @@ SM80: dict[str, dict[int, dict[int, Launch]]] = {
     "grad_keys": {2: {64: Launch(64, 64, 8, 2)}},
     "grad_queries": {2: {32: Launch(64, 64, 8, 2), 64: Launch(64, 64, 8, 2), 128: Launch(64, 64, 8, 2)}},
 }
+#: Of the row sums before the backward, which have no keys.
+DELTA = Launch(128, 0, 4, 1)
 #: In the interpreter a tile costs the same whatever its size; small ones reach more of the kernels' cases.
 INTERPRETED = Launch(32, 32, 4, 1)
 #: Up to this many queries (decoding) a kernel with a small tile of queries runs.

@@ -6,6 +6,7 @@ Legend: B rows, T queries, S keys, H query heads, K key heads, D head dimension.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from cm3kernels.aot import AotEntry
 from cm3kernels.attention import LARGEST_GRID, LARGEST_TOKEN_STRIDE, MOST_TOKENS, OP
 from cm3kernels.attention._backward import delta_kernel, grad_keys_kernel, grad_queries_kernel
 from cm3kernels.attention._forward import forward_kernel
-from cm3kernels.attention.configs import MOST_DECODED, Launch, block_d, launch, table
+from cm3kernels.attention.configs import DELTA, MOST_DECODED, Launch, block_d, launch, table
 from cm3kernels.attention.plan import AttentionPlan, query_tiles
 
 #: float32 products on tensor cores as three of tf32's: each factor is split into two of 11 bits, so a product's error is some
@@ -51,11 +52,12 @@ def attention_op(q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, offset: 
     if out.numel() == 0:
         return out, lse
     shape = launch("decode" if T <= MOST_DECODED else "forward", q)
-    forward_kernel[triton.cdiv(T, shape.block_q), H, B](
-        q, k, v, q if start is None else start, q if offset is None else offset, out, lse,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], T, k.shape[1], scale,
-        BLOCK_Q=shape.block_q, BLOCK_K=shape.block_k, HAS_START=start is not None, HAS_OFFSET=offset is not None,
-        num_warps=shape.num_warps, num_stages=shape.num_stages, GROUP=H // k.shape[2], **_constants(q))
+    with _device_of(q):
+        forward_kernel[triton.cdiv(T, shape.block_q), H, B](
+            q, k, v, q if start is None else start, q if offset is None else offset, out, lse,
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], T, k.shape[1], scale,
+            BLOCK_Q=shape.block_q, BLOCK_K=shape.block_k, HAS_START=start is not None, HAS_OFFSET=offset is not None,
+            num_warps=shape.num_warps, num_stages=shape.num_stages, GROUP=H // k.shape[2], **_constants(q))
     return out, lse
 
 
@@ -74,18 +76,26 @@ def attention_backward_op(grad: Tensor, grad_lse: Tensor | None, q: Tensor, k: T
     grad_q, grad_k, grad_v = _fake_attention_backward(grad, grad_lse, q, k, v, out, lse, start, tiles, counts, scale)
     if q.numel() == 0:
         return grad_q, grad_k, grad_v
-    B, T, H, D = q.shape
-    K = k.shape[2]
     # The gradient of a sum is one number at stride 0: the kernels want a last stride of 1.
     grad = grad if grad.stride(3) == 1 and grad.stride(1) < LARGEST_TOKEN_STRIDE else grad.contiguous()
+    with _device_of(q):
+        _launch_backward(grad, None if grad_lse is None else grad_lse.contiguous(), q, k, v, out, lse, torch.empty_like(lse),
+                         start, tiles, counts, scale, grad_q, grad_k, grad_v)
+    return grad_q, grad_k, grad_v
+
+
+def _launch_backward(grad: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+                     delta: Tensor, start: Tensor | None, tiles: Tensor | None, counts: Tensor | None, scale: float,
+                     grad_q: Tensor, grad_k: Tensor, grad_v: Tensor) -> None:
+    B, T, H, D = q.shape
+    K = k.shape[2]
     keys, queries = launch("grad_keys", q), launch("grad_queries", q)
     if start is not None and (tiles is None or counts is None):
         tiles, counts = query_tiles(start, keys.block_q, keys.block_k)
     constants = _constants(q)
-    delta = torch.empty_like(lse)
-    delta_kernel[triton.cdiv(T, queries.block_q), H, B](
-        out, grad, lse, lse if grad_lse is None else grad_lse.contiguous(), delta, *grad.stride()[:3], T, HEAD_DIM=D,
-        BLOCK_D=block_d(D), BLOCK_Q=queries.block_q, HAS_GRAD_LSE=grad_lse is not None, WIDE=constants["WIDE"], num_warps=4)
+    delta_kernel[triton.cdiv(T, DELTA.block_q), H, B](
+        out, grad, lse, lse if grad_lse is None else grad_lse, delta, *grad.stride()[:3], T, HEAD_DIM=D, BLOCK_D=block_d(D),
+        BLOCK_Q=DELTA.block_q, HAS_GRAD_LSE=grad_lse is not None, WIDE=constants["WIDE"], num_warps=DELTA.num_warps)
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grad.stride()[:3])
     constants |= {"HAS_START": start is not None, "GROUP": H // K}
     begin, tiles, counts = (lse if x is None else x for x in (start, tiles, counts))
@@ -95,7 +105,6 @@ def attention_backward_op(grad: Tensor, grad_lse: Tensor | None, q: Tensor, k: T
     grad_queries_kernel[triton.cdiv(T, queries.block_q), H, B](
         q, k, v, grad, lse, delta, begin, grad_q, *strides, T, scale, BLOCK_Q=queries.block_q, BLOCK_K=queries.block_k,
         num_warps=queries.num_warps, num_stages=queries.num_stages, **constants)
-    return grad_q, grad_k, grad_v
 
 
 @attention_backward_op.register_fake
@@ -127,6 +136,11 @@ def _backward(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None) -> tuple[T
 attention_op.register_autograd(_backward, setup_context=_setup_context)
 
 
+def _device_of(q: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, whichever the tensors are on."""
+    return torch.cuda.device(q.device) if q.device.type == "cuda" else nullcontext()
+
+
 def _constants(q: Tensor) -> dict[str, Any]:
     return {"HEAD_DIM": q.shape[3], "BLOCK_D": block_d(q.shape[3]), "WIDE": q.dtype == torch.float64, "PRECISION": PRECISION}
 
@@ -138,7 +152,7 @@ def aot_entries() -> list[AotEntry]:
     """
     entries = [entry for dtype, num_bytes, dims in (("bf16", 2, (32, 64, 96, 128)), ("fp32", 4, (64, 128)))
                for head_dim in dims for entry in _entries(dtype, num_bytes, head_dim)]
-    return [*entries, _entry("attention.delta.bf16.d128", delta_kernel, "bf16", 128, Launch(128, 0, 4, 1), (80, 90), packed=True)]
+    return [*entries, _entry("attention.delta.bf16.d128", delta_kernel, "bf16", 128, DELTA, (80, 90), packed=True)]
 
 
 def _entries(dtype: str, num_bytes: int, head_dim: int) -> Iterator[AotEntry]:
