@@ -192,10 +192,10 @@ def _limit_threads(recipe: Recipe) -> None:
 
 
 def _validation_pictures(recipe: Recipe) -> PixelArray | None:
-    """Pictures of the recipe's first validation split, or of "valid"; None when there is neither."""
+    """Pictures of the first of the recipe's validation splits, and "valid", that the data set has; None when it has none."""
     assert recipe.dataset is not None
     assert recipe.image_tokenizer is not None
-    names = [*recipe.train.validation_splits, *(name for name in ("valid",) if name in recipe.dataset.splits)]
+    names = [name for name in (*recipe.train.validation_splits, "valid") if name in recipe.dataset.splits]
     if not names:
         return None
     source = _source(recipe, names[0])

@@ -190,7 +190,7 @@ def test_truncated_and_foreign_files_are_refused(tmp_path: Path, weights: Path) 
     ("ch", 0, "image_tokenizer.ch: is 0, must be at least 1"),
     ("ch_mult", [], "image_tokenizer.ch_mult: is [], must be positive numbers"),
     ("resolution", 62, "image_tokenizer.resolution: is 62, not a multiple of the downsampling factor 4"),
-    ("norm_groups", 7, "image_tokenizer.norm_groups: 7 groups don't divide 64 channels"),
+    ("norm_groups", 7, "image_tokenizer.norm_groups: 7 groups don't divide 128 channels"),
 ])
 def test_impossible_shapes_are_refused(key: str, value: Any, message: str) -> None:
     with pytest.raises(RecipeError) as caught:
