@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cm3core.errors import PluginError
-from cm3core.interfaces.attention import AttentionBackend
+from cm3core.interfaces.attention import AttentionBackend, AttentionConfig
 from cm3core.testing.attention import AttentionContract, dense_attention
 from cm3kernels.attention.plan import visible_mask
 from cm3plugins.attention import (
@@ -94,6 +94,15 @@ def test_bfloat16_is_as_good_as_its_rounding(packed: bool) -> None:
         out = config.build().attend(q, k, v, kv_start_BT=kv_start)
         assert out.dtype == torch.bfloat16
         torch.testing.assert_close(out.double(), expected, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("config", [SDPAAttentionConfig(), ReferenceAttentionConfig(), FlexAttentionConfig()])
+def test_autocast_decides_the_dtype(config: AttentionConfig) -> None:
+    """A norm of q and k gives float32 beside v's bfloat16."""
+    q, v = torch.randn(1, 5, 2, 8), torch.randn(1, 5, 2, 8).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = config.build().attend(q, q, v)
+    assert torch.equal(out, config.build().attend(q.bfloat16(), q.bfloat16(), v))
 
 
 def test_wrong_inputs_are_named() -> None:

@@ -13,7 +13,7 @@ from cm3kernels.attention.plan import AttentionPlan
 from cm3kernels.attention.reference import attention_reference
 from cm3kernels.attention.sdpa import attention_sdpa
 
-__all__ = ["IMPLEMENTATIONS", "AttentionPlan", "attention"]
+__all__ = ["IMPLEMENTATIONS", "AttentionPlan", "attention", "cast_by_autocast"]
 
 OP = "attention"
 #: Of the Triton kernels: a tile of queries lies in registers whole.
@@ -89,7 +89,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, kv_start: Tensor | None = None
     Raises:
         ValueError: shapes, dtypes, devices or strides that don't fit, or an implementation that can't run here.
     """
-    q, k, v = _autocast(q, k, v)
+    q, k, v = cast_by_autocast(q, k, v)
     _check(q, k, v, kv_start, offset, scale)
     if plan is None:
         plan = AttentionPlan(q.shape[1], k.shape[1], kv_start, offset)
@@ -101,7 +101,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, kv_start: Tensor | None = None
     return (out, lse) if return_lse else out
 
 
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+def cast_by_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Floating tensors in autocast's dtype where it is on for their device (float64 stays), as they are where it is off.
+
+    Under autocast a norm of q and k gives float32 beside v's bfloat16: torch's own function casts them, and so do we."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):
         return tensors

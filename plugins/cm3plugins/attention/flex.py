@@ -16,6 +16,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from cm3core.errors import PluginError
 from cm3core.interfaces.attention import AttentionBackend
+from cm3kernels.attention import cast_by_autocast
 
 
 class FlexAttention(AttentionBackend):
@@ -31,6 +32,7 @@ class FlexAttention(AttentionBackend):
 
     def attend(self, q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, *, kv_start_BT: Tensor | None = None,
                offset_B: Tensor | None = None, scale: float | None = None, plan: BlockMask | None = None) -> Tensor:
+        q_BTHD, k_BSKD, v_BSKD = cast_by_autocast(q_BTHD, k_BSKD, v_BSKD)
         device = q_BTHD.device
         if device.type == "cpu":
             if torch.is_grad_enabled() and any(x.requires_grad for x in (q_BTHD, k_BSKD, v_BSKD)):

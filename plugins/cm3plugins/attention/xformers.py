@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cm3core.errors import PluginError
 from cm3core.interfaces.attention import AttentionBackend
+from cm3kernels.attention import cast_by_autocast
 from cm3kernels.attention.plan import segments, visible_mask
 
 MODULES = ("mslk.attention.fmha", "xformers.ops.fmha")
@@ -69,13 +70,12 @@ class XFormersAttention(AttentionBackend):
                offset_B: Tensor | None = None, scale: float | None = None, plan: XFormersPlan | None = None) -> Tensor:
         if plan is None:
             plan = self.plan(num_queries=q_BTHD.shape[1], num_keys=k_BSKD.shape[1], kv_start_BT=kv_start_BT, offset_B=offset_B)
+        q_BTHD, k_BSKD, v_BSKD = cast_by_autocast(q_BTHD, k_BSKD, v_BSKD)
         B, T, H, D = q_BTHD.shape
-        group = H // k_BSKD.shape[2]
-        tensors = (q_BTHD, k_BSKD, v_BSKD)
-        if group > 1:  # not all of its kernels have a backward for grouped heads: repeat them
-            tensors = (q_BTHD, *(x.repeat_interleave(group, dim=2) for x in (k_BSKD, v_BSKD)))
+        # Not all of its kernels have a backward for grouped heads: repeat them.
+        tensors = [q_BTHD, *(x.repeat_interleave(H // x.shape[2], dim=2) if x.shape[2] < H else x for x in (k_BSKD, v_BSKD))]
         if plan.joined:
-            tensors = tuple(x.reshape(1, B * T, H, D) for x in tensors)
+            tensors = [x.reshape(1, B * T, H, D) for x in tensors]
         bias, empty_B1T1 = plan.bias, None
         if isinstance(bias, Tensor):
             empty_B1T1 = ~bias.any(-1, keepdim=True)
