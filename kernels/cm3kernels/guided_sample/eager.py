@@ -142,8 +142,9 @@ def _look_guided(mixed_nV: Tensor, reference_nV: Tensor, of: Settings, first_id:
 
 
 def _largest(values_nV: Tensor, num: int) -> tuple[Tensor, Tensor]:
-    """`values_nV.topk(num)`: values in descending order and their columns, [n, num]. By groups, of which the `num` with the largest
-    maxima hold the `num` largest values: a k-th of the work in two steps."""
+    """`values_nV.topk(num)`: values in descending order and their columns, [n, num].
+
+    By groups, of which the `num` with the largest maxima hold the `num` largest values: a k-th of the work in two steps."""
     V = values_nV.shape[1]
     size = 2 ** max(round(math.log2(V / num) / 2), 0)  # as many groups as values in the groups that are kept
     if size < 4 or V % size:
