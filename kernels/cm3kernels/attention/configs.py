@@ -42,7 +42,6 @@ SM90: dict[str, dict[int, dict[int, Launch]]] = {
 SM80: dict[str, dict[int, dict[int, Launch]]] = {
     "forward": {2: {128: Launch(128, 32, 8, 3)}},
     "decode": {2: {128: Launch(16, 32, 4, 3)}},  # 64 keys spill 8 bytes
-    "decode": {2: {128: Launch(16, 32, 4, 3)}},
     "grad_keys": {2: {64: Launch(64, 64, 8, 2)}},
     "grad_queries": {2: {32: Launch(64, 64, 8, 2), 64: Launch(64, 64, 8, 2), 128: Launch(64, 64, 8, 2)}},
 }
