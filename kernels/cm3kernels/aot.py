@@ -1,6 +1,7 @@
 """Compile every kernel and shipped launch configuration without a GPU, and hold it to a budget.
 
     python -m cm3kernels.aot                      compile all entries, compare with budget.json, print a table
+    python -m cm3kernels.aot --changed            compile only what differs from what was recorded, and one entry of each kernel
     python -m cm3kernels.aot --write              record what they need now
     python -m cm3kernels.aot --only attention --show   a part, with the instructions found; compared with nothing
 
@@ -12,6 +13,7 @@ Runs in a process of its own, never interpreted: under TRITON_INTERPRET a kernel
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -23,7 +25,8 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -137,23 +140,25 @@ def compile_entry(entry: AotEntry, arch: int | str, *, aligned: bool = True) -> 
                           options={"num_warps": num_warps, "num_stages": entry.num_stages})
 
 
-def measure(entry: AotEntry, arch: int | str, *, aligned: bool = True) -> Usage:
-    """Compile and read registers, spills, shared memory and instructions."""
+def measure(entry: AotEntry, arch: int | str, *, aligned: bool = True, instructions: bool = True) -> Usage:
+    """Compile and read registers, spills and shared memory; instructions when asked, since disassembling costs half a second."""
     compiled = compile_entry(entry, arch, aligned=aligned)
-    return _amd_usage(compiled) if isinstance(arch, str) else _nvidia_usage(compiled)
+    return _amd_usage(compiled) if isinstance(arch, str) else _nvidia_usage(compiled, instructions)
 
 
-def _nvidia_usage(compiled: Any) -> Usage:
+def _nvidia_usage(compiled: Any, instructions: bool) -> Usage:
     import triton
 
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(compiled.asm["cubin"])
-        resources, sass = (subprocess.run([tool, option, path], capture_output=True, text=True, check=True).stdout
-                           for option in ("--dump-resource-usage", "--dump-sass"))
+        commands: list[list[str | Path]] = [[tools / "cuobjdump", "--dump-resource-usage", path]]
+        if instructions:  # the same text as cuobjdump's --dump-sass, in half the time
+            commands.append([tools / "nvdisasm", "--print-code", "--no-dataflow", path])
+        resources, *sass = (subprocess.run(command, capture_output=True, text=True, check=True).stdout for command in commands)
     of = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", resources)}
-    counts = {name: count for name, pattern in TELLING.items() if (count := len(pattern.findall(sass)))}
+    counts = {name: count for name, pattern in TELLING.items() if (count := len(pattern.findall("".join(sass))))}
     return Usage(of["REG"], of["STACK"] + of["LOCAL"], compiled.metadata.shared, counts)
 
 
@@ -177,13 +182,14 @@ class Result:
     error: str = ""
 
 
-def _job(job: tuple[str, int | str, bool]) -> Result:
+def _job(job: tuple[str, int | str, bool], *, all_instructions: bool) -> Result:
     """In a worker: kernels can't be sent to it, so it finds them by name."""
     name, arch, aligned = job
     entry = next(entry for entry in collect() if entry.name == name)
     target = (f"sm_{arch}" if isinstance(arch, int) else arch) + ("" if aligned else " unaligned")
     try:
-        return Result(name, target, measure(entry, arch, aligned=aligned))
+        needed = aligned and (all_instructions or bool(isinstance(arch, int) and entry.expects.get(arch)))
+        return Result(name, target, measure(entry, arch, aligned=aligned, instructions=needed))
     except Exception as error:  # whatever the compiler raises is the finding, for this entry alone
         return Result(name, target, None, _reason(error))
 
@@ -208,24 +214,64 @@ def jobs_of(entries: Iterable[AotEntry], *, extended: bool = False) -> list[tupl
     return jobs
 
 
-def run(jobs: Sequence[tuple[str, int | str, bool]], *, num_processes: int = 2) -> Iterator[Result]:
-    """Compile in that many processes; results in the order of the jobs, as they come."""
+def fingerprint(entry: AotEntry) -> str:
+    """Of everything that the compiler is given: the kernel's source and that of what it calls, types, constants, launch. With one
+    version of Triton the same fingerprint compiles to the same code."""
+    given = (entry.kernel.cache_key, sorted(entry.types.items()), sorted(entry.constexprs.items()), entry.div16, entry.num_warps,
+             entry.num_stages)
+    return hashlib.sha256(repr(given).encode()).hexdigest()[:16]
+
+
+def unchanged(entries: Sequence[AotEntry], recorded: Mapping[str, Any]) -> list[Result]:
+    """The recorded results of entries that need no compiling: same fingerprint, and not the first entry of a kernel function,
+    which is always compiled.
+
+    Args:
+        entries: all that there are, sorted.
+        recorded: the budget's "entries", of this very version of Triton.
+    """
+    found, seen = [], set()
+    for entry in entries:
+        targets, first = recorded.get(entry.name, {}), id(entry.kernel) not in seen
+        seen.add(id(entry.kernel))
+        wanted = [f"sm_{arch}" for arch in entry.archs]
+        if not first and all(targets.get(target, {}).get("fingerprint") == fingerprint(entry) for target in wanted):
+            found += [Result(entry.name, target, Usage(**{field.name: targets[target][field.name] for field in fields(Usage)}))
+                      for target in wanted]
+    return found
+
+
+def run(jobs: Sequence[tuple[str, int | str, bool]], *, num_processes: int = 2,
+        all_instructions: bool = True) -> Iterator[Result]:
+    """Compile in that many processes; results in the order of the jobs, as they come.
+
+    Args:
+        jobs: from `jobs_of`.
+        num_processes: processes.
+        all_instructions: False reads the instructions of those only that expect some.
+    """
+    job = partial(_job, all_instructions=all_instructions)
     if num_processes == 1:
-        yield from map(_job, jobs)
+        yield from map(job, jobs)
         return
     with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_job, jobs)
+        yield from pool.map(job, jobs)
+
+
+def triton_version() -> str:
+    """The installed version: "3.7.1"."""
+    import triton
+
+    return str(triton.__version__)
 
 
 def triton_series() -> str:
     """The key of the budget: "3.7". Between series the compiler changes, and registers with it."""
-    import triton
-
-    return ".".join(triton.__version__.split(".")[:2])
+    return ".".join(triton_version().split(".")[:2])
 
 
 def read_budget(path: Path = BUDGET) -> dict[str, Any]:
-    """The recorded usage: {"3.7": {"triton": "3.7.1", "entries": {name: {target: usage}}}}."""
+    """The recorded usage: {"3.7": {"triton": "3.7.1", "entries": {name: {target: usage and fingerprint}}}}."""
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
@@ -282,21 +328,21 @@ def _instructions(usage: Usage) -> str:
     return ", ".join(f"{name} {count}" for name, count in usage.instructions.items()) or "none of the telling instructions"
 
 
-def as_budget(results: Iterable[Result]) -> dict[str, dict[str, Any]]:
-    """What is recorded: name -> target -> usage, aligned NVIDIA targets only."""
-    entries: dict[str, dict[str, Any]] = {}
+def as_budget(results: Iterable[Result], entries: Iterable[AotEntry] = ()) -> dict[str, dict[str, Any]]:
+    """What is recorded: name -> target -> usage and fingerprint, aligned NVIDIA targets only."""
+    prints = {entry.name: {"fingerprint": fingerprint(entry)} for entry in entries}
+    recorded: dict[str, dict[str, Any]] = {}
     for result in results:
         if result.usage is not None and re.fullmatch(r"sm_\d+", result.target):
-            entries.setdefault(result.name, {})[result.target] = asdict(result.usage)
-    return entries
+            recorded.setdefault(result.name, {})[result.target] = {**asdict(result.usage), **prints.get(result.name, {})}
+    return recorded
 
 
 def write_budget(recorded: Mapping[str, Any], path: Path = BUDGET) -> None:
     """Replace the file in one step."""
     text = json.dumps(recorded, indent=1, sort_keys=True)
     # One line for each target: a change of a kernel is a change of its lines.
-    text = re.sub(r"\{\n\s+\"instructions\": \{([^}]*)\},([^}]*)\}",
-                  lambda match: re.sub(r"\s+", " ", match[0]), text)
+    text = re.sub(r"\{\n[^{}]*\"instructions\": \{[^}]*\},[^}]*\}", lambda match: re.sub(r"\s+", " ", match[0]), text)
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(text + "\n", encoding="utf-8")
     os.replace(temporary, path)  # noqa: PTH105 (atomic)
@@ -305,6 +351,7 @@ def write_budget(recorded: Mapping[str, Any], path: Path = BUDGET) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns 1 when something is over its budget."""
     parser = argparse.ArgumentParser(prog="python -m cm3kernels.aot", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--changed", action="store_true", help="leave out what is the same as when it was recorded")
     parser.add_argument("--write", action="store_true", help="record what the kernels need now")
     parser.add_argument("--only", default="", metavar="TEXT", help="entries whose name contains this; compared with nothing")
     parser.add_argument("--show", action="store_true", help="print the instructions found")
@@ -313,26 +360,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--budget", type=Path, default=BUDGET, help="the budget's file (default: the package's)")
     args = parser.parse_args(argv)
     os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported, here and in the workers
-    entries = collect()
+    entries, series, budget = collect(), triton_series(), read_budget(args.budget)
     chosen = [entry for entry in entries if args.only in entry.name]
-    results: list[Result] = []
+    before = budget.get(series, {}).get("entries", {})
+    same_version = budget.get(series, {}).get("triton") == triton_version()
+    results = unchanged(chosen, before) if args.changed and same_version else []
+    known = {result.name for result in results}
     print(HEADING)
-    for result in run(jobs_of(chosen, extended=args.extended), num_processes=args.jobs):
+    for result in run([job for job in jobs_of(chosen, extended=args.extended) if job[0] not in known], num_processes=args.jobs,
+                      all_instructions=args.write or args.show):
         print(line(result, show_instructions=args.show), flush=True)
         results.append(result)
-    budget, series = read_budget(args.budget), triton_series()
     if args.write:
-        import triton
-
-        recorded = as_budget(results)
-        if args.only:
-            recorded = {**budget.get(series, {}).get("entries", {}), **recorded}
-        write_budget({**budget, series: {"triton": triton.__version__, "entries": recorded}}, args.budget)
+        recorded = {**(before if args.only else {}), **as_budget(results, chosen)}
+        write_budget({**budget, series: {"triton": triton_version(), "entries": recorded}}, args.budget)
     if args.only and not args.write:
         return int(any(result.usage is None for result in results))
-    recorded = read_budget(args.budget).get(series, {}).get("entries", {})
-    wrong = findings(chosen, results, {name: usage for name, usage in recorded.items() if args.only in name})
-    print("\n".join(["", f"{len(wrong)} findings (Triton {series})", *(f"  {finding}" for finding in wrong)]))
+    now = read_budget(args.budget).get(series, {}).get("entries", {})
+    wrong = findings(chosen, results, {name: usage for name, usage in now.items() if args.only in name})
+    print("\n".join(["", f"{len(known)} entries are as recorded; {len(wrong)} findings (Triton {series})",
+                     *(f"  {finding}" for finding in wrong)]))
     return int(bool(wrong))
 
 
