@@ -123,20 +123,21 @@ def _check_shapes(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor,
     n = stream_rows_nG.shape[0]
     require(weights_nG.shape == stream_rows_nG.shape and weights_nG.is_floating_point(), OP,
             f"weights_nG is {list(weights_nG.shape)} {weights_nG.dtype}, must be floating {list(stream_rows_nG.shape)}")
-    for name, tensor in (("stream_rows_nG", stream_rows_nG), ("weights_nG", weights_nG), *settings.items()):
+    _check_device("stream_rows_nG", stream_rows_nG, logits_SV)
+    _check_device("weights_nG", weights_nG, logits_SV)
+    for name, tensor in settings.items():
         if tensor is None:
             continue
         _check_device(name, tensor, logits_SV)
-        if name in ("stream_rows_nG", "weights_nG"):
-            continue
         wanted = "int64" if name in INTEGER else "float32" if name == "out_log_probability_n" else "floating"
         right = tensor.is_floating_point() if wanted == "floating" else tensor.dtype == getattr(torch, wanted)
-        require(tensor.shape == (n,) and right, OP, f"{name} is {list(tensor.shape)} {tensor.dtype}, must be {wanted} [{n}]")
+        if not right or tensor.shape != (n,):  # here and below: writing the message costs more than the check
+            require(False, OP, f"{name} is {list(tensor.shape)} {tensor.dtype}, must be {wanted} [{n}]")
 
 
 def _check_device(name: str, tensor: Tensor, logits_SV: Tensor) -> None:
-    require(tensor.device == logits_SV.device, OP, f"{name} is on {tensor.device}, logits_SV on {logits_SV.device}; "
-                                                   "all have to be on one device")
+    if tensor.device != logits_SV.device:
+        require(False, OP, f"{name} is on {tensor.device}, logits_SV on {logits_SV.device}; all have to be on one device")
 
 
 def _check_masks(logits_SV: Tensor, stream_rows_nG: Tensor, allowed_nV: Tensor | None, allowed_bits_nW: Tensor | None,
@@ -167,11 +168,11 @@ def _check_values(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor,
     chosen = [0] * len(rows) if reference_n is None else reference_n.tolist()
     require(min(chosen) >= 0 and max(chosen) < G, OP,
             f"reference_n has streams {min(chosen)}..{max(chosen)}, must be 0 to {G - 1}")
-    for place, (request, stream) in enumerate(zip(rows, chosen, strict=True)):
-        require(request[stream] >= 0, OP, f"the reference stream of request {place} has row -1 (none)")
+    missing = [place for place, (request, stream) in enumerate(zip(rows, chosen, strict=True)) if request[stream] < 0]
+    require(not missing, OP, f"the reference stream of request {min(missing, default=None)} has row -1 (none)")
     for name in ("temperature_n", "top_p_n", "plausible_top_p_n", "plausible_alpha_n"):
         value_n = settings[name]
         for value in () if value_n is None else value_n.tolist():
-            if name == "temperature_n":
-                require(0 <= value < math.inf, OP, f"{name} has {value}, must be 0 (takes the largest) or more, and finite")
-            require(not math.isnan(value), OP, f"{name} has a nan")
+            if name == "temperature_n" and not 0 <= value < math.inf:
+                require(False, OP, f"{name} has {value}, must be 0 (takes the largest) or more, and finite")
+            require(not math.isnan(value), OP, name + " has a nan")

@@ -169,26 +169,32 @@ def _race(mixed_nM: Tensor, column_nM: Tensor, of: Settings, V: int, total_n1: T
           with_log: bool, *, everything: bool) -> _Look:
     """Temperature, top-k, top-p and the draw among M ids; in descending order of `mixed_nM` where top-k or top-p are given.
     `total_n1`: see `_top_threshold`. `everything`: no id beyond the M is left, so nothing is to be proven."""
-    scores_nM, greedy_n1 = tempered(mixed_nM, of.temperature_n)
     some_greedy = of.temperature_n is not None and min(of.temperature_n.tolist()) <= 0
-    threshold_n1, settled_n1 = _top_threshold(scores_nM, of.top_k_n, of.top_p_n, V, total_n1)
     if some_greedy:
+        scores_nM, greedy_n1 = tempered(mixed_nM, of.temperature_n)
+    else:
+        scores_nM, greedy_n1 = mixed_nM - mixed_nM.amax(dim=1, keepdim=True), None
+        if of.temperature_n is not None:
+            scores_nM.div_(of.temperature_n.double()[:, None])
+    threshold_n1, settled_n1 = _top_threshold(scores_nM, of.top_k_n, of.top_p_n, V, total_n1)
+    if greedy_n1 is not None:
         threshold_n1 = threshold_n1.masked_fill(greedy_n1, 0.0)
     last_n1, kept_nM = scores_nM[:, -1:], torch.where(scores_nM >= threshold_n1, scores_nM, -math.inf)
     if scores_nM.shape[1] > 2 * FIRST_LOOK and (of.top_k_n is not None or of.top_p_n is not None):  # in descending order
         num = max(int((kept_nM > -math.inf).sum(dim=1).max()), 1)
         kept_nM, column_nM = kept_nM[:, :num], column_nM[:, :num]
     id_nM = column_nM + first_id
-    words_nM4 = philox4x32(of.seed_n, id_nM >> 2, of.position_n & MASK)
-    noise_nM = noise_of(words_nM4.gather(2, id_nM.bitwise_and_(3)[..., None])[..., 0])
-    if some_greedy:
+    noise_nM = noise_of(philox4x32(of.seed_n, id_nM >> 2, of.position_n & MASK, id_nM & 3))
+    if greedy_n1 is not None:
         noise_nM.mul_(~greedy_n1)
     raced_nM = noise_nM.add_(kept_nM)
     best_n1 = raced_nM.amax(dim=1, keepdim=True)
     column_n = torch.where(raced_nM == best_n1, column_nM, V).amin(dim=1)  # of equal scores the lowest id
     log_n = None
     if with_log:
-        log_nM = kept_nM.log_softmax(dim=1).masked_fill_(greedy_n1, 0.0)
+        log_nM = kept_nM.log_softmax(dim=1)
+        if greedy_n1 is not None:
+            log_nM.masked_fill_(greedy_n1, 0.0)
         log_n = log_nM.gather(1, (column_nM == column_n[:, None]).int().argmax(dim=1, keepdim=True))[:, 0]
     if everything:
         return _Look(column_n, log_n, None)
@@ -196,7 +202,7 @@ def _race(mixed_nM: Tensor, column_nM: Tensor, of: Settings, V: int, total_n1: T
     if not with_log and not bool(proven_n1.all()):
         proven_n1 |= last_n1 + HIGHEST_NOISE < best_n1
     if settled_n1 is not None:
-        proven_n1 &= settled_n1 | greedy_n1
+        proven_n1 &= settled_n1 if greedy_n1 is None else settled_n1 | greedy_n1
     return _Look(column_n, log_n, proven_n1[:, 0])
 
 

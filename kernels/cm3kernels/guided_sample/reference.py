@@ -81,10 +81,12 @@ def mix(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, reference
     Raises:
         ValueError: a request has no legal id.
     """
-    weights_nG = weights_nG.double() * (stream_rows_nG >= 0)
-    streams = [_rows(logits_SV, row_n) for row_n in stream_rows_nG.unbind(1)]
+    rows, weights_nG = stream_rows_nG.tolist(), weights_nG.double()
+    if any(row < 0 for request in rows for row in request):
+        weights_nG = weights_nG * (stream_rows_nG >= 0)
+    streams = [_rows(logits_SV, list(stream_rows)) for stream_rows in zip(*rows, strict=True)]
     legal_nV, mixed_nV = allowed_nV, _weighted_sum(streams, weights_nG)
-    if not bool(mixed_nV.sum().isfinite()):  # finite only if every logit is, unless the sum overflows: then this is just slower
+    if not math.isfinite(mixed_nV.sum()):  # finite only if every logit is, unless the sum overflows: then this is just slower
         finite_nV = reference_stream(logits_SV, stream_rows_nG, reference_n).isfinite()
         for stream, values_nV in enumerate(streams):
             finite_nV &= values_nV.isfinite() | (weights_nG[:, stream, None] == 0)
@@ -99,16 +101,15 @@ def mix(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, reference
 def reference_stream(logits_SV: Tensor, stream_rows_nG: Tensor, reference_n: Tensor | None) -> Tensor:
     """Logits of each request's reference stream, float64 [n, V]."""
     row_n = stream_rows_nG[:, 0] if reference_n is None else stream_rows_nG.gather(1, reference_n[:, None])[:, 0]
-    return _rows(logits_SV, row_n).double()
+    return _rows(logits_SV, row_n.tolist()).double()
 
 
-def _rows(logits_SV: Tensor, row_n: Tensor) -> Tensor:
+def _rows(logits_SV: Tensor, rows: list[int]) -> Tensor:
     """Some rows [n, V]; row 0 for -1. Evenly spaced rows, as an engine has them, are not copied."""
-    rows = row_n.tolist()
     step = rows[1] - rows[0] if len(rows) > 1 else 1
     if step > 0 and rows[0] >= 0 and rows == list(range(rows[0], rows[0] + step * len(rows), step)):
         return logits_SV[rows[0]:rows[-1] + 1:step]
-    return logits_SV.index_select(0, row_n.clamp(min=0))
+    return logits_SV.index_select(0, torch.tensor([max(row, 0) for row in rows], device=logits_SV.device))
 
 
 def refuse_empty(has_choice_n: Tensor) -> None:
