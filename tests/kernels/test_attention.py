@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cm3kernels.attention import AttentionPlan, attention
+from cm3kernels.attention import AttentionPlan, attention, sdpa
 from cm3kernels.attention.plan import FAR, query_tiles, segments, visible_mask
 
 
@@ -50,12 +50,12 @@ def test_segments_are_found_if_and_only_if_rows_are_packed(data: st.DataObject) 
     T = max(map(sum, lengths))
     rows = [[*row, T - sum(row)] if sum(row) < T else row for row in lengths]
     starts = torch.stack([packed(*row) for row in rows])
-    assert segments(starts, shortest=1) == tuple(length for row in rows for length in row)
-    assert segments(starts.int(), shortest=T * len(rows) + 1) is None
+    assert segments(starts) == tuple(length for row in rows for length in row)
+    assert segments(starts.int()) == segments(starts)
     at = data.draw(st.tuples(st.integers(0, len(rows) - 1), st.integers(0, T - 1)))
     other = data.draw(st.integers(-1, T).filter(lambda start: start not in (int(starts[at]), at[1])))
     starts[at] = other
-    assert segments(starts, shortest=1) is None
+    assert segments(starts) is None
 
 
 @given(st.data())
@@ -110,6 +110,14 @@ LAYOUTS: dict[str, Callable[[], Tensor | None]] = {
 }
 
 
+@pytest.fixture
+def free_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the sizes of a test no number of calls would be worth it."""
+    monkeypatch.setattr(sdpa, "CALL_COST", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+
+
+@pytest.mark.usefixtures("free_calls")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("num_key_heads", [4, 2])
 def test_sdpa_is_the_reference(layout: str, num_key_heads: int) -> None:
@@ -126,6 +134,7 @@ def test_sdpa_is_the_reference(layout: str, num_key_heads: int) -> None:
         torch.testing.assert_close(ours.double(), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("free_calls")
 def test_sdpa_calls_once_a_document(monkeypatch: pytest.MonkeyPatch) -> None:
     """Packed rows on the CPU: one causal call a document, no mask; everything else: one call with a mask."""
     calls: list[tuple[list[int], bool]] = []
@@ -136,11 +145,19 @@ def test_sdpa_calls_once_a_document(monkeypatch: pytest.MonkeyPatch) -> None:
         return fused(q, k, v, attn_mask=attn_mask, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
-    q = torch.randn(2, 64, 1, 8)
+    q = torch.randn(2, 64, 1, 64)
     for layout in LAYOUTS.values():
         attention(q, q, q, kv_start=layout(), implementation="sdpa")
     documents = [([1, length], False) for length in (64, 20, 44, *[4] * 16, 30, 34)]
     assert calls == [([2, 64], False), ([2, 64], False), *documents, *[([2, 64], True)] * 2]
+
+
+def test_when_documents_are_faster() -> None:
+    """As measured at the quickstart's shape (README.md): with two threads for three heads it takes more documents."""
+    q = torch.empty(2, 576, 3, 64, device="meta")
+    documents = {"1 and 2": (576, 300, 276), "2 and 2": (288, 288, 200, 376), "8 and 8": (72,) * 16, "one token": (1,) * 1152}
+    faster = {n: [name for name, lengths in documents.items() if sdpa.documents_are_faster(lengths, q, n)] for n in (1, 2)}
+    assert faster == {1: ["1 and 2", "2 and 2", "8 and 8"], 2: ["2 and 2", "8 and 8"]}
 
 
 def test_auto_on_the_cpu_is_torchs_function_and_the_reference_for_lse() -> None:

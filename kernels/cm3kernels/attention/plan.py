@@ -9,9 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-#: A packed row is attended document by document where they have at least this many tokens on average. At 16 that is still
-#: 2.4 times as fast as a mask (README.md), but each call costs some 0.1 ms, and their number grows.
-SHORTEST_SEGMENT = 16
 #: More than any token's position, and far enough from int32's end to be added to.
 FAR = 2**30
 
@@ -47,8 +44,7 @@ class AttentionPlan:
 
     def segments(self) -> tuple[int, ...] | None:
         """Lengths of the documents of all rows in turn (their sum is B * T), where rows are packed documents that each see
-        themselves only; None where they are not, where documents are too short to be worth it, or where reading the values
-        would wait for a device or end a compiled graph."""
+        themselves only; None where they are not, or where reading the values would wait for a device or end a compiled graph."""
         if not self._looked_for_segments and not torch.compiler.is_compiling():
             self._looked_for_segments = True
             if self.kv_start is not None and self.offset is None and self.kv_start.device.type == "cpu":
@@ -91,8 +87,8 @@ def visible_mask(num_queries: int, num_keys: int, kv_start: Tensor | None, offse
     return mask_BTS[:, None]
 
 
-def segments(kv_start_BT: Tensor, shortest: int = SHORTEST_SEGMENT) -> tuple[int, ...] | None:
-    """See `AttentionPlan.segments`: None below `shortest` tokens on average. Reads the values, so on the CPU only."""
+def segments(kv_start_BT: Tensor) -> tuple[int, ...] | None:
+    """See `AttentionPlan.segments`. Reads the values, so on the CPU only."""
     B, T = kv_start_BT.shape
     if B * T == 0:
         return None
@@ -103,8 +99,6 @@ def segments(kv_start_BT: Tensor, shortest: int = SHORTEST_SEGMENT) -> tuple[int
     if not torch.equal(begun_BT, kv_start_BT.to(begun_BT.dtype)):
         return None
     first = opens_BT.flatten().nonzero().flatten()
-    if len(first) * shortest > B * T:
-        return None
     return tuple(torch.diff(first, append=torch.tensor([B * T])).tolist())
 
 

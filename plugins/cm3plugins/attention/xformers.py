@@ -59,7 +59,7 @@ class XFormersAttention(AttentionBackend):
         biases = importlib.import_module(f"{self.fmha.__name__}.attn_bias")
         if kv_start_BT is None and offset_B is None:
             return XFormersPlan(biases.LowerTriangularMask(), joined=False)
-        lengths = segments(kv_start_BT.cpu(), shortest=1) if kv_start_BT is not None and offset_B is None else None
+        lengths = segments(kv_start_BT.cpu()) if kv_start_BT is not None and offset_B is None else None
         if lengths is not None:
             assert kv_start_BT is not None
             documents = biases.BlockDiagonalCausalMask.from_seqlens(list(lengths), device=kv_start_BT.device)
