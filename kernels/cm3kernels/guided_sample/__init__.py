@@ -101,10 +101,12 @@ def guided_sample(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor,
     run = choose(OP, implementation, IMPLEMENTATIONS, logits_SV)
     if len(stream_rows_nG) == 0:
         return stream_rows_nG.new_empty(0)
-    settings |= {"allowed_nV": allowed_nV, "allowed_bits_nW": allowed_bits_nW, "first_id": first_id}
+    given: dict[str, Any] = settings | {"allowed_nV": allowed_nV, "allowed_bits_nW": allowed_bits_nW, "first_id": first_id}
+    token_n: Tensor
     if run is not guided_sample_eager and run is not guided_sample_reference:
-        return run(logits_SV, stream_rows_nG, weights_nG, **settings, out_tokens_S=out_tokens_S, debug=debug)
-    token_n: Tensor = run(logits_SV, stream_rows_nG, weights_nG, **settings)
+        token_n = run(logits_SV, stream_rows_nG, weights_nG, **given, out_tokens_S=out_tokens_S, debug=debug)
+        return token_n
+    token_n = run(logits_SV, stream_rows_nG, weights_nG, **given)
     if out_tokens_S is not None:
         there_nG = stream_rows_nG >= 0
         out_tokens_S[stream_rows_nG[there_nG]] = token_n[:, None].expand_as(stream_rows_nG)[there_nG]

@@ -7,6 +7,9 @@ threshold is found bit by bit, and equal numbers stay together. Masses are summe
 point): the sum does not depend on the order, so a threshold depends neither on tiles nor on the place in the batch.
 """
 
+# mypy: disable-error-code="untyped-decorator,no-untyped-def"
+# Arguments of kernels are what Triton makes of them; its decorator has no types.
+
 from __future__ import annotations
 
 import triton
@@ -107,10 +110,11 @@ def mix_tile(request, column, legal, logits, stream_rows, weights, reference, nu
 @triton.jit
 def inverse_temperature(temperature, request):
     """1 / temperature in float32 for masses and the race's first pass; 1 where it is 0 (or there is none)."""
-    if temperature is None:
-        return 1.0
-    given = tl.load(temperature + request).to(tl.float64)
-    return tl.minimum(1.0 / tl.where(given > 0.0, given, 1.0), 1e30).to(tl.float32)
+    inverse = tl.full([], 1.0, tl.float32)
+    if temperature is not None:
+        given = tl.load(temperature + request).to(tl.float64)
+        inverse = tl.minimum(1.0 / tl.where(given > 0.0, given, 1.0), 1e30).to(tl.float32)
+    return inverse
 
 
 @triton.jit

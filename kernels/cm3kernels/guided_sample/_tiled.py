@@ -5,6 +5,9 @@ Scratch, P = tiles x tile, at least V: keys and reference keys int32 [n, P]; the
 reference floor, floor, largest key; winners (column, float64 score, kept mass) [n, tiles].
 """
 
+# mypy: disable-error-code="untyped-decorator,no-untyped-def"
+# Arguments of kernels are what Triton makes of them; its decorator has no types.
+
 from __future__ import annotations
 
 import triton

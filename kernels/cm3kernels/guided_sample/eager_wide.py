@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,8 @@ class Settings:
     def of(self, index_m: Tensor) -> Settings:
         """Those of some requests."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Settings(**{name: None if value is None else value[index_m] for name, value in values.items()})
+        some: dict[str, Any] = {name: None if value is None else value[index_m] for name, value in values.items()}
+        return Settings(**some)
 
 
 def draw_wide(mixed_nV: Tensor, reference_nV: Tensor, of: Settings, guided: bool, first_id: int,

@@ -125,6 +125,9 @@ _TYPES = {"stream_rows": "*i64", "weights": "*fp32", "reference": "*i64", "allow
           "num_rows": "i32", "num_ids": "i32", "num_words": "i32", "row_stride": "i32", "first_id": "i32", "first_counter": "i32",
           "num_tiles": "i32", "keys": "*i32", "references": "*i32", "lows": "*i32", "highs": "*i32", "state": "*i32",
           "columns": "*i32", "scores": "*fp64", "masses": "*i64"}
+#: What a call may leave out.
+OPTIONAL = ("reference", "allowed", "allowed_bits", "allowed_from", "allowed_to", "temperature", "top_k", "top_p",
+            "plausible_top_k", "plausible_top_p", "plausible_alpha", "plausible_k", "row_tokens", "log_probabilities", "references", "masses")
 #: Whole numbers that are multiples of 16 in the cases that the budget describes.
 _ALIGNED = {"num_ids", "num_words", "row_stride"}
 
@@ -155,7 +158,14 @@ def aot_entries() -> list[AotEntry]:
     entries.append(_entry(one_block_kernel, "one_block.bf16.b8192.g3.plain", "bf16", constants, ONE_BLOCK[8192], off=plain))
     constants = {"G": 2, "SHIFT": 0, "C": TILED.block // 4, "WIDTH": TILED.block, "TILES": 16, "WINDOW": NEAR.value}
     select, merge = Config(TILED.block, TILED_SELECT_WARPS), Config(TILED.block, MERGE_WARPS)
-    for kernel, name, config in ((mix_kernel, "mix", TILED), (select_kernel, "select", select), (race_kernel, "race", TILED),
-                                 (merge_kernel, "merge", merge)):
+    tiled = ((mix_kernel, "mix", TILED), (select_kernel, "select", select), (race_kernel, "race", TILED),
+             (merge_kernel, "merge", merge))
+    for kernel, name, config in tiled:
         entries.append(_entry(kernel, f"tiled.{name}.bf16", "bf16", constants, config))
+    # What is None is left out of the code: the other end, one stream of ids that don't begin at a multiple of 4.
+    constants |= {"G": 1, "SHIFT": 3}
+    for kernel, name, config in tiled:
+        entries.append(_entry(kernel, f"tiled.{name}.fp16.off", "fp16", constants, config, off=OPTIONAL))
+    constants |= {"C": 256}
+    entries.append(_entry(one_block_kernel, "one_block.fp16.b1024.off", "fp16", constants, ONE_BLOCK[1024], off=OPTIONAL))
     return entries
