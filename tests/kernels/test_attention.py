@@ -55,7 +55,7 @@ def test_segments_are_found_if_and_only_if_rows_are_packed(data: st.DataObject) 
     at = data.draw(st.tuples(st.integers(0, len(rows) - 1), st.integers(0, T - 1)))
     # A document of one token may join the one before.
     still_packed = {int(starts[at]), at[1], int(starts[at[0], max(at[1] - 1, 0)])}
-    other = data.draw(st.integers(-1, T).filter(lambda start: start not in still_packed))
+    other = data.draw(st.integers(-1, T).filter(lambda start: max(start, 0) not in still_packed))
     starts[at] = other
     assert segments(starts) is None
 
@@ -107,6 +107,7 @@ LAYOUTS: dict[str, Callable[[], Tensor | None]] = {
     "whole rows": lambda: torch.zeros(2, 64, dtype=torch.int64),
     "packed": lambda: torch.stack([packed(64), packed(20, 44)]),
     "short documents": lambda: torch.stack([packed(*[4] * 16), packed(30, 34)]),
+    "before the row": lambda: torch.stack([packed(40, 24), torch.full((64,), -3)]),
     "retrieved": lambda: torch.cat([packed(20, 20), torch.zeros(24, dtype=torch.int64)])[None].repeat(2, 1),
     "padding sees nothing": lambda: torch.cat([packed(40), torch.full((24,), 64)])[None].repeat(2, 1),
 }
@@ -150,7 +151,7 @@ def test_sdpa_calls_once_a_document(monkeypatch: pytest.MonkeyPatch) -> None:
     q = torch.randn(2, 64, 1, 64)
     for layout in LAYOUTS.values():
         attention(q, q, q, kv_start=layout(), implementation="sdpa")
-    documents = [([1, length], False) for length in (64, 20, 44, *[4] * 16, 30, 34)]
+    documents = [([1, length], False) for length in (64, 20, 44, *[4] * 16, 30, 34, 40, 24, 64)]
     assert calls == [([2, 64], False), ([2, 64], False), *documents, *[([2, 64], True)] * 2]
 
 

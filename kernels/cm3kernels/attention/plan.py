@@ -93,10 +93,11 @@ def segments(kv_start_BT: Tensor) -> tuple[int, ...] | None:
     if B * T == 0:
         return None
     position_T = torch.arange(T)
-    opens_BT = kv_start_BT == position_T
+    start_BT = kv_start_BT.clamp(min=0).to(position_T.dtype)
+    opens_BT = start_BT == position_T
     # Packed documents: everybody starts where the latest query that starts at itself does.
     begun_BT = torch.where(opens_BT, position_T, -1).cummax(1).values
-    if not torch.equal(begun_BT, kv_start_BT.to(begun_BT.dtype)):
+    if not torch.equal(begun_BT, start_BT):
         return None
     first = opens_BT.flatten().nonzero().flatten()
     return tuple(torch.diff(first, append=torch.tensor([B * T])).tolist())
