@@ -79,13 +79,16 @@ def _draw(mixed_nV: Tensor, reference_nV: Tensor, of: Settings, guided: bool, fi
     if looked.proven_n is None or bool(looked.proven_n.all()):
         return looked.column_n, looked.log_probability_n
     column_n, log_n = looked.column_n, looked.log_probability_n
-    rest_m = (~looked.proven_n).nonzero()[:, 0]
-    again = _look(mixed_nV[rest_m], reference_nV[rest_m], of.of(rest_m), guided, first_id, with_log, V // 8)
-    _put(column_n, log_n, rest_m, again.column_n, again.log_probability_n)
-    if again.proven_n is not None and not bool(again.proven_n.all()):
-        rest_m = rest_m[~again.proven_n]
-        drawn = draw_wide(mixed_nV[rest_m].double(), reference_nV[rest_m], of.of(rest_m), guided, first_id, with_log)
-        _put(column_n, log_n, rest_m, *drawn)
+    rest_m, proven_m = (~looked.proven_n).nonzero()[:, 0], None
+    if guided or of.top_k_n is not None or of.top_p_n is not None:  # a wider look helps a filter, hardly a bare draw
+        again = _look(mixed_nV[rest_m], reference_nV[rest_m], of.of(rest_m), guided, first_id, with_log, V // 8)
+        _put(column_n, log_n, rest_m, again.column_n, again.log_probability_n)
+        if again.proven_n is None or bool(again.proven_n.all()):
+            return column_n, log_n
+        proven_m = again.proven_n
+    rest_m = rest_m if proven_m is None else rest_m[~proven_m]
+    drawn = draw_wide(mixed_nV[rest_m].double(), reference_nV[rest_m], of.of(rest_m), guided, first_id, with_log)
+    _put(column_n, log_n, rest_m, *drawn)
     return column_n, log_n
 
 

@@ -127,7 +127,8 @@ _TYPES = {"stream_rows": "*i64", "weights": "*fp32", "reference": "*i64", "allow
           "columns": "*i32", "scores": "*fp64", "masses": "*i64"}
 #: What a call may leave out.
 OPTIONAL = ("reference", "allowed", "allowed_bits", "allowed_from", "allowed_to", "temperature", "top_k", "top_p",
-            "plausible_top_k", "plausible_top_p", "plausible_alpha", "plausible_k", "row_tokens", "log_probabilities", "references", "masses")
+            "plausible_top_k", "plausible_top_p", "plausible_alpha", "plausible_k", "row_tokens", "log_probabilities",
+            "references", "masses")
 #: Whole numbers that are multiples of 16 in the cases that the budget describes.
 _ALIGNED = {"num_ids", "num_words", "row_stride"}
 
