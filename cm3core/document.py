@@ -66,9 +66,11 @@ class Codes:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Codes):
             return NotImplemented
-        both_missing = (self.missing is None) == (other.missing is None)
-        return (self.grid == other.grid and np.array_equal(self.codes, other.codes) and both_missing
-                and (self.missing is None or np.array_equal(self.missing, other.missing)))  # type: ignore[arg-type]
+        if self.missing is None or other.missing is None:
+            same_holes = self.missing is other.missing
+        else:
+            same_holes = np.array_equal(self.missing, other.missing)
+        return same_holes and self.grid == other.grid and np.array_equal(self.codes, other.codes)
 
     __hash__ = None  # type: ignore[assignment]  # holds arrays
 

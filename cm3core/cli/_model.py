@@ -61,9 +61,11 @@ def sampler_settings(settings: Sequence[str]) -> dict[str, Any]:
             raise GenerationError(f"--set {setting}", "is not sampler.KEY=VALUE",
                                   "write for instance --set sampler.guidance_scale=1.5")
         try:
-            result[name] = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[index, call-overload]
+            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
         except (OmegaConfBaseException, ValueError) as error:  # the latter: YAML's own errors
             raise GenerationError(f"--set {setting}", f"has a value that is no YAML ({error})", "put it in quotes") from error
+        assert isinstance(parsed, dict)
+        result[name] = parsed["value"]
     return result
 
 

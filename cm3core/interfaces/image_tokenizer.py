@@ -32,7 +32,7 @@ class ImageTokenizerConfig(ComponentConfig):
 
         Only asked when there is such a folder. Override it together with `ImageTokenizer.save`.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}: its tokenizer writes files in save(), and load() does not read them")
 
     def train(
         self,

@@ -286,8 +286,9 @@ def test_compiles_as_one_graph(device: str) -> None:
         return attention(q * 2, k, v, kv_start=kv_start, implementation="triton").square().sum()
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager" if device == "cpu" else "inductor")
-    tensors = [x.float().requires_grad_() for x in (case.q, case.k, case.v)]
-    expected = torch.autograd.grad(loss(*tensors, case.kv_start), tensors)  # type: ignore[call-arg]
+    q, k, v = tensors = [x.float().requires_grad_() for x in (case.q, case.k, case.v)]
+    assert case.kv_start is not None
+    expected = torch.autograd.grad(loss(q, k, v, case.kv_start), tensors)
     for ours, eager in zip(torch.autograd.grad(compiled(*tensors, case.kv_start), tensors), expected, strict=True):
         torch.testing.assert_close(ours, eager)
 
@@ -361,7 +362,7 @@ def test_no_gradient_through_a_cache() -> None:
 def test_every_configuration_is_compiled_ahead_of_time() -> None:
     """Whatever `launch` can return for the shipped head dimensions is an entry of the budget, on the capability that gets it."""
     checked = {(entry.name.split(".")[1], entry.name.split(".")[2], entry.constexprs["HEAD_DIM"], arch, Launch(
-        entry.constexprs["BLOCK_Q"], entry.constexprs["BLOCK_K"], entry.num_warps, entry.num_stages))  # type: ignore[arg-type]
+        entry.constexprs["BLOCK_Q"], entry.constexprs["BLOCK_K"], entry.num_warps, entry.num_stages))  # type: ignore[arg-type]  # constexprs are objects to the types, and int here
         for entry in triton_ops.aot_entries() if "BLOCK_K" in entry.constexprs for arch in entry.archs}
     for dtype, num_bytes, dims in (("bf16", 2, (32, 64, 96, 128)), ("fp32", 4, (64, 128))):
         for name in ("forward", "decode", "grad_keys", "grad_queries"):

@@ -298,7 +298,7 @@ def test_kernels_stay_inside_their_tensors(run_guarded: RunGuarded) -> None:
 def test_a_cuda_graph_replays_with_new_logits(device: str) -> None:
     """Nothing in the host function waits for the device, so a graph captures it; both paths."""
     if device == "cpu":
-        pytest.skip("graphs are CUDA's")
+        pytest.skip("needs a CUDA device: graphs are CUDA's")
     for tiled in (False, True):
         arguments = on(device, random_batch(np.random.default_rng(1), n=8, G=2, V=1000)[0])
         positional = [arguments[k] for k in ("logits_SV", "stream_rows_nG", "weights_nG")]

@@ -60,8 +60,9 @@ def linear_cross_entropy(hidden_NE: Tensor, head_VE: Tensor, targets_N: Tensor, 
     device = hidden_NE.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_NE.dtype
     run = choose("linear_cross_entropy", implementation, IMPLEMENTATIONS, hidden_NE)
-    return run(hidden_NE, head_VE, targets_N, weights_N, groups_N, num_groups=num_groups,  # type: ignore[no-any-return]
-               z_loss=float(z_loss), dtype=dtype, chunk_bytes=chunk_bytes)
+    loss_and_sums: tuple[Tensor, Tensor] = run(hidden_NE, head_VE, targets_N, weights_N, groups_N, num_groups=num_groups,
+                                               z_loss=float(z_loss), dtype=dtype, chunk_bytes=chunk_bytes)
+    return loss_and_sums
 
 
 def _check(hidden_NE: Tensor, head_VE: Tensor, targets_N: Tensor, weights_N: Tensor, groups_N: Tensor, num_groups: int,

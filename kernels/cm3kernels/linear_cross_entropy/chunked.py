@@ -30,7 +30,7 @@ def linear_cross_entropy_chunked(hidden_NE: Tensor, head_VE: Tensor, targets_N: 
     with_gradient = torch.is_grad_enabled() and (hidden_NE.requires_grad or head_VE.requires_grad)
     weights_N = weights_N.to(torch.promote_types(dtype, torch.float32))
     chunk_bytes = CHUNK_BYTES if chunk_bytes is None else chunk_bytes
-    loss, nll_N = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+    loss, nll_N = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]  # missing in torch's annotations
         hidden_NE, head_VE, targets_N, weights_N, z_loss, dtype, chunk_bytes, with_gradient)
     return loss, group_sums(nll_N, weights_N, groups_N, num_groups)
 

@@ -61,7 +61,8 @@ def segment_decode(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, pla
     [1.0, 0.5]
     """
     _check(q, keys, values, lengths, plan)
-    return choose("segment_decode", implementation, IMPLEMENTATIONS, q)(q, keys, values, lengths, plan, scale=scale)  # type: ignore[no-any-return]
+    out: Tensor = choose("segment_decode", implementation, IMPLEMENTATIONS, q)(q, keys, values, lengths, plan, scale=scale)
+    return out
 
 
 def _check(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, plan: SegmentPlan) -> None:

@@ -24,11 +24,10 @@ class FlexAttention(AttentionBackend):
 
     def plan(self, *, num_queries: int, num_keys: int, kv_start_BT: Tensor | None = None,
              offset_B: Tensor | None = None) -> BlockMask | None:
-        # Without a tensor the device is not known: `attend` makes the plain causal mask.
-        if kv_start_BT is None and offset_B is None:
+        known = kv_start_BT if offset_B is None else offset_B
+        if known is None:  # nor is the device: `attend` makes the plain causal mask
             return None
-        device = (kv_start_BT if offset_B is None else offset_B).device  # type: ignore[union-attr]
-        return block_mask(num_queries, num_keys, kv_start_BT, offset_B, device)
+        return block_mask(num_queries, num_keys, kv_start_BT, offset_B, known.device)
 
     def attend(self, q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, *, kv_start_BT: Tensor | None = None,
                offset_B: Tensor | None = None, scale: float | None = None, plan: BlockMask | None = None) -> Tensor:

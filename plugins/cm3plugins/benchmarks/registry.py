@@ -20,6 +20,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -95,6 +96,27 @@ class Provider(ABC):
     @abstractmethod
     def prepare(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
         """What is timed: a function without arguments. Plans, compilation and layouts happen here, and are not timed."""
+
+
+def compiling_refusal(where: Where) -> str | None:
+    """Why nothing is compiled here, or None: short runs on a CPU leave it out."""
+    if where.device.type == "cpu" and where.size != "full":
+        return "compiling takes ten seconds on a CPU: in the full run only"
+    return None
+
+
+class TorchProvider(Provider):
+    """A function of the inputs made of torch's operations, as it is or compiled (once, for all cases)."""
+
+    def __init__(self, name: str, function: Callable[[Inputs], Any], compiled: bool) -> None:
+        self.name, self._function, self._compiled = f"{name} compiled" if compiled else name, function, compiled
+
+    def enabled(self, case: Case, where: Where) -> str | None:
+        return compiling_refusal(where) if self._compiled else None
+
+    @cached_property
+    def function(self) -> Callable[[Inputs], Any]:
+        return torch.compile(self._function, dynamic=False) if self._compiled else self._function
 
 
 class Op(ABC):

@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from cm3kernels.attention import IMPLEMENTATIONS, AttentionPlan, attention
 from cm3plugins.benchmarks.ops.ours import OurImplementation
-from cm3plugins.benchmarks.registry import Case, Inputs, Op, Provider, Verdict, Where, relative_error
+from cm3plugins.benchmarks.registry import Case, Inputs, Op, Provider, Verdict, Where, compiling_refusal, relative_error
 
 #: Largest relative error of an output or gradient; low precisions lose it in the products' inputs.
 LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
@@ -164,9 +164,7 @@ class FlexProvider(Provider):
     def enabled(self, case: Case, where: Where) -> str | None:
         if where.device.type == "cpu" and case.parameters["backward"]:
             return "has no backward on a CPU"
-        if where.device.type == "cpu" and where.size != "full":
-            return "compiling takes ten seconds on a CPU: in the full run only"
-        return None
+        return compiling_refusal(where)
 
     def prepare(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
         from torch.nn.attention.flex_attention import create_block_mask

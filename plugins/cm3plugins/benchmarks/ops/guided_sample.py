@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cm3kernels.guided_sample import IMPLEMENTATIONS, guided_sample
 from cm3plugins.benchmarks.ops.ours import OurImplementation
-from cm3plugins.benchmarks.registry import Case, Inputs, Op, Provider, Verdict, Where
+from cm3plugins.benchmarks.registry import Case, Inputs, Op, Provider, TorchProvider, Verdict, Where
 
 GUIDANCE, TOP_K, TOP_P, ALPHA, PLAUSIBLE_K = 3.0, 256, 0.9, 0.1, 8
 #: Which filters each kind of case has, for a request: (top_k, top_p, CD-K).
@@ -48,7 +48,7 @@ class GuidedSampleOp(Op):
     def __init__(self) -> None:
         super().__init__()
         self.providers += [OurImplementation(name, our_call) for name in IMPLEMENTATIONS]
-        self.providers += [ChainProvider(compiled=False), ChainProvider(compiled=True)]
+        self.providers += [ChainProvider("torch chain", chain_and_draw, compiled) for compiled in (False, True)]
         self.providers += [HuggingFaceProvider(), FlashInferProvider()]
 
     def cases(self, where: Where) -> list[Case]:
@@ -130,22 +130,11 @@ def chain_and_draw(inputs: Inputs) -> tuple[Tensor, Tensor]:
     return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(1), probabilities
 
 
-class ChainProvider(Provider):
-    """The chain of torch operations that people write, as it is or compiled."""
-
-    def __init__(self, compiled: bool) -> None:
-        self.name, self._compiled = "torch chain compiled" if compiled else "torch chain", compiled
-        self._function: Callable[[Inputs], Any] | None = None
-
-    def enabled(self, case: Case, where: Where) -> str | None:
-        if self._compiled and where.device.type == "cpu" and where.size != "full":
-            return "compiling takes ten seconds on a CPU: in the full run only"
-        return None
+class ChainProvider(TorchProvider):
+    """The chain of torch operations that people write."""
 
     def prepare(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
-        if self._function is None:
-            self._function = torch.compile(chain_and_draw, dynamic=False) if self._compiled else chain_and_draw
-        function, given = self._function, {name: value for name, value in inputs.items() if name != "kind"}
+        function, given = self.function, {name: value for name, value in inputs.items() if name != "kind"}
         return lambda: function(given)
 
 

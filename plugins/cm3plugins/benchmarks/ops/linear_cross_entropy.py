@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from cm3kernels.linear_cross_entropy import IMPLEMENTATIONS, linear_cross_entropy
 from cm3plugins.benchmarks.ops.ours import OurImplementation
-from cm3plugins.benchmarks.registry import Case, Inputs, Op, Provider, Verdict, Where, relative_error
+from cm3plugins.benchmarks.registry import Case, Inputs, Op, TorchProvider, Verdict, Where, relative_error
 
 #: Of the loss and both gradients. Logits and their gradient are rounded to the inputs' precision once each.
 LIMITS = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
@@ -33,7 +33,7 @@ class LinearCrossEntropyOp(Op):
     def __init__(self) -> None:
         super().__init__()
         self.providers += [OurImplementation(name, our_call) for name in IMPLEMENTATIONS]
-        self.providers += [LogitsProvider(compiled=False), LogitsProvider(compiled=True)]
+        self.providers += [LogitsProvider("torch", whole_logits, compiled) for compiled in (False, True)]
 
     def cases(self, where: Where) -> list[Case]:
         dtype = torch.bfloat16 if where.target == "cuda" and not where.dry else torch.float32
@@ -53,7 +53,8 @@ class LinearCrossEntropyOp(Op):
 
     def expected(self, case: Case, inputs: Inputs) -> tuple[Tensor, ...]:
         hidden, head = (inputs[name].detach().double().requires_grad_() for name in ("hidden", "head"))
-        return our_call("reference", case, {**inputs, "hidden": hidden, "head": head})()  # type: ignore[no-any-return]
+        result: tuple[Tensor, ...] = our_call("reference", case, {**inputs, "hidden": hidden, "head": head})()
+        return result
 
     def gate(self, case: Case, expected: tuple[Tensor, ...], output: Any) -> Verdict:
         error = max(relative_error(given, right) for given, right in zip(output, expected, strict=True))
@@ -82,20 +83,9 @@ def whole_logits(inputs: Inputs) -> Tensor:
     return loss
 
 
-class LogitsProvider(Provider):
-    """torch's linear layer and cross entropy, as it is or compiled."""
-
-    def __init__(self, compiled: bool) -> None:
-        self.name, self._compiled = "torch compiled" if compiled else "torch", compiled
-        self._function: Callable[[Inputs], Tensor] | None = None
-
-    def enabled(self, case: Case, where: Where) -> str | None:
-        if self._compiled and where.device.type == "cpu" and where.size != "full":
-            return "compiling takes ten seconds on a CPU: in the full run only"
-        return None
+class LogitsProvider(TorchProvider):
+    """torch's linear layer and cross entropy."""
 
     def prepare(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
-        if self._function is None:
-            self._function = torch.compile(whole_logits, dynamic=False) if self._compiled else whole_logits
-        function = self._function
+        function = self.function
         return with_gradients(inputs, lambda: function(inputs))
