@@ -6,7 +6,6 @@ import importlib.util
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +16,7 @@ class Implementation:
     """One way to compute an op.
 
     Args:
-        load: returns the function; imports what it needs only then.
+        load: returns the function; imports what it needs only then (asked at every call: an import that was done costs nothing).
         refusal: why it can't take these tensors, in words that end with the remedy; None where it can.
         automatic_on: types of device where "auto" may choose it; None: all.
     """
@@ -25,11 +24,6 @@ class Implementation:
     load: Callable[[], Callable[..., Any]]
     refusal: Callable[[Tensor], str | None] = lambda tensor: None
     automatic_on: tuple[str, ...] | None = None
-
-
-@cache
-def _loaded(implementation: Implementation) -> Callable[..., Any]:
-    return implementation.load()
 
 
 def choose(op: str, implementation: str, available: Mapping[str, Implementation], tensor: Tensor) -> Callable[..., Any]:
@@ -48,7 +42,7 @@ def choose(op: str, implementation: str, available: Mapping[str, Implementation]
         for candidate in available.values():
             automatic = candidate.automatic_on is None or tensor.device.type in candidate.automatic_on
             if automatic and candidate.refusal(tensor) is None:
-                return _loaded(candidate)
+                return candidate.load()
         reasons = "; ".join(f"{name}: {candidate.refusal(tensor)}" for name, candidate in available.items())
         raise ValueError(f"{op}: no implementation takes this tensor\n  cause: {reasons}\n  next: use another device or dtype")
     if implementation not in available:
@@ -56,7 +50,7 @@ def choose(op: str, implementation: str, available: Mapping[str, Implementation]
                          f"{', '.join(available)}")
     if (reason := available[implementation].refusal(tensor)) is not None:
         raise ValueError(f"{op}: implementation {implementation!r} can't run here: {reason}")
-    return _loaded(available[implementation])
+    return available[implementation].load()
 
 
 def interprets() -> bool:
@@ -76,9 +70,10 @@ def triton_refusal(tensor: Tensor) -> str | None:
     return None
 
 
-def triton_implementation(load: Callable[[], Callable[..., Any]]) -> Implementation:
+def triton_implementation(load: Callable[[], Callable[..., Any]],
+                          refusal: Callable[[Tensor], str | None] = triton_refusal) -> Implementation:
     """A Triton kernel: "auto" takes it on CUDA tensors; by name it also runs on CPU tensors, in the interpreter."""
-    return Implementation(load, triton_refusal, automatic_on=("cuda",))
+    return Implementation(load, refusal, automatic_on=("cuda",))
 
 
 def require(condition: bool, op: str, cause: str) -> None:

@@ -43,7 +43,7 @@ def _triton_refusal(q: Tensor) -> str | None:
 
 
 IMPLEMENTATIONS = {
-    "triton": Implementation(_load_triton, _triton_refusal, triton_implementation(_load_triton).automatic_on),
+    "triton": triton_implementation(_load_triton, _triton_refusal),
     "sdpa": Implementation(lambda: attention_sdpa),
     "reference": Implementation(lambda: attention_reference),
 }

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cm3kernels._dispatch import Implementation, choose, require, triton_refusal
+from cm3kernels._dispatch import Implementation, choose, require, triton_implementation, triton_refusal
 from cm3kernels.guided_sample.eager import guided_sample_eager
 from cm3kernels.guided_sample.reference import guided_sample_reference
 
@@ -30,7 +30,7 @@ def _triton_refusal(logits_SV: Tensor) -> str | None:
     return triton_refusal(logits_SV)
 
 
-IMPLEMENTATIONS = {"triton": Implementation(_load_triton, _triton_refusal, automatic_on=("cuda",)),
+IMPLEMENTATIONS = {"triton": triton_implementation(_load_triton, _triton_refusal),
                    "eager": Implementation(lambda: guided_sample_eager),
                    "reference": Implementation(lambda: guided_sample_reference)}
 
