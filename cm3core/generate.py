@@ -252,12 +252,13 @@ class _Batch:
         """The next `num` tokens of every row, int32 [n, num]; all but the last have been fed."""
         ids, allowed_nR = self._slice()
         plans, reference_rows_n = self._current_plans()
+        weights_nG = torch.tensor([[stream.weight for stream in plan.streams] for plan in plans], device=self._device)
         position_n = self._tensor(np.array([row.num_drawn for row in self.rows]))
         cells_Sm = self._tensor(cells_nm)[self._owner_S]
         drawn, log_probability_n = [], torch.zeros(len(self.rows), dtype=torch.float64, device=self._device)
         for step in range(num):
             logits_SR = self._decoder.logits(self._hidden_SE, ids).float()
-            tokens_n = self._sampler.draw(logits_SR, self._stream_rows_nG, plans, first_id=ids.start, allowed_nR=allowed_nR,
+            tokens_n = self._sampler.draw(logits_SR, self._stream_rows_nG, weights_nG, plans, first_id=ids.start, allowed_nR=allowed_nR,
                                           seed_n=self._seed_n, position_n=position_n)
             log_probability_n += _log_probability(logits_SR[reference_rows_n], allowed_nR, tokens_n - ids.start)
             drawn.append(tokens_n)

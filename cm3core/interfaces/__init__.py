@@ -13,12 +13,20 @@ from cm3core.interfaces.embedder import Embedder, EmbedderConfig
 from cm3core.interfaces.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from cm3core.interfaces.objective import MaskingObjective, ObjectiveConfig
 from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
-from cm3core.interfaces.sampler import Filters, GuidanceStream, PromptVariant, Sampler, SamplerConfig, SamplingPlan
+from cm3core.interfaces.sampler import (
+    Filters,
+    GuidanceSchedule,
+    GuidanceStream,
+    PromptVariant,
+    Sampler,
+    SamplerConfig,
+    SamplingPlan,
+)
 from cm3core.interfaces.text_tokenizer import TextTokenizer, TextTokenizerConfig
 
 __all__ = [
     "AttentionBackend", "AttentionConfig", "ComponentConfig", "Decoder", "DecoderConfig", "DocumentSource",
-    "DocumentSourceConfig", "Embedder", "EmbedderConfig", "Filters", "GuidanceStream", "ImageTokenizer",
+    "DocumentSourceConfig", "Embedder", "EmbedderConfig", "Filters", "GuidanceSchedule", "GuidanceStream", "ImageTokenizer",
     "ImageTokenizerConfig", "KVCache", "MaskingObjective", "ObjectiveConfig", "PromptVariant", "Retrieved", "Retriever",
     "RetrieverConfig", "Sampler", "SamplerConfig", "SamplingPlan", "TextTokenizer", "TextTokenizerConfig",
 ]

@@ -6,6 +6,7 @@ Legend: n requests, S stream rows, G guidance streams, R ids of the legal slice.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ class SamplerContract(Contract[Sampler]):
         rows_G = batch.stream_rows_nG[place]
         low = int(batch.allowed_nR[place].nonzero()[0])
         alone = self.subject.draw(
-            batch.logits_SR[rows_G, low:], torch.arange(len(rows_G))[None], (batch.plans[place],),
+            batch.logits_SR[rows_G, low:], torch.arange(len(rows_G))[None], batch.weights_nG[place, None], (batch.plans[place],),
             first_id=batch.first_id + low, allowed_nR=batch.allowed_nR[None, place, low:],
             seed_n=batch.seed_n[None, place], position_n=batch.position_n[None, place])
         assert int(alone[0]) == int(together_n[place])
@@ -59,7 +60,7 @@ class SamplerContract(Contract[Sampler]):
         plan = _with_filters(self.subject.plan("image"), temperature=1.0, top_k=0, top_p=1.0)
         G, n = len(plan.streams), 64
         first, second = (self.subject.draw(
-            torch.zeros(G, 8), torch.arange(G).expand(n, G), (plan,) * n, first_id=5, allowed_nR=None, seed_n=torch.arange(n),
+            torch.zeros(G, 8), torch.arange(G).expand(n, G), _weights((plan,) * n), (plan,) * n, first_id=5, allowed_nR=None, seed_n=torch.arange(n),
             position_n=torch.zeros(n, dtype=torch.int64)) for _ in range(2))
         assert torch.equal(first, second)
         assert len(set(first.tolist())) > 1
@@ -91,6 +92,7 @@ class _Batch:
         generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
         scale = data.draw(st.sampled_from([0.0, 1.0, 5.0, 100.0]))
         self.logits_SR = torch.randn(self.n * G, R, generator=generator) * scale
+        self.weights_nG = _weights(self.plans)
         self.stream_rows_nG = torch.randperm(self.n * G, generator=generator).view(self.n, G)
         self.allowed_nR = torch.rand(self.n, R, generator=generator) < 0.6
         self.allowed_nR[torch.arange(self.n), torch.randint(R, (self.n,), generator=generator)] = True
@@ -99,7 +101,7 @@ class _Batch:
         self.position_n = torch.randint(4096, (self.n,), generator=generator)
 
     def draw(self) -> Tensor:
-        return self.sampler.draw(self.logits_SR, self.stream_rows_nG, self.plans, first_id=self.first_id,
+        return self.sampler.draw(self.logits_SR, self.stream_rows_nG, self.weights_nG, self.plans, first_id=self.first_id,
                                  allowed_nR=self.allowed_nR, seed_n=self.seed_n, position_n=self.position_n)
 
     def mixed(self, place: int) -> Tensor:
@@ -124,6 +126,10 @@ class _Batch:
             threshold = max(threshold, filters.plausible_alpha * kth)
         threshold = min(threshold, float(ordered[0]))
         return allowed_R & (probability_R >= threshold * (1 - 1e-6))
+
+
+def _weights(plans: Sequence[SamplingPlan]) -> Tensor:
+    return torch.tensor([[stream.weight for stream in plan.streams] for plan in plans], dtype=torch.float32)
 
 
 def _with_filters(plan: SamplingPlan, **changes: Any) -> SamplingPlan:

@@ -30,30 +30,32 @@ class PlannedSampler(Sampler):
 
     def __init__(self, plans: Mapping[str, SamplingPlan]) -> None:
         self._plans = dict(plans)
-        self._seen: tuple[Sequence[SamplingPlan], torch.device, tuple[Tensor, dict[str, Any]]] | None = None
+        self._seen: tuple[Sequence[SamplingPlan], torch.device, dict[str, Any]] | None = None
 
     def plan(self, modality: str) -> SamplingPlan:
         """See `Sampler.plan`."""
         return self._plans[modality]
 
-    def draw(self, logits_SR: Tensor, stream_rows_nG: Tensor, plans: Sequence[SamplingPlan], *, first_id: int,
+    def draws_with(self, other: Sampler) -> bool:
+        """See `Sampler.draws_with`."""
+        return isinstance(other, PlannedSampler)
+
+    def draw(self, logits_SR: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, plans: Sequence[SamplingPlan], *, first_id: int,
              allowed_nR: Tensor | None, seed_n: Tensor, position_n: Tensor) -> Tensor:
         """See `Sampler.draw`."""
-        weights_nG, columns = self._columns(plans, logits_SR.device)
+        columns = self._columns(plans, logits_SR.device)
         return guided_sample(logits_SR, stream_rows_nG, weights_nG, allowed_nV=allowed_nR, seed_n=seed_n, position_n=position_n,
                              first_id=first_id, **columns)
 
-    def _columns(self, plans: Sequence[SamplingPlan], device: torch.device) -> tuple[Tensor, dict[str, Any]]:
-        """The plans as tensors: weights, filters. An engine passes the same tuple step after step, so the last is remembered."""
+    def _columns(self, plans: Sequence[SamplingPlan], device: torch.device) -> dict[str, Any]:
+        """The plans' filters as tensors. An engine passes the same tuple step after step, so the last is remembered."""
         if self._seen is not None and self._seen[0] is plans and self._seen[1] == device:
             return self._seen[2]
-        weights = [[stream.weight for stream in plan.streams] for plan in plans]
-        weights_nG = torch.tensor(weights, dtype=torch.float32, device=device)
-        columns = {"reference_n": torch.tensor([plan.reference for plan in plans], dtype=torch.int64, device=device)}
+        columns: dict[str, Any] = {"reference_n": torch.tensor([plan.reference for plan in plans], dtype=torch.int64, device=device)}
         for name, (field, dtype, neutral) in _COLUMNS.items():
             values = [getattr(plan.filters, field) for plan in plans]
             if any(value != neutral for value in values):  # what is off for all is left out, and costs nothing
                 columns[name] = torch.tensor(values, dtype=dtype, device=device)
         if isinstance(plans, tuple):  # a list may change under the same identity
-            self._seen = (plans, device, (weights_nG, columns))
-        return weights_nG, columns
+            self._seen = (plans, device, columns)
+        return columns
