@@ -230,7 +230,7 @@ class Serializer:
             query: the document to complete; at least one hole.
             retrieved: documents without holes in front of it.
             variant: what a guidance stream sees. The holes and their prefixes are the same for every variant, so
-                streams stay in step: a hidden text's sentinel is numbered after those of the holes.
+                streams stay in step: the sentinel of what is hidden is numbered after those of the holes.
             max_text_tokens: each text is cut to its first so many tokens, as in training.
 
         Raises:
@@ -316,7 +316,7 @@ class Serializer:
 
     def _write_query(self, writer: _TokenWriter, segments: list[tuple[int, Pieces | Segment]], holes: list[Hole],
                      next_sentinel: int, max_text_tokens: int | None) -> None:
-        """Write the query's segments, a sentinel in place of each hole (appended to `holes`) and of each hidden text."""
+        """Write the query's segments, a sentinel in place of each hole (appended to `holes`) and of what is hidden."""
         for place, (index, segment) in enumerate(segments):
             if place:
                 writer.add([self.vocabulary.break_])

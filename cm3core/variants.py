@@ -1,4 +1,4 @@
-"""What a guidance stream sees of the query document: its texts hidden, left out or replaced; holes and pictures untouched."""
+"""What a guidance stream sees of the query document: texts hidden, left out or replaced, pictures hidden; holes untouched."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from cm3core.document import Document, MaskedText, Segment, Text, TextHole
+from cm3core.document import Codes, Document, MaskedText, Segment, Text, TextHole
 from cm3core.interfaces.sampler import PromptVariant
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """A text that a guidance stream doesn't see: one sentinel, numbered after those of the holes."""
+    """What a guidance stream doesn't see, text or picture: one sentinel, numbered after those of the holes."""
 
 
 #: A query's segment after a `PromptVariant`: pieces of text that are seen, hidden or holes; or a picture.
@@ -22,7 +22,13 @@ Pieces: TypeAlias = list[str | TextHole | Hidden]
 def apply_variant(query: Document, variant: PromptVariant) -> list[tuple[int, Pieces | Segment]]:
     """(index, content) of the query's segments as a stream sees them; text as pieces, holes untouched.
 
-    A text is what a `Text`, or a `MaskedText` between its holes, says. `replace_text` alone replaces all of them.
+    A text is what a `Text`, or a `MaskedText` between its holes, says. `replace_text` alone replaces all of them. With
+    `hide_images` a picture without missing codes is hidden, and segments that are hidden side by side are one (the first's
+    index stands for all), so that nothing tells how many there were; what stands beside a hole in its segment stays there.
+
+    >>> edit = (Text("a cat"), Codes(np.zeros(4, np.int32), (2, 2)), Text("now a dog"), ImageHole())
+    >>> apply_variant(edit, PromptVariant(hide_text="all", hide_images=True))
+    [(0, [Hidden()]), (3, ImageHole())]
     """
     assert variant.hide_text in ("none", "all", "last"), variant.hide_text
     scope = "all" if variant.hide_text == "none" and variant.replace_text is not None else variant.hide_text
@@ -32,7 +38,7 @@ def apply_variant(query: Document, variant: PromptVariant) -> list[tuple[int, Pi
     result: list[tuple[int, Pieces | Segment]] = []
     for index, segment in enumerate(query):
         if not isinstance(segment, (Text, MaskedText, TextHole)):
-            result.append((index, segment))
+            result.append((index, [Hidden()] if variant.hide_images and _is_whole_picture(segment) else segment))
             continue
         parts: Sequence[str | TextHole] = ([segment.text] if isinstance(segment, Text)
                                            else [segment] if isinstance(segment, TextHole) else segment.parts)
@@ -45,4 +51,21 @@ def apply_variant(query: Document, variant: PromptVariant) -> list[tuple[int, Pi
             if not pieces:
                 continue  # left out altogether, its <break> too
         result.append((index, pieces))
+    return _merged(result) if variant.hide_images else result
+
+
+def _merged(segments: list[tuple[int, Pieces | Segment]]) -> list[tuple[int, Pieces | Segment]]:
+    """One sentinel for all that is hidden side by side: pieces of a segment, and segments of which nothing else is left."""
+    result: list[tuple[int, Pieces | Segment]] = []
+    for index, content in segments:
+        if isinstance(content, list):
+            content = [piece for place, piece in enumerate(content)
+                       if not (place and isinstance(piece, Hidden) and isinstance(content[place - 1], Hidden))]
+        if not (result and content == [Hidden()] and result[-1][1] == [Hidden()]):
+            result.append((index, content))
     return result
+
+
+def _is_whole_picture(segment: Segment) -> bool:
+    """Codes of which nothing is missing. Pixels are left for the serializer to refuse."""
+    return isinstance(segment, Codes) and (segment.missing is None or not segment.missing.any())
