@@ -77,9 +77,17 @@ class Codes:
 
 @dataclass(frozen=True)
 class TextHole:
-    """Text to be written: up to `max_tokens` tokens, ended by <eoss>."""
+    """Text to be written, ended by <eoss> (or <eos>).
 
-    max_tokens: int = 64
+    Args:
+        max_tokens: most tokens. None: as many as the decoder's context has room for.
+        min_tokens: it may not end before.
+        stop: it also ends with the token that completes one of these strings (which stays in the text).
+    """
+
+    max_tokens: int | None = 64
+    min_tokens: int = 1
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ the next hole) isn't drawn: it is fed. Numpy only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias
@@ -33,14 +34,17 @@ class HoleGrammar:
         holes: what is to be filled, in order, at least one.
         vocabulary: ranges of ids.
         num_text_ids: ids of the text range that the text tokenizer really has.
+        text_of: text of ids; needed for holes that stop at a string.
     """
 
     holes: tuple[Hole, ...]
     vocabulary: Vocabulary
     num_text_ids: int
+    text_of: Callable[[IntArray], str] | None = None
     #: Tokens of the holes filled so far, end tokens not included.
     contents: list[IntArray] = field(default_factory=list)
-    _current: list[int] = field(default_factory=list)
+    #: Tokens of the present hole so far.
+    current: list[int] = field(default_factory=list)
 
     @property
     def done(self) -> bool:
@@ -59,27 +63,32 @@ class HoleGrammar:
 
     @property
     def legal(self) -> LegalIds:
-        """Ids that may be drawn next. A text hole may not stay empty: no span that was trained on was."""
+        """Ids that may be drawn next. A text hole may not stay empty (`min_tokens`): no span that was trained on was."""
         if self.modality == "image":
             return (self.vocabulary.image,)
         start = self.vocabulary.text.start
         text = range(start, start + self.num_text_ids)
         end = self.hole.ends_with
-        if not self._current or end is None:
+        if len(self.current) < self.hole.min_tokens or end is None:
             return (text,)
         return tuple(sorted((text, range(end, end + 1)), key=lambda ids: ids.start))
 
     @property
     def num_draws(self) -> int:
         """Draws to come for which `legal` stays as it is and nothing else is fed between: 1 in text, a run of cells in images."""
-        return 1 if self.modality == "text" else _room(self.hole) - len(self._current)
+        return 1 if self.modality == "text" else _room(self.hole) - len(self.current)
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """(place of the next draw in its hole, place of the last one that there can be): what guidance schedules go by."""
+        return len(self.current), _room(self.hole) - 1
 
     def cells(self, num: int) -> IntArray:
         """Raster index of the picture's cell of each of the next `num` draws; `NO_CELL` for text."""
         if self.modality == "text":
             return np.full(num, NO_CELL, np.int32)
         assert self.hole.cells is not None
-        return self.hole.cells[len(self._current):len(self._current) + num]
+        return self.hole.cells[len(self.current):len(self.current) + num]
 
     def take(self, tokens: IntArray) -> IntArray:
         """Record `tokens`, the next draws (at most `num_draws`).
@@ -97,13 +106,22 @@ class HoleGrammar:
                                   "correct the sampler: only ids that `allowed_nR` permits may be drawn")
         if self.modality == "text" and int(tokens[0]) == self.hole.ends_with:
             return self._close(forced_end=False)
-        self._current.extend(tokens.tolist())
-        return self._close(forced_end=True) if len(self._current) == _room(self.hole) else np.zeros(0, np.int32)
+        self.current.extend(tokens.tolist())
+        full = len(self.current) == _room(self.hole) or self._stops()
+        return self._close(forced_end=True) if full else np.zeros(0, np.int32)
+
+    def _stops(self) -> bool:
+        """Whether the text has come to one of the strings that it stops at."""
+        if not self.hole.stop:
+            return False
+        assert self.text_of is not None
+        text = self.text_of(np.array(self.current, np.int32))
+        return any(string in text for string in self.hole.stop)
 
     def _close(self, *, forced_end: bool) -> IntArray:
         end = self.hole.ends_with
-        self.contents.append(np.array(self._current, np.int32))
-        self._current = []
+        self.contents.append(np.array(self.current, np.int32))
+        self.current = []
         if self.done:
             return np.zeros(0, np.int32)
         return np.array([*([end] if forced_end and end is not None else []), *self.hole.prefix], np.int32)

@@ -52,6 +52,7 @@ class Hole:
         cells: int32; raster cells to be generated, in order, one code each. None for text.
         max_tokens: most content tokens, the end token not counted; exactly `len(cells)` for pictures.
         ends_with: id of the token after the content. None when a whole picture closes the sequence.
+        min_tokens, stop: of text, see `TextHole`.
     """
 
     segment: int
@@ -60,6 +61,8 @@ class Hole:
     cells: IntArray | None
     max_tokens: int
     ends_with: int | None
+    min_tokens: int = 1
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,7 +258,7 @@ class Serializer:
             tokens, cells = writer.joined()
             hole = query[last]
             if isinstance(hole, TextHole):
-                return Prompt(tokens, cells, (Hole(last, "text", _NO_TOKENS, None, hole.max_tokens, self.vocabulary.eos),))
+                return Prompt(tokens, cells, (_text_hole(last, _NO_TOKENS, hole, self.vocabulary.eos),))
             return Prompt(tokens, cells, (Hole(last, "image", _NO_TOKENS, self._raster, self.num_codes, None),))
         holes: list[Hole] = []
         self._write_query(writer, segments, holes, self._num_holes(query), max_text_tokens)
@@ -323,14 +326,16 @@ class Serializer:
             if isinstance(segment, list):
                 for piece in segment:
                     if isinstance(piece, TextHole):
-                        writer.add(self._open_hole(holes, index, "text", None, piece.max_tokens))
+                        sentinel = np.asarray([self.vocabulary.sentinel(len(holes))], np.int32)
+                        holes.append(_text_hole(index, sentinel, piece, self.vocabulary.end_of_infill))
+                        writer.add(sentinel)
                     elif isinstance(piece, Hidden):
                         writer.add([self.vocabulary.sentinel(next_sentinel)])
                         next_sentinel += 1
                     else:
                         writer.add(self.text_tokens(piece, max_text_tokens))
             elif _is_image_hole(segment):
-                writer.add(self._open_hole(holes, index, "image", self._raster, self.num_codes))
+                writer.add(self._open_hole(holes, index, "image", self._raster))
             elif isinstance(segment, Codes) and _missing(segment).any():
                 self._write_partial(writer, segment, holes, index)
             else:
@@ -342,15 +347,24 @@ class Serializer:
         end = 0
         for run in _runs(_missing(segment)):
             writer.add(tokens[end:run[0]], self._raster[end:run[0]])
-            writer.add(self._open_hole(holes, index, "codes", run, len(run)))
+            writer.add(self._open_hole(holes, index, "codes", run))
             end = int(run[-1]) + 1
         writer.add(tokens[end:], self._raster[end:])
 
-    def _open_hole(self, holes: list[Hole], segment: int, kind: str, cells: IntArray | None, max_tokens: int) -> IntArray:
-        """Append the next hole and return its sentinel."""
+    def _open_hole(self, holes: list[Hole], segment: int, kind: str, cells: IntArray) -> IntArray:
+        """Append the next hole, of codes, and return its sentinel."""
         sentinel = np.asarray([self.vocabulary.sentinel(len(holes))], np.int32)
-        holes.append(Hole(segment, kind, sentinel, cells, max_tokens, self.vocabulary.end_of_infill))
+        holes.append(Hole(segment, kind, sentinel, cells, len(cells), self.vocabulary.end_of_infill))
         return sentinel
+
+
+def _text_hole(segment: int, prefix: IntArray, hole: TextHole, ends_with: int) -> Hole:
+    """A hole of text; raises `DocumentError` for lengths that can't be."""
+    if hole.max_tokens is None or not 1 <= hole.min_tokens <= hole.max_tokens:
+        raise DocumentError(f"query document, segment {segment}",
+                            f"is a text hole of {hole.min_tokens} to {hole.max_tokens} tokens",
+                            "give a max_tokens of at least 1, and a min_tokens from 1 to that")
+    return Hole(segment, "text", prefix, None, hole.max_tokens, ends_with, hole.min_tokens, hole.stop)
 
 
 def _missing(codes: Codes) -> BoolArray:

@@ -30,6 +30,10 @@ class AttentionBackend(ABC):
     Query i of row b sits at key position offset[b] + i and sees the keys j with kv_start[b, i] <= j <= offset[b] + i.
     """
 
+    #: Whether `attend` is softmax attention by exactly this rule and nothing else. A decoder may then compute it in parts: keys
+    #: that several rows share are read once. With False a cache keeps every row's keys apart and calls `attend`.
+    is_plain_softmax: bool = False
+
     def plan(self, *, num_queries: int, num_keys: int, kv_start_BT: Tensor | None = None,
              offset_B: Tensor | None = None) -> Any:
         """What all layers of one forward share (a mask, a list of blocks), made once and given to each `attend`.

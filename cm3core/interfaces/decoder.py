@@ -6,13 +6,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from cm3core.errors import GenerationError
 from cm3core.interfaces.component import ComponentConfig
 from cm3core.vocab import Vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    import torch
     from torch import Tensor, nn
 
     from cm3core.interfaces.attention import AttentionBackend
@@ -43,9 +43,10 @@ class DecoderConfig(ComponentConfig):
 
 
 class KVCache(ABC):
-    """Keys and values of what a decoder has read, for a batch of rows of different lengths.
+    """Keys and values of what a decoder has read, for rows of different lengths. It is changed in place.
 
-    Rows are independent; the engine forks them (candidates of one prompt) and drops them (finished requests).
+    Rows are independent. The engine forks them (candidates of one prompt), drops finished ones and lets new ones join. What
+    forked rows have in common may be kept once.
     """
 
     @property
@@ -54,12 +55,22 @@ class KVCache(ABC):
         """int64 [B]: tokens that each row holds; on the device, so that nothing synchronises."""
 
     @abstractmethod
-    def select(self, rows: Tensor) -> KVCache:
-        """A cache of the rows `rows` (int64 [R], repeats allowed)."""
+    def select(self, rows: Sequence[int]) -> None:
+        """The rows become `rows` of the present ones, in this order; a row named more than once is forked."""
 
     @abstractmethod
-    def advance(self, count_B: Tensor) -> None:
-        """Count `count_B` of the tokens just written as held (a ragged prefill writes more than it keeps)."""
+    def join(self, other: KVCache) -> None:
+        """Append the rows of `other`, of the same decoder, which must not be used afterwards."""
+
+    @abstractmethod
+    def reserve(self, more_B: Sequence[int]) -> None:
+        """See to it that each row can take so many tokens more than it holds."""
+
+    @abstractmethod
+    def advance(self, count_B: Sequence[int]) -> None:
+        """Count so many of the tokens just written to each row as held (a ragged chunk writes more than it keeps).
+
+        Raises `GenerationError` where a row would hold more than it has room for."""
 
 
 class Decoder(ABC):
@@ -89,7 +100,8 @@ class Decoder(ABC):
             tokens_BT: int64 ids.
             positions_BT: int64, 0..context_length-1. None: 0..T-1, after the row's length when there is a cache.
             cells_BT: int64; raster index of an image code in its picture, -1 elsewhere. None: all -1.
-            kv_start_BT: int64; first position in the row that each token sees (documents packed into one row). None: 0.
+            kv_start_BT: int64; first position in the row that each token sees (documents packed into one row). None: 0. Not
+                with a cache.
             cache: keys and values are written at each row's length; the caller calls `cache.advance` afterwards. Padding
                 of a ragged chunk may reach past the end of a row or of the context: it is never counted, and may be dropped.
         """
@@ -104,8 +116,29 @@ class Decoder(ABC):
         return hidden @ (weight if ids is None else weight[ids.start:ids.stop]).to(hidden.dtype).T
 
     @abstractmethod
-    def allocate_cache(self, num_rows: int, max_length: int, dtype: torch.dtype | None = None) -> KVCache:
+    def allocate_cache(self, num_rows: int, max_length: int) -> KVCache:
         """An empty cache of `num_rows` rows of at most `max_length` tokens, on the decoder's device."""
+
+    def cache_bytes(self, num_tokens: int) -> int:
+        """Bytes of `num_tokens` tokens of one row in a cache; the engine bounds memory by it. 0 (the default): not known."""
+        return 0
+
+    def for_inference(self, precision: str = "auto") -> Decoder:
+        """This decoder arranged for generation: weights laid out for few tokens at a time, or of fewer bits.
+
+        It keeps the weights of this moment. The default is the decoder itself, which suits "auto" only.
+
+        Args:
+            precision: "auto" (the dtype that the weights have), "float32", "bfloat16" or "int8" (weights only, a scale for each
+                output).
+
+        Raises:
+            GenerationError: a precision that this decoder, or this machine, doesn't do.
+        """
+        if precision != "auto":
+            raise GenerationError("precision", f"{type(self).__name__} has weights of one kind only, not {precision!r}",
+                                  "use auto")
+        return self
 
     def start_from_codebook(self, codebook: Tensor, vocabulary: Vocabulary) -> None:  # noqa: B027  # optional, not abstract
         """Start the image codes' embeddings from the tokenizer's code vectors [num_image, dim], so that codes that look

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cm3core.interfaces.attention import AttentionBackend
-from cm3core.interfaces.decoder import Decoder
+from cm3core.interfaces.decoder import Decoder, KVCache
 from cm3core.testing._laws import Contract
 from cm3core.testing.attention import DenseAttention
 from cm3core.vocab import Vocabulary
@@ -101,7 +101,7 @@ class DecoderContract(Contract[Decoder]):
         steps = []
         for t in range(7):
             steps.append(self.decoder.hidden_states(tokens_BT[:, t:t + 1], cells_BT=cells_BT[:, t:t + 1], cache=cache))
-            cache.advance(torch.ones(2, dtype=torch.int64))
+            cache.advance([1, 1])
         self.assert_close(torch.cat(steps, 1), self.plain(tokens_BT))
 
     @torch.no_grad()
@@ -122,45 +122,59 @@ class DecoderContract(Contract[Decoder]):
             states = self.decoder.hidden_states(chunk_BT, cells_BT=self.cells(chunk_BT), cache=cache)
             for row, (held, count) in enumerate(zip(held_B.tolist(), count_B.tolist(), strict=True)):
                 self.assert_close(states[row, :count], expected[row, held:held + count])
-            cache.advance(count_B)
+            cache.advance(count_B.tolist())
             held_B = held_B + count_B
             assert torch.equal(cache.length_B, held_B)
 
     @torch.no_grad()
     def law_documents_packed_into_a_row_are_isolated(self, data: st.DataObject) -> None:
-        """With positions that restart and kv_start, a packed row equals its documents alone; with a cache too."""
+        """With positions that restart and kv_start, a packed row equals its documents alone."""
         lengths = data.draw(st.lists(st.integers(1, 6), min_size=2, max_size=3), label="documents")
-        total, cut = sum(lengths), data.draw(st.integers(1, sum(lengths) - 1), label="first chunk")
-        tokens_BT = self.tokens(data, 1, total)
+        tokens_BT = self.tokens(data, 1, sum(lengths))
         starts_BT = torch.cat([torch.full((n,), sum(lengths[:i])) for i, n in enumerate(lengths)])[None]
-        positions_BT, cells_BT = torch.arange(total)[None] - starts_BT, self.cells(tokens_BT)
+        positions_BT, cells_BT = torch.arange(sum(lengths))[None] - starts_BT, self.cells(tokens_BT)
         alone = torch.cat([self.plain(part) for part in torch.split(tokens_BT, lengths, dim=1)], 1)
         packed = self.decoder.hidden_states(tokens_BT, positions_BT=positions_BT, cells_BT=cells_BT, kv_start_BT=starts_BT)
         self.assert_close(packed, alone)
-        cache, chunks = self.decoder.allocate_cache(1, total), []
-        for part in (slice(0, cut), slice(cut, total)):
-            chunks.append(self.decoder.hidden_states(tokens_BT[:, part], positions_BT=positions_BT[:, part], cache=cache,
-                                                     cells_BT=cells_BT[:, part], kv_start_BT=starts_BT[:, part]))
-            cache.advance(torch.tensor([chunks[-1].shape[1]]))
-        self.assert_close(torch.cat(chunks, 1), alone)
 
     @torch.no_grad()
-    def law_selected_rows_go_on_alone(self, data: st.DataObject) -> None:
-        """Forks of a cache's rows continue as if each had been read from the start, and leave the original as it was."""
-        tokens_BT = self.tokens(data, 2, 8)
-        length_B = torch.tensor(data.draw(st.lists(st.integers(1, 5), min_size=2, max_size=2), label="row lengths"))
-        cache = self.decoder.allocate_cache(2, 10)
-        self.decoder.hidden_states(tokens_BT[:, :5], cells_BT=self.cells(tokens_BT[:, :5]), cache=cache)
-        cache.advance(length_B)
-        rows = torch.tensor(data.draw(st.lists(st.integers(0, 1), min_size=1, max_size=4), label="rows"))
-        fork = cache.select(rows)
-        assert torch.equal(fork.length_B, length_B[rows])
-        for target, sources in ((fork, rows.tolist()), (cache, [0, 1])):
-            new_BT = self.tokens(data, len(sources), 2)
-            states = self.decoder.hidden_states(new_BT, cells_BT=self.cells(new_BT), cache=target)
-            for i, source in enumerate(sources):
-                whole = torch.cat([tokens_BT[source, : int(length_B[source])], new_BT[i]])[None]
-                self.assert_close(states[i], self.plain(whole)[0, -2:])
+    def law_rows_of_a_cache_are_forked_dropped_and_joined(self, data: st.DataObject) -> None:
+        """Whatever happens to a cache's rows, each goes on as if it had been read alone from its start."""
+        decoder = self.decoder.for_inference()
+        whole: list[list[int]] = [[], []]
+        cache = self._read(decoder, data, whole)
+        for _ in range(data.draw(st.integers(1, 6), label="events")):
+            event = data.draw(st.sampled_from(["select", "join", "read"]), label="event")
+            if event == "select":
+                rows = data.draw(st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=4), label="rows")
+                cache.select(rows)
+                whole = [list(whole[row]) for row in rows]
+            elif event == "join" and len(whole) < 5:
+                others: list[list[int]] = [[] for _ in range(data.draw(st.integers(1, 2), label="joining"))]
+                cache.join(self._read(decoder, data, others))
+                whole += others
+            else:
+                counts = data.draw(st.lists(st.integers(1, 2), min_size=len(whole), max_size=len(whole)), label="tokens")
+                counts = [min(count, 24 - len(row)) for count, row in zip(counts, whole, strict=True)]
+                if min(counts) > 0:
+                    cache.reserve(counts)
+                    self._read_more(decoder, cache, data, whole, counts)
+            assert cache.length_B.tolist() == [len(row) for row in whole]
+
+    def _read(self, decoder: Decoder, data: st.DataObject, rows: list[list[int]]) -> KVCache:
+        counts = data.draw(st.lists(st.integers(1, 5), min_size=len(rows), max_size=len(rows)), label="first tokens")
+        cache = decoder.allocate_cache(len(rows), max(counts))
+        self._read_more(decoder, cache, data, rows, counts)
+        return cache
+
+    def _read_more(self, decoder: Decoder, cache: KVCache, data: st.DataObject, rows: list[list[int]], counts: list[int]) -> None:
+        """Read so many new tokens in each row, compare with the whole row read at once, and append them to `rows`."""
+        new_BT = self.tokens(data, len(rows), max(counts))
+        states_BTE = decoder.hidden_states(new_BT, cells_BT=self.cells(new_BT), cache=cache)
+        cache.advance(counts)
+        for place, (row, count) in enumerate(zip(rows, counts, strict=True)):
+            row += new_BT[place, :count].tolist()
+            self.assert_close(states_BTE[place, :count], self.plain(torch.tensor([row]))[0, -count:])
 
     @torch.no_grad()
     def law_logits_of_a_range_are_a_slice(self, data: st.DataObject) -> None:

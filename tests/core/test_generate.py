@@ -175,6 +175,10 @@ class CountingDecoder:
     def __getattr__(self, name):
         return getattr(self.decoder, name)
 
+    def for_inference(self, precision):
+        self.decoder = self.decoder.for_inference(precision)
+        return self
+
     def hidden_states(self, tokens_BT, **options):
         self.shapes.append(tuple(tokens_BT.shape))
         return self.decoder.hidden_states(tokens_BT, **options)

@@ -17,6 +17,7 @@ class KernelAttention(AttentionBackend):
 
     def __init__(self, implementation: str) -> None:
         self.implementation = implementation
+        self.is_plain_softmax = implementation != "reference"  # which is there to be compared with: it computes all itself
 
     def plan(self, *, num_queries: int, num_keys: int, kv_start_BT: Tensor | None = None,
              offset_B: Tensor | None = None) -> AttentionPlan:

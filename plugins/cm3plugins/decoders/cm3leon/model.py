@@ -1,4 +1,4 @@
-"""The CM3leon decoder, read top to bottom: cache, attention, block, model.
+"""The CM3leon decoder, read top to bottom: block, model. How it generates, with a cache, stands in `inference.py`.
 
 CM3leon paper, section 2.3: a decoder-only transformer as OPT / GPT-3 (pre-LN, learned absolute positions), without biases,
 dropout or learnable normalisation; truncated normal initialisation of 0.006 with both residual outputs at zero. Details the
@@ -14,129 +14,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cm3core.errors import DocumentError, GenerationError
+from cm3core.errors import DocumentError
 from cm3core.interfaces.attention import AttentionBackend
 from cm3core.interfaces.decoder import Decoder, KVCache
 from cm3core.vocab import Vocabulary
 from cm3plugins.decoders.cm3leon import CM3LeonConfig
-
-LAYER_NORM_EPS = 1e-5
-
-
-class Matrices(NamedTuple):
-    """A block's weights as the factors of products on the right: [in, out]."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    out: Tensor
-    up: Tensor
-    down: Tensor
-
-
-class CM3LeonCache(KVCache):
-    """Preallocated keys and values, [L, B, K, S + 1, D] (a head's keys side by side: the CPU reads them up to three times as
-    fast); each row is as long as it is.
-
-    The slot after the last takes what a ragged chunk writes past a full row's end; it is never counted as held.
-    `held_at_most` is the longest row's length as the host knows it: exact on the CPU, an upper bound elsewhere, so that
-    attention reads no more slots than needed and nothing waits for the device. `matrices`, if any, is the blocks' weights in
-    the layout that multiplies few tokens fastest; a cache belongs to the weights that filled it.
-    """
-
-    def __init__(self, keys_LBKSD: Tensor, values_LBKSD: Tensor, length_B: Tensor, held_at_most: int,
-                 matrices: list[Matrices] | None) -> None:
-        self.keys_LBKSD, self.values_LBKSD = keys_LBKSD, values_LBKSD
-        self._length_B, self.held_at_most, self.matrices = length_B, held_at_most, matrices
-        self._num_written = 0  # tokens a row by the last forward, not yet counted by `advance`
-
-    @property
-    def capacity(self) -> int:
-        """Tokens that a row can hold."""
-        return self.keys_LBKSD.shape[3] - 1
-
-    @property
-    def length_B(self) -> Tensor:
-        return self._length_B
-
-    def select(self, rows: Tensor) -> CM3LeonCache:
-        L, _, K, S, D = self.keys_LBKSD.shape
-        length_X = self._length_B[rows]
-        used = _longest(length_X, otherwise=self.held_at_most)
-        copies = []
-        for memory_LBKSD in (self.keys_LBKSD, self.values_LBKSD):
-            copies.append(memory_LBKSD.new_zeros(L, len(rows), K, S, D))
-            copies[-1][..., :used, :] = memory_LBKSD[..., :used, :].index_select(1, rows)
-        return CM3LeonCache(copies[0], copies[1], length_X, used, self.matrices)
-
-    def advance(self, count_B: Tensor) -> None:
-        self._length_B = self._length_B + count_B.to(self._length_B)
-        longest = _longest(self._length_B, otherwise=min(self.held_at_most + self._num_written, self.capacity))
-        if longest > self.capacity:
-            raise GenerationError("key-value cache", f"a row of {longest} tokens in a cache of {self.capacity}",
-                                  "ask for fewer tokens, or allocate a longer cache")
-        self.held_at_most, self._num_written = longest, 0
-
-    def begin(self, num_tokens: int) -> tuple[Tensor, Tensor, int]:
-        """Of the `num_tokens` about to be written to each row: positions [B, T], flat slots [B * T * K], slots to read."""
-        self._num_written = num_tokens
-        B, K, S = self.keys_LBKSD.shape[1:4]
-        positions_BT = self._length_B[:, None] + torch.arange(num_tokens, device=self._length_B.device)
-        first_B1K = torch.arange(0, B * K * S, S, device=positions_BT.device).view(B, 1, K)
-        slots_BTK = first_B1K + positions_BT.clamp(max=S - 1)[..., None]
-        return positions_BT, slots_BTK.flatten(), min(self.held_at_most + num_tokens, S)
-
-    def write(self, layer: int, slots: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> None:
-        """Put one layer's new keys and values where `begin` said."""
-        for memory_LBKSD, new_BTKD in ((self.keys_LBKSD, k_BTKD), (self.values_LBKSD, v_BTKD)):
-            memory_LBKSD[layer].flatten(0, 2).index_copy_(0, slots, new_BTKD.flatten(0, 2).to(memory_LBKSD.dtype))
-
-    def read(self, layer: int, num_keys: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """One layer's first `num_keys` keys and values, views [B, S, K, D]."""
-        k_BSKD, v_BSKD = (memory_LBKSD[layer, :, :, :num_keys].transpose(1, 2).to(dtype)
-                          for memory_LBKSD in (self.keys_LBKSD, self.values_LBKSD))
-        return k_BSKD, v_BSKD
-
-
-def _longest(length_B: Tensor, otherwise: int) -> int:
-    """The greatest length where the host can look without waiting for a device, else the bound given."""
-    if length_B.device.type != "cpu":
-        return otherwise
-    return int(length_B.max()) if len(length_B) else 0
+from cm3plugins.decoders.cm3leon.cache import CM3LeonCache
+from cm3plugins.decoders.cm3leon.inference import LAYER_NORM_EPS, CM3LeonInference, layer_norm
 
 
 @dataclass
 class Context:
-    """What all blocks of one forward share: the backend, who sees whom, and where the cache is read and written."""
+    """What all blocks of one forward share: the backend, and who sees whom."""
 
     attention: AttentionBackend
     kv_start_BT: Tensor | None
-    offset_B: Tensor | None
     plan: Any
-    cache: CM3LeonCache | None = None
-    slots: Tensor | None = None
-    num_keys: int = 0
-
-    @property
-    def matrices(self) -> list[Matrices] | None:
-        """The cache's copy of the weights, if it has one."""
-        return None if self.cache is None else self.cache.matrices
-
-    def attend(self, layer: int, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
-        """Attention of new tokens on themselves and on what the cache holds."""
-        if self.cache is not None and self.slots is not None:
-            self.cache.write(layer, self.slots, k_BTKD, v_BTKD)
-            if self.offset_B is not None:
-                k_BTKD, v_BTKD = self.cache.read(layer, self.num_keys, q_BTHD.dtype)
-        return self.attention.attend(q_BTHD, k_BTKD, v_BTKD, kv_start_BT=self.kv_start_BT, offset_B=self.offset_B,
-                                     plan=self.plan)
 
 
 class Block(nn.Module):
@@ -157,28 +57,18 @@ class Block(nn.Module):
         self.q_norm = nn.LayerNorm(D, eps=LAYER_NORM_EPS, bias=False) if config.qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(D, eps=LAYER_NORM_EPS, bias=False) if config.qk_norm else nn.Identity()
 
-    def matrices(self) -> Matrices:
-        """Views of the weights."""
-        linears = (self.q_proj, self.k_proj, self.v_proj, self.out_proj, self.fc1, self.fc2)
-        return Matrices(*(linear.weight.T for linear in linears))
-
     def forward(self, x_BTE: Tensor, context: Context) -> Tensor:
-        weights = self.matrices() if context.matrices is None else context.matrices[self.layer]
-        x_BTE = x_BTE + F.dropout(self.attention(layer_norm(x_BTE), weights, context), self.dropout, self.training)
-        hidden_BTF = self.activation(layer_norm(x_BTE) @ weights.up)
-        return x_BTE + F.dropout(hidden_BTF @ weights.down, self.dropout, self.training)
+        x_BTE = x_BTE + F.dropout(self.attention(layer_norm(x_BTE), context), self.dropout, self.training)
+        hidden_BTF = self.activation(self.fc1(layer_norm(x_BTE)))
+        return x_BTE + F.dropout(self.fc2(hidden_BTF), self.dropout, self.training)
 
-    def attention(self, x_BTE: Tensor, weights: Matrices, context: Context) -> Tensor:
+    def attention(self, x_BTE: Tensor, context: Context) -> Tensor:
         heads = (*x_BTE.shape[:2], self.num_heads, -1)
-        q_BTHD = self.q_norm((x_BTE @ weights.query).view(heads))
-        k_BTKD = self.k_norm((x_BTE @ weights.key).view(heads))
-        v_BTKD = (x_BTE @ weights.value).view(heads)
-        return context.attend(self.layer, q_BTHD, k_BTKD, v_BTKD).flatten(2) @ weights.out
-
-
-def layer_norm(x: Tensor) -> Tensor:
-    """LayerNorm over the last dimension without weight or bias."""
-    return F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
+        q_BTHD = self.q_norm(self.q_proj(x_BTE).view(heads))
+        k_BTKD = self.k_norm(self.k_proj(x_BTE).view(heads))
+        v_BTKD = self.v_proj(x_BTE).view(heads)
+        attended_BTHD = context.attention.attend(q_BTHD, k_BTKD, v_BTKD, kv_start_BT=context.kv_start_BT, plan=context.plan)
+        return cast(Tensor, self.out_proj(attended_BTHD.flatten(2)))
 
 
 def truncated_normal_(weight: Tensor, std: float) -> None:
@@ -220,9 +110,18 @@ class CM3LeonDecoder(nn.Module, Decoder):
 
     def hidden_states(self, tokens_BT: Tensor, *, positions_BT: Tensor | None = None, cells_BT: Tensor | None = None,
                       kv_start_BT: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        assert cache is None or isinstance(cache, CM3LeonCache), "a cache comes from this decoder's allocate_cache"
-        default_positions_BT, context = self.context(tokens_BT, kv_start_BT, cache, own_positions=positions_BT is not None)
-        x_BTE = self.embed(tokens_BT, default_positions_BT if positions_BT is None else positions_BT, cells_BT)
+        if cache is not None:
+            assert isinstance(cache, CM3LeonCache), "a cache comes from this decoder's allocate_cache"
+            return cache.decoder.hidden_states(tokens_BT, positions_BT=positions_BT, cells_BT=cells_BT, kv_start_BT=kv_start_BT,
+                                               cache=cache)
+        T = tokens_BT.shape[1]
+        if positions_BT is None:
+            if self.context_length < T:
+                raise DocumentError("sequence", f"{T} tokens, the decoder's context is {self.context_length}",
+                                    "shorten the texts, retrieve fewer documents, or train with a longer context_length")
+            positions_BT = torch.arange(T, device=tokens_BT.device)[None]
+        context = Context(self.backend, kv_start_BT, self.backend.plan(num_queries=T, num_keys=T, kv_start_BT=kv_start_BT))
+        x_BTE = self.embed(tokens_BT, positions_BT, cells_BT)
         for block in self.blocks():
             if self.config.activation_checkpointing and self.training:
                 x_BTE = checkpoint(block, x_BTE, context, use_reentrant=False)
@@ -233,25 +132,6 @@ class CM3LeonDecoder(nn.Module, Decoder):
     def blocks(self) -> list[Block]:
         """`layers`, typed."""
         return cast(list[Block], list(self.layers))
-
-    def context(self, tokens_BT: Tensor, kv_start_BT: Tensor | None, cache: CM3LeonCache | None, *,
-                own_positions: bool) -> tuple[Tensor, Context]:
-        """Default positions, and what the blocks share. A cache that holds nothing yet is attended to as if there were none."""
-        T = tokens_BT.shape[1]
-        if cache is None:
-            if not own_positions and self.context_length < T:
-                raise DocumentError("sequence", f"{T} tokens, the decoder's context is {self.context_length}",
-                                    "shorten the texts, retrieve fewer documents, or train with a longer context_length")
-            positions_BT = torch.arange(T, device=tokens_BT.device)[None]
-            offset_B, slots, num_keys = None, None, T
-        else:
-            num_held = cache.held_at_most
-            positions_BT, slots, num_keys = cache.begin(T)
-            offset_B = cache.length_B if num_held else None
-            num_keys = num_keys if num_held else T
-            positions_BT = positions_BT.clamp(max=self.context_length - 1)  # past the end only padding of ragged chunks
-        plan = self.backend.plan(num_queries=T, num_keys=num_keys, kv_start_BT=kv_start_BT, offset_B=offset_B)
-        return positions_BT, Context(self.backend, kv_start_BT, offset_B, plan, cache, slots, num_keys)
 
     def embed(self, tokens_BT: Tensor, positions_BT: Tensor, cells_BT: Tensor | None) -> Tensor:
         """Token + position (+ row + column of an image code's cell)."""
@@ -265,18 +145,12 @@ class CM3LeonDecoder(nn.Module, Decoder):
     def head_weight(self) -> Tensor:
         return self.embed_tokens.weight if self.embed_output is None else self.embed_output.weight
 
-    def allocate_cache(self, num_rows: int, max_length: int, dtype: torch.dtype | None = None) -> CM3LeonCache:
-        if max_length > self.context_length:
-            raise GenerationError("prompt", f"{max_length} tokens with what is to be generated, the context is "
-                                  f"{self.context_length}", "shorten the prompt, retrieve fewer documents, or generate less")
-        config, weight = self.config, self.embed_tokens.weight
-        shape = (config.num_layers, num_rows, config.num_heads, max_length + 1, config.d_model // config.num_heads)
-        keys, values = (torch.zeros(shape, dtype=dtype or weight.dtype, device=weight.device) for _ in range(2))
-        matrices = None
-        if weight.device.type == "cpu":  # twice as fast for a few tokens as nn.Linear's layout
-            with torch.no_grad():
-                matrices = [Matrices(*(matrix.contiguous() for matrix in block.matrices())) for block in self.blocks()]
-        return CM3LeonCache(keys, values, torch.zeros(num_rows, dtype=torch.int64, device=weight.device), 0, matrices)
+    def for_inference(self, precision: str = "auto") -> CM3LeonInference:
+        return CM3LeonInference(self, precision)
+
+    def allocate_cache(self, num_rows: int, max_length: int) -> CM3LeonCache:
+        """See `Decoder`. The cache reads the weights of this moment; who needs many caches asks `for_inference` once."""
+        return self.for_inference().allocate_cache(num_rows, max_length)
 
     @torch.no_grad()
     def start_from_codebook(self, codebook: Tensor, vocabulary: Vocabulary) -> None:

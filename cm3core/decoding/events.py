@@ -1,0 +1,118 @@
+"""What is asked of the engine, what comes back, and what is told on the way. Numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from cm3core.document import Codes, Document, IntArray
+from cm3core.errors import GenerationError
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.sampler import Sampler
+
+#: Called as the work goes on with (tokens drawn so far, most there can be). An exception raised in it ends the work.
+Progress: TypeAlias = Callable[[int, int], None]
+
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One document to complete.
+
+    Args:
+        document: segments with at least one hole; pictures as `Codes`.
+        retrieved: documents to put in front, in this order.
+        seed: 0..2**63-1. Equal requests give equal completions, whatever else is in the batch.
+        sampler: None: the engine's.
+    """
+
+    document: Document
+    retrieved: Sequence[Document] = ()
+    seed: int = 0
+    sampler: Sampler | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Completion:
+    """A filled document.
+
+    Args:
+        document: the request's document, each hole replaced by `Text` or `Codes`.
+        log_probability: nats; sum over the drawn tokens of their log-probability under the conditional stream alone, among the
+            legal ids, at temperature 1 (tokens without a choice count nothing).
+        num_tokens: tokens drawn, drawn end tokens included.
+    """
+
+    document: Document
+    log_probability: float
+    num_tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class Event:
+    """Something that happened to `request`: the number that `Session.submit` gave it, in `Engine.stream` its place."""
+
+    request: int
+
+
+@dataclass(frozen=True, eq=False)
+class TokensDrawn(Event):
+    """Tokens of a hole, in the order drawn: int32 ids of the vocabulary. `segment` is the hole's place in the document."""
+
+    segment: int
+    tokens: IntArray
+
+
+@dataclass(frozen=True, eq=False)
+class TextGrown(Event):
+    """A piece of a text hole: what has come to be certain since the last one. All pieces of a hole are its text."""
+
+    segment: int
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class PictureGrown(Event):
+    """A picture in the making: `codes` with everything `missing` that is not drawn yet. Sent whenever a row of codes is full."""
+
+    segment: int
+    codes: Codes
+
+
+@dataclass(frozen=True, eq=False)
+class Finished(Event):
+    """The request's holes are filled."""
+
+    completion: Completion
+
+
+@dataclass(frozen=True, eq=False)
+class Failed(Event):
+    """The request came to nothing; others go on. `error` says why, with what caused it as its `__cause__`."""
+
+    error: GenerationError
+
+
+@dataclass(frozen=True, eq=False)
+class Cancelled(Event):
+    """The request was cancelled; its rows are free."""
+
+
+def candidate_seed(seed: int, index: int) -> int:
+    """Seed of candidate `index` of a request: the first k candidates are the same however many are asked for.
+
+    Candidate 0 has the request's own seed, so that a picture's seed alone draws it again.
+
+    >>> candidate_seed(7, 0), candidate_seed(7, 1) == candidate_seed(7, 1), candidate_seed(7, 1) == candidate_seed(8, 1)
+    (7, True, False)
+    """
+    if not 0 <= seed <= MAX_SEED:
+        raise GenerationError("seed", f"is {seed}", "use 0 to 2**63 - 1")
+    if index == 0:
+        return seed
+    return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1)
