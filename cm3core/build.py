@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cm3core.errors import CM3Error, DeviceError, RecipeError
+from cm3core.likelihood import Likelihood
 from cm3core.memory import check_weights_fit
 from cm3core.serialize import Serializer
 from cm3core.vocab import NUM_CONTROL, Vocabulary
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         ImageTokenizer,
         ImageTokenizerConfig,
         MaskingObjective,
+        Reranker,
         Retriever,
         Sampler,
         TextTokenizer,
@@ -48,7 +50,7 @@ NEEDED = {
 
 @dataclass(eq=False)
 class Components:
-    """What a recipe builds. `source`, `embedder`, `retriever` and `sampler` are built on first use, the rest at once.
+    """What a recipe builds. `source`, `embedder`, `retriever`, `sampler` and `reranker` are built on first use, the rest at once.
 
     Args:
         recipe: where the configs are.
@@ -97,6 +99,17 @@ class Components:
         """The sampler."""
         sampler: Sampler = section(self.recipe, "sampler").build()
         return sampler
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """How probable given contents are under the decoder, texts of prompts cut as in training."""
+        return Likelihood(self.decoder, self.serializer, self.vocabulary, max_text_tokens=self.recipe.data.max_text_tokens)
+
+    @cached_property
+    def reranker(self) -> Reranker | None:
+        """The reranker, None when the recipe has none."""
+        config = self.recipe.reranker
+        return None if config is None else config.build(embedder=self.embedder, likelihood=self.likelihood)
 
     def split(self, name: str) -> DocumentSource:
         """Another split of the data set, e.g. "comp". Raises what the data set raises when it has no such split."""

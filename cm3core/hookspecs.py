@@ -39,6 +39,7 @@ from cm3core.interfaces.decoder import DecoderConfig
 from cm3core.interfaces.embedder import EmbedderConfig
 from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
 from cm3core.interfaces.objective import ObjectiveConfig
+from cm3core.interfaces.reranker import RerankerConfig
 from cm3core.interfaces.retriever import RetrieverConfig
 from cm3core.interfaces.sampler import SamplerConfig
 from cm3core.interfaces.text_tokenizer import TextTokenizerConfig
@@ -87,6 +88,11 @@ def cm3_attention_backends() -> Mapping[str, type[AttentionConfig]]:
 @hookspec
 def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
     """Samplers: logits of the guidance streams -> next token. Recipe section `sampler`; interface `Sampler`."""
+
+
+@hookspec
+def cm3_rerankers() -> Mapping[str, type[RerankerConfig]]:
+    """Rerankers: completions of one request -> a score each. Recipe section `reranker`; interface `Reranker`."""
 
 
 @hookspec

@@ -25,5 +25,6 @@ KINDS: dict[str, Kind] = {
     "decoder": Kind("cm3_decoders", base.DecoderConfig),
     "attention": Kind("cm3_attention_backends", base.AttentionConfig),
     "sampler": Kind("cm3_samplers", base.SamplerConfig),
+    "reranker": Kind("cm3_rerankers", base.RerankerConfig),
     "dataset": Kind("cm3_datasets", base.DocumentSourceConfig),
 }

@@ -12,6 +12,7 @@ from cm3core.interfaces.decoder import Decoder, DecoderConfig, KVCache
 from cm3core.interfaces.embedder import Embedder, EmbedderConfig
 from cm3core.interfaces.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from cm3core.interfaces.objective import MaskingObjective, ObjectiveConfig
+from cm3core.interfaces.reranker import Candidate, Reranker, RerankerConfig
 from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
 from cm3core.interfaces.sampler import (
     Filters,
@@ -25,8 +26,9 @@ from cm3core.interfaces.sampler import (
 from cm3core.interfaces.text_tokenizer import TextTokenizer, TextTokenizerConfig
 
 __all__ = [
-    "AttentionBackend", "AttentionConfig", "ComponentConfig", "Decoder", "DecoderConfig", "DocumentSource",
+    "AttentionBackend", "AttentionConfig", "Candidate", "ComponentConfig", "Decoder", "DecoderConfig", "DocumentSource",
     "DocumentSourceConfig", "Embedder", "EmbedderConfig", "Filters", "GuidanceSchedule", "GuidanceStream", "ImageTokenizer",
-    "ImageTokenizerConfig", "KVCache", "MaskingObjective", "ObjectiveConfig", "PromptVariant", "Retrieved", "Retriever",
-    "RetrieverConfig", "Sampler", "SamplerConfig", "SamplingPlan", "TextTokenizer", "TextTokenizerConfig",
+    "ImageTokenizerConfig", "KVCache", "MaskingObjective", "ObjectiveConfig", "PromptVariant", "Reranker", "RerankerConfig",
+    "Retrieved", "Retriever", "RetrieverConfig", "Sampler", "SamplerConfig", "SamplingPlan", "TextTokenizer",
+    "TextTokenizerConfig",
 ]

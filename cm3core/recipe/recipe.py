@@ -39,6 +39,7 @@ class Recipe:
     decoder: base.DecoderConfig | None = None
     attention: base.AttentionConfig | None = None
     sampler: base.SamplerConfig | None = None
+    reranker: base.RerankerConfig | None = None
     dataset: base.DocumentSourceConfig | None = None
     vocabulary: VocabularySection = field(default_factory=VocabularySection)
     train: TrainSection = field(default_factory=TrainSection)
@@ -82,6 +83,7 @@ class Recipe:
         self._check_needs()
         self._check_vocabulary()
         self._check_context()
+        self._check_candidates()
 
     def _check_needs(self) -> None:
         for kind, (name, config) in self.components.items():
@@ -93,6 +95,12 @@ class Recipe:
         if self.vocabulary.num_text is None and self.text_tokenizer is None:
             raise RecipeError("vocabulary.num_text", "is null, and there is no text tokenizer to take it from",
                               "add a section text_tokenizer, or give the number")
+
+    def _check_candidates(self) -> None:
+        """Of several candidates something must choose."""
+        if self.generate.num_candidates > 1 and self.reranker is None:
+            raise RecipeError("generate.num_candidates", f"is {self.generate.num_candidates}, and no reranker chooses the best",
+                              "add reranker=clip (with an embedder) or reranker=likelihood, or use 1")
 
     def _check_context(self) -> None:
         """Retrieved documents and query hold one picture each: without any text they must fit the decoder's context."""

@@ -150,17 +150,20 @@ class GenerateSection:
 
     Args:
         num_images: pictures for a prompt.
+        num_candidates: pictures drawn for each one that is shown, the best by the section `reranker` (paper: 8, by CLIP).
         retrieve: put retrieved documents in front of the prompt.
         max_text_tokens: longest caption or infilled text.
     """
 
     num_images: int = 4
+    num_candidates: int = 1
     retrieve: bool = True
     max_text_tokens: int = 64
 
     def check(self) -> None:
         """Raise `RecipeError` for a count out of range."""
         _require("generate", "num_images", self.num_images, self.num_images >= 1, "at least 1")
+        _require("generate", "num_candidates", self.num_candidates, self.num_candidates >= 1, "at least 1")
         _require("generate", "max_text_tokens", self.max_text_tokens, self.max_text_tokens >= 1, "at least 1")
 
 

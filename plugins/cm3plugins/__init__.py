@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cm3core.interfaces.embedder import EmbedderConfig
     from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
     from cm3core.interfaces.objective import ObjectiveConfig
+    from cm3core.interfaces.reranker import RerankerConfig
     from cm3core.interfaces.retriever import RetrieverConfig
     from cm3core.interfaces.sampler import SamplerConfig
     from cm3core.interfaces.text_tokenizer import TextTokenizerConfig
@@ -82,6 +83,13 @@ def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
     from cm3plugins.samplers.config import CFGSamplerConfig, TopPSamplerConfig
 
     return {"cfg": CFGSamplerConfig, "top_p": TopPSamplerConfig}
+
+
+@hookimpl
+def cm3_rerankers() -> Mapping[str, type[RerankerConfig]]:
+    from cm3plugins.rerankers import ClipRerankerConfig, LikelihoodRerankerConfig, PMIRerankerConfig
+
+    return {"clip": ClipRerankerConfig, "likelihood": LikelihoodRerankerConfig, "pmi": PMIRerankerConfig}
 
 
 @hookimpl

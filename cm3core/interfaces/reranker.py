@@ -1,0 +1,126 @@
+"""Kind `reranker`: several completions of one request -> a score each, so that the best may be shown.
+
+Sources: CM3leon paper, Table 1 (8 candidates, the best by CLIP); RA-CM3 (captions by perplexity).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar
+
+from cm3core.document import Codes, Document, PixelArray, Text, has_holes
+from cm3core.errors import CM3Error, GenerationError
+from cm3core.interfaces.component import ComponentConfig
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.embedder import Embedder
+    from cm3core.likelihood import Likelihood
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One completion of a request.
+
+    Args:
+        request: the document with its holes, pictures as `Codes`.
+        document: the same document, each hole filled by `Text` or `Codes`.
+        decode: turns `Codes` into pixels, uint8 [height, width, 3].
+        retrieved: the documents that stood in front of the request.
+        log_probability, num_tokens: see `cm3core.generate.Completion`.
+        seed: the completion's own.
+    """
+
+    request: Document
+    document: Document
+    decode: Callable[[Codes], PixelArray] = field(repr=False)
+    retrieved: tuple[Document, ...] = ()
+    log_probability: float = 0.0
+    num_tokens: int = 0
+    seed: int = 0
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The filled document's texts that are not empty, in order, given ones and written ones."""
+        return tuple(segment.text for segment in self.document if isinstance(segment, Text) and segment.text)
+
+    @property
+    def drawn(self) -> tuple[Codes, ...]:
+        """The filled document's pictures that were drawn, whole or in part, in order: one for each segment that asked for one."""
+        return tuple(filled for asked, filled in zip(self.request, self.document, strict=True)
+                     if isinstance(filled, Codes) and has_holes([asked]))
+
+    @property
+    def given(self) -> tuple[Codes, ...]:
+        """The document's pictures that stood in the request, in order."""
+        return tuple(filled for asked, filled in zip(self.request, self.document, strict=True)
+                     if isinstance(filled, Codes) and not has_holes([asked]))
+
+    @cached_property
+    def pixels(self) -> tuple[PixelArray, ...]:
+        """The pictures of `drawn`, uint8 [height, width, 3] each; decoded when they are first asked for."""
+        return tuple(self.decode(codes) for codes in self.drawn)
+
+
+@dataclass(kw_only=True)
+class RerankerConfig(ComponentConfig):
+    """Base of rerankers' configs."""
+
+    kind: ClassVar[str] = "reranker"
+
+    def build(self, *, embedder: Embedder | None, likelihood: Likelihood) -> Reranker:
+        """Return the reranker. `embedder` is the recipe's, None when it has none; `likelihood` asks the model itself."""
+        raise NotImplementedError
+
+
+class Reranker(ABC):
+    """Scores the candidates of one request; higher is better."""
+
+    @property
+    @abstractmethod
+    def measure(self) -> str:
+        """What a score is, as it is shown beside it, e.g. "cosine similarity of BiEncoder". True words only: CLIP means CLIP."""
+
+    @abstractmethod
+    def _score(self, candidates: Sequence[Candidate]) -> Sequence[float]:
+        """A finite score of each candidate, in order, which depends on that candidate alone. At least one candidate.
+
+        Raises:
+            GenerationError: a candidate holds nothing that can be scored.
+        """
+
+    def score(self, candidates: Sequence[Candidate]) -> list[float]:
+        """A score of each candidate, in order; all are of one request.
+
+        Raises:
+            GenerationError: the reranker failed, or did not give a finite number for each candidate.
+            CM3Error: what it raised itself, its place preceded by the reranker.
+        """
+        assert all(candidate.request == candidates[0].request for candidate in candidates), "candidates are of one request"
+        if not candidates:
+            return []
+        place = f"reranker ({self.measure})"
+        try:
+            scores = list(self._score(candidates))
+        except CM3Error as error:
+            raise type(error)(f"{place}, {error.place}", error.cause, error.next_step) from error
+        except Exception as error:  # a plugin's code: whatever it raises is its own, and one request's end only
+            raise GenerationError(place, f"failed with {type(error).__name__}: {error}",
+                                  "correct it, or leave the section 'reranker' out of the recipe") from error
+        if len(scores) != len(candidates):
+            raise GenerationError(place, f"gave {len(scores)} scores for {len(candidates)} candidates",
+                                  "correct its _score: one number for each candidate, in order")
+        for index, score in enumerate(scores):
+            if not _is_finite(score):
+                raise GenerationError(place, f"gave {score!r} for candidate {index}", "correct its _score: only finite numbers")
+        return [float(score) for score in scores]
+
+
+def _is_finite(score: object) -> bool:
+    try:
+        return math.isfinite(score)  # type: ignore[arg-type]  # whatever a plugin gave; numpy's numbers are welcome
+    except (TypeError, ValueError, OverflowError):
+        return False

@@ -1,0 +1,134 @@
+"""Conformance kit of rerankers: `class TestMine(RerankerContract)` with a `make()`.
+
+The candidates are of a small world of their own: letters as text, pictures of 2 x 3 codes. A reranker that asks the model itself
+is made with `Likelihood(decoder, SERIALIZER, VOCABULARY)`, over any decoder with a context of 64 tokens or more; one that asks an
+embedder with any embedder (`cm3core.testing.retriever.HashEmbedder` has no weights).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from cm3core.document import Codes, Document, ImageHole, MaskedText, PixelArray, Text, TextHole
+from cm3core.interfaces.reranker import Candidate, Reranker
+from cm3core.interfaces.text_tokenizer import TextTokenizer
+from cm3core.serialize import Serializer
+from cm3core.testing._laws import Contract
+from cm3core.vocab import Vocabulary
+
+GRID = (2, 3)
+LETTERS = "abcdefghij "
+#: Which codes of a picture are asked for in in-painting.
+BOX = np.array([False, True, True, False, True, False])
+_TOLERANCE = 1e-3
+
+
+class LetterTokenizer(TextTokenizer):
+    """One id a letter of `LETTERS`."""
+
+    vocab_size = len(LETTERS)
+    fingerprint = "letters"
+
+    def _encode(self, text: str) -> list[int]:
+        return [LETTERS.index(letter) for letter in text]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return "".join(LETTERS[token] for token in ids)
+
+    def save(self, folder: Path) -> None:
+        """The code is all there is."""
+
+
+VOCABULARY = Vocabulary(num_text=4 + len(LETTERS), num_image=16, num_sentinels=8)
+SERIALIZER = Serializer(VOCABULARY, LetterTokenizer(), GRID)
+
+
+def pixels_of(codes: Codes) -> PixelArray:
+    """Pixels uint8 [4, 6, 3] of codes: each a block of its own colour."""
+    colours = np.stack([codes.codes * 16, 255 - codes.codes * 16, codes.codes * 7], axis=-1).astype(np.uint8)
+    return colours.reshape(*GRID, 3).repeat(2, axis=0).repeat(2, axis=1)
+
+
+@st.composite
+def pictures(draw: st.DrawFn) -> Codes:
+    """Codes that may not be written to."""
+    codes = np.array(draw(st.lists(st.integers(0, 15), min_size=6, max_size=6)), np.int32)
+    codes.setflags(write=False)
+    return Codes(codes, GRID)
+
+
+def texts() -> st.SearchStrategy[str]:
+    """One to six letters."""
+    return st.text(LETTERS, min_size=1, max_size=6)
+
+
+@st.composite
+def candidates(draw: st.DrawFn, kinds: Sequence[str]) -> list[Candidate]:
+    """One to five candidates of one request, which is of one of `kinds` (see `RerankerContract`)."""
+    kind, given_text, given_picture, original = draw(st.sampled_from(kinds)), draw(texts()), draw(pictures()), draw(pictures())
+    holed = Codes(original.codes, GRID, BOX)
+    requests: dict[str, Document] = {
+        "picture": (Text(given_text), ImageHole()), "box": (Text(given_text), holed), "text": (TextHole(6), given_picture),
+        "text after": (given_picture, TextHole(6)), "part": (MaskedText((given_text, TextHole(6))), given_picture),
+        "both": (TextHole(6), ImageHole())}
+    retrieved = tuple(draw(st.lists(st.tuples(texts().map(Text), pictures()), max_size=1)))
+    result = []
+    for seed in range(draw(st.integers(1, 5))):
+        text, picture = draw(texts()), draw(pictures())
+        boxed = Codes(np.where(BOX, picture.codes, original.codes), GRID)
+        filled: dict[str, Document] = {
+            "picture": (Text(given_text), picture), "box": (Text(given_text), boxed), "text": (Text(text), given_picture),
+            "text after": (given_picture, Text(text)), "part": (Text(given_text + text), given_picture),
+            "both": (Text(text), picture)}
+        result.append(Candidate(requests[kind], filled[kind], pixels_of, retrieved, -1.0 - seed, 6, seed))
+    return result
+
+
+class RerankerContract(Contract[Reranker]):
+    """What every reranker obeys: a score is the candidate's own, and the same each time."""
+
+    max_examples = 15
+    #: What is asked for: a picture for a text, a box of one, a text for a picture (in front, behind, the end of one), or both.
+    kinds: ClassVar[tuple[str, ...]] = ("picture", "box", "text", "text after", "part", "both")
+
+    def law_each_candidate_gets_a_finite_number(self, data: st.DataObject) -> None:
+        """One float each, in order; none for none."""
+        some = data.draw(candidates(self.kinds))
+        scores = self.subject.score(some)
+        assert len(scores) == len(some)
+        assert all(type(score) is float and np.isfinite(score) for score in scores)
+        assert self.subject.score([]) == []
+
+    def law_a_score_is_the_candidate_s_own(self, data: st.DataObject) -> None:
+        """Neither the others nor the order matter, but for rounding."""
+        some = data.draw(candidates(self.kinds))
+        scores = self.subject.score(some)
+        order = data.draw(st.permutations(range(len(some))))
+        reordered = self.subject.score([some[place] for place in order])
+        assert reordered == pytest.approx([scores[place] for place in order], abs=_TOLERANCE)
+        assert self.subject.score([some[order[0]]]) == pytest.approx([scores[order[0]]], abs=_TOLERANCE)
+
+    def law_equal_candidates_have_equal_scores(self, data: st.DataObject) -> None:
+        """What was drawn twice scores twice the same, whatever its seed."""
+        some = data.draw(candidates(self.kinds))
+        scores = self.subject.score([*some, replace(some[0], seed=99)])
+        assert scores[-1] == pytest.approx(scores[0], abs=_TOLERANCE)
+
+    def law_scores_repeat(self, data: st.DataObject) -> None:
+        """The same candidates again, and by another instance: the same scores."""
+        some = data.draw(candidates(self.kinds))
+        scores = self.subject.score(some)
+        assert self.subject.score(some) == scores
+        assert self.make().score(some) == pytest.approx(scores, abs=_TOLERANCE)
+
+    def law_the_measure_is_named(self) -> None:
+        """Scores are shown beside words that say what they are, always the same."""
+        assert self.subject.measure.strip() == self.subject.measure != ""
+        assert self.make().measure == self.subject.measure

@@ -1,0 +1,80 @@
+"""Configs of the bundled rerankers. Light: no torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from cm3core.interfaces.reranker import Reranker, RerankerConfig
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.embedder import Embedder
+    from cm3core.likelihood import Likelihood
+
+
+@dataclass(kw_only=True)
+class ClipRerankerConfig(RerankerConfig):
+    """Cosine similarity of a candidate's text and pictures under the recipe's embedder; the paper's protocol if that is CLIP.
+
+    Of drawn pictures and their prompt, or of a written text and the pictures that it was written for; several pictures count as
+    their mean. Costs an embedding of each picture and text. What it can tell is what the embedder was trained on.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("embedder",)
+
+    def build(self, *, embedder: Embedder | None, likelihood: Likelihood) -> Reranker:
+        """Return the reranker; `likelihood` is not used."""
+        from cm3plugins.rerankers.cosine import CosineReranker
+
+        assert embedder is not None  # `needs` says so
+        return CosineReranker(embedder)
+
+
+@dataclass(kw_only=True)
+class LikelihoodRerankerConfig(RerankerConfig):
+    """log p(text | everything else) under the model itself: how well a candidate's text is infilled beside its pictures.
+
+    Of a picture drawn for a prompt: the prompt is masked and infilled after the picture, as a caption. Of a written text: that
+    text. Needs no other model. Costs a forward of the decoder over prompt and text of each candidate, all together.
+
+    Args:
+        normalise: mean over the text's tokens (minus the logarithm of the perplexity) in place of their sum, which prefers short
+            texts. Where all candidates have one text, the order is the same.
+        with_retrieved: keep the retrieved documents in front. They tell the model the text that it should read off the picture,
+            and make the forward longer; on for texts whose form only the documents in front say.
+    """
+
+    normalise: bool = True
+    with_retrieved: bool = False
+
+    def build(self, *, embedder: Embedder | None, likelihood: Likelihood) -> Reranker:
+        """Return the reranker; `embedder` is not used."""
+        from cm3plugins.rerankers.model_scores import LikelihoodReranker
+
+        return LikelihoodReranker(likelihood, normalise=self.normalise, with_retrieved=self.with_retrieved)
+
+
+@dataclass(kw_only=True)
+class PMIRerankerConfig(RerankerConfig):
+    """Pointwise mutual information of text and pictures under the model itself, in nats: how much either tells of the other.
+
+    The two directions are equal for exact probabilities; a model's differ. In either, what is common (a text that fits all
+    pictures, a picture that the model draws for everything) gains nothing. Needs no other model.
+
+    Args:
+        direction: "text": log p(text | pictures) - log p(text), of the texts that were written, else of all. For pictures of one
+            prompt the second term is one number: their order is `likelihood`'s. Costs what `likelihood` does, and a short forward
+            without pictures. "image": log p(pictures | text) - log p(pictures | mask in place of the text), of the pictures
+            that were drawn, else of all. Costs two forwards over text and pictures.
+        with_retrieved: keep the retrieved documents in front, in both terms.
+    """
+
+    direction: Literal["text", "image"] = "text"
+    with_retrieved: bool = False
+
+    def build(self, *, embedder: Embedder | None, likelihood: Likelihood) -> Reranker:
+        """Return the reranker; `embedder` is not used."""
+        from cm3plugins.rerankers.model_scores import ImagePMIReranker, TextPMIReranker
+
+        reranker = TextPMIReranker if self.direction == "text" else ImagePMIReranker
+        return reranker(likelihood, with_retrieved=self.with_retrieved)

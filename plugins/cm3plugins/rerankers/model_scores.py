@@ -1,0 +1,107 @@
+"""`likelihood` and `pmi`: what the model itself says of a candidate, by teacher forcing (`cm3core.likelihood`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cm3core.document import Codes, Document, ImageHole, MaskedText, Text, TextHole, has_holes
+from cm3core.errors import GenerationError
+from cm3core.interfaces.reranker import Candidate, Reranker
+from cm3core.interfaces.sampler import PromptVariant
+from cm3core.likelihood import Likelihood, LogProbability
+
+
+class _ModelReranker(Reranker):
+    """What the three share: a candidate with its texts, or its pictures, as holes; and asking how probable their contents are."""
+
+    def __init__(self, likelihood: Likelihood, *, with_retrieved: bool) -> None:
+        self.likelihood, self.with_retrieved = likelihood, with_retrieved
+
+    def _texts_as_holes(self, candidates: Sequence[Candidate]) -> list[Document]:
+        """The texts that were written are holes as they were asked for; where only pictures were drawn, every text is one."""
+        return [tuple(filled if isinstance(filled, Codes) else asked
+                      for asked, filled in zip(one.request, one.document, strict=True)) if _has_text_hole(one.request)
+                else tuple(self._text_hole(segment) if isinstance(segment, Text) and segment.text else segment
+                           for segment in one.document) for one in candidates]
+
+    def _text_hole(self, text: Text) -> TextHole:
+        """As the model writes captions: at the length that texts are cut to, the end leaves no choice."""
+        limit = self.likelihood.max_text_tokens
+        return TextHole(len(self.likelihood.serializer.text_tokens(text.text)) + 1 if limit is None else limit)
+
+    def _ask(self, candidates: Sequence[Candidate], documents: Sequence[Document], *, without_pictures: bool = False,
+             variant: PromptVariant | None = None) -> list[LogProbability]:
+        """log p of each candidate's contents of the holes of its document."""
+        contents = [self.likelihood.contents_of(document, one.document)
+                    for document, one in zip(documents, candidates, strict=True)]
+        if without_pictures:  # rather than behind a mask: text and picture are never masked together in training
+            documents = [tuple(segment for segment in document if not isinstance(segment, Codes)) for document in documents]
+        retrieved = [one.retrieved if self.with_retrieved else () for one in candidates]
+        return self.likelihood.log_probability(documents, contents, retrieved=retrieved, variant=variant)
+
+
+class LikelihoodReranker(_ModelReranker):
+    """log p(text | everything else); see `LikelihoodRerankerConfig`."""
+
+    def __init__(self, likelihood: Likelihood, *, normalise: bool, with_retrieved: bool) -> None:
+        super().__init__(likelihood, with_retrieved=with_retrieved)
+        self.normalise = normalise
+
+    @property
+    def measure(self) -> str:
+        """With its unit."""
+        return f"log p(text | picture), {'nats a token' if self.normalise else 'nats'}"
+
+    def _score(self, candidates: Sequence[Candidate]) -> list[float]:
+        _require(candidates, pictures=False)
+        asked = self._ask(candidates, self._texts_as_holes(candidates))
+        return [one.per_token if self.normalise else one.nats for one in asked]
+
+
+class TextPMIReranker(_ModelReranker):
+    """log p(text | pictures) - log p(text); see `PMIRerankerConfig`."""
+
+    @property
+    def measure(self) -> str:
+        """With its unit."""
+        return "log p(text | picture) - log p(text), nats"
+
+    def _score(self, candidates: Sequence[Candidate]) -> list[float]:
+        _require(candidates, pictures=True)
+        documents = self._texts_as_holes(candidates)
+        beside, alone = self._ask(candidates, documents), self._ask(candidates, documents, without_pictures=True)
+        return [one.nats - other.nats for one, other in zip(beside, alone, strict=True)]
+
+
+class ImagePMIReranker(_ModelReranker):
+    """log p(pictures | text) - log p(pictures | mask); see `PMIRerankerConfig`."""
+
+    @property
+    def measure(self) -> str:
+        """With its unit."""
+        return "log p(picture | text) - log p(picture), nats"
+
+    def _score(self, candidates: Sequence[Candidate]) -> list[float]:
+        _require(candidates, pictures=True)
+        documents: list[Document] = [
+            tuple(asked if isinstance(filled, Codes) else filled for asked, filled in zip(one.request, one.document, strict=True))
+            if one.drawn else tuple(ImageHole() if isinstance(segment, Codes) else segment for segment in one.document)
+            for one in candidates]
+        told = self._ask(candidates, documents)
+        untold = self._ask(candidates, documents, variant=PromptVariant(hide_text="all"))
+        return [one.nats - other.nats for one, other in zip(told, untold, strict=True)]
+
+
+def _has_text_hole(document: Document) -> bool:
+    return any(isinstance(segment, (TextHole, MaskedText)) and has_holes([segment]) for segment in document)
+
+
+def _require(candidates: Sequence[Candidate], *, pictures: bool) -> None:
+    """Refuse candidates without a text, and where `pictures` are needed those without one."""
+    for index, one in enumerate(candidates):
+        if not one.texts:
+            raise GenerationError(f"candidate {index}", "has no text that could be probable or not",
+                                  "give the request a text, or rerank by a measure that needs none")
+        if pictures and not (one.drawn or one.given):
+            raise GenerationError(f"candidate {index}", "has no picture for its text to tell of",
+                                  "rerank texts without pictures by 'likelihood'")
