@@ -1,0 +1,55 @@
+"""`cm3 upscale`: enlarge a picture."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from cm3core.cli import add_overrides, registry_of
+from cm3core.errors import DataError
+from cm3core.files import check_writable
+
+HELP = "enlarge a picture"
+EXAMPLE = """  cm3 upscale out/000.png -o large.png
+  cm3 upscale picture.jpg -o large.png --upscaler lanczos upscaler.scale=3
+  cm3 upscale picture.png -o large.png --upscaler external upscaler.path=4x-esrgan.safetensors"""
+DEFAULT_UPSCALER = "edsr"
+
+
+def configure(parser: ArgumentParser) -> None:
+    """The picture, the upscaler and the result."""
+    parser.add_argument("picture", type=Path, help="a picture's file, of any size")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--upscaler", default=DEFAULT_UPSCALER, metavar="NAME", help="the component (default: %(default)s)")
+    chosen.add_argument("--recipe", metavar="RECIPE",
+                        help="take this recipe's section upscaler, for instance runs/upscaler/recipe.yaml")
+    parser.add_argument("-o", "--out", type=Path, default=Path("upscaled.png"), metavar="FILE.png",
+                        help="the large picture, with the text of the small one if that is a PNG (default: %(default)s)")
+    add_overrides(parser)
+
+
+def run(args: Namespace) -> int:
+    """Enlarge, write, print the path."""
+    from cm3core import images
+    from cm3core.build import section
+    from cm3core.cli._dataset import composed
+    from cm3core.recipe import compose
+
+    check_writable(args.out)
+    registry = registry_of(args)
+    if args.recipe is not None:
+        recipe = compose(args.recipe, args.overrides, registry=registry)
+    else:
+        recipe = composed({"upscaler": {"name": args.upscaler}}, args.overrides, registry)
+    config = section(recipe, "upscaler")
+    config.check()
+    pixels = images.open_image(args.picture)
+    large = config.build().upscale(pixels)
+    try:
+        facts = images.read_png_metadata(args.picture)
+    except DataError:  # a good picture, as was just seen: it is no PNG
+        facts = {}
+    name = recipe.component_names["upscaler"]
+    images.save_png(args.out, large, facts | {"upscaler": name})
+    print(f"{args.out}: {large.shape[1]} x {large.shape[0]} pixels of {pixels.shape[1]} x {pixels.shape[0]}, by {name}")
+    return 0

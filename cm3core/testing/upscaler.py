@@ -1,0 +1,88 @@
+"""Conformance kit of upscalers: shapes, types, determinism, flat pictures, batches, refusals.
+
+    class TestMine(UpscalerContract):
+        def make(self):
+            return MyUpscalerConfig(...).build()
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from cm3core.document import PixelArray
+from cm3core.errors import DataError
+from cm3core.interfaces.upscaler import Upscaler
+from cm3core.testing._laws import Contract
+
+
+class UpscalerContract(Contract[Upscaler]):
+    """Laws of `Upscaler`. `make` builds one with weights."""
+
+    #: Levels (of 255) by which a pixel of a flat picture may change; None: the weights are random, and the law says nothing.
+    flat_tolerance: ClassVar[int | None] = 4
+    #: Levels by which a picture may differ from itself in a batch (sums in another order, rounded the other way).
+    batch_tolerance: ClassVar[int] = 1
+    max_examples: ClassVar[int | None] = 5
+
+    def _pictures(self, data: st.DataObject) -> PixelArray:
+        rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), label="seed"))
+        num, height, width = (data.draw(st.integers(1, most), label=name)
+                              for most, name in ((3, "N"), (24, "height"), (24, "width")))
+        coarse = rng.integers(0, 256, (num, 4, 4, 3), dtype=np.uint8)
+        return coarse[:, np.arange(height) * 4 // height][:, :, np.arange(width) * 4 // width]
+
+    def law_pictures_have_the_stated_shape(self, data: st.DataObject) -> None:
+        """uint8 [N, scale * H, scale * W, 3], of pictures of any size, one pixel wide ones too."""
+        pictures, scale = self._pictures(data), self.subject.scale
+        num, height, width, _ = pictures.shape
+        large = self.subject.upscale_batch(pictures)
+        assert large.shape == (num, scale * height, scale * width, 3)
+        assert large.dtype == np.uint8
+        one = self.subject.upscale(pictures[0])
+        assert one.shape == (scale * height, scale * width, 3)
+        assert one.dtype == np.uint8
+
+    def law_enlarging_is_deterministic(self, data: st.DataObject) -> None:
+        """Equal pictures give equal pictures, of an equal upscaler too, and the input is not changed."""
+        pictures = self._pictures(data)
+        before = pictures.copy()
+        large = self.subject.upscale_batch(pictures)
+        assert np.array_equal(large, self.subject.upscale_batch(pictures))
+        assert np.array_equal(large, self.make().upscale_batch(pictures))
+        assert np.array_equal(pictures, before)
+
+    def law_a_batch_equals_its_pictures_one_by_one(self, data: st.DataObject) -> None:
+        """What stands beside a picture does not matter."""
+        pictures = self._pictures(data)
+        alone = np.stack([self.subject.upscale(picture) for picture in pictures])
+        difference = np.abs(self.subject.upscale_batch(pictures).astype(int) - alone)
+        assert difference.max() <= self.batch_tolerance
+
+    def law_flat_pictures_stay_flat(self, data: st.DataObject) -> None:
+        """A picture of one colour keeps it, everywhere, within `flat_tolerance`."""
+        if self.flat_tolerance is None:
+            return
+        colour = np.array(data.draw(st.tuples(*[st.integers(0, 255)] * 3), label="colour"), np.uint8)
+        side = data.draw(st.sampled_from([1, 7, 32]), label="side")
+        large = self.subject.upscale(np.broadcast_to(colour, (side, side, 3)).copy())
+        assert np.abs(large.astype(int) - colour).max() <= self.flat_tolerance
+
+    def law_no_pictures_are_a_batch(self) -> None:
+        """None in, none out, of the size they would have."""
+        scale = self.subject.scale
+        assert self.subject.upscale_batch(np.zeros((0, 3, 5, 3), np.uint8)).shape == (0, 3 * scale, 5 * scale, 3)
+
+    def law_wrong_input_is_refused(self) -> None:
+        """Grey pictures, other types and pictures without pixels are errors, never converted."""
+        for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 1), np.uint8), np.zeros((4, 4, 3), np.float32),
+                      np.zeros((1, 4, 4, 3), np.uint8)):
+            with pytest.raises(DataError, match="an upscaler takes uint8"):
+                self.subject.upscale(wrong)
+        with pytest.raises(DataError, match="an upscaler takes uint8"):
+            self.subject.upscale_batch(np.zeros((4, 4, 3), np.uint8))
+        with pytest.raises(DataError, match="is 4 x 0 pixels"):
+            self.subject.upscale(np.zeros((0, 4, 3), np.uint8))

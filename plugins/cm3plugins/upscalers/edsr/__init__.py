@@ -1,0 +1,1 @@
+"""The trainable upscaler: a small residual network with a pixel shuffle, and the bundled weights."""

@@ -1,0 +1,139 @@
+"""`external`: a super-resolution network that somebody else trained, from a local file, through the library spandrel."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from cm3core.document import PixelArray
+from cm3core.errors import CheckpointError, MissingPackageError, RecipeError
+from cm3core.interfaces.upscaler import Upscaler, UpscalerConfig
+
+if TYPE_CHECKING:
+    import torch
+
+#: Endings of files that hold pickles, which are read with `weights_only=True`: tensors and plain containers, no code.
+PICKLES = (".pth", ".pt", ".ckpt")
+
+
+@dataclass(kw_only=True)
+class ExternalUpscalerConfig(UpscalerConfig):
+    """Any super-resolution network that spandrel recognises by its weights (ESRGAN, SPAN, SwinIR, HAT and some thirty more).
+
+    Args:
+        path: the file, `.safetensors` or `.pth`. Its code is spandrel's, the licence of its weights their author's.
+        scale: pixels a side that one becomes, when the file must have a certain one; None: whatever it has.
+        tile: pixels a side of a tile: larger pictures go in tiles, unless the network refuses that. 0: never.
+        margin: pixels around a tile that are seen with it.
+        device: where it computes; "auto" is a CUDA device if there is one.
+    """
+
+    path: str
+    scale: int | None = None
+    tile: int = 256
+    margin: int = 32
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def check(self) -> None:
+        """Raise `RecipeError` for a size below 0."""
+        for name in ("tile", "margin"):
+            if getattr(self, name) < 0:
+                raise RecipeError(f"upscaler.{name}", f"is {getattr(self, name)}, must be 0 or more", "correct it in the recipe")
+
+    def build(self) -> ExternalUpscaler:
+        """The upscaler; raises `CheckpointError` when the file can't be used, `MissingPackageError` without spandrel."""
+        from cm3core.train import choose_device
+
+        self.check()
+        path = Path(self.path).expanduser()
+        model = load_network(path)
+        if self.scale is not None and model.scale != self.scale:
+            raise CheckpointError(str(path), f"makes {model.scale} pixels a side of one, and upscaler.scale is {self.scale}",
+                                  "correct the key, or give another file")
+        return ExternalUpscaler(model, self.tile, self.margin, choose_device(None if self.device == "auto" else self.device))
+
+
+def load_network(path: Path) -> Any:
+    """The network of a file as spandrel's `ImageModelDescriptor`, RGB to RGB, on the CPU. No code of the file is run.
+
+    Raises:
+        CheckpointError: no such file, one that can't be read without running code, or no network that spandrel knows.
+        MissingPackageError: spandrel is not installed.
+    """
+    state = _read(path)
+    try:
+        from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
+    except ImportError as error:
+        raise MissingPackageError.extra("upscaler external", "spandrel", "upscale") from error
+    try:
+        model = ModelLoader("cpu").load_from_state_dict(state)
+    except UnsupportedModelError as error:
+        raise CheckpointError(str(path), "is no network that spandrel recognises by its weights",
+                              "give the weights of one of the architectures that spandrel lists") from error
+    except Exception as error:  # its detectors guess shapes from names: a file of another sort may fail in any of them
+        raise CheckpointError(str(path), f"spandrel can't load it ({type(error).__name__}: {error})",
+                              "give the weights of one of the architectures that spandrel lists") from error
+    if not isinstance(model, ImageModelDescriptor) or (model.input_channels, model.output_channels) != (3, 3):
+        raise CheckpointError(str(path), f"its network ({model.architecture.name}) does not make RGB pictures of RGB pictures alone",
+                              "give a super-resolution network for RGB pictures")
+    return model
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The tensors of a file, by name, perhaps inside further dicts."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if path.suffix.lower() not in (".safetensors", *PICKLES):
+        raise CheckpointError(str(path), "is no .safetensors and no .pth file", "give a file of weights")
+    if not path.is_file():
+        raise CheckpointError(str(path), "no such file", "correct upscaler.path")
+    try:
+        if path.suffix.lower() == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(str(path), f"holds no plain tensors ({reason})",
+                              "give the weights alone; files that run code when they are read are refused") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(str(path), f"holds a {type(state).__name__}, not weights by name", "give the weights alone")
+    return state
+
+
+class ExternalUpscaler(Upscaler):
+    """Enlarges by a network of spandrel's, picture by picture, in fp32.
+
+    Args:
+        model: what `load_network` returned.
+        tile, margin: see `ExternalUpscalerConfig`.
+        device: where it computes.
+    """
+
+    def __init__(self, model: Any, tile: int, margin: int, device: torch.device | str = "cpu") -> None:
+        from spandrel import ModelTiling
+
+        self.model = model.eval().to(device)
+        self.tile, self.margin = (tile if model.tiling == ModelTiling.SUPPORTED else 0), margin
+
+    @property
+    def scale(self) -> int:
+        return int(self.model.scale)
+
+    def _upscale(self, pixels_NHWC: PixelArray) -> PixelArray:
+        from cm3plugins.upscalers.tiles import upscale_in_tiles
+
+        tile = self.tile or max(pixels_NHWC.shape[1:3])
+        return upscale_in_tiles(pixels_NHWC, self.scale, tile, self.margin, self._forward)
+
+    def _forward(self, pixels_NHWC: PixelArray) -> PixelArray:
+        from cm3plugins.upscalers.edsr.upscaler import to_input, to_pixels
+
+        inputs = (to_input(pixels_HWC[None]).to(self.model.device) for pixels_HWC in pixels_NHWC)
+        return np.concatenate([to_pixels(self.model(input_1CHW)) for input_1CHW in inputs])
