@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         Retriever,
         Sampler,
         TextTokenizer,
+        Upscaler,
     )
     from cm3core.plugins import Registry
     from cm3core.recipe import Recipe
@@ -50,7 +51,8 @@ NEEDED = {
 
 @dataclass(eq=False)
 class Components:
-    """What a recipe builds. `source`, `embedder`, `retriever`, `sampler` and `reranker` are built on first use, the rest at once.
+    """What a recipe builds. `source`, `embedder`, `retriever`, `sampler`, `reranker` and `upscaler` are built on first use, the rest at
+    once.
 
     Args:
         recipe: where the configs are.
@@ -110,6 +112,11 @@ class Components:
         """The reranker, None when the recipe has none."""
         config = self.recipe.reranker
         return None if config is None else config.build(embedder=self.embedder, likelihood=self.likelihood)
+
+    @cached_property
+    def upscaler(self) -> Upscaler | None:
+        """The upscaler, None when the recipe has none."""
+        return None if self.recipe.upscaler is None else self.recipe.upscaler.build()
 
     def split(self, name: str) -> DocumentSource:
         """Another split of the data set, e.g. "comp". Raises what the data set raises when it has no such split."""

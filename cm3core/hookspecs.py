@@ -43,6 +43,7 @@ from cm3core.interfaces.reranker import RerankerConfig
 from cm3core.interfaces.retriever import RetrieverConfig
 from cm3core.interfaces.sampler import SamplerConfig
 from cm3core.interfaces.text_tokenizer import TextTokenizerConfig
+from cm3core.interfaces.upscaler import UpscalerConfig
 
 PROJECT = "cm3core"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -93,6 +94,11 @@ def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
 @hookspec
 def cm3_rerankers() -> Mapping[str, type[RerankerConfig]]:
     """Rerankers: completions of one request -> a score each. Recipe section `reranker`; interface `Reranker`."""
+
+
+@hookspec
+def cm3_upscalers() -> Mapping[str, type[UpscalerConfig]]:
+    """Upscalers: a picture -> the same, several times as large. Recipe section `upscaler`; interface `Upscaler`."""
 
 
 @hookspec

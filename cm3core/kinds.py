@@ -26,5 +26,6 @@ KINDS: dict[str, Kind] = {
     "attention": Kind("cm3_attention_backends", base.AttentionConfig),
     "sampler": Kind("cm3_samplers", base.SamplerConfig),
     "reranker": Kind("cm3_rerankers", base.RerankerConfig),
+    "upscaler": Kind("cm3_upscalers", base.UpscalerConfig),
     "dataset": Kind("cm3_datasets", base.DocumentSourceConfig),
 }

@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "caption": ("cm3core.cli.caption", "describe a picture"),
     "infill": ("cm3core.cli.infill", "redraw a part of a picture"),
     "tokenizer": ("cm3core.cli.tokenizer", "train and measure text and image tokenizers"),
+    "upscale": ("cm3core.cli.upscale", "enlarge a picture"),
+    "upscaler": ("cm3core.cli.upscaler", "train an upscaler, and measure one"),
     "data": ("cm3core.cli.data", "look at a data set, and check every record"),
     "recipe": ("cm3core.cli.recipe", "list, show, check and compare recipes"),
     "plugin": ("cm3core.cli.plugin", "list plugins, what they bring and why one is broken"),

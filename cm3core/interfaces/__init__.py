@@ -24,11 +24,12 @@ from cm3core.interfaces.sampler import (
     SamplingPlan,
 )
 from cm3core.interfaces.text_tokenizer import TextTokenizer, TextTokenizerConfig
+from cm3core.interfaces.upscaler import Upscaler, UpscalerConfig
 
 __all__ = [
     "AttentionBackend", "AttentionConfig", "Candidate", "ComponentConfig", "Decoder", "DecoderConfig", "DocumentSource",
     "DocumentSourceConfig", "Embedder", "EmbedderConfig", "Filters", "GuidanceSchedule", "GuidanceStream", "ImageTokenizer",
     "ImageTokenizerConfig", "KVCache", "MaskingObjective", "ObjectiveConfig", "PromptVariant", "Reranker", "RerankerConfig",
     "Retrieved", "Retriever", "RetrieverConfig", "Sampler", "SamplerConfig", "SamplingPlan", "TextTokenizer",
-    "TextTokenizerConfig",
+    "TextTokenizerConfig", "Upscaler", "UpscalerConfig",
 ]

@@ -40,6 +40,7 @@ class Recipe:
     attention: base.AttentionConfig | None = None
     sampler: base.SamplerConfig | None = None
     reranker: base.RerankerConfig | None = None
+    upscaler: base.UpscalerConfig | None = None
     dataset: base.DocumentSourceConfig | None = None
     vocabulary: VocabularySection = field(default_factory=VocabularySection)
     train: TrainSection = field(default_factory=TrainSection)

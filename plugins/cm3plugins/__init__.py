@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cm3core.interfaces.retriever import RetrieverConfig
     from cm3core.interfaces.sampler import SamplerConfig
     from cm3core.interfaces.text_tokenizer import TextTokenizerConfig
+    from cm3core.interfaces.upscaler import UpscalerConfig
 
 CM3_API = 1
 
@@ -90,6 +91,13 @@ def cm3_rerankers() -> Mapping[str, type[RerankerConfig]]:
     from cm3plugins.rerankers import ClipRerankerConfig, LikelihoodRerankerConfig, PMIRerankerConfig
 
     return {"clip": ClipRerankerConfig, "likelihood": LikelihoodRerankerConfig, "pmi": PMIRerankerConfig}
+
+
+@hookimpl
+def cm3_upscalers() -> Mapping[str, type[UpscalerConfig]]:
+    from cm3plugins.upscalers import EDSRConfig, ExternalUpscalerConfig, LanczosUpscalerConfig
+
+    return {"edsr": EDSRConfig, "external": ExternalUpscalerConfig, "lanczos": LanczosUpscalerConfig}
 
 
 @hookimpl

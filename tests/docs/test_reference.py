@@ -24,8 +24,8 @@ NO_VARIABLE = {"CM3_API"}
 
 
 def row(first_cell: str, page: str = PAGE) -> str:
-    """The table row that begins with this cell."""
-    rows = [line for line in page.splitlines() if line.startswith(f"| {first_cell}")]
+    """The table row that begins with this cell, or with this word of it."""
+    rows = [line for line in page.splitlines() if re.match(rf"\| {re.escape(first_cell)}[ `]", line)]
     assert len(rows) == 1, f"{first_cell}: {len(rows)} rows"
     return rows[0]
 
