@@ -6,6 +6,7 @@ Legend: n requests, S stream rows, G guidance streams, R ids of the legal slice.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,24 +18,46 @@ from cm3core.interfaces.sampler import Sampler, SamplingPlan
 from cm3core.testing._laws import Contract
 
 _MODALITIES = ("text", "image")
+_RAMPS = ("constant", "up", "down")
+_NO_FILTERS: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "plausible_top_k": 0,
+                               "plausible_top_p": 1.0, "plausible_alpha": 0.0}
 
 
 class SamplerContract(Contract[Sampler]):
     """Laws of samplers: plans are constant and fit together; what is drawn is legal, plausible, and no neighbour's business."""
+
+    def companions(self) -> Sequence[Sampler]:
+        """Other samplers that the one under test draws with: requests of theirs are mixed into its batches."""
+        return ()
 
     def law_plans_are_constant_and_name_the_same_streams(self) -> None:
         """`plan` gives the same answer for the sampler's life, and both modalities see the same prompts in the same order."""
         text, image = (self.subject.plan(modality) for modality in _MODALITIES)
         assert text == self.subject.plan("text")
         assert image == self.subject.plan("image")
-        assert [stream.variant for stream in text.streams] == [stream.variant for stream in image.streams]
+        assert _variants(text) == _variants(image)
         for plan in (text, image):
-            assert plan.streams
-            assert 0 <= plan.reference < len(plan.streams)
+            _check_plan(plan)
+
+    def law_candidates_share_their_prompts(self, data: st.DataObject) -> None:
+        """Every candidate of a request sees the same prompts in the same order, so that they are read once; equal calls give
+        equal plans, and candidate 0 has the plans of the sampler itself."""
+        candidate, again = (self.subject.for_candidate(index) for index in [data.draw(st.integers(0, 100))] * 2)
+        for modality in _MODALITIES:
+            plan = candidate.plan(modality)
+            _check_plan(plan)
+            assert plan == again.plan(modality)
+            assert _variants(plan) == _variants(self.subject.plan(modality))
+            assert self.subject.for_candidate(0).plan(modality) == self.subject.plan(modality)
+
+    def law_samplers_that_share_a_call_say_so(self) -> None:
+        """A sampler draws with itself, and with those that the test names."""
+        assert self.subject.draws_with(self.subject)
+        assert all(self.subject.draws_with(other) for other in self.companions())
 
     def law_only_legal_ids_are_drawn(self, data: st.DataObject) -> None:
         """Each request gets an id of the slice that it is allowed, also when the streams' logits are extreme."""
-        batch = _Batch(self.subject, data)
+        batch = _Batch(self, data)
         drawn_n = batch.draw()
         assert drawn_n.dtype == torch.int64
         assert drawn_n.shape == (batch.n,)
@@ -43,57 +66,78 @@ class SamplerContract(Contract[Sampler]):
         assert bool(batch.allowed_nR.gather(1, index_n[:, None]).all())
 
     def law_a_draw_does_not_depend_on_its_place(self, data: st.DataObject) -> None:
-        """A request alone, its stream rows elsewhere and its slice cut to what matters draws what it draws in the batch."""
-        batch = _Batch(self.subject, data)
+        """A request alone draws what it draws in the batch: its rows elsewhere, its slice cut to what matters, no columns for
+        neighbours that have more streams."""
+        batch = _Batch(self, data)
         together_n = batch.draw()
         place = data.draw(st.integers(0, batch.n - 1))
-        rows_G = batch.stream_rows_nG[place]
-        low = int(batch.allowed_nR[place].nonzero()[0])
+        rows_G, low = batch.rows(place), int(batch.allowed_nR[place].nonzero()[0])
         alone = self.subject.draw(
-            batch.logits_SR[rows_G, low:], torch.arange(len(rows_G))[None], batch.weights_nG[place, None], (batch.plans[place],),
-            first_id=batch.first_id + low, allowed_nR=batch.allowed_nR[None, place, low:],
+            batch.logits_SR[rows_G, low:], torch.arange(len(rows_G))[None], batch.weights_nG[place, None, :len(rows_G)],
+            (batch.plans[place],), first_id=batch.first_id + low, allowed_nR=batch.allowed_nR[None, place, low:],
             seed_n=batch.seed_n[None, place], position_n=batch.position_n[None, place])
         assert int(alone[0]) == int(together_n[place])
 
     def law_equal_draws_are_equal_and_seeds_matter(self) -> None:
         """The same seed and position draw the same id; over many seeds a flat distribution is not one id."""
-        plan = _with_filters(self.subject.plan("image"), temperature=1.0, top_k=0, top_p=1.0)
+        plan = _with_filters(self.subject.plan("image"), **_NO_FILTERS)
         G, n = len(plan.streams), 64
         first, second = (self.subject.draw(
-            torch.zeros(G, 8), torch.arange(G).expand(n, G), _weights((plan,) * n), (plan,) * n, first_id=5, allowed_nR=None, seed_n=torch.arange(n),
-            position_n=torch.zeros(n, dtype=torch.int64)) for _ in range(2))
+            torch.zeros(G, 8), torch.arange(G).expand(n, G), torch.tensor([_weights(plan)] * n), (plan,) * n, first_id=5,
+            allowed_nR=None, seed_n=torch.arange(n), position_n=torch.zeros(n, dtype=torch.int64)) for _ in range(2))
         assert torch.equal(first, second)
         assert len(set(first.tolist())) > 1
 
     def law_temperature_zero_takes_the_largest_of_the_mix(self, data: st.DataObject) -> None:
-        """At temperature 0, with plausibility off, the id is the argmax of the weighted sum over the legal ids."""
-        batch = _Batch(self.subject, data)
-        off = {"plausible_top_k": 0, "plausible_top_p": 1.0, "plausible_alpha": 0.0}
-        batch.plans = tuple(_with_filters(plan, temperature=0.0, top_k=0, top_p=1.0, **off) for plan in batch.plans)
+        """At temperature 0, with plausibility off, the id is the argmax of the weighted sum over the legal ids: of the weights
+        that the call gives, not of the plan's, and whatever min-p and typical say."""
+        batch = _Batch(self, data)
+        others = {"min_p": data.draw(st.sampled_from([0.0, 0.5])), "typical_p": data.draw(st.sampled_from([1.0, 0.2]))}
+        batch.plans = tuple(_with_filters(plan, **_NO_FILTERS | others | {"temperature": 0.0}) for plan in batch.plans)
         for place, token in enumerate(batch.draw().tolist()):
-            mixed_R = batch.mixed(place).masked_fill(~batch.allowed_nR[place], -torch.inf)
+            mixed_R = batch.mixed(place)
             # The sum's order may differ in the last bits: any id within rounding of the largest is right.
-            assert float(mixed_R[token - batch.first_id]) >= float(mixed_R.max()) - 1e-4
+            assert float(mixed_R[token - batch.first_id]) >= float(mixed_R.max()) - _rounding(mixed_R)
 
     def law_only_plausible_ids_are_drawn(self, data: st.DataObject) -> None:
         """An id outside the plan's plausible set of the reference stream is never drawn, whatever the mix says."""
-        batch = _Batch(self.subject, data)
+        batch = _Batch(self, data)
         for place, token in enumerate(batch.draw().tolist()):
             assert bool(batch.plausible(place)[token - batch.first_id])
 
+    def law_each_filter_keeps_what_it_says(self, data: st.DataObject) -> None:
+        """Top-k, top-p, min-p and typical, one at a time, keep the ids of their definitions in `Filters`."""
+        batch = _Batch(self, data)
+        name = data.draw(st.sampled_from(["top_k", "top_p", "min_p", "typical_p"]))
+        value = data.draw(st.integers(1, 5) if name == "top_k" else st.floats(0.01, 1.0))
+        temperature = data.draw(st.sampled_from([0.5, 1.0, 4.0]))
+        changes = _NO_FILTERS | {name: value, "temperature": temperature}
+        batch.plans = tuple(_with_filters(plan, **changes) for plan in batch.plans)
+        for place, token in enumerate(batch.draw().tolist()):
+            assert bool(_kept(name, value, batch.mixed(place) / temperature)[token - batch.first_id])
+
 
 class _Batch:
-    """A random batch: stream rows in any order, plans of both modalities, a mask for each request."""
+    """A random batch: requests of the sampler, its candidates and its companions; stream rows in any order, -1 behind a request's
+    last stream; weights as a schedule might leave them; plans of both modalities, a mask for each request."""
 
-    def __init__(self, sampler: Sampler, data: st.DataObject) -> None:
-        self.sampler, self.n = sampler, data.draw(st.integers(1, 4))
-        self.plans: tuple[SamplingPlan, ...] = tuple(sampler.plan(data.draw(st.sampled_from(_MODALITIES))) for _ in range(self.n))
-        G, R = len(self.plans[0].streams), data.draw(st.integers(1, 12))
+    def __init__(self, contract: SamplerContract, data: st.DataObject) -> None:
+        self.sampler, self.n = contract.subject, data.draw(st.integers(1, 4))
+        others = [*(self.sampler.for_candidate(index) for index in range(4)), *contract.companions()]
+        sharing = [self.sampler, *(other for other in others if self.sampler.draws_with(other))]
+        self.plans: tuple[SamplingPlan, ...] = tuple(
+            data.draw(st.sampled_from(sharing)).plan(data.draw(st.sampled_from(_MODALITIES))) for _ in range(self.n))
+        num_streams = [len(plan.streams) for plan in self.plans]
+        S, R = sum(num_streams), data.draw(st.integers(1, 12))
         generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
-        scale = data.draw(st.sampled_from([0.0, 1.0, 5.0, 100.0]))
-        self.logits_SR = torch.randn(self.n * G, R, generator=generator) * scale
-        self.weights_nG = _weights(self.plans)
-        self.stream_rows_nG = torch.randperm(self.n * G, generator=generator).view(self.n, G)
+        self.logits_SR = torch.randn(S, R, generator=generator) * data.draw(st.sampled_from([0.0, 1.0, 5.0, 100.0]))
+        G = max(num_streams) + data.draw(st.integers(0, 2))
+        self.stream_rows_nG = torch.full((self.n, G), -1)
+        self.weights_nG = torch.zeros(self.n, G)
+        for place, rows_G in enumerate(torch.randperm(S, generator=generator).split(num_streams)):
+            self.stream_rows_nG[place, :len(rows_G)] = rows_G
+            share = data.draw(st.sampled_from([1.0, 0.0, 0.25]))
+            self.weights_nG[place, :len(rows_G)] = torch.tensor(_weights(self.plans[place], share))
         self.allowed_nR = torch.rand(self.n, R, generator=generator) < 0.6
         self.allowed_nR[torch.arange(self.n), torch.randint(R, (self.n,), generator=generator)] = True
         self.first_id = data.draw(st.integers(0, 70))
@@ -104,15 +148,21 @@ class _Batch:
         return self.sampler.draw(self.logits_SR, self.stream_rows_nG, self.weights_nG, self.plans, first_id=self.first_id,
                                  allowed_nR=self.allowed_nR, seed_n=self.seed_n, position_n=self.position_n)
 
+    def rows(self, place: int) -> Tensor:
+        """Rows of a request's streams, int64 [G of its own]."""
+        return self.stream_rows_nG[place, :len(self.plans[place].streams)]
+
     def mixed(self, place: int) -> Tensor:
-        weights_G = torch.tensor([stream.weight for stream in self.plans[place].streams], dtype=torch.float64)
-        return weights_G @ self.logits_SR[self.stream_rows_nG[place]].double()
+        """Weighted sum of a request's streams, float64 [R]; -inf where an id is not allowed."""
+        rows_G = self.rows(place)
+        mixed_R = self.weights_nG[place, :len(rows_G)].double() @ self.logits_SR[rows_G].double()
+        return mixed_R.masked_fill(~self.allowed_nR[place], -torch.inf)
 
     def plausible(self, place: int) -> Tensor:
         """Bool [R], by the definitions in `Filters`; ties and rounding at the threshold count as inside."""
         plan = self.plans[place]
         filters, allowed_R = plan.filters, self.allowed_nR[place]
-        reference_R = self.logits_SR[self.stream_rows_nG[place, plan.reference]].double()
+        reference_R = self.logits_SR[self.rows(place)[plan.reference]].double()
         probability_R = reference_R.masked_fill(~allowed_R, -torch.inf).softmax(0)
         ordered = probability_R.sort(descending=True).values
         threshold = 0.0
@@ -128,8 +178,43 @@ class _Batch:
         return allowed_R & (probability_R >= threshold * (1 - 1e-6))
 
 
-def _weights(plans: Sequence[SamplingPlan]) -> Tensor:
-    return torch.tensor([[stream.weight for stream in plan.streams] for plan in plans], dtype=torch.float32)
+def _kept(name: str, value: float, scores_R: Tensor) -> Tensor:
+    """Which ids one filter keeps of the scores, bool [R]; ties and rounding at the threshold count as inside."""
+    slack, legal_R = _rounding(scores_R), scores_R > -torch.inf
+    if name == "top_k":
+        return scores_R >= scores_R.sort(descending=True).values[min(int(value), int(legal_R.sum())) - 1] - slack
+    if name == "min_p":
+        return scores_R >= scores_R.max() + math.log(value) - slack
+    probability_R, surprise_R = scores_R.softmax(0), -scores_R.log_softmax(0)
+    cost_R = surprise_R  # what a set takes first: the most probable, or the most typical
+    if name == "typical_p":
+        cost_R = (surprise_R - (probability_R * surprise_R.masked_fill(~legal_R, 0.0)).sum()).abs()
+    nearer_RR = cost_R[None] < cost_R[:, None] - slack
+    return legal_R & ((nearer_RR * probability_R).sum(dim=1) < value + 1e-6)
+
+
+def _rounding(values_R: Tensor) -> float:
+    """How far a float32 sum of such values may be from this one."""
+    return 1e-6 * (1 + float(values_R[values_R > -torch.inf].abs().max()))
+
+
+def _check_plan(plan: SamplingPlan) -> None:
+    assert plan.streams
+    assert 0 <= plan.reference < len(plan.streams)
+    assert all(math.isfinite(stream.weight) for stream in plan.streams)
+    if plan.schedule is not None:
+        assert 0 <= plan.schedule.start <= plan.schedule.stop <= 1
+        assert plan.schedule.ramp in _RAMPS
+        assert all(0 <= plan.schedule.share(step / 64) <= 1 for step in range(65))
+
+
+def _variants(plan: SamplingPlan) -> list[object]:
+    return [stream.variant for stream in plan.streams]
+
+
+def _weights(plan: SamplingPlan, share: float = 1.0) -> list[float]:
+    """The streams' weights where a schedule leaves this share of the guidance."""
+    return [(1 - share) * (index == plan.reference) + share * stream.weight for index, stream in enumerate(plan.streams)]
 
 
 def _with_filters(plan: SamplingPlan, **changes: Any) -> SamplingPlan:

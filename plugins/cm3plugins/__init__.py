@@ -81,9 +81,11 @@ def cm3_attention_backends() -> Mapping[str, type[AttentionConfig]]:
 
 @hookimpl
 def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
-    from cm3plugins.samplers.config import CFGSamplerConfig, TopPSamplerConfig
+    from cm3plugins.samplers.config import CFGSamplerConfig, EditCFGSamplerConfig, TopPSamplerConfig
+    from cm3plugins.samplers.contrastive import CDKSamplerConfig, ContrastiveSamplerConfig, MixtureSamplerConfig
 
-    return {"cfg": CFGSamplerConfig, "top_p": TopPSamplerConfig}
+    return {"cd_k": CDKSamplerConfig, "cfg": CFGSamplerConfig, "contrastive": ContrastiveSamplerConfig,
+            "edit_cfg": EditCFGSamplerConfig, "mixture": MixtureSamplerConfig, "top_p": TopPSamplerConfig}
 
 
 @hookimpl

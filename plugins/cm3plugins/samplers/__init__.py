@@ -1,1 +1,2 @@
-"""Bundled samplers: `top_p` (plain temperature, top-k, top-p) and `cfg` (classifier-free guidance with a plausibility set)."""
+"""Bundled samplers: `top_p` (one stream), `cfg` and `edit_cfg` (guidance with two and three streams), `cd_k` and `contrastive`
+(contrastive decoding), `mixture` (candidates by `cfg` and by `cd_k`). All but `top_p` draw plausible ids only."""

@@ -1,59 +1,81 @@
-"""Configs of the bundled samplers. Light: no torch here.
+"""Configs of the samplers `top_p`, `cfg` and `edit_cfg`, and what all bundled samplers share. Light: no torch here.
 
-Order of what happens to the logits: mix -> legal ids -> plausible ids -> temperature -> top-k -> top-p -> draw.
-Sources: CM3leon paper section 3.1 (guidance, eq. 1-3); defaults for text from facebookresearch/chameleon.
+A sampler is guidance streams with weights, a set of plausible ids, a schedule and filters; `cm3core.interfaces.sampler` has the
+order in which they act. Sources: CM3leon paper sections 3.1 and 4.1; defaults for text from facebookresearch/chameleon.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from cm3core.errors import RecipeError
-from cm3core.interfaces.sampler import Filters, GuidanceStream, PromptVariant, Sampler, SamplerConfig, SamplingPlan
+from cm3core.interfaces.sampler import (
+    Filters,
+    GuidanceSchedule,
+    GuidanceStream,
+    PromptVariant,
+    Sampler,
+    SamplerConfig,
+    SamplingPlan,
+)
 
 #: What the unconditional stream sees, by the recipe's name for it.
 NULL_PROMPTS = {
     "mask": PromptVariant(hide_text="all"),
     "mask_no_retrieved": PromptVariant(hide_text="all", drop_retrieved=True),
 }
+_FILTERS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+_OFF = "use more than 0 and at most 1 (1 is off)"
 
 
 @dataclass(kw_only=True)
 class TopPSamplerConfig(SamplerConfig):
-    """Sampling from one stream: temperature, then top-k, then top-p, apart for image codes and for text.
+    """Sampling from one stream: temperature, then top-k, top-p, min-p and typical, apart for image codes and for text.
 
     Args:
         temperature: of image codes; > 0 divides the logits, 0 takes the most probable code.
         top_k: image codes kept, the most probable; 0 keeps all.
         top_p: smallest set of most probable image codes with at least this probability; 1.0 keeps all.
+        min_p: image codes with at least so many times the probability of the most probable one are kept, 0..1; 0 keeps all.
+        typical_p: smallest set of image codes with at least this probability whose surprise is nearest to the entropy (locally
+            typical sampling); 1.0 keeps all.
         text_temperature: the same of text tokens.
         text_top_k: the same of text tokens.
         text_top_p: the same of text tokens.
+        text_min_p: the same of text tokens.
+        text_typical_p: the same of text tokens.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 0.95
+    min_p: float = 0.0
+    typical_p: float = 1.0
     text_temperature: float = 0.7
     text_top_k: int = 0
     text_top_p: float = 0.9
+    text_min_p: float = 0.0
+    text_typical_p: float = 1.0
 
     def check(self) -> None:
         """Ranges of the filters."""
-        for key in ("temperature", "text_temperature", "top_k", "text_top_k"):
-            _at_least(self, key, 0)
-        for key in ("top_p", "text_top_p"):
-            _probability(self, key)
+        for prefix in ("", "text_"):
+            require_at_least(self, prefix + "temperature", 0)
+            require_at_least(self, prefix + "top_k", 0)
+            for key in ("top_p", "typical_p"):
+                require(self, prefix + key, 0 < getattr(self, prefix + key) <= 1, _OFF)
+            require(self, prefix + "min_p", 0 <= getattr(self, prefix + "min_p") <= 1, "use 0 (off) to 1")
 
     def filters(self, modality: str) -> Filters:
         """Filters after mixing, for "text" or "image" positions."""
-        if modality == "image":
-            return Filters(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
-        return Filters(temperature=self.text_temperature, top_k=self.text_top_k, top_p=self.text_top_p)
+        prefix = "text_" if modality == "text" else ""
+        values: dict[str, Any] = {name: getattr(self, prefix + name) for name in _FILTERS}
+        return Filters(**values)
 
     def plan(self, modality: str) -> SamplingPlan:
-        """The plan for "text" or "image" positions."""
+        """The plan for "text" or "image" positions: one stream that sees everything."""
         return SamplingPlan((GuidanceStream(PromptVariant(), 1.0),), filters=self.filters(modality))
 
     def build(self) -> Sampler:
@@ -64,65 +86,152 @@ class TopPSamplerConfig(SamplerConfig):
 
 
 @dataclass(kw_only=True)
-class CFGSamplerConfig(TopPSamplerConfig):
+class GuidedSamplerConfig(TopPSamplerConfig):
+    """What samplers with more than one stream share: what the null stream sees, which ids are plausible, where guidance acts.
+
+    Only ids that the conditional stream finds plausible are drawn (at temperature 1, before mixing): without such a set, guidance
+    lifts ids that all streams find absurd. Where the other streams have no weight there is no plausibility set.
+
+    Args:
+        null_prompt: what the null stream sees: "mask" (a mask sentinel in place of each text, retrieved documents kept) or
+            "mask_no_retrieved" (retrieved documents left out too).
+        negative_prompt: a text that the null stream reads in place of each text, instead of the mask sentinel: what the picture
+            should not be. null: none.
+        plausible_top_p: smallest set of the conditional stream's most probable ids with at least this probability; 1.0 keeps all.
+        plausible_top_k: the conditional stream's most probable ids; 0 keeps all.
+        guidance_start: guidance acts from this share of the way through a picture, or through a run of missing codes; 0..1. Text
+            is guided the same everywhere: how long it gets is not known beforehand.
+        guidance_stop: up to this share; 0..1. Outside, the conditional stream alone is drawn from, among its plausible codes.
+        guidance_ramp: how much guidance acts in between: "constant" (all), "up" (none at the start, all at the stop) or "down".
+    """
+
+    top_p: float = 1.0
+    null_prompt: Literal["mask", "mask_no_retrieved"] = "mask"
+    negative_prompt: str | None = None
+    plausible_top_p: float = 0.95
+    plausible_top_k: int = 0
+    guidance_start: float = 0.0
+    guidance_stop: float = 1.0
+    guidance_ramp: Literal["constant", "up", "down"] = "constant"
+
+    def check(self) -> None:
+        """Ranges of the filters, the plausibility set and the schedule."""
+        super().check()
+        require(self, "plausible_top_p", 0 < self.plausible_top_p <= 1, _OFF)
+        require_at_least(self, "plausible_top_k", 0)
+        if self.negative_prompt == "":
+            raise RecipeError("sampler.negative_prompt", "is an empty text", "write what the picture should not be, or null")
+        require(self, "guidance_stop", 0 <= self.guidance_stop <= 1, "use 0 to 1")
+        require(self, "guidance_start", 0 <= self.guidance_start <= self.guidance_stop,
+                f"use 0 to sampler.guidance_stop, which is {self.guidance_stop}")
+
+    def null(self) -> PromptVariant:
+        """What the null stream sees."""
+        hidden = NULL_PROMPTS[self.null_prompt]
+        if self.negative_prompt is None:
+            return hidden
+        return replace(hidden, replace_text=self.negative_prompt)
+
+    def schedule(self) -> GuidanceSchedule | None:
+        """Guidance over the positions of a picture; None: the same everywhere."""
+        schedule = GuidanceSchedule(self.guidance_start, self.guidance_stop, self.guidance_ramp)
+        return None if schedule == GuidanceSchedule() else schedule
+
+    def guided(self, modality: str, *streams: GuidanceStream, alpha: float, k: int) -> SamplingPlan:
+        """The plan of these streams, the conditional one first; `alpha` and `k` are those of `Filters.plausible_alpha`."""
+        filters = self.filters(modality)
+        if not any(stream.weight for stream in streams[1:]):
+            return SamplingPlan(streams, filters=filters)
+        filters = replace(filters, plausible_top_k=self.plausible_top_k, plausible_top_p=self.plausible_top_p,
+                          plausible_alpha=alpha, plausible_k=k)
+        return SamplingPlan(streams, filters=filters, schedule=self.schedule() if modality == "image" else None)
+
+
+@dataclass(kw_only=True)
+class CFGSamplerConfig(GuidedSamplerConfig):
     """Classifier-free guidance: logits u + s (c - u) of a stream c that sees the text and a stream u that doesn't.
 
-    Only codes that the conditional stream finds plausible are drawn (`plausible_*`, at temperature 1, before mixing);
-    without such a set, guidance lifts codes that both streams find absurd. Where a scale is 1 there is no guidance and no
-    plausibility set; when both scales are 1 the second stream isn't run at all.
+    Where a scale is 1 there is no guidance; when both scales are 1 the second stream isn't run at all.
 
     Args:
         guidance_scale: s of image codes; 1 is off.
         text_guidance_scale: s of text tokens; 1 is off.
-        null_prompt: what the unconditional stream sees: "mask" (a mask sentinel in place of the text, retrieved documents kept)
-            or "mask_no_retrieved" (retrieved documents left out too).
-        plausible_top_p: smallest set of the conditional stream's most probable ids with at least this probability; 1.0 keeps all.
-        plausible_top_k: the conditional stream's most probable ids; 0 keeps all.
         plausible_alpha: ids with at least alpha times the conditional stream's k-th largest probability (CD-K's set); 0 is off.
         plausible_k: that k.
     """
 
     guidance_scale: float = 1.5
     text_guidance_scale: float = 1.0
-    null_prompt: Literal["mask", "mask_no_retrieved"] = "mask"
-    plausible_top_p: float = 0.95
-    plausible_top_k: int = 0
     plausible_alpha: float = 0.0
     plausible_k: int = 1
-    top_p: float = 1.0
 
     def check(self) -> None:
-        """Ranges of the scales, filters and the plausibility set."""
+        """Ranges of the scales, filters, the plausibility set and the schedule."""
         super().check()
-        for key, low in (("guidance_scale", 0), ("text_guidance_scale", 0), ("plausible_top_k", 0), ("plausible_k", 1)):
-            _at_least(self, key, low)
-        _probability(self, "plausible_top_p")
-        if not 0 <= self.plausible_alpha <= 1:
-            raise RecipeError("sampler.plausible_alpha", f"is {self.plausible_alpha}", "use 0 (off) to 1")
+        require_at_least(self, "guidance_scale", 0)
+        require_at_least(self, "text_guidance_scale", 0)
+        require(self, "plausible_alpha", 0 <= self.plausible_alpha <= 1, "use 0 (off) to 1")
+        require_at_least(self, "plausible_k", 1)
 
     def plan(self, modality: str) -> SamplingPlan:
-        """The plan for "text" or "image" positions: the conditional stream first, then the unconditional one."""
+        """The plan for "text" or "image" positions; both have the same streams, the conditional one first."""
+        return self.all_streams(modality) if self.is_guided() else super().plan(modality)
+
+    def is_guided(self) -> bool:
+        """Whether any position needs another stream than the conditional one."""
+        return self.guidance_scale != 1 or self.text_guidance_scale != 1
+
+    def all_streams(self, modality: str) -> SamplingPlan:
+        """The plan with both streams, also when one has no weight."""
         scale = self.guidance_scale if modality == "image" else self.text_guidance_scale
-        plain = self.filters(modality)
-        conditional = PromptVariant()
-        if self.guidance_scale == 1 and self.text_guidance_scale == 1:
-            return SamplingPlan((GuidanceStream(conditional, 1.0),), filters=plain)
-        streams = (GuidanceStream(conditional, scale), GuidanceStream(NULL_PROMPTS[self.null_prompt], 1 - scale))
-        if scale == 1:
-            return SamplingPlan(streams, filters=plain)
-        guided = Filters(temperature=plain.temperature, top_k=plain.top_k, top_p=plain.top_p,
-                         plausible_top_k=self.plausible_top_k, plausible_top_p=self.plausible_top_p,
-                         plausible_alpha=self.plausible_alpha, plausible_k=self.plausible_k)
-        return SamplingPlan(streams, filters=guided)
+        return self.guided(modality, GuidanceStream(PromptVariant(), scale), GuidanceStream(self.null(), 1 - scale),
+                           alpha=self.plausible_alpha, k=self.plausible_k)
 
 
-def _at_least(config: SamplerConfig, key: str, low: float) -> None:
-    value = getattr(config, key)
-    if not low <= value < float("inf"):
-        raise RecipeError(f"sampler.{key}", f"is {value}", f"use {low} or more")
+@dataclass(kw_only=True)
+class EditCFGSamplerConfig(CFGSamplerConfig):
+    """Guidance for editing, with three streams: u + s_picture (i - u) + s (f - i), as in InstructPix2Pix.
+
+    f sees everything; i all but the last text, which is the edit; u nothing of the document: `<eos> <sentinel:0> <break>`. Made
+    for `instruction, picture, edit, hole`; any document will do. Plausible is what f finds so. At text positions only f and i
+    count. Scales: paper section 4.1 (Chameleon's defaults: 3.0, 1.2). Formula: facebookresearch/chameleon, `logits_processor.py`.
+
+    Args:
+        guidance_scale: s of image codes, from not seeing the edit to seeing it; 1 is off.
+        text_guidance_scale: the same of text tokens.
+        picture_guidance_scale: s_picture of image codes, from seeing nothing to seeing pictures and other texts; 1 is off.
+        null_prompt: whether u sees the retrieved documents: "mask" (yes) or "mask_no_retrieved". i does in any case.
+        negative_prompt: a text that i reads in place of the edit, instead of a mask sentinel. null: none.
+    """
+
+    guidance_scale: float = 7.5
+    picture_guidance_scale: float = 1.5
+
+    def check(self) -> None:
+        """Ranges of the scales, filters, the plausibility set and the schedule."""
+        super().check()
+        require_at_least(self, "picture_guidance_scale", 0)
+
+    def is_guided(self) -> bool:
+        """Whether any position needs another stream than f."""
+        return super().is_guided() or self.picture_guidance_scale != 1
+
+    def all_streams(self, modality: str) -> SamplingPlan:
+        """The plan with streams f, i and u, also when some have no weight."""
+        scale, picture_scale = ((self.guidance_scale, self.picture_guidance_scale) if modality == "image"
+                                else (self.text_guidance_scale, 1.0))
+        without_edit = PromptVariant(hide_text="last", replace_text=self.negative_prompt)
+        nothing = replace(NULL_PROMPTS[self.null_prompt], hide_images=True)
+        return self.guided(modality, GuidanceStream(PromptVariant(), scale), GuidanceStream(without_edit, picture_scale - scale),
+                           GuidanceStream(nothing, 1 - picture_scale), alpha=self.plausible_alpha, k=self.plausible_k)
 
 
-def _probability(config: SamplerConfig, key: str) -> None:
-    value = getattr(config, key)
-    if not 0 < value <= 1:
-        raise RecipeError(f"sampler.{key}", f"is {value}", "use more than 0 and at most 1 (1 is off)")
+def require(config: SamplerConfig, key: str, holds: bool, rule: str) -> None:
+    """Raise unless `holds` (False for nan); `rule` says what to use."""
+    if not holds:
+        raise RecipeError(f"sampler.{key}", f"is {getattr(config, key)}", rule)
+
+
+def require_at_least(config: SamplerConfig, key: str, low: float) -> None:
+    """Raise unless the key's value is finite and at least `low`."""
+    require(config, key, low <= getattr(config, key) < math.inf, f"use {low} or more")

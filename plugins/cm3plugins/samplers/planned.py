@@ -51,7 +51,8 @@ class PlannedSampler(Sampler):
         """The plans' filters as tensors. An engine passes the same tuple step after step, so the last is remembered."""
         if self._seen is not None and self._seen[0] is plans and self._seen[1] == device:
             return self._seen[2]
-        columns: dict[str, Any] = {"reference_n": torch.tensor([plan.reference for plan in plans], dtype=torch.int64, device=device)}
+        reference_n = torch.tensor([plan.reference for plan in plans], dtype=torch.int64, device=device)
+        columns: dict[str, Any] = {"reference_n": reference_n}
         for name, (field, dtype, neutral) in _COLUMNS.items():
             values = [getattr(plan.filters, field) for plan in plans]
             if any(value != neutral for value in values):  # what is off for all is left out, and costs nothing

@@ -1,0 +1,135 @@
+"""Configs of the samplers `contrastive`, `cd_k` and `mixture`. Light: no torch here.
+
+Source: CM3leon paper section 3.1, equation 3 and figure 4; Li et al. 2022, "Contrastive Decoding". The paper gives neither alpha
+nor k nor temperatures; what its scripts had (facebookresearch/metaseq) and what is this project's choice stands at each key.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from typing import Any
+
+from cm3core.interfaces.sampler import GuidanceStream, PromptVariant, Sampler, SamplingPlan
+from cm3plugins.samplers.config import CFGSamplerConfig, GuidedSamplerConfig, require, require_at_least
+
+
+@dataclass(kw_only=True)
+class ContrastiveSamplerConfig(GuidedSamplerConfig):
+    """Contrastive decoding: image codes by log p_expert - log p_amateur, among those that the expert finds plausible.
+
+    The expert is the decoder that sees the text, the amateur the same decoder that doesn't. Plausible: p_expert >= alpha * the
+    largest p_expert. The paper found that this set leaves little to choose; `cd_k` is its answer. Text tokens are the expert's.
+    Where a request has no text to hide, both streams are the same and the score says nothing: use `cfg` there.
+
+    Args:
+        alpha: of the plausible set, more than 0 to 1; 0.1 is Li et al.'s.
+        expert_temperature: divides the expert's logits, also for the plausible set.
+        amateur_temperature: divides the amateur's logits; the larger, the less the amateur counts.
+        temperature: of the draw: softmax(score / temperature); 0 takes the best score, as Li et al. (who search with beams).
+        plausible_top_p: a further limit of the plausible set, of the expert at temperature 1; 1.0 is none.
+        plausible_top_k: the same; 0 is none.
+    """
+
+    alpha: float = 0.1
+    expert_temperature: float = 1.0
+    amateur_temperature: float = 1.0
+    plausible_top_p: float = 1.0
+
+    def check(self) -> None:
+        """Ranges of alpha, the temperatures, filters and the schedule."""
+        super().check()
+        require(self, "alpha", 0 < self.alpha <= 1, "use more than 0 and at most 1")
+        for key in ("expert_temperature", "amateur_temperature"):
+            require(self, key, 0 < getattr(self, key) < math.inf, "use more than 0")
+
+    def plan(self, modality: str) -> SamplingPlan:
+        """The plan for "text" or "image" positions: the expert's stream first, then the amateur's.
+
+        p_expert is softmax(c / T), T the expert's temperature, while a plan's set is of softmax(c): c / T >= kth / T + log alpha
+        is c >= kth + log alpha**T.
+        """
+        expert, amateur = ((1 / self.expert_temperature, -1 / self.amateur_temperature) if modality == "image" else (1.0, 0.0))
+        return self.guided(modality, GuidanceStream(PromptVariant(), expert), GuidanceStream(self.null(), amateur),
+                           alpha=self.alpha**self.expert_temperature, k=self.threshold_rank())
+
+    def threshold_rank(self) -> int:
+        """The k of the plausible set: alpha times the k-th largest probability."""
+        return 1
+
+
+@dataclass(kw_only=True)
+class CDKSamplerConfig(ContrastiveSamplerConfig):
+    """Contrastive decoding TopK (CD-K): plausible is p_expert >= alpha * the k-th largest p_expert (paper eq. 3).
+
+    The k most probable codes are always in that set. A decoder that is sure of its code finds the second already absurd, and the
+    score may prefer it: then `plausible_top_p` has to limit the set further. It is on by default; 1.0 gives the paper's equation.
+
+    Args:
+        alpha: of the plausible set, more than 0 to 1. 0.5 is the default of the paper's scripts.
+        k: of the plausible set. The default is this project's; 1 is `contrastive`.
+        expert_temperature: as in `contrastive`; 1.0 is the later one of the paper's scripts (0.8 the earlier).
+        amateur_temperature: as in `contrastive`; the default is the equation as written, the paper's scripts have 0.5.
+        plausible_top_p: as in `contrastive`; the default is this project's, tried on its bundled decoder.
+    """
+
+    alpha: float = 0.5
+    k: int = 32
+    plausible_top_p: float = 0.8
+
+    def check(self) -> None:
+        """Ranges of alpha, k, the temperatures, filters and the schedule."""
+        super().check()
+        require_at_least(self, "k", 1)
+
+    def threshold_rank(self) -> int:
+        """The k of the plausible set."""
+        return self.k
+
+
+@dataclass(kw_only=True)
+class MixtureSamplerConfig(CFGSamplerConfig):
+    """A share of a request's candidates by CD-K, the others by `cfg`: half and half goes on improving with more (paper fig. 4).
+
+    Candidate i is CD-K's where floor((i + 1) * share) > floor(i * share), so that of the first n floor(n * share) are. Both
+    have the same streams, filters and schedule. A single picture is `cfg`'s, unless the share is 1.
+
+    Args:
+        cd_k_share: 0..1.
+        alpha: of CD-K's candidates, as in `cd_k`; `plausible_alpha` and `plausible_k` are of `cfg`'s.
+        k: the same.
+        expert_temperature: the same.
+        amateur_temperature: the same.
+        plausible_top_p: of all candidates; so is `plausible_top_k`.
+    """
+
+    cd_k_share: float = 0.5
+    alpha: float = CDKSamplerConfig.alpha
+    k: int = CDKSamplerConfig.k
+    expert_temperature: float = CDKSamplerConfig.expert_temperature
+    amateur_temperature: float = CDKSamplerConfig.amateur_temperature
+    plausible_top_p: float = CDKSamplerConfig.plausible_top_p
+
+    def check(self) -> None:
+        """Ranges of the share and of both methods' keys."""
+        super().check()
+        require(self, "cd_k_share", 0 <= self.cd_k_share <= 1, "use 0 to 1")
+        self.cd_k().check()
+
+    def is_guided(self) -> bool:
+        """CD-K always needs the null stream, and both methods have the same streams."""
+        return True
+
+    def cd_k(self) -> CDKSamplerConfig:
+        """The method of the other candidates."""
+        values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(CDKSamplerConfig)}
+        return CDKSamplerConfig(**values)
+
+    def build(self) -> Sampler:
+        """Return the sampler."""
+        from cm3plugins.samplers.mixture import MixtureSampler
+
+        modalities, cd_k = ("text", "image"), self.cd_k()
+        return MixtureSampler({modality: self.plan(modality) for modality in modalities},
+                              {modality: cd_k.plan(modality) for modality in modalities}, Fraction(str(self.cd_k_share)))

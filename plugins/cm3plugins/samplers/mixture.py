@@ -1,0 +1,31 @@
+"""The sampler whose candidates are drawn by two methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from math import floor
+
+from cm3core.interfaces.sampler import Sampler, SamplingPlan
+from cm3plugins.samplers.planned import PlannedSampler
+
+
+class MixtureSampler(PlannedSampler):
+    """Candidates by two methods; asked itself, it is candidate 0's.
+
+    Args:
+        first, second: each method's plans, one for each modality; all have the same streams.
+        second_share: 0..1; floor(n * share) of the first n candidates are the second method's. A fraction, because 100 * 0.29 is
+            less than 29.
+    """
+
+    def __init__(self, first: Mapping[str, SamplingPlan], second: Mapping[str, SamplingPlan], second_share: Fraction) -> None:
+        self._first, self._second, self._second_share = PlannedSampler(first), PlannedSampler(second), second_share
+        super().__init__(second if self._is_second(0) else first)
+
+    def for_candidate(self, index: int) -> Sampler:
+        """See `Sampler.for_candidate`."""
+        return self._second if self._is_second(index) else self._first
+
+    def _is_second(self, index: int) -> bool:
+        return floor((index + 1) * self._second_share) > floor(index * self._second_share)
