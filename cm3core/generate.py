@@ -80,7 +80,7 @@ class Engine:
         max_text_tokens: every text of a prompt is cut to its first so many tokens, as it was in training. None: never.
         max_rows: most stream rows in flight (a request has one for each guidance stream); it bounds memory.
         num_threads: of torch on the CPU while it works. None: one for a small decoder, else as they are.
-        precision: see `Decoder.for_inference`: "auto", "float32", "bfloat16" or "int8".
+        precision: see `Decoder.for_inference`: "auto", "fp32", "bf16" or "int8".
     """
 
     def __init__(self, decoder: Decoder, serializer: Serializer, sampler: Sampler, vocabulary: Vocabulary, *,

@@ -208,7 +208,8 @@ def test_by_the_clock(registry: Registry, cache: Path, tmp_path: Path) -> None:
 
 def test_accumulation_equals_a_larger_batch(registry: Registry, cache: Path, tmp_path: Path) -> None:
     """Rows of different weight in the two halves: the mean is over the whole step's tokens."""
-    recipe = squares(registry, cache, ["train.batch_rows=4", "decoder.dropout=0", "train.validation_splits=[]"])
+    recipe = squares(registry, cache, ["train.batch_rows=4", "decoder.dropout=0", "train.validation_splits=[]",
+                                       "train.precision=fp32"])
     states = [
         train_module._start(recipe, tmp_path / name, registry, True, False, None, train_module.Processes()) for name in "ab"
     ]

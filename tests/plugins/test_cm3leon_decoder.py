@@ -16,7 +16,8 @@ from cm3core.testing.attention import DenseAttention
 from cm3core.testing.decoder import DecoderContract
 from cm3core.vocab import Vocabulary
 from cm3plugins.attention import SDPAAttentionConfig
-from cm3plugins.decoders.cm3leon import CM3LeonConfig
+from cm3plugins.decoders.cm3leon import CM3LeonConfig, cache
+from cm3plugins.decoders.cm3leon.inference import CM3LeonInference
 from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
 
 TINY = CM3LeonConfig(num_layers=2, d_model=24, num_heads=3, context_length=24, init_std=0.02)
@@ -50,6 +51,40 @@ class TestDecoderWithEveryOption(DecoderContract):
         torch.manual_seed(0)
         config = replace(TINY, grid_positions=True, qk_norm=True, tie_embeddings=False, activation="gelu", d_ff=40)
         return config.build(self.vocabulary, self.attention, self.grid)
+
+
+class SharingDecoder(CM3LeonDecoder):
+    """Shares whatever forked rows have in common, however short."""
+
+    on_cpu = True
+
+    def for_inference(self, precision: str = "auto") -> CM3LeonInference:
+        arranged = super().for_inference(precision)
+        arranged.on_cpu = self.on_cpu
+        return arranged
+
+
+class TestSharedSegments(DecoderContract):
+    attention = SDPA
+    max_examples = 40
+
+    @pytest.fixture(autouse=True)
+    def _everything_pays(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cache, "SHARING_PAYS", 0)
+
+    def make(self) -> Decoder:
+        torch.manual_seed(0)
+        return SharingDecoder(TINY, self.vocabulary.size, self.attention, self.grid)
+
+
+class TestSharedSegmentsAsOnADevice(TestSharedSegments):
+    """The work list of `segment_decode`, and whole rows gathered for longer chunks; here on the CPU."""
+
+    def make(self) -> Decoder:
+        made = super().make()
+        assert isinstance(made, SharingDecoder)
+        made.on_cpu = False
+        return made
 
 
 @pytest.mark.parametrize("options", [{}, {"grid_positions": True}, {"qk_norm": True}, {"tie_embeddings": False}, {"d_ff": 40}])

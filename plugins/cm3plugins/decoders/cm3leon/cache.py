@@ -82,7 +82,7 @@ class CM3LeonCache(KVCache):
         self.segments: list[Segment] = []
         self._capacity, self._places = capacity + 1, num_rows  # one slot more takes the padding of ragged chunks
         shape = (decoder.num_layers, decoder.num_heads, num_rows * self._capacity, decoder.head_dim)
-        self.keys_LKND = torch.zeros(shape, dtype=decoder.cache_dtype, device=decoder.device)
+        self.keys_LKND = torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
         self.values_LKND = torch.zeros_like(self.keys_LKND)
         self._length_B = torch.zeros(num_rows, dtype=torch.int64, device=decoder.device)
         self._forget()
@@ -155,7 +155,7 @@ class CM3LeonCache(KVCache):
         if not self.decoder.backend.is_plain_softmax or length == 0:
             return False
         heads, size = self.keys_LKND.shape[1] * self.keys_LKND.shape[3], self.keys_LKND.element_size()
-        return self.keys_LKND.device.type != "cpu" or 2 * heads * size * length * (uses - 1) >= SHARING_PAYS
+        return not self.decoder.on_cpu or 2 * heads * size * length * (uses - 1) >= SHARING_PAYS
 
     def _share(self, row: Row) -> None:
         """Turn a row's own tokens into a segment."""
@@ -235,15 +235,15 @@ class CM3LeonCache(KVCache):
         slots_BT = first_B1 + (own_B[:, None] + torch.arange(T, device=device)).clamp(max=S - 1)
         longest = min(max(own, default=0) + T, S)
         mask = None
-        if T > 1 or (len(set(own)) > 1 and device.type == "cpu"):
+        if T > 1 or (len(set(own)) > 1 and self.decoder.on_cpu):
             see_BTS = torch.arange(longest, device=device) <= (own_B[:, None] + torch.arange(T, device=device))[..., None]
-            mask = torch.zeros(B, 1, T, longest, dtype=self.decoder.attention_dtype, device=device)
+            mask = torch.zeros(B, 1, T, longest, dtype=self.decoder.dtype, device=device)
             mask.masked_fill_(~see_BTS[:, None], -torch.inf)
         fresh = not any(own) and not any(row.segments for row in self.rows)
         reading = Reading(T, longest, slots_BT.flatten(), mask, self._segment_groups(), fresh, self._length_B)
         if not fresh and not self.decoder.backend.is_plain_softmax:
             reading.plan = self.decoder.backend.plan(num_queries=T, num_keys=longest, offset_B=self._length_B)
-        elif not fresh and device.type != "cpu":
+        elif not fresh and not self.decoder.on_cpu:
             self._prepare_device(reading)
         return positions_BT, reading
 
@@ -268,7 +268,7 @@ class CM3LeonCache(KVCache):
             k_BSKD, v_BSKD = (self._own(memory_KND, reading.num_own).transpose(1, 2).to(q_BTHD.dtype)
                               for memory_KND in (keys_KND, values_KND))
             return self.decoder.backend.attend(q_BTHD, k_BSKD, v_BSKD, offset_B=reading.offset_B, plan=reading.plan)
-        if keys_KND.device.type != "cpu":
+        if not self.decoder.on_cpu:
             return self._attend_device(q_BTHD, keys_KND, values_KND, reading)
         return self._attend_cpu(q_BTHD, keys_KND, values_KND, reading)
 

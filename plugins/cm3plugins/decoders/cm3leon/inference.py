@@ -23,7 +23,7 @@ from cm3plugins.decoders.cm3leon.cache import CM3LeonCache, Reading
 if TYPE_CHECKING:
     from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
 
-PRECISIONS = ("auto", "float32", "bfloat16", "int8")
+PRECISIONS = ("auto", "fp32", "bf16", "int8")
 #: Rows that a product on a CPU has at least.
 FEWEST_ROWS = 4
 
@@ -42,8 +42,6 @@ class CM3LeonInference(Decoder):
     """
 
     def __init__(self, decoder: CM3LeonDecoder, precision: str = "auto") -> None:
-        own = decoder.embed_tokens.weight.dtype
-        precision = str(own).removeprefix("torch.") if precision == "auto" else precision
         refusal = why_not(precision, decoder.embed_tokens.weight)
         if refusal is not None:
             raise GenerationError("precision", refusal[0], refusal[1])
@@ -53,9 +51,9 @@ class CM3LeonInference(Decoder):
         self.num_layers, self.num_heads = decoder.config.num_layers, decoder.config.num_heads
         self.head_dim = decoder.config.d_model // self.num_heads
         self.device = decoder.embed_tokens.weight.device
+        self.on_cpu = self.device.type == "cpu"
         #: What products are computed in, and what keys and values are kept in.
-        self.dtype = torch.bfloat16 if precision == "int8" else getattr(torch, precision)
-        self.cache_dtype = self.attention_dtype = self.dtype
+        self.dtype = {"auto": decoder.embed_tokens.weight.dtype, "fp32": torch.float32}.get(precision, torch.bfloat16)
         self.training = False
         self._heads: dict[tuple[int, int], Product] = {}
         self.reset()
@@ -95,7 +93,7 @@ class CM3LeonInference(Decoder):
         return self._head_weight_VE
 
     def for_inference(self, precision: str = "auto") -> Decoder:
-        return self if precision in ("auto", self.precision) else self.decoder.for_inference(precision)
+        return self if precision == self.precision else self.decoder.for_inference(precision)
 
     def allocate_cache(self, num_rows: int, max_length: int) -> CM3LeonCache:
         if max_length > self.context_length:
@@ -104,7 +102,7 @@ class CM3LeonInference(Decoder):
         return CM3LeonCache(self, num_rows, max_length)
 
     def cache_bytes(self, num_tokens: int) -> int:
-        return 2 * num_tokens * self.num_layers * self.num_heads * self.head_dim * self.cache_dtype.itemsize
+        return 2 * num_tokens * self.num_layers * self.num_heads * self.head_dim * self.dtype.itemsize
 
     def hidden_states(self, tokens_BT: Tensor, *, positions_BT: Tensor | None = None, cells_BT: Tensor | None = None,
                       kv_start_BT: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
@@ -124,7 +122,7 @@ class CM3LeonInference(Decoder):
         B, T, E = x_BTE.shape
         M, dtype = B * T, self.dtype
         x_ME = x_BTE.reshape(M, E)
-        if self.device.type == "cpu" and M < FEWEST_ROWS:
+        if self.on_cpu and M < FEWEST_ROWS:
             x_ME = F.pad(x_ME, (0, 0, 0, FEWEST_ROWS - M))
         heads = (B, T, 3, self.num_heads, self.head_dim)
         for layer, (qkv, out, up, down, q_norm, k_norm) in enumerate(self._layers):
@@ -146,7 +144,7 @@ class CM3LeonInference(Decoder):
             self._heads[key] = self._product(self._head_weight_VE[ids.start:ids.stop])
         x_ME = hidden.reshape(-1, hidden.shape[-1]).to(self.dtype)
         M = len(x_ME)
-        if self.device.type == "cpu" and M < FEWEST_ROWS:
+        if self.on_cpu and M < FEWEST_ROWS:
             x_ME = F.pad(x_ME, (0, 0, 0, FEWEST_ROWS - M))
         return self._heads[key](x_ME)[:M].view(*hidden.shape[:-1], len(ids))
 
@@ -199,11 +197,11 @@ def int8_product(weight: Tensor) -> Product:
 
 def why_not(precision: str, weight: Tensor) -> tuple[str, str] | None:
     """(cause, next step) where weights like this one can't be used in this precision; None where they can."""
-    if precision not in (*PRECISIONS, "float16", "float64"):
+    if precision not in PRECISIONS:
         return f"{precision!r} is not known", close_match(precision, PRECISIONS)
     if precision == "int8":
         try:
             int8_product(torch.ones(32, 32, device=weight.device))(torch.ones(1, 32, dtype=torch.bfloat16, device=weight.device))
         except (RuntimeError, NotImplementedError) as error:
-            return f"int8 weights don't run on {weight.device}: {str(error).splitlines()[0]}", "use bfloat16"
+            return f"int8 weights don't run on {weight.device}: {str(error).splitlines()[0]}", "use bf16"
     return None
