@@ -430,6 +430,7 @@ def test_the_share_of_cd_k_holds_for_any_number_of_candidates(hundredths, number
     sampler = MixtureSamplerConfig(cd_k_share=hundredths / 100).build()
     chosen = [sampler.for_candidate(index).plan("image").filters.plausible_alpha > 0 for index in range(number)]
     assert sum(chosen) == math.floor(number * Fraction(hundredths, 100))
+    assert sampler.plan("image") == sampler.for_candidate(0).plan("image")
 
 
 # ---- recipes
