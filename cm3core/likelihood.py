@@ -72,7 +72,8 @@ class Likelihood:
         Args:
             documents: at least one hole each, pictures as `Codes`.
             contents: for each document its holes' contents in order, ids of the vocabulary without end tokens, as `contents_of`
-                gives them. A text shorter than its hole's `max_tokens` is ended there, and the end token counts.
+                gives them. A text shorter than its hole's `max_tokens` is ended there, and the end token counts; a hole without a
+                limit counts it always.
             retrieved: for each document those in front of it. None: none.
             variant: what is seen of the prompts. None: everything.
 
