@@ -1,4 +1,4 @@
-"""Boxes in a picture of any size -> cells of the codes' grid, and the way back into the picture.
+"""Boxes and masks in a picture of any size -> cells of the codes' grid, and the way back into the picture.
 
 The image tokenizer sees a picture's largest centred part of its own aspect (a square for all of today's), scaled to its own size
 (`cm3core.images.fit`). Coordinates: x to the right, y down, pixels of the input picture; boxes are half open.
@@ -7,10 +7,12 @@ The image tokenizer sees a picture's largest centred part of its own aspect (a s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from cm3core.document import BoolArray, PixelArray
@@ -64,14 +66,46 @@ class VisibleSquare:
         touched[top:bottom, left:right] = True
         return touched.reshape(-1)
 
-    def pasted(self, picture: PixelArray, decoded: PixelArray, box: Box) -> PixelArray:
-        """A copy of `picture` [height, width, 3] whose box (one that `cells` takes) is from `decoded`, scaled back."""
+    def mask_cells(self, mask_HW: BoolArray, grid: tuple[int, int]) -> BoolArray:
+        """Which codes the true pixels touch, bool [rows * columns].
+
+        Raises:
+            GenerationError: another size than the picture's, nothing is true, or something outside of what the model sees.
+        """
+        if mask_HW.shape != self.picture_size:
+            raise GenerationError("mask", f"is {mask_HW.shape[1]} x {mask_HW.shape[0]} pixels, the picture is "
+                                  f"{self.picture_size[1]} x {self.picture_size[0]}", "make it as large as the picture")
+        if not mask_HW.any():
+            raise GenerationError("mask", "is empty", "mark what is to be drawn anew (white, or true)")
+        seen = self.pixels
+        inside = np.zeros_like(mask_HW)
+        inside[seen[1]:seen[3], seen[0]:seen[2]] = True
+        if (mask_HW & ~inside).any():
+            middle = ",".join(map(str, seen))
+            raise GenerationError("mask", f"reaches outside the middle part of the picture that the model sees ({middle})",
+                                  "stay within that, or crop the picture first")
+        x0, y0, x1, y1 = self.extent
+        by_row = _touches(mask_HW.shape[0], y0, (y1 - y0) / grid[0], grid[0])
+        by_column = _touches(mask_HW.shape[1], x0, (x1 - x0) / grid[1], grid[1])
+        touched: BoolArray = (by_row.T @ mask_HW.astype(np.float64) @ by_column > 0).reshape(-1)
+        return touched
+
+    def mask_of(self, boxes: Sequence[Box]) -> BoolArray:
+        """The pixels inside any of the boxes, bool [height, width]."""
+        mask_HW: BoolArray = np.zeros(self.picture_size, np.bool_)
+        for box in boxes:
+            self._check(box)
+            mask_HW[box[1]:box[3], box[0]:box[2]] = True
+        return mask_HW
+
+    def pasted(self, picture: PixelArray, decoded: PixelArray, mask_HW: BoolArray) -> PixelArray:
+        """A copy of `picture` [height, width, 3] whose true pixels (which `mask_cells` takes) are from `decoded`, scaled back."""
         x0, y0, x1, y1 = self.pixels
         if decoded.shape[:2] != (y1 - y0, x1 - x0):
             decoded = np.asarray(Image.fromarray(decoded).resize((x1 - x0, y1 - y0), Image.Resampling.LANCZOS))
-        left, top, right, bottom = box
         result = picture.copy()
-        result[top:bottom, left:right] = decoded[top - y0:bottom - y0, left - x0:right - x0]
+        part = mask_HW[y0:y1, x0:x1]
+        result[y0:y1, x0:x1][part] = decoded[part]
         return result
 
     def _check(self, box: Box) -> None:
@@ -87,6 +121,16 @@ class VisibleSquare:
             middle = ",".join(map(str, seen))
             raise GenerationError(name, f"reaches outside the middle part of the picture that the model sees ({middle})",
                                   "stay within that, or crop the picture around the box first")
+
+
+def _touches(pixels: int, start: float, size: float, number: int) -> npt.NDArray[np.float64]:
+    """1.0 where a pixel (row) touches a cell (column) of `size` pixels from `start`, [pixels, number]."""
+    low = np.arange(pixels)
+    first = np.floor((low - start) / size + _EPSILON).clip(0, number - 1)
+    last = np.ceil((low + 1 - start) / size - _EPSILON).clip(first + 1, number)
+    cells = np.arange(number)
+    result: npt.NDArray[np.float64] = ((cells >= first[:, None]) & (cells < last[:, None])).astype(np.float64)
+    return result
 
 
 def _touched(low: int, high: int, start: float, size: float, number: int) -> tuple[int, int]:

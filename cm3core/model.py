@@ -6,37 +6,60 @@
 >>> model.caption(pictures[0].pixels).text                                      # doctest: +SKIP
 'red apple'
 
-Every call only builds documents with holes; `cm3core.generate.Engine` fills them.
+Every call only builds documents with holes (`cm3core.tasks`); `cm3core.generate.Engine` fills them. Many at once, from
+coroutines: `cm3core.aio.AsyncModel`.
 """
 
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from cm3core import images
 from cm3core.boxes import Box, VisibleSquare
-from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Segment, Text, TextHole, text_of
+from cm3core.document import (
+    BoolArray,
+    Codes,
+    Document,
+    Image,
+    ImageHole,
+    MaskedText,
+    PixelArray,
+    Segment,
+    Text,
+    TextHole,
+    text_of,
+)
 from cm3core.errors import CheckpointError, DataError, GenerationError, close_match
-from cm3core.generate import Completion, Engine, Progress, Request, candidate_seed
-from cm3core.results import GeneratedImage, GeneratedText, InfilledImage, RetrievedDocument
+from cm3core.fields import init_fields
+from cm3core.generate import Completion, Engine, Event, Progress, Request, candidate_seed
+from cm3core.in_front import InFront
+from cm3core.interfaces.reranker import Candidate
+from cm3core.results import Choice, GeneratedImage, GeneratedText, ImageReady, InfilledImage, RetrievedDocument, Scored
 from cm3core.sampler_options import with_options
+from cm3core.tasks import Done, Task, results, run
 
 if TYPE_CHECKING:
     from cm3core.build import Components
-    from cm3core.interfaces.retriever import Retrieved
-    from cm3core.interfaces.sampler import SamplerConfig
+    from cm3core.interfaces.reranker import Reranker, RerankerConfig
+    from cm3core.interfaces.sampler import Sampler, SamplerConfig
+    from cm3core.interfaces.upscaler import Upscaler, UpscalerConfig
     from cm3core.plugins import Registry
     from cm3core.recipe import Recipe
+
+T = TypeVar("T")
+
+#: The text before the picture that is to be edited, and that before one that is asked about (paper, Table 5).
+EDIT = "Edit first image following the instruction"
+ASK = "Question: {question} Answer: {answer}."
+#: Pixels of a preview that are not drawn yet, and how bright a mask's pixel is at least (0..255).
+GREY, WHITE = 208, 127
 
 #: RGB pixels uint8 [height, width, 3] of any size, or the file of a picture.
 Picture: TypeAlias = PixelArray | str | Path
@@ -66,14 +89,14 @@ def find_model(model: str | Path, registry: Registry) -> Path:
 
 
 def load(model: str | Path = DEFAULT_MODEL, *, registry: Registry | None = None, device: torch.device | str = "cpu",
-         num_threads: int | None = None) -> Model:
+         num_threads: int | None = None, precision: str = "auto", max_rows: int = 64) -> Model:
     """Open a trained model.
 
     Args:
         model: a run's folder, one of its checkpoints, an exported model, or "PLUGIN:NAME" of a model that a plugin ships.
         registry: the components that recipes may name. None: those of the installed plugins.
         device: where the decoder runs.
-        num_threads: see `Engine`.
+        num_threads, precision, max_rows: see `Engine`.
 
     Raises:
         CheckpointError: nothing is there, or it is damaged.
@@ -84,273 +107,369 @@ def load(model: str | Path = DEFAULT_MODEL, *, registry: Registry | None = None,
 
     registry = load_registry() if registry is None else registry
     opened = open_checkpoint(find_model(model, registry), registry, device=device)
-    return Model(opened.recipe, opened.components, name=str(model), step=opened.step, num_threads=num_threads)
+    return Model(opened.recipe, opened.components, name=str(model), step=opened.step, num_threads=num_threads,
+                 precision=precision, max_rows=max_rows)
 
 
 class Model:
     """A trained model. Every method gives equal results for equal arguments, whatever was called before.
 
-    Methods that generate take the keys of the recipe's section `sampler` as keyword arguments, for that call only:
-    `model.generate("a red apple", guidance_scale=1.5, temperature=0.9)`.
+    Methods that generate take these keyword arguments:
+
+        seed                0..2**63-1; the same seed gives the same results
+        num_retrieved       documents to retrieve from the model's memory and to put in front; None: as many as the recipe says
+                            (none when `context` is given)
+        context             (picture, text) pairs to put in front by hand, first of all
+        num_candidates      results drawn for each one that is returned, the best by the reranker; None: `generate.num_candidates`
+        reranker            name of another reranker than the recipe's, with its defaults
+        sampler             name of another sampler than the recipe's; keys that both have keep the recipe's values
+        progress            called as the work goes on with (tokens drawn, most there can be)
+
+    and the keys of the sampler, for that call: `model.generate("a red apple", guidance_scale=1.5, temperature=0.9)`.
 
     Args:
         recipe: the checkpoint's.
         components: what it builds, weights loaded.
         name: how the model was named to `load`.
         step: optimiser steps it was trained for.
-        num_threads: see `Engine`.
+        num_threads, precision, max_rows: see `Engine`.
     """
 
-    def __init__(self, recipe: Recipe, components: Components, *, name: str = "", step: int = 0,
-                 num_threads: int | None = None) -> None:
-        self.recipe, self.components, self.name, self.step, self.num_threads = recipe, components, name, step, num_threads
-        self._codes: dict[str, Codes] = {}  # of retrieved documents' pictures, by key
+    def __init__(self, recipe: Recipe, components: Components, *, name: str = "", step: int = 0, num_threads: int | None = None,
+                 precision: str = "auto", max_rows: int = 64) -> None:
+        self.recipe, self.components, self.name, self.step = recipe, components, name, step
+        self.num_threads, self.precision, self.max_rows = num_threads, precision, max_rows
+        self._in_front = InFront(recipe, components)
+        self._engines: tuple[int, Engine] | None = None
 
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) in pixels of what `generate` draws."""
         return self.components.image_tokenizer.image_size
 
-    # ---- what can be asked
+    @property
+    def engine(self) -> Engine:
+        """The engine that completes all that this model is asked; it follows the decoder's weights when they change."""
+        version = sum(parameter._version for parameter in self.components.decoder.parameters())
+        if self._engines is None or self._engines[0] != version:
+            parts = self.components
+            engine = Engine(parts.decoder, parts.serializer, self.sampler_config().build(), parts.vocabulary,
+                            max_text_tokens=self.recipe.data.max_text_tokens, num_threads=self.num_threads,
+                            precision=self.precision, max_rows=self.max_rows)
+            self._engines = version, engine
+        return self._engines[1]
 
-    def generate(self, prompt: str | Sequence[str], num_images: int | None = None, *, seed: int = 0,
-                 num_retrieved: int | None = None, context: Sequence[tuple[Picture, str]] = (), truncate: bool = False,
-                 progress: Progress | None = None, **sampler: Any) -> list[GeneratedImage]:
+    # ---- pictures
+
+    def generate(self, prompt: str | Sequence[str], num_images: int | None = None, *, progress: Progress | None = None,
+                 **options: Any) -> list[GeneratedImage]:
         """Draw pictures for a prompt.
 
         Args:
             prompt: what to draw, worded like the training captions; or several prompts, done in one batch.
             num_images: pictures for each prompt; None: the recipe's `generate.num_images`.
-            seed: 0..2**63-1. The first k pictures of a prompt are the same for any `num_images`, and whatever the other prompts.
-            num_retrieved: documents to retrieve from the model's memory with the prompt as query and to put in front; None: as
-                many as the recipe says (none when `context` is given).
-            context: (picture, text) pairs to put in front, first of all.
-            truncate: read only the first `data.max_text_tokens` tokens of a longer prompt, as training did with captions.
-            progress: called as the work goes on.
-            sampler: keys of the recipe's section `sampler`, for this call.
+            progress, options: see `Model`. Documents are retrieved with the prompt as query. The first k pictures of a prompt are
+                the same for any `num_images`, and whatever the other prompts. Also:
+                truncate: read only the first `data.max_text_tokens` tokens of a longer prompt, as training did with captions.
+                upscale: also enlarge them by the recipe's upscaler (True) or another one (its name).
 
         Returns:
             `num_images` pictures for each prompt, in order.
 
         Raises:
-            GenerationError: an empty or too long prompt, a bad seed or count, no memory to retrieve from.
+            GenerationError: an empty or too long prompt, a bad seed or count, no memory to retrieve from, no reranker.
             RecipeError: a sampler key that is not known, or a value out of range.
         """
-        return list(self.stream(prompt, num_images, seed=seed, num_retrieved=num_retrieved, context=context, truncate=truncate,
-                                progress=progress, **sampler))
+        return list(self.stream(prompt, num_images, progress=progress, **options))
 
-    def stream(self, prompt: str | Sequence[str], num_images: int | None = None, *, seed: int = 0,
-               num_retrieved: int | None = None, context: Sequence[tuple[Picture, str]] = (), truncate: bool = False,
-               progress: Progress | None = None, **sampler: Any) -> Iterator[GeneratedImage]:
-        """The pictures of `generate` with these arguments, each as soon as the batch that it is drawn in is finished.
+    def stream(self, prompt: str | Sequence[str], num_images: int | None = None, *, progress: Progress | None = None,
+               **options: Any) -> Iterator[GeneratedImage]:
+        """The pictures of `generate` with these arguments, in order, each as soon as it is drawn.
 
         Memory does not grow with `num_images`. What is wrong with the arguments is raised at once, not with the first picture.
         """
+        tasks, total = self.image_tasks(prompt, num_images, **options)
+        return results(self.engine, tasks, progress=progress, total=total)
+
+    def events(self, prompt: str | Sequence[str], num_images: int | None = None, **options: Any) -> Iterator[Event]:
+        """What happens while `generate` works with these arguments: the events of `Engine.stream` for each candidate, `Scored`
+        for each one when its picture's candidates are finished, `ImageReady` for each picture. Leaving the iterator ends the work.
+        """
+        tasks, total = self.image_tasks(prompt, num_images, **options)
+        return self._told(run(self.engine, tasks, details=True, total=total))
+
+    @staticmethod
+    def _told(events: Iterator[Event]) -> Iterator[Event]:
+        for event in events:
+            if not isinstance(event, Done):
+                yield event
+                continue
+            choice = event.result.choice
+            if choice is not None:
+                yield from (Scored(event.request + place, score, choice.measure) for place, score in enumerate(choice.scores))
+            yield ImageReady(event.request, event.result)
+
+    def image_tasks(self, prompt: str | Sequence[str], num_images: int | None = None, *, seed: int = 0, truncate: bool = False,
+                    upscale: bool | str = False, **options: Any) -> tuple[Iterator[Task[GeneratedImage]], int]:
+        """The tasks of `generate` with these arguments, one a picture, and how many tokens they draw."""
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         number = self.recipe.generate.num_images if num_images is None else num_images
         if number < 1:
             raise GenerationError("num_images", f"is {number}", "use 1 or more")
-        candidate_seed(seed, 0)
         for text in prompts:
             self._check_text("prompt", text, truncate=truncate)
-        engine = self._engine(sampler)
+        plan = self._plan(seed, options)
         requests = [Request((Text(text), ImageHole()), seed=seed) for text in prompts]
-        in_front = self._in_front(engine, requests, [(Text(text),) for text in prompts], num_retrieved, context)
-        candidates = ((replace(request, seed=candidate_seed(seed, index)), shown)
-                      for request, shown in in_front for index in range(number))
-        return self._drawn(engine, candidates, number * len(prompts), progress)
+        in_front = self._put_in_front(plan, requests, [(Text(text),) for text in prompts])
+        upscaler = self._upscaler(upscale)
+        tasks = (plan.task(request, shown, self._image_of(text, shown, upscaler), first=place * plan.num_candidates)
+                 for text, (request, shown) in zip(prompts, in_front, strict=True) for place in range(number))
+        return tasks, len(prompts) * number * plan.num_candidates * self.components.serializer.num_codes
 
-    def _drawn(self, engine: Engine, candidates: Iterator[tuple[Request, tuple[RetrievedDocument, ...]]], number: int,
-               progress: Progress | None) -> Iterator[GeneratedImage]:
-        """Pictures of `number` requests that have as many codes to draw each, with what stands in front of them."""
-        done = 0
+    def _image_of(self, prompt: str, shown: tuple[RetrievedDocument, ...],
+                  upscaler: Upscaler | None) -> Callable[[Completion, int, Choice | None], GeneratedImage]:
+        """Makes a picture of its chosen completion."""
 
-        def show(drawn: int, total: int) -> None:
-            if progress is not None:  # of this batch -> of all
-                each = total // len(batch)
-                progress(done * each + drawn, number * each)
+        def make(completion: Completion, seed: int, choice: Choice | None) -> GeneratedImage:
+            codes = _picture_of(completion.document)
+            pixels = self.decode([codes])[0]
+            return GeneratedImage(pixels, prompt, seed, shown, codes, completion.log_probability, choice,
+                                  None if upscaler is None else upscaler.upscale(pixels))
 
-        while batch := list(islice(candidates, engine.batch_size)):
-            completions = engine.complete([request for request, _ in batch], progress=show)
-            drawn = [_picture_of(completion.document) for completion in completions]
-            for (request, shown), completion, codes, pixels in zip(batch, completions, drawn, self.decode(drawn), strict=True):
-                yield GeneratedImage(pixels, text_of(request.document), request.seed, shown, codes, completion.log_probability)
-            done += len(batch)
+        return make
 
-    def caption(self, picture: Picture, *, seed: int = 0, max_tokens: int | None = None, num_retrieved: int | None = None,
-                context: Sequence[tuple[Picture, str]] = (), progress: Progress | None = None, **sampler: Any) -> GeneratedText:
+    def edit(self, picture: Picture, instruction: str, num_images: int | None = None, *, seed: int = 0, truncate: bool = False,
+             upscale: bool | str = False, task_text: str = EDIT, sampler: str | None = None, progress: Progress | None = None,
+             **options: Any) -> list[GeneratedImage]:
+        """Draw a picture as an instruction changes it; for models tuned on editing (paper section 4.1).
+
+        Args:
+            picture: any size; the model sees its largest centred square (in its own aspect).
+            instruction: what to change.
+            num_images: None: the recipe's `generate.num_images`.
+            task_text: stands before the picture, as in tuning.
+            sampler: None: `edit_cfg`, three guidance streams, where a plugin brings it.
+            truncate, upscale, progress, options: see `generate`. Nothing is retrieved unless `num_retrieved` says so.
+        """
+        self._check_text("instruction", instruction, truncate=truncate)
+        number = self.recipe.generate.num_images if num_images is None else num_images
+        if number < 1:
+            raise GenerationError("num_images", f"is {number}", "use 1 or more")
+        if sampler is None and "edit_cfg" in self.components.registry.names("sampler"):
+            sampler = "edit_cfg"
+        options.setdefault("num_retrieved", 0)
+        plan = self._plan(seed, options | {"sampler": sampler})
+        document = (Text(task_text), self.encode([self._seen(picture)])[0], Text(instruction), ImageHole())
+        [(request, shown)] = self._put_in_front(plan, [Request(document, seed=seed)], [(Text(instruction),)])
+        make = self._image_of(instruction, shown, self._upscaler(upscale))
+        tasks = (plan.task(request, shown, make, first=place * plan.num_candidates) for place in range(number))
+        return list(results(self.engine, tasks, progress=progress,
+                            total=number * plan.num_candidates * self.components.serializer.num_codes))
+
+    def infill(self, picture: Picture, box: Box | Sequence[Box] | None = None, text: str | None = None, *,
+               mask: BoolArray | str | Path | None = None, seed: int = 0, truncate: bool = False,
+               progress: Progress | None = None, **options: Any) -> InfilledImage:
+        """Draw a part of a picture anew; codes that it doesn't touch stay exactly as they are.
+
+        Args:
+            picture: any size; the model sees its largest centred square (in its own aspect).
+            box: (x0, y0, x1, y1) in pixels of the picture, x1 and y1 not included, inside what the model sees; or several boxes.
+            text: of the whole picture as it should be. None: the model first writes one for what is left of the picture.
+            mask: in place of a box any set of pixels: bool [height, width] of the picture, or a picture's file where it is white.
+            seed, truncate, progress, options: see `generate`. Documents are retrieved with the text as query, none without one.
+
+        Raises:
+            DataError: the picture or the mask can't be read.
+            GenerationError: the region is empty, or outside of what the model sees.
+        """
+        whole = _pixels(picture)
+        square, region_HW, missing = self._region(whole, box, mask)
+        codes = replace(self.encode([self._seen(whole)])[0], missing=missing)
+        if text is not None:
+            self._check_text("text", text, truncate=truncate)
+        first: Segment = self._text_hole(None) if text is None else Text(text)
+        plan = self._plan(seed, options)
+        [(request, shown)] = self._put_in_front(plan, [Request((first, codes), seed=seed)],
+                                                [() if text is None else (Text(text),)])
+        rows, columns = np.flatnonzero(region_HW.any(1)), np.flatnonzero(region_HW.any(0))
+        around = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+        def make(completion: Completion, own_seed: int, choice: Choice | None) -> InfilledImage:
+            filled = _picture_of(completion.document)
+            decoded = self.decode([filled])[0]
+            return InfilledImage(square.pasted(whole, decoded, region_HW), decoded, filled, around, text_of(completion.document),
+                                 own_seed, shown, completion.log_probability, choice)
+
+        total = plan.num_candidates * (int(missing.sum()) + (0 if text is not None else self._text_hole(None).max_tokens or 0))
+        return next(results(self.engine, [plan.task(request, shown, make)], progress=progress, total=total))
+
+    def continue_image(self, picture: Picture, keep: int, text: str | None = None, **options: Any) -> InfilledImage:
+        """Keep the first `keep` rows of pixels of what the model sees of a picture, and draw all that is below, in drawing order.
+
+        Args:
+            picture, text, options: see `infill`.
+            keep: rows of pixels of the picture, counted from the top of what the model sees; whole rows of codes are kept.
+        """
+        whole = _pixels(picture)
+        x0, y0, x1, y1 = VisibleSquare(whole.shape[:2], self.image_size).pixels
+        if not 0 <= keep < y1 - y0:
+            raise GenerationError("keep", f"is {keep}, the model sees {y1 - y0} rows of pixels", f"use 0 to {y1 - y0 - 1}")
+        return self.infill(whole, (x0, y0 + keep, x1, y1), text, **options)
+
+    # ---- texts
+
+    def caption(self, picture: Picture, **options: Any) -> GeneratedText:
         """Describe a picture; see `captions`."""
-        return self.captions([picture], seed=seed, max_tokens=max_tokens, num_retrieved=num_retrieved, context=context,
-                             progress=progress, **sampler)[0]
+        return self.captions([picture], **options)[0]
 
     def captions(self, pictures: Sequence[Picture], *, seed: int = 0, max_tokens: int | None = None,
-                 num_retrieved: int | None = None, context: Sequence[tuple[Picture, str]] = (), progress: Progress | None = None,
-                 **sampler: Any) -> list[GeneratedText]:
+                 progress: Progress | None = None, **options: Any) -> list[GeneratedText]:
         """Describe pictures: the text in front of each picture is masked, and infilled after it (paper section 2.2).
 
         Args:
             pictures: any sizes; the model sees the largest centred square of each (in its own aspect).
             seed: of every description.
             max_tokens: longest text; None: the recipe's `generate.max_text_tokens`, at most `data.max_text_tokens`.
-            num_retrieved: documents to retrieve with the picture as query; None: as many as the recipe says.
-            context: (picture, text) pairs to put in front.
-            progress: called as the work goes on.
-            sampler: keys of the recipe's section `sampler`, for this call.
+            progress, options: see `Model`. Documents are retrieved with the picture as query.
 
         Raises:
             DataError: a picture can't be read.
             GenerationError: it doesn't fit the context.
         """
-        seen = [self._seen(picture) for picture in pictures]
-        codes = self.encode(seen)
         hole = self._text_hole(max_tokens)
-        queries: list[Document] = [(_image(pixels),) for pixels in seen]
-        engine = self._engine(sampler)
-        in_front = self._in_front(engine, [Request((hole, own), seed=seed) for own in codes], queries, num_retrieved, context)
-        completions = engine.complete([request for request, _ in in_front], progress=progress)
-        return [GeneratedText(text_of(completion.document), seed, retrieved, completion.log_probability)
-                for completion, (_, retrieved) in zip(completions, in_front, strict=True)]
+        return self._texts(pictures, (hole,), seed, progress, options)
 
-    def infill(self, picture: Picture, box: Box, text: str | None = None, *, seed: int = 0, num_retrieved: int | None = None,
-               context: Sequence[tuple[Picture, str]] = (), truncate: bool = False, progress: Progress | None = None,
-               **sampler: Any) -> InfilledImage:
-        """Draw a box of a picture anew; codes that the box doesn't touch stay exactly as they are.
+    def ask(self, picture: Picture, question: str, *, template: str = ASK, seed: int = 0, max_tokens: int | None = None,
+            progress: Progress | None = None, **options: Any) -> GeneratedText:
+        """Answer a question about a picture: the answer in the text before it is masked; for models tuned on questions.
 
         Args:
             picture: any size; the model sees its largest centred square (in its own aspect).
-            box: (x0, y0, x1, y1) in pixels of the picture, x1 and y1 not included; inside what the model sees.
-            text: of the whole picture as it should be. None: the model first writes one for what is left of the picture.
-            seed: the seed.
-            num_retrieved: documents to retrieve with the text as query; None: as many as the recipe says (none without a text).
-            context: (picture, text) pairs to put in front.
-            truncate: read only the first `data.max_text_tokens` tokens of a longer text.
-            progress: called as the work goes on.
-            sampler: keys of the recipe's section `sampler`, for this call.
-
-        Raises:
-            DataError: the picture can't be read.
-            GenerationError: the box is empty, or outside of what the model sees.
+            question: the question.
+            template: the text before the picture, as in tuning, with "{question}" and "{answer}" (paper, Table 5).
+            seed, max_tokens, progress, options: see `captions`. Nothing is retrieved unless `num_retrieved` says so.
         """
-        whole = _pixels(picture)
-        square = VisibleSquare(whole.shape[:2], self.image_size)
-        missing = square.cells(box, self.components.image_tokenizer.grid)
-        codes = replace(self.encode([self._seen(whole)])[0], missing=missing)
-        if text is not None:
-            self._check_text("text", text, truncate=truncate)
-        first: Segment = self._text_hole(None) if text is None else Text(text)
-        query: Document = () if text is None else (Text(text),)
-        engine = self._engine(sampler)
-        [(request, retrieved)] = self._in_front(engine, [Request((first, codes), seed=seed)], [query], num_retrieved, context)
-        [completion] = engine.complete([request], progress=progress)
-        filled = _picture_of(completion.document)
-        decoded = self.decode([filled])[0]
-        return InfilledImage(square.pasted(whole, decoded, box), decoded, filled, box, text_of(completion.document), seed,
-                             retrieved, completion.log_probability)
+        if template.count("{answer}") != 1 or "{question}" not in template:
+            raise GenerationError("template", f"is {template!r}", "write one with {question} and one {answer}")
+        self._check_text("question", question, truncate=False)
+        before, after = template.replace("{question}", question).split("{answer}")
+        parts: tuple[str | TextHole, ...] = tuple(part for part in (before, self._text_hole(max_tokens), after) if part != "")
+        options.setdefault("num_retrieved", 0)
+        [answer] = self._texts([picture], parts, seed, progress, options)
+        return answer
+
+    def _texts(self, pictures: Sequence[Picture], parts: tuple[str | TextHole, ...], seed: int, progress: Progress | None,
+               options: dict[str, Any]) -> list[GeneratedText]:
+        """What is written in the one hole of `parts`, which stand before each picture."""
+        seen = [self._seen(picture) for picture in pictures]
+        plan = self._plan(seed, options)
+        hole = next(part for part in parts if isinstance(part, TextHole))
+        first: Segment = hole if len(parts) == 1 else MaskedText(parts)
+        requests = [Request((first, own), seed=seed) for own in self.encode(seen)]
+        in_front = self._put_in_front(plan, requests, [(_image(pixels),) for pixels in seen])
+        index = parts.index(hole)
+
+        def task(request: Request, shown: tuple[RetrievedDocument, ...]) -> Task[GeneratedText]:
+            def make(completion: Completion, own_seed: int, choice: Choice | None) -> GeneratedText:
+                text = text_of(completion.document[:1])
+                text = text[len("".join(map(str, parts[:index]))):len(text) - len("".join(map(str, parts[index + 1:])))]
+                return GeneratedText(text, own_seed, shown, completion.log_probability, choice)
+
+            return plan.task(request, shown, make)
+
+        total = len(requests) * plan.num_candidates * (hole.max_tokens or 0)
+        return list(results(self.engine, [task(*one) for one in in_front], progress=progress, total=total))
+
+    # ---- any documents
 
     def complete(self, documents: Sequence[Document], *, retrieved: Sequence[Sequence[Document]] | None = None, seed: int = 0,
-                 progress: Progress | None = None, **sampler: Any) -> list[Completion]:
+                 progress: Progress | None = None, sampler: str | None = None, **options: Any) -> list[Completion]:
         """Fill the holes of any documents: text and pictures, whole or in part, in any order, many kinds in one batch.
 
         Args:
             documents: pictures as `Image` or `Codes`; at least one hole each.
             retrieved: for each document those to put in front. None: none.
             seed: of every document.
-            progress: called as the work goes on.
-            sampler: keys of the recipe's section `sampler`, for this call.
+            progress, sampler, options: see `Model`; there are no candidates.
 
         Returns:
             one `Completion` a document; `decode` turns its `Codes` into pixels.
         """
+        return self.engine.complete(self.requests(documents, retrieved=retrieved, seed=seed, sampler=sampler, **options),
+                                    progress=progress)
+
+    def requests(self, documents: Sequence[Document], *, retrieved: Sequence[Sequence[Document]] | None = None, seed: int = 0,
+                 sampler: str | None = None, **options: Any) -> list[Request]:
+        """What `complete` with these arguments asks of the engine; for `Engine.stream` and sessions."""
         in_front = [()] * len(documents) if retrieved is None else retrieved
-        requests = [Request(self._coded(document), [self._coded(other) for other in others], seed)
-                    for document, others in zip(documents, in_front, strict=True)]
-        return self._engine(sampler).complete(requests, progress=progress)
+        built = self.sampler_config(sampler, **options).build()
+        return [Request(self._in_front.coded(document), [self._in_front.coded(other) for other in others], seed, built)
+                for document, others in zip(documents, in_front, strict=True)]
 
     # ---- pictures and codes
 
     def encode(self, pictures: Sequence[PixelArray]) -> list[Codes]:
         """Codes of pictures uint8 [height, width, 3] of the model's own size (`images.fit` makes them so)."""
-        tokenizer = self.components.image_tokenizer  # one by one: in a batch, the last bits depend on how many there are
-        return [Codes(tokenizer.encode(np.stack([pixels]))[0], tokenizer.grid) for pixels in pictures]
+        return self._in_front.encode(pictures)
 
     def decode(self, codes: Sequence[Codes]) -> list[PixelArray]:
         """Pictures uint8 [height, width, 3] of codes."""
         return [self.components.image_tokenizer.decode(one.codes[None])[0] for one in codes]  # one by one, see `encode`
 
+    def preview(self, codes: Codes) -> PixelArray:
+        """A picture in the making (`PictureGrown.codes`), uint8 [height, width, 3]: what is missing is grey."""
+        if codes.missing is None or not codes.missing.any():
+            return self.decode([codes])[0]
+        rows, columns = codes.grid
+        pixels = self.decode([Codes(np.where(codes.missing, 0, codes.codes), codes.grid)])[0].copy()
+        height, width = pixels.shape[:2]
+        missing = codes.missing.reshape(rows, columns)
+        by_pixel = missing[np.arange(height) * rows // height][:, np.arange(width) * columns // width]
+        pixels[by_pixel] = GREY
+        return pixels
+
     def _seen(self, picture: Picture) -> PixelArray:
         """A picture as the model sees it."""
         return images.fit(_pixels(picture), self.image_size)
 
-    def _coded(self, document: Document) -> Document:
-        """The document with its pictures as codes; each picture is encoded once in the model's life."""
-        new = {segment.key: segment for segment in document if isinstance(segment, Image) and segment.key not in self._codes}
-        codes = self.encode([images.fit(segment.load(), self.image_size) for segment in new.values()])
-        self._codes.update(zip(new, codes, strict=True))
-        return tuple(self._codes[segment.key] if isinstance(segment, Image) else segment for segment in document)
+    def _region(self, whole: PixelArray, box: Box | Sequence[Box] | None,
+                mask: BoolArray | str | Path | None) -> tuple[VisibleSquare, BoolArray, BoolArray]:
+        """What is to be drawn anew: pixels bool [height, width] of the picture, and codes bool [rows * columns]."""
+        if (box is None) == (mask is None):
+            raise GenerationError("infill", "takes a box or a mask", "give one of the two")
+        square = VisibleSquare(whole.shape[:2], self.image_size)
+        grid = self.components.image_tokenizer.grid
+        if mask is not None:
+            if isinstance(mask, (str, Path)):
+                mask = images.open_image(mask).mean(2) > WHITE
+            region_HW = np.asarray(mask, np.bool_)
+            return square, region_HW, square.mask_cells(region_HW, grid)
+        boxes = [cast(Box, box)] if box and isinstance(box[0], int) else [cast(Box, one) for one in box or ()]
+        if not boxes:
+            raise GenerationError("box", "there is none", "give (x0, y0, x1, y1), or several of them")
+        missing = np.any([square.cells(one, grid) for one in boxes], axis=0)
+        return square, square.mask_of(boxes), missing
 
-    # ---- what stands in front
+    # ---- sampler, candidates, checks
 
-    def _in_front(self, engine: Engine, requests: Sequence[Request], queries: Sequence[Document], num_retrieved: int | None,
-                  context: Sequence[tuple[Picture, str]]) -> list[tuple[Request, tuple[RetrievedDocument, ...]]]:
-        """Each request with documents in front of it, and these as they are shown. An empty query retrieves nothing.
+    def _plan(self, seed: int, options: dict[str, Any]) -> _Plan:
+        """What the options say, checked."""
+        candidate_seed(seed, 0)
+        names = ("num_candidates", "reranker", "sampler", "num_retrieved", "context")
+        own = {name: options[name] for name in names if name in options}
+        sampler = self.sampler_config(own.get("sampler"), **{key: options[key] for key in options if key not in names}).build()
+        number = own.get("num_candidates")
+        number = self.recipe.generate.num_candidates if number is None else number
+        if number < 1:
+            raise GenerationError("num_candidates", f"is {number}", "use 1 or more")
+        reranker = self._reranker(own.get("reranker")) if number > 1 else None
+        context = [(self._seen(picture), text) for picture, text in own.get("context", ())]
+        return _Plan(self, sampler, number, reranker, own.get("num_retrieved"), context)
 
-        Of the documents retrieved as many stay, from the first on, as the decoder's context holds; in training it is the same.
-        """
-        number = self._num_retrieved(num_retrieved, bool(context))
-        by_hand: list[tuple[Document, RetrievedDocument]] = []
-        for place, (picture, text) in enumerate(context):
-            pixels = self._seen(picture)
-            by_hand.append(((Text(text), self.encode([pixels])[0]), RetrievedDocument(f"context {place}", None, text, pixels)))
-        result, left_out = [], 0
-        for request, found in zip(requests, self._retrieve(queries, number), strict=True):
-            chosen = list(by_hand)
-            for rank, one in enumerate(found):
-                chosen.append(self._retrieved(one))
-                if not engine.fits(replace(request, retrieved=[document for document, _ in chosen])):
-                    chosen.pop()
-                    left_out = max(left_out, len(found) - rank)
-                    break
-            result.append((replace(request, retrieved=[document for document, _ in chosen]), tuple(shown for _, shown in chosen)))
-        if left_out:
-            tqdm.write(f"note: the decoder's context of {self.components.decoder.context_length} tokens has no room for the last "
-                       f"{left_out} of {number} retrieved documents; they are left out", file=sys.stderr)
-        return result
-
-    def _retrieve(self, queries: Sequence[Document], number: int) -> list[list[Retrieved]]:
-        """The nearest documents of the memory for each query, best first."""
-        found: list[list[Retrieved]] = [[] for _ in queries]
-        asked = [place for place, query in enumerate(queries) if query]
-        if number == 0 or not asked:
-            return found
-        retriever = self.components.retriever
-        assert retriever is not None
-        for place, results in zip(asked, retriever.retrieve([queries[place] for place in asked], number), strict=True):
-            found[place] = results
-        return found
-
-    def _retrieved(self, found: Retrieved) -> tuple[Document, RetrievedDocument]:
-        """A document of the memory, as codes and as it is shown."""
-        retriever = self.components.retriever
-        assert retriever is not None
-        document = retriever.memory.document(found.index)
-        picture = next((segment for segment in document if isinstance(segment, Image)), None)
-        pixels = None if picture is None else images.fit(picture.load(), self.image_size)
-        return self._coded(document), RetrievedDocument(found.id, found.score, text_of(document), pixels)
-
-    def _num_retrieved(self, asked: int | None, has_context: bool) -> int:
-        """How many documents to retrieve when the caller asked for so many (None: did not say)."""
-        config = self.recipe.retriever
-        has_memory = config is not None and self.recipe.component_names["retriever"].rpartition("/")[2] != "none"
-        if asked is None:
-            return config.num_retrieved if config and has_memory and self.recipe.generate.retrieve and not has_context else 0
-        if asked < 0:
-            raise GenerationError("num_retrieved", f"is {asked}", "use 0 or more")
-        if asked > 0 and not has_memory:
-            raise GenerationError("num_retrieved", f"is {asked}, but the model's recipe {self.recipe.name!r} has no retriever",
-                                  "use 0, or give documents by hand (context)")
-        return asked
-
-    # ---- text and sampler
+    def _put_in_front(self, plan: _Plan, requests: Sequence[Request],
+                      queries: Sequence[Document]) -> list[tuple[Request, tuple[RetrievedDocument, ...]]]:
+        asked = [replace(request, sampler=plan.sampler) for request in requests]
+        return self._in_front.of(self.engine, asked, queries, plan.num_retrieved, plan.context)
 
     def _check_text(self, place: str, text: str, *, truncate: bool) -> None:
         if not text.strip():
@@ -368,17 +487,78 @@ class Model:
             raise GenerationError("max_tokens", f"is {max_tokens}", "use 1 or more")
         return TextHole(max_tokens)
 
-    def sampler_config(self, **sampler: Any) -> SamplerConfig:
-        """The recipe's sampler with some keys changed; raises `GenerationError` and `RecipeError` for what can't be."""
-        if self.recipe.sampler is None:
+    def sampler_config(self, sampler: str | None = None, /, **options: Any) -> SamplerConfig:
+        """The sampler's config with some keys changed; raises `GenerationError` and `RecipeError` for what can't be.
+
+        Args:
+            sampler: name of another one than the recipe's; the keys that both have keep the recipe's values.
+            options: keys to change.
+        """
+        config = self.recipe.sampler
+        if sampler is not None and sampler != self.recipe.component_names.get("sampler"):
+            chosen = self.components.registry.config_class("sampler", sampler, place="sampler")
+            kept = {} if config is None else {item.name: getattr(config, item.name) for item in init_fields(type(config))}
+            known = {item.name for item in init_fields(chosen)}
+            config = cast("SamplerConfig", chosen(**{key: value for key, value in kept.items() if key in known}))
+        if config is None:
             raise GenerationError(f"recipe {self.recipe.name!r}", "has no section 'sampler'",
                                   "add 'sampler: {name: cfg}' to the recipe")
-        return with_options(self.recipe.sampler, sampler)
+        return with_options(config, options)
 
-    def _engine(self, sampler: Mapping[str, Any]) -> Engine:
-        parts = self.components
-        return Engine(parts.decoder, parts.serializer, self.sampler_config(**sampler).build(), parts.vocabulary,
-                      max_text_tokens=self.recipe.data.max_text_tokens, num_threads=self.num_threads)
+    def _reranker(self, name: str | None) -> Reranker:
+        if name is None or name == self.recipe.component_names.get("reranker"):
+            reranker = self.components.reranker
+            if reranker is None:
+                known = close_match("", self.components.registry.names("reranker"))
+                raise GenerationError("reranker", f"the model's recipe {self.recipe.name!r} has none to choose candidates by",
+                                      f"name one (reranker); {known}")
+            return reranker
+        config = cast("RerankerConfig", self.components.registry.config_class("reranker", name, place="reranker")())
+        config.check()
+        return config.build(embedder=self.components.embedder, likelihood=self.components.likelihood)
+
+    def _upscaler(self, upscale: bool | str) -> Upscaler | None:
+        if upscale is False:
+            return None
+        if isinstance(upscale, str) and upscale != self.recipe.component_names.get("upscaler"):
+            config = cast("UpscalerConfig", self.components.registry.config_class("upscaler", upscale, place="upscale")())
+            config.check()
+            return config.build()
+        if self.components.upscaler is None:
+            known = close_match("", self.components.registry.names("upscaler"))
+            raise GenerationError("upscale", f"the model's recipe {self.recipe.name!r} has no upscaler", f"name one; {known}")
+        return self.components.upscaler
+
+
+@dataclass(eq=False)
+class _Plan:
+    """How the results of one call are drawn and chosen."""
+
+    model: Model
+    sampler: Sampler
+    num_candidates: int
+    reranker: Reranker | None
+    num_retrieved: int | None
+    context: list[tuple[PixelArray, str]]
+
+    def task(self, request: Request, shown: tuple[RetrievedDocument, ...],
+             make: Callable[[Completion, int, Choice | None], T], *, first: int = 0) -> Task[T]:
+        """The task of one result; its candidates are `first`, `first` + 1, ... of the request's."""
+        requests = [replace(request, seed=candidate_seed(request.seed, index), sampler=self.sampler.for_candidate(index))
+                    for index in range(first, first + self.num_candidates)]
+
+        def finish(completions: Sequence[Completion]) -> T:
+            if self.reranker is None:
+                return make(completions[0], requests[0].seed, None)
+            decode = self.model.decode
+            scores = self.reranker.score([
+                Candidate(one.document, completion.document, lambda codes: decode([codes])[0], tuple(one.retrieved),
+                          completion.log_probability, completion.num_tokens, one.seed)
+                for one, completion in zip(requests, completions, strict=True)])
+            best = max(range(len(scores)), key=scores.__getitem__)
+            return make(completions[best], requests[best].seed, Choice(tuple(scores), best, self.reranker.measure))
+
+        return Task(requests, finish)
 
 
 def _pixels(picture: Picture) -> PixelArray:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from cm3core.boxes import Box
 from cm3core.document import Codes, PixelArray
+from cm3core.generate import Event
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +26,26 @@ class RetrievedDocument:
     pixels: PixelArray | None
 
 
+@dataclass(frozen=True)
+class Choice:
+    """How a result was chosen among its candidates.
+
+    Args:
+        scores: of all candidates, in the order of their seeds; higher is better.
+        index: the chosen one's place among them, the one with the highest score (the first of equals).
+        measure: what the scores are.
+    """
+
+    scores: tuple[float, ...]
+    index: int
+    measure: str
+
+    @property
+    def score(self) -> float:
+        """The chosen candidate's."""
+        return self.scores[self.index]
+
+
 @dataclass(frozen=True, eq=False)
 class GeneratedImage:
     """A picture drawn for a prompt.
@@ -32,10 +53,12 @@ class GeneratedImage:
     Args:
         pixels: uint8 [height, width, 3], the image tokenizer's size.
         prompt: what was asked for.
-        seed: of this picture alone: `generate(prompt, num_images=1, seed=seed)` draws it again.
+        seed: of this picture alone: `generate(prompt, num_images=1, seed=seed, num_candidates=1)` draws it again.
         retrieved: the documents in front of the prompt, in order.
         codes: the picture's codes.
         log_probability: nats, see `Completion`.
+        choice: how it was chosen; None when there was no other candidate.
+        upscaled: the enlarged picture, uint8; None when none was asked for.
     """
 
     pixels: PixelArray
@@ -44,16 +67,21 @@ class GeneratedImage:
     retrieved: tuple[RetrievedDocument, ...]
     codes: Codes
     log_probability: float
+    choice: Choice | None = None
+    upscaled: PixelArray | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class GeneratedText:
-    """A picture's description: `text`, the `seed` and `retrieved` documents it came from, `log_probability` in nats."""
+    """A text written about a picture: a description or an answer.
+
+    `text`, the `seed` and `retrieved` documents it came from, `log_probability` in nats, and `choice` as in `GeneratedImage`."""
 
     text: str
     seed: int
     retrieved: tuple[RetrievedDocument, ...]
     log_probability: float
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,14 +89,15 @@ class InfilledImage:
     """A picture with a part drawn anew.
 
     Args:
-        pixels: uint8, the input's size; outside the box exactly the input's pixels, inside the model's.
+        pixels: uint8, the input's size; outside the region exactly the input's pixels, inside the model's.
         decoded: uint8, the image tokenizer's size; the whole picture as decoded from its codes.
-        codes: the codes; those outside the box are exactly the encoded input's.
-        box: (x0, y0, x1, y1) in pixels of the input.
+        codes: the codes; those outside the region are exactly the encoded input's.
+        box: (x0, y0, x1, y1) in pixels of the input: the region, or the smallest box around it.
         text: the text it was drawn for: the given one, or the one that the model wrote.
         seed: the seed.
         retrieved: the documents in front of the prompt, in order.
         log_probability: nats, see `Completion`.
+        choice: as in `GeneratedImage`.
     """
 
     pixels: PixelArray
@@ -79,3 +108,19 @@ class InfilledImage:
     seed: int
     retrieved: tuple[RetrievedDocument, ...]
     log_probability: float
+    choice: Choice | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Scored(Event):
+    """A candidate's score, told when all candidates of its result are finished; see `Choice`."""
+
+    score: float
+    measure: str
+
+
+@dataclass(frozen=True, eq=False)
+class ImageReady(Event):
+    """A picture is finished and chosen; `request` is its first candidate's number."""
+
+    image: GeneratedImage

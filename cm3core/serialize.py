@@ -2,6 +2,7 @@
 
     a sequence        <eos> T1 <break> I1 <break> ... Tq <break> Iq <eos>     retrieved documents first, the query last
     text to image     <eos> ... Tq <break>                                    exactly a grid of codes follows
+    continuation      <eos> ... Tq <break> the first codes                    the picture's other codes follow
     to text, causal   <eos> ... Iq <break>                                    text follows, ended by <eos>
     any other holes   <eos> ... q with <sentinel:i> in place of hole i ... <eos> <sentinel:0> content <eoss> <sentinel:1> ...
 
@@ -255,11 +256,14 @@ class Serializer:
             self._write_query(writer, segments[:-1], [], 0, max_text_tokens)
             if len(segments) > 1:
                 writer.add([self.vocabulary.break_])
-            tokens, cells = writer.joined()
             hole = query[last]
             if isinstance(hole, TextHole):
-                return Prompt(tokens, cells, (_text_hole(last, _NO_TOKENS, hole, self.vocabulary.eos),))
-            return Prompt(tokens, cells, (Hole(last, "image", _NO_TOKENS, self._raster, self.num_codes, None),))
+                return Prompt(*writer.joined(), (_text_hole(last, _NO_TOKENS, hole, self.vocabulary.eos),))
+            if isinstance(hole, Codes) and not _is_image_hole(hole):
+                [run] = _runs(_missing(hole))
+                writer.add(self.code_tokens(hole, f"query document, segment {last}")[:run[0]], self._raster[:run[0]])
+                return Prompt(*writer.joined(), (Hole(last, "codes", _NO_TOKENS, run, len(run), None),))
+            return Prompt(*writer.joined(), (Hole(last, "image", _NO_TOKENS, self._raster, self.num_codes, None),))
         holes: list[Hole] = []
         self._write_query(writer, segments, holes, self._num_holes(query), max_text_tokens)
         writer.add([self.vocabulary.eos])
@@ -296,7 +300,7 @@ class Serializer:
         return Codes(segment.codes, segment.grid) if isinstance(segment, Codes) else segment
 
     def _is_causal(self, query: Document) -> bool:
-        """Check the query; return whether its only hole is the whole last segment, so that plain continuation fills it."""
+        """Check the query; return whether its only hole is all the end of it, so that plain continuation fills it."""
         if not query:
             raise DocumentError("query document", "is empty", "give it a text, a picture or a hole")
         num_holes = self._num_holes(query)
@@ -308,7 +312,7 @@ class Serializer:
         if num_holes > self.vocabulary.num_sentinels:
             raise DocumentError("query document", f"{num_holes} holes, the vocabulary has {self.vocabulary.num_sentinels} "
                                 "sentinels", "fill fewer at once; a box of missing codes has a hole in each of its rows")
-        return num_holes == 1 and (isinstance(query[-1], TextHole) or _is_image_hole(query[-1]))
+        return num_holes == 1 and (isinstance(query[-1], TextHole) or _ends_missing(query[-1]))
 
     @staticmethod
     def _num_holes(query: Document) -> int:
@@ -375,6 +379,14 @@ def _missing(codes: Codes) -> BoolArray:
 def _is_image_hole(segment: object) -> bool:
     """Whether a whole picture is to be generated: an `ImageHole`, or codes that are all missing."""
     return isinstance(segment, ImageHole) or (isinstance(segment, Codes) and bool(_missing(segment).all()))
+
+
+def _ends_missing(segment: object) -> bool:
+    """Whether a picture's last codes are all that is missing of it, or it is missing as a whole."""
+    if not isinstance(segment, Codes):
+        return isinstance(segment, ImageHole)
+    runs = _runs(_missing(segment))
+    return len(runs) == 1 and int(runs[0][-1]) == len(segment.codes) - 1
 
 
 def _runs(missing: BoolArray) -> list[IntArray]:

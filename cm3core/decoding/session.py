@@ -34,6 +34,8 @@ class Session:
         self._queue: deque[ActiveRequest] = deque()
         self._pending: list[Event] = []
         self._next = 0
+        #: Tokens drawn so far, by all requests.
+        self.num_drawn = 0
 
     @property
     def busy(self) -> bool:
@@ -94,6 +96,7 @@ class Session:
             rows = self._batch.rows
             before = [(row.grammar.hole, len(row.grammar.contents)) for row in rows]
             drawn = self._batch.step(self.engine.serializer.grid[1])
+        self.num_drawn += sum(map(len, drawn))
         for row, (hole, number), tokens in zip(rows, before, drawn, strict=True):
             if row.error is not None:
                 events.append(Failed(row.number, row.error))

@@ -23,7 +23,8 @@ def test_cells_by_hand():
 def test_pasting_leaves_every_other_pixel():
     picture = np.arange(16 * 20 * 3, dtype=np.uint8).reshape(16, 20, 3)
     decoded = np.full((8, 8, 3), 7, np.uint8)
-    result = VisibleSquare((16, 20), (8, 8)).pasted(picture, decoded, (6, 4, 11, 8))
+    square = VisibleSquare((16, 20), (8, 8))
+    result = square.pasted(picture, decoded, square.mask_of([(6, 4, 11, 8)]))
     assert (result[4:8, 6:11] == 7).all()
     result[4:8, 6:11] = picture[4:8, 6:11]
     assert np.array_equal(result, picture)
@@ -31,7 +32,8 @@ def test_pasting_leaves_every_other_pixel():
 
 def test_the_models_own_size_needs_no_scaling():
     decoded = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
-    result = VisibleSquare((8, 8), (8, 8)).pasted(np.zeros((8, 8, 3), np.uint8), decoded, (1, 2, 5, 8))
+    square = VisibleSquare((8, 8), (8, 8))
+    result = square.pasted(np.zeros((8, 8, 3), np.uint8), decoded, square.mask_of([(1, 2, 5, 8)]))
     assert np.array_equal(result[2:8, 1:5], decoded[2:8, 1:5])
     assert result.sum() == result[2:8, 1:5].sum()
 
@@ -60,3 +62,33 @@ def test_every_pixel_of_the_box_lies_in_a_touched_cell(height, width, data):
     for x, y in ((box[0], box[1]), (box[2] - 1, box[3] - 1)):
         column, row = (int(4 * (at + 0.5 - low) / (high - low)) for at, low, high in ((x, ex0, ex1), (y, ey0, ey1)))
         assert cells[min(max(row, 0), 3), min(max(column, 0), 3)]
+
+
+@given(st.data())
+def test_a_mask_of_a_box_touches_what_the_box_touches(data: st.DataObject) -> None:
+    height, width = data.draw(st.integers(4, 40)), data.draw(st.integers(4, 40))
+    square, grid = VisibleSquare((height, width), (16, 16)), data.draw(st.sampled_from([(4, 4), (16, 16)]))
+    x0, y0, x1, y1 = square.pixels
+    left, right = sorted(data.draw(st.lists(st.integers(x0, x1), min_size=2, max_size=2, unique=True)))
+    top, bottom = sorted(data.draw(st.lists(st.integers(y0, y1), min_size=2, max_size=2, unique=True)))
+    box = (left, top, right, bottom)
+    assert np.array_equal(square.mask_cells(square.mask_of([box]), grid), square.cells(box, grid))
+
+
+def test_a_brush_mask_by_hand() -> None:
+    square = VisibleSquare((8, 8), (8, 8))
+    mask = np.zeros((8, 8), np.bool_)
+    mask[0, 0] = mask[3, 4] = True  # one pixel in cell (0, 0), one in cell (1, 2) of 4 x 4 cells of two pixels
+    assert np.flatnonzero(square.mask_cells(mask, (4, 4))).tolist() == [0, 6]
+
+
+@pytest.mark.parametrize(("mask", "message"), [
+    (np.zeros((8, 8), np.bool_), "mask: is empty\n  next: mark what is to be drawn anew (white, or true)"),
+    (np.ones((4, 8), np.bool_), "mask: is 8 x 4 pixels, the picture is 12 x 8\n  next: make it as large as the picture"),
+    (np.ones((8, 12), np.bool_), "mask: reaches outside the middle part of the picture that the model sees (2,0,10,8)\n"
+                                 "  next: stay within that, or crop the picture first")])
+def test_masks_that_can_not_be(mask: np.ndarray, message: str) -> None:
+    size = (8, 8) if not mask.any() else (8, 12)
+    with pytest.raises(GenerationError) as error:
+        VisibleSquare(size, (8, 8)).mask_cells(mask, (4, 4))
+    assert str(error.value) == message

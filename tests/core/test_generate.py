@@ -5,7 +5,6 @@ Legend: S streams, T tokens, V ids.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,52 +18,13 @@ from cm3core.errors import GenerationError
 from cm3core.generate import Engine, Request, candidate_seed
 from cm3core.grammar import HoleGrammar
 from cm3core.interfaces.sampler import PromptVariant
-from cm3core.interfaces.text_tokenizer import TextTokenizer
-from cm3core.serialize import Serializer
-from cm3core.vocab import Vocabulary
-from cm3plugins.attention import SDPAAttentionConfig
-from cm3plugins.decoders.cm3leon import CM3LeonConfig
 from cm3plugins.samplers.config import NULL_PROMPTS, CFGSamplerConfig, TopPSamplerConfig
-
-GRID = (2, 3)
-LETTERS = "abcdefghij "
-VOCABULARY = Vocabulary(num_text=4 + len(LETTERS) + 3, num_image=16, num_sentinels=8)  # three text ids mean nothing
-APPLE = Codes(np.arange(6, dtype=np.int32), GRID)
-PEAR = Codes(np.array([9, 3, 3, 15, 0, 7], np.int32), GRID)
-HOLED = Codes(APPLE.codes, GRID, np.array([False, True, True, False, True, False]))
-
-
-class LetterTokenizer(TextTokenizer):
-    """One id a letter."""
-
-    vocab_size = len(LETTERS)
-    fingerprint = "letters"
-
-    def _encode(self, text: str) -> list[int]:
-        return [LETTERS.index(letter) for letter in text]
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return "".join(LETTERS[token] for token in ids)
-
-    def save(self, folder) -> None:
-        raise NotImplementedError
-
-
-SERIALIZER = Serializer(VOCABULARY, LetterTokenizer(), GRID)
+from engine_parts import APPLE, LETTERS, REQUESTS, SERIALIZER, VOCABULARY, make_decoder, make_engine
 
 
 @pytest.fixture(scope="module")
 def decoder():
-    torch.manual_seed(3)
-    config = CM3LeonConfig(num_layers=2, d_model=32, num_heads=2, context_length=64, grid_positions=True)
-    decoder = config.build(VOCABULARY, SDPAAttentionConfig().build(), GRID).eval()
-    for parameter in decoder.parameters():  # the paper's start is all but linear; here every part must matter
-        torch.nn.init.normal_(parameter, std=0.35)
-    return decoder
-
-
-def engine(decoder, sampler=None, **options) -> Engine:
-    return Engine(decoder, SERIALIZER, (sampler or CFGSamplerConfig(guidance_scale=2.0)).build(), VOCABULARY, **options)
+    return make_decoder()
 
 
 @torch.inference_mode()
@@ -93,23 +53,12 @@ def recomputed(decoder, request: Request, scale: float, text_scale: float, null:
     return SERIALIZER.fill(request.document, grammar.contents), log_probability, num_tokens
 
 
-REQUESTS = [
-    Request((Text("ab"), ImageHole())),
-    Request((Text("a bad cab"), ImageHole()), retrieved=((Text("bad"), PEAR), (Text("i"), APPLE))),
-    Request((TextHole(5), APPLE)),
-    Request((Text("had"), HOLED), retrieved=((Text("a cab"), PEAR),)),
-    Request((MaskedText(("a ", TextHole(2), " b", TextHole(3))), PEAR)),
-    Request((TextHole(3), ImageHole(), Text("dig"), HOLED)),
-    Request((PEAR, TextHole(4))),
-]
-
-
 @pytest.mark.parametrize(("scale", "text_scale", "null"),
                          [(3.0, 1.0, "mask"), (1.7, 2.0, "mask_no_retrieved"), (1.0, 1.0, "mask")])
 def test_greedy_tokens_equal_recomputation_without_cache(decoder, scale, text_scale, null):
     sampler = CFGSamplerConfig(guidance_scale=scale, text_guidance_scale=text_scale, null_prompt=null, plausible_top_p=0.8,
                                temperature=0, text_temperature=0)
-    for request, completion in zip(REQUESTS, engine(decoder, sampler).complete(REQUESTS), strict=True):
+    for request, completion in zip(REQUESTS, make_engine(decoder, sampler).complete(REQUESTS), strict=True):
         document, log_probability, num_tokens = recomputed(decoder, request, scale, text_scale, NULL_PROMPTS[null], 0.8)
         assert completion.document == document
         assert completion.num_tokens == num_tokens
@@ -117,7 +66,7 @@ def test_greedy_tokens_equal_recomputation_without_cache(decoder, scale, text_sc
 
 
 def test_documents_are_filled_and_nothing_else_changes(decoder):
-    for request, completion in zip(REQUESTS, engine(decoder).complete(REQUESTS), strict=True):
+    for request, completion in zip(REQUESTS, make_engine(decoder).complete(REQUESTS), strict=True):
         assert len(completion.document) == len(request.document)
         for asked, filled in zip(request.document, completion.document, strict=True):
             if isinstance(asked, ImageHole):
@@ -143,25 +92,26 @@ def test_a_result_does_not_depend_on_what_else_is_in_the_batch(decoder, data):
     sampler = CFGSamplerConfig(guidance_scale=2.0, temperature=0.9, text_temperature=1.3)
     requests = [replace(request, seed=data.draw(st.integers(0, 3)))
                 for request in data.draw(st.lists(st.sampled_from(REQUESTS), min_size=1, max_size=5))]
-    together = engine(decoder, sampler, max_rows=data.draw(st.sampled_from([2, 5, 64]))).complete(requests)
+    together = make_engine(decoder, sampler, max_rows=data.draw(st.sampled_from([2, 5, 64]))).complete(requests)
     for request, completion in zip(requests, together, strict=True):
-        alone = engine(decoder, sampler).complete([request])[0]
+        alone = make_engine(decoder, sampler).complete([request])[0]
         assert alone.document == completion.document
         assert alone.num_tokens == completion.num_tokens
 
 
 def test_seeds_decide_the_draws(decoder):
     request = REQUESTS[0]
-    pictures = [completion.document[1].codes.tolist() for completion in engine(decoder, TopPSamplerConfig(top_p=1.0)).complete(
-        [replace(request, seed=candidate_seed(seed, index)) for seed in (0, 1) for index in range(3)])]
+    asked = [replace(request, seed=candidate_seed(seed, index)) for seed in (0, 1) for index in range(3)]
+    completions = make_engine(decoder, TopPSamplerConfig(top_p=1.0)).complete(asked)
+    pictures = [completion.document[1].codes.tolist() for completion in completions]
     assert len({tuple(picture) for picture in pictures}) == 6
-    again = engine(decoder, TopPSamplerConfig(top_p=1.0)).complete([replace(request, seed=candidate_seed(1, 1))])
+    again = make_engine(decoder, TopPSamplerConfig(top_p=1.0)).complete([replace(request, seed=candidate_seed(1, 1))])
     assert again[0].document[1].codes.tolist() == pictures[4]
 
 
 def test_scale_one_is_the_conditional_stream_and_runs_nothing_else(decoder):
-    plain = engine(decoder, TopPSamplerConfig(top_p=0.9)).complete(REQUESTS)
-    guided = engine(decoder, CFGSamplerConfig(guidance_scale=1.0, top_p=0.9)).complete(REQUESTS)
+    plain = make_engine(decoder, TopPSamplerConfig(top_p=0.9)).complete(REQUESTS)
+    guided = make_engine(decoder, CFGSamplerConfig(guidance_scale=1.0, top_p=0.9)).complete(REQUESTS)
     assert [one.document for one in plain] == [one.document for one in guided]
     assert len(CFGSamplerConfig(guidance_scale=1.0).plan("image").streams) == 1
 
@@ -191,40 +141,40 @@ class CountingDecoder:
 def test_equal_prompts_are_read_once_and_the_head_runs_over_image_codes_only(decoder):
     counting = CountingDecoder(decoder)
     requests = [Request((Text("ab"), ImageHole()), seed=seed) for seed in range(3)]
-    engine(counting).complete(requests)
+    make_engine(counting).complete(requests)
     assert counting.shapes == [(2, 4), *[(6, 1)] * 5]  # one conditional and one unconditional prompt; then 3 x 2 streams
     assert set(counting.ranges) == {VOCABULARY.image}
 
 
 def test_captions_at_text_scale_one_run_one_stream(decoder):
     counting = CountingDecoder(decoder)
-    engine(counting).complete([Request((TextHole(4), APPLE))])
+    make_engine(counting).complete([Request((TextHole(4), APPLE))])
     assert {rows for rows, _ in counting.shapes} == {1}
 
 
 def test_progress_ends_at_what_was_drawn(decoder):
     seen = []
-    completions = engine(decoder).complete(REQUESTS, progress=lambda done, total: seen.append((done, total)))
+    completions = make_engine(decoder).complete(REQUESTS, progress=lambda done, total: seen.append((done, total)))
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1][0] == sum(one.num_tokens for one in completions) <= seen[-1][1]
 
 
 def test_texts_are_cut_as_in_training(decoder):
     long, short = (Request((Text(text), ImageHole())) for text in ("abcabc", "abc"))
-    cut = engine(decoder, max_text_tokens=3).complete([long])[0]
-    whole = engine(decoder).complete([short])[0]
+    cut = make_engine(decoder, max_text_tokens=3).complete([long])[0]
+    whole = make_engine(decoder).complete([short])[0]
     assert cut.document[1] == whole.document[1]
     assert cut.document[0] == Text("abcabc")
 
 
 def test_a_prompt_longer_than_the_context_says_what_fits(decoder):
     with pytest.raises(GenerationError) as error:
-        engine(decoder).complete([REQUESTS[0], Request((Text("a" * 60), ImageHole()))])
+        make_engine(decoder).complete([REQUESTS[0], Request((Text("a" * 60), ImageHole()))])
     assert str(error.value) == (
         "request 1: the prompt is 62 tokens and 6 are to be generated, 3 more than the decoder's context of 64 holds\n"
         "  next: shorten the text or retrieve fewer documents (a prompt of 59 tokens fits)")
     with pytest.raises(GenerationError) as error:
-        engine(decoder).complete([Request((Text("a" * 20), TextHole(60)))])
+        make_engine(decoder).complete([Request((Text("a" * 20), TextHole(60)))])
     assert str(error.value) == (
         "request 0: the prompt is 22 tokens and 60 are to be generated, 17 more than the decoder's context of 64 holds\n"
         "  next: shorten the text or retrieve fewer documents (a prompt of 5 tokens fits), "
@@ -233,7 +183,7 @@ def test_a_prompt_longer_than_the_context_says_what_fits(decoder):
 
 def test_the_whole_context_can_be_used(decoder):
     full = Request((Text("a" * 57), ImageHole()))  # 59 tokens of prompt; 6 codes, the last of which is not read
-    assert engine(decoder).complete([full, REQUESTS[5]])[0].document[1].codes.shape == (6,)
+    assert make_engine(decoder).complete([full, REQUESTS[5]])[0].document[1].codes.shape == (6,)
 
 
 def test_small_decoders_use_one_thread_and_leave_the_number_as_it_was(decoder):
@@ -241,7 +191,8 @@ def test_small_decoders_use_one_thread_and_leave_the_number_as_it_was(decoder):
     try:
         torch.set_num_threads(2)
         for number in (None, 2):
-            engine(decoder, num_threads=number).complete(REQUESTS[:1], progress=lambda *_: seen.append(torch.get_num_threads()))
+            own = make_engine(decoder, num_threads=number)
+            own.complete(REQUESTS[:1], progress=lambda *_: seen.append(torch.get_num_threads()))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -251,14 +202,14 @@ def test_small_decoders_use_one_thread_and_leave_the_number_as_it_was(decoder):
 
 def test_a_document_without_holes_is_refused(decoder):
     with pytest.raises(GenerationError) as error:
-        engine(decoder).complete([Request((Text("a"), APPLE))])
+        make_engine(decoder).complete([Request((Text("a"), APPLE))])
     assert str(error.value) == ("request 0: the document has no hole, there is nothing to complete\n"
                                 "  next: put a TextHole, an ImageHole or missing codes where something is to be generated")
 
 
 def test_a_bad_seed_is_refused(decoder):
     with pytest.raises(GenerationError, match=r"seed: is -1\n  next: use 0 to 2\*\*63 - 1"):
-        engine(decoder).complete([replace(REQUESTS[0], seed=-1)])
+        make_engine(decoder).complete([replace(REQUESTS[0], seed=-1)])
 
 
 def test_a_sampler_that_draws_an_illegal_id_is_named(decoder):

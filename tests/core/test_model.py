@@ -222,8 +222,8 @@ def test_complete_takes_any_documents(model):
     (lambda model: model.generate("a", 0), "num_images: is 0\n  next: use 1 or more"),
     (lambda model: model.generate("a", seed=-1), "seed: is -1\n  next: use 0 to 2**63 - 1"),
     (lambda model: model.generate("a", num_retrieved=-1), "num_retrieved: is -1\n  next: use 0 or more"),
-    (lambda model: model.generate("a", guidance=2), "sampler.guidance: is not a key of this model's sampler\n"
-                                                     "  next: did you mean 'guidance_scale'?"),
+    (lambda model: model.generate("a", temprature=2), "sampler.temprature: is not a key of this model's sampler\n"
+                                                       "  next: did you mean 'temperature'?"),
     (lambda model: model.generate("a", top_k="many"), "sampler.top_k: is 'many', not int\n  next: correct the value"),
     (lambda model: model.generate("a", top_p=2.0), "sampler.top_p: is 2.0\n  next: use more than 0 and at most 1 (1 is off)"),
     (lambda model: model.caption(picture().astype(float)),
@@ -299,7 +299,7 @@ def test_ctrl_c_keeps_what_was_drawn(cm3, model, tmp_path, capsys, monkeypatch):
 
     def interrupted(self, codes):
         calls.append(len(codes))
-        if len(calls) == 2:
+        if len(calls) == 3:
             raise KeyboardInterrupt
         return decode(self, codes)
 
@@ -340,7 +340,7 @@ def test_commands_report_bad_input(cm3, tmp_path, capsys):
 
 
 def test_nothing_is_drawn_for_a_place_that_takes_no_files(cm3, model, tmp_path, capsys, monkeypatch):
-    monkeypatch.delattr(Model, "_engine")
+    monkeypatch.delattr(Model, "engine")
     images.save_png(tmp_path / "file.png", picture(8, 8), {})
     wrong = f"{tmp_path / 'file.png'} is a file)\n  next: name a place where you may write\n"
     for arguments in (("generate", "a"), ("infill", tmp_path / "file.png", "--box", "0,0,4,4")):

@@ -1,0 +1,112 @@
+"""What stands in front of a prompt: documents retrieved from the model's memory, or given by hand."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from cm3core import images
+from cm3core.document import Codes, Document, Image, PixelArray, Text, text_of
+from cm3core.errors import GenerationError
+from cm3core.generate import Engine, Request
+from cm3core.results import RetrievedDocument
+
+if TYPE_CHECKING:
+    from cm3core.build import Components
+    from cm3core.interfaces.retriever import Retrieved
+    from cm3core.recipe import Recipe
+
+
+class InFront:
+    """Puts documents in front of requests; each picture of the memory is encoded once in its life.
+
+    Args:
+        recipe: says how many are retrieved.
+        components: retriever, tokenizers.
+    """
+
+    def __init__(self, recipe: Recipe, components: Components) -> None:
+        self.recipe, self.components = recipe, components
+        self._codes: dict[str, Codes] = {}  # of pictures, by key
+
+    def of(self, engine: Engine, requests: Sequence[Request], queries: Sequence[Document], num_retrieved: int | None,
+           context: Sequence[tuple[PixelArray, str]]) -> list[tuple[Request, tuple[RetrievedDocument, ...]]]:
+        """Each request with documents in front of it, and these as they are shown. An empty query retrieves nothing.
+
+        Of the documents retrieved as many stay, from the first on, as the decoder's context holds; in training it is the same.
+
+        Args:
+            engine: knows what fits.
+            requests: without documents.
+            queries: for each what it is retrieved with.
+            num_retrieved: None: as many as the recipe says, none when `context` is given.
+            context: (pixels of the model's size, text) put in front by hand, first of all.
+        """
+        number = self._number(num_retrieved, bool(context))
+        by_hand = [((Text(text), self.encode([pixels])[0]), RetrievedDocument(f"context {place}", None, text, pixels))
+                   for place, (pixels, text) in enumerate(context)]
+        result, left_out = [], 0
+        for request, found in zip(requests, self._retrieve(queries, number), strict=True):
+            chosen: list[tuple[Document, RetrievedDocument]] = list(by_hand)
+            for rank, one in enumerate(found):
+                chosen.append(self._retrieved(one))
+                if not engine.fits(replace(request, retrieved=[document for document, _ in chosen])):
+                    chosen.pop()
+                    left_out = max(left_out, len(found) - rank)
+                    break
+            result.append((replace(request, retrieved=[document for document, _ in chosen]), tuple(shown for _, shown in chosen)))
+        if left_out:
+            tqdm.write(f"note: the decoder's context of {self.components.decoder.context_length} tokens has no room for the last "
+                       f"{left_out} of {number} retrieved documents; they are left out", file=sys.stderr)
+        return result
+
+    def encode(self, pictures: Sequence[PixelArray]) -> list[Codes]:
+        """Codes of pictures of the model's size; one by one: in a batch, the last bits depend on how many there are."""
+        tokenizer = self.components.image_tokenizer
+        return [Codes(tokenizer.encode(pixels[None])[0], tokenizer.grid) for pixels in pictures]
+
+    def coded(self, document: Document) -> Document:
+        """The document with its pictures as codes."""
+        size = self.components.image_tokenizer.image_size
+        new = {segment.key: segment for segment in document if isinstance(segment, Image) and segment.key not in self._codes}
+        codes = self.encode([images.fit(segment.load(), size) for segment in new.values()])
+        self._codes.update(zip(new, codes, strict=True))
+        return tuple(self._codes[segment.key] if isinstance(segment, Image) else segment for segment in document)
+
+    def _retrieve(self, queries: Sequence[Document], number: int) -> list[list[Retrieved]]:
+        """The nearest documents of the memory for each query, best first."""
+        found: list[list[Retrieved]] = [[] for _ in queries]
+        asked = [place for place, query in enumerate(queries) if query]
+        if number == 0 or not asked:
+            return found
+        retriever = self.components.retriever
+        assert retriever is not None
+        for place, results in zip(asked, retriever.retrieve([queries[place] for place in asked], number), strict=True):
+            found[place] = results
+        return found
+
+    def _retrieved(self, found: Retrieved) -> tuple[Document, RetrievedDocument]:
+        """A document of the memory, as codes and as it is shown."""
+        retriever = self.components.retriever
+        assert retriever is not None
+        document = retriever.memory.document(found.index)
+        picture = next((segment for segment in document if isinstance(segment, Image)), None)
+        pixels = None if picture is None else images.fit(picture.load(), self.components.image_tokenizer.image_size)
+        return self.coded(document), RetrievedDocument(found.id, found.score, text_of(document), pixels)
+
+    def _number(self, asked: int | None, has_context: bool) -> int:
+        """How many documents to retrieve when the caller asked for so many (None: did not say)."""
+        config = self.recipe.retriever
+        has_memory = config is not None and self.recipe.component_names["retriever"].rpartition("/")[2] != "none"
+        if asked is None:
+            return config.num_retrieved if config and has_memory and self.recipe.generate.retrieve and not has_context else 0
+        if asked < 0:
+            raise GenerationError("num_retrieved", f"is {asked}", "use 0 or more")
+        if asked > 0 and not has_memory:
+            raise GenerationError("num_retrieved", f"is {asked}, but the model's recipe {self.recipe.name!r} has no retriever",
+                                  "use 0, or give documents by hand (context)")
+        return asked
