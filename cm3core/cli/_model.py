@@ -1,4 +1,4 @@
-"""What `cm3 generate`, `caption` and `infill` share: choosing a model, sampler keys, retrieved documents, progress, metadata."""
+"""What the commands that use a model share: choosing it, sampler, candidates, retrieved documents, progress, metadata."""
 
 from __future__ import annotations
 
@@ -16,23 +16,31 @@ from cm3core.errors import GenerationError
 if TYPE_CHECKING:
     from cm3core.generate import Progress
     from cm3core.model import Model
-    from cm3core.results import RetrievedDocument
+    from cm3core.results import Choice, RetrievedDocument
 
 DEFAULT_MODEL = "bundled:emoji64"
 
 
 def add_model_options(parser: ArgumentParser) -> None:
-    """`--model`, `--seed`, `--num-retrieved`, `--set`, `--show-retrieved`, `--threads`."""
+    """Those of every command that uses a model."""
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="MODEL",
                         help="a run's folder, a checkpoint, or PLUGIN:NAME of a model that a plugin ships (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same result (default: %(default)s)")
     parser.add_argument("--num-retrieved", type=int, metavar="K",
                         help="documents to retrieve and put in front; 0: none (default: as the model's recipe says)")
+    parser.add_argument("--candidates", type=int, dest="num_candidates", metavar="K",
+                        help="draw K for each result, and show the best (default: as the model's recipe says; the paper: 8)")
+    parser.add_argument("--rerank", metavar="NAME", help="what the best is chosen by: clip, likelihood, pmi or a plugin's "
+                        "(default: the recipe's)")
+    parser.add_argument("--sampler", metavar="NAME",
+                        help="another sampler than the recipe's, e.g. cd_k; keys that both have keep the recipe's values")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="sampler.KEY=VALUE",
                         help="change a key of the recipe's sampler, e.g. sampler.guidance_scale=1.5; may be given several times")
     parser.add_argument("--show-retrieved", action="store_true", help="say which documents were put in front")
     parser.add_argument("--threads", type=int, metavar="N",
                         help="CPU threads of the decoder (default: 1 for a small one, else as many as the machine has cores)")
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "int8"],
+                        help="of the decoder's weights while it generates (default: as they are)")
 
 
 def open_model(args: Namespace) -> Model:
@@ -41,7 +49,14 @@ def open_model(args: Namespace) -> Model:
 
     if args.threads is not None and args.threads < 1:
         raise GenerationError("--threads", f"is {args.threads}", "use 1 or more")
-    return load(args.model, registry=registry_of(args), num_threads=args.threads)
+    return load(args.model, registry=registry_of(args), num_threads=args.threads, precision=args.precision)
+
+
+def task_options(args: Namespace) -> dict[str, Any]:
+    """Keyword arguments of every method of `Model` that generates."""
+    options = {"seed": args.seed, "num_retrieved": args.num_retrieved, "num_candidates": args.num_candidates,
+               "reranker": args.rerank, "sampler": args.sampler}
+    return {key: value for key, value in options.items() if value is not None} | sampler_settings(args.settings)
 
 
 def sampler_settings(settings: Sequence[str]) -> dict[str, Any]:
@@ -88,13 +103,18 @@ def progress_bar(what: str) -> Iterator[Progress]:
             bar.close()
 
 
-def metadata(model: Model, settings: dict[str, Any], *, prompt: str, seed: int,
-             retrieved: Sequence[RetrievedDocument]) -> dict[str, str]:
+def metadata(model: Model, args: Namespace, *, prompt: str, seed: int, retrieved: Sequence[RetrievedDocument],
+             choice: Choice | None = None) -> dict[str, str]:
     """What a written PNG says of itself: enough to draw it again."""
     from cm3core.fields import to_plain
 
-    return {"prompt": prompt, "seed": str(seed), "model": model.name, "step": str(model.step), "recipe_hash": model.recipe.hash,
-            "sampler": json.dumps(to_plain(model.sampler_config(**settings))),
+    sampler = args.sampler or model.recipe.component_names.get("sampler", "")
+    config = model.sampler_config(args.sampler, **sampler_settings(args.settings))
+    chosen = {} if choice is None else {"score": f"{choice.score:.6g}", "measure": choice.measure,
+                                        "candidate": f"{choice.index + 1} of {len(choice.scores)}"}
+    drawn = {"prompt": prompt, "seed": str(seed), "model": model.name, "step": str(model.step), "recipe_hash": model.recipe.hash}
+    return chosen | drawn | {
+            "sampler": json.dumps({"name": sampler} | to_plain(config)),
             "retrieved": json.dumps([document.id for document in retrieved], ensure_ascii=False),
             "software": f"cm3leon {cm3core.__version__}"}
 
@@ -106,6 +126,13 @@ def printable(text: str) -> str:
     'red\\ufffd[2J apple or\\ufffd two'
     """
     return "".join(letter if letter.isprintable() else " " if letter in "\n\t" else "\ufffd" for letter in text)
+
+
+def show_choice(choice: Choice | None) -> None:
+    """One line about how a result was chosen, if it was."""
+    if choice is not None:
+        scores = ", ".join(f"{score:.4g}" for score in choice.scores)
+        print(f"  candidate {choice.index + 1} of {len(choice.scores)} by {choice.measure}: {choice.score:.4g} (all: {scores})")
 
 
 def show_retrieved(retrieved: Sequence[RetrievedDocument]) -> None:

@@ -5,11 +5,20 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from cm3core.cli._model import add_model_options, open_model, printable, progress_bar, sampler_settings, show_retrieved
+from cm3core.cli._model import (
+    add_model_options,
+    open_model,
+    printable,
+    progress_bar,
+    show_choice,
+    show_retrieved,
+    task_options,
+)
 
 HELP = "describe a picture"
 EXAMPLE = """  cm3 caption picture.png
-  cm3 caption a.png b.png --model runs/apples --max-tokens 20 --set sampler.text_temperature=0"""
+  cm3 caption a.png b.png --model runs/apples --max-tokens 20 --set sampler.text_temperature=0
+  cm3 caption picture.png --candidates 8 --rerank clip"""
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -21,13 +30,13 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Print one line for each picture."""
-    settings = sampler_settings(args.settings)
+    options = task_options(args)
     model = open_model(args)
     with progress_bar("describing") as progress:
-        texts = model.captions(args.picture, seed=args.seed, max_tokens=args.max_tokens, num_retrieved=args.num_retrieved,
-                               progress=progress, **settings)
+        texts = model.captions(args.picture, max_tokens=args.max_tokens, progress=progress, **options)
     for path, text in zip(args.picture, texts, strict=True):
         print(printable(text.text) if len(texts) == 1 else f"{path}: {printable(text.text)}")
+        show_choice(text.choice)
         if args.show_retrieved:
             show_retrieved(text.retrieved)
     return 0

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from cm3core.cli._model import add_model_options, metadata, open_model, progress_bar, sampler_settings, show_retrieved
+from cm3core.cli._model import (
+    add_model_options,
+    metadata,
+    open_model,
+    progress_bar,
+    show_choice,
+    show_retrieved,
+    task_options,
+)
 from cm3core.files import check_writable
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
+    from cm3core.model import Model
     from cm3core.results import GeneratedImage
 
 #: Pictures beside each other in the contact sheet.
@@ -21,6 +31,7 @@ SHEET = 64
 
 HELP = "draw pictures for a prompt"
 EXAMPLE = """  cm3 generate "a red apple" --n 4 --seed 1 -o out/
+  cm3 generate "a red apple" --candidates 8 --rerank clip --upscale --preview
   cm3 generate "a red apple" "a green pear" --model runs/apples --num-retrieved 0
   cm3 generate "a red apple" --set sampler.guidance_scale=1.2 --set sampler.temperature=0.9"""
 
@@ -28,49 +39,96 @@ EXAMPLE = """  cm3 generate "a red apple" --n 4 --seed 1 -o out/
 def configure(parser: ArgumentParser) -> None:
     """The prompts and the options."""
     parser.add_argument("prompt", nargs="+", help="what to draw, worded like the training captions")
+    add_drawing_options(parser)
+    parser.add_argument("--preview", action="store_true",
+                        help="show the pictures growing: in FOLDER/preview.png, and on a terminal")
+    add_model_options(parser)
+
+
+def add_drawing_options(parser: ArgumentParser) -> None:
+    """How many pictures, where to, how large."""
     parser.add_argument("--n", type=int, dest="num_images", metavar="N",
                         help="pictures for each prompt (default: as the model's recipe says)")
     parser.add_argument("-o", "--out", type=Path, default=Path("cm3-out"), metavar="FOLDER",
-                        help="where 000.png, 001.png, ... are written, each batch as soon as it is drawn, and at the end "
+                        help="where 000.png, 001.png, ... are written, each as soon as it is drawn, and at the end "
                              f"grid.png with the first {SHEET} of each prompt (default: %(default)s)")
+    parser.add_argument("--upscale", nargs="?", const=True, default=False, metavar="NAME",
+                        help="also write 000-large.png, ...: enlarged by the recipe's upscaler, or edsr, lanczos, a plugin's")
     parser.add_argument("--truncate", action="store_true", help="read only the beginning of a prompt longer than training texts")
-    add_model_options(parser)
 
 
 def run(args: Namespace) -> int:
     """Draw, write the pictures with their metadata, print the paths. Ctrl-C keeps what was drawn."""
+    check_writable(args.out, folder=True)
+    options = task_options(args) | {"truncate": args.truncate, "upscale": args.upscale}
+    model = open_model(args)
+    each = model.recipe.generate.num_images if args.num_images is None else args.num_images
+    pictures = (_previewed if args.preview else _counted)(args, model, each, options)
+    return write_pictures(args, model, pictures, args.prompt, each)
+
+
+def _counted(args: Namespace, model: Model, each: int, options: dict[str, Any]) -> Iterator[GeneratedImage]:
+    """The pictures, tokens counted on a bar meanwhile."""
+    with progress_bar("drawing") as progress:
+        yield from model.stream(args.prompt, each, progress=progress, **options)
+
+
+def _previewed(args: Namespace, model: Model, each: int, options: dict[str, Any]) -> Iterator[GeneratedImage]:
+    """The pictures, shown while they grow."""
+    from cm3core.cli._preview import LivePreview
+    from cm3core.generate import PictureGrown
+    from cm3core.results import ImageReady
+
+    live = LivePreview(model, args.out / "preview.png")
+    try:
+        for event in model.events(args.prompt, each, **options):
+            if isinstance(event, PictureGrown):
+                live.grown(event)
+            elif isinstance(event, ImageReady):
+                live.show()
+                live.clear()
+                live.done(event.request, 1 if event.image.choice is None else len(event.image.choice.scores))
+                yield event.image
+    finally:
+        live.clear()
+
+
+def write_pictures(args: Namespace, model: Model, pictures: Iterator[GeneratedImage], prompts: list[str], each: int) -> int:
+    """Write pictures as they come and the contact sheet of all; the exit code."""
     from tqdm import tqdm
 
     from cm3core import images
 
-    check_writable(args.out, folder=True)
-    settings = sampler_settings(args.settings)
-    model = open_model(args)
-    each = model.recipe.generate.num_images if args.num_images is None else args.num_images
-    number = each * len(args.prompt)
-    shown: list[list[GeneratedImage]] = [[] for _ in args.prompt]
+    number = each * len(prompts)
+    shown: list[list[GeneratedImage]] = [[] for _ in prompts]
     written = 0
     try:
-        with progress_bar("drawing") as progress:
-            for picture in model.stream(args.prompt, each, seed=args.seed, num_retrieved=args.num_retrieved,
-                                        truncate=args.truncate, progress=progress, **settings):
-                place, candidate = divmod(written, each)
+        for picture in pictures:
+            place, candidate = divmod(written, each)
+            with tqdm.external_write_mode():
                 if args.show_retrieved and candidate == 0:
-                    with tqdm.external_write_mode():
-                        print(picture.prompt)
-                        show_retrieved(picture.retrieved)
-                path = args.out / f"{written:0{max(3, len(str(number - 1)))}d}.png"
-                images.save_png(path, picture.pixels, metadata(model, settings, prompt=picture.prompt, seed=picture.seed,
-                                                               retrieved=picture.retrieved))
-                written += 1
-                tqdm.write(str(path))
-                if candidate < SHEET:
-                    shown[place].append(picture)
+                    print(picture.prompt)
+                    show_retrieved(picture.retrieved)
+                show_choice(picture.choice)
+            facts = metadata(model, args, prompt=picture.prompt, seed=picture.seed, retrieved=picture.retrieved,
+                             choice=picture.choice)
+            stem = f"{written:0{max(3, len(str(number - 1)))}d}"
+            images.save_png(args.out / f"{stem}.png", picture.pixels, facts)
+            tqdm.write(str(args.out / f"{stem}.png"))
+            if picture.upscaled is not None:
+                name = model.recipe.component_names.get("upscaler", "") if args.upscale is True else args.upscale
+                images.save_png(args.out / f"{stem}-large.png", picture.upscaled, facts | {"upscaler": name})
+                tqdm.write(str(args.out / f"{stem}-large.png"))
+            written += 1
+            if candidate < SHEET:
+                shown[place].append(picture)
     except KeyboardInterrupt:
+        if isinstance(pictures, Generator):
+            pictures.close()  # takes its bar off the terminal
         print(f"interrupted: {written} of {number} pictures are written to {args.out}", file=sys.stderr)
         return 130
     sheet = args.out / "grid.png"
-    images.save_png(sheet, _contact_sheet(shown), {"prompt": "\n".join(args.prompt), "seed": str(args.seed),
+    images.save_png(sheet, _contact_sheet(shown), {"prompt": "\n".join(prompts), "seed": str(args.seed),
                                                    "model": model.name, "recipe_hash": model.recipe.hash})
     print(sheet)
     return 0

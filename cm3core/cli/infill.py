@@ -6,7 +6,16 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cm3core.cli._model import add_model_options, metadata, open_model, printable, progress_bar, sampler_settings, show_retrieved
+from cm3core.cli._model import (
+    add_model_options,
+    metadata,
+    open_model,
+    printable,
+    progress_bar,
+    show_choice,
+    show_retrieved,
+    task_options,
+)
 from cm3core.errors import GenerationError
 from cm3core.files import check_writable
 
@@ -15,18 +24,24 @@ if TYPE_CHECKING:
 
 HELP = "redraw a part of a picture"
 EXAMPLE = """  cm3 infill picture.png --box 8,8,40,40 --text "a red apple with a leaf" -o out.png
-  cm3 infill picture.png --box 0,32,64,64 --seed 3 --decoded whole.png"""
+  cm3 infill picture.png --box 8,8,24,24 --box 40,8,56,24 --seed 3 --decoded whole.png
+  cm3 infill picture.png --mask brush.png --text "a red apple"
+  cm3 infill picture.png --text "a red apple" --keep 32"""
 
 
 def configure(parser: ArgumentParser) -> None:
     """The picture, the box and the options."""
     parser.add_argument("picture", type=Path, help="a picture's file; the model sees its largest centred square")
-    parser.add_argument("--box", required=True, metavar="x0,y0,x1,y1",
-                        help="in pixels of the picture, x to the right, y down, x1 and y1 not included")
+    region = parser.add_mutually_exclusive_group(required=True)
+    region.add_argument("--box", action="append", metavar="x0,y0,x1,y1",
+                        help="in pixels of the picture, x to the right, y down, x1 and y1 not included; several may be given")
+    region.add_argument("--mask", type=Path, metavar="FILE", help="a picture as large as the first one, white where to draw anew")
+    region.add_argument("--keep", type=int, metavar="ROWS",
+                        help="keep so many rows of pixels of what the model sees, and draw all that is below")
     parser.add_argument("--text", help="what the whole picture shows (default: the model writes it from what is left)")
     parser.add_argument("--truncate", action="store_true", help="read only the beginning of a text longer than training texts")
     parser.add_argument("-o", "--out", type=Path, default=Path("infilled.png"), metavar="FILE.png",
-                        help="the picture with the box drawn anew, every other pixel as it was (default: %(default)s)")
+                        help="the picture with that drawn anew, every other pixel as it was (default: %(default)s)")
     parser.add_argument("--decoded", type=Path, metavar="FILE.png",
                         help="also write the whole picture as the image tokenizer decodes it, at the model's size")
     add_model_options(parser)
@@ -38,14 +53,18 @@ def run(args: Namespace) -> int:
 
     for path in filter(None, (args.out, args.decoded)):
         check_writable(path)
-    box, settings = parse_box(args.box), sampler_settings(args.settings)
+    boxes, options = [parse_box(box) for box in args.box or ()], task_options(args) | {"truncate": args.truncate}
     model = open_model(args)
     with progress_bar("drawing") as progress:
-        result = model.infill(args.picture, box, args.text, seed=args.seed, num_retrieved=args.num_retrieved,
-                              truncate=args.truncate, progress=progress, **settings)
-    facts = metadata(model, settings, prompt=result.text, seed=result.seed, retrieved=result.retrieved) | {"box": args.box}
+        if args.keep is not None:
+            result = model.continue_image(args.picture, args.keep, args.text, progress=progress, **options)
+        else:
+            result = model.infill(args.picture, boxes or None, args.text, mask=args.mask, progress=progress, **options)
+    facts = metadata(model, args, prompt=result.text, seed=result.seed, retrieved=result.retrieved, choice=result.choice)
+    facts |= {"box": " ".join(args.box or [",".join(map(str, result.box))])}
     if args.text is None:
         print(f"text: {printable(result.text)}")
+    show_choice(result.choice)
     if args.show_retrieved:
         show_retrieved(result.retrieved)
     for path, pixels in ((args.out, result.pixels), (args.decoded, result.decoded)):

@@ -24,6 +24,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("cm3core.cli.generate", "draw pictures for a prompt"),
     "caption": ("cm3core.cli.caption", "describe a picture"),
     "infill": ("cm3core.cli.infill", "redraw a part of a picture"),
+    "edit": ("cm3core.cli.edit", "draw a picture as an instruction changes it"),
+    "ask": ("cm3core.cli.ask", "answer a question about a picture"),
     "tokenizer": ("cm3core.cli.tokenizer", "train and measure text and image tokenizers"),
     "upscale": ("cm3core.cli.upscale", "enlarge a picture"),
     "upscaler": ("cm3core.cli.upscaler", "train an upscaler, and measure one"),

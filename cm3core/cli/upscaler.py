@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 HELP = "train an upscaler, and measure one"
 EXAMPLE = """  cm3 upscaler train upscaler-emoji256 --minutes 25 -o runs/upscaler
   cm3 upscaler eval runs/upscaler --split comp --split unseen -o comparison.png"""
+#: So many pictures that are too small, and none that is not, end the reading.
+NUM_SMALL = 16
 #: Pictures that quality is watched on while training.
 NUM_VALIDATION = 48
 
@@ -68,10 +70,11 @@ def run(args: Namespace) -> int:
 
 class LargePictures(DocumentSource):
     """A data set whose pictures are refused, one by one, where they are smaller than (height, width) = `size`: those enlarged
-    would teach blur."""
+    would teach blur. When the first `NUM_SMALL` all are, it is the wrong data set, or drawn at the wrong size."""
 
     def __init__(self, source: DocumentSource, size: tuple[int, int]) -> None:
         self._source, self._size = source, size
+        self._num_small, self._any_large = 0, False
 
     def __len__(self) -> int:
         return len(self._source)
@@ -80,17 +83,21 @@ class LargePictures(DocumentSource):
         return self._source.id(index)
 
     def _document(self, index: int, rng: np.random.Generator | None) -> Document:
-        return tuple(replace(segment, load=partial(self._load, segment)) if isinstance(segment, Image) else segment
+        return tuple(replace(segment, load=partial(self._load, segment, self.id(index))) if isinstance(segment, Image) else segment
                      for segment in self._source.document(index, rng))
 
-    def _load(self, picture: Image) -> PixelArray:
+    def _load(self, picture: Image, name: str) -> PixelArray:
         pixels_HWC = picture.load()
         height, width = self._size
-        if pixels_HWC.shape[0] < height or pixels_HWC.shape[1] < width:
-            found = f"{pixels_HWC.shape[1]} x {pixels_HWC.shape[0]} pixels"
-            raise DataError(picture.key, f"{found}, an enlarged picture has {width} x {height}",
-                            "give larger pictures (of the emoji corpus: dataset.image_size)")
-        return pixels_HWC
+        if pixels_HWC.shape[0] >= height and pixels_HWC.shape[1] >= width:
+            self._any_large = True
+            return pixels_HWC
+        self._num_small += 1
+        if self._num_small == NUM_SMALL and not self._any_large:
+            raise RecipeError("dataset", f"its first {NUM_SMALL} pictures are all smaller than {width} x {height} pixels, the size of an "
+                              "enlarged one", "give larger pictures (of the emoji corpus: dataset.image_size)")
+        raise DataError(name, f"{pixels_HWC.shape[1]} x {pixels_HWC.shape[0]} pixels, an enlarged picture has {width} x {height}",
+                        "give a larger picture")
 
     @property
     def skipped(self) -> list[SkippedRecord]:

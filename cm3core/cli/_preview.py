@@ -1,0 +1,86 @@
+"""Pictures growing: `preview.png` in the output folder, and on a terminal as half blocks, two pixels a character."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import numpy as np
+from PIL import Image as Pillow
+
+from cm3core import images
+from cm3core.generate import PictureGrown
+
+if TYPE_CHECKING:
+    from cm3core.document import Codes, PixelArray
+    from cm3core.model import Model
+
+#: Seconds between two updates, at least: decoding pictures must not slow down their drawing.
+INTERVAL = 0.5
+#: Pictures side by side, at most, and how many characters wide each is on a terminal.
+MOST, WIDTH = 8, 32
+
+
+class LivePreview:
+    """Shows the pictures that are being drawn.
+
+    Args:
+        model: decodes them.
+        path: the file that is written anew at each update.
+        stream: where they are shown too if it is a terminal.
+    """
+
+    def __init__(self, model: Model, path: Path, stream: TextIO | None = None) -> None:
+        self.model, self.path = model, path
+        self.stream = sys.stderr if stream is None else stream
+        self._growing: dict[int, Codes] = {}
+        self._lines, self._last = 0, -INTERVAL
+
+    def grown(self, event: PictureGrown) -> None:
+        """A picture has another row of codes."""
+        self._growing[event.request] = event.codes
+        if time.monotonic() - self._last >= INTERVAL:
+            self.show()
+
+    def done(self, first: int, number: int) -> None:
+        """The candidates `first`, ... of a picture are finished and will not be shown again."""
+        for candidate in range(first, first + number):
+            self._growing.pop(candidate, None)
+
+    def show(self) -> None:
+        """Write the file, and draw on the terminal in place of what was drawn before."""
+        shown = [self.model.preview(self._growing[key]) for key in sorted(self._growing)[:MOST]]
+        if not shown:
+            return
+        images.save_png(self.path, images.grid([shown], scale=max(1, 128 // shown[0].shape[0])), {"software": "cm3leon preview"})
+        if self.stream.isatty():
+            self.clear()
+            columns = shutil.get_terminal_size().columns
+            text = half_blocks(shown[:max(1, columns // (WIDTH + 1))])
+            self.stream.write(text)
+            self.stream.flush()
+            self._lines = text.count("\n")
+        self._last = time.monotonic()
+
+    def clear(self) -> None:
+        """Take the picture off the terminal again, so that lines can be printed."""
+        if self._lines:
+            self.stream.write(f"\x1b[{self._lines}A\x1b[J")
+            self.stream.flush()
+            self._lines = 0
+
+
+def half_blocks(pictures: list[PixelArray], width: int = WIDTH) -> str:
+    """Pictures side by side in true colour: each character is an upper half block over a background, one pixel above another."""
+    small = [np.asarray(Pillow.fromarray(one).resize((width, width), Pillow.Resampling.BOX)) for one in pictures]
+    lines = []
+    for row in range(0, width, 2):
+        parts = []
+        for picture in small:
+            cells = zip(picture[row].tolist(), picture[row + 1].tolist(), strict=True)
+            parts.append("".join(f"\x1b[38;2;{a};{b};{c};48;2;{d};{e};{f}m\u2580" for (a, b, c), (d, e, f) in cells) + "\x1b[0m")
+        lines.append(" ".join(parts) + "\n")
+    return "".join(lines)

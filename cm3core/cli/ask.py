@@ -1,0 +1,42 @@
+"""`cm3 ask`: answer a question about a picture."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from cm3core.cli._model import (
+    add_model_options,
+    open_model,
+    printable,
+    progress_bar,
+    show_choice,
+    show_retrieved,
+    task_options,
+)
+
+HELP = "answer a question about a picture"
+EXAMPLE = """  cm3 ask picture.png "What colour is the apple?" --model runs/tuned
+  cm3 ask picture.png "What is it?" --template "Question: {question} The answer is {answer}." --max-tokens 8"""
+
+
+def configure(parser: ArgumentParser) -> None:
+    """The picture, the question and the options."""
+    parser.add_argument("picture", type=Path, help="a picture's file; the model sees its largest centred square")
+    parser.add_argument("question", help="for models that were tuned on questions")
+    parser.add_argument("--template", metavar="TEXT", help="the text before the picture, as in tuning: {question} ... {answer}")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="longest answer (default: as the model's recipe says)")
+    add_model_options(parser)
+
+
+def run(args: Namespace) -> int:
+    """Print the answer."""
+    options = task_options(args) | ({} if args.template is None else {"template": args.template})
+    model = open_model(args)
+    with progress_bar("answering") as progress:
+        answer = model.ask(args.picture, args.question, max_tokens=args.max_tokens, progress=progress, **options)
+    print(printable(answer.text))
+    show_choice(answer.choice)
+    if args.show_retrieved:
+        show_retrieved(answer.retrieved)
+    return 0

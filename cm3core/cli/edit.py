@@ -1,0 +1,34 @@
+"""`cm3 edit`: draw a picture as an instruction changes it."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from cm3core.cli._model import add_model_options, open_model, progress_bar, task_options
+from cm3core.cli.generate import add_drawing_options, write_pictures
+from cm3core.files import check_writable
+
+HELP = "draw a picture as an instruction changes it"
+EXAMPLE = """  cm3 edit apple.png "make it green" --n 4 --model runs/tuned -o out/
+  cm3 edit apple.png "make it green" --set sampler.image_guidance_scale=1.2"""
+
+
+def configure(parser: ArgumentParser) -> None:
+    """The picture, the instruction and the options."""
+    parser.add_argument("picture", type=Path, help="a picture's file; the model sees its largest centred square")
+    parser.add_argument("instruction", help="what to change; for models that were tuned on editing")
+    add_drawing_options(parser)
+    add_model_options(parser)
+
+
+def run(args: Namespace) -> int:
+    """Draw, write the pictures with their metadata, print the paths."""
+    check_writable(args.out, folder=True)
+    options = task_options(args) | {"truncate": args.truncate, "upscale": args.upscale}
+    model = open_model(args)
+    with progress_bar("drawing") as progress:
+        pictures = model.edit(args.picture, args.instruction, args.num_images, progress=progress, **options)
+    if args.sampler is None:
+        args.sampler = "edit_cfg"  # what `Model.edit` takes; the pictures' metadata name it
+    return write_pictures(args, model, iter(pictures), [args.instruction], len(pictures))
