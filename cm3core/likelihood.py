@@ -51,7 +51,7 @@ class Likelihood:
     """Asks a decoder how probable given contents of holes are.
 
     Args:
-        decoder: on any device; its own dtype is used.
+        decoder: on any device, in its own dtype; switched to evaluation (`eval()`), as opened models are.
         serializer: documents -> prompts.
         vocabulary: the decoder's.
         max_text_tokens: every text of a prompt is cut to its first so many tokens, as it was in training. None: never.
