@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cm3core.cli import registry_of
 from cm3core.errors import CM3Error, DeviceError, close_match
+from cm3plugins.benchmarks.decode import command as decode
 
 EXAMPLE = """examples:
   cm3 bench kernels --quick
@@ -18,7 +19,7 @@ EXAMPLE = """examples:
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The action `kernels`."""
+    """The actions `kernels` and `decode`."""
     parser.description = "Measure."
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     kernels = actions.add_parser(
@@ -36,7 +37,9 @@ def configure(parser: ArgumentParser) -> None:
     kernels.add_argument("--dry-run", action="store_true",
                          help="execute everything once on tiny inputs, time nothing; --device cuda then needs no GPU")
     kernels.add_argument("--threads", type=int, help="threads of torch on the CPU")
-    parser.set_defaults(run=run)
+    kernels.set_defaults(run=run)
+    decode.configure(actions.add_parser("decode", help=decode.HELP, epilog=decode.EXAMPLE, description=decode.DESCRIPTION,
+                                        formatter_class=RawDescriptionHelpFormatter))
 
 
 def run(args: Namespace) -> int:

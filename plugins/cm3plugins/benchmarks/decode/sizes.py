@@ -1,0 +1,72 @@
+"""Decoder sizes and what is measured of each. Light: no torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Size:
+    """One decoder.
+
+    Args:
+        name: what `--size` calls it.
+        num_layers, width, num_heads, d_ff: of the trunk; ours has two feed-forward matrices.
+        num_codes: image codes, the slice of the head that is computed.
+    """
+
+    name: str
+    num_layers: int
+    width: int
+    num_heads: int
+    d_ff: int
+    num_codes: int = 8192
+
+    @property
+    def trunk_parameters(self) -> int:
+        """Weights of the layers, which every step reads: four square matrices and two of the feed-forward layer each.
+
+        >>> Size("x", 2, 4, 1, 16).trunk_parameters
+        384
+        """
+        return self.num_layers * (4 * self.width**2 + 2 * self.width * self.d_ff)
+
+    @property
+    def llama_d_ff(self) -> int:
+        """Feed-forward width at which Llama's three matrices have as many weights as our two, to the nearest multiple of 8.
+
+        >>> Size("x", 12, 768, 12, 3072).llama_d_ff
+        2048
+        """
+        return round(2 * self.d_ff / 3 / 8) * 8
+
+
+#: The quickstart's decoder, two between, and the paper's smallest (table 3).
+SIZES = {size.name: size for size in (
+    Size("tiny", 4, 192, 3, 768, num_codes=1024), Size("25m", 8, 512, 8, 2048), Size("100m", 12, 768, 12, 3072),
+    Size("350m", 24, 1024, 16, 4096))}
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much a run measures where nothing else is asked for.
+
+    Args:
+        size: name of the decoder.
+        batch: requests at once.
+        tokens: image tokens a picture.
+        candidates: of the best-of-N part.
+        longest: image tokens of the picture that shows cost against length.
+        seconds, max_runs: a provider's runs of a case end when it has spent so long, or has run so often.
+    """
+
+    size: str
+    batch: tuple[int, ...]
+    tokens: tuple[int, ...]
+    candidates: int
+    longest: int
+    seconds: float
+    max_runs: int
+
+
+EXTENTS = {"full": Extent("100m", (1, 8), (256, 1024), 8, 4096, 20.0, 5), "quick": Extent("25m", (1, 8), (256,), 8, 1024, 2.0, 3)}
