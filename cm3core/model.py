@@ -193,7 +193,7 @@ class Model:
 
     def events(self, prompt: str | Sequence[str], num_images: int | None = None, **options: Any) -> Iterator[Event]:
         """What happens while `generate` works with these arguments: the events of `Engine.stream` for each candidate, `Scored`
-        for each one when its picture's candidates are finished, `ImageReady` for each picture. Leaving the iterator ends the work.
+        for each one when its picture's candidates are finished, `ImageReady` for each picture. Leaving the iterator ends it all.
         """
         tasks, total = self.image_tasks(prompt, num_images, **options)
         return self._told(run(self.engine, tasks, details=True, total=total))
@@ -238,8 +238,7 @@ class Model:
 
         return make
 
-    def edit(self, picture: Picture, instruction: str, num_images: int | None = None, *, seed: int = 0, truncate: bool = False,
-             upscale: bool | str = False, task_text: str = EDIT, sampler: str | None = None, progress: Progress | None = None,
+    def edit(self, picture: Picture, instruction: str, num_images: int | None = None, *, progress: Progress | None = None,
              **options: Any) -> list[GeneratedImage]:
         """Draw a picture as an instruction changes it; for models tuned on editing (paper section 4.1).
 
@@ -247,10 +246,17 @@ class Model:
             picture: any size; the model sees its largest centred square (in its own aspect).
             instruction: what to change.
             num_images: None: the recipe's `generate.num_images`.
-            task_text: stands before the picture, as in tuning.
-            sampler: None: `edit_cfg`, three guidance streams, where a plugin brings it.
-            truncate, upscale, progress, options: see `generate`. Nothing is retrieved unless `num_retrieved` says so.
+            progress, options: see `generate`. Nothing is retrieved unless `num_retrieved` says so. Also:
+                task_text: stands before the picture, as in tuning.
+                sampler: None: `edit_cfg`, three guidance streams, where a plugin brings it.
         """
+        tasks, total = self.edit_tasks(picture, instruction, num_images, **options)
+        return list(results(self.engine, tasks, progress=progress, total=total))
+
+    def edit_tasks(self, picture: Picture, instruction: str, num_images: int | None = None, *, seed: int = 0,
+                   truncate: bool = False, upscale: bool | str = False, task_text: str = EDIT, sampler: str | None = None,
+                   **options: Any) -> tuple[Iterator[Task[GeneratedImage]], int]:
+        """The tasks of `edit` with these arguments, one a picture, and how many tokens they draw."""
         self._check_text("instruction", instruction, truncate=truncate)
         number = self.recipe.generate.num_images if num_images is None else num_images
         if number < 1:
@@ -263,12 +269,10 @@ class Model:
         [(request, shown)] = self._put_in_front(plan, [Request(document, seed=seed)], [(Text(instruction),)])
         make = self._image_of(instruction, shown, self._upscaler(upscale))
         tasks = (plan.task(request, shown, make, first=place * plan.num_candidates) for place in range(number))
-        return list(results(self.engine, tasks, progress=progress,
-                            total=number * plan.num_candidates * self.components.serializer.num_codes))
+        return tasks, number * plan.num_candidates * self.components.serializer.num_codes
 
     def infill(self, picture: Picture, box: Box | Sequence[Box] | None = None, text: str | None = None, *,
-               mask: BoolArray | str | Path | None = None, seed: int = 0, truncate: bool = False,
-               progress: Progress | None = None, **options: Any) -> InfilledImage:
+               mask: BoolArray | str | Path | None = None, progress: Progress | None = None, **options: Any) -> InfilledImage:
         """Draw a part of a picture anew; codes that it doesn't touch stay exactly as they are.
 
         Args:
@@ -276,12 +280,19 @@ class Model:
             box: (x0, y0, x1, y1) in pixels of the picture, x1 and y1 not included, inside what the model sees; or several boxes.
             text: of the whole picture as it should be. None: the model first writes one for what is left of the picture.
             mask: in place of a box any set of pixels: bool [height, width] of the picture, or a picture's file where it is white.
-            seed, truncate, progress, options: see `generate`. Documents are retrieved with the text as query, none without one.
+            progress, options: see `generate`. Documents are retrieved with the text as query, none without one.
 
         Raises:
             DataError: the picture or the mask can't be read.
             GenerationError: the region is empty, or outside of what the model sees.
         """
+        task, total = self.infill_task(picture, box, text, mask=mask, **options)
+        return next(results(self.engine, [task], progress=progress, total=total))
+
+    def infill_task(self, picture: Picture, box: Box | Sequence[Box] | None = None, text: str | None = None, *,
+                    mask: BoolArray | str | Path | None = None, seed: int = 0, truncate: bool = False,
+                    **options: Any) -> tuple[Task[InfilledImage], int]:
+        """The task of `infill` with these arguments, and how many tokens it draws at most."""
         whole = _pixels(picture)
         square, region_HW, missing = self._region(whole, box, mask)
         codes = replace(self.encode([self._seen(whole)])[0], missing=missing)
@@ -301,7 +312,7 @@ class Model:
                                  own_seed, shown, completion.log_probability, choice)
 
         total = plan.num_candidates * (int(missing.sum()) + (0 if text is not None else self._text_hole(None).max_tokens or 0))
-        return next(results(self.engine, [plan.task(request, shown, make)], progress=progress, total=total))
+        return plan.task(request, shown, make), total
 
     def continue_image(self, picture: Picture, keep: int, text: str | None = None, **options: Any) -> InfilledImage:
         """Keep the first `keep` rows of pixels of what the model sees of a picture, and draw all that is below, in drawing order.
@@ -322,46 +333,55 @@ class Model:
         """Describe a picture; see `captions`."""
         return self.captions([picture], **options)[0]
 
-    def captions(self, pictures: Sequence[Picture], *, seed: int = 0, max_tokens: int | None = None,
-                 progress: Progress | None = None, **options: Any) -> list[GeneratedText]:
+    def captions(self, pictures: Sequence[Picture], *, progress: Progress | None = None, **options: Any) -> list[GeneratedText]:
         """Describe pictures: the text in front of each picture is masked, and infilled after it (paper section 2.2).
 
         Args:
             pictures: any sizes; the model sees the largest centred square of each (in its own aspect).
-            seed: of every description.
-            max_tokens: longest text; None: the recipe's `generate.max_text_tokens`, at most `data.max_text_tokens`.
-            progress, options: see `Model`. Documents are retrieved with the picture as query.
+            progress, options: see `Model`; the seed is of every description. Documents are retrieved with the picture as query.
+                Also:
+                max_tokens: longest text; None: the recipe's `generate.max_text_tokens`, at most `data.max_text_tokens`.
 
         Raises:
             DataError: a picture can't be read.
             GenerationError: it doesn't fit the context.
         """
-        hole = self._text_hole(max_tokens)
-        return self._texts(pictures, (hole,), seed, progress, options)
+        tasks, total = self.caption_tasks(pictures, **options)
+        return list(results(self.engine, tasks, progress=progress, total=total))
 
-    def ask(self, picture: Picture, question: str, *, template: str = ASK, seed: int = 0, max_tokens: int | None = None,
-            progress: Progress | None = None, **options: Any) -> GeneratedText:
+    def caption_tasks(self, pictures: Sequence[Picture], *, max_tokens: int | None = None,
+                      **options: Any) -> tuple[list[Task[GeneratedText]], int]:
+        """The tasks of `captions` with these arguments, one a picture, and how many tokens they draw at most."""
+        return self._text_tasks(pictures, (self._text_hole(max_tokens),), options)
+
+    def ask(self, picture: Picture, question: str, *, progress: Progress | None = None, **options: Any) -> GeneratedText:
         """Answer a question about a picture: the answer in the text before it is masked; for models tuned on questions.
 
         Args:
             picture: any size; the model sees its largest centred square (in its own aspect).
             question: the question.
-            template: the text before the picture, as in tuning, with "{question}" and "{answer}" (paper, Table 5).
-            seed, max_tokens, progress, options: see `captions`. Nothing is retrieved unless `num_retrieved` says so.
+            progress, options: see `captions`. Nothing is retrieved unless `num_retrieved` says so. Also:
+                template: the text before the picture, as in tuning, with "{question}" and "{answer}" (paper, Table 5).
         """
+        task, total = self.ask_task(picture, question, **options)
+        return next(results(self.engine, [task], progress=progress, total=total))
+
+    def ask_task(self, picture: Picture, question: str, *, template: str = ASK, max_tokens: int | None = None,
+                 **options: Any) -> tuple[Task[GeneratedText], int]:
+        """The task of `ask` with these arguments, and how many tokens it draws at most."""
         if template.count("{answer}") != 1 or "{question}" not in template:
             raise GenerationError("template", f"is {template!r}", "write one with {question} and one {answer}")
         self._check_text("question", question, truncate=False)
         before, after = template.replace("{question}", question).split("{answer}")
         parts: tuple[str | TextHole, ...] = tuple(part for part in (before, self._text_hole(max_tokens), after) if part != "")
         options.setdefault("num_retrieved", 0)
-        [answer] = self._texts([picture], parts, seed, progress, options)
-        return answer
+        [task], total = self._text_tasks([picture], parts, options)
+        return task, total
 
-    def _texts(self, pictures: Sequence[Picture], parts: tuple[str | TextHole, ...], seed: int, progress: Progress | None,
-               options: dict[str, Any]) -> list[GeneratedText]:
-        """What is written in the one hole of `parts`, which stand before each picture."""
-        seen = [self._seen(picture) for picture in pictures]
+    def _text_tasks(self, pictures: Sequence[Picture], parts: tuple[str | TextHole, ...],
+                    options: dict[str, Any]) -> tuple[list[Task[GeneratedText]], int]:
+        """Tasks whose result is what is written in the one hole of `parts`, which stand before each picture."""
+        seen, seed = [self._seen(picture) for picture in pictures], options.pop("seed", 0)
         plan = self._plan(seed, options)
         hole = next(part for part in parts if isinstance(part, TextHole))
         first: Segment = hole if len(parts) == 1 else MaskedText(parts)
@@ -377,8 +397,7 @@ class Model:
 
             return plan.task(request, shown, make)
 
-        total = len(requests) * plan.num_candidates * (hole.max_tokens or 0)
-        return list(results(self.engine, [task(*one) for one in in_front], progress=progress, total=total))
+        return [task(*one) for one in in_front], len(requests) * plan.num_candidates * (hole.max_tokens or 0)
 
     # ---- any documents
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -11,18 +12,21 @@ import pytest
 import torch
 
 from cm3core import images
+from cm3core.aio import AsyncModel
 from cm3core.build import Components
 from cm3core.cli import main as cli
 from cm3core.cli._model import printable, sampler_settings
 from cm3core.cli.infill import parse_box
 from cm3core.document import Codes, Image, ImageHole, MaskedText, Text, TextHole
 from cm3core.errors import CheckpointError, CM3Error, DataError, GenerationError
-from cm3core.generate import Engine
+from cm3core.generate import Engine, PictureGrown
 from cm3core.interfaces import DocumentSource, ImageTokenizer, Retrieved, Retriever, RetrieverConfig, TextTokenizer
+from cm3core.interfaces.reranker import Reranker
 from cm3core.model import Model, find_model
-from cm3core.plugins import Registry
+from cm3core.plugins import Registry, load_registry
 from cm3core.recipe.recipe import Recipe
 from cm3core.recipe.schema import DataSection, GenerateSection
+from cm3core.results import ImageReady, Scored
 from cm3core.serialize import Serializer
 from cm3core.vocab import Vocabulary
 from cm3plugins.attention import SDPAAttentionConfig
@@ -364,3 +368,151 @@ def test_values_on_the_command_line():
     assert parse_box("1, 2,30,40") == (1, 2, 30, 40)
     with pytest.raises(GenerationError, match="--box 1,2,3: is not four whole numbers"):
         parse_box("1,2,3")
+
+
+# ---- candidates, other samplers, masks, questions, editing, events, coroutines
+
+
+class Brightness(Reranker):
+    """The mean of a picture; of a text, its length."""
+
+    measure = "brightness"
+
+    def _score(self, candidates):
+        return [float(one.pixels[0].mean()) if one.drawn else float(len(one.texts[0])) for one in candidates]
+
+
+@pytest.fixture
+def ranked(model, monkeypatch):
+    monkeypatch.setattr(model.components, "reranker", Brightness(), raising=False)
+    return model
+
+
+def test_the_best_of_all_candidates_is_shown_with_all_scores(ranked):
+    pictures = ranked.generate("red", 2, seed=3, num_candidates=3)
+    alone = ranked.generate("red", 6, seed=3)
+    for place, picture in enumerate(pictures):
+        own = alone[3 * place:3 * place + 3]
+        assert picture.choice.scores == tuple(float(one.pixels.mean()) for one in own)
+        assert picture.choice.score == max(picture.choice.scores)
+        assert picture.choice.measure == "brightness"
+        best = own[picture.choice.index]
+        assert np.array_equal(picture.pixels, best.pixels)
+        assert picture.seed == best.seed
+    assert all(one.choice is None for one in alone)
+    [text] = ranked.captions([picture_of(8)], seed=1, num_candidates=3, text_temperature=2.0, num_retrieved=0)
+    assert text.choice.score == len(text.text)
+
+
+def picture_of(size: int) -> np.ndarray:
+    return picture(size, size)
+
+
+def test_candidates_need_a_reranker(model):
+    with pytest.raises(GenerationError) as error:
+        model.generate("red", num_candidates=2)
+    assert str(error.value).startswith("reranker: the model's recipe 'toy' has none to choose candidates by\n  next: name one")
+    with pytest.raises(GenerationError, match="num_candidates: is 0\n  next: use 1 or more"):
+        model.generate("red", num_candidates=0)
+
+
+def test_another_sampler_keeps_what_both_have(model, monkeypatch):
+    monkeypatch.setattr(model.components, "registry", load_registry())
+    monkeypatch.setattr(model.recipe.sampler, "temperature", 0.25)
+    config = model.sampler_config("top_p", top_k=3)
+    assert (type(config).__name__, config.temperature, config.top_k) == ("TopPSamplerConfig", 0.25, 3)
+    for name in ("cd_k", "contrastive", "mixture", "edit_cfg"):
+        assert model.generate("red", 1, sampler=name)[0].pixels.shape == (8, 8, 3)
+    with pytest.raises(CM3Error, match="did you mean 'cd_k'"):
+        model.generate("red", 1, sampler="cd_q")
+
+
+def test_events_end_with_the_pictures_of_generate(ranked):
+    events = list(ranked.events("red", 2, seed=3, num_candidates=2))
+    ready = [event for event in events if isinstance(event, ImageReady)]
+    expected = ranked.generate("red", 2, seed=3, num_candidates=2)
+    assert [event.request for event in ready] == [0, 2]
+    assert all(np.array_equal(one.image.pixels, other.pixels) for one, other in zip(ready, expected, strict=True))
+    scored = {event.request: event.score for event in events if isinstance(event, Scored)}
+    assert scored == dict(enumerate(expected[0].choice.scores + expected[1].choice.scores))
+    grown = [event.codes for event in events if isinstance(event, PictureGrown) and event.request == 1]
+    assert [int(codes.missing.sum()) for codes in grown] == [12, 8, 4, 0]
+    half = ranked.preview(grown[1])
+    assert (half[4:] == 208).all()
+    assert np.array_equal(half[:4], ranked.decode([Codes(grown[-1].codes, GRID)])[0][:4])
+
+
+def test_a_mask_several_boxes_and_continuation_leave_the_rest(model, tmp_path):
+    whole = picture(8, 8)
+    codes = model.encode([whole])[0].codes
+    mask = np.zeros((8, 8), np.bool_)
+    mask[0:2, 0:2] = mask[5, 7] = True
+    masked = model.infill(whole, mask=mask, text="red")
+    touched = [0, 11]
+    kept = np.delete(np.arange(16), touched)
+    assert np.array_equal(masked.codes.codes[kept], codes[kept])
+    assert np.array_equal(masked.pixels[~mask], whole[~mask])
+    assert np.array_equal(masked.pixels[mask], masked.decoded[mask])
+    assert masked.box == (0, 0, 8, 6)
+    boxes = model.infill(whole, [(0, 0, 2, 2), (6, 4, 8, 6)], "red")
+    assert np.array_equal(boxes.codes.codes, masked.codes.codes)
+    images.save_png(tmp_path / "mask.png", np.repeat(mask[:, :, None] * 255, 3, 2).astype(np.uint8), {})
+    assert np.array_equal(model.infill(whole, mask=tmp_path / "mask.png", text="red").pixels, masked.pixels)
+    below = model.continue_image(whole, 4, "red", seed=2)
+    assert np.array_equal(below.codes.codes[:8], codes[:8])
+    assert np.array_equal(below.pixels[:4], whole[:4])
+    [drawn] = model.complete([(Text("red"), Codes(codes, GRID, np.arange(16) >= 8))], seed=2)
+    assert np.array_equal(drawn.document[1].codes, below.codes.codes) or below.retrieved  # documents stood in front of one
+    for arguments, message in (({}, "infill: takes a box or a mask\n  next: give one of the two"),
+                               ({"box": []}, "box: there is none\n  next: give (x0, y0, x1, y1), or several of them")):
+        with pytest.raises(GenerationError) as error:
+            model.infill(whole, **arguments)
+        assert str(error.value) == message
+    with pytest.raises(GenerationError, match="keep: is 8, the model sees 8 rows of pixels\n  next: use 0 to 7"):
+        model.continue_image(whole, 8)
+
+
+def test_questions_and_editing(model, monkeypatch):
+    answer = model.ask(picture(8, 8), "hue?", max_tokens=4, template="Q {question} A {answer}!")
+    assert 1 <= len(answer.text) <= 4
+    assert answer.retrieved == ()
+    with pytest.raises(GenerationError) as error:
+        model.ask(picture(8, 8), "hue?", template="{question}")
+    assert str(error.value) == "template: is '{question}'\n  next: write one with {question} and one {answer}"
+    monkeypatch.setattr(model.components, "registry", load_registry())
+    one, two = model.edit(picture(8, 8), "redder", 2, seed=1)
+    assert one.prompt == "redder"
+    assert one.pixels.shape == two.pixels.shape == (8, 8, 3)
+
+
+def test_coroutines_get_what_methods_return(ranked):
+    async def main():
+        async with AsyncModel(ranked) as shared:
+            pictures, text, filled = await asyncio.gather(
+                shared.generate("red", 2, seed=3, num_candidates=2), shared.caption(picture(8, 8), seed=1),
+                shared.infill(picture(8, 8), (0, 0, 4, 4), "red"))
+            told = [event async for event in shared.events("red", 2, seed=3, num_candidates=2)]
+            with pytest.raises(GenerationError):
+                await shared.generate("", 1)
+        return pictures, text, filled, told
+
+    pictures, text, filled, told = asyncio.run(main())
+    expected = ranked.generate("red", 2, seed=3, num_candidates=2)
+    assert all(np.array_equal(one.pixels, other.pixels) for one, other in zip(pictures, expected, strict=True))
+    assert text.text == ranked.caption(picture(8, 8), seed=1).text
+    assert np.array_equal(filled.pixels, ranked.infill(picture(8, 8), (0, 0, 4, 4), "red").pixels)
+    assert sum(isinstance(event, ImageReady) for event in told) == 2
+    assert sum(isinstance(event, Scored) for event in told) == 4
+
+
+def test_the_engine_follows_the_decoders_weights(model):
+    before = model.generate("red", 1, seed=1)[0]
+    weight = model.components.decoder.embed_tokens.weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight.copy_(weight.flip(0))
+    changed = model.generate("red", 1, seed=1)[0]
+    with torch.no_grad():
+        weight.copy_(kept)
+    assert not np.array_equal(before.codes.codes, changed.codes.codes)
+    assert np.array_equal(before.codes.codes, model.generate("red", 1, seed=1)[0].codes.codes)

@@ -1,0 +1,121 @@
+"""Coroutines share one batch: equal results, cancellation, failures that are told to whom they concern."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from cm3core.aio import AsyncEngine
+from cm3core.document import Text
+from cm3core.errors import GenerationError
+from cm3core.generate import Finished, PictureGrown, Request
+from cm3plugins.samplers.config import CFGSamplerConfig
+from engine_parts import APPLE, REQUESTS, make_decoder, make_engine
+
+WARM = CFGSamplerConfig(guidance_scale=2.0, temperature=0.9, text_temperature=1.3)
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return make_decoder()
+
+
+def test_many_callers_get_what_they_get_alone(decoder):
+    asked = [replace(request, seed=seed) for seed in range(3) for request in REQUESTS]
+
+    async def main():
+        async with AsyncEngine(make_engine(decoder, WARM, max_rows=9)) as engine:
+            return await asyncio.gather(*(engine.complete(request) for request in asked))
+
+    expected = make_engine(decoder, WARM).complete(asked)
+    assert [one.document for one in asyncio.run(main())] == [one.document for one in expected]
+
+
+def test_events_of_one_request(decoder):
+    async def main():
+        async with AsyncEngine(make_engine(decoder, WARM)) as engine:
+            return [event async for event in engine.stream(REQUESTS[0])]
+
+    events = asyncio.run(main())
+    assert {event.request for event in events} == {0}
+    assert sum(isinstance(event, PictureGrown) for event in events) == 2
+    assert isinstance(events[-1], Finished)
+
+
+def test_a_cancelled_caller_frees_its_rows_and_harms_nobody(decoder):
+    engine = make_engine(decoder, WARM, max_rows=2)  # one request at a time
+
+    async def main():
+        async with AsyncEngine(engine) as shared:
+            first = asyncio.create_task(shared.complete(REQUESTS[5]))
+            second = asyncio.create_task(shared.complete(REQUESTS[5]))
+            third = asyncio.create_task(shared.complete(REQUESTS[0]))
+            await asyncio.sleep(0)
+            first.cancel()
+            second.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+            return (await third).document
+
+    assert asyncio.run(main()) == make_engine(decoder, WARM).complete([REQUESTS[0]])[0].document
+
+
+def test_leaving_a_stream_cancels_its_request(decoder):
+    async def main():
+        async with AsyncEngine(make_engine(decoder, WARM, max_rows=2)) as engine:
+            stream = engine.stream(REQUESTS[5])
+            async for _ in stream:
+                break
+            await stream.aclose()
+            return await engine.complete(REQUESTS[0])
+
+    assert asyncio.run(main()).num_tokens == 6
+
+
+def test_what_can_not_be_done_is_told_to_who_asked(decoder):
+    async def main():
+        async with AsyncEngine(make_engine(decoder, WARM)) as engine:
+            return await asyncio.gather(engine.complete(REQUESTS[0]), engine.complete(Request((Text("a"), APPLE))),
+                                        return_exceptions=True)
+
+    done, refused = asyncio.run(main())
+    assert done.num_tokens == 6
+    assert isinstance(refused, GenerationError)
+    assert str(refused).startswith("request 1: the document has no hole")
+
+
+def test_a_closed_engine_says_so(decoder):
+    async def main():
+        engine = AsyncEngine(make_engine(decoder, WARM))
+        waiting = asyncio.create_task(engine.complete(REQUESTS[5]))
+        await asyncio.sleep(0)
+        engine.close()
+        return await asyncio.gather(waiting, engine.complete(REQUESTS[0]), return_exceptions=True)
+
+    for error in asyncio.run(main()):
+        if isinstance(error, GenerationError):
+            assert str(error) == "engine: is closed\n  next: keep it open until all results are there"
+        else:
+            assert error.num_tokens > 0  # it was quicker than the end
+
+
+def test_a_decoder_that_breaks_is_told_to_all(decoder):
+    engine = make_engine(decoder, WARM)
+
+    def broken(*_, **__):
+        raise RuntimeError("out of order")
+
+    engine.inference.hidden_states = broken
+
+    async def main():
+        shared = AsyncEngine(engine)
+        try:
+            return await asyncio.gather(shared.complete(REQUESTS[0]), shared.complete(REQUESTS[1]), return_exceptions=True)
+        finally:
+            shared.close()
+
+    for error in asyncio.run(main()):
+        assert str(error) == "engine: stopped with RuntimeError: out of order\n  next: see the traceback of its cause"
+        assert isinstance(error.__cause__, RuntimeError)
