@@ -481,7 +481,7 @@ class Model:
         number = self.recipe.generate.num_candidates if number is None else number
         if number < 1:
             raise GenerationError("num_candidates", f"is {number}", "use 1 or more")
-        reranker = self._reranker(own.get("reranker")) if number > 1 else None
+        reranker = self.reranker(own.get("reranker")) if number > 1 else None
         context = [(self._seen(picture), text) for picture, text in own.get("context", ())]
         return _Plan(self, sampler, number, reranker, own.get("num_retrieved"), context)
 
@@ -524,7 +524,14 @@ class Model:
                                   "add 'sampler: {name: cfg}' to the recipe")
         return with_options(config, options)
 
-    def _reranker(self, name: str | None) -> Reranker:
+    def score(self, picture: GeneratedImage, reranker: str | None = None) -> float:
+        """A drawn picture's score for its prompt, by the recipe's reranker or another one; see `Choice` for what scores are."""
+        candidate = Candidate((Text(picture.prompt), ImageHole()), (Text(picture.prompt), picture.codes),
+                              lambda codes: self.decode([codes])[0], (), picture.log_probability, 0, picture.seed)
+        return self.reranker(reranker).score([candidate])[0]
+
+    def reranker(self, name: str | None = None) -> Reranker:
+        """The recipe's reranker, or the one of this name with its defaults; raises `GenerationError` where there is none."""
         if name is None or name == self.recipe.component_names.get("reranker"):
             reranker = self.components.reranker
             if reranker is None:

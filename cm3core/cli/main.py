@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "infill": ("cm3core.cli.infill", "redraw a part of a picture"),
     "edit": ("cm3core.cli.edit", "draw a picture as an instruction changes it"),
     "ask": ("cm3core.cli.ask", "answer a question about a picture"),
+    "sweep": ("cm3core.cli.sweep", "draw the same prompts under several settings, side by side"),
     "tokenizer": ("cm3core.cli.tokenizer", "train and measure text and image tokenizers"),
     "upscale": ("cm3core.cli.upscale", "enlarge a picture"),
     "upscaler": ("cm3core.cli.upscaler", "train an upscaler, and measure one"),

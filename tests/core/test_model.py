@@ -505,6 +505,58 @@ def test_coroutines_get_what_methods_return(ranked):
     assert sum(isinstance(event, Scored) for event in told) == 4
 
 
+def test_a_sweep_draws_each_cell_as_generate_would(cm3, ranked, tmp_path, capsys):
+    path = tmp_path / "sweep.png"
+    assert cm3("sweep", "red", "blue", "--vary", "sampler.guidance_scale=1,2", "--vary", "seed=0,4", "--score", "brightness",
+               "--num-retrieved", 0, "-o", path) == 2
+    assert "no reranker is called 'brightness'" in capsys.readouterr().err
+    assert cm3("sweep", "red", "blue", "--vary", "sampler.guidance_scale=1,2", "--vary", "seed=0,4", "--num-retrieved", 0,
+               "-o", path) == 0
+    sheet = images.open_image(path)
+    for down, scale in enumerate((1, 2)):
+        for across, seed in enumerate((0, 4)):
+            own = ranked.generate(["red", "blue"], 1, seed=seed, guidance_scale=scale, num_retrieved=0)
+            cell = np.repeat(np.repeat(np.concatenate([one.pixels for one in own]), 16, 0), 16, 1)
+            top, left = sheet.shape[0] - (2 - down) * (256 + 6), sheet.shape[1] - (2 - across) * (128 + 6)
+            assert np.array_equal(sheet[top:top + 256, left:left + 128], cell)
+
+
+@pytest.mark.parametrize(("vary", "message"), [
+    (["foo=1"], "--vary foo=1: is not sampler.KEY=A,B,... nor sampler, seed, num_retrieved, num_candidates, reranker\n"
+                "  next: write for instance --vary sampler.guidance_scale=1,1.5,3"),
+    (["seed=1,"], "--vary seed=1,: is not sampler.KEY=A,B,... nor sampler, seed, num_retrieved, num_candidates, reranker\n"
+                  "  next: write for instance --vary sampler.guidance_scale=1,1.5,3"),
+    (["seed=1", "seed=2", "seed=3"], "--vary: is given 3 times\n  next: vary one key down and at most one across")])
+def test_what_can_not_be_varied(cm3, tmp_path, capsys, vary, message):
+    options = [part for one in vary for part in ("--vary", one)]
+    assert cm3("sweep", "red", *options, "-o", tmp_path / "sweep.png") == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_a_preview_shows_pictures_growing(cm3, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("cm3core.cli._preview.INTERVAL", 0)
+    shown = []
+    monkeypatch.setattr("cm3core.cli._preview.half_blocks", lambda pictures: shown.append(len(pictures)) or "rows\n")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert cm3("generate", "red", "--n", 2, "--preview", "-o", tmp_path) == 0
+    want = model.generate("red", 2)
+    for place in range(2):
+        assert np.array_equal(images.open_image(tmp_path / f"{place:03d}.png"), want[place].pixels)
+    assert (tmp_path / "preview.png").exists()
+    assert len(shown) >= 4
+    assert "\x1b[1A\x1b[J" in capsys.readouterr().err
+
+
+def test_half_blocks_are_two_pixels_a_character():
+    from cm3core.cli._preview import half_blocks
+
+    checks = np.zeros((2, 2, 3), np.uint8)
+    checks[0, 0] = 255, 0, 0
+    text = half_blocks([checks, checks], width=2)
+    cell = "\x1b[38;2;255;0;0;48;2;0;0;0m\u2580\x1b[38;2;0;0;0;48;2;0;0;0m\u2580\x1b[0m"
+    assert text == f"{cell} {cell}\n"
+
+
 def test_the_engine_follows_the_decoders_weights(model):
     before = model.generate("red", 1, seed=1)[0]
     weight = model.components.decoder.embed_tokens.weight
