@@ -29,7 +29,7 @@ EXAMPLE = """  cm3 upscaler train upscaler-emoji256 --minutes 25 -o runs/upscale
 #: So many pictures that are too small, and none that is not, end the reading.
 NUM_SMALL = 16
 #: Pictures that quality is watched on while training.
-NUM_VALIDATION = 48
+NUM_VALIDATION = 24
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -83,10 +83,10 @@ class LargePictures(DocumentSource):
         return self._source.id(index)
 
     def _document(self, index: int, rng: np.random.Generator | None) -> Document:
-        return tuple(replace(segment, load=partial(self._load, segment, self.id(index))) if isinstance(segment, Image) else segment
+        return tuple(replace(segment, load=partial(self._load, segment, index)) if isinstance(segment, Image) else segment
                      for segment in self._source.document(index, rng))
 
-    def _load(self, picture: Image, name: str) -> PixelArray:
+    def _load(self, picture: Image, index: int) -> PixelArray:
         pixels_HWC = picture.load()
         height, width = self._size
         if pixels_HWC.shape[0] >= height and pixels_HWC.shape[1] >= width:
@@ -94,10 +94,10 @@ class LargePictures(DocumentSource):
             return pixels_HWC
         self._num_small += 1
         if self._num_small == NUM_SMALL and not self._any_large:
-            raise RecipeError("dataset", f"its first {NUM_SMALL} pictures are all smaller than {width} x {height} pixels, the size of an "
-                              "enlarged one", "give larger pictures (of the emoji corpus: dataset.image_size)")
-        raise DataError(name, f"{pixels_HWC.shape[1]} x {pixels_HWC.shape[0]} pixels, an enlarged picture has {width} x {height}",
-                        "give a larger picture")
+            raise RecipeError("dataset", f"its first {NUM_SMALL} pictures are all smaller than an enlarged one, which has "
+                              f"{width} x {height} pixels", "give larger pictures (of the emoji corpus: dataset.image_size)")
+        found = f"{pixels_HWC.shape[1]} x {pixels_HWC.shape[0]} pixels"
+        raise DataError(self.id(index), f"{found}, an enlarged one has {width} x {height}", "give a larger picture")
 
     @property
     def skipped(self) -> list[SkippedRecord]:

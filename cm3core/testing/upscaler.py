@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -78,10 +78,10 @@ class UpscalerContract(Contract[Upscaler]):
 
     def law_wrong_input_is_refused(self) -> None:
         """Grey pictures, other types and pictures without pixels are errors, never converted."""
-        for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 1), np.uint8), np.zeros((4, 4, 3), np.float32),
-                      np.zeros((1, 4, 4, 3), np.uint8)):
+        wrong: list[Any] = [np.zeros(shape, np.uint8) for shape in ((4, 4), (4, 4, 1), (4, 4, 4), (1, 4, 4, 3))]
+        for pixels in (*wrong, np.zeros((4, 4, 3), np.float32)):
             with pytest.raises(DataError, match="an upscaler takes uint8"):
-                self.subject.upscale(wrong)
+                self.subject.upscale(pixels)
         with pytest.raises(DataError, match="an upscaler takes uint8"):
             self.subject.upscale_batch(np.zeros((4, 4, 3), np.uint8))
         with pytest.raises(DataError, match="is 4 x 0 pixels"):

@@ -78,7 +78,7 @@ def load_network(path: Path) -> Any:
         raise CheckpointError(str(path), f"spandrel can't load it ({type(error).__name__}: {error})",
                               "give the weights of one of the architectures that spandrel lists") from error
     if not isinstance(model, ImageModelDescriptor) or (model.input_channels, model.output_channels) != (3, 3):
-        raise CheckpointError(str(path), f"its network ({model.architecture.name}) does not make RGB pictures of RGB pictures alone",
+        raise CheckpointError(str(path), f"its network ({model.architecture.name}) does not make an RGB picture of one alone",
                               "give a super-resolution network for RGB pictures")
     return model
 

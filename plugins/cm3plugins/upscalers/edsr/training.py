@@ -32,8 +32,8 @@ from cm3core.images import save_png
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
 from cm3core.train import choose_device, choose_precision
 from cm3core.upscaler_evaluation import evaluate_upscaler, small_pictures
-from cm3plugins.upscalers.edsr.config import EDSRArchitecture, EDSRConfig, EDSRTraining
-from cm3plugins.upscalers.edsr.model import EDSR
+from cm3plugins.upscalers.edsr.config import EDSRConfig, EDSRTraining
+from cm3plugins.upscalers.edsr.model import EDSR, channels_last
 from cm3plugins.upscalers.edsr.upscaler import EDSRUpscaler, to_input
 from cm3plugins.upscalers.edsr.weights import build_model, save_weights
 
@@ -46,17 +46,17 @@ class CropSampler:
     Args:
         large_NHWC: uint8.
         small_NHWC, reconstructed_NHWC: uint8, `scale` times smaller.
-        arch, training: see `EDSRConfig`.
+        training: see `EDSRConfig`.
     """
 
-    def __init__(self, large_NHWC: PixelArray, small_NHWC: PixelArray, reconstructed_NHWC: PixelArray, arch: EDSRArchitecture,
+    def __init__(self, large_NHWC: PixelArray, small_NHWC: PixelArray, reconstructed_NHWC: PixelArray,
                  training: EDSRTraining) -> None:
-        self.large_NHWC, self.sorts = large_NHWC, (small_NHWC, reconstructed_NHWC)
-        self.arch, self.training = arch, training
+        self.large_NHWC, self.sorts, self.training = large_NHWC, (small_NHWC, reconstructed_NHWC), training
+        self.scale = large_NHWC.shape[1] // small_NHWC.shape[1]
 
     def batch(self, step: int) -> tuple[PixelArray, PixelArray]:
         """Small crops uint8 [B, c, c, 3] and large ones [B, scale * c, scale * c, 3], c = `crop_size`."""
-        training, scale = self.training, self.arch.scale
+        training, scale = self.training, self.scale
         rng = np.random.default_rng((training.seed, step))
         pairs = []
         for index in self._indices(step):
@@ -65,6 +65,9 @@ class CropSampler:
             size = training.crop_size
             small = self.sorts[sort][index, y : y + size, x : x + size]
             large = self.large_NHWC[index, y * scale : (y + size) * scale, x * scale : (x + size) * scale]
+            if rng.random() < training.flat_share:
+                small = np.broadcast_to(rng.integers(0, 256, 3, dtype=np.uint8), small.shape)
+                large = np.broadcast_to(small[0, 0], large.shape)
             way = int(rng.integers(8)) if training.turn else 0
             pairs.append((turned(small, way), turned(large, way)))
         return np.stack([small for small, _ in pairs]), np.stack([large for _, large in pairs])
@@ -78,11 +81,12 @@ class CropSampler:
         return [int(orders[place // num][place % num]) for place in places.tolist()]
 
     def _place(self, picture_HWC: PixelArray, rng: np.random.Generator) -> tuple[int, int]:
-        """Of some places, on the grid of the network's patches, the one where the crop's colours vary most."""
-        size, patch = self.training.crop_size, self.arch.patch_size
-        limits = [(side - size) // patch + 1 for side in picture_HWC.shape[:2]]
-        tried = [tuple(int(rng.integers(limit)) * patch for limit in limits) for _ in range(self.training.num_tried_crops)]
-        return max(tried, key=lambda place: picture_HWC[place[0] : place[0] + size, place[1] : place[1] + size].std())
+        """Of some places the one where the crop's colours vary most."""
+        size = self.training.crop_size
+        limits = [side - size + 1 for side in picture_HWC.shape[:2]]
+        tried = rng.integers(limits, size=(self.training.num_tried_crops, 2)).tolist()
+        y, x = max(tried, key=lambda place: picture_HWC[place[0] : place[0] + size, place[1] : place[1] + size].std())
+        return y, x
 
 
 def turned(picture_HWC: PixelArray, way: int) -> PixelArray:
@@ -109,7 +113,7 @@ class UpscalerTrainer:
         self.dtype, self.precision = choose_precision(self.training.precision, self.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.training.seed)
-            self.model = EDSR(self.arch).to(self.device, memory_format=torch.channels_last)
+            self.model = channels_last(EDSR(self.arch)).to(self.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.training.learning_rate, betas=self.training.betas,
                                            weight_decay=self.training.weight_decay, fused=True)
         self.average = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
@@ -277,7 +281,7 @@ class _Run:
         training = self.trainer.training
         with tqdm(total=len(images_NHWC), desc="small pictures", unit="", disable=not self.show_progress, leave=False) as bar:
             small_NHWC, reconstructed_NHWC = small_pictures(images_NHWC, self.tokenizer, progress=bar.update)
-        crops = CropSampler(images_NHWC, small_NHWC, reconstructed_NHWC, self.trainer.arch, training)
+        crops = CropSampler(images_NHWC, small_NHWC, reconstructed_NHWC, training)
         last_saved = time.monotonic()
         started = last_saved - self.seconds
         with (self.out_dir / "log.jsonl").open("a", encoding="utf-8") as log, _StopSignals() as stop, \

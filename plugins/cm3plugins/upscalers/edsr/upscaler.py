@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cm3core.document import PixelArray
@@ -22,7 +21,7 @@ from cm3plugins.upscalers.edsr.model import EDSR
 from cm3plugins.upscalers.edsr.weights import build_model, load_weights
 from cm3plugins.upscalers.tiles import upscale_in_tiles
 
-#: Pixels a side of a tile; a multiple of every patch size that makes sense. Activations take some 100 MB.
+#: Pixels a side of a tile. Activations take some 100 MB.
 TILE = 192
 
 
@@ -55,15 +54,11 @@ class EDSRUpscaler(Upscaler):
         return self.model.arch.scale
 
     def _upscale(self, pixels_NHWC: PixelArray) -> PixelArray:
-        return upscale_in_tiles(pixels_NHWC, self.scale, TILE // self.model.arch.patch_size * self.model.arch.patch_size,
-                                self.model.radius, self._forward)
+        return upscale_in_tiles(pixels_NHWC, self.scale, TILE, self.model.radius, self._forward)
 
     @torch.inference_mode()
     def _forward(self, pixels_NHWC: PixelArray) -> PixelArray:
-        height, width = pixels_NHWC.shape[1:3]
-        patch = self.model.arch.patch_size
-        pixels_NCHW = F.pad(to_input(pixels_NHWC).to(self.device), (0, -width % patch, 0, -height % patch), mode="replicate")
-        return to_pixels(self.model(pixels_NCHW)[:, :, : height * self.scale, : width * self.scale])
+        return to_pixels(self.model(to_input(pixels_NHWC).to(self.device)))
 
 
 def weights_file(weights: str) -> Path:

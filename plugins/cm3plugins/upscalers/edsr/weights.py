@@ -6,7 +6,6 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 from cm3core.errors import CheckpointError
 from cm3core.files import atomic_path
 from cm3plugins.upscalers.edsr.config import EDSRArchitecture
-from cm3plugins.upscalers.edsr.model import EDSR
+from cm3plugins.upscalers.edsr.model import EDSR, channels_last
 
 #: Metadata key of the architecture.
 ARCHITECTURE_KEY = "edsr_architecture"
@@ -61,4 +60,4 @@ def build_model(arch: EDSRArchitecture, state: dict[str, Tensor], place: str) ->
     except RuntimeError as error:
         raise CheckpointError(place, f"the weights do not fit the architecture ({str(error).splitlines()[-1].strip()})",
                               "use the file's own architecture, or other weights") from error
-    return model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    return channels_last(model.eval().requires_grad_(False))
