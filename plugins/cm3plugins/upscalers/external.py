@@ -27,7 +27,7 @@ class ExternalUpscalerConfig(UpscalerConfig):
     Args:
         path: the file, `.safetensors` or `.pth`. Its code is spandrel's, the licence of its weights their author's.
         scale: pixels a side that one becomes, when the file must have a certain one; None: whatever it has.
-        tile: pixels a side of a tile: larger pictures go in tiles, unless the network refuses that. 0: never.
+        tile: pixels a side of a tile: larger pictures go in tiles, unless the network makes its own. 0: never.
         margin: pixels around a tile that are seen with it.
         device: where it computes; "auto" is a CUDA device if there is one.
     """
@@ -99,7 +99,8 @@ def _read(path: Path) -> dict[str, Any]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        # torch's own words tell how to run the file's code all the same
+        reason = str(error) if isinstance(error, SafetensorError) else type(error).__name__
         raise CheckpointError(str(path), f"holds no plain tensors ({reason})",
                               "give the weights alone; files that run code when they are read are refused") from error
     if not isinstance(state, dict):
@@ -120,7 +121,8 @@ class ExternalUpscaler(Upscaler):
         from spandrel import ModelTiling
 
         self.model = model.eval().to(device)
-        self.tile, self.margin = (tile if model.tiling == ModelTiling.SUPPORTED else 0), margin
+        # INTERNAL: it makes tiles itself. DISCOURAGED (it looks at the whole picture): memory is bounded all the same
+        self.tile, self.margin = (0 if model.tiling == ModelTiling.INTERNAL else tile), margin
 
     @property
     def scale(self) -> int:

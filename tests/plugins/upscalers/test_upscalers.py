@@ -19,6 +19,7 @@ from PIL import Image as Pillow
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from cm3core.build import build
 from cm3core.document import PixelArray
 from cm3core.errors import CheckpointError, DataError, DeviceError, MissingPackageError, RecipeError
 from cm3core.plugins import load_registry
@@ -360,3 +361,16 @@ def test_lanczos_of_one_pixel_and_large_ones() -> None:
     assert np.array_equal(upscaler.upscale_batch(pixels), lanczos(pixels, 2))
     with pytest.raises(DataError, match="are more than 64,000,000"):
         upscaler.upscale(np.zeros((4001, 4000, 3), np.uint8))
+
+
+def test_a_recipes_components_have_its_upscaler() -> None:
+    """Built when first asked for, once; None without the section."""
+    registry = load_registry()
+    recipe = compose("tiny", ["text_tokenizer=byte", "upscaler=lanczos", "upscaler.scale=2"], registry=registry)
+    components = build(recipe, registry, stage="generate")
+    assert components.upscaler is not None
+    assert components.upscaler.scale == 2
+    assert components.upscaler is components.upscaler
+    components.recipe = replace(recipe, upscaler=None)
+    del components.upscaler
+    assert components.upscaler is None
