@@ -85,7 +85,7 @@ class TestContrastiveSampler(BundledContract):
 
 class TestCDKSampler(BundledContract):
     def make(self):
-        return CDKSamplerConfig(alpha=0.7, k=3, expert_temperature=0.8, amateur_temperature=2.0, plausible_top_p=1.0).build()
+        return CDKSamplerConfig(alpha=0.7, k=3, expert_temperature=0.8, amateur_temperature=2.0, expert_top_p=1.0).build()
 
 
 class TestMixtureSampler(BundledContract):
@@ -349,7 +349,7 @@ def test_the_plausible_set_is_the_experts_at_its_temperature():
     expert, amateur = [0.4, 0.3, 0.2, 0.1], [0.25] * 4
 
     def drawn(k: int, temperature: float, alpha: float = 0.5) -> set[int]:
-        config = CDKSamplerConfig(alpha=alpha, k=k, expert_temperature=temperature, temperature=8.0, plausible_top_p=1.0)
+        config = CDKSamplerConfig(alpha=alpha, k=k, expert_temperature=temperature, temperature=8.0, expert_top_p=1.0)
         return set(draw(config, expert, amateur, seeds=300))
 
     assert drawn(1, 0.5) == {0, 1}
@@ -366,11 +366,10 @@ def test_contrast_by_hand():
     half of the third .075: all but the last."""
     streams = [0.5, 0.3, 0.15, 0.05], [0.6, 0.2, 0.05, 0.15]
     assert draw(ContrastiveSamplerConfig(alpha=0.5, temperature=0.0), *streams) == [1]
-    assert draw(CDKSamplerConfig(alpha=0.5, k=1, temperature=0.0, plausible_top_p=1.0), *streams) == [1]
-    assert draw(CDKSamplerConfig(alpha=0.5, k=3, temperature=0.0, plausible_top_p=1.0), *streams) == [2]
-    assert draw(CDKSamplerConfig(alpha=0.5, k=3, temperature=0.0, plausible_top_k=2, plausible_top_p=1.0), *streams) == [1]
-    assert draw(CDKSamplerConfig(alpha=0.5, k=3, temperature=0.0, plausible_top_p=0.75), *streams) == [1]
-    counts = np.bincount(draw(CDKSamplerConfig(alpha=0.5, k=3, plausible_top_p=1.0), *streams, seeds=4000), minlength=4)
+    assert draw(CDKSamplerConfig(alpha=0.5, k=1, temperature=0.0, expert_top_p=1.0), *streams) == [1]
+    assert draw(CDKSamplerConfig(alpha=0.5, k=3, temperature=0.0, expert_top_p=1.0), *streams) == [2]
+    assert draw(CDKSamplerConfig(alpha=0.5, k=3, temperature=0.0, expert_top_p=0.75), *streams) == [1]
+    counts = np.bincount(draw(CDKSamplerConfig(alpha=0.5, k=3, expert_top_p=1.0), *streams, seeds=4000), minlength=4)
     expected = np.array([5 / 6, 1.5, 3.0]) / (5 / 6 + 1.5 + 3.0) * 4000
     assert counts[3] == 0
     assert float(((counts[:3] - expected) ** 2 / expected).sum()) < 13.8  # the 0.1% point of two degrees of freedom
@@ -395,7 +394,7 @@ def softmax(logits_R: Tensor, temperature: float) -> np.ndarray:
 def test_cd_k_is_equation_3_of_the_paper(streams, alpha, k, seed, expert_temperature, amateur_temperature, temperature):
     scores_R = equation_3(softmax(streams[0], expert_temperature), softmax(streams[1], amateur_temperature), alpha, k)
     options = {"alpha": alpha, "expert_temperature": expert_temperature, "amateur_temperature": amateur_temperature,
-               "temperature": temperature, "plausible_top_p": 1.0}
+               "temperature": temperature, "expert_top_p": 1.0}
     configs = [CDKSamplerConfig(k=k, **options), MixtureSamplerConfig(k=k, cd_k_share=1.0, **options)]
     for config in [*configs, ContrastiveSamplerConfig(**options)] if k == 1 else configs:
         drawn = draw(config, *streams, first_seed=seed, position=3, first_id=20)
@@ -409,10 +408,12 @@ def test_cd_k_is_equation_3_of_the_paper(streams, alpha, k, seed, expert_tempera
 
 
 def test_half_of_the_candidates_are_cd_k():
-    config = MixtureSamplerConfig(guidance_scale=3.0, temperature=0.9, negative_prompt="grey", guidance_stop=0.5, k=5)
+    config = MixtureSamplerConfig(guidance_scale=3.0, temperature=0.9, negative_prompt="grey", guidance_stop=0.5, k=5,
+                                  plausible_top_k=7, expert_top_p=0.7)
     sampler = config.build()
-    shared = {"temperature": 0.9, "negative_prompt": "grey", "guidance_stop": 0.5, "plausible_top_p": 0.8}
-    cfg, cd_k = CFGSamplerConfig(guidance_scale=3.0, **shared), CDKSamplerConfig(k=5, **shared)
+    shared = {"temperature": 0.9, "negative_prompt": "grey", "guidance_stop": 0.5}
+    cfg = CFGSamplerConfig(guidance_scale=3.0, plausible_top_k=7, **shared)
+    cd_k = CDKSamplerConfig(k=5, expert_top_p=0.7, **shared)
     for modality in ("text", "image"):
         expected = [config.plan(modality) for config in (cfg, cd_k)] * 3
         assert [sampler.for_candidate(index).plan(modality) for index in range(6)] == expected
@@ -470,6 +471,7 @@ ZERO, ONE_TO_ZERO = "use 0 or more", "use more than 0 and at most 1 (1 is off)"
      "guidance_start: is 0.6\n  next: use 0 to sampler.guidance_stop, which is 0.5"),
     (EditCFGSamplerConfig(picture_guidance_scale=-1.0), f"picture_guidance_scale: is -1.0\n  next: {ZERO}"),
     (ContrastiveSamplerConfig(alpha=0.0), "alpha: is 0.0\n  next: use more than 0 and at most 1"),
+    (ContrastiveSamplerConfig(expert_top_p=0.0), f"expert_top_p: is 0.0\n  next: {ONE_TO_ZERO}"),
     (CDKSamplerConfig(k=0), "k: is 0\n  next: use 1 or more"),
     (CDKSamplerConfig(expert_temperature=0.0), "expert_temperature: is 0.0\n  next: use more than 0"),
     (CDKSamplerConfig(amateur_temperature=math.nan), "amateur_temperature: is nan\n  next: use more than 0"),

@@ -87,9 +87,9 @@ class TopPSamplerConfig(SamplerConfig):
 
 @dataclass(kw_only=True)
 class GuidedSamplerConfig(TopPSamplerConfig):
-    """What samplers with more than one stream share: what the null stream sees, which ids are plausible, where guidance acts.
+    """What samplers with more than one stream share: what the null stream sees, and where guidance acts.
 
-    Only ids that the conditional stream finds plausible are drawn (at temperature 1, before mixing): without such a set, guidance
+    Only ids that the conditional stream finds plausible are drawn (each sampler says which these are): without such a set, guidance
     lifts ids that all streams find absurd. Where the other streams have no weight there is no plausibility set.
 
     Args:
@@ -97,8 +97,6 @@ class GuidedSamplerConfig(TopPSamplerConfig):
             "mask_no_retrieved" (retrieved documents left out too).
         negative_prompt: a text that the null stream reads in place of each text, instead of the mask sentinel: what the picture
             should not be. null: none.
-        plausible_top_p: smallest set of the conditional stream's most probable ids with at least this probability; 1.0 keeps all.
-        plausible_top_k: the conditional stream's most probable ids; 0 keeps all.
         guidance_start: guidance acts from this share of the way through a picture, or through a run of missing codes; 0..1. Text
             is guided the same everywhere: how long it gets is not known beforehand.
         guidance_stop: up to this share; 0..1. Outside, the conditional stream alone is drawn from, among its plausible codes.
@@ -108,17 +106,13 @@ class GuidedSamplerConfig(TopPSamplerConfig):
     top_p: float = 1.0
     null_prompt: Literal["mask", "mask_no_retrieved"] = "mask"
     negative_prompt: str | None = None
-    plausible_top_p: float = 0.95
-    plausible_top_k: int = 0
     guidance_start: float = 0.0
     guidance_stop: float = 1.0
     guidance_ramp: Literal["constant", "up", "down"] = "constant"
 
     def check(self) -> None:
-        """Ranges of the filters, the plausibility set and the schedule."""
+        """Ranges of the filters and the schedule."""
         super().check()
-        require(self, "plausible_top_p", 0 < self.plausible_top_p <= 1, _OFF)
-        require_at_least(self, "plausible_top_k", 0)
         if self.negative_prompt == "":
             raise RecipeError("sampler.negative_prompt", "is an empty text", "write what the picture should not be, or null")
         require(self, "guidance_stop", 0 <= self.guidance_stop <= 1, "use 0 to 1")
@@ -137,14 +131,13 @@ class GuidedSamplerConfig(TopPSamplerConfig):
         schedule = GuidanceSchedule(self.guidance_start, self.guidance_stop, self.guidance_ramp)
         return None if schedule == GuidanceSchedule() else schedule
 
-    def guided(self, modality: str, *streams: GuidanceStream, alpha: float, k: int) -> SamplingPlan:
-        """The plan of these streams, the conditional one first; `alpha` and `k` are those of `Filters.plausible_alpha`."""
+    def guided(self, modality: str, *streams: GuidanceStream, **plausible: Any) -> SamplingPlan:
+        """The plan of these streams, the conditional one first; `plausible` are fields of `Filters`."""
         filters = self.filters(modality)
         if not any(stream.weight for stream in streams[1:]):
             return SamplingPlan(streams, filters=filters)
-        filters = replace(filters, plausible_top_k=self.plausible_top_k, plausible_top_p=self.plausible_top_p,
-                          plausible_alpha=alpha, plausible_k=k)
-        return SamplingPlan(streams, filters=filters, schedule=self.schedule() if modality == "image" else None)
+        schedule = self.schedule() if modality == "image" else None
+        return SamplingPlan(streams, filters=replace(filters, **plausible), schedule=schedule)
 
 
 @dataclass(kw_only=True)
@@ -156,12 +149,17 @@ class CFGSamplerConfig(GuidedSamplerConfig):
     Args:
         guidance_scale: s of image codes; 1 is off.
         text_guidance_scale: s of text tokens; 1 is off.
+        plausible_top_p: smallest set of the conditional stream's most probable ids with at least this probability, at temperature
+            1, before mixing; 1.0 keeps all.
+        plausible_top_k: the conditional stream's most probable ids; 0 keeps all.
         plausible_alpha: ids with at least alpha times the conditional stream's k-th largest probability (CD-K's set); 0 is off.
         plausible_k: that k.
     """
 
     guidance_scale: float = 1.5
     text_guidance_scale: float = 1.0
+    plausible_top_p: float = 0.95
+    plausible_top_k: int = 0
     plausible_alpha: float = 0.0
     plausible_k: int = 1
 
@@ -170,6 +168,8 @@ class CFGSamplerConfig(GuidedSamplerConfig):
         super().check()
         require_at_least(self, "guidance_scale", 0)
         require_at_least(self, "text_guidance_scale", 0)
+        require(self, "plausible_top_p", 0 < self.plausible_top_p <= 1, _OFF)
+        require_at_least(self, "plausible_top_k", 0)
         require(self, "plausible_alpha", 0 <= self.plausible_alpha <= 1, "use 0 (off) to 1")
         require_at_least(self, "plausible_k", 1)
 
@@ -185,7 +185,11 @@ class CFGSamplerConfig(GuidedSamplerConfig):
         """The plan with both streams, also when one has no weight."""
         scale = self.guidance_scale if modality == "image" else self.text_guidance_scale
         return self.guided(modality, GuidanceStream(PromptVariant(), scale), GuidanceStream(self.null(), 1 - scale),
-                           alpha=self.plausible_alpha, k=self.plausible_k)
+                           **self.plausible())
+
+    def plausible(self) -> dict[str, Any]:
+        """The plausibility set, as fields of `Filters`."""
+        return {name: getattr(self, name) for name in ("plausible_top_p", "plausible_top_k", "plausible_alpha", "plausible_k")}
 
 
 @dataclass(kw_only=True)
@@ -223,7 +227,7 @@ class EditCFGSamplerConfig(CFGSamplerConfig):
         without_edit = PromptVariant(hide_text="last", replace_text=self.negative_prompt)
         nothing = replace(NULL_PROMPTS[self.null_prompt], hide_images=True)
         return self.guided(modality, GuidanceStream(PromptVariant(), scale), GuidanceStream(without_edit, picture_scale - scale),
-                           GuidanceStream(nothing, 1 - picture_scale), alpha=self.plausible_alpha, k=self.plausible_k)
+                           GuidanceStream(nothing, 1 - picture_scale), **self.plausible())
 
 
 def require(config: SamplerConfig, key: str, holds: bool, rule: str) -> None:

@@ -28,14 +28,14 @@ class ContrastiveSamplerConfig(GuidedSamplerConfig):
         expert_temperature: divides the expert's logits, also for the plausible set.
         amateur_temperature: divides the amateur's logits; the larger, the less the amateur counts.
         temperature: of the draw: softmax(score / temperature); 0 takes the best score, as Li et al. (who search with beams).
-        plausible_top_p: a further limit of the plausible set, of the expert at temperature 1; 1.0 is none.
-        plausible_top_k: the same; 0 is none.
+        expert_top_p: a further limit: the expert's most probable codes with at least this probability, at temperature 1; 1.0 is
+            none.
     """
 
     alpha: float = 0.1
     expert_temperature: float = 1.0
     amateur_temperature: float = 1.0
-    plausible_top_p: float = 1.0
+    expert_top_p: float = 1.0
 
     def check(self) -> None:
         """Ranges of alpha, the temperatures, filters and the schedule."""
@@ -43,6 +43,7 @@ class ContrastiveSamplerConfig(GuidedSamplerConfig):
         require(self, "alpha", 0 < self.alpha <= 1, "use more than 0 and at most 1")
         for key in ("expert_temperature", "amateur_temperature"):
             require(self, key, 0 < getattr(self, key) < math.inf, "use more than 0")
+        require(self, "expert_top_p", 0 < self.expert_top_p <= 1, "use more than 0 and at most 1 (1 is off)")
 
     def plan(self, modality: str) -> SamplingPlan:
         """The plan for "text" or "image" positions: the expert's stream first, then the amateur's.
@@ -52,7 +53,8 @@ class ContrastiveSamplerConfig(GuidedSamplerConfig):
         """
         expert, amateur = ((1 / self.expert_temperature, -1 / self.amateur_temperature) if modality == "image" else (1.0, 0.0))
         return self.guided(modality, GuidanceStream(PromptVariant(), expert), GuidanceStream(self.null(), amateur),
-                           alpha=self.alpha**self.expert_temperature, k=self.threshold_rank())
+                           plausible_alpha=self.alpha**self.expert_temperature, plausible_k=self.threshold_rank(),
+                           plausible_top_p=self.expert_top_p)
 
     def threshold_rank(self) -> int:
         """The k of the plausible set: alpha times the k-th largest probability."""
@@ -64,19 +66,19 @@ class CDKSamplerConfig(ContrastiveSamplerConfig):
     """Contrastive decoding TopK (CD-K): plausible is p_expert >= alpha * the k-th largest p_expert (paper eq. 3).
 
     The k most probable codes are always in that set. A decoder that is sure of its code finds the second already absurd, and the
-    score may prefer it: then `plausible_top_p` has to limit the set further. It is on by default; 1.0 gives the paper's equation.
+    score may prefer it: then `expert_top_p` has to limit the set further. It is on by default; 1.0 gives the paper's equation.
 
     Args:
         alpha: of the plausible set, more than 0 to 1. 0.5 is the default of the paper's scripts.
         k: of the plausible set. The default is this project's; 1 is `contrastive`.
         expert_temperature: as in `contrastive`; 1.0 is the later one of the paper's scripts (0.8 the earlier).
         amateur_temperature: as in `contrastive`; the default is the equation as written, the paper's scripts have 0.5.
-        plausible_top_p: as in `contrastive`; the default is this project's, tried on its bundled decoder.
+        expert_top_p: as in `contrastive`; the default is this project's, tried on its bundled decoder.
     """
 
     alpha: float = 0.5
     k: int = 32
-    plausible_top_p: float = 0.8
+    expert_top_p: float = 0.8
 
     def check(self) -> None:
         """Ranges of alpha, k, the temperatures, filters and the schedule."""
@@ -97,11 +99,11 @@ class MixtureSamplerConfig(CFGSamplerConfig):
 
     Args:
         cd_k_share: 0..1.
-        alpha: of CD-K's candidates, as in `cd_k`; `plausible_alpha` and `plausible_k` are of `cfg`'s.
+        alpha: of CD-K's candidates, as in `cd_k`; the `plausible_` keys are of `cfg`'s.
         k: the same.
         expert_temperature: the same.
         amateur_temperature: the same.
-        plausible_top_p: of all candidates; so is `plausible_top_k`.
+        expert_top_p: the same.
     """
 
     cd_k_share: float = 0.5
@@ -109,7 +111,7 @@ class MixtureSamplerConfig(CFGSamplerConfig):
     k: int = CDKSamplerConfig.k
     expert_temperature: float = CDKSamplerConfig.expert_temperature
     amateur_temperature: float = CDKSamplerConfig.amateur_temperature
-    plausible_top_p: float = CDKSamplerConfig.plausible_top_p
+    expert_top_p: float = CDKSamplerConfig.expert_top_p
 
     def check(self) -> None:
         """Ranges of the share and of both methods' keys."""
