@@ -82,7 +82,7 @@ class CM3LeonCache(KVCache):
         self.segments: list[Segment] = []
         self._capacity, self._places = capacity + 1, num_rows  # one slot more takes the padding of ragged chunks
         shape = (decoder.num_layers, decoder.num_heads, num_rows * self._capacity, decoder.head_dim)
-        self.keys_LKND = torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
+        self.keys_LKND = torch.zeros(shape, dtype=decoder.cache_dtype, device=decoder.device)
         self.values_LKND = torch.zeros_like(self.keys_LKND)
         self._length_B = torch.zeros(num_rows, dtype=torch.int64, device=decoder.device)
         self._forget()
@@ -237,7 +237,7 @@ class CM3LeonCache(KVCache):
         mask = None
         if T > 1 or (len(set(own)) > 1 and self.decoder.on_cpu):
             see_BTS = torch.arange(longest, device=device) <= (own_B[:, None] + torch.arange(T, device=device))[..., None]
-            mask = torch.zeros(B, 1, T, longest, dtype=self.decoder.dtype, device=device)
+            mask = torch.zeros(B, 1, T, longest, dtype=self.decoder.cache_dtype, device=device)
             mask.masked_fill_(~see_BTS[:, None], -torch.inf)
         fresh = not any(own) and not any(row.segments for row in self.rows)
         reading = Reading(T, longest, slots_BT.flatten(), mask, self._segment_groups(), fresh, self._length_B)
