@@ -89,7 +89,7 @@ class TopPSamplerConfig(SamplerConfig):
 class GuidedSamplerConfig(TopPSamplerConfig):
     """What samplers with more than one stream share: what the null stream sees, and where guidance acts.
 
-    Only ids that the conditional stream finds plausible are drawn (each sampler says which these are): without such a set, guidance
+    Only ids that the conditional stream finds plausible are drawn, by a rule of each sampler: without such a set, guidance
     lifts ids that all streams find absurd. Where the other streams have no weight there is no plausibility set.
 
     Args:
