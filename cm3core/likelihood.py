@@ -111,7 +111,7 @@ class Likelihood:
             return [self._text_content(given.text, asked)]
         if isinstance(asked, MaskedText) and isinstance(given, Text):
             # Each hole takes as little as it can: texts between holes that occur twice could be matched in several ways.
-            pattern = "".join(re.escape(part) if isinstance(part, str) else "(.*?)" for part in asked.parts)
+            pattern = "".join(re.escape(part) if isinstance(part, str) else "(.+?)" for part in asked.parts)
             holes = [part for part in asked.parts if isinstance(part, TextHole)]
             if match := re.fullmatch(pattern, given.text, re.DOTALL):
                 return [self._text_content(text, hole) for text, hole in zip(match.groups(), holes, strict=True)]

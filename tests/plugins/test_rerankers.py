@@ -252,6 +252,7 @@ def test_the_two_terms_of_texts(request_, filled, beside, alone):
 @pytest.mark.parametrize(("request_", "filled", "asked"), [
     ((Text("bad"), ImageHole()), (Text("bad"), PEAR), (Text("bad"), ImageHole())),
     ((Text("bad"), Codes(APPLE.codes, GRID, BOX)), (Text("bad"), APPLE), (Text("bad"), Codes(APPLE.codes, GRID, BOX))),
+    ((Text("bad"), Text("cab"), ImageHole()), (Text("bad"), Text("cab"), PEAR), (Text("bad"), Text("cab"), ImageHole())),
     ((TextHole(4), APPLE), (Text("cab"), APPLE), (Text("cab"), ImageHole())),
     ((TextHole(4), APPLE, ImageHole()), (Text("cab"), APPLE, PEAR), (Text("cab"), APPLE, ImageHole())),
 ])

@@ -59,7 +59,8 @@ class PMIRerankerConfig(RerankerConfig):
     """Pointwise mutual information of text and pictures under the model itself, in nats: how much either tells of the other.
 
     The two directions are equal for exact probabilities; a model's differ. In either, what is common (a text that fits all
-    pictures, a picture that the model draws for everything) gains nothing. Needs no other model.
+    pictures, a picture that the model draws for everything) gains nothing. Needs no other model. "text" is the one to choose by:
+    "image" is the difference of two sums over hundreds of codes, and the bundled model's is largest for pictures that fell apart.
 
     Args:
         direction: "text": log p(text | pictures) - log p(text), of the texts that were written, else of all. For pictures of one
