@@ -248,7 +248,7 @@ def test_the_head_of_a_caption_sees_text_and_its_end(decoder):
     ((TextHole(2), APPLE), (Text("abc"), APPLE), [text("ab")]),
     ((TextHole(9, stop=("bc", "h")), APPLE), (Text("abcab"), APPLE), [text("abc")]),
     ((MaskedText(("a ", TextHole(2), " b", TextHole(3))), PEAR), (Text("a dg bcc"), PEAR), [text("dg"), text("cc")]),
-    ((MaskedText(("a", TextHole(2), "a", TextHole(3))), PEAR), (Text("aabac"), PEAR), [text("ab"), text("c")]),  # no hole is empty
+    ((MaskedText(("a", TextHole(2), "a", TextHole(3))), PEAR), (Text("aabac"), PEAR), [text("ab"), text("c")]),  # none empty
     ((HOLED, TextHole(3)), (Codes(np.array([0, 8, 9, 3, 11, 5], np.int32), GRID), Text("j")),
      [np.array([8, 9]) + VOCABULARY.image.start, np.array([11]) + VOCABULARY.image.start, text("j")]),
 ])
