@@ -32,6 +32,7 @@ from cm3core.decoding.events import (
     TokensDrawn,
     candidate_seed,
 )
+from cm3core.decoding.recorded import Recorder, cuda_graph
 from cm3core.decoding.row import ActiveRequest, different
 from cm3core.decoding.session import Session
 from cm3core.document import Document, MaskedText, Segment, TextHole, has_holes
@@ -96,6 +97,8 @@ class Engine:
         limit = memory_limit(decoder.head_weight().device)
         #: Bytes that keys and values may take. None: not known.
         self.cache_bytes = None if limit is None else int(limit * MEMORY_SHARE)
+        #: How steps are recorded: as CUDA graphs on CUDA, not at all elsewhere.
+        self.record: Recorder | None = cuda_graph if decoder.head_weight().device.type == "cuda" else None
         self._plans: dict[int, tuple[Sampler, dict[str, SamplingPlan]]] = {}
         self._plans_of(sampler)
 

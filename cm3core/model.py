@@ -37,12 +37,11 @@ from cm3core.document import (
     text_of,
 )
 from cm3core.errors import CheckpointError, DataError, GenerationError, close_match
-from cm3core.fields import init_fields
 from cm3core.generate import Completion, Engine, Event, Progress, Request, candidate_seed
 from cm3core.in_front import InFront
 from cm3core.interfaces.reranker import Candidate
 from cm3core.results import Choice, GeneratedImage, GeneratedText, ImageReady, InfilledImage, RetrievedDocument, Scored
-from cm3core.sampler_options import with_options
+from cm3core.sampler_options import in_place_of, with_options
 from cm3core.tasks import Done, Task, results, run
 
 if TYPE_CHECKING:
@@ -122,7 +121,7 @@ class Model:
         context             (picture, text) pairs to put in front by hand, first of all
         num_candidates      results drawn for each one that is returned, the best by the reranker; None: `generate.num_candidates`
         reranker            name of another reranker than the recipe's, with its defaults
-        sampler             name of another sampler than the recipe's; keys that both have keep the recipe's values
+        sampler             name of another sampler than the recipe's; temperature and filters keep the recipe's values
         progress            called as the work goes on with (tokens drawn, most there can be)
 
     and the keys of the sampler, for that call: `model.generate("a red apple", guidance_scale=1.5, temperature=0.9)`.
@@ -510,15 +509,13 @@ class Model:
         """The sampler's config with some keys changed; raises `GenerationError` and `RecipeError` for what can't be.
 
         Args:
-            sampler: name of another one than the recipe's; the keys that both have keep the recipe's values.
+            sampler: name of another one than the recipe's; temperature and filters after mixing keep the recipe's values.
             options: keys to change.
         """
         config = self.recipe.sampler
         if sampler is not None and sampler != self.recipe.component_names.get("sampler"):
             chosen = self.components.registry.config_class("sampler", sampler, place="sampler")
-            kept = {} if config is None else {item.name: getattr(config, item.name) for item in init_fields(type(config))}
-            known = {item.name for item in init_fields(chosen)}
-            config = cast("SamplerConfig", chosen(**{key: value for key, value in kept.items() if key in known}))
+            config = in_place_of(config, cast("type[SamplerConfig]", chosen))
         if config is None:
             raise GenerationError(f"recipe {self.recipe.name!r}", "has no section 'sampler'",
                                   "add 'sampler: {name: cfg}' to the recipe")

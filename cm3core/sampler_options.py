@@ -1,4 +1,4 @@
-"""A sampler's keys changed for one call."""
+"""A sampler's keys changed for one call, or another sampler in its place."""
 
 from __future__ import annotations
 
@@ -11,6 +11,17 @@ from cm3core.fields import WrongTypeError, fit, hints
 
 if TYPE_CHECKING:
     from cm3core.interfaces.sampler import SamplerConfig
+
+
+#: Keys that another sampler takes over: what follows the mixing suits the model, whatever is mixed. Scales and sets don't.
+CARRIED = tuple(prefix + key for prefix in ("", "text_") for key in ("temperature", "top_k", "top_p", "min_p", "typical_p"))
+
+
+def in_place_of(config: SamplerConfig | None, other: type[SamplerConfig]) -> SamplerConfig:
+    """The config of another sampler with the filters of the first one where both have them, else with its own defaults."""
+    mine = set() if config is None else {item.name for item in fields(config)}
+    theirs = {item.name for item in fields(other)}
+    return other(**{key: getattr(config, key) for key in CARRIED if key in mine & theirs})
 
 
 def with_options(config: SamplerConfig, options: Mapping[str, Any]) -> SamplerConfig:

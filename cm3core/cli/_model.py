@@ -33,7 +33,7 @@ def add_model_options(parser: ArgumentParser) -> None:
     parser.add_argument("--rerank", metavar="NAME", help="what the best is chosen by: clip, likelihood, pmi or a plugin's "
                         "(default: the recipe's)")
     parser.add_argument("--sampler", metavar="NAME",
-                        help="another sampler than the recipe's, e.g. cd_k; keys that both have keep the recipe's values")
+                        help="another sampler than the recipe's, e.g. cd_k; temperature and filters keep the recipe's values")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="sampler.KEY=VALUE",
                         help="change a key of the recipe's sampler, e.g. sampler.guidance_scale=1.5; may be given several times")
     parser.add_argument("--show-retrieved", action="store_true", help="say which documents were put in front")

@@ -8,14 +8,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-import numpy as np
-from PIL import Image as Pillow
-
-from cm3core import images
-from cm3core.generate import PictureGrown
-
 if TYPE_CHECKING:
     from cm3core.document import Codes, PixelArray
+    from cm3core.generate import PictureGrown
     from cm3core.model import Model
 
 #: Seconds between two updates, at least: decoding pictures must not slow down their drawing.
@@ -52,6 +47,8 @@ class LivePreview:
 
     def show(self) -> None:
         """Write the file, and draw on the terminal in place of what was drawn before."""
+        from cm3core import images
+
         shown = [self.model.preview(self._growing[key]) for key in sorted(self._growing)[:MOST]]
         if not shown:
             return
@@ -75,6 +72,9 @@ class LivePreview:
 
 def half_blocks(pictures: list[PixelArray], width: int = WIDTH) -> str:
     """Pictures side by side in true colour: each character is an upper half block over a background, one pixel above another."""
+    import numpy as np
+    from PIL import Image as Pillow
+
     small = [np.asarray(Pillow.fromarray(one).resize((width, width), Pillow.Resampling.BOX)) for one in pictures]
     lines = []
     for row in range(0, width, 2):

@@ -11,7 +11,7 @@ from cm3core.files import check_writable
 
 HELP = "draw a picture as an instruction changes it"
 EXAMPLE = """  cm3 edit apple.png "make it green" --n 4 --model runs/tuned -o out/
-  cm3 edit apple.png "make it green" --set sampler.image_guidance_scale=1.2"""
+  cm3 edit apple.png "make it green" --set sampler.picture_guidance_scale=1.2"""
 
 
 def configure(parser: ArgumentParser) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from cm3core.decoding.prompts import feed, read_prompts
+from cm3core.decoding.recorded import FEWEST_STEPS, RecordedStep, Recorder
 from cm3core.document import NO_CELL, BoolArray, IntArray
 from cm3core.errors import CM3Error, GenerationError
 
@@ -61,10 +62,11 @@ class Batch:
 
     Args:
         decoder: arranged for inference.
+        record: records steps where the decoder's cache allows it. None: nothing is recorded.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
-        self.decoder = decoder
+    def __init__(self, decoder: Decoder, record: Recorder | None = None) -> None:
+        self.decoder, self._record = decoder, record
         self.rows: list[ActiveRequest] = []
         self._cache: KVCache | None = None
         self._device = decoder.head_weight().device
@@ -124,6 +126,7 @@ class Batch:
         self._starts = np.cumsum([0, *counts]).tolist()
         self._owner_S = self._tensor(np.repeat(np.arange(len(counts)), counts))
         self._groups: tuple[tuple[object, ...], list[Group]] | None = None
+        self._recorded: tuple[Group, RecordedStep] | None = None
 
     # ---- a step
 
@@ -166,11 +169,14 @@ class Batch:
         position_n = self._tensor([row.num_drawn for row in self.rows])
         cells_Sm = self._tensor(cells_nm)[self._owner_S]
         log_probability_n = torch.zeros(n, dtype=torch.float64, device=self._device)
-        drawn = []
-        for step in range(num):
+        drawn: list[Tensor] = []
+        replays = self._record is not None and self._cache.can_be_recorded and len(groups) == 1
+        if replays and num > (FEWEST_STEPS if self._recorded is None else 1):
+            position_n, log_probability_n = self._replay(groups[0], num - 1, weights[0], position_n, cells_Sm, drawn)
+        for step in range(len(drawn), num):
             tokens_n = torch.empty(n, dtype=torch.int64, device=self._device)
             for group, weights_mnG in zip(groups, weights, strict=True):
-                own_n, log_n = self._draw_group(group, weights_mnG[step], position_n)
+                own_n, log_n = self._draw_group(group, self._hidden_SE, weights_mnG[step], position_n)
                 if len(groups) == 1:
                     tokens_n, log_probability_n = own_n, log_probability_n + log_n
                 else:
@@ -185,6 +191,33 @@ class Batch:
         for row, value in zip(self.rows, log_probability_n.tolist(), strict=True):
             row.log_probability += value
         return torch.stack(drawn, dim=1).cpu().numpy().astype(np.int32)
+
+    def _replay(self, group: Group, num: int, weights_mnG: Tensor, position_n: Tensor, cells_Sm: Tensor,
+                drawn: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """`num` steps by a recorded one; what they draw is appended to `drawn`. The positions after them, log-probabilities."""
+        assert self._record is not None
+        assert self._cache is not None
+        cache = self._cache
+
+        def draw(hidden_SE: Tensor, weights_nG: Tensor, position_n: Tensor) -> tuple[Tensor, Tensor]:
+            return self._draw_group(group, hidden_SE, weights_nG, position_n)
+
+        def read(tokens_n: Tensor, cells_S1: Tensor) -> Tensor:
+            fed_S1 = self._legal(tokens_n, [group])[self._owner_S, None]
+            return self.decoder.hidden_states(fed_S1, cells_BT=cells_S1, cache=cache)[:, 0]
+
+        if self._recorded is None or self._recorded[0] is not group:
+            recorded = RecordedStep(draw, read, cache, self._hidden_SE, weights_mnG[0], position_n, cells_Sm[:, :1], self._record)
+            self._recorded = group, recorded
+        recorded = self._recorded[1]
+        hidden_SE: Tensor | None = self._hidden_SE
+        log_probability_n = torch.zeros(len(self.rows), dtype=torch.float64, device=self._device)
+        for step in range(num):
+            tokens_n, log_n = recorded(hidden_SE, weights_mnG[step], position_n, cells_Sm[:, step, None])
+            drawn.append(tokens_n)
+            hidden_SE, position_n, log_probability_n = None, position_n + 1, log_probability_n + log_n
+        self._hidden_SE = recorded.hidden_SE.clone()
+        return position_n, log_probability_n
 
     def _legal(self, tokens_n: Tensor, groups: list[Group]) -> Tensor:
         """What is fed of what was drawn. An id outside its slice is told when the grammar takes it, and must not break a step."""
@@ -204,9 +237,9 @@ class Batch:
             weights_nmG[index, :, :own.shape[1]] = own
         return torch.from_numpy(weights_nmG.swapaxes(0, 1).copy()).to(self._device)
 
-    def _draw_group(self, group: Group, weights_nG: Tensor, position_n: Tensor) -> tuple[Tensor, Tensor]:
+    def _draw_group(self, group: Group, hidden_SE: Tensor, weights_nG: Tensor, position_n: Tensor) -> tuple[Tensor, Tensor]:
         """A group's next tokens, int64 [n], and their log-probability under the reference stream, float64 [n]."""
-        hidden_gE = self._hidden_SE if group.rows_g is None else self._hidden_SE[group.rows_g]
+        hidden_gE = hidden_SE if group.rows_g is None else hidden_SE[group.rows_g]
         logits_gR = self.decoder.logits(hidden_gE, group.ids).float()
         position_n = position_n if len(position_n) == len(group.places) else position_n[group.index_n]
         try:

@@ -30,7 +30,7 @@ class Session:
 
     def __init__(self, engine: Engine, *, details: bool = True) -> None:
         self.engine, self.details = engine, details
-        self._batch = Batch(engine.inference)
+        self._batch = Batch(engine.inference, engine.record)
         self._queue: deque[ActiveRequest] = deque()
         self._pending: list[Event] = []
         self._next = 0

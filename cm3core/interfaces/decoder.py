@@ -72,6 +72,18 @@ class KVCache(ABC):
 
         Raises `GenerationError` where a row would hold more than it has room for."""
 
+    #: Whether a forward of one token a row can be recorded once and replayed: then it takes lengths from `length_B` (always the
+    #: same tensor) and from nothing on the host, and the two methods below are what `advance` by one is made of.
+    can_be_recorded: bool = False
+
+    def count_on_device(self) -> None:
+        """Count one token more of each row in `length_B`."""
+        raise NotImplementedError
+
+    def count_on_host(self) -> None:
+        """Count one token more of each row in whatever the host keeps."""
+        raise NotImplementedError
+
 
 class Decoder(ABC):
     """A decoder-only transformer; implementations are also `torch.nn.Module`s.

@@ -27,6 +27,7 @@ from cm3core.generate import (
 )
 from cm3core.serialize import Serializer
 from cm3plugins.decoders.cm3leon import cache as cache_module
+from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
 from cm3plugins.samplers.config import CFGSamplerConfig, TopPSamplerConfig
 from engine_parts import APPLE, GRID, PEAR, REQUESTS, SERIALIZER, VOCABULARY, make_decoder, make_engine
 
@@ -415,3 +416,48 @@ def test_precisions_are_near_each_other_and_unknown_ones_are_refused(decoder):
     assert str(caught.value) == "precision: 'int9' is not known\n  next: did you mean 'int8'?"
 
 
+
+
+# ---- recorded steps
+
+
+class ReplayedDecoder(CM3LeonDecoder):
+    """Allows recording on the CPU, where attention takes lengths from the host: a "recording" runs the whole step again."""
+
+    def for_inference(self, precision: str = "auto"):
+        arranged = super().for_inference(precision)
+        arranged.on_cpu = False
+        return arranged
+
+
+def test_recorded_steps_draw_the_same(decoder):
+    """All that a step reads stays in the same tensors: run again on them it draws what a step not recorded draws."""
+    replayed = ReplayedDecoder(decoder.config, VOCABULARY.size, decoder.backend, GRID)
+    replayed.load_state_dict(decoder.state_dict())
+    recorded = []
+
+    def again(step):
+        step()
+        recorded.append(step)
+        return step
+
+    engine = make_engine(replayed.eval(), CFGSamplerConfig(guidance_scale=2.0, guidance_ramp="up", temperature=0.9))
+    engine.record = again
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cm3core.decoding.batch.FEWEST_STEPS", 1)
+        asked = [replace(REQUESTS[place], seed=seed) for place, seed in ((0, 1), (0, 2), (1, 3))] + [
+            Request((Text("a"), Codes(APPLE.codes, GRID, np.arange(6) >= 2)), seed=4)]
+        found = engine.complete(asked)
+    plain = make_engine(decoder, CFGSamplerConfig(guidance_scale=2.0, guidance_ramp="up", temperature=0.9)).complete(asked)
+    assert len(recorded) >= 2  # once for all four, anew when one has left
+    assert [one.document for one in found] == [one.document for one in plain]
+    assert [one.log_probability for one in found] == pytest.approx([one.log_probability for one in plain], abs=1e-3)
+
+
+@pytest.mark.gpu
+def test_cuda_graphs_draw_what_steps_draw(decoder):
+    asked = [replace(request, seed=seed) for seed in range(2) for request in REQUESTS]
+    engines = [make_engine(make_decoder().cuda(), WARM) for _ in range(2)]
+    engines[1].record = None
+    graphs, plain = (engine.complete(asked) for engine in engines)
+    assert [one.document for one in graphs] == [one.document for one in plain]

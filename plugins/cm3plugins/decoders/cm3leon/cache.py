@@ -105,6 +105,17 @@ class CM3LeonCache(KVCache):
         else:
             self._length_B += torch.tensor(count_B, device=self._length_B.device)
 
+    @property
+    def can_be_recorded(self) -> bool:  # type: ignore[override]  # on a device that holds as long as attention is ours
+        return not self.decoder.on_cpu and self.decoder.backend.is_plain_softmax
+
+    def count_on_device(self) -> None:
+        self._length_B += 1
+
+    def count_on_host(self) -> None:
+        for row in self.rows:
+            row.own += 1
+
     def select(self, rows: Sequence[int]) -> None:
         uses = [rows.count(place) for place in range(len(self.rows))]
         for row, number in zip(self.rows, uses, strict=True):
