@@ -421,7 +421,7 @@ class Model:
         """What `complete` with these arguments asks of the engine; for `Engine.stream` and sessions."""
         in_front = [()] * len(documents) if retrieved is None else retrieved
         built = self.sampler_config(sampler, **options).build()
-        return [Request(self._in_front.coded(document), [self._in_front.coded(other) for other in others], seed, built)
+        return [Request(self.coded(document), [self.coded(other) for other in others], seed, built)
                 for document, others in zip(documents, in_front, strict=True)]
 
     # ---- pictures and codes
@@ -429,6 +429,10 @@ class Model:
     def encode(self, pictures: Sequence[PixelArray]) -> list[Codes]:
         """Codes of pictures uint8 [height, width, 3] of the model's own size (`images.fit` makes them so)."""
         return self._in_front.encode(pictures)
+
+    def coded(self, document: Document) -> Document:
+        """The document with its pictures as codes; each picture is encoded once in the model's life."""
+        return self._in_front.coded(document)
 
     def decode(self, codes: Sequence[Codes]) -> list[PixelArray]:
         """Pictures uint8 [height, width, 3] of codes."""

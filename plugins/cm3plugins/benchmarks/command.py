@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cm3core.cli import registry_of
 from cm3core.errors import CM3Error, DeviceError, close_match
+from cm3plugins.benchmarks import precision
 from cm3plugins.benchmarks.decode import command as decode
 
 EXAMPLE = """examples:
@@ -19,7 +20,7 @@ EXAMPLE = """examples:
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The actions `kernels` and `decode`."""
+    """The actions `kernels`, `decode` and `precision`."""
     parser.description = "Measure."
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     kernels = actions.add_parser(
@@ -40,6 +41,8 @@ def configure(parser: ArgumentParser) -> None:
     kernels.set_defaults(run=run)
     decode.configure(actions.add_parser("decode", help=decode.HELP, epilog=decode.EXAMPLE, description=decode.DESCRIPTION,
                                         formatter_class=RawDescriptionHelpFormatter))
+    precision.configure(actions.add_parser("precision", help=precision.HELP, epilog=precision.EXAMPLE, description=precision.HELP,
+                                           formatter_class=RawDescriptionHelpFormatter))
 
 
 def run(args: Namespace) -> int:
