@@ -112,18 +112,6 @@ def test_share_of_reconstructions(share: float, expected: set[int]) -> None:
     assert set(np.unique([sampler.batch(step)[0] for step in range(4)]).tolist()) == expected
 
 
-def test_share_of_flat_crops() -> None:
-    """Half of the crops are one colour, the same in both sizes and another each time; the others are of the picture."""
-    large = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
-    small = large[:, ::4, ::4]
-    sampler = CropSampler(large, small, small, replace(QUICK, flat_share=0.5))
-    pairs = [pair for step in range(8) for pair in zip(*sampler.batch(step), strict=True)]
-    flat = [(a, b) for a, b in pairs if (a == a[0, 0]).all()]
-    assert 16 < len(flat) < 48
-    assert all((b == a[0, 0]).all() for a, b in flat)
-    assert len({a[0, 0].tobytes() for a, _ in flat}) == len(flat)
-
-
 def test_the_crop_with_more_contrast_is_taken() -> None:
     """One corner has a drawing; of very many places tried one that shows it is found, of one place it rarely is."""
     small = np.full((1, 16, 16, 3), 255, np.uint8)

@@ -60,13 +60,15 @@ class TestLanczos(UpscalerContract):
 
 
 class TestUntrainedEDSR(UpscalerContract):
-    flat_tolerance = None
+    flat_tolerance = 0
 
     def make(self) -> EDSRUpscaler:
         return EDSRUpscaler(tiny_model())
 
 
 class TestBundledEDSR(UpscalerContract):
+    flat_tolerance = 0
+
     def make(self) -> EDSRUpscaler:
         return EDSRConfig(device="cpu").build()
 
@@ -113,10 +115,14 @@ def test_the_network_by_hand() -> None:
         model.head.weight[0, 0, 1, 1] = 2.0
         model.blocks[0].conv1.weight[0, 0, 1, 1] = model.blocks[0].conv2.weight[0, 0, 1, 1] = 1.0
         model.tail.weight[3, 0, 1, 1] = 0.1  # channel 0 of the picture, row 1, column 1 of its four subpixels
-        found = model(torch.full((1, 3, 1, 1), 0.75))
-    # x = 2 (0.75 - 0.5) = 0.5; blocks(x) = x + relu(x) = 1.0; the outer skip makes 1.5; a flat picture's interpolation is flat
-    assert found[0, 0].flatten().tolist() == pytest.approx([0.75, 0.75, 0.75, 0.75 + 0.15])
-    assert found[0, 1:].flatten().tolist() == pytest.approx([0.75] * 8)
+        pixels = torch.full((1, 3, 1, 9), 0.75)
+        pixels[..., 8] += 1 / 255
+        found = model(pixels)
+    # Column 6 sees column 8, one level lighter: contrast 1/2. Column 5 does not, and all around it is flat.
+    # x = 2 (0.75 - 0.5) = 0.5; blocks(x) = x + relu(x) = 1.0; the outer skip makes 1.5; a tenth of it, halved, is added
+    assert found[0, 0, :, 10:12].flatten().tolist() == pytest.approx([0.75] * 4)
+    assert found[0, 0, :, 12:14].flatten().tolist() == pytest.approx([0.75, 0.75, 0.75, 0.75 + 0.075], abs=2e-4)
+    assert found[0, 1:, :, :14].flatten().tolist() == pytest.approx([0.75] * 56, abs=2e-4)
 
 
 def test_pixels_there_and_back() -> None:

@@ -45,7 +45,6 @@ class EDSRTraining:
         crop_size: pixels a side of a crop of the small picture.
         num_tried_crops: of so many places the one with the largest contrast is taken: flat ground teaches nothing.
         reconstructed_share: crops cut from the image tokenizer's reconstruction; the others are of the small picture itself.
-        flat_share: crops that are one random colour instead: it must stay what it is, also where the corpus does not have it.
         learning_rate: of AdamW after `warmup_steps`; falls to 0 as a cosine of progress.
         l1_weight, edge_weight: absolute error, absolute error of first differences.
         turn: mirror and turn crops at random, in the eight ways of a square.
@@ -59,7 +58,6 @@ class EDSRTraining:
     crop_size: int = 32
     num_tried_crops: int = 2
     reconstructed_share: float = 0.5
-    flat_share: float = 0.05
     learning_rate: float = 2.0e-3
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
@@ -111,10 +109,9 @@ class EDSRConfig(EDSRArchitecture, UpscalerConfig):
         for name, value in at_least_1.items():
             if value < 1:
                 raise RecipeError(f"upscaler.{name}", f"is {value}, must be at least 1", "correct it in the recipe")
-        for name in ("reconstructed_share", "flat_share"):
-            if not 0 <= getattr(training, name) <= 1:
-                raise RecipeError(f"upscaler.training.{name}", f"is {getattr(training, name)}, must be from 0 to 1",
-                                  "correct it in the recipe")
+        if not 0 <= training.reconstructed_share <= 1:
+            raise RecipeError("upscaler.training.reconstructed_share", f"is {training.reconstructed_share}, must be from 0 to 1",
+                              "correct it in the recipe")
 
     def build(self) -> EDSRUpscaler:
         """The upscaler with its weights."""

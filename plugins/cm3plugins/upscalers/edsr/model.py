@@ -1,9 +1,11 @@
 """The network of `edsr`.
 
 Source: EDSR (Lim et al. 2017, arXiv 1707.02921), section 3: residual blocks without batch normalisation, one skip around them
-all, sub-pixel convolution (Shi et al. 2016). Two things are not EDSR's: the picture's bicubic interpolation is added at the end
-(VDSR, Kim et al. 2016), so that an untrained network already enlarges; and one pixel shuffle goes from small to large pixels at
-once, so that no convolution runs at the large size. Shape legend: B pictures, C channels, H W small pixels.
+all, sub-pixel convolution (Shi et al. 2016). Three things are not EDSR's. The picture's bicubic interpolation is added at the end
+(VDSR, Kim et al. 2016), so that an untrained network already enlarges. Nothing else is added where the picture is flat
+(`contrast`), so that a colour stays what it is, also one that training did not show. And one pixel shuffle goes from small to
+large pixels at once, so that no convolution runs at the large size.
+Shape legend: B pictures, C channels, H W small pixels.
 """
 
 from __future__ import annotations
@@ -33,6 +35,13 @@ class ResidualBlock(nn.Module):
         return x_BCHW + delta_BCHW
 
 
+def contrast(pixels_BCHW: Tensor) -> Tensor:
+    """[B, 1, H, W]: 0 where the pixels around (5 x 5: what bicubic interpolation looks at) are equal, 1 where they differ by two
+    levels of 255 or more in some channel, half for one level."""
+    lightest_BCHW, darkest_BCHW = F.max_pool2d(pixels_BCHW, 5, 1, 2), -F.max_pool2d(-pixels_BCHW, 5, 1, 2)
+    return ((lightest_BCHW - darkest_BCHW).amax(1, keepdim=True) * (255 / 2)).clamp(max=1.0)
+
+
 class EDSR(nn.Module):
     """Small pictures [B, 3, H, W] in [0, 1] -> large ones [B, 3, scale * H, scale * W], not clamped.
 
@@ -60,4 +69,4 @@ class EDSR(nn.Module):
         smooth_BCHW = F.interpolate(pixels_BCHW, scale_factor=float(self.arch.scale), mode="bicubic", antialias=True)
         x_BCHW = self.head(pixels_BCHW - 0.5)
         x_BCHW = x_BCHW + self.blocks(x_BCHW)
-        return smooth_BCHW + F.pixel_shuffle(self.tail(x_BCHW), self.arch.scale)
+        return smooth_BCHW + F.pixel_shuffle(self.tail(x_BCHW) * contrast(pixels_BCHW), self.arch.scale)

@@ -65,9 +65,6 @@ class CropSampler:
             size = training.crop_size
             small = self.sorts[sort][index, y : y + size, x : x + size]
             large = self.large_NHWC[index, y * scale : (y + size) * scale, x * scale : (x + size) * scale]
-            if rng.random() < training.flat_share:
-                small = np.broadcast_to(rng.integers(0, 256, 3, dtype=np.uint8), small.shape)
-                large = np.broadcast_to(small[0, 0], large.shape)
             way = int(rng.integers(8)) if training.turn else 0
             pairs.append((turned(small, way), turned(large, way)))
         return np.stack([small for small, _ in pairs]), np.stack([large for _, large in pairs])
