@@ -43,12 +43,13 @@ class DecodeProvider(Provider):
     `prepare` returns what is timed: a function that draws them all, to codes int64 [pictures, tokens] on the CPU.
     """
 
-    #: Bytes of one weight and of one number of the cache; None: those of the setup's dtype.
-    weight_bytes: float | None = None
-    cache_bytes: float | None = None
-
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
+
+    @property
+    def number_bytes(self) -> tuple[float, float]:
+        """Bytes of one weight and of one number of the cache, for the floor."""
+        return self.setup.dtype.itemsize, self.setup.dtype.itemsize
 
     @property
     @abstractmethod
@@ -70,21 +71,20 @@ class Variant:
 
     Args:
         options: keywords of `Engine`.
-        weight_bytes, cache_bytes: of one number, for the floor; None: those of the run's dtype.
+        weight_bytes: of one weight, for the floor; None: those of the run's dtype. What keys and values take, the engine says.
         rounding: see `ROUNDING`; None: by the run's dtype.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
     weight_bytes: float | None = None
-    cache_bytes: float | None = None
     rounding: float | None = None
 
 
 #: Provider -> how it differs. A line here is all that a new variant takes.
 VARIANTS: dict[str, Variant] = {
     "engine": Variant(),
-    "engine-bf16": Variant({"precision": "bf16"}, weight_bytes=2, cache_bytes=2, rounding=0.1),
-    "engine-int8": Variant({"precision": "int8"}, weight_bytes=1, cache_bytes=2, rounding=0.1)}
+    "engine-bf16": Variant({"precision": "bf16"}, weight_bytes=2, rounding=0.1),
+    "engine-int8": Variant({"precision": "int8"}, weight_bytes=1, rounding=0.1)}
 
 
 class RandomModel:
@@ -109,8 +109,8 @@ class RandomModel:
             torch.manual_seed(SEED)
             decoder = config.build(self.vocabulary, SDPAAttentionConfig().build(), (1, 1))
             for name, weight in decoder.named_parameters():
-                scale = {"embed_tokens.weight": size.width**0.5, "embed_positions.weight": size.width**0.5, "embed_output.weight": 2.0}
-                weight.normal_(std=scale.get(name, 1.0) * weight.shape[1] ** -0.5)
+                spread = 2.0 if name.startswith("embed_output") else 1.0  # of what comes out of it
+                weight.normal_(std=1.0 if name.startswith(("embed_tokens", "embed_pos")) else spread * weight.shape[1] ** -0.5)
         return decoder.to(self.setup.dtype).eval()
 
     def serializer(self, tokens: int) -> Serializer:
@@ -137,7 +137,6 @@ class EngineProvider(DecodeProvider):
     def __init__(self, name: str, setup: Setup, variant: Variant, model: RandomModel) -> None:
         super().__init__(setup)
         self.name, self.variant, self.model = name, variant, model
-        self.weight_bytes, self.cache_bytes = variant.weight_bytes, variant.cache_bytes
 
     def enabled(self, case: Case, where: Where) -> str | None:
         """A precision that this machine doesn't do is told when the engine is made."""
@@ -148,6 +147,12 @@ class EngineProvider(DecodeProvider):
         except CM3Error as error:
             return error.cause
         return None
+
+    @cached_property
+    def number_bytes(self) -> tuple[float, float]:
+        size, plain = self.setup.size, self.setup.dtype.itemsize
+        of_token = self.engine(tokens=2, pictures=1).inference.cache_bytes(1) / (2 * size.num_layers * size.width)
+        return self.variant.weight_bytes or plain, of_token or plain
 
     @property
     def trunk_parameters(self) -> int:

@@ -188,18 +188,13 @@ class Benchmark:
     def _row(self, part: str, provider: DecodeProvider, case: Case) -> Row:
         """A row that says that it was interrupted, until there is something better to say."""
         row: Row = {"part": part, "case": case.name, "parameters": dict(case.parameters), "provider": provider.name,
-                    "dtype": str(case.dtype).removeprefix("torch."),
-                    "floor_bytes_per_step": self._floor(least_bytes, provider, case),
-                    "status": "not run", "reason": "interrupted", **self._refusals.get(provider.name, {})}
+                    "dtype": str(case.dtype).removeprefix("torch."), "status": "not run", "reason": "interrupted",
+                    **self._refusals.get(provider.name, {})}
         if provider.name not in self._refusals:
-            row["trunk_parameters"] = provider.trunk_parameters
+            floor = least_bytes(self.setup.size, case.parameters, *provider.number_bytes)
+            row.update(trunk_parameters=provider.trunk_parameters, floor_bytes_per_step=floor)
         self.rows.append(row)
         return row
-
-    def _floor(self, function: Callable[..., float], provider: DecodeProvider, case: Case, *arguments: float) -> float:
-        """`least_bytes` or `step_bytes` with a provider's own sizes of numbers."""
-        sizes = (self.setup.dtype.itemsize if own is None else own for own in (provider.weight_bytes, provider.cache_bytes))
-        return function(self.setup.size, case.parameters, *arguments, *sizes)
 
     def compare(self, batch: int, tokens: int) -> None:
         """Everybody draws the same."""
@@ -220,7 +215,6 @@ class Benchmark:
         tokens = self.extent.longest
         case = decode_case(self.setup, tokens, name=f"one picture of {tokens} tokens")
         row = self._row("length", provider, case)
-        row["floor_bytes_first_and_last"] = [self._floor(step_bytes, provider, case, drawn) for drawn in (1, tokens - 1)]
         stamps: list[tuple[int, float]] = []
         job = self._prepared(row, provider, case, lambda: provider.drawing(
             case, progress=lambda drawn, total: stamps.append((drawn, self._now()))))
@@ -229,6 +223,8 @@ class Benchmark:
             self._draw(job)
         if job.seconds:
             row["points"] = [[drawn, at - begin] for drawn, at in thinned(stamps, tokens // NUM_POINTS)]
+            row["floor_bytes_first_and_last"] = [step_bytes(self.setup.size, case.parameters, drawn, *provider.number_bytes)
+                                                 for drawn in (1, tokens - 1)]
         self._finish([row])
 
 

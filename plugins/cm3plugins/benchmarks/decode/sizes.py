@@ -69,4 +69,4 @@ class Extent:
     max_runs: int
 
 
-EXTENTS = {"full": Extent("100m", (1, 8), (256, 1024), 8, 4096, 20.0, 5), "quick": Extent("25m", (1, 8), (256,), 8, 1024, 2.0, 3)}
+EXTENTS = {"full": Extent("100m", (1, 8), (256, 1024), 8, 4096, 20.0, 5), "quick": Extent("25m", (1, 8), (256,), 8, 576, 2.0, 3)}
