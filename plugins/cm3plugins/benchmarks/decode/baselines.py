@@ -108,6 +108,7 @@ class JanusProvider(TransformersProvider):
         def draw() -> Tensor:
             model.model.vision_model.config.num_image_tokens = case.parameters["tokens"]
             model._previous_max_cache_length = -1  # else its cache, read whole at every step, stays as long as any before it
+            vars(model).pop("_cache", None)  # the same in transformers 4
             codes: Tensor = model.generate(ids_nP, attention_mask=torch.ones_like(ids_nP), generation_mode="image",
                                            guidance_scale=GUIDANCE, do_sample=True, top_k=TOP_K, top_p=TOP_P)
             return codes.cpu()
