@@ -334,7 +334,7 @@ def test_a_component_says_which_other_sections_it_needs() -> None:
         assert str(caught.value) == (
             "retriever: 'dense' needs the section 'embedder', and the recipe has none\n"
             "  next: add embedder=NAME (or 'embedder: {name: ...}' in the recipe), or change retriever")
-    compose("quickstart", ["embedder=null", "retriever=none"], registry=registry).check()
+    compose("quickstart", ["embedder=null", "retriever=none", "reranker=null"], registry=registry).check()
 
 
 @pytest.mark.parametrize("overrides", CHECKS)

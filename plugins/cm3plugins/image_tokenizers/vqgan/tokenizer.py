@@ -30,7 +30,7 @@ SAVED = "model.safetensors"
 
 def to_input(pixels_NHWC: PixelArray) -> Tensor:
     """Pictures uint8 [N, H, W, 3] to the network's input, fp32 [N, 3, H, W] in [-1, 1], channels-last."""
-    pixels_NCHW = torch.from_numpy(np.ascontiguousarray(pixels_NHWC)).permute(0, 3, 1, 2)
+    pixels_NCHW = torch.from_numpy(np.require(pixels_NHWC, requirements=["C", "W"])).permute(0, 3, 1, 2)
     return (pixels_NCHW.float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
 
 
