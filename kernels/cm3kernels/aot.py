@@ -44,6 +44,8 @@ TELLING = {name: re.compile(pattern) for name, pattern in {
     "LDG.E.128": r"\bLDG\.E(?:\.\w+)*\.128\b", "LDG.E.64": r"\bLDG\.E(?:\.\w+)*\.64\b", "STG.E.128": r"\bSTG\.E(?:\.\w+)*\.128\b",
     "LDL": r"\bLDL\b", "STL": r"\bSTL\b", "FFMA": r"\bFFMA\b", "DFMA": r"\bDFMA\b", "MUFU.EX2": r"\bMUFU\.EX2\b",
     "BAR.SYNC": r"\bBAR\.SYNC\b", "ATOM": r"\b(?:ATOM|ATOMG|ATOMS|RED)\b"}.items()}
+#: Tensor cores' products: HGMMA.64x128x16 of four warps, HMMA.16816 (m 16, n 8, k 16) and HMMA.1688 of one.
+PRODUCT = re.compile(r"\bHGMMA\.(\d+)x(\d+)x(\d+)|\bHMMA\.(16816|1688)\b")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class AotEntry:
         num_warps, num_stages: of the launch.
         expects: compute capability (80, 90) -> names in `TELLING` that must occur.
         archs: the capabilities that this configuration is launched on.
+        multiply_adds: of all `tl.dot` in the code, each once, for a block; 0: not looked at. Where a tile is too small for its
+            warps they repeat each other's products: the result is right, and the tensor cores do twice the work.
     """
 
     name: str
@@ -71,6 +75,7 @@ class AotEntry:
     num_stages: int = 2
     expects: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     archs: tuple[int, ...] = (80, 90)
+    multiply_adds: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,12 +87,14 @@ class Usage:
         spill: bytes of local memory a thread; anything but 0 is a finding.
         shared: bytes of shared memory a block.
         instructions: how often each of `TELLING` occurs (AMD: `v_mfma`).
+        multiply_adds: of the tensor cores' instructions in the code, for a block.
     """
 
     registers: int
     spill: int
     shared: int
     instructions: dict[str, int]
+    multiply_adds: int = 0
 
 
 def collect() -> list[AotEntry]:
@@ -158,8 +165,12 @@ def _nvidia_usage(compiled: Any, instructions: bool) -> Usage:
             commands.append([tools / "nvdisasm", "--print-code", "--no-dataflow", path])
         resources, *sass = (subprocess.run(command, capture_output=True, text=True, check=True).stdout for command in commands)
     of = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", resources)}
-    counts = {name: count for name, pattern in TELLING.items() if (count := len(pattern.findall("".join(sass))))}
-    return Usage(of["REG"], of["STACK"] + of["LOCAL"], compiled.metadata.shared, counts)
+    text = "".join(sass)
+    counts = {name: count for name, pattern in TELLING.items() if (count := len(pattern.findall(text)))}
+    of_a_warp = sum(int(m) * int(n) * int(k) // 4 if m else {"16816": 2048, "1688": 1024}[mnk]
+                    for m, n, k, mnk in PRODUCT.findall(text))
+    metadata = compiled.metadata
+    return Usage(of["REG"], of["STACK"] + of["LOCAL"], metadata.shared, counts, metadata.num_warps * of_a_warp)
 
 
 def _amd_usage(compiled: Any) -> Usage:
@@ -188,7 +199,8 @@ def _job(job: tuple[str, int | str, bool], *, all_instructions: bool) -> Result:
     entry = next(entry for entry in collect() if entry.name == name)
     target = (f"sm_{arch}" if isinstance(arch, int) else arch) + ("" if aligned else " unaligned")
     try:
-        needed = aligned and (all_instructions or bool(isinstance(arch, int) and entry.expects.get(arch)))
+        judged = isinstance(arch, int) and bool(entry.expects.get(arch) or entry.multiply_adds)
+        needed = aligned and (all_instructions or judged)
         return Result(name, target, measure(entry, arch, aligned=aligned, instructions=needed))
     except Exception as error:  # whatever the compiler raises is the finding, for this entry alone
         return Result(name, target, None, _reason(error))
@@ -305,6 +317,9 @@ def _check(entry: AotEntry, result: Result, recorded: Mapping[str, Any], toleran
         wrong.append(f"{place}: needs {usage.shared} bytes of shared memory, a block has {SHARED_LIMIT[arch]}")
     wrong += [f"{place}: {name} does not occur ({_instructions(usage)})" for name in entry.expects.get(arch, ())
               if not usage.instructions.get(name)]
+    if entry.multiply_adds and usage.multiply_adds > entry.multiply_adds:
+        wrong.append(f"{place}: multiplies {usage.multiply_adds / entry.multiply_adds:.2f} times what its tiles need, which have "
+                     "too few rows for its warps")
     budget = recorded.get(result.name, {}).get(result.target)
     if budget is None:
         return [*wrong, f"{place}: is not in the budget"]
@@ -372,7 +387,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(line(result, show_instructions=args.show), flush=True)
         results.append(result)
     if args.write:
-        recorded = {**(before if args.only else {}), **as_budget(results, chosen)}
+        recorded = {**{name: usage for name, usage in before.items() if args.only not in name}, **as_budget(results, chosen)}
         write_budget({**budget, series: {"triton": triton_version(), "entries": recorded}}, args.budget)
     if args.only and not args.write:
         return int(any(result.usage is None for result in results))

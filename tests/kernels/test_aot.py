@@ -19,8 +19,8 @@ from cm3kernels.aot import AotEntry, Result, Usage
 
 #: Triton's interpreter and its compiler can't share a process.
 COMPILING = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-ENTRY = AotEntry("op.kernel.d64", None, {}, {}, expects={90: ("HGMMA",)})
-USAGE = Usage(registers=100, spill=0, shared=50_000, instructions={"HGMMA": 4, "LDGSTS": 8})
+ENTRY = AotEntry("op.kernel.d64", None, {}, {}, expects={90: ("HGMMA",)}, multiply_adds=1000)
+USAGE = Usage(registers=100, spill=0, shared=50_000, instructions={"HGMMA": 4, "LDGSTS": 8}, multiply_adds=1000)
 
 
 def recorded(**changes: int) -> dict[str, Any]:
@@ -52,6 +52,8 @@ def test_budget_belongs_to_the_installed_triton() -> None:
     (Usage(100, 0, 232_449, USAGE.instructions), recorded(shared=232_448),
      ["op.kernel.d64 on sm_90: needs 232449 bytes of shared memory, a block has 232448"]),
     (Usage(100, 0, 50_000, {"HMMA": 9}), recorded(), ["op.kernel.d64 on sm_90: HGMMA does not occur (HMMA 9)"]),
+    (Usage(100, 0, 50_000, USAGE.instructions, 1500), recorded(),
+     ["op.kernel.d64 on sm_90: multiplies 1.50 times what its tiles need, which have too few rows for its warps"]),
     (USAGE, {}, ["op.kernel.d64 on sm_90: is not in the budget"]),
     (USAGE, {**recorded(), "op.old": {}}, ["op.old: is in the budget, and no kernel has it any more"]),
     (None, recorded(), ["op.kernel.d64 on sm_90: does not compile: CompilationError: why"]),
@@ -73,7 +75,8 @@ def test_budget_file_is_written_and_read(tmp_path: Path) -> None:
     aot.write_budget(budget, tmp_path / "budget.json")
     text = (tmp_path / "budget.json").read_text()
     assert json.loads(text) == budget == aot.read_budget(tmp_path / "budget.json")
-    assert '"sm_90": { "instructions": { "HGMMA": 4, "LDGSTS": 8 }, "registers": 100, "shared": 50000, "spill": 0 }' in text
+    assert ('"sm_90": { "instructions": { "HGMMA": 4, "LDGSTS": 8 }, "multiply_adds": 1000, "registers": 100, "shared": 50000, '
+            '"spill": 0 }') in text
     assert [path.name for path in tmp_path.iterdir()] == ["budget.json"]
 
 
@@ -100,12 +103,21 @@ def spilling(x_ptr, out_ptr, BLOCK: tl.constexpr):
     x = tl.load(x_ptr + index)
     tl.store(out_ptr + index, tl.where(x > tl.sum(x, 0), x, tl.exp(x) / tl.max(x, 0)))
 
+@triton.jit
+def chained(x_ptr, out_ptr, N: tl.constexpr):
+    index = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
+    x = tl.load(x_ptr + index)
+    tl.store(out_ptr + index, tl.dot(tl.dot(x, x, input_precision="ieee").to(x.dtype), x, input_precision="ieee"))
+
 TYPES = {"x_ptr": "*fp32", "out_ptr": "*fp32"}
 good = aot.AotEntry("copy", copy, {**TYPES, "n": "i32"}, {"BLOCK": 1024}, ("x_ptr", "out_ptr", "n"),
                     expects={90: ("LDG.E.128", "HGMMA")})
 bad = aot.AotEntry("spilling", spilling, TYPES, {"BLOCK": 8192}, ("x_ptr", "out_ptr"), num_warps=1)
-results = [aot.Result(entry.name, "sm_90", aot.measure(entry, 90)) for entry in (good, bad)]
-print(json.dumps(aot.findings([good, bad], results, aot.as_budget(results))))
+idle = [aot.AotEntry(f"chained.w{warps}", chained, {"x_ptr": "*bf16", "out_ptr": "*fp32"}, {"N": 64}, ("x_ptr", "out_ptr"),
+                     num_warps=warps, multiply_adds=2 * 64**3) for warps in (4, 8)]
+entries = [good, bad, *idle]
+results = [aot.Result(entry.name, "sm_90", aot.measure(entry, 90)) for entry in entries]
+print(json.dumps(aot.findings(entries, results, aot.as_budget(results))))
 try:
     aot.compile_entry(aot.AotEntry("copy", copy, TYPES, {"BLOCK": 64, "BLOK": 64}), 90)
 except TypeError as error:
@@ -114,15 +126,17 @@ except TypeError as error:
 
 
 def test_planted_kernels_are_found(tmp_path: Path) -> None:
-    """Compiled for real: one lacks an instruction that it should have, one holds too much in registers."""
+    """Compiled for real: one lacks an instruction that it should have, one holds too much in registers, one has four warps more
+    than its 64 rows give work to."""
     (tmp_path / "planted.py").write_text(PLANTED)
     command = [sys.executable, str(tmp_path / "planted.py")]
     done = subprocess.run(command, env=COMPILING, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found, wrong = done.stdout.splitlines()
-    missing, spills = json.loads(found)
+    missing, spills, repeated = json.loads(found)
     assert missing.startswith("copy on sm_90: HGMMA does not occur (LDG.E.128 ")
     assert spills.startswith("spilling on sm_90: spills ")
+    assert repeated.startswith("chained.w8 on sm_90: multiplies 1.50 times what its tiles need")
     assert wrong == ("copy: arguments that the kernel has not: ['BLOK']; that have neither or both of type and value: ['n']")
 
 

@@ -360,13 +360,17 @@ def test_no_gradient_through_a_cache() -> None:
 
 
 def test_every_configuration_is_compiled_ahead_of_time() -> None:
-    """Whatever `launch` can return for the shipped head dimensions is an entry of the budget, on the capability that gets it."""
-    checked = {(entry.name.split(".")[1], entry.name.split(".")[2], entry.constexprs["HEAD_DIM"], arch, Launch(
-        entry.constexprs["BLOCK_Q"], entry.constexprs["BLOCK_K"], entry.num_warps, entry.num_stages))  # type: ignore[arg-type]  # constexprs are objects to the types, and int here
-        for entry in triton_ops.aot_entries() if "BLOCK_K" in entry.constexprs for arch in entry.archs}
-    for dtype, num_bytes, dims in (("bf16", 2, (32, 64, 96, 128)), ("fp32", 4, (64, 128))):
+    """Whatever `launch` can return for the shipped head dimensions is in the budget, on the capability that gets it, with
+    packed rows and without, and where grouped heads are a loop with them."""
+    checked = {(entry.name.split(".")[1], entry.name.split(".")[2], entry.constexprs["HEAD_DIM"], arch,
+                entry.constexprs["HAS_START"], entry.constexprs["GROUP"], Launch(
+                    entry.constexprs["BLOCK_Q"], entry.constexprs["BLOCK_K"], entry.num_warps, entry.num_stages))  # type: ignore[arg-type]  # constexprs are objects to the types, and int here
+               for entry in triton_ops.aot_entries() if "BLOCK_K" in entry.constexprs for arch in entry.archs}
+    for dtype, num_bytes in (("bf16", 2), ("fp32", 4)):
         for name in ("forward", "decode", "grad_keys", "grad_queries"):
-            for D in dims:
+            for D in (32, 64, 96, 128):
                 for arch in (80, 90):
                     shape = configs.table(name, num_bytes, configs.block_d(D), capability=arch)
-                    assert (name, dtype, D, arch, shape) in checked
+                    for packed in (True, False):
+                        for group in (1, 8) if name == "grad_keys" else (1,):
+                            assert (name, dtype, D, arch, packed, group, shape) in checked

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install 'cm3l
 # Loaded by conftest.py beside this file.
 from segment_cases import Case, make_case, shared_prefix
 
+triton_ops = import_module("cm3kernels.segment_decode.triton")
 RunGuarded = Callable[[str], "subprocess.CompletedProcess[str]"]
 SUFFIXES = (3, 0, 17, 16, 1, 5, 32, 2)
 
@@ -136,6 +138,14 @@ for side in ("after", "before"):
     torch.testing.assert_close(ours, theirs)
 """)
     assert done.returncode == 0, (done.returncode, done.stderr)
+
+
+def test_every_configuration_is_compiled_ahead_of_time() -> None:
+    """Whatever tile a plan asks for, at each head dimension and element size."""
+    tiles = {make_case([4], [4], [[0]] * rows, dim=32).plan.tile for rows in range(1, 100)}
+    checked = {(entry.constexprs["D"], entry.types["q_ptr"], entry.constexprs["TILE"]) for entry in triton_ops.aot_entries()
+               if "TILE" in entry.constexprs}
+    assert checked == {(dim, dtype, tile) for dim in triton_ops.HEAD_DIMS for dtype in ("*bf16", "*fp32") for tile in tiles}
 
 
 @pytest.mark.gpu

@@ -28,22 +28,24 @@ class Launch:
 
 
 #: kernel -> bytes of an element -> padded head dimension -> launch. Where sm_80 (163 KiB of shared memory, mma from registers)
-#: needs another than sm_90, the table `SM80` has it.
+#: needs another than sm_90, the table `SM80` has it. A product that feeds another has 16 rows or more (queries; in `grad_keys`
+#: keys) for each warp: with fewer, warps repeat each other's work (`AotEntry.multiply_adds`).
 SM90: dict[str, dict[int, dict[int, Launch]]] = {
     "forward": {2: {32: Launch(128, 64, 4, 3), 64: Launch(128, 64, 8, 3), 128: Launch(128, 64, 8, 3)},
-                4: {32: Launch(32, 32, 4, 2), 64: Launch(32, 32, 4, 2), 128: Launch(16, 32, 4, 2)}},
-    "decode": {2: {32: Launch(16, 64, 4, 3), 64: Launch(16, 64, 4, 3), 128: Launch(16, 64, 4, 3)},
-               4: {32: Launch(16, 16, 4, 2), 64: Launch(16, 16, 4, 2), 128: Launch(16, 32, 4, 2)}},
-    "grad_keys": {2: {32: Launch(64, 64, 4, 2), 64: Launch(64, 64, 4, 2), 128: Launch(64, 64, 8, 2)},
-                  4: {32: Launch(16, 32, 4, 2), 64: Launch(16, 32, 4, 2), 128: Launch(16, 16, 4, 2)}},
+                4: {32: Launch(64, 32, 4, 2), 64: Launch(64, 32, 4, 2), 128: Launch(16, 32, 4, 2)}},
+    "decode": {2: {32: Launch(16, 64, 4, 3), 64: Launch(16, 64, 4, 4), 128: Launch(16, 64, 4, 3)},
+               4: {32: Launch(16, 32, 4, 3), 64: Launch(16, 32, 4, 3), 128: Launch(16, 32, 4, 2)}},
+    "grad_keys": {2: {32: Launch(64, 64, 4, 2), 64: Launch(64, 64, 4, 2), 128: Launch(32, 128, 8, 2)},
+                  4: {32: Launch(16, 128, 8, 2), 64: Launch(16, 128, 8, 2), 128: Launch(16, 16, 4, 1)}},
     "grad_queries": {2: {32: Launch(128, 64, 8, 2), 64: Launch(128, 64, 8, 2), 128: Launch(128, 64, 8, 2)},
-                     4: {32: Launch(16, 32, 4, 2), 64: Launch(16, 32, 4, 2), 128: Launch(16, 16, 4, 2)}},
+                     4: {32: Launch(16, 32, 4, 2), 64: Launch(16, 32, 4, 2), 128: Launch(16, 32, 4, 2)}},
 }
 SM80: dict[str, dict[int, dict[int, Launch]]] = {
-    "forward": {2: {128: Launch(128, 32, 8, 3)}},
+    "forward": {2: {128: Launch(128, 32, 8, 3)}, 4: {32: Launch(32, 32, 4, 2), 64: Launch(32, 32, 4, 2)}},
     "decode": {2: {128: Launch(16, 32, 4, 3)}},  # 64 keys spill 8 bytes
-    "grad_keys": {2: {64: Launch(64, 64, 8, 2)}},
-    "grad_queries": {2: {32: Launch(64, 64, 8, 2), 64: Launch(64, 64, 8, 2), 128: Launch(64, 64, 8, 2)}},
+    "grad_keys": {2: {32: Launch(64, 128, 8, 2), 64: Launch(32, 128, 8, 2), 128: Launch(64, 64, 8, 2)},
+                  4: {32: Launch(16, 16, 2, 1), 64: Launch(16, 16, 2, 1)}},
+    "grad_queries": {2: {128: Launch(64, 64, 8, 2)}, 4: {128: Launch(16, 32, 4, 1)}},
 }
 #: Of the row sums before the backward, which have no keys.
 DELTA = Launch(128, 0, 4, 1)

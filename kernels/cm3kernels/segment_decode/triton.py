@@ -37,8 +37,8 @@ class SegmentConfig:
 
 
 #: (head dimension, bytes of an element) -> launch; the same for every tile, a longer one adds arithmetic and no loads. Float32
-#: products are exact ("ieee", no tensor cores); from 64 dimensions on that many accumulators fit the registers of 8 warps only.
-CONFIGS = {(dim, num_bytes): SegmentConfig(64, 4, 3) if num_bytes == 2 or dim == 32 else SegmentConfig(32, 8, 2)
+#: products are exact ("ieee", no tensor cores), and the accumulators of the longest tile fit the registers of 8 warps only.
+CONFIGS = {(dim, num_bytes): SegmentConfig(64, 4, 3) if num_bytes == 2 else SegmentConfig(32, 8, 3 if dim == 32 else 2)
            for dim in HEAD_DIMS for num_bytes in (2, 4)}
 
 
@@ -170,7 +170,7 @@ def segment_decode_triton(q: Tensor, keys: Tensor, values: Tensor, lengths: Tens
 
 
 def aot_entries() -> list[AotEntry]:
-    """Head dimensions, dtypes (float16 compiles to what bfloat16 does: one of them), the shortest and the longest tile."""
+    """Head dimensions, dtypes (float16 compiles to what bfloat16 does: one of them), tiles."""
     from cm3kernels.aot import AotEntry
 
     entries = []
@@ -180,13 +180,16 @@ def aot_entries() -> list[AotEntry]:
         dtype = {2: "bf16", 4: "fp32"}[num_bytes]
         types = (dict.fromkeys(pointers[:3], f"*{dtype}") | dict.fromkeys(pointers[3:6], "*i32")
                  | dict.fromkeys(pointers[6:], "*fp32") | {"scale_log2": "fp32"} | dict.fromkeys((*strides, "num_heads"), "i32"))
-        for tile in (16, MAX_TILE):
+        for tile in (16, 32, MAX_TILE):
             product = "HGMMA" if tile == MAX_TILE else "HMMA"  # sm_90's products of warp groups begin at 64 rows
             expects = {80: ("HMMA", "LDGSTS"), 90: (product, "LDGSTS")} if num_bytes == 2 else {80: ("FFMA",), 90: ("FFMA",)}
-            constexprs = {"GROUP": 1, "D": dim, "TILE": tile, "BLOCK_KEYS": config.block_keys,
-                          "BLOCK_D": triton.next_power_of_2(dim)}
+            block_dim = triton.next_power_of_2(dim)
+            constexprs = {"GROUP": 1, "D": dim, "TILE": tile, "BLOCK_KEYS": config.block_keys, "BLOCK_D": block_dim}
+            # At head dimension 32 four warps have too little to multiply in a tile of 32 rows; keys are what takes the time.
+            multiply_adds = 2 * tile * config.block_keys * block_dim if num_bytes == 2 and dim > 32 else 0
             entries.append(AotEntry(f"segment_decode.items.{dtype}.d{dim}.m{tile}", _segment_kernel, types, constexprs,
-                                    (*pointers, *strides), config.num_warps, config.num_stages, expects))
+                                    (*pointers, *strides), config.num_warps, config.num_stages, expects,
+                                    multiply_adds=multiply_adds))
     merge_pointers = ("part_out_ptr", "part_lse_ptr", "merge_begin_ptr", "merge_partials_ptr", "out_ptr")
     for dim in HEAD_DIMS:
         for dtype in ("bf16", "fp32"):
