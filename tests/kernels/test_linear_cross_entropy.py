@@ -105,6 +105,25 @@ def test_tokens_of_weight_zero_change_nothing(implementation: str) -> None:
 
 
 @pytest.mark.parametrize("implementation", ["reference", "torch"])
+def test_compiles_as_one_graph(implementation: str) -> None:
+    """Also where tokens of weight 0 hold nonsense, which cannot be dropped there."""
+    hidden, head, targets, _, groups = batch(6, 9)
+    hidden.data[1] = math.nan
+    targets[1], weights = -100, torch.tensor([1.0, 0.0, 1.0, 0.5, 0.0, 2.0])
+
+    def loss(hidden: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
+        return linear_cross_entropy(hidden * 2, head, targets, weights, groups, z_loss=0.1, chunk_bytes=4 * 9 * 4,
+                                    implementation=implementation)
+
+    results = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        value, sums = function(hidden, head)
+        grad_hidden, grad_head = torch.autograd.grad(value, (hidden, head))
+        results.append((value, sums, grad_hidden[weights > 0], grad_head))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "torch"])
 def test_huge_logits(implementation: str) -> None:
     hidden = torch.tensor([[1e4], [1e4]], requires_grad=True)
     head = torch.tensor([[1e4], [-1e4], [1e4]], requires_grad=True)
@@ -141,6 +160,8 @@ def call(**changed: Any) -> tuple[Tensor, Tensor]:
     ({"head_VE": torch.zeros(0, 8)}, "head_VE has no rows"),
     ({"targets_N": torch.zeros(3, dtype=torch.int32)}, "targets_N is [3] torch.int32, must be int64 [3]"),
     ({"weights_N": torch.zeros(4)}, "weights_N is [4] torch.float32, must be floating [3]"),
+    ({"weights_N": torch.ones(3, requires_grad=True)},
+     "weights_N wants a gradient, and only hidden states and head get one; next: weights_N.detach()"),
     ({"groups_N": torch.zeros(3)}, "groups_N is [3] torch.float32, must be integer [3]"),
     ({"num_groups": 0}, "num_groups is 0, must be positive"),
     ({"z_loss": -1.0}, "z_loss is -1.0, must be finite and not negative"),

@@ -34,7 +34,8 @@ def linear_cross_entropy(hidden_NE: Tensor, head_VE: Tensor, targets_N: Tensor, 
         head_VE: the head's weight, floating; logits are hidden @ head.T, multiplied in autocast's dtype where autocast is on,
             else in that of the hidden states.
         targets_N: int64, the id that each hidden state predicts, 0 to V - 1.
-        weights_N: floating. Tokens of weight 0 cost nothing and have no gradient, whatever their hidden state and target are.
+        weights_N: floating, and wants no gradient. Tokens of weight 0 cost nothing and have none, whatever their hidden state and
+            target are.
         groups_N: integer, 0 to num_groups - 1 (the modality of the target).
         num_groups: how many groups the sums are kept for.
         z_loss: adds z_loss * (log Z)^2 to each token's loss (PaLM, arXiv:2204.02311, section 5).
@@ -79,6 +80,8 @@ def _check(hidden_NE: Tensor, head_VE: Tensor, targets_N: Tensor, weights_N: Ten
             f"targets_N is {list(targets_N.shape)} {targets_N.dtype}, must be int64 [{n}]")
     require(weights_N.shape == (n,) and weights_N.is_floating_point(), op,
             f"weights_N is {list(weights_N.shape)} {weights_N.dtype}, must be floating [{n}]")
+    require(not (torch.is_grad_enabled() and weights_N.requires_grad), op,
+            "weights_N wants a gradient, and only hidden states and head get one; next: weights_N.detach()")
     require(groups_N.shape == (n,) and not groups_N.is_floating_point() and groups_N.dtype != torch.bool, op,
             f"groups_N is {list(groups_N.shape)} {groups_N.dtype}, must be integer [{n}]")
     require(num_groups > 0, op, f"num_groups is {num_groups}, must be positive")

@@ -1,7 +1,7 @@
 """Cross entropy of a linear head in chunks of rows, in PyTorch's own operations: for CPUs.
 
 The gradient of a chunk is computed while its logits are there, so nothing is computed twice; the logits' memory holds the
-exponentials and then the gradient. Tokens of weight 0 are dropped first (which waits for the device).
+exponentials and then the gradient. Tokens of weight 0 are dropped first (which waits for the device; in a compiled graph they are zeroed).
 
 Legend: N tokens, R tokens of a chunk, E model dimension, V ids.
 """
@@ -24,8 +24,10 @@ def linear_cross_entropy_chunked(hidden_NE: Tensor, head_VE: Tensor, targets_N: 
                                  num_groups: int, z_loss: float, dtype: torch.dtype, chunk_bytes: int | None
                                  ) -> tuple[Tensor, Tensor]:
     """See `cm3kernels.linear_cross_entropy`."""
-    rows = weights_N.nonzero().squeeze(1)
-    if len(rows) < len(weights_N):
+    if torch.compiler.is_compiling():  # how many are dropped would end the graph
+        counts_N = weights_N != 0
+        hidden_NE, targets_N = torch.where(counts_N[:, None], hidden_NE, 0.0), targets_N.masked_fill(~counts_N, 0)
+    elif len(rows := weights_N.nonzero().squeeze(1)) < len(weights_N):
         hidden_NE, targets_N, weights_N, groups_N = hidden_NE[rows], targets_N[rows], weights_N[rows], groups_N[rows]
     with_gradient = torch.is_grad_enabled() and (hidden_NE.requires_grad or head_VE.requires_grad)
     weights_N = weights_N.to(torch.promote_types(dtype, torch.float32))
