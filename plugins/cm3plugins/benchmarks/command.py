@@ -98,11 +98,13 @@ def _run(args: Namespace) -> int:
         if args.out is not None:
             report.write_json(args.out, environment, limits, rows)
 
-    for op in ops:
-        runner.run_op(op, where, stopwatch, limits, providers=args.provider, done=case_done)
-    if args.out is not None:
-        plots = report.write_plots(args.out, rows, environment)
-        print(f"\nwritten: {', '.join(map(str, [args.out, *plots]))}")
+    try:
+        for op in ops:
+            runner.run_op(op, where, stopwatch, limits, providers=args.provider, done=case_done)
+    finally:  # an interrupted run keeps what it has
+        if args.out is not None and rows:
+            plots = report.write_plots(args.out, rows, environment)
+            print(f"\nwritten: {', '.join(map(str, [args.out, *plots]))}", flush=True)
     bad = [row for row in rows if row["status"] in ("wrong", "failed")]
     if bad:
         print(f"\n{len(bad)} of {len(rows)} results are wrong or failed", file=sys.stderr)

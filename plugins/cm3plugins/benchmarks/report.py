@@ -64,7 +64,7 @@ def write_json(path: Path, environment: Mapping[str, Any], limits: Mapping[str, 
 
 
 def write_plots(path: Path, rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]) -> list[Path]:
-    """One picture for each op beside `path`: STEM-OP.png. A dry run draws it with empty bars."""
+    """One picture for each op beside `path`: STEM-OP.png. A dry run draws it without points."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -73,32 +73,39 @@ def write_plots(path: Path, rows: Sequence[Mapping[str, Any]], environment: Mapp
 
 
 def _plot(path: Path, op: str, rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]) -> Path:
-    """Horizontal bars on a logarithmic scale, a group for each case: warm a bar, cold a stroke; thin lines are p20 to p80."""
+    """Points on a logarithmic scale (on which bars would have no beginning), a band for each case, a line for each provider."""
     from matplotlib import pyplot
+    from matplotlib.ticker import StrMethodFormatter
 
     cases = list(dict.fromkeys(row["case"] for row in rows))
     shown = [row["provider"] for row in rows if "warm" in row or row["status"] == "dry run"]
     providers = list(dict.fromkeys(shown))
-    figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.24 * max(1, len(cases) * (len(providers) + 1))))
     height = 1 / (len(providers) + 1)
+    figure, axes = pyplot.subplots(figsize=(9, 1.4 + 0.2 * max(2, len(cases) * (len(providers) + 1))), layout="constrained")
     for number, provider in enumerate(providers):
         of = [(place, row) for place, case in enumerate(cases) for row in rows
               if (row["case"], row["provider"]) == (case, provider) and "warm" in row]
         at = [place + (number - (len(providers) - 1) / 2) * height for place, _ in of]
         warm = [row["warm"] for _, row in of]
         spans = [[one["us"] - one["p20"] for one in warm], [one["p80"] - one["us"] for one in warm]]
-        axes.barh(at, [one["us"] for one in warm], height * 0.9, label=provider, xerr=spans if warm else None,
-                  error_kw={"lw": 0.6})
-        axes.plot([row["cold"]["us"] for _, row in of], at, "|", color="black", markersize=7, label=None)
+        color = pyplot.get_cmap("tab20")(number % 20)
+        axes.errorbar([one["us"] for one in warm], at, xerr=spans if warm else None, fmt="o", markersize=5, elinewidth=1,
+                      color=color, label=provider)
+        axes.plot([row["cold"]["us"] for _, row in of], at, "|", color=color, markersize=9)
+    for place in range(1, len(cases), 2):
+        axes.axhspan(place - 0.5, place + 0.5, color="0.95", zorder=0)
     axes.set_yticks(range(len(cases)), cases, fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(cases) - 0.5, -0.5)
     if any("warm" in row for row in rows):
         axes.set_xscale("log")
-    axes.set_xlabel("microseconds a call (bar: warm cache, stroke: cold)")
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axes.xaxis.set_minor_formatter(StrMethodFormatter("{x:,g}"))
+    axes.tick_params(axis="x", which="both", labelsize=7, labelrotation=30)
+    axes.grid(axis="x", which="both", color="0.85", linewidth=0.5)
+    axes.set_xlabel("microseconds a call (point: warm cache, with p20 to p80; stroke: cold cache)")
     axes.set_title(f"{op} on {environment['device']['name']}", fontsize=10)
     if providers:
-        axes.legend(fontsize=7)
-    figure.tight_layout()
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     pyplot.close(figure)

@@ -19,7 +19,17 @@ from cm3plugins.benchmarks.ops import add
 from cm3plugins.benchmarks.ops.attention import AttentionOp, attention_case
 from cm3plugins.benchmarks.ops.guided_sample import chain
 from cm3plugins.benchmarks.ops.segment_decode import decode_case
-from cm3plugins.benchmarks.registry import BenchmarkRegistry, Case, Inputs, Op, Provider, Verdict, Where, relative_error
+from cm3plugins.benchmarks.registry import (
+    BenchmarkRegistry,
+    Case,
+    Inputs,
+    Op,
+    Provider,
+    TorchProvider,
+    Verdict,
+    Where,
+    relative_error,
+)
 
 LIMITS = {"copy_bytes_per_s": 1e9, "matmul_flop_per_s": 1e9}
 
@@ -112,6 +122,29 @@ def test_dry_run_for_cuda_executes_and_times_nothing(op: DoublingOp) -> None:
     assert [row["status"] for row in rows] == ["dry run", "wrong", "failed", "wrong", "not run"]
     assert not {"warm", "cold", "peak_bytes", "of_copy"} & set(rows[0])
     assert op.calls(0) >= 8  # gate, events, graph: warm and cold; memory
+
+
+class TripledProvider(TorchProvider):
+    def prepare(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
+        return lambda: self.function(inputs)
+
+
+def test_a_compiled_provider_is_compiled_for_every_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past 8 shapes torch goes on uncompiled, with a warning: a time of eager code under the name of compiled code."""
+    graphs: list[torch.Size] = []
+
+    def backend(graph: Any, examples: list[torch.Tensor]) -> Any:
+        graphs.append(examples[0].shape)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    op = DoublingOp()
+    op.providers = [TripledProvider("torch", lambda inputs: inputs["x"] * 2, compiled=True)]
+    monkeypatch.setattr(op, "cases", lambda where: [Case(f"n{n}", {"n": n}, torch.float32, 8 * n, n) for n in range(1, 13)])
+    monkeypatch.setattr(op, "inputs", lambda case, where, seed: {"x": torch.ones(case.parameters["n"])})
+    rows = runner.run_op(op, at("cpu", "full"), measure.CPUStopwatch(0.0, 1), LIMITS)
+    assert [row["status"] for row in rows] == ["ok"] * 12
+    assert graphs == [torch.Size([n]) for n in range(1, 13)]
 
 
 class FakeCUDA(measure.AbsentCUDA):
@@ -273,6 +306,24 @@ def test_wrong_options_are_told(options: list[str], message: str, monkeypatch: p
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["bench", "kernels", *options]) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_an_interrupted_run_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`timeout -s INT` in kernels/bench/on_gpu: the first op's JSON and plot are there, whole."""
+    plain = runner.run_op
+
+    def interrupted(op: Op, *args: Any, **options: Any) -> Any:
+        if op.name == "linear_cross_entropy":
+            raise KeyboardInterrupt
+        return plain(op, *args, **options)
+
+    monkeypatch.setattr(runner, "run_op", interrupted)
+    out = tmp_path / "r.json"
+    command = ["bench", "kernels", "--dry-run", "--op", "segment_decode", "--op", "linear_cross_entropy", "--provider",
+               "cm3/torch"]
+    assert main([*command, "-o", str(out)]) == 130
+    assert {row["op"] for row in json.loads(out.read_text())["results"]} == {"segment_decode"}
+    assert [path.name for path in tmp_path.glob("*.png")] == ["r-segment_decode.png"]
 
 
 def test_plots_are_pictures(op: DoublingOp, tmp_path: Path) -> None:
