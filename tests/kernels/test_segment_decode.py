@@ -50,7 +50,7 @@ def test_plan_of_the_readme() -> None:
             for prompt in range(2) for candidate in range(4) for stream in range(2)]
     plan = plan_segments(starts, capacities, rows, num_query_heads=16, num_key_heads=16, target_programs=64)
     assert Counter(plan.items[:, 5].tolist()) == {4: 2, 8: 1, 1: 16}
-    assert [(run.num_rows, len(run.segments)) for run in plan.runs] == [(1, 16), (4, 1), (4, 1), (8, 1)]
+    assert [(run.num_rows, len(run.segments)) for run in plan.runs] == [(1, 16), (8, 1), (4, 1), (4, 1)]
     assert plan.tile == 16
     assert plan.num_slots == 324 + 16 * 64
 
@@ -170,7 +170,10 @@ def test_plan_settings_refused(options: dict[str, int], message: str) -> None:
     ({"keys": torch.zeros(7, 1, 32), "values": torch.zeros(7, 1, 32)}, "the pool has 7 slots, the plan's segments end at 8"),
     ({"lengths": torch.zeros(2, dtype=torch.int64)}, "lengths is [2] torch.int64, must be int32 [2]"),
     ({"q": torch.zeros(2, 2, 64)[..., ::2]}, "q has strides [128, 64, 2], the last one must be 1"),
+    ({"q": torch.zeros(2, 2, 32, requires_grad=True)},
+     "q, keys or values want a gradient, and there is none; next: call it under torch.no_grad()"),
     ({"lengths": torch.tensor([4, 5], dtype=torch.int32)}, "segment 1 is 5 long, must be 0 to 4"),
+    ({"lengths": torch.tensor([-1, 4], dtype=torch.int32)}, "segment 0 is -1 long, must be 0 to 4"),
     ({"lengths": torch.zeros(2, dtype=torch.int32, device="meta")},
      "everything must be on one device, got q on cpu, keys on cpu, values on cpu, lengths on meta, plan on cpu"),
 ])
@@ -178,6 +181,13 @@ def test_calls_refused(changed: dict[str, torch.Tensor], message: str) -> None:
     case = make_case([4, 4], [4, 4], [[0, 1], [0]], num_query_heads=2)
     with pytest.raises(ValueError, match=f"^{re.escape('segment_decode: ' + message)}$"):
         case.run("auto", **changed)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
+def test_scales_refused(scale: float) -> None:
+    case = make_case([4], [4], [[0]])
+    with pytest.raises(ValueError, match=f"^segment_decode: scale is {scale}, must be positive and finite$"):
+        segment_decode(case.q, case.keys, case.values, case.lengths, case.plan, scale=scale)
 
 
 def test_the_cpus_implementation_is_refused_elsewhere() -> None:

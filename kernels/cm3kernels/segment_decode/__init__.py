@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from operator import le
 from typing import Any
 
 import torch
@@ -43,14 +45,14 @@ def segment_decode(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, pla
         lengths: int32 [S], on the same device: slots of each segment that are filled, 0 to its capacity. Other slots are never
             read, whatever they hold.
         plan: from `plan_segments`, on the same device.
-        scale: default 1 / sqrt(D).
+        scale: positive and finite; default 1 / sqrt(D).
         implementation: "auto" or a name in `IMPLEMENTATIONS`.
 
     Returns:
-        [R, H, D], dtype of q; zeros for a row that has no keys. For inference: "triton" has no gradient.
+        [R, H, D], dtype of q; zeros for a row that has no keys. Without a gradient.
 
     Raises:
-        ValueError: shapes, dtypes or devices that don't fit; on a CPU also lengths outside a segment (on CUDA a length is not
+        ValueError: shapes, dtypes or devices that don't fit; a gradient is wanted; on a CPU also lengths outside a segment (on CUDA a length is not
             looked at, and a kernel stops at the segment's end); or an implementation that can't run.
 
     Source: partial attention merged by its log-sum-exp: Juravsky et al. 2024 (Hydragen, arXiv:2402.05099), section 3.
@@ -60,12 +62,12 @@ def segment_decode(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, pla
     >>> segment_decode(torch.ones(2, 1, 32), keys, values, torch.tensor([2, 1], dtype=torch.int32), plan)[:, 0, 0].tolist()
     [1.0, 0.5]
     """
-    _check(q, keys, values, lengths, plan)
+    _check(q, keys, values, lengths, plan, scale)
     out: Tensor = choose("segment_decode", implementation, IMPLEMENTATIONS, q)(q, keys, values, lengths, plan, scale=scale)
     return out
 
 
-def _check(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, plan: SegmentPlan) -> None:
+def _check(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, plan: SegmentPlan, scale: float | None) -> None:
     op = "segment_decode"
     require(q.ndim == keys.ndim == 3 and keys.shape == values.shape, op,
             f"q is {list(q.shape)}, keys {list(keys.shape)}, values {list(values.shape)}, must be [rows, query heads, D] and "
@@ -82,10 +84,15 @@ def _check(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, plan: Segme
             f"lengths is {list(lengths.shape)} {lengths.dtype}, must be int32 {[plan.num_segments]}")
     for name, tensor in (("q", q), ("keys", keys), ("values", values)):
         require(tensor.stride(2) == 1, op, f"{name} has strides {list(tensor.stride())}, the last one must be 1")
+    require(scale is None or 0 < scale < math.inf, op, f"scale is {scale}, must be positive and finite")
+    require(not (torch.is_grad_enabled() and (q.requires_grad or keys.requires_grad or values.requires_grad)), op,
+            "q, keys or values want a gradient, and there is none; next: call it under torch.no_grad()")
     devices = {"q": q.device, "keys": keys.device, "values": values.device, "lengths": lengths.device, "plan": plan.items.device}
     require(len(set(devices.values())) == 1, op,
             "everything must be on one device, got " + ", ".join(f"{name} on {device}" for name, device in devices.items()))
     if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
-        for segment, (length, capacity) in enumerate(zip(lengths.tolist(), plan.capacities, strict=True)):
-            if not 0 <= length <= capacity:  # every layer of every step comes here: no text is made for what is right
-                require(False, op, f"segment {segment} is {length} long, must be 0 to {capacity}")
+        held = lengths.tolist()
+        # Every layer of every step comes here: a loop only where something is wrong.
+        if not all(map(le, held, plan.capacities)) or min(held, default=0) < 0:
+            segment = next(place for place, length in enumerate(held) if not 0 <= length <= plan.capacities[place])
+            require(False, op, f"segment {segment} is {held[segment]} long, must be 0 to {plan.capacities[segment]}")

@@ -2,9 +2,10 @@
 
 All rows of a shared segment are the queries of one product, so its keys are read once for all of them. In a run of unequal
 lengths neighbours of equal length go into one call: no segment pays for a longer one, nothing is padded, copied or masked.
+At small sizes calls are what costs, so a run is merged into the rows it has, as views, when it is done.
 
-Legend: R rows, H query heads, K key heads, G = H / K, D head dimension, U most segments of a row, Z uses (a row reading a
-segment), b segments of a run, n rows of a segment, M = n * G queries, L keys.
+Legend: R rows, H query heads, K key heads, G = H / K, D head dimension, b segments of a run, n rows of a segment, M = n * G
+queries, L keys.
 """
 
 from __future__ import annotations
@@ -22,53 +23,66 @@ def segment_decode_grouped(q_RHD: Tensor, keys: Tensor, values: Tensor, lengths:
                            scale: float | None = None) -> Tensor:
     """See `cm3kernels.segment_decode`."""
     R, H, D = q_RHD.shape
-    U = plan.run_uses.shape[1]
-    if U == 0:
-        return torch.zeros_like(q_RHD)
+    K, inside = plan.num_key_heads, torch.promote_types(q_RHD.dtype, torch.float32)
     scale = 1 / math.sqrt(D) if scale is None else scale
     held = lengths.tolist()
-    q_ZHD, begin, parts = q_RHD.index_select(0, plan.run_rows), 0, []
+    q_RKGD = q_RHD.view(R, K, -1, D)
+    out_RKGD: Tensor | None = None
     for run in plan.runs:
         b, n = len(run.segments), run.num_rows
-        q_bKMD = q_ZHD[begin:begin + b * n].view(b, n, plan.num_key_heads, -1, D).transpose(1, 2).flatten(2, 3)
-        out_bKMD, lse_bKM = _attend_run(q_bKMD, keys, values, run, [held[segment] for segment in run.segments], scale)
-        parts.append((out_bKMD.unflatten(2, (n, -1)).transpose(1, 2).reshape(-1, H, D),
-                      lse_bKM.unflatten(2, (n, -1)).transpose(1, 2).reshape(-1, H)))
-        begin += b * n
-    # One entry more than there are uses: rows with fewer segments point to it.
-    parts.append(_nothing((1, H), q_RHD))
-    out_ZHD, lse_ZH = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    uses = plan.run_uses.flatten()
-    weights_RUH = torch.softmax(lse_ZH.index_select(0, uses).view(R, U, H), dim=1)
-    return (out_ZHD.index_select(0, uses).view(R, U, H, D) * weights_RUH.unsqueeze(-1)).sum(dim=1).to(q_RHD.dtype)
+        q_bKMD = q_RKGD[run.rows].view(b, n, K, -1, D).transpose(1, 2).flatten(2, 3)
+        parts = _attend_run(q_bKMD, keys, values, run, [held[segment] for segment in run.segments], scale)
+        if parts is None:
+            continue
+        # torch's results lie in memory query by query: no copy.
+        part_ZKGD, lse_ZKG = (part.transpose(1, 2).reshape(b * n, -1, K, *part.shape[3:]).transpose(1, 2) for part in parts)
+        part_ZKGD = part_ZKGD.to(inside)
+        if out_RKGD is None:
+            if run.rows == slice(0, R):
+                out_RKGD, lse_RKG = part_ZKGD.contiguous(), lse_ZKG.contiguous()
+                continue
+            out_RKGD, lse_RKG = _nothing(q_RKGD)
+        before_ZKG = lse_RKG[run.rows]
+        share_ZKG1 = torch.sigmoid(lse_ZKG - before_ZKG).unsqueeze(-1)
+        if isinstance(run.rows, slice):
+            out_RKGD[run.rows].lerp_(part_ZKGD, share_ZKG1)
+            torch.logaddexp(before_ZKG, lse_ZKG, out=before_ZKG)
+        else:
+            out_RKGD.index_copy_(0, run.rows, out_RKGD[run.rows].lerp_(part_ZKGD, share_ZKG1))
+            lse_RKG.index_copy_(0, run.rows, torch.logaddexp(before_ZKG, lse_ZKG))
+    return torch.zeros_like(q_RHD) if out_RKGD is None else out_RKGD.view(R, H, D).to(q_RHD.dtype)
 
 
-def _nothing(shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor]:
+def _nothing(like: Tensor) -> tuple[Tensor, Tensor]:
     """Results of attention to no keys: zeros, and an LSE that weighs nothing beside any other.
 
-    The smallest number and not -inf: the softmax of LSEs that are all -inf, of a row without keys, is no number.
+    The smallest number and not -inf: the difference of two that are -inf is no number.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
-    return like.new_zeros(*shape, like.shape[-1]), like.new_full(shape, torch.finfo(dtype).min, dtype=dtype)
+    return like.new_zeros(like.shape, dtype=dtype), like.new_full(like.shape[:-1], torch.finfo(dtype).min, dtype=dtype)
 
 
 def _attend_run(q_bKMD: Tensor, keys: Tensor, values: Tensor, run: SegmentRun, held: list[int], scale: float
-                ) -> tuple[Tensor, Tensor]:
-    """Attention of each segment's queries to its keys: results, and natural LSE [b, K, M]."""
+                ) -> tuple[Tensor, Tensor] | None:
+    """Attention of each segment's queries to its keys: results, and natural LSE [b, K, M]. None where all are empty."""
+    if held.count(held[0]) == len(held):
+        return _attend(q_bKMD, keys, values, run, 0, held[0], scale) if held[0] else None
     parts, first = [], 0
     for length, neighbours in groupby(held):
-        end = first + sum(1 for _ in neighbours)
-        q_part = q_bKMD[first:end]
-        if length:
-            start = run.start + first * run.capacity
-            k_bKLD, v_bKLD = (_view(pool, start, run.capacity, end - first, length) for pool in (keys, values))
-            parts.append(_attend(q_part, k_bKLD, v_bKLD, scale))
-        else:
-            parts.append(_nothing(q_part.shape[:3], q_part))
-        first = end
-    if len(parts) == 1:
-        return parts[0]
-    return torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
+        q_part = q_bKMD[first:first + sum(1 for _ in neighbours)]
+        parts.append(_attend(q_part, keys, values, run, first, length, scale) if length else _nothing(q_part))
+        first += len(q_part)
+    dtype = torch.promote_types(q_bKMD.dtype, torch.float32)
+    return torch.cat([out.to(dtype) for out, _ in parts]), torch.cat([lse for _, lse in parts])
+
+
+def _attend(q_bKMD: Tensor, keys: Tensor, values: Tensor, run: SegmentRun, first: int, length: int, scale: float
+            ) -> tuple[Tensor, Tensor]:
+    """The run's segments from number `first` on, as many as there are queries for, all of that length."""
+    k_bKLD, v_bKLD = (_view(pool, run.start + first * run.capacity, run.capacity, len(q_bKMD), length) for pool in (keys, values))
+    # The function behind scaled_dot_product_attention on a CPU, which keeps the LSE to itself.
+    out_bKMD, lse_bKM = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q_bKMD, k_bKLD, v_bKLD, scale=scale)
+    return out_bKMD, lse_bKM
 
 
 def _view(pool: Tensor, start: int, capacity: int, num_segments: int, length: int) -> Tensor:
@@ -77,8 +91,3 @@ def _view(pool: Tensor, start: int, capacity: int, num_segments: int, length: in
     return pool.as_strided((num_segments, pool.shape[1], length, pool.shape[2]), (capacity * slot, head, slot, 1),
                            pool.storage_offset() + start * slot)
 
-
-def _attend(q_bKMD: Tensor, k_bKLD: Tensor, v_bKLD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    # The function behind scaled_dot_product_attention on a CPU, which keeps the LSE to itself.
-    out_bKMD, lse_bKM = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q_bKMD, k_bKLD, v_bKLD, scale=scale)
-    return out_bKMD, lse_bKM

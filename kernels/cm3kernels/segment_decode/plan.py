@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -38,12 +38,15 @@ class SegmentRun:
         start: slot of the first one.
         capacity: slots of each.
         num_rows: rows that read each.
+        rows: the rows of the first, of the second, ...; no row is there twice. A slice where they are neighbours in order, else
+            int64 [b * n] on the CPU.
     """
 
     segments: tuple[int, ...]
     start: int
     capacity: int
     num_rows: int
+    rows: slice | Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +67,7 @@ class SegmentPlan:
         merge_begin: int32 [R + 1]; where each row's entries in `merge_partials` begin.
         merge_partials: int32 [P]; the partial results of row 0, of row 1, ...
         tile: rows of the kernel's tile, 16 to `MAX_TILE`, or 0 where the query heads of a key head exceed it.
-        runs: the work as a CPU does it.
-        run_rows: int64 [Z]; the row of each use, run by run, segment by segment.
-        run_uses: int64 [R, most uses of a row]; places in `run_rows` of each row's uses, filled up with Z.
+        runs: the work as a CPU does it, those of most rows first.
     """
 
     num_rows: int
@@ -83,8 +84,6 @@ class SegmentPlan:
     merge_partials: Tensor
     tile: int
     runs: tuple[SegmentRun, ...]
-    run_rows: Tensor
-    run_uses: Tensor
 
 
 def plan_segments(starts: Sequence[int], capacities: Sequence[int], row_segments: Sequence[Sequence[int]], *,
@@ -111,19 +110,19 @@ def plan_segments(starts: Sequence[int], capacities: Sequence[int], row_segments
     >>> plan.item_rows.tolist()
     [0, 1, 0, 1, 0, 1]
     """
-    _check(starts, capacities, row_segments, num_query_heads, num_key_heads, target_programs, split)
-    num_rows, group = len(row_segments), num_query_heads // num_key_heads
+    starts, capacities = tuple(map(int, starts)), tuple(map(int, capacities))
+    rows = tuple(tuple(map(int, segments)) for segments in row_segments)
+    _check(starts, capacities, rows, num_query_heads, num_key_heads, target_programs, split)
+    num_rows, group = len(rows), num_query_heads // num_key_heads
     start_S, capacity_S = torch.tensor(starts, dtype=torch.int64), torch.tensor(capacities, dtype=torch.int64)
-    segment_Z = torch.tensor(list(chain.from_iterable(row_segments)), dtype=torch.int64)
-    row_Z = torch.repeat_interleave(torch.arange(num_rows), torch.tensor([len(row) for row in row_segments], dtype=torch.int64))
+    segment_Z = torch.tensor(list(chain.from_iterable(rows)), dtype=torch.int64)
+    row_Z = torch.repeat_interleave(torch.arange(num_rows), torch.tensor([len(row) for row in rows], dtype=torch.int64))
     segment_Z, order_Z = segment_Z.sort(stable=True)
     row_Z = row_Z[order_Z]
     uses_S = torch.bincount(segment_Z, minlength=len(starts))
 
     items_N6, item_rows_P, tile = _items(start_S, capacity_S, uses_S, row_Z, group, num_key_heads, target_programs, split)
     merge_begin = _exclusive_sum(torch.bincount(item_rows_P, minlength=num_rows), total=True)
-    runs, use_Z = _runs(start_S, capacity_S, uses_S)
-    run_rows_Z = row_Z[use_Z]
 
     def on_device(numbers: Tensor) -> Tensor:
         return numbers.to(torch.int32).to(device)
@@ -131,11 +130,9 @@ def plan_segments(starts: Sequence[int], capacities: Sequence[int], row_segments
     return SegmentPlan(
         num_rows=num_rows, num_query_heads=num_query_heads, num_key_heads=num_key_heads, num_segments=len(starts),
         num_slots=max((start + capacity for start, capacity in zip(starts, capacities, strict=True)), default=0),
-        starts=tuple(map(int, starts)), capacities=tuple(map(int, capacities)),
-        row_segments=tuple(tuple(map(int, row)) for row in row_segments), items=on_device(items_N6),
-        item_rows=on_device(item_rows_P), merge_begin=on_device(merge_begin),
-        merge_partials=on_device(item_rows_P.argsort(stable=True)), tile=tile, runs=runs, run_rows=run_rows_Z,
-        run_uses=_places(run_rows_Z, num_rows))
+        starts=starts, capacities=capacities, row_segments=rows, items=on_device(items_N6), item_rows=on_device(item_rows_P),
+        merge_begin=on_device(merge_begin), merge_partials=on_device(item_rows_P.argsort(stable=True)), tile=tile,
+        runs=_runs(starts, capacities, rows))
 
 
 def _check(starts: Sequence[int], capacities: Sequence[int], row_segments: Sequence[Sequence[int]], num_query_heads: int,
@@ -186,27 +183,35 @@ def _items(start_S: Tensor, capacity_S: Tensor, uses_S: Tensor, row_Z: Tensor, g
     return items_N6, item_rows_P, tile
 
 
-def _runs(start_S: Tensor, capacity_S: Tensor, uses_S: Tensor) -> tuple[tuple[SegmentRun, ...], Tensor]:
-    """Segments in runs, and the uses (sorted by segment before) in the order of the runs."""
-    used = torch.nonzero(uses_S).flatten()
-    order = used
-    for key_S in (start_S, capacity_S, uses_S):  # the last key counts most: sorts are stable
-        order = order[key_S[order].argsort(stable=True)]
-    start, capacity, uses = start_S[order], capacity_S[order], uses_S[order]
-    breaks = (uses[1:] != uses[:-1]) | (capacity[1:] != capacity[:-1]) | (start[1:] != start[:-1] + capacity[:-1])
-    bounds = [0, *(torch.nonzero(breaks).flatten() + 1).tolist(), len(order)] if len(order) else [0]
-    runs = tuple(SegmentRun(tuple(order[begin:end].tolist()), int(start[begin]), int(capacity[begin]), int(uses[begin]))
-                 for begin, end in pairwise(bounds))
-    return runs, torch.repeat_interleave(_exclusive_sum(uses_S)[order], uses) + _within(uses)
+def _runs(starts: Sequence[int], capacities: Sequence[int], row_segments: Sequence[Sequence[int]]) -> tuple[SegmentRun, ...]:
+    """Segments in runs. One that a row reads twice is two, of which the second has the rows that come again."""
+    rows_of: dict[tuple[int, int], list[int]] = {}  # (how often before, segment)
+    for row, segments in enumerate(row_segments):
+        for place, segment in enumerate(segments):
+            rows_of.setdefault((segments[:place].count(segment), segment), []).append(row)
+    runs: list[tuple[list[int], list[int]]] = []
+    before: tuple[int, ...] = ()
+    taken: set[int] = set()
+    order = sorted((again, len(rows), capacities[segment], starts[segment], segment)
+                   for (again, segment), rows in rows_of.items())
+    for again, num_rows, capacity, start, segment in order:
+        rows = rows_of[again, segment]
+        if before != (again, num_rows, capacity, start) or not taken.isdisjoint(rows):
+            runs.append(([], []))
+            taken = set()
+        runs[-1][0].append(segment)
+        runs[-1][1].extend(rows)
+        taken.update(rows)
+        before = again, num_rows, capacity, start + capacity
+    runs.sort(key=lambda run: -len(run[1]))
+    return tuple(SegmentRun(tuple(segments), starts[segments[0]], capacities[segments[0]], len(rows) // len(segments),
+                            _neighbours(rows)) for segments, rows in runs)
 
 
-def _places(row_Z: Tensor, num_rows: int) -> Tensor:
-    """For each row the places where it occurs, [R, most], filled up with Z."""
-    count_R = torch.bincount(row_Z, minlength=num_rows)
-    places_RU = torch.full((num_rows, int(count_R.max()) if num_rows else 0), len(row_Z))
-    order_Z = row_Z.argsort(stable=True)
-    places_RU[row_Z[order_Z], _within(count_R)] = order_Z
-    return places_RU
+def _neighbours(rows: list[int]) -> slice | Tensor:
+    """A slice where each row is one more than the one before."""
+    side_by_side = rows == list(range(rows[0], rows[0] + len(rows)))
+    return slice(rows[0], rows[0] + len(rows)) if side_by_side else torch.tensor(rows)
 
 
 def _ceil_div(value: Tensor, by: Tensor | int) -> Tensor:
