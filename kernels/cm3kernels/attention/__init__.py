@@ -115,21 +115,21 @@ def cast_by_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 def _check(q: Tensor, k: Tensor, v: Tensor, kv_start: Tensor | None, offset: Tensor | None, scale: float | None) -> None:
     require(q.ndim == k.ndim == v.ndim == 4, OP, "q, k and v are [rows, tokens, heads, head dimension]")
     require(q.dtype == k.dtype == v.dtype and q.is_floating_point(), OP,
-            f"q, k and v share one floating dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
-    require(k.shape == v.shape, OP, f"k is {list(k.shape)}, v is {list(v.shape)}")
+            lambda: f"q, k and v share one floating dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+    require(k.shape == v.shape, OP, lambda: f"k is {list(k.shape)}, v is {list(v.shape)}")
     require(q.shape[0] == k.shape[0] and q.shape[3] == k.shape[3] and q.shape[3] > 0, OP,
-            f"q {list(q.shape)} and k {list(k.shape)} differ in rows or head dimension, or have none")
+            lambda: f"q {list(q.shape)} and k {list(k.shape)} differ in rows or head dimension, or have none")
     require(k.shape[2] > 0 and q.shape[2] > 0 and q.shape[2] % k.shape[2] == 0, OP,
-            f"{q.shape[2]} query heads on {k.shape[2]} key heads")
+            lambda: f"{q.shape[2]} query heads on {k.shape[2]} key heads")
     require(offset is not None or q.shape[1] == k.shape[1], OP,
-            f"{q.shape[1]} queries on {k.shape[1]} keys need an offset")
-    require(scale is None or 0 < scale < math.inf, OP, f"scale is {scale}, must be positive and finite")
+            lambda: f"{q.shape[1]} queries on {k.shape[1]} keys need an offset")
+    require(scale is None or 0 < scale < math.inf, OP, lambda: f"scale is {scale}, must be positive and finite")
     for name, x in (("q", q), ("k", k), ("v", v)):
-        require(x.stride(3) == 1 or x.shape[3] == 1, OP,
-                f"{name}'s last stride is {x.stride(3)}, must be 1; next: {name}.contiguous()")
+        if x.stride(3) != 1 and x.shape[3] != 1:
+            require(False, OP, f"{name}'s last stride is {x.stride(3)}, must be 1; next: {name}.contiguous()")
     for name, tensor, shape in (("kv_start", kv_start, q.shape[:2]), ("offset", offset, q.shape[:1])):
-        if tensor is not None:
-            require(tensor.shape == shape and tensor.dtype in (torch.int32, torch.int64), OP,
-                    f"{name} is {list(tensor.shape)} {tensor.dtype}, must be int32 or int64 {list(shape)}")
+        if tensor is not None and (tensor.shape != shape or tensor.dtype not in (torch.int32, torch.int64)):
+            require(False, OP, f"{name} is {list(tensor.shape)} {tensor.dtype}, must be int32 or int64 {list(shape)}")
     for name, other in (("k", k), ("v", v), ("kv_start", kv_start), ("offset", offset)):
-        require(other is None or other.device == q.device, OP, f"{name} is on {getattr(other, 'device', None)}, q on {q.device}")
+        if other is not None and other.device != q.device:
+            require(False, OP, f"{name} is on {other.device}, q on {q.device}")

@@ -52,8 +52,8 @@ def segment_decode(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, pla
         [R, H, D], dtype of q; zeros for a row that has no keys. Without a gradient.
 
     Raises:
-        ValueError: shapes, dtypes or devices that don't fit; a gradient is wanted; on a CPU also lengths outside a segment (on CUDA a length is not
-            looked at, and a kernel stops at the segment's end); or an implementation that can't run.
+        ValueError: shapes, dtypes or devices that don't fit; a gradient is wanted; on a CPU also lengths outside a segment (on
+            CUDA a length is not looked at, and a kernel stops at the segment's end); or an implementation that can't run.
 
     Source: partial attention merged by its log-sum-exp: Juravsky et al. 2024 (Hydragen, arXiv:2402.05099), section 3.
 
@@ -70,29 +70,29 @@ def segment_decode(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, pla
 def _check(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, plan: SegmentPlan, scale: float | None) -> None:
     op = "segment_decode"
     require(q.ndim == keys.ndim == 3 and keys.shape == values.shape, op,
-            f"q is {list(q.shape)}, keys {list(keys.shape)}, values {list(values.shape)}, must be [rows, query heads, D] and "
-            "twice [slots, key heads, D]")
+            lambda: f"q is {list(q.shape)}, keys {list(keys.shape)}, values {list(values.shape)}, must be [rows, query heads, D] "
+                    "and twice [slots, key heads, D]")
     require(q.dtype == keys.dtype == values.dtype and q.is_floating_point(), op,
-            f"q, keys and values share one floating dtype, got {q.dtype}, {keys.dtype}, {values.dtype}")
+            lambda: f"q, keys and values share one floating dtype, got {q.dtype}, {keys.dtype}, {values.dtype}")
     require(q.shape[:2] == (plan.num_rows, plan.num_query_heads), op,
-            f"q is {list(q.shape)}, the plan is for {[plan.num_rows, plan.num_query_heads, keys.shape[2]]}")
-    require(keys.shape[1] == plan.num_key_heads and keys.shape[2] == q.shape[2], op,
-            f"keys are {list(keys.shape)}, must be [slots, {plan.num_key_heads}, {q.shape[2]}]")
+            lambda: f"q is {list(q.shape)}, the plan is for {[plan.num_rows, plan.num_query_heads, keys.shape[2]]}")
+    require(keys.shape[1:] == (plan.num_key_heads, q.shape[2]), op,
+            lambda: f"keys are {list(keys.shape)}, must be [slots, {plan.num_key_heads}, {q.shape[2]}]")
     require(keys.shape[0] >= plan.num_slots, op,
-            f"the pool has {keys.shape[0]} slots, the plan's segments end at {plan.num_slots}")
+            lambda: f"the pool has {keys.shape[0]} slots, the plan's segments end at {plan.num_slots}")
     require(lengths.dtype == torch.int32 and lengths.shape == (plan.num_segments,), op,
-            f"lengths is {list(lengths.shape)} {lengths.dtype}, must be int32 {[plan.num_segments]}")
+            lambda: f"lengths is {list(lengths.shape)} {lengths.dtype}, must be int32 {[plan.num_segments]}")
     for name, tensor in (("q", q), ("keys", keys), ("values", values)):
-        require(tensor.stride(2) == 1, op, f"{name} has strides {list(tensor.stride())}, the last one must be 1")
-    require(scale is None or 0 < scale < math.inf, op, f"scale is {scale}, must be positive and finite")
+        if tensor.stride(2) != 1:
+            require(False, op, f"{name} has strides {list(tensor.stride())}, the last one must be 1")
+    require(scale is None or 0 < scale < math.inf, op, lambda: f"scale is {scale}, must be positive and finite")
     require(not (torch.is_grad_enabled() and (q.requires_grad or keys.requires_grad or values.requires_grad)), op,
             "q, keys or values want a gradient, and there is none; next: call it under torch.no_grad()")
     devices = {"q": q.device, "keys": keys.device, "values": values.device, "lengths": lengths.device, "plan": plan.items.device}
-    require(len(set(devices.values())) == 1, op,
-            "everything must be on one device, got " + ", ".join(f"{name} on {device}" for name, device in devices.items()))
+    require(q.device == keys.device == values.device == lengths.device == plan.items.device, op,
+            lambda: f"everything must be on one device, got {', '.join(f'{name} on {where}' for name, where in devices.items())}")
     if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
         held = lengths.tolist()
-        # Every layer of every step comes here: a loop only where something is wrong.
         if not all(map(le, held, plan.capacities)) or min(held, default=0) < 0:
             segment = next(place for place, length in enumerate(held) if not 0 <= length <= plan.capacities[place])
             require(False, op, f"segment {segment} is {held[segment]} long, must be 0 to {plan.capacities[segment]}")

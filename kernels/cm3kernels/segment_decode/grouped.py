@@ -30,7 +30,8 @@ def segment_decode_grouped(q_RHD: Tensor, keys: Tensor, values: Tensor, lengths:
     out_RKGD: Tensor | None = None
     for run in plan.runs:
         b, n = len(run.segments), run.num_rows
-        q_bKMD = q_RKGD[run.rows].view(b, n, K, -1, D).transpose(1, 2).flatten(2, 3)
+        q_ZKGD = q_RKGD[run.rows]
+        q_bKMD = q_ZKGD if n == 1 else q_ZKGD.view(b, n, K, -1, D).transpose(1, 2).flatten(2, 3)
         parts = _attend_run(q_bKMD, keys, values, run, [held[segment] for segment in run.segments], scale)
         if parts is None:
             continue
