@@ -10,15 +10,12 @@ from __future__ import annotations
 import math
 import resource
 import shlex
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +45,7 @@ from cm3core.metrics import MetricsLog
 from cm3core.model import find_model
 from cm3core.optim import OptimizerGroup, Schedule
 from cm3core.sample_pictures import SamplePictures
+from cm3core.stop_signals import StopSignals
 from cm3core.train_state import Callback, Processes, TrainingInterrupted, TrainResult, TrainState
 from cm3core.training_data import Preparation
 from cm3core.validation import Validation
@@ -195,28 +193,6 @@ def _threads(number: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _StopSignals:
-    """Turns the first Ctrl-C or SIGTERM into a flag that the loop looks at after a step; a second Ctrl-C stops at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def _receive(self, number: int, _frame: FrameType | None) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = number
-
-    def __enter__(self) -> _StopSignals:
-        if threading.current_thread() is threading.main_thread():  # handlers can be set there only
-            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
 # --- the loop
 
 
@@ -227,7 +203,7 @@ def _loop(state: TrainState, progress: bool, callbacks: Sequence[Callback], comm
         hidden_states = torch.compile(hidden_states)
     batches = iter(state.loader)
     last_save, begin = time.monotonic(), time.monotonic() - state.elapsed_s
-    with _StopSignals() as stop, _Bar(state, progress) as bar:
+    with StopSignals() as stop, _Bar(state, progress) as bar:
         while state.progress < 1:
             started = time.monotonic()
             micro_batches = [next(batches) for _ in range(section.accumulate)]

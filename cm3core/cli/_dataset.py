@@ -1,4 +1,4 @@
-"""What `cm3 data` and `cm3 tokenizer` share: which data set is meant, by a recipe, by overrides alone, or by a path."""
+"""What commands over data sets share: which one is meant, by a recipe, by overrides alone, or by a path; and its pictures."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from cm3core.cli import registry_of
 from cm3core.errors import DataError, RecipeError, close_match
 
 if TYPE_CHECKING:
+    from cm3core.document import PixelArray
     from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig
     from cm3core.plugins import Registry
     from cm3core.recipe import Recipe
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)
 #: Ending of a path -> data set that reads it; a folder is read by "folder".
 READERS = {".jsonl": "jsonl", ".tar": "webdataset"}
+#: Bytes of pictures; more are kept on disk.
+MAX_IN_MEMORY = 2 << 30
 
 
 def is_override(argument: str) -> bool:
@@ -100,3 +103,69 @@ def chosen_data(args: Namespace) -> ChosenData:
     if recipe.dataset is None:
         raise RecipeError("dataset", "no data set is named", "give a recipe, a path, or dataset=NAME dataset.KEY=VALUE")
     return ChosenData(recipe.component_names["dataset"], recipe.dataset)
+
+
+def data_source(recipe: Recipe, split: str | None) -> DocumentSource:
+    """The recipe's data set, or another split of it; raises `RecipeError` where it has none."""
+    if recipe.dataset is None:
+        raise RecipeError(f"recipe {recipe.name}", "has no section 'dataset'", "add dataset=NAME to the command")
+    config = recipe.dataset if split is None else replace(recipe.dataset, split=split)
+    config.check()
+    return config.build()
+
+
+def limit_threads(recipe: Recipe) -> None:
+    """As many threads of torch as the recipe says, if it does."""
+    if recipe.train.num_threads is not None:
+        import torch
+
+        torch.set_num_threads(recipe.train.num_threads)
+
+
+def pictures_of(source: DocumentSource, size: tuple[int, int], num: int | None = None) -> PixelArray:
+    """All different pictures of a source, or `num` spread over it, at `size` = (height, width): uint8 [N, height, width, 3].
+
+    Raises:
+        DataError: there is none that can be read.
+    """
+    import numpy as np
+    from tqdm import tqdm
+
+    from cm3core.document import Image
+    from cm3core.images import fit
+
+    found: dict[str, Image] = {}
+    for index in range(len(source)):
+        found |= {segment.key: segment for segment in source.document(index) if isinstance(segment, Image)}
+    chosen = list(found.values())
+    if num is not None and num < len(chosen):
+        chosen = [chosen[index] for index in np.linspace(0, len(chosen) - 1, num).astype(int)]
+    images_NHWC = _empty((len(chosen), *size, 3))
+    num_read = 0
+    for picture in tqdm(chosen, desc="pictures", unit="", disable=None, leave=False):
+        try:
+            images_NHWC[num_read] = fit(picture.load(), size)
+            num_read += 1
+        except DataError as error:
+            tqdm.write(f"skipped: {error}")
+    if num_read == 0:
+        raise DataError("the data set", f"has no picture that can be read ({len(source.skipped)} bad records)",
+                        "run 'cm3 data validate'")
+    return images_NHWC[:num_read]
+
+
+def _empty(shape: tuple[int, ...]) -> PixelArray:
+    """An array of bytes in memory, or, when it is large, in a nameless file of the temporary folder."""
+    import math
+    import tempfile
+
+    import numpy as np
+
+    if math.prod(shape) < MAX_IN_MEMORY:
+        return np.empty(shape, np.uint8)
+    try:
+        with tempfile.TemporaryFile() as file:
+            return np.memmap(file, np.uint8, "w+", shape=shape)
+    except OSError as error:
+        raise DataError(tempfile.gettempdir(), f"has no room for {math.prod(shape) / 1e9:.1f} GB of pictures: {error.strerror}",
+                        "set TMPDIR to a folder with room") from error

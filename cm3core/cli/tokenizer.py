@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3core.cli import add_overrides, registry_of
-from cm3core.cli._dataset import composed, is_override
+from cm3core.cli._dataset import composed, data_source, is_override, limit_threads, pictures_of
 from cm3core.errors import DataError, RecipeError, TokenizerError
 from cm3core.files import check_writable
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
-    from cm3core.interfaces.dataset import DocumentSource
     from cm3core.recipe import Recipe
 
 HELP = "train and measure text and image tokenizers"
@@ -27,8 +26,6 @@ NUM_MEASURED = 2000
 #: Pictures that quality is watched on while training.
 NUM_VALIDATION = 256
 RECIPE_FILE = "recipe.yaml"
-#: Bytes of pictures; more are kept on disk.
-MAX_IN_MEMORY = 2 << 30
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -92,7 +89,7 @@ def _train_text(args: Namespace) -> int:
         ours = [f"text_tokenizer={args.tokenizer}", f"text_tokenizer.vocab_size={args.vocab_size}"]
         ours.append("text_tokenizer.path=null")  # it is to be trained, not loaded
         recipe = compose(args.recipe, [*ours, *overrides], registry=registry)
-        texts = _source(recipe, None).texts()
+        texts = data_source(recipe, None).texts()
     assert recipe.text_tokenizer is not None
     recipe.text_tokenizer.check()
     check_writable(args.out, folder=True)
@@ -147,14 +144,6 @@ def _lines(paths: Sequence[Path]) -> Iterator[str]:
             raise DataError(str(path), f"can't be read: {error.strerror}", "correct the path or its permissions") from error
 
 
-def _source(recipe: Recipe, split: str | None) -> DocumentSource:
-    if recipe.dataset is None:
-        raise RecipeError(f"recipe {recipe.name}", "has no section 'dataset'", "add dataset=NAME to the command")
-    config = recipe.dataset if split is None else replace(recipe.dataset, split=split)
-    config.check()
-    return config.build()
-
-
 def _train_image(args: Namespace) -> int:
     from cm3core.files import write_text
     from cm3core.recipe import compose
@@ -171,8 +160,8 @@ def _train_image(args: Namespace) -> int:
         raise RecipeError("cm3 tokenizer train-image", "how long to train is not decided", "give --minutes or --steps")
     if (length := minutes if steps is None else steps) is not None and not length > 0:
         raise RecipeError("--minutes" if steps is None else "--steps", f"is {length}", "use more than 0")
-    _limit_threads(recipe)
-    images_NHWC = _pictures(_source(recipe, None), recipe.image_tokenizer.image_size)
+    limit_threads(recipe)
+    images_NHWC = pictures_of(data_source(recipe, None), recipe.image_tokenizer.image_size)
     path = recipe.image_tokenizer.train(images_NHWC, args.out, minutes=minutes, steps=steps, resume=True,
                                         validation_NHWC=_validation_pictures(recipe), show_progress=not args.quiet)
     if "weights" in {item.name for item in fields(recipe.image_tokenizer)}:
@@ -184,13 +173,6 @@ def _train_image(args: Namespace) -> int:
     return 0
 
 
-def _limit_threads(recipe: Recipe) -> None:
-    if recipe.train.num_threads is not None:
-        import torch
-
-        torch.set_num_threads(recipe.train.num_threads)
-
-
 def _validation_pictures(recipe: Recipe) -> PixelArray | None:
     """Pictures of the first of the recipe's validation splits, and "valid", that the data set has; None when it has none."""
     assert recipe.dataset is not None
@@ -198,57 +180,8 @@ def _validation_pictures(recipe: Recipe) -> PixelArray | None:
     names = [name for name in (*recipe.train.validation_splits, "valid") if name in recipe.dataset.splits]
     if not names:
         return None
-    source = _source(recipe, names[0])
-    return _pictures(source, recipe.image_tokenizer.image_size, NUM_VALIDATION) if len(source) else None
-
-
-def _pictures(source: DocumentSource, size: tuple[int, int], num: int | None = None) -> PixelArray:
-    """All different pictures of a source, or `num` spread over it, at `size` = (height, width): uint8 [N, height, width, 3].
-
-    Raises:
-        DataError: there is none that can be read.
-    """
-    import numpy as np
-    from tqdm import tqdm
-
-    from cm3core.document import Image
-    from cm3core.images import fit
-
-    found: dict[str, Image] = {}
-    for index in range(len(source)):
-        found |= {segment.key: segment for segment in source.document(index) if isinstance(segment, Image)}
-    chosen = list(found.values())
-    if num is not None and num < len(chosen):
-        chosen = [chosen[index] for index in np.linspace(0, len(chosen) - 1, num).astype(int)]
-    images_NHWC = _empty((len(chosen), *size, 3))
-    num_read = 0
-    for picture in tqdm(chosen, desc="pictures", unit="", disable=None, leave=False):
-        try:
-            images_NHWC[num_read] = fit(picture.load(), size)
-            num_read += 1
-        except DataError as error:
-            tqdm.write(f"skipped: {error}")
-    if num_read == 0:
-        raise DataError("the data set", f"has no picture that can be read ({len(source.skipped)} bad records)",
-                        "run 'cm3 data validate'")
-    return images_NHWC[:num_read]
-
-
-def _empty(shape: tuple[int, ...]) -> PixelArray:
-    """An array of bytes in memory, or, when it is large, in a nameless file of the temporary folder."""
-    import math
-    import tempfile
-
-    import numpy as np
-
-    if math.prod(shape) < MAX_IN_MEMORY:
-        return np.empty(shape, np.uint8)
-    try:
-        with tempfile.TemporaryFile() as file:
-            return np.memmap(file, np.uint8, "w+", shape=shape)
-    except OSError as error:
-        raise DataError(tempfile.gettempdir(), f"has no room for {math.prod(shape) / 1e9:.1f} GB of pictures: {error.strerror}",
-                        "set TMPDIR to a folder with room") from error
+    source = data_source(recipe, names[0])
+    return pictures_of(source, recipe.image_tokenizer.image_size, NUM_VALIDATION) if len(source) else None
 
 
 def _evaluate(args: Namespace) -> int:
@@ -264,10 +197,10 @@ def _evaluate(args: Namespace) -> int:
     if recipe.image_tokenizer is None:
         raise RecipeError(f"recipe {recipe.name}", "has no section 'image_tokenizer'", "add image_tokenizer=NAME to the command")
     recipe.image_tokenizer.check()
-    _limit_threads(recipe)
+    limit_threads(recipe)
     tokenizer = recipe.image_tokenizer.build()
-    source = _source(recipe, args.split)
-    images_NHWC = _pictures(source, tokenizer.image_size, args.num)
+    source = data_source(recipe, args.split)
+    images_NHWC = pictures_of(source, tokenizer.image_size, args.num)
     report = evaluate_image_tokenizer(tokenizer, images_NHWC)
     save_png(args.out, report.picture)
     rows, columns = tokenizer.grid

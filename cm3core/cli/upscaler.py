@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3core.cli import add_overrides, registry_of
-from cm3core.cli.tokenizer import RECIPE_FILE, _limit_threads, _pictures, _source
+from cm3core.cli._dataset import data_source, limit_threads, pictures_of
+from cm3core.cli.tokenizer import RECIPE_FILE
 from cm3core.document import Image
 from cm3core.errors import DataError, RecipeError
 from cm3core.files import check_writable
@@ -112,7 +113,7 @@ def _large_pictures(recipe: Recipe, split: str | None, scale: int, num: int | No
     """Pictures uint8 [N, H, W, 3] of a split, `scale` times the size of the recipe's image tokenizer."""
     assert recipe.image_tokenizer is not None
     height, width = (side * scale for side in recipe.image_tokenizer.image_size)
-    return _pictures(LargePictures(_source(recipe, split), (height, width)), (height, width), num)
+    return pictures_of(LargePictures(data_source(recipe, split), (height, width)), (height, width), num)
 
 
 def _composed(target: str, overrides: Sequence[str], args: Namespace) -> Recipe:
@@ -144,7 +145,7 @@ def _train(args: Namespace) -> int:
         raise RecipeError("cm3 upscaler train", "how long to train is not decided", "give --minutes or --steps")
     if (length := minutes if steps is None else steps) is not None and not length > 0:
         raise RecipeError("--minutes" if steps is None else "--steps", f"is {length}", "use more than 0")
-    _limit_threads(recipe)
+    limit_threads(recipe)
     tokenizer = recipe.image_tokenizer.build()
     images_NHWC = _large_pictures(recipe, None, scale)
     path = recipe.upscaler.train(images_NHWC, args.out, image_tokenizer=tokenizer, minutes=minutes, steps=steps, resume=True,
@@ -162,7 +163,7 @@ def _validation_pictures(recipe: Recipe, scale: int) -> PixelArray | None:
     """Pictures of the first of the recipe's validation splits, and "valid", that the data set has; None when it has none."""
     assert recipe.dataset is not None
     names = [name for name in (*recipe.train.validation_splits, "valid") if name in recipe.dataset.splits]
-    return _large_pictures(recipe, names[0], scale, NUM_VALIDATION) if names and len(_source(recipe, names[0])) else None
+    return _large_pictures(recipe, names[0], scale, NUM_VALIDATION) if names and len(data_source(recipe, names[0])) else None
 
 
 def _evaluate(args: Namespace) -> int:
@@ -177,7 +178,7 @@ def _evaluate(args: Namespace) -> int:
     recipe = _composed(args.recipe, args.overrides, args)
     assert recipe.upscaler is not None
     assert recipe.image_tokenizer is not None
-    _limit_threads(recipe)
+    limit_threads(recipe)
     upscaler, tokenizer = recipe.upscaler.build(), recipe.image_tokenizer.build()
     name, (height, width) = recipe.component_names["upscaler"], tokenizer.image_size
     scale = upscaler.scale

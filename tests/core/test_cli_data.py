@@ -11,9 +11,8 @@ import pytest
 from PIL import Image as Pictures
 from safetensors.numpy import load_file
 
-from cm3core.cli._dataset import composed, is_override, reader_of
+from cm3core.cli._dataset import _empty, composed, is_override, reader_of
 from cm3core.cli.main import main
-from cm3core.cli.tokenizer import _empty
 from cm3core.images import open_image
 from cm3core.plugins import load_registry
 
@@ -234,7 +233,7 @@ def test_tokenizers_that_cannot_be_trained(place: Path, capsys: pytest.CaptureFi
 
 
 def test_large_arrays_are_kept_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cm3core.cli.tokenizer.MAX_IN_MEMORY", 100)
+    monkeypatch.setattr("cm3core.cli._dataset.MAX_IN_MEMORY", 100)
     array = _empty((7, 5, 3))
     assert isinstance(array, np.memmap)
     array[:] = 7

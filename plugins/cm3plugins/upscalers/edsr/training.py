@@ -11,13 +11,10 @@ from __future__ import annotations
 import json
 import math
 import pickle
-import signal
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 
 import numpy as np
@@ -30,6 +27,7 @@ from cm3core.errors import CheckpointError, DataError
 from cm3core.files import atomic_path, make_folder
 from cm3core.images import save_png
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
+from cm3core.stop_signals import StopSignals
 from cm3core.train import choose_device, choose_precision
 from cm3core.upscaler_evaluation import evaluate_upscaler, small_pictures
 from cm3plugins.upscalers.edsr.config import EDSRConfig, EDSRTraining
@@ -215,28 +213,6 @@ def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") 
     return out
 
 
-class _StopSignals:
-    """Turns the first Ctrl-C or SIGTERM into a flag that the loop looks at after a step; a second Ctrl-C stops at once."""
-
-    def __init__(self) -> None:
-        self.received = False
-        self._before: dict[int, Any] = {}
-
-    def _receive(self, _number: int, _frame: FrameType | None) -> None:
-        if self.received:
-            raise KeyboardInterrupt
-        self.received = True
-
-    def __enter__(self) -> _StopSignals:
-        if threading.current_thread() is threading.main_thread():  # handlers can be set there only
-            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
 class _Run:
     """The loop around `UpscalerTrainer`: clock, log, checkpoints."""
 
@@ -281,7 +257,7 @@ class _Run:
         crops = CropSampler(images_NHWC, small_NHWC, reconstructed_NHWC, training)
         last_saved = time.monotonic()
         started = last_saved - self.seconds
-        with (self.out_dir / "log.jsonl").open("a", encoding="utf-8") as log, _StopSignals() as stop, \
+        with (self.out_dir / "log.jsonl").open("a", encoding="utf-8") as log, StopSignals() as stop, \
              tqdm(total=100.0, unit="%", disable=not self.show_progress, desc=f"upscaler, {self.trainer.precision}",
                   bar_format="{desc} {percentage:5.1f}% |{bar}| {elapsed}<{remaining} {postfix}") as bar:
             while self.progress() < 1.0 and not stop.received:
