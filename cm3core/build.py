@@ -51,8 +51,8 @@ NEEDED = {
 
 @dataclass(eq=False)
 class Components:
-    """What a recipe builds. `source`, `embedder`, `retriever`, `sampler`, `reranker` and `upscaler` are built on first use, the rest at
-    once.
+    """What a recipe builds. `source`, `embedder`, `retriever`, `sampler`, `reranker` and `upscaler` are built on first use, the
+    rest at once.
 
     Args:
         recipe: where the configs are.

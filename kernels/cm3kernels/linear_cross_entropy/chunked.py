@@ -1,7 +1,8 @@
 """Cross entropy of a linear head in chunks of rows, in PyTorch's own operations: for CPUs.
 
 The gradient of a chunk is computed while its logits are there, so nothing is computed twice; the logits' memory holds the
-exponentials and then the gradient. Tokens of weight 0 are dropped first (which waits for the device; in a compiled graph they are zeroed).
+exponentials and then the gradient. Tokens of weight 0 are dropped first (which waits for the device; in a compiled graph they
+are zeroed).
 
 Legend: N tokens, R tokens of a chunk, E model dimension, V ids.
 """
