@@ -8,6 +8,8 @@ patterns, a cast from float32 truncates instead of rounding, and no error is rai
 - float32 -> bfloat16: round to nearest, ties to even; NaN stays NaN;
 - everything else that computes on bfloat16 bits: `TypeError`. A kernel casts to float32 first.
 
+And, of any dtype, masks of a block and a scalar: the interpreter keeps them as int32, which that of Triton 3.9 then refuses.
+
 Works for Triton 3.6 to 3.9. Loads, stores, `tl.where`, reshapes and bit casts move bits and stay as they are.
 """
 
@@ -50,6 +52,7 @@ def install() -> None:
     InterpreterBuilder.is_right_for_bf16 = True
     _install_dot()
     _install_cast()
+    _install_masks()
     for name in ("binary_op", "ternary_op", "unary_op"):
         _refuse_in_operation(name)
     for name in ("create_fma", "create_idiv", "create_rsqrt", "create_erf", "create_histogram"):
@@ -90,6 +93,21 @@ def _install_cast() -> None:
         return cast_with(plain_convert, self, source, target, rounding_mode)
 
     InterpreterBuilder.cast_impl, InterpreterBuilder.create_fp_to_fp = cast_impl, create_fp_to_fp
+
+
+def _install_masks() -> None:
+    plain_load, plain_store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+
+    def as_bool(mask: Any) -> Any:
+        return TensorHandle(mask.data.astype(bool), mask.dtype.scalar)
+
+    def create_masked_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        return plain_load(self, pointers, as_bool(mask), *rest)
+
+    def create_masked_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        return plain_store(self, pointers, value, as_bool(mask), *rest)
+
+    InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store = create_masked_load, create_masked_store
 
 
 def _refuse_in_operation(name: str) -> None:

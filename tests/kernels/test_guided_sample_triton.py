@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from cm3kernels.guided_sample import _tile
-from cm3kernels.guided_sample.reference import race_noise
+from cm3kernels.guided_sample.reference import log_survival
 from cm3kernels.guided_sample.triton import Config, aot_entries, guided_sample_triton
 from guided_sample_oracle import OFF, as_arguments, draw, ints, random_batch
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 Arguments = dict[str, Any]
 HOST = sys.modules["cm3kernels.guided_sample.triton"]
 PARAMETERS = ("reference_n", "allowed_nV", "allowed_bits_nW", "allowed_from_n", "allowed_to_n", "temperature_n", "top_k_n",
-              "top_p_n", "plausible_top_k_n", "plausible_top_p_n", "plausible_alpha_n", "plausible_k_n", "seed_n", "position_n")
+              "top_p_n", "plausible_top_k_n", "plausible_top_p_n", "plausible_alpha_n", "plausible_k_n", "min_p_n", "typical_p_n",
+              "seed_n", "position_n")
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|divide by zero) encountered:RuntimeWarning")  # the interpreter's numpy
 
 
@@ -181,7 +182,7 @@ def noise_of_ids(seed: int, position: int, first_counter: int, C: int, device: s
 def test_noise_is_the_references(seed: int, position: int, device: str) -> None:
     """8,192 words each: within what the second race allows for, the smallest and the largest among them."""
     noise = noise_of_ids(seed, position, 1001, 2048, device)
-    expected = race_noise(ints(seed), ints(position), 4004, 8192)[0]
+    expected = -(-log_survival(ints(seed), ints(position), 4004, 8192)[0]).log()
     assert float((noise.cpu().double() - expected).abs().max()) < 1e-5
 
 
@@ -283,7 +284,7 @@ for side in ("after", "before"):
             out_log_probability_n=g(torch.zeros(n)), first_id=6, debug=True, tiled=tiled, config=Config(64, 1),
             temperature_n=g(torch.ones(n)), top_k_n=g(torch.tensor([5, 9])), top_p_n=g(torch.full((n,), 0.9)),
             plausible_top_k_n=g(torch.tensor([20, 0])), plausible_top_p_n=g(torch.full((n,), 0.99)), seed_n=g(torch.arange(n)),
-            position_n=g(torch.arange(n)), **off)
+            min_p_n=g(torch.full((n,), 0.01)), typical_p_n=g(torch.full((n,), 0.8)), position_n=g(torch.arange(n)), **off)
         assert ((tokens >= 6) & (tokens < 6 + V)).all()
 print("inside")
 '''

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cm3kernels._dispatch import Implementation, choose, require, triton_implementation, triton_refusal
+from cm3kernels._dispatch import Implementation, choose, triton_implementation, triton_refusal
 from cm3kernels.guided_sample.eager import guided_sample_eager
 from cm3kernels.guided_sample.reference import guided_sample_reference
 
 OP = "guided_sample"
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+#: Ids whose masses the kernels' int64 sums hold, 40 bits after the point.
+LARGEST_VOCABULARY = 2**22
 
 
 def _load_triton() -> Callable[..., Any]:
@@ -27,6 +29,8 @@ def _triton_refusal(logits_SV: Tensor) -> str | None:
     if logits_SV.dtype not in KERNEL_DTYPES:
         return (f"logits_SV is {logits_SV.dtype}, the kernels take float32, bfloat16 and float16; next: cast it, or "
                 "implementation='auto'")
+    if logits_SV.shape[1] > LARGEST_VOCABULARY:
+        return f"logits_SV has {logits_SV.shape[1]} ids, the kernels take {LARGEST_VOCABULARY}; next: implementation='auto'"
     return triton_refusal(logits_SV)
 
 
@@ -39,13 +43,15 @@ def guided_sample(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor,
                   allowed_nV: Tensor | None = None, temperature_n: Tensor | None = None, top_k_n: Tensor | None = None,
                   top_p_n: Tensor | None = None, plausible_top_k_n: Tensor | None = None,
                   plausible_top_p_n: Tensor | None = None, plausible_alpha_n: Tensor | None = None,
-                  plausible_k_n: Tensor | None = None, seed_n: Tensor, position_n: Tensor, first_id: int = 0,
+                  plausible_k_n: Tensor | None = None, min_p_n: Tensor | None = None, typical_p_n: Tensor | None = None,
+                  seed_n: Tensor, position_n: Tensor, first_id: int = 0,
                   implementation: str = "auto", allowed_bits_nW: Tensor | None = None, allowed_from_n: Tensor | None = None,
                   allowed_to_n: Tensor | None = None, out_tokens_S: Tensor | None = None,
                   out_log_probability_n: Tensor | None = None, debug: bool = False) -> Tensor:
     """Mix the guidance streams of each request, filter, draw one id: one call for a batch with every mixture of settings.
 
-    Order: mix -> allowed ids -> plausible ids of the reference stream -> temperature -> top-k -> top-p -> draw.
+    Order: mix -> allowed ids -> plausible ids of the reference stream -> temperature -> top-k -> top-p -> min-p -> typical
+    -> draw.
     A filter given as None is off for all requests. All implementations give the same tokens.
 
     Args:
@@ -56,11 +62,14 @@ def guided_sample(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor,
             leaves the stream out of the sum, and it may still be the reference.
         reference_n: int64 [n]; which stream (0..G-1) decides plausibility. None: 0.
         allowed_nV: bool [n, V]. None: all. An id has to pass this, the bits and the range.
-        temperature_n: floating [n]; 0 takes the largest mixed logit (lowest id on a tie). None: 1.
+        temperature_n: floating [n]; 0 takes the largest mixed logit (lowest id on a tie), whatever the filters after it. None: 1.
         top_k_n, top_p_n: int64, floating [n]; of the mixed distribution, top-p after top-k. <= 0 or >= V, and >= 1, are off.
             Ties with the threshold are kept; never empty.
         plausible_top_k_n, plausible_top_p_n: the same, of the reference's allowed ids at temperature 1.
         plausible_alpha_n, plausible_k_n: floating, int64 [n]; reference probability >= alpha * its k-th largest. 0 is off.
+        min_p_n: floating [n], 0..1; of what is left, ids with at least min_p times the largest probability. 0 is off.
+        typical_p_n: floating [n]; of what is left, renormalised, the smallest set of ids of mass >= typical_p whose surprise is
+            nearest to the entropy. >= 1 is off. Ties with the last are kept; never empty.
         seed_n, position_n: int64 [n]; the draw depends on (seed, position, id) only. position in 0..2**32-1.
         first_id: id of column 0.
         implementation: "auto" or a name in `IMPLEMENTATIONS`. "auto": "triton" on CUDA, else "eager".
@@ -91,13 +100,13 @@ def guided_sample(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor,
     """
     settings = {"reference_n": reference_n, "temperature_n": temperature_n, "top_k_n": top_k_n, "top_p_n": top_p_n,
                 "plausible_top_k_n": plausible_top_k_n, "plausible_top_p_n": plausible_top_p_n,
-                "plausible_alpha_n": plausible_alpha_n, "plausible_k_n": plausible_k_n, "seed_n": seed_n,
-                "position_n": position_n, "allowed_from_n": allowed_from_n, "allowed_to_n": allowed_to_n,
-                "out_log_probability_n": out_log_probability_n}
+                "plausible_alpha_n": plausible_alpha_n, "plausible_k_n": plausible_k_n, "min_p_n": min_p_n,
+                "typical_p_n": typical_p_n, "seed_n": seed_n, "position_n": position_n, "allowed_from_n": allowed_from_n,
+                "allowed_to_n": allowed_to_n, "out_log_probability_n": out_log_probability_n}
     _check_shapes(logits_SV, stream_rows_nG, weights_nG, settings)
     _check_masks(logits_SV, stream_rows_nG, allowed_nV, allowed_bits_nW, out_tokens_S, first_id)
     if logits_SV.device.type == "cpu":
-        _check_values(logits_SV, stream_rows_nG, weights_nG, settings)
+        _check_values(logits_SV, stream_rows_nG, weights_nG, settings, out_tokens_S)
     run = choose(OP, implementation, IMPLEMENTATIONS, logits_SV)
     if len(stream_rows_nG) == 0:
         return stream_rows_nG.new_empty(0)
@@ -115,31 +124,44 @@ def guided_sample(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor,
 
 INTEGER = ("reference_n", "top_k_n", "plausible_top_k_n", "plausible_k_n", "seed_n", "position_n", "allowed_from_n",
            "allowed_to_n")
+#: Settings whose values are looked at -> what is wrong with a value, and what it must be.
+WRONG: dict[str, tuple[Callable[[float], bool], str]] = {
+    "temperature_n": (lambda value: not 0 <= value < math.inf, "must be 0 (takes the largest) or more, and finite"),
+    "min_p_n": (lambda value: not 0 <= value <= 1, "must be 0 (off) to 1"),
+    "position_n": (lambda value: not 0 <= value < 2**32, "must be 0 to 2**32 - 1"),
+    **dict.fromkeys(("top_p_n", "plausible_top_p_n", "plausible_alpha_n", "typical_p_n"), (math.isnan, "must be a number"))}
+
+
+def _wrong(cause: str) -> ValueError:
+    return ValueError(f"{OP}: {cause}")
+
+
+# A message costs more than a check: none is written before it is needed.
 
 
 def _check_shapes(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, settings: dict[str, Tensor | None]) -> None:
-    require(logits_SV.ndim == 2 and logits_SV.is_floating_point() and logits_SV.shape[1] > 0, OP,
-            f"logits_SV is {list(logits_SV.shape)} {logits_SV.dtype}, must be floating [stream rows, ids]")
-    require(stream_rows_nG.ndim == 2 and stream_rows_nG.dtype == torch.int64 and stream_rows_nG.shape[1] > 0, OP,
-            f"stream_rows_nG is {list(stream_rows_nG.shape)} {stream_rows_nG.dtype}, must be int64 [requests, streams]")
-    n = stream_rows_nG.shape[0]
-    require(weights_nG.shape == stream_rows_nG.shape and weights_nG.is_floating_point(), OP,
-            f"weights_nG is {list(weights_nG.shape)} {weights_nG.dtype}, must be floating {list(stream_rows_nG.shape)}")
-    _check_device("stream_rows_nG", stream_rows_nG, logits_SV)
-    _check_device("weights_nG", weights_nG, logits_SV)
+    if logits_SV.ndim != 2 or not logits_SV.is_floating_point() or logits_SV.shape[1] == 0:
+        raise _wrong(f"logits_SV is {list(logits_SV.shape)} {logits_SV.dtype}, must be floating [stream rows, ids]")
+    if stream_rows_nG.ndim != 2 or stream_rows_nG.dtype != torch.int64 or stream_rows_nG.shape[1] == 0:
+        raise _wrong(f"stream_rows_nG is {list(stream_rows_nG.shape)} {stream_rows_nG.dtype}, must be int64 [requests, streams]")
+    if weights_nG.shape != stream_rows_nG.shape or not weights_nG.is_floating_point():
+        raise _wrong(f"weights_nG is {list(weights_nG.shape)} {weights_nG.dtype}, must be floating {list(stream_rows_nG.shape)}")
+    device, shape = logits_SV.device, stream_rows_nG.shape[:1]
+    _check_device("stream_rows_nG", stream_rows_nG, device)
+    _check_device("weights_nG", weights_nG, device)
     for name, tensor in settings.items():
         if tensor is None:
             continue
-        _check_device(name, tensor, logits_SV)
+        _check_device(name, tensor, device)
         wanted = "int64" if name in INTEGER else "float32" if name == "out_log_probability_n" else "floating"
         right = tensor.is_floating_point() if wanted == "floating" else tensor.dtype == getattr(torch, wanted)
-        if not right or tensor.shape != (n,):  # here and below: writing the message costs more than the check
-            require(False, OP, f"{name} is {list(tensor.shape)} {tensor.dtype}, must be {wanted} [{n}]")
+        if not right or tensor.shape != shape:
+            raise _wrong(f"{name} is {list(tensor.shape)} {tensor.dtype}, must be {wanted} {list(shape)}")
 
 
-def _check_device(name: str, tensor: Tensor, logits_SV: Tensor) -> None:
-    if tensor.device != logits_SV.device:
-        require(False, OP, f"{name} is on {tensor.device}, logits_SV on {logits_SV.device}; all have to be on one device")
+def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    if tensor.device != device:
+        raise _wrong(f"{name} is on {tensor.device}, logits_SV on {device}; all have to be on one device")
 
 
 def _check_masks(logits_SV: Tensor, stream_rows_nG: Tensor, allowed_nV: Tensor | None, allowed_bits_nW: Tensor | None,
@@ -148,33 +170,44 @@ def _check_masks(logits_SV: Tensor, stream_rows_nG: Tensor, allowed_nV: Tensor |
     for name, tensor, dtype, shape in (("allowed_nV", allowed_nV, torch.bool, (n, V)),
                                        ("allowed_bits_nW", allowed_bits_nW, torch.int32, (n, -(-V // 32))),
                                        ("out_tokens_S", out_tokens_S, torch.int64, (S,))):
-        if tensor is not None:
-            require(tensor.dtype == dtype and tensor.shape == shape, OP,
-                    f"{name} is {list(tensor.shape)} {tensor.dtype}, must be {str(dtype).removeprefix('torch.')} {list(shape)}")
-            _check_device(name, tensor, logits_SV)
-    require(first_id >= 0, OP, f"first_id is {first_id}, must not be negative")
-    require(first_id + V <= 2**31, OP, f"ids end at {first_id + V}, must end at or before 2**31")
+        if tensor is None:
+            continue
+        if tensor.dtype != dtype or tensor.shape != shape:
+            wanted = f"{str(dtype).removeprefix('torch.')} {list(shape)}"
+            raise _wrong(f"{name} is {list(tensor.shape)} {tensor.dtype}, must be {wanted}")
+        _check_device(name, tensor, logits_SV.device)
+    if first_id < 0:
+        raise _wrong(f"first_id is {first_id}, must not be negative")
+    if first_id + V > 2**31:
+        raise _wrong(f"ids end at {first_id + V}, must end at or before 2**31")
 
 
-def _check_values(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, settings: dict[str, Tensor | None]) -> None:
+def _check_values(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, settings: dict[str, Tensor | None],
+                  out_tokens_S: Tensor | None) -> None:
     """What can be looked at without waiting for a device. On CUDA the kernels leave no choice to a request with a wrong row."""
     rows, num_rows, (_, G) = stream_rows_nG.tolist(), len(logits_SV), stream_rows_nG.shape
-    found = [row for request in rows for row in request]
-    if not found:
-        return
-    require(min(found) >= -1 and max(found) < num_rows, OP,
-            f"stream_rows_nG has rows {min(found)}..{max(found)}, must be -1 (none) to {num_rows - 1}")
-    require(all(math.isfinite(weight) for request in weights_nG.tolist() for weight in request), OP,
-            "weights_nG has a weight that is not finite")
+    for request in rows:
+        if min(request) < -1 or max(request) >= num_rows:
+            found = [row for request in rows for row in request]
+            raise _wrong(f"stream_rows_nG has rows {min(found)}..{max(found)}, must be -1 (none) to {num_rows - 1}")
+    if not all(math.isfinite(weight) for request in weights_nG.tolist() for weight in request):
+        raise _wrong("weights_nG has a weight that is not finite")
     reference_n = settings["reference_n"]
     chosen = [0] * len(rows) if reference_n is None else reference_n.tolist()
-    require(min(chosen) >= 0 and max(chosen) < G, OP,
-            f"reference_n has streams {min(chosen)}..{max(chosen)}, must be 0 to {G - 1}")
-    missing = [place for place, (request, stream) in enumerate(zip(rows, chosen, strict=True)) if request[stream] < 0]
-    require(not missing, OP, f"the reference stream of request {min(missing, default=None)} has row -1 (none)")
-    for name in ("temperature_n", "top_p_n", "plausible_top_p_n", "plausible_alpha_n"):
+    for place, (request, stream) in enumerate(zip(rows, chosen, strict=True)):
+        if not 0 <= stream < G:
+            raise _wrong(f"reference_n has streams {min(chosen)}..{max(chosen)}, must be 0 to {G - 1}")
+        if request[stream] < 0:
+            raise _wrong(f"the reference stream of request {place} has row -1 (none)")
+    for name, (wrong, must) in WRONG.items():
         value_n = settings[name]
         for value in () if value_n is None else value_n.tolist():
-            if name == "temperature_n" and not 0 <= value < math.inf:
-                require(False, OP, f"{name} has {value}, must be 0 (takes the largest) or more, and finite")
-            require(not math.isnan(value), OP, name + " has a nan")
+            if wrong(value):
+                raise _wrong(f"{name} has {value}, {must}")
+    if out_tokens_S is not None:
+        owner: dict[int, int] = {}
+        for place, request in enumerate(rows):
+            for row in request:
+                if row >= 0 and owner.setdefault(row, place) != place:
+                    raise _wrong(f"row {row} belongs to requests {owner[row]} and {place}, so out_tokens_S can't have both "
+                                 "tokens")

@@ -12,16 +12,19 @@ from cm3kernels.guided_sample._tile import (
     MASS_ONE,
     NEVER,
     allowed_of,
-    alpha_key,
     columns_of,
     inverse_temperature,
     kth_key,
     lowest_at,
     mass_of,
+    min_p_key,
     mix_tile,
+    moment_of,
+    nearness_of,
     nucleus_key,
     race_tile,
     range_of,
+    ratio_key,
     value_of,
 )
 
@@ -53,8 +56,27 @@ def plausible_floor(key, num_ids, top_k, top_p, alpha, alpha_k, request):
             kth = high
             if alpha_k is not None:
                 kth = kth_key(key, tl.maximum(tl.load(alpha_k + request), 1), low, high)
-            floor = tl.maximum(floor, alpha_key(kth, high, threshold))
+            floor = tl.maximum(floor, ratio_key(kth, high, threshold, 1.0))
     return floor
+
+
+@triton.jit
+def typical_keys(key, floor, high, inverse, p):
+    """The keys of the typical ids among those from `floor` on; `NEVER` for others. What is near is worked out anew for each
+    sum: held in registers, it would be too much."""
+    highest = value_of(high)
+    mass = mass_of(key, floor, highest, inverse)
+    total = tl.sum(mass).to(tl.float64)
+    mean = (tl.sum(moment_of(key, mass, highest, inverse)).to(tl.float64) / total).to(tl.float32)
+    furthest, nearest = range_of(tl.where(mass > 0, nearness_of(key, highest, inverse, mean), NEVER))
+    below, above = furthest.to(tl.int64), nearest.to(tl.int64)
+    while below < above:
+        middle = (below + above + 1) >> 1
+        near = nearness_of(key, highest, inverse, mean) >= middle.to(tl.int32)
+        enough = tl.sum(tl.where(near, mass, 0)).to(tl.float64) >= p * total
+        below = tl.where(enough, middle, below)
+        above = tl.where(enough, above, middle - 1)
+    return tl.where(nearness_of(key, highest, inverse, mean) >= below.to(tl.int32), key, NEVER)
 
 
 @triton.jit
@@ -80,8 +102,8 @@ def log_probability(drop, mass, temperature, request):
 
 @triton.jit(do_not_specialize=["first_id", "first_counter", "num_rows"])
 def one_block_kernel(logits, stream_rows, weights, reference, allowed, allowed_bits, allowed_from, allowed_to, temperature, top_k,
-                     top_p, plausible_top_k, plausible_top_p, plausible_alpha, plausible_k, seeds, positions, tokens, row_tokens,
-                     log_probabilities, num_rows, num_ids, num_words, row_stride, first_id, first_counter,
+                     top_p, plausible_top_k, plausible_top_p, plausible_alpha, plausible_k, min_p, typical_p, seeds, positions,
+                     tokens, row_tokens, log_probabilities, num_rows, num_ids, num_words, row_stride, first_id, first_counter,
                      G: tl.constexpr, SHIFT: tl.constexpr, C: tl.constexpr, WINDOW: tl.constexpr):
     request = tl.program_id(0)
     column = columns_of(0, SHIFT, C, True)
@@ -101,6 +123,12 @@ def one_block_kernel(logits, stream_rows, weights, reference, allowed, allowed_b
         winner = lowest_at(key, high, column)
     else:
         floor = top_floor(key, num_ids, top_k, top_p, request, inverse)
+        if min_p is not None:
+            floor = min_p_key(floor, high, min_p, temperature, request)
+        if typical_p is not None:
+            p = tl.load(typical_p + request).to(tl.float64)
+            if p < 1.0:
+                key = typical_keys(key, floor, high, inverse, p)
         kept = (key >= floor) & (key > NEVER)
         winner, _ = race_tile(key, kept, column, 0, first_counter, first_id, value_of(high), inverse, temperature, request,
                               tl.load(seeds + request), tl.load(positions + request), WINDOW, SHIFT, C, True)

@@ -91,6 +91,7 @@ def mix_tile(request, column, legal, logits, stream_rows, weights, reference, nu
     chosen = tl.full([], 0, tl.int32)
     if reference is not None:
         chosen = tl.load(reference + request).to(tl.int32)
+        legal = legal & (chosen >= 0) & (chosen < G)
     for g in tl.static_range(G):
         row = tl.load(stream_rows + request * G + g)
         weight = tl.load(weights + request * G + g).to(tl.float64)
@@ -108,13 +109,19 @@ def mix_tile(request, column, legal, logits, stream_rows, weights, reference, nu
 
 
 @triton.jit
-def inverse_temperature(temperature, request):
-    """1 / temperature in float32 for masses and the race's first pass; 1 where it is 0 (or there is none)."""
-    inverse = tl.full([], 1.0, tl.float32)
+def temperature_of(temperature, request):
+    """float64; 1 where it is 0 (or there is none)."""
+    given = tl.full([], 1.0, tl.float64)
     if temperature is not None:
         given = tl.load(temperature + request).to(tl.float64)
-        inverse = tl.minimum(1.0 / tl.where(given > 0.0, given, 1.0), 1e30).to(tl.float32)
-    return inverse
+        given = tl.where(given > 0.0, given, 1.0)
+    return given
+
+
+@triton.jit
+def inverse_temperature(temperature, request):
+    """1 / temperature in float32, for masses and the race's first pass."""
+    return tl.minimum(1.0 / temperature_of(temperature, request), 1e30).to(tl.float32)
 
 
 @triton.jit
@@ -163,9 +170,31 @@ def range_of(key):
 
 
 @triton.jit
-def alpha_key(kth, high, alpha):
-    """Key of log(alpha) above the k-th largest logit, at most `high`: the softmax's normaliser cancels."""
-    return tl.minimum(key_at_least(value_of(kth).to(tl.float64) + tl.log(alpha)), high)
+def ratio_key(key, high, ratio, temperature):
+    """Smallest key of at least `ratio` times the probability of `key`, at most `high`: the softmax's normaliser cancels."""
+    return tl.minimum(key_at_least(value_of(key).to(tl.float64) + temperature * tl.log(ratio)), high)
+
+
+@triton.jit
+def min_p_key(floor, high, min_p, temperature, request):
+    """`floor`, or that of min-p where it is higher."""
+    ratio = tl.load(min_p + request).to(tl.float64)
+    if ratio > 0.0:
+        floor = tl.maximum(floor, ratio_key(high, high, ratio, temperature_of(temperature, request)))
+    return floor
+
+
+@triton.jit
+def moment_of(key, mass, highest, inverse):
+    """Fixed-point mass times -(x - largest x) / temperature, which is the surprise but for a constant."""
+    surprise = tl.minimum(-score_of(key, highest, inverse), 1000.0)  # beyond, there is no mass
+    return (tl.exp(-surprise) * surprise * MASS_ONE).to(tl.int64) * (mass > 0).to(tl.int64)
+
+
+@triton.jit
+def nearness_of(key, highest, inverse, mean):
+    """Key that is larger the nearer a surprise is to the mean: distances are ordered as their bits are."""
+    return ~tl.abs(-score_of(key, highest, inverse) - mean).to(tl.int32, bitcast=True)
 
 
 @triton.jit

@@ -1,147 +1,286 @@
 """The same tokens as `reference.py` from fewer operations: the fast path where there is no GPU.
 
-Most requests are decided by their few best ids. So a first look takes the largest ids of the leading stream (the reference stream
-where a plausibility filter is on, else the mixed logits), filters and draws among them, and proves that nothing else could
-have won: either every id that the filters keep is among them, or the best score is out of reach of what is left, since
-no id's noise exceeds `HIGHEST_NOISE`. Requests without such a proof are drawn over all ids (`eager_wide.py`).
-With few ids a call costs more than its arithmetic: settings are looked at as Python numbers, and what is off is left out.
-Legend: n requests, V ids of the slice, M ids of the first look, in descending order of the leading values.
+No row is sorted. Top-k takes its ids by groups. A nucleus' border is not looked for where most draws fall inside: the race is run
+without it, and the winner belongs to it if the ids above have less than p of the mass; else, and where the border itself is
+needed, masses are added up in buckets. The race is decided by products, the arg max of log(1 - u) / mass: one logarithm an id,
+and where few ids are left, theirs alone. With one request and few ids a call costs more than its arithmetic: settings are looked
+at as Python's numbers, and what is off is left out.
+Legend: n requests, m some of them, V ids of the slice, M ids looked at (all, or each request's largest in descending order), L
+kept ids of all requests together, b buckets.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cm3kernels.guided_sample.eager_wide import Settings, draw_wide
-from cm3kernels.guided_sample.philox import MASK, philox4x32
-from cm3kernels.guided_sample.reference import alpha_threshold, legal_ids, mix, noise_of, only, reference_stream, tempered
+from cm3kernels.guided_sample.philox import philox4x32
+from cm3kernels.guided_sample.reference import legal_ids, log_survival, log_survival_of, mix, only, reference_logits
 
-#: Ids looked at first where no k says how many; one more shows whether they were enough.
-FIRST_LOOK = 64
-#: -log of the smallest exponential variate, -log1p(-2**-25), rounded up.
-HIGHEST_NOISE = 17.4
-
-
-def guided_sample_eager(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, *, reference_n: Tensor | None,
-                        allowed_nV: Tensor | None, allowed_bits_nW: Tensor | None, allowed_from_n: Tensor | None,
-                        allowed_to_n: Tensor | None, first_id: int, out_log_probability_n: Tensor | None,
-                        **settings: Any) -> Tensor:
-    """See `cm3kernels.guided_sample`."""
-    n, V = len(stream_rows_nG), logits_SV.shape[1]
-    allowed_nV = legal_ids(n, V, first_id, allowed_nV, allowed_bits_nW, allowed_from_n, allowed_to_n)
-    mixed_nV, legal_nV = mix(logits_SV, stream_rows_nG, weights_nG, reference_n, allowed_nV)
-    of = Settings(**settings)
-    guided = _guided(of, V, n)
-    mixed_nV = reference_nV = only(legal_nV, mixed_nV)
-    if any(guided):
-        reference_nV = only(legal_nV, reference_stream(logits_SV, stream_rows_nG, reference_n))
-    with_log = out_log_probability_n is not None
-    if all(guided) or not any(guided):
-        token_n, log_n = _draw(mixed_nV, reference_nV, of, guided[0], first_id, with_log)
-    else:
-        token_n = torch.empty(n, dtype=torch.int64, device=logits_SV.device)
-        log_n = torch.empty(n, dtype=torch.float64, device=logits_SV.device) if with_log else None
-        for part in (True, False):
-            index_m = torch.tensor([place for place in range(n) if guided[place] == part], device=logits_SV.device)
-            token_m, log_m = _draw(mixed_nV[index_m], reference_nV[index_m], of.of(index_m), part, first_id, with_log)
-            _put(token_n, log_n, index_m, token_m, log_m)
-    if out_log_probability_n is not None and log_n is not None:
-        out_log_probability_n.copy_(log_n)
-    return token_n + first_id
-
-
-def _put(token_n: Tensor, log_n: Tensor | None, index_m: Tensor, token_m: Tensor, log_m: Tensor | None) -> None:
-    """Results of some requests into those of all."""
-    token_n[index_m] = token_m
-    if log_n is not None and log_m is not None:
-        log_n[index_m] = log_m
-
-
-def _guided(of: Settings, V: int, n: int) -> list[bool]:
-    """Which requests have a plausibility filter."""
-    off = [0] * n
-    ks = off if of.plausible_top_k_n is None else of.plausible_top_k_n.tolist()
-    ps = [1.0] * n if of.plausible_top_p_n is None else of.plausible_top_p_n.tolist()
-    alphas = off if of.plausible_alpha_n is None else of.plausible_alpha_n.tolist()
-    return [0 < k < V or p < 1 or alpha > 0 for k, p, alpha in zip(ks, ps, alphas, strict=True)]
-
-
-def _draw(mixed_nV: Tensor, reference_nV: Tensor, of: Settings, guided: bool, first_id: int,
-          with_log: bool) -> tuple[Tensor, Tensor | None]:
-    """Columns drawn and their log-probabilities: by the first look, over all ids where it did not do."""
-    V = mixed_nV.shape[1]
-    looked = _look(mixed_nV, reference_nV, of, guided, first_id, with_log, FIRST_LOOK)
-    if looked.proven_n is None or bool(looked.proven_n.all()):
-        return looked.column_n, looked.log_probability_n
-    column_n, log_n = looked.column_n, looked.log_probability_n
-    rest_m, proven_m = (~looked.proven_n).nonzero()[:, 0], None
-    if guided or of.top_k_n is not None or of.top_p_n is not None:  # a wider look helps a filter, hardly a bare draw
-        again = _look(mixed_nV[rest_m], reference_nV[rest_m], of.of(rest_m), guided, first_id, with_log, V // 8)
-        _put(column_n, log_n, rest_m, again.column_n, again.log_probability_n)
-        if again.proven_n is None or bool(again.proven_n.all()):
-            return column_n, log_n
-        proven_m = again.proven_n
-    rest_m = rest_m if proven_m is None else rest_m[~proven_m]
-    drawn = draw_wide(mixed_nV[rest_m].double(), reference_nV[rest_m], of.of(rest_m), guided, first_id, with_log)
-    _put(column_n, log_n, rest_m, *drawn)
-    return column_n, log_n
+#: Ids of all requests up to which a race of all costs less than finding who takes part.
+SMALL = 8192
+#: Ids of all requests that are looked at in one go: more of them would leave the cache, and every float64 of theirs would be
+#: memory fresh from the system, which costs more than the arithmetic.
+AT_ONCE = 32768
+#: Positions whose random numbers are made together, for few ids.
+AHEAD = 16
+#: The p from which a nucleus is left to a look at the winner.
+LEFT_TO_THE_WINNER = 0.8
+#: Nats below the largest that a nucleus' buckets are spread over; what is further away falls into the last.
+BUCKETED_NATS = 32.0
 
 
 @dataclass(frozen=True)
-class _Look:
-    """Column drawn, its log-probability if asked for, and whether the draw is proven (None: every one is); each [n]."""
+class Settings:
+    """The per-request arguments, each [n]; None is off for all."""
 
-    column_n: Tensor
-    log_probability_n: Tensor | None
-    proven_n: Tensor | None
+    temperature_n: Tensor | None
+    top_k_n: Tensor | None
+    top_p_n: Tensor | None
+    plausible_top_k_n: Tensor | None
+    plausible_top_p_n: Tensor | None
+    plausible_alpha_n: Tensor | None
+    plausible_k_n: Tensor | None
+    min_p_n: Tensor | None
+    typical_p_n: Tensor | None
+    seed_n: Tensor
+    position_n: Tensor
+
+    def of(self, index_m: Tensor) -> Settings:
+        """Those of some requests."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Settings(**{name: None if value is None else value[index_m] for name, value in values.items()})
 
 
-def _look(mixed_nV: Tensor, reference_nV: Tensor, of: Settings, guided: bool, first_id: int, with_log: bool, least: int) -> _Look:
-    """Draw among the `least` largest logits, or more where a k says so."""
-    if guided:
-        return _look_guided(mixed_nV, reference_nV, of, first_id, with_log, least)
-    V = mixed_nV.shape[1]
-    ks = None if of.top_k_n is None else of.top_k_n.tolist()
-    num = _num_looked_at(V, least, ks)
-    best_nM, column_nM = _largest(mixed_nV, num)
-    total_n1 = None
-    if num < V and of.top_p_n is not None and not all(0 < k < V for k in ks or (0,)):
-        total_n1 = tempered(mixed_nV.double(), of.temperature_n)[0].exp_().sum(dim=1, keepdim=True)
-    return _race(best_nM.double(), column_nM, of, V, total_n1, first_id, with_log, everything=num == V)
+@dataclass(frozen=True)
+class Nucleus:
+    """A top-p filter whose border is not known: the ids of largest keys whose mass reaches p of the request's.
+
+    Args:
+        key_nM: -inf where there is no mass.
+        mass_nM: float64.
+        p_n, ps: floating [n], and the same as numbers; >= 1 is off.
+    """
+
+    key_nM: Tensor
+    mass_nM: Tensor
+    p_n: Tensor
+    ps: Sequence[float]
 
 
-def _look_guided(mixed_nV: Tensor, reference_nV: Tensor, of: Settings, first_id: int, with_log: bool, least: int) -> _Look:
-    """Draw among the reference stream's largest logits."""
-    V = mixed_nV.shape[1]
-    alpha_k_n = of.plausible_k_n if of.plausible_alpha_n is not None else None
-    num = _num_looked_at(V, least, *(k_n.tolist() for k_n in (of.plausible_top_k_n, alpha_k_n) if k_n is not None))
-    if of.plausible_alpha_n is not None:  # its set is as large as the row is flat, not as k
-        num = min(max(num, 4 * FIRST_LOOK + 1), V)
-    reference_nM, column_nM = _largest(reference_nV, num)
-    total_n1 = None
-    if num < V and of.plausible_top_p_n is not None:
-        total_n1 = (reference_nV - reference_nM[:, :1]).exp_().sum(dim=1, keepdim=True)
-    threshold_n1, settled_n1 = _top_threshold(reference_nM, of.plausible_top_k_n, of.plausible_top_p_n, V, total_n1)
-    if of.plausible_alpha_n is not None:
-        threshold_n1 = torch.maximum(threshold_n1, alpha_threshold(reference_nM, of.plausible_alpha_n, of.plausible_k_n))
-    proven_n = None
-    if num < V:
-        proven_n = (reference_nM[:, -1:] < threshold_n1)[:, 0]
-        if settled_n1 is not None:
-            proven_n &= settled_n1[:, 0]
-        if alpha_k_n is not None:  # from fewer than k the threshold is not known
-            proven_n &= alpha_k_n <= num
-    mixed_nM = torch.where(reference_nM >= threshold_n1, mixed_nV.gather(1, column_nM), -math.inf).double()
-    if of.top_k_n is not None or of.top_p_n is not None:
-        mixed_nM, order_nM = mixed_nM.sort(dim=1, descending=True)
-        column_nM = column_nM.gather(1, order_nM)
-    race = _race(mixed_nM, column_nM, of, V, None, first_id, with_log, everything=True)
-    return _Look(race.column_n, race.log_probability_n, proven_n)
+@dataclass(frozen=True)
+class Kept:
+    """What the filters leave, of M ids of each request.
+
+    Args:
+        score_nM: float64; (x - largest x) / temperature.
+        mass_nM: float64; exp of the score, 0 where an id is not kept.
+        num_kept: of all requests together, at most; None: not counted.
+        column_nM: where the M ids stand among V; None: M is V.
+    """
+
+    score_nM: Tensor
+    mass_nM: Tensor
+    num_kept: int | None
+    column_nM: Tensor | None
+
+    def log_probability(self, column_n: Tensor) -> Tensor:
+        """Of one id of each request, float64 [n]."""
+        place_n1 = column_n[:, None]
+        if self.column_nM is not None:
+            place_n1 = (self.column_nM == place_n1).int().argmax(dim=1, keepdim=True)
+        return self.score_nM.gather(1, place_n1)[:, 0] - self.mass_nM.sum(dim=1).log_()
+
+
+def guided_sample_eager(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, *, first_id: int, **given: Any) -> Tensor:
+    """See `cm3kernels.guided_sample`."""
+    n, V = len(stream_rows_nG), logits_SV.shape[1]
+    some = _numbers(given["top_k_n"])
+    step = max((4 if some and all(0 < k <= V // 8 for k in some) else 1) * AT_ONCE // V, 1)
+    with torch.inference_mode():  # an operation costs less in it; the sum below makes an ordinary tensor
+        if n <= step:
+            column_n = _some(logits_SV, stream_rows_nG, weights_nG, first_id=first_id, first_request=0, **given)
+        else:
+            column_n = torch.cat([_some(logits_SV, stream_rows_nG[start:start + step], weights_nG[start:start + step],
+                                        first_id=first_id, first_request=start,
+                                        **{name: None if value is None else value[start:start + step]
+                                           for name, value in given.items()})
+                                  for start in range(0, n, step)])
+    return column_n + first_id
+
+
+def _some(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, *, reference_n: Tensor | None, allowed_nV: Tensor | None,
+          allowed_bits_nW: Tensor | None, allowed_from_n: Tensor | None, allowed_to_n: Tensor | None, first_id: int,
+          first_request: int, out_log_probability_n: Tensor | None, **settings: Any) -> Tensor:
+    """Columns drawn for requests `first_request` and following, int64 [n]."""
+    of, n, V = Settings(**settings), len(stream_rows_nG), logits_SV.shape[1]
+    allowed_nV = legal_ids(n, V, first_id, allowed_nV, allowed_bits_nW, allowed_from_n, allowed_to_n)
+    mixed_nV, legal_nV = mix(logits_SV, stream_rows_nG, weights_nG, reference_n, allowed_nV, first_request)
+    mixed_nV, reference_nV = only(legal_nV, mixed_nV), None
+    if of.plausible_top_k_n is not None or of.plausible_top_p_n is not None or of.plausible_alpha_n is not None:
+        reference_nV = only(legal_nV, reference_logits(logits_SV, stream_rows_nG, reference_n))
+    return _draw(mixed_nV, reference_nV, of, first_id, out_log_probability_n, look=out_log_probability_n is None)
+
+
+def _draw(mixed_nV: Tensor, reference_nV: Tensor | None, of: Settings, first_id: int, out_log_probability_n: Tensor | None, *,
+          look: bool) -> Tensor:
+    """Columns drawn, int64 [n].
+
+    Args:
+        mixed_nV, reference_nV: logits, -inf where an id is not legal. No reference: no plausibility filter.
+        of: settings.
+        first_id: id of column 0.
+        out_log_probability_n: float32 [n], receives the log-probabilities.
+        look: whether a nucleus may be left to a look at the winner.
+    """
+    V, temperature_n, keep_nV, nucleus = mixed_nV.shape[1], of.temperature_n, None, None
+    greedy = [value <= 0 for value in _numbers(temperature_n)]
+    if reference_nV is not None:
+        last = not any(greedy) and of.top_k_n is None and of.top_p_n is None and of.min_p_n is None and of.typical_p_n is None
+        floor_n1, nucleus = _plausible_floor(reference_nV, of, look=look and last)
+        keep_nV = None if floor_n1 is None else reference_nV >= floor_n1
+    mixed_nV = only(keep_nV, mixed_nV)
+    if temperature_n is not None and any(greedy):
+        greedy_n, largest_n = temperature_n <= 0, mixed_nV.argmax(dim=1)
+        if all(greedy):
+            if out_log_probability_n is not None:
+                out_log_probability_n.zero_()
+            return largest_n
+        temperature_n = temperature_n.masked_fill(greedy_n, 1.0)
+    kept, nucleus = _filter(mixed_nV, temperature_n, of, nucleus, look=look)
+    column_n = _race(kept, V, first_id, of)
+    if out_log_probability_n is not None:
+        out_log_probability_n.copy_(kept.log_probability(column_n))
+    if any(greedy):
+        column_n = torch.where(greedy_n, largest_n, column_n)
+        if out_log_probability_n is not None:
+            out_log_probability_n.masked_fill_(greedy_n, 0.0)
+    outside = [] if nucleus is None else _outside(nucleus, column_n)
+    if outside:
+        index_m = torch.tensor(outside, device=column_n.device)
+        reference_mV = None if reference_nV is None else reference_nV[index_m]
+        column_n[index_m] = _draw(mixed_nV[index_m], reference_mV, of.of(index_m), first_id, None, look=False)
+    return column_n
+
+
+def _numbers(values_n: Tensor | None) -> list[Any]:
+    return [] if values_n is None else values_n.tolist()
+
+
+def _outside(nucleus: Nucleus, column_n: Tensor) -> list[int]:
+    """Requests whose winner is not in the nucleus: the ids above it have p of the mass without it. Uses up the masses."""
+    key_nM, total_n = nucleus.key_nM, nucleus.mass_nM.sum(dim=1)
+    above_n = nucleus.mass_nM.mul_(key_nM > key_nM.gather(1, column_n[:, None])).sum(dim=1)
+    sums = zip(above_n.tolist(), total_n.tolist(), nucleus.ps, strict=True)
+    return [place for place, (above, total, p) in enumerate(sums) if p < 1 and above >= p * total and above > 0]
+
+
+def _plausible_floor(reference_nV: Tensor, of: Settings, *, look: bool) -> tuple[Tensor | None, Nucleus | None]:
+    """Smallest plausible logit of the reference stream, [n, 1] (None: every one is), and the nucleus that it leaves out."""
+    V, floor_n1, nucleus = reference_nV.shape[1], None, None
+    ks, ps = _numbers(of.plausible_top_k_n), _numbers(of.plausible_top_p_n)
+    if any(0 < k < V for k in ks):
+        floor_n1 = _kth(_largest(reference_nV, max(k for k in ks if k < V))[0], ks, V)
+    if of.plausible_top_p_n is not None and any(p < 1 for p in ps):
+        mass_nV = reference_nV.to(torch.float64, copy=True)
+        mass_nV.sub_(mass_nV.amax(dim=1, keepdim=True)).exp_()
+        if floor_n1 is not None:
+            mass_nV.mul_(_at_least(reference_nV, floor_n1))
+        nucleus = Nucleus(reference_nV, mass_nV, of.plausible_top_p_n, ps)
+        if not look or min(ps) < LEFT_TO_THE_WINNER:
+            floor_n1, nucleus = _higher(floor_n1, _nucleus_floor(nucleus)), None
+    alphas, alpha_k_n = _numbers(of.plausible_alpha_n), of.plausible_k_n
+    if of.plausible_alpha_n is not None and any(alpha > 0 for alpha in alphas):
+        ks = [1] if alpha_k_n is None else [min(max(k, 1), V) for k in alpha_k_n.tolist()]
+        largest_nM = _largest(reference_nV, max(ks))[0].double()
+        kth_n1 = largest_nM[:, :1]
+        if max(ks) > 1:  # past the legal ids: the smallest of them
+            k_n1 = torch.tensor(ks, device=kth_n1.device)[:, None].minimum((largest_nM > -math.inf).sum(dim=1, keepdim=True))
+            kth_n1 = largest_nM.gather(1, k_n1 - 1)
+        log_alpha_n1 = of.plausible_alpha_n.double()[:, None].clamp(min=0).log_()
+        floor_n1 = _higher(floor_n1, (kth_n1 + log_alpha_n1).minimum(largest_nM[:, :1]))
+    return floor_n1, nucleus
+
+
+def _at_least(values_nM: Tensor, floor_n1: Tensor) -> Tensor:
+    """1 where a value is at least the floor, else 0; float64, since to multiply masses costs less than to choose them."""
+    return torch.ge(values_nM, floor_n1, out=torch.empty(values_nM.shape, dtype=torch.float64, device=values_nM.device))
+
+
+def _higher(first_n1: Tensor | None, second_n1: Tensor) -> Tensor:
+    return second_n1 if first_n1 is None else torch.maximum(first_n1, second_n1)
+
+
+def _filter(mixed_nV: Tensor, temperature_n: Tensor | None, of: Settings, nucleus: Nucleus | None, *,
+            look: bool) -> tuple[Kept, Nucleus | None]:
+    """Temperature (above 0), top-k, top-p, min-p and typical ids. A nucleus is left out, the given one or that of top-p, where
+    `look` allows it."""
+    V, column_nM, floor_n1 = mixed_nV.shape[1], None, None
+    ks, ps, typical_ps = _numbers(of.top_k_n), _numbers(of.top_p_n), _numbers(of.typical_p_n)
+    if any(0 < k < V for k in ks):
+        most = max(k for k in ks if k < V)
+        narrow = all(0 < k < V for k in ks) and len(ks) * V > SMALL
+        # With what is tied with the last.
+        largest_nM, place_nM = _largest(mixed_nV, min(most + most // 8 + 8, V) if narrow else most)
+        floor_n1, last_n1 = _kth(largest_nM, ks, V).double(), largest_nM[:, -1:]
+        if narrow and bool(((last_n1 < floor_n1) | (last_n1 == -math.inf)).all()):
+            mixed_nV, column_nM = largest_nM, place_nM
+    score_nM = mixed_nV.double()  # mixed logits are float32: this is a copy
+    highest_n1 = score_nM.amax(dim=1, keepdim=True)
+    score_nM.sub_(highest_n1)
+    floor_n1 = None if floor_n1 is None else floor_n1 - highest_n1
+    if temperature_n is not None:
+        temperature_n1 = temperature_n.double()[:, None]
+        score_nM.div_(temperature_n1)
+        floor_n1 = None if floor_n1 is None else floor_n1.div_(temperature_n1)
+    mass_nM = score_nM.exp()
+    if of.top_p_n is not None and any(p < 1 for p in ps):
+        if floor_n1 is not None:
+            mass_nM.mul_(_at_least(score_nM, floor_n1))
+        top = Nucleus(score_nM, mass_nM, of.top_p_n, ps)
+        if column_nM is None and of.typical_p_n is None and look and min(ps) >= LEFT_TO_THE_WINNER:
+            nucleus = top
+        else:
+            floor_n1 = _higher(floor_n1, _nucleus_floor(top, descending=column_nM is not None))
+    if of.min_p_n is not None:
+        floor_n1 = _higher(floor_n1, of.min_p_n.double()[:, None].log())
+    keep_nM = None if floor_n1 is None else _at_least(score_nM, floor_n1)
+    if of.typical_p_n is not None and any(p < 1 for p in typical_ps):
+        mass_nM = mass_nM if keep_nM is None else mass_nM.mul_(keep_nM)
+        typical_nM = _typical(score_nM, mass_nM, of.typical_p_n, typical_ps)
+        keep_nM = typical_nM if keep_nM is None else keep_nM.mul_(typical_nM)
+    raced_nM = mass_nM if keep_nM is None else mass_nM * keep_nM
+    num_kept = None if keep_nM is None else int(keep_nM.sum())
+    if nucleus is not None and len(mixed_nV) * V > SMALL:  # ids so light that together they have less than 1 - p are not in it
+        light_n1 = nucleus.mass_nM.sum(dim=1, keepdim=True).mul_(0.999 / V * (1 - nucleus.p_n.double()[:, None]).clamp_(min=0))
+        heavy_nM = _at_least(nucleus.mass_nM, light_n1)
+        heavier_nM = raced_nM * heavy_nM
+        if bool((heavier_nM.amax(dim=1) > 0).all()):  # else guidance is so strong that only a light id has a mass
+            raced_nM, num_kept = heavier_nM, int(heavy_nM.sum())
+    return Kept(score_nM, raced_nM, num_kept, column_nM), nucleus
+
+
+def _typical(score_nM: Tensor, mass_nM: Tensor, p_n: Tensor, ps: Sequence[float]) -> Tensor:
+    """`reference.typical_ids` of what has a mass, as `_at_least` says it.
+
+    Surprise and entropy have the same normaliser, so their distance is that of a score to the mean score."""
+    mean_n1 = (mass_nM * score_nM.clamp(min=-1000.0)).sum(dim=1, keepdim=True) / mass_nM.sum(dim=1, keepdim=True)
+    nearness_nM = torch.where(mass_nM > 0, (score_nM - mean_n1).abs_().neg_(), -math.inf)
+    return _at_least(nearness_nM, _nucleus_floor(Nucleus(nearness_nM, mass_nM, p_n, ps)))
+
+
+def _kth(descending_nM: Tensor, ks: Sequence[int], V: int) -> Tensor:
+    """The k-th value of each row, [n, 1]; -inf where k is off (<= 0 or >= V)."""
+    if min(ks) == max(ks):
+        return descending_nM[:, ks[0] - 1:ks[0]]
+    place_n1 = torch.tensor([k - 1 if 0 < k < V else -1 for k in ks], device=descending_nM.device)[:, None]
+    return descending_nM.gather(1, place_n1.clamp(min=0)).masked_fill_(place_n1 < 0, -math.inf)
 
 
 def _largest(values_nV: Tensor, num: int) -> tuple[Tensor, Tensor]:
@@ -161,87 +300,90 @@ def _largest(values_nV: Tensor, num: int) -> tuple[Tensor, Tensor]:
     return best_nM, column_nc.gather(1, place_nM)
 
 
-def _num_looked_at(V: int, least: int, *ks: list[int] | None) -> int:
-    """One more than the largest k that is on and at most a quarter of V, or than `least` if there is none (or this is a second
-    look, and more than that)."""
-    largest = max([k for given in ks if given is not None for k in given if 1 < k <= V // 4], default=0)
-    return min((largest if largest and least == FIRST_LOOK else max(largest, least)) + 1, V)
-
-
-def _race(mixed_nM: Tensor, column_nM: Tensor, of: Settings, V: int, total_n1: Tensor | None, first_id: int,
-          with_log: bool, *, everything: bool) -> _Look:
-    """Temperature, top-k, top-p and the draw among M ids; in descending order of `mixed_nM` where top-k or top-p are given.
-    `total_n1`: see `_top_threshold`. `everything`: no id beyond the M is left, so nothing is to be proven."""
-    some_greedy = of.temperature_n is not None and min(of.temperature_n.tolist()) <= 0
-    if some_greedy:
-        scores_nM, greedy_n1 = tempered(mixed_nM, of.temperature_n)
+def _nucleus_floor(nucleus: Nucleus, *, descending: bool = False) -> Tensor:
+    """Smallest key [n, 1] of a nucleus; -inf where p >= 1. `descending`: the keys are in order."""
+    key_nM, mass_nM, ps, p_n1 = nucleus.key_nM, nucleus.mass_nM, nucleus.ps, nucleus.p_n.double()[:, None]
+    if descending:
+        sum_nM = mass_nM.cumsum(dim=1)
+        floor_n1 = key_nM.gather(1, (sum_nM < p_n1 * sum_nM[:, -1:]).sum(dim=1, keepdim=True).clamp_(max=key_nM.shape[1] - 1))
+    elif 2 * sum(p < 1 for p in ps) > len(ps):
+        floor_n1 = _bucketed_floor(key_nM, mass_nM, p_n1)
     else:
-        scores_nM, greedy_n1 = mixed_nM - mixed_nM.amax(dim=1, keepdim=True), None
-        if of.temperature_n is not None:
-            scores_nM.div_(of.temperature_n.double()[:, None])
-    threshold_n1, settled_n1 = _top_threshold(scores_nM, of.top_k_n, of.top_p_n, V, total_n1)
-    if greedy_n1 is not None:
-        threshold_n1 = threshold_n1.masked_fill(greedy_n1, 0.0)
-    last_n1, kept_nM = scores_nM[:, -1:], torch.where(scores_nM >= threshold_n1, scores_nM, -math.inf)
-    if scores_nM.shape[1] > 2 * FIRST_LOOK and (of.top_k_n is not None or of.top_p_n is not None):  # in descending order
-        num = max(int((kept_nM > -math.inf).sum(dim=1).max()), 1)
-        kept_nM, column_nM = kept_nM[:, :num], column_nM[:, :num]
-    id_nM = column_nM + first_id
-    noise_nM = noise_of(philox4x32(of.seed_n, id_nM >> 2, of.position_n & MASK, id_nM & 3))
-    if greedy_n1 is not None:
-        noise_nM.mul_(~greedy_n1)
-    raced_nM = noise_nM.add_(kept_nM)
-    best_n1 = raced_nM.amax(dim=1, keepdim=True)
-    column_n = torch.where(raced_nM == best_n1, column_nM, V).amin(dim=1)  # of equal scores the lowest id
-    log_n = None
-    if with_log:
-        log_nM = kept_nM.log_softmax(dim=1)
-        if greedy_n1 is not None:
-            log_nM.masked_fill_(greedy_n1, 0.0)
-        log_n = log_nM.gather(1, (column_nM == column_n[:, None]).int().argmax(dim=1, keepdim=True))[:, 0]
-    if everything:
-        return _Look(column_n, log_n, None)
-    proven_n1 = last_n1 < threshold_n1  # the filters leave the last one out, and so all that would follow
-    if not with_log and not bool(proven_n1.all()):
-        proven_n1 |= last_n1 + HIGHEST_NOISE < best_n1
-    if settled_n1 is not None:
-        proven_n1 &= settled_n1 if greedy_n1 is None else settled_n1 | greedy_n1
-    return _Look(column_n, log_n, proven_n1[:, 0])
+        index_m = torch.tensor([place for place, p in enumerate(ps) if p < 1], device=key_nM.device)
+        floor_n1 = torch.empty_like(key_nM[:, :1])
+        floor_n1[index_m] = _bucketed_floor(key_nM[index_m], mass_nM[index_m], p_n1[index_m])
+    return floor_n1.masked_fill_(p_n1 >= 1, -math.inf)
 
 
-def _top_threshold(descending_nM: Tensor, k_n: Tensor | None, p_n: Tensor | None, V: int,
-                   total_n1: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """`reference.top_threshold` from the M largest of V values.
+def _bucketed_floor(key_nM: Tensor, mass_nM: Tensor, p_n1: Tensor) -> Tensor:
+    """`_nucleus_floor` without putting a row in order: masses are added up in buckets of equal width below the largest key, and
+    only the bucket in which the sum reaches p is ordered. Buckets never part equal keys, so the result is exact."""
+    n, M = key_nM.shape
+    num_buckets = min(max(M // 4, 64), 2048)
+    highest_n1 = key_nM.amax(dim=1, keepdim=True)
+    width_n1 = (highest_n1 - key_nM.amin(dim=1, keepdim=True)).clamp_(1e-30, BUCKETED_NATS).div_(num_buckets)
+    bucket_nM = (highest_n1 - key_nM).div_(width_n1).clamp_(max=num_buckets - 1).long()
+    sum_nb = torch.zeros(n, num_buckets, dtype=torch.float64, device=key_nM.device).scatter_add_(1, bucket_nM, mass_nM)
+    sum_nb = sum_nb.cumsum_(dim=1)
+    wanted_n1 = p_n1 * sum_nb[:, -1:]
+    crossing_n1 = (sum_nb < wanted_n1).sum(dim=1, keepdim=True).clamp_(max=num_buckets - 1)
+    before_n1 = sum_nb.gather(1, (crossing_n1 - 1).clamp_(min=0)).masked_fill_(crossing_n1 == 0, 0.0)
+    inside_nM = bucket_nM == crossing_n1
+    num_inside_n1 = inside_nM.sum(dim=1, keepdim=True)
+    inner, place = torch.where(inside_nM, key_nM, -math.inf).topk(int(num_inside_n1.max()), dim=1)
+    sum_inner = torch.where(inner > -math.inf, mass_nM.gather(1, place), 0.0).cumsum_(dim=1).add_(before_n1)
+    last_n1 = (sum_inner < wanted_n1).sum(dim=1, keepdim=True).minimum(num_inside_n1 - 1)
+    return inner.gather(1, last_n1)
 
-    `total_n1` is the mass of all V, relative to the largest, for the requests without a k; None: nothing is left beyond the M.
-    Also returns whether top-k is settled by the M, bool [n, 1] (None: it is); a threshold beyond them comes out too high.
-    """
-    M = descending_nM.shape[1]
-    on_n1 = settled_n1 = None
-    ks = [] if k_n is None else k_n.tolist()
-    if k_n is not None and any(0 < k < V for k in ks):
-        if min(ks) == max(ks):
-            k = min(ks[0], M)
-            threshold_n1 = descending_nM[:, k - 1:k]
-            settled_n1 = descending_nM[:, -1:] < threshold_n1
-        else:
-            on_n1 = ((k_n > 0) & (k_n < V))[:, None]
-            threshold_n1 = descending_nM.gather(1, k_n[:, None].clamp(1, M) - 1).masked_fill(~on_n1, -math.inf)
-            settled_n1 = (descending_nM[:, -1:] < threshold_n1) | ~on_n1  # else more may be tied with it beyond the M
+
+def _race(kept: Kept, V: int, first_id: int, of: Settings) -> Tensor:
+    """Columns drawn, int64 [n]; of equal scores the lowest id."""
+    num_ids = len(of.seed_n) * V
+    if kept.column_nM is not None or (num_ids > SMALL and kept.num_kept is not None and 8 * kept.num_kept <= num_ids):
+        return _race_of_few(kept, V, first_id, of)
+    if num_ids > SMALL:
+        return log_survival(of.seed_n, of.position_n, first_id, V).div_(kept.mass_nM).argmax(dim=1)
+    ahead = _survival_ahead(tuple(of.seed_n.tolist()), first_id, V, of.seed_n.device)
+    return ahead.at(of.position_n).div(kept.mass_nM).argmax(dim=1)
+
+
+class SurvivalAhead:
+    """`log_survival` of some requests. Where ids are few, `AHEAD` positions cost some four times what one costs, and an engine
+    asks for one after the other: when the second in a row is asked for, those that follow are made with it."""
+
+    def __init__(self, seeds: tuple[int, ...], first_id: int, V: int, device: torch.device) -> None:
+        self._seeds, self._first_id, self._V = seeds, first_id, V
+        self._made: tuple[list[int], Tensor] = [-2] * len(seeds), torch.empty(0, len(seeds), V, device=device)
+
+    def at(self, position_n: Tensor) -> Tensor:
+        """float64 [n, V]; not to be written to."""
+        (starts, made_anV), positions = self._made, position_n.tolist()  # read in one step: there may be threads
+        steps = {position - start for position, start in zip(positions, starts, strict=True)}
+        step = steps.pop() if len(steps) == 1 else -1
+        if not 0 <= step < len(made_anV):
+            num, step = AHEAD if step == len(made_anV) else 1, 0
+            seed_an = torch.tensor(self._seeds, device=made_anV.device).expand(num, -1).flatten()
+            position_an = (torch.arange(num, device=made_anV.device)[:, None] + position_n).flatten()
+            made_anV = log_survival(seed_an, position_an, self._first_id, self._V).view(num, -1, self._V)
+            self._made = positions, made_anV
+        return made_anV[step]
+
+
+_survival_ahead = lru_cache(maxsize=4)(SurvivalAhead)
+
+
+def _race_of_few(kept: Kept, V: int, first_id: int, of: Settings) -> Tensor:
+    """`_race` among the kept ids alone, of all requests in one row."""
+    n, M = kept.mass_nM.shape
+    index_L = kept.mass_nM.view(-1).nonzero()[:, 0]
+    row_L = index_L // M
+    column_L = index_L - row_L * M if kept.column_nM is None else kept.column_nM.view(-1)[index_L]
+    id_L = column_L + first_id
+    if n == 1:
+        bits_L4 = philox4x32(of.seed_n, id_L[None] >> 2, of.position_n)[0]
     else:
-        threshold_n1 = torch.full_like(descending_nM[:, :1], -math.inf)
-        on_n1 = torch.zeros_like(threshold_n1, dtype=torch.bool)
-    if p_n is not None and min(ps := p_n.tolist()) < 1:
-        mass_nM = descending_nM - descending_nM[:, :1]
-        if settled_n1 is not None:
-            mass_nM = torch.where(descending_nM >= threshold_n1, mass_nM, -math.inf)
-        mass_nM = mass_nM.exp_().cumsum_(dim=1)
-        kept_n1 = mass_nM[:, -1:]
-        if total_n1 is not None and on_n1 is not None:
-            kept_n1 = torch.where(on_n1, kept_n1, total_n1)
-        last_n1 = (mass_nM < p_n.double()[:, None] * kept_n1).sum(dim=1, keepdim=True).clamp_(max=M - 1)
-        nucleus_n1 = descending_nM.gather(1, last_n1)
-        if max(ps) >= 1:
-            nucleus_n1.masked_fill_((p_n >= 1)[:, None], -math.inf)
-        threshold_n1 = torch.maximum(threshold_n1, nucleus_n1)
-    return threshold_n1, settled_n1
+        bits_L4 = philox4x32(of.seed_n[row_L], id_L[:, None] >> 2, of.position_n[row_L])[:, 0]
+    score_L = log_survival_of(bits_L4.gather(1, (id_L & 3)[:, None])[:, 0]).div_(kept.mass_nM.view(-1)[index_L])
+    best_n = torch.full((n,), -math.inf, dtype=torch.float64, device=score_L.device).scatter_reduce_(0, row_L, score_L, "amax")
+    column_L = torch.where(score_L == best_n[row_L], column_L, V)
+    return torch.full((n,), V, device=score_L.device).scatter_reduce_(0, row_L, column_L, "amin")

@@ -2,11 +2,12 @@
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); the same words as Random123,
 Triton's `tl.philox` and cuRAND. torch has no unsigned 64-bit product, so words live in int64 and are masked.
+Legend: n keys, c counters of each.
 """
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -15,36 +16,37 @@ MASK = 0xFFFFFFFF
 MULTIPLIER_0, MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 WEYL_0, WEYL_1 = 0x9E3779B9, 0xBB67AE85
 NUM_ROUNDS = 10
-#: Counters (of all keys) up to which every round's keys are written out.
-LAID_OUT = 4096
+#: Counters (of all keys) up to which Python's integers do it faster than tensors.
+FEW = 192
 
 
-def philox4x32(key: Tensor, counter_0: Tensor, counter_1: Tensor, word: Tensor | None = None) -> Tensor:
-    """The words of counters (counter_0, counter_1, 0, 0) under 64-bit keys.
+def philox4x32(key: Tensor, counter_0: Tensor, counter_1: Tensor) -> Tensor:
+    """The upper 24 bits of the words of counters (counter_0, counter_1, 0, 0) under 64-bit keys.
 
     Args:
         key: int64 [n]; low half key word 0, high half key word 1.
         counter_0: int64 [n, c] or [1, c], 0 <= value < 2**32.
         counter_1: int64 [n], 0 <= value < 2**32.
-        word: int64 [n, c], which one of each four; None: all.
 
     Returns:
-        int64 [n, c, 4], or [n, c] with `word`; each in 0..2**32-1.
+        float64 [n, c, 4], whole numbers in 0..2**24-1.
     """
-    # Words 0 and 2 are multiplied, words 1 and 3 only mixed in; the two products change places, so they are written crosswise.
-    # After a product's wrap-around, `>> 32` and the mask still give its true high half; the low half needs its mask only where it
-    # leaves. For few counters the calls cost more than the arithmetic: all rounds work in the same memory, in one dimension where
-    # the keys are small enough to be laid out, and with tensors in place of Python's numbers.
-    multiplier_0, multiplier_1, mask, half, place_of_word = _constants(key.device)
     n, c = len(key), counter_0.shape[1]
+    few = n * c <= FEW and key.device.type == "cpu"
+    return (_by_integers if few else _by_tensors)(key, counter_0, counter_1, n, c)
+
+
+def _by_tensors(key: Tensor, counter_0: Tensor, counter_1: Tensor, n: int, c: int) -> Tensor:
+    """Two words at a time; all rounds work in the same memory."""
+    # Words 0 and 2 are multiplied, words 1 and 3 only mixed in; the two products change places, so they are written crosswise.
+    # After a product's wrap-around, `>> 32` and the mask still give its true high half; the low half needs its mask only where
+    # it leaves.
+    multiplier_0, multiplier_1, mask, half, eight, mask_24 = _constants(key.device)
     even = torch.zeros(2, n, c, dtype=torch.int64, device=key.device)
     even[0] = counter_0
     odd = torch.zeros_like(even)
     odd[0] = counter_1[:, None]
     keys, buffers = _key_schedule(key), torch.empty(2, 2, n, c, dtype=torch.int64, device=key.device)
-    if n * c <= LAID_OUT:
-        keys = keys.expand(-1, -1, -1, c).flatten(2)
-        even, odd, buffers = even.view(2, -1), odd.view(2, -1), buffers.view(2, 2, -1)
     even_0, even_1 = even.unbind()
     products = [(product, *product.unbind()) for product in buffers.unbind()]
     for round_, round_key in enumerate(keys.unbind()):
@@ -54,17 +56,16 @@ def philox4x32(key: Tensor, counter_0: Tensor, counter_1: Tensor, word: Tensor |
         torch.bitwise_right_shift(product, half, out=even)
         even.bitwise_xor_(odd).bitwise_xor_(round_key).bitwise_and_(mask)
         odd = product
-    words = torch.cat([even, odd]).view(4, n, c)  # words 0, 2, 1, 3
-    if word is not None:
-        return words.gather(0, place_of_word[word][None])[0].bitwise_and_(mask)
-    return words.bitwise_and_(mask).index_select(0, place_of_word).permute(1, 2, 0).contiguous()
+    bits = torch.empty(n, c, 2, 2, dtype=torch.float64, device=key.device)
+    bits[..., 0] = even.bitwise_right_shift_(eight).permute(1, 2, 0)
+    bits[..., 1] = odd.bitwise_right_shift_(eight).bitwise_and_(mask_24).permute(1, 2, 0)
+    return bits.view(n, c, 4)
 
 
 @cache
 def _constants(device: torch.device) -> tuple[Tensor, ...]:
-    """Multipliers, mask and shift, without dimensions; where words 0 to 3 stand among (even, odd)."""
-    numbers = [torch.tensor(value, device=device) for value in (MULTIPLIER_0, MULTIPLIER_1, MASK, 32)]
-    return *numbers, torch.tensor([0, 2, 1, 3], device=device)
+    """Multipliers, masks and shifts, without dimensions: a call with a tensor costs less than one with a number."""
+    return tuple(torch.tensor(value, device=device) for value in (MULTIPLIER_0, MULTIPLIER_1, MASK, 32, 8, MASK >> 8))
 
 
 @cache
@@ -76,3 +77,36 @@ def _weyl_sequence(device: torch.device) -> Tensor:
 def _key_schedule(key: Tensor) -> Tensor:
     """Both key words of every round, int64 [rounds, 2, n, 1]: the key plus a Weyl sequence."""
     return (torch.stack([key, key >> 32]) + _weyl_sequence(key.device)).bitwise_and_(MASK)[..., None]
+
+
+def _by_integers(key: Tensor, counter_0: Tensor, counter_1: Tensor, n: int, c: int) -> Tensor:
+    """All counters side by side in one of Python's integers, 64 bits each: for few of them an operation on a tensor costs its
+    call, on an integer a tenth of that. A product of two 32-bit words stays inside its lane; what a shift brings in from the next
+    lane lies above bit 31, and so does all else that a round's mask removes."""
+    ones = _ones(n * c)
+    mask, mask_24, weyl_0, weyl_1 = ones * MASK, ones * (MASK >> 8), ones * WEYL_0, ones * WEYL_1
+    keys, word_0, word_1 = (_lanes(part, n, c) for part in (key[:, None], counter_0, counter_1[:, None]))
+    word_2, word_3 = 0, 0
+    key_0, key_1 = keys & mask, keys >> 32 & mask
+    for _ in range(NUM_ROUNDS):
+        product_0, product_2 = word_0 * MULTIPLIER_0, word_2 * MULTIPLIER_1
+        word_0, word_1 = (product_2 >> 32 ^ word_1 ^ key_0) & mask, product_2
+        word_2, word_3 = (product_0 >> 32 ^ word_3 ^ key_1) & mask, product_0
+        key_0, key_1 = key_0 + weyl_0, key_1 + weyl_1  # stays far below 64 bits
+    first, second = ((even >> 8 & mask_24 | (odd >> 8 & mask_24) << 32).to_bytes(8 * n * c, "little")
+                     for even, odd in ((word_0, word_1), (word_2, word_3)))  # two words a lane: bytes are what costs most
+    bits = torch.frombuffer(bytearray(first + second), dtype=torch.int32).view(2, n, c, 2).permute(1, 2, 0, 3)
+    return torch.empty(n, c, 2, 2, dtype=torch.float64).copy_(bits).view(n, c, 4)
+
+
+@lru_cache(maxsize=32)
+def _ones(num: int) -> int:
+    """1 in each lane."""
+    return int.from_bytes(b"\1\0\0\0\0\0\0\0" * num, "little")
+
+
+def _lanes(values: Tensor, n: int, c: int) -> int:
+    """A lane for each of int64 values, expanded to [n, c]."""
+    lanes = bytearray(8 * n * c)
+    torch.frombuffer(lanes, dtype=torch.int64).view(n, c).copy_(values)
+    return int.from_bytes(lanes, "little")

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from cm3kernels.guided_sample.philox import MASK, philox4x32
+from cm3kernels.guided_sample.philox import philox4x32
 
 LARGEST = torch.finfo(torch.float32).max
 
@@ -21,13 +21,14 @@ def guided_sample_reference(logits_SV: Tensor, stream_rows_nG: Tensor, weights_n
                             allowed_nV: Tensor | None, allowed_bits_nW: Tensor | None, allowed_from_n: Tensor | None,
                             allowed_to_n: Tensor | None, temperature_n: Tensor | None, top_k_n: Tensor | None,
                             top_p_n: Tensor | None, plausible_top_k_n: Tensor | None, plausible_top_p_n: Tensor | None,
-                            plausible_alpha_n: Tensor | None, plausible_k_n: Tensor | None, seed_n: Tensor,
-                            position_n: Tensor, first_id: int, out_log_probability_n: Tensor | None) -> Tensor:
+                            plausible_alpha_n: Tensor | None, plausible_k_n: Tensor | None, min_p_n: Tensor | None,
+                            typical_p_n: Tensor | None, seed_n: Tensor, position_n: Tensor, first_id: int,
+                            out_log_probability_n: Tensor | None) -> Tensor:
     """See `cm3kernels.guided_sample`."""
     n, V = len(stream_rows_nG), logits_SV.shape[1]
     allowed_nV = legal_ids(n, V, first_id, allowed_nV, allowed_bits_nW, allowed_from_n, allowed_to_n)
     mixed_nV, legal_nV = mix(logits_SV, stream_rows_nG, weights_nG, reference_n, allowed_nV)
-    reference_nV = only(legal_nV, reference_stream(logits_SV, stream_rows_nG, reference_n))
+    reference_nV = only(legal_nV, reference_logits(logits_SV, stream_rows_nG, reference_n).double())
 
     threshold_n1 = torch.maximum(top_threshold(reference_nV, plausible_top_k_n, plausible_top_p_n),
                                  alpha_threshold(reference_nV, plausible_alpha_n, plausible_k_n))
@@ -35,10 +36,14 @@ def guided_sample_reference(logits_SV: Tensor, stream_rows_nG: Tensor, weights_n
 
     scores_nV, greedy_n1 = tempered(mixed_nV, temperature_n)
     threshold_n1 = top_threshold(scores_nV, top_k_n, top_p_n)
+    if min_p_n is not None:  # the largest score is 0, and the normaliser cancels
+        threshold_n1 = torch.maximum(threshold_n1, min_p_n.double()[:, None].log())
     threshold_n1 = torch.where(greedy_n1, 0.0, threshold_n1)  # the largest, whose score is 0
     scores_nV = only(scores_nV >= threshold_n1, scores_nV)
+    if typical_p_n is not None:
+        scores_nV = only(typical_ids(scores_nV, typical_p_n), scores_nV)
 
-    noise_nV = race_noise(seed_n, position_n, first_id, V)
+    noise_nV = -(-log_survival(seed_n, position_n, first_id, V)).log()
     token_n = (scores_nV + noise_nV * ~greedy_n1).argmax(dim=1)  # of equal scores argmax takes the lowest id
     if out_log_probability_n is not None:
         log_probability_nV = torch.where(greedy_n1, 0.0, scores_nV.log_softmax(dim=1))
@@ -48,7 +53,7 @@ def guided_sample_reference(logits_SV: Tensor, stream_rows_nG: Tensor, weights_n
 
 def only(keep_nV: Tensor | None, values_nV: Tensor) -> Tensor:
     """The values, -inf where they are not kept. None keeps all."""
-    return values_nV if keep_nV is None else values_nV.masked_fill(~keep_nV, -math.inf)
+    return values_nV if keep_nV is None else torch.where(keep_nV, values_nV, -math.inf)
 
 
 def legal_ids(n: int, V: int, first_id: int, allowed_nV: Tensor | None, allowed_bits_nW: Tensor | None,
@@ -74,34 +79,34 @@ def legal_ids(n: int, V: int, first_id: int, allowed_nV: Tensor | None, allowed_
 
 
 def mix(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, reference_n: Tensor | None,
-        allowed_nV: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        allowed_nV: Tensor | None, first_request: int = 0) -> tuple[Tensor, Tensor | None]:
     """Weighted sum of the streams, float32; legal ids (None: all): allowed, and with a finite logit in the reference and in
     every present stream of nonzero weight.
 
     Raises:
-        ValueError: a request has no legal id.
+        ValueError: a request has no legal id; it is named by its number, from `first_request` on.
     """
-    rows, weights_nG = stream_rows_nG.tolist(), weights_nG.double()
+    rows = stream_rows_nG.tolist()
     if any(row < 0 for request in rows for row in request):
         weights_nG = weights_nG * (stream_rows_nG >= 0)
     streams = [_rows(logits_SV, list(stream_rows)) for stream_rows in zip(*rows, strict=True)]
     legal_nV, mixed_nV = allowed_nV, _weighted_sum(streams, weights_nG)
     if not math.isfinite(mixed_nV.sum()):  # finite only if every logit is, unless the sum overflows: then this is just slower
-        finite_nV = reference_stream(logits_SV, stream_rows_nG, reference_n).isfinite()
+        finite_nV = reference_logits(logits_SV, stream_rows_nG, reference_n).isfinite()
         for stream, values_nV in enumerate(streams):
             finite_nV &= values_nV.isfinite() | (weights_nG[:, stream, None] == 0)
         legal_nV = finite_nV if legal_nV is None else legal_nV & finite_nV
         mixed_nV = _weighted_sum([values_nV.double().nan_to_num(0.0, 0.0, 0.0) for values_nV in streams], weights_nG)
         mixed_nV.clamp_(-LARGEST, LARGEST)
     if legal_nV is not None:
-        refuse_empty(legal_nV.any(dim=1))
+        refuse_empty(legal_nV.any(dim=1), first_request)
     return mixed_nV, legal_nV
 
 
-def reference_stream(logits_SV: Tensor, stream_rows_nG: Tensor, reference_n: Tensor | None) -> Tensor:
-    """Logits of each request's reference stream, float64 [n, V]."""
-    row_n = stream_rows_nG[:, 0] if reference_n is None else stream_rows_nG.gather(1, reference_n[:, None])[:, 0]
-    return _rows(logits_SV, row_n.tolist()).double()
+def reference_logits(logits_SV: Tensor, stream_rows_nG: Tensor, reference_n: Tensor | None) -> Tensor:
+    """Logits of each request's reference stream, [n, V]; maybe a view."""
+    rows, chosen = stream_rows_nG.tolist(), [0] * len(stream_rows_nG) if reference_n is None else reference_n.tolist()
+    return _rows(logits_SV, [request[stream] for request, stream in zip(rows, chosen, strict=True)])
 
 
 def _rows(logits_SV: Tensor, rows: list[int]) -> Tensor:
@@ -112,15 +117,18 @@ def _rows(logits_SV: Tensor, rows: list[int]) -> Tensor:
     return logits_SV.index_select(0, torch.tensor([max(row, 0) for row in rows], device=logits_SV.device))
 
 
-def refuse_empty(has_choice_n: Tensor) -> None:
+def refuse_empty(has_choice_n: Tensor, first_request: int = 0) -> None:
     """Raise `ValueError` for the first request without a legal id."""
     if not bool(has_choice_n.all()):
-        raise ValueError(f"guided_sample: request {int((~has_choice_n).int().argmax())} has no id that is both allowed and of a "
-                         "finite logit")
+        request = first_request + int((~has_choice_n).int().argmax())
+        raise ValueError(f"guided_sample: request {request} has no id that is both allowed and of a finite logit")
 
 
 def _weighted_sum(streams: list[Tensor], weights_nG: Tensor) -> Tensor:
     """In the streams' order, so that the sum is the same in any batch; float64, then rounded to float32."""
+    if len(streams) == 1 and streams[0].dtype != torch.float64 and weights_nG.dtype != torch.float64:
+        return streams[0].float() * weights_nG.float()  # one product of float32 is rounded once in any case
+    weights_nG = weights_nG.double()
     mixed_nV = streams[0].to(torch.float64, copy=True).mul_(weights_nG[:, :1])
     for stream, values_nV in enumerate(streams[1:], start=1):
         mixed_nV.addcmul_(weights_nG[:, stream, None], values_nV.double())
@@ -156,6 +164,23 @@ def top_threshold(values_nV: Tensor, top_k_n: Tensor | None, top_p_n: Tensor | N
     return threshold_n1
 
 
+def typical_ids(scores_nV: Tensor, typical_p_n: Tensor) -> Tensor:
+    """Locally typical ids, bool [n, V]: the smallest set of mass >= typical_p in ascending order of |surprise - entropy|.
+
+    Ties with the last one are kept; typical_p >= 1 is off; <= 0 keeps the nearest. Ids of score -inf have no mass, and come last.
+    Source: Meister, Pimentel, Wiher, Cotterell, "Locally typical sampling" (TACL 2023), equations 5 and 6.
+    """
+    log_probability_nV = scores_nV.log_softmax(dim=1)
+    probability_nV = log_probability_nV.exp()
+    entropy_n1 = -(probability_nV * log_probability_nV).nansum(dim=1, keepdim=True)
+    distance_nV = (-log_probability_nV - entropy_n1).abs()
+    ascending_nV, order_nV = distance_nV.sort(dim=1)
+    mass_nV = probability_nV.gather(1, order_nV).cumsum(dim=1)
+    p_n1 = typical_p_n.double()[:, None]
+    last_n1 = (mass_nV < p_n1 * mass_nV[:, -1:]).sum(dim=1, keepdim=True).clamp(max=scores_nV.shape[1] - 1)
+    return (distance_nV <= ascending_nV.gather(1, last_n1)) | (p_n1 >= 1)
+
+
 def alpha_threshold(values_nV: Tensor, alpha_n: Tensor | None, k_n: Tensor | None) -> Tensor:
     """log(alpha * k-th largest probability) on unnormalised logits [n, 1]: the softmax's normaliser cancels. -inf where alpha is
     off (<= 0); never above the largest value. A k past the legal ids means the smallest of them."""
@@ -169,19 +194,18 @@ def alpha_threshold(values_nV: Tensor, alpha_n: Tensor | None, k_n: Tensor | Non
     return torch.minimum(threshold_n1, descending_nV[:, :1])
 
 
-def race_noise(seed_n: Tensor, position_n: Tensor, first_id: int, num_ids: int) -> Tensor:
-    """-log E of one exponential variate for each id, float64 [n, V]: the arg max of logits + noise is a draw of softmax(logits).
+def log_survival(seed_n: Tensor, position_n: Tensor, first_id: int, num_ids: int) -> Tensor:
+    """-E, float64 [n, V]: log(1 - u) of one uniform variate for each id.
 
-    E belongs to (seed, position, id) alone: word id % 4 of Philox4x32-10 under key `seed`, counter (id // 4, position, 0, 0);
-    u = ((word >> 8) + 0.5) / 2**24, E = -log(1 - u).
+    E is exponential and belongs to (seed, position, id) alone: word id % 4 of Philox4x32-10 under key `seed`, counter
+    (id // 4, position, 0, 0); u = ((word >> 8) + 0.5) / 2**24. The arg min of E_v / p_v, in other words the arg max of
+    log p_v - log E_v, is a draw of p.
     """
-    first_counter, last_counter = first_id // 4, (first_id + num_ids - 1) // 4
-    counters_1c = torch.arange(first_counter, last_counter + 1, device=seed_n.device)[None]
-    words_nc4 = philox4x32(seed_n, counters_1c, position_n & MASK)
-    skip = first_id - 4 * first_counter
-    return noise_of(words_nc4.flatten(1)[:, skip:skip + num_ids])
+    counter_1c = torch.arange(first_id // 4, (first_id + num_ids - 1) // 4 + 1, device=seed_n.device)[None]
+    skip = first_id % 4
+    return log_survival_of(philox4x32(seed_n, counter_1c, position_n).flatten(1)[:, skip:skip + num_ids])
 
 
-def noise_of(words: Tensor) -> Tensor:
-    """-log(-log(1 - u)) of 32-bit words, float64. 1 - u is exact, so log(1 - u) is as good as log1p(-u), and faster."""
-    return (words >> 8).double().mul_(-(2.0**-24)).add_(1.0 - 2.0**-25).log_().neg_().log_().neg_()
+def log_survival_of(bits: Tensor) -> Tensor:
+    """log(1 - u) of 24 random bits, float64, in their place. 1 - u is exact, so this is as good as log1p(-u), and faster."""
+    return bits.mul_(-(2.0**-24)).add_(1.0 - 2.0**-25).log_()

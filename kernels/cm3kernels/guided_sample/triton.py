@@ -107,7 +107,7 @@ def _launch_tiled(common: dict[str, Any], shift: int, config: Config | None, win
         "WIDTH": config.block, "TILES": triton.next_power_of_2(num_tiles), "WINDOW": window,
         "keys": scratch(num_tiles * config.block, torch.int32),
         "references": scratch(num_tiles * config.block, torch.int32) if guided else None,
-        "lows": scratch(num_tiles, torch.int32), "highs": scratch(num_tiles, torch.int32), "state": scratch(3, torch.int32),
+        "lows": scratch(num_tiles, torch.int32), "highs": scratch(num_tiles, torch.int32), "state": scratch(5, torch.int32),
         "columns": scratch(num_tiles, torch.int32), "scores": scratch(num_tiles, torch.float64),
         "masses": None if common["log_probabilities"] is None else scratch(num_tiles, torch.int64)}
     select_warps = min(TILED_SELECT_WARPS, max(config.block // 64, 1))
@@ -121,14 +121,14 @@ def _launch_tiled(common: dict[str, Any], shift: int, config: Config | None, win
 _TYPES = {"stream_rows": "*i64", "weights": "*fp32", "reference": "*i64", "allowed": "*u8", "allowed_bits": "*i32",
           "allowed_from": "*i64", "allowed_to": "*i64", "temperature": "*fp32", "top_k": "*i64", "top_p": "*fp32",
           "plausible_top_k": "*i64", "plausible_top_p": "*fp32", "plausible_alpha": "*fp32", "plausible_k": "*i64",
-          "seeds": "*i64", "positions": "*i64", "tokens": "*i64", "row_tokens": "*i64", "log_probabilities": "*fp32",
-          "num_rows": "i32", "num_ids": "i32", "num_words": "i32", "row_stride": "i32", "first_id": "i32", "first_counter": "i32",
-          "num_tiles": "i32", "keys": "*i32", "references": "*i32", "lows": "*i32", "highs": "*i32", "state": "*i32",
-          "columns": "*i32", "scores": "*fp64", "masses": "*i64"}
+          "min_p": "*fp32", "typical_p": "*fp32", "seeds": "*i64", "positions": "*i64", "tokens": "*i64", "row_tokens": "*i64",
+          "log_probabilities": "*fp32", "num_rows": "i32", "num_ids": "i32", "num_words": "i32", "row_stride": "i32",
+          "first_id": "i32", "first_counter": "i32", "num_tiles": "i32", "keys": "*i32", "references": "*i32", "lows": "*i32",
+          "highs": "*i32", "state": "*i32", "columns": "*i32", "scores": "*fp64", "masses": "*i64"}
 #: What a call may leave out.
 OPTIONAL = ("reference", "allowed", "allowed_bits", "allowed_from", "allowed_to", "temperature", "top_k", "top_p",
-            "plausible_top_k", "plausible_top_p", "plausible_alpha", "plausible_k", "row_tokens", "log_probabilities",
-            "references", "masses")
+            "plausible_top_k", "plausible_top_p", "plausible_alpha", "plausible_k", "min_p", "typical_p", "row_tokens",
+            "log_probabilities", "references", "masses")
 #: Whole numbers that are multiples of 16 in the cases that the budget describes.
 _ALIGNED = {"num_ids", "num_words", "row_stride"}
 
@@ -154,7 +154,7 @@ def aot_entries() -> list[AotEntry]:
         wide = ("LDG.E.64",) if dtype == "bf16" else ("LDG.E.128",)
         entries.append(_entry(one_block_kernel, f"one_block.{dtype}.b{block}", dtype, constants, config, expects=wide))
     plain = ("reference", "allowed", "allowed_bits", "allowed_from", "allowed_to", "plausible_top_k", "plausible_top_p",
-             "plausible_alpha", "plausible_k", "log_probabilities")
+             "plausible_alpha", "plausible_k", "min_p", "typical_p", "log_probabilities")
     constants = {"G": 3, "SHIFT": 0, "C": 2048, "WINDOW": NEAR.value}
     entries.append(_entry(one_block_kernel, "one_block.bf16.b8192.g3.plain", "bf16", constants, ONE_BLOCK[8192], off=plain))
     constants = {"G": 2, "SHIFT": 0, "C": TILED.block // 4, "WIDTH": TILED.block, "TILES": 16, "WINDOW": NEAR.value}

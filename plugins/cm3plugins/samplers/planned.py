@@ -22,6 +22,8 @@ _COLUMNS = {  # argument of guided_sample -> field of Filters, dtype, value that
     "plausible_top_p_n": ("plausible_top_p", torch.float32, 1.0),
     "plausible_alpha_n": ("plausible_alpha", torch.float32, 0.0),
     "plausible_k_n": ("plausible_k", torch.int64, 1),
+    "min_p_n": ("min_p", torch.float32, 0.0),
+    "typical_p_n": ("typical_p", torch.float32, 1.0),
 }
 
 
