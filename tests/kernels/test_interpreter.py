@@ -126,8 +126,8 @@ def test_moving_bf16_bits_is_allowed() -> None:
 
 
 def test_what_triton_itself_widens_is_right() -> None:
-    """The larger of a number and the largest of a block are found in float32 by Triton's own rules. (Comparisons with a number only
-    until Triton 3.9, which is refused.)"""
+    """The larger of a number and the largest of a block are found in float32 by Triton's own rules. (Comparisons with a number
+    only until Triton 3.9, which is refused.)"""
     x = torch.tensor([-3.0, 0.25, 0.75, 2.0] * 4).bfloat16()
     out = torch.empty(16)
     promoted_kernel[(1,)](x, out, N=16)
