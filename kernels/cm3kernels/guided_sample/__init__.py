@@ -44,8 +44,8 @@ def guided_sample(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor,
                   top_p_n: Tensor | None = None, plausible_top_k_n: Tensor | None = None,
                   plausible_top_p_n: Tensor | None = None, plausible_alpha_n: Tensor | None = None,
                   plausible_k_n: Tensor | None = None, min_p_n: Tensor | None = None, typical_p_n: Tensor | None = None,
-                  seed_n: Tensor, position_n: Tensor, first_id: int = 0,
-                  implementation: str = "auto", allowed_bits_nW: Tensor | None = None, allowed_from_n: Tensor | None = None,
+                  seed_n: Tensor, position_n: Tensor, first_id: int = 0, implementation: str = "auto",
+                  allowed_bits_nW: Tensor | None = None, allowed_from_n: Tensor | None = None,
                   allowed_to_n: Tensor | None = None, out_tokens_S: Tensor | None = None,
                   out_log_probability_n: Tensor | None = None, debug: bool = False) -> Tensor:
     """Mix the guidance streams of each request, filter, draw one id: one call for a batch with every mixture of settings.

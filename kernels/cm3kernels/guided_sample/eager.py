@@ -1,19 +1,19 @@
 """The same tokens as `reference.py` from fewer operations: the fast path where there is no GPU.
 
-No row is sorted. Top-k takes its ids by groups. A nucleus' border is not looked for where most draws fall inside: the race is run
-without it, and the winner belongs to it if the ids above have less than p of the mass; else, and where the border itself is
-needed, masses are added up in buckets. The race is decided by products, the arg max of log(1 - u) / mass: one logarithm an id,
-and where few ids are left, theirs alone. With one request and few ids a call costs more than its arithmetic: settings are looked
-at as Python's numbers, and what is off is left out.
+No row is sorted. Top-k takes its ids by groups. The border of a nucleus is not looked for where most draws fall inside: the race
+is run without it, and the winner is in if the ids above it have less than p of the mass; else, and where the border itself is
+wanted, masses are added up in buckets. The race is decided by products, the arg max of log(1 - u) / mass: one logarithm an id, and
+where few ids are left, of theirs alone. For one request with few ids a call costs more than its arithmetic: settings are looked at
+as Python's numbers, and what is off is left out.
 Legend: n requests, m some of them, V ids of the slice, M ids looked at (all, or each request's largest in descending order), L
-kept ids of all requests together, b buckets.
+kept ids of all requests together, a positions ahead, b buckets.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -55,7 +55,8 @@ class Settings:
     def of(self, index_m: Tensor) -> Settings:
         """Those of some requests."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Settings(**{name: None if value is None else value[index_m] for name, value in values.items()})
+        some: dict[str, Any] = {name: None if value is None else value[index_m] for name, value in values.items()}
+        return Settings(**some)
 
 
 @dataclass(frozen=True)
@@ -100,18 +101,19 @@ class Kept:
 
 def guided_sample_eager(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, *, first_id: int, **given: Any) -> Tensor:
     """See `cm3kernels.guided_sample`."""
-    n, V = len(stream_rows_nG), logits_SV.shape[1]
-    some = _numbers(given["top_k_n"])
-    step = max((4 if some and all(0 < k <= V // 8 for k in some) else 1) * AT_ONCE // V, 1)
+    n, V, ks = len(stream_rows_nG), logits_SV.shape[1], _numbers(given["top_k_n"])
+    narrow = all(0 < k <= V // 8 for k in ks or [0])  # most of the work is then on fewer ids
+    step = max(AT_ONCE * (4 if narrow else 1) // V, 1)
     with torch.inference_mode():  # an operation costs less in it; the sum below makes an ordinary tensor
         if n <= step:
             column_n = _some(logits_SV, stream_rows_nG, weights_nG, first_id=first_id, first_request=0, **given)
         else:
-            column_n = torch.cat([_some(logits_SV, stream_rows_nG[start:start + step], weights_nG[start:start + step],
-                                        first_id=first_id, first_request=start,
-                                        **{name: None if value is None else value[start:start + step]
-                                           for name, value in given.items()})
-                                  for start in range(0, n, step)])
+            column_n = torch.empty(n, dtype=torch.int64, device=logits_SV.device)
+            for start in range(0, n, step):
+                part = slice(start, start + step)
+                of_part = {name: None if value is None else value[part] for name, value in given.items()}
+                column_n[part] = _some(logits_SV, stream_rows_nG[part], weights_nG[part], first_id=first_id, first_request=start,
+                                       **of_part)
     return column_n + first_id
 
 
@@ -124,7 +126,8 @@ def _some(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, *, refe
     mixed_nV, legal_nV = mix(logits_SV, stream_rows_nG, weights_nG, reference_n, allowed_nV, first_request)
     mixed_nV, reference_nV = only(legal_nV, mixed_nV), None
     if of.plausible_top_k_n is not None or of.plausible_top_p_n is not None or of.plausible_alpha_n is not None:
-        reference_nV = only(legal_nV, reference_logits(logits_SV, stream_rows_nG, reference_n))
+        reference_nV = reference_logits(logits_SV, stream_rows_nG, reference_n)
+        reference_nV = only(legal_nV, reference_nV if reference_nV.dtype == torch.float64 else reference_nV.float())
     return _draw(mixed_nV, reference_nV, of, first_id, out_log_probability_n, look=out_log_probability_n is None)
 
 
@@ -139,26 +142,26 @@ def _draw(mixed_nV: Tensor, reference_nV: Tensor | None, of: Settings, first_id:
         out_log_probability_n: float32 [n], receives the log-probabilities.
         look: whether a nucleus may be left to a look at the winner.
     """
-    V, temperature_n, keep_nV, nucleus = mixed_nV.shape[1], of.temperature_n, None, None
+    V, temperature_n, nucleus = mixed_nV.shape[1], of.temperature_n, None
     greedy = [value <= 0 for value in _numbers(temperature_n)]
     if reference_nV is not None:
         last = not any(greedy) and of.top_k_n is None and of.top_p_n is None and of.min_p_n is None and of.typical_p_n is None
         floor_n1, nucleus = _plausible_floor(reference_nV, of, look=look and last)
-        keep_nV = None if floor_n1 is None else reference_nV >= floor_n1
-    mixed_nV = only(keep_nV, mixed_nV)
-    if temperature_n is not None and any(greedy):
-        greedy_n, largest_n = temperature_n <= 0, mixed_nV.argmax(dim=1)
-        if all(greedy):
-            if out_log_probability_n is not None:
-                out_log_probability_n.zero_()
-            return largest_n
-        temperature_n = temperature_n.masked_fill(greedy_n, 1.0)
-    kept, nucleus = _filter(mixed_nV, temperature_n, of, nucleus, look=look)
-    column_n = _race(kept, V, first_id, of)
-    if out_log_probability_n is not None:
-        out_log_probability_n.copy_(kept.log_probability(column_n))
-    if any(greedy):
-        column_n = torch.where(greedy_n, largest_n, column_n)
+        mixed_nV = mixed_nV if floor_n1 is None else only(reference_nV >= floor_n1, mixed_nV)
+    if temperature_n is None or not any(greedy):
+        kept, nucleus = _filter(mixed_nV, temperature_n, of, nucleus, look=look)
+        column_n = _race(kept, V, first_id, of)
+        if out_log_probability_n is not None:
+            out_log_probability_n.copy_(kept.log_probability(column_n))
+    elif all(greedy):
+        column_n = mixed_nV.argmax(dim=1)
+        if out_log_probability_n is not None:
+            out_log_probability_n.zero_()
+    else:  # those that draw, as if the others did, too
+        greedy_n = temperature_n <= 0
+        column_n = _draw(mixed_nV, None, replace(of, temperature_n=temperature_n.masked_fill(greedy_n, 1.0)), first_id,
+                         out_log_probability_n, look=look)
+        column_n = torch.where(greedy_n, mixed_nV.argmax(dim=1), column_n)
         if out_log_probability_n is not None:
             out_log_probability_n.masked_fill_(greedy_n, 0.0)
     outside = [] if nucleus is None else _outside(nucleus, column_n)
@@ -255,7 +258,7 @@ def _filter(mixed_nV: Tensor, temperature_n: Tensor | None, of: Settings, nucleu
         mass_nM = mass_nM if keep_nM is None else mass_nM.mul_(keep_nM)
         typical_nM = _typical(score_nM, mass_nM, of.typical_p_n, typical_ps)
         keep_nM = typical_nM if keep_nM is None else keep_nM.mul_(typical_nM)
-    raced_nM = mass_nM if keep_nM is None else mass_nM * keep_nM
+    raced_nM = mass_nM if keep_nM is None else mass_nM * keep_nM  # the masses may still be a nucleus'
     num_kept = None if keep_nM is None else int(keep_nM.sum())
     if nucleus is not None and len(mixed_nV) * V > SMALL:  # ids so light that together they have less than 1 - p are not in it
         light_n1 = nucleus.mass_nM.sum(dim=1, keepdim=True).mul_(0.999 / V * (1 - nucleus.p_n.double()[:, None]).clamp_(min=0))
