@@ -110,19 +110,21 @@ def no_branch_on_a_block(kernel: Kernel) -> Iterator[tuple[int, str]]:
 
 
 def offsets_are_int64(kernel: Kernel) -> Iterator[tuple[int, str]]:
-    """program_id and loaded numbers are int32: times a stride they pass 2^31 in silence."""
+    """program_id and loaded numbers are int32: times a stride or a length (any argument known at run time only) they pass 2^31 in
+    silence."""
+    arguments = {argument.arg for argument in kernel.tree.args.args} - kernel.constexprs
     wide = _names_from(kernel, _is_int64)
     narrow = _names_from(kernel, lambda node: isinstance(node, ast.Call) and _called(node) in {"program_id", "load"}) - wide
     for node in kernel.walk():
         if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult)):
             continue
         for stride, other in ((node.left, node.right), (node.right, node.left)):
-            if not (isinstance(stride, ast.Name) and "stride" in stride.id.lower()) or stride.id in wide:
+            if not (isinstance(stride, ast.Name) and stride.id in arguments) or stride.id in wide:
                 continue
             names = {inner.id for inner in ast.walk(other) if isinstance(inner, ast.Name)}
             direct = any(isinstance(inner, ast.Call) and _called(inner) == "program_id" for inner in ast.walk(other))
             if (names & narrow or direct) and not names & wide and not any(map(_is_int64, ast.walk(other))):
-                yield node.lineno, f"`{ast.unparse(node)}` is int32: cast to tl.int64 before the stride"
+                yield node.lineno, f"`{ast.unparse(node)}` is int32: cast to tl.int64 before the product"
 
 
 def constants_are_constexpr(kernel: Kernel) -> Iterator[tuple[int, str]]:

@@ -72,6 +72,7 @@ def assert_equal(ours: list[Tensor], expected: list[Tensor], tolerance: float) -
     for name, x, y in zip(("out", "lse", "grad of q", "grad of k", "grad of v"), ours, expected, strict=True):
         finite = y.isfinite()
         assert torch.equal(x.isfinite(), finite), name
+        assert torch.equal(x.isneginf(), y.isneginf()), name
         x, y = x.detach().double()[finite], y.detach()[finite]
         largest = float(y.abs().max()) if len(y) else 0.0
         torch.testing.assert_close(x, y, atol=tolerance * max(largest, 1.0), rtol=0,

@@ -17,14 +17,14 @@ GOOD = """
 LIMIT = tl.constexpr(4)
 
 @triton.jit
-def good(x_ptr, out_ptr, row_stride, n, BLOCK: tl.constexpr):
+def good(x_ptr, out_ptr, x_row, n, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
-    x = tl.load(x_ptr + row * row_stride + column, mask=column < n, other=0.0)
+    x = tl.load(x_ptr + row * x_row + column, mask=column < n, other=0.0)
     largest = tl.max(x, 0)
     if largest > 0 and BLOCK > LIMIT:
         x = tl.dot(x, x, input_precision="ieee")
-    tl.store(out_ptr + row * row_stride + column, tl.where(x > -float("inf"), x, -1.0), mask=column < n)
+    tl.store(out_ptr + row * x_row + column, tl.where(x > -float("inf"), x, -1.0), mask=column < n)
 """
 #: What to replace in GOOD, by what, and the finding: one case or more for each rule.
 PLANTED = {
@@ -38,7 +38,7 @@ PLANTED = {
                             "line 7: good: `warp_specialize` fails or does nothing"),
     "branch on a block": ("if largest > 0", "if x > 0", "line 10: good: a branch on the block `x`: use tl.where"),
     "branch on a derived block": ("largest = tl.max(x, 0)", "largest = x * 2", "line 10: good: a branch on the block `largest`"),
-    "int32 offset": (".to(tl.int64)", "", "line 8: good: `row * row_stride` is int32: cast to tl.int64"),
+    "int32 offset": (".to(tl.int64)", "", "line 8: good: `row * x_row` is int32: cast to tl.int64"),
     "mask number": ("-1.0)", "-1e6)", "line 12: good: -1000000.0 looks like a mask"),
     "dot precision": (', input_precision="ieee"', "", "line 11: good: a dot needs `input_precision=`"),
     "plain constant": ("tl.constexpr(4)", "4", "line 10: good: `LIMIT` of the module is a plain number"),
