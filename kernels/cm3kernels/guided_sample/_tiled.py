@@ -2,8 +2,8 @@
 each tile -> the winner. What the programs compute of an id is the code of path A, and so are the tokens.
 
 Scratch, P = tiles x tile, at least V: keys and reference keys int32 [n, P]; their range int32 [n, tiles]; state int32 [n, 5]:
-reference floor, floor, largest key, smallest typical nearness, mean surprise (a float32's bits); winners (column, float64 score, kept
-mass) [n, tiles].
+reference floor, floor, largest key, smallest typical nearness, mean surprise (a float32's bits); winners (column, float64 score,
+kept mass) [n, tiles].
 """
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"

@@ -2,9 +2,9 @@
 
 No row is sorted. Top-k takes its ids by groups. The border of a nucleus is not looked for where most draws fall inside: the race
 is run without it, and the winner is in if the ids above it have less than p of the mass; else, and where the border itself is
-wanted, masses are added up in buckets. The race is decided by products, the arg max of log(1 - u) / mass: one logarithm an id, and
-where few ids are left, of theirs alone. For one request with few ids a call costs more than its arithmetic: settings are looked at
-as Python's numbers, and what is off is left out.
+wanted, masses are added up in buckets. The race is decided by products, the arg max of log(1 - u) / mass: one logarithm an id,
+and where few ids are left, of theirs alone. For one request with few ids a call costs more than its arithmetic: settings are
+looked at as Python's numbers, and what is off is left out.
 Legend: n requests, m some of them, V ids of the slice, M ids looked at (all, or each request's largest in descending order), L
 kept ids of all requests together, a positions ahead, b buckets.
 """
