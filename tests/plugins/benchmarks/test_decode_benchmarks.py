@@ -316,7 +316,7 @@ def test_command_measures_all_parts(quick: None, tmp_path: Path, monkeypatch: py
     assert compared == [(f"batch {batch}, 6 tokens", name, "not run" if name == "llamagen-compiled" else "ok") for batch in (1, 2)
                         for name in ("engine", "engine-other", "janus", "llamagen", "llamagen-compiled")]
     assert [(row["case"], row["provider"]) for row in rows if row["part"] == "candidates"] == [
-        (f"{number} of one prompt, 6 tokens", name) for name in ("engine", "engine-other") for number in (1, 3)]
+        (f"{number} of one prompt, 6 tokens", name) for number in (1, 3) for name in ("engine", "engine-other")]
     needed = {"part", "case", "parameters", "provider", "dtype", "status"}
     timed = {"seconds", "floor_bytes_per_step", "tokens_per_s", "ms_per_step", "of_read", "of_copy", "trunk_parameters"}
     for row in rows:

@@ -95,7 +95,7 @@ def write_plots(path: Path, rows: Sequence[Row], environment: Mapping[str, Any],
 
 
 def _plot_speed(path: Path, rows: Sequence[Row], title: str, limits: Mapping[str, Any]) -> Path:
-    """Bars, a group for each case: tokens a second, and milliseconds a step with a stroke at the floor (reading)."""
+    """A group for each case: tokens a second, and milliseconds a step with p20 to p80 and a stroke at the floor (reading)."""
     from matplotlib import pyplot
 
     cases, providers = (list(dict.fromkeys(row[key] for row in rows)) for key in ("case", "provider"))
@@ -106,10 +106,13 @@ def _plot_speed(path: Path, rows: Sequence[Row], title: str, limits: Mapping[str
         in_case = [[other["provider"] for other in rows if other["case"] == row["case"]] for row in of]
         at = [cases.index(row["case"]) + (names.index(provider) - (len(names) - 1) / 2) * height
               for row, names in zip(of, in_case, strict=True)]
-        both[0].barh(at, [row["tokens_per_s"] for row in of], height * 0.9, label=provider)
-        both[1].barh(at, [row["ms_per_step"] for row in of], height * 0.9)
+        color = both[0].barh(at, [row["tokens_per_s"] for row in of], height * 0.9, label=provider)[0].get_facecolor()
+        scales = [1e3 / row["parameters"]["tokens"] for row in of]
+        spans = [[abs(row["seconds"][end] - row["seconds"]["median"]) * scale for row, scale in zip(of, scales, strict=True)]
+                 for end in ("p20", "p80")]
+        both[1].errorbar([row["ms_per_step"] for row in of], at, xerr=spans, fmt="o", markersize=5, elinewidth=1, color=color)
         floors = [row["floor_bytes_per_step"] / limits["read_bytes_per_s"] * 1e3 for row in of]
-        both[1].plot(floors, at, "|", color="black", markersize=8)
+        both[1].plot(floors, at, "|", color=color, markersize=9)
     both[0].set_yticks(range(len(cases)), cases, fontsize=8)
     both[0].invert_yaxis()
     both[0].set_xlabel("image tokens a second of finished pictures, guidance on")

@@ -93,9 +93,8 @@ class Benchmark:
             for tokens in self.extent.tokens:
                 self.compare(batch, tokens)
         ours = [provider for provider in self.providers if isinstance(provider, EngineProvider)]
-        for provider in ours:
-            for tokens in self.extent.tokens:
-                self.candidates(provider, tokens)
+        for tokens in self.extent.tokens if ours else ():
+            self.candidates(ours, tokens)
         for provider in ours:
             self.length(provider)
         return self.rows
@@ -201,14 +200,15 @@ class Benchmark:
         case = decode_case(self.setup, tokens, batch=batch)
         self._finish(self.part("compare", [(provider, case) for provider in self.providers]))
 
-    def candidates(self, provider: EngineProvider, tokens: int) -> None:
+    def candidates(self, providers: Sequence[EngineProvider], tokens: int) -> None:
         """N pictures of one prompt beside one."""
-        cases = [decode_case(self.setup, tokens, candidates=count, name=f"{count} of one prompt, {tokens} tokens")
-                 for count in (1, self.extent.candidates)]
-        one, many = self.part("candidates", [(provider, case) for case in cases])
-        if "seconds" in one and "seconds" in many:
-            many["ratio_to_one"] = many["seconds"]["median"] / one["seconds"]["median"]
-        self._finish([one, many])
+        one, many = (decode_case(self.setup, tokens, candidates=count, name=f"{count} of one prompt, {tokens} tokens")
+                     for count in (1, self.extent.candidates))
+        rows = self.part("candidates", [(provider, case) for case in (one, many) for provider in providers])
+        for alone, together in zip(rows[:len(providers)], rows[len(providers):], strict=True):
+            if "seconds" in alone and "seconds" in together:
+                together["ratio_to_one"] = together["seconds"]["median"] / alone["seconds"]["median"]
+        self._finish(rows)
 
     def length(self, provider: EngineProvider) -> None:
         """One long picture, once: (tokens, seconds since the start) as the engine tells of its progress."""
