@@ -87,7 +87,8 @@ def _plot(path: Path, op: str, rows: Sequence[Mapping[str, Any]], environment: M
               if (row["case"], row["provider"]) == (case, provider) and "warm" in row]
         at = [place + (number - (len(providers) - 1) / 2) * height for place, _ in of]
         warm = [row["warm"] for _, row in of]
-        spans = [[one["us"] - one["p20"] for one in warm], [one["p80"] - one["us"] for one in warm]]
+        # Percentiles of few runs may be a rounding to the wrong side of their median.
+        spans = [[max(0.0, one["us"] - one["p20"]) for one in warm], [max(0.0, one["p80"] - one["us"]) for one in warm]]
         color = pyplot.get_cmap("tab20")(number % 20)
         axes.errorbar([one["us"] for one in warm], at, xerr=spans if warm else None, fmt="o", markersize=5, elinewidth=1,
                       color=color, label=provider)
