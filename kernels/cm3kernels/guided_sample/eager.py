@@ -328,7 +328,7 @@ def _bucketed_floor(key_nM: Tensor, mass_nM: Tensor, p_n1: Tensor) -> Tensor:
     bucket_nM = (highest_n1 - key_nM).div_(width_n1).clamp_(max=num_buckets - 1).long()
     sum_nb = torch.zeros(n, num_buckets, dtype=torch.float64, device=key_nM.device).scatter_add_(1, bucket_nM, mass_nM)
     sum_nb = sum_nb.cumsum_(dim=1)
-    wanted_n1 = p_n1 * sum_nb[:, -1:]
+    wanted_n1 = p_n1.clamp(max=1.0) * sum_nb[:, -1:]  # reached in a bucket that has ids, also where p is off
     crossing_n1 = (sum_nb < wanted_n1).sum(dim=1, keepdim=True).clamp_(max=num_buckets - 1)
     before_n1 = sum_nb.gather(1, (crossing_n1 - 1).clamp_(min=0)).masked_fill_(crossing_n1 == 0, 0.0)
     inside_nM = bucket_nM == crossing_n1
