@@ -114,6 +114,13 @@ def test_queries_that_see_nothing_have_no_gradient(device: str) -> None:
     assert not out[:, blind].any()
     assert lse[:, :, blind].isneginf().all()
     assert not grad_q[:, blind].any()
+    # What comes back for an lse of -inf is often no number: exp(lse - lse_of_something) and its like.
+    tensors = [x.detach().float().requires_grad_() for x in (case.q, case.k, case.v)]
+    out, lse = attention(*tensors, kv_start=case.kv_start, return_lse=True, implementation="triton")
+    upstream = torch.where(lse.isneginf(), math.nan, 1.0)
+    grads = torch.autograd.grad((out, lse), tensors, (torch.ones_like(out), upstream))
+    assert all(grad.isfinite().all() for grad in grads)
+    assert not grads[0][:, blind].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -166,7 +173,7 @@ def test_any_starts_any_tiles_any_strides(data: st.DataObject) -> None:
     T, D = data.draw(st.integers(1, 40), label="T"), data.draw(st.sampled_from([8, 24, 32, 40]), label="D")
     heads = data.draw(st.sampled_from([(1, 1), (2, 1)]), label="heads")
     tile = data.draw(st.sampled_from([(16, 16), (16, 32), (32, 16)]), label="tile")
-    starts = data.draw(st.lists(st.integers(-3, T + 1), min_size=T, max_size=T), label="kv_start")
+    starts = data.draw(st.lists(st.integers(-40, T + 1), min_size=T, max_size=T), label="kv_start")
     case = Case.random(1, T, heads, D, torch.tensor(starts, dtype=torch.int32), "cpu")
     wide = torch.full((1, heads[0], T + 2, D + 3), math.nan, dtype=torch.float64).transpose(1, 2)[:, 1:-1, :, 2:-1]
     case.q = wide.copy_(case.q)
@@ -238,13 +245,14 @@ def test_keys_that_nobody_sees_may_be_nan(device: str) -> None:
 
 @pytest.mark.parametrize("T", [1, 5, 20])
 def test_cached_rows(T: int, device: str) -> None:
-    """Rows of their own lengths in a longer cache of another layout, whose unwritten slots hold NaN; offsets out of range."""
+    """Rows of their own lengths in a longer cache of another layout, whose unwritten slots hold NaN; offsets out of range on both
+    sides, and 14, with which the first query sees all of a tile of keys but one."""
     generator = torch.Generator().manual_seed(T)
     B, S, H, K, D = 4, 45, 2, 1, 32
     q = torch.randn(B, T, H, D, generator=generator).to(device)
     k, v = (torch.randn(B, K, S, D, generator=generator).to(device).transpose(1, 2) for _ in range(2))
-    offset = torch.tensor([0, 25, -3, 9], device=device)
-    kv_start = torch.tensor([0, 7, 0, 9], device=device)[:, None].expand(B, T)
+    offset = torch.tensor([0, 14, -3, 40], device=device)
+    kv_start = torch.tensor([0, 0, -30, 9], device=device)[:, None].expand(B, T)
     expected, lse = attention(*(x.double() for x in (q, k, v)), kv_start=kv_start, offset=offset, return_lse=True,
                               implementation="reference")
     unwritten = torch.arange(S, device=device) >= (offset + T)[:, None]

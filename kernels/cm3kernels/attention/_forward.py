@@ -73,10 +73,9 @@ def forward_kernel(q_ptr, k_ptr, v_ptr, start_ptr, offset_ptr, out_ptr, lse_ptr,
                                     lo, num_partial, whole, num_whole, log2_scale, HEAD_DIM, BLOCK_K, BLOCK_D, HAS_START,
                                     PRECISION, True)
 
-    # Only an empty sum is exactly 0 (the largest weight is about 1): out 0, lse -inf. NaN stays NaN.
-    empty = total == 0.0
-    total = tl.where(empty, 1.0, total)
-    lse = tl.where(empty, float("-inf"), (top + tl.math.log2(total)) * LN2)
+    # Only an empty sum is exactly 0 (the largest weight is about 1): out 0, lse that of `top`, -inf. NaN stays NaN.
+    total = tl.where(total == 0.0, 1.0, total)
+    lse = (top + tl.math.log2(total)) * LN2
     out_ptr += (row * T * num_heads + head) * HEAD_DIM
     store_tile(out_ptr, first, num_heads * HEAD_DIM, query < T, acc / total[:, None], BLOCK_Q, HEAD_DIM, BLOCK_D)
     tl.store(lse_ptr + (row * num_heads + head) * T + query, lse, mask=query < T)
