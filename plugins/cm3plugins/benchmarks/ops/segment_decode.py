@@ -1,7 +1,8 @@
 """Decode attention of one layer: N candidates of one prompt, each with a conditional and an unconditional stream.
 
 The conditional streams share the prompt's keys, the unconditional ones three tokens; each stream has its own keys behind that.
-The alternative that everybody has: each stream a whole cache of its own, filled up to the longest.
+The alternative that everybody has: each stream a whole cache of its own; torch's attention on it, filled up to the longest, and
+our own on it ("unshared"), which tells what the sharing brings from what the kernel does.
 Legend: R = 2 N rows, H query heads, K key heads, D head dimension, P prompt, L generated tokens.
 """
 
@@ -38,6 +39,7 @@ class SegmentDecodeOp(Op):
     def __init__(self) -> None:
         super().__init__()
         self.providers += [OurImplementation(name, our_call, our_refusal) for name in IMPLEMENTATIONS]
+        self.providers += [UnsharedImplementation(name) for name in IMPLEMENTATIONS if name != "reference"]
         self.providers.append(UnsharedProvider())
 
     def cases(self, where: Where) -> list[Case]:
@@ -59,8 +61,10 @@ class SegmentDecodeOp(Op):
         def random(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator, device=where.device).to(case.dtype)
 
-        return {"q": random(2 * N, H, D), "keys": random(plan.num_slots, K, D), "values": random(plan.num_slots, K, D),
-                "plan": plan, "lengths": torch.tensor(lengths, dtype=torch.int32, device=where.device)}
+        # In memory head by head, as the decoder's cache is.
+        keys, values = (random(K, plan.num_slots, D).transpose(0, 1) for _ in range(2))
+        return {"q": random(2 * N, H, D), "keys": keys, "values": values, "plan": plan,
+                "lengths": torch.tensor(lengths, dtype=torch.int32, device=where.device)}
 
     def expected(self, case: Case, inputs: Inputs) -> Tensor:
         q, keys, values = (inputs[name].double() for name in ("q", "keys", "values"))
@@ -92,15 +96,41 @@ def our_refusal(implementation: str, case: Case, where: Where) -> str | None:
     return None
 
 
+def row_slots(inputs: Inputs) -> list[Tensor]:
+    """The slots that each row reads, in order."""
+    plan, lengths = inputs["plan"], inputs["lengths"].tolist()
+    return [torch.cat([torch.arange(plan.starts[segment], plan.starts[segment] + lengths[segment]) for segment in segments])
+            for segments in plan.row_segments]
+
+
+def unshared_call(implementation: str, case: Case, inputs: Inputs) -> Callable[[], Any]:
+    """The same rows, each with one segment that holds copies of all its keys."""
+    slots, device = row_slots(inputs), inputs["q"].device
+    capacity = -(-max(map(len, slots)) // 64) * 64
+    starts = [row * capacity for row in range(len(slots))]
+    index = torch.cat([torch.nn.functional.pad(row, (0, capacity - len(row))) for row in slots]).to(device)
+    plan = plan_segments(starts, [capacity] * len(slots), [[row] for row in range(len(slots))],
+                         num_query_heads=case.parameters["H"], num_key_heads=case.parameters["K"], device=device)
+    lengths = torch.tensor([len(row) for row in slots], dtype=torch.int32, device=device)
+    keys, values = (inputs[name].transpose(0, 1)[:, index].transpose(0, 1) for name in ("keys", "values"))
+    return our_call(implementation, case, {**inputs, "keys": keys, "values": values, "lengths": lengths, "plan": plan})
+
+
+class UnsharedImplementation(OurImplementation):
+    """One of our implementations, without anything to share."""
+
+    def __init__(self, implementation: str) -> None:
+        super().__init__(implementation, unshared_call, our_refusal)
+        self.name += " unshared"
+
+
 class UnsharedProvider(Provider):
     """torch's attention over a cache for each row, filled up to the longest, with a mask."""
 
     name = "sdpa unshared"
 
     def prepare(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
-        plan, lengths = inputs["plan"], inputs["lengths"].tolist()
-        slots = [torch.cat([torch.arange(plan.starts[segment], plan.starts[segment] + lengths[segment]) for segment in segments])
-                 for segments in plan.row_segments]
+        slots = row_slots(inputs)
         longest = max(map(len, slots))
         index = torch.stack([torch.nn.functional.pad(row, (0, longest - len(row))) for row in slots]).to(inputs["q"].device)
         mask = torch.arange(longest) < torch.tensor([len(row) for row in slots])[:, None]
