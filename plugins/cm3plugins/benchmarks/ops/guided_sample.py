@@ -5,6 +5,7 @@ Legend: n requests, S = 2 n stream rows (all conditional ones first), V ids.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ KINDS = {"cfg": (False, False, False), "cfg+top_p": (False, True, False), "cfg+t
 SIZES = {("cuda", "full"): [(n, V) for n in (1, 8, 32, 132, 256) for V in (8192, 64512)],
          ("cuda", "quick"): [(8, 8192), (132, 8192), (8, 64512)],
          ("cpu", "full"): [(1, 8192), (8, 8192), (8, 64512)], ("cpu", "quick"): [(8, 8192)]}
+#: Positions before the first comes again.
+NUM_POSITIONS = 256
 #: Half the summed difference of two distributions; what one id on the edge of a filter may move.
 DISTRIBUTION_LIMIT = 5e-3
 
@@ -95,12 +98,13 @@ class GuidedSampleOp(Op):
 
 
 def our_call(implementation: str, case: Case, inputs: Inputs, temperature: float | None = None) -> Callable[[], Any]:
-    """Ours; a temperature other than None is for `Expected`."""
+    """Ours, at one position after the other as an engine asks; a temperature other than None is for `Expected`."""
     temperature_n = None if temperature is None else torch.full_like(inputs["weights"][:, 0], temperature, dtype=torch.float64)
+    positions_n = itertools.cycle([inputs["position_n"] + step for step in range(NUM_POSITIONS)])
     return lambda: guided_sample(inputs["logits"], inputs["rows"], inputs["weights"], temperature_n=temperature_n,
                                  top_k_n=inputs["top_k_n"], top_p_n=inputs["top_p_n"], plausible_alpha_n=inputs["alpha_n"],
                                  plausible_k_n=inputs["plausible_k_n"], seed_n=inputs["seed_n"],
-                                 position_n=inputs["position_n"], implementation=implementation)
+                                 position_n=next(positions_n), implementation=implementation)
 
 
 def chain(inputs: Inputs, dtype: torch.dtype) -> Tensor:
