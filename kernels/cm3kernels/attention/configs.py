@@ -33,7 +33,7 @@ class Launch:
 SM90: dict[str, dict[int, dict[int, Launch]]] = {
     "forward": {2: {32: Launch(128, 64, 4, 3), 64: Launch(128, 64, 8, 3), 128: Launch(128, 64, 8, 3)},
                 4: {32: Launch(64, 32, 4, 2), 64: Launch(64, 32, 4, 2), 128: Launch(16, 32, 4, 2)}},
-    "decode": {2: {32: Launch(16, 64, 4, 3), 64: Launch(16, 64, 4, 4), 128: Launch(16, 64, 4, 3)},
+    "decode": {2: {32: Launch(16, 64, 4, 3), 64: Launch(16, 64, 4, 4), 128: Launch(16, 64, 4, 2)},
                4: {32: Launch(16, 32, 4, 3), 64: Launch(16, 32, 4, 3), 128: Launch(16, 32, 4, 2)}},
     "grad_keys": {2: {32: Launch(64, 64, 4, 2), 64: Launch(64, 64, 4, 2), 128: Launch(32, 128, 8, 2)},
                   4: {32: Launch(16, 128, 8, 2), 64: Launch(16, 128, 8, 2), 128: Launch(16, 16, 4, 1)}},
