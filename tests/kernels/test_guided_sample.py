@@ -11,9 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, TypicalLogitsWarper
 
 from cm3kernels import guided_sample
+from cm3kernels.guided_sample import eager_filters, reference
+from cm3kernels.guided_sample.eager import AT_ONCE
+from cm3kernels.guided_sample.eager_race import AHEAD, SMALL
 from cm3kernels.guided_sample.philox import philox4x32
 from cm3kernels.guided_sample.reference import log_survival
 from guided_sample_oracle import OFF, as_arguments, draw, exponential_oracle, ints, philox_oracle, random_batch, sample_oracle
@@ -66,6 +69,64 @@ def test_worked_example() -> None:
 
 
 @pytest.mark.parametrize("implementation", PLAIN)
+@pytest.mark.parametrize(("filters", "kept"), [
+    # Probabilities 0.5, 0.3, 0.15, 0.05; surprises 0.693, 1.204, 1.897, 2.996, entropy 1.142, distances 0.449, 0.062, 0.755,
+    # 1.854.
+    ({"min_p": 0.25}, {0, 1, 2}), ({"min_p": 0.5}, {0, 1}), ({"min_p": 1.0}, {0}), ({"min_p": 0.0}, {0, 1, 2, 3}),
+    ({"typical_p": 0.2}, {1}), ({"typical_p": 0.7}, {0, 1}), ({"typical_p": 0.9}, {0, 1, 2}), ({"typical_p": 0.0}, {1}),
+    ({"typical_p": 1.0}, {0, 1, 2, 3}),
+    # Of ids 0 to 2, renormalised: 0.526, 0.316, 0.158; entropy 0.993; distances 0.351, 0.160, 0.853.
+    ({"top_k": 3, "typical_p": 0.6}, {0, 1}), ({"min_p": 0.25, "typical_p": 0.85}, {0, 1, 2}),
+    # At temperature 2, 0.379, 0.294, 0.208, 0.120: the third and the fourth have 0.548 and 0.316 times the largest.
+    ({"temperature": 2.0, "min_p": 0.5}, {0, 1, 2}), ({"temperature": 0.0, "min_p": 1.0, "typical_p": 0.2}, {0}),
+])
+def test_min_p_and_typical_by_hand(filters: dict[str, Any], kept: set[int], implementation: str) -> None:
+    n = 300
+    arguments: dict[str, Any] = {"logits_SV": torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log(), "weights_nG": torch.ones(n, 1),
+                                 "stream_rows_nG": ZERO.expand(n, 1), "seed_n": torch.arange(n), "position_n": ZERO.expand(n)}
+    assert set(draw(arguments | as_arguments([OFF | filters] * n), implementation=implementation)) == kept
+
+
+@given(seed=st.integers(0, 2**32), V=st.integers(1, 40), p=st.floats(1e-6, 1.1), spread=st.sampled_from([0.0, 0.01, 1.0, 5.0]),
+       ties=st.booleans())
+def test_typical_ids_are_the_smallest_set_around_the_entropy(seed: int, V: int, p: float, spread: float, ties: bool) -> None:
+    """Mass of at least p, and less without the furthest; none left out is nearer than one that is kept; eager alike."""
+    score_V = np.random.default_rng(seed).normal(size=V) * spread
+    score_V = np.round(score_V) if ties else score_V
+    log_V = score_V - np.log(np.exp(score_V).sum())
+    distance_V = np.abs(-log_V + (np.exp(log_V) * log_V).sum())
+    score_1V, p_1 = torch.tensor(score_V)[None], torch.tensor([p], dtype=torch.float64)
+    kept_V = reference.typical_ids(score_1V, p_1)[0].numpy()
+    assert kept_V.any()
+    if p >= 1:
+        assert kept_V.all()
+        return
+    assert (eager_filters.typical_ids(score_1V, score_1V.exp(), p_1, [p])[0].numpy() == kept_V).all()
+    furthest = distance_V[kept_V].max()
+    assert (distance_V[~kept_V] > furthest - 1e-12).all()
+    assert np.exp(log_V[kept_V]).sum() >= p - 1e-12
+    assert np.exp(log_V[distance_V < furthest - 1e-12]).sum() < p + 1e-12
+
+
+@given(seed=st.integers(0, 2**32), p=st.floats(0.01, 0.99), V=st.integers(2, 60))
+def test_sets_are_those_of_transformers(seed: int, p: float, V: int) -> None:
+    """The ids that min-p and typical keep, exactly; in float64, as transformers' warpers then compute."""
+    logits = torch.tensor(np.random.default_rng(seed).normal(size=(1, V)) * 3)
+    p_1 = torch.tensor([p], dtype=torch.float64)
+    typical = TypicalLogitsWarper(p)(None, logits) > -math.inf
+    assert torch.equal(reference.typical_ids(logits, p_1), typical)
+    assert torch.equal(eager_filters.typical_ids(logits, logits.exp(), p_1, [p]) > 0, typical)
+    n = 200
+    arguments: dict[str, Any] = {"logits_SV": logits.float(), "weights_nG": torch.ones(n, 1), "stream_rows_nG": ZERO.expand(n, 1),
+                                 "seed_n": torch.arange(n) + seed, "position_n": ZERO.expand(n), "min_p_n": p_1.expand(n)}
+    kept = MinPLogitsWarper(p)(None, logits.float().double())[0] > -math.inf
+    for name in PLAIN:
+        assert kept[draw(arguments, implementation=name)].all()
+        only = {"allowed_nV": kept.expand(n, V)}  # and what they leave out would not have been drawn
+        assert draw(arguments | only | {"min_p_n": None}, implementation=name) == draw(arguments, implementation=name)
+
+
+@pytest.mark.parametrize("implementation", PLAIN)
 @pytest.mark.parametrize("rough", [False, True])
 @pytest.mark.parametrize("G", [1, 2, 3])
 @pytest.mark.parametrize("V", [5, 64, 300, 1000])
@@ -87,15 +148,17 @@ def test_any_batch_equals_the_oracle(seed: int, n: int, G: int, V: int, rough: b
 
 
 @pytest.mark.parametrize("spread", [0.01, 1.0, 4.0, 15.0])
-def test_eager_equals_the_reference_where_one_look_is_not_enough(spread: float) -> None:
-    """Flat and peaked rows, with one filter each: the first look, the second and the draw over all ids are all met."""
+def test_eager_equals_the_reference_on_long_rows(spread: float) -> None:
+    """Flat and peaked rows, with one filter each: nuclei that the winner is in or not, few ids and many, narrow columns."""
     generator = torch.Generator().manual_seed(int(spread * 100))
     n, V = 6, 3000
     logits = torch.randn(2 * n, V, generator=generator) * spread
     rows, weights = torch.arange(2 * n).view(n, 2), torch.tensor([[2.0, -1.0]]).expand(n, 2)
     for settings in ({}, {"top_p": 0.95}, {"top_k": 2000}, {"top_k": 900, "top_p": 0.5}, {"plausible_top_p": 0.9},
                      {"plausible_top_k": 300, "top_p": 0.7}, {"plausible_alpha": 0.01, "plausible_k": 40, "temperature": 0.3},
-                     {"plausible_alpha": 1.5, "plausible_k": 2900}, {"temperature": 0.0}):
+                     {"plausible_alpha": 1.5, "plausible_k": 2900}, {"temperature": 0.0}, {"min_p": 0.1}, {"typical_p": 0.9},
+                     {"top_k": 40, "typical_p": 0.3}, {"plausible_alpha": 0.5, "top_p": 0.4, "min_p": 0.01},
+                     {"plausible_alpha": 0.5, "temperature": 0.0}):
         arguments = as_arguments([OFF | settings] * n) | {"seed_n": torch.arange(n), "position_n": torch.arange(n) + 9}
         drawn = [guided_sample(logits, rows, weights, first_id=7, implementation=name, **arguments) for name in PLAIN]
         assert torch.equal(*drawn)
@@ -110,6 +173,45 @@ def test_large_flat_rows_need_more_candidates() -> None:
         got = guided_sample(logits, ZERO[None], torch.ones(1, 1), seed_n=ints(11), position_n=ints(position), first_id=3,
                             **as_arguments([settings]))
         assert got.item() == expected
+
+
+def test_guidance_that_leaves_plausible_ids_no_mass() -> None:
+    """The mixed logit of one implausible id is 4,000 above all others, whose masses are 0 beside it: it is never drawn."""
+    V = SMALL + 3
+    logits = torch.randn(2, V, generator=torch.Generator().manual_seed(4))
+    logits[:, 5] = torch.tensor([-30.0, -2000.0])
+    rows, weights = ints(0, 1)[None].expand(4, 2), torch.tensor([[3.0, -2.0]]).expand(4, 2)
+    drawn = [guided_sample(logits, rows, weights, seed_n=torch.arange(4), position_n=ints(9, 9, 9, 9),
+                           plausible_top_p_n=torch.full((4,), 0.9), implementation=name) for name in PLAIN]
+    assert torch.equal(*drawn)
+    assert (drawn[0] != 5).all()
+
+
+def test_many_requests_are_drawn_as_one_by_one() -> None:
+    """More than are looked at in one go, with and without log-probabilities; one of the last without a choice is named."""
+    V, n = 1500, 3 * AT_ONCE // 1500
+    arguments, _ = random_batch(np.random.default_rng(8), n=4, G=2, V=V)
+    many = {k: v.repeat(n // 4 + 1, *[1] * (v.dim() - 1))[:n] if isinstance(v, torch.Tensor) and k != "logits_SV" else v
+            for k, v in arguments.items()} | {"seed_n": torch.arange(n)}
+    log_probabilities = [torch.zeros(n), torch.zeros(n)]
+    drawn = [draw(many, implementation=name, out_log_probability_n=log_n)
+             for name, log_n in zip(PLAIN, log_probabilities, strict=True)]
+    assert drawn[0] == drawn[1] == draw(many)
+    assert torch.allclose(*log_probabilities, atol=1e-5)
+    many["allowed_nV"][n - 2] = False
+    with pytest.raises(ValueError) as caught:
+        draw(many)
+    assert str(caught.value) == f"guided_sample: request {n - 2} has no id that is both allowed and of a finite logit"
+
+
+def test_positions_one_after_the_other_and_otherwise() -> None:
+    """Random numbers are made ahead for an engine; other orders, and two requests in turn, draw what the reference draws."""
+    rng = np.random.default_rng(3)
+    arguments, _ = random_batch(rng, n=2, G=1, V=50)
+    forward = [*range(100, 100 + 2 * AHEAD + 3), 7, 8, 9, 3, 2, 1, 0, 100, 2**32 - 2, 2**32 - 1]
+    for step, position in enumerate([*forward, *rng.permutation(40).tolist()]):
+        given = arguments | {"position_n": ints(position, max(position - 2, 0)), "seed_n": ints(step % 2 if step > 80 else 5, 6)}
+        assert draw(given) == draw(given, implementation="reference")
 
 
 def test_draw_depends_on_seed_position_and_id_only() -> None:
@@ -237,6 +339,16 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"top_p_n": torch.tensor([math.nan])}, "top_p_n has nan, must be a number"),
     ({"temperature_n": torch.tensor([-0.5])}, "temperature_n has -0.5, must be 0 (takes the largest) or more, and finite"),
     ({"temperature_n": torch.tensor([math.inf])}, "temperature_n has inf, must be 0 (takes the largest) or more, and finite"),
+    ({"min_p_n": torch.tensor([1.5])}, "min_p_n has 1.5, must be 0 (off) to 1"),
+    ({"min_p_n": torch.tensor([-0.25])}, "min_p_n has -0.25, must be 0 (off) to 1"),
+    ({"min_p_n": torch.tensor([math.nan])}, "min_p_n has nan, must be 0 (off) to 1"),
+    ({"min_p_n": torch.ones(2)}, "min_p_n is [2] torch.float32, must be floating [1]"),
+    ({"typical_p_n": torch.tensor([math.nan])}, "typical_p_n has nan, must be a number"),
+    ({"typical_p_n": ints(1)}, "typical_p_n is [1] torch.int64, must be floating [1]"),
+    ({"position_n": ints(-1)}, "position_n has -1, must be 0 to 2**32 - 1"),
+    ({"position_n": ints(2**32)}, "position_n has 4294967296, must be 0 to 2**32 - 1"),
+    ({"stream_rows_nG": ints(0, 0)[:, None], "weights_nG": torch.ones(2, 1), "seed_n": ints(0, 0), "position_n": ints(0, 0),
+      "out_tokens_S": ints(0)}, "row 0 belongs to requests 0 and 1, so out_tokens_S can't have both tokens"),
     ({"weights_nG": torch.tensor([[math.inf]])}, "weights_nG has a weight that is not finite"),
     ({"weights_nG": torch.ones(1, 2)}, "weights_nG is [1, 2] torch.float32, must be floating [1, 1]"),
     ({"stream_rows_nG": ints(4)[None]}, "stream_rows_nG has rows 4..4, must be -1 (none) to 0"),

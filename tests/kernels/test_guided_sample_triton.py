@@ -28,7 +28,8 @@ HOST = sys.modules["cm3kernels.guided_sample.triton"]
 PARAMETERS = ("reference_n", "allowed_nV", "allowed_bits_nW", "allowed_from_n", "allowed_to_n", "temperature_n", "top_k_n",
               "top_p_n", "plausible_top_k_n", "plausible_top_p_n", "plausible_alpha_n", "plausible_k_n", "min_p_n", "typical_p_n",
               "seed_n", "position_n")
-pytestmark = pytest.mark.filterwarnings("ignore:(overflow|divide by zero) encountered:RuntimeWarning")  # the interpreter's numpy
+#: The interpreter's numpy.
+pytestmark = pytest.mark.filterwarnings("ignore:(overflow|divide by zero|invalid value) encountered:RuntimeWarning")
 
 
 def on(device: str, arguments: Arguments) -> Arguments:
@@ -136,6 +137,22 @@ EXTREMES: dict[str, tuple[list[list[float]], list[float], dict[str, Any]]] = {
     "denormal logits": ([[1e-42, 2e-42, 0.0, -1e-42], [0.0] * 4], [1.0, 1.0], {"top_k": 2}),
     "cold": ([[1.0, 1.0001, 1.0, 0.0], [0.0] * 4], [1.0, 1.0], {"temperature": 1e-6}),
     "hot": ([[1.0, 50.0, 1.0, 0.0], [0.0] * 4], [1.0, 1.0], {"temperature": 1e6, "top_p": 0.6}),
+    "all equal, min-p 1 and typical keep all": ([[0.5] * 9] * 2, [1.0, 0.0], {"min_p": 1.0, "typical_p": 0.1}),
+    "two maxima, min-p 1": ([[0.0, 3.0, 1.0, 3.0], [0.0] * 4], [1.0, 1.0], {"min_p": 1.0}),
+    "typical 0": ([[0.0, 1.0, 2.0, 2.5], [0.0] * 4], [1.0, 1.0], {"typical_p": 0.0}),
+    "typical, not the largest": ([[-0.693, -1.204, -1.897, -2.996], [0.0] * 4], [1.0, 0.0], {"typical_p": 0.2}),
+    "one finite id, min-p, typical": ([[-math.inf, math.nan, 1.0, math.inf], [1.0] * 4], [1.0, 1.0],
+                                      {"min_p": 1.0, "typical_p": 1e-6}),
+    "some -inf, typical": ([[-math.inf, 2.0, 1.0, 0.5, -1.0], [1.0] * 5], [1.0, 0.0], {"typical_p": 0.7, "temperature": 0.5}),
+    "huge, min-p, typical": ([[HUGE, -HUGE, 0.0, HUGE], [-HUGE, HUGE, 0.0, -HUGE]], [3.0, -2.0],
+                             {"min_p": 0.1, "typical_p": 0.5}),
+    "huge differences, min-p": ([[1e30, 1e29, -1e30, 9.9e29], [0.0] * 4], [1.0, 1.0], {"min_p": 1e-30, "typical_p": 0.9}),
+    "cold, min-p, typical": ([[1.0, 1.0001, 1.0, 0.0], [0.0] * 4], [1.0, 1.0],
+                             {"temperature": 1e-4, "min_p": 0.3, "typical_p": 0.6}),
+    "hot, min-p, typical": ([[1.0, 50.0, 1.0, 0.0], [0.0] * 4], [1.0, 1.0],
+                            {"temperature": 1e6, "min_p": 0.99996, "typical_p": 0.4}),
+    "greedy ignores min-p and typical": ([[1.0, 2.0, 2.0, 0.0], [0.0] * 4], [1.0, 1.0],
+                                         {"temperature": 0.0, "min_p": 1.0, "typical_p": 1e-6}),
     "alpha above 1": ([[1.0, 2.0, 3.0, 4.0], [0.0] * 4], [-1.0, 1.0], {"plausible_alpha": 9.0, "plausible_k": 3}),
     "alpha 1 keeps k": ([[1.0, 2.0, 3.0, 4.0], [0.0] * 4], [-1.0, 1.0],
                         {"plausible_alpha": 1.0, "plausible_k": 3, "temperature": 0.0}),
@@ -225,17 +242,20 @@ def test_tokens_reach_the_rows_of_their_streams(tiled: bool, device: str) -> Non
 
 @pytest.mark.parametrize("tiled", [False, True])
 def test_no_choice_gives_minus_one_and_is_refused(tiled: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing allowed, all nan, and a row that isn't there (which on CUDA only the kernel can see); the last request is fine."""
+    """Nothing allowed, all nan, a row and a reference that aren't there (which on CUDA only the kernel can see); the last request
+    is fine."""
     logits = torch.tensor([[1.0, 2.0, 3.0], [math.nan] * 3])
-    arguments = on(device, {"logits_SV": logits, "stream_rows_nG": ints(0, 1, 2, 0)[:, None], "weights_nG": torch.ones(4, 1),
-                            "allowed_from_n": ints(99, 0, 0, 0), "seed_n": ints(1, 2, 3, 4), "position_n": ints(0, 0, 0, 0),
-                            "top_p_n": torch.full((4,), 0.5), "top_k_n": ints(2, 2, 2, 1),
-                            "temperature_n": torch.tensor([1.0, 0, 1, 1])})
+    arguments = on(device, {"logits_SV": logits, "stream_rows_nG": ints(0, 1, 2, 0, 0)[:, None], "weights_nG": torch.ones(5, 1),
+                            "allowed_from_n": ints(99, 0, 0, 0, 0), "seed_n": ints(1, 2, 3, 4, 5),
+                            "position_n": ints(0, 0, 0, 0, 0), "reference_n": ints(0, 0, 0, 1, 0),
+                            "top_p_n": torch.full((5,), 0.5), "top_k_n": ints(2, 2, 2, 2, 1),
+                            "min_p_n": torch.full((5,), 0.1), "typical_p_n": torch.full((5,), 0.5),
+                            "temperature_n": torch.tensor([1.0, 0, 1, 1, 1])})
     with pytest.raises(ValueError) as caught:
         launch(arguments, tiled=tiled)
     assert str(caught.value) == "guided_sample: request 0 has no id that is both allowed and of a finite logit"
     monkeypatch.setattr(HOST, "refuse_empty", lambda has_choice_n: None)
-    assert launch(arguments | {"out_log_probability_n": torch.zeros(4, device=device)}, tiled=tiled) == [-1, -1, -1, 2]
+    assert launch(arguments | {"out_log_probability_n": torch.zeros(5, device=device)}, tiled=tiled) == [-1, -1, -1, -1, 2]
 
 
 def test_half_precision_settings_and_strided_arguments(device: str) -> None:
@@ -260,6 +280,15 @@ def test_what_kernels_do_not_take_is_refused(device: str) -> None:
         with pytest.raises(ValueError) as caught:
             draw(arguments | on(device, changed), implementation="triton")
         assert str(caught.value) == f"guided_sample: {message}"
+
+
+def test_more_ids_than_masses_can_be_added_up_are_refused() -> None:
+    arguments = {"logits_SV": torch.zeros(1, 2**22 + 1), "stream_rows_nG": ints(0)[None], "weights_nG": torch.ones(1, 1),
+                 "seed_n": ints(0), "position_n": ints(0)}
+    with pytest.raises(ValueError) as caught:
+        draw(arguments, implementation="triton")
+    assert str(caught.value) == ("guided_sample: implementation 'triton' can't run here: logits_SV has 4194305 ids, the kernels "
+                                 "take 4194304; next: implementation='auto'")
 
 
 def test_every_configuration_is_in_the_budget() -> None:

@@ -17,13 +17,18 @@ from cm3kernels.guided_sample import IMPLEMENTATIONS, guided_sample
 from cm3plugins.benchmarks.ops.ours import OurImplementation
 from cm3plugins.benchmarks.registry import Case, Inputs, Op, Provider, TorchProvider, Verdict, Where
 
-GUIDANCE, TOP_K, TOP_P, ALPHA, PLAUSIBLE_K = 3.0, 256, 0.9, 0.1, 8
-#: Which filters each kind of case has, for a request: (top_k, top_p, CD-K).
-KINDS = {"cfg": (False, False, False), "cfg+top_p": (False, True, False), "cfg+top_k+top_p": (True, True, False),
-         "cd_k": (False, False, True), "mixed": (False, True, True)}
+GUIDANCE, TOP_K, TOP_P, ALPHA, PLAUSIBLE_K, PLAUSIBLE_P, MIN_P, TYPICAL_P = 3.0, 256, 0.9, 0.1, 8, 0.95, 0.02, 0.9
+#: Which filters each kind of case has.
+KINDS: dict[str, frozenset[str]] = {
+    "cfg": frozenset(), "cfg+top_p": frozenset({"top_p"}), "cfg+top_k+top_p": frozenset({"top_k", "top_p"}),
+    "cd_k": frozenset({"cd_k"}), "mixed": frozenset({"top_p", "cd_k"}), "cfg+plausible": frozenset({"plausible"}),
+    "cfg+min_p+typical": frozenset({"min_p", "typical"})}
+FILTER_NAMES = {"cd_k": "CD-K", "plausible": "plausibility set", "min_p": "min-p", "typical": "typical sampling"}
+#: Kinds that are measured at these sizes alone.
+ONLY_AT = {"cfg+plausible": [(1, 1024), (8, 8192)], "cfg+min_p+typical": [(8, 8192)]}
 SIZES = {("cuda", "full"): [(n, V) for n in (1, 8, 32, 132, 256) for V in (8192, 64512)],
          ("cuda", "quick"): [(8, 8192), (132, 8192), (8, 64512)],
-         ("cpu", "full"): [(1, 8192), (8, 8192), (8, 64512)], ("cpu", "quick"): [(8, 8192)]}
+         ("cpu", "full"): [(1, 1024), (1, 8192), (8, 8192), (8, 64512)], ("cpu", "quick"): [(8, 8192)]}
 #: Positions before the first comes again.
 NUM_POSITIONS = 256
 #: Half the summed difference of two distributions; what one id on the edge of a filter may move.
@@ -59,25 +64,30 @@ class GuidedSampleOp(Op):
         dtype = torch.bfloat16 if where.target == "cuda" and not where.dry else torch.float32
         sizes = [(2, 64)] if where.dry else SIZES[where.target, where.size]
         return [Case(f"n{n} V{V} {kind}", {"n": n, "V": V, "kind": kind}, dtype, 2 * n * V * dtype.itemsize + 8 * n, 0)
-                for n, V in sizes for kind in kinds]
+                for n, V in sizes for kind in kinds if where.dry or (n, V) in ONLY_AT.get(kind, sizes)]
 
     def inputs(self, case: Case, where: Where, seed: int) -> Inputs:
         n, V, kind = (case.parameters[name] for name in ("n", "V", "kind"))
-        has_top_k, has_top_p, has_cd_k = KINDS[kind]
+        filters = KINDS[kind]
         generator, device = torch.Generator(where.device).manual_seed(seed), where.device
         conditional = torch.randn(n, V, generator=generator, device=device) * 2.5
         unconditional = conditional + torch.randn(n, V, generator=generator, device=device) * 0.7
         requests = torch.arange(n, device=device)
-        cd_k_n = (requests % 2 == 1) if kind == "mixed" else torch.full((n,), has_cd_k, device=device)
+        cd_k_n = (requests % 2 == 1) if kind == "mixed" else torch.full((n,), "cd_k" in filters, device=device)
+
+        def column(name: str, values: Any) -> Tensor | None:
+            return torch.full((n,), values, device=device) if name in filters else None
+
         made: Inputs = {
             "logits": torch.cat([conditional, unconditional]).to(case.dtype), "rows": torch.stack([requests, requests + n], 1),
             "weights": torch.where(cd_k_n[:, None], torch.tensor([1.0, -1.0], device=device),
                                    torch.tensor([GUIDANCE, 1 - GUIDANCE], device=device)),
-            "cd_k_n": cd_k_n if has_cd_k else None, "top_k_n": torch.full((n,), TOP_K, device=device) if has_top_k else None,
-            "top_p_n": torch.where(cd_k_n, 1.0, TOP_P) if has_top_p else None,
-            "seed_n": requests + seed, "position_n": torch.full((n,), 17, device=device), "kind": kind}
-        made["alpha_n"] = torch.where(cd_k_n, ALPHA, 0.0) if has_cd_k else None
-        made["plausible_k_n"] = torch.full((n,), PLAUSIBLE_K, device=device) if has_cd_k else None
+            "cd_k_n": cd_k_n if "cd_k" in filters else None, "top_k_n": column("top_k", TOP_K),
+            "top_p_n": torch.where(cd_k_n, 1.0, TOP_P) if "top_p" in filters else None, "seed_n": requests + seed,
+            "position_n": torch.full((n,), 17, device=device), "kind": kind, "plausible_p_n": column("plausible", PLAUSIBLE_P),
+            "alpha_n": torch.where(cd_k_n, ALPHA, 0.0) if "cd_k" in filters else None,
+            "plausible_k_n": column("cd_k", PLAUSIBLE_K), "min_p_n": column("min_p", MIN_P),
+            "typical_p_n": column("typical", TYPICAL_P)}
         return made
 
     def expected(self, case: Case, inputs: Inputs) -> Expected:
@@ -103,17 +113,21 @@ def our_call(implementation: str, case: Case, inputs: Inputs, temperature: float
     positions_n = itertools.cycle([inputs["position_n"] + step for step in range(NUM_POSITIONS)])
     return lambda: guided_sample(inputs["logits"], inputs["rows"], inputs["weights"], temperature_n=temperature_n,
                                  top_k_n=inputs["top_k_n"], top_p_n=inputs["top_p_n"], plausible_alpha_n=inputs["alpha_n"],
-                                 plausible_k_n=inputs["plausible_k_n"], seed_n=inputs["seed_n"],
+                                 plausible_k_n=inputs["plausible_k_n"], plausible_top_p_n=inputs["plausible_p_n"],
+                                 min_p_n=inputs["min_p_n"], typical_p_n=inputs["typical_p_n"], seed_n=inputs["seed_n"],
                                  position_n=next(positions_n), implementation=implementation)
 
 
 def chain(inputs: Inputs, dtype: torch.dtype) -> Tensor:
-    """The filtered distribution [n, V], as one writes it in torch: mix, plausibility, top-k, top-p by a sort."""
+    """The filtered distribution [n, V], as one writes it in torch: mix, plausibility, top-k, top-p by a sort, min-p, typical by a
+    sort."""
     logits, infinity = inputs["logits"].to(dtype), float("-inf")
     n = len(inputs["rows"])
     conditional, unconditional = logits[:n], logits[n:]
     weights = inputs["weights"].to(dtype)
     mixed = weights[:, :1] * conditional + weights[:, 1:] * unconditional
+    if inputs.get("plausible_p_n") is not None:
+        mixed = mixed.masked_fill(_behind(conditional, conditional, inputs["plausible_p_n"]), infinity)
     if inputs["alpha_n"] is not None:
         kth = conditional.topk(PLAUSIBLE_K, dim=1).values[:, -1:]
         margin = torch.where(inputs["cd_k_n"][:, None], inputs["alpha_n"].to(dtype)[:, None].log(), infinity)
@@ -121,11 +135,23 @@ def chain(inputs: Inputs, dtype: torch.dtype) -> Tensor:
     if inputs["top_k_n"] is not None:
         mixed = mixed.masked_fill(mixed < mixed.topk(min(TOP_K, mixed.shape[1]), dim=1).values[:, -1:], infinity)
     if inputs["top_p_n"] is not None:
-        ordered, order = mixed.sort(dim=1, descending=True)
-        mass = ordered.softmax(1)
-        behind = (mass.cumsum(1) - mass >= inputs["top_p_n"].to(dtype)[:, None]) & (inputs["top_p_n"][:, None] < 1)
-        mixed = mixed.masked_fill(behind.scatter(1, order, behind), infinity)
+        mixed = mixed.masked_fill(_behind(mixed, mixed, inputs["top_p_n"]), infinity)
+    if inputs.get("min_p_n") is not None:
+        mixed = mixed.masked_fill(mixed < mixed.amax(1, keepdim=True) + inputs["min_p_n"].to(dtype)[:, None].log(), infinity)
+    if inputs.get("typical_p_n") is not None:
+        log_probability = mixed.log_softmax(1)
+        entropy = -(log_probability.exp() * log_probability).nansum(1, keepdim=True)
+        nearness = -(log_probability + entropy).abs()
+        mixed = mixed.masked_fill(_behind(nearness, mixed, inputs["typical_p_n"]), infinity)
     return torch.softmax(mixed, dim=1)
+
+
+def _behind(keys: Tensor, logits: Tensor, p_n: Tensor) -> Tensor:
+    """Ids behind those of the largest keys whose probability reaches p, bool [n, V]."""
+    order = keys.sort(dim=1, descending=True).indices
+    mass = logits.gather(1, order).softmax(1)
+    behind = (mass.cumsum(1) - mass >= p_n.to(mass.dtype)[:, None]) & (p_n[:, None] < 1)
+    return behind.scatter(1, order, behind)
 
 
 def chain_and_draw(inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -142,30 +168,40 @@ class ChainProvider(TorchProvider):
         return lambda: function(given)
 
 
+def _lacking(case: Case, filters: frozenset[str]) -> str | None:
+    """Why a provider with those filters can't run a case; None: it can."""
+    lacking = sorted(KINDS[case.parameters["kind"]] - filters)
+    return f"has no {', '.join(FILTER_NAMES[name] for name in lacking)}" if lacking else None
+
+
 class HuggingFaceProvider(Provider):
     """The logits processors of transformers, as its `generate` chains them, and `torch.multinomial`."""
 
     name = "huggingface"
+    filters = frozenset({"top_k", "top_p", "min_p", "typical"})
 
     def enabled(self, case: Case, where: Where) -> str | None:
         import importlib.util
 
         if importlib.util.find_spec("transformers") is None:
             return "transformers is not installed"
-        return "has no CD-K" if KINDS[case.parameters["kind"]][2] else None
+        return _lacking(case, self.filters)
 
     def prepare(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
         from transformers.generation.logits_process import (
             ClassifierFreeGuidanceLogitsProcessor,
             LogitsProcessorList,
+            MinPLogitsWarper,
             TopKLogitsWarper,
             TopPLogitsWarper,
+            TypicalLogitsWarper,
         )
 
-        has_top_k, has_top_p, _ = KINDS[case.parameters["kind"]]
-        warpers = [TopKLogitsWarper(TOP_K)] * has_top_k + [TopPLogitsWarper(TOP_P)] * has_top_p
+        warpers: dict[str, Any] = {"top_k": TopKLogitsWarper(TOP_K), "top_p": TopPLogitsWarper(TOP_P),
+                                   "min_p": MinPLogitsWarper(MIN_P), "typical": TypicalLogitsWarper(TYPICAL_P)}
         guidance: Any = ClassifierFreeGuidanceLogitsProcessor
-        processors: Any = LogitsProcessorList([guidance(GUIDANCE), *warpers])
+        chosen = [warper for name, warper in warpers.items() if name in KINDS[case.parameters["kind"]]]
+        processors: Any = LogitsProcessorList([guidance(GUIDANCE), *chosen])
         ids = torch.zeros(case.parameters["n"], 1, dtype=torch.int64, device=inputs["logits"].device)
 
         def draw() -> tuple[Tensor, Tensor]:
@@ -179,6 +215,7 @@ class FlashInferProvider(Provider):
     """flashinfer's sampler without a sort, after mixing in torch. Its gate is weaker: it shows no distribution."""
 
     name = "flashinfer"
+    filters = frozenset({"top_k", "top_p"})
 
     def enabled(self, case: Case, where: Where) -> str | None:
         import importlib.util
@@ -187,18 +224,18 @@ class FlashInferProvider(Provider):
             return "flashinfer is not installed"
         if where.device.type == "cpu":
             return "is for CUDA"
-        return "has no CD-K" if KINDS[case.parameters["kind"]][2] else None
+        return _lacking(case, self.filters)
 
     def prepare(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
         from flashinfer.sampling import top_k_top_p_sampling_from_logits
 
-        n, V = case.parameters["n"], case.parameters["V"]
-        has_top_k, has_top_p, _ = KINDS[case.parameters["kind"]]
+        n, V, filters = case.parameters["n"], case.parameters["V"], KINDS[case.parameters["kind"]]
 
         def draw() -> tuple[Tensor, None]:
             logits = inputs["logits"].float()
             mixed = GUIDANCE * logits[:n] + (1 - GUIDANCE) * logits[n:]
-            tokens = top_k_top_p_sampling_from_logits(mixed, TOP_K if has_top_k else V, TOP_P if has_top_p else 1.0)
+            tokens = top_k_top_p_sampling_from_logits(mixed, TOP_K if "top_k" in filters else V,
+                                                      TOP_P if "top_p" in filters else 1.0)
             return tokens.long(), None
 
         return draw
