@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+
+_log = logging.getLogger("cm3kernels")
+_said: set[tuple[str, str, str]] = set()
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,8 @@ class Implementation:
 
 
 def choose(op: str, implementation: str, available: Mapping[str, Implementation], tensor: Tensor) -> Callable[..., Any]:
-    """The implementation of that name; "auto" is the first of `available` that takes the tensor.
+    """The implementation of that name; "auto" is the first of `available` that takes the tensor, and says once which (logger
+    "cm3kernels", level info; a warning where a faster one is for this device and can't run).
 
     Args:
         op: the op's name, for the message.
@@ -39,10 +45,13 @@ def choose(op: str, implementation: str, available: Mapping[str, Implementation]
         ValueError: no such implementation, with those that there are; or it can't run here, with the reason.
     """
     if implementation == "auto":
-        for candidate in available.values():
-            automatic = candidate.automatic_on is None or tensor.device.type in candidate.automatic_on
-            if automatic and candidate.refusal(tensor) is None:
-                return candidate.load()
+        passed_over: list[str] = []
+        for name, candidate in available.items():
+            if candidate.automatic_on is None or tensor.device.type in candidate.automatic_on:
+                if (reason := candidate.refusal(tensor)) is None:
+                    _say(op, name, tensor, passed_over)
+                    return candidate.load()
+                passed_over.append(f"{name!r} can't: {reason}")
         reasons = "; ".join(f"{name}: {candidate.refusal(tensor)}" for name, candidate in available.items())
         raise ValueError(f"{op}: no implementation takes this tensor\n  cause: {reasons}\n  next: use another device or dtype")
     if implementation not in available:
@@ -51,6 +60,16 @@ def choose(op: str, implementation: str, available: Mapping[str, Implementation]
     if (reason := available[implementation].refusal(tensor)) is not None:
         raise ValueError(f"{op}: implementation {implementation!r} can't run here: {reason}")
     return available[implementation].load()
+
+
+def _say(op: str, name: str, tensor: Tensor, passed_over: list[str]) -> None:
+    if torch.compiler.is_compiling() or (key := (op, name, tensor.device.type)) in _said:
+        return
+    _said.add(key)
+    if passed_over:
+        _log.warning("%s: %r runs on %s; %s", op, name, tensor.device, "; ".join(passed_over))
+    else:
+        _log.info("%s: %r runs on %s", op, name, tensor.device)
 
 
 def interprets() -> bool:
