@@ -148,11 +148,13 @@ def test_any_batch_equals_the_oracle(seed: int, n: int, G: int, V: int, rough: b
 
 
 @pytest.mark.parametrize("spread", [0.01, 1.0, 4.0, 15.0])
-def test_eager_equals_the_reference_on_long_rows(spread: float) -> None:
-    """Flat and peaked rows, with one filter each: nuclei that the winner is in or not, few ids and many, narrow columns."""
+@pytest.mark.parametrize("ties", [False, True])
+def test_eager_equals_the_reference_on_long_rows(spread: float, ties: bool) -> None:
+    """Flat and peaked rows, with one filter each: nuclei that the winner is in or not, few ids and many, narrow columns, ties."""
     generator = torch.Generator().manual_seed(int(spread * 100))
     n, V = 6, 3000
     logits = torch.randn(2 * n, V, generator=generator) * spread
+    logits = (logits / spread).round() if ties else logits
     rows, weights = torch.arange(2 * n).view(n, 2), torch.tensor([[2.0, -1.0]]).expand(n, 2)
     for settings in ({}, {"top_p": 0.95}, {"top_k": 2000}, {"top_k": 900, "top_p": 0.5}, {"plausible_top_p": 0.9},
                      {"plausible_top_k": 300, "top_p": 0.7}, {"plausible_alpha": 0.01, "plausible_k": 40, "temperature": 0.3},
@@ -179,7 +181,7 @@ def test_guidance_that_leaves_plausible_ids_no_mass() -> None:
     """The mixed logit of one implausible id is 4,000 above all others, whose masses are 0 beside it: it is never drawn."""
     V = SMALL + 3
     logits = torch.randn(2, V, generator=torch.Generator().manual_seed(4))
-    logits[:, 5] = torch.tensor([-30.0, -2000.0])
+    logits[:, 5], logits[0, 0] = torch.tensor([-30.0, -2000.0]), 3.0
     rows, weights = ints(0, 1)[None].expand(4, 2), torch.tensor([[3.0, -2.0]]).expand(4, 2)
     drawn = [guided_sample(logits, rows, weights, seed_n=torch.arange(4), position_n=ints(9, 9, 9, 9),
                            plausible_top_p_n=torch.full((4,), 0.9), implementation=name) for name in PLAIN]
@@ -189,10 +191,12 @@ def test_guidance_that_leaves_plausible_ids_no_mass() -> None:
 
 def test_many_requests_are_drawn_as_one_by_one() -> None:
     """More than are looked at in one go, with and without log-probabilities; one of the last without a choice is named."""
-    V, n = 1500, 3 * AT_ONCE // 1500
-    arguments, _ = random_batch(np.random.default_rng(8), n=4, G=2, V=V)
-    many = {k: v.repeat(n // 4 + 1, *[1] * (v.dim() - 1))[:n] if isinstance(v, torch.Tensor) and k != "logits_SV" else v
-            for k, v in arguments.items()} | {"seed_n": torch.arange(n)}
+    V, filters = 1500, [{"top_p": 0.9}, {"top_p": 0.9, "min_p": 0.1}, {"top_p": 1.5, "typical_p": 0.7}, {"temperature": 0.0}]
+    n = 3 * AT_ONCE // V
+    logits = torch.randn(9, V, generator=torch.Generator().manual_seed(6)) * 3
+    many = as_arguments([OFF | filters[request % 4] for request in range(n)]) | {
+        "logits_SV": logits, "stream_rows_nG": torch.arange(n)[:, None] % 9, "weights_nG": torch.ones(n, 1),
+        "seed_n": torch.arange(n), "position_n": torch.arange(n) * 5, "allowed_nV": torch.ones(n, V, dtype=torch.bool)}
     log_probabilities = [torch.zeros(n), torch.zeros(n)]
     drawn = [draw(many, implementation=name, out_log_probability_n=log_n)
              for name, log_n in zip(PLAIN, log_probabilities, strict=True)]
@@ -205,13 +209,15 @@ def test_many_requests_are_drawn_as_one_by_one() -> None:
 
 
 def test_positions_one_after_the_other_and_otherwise() -> None:
-    """Random numbers are made ahead for an engine; other orders, and two requests in turn, draw what the reference draws."""
-    rng = np.random.default_rng(3)
-    arguments, _ = random_batch(rng, n=2, G=1, V=50)
-    forward = [*range(100, 100 + 2 * AHEAD + 3), 7, 8, 9, 3, 2, 1, 0, 100, 2**32 - 2, 2**32 - 1]
-    for step, position in enumerate([*forward, *rng.permutation(40).tolist()]):
-        given = arguments | {"position_n": ints(position, max(position - 2, 0)), "seed_n": ints(step % 2 if step > 80 else 5, 6)}
-        assert draw(given) == draw(given, implementation="reference")
+    """Random numbers are made ahead for an engine; in any other order, and when one request falls behind, the same are drawn."""
+    forward, arguments = [*range(100, 103 + 2 * AHEAD)], {"logits_SV": torch.zeros(1, 50), "weights_nG": torch.ones(2, 1),
+                                                          "stream_rows_nG": ints(0, 0)[:, None]}
+    pairs = [(position, position + 7) for position in forward]
+    pairs += [(110, 117), (111, 117), (112, 119), (9, 3), (10, 4), (11, 5), (13, 6), (2**32 - 2, 0), (2**32 - 1, 1)]
+    for seeds in (ints(5, 6), ints(6, 5), ints(5, 6)):
+        for pair in pairs:
+            given = arguments | {"position_n": ints(*pair), "seed_n": seeds}
+            assert draw(given) == draw(given, implementation="reference")
 
 
 def test_draw_depends_on_seed_position_and_id_only() -> None:
@@ -296,6 +302,11 @@ def test_greedy_ties_go_to_the_lowest_id_and_one_id_is_always_drawn() -> None:
     for seed in range(5):
         assert guided_sample(equal, row, one, allowed_nV=only, top_p_n=torch.tensor([1e-9]), seed_n=ints(seed),
                              position_n=ZERO).item() == 6
+    # and beside a request whose nucleus is off
+    settings = as_arguments([OFF | {"top_p": p, "typical_p": 0.5} for p in (0.9, 0.5, 1.5)])
+    three = {"seed_n": ints(1, 2, 3), "position_n": ints(0, 0, 0)} | settings
+    drawn = [guided_sample(equal, row.expand(3, 1), one.expand(3, 1), implementation=name, **three) for name in PLAIN]
+    assert torch.equal(*drawn)
     # top-k 1 of nine equal ids keeps all nine
     seeds = torch.arange(200)
     tokens = guided_sample(equal, torch.zeros(200, 1, dtype=torch.int64), torch.ones(200, 1), top_k_n=torch.ones_like(seeds),

@@ -138,6 +138,8 @@ EXTREMES: dict[str, tuple[list[list[float]], list[float], dict[str, Any]]] = {
     "cold": ([[1.0, 1.0001, 1.0, 0.0], [0.0] * 4], [1.0, 1.0], {"temperature": 1e-6}),
     "hot": ([[1.0, 50.0, 1.0, 0.0], [0.0] * 4], [1.0, 1.0], {"temperature": 1e6, "top_p": 0.6}),
     "all equal, min-p 1 and typical keep all": ([[0.5] * 9] * 2, [1.0, 0.0], {"min_p": 1.0, "typical_p": 0.1}),
+    "min-p is of probabilities at the temperature": ([[0.0, *[-1.0] * 30], [0.0] * 31], [1.0, 1.0],
+                                                     {"temperature": 2.0, "min_p": 0.5}),
     "two maxima, min-p 1": ([[0.0, 3.0, 1.0, 3.0], [0.0] * 4], [1.0, 1.0], {"min_p": 1.0}),
     "typical 0": ([[0.0, 1.0, 2.0, 2.5], [0.0] * 4], [1.0, 1.0], {"typical_p": 0.0}),
     "typical, not the largest": ([[-0.693, -1.204, -1.897, -2.996], [0.0] * 4], [1.0, 0.0], {"typical_p": 0.2}),
