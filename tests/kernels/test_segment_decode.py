@@ -85,6 +85,15 @@ def test_the_work_list_covers_every_key_of_every_row_once(layout: Layout, group:
     assert sorted(plan.merge_partials.tolist()) == list(range(len(plan.item_rows)))
 
 
+def test_evenly_spaced_rows_are_views() -> None:
+    """Of streams in turn, as of streams one after the other; anything else is gathered."""
+    runs = plan_segments([0, 9, 18], [9, 9, 9], [[0], [1], [0], [1], [0, 2]], num_query_heads=1, num_key_heads=1).runs
+    assert [run.rows for run in runs] == [slice(0, 5, 2), slice(1, 4, 2), slice(4, 5, 1)]
+    (run,) = plan_segments([0], [9], [[0], [0], [], [0]], num_query_heads=1, num_key_heads=1).runs
+    assert isinstance(run.rows, torch.Tensor)
+    assert run.rows.tolist() == [0, 1, 3]
+
+
 def test_splits_follow_the_device_and_the_tile() -> None:
     """Enough items for the programs asked for, but never a split so short that its partial results are the traffic."""
     def lengths(num_rows: int, target_programs: int) -> set[int]:

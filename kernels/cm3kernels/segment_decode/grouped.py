@@ -39,7 +39,7 @@ def segment_decode_grouped(q_RHD: Tensor, keys: Tensor, values: Tensor, lengths:
         part_ZKGD, lse_ZKG = (part.transpose(1, 2).reshape(b * n, -1, K, *part.shape[3:]).transpose(1, 2) for part in parts)
         part_ZKGD = part_ZKGD.to(inside)
         if out_RKGD is None:
-            if run.rows == slice(0, R):
+            if run.rows == slice(0, R, 1):
                 out_RKGD, lse_RKG = part_ZKGD.contiguous(), lse_ZKG.contiguous()
                 continue
             out_RKGD, lse_RKG = _nothing(q_RKGD)

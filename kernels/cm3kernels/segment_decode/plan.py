@@ -38,8 +38,8 @@ class SegmentRun:
         start: slot of the first one.
         capacity: slots of each.
         num_rows: rows that read each.
-        rows: the rows of the first, of the second, ...; no row is there twice. A slice where they are neighbours in order, else
-            int64 [b * n] on the CPU.
+        rows: the rows of the first, of the second, ...; no row is there twice. A slice where they are evenly spaced, else int64
+            [b * n] on the CPU.
     """
 
     segments: tuple[int, ...]
@@ -205,13 +205,15 @@ def _runs(starts: Sequence[int], capacities: Sequence[int], row_segments: Sequen
         before = again, num_rows, capacity, start + capacity
     runs.sort(key=lambda run: -len(run[1]))
     return tuple(SegmentRun(tuple(segments), starts[segments[0]], capacities[segments[0]], len(rows) // len(segments),
-                            _neighbours(rows)) for segments, rows in runs)
+                            _as_slice(rows)) for segments, rows in runs)
 
 
-def _neighbours(rows: list[int]) -> slice | Tensor:
-    """A slice where each row is one more than the one before."""
-    side_by_side = rows == list(range(rows[0], rows[0] + len(rows)))
-    return slice(rows[0], rows[0] + len(rows)) if side_by_side else torch.tensor(rows)
+def _as_slice(rows: list[int]) -> slice | Tensor:
+    """A slice, which is a view of what it takes, where each row is as far from the one before."""
+    step = rows[1] - rows[0] if len(rows) > 1 else 1
+    if step > 0 and rows == list(range(rows[0], rows[-1] + 1, step)):
+        return slice(rows[0], rows[-1] + 1, step)
+    return torch.tensor(rows)
 
 
 def _ceil_div(value: Tensor, by: Tensor | int) -> Tensor:
