@@ -26,8 +26,12 @@ from cm3kernels.guided_sample.reference import legal_ids, mix, only, reference_l
 #: Ids of all requests that are looked at in one go. More would leave the cache, and have their arrays fresh from the system each
 #: time, which costs more than the arithmetic.
 AT_ONCE = 32768
-#: The p from which a nucleus is left to a look at the winner.
+#: The p from which a nucleus is left to a look at the winner of the race.
 LEFT_TO_THE_WINNER = 0.8
+#: How many may come in its place.
+NUM_RUNNERS_UP = 3
+#: Scores below have a mass beside the largest that float64 doesn't hold in full.
+LOWEST_SCORE = -1e300
 
 
 @dataclass(frozen=True)
@@ -117,12 +121,31 @@ def _draw(mixed_nV: Tensor, reference_nV: Tensor | None, of: Settings, first_id:
             column_n = torch.where(mixed_nM == mixed_nM.amax(dim=1, keepdim=True), column_nM, V).amin(dim=1)
         return column_n, torch.zeros(len(column_n), dtype=torch.float64, device=column_n.device) if with_log else None
     kept, nucleus = _filter(mixed_nM, column_nM, of, nucleus, look=look)
-    column_n = race(kept, V, first_id, of.seed_n, of.position_n)
-    if nucleus is not None and (outside := nucleus.outside(column_n)):
+    column_n, score_nV = race(kept, V, first_id, of.seed_n, of.position_n)
+    outside = [] if nucleus is None else nucleus.outside(column_n)
+    if nucleus is not None and score_nV is not None:
+        outside = _runners_up(nucleus, score_nV, column_n, outside)
+    if outside:
         index_m = torch.tensor(outside, device=column_n.device)
         reference_mV = None if reference_nV is None else reference_nV[index_m]
         column_n[index_m], _ = _draw(mixed_nV[index_m], reference_mV, of.of(index_m), first_id, look=False, with_log=False)
     return column_n, kept.log_probability(column_n) if with_log else None
+
+
+def _runners_up(nucleus: Nucleus, score_nV: Tensor, column_n: Tensor, outside: list[int]) -> list[int]:
+    """Put the next in the race, and who follows, in place of winners outside of the nucleus; returns who still is."""
+    for _ in range(NUM_RUNNERS_UP):
+        if not outside:
+            break
+        index_m = torch.tensor(outside, device=column_n.device)
+        score_nV[index_m, column_n[index_m]] = -math.inf
+        score_mV = score_nV[index_m]
+        column_m = score_mV.argmax(dim=1)
+        if bool((score_mV.gather(1, column_m[:, None]) < LOWEST_SCORE).any()):
+            break
+        column_n[index_m] = column_m
+        outside = [outside[place] for place in nucleus.of(index_m).outside(column_m)]
+    return outside
 
 
 def _draw_apart(mixed_nV: Tensor, reference_nV: Tensor | None, of: Settings, first_id: int, greedy: Sequence[bool], *, look: bool,

@@ -65,10 +65,16 @@ class Nucleus:
     p_n: Tensor
     ps: Sequence[float]
 
+    def of(self, index_m: Tensor) -> Nucleus:
+        """That of some requests."""
+        ps = [self.ps[place] for place in index_m.tolist()]
+        return Nucleus(self.key_nM[index_m], self.mass_nM[index_m], self.p_n[index_m], ps)
+
     def outside(self, column_n: Tensor) -> list[int]:
-        """Requests whose id isn't in it: the ids above have p of the mass without it. Uses up the masses."""
-        total_n = self.mass_nM.sum(dim=1)
-        above_n = self.mass_nM.mul_(self.key_nM > self.key_nM.gather(1, column_n[:, None])).sum(dim=1)
+        """Requests whose id isn't in it: the ids above have p of the mass without it."""
+        above_nM = torch.empty_like(self.mass_nM)  # 1 or 0; to multiply costs less than to choose
+        torch.gt(self.key_nM, self.key_nM.gather(1, column_n[:, None]), out=above_nM)
+        above_n, total_n = above_nM.mul_(self.mass_nM).sum(dim=1), self.mass_nM.sum(dim=1)
         sums = zip(above_n.tolist(), total_n.tolist(), self.ps, strict=True)
         return [place for place, (above, total, p) in enumerate(sums) if p < 1 and above >= p * total and above > 0]
 

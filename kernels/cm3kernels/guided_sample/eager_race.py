@@ -45,17 +45,19 @@ class Kept:
         return self.score_nM.gather(1, place_n1)[:, 0] - self.mass_nM.sum(dim=1).log_()
 
 
-def race(kept: Kept, V: int, first_id: int, seed_n: Tensor, position_n: Tensor) -> Tensor:
-    """Columns drawn, int64 [n]; of equal scores the lowest id."""
+def race(kept: Kept, V: int, first_id: int, seed_n: Tensor, position_n: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Columns drawn, int64 [n], of equal scores the lowest id; and every id's score, float64 [n, V], where all take part."""
     num_ids = len(seed_n) * V
     if kept.column_nM is not None:
-        return _race_in_columns(kept.mass_nM, kept.column_nM, V, first_id, seed_n, position_n)
+        return _race_in_columns(kept.mass_nM, kept.column_nM, V, first_id, seed_n, position_n), None
     if num_ids <= SMALL:
         ahead = _survival_ahead(tuple(seed_n.tolist()), first_id, V, seed_n.device)
-        return ahead.at(position_n).div(kept.mass_nM).argmax(dim=1)
-    if kept.num_kept is not None and 8 * kept.num_kept <= num_ids:
-        return _race_of_few(kept.mass_nM, V, first_id, seed_n, position_n)
-    return log_survival(seed_n, position_n, first_id, V).div_(kept.mass_nM).argmax(dim=1)
+        score_nV = ahead.at(position_n).div(kept.mass_nM)
+    elif kept.num_kept is not None and 8 * kept.num_kept <= num_ids:
+        return _race_of_few(kept.mass_nM, V, first_id, seed_n, position_n), None
+    else:
+        score_nV = log_survival(seed_n, position_n, first_id, V).div_(kept.mass_nM)
+    return score_nV.argmax(dim=1), score_nV
 
 
 class SurvivalAhead:

@@ -168,7 +168,7 @@ def typical_ids(scores_nV: Tensor, typical_p_n: Tensor) -> Tensor:
     """Locally typical ids, bool [n, V]: the smallest set of mass >= typical_p in ascending order of |surprise - entropy|.
 
     Ties with the last one are kept; typical_p >= 1 is off; <= 0 keeps the nearest. Ids of score -inf have no mass, and come last.
-    Source: Meister, Pimentel, Wiher, Cotterell, "Locally typical sampling" (TACL 2023), equations 5 and 6.
+    Source: Meister, Pimentel, Wiher, Cotterell, "Locally typical sampling" (2022).
     """
     log_probability_nV = scores_nV.log_softmax(dim=1)
     probability_nV = log_probability_nV.exp()
