@@ -29,6 +29,9 @@ FEWEST_ROWS = 4
 
 LAYER_NORM_EPS = 1e-5
 
+#: Largest code of an int8 weight or of an input that is rounded to 8 bits, and what stands for an input of 0.
+MOST, ZERO = 127, 128
+
 #: x [M, in] -> [M, out].
 Product = Callable[[Tensor], Tensor]
 
@@ -52,8 +55,10 @@ class CM3LeonInference(Decoder):
         self.head_dim = decoder.config.d_model // self.num_heads
         self.device = decoder.embed_tokens.weight.device
         self.on_cpu = self.device.type == "cpu"
-        #: What products are computed in.
-        self.dtype = {"auto": decoder.embed_tokens.weight.dtype, "fp32": torch.float32}.get(precision, torch.bfloat16)
+        rounds = precision == "int8" and rounds_inputs(self.device)
+        #: What products take and give.
+        self.dtype = {"auto": decoder.embed_tokens.weight.dtype, "fp32": torch.float32,
+                      "int8": torch.float32 if rounds else torch.bfloat16}.get(precision, torch.bfloat16)
         #: What keys and values are kept in. A CPU attends to bfloat16 several times slower than to float32 (7 times, measured on
         #: AVX512 with its bfloat16 instructions), which costs more than half the bytes save.
         self.cache_dtype = torch.float32 if self.on_cpu and self.dtype == torch.bfloat16 else self.dtype
@@ -128,16 +133,14 @@ class CM3LeonInference(Decoder):
         if self.on_cpu and M < FEWEST_ROWS:
             x_ME = F.pad(x_ME, (0, 0, 0, FEWEST_ROWS - M))
         heads = (B, T, 3, self.num_heads, self.head_dim)
+        attended_ME = x_ME.new_zeros(x_ME.shape, dtype=dtype)
         for layer, (qkv, out, up, down, q_norm, k_norm) in enumerate(self._layers):
             q_BTHD, k_BTHD, v_BTHD = qkv(layer_norm(x_ME).to(dtype))[:M].view(heads).unbind(2)
             if self.decoder.config.qk_norm:
                 q_BTHD, k_BTHD = (norm(x.to(norm.weight.dtype)).to(dtype) for norm, x in ((q_norm, q_BTHD), (k_norm, k_BTHD)))
-            attended_BTHD = cache.attend(layer, q_BTHD, k_BTHD, v_BTHD, reading)
-            attended_ME = attended_BTHD.reshape(M, E).to(dtype)
-            if len(x_ME) > M:
-                attended_ME = F.pad(attended_ME, (0, 0, 0, len(x_ME) - M))
-            x_ME = x_ME + out(attended_ME)
-            x_ME = x_ME + down(up(layer_norm(x_ME).to(dtype)))
+            attended_ME[:M].view(B, T, self.num_heads, self.head_dim).copy_(cache.attend(layer, q_BTHD, k_BTHD, v_BTHD, reading))
+            x_ME += out(attended_ME)
+            x_ME += down(up(layer_norm(x_ME).to(dtype)))
         return layer_norm(x_ME[:M]).view(B, T, E)
 
     def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
@@ -187,9 +190,15 @@ def packed_product(weight: Tensor, activation: str | None) -> Product:
 
 
 def int8_product(weight: Tensor) -> Product:
-    """Weights as int8 with a scale for each output (symmetric), inputs in bfloat16."""
-    scale_V = (weight.float().abs().amax(1) / 127).clamp(min=1e-12)
-    codes = (weight.float() / scale_V[:, None]).round().clamp(-127, 127).to(torch.int8)
+    """Weights as int8 with a scale for each output (symmetric).
+
+    Where the CPU multiplies bytes, inputs (float32) are rounded to 8 bits as well, with a scale for each row, so that a row's result
+    depends on no other (Yao et al. 2022, ZeroQuant, arXiv:2206.01861, section 4.1: "token-wise"). Elsewhere inputs are bfloat16.
+    """
+    scale_V = (weight.float().abs().amax(1) / MOST).clamp(min=1e-12)
+    codes = (weight.float() / scale_V[:, None]).round().clamp(-MOST, MOST).to(torch.int8)
+    if rounds_inputs(weight.device):
+        return rounded_product(codes, scale_V)
     scale_V = scale_V.to(torch.bfloat16)
 
     def product(x: Tensor) -> Tensor:
@@ -198,13 +207,42 @@ def int8_product(weight: Tensor) -> Product:
     return product
 
 
+def rounded_product(codes: Tensor, scale_V: Tensor) -> Product:
+    """By oneDNN: bytes times bytes. Inputs are unsigned with a zero at 128, which it has instructions for; its other forms take
+    hundreds of times as long. It knows one scale for all inputs, so that the rows' are applied behind it.
+
+    Args:
+        codes: int8 [V, E].
+        scale_V: float32 [V].
+    """
+    packed = torch.ops.onednn.qlinear_prepack(codes, [FEWEST_ROWS, codes.shape[1]])
+    zero_V = torch.zeros(len(codes), dtype=torch.int64)
+    half = torch.tensor(ZERO + 0.5)  # conversion to integers cuts off: this rounds
+
+    def product(x: Tensor) -> Tensor:
+        largest_M1 = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).clamp_(min=1e-12)
+        bytes_ME = torch.addcdiv(half, x, largest_M1, value=MOST).to(torch.uint8)
+        result: Tensor = torch.ops.onednn.qlinear_pointwise(bytes_ME, 1 / MOST, ZERO, packed, scale_V, zero_V, None, 1.0, 0,
+                                                            torch.float32, "none", [], "")
+        return result.mul_(largest_M1)
+
+    return product
+
+
+def rounds_inputs(device: torch.device) -> bool:
+    """Whether int8 products round their inputs: on a CPU with instructions for sums of products of bytes (VNNI). Without them,
+    sums of two products overflow."""
+    return device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
+
+
 def why_not(precision: str, weight: Tensor) -> tuple[str, str] | None:
     """(cause, next step) where weights like this one can't be used in this precision; None where they can."""
     if precision not in PRECISIONS:
         return f"{precision!r} is not known", close_match(precision, PRECISIONS)
     if precision == "int8":
         try:
-            int8_product(torch.ones(32, 32, device=weight.device))(torch.ones(1, 32, dtype=torch.bfloat16, device=weight.device))
+            dtype = torch.float32 if rounds_inputs(weight.device) else torch.bfloat16
+            int8_product(torch.ones(32, 32, device=weight.device))(torch.ones(1, 32, dtype=dtype, device=weight.device))
         except (RuntimeError, NotImplementedError) as error:
             return f"int8 weights don't run on {weight.device}: {str(error).splitlines()[0]}", "use bf16"
     return None
