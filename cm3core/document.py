@@ -14,6 +14,7 @@ Tensor-like fields are numpy arrays, so that nothing here needs torch. Legend: n
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -27,6 +28,8 @@ BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
 #: `TokenDocument.cells` of a token that is not an image code.
 NO_CELL = -1
+#: Hexadecimal letters of a hash in `content_keys`.
+KEY_LENGTH = 32
 
 
 @dataclass(frozen=True)
@@ -174,3 +177,27 @@ def has_holes(document: Sequence[Segment]) -> bool:
                or (isinstance(segment, MaskedText) and any(isinstance(part, TextHole) for part in segment.parts))
                or (isinstance(segment, Codes) and segment.missing is not None and bool(segment.missing.any()))
                for segment in document)
+
+
+def content_keys(document: Sequence[Segment]) -> frozenset[str]:
+    """Names of what a document holds: documents that share one are the same document to a retriever, whatever their ids.
+
+    A document with pictures is known by these alone (captions are reworded, pictures are not): "image:KEY" of an `Image`,
+    "codes:" and a hash of grid and codes of `Codes` (holes filled or not). One without is known by its words: "text:" and a hash of
+    them, whatever their case and spacing. A document of holes alone has no name.
+
+    >>> sorted(content_keys((Text("Red  apple"),))) == sorted(content_keys((Text("red apple"),)))
+    True
+    """
+    pictures = frozenset(f"image:{segment.key}" if isinstance(segment, Image) else f"codes:{_hash_of_codes(segment)}"
+                         for segment in document if isinstance(segment, (Image, Codes)))
+    words = " ".join(text_of(document).casefold().split())
+    if pictures or not words:
+        return pictures
+    return frozenset({f"text:{hashlib.sha256(words.encode('utf-8', 'surrogatepass')).hexdigest()[:KEY_LENGTH]}"})
+
+
+def _hash_of_codes(picture: Codes) -> str:
+    rows, columns = picture.grid
+    content = f"{rows} {columns} ".encode() + np.ascontiguousarray(picture.codes, "<i4").tobytes()
+    return hashlib.sha256(content).hexdigest()[:KEY_LENGTH]

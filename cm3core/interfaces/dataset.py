@@ -43,7 +43,8 @@ class SkippedRecord:
 
 
 class DocumentSource(ABC):
-    """A finite list of documents, read at random. Documents hold `Text` and `Image` segments (pixels by reference)."""
+    """A finite list of documents, read at random. They hold `Text` and `Image` segments (pixels by reference); a memory bank's hold
+    `Text` and `Codes`."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -66,6 +67,12 @@ class DocumentSource(ABC):
         if not 0 <= index < len(self):
             raise DataError(f"document {index}", f"the data set has {len(self)}", f"use 0..{len(self) - 1}")
         return self._document(index, rng)
+
+    def content_keys(self, index: int) -> frozenset[str]:
+        """`document.content_keys` of the document: who shares one with it is never retrieved for it."""
+        from cm3core.document import content_keys
+
+        return content_keys(self.document(index))
 
     def group(self, index: int) -> str:
         """Name of the group the document belongs to (a concept, an album); "" when the data set has none."""
