@@ -1,8 +1,19 @@
-"""Memory banks: documents as text and codes with their vectors, kept in a folder, for retrieval.
+"""Memory banks: documents as texts and codes with their vectors, kept in a folder, for retrieval.
 
-Legend: M documents, E dimension of the embedder's space.
+    bank/
+        manifest.json       what the bank was made with, and its shards in order; it is replaced as a whole
+        shards/HASH/        documents with vectors, written once and never changed, see `cm3core.bank.shard`
+        image_tokenizer/    what the image tokenizer saved, when it needs files
+        index/              what a retriever keeps to search faster; may be deleted
+
+Whatever kills a process that changes a bank, a reader sees the old bank or the new one. Nothing in it is a pickle.
 """
 
+from cm3core.bank.building import BuildReport, Tools, add_documents, build_bank
+from cm3core.bank.editing import RemoveReport, merge_banks, remove_documents
+from cm3core.bank.manifest import Manifest
+from cm3core.bank.memory_bank import MemoryBank
 from cm3core.bank.vector_rows import VectorRows
 
-__all__ = ["VectorRows"]
+__all__ = ["BuildReport", "Manifest", "MemoryBank", "RemoveReport", "Tools", "VectorRows", "add_documents", "build_bank", "merge_banks",
+           "remove_documents"]

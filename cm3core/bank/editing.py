@@ -1,0 +1,162 @@
+"""Taking documents out of a bank, and making one bank of several. Shards never change: those that would are written anew."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from cm3core.bank.building import IMAGE_TOKENIZER, duplicate_ids
+from cm3core.bank.manifest import ShardInfo
+from cm3core.bank.memory_bank import MemoryBank
+from cm3core.bank.shard import SHARDS, Shard, write_shard
+from cm3core.bank.writing import tidy, writing
+from cm3core.errors import DataError, FileError
+from cm3core.files import check_writable, make_folder, sha256_file, sync_directory
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class RemoveReport:
+    """Documents taken out, ids that were not there, damaged shards taken out, and the documents that are left."""
+
+    num_removed: int
+    missing: list[str]
+    num_damaged_shards: int
+    num_documents: int
+
+
+def remove_documents(folder: str | Path, names: Sequence[str], *, damaged: bool = False) -> RemoveReport:
+    """Take documents out of a bank. Their bytes are gone afterwards; the others keep order, vectors and codes.
+
+    Args:
+        folder: a bank.
+        names: ids. Those that are not there are reported.
+        damaged: take damaged shards out too; else they are an error.
+
+    Raises:
+        DataError: nothing would change, or nothing would be left.
+        FileError: the disk is full.
+    """
+    folder = Path(folder).expanduser()
+    MemoryBank.open(folder, skip_damaged=damaged)  # before anything is written into a folder that is none
+    with writing(folder):
+        bank = MemoryBank.open(folder, skip_damaged=damaged)
+        found = bank.find(names)
+        missing = [name for name in dict.fromkeys(names) if name not in found]
+        if not found and names:
+            shown = ", ".join(map(repr, missing[:_SHOWN])) + (", ..." if len(missing) > _SHOWN else "")
+            raise DataError(str(folder), f"has no document of these ids ({shown})", "give ids as they were added, prefix included")
+        if len(found) == len(bank):
+            raise DataError(str(folder), "would have no document left", "delete the folder instead")
+        shards = _without(folder, bank, set(found.values()))
+        num_damaged = len(bank.skipped)
+        if found or num_damaged:
+            manifest = bank.manifest.with_shards(tuple(shards))
+            manifest.write(folder)
+            tidy(folder, manifest)
+    return RemoveReport(len(found), missing, num_damaged, len(bank) - len(found))
+
+
+def _without(target: Path, bank: MemoryBank, removed: Collection[int]) -> list[ShardInfo]:
+    """The bank's shards without some documents; those that lose any are written anew, into the bank `target`."""
+    shards, start = [], 0
+    for shard in bank.shards:
+        rows = [row for row in range(len(shard)) if start + row not in removed] if removed else range(len(shard))
+        start += len(shard)
+        info = shard.info if len(rows) == len(shard) else write_shard(target, shard.documents(rows), bank.manifest)
+        if info is not None:
+            shards.append(info)
+    return shards
+
+
+def merge_banks(folders: Sequence[str | Path], out: str | Path, *, skip_duplicates: bool = False, progress: bool = True) -> MemoryBank:
+    """One bank of several, in their order; these stay as they are.
+
+    Args:
+        folders: two banks or more, of one embedder and one image tokenizer.
+        out: a new folder; it is there once it is whole.
+        skip_duplicates: of documents that share an id, keep the first; else they are refused.
+        progress: show a bar.
+
+    Raises:
+        DataError: different tools, ids that are there twice, a damaged shard, or something lies at `out`.
+        FileError: the disk is full.
+    """
+    target = Path(out).expanduser()
+    if target.exists():
+        raise DataError(str(target), "is there already", "name a new folder")
+    check_writable(target, folder=True)
+    banks = [MemoryBank.open(folder) for folder in folders]
+    if len(banks) < 2:
+        raise DataError("cm3 memory merge", f"was given {len(banks)} banks", "name two or more")
+    _check_same_tools(banks)
+    removed = _later_duplicates(banks)
+    if any(removed) and not skip_duplicates:
+        names = [bank.id(index) for bank, indices in zip(banks, removed, strict=True) for index in sorted(indices)]
+        raise duplicate_ids(str(banks[0].folder), names, f"and the banks behind it share {len(names):,} ids")
+    make_folder(target.parent)
+    temporary = target.parent / f".{target.name}.writing"
+    shutil.rmtree(temporary, ignore_errors=True)  # what a kill left
+    try:
+        make_folder(temporary / SHARDS)
+        shards: list[ShardInfo] = []
+        with tqdm(total=sum(map(len, banks)), desc="merging", unit="document", disable=None if progress else True) as bar:
+            for bank, indices in zip(banks, removed, strict=True):
+                own = _without(temporary, bank, indices)
+                for shard in bank.shards:
+                    if shard.info in own:
+                        _copy(shard, temporary)
+                    bar.update(len(shard))
+                shards += own
+        if (banks[0].folder / IMAGE_TOKENIZER).is_dir():
+            shutil.copytree(banks[0].folder / IMAGE_TOKENIZER, temporary / IMAGE_TOKENIZER)
+        banks[0].manifest.with_shards(tuple(shards)).write(temporary)
+        temporary.rename(target)
+        sync_directory(target.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise FileError(str(target), f"can't be written ({error.strerror or error})", "free space on that disk") from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return MemoryBank.open(target)
+
+
+def _check_same_tools(banks: Sequence[MemoryBank]) -> None:
+    first = banks[0].manifest
+    for bank in banks[1:]:
+        for kind, ours, theirs in (("embedder", first.embedder, bank.manifest.embedder),
+                                   ("image tokenizer", first.image_tokenizer, bank.manifest.image_tokenizer)):
+            if ours.fingerprint != theirs.fingerprint:
+                raise DataError(str(bank.folder), f"was built with another {kind} ({theirs.name!r}, fingerprint {theirs.fingerprint[:12]}) "
+                                f"than {banks[0].folder} ({ours.name!r}, {ours.fingerprint[:12]})",
+                                "build one of them anew with the other's: cm3 memory build")
+
+
+def _later_duplicates(banks: Sequence[MemoryBank]) -> list[set[int]]:
+    """For each bank the documents whose ids an earlier bank has."""
+    result: list[set[int]] = [set()]
+    for place, bank in enumerate(banks[1:], 1):
+        shared = np.isin(bank.id_hashes, np.concatenate([earlier.id_hashes for earlier in banks[:place]]))
+        names = {bank.id(index): index for index in np.flatnonzero(shared).tolist()}
+        found = {name for earlier in banks[:place] for name in earlier.find(list(names))}  # hashes may agree by chance
+        result.append({names[name] for name in found})
+    return result
+
+
+def _copy(shard: Shard, target: Path) -> None:
+    """Copy a shard, and see that what arrives is what was written once."""
+    shutil.copytree(shard.folder, target / SHARDS / shard.info.name, dirs_exist_ok=True)
+    for name, file in shard.info.files.items():
+        path = target / SHARDS / shard.info.name / name
+        if sha256_file(path) != file.sha256:
+            raise shard.damaged(name, "is not what was written: its SHA-256 is another one")
+        with path.open("rb+") as copy:
+            os.fsync(copy.fileno())

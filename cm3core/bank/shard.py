@@ -1,0 +1,238 @@
+"""A shard: some documents of a bank in a folder of four files, written once and never changed. Its name is a hash of its content.
+
+    vectors.npy       float32 [m, E]
+    codes.npy         uint16 (or int32, for codebooks that need it) [p, c], a row for each picture
+    documents.jsonl   {"id": ..., "segments": ["a text", 0, ...], "keys": [...]}, numbers being rows of codes.npy
+    table.npy         where each document's line is, a hash of its id, and what it has; `TABLE_ROW` [m]
+
+Legend: m documents, p pictures, c codes of a picture, E numbers of a vector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cm3core.bank.manifest import CODES, DOCUMENTS, FILES, TABLE, VECTORS, ImageTokenizerMaker, Manifest, ShardInfo, StoredFile
+from cm3core.bank.vector_rows import FloatArray
+from cm3core.document import Codes, Document, Text
+from cm3core.errors import DataError, FileError
+from cm3core.files import make_folder, sha256_file, sync_directory
+
+#: `parts` has the bits `HAS_TEXT` and `HAS_IMAGE`.
+TABLE_ROW = np.dtype([("offset", "<i8"), ("length", "<i8"), ("id_hash", "<u8"), ("parts", "u1")])
+HAS_TEXT, HAS_IMAGE = 1, 2
+#: Folder of a bank's shards; ending of one that is being written.
+SHARDS = "shards"
+WRITING = ".writing"
+#: A unit vector's length differs from 1 by rounding, or it is none.
+LENGTH_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class BankDocument:
+    """A document as a bank keeps it: `Text` and `Codes` segments, what it is known by, and its unit vector float32 [E]."""
+
+    id: str
+    document: Document
+    content_keys: frozenset[str]
+    vector: FloatArray
+
+
+def id_hash(name: str) -> int:
+    """The 64 bits by which ids are looked up."""
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "little")
+
+
+def write_shard(bank: Path, documents: Iterable[BankDocument], manifest: Manifest) -> ShardInfo | None:
+    """Write a shard of a bank; None when there is no document. Whatever ends the process, it is whole or not there.
+
+    Args:
+        bank: the bank's folder.
+        documents: m of them, held in memory until they are written.
+        manifest: says E, c and the codebook's size.
+
+    Raises:
+        FileError: the disk is full.
+    """
+    lines, rows, codes, vectors, offset = [], [], [], [], 0
+    for one in documents:
+        segments: list[str | int] = []
+        for segment in one.document:
+            if isinstance(segment, Text):
+                segments.append(segment.text)
+            else:
+                assert isinstance(segment, Codes)
+                segments.append(len(codes))
+                codes.append(segment.codes)
+        line = json.dumps({"id": one.id, "segments": segments, "keys": sorted(one.content_keys)}, ensure_ascii=False).encode() + b"\n"
+        parts = HAS_TEXT * any(isinstance(part, str) for part in segments) + HAS_IMAGE * any(isinstance(part, int) for part in segments)
+        rows.append((offset, len(line), id_hash(one.id), parts))
+        lines.append(line)
+        vectors.append(one.vector)
+        offset += len(line)
+    if not lines:
+        return None
+    tokenizer = manifest.image_tokenizer
+    num_codes = tokenizer.grid[0] * tokenizer.grid[1]
+    arrays = {VECTORS: np.asarray(vectors, np.float32), TABLE: np.array(rows, TABLE_ROW),
+              CODES: np.array(codes, code_type(tokenizer)).reshape(len(codes), num_codes)}
+    make_folder(bank / SHARDS)
+    temporary = bank / SHARDS / f".{uuid.uuid4().hex[:8]}{WRITING}"
+    try:
+        temporary.mkdir()
+        for name, array in arrays.items():
+            with (temporary / name).open("wb") as file:
+                np.save(file, array, allow_pickle=False)
+        (temporary / DOCUMENTS).write_bytes(b"".join(lines))
+        info = ShardInfo(len(lines), len(codes), {name: _flushed(temporary / name) for name in FILES})
+        sync_directory(temporary)
+        shutil.rmtree(bank / SHARDS / info.name, ignore_errors=True)  # a kill came before anything named it
+        temporary.rename(bank / SHARDS / info.name)
+        sync_directory(bank / SHARDS)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise FileError(str(bank), f"can't be written ({error.strerror or error}); what is in it stays as it was",
+                        "free space on that disk, then give the same command again: it goes on where it stopped") from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return info
+
+
+def code_type(tokenizer: ImageTokenizerMaker) -> npt.DTypeLike:
+    """Type of the codes on disk."""
+    return np.dtype("<u2") if tokenizer.codebook_size <= 1 << 16 else np.dtype("<i4")
+
+
+def _flushed(path: Path) -> StoredFile:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    return StoredFile(path.stat().st_size, sha256_file(path))
+
+
+class Shard:
+    """A shard that is there: files of the right sizes and shapes, memory-mapped.
+
+    Args:
+        bank: the bank's folder.
+        info: what the manifest says of it.
+        manifest: says E, c and the codebook's size.
+
+    Raises:
+        DataError: a file is missing, truncated, or of another shape.
+    """
+
+    def __init__(self, bank: Path, info: ShardInfo, manifest: Manifest) -> None:
+        self.folder, self.info, self._manifest = bank / SHARDS / info.name, info, manifest
+        for name, file in info.files.items():
+            try:
+                size = (self.folder / name).stat().st_size
+            except OSError as error:
+                raise self.damaged(name, f"can't be read ({error.strerror})") from error
+            if size != file.num_bytes:
+                raise self.damaged(name, f"has {size} bytes, not {file.num_bytes}")
+        self.vectors: FloatArray = self._array(VECTORS, (info.num_documents, manifest.dimension), np.dtype("<f4"))
+        self.table: npt.NDArray[np.void] = self._array(TABLE, (info.num_documents,), TABLE_ROW)
+
+    def __len__(self) -> int:
+        return self.info.num_documents
+
+    def damaged(self, name: str, cause: str) -> DataError:
+        """The error of a file that can't be used."""
+        return DataError(str(self.folder / name), cause, "copy the bank again from where it came, or leave the damaged shards out: "
+                         f"cm3 memory remove {self.folder.parents[1]} --damaged")
+
+    def _array(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
+        try:
+            array = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise self.damaged(name, f"is no array ({error})") from error
+        if array.shape != shape or array.dtype != dtype:
+            raise self.damaged(name, f"is {array.dtype} {list(array.shape)}, not {np.dtype(dtype)} {list(shape)}")
+        return array
+
+    @cached_property
+    def _codes(self) -> npt.NDArray[np.integer]:
+        rows, columns = self._manifest.image_tokenizer.grid
+        codes: npt.NDArray[np.integer] = self._array(CODES, (self.info.num_pictures, rows * columns),
+                                                     code_type(self._manifest.image_tokenizer))
+        return codes
+
+    @cached_property
+    def _lines(self) -> npt.NDArray[np.uint8]:
+        return np.memmap(self.folder / DOCUMENTS, np.uint8, "r")
+
+    def _record(self, row: int) -> tuple[str, list[str | int], list[str]]:
+        """Id, segments and content keys of a document."""
+        offset, length = int(self.table[row]["offset"]), int(self.table[row]["length"])
+        try:
+            if not 0 <= offset <= offset + length <= len(self._lines):
+                raise ValueError(f"bytes {offset} to {offset + length} of {len(self._lines)}")
+            values = json.loads(self._lines[offset:offset + length].tobytes())
+            name, segments, keys = values["id"], values["segments"], values["keys"]
+            if not (isinstance(name, str) and _all(segments, (str, int)) and _all(keys, (str,))):
+                raise TypeError("other types than documents have")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise self.damaged(DOCUMENTS, f"document {row} can't be read ({error})") from error
+        return name, segments, keys
+
+    def id(self, row: int) -> str:
+        """A document's id."""
+        return self._record(row)[0]
+
+    def content_keys(self, row: int) -> frozenset[str]:
+        """What a document is known by."""
+        return frozenset(self._record(row)[2])
+
+    def document(self, row: int) -> Document:
+        """A document's segments."""
+        return tuple(Text(part) if isinstance(part, str) else self._picture(part, row) for part in self._record(row)[1])
+
+    def _picture(self, picture: int, row: int) -> Codes:
+        tokenizer = self._manifest.image_tokenizer
+        if not 0 <= picture < self.info.num_pictures:
+            raise self.damaged(DOCUMENTS, f"document {row} names picture {picture}, there are {self.info.num_pictures}")
+        codes = self._codes[picture].astype(np.int32)
+        if codes.min() < 0 or codes.max() >= tokenizer.codebook_size:
+            raise self.damaged(CODES, f"picture {picture} has codes {codes.min()}..{codes.max()}, the codebook has "
+                               f"{tokenizer.codebook_size} entries")
+        return Codes(codes, tokenizer.grid)
+
+    def documents(self, rows: Iterable[int]) -> Iterator[BankDocument]:
+        """Some documents, as they were written."""
+        for row in rows:
+            name, _, keys = self._record(row)
+            yield BankDocument(name, self.document(row), frozenset(keys), self.vectors[row])
+
+    def check_vectors(self, block_rows: int = 8192) -> None:
+        """Raise `DataError` for the first vector that is not finite or no unit vector. Reads all of them."""
+        for start in range(0, len(self), block_rows):
+            lengths = np.linalg.norm(self.vectors[start:start + block_rows], axis=1)
+            wrong = np.flatnonzero(~(np.abs(lengths - 1) <= LENGTH_TOLERANCE))
+            if wrong.size:
+                raise self.damaged(VECTORS, f"the vector of document {start + wrong[0]} has length {lengths[wrong[0]]:g}, not 1")
+
+    def verify(self) -> None:
+        """Raise `DataError` when any byte is another one than was written, or a vector is none. Reads everything."""
+        for name, file in self.info.files.items():
+            if sha256_file(self.folder / name) != file.sha256:
+                raise self.damaged(name, "is not what was written: its SHA-256 is another one")
+        self.check_vectors()
+        for row in range(len(self)):
+            self.document(row)
+
+
+def _all(values: Any, kinds: Sequence[type]) -> bool:
+    return isinstance(values, list) and all(isinstance(value, tuple(kinds)) and not isinstance(value, bool) for value in values)

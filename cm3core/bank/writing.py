@@ -1,0 +1,49 @@
+"""What all that changes a bank shares: one process at a time, and clearing away what killed ones left."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cm3core.bank.manifest import WORK, Manifest, is_shard_name
+from cm3core.bank.shard import SHARDS, WRITING
+from cm3core.errors import DataError
+from cm3core.files import check_writable, make_folder
+
+LOCK = ".lock"
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Change a bank; another process that does is refused meanwhile. The lock goes with the process, however that ends.
+
+    Raises:
+        DataError: another process is at it.
+        FileError: nothing can be written there.
+    """
+    check_writable(folder, folder=True)
+    make_folder(folder)
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(str(folder), "another process is changing this memory bank", "wait until it is done") from error
+        yield
+
+
+def tidy(folder: Path, manifest: Manifest) -> None:
+    """Delete what the bank does not consist of: notes on finished shards, shards that it no longer has or that were never finished."""
+    shutil.rmtree(folder / WORK, ignore_errors=True)
+    kept = {shard.name for shard in manifest.shards}
+    for path in (folder / SHARDS).iterdir():
+        if path.name not in kept and (is_shard_name(path.name) or path.suffix == WRITING):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete shards that a kill cut off."""
+    for path in (folder / SHARDS).glob(f".*{WRITING}"):
+        shutil.rmtree(path, ignore_errors=True)
