@@ -82,7 +82,7 @@ class Reranker(ABC):
     @property
     @abstractmethod
     def measure(self) -> str:
-        """What a score is, as it is shown beside it, e.g. "cosine similarity of BiEncoder". True words only: CLIP means CLIP."""
+        """What a score is, as it is shown, e.g. "cosine similarity of HashEmbedder". True words only: CLIP means CLIP."""
 
     @abstractmethod
     def _score(self, candidates: Sequence[Candidate]) -> Sequence[float]:

@@ -44,9 +44,9 @@ def cm3_text_tokenizers() -> Mapping[str, type[TextTokenizerConfig]]:
 
 @hookimpl
 def cm3_embedders() -> Mapping[str, type[EmbedderConfig]]:
-    from cm3plugins.embedders.bi_encoder import BiEncoderConfig
+    from cm3plugins.embedders import BiEncoderConfig, CLIPConfig, LightEncoderConfig
 
-    return {"bi_encoder": BiEncoderConfig}
+    return {"bi_encoder": BiEncoderConfig, "clip": CLIPConfig, "light_encoder": LightEncoderConfig}
 
 
 @hookimpl
@@ -122,7 +122,8 @@ def cm3_models() -> Mapping[str, Path]:
 
 @hookimpl
 def cm3_commands() -> Mapping[str, str]:
-    return {"bench": "cm3plugins.benchmarks.command:configure", "quickstart": "cm3plugins.quickstart.command:configure"}
+    return {"bench": "cm3plugins.benchmarks.command:configure", "embedder": "cm3plugins.embedders.command:configure",
+            "quickstart": "cm3plugins.quickstart.command:configure"}
 
 
 @hookimpl

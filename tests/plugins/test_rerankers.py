@@ -348,4 +348,4 @@ def test_the_shipped_model_finds_the_caption_of_a_picture(model, pairs, name):
 
 
 def test_the_shipped_embedder_is_not_called_clip(model):
-    assert shipped(model, "clip").measure == "cosine similarity of BiEncoder"
+    assert shipped(model, "clip").measure == "cosine similarity of LightEncoder"

@@ -129,9 +129,12 @@ class EfficientNetLite(nn.Module):
 
     def pooled(self, input_BCHW: Tensor) -> Tensor:
         """Mean of the last feature map, [B, 1280]; input as `normalize` gives it, any size of at least 32 pixels."""
-        h_BCHW = self.features(input_BCHW, (len(_STAGES) - 1,))[0]
-        h_BCHW = F.relu6(self._bn1(self._conv_head(h_BCHW)))
-        return h_BCHW.mean((2, 3))
+        return self.pool(self.features(input_BCHW, (len(_STAGES) - 1,))[0])
+
+    def pool(self, last_BCHW: Tensor) -> Tensor:
+        """As `pooled`, of the map of stage 6."""
+        head_BCHW = F.relu6(self._bn1(self._conv_head(last_BCHW)))
+        return head_BCHW.mean((2, 3))
 
     def forward(self, input_BCHW: Tensor) -> Tensor:
         """Logits of the 1,000 ImageNet classes, [B, 1000]."""

@@ -161,7 +161,7 @@ def test_dense_without_an_embedder_and_none_with_documents():
     with pytest.raises(RecipeError) as error:
         DenseRetrieverConfig().build(ListSource(words("a")), None)
     assert str(error.value) == ("retriever: 'dense' needs an embedder and the recipe has none\n"
-                                "  next: add embedder=bi_encoder")
+                                "  next: add embedder=light_encoder")
     with pytest.raises(RecipeError) as refused:
         NoRetrieverConfig(num_retrieved=2).check()
     assert str(refused.value) == ("retriever.num_retrieved: is 2, and the retriever 'none' finds nothing\n"

@@ -1,4 +1,4 @@
-"""`bi_encoder`: two small towers, text and picture, trained contrastively on the bundled corpus. Needs no extra package.
+"""`light_encoder`: two small towers, text and picture, trained contrastively on the bundled corpus. Needs no extra package.
 
 It stands where CM3leon has a frozen CLIP ViT-B/32 (paper section 2.1); it is far smaller, knows drawings only, and is
 never to be called CLIP. Figures: `assets/README.md`.
@@ -14,17 +14,17 @@ from cm3core.errors import RecipeError
 from cm3core.interfaces.embedder import EmbedderConfig
 
 if TYPE_CHECKING:
-    from cm3plugins.embedders.bi_encoder_embedder import BiEncoder
+    from cm3plugins.embedders.light_encoder.embedder import LightEncoder
 
-BUNDLED_WEIGHTS = Path(__file__).parent / "assets" / "bi_encoder.safetensors"
+BUNDLED_WEIGHTS = Path(__file__).parent / "assets" / "light_encoder.safetensors"
 
 
 @dataclass(kw_only=True)
-class BiEncoderConfig(EmbedderConfig):
+class LightEncoderConfig(EmbedderConfig):
     """A small text tower and a small picture tower.
 
     Args:
-        path: weights as `python -m cm3plugins.embedders.train_bi_encoder` writes them; None: those that come with cm3leon.
+        path: weights as `cm3 embedder train light_encoder` writes them; None: those that come with cm3leon.
         batch_size: pictures or texts in one forward pass.
     """
 
@@ -36,8 +36,8 @@ class BiEncoderConfig(EmbedderConfig):
         if self.batch_size < 1:
             raise RecipeError("embedder.batch_size", f"is {self.batch_size}", "use 1 or more")
 
-    def build(self) -> BiEncoder:
+    def build(self) -> LightEncoder:
         """Load the weights. Raises `CheckpointError` when the file is missing, damaged or of another kind."""
-        from cm3plugins.embedders.bi_encoder_embedder import BiEncoder
+        from cm3plugins.embedders.light_encoder.embedder import LightEncoder
 
-        return BiEncoder.load(BUNDLED_WEIGHTS if self.path is None else Path(self.path), self.batch_size)
+        return LightEncoder.load(BUNDLED_WEIGHTS if self.path is None else Path(self.path).expanduser(), self.batch_size)

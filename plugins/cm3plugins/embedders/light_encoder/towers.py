@@ -1,4 +1,4 @@
-"""The networks of the `bi_encoder`: a bag of hashed words and a small convolutional net.
+"""The networks of the `light_encoder`: a bag of hashed words and a small convolutional net.
 
 Legend: N texts or pictures, U distinct words, W words of the longest text, D width of a word vector, E dimension of the
 shared space, R side of a picture in pixels.
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cm3plugins.embedders.text_features import features_of, words_of
+from cm3plugins.embedders.light_encoder.text_features import features_of, words_of
 
 
 @dataclass(frozen=True)

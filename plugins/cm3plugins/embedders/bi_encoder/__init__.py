@@ -1,0 +1,1 @@
+"""`bi_encoder`: frozen EfficientNet-Lite0 and MiniLM under two small heads."""

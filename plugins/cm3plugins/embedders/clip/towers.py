@@ -1,0 +1,170 @@
+"""CLIP's two towers in plain torch: a vision transformer, and a causal transformer over text.
+
+Parameters have OpenAI's names, which are open_clip's too, so that those files load without renaming.
+Legend: N pictures or texts, T tokens, D width of a tower, H heads, R side of a picture in pixels, E dimension of the shared space.
+Source: Radford et al. 2021, section 2.4; openai/CLIP `clip/model.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Activation = Literal["quick_gelu", "gelu"]
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """OpenAI's approximation of GELU.
+
+    >>> quick_gelu(torch.tensor([0.0, 1.0]))
+    tensor([0.0000, 0.8458])
+    """
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+
+
+@dataclass(frozen=True)
+class TransformerSizes:
+    """One tower's transformer.
+
+    Args:
+        width: D.
+        num_layers: blocks.
+        num_heads: H.
+        mlp_width: hidden width of a block's second half.
+        activation: that of its hidden units.
+    """
+
+    width: int
+    num_layers: int
+    num_heads: int
+    mlp_width: int
+    activation: Activation
+
+
+@dataclass(frozen=True)
+class CLIPSizes:
+    """Both towers.
+
+    Args:
+        vision, text: their transformers.
+        resolution: R.
+        patch: side of a patch in pixels; R is a multiple of it.
+        vocab_size: ids of text.
+        context_length: tokens of a text, its first and last ones included.
+        dimension: E.
+    """
+
+    vision: TransformerSizes
+    text: TransformerSizes
+    resolution: int
+    patch: int
+    vocab_size: int
+    context_length: int
+    dimension: int
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; query, key and value weights lie in one matrix, as in `nn.MultiheadAttention`."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.in_proj_weight = nn.Parameter(torch.zeros(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x_NTD: Tensor, causal: bool) -> Tensor:
+        split = F.linear(x_NTD, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.num_heads, -1))
+        q_NHTd, k_NHTd, v_NHTd = split.permute(2, 0, 3, 1, 4)
+        seen = F.scaled_dot_product_attention(q_NHTd, k_NHTd, v_NHTd, is_causal=causal)
+        out_NTD: Tensor = self.out_proj(seen.transpose(1, 2).flatten(2))
+        return out_NTD
+
+
+class MLP(nn.Module):
+    """Two linear maps and the activation between."""
+
+    def __init__(self, sizes: TransformerSizes) -> None:
+        super().__init__()
+        self.c_fc, self.c_proj = nn.Linear(sizes.width, sizes.mlp_width), nn.Linear(sizes.mlp_width, sizes.width)
+        self.activation = ACTIVATIONS[sizes.activation]
+
+    def forward(self, x_NTD: Tensor) -> Tensor:
+        out_NTD: Tensor = self.c_proj(self.activation(self.c_fc(x_NTD)))
+        return out_NTD
+
+
+class Block(nn.Module):
+    """Attention, then an MLP, each behind a LayerNorm and added to what came in."""
+
+    def __init__(self, sizes: TransformerSizes) -> None:
+        super().__init__()
+        self.ln_1, self.attn = nn.LayerNorm(sizes.width), Attention(sizes.width, sizes.num_heads)
+        self.ln_2, self.mlp = nn.LayerNorm(sizes.width), MLP(sizes)
+
+    def forward(self, x_NTD: Tensor, causal: bool) -> Tensor:
+        x_NTD = x_NTD + self.attn(self.ln_1(x_NTD), causal)
+        out_NTD: Tensor = x_NTD + self.mlp(self.ln_2(x_NTD))
+        return out_NTD
+
+
+class Transformer(nn.Module):
+    """Blocks one behind another."""
+
+    def __init__(self, sizes: TransformerSizes) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(Block(sizes) for _ in range(sizes.num_layers))
+
+    def forward(self, x_NTD: Tensor, *, causal: bool) -> Tensor:
+        for block in self.resblocks:
+            x_NTD = block(x_NTD, causal)
+        return x_NTD
+
+
+class VisionTower(nn.Module):
+    """Patches and a class token; the latter's last state, projected."""
+
+    def __init__(self, sizes: CLIPSizes) -> None:
+        super().__init__()
+        width, num_patches = sizes.vision.width, (sizes.resolution // sizes.patch) ** 2
+        self.conv1 = nn.Conv2d(3, width, sizes.patch, sizes.patch, bias=False)
+        self.class_embedding = nn.Parameter(torch.zeros(width))
+        self.positional_embedding = nn.Parameter(torch.zeros(1 + num_patches, width))
+        self.ln_pre, self.transformer, self.ln_post = nn.LayerNorm(width), Transformer(sizes.vision), nn.LayerNorm(width)
+        self.proj = nn.Parameter(torch.zeros(width, sizes.dimension))
+
+    def forward(self, pixels_N3RR: Tensor) -> Tensor:
+        """Vectors [N, E] of pictures as `Preprocessing` prepares them."""
+        patches_NTD = self.conv1(pixels_N3RR).flatten(2).mT
+        first_N1D = self.class_embedding.expand(len(pixels_N3RR), 1, -1)
+        x_NTD = self.ln_pre(torch.cat([first_N1D, patches_NTD], dim=1) + self.positional_embedding)
+        vectors_NE: Tensor = self.ln_post(self.transformer(x_NTD, causal=False)[:, 0]) @ self.proj
+        return vectors_NE
+
+
+class CLIPTowers(nn.Module):
+    """The vision tower as `visual`; the text tower's parts by OpenAI's names, which have no prefix."""
+
+    def __init__(self, sizes: CLIPSizes) -> None:
+        super().__init__()
+        self.sizes, width = sizes, sizes.text.width
+        self.visual = VisionTower(sizes)
+        self.token_embedding = nn.Embedding(sizes.vocab_size, width)
+        self.positional_embedding = nn.Parameter(torch.zeros(sizes.context_length, width))
+        self.transformer, self.ln_final = Transformer(sizes.text), nn.LayerNorm(width)
+        self.text_projection = nn.Parameter(torch.zeros(width, sizes.dimension))
+
+    def encode_texts(self, ids_NT: Tensor, last_N: Tensor) -> Tensor:
+        """Vectors [N, E] of token ids; `last_N` is the place of each text's end token. What stands behind it is not seen."""
+        x_NTD = self.transformer(self.token_embedding(ids_NT) + self.positional_embedding[:ids_NT.shape[1]], causal=True)
+        last_ND = self.ln_final(x_NTD[torch.arange(len(ids_NT), device=ids_NT.device), last_N])
+        vectors_NE: Tensor = last_ND @ self.text_projection
+        return vectors_NE

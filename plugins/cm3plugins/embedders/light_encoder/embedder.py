@@ -1,0 +1,78 @@
+"""The `light_encoder` embedder at work, and its file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from cm3core.document import PixelArray
+from cm3core.errors import CheckpointError
+from cm3core.files import sha256_file
+from cm3core.interfaces.embedder import Embedder, VectorArray
+from cm3plugins.embedders.inputs import in_batches, square
+from cm3plugins.embedders.light_encoder.text_features import TEXT_FEATURES_VERSION
+from cm3plugins.embedders.light_encoder.towers import Towers, TowerSizes
+from cm3plugins.embedders.weights import fill, read_weights, save_weights
+
+_FORMAT = "cm3leon light_encoder 1"
+_NEXT = "use a file that `cm3 embedder train light_encoder` wrote"
+
+
+class LightEncoder(Embedder):
+    """Text and pictures in one space by two small towers.
+
+    Args:
+        towers: the trained networks.
+        fingerprint: hash of their weights.
+        batch_size: items in one forward pass.
+
+    Example:
+        >>> from cm3plugins.embedders import LightEncoderConfig
+        >>> LightEncoderConfig().build().embed_texts(["red apple, noto style"]).shape
+        (1, 128)
+    """
+
+    def __init__(self, towers: Towers, fingerprint: str, batch_size: int = 256) -> None:
+        self._towers = towers.eval().requires_grad_(False)
+        self._fingerprint, self._batch_size = fingerprint, batch_size
+
+    @classmethod
+    def load(cls, path: Path, batch_size: int = 256) -> LightEncoder:
+        """Read weights that `save_towers` wrote. Raises `CheckpointError` when the file can't be used."""
+        header, tensors = read_weights(path, _FORMAT, _NEXT)
+        try:
+            fields = {name: tuple(value) if isinstance(value, list) else value for name, value in header["sizes"].items()}
+            towers = Towers(TowerSizes(**fields))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(str(path), f"its header gives no sizes ({error})", _NEXT) from error
+        fill(towers, tensors, path, _NEXT)
+        digest = hashlib.sha256(f"{sha256_file(path)}:{TEXT_FEATURES_VERSION}".encode()).hexdigest()
+        return cls(towers, f"light_encoder-{digest[:16]}", batch_size)
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector."""
+        return self._towers.sizes.dimension
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the weights' file and of how text becomes features."""
+        return self._fingerprint
+
+    @torch.inference_mode()
+    def _embed_texts(self, texts: Sequence[str]) -> VectorArray:
+        return in_batches(texts, self._batch_size, self._towers.text)
+
+    @torch.inference_mode()
+    def _embed_images(self, images: Sequence[PixelArray]) -> VectorArray:
+        return in_batches(images, self._batch_size, lambda batch: self._towers.image(
+            torch.cat([square(image, self._towers.sizes.resolution) for image in batch])))
+
+
+def save_towers(towers: Towers, path: Path) -> None:
+    """Write the weights as fp16 safetensors, atomically."""
+    save_weights(path, towers, _FORMAT, {"sizes": asdict(towers.sizes)})

@@ -1,0 +1,66 @@
+"""Files of trained embedders: safetensors in fp16, their format and sizes in the header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cm3core.errors import CheckpointError
+from cm3core.files import atomic_path
+
+
+def save_weights(path: Path, network: nn.Module, form: str, header: Mapping[str, Any]) -> None:
+    """Write a network's state as fp16, atomically; `form` names the format, `header` is kept as JSON."""
+    tensors = {name: value.half().contiguous() if value.is_floating_point() else value.contiguous()
+               for name, value in network.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, {"format": form, **{key: json.dumps(value) for key, value in header.items()}})
+
+
+def read_weights(path: Path, form: str, next_step: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors (floating ones as float32) of a file that `save_weights` wrote.
+
+    Raises:
+        CheckpointError: no such file, damaged, of another format, or with numbers that are none; `next_step` says what to do.
+    """
+    if not path.is_file():
+        raise CheckpointError(str(path), "there is no such file", next_step)
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(str(path), f"is not a whole safetensors file ({error})", next_step) from error
+    found = metadata.pop("format", None)
+    if found != form:
+        raise CheckpointError(str(path), f"is of the format {found!r}, not {form!r}", next_step)
+    check_finite(tensors, path)
+    try:
+        header = {key: json.loads(value) for key, value in metadata.items()}
+    except json.JSONDecodeError as error:
+        raise CheckpointError(str(path), f"its header can't be read ({error})", next_step) from error
+    return header, {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise `CheckpointError` that names the first tensor with NaN or infinity in it."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(str(path), f"{name} holds NaN or infinite numbers", "use weights of a run that did not diverge")
+
+
+def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, next_step: str) -> None:
+    """Load a network's whole state; raises `CheckpointError` where names or shapes differ."""
+    try:
+        network.load_state_dict(dict(tensors), assign=any(value.is_meta for value in network.state_dict().values()))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(str(path), f"holds other tensors than its sizes say ({reason[:300]})", next_step) from error
