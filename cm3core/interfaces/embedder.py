@@ -50,12 +50,24 @@ class Embedder(ABC):
         """Vectors float32 [N, dimension] of pictures uint8 [H, W, 3] of any size; normalised by the caller."""
 
     def embed_texts(self, texts: Sequence[str]) -> VectorArray:
-        """Unit vectors float32 [N, dimension]."""
-        return normalise(self._embed_texts(texts)) if texts else np.zeros((0, self.dimension), np.float32)
+        """Unit vectors float32 [N, dimension]. Raises `DataError` where the embedder gives numbers that are none."""
+        return self._unit(self._embed_texts(texts), "text") if texts else np.zeros((0, self.dimension), np.float32)
 
     def embed_images(self, images: Sequence[PixelArray]) -> VectorArray:
-        """Unit vectors float32 [N, dimension]."""
-        return normalise(self._embed_images(images)) if images else np.zeros((0, self.dimension), np.float32)
+        """Unit vectors float32 [N, dimension]. Raises `DataError` for what is no picture, and as `embed_texts` does."""
+        for place, image in enumerate(images):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+                found = f"{image.dtype} {list(image.shape)}"
+                raise DataError(f"picture {place}", f"{found}, an embedder takes uint8 [height, width, 3]",
+                                "open it with cm3core.images.open_image")
+        return self._unit(self._embed_images(images), "picture") if images else np.zeros((0, self.dimension), np.float32)
+
+    def _unit(self, vectors: VectorArray, what: str) -> VectorArray:
+        finite = np.isfinite(vectors).all(axis=1)
+        if not finite.all():
+            raise DataError(f"{what} {int(np.argmin(finite))}", f"its vector by {type(self).__name__} holds NaN or infinity",
+                            "check the embedder's weights")
+        return normalise(vectors)
 
     def embed_document(self, document: Document) -> VectorArray:
         """Unit vector float32 [dimension]; see `embed_documents`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -71,6 +73,15 @@ class EmbedderContract(Contract[Embedder]):
         """A document with neither text nor picture has no vector."""
         with pytest.raises(DataError, match="neither text nor a picture"):
             self.subject.embed_documents([(Text("a dog"),), ()])
+
+    def law_what_is_no_picture_is_refused(self) -> None:
+        """Pictures are uint8 [height, width, 3] and have pixels; the message says which one is not."""
+        good = np.zeros((4, 4, 3), np.uint8)
+        wrong: list[Any] = [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8),
+                            np.zeros((0, 4, 3), np.uint8)]
+        for bad in wrong:
+            with pytest.raises(DataError, match=r"^picture 1: "):
+                self.subject.embed_images([good, bad])
 
     def law_inputs_are_not_written_to(self, data: st.DataObject) -> None:
         """A read-only picture is accepted and stays as it was."""

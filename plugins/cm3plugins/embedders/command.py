@@ -23,7 +23,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.description = "Train a bundled embedder, and measure any."
     parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    line = "train an embedder on the train split of the bundled corpus; bi_encoder's features are kept, and a later run goes on there"
+    line = "train on the bundled corpus; what bi_encoder has looked at is kept, and a later run goes on there"
     train = actions.add_parser("train", help=line, description=line)
     train.add_argument("name", help=f"{' or '.join(TRAINABLE)}")
     train.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.safetensors", help="the weights")
@@ -68,7 +68,8 @@ def _evaluate(args: Namespace) -> int:
     assert recipe.embedder is not None
     recipe.embedder.check()
     embedder, corpus = recipe.embedder.build(), EmojiCorpus()
-    print(f"{args.name}: {getattr(embedder, 'summary', type(embedder).__name__)}, {embedder.dimension} dimensions, {embedder.fingerprint}")
+    what = getattr(embedder, "summary", type(embedder).__name__)
+    print(f"{args.name}: {what}, {embedder.dimension} dimensions, {embedder.fingerprint}")
     measured = figures(embedder, corpus.entries, corpus.render_all(64), quiet=args.quiet)
     width = max(map(len, measured))
     print(f"\n{'query -> what is looked through':<{width}}   R@1    R@5")

@@ -48,7 +48,8 @@ def figures(embedder: Embedder, entries: Sequence[EmojiEntry], pictures: npt.NDA
 
     labels = {entry.concept: entry.label for entry in entries}
     images: list[PixelArray] = list(pictures)
-    image_vectors, label_vectors = _in_blocks(images, embedder.embed_images, "looking at pictures", quiet), read(list(labels.values()))
+    image_vectors = _in_blocks(images, embedder.embed_images, "looking at pictures", quiet)
+    label_vectors = read(list(labels.values()))
     found: dict[str, dict[str, float]] = {}
     for split in ("train", "comp", "unseen"):
         rows = [i for i, entry in enumerate(entries) if entry.split == split]

@@ -1,4 +1,4 @@
-"""The `bi_encoder`: features by hand, its file, the shipped weights' use, and a short training."""
+"""The `light_encoder`: features by hand, its file, the shipped weights' use, and a short training."""
 
 from __future__ import annotations
 
@@ -10,25 +10,29 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from cm3core.document import Text
 from cm3core.errors import CheckpointError, RecipeError
 from cm3core.testing.embedder import EmbedderContract
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus
-from cm3plugins.embedders import BiEncoderConfig
-from cm3plugins.embedders.bi_encoder import BUNDLED_WEIGHTS
-from cm3plugins.embedders.bi_encoder_embedder import BiEncoder, save_towers, square
-from cm3plugins.embedders.bi_encoder_figures import recall
-from cm3plugins.embedders.bi_encoder_towers import Towers, TowerSizes
-from cm3plugins.embedders.text_features import features_of, ngrams_of, words_of
-from cm3plugins.embedders.train_bi_encoder import contrast, random_caption, train
+from cm3plugins.embedders import LightEncoderConfig
+from cm3plugins.embedders.contrastive import contrast, random_caption
+from cm3plugins.embedders.figures import recall
+from cm3plugins.embedders.inputs import square
+from cm3plugins.embedders.light_encoder.config import BUNDLED_WEIGHTS
+from cm3plugins.embedders.light_encoder.embedder import LightEncoder, save_towers
+from cm3plugins.embedders.light_encoder.text_features import features_of, ngrams_of, words_of
+from cm3plugins.embedders.light_encoder.towers import Towers, TowerSizes
+from cm3plugins.embedders.light_encoder.training import train
 
 SMALL = TowerSizes(num_buckets=512, word_width=16, text_width=32, resolution=16, channels=(8, 16), strides=(2, 2), dimension=12)
 
 
-class TestBiEncoder(EmbedderContract):
-    def make(self) -> BiEncoder:
-        return BiEncoderConfig().build()
+class TestLightEncoder(EmbedderContract):
+    def make(self) -> LightEncoder:
+        return LightEncoderConfig().build()
 
 
 def test_words_and_ngrams_by_hand():
@@ -60,7 +64,7 @@ def test_recall_by_hand():
 
 
 def test_shipped_weights_find_the_same_thing_in_other_words_and_styles():
-    embedder = BiEncoderConfig().build()
+    embedder = LightEncoderConfig().build()
     names = ["red apple, noto style", "green apple, twemoji style", "dog, noto style", "octopus, fluent style", "pizza"]
     queries = ["a red apple in twemoji style", "green apples", "some dogs", "a purple octopus, emojione style", "slice of pizza"]
     scores = embedder.embed_texts(queries) @ embedder.embed_texts(names).T
@@ -75,7 +79,7 @@ def test_shipped_figures_and_size():
 
 
 def test_shipped_weights_tell_pictures_of_held_out_styles_apart():
-    corpus, embedder = EmojiCorpus(), BiEncoderConfig().build()
+    corpus, embedder = EmojiCorpus(), LightEncoderConfig().build()
     rows = [i for i, entry in enumerate(corpus.entries) if entry.split == "comp"][:60]
     labels = [corpus.entries[i].label for i in rows]
     scores = embedder.embed_images([corpus.render(i, 64) for i in rows]) @ embedder.embed_texts(labels).T
@@ -86,9 +90,9 @@ def test_training_learns_and_repeats():
     corpus = EmojiCorpus()
     rows = [corpus.index(f"{style}/{name}") for name in ("red-apple", "dog", "octopus", "pizza") for style in ("noto", "twemoji")]
     entries, pictures = [corpus.entries[i] for i in rows], np.stack([corpus.render(i, 16) for i in rows])
-    first, second = (train(entries, pictures, sizes=SMALL, num_steps=25, batch_concepts=4, seed=3) for _ in range(2))
+    first, second = (train(entries, pictures, sizes=SMALL, num_steps=25, batch_concepts=4, seed=3, quiet=True) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
-    embedder = BiEncoder(first, "test")
+    embedder = LightEncoder(first, "test")
     scores = embedder.embed_texts([entry.label for entry in entries[::2]]) @ embedder.embed_images(list(pictures[1::2])).T
     assert scores.argmax(1).tolist() == [0, 1, 2, 3]
 
@@ -104,17 +108,32 @@ def test_random_captions_always_name_the_concept_by_label_or_tag():
 def test_weights_round_trip_and_bad_files(tmp_path):
     torch.manual_seed(0)
     save_towers(Towers(SMALL), tmp_path / "w.safetensors")
-    embedder = BiEncoderConfig(path=str(tmp_path / "w.safetensors")).build()
+    embedder = LightEncoderConfig(path=str(tmp_path / "w.safetensors")).build()
     assert embedder.embed_document((Text("a dog"),)).shape == (12,)
     (tmp_path / "bad.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:500])
     with pytest.raises(CheckpointError, match="is not a whole safetensors file"):
-        BiEncoderConfig(path=str(tmp_path / "bad.safetensors")).build()
+        LightEncoderConfig(path=str(tmp_path / "bad.safetensors")).build()
     with pytest.raises(CheckpointError) as error:
-        BiEncoderConfig(path=str(tmp_path / "none")).build()
+        LightEncoderConfig(path=str(tmp_path / "none")).build()
     assert str(error.value) == (f"{tmp_path / 'none'}: there is no such file\n"
-                                "  next: use a file that `python -m cm3plugins.embedders.train_bi_encoder` wrote")
+                                "  next: use a file that `cm3 embedder train light_encoder` wrote")
+    with safe_open(tmp_path / "w.safetensors", "pt") as file:
+        names, header = file.keys(), file.metadata()
+        tensors = {name: file.get_tensor(name) for name in names}
+    save_file(tensors, tmp_path / "other.safetensors", header | {"format": "cm3leon bi_encoder 1"})
+    with pytest.raises(CheckpointError, match="is of the format 'cm3leon bi_encoder 1', not 'cm3leon light_encoder 1'"):
+        LightEncoderConfig(path=str(tmp_path / "other.safetensors")).build()
+    save_file(tensors, tmp_path / "other.safetensors", header | {"sizes": "{}"})
+    with pytest.raises(CheckpointError, match="holds other tensors than its sizes say"):
+        LightEncoderConfig(path=str(tmp_path / "other.safetensors")).build()
+    tensors["text.direct.weight"][0, 0] = float("inf")
+    save_file(tensors, tmp_path / "other.safetensors", header)
+    with pytest.raises(CheckpointError) as infinite:
+        LightEncoderConfig(path=str(tmp_path / "other.safetensors")).build()
+    assert str(infinite.value) == (f"{tmp_path / 'other.safetensors'}: text.direct.weight holds NaN or infinite numbers\n"
+                                   "  next: use weights of a run that did not diverge")
     with pytest.raises(RecipeError) as refused:
-        BiEncoderConfig(batch_size=0).check()
+        LightEncoderConfig(batch_size=0).check()
     assert str(refused.value) == "embedder.batch_size: is 0\n  next: use 1 or more"
 
 

@@ -89,6 +89,6 @@ def load_heads(path: Path, networks: str) -> Heads:
         raise CheckpointError(str(path), f"its header gives no sizes ({error})", _NEXT) from error
     if trained_on != networks:
         raise CheckpointError(str(path), f"its heads were trained above other networks ({trained_on}, here are {networks})",
-                              "install the packages of the extra `bi_encoder` in their versions, or train: cm3 embedder train bi_encoder")
+                              "install the extra `bi_encoder` again, or train: cm3 embedder train bi_encoder")
     fill(heads, tensors, path, _NEXT)
     return heads

@@ -144,7 +144,8 @@ class SentenceEncoder:
         encodings = self._tokenizer.encode_batch(list(texts))
         if not self._has_told and any(encoding.overflowing for encoding in encodings):
             self._has_told = True
-            logger.warning("bi_encoder reads %d word pieces of a text, and one has more: such texts are cut (said once)", MAX_TOKENS)
+            logger.warning("bi_encoder reads %d word pieces of a text, and one has more: such texts are cut (said once)",
+                           MAX_TOKENS)
         lengths_N = torch.tensor([len(encoding.ids) for encoding in encodings])
         ids_NT = torch.zeros(len(encodings), int(lengths_N.max()), dtype=torch.int64)
         for row, encoding in enumerate(encodings):

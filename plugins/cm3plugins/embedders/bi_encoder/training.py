@@ -1,8 +1,8 @@
 """Train the `bi_encoder`'s heads on the train split of the bundled corpus: `cm3 embedder train bi_encoder`.
 
 The frozen networks see every picture (and changed versions of it) and every caption once; their features are kept in the
-cache folder, block by block, so that a run that was cut off goes on there. Then the heads are trained by InfoNCE: pictures find the
-text of their concept among those of all concepts, and texts and pictures of other styles of it, which leaves the style behind.
+cache folder, block by block, so that a run that was cut off goes on there. Then the heads are trained by InfoNCE: pictures
+and captions of a concept find each other, and themselves in other styles, which leaves the style behind.
 Legend: V versions, N pictures, C concepts, K captions of each, F features, B concepts of a step, E dimension.
 """
 

@@ -153,8 +153,9 @@ def _tensors(top: object) -> Iterator[tuple[str, Record]]:
 
 
 def _tensor(record: Record, archive: zipfile.ZipFile, root: str) -> Tensor | None:
-    """The tensor of a record of `_rebuild_tensor_v2(storage, offset, size, stride, ...)`; None when it is not of floating point."""
-    storage, offset, size, stride = record.arguments[:4]  # type: ignore[index]  # what is no tuple raises TypeError, which is told
+    """The tensor of a record of `_rebuild_tensor_v2(storage, offset, size, stride, ...)`; None when it holds no fractions."""
+    arguments: Any = record.arguments  # what has another form than torch writes raises an error that `read_archive` tells
+    storage, offset, size, stride = arguments[:4]
     _, kind, key, _, count = storage.identity
     dtype = _DTYPES.get(kind.name.removeprefix("torch "))
     if dtype is None:
@@ -165,6 +166,8 @@ def _tensor(record: Record, archive: zipfile.ZipFile, root: str) -> Tensor | Non
         raise ValueError(f"a tensor of size {size} over {count} numbers")
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     entry = archive.getinfo(f"{root}data/{key}")
-    if entry.file_size != count * dtype.itemsize or entry.compress_type != zipfile.ZIP_STORED or last >= count or 0 in size:
-        raise ValueError(f"storage {key} has {entry.file_size} bytes, not {count} numbers, or a tensor reaches beyond it")
+    if entry.file_size != count * dtype.itemsize or entry.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"storage {key} has {entry.file_size} bytes, not those of {count} numbers")
+    if last >= count or 0 in size:
+        raise ValueError(f"a tensor of size {size} at {offset} in {count} numbers")
     return torch.frombuffer(bytearray(archive.read(entry)), dtype=dtype).as_strided(size, stride, offset).clone()

@@ -4,7 +4,7 @@ Three origins, told apart by the names of the tensors and the files beside them:
 
 - OpenAI: a TorchScript archive (see `archive`), always QuickGELU;
 - open_clip: OpenAI's names, `open_clip_config.json` beside them, GELU unless that says `quick_gelu`;
-- Hugging Face: `text_model.*`, `vision_model.*`, `config.json` beside them, `hidden_act`, which is QuickGELU where it is left out.
+- Hugging Face: `text_model.*` and `vision_model.*`, `config.json` beside them: its `hidden_act`, else QuickGELU.
 
 A wrong activation gives vectors that look fine and retrieve badly (mlfoundations/open_clip#771), so it is never guessed.
 """
@@ -108,8 +108,8 @@ def read_checkpoint(path: Path, quick_gelu: bool | None = None) -> CLIPCheckpoin
         _check_open_clip(weights, open_clip, sizes)
     preprocessing = _preprocessing(weights, origin, open_clip, sizes.resolution)
     words = " and ".join(sorted({"QuickGELU" if one == "quick_gelu" else "GELU" for one, _ in activations}))
-    summary = (f"{origin}'s CLIP with patches of {sizes.patch} pixels, {sizes.resolution} px, {sizes.dimension} dimensions, {words} "
-               f"({activations[0][1]})")
+    summary = (f"{origin}'s CLIP with patches of {sizes.patch} pixels, {sizes.resolution} px, {sizes.dimension} dimensions, "
+               f"{words} ({activations[0][1]})")
     logger.info("%s: %s", weights, summary)
     return CLIPCheckpoint(weights, tensors, sizes, preprocessing, summary)
 
@@ -185,13 +185,14 @@ def _from_hugging_face(tensors: Mapping[str, Tensor], path: Path) -> dict[str, T
 
 def _parts(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Vision and text config of Hugging Face's; old files have them twice, and the second one counts."""
-    vision, text = ({**(config.get(f"{kind}_config") or {}), **(config.get(f"{kind}_config_dict") or {})} for kind in ("vision", "text"))
+    vision, text = ({**(config.get(f"{kind}_config") or {}), **(config.get(f"{kind}_config_dict") or {})}
+                    for kind in ("vision", "text"))
     return vision, text
 
 
 def _activations(path: Path, origin: str, open_clip: dict[str, Any] | None, hugging_face: dict[str, Any] | None,
                  given: bool | None) -> list[tuple[Activation, str]]:
-    """Activation of the vision and of the text tower, and who says so. Raises `CheckpointError` where nobody does, or two differ."""
+    """Activation of the vision and the text tower, and who says so. Raises `CheckpointError` where nobody does, or two differ."""
     if given is not None:
         return [("quick_gelu" if given else "gelu", "the recipe says so")] * 2
     said: list[list[tuple[Activation, str]]] = []
@@ -219,14 +220,17 @@ def _hidden_act(part: Mapping[str, Any], path: Path) -> Activation:
         return "quick_gelu"
     if name == "gelu":
         return "gelu"
-    raise CheckpointError(str(path.parent / "config.json"), f"asks for the activation {name!r}", "only gelu and quick_gelu are known")
+    raise CheckpointError(str(path.parent / "config.json"), f"asks for the activation {name!r}",
+                          "only gelu and quick_gelu are known")
 
 
-def _heads(path: Path, origin: str, open_clip: dict[str, Any] | None, hugging_face: dict[str, Any] | None) -> list[int | None]:
+def _heads(path: Path, origin: str, open_clip: dict[str, Any] | None,
+           hugging_face: dict[str, Any] | None) -> list[int | None]:
     """Heads of the vision and of the text tower; None: as OpenAI's, one for each 64 of the width."""
     if origin == "Hugging Face" and hugging_face is not None:
         if hugging_face.get("model_type", "clip") != "clip":
-            raise CheckpointError(str(path.parent / "config.json"), f"is of a model {hugging_face['model_type']!r}", "give a CLIP")
+            raise CheckpointError(str(path.parent / "config.json"), f"is of a model {hugging_face['model_type']!r}",
+                                  "give a CLIP")
         vision, text = _parts(hugging_face)
         for part in (vision, text):
             if not math.isclose(part.get("layer_norm_eps", 1e-5), 1e-5):
@@ -245,13 +249,14 @@ def _heads(path: Path, origin: str, open_clip: dict[str, Any] | None, hugging_fa
 def _sizes(path: Path, tensors: Mapping[str, Tensor], activations: list[tuple[Activation, str]],
            heads: list[int | None]) -> CLIPSizes:
     """Sizes that the tensors show. Raises `CheckpointError` where they are no CLIP's."""
-    needed = ("visual.conv1.weight", "visual.positional_embedding", "visual.proj", "token_embedding.weight", "positional_embedding",
-              "text_projection")
+    needed = ("visual.conv1.weight", "visual.positional_embedding", "visual.proj", "token_embedding.weight",
+              "positional_embedding", "text_projection")
     missing = [name for name in needed if name not in tensors]
     if missing or tensors["visual.conv1.weight"].ndim != 4 or any(name.startswith("visual.layer1.") for name in tensors):
         what = f"{missing[0]} is missing" if missing else "its picture tower is no vision transformer"
         raise CheckpointError(str(path), f"is no CLIP with a vision transformer ({what})",
-                              "give ViT-B/32, B/16, L/14 or a relative; ResNets, and towers of timm or of a language model, are not read")
+                              "give ViT-B/32, B/16, L/14 or a relative; ResNets, and towers of timm or of a language model, are "
+                              "not read")
     transformers = []
     for prefix, (activation, _), given, width in (
             ("visual.", activations[0], heads[0], tensors["visual.conv1.weight"].shape[0]),
@@ -261,8 +266,10 @@ def _sizes(path: Path, tensors: Mapping[str, Tensor], activations: list[tuple[Ac
         hidden = tensors.get(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight")
         num_heads = given or max(1, width // _HEAD_WIDTH)
         if width % num_heads:
-            raise CheckpointError(str(path), f"{num_heads} heads do not divide a width of {width}", "correct the config beside it")
-        transformers.append(TransformerSizes(width, len(blocks), num_heads, 1 if hidden is None else hidden.shape[0], activation))
+            raise CheckpointError(str(path), f"{num_heads} heads do not divide a width of {width}",
+                                  "correct the config beside it")
+        mlp_width = 1 if hidden is None else hidden.shape[0]
+        transformers.append(TransformerSizes(width, len(blocks), num_heads, mlp_width, activation))
     patch = tensors["visual.conv1.weight"].shape[-1]
     grid = math.isqrt(tensors["visual.positional_embedding"].shape[0] - 1)
     vocab_size, context = tensors["token_embedding.weight"].shape[0], tensors["positional_embedding"].shape[0]
@@ -276,7 +283,7 @@ def _check_open_clip(path: Path, config: Mapping[str, Any], sizes: CLIPSizes) ->
     unknown = [f"vision_cfg.{key}" for key in vision if key not in _KNOWN_VISION and vision[key]]
     unknown += [f"text_cfg.{key}" for key in text if key not in _KNOWN_TEXT and text[key]]
     if unknown:
-        raise CheckpointError(place, f"asks for {', '.join(unknown)}", "only OpenAI's architecture is read: ViT-B/32, B/16, L/14, ...")
+        raise CheckpointError(place, f"asks for {', '.join(unknown)}", "only OpenAI's architecture is read")
     for name, said, found in (
             ("vision_cfg.width", vision.get("width"), sizes.vision.width),
             ("vision_cfg.layers", vision.get("layers"), sizes.vision.num_layers),
@@ -286,7 +293,8 @@ def _check_open_clip(path: Path, config: Mapping[str, Any], sizes: CLIPSizes) ->
             ("text_cfg.layers", text.get("layers"), sizes.text.num_layers),
             ("embed_dim", model.get("embed_dim"), sizes.dimension)):
         if said is not None and said != found:
-            raise CheckpointError(place, f"{name} is {said}, and the weights have {found}", "put the config of these weights beside them")
+            raise CheckpointError(place, f"{name} is {said}, and the weights have {found}",
+                                  "put the config of these weights beside them")
 
 
 def _preprocessing(path: Path, origin: str, open_clip: Mapping[str, Any] | None, resolution: int) -> Preprocessing:

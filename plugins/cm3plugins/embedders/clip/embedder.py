@@ -34,7 +34,7 @@ class CLIP(Embedder):
                  device: torch.device | str = "cpu") -> None:
         with torch.device("meta"):  # no memory, and no random numbers, before the weights come
             towers = CLIPTowers(checkpoint.sizes)
-        fill(towers, checkpoint.tensors, checkpoint.path, "give a CLIP with a vision transformer, as OpenAI, open_clip or Hugging Face write it")
+        fill(towers, checkpoint.tensors, checkpoint.path, "give a CLIP as OpenAI, open_clip or Hugging Face write it")
         if tokenizer.vocab_size > checkpoint.sizes.vocab_size:
             raise CheckpointError(str(checkpoint.path), f"has {checkpoint.sizes.vocab_size} ids of text, and its tokenizer "
                                   f"{tokenizer.vocab_size}", "put the tokenizer of these weights beside them")
@@ -43,7 +43,8 @@ class CLIP(Embedder):
         self._batch_size, self._device = batch_size, device
 
     @classmethod
-    def load(cls, path: Path, quick_gelu: bool | None = None, *, batch_size: int = 32, device: torch.device | str = "cpu") -> CLIP:
+    def load(cls, path: Path, quick_gelu: bool | None = None, *, batch_size: int = 32,
+             device: torch.device | str = "cpu") -> CLIP:
         """Read a file or a folder; see `CLIPConfig`. Raises `CheckpointError` when it can't be used."""
         checkpoint = read_checkpoint(path, quick_gelu)
         tokenizer = load_tokenizer(checkpoint.path.parent, checkpoint.sizes.context_length)

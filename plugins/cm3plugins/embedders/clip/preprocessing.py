@@ -40,7 +40,7 @@ class Preprocessing:
         return (pixels_3RR - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
 
     def square(self, image: PixelArray) -> PixelArray:
-        """uint8 [resolution, resolution, 3]. Only what the cut keeps is computed, so that a picture of 1 x 10,000 pixels is cheap."""
+        """uint8 [resolution, resolution, 3]. Only what the cut keeps is computed: a picture of 1 x 10,000 pixels is cheap."""
         (height, width), side = image.shape[:2], self.resolution
         if self.squash:
             scaled_height = scaled_width = side

@@ -1,7 +1,7 @@
 """CLIP's two towers in plain torch: a vision transformer, and a causal transformer over text.
 
 Parameters have OpenAI's names, which are open_clip's too, so that those files load without renaming.
-Legend: N pictures or texts, T tokens, D width of a tower, H heads, R side of a picture in pixels, E dimension of the shared space.
+Legend: N pictures or texts, T tokens, D width of a tower, H heads, R side of a picture, E dimension of the shared space.
 Source: Radford et al. 2021, section 2.4; openai/CLIP `clip/model.py`.
 """
 

@@ -1,0 +1,60 @@
+"""`cm3 embedder train | eval`: what it prints and writes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from cm3core.cli.main import main
+from cm3plugins.datasets.emoji import corpus as emoji
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch, tmp_path):
+    """A corpus of a few entries of every split."""
+    whole = emoji.EmojiCorpus()
+    rows = []
+    for split in ("train", "comp", "unseen"):
+        rows += [i for i, entry in enumerate(whole.entries) if entry.split == split][:6]
+    held_out = {whole.entries[row].concept for row in rows if whole.entries[row].split == "comp"}
+    rows += [i for i, entry in enumerate(whole.entries) if entry.split == "train" and entry.concept in held_out]
+    pictures = np.stack([whole.render(row, 64) for row in rows])
+
+    class Few(emoji.EmojiCorpus):
+        def __init__(self):
+            super().__init__()
+            self.entries = [self.entries[row] for row in rows]
+
+        def render_all(self, size, cache_dir=None):
+            return pictures
+
+    monkeypatch.setattr(emoji, "EmojiCorpus", Few)
+
+
+def test_a_table_and_its_file(tmp_path, capsys):
+    assert main(["embedder", "eval", "light_encoder", "-o", str(tmp_path / "f.json"), "--quiet"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("light_encoder: LightEncoder, 128 dimensions, light_encoder-")
+    measured = json.loads((tmp_path / "f.json").read_text())
+    assert [line.rsplit(maxsplit=2)[0] for line in shown[3:]] == list(measured)
+    assert any(name.startswith("comp: picture -> all") for name in measured)
+    assert all(0 <= value <= 1 for values in measured.values() for value in values.values())
+
+
+def test_train_then_measure(tmp_path, capsys):
+    weights = str(tmp_path / "w.safetensors")
+    assert main(["embedder", "train", "light_encoder", "-o", weights, "--steps", "2", "--quiet"]) == 0
+    assert capsys.readouterr().out == f"{weights}\nmeasure it: cm3 embedder eval light_encoder embedder.path={weights}\n"
+    assert main(["embedder", "eval", "light_encoder", f"embedder.path={weights}", "--quiet"]) == 0
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["train", "clip", "-o", "x"], "error: embedder clip: is not trained here\n  next: known: bi_encoder, light_encoder\n"),
+    (["train", "light_encoder", "-o", "x", "--steps", "0"], "error: --steps: is 0\n  next: use 1 or more\n"),
+    (["eval", "light_encoder", "embedder.batch_size=0"], "error: embedder.batch_size: is 0\n  next: use 1 or more\n"),
+])
+def test_what_is_refused(arguments, message, capsys):
+    assert main(["embedder", *arguments]) == 2
+    assert capsys.readouterr().err == message
