@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cm3core.document import Document, MaskedSequence, TokenSequence
 from cm3core.errors import CheckpointError, DataError, DocumentError
 from cm3core.infill import TOKENS_PER_SPAN
+from cm3core.neighbours import NeighbourTable, retriever_fingerprint
 from cm3core.packing import Packer, TrainingBatch, collate
-from cm3core.precomputed import CodeCache, NeighbourTable, retriever_fingerprint
+from cm3core.precomputed import CodeCache
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import DocumentSource
@@ -46,7 +48,7 @@ class TrainingData:
         seed: of all randomness.
         context_length: inputs of the decoder; a sequence has at most one token more (its last token is only a target).
         max_text_tokens: each text is cut to so many tokens.
-        memory_codes: codes of the memory's pictures; None: `code_cache` has them.
+        memory_codes: codes of the memory's pictures; None: the memory is the source, or its documents hold codes (a memory bank).
         training: True: captions, the number of retrieved documents (where the config says so), which of the ranks kept, and
             their order are drawn. False: canonical captions, and the best `num_retrieved`, best first.
     """
@@ -57,16 +59,16 @@ class TrainingData:
                  training: bool = True) -> None:
         self.source, self.serializer, self.objective, self.code_cache = source, serializer, objective, code_cache
         self.memory = source if memory is None else memory
-        self.memory_codes = code_cache if memory_codes is None else memory_codes
+        self.memory_codes = code_cache if self.memory is source and memory_codes is None else memory_codes
         self.neighbours, self.seed, self.training = neighbours, seed, training
         self.num_retrieved = 0 if retriever is None or neighbours is None else retriever.num_retrieved
         self.random_num_retrieved = training and retriever is not None and retriever.random_num_retrieved
         self.max_length, self.max_text_tokens = context_length + 1, max_text_tokens
         assert neighbours is None or len(neighbours) == len(source)
-        #: Index into the source of each usable document.
-        self.indices = [index for index in range(len(source)) if code_cache.usable(source.document(index))]
+        #: Index into the source of each usable document, int64.
+        self.indices: npt.NDArray[np.int64] = np.flatnonzero(code_cache.usable_N)
         self._warned = False
-        if not self.indices:
+        if not len(self.indices):
             raise DataError("data set", "has no usable document", "run 'cm3 data validate' to see why")
 
     def __len__(self) -> int:
@@ -83,17 +85,16 @@ class TrainingData:
 
     def unmasked(self, index: int, rng: np.random.Generator) -> TokenSequence:
         """The sequence before masking."""
-        place = self.indices[index]
+        place = int(self.indices[index])
         captions = rng if self.training else None
         query = self.code_cache.encoded(self.source.document(place, captions))
-        alone = self.serializer.sequence(query, (), self.max_text_tokens)
-        if len(alone) > self.max_length:
-            raise self._too_long(self.source.id(place), alone)
-        chosen = self._choose(place, rng)
-        if not chosen:
-            return alone
-        retrieved = [self.memory_codes.encoded(self.memory.document(found, captions)) for found in chosen]
-        return self._fitting(query, retrieved, alone)
+        retrieved = [self.memory.document(found, captions) for found in self._choose(place, rng)]
+        if self.memory_codes is not None:
+            retrieved = [self.memory_codes.encoded(document) for document in retrieved]
+        sequence = self._fitting(query, retrieved)
+        if len(sequence) > self.max_length:
+            raise self._too_long(self.source.id(place), sequence)
+        return sequence
 
     def _choose(self, place: int, rng: np.random.Generator) -> list[int]:
         """Indices into the memory of the documents in front, in their order."""
@@ -101,21 +102,28 @@ class TrainingData:
             return []
         assert self.neighbours is not None
         number = int(rng.integers(0, self.num_retrieved + 1)) if self.random_num_retrieved else self.num_retrieved
-        found = [index for index in self.neighbours.neighbours(place) if self.memory_codes.usable(self.memory.document(index))]
+        found = self.neighbours.neighbours(place)
+        if self.memory_codes is not None:
+            usable_N = self.memory_codes.usable_N
+            found = [index for index in found if usable_N[index]]
         return [found[rank] for rank in rng.permutation(len(found))[:number]] if self.training else found[:number]
 
-    def _fitting(self, query: Document, retrieved: list[Document], alone: TokenSequence) -> TokenSequence:
-        """The sequence with as many of the documents, from the first on, as leave room for a few spans."""
+    def _fitting(self, query: Document, retrieved: list[Document]) -> TokenSequence:
+        """The sequence with as many of the documents, from the first on, as leave room for a few spans; the query always."""
         room = self.max_length - min(self.objective.max_added_tokens, _RESERVED_SPANS * TOKENS_PER_SPAN)
-        for number in range(len(retrieved), 0, -1):
+        whole = sequence = self.serializer.sequence(query, retrieved, self.max_text_tokens)
+        number = len(retrieved)
+        while number and len(sequence) > room:
+            number -= 1
             sequence = self.serializer.sequence(query, retrieved[:number], self.max_text_tokens)
-            if len(sequence) <= room:
-                return sequence
-            if not self._warned:
-                self._warned = True
-                warnings.warn(f"a query with {number} retrieved documents has {len(sequence)} tokens and the context, less the "
-                              f"room for masking, holds {room}: such queries get fewer (this is said once)", stacklevel=2)
-        return alone
+        if number < len(retrieved) and not self._warned and len(sequence) <= self.max_length:
+            self._warned = True
+            least = len(whole) + self.max_length - 1 - room
+            warnings.warn(f"a query with {len(retrieved)} retrieved documents has {len(whole)} tokens, and decoder.context_length"
+                          f" {self.max_length - 1} has room for {room} beside those of masking: such queries get fewer, this one "
+                          f"{number} (said once); set retriever.num_retrieved={number}, or decoder.context_length to {least} or "
+                          "more", stacklevel=2)
+        return sequence
 
     def _too_long(self, name: str, sequence: TokenSequence) -> DocumentError:
         """Says what would fit."""
@@ -192,16 +200,16 @@ class BatchLoader:
         return {"num_documents": len(self.data), "rank": self.rank, "world_size": self.world_size, "length": self.length,
                 "batch_rows": self.batch_rows, "seed": self.seed, "pack": self.pack, "window": self.packer.window}
 
-    def _epoch_order(self, epoch: int) -> list[int]:
+    def _epoch_order(self, epoch: int) -> npt.NDArray[np.int64]:
         """This process's part of the epoch's order."""
         rng = np.random.default_rng(np.random.SeedSequence((self.seed, epoch), spawn_key=(_EPOCH_ORDER,)))
-        order = rng.permutation(len(self.data))[self.rank::self.world_size]
-        return [int(index) for index in order[:len(self.data) // self.world_size]]
+        order: npt.NDArray[np.int64] = rng.permutation(len(self.data))[self.rank::self.world_size]
+        return order[:len(self.data) // self.world_size]
 
     def _add_next(self) -> None:
         if self.position == len(self._order):
             self.epoch, self.position = self.epoch + 1, 0
             self._order = self._epoch_order(self.epoch)
-        key = (self.epoch, self._order[self.position])
+        key = (self.epoch, int(self._order[self.position]))
         self.packer.add(key, self.data.sequence(*key))
         self.position += 1

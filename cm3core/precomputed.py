@@ -1,8 +1,8 @@
-"""What is computed once for a data set and kept on disk: pictures' codes, and each document's neighbours.
+"""What is computed once for a data set and kept on disk: arrays with a row for each item, such as pictures' codes.
 
-Both are arrays with a row for each item, computed in shards. A shard is written atomically, so whatever kills the process costs
-one shard; the next run goes on behind the last one. Folders are named by fingerprints of all that decides the rows, so nothing
-stale is ever read. Legend: P pictures, N documents, R ranks kept, c codes of a picture.
+They are computed in shards. A shard is written atomically, so whatever kills the process costs one shard; the next run goes on
+behind the last one. Folders are named by fingerprints of all that decides the rows, so nothing stale is ever read.
+Legend: N documents, c codes of a picture.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +20,13 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from cm3core import images
-from cm3core.document import Codes, Document, Image, IntArray, text_of
+from cm3core.document import BoolArray, Codes, Document, Image, IntArray, text_of
 from cm3core.errors import DataError
 from cm3core.files import atomic_path, cache_directory, write_text
 from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
 
 if TYPE_CHECKING:
-    from cm3core.interfaces.embedder import Embedder
     from cm3core.interfaces.image_tokenizer import ImageTokenizer
-    from cm3core.interfaces.retriever import Retriever, RetrieverConfig
 
 #: Row of a picture that can't be read; of a rank that has no neighbour.
 NOTHING = -1
@@ -37,7 +34,13 @@ _ENCODED_AT_ONCE = 32
 
 
 def source_fingerprint(source: DocumentSource) -> str:
-    """Hash of a source's own fingerprint and of every document's id, canonical text and pictures' keys, in order."""
+    """Hash of a source's own fingerprint and of every document's id, canonical text and pictures' keys, in order. A memory bank's
+    own fingerprint says all of this.
+    """
+    from cm3core.bank import MemoryBank  # it computes its shards by this module's means
+
+    if isinstance(source, MemoryBank):
+        return source.fingerprint
     digest = hashlib.sha256(source.fingerprint.encode())
     for index in range(len(source)):
         document = source.document(index)
@@ -118,16 +121,21 @@ class CodeCache:
     def __init__(self, source: DocumentSource, image_tokenizer: ImageTokenizer, cache_dir: Path | None = None, *,
                  progress: bool = True, shard_size: int = 256) -> None:
         self.grid = image_tokenizer.grid
-        pictures: dict[str, Image] = {}
+        self._rows: dict[str, int] = {}
+        queue: list[Image] = []
+        owners: list[int] = []  # the document of each picture segment, and the row of its codes
+        owned: list[int] = []
         for index in range(len(source)):
             for segment in source.document(index):
                 if isinstance(segment, Image):
-                    pictures.setdefault(segment.key, segment)
-        self._rows = {key: row for row, key in enumerate(pictures)}
-        keys = hashlib.sha256(json.dumps(list(pictures)).encode()).hexdigest()
+                    row = self._rows.setdefault(segment.key, len(queue))
+                    if row == len(queue):
+                        queue.append(segment)
+                    owners.append(index)
+                    owned.append(row)
+        keys = hashlib.sha256(json.dumps(list(self._rows)).encode()).hexdigest()
         name = hashlib.sha256(f"{source.fingerprint} {image_tokenizer.fingerprint} {keys}".encode()).hexdigest()[:24]
         self.folder = (cache_dir or cache_directory()) / "codes" / name
-        queue = list(pictures.values())
 
         def encode(start: int, stop: int) -> IntArray:
             return self._encode(queue[start:stop], image_tokenizer)
@@ -135,10 +143,13 @@ class CodeCache:
         dtype = np.int16 if image_tokenizer.codebook_size <= np.iinfo(np.int16).max else np.int32
         self._codes = sharded_rows(self.folder, len(queue), self.grid[0] * self.grid[1], dtype, encode, shard_size=shard_size,
                                    title="image codes", unit="picture", progress=progress)
-        bad = np.flatnonzero(self._codes[:, 0] == NOTHING) if len(queue) else ()
+        bad = np.flatnonzero(self._codes[:, 0] == NOTHING)
         #: Pictures that can't be read, each with its reason.
         self.skipped = [SkippedRecord(**json.loads(self._reason(queue[row].key).read_text("utf-8"))) for row in bad]
         self._unreadable = {queue[row].key for row in bad}
+        #: Whether all pictures of each document can be read, bool [N].
+        self.usable_N: BoolArray = np.ones(len(source), bool)
+        self.usable_N[np.asarray(owners, np.int64)[np.isin(owned, bad)]] = False
         if queue and len(bad) == len(queue):
             first = self.skipped[0]
             raise DataError(first.place, f"{first.cause}; and none of the {len(queue)} pictures can be read", first.next_step)
@@ -182,52 +193,3 @@ class CodeCache:
     def encoded(self, document: Document) -> Document:
         """The document with its pictures as codes."""
         return tuple(self.codes(segment.key) if isinstance(segment, Image) else segment for segment in document)
-
-
-def retriever_fingerprint(config: RetrieverConfig, embedder: Embedder | None, memory: DocumentSource) -> str:
-    """Hash of what decides a retriever's results, but for how many are wanted."""
-    not_results = ("num_retrieved", "random_num_retrieved", "num_ranks", "cache")
-    settings = {key: value for key, value in asdict(config).items() if key not in not_results}
-    kind = f"{type(config).__module__}.{type(config).__qualname__}"
-    parts = [kind, json.dumps(settings, sort_keys=True, default=str), "" if embedder is None else embedder.fingerprint,
-             source_fingerprint(memory)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-class NeighbourTable:
-    """For each document of a source, the memory documents that a retriever finds for it, best first; never itself.
-
-    Args:
-        retriever: over the memory.
-        source: N documents, in their canonical form the queries.
-        cache_dir: where caches are kept; None: `files.cache_directory()`.
-        fingerprint: of the retriever, see `retriever_fingerprint`.
-        num_ranks: results kept for each document.
-        progress: show a bar while retrieving.
-        shard_size: documents that are retrieved for at once.
-    """
-
-    def __init__(self, retriever: Retriever, source: DocumentSource, cache_dir: Path | None = None, *, fingerprint: str,
-                 num_ranks: int = 8, progress: bool = True, shard_size: int = 1024) -> None:
-        self.num_ranks = num_ranks
-        name = hashlib.sha256(f"{fingerprint} {source_fingerprint(source)} {num_ranks}".encode()).hexdigest()[:24]
-        self.folder = (cache_dir or cache_directory()) / "neighbours" / name
-
-        def retrieve(start: int, stop: int) -> IntArray:
-            rows = np.full((stop - start, num_ranks), NOTHING, np.int32)
-            own = [{source.id(index)} for index in range(start, stop)]
-            found = retriever.retrieve([source.document(index) for index in range(start, stop)], num_ranks, own)
-            for row, results in zip(rows, found, strict=True):
-                row[:len(results)] = [result.index for result in results]
-            return rows
-
-        self._rows_NR = sharded_rows(self.folder, len(source), num_ranks, np.int32, retrieve, shard_size=shard_size,
-                                     title="neighbours", unit="document", progress=progress)
-
-    def __len__(self) -> int:
-        return len(self._rows_NR)
-
-    def neighbours(self, index: int) -> list[int]:
-        """Indices into the memory for document `index`, best first; at most `num_ranks`."""
-        row: list[int] = self._rows_NR[index].tolist()
-        return [found for found in row if found != NOTHING]

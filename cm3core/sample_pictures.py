@@ -14,6 +14,7 @@ from cm3core.build import Components, section, split_or_reason
 from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Text, text_of
 from cm3core.errors import CM3Error
 from cm3core.generate import Engine, Request
+from cm3core.neighbours import own_names
 from cm3core.validation import spread
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class SamplePictures:
             document = source.document(usable[place])
             prompt = self._prompt(document)
             assert prompt is not None
-            retrieved = preparation.retrieved(prompt[:-1], exclude=source.id(usable[place]))
+            retrieved = preparation.retrieved(prompt[:-1], exclude=own_names(source, usable[place]))
             requests = (Request(prompt, retrieved[:number], seed) for number in range(len(retrieved), -1, -1))
             request = next((request for request in requests if engine.fits(request)), Request(prompt, seed=seed))
             picture = next(segment for segment in document if isinstance(segment, Image))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from functools import cached_property
 from pathlib import Path
 
 from tqdm import tqdm
 
+from cm3core.bank import MemoryBank
 from cm3core.build import Components
 from cm3core.data import BatchLoader, CodeCache, NeighbourTable, TrainingData, retriever_fingerprint
 from cm3core.document import Document, MaskedSequence
@@ -32,7 +34,9 @@ class Preparation:
         folder = self.recipe.data.cache_dir
         self.cache_dir = None if folder is None else Path(folder).expanduser()
         self.retrieves = self.recipe.retriever is not None and self.recipe.retriever.num_retrieved > 0
-        self._memory_codes = self._codes(components.memory)
+        #: What is retrieved from; the training documents where nothing is.
+        self.memory: DocumentSource = components.memory if self.retrieves else components.source
+        self._memory_codes = None if isinstance(self.memory, MemoryBank) else self._codes(self.memory)
         self._training = self.data(components.source, components.objective, retrieve=self.retrieves, training=True)
         #: Hash of the training documents; stored with checkpoints.
         self.fingerprint = source_fingerprint(components.source)
@@ -52,36 +56,44 @@ class Preparation:
             source: the training split or another one; its own documents are never retrieved for themselves.
             objective: masks them.
             retrieve: put retrieved documents in front.
-            training: captions and retrieved documents are drawn as in training; else canonical captions and the best documents.
+            training: captions and retrieved documents are drawn as in training; else canonical captions and the best documents,
+                found by what a prompt for the picture has: its text.
         """
         recipe, components = self.recipe, self.components
-        codes = self._memory_codes if source is components.memory else self._codes(source)
-        neighbours = self._neighbours(source) if retrieve else None
-        return TrainingData(source, components.serializer, objective, codes, neighbours, components.memory, recipe.retriever,
+        codes = self._memory_codes if source is self.memory and self._memory_codes is not None else self._codes(source)
+        neighbours = self._neighbours(source, codes, training) if retrieve else None
+        return TrainingData(source, components.serializer, objective, codes, neighbours, self.memory, recipe.retriever,
                             recipe.train.seed, components.decoder.context_length, recipe.data.max_text_tokens,
                             memory_codes=self._memory_codes, training=training)
 
-    def _neighbours(self, source: DocumentSource) -> NeighbourTable:
+    def _neighbours(self, source: DocumentSource, codes: CodeCache, training: bool) -> NeighbourTable:
         components, config = self.components, self.recipe.retriever
         assert config is not None
         assert components.retriever is not None
-        fingerprint = retriever_fingerprint(config, components.embedder, components.memory)
-        return NeighbourTable(components.retriever, source, self.cache_dir, fingerprint=fingerprint, progress=self.progress,
-                              num_ranks=max(config.num_ranks, config.num_retrieved))
+        return NeighbourTable(components.retriever, source, self.cache_dir, fingerprint=self._retriever_fingerprint, codes=codes,
+                              num_ranks=max(config.num_ranks, config.num_retrieved),
+                              query_dropout=config.query_dropout if training else 0.0, seed=self.recipe.train.seed,
+                              text_only=not training, progress=self.progress)
 
-    def retrieved(self, query: Document, exclude: str) -> list[Document]:
+    @cached_property
+    def _retriever_fingerprint(self) -> str:
+        assert self.recipe.retriever is not None
+        return retriever_fingerprint(self.recipe.retriever, self.components.embedder, self.memory)
+
+    def retrieved(self, query: Document, exclude: Collection[str]) -> list[Document]:
         """The documents that belong in front of a query, pictures as codes; none where the recipe retrieves nothing.
 
         Args:
             query: what is known of the document (its text).
-            exclude: id of the document itself.
+            exclude: id and content keys of the document itself.
         """
         config, retriever = self.recipe.retriever, self.components.retriever if self.retrieves else None
         if retriever is None or config is None:
             return []
-        found = retriever.retrieve([query], config.num_retrieved, [{exclude}])[0]
-        documents = [self.components.memory.document(result.index) for result in found]
-        return [self._memory_codes.encoded(document) for document in documents if self._memory_codes.usable(document)]
+        found = retriever.retrieve([query], config.num_retrieved, [exclude])[0]
+        documents = [self.memory.document(result.index) for result in found]
+        codes = self._memory_codes
+        return documents if codes is None else [codes.encoded(document) for document in documents if codes.usable(document)]
 
     def loader(self, rank: int = 0, world_size: int = 1) -> BatchLoader:
         """Endless batches of the training split, for one of `world_size` processes."""

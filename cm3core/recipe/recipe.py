@@ -109,12 +109,15 @@ class Recipe:
             return
         rows, columns = self.image_tokenizer.grid
         num_documents = 1 + (self.retriever.num_retrieved if self.retriever is not None else 0)
-        least = num_documents * (rows * columns + 2) + 1  # each: <break> codes <break>, and one <eos> in front
+        one = rows * columns + 2  # <break> codes <break>; and one <eos> in front of all
+        least = num_documents * one + 1
         if least > self.decoder.context_length:
+            fitting = (self.decoder.context_length - 1) // one - 1
+            fewer = f"set retriever.num_retrieved={fitting}, or " if fitting >= 0 else ""
             raise RecipeError("decoder.context_length",
                               f"is {self.decoder.context_length}, too short for {num_documents} pictures of {rows} x {columns} "
                               f"codes ({least} tokens without text)",
-                              "lower retriever.num_retrieved, or raise decoder.context_length")
+                              f"{fewer}set decoder.context_length to {least} or more")
 
 
 def diff(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:

@@ -51,9 +51,11 @@ def cm3_embedders() -> Mapping[str, type[EmbedderConfig]]:
 
 @hookimpl
 def cm3_retrievers() -> Mapping[str, type[RetrieverConfig]]:
-    from cm3plugins.retrievers import DenseRetrieverConfig, NoRetrieverConfig
+    from cm3plugins import retrievers
 
-    return {"dense": DenseRetrieverConfig, "none": NoRetrieverConfig}
+    return {"bm25": retrievers.BM25RetrieverConfig, "dense": retrievers.DenseRetrieverConfig,
+            "none": retrievers.NoRetrieverConfig, "random": retrievers.RandomRetrieverConfig,
+            "usearch": retrievers.UsearchRetrieverConfig}
 
 
 @hookimpl

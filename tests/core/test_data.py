@@ -7,26 +7,34 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cm3core.data import BatchLoader, CodeCache, NeighbourTable, TrainingData, retriever_fingerprint
-from cm3core.document import Document, Image, IntArray, MaskedSequence, PixelArray, Text, TokenSequence, text_of
+from cm3core.document import Document, Image, IntArray, MaskedSequence, PixelArray, Text, TokenSequence, content_keys, text_of
 from cm3core.errors import CheckpointError, DataError, DocumentError
 from cm3core.infill import loss_weights, unmask
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
 from cm3core.interfaces.objective import MaskingObjective
 from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
+from cm3core.neighbours import with_words_left_out
 from cm3core.packing import TrainingBatch
 from cm3core.serialize import Serializer
+from cm3core.testing.retriever import ListSource
 from cm3core.vocab import Vocabulary
+from cm3plugins.objectives.config import CM3ObjectiveConfig
 from cm3plugins.text_tokenizers.byte import ByteTokenizer
 
 
@@ -149,7 +157,7 @@ def test_broken_pictures_are_skipped_and_counted(tmp_path: Path) -> None:
         assert "picture 3" not in cache
         assert not cache.usable(Numbers(10).document(7))
     data = make_data(tmp_path, 10, broken=[3, 7], random_num_retrieved=False)
-    assert data.indices == [0, 1, 2, 4, 5, 6, 8, 9]
+    assert data.indices.tolist() == [0, 1, 2, 4, 5, 6, 8, 9]
     texts = [document[0] for index in range(len(data)) for document in SERIALIZER.documents(data.sequence(0, index).tokens)]
     assert not any(text in (Text("number 3"), Text("n 3"), Text("number 7"), Text("n 7")) for text in texts)
 
@@ -203,17 +211,104 @@ def test_neighbours_are_computed_once_and_never_oneself(tmp_path: Path) -> None:
     assert few.neighbours(0) == [1]
 
 
-def test_neighbours_depend_on_texts_ranks_and_retriever(tmp_path: Path) -> None:
-    folders = {NeighbourTable(Following(source), source, tmp_path, fingerprint=name, num_ranks=ranks, progress=False).folder
-               for source, name, ranks in ((Numbers(4), "f", 2), (Numbers(4, caption="no"), "f", 2), (Numbers(4), "g", 2),
-                                                  (Numbers(4), "f", 3))}
-    assert len(folders) == 4
+def test_neighbours_have_a_folder_for_all_that_decides_them(tmp_path: Path) -> None:
+    def folder(source: Numbers | None = None, name: str = "f", ranks: int = 2, **settings: Any) -> Path:
+        source = source or Numbers(4)
+        return NeighbourTable(Listening(source), source, tmp_path, fingerprint=name, num_ranks=ranks, progress=False,
+                              **settings).folder
+
+    assert folder() == folder(seed=1), "a seed of nothing"
+    assert len({folder(), folder(Numbers(4, caption="no")), folder(name="g"), folder(ranks=3), folder(text_only=True),
+                folder(query_dropout=0.2), folder(query_dropout=0.3), folder(query_dropout=0.2, seed=1)}) == 8
 
 
-def test_retriever_fingerprint_leaves_out_how_many() -> None:
-    one, two = RetrieverConfig(num_retrieved=1), RetrieverConfig(num_retrieved=2)
+def test_retriever_fingerprint_leaves_out_how_many_and_where_it_lies() -> None:
+    one, two = RetrieverConfig(num_retrieved=1), RetrieverConfig(num_retrieved=2, bank="elsewhere")
     assert retriever_fingerprint(one, None, Numbers(4)) == retriever_fingerprint(two, None, Numbers(4))
     assert retriever_fingerprint(one, None, Numbers(4)) != retriever_fingerprint(one, None, Numbers(5))
+
+
+class Listening(Following):
+    """Remembers what it was asked."""
+
+    def __init__(self, memory: DocumentSource) -> None:
+        super().__init__(memory)
+        self.asked: list[Document] = []
+        self.excluded: list[frozenset[str]] = []
+
+    def _retrieve(self, queries: Sequence[Document], num_retrieved: int,
+                  exclude: Sequence[Collection[str]]) -> list[list[Retrieved]]:
+        self.asked += queries
+        self.excluded += map(frozenset, exclude)
+        return [[] for _ in queries]
+
+
+def listened(source: DocumentSource, folder: Path, **settings: Any) -> Listening:
+    retriever = Listening(source)
+    NeighbourTable(retriever, source, folder, fingerprint="f", num_ranks=2, progress=False, **settings)
+    return retriever
+
+
+def test_a_document_is_known_by_its_id_its_picture_and_its_codes(tmp_path: Path) -> None:
+    source = Numbers(2)
+    codes = CodeCache(source, Quadrants(), tmp_path, progress=False)
+    [of_codes] = content_keys((codes.codes("picture 1"),))
+    assert listened(source, tmp_path, codes=codes).excluded[1] == {"n1", "image:picture 1", of_codes}
+
+
+def test_documents_with_unreadable_pictures_are_not_asked_for(tmp_path: Path) -> None:
+    source = Numbers(4, broken=[1])
+    retriever = listened(source, tmp_path, codes=CodeCache(source, Quadrants(), tmp_path, progress=False))
+    assert [text_of(query) for query in retriever.asked] == ["number 0", "number 2", "number 3"]
+
+
+def test_outside_training_the_query_is_what_a_prompt_has(tmp_path: Path) -> None:
+    assert listened(Numbers(2), tmp_path).asked[1] == Numbers(2).document(1)
+    assert listened(Numbers(2), tmp_path, text_only=True).asked[1] == (Text("number 1"),)
+
+
+class Sentences(Numbers):
+    """Documents of eight words, in an order of their own."""
+
+    def __init__(self, order: Sequence[int]) -> None:
+        super().__init__(len(order))
+        self.order = order
+
+    def id(self, index: int) -> str:
+        return f"n{self.order[index]}"
+
+    def _document(self, index: int, rng: np.random.Generator | None) -> Document:
+        return Text(" ".join(f"word{place}" for place in range(8))), Image(f"picture {index}", lambda: self.pixels(index))
+
+
+def test_words_are_left_out_of_queries_by_the_documents_own_chance(tmp_path: Path) -> None:
+    forwards, backwards = Sentences(range(40)), Sentences(range(39, -1, -1))
+    asked = [text_of(query) for query in listened(forwards, tmp_path, query_dropout=0.5).asked]
+    assert [text_of(query) for query in listened(backwards, tmp_path, query_dropout=0.5).asked] == asked[::-1]
+    assert [text_of(query) for query in listened(forwards, tmp_path, query_dropout=0.5, seed=1).asked] != asked
+    assert len(set(asked)) > 30
+
+
+@given(words=st.lists(st.text("abc", min_size=1, max_size=3), max_size=9), share=st.floats(0, 0.99), seed=st.integers(0, 99))
+def test_left_out_words_leave_the_others_in_order(words: list[str], share: float, seed: int) -> None:
+    picture = Numbers(1).document(0)[1]
+    shortened, same = with_words_left_out((Text(" ".join(words)), picture), share, np.random.default_rng(seed))
+    assert same is picture
+    assert isinstance(shortened, Text)
+    kept = shortened.text.split()
+    rest = iter(words)
+    assert all(word in rest for word in kept), "a subsequence"
+    assert len(kept) >= min(1, len(words))
+    if share == 0:
+        assert kept == words
+
+
+def test_the_share_of_words_left_out() -> None:
+    """8,000 words at 0.2: 1,600 expected, standard deviation 36."""
+    document = (Text(" ".join(["word"] * 8000)),)
+    [shortened] = with_words_left_out(document, 0.2, np.random.default_rng(0))
+    assert isinstance(shortened, Text)
+    assert abs(8000 - len(shortened.text.split()) - 1600) < 150
 
 
 # ---- sequences
@@ -269,8 +364,34 @@ def test_fewer_documents_where_the_context_is_small(tmp_path: Path) -> None:
         if expected == 3:
             assert len(SERIALIZER.documents(data.sequence(0, 0).tokens)) == expected
         else:
-            with pytest.warns(UserWarning, match="such queries get fewer"):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
                 assert len(SERIALIZER.documents(data.sequence(0, 0).tokens)) == expected
+                data.sequence(0, 1)
+            assert [str(one.message) for one in caught] == [
+                f"a query with 2 retrieved documents has 43 tokens, and decoder.context_length {context_length} has room for "
+                f"{context_length - 5} beside those of masking: such queries get fewer, this one {expected - 1} (said once); set "
+                f"retriever.num_retrieved={expected - 1}, or decoder.context_length to 48 or more"]
+
+
+@pytest.mark.filterwarnings("ignore:a query with")
+@given(context_length=st.integers(20, 100), num_retrieved=st.integers(0, 4), epoch=st.integers(0, 99), index=st.integers(0, 19))
+def test_the_context_is_never_overrun(context_length: int, num_retrieved: int, epoch: int, index: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        data = make_data(Path(folder), context_length=context_length, num_retrieved=num_retrieved,
+                         objective=CM3ObjectiveConfig(lambda_spans=3.0).build(VOCABULARY))
+        assert len(data.sequence(epoch, index)) <= context_length + 1
+
+
+def test_a_memory_of_codes(tmp_path: Path) -> None:
+    """A memory bank's documents are codes already; nothing is looked up."""
+    source = Numbers(5)
+    codes = CodeCache(source, Quadrants(), tmp_path, progress=False)
+    memory = ListSource([codes.encoded(source.document(index)) for index in range(5)], [f"n{index}" for index in range(5)])
+    neighbours = NeighbourTable(Following(memory), source, tmp_path, fingerprint="f", codes=codes, num_ranks=2, progress=False)
+    data = TrainingData(source, SERIALIZER, Plain(), codes, neighbours, memory, RetrieverConfig(num_retrieved=1), 0, 80, None,
+                        training=False)
+    assert SERIALIZER.documents(data.sequence(0, 2).tokens) == [memory.document(3), memory.document(2)]
 
 
 @pytest.mark.parametrize(("context_length", "next_step"), [
@@ -346,8 +467,6 @@ def test_a_state_of_other_data_is_refused(tmp_path: Path) -> None:
 
 def test_the_loader_feeds_twenty_training_loops(tmp_path: Path) -> None:
     """Captions, documents in front, serialising, masking and packing of 500-token sequences: 20 * 9,000 tokens a second."""
-    from cm3plugins.objectives.config import CM3ObjectiveConfig
-
     class Large(Quadrants):
         grid = (16, 16)
         fingerprint = "large"

@@ -344,6 +344,15 @@ def test_values_that_are_not_possible_together(folder: Path, overrides: tuple[st
     assert str(caught.value).splitlines()[0] == CHECKS[overrides]
 
 
+def test_what_fits_the_context_is_said(folder: Path) -> None:
+    for length, next_step in ((72, "set retriever.num_retrieved=2, or set decoder.context_length to 73 or more"),
+                              (18, "set decoder.context_length to 73 or more")):
+        with pytest.raises(RecipeError) as caught:
+            made("base.yaml", "image_tokenizer=square", "retriever=near", "retriever.num_retrieved=3",
+                 f"decoder.context_length={length}").check()
+        assert str(caught.value).splitlines()[1] == f"  next: {next_step}"
+
+
 def test_a_component_is_asked_to_check_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(PlainDecoderConfig, "check", lambda self: asked.append("decoder"))
@@ -403,6 +412,14 @@ def test_the_papers_sizes() -> None:
         assert recipe.retriever.num_retrieved == 2
         with pytest.raises(RecipeError, match="too short for 4 pictures of 32 x 32 codes"):
             compose(f"cm3leon-{size}", ["retriever.num_retrieved=3"], registry=registry).check()
+
+
+def test_the_papers_retrieval() -> None:
+    """Spec section 4."""
+    values = compose("cm3leon-350m", registry=load_registry()).flat()
+    paper = {"name": "dense", "query": "union", "num_ranks": 4, "max_similarity": 0.9, "max_redundancy": 0.9, "prefer_both": True,
+             "query_dropout": 0.2}
+    assert {key: values[f"retriever.{key}"] for key in paper} == paper
 
 
 @pytest.mark.parametrize(("size", "millions"), [("350m", 374), ("760m", 787), ("7b", 6_730)])

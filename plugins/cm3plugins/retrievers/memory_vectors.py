@@ -6,11 +6,14 @@ Legend: M documents of the memory, E dimension of the embedder.
 from __future__ import annotations
 
 import hashlib
+import sys
+from collections.abc import Sequence
 
 import numpy as np
 from tqdm import tqdm
 
-from cm3core.document import text_of
+from cm3core.document import Document, text_of
+from cm3core.errors import DataError
 from cm3core.files import atomic_path, cache_directory
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder, VectorArray
@@ -19,28 +22,44 @@ _CHUNK = 256
 
 
 def memory_vectors(memory: DocumentSource, embedder: Embedder, *, cache: bool = True) -> VectorArray:
-    """Unit vectors float32 [M, E] of the canonical documents of `memory`, from the cache when they are there.
+    """Unit vectors float32 [M, E] of the canonical documents of `memory`, memory-mapped from the cache when they are there.
 
-    A cached file that is damaged or of another shape is computed again and replaced.
+    A document that can't be embedded (an unreadable picture) has a vector of zeros, and it is said how many there are. A cached
+    file that is damaged or of another shape is computed again and replaced.
     """
     path = cache_directory() / "embeddings" / f"{vectors_key(memory, embedder)}.npy"
     if cache and path.is_file():
         try:
-            cached = np.load(path, allow_pickle=False)
+            cached = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError, OSError):
             cached = None  # cut off or foreign
         if cached is not None and cached.shape == (len(memory), embedder.dimension) and cached.dtype == np.float32:
-            return np.asarray(cached, np.float32)
-    vectors = np.zeros((len(memory), embedder.dimension), np.float32)
+            return np.asarray(cached)
+    vectors_ME = np.zeros((len(memory), embedder.dimension), np.float32)
+    bad: list[DataError] = []
     with tqdm(total=len(memory), desc="embedding the memory", unit="document", disable=len(memory) <= _CHUNK) as bar:
         for start in range(0, len(memory), _CHUNK):
             chunk = [memory.document(index) for index in range(start, min(start + _CHUNK, len(memory)))]
-            vectors[start:start + len(chunk)] = embedder.embed_documents(chunk)
+            vectors_ME[start:start + len(chunk)] = _embedded(chunk, embedder, bad)
             bar.update(len(chunk))
+    if bad:
+        tqdm.write(f"note: {len(bad)} documents of the memory can't be embedded and are never found, the first: {bad[0].place}: "
+                   f"{bad[0].cause}", file=sys.stderr)
     if cache:
         with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.save(file, vectors, allow_pickle=False)
-    return vectors
+            np.save(file, vectors_ME, allow_pickle=False)
+    return vectors_ME
+
+
+def _embedded(documents: Sequence[Document], embedder: Embedder, bad: list[DataError]) -> VectorArray:
+    """Vectors float32 [len(documents), E]; zeros for each that can't be embedded, whose reason goes to `bad`."""
+    try:
+        return embedder.embed_documents(documents)
+    except DataError as error:
+        if len(documents) > 1:
+            return np.concatenate([_embedded([document], embedder, bad) for document in documents])
+        bad.append(error)
+        return np.zeros((1, embedder.dimension), np.float32)
 
 
 def vectors_key(memory: DocumentSource, embedder: Embedder) -> str:

@@ -24,6 +24,7 @@ class NoRetrieverConfig(RetrieverConfig):
 
     def check(self) -> None:
         """Refuse a recipe that wants documents of a retriever that has none."""
+        super().check()
         if self.num_retrieved != 0:
             raise RecipeError("retriever.num_retrieved", f"is {self.num_retrieved}, and the retriever 'none' finds nothing",
                               "use 0, or another retriever: retriever=dense")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cm3core.bank import VectorRows
 from cm3core.document import Image, ImageHole, Text
 from cm3core.errors import DataError, RecipeError
 from cm3core.testing.retriever import HashEmbedder, ListSource, RetrieverContract, example_documents
 from cm3plugins.retrievers import DenseRetrieverConfig, NoRetrieverConfig
-from cm3plugins.retrievers.dense import DenseRetriever
+from cm3plugins.retrievers.index.flat import FlatIndex
 from cm3plugins.retrievers.memory_vectors import memory_vectors, vectors_key
+from cm3plugins.retrievers.vector_retriever import VectorRetriever
 
 
 @pytest.fixture(autouse=True)
@@ -20,20 +24,50 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
 
 
-class TestDense(RetrieverContract):
-    def make(self):
-        return DenseRetrieverConfig(query="both", cache=False).build(ListSource(example_documents()), HashEmbedder())
+class DenseContract(RetrieverContract):
+    settings: ClassVar[dict[str, Any]] = {}
+
+    def over(self, memory):
+        return DenseRetrieverConfig(cache=False, **self.settings).build(memory, HashEmbedder())
 
 
-class TestDenseByText(RetrieverContract):
+class TestDenseByText(DenseContract):
+    settings: ClassVar[dict[str, Any]] = {"max_similarity": 0.6, "min_similarity": -0.2}
+
     def make(self):
-        return DenseRetrieverConfig(max_similarity=0.6, min_similarity=-0.2, cache=False).build(
-            ListSource(example_documents()), HashEmbedder())
+        return self.over(ListSource(example_documents()))
+
+
+class TestDenseByBoth(DenseContract):
+    settings: ClassVar[dict[str, Any]] = {"query": "both", "prefer_both": True}
+
+    def make(self):
+        return self.over(ListSource(example_documents()))
+
+
+class TestDenseByTextAndByImage(DenseContract):
+    """All rules of the paper."""
+
+    settings: ClassVar[dict[str, Any]] = {"query": "union", "prefer_both": True, "max_similarity": 0.9, "max_redundancy": 0.5}
+    test_what_is_excluded_makes_room = None
+
+    def make(self):
+        return self.over(ListSource(example_documents()))
+
+
+class TestDenseUnionAlone(DenseContract):
+    settings: ClassVar[dict[str, Any]] = {"query": "union"}
+
+    def make(self):
+        return self.over(ListSource(example_documents()))
 
 
 class TestNone(RetrieverContract):
+    def over(self, memory):
+        return NoRetrieverConfig().build(memory, None)
+
     def make(self):
-        return NoRetrieverConfig().build(ListSource(example_documents()), None)
+        return self.over(ListSource(example_documents()))
 
 
 class TableEmbedder(HashEmbedder):
@@ -51,6 +85,10 @@ class TableEmbedder(HashEmbedder):
 
 def words(*pairs):
     return [(Text(pair),) for pair in pairs]
+
+
+def picture(red, green):
+    return Image(f"{red} {green}", lambda: np.full((1, 1, 3), (red, green, 0), np.uint8))
 
 
 def dense(documents, **settings):
@@ -76,14 +114,69 @@ def test_more_near_duplicates_than_the_margin_do_not_hide_the_rest():
     assert [result.id for result in found[1]] == ["d100", "d101"]
 
 
+def test_more_ties_than_the_margin_still_come_in_the_memorys_order():
+    """faiss keeps any of those that tie at the end of a search."""
+    memory = ListSource(words(*["3 4"] * 50, *["1 0"] * 60))
+    retriever = DenseRetrieverConfig(cache=False).build(memory, TableEmbedder())
+    few, many = (retriever.retrieve(words("1 0"), count)[0] for count in (2, 40))
+    assert [result.index for result in many] == list(range(50, 90))
+    assert few == many[:2]
+
+
+def test_the_rules_give_up_at_their_depth():
+    documents = words(*["1 0"] * 40, "3 4")
+    assert dense(documents, max_similarity=0.9, search_depth=20).retrieve(words("1 0"), 1) == [[]]
+    assert [r.id for r in dense(documents, max_similarity=0.9, search_depth=41).retrieve(words("1 0"), 1)[0]] == ["d40"]
+
+
+def test_documents_with_both_modalities_come_first():
+    """Cosines with (1, 0): 1 of the text alone, 0.89 of text and picture (1, 0) + (3, 4) / 5."""
+    documents = [(Text("1 0"),), (Text("1 0"), picture(3, 4))]
+    by_score = dense(documents).retrieve(words("1 0"), 2)[0]
+    assert [(result.id, result.preferred) for result in by_score] == [("d0", True), ("d1", True)]
+    preferred = dense(documents, prefer_both=True).retrieve(words("1 0"), 2)[0]
+    assert [(result.id, result.preferred) for result in preferred] == [("d1", True), ("d0", False)]
+    assert [result.score for result in preferred] == [pytest.approx(0.894427), 1.0]
+
+
+def test_no_two_documents_that_are_nearly_the_same():
+    documents = words("1 0", "100 1", "3 4", "0 1")
+    assert [r.id for r in dense(documents).retrieve(words("1 0"), 2)[0]] == ["d0", "d1"]
+    assert [r.id for r in dense(documents, max_redundancy=0.9).retrieve(words("1 0"), 3)[0]] == ["d0", "d2", "d3"]
+
+
+def test_by_text_and_by_image_in_turn():
+    query = (Text("1 0"), picture(0, 5))
+    found = dense(words("1 0", "0 1", "100 1", "1 100"), query="union").retrieve([query], 4)[0]
+    assert [(result.id, result.found_by) for result in found] == [
+        ("d0", "text"), ("d1", "image"), ("d2", "text"), ("d3", "image")]
+
+
+def test_a_content_key_excludes_every_document_that_holds_it():
+    documents = [(Text("1 0"), picture(1, 0)), (Text("3 4"), picture(1, 0)), *words("0 1", "0  1")]
+    retriever = dense(documents)
+    assert [r.id for r in retriever.retrieve(words("1 0"), 4, [{"image:1 0"}])[0]] == ["d2", "d3"]
+    text_key = retriever.memory.content_keys(2)
+    assert [r.id for r in retriever.retrieve(words("1 0"), 4, [{"d0", *text_key}])[0]] == ["d1"]
+
+
+def test_an_unreadable_picture_of_the_memory_costs_its_document_only(capsys):
+    def broken():
+        raise DataError("b.png", "is not a picture", "replace it")
+
+    documents = [*words("1 0"), (Text("1 0"), Image("b", broken)), *words("3 4")]
+    found = dense(documents).retrieve(words("1 0"), 3)[0]
+    assert [result.id for result in found] == ["d0", "d2"]
+    assert capsys.readouterr().err == ("note: 1 documents of the memory can't be embedded and are never found, the first: b.png: "
+                                       "is not a picture\n")
+
+
 def test_exact_ties_come_in_the_memorys_order():
     assert [r.id for r in dense(words("1 0", "0 1", "2 0", "3 0")).retrieve(words("1 0"), 3)[0]] == ["d0", "d2", "d3"]
 
 
 def test_parts_of_a_query():
-    pixels = np.zeros((1, 1, 3), np.uint8)
-    pixels[0, 0] = (0, 5, 0)
-    query = (Text("1 0"), Image("p", lambda: pixels))
+    query = (Text("1 0"), picture(0, 5))
     documents = words("1 0", "1 1", "0 1")
     assert {part: (lambda r: (r.id, r.found_by))(dense(documents, query=part).retrieve([query], 1)[0][0])
             for part in ("text", "image", "both")} == {"text": ("d0", "text"), "image": ("d2", "image"), "both": ("d1", "text")}
@@ -147,6 +240,12 @@ def test_the_cache_knows_embedder_ids_and_captions():
 @pytest.mark.parametrize(("settings", "message"), [
     ({"query": "txet"}, "retriever.query: is 'txet'; did you mean 'text'?\n  next: use one of these"),
     ({"max_similarity": 1.5}, "retriever.max_similarity: is 1.5, and a similarity is a cosine\n  next: use -1 to 1, or null"),
+    ({"max_redundancy": -2}, "retriever.max_redundancy: is -2, and a similarity is a cosine\n  next: use -1 to 1, or null"),
+    ({"search_depth": 0}, "retriever.search_depth: is 0\n  next: use 1 or more"),
+    ({"num_ranks": 0}, "retriever.num_ranks: is 0\n  next: use 1 or more"),
+    ({"query_dropout": 1.0}, "retriever.query_dropout: is 1.0, and it is a share of the words\n"
+     "  next: use 0 or more and less than 1; the paper's is 0.2"),
+    ({"index": "falt"}, "retriever.index: is 'falt'; did you mean 'flat'?\n  next: use one of these"),
     ({"num_retrieved": -1}, "retriever.num_retrieved: is -1\n  next: use 0 or more"),
     ({"max_similarity": 0.1, "min_similarity": 0.2},
      "retriever.max_similarity: is below min_similarity, so that nothing could be found\n  next: raise one or lower the other"),
@@ -160,7 +259,7 @@ def test_bad_settings(settings, message):
 def test_dense_without_an_embedder_and_none_with_documents():
     with pytest.raises(RecipeError) as error:
         DenseRetrieverConfig().build(ListSource(words("a")), None)
-    assert str(error.value) == ("retriever: 'dense' needs an embedder and the recipe has none\n"
+    assert str(error.value) == ("retriever: searches by vectors, which needs an embedder, and the recipe has none\n"
                                 "  next: add embedder=light_encoder")
     with pytest.raises(RecipeError) as refused:
         NoRetrieverConfig(num_retrieved=2).check()
@@ -169,5 +268,6 @@ def test_dense_without_an_embedder_and_none_with_documents():
 
 
 def test_vectors_of_another_memory_are_an_internal_error():
+    index = FlatIndex(VectorRows.of(np.zeros((3, 8), np.float32)))
     with pytest.raises(AssertionError):
-        DenseRetriever(DenseRetrieverConfig(), ListSource(words("a", "b")), HashEmbedder(), np.zeros((3, 8), np.float32))
+        VectorRetriever(DenseRetrieverConfig(), ListSource(words("a", "b")), HashEmbedder(), index)

@@ -1,0 +1,104 @@
+"""`bm25`: documents that share words with the query's text, by the package bm25s. Pictures play no part.
+
+Legend: M documents of the memory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cm3core.document import Document, text_of
+from cm3core.errors import RecipeError
+from cm3core.interfaces.dataset import DocumentSource
+from cm3core.interfaces.embedder import Embedder
+from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
+
+#: Scores are rounded to so many digits, so that documents of the same words have the same score.
+_DIGITS = 5
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(kw_only=True)
+class BM25RetrieverConfig(RetrieverConfig):
+    """Documents that share words with the query (BM25 as Lucene computes it), for ablations and for text alone. Words are runs of
+    letters and digits, in any case; nothing is stemmed and no word is left out.
+
+    Args:
+        k1: how soon more of the same word stops counting; 0: at once.
+        b: how much long documents are held back, 0..1.
+    """
+
+    k1: float = 1.5
+    b: float = 0.75
+
+    def check(self) -> None:
+        """Refuse parameters that BM25 does not have."""
+        super().check()
+        if not 0 <= self.k1 < float("inf"):
+            raise RecipeError("retriever.k1", f"is {self.k1}", "use 0 or more; usual is 1.2 to 2")
+        if not 0 <= self.b <= 1:
+            raise RecipeError("retriever.b", f"is {self.b}", "use 0..1; usual is 0.75")
+
+    def build(self, memory: DocumentSource, embedder: Embedder | None) -> BM25Retriever:
+        """Index the memory's texts; `embedder` is not used."""
+        return BM25Retriever(self, memory)
+
+
+class BM25Retriever(Retriever):
+    """Search by words. A document that shares none with the query is never found, nor anything for a query without text.
+
+    Args:
+        config: BM25's parameters.
+        memory: M documents.
+    """
+
+    def __init__(self, config: BM25RetrieverConfig, memory: DocumentSource) -> None:
+        import bm25s
+
+        self._memory = memory
+        self._word_ids: dict[str, int] = {}
+        texts = [[self._word_ids.setdefault(word, len(self._word_ids)) for word in words_of(text_of(memory.document(index)))]
+                 for index in range(len(memory))]
+        self._engine: Any = None
+        if self._word_ids:  # bm25s can't index nothing
+            self._engine = bm25s.BM25(k1=config.k1, b=config.b, method="lucene", backend="numpy")
+            self._engine.index((texts, self._word_ids), show_progress=False)
+
+    @property
+    def memory(self) -> DocumentSource:
+        """The documents that results index."""
+        return self._memory
+
+    def _retrieve(self, queries: Sequence[Document], num_retrieved: int,
+                  exclude: Sequence[Collection[str]]) -> list[list[Retrieved]]:
+        return [self._found(query, num_retrieved, names) for query, names in zip(queries, exclude, strict=True)]
+
+    def _found(self, query: Document, number: int, exclude: Collection[str]) -> list[Retrieved]:
+        words = sorted(set(words_of(text_of(query))))  # sums of floats depend on their order, which must not be the memory's
+        known = [self._word_ids[word] for word in words if word in self._word_ids]
+        if not known:
+            return []
+        scores_M: npt.NDArray[np.float64] = np.round(self._engine.get_scores_from_ids(known).astype(np.float64), _DIGITS)
+        sharing = np.flatnonzero(scores_M > 0)
+        results: list[Retrieved] = []
+        for index in sharing[np.lexsort((sharing, -scores_M[sharing]))].tolist():
+            if len(results) == number:
+                break
+            if not self.is_excluded(index, exclude):
+                results.append(Retrieved(index, self._memory.id(index), float(scores_M[index])))
+        return results
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, as they are compared.
+
+    >>> words_of("Red apple, NOTO style")
+    ['red', 'apple', 'noto', 'style']
+    """
+    return _WORD.findall(text.casefold())

@@ -1,0 +1,76 @@
+"""`random`: any documents. What retrieval must beat: if these help, something leaks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from cm3core.document import Document, content_keys, text_of
+from cm3core.interfaces.dataset import DocumentSource
+from cm3core.interfaces.embedder import Embedder
+from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
+
+
+@dataclass(kw_only=True)
+class RandomRetrieverConfig(RetrieverConfig):
+    """Any documents of the memory; the same query gets the same ones.
+
+    Args:
+        seed: another seed, other documents.
+    """
+
+    seed: int = 0
+
+    def build(self, memory: DocumentSource, embedder: Embedder | None) -> RandomRetriever:
+        """Return the retriever; `embedder` is not used."""
+        return RandomRetriever(memory, self.seed)
+
+
+class RandomRetriever(Retriever):
+    """Draws from the memory, seeded by what the query holds. All scores are 0: no document is nearer than another.
+
+    Args:
+        memory: M documents.
+        seed: of the draws.
+    """
+
+    def __init__(self, memory: DocumentSource, seed: int = 0) -> None:
+        self._memory, self._seed = memory, seed
+
+    @property
+    def memory(self) -> DocumentSource:
+        """The documents that are drawn from."""
+        return self._memory
+
+    def _retrieve(self, queries: Sequence[Document], num_retrieved: int,
+                  exclude: Sequence[Collection[str]]) -> list[list[Retrieved]]:
+        results = []
+        for query, names in zip(queries, exclude, strict=True):
+            order = shuffled(len(self._memory), np.random.default_rng(self._seed_of(query)))
+            allowed = (index for index in order if not self.is_excluded(index, names))
+            results.append([Retrieved(index, self._memory.id(index), 0.0) for index in islice(allowed, num_retrieved)])
+        return results
+
+    def _seed_of(self, query: Document) -> int:
+        content = "\n".join([str(self._seed), text_of(query), *sorted(content_keys(query))])
+        return int.from_bytes(hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()[:16], "big")
+
+
+def shuffled(size: int, rng: np.random.Generator) -> Iterator[int]:
+    """0..size-1 in random order, all orders equally probable; time and memory grow with how many are asked for, not with `size`.
+
+    The shuffle of Fisher and Yates, of whose array only the places that were touched are kept.
+    """
+    moved: dict[int, int] = {}
+    for place in range(size):
+        other = int(rng.integers(place, size))
+        mine = moved.pop(place, place)
+        if other == place:
+            yield mine
+        else:
+            yield moved.get(other, other)
+            moved[other] = mine

@@ -1,0 +1,197 @@
+"""Retrievers by vectors: an index finds candidates, the rules of `strategy.py` choose among them.
+
+An engine is a config that derives from `VectorRetrieverConfig` and says in `open_index` how vectors are searched.
+
+Legend: Q searches, W results of one, M documents of the memory, E dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from cm3core.document import Codes, Document, Image, text_of
+from cm3core.errors import RecipeError, close_match
+from cm3core.interfaces.dataset import DocumentSource
+from cm3core.interfaces.embedder import Embedder
+from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
+from cm3plugins.retrievers.strategy import QUERY_PARTS, Ranking, interleaved, preferred_first, query_parts, ranked, take
+
+if TYPE_CHECKING:
+    from cm3core.bank import VectorRows
+    from cm3plugins.retrievers.index import VectorIndex
+
+#: Searched beyond what is wanted, so that a tie at the border or a skipped document seldom needs a second search.
+_MARGIN = 8
+
+
+@dataclass(kw_only=True)
+class VectorRetrieverConfig(RetrieverConfig):
+    """Base of the configs of retrievers by vectors: the rules of CM3leon section 2.1. Each can be switched off.
+
+    Args:
+        query: what of the query document is embedded: "text", "image", "both" (averaged, like documents of the memory) or "union"
+            (the paper's: found by text and by image in turn, duplicates once); a query that lacks the part named is embedded by
+            the one that it has. The default is what a prompt for a picture has: a training picture that helps to find its own
+            context leaks into it (RA-CM3 queries with one part only).
+        max_similarity: documents more similar to the query are skipped; None skips none. The paper skips those above 0.9 as
+            near-duplicates, in CLIP's space over photographs. In drawings of few concepts the useful documents, the same thing in
+            another style, are just the most similar ones, so the default is off.
+        min_similarity: documents less similar are not worth a place in the context; None takes them all.
+        max_redundancy: documents more similar than this to one already taken are skipped (paper: 0.9); None skips none.
+        prefer_both: documents with both text and a picture come before all others.
+        search_depth: the rules look at so many of the best results of a search, and give up where these are not enough.
+        cache: keep the memory's vectors on disk, in the cache folder, under the fingerprints of all that decides them.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("embedder",)
+    query: str = "text"
+    max_similarity: float | None = None
+    min_similarity: float | None = None
+    max_redundancy: float | None = None
+    prefer_both: bool = False
+    search_depth: int = 1024
+    cache: bool = True
+
+    def check(self) -> None:
+        """Refuse an unknown part, thresholds that are no cosines or that leave nothing, and impossible counts."""
+        super().check()
+        if self.query not in QUERY_PARTS:
+            raise RecipeError("retriever.query", f"is {self.query!r}; {close_match(self.query, QUERY_PARTS)}", "use one of these")
+        if self.search_depth < 1:
+            raise RecipeError("retriever.search_depth", f"is {self.search_depth}", "use 1 or more")
+        for name in ("max_similarity", "min_similarity", "max_redundancy"):
+            value = getattr(self, name)
+            if value is not None and not -1 <= value <= 1:
+                raise RecipeError(f"retriever.{name}", f"is {value}, and a similarity is a cosine", "use -1 to 1, or null")
+        if self.max_similarity is not None and self.min_similarity is not None and self.max_similarity < self.min_similarity:
+            raise RecipeError("retriever.max_similarity", "is below min_similarity, so that nothing could be found",
+                              "raise one or lower the other")
+
+    def open_index(self, vectors: VectorRows, folder: Path | None, fingerprint: str | None) -> VectorIndex:
+        """The index over the memory's vectors.
+
+        Args:
+            vectors: of the memory's documents.
+            folder: where an index may be kept; None: nowhere.
+            fingerprint: of the vectors, when it is known.
+        """
+        raise NotImplementedError
+
+    def build(self, memory: DocumentSource, embedder: Embedder | None) -> VectorRetriever:
+        """Take the memory bank's vectors, or embed the memory (or read its vectors from the cache), and open the index.
+
+        Raises:
+            RecipeError: no embedder.
+            DataError: the bank's vectors are another embedder's.
+        """
+        from cm3core.bank import MemoryBank, VectorRows
+        from cm3plugins.retrievers.memory_vectors import memory_vectors
+
+        if embedder is None:
+            raise RecipeError("retriever", "searches by vectors, which needs an embedder, and the recipe has none",
+                              "add embedder=light_encoder")
+        if isinstance(memory, MemoryBank):
+            memory.check_embedder(embedder)
+            index = self.open_index(memory.vectors, memory.folder / "index", memory.fingerprint)
+            return VectorRetriever(self, memory, embedder, index)
+        vectors_ME = memory_vectors(memory, embedder, cache=self.cache)
+        index = self.open_index(VectorRows.of(vectors_ME), None, None)
+        return VectorRetriever(self, memory, embedder, index, unreadable=np.flatnonzero(~vectors_ME.any(1)).tolist())
+
+
+class VectorRetriever(Retriever):
+    """Search by vectors, then the rules.
+
+    Args:
+        config: the rules.
+        memory: M documents.
+        embedder: embeds the queries.
+        index: over unit vectors of the memory's documents, of the same embedder.
+        unreadable: documents without a vector; never found.
+    """
+
+    def __init__(self, config: VectorRetrieverConfig, memory: DocumentSource, embedder: Embedder, index: VectorIndex,
+                 unreadable: Collection[int] = ()) -> None:
+        assert index.vectors.shape == (len(memory), embedder.dimension), "vectors of another memory or embedder"
+        self._config, self._memory, self._embedder, self._index = config, memory, embedder, index
+        self._unreadable = frozenset(unreadable)
+
+    @property
+    def memory(self) -> DocumentSource:
+        """The documents that results index."""
+        return self._memory
+
+    @property
+    def index(self) -> VectorIndex:
+        """What finds the candidates."""
+        return self._index
+
+    def exact(self) -> VectorRetriever:
+        """The same rules over a search that misses nothing."""
+        from cm3plugins.retrievers.index.flat import FlatIndex
+
+        if self._index.exact:
+            return self
+        return VectorRetriever(self._config, self._memory, self._embedder, FlatIndex(self._index.vectors), self._unreadable)
+
+    @cached_property
+    def _has_both(self) -> npt.NDArray[np.bool_]:
+        """Which documents have text and a picture, bool [M]."""
+        from cm3core.bank import MemoryBank
+
+        if isinstance(self._memory, MemoryBank):
+            both: npt.NDArray[np.bool_] = self._memory.has_text & self._memory.has_image
+            return both
+        documents = map(self._memory.document, range(len(self._memory)))
+        return np.fromiter((has_both(document) for document in documents), bool, len(self._memory))
+
+    def _retrieve(self, queries: Sequence[Document], num_retrieved: int,
+                  exclude: Sequence[Collection[str]]) -> list[list[Retrieved]]:
+        parts = [query_parts(query, self._config.query) for query in queries]
+        vectors_QE = self._embedder.embed_documents([document for own in parts for _, document in own])
+        first = np.cumsum([0, *map(len, parts)]).tolist()  # of each query's searches
+        results: list[list[Retrieved]] = [[] for _ in queries]
+        pending = list(range(len(queries)))
+        width = num_retrieved + max(map(len, exclude)) + _MARGIN
+        most = min(len(self._memory), max(width, self._config.search_depth))
+        while pending and most:
+            width = min(width, most)
+            searches = [row for query in pending for row in range(first[query], first[query + 1])]
+            found = zip(*self._index.search(vectors_QE[searches], width), strict=True)
+            unfinished = []
+            for query in pending:
+                rankings = [ranked(*next(found), whole=width == most, found_by=found_by, minimum=self._config.min_similarity,
+                                   maximum=self._config.max_similarity) for found_by, _ in parts[query]]
+                results[query], complete = self._chosen(rankings, num_retrieved, exclude[query])
+                if len(results[query]) < num_retrieved and not complete:
+                    unfinished.append(query)
+            # Short only where ties or skipped documents took more than the margin: look further.
+            pending, width = unfinished, 4 * width
+        return results
+
+    def _chosen(self, rankings: Sequence[Ranking], number: int, exclude: Collection[str]) -> tuple[list[Retrieved], bool]:
+        """What the rules leave of a query's searches, at most `number`; and whether a longer search can't find more."""
+        if self._config.prefer_both:
+            rankings = [preferred_first(ranking, lambda index: bool(self._has_both[index])) for ranking in rankings]
+        merged = interleaved(rankings)
+
+        def allowed(index: int) -> bool:
+            return index not in self._unreadable and not self.is_excluded(index, exclude)
+
+        limit = self._config.max_redundancy
+        taken = (take(merged.candidates, number, allowed) if limit is None
+                 else take(merged.candidates, number, allowed, self._index.vectors.row, limit))
+        return [Retrieved(one.index, self._memory.id(one.index), one.score, one.found_by, one.preferred)
+                for one in taken], merged.complete
+
+
+def has_both(document: Document) -> bool:
+    """Whether a document holds text and a picture."""
+    return bool(text_of(document)) and any(isinstance(segment, (Image, Codes)) for segment in document)

@@ -1,0 +1,145 @@
+"""The retrievers' kit: a right retriever passes, and each law fails for a retriever that is wrong in just that way."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+import pytest
+
+from cm3core.document import Document, text_of
+from cm3core.interfaces.dataset import DocumentSource
+from cm3core.interfaces.retriever import Retrieved, Retriever
+from cm3core.testing.retriever import ListSource, RetrieverContract, example_documents
+
+
+class SharedWords(Retriever):
+    """Right: documents by the number of words that they share with the query, equal numbers in the memory's order."""
+
+    def __init__(self, memory: DocumentSource) -> None:
+        self._memory, self.num_queries = memory, 0
+
+    @property
+    def memory(self) -> DocumentSource:
+        return self._memory
+
+    def ranking(self, query: Document) -> list[Retrieved]:
+        words = set(text_of(query).split())
+        scores = [float(len(words & set(text_of(self._memory.document(index)).split()))) for index in range(len(self._memory))]
+        order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
+        return [Retrieved(index, self._memory.id(index), scores[index]) for index in order]
+
+    def search(self, query: Document, number: int, names: Collection[str]) -> list[Retrieved]:
+        return [result for result in self.ranking(query) if not self.is_excluded(result.index, names)][:number]
+
+    def _retrieve(self, queries: Sequence[Document], num_retrieved: int,
+                  exclude: Sequence[Collection[str]]) -> list[list[Retrieved]]:
+        self.num_queries = len(queries)
+        return [self.search(query, num_retrieved, names) for query, names in zip(queries, exclude, strict=True)]
+
+
+class TestRight(RetrieverContract):
+    def over(self, memory: DocumentSource) -> Retriever:
+        return SharedWords(memory)
+
+    def make(self) -> Retriever:
+        return self.over(ListSource(example_documents()))
+
+
+class OneMore(SharedWords):
+    def search(self, query: Document, number: int, names: Collection[str]) -> list[Retrieved]:
+        return super().search(query, number + 1, names)
+
+
+class OthersIds(SharedWords):
+    def ranking(self, query: Document) -> list[Retrieved]:
+        return [replace(result, id=f"{result.id}?") for result in super().ranking(query)]
+
+
+class Twice(SharedWords):
+    def ranking(self, query: Document) -> list[Retrieved]:
+        return [result for result in super().ranking(query) for _ in range(2)]
+
+
+class NotFinite(SharedWords):
+    def ranking(self, query: Document) -> list[Retrieved]:
+        return [replace(result, score=float("nan")) for result in super().ranking(query)]
+
+
+class WorstFirst(SharedWords):
+    def ranking(self, query: Document) -> list[Retrieved]:
+        return super().ranking(query)[::-1]
+
+
+class PreferredLast(SharedWords):
+    def ranking(self, query: Document) -> list[Retrieved]:
+        return [replace(result, preferred=place > 3) for place, result in enumerate(super().ranking(query))]
+
+
+class ForgetsIds(SharedWords):
+    def search(self, query: Document, number: int, names: Collection[str]) -> list[Retrieved]:
+        return super().search(query, number, {name for name in names if ":" in name})
+
+
+class ForgetsContents(SharedWords):
+    def search(self, query: Document, number: int, names: Collection[str]) -> list[Retrieved]:
+        return [result for result in self.ranking(query) if result.id not in names][:number]
+
+
+class LeavesGaps(SharedWords):
+    def search(self, query: Document, number: int, names: Collection[str]) -> list[Retrieved]:
+        return [result for result in self.ranking(query)[:number] if not self.is_excluded(result.index, names)]
+
+
+class DisturbedByOthers(SharedWords):
+    def ranking(self, query: Document) -> list[Retrieved]:
+        return super().ranking(query)[self.num_queries % 2:]
+
+
+class MoreIsOther(SharedWords):
+    def search(self, query: Document, number: int, names: Collection[str]) -> list[Retrieved]:
+        return super().search(query, number + 1, names)[number > 4:][:number]
+
+
+class ByPlace(SharedWords):
+    def ranking(self, query: Document) -> list[Retrieved]:
+        return [Retrieved(index, self._memory.id(index), float(-index)) for index in range(len(self._memory))]
+
+
+class FirstOfTies(SharedWords):
+    """What it finds is right; what it says of equal documents depends on their places."""
+
+    def ranking(self, query: Document) -> list[Retrieved]:
+        return [replace(result, score=result.score - 0.01 * result.index) for result in super().ranking(query)]
+
+
+class NotExact(SharedWords):
+    def exact(self) -> Retriever:
+        return WorstFirst(self._memory)
+
+
+class Careless(SharedWords):
+    def retrieve(self, queries: Sequence[Document], num_retrieved: int,
+                 exclude: Sequence[Collection[str]] | None = None) -> list[list[Retrieved]]:
+        return self._retrieve(queries, max(1, num_retrieved), [()] * len(queries) if exclude is None else exclude)
+
+
+@pytest.mark.parametrize(("wrong", "law"), [
+    (OneMore, "results_name_memory_documents_once"), (OthersIds, "results_name_memory_documents_once"),
+    (Twice, "results_name_memory_documents_once"), (NotFinite, "results_name_memory_documents_once"),
+    (WorstFirst, "the_best_come_first"), (PreferredLast, "the_best_come_first"),
+    (ForgetsIds, "what_is_excluded_is_never_found"), (ForgetsContents, "what_is_excluded_is_never_found"),
+    (LeavesGaps, "what_is_excluded_makes_room"), (DisturbedByOthers, "a_batch_is_its_queries"),
+    (MoreIsOther, "fewer_is_a_prefix_of_more"), (ByPlace, "the_memorys_order_decides_ties_only"),
+    (FirstOfTies, "the_memorys_order_decides_ties_only"), (NotExact, "exact_finds_the_same"),
+    (Careless, "nothing_asked_nothing_found"), (Careless, "a_negative_count_is_refused")])
+def test_a_wrong_retriever_fails(wrong: type[SharedWords], law: str) -> None:
+    class Wrong(RetrieverContract):
+        def over(self, memory: DocumentSource) -> Retriever:
+            return wrong(memory)
+
+        def make(self) -> Retriever:
+            return self.over(ListSource(example_documents()))
+
+    with pytest.raises((AssertionError, ExceptionGroup, pytest.fail.Exception)):
+        getattr(Wrong(), f"test_{law}")()
