@@ -141,7 +141,8 @@ class Decoder(ABC):
         It keeps the weights of this moment. The default is the decoder itself, which suits "auto" only.
 
         Args:
-            precision: "auto" (the dtype that the weights have), "fp32", "bf16" or "int8" (weights, a scale for each output; inputs where that is faster).
+            precision: "auto" (the dtype that the weights have), "fp32", "bf16" or "int8" (weights, a scale for each output, and
+                inputs, a scale for each row, where that is faster).
 
         Raises:
             GenerationError: a precision that this decoder, or this machine, doesn't do.
