@@ -11,6 +11,7 @@ from cm3core.cli import registry_of
 from cm3core.errors import CM3Error, DeviceError, close_match
 from cm3plugins.benchmarks import precision
 from cm3plugins.benchmarks.decode import command as decode
+from cm3plugins.benchmarks.retrieval import command as retrieval
 
 EXAMPLE = """examples:
   cm3 bench kernels --quick
@@ -20,7 +21,7 @@ EXAMPLE = """examples:
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The actions `kernels`, `decode` and `precision`."""
+    """The actions `kernels`, `decode`, `precision` and `retrieval`."""
     parser.description = "Measure."
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     kernels = actions.add_parser(
@@ -43,6 +44,8 @@ def configure(parser: ArgumentParser) -> None:
                                         formatter_class=RawDescriptionHelpFormatter))
     precision.configure(actions.add_parser("precision", help=precision.HELP, epilog=precision.EXAMPLE, description=precision.HELP,
                                            formatter_class=RawDescriptionHelpFormatter))
+    retrieval.configure(actions.add_parser("retrieval", help=retrieval.HELP, epilog=retrieval.EXAMPLE,
+                                           description=retrieval.DESCRIPTION, formatter_class=RawDescriptionHelpFormatter))
 
 
 def run(args: Namespace) -> int:

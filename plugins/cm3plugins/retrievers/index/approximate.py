@@ -1,0 +1,153 @@
+"""What approximate engines share: exact ranking of their candidates, and how the setting of a search is chosen.
+
+An engine's own scores come from shortened vectors. Ranking some more candidates than are wanted by the vectors themselves makes
+scores exact (thresholds mean the same with every index) and repairs most of what shortening confuses, above all for queries that
+are unlike the documents, as texts are beside averages of text and picture.
+
+Legend: Q queries, W results a query, C candidates a query, M rows, E dimension.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from cm3core.errors import DataError
+from cm3plugins.retrievers.index.base import NO_ROW, FloatArray, RowArray, VectorIndex, best
+from cm3plugins.retrievers.index.flat import FlatIndex
+
+if TYPE_CHECKING:
+    from cm3core.bank import VectorRows
+
+#: Bytes of vectors that are added at once, and of candidates' vectors that are ranked at once.
+BLOCK_BYTES, RANKED_BYTES = 64 << 20, 32 << 20
+#: The setting of a search is the least of those tried with which `WANTED` of the `NEAREST` others of `NUM_MEASURED` documents of
+#: the bank are found; then doubled: queries of one modality lie farther from the documents than documents from each other.
+WANTED, NEAREST, NUM_MEASURED, MARGIN = 0.99, 4, 256, 2
+#: Beyond this, and where doubling brings less than this, nothing more is tried.
+MOST_TRIED, LEAST_GAIN = 1024, 0.002
+
+
+class Engine(ABC):
+    """How an approximate index over rows is built, written, read and searched. The index itself is its own object ("native").
+
+    Args:
+        vectors: M rows, M >= 1.
+    """
+
+    #: Name of the type, and of the folder that its file is kept in.
+    name: ClassVar[str]
+    #: The recipe's key for the setting of a search: higher finds more and takes longer.
+    setting_key: ClassVar[str]
+    #: The least setting worth trying.
+    least_setting: ClassVar[int] = 1
+
+    def __init__(self, vectors: VectorRows) -> None:
+        self.vectors = vectors
+
+    @property
+    @abstractmethod
+    def sizes(self) -> dict[str, Any]:
+        """All that decides the native index besides the vectors' values, as JSON knows it."""
+
+    @property
+    @abstractmethod
+    def num_bytes(self) -> int:
+        """About what it takes on disk, and in memory while it is built."""
+
+    @property
+    @abstractmethod
+    def most_setting(self) -> int:
+        """The setting beyond which nothing more is found."""
+
+    @abstractmethod
+    def build(self, progress: bool) -> Any:
+        """The native index over all rows, numbered as they are; reads them in blocks.
+
+        Raises:
+            RecipeError: too few rows for this type.
+            DataError: a vector holds NaN or infinity.
+        """
+
+    @abstractmethod
+    def candidates(self, native: Any, setting: int, queries_QE: FloatArray, number: int) -> RowArray:
+        """The best rows [Q, number] by its own scores, in any order, none twice in a query; `NO_ROW` where there are no more."""
+
+    @abstractmethod
+    def write(self, native: Any, path: Path) -> None:
+        """To a file."""
+
+    @abstractmethod
+    def read(self, path: Path) -> Any:
+        """From a file, memory-mapped. Raises `RuntimeError` or `ValueError` when it is damaged or of another type."""
+
+    def measured_setting(self, native: Any, num_candidates: int) -> int:
+        """The setting of a search, see `WANTED`."""
+        if len(self.vectors) < 2:
+            return self.least_setting
+        rows_Q = np.unique(np.linspace(0, len(self.vectors) - 1, NUM_MEASURED).astype(np.int64))
+        queries_QE = self.vectors.take(rows_Q)
+        nearest_QW = FlatIndex(self.vectors).search(queries_QE, min(NEAREST + 1, len(self.vectors)))[1]
+        nearest_QW = np.where(nearest_QW == rows_Q[:, None], NO_ROW, nearest_QW)  # not the document itself
+        recalls: dict[int, float] = {}
+        setting = min(self.least_setting, self.most_setting)
+        while True:
+            found_QC = self.candidates(native, setting, queries_QE, min(num_candidates, len(self.vectors)))
+            hits_QW = (nearest_QW[:, :, None] == found_QC[:, None]).any(2) & (nearest_QW != NO_ROW)
+            recalls[setting] = float(hits_QW.sum() / max(1, (nearest_QW != NO_ROW).sum()))
+            if recalls[setting] >= WANTED or setting >= min(self.most_setting, MOST_TRIED):
+                break
+            setting = min(2 * setting, self.most_setting)
+        # Shortened vectors may stay below the target with any setting: then the least that comes near the best.
+        enough = min(WANTED, max(recalls.values()) - LEAST_GAIN)
+        return min(self.most_setting, MARGIN * min(setting for setting, recall in recalls.items() if recall >= enough))
+
+
+class ApproximateIndex(VectorIndex):
+    """An engine's candidates, ranked by exact scores.
+
+    Args:
+        engine: finds them.
+        native: its index.
+        setting: of its searches.
+        num_candidates: C at least. It is the same for all widths up to half of it, so that the first results don't depend on
+            the width.
+    """
+
+    def __init__(self, engine: Engine, native: Any, setting: int, num_candidates: int) -> None:
+        super().__init__(engine.vectors)
+        self.engine, self.native, self.num_candidates = engine, native, num_candidates
+        self.setting = min(setting, engine.most_setting)
+
+    @property
+    def exact(self) -> bool:
+        """It may miss results."""
+        return False
+
+    @property
+    def description(self) -> str:
+        """Type, sizes and setting."""
+        sizes = ", ".join(f"{name} {value}" for name, value in self.engine.sizes.items())
+        return f"{self.engine.name} ({sizes}), {self.engine.setting_key} {self.setting}, num_candidates {self.num_candidates}"
+
+    def _search(self, queries_QE: FloatArray, width: int) -> tuple[FloatArray, RowArray]:
+        number = min(max(self.num_candidates, 2 * width), self.num_rows)
+        rows_QC = self.engine.candidates(self.native, self.setting, queries_QE, number)
+        scores_QC = np.empty(rows_QC.shape, np.float32)
+        step = max(1, RANKED_BYTES // (4 * number * queries_QE.shape[1]))
+        for first in range(0, len(queries_QE), step):
+            rows_qC = rows_QC[first:first + step]
+            vectors_qCE = self.vectors.take(np.maximum(rows_qC, 0)).reshape(*rows_qC.shape, -1)
+            scores_QC[first:first + step] = np.matmul(vectors_qCE, queries_QE[first:first + step, :, None])[:, :, 0]
+        return best(scores_QC, rows_QC, width)
+
+
+def check_finite(vectors_nE: FloatArray, rows_n: RowArray) -> None:
+    """Raise `DataError` for the first row that holds NaN or infinity."""
+    finite_n = np.isfinite(vectors_nE).all(1)
+    if not finite_n.all():
+        raise DataError(f"document {rows_n[np.argmin(finite_n)]} of the memory", "its vector holds NaN or infinity",
+                        "remove it (cm3 memory remove), or build the bank again")

@@ -1,0 +1,91 @@
+"""The interface of vector indexes.
+
+Legend: Q queries, W results a query, C candidates a query, M rows, E dimension.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from cm3core.errors import DataError
+
+if TYPE_CHECKING:
+    from cm3core.bank import VectorRows
+
+FloatArray = npt.NDArray[np.float32]
+RowArray = npt.NDArray[np.int64]
+
+#: Row of a place that has no result; its score is minus infinity.
+NO_ROW = -1
+
+
+class VectorIndex(ABC):
+    """Finds the rows with the largest inner products.
+
+    Args:
+        vectors: M rows; they stay where they are.
+    """
+
+    def __init__(self, vectors: VectorRows) -> None:
+        self.vectors = vectors
+
+    @property
+    def num_rows(self) -> int:
+        """M."""
+        return len(self.vectors)
+
+    @property
+    @abstractmethod
+    def exact(self) -> bool:
+        """Whether nothing is missed."""
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """What it is and how it is set, in one line."""
+
+    def search(self, queries_QE: FloatArray, width: int) -> tuple[FloatArray, RowArray]:
+        """The best rows of each query.
+
+        Args:
+            queries_QE: float32.
+            width: W, results a query; 0 or more.
+
+        Returns:
+            scores float32 [Q, W], inner products, best first, and rows int64 [Q, W]; minus infinity and `NO_ROW` behind the last.
+
+        Raises:
+            DataError: a query holds NaN or infinity.
+        """
+        queries_QE = np.ascontiguousarray(queries_QE, np.float32)
+        assert queries_QE.shape[1:] == (self.vectors.dimension,), "queries of another embedder"
+        assert width >= 0
+        finite_Q = np.isfinite(queries_QE).all(1)
+        if not finite_Q.all():
+            raise DataError(f"query {int(np.argmin(finite_Q))}", "its vector holds NaN or infinity",
+                            "check the embedder's weights")
+        scores_QW = np.full((len(queries_QE), width), -np.inf, np.float32)
+        rows_QW = np.full(scores_QW.shape, NO_ROW, np.int64)
+        reached = min(width, self.num_rows)
+        if reached and len(queries_QE):
+            scores_QW[:, :reached], rows_QW[:, :reached] = self._search(queries_QE, reached)
+        return scores_QW, rows_QW
+
+    @abstractmethod
+    def _search(self, queries_QE: FloatArray, width: int) -> tuple[FloatArray, RowArray]:
+        """As `search`, with 1 <= width <= M and Q >= 1."""
+
+
+def best(scores_QC: FloatArray, rows_QC: RowArray, width: int) -> tuple[FloatArray, RowArray]:
+    """The `width` best of the candidates of each query, best first, equal scores by row; those without a row last.
+
+    >>> best(np.array([[1, 3, 3, 9]], np.float32), np.array([[5, 7, 6, -1]]), 3)
+    (array([[3., 3., 1.]], dtype=float32), array([[6, 7, 5]]))
+    """
+    scores_QC = np.where(rows_QC == NO_ROW, np.float32(-np.inf), scores_QC)
+    order_QW = np.lexsort((rows_QC, -scores_QC))[:, :width]
+    return np.take_along_axis(scores_QC, order_QW, 1), np.take_along_axis(rows_QC, order_QW, 1)

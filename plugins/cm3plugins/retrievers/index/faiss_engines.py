@@ -1,0 +1,214 @@
+"""`ivf`, `hnsw` and `pq` by faiss.
+
+    ivf     k-means lists, 8 bits a number (IndexIVFScalarQuantizer)
+    pq      k-means lists, product-quantised: a byte for 8 numbers (IndexIVFPQ; Jegou et al. 2011)
+    hnsw    a graph over vectors of 8 bits a number (IndexHNSWSQ; Malkov and Yashunin 2016)
+
+Memory while building: the index itself, a block of vectors, and a sample of at most `SAMPLE_BYTES` to learn from, twice (faiss
+copies it).
+
+Legend: Q queries, C candidates a query, M rows, E dimension, S sampled rows.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from cm3core.errors import RecipeError
+from cm3plugins.retrievers.index.approximate import BLOCK_BYTES, Engine, check_finite
+from cm3plugins.retrievers.index.base import FloatArray, RowArray
+from cm3plugins.retrievers.index.threads import faiss_module
+
+SAMPLE_BYTES = 256 << 20
+#: Rows to learn from for each k-means list, where there are so many; more hardly change the lists.
+ROWS_PER_LIST = 64
+#: A byte of a PQ code stands for so many numbers; its 256 values need as many rows to be learnt from.
+NUMBERS_PER_BYTE, CODE_VALUES = 8, 256
+#: Links of a node of the graph (twice as many in its lowest layer), and nodes kept open while it is built.
+LINKS, CONSTRUCTION = 32, 80
+SEED = 20_240_229
+
+
+class FaissEngine(Engine):
+    """What the three types share."""
+
+    #: Class of faiss that a file must hold.
+    native_class: str
+
+    @abstractmethod
+    def empty(self) -> Any:
+        """The native index without rows, untrained."""
+
+    @abstractmethod
+    def parameters(self, setting: int) -> Any:
+        """Of a search."""
+
+    def build(self, progress: bool) -> Any:
+        """Learn from a sample, then add block after block."""
+        num_rows, dimension = self.vectors.shape
+        wanted = max(CODE_VALUES, ROWS_PER_LIST * num_lists(num_rows))
+        size = min(num_rows, wanted, max(CODE_VALUES, SAMPLE_BYTES // (4 * dimension)))
+        sample_S = np.sort(np.random.default_rng(SEED).choice(num_rows, size, replace=False))
+        sample_SE = self.vectors.take(sample_S)
+        check_finite(sample_SE, sample_S)
+        native = self.empty()
+        quiet = None if progress else True
+        with tqdm(total=num_rows, desc=f"index {self.name}: learning", unit="document", disable=quiet) as bar:
+            native.train(sample_SE)
+            del sample_SE
+            bar.set_description(f"index {self.name}")
+            for start, block_nE in self.vectors.blocks(max(1, BLOCK_BYTES // (4 * dimension))):
+                check_finite(block_nE, np.arange(start, start + len(block_nE)))
+                native.add(block_nE)
+                bar.update(len(block_nE))
+        return native
+
+    def candidates(self, native: Any, setting: int, queries_QE: FloatArray, number: int) -> RowArray:
+        """By faiss's scores of its shortened vectors."""
+        faiss_module()  # sets the threads
+        rows_QC: RowArray = native.search(queries_QE, number, params=self.parameters(setting))[1]
+        return rows_QC
+
+    def write(self, native: Any, path: Path) -> None:
+        """To a file of faiss's format."""
+        faiss_module().write_index(native, str(path))
+
+    def read(self, path: Path) -> Any:
+        """Memory-mapped."""
+        faiss = faiss_module()
+        native = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        if type(native).__name__ != self.native_class or (native.ntotal, native.d) != self.vectors.shape:
+            raise ValueError(f"holds a {type(native).__name__} of {native.ntotal} rows")
+        return native
+
+
+class IVFEngine(FaissEngine):
+    """k-means lists of vectors of 8 bits a number."""
+
+    name, setting_key, native_class = "ivf", "nprobe", "IndexIVFScalarQuantizer"
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Lists."""
+        return {"lists": num_lists(len(self.vectors))}
+
+    @property
+    def num_bytes(self) -> int:
+        """Rows, their numbers, and the lists' centres."""
+        num_rows, dimension = self.vectors.shape
+        return num_rows * (self._row_bytes + 8) + 4 * dimension * num_lists(num_rows)
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.vectors.dimension
+
+    @property
+    def most_setting(self) -> int:
+        """All lists."""
+        return num_lists(len(self.vectors))
+
+    def empty(self) -> Any:
+        """Learns from what it is given, all of it."""
+        faiss = faiss_module()
+        native = faiss.index_factory(self.vectors.dimension, f"IVF{num_lists(len(self.vectors))},{self._codec}",
+                                     faiss.METRIC_INNER_PRODUCT)
+        native.cp.min_points_per_centroid = 1  # faiss warns below 39; the size of the sample is chosen
+        native.cp.max_points_per_centroid = 2 * max(ROWS_PER_LIST, CODE_VALUES)
+        return native
+
+    @property
+    def _codec(self) -> str:
+        return "SQ8"
+
+    def parameters(self, setting: int) -> Any:
+        """Lists to look into."""
+        return faiss_module().SearchParametersIVF(nprobe=setting)
+
+
+class PQEngine(IVFEngine):
+    """k-means lists of product-quantised vectors."""
+
+    name, native_class = "pq", "IndexIVFPQ"
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Lists, and bytes of a row."""
+        return super().sizes | {"bytes": self._row_bytes}
+
+    @property
+    def _row_bytes(self) -> int:
+        return code_bytes(self.vectors.dimension)
+
+    @property
+    def _codec(self) -> str:
+        return f"PQ{self._row_bytes}np"  # "np": no polysemous training: seconds a byte, for Hamming distances only
+
+    def empty(self) -> Any:
+        """Raises `RecipeError` where there are too few rows to learn codes from."""
+        if len(self.vectors) < CODE_VALUES:
+            raise RecipeError("retriever.index",
+                              f"'pq' needs {CODE_VALUES} documents or more, the memory has {len(self.vectors)}",
+                              "use index=auto, which searches so few exactly")
+        native = super().empty()
+        native.pq.cp.min_points_per_centroid = 1
+        return native
+
+
+class HNSWEngine(FaissEngine):
+    """A graph over vectors of 8 bits a number."""
+
+    name, setting_key, least_setting, native_class = "hnsw", "ef_search", 32, "IndexHNSWSQ"
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Links of a node, and nodes kept open while building."""
+        return {"links": LINKS, "construction": CONSTRUCTION}
+
+    @property
+    def num_bytes(self) -> int:
+        """Rows and links; a layer has a 32nd of the nodes of the one below."""
+        num_rows, dimension = self.vectors.shape
+        return num_rows * (dimension + 4 * 2 * LINKS + 16)
+
+    @property
+    def most_setting(self) -> int:
+        """All nodes."""
+        return len(self.vectors)
+
+    def empty(self) -> Any:
+        """A graph without nodes."""
+        faiss = faiss_module()
+        native = faiss.IndexHNSWSQ(self.vectors.dimension, faiss.ScalarQuantizer.QT_8bit, LINKS, faiss.METRIC_INNER_PRODUCT)
+        native.hnsw.efConstruction = CONSTRUCTION
+        return native
+
+    def parameters(self, setting: int) -> Any:
+        """Nodes to keep open."""
+        return faiss_module().SearchParametersHNSW(efSearch=setting)
+
+
+ENGINES: dict[str, type[FaissEngine]] = {engine.name: engine for engine in (IVFEngine, HNSWEngine, PQEngine)}
+
+
+def num_lists(num_rows: int) -> int:
+    """k-means lists of a bank: about 2 sqrt(M), so that choosing lists costs about as much as looking into some of them.
+
+    >>> num_lists(1_000_000), num_lists(100), num_lists(1)
+    (2000, 1, 1)
+    """
+    return max(1, min(round(2 * math.sqrt(num_rows)), num_rows // ROWS_PER_LIST))
+
+
+def code_bytes(dimension: int) -> int:
+    """Bytes of a PQ code: the most that divide E, of at most E / `NUMBERS_PER_BYTE`.
+
+    >>> code_bytes(512), code_bytes(100), code_bytes(7)
+    (64, 10, 1)
+    """
+    return next(number for number in range(max(1, dimension // NUMBERS_PER_BYTE), 0, -1) if dimension % number == 0)

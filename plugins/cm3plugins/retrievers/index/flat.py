@@ -1,0 +1,37 @@
+"""`flat`: every vector is looked at, where it lies; exact.
+
+Legend: Q queries, W results a query, m rows of a part, E dimension.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cm3plugins.retrievers.index.base import NO_ROW, FloatArray, RowArray, VectorIndex, best
+from cm3plugins.retrievers.index.threads import faiss_module
+
+
+class FlatIndex(VectorIndex):
+    """Exact search by faiss over arrays that may be memory-mapped and are not copied."""
+
+    @property
+    def exact(self) -> bool:
+        """Nothing is missed."""
+        return True
+
+    @property
+    def description(self) -> str:
+        """What it is."""
+        return "flat, exact"
+
+    def _search(self, queries_QE: FloatArray, width: int) -> tuple[FloatArray, RowArray]:
+        faiss = faiss_module()
+        scores, rows, start = [], [], 0
+        for part_mE in self.vectors.parts:
+            if len(part_mE):
+                of_part = faiss.knn(queries_QE, part_mE, min(width, len(part_mE)), faiss.METRIC_INNER_PRODUCT)
+                scores.append(of_part[0])
+                # A row with NaN is never found, and leaves a place empty.
+                rows.append(np.where(of_part[1] == NO_ROW, NO_ROW, of_part[1] + start))
+            start += len(part_mE)
+        return best(np.concatenate(scores, 1), np.concatenate(rows, 1), width)

@@ -1,0 +1,150 @@
+"""An index's file beside its bank: built once, with a manifest that says what it was built from.
+
+    <folder>/manifest.json    written last: what the index is of and how it was built, its file's size, hash and time
+    <folder>/vectors.index    the engine's own file
+    <folder>/lock             held while building
+
+The manifest is removed before the file is written and written after it, both atomically: a killed build leaves no manifest, and
+the next one starts again. Opening compares the file's size and time with the manifest's, and hashes the file only where the time
+differs (a copied bank), so that a memory-mapped index is not read whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from cm3core.errors import DataError, FileError
+from cm3core.files import atomic_path, check_writable, make_folder, sha256_file, write_text
+
+#: What a manifest calls itself, and its format; raised when a key changes its meaning.
+KIND, FORMAT = "cm3leon vector index", 1
+MANIFEST, FILE, LOCK = "manifest.json", "vectors.index", "lock"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class IndexManifest:
+    """What stands beside an index's file.
+
+    Args:
+        fingerprint: of the vectors.
+        built: all that decides the index besides.
+        measured: when it was built, for its searches.
+        num_bytes, sha256, modified_ns: of the file.
+        kind, format: `KIND`, `FORMAT`.
+    """
+
+    fingerprint: str
+    built: dict[str, Any]
+    measured: dict[str, Any]
+    num_bytes: int
+    sha256: str
+    modified_ns: int
+    kind: str = KIND
+    format: int = FORMAT
+
+
+class _NotUsable(Exception):
+    """The index must be built again; the message says why, and is empty where there simply is none."""
+
+
+def kept_index(folder: Path, fingerprint: str, built: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]],
+               load: Callable[[Path, Mapping[str, Any]], T]) -> T:
+    """The index in `folder`, built where there is none that fits. Processes wait for each other.
+
+    Args:
+        folder: of this index alone.
+        fingerprint: of the vectors.
+        built: all that decides the index besides, as JSON knows it.
+        build: writes the index's file; returns what it measured, for `load`.
+        load: (file, what `build` measured) -> the index; raises `RuntimeError` or `ValueError` when the file is damaged.
+
+    Raises:
+        DataError: the folder holds something else, an index of a newer format, or a file that was put there after the
+            manifest was written.
+        FileError: nothing can be written there.
+    """
+    with contextlib.suppress(_NotUsable, DataError):  # looked at again behind the lock: another process may be building
+        return _load(folder, fingerprint, built, load)
+    check_writable(folder, folder=True)
+    make_folder(folder)
+    with (folder / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            return _load(folder, fingerprint, built, load)  # another process may have built it meanwhile
+        except _NotUsable as reason:
+            if str(reason):
+                tqdm.write(f"note: the index {folder} is built again: {reason}", file=sys.stderr)
+        (folder / MANIFEST).unlink(missing_ok=True)
+        with atomic_path(folder / FILE) as temporary:
+            measured = dict(build(temporary))
+        status = (folder / FILE).stat()
+        _write(folder, IndexManifest(fingerprint, dict(built), measured, status.st_size, sha256_file(folder / FILE),
+                                     status.st_mtime_ns))
+        return load(folder / FILE, measured)
+
+
+def _load(folder: Path, fingerprint: str, built: Mapping[str, Any], load: Callable[[Path, Mapping[str, Any]], T]) -> T:
+    manifest = _manifest(folder)
+    if manifest.fingerprint != fingerprint:
+        raise _NotUsable("the bank has changed since")
+    if manifest.built != dict(built):
+        raise _NotUsable("it was built with other sizes")
+    _check_file(folder, manifest)
+    try:
+        return load(folder / FILE, manifest.measured)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise _NotUsable(f"its file can't be read ({(str(error).strip().splitlines() or [''])[-1][:200]})") from error
+
+
+def _manifest(folder: Path) -> IndexManifest:
+    path = folder / MANIFEST
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _NotUsable("") from error
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8
+        raise _NotUsable("its manifest is damaged") from error
+    if not isinstance(values, dict) or values.get("kind") != KIND:
+        raise DataError(str(path), "is no manifest of an index", f"move it away; an index is then built in {folder}")
+    if values.get("format") != FORMAT:
+        raise DataError(str(path), f"has the format {values.get('format')!r}, this version reads {FORMAT}",
+                        f"use the cm3leon that wrote it, or delete the folder {folder}: the index is built again")
+    example = asdict(IndexManifest("", {}, {}, 0, "", 0))
+    if values.keys() != example.keys() or any(type(values[name]) is not type(example[name]) for name in example):
+        raise _NotUsable("its manifest is damaged")
+    return IndexManifest(**values)
+
+
+def _check_file(folder: Path, manifest: IndexManifest) -> None:
+    """Whether the file is the one that the manifest describes."""
+    path = folder / FILE
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise _NotUsable("its file is missing") from error
+    if status.st_size < manifest.num_bytes:
+        raise _NotUsable(f"its file has {status.st_size:,} of {manifest.num_bytes:,} bytes")
+    if (status.st_size, status.st_mtime_ns) == (manifest.num_bytes, manifest.modified_ns):
+        return
+    if status.st_size != manifest.num_bytes or sha256_file(path) != manifest.sha256:
+        if status.st_mtime_ns > manifest.modified_ns:
+            raise DataError(str(path), "is newer than its manifest, and not the index that this describes",
+                            f"put the index back that belongs there, or delete the folder {folder}: it is built again")
+        raise _NotUsable("its file is damaged")
+    with contextlib.suppress(FileError):  # a copy: hashed once, or each time where nothing can be written
+        _write(folder, replace(manifest, modified_ns=status.st_mtime_ns))
+
+
+def _write(folder: Path, manifest: IndexManifest) -> None:
+    write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=1) + "\n")

@@ -1,0 +1,53 @@
+"""`usearch`: the same as `dense` by another engine, the HNSW graph of the package usearch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cm3core.errors import MissingPackageError, RecipeError
+from cm3plugins.retrievers.vector_retriever import VectorRetrieverConfig
+
+if TYPE_CHECKING:
+    from cm3core.bank import VectorRows
+    from cm3plugins.retrievers.index import VectorIndex
+
+
+@dataclass(kw_only=True)
+class UsearchRetrieverConfig(VectorRetrieverConfig):
+    """Nearest document vectors by usearch (`pip install 'cm3leon[usearch]'`). Rules: `VectorRetrieverConfig`.
+
+    Args:
+        connectivity: links of a node of the graph.
+        expansion_add: nodes kept open while it is built.
+        expansion_search: nodes that a search keeps open. None: measured when the graph is built.
+        num_candidates: the best so many by the graph's approximate scores are ranked by their exact ones.
+    """
+
+    connectivity: int = 32
+    expansion_add: int = 128
+    expansion_search: int | None = None
+    num_candidates: int = 128
+
+    def check(self) -> None:
+        """Refuse what the rules refuse, and numbers below 1 (below 2 links there is no graph)."""
+        super().check()
+        for name, least in (("connectivity", 2), ("expansion_add", 1), ("expansion_search", 1), ("num_candidates", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise RecipeError(f"retriever.{name}", f"is {value}", f"use {least} or more")
+
+    def open_index(self, vectors: VectorRows, folder: Path | None, fingerprint: str | None) -> VectorIndex:
+        """Built once and kept beside the bank. Raises `MissingPackageError` without usearch."""
+        from cm3plugins.retrievers.index import open_engine
+        from cm3plugins.retrievers.index.flat import FlatIndex
+
+        try:
+            from cm3plugins.retrievers.usearch_engine import UsearchEngine
+        except ImportError as error:
+            raise MissingPackageError.extra("retriever=usearch", "usearch", "usearch") from error
+        if not len(vectors):
+            return FlatIndex(vectors)
+        engine = UsearchEngine(vectors, self.connectivity, self.expansion_add)
+        return open_engine(engine, self.expansion_search, self.num_candidates, folder, fingerprint)

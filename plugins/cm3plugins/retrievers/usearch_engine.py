@@ -1,0 +1,85 @@
+"""usearch's HNSW graph as an engine of vector indexes: vectors of 16 bits a number (bfloat16).
+
+Legend: Q queries, C candidates a query, M rows, E dimension.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+from usearch.index import Index
+
+from cm3plugins.retrievers.index.approximate import BLOCK_BYTES, Engine, check_finite
+from cm3plugins.retrievers.index.base import NO_ROW, FloatArray, RowArray
+from cm3plugins.retrievers.index.threads import num_threads
+
+if TYPE_CHECKING:
+    from cm3core.bank import VectorRows
+
+
+class UsearchEngine(Engine):
+    """A graph by usearch.
+
+    Args:
+        vectors: M rows.
+        connectivity, expansion_add: see `UsearchRetrieverConfig`.
+    """
+
+    name, setting_key, least_setting = "usearch", "expansion_search", 32
+
+    def __init__(self, vectors: VectorRows, connectivity: int, expansion_add: int) -> None:
+        super().__init__(vectors)
+        self.connectivity, self.expansion_add = connectivity, expansion_add
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Links of a node, and nodes kept open while building."""
+        return {"connectivity": self.connectivity, "expansion_add": self.expansion_add}
+
+    @property
+    def num_bytes(self) -> int:
+        """Rows and links (twice as many in the lowest layer)."""
+        num_rows, dimension = self.vectors.shape
+        return num_rows * (2 * dimension + 4 * 2 * self.connectivity + 24)
+
+    @property
+    def most_setting(self) -> int:
+        """All nodes."""
+        return len(self.vectors)
+
+    def build(self, progress: bool) -> Any:
+        """Block after block."""
+        num_rows, dimension = self.vectors.shape
+        native = Index(ndim=dimension, metric="ip", dtype="bf16", connectivity=self.connectivity,
+                       expansion_add=self.expansion_add)
+        with tqdm(total=num_rows, desc=f"index {self.name}", unit="document", disable=None if progress else True) as bar:
+            for start, block_nE in self.vectors.blocks(max(1, BLOCK_BYTES // (4 * dimension))):
+                rows_n = np.arange(start, start + len(block_nE))
+                check_finite(block_nE, rows_n)
+                native.add(rows_n, np.ascontiguousarray(block_nE), threads=num_threads())
+                bar.update(len(block_nE))
+        return native
+
+    def candidates(self, native: Any, setting: int, queries_QE: FloatArray, number: int) -> RowArray:
+        """By usearch's scores of its shortened vectors."""
+        native.expansion_search = max(setting, number)
+        found = native.search(queries_QE, number, threads=num_threads())
+        keys_QC = np.asarray(found.keys).reshape(len(queries_QE), -1).astype(np.int64)
+        counts_Q = np.atleast_1d(getattr(found, "counts", keys_QC.shape[1]))  # a single query's result has no counts
+        rows_QC = np.full((len(queries_QE), number), NO_ROW, np.int64)
+        rows_QC[:, :keys_QC.shape[1]] = np.where(np.arange(keys_QC.shape[1]) < counts_Q[:, None], keys_QC, NO_ROW)
+        return rows_QC
+
+    def write(self, native: Any, path: Path) -> None:
+        """To a file of usearch's format."""
+        native.save(str(path))
+
+    def read(self, path: Path) -> Any:
+        """Memory-mapped."""
+        native = Index.restore(str(path), view=True)
+        if native is None or (len(native), native.ndim) != self.vectors.shape:
+            raise ValueError("holds no graph of these rows")
+        return native
