@@ -1,4 +1,4 @@
-"""Files of trained embedders: safetensors in fp16, their format and sizes in the header."""
+"""Files of trained embedders: safetensors in fp16, with their format and sizes as JSON in the header's entry `cm3leon`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from cm3core.files import atomic_path
 
 
 def save_weights(path: Path, network: nn.Module, form: str, header: Mapping[str, Any]) -> None:
-    """Write a network's state as fp16, atomically; `form` names the format, `header` is kept as JSON."""
+    """Write a network's state as fp16, atomically; `form` names the format, `header` is kept beside it."""
     tensors = {name: value.half().contiguous() if value.is_floating_point() else value.contiguous()
                for name, value in network.state_dict().items()}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {"format": form, **{key: json.dumps(value) for key, value in header.items()}})
+        # One entry alone: safetensors writes several in any order, and equal weights should be equal files.
+        save_file(tensors, temporary, {"cm3leon": json.dumps({"format": form, **header})})
 
 
 def read_weights(path: Path, form: str, next_step: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -39,14 +40,14 @@ def read_weights(path: Path, form: str, next_step: str) -> tuple[dict[str, Any],
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(str(path), f"is not a whole safetensors file ({error})", next_step) from error
-    found = metadata.pop("format", None)
+    try:
+        header: dict[str, Any] = json.loads(metadata.get("cm3leon", "{}"))
+        found = header.pop("format", metadata.get("format"))
+    except (json.JSONDecodeError, TypeError, AttributeError) as error:
+        raise CheckpointError(str(path), f"its header can't be read ({error})", next_step) from error
     if found != form:
         raise CheckpointError(str(path), f"is of the format {found!r}, not {form!r}", next_step)
     check_finite(tensors, path)
-    try:
-        header = {key: json.loads(value) for key, value in metadata.items()}
-    except json.JSONDecodeError as error:
-        raise CheckpointError(str(path), f"its header can't be read ({error})", next_step) from error
     return header, {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
 
 

@@ -132,13 +132,13 @@ def test_damaged_text_networks(minilm):
     (folder / "config.json").write_text(json.dumps(config))
     tensors["embeddings.LayerNorm.bias"][0] = float("nan")
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match="embeddings.LayerNorm.bias holds NaN or infinite numbers"):
+    with pytest.raises(CheckpointError, match=r"embeddings.LayerNorm.bias holds NaN or infinite numbers"):
         SentenceEncoder.load(folder)
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match="can't be read"):
         SentenceEncoder.load(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="has no model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"has no model.safetensors"):
         minilm_folder()
 
 
@@ -278,10 +278,10 @@ def test_heads_of_other_networks_and_formats(minilm, tmp_path):
     assert str(earlier.value) == (
         f"{path}: is of the format 'cm3leon bi_encoder 1', not 'cm3leon bi_encoder 2'\n  next: use a file that "
         "`cm3 embedder train bi_encoder` wrote; for one of the earlier, lighter kind say embedder=light_encoder")
-    save_file({"a": torch.zeros(1)}, path, {"format": "cm3leon bi_encoder 2"})
+    save_file({"a": torch.zeros(1)}, path, {"cm3leon": json.dumps({"format": "cm3leon bi_encoder 2"})})
     with pytest.raises(CheckpointError, match="its header gives no sizes"):
         load_heads(path, "")
-    save_file({"a": torch.zeros(1)}, path, {"format": "cm3leon bi_encoder 2", "sizes": "{"})
+    save_file({"a": torch.zeros(1)}, path, {"cm3leon": "{"})
     with pytest.raises(CheckpointError, match="its header can't be read"):
         load_heads(path, "")
     with pytest.raises(RecipeError, match=r"embedder.batch_size: is 0"):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip_oracle as oracle
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,6 +21,7 @@ from transformers import CLIPConfig as HuggingFaceConfig
 from transformers import CLIPModel
 from transformers import CLIPTokenizer as HuggingFaceTokenizer
 
+import open_clip_oracle as oracle
 from cm3core.errors import CheckpointError, RecipeError
 from cm3core.testing.embedder import EmbedderContract
 from cm3plugins.embedders import CLIPConfig
@@ -139,13 +139,22 @@ def test_the_bundled_vocabulary_is_openais():
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90), st.booleans(), st.integers(0, 99))
 def test_pictures_are_scaled_and_cut_as_torchvision_does(height, width, squash, seed):
-    """Resize of the short side and a central crop of the whole; ours computes the crop alone."""
+    """Resize of the short side and a central crop; what is longer than eight times its short side is cut before."""
     picture = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    ours = Preprocessing(16, squash=squash).square(picture).astype(int)
+    ours = Preprocessing(16, squash=squash).square(picture)
     scaled = (16, 16) if squash else (int(16 * width / min(height, width)), int(16 * height / min(height, width)))
     whole = Pillow.fromarray(picture).resize(scaled, Pillow.Resampling.BICUBIC)
     left, top = round((scaled[0] - 16) / 2), round((scaled[1] - 16) / 2)
-    assert np.abs(ours - np.array(whole.crop((left, top, left + 16, top + 16)), int)).max() <= 1
+    if squash or max(height, width) <= 8 * min(height, width):
+        assert np.array_equal(ours, np.array(whole.crop((left, top, left + 16, top + 16))))
+    assert ours.shape == (16, 16, 3)
+
+
+def test_a_very_long_picture_shows_its_middle():
+    """Scaled whole, it would be 16 x 1,600,000 pixels."""
+    picture = np.zeros((2, 200_000, 3), np.uint8)
+    picture[:, 100_000 - 8:100_000 + 8] = 255
+    assert (Preprocessing(16).square(picture) == 255).all()
 
 
 def test_preprocessing_by_hand():
@@ -301,7 +310,7 @@ def test_two_that_say_different_things_are_asked_about(folder, tmp_path):
     assert str(refused.value) == (f"{weights}: open_clip_config.json says gelu and config.json says quick_gelu\n"
                                   "  next: set embedder.quick_gelu=true or embedder.quick_gelu=false")
     archive = written("TorchScript", open_clip_names(folder), tmp_path)
-    with pytest.raises(CheckpointError, match="OpenAI's archive says quick_gelu and open_clip_config.json says gelu"):
+    with pytest.raises(CheckpointError, match=r"OpenAI's archive says quick_gelu and open_clip_config.json says gelu"):
         read_checkpoint(archive)
 
 
@@ -403,7 +412,7 @@ def test_what_is_no_clip_of_ours(folder, tmp_path):
     with pytest.raises(CheckpointError, match=r"asks for vision_cfg.attentional_pool"):
         read_checkpoint(tmp_path)
     config(tmp_path, "open_clip_config.json", {"model_cfg": {"vision_cfg": {"layers": 12}}})
-    with pytest.raises(CheckpointError, match="vision_cfg.layers is 12, and the weights have 3"):
+    with pytest.raises(CheckpointError, match=r"vision_cfg.layers is 12, and the weights have 3"):
         read_checkpoint(tmp_path)
 
 

@@ -120,10 +120,10 @@ def test_weights_round_trip_and_bad_files(tmp_path):
     with safe_open(tmp_path / "w.safetensors", "pt") as file:
         names, header = file.keys(), file.metadata()
         tensors = {name: file.get_tensor(name) for name in names}
-    save_file(tensors, tmp_path / "other.safetensors", header | {"format": "cm3leon bi_encoder 1"})
+    save_file(tensors, tmp_path / "other.safetensors", {"format": "cm3leon bi_encoder 1"})
     with pytest.raises(CheckpointError, match="is of the format 'cm3leon bi_encoder 1', not 'cm3leon light_encoder 1'"):
         LightEncoderConfig(path=str(tmp_path / "other.safetensors")).build()
-    save_file(tensors, tmp_path / "other.safetensors", header | {"sizes": "{}"})
+    save_file(tensors, tmp_path / "other.safetensors", {"cm3leon": json.dumps({"format": "cm3leon light_encoder 1", "sizes": {}})})
     with pytest.raises(CheckpointError, match="holds other tensors than its sizes say"):
         LightEncoderConfig(path=str(tmp_path / "other.safetensors")).build()
     tensors["text.direct.weight"][0, 0] = float("inf")

