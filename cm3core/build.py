@@ -6,6 +6,7 @@ retrieved documents are wanted.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,13 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cm3core.bank import Manifest, MemoryBank, Tools
+from cm3core.bank.building import IMAGE_TOKENIZER
+from cm3core.bank.manifest import MANIFEST
 from cm3core.errors import CM3Error, DeviceError, RecipeError
+from cm3core.fields import to_plain
 from cm3core.likelihood import Likelihood
 from cm3core.memory import check_weights_fit
+from cm3core.recipe import recipe_from_yaml
 from cm3core.serialize import Serializer
 from cm3core.vocab import NUM_CONTROL, Vocabulary
 
 if TYPE_CHECKING:
+    from cm3core.bank.manifest import Maker
     from cm3core.interfaces import (
         AttentionBackend,
         Decoder,
@@ -51,8 +58,8 @@ NEEDED = {
 
 @dataclass(eq=False)
 class Components:
-    """What a recipe builds. `source`, `embedder`, `retriever`, `sampler`, `reranker` and `upscaler` are built on first use, the
-    rest at once.
+    """What a recipe builds. `source`, `memory`, `embedder`, `retriever`, `sampler`, `reranker` and `upscaler` are built on first
+    use, the rest at once.
 
     Args:
         recipe: where the configs are.
@@ -75,10 +82,19 @@ class Components:
         source: DocumentSource = section(self.recipe, "dataset").build()
         return source
 
-    @property
+    @cached_property
     def memory(self) -> DocumentSource:
-        """The documents that can be retrieved: those trained on."""
-        return self.source
+        """The documents that can be retrieved: those of the recipe's bank, or those trained on.
+
+        Raises:
+            DataError: the bank can't be opened, or has codes of another image tokenizer.
+        """
+        folder = None if self.recipe.retriever is None else self.recipe.retriever.bank
+        if folder is None:
+            return self.source
+        bank = MemoryBank.open(folder)
+        bank.check_tokenizer(self.image_tokenizer)
+        return bank
 
     @cached_property
     def embedder(self) -> Embedder | None:
@@ -168,10 +184,7 @@ def build(recipe: Recipe, registry: Registry, *, stage: str, tokenizer_folder: P
         text_tokenizer: TextTokenizer = section(recipe, "text_tokenizer").load(tokenizer_folder)
     else:
         text_tokenizer = section(recipe, "text_tokenizer").build(None if source is None else source.texts())
-    with _fitting_memory("image_tokenizer"):
-        config: ImageTokenizerConfig = section(recipe, "image_tokenizer")
-        saved = image_tokenizer_folder if image_tokenizer_folder is not None and image_tokenizer_folder.is_dir() else None
-        image_tokenizer: ImageTokenizer = config.build() if saved is None else config.load(saved)
+    image_tokenizer = _image_tokenizer(section(recipe, "image_tokenizer"), image_tokenizer_folder)
     vocabulary = vocabulary_of(recipe, text_tokenizer, image_tokenizer)
     check_weights_fit(section(recipe, "decoder"), vocabulary, image_tokenizer.grid, torch.device(device))
     serializer = Serializer(vocabulary, text_tokenizer, image_tokenizer.grid)
@@ -216,3 +229,47 @@ def split_or_reason(components: Components, name: str) -> DocumentSource | str:
     except CM3Error as error:
         return error.cause
     return source if len(source) else "it has no documents"
+
+
+def config_of(registry: Registry, kind: str, maker: Maker, *, place: str) -> Any:
+    """The config of a component that a bank's manifest names, its values checked as a recipe's."""
+    recipe = recipe_from_yaml(json.dumps({kind: {"name": maker.name, **maker.config}}), registry, label=place)
+    return getattr(recipe, kind)
+
+
+def tools_of(recipe: Recipe, image_tokenizer_folder: Path | None = None) -> Tools:
+    """What a memory bank is made with, as a recipe says.
+
+    Args:
+        recipe: has sections embedder and image_tokenizer.
+        image_tokenizer_folder: see `build`.
+    """
+    embedder, tokenizer = section(recipe, "embedder"), section(recipe, "image_tokenizer")
+    embedder.check()
+    tokenizer.check()
+    return Tools(embedder.build(), _image_tokenizer(tokenizer, image_tokenizer_folder), recipe.component_names["embedder"],
+                 to_plain(embedder), recipe.component_names["image_tokenizer"], to_plain(tokenizer))
+
+
+def bank_tools(folder: str | Path, registry: Registry) -> Tools:
+    """What a bank was made with, built again by its manifest and the files in it.
+
+    Raises:
+        DataError: no bank, or what is built here is not what it was made with.
+        PluginError, RecipeError: a component is not installed, or has other keys now.
+    """
+    folder = Path(folder).expanduser()
+    manifest = Manifest.read(folder)
+    makers = {"embedder": manifest.embedder, "image_tokenizer": manifest.image_tokenizer}
+    values = {kind: {"name": maker.name, **maker.config} for kind, maker in makers.items()}
+    tools = tools_of(recipe_from_yaml(json.dumps(values), registry, label=str(folder / MANIFEST)), folder / IMAGE_TOKENIZER)
+    bank = MemoryBank.open(folder)
+    bank.check_embedder(tools.embedder)
+    bank.check_tokenizer(tools.image_tokenizer)
+    return tools
+
+
+def _image_tokenizer(config: ImageTokenizerConfig, folder: Path | None) -> ImageTokenizer:
+    """The image tokenizer that was saved in a folder, or that the config builds where there is no such folder."""
+    with _fitting_memory("image_tokenizer"):
+        return config.load(folder) if folder is not None and folder.is_dir() else config.build()

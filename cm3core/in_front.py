@@ -1,24 +1,58 @@
-"""What stands in front of a prompt: documents retrieved from the model's memory, or given by hand."""
+"""What stands in front of a prompt: documents retrieved from the model's memory or a bank, or given by hand."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from tqdm import tqdm
 
 from cm3core import images
-from cm3core.document import Codes, Document, Image, PixelArray, Text, text_of
-from cm3core.errors import GenerationError
+from cm3core.bank import MemoryBank
+from cm3core.build import config_of
+from cm3core.document import Codes, Document, Image, PixelArray, Text, content_keys, text_of
+from cm3core.errors import DataError, GenerationError
 from cm3core.generate import Engine, Request
 from cm3core.results import RetrievedDocument
+from cm3core.sampler_options import with_options
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from cm3core.build import Components
-    from cm3core.interfaces.retriever import Retrieved
+    from cm3core.interfaces.retriever import Retrieved, RetrieverConfig
     from cm3core.recipe import Recipe
+
+#: What searches a bank that is given to a model whose recipe retrieves nothing.
+WITHOUT_RETRIEVER = "dense"
+
+
+def with_memory(recipe: Recipe, components: Components, bank: str | Path | None,
+                settings: Mapping[str, Any]) -> tuple[Recipe, Components]:
+    """A recipe and its components with another memory or another way to search it; see `Model.with_memory`. Decoder and tokenizers
+    are the same objects, and so is the embedder where it stays the same."""
+    names, config, embedder = dict(recipe.component_names), recipe.retriever, recipe.embedder
+    if config is None or names["retriever"].rpartition("/")[2] == "none":
+        if bank is None:
+            raise GenerationError("retriever", f"the model's recipe {recipe.name!r} has none", "name a memory bank (bank)")
+        names["retriever"] = WITHOUT_RETRIEVER
+        config = cast("RetrieverConfig", components.registry.config_class("retriever", WITHOUT_RETRIEVER, place="bank")())
+    config = with_options(config, {**settings, **({} if bank is None else {"bank": str(bank)})})
+    if embedder is None and config.bank is not None and "embedder" in config.needs:
+        maker = MemoryBank.open(config.bank).manifest.embedder
+        names["embedder"] = maker.name
+        embedder = config_of(components.registry, "embedder", maker, place=config.bank)
+    recipe = replace(recipe, retriever=config, embedder=embedder, component_names=names,
+                     generate=replace(recipe.generate, retrieve=True))
+    changed = replace(components, recipe=recipe)
+    kept = ("source", *(("embedder",) if embedder is components.recipe.embedder else ()), *(("memory",) if bank is None else ()))
+    for name in kept:
+        if name in vars(components):
+            setattr(changed, name, getattr(components, name))
+    assert changed.retriever is not None  # what is wrong with the bank is told now, and not with the first picture
+    return recipe, changed
 
 
 class InFront:
@@ -35,7 +69,8 @@ class InFront:
 
     def of(self, engine: Engine, requests: Sequence[Request], queries: Sequence[Document], num_retrieved: int | None,
            context: Sequence[tuple[PixelArray, str]]) -> list[tuple[Request, tuple[RetrievedDocument, ...]]]:
-        """Each request with documents in front of it, and these as they are shown. An empty query retrieves nothing.
+        """Each request with documents in front of it, and these as they are shown. An empty query retrieves nothing, and none gets
+        a document that shows its own picture. One that can't be read is left out, and it is said.
 
         Of the documents retrieved as many stay, from the first on, as the decoder's context holds; in training it is the same.
 
@@ -50,10 +85,14 @@ class InFront:
         by_hand = [((Text(text), self.encode([pixels])[0]), RetrievedDocument(f"context {place}", None, text, pixels))
                    for place, (pixels, text) in enumerate(context)]
         result, left_out = [], 0
-        for request, found in zip(requests, self._retrieve(queries, number), strict=True):
+        for request, found in zip(requests, self._retrieve(requests, queries, number), strict=True):
             chosen: list[tuple[Document, RetrievedDocument]] = list(by_hand)
             for rank, one in enumerate(found):
-                chosen.append(self._retrieved(one))
+                try:
+                    chosen.append(self._retrieved(one))
+                except DataError as error:
+                    tqdm.write(f"note: the retrieved document {one.id} is left out: {error.place}: {error.cause}", file=sys.stderr)
+                    continue
                 if not engine.fits(replace(request, retrieved=[document for document, _ in chosen])):
                     chosen.pop()
                     left_out = max(left_out, len(found) - rank)
@@ -77,15 +116,16 @@ class InFront:
         self._codes.update(zip(new, codes, strict=True))
         return tuple(self._codes[segment.key] if isinstance(segment, Image) else segment for segment in document)
 
-    def _retrieve(self, queries: Sequence[Document], number: int) -> list[list[Retrieved]]:
-        """The nearest documents of the memory for each query, best first."""
+    def _retrieve(self, requests: Sequence[Request], queries: Sequence[Document], number: int) -> list[list[Retrieved]]:
+        """The nearest documents of the memory for each query, best first, never one with the picture that is asked about."""
         found: list[list[Retrieved]] = [[] for _ in queries]
         asked = [place for place, query in enumerate(queries) if query]
         if number == 0 or not asked:
             return found
         retriever = self.components.retriever
         assert retriever is not None
-        for place, results in zip(asked, retriever.retrieve([queries[place] for place in asked], number), strict=True):
+        own = [content_keys(requests[place].document) for place in asked]
+        for place, results in zip(asked, retriever.retrieve([queries[place] for place in asked], number, own), strict=True):
             found[place] = results
         return found
 
@@ -94,9 +134,15 @@ class InFront:
         retriever = self.components.retriever
         assert retriever is not None
         document = retriever.memory.document(found.index)
-        picture = next((segment for segment in document if isinstance(segment, Image)), None)
-        pixels = None if picture is None else images.fit(picture.load(), self.components.image_tokenizer.image_size)
-        return self.coded(document), RetrievedDocument(found.id, found.score, text_of(document), pixels)
+        picture = next((segment for segment in document if isinstance(segment, (Image, Codes))), None)
+        return self.coded(document), RetrievedDocument(found.id, found.score, text_of(document), self._shown(picture))
+
+    def _shown(self, picture: Image | Codes | None) -> PixelArray | None:
+        """Pixels of a picture of the memory; those of a bank are decoded from their codes."""
+        tokenizer = self.components.image_tokenizer
+        if isinstance(picture, Codes):
+            return tokenizer.decode(picture.codes[None])[0]
+        return None if picture is None else images.fit(picture.load(), tokenizer.image_size)
 
     def _number(self, asked: int | None, has_context: bool) -> int:
         """How many documents to retrieve when the caller asked for so many (None: did not say)."""

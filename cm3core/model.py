@@ -38,7 +38,7 @@ from cm3core.document import (
 )
 from cm3core.errors import CheckpointError, DataError, GenerationError, close_match
 from cm3core.generate import Completion, Engine, Event, Progress, Request, candidate_seed
-from cm3core.in_front import InFront
+from cm3core.in_front import InFront, with_memory
 from cm3core.interfaces.reranker import Candidate
 from cm3core.results import Choice, GeneratedImage, GeneratedText, ImageReady, InfilledImage, RetrievedDocument, Scored
 from cm3core.sampler_options import in_place_of, with_options
@@ -87,18 +87,21 @@ def find_model(model: str | Path, registry: Registry) -> Path:
     return Path(model)
 
 
-def load(model: str | Path = DEFAULT_MODEL, *, registry: Registry | None = None, device: torch.device | str = "cpu",
-         num_threads: int | None = None, precision: str = "auto", max_rows: int = 64) -> Model:
+def load(model: str | Path = DEFAULT_MODEL, *, bank: str | Path | None = None, registry: Registry | None = None,
+         device: torch.device | str = "cpu", num_threads: int | None = None, precision: str = "auto",
+         max_rows: int = 64) -> Model:
     """Open a trained model.
 
     Args:
         model: a run's folder, one of its checkpoints, an exported model, or "PLUGIN:NAME" of a model that a plugin ships.
+        bank: a memory bank to retrieve from in place of the recipe's memory, see `Model.with_memory`.
         registry: the components that recipes may name. None: those of the installed plugins.
         device: where the decoder runs.
         num_threads, precision, max_rows: see `Engine`.
 
     Raises:
         CheckpointError: nothing is there, or it is damaged.
+        DataError: the bank can't be used.
         RecipeError, PluginError: its recipe needs what is not installed.
     """
     from cm3core.checkpoint import open_checkpoint
@@ -106,8 +109,9 @@ def load(model: str | Path = DEFAULT_MODEL, *, registry: Registry | None = None,
 
     registry = load_registry() if registry is None else registry
     opened = open_checkpoint(find_model(model, registry), registry, device=device)
-    return Model(opened.recipe, opened.components, name=str(model), step=opened.step, num_threads=num_threads,
-                 precision=precision, max_rows=max_rows)
+    loaded = Model(opened.recipe, opened.components, name=str(model), step=opened.step, num_threads=num_threads,
+                   precision=precision, max_rows=max_rows)
+    return loaded if bank is None else loaded.with_memory(bank)
 
 
 class Model:
@@ -140,6 +144,22 @@ class Model:
         self.num_threads, self.precision, self.max_rows = num_threads, precision, max_rows
         self._in_front = InFront(recipe, components)
         self._engines: tuple[int, Engine] | None = None
+
+    def with_memory(self, bank: str | Path | None = None, **settings: Any) -> Model:
+        """This model with another memory to retrieve from, or the same searched otherwise. Weights are shared, nothing is trained.
+
+        A recipe that retrieves nothing gets the retriever `dense`, and one without an embedder the one that the bank was built with.
+
+        Args:
+            bank: a folder of `cm3 memory build`. None: the memory that this model has.
+            settings: keys of the retriever to change, e.g. `num_retrieved=2`, `min_similarity=0.3`.
+
+        Raises:
+            DataError: the bank can't be opened, or was built with another embedder or image tokenizer.
+            GenerationError: a key that the retriever does not have, or there is none and no bank.
+        """
+        return Model(*with_memory(self.recipe, self.components, bank, settings), name=self.name, step=self.step,
+                     num_threads=self.num_threads, precision=self.precision, max_rows=self.max_rows)
 
     @property
     def image_size(self) -> tuple[int, int]:

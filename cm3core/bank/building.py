@@ -23,7 +23,7 @@ from cm3core import images
 from cm3core.bank.manifest import WORK, ImageTokenizerMaker, Maker, Manifest, ShardInfo, shard_of
 from cm3core.bank.memory_bank import MemoryBank, is_bank
 from cm3core.bank.shard import LENGTH_TOLERANCE, SHARDS, BankDocument, Shard, write_shard
-from cm3core.bank.writing import LOCK, remove_unfinished, tidy, writing
+from cm3core.bank.writing import remove_unfinished, tidy, writing
 from cm3core.document import Codes, Document, Image, PixelArray, Text, content_keys
 from cm3core.errors import DataError
 from cm3core.files import make_folder, sync_directory, write_text
@@ -99,9 +99,10 @@ def build_bank(source: DocumentSource, folder: str | Path, tools: Tools, *, shar
     """
     folder = Path(folder).expanduser()
     _check_size(shard_size)
-    ours = (LOCK, WORK, SHARDS, IMAGE_TOKENIZER)
-    if folder.is_dir() and not is_bank(folder) and (others := sorted(path.name for path in folder.iterdir() if path.name not in ours)):
-        raise DataError(str(folder), f"holds {others[0]!r} and is no memory bank", "name a new folder")
+    if folder.is_dir() and not is_bank(folder):
+        others = sorted(path.name for path in folder.iterdir() if path.name not in (SHARDS, IMAGE_TOKENIZER) and path.name[0] != ".")
+        if others:
+            raise DataError(str(folder), f"holds {others[0]!r} and is no memory bank", "name a new folder")
     with writing(folder):
         plan = _plan(source, range(len(source)), tools, shard_size, id_prefix, "")
         if is_bank(folder):
@@ -149,16 +150,17 @@ def add_documents(folder: str | Path, source: DocumentSource, tools: Tools, *, s
         if there and not skip_duplicates:
             raise duplicate_ids(str(folder), list(there), f"has {len(there):,} of the {len(names):,} ids already")
         wanted = [index for index, name in enumerate(names) if name not in there]
+        if there and not wanted:
+            tidy(folder, bank.manifest)
+            return BuildReport(0, len(there), source.skipped, len(bank))
         plan = _plan(source, wanted, tools, shard_size, id_prefix, bank.fingerprint)
         shards, skipped = _build_shards(folder, source, wanted, tools, plan, shard_size, id_prefix, progress)
-        if not shards and not there:
+        if not shards:
             shutil.rmtree(folder / WORK, ignore_errors=True)
             raise DataError("the data set", f"has no document that can be used ({len(skipped)} are skipped)",
                             "run 'cm3 data validate' to see why")
-        manifest = bank.manifest
-        if shards:
-            manifest = manifest.with_shards((*manifest.shards, *shards))
-            manifest.write(folder)
+        manifest = bank.manifest.with_shards((*bank.manifest.shards, *shards))
+        manifest.write(folder)
         tidy(folder, manifest)
     added = manifest.num_documents - len(bank)
     return BuildReport(added, len(there), skipped, manifest.num_documents)
@@ -295,13 +297,20 @@ def _made(batch: Sequence[tuple[str, Document]], tools: Tools, skipped: list[Ski
     """Vectors and codes of documents that were read."""
     if not batch:
         return
-    vectors_BE = tools.embedder.embed_documents([document for _, document in batch])
+    try:
+        vectors_BE = tools.embedder.embed_documents([document for _, document in batch])
+    except DataError as error:
+        if len(batch) > 1:
+            for one in batch:
+                yield from _made([one], tools, skipped)
+        else:
+            skipped.append(SkippedRecord(f"document {batch[0][0]}", f"can't be embedded ({error.place}: {error.cause})", error.next_step))
+        return
     tokenizer = tools.image_tokenizer
-    pictures = [images.fit(segment.load(), tokenizer.image_size) for _, document in batch for segment in document
-                if isinstance(segment, Image)]
-    codes = iter(tokenizer.encode(np.stack(pictures)) if pictures else ())
     for (name, document), vector in zip(batch, vectors_BE, strict=True):
-        coded = tuple(Codes(next(codes), tokenizer.grid) if isinstance(segment, Image) else segment for segment in document)
+        # One by one, as a model does with what it is asked about: in a batch, the last bits depend on how many there are.
+        coded = tuple(Codes(tokenizer.encode(images.fit(segment.load(), tokenizer.image_size)[None])[0], tokenizer.grid)
+                      if isinstance(segment, Image) else segment for segment in document)
         length = float(np.linalg.norm(vector))
         if not abs(length - 1) <= LENGTH_TOLERANCE:
             skipped.append(SkippedRecord(f"document {name}", f"the embedder gives it a vector of length {length:g}, not 1",

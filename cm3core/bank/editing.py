@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cm3core.bank.building import IMAGE_TOKENIZER, duplicate_ids
-from cm3core.bank.manifest import ShardInfo
+from cm3core.bank.manifest import Manifest, ShardInfo
 from cm3core.bank.memory_bank import MemoryBank
 from cm3core.bank.shard import SHARDS, Shard, write_shard
 from cm3core.bank.writing import tidy, writing
@@ -47,6 +47,7 @@ def remove_documents(folder: str | Path, names: Sequence[str], *, damaged: bool 
     folder = Path(folder).expanduser()
     MemoryBank.open(folder, skip_damaged=damaged)  # before anything is written into a folder that is none
     with writing(folder):
+        tidy(folder, Manifest.read(folder))
         bank = MemoryBank.open(folder, skip_damaged=damaged)
         found = bank.find(names)
         missing = [name for name in dict.fromkeys(names) if name not in found]

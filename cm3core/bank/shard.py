@@ -17,7 +17,6 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +144,14 @@ class Shard:
                 raise self.damaged(name, f"has {size} bytes, not {file.num_bytes}")
         self.vectors: FloatArray = self._array(VECTORS, (info.num_documents, manifest.dimension), np.dtype("<f4"))
         self.table: npt.NDArray[np.void] = self._array(TABLE, (info.num_documents,), TABLE_ROW)
+        tokenizer = manifest.image_tokenizer
+        # Opened now: who changes the bank meanwhile deletes files, and what is mapped stays.
+        self._codes: npt.NDArray[np.integer] = self._array(CODES, (info.num_pictures, tokenizer.grid[0] * tokenizer.grid[1]),
+                                                           code_type(tokenizer))
+        try:
+            self._lines = np.memmap(self.folder / DOCUMENTS, np.uint8, "r")
+        except (OSError, ValueError) as error:
+            raise self.damaged(DOCUMENTS, f"can't be read ({error})") from error
 
     def __len__(self) -> int:
         return self.info.num_documents
@@ -162,17 +169,6 @@ class Shard:
         if array.shape != shape or array.dtype != dtype:
             raise self.damaged(name, f"is {array.dtype} {list(array.shape)}, not {np.dtype(dtype)} {list(shape)}")
         return array
-
-    @cached_property
-    def _codes(self) -> npt.NDArray[np.integer]:
-        rows, columns = self._manifest.image_tokenizer.grid
-        codes: npt.NDArray[np.integer] = self._array(CODES, (self.info.num_pictures, rows * columns),
-                                                     code_type(self._manifest.image_tokenizer))
-        return codes
-
-    @cached_property
-    def _lines(self) -> npt.NDArray[np.uint8]:
-        return np.memmap(self.folder / DOCUMENTS, np.uint8, "r")
 
     def _record(self, row: int) -> tuple[str, list[str | int], list[str]]:
         """Id, segments and content keys of a document."""

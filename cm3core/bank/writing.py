@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cm3core.bank.manifest import WORK, Manifest, is_shard_name
+from cm3core.bank.manifest import MANIFEST, WORK, Manifest, is_shard_name
 from cm3core.bank.shard import SHARDS, WRITING
 from cm3core.errors import DataError
 from cm3core.files import check_writable, make_folder
@@ -35,8 +35,10 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def tidy(folder: Path, manifest: Manifest) -> None:
-    """Delete what the bank does not consist of: notes on finished shards, shards that it no longer has or that were never finished."""
+    """Delete what the bank does not consist of: notes on finished shards, and what was never finished or is no longer named."""
     shutil.rmtree(folder / WORK, ignore_errors=True)
+    for path in folder.glob(f".{MANIFEST}.*"):
+        path.unlink(missing_ok=True)
     kept = {shard.name for shard in manifest.shards}
     for path in (folder / SHARDS).iterdir():
         if path.name not in kept and (is_shard_name(path.name) or path.suffix == WRITING):

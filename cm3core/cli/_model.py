@@ -28,15 +28,21 @@ def add_model_options(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="same seed, same result (default: %(default)s)")
     parser.add_argument("--num-retrieved", type=int, metavar="K",
                         help="documents to retrieve and put in front; 0: none (default: as the model's recipe says)")
+    parser.add_argument("--bank", metavar="FOLDER",
+                        help="retrieve from this memory bank (cm3 memory build) in place of what the model was trained on")
+    parser.add_argument("--context", nargs=2, action="append", default=[], metavar=("FILE", "TEXT"),
+                        help="put a picture and its text in front by hand; may be given several times")
     parser.add_argument("--candidates", type=int, dest="num_candidates", metavar="K",
                         help="draw K for each result, and show the best (default: as the model's recipe says; the paper: 8)")
     parser.add_argument("--rerank", metavar="NAME", help="what the best is chosen by: clip, likelihood, pmi or a plugin's "
                         "(default: the recipe's)")
     parser.add_argument("--sampler", metavar="NAME",
                         help="another sampler than the recipe's, e.g. cd_k; temperature and filters keep the recipe's values")
-    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="sampler.KEY=VALUE",
-                        help="change a key of the recipe's sampler, e.g. sampler.guidance_scale=1.5; may be given several times")
-    parser.add_argument("--show-retrieved", action="store_true", help="say which documents were put in front")
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="SECTION.KEY=VALUE",
+                        help="change a key of the recipe's sampler or retriever, e.g. sampler.guidance_scale=1.5, "
+                        "retriever.min_similarity=0.3; may be given several times")
+    parser.add_argument("--show-retrieved", action="store_true",
+                        help="say which documents were put in front, and draw them into retrieved.png")
     parser.add_argument("--threads", type=int, metavar="N",
                         help="CPU threads of the decoder (default: 1 for a small one, else as many as the machine has cores)")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "int8"],
@@ -49,20 +55,26 @@ def open_model(args: Namespace) -> Model:
 
     if args.threads is not None and args.threads < 1:
         raise GenerationError("--threads", f"is {args.threads}", "use 1 or more")
-    return load(args.model, registry=registry_of(args), num_threads=args.threads, precision=args.precision)
+    model = load(args.model, registry=registry_of(args), num_threads=args.threads, precision=args.precision)
+    settings = settings_of(args.settings, "retriever")
+    return model.with_memory(args.bank, **settings) if settings or args.bank is not None else model
 
 
 def task_options(args: Namespace) -> dict[str, Any]:
     """Keyword arguments of every method of `Model` that generates."""
     options = {"seed": args.seed, "num_retrieved": args.num_retrieved, "num_candidates": args.num_candidates,
-               "reranker": args.rerank, "sampler": args.sampler}
-    return {key: value for key, value in options.items() if value is not None} | sampler_settings(args.settings)
+               "reranker": args.rerank, "sampler": args.sampler, "context": args.context or None}
+    return {key: value for key, value in options.items() if value is not None} | settings_of(args.settings, "sampler")
 
 
-def sampler_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """Keyword arguments of `Model.generate` from `sampler.KEY=VALUE`; values are read as YAML reads them.
+#: Sections that `--set` changes.
+SECTIONS = ("sampler", "retriever")
 
-    >>> sampler_settings(["sampler.temperature=0.5", "sampler.null_prompt=mask"])
+
+def settings_of(settings: Sequence[str], wanted: str) -> dict[str, Any]:
+    """Keys of one section from `SECTION.KEY=VALUE`; values are read as YAML reads them.
+
+    >>> settings_of(["sampler.temperature=0.5", "sampler.null_prompt=mask", "retriever.max_similarity=0.9"], "sampler")
     {'temperature': 0.5, 'null_prompt': 'mask'}
     """
     from omegaconf import OmegaConf
@@ -72,15 +84,16 @@ def sampler_settings(settings: Sequence[str]) -> dict[str, Any]:
     for setting in settings:
         key, equals, value = setting.partition("=")
         section, _, name = key.strip().partition(".")
-        if not equals or section != "sampler" or not name.isidentifier():
-            raise GenerationError(f"--set {setting}", "is not sampler.KEY=VALUE",
+        if not equals or section not in SECTIONS or not name.isidentifier():
+            raise GenerationError(f"--set {setting}", "is not sampler.KEY=VALUE or retriever.KEY=VALUE",
                                   "write for instance --set sampler.guidance_scale=1.5")
         try:
             parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
         except (OmegaConfBaseException, ValueError) as error:  # the latter: YAML's own errors
             raise GenerationError(f"--set {setting}", f"has a value that is no YAML ({error})", "put it in quotes") from error
         assert isinstance(parsed, dict)
-        result[name] = parsed["value"]
+        if section == wanted:
+            result[name] = parsed["value"]
     return result
 
 
@@ -109,7 +122,7 @@ def metadata(model: Model, args: Namespace, *, prompt: str, seed: int, retrieved
     from cm3core.fields import to_plain
 
     sampler = args.sampler or model.recipe.component_names.get("sampler", "")
-    config = model.sampler_config(args.sampler, **sampler_settings(args.settings))
+    config = model.sampler_config(args.sampler, **settings_of(args.settings, "sampler"))
     chosen = {} if choice is None else {"score": f"{choice.score:.6g}", "measure": choice.measure,
                                         "candidate": f"{choice.index + 1} of {len(choice.scores)}"}
     drawn = {"prompt": prompt, "seed": str(seed), "model": model.name, "step": str(model.step), "recipe_hash": model.recipe.hash}
@@ -133,12 +146,3 @@ def show_choice(choice: Choice | None) -> None:
     if choice is not None:
         scores = ", ".join(f"{score:.4g}" for score in choice.scores)
         print(f"  candidate {choice.index + 1} of {len(choice.scores)} by {choice.measure}: {choice.score:.4g} (all: {scores})")
-
-
-def show_retrieved(retrieved: Sequence[RetrievedDocument]) -> None:
-    """One line a document."""
-    for place, document in enumerate(retrieved):
-        score = "" if document.score is None else f" ({document.score:.3f})"
-        print(f"  retrieved {place + 1}: {printable(document.id)}{score} {document.text!r}")
-    if not retrieved:
-        print("  retrieved: nothing")

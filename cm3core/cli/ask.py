@@ -11,9 +11,9 @@ from cm3core.cli._model import (
     printable,
     progress_bar,
     show_choice,
-    show_retrieved,
     task_options,
 )
+from cm3core.cli._retrieved import Retrieval, seen, show_retrieved, write_retrieved
 
 HELP = "answer a question about a picture"
 EXAMPLE = """  cm3 ask picture.png "What colour is the apple?" --model runs/tuned
@@ -39,4 +39,5 @@ def run(args: Namespace) -> int:
     show_choice(answer.choice)
     if args.show_retrieved:
         show_retrieved(answer.retrieved)
+        write_retrieved(Path(), [Retrieval(args.question, seen(args.picture, model), answer.retrieved, answer.text, None)])
     return 0

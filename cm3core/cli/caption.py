@@ -11,9 +11,9 @@ from cm3core.cli._model import (
     printable,
     progress_bar,
     show_choice,
-    show_retrieved,
     task_options,
 )
+from cm3core.cli._retrieved import Retrieval, seen, show_retrieved, write_retrieved
 
 HELP = "describe a picture"
 EXAMPLE = """  cm3 caption picture.png
@@ -39,4 +39,7 @@ def run(args: Namespace) -> int:
         show_choice(text.choice)
         if args.show_retrieved:
             show_retrieved(text.retrieved)
+    if args.show_retrieved:
+        write_retrieved(Path(), [Retrieval(path.name, seen(path, model), text.retrieved, text.text, None)
+                                 for path, text in zip(args.picture, texts, strict=True)])
     return 0

@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from cm3core.cli._model import add_model_options, open_model, progress_bar, task_options
+from cm3core.cli._retrieved import seen
 from cm3core.cli.generate import add_drawing_options, write_pictures
 from cm3core.files import check_writable
 
@@ -31,4 +32,4 @@ def run(args: Namespace) -> int:
         pictures = model.edit(args.picture, args.instruction, args.num_images, progress=progress, **options)
     if args.sampler is None:
         args.sampler = "edit_cfg"  # what `Model.edit` takes; the pictures' metadata name it
-    return write_pictures(args, model, iter(pictures), [args.instruction], len(pictures))
+    return write_pictures(args, model, iter(pictures), [args.instruction], len(pictures), seen(args.picture, model))

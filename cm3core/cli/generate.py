@@ -14,9 +14,9 @@ from cm3core.cli._model import (
     open_model,
     progress_bar,
     show_choice,
-    show_retrieved,
     task_options,
 )
+from cm3core.cli._retrieved import Retrieval, show_retrieved, write_retrieved
 from cm3core.files import check_writable
 
 if TYPE_CHECKING:
@@ -93,8 +93,9 @@ def _previewed(args: Namespace, model: Model, each: int, options: dict[str, Any]
         live.clear()
 
 
-def write_pictures(args: Namespace, model: Model, pictures: Iterator[GeneratedImage], prompts: list[str], each: int) -> int:
-    """Write pictures as they come and the contact sheet of all; the exit code."""
+def write_pictures(args: Namespace, model: Model, pictures: Iterator[GeneratedImage], prompts: list[str], each: int,
+                   query_pixels: PixelArray | None = None) -> int:
+    """Write pictures as they come and the contact sheet of all; the exit code. `query_pixels`: the picture that was edited."""
     from tqdm import tqdm
 
     from cm3core import images
@@ -127,6 +128,8 @@ def write_pictures(args: Namespace, model: Model, pictures: Iterator[GeneratedIm
             pictures.close()  # takes its bar off the terminal
         print(f"interrupted: {written} of {number} pictures are written to {args.out}", file=sys.stderr)
         return 130
+    if args.show_retrieved:
+        write_retrieved(args.out, [Retrieval(own[0].prompt, query_pixels, own[0].retrieved, "", own[0].pixels) for own in shown])
     sheet = args.out / "grid.png"
     images.save_png(sheet, _contact_sheet(shown), {"prompt": "\n".join(prompts), "seed": str(args.seed),
                                                    "model": model.name, "recipe_hash": model.recipe.hash})

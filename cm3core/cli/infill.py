@@ -13,9 +13,9 @@ from cm3core.cli._model import (
     printable,
     progress_bar,
     show_choice,
-    show_retrieved,
     task_options,
 )
+from cm3core.cli._retrieved import Retrieval, seen, show_retrieved, write_retrieved
 from cm3core.errors import GenerationError
 from cm3core.files import check_writable
 
@@ -67,6 +67,7 @@ def run(args: Namespace) -> int:
     show_choice(result.choice)
     if args.show_retrieved:
         show_retrieved(result.retrieved)
+        write_retrieved(args.out.parent, [Retrieval(result.text, seen(args.picture, model), result.retrieved, "", result.decoded)])
     for path, pixels in ((args.out, result.pixels), (args.decoded, result.decoded)):
         if path is not None:
             images.save_png(path, pixels, facts)

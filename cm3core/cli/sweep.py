@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cm3core.cli._model import add_model_options, open_model, progress_bar, sampler_settings, task_options
+from cm3core.cli._model import add_model_options, open_model, progress_bar, settings_of, task_options
 from cm3core.errors import GenerationError
 from cm3core.files import check_writable
 
@@ -90,7 +90,7 @@ def _varied(text: str) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
         raise GenerationError(f"--vary {text}", f"is not sampler.KEY=A,B,... nor {', '.join(ARGUMENTS)}",
                               "write for instance --vary sampler.guidance_scale=1,1.5,3")
     name = key.removeprefix("sampler.")
-    found = [sampler_settings([f"sampler.{name}={part}"]) for part in parts]
+    found = [settings_of([f"sampler.{name}={part}"], "sampler") for part in parts]
     return name, list(zip(parts, found, strict=True))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from cm3core.document import Image, Text
+from cm3core.document import Codes, Image, Text, content_keys
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.testing._laws import Contract
@@ -36,17 +36,29 @@ class DocumentSourceContract(Contract[DocumentSource]):
         assert self.make().fingerprint == self.subject.fingerprint
 
     def law_documents_are_texts_and_pictures(self, data: st.DataObject) -> None:
-        """A document has a segment at least; its texts have letters and are valid Unicode, its pictures have keys."""
+        """A document has a segment at least; its texts have letters and are valid Unicode, its pictures have keys, or are whole codes."""
         document = self.subject.document(self._draw_index(data), _draw_rng(data))
         assert isinstance(document, tuple)
         assert document
         for segment in document:
-            assert isinstance(segment, (Text, Image))
+            assert isinstance(segment, (Text, Image, Codes))
             if isinstance(segment, Text):
                 assert segment.text.strip()
                 segment.text.encode("utf-8")
-            else:
+            elif isinstance(segment, Image):
                 assert segment.key
+            else:
+                assert segment.codes.dtype == np.int32
+                assert segment.codes.shape == (segment.grid[0] * segment.grid[1],)
+                assert segment.codes.min() >= 0
+                assert segment.missing is None
+
+    def law_content_keys_name_the_document(self, data: st.DataObject) -> None:
+        """They are stable, among them those of the canonical document itself."""
+        index = self._draw_index(data)
+        keys = self.subject.content_keys(index)
+        assert keys >= content_keys(self.subject.document(index))
+        assert keys == self.make().content_keys(index)
 
     def law_without_a_generator_it_is_canonical(self, data: st.DataObject) -> None:
         """Without `rng`, a document is always the same, also after others were read with one, and in a source made again."""

@@ -15,7 +15,7 @@ from cm3core import images
 from cm3core.aio import AsyncModel
 from cm3core.build import Components
 from cm3core.cli import main as cli
-from cm3core.cli._model import printable, sampler_settings
+from cm3core.cli._model import printable, settings_of
 from cm3core.cli.infill import parse_box
 from cm3core.document import Codes, Image, ImageHole, MaskedText, Text, TextHole
 from cm3core.errors import CheckpointError, CM3Error, DataError, GenerationError
@@ -339,7 +339,7 @@ def test_commands_report_bad_input(cm3, tmp_path, capsys):
     assert cm3("infill", tmp_path / "missing.png", "--box", "0,0,4,4") == 2
     assert str(tmp_path / "missing.png") in capsys.readouterr().err
     assert cm3("generate", "a", "--set", "temperature=1") == 2
-    assert capsys.readouterr().err == ("error: --set temperature=1: is not sampler.KEY=VALUE\n"
+    assert capsys.readouterr().err == ("error: --set temperature=1: is not sampler.KEY=VALUE or retriever.KEY=VALUE\n"
                                        "  next: write for instance --set sampler.guidance_scale=1.5\n")
 
 
@@ -363,7 +363,7 @@ def test_a_terminal_obeys_no_model():
 
 
 def test_values_on_the_command_line():
-    assert sampler_settings(["sampler.temperature=0.5", "sampler.top_k=3", "sampler.null_prompt=mask_no_retrieved"]) == {
+    assert settings_of(["sampler.temperature=0.5", "sampler.top_k=3", "sampler.null_prompt=mask_no_retrieved"], "sampler") == {
         "temperature": 0.5, "top_k": 3, "null_prompt": "mask_no_retrieved"}
     assert parse_box("1, 2,30,40") == (1, 2, 30, 40)
     with pytest.raises(GenerationError, match="--box 1,2,3: is not four whole numbers"):

@@ -1,0 +1,78 @@
+"""`--show-retrieved`: which documents stood in front of a prompt, in words and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cm3core.cli._model import printable
+
+if TYPE_CHECKING:
+    from cm3core.document import PixelArray
+    from cm3core.model import Model
+    from cm3core.results import RetrievedDocument
+
+FILE = "retrieved.png"
+#: Pixels of a picture on the sheet, at least, and letters below it, at most.
+TILE, LETTERS = 128, 120
+
+
+@dataclass(frozen=True, eq=False)
+class Retrieval:
+    """A query and what came of it: each has words, a picture (uint8 [height, width, 3]) or both."""
+
+    query: str
+    query_pixels: PixelArray | None
+    retrieved: Sequence[RetrievedDocument]
+    result: str
+    result_pixels: PixelArray | None
+
+
+def seen(picture: Path, model: Model) -> PixelArray:
+    """A picture's file as the model sees it."""
+    from cm3core import images
+
+    return images.fit(images.open_image(picture), model.image_size)
+
+
+def show_retrieved(retrieved: Sequence[RetrievedDocument]) -> None:
+    """One line a document."""
+    for place, document in enumerate(retrieved):
+        score = "" if document.score is None else f" ({document.score:.3f})"
+        print(f"  retrieved {place + 1}: {printable(document.id)}{score} {document.text!r}")
+    if not retrieved:
+        print("  retrieved: nothing")
+
+
+def write_retrieved(folder: Path, retrievals: Sequence[Retrieval]) -> None:
+    """Write `retrieved.png` into a folder and print its path."""
+    from cm3core.images import save_png
+
+    save_png(folder / FILE, retrieved_sheet(retrievals))
+    print(folder / FILE)
+
+
+def retrieved_sheet(retrievals: Sequence[Retrieval]) -> PixelArray:
+    """A row for each query: the query, the documents in front with their scores, the result. uint8 [height, width, 3]."""
+    from cm3core.images import grid
+
+    most = max(len(one.retrieved) for one in retrievals)
+    pictures, words = [], []
+    for one in retrievals:
+        nothing = most - len(one.retrieved)
+        pictures.append([one.query_pixels, *(document.pixels for document in one.retrieved), *[None] * nothing, one.result_pixels])
+        words.append([_cut(text) for text in (one.query, *map(_label, one.retrieved), *[""] * nothing, one.result)])
+    heights = [pixels.shape[0] for row in pictures for pixels in row if pixels is not None]
+    headings = ["query", *(f"retrieved {place + 1}" for place in range(most)), "result"] if most else ["query", "result, nothing retrieved"]
+    return grid(pictures, captions=words, column_labels=headings, scale=max(1, TILE // max(heights, default=TILE)))
+
+
+def _label(document: RetrievedDocument) -> str:
+    score = "given by hand" if document.score is None else f"score {document.score:.3f}"
+    return f"{score}\n{document.text}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LETTERS else f"{text[:LETTERS - 3]}..."

@@ -1,0 +1,134 @@
+"""`cm3 memory`, and `--bank`, `--context`, `--show-retrieved` where a model is used, through `main`, with the bundled model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Pictures
+
+from cm3core.bank import MemoryBank
+from cm3core.cli._retrieved import Retrieval, retrieved_sheet
+from cm3core.cli.main import main
+from cm3core.images import open_image
+from cm3core.results import RetrievedDocument
+
+WORDS = ("red square", "green square", "blue square", "grey square", "broken")
+COLOURS = ((200, 30, 30), (30, 160, 60), (40, 60, 200), (128, 128, 128), (0, 0, 0))
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with pictures of squares, one of which is broken, and a table of two texts."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for words, colour in zip(WORDS, COLOURS, strict=True):
+        pixels = np.full((64, 64, 3), 255, np.uint8)
+        pixels[16:48, 16:48] = colour
+        Pictures.fromarray(pixels).save(folder / f"{words.split()[0]}.png")
+        (folder / f"{words.split()[0]}.txt").write_text(words)
+    (folder / "broken.png").write_bytes((folder / "broken.png").read_bytes()[:100])
+    (tmp_path / "texts.jsonl").write_text('{"id": "a", "text": "a yellow sun"}\n{"id": "b", "text": "the moon"}\n')
+    return tmp_path
+
+
+def cm3(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out
+
+
+def test_a_bank_of_own_pictures_is_built_changed_and_checked(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cm3("memory", "build", "pictures", "-o", "bank", "--quiet") == 0
+    out = printed(capsys)
+    assert out.startswith("embedder and image tokenizer of the model bundled:emoji64\nbank: 4 documents (4 of text and picture), ")
+    assert "1 records can't be used and are left out" in out
+    assert "  pictures/broken.png: is truncated: the last chunk of a PNG (IEND) is missing\n" in out
+    assert out.endswith('retrieve from it: cm3 generate "..." --bank bank --show-retrieved\n')
+    assert cm3("memory", "build", "pictures", "-o", "bank", "--quiet") == 0
+    assert "nothing was to be done: it is this data's bank already\n" in printed(capsys)
+
+    assert cm3("memory", "add", "bank", "texts.jsonl", "--id-prefix", "t/", "--quiet") == 0
+    assert re.search(r"bank: 6 documents \(4 of text and picture, 2 of text\), .* in 2 shards\n2 of them are new\n", printed(capsys))
+    (place / "ids.txt").write_text("t/b\nred.png\n\nnobody\n")
+    assert cm3("memory", "remove", "bank", "t/a", "--from", "ids.txt") == 0
+    assert "1 ids were not there: 'nobody'\n3 documents are removed\nbank: 3 documents (3 of text and picture), " in printed(capsys)
+    assert cm3("memory", "build", "texts.jsonl", "-o", "texts", "--quiet") == 0
+    assert cm3("memory", "merge", "texts", "bank", "-o", "both", "--quiet") == 0
+    capsys.readouterr()
+    assert cm3("memory", "stat", "both", "--verify") == 0
+    out = printed(capsys)
+    assert re.fullmatch(
+        r"documents        5 documents \(3 of text and picture, 2 of text\), .* MB in 2 shards\n"
+        r"embedder         \w+, \d+ numbers a vector, fingerprint .{12}\n"
+        r"image tokenizer  vqgan, 16 x 16 codes of 1,024, fingerprint .{12}\n"
+        r"fingerprint      [0-9a-f]{24}\n"
+        r"verified         every file is what was written, every vector has length 1, every document can be read\n", out)
+    vectors = next((place / "both" / "shards").rglob("codes.npy"))
+    vectors.write_bytes(vectors.read_bytes()[:-1])
+    assert cm3("memory", "stat", "both") == 1
+    assert re.search(r"damaged          both/shards/.*: has \d+ bytes, not \d+\n  next: .*\n1 of 2 shards are damaged\n", printed(capsys))
+    assert cm3("memory", "remove", "both", "--damaged") == 0
+    assert printed(capsys).startswith("1 damaged shards are removed\n0 documents are removed\nboth: 2 documents")
+    assert cm3("memory", "remove", "both") == 2
+    assert capsys.readouterr().err == ("error: cm3 memory remove: no document is named\n  next: give ids, --from FILE, or --damaged\n")
+
+
+def test_a_recipe_gives_its_own_parts_and_its_training_split(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cm3("memory", "build", "tiny", "dataset=folder", "dataset.path=pictures", "--embedder", "light_encoder", "-o", "bank",
+               "dataset.valid=0.5", "--quiet") == 0
+    assert printed(capsys).startswith("bank: ")
+    part = MemoryBank.open("bank")
+    assert cm3("memory", "build", "pictures", "-o", "all", "--quiet") == 0
+    assert 0 < len(part) < len(MemoryBank.open("all")) == 4
+    assert part.manifest.image_tokenizer.fingerprint == MemoryBank.open("all").manifest.image_tokenizer.fingerprint
+    assert cm3("memory", "build", "pictures", "-o", "other", "--model", "bundled:emoji64", "--image-tokenizer", "vqgan") == 2
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_a_model_retrieves_from_a_bank_that_is_swapped(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cm3("memory", "build", "pictures", "-o", "bank", "--quiet") == 0
+    assert cm3("memory", "build", "texts.jsonl", "-o", "texts", "--quiet") == 0
+    capsys.readouterr()
+    small = ["--n", 1, "--threads", 1, "--show-retrieved"]
+    assert cm3("generate", "red square", "--bank", "bank", "-o", "out", *small) == 0
+    out = printed(capsys)
+    assert re.search(r"  retrieved 1: \w+\.png \(-?0\.\d+\) '\w+ square'\n", out)
+    assert "out/retrieved.png\n" in out
+    assert open_image("out/retrieved.png").shape[1] >= 3 * 128
+    assert cm3("generate", "red square", "--bank", "texts", "-o", "other", *small) == 0
+    assert re.search(r"  retrieved 1: [ab] \(", printed(capsys))
+    assert cm3("generate", "red square", "--bank", "bank", "-o", "none", "--set", "retriever.min_similarity=0.999", *small) == 0
+    assert "  retrieved: nothing\n" in printed(capsys)
+    assert cm3("generate", "red square", "--context", "pictures/blue.png", "a blue thing", "-o", "hand", *small) == 0
+    assert "  retrieved 1: context 0 'a blue thing'\n" in printed(capsys)
+    assert cm3("caption", "pictures/red.png", "--bank", "bank", "--num-retrieved", 1, "--show-retrieved", "--max-tokens", 2) == 0
+    out = printed(capsys)
+    assert "red.png" not in out, "never the query's own document"
+    assert re.search(r"  retrieved 1: (green|blue|grey)\.png ", out)
+    assert out.endswith("\nretrieved.png\n")
+
+
+def test_a_bank_that_is_none_or_of_other_parts_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cm3("generate", "red", "--bank", "nowhere", "-o", "out") == 2
+    assert capsys.readouterr().err == "error: nowhere: does not exist\n  next: name a folder that 'cm3 memory build' wrote\n"
+    assert cm3("generate", "red", "--set", "retriever.min_similarty=0.3", "-o", "out") == 2
+    assert capsys.readouterr().err == ("error: retriever.min_similarty: is not a key of this model's retriever\n"
+                                       "  next: did you mean 'min_similarity'?\n")
+    assert not Path("out").exists()
+
+
+def test_the_sheet_has_a_place_for_everything() -> None:
+    red, text = np.full((64, 64, 3), (255, 0, 0), np.uint8), RetrievedDocument("a", 0.5, "words " * 40, None)
+    by_hand = RetrievedDocument("context 0", None, "by hand", red)
+    sheet = retrieved_sheet([Retrieval("one", None, [by_hand, text], "", red), Retrieval("two", red, [], "a text", None)])
+    assert sheet.shape[1] == 6 + 4 * (128 + 6)
+    columns = [sheet[:, 6 + place * 134:6 + place * 134 + 128] for place in range(4)]
+    assert [bool((column == (255, 0, 0)).all(2).sum() >= 128 * 128) for column in columns] == [True, True, False, True]
+    assert retrieved_sheet([Retrieval("two", red, [], "a text", None)]).shape[1] == 6 + 2 * (128 + 6)
