@@ -183,8 +183,8 @@ def content_keys(document: Sequence[Segment]) -> frozenset[str]:
     """Names of what a document holds: documents that share one are the same document to a retriever, whatever their ids.
 
     A document with pictures is known by these alone (captions are reworded, pictures are not): "image:KEY" of an `Image`,
-    "codes:" and a hash of grid and codes of `Codes` (holes filled or not). One without is known by its words: "text:" and a hash of
-    them, whatever their case and spacing. A document of holes alone has no name.
+    "codes:" and a hash of grid and codes of `Codes` (holes filled or not). One without is known by its words: "text:" and a hash
+    of them, whatever their case and spacing. A document of holes alone has no name.
 
     >>> sorted(content_keys((Text("Red  apple"),))) == sorted(content_keys((Text("red apple"),)))
     True

@@ -31,8 +31,8 @@ WITHOUT_RETRIEVER = "dense"
 
 def with_memory(recipe: Recipe, components: Components, bank: str | Path | None,
                 settings: Mapping[str, Any]) -> tuple[Recipe, Components]:
-    """A recipe and its components with another memory or another way to search it; see `Model.with_memory`. Decoder and tokenizers
-    are the same objects, and so is the embedder where it stays the same."""
+    """A recipe and its components with another memory or another way to search it; see `Model.with_memory`. Decoder and
+    tokenizers are the same objects, and so is the embedder where it stays the same."""
     names, config, embedder = dict(recipe.component_names), recipe.retriever, recipe.embedder
     if config is None or names["retriever"].rpartition("/")[2] == "none":
         if bank is None:
@@ -69,8 +69,8 @@ class InFront:
 
     def of(self, engine: Engine, requests: Sequence[Request], queries: Sequence[Document], num_retrieved: int | None,
            context: Sequence[tuple[PixelArray, str]]) -> list[tuple[Request, tuple[RetrievedDocument, ...]]]:
-        """Each request with documents in front of it, and these as they are shown. An empty query retrieves nothing, and none gets
-        a document that shows its own picture. One that can't be read is left out, and it is said.
+        """Each request with documents in front of it, and these as they are shown. An empty query retrieves nothing, and none
+        gets a document that shows its own picture. One that can't be read is left out, and it is said.
 
         Of the documents retrieved as many stay, from the first on, as the decoder's context holds; in training it is the same.
 
@@ -91,7 +91,7 @@ class InFront:
                 try:
                     chosen.append(self._retrieved(one))
                 except DataError as error:
-                    tqdm.write(f"note: the retrieved document {one.id} is left out: {error.place}: {error.cause}", file=sys.stderr)
+                    tqdm.write(f"note: retrieved document {one.id} is left out: {error.place}: {error.cause}", file=sys.stderr)
                     continue
                 if not engine.fits(replace(request, retrieved=[document for document, _ in chosen])):
                     chosen.pop()

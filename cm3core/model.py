@@ -146,9 +146,9 @@ class Model:
         self._engines: tuple[int, Engine] | None = None
 
     def with_memory(self, bank: str | Path | None = None, **settings: Any) -> Model:
-        """This model with another memory to retrieve from, or the same searched otherwise. Weights are shared, nothing is trained.
+        """This model with another memory to retrieve from or the same searched otherwise. Weights are shared, nothing is trained.
 
-        A recipe that retrieves nothing gets the retriever `dense`, and one without an embedder the one that the bank was built with.
+        A recipe that retrieves nothing gets the retriever `dense`, one without an embedder that which the bank was built with.
 
         Args:
             bank: a folder of `cm3 memory build`. None: the memory that this model has.

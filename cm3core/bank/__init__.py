@@ -15,5 +15,5 @@ from cm3core.bank.manifest import Manifest
 from cm3core.bank.memory_bank import MemoryBank
 from cm3core.bank.vector_rows import VectorRows
 
-__all__ = ["BuildReport", "Manifest", "MemoryBank", "RemoveReport", "Tools", "VectorRows", "add_documents", "build_bank", "merge_banks",
-           "remove_documents"]
+__all__ = ["BuildReport", "Manifest", "MemoryBank", "RemoveReport", "Tools", "VectorRows", "add_documents", "build_bank",
+           "merge_banks", "remove_documents"]

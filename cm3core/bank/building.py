@@ -100,7 +100,8 @@ def build_bank(source: DocumentSource, folder: str | Path, tools: Tools, *, shar
     folder = Path(folder).expanduser()
     _check_size(shard_size)
     if folder.is_dir() and not is_bank(folder):
-        others = sorted(path.name for path in folder.iterdir() if path.name not in (SHARDS, IMAGE_TOKENIZER) and path.name[0] != ".")
+        names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+        others = sorted(names - {SHARDS, IMAGE_TOKENIZER})
         if others:
             raise DataError(str(folder), f"holds {others[0]!r} and is no memory bank", "name a new folder")
     with writing(folder):
@@ -108,17 +109,14 @@ def build_bank(source: DocumentSource, folder: str | Path, tools: Tools, *, shar
         if is_bank(folder):
             manifest = Manifest.read(folder)
             if manifest.built_from != plan:
-                raise DataError(str(folder), f"holds a memory bank of {manifest.num_documents:,} documents, built of other data or "
-                                "otherwise, or changed since", "name a new folder, or add to this one: cm3 memory add")
+                raise DataError(str(folder), f"holds a memory bank of {manifest.num_documents:,} documents, built of other data "
+                                "or otherwise, or changed since", "name a new folder, or add to this one: cm3 memory add")
             tidy(folder, manifest)
             return BuildReport(0, 0, [], manifest.num_documents)
         _save_tokenizer(tools.image_tokenizer, folder / IMAGE_TOKENIZER)
         shards, skipped = _build_shards(folder, source, range(len(source)), tools, plan, shard_size, id_prefix, progress)
         if not shards:
-            shutil.rmtree(folder / WORK, ignore_errors=True)
-            first = f"; the first is {skipped[0].place}: {skipped[0].cause}" if skipped else ""
-            raise DataError("the data set", f"has no document that can be used ({len(skipped)} are skipped{first})",
-                            "run 'cm3 data validate' to see why")
+            raise _nothing_usable(folder, skipped)
         manifest = tools.manifest.with_shards(tuple(shards), plan)
         manifest.write(folder)
         tidy(folder, manifest)
@@ -156,9 +154,7 @@ def add_documents(folder: str | Path, source: DocumentSource, tools: Tools, *, s
         plan = _plan(source, wanted, tools, shard_size, id_prefix, bank.fingerprint)
         shards, skipped = _build_shards(folder, source, wanted, tools, plan, shard_size, id_prefix, progress)
         if not shards:
-            shutil.rmtree(folder / WORK, ignore_errors=True)
-            raise DataError("the data set", f"has no document that can be used ({len(skipped)} are skipped)",
-                            "run 'cm3 data validate' to see why")
+            raise _nothing_usable(folder, skipped)
         manifest = bank.manifest.with_shards((*bank.manifest.shards, *shards))
         manifest.write(folder)
         tidy(folder, manifest)
@@ -169,8 +165,15 @@ def add_documents(folder: str | Path, source: DocumentSource, tools: Tools, *, s
 def duplicate_ids(place: str, names: Sequence[str], cause: str) -> DataError:
     """The error of ids that are there twice."""
     shown = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
-    return DataError(place, f"{cause} ({shown})", "leave the later documents of these ids out (--skip-duplicates), remove the earlier "
-                     "ones (cm3 memory remove), or give the new ones other ids (cm3 memory add --id-prefix)")
+    return DataError(place, f"{cause} ({shown})", "leave the later documents of these ids out (--skip-duplicates), remove the "
+                     "earlier ones (cm3 memory remove), or give the new ones other ids (cm3 memory add --id-prefix)")
+
+
+def _nothing_usable(folder: Path, skipped: Sequence[SkippedRecord]) -> DataError:
+    shutil.rmtree(folder / WORK, ignore_errors=True)
+    first = f"; the first is {skipped[0].place}: {skipped[0].cause}" if skipped else ""
+    return DataError("the data set", f"has no document that can be used ({len(skipped)} are skipped{first})",
+                     "run 'cm3 data validate' to see why")
 
 
 def _check_size(shard_size: int) -> None:
@@ -238,7 +241,7 @@ def _begin(work: Path, plan: str) -> None:
         if path.is_file() and path.read_text() == plan:
             return
         if path.is_file():
-            tqdm.write("note: the data or the settings are others than when building was cut off; it begins anew", file=sys.stderr)
+            tqdm.write("note: data or settings are others than when building was cut off; it begins anew", file=sys.stderr)
         shutil.rmtree(work)
     make_folder(work)
     write_text(path, plan)
@@ -286,7 +289,8 @@ def _read(document: Document, name: str) -> Document:
                             "merge banks with cm3 memory merge, or fill holes first")
     if not any(isinstance(segment, Image) or segment.text.strip() for segment in document if isinstance(segment, (Image, Text))):
         raise DataError(f"document {name}", "has neither text nor a picture", "give it one of them")
-    return tuple(replace(segment, load=partial(_same, segment.load())) if isinstance(segment, Image) else segment for segment in document)
+    return tuple(replace(segment, load=partial(_same, segment.load())) if isinstance(segment, Image) else segment
+                 for segment in document)
 
 
 def _same(pixels: PixelArray) -> PixelArray:
@@ -304,7 +308,8 @@ def _made(batch: Sequence[tuple[str, Document]], tools: Tools, skipped: list[Ski
             for one in batch:
                 yield from _made([one], tools, skipped)
         else:
-            skipped.append(SkippedRecord(f"document {batch[0][0]}", f"can't be embedded ({error.place}: {error.cause})", error.next_step))
+            cause = f"can't be embedded ({error.place}: {error.cause})"
+            skipped.append(SkippedRecord(f"document {batch[0][0]}", cause, error.next_step))
         return
     tokenizer = tools.image_tokenizer
     for (name, document), vector in zip(batch, vectors_BE, strict=True):

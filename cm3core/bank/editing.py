@@ -53,7 +53,8 @@ def remove_documents(folder: str | Path, names: Sequence[str], *, damaged: bool 
         missing = [name for name in dict.fromkeys(names) if name not in found]
         if not found and names:
             shown = ", ".join(map(repr, missing[:_SHOWN])) + (", ..." if len(missing) > _SHOWN else "")
-            raise DataError(str(folder), f"has no document of these ids ({shown})", "give ids as they were added, prefix included")
+            raise DataError(str(folder), f"has no document of these ids ({shown})",
+                            "give ids as they were added, prefix included")
         if len(found) == len(bank):
             raise DataError(str(folder), "would have no document left", "delete the folder instead")
         shards = _without(folder, bank, set(found.values()))
@@ -77,7 +78,8 @@ def _without(target: Path, bank: MemoryBank, removed: Collection[int]) -> list[S
     return shards
 
 
-def merge_banks(folders: Sequence[str | Path], out: str | Path, *, skip_duplicates: bool = False, progress: bool = True) -> MemoryBank:
+def merge_banks(folders: Sequence[str | Path], out: str | Path, *, skip_duplicates: bool = False,
+                progress: bool = True) -> MemoryBank:
     """One bank of several, in their order; these stay as they are.
 
     Args:
@@ -136,8 +138,8 @@ def _check_same_tools(banks: Sequence[MemoryBank]) -> None:
         for kind, ours, theirs in (("embedder", first.embedder, bank.manifest.embedder),
                                    ("image tokenizer", first.image_tokenizer, bank.manifest.image_tokenizer)):
             if ours.fingerprint != theirs.fingerprint:
-                raise DataError(str(bank.folder), f"was built with another {kind} ({theirs.name!r}, fingerprint {theirs.fingerprint[:12]}) "
-                                f"than {banks[0].folder} ({ours.name!r}, {ours.fingerprint[:12]})",
+                raise DataError(str(bank.folder), f"was built with another {kind} ({theirs.name!r}, fingerprint "
+                                f"{theirs.fingerprint[:12]}) than {banks[0].folder} ({ours.name!r}, {ours.fingerprint[:12]})",
                                 "build one of them anew with the other's: cm3 memory build")
 
 

@@ -1,4 +1,4 @@
-"""A bank's `manifest.json`: what the bank was made with, and its shards. It is the bank: shards that it does not name are not there.
+"""A bank's `manifest.json`: what the bank was made with, and its shards. It is the bank: what it does not name is not there.
 
 The file may come from anybody: every value is checked, and names of shards can't lead out of the folder.
 """
@@ -143,7 +143,8 @@ def _no_bank(folder: Path) -> DataError:
     if (folder / WORK).is_dir():
         return DataError(str(folder), "is a memory bank whose building was cut off",
                          "give the same 'cm3 memory build' again: it goes on where it stopped")
-    cause = "is no memory bank: it holds no manifest.json" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
+    cause = ("is no memory bank: it holds no manifest.json" if folder.is_dir() else "is a file" if folder.exists()
+             else "does not exist")
     return DataError(str(folder), cause, "name a folder that 'cm3 memory build' wrote")
 
 

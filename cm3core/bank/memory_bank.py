@@ -58,7 +58,7 @@ class MemoryBank(DocumentSource):
 
         Raises:
             DataError: no bank, an empty one, a newer format, or (without `skip_damaged`) a shard that is damaged: a file that is
-                missing or of another size or shape; in a bank of up to `CHECKED_BYTES` of vectors also one that is no unit vector.
+                missing or of another size or shape; in one of at most `CHECKED_BYTES` of vectors also what is no unit vector.
         """
         folder = Path(folder).expanduser()
         for _ in range(_ATTEMPTS):
@@ -153,8 +153,8 @@ class MemoryBank(DocumentSource):
 
     def _made_with(self, kind: str, maker: Maker, here: str) -> DataError:
         name = kind.replace("_", " ")
-        return DataError(str(self.folder), f"was built with another {name} ({maker.name!r}, fingerprint {maker.fingerprint[:12]}; "
-                         f"the one here has {here[:12]})",
+        return DataError(str(self.folder), f"was built with another {name} ({maker.name!r}, fingerprint "
+                         f"{maker.fingerprint[:12]}; the one here has {here[:12]})",
                          f"use the {name} that it was built with, or build a bank with this one: cm3 memory build")
 
     def verify(self) -> list[DataError]:

@@ -75,8 +75,9 @@ def write_shard(bank: Path, documents: Iterable[BankDocument], manifest: Manifes
                 assert isinstance(segment, Codes)
                 segments.append(len(codes))
                 codes.append(segment.codes)
-        line = json.dumps({"id": one.id, "segments": segments, "keys": sorted(one.content_keys)}, ensure_ascii=False).encode() + b"\n"
-        parts = HAS_TEXT * any(isinstance(part, str) for part in segments) + HAS_IMAGE * any(isinstance(part, int) for part in segments)
+        record = {"id": one.id, "segments": segments, "keys": sorted(one.content_keys)}
+        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        parts = sum({HAS_TEXT if isinstance(part, str) else HAS_IMAGE for part in segments})
         rows.append((offset, len(line), id_hash(one.id), parts))
         lines.append(line)
         vectors.append(one.vector)
@@ -158,8 +159,8 @@ class Shard:
 
     def damaged(self, name: str, cause: str) -> DataError:
         """The error of a file that can't be used."""
-        return DataError(str(self.folder / name), cause, "copy the bank again from where it came, or leave the damaged shards out: "
-                         f"cm3 memory remove {self.folder.parents[1]} --damaged")
+        return DataError(str(self.folder / name), cause, "copy the bank again from where it came, or leave the damaged shards "
+                         f"out: cm3 memory remove {self.folder.parents[1]} --damaged")
 
     def _array(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
         try:

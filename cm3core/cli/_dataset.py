@@ -77,6 +77,15 @@ def recipe_of(target: str | None, overrides: Sequence[str], registry: Registry) 
     return compose(target, overrides, registry=registry)
 
 
+def count_of(number: int, noun: str) -> str:
+    """A number of things.
+
+    >>> count_of(1, "document"), count_of(1234, "document")
+    ('1 document', '1,234 documents')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 @dataclass(frozen=True)
 class ChosenData:
     """A data set: its component's `name`, its `config`, and the `title` that output calls it."""

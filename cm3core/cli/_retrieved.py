@@ -62,10 +62,11 @@ def retrieved_sheet(retrievals: Sequence[Retrieval]) -> PixelArray:
     pictures, words = [], []
     for one in retrievals:
         nothing = most - len(one.retrieved)
-        pictures.append([one.query_pixels, *(document.pixels for document in one.retrieved), *[None] * nothing, one.result_pixels])
+        own = [document.pixels for document in one.retrieved]
+        pictures.append([one.query_pixels, *own, *[None] * nothing, one.result_pixels])
         words.append([_cut(text) for text in (one.query, *map(_label, one.retrieved), *[""] * nothing, one.result)])
     heights = [pixels.shape[0] for row in pictures for pixels in row if pixels is not None]
-    headings = ["query", *(f"retrieved {place + 1}" for place in range(most)), "result"] if most else ["query", "result, nothing retrieved"]
+    headings = ["query", *(f"retrieved {place + 1}" for place in range(most)), "result" if most else "result, nothing retrieved"]
     return grid(pictures, captions=words, column_labels=headings, scale=max(1, TILE // max(heights, default=TILE)))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cm3core.cli import add_overrides
-from cm3core.cli._dataset import chosen_data
+from cm3core.cli._dataset import chosen_data, count_of
 from cm3core.errors import DataError
 from cm3core.files import check_writable
 
@@ -80,7 +80,7 @@ def _validate(data: ChosenData, quiet: bool) -> int:
                 _print_bad(error)
     num_bad_records = len(told) + num_bad
     good = num_documents - num_bad
-    print(f"{data.title}: {_count(good, 'good document')}, {_count(num_bad_records, 'bad record')}"
+    print(f"{data.title}: {count_of(good, 'good document')}, {count_of(num_bad_records, 'bad record')}"
           + (", skipped in training" if num_bad_records else ""))
     return 1 if num_bad_records else 0
 
@@ -101,10 +101,6 @@ def _check_document(source: DocumentSource, index: int) -> None:
             segment.load()
         elif isinstance(segment, Text) and not segment.text.strip():
             raise DataError(f"document {source.id(index)}", "has an empty text", "write one, or remove it")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _show(data: ChosenData, out: Path, num: int) -> int:
@@ -132,7 +128,7 @@ def _show(data: ChosenData, out: Path, num: int) -> int:
               f"  {_letters(documents)}")
     assert chosen is not None
     if chosen.skipped:
-        print(f"skipped {_count(len(chosen.skipped), 'bad record')}; 'cm3 data validate' names them all:")
+        print(f"skipped {count_of(len(chosen.skipped), 'bad record')}; 'cm3 data validate' names them all:")
         for record in chosen.skipped[:NUM_TOLD]:
             print(f"  {record.place}: {record.cause}")
     if len(chosen) == 0:

@@ -67,7 +67,8 @@ def run(args: Namespace) -> int:
     show_choice(result.choice)
     if args.show_retrieved:
         show_retrieved(result.retrieved)
-        write_retrieved(args.out.parent, [Retrieval(result.text, seen(args.picture, model), result.retrieved, "", result.decoded)])
+        query = seen(args.picture, model)
+        write_retrieved(args.out.parent, [Retrieval(result.text, query, result.retrieved, "", result.decoded)])
     for path, pixels in ((args.out, result.pixels), (args.decoded, result.decoded)):
         if path is not None:
             images.save_png(path, pixels, facts)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3core.cli import _memory_recall, add_overrides, registry_of
-from cm3core.cli._dataset import data_source, limit_threads, recipe_of
+from cm3core.cli._dataset import count_of, data_source, limit_threads, recipe_of
 from cm3core.cli._model import DEFAULT_MODEL
 from cm3core.errors import DataError
 
@@ -38,23 +38,24 @@ def configure(parser: ArgumentParser) -> None:
                                   formatter_class=RawDescriptionHelpFormatter)
 
     build = add("build", "embed and encode a data set into a new bank, or go on where that stopped",
-                "Writes every document's text, image codes and vector into a folder. Killed at any moment, the same command goes on.\n"
-                "Of a recipe the split that it trains on is taken, of a path all of it.",
+                "Writes every document's text, image codes and vector into a folder. Killed at any moment, the same command\n"
+                "goes on. Of a recipe the split that it trains on is taken, of a path all of it.",
                 "cm3 memory build my/pictures -o my/bank --model runs/apples")
     _add_data(build)
     build.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="the bank")
     build.add_argument("--embedder", metavar="NAME", help="makes the vectors (default: that of --model, else of the recipe)")
     codes = build.add_mutually_exclusive_group()
     codes.add_argument("--image-tokenizer", metavar="NAME", help="makes the codes (default: that of the recipe)")
-    codes.add_argument("--model", metavar="MODEL", help="take image tokenizer and embedder of this model, which is to retrieve from "
-                       f"the bank (default, where the recipe has none: {DEFAULT_MODEL})")
+    codes.add_argument("--model", metavar="MODEL", help="take image tokenizer and embedder of this model, which is to retrieve "
+                       f"from the bank (default, where the recipe has none: {DEFAULT_MODEL})")
 
     more = add("add", "add the documents of another data set",
-               "Adds documents behind those of a bank, made with its own embedder and image tokenizer. The bank stays as it was until\n"
-               "all are there.", "cm3 memory add my/bank more/pictures --id-prefix more/")
+               "Adds documents behind those of a bank, made with its own embedder and image tokenizer. The bank stays as it\n"
+               "was until all are there.", "cm3 memory add my/bank more/pictures --id-prefix more/")
     more.add_argument("bank", type=Path, metavar="BANK", help="the bank's folder")
     _add_data(more)
-    more.add_argument("--skip-duplicates", action="store_true", help="leave documents out whose ids the bank has (default: an error)")
+    more.add_argument("--skip-duplicates", action="store_true",
+                      help="leave documents out whose ids the bank has (default: an error)")
 
     remove = add("remove", "take documents out", "Takes documents out of a bank; their bytes are gone afterwards.",
                  "cm3 memory remove my/bank cat.png dogs/rex.png")
@@ -64,15 +65,16 @@ def configure(parser: ArgumentParser) -> None:
     remove.add_argument("--damaged", action="store_true", help="take damaged shards out, with all documents in them")
 
     merge = add("merge", "make one bank of several",
-                "Writes the documents of several banks into a new one, in their order. All were built with one embedder and one image\n"
-                "tokenizer.", "cm3 memory merge my/bank your/bank -o our/bank")
+                "Writes the documents of several banks into a new one, in their order. All were built with one embedder and\n"
+                "one image tokenizer.", "cm3 memory merge my/bank your/bank -o our/bank")
     merge.add_argument("banks", nargs="+", type=Path, metavar="BANK", help="two banks or more")
     merge.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="the new bank")
     merge.add_argument("--skip-duplicates", action="store_true", help="of documents of one id keep the first (default: an error)")
     merge.add_argument("--quiet", action="store_true", help="no progress bar")
 
     stat = add("stat", "count what a bank holds, and check it",
-               "Says what a bank holds and what it was made with. Exit code 1 when a shard is damaged.", "cm3 memory stat my/bank --verify")
+               "Says what a bank holds and what it was made with. Exit code 1 when a shard is damaged.",
+               "cm3 memory stat my/bank --verify")
     stat.add_argument("bank", type=Path, metavar="BANK", help="the bank's folder")
     stat.add_argument("--verify", action="store_true", help="read everything: hashes of all files, all vectors, all documents")
     _memory_recall.configure(actions)
@@ -109,8 +111,8 @@ def _build(args: Namespace) -> int:
 
 
 def _tools(recipe: Recipe, registry: Registry, args: Namespace) -> Tools:
-    """Embedder and image tokenizer: those that the command names, else the model's that it names, else the recipe's, else those of
-    the model that commands use by default."""
+    """Embedder and image tokenizer: those that the command names, else those of the model that it names, else the recipe's, else
+    those of the model that commands use by default."""
     from cm3core.build import tools_of
 
     named = {override.partition("=")[0] for override in args.overrides}
@@ -164,14 +166,14 @@ def _tell(folder: Path, report: BuildReport) -> None:
     if report.num_added == 0 and report.num_duplicates == 0:
         print("nothing was to be done: it is this data's bank already")
     elif report.num_added < report.num_documents or report.num_duplicates:
-        there = f", {report.num_duplicates:,} were there already" if report.num_duplicates else ""
-        print(f"{report.num_added:,} of them are new{there}")
+        there = f"; there already: {report.num_duplicates:,}" if report.num_duplicates else ""
+        print(f"new: {report.num_added:,}{there}")
     _tell_skipped(report.skipped)
 
 
 def _tell_skipped(skipped: Sequence[SkippedRecord]) -> None:
     if skipped:
-        print(f"{len(skipped):,} records can't be used and are left out ('cm3 data validate' names all that it can tell):")
+        print(f"{count_of(len(skipped), 'record')} left out that can't be used ('cm3 data validate' tells more):")
         for record in skipped[:NUM_TOLD]:
             print(f"  {record.place}: {record.cause}")
 
@@ -180,10 +182,11 @@ def _contents(bank: MemoryBank) -> str:
     """Counts by what documents have, and the size."""
     both = int((bank.has_text & bank.has_image).sum())
     texts, pictures = int(bank.has_text.sum()) - both, int(bank.has_image.sum()) - both
-    parts = [f"{number:,} {what}" for number, what in ((both, "of text and picture"), (texts, "of text"), (pictures, "of a picture"))
-             if number]
+    counts = {"of text and picture": both, "of text": texts, "of a picture": pictures}
+    parts = [f"{number:,} {what}" for what, number in counts.items() if number]
     size = sum(shard.num_bytes for shard in bank.manifest.shards)
-    return f"{len(bank):,} documents ({', '.join(parts)}), {size / 1e6:,.1f} MB in {len(bank.shards):,} shards"
+    shards = count_of(len(bank.shards), "shard")
+    return f"{count_of(len(bank), 'document')} ({', '.join(parts)}), {size / 1e6:,.1f} MB in {shards}"
 
 
 def _remove(args: Namespace) -> int:
@@ -194,13 +197,13 @@ def _remove(args: Namespace) -> int:
         raise DataError("cm3 memory remove", "no document is named", "give ids, --from FILE, or --damaged")
     report = remove_documents(args.bank, names, damaged=args.damaged)
     if report.num_damaged_shards:
-        print(f"{report.num_damaged_shards:,} damaged shards are removed")
+        print(f"removed: {count_of(report.num_damaged_shards, 'damaged shard')}")
     elif args.damaged:
         print("no shard is damaged")
     if report.missing:
         shown = ", ".join(map(repr, report.missing[:NUM_TOLD])) + (", ..." if len(report.missing) > NUM_TOLD else "")
-        print(f"{len(report.missing):,} ids were not there: {shown}")
-    print(f"{report.num_removed:,} documents are removed\n{args.bank}: {_contents(MemoryBank.open(args.bank))}")
+        print(f"not there: {shown}")
+    print(f"removed: {count_of(report.num_removed, 'document')}\n{args.bank}: {_contents(MemoryBank.open(args.bank))}")
     return 0
 
 
@@ -228,7 +231,8 @@ def _stat(args: Namespace) -> int:
     tokenizer = stored.image_tokenizer
     rows: dict[str, Any] = {
         "documents": _contents(bank),
-        "embedder": f"{stored.embedder.name}, {stored.dimension:,} numbers a vector, fingerprint {stored.embedder.fingerprint[:12]}",
+        "embedder": f"{stored.embedder.name}, {stored.dimension:,} numbers a vector, "
+                    f"fingerprint {stored.embedder.fingerprint[:12]}",
         "image tokenizer": f"{tokenizer.name}, {tokenizer.grid[0]} x {tokenizer.grid[1]} codes of {tokenizer.codebook_size:,}, "
                            f"fingerprint {tokenizer.fingerprint[:12]}",
         "fingerprint": bank.fingerprint[:24],
@@ -238,7 +242,7 @@ def _stat(args: Namespace) -> int:
     for error in wrong:
         print(f"damaged          {error}")
     if wrong:
-        print(f"{len(wrong):,} of {len(stored.shards):,} shards are damaged")
+        print(f"damaged: {len(wrong):,} of {count_of(len(stored.shards), 'shard')}")
     elif args.verify:
         print("verified         every file is what was written, every vector has length 1, every document can be read")
     return 1 if wrong else 0

@@ -43,8 +43,8 @@ class SkippedRecord:
 
 
 class DocumentSource(ABC):
-    """A finite list of documents, read at random. They hold `Text` and `Image` segments (pixels by reference); a memory bank's hold
-    `Text` and `Codes`."""
+    """A finite list of documents, read at random. They hold `Text` and `Image` segments (pixels by reference); those of a memory
+    bank hold `Text` and `Codes`."""
 
     @abstractmethod
     def __len__(self) -> int:

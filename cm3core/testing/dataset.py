@@ -36,7 +36,7 @@ class DocumentSourceContract(Contract[DocumentSource]):
         assert self.make().fingerprint == self.subject.fingerprint
 
     def law_documents_are_texts_and_pictures(self, data: st.DataObject) -> None:
-        """A document has a segment at least; its texts have letters and are valid Unicode, its pictures have keys, or are whole codes."""
+        """A document has a segment at least; texts have letters and are valid Unicode, pictures have keys or are whole codes."""
         document = self.subject.document(self._draw_index(data), _draw_rng(data))
         assert isinstance(document, tuple)
         assert document

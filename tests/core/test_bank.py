@@ -148,8 +148,8 @@ def test_building_again_does_nothing_and_other_data_is_refused(tmp_path):
     assert files(tmp_path / "bank") == before
     with pytest.raises(DataError) as error:
         build_bank(source(11), tmp_path / "bank", tools(), shard_size=4, progress=False)
-    assert str(error.value) == (f"{tmp_path / 'bank'}: holds a memory bank of 10 documents, built of other data or otherwise, or changed "
-                                "since\n  next: name a new folder, or add to this one: cm3 memory add")
+    assert str(error.value) == (f"{tmp_path / 'bank'}: holds a memory bank of 10 documents, built of other data or "
+                                "otherwise, or changed since\n  next: name a new folder, or add to this one: cm3 memory add")
     assert MemoryBank.open(tmp_path / "bank").fingerprint == first.fingerprint
 
 
@@ -177,8 +177,8 @@ def test_what_cannot_be_used_is_left_out_and_told(tmp_path):
 def test_nothing_usable_is_an_error_and_leaves_no_bank(tmp_path):
     with pytest.raises(DataError) as error:
         build_bank(ListSource([(Text(" "),)]), tmp_path / "bank", tools(), progress=False)
-    assert str(error.value) == ("the data set: has no document that can be used (1 are skipped; the first is document d0: has neither "
-                                "text nor a picture)\n  next: run 'cm3 data validate' to see why")
+    assert str(error.value) == ("the data set: has no document that can be used (1 are skipped; the first is document d0: has "
+                                "neither text nor a picture)\n  next: run 'cm3 data validate' to see why")
     assert not (tmp_path / "bank" / MANIFEST).exists()
     assert built(tmp_path / "bank").verify() == []
 
@@ -243,14 +243,15 @@ def test_other_data_begins_anew(tmp_path, capsys):
     with pytest.raises(KeyboardInterrupt):
         build_bank(source(9), tmp_path / "bank", replace(tools(), embedder=Stops()), shard_size=4, progress=False)
     built(tmp_path / "bank")
-    assert "note: the data or the settings are others than when building was cut off; it begins anew" in capsys.readouterr().err
+    assert "note: data or settings are others than when building was cut off; it begins anew" in capsys.readouterr().err
 
 
 def test_two_at_once_are_refused(tmp_path):
     built(tmp_path / "bank")
     with writing(tmp_path / "bank"), pytest.raises(DataError) as error:
         remove_documents(tmp_path / "bank", ["d0"])
-    assert str(error.value) == (f"{tmp_path / 'bank'}: another process is changing this memory bank\n  next: wait until it is done")
+    assert str(error.value) == (f"{tmp_path / 'bank'}: another process is changing this memory bank\n"
+                                "  next: wait until it is done")
 
 
 # ---- add, remove, merge
@@ -302,8 +303,8 @@ def test_merging_is_building_of_both(tmp_path):
         merge_banks([one.folder, merged.folder], tmp_path / "more", progress=False)
     assert str(error.value) == (
         f"{one.folder}: and the banks behind it share 6 ids ('d0', 'd1', 'd2', ...)\n"
-        "  next: leave the later documents of these ids out (--skip-duplicates), remove the earlier ones (cm3 memory remove), or give "
-        "the new ones other ids (cm3 memory add --id-prefix)")
+        "  next: leave the later documents of these ids out (--skip-duplicates), remove the earlier ones (cm3 memory remove), or "
+        "give the new ones other ids (cm3 memory add --id-prefix)")
     again = merge_banks([two.folder, merged.folder], tmp_path / "more", skip_duplicates=True, progress=False)
     assert contents(again) == contents(two) + contents(one)
 
@@ -328,8 +329,9 @@ def test_other_tools_are_refused_with_the_reason(tmp_path):
     bank = built(tmp_path / "bank")
     with pytest.raises(DataError) as error:
         bank.check_embedder(HashEmbedder(4))
-    assert str(error.value) == (f"{bank.folder}: was built with another embedder ('hash', fingerprint hash-8; the one here has hash-4)\n"
-                                "  next: use the embedder that it was built with, or build a bank with this one: cm3 memory build")
+    assert str(error.value) == (
+        f"{bank.folder}: was built with another embedder ('hash', fingerprint hash-8; the one here has hash-4)\n"
+        "  next: use the embedder that it was built with, or build a bank with this one: cm3 memory build")
     with pytest.raises(DataError) as error:
         bank.check_tokenizer(Other())
     assert str(error.value) == (
@@ -342,25 +344,29 @@ def test_other_tools_are_refused_with_the_reason(tmp_path):
     with pytest.raises(DataError) as error:
         merge_banks([bank.folder, tmp_path / "other"], tmp_path / "both", progress=False)
     assert str(error.value) == (
-        f"{tmp_path / 'other'}: was built with another embedder ('hash', fingerprint hash-4) than {bank.folder} ('hash', hash-8)\n"
+        f"{tmp_path / 'other'}: was built with another embedder ('hash', fingerprint hash-4) than {bank.folder} "
+        "('hash', hash-8)\n"
         "  next: build one of them anew with the other's: cm3 memory build")
     assert not (tmp_path / "both").exists()
 
 
 @pytest.mark.parametrize(("call", "message"), [
-    (lambda place: MemoryBank.open(place / "none"), "{place}/none: does not exist\n  next: name a folder that 'cm3 memory build' wrote"),
+    (lambda place: MemoryBank.open(place / "none"), "{place}/none: does not exist\n"
+                                                    "  next: name a folder that 'cm3 memory build' wrote"),
     (lambda place: MemoryBank.open(place), "{place}: is no memory bank: it holds no manifest.json\n"
                                            "  next: name a folder that 'cm3 memory build' wrote"),
     (lambda place: MemoryBank.open(place / "bank" / MANIFEST), "{place}/bank/manifest.json: is a file\n"
                                                                "  next: name a folder that 'cm3 memory build' wrote"),
-    (lambda place: build_bank(source(3), place, tools(), progress=False), "{place}: holds 'bank' and is no memory bank\n  next: name a new folder"),
+    (lambda place: build_bank(source(3), place, tools(), progress=False),
+     "{place}: holds 'bank' and is no memory bank\n  next: name a new folder"),
     (lambda place: build_bank(source(3), place / "new", tools(), shard_size=0), "shard_size: is 0\n  next: use 1 or more"),
     (lambda place: remove_documents(place / "bank", ["a", "b", "c", "e"]),
      "{place}/bank: has no document of these ids ('a', 'b', 'c', ...)\n  next: give ids as they were added, prefix included"),
     (lambda place: remove_documents(place / "bank", [f"d{i}" for i in range(10)]),
      "{place}/bank: would have no document left\n  next: delete the folder instead"),
     (lambda place: merge_banks([place / "bank"], place / "new"), "cm3 memory merge: was given 1 banks\n  next: name two or more"),
-    (lambda place: merge_banks([place / "bank"] * 2, place / "bank"), "{place}/bank: is there already\n  next: name a new folder"),
+    (lambda place: merge_banks([place / "bank"] * 2, place / "bank"),
+     "{place}/bank: is there already\n  next: name a new folder"),
     (lambda place: MemoryBank.open(place / "bank").document(10), "document 10: the data set has 10\n  next: use 0..9"),
 ])
 def test_bad_input_is_named(tmp_path, call, message):
@@ -379,7 +385,8 @@ def edited(folder: Path, **changes) -> None:
 
 @pytest.mark.parametrize(("damage", "message"), [
     (lambda folder: edited(folder, format=2), "manifest.json: has format 2, this version reads 1\n  next: use a newer cm3leon"),
-    (lambda folder: edited(folder, shards=[]), "bank: is a memory bank without documents\n  next: build it anew: cm3 memory build"),
+    (lambda folder: edited(folder, shards=[]),
+     "bank: is a memory bank without documents\n  next: build it anew: cm3 memory build"),
     (lambda folder: edited(folder, dimension="8"), f"manifest.json: is damaged (dimension is '8')\n  next: {AGAIN}"),
     (lambda folder: edited(folder, shards=[{}]), f"manifest.json: is damaged ('files')\n  next: {AGAIN}"),
     (lambda folder: (folder / MANIFEST).write_text("[]"), f"manifest.json: is no manifest of a memory bank\n  next: {AGAIN}"),
@@ -413,7 +420,8 @@ NAN = np.array([np.nan], np.float32).tobytes()
     (lambda shard: changed(shard / "vectors.npy", 0, b"x"), r"vectors\.npy: is no array \("),
     (lambda shard: changed(shard / "vectors.npy", (shard / "vectors.npy").read_bytes().index(b"(4, 8)"), b"(8, 4)"),
      r"vectors\.npy: is float32 \[8, 4\], not float32 \[4, 8\]\n"),
-    (lambda shard: changed(shard / "vectors.npy", 128 + 32, NAN), r"vectors\.npy: the vector of document 1 has length nan, not 1\n"),
+    (lambda shard: changed(shard / "vectors.npy", 128 + 32, NAN),
+     r"vectors\.npy: the vector of document 1 has length nan, not 1\n"),
 ])
 def test_a_damaged_shard_is_named_and_the_others_can_be_used(tmp_path, damage, message):
     bank = built(tmp_path / "bank")

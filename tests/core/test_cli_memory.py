@@ -32,7 +32,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Pictures.fromarray(pixels).save(folder / f"{words.split()[0]}.png")
         (folder / f"{words.split()[0]}.txt").write_text(words)
     (folder / "broken.png").write_bytes((folder / "broken.png").read_bytes()[:100])
-    (tmp_path / "texts.jsonl").write_text('{"id": "a", "text": "a yellow sun"}\n{"id": "b", "text": "the moon"}\n')
+    (tmp_path / "texts.jsonl").write_text('{"id": "a", "segments": [{"text": "a yellow sun"}]}\n'
+                                          '{"id": "b", "segments": [{"text": "the moon"}]}\n')
     return tmp_path
 
 
@@ -47,18 +48,21 @@ def printed(capsys: pytest.CaptureFixture[str]) -> str:
 def test_a_bank_of_own_pictures_is_built_changed_and_checked(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cm3("memory", "build", "pictures", "-o", "bank", "--quiet") == 0
     out = printed(capsys)
-    assert out.startswith("embedder and image tokenizer of the model bundled:emoji64\nbank: 4 documents (4 of text and picture), ")
-    assert "1 records can't be used and are left out" in out
+    assert out.startswith("embedder and image tokenizer of the model bundled:emoji64\n"
+                          "bank: 4 documents (4 of text and picture), ")
+    assert "1 record left out that can't be used" in out
     assert "  pictures/broken.png: is truncated: the last chunk of a PNG (IEND) is missing\n" in out
     assert out.endswith('retrieve from it: cm3 generate "..." --bank bank --show-retrieved\n')
     assert cm3("memory", "build", "pictures", "-o", "bank", "--quiet") == 0
     assert "nothing was to be done: it is this data's bank already\n" in printed(capsys)
 
     assert cm3("memory", "add", "bank", "texts.jsonl", "--id-prefix", "t/", "--quiet") == 0
-    assert re.search(r"bank: 6 documents \(4 of text and picture, 2 of text\), .* in 2 shards\n2 of them are new\n", printed(capsys))
+    assert re.search(r"bank: 6 documents \(4 of text and picture, 2 of text\), .* in 2 shards\nnew: 2\n",
+                     printed(capsys))
     (place / "ids.txt").write_text("t/b\nred.png\n\nnobody\n")
     assert cm3("memory", "remove", "bank", "t/a", "--from", "ids.txt") == 0
-    assert "1 ids were not there: 'nobody'\n3 documents are removed\nbank: 3 documents (3 of text and picture), " in printed(capsys)
+    assert ("not there: 'nobody'\nremoved: 3 documents\n"
+            "bank: 3 documents (3 of text and picture), ") in printed(capsys)
     assert cm3("memory", "build", "texts.jsonl", "-o", "texts", "--quiet") == 0
     assert cm3("memory", "merge", "texts", "bank", "-o", "both", "--quiet") == 0
     capsys.readouterr()
@@ -70,14 +74,16 @@ def test_a_bank_of_own_pictures_is_built_changed_and_checked(place: Path, capsys
         r"image tokenizer  vqgan, 16 x 16 codes of 1,024, fingerprint .{12}\n"
         r"fingerprint      [0-9a-f]{24}\n"
         r"verified         every file is what was written, every vector has length 1, every document can be read\n", out)
-    vectors = next((place / "both" / "shards").rglob("codes.npy"))
-    vectors.write_bytes(vectors.read_bytes()[:-1])
+    codes = MemoryBank.open("both").shards[1].folder / "codes.npy"
+    codes.write_bytes(codes.read_bytes()[:-1])
     assert cm3("memory", "stat", "both") == 1
-    assert re.search(r"damaged          both/shards/.*: has \d+ bytes, not \d+\n  next: .*\n1 of 2 shards are damaged\n", printed(capsys))
+    assert re.search(r"damaged          both/shards/.*: has \d+ bytes, not \d+\n  next: .*\ndamaged: 1 of 2 shards\n",
+                     printed(capsys))
     assert cm3("memory", "remove", "both", "--damaged") == 0
-    assert printed(capsys).startswith("1 damaged shards are removed\n0 documents are removed\nboth: 2 documents")
+    assert printed(capsys).startswith("removed: 1 damaged shard\nremoved: 0 documents\nboth: 2 documents (2 of text), ")
     assert cm3("memory", "remove", "both") == 2
-    assert capsys.readouterr().err == ("error: cm3 memory remove: no document is named\n  next: give ids, --from FILE, or --damaged\n")
+    assert capsys.readouterr().err == ("error: cm3 memory remove: no document is named\n"
+                                       "  next: give ids, --from FILE, or --damaged\n")
 
 
 def test_a_recipe_gives_its_own_parts_and_its_training_split(capsys: pytest.CaptureFixture[str]) -> None:
