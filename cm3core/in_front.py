@@ -141,7 +141,8 @@ class InFront:
         """Pixels of a picture of the memory; those of a bank are decoded from their codes."""
         tokenizer = self.components.image_tokenizer
         if isinstance(picture, Codes):
-            return tokenizer.decode(picture.codes[None])[0]
+            decoded: PixelArray = tokenizer.decode(picture.codes[None])[0]
+            return decoded
         return None if picture is None else images.fit(picture.load(), tokenizer.image_size)
 
     def _number(self, asked: int | None, has_context: bool) -> int:

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from cm3core.bank.manifest import CODES, DOCUMENTS, FILES, TABLE, VECTORS, ImageTokenizerMaker, Manifest, ShardInfo, StoredFile
 from cm3core.bank.vector_rows import FloatArray
-from cm3core.document import Codes, Document, Text
+from cm3core.document import Codes, Document, IntArray, Text
 from cm3core.errors import DataError, FileError
 from cm3core.files import make_folder, sha256_file, sync_directory
 
@@ -65,7 +65,8 @@ def write_shard(bank: Path, documents: Iterable[BankDocument], manifest: Manifes
     Raises:
         FileError: the disk is full.
     """
-    lines, rows, codes, vectors, offset = [], [], [], [], 0
+    lines, rows, vectors, offset = [], [], [], 0
+    codes: list[IntArray] = []
     for one in documents:
         segments: list[str | int] = []
         for segment in one.document:

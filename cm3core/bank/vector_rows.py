@@ -87,4 +87,5 @@ class VectorRows:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index}: there are {len(self)}")
         part = bisect_right(self._starts, index) - 1
-        return self.parts[part][index - self._starts[part]]
+        row: FloatArray = self.parts[part][index - self._starts[part]]
+        return row
