@@ -139,7 +139,7 @@ def _check_same_tools(banks: Sequence[MemoryBank]) -> None:
                                    ("image tokenizer", first.image_tokenizer, bank.manifest.image_tokenizer)):
             if ours.fingerprint != theirs.fingerprint:
                 raise DataError(str(bank.folder), f"was built with another {kind} ({theirs.name!r}, fingerprint "
-                                f"{theirs.fingerprint[:12]}) than {banks[0].folder} ({ours.name!r}, {ours.fingerprint[:12]})",
+                                f"{theirs.fingerprint[-12:]}) than {banks[0].folder} ({ours.name!r}, {ours.fingerprint[-12:]})",
                                 "build one of them anew with the other's: cm3 memory build")
 
 

@@ -154,7 +154,7 @@ class MemoryBank(DocumentSource):
     def _made_with(self, kind: str, maker: Maker, here: str) -> DataError:
         name = kind.replace("_", " ")
         return DataError(str(self.folder), f"was built with another {name} ({maker.name!r}, fingerprint "
-                         f"{maker.fingerprint[:12]}; the one here has {here[:12]})",
+                         f"{maker.fingerprint[-12:]}; the one here has {here[-12:]})",
                          f"use the {name} that it was built with, or build a bank with this one: cm3 memory build")
 
     def verify(self) -> list[DataError]:

@@ -232,9 +232,9 @@ def _stat(args: Namespace) -> int:
     rows: dict[str, Any] = {
         "documents": _contents(bank),
         "embedder": f"{stored.embedder.name}, {stored.dimension:,} numbers a vector, "
-                    f"fingerprint {stored.embedder.fingerprint[:12]}",
+                    f"fingerprint {stored.embedder.fingerprint[-12:]}",
         "image tokenizer": f"{tokenizer.name}, {tokenizer.grid[0]} x {tokenizer.grid[1]} codes of {tokenizer.codebook_size:,}, "
-                           f"fingerprint {tokenizer.fingerprint[:12]}",
+                           f"fingerprint {tokenizer.fingerprint[-12:]}",
         "fingerprint": bank.fingerprint[:24],
     }
     print("\n".join(f"{name:<16} {value}" for name, value in rows.items()))
