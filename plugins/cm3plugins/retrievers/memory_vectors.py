@@ -18,7 +18,8 @@ from cm3core.files import atomic_path, cache_directory
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder, VectorArray
 
-_CHUNK = 256
+#: Documents embedded at once: their pictures, of any size, are in memory together.
+AT_ONCE = 32
 
 
 def memory_vectors(memory: DocumentSource, embedder: Embedder, *, cache: bool = True) -> VectorArray:
@@ -37,9 +38,9 @@ def memory_vectors(memory: DocumentSource, embedder: Embedder, *, cache: bool = 
             return np.asarray(cached)
     vectors_ME = np.zeros((len(memory), embedder.dimension), np.float32)
     bad: list[DataError] = []
-    with tqdm(total=len(memory), desc="embedding the memory", unit="document", disable=len(memory) <= _CHUNK) as bar:
-        for start in range(0, len(memory), _CHUNK):
-            chunk = [memory.document(index) for index in range(start, min(start + _CHUNK, len(memory)))]
+    with tqdm(total=len(memory), desc="embedding the memory", unit="document", disable=len(memory) <= 256) as bar:
+        for start in range(0, len(memory), AT_ONCE):
+            chunk = [memory.document(index) for index in range(start, min(start + AT_ONCE, len(memory)))]
             vectors_ME[start:start + len(chunk)] = _embedded(chunk, embedder, bad)
             bar.update(len(chunk))
     if bad:

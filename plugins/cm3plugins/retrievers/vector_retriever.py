@@ -21,6 +21,7 @@ from cm3core.errors import RecipeError, close_match
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder
 from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
+from cm3plugins.retrievers.memory_vectors import AT_ONCE, memory_vectors
 from cm3plugins.retrievers.strategy import QUERY_PARTS, Ranking, interleaved, preferred_first, query_parts, ranked, take
 
 if TYPE_CHECKING:
@@ -92,7 +93,6 @@ class VectorRetrieverConfig(RetrieverConfig):
             DataError: the bank's vectors are another embedder's.
         """
         from cm3core.bank import MemoryBank, VectorRows
-        from cm3plugins.retrievers.memory_vectors import memory_vectors
 
         if embedder is None:
             raise RecipeError("retriever", "searches by vectors, which needs an embedder, and the recipe has none",
@@ -155,7 +155,9 @@ class VectorRetriever(Retriever):
     def _retrieve(self, queries: Sequence[Document], num_retrieved: int,
                   exclude: Sequence[Collection[str]]) -> list[list[Retrieved]]:
         parts = [query_parts(query, self._config.query) for query in queries]
-        vectors_QE = self._embedder.embed_documents([document for own in parts for _, document in own])
+        asked = [document for own in parts for _, document in own]
+        vectors_QE = np.concatenate([self._embedder.embed_documents(asked[start:start + AT_ONCE])
+                                     for start in range(0, len(asked), AT_ONCE)])
         first = np.cumsum([0, *map(len, parts)]).tolist()  # of each query's searches
         results: list[list[Retrieved]] = [[] for _ in queries]
         pending = list(range(len(queries)))

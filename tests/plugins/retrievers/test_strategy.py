@@ -134,6 +134,8 @@ def test_take_skips_what_is_like_something_taken_or_not_allowed():
     assert taken(3, limit=0.7) == [0, 2]
     assert taken(3, banned=(0,), limit=0.7) == [1, 2], "what was skipped because of 0 has its place"
     assert taken(0) == []
+    first_is_like_last = np.float32([[1, 0], [0, 1], [0.8, 0.6]])
+    assert len(take(ranking([0, 1, 2]).candidates, 3, lambda index: True, first_is_like_last.__getitem__, 0.7)) == 2
 
 
 # ---- all together
