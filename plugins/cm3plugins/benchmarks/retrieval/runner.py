@@ -8,6 +8,7 @@ Legend: Q queries, W results a query, E numbers of a vector.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -31,8 +32,9 @@ from cm3plugins.benchmarks.retrieval.synthetic import MODALITIES, TableEmbedder,
 from cm3plugins.retrievers.dense import DenseRetrieverConfig
 from cm3plugins.retrievers.index.approximate import MOST_TRIED, ApproximateIndex
 from cm3plugins.retrievers.index.base import RowArray, VectorIndex
+from cm3plugins.retrievers.index.faiss_engines import FaissEngine
 from cm3plugins.retrievers.index.flat import FlatIndex
-from cm3plugins.retrievers.index.threads import faiss_module, num_threads
+from cm3plugins.retrievers.index.threads import num_threads
 from cm3plugins.retrievers.vector_retriever import VectorRetriever
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ Row = dict[str, Any]
 #: Results that recall is counted in: the paper puts up to 3 documents in front of a query.
 NEAREST = 4
 #: Queries of a batch, and how often batches of each side are run in turn.
-BATCH, TURNS = 256, 3
+BATCHES, TURNS = (32, 256), 3
 #: Queries of each modality at each point of a curve, and those that an exact index, which can be slow, is asked one at a time.
 CURVE_QUERIES, NUM_EXACT = 100, 40
 #: Prints seconds and the process's own memory in bytes that opening a bank takes. File pages are the system's to give back.
@@ -115,6 +117,8 @@ def run_bank(folder: Path, extent: Extent, indexes: Sequence[str], done: Callabl
         indexes: types, of "flat", "ivf", "pq", "hnsw".
         done: called with each row.
     """
+    import faiss
+
     towers = Towers(extent.num, extent.dimension)
     with Watched() as watched:
         write_bank(folder, towers)
@@ -128,8 +132,12 @@ def run_bank(folder: Path, extent: Extent, indexes: Sequence[str], done: Callabl
     bank = MemoryBank.open(folder)
     vectors_QE = towers.queries(extent.num_queries)
     embedder, documents = TableEmbedder(vectors_QE), query_documents(extent.num_queries)
-    exact_QW = np.concatenate([FlatIndex(bank.vectors).search(vectors_QE[first:first + BATCH], NEAREST)[1] for first in
-                               tqdm(range(0, len(vectors_QE), BATCH), desc="exact search", disable=None)])
+    exact_QW = np.concatenate([FlatIndex(bank.vectors).search(vectors_QE[first:first + BATCHES[-1]], NEAREST)[1] for first in
+                               tqdm(range(0, len(vectors_QE), BATCHES[-1]), desc="exact search", disable=None)])
+    mixed = [one for pair in zip(*documents.values(), strict=True) for one in pair]
+    bare = faiss.IndexFlatIP(extent.dimension)
+    for _, block_nE in bank.vectors.blocks(65536):
+        bare.add(block_nE)
     for name in indexes:
         config = DenseRetrieverConfig(index=name)
         with Watched() as watched:
@@ -143,7 +151,7 @@ def run_bank(folder: Path, extent: Extent, indexes: Sequence[str], done: Callabl
         row["curve"] = [] if index.exact else curve(index, vectors_QE, exact_QW)
         halves = zip(MODALITIES, np.split(vectors_QE, len(MODALITIES)), np.split(exact_QW, len(MODALITIES)), strict=True)
         row["queries"] = {modality: _asked(index, retriever, documents[modality], *own) for modality, *own in halves}
-        row["batch"] = batch(retriever, embedder, [one for some in documents.values() for one in some][:BATCH])
+        row["batches"] = [batch(retriever, embedder, bare, mixed[:size]) for size in BATCHES if size <= len(mixed)]
         done(row)
 
 
@@ -199,25 +207,35 @@ def curve(index: VectorIndex, vectors_QE: VectorArray, exact_QW: RowArray) -> li
 
 def _first_rows(index: VectorIndex, queries_QE: VectorArray, at: int) -> RowArray:
     """The nearest rows [W] of one query."""
-    return index.search(queries_QE[at:at + 1], NEAREST)[1][0]
+    rows_W: RowArray = index.search(queries_QE[at:at + 1], NEAREST)[1][0]
+    return rows_W
 
 
-def batch(retriever: VectorRetriever, embedder: TableEmbedder, documents: Sequence[Document]) -> Row:
+def batch(retriever: VectorRetriever, embedder: TableEmbedder, bare: Any, documents: Sequence[Document]) -> Row:
     """A batch of queries: our whole path less the embedding, our index alone, and faiss called directly; milliseconds a query,
-    the best of `TURNS` in turn. faiss is called on the same vectors (flat: a copy in its own index), or on the same index without
-    exact ranking."""
-    vectors_QE = embedder.embed_documents(documents)
-    faiss, index = faiss_module(), retriever.index
+    the best of `TURNS` in turn. faiss does the same work by classes of its own: for flat its flat index, for the others the
+    same index under its exact ranking of as many candidates.
+
+    Args:
+        retriever: ours.
+        embedder: of the queries.
+        bare: faiss's flat index of all vectors, a copy of them.
+        documents: the queries.
+    """
+    faiss: Any = importlib.import_module("faiss")  # its type stubs know less than it has
+    vectors_QE, index = embedder.embed_documents(documents), retriever.index
+    calls: dict[str, Callable[[], Any]] = {"index": lambda: index.search(vectors_QE, NEAREST),
+                                           "retriever": lambda: retriever.retrieve(documents, NEAREST),
+                                           "embedding": lambda: embedder.embed_documents(documents)}
+    faiss.omp_set_num_threads(num_threads())
     if isinstance(index, ApproximateIndex):
-        engine, native, setting = index.engine, index.native, index.setting
-        calls: dict[str, Callable[[], Any]] = {"faiss": lambda: engine.candidates(native, setting, vectors_QE, NEAREST)}
+        assert isinstance(index.engine, FaissEngine)
+        refined = faiss.IndexRefine(index.native, bare)
+        parameters = faiss.IndexRefineSearchParameters(k_factor=index.num_candidates / NEAREST,
+                                                       base_index_params=index.engine.parameters(index.setting))
+        calls["faiss"] = lambda: refined.search(vectors_QE, NEAREST, params=parameters)
     else:
-        bare = faiss.IndexFlatIP(vectors_QE.shape[1])
-        for _, block in index.vectors.blocks(65536):
-            bare.add(block)
-        calls = {"faiss": lambda: bare.search(vectors_QE, NEAREST)}
-    calls |= {"index": lambda: index.search(vectors_QE, NEAREST), "retriever": lambda: retriever.retrieve(documents, NEAREST),
-              "embedding": lambda: embedder.embed_documents(documents)}
+        calls["faiss"] = lambda: bare.search(vectors_QE, NEAREST)
     for call in calls.values():
         call()
     best = dict.fromkeys(calls, float("inf"))

@@ -58,7 +58,8 @@ class Towers:
         """Latent points float32 [n, L] of documents: of their concept, which their number decides, and chance."""
         places = (numbers_n * 0.6180339887498949) % 1
         concepts = np.searchsorted(self._ends, places).clip(0, len(self._concepts) - 1)
-        return self._concepts[concepts] + SPREAD * rng.standard_normal((len(concepts), LATENT), np.float32)
+        points_nL: VectorArray = self._concepts[concepts] + SPREAD * rng.standard_normal((len(concepts), LATENT), np.float32)
+        return points_nL
 
     def see(self, tower: int, latent_nL: VectorArray, rng: np.random.Generator) -> VectorArray:
         """Unit vectors float32 [n, E] of one tower."""

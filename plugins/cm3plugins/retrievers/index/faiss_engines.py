@@ -23,7 +23,7 @@ from tqdm import tqdm
 from cm3core.errors import RecipeError
 from cm3plugins.retrievers.index.approximate import BLOCK_BYTES, Engine, check_finite
 from cm3plugins.retrievers.index.base import FloatArray, RowArray
-from cm3plugins.retrievers.index.threads import faiss_module
+from cm3plugins.retrievers.index.threads import faiss_calls
 
 SAMPLE_BYTES = 256 << 20
 #: Rows to learn from for each k-means list, where there are so many; more hardly change the lists.
@@ -58,8 +58,8 @@ class FaissEngine(Engine):
         sample_SE = self.vectors.take(sample_S)
         check_finite(sample_SE, sample_S)
         native = self.empty()
-        quiet = None if progress else True
-        with tqdm(total=num_rows, desc=f"index {self.name}: learning", unit="document", disable=quiet) as bar:
+        bar = tqdm(total=num_rows, desc=f"index {self.name}: learning", unit="document", disable=None if progress else True)
+        with bar, faiss_calls(dimension):
             native.train(sample_SE)
             del sample_SE
             bar.set_description(f"index {self.name}")
@@ -71,17 +71,17 @@ class FaissEngine(Engine):
 
     def candidates(self, native: Any, setting: int, queries_QE: FloatArray, number: int) -> RowArray:
         """By faiss's scores of its shortened vectors."""
-        faiss_module()  # sets the threads
-        rows_QC: RowArray = native.search(queries_QE, number, params=self.parameters(setting))[1]
+        with faiss_calls(self.vectors.dimension):
+            rows_QC: RowArray = native.search(queries_QE, number, params=self.parameters(setting))[1]
         return rows_QC
 
     def write(self, native: Any, path: Path) -> None:
         """To a file of faiss's format."""
-        faiss_module().write_index(native, str(path))
+        _faiss().write_index(native, str(path))
 
     def read(self, path: Path) -> Any:
         """Memory-mapped."""
-        faiss = faiss_module()
+        faiss = _faiss()
         native = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         if type(native).__name__ != self.native_class or (native.ntotal, native.d) != self.vectors.shape:
             raise ValueError(f"holds a {type(native).__name__} of {native.ntotal} rows")
@@ -115,7 +115,7 @@ class IVFEngine(FaissEngine):
 
     def empty(self) -> Any:
         """Learns from what it is given, all of it."""
-        faiss = faiss_module()
+        faiss = _faiss()
         native = faiss.index_factory(self.vectors.dimension, f"IVF{num_lists(len(self.vectors))},{self._codec}",
                                      faiss.METRIC_INNER_PRODUCT)
         native.cp.min_points_per_centroid = 1  # faiss warns below 39; the size of the sample is chosen
@@ -128,7 +128,7 @@ class IVFEngine(FaissEngine):
 
     def parameters(self, setting: int) -> Any:
         """Lists to look into."""
-        return faiss_module().SearchParametersIVF(nprobe=setting)
+        return _faiss().SearchParametersIVF(nprobe=setting)
 
 
 class PQEngine(IVFEngine):
@@ -183,17 +183,24 @@ class HNSWEngine(FaissEngine):
 
     def empty(self) -> Any:
         """A graph without nodes."""
-        faiss = faiss_module()
+        faiss = _faiss()
         native = faiss.IndexHNSWSQ(self.vectors.dimension, faiss.ScalarQuantizer.QT_8bit, LINKS, faiss.METRIC_INNER_PRODUCT)
         native.hnsw.efConstruction = CONSTRUCTION
         return native
 
     def parameters(self, setting: int) -> Any:
         """Nodes to keep open."""
-        return faiss_module().SearchParametersHNSW(efSearch=setting)
+        return _faiss().SearchParametersHNSW(efSearch=setting)
 
 
 ENGINES: dict[str, type[FaissEngine]] = {engine.name: engine for engine in (IVFEngine, HNSWEngine, PQEngine)}
+
+
+def _faiss() -> Any:
+    """faiss, whose type stubs know less than it has."""
+    import faiss
+
+    return faiss
 
 
 def num_lists(num_rows: int) -> int:

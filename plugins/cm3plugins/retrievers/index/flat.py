@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from cm3plugins.retrievers.index.base import NO_ROW, FloatArray, RowArray, VectorIndex, best
-from cm3plugins.retrievers.index.threads import faiss_module
+from cm3plugins.retrievers.index.threads import faiss_calls
 
 
 class FlatIndex(VectorIndex):
@@ -25,11 +25,11 @@ class FlatIndex(VectorIndex):
         return "flat, exact"
 
     def _search(self, queries_QE: FloatArray, width: int) -> tuple[FloatArray, RowArray]:
-        faiss = faiss_module()
         scores, rows, start = [], [], 0
         for part_mE in self.vectors.parts:
             if len(part_mE):
-                of_part = faiss.knn(queries_QE, part_mE, min(width, len(part_mE)), faiss.METRIC_INNER_PRODUCT)
+                with faiss_calls(self.vectors.dimension) as faiss:
+                    of_part = faiss.knn(queries_QE, part_mE, min(width, len(part_mE)), faiss.METRIC_INNER_PRODUCT)
                 scores.append(of_part[0])
                 # A row with NaN is never found, and leaves a place empty.
                 rows.append(np.where(of_part[1] == NO_ROW, NO_ROW, of_part[1] + start))
