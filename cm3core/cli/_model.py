@@ -126,6 +126,9 @@ def metadata(model: Model, args: Namespace, *, prompt: str, seed: int, retrieved
     chosen = {} if choice is None else {"score": f"{choice.score:.6g}", "measure": choice.measure,
                                         "candidate": f"{choice.index + 1} of {len(choice.scores)}"}
     drawn = {"prompt": prompt, "seed": str(seed), "model": model.name, "step": str(model.step), "recipe_hash": model.recipe.hash}
+    retriever = model.recipe.retriever
+    if retriever is not None and retriever.bank is not None and retrieved:
+        drawn["bank"] = retriever.bank
     return chosen | drawn | {
             "sampler": json.dumps({"name": sampler} | to_plain(config)),
             "retrieved": json.dumps([document.id for document in retrieved], ensure_ascii=False),

@@ -21,7 +21,7 @@ from cm3core.bank.manifest import MANIFEST, Manifest
 from cm3core.bank.shard import SHARDS, BankDocument, write_shard
 from cm3core.bank.writing import writing
 from cm3core.document import Codes, Image, ImageHole, Text, content_keys
-from cm3core.errors import DataError
+from cm3core.errors import DataError, FileError
 from cm3core.images import fit
 from cm3core.testing.dataset import DocumentSourceContract
 from cm3core.testing.retriever import HashEmbedder, ListSource
@@ -180,6 +180,28 @@ def test_nothing_usable_is_an_error_and_leaves_no_bank(tmp_path):
     assert str(error.value) == ("the data set: has no document that can be used (1 are skipped; the first is document d0: has "
                                 "neither text nor a picture)\n  next: run 'cm3 data validate' to see why")
     assert not (tmp_path / "bank" / MANIFEST).exists()
+    assert built(tmp_path / "bank").verify() == []
+
+
+def test_a_full_disk_is_told_and_costs_a_shard(tmp_path, monkeypatch):
+    import errno
+
+    plain, calls = os.fsync, []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) > 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        plain(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FileError) as error:
+        built(tmp_path / "bank")
+    assert str(error.value) == (
+        f"{tmp_path / 'bank'}: can't be written (No space left on device); what is in it stays as it was\n"
+        "  next: free space on that disk, then give the same command again: it goes on where it stopped")
+    assert not list((tmp_path / "bank" / SHARDS).glob(".*"))
+    monkeypatch.setattr(os, "fsync", plain)
     assert built(tmp_path / "bank").verify() == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from cm3core.cli._retrieved import Retrieval, retrieved_sheet
 from cm3core.cli.main import main
 from cm3core.images import open_image
 from cm3core.results import RetrievedDocument
+from cm3plugins.image_tokenizers import vqgan
 
+BUNDLED_WEIGHTS = Path(vqgan.__file__).parent / "assets" / "emoji64" / "model.safetensors"
 WORDS = ("red square", "green square", "blue square", "grey square", "broken")
 COLOURS = ((200, 30, 30), (30, 160, 60), (40, 60, 200), (128, 128, 128), (0, 0, 0))
 
@@ -96,6 +99,20 @@ def test_a_recipe_gives_its_own_parts_and_its_training_split(capsys: pytest.Capt
     assert part.manifest.image_tokenizer.fingerprint == MemoryBank.open("all").manifest.image_tokenizer.fingerprint
     assert cm3("memory", "build", "pictures", "-o", "other", "--model", "bundled:emoji64", "--image-tokenizer", "vqgan") == 2
     assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_a_bank_goes_on_without_the_files_of_its_image_tokenizer(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(BUNDLED_WEIGHTS, place / "own.safetensors")
+    own = ["--image-tokenizer", "vqgan", "image_tokenizer.weights=own.safetensors"]
+    assert cm3("memory", "build", "pictures", "-o", "bank", *own, "--quiet") == 0
+    assert printed(capsys).startswith("embedder of the model bundled:emoji64\n")
+    (place / "own.safetensors").unlink()
+    (place / "bank").rename(place / "moved")
+    assert cm3("memory", "add", "moved", "pictures", "--id-prefix", "again/", "--quiet") == 0
+    bank = MemoryBank.open("moved")
+    assert bank.id(4) == "again/blue.png"
+    assert bank.document(4) == bank.document(0)
+    assert bank.content_keys(4) == bank.content_keys(0)
 
 
 def test_a_model_retrieves_from_a_bank_that_is_swapped(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

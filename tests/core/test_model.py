@@ -17,7 +17,7 @@ from cm3core.build import Components
 from cm3core.cli import main as cli
 from cm3core.cli._model import printable, settings_of
 from cm3core.cli.infill import parse_box
-from cm3core.document import Codes, Image, ImageHole, MaskedText, Text, TextHole
+from cm3core.document import Codes, Image, ImageHole, MaskedText, Text, TextHole, content_keys
 from cm3core.errors import CheckpointError, CM3Error, DataError, GenerationError
 from cm3core.generate import Engine, PictureGrown
 from cm3core.interfaces import DocumentSource, ImageTokenizer, Retrieved, Retriever, RetrieverConfig, TextTokenizer
@@ -268,6 +268,54 @@ def test_models_are_found_by_plugin_and_name(tmp_path):
     with pytest.raises(CheckpointError) as error:
         find_model("bundled:emoji65", registry)
     assert str(error.value) == "model 'bundled:emoji65': no installed plugin ships it\n  next: did you mean 'bundled:emoji64'?"
+
+
+# ---- memory
+
+
+def test_a_document_with_the_picture_that_is_asked_about_is_never_retrieved(model, monkeypatch):
+    """Neither for a description nor for infilling; the picture is known by its codes, whatever file it came from."""
+    asked = []
+
+    def retrieve(self, queries, num_retrieved, exclude):
+        asked.append(exclude)
+        return [[] for _ in queries]
+
+    monkeypatch.setattr(FirstRetriever, "_retrieve", retrieve)
+    own = content_keys((model.encode([picture()])[0],))
+    model.caption(picture())
+    model.infill(picture(), (2, 2, 6, 6), "red")
+    model.ask(picture(), "a?", num_retrieved=1, template="{question}{answer}")
+    model.generate("Red ", 1)
+    assert asked == [[own], [own], [own], [content_keys((Text("red"),))]]
+
+
+def test_a_retrieved_document_that_cannot_be_read_gives_way(model, monkeypatch, capsys):
+    def broken():
+        raise DataError("red.png", "is truncated", "replace it")
+
+    plain = Colours._document
+    monkeypatch.setattr(Colours, "_document", lambda self, index, rng: (
+        (Text("red"), Image("broken", broken)) if index == 0 else plain(self, index, rng)))
+    assert [document.id for document in model.generate("red", 1)[0].retrieved] == ["green"]
+    assert capsys.readouterr().err == "note: retrieved document red is left out: red.png: is truncated\n"
+
+
+def test_another_memory_shares_the_weights_and_leaves_the_model_as_it_was(model, monkeypatch):
+    monkeypatch.setitem(vars(model.components), "memory", FirstRetriever.memory)
+    fewer = model.with_memory(num_retrieved=1)
+    assert [document.id for document in fewer.generate("red", 1)[0].retrieved] == ["red"]
+    assert len(model.generate("red", 1)[0].retrieved) == 2
+    assert fewer.components.decoder is model.components.decoder
+    for call, message in (
+            (lambda: model.with_memory(min_similarity=0.3), "retriever.min_similarity: is not a key of this model's retriever"),
+            (lambda: model.with_memory(num_retrieved="two"), "retriever.num_retrieved: is 'two', not int\n"),
+            (lambda: model.with_memory("nowhere"), "nowhere: does not exist\n  next: name a folder that 'cm3 memory build'"),
+            (lambda: Model(Recipe(name="bare", sampler=model.recipe.sampler), model.components).with_memory(num_retrieved=1),
+             "retriever: the model's recipe 'bare' has none\n  next: name a memory bank (bank)")):
+        with pytest.raises(CM3Error) as error:
+            call()
+        assert str(error.value).startswith(message)
 
 
 # ---- commands
