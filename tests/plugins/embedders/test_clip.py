@@ -29,7 +29,7 @@ from cm3plugins.embedders.clip.archive import follow, is_archive, read_archive
 from cm3plugins.embedders.clip.checkpoint import read_checkpoint
 from cm3plugins.embedders.clip.embedder import CLIP
 from cm3plugins.embedders.clip.preprocessing import Preprocessing
-from cm3plugins.embedders.clip.tokenizer import bundled_vocabulary, load_tokenizer
+from cm3plugins.embedders.clip.tokenizer import CLIPTokenizer, bundled_vocabulary, load_tokenizer
 from cm3plugins.embedders.clip.towers import CLIPTowers, quick_gelu
 from cm3plugins.embedders.weights import fill
 
@@ -119,12 +119,18 @@ def test_vectors_equal_open_clips(tmp_path, quick):
     assert np.abs(np.array(other["images"]) - expected["images"]).max() > 0.01  # so a wrong activation would be seen
 
 
+@pytest.fixture(scope="module")
+def both() -> tuple[CLIPTokenizer, Any]:
+    """Our tokenizer, and transformers' from the same vocabulary."""
+    vocabulary, merges = bundled_vocabulary()
+    return load_tokenizer(Path("nowhere"), 77), HuggingFaceTokenizer(vocab=vocabulary, merges=merges)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.text(max_size=40).filter(lambda text: "<|" not in text), min_size=1, max_size=4))
-def test_ids_equal_transformers(texts):
-    vocabulary, merges = bundled_vocabulary()
-    theirs = HuggingFaceTokenizer(vocab=vocabulary, merges=merges)
-    ids, last = load_tokenizer(Path("nowhere"), 77).encode(texts)
+def test_ids_equal_transformers(both, texts):
+    ours, theirs = both
+    ids, last = ours.encode(texts)
     for row, end, text in zip(ids.tolist(), last.tolist(), texts, strict=True):
         assert row[:end + 1] == theirs(text, truncation=True, max_length=77)["input_ids"]
 

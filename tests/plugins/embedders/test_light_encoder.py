@@ -123,7 +123,8 @@ def test_weights_round_trip_and_bad_files(tmp_path):
     save_file(tensors, tmp_path / "other.safetensors", {"format": "cm3leon bi_encoder 1"})
     with pytest.raises(CheckpointError, match="is of the format 'cm3leon bi_encoder 1', not 'cm3leon light_encoder 1'"):
         LightEncoderConfig(path=str(tmp_path / "other.safetensors")).build()
-    save_file(tensors, tmp_path / "other.safetensors", {"cm3leon": json.dumps({"format": "cm3leon light_encoder 1", "sizes": {}})})
+    empty = {"format": "cm3leon light_encoder 1", "sizes": {}}
+    save_file(tensors, tmp_path / "other.safetensors", {"cm3leon": json.dumps(empty)})
     with pytest.raises(CheckpointError, match="holds other tensors than its sizes say"):
         LightEncoderConfig(path=str(tmp_path / "other.safetensors")).build()
     tensors["text.direct.weight"][0, 0] = float("inf")

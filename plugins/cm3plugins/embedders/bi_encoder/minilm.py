@@ -95,8 +95,8 @@ class Bert(nn.Module):
     def forward(self, ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
         """Last states [N, T, D]; `mask_NT` is True where there is a token."""
         parts: Any = self.embeddings
-        x_NTD = (parts["word_embeddings"](ids_NT) + parts["position_embeddings"].weight[:ids_NT.shape[1]]
-                 + parts["token_type_embeddings"].weight[0])
+        x_NTD: Tensor = (parts["word_embeddings"](ids_NT) + parts["position_embeddings"].weight[:ids_NT.shape[1]]
+                          + parts["token_type_embeddings"].weight[0])
         x_NTD = parts["LayerNorm"](x_NTD)
         layers: Any = self.encoder["layer"]
         for layer in layers:
@@ -152,4 +152,5 @@ class SentenceEncoder:
             ids_NT[row, :len(encoding.ids)] = torch.tensor(encoding.ids)
         mask_NT = torch.arange(ids_NT.shape[1]) < lengths_N[:, None]
         states_NTD = self._network(ids_NT, mask_NT) * mask_NT[..., None]
-        return states_NTD.sum(1) / lengths_N[:, None]
+        vectors_ND: Tensor = states_NTD.sum(1) / lengths_N[:, None]
+        return vectors_ND

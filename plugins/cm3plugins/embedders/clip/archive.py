@@ -81,7 +81,7 @@ def follow(pickled: bytes) -> object:
     """What a pickle describes, with records in place of everything that it would call. Raises `ValueError` for other opcodes."""
     stack: list[Any] = []
     marks: list[int] = []
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
 
     def since_mark() -> list[Any]:
         start = marks.pop()

@@ -279,7 +279,8 @@ def _sizes(path: Path, tensors: Mapping[str, Tensor], activations: list[tuple[Ac
     patch = tensors["visual.conv1.weight"].shape[-1]
     grid = math.isqrt(tensors["visual.positional_embedding"].shape[0] - 1)
     vocab_size, context = tensors["token_embedding.weight"].shape[0], tensors["positional_embedding"].shape[0]
-    return CLIPSizes(*transformers, grid * patch, patch, vocab_size, context, tensors["visual.proj"].shape[1])
+    vision, text = transformers
+    return CLIPSizes(vision, text, grid * patch, patch, vocab_size, context, tensors["visual.proj"].shape[1])
 
 
 def _check_open_clip(path: Path, config: Mapping[str, Any], sizes: CLIPSizes) -> None:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,7 +46,8 @@ class LightEncoder(Embedder):
         """Read weights that `save_towers` wrote. Raises `CheckpointError` when the file can't be used."""
         header, tensors = read_weights(path, _FORMAT, _NEXT)
         try:
-            fields = {name: tuple(value) if isinstance(value, list) else value for name, value in header["sizes"].items()}
+            sizes: dict[str, Any] = header["sizes"]
+            fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
             towers = Towers(TowerSizes(**fields))
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(str(path), f"its header gives no sizes ({error})", _NEXT) from error
