@@ -46,7 +46,8 @@ class NeighbourTable:
         source: N documents, in their canonical form the queries.
         cache_dir: where caches are kept; None: `files.cache_directory()`.
         fingerprint: of the retriever, see `retriever_fingerprint`.
-        codes: of the source's pictures: a memory of codes knows a document by them; those with unreadable ones are not asked for.
+        codes: of the source's pictures: a memory of codes knows a document by them. Documents with unreadable pictures, and
+            those that hold nothing, have no neighbours.
         num_ranks: results kept for each document.
         query_dropout: probability that a word of a query is left out.
         seed: of the words left out.
@@ -72,7 +73,8 @@ class NeighbourTable:
 
         def retrieve(start: int, stop: int) -> IntArray:
             rows = np.full((stop - start, num_ranks), NOTHING, np.int32)
-            places = [index for index in range(start, stop) if codes is None or codes.usable_N[index]]
+            places = [index for index in range(start, stop)
+                      if (codes is None or codes.usable_N[index]) and source.content_keys(index)]
             own = [own_names(source, index, codes) for index in places]
             found = retriever.retrieve([query(index) for index in places], num_ranks, own)
             for place, results in zip(places, found, strict=True):

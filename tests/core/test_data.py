@@ -262,6 +262,10 @@ def test_documents_with_unreadable_pictures_are_not_asked_for(tmp_path: Path) ->
     assert [text_of(query) for query in retriever.asked] == ["number 0", "number 2", "number 3"]
 
 
+def test_a_document_that_holds_nothing_has_no_neighbours(tmp_path: Path) -> None:
+    assert listened(ListSource([(Text(" "),), (Text("number 1"),)]), tmp_path).asked == [(Text("number 1"),)]
+
+
 def test_outside_training_the_query_is_what_a_prompt_has(tmp_path: Path) -> None:
     assert listened(Numbers(2), tmp_path).asked[1] == Numbers(2).document(1)
     assert listened(Numbers(2), tmp_path, text_only=True).asked[1] == (Text("number 1"),)
@@ -385,9 +389,10 @@ def test_the_context_is_never_overrun(context_length: int, num_retrieved: int, e
 
 def test_a_memory_of_codes(tmp_path: Path) -> None:
     """A memory bank's documents are codes already; nothing is looked up."""
-    source = Numbers(5)
-    codes = CodeCache(source, Quadrants(), tmp_path, progress=False)
-    memory = ListSource([codes.encoded(source.document(index)) for index in range(5)], [f"n{index}" for index in range(5)])
+    source, whole = Numbers(5, broken=[3]), Numbers(5)
+    codes = CodeCache(source, Quadrants(), tmp_path / "source", progress=False)
+    kept = CodeCache(whole, Quadrants(), tmp_path / "memory", progress=False)
+    memory = ListSource([kept.encoded(whole.document(index)) for index in range(5)], [f"n{index}" for index in range(5)])
     neighbours = NeighbourTable(Following(memory), source, tmp_path, fingerprint="f", codes=codes, num_ranks=2, progress=False)
     data = TrainingData(source, SERIALIZER, Plain(), codes, neighbours, memory, RetrieverConfig(num_retrieved=1), 0, 80, None,
                         training=False)
