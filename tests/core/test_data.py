@@ -211,6 +211,26 @@ def test_neighbours_are_computed_once_and_never_oneself(tmp_path: Path) -> None:
     assert few.neighbours(0) == [1]
 
 
+class Stopping(Following):
+    """Ctrl-C with the third call."""
+
+    def _retrieve(self, queries: Sequence[Document], num_retrieved: int,
+                  exclude: Sequence[Collection[str]]) -> list[list[Retrieved]]:
+        if self.queries == 8:
+            raise KeyboardInterrupt
+        return super()._retrieve(queries, num_retrieved, exclude)
+
+
+def test_neighbours_go_on_where_they_were_stopped(tmp_path: Path) -> None:
+    source = Numbers(20)
+    retriever = Following(source)
+    with pytest.raises(KeyboardInterrupt):
+        NeighbourTable(Stopping(source), source, tmp_path, fingerprint="f", num_ranks=3, progress=False, shard_size=4)
+    table = NeighbourTable(retriever, source, tmp_path, fingerprint="f", num_ranks=3, progress=False, shard_size=4)
+    assert retriever.queries == 12
+    assert [table.neighbours(index)[0] for index in range(20)] == [*range(1, 20), 0]
+
+
 def test_neighbours_have_a_folder_for_all_that_decides_them(tmp_path: Path) -> None:
     def folder(source: Numbers | None = None, name: str = "f", ranks: int = 2, **settings: Any) -> Path:
         source = source or Numbers(4)

@@ -62,6 +62,10 @@ def test_equals_the_formula(lines, query, k1, b):
     assert dict(results) == {index: pytest.approx(score, abs=2e-5) for index, score in expected.items()}
 
 
+def test_equal_scores_come_in_the_memorys_order():
+    assert [index for index, _ in found(["red car", "blue", "red bus", "red hat"], "Red!", 2)] == [0, 2]
+
+
 def test_nothing_shared_nothing_found():
     assert found(["red apple"], "blue house") == []
     assert found(["red apple"], "") == []
