@@ -11,6 +11,7 @@ from cm3core.cli import _memory_recall as memory_recall
 from cm3core.cli.main import main
 from cm3core.document import Codes, Image, Text
 from cm3core.errors import DataError
+from cm3core.images import save_png
 from cm3core.interfaces.retriever import Retrieved, Retriever
 from cm3core.testing.retriever import HashEmbedder, ListSource, example_documents
 from cm3plugins.retrievers import DenseRetrieverConfig
@@ -165,3 +166,25 @@ def test_a_recipe_without_a_retriever(capsys):
     assert main(["memory", "recall", "tokenizer-emoji64"]) == 2
     assert capsys.readouterr().err == ("error: cm3 memory recall tokenizer-emoji64: the recipe has no retriever\n"
                                        "  next: add retriever=dense\n")
+
+
+def test_a_bank_is_asked_by_text_and_by_picture(tmp_path, capsys):
+    """The bank's pictures are codes, which are drawn to be asked for; then a data set's are asked."""
+    colours = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (30, 60, 200), "white": (250, 250, 250)}
+    for name, colour in colours.items():
+        save_png(tmp_path / "data" / f"{name}.png", np.full((64, 64, 3), colour, np.uint8))
+        (tmp_path / "data" / f"{name}.txt").write_text(f"a {name} square")
+    data, bank = str(tmp_path / "data"), str(tmp_path / "bank")
+    assert main(["memory", "build", data, "-o", bank, "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["memory", "recall", bank, "--k", "1", "3"]) == 0
+    first, _, text, image, verdict = capsys.readouterr().out.splitlines()
+    assert first == ("memory: 4 documents; queries: texts and pictures of 4 documents of the memory, each left out of its own "
+                     "results")
+    assert [line.split()[:4] for line in (text, image)] == [["4", "text", "1.000", "1.000"], ["4", "image", "1.000", "1.000"]]
+    assert verdict == "verdict: exact, nothing is missed"
+    assert main(["memory", "recall", bank, "retriever.index=ivf", "--data", data, "--split", "all"]) == 0
+    shown = capsys.readouterr().out
+    assert "queries: texts and pictures of 4 documents of another data set of 4\n" in shown
+    assert shown.endswith("verdict: good, at least 0.95 of the nearest documents are found\n")
+    assert (tmp_path / "bank" / "index" / "ivf" / "manifest.json").exists()
