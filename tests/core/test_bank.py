@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bank_parts import QuarterTokenizer, documents, picture, source, tools
@@ -279,6 +279,7 @@ def test_two_at_once_are_refused(tmp_path):
 # ---- add, remove, merge
 
 
+@settings(max_examples=10)  # each writes and flushes some forty files
 @given(st.integers(1, 9), st.integers(1, 5), st.integers(1, 5), st.data())
 def test_adding_then_removing_changes_nothing(count, more, shard_size, data):
     import tempfile
@@ -299,6 +300,7 @@ def test_adding_then_removing_changes_nothing(count, more, shard_size, data):
         assert contents(before) == kept, "who had it open goes on reading"
 
 
+@settings(max_examples=10)
 @given(st.sets(st.integers(0, 9), min_size=1, max_size=9))
 def test_removed_documents_are_gone_and_the_others_stay_as_they_were(removed):
     import tempfile
@@ -461,6 +463,15 @@ def test_a_damaged_shard_is_named_and_the_others_can_be_used(tmp_path, damage, m
     report = remove_documents(bank.folder, [], damaged=True)
     assert (report.num_removed, report.num_damaged_shards, report.num_documents) == (0, 1, 6)
     assert contents(MemoryBank.open(bank.folder)) == kept[:4] + kept[8:]
+
+
+def test_a_bank_that_changes_while_it_is_opened_is_opened_again(tmp_path, monkeypatch):
+    """The manifest was read, and then the shards that it names were replaced."""
+    old = built(tmp_path / "bank").manifest
+    remove_documents(tmp_path / "bank", ["d5"])
+    new, answers = Manifest.read(tmp_path / "bank"), [old]
+    monkeypatch.setattr(Manifest, "read", lambda folder: answers.pop() if answers else new)
+    assert len(MemoryBank.open(tmp_path / "bank")) == 9
 
 
 def test_several_damaged_shards_are_counted(tmp_path):

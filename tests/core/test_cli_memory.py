@@ -119,18 +119,22 @@ def test_a_model_retrieves_from_a_bank_that_is_swapped(place: Path, capsys: pyte
     assert cm3("memory", "build", "pictures", "-o", "bank", "--quiet") == 0
     assert cm3("memory", "build", "texts.jsonl", "-o", "texts", "--quiet") == 0
     capsys.readouterr()
-    small = ["--n", 1, "--threads", 1, "--show-retrieved"]
-    assert cm3("generate", "red square", "--bank", "bank", "-o", "out", *small) == 0
+    assert cm3("generate", "red square", "--bank", "bank", "-o", "out", "--n", 1, "--show-retrieved") == 0
     out = printed(capsys)
     assert re.search(r"  retrieved 1: \w+\.png \(-?0\.\d+\) '\w+ square'\n", out)
     assert "out/retrieved.png\n" in out
     assert open_image("out/retrieved.png").shape[1] >= 3 * 128
-    assert cm3("generate", "red square", "--bank", "texts", "-o", "other", *small) == 0
+    corner = ["infill", "pictures/red.png", "--box", "0,0,4,4", "--text", "red square", "--show-retrieved"]  # one code is drawn
+    assert cm3(*corner, "--bank", "texts") == 0
     assert re.search(r"  retrieved 1: [ab] \(", printed(capsys))
-    assert cm3("generate", "red square", "--bank", "bank", "-o", "none", "--set", "retriever.min_similarity=0.999", *small) == 0
+    assert cm3(*corner, "--bank", "bank", "--set", "retriever.min_similarity=0.999") == 0
     assert "  retrieved: nothing\n" in printed(capsys)
-    assert cm3("generate", "red square", "--context", "pictures/blue.png", "a blue thing", "-o", "hand", *small) == 0
+    assert cm3(*corner, "--bank", "bank", "--context", "pictures/blue.png", "a blue thing") == 0
     assert "  retrieved 1: context 0 'a blue thing'\n" in printed(capsys)
+    assert cm3(*corner, "--bank", "bank", "-o", "new/red.png") == 0
+    out = printed(capsys)
+    assert re.search(r"  retrieved 1: (green|blue|grey)\.png ", out), "never the query's own document"
+    assert "\nnew/retrieved.png\n" in out
     assert cm3("caption", "pictures/red.png", "--bank", "bank", "--num-retrieved", 1, "--show-retrieved", "--max-tokens", 2) == 0
     out = printed(capsys)
     assert "red.png" not in out, "never the query's own document"
