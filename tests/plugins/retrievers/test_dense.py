@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cm3core.bank import VectorRows
@@ -204,6 +204,54 @@ def test_equals_brute_force(seed, size, dimension, count, num_queries):
         best = sorted(row[allowed], reverse=True)[:count]
         np.testing.assert_allclose([result.score for result in found], best, atol=2e-6)
         np.testing.assert_allclose([row[result.index] for result in found], best, atol=2e-6)
+
+
+def by_brute_force(rules, documents, query, count, banned):
+    """All rules over the whole ranking, in float64, one document after the other. The paper's section 2.1 read once more."""
+    embedder = TableEmbedder()
+    vectors = embedder.embed_documents(documents).astype(np.float64)
+    texts = tuple(segment for segment in query if isinstance(segment, Text))
+    images = tuple(segment for segment in query if isinstance(segment, Image))
+    asked = {"text": [texts or images], "image": [images or texts], "both": [query],
+             "union": [part for part in (texts, images) if part]}[rules["query"]]
+    rankings = []
+    for part in asked:
+        scores = np.round(vectors @ embedder.embed_document(part), 6)
+        ranking = sorted(range(len(documents)), key=lambda index: (-scores[index], index))
+        low, high = rules["min_similarity"], rules["max_similarity"]
+        ranking = [index for index in ranking
+                   if (low is None or scores[index] >= low) and (high is None or scores[index] <= high)]
+        if rules["prefer_both"]:
+            ranking.sort(key=lambda index: len(documents[index]) < 2)
+        rankings.append(ranking)
+    taken = []
+    for place in range(len(documents)):
+        for index in [ranking[place] for ranking in rankings if place < len(ranking)]:
+            limit = rules["max_redundancy"]
+            redundant = limit is not None and any(round(float(vectors[index] @ vectors[other]), 6) > limit for other in taken)
+            if index not in taken and f"d{index}" not in banned and not redundant:
+                taken.append(index)
+    return taken[:count]
+
+
+COORDINATES = st.tuples(st.integers(0, 4), st.integers(1, 4))
+DOCUMENTS = st.tuples(COORDINATES, COORDINATES, st.sampled_from(["text", "image", "both"])).map(lambda drawn: {
+    "text": (Text(f"{drawn[0][0]} {drawn[0][1]}"),), "image": (picture(*drawn[1]),),
+    "both": (Text(f"{drawn[0][0]} {drawn[0][1]}"), picture(*drawn[1]))}[drawn[2]])
+LIMITS = st.sampled_from([None, 0.6, 0.8, 0.9, 0.97])
+
+
+@settings(max_examples=100)
+@given(documents=st.lists(DOCUMENTS, max_size=70), queries=st.lists(DOCUMENTS, min_size=1, max_size=4), count=st.integers(1, 6),
+       banned=st.sets(st.integers(0, 69).map("d{}".format), max_size=4),
+       rules=st.fixed_dictionaries({"query": st.sampled_from(["text", "image", "both", "union"]), "max_similarity": LIMITS,
+                                       "min_similarity": st.sampled_from([None, 0.3, 0.6]), "max_redundancy": LIMITS,
+                                       "prefer_both": st.booleans()}))
+def test_all_rules_together_equal_brute_force(documents, queries, count, banned, rules):
+    """Many ties, many near-duplicates, every sort of document: the search is widened where it must be."""
+    found = dense(documents, **rules).retrieve(queries, count, [banned] * len(queries))
+    assert [[result.index for result in own] for own in found] == [
+        by_brute_force(rules, documents, query, count, banned) for query in queries]
 
 
 def test_an_empty_memory_finds_nothing():
