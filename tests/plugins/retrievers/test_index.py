@@ -146,6 +146,13 @@ def test_the_setting_that_finds_too_little_is_seen():
     assert poor.description == "ivf (lists 62), nprobe 1, num_candidates 4"
 
 
+def test_equal_documents_do_not_make_it_look_everywhere():
+    """A hundred different vectors forty times each: which of forty is found is no matter, and one list has them all."""
+    rows = np.repeat(clustered(100, 8), 40, 0)
+    index = open_index(VectorRows.of(rows), IndexOptions(index="ivf"), progress=False)
+    assert index.setting <= 4
+
+
 class DenseContract(RetrieverContract):
     index = "flat"
 

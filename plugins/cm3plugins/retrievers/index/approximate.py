@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from cm3core.errors import DataError
-from cm3plugins.retrievers.index.base import NO_ROW, FloatArray, RowArray, VectorIndex, best
+from cm3plugins.retrievers.index.base import FloatArray, RowArray, VectorIndex, best
 from cm3plugins.retrievers.index.flat import FlatIndex
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ BLOCK_BYTES, RANKED_BYTES = 64 << 20, 32 << 20
 #: The setting of a search is the least of those tried with which `WANTED` of the `NEAREST` others of `NUM_MEASURED` documents of
 #: the bank are found; then doubled: queries of one modality lie farther from the documents than documents from each other.
 WANTED, NEAREST, NUM_MEASURED, MARGIN = 0.99, 4, 256, 2
-#: Beyond this, and where doubling brings less than this, nothing more is tried.
-MOST_TRIED, LEAST_GAIN = 1024, 0.002
+#: Beyond this nothing more is tried; a recall so near to the best is as good; scores so near to each other are equal (a bank may
+#: hold the same many times, and which of them is found is no matter).
+MOST_TRIED, LEAST_GAIN, TIE = 1024, 0.002, 1e-6
 
 
 class Engine(ABC):
@@ -74,7 +75,7 @@ class Engine(ABC):
 
     @abstractmethod
     def candidates(self, native: Any, setting: int, queries_QE: FloatArray, number: int) -> RowArray:
-        """The best rows [Q, number] by its own scores, in any order, none twice in a query; `NO_ROW` where there are no more."""
+        """The best rows [Q, number] by its own scores, in any order, none twice in a query; -1 where there are no more."""
 
     @abstractmethod
     def write(self, native: Any, path: Path) -> None:
@@ -88,16 +89,14 @@ class Engine(ABC):
         """The setting of a search, see `WANTED`."""
         if len(self.vectors) < 2:
             return self.least_setting
-        rows_Q = np.unique(np.linspace(0, len(self.vectors) - 1, NUM_MEASURED).astype(np.int64))
-        queries_QE = self.vectors.take(rows_Q)
-        nearest_QW = FlatIndex(self.vectors).search(queries_QE, min(NEAREST + 1, len(self.vectors)))[1]
-        nearest_QW = np.where(nearest_QW == rows_Q[:, None], NO_ROW, nearest_QW)  # not the document itself
+        queries_QE = self.vectors.take(np.unique(np.linspace(0, len(self.vectors) - 1, NUM_MEASURED).astype(np.int64)))
+        width = min(NEAREST + 1, len(self.vectors))  # one of them is the document itself, or its equal
+        least_Q1 = FlatIndex(self.vectors).search(queries_QE, width)[0][:, -1:] - TIE
         recalls: dict[int, float] = {}
         setting = min(self.least_setting, self.most_setting)
         while True:
-            found_QC = self.candidates(native, setting, queries_QE, min(num_candidates, len(self.vectors)))
-            hits_QW = (nearest_QW[:, :, None] == found_QC[:, None]).any(2) & (nearest_QW != NO_ROW)
-            recalls[setting] = float(hits_QW.sum() / max(1, (nearest_QW != NO_ROW).sum()))
+            found_QW = ApproximateIndex(self, native, setting, num_candidates).search(queries_QE, width)[0]
+            recalls[setting] = 1 - float((found_QW < least_Q1).mean()) * width / (width - 1)
             if recalls[setting] >= WANTED or setting >= min(self.most_setting, MOST_TRIED):
                 break
             setting = min(2 * setting, self.most_setting)
