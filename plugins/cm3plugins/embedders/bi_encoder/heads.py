@@ -31,7 +31,7 @@ class HeadSizes:
 
     picture_features: int
     text_features: int
-    hidden: int = 512
+    hidden: int = 384
     dimension: int = 256
 
 

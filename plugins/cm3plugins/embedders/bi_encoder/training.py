@@ -30,7 +30,7 @@ from cm3plugins.embedders.contrastive import augment, by_concept, contrast, rand
 _PIXELS = 64
 _NUM_VERSIONS = 3
 _NUM_CAPTIONS = 8
-_NUM_STEPS = 1500
+_NUM_STEPS = 600
 _BLOCK = 256
 
 
@@ -107,7 +107,7 @@ def _read(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float16] | None:
 
 
 def train_heads(features_VNF: Tensor, members: Sequence[Sequence[int]], texts_CKF: Tensor, *, num_steps: int,
-                batch_concepts: int = 512, sizes: HeadSizes | None = None, picture_dropout: float = 0.2,
+                batch_concepts: int = 384, sizes: HeadSizes | None = None, picture_dropout: float = 0.2,
                 text_dropout: float = 0.1, learning_rate: float = 1e-3, seed: int = 0, quiet: bool = False) -> Heads:
     """Train both heads from nothing.
 
