@@ -83,7 +83,8 @@ class BuildReport:
 
 def build_bank(source: DocumentSource, folder: str | Path, tools: Tools, *, shard_size: int = SHARD_SIZE, id_prefix: str = "",
                progress: bool = True) -> BuildReport:
-    """Build a bank of all documents of a source, or go on where an earlier call was cut off.
+    """Build a bank of all documents of a source, or go on where an earlier call was cut off; of one that was built and has
+    damaged shards since, all are built again.
 
     Args:
         source: documents, in their canonical form.
@@ -111,8 +112,9 @@ def build_bank(source: DocumentSource, folder: str | Path, tools: Tools, *, shar
             if manifest.built_from != plan:
                 raise DataError(str(folder), f"holds a memory bank of {manifest.num_documents:,} documents, built of other data "
                                 "or otherwise, or changed since", "name a new folder, or add to this one: cm3 memory add")
-            tidy(folder, manifest)
-            return BuildReport(0, 0, [], manifest.num_documents)
+            if _is_sound(folder):
+                tidy(folder, manifest)
+                return BuildReport(0, 0, [], manifest.num_documents)
         _save_tokenizer(tools.image_tokenizer, folder / IMAGE_TOKENIZER)
         shards, skipped = _build_shards(folder, source, range(len(source)), tools, plan, shard_size, id_prefix, progress)
         if not shards:
@@ -167,6 +169,16 @@ def duplicate_ids(place: str, names: Sequence[str], cause: str) -> DataError:
     shown = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
     return DataError(place, f"{cause} ({shown})", "leave the later documents of these ids out (--skip-duplicates), remove the "
                      "earlier ones (cm3 memory remove), or give the new ones other ids (cm3 memory add --id-prefix)")
+
+
+def _is_sound(folder: Path) -> bool:
+    """Whether a bank can be opened; says so when it can't."""
+    try:
+        MemoryBank.open(folder)
+    except DataError as error:
+        tqdm.write(f"note: {error.place}: {error.cause}; the bank is built again", file=sys.stderr)
+        return False
+    return True
 
 
 def _nothing_usable(folder: Path, skipped: Sequence[SkippedRecord]) -> DataError:

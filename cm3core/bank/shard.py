@@ -99,9 +99,13 @@ def write_shard(bank: Path, documents: Iterable[BankDocument], manifest: Manifes
         (temporary / DOCUMENTS).write_bytes(b"".join(lines))
         info = ShardInfo(len(lines), len(codes), {name: _flushed(temporary / name) for name in FILES})
         sync_directory(temporary)
-        shutil.rmtree(bank / SHARDS / info.name, ignore_errors=True)  # a kill came before anything named it
-        temporary.rename(bank / SHARDS / info.name)
-        sync_directory(bank / SHARDS)
+        target = bank / SHARDS / info.name
+        if target.exists() and all(_is_stored(target / name, file) for name, file in info.files.items()):
+            shutil.rmtree(temporary)  # a kill came before anything named it
+        else:
+            shutil.rmtree(target, ignore_errors=True)
+            temporary.rename(target)
+            sync_directory(bank / SHARDS)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise FileError(str(bank), f"can't be written ({error.strerror or error}); what is in it stays as it was",
@@ -121,6 +125,10 @@ def _flushed(path: Path) -> StoredFile:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
     return StoredFile(path.stat().st_size, sha256_file(path))
+
+
+def _is_stored(path: Path, file: StoredFile) -> bool:
+    return path.is_file() and sha256_file(path) == file.sha256
 
 
 class Shard:

@@ -40,7 +40,7 @@ def tidy(folder: Path, manifest: Manifest) -> None:
     for path in folder.glob(f".{MANIFEST}.*"):
         path.unlink(missing_ok=True)
     kept = {shard.name for shard in manifest.shards}
-    for path in (folder / SHARDS).iterdir():
+    for path in (folder / SHARDS).glob("*"):
         if path.name not in kept and (is_shard_name(path.name) or path.suffix == WRITING):
             shutil.rmtree(path, ignore_errors=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -151,6 +152,17 @@ def test_building_again_does_nothing_and_other_data_is_refused(tmp_path):
     assert str(error.value) == (f"{tmp_path / 'bank'}: holds a memory bank of 10 documents, built of other data or "
                                 "otherwise, or changed since\n  next: name a new folder, or add to this one: cm3 memory add")
     assert MemoryBank.open(tmp_path / "bank").fingerprint == first.fingerprint
+
+
+def test_building_again_mends_what_is_damaged(tmp_path, capsys):
+    bank = built(tmp_path / "bank")
+    before, kept = files(bank.folder), contents(bank)
+    shutil.rmtree(bank.shards[0].folder)
+    cut(bank.shards[2].folder / "codes.npy")
+    assert contents(built(bank.folder)) == kept
+    assert files(bank.folder) == before
+    assert re.fullmatch(r"note: .*/vectors\.npy: can't be read \(No such file or directory\) \(and 1 more of its 3 shards are "
+                        r"damaged\); the bank is built again\n", capsys.readouterr().err)
 
 
 def test_what_cannot_be_used_is_left_out_and_told(tmp_path):
@@ -480,9 +492,12 @@ def test_several_damaged_shards_are_counted(tmp_path):
         cut(shard.folder / "codes.npy")
     with pytest.raises(DataError, match=r"bytes, not \d+ \(and 1 more of its 3 shards are damaged\)\n"):
         MemoryBank.open(bank.folder)
-    cut(bank.shards[2].folder / "codes.npy")
-    with pytest.raises(DataError, match="has damaged shards only\n"):
-        MemoryBank.open(bank.folder, skip_damaged=True)
+    shutil.rmtree(bank.folder / SHARDS)
+    for call in (lambda: MemoryBank.open(bank.folder, skip_damaged=True),
+                 lambda: remove_documents(bank.folder, [], damaged=True)):
+        with pytest.raises(DataError) as error:
+            call()
+        assert str(error.value) == f"{bank.folder}: has damaged shards only\n  next: build it anew: cm3 memory build"
 
 
 def test_bits_that_flip_are_found_by_verifying_or_reading(tmp_path):
