@@ -29,6 +29,8 @@ def configure(parser: ArgumentParser) -> None:
     train.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.safetensors", help="the weights")
     train.add_argument("--steps", type=int, help="of the optimiser (default: what the shipped weights had)")
     train.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    train.add_argument("--keep-style", action="store_true",
+                       help="light_encoder: captions name their picture's style, so that what looks alike is near as well")
     train.add_argument("--quiet", action="store_true", help="no progress bars")
     train.set_defaults(run=_train)
     line = "how well texts and pictures of the bundled corpus find each other, held-out styles and concepts apart"
@@ -50,8 +52,13 @@ def _train(args: Namespace) -> int:
     from cm3plugins.embedders.bi_encoder import training as bi_encoder
     from cm3plugins.embedders.light_encoder import training as light_encoder
 
-    trainer = {"bi_encoder": bi_encoder.train_on_corpus, "light_encoder": light_encoder.train_on_corpus}[args.name]
-    trainer(EmojiCorpus(), args.out, steps=args.steps, seed=args.seed, quiet=args.quiet)
+    options = {"steps": args.steps, "seed": args.seed, "quiet": args.quiet}
+    if args.name == "light_encoder":
+        light_encoder.train_on_corpus(EmojiCorpus(), args.out, keep_style=args.keep_style, **options)
+    elif args.keep_style:
+        raise CM3Error("--keep-style", f"{args.name} always leaves the style behind", "train light_encoder, or leave it out")
+    else:
+        bi_encoder.train_on_corpus(EmojiCorpus(), args.out, **options)
     print(f"{args.out}\nmeasure it: cm3 embedder eval {args.name} embedder.path={args.out}")
     return 0
 

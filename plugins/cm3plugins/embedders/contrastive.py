@@ -16,16 +16,18 @@ from torch import Tensor
 from cm3plugins.datasets.emoji.corpus import STYLES, EmojiEntry
 
 
-def random_caption(entry: EmojiEntry, rng: np.random.Generator) -> str:
-    """One of many ways to name the concept of an entry: with or without tags, article, plural, and any style's name."""
+def random_caption(entry: EmojiEntry, rng: np.random.Generator, *, keep_style: bool = False) -> str:
+    """One of many ways to name the concept of an entry: with or without tags, article, plural, and any style's name; with
+    `keep_style` always its own style's."""
     tags = list(rng.permutation(entry.tags))[:rng.integers(0, 5)] if entry.tags else []
     if tags and rng.random() < 0.15:
         name = tags.pop(0)  # by its keywords alone
     else:
         name = str(rng.choice(["", "", "", "", "a ", "some ", "the ", "picture of a "])) + entry.label
         name += "s" if rng.random() < 0.1 else ""
-    style = str(rng.choice(STYLES))
-    tail = str(rng.choice(["", f", {style} style", f", {style} style", f" in {style} style", f", {style}"]))
+    style = entry.style if keep_style else str(rng.choice(STYLES))
+    forms = [f", {style} style", f", {style} style", f" in {style} style", f", {style}"]
+    tail = str(rng.choice(forms if keep_style else ["", *forms]))
     if rng.random() < 0.5:
         tags = []
     return ", ".join([name, *tags]) + tail

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cm3plugins.embedders.light_encoder.embedder import LightEncoder
 
 BUNDLED_WEIGHTS = Path(__file__).parent / "assets" / "light_encoder.safetensors"
+BUNDLED_STYLED, STYLED_WEIGHTS = "bundled:styled", BUNDLED_WEIGHTS.with_name("styled.safetensors")
 
 
 @dataclass(kw_only=True)
@@ -24,7 +25,8 @@ class LightEncoderConfig(EmbedderConfig):
     """A small text tower and a small picture tower.
 
     Args:
-        path: weights as `cm3 embedder train light_encoder` writes them; None: those that come with cm3leon.
+        path: weights as `cm3 embedder train light_encoder` writes them; None: those that come with cm3leon. "bundled:styled" comes
+            with it too: a text's nearest documents are then of the style that it names (`train --keep-style`).
         batch_size: pictures or texts in one forward pass.
     """
 
@@ -40,4 +42,5 @@ class LightEncoderConfig(EmbedderConfig):
         """Load the weights. Raises `CheckpointError` when the file is missing, damaged or of another kind."""
         from cm3plugins.embedders.light_encoder.embedder import LightEncoder
 
-        return LightEncoder.load(BUNDLED_WEIGHTS if self.path is None else Path(self.path).expanduser(), self.batch_size)
+        path = {None: BUNDLED_WEIGHTS, BUNDLED_STYLED: STYLED_WEIGHTS}.get(self.path)
+        return LightEncoder.load(Path(str(self.path)).expanduser() if path is None else path, self.batch_size)

@@ -28,7 +28,8 @@ _NUM_STEPS = 500
 
 
 def train(entries: Sequence[EmojiEntry], pictures: npt.NDArray[np.uint8], *, sizes: TowerSizes, num_steps: int,
-          batch_concepts: int = 256, learning_rate: float = 3e-3, seed: int = 0, quiet: bool = False) -> Towers:
+          batch_concepts: int = 256, learning_rate: float = 3e-3, seed: int = 0, keep_style: bool = False,
+          quiet: bool = False) -> Towers:
     """Train both towers from nothing on the entries given.
 
     Args:
@@ -36,6 +37,8 @@ def train(entries: Sequence[EmojiEntry], pictures: npt.NDArray[np.uint8], *, siz
         pictures: uint8 [num_entries, H, W, 3], theirs.
         num_steps: optimiser steps; the learning rate rises for a twentieth of them and falls as a cosine to 0.
         batch_concepts: concepts a step; two pictures and two captions of each.
+        keep_style: captions name their picture's own style, and both pictures of a concept are told apart by it: what looks alike
+            and what is alike count both. Else the style is learned away.
     """
     torch.manual_seed(seed)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
@@ -52,12 +55,16 @@ def train(entries: Sequence[EmojiEntry], pictures: npt.NDArray[np.uint8], *, siz
         chosen = [members[i] for i in rng.choice(len(members), batch_concepts, replace=False)]
         first, second = zip(*(two_of(rng, group) for group in chosen), strict=True)
         images = F.normalize(towers.image(augment(small[[*first, *second]], generator)), dim=1)
-        texts = F.normalize(towers.text([random_caption(entries[i], rng) for i in (*first, *second)]), dim=1)
+        captions = [random_caption(entries[i], rng, keep_style=keep_style) for i in (*first, *second)]
+        texts = F.normalize(towers.text(captions), dim=1)
         image_a, image_b = images.chunk(2)
         text_a, text_b = texts.chunk(2)
         scale = towers.log_scale.exp().clamp(max=50)
-        crossed = (contrast(text_a, image_a, scale) + contrast(text_b, image_b, scale)) / 2
-        loss = crossed + 0.5 * contrast(text_a, text_b, scale) + 0.5 * contrast(image_a, image_b, scale)
+        if keep_style:
+            loss = crossed = contrast(texts, images, scale)
+        else:
+            crossed = (contrast(text_a, image_a, scale) + contrast(text_b, image_b, scale)) / 2
+            loss = crossed + 0.5 * contrast(text_a, text_b, scale) + 0.5 * contrast(image_a, image_b, scale)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(towers.parameters(), 1.0)
@@ -67,9 +74,10 @@ def train(entries: Sequence[EmojiEntry], pictures: npt.NDArray[np.uint8], *, siz
     return towers.eval()
 
 
-def train_on_corpus(corpus: EmojiCorpus, path: Path, *, steps: int | None, seed: int, quiet: bool) -> None:
+def train_on_corpus(corpus: EmojiCorpus, path: Path, *, steps: int | None, seed: int, keep_style: bool = False,
+                    quiet: bool = False) -> None:
     """Train on the corpus's train split, and write the weights."""
     rows = [i for i, entry in enumerate(corpus.entries) if entry.split == "train"]
     towers = train([corpus.entries[i] for i in rows], corpus.render_all(_PIXELS)[rows], sizes=TowerSizes(),
-                   num_steps=steps or _NUM_STEPS, seed=seed, quiet=quiet)
+                   num_steps=steps or _NUM_STEPS, seed=seed, keep_style=keep_style, quiet=quiet)
     save_towers(towers, path)
