@@ -25,8 +25,8 @@ class LightEncoderConfig(EmbedderConfig):
     """A small text tower and a small picture tower.
 
     Args:
-        path: weights as `cm3 embedder train light_encoder` writes them; None: those that come with cm3leon. "bundled:styled" comes
-            with it too: a text's nearest documents are then of the style that it names (`train --keep-style`).
+        path: weights as `cm3 embedder train light_encoder` writes them; None: those that come with cm3leon. "bundled:styled"
+            comes with it too: a text's nearest documents are then of the style that it names (`train --keep-style`).
         batch_size: pictures or texts in one forward pass.
     """
 
