@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from cm3core.build import split_or_reason
 from cm3core.document import MaskedSequence, TokenSequence
-from cm3core.interfaces import MaskingObjective
-from cm3core.loss import modality_metrics
+from cm3core.interfaces import Decoder, MaskingObjective
+from cm3core.loss import cross_entropy_sums, modality_metrics
 
 if TYPE_CHECKING:
     from cm3core.packing import TrainingBatch
@@ -81,6 +81,20 @@ def spread(total: int, number: int) -> list[int]:
     ([0, 3, 6, 9], [0, 1])
     """
     return sorted({round(place) for place in np.linspace(0, total - 1, min(total, number)).tolist()})
+
+
+def measured_loss(decoder: Decoder, batches: Iterable[TrainingBatch]) -> dict[str, float]:
+    """Losses of batches on the decoder's device, by modality (see `modality_metrics`), in the weights' own precision."""
+    device = decoder.head_weight().device
+
+    def forward(batch: TrainingBatch) -> Tensor:
+        batch = batch.to(device)
+        hidden_BTE = decoder.hidden_states(batch.tokens_BT, positions_BT=batch.positions_BT, cells_BT=batch.cells_BT,
+                                           kv_start_BT=batch.kv_start_BT)
+        return cross_entropy_sums(hidden_BTE.flatten(0, 1), decoder.head_weight(), batch.targets_BT.flatten(),
+                                  batch.weights_BT.flatten(), batch.modality_BT.flatten())[1]
+
+    return modality_metrics(_total(forward, batches))
 
 
 def _total(forward: Callable[[TrainingBatch], Tensor], batches: Iterable[TrainingBatch]) -> Tensor:

@@ -29,9 +29,10 @@ CM3_API = 1
 
 @hookimpl
 def cm3_image_tokenizers() -> Mapping[str, type[ImageTokenizerConfig]]:
+    from cm3plugins.image_tokenizers.patches.config import PatchTokenizerConfig
     from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig
 
-    return {"vqgan": VQGANConfig}
+    return {"patches": PatchTokenizerConfig, "vqgan": VQGANConfig}
 
 
 @hookimpl
@@ -124,7 +125,8 @@ def cm3_models() -> Mapping[str, Path]:
 
 @hookimpl
 def cm3_commands() -> Mapping[str, str]:
-    return {"bench": "cm3plugins.benchmarks.command:configure", "embedder": "cm3plugins.embedders.command:configure",
+    return {"bench": "cm3plugins.benchmarks.command:configure", "experiment": "cm3plugins.experiments.command:configure",
+            "embedder": "cm3plugins.embedders.command:configure",
             "quickstart": "cm3plugins.quickstart.command:configure"}
 
 

@@ -137,6 +137,11 @@ class Judge:
             raise DataError("concepts to judge", f"are {len(concepts)} for {len(images)} pictures", "give one for each picture")
         return ranks_of(self.similarities(images, among), self._positions(concepts, among))
 
+    def ranks_of_features(self, features_NF: FeatureArray, concepts: Sequence[str],
+                          among: Sequence[str]) -> npt.NDArray[np.int64]:
+        """As `ranks`, of pictures already looked at: float32 [N, F]."""
+        return ranks_of(self.similarities_of_features(features_NF, among), self._positions(concepts, among))
+
     def recall_at_k(self, images: PixelArray, concepts: Sequence[str], among: Sequence[str], k: int = 5) -> float:
         """Share of pictures, 0..1, whose concept is among the first k texts. Arguments as of `ranks`."""
         return float((self.ranks(images, concepts, among) <= k).mean())

@@ -192,8 +192,8 @@ def packed_product(weight: Tensor, activation: str | None) -> Product:
 def int8_product(weight: Tensor) -> Product:
     """Weights as int8 with a scale for each output (symmetric).
 
-    Where the CPU multiplies bytes, inputs (float32) are rounded to 8 bits as well, with a scale for each row, so that a row's result
-    depends on no other (Yao et al. 2022, ZeroQuant, arXiv:2206.01861, section 4.1: "token-wise"). Elsewhere inputs are bfloat16.
+    Where the CPU multiplies bytes, inputs (float32) are rounded to 8 bits as well, with a scale for each row, so that a row's
+    result depends on no other (Yao et al. 2022, ZeroQuant, arXiv:2206.01861: "token-wise"). Elsewhere inputs are bfloat16.
     """
     scale_V = (weight.float().abs().amax(1) / MOST).clamp(min=1e-12)
     codes = (weight.float() / scale_V[:, None]).round().clamp(-MOST, MOST).to(torch.int8)
@@ -230,8 +230,8 @@ def rounded_product(codes: Tensor, scale_V: Tensor) -> Product:
 
 
 def rounds_inputs(device: torch.device) -> bool:
-    """Whether int8 products round their inputs: on a CPU with instructions for sums of products of bytes (VNNI). Without them,
-    sums of two products overflow."""
+    """Whether int8 products round their inputs: on a CPU with instructions for sums of products of bytes (VNNI). Without
+    them, sums of two products overflow."""
     return device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
 
 

@@ -132,7 +132,8 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
 
     Args:
         weights: "bundled:emoji64", the path of a file that training wrote, or None for none yet. The file's own shape must
-            be the one given here. A checkpoint holds a copy of weights that are not bundled, and reads that.
+            be the one given here; `resolution` may be another, where `attn_resolutions` is empty. A checkpoint holds a copy of
+            weights that are not bundled, and reads that.
         weights_sha256: when given, the file's hash must be this.
         training: see `VQGANTraining`.
     """

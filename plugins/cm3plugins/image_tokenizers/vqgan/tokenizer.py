@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +143,7 @@ def build_tokenizer(config: VQGANConfig) -> VQGANTokenizer:
     if config.weights_sha256 is not None and (found := sha256_file(path)) != config.weights_sha256:
         raise CheckpointError(str(path), f"its SHA-256 is {found}, the recipe expects {config.weights_sha256}",
                               "give the right file, or correct image_tokenizer.weights_sha256")
-    _check_same_shape(config.architecture, arch, path)
+    arch = _at_resolution(arch, config.architecture, path)
     return VQGANTokenizer(build_model(arch, state, str(path)), bundled=config.weights.startswith(BUNDLED))
 
 
@@ -151,13 +151,17 @@ def load_tokenizer(config: VQGANConfig, folder: Path) -> VQGANTokenizer:
     """The tokenizer that `VQGANTokenizer.save` wrote; raises `CheckpointError` when the file is damaged or of another shape."""
     path = folder / SAVED
     arch, state = load_weights(path)
-    _check_same_shape(config.architecture, arch, path)
-    return VQGANTokenizer(build_model(arch, state, str(path)))
+    return VQGANTokenizer(build_model(_at_resolution(arch, config.architecture, path), state, str(path)))
 
 
-def _check_same_shape(wanted: VQGANArchitecture, stored: VQGANArchitecture, path: Path) -> None:
+def _at_resolution(stored: VQGANArchitecture, wanted: VQGANArchitecture, path: Path) -> VQGANArchitecture:
+    """The stored shape at the resolution that is wanted: convolutions and attention don't care, unless `attn_resolutions` says
+    at which size there is attention. Raises `CheckpointError` when anything else differs."""
+    if not stored.attn_resolutions:
+        stored = replace(stored, resolution=wanted.resolution)
     given, found = asdict(wanted), asdict(stored)
     differing = [f"{key} is {found[key]} there and {given[key]} in the recipe" for key in given if given[key] != found[key]]
     if differing:
         raise CheckpointError(str(path), "weights of another shape: " + ", ".join(differing),
                               "set these keys of image_tokenizer, or give other weights")
+    return stored

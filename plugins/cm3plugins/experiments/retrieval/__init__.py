@@ -1,0 +1,1 @@
+"""What retrieved documents bring: `cm3 experiment retrieval`."""

@@ -1,0 +1,110 @@
+"""What a trained decoder is measured under: which held-out documents, and what stands in front of them.
+
+    split     comp (this style of a known concept is held out) | unseen (the whole concept is)
+    memory    train: what was trained on | all: held-out documents too, though never a query's own
+    documents 0..3 of what a retriever finds for the query's text
+
+Measured is the loss of the query's image tokens, nats a token. Whatever stands in front of it does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from cm3core.data import CodeCache, NeighbourTable, TrainingData, retriever_fingerprint
+from cm3core.errors import CM3Error
+from cm3core.interfaces import DocumentSource, Retriever, RetrieverConfig
+from cm3core.packing import TrainingBatch
+from cm3core.training_data import Preparation
+from cm3core.validation import UnmaskedObjective, measured_loss, spread
+
+if TYPE_CHECKING:
+    from cm3core.build import Components
+
+#: Documents in front, at most.
+MOST = 3
+MEMORIES = ("train", "all")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Where a loss was measured. `memory` and `retriever` are "" where nothing stands in front."""
+
+    split: str
+    memory: str
+    retriever: str
+    number: int
+
+    @property
+    def name(self) -> str:
+        """For JSON: `comp`, or `comp/all/dense/2`."""
+        return "/".join([self.split, self.memory, self.retriever, str(self.number)]) if self.number else self.split
+
+
+class Measurement:
+    """The losses of one decoder under all conditions.
+
+    Args:
+        preparation: of the decoder's training.
+        retrievers: name -> config; each is asked over each memory.
+        splits: held-out splits of the data set.
+        num_documents: held-out documents of each split, spread evenly.
+    """
+
+    def __init__(self, preparation: Preparation, retrievers: dict[str, RetrieverConfig], splits: tuple[str, ...],
+                 num_documents: int) -> None:
+        self.preparation, self.retrievers, self.num_documents = preparation, retrievers, num_documents
+        self.components: Components = preparation.components
+        self.sources = {split: self.components.split(split) for split in splits}
+        self.memories = {"train": self.components.source}
+        try:
+            self.memories["all"] = self.components.split("all")
+        except CM3Error:  # a data set whose splits can't be had together
+            self.memories.pop("all", None)
+        self._codes: dict[str, CodeCache] = {}
+        self._built: dict[tuple[str, str], Retriever] = {}
+
+    def conditions(self) -> Iterator[Condition]:
+        """All of them, in the order of the tables."""
+        for split in self.sources:
+            yield Condition(split, "", "", 0)
+            for memory in self.memories:
+                for name in self.retrievers:
+                    yield from (Condition(split, memory, name, number) for number in range(1, MOST + 1))
+
+    @torch.inference_mode()
+    def loss(self, condition: Condition) -> float:
+        """Nats a token of the query's image tokens."""
+        decoder = self.components.decoder
+        return measured_loss(decoder, self._batches(condition))["image_loss"]
+
+    def retriever(self, memory: str, name: str) -> Retriever:
+        """The retriever over a memory, built when it is first asked for."""
+        if (memory, name) not in self._built:
+            self._built[memory, name] = self.retrievers[name].build(self.memories[memory], self.components.embedder)
+        return self._built[memory, name]
+
+    def _batches(self, condition: Condition) -> list[TrainingBatch]:
+        recipe, source = self.preparation.recipe, self.sources[condition.split]
+        codes, memory = self._codes_of(f"split {condition.split}", source), self.memories.get(condition.memory)
+        neighbours, config, memory_codes = None, None, None
+        if memory is not None:
+            config = replace(self.retrievers[condition.retriever], num_retrieved=condition.number)
+            neighbours = NeighbourTable(
+                self.retriever(condition.memory, condition.retriever), source, self.preparation.cache_dir, codes=codes,
+                fingerprint=retriever_fingerprint(config, self.components.embedder, memory), num_ranks=MOST, text_only=True,
+                progress=False)
+            memory_codes = self._codes_of(f"memory {condition.memory}", memory)
+        data = TrainingData(source, self.components.serializer, UnmaskedObjective(), codes, neighbours, memory, config,
+                            recipe.train.seed, self.components.decoder.context_length, recipe.data.max_text_tokens,
+                            memory_codes=memory_codes, training=False)
+        return self.preparation.pack(data.sequence(0, index) for index in spread(len(data), self.num_documents))
+
+    def _codes_of(self, name: str, source: DocumentSource) -> CodeCache:
+        if name not in self._codes:
+            self._codes[name] = CodeCache(source, self.components.image_tokenizer, self.preparation.cache_dir)
+        return self._codes[name]

@@ -1,0 +1,78 @@
+"""k-means over the squares of pictures, by faiss."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cm3core.document import PixelArray
+from cm3core.errors import DataError
+from cm3core.files import make_folder, write_text
+from cm3plugins.image_tokenizers.patches.config import PatchTokenizerConfig
+from cm3plugins.image_tokenizers.patches.tokenizer import PatchTokenizer, save_codebook, squares
+
+WEIGHTS = "model.safetensors"
+#: Squares that are learned from: more change nothing that can be seen.
+_NUM_SQUARES = 120_000
+#: Squares that differ by less than this are one, so that plain backgrounds don't take the codebook.
+_STEP = 4
+
+
+def train_patches(config: PatchTokenizerConfig, images_NHWC: PixelArray, out_dir: Path, *, minutes: float | None = None,
+                  steps: int | None = None, resume: bool = False, validation_NHWC: PixelArray | None = None,
+                  show_progress: bool = True) -> Path:
+    """Learn the squares; see `ImageTokenizerConfig.train`. Returns the path of the weights.
+
+    Raises:
+        DataError: fewer different squares than codes.
+    """
+    import faiss
+
+    found = different(squares(images_NHWC, config.patch_size))
+    if len(found) < config.codebook_size:
+        raise DataError("pictures to learn squares from", f"hold {len(found):,} different squares, fewer than codebook_size "
+                        f"{config.codebook_size:,}", "give more pictures, or a smaller codebook")
+    rng = np.random.default_rng(config.seed)
+    sample_Pd = found[np.sort(rng.permutation(len(found))[:max(_NUM_SQUARES, config.codebook_size)])].astype(np.float32)
+    centres_Kd: Any = None
+    started, rounds = time.monotonic(), 0
+    while rounds < steps if steps is not None else time.monotonic() - started < 60 * (minutes or 0.0) or rounds == 0:
+        kmeans = faiss.Kmeans(sample_Pd.shape[1], config.codebook_size, niter=1, seed=config.seed, max_points_per_centroid=10**9,
+                              min_points_per_centroid=1)
+        kmeans.train(sample_Pd, init_centroids=centres_Kd)
+        same = centres_Kd is not None and np.array_equal(kmeans.centroids, centres_Kd)
+        centres_Kd, rounds = kmeans.centroids, rounds + 1
+        if same:
+            break
+    codebook_Kd: npt.NDArray[np.uint8] = np.clip(np.rint(centres_Kd), 0, 255).astype(np.uint8)
+    make_folder(out_dir)
+    save_codebook(out_dir / WEIGHTS, config.patch_size, codebook_Kd)
+    facts: dict[str, float] = {"rounds": rounds, "different_squares": len(found)}
+    if validation_NHWC is not None and len(validation_NHWC):
+        facts["validation_psnr"] = round(_psnr(PatchTokenizer(config, codebook_Kd), validation_NHWC), 3)
+    write_text(out_dir / "training.json", json.dumps(facts))
+    if show_progress:
+        print(", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in facts.items()), file=sys.stderr)
+    return out_dir / WEIGHTS
+
+
+def different(squares_Pd: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Squares that differ by more than rounding, each once, in a fixed order.
+
+    >>> different(np.array([[0, 8], [1, 9], [200, 8]], np.uint8)).tolist()
+    [[2, 10], [202, 10]]
+    """
+    return np.unique(squares_Pd // _STEP, axis=0) * _STEP + np.uint8(_STEP // 2)
+
+
+def _psnr(tokenizer: PatchTokenizer, pictures_NHWC: PixelArray) -> float:
+    """Mean peak signal-to-noise ratio in dB."""
+    again = tokenizer.decode(tokenizer.encode(pictures_NHWC))
+    error_N = ((again.astype(np.float64) - pictures_NHWC) ** 2).mean((1, 2, 3))
+    return float((10 * np.log10(255**2 / np.maximum(error_N, 1e-3))).mean())

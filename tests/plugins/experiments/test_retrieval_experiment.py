@@ -1,0 +1,112 @@
+"""`cm3 experiment retrieval`, end to end on a few pictures: stages run, leave files, are not done twice; what is measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cm3core.build import build
+from cm3core.cli.main import main
+from cm3core.plugins import load_registry
+from cm3core.recipe import compose
+from cm3core.training_data import Preparation
+from cm3plugins.experiments.retrieval.arms import ARMS
+from cm3plugins.experiments.retrieval.conditions import Condition, Measurement
+from cm3plugins.experiments.retrieval.experiment import curve
+
+SMALL = ["decoder.num_layers=1", "decoder.d_model=32", "decoder.num_heads=1", "train.num_threads=1", "train.log_every_steps=1",
+         "train.validation_documents=2", "train.validate_every_steps=1", "dataset.styles=[noto,twemoji,emojione,fluent]"]
+
+
+@pytest.fixture
+def overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The experiment on a few concepts, some of them held out whole, with its caches in a folder of its own."""
+    concepts = tmp_path / "concepts.txt"
+    concepts.write_text("red apple\ngreen apple\npizza\npanda\nkey\nleopard\ndeer\n")
+    monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
+    return [*SMALL, f"dataset.concepts={concepts}"]
+
+
+def test_all_stages_and_again(overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    arguments = ["experiment", "retrieval", "--arms", "none", "dense-2", "--steps", "2", "--documents", "2", "--pictures", "2",
+                 "-o", str(out), *overrides]
+    assert main(arguments) == 0
+    results = json.loads((out / "results.json").read_text())
+    none, dense = results["runs"]
+    assert (none["arm"], dense["arm"], none["steps"], dense["steps"]) == ("none", "dense-2", 2, 2)
+    assert none["tokens"] == pytest.approx(dense["tokens"], rel=0.2)
+    assert set(none["losses"]) == set(dense["losses"])
+    assert {"comp", "unseen", "comp/train/dense/1", "unseen/all/bm25/3", "comp/all/random/2"} <= set(none["losses"])
+    assert all(np.isfinite(list(run["losses"].values())).all() for run in (none, dense))
+    assert all(point["tokens"] > 0 and "validation/comp/image_loss" in point for point in none["curve"][1:])
+    assert "validation/unseen/image_loss_retrieved" in dense["curve"][-1]
+    assert set(dense["drawn"]["unseen"]) == {"kid", "real_kid", "floor", "floor_spread", "r5", "real_r5"}
+    report = (out / "report.md").read_text()
+    assert set(dense["drawn"]) == {"unseen"}, "one document of comp has no distance"
+    for name in ("curves.png", "pictures-unseen.png"):
+        assert (out / name).stat().st_size > 0
+        assert f"({name})" in report
+    assert "| dense, 2 documents | 2 |" in report
+    with np.load(out / "dense-2-0" / "drawn.npz", allow_pickle=False) as file:
+        assert file["unseen_drawn"].shape == (2, 32, 32, 3)
+    kept = [out / "dense-2-0" / name for name in ("losses.json", "drawn.npz")]
+    before = [path.stat().st_mtime_ns for path in kept]
+    assert main(arguments) == 0, "the same command again only writes the report"
+    assert before == [path.stat().st_mtime_ns for path in kept]
+    assert f"done: open {out / 'report.md'}" in capsys.readouterr().out
+
+
+def test_a_condition_measures_the_query_alone(overrides: list[str]) -> None:
+    """Whatever stands in front, the same tokens count; a query's own picture never stands there; memories differ as they say."""
+    registry = load_registry()
+    recipe = compose("retrieval-gain", [*overrides, "retriever.num_retrieved=1"], registry=registry)
+    assert recipe.retriever is not None
+    preparation = Preparation(build(recipe, registry, stage="train"), progress=False)
+    measurement = Measurement(preparation, {"dense": recipe.retriever}, ("comp", "unseen"), 8)
+    own = measurement.sources["unseen"]
+    counted = {}
+    for memory, number in (("", 0), ("train", 3), ("all", 1)):
+        condition = Condition("unseen", memory, "dense" if number else "", number)
+        batches = measurement._batches(condition)
+        counted[condition.name] = sum(int(((batch.weights_BT > 0) & (batch.modality_BT == 2)).sum()) for batch in batches)
+        assert np.isfinite(measurement.loss(condition))
+    assert set(counted.values()) == {64 * len(own)}, "64 codes of each query, and no others"
+    memory = measurement.memories["all"]
+    found = measurement.retriever("all", "dense").retrieve([own.document(0)], 3, [{own.id(0)}])[0]
+    assert own.id(0) not in {memory.id(one.index) for one in found}
+    trained = {measurement.memories["train"].id(index) for index in range(len(measurement.memories["train"]))}
+    assert not trained & {own.id(index) for index in range(len(own))}
+
+
+def test_arms_differ_in_the_retriever_alone() -> None:
+    registry = load_registry()
+    recipes = {name: compose("retrieval-gain", list(arm.overrides), registry=registry) for name, arm in ARMS.items()}
+    assert recipes["dense-3"].component_names["retriever"].endswith("dense")
+    for name, recipe in recipes.items():
+        recipe.check()
+        assert recipe.retriever is not None
+        assert recipe.retriever.num_retrieved == ARMS[name].num_retrieved
+        for kind in ("decoder", "train", "objective", "embedder", "dataset"):
+            assert getattr(recipe, kind) == getattr(recipes["none"], kind)
+
+
+def test_a_curve_knows_the_tokens_before_each_validation(tmp_path: Path) -> None:
+    lines = [{"step": 20, "tokens": 100.0, "elapsed_s": 1.0}, {"step": 25, "validation/comp/image_loss": 3.0},
+             {"step": 40, "tokens": 200.0, "elapsed_s": 2.0, "train/image_loss": 1.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert curve(tmp_path) == [{"step": 25, "tokens": 100.0, "elapsed_s": 1.0, "validation/comp/image_loss": 3.0}]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--arms", "dense-9"], "cm3 experiment retrieval: there is no arm 'dense-9'; did you mean 'dense-3'?\n"
+                            "  next: use some of none, dense-1, dense-2, dense-3, bm25-1"),
+    (["--pictures", "1"], "cm3 experiment retrieval: --pictures is 1, and a distance of one picture says nothing\n"
+                          "  next: give 2 or more, or 0 for none"),
+    (["--steps", "0"], "cm3 experiment retrieval: --steps is 0, must be at least 1\n  next: give another number")])
+def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["experiment", "retrieval", *arguments]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,121 @@
+"""Squares as codes: the kit's laws, a picture by hand, equal pictures whatever is encoded with them, training, files, errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from cm3core.cli.main import main
+from cm3core.errors import CheckpointError, DataError, RecipeError
+from cm3core.plugins import load_registry
+from cm3core.recipe import compose
+from cm3core.testing.image_tokenizer import ImageTokenizerContract
+from cm3plugins.image_tokenizers.patches.config import PatchTokenizerConfig
+from cm3plugins.image_tokenizers.patches.tokenizer import PatchTokenizer, nearest, save_codebook
+
+SMALL = PatchTokenizerConfig(resolution=4, patch_size=2, codebook_size=3, weights=None)
+#: Black, white, and the left half red.
+CODEBOOK = np.array([[0] * 12, [255] * 12, [255, 0, 0, 0, 0, 0] * 2], np.uint8)
+
+
+class TestPatches(ImageTokenizerContract):
+    config = SMALL
+
+    def make(self) -> PatchTokenizer:
+        return PatchTokenizer(SMALL, CODEBOOK)
+
+
+class TestBundled(ImageTokenizerContract):
+    def make(self) -> PatchTokenizer:
+        return PatchTokenizerConfig().build()
+
+
+def test_a_picture_by_hand() -> None:
+    picture = np.zeros((1, 4, 4, 3), np.uint8)
+    picture[0, :2, :2] = 250  # nearest white
+    picture[0, 2:, 2, 0] = 200  # left column of the last square, red
+    tokenizer = PatchTokenizer(SMALL, CODEBOOK)
+    codes = tokenizer.encode(picture)
+    assert codes.tolist() == [[1, 0, 0, 2]]
+    drawn = tokenizer.decode(codes)[0]
+    assert drawn[0, 0].tolist() == [255, 255, 255]
+    assert drawn[3, 2].tolist() == [255, 0, 0]
+    assert drawn[3, 3].tolist() == [0, 0, 0]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9))
+def test_nearest_is_brute_force_and_its_own(seed: int, number: int) -> None:
+    rng = np.random.default_rng(seed)
+    codebook = rng.integers(0, 256, (7, 12), dtype=np.uint8)
+    codebook[5] = codebook[2]  # an exact tie: the first
+    squares = rng.integers(0, 256, (number, 12), dtype=np.uint8)
+    squares[0] = codebook[5]
+    expected = [min(range(7), key=lambda k: (int(((row.astype(int) - codebook[k]) ** 2).sum()), k)) for row in squares]
+    assert nearest(squares, codebook).tolist() == expected
+    assert [int(nearest(row[None], codebook)[0]) for row in squares] == expected, "whatever is encoded together"
+
+
+def test_what_looks_the_same_has_the_same_codes() -> None:
+    """Unlike a VQGAN's, whose normalisation looks at the whole picture."""
+    tokenizer = PatchTokenizerConfig().build()
+    rng = np.random.default_rng(0)
+    one, other = rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    other[8:16, 4:12] = one[8:16, 4:12]
+    codes = tokenizer.encode(np.stack([one, other])).reshape(2, 8, 8)
+    assert np.array_equal(codes[0, 2:4, 1:3], codes[1, 2:4, 1:3])
+    assert not np.array_equal(codes[0], codes[1])
+
+
+def test_training_finds_the_squares_there_are(tmp_path: Path) -> None:
+    pictures = PatchTokenizer(SMALL, CODEBOOK).decode(np.array([[0, 1, 2, 0], [2, 2, 1, 0]], np.int32))
+    path = SMALL.train(pictures, tmp_path, steps=5, validation_NHWC=pictures, show_progress=False)
+    tokenizer = PatchTokenizerConfig(resolution=4, patch_size=2, codebook_size=3, weights=str(path)).build()
+    again = tokenizer.decode(tokenizer.encode(pictures))
+    assert np.abs(again.astype(int) - pictures).max() <= 3, "squares are learned up to the rounding that makes near ones one"
+    assert json.loads((tmp_path / "training.json").read_text())["different_squares"] == 3
+    with pytest.raises(DataError) as error:
+        PatchTokenizerConfig(resolution=4, patch_size=2, codebook_size=4, weights=None).train(pictures, tmp_path, steps=1)
+    assert str(error.value) == ("pictures to learn squares from: hold 3 different squares, fewer than codebook_size 4\n"
+                                "  next: give more pictures, or a smaller codebook")
+
+
+def test_by_the_command(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(["tokenizer", "train-image", "retrieval-gain", "image_tokenizer.weights=null", "image_tokenizer.codebook_size=64",
+                 "dataset.concepts=starter", "--steps", "2", "-o", str(out), "--quiet"]) == 0
+    recipe = compose(str(out / "recipe.yaml"), [], registry=load_registry())
+    assert recipe.image_tokenizer is not None
+    assert recipe.image_tokenizer.build().codebook_size == 64
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    config = PatchTokenizerConfig(resolution=4, patch_size=2, codebook_size=3, weights=str(path))
+    next_step = "give the file that `cm3 tokenizer train-image` wrote, or leave image_tokenizer.weights at bundled:emoji32"
+    with pytest.raises(CheckpointError) as missing:
+        config.build()
+    assert str(missing.value) == f"{path}: there is no such file\n  next: {next_step}"
+    save_codebook(path, 2, CODEBOOK[:2])
+    with pytest.raises(CheckpointError) as other:
+        config.build()
+    assert str(other.value) == (f"{path}: holds 2 squares of 2 pixels a side, the recipe says 3 of 2\n"
+                                "  next: set image_tokenizer.codebook_size and patch_size as in the file, or give another file")
+    save_file({"codebook": CODEBOOK.astype(np.float32)}, path, {"format": "cm3leon patches 1", "patch_size": "2"})
+    with pytest.raises(CheckpointError, match="is not of the format 'cm3leon patches 1'"):
+        config.build()
+    path.write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="is not a whole safetensors file"):
+        config.build()
+    with pytest.raises(CheckpointError) as unknown:
+        PatchTokenizerConfig(weights="bundled:none").build()
+    assert str(unknown.value) == ("image_tokenizer.weights=bundled:none: no such bundled tokenizer\n"
+                                  "  next: bundled: emoji32; or give a path")
+    with pytest.raises(RecipeError) as odd:
+        PatchTokenizerConfig(resolution=30).check()
+    assert str(odd.value) == "image_tokenizer.resolution: is 30, not a multiple of patch_size 4\n  next: change one of the two"
