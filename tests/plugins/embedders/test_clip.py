@@ -278,7 +278,7 @@ def test_a_damaged_archive_is_told(folder, tmp_path):
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(tmp_path / "short.pt", "w") as short:
         for entry in archive.infolist():
             content = archive.read(entry)
-            short.writestr(entry.filename, content[:-4] if entry.filename.endswith("/data/0") else content)
+            short.writestr(entry.filename, content[:-4] if entry.filename.endswith("data/0") else content)
     with pytest.raises(CheckpointError, match="is no TorchScript archive that can be read") as refused:
         read_checkpoint(tmp_path / "short.pt")
     assert refused.value.next_step == "download it again, or give the weights as safetensors"
@@ -444,9 +444,11 @@ def test_configs_of_other_models(folder, tmp_path):
     save_file(load_file(folder / "model.safetensors"), tmp_path / "model.safetensors")
     content = json.loads((folder / "config.json").read_text())
     vision = content["vision_config"] | {"layer_norm_eps": 1e-6}
+    layers = content["text_config"] | {"num_hidden_layers": 9}
     for change, message in (({"model_type": "siglip"}, "is of a model 'siglip'"),
                             ({"text_config": content["text_config"] | {"hidden_act": "relu"}}, "asks for the activation 'relu'"),
-                            ({"vision_config": vision}, "asks for layer_norm_eps 1e-06")):
+                            ({"vision_config": vision}, "asks for layer_norm_eps 1e-06"),
+                            ({"text_config": layers}, r"text_config.num_hidden_layers is 9, and the weights have 2")):
         config(tmp_path, "config.json", content | change)
         with pytest.raises(CheckpointError, match=message):
             read_checkpoint(tmp_path)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cm3core.document import Text
-from cm3core.errors import CheckpointError, RecipeError
+from cm3core.errors import CheckpointError, DataError, RecipeError
+from cm3core.interfaces.embedder import VectorArray
 from cm3core.testing.embedder import EmbedderContract
+from cm3core.testing.retriever import HashEmbedder
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus
 from cm3plugins.embedders import LightEncoderConfig
 from cm3plugins.embedders.contrastive import contrast, random_caption
@@ -33,6 +36,23 @@ SMALL = TowerSizes(num_buckets=512, word_width=16, text_width=32, resolution=16,
 class TestLightEncoder(EmbedderContract):
     def make(self) -> LightEncoder:
         return LightEncoderConfig().build()
+
+
+class Diverged(HashEmbedder):
+    """Text "bad" gets NaN."""
+
+    def _embed_texts(self, texts: Sequence[str]) -> VectorArray:
+        return np.array([[np.nan if text == "bad" else 1.0] * 8 for text in texts], np.float32)
+
+
+def test_vectors_that_are_no_numbers():
+    with pytest.raises(DataError) as refused:
+        Diverged().embed_texts(["good", "bad"])
+    assert str(refused.value) == "text 1: its vector by Diverged holds NaN or infinity\n  next: check the embedder's weights"
+    with pytest.raises(DataError) as gray:
+        Diverged().embed_images([np.zeros((2, 3), np.uint8)])
+    assert str(gray.value) == ("picture 0: uint8 [2, 3], an embedder takes uint8 [height, width, 3]\n"
+                               "  next: open it with cm3core.images.open_image")
 
 
 def test_words_and_ngrams_by_hand():

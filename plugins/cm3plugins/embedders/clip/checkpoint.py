@@ -16,7 +16,7 @@ import logging
 import math
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,8 @@ def read_checkpoint(path: Path, quick_gelu: bool | None = None) -> CLIPCheckpoin
     sizes = _sizes(weights, tensors, activations, heads)
     if origin == "open_clip" and open_clip is not None:
         _check_open_clip(weights, open_clip, sizes)
+    if origin == "Hugging Face" and hugging_face is not None:
+        _check_hugging_face(weights, hugging_face, sizes)
     preprocessing = _preprocessing(weights, origin, open_clip, sizes.resolution)
     words = " and ".join(sorted({"QuickGELU" if one == "quick_gelu" else "GELU" for one, _ in activations}))
     summary = (f"{origin}'s CLIP with patches of {sizes.patch} pixels, {sizes.resolution} px, {sizes.dimension} dimensions, "
@@ -291,14 +293,31 @@ def _check_open_clip(path: Path, config: Mapping[str, Any], sizes: CLIPSizes) ->
     unknown += [f"text_cfg.{key}" for key in text if key not in _KNOWN_TEXT and text[key]]
     if unknown:
         raise CheckpointError(place, f"asks for {', '.join(unknown)}", "only OpenAI's architecture is read")
-    for name, said, found in (
-            ("vision_cfg.width", vision.get("width"), sizes.vision.width),
-            ("vision_cfg.layers", vision.get("layers"), sizes.vision.num_layers),
-            ("vision_cfg.patch_size", vision.get("patch_size"), sizes.patch),
-            ("vision_cfg.image_size", vision.get("image_size"), sizes.resolution),
-            ("text_cfg.width", text.get("width"), sizes.text.width),
-            ("text_cfg.layers", text.get("layers"), sizes.text.num_layers),
-            ("embed_dim", model.get("embed_dim"), sizes.dimension)):
+    _compare(place, (
+        ("vision_cfg.width", vision.get("width"), sizes.vision.width),
+        ("vision_cfg.layers", vision.get("layers"), sizes.vision.num_layers),
+        ("vision_cfg.patch_size", vision.get("patch_size"), sizes.patch),
+        ("vision_cfg.image_size", vision.get("image_size"), sizes.resolution),
+        ("text_cfg.width", text.get("width"), sizes.text.width),
+        ("text_cfg.layers", text.get("layers"), sizes.text.num_layers),
+        ("embed_dim", model.get("embed_dim"), sizes.dimension)))
+
+
+def _check_hugging_face(path: Path, config: Mapping[str, Any], sizes: CLIPSizes) -> None:
+    """Raise `CheckpointError` where Hugging Face's config contradicts the weights."""
+    vision, text = _parts(config)
+    _compare(str(path.parent / "config.json"), (
+        ("vision_config.hidden_size", vision.get("hidden_size"), sizes.vision.width),
+        ("vision_config.num_hidden_layers", vision.get("num_hidden_layers"), sizes.vision.num_layers),
+        ("vision_config.patch_size", vision.get("patch_size"), sizes.patch),
+        ("vision_config.image_size", vision.get("image_size"), sizes.resolution),
+        ("text_config.hidden_size", text.get("hidden_size"), sizes.text.width),
+        ("text_config.num_hidden_layers", text.get("num_hidden_layers"), sizes.text.num_layers),
+        ("projection_dim", config.get("projection_dim"), sizes.dimension)))
+
+
+def _compare(place: str, sayings: Sequence[tuple[str, object, int]]) -> None:
+    for name, said, found in sayings:
         if said is not None and said != found:
             raise CheckpointError(place, f"{name} is {said}, and the weights have {found}",
                                   "put the config of these weights beside them")
