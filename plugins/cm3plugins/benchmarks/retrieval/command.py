@@ -76,8 +76,9 @@ def _run(args: Namespace, indexes: list[str]) -> int:
     extent = runner.Extent(args.num or num, args.dimension, num_queries)
     limits = kernels_runner.ceilings(where, kernels_runner.stopwatch_for(where))
     faiss, before = version("faiss-cpu"), runner.load()
-    environment: dict[str, Any] = kernels_runner.environment(where) | {"faiss": faiss, "load": [before, None]}
-    print(f"{kernels_report.heading(environment, limits)}\nfaiss {faiss}, load {before}", flush=True)
+    environment: dict[str, Any] = kernels_runner.environment(where) | {
+        "faiss": faiss, "load": [before, None], "clock": "processor time" if torch.get_num_threads() == 1 else "wall clock"}
+    print(f"{kernels_report.heading(environment, limits)}\nfaiss {faiss}, {environment['clock']}, load {before}", flush=True)
     if args.folder is not None:
         make_folder(args.folder)
     rows: list[dict[str, Any]] = []
