@@ -438,8 +438,10 @@ def test_a_killed_build_starts_again(kept, tmp_path):
     killed = subprocess.run(command, capture_output=True, check=False)
     assert killed.returncode == -9, killed.stderr
     assert not (kept.folder / "manifest.json").exists()
+    assert any(path.name.startswith(".vectors.index.") for path in kept.folder.iterdir())  # half of the file
     np.testing.assert_array_equal(kept.open("bank 2").search(kept.rows, 5)[1], before)
     assert kept.num_built == 2
+    assert sorted(path.name for path in kept.folder.iterdir()) == ["lock", "manifest.json", "vectors.index"]
 
 
 def test_a_build_that_fails_leaves_nothing(kept, monkeypatch):

@@ -86,6 +86,8 @@ def kept_index(folder: Path, fingerprint: str, built: Mapping[str, Any], build: 
             if str(reason):
                 tqdm.write(f"note: the index {folder} is built again: {reason}", file=sys.stderr)
         (folder / MANIFEST).unlink(missing_ok=True)
+        for left_behind in folder.glob(f".{FILE}.*"):  # by a build that was killed; who holds the lock is the only one
+            left_behind.unlink()
         with atomic_path(folder / FILE) as temporary:
             measured = dict(build(temporary))
         status = (folder / FILE).stat()
