@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from cm3core.errors import DataError
-from cm3plugins.retrievers.index.base import FloatArray, RowArray, VectorIndex, best
+from cm3plugins.retrievers.index.base import NO_ROW, FloatArray, RowArray, VectorIndex, best
 from cm3plugins.retrievers.index.flat import FlatIndex
+from cm3plugins.retrievers.index.threads import faiss_calls
 
 if TYPE_CHECKING:
     from cm3core.bank import VectorRows
 
-#: Bytes of vectors that are added at once, and of candidates' vectors that are ranked at once.
-BLOCK_BYTES, RANKED_BYTES = 64 << 20, 32 << 20
+#: Bytes of vectors that are added at once.
+BLOCK_BYTES = 64 << 20
 #: The setting of a search is the least of those tried with which `WANTED` of the `NEAREST` others of `NUM_MEASURED` documents of
 #: the bank are found; then doubled: queries of one modality lie farther from the documents than documents from each other.
 WANTED, NEAREST, NUM_MEASURED, MARGIN = 0.99, 4, 256, 2
@@ -135,12 +136,15 @@ class ApproximateIndex(VectorIndex):
     def _search(self, queries_QE: FloatArray, width: int) -> tuple[FloatArray, RowArray]:
         number = min(max(self.num_candidates, 2 * width), self.num_rows)
         rows_QC = self.engine.candidates(self.native, self.setting, queries_QE, number)
-        scores_QC = np.empty(rows_QC.shape, np.float32)
-        step = max(1, RANKED_BYTES // (4 * number * queries_QE.shape[1]))
-        for first in range(0, len(queries_QE), step):
-            rows_qC = rows_QC[first:first + step]
-            vectors_qCE = self.vectors.take(np.maximum(rows_qC, 0)).reshape(*rows_qC.shape, -1)
-            scores_QC[first:first + step] = np.matmul(vectors_qCE, queries_QE[first:first + step, :, None])[:, :, 0]
+        scores_QC, of_part_QC = np.empty((2, *rows_QC.shape), np.float32)
+        start = 0
+        with faiss_calls(queries_QE.shape[1]) as faiss:
+            for part_mE in self.vectors.parts:  # faiss reads the rows where they lie; what is below 0 is of another part
+                own_QC = np.where((rows_QC >= start) & (rows_QC < start + len(part_mE)), rows_QC - start, NO_ROW)
+                faiss.fvec_inner_products_by_idx(*map(faiss.swig_ptr, (of_part_QC, queries_QE, np.asarray(part_mE), own_QC)),
+                                                 queries_QE.shape[1], *rows_QC.shape)
+                np.copyto(scores_QC, of_part_QC, where=own_QC != NO_ROW)
+                start += len(part_mE)
         return best(scores_QC, rows_QC, width)
 
 
