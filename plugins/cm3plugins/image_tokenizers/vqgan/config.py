@@ -67,6 +67,9 @@ class VQGANTraining:
         seed: of weights, order, flips and code revival.
         batch_size: pictures a step.
         learning_rate: of AdamW after `warmup_steps`; falls to 0 as a cosine of progress.
+        betas, weight_decay: of AdamW.
+        warmup_steps: steps in which the learning rate grows from 0.
+        clip_norm: largest norm of all gradients together.
         flip: mirror half of the pictures.
         l1_weight, l2_weight, edge_weight: absolute error, squared error, absolute error of first differences.
         perceptual_weight: distance of EfficientNet-Lite0 features; 0 needs no such network.
@@ -76,6 +79,8 @@ class VQGANTraining:
         perceptual_resolution: pixels a side that pictures are resized to for it; None: as they are.
         disc_weight: of the PatchGAN, before the adaptive factor; 0 leaves it out. taming and Make-A-Scene: 0.8.
         disc_start: progress from which it counts.
+        disc_layers, disc_channels: its convolutions with a stride, and the width of the first.
+        disc_learning_rate: of its optimiser.
         codebook_update: "ema" (moving averages of assigned vectors) or "gradient" (taming).
         codebook_decay: of those averages, per step.
         codebook_init_steps: steps without quantisation, after which the codebook starts at k-means centres.

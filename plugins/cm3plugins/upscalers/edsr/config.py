@@ -46,6 +46,9 @@ class EDSRTraining:
         num_tried_crops: of so many places the one with the largest contrast is taken: flat ground teaches nothing.
         reconstructed_share: crops cut from the image tokenizer's reconstruction; the others are of the small picture itself.
         learning_rate: of AdamW after `warmup_steps`; falls to 0 as a cosine of progress.
+        betas, weight_decay: of AdamW.
+        warmup_steps: steps in which the learning rate grows from 0.
+        clip_norm: largest norm of all gradients together.
         l1_weight, edge_weight: absolute error, absolute error of first differences.
         turn: mirror and turn crops at random, in the eight ways of a square.
         weight_ema_decay: of the averaged weights that are saved.
