@@ -32,12 +32,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             yield temporary
         except OSError as error:
             if error.errno in _DISK_ERRORS:
-                raise _not_written(target, error) from error
+                raise not_written(target, error) from error
             raise
         try:
             _take_place(temporary, target)
         except OSError as error:
-            raise _not_written(target, error) from error
+            raise not_written(target, error) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -48,7 +48,7 @@ def _temporary_beside(target: Path) -> Path:
     try:
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     except OSError as error:
-        raise _not_written(target, error) from error
+        raise not_written(target, error) from error
     os.close(handle)
     return Path(name)
 
@@ -63,7 +63,8 @@ def _take_place(temporary: Path, target: Path) -> None:
     sync_directory(target.parent)
 
 
-def _not_written(path: Path, error: OSError) -> FileError:
+def not_written(path: Path, error: OSError) -> FileError:
+    """The error that says why a path could not be written."""
     step = "free space on that disk" if error.errno in _DISK_ERRORS else "name a place where you may write"
     return FileError(str(path), f"can't be written ({error.strerror or error})", step)
 
@@ -73,7 +74,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise not_written(path, error) from error
 
 
 def check_writable(path: str | Path, *, folder: bool = False) -> None:
