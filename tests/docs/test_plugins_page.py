@@ -1,4 +1,4 @@
-"""docs/plugins.md as its reader follows it: the package is built, installed, found, used and tested by its kit."""
+"""docs/plugins/tutorial.md as its reader follows it: the package is built, installed, found, used and tested by its kit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "plugins.md"
+PAGE = ROOT / "docs" / "plugins" / "tutorial.md"
 
 
 @pytest.fixture(scope="module")
