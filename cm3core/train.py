@@ -136,6 +136,9 @@ def _start(recipe: Recipe, out_dir: Path, registry: Registry, resume: bool, prog
         if stored.fingerprints.get("dataset") != preparation.fingerprint:
             raise CheckpointError(str(folder), "was trained on other data (documents were added, removed or changed)",
                                   "start in another folder (-o), or bring the data back")
+        if stored.fingerprints.get("bank") != preparation.bank_fingerprint:
+            raise CheckpointError(str(folder), "was trained with another memory bank (documents were added, removed or changed)",
+                                  "start in another folder (-o), or bring the bank back")
         restore_training(folder, optimizer, decoder)
         loader.load_state_dict(stored.loader)
     make_folder(out_dir)
@@ -314,6 +317,8 @@ def save(state: TrainState) -> Path:
         raise CM3Error(f"training, step {state.step}", "weights are not finite any more; they are not saved", DIVERGED)
     components = state.components
     fingerprints = {**components.fingerprints(), "dataset": state.preparation.fingerprint}
+    if state.preparation.bank_fingerprint is not None:
+        fingerprints["bank"] = state.preparation.bank_fingerprint
     stored = CheckpointState(state.step, state.elapsed_s, state.tokens, state.loader.state_dict(),
                              components.vocabulary.to_dict(), fingerprints)
     state.log.flush()

@@ -38,8 +38,9 @@ class Preparation:
         self.memory: DocumentSource = components.memory if self.retrieves else components.source
         self._memory_codes = None if isinstance(self.memory, MemoryBank) else self._codes(self.memory)
         self._training = self.data(components.source, components.objective, retrieve=self.retrieves, training=True)
-        #: Hash of the training documents; stored with checkpoints.
+        #: Hash of the training documents, and of the bank that they retrieve from if there is one; stored with checkpoints.
         self.fingerprint = source_fingerprint(components.source)
+        self.bank_fingerprint = self.memory.fingerprint if isinstance(self.memory, MemoryBank) else None
 
     def _codes(self, source: DocumentSource) -> CodeCache:
         codes = CodeCache(source, self.components.image_tokenizer, self.cache_dir, progress=self.progress)

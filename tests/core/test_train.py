@@ -186,6 +186,28 @@ def test_other_data_is_refused(
         train(squares(registry, cache, ["train.steps=21"]), out, registry, progress=False)
 
 
+def test_another_memory_bank_is_refused(registry: Registry, cache: Path, tmp_path: Path) -> None:
+    """A bank that has grown since is another training; its bytes brought back, the run goes on."""
+    bank, out = tmp_path / "bank", tmp_path / "run"
+
+    def memory(action: str, *arguments: str) -> int:
+        return main(["--plugin", str(PARTS / "train_parts.py"), "memory", action, *arguments, "--quiet", f"data.cache_dir={cache}"])
+
+    assert memory("build", str(PARTS / "squares.yaml"), "-o", str(bank), "embedder=light_encoder") == 0
+    shutil.copytree(bank, tmp_path / "before")
+    own = ["embedder=light_encoder", "retriever=dense", f"retriever.bank={bank}", "train.validation_splits=[]",
+           "decoder.context_length=96"]
+    train(squares(registry, cache, [*own, "train.steps=2"]), out, registry, progress=False)
+    assert memory("add", str(bank), str(PARTS / "squares.yaml"), "--id-prefix", "more/") == 0
+    with pytest.raises(CheckpointError) as error:
+        train(squares(registry, cache, [*own, "train.steps=3"]), out, registry, progress=False)
+    assert "was trained with another memory bank (documents were added, removed or changed)" in str(error.value)
+    assert "start in another folder (-o), or bring the bank back" in str(error.value)
+    shutil.rmtree(bank)
+    shutil.copytree(tmp_path / "before", bank)
+    assert train(squares(registry, cache, [*own, "train.steps=3"]), out, registry, progress=False).step == 3
+
+
 def test_by_the_clock(registry: Registry, cache: Path, tmp_path: Path) -> None:
     """The clock goes on where it stopped; checkpoints keep it."""
     recipe = squares(

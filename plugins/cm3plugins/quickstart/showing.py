@@ -22,6 +22,7 @@ from cm3core.errors import CM3Error
 from cm3core.images import fit
 from cm3core.interfaces import DocumentSource, Retriever
 from cm3core.model import Model
+from cm3core.neighbours import own_names
 from cm3plugins.quickstart.pictures import Row, write_table
 
 #: Prompts of each split that are drawn and judged, and those of them that are shown.
@@ -153,7 +154,7 @@ def _retrieved(model: Model, source: DocumentSource, split: str, chosen: Sequenc
         assert model.recipe.retriever is not None
         retriever = model.recipe.retriever.build(source, model.components.embedder)
     queries: list[Document] = [(Text(text_of(document)),) for document in documents]
-    found = retriever.retrieve(queries, _number(model), [{source.id(index)} for index in chosen])
+    found = retriever.retrieve(queries, _number(model), [own_names(source, index) for index in chosen])
     return [tuple(retriever.memory.document(result.index) for result in results) for results in found]
 
 
