@@ -191,7 +191,8 @@ def test_another_memory_bank_is_refused(registry: Registry, cache: Path, tmp_pat
     bank, out = tmp_path / "bank", tmp_path / "run"
 
     def memory(action: str, *arguments: str) -> int:
-        return main(["--plugin", str(PARTS / "train_parts.py"), "memory", action, *arguments, "--quiet", f"data.cache_dir={cache}"])
+        return main(["--plugin", str(PARTS / "train_parts.py"), "memory", action, *arguments, "--quiet",
+                     f"data.cache_dir={cache}"])
 
     assert memory("build", str(PARTS / "squares.yaml"), "-o", str(bank), "embedder=light_encoder") == 0
     shutil.copytree(bank, tmp_path / "before")
