@@ -20,6 +20,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -36,7 +37,7 @@ GROUP = "cm3core.plugins"
 STRICT_VARIABLE = "CM3_STRICT_PLUGINS"
 DISABLE_VARIABLE = "CM3_DISABLE_PLUGINS"
 
-__all__ = ["KINDS", "Kind", "PluginInfo", "Registry", "load_registry", "plugin_versions"]
+__all__ = ["KINDS", "Kind", "PluginInfo", "Registry", "load_registry", "plugin_of_file", "plugin_versions", "registry_of_one"]
 
 logger = logging.getLogger("cm3core.plugins")
 
@@ -226,7 +227,7 @@ def _discover(files: Sequence[Path]) -> Iterator[tuple[PluginInfo, _Loader]]:
         distribution, version = _distribution(point)
         yield PluginInfo(point.name, version, f"{distribution}, {point.value}"), _Loader(point.load)
     for path in files:
-        yield PluginInfo(Path(path).stem, "", str(path)), _Loader(_file_loader(Path(path)), asked_for=True)
+        yield PluginInfo(Path(path).stem, "", str(path)), _Loader(partial(plugin_of_file, Path(path)), asked_for=True)
 
 
 def _sort_key(point: EntryPoint) -> tuple[str, str, str]:
@@ -238,25 +239,30 @@ def _distribution(point: EntryPoint) -> tuple[str, str]:
     return (point.dist.name, point.dist.version) if point.dist is not None else ("unknown distribution", "")
 
 
-def _file_loader(path: Path) -> Callable[[], ModuleType]:
-    """Import a module from a file, under a name that can't hide another module."""
-    def load() -> ModuleType:
-        name = f"cm3_plugin_file_{path.stem}"
-        if not path.is_file():
-            raise PluginError(str(path), "there is no such file", "give --plugin the path of a Python file")
-        spec = importlib.util.spec_from_file_location(name, path)
-        if spec is None or spec.loader is None:
-            raise PluginError(str(path), "is no Python file", "give --plugin the path of a .py file")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses look their module up to resolve annotations
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-        return module
+def plugin_of_file(path: Path) -> ModuleType:
+    """Import a plugin's module from a file, under a name that can't hide another module."""
+    name = f"cm3_plugin_file_{path.stem}"
+    if not path.is_file():
+        raise PluginError(str(path), "there is no such file", "give --plugin the path of a Python file")
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PluginError(str(path), "is no Python file", "give --plugin the path of a .py file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up to resolve annotations
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
-    return load
+
+def registry_of_one(info: PluginInfo, load: Callable[[], object]) -> Registry:
+    """A registry with one plugin alone, whatever is installed; raises what is wrong with it."""
+    registry, pluggy_manager = Registry(), pluggy.PluginManager(hookspecs.PROJECT)
+    pluggy_manager.add_hookspecs(hookspecs)
+    _describe(info, _Loader(load), registry, pluggy_manager)
+    return registry
 
 
 def _describe(info: PluginInfo, loader: _Loader, registry: Registry, pluggy_manager: pluggy.PluginManager) -> None:
