@@ -3,8 +3,7 @@
     from cm3core.testing.objective import ObjectiveContract
 
     class TestMine(ObjectiveContract):
-        def make(self):
-            return MyObjectiveConfig().build(self.vocabulary)
+        config = MyObjectiveConfig()
 
 One module for each kind. Needs `pytest` and `hypothesis` (`pip install 'cm3leon[test]'`).
 """

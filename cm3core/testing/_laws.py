@@ -1,42 +1,71 @@
 """`Contract`: the base of all conformance kits; turns laws into tests once for each implementation.
 
-A kit writes its laws as plain methods:
+A kit writes its laws as plain methods, and how a config becomes a component:
 
     class SamplerContract(Contract[Sampler]):
+        kind = "sampler"
+
+        def build(self, config: Any) -> Sampler:
+            return config.build()
+
         def law_same_seed_same_token(self, data: st.DataObject) -> None:
             sampler = self.subject
             seed = data.draw(st.integers(0, 2**31))
             ...
 
-and an author's test is a subclass with a `make`. Each subclass that has one gets, for every `law_NAME` of its ancestors,
-a method `test_NAME` of its own, wrapped in a fresh `hypothesis.given(data=st.data())`. (Inherited `@given` methods are one
-function shared by all subclasses, which Hypothesis's `differing_executors` check refuses in the second one.)
+and an author's test is a subclass with a `config` (or a `make`, where the component isn't built the kind's usual way). Each such
+subclass gets, for every `law_NAME` of its ancestors, a method `test_NAME` of its own, wrapped in a fresh
+`hypothesis.given(data=st.data())`. (Inherited `@given` methods are one function shared by all subclasses, which Hypothesis's
+`differing_executors` check refuses in the second one.)
 
 A law that draws nothing is written `law_NAME(self)` without `data` and runs once. A class attribute `max_examples` limits
-the examples of each law (slow components). A law may be switched off, in the open, by `test_NAME = None` in the subclass.
+the examples of each law (slow components). A component that a law is not meant for waives it in the open: a method `waive_NAME`
+returns the reason, and the test is a skip that shows it.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import MISSING, is_dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from cm3core.errors import PluginError, close_match
+from cm3core.fields import default, init_fields
+from cm3core.interfaces.component import ComponentConfig
 
 T = TypeVar("T")
 
 
 class Contract(Generic[T]):
-    """Base of the kits. Abstract: subclasses of a kit define `make`."""
+    """Base of the kits. Abstract: tests are subclasses of a kit that set `config`, or define `make`.
 
+    Raises:
+        PluginError: when a subclass is made: `config` is of another kind or lacks values, a waiver names no law or gives no
+            reason, or a test of a law is replaced.
+    """
+
+    #: The kind whose components are tested, see `cm3core.kinds`; set by each kit.
+    kind: ClassVar[str] = ""
+    #: What `make` builds: an instance of the component's config. None: the test defines `make`.
+    config: ClassVar[Any] = None  # a ComponentConfig; Any, so that a test may ask it for fields of its own
     #: Examples for each law; None leaves the active Hypothesis profile's number.
     max_examples: ClassVar[int | None] = None
     _subject: ClassVar[Any]  # a T; class variables can't say so
 
     def make(self) -> T:
-        """Return a new instance of the component under test; equal calls give equal components."""
+        """Return a new instance of the component under test; equal calls give equal components.
+
+        By default `config` is checked and built as `build` says."""
+        self.config.check()
+        return self.build(self.config)
+
+    def build(self, config: Any) -> T:
+        """The component of a config, built in the kind's usual way."""
         raise NotImplementedError
 
     @property
@@ -48,13 +77,81 @@ class Contract(Generic[T]):
         subject: T = cls._subject
         return subject
 
+    @classmethod
+    def laws(cls) -> dict[str, str]:
+        """Names of the laws, without `law_`, in alphabetical order, and the first line of what each says."""
+        return {name.removeprefix("law_"): (inspect.getdoc(getattr(cls, name)) or "").partition("\n")[0]
+                for name in dir(cls) if name.startswith("law_")}
+
+    @classmethod
+    def for_config(cls, config: ComponentConfig | type[ComponentConfig], **attributes: Any) -> type[Contract[T]]:
+        """This kit's tests for a config, as a class that pytest collects.
+
+        Args:
+            config: an instance, or a class all of whose fields have defaults.
+            attributes: class attributes of the tests besides, e.g. `max_examples=5`.
+
+        Raises:
+            PluginError: see the class.
+        """
+        name = f"Test{config.__name__ if isinstance(config, type) else type(config).__name__}"
+        return type(name, (cls,), {"config": config, "__module__": cls.__module__, "__doc__": cls.__doc__, **attributes})
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.make is Contract.make:
+        laws = cls.laws()
+        if isinstance(cls.config, type):
+            cls.config = _with_defaults(cls.config)
+        if cls.config is not None and cls.kind != cls.config.kind:
+            raise PluginError(cls.__qualname__, f"its config {type(cls.config).__name__} is of kind {cls.config.kind!r}, "
+                              f"the kit is for {cls.kind!r}", f"inherit the kit of {cls.config.kind!r}")
+        waivers = _waivers(cls, laws)
+        if cls.make is Contract.make and cls.config is None:
             return  # a kit, not an implementation's tests
-        for name in dir(cls):
-            if name.startswith("law_") and (test := name.replace("law_", "test_", 1)) not in cls.__dict__:
-                setattr(cls, test, _test_of(getattr(cls, name), cls))
+        for law in laws:
+            if f"test_{law}" in cls.__dict__:
+                raise PluginError(f"{cls.__qualname__}.test_{law}", f"stands in the way of the law {law!r}",
+                                  f"to waive the law, define waive_{law}(self), which returns the reason")
+            test = _skip(waivers[law]) if law in waivers else _test_of(getattr(cls, f"law_{law}"), cls)
+            test.__name__ = f"test_{law}"
+            test.__qualname__ = f"{cls.__qualname__}.{test.__name__}"
+            test.__doc__ = getattr(cls, f"law_{law}").__doc__
+            test.__module__ = cls.__module__
+            setattr(cls, test.__name__, test)
+
+
+def _with_defaults(config_class: type[ComponentConfig]) -> ComponentConfig:
+    """A config of defaults only."""
+    if is_dataclass(config_class):
+        for item in init_fields(config_class):
+            if default(item) is MISSING:
+                raise PluginError(f"{config_class.__name__}.{item.name}", "has no default, and is given no value",
+                                  f"test an instance: config = {config_class.__name__}({item.name}=...)")
+    return config_class()
+
+
+def _waivers(cls: type[Contract[Any]], laws: dict[str, str]) -> dict[str, str]:
+    """Law -> why it is waived."""
+    waivers = {}
+    for name in dir(cls):
+        if not name.startswith("waive_"):
+            continue
+        law = name.removeprefix("waive_")
+        if law not in laws:
+            raise PluginError(f"{cls.__qualname__}.{name}", f"there is no law {law!r}", close_match(law, laws))
+        reason = getattr(cls(), name)()
+        if not isinstance(reason, str) or not reason.strip():
+            raise PluginError(f"{cls.__qualname__}.{name}", f"gives no reason, but {reason!r}",
+                              "return a sentence that says why the law does not apply")
+        waivers[law] = reason
+    return waivers
+
+
+def _skip(reason: str) -> Callable[..., None]:
+    def skipped(self: Contract[Any]) -> None:
+        pytest.skip(f"waived: {reason}")
+
+    return skipped
 
 
 def _test_of(law: Callable[..., None], cls: type[Contract[Any]]) -> Callable[..., None]:
@@ -64,22 +161,15 @@ def _test_of(law: Callable[..., None], cls: type[Contract[Any]]) -> Callable[...
         def run_once(self: Contract[Any]) -> None:
             law(self)
 
-        test: Callable[..., None] = run_once
+        return run_once
+
+    def run(self: Contract[Any], data: st.DataObject) -> None:
+        law(self, data)
+
+    checks = [HealthCheck.too_slow, HealthCheck.data_too_large]
+    if cls.max_examples is None:
+        limits = settings(deadline=None, suppress_health_check=checks)
     else:
-
-        def run(self: Contract[Any], data: st.DataObject) -> None:
-            law(self, data)
-
-        checks = [HealthCheck.too_slow, HealthCheck.data_too_large]
-        if cls.max_examples is None:
-            limits = settings(deadline=None, suppress_health_check=checks)
-        else:
-            limits = settings(deadline=None, suppress_health_check=checks, max_examples=cls.max_examples)
-        test = run
-        test.__qualname__ = f"{cls.__qualname__}.{law.__name__}"
-        test = limits(given(data=st.data())(test))
-    test.__name__ = law.__name__.replace("law_", "test_", 1)
-    test.__qualname__ = f"{cls.__qualname__}.{test.__name__}"
-    test.__doc__ = law.__doc__
-    test.__module__ = cls.__module__
-    return test
+        limits = settings(deadline=None, suppress_health_check=checks, max_examples=cls.max_examples)
+    run.__qualname__ = f"{cls.__qualname__}.{law.__name__}"
+    return limits(given(data=st.data())(run))

@@ -1,8 +1,7 @@
 """Conformance kit of attention backends: equality with an independent dense oracle, forward and backward.
 
     class TestMine(AttentionContract):
-        def make(self):
-            return MyAttentionConfig().build()
+        config = MyAttentionConfig()
 
 Legend: B rows, T queries, S keys, H query heads, K key heads, D head dimension.
 """
@@ -72,7 +71,13 @@ class AttentionContract(Contract[AttentionBackend]):
     dtype: ClassVar[torch.dtype] = torch.float32
     tolerance: ClassVar[float] = 2e-5
     head_dims: ClassVar[tuple[int, ...]] = (8, 32, 64)
+    kind: ClassVar[str] = "attention"
     max_examples: ClassVar[int | None] = 15
+
+    def build(self, config: Any) -> AttentionBackend:
+        """See `AttentionConfig.build`."""
+        backend: AttentionBackend = config.build()
+        return backend
 
     def case(self, data: st.DataObject, *, cached: bool, max_tokens: int = 9) -> AttentionCase:
         """A random call; with `cached`, rows of different lengths and unread slots after them."""

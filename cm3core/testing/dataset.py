@@ -1,13 +1,14 @@
 """Conformance kit of kind `dataset`.
 
     class TestMine(DocumentSourceContract):
-        def make(self):
-            return MySourceConfig(path="tests/pictures").build()
+        config = MySourceConfig(path="tests/pictures")
 
-`make` must give a source with at least one document; one with bad records too is a better test.
+The source must have at least one document; one with bad records too is a better test.
 """
 
 from __future__ import annotations
+
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -21,6 +22,13 @@ from cm3core.testing._laws import Contract
 
 class DocumentSourceContract(Contract[DocumentSource]):
     """Laws of a data set."""
+
+    kind: ClassVar[str] = "dataset"
+
+    def build(self, config: Any) -> DocumentSource:
+        """See `DocumentSourceConfig.build`."""
+        source: DocumentSource = config.build()
+        return source
 
     def law_ids_are_unique_and_stable(self) -> None:
         """Every document has a name of its own, the same when the source is made again."""

@@ -1,8 +1,7 @@
 """Conformance kit of decoders: causality, cache equals no cache, document starts isolate.
 
     class TestMine(DecoderContract):
-        def make(self):
-            return MyConfig(context_length=32, ...).build(self.vocabulary, self.attention, self.grid)
+        config = MyConfig(context_length=32, ...)
 
 The kit works in float64 on weights moved away from their initialisation, so that branches which start at zero count.
 `attention` is the kit's dense oracle; override it to test a decoder with another backend.
@@ -11,7 +10,7 @@ Legend: B rows, T tokens, E model dimension, V ids.
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from hypothesis import strategies as st
@@ -25,14 +24,22 @@ from cm3core.vocab import Vocabulary
 
 
 class DecoderContract(Contract[Decoder]):
-    """Laws of `Decoder` and its cache. `make` gives a tiny decoder with a context of at least 24 tokens."""
+    """Laws of `Decoder` and its cache. The config is of a tiny decoder with a context of at least 24 tokens."""
 
+    kind: ClassVar[str] = "decoder"
     vocabulary: ClassVar[Vocabulary] = Vocabulary(num_text=30, num_image=16, num_sentinels=4)
     grid: ClassVar[tuple[int, int]] = (4, 4)
     attention: ClassVar[AttentionBackend] = DenseAttention()
     tolerance: ClassVar[float] = 1e-9
     max_examples: ClassVar[int | None] = 8
     _trained: ClassVar[bool]
+
+    def build(self, config: Any) -> Decoder:
+        """For the kit's vocabulary, attention and grid, from a fixed seed; torch's global generator stays as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            decoder: Decoder = config.build(self.vocabulary, self.attention, self.grid)
+        return decoder
 
     @property
     def decoder(self) -> Decoder:

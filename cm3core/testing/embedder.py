@@ -1,8 +1,12 @@
-"""Conformance kit of embedders: `class TestMine(EmbedderContract)` with a `make()`. Laws are explained in their docstrings."""
+"""Conformance kit of embedders.
+
+    class TestMine(EmbedderContract):
+        config = MyEmbedderConfig()
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -34,7 +38,13 @@ def pictures(draw: st.DrawFn) -> PixelArray:
 class EmbedderContract(Contract[Embedder]):
     """What every embedder obeys."""
 
-    max_examples = 15
+    kind: ClassVar[str] = "embedder"
+    max_examples: ClassVar[int | None] = 15
+
+    def build(self, config: Any) -> Embedder:
+        """See `EmbedderConfig.build`."""
+        embedder: Embedder = config.build()
+        return embedder
 
     def law_vectors_are_finite_unit_float32(self, data: st.DataObject) -> None:
         """[N, dimension], float32, finite, of length 1."""

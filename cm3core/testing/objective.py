@@ -1,14 +1,13 @@
 """Conformance kit of objectives: what every masking must keep, whatever it chooses to mask.
 
     class TestMine(ObjectiveContract):
-        def make(self):
-            return MyObjectiveConfig().build(self.vocabulary)
+        config = MyObjectiveConfig()
 """
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -54,9 +53,15 @@ def sequences(vocabulary: Vocabulary) -> st.SearchStrategy[TokenSequence]:
 
 
 class ObjectiveContract(Contract[MaskingObjective]):
-    """Laws of `MaskingObjective`. `make` builds the objective for `self.vocabulary`."""
+    """Laws of `MaskingObjective`. The objective is one for `vocabulary`."""
 
     vocabulary: ClassVar[Vocabulary] = Vocabulary(num_text=64, num_image=16, num_sentinels=32)
+    kind: ClassVar[str] = "objective"
+
+    def build(self, config: Any) -> MaskingObjective:
+        """For the kit's vocabulary."""
+        objective: MaskingObjective = config.build(self.vocabulary)
+        return objective
 
     def _masked(self, data: st.DataObject) -> tuple[TokenSequence, MaskedSequence]:
         sequence = data.draw(sequences(self.vocabulary))

@@ -1,8 +1,11 @@
-"""Conformance kit of rerankers: `class TestMine(RerankerContract)` with a `make()`.
+"""Conformance kit of rerankers.
 
-The candidates are of a small world of their own: letters as text, pictures of 2 x 3 codes. A reranker that asks the model itself
-is made with `Likelihood(decoder, SERIALIZER, VOCABULARY)`, over any decoder with a context of 64 tokens or more; one that asks an
-embedder with any embedder (`cm3core.testing.retriever.HashEmbedder` has no weights).
+    class TestMine(RerankerContract):
+        config = MyRerankerConfig()
+
+The candidates are of a small world of their own: letters as text, pictures of 2 x 3 codes. A config is built with an embedder
+without weights (`embedder`) and with `likelihood()`, which asks a tiny decoder of that world; override them to ask others: any
+embedder, `Likelihood(decoder, SERIALIZER, VOCABULARY)` over any decoder with a context of 64 tokens or more.
 """
 
 from __future__ import annotations
@@ -10,18 +13,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
 from cm3core.document import Codes, Document, ImageHole, MaskedText, PixelArray, Text, TextHole
+from cm3core.interfaces.embedder import Embedder
 from cm3core.interfaces.reranker import Candidate, Reranker
 from cm3core.interfaces.text_tokenizer import TextTokenizer
 from cm3core.serialize import Serializer
 from cm3core.testing._laws import Contract
+from cm3core.testing.retriever import HashEmbedder
 from cm3core.vocab import Vocabulary
+
+if TYPE_CHECKING:
+    from cm3core.likelihood import Likelihood
 
 GRID = (2, 3)
 LETTERS = "abcdefghij "
@@ -94,9 +102,26 @@ def candidates(draw: st.DrawFn, kinds: Sequence[str]) -> list[Candidate]:
 class RerankerContract(Contract[Reranker]):
     """What every reranker obeys: a score is the candidate's own, and the same each time."""
 
-    max_examples = 15
+    kind: ClassVar[str] = "reranker"
+    max_examples: ClassVar[int | None] = 15
+    #: What a reranker that needs one asks.
+    embedder: ClassVar[Embedder] = HashEmbedder()
     #: What is asked for: a picture for a text, a box of one, a text for a picture (in front, behind, the end of one), or both.
     kinds: ClassVar[tuple[str, ...]] = ("picture", "box", "text", "text after", "part", "both")
+
+    def likelihood(self) -> Likelihood:
+        """What asks the model: a tiny decoder with random weights, the same in every call."""
+        from cm3core.likelihood import Likelihood
+        from cm3core.testing.attention import DenseAttention
+        from cm3core.testing.tiny import TinyDecoder
+
+        decoder = TinyDecoder(VOCABULARY.size, DenseAttention()).eval()
+        return Likelihood(decoder, SERIALIZER, VOCABULARY, max_text_tokens=6)
+
+    def build(self, config: Any) -> Reranker:
+        """With the kit's embedder and likelihood."""
+        reranker: Reranker = config.build(embedder=self.embedder, likelihood=self.likelihood())
+        return reranker
 
     def law_each_candidate_gets_a_finite_number(self, data: st.DataObject) -> None:
         """One float each, in order; none for none."""

@@ -1,9 +1,19 @@
-"""Conformance kit of retrievers: `class TestMine(RetrieverContract)` with a `make()` and an `over(memory)`."""
+"""Conformance kit of retrievers.
+
+    class TestMine(RetrieverContract):
+        config = MyRetrieverConfig()
+
+A retriever that is not built from a config defines `make` and `over`.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -81,12 +91,28 @@ def example_documents(count: int = 24) -> list[Document]:
 
 
 class RetrieverContract(Contract[Retriever]):
-    """What every retriever obeys. `make` returns one over any memory of two documents or more, most simply
-    `self.over(ListSource(example_documents()))`."""
+    """What every retriever obeys. A `make` of a test's own returns one over any memory of two documents or more, most simply
+    `self.over(self.memory())`."""
+
+    kind: ClassVar[str] = "retriever"
+    #: What a retriever that needs one looks with.
+    embedder: ClassVar[Embedder] = HashEmbedder()
+
+    def memory(self) -> DocumentSource:
+        """The documents that the subject finds."""
+        return ListSource(example_documents())
+
+    def build(self, config: Any) -> Retriever:
+        """Over the kit's memory."""
+        return self.over(self.memory())
 
     def over(self, memory: DocumentSource) -> Retriever:
         """Return the retriever over another memory; equal calls give equal retrievers."""
-        raise NotImplementedError
+        if self.config is None:
+            raise NotImplementedError("a test without `config` defines `over`")
+        with _own_cache():
+            retriever: Retriever = self.config.build(memory, self.embedder)
+        return retriever
 
     def queries(self, data: st.DataObject) -> list[Document]:
         """One to five queries: documents of the memory, and texts that it may not know."""
@@ -131,7 +157,7 @@ class RetrieverContract(Contract[Retriever]):
 
     def law_what_is_excluded_makes_room(self, data: st.DataObject) -> None:
         """What follows it moves up: the rest is as without the exclusion. Not for retrievers that skip what is like a result
-        before (they find more in the room); such tests say `test_what_is_excluded_makes_room = None`.
+        before (they find more in the room); such tests waive it.
         """
         memory, queries = self.subject.memory, self.queries(data)
         count = data.draw(st.integers(1, 4))
@@ -185,6 +211,21 @@ class RetrieverContract(Contract[Retriever]):
         """Fewer than none is an error of the caller's."""
         with pytest.raises(DataError, match="num_retrieved: is -1"):
             self.subject.retrieve([self.subject.memory.document(0)], -1)
+
+
+@contextmanager
+def _own_cache() -> Iterator[None]:
+    """What retrievers keep of the kit's many little memories is not put into the user's cache."""
+    before = os.environ.get("CM3_CACHE")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["CM3_CACHE"] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["CM3_CACHE"]
+            else:
+                os.environ["CM3_CACHE"] = before
 
 
 def _ids(found: Sequence[Retrieved]) -> list[str]:

@@ -1,4 +1,7 @@
-"""Conformance kit of samplers: `class TestMine(SamplerContract)` with a `make`.
+"""Conformance kit of samplers.
+
+    class TestMine(SamplerContract):
+        config = MySamplerConfig()
 
 Legend: n requests, S stream rows, G guidance streams, R ids of the legal slice.
 """
@@ -8,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from hypothesis import strategies as st
@@ -25,6 +28,13 @@ _NO_FILTERS: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "mi
 
 class SamplerContract(Contract[Sampler]):
     """Laws of samplers: plans are constant and fit together; what is drawn is legal, plausible, and no neighbour's business."""
+
+    kind: ClassVar[str] = "sampler"
+
+    def build(self, config: Any) -> Sampler:
+        """See `SamplerConfig.build`."""
+        sampler: Sampler = config.build()
+        return sampler
 
     def companions(self) -> Sequence[Sampler]:
         """Other samplers that the one under test draws with: requests of theirs are mixed into its batches."""

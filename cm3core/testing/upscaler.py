@@ -1,8 +1,7 @@
 """Conformance kit of upscalers: shapes, types, determinism, flat pictures, batches, refusals.
 
     class TestMine(UpscalerContract):
-        def make(self):
-            return MyUpscalerConfig(...).build()
+        config = MyUpscalerConfig()
 """
 
 from __future__ import annotations
@@ -20,13 +19,19 @@ from cm3core.testing._laws import Contract
 
 
 class UpscalerContract(Contract[Upscaler]):
-    """Laws of `Upscaler`. `make` builds one with weights."""
+    """Laws of `Upscaler`. It has weights."""
 
+    kind: ClassVar[str] = "upscaler"
     #: Levels (of 255) by which a pixel of a flat picture may change; None: the weights are random, and the law says nothing.
     flat_tolerance: ClassVar[int | None] = 4
     #: Levels by which a picture may differ from itself in a batch (sums in another order, rounded the other way).
     batch_tolerance: ClassVar[int] = 1
     max_examples: ClassVar[int | None] = 5
+
+    def build(self, config: Any) -> Upscaler:
+        """See `UpscalerConfig.build`."""
+        upscaler: Upscaler = config.build()
+        return upscaler
 
     def _pictures(self, data: st.DataObject) -> PixelArray:
         rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), label="seed"))
