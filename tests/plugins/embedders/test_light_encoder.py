@@ -117,6 +117,42 @@ def test_training_learns_and_repeats():
     assert scores.argmax(1).tolist() == [0, 1, 2, 3]
 
 
+def test_what_keeps_the_style_tells_styles_apart():
+    """Trained so, a caption with a style is nearer to the concept's picture of that style than to the other."""
+    corpus = EmojiCorpus()
+    styles = ("noto", "twemoji")
+    rows = [corpus.index(f"{style}/{name}") for name in ("red-apple", "dog", "octopus", "pizza") for style in styles]
+    entries, pictures = [corpus.entries[i] for i in rows], np.stack([corpus.render(i, 16) for i in rows])
+    towers = train(entries, pictures, sizes=SMALL, num_steps=150, batch_concepts=4, seed=3, keep_style=True, quiet=True)
+    embedder = LightEncoder(towers, "test")
+    captions = [f"{entry.label}, {entry.style} style" for entry in entries]
+    scores = (embedder.embed_texts(captions) @ embedder.embed_images(list(pictures)).T).reshape(4, 2, 4, 2)
+    own = np.stack([scores[i, :, i] for i in range(4)])  # concept, caption's style, picture's style
+    assert own.argmax(2).tolist() == [[0, 1]] * 4, own
+
+
+def test_bundled_weights_that_keep_the_style():
+    """Of one concept's pictures, `bundled:styled` finds the one whose style is asked for; the default is blind to it."""
+    corpus = EmojiCorpus()
+    members: dict[str, list[int]] = {}
+    for i, entry in enumerate(corpus.entries):
+        if entry.split == "train":
+            members.setdefault(entry.concept, []).append(i)
+    group = [own for own in members.values() if len(own) == 5][::30]
+    assert len(group) > 20
+    shares = {}
+    for name in ("bundled:styled", None):
+        embedder = (LightEncoderConfig() if name is None else LightEncoderConfig(path=name)).build()
+        hits = []
+        for own in group:
+            images = embedder.embed_images([corpus.render(i, 64) for i in own])
+            texts = embedder.embed_texts([f"{corpus.entries[i].label}, {corpus.entries[i].style} style" for i in own])
+            hits += ((texts @ images.T).argmax(1) == np.arange(len(own))).tolist()
+        shares[name] = np.mean(hits)
+    assert shares["bundled:styled"] > 0.8
+    assert shares[None] < 0.5
+
+
 def test_random_captions_always_name_the_concept_by_label_or_tag():
     corpus, rng = EmojiCorpus(), np.random.default_rng(0)
     entry = corpus.entries[corpus.index("noto/red-apple")]
