@@ -1,33 +1,46 @@
-"""`cm3 plugin list`: every plugin, its version and status, what it brings, and why it can't be used. Needs no torch."""
+"""`cm3 plugin list`: every plugin, its version and status, what it brings, and why it can't be used. Needs no torch.
+
+The other actions are modules of their own, which add their parser and set `act`, the function that is run.
+"""
 
 from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from cm3core.cli import registry_of
+from cm3core.cli import _plugin_new, registry_of
 
 if TYPE_CHECKING:
     from cm3core.plugins import PluginInfo
 
-HELP = "list plugins, what they bring and why one is broken"
-EXAMPLE = """  cm3 plugin list
+HELP = "list plugins, what they bring and why one is broken; write a new one"
+EXAMPLE = """  cm3 plugin new nibble --kind text_tokenizer
+  cm3 plugin list
   cm3 plugin list -v
   cm3 --plugin ./mine.py plugin list --json"""
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The action `list`."""
+    """The actions."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="all plugins", description="all plugins, installed and given by --plugin",
                                  epilog="example:\n  cm3 plugin list -v", formatter_class=RawDescriptionHelpFormatter)
     listing.add_argument("-v", "--verbose", action="store_true", help="also where each comes from, and a broken one's traceback")
     listing.add_argument("--json", action="store_true", help="everything, for programs")
+    listing.set_defaults(act=_list)
+    _plugin_new.configure(actions)
 
 
 def run(args: Namespace) -> int:
+    """Do the action."""
+    act: Callable[[Namespace], int] = args.act
+    return act(args)
+
+
+def _list(args: Namespace) -> int:
     """Print the list; a broken plugin is no error here, it is the answer."""
     plugins = registry_of(args, quiet=True).plugins
     if args.json:

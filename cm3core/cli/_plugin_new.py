@@ -1,0 +1,42 @@
+"""`cm3 plugin new`: a plugin project of any kind, which works as it stands. Needs no torch."""
+
+from __future__ import annotations
+
+import shlex
+from argparse import Namespace, RawDescriptionHelpFormatter, _SubParsersAction
+from pathlib import Path
+from typing import Any
+
+from cm3core.cli import registry_of
+from cm3core.kinds import KINDS
+
+EXAMPLE = "cm3 plugin new nibble --kind text_tokenizer"
+
+
+def configure(actions: _SubParsersAction[Any]) -> None:
+    """Add the action to those of `cm3 plugin`."""
+    parser = actions.add_parser(
+        "new", help="write a new plugin's project", formatter_class=RawDescriptionHelpFormatter,
+        description="Writes a package that brings one component: a small one that works, its conformance test, README, changelog,\n"
+                    "licence (MIT) and CI. Kinds: " + ", ".join(list(KINDS)[:6]) + ",\n" + ", ".join(list(KINDS)[6:]) + ".",
+        epilog=f"example:\n  {EXAMPLE}")
+    parser.add_argument("name", metavar="NAME", help="what recipes will call the component; the package gets the name cm3-NAME")
+    parser.add_argument("--kind", required=True, metavar="KIND", help="what it is: sampler, dataset, ... (see above)")
+    parser.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="the project's folder, a new one (default: cm3-NAME)")
+    parser.add_argument("--author", default="", metavar="'NAME <MAIL>'", help="for pyproject.toml and LICENSE; the address may "
+                        "be left out")
+    parser.set_defaults(act=run)
+
+
+def run(args: Namespace) -> int:
+    """Write the project and say what to type next."""
+    from cm3core._scaffold import plan_project, write_project
+
+    plan = plan_project(args.name, args.kind, registry_of(args, quiet=True), folder=args.out, author=args.author)
+    files = write_project(plan)
+    folder = str(plan.folder)
+    print(f"{folder}: the {plan.fields['words']} {plan.name!r}, {len(files)} files\n"
+          f"  begin in {plan.package}/__init__.py\n\n"
+          f"next:\n  cd {shlex.quote(folder)}\n  pip install -e '.[test]'\n  pytest\n\n"
+          f"README.md says how to use, check and publish it")
+    return 0
