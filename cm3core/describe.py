@@ -5,16 +5,18 @@ Every function is given the plugin's name as `owner` and raises `PluginError` fo
 
 from __future__ import annotations
 
+import inspect
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import pluggy
 
-from cm3core import CM3_API
+from cm3core import CM3_API, OLDEST_CM3_API, hookspecs
 from cm3core import interfaces as base
 from cm3core.errors import PluginError, close_match
-from cm3core.fields import check_schema
+from cm3core.fields import check_schema, hints
 from cm3core.kinds import KINDS
 
 COMMANDS_HOOK = "cm3_commands"
@@ -24,14 +26,43 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
 def check_api(owner: str, plugin: object) -> None:
-    """The plugin states the API version that it was written for, and it is ours."""
+    """The plugin states the API version that it was written for, and it is one that we serve."""
     stated = getattr(plugin, "CM3_API", None)
     if stated is None:
         raise PluginError(owner, "states no CM3_API", f"write `CM3_API = {CM3_API}` in its module")
-    if stated != CM3_API:
-        newer = isinstance(stated, int) and stated > CM3_API
-        raise PluginError(owner, f"is written for plugin API {stated!r}, this cm3leon has {CM3_API}",
-                          "update cm3leon" if newer else "update the plugin")
+    if type(stated) is not int:
+        raise PluginError(owner, f"states CM3_API = {stated!r}, which is no whole number", f"write `CM3_API = {CM3_API}`")
+    if not OLDEST_CM3_API <= stated <= CM3_API:
+        served = f"has {CM3_API}" if OLDEST_CM3_API == CM3_API else f"serves {OLDEST_CM3_API} to {CM3_API}"
+        raise PluginError(owner, f"is written for plugin API {stated}, this cm3leon {served}",
+                          "update cm3leon" if stated > CM3_API else "update the plugin")
+
+
+def register(owner: str, plugin: object, pluggy_manager: pluggy.PluginManager) -> list[str]:
+    """Hand the plugin to pluggy; returns what it does that is deprecated, a line each.
+
+    That is: stating an older API, implementing a hook or taking an argument of one that its `hookspec` calls deprecated
+    (`warn_on_impl`, `warn_on_impl_args`). Python would hide these warnings, or blame a line of this module."""
+    stated = getattr(plugin, "CM3_API", CM3_API)
+    lines = [] if stated == CM3_API else [f"is written for plugin API {stated}; this cm3leon has {CM3_API} and serves it still"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            pluggy_manager.register(plugin, owner)
+        except pluggy.PluginValidationError as error:
+            raise PluginError(owner, *_refused(plugin, pluggy_manager, error)) from error
+    return lines + [str(warning.message) for warning in caught]
+
+
+def _refused(plugin: object, pluggy_manager: pluggy.PluginManager, error: pluggy.PluginValidationError) -> tuple[str, str]:
+    """Cause and next step of what pluggy refuses: nearly always an argument that the hook does not have."""
+    for name, caller in vars(pluggy_manager.hook).items():
+        known, implementation = caller.spec.argnames if caller.has_spec() else (), getattr(plugin, name, None)
+        taken = inspect.signature(implementation).parameters if callable(implementation) else ()
+        if unknown := [argument for argument in taken if argument not in known]:
+            return (f"{name} takes {', '.join(map(repr, unknown))}, which the hook does not have",
+                    f"write def {name}({', '.join(known)})")
+    return f"is refused by pluggy: {' '.join(str(error).split())}", "write hooks as plain functions, as cm3core.hookspecs does"
 
 
 def check_hooks(owner: str, plugin: object, pluggy_manager: pluggy.PluginManager) -> None:
@@ -53,7 +84,7 @@ def check_hooks(owner: str, plugin: object, pluggy_manager: pluggy.PluginManager
 def _call(hook: str, plugin: object, pluggy_manager: pluggy.PluginManager) -> object:
     """What this plugin alone answers; None when it does not implement the hook."""
     others = [other for other in pluggy_manager.get_plugins() if other is not plugin]
-    answers = pluggy_manager.subset_hook_caller(hook, others)()
+    answers = pluggy_manager.subset_hook_caller(hook, others)(**hookspecs.ARGUMENTS.get(hook, {}))
     return answers[0] if answers else None
 
 
@@ -85,6 +116,12 @@ def _check_config(place: str, config_class: type[base.ComponentConfig], expected
         raise PluginError(place, f"{config_class.__name__} has no `build` of its own",
                           f"define `build` as {expected.__name__}.build says")
     check_schema(place, config_class)
+    keys = hints(config_class)
+    for old, new in config_class.renamed.items():
+        if old in keys or new not in keys:
+            cause = f"is a field of {config_class.__name__}" if old in keys else f"became {new!r}, which is no field"
+            raise PluginError(place, f"{config_class.__name__}.renamed: {old!r} {cause}",
+                              "write renamed = {'the key that is gone': 'the field that took its place'}")
 
 
 def ask_functions(owner: str, plugin: object, hook: str, pluggy_manager: pluggy.PluginManager) -> dict[str, str]:

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pluggy
 
@@ -49,6 +50,8 @@ PROJECT = "cm3core"
 hookspec = pluggy.HookspecMarker(PROJECT)
 #: Marks a plugin's function as the implementation of the hook of that name.
 hookimpl = pluggy.HookimplMarker(PROJECT)
+#: What hooks are called with: hook -> argument -> value. No hook has an argument today; one that gets one says so here.
+ARGUMENTS: dict[str, dict[str, Any]] = {}
 
 
 @hookspec

@@ -55,6 +55,7 @@ class PluginInfo:
         commands: sub-commands that it brings.
         models: names of the trained models that it ships.
         benchmarks: names of what it adds to `cm3 bench kernels`.
+        deprecated: what it does that will not work for ever, a line each.
         reason: one line that says why it is broken or disabled, else "".
         traceback: of the error that broke it, else "".
     """
@@ -67,6 +68,7 @@ class PluginInfo:
     commands: list[str] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
     benchmarks: list[str] = field(default_factory=list)
+    deprecated: list[str] = field(default_factory=list)
     reason: str = ""
     traceback: str = ""
 
@@ -276,7 +278,7 @@ def _describe(info: PluginInfo, loader: _Loader, registry: Registry, pluggy_mana
     for other in registry.plugins:
         if pluggy_manager.get_plugin(other.name) is plugin:
             raise PluginError(info.name, f"is the same module as the plugin {other.name!r}", "declare one entry point for it")
-    pluggy_manager.register(plugin, info.name)
+    info.deprecated = describe.register(info.name, plugin, pluggy_manager)
     try:
         describe.check_hooks(info.name, plugin, pluggy_manager)
         configs = {kind: describe.ask(info.name, plugin, kind, pluggy_manager) for kind in KINDS}
@@ -286,6 +288,8 @@ def _describe(info: PluginInfo, loader: _Loader, registry: Registry, pluggy_mana
     except BaseException:
         pluggy_manager.unregister(plugin)
         raise
+    for line in info.deprecated:
+        logger.warning("plugin %r (%s): %s; update it", info.name, info.origin, line)
     registry.add(info, configs, commands, models, benchmarks)
 
 

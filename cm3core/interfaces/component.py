@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 
@@ -19,6 +21,9 @@ class ComponentConfig:
     kind: ClassVar[str] = ""
     #: Sections that a recipe with this component must have besides, e.g. ("embedder",); `cm3 recipe check` asks for them.
     needs: ClassVar[tuple[str, ...]] = ()
+    #: Keys of earlier versions: old name -> the field that took its place. Recipes and checkpoints that still write an old name
+    #: are read, and a warning says what to write.
+    renamed: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def check(self) -> None:
         """Raise `RecipeError` when the values can't work together. Must stay light: no torch, no files read."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from cm3core.recipe import library
 from cm3core.recipe.layers import COMMAND_LINE, Layer, file_layers, override_layer, parse
 from cm3core.recipe.recipe import Recipe
 from cm3core.recipe.schema import FIXED_SECTIONS
+
+logger = logging.getLogger("cm3core.recipe")
 
 DEFAULT = "default"
 #: OmegaConf's way to write "this must still be given".
@@ -136,7 +139,7 @@ def _merge_values(label: str, path: tuple[str, ...], given: dict[str, Any], conf
                   owner: str, origins: dict[str, str]) -> None:
     """Put a layer's keys over what earlier layers gave, checking each against the dataclass."""
     annotations = hints(config_class)
-    for key, value in given.items():
+    for key, value in _with_new_names(label, path, given, config_class).items():
         dotted = ".".join((*path, key))
         place = f"{label}: {dotted}"
         if key not in annotations:
@@ -157,6 +160,18 @@ def _merge_values(label: str, path: tuple[str, ...], given: dict[str, Any], conf
         merged = {**into[key], **fitting} if isinstance(fitting, dict) and isinstance(into.get(key), dict) else fitting
         _forget(dotted, origins)
         into[key], origins[dotted] = merged, label
+
+
+def _with_new_names(label: str, path: tuple[str, ...], given: dict[str, Any], config_class: type[Any]) -> dict[str, Any]:
+    """A layer's keys, those that the component renamed by their present names; each costs a warning."""
+    renamed: Mapping[str, str] = getattr(config_class, "renamed", {})
+    for old in [key for key in given if key in renamed]:
+        place, new = f"{label}: {'.'.join((*path, old))}", renamed[old]
+        if new in given:
+            raise RecipeError(place, f"is the old name of {new!r}, which is given too", "remove it")
+        logger.warning("%s: the key is called %r now: write that, the old name will go", place, new)
+        given = {renamed[old] if key == old else key: value for key, value in given.items()}
+    return given
 
 
 def _wrong_type(place: str, value: object, expected: str, error: WrongTypeError | None = None) -> RecipeError:
