@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from cm3core.training_data import Preparation
 from cm3plugins.experiments.retrieval.arms import ARMS
 from cm3plugins.experiments.retrieval.conditions import Condition, Measurement
 from cm3plugins.experiments.retrieval.experiment import curve
+from cm3plugins.experiments.retrieval.report import _gain
 
 SMALL = ["decoder.num_layers=1", "decoder.d_model=32", "decoder.num_heads=1", "train.num_threads=1", "train.log_every_steps=1",
          "train.validation_documents=2", "train.validate_every_steps=1", "dataset.styles=[noto,twemoji,emojione,fluent]"]
@@ -80,6 +82,20 @@ def test_a_condition_measures_the_query_alone(overrides: list[str]) -> None:
     assert own.id(0) not in {memory.id(one.index) for one in found}
     trained = {measurement.memories["train"].id(index) for index in range(len(measurement.memories["train"]))}
     assert not trained & {own.id(index) for index in range(len(own))}
+
+
+def test_the_gain_by_hand() -> None:
+    """Differences are within a seed: those of two seeds are -0.1 and -0.3, whatever the seeds' own levels."""
+    runs: list[dict[str, Any]] = []
+    for seed, level in ((0, 2.0), (1, 3.0)):
+        runs.append({"arm": "none", "seed": seed, "losses": {"comp": level, "comp/all/dense/1": 9.0}})
+        gain = 0.1 if seed == 0 else 0.3
+        runs.append({"arm": "dense-1", "seed": seed, "losses": {"comp": level + 0.05, "comp/all/dense/1": level - gain}})
+    lines = _gain(runs, ["comp"])
+    assert lines[5] == "| split | trained with | nothing in front | memory all |"
+    assert lines[7] == "| comp | no documents | 2.500 ± 0.707 | – |"
+    assert lines[8] == "| comp | dense, 1 document | 2.550 ± 0.707 (+0.050 ± 0.000) | 2.300 ± 0.566 (-0.200 ± 0.141) |"
+    assert "(-" not in _gain(runs[1:2], ["comp"])[7], "nothing to compare with"
 
 
 def test_arms_differ_in_the_retriever_alone() -> None:

@@ -33,6 +33,7 @@ def write_report(out: Path, runs: Sequence[dict[str, Any]], command: str) -> Pat
              "![loss over tokens and over time](curves.png)", ""]
     lines += _trainings(runs)
     splits = list(dict.fromkeys(name.split("/")[0] for run in runs for name in run["losses"]))
+    lines += _gain(runs, splits)
     for split in splits:
         lines += _losses(runs, split)
     if any(run["drawn"] for run in runs):
@@ -67,6 +68,37 @@ def _trainings(runs: Sequence[dict[str, Any]]) -> list[str]:
     return [*rows, ""]
 
 
+def _gain(runs: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[str]:
+    """Each arm with the documents that it was trained with; behind it, how far that is from training without any."""
+    with_nothing = {(run["seed"], split): run["losses"][split] for run in runs for split in splits if run["arm"] == "none"}
+    memories = list(dict.fromkeys(name.split("/")[1] for run in runs for name in run["losses"] if "/" in name))
+    lines = ["## The gain", "",
+             "Every arm with its own retriever and number of documents. Behind each loss: what it is beyond that of the arm",
+             "without documents and the same seed; less than nothing is a gain.", "",
+             f"| split | trained with | nothing in front | {' | '.join(f'memory {memory}' for memory in memories)} |",
+             "| --- | --- | --- |" + " --- |" * len(memories)]
+    for split in splits:
+        for arm, own in _by_arm(runs).items():
+            retriever, _, number = arm.rpartition("-")
+            names = [split, *(f"{split}/{memory}/{retriever}/{number}" for memory in memories)]
+            cells = [_beside(own, name, with_nothing, split) for name in names]
+            lines.append(f"| {split} | {ARMS[arm].title} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _beside(runs: Sequence[dict[str, Any]], name: str, with_nothing: dict[tuple[int, str], float], split: str) -> str:
+    """A cell: the mean loss, and the mean difference to the arm without documents where there is one."""
+    if any(name not in run["losses"] for run in runs):
+        return "–"
+    text = _mean([run["losses"][name] for run in runs], 3)
+    pairs = [(run["losses"][name], with_nothing[run["seed"], split]) for run in runs if (run["seed"], split) in with_nothing]
+    if not pairs or runs[0]["arm"] == "none":
+        return text
+    differences = [own - other for own, other in pairs]
+    mean = f"{np.mean(differences):+.3f}"
+    return f"{text} ({mean})" if len(differences) < 2 else f"{text} ({mean} ± {np.std(differences, ddof=1):.3f})"
+
+
 def _losses(runs: Sequence[dict[str, Any]], split: str) -> list[str]:
     """Arms by conditions."""
     names = list(dict.fromkeys(name for run in runs for name in run["losses"] if name.split("/")[0] == split))
@@ -74,7 +106,8 @@ def _losses(runs: Sequence[dict[str, Any]], split: str) -> list[str]:
     for name in names:
         parts = name.split("/")
         groups[(parts[1], parts[2]) if len(parts) > 1 else ("", "")].append(name)
-    lines = [f"## {SPLIT_TITLES.get(split, split)}", ""]
+    title = SPLIT_TITLES.get(split, split)
+    lines = [f"## {title[:1].upper()}{title[1:]}", ""]
     header = ["trained with", "nothing in front"]
     columns = [groups.pop(("", ""), [])[:1]]
     for (memory, retriever), own in groups.items():
