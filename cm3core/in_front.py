@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from tqdm import tqdm
@@ -15,6 +15,7 @@ from cm3core.build import config_of
 from cm3core.document import Codes, Document, Image, PixelArray, Text, content_keys, text_of
 from cm3core.errors import DataError, GenerationError
 from cm3core.generate import Engine, Request
+from cm3core.interfaces.retriever import RetrieverConfig
 from cm3core.results import RetrievedDocument
 from cm3core.sampler_options import with_options
 
@@ -22,28 +23,35 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cm3core.build import Components
-    from cm3core.interfaces.retriever import Retrieved, RetrieverConfig
+    from cm3core.interfaces.retriever import Retrieved
     from cm3core.recipe import Recipe
 
 #: What searches a bank that is given to a model whose recipe retrieves nothing.
 WITHOUT_RETRIEVER = "dense"
 
 
-def with_memory(recipe: Recipe, components: Components, bank: str | Path | None,
-                settings: Mapping[str, Any]) -> tuple[Recipe, Components]:
+def with_memory(recipe: Recipe, components: Components, bank: str | Path | None, settings: Mapping[str, Any],
+                retriever: str | None = None) -> tuple[Recipe, Components]:
     """A recipe and its components with another memory or another way to search it; see `Model.with_memory`. Decoder and
     tokenizers are the same objects, and so is the embedder where it stays the same."""
     names, config, embedder = dict(recipe.component_names), recipe.retriever, recipe.embedder
-    if config is None or names["retriever"].rpartition("/")[2] == "none":
-        if bank is None:
-            raise GenerationError("retriever", f"the model's recipe {recipe.name!r} has none", "name a memory bank (bank)")
-        names["retriever"] = WITHOUT_RETRIEVER
-        config = cast("RetrieverConfig", components.registry.config_class("retriever", WITHOUT_RETRIEVER, place="bank")())
+    has_none = config is None or names["retriever"].rpartition("/")[2] == "none"
+    if has_none and bank is None and retriever is None:
+        raise GenerationError("retriever", f"the model's recipe {recipe.name!r} has none", "name a memory bank (bank)")
+    wanted = (WITHOUT_RETRIEVER if has_none else names["retriever"]) if retriever is None else retriever
+    if config is None or wanted != names["retriever"]:
+        shared = {} if config is None or has_none else {item.name: getattr(config, item.name) for item in fields(RetrieverConfig)}
+        place = "bank" if retriever is None else "retriever"
+        config = cast("RetrieverConfig", components.registry.config_class("retriever", wanted, place=place)(**shared))
+        names["retriever"] = wanted
     config = with_options(config, {**settings, **({} if bank is None else {"bank": str(bank)})})
     if embedder is None and config.bank is not None and "embedder" in config.needs:
         maker = MemoryBank.open(config.bank).manifest.embedder
         names["embedder"] = maker.name
         embedder = config_of(components.registry, "embedder", maker, place=config.bank)
+    if embedder is None and "embedder" in config.needs:
+        raise GenerationError("retriever", f"{wanted!r} needs an embedder, and the model's recipe {recipe.name!r} has none",
+                              "name a memory bank (bank), which says its embedder, or another retriever")
     recipe = replace(recipe, retriever=config, embedder=embedder, component_names=names,
                      generate=replace(recipe.generate, retrieve=True))
     changed = replace(components, recipe=recipe)

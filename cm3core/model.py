@@ -145,20 +145,22 @@ class Model:
         self._in_front = InFront(recipe, components)
         self._engines: tuple[int, Engine] | None = None
 
-    def with_memory(self, bank: str | Path | None = None, **settings: Any) -> Model:
+    def with_memory(self, bank: str | Path | None = None, retriever: str | None = None, **settings: Any) -> Model:
         """This model with another memory to retrieve from or the same searched otherwise. Weights are shared, nothing is trained.
 
         A recipe that retrieves nothing gets the retriever `dense`, one without an embedder that which the bank was built with.
 
         Args:
             bank: a folder of `cm3 memory build`. None: the memory that this model has.
+            retriever: another one than the recipe's, by name; what all share (`RetrieverConfig`) keeps the recipe's values.
             settings: keys of the retriever to change, e.g. `num_retrieved=2`, `min_similarity=0.3`.
 
         Raises:
             DataError: the bank can't be opened, or was built with another embedder or image tokenizer.
-            GenerationError: a key that the retriever does not have, or there is none and no bank.
+            GenerationError: a key that the retriever does not have, or there is none and no bank, or no embedder that it needs.
+            PluginError: no plugin brings that retriever.
         """
-        return Model(*with_memory(self.recipe, self.components, bank, settings), name=self.name, step=self.step,
+        return Model(*with_memory(self.recipe, self.components, bank, settings, retriever), name=self.name, step=self.step,
                      num_threads=self.num_threads, precision=self.precision, max_rows=self.max_rows)
 
     @property

@@ -30,6 +30,8 @@ def add_model_options(parser: ArgumentParser) -> None:
                         help="documents to retrieve and put in front; 0: none (default: as the model's recipe says)")
     parser.add_argument("--bank", metavar="FOLDER",
                         help="retrieve from this memory bank (cm3 memory build) in place of what the model was trained on")
+    parser.add_argument("--retriever", metavar="NAME",
+                        help="another retriever than the recipe's, e.g. bm25; counts and the bank keep the recipe's values")
     parser.add_argument("--context", nargs=2, action="append", default=[], metavar=("FILE", "TEXT"),
                         help="put a picture and its text in front by hand; may be given several times")
     parser.add_argument("--candidates", type=int, dest="num_candidates", metavar="K",
@@ -57,7 +59,8 @@ def open_model(args: Namespace) -> Model:
         raise GenerationError("--threads", f"is {args.threads}", "use 1 or more")
     model = load(args.model, registry=registry_of(args), num_threads=args.threads, precision=args.precision)
     settings = settings_of(args.settings, "retriever")
-    return model.with_memory(args.bank, **settings) if settings or args.bank is not None else model
+    changed = settings or args.bank is not None or args.retriever is not None
+    return model.with_memory(args.bank, args.retriever, **settings) if changed else model
 
 
 def task_options(args: Namespace) -> dict[str, Any]:
@@ -129,6 +132,8 @@ def metadata(model: Model, args: Namespace, *, prompt: str, seed: int, retrieved
     retriever = model.recipe.retriever
     if retriever is not None and retriever.bank is not None and retrieved:
         drawn["bank"] = retriever.bank
+    if args.retriever is not None and retrieved:
+        drawn["retriever"] = args.retriever
     return chosen | drawn | {
             "sampler": json.dumps({"name": sampler} | to_plain(config)),
             "retrieved": json.dumps([document.id for document in retrieved], ensure_ascii=False),

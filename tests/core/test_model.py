@@ -23,7 +23,7 @@ from cm3core.generate import Engine, PictureGrown
 from cm3core.interfaces import DocumentSource, ImageTokenizer, Retrieved, Retriever, RetrieverConfig, TextTokenizer
 from cm3core.interfaces.reranker import Reranker
 from cm3core.model import Model, find_model
-from cm3core.plugins import Registry, load_registry
+from cm3core.plugins import PluginInfo, Registry, load_registry
 from cm3core.recipe.recipe import Recipe
 from cm3core.recipe.schema import DataSection, GenerateSection
 from cm3core.results import ImageReady, Scored
@@ -316,6 +316,45 @@ def test_another_memory_shares_the_weights_and_leaves_the_model_as_it_was(model,
         with pytest.raises(CM3Error) as error:
             call()
         assert str(error.value).startswith(message)
+
+
+class WordRetriever(FirstRetriever):
+    """The last first."""
+
+    def _retrieve(self, queries, num_retrieved, exclude):
+        return [[Retrieved(index, MEMORY[index], 1.0) for index in (2, 1, 0)[:num_retrieved]] for _ in queries]
+
+
+@dataclass(kw_only=True)
+class WordRetrieverConfig(RetrieverConfig):
+    def build(self, memory, embedder):
+        return WordRetriever()
+
+
+@dataclass(kw_only=True)
+class VectorRetrieverConfig(WordRetrieverConfig):
+    needs = ("embedder",)
+
+
+def test_another_retriever_searches_the_same_memory(model, monkeypatch):
+    registry = Registry()
+    brought = {"words": WordRetrieverConfig, "vectors": VectorRetrieverConfig}
+    registry.add(PluginInfo("mine", "1", "here"), {"retriever": brought}, {})
+    monkeypatch.setattr(model.components, "registry", registry)
+    monkeypatch.setitem(vars(model.components), "memory", FirstRetriever.memory)
+    other = model.with_memory(retriever="words")
+    assert [document.id for document in other.generate("red", 1)[0].retrieved] == ["blue", "green"], "two, as the recipe says"
+    assert other.recipe.component_names["retriever"] == "words"
+    assert [document.id for document in model.generate("red", 1)[0].retrieved] == ["red", "green"]
+    bare = Model(Recipe(name="bare", sampler=model.recipe.sampler), model.components)
+    assert [document.id for document in bare.with_memory(retriever="words").generate("red", 1)[0].retrieved] == ["blue"]
+    for name, message in (
+            ("word", "retriever: no retriever is called 'word'\n  next: did you mean 'words'?"),
+            ("vectors", "retriever: 'vectors' needs an embedder, and the model's recipe 'toy' has none\n"
+                        "  next: name a memory bank (bank), which says its embedder, or another retriever")):
+        with pytest.raises(CM3Error) as error:
+            model.with_memory(retriever=name)
+        assert str(error.value) == message
 
 
 # ---- commands
