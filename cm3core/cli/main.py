@@ -33,7 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("cm3core.cli.data", "look at a data set, and check every record"),
     "memory": ("cm3core.cli.memory", "build a memory bank to retrieve from, and change, check and measure it"),
     "recipe": ("cm3core.cli.recipe", "list, show, check and compare recipes"),
-    "plugin": ("cm3core.cli.plugin", "list plugins, what they bring and why one is broken; write a new one"),
+    "plugin": ("cm3core.cli.plugin", "list plugins, what they bring and why one is broken; write a new one, check one"),
 }
 OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)
 

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from cm3core.cli import _plugin_new, registry_of
+from cm3core.cli import _plugin_check, _plugin_new, registry_of
 
 if TYPE_CHECKING:
     from cm3core.plugins import PluginInfo
 
-HELP = "list plugins, what they bring and why one is broken; write a new one"
+HELP = "list plugins, what they bring and why one is broken; write a new one, check one"
 EXAMPLE = """  cm3 plugin new nibble --kind text_tokenizer
   cm3 plugin list
   cm3 plugin list -v
@@ -32,6 +32,7 @@ def configure(parser: ArgumentParser) -> None:
     listing.add_argument("--json", action="store_true", help="everything, for programs")
     listing.set_defaults(act=_list)
     _plugin_new.configure(actions)
+    _plugin_check.configure(actions)
 
 
 def run(args: Namespace) -> int:

@@ -82,7 +82,7 @@ def test_keys_by_hand() -> None:
 
 
 def test_what_dataclass_makes_up_is_no_documentation() -> None:
-    assert Bare.__doc__ == "Bare(*, size: tuple[int, ...] = (1, 2))"
+    assert (Bare.__doc__ or "").startswith("Bare(*, size: ")
     assert docstring(Bare) == ""
     assert keys_of(Bare) == [Key("size", "tuple[int, ...]", [1, 2], False, "", "")]
 

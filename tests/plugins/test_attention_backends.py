@@ -13,7 +13,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cm3core.errors import PluginError
+from cm3core.errors import DeviceError, MissingPackageError, PluginError
 from cm3core.interfaces.attention import AttentionBackend, AttentionConfig
 from cm3core.testing.attention import AttentionContract, dense_attention
 from cm3kernels.attention.plan import visible_mask
@@ -130,19 +130,19 @@ def test_flex_says_why_it_cannot_train_on_the_cpu() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_what_needs_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(PluginError) as caught:
+    with pytest.raises(DeviceError) as caught:
         XFormersAttentionConfig().build()
     assert str(caught.value) == ("attention 'xformers': there is no CUDA device, and none of its kernels runs on a CPU\n"
                                  "  next: use `attention: sdpa`, which runs everywhere")
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: True if name == "triton" else find_spec(name, *rest))
-    with pytest.raises(PluginError) as caught:
+    with pytest.raises(DeviceError) as caught:
         TritonAttentionConfig().build()
     assert str(caught.value) == ("attention 'triton': there is no CUDA device\n  next: use `attention: sdpa`, which runs "
                                  "everywhere; to try the kernels slowly on the CPU, set TRITON_INTERPRET=1 before starting")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "triton" else find_spec(name, *rest))
-    with pytest.raises(PluginError) as caught:
+    with pytest.raises(MissingPackageError) as caught:
         TritonAttentionConfig().build()
     assert str(caught.value) == ("attention 'triton': Triton is not installed\n  next: pip install 'cm3leon[triton]', or use "
                                  "`attention: sdpa`, which runs everywhere")
@@ -151,7 +151,7 @@ def test_what_needs_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_xformers_missing_is_told_with_each_reason() -> None:
     from cm3plugins.attention.xformers import load_fmha
 
-    with pytest.raises(PluginError) as caught:
+    with pytest.raises(MissingPackageError) as caught:
         load_fmha(["no_such_package.fmha", "cm3plugins.no_such_module"])
     assert str(caught.value) == (
         "attention 'xformers': no_such_package.fmha: No module named 'no_such_package'; cm3plugins.no_such_module: "

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cm3core.errors import PluginError
+from cm3core.errors import DeviceError, MissingPackageError
 from cm3core.interfaces.attention import AttentionConfig
 
 if TYPE_CHECKING:
@@ -50,18 +50,19 @@ class TritonAttentionConfig(AttentionConfig):
     """The kernels of `cm3kernels.attention`, on CUDA; head dimensions up to 128. No gradients through a cache."""
 
     def build(self) -> AttentionBackend:
-        """The backend; raises `PluginError` without Triton, and without both a CUDA device and Triton's interpreter."""
+        """The backend; raises `MissingPackageError` without Triton, `DeviceError` without CUDA and its interpreter."""
         import importlib.util
 
         if importlib.util.find_spec("triton") is None:
-            raise PluginError("attention 'triton'", "Triton is not installed", f"pip install 'cm3leon[triton]', or {USE_SDPA}")
+            raise MissingPackageError("attention 'triton'", "Triton is not installed",
+                                      f"pip install 'cm3leon[triton]', or {USE_SDPA}")
         import torch
 
         from cm3kernels._dispatch import interprets
         from cm3plugins.attention.kernels import KernelAttention
 
         if not torch.cuda.is_available() and not interprets():
-            raise PluginError("attention 'triton'", "there is no CUDA device", f"{USE_SDPA}; to try the kernels slowly on the "
+            raise DeviceError("attention 'triton'", "there is no CUDA device", f"{USE_SDPA}; to try the kernels slowly on the "
                               "CPU, set TRITON_INTERPRET=1 before starting")
         return KernelAttention("triton")
 
@@ -83,11 +84,11 @@ class XFormersAttentionConfig(AttentionConfig):
     """`memory_efficient_attention` of mslk (`mslk.attention.fmha`) or, without it, xformers (`xformers.ops.fmha`); CUDA only."""
 
     def build(self) -> AttentionBackend:
-        """The backend; raises `PluginError` without a CUDA device, or when neither package can be imported."""
+        """The backend; raises `DeviceError` without a CUDA device, `MissingPackageError` when neither package can be imported."""
         import torch
 
         if not torch.cuda.is_available():
-            raise PluginError("attention 'xformers'", "there is no CUDA device, and none of its kernels runs on a CPU", USE_SDPA)
+            raise DeviceError("attention 'xformers'", "there is no CUDA device, and none of its kernels runs on a CPU", USE_SDPA)
         from cm3plugins.attention.xformers import XFormersAttention, load_fmha
 
         return XFormersAttention(load_fmha())

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cm3core.errors import PluginError
+from cm3core.errors import MissingPackageError
 from cm3core.interfaces.attention import AttentionBackend
 from cm3kernels.attention import cast_by_autocast
 from cm3kernels.attention.plan import segments, visible_mask
@@ -25,15 +25,16 @@ ALIGNMENT = 8
 
 
 def load_fmha(modules: Sequence[str] = MODULES) -> Any:
-    """The first of these modules that can be imported. Raises `PluginError` with each one's reason."""
+    """The first of these modules that can be imported. Raises `MissingPackageError` with each one's reason."""
     reasons = []
     for name in modules:
         try:
             return importlib.import_module(name)
         except (ImportError, OSError) as error:  # OSError: a library that its extension wants is missing
             reasons.append(f"{name}: {error}")
-    raise PluginError("attention 'xformers'", "; ".join(reasons), "pip install 'cm3leon[xformers]' beside a CUDA build of torch, "
-                      "or use `attention: sdpa`, which runs everywhere")
+    raise MissingPackageError("attention 'xformers'", "; ".join(reasons),
+                              "pip install 'cm3leon[xformers]' beside a CUDA build of torch, "
+                              "or use `attention: sdpa`, which runs everywhere")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,72 @@
+"""`cm3 plugin check`: whether a plugin is in order, for its author and for CI."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter, _SubParsersAction
+from typing import TYPE_CHECKING
+
+from cm3core.cli import add_overrides
+from cm3core.errors import PluginError
+
+if TYPE_CHECKING:
+    from cm3core.plugin_check.verdicts import Report, Verdict
+
+LINE = "whether a plugin is in order: API, hooks, names, keys, import time, laws of its components"
+EXAMPLE = """  cm3 plugin check ./mine.py
+  cm3 plugin check ./cm3-mine --quick
+  cm3 plugin check cm3-mine dataset.path=./pictures --json"""
+
+
+def configure(actions: _SubParsersAction[ArgumentParser]) -> None:
+    """The action `check`."""
+    parser = actions.add_parser("check", help=LINE, description=LINE, epilog=f"examples:\n{EXAMPLE}",
+                                formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("target", metavar="PLUGIN", help="an installed distribution or entry point, a module, a folder with a "
+                        "pyproject.toml, or a .py file")
+    parser.add_argument("--quick", action="store_true", help="build nothing and try no laws: seconds")
+    parser.add_argument("--max-examples", type=int, default=25, metavar="N", help="examples of each law (default: %(default)s)")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME",
+                        help="look at this component only, NAME or KIND/NAME; may be given several times")
+    parser.add_argument("--waive", action="append", default=[], metavar="[NAME.]LAW=REASON",
+                        help="do not try a law (of one component) that it is not meant for; may be given several times")
+    parser.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS",
+                        help="for the laws of each component, and for commands, benchmarks and models (default: %(default)g)")
+    parser.add_argument("--strict", action="store_true", help="exit code 1 for warnings and what was skipped, too")
+    parser.add_argument("--json", action="store_true", help="everything, for programs, when all is done")
+    add_overrides(parser)
+    parser.set_defaults(act=run)
+
+
+def run(args: Namespace) -> int:
+    """Print a line for each verdict; 0 when nothing fails, else 1."""
+    from cm3core.plugin_check.checking import Options, check
+    from cm3core.plugin_check.verdicts import to_json
+
+    for name, value in (("--max-examples", args.max_examples), ("--timeout", args.timeout)):
+        if value <= 0:
+            raise PluginError(name, f"is {value:g}", "give more than 0")
+    options = Options(overrides=args.overrides, max_examples=args.max_examples, quick=args.quick, timeout=args.timeout,
+                      only=args.only, waived=[_waiver(text) for text in args.waive])
+    reports = check(args.target, options, tell=None if args.json else _tell)
+    if args.json:
+        print(json.dumps(to_json(args.target, reports, strict=args.strict), indent=2))
+    else:
+        print(*(report.summary() for report in reports), sep="\n")
+    return 0 if all(report.passed(strict=args.strict) for report in reports) else 1
+
+
+def _tell(report: Report, verdict: Verdict | None) -> None:
+    if verdict is None:
+        print(f"{report.name} {report.version}".rstrip() + f" ({report.origin})", flush=True)
+    else:
+        print("\n".join(verdict.lines()), flush=True)
+
+
+def _waiver(text: str) -> tuple[str, str, str]:
+    """"mine.law=reason" -> ("mine", "law", "reason")."""
+    law, equals, reason = text.partition("=")
+    component, _, law = law.rpartition(".")
+    if not equals or not law.isidentifier() or not reason.strip():
+        raise PluginError(f"--waive {text}", "is not LAW=REASON or NAME.LAW=REASON", "say why the law does not apply, in quotes")
+    return component, law, reason.strip()

@@ -1,0 +1,50 @@
+"""Who imports what, while a plugin is described: heavy packages with the lines that lead to them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+from types import FrameType, ModuleType
+
+from cm3core.plugin_check.worker import shortened
+
+#: Packages that take long to import, or much memory: none of them may be imported before something is built.
+HEAVY = frozenset({
+    "PIL", "bm25s", "cv2", "datasets", "diffusers", "faiss", "flashinfer", "jax", "keras", "librosa", "matplotlib", "onnxruntime",
+    "pandas", "pyarrow", "resvg_py", "scipy", "skimage", "sklearn", "spacy", "spandrel", "tensorboard", "tensorflow", "timm",
+    "tokenizers", "torch", "torchaudio", "torchvision", "transformers", "triton", "usearch", "webdataset", "xformers",
+})
+
+
+class ImportWatch(MetaPathFinder):
+    """Put first into `sys.meta_path`, it notes the first import of each top-level package, and finds nothing itself."""
+
+    def __init__(self) -> None:
+        self.chains: dict[str, list[str]] = {}
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
+        """Note the lines that lead to the import of a top-level package that is not Python's own."""
+        if "." not in fullname and fullname not in sys.stdlib_module_names and fullname not in self.chains:
+            self.chains[fullname] = list(_lines(sys._getframe(1)))
+
+    def heavy(self) -> dict[str, list[str]]:
+        """Heavy packages that are imported now -> the lines that led there, the importing one first.
+
+        Of packages that were brought by another heavy one only that one is named."""
+        found = {name: chain for name, chain in self.chains.items() if name in HEAVY and name in sys.modules}
+        return {name: chain for name, chain in found.items()
+                if not any(line.startswith(f"{other}/") for line in chain for other in found if other != name)}
+
+
+def _lines(frame: FrameType | None) -> Iterator[str]:
+    """"file, line N" of each frame that imports, innermost first, up to the check's own."""
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        path = Path(filename)
+        if path.parent == Path(__file__).parent:
+            return
+        if not filename.startswith("<frozen ") and path.parent.name not in ("importlib", "pluggy"):
+            yield f"{shortened(filename)}, line {frame.f_lineno}"
+        frame = frame.f_back

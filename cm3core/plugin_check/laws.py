@@ -1,0 +1,106 @@
+"""A process that builds one component and runs its kind's conformance kit. See `worker`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from cm3core import interfaces
+from cm3core.errors import DeviceError, MissingPackageError
+from cm3core.interfaces import ComponentConfig
+from cm3core.kinds import KINDS
+from cm3core.plugin_check.overrides import config_of
+from cm3core.plugin_check.worker import ANY_ERROR, Request, Teller, registry_of, started
+
+#: The module that the collected file imports the tests from.
+TESTS = "cm3_plugin_check_tests"
+
+
+def main() -> None:
+    """Tell whether the component of the request can be built, and of each law whether it holds."""
+    request, teller = started()
+    kind, name = request.component
+    subject = f"{kind}/{name}"
+    try:
+        import hypothesis
+        import pytest
+    except ImportError as error:
+        teller.verdict("law", subject, "warn", f"no laws are tried: {error}", "pip install 'cm3leon[test]'")
+        return
+    profile = hypothesis.settings(deadline=None, max_examples=request.max_examples, derandomize=True, database=None,
+                                  print_blob=False, report_multiple_bugs=False)
+    hypothesis.settings.register_profile("cm3-plugin-check", profile)
+    hypothesis.settings.load_profile("cm3-plugin-check")
+    config = config_of(kind, name, request.overrides, registry_of(request))
+    pytest.register_assert_rewrite("cm3core.testing")
+    module, _, kit_name = KINDS[kind].kit.partition(":")
+    kit = getattr(importlib.import_module(module), kit_name)
+    tests = _tests(kit, config, name, request)
+    teller.tell(laws=list(kit.laws()))
+    if _check_build(tests, kind, subject, teller):
+        _run(tests, kit, subject, teller)
+
+
+def _tests(kit: Any, config: ComponentConfig, name: str, request: Request) -> Any:
+    """The kit's tests of the config, with what the command line waives."""
+    laws = kit.laws()
+    attributes: dict[str, Any] = {f"waive_{law}": _reason(reason) for component, law, reason in request.waived
+                                  if component in ("", name) and law in laws}
+    if kit.max_examples is not None:
+        attributes["max_examples"] = min(kit.max_examples, request.max_examples)
+    return kit.for_config(config, **attributes)
+
+
+def _reason(reason: str) -> Any:
+    def waived(self: object) -> str:
+        return reason
+
+    return waived
+
+
+def _check_build(tests: Any, kind: str, subject: str, teller: Teller) -> bool:
+    """Whether the kit makes the component from its config."""
+    import pytest
+
+    teller.begin("building it", "build", subject)
+    try:
+        component = tests().subject
+    except (MissingPackageError, DeviceError) as error:
+        teller.verdict("build", subject, "skip", f"can't be built here: {error.cause}", error.next_step)
+        return False
+    except pytest.skip.Exception as error:
+        teller.verdict("build", subject, "skip", f"can't be built here: {error}")
+        return False
+    except ANY_ERROR as error:
+        teller.error("build", subject, error)
+        return False
+    interface = getattr(interfaces, KINDS[kind].interface)
+    if not isinstance(component, interface):
+        teller.verdict("build", subject, "fail", f"build returned a {type(component).__name__}, no {interface.__name__}",
+                       f"derive it from cm3core.interfaces.{interface.__name__}")
+        return False
+    teller.verdict("build", subject, "ok", f"a {type(component).__name__}")
+    return True
+
+
+def _run(tests: Any, kit: Any, subject: str, teller: Teller) -> None:
+    """Let pytest run them in the working directory, which is a temporary folder, without anybody's settings or plugins."""
+    import pytest
+
+    from cm3core.plugin_check.reporter import Reporter
+
+    module = ModuleType(TESTS)
+    tests.__module__ = TESTS
+    module.TestComponent = tests  # type: ignore[attr-defined]
+    sys.modules[TESTS] = module
+    path, settings = Path("test_component.py").absolute(), Path("pytest.ini").absolute()
+    path.write_text(f"from {TESTS} import TestComponent\n", encoding="utf-8")
+    settings.write_text("[pytest]\n", encoding="utf-8")
+    pytest.main([str(path), "-c", str(settings), "-q", "-p", "no:cacheprovider"], plugins=[Reporter(kit, subject, teller)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""A process that loads a plugin's commands, benchmarks and models, which may import what they like. See `worker`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cm3core.cli.main import COMMANDS, CommandParser
+from cm3core.errors import DeviceError, MissingPackageError
+from cm3core.plugin_check.worker import ANY_ERROR, Request, Teller, registry_of, started
+from cm3core.plugins import Registry, load_registry
+
+
+def main() -> None:
+    """Tell which of them load."""
+    request, teller = started()
+    registry = registry_of(request)
+    for name in registry.commands():
+        teller.begin(f"setting up the command {name!r}", "command", name)
+        _check_command(name, registry, teller)
+    for name in registry.plugins[0].benchmarks:
+        teller.begin(f"importing the benchmark {name!r}", "benchmark", name)
+    if registry.plugins[0].benchmarks:
+        try:
+            registry.benchmarks()
+        except ANY_ERROR as error:
+            teller.error("benchmark", "", error)
+        else:
+            for name in registry.plugins[0].benchmarks:
+                teller.verdict("benchmark", name, "ok", "its function can be imported")
+    for name, folder in registry.models().items():
+        teller.begin(f"opening the model {name!r}", "model", name)
+        _check_model(name, folder, request, teller)
+
+
+def _check_command(name: str, registry: Registry, teller: Teller) -> None:
+    if COMMANDS.get(name, ("", ""))[0]:
+        teller.verdict("command", name, "fail", f"`cm3 {name}` is a command of cm3leon itself, which goes first", "rename it")
+        return
+    parser = CommandParser(prog=f"cm3 {name}", formatter_class=argparse.RawDescriptionHelpFormatter)
+    try:
+        configure = registry.command(name)
+        assert configure is not None
+        configure(parser)
+        parser.format_help()
+    except ANY_ERROR as error:
+        teller.error("command", name, error)
+        return
+    actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    parsers = [inner for action in actions for inner in action.choices.values()] or [parser]
+    if parser.get_default("run") is None and any(inner.get_default("run") is None for inner in parsers):
+        teller.verdict("command", name, "fail", "its parser does not set `run`", "write parser.set_defaults(run=run)")
+    else:
+        teller.verdict("command", name, "ok", "its parser can be set up")
+
+
+def _check_model(name: str, folder: Path, request: Request, teller: Teller) -> None:
+    if not (folder / "state.json").is_file():
+        teller.verdict("model", name, "fail", f"{folder} holds no model (it has no state.json)",
+                       "write it with cm3core.checkpoint.export_model, and package its files")
+        return
+    if request.quick:
+        teller.verdict("model", name, "ok", f"{folder} is there")
+        return
+    from cm3core.model import load
+
+    registry = load_registry(environ={})
+    if name not in registry.models():  # not installed
+        own = registry_of(request)
+        info = own.plugins[0]
+        configs = {kind: {item: own.config_class(kind, item) for item in items} for kind, items in info.components.items()}
+        registry.add(info, configs, {}, {item.partition(":")[2]: path for item, path in own.models().items()})
+    try:
+        model = load(name, registry=registry)
+    except (MissingPackageError, DeviceError) as error:
+        teller.verdict("model", name, "skip", error.cause, error.next_step)
+    except ANY_ERROR as error:
+        teller.error("model", name, error)
+    else:
+        teller.verdict("model", name, "ok", f"opens (step {model.step})")
+
+
+if __name__ == "__main__":
+    main()

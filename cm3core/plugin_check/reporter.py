@@ -1,0 +1,55 @@
+"""What pytest reports of a component's laws, as verdicts. Imports pytest, which `laws` makes sure is there."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from cm3core.keys import summary
+from cm3core.plugin_check.worker import Teller, plugin_traceback, worded
+
+
+class Reporter:
+    """Hooks of pytest: a verdict for each test that has run."""
+
+    def __init__(self, kit: Any, subject: str, teller: Teller) -> None:
+        self.kit, self.subject, self.teller = kit, subject, teller
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Which law comes, in case it does not come back."""
+        law = _law(nodeid)
+        self.teller.begin(f"trying the law {law}", "law", f"{self.subject} {law}")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: Any, call: Any) -> Generator[None, Any, Any]:
+        """The verdict; a test that is left out says why."""
+        report = yield
+        law = _law(item.nodeid)
+        subject = f"{self.subject} {law}"
+        if report.skipped:
+            reason = str(call.excinfo.value).removeprefix("Skipped: ")
+            self.teller.verdict("law", subject, "skip", reason)
+        elif report.failed:
+            cause, _, _ = worded(call.excinfo.value)
+            says = summary(inspect.getdoc(getattr(self.kit, f"law_{law}", None)) or "")
+            self.teller.verdict("law", subject, "fail", cause, f"the law says: {says}", _detail(call.excinfo.value))
+        elif report.when == "call":
+            self.teller.verdict("law", subject, "ok", "")
+        return report
+
+
+
+def _law(nodeid: str) -> str:
+    return nodeid.rpartition("::test_")[2]
+
+
+def _detail(error: BaseException) -> str:
+    """What was drawn when the law broke, and where that was noticed."""
+    message = str(error).splitlines()[1:8]
+    drawn = [line for note in getattr(error, "__notes__", []) for line in note.splitlines() if line.startswith("Draw ")]
+    drawn = [line if len(line) <= 300 else f"{line[:297]}..." for line in drawn[:12]]
+    heading = [f"falsified by: {'; '.join(drawn)}"] if drawn else []
+    return "\n".join([*heading, *message, *plugin_traceback(error, most=4).splitlines()])
