@@ -17,7 +17,7 @@ import numpy as np
 from cm3core.document import Document, IntArray, Text, content_keys
 from cm3core.files import cache_directory
 from cm3core.interfaces.dataset import DocumentSource
-from cm3core.precomputed import NOTHING, CodeCache, sharded_rows, source_fingerprint
+from cm3core.precomputed import NOTHING, CodeCache, sharded_rows
 
 if TYPE_CHECKING:
     from cm3core.interfaces.embedder import Embedder
@@ -34,7 +34,7 @@ def retriever_fingerprint(config: RetrieverConfig, embedder: Embedder | None, me
     settings = {key: value for key, value in asdict(config).items() if key not in _NOT_RESULTS}
     kind = f"{type(config).__module__}.{type(config).__qualname__}"
     parts = [kind, json.dumps(settings, sort_keys=True, default=str), "" if embedder is None else embedder.fingerprint,
-             source_fingerprint(memory)]
+             memory.content_fingerprint]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -60,7 +60,7 @@ class NeighbourTable:
                  codes: CodeCache | None = None, num_ranks: int = 8, query_dropout: float = 0.0, seed: int = 0,
                  text_only: bool = False, progress: bool = True, shard_size: int = 1024) -> None:
         self.num_ranks = num_ranks
-        asked = [_VERSION, fingerprint, source_fingerprint(source), num_ranks, text_only,
+        asked = [_VERSION, fingerprint, source.content_fingerprint, num_ranks, text_only,
                  [query_dropout, seed] if query_dropout else None]
         name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]
         self.folder = (cache_dir or cache_directory()) / "neighbours" / name

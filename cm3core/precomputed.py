@@ -20,7 +20,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from cm3core import images
-from cm3core.document import BoolArray, Codes, Document, Image, IntArray, text_of
+from cm3core.document import BoolArray, Codes, Document, Image, IntArray
 from cm3core.errors import DataError
 from cm3core.files import atomic_path, cache_directory, write_text
 from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
@@ -31,22 +31,6 @@ if TYPE_CHECKING:
 #: Row of a picture that can't be read; of a rank that has no neighbour.
 NOTHING = -1
 _ENCODED_AT_ONCE = 32
-
-
-def source_fingerprint(source: DocumentSource) -> str:
-    """Hash of a source's own fingerprint and of every document's id, canonical text and pictures' keys, in order. A memory bank's
-    own fingerprint says all of this.
-    """
-    from cm3core.bank import MemoryBank  # it computes its shards by this module's means
-
-    if isinstance(source, MemoryBank):
-        return source.fingerprint
-    digest = hashlib.sha256(source.fingerprint.encode())
-    for index in range(len(source)):
-        document = source.document(index)
-        keys = [segment.key for segment in document if isinstance(segment, Image)]
-        digest.update(json.dumps([source.id(index), text_of(document), keys]).encode())
-    return digest.hexdigest()
 
 
 def sharded_rows(folder: Path, num_rows: int, width: int, dtype: npt.DTypeLike, compute: Callable[[int, int], npt.NDArray[Any]],

@@ -15,7 +15,6 @@ from cm3core.data import BatchLoader, CodeCache, NeighbourTable, TrainingData, r
 from cm3core.document import Document, MaskedSequence
 from cm3core.interfaces import DocumentSource, MaskingObjective
 from cm3core.packing import Packer, TrainingBatch, collate
-from cm3core.precomputed import source_fingerprint
 
 
 class Preparation:
@@ -39,7 +38,7 @@ class Preparation:
         self._memory_codes = None if isinstance(self.memory, MemoryBank) else self._codes(self.memory)
         self._training = self.data(components.source, components.objective, retrieve=self.retrieves, training=True)
         #: Hash of the training documents, and of the bank that they retrieve from if there is one; stored with checkpoints.
-        self.fingerprint = source_fingerprint(components.source)
+        self.fingerprint = components.source.content_fingerprint
         self.bank_fingerprint = self.memory.fingerprint if isinstance(self.memory, MemoryBank) else None
 
     def _codes(self, source: DocumentSource) -> CodeCache:

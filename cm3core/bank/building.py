@@ -28,7 +28,6 @@ from cm3core.document import Codes, Document, Image, PixelArray, Text, content_k
 from cm3core.errors import DataError
 from cm3core.files import make_folder, sync_directory, write_text
 from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
-from cm3core.precomputed import source_fingerprint
 
 if TYPE_CHECKING:
     from cm3core.interfaces.embedder import Embedder
@@ -195,7 +194,7 @@ def _check_size(shard_size: int) -> None:
 
 def _plan(source: DocumentSource, wanted: Sequence[int], tools: Tools, shard_size: int, id_prefix: str, bank: str) -> str:
     """Hash of all that decides the shards."""
-    parts = [asdict(tools.manifest), source_fingerprint(source), list(wanted), shard_size, id_prefix, bank]
+    parts = [asdict(tools.manifest), source.content_fingerprint, list(wanted), shard_size, id_prefix, bank]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 

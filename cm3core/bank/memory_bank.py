@@ -110,6 +110,11 @@ class MemoryBank(DocumentSource):
         """Hash of everything in it: ids, texts, codes, content keys, vectors, their order, and of what made them."""
         return self.manifest.fingerprint
 
+    @property
+    def content_fingerprint(self) -> str:
+        """The same, without reading the documents."""
+        return self.fingerprint
+
     @cached_property
     def vectors(self) -> VectorRows:
         """The documents' unit vectors, float32 [M, E], memory-mapped."""

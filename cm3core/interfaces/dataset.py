@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from cm3core.document import Document
+from cm3core.document import Document, Image, content_keys, text_of
 from cm3core.errors import DataError
 from cm3core.interfaces.component import ComponentConfig
 
@@ -70,8 +72,6 @@ class DocumentSource(ABC):
 
     def content_keys(self, index: int) -> frozenset[str]:
         """`document.content_keys` of the document: who shares one with it is never retrieved for it."""
-        from cm3core.document import content_keys
-
         return content_keys(self.document(index))
 
     def group(self, index: int) -> str:
@@ -88,9 +88,18 @@ class DocumentSource(ABC):
     def fingerprint(self) -> str:
         """Hash of what decides the documents' ids and pictures; names the cache of codes."""
 
+    @property
+    def content_fingerprint(self) -> str:
+        """Hash of `fingerprint` and of every document's id, canonical text and pictures' keys, in order: names what is made of
+        texts, such as an index. All documents are read, unless the source knows better."""
+        digest = hashlib.sha256(self.fingerprint.encode())
+        for index in range(len(self)):
+            document = self.document(index)
+            keys = [segment.key for segment in document if isinstance(segment, Image)]
+            digest.update(json.dumps([self.id(index), text_of(document), keys]).encode())
+        return digest.hexdigest()
+
     def texts(self) -> Iterator[str]:
         """All canonical texts, for training a text tokenizer; sources with several captions yield them all."""
-        from cm3core.document import text_of
-
         for index in range(len(self)):
             yield text_of(self.document(index))

@@ -514,3 +514,20 @@ def test_the_loader_feeds_twenty_training_loops(tmp_path: Path) -> None:
         tokens = sum(next(loader).num_tokens for _ in range(8))
         best = max(best, tokens / (time.process_time() - start))
     assert best > 20 * 9000, f"{best:.0f} tokens a second"
+
+
+class PicturesOnly(ListSource):
+    """A source whose own fingerprint says nothing of texts, as that of files."""
+
+    fingerprint = "pictures"
+
+
+def test_the_content_fingerprint_says_texts_pictures_and_order() -> None:
+    picture, other = (Image(key, lambda: np.zeros((4, 4, 3), np.uint8)) for key in "pq")
+    documents: list[list[Document]] = [[(Text("a"), picture), (Text("b"),)], [(Text("a"), picture), (Text("c"),)],
+                                       [(Text("a"), other), (Text("b"),)], [(Text("b"),), (Text("a"), picture)]]
+    found = [PicturesOnly(some).content_fingerprint for some in documents]
+    assert len(set(found)) == 4
+    assert PicturesOnly(documents[0]).content_fingerprint == found[0]
+    assert PicturesOnly(documents[0], ["x", "y"]).content_fingerprint != found[0]
+    assert ListSource(documents[0]).content_fingerprint != found[0], "the source's own fingerprint is part of it"

@@ -10,7 +10,6 @@ from cm3core.bank import MemoryBank, build_bank
 from cm3core.data import CodeCache
 from cm3core.errors import DataError
 from cm3core.neighbours import NeighbourTable
-from cm3core.precomputed import source_fingerprint
 from cm3core.testing.retriever import HashEmbedder
 from cm3plugins.retrievers import BM25RetrieverConfig, DenseRetrieverConfig, RandomRetrieverConfig
 
@@ -48,7 +47,7 @@ def test_nothing_is_embedded_and_no_document_is_read_before_it_is_found(bank, mo
         monkeypatch.setattr(MemoryBank, name, listening(getattr(MemoryBank, name)))
     monkeypatch.setattr(HashEmbedder, "_embed_images", None)
     retriever = DenseRetrieverConfig(prefer_both=True).build(bank, HashEmbedder())
-    assert source_fingerprint(bank) == bank.fingerprint
+    assert bank.content_fingerprint == bank.fingerprint
     assert read == []
     found = retriever.retrieve([source(1).document(0)], 2)[0]
     assert set(read) == {result.index for result in found}
