@@ -29,9 +29,10 @@ FIELD = re.compile(r"<<(\w+)>>")
 #: What stands behind a plugin's name in its classes' names, and what such a component is called in a sentence.
 WORDS = {
     "text_tokenizer": ("Tokenizer", "text tokenizer"), "image_tokenizer": ("Tokenizer", "image tokenizer"),
-    "embedder": ("Embedder", "embedder"), "retriever": ("Retriever", "retriever"), "objective": ("Objective", "masking objective"),
-    "decoder": ("Decoder", "decoder"), "attention": ("Attention", "attention backend"), "sampler": ("Sampler", "sampler"),
-    "reranker": ("Reranker", "reranker"), "upscaler": ("Upscaler", "upscaler"), "dataset": ("Source", "data set"),
+    "embedder": ("Embedder", "embedder"), "retriever": ("Retriever", "retriever"),
+    "objective": ("Objective", "masking objective"), "decoder": ("Decoder", "decoder"),
+    "attention": ("Attention", "attention backend"), "sampler": ("Sampler", "sampler"), "reranker": ("Reranker", "reranker"),
+    "upscaler": ("Upscaler", "upscaler"), "dataset": ("Source", "data set"),
 }
 #: What imports torch, in a module of its own: file -> what the README's table says of it. The other kinds are one module.
 MODULES = {"decoder": {"model.py": "the transformer and its cache"}, "attention": {"backend.py": "the attention function"},

@@ -17,11 +17,11 @@ def configure(actions: _SubParsersAction[Any]) -> None:
     """Add the action to those of `cm3 plugin`."""
     parser = actions.add_parser(
         "new", help="write a new plugin's project", formatter_class=RawDescriptionHelpFormatter,
-        description="Writes a package that brings one component: a small one that works, its conformance test, README, changelog,\n"
-                    "licence (MIT) and CI. Kinds: " + ", ".join(list(KINDS)[:6]) + ",\n" + ", ".join(list(KINDS)[6:]) + ".",
+        description="Writes a package that brings one component: a small one that works, with its conformance test, README,\n"
+                    "changelog, licence (MIT) and CI.\n\nkinds:\n" + "\n".join(f"  {kind}" for kind in KINDS),
         epilog=f"example:\n  {EXAMPLE}")
     parser.add_argument("name", metavar="NAME", help="what recipes will call the component; the package gets the name cm3-NAME")
-    parser.add_argument("--kind", required=True, metavar="KIND", help="what it is: sampler, dataset, ... (see above)")
+    parser.add_argument("--kind", required=True, metavar="KIND", help="what it is, see above")
     parser.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="the project's folder, a new one (default: cm3-NAME)")
     parser.add_argument("--author", default="", metavar="'NAME <MAIL>'", help="for pyproject.toml and LICENSE; the address may "
                         "be left out")
