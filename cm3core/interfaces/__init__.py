@@ -7,9 +7,9 @@ call one abstract method; batch forms have a default loop.
 
 from cm3core.interfaces.attention import AttentionBackend, AttentionConfig
 from cm3core.interfaces.component import ComponentConfig
-from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig
+from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig, SkippedRecord
 from cm3core.interfaces.decoder import Decoder, DecoderConfig, KVCache
-from cm3core.interfaces.embedder import Embedder, EmbedderConfig
+from cm3core.interfaces.embedder import Embedder, EmbedderConfig, VectorArray, normalise
 from cm3core.interfaces.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from cm3core.interfaces.objective import MaskingObjective, ObjectiveConfig
 from cm3core.interfaces.reranker import Candidate, Reranker, RerankerConfig
@@ -30,6 +30,6 @@ __all__ = [
     "AttentionBackend", "AttentionConfig", "Candidate", "ComponentConfig", "Decoder", "DecoderConfig", "DocumentSource",
     "DocumentSourceConfig", "Embedder", "EmbedderConfig", "Filters", "GuidanceSchedule", "GuidanceStream", "ImageTokenizer",
     "ImageTokenizerConfig", "KVCache", "MaskingObjective", "ObjectiveConfig", "PromptVariant", "Reranker", "RerankerConfig",
-    "Retrieved", "Retriever", "RetrieverConfig", "Sampler", "SamplerConfig", "SamplingPlan", "TextTokenizer",
-    "TextTokenizerConfig", "Upscaler", "UpscalerConfig",
+    "Retrieved", "Retriever", "RetrieverConfig", "Sampler", "SamplerConfig", "SamplingPlan", "SkippedRecord", "TextTokenizer",
+    "TextTokenizerConfig", "Upscaler", "UpscalerConfig", "VectorArray", "normalise",
 ]
