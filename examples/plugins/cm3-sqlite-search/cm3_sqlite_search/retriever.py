@@ -1,0 +1,72 @@
+"""The index and the search."""
+
+import re
+import sqlite3
+from contextlib import closing
+
+from cm3core.document import text_of
+from cm3core.errors import DataError, MissingPackageError
+from cm3core.files import atomic_path
+from cm3core.interfaces import Retrieved, Retriever
+
+#: Best first; rowids begin at 1. FTS5's scores are negative, the better the lower.
+SEARCH = "SELECT rowid - 1, -rank FROM documents WHERE documents MATCH ? ORDER BY rank, rowid"
+
+
+class SQLiteRetriever(Retriever):
+    """Search by words. A document that shares none with the query is never found, nor anything for a query without text.
+
+    Args:
+        memory: the documents.
+        folder: of the index; one that another process built is used.
+        stem: compare stems of words.
+    """
+
+    memory = None  # set below; a class attribute fills the interface's abstract property
+
+    def __init__(self, memory, folder, *, stem):
+        self.memory = memory
+        self.path = folder / f"{memory.content_fingerprint[:32]}{'-stems' if stem else ''}.sqlite"
+        if not self.path.exists():
+            with atomic_path(self.path) as temporary:
+                _write(temporary, memory, stem)
+        self._database = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+
+    def _retrieve(self, queries, num_retrieved, exclude):
+        return [self._found(query, num_retrieved, names) for query, names in zip(queries, exclude, strict=True)]
+
+    def _found(self, query, number, exclude):
+        results = []
+        for index, score in self._rows(" OR ".join(f'"{word}"' for word in words_of(text_of(query)))):
+            if not self.is_excluded(index, exclude):
+                results.append(Retrieved(index, self.memory.id(index), score))
+            if len(results) == number:
+                break
+        return results
+
+    def _rows(self, expression):
+        if not expression:
+            return
+        try:
+            yield from self._database.execute(SEARCH, [expression])
+        except sqlite3.DatabaseError as error:
+            raise DataError(str(self.path), f"can't be searched ({error})", "delete it; it is built anew") from error
+
+
+def words_of(text):
+    """Different words in a fixed order, so that a query's scores are the same to the last bit however it is put."""
+    return sorted(set(re.findall(r"\w+", text.casefold())))
+
+
+def _write(path, memory, stem):
+    """The index of all texts, without the texts themselves."""
+    tokenizer = "porter unicode61" if stem else "unicode61"
+    with closing(sqlite3.connect(path)) as database, database:
+        try:
+            database.execute(f"CREATE VIRTUAL TABLE documents USING fts5(text, content='', tokenize='{tokenizer}')")
+        except sqlite3.OperationalError as error:
+            raise MissingPackageError("retriever sqlite", f"this Python's SQLite has no FTS5 ({error})",
+                                      "use another build of Python, or retriever=bm25") from error
+        rows = ((index + 1, text_of(memory.document(index))) for index in range(len(memory)))
+        database.executemany("INSERT INTO documents(rowid, text) VALUES (?, ?)", rows)
+        database.execute("INSERT INTO documents(documents) VALUES ('optimize')")
