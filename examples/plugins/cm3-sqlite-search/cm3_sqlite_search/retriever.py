@@ -16,6 +16,9 @@ SEARCH = "SELECT rowid - 1, -rank FROM documents WHERE documents MATCH ? ORDER B
 class SQLiteRetriever(Retriever):
     """Search by words. A document that shares none with the query is never found, nor anything for a query without text.
 
+    Words that most documents have ("style" in the bundled captions) weigh nothing to BM25, and cost the most: every document that
+    has one gets a score. They are left out of queries that have other words.
+
     Args:
         memory: the documents.
         folder: of the index; one that another process built is used.
@@ -31,24 +34,32 @@ class SQLiteRetriever(Retriever):
             with atomic_path(self.path) as temporary:
                 _write(temporary, memory, stem)
         self._database = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+        self._counts = {}
 
     def _retrieve(self, queries, num_retrieved, exclude):
         return [self._found(query, num_retrieved, names) for query, names in zip(queries, exclude, strict=True)]
 
     def _found(self, query, number, exclude):
+        words = {f'"{word}"': self._count(f'"{word}"') for word in words_of(text_of(query))}
+        known = [word for word, count in words.items() if count]
+        telling = [word for word in known if words[word] <= len(self.memory) / 2]
         results = []
-        for index, score in self._rows(" OR ".join(f'"{word}"' for word in words_of(text_of(query)))):
+        for index, score in self._rows(SEARCH, " OR ".join(telling or known)):
             if not self.is_excluded(index, exclude):
                 results.append(Retrieved(index, self.memory.id(index), score))
             if len(results) == number:
                 break
         return results
 
-    def _rows(self, expression):
-        if not expression:
-            return
+    def _count(self, word):
+        """Number of documents that have the word."""
+        if word not in self._counts:
+            ((self._counts[word],),) = self._rows("SELECT count(*) FROM documents WHERE documents MATCH ?", word)
+        return self._counts[word]
+
+    def _rows(self, statement, expression):
         try:
-            yield from self._database.execute(SEARCH, [expression])
+            yield from self._database.execute(statement, [expression]) if expression else ()
         except sqlite3.DatabaseError as error:
             raise DataError(str(self.path), f"can't be searched ({error})", "delete it; it is built anew") from error
 

@@ -42,6 +42,12 @@ def test_a_score_by_hand(tmp_path):
     assert result.score == pytest.approx(math.log(2.5 / 1.5) * 2.2 / (1 + 1.2 * (0.25 + 0.75 * 3 / (11 / 3))))
 
 
+def test_words_that_most_documents_have_are_asked_for_only_alone(tmp_path):
+    retriever = built(tmp_path, ["apple style", "pear style", "plum style"])
+    assert found(retriever, "pear style") == [1]
+    assert found(retriever, "style") == [0, 1, 2]
+
+
 def test_stems(tmp_path):
     assert found(built(tmp_path), "Apples") == [0, 1]
     assert found(built(tmp_path, stem=False), "Apples") == [1]
