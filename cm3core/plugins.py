@@ -177,7 +177,9 @@ def _load_function(place: str, owner: str, target: str) -> Callable[..., Any]:
     except (ImportError, AttributeError) as error:
         raise PluginError(place, f"the plugin {owner!r} names {target!r}, which can't be imported: {error}",
                           "report it to the plugin's author") from error
-    assert callable(loaded), f"{target} is no function"
+    if not callable(loaded):
+        raise PluginError(place, f"the plugin {owner!r} names {target!r}, which is no function",
+                          "report it to the plugin's author")
     return loaded
 
 
