@@ -11,12 +11,19 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from cm3core.cli.main import main
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
-LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(#[^)]*)?\)")
+#: Where pages lie (a source distribution has no git to ask): every Markdown file of the repository is run.
+PLACES = ("*.md", *(f"{folder}/**/*.md" for folder in ("cm3core", "plugins", "kernels", "recipes", "tests", "docs", "examples")))
+#: Pages that are not run, each with its reason.
+LEFT_OUT: dict[str, str] = {}
+#: Languages of blocks. `py` and `pycon` only show: the signatures and examples of docs/plugins/reference.md.
+LANGUAGES = {"bash", "python", "text", "toml", "yaml", "json", "console", "py", "pycon"}
+PAGES = sorted({path.relative_to(ROOT) for place in PLACES for path in ROOT.glob(place)} - set(map(Path, LEFT_OUT)))
+LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)?(#[^)\s]+)?\)")
 
 
 class PageRunner:
@@ -72,8 +79,9 @@ def matches(expected: str, printed: str) -> bool:
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
-    before = set(sys.modules)
+    before, threads = set(sys.modules), torch.get_num_threads()
     yield
+    torch.set_num_threads(threads)  # a page may measure on one
     # The page's own module, and those of its files, go again; what they imported of others stays (libraries load once).
     for name in set(sys.modules) - before:
         file = getattr(sys.modules[name], "__dict__", {}).get("__file__")
@@ -81,25 +89,61 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=str)
 def test_blocks_run(page: Path, read_blocks: Callable[[Path], list[Any]], capsys: pytest.CaptureFixture[str]) -> None:
     runner = PageRunner(page.stem, capsys)
-    for block in read_blocks(page):
+    for block in read_blocks(ROOT / page):
         runner.run(block)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_python_block_is_valid(page: Path, read_blocks: Callable[[Path], list[Any]]) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_block_is_of_a_known_language_and_python_is_valid(page: Path, read_blocks: Callable[[Path], list[Any]]) -> None:
     """Those too that are not run, and whose reason is told."""
-    for block in read_blocks(page):
+    for block in read_blocks(ROOT / page):
+        assert block.language in LANGUAGES, f"{block.place}: a block in {block.language!r}"
+        assert block.language not in {"py", "pycon"} or page == Path("docs/plugins/reference.md"), f"{block.place}: write python"
         if block.language == "python":
             compile(block.text, block.place, "exec")
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
-def test_links_lead_to_files(page: Path) -> None:
-    targets = [match[1] for match in LINK.finditer(page.read_text(encoding="utf-8"))]
-    assert [target for target in targets if "://" not in target and not (page.parent / target).exists()] == []
+@pytest.mark.parametrize("page", [*PAGES, *map(Path, LEFT_OUT)], ids=str)
+def test_links_lead_somewhere(page: Path) -> None:
+    """To files of the repository, and to headings in them, as GitHub names those."""
+    text = re.sub(r"(?ms)^```.*?^```$|`[^`\n]*`", "", (ROOT / page).read_text(encoding="utf-8"))
+    lost = []
+    for match in LINK.finditer(text):
+        target, anchor = match[1] or "", match[2] or ""
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        path = (ROOT / page).parent / target if target else ROOT / page
+        if not path.exists() or not path.resolve().is_relative_to(ROOT) or (anchor and anchor[1:] not in anchors(path)):
+            lost.append(target + anchor)
+    assert lost == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings: lower case, spaces are hyphens, most other signs are gone; a second one gets `-1`."""
+    text = re.sub(r"(?ms)^```.*?^```$", "", page.read_text(encoding="utf-8"))
+    names: list[str] = []
+    for heading in re.findall(r"^#+ +(.*?)(?: +\{#[\w-]+\})?$", text, re.MULTILINE):
+        words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        names.append(re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-"))
+    return {name if (before := names[:index].count(name)) == 0 else f"{name}-{before}" for index, name in enumerate(names)}
+
+
+def test_every_page_is_found() -> None:
+    shown = {str(page) for page in PAGES}
+    assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/plugins/tutorial.md",
+            "kernels/cm3kernels/attention/README.md"} <= shown
+    assert [page for page in LEFT_OUT if not (ROOT / page).is_file()] == []
+    assert all(reason for reason in LEFT_OUT.values())
+
+
+def test_anchors_are_githubs(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Two words\n\n## `cm3 plugin check`: what, when?\n\n## Two words\n\n```text\n# no heading\n```\n",
+                    encoding="utf-8")
+    assert anchors(page) == {"two-words", "cm3-plugin-check-what-when", "two-words-1"}
 
 
 def test_outputs_are_compared() -> None:
