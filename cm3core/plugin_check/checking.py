@@ -176,21 +176,24 @@ def _of_laws(answer: _Answer, subject: str, timeout: float) -> Iterator[Verdict]
 def _import_time(answer: _Answer, request: Request, limit: float) -> Iterator[Verdict]:
     """Time to describe the plugin; when it is long, the shorter of two (the first may have compiled, or read a cold disk)."""
     seconds = float(answer.get("seconds"))
+    if answer.get("heavy"):
+        return  # told with their lines already
+    request = dataclasses.replace(request, describe_only=True)
     if seconds > IMPORT_BUDGET:
         again = _ask("probe", request, limit).get("seconds")
         seconds = seconds if again is None else min(seconds, float(again))
     text = f"it is described in {seconds:.2f} s beyond cm3core's own"
     if seconds <= IMPORT_BUDGET:
-        heavy = answer.get("heavy")
-        yield Verdict("import", "", "ok", text + ("" if heavy else ", and imports nothing heavy"))
+        yield Verdict("import", "", "ok", f"{text}, and imports nothing heavy")
     else:
         yield Verdict("import", "", "warn", f"{text}; {IMPORT_BUDGET:g} s is much",
                       "import later what takes long (python -X importtime shows it)", "\n".join(_slowest(request, limit)))
 
 
 def _slowest(request: Request, limit: float, most: int = 3) -> list[str]:
-    """The imports that take longest, by `python -X importtime`."""
+    """The packages that take longest to import, by `python -X importtime`."""
     answer = _ask("probe", request, limit, options=("-X", "importtime"))
+    imported = set(answer.get("imported") or ())
     rows = []
     for line in answer.output.splitlines():
         parts = line.removeprefix("import time:").split("|")
@@ -199,7 +202,7 @@ def _slowest(request: Request, limit: float, most: int = 3) -> list[str]:
     totals: dict[str, int] = {}
     for own, module in rows:
         top = module.partition(".")[0]
-        if top not in ("cm3core", "numpy") and top not in sys.stdlib_module_names:
+        if top in imported:
             totals[top] = totals.get(top, 0) + own
     slowest = sorted(totals.items(), key=lambda item: -item[1])[:most]
     return [f"{name}: {microseconds / 1e6:.2f} s in its own modules" for name, microseconds in slowest if microseconds > 20_000]

@@ -8,14 +8,15 @@ from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import FrameType, ModuleType
 
-from cm3core.plugin_check.worker import shortened
+from cm3core.plugin_check.worker import is_ours, shortened
 
+_NAMES = """
+    PIL bm25s cv2 datasets diffusers faiss flashinfer jax keras librosa matplotlib onnxruntime pandas pyarrow resvg_py
+    scipy skimage sklearn spacy spandrel tensorboard tensorflow timm tokenizers torch torchaudio torchvision
+    transformers triton usearch webdataset xformers
+"""
 #: Packages that take long to import, or much memory: none of them may be imported before something is built.
-HEAVY = frozenset({
-    "PIL", "bm25s", "cv2", "datasets", "diffusers", "faiss", "flashinfer", "jax", "keras", "librosa", "matplotlib", "onnxruntime",
-    "pandas", "pyarrow", "resvg_py", "scipy", "skimage", "sklearn", "spacy", "spandrel", "tensorboard", "tensorflow", "timm",
-    "tokenizers", "torch", "torchaudio", "torchvision", "transformers", "triton", "usearch", "webdataset", "xformers",
-})
+HEAVY = frozenset(_NAMES.split())
 
 
 class ImportWatch(MetaPathFinder):
@@ -42,9 +43,8 @@ def _lines(frame: FrameType | None) -> Iterator[str]:
     """"file, line N" of each frame that imports, innermost first, up to the check's own."""
     while frame is not None:
         filename = frame.f_code.co_filename
-        path = Path(filename)
-        if path.parent == Path(__file__).parent:
+        if Path(filename).parent == Path(__file__).parent:
             return
-        if not filename.startswith("<frozen ") and path.parent.name not in ("importlib", "pluggy"):
+        if not is_ours(filename):
             yield f"{shortened(filename)}, line {frame.f_lineno}"
         frame = frame.f_back

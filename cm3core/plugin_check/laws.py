@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from cm3core import interfaces
@@ -15,33 +13,51 @@ from cm3core.kinds import KINDS
 from cm3core.plugin_check.overrides import config_of
 from cm3core.plugin_check.worker import ANY_ERROR, Request, Teller, registry_of, started
 
-#: The module that the collected file imports the tests from.
-TESTS = "cm3_plugin_check_tests"
+#: What pytest collects. Kits are imported by it and not before, so that their assertions tell values.
+TEST_FILE = "from cm3core.plugin_check import laws\n\nTestComponent = laws.prepared()\n"
+_asked: list[tuple[Request, Teller]] = []
 
 
 def main() -> None:
     """Tell whether the component of the request can be built, and of each law whether it holds."""
     request, teller = started()
-    kind, name = request.component
-    subject = f"{kind}/{name}"
+    subject = "/".join(request.component)
     try:
         import hypothesis
         import pytest
     except ImportError as error:
         teller.verdict("law", subject, "warn", f"no laws are tried: {error}", "pip install 'cm3leon[test]'")
         return
+    from cm3core.plugin_check.reporter import Reporter
+
     profile = hypothesis.settings(deadline=None, max_examples=request.max_examples, derandomize=True, database=None,
                                   print_blob=False, report_multiple_bugs=False)
     hypothesis.settings.register_profile("cm3-plugin-check", profile)
     hypothesis.settings.load_profile("cm3-plugin-check")
-    config = config_of(kind, name, request.overrides, registry_of(request))
-    pytest.register_assert_rewrite("cm3core.testing")
-    module, _, kit_name = KINDS[kind].kit.partition(":")
-    kit = getattr(importlib.import_module(module), kit_name)
-    tests = _tests(kit, config, name, request)
-    teller.tell(laws=list(kit.laws()))
-    if _check_build(tests, kind, subject, teller):
-        _run(tests, kit, subject, teller)
+    _asked.append((request, teller))
+    # In the working directory, which is a temporary folder, without anybody's settings or plugins.
+    path, settings = Path("test_component.py").absolute(), Path("pytest.ini").absolute()
+    path.write_text(TEST_FILE, encoding="utf-8")
+    settings.write_text("[pytest]\n", encoding="utf-8")
+    pytest.main([str(path), "-c", str(settings), "-q", "-p", "no:cacheprovider"], plugins=[Reporter(subject, teller)])
+
+
+def prepared() -> Any:
+    """The tests of the component, for pytest; None when it can't be built, which is told."""
+    (request, teller), = _asked
+    kind, name = request.component
+    subject = f"{kind}/{name}"
+    teller.begin("building it", "build", subject)
+    try:
+        config = config_of(kind, name, request.overrides, registry_of(request))
+        module, _, kit_name = KINDS[kind].kit.partition(":")
+        kit = getattr(importlib.import_module(module), kit_name)
+        teller.tell(laws=list(kit.laws()))
+        tests = _tests(kit, config, name, request)
+    except ANY_ERROR as error:
+        teller.error("build", subject, error)
+        return None
+    return tests if _check_build(tests, kind, subject, teller) else None
 
 
 def _tests(kit: Any, config: ComponentConfig, name: str, request: Request) -> Any:
@@ -65,7 +81,6 @@ def _check_build(tests: Any, kind: str, subject: str, teller: Teller) -> bool:
     """Whether the kit makes the component from its config."""
     import pytest
 
-    teller.begin("building it", "build", subject)
     try:
         component = tests().subject
     except (MissingPackageError, DeviceError) as error:
@@ -86,21 +101,7 @@ def _check_build(tests: Any, kind: str, subject: str, teller: Teller) -> bool:
     return True
 
 
-def _run(tests: Any, kit: Any, subject: str, teller: Teller) -> None:
-    """Let pytest run them in the working directory, which is a temporary folder, without anybody's settings or plugins."""
-    import pytest
+if __name__ == "__main__":  # the module by its own name, which is not this one
+    from cm3core.plugin_check import laws
 
-    from cm3core.plugin_check.reporter import Reporter
-
-    module = ModuleType(TESTS)
-    tests.__module__ = TESTS
-    module.TestComponent = tests  # type: ignore[attr-defined]
-    sys.modules[TESTS] = module
-    path, settings = Path("test_component.py").absolute(), Path("pytest.ini").absolute()
-    path.write_text(f"from {TESTS} import TestComponent\n", encoding="utf-8")
-    settings.write_text("[pytest]\n", encoding="utf-8")
-    pytest.main([str(path), "-c", str(settings), "-q", "-p", "no:cacheprovider"], plugins=[Reporter(kit, subject, teller)])
-
-
-if __name__ == "__main__":
-    main()
+    laws.main()

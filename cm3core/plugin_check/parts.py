@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from cm3core.cli.main import COMMANDS, CommandParser
-from cm3core.errors import DeviceError, MissingPackageError
+from cm3core.describe import BENCHMARKS_HOOK, COMMANDS_HOOK
+from cm3core.errors import DeviceError, MissingPackageError, PluginError
 from cm3core.plugin_check.worker import ANY_ERROR, Request, Teller, registry_of, started
 from cm3core.plugins import Registry, load_registry
 
@@ -24,13 +25,18 @@ def main() -> None:
         try:
             registry.benchmarks()
         except ANY_ERROR as error:
-            teller.error("benchmark", "", error)
+            teller.error("benchmark", "", error, next_step=_corrected(error, BENCHMARKS_HOOK))
         else:
             for name in registry.plugins[0].benchmarks:
                 teller.verdict("benchmark", name, "ok", "its function can be imported")
     for name, folder in registry.models().items():
         teller.begin(f"opening the model {name!r}", "model", name)
         _check_model(name, folder, request, teller)
+
+
+def _corrected(error: BaseException, hook: str) -> str:
+    """The next step for a function that can't be imported; "" for another error's own."""
+    return f'correct its "module:function" in {hook}' if isinstance(error, PluginError) else ""
 
 
 def _check_command(name: str, registry: Registry, teller: Teller) -> None:
@@ -44,7 +50,7 @@ def _check_command(name: str, registry: Registry, teller: Teller) -> None:
         configure(parser)
         parser.format_help()
     except ANY_ERROR as error:
-        teller.error("command", name, error)
+        teller.error("command", name, error, next_step=_corrected(error, COMMANDS_HOOK))
         return
     actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     parsers = [inner for action in actions for inner in action.choices.values()] or [parser]

@@ -38,7 +38,7 @@ def main() -> None:
         return
     registry = _described(plugin, request, teller)
     seconds = time.perf_counter() - begun
-    if registry is None:
+    if registry is None or request.describe_only:
         _tell_imports(watch, seconds, teller)
         return
     try:
@@ -65,17 +65,19 @@ def _described(plugin: object, request: Request, teller: Teller) -> Registry | N
     pluggy_manager = pluggy.PluginManager(hookspecs.PROJECT)
     pluggy_manager.add_hookspecs(hookspecs)
     teller.begin("registering its hooks", "hooks")
+    refused = False
     try:
         pluggy_manager.register(plugin, request.name)
         describe.check_hooks(request.name, plugin, pluggy_manager)
     except ANY_ERROR as error:
+        refused = True
         teller.error("hooks", "", error)
         if pluggy_manager.get_plugin(request.name) is None:
             return None
     hooks = [caller.name for caller in pluggy_manager.get_hookcallers(plugin) or [] if caller.has_spec()]
     if hooks:
         teller.verdict("hooks", "", "ok", ", ".join(sorted(hooks)))
-    else:
+    elif not refused:
         teller.verdict("hooks", "", "fail", "it implements none, so that it brings nothing",
                        "write one of the hooks of cm3core.hookspecs with @hookimpl above it")
     return _asked(plugin, request, teller, pluggy_manager)
@@ -112,7 +114,7 @@ def _tell_imports(watch: ImportWatch, seconds: float, teller: Teller) -> None:
             lines[4:-1] = ["..."]
         teller.verdict("import", name, "fail", f"{name} is imported when the plugin is described, which slows down every command",
                        "import it in `build`, or in the module that `build` imports", "\n".join(lines))
-    teller.tell(seconds=seconds, heavy=sorted(heavy))
+    teller.tell(seconds=seconds, heavy=sorted(heavy), imported=list(watch.chains))
 
 
 def _check_component(kind: str, name: str, registry: Registry, request: Request, teller: Teller) -> None:
@@ -183,9 +185,10 @@ def _check_names(request: Request, registry: Registry, teller: Teller) -> None:
     """Whether another installed plugin has the same name, or brings the same names."""
     teller.begin("looking at the other plugins", "names")
     installed = load_registry(environ={})
-    own = {info.name for info in installed.plugins if info.name == request.name and info.origin.endswith(request.module or "\0")}
     clashes = 0
-    for other in (info for info in installed.plugins if info.name == request.name and info.name not in own):
+    for other in (info for info in installed.plugins if info.name == request.name):
+        if request.module and other.origin.endswith(f", {request.module}"):
+            continue  # it is this one
         clashes += 1
         teller.verdict("names", "", "fail", f"another plugin is called {request.name!r}: {other.origin}",
                        f"rename the entry point in the group {GROUP!r}, or the file")

@@ -15,8 +15,12 @@ from cm3core.plugin_check.worker import Teller, plugin_traceback, worded
 class Reporter:
     """Hooks of pytest: a verdict for each test that has run."""
 
-    def __init__(self, kit: Any, subject: str, teller: Teller) -> None:
-        self.kit, self.subject, self.teller = kit, subject, teller
+    def __init__(self, subject: str, teller: Teller) -> None:
+        self.subject, self.teller = subject, teller
+
+    def pytest_configure(self) -> None:
+        """Kits' assertions tell values."""
+        pytest.register_assert_rewrite("cm3core.testing")
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Which law comes, in case it does not come back."""
@@ -34,7 +38,7 @@ class Reporter:
             self.teller.verdict("law", subject, "skip", reason)
         elif report.failed:
             cause, _, _ = worded(call.excinfo.value)
-            says = summary(inspect.getdoc(getattr(self.kit, f"law_{law}", None)) or "")
+            says = summary(inspect.getdoc(item.function) or "")
             self.teller.verdict("law", subject, "fail", cause, f"the law says: {says}", _detail(call.excinfo.value))
         elif report.when == "call":
             self.teller.verdict("law", subject, "ok", "")
@@ -48,8 +52,9 @@ def _law(nodeid: str) -> str:
 
 def _detail(error: BaseException) -> str:
     """What was drawn when the law broke, and where that was noticed."""
-    message = str(error).splitlines()[1:8]
-    drawn = [line for note in getattr(error, "__notes__", []) for line in note.splitlines() if line.startswith("Draw ")]
+    message = [line for line in str(error).splitlines()[1:] if line.strip()][:8]
+    drawn = [line.partition("  # or any other")[0] for note in getattr(error, "__notes__", []) for line in note.splitlines()
+             if line.startswith("Draw ")]
     drawn = [line if len(line) <= 300 else f"{line[:297]}..." for line in drawn[:12]]
     heading = [f"falsified by: {'; '.join(drawn)}"] if drawn else []
     return "\n".join([*heading, *message, *plugin_traceback(error, most=4).splitlines()])

@@ -169,7 +169,7 @@ def _of_folder(folder: Path) -> list[Target]:
                 "install", "", "fail", f"{PROJECT_FILE} declares {point} = {value}, and the folder has no module {module}",
                 "correct the entry point's value, or add the module"))
         else:
-            target.paths = (str(root),)
+            target.paths = (str(root.absolute()),)
             target.verdicts.append(_installation(folder, name, point, value, root, installed))
         if name != OURS and "dependencies" not in project.get("dynamic", []):
             target.verdicts += _dependency(name, [str(item) for item in project.get("dependencies", [])])

@@ -40,6 +40,7 @@ class Request:
         max_examples: of each law.
         waived: (component or "", law, reason), for `laws`.
         quick: leave out what takes long.
+        describe_only: tell no more than the time that describing took, for `probe`.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Request:
     max_examples: int = 25
     waived: Sequence[Sequence[str]] = ()
     quick: bool = False
+    describe_only: bool = False
 
 
 class Teller:
@@ -127,11 +129,12 @@ def worded(error: BaseException) -> tuple[str, str, str]:
 
 def plugin_traceback(error: BaseException, most: int = 6) -> str:
     """"file, line: code" of the innermost frames that are neither Python's import nor ours, outermost first."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_ours(frame.filename)]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_ours(frame.filename)]
     return "\n".join(f"{shortened(frame.filename)}, line {frame.lineno}: {frame.line}" for frame in frames[-most:])
 
 
-def _is_ours(filename: str) -> bool:
+def is_ours(filename: str) -> bool:
+    """Whether a file belongs to the check itself, or to what stands between it and the plugin."""
     path, core = Path(filename), Path(__file__).parents[1]
     if filename.startswith("<frozen ") or path.parent == Path(__file__).parent:
         return True
