@@ -113,6 +113,25 @@ class AttentionContract(Contract[AttentionBackend]):
         case = self.case(data, cached=True, max_tokens=data.draw(st.sampled_from([1, 9]), label="most queries"))
         self.assert_close(case.call(self.subject, self.dtype), case.expected())
 
+    def law_starts_of_32_bits_and_strided_inputs(self, data: st.DataObject) -> None:
+        """`kv_start` may be int32, and q, k and v views of a larger tensor, whose last stride alone is 1: nothing changes."""
+        case = self.case(data, cached=False)
+        expected = case.call(self.subject, self.dtype)
+        if case.kv_start_BT is not None:
+            case.kv_start_BT = case.kv_start_BT.int()
+        case.q_BTHD, case.k_BSKD, case.v_BSKD = (torch.cat([x, x + 1], 2)[:, :, :x.shape[2]].to(self.dtype)
+                                                 for x in (case.q_BTHD, case.k_BSKD, case.v_BSKD))
+        torch.testing.assert_close(case.call(self.subject, self.dtype), expected, atol=self.tolerance, rtol=self.tolerance)
+
+    def law_inputs_are_not_written_to(self, data: st.DataObject) -> None:
+        """Queries, keys, values, starts and offsets stay as they were."""
+        case = self.case(data, cached=data.draw(st.booleans(), label="cached"))
+        inputs = [case.q_BTHD.to(self.dtype), case.k_BSKD.to(self.dtype), case.v_BSKD.to(self.dtype)]
+        others = [x for x in (case.kv_start_BT, case.offset_B) if x is not None]
+        before = [x.clone() for x in inputs + others]
+        self.subject.attend(*inputs, kv_start_BT=case.kv_start_BT, offset_B=case.offset_B, scale=case.scale)
+        assert all(torch.equal(x, old) for x, old in zip(inputs + others, before, strict=True))
+
     def law_a_plan_changes_nothing(self, data: st.DataObject) -> None:
         """`attend` with the plan of these lengths equals `attend` without."""
         case = self.case(data, cached=data.draw(st.booleans(), label="cached"))

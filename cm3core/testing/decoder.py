@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, cast
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from cm3core.errors import GenerationError
 from cm3core.interfaces.attention import AttentionBackend
 from cm3core.interfaces.decoder import Decoder, KVCache
 from cm3core.testing._laws import Contract
@@ -84,6 +86,52 @@ class DecoderContract(Contract[Decoder]):
         before, after = self.plain(tokens_BT), self.plain(other_BT)
         self.assert_close(after[:, :changed], before[:, :changed])
         assert not torch.allclose(after[:, changed], before[:, changed])
+
+    @torch.no_grad()
+    def law_positions_and_cells_have_defaults(self, data: st.DataObject) -> None:
+        """No positions are 0..T-1, no cells are -1 everywhere, no starts are 0; and the input is not written to."""
+        tokens_BT = self.tokens(data, 2, data.draw(st.integers(1, 8), label="T"))
+        positions_BT, before_BT = torch.arange(tokens_BT.shape[1]).expand_as(tokens_BT), tokens_BT.clone()
+        states_BTE = self.decoder.hidden_states(tokens_BT)
+        said_BTE = self.decoder.hidden_states(tokens_BT, positions_BT=positions_BT, cells_BT=torch.full_like(tokens_BT, -1),
+                                              kv_start_BT=torch.zeros_like(tokens_BT))
+        self.assert_close(states_BTE, said_BTE)
+        assert torch.equal(tokens_BT, before_BT)
+
+    def law_sizes_are_as_stated(self) -> None:
+        """`vocab_size` is the vocabulary's, and the head has that many rows, as wide as a state; the config counts the
+        parameters right, if it does."""
+        decoder = self.decoder
+        assert decoder.vocab_size == self.vocabulary.size
+        state_BTE = self.plain(torch.zeros(1, 1, dtype=torch.int64))
+        assert decoder.head_weight().shape == (decoder.vocab_size, state_BTE.shape[-1])
+        if self.config is not None:
+            assert decoder.context_length == self.config.context_length
+            stated = self.config.num_parameters(self.vocabulary, self.grid)
+            assert stated in (None, sum(parameter.numel() for parameter in decoder.parameters()))
+
+    @torch.no_grad()
+    def law_a_full_cache_takes_no_more(self) -> None:
+        """Counting more tokens than a row has room for raises, until room is reserved."""
+        cache = self.decoder.allocate_cache(2, 4)
+        assert cache.length_B.tolist() == [0, 0]
+        assert cache.length_B.dtype == torch.int64
+        self.decoder.hidden_states(torch.arange(8).view(2, 4), cache=cache)
+        cache.advance([4, 3])
+        with pytest.raises(GenerationError):
+            cache.advance([1 << 20, 0])
+        assert cache.length_B.tolist() == [4, 3]
+
+    @torch.no_grad()
+    def law_inference_equals_training(self, data: st.DataObject) -> None:
+        """`for_inference` arranges the same weights: the same states and logits. A precision that nobody has is refused."""
+        tokens_BT = self.tokens(data, 2, 6)
+        arranged = self.decoder.for_inference()
+        states_BTE = arranged.hidden_states(tokens_BT, cells_BT=self.cells(tokens_BT))
+        self.assert_close(states_BTE, self.plain(tokens_BT))
+        self.assert_close(arranged.logits(states_BTE), self.decoder.logits(states_BTE))
+        with pytest.raises(GenerationError):
+            self.decoder.for_inference("fp3")
 
     @torch.no_grad()
     def law_rows_are_independent(self, data: st.DataObject) -> None:

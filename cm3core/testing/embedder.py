@@ -16,23 +16,20 @@ from cm3core.document import Document, Image, PixelArray, Text
 from cm3core.errors import DataError
 from cm3core.interfaces.embedder import Embedder, normalise
 from cm3core.testing._laws import Contract
+from cm3core.testing.strategies import pictures, texts
 
 _TOLERANCE = 1e-4
 
 
-def texts(max_size: int = 6) -> st.SearchStrategy[list[str]]:
+def _texts(max_num: int = 6) -> st.SearchStrategy[list[str]]:
     """Lists of short texts in any script, the empty one and those without a single word among them."""
-    return st.lists(st.one_of(st.text(max_size=30), st.sampled_from(["red apple, noto style", "a dog", "", "...", "été 猫"])),
-                    min_size=1, max_size=max_size)
+    return st.lists(st.sampled_from(["red apple, noto style", "a dog", "", "...", "été 猫"]) | texts(max_size=30),
+                    min_size=1, max_size=max_num)
 
 
-@st.composite
-def pictures(draw: st.DrawFn) -> PixelArray:
-    """Pictures of noise on one colour, of sides of 1 to 90 pixels, square or not."""
-    height, width = draw(st.integers(1, 90)), draw(st.integers(1, 90))
-    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
-    base = rng.integers(0, 256, 3)
-    return np.asarray(np.clip(base + rng.integers(-40, 40, (height, width, 3)), 0, 255), np.uint8)
+def _pictures(max_num: int) -> st.SearchStrategy[list[PixelArray]]:
+    """Pictures of up to 90 pixels a side, each of its own size."""
+    return st.lists(pictures(max_side=90), min_size=1, max_size=max_num)
 
 
 class EmbedderContract(Contract[Embedder]):
@@ -48,7 +45,7 @@ class EmbedderContract(Contract[Embedder]):
 
     def law_vectors_are_finite_unit_float32(self, data: st.DataObject) -> None:
         """[N, dimension], float32, finite, of length 1."""
-        many_texts, many_pictures = data.draw(texts()), data.draw(st.lists(pictures(), min_size=1, max_size=3))
+        many_texts, many_pictures = data.draw(_texts()), data.draw(_pictures(3))
         for vectors, count in ((self.subject.embed_texts(many_texts), len(many_texts)),
                                (self.subject.embed_images(many_pictures), len(many_pictures))):
             assert vectors.dtype == np.float32
@@ -63,7 +60,7 @@ class EmbedderContract(Contract[Embedder]):
 
     def law_a_batch_is_its_items(self, data: st.DataObject) -> None:
         """An item's vector does not depend on what else is in the batch."""
-        many_texts, many_pictures = data.draw(texts()), data.draw(st.lists(pictures(), min_size=2, max_size=4))
+        many_texts, many_pictures = data.draw(_texts()), data.draw(_pictures(4))
         np.testing.assert_allclose(self.subject.embed_texts(many_texts),
                                    np.concatenate([self.subject.embed_texts([text]) for text in many_texts]), atol=_TOLERANCE)
         np.testing.assert_allclose(self.subject.embed_images(many_pictures),
@@ -71,7 +68,7 @@ class EmbedderContract(Contract[Embedder]):
 
     def law_a_document_is_the_mean_of_its_parts(self, data: st.DataObject) -> None:
         """Text part and picture part apart, normalised, averaged, normalised; a single part is used as it is."""
-        text, picture = data.draw(st.sampled_from(["red apple", "a dog, noto style"])), data.draw(pictures())
+        text, picture = data.draw(st.sampled_from(["red apple", "a dog, noto style"])), data.draw(pictures(max_side=90))
         image = Image("test", lambda: picture)
         text_part, image_part = self.subject.embed_texts([text])[0], self.subject.embed_images([picture])[0]
         documents: list[Document] = [(Text(text),), (image,), (Text(text), image)]
@@ -95,7 +92,7 @@ class EmbedderContract(Contract[Embedder]):
 
     def law_inputs_are_not_written_to(self, data: st.DataObject) -> None:
         """A read-only picture is accepted and stays as it was."""
-        picture = data.draw(pictures())
+        picture = data.draw(pictures(max_side=90))
         before = picture.copy()
         picture.setflags(write=False)
         self.subject.embed_images([picture])
@@ -106,3 +103,13 @@ class EmbedderContract(Contract[Embedder]):
         other = self.make()
         assert other.fingerprint == self.subject.fingerprint != ""
         np.testing.assert_array_equal(other.embed_texts(["red apple"]), self.subject.embed_texts(["red apple"]))
+
+    def law_different_things_have_different_vectors(self) -> None:
+        """Words tell texts apart, colours and shapes pictures: no two of three are the same vector."""
+        rows = np.arange(32)[:, None, None]
+        noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+        flat, striped = np.zeros((32, 32, 3), np.uint8), np.broadcast_to(rows // 4 % 2 * 255, (32, 32, 3)).astype(np.uint8)
+        for vectors in (self.subject.embed_texts(["a red apple", "two dogs", "the green house"]),
+                        self.subject.embed_images([noise, flat, striped])):
+            for first, second in ((0, 1), (0, 2), (1, 2)):
+                assert np.abs(vectors[first] - vectors[second]).max() > _TOLERANCE

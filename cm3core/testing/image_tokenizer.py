@@ -18,6 +18,7 @@ from cm3core.document import IntArray, PixelArray
 from cm3core.errors import TokenizerError
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
 from cm3core.testing._laws import Contract
+from cm3core.testing.strategies import images
 
 
 class ImageTokenizerContract(Contract[ImageTokenizer]):
@@ -32,10 +33,7 @@ class ImageTokenizerContract(Contract[ImageTokenizer]):
         return tokenizer
 
     def _pictures(self, data: st.DataObject) -> PixelArray:
-        rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), label="seed"))
-        height, width = self.subject.image_size
-        coarse = rng.integers(0, 256, (data.draw(st.integers(1, 3), label="pictures"), 4, 4, 3), dtype=np.uint8)
-        return coarse[:, np.arange(height) * 4 // height][:, :, np.arange(width) * 4 // width]
+        return data.draw(images(size=self.subject.image_size, writable=False))
 
     def _codes(self, data: st.DataObject) -> IntArray:
         rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), label="seed"))
@@ -59,13 +57,46 @@ class ImageTokenizerContract(Contract[ImageTokenizer]):
         assert pictures.dtype == np.uint8
 
     def law_encoding_and_decoding_are_deterministic(self, data: st.DataObject) -> None:
-        """Equal inputs give equal outputs, and the input is not changed."""
-        pictures = self._pictures(data)
-        before = pictures.copy()
+        """Equal inputs give equal outputs, of an equal tokenizer too."""
+        pictures, other = self._pictures(data), self.make()
         codes = self.subject.encode(pictures)
-        assert np.array_equal(codes, self.subject.encode(pictures))
-        assert np.array_equal(self.subject.decode(codes), self.subject.decode(codes))
-        assert np.array_equal(pictures, before)
+        decoded = self.subject.decode(codes)
+        for tokenizer in (self.subject, other):
+            assert np.array_equal(codes, tokenizer.encode(pictures))
+            assert np.array_equal(decoded, tokenizer.decode(codes))
+
+    def law_inputs_are_not_written_to(self, data: st.DataObject) -> None:
+        """Pictures and codes stay as they were, also where they may be written to."""
+        pictures, codes = self._pictures(data).copy(), self._codes(data)
+        before = pictures.copy(), codes.copy()
+        self.subject.encode(pictures)
+        self.subject.decode(codes)
+        assert np.array_equal(pictures, before[0])
+        assert np.array_equal(codes, before[1])
+
+    def law_a_batch_is_its_items(self, data: st.DataObject) -> None:
+        """What stands beside a picture does not matter: not to its codes, nor, but for rounding, to its pixels."""
+        pictures, codes = self._pictures(data), self._codes(data)
+        alone = np.concatenate([self.subject.encode(picture[None]) for picture in pictures])
+        assert np.array_equal(self.subject.encode(pictures), alone)
+        decoded = np.concatenate([self.subject.decode(one[None]) for one in codes]).astype(int)
+        assert np.abs(self.subject.decode(codes) - decoded).max() <= 1
+
+    def law_the_config_knows_the_sizes(self) -> None:
+        """`codebook_size`, `grid` and `image_size` of the config, known without building, are the tokenizer's."""
+        if self.config is not None:
+            sizes = "codebook_size", "grid", "image_size"
+            assert [getattr(self.config, name) for name in sizes] == [getattr(self.subject, name) for name in sizes]
+
+    def law_codes_tell_pictures_apart(self) -> None:
+        """A black, a white and a noisy picture don't all have the same codes; nor do all codes decode to one picture."""
+        height, width = self.subject.image_size
+        noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+        codes = self.subject.encode(np.stack([np.zeros_like(noise), np.full_like(noise, 255), noise]))
+        assert self.subject.codebook_size == 1 or (codes != codes[0]).any()
+        rows, columns = self.subject.grid
+        decoded = self.subject.decode(np.arange(self.subject.codebook_size, dtype=np.int32)[:64, None].repeat(rows * columns, 1))
+        assert self.subject.codebook_size == 1 or (decoded != decoded[0]).any()
 
     def law_an_equal_tokenizer_has_the_same_fingerprint(self) -> None:
         """The fingerprint says config and weights, not the object, and is stable."""

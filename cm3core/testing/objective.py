@@ -6,50 +6,21 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from cm3core.document import NO_CELL, MaskedSequence, Span, TokenSequence
+from cm3core.document import NO_CELL, MaskedSequence, TokenSequence
 from cm3core.errors import DocumentError
 from cm3core.infill import unmask
 from cm3core.interfaces.objective import MaskingObjective
 from cm3core.testing._laws import Contract
+from cm3core.testing.strategies import make_sequence, token_sequences
 from cm3core.vocab import Vocabulary
 
-
-def make_sequence(vocabulary: Vocabulary, documents: list[list[tuple[str, int]]], seed: int = 0) -> TokenSequence:
-    """A sequence of random tokens: for each document its segments as (modality, number of tokens); the last is the query."""
-    rng = np.random.default_rng(seed)
-    tokens: list[int] = [vocabulary.eos]
-    cells: list[int] = [NO_CELL]
-    segments: list[Span] = []
-    query_segment = 0
-    for document in documents:
-        query_segment = len(segments)
-        for modality, length in document:
-            if segments:
-                tokens.append(vocabulary.break_)
-                cells.append(NO_CELL)
-            ids = vocabulary.text if modality == "text" else vocabulary.image
-            side = math.isqrt(length) if modality == "image" else 0
-            grid = (side, length // side) if side and length % side == 0 else None
-            segments.append(Span(len(tokens), len(tokens) + length, modality, grid))
-            tokens += rng.integers(ids.start, ids.stop, length).tolist()
-            cells += range(length) if modality == "image" else [NO_CELL] * length
-    tokens.append(vocabulary.eos)
-    cells.append(NO_CELL)
-    return TokenSequence(np.asarray(tokens, np.int32), np.asarray(cells, np.int32), tuple(segments), query_segment)
-
-
-def sequences(vocabulary: Vocabulary) -> st.SearchStrategy[TokenSequence]:
-    """Sequences of one to four documents; a text may be empty."""
-    segment = st.tuples(st.just("text"), st.integers(0, 8)) | st.tuples(st.just("image"), st.integers(1, 16))
-    document = st.lists(segment, min_size=1, max_size=3)
-    return st.builds(make_sequence, st.just(vocabulary), st.lists(document, min_size=1, max_size=4), st.integers(0, 2**32 - 1))
+__all__ = ["ObjectiveContract", "make_sequence"]
 
 
 class ObjectiveContract(Contract[MaskingObjective]):
@@ -64,7 +35,7 @@ class ObjectiveContract(Contract[MaskingObjective]):
         return objective
 
     def _masked(self, data: st.DataObject) -> tuple[TokenSequence, MaskedSequence]:
-        sequence = data.draw(sequences(self.vocabulary))
+        sequence = data.draw(token_sequences(self.vocabulary))
         max_length = len(sequence) + data.draw(st.integers(0, 64), label="room")
         rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), label="seed"))
         masked = self.subject.mask(sequence, rng, max_length)
@@ -116,17 +87,32 @@ class ObjectiveContract(Contract[MaskingObjective]):
 
     def law_equal_generators_give_equal_results(self, data: st.DataObject) -> None:
         """The generator is the only source of randomness, and the sequence is not changed."""
-        sequence = data.draw(sequences(self.vocabulary))
-        before = sequence.tokens.copy()
+        sequence = data.draw(token_sequences(self.vocabulary))
+        before = sequence.tokens.copy(), sequence.cells.copy()
         seed = data.draw(st.integers(0, 2**32 - 1))
         first, second = (self.subject.mask(sequence, np.random.default_rng(seed), len(sequence) + 48) for _ in range(2))
         assert np.array_equal(first.tokens, second.tokens)
         assert np.array_equal(first.weights, second.weights)
-        assert np.array_equal(sequence.tokens, before)
+        assert np.array_equal(first.cells, second.cells)
+        assert np.array_equal(sequence.tokens, before[0])
+        assert np.array_equal(sequence.cells, before[1])
+
+    def law_something_is_trained(self, data: st.DataObject) -> None:
+        """Of a document with text and picture some token has a loss."""
+        sequence = make_sequence(self.vocabulary, [[("text", 4), ("image", 4)]], data.draw(st.integers(0, 2**32 - 1)))
+        masked = self.subject.mask(sequence, np.random.default_rng(data.draw(st.integers(0, 2**32 - 1))), len(sequence) + 48)
+        assert masked.weights[1:].any()
+
+    def law_the_reserve_is_enough(self, data: st.DataObject) -> None:
+        """`max_added_tokens` is a constant number, not negative, that no masking exceeds."""
+        sequence, masked = self._masked(data)
+        most = self.subject.max_added_tokens
+        assert most == self.make().max_added_tokens >= 0
+        assert len(sequence) <= len(masked) <= len(sequence) + most
 
     def law_no_room_means_no_masking(self, data: st.DataObject) -> None:
         """A sequence that fills the context stays whole."""
-        sequence = data.draw(sequences(self.vocabulary))
+        sequence = data.draw(token_sequences(self.vocabulary))
         masked = self.subject.mask(sequence, np.random.default_rng(0), len(sequence))
         assert np.array_equal(masked.tokens, sequence.tokens)
 

@@ -25,7 +25,8 @@ from cm3core.interfaces.reranker import Candidate, Reranker
 from cm3core.interfaces.text_tokenizer import TextTokenizer
 from cm3core.serialize import Serializer
 from cm3core.testing._laws import Contract
-from cm3core.testing.retriever import HashEmbedder
+from cm3core.testing.samples import HashEmbedder
+from cm3core.testing.strategies import codes
 from cm3core.vocab import Vocabulary
 
 if TYPE_CHECKING:
@@ -64,15 +65,7 @@ def pixels_of(codes: Codes) -> PixelArray:
     return colours.reshape(*GRID, 3).repeat(2, axis=0).repeat(2, axis=1)
 
 
-@st.composite
-def pictures(draw: st.DrawFn) -> Codes:
-    """Codes that may not be written to."""
-    codes = np.array(draw(st.lists(st.integers(0, 15), min_size=6, max_size=6)), np.int32)
-    codes.setflags(write=False)
-    return Codes(codes, GRID)
-
-
-def texts() -> st.SearchStrategy[str]:
+def _letters() -> st.SearchStrategy[str]:
     """One to six letters."""
     return st.text(LETTERS, min_size=1, max_size=6)
 
@@ -80,16 +73,17 @@ def texts() -> st.SearchStrategy[str]:
 @st.composite
 def candidates(draw: st.DrawFn, kinds: Sequence[str]) -> list[Candidate]:
     """One to five candidates of one request, which is of one of `kinds` (see `RerankerContract`)."""
-    kind, given_text, given_picture, original = draw(st.sampled_from(kinds)), draw(texts()), draw(pictures()), draw(pictures())
+    kind, given_text = draw(st.sampled_from(kinds)), draw(_letters())
+    given_picture, original = draw(codes(grid=GRID)), draw(codes(grid=GRID))
     holed = Codes(original.codes, GRID, BOX)
     requests: dict[str, Document] = {
         "picture": (Text(given_text), ImageHole()), "box": (Text(given_text), holed), "text": (TextHole(6), given_picture),
         "text after": (given_picture, TextHole(6)), "part": (MaskedText((given_text, TextHole(6))), given_picture),
         "both": (TextHole(6), ImageHole())}
-    retrieved = tuple(draw(st.lists(st.tuples(texts().map(Text), pictures()), max_size=1)))
+    retrieved = tuple(draw(st.lists(st.tuples(_letters().map(Text), codes(grid=GRID)), max_size=1)))
     result = []
     for seed in range(draw(st.integers(1, 5))):
-        text, picture = draw(texts()), draw(pictures())
+        text, picture = draw(_letters()), draw(codes(grid=GRID))
         boxed = Codes(np.where(BOX, picture.codes, original.codes), GRID)
         filled: dict[str, Document] = {
             "picture": (Text(given_text), picture), "box": (Text(given_text), boxed), "text": (Text(text), given_picture),

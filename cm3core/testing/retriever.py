@@ -8,7 +8,6 @@ A retriever that is not built from a config defines `make` and `over`.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,75 +18,18 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from cm3core.document import Document, Image, PixelArray, Text, text_of
+from cm3core.document import Document, Text, text_of
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import DocumentSource
-from cm3core.interfaces.embedder import Embedder, VectorArray
+from cm3core.interfaces.embedder import Embedder
 from cm3core.interfaces.retriever import Retrieved, Retriever
 from cm3core.testing._laws import Contract
+from cm3core.testing.samples import HashEmbedder, ListSource, example_documents
+
+__all__ = ["HashEmbedder", "ListSource", "RetrieverContract", "example_documents"]
 
 #: Scores no further apart are the same: the last bits depend on the order of sums.
 _TIE = 1e-4
-
-
-class ListSource(DocumentSource):
-    """A memory of given documents, whose ids are "d0", "d1", ... or given."""
-
-    def __init__(self, documents: Sequence[Document], ids: Sequence[str] | None = None) -> None:
-        self._documents = list(documents)
-        self._ids = [f"d{index}" for index in range(len(documents))] if ids is None else list(ids)
-
-    def __len__(self) -> int:
-        return len(self._documents)
-
-    def id(self, index: int) -> str:
-        """Its id."""
-        return self._ids[index]
-
-    def _document(self, index: int, rng: np.random.Generator | None) -> Document:
-        return self._documents[index]
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of ids and texts."""
-        return hashlib.sha256(repr([(self._ids[i], text_of(d)) for i, d in enumerate(self._documents)]).encode()).hexdigest()
-
-
-class HashEmbedder(Embedder):
-    """An embedder without weights, for tests: text and pictures become pseudo-random vectors of their bytes."""
-
-    def __init__(self, dimension: int = 8) -> None:
-        self._dimension = dimension
-
-    @property
-    def dimension(self) -> int:
-        """Length of a vector."""
-        return self._dimension
-
-    @property
-    def fingerprint(self) -> str:
-        """Its name and dimension."""
-        return f"hash-{self._dimension}"
-
-    def _vector(self, content: bytes) -> VectorArray:
-        seed = int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
-        return np.random.default_rng(seed).standard_normal(self._dimension).astype(np.float32)
-
-    def _embed_texts(self, texts: Sequence[str]) -> VectorArray:
-        return np.stack([self._vector(text.encode()) for text in texts])
-
-    def _embed_images(self, images: Sequence[PixelArray]) -> VectorArray:
-        return np.stack([self._vector(image.tobytes()) for image in images])
-
-
-def example_documents(count: int = 24) -> list[Document]:
-    """Documents with text, with a picture, and with both, in turn; the last two are equal (an exact tie)."""
-    documents: list[Document] = []
-    for i in range(count - 1):
-        picture = np.full((4, 4, 3), (i * 37 % 256, i * 101 % 256, i * 53 % 256), np.uint8)
-        text, image = Text(f"thing number {i}"), Image(f"p{i}", picture.copy)
-        documents.append(((text, image), (text,), (image,))[i % 3])
-    return [*documents, documents[-1]]
 
 
 class RetrieverContract(Contract[Retriever]):
@@ -172,6 +114,14 @@ class RetrieverContract(Contract[Retriever]):
         queries = self.queries(data)
         together = self.subject.retrieve(queries, 3)
         assert [_ids(found) for found in together] == [_ids(self.subject.retrieve([query], 3)[0]) for query in queries]
+
+    def law_searches_repeat(self, data: st.DataObject) -> None:
+        """The same queries again, and of another instance: the same results and scores."""
+        queries = self.queries(data)
+        results = self.subject.retrieve(queries, 4)
+        assert self.subject.retrieve(queries, 4) == results
+        again = self.make().retrieve(queries, 4)
+        assert [_ids(found) for found in again] == [_ids(found) for found in results]
 
     def law_fewer_is_a_prefix_of_more(self, data: st.DataObject) -> None:
         """The first results do not depend on how many are asked for."""

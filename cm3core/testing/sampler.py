@@ -19,11 +19,10 @@ from torch import Tensor
 
 from cm3core.interfaces.sampler import Sampler, SamplingPlan
 from cm3core.testing._laws import Contract
+from cm3core.testing.strategies import logits
 
 _MODALITIES = ("text", "image")
 _RAMPS = ("constant", "up", "down")
-_NO_FILTERS: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "plausible_top_k": 0,
-                               "plausible_top_p": 1.0, "plausible_alpha": 0.0}
 
 
 class SamplerContract(Contract[Sampler]):
@@ -90,7 +89,7 @@ class SamplerContract(Contract[Sampler]):
 
     def law_equal_draws_are_equal_and_seeds_matter(self) -> None:
         """The same seed and position draw the same id; over many seeds a flat distribution is not one id."""
-        plan = _with_filters(self.subject.plan("image"), **_NO_FILTERS)
+        plan = _only(self.subject.plan("image"))
         G, n = len(plan.streams), 64
         first, second = (self.subject.draw(
             torch.zeros(G, 8), torch.arange(G).expand(n, G), torch.tensor([_weights(plan)] * n), (plan,) * n, first_id=5,
@@ -98,12 +97,38 @@ class SamplerContract(Contract[Sampler]):
         assert torch.equal(first, second)
         assert len(set(first.tolist())) > 1
 
+    def law_positions_matter(self) -> None:
+        """One seed draws differently at different positions: over many of them a flat distribution is not one id."""
+        plan = _only(self.subject.plan("image"))
+        G, n = len(plan.streams), 64
+        drawn_n = self.subject.draw(
+            torch.zeros(G, 8), torch.arange(G).expand(n, G), torch.tensor([_weights(plan)] * n), (plan,) * n, first_id=5,
+            allowed_nR=None, seed_n=torch.full((n,), 7), position_n=torch.arange(n))
+        assert len(set(drawn_n.tolist())) > 1
+
+    def law_without_a_mask_all_ids_are_legal(self, data: st.DataObject) -> None:
+        """`allowed_nR=None` says what a mask of all True says."""
+        batch = _Batch(self, data)
+        batch.allowed_nR = torch.ones_like(batch.allowed_nR)
+        masked_n = batch.draw()
+        unmasked_n = self.subject.draw(batch.logits_SR, batch.stream_rows_nG, batch.weights_nG, batch.plans,
+                                       first_id=batch.first_id, allowed_nR=None, seed_n=batch.seed_n, position_n=batch.position_n)
+        assert torch.equal(unmasked_n, masked_n)
+
+    def law_inputs_are_not_written_to(self, data: st.DataObject) -> None:
+        """Logits, weights, masks, seeds and positions stay as they were: the engine uses them again."""
+        batch = _Batch(self, data)
+        inputs = (batch.logits_SR, batch.stream_rows_nG, batch.weights_nG, batch.allowed_nR, batch.seed_n, batch.position_n)
+        before = [tensor.clone() for tensor in inputs]
+        batch.draw()
+        assert all(torch.equal(tensor, old) for tensor, old in zip(inputs, before, strict=True))
+
     def law_temperature_zero_takes_the_largest_of_the_mix(self, data: st.DataObject) -> None:
         """At temperature 0, with plausibility off, the id is the argmax of the weighted sum over the legal ids: of the weights
         that the call gives, not of the plan's, and whatever min-p and typical say."""
         batch = _Batch(self, data)
         others = {"min_p": data.draw(st.sampled_from([0.0, 0.5])), "typical_p": data.draw(st.sampled_from([1.0, 0.2]))}
-        batch.plans = tuple(_with_filters(plan, **_NO_FILTERS | others | {"temperature": 0.0}) for plan in batch.plans)
+        batch.plans = tuple(_only(plan, temperature=0.0, **others) for plan in batch.plans)
         for place, token in enumerate(batch.draw().tolist()):
             mixed_R = batch.mixed(place)
             # The sum's order may differ in the last bits: any id within rounding of the largest is right.
@@ -121,8 +146,7 @@ class SamplerContract(Contract[Sampler]):
         name = data.draw(st.sampled_from(["top_k", "top_p", "min_p", "typical_p"]))
         value = data.draw(st.integers(1, 5) if name == "top_k" else st.floats(0.01, 1.0))
         temperature = data.draw(st.sampled_from([0.5, 1.0, 4.0]))
-        changes = _NO_FILTERS | {name: value, "temperature": temperature}
-        batch.plans = tuple(_with_filters(plan, **changes) for plan in batch.plans)
+        batch.plans = tuple(_only(plan, **{name: value, "temperature": temperature}) for plan in batch.plans)
         kept = [_kept(name, value, batch.mixed(place) / temperature) for place in range(batch.n)]
         for _ in range(8):  # an id that should be gone may be a rare one
             for place, token in enumerate(batch.draw().tolist()):
@@ -143,7 +167,7 @@ class _Batch:
         num_streams = [len(plan.streams) for plan in self.plans]
         S, R = sum(num_streams), data.draw(st.integers(1, 12))
         generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
-        self.logits_SR = torch.randn(S, R, generator=generator) * data.draw(st.sampled_from([0.0, 1.0, 5.0, 100.0]))
+        self.logits_SR = data.draw(logits(S, R))
         G = max(num_streams) + data.draw(st.integers(0, 2))
         self.stream_rows_nG = torch.full((self.n, G), -1)
         self.weights_nG = torch.zeros(self.n, G)
@@ -230,5 +254,6 @@ def _weights(plan: SamplingPlan, share: float = 1.0) -> list[float]:
     return [(1 - share) * (index == plan.reference) + share * stream.weight for index, stream in enumerate(plan.streams)]
 
 
-def _with_filters(plan: SamplingPlan, **changes: Any) -> SamplingPlan:
-    return dataclasses.replace(plan, filters=dataclasses.replace(plan.filters, **changes))
+def _only(plan: SamplingPlan, **filters: Any) -> SamplingPlan:
+    """The plan with these filters alone: all others are off by their defaults, also those that the sampler adds to `Filters`."""
+    return dataclasses.replace(plan, filters=type(plan.filters)(**filters))

@@ -16,22 +16,10 @@ from hypothesis import strategies as st
 from cm3core.errors import TokenizerError
 from cm3core.interfaces.text_tokenizer import TextTokenizer
 from cm3core.testing._laws import Contract
+from cm3core.testing.samples import SAMPLE_TEXTS, SPECIAL_SPELLINGS
+from cm3core.testing.strategies import texts
 
-#: A small corpus for tokenizers that are trained.
-SAMPLE_TEXTS = (
-    "a red apple, noto style", "a green apple, twemoji style", "two red cars", "the apple is red; the car is green",
-    "Ein grüner Apfel", "日本の旗", "a flag 🇯🇵 and a family 👩‍👩‍👧",
-)
-
-#: What a model's special tokens are called, here and in the systems this framework follows.
-SPECIAL_SPELLINGS = ("<s>", "</s>", "<pad>", "<unk>", "<eos>", "<eoss>", "<break>", "<racm3:break>", "<mask>", "<infill>",
-                     "<sentinel:0>", "<|endoftext|>", "IMGIMGAZ", "[MASK]")
-
-texts = st.one_of(
-    st.text(),
-    st.lists(st.sampled_from(SAMPLE_TEXTS + SPECIAL_SPELLINGS + (" ", "  ", "\n", "\r\n", "\t", "\0")), max_size=6).map("".join),
-)
-
+__all__ = ["SAMPLE_TEXTS", "SPECIAL_SPELLINGS", "TextTokenizerContract"]
 
 class TextTokenizerContract(Contract[TextTokenizer]):
     """Laws of a text tokenizer. `config` must be set: its `load` reads what `save` wrote."""
@@ -45,12 +33,12 @@ class TextTokenizerContract(Contract[TextTokenizer]):
 
     def law_round_trip_is_lossless(self, data: st.DataObject) -> None:
         """Every valid string comes back: spaces, control characters, joined emoji, spelled special tokens."""
-        text = data.draw(texts)
+        text = data.draw(texts())
         assert self.subject.decode(self.subject.encode(text)) == text
 
     def law_ids_are_in_range(self, data: st.DataObject) -> None:
         """Ids are whole numbers 0..vocab_size-1, the same in every call and in a batch."""
-        batch = data.draw(st.lists(texts, max_size=4))
+        batch = data.draw(st.lists(texts(), max_size=4))
         encoded = [self.subject.encode(text) for text in batch]
         assert all(type(token) is int and 0 <= token < self.subject.vocab_size for ids in encoded for token in ids)
         assert self.subject.encode_batch(batch) == encoded
@@ -63,7 +51,7 @@ class TextTokenizerContract(Contract[TextTokenizer]):
     def law_special_tokens_cant_be_injected(self, data: st.DataObject) -> None:
         """A spelled special token is ordinary text: made of the ids that its pieces have in other surroundings."""
         spelling = data.draw(st.sampled_from(SPECIAL_SPELLINGS))
-        before, after = data.draw(texts), data.draw(texts)
+        before, after = data.draw(texts()), data.draw(texts())
         ids = self.subject.encode(before + spelling + after)
         assert self.subject.decode(ids) == before + spelling + after
         assert len(self.subject.encode(spelling)) > 1, f"{spelling} is one id of the tokenizer"
@@ -76,6 +64,13 @@ class TextTokenizerContract(Contract[TextTokenizer]):
                 self.subject.decode([0, bad])
             assert caught.value.place == "ids[1]"
             assert caught.value.cause == f"{bad} is not a text id (0..{size - 1})"
+
+    def law_equal_makes_are_equal(self) -> None:
+        """Made twice, trained anew or not: one fingerprint, that says something, and the same ids."""
+        other = self.make()
+        assert other.fingerprint == self.subject.fingerprint != ""
+        assert other.vocab_size == self.subject.vocab_size
+        assert other.encode_batch(SAMPLE_TEXTS) == self.subject.encode_batch(SAMPLE_TEXTS)
 
     def law_lone_surrogates_are_refused(self) -> None:
         """What is not valid Unicode raises; it is not changed in silence."""

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from cm3core.document import PixelArray
-from cm3core.errors import DataError
+from cm3core.errors import DataError, RecipeError
 from cm3core.interfaces.upscaler import Upscaler
 from cm3core.testing._laws import Contract
+from cm3core.testing.strategies import images
 
 
 class UpscalerContract(Contract[Upscaler]):
     """Laws of `Upscaler`. It has weights."""
 
     kind: ClassVar[str] = "upscaler"
-    #: Levels (of 255) by which a pixel of a flat picture may change; None: the weights are random, and the law says nothing.
-    flat_tolerance: ClassVar[int | None] = 4
+    #: Levels (of 255) by which a pixel of a flat picture may change.
+    flat_tolerance: ClassVar[int] = 4
     #: Levels by which a picture may differ from itself in a batch (sums in another order, rounded the other way).
     batch_tolerance: ClassVar[int] = 1
     max_examples: ClassVar[int | None] = 5
@@ -33,16 +33,9 @@ class UpscalerContract(Contract[Upscaler]):
         upscaler: Upscaler = config.build()
         return upscaler
 
-    def _pictures(self, data: st.DataObject) -> PixelArray:
-        rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), label="seed"))
-        num, height, width = (data.draw(st.integers(1, most), label=name)
-                              for most, name in ((3, "N"), (24, "height"), (24, "width")))
-        coarse = rng.integers(0, 256, (num, 4, 4, 3), dtype=np.uint8)
-        return coarse[:, np.arange(height) * 4 // height][:, :, np.arange(width) * 4 // width]
-
     def law_pictures_have_the_stated_shape(self, data: st.DataObject) -> None:
         """uint8 [N, scale * H, scale * W, 3], of pictures of any size, one pixel wide ones too."""
-        pictures, scale = self._pictures(data), self.subject.scale
+        pictures, scale = data.draw(images()), self.subject.scale
         num, height, width, _ = pictures.shape
         large = self.subject.upscale_batch(pictures)
         assert large.shape == (num, scale * height, scale * width, 3)
@@ -53,7 +46,7 @@ class UpscalerContract(Contract[Upscaler]):
 
     def law_enlarging_is_deterministic(self, data: st.DataObject) -> None:
         """Equal pictures give equal pictures, of an equal upscaler too, and the input is not changed."""
-        pictures = self._pictures(data)
+        pictures = data.draw(images())
         before = pictures.copy()
         large = self.subject.upscale_batch(pictures)
         assert np.array_equal(large, self.subject.upscale_batch(pictures))
@@ -62,19 +55,36 @@ class UpscalerContract(Contract[Upscaler]):
 
     def law_a_batch_equals_its_pictures_one_by_one(self, data: st.DataObject) -> None:
         """What stands beside a picture does not matter."""
-        pictures = self._pictures(data)
+        pictures = data.draw(images())
         alone = np.stack([self.subject.upscale(picture) for picture in pictures])
         difference = np.abs(self.subject.upscale_batch(pictures).astype(int) - alone)
         assert difference.max() <= self.batch_tolerance
 
     def law_flat_pictures_stay_flat(self, data: st.DataObject) -> None:
-        """A picture of one colour keeps it, everywhere, within `flat_tolerance`."""
-        if self.flat_tolerance is None:
-            return
+        """A picture of one colour keeps it, everywhere, within `flat_tolerance`. Random weights waive it."""
         colour = np.array(data.draw(st.tuples(*[st.integers(0, 255)] * 3), label="colour"), np.uint8)
         side = data.draw(st.sampled_from([1, 7, 32]), label="side")
         large = self.subject.upscale(np.broadcast_to(colour, (side, side, 3)).copy())
         assert np.abs(large.astype(int) - colour).max() <= self.flat_tolerance
+
+    def law_parts_stay_in_their_places(self) -> None:
+        """A white quarter of a black picture is the same quarter of the large one: nothing is turned, mirrored or shifted. Random
+        weights waive it."""
+        side, scale = 16, self.subject.scale
+        for top, left in ((0, 0), (0, 8), (8, 0), (8, 8)):
+            picture = np.zeros((side, side, 3), np.uint8)
+            picture[top:top + 8, left:left + 8] = 255
+            wanted = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+            assert np.abs(self.subject.upscale(picture).astype(int) - wanted).mean() < 255 / 8
+
+    def law_the_config_knows_the_scale(self) -> None:
+        """A config that can be trained states the scale before there are weights: the upscaler's."""
+        if self.config is not None:
+            try:
+                scale = self.config.training_scale
+            except RecipeError:
+                return
+            assert scale == self.subject.scale
 
     def law_no_pictures_are_a_batch(self) -> None:
         """None in, none out, of the size they would have."""

@@ -182,7 +182,7 @@ def fmha() -> Iterator[Any]:
 
     try:
         yield load_fmha()
-    except PluginError as error:
+    except MissingPackageError as error:
         pytest.skip(f"xformers and mslk are not installed (pip install --no-deps xformers is enough): {error.cause}")
 
 
@@ -216,7 +216,7 @@ class TestXFormersPlans(AttentionContract):
 
         try:
             return XFormersAttention(EagerFMHA(load_fmha()))
-        except PluginError as error:
+        except MissingPackageError as error:
             pytest.skip(f"xformers and mslk are not installed (pip install --no-deps xformers is enough): {error.cause}")
 
     def case(self, data: st.DataObject, *, cached: bool, max_tokens: int = 9) -> Any:

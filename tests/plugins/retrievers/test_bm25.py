@@ -58,7 +58,7 @@ def test_equals_the_formula(lines, query, k1, b):
                 score += idf * counts[word] / (counts[word] + k1 * (1 - b + b * counts.total() / mean))
         if score > 0:
             expected[index] = score
-    results = found(lines, query, k1=k1, b=b)
+    results = found(lines, query, count=len(lines), k1=k1, b=b)
     assert dict(results) == {index: pytest.approx(score, abs=2e-5) for index, score in expected.items()}
 
 

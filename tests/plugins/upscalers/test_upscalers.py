@@ -74,10 +74,14 @@ class TestBundledEDSR(UpscalerContract):
 
 
 class TestExternal(UpscalerContract):
-    flat_tolerance = None
-
     def make(self) -> ExternalUpscaler:
         return ExternalUpscaler(compact_network(), tile=8, margin=4)
+
+    def waive_flat_pictures_stay_flat(self) -> str:
+        return "the weights are random"
+
+    def waive_parts_stay_in_their_places(self) -> str:
+        return "the weights are random"
 
 
 def compact_network() -> Any:

@@ -1,0 +1,83 @@
+"""Small things for tests that need no files: a memory, an embedder without weights, documents."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from cm3core.document import Document, Image, PixelArray, Text, content_keys, text_of
+from cm3core.interfaces.dataset import DocumentSource
+from cm3core.interfaces.embedder import Embedder, VectorArray
+
+#: A small corpus for tokenizers that are trained.
+SAMPLE_TEXTS = (
+    "a red apple, noto style", "a green apple, twemoji style", "two red cars", "the apple is red; the car is green",
+    "Ein grüner Apfel", "日本の旗", "a flag 🇯🇵 and a family 👩‍👩‍👧",
+)
+
+#: What a model's special tokens are called, here and in the systems this framework follows.
+SPECIAL_SPELLINGS = ("<s>", "</s>", "<pad>", "<unk>", "<eos>", "<eoss>", "<break>", "<racm3:break>", "<mask>", "<infill>",
+                     "<sentinel:0>", "<|endoftext|>", "IMGIMGAZ", "[MASK]")
+
+
+class ListSource(DocumentSource):
+    """A memory of given documents, whose ids are "d0", "d1", ... or given."""
+
+    def __init__(self, documents: Sequence[Document], ids: Sequence[str] | None = None) -> None:
+        self._documents = list(documents)
+        self._ids = [f"d{index}" for index in range(len(documents))] if ids is None else list(ids)
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def id(self, index: int) -> str:
+        """Its id."""
+        return self._ids[index]
+
+    def _document(self, index: int, rng: np.random.Generator | None) -> Document:
+        return self._documents[index]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of ids, texts and pictures' names."""
+        held = [(name, text_of(one), sorted(content_keys(one))) for name, one in zip(self._ids, self._documents, strict=True)]
+        return hashlib.sha256(repr(held).encode()).hexdigest()
+
+
+class HashEmbedder(Embedder):
+    """An embedder without weights, for tests: text and pictures become pseudo-random vectors of their bytes."""
+
+    def __init__(self, dimension: int = 8) -> None:
+        self._dimension = dimension
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector."""
+        return self._dimension
+
+    @property
+    def fingerprint(self) -> str:
+        """Its name and dimension."""
+        return f"hash-{self._dimension}"
+
+    def _vector(self, content: bytes) -> VectorArray:
+        seed = int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
+        return np.random.default_rng(seed).standard_normal(self._dimension).astype(np.float32)
+
+    def _embed_texts(self, texts: Sequence[str]) -> VectorArray:
+        return np.stack([self._vector(text.encode()) for text in texts])
+
+    def _embed_images(self, images: Sequence[PixelArray]) -> VectorArray:
+        return np.stack([self._vector(image.tobytes()) for image in images])
+
+
+def example_documents(count: int = 24) -> list[Document]:
+    """Documents with text, with a picture, and with both, in turn; the last two are equal (an exact tie)."""
+    documents: list[Document] = []
+    for i in range(count - 1):
+        picture = np.full((4, 4, 3), (i * 37 % 256, i * 101 % 256, i * 53 % 256), np.uint8)
+        text, image = Text(f"thing number {i}"), Image(f"p{i}", picture.copy)
+        documents.append(((text, image), (text,), (image,))[i % 3])
+    return [*documents, documents[-1]]
