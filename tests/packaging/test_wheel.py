@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import venv
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[2]
 ASSETS = {
@@ -21,37 +18,6 @@ ASSETS = {
     "cm3plugins/embedders/bi_encoder/assets/bi_encoder.safetensors", "cm3plugins/embedders/clip/assets/bpe_simple_vocab_16e6.txt.gz",
     "cm3plugins/upscalers/edsr/assets/emoji256/model.safetensors",
 }
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from the checkout without network."""
-    folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    (path,) = folder.glob("*.whl")
-    return path
-
-
-@pytest.fixture(scope="module")
-def clean(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh environment with the wheel installed; it sees this environment's packages behind its own, by a line of a .pth (the
-    .pth files there, of editable installs, are not read). Returns its folder of commands."""
-    folder = tmp_path_factory.mktemp("clean")
-    venv.create(folder / "venv", symlinks=True)
-    commands = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
-    pip = [sys.executable, "-m", "pip", "--python", str(commands / "python"), "--disable-pip-version-check"]
-    subprocess.run([*pip, "install", "--no-deps", "--no-index", str(wheel)], check=True, capture_output=True)
-    (packages,) = (folder / "venv").glob("lib/python*/site-packages")
-    (packages / "dependencies.pth").write_text("".join(f"{path}\n" for path in sys.path if path.endswith("-packages")))
-    return commands
-
-
-def run(commands: Path, *arguments: str) -> str:
-    """What a command of the clean environment prints, run elsewhere than in the checkout."""
-    environ = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONHOME"}}
-    command = [str(commands / arguments[0]), *arguments[1:]]
-    return subprocess.run(command, cwd=commands, env=environ, check=True, capture_output=True, text=True).stdout
 
 
 def test_the_wheel_holds_what_is_needed(wheel: Path) -> None:
@@ -80,14 +46,14 @@ def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
     assert wheel.stat().st_size < 60e6
 
 
-def test_the_installed_package_is_the_one_that_runs(clean: Path) -> None:
+def test_the_installed_package_is_the_one_that_runs(clean: Path, run: Callable[..., str]) -> None:
     script = ("from importlib.util import find_spec\n"
               "print(*(find_spec(name).origin for name in ('cm3core', 'cm3plugins', 'cm3kernels')))")
     for path in run(clean, "python", "-c", script).split():
         assert Path(path).is_relative_to(clean.parent)
 
 
-def test_recipes_are_those_of_the_checkout(clean: Path) -> None:
+def test_recipes_are_those_of_the_checkout(clean: Path, run: Callable[..., str]) -> None:
     script = ("import sys; sys.path[:0] = sys.argv[1:]; from cm3core.cli.main import main; from cm3core.recipe import library; "
               "library.recipes_directory = lambda: __import__('pathlib').Path(sys.argv[1], 'recipes'); main(['recipe', 'list'])")
     paths = [str(ROOT), str(ROOT / "plugins"), str(ROOT / "kernels")]
@@ -96,7 +62,7 @@ def test_recipes_are_those_of_the_checkout(clean: Path) -> None:
     assert here.count("\n") == len(list((ROOT / "recipes").glob("*.yaml")))
 
 
-def test_commands_of_the_installed_package(clean: Path) -> None:
+def test_commands_of_the_installed_package(clean: Path, run: Callable[..., str]) -> None:
     assert "cm3 COMMAND --help" in run(clean, "cm3", "--help")
     listing = run(clean, "cm3", "plugin", "list", "-v")
     assert listing.startswith("bundled ")
@@ -104,7 +70,7 @@ def test_commands_of_the_installed_package(clean: Path) -> None:
     assert "all values are possible" in run(clean, "cm3", "recipe", "check", "tiny")
 
 
-def test_bundled_weights_are_found_in_the_installed_package(clean: Path) -> None:
+def test_bundled_weights_are_found_in_the_installed_package(clean: Path, run: Callable[..., str]) -> None:
     script = ("from cm3core.plugins import load_registry\nfrom cm3core.recipe import compose\n"
               "recipe = compose('quickstart', registry=load_registry())\n"
               "print(recipe.image_tokenizer.build().codebook_size, len(recipe.dataset.build()) > 100)")
