@@ -463,5 +463,5 @@ def test_the_bundled_plugin_is_in_order(capsys: pytest.CaptureFixture[str]) -> N
     answer: Any = json.loads(capsys.readouterr().out)
     (plugin,) = answer["plugins"]
     assert plugin["counts"]["fail"] == plugin["counts"]["warn"] == 0
-    without = [verdict["text"] for verdict in plugin["verdicts"] if verdict["status"] == "skip" and verdict["check"] == "defaults"]
+    without = [verdict["text"] for verdict in plugin["verdicts"] if (verdict["status"], verdict["check"]) == ("skip", "defaults")]
     assert without == ["`path` must be given"] * 5
