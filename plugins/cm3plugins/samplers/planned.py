@@ -6,25 +6,13 @@ Legend: n requests, S stream rows, G guidance streams, R ids of the legal slice.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from cm3core.interfaces.sampler import Sampler, SamplingPlan
+from cm3core.sampling import plan_columns
 from cm3kernels import guided_sample
-
-_COLUMNS = {  # argument of guided_sample -> field of Filters, dtype, value that changes nothing
-    "temperature_n": ("temperature", torch.float32, 1.0),
-    "top_k_n": ("top_k", torch.int64, 0),
-    "top_p_n": ("top_p", torch.float32, 1.0),
-    "plausible_top_k_n": ("plausible_top_k", torch.int64, 0),
-    "plausible_top_p_n": ("plausible_top_p", torch.float32, 1.0),
-    "plausible_alpha_n": ("plausible_alpha", torch.float32, 0.0),
-    "plausible_k_n": ("plausible_k", torch.int64, 1),
-    "min_p_n": ("min_p", torch.float32, 0.0),
-    "typical_p_n": ("typical_p", torch.float32, 1.0),
-}
 
 
 class PlannedSampler(Sampler):
@@ -32,7 +20,7 @@ class PlannedSampler(Sampler):
 
     def __init__(self, plans: Mapping[str, SamplingPlan]) -> None:
         self._plans = dict(plans)
-        self._seen: tuple[Sequence[SamplingPlan], torch.device, dict[str, Any]] | None = None
+        self._seen: tuple[Sequence[SamplingPlan], torch.device, dict[str, Tensor]] | None = None
 
     def plan(self, modality: str) -> SamplingPlan:
         """See `Sampler.plan`."""
@@ -49,16 +37,11 @@ class PlannedSampler(Sampler):
         return guided_sample(logits_SR, stream_rows_nG, weights_nG, allowed_nV=allowed_nR, seed_n=seed_n, position_n=position_n,
                              first_id=first_id, **columns)
 
-    def _columns(self, plans: Sequence[SamplingPlan], device: torch.device) -> dict[str, Any]:
+    def _columns(self, plans: Sequence[SamplingPlan], device: torch.device) -> dict[str, Tensor]:
         """The plans' filters as tensors. An engine passes the same tuple step after step, so the last is remembered."""
         if self._seen is not None and self._seen[0] is plans and self._seen[1] == device:
             return self._seen[2]
-        reference_n = torch.tensor([plan.reference for plan in plans], dtype=torch.int64, device=device)
-        columns: dict[str, Any] = {"reference_n": reference_n}
-        for name, (field, dtype, neutral) in _COLUMNS.items():
-            values = [getattr(plan.filters, field) for plan in plans]
-            if any(value != neutral for value in values):  # what is off for all is left out, and costs nothing
-                columns[name] = torch.tensor(values, dtype=dtype, device=device)
+        columns = plan_columns(plans, device)
         if isinstance(plans, tuple):  # a list may change under the same identity
             self._seen = (plans, device, columns)
         return columns
