@@ -13,14 +13,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from cm3core.data import CodeCache, NeighbourTable, TrainingData, retriever_fingerprint
+from cm3core.document import Codes, Document, IntArray
 from cm3core.errors import CM3Error
 from cm3core.interfaces import DocumentSource, Retriever, RetrieverConfig
 from cm3core.packing import TrainingBatch
 from cm3core.training_data import Preparation
 from cm3core.validation import UnmaskedObjective, measured_loss, spread
+from cm3plugins.experiments.retrieval.counting import Told, groups_of_codes, told
 
 if TYPE_CHECKING:
     from cm3core.build import Components
@@ -94,17 +97,51 @@ class Measurement:
         neighbours, config, memory_codes = None, None, None
         if memory is not None:
             config = replace(self.retrievers[condition.retriever], num_retrieved=condition.number)
-            neighbours = NeighbourTable(
-                self.retriever(condition.memory, condition.retriever), source, self.preparation.cache_dir, codes=codes,
-                fingerprint=retriever_fingerprint(config, self.components.embedder, memory), num_ranks=MOST, text_only=True,
-                progress=False)
+            neighbours = self._neighbours(source, codes, condition.memory, condition.retriever)
             memory_codes = self._codes_of(f"memory {condition.memory}", memory)
         data = TrainingData(source, self.components.serializer, UnmaskedObjective(), codes, neighbours, memory, config,
                             recipe.train.seed, self.components.decoder.context_length, recipe.data.max_text_tokens,
                             memory_codes=memory_codes, training=False)
         return self.preparation.pack(data.sequence(0, index) for index in spread(len(data), self.num_documents))
 
+    def told(self) -> dict[str, Told]:
+        """What the first document of each memory and retriever tells of each split's pictures, by "split/memory/retriever"."""
+        groups = groups_of_codes(self.components.image_tokenizer)
+        found = {}
+        for name in self.retrievers:
+            train = self._pairs("train", self.components.source, "train", name)
+            for split, source in self.sources.items():
+                for memory in self.memories:
+                    held = self._pairs(f"split {split}", source, memory, name)
+                    if len(train[0]) and len(held[0]):
+                        found[f"{split}/{memory}/{name}"] = told(*train, *held, groups)
+        return found
+
+    def _pairs(self, title: str, source: DocumentSource, memory: str, name: str) -> tuple[IntArray, IntArray]:
+        """Codes [N, H, W] of a source's pictures and of the document that is found for each; those without one are left out."""
+        codes, memory_codes = self._codes_of(title, source), self._codes_of(f"memory {memory}", self.memories[memory])
+        table, own, front = self._neighbours(source, codes, memory, name), [], []
+        for index in np.flatnonzero(codes.usable_N):
+            places = [place for place in table.neighbours(int(index)) if memory_codes.usable_N[place]]
+            pictures = [_first_picture(codes.encoded(source.document(int(index))))]
+            pictures += [_first_picture(memory_codes.encoded(self.memories[memory].document(place))) for place in places[:1]]
+            if len(pictures) == 2 and pictures[0] is not None and pictures[1] is not None:
+                own.append(pictures[0])
+                front.append(pictures[1])
+        shape = (len(own), *self.components.image_tokenizer.grid)
+        return np.array(own, np.int32).reshape(shape), np.array(front, np.int32).reshape(shape)
+
+    def _neighbours(self, source: DocumentSource, codes: CodeCache, memory: str, name: str) -> NeighbourTable:
+        config = replace(self.retrievers[name], num_retrieved=1)  # how many are wanted decides nothing here
+        return NeighbourTable(
+            self.retriever(memory, name), source, self.preparation.cache_dir, codes=codes, num_ranks=MOST, text_only=True,
+            fingerprint=retriever_fingerprint(config, self.components.embedder, self.memories[memory]), progress=False)
+
     def _codes_of(self, name: str, source: DocumentSource) -> CodeCache:
         if name not in self._codes:
             self._codes[name] = CodeCache(source, self.components.image_tokenizer, self.preparation.cache_dir)
         return self._codes[name]
+
+
+def _first_picture(document: Document) -> IntArray | None:
+    return next((segment.codes for segment in document if isinstance(segment, Codes)), None)

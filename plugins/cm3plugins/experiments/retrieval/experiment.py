@@ -3,6 +3,7 @@
     <arm>-<seed>/run/            the training: checkpoints, metrics, TensorBoard
     <arm>-<seed>/losses.json     held-out losses under every condition
     <arm>-<seed>/drawn.npz       pictures; drawn.json: what was measured of them
+    told.json                    what the documents tell of held-out pictures, by counting
     results.json, report.md      all of it together, with plots and pictures beside them
 """
 
@@ -69,14 +70,33 @@ class RetrievalExperiment:
 
         check_writable(self.out, folder=True)
         make_folder(self.out)
+        told = self._told(next(iter(recipes.values())))
         results = []
         for number, ((arm, seed), recipe) in enumerate(recipes.items(), start=1):
             print(f"[{number}/{len(recipes)}] {ARMS[arm].title}, seed {seed}", file=sys.stderr)
             results.append({"arm": arm, "seed": seed, **self._run_arm(recipe, arm, self.out / f"{arm}-{seed}")})
-            facts = {"recipe": self.recipe_name, "overrides": self.overrides, "steps": recipe.train.steps, "runs": results}
+            facts = {"recipe": self.recipe_name, "overrides": self.overrides, "steps": recipe.train.steps, "told": told,
+                     "runs": results}
             write_text(self.out / "results.json", json.dumps(facts, indent=1))
-            report = write_report(self.out, results, self.command)
+            report = write_report(self.out, results, self.command, told)
         return report
+
+    def _told(self, recipe: Recipe) -> dict[str, Any]:
+        """Counted once for all arms: they share data, tokenizer and retrievers."""
+        from cm3core.build import build
+        from cm3core.training_data import Preparation
+        from cm3plugins.experiments.retrieval.conditions import Measurement
+
+        key = {"recipe": self.recipe_name, "overrides": self.overrides}
+        kept = _kept(self.out / "told.json", key)
+        if kept is None:
+            print("what the documents tell: counting", file=sys.stderr)
+            preparation = Preparation(build(recipe, self.registry, stage="train"))
+            measurement = Measurement(preparation, self._retrievers(recipe), SPLITS, self.num_documents)
+            kept = {**key, "told": {name: asdict(told) for name, told in measurement.told().items()}}
+            write_text(self.out / "told.json", json.dumps(kept, indent=1))
+        found: dict[str, Any] = kept["told"]
+        return found
 
     def _run_arm(self, recipe: Recipe, arm: str, folder: Path) -> dict[str, Any]:
         """Train, measure, draw."""

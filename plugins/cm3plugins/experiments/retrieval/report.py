@@ -19,13 +19,14 @@ SPLIT_TITLES = {"comp": "known things in a style held out (`comp`)", "unseen": "
 NUM_SHOWN = 12
 
 
-def write_report(out: Path, runs: Sequence[dict[str, Any]], command: str) -> Path:
+def write_report(out: Path, runs: Sequence[dict[str, Any]], command: str, told: dict[str, dict[str, float]]) -> Path:
     """Write report.md, curves.png and pictures-<split>.png; returns the report's path.
 
     Args:
         out: the experiment's folder.
         runs: one for each arm and seed, see `RetrievalExperiment`.
         command: told in the report.
+        told: "split/memory/retriever" -> the fields of `counting.Told`.
     """
     lines = ["# What retrieved documents bring", "", f"`{command}`", "",
              "Loss: nats a token of the query's image tokens on held-out documents. What stands in front of the query does not",
@@ -33,7 +34,7 @@ def write_report(out: Path, runs: Sequence[dict[str, Any]], command: str) -> Pat
              "![loss over tokens and over time](curves.png)", ""]
     lines += _trainings(runs)
     splits = list(dict.fromkeys(name.split("/")[0] for run in runs for name in run["losses"]))
-    lines += _gain(runs, splits)
+    lines += _gain(runs, splits) + _told(told)
     for split in splits:
         lines += _losses(runs, split)
     if any(run["drawn"] for run in runs):
@@ -83,6 +84,21 @@ def _gain(runs: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[str]:
             names = [split, *(f"{split}/{memory}/{retriever}/{number}" for memory in memories)]
             cells = [_beside(own, name, with_nothing, split) for name in names]
             lines.append(f"| {split} | {ARMS[arm].title} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _told(told: dict[str, dict[str, float]]) -> list[str]:
+    """What there is to be gained, by counting."""
+    if not told:
+        return []
+    lines = ["## What the documents tell", "",
+             "Without any decoder: nats of a cell's colour (of 16), from the cells left of it and above it as counted in",
+             "training pictures, and from the same cell of the first document too. The caption is not looked at.", "",
+             "| split | memory | retriever | same code | without | with the document | tells |", "| --- |" + " --- |" * 6]
+    for name, values in told.items():
+        without, beside = values["without"], values["with_document"]
+        numbers = f"{values['same']:.3f} | {without:.3f} | {beside:.3f} | {without - beside:+.3f}"
+        lines.append(f"| {' | '.join(name.split('/'))} | {numbers} |")
     return [*lines, ""]
 
 
