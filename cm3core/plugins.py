@@ -127,7 +127,7 @@ class Registry:
                 return found[plugin]
             loaded = [info.name for info in self.plugins if info.status == "loaded"]
             if plugin not in loaded:
-                raise PluginError(place, f"no plugin {plugin!r} is loaded", self._with_reasons(close_match(plugin, loaded)))
+                raise PluginError(place, f"no plugin {plugin!r} is loaded", self.with_reasons(close_match(plugin, loaded)))
             brought = next(info for info in self.plugins if info.name == plugin).components.get(kind, [])
             raise PluginError(place, f"the plugin {plugin!r} brings no {kind} {short!r}", close_match(short, brought))
         if len(found) > 1:
@@ -137,7 +137,7 @@ class Registry:
             if "." in name:
                 step = "recipes name components, not Python classes; `cm3 --plugin FILE.py ...` registers a class from a file"
                 raise PluginError(place, f"no {kind} is called {name!r}", step)
-            raise PluginError(place, f"no {kind} is called {name!r}", self._with_reasons(close_match(name, self._configs[kind])))
+            raise PluginError(place, f"no {kind} is called {name!r}", self.with_reasons(close_match(name, self._configs[kind])))
         return next(iter(found.values()))
 
     def models(self) -> dict[str, Path]:
@@ -163,7 +163,7 @@ class Registry:
         """The functions that add ops and providers to `cm3 bench kernels`, in order of discovery."""
         return [_load_function(f"benchmark {name!r}", owner, target) for owner, name, target in self._benchmarks]
 
-    def _with_reasons(self, step: str) -> str:
+    def with_reasons(self, step: str) -> str:
         """The next step, and after it every plugin that might have brought the name but is not in use."""
         lost = [f"the plugin {info.name!r} is {info.status}: {info.reason}" for info in self.plugins if info.status != "loaded"]
         return "; ".join([step, *lost])

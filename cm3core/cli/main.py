@@ -33,6 +33,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("cm3core.cli.data", "look at a data set, and check every record"),
     "memory": ("cm3core.cli.memory", "build a memory bank to retrieve from, and change, check and measure it"),
     "recipe": ("cm3core.cli.recipe", "list, show, check and compare recipes"),
+    "kinds": ("cm3core.cli.kinds", "list the kinds of components, and who brings which"),
+    "describe": ("cm3core.cli.describe", "explain a component, its keys and its section of a recipe; or a kind"),
     "plugin": ("cm3core.cli.plugin", "list plugins, what they bring and why one is broken; write a new one, check one"),
 }
 OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)

@@ -67,7 +67,8 @@ def _described(plugin: object, request: Request, teller: Teller) -> Registry | N
     teller.begin("registering its hooks", "hooks")
     refused = False
     try:
-        pluggy_manager.register(plugin, request.name)
+        for line in describe.register(request.name, plugin, pluggy_manager):
+            teller.verdict("api", "", "warn", line, "see docs/plugins/stability.md")
         describe.check_hooks(request.name, plugin, pluggy_manager)
     except ANY_ERROR as error:
         refused = True

@@ -155,6 +155,10 @@ FAIL  hooks cm3_text_tokenizers: ZeroDivisionError: division by zero
 skip  build: nothing is built of a plugin that cm3 refuses
       next: correct what failed above
 """),
+    "a hook with an argument": (GOOD.replace("tokenizers():", "tokenizers(config):"), """\
+FAIL  hooks: cm3_text_tokenizers takes 'config', which the hook does not have
+      next: write def cm3_text_tokenizers()
+"""),
     "a hook that does not exist": (GOOD.replace("def cm3_text_tokenizers", "def cm3_text_tokenizer"), """\
 FAIL  hooks: implements the hook 'cm3_text_tokenizer', which does not exist
       next: did you mean 'cm3_text_tokenizers'?

@@ -1,0 +1,101 @@
+"""`cm3 describe`: a component's keys, origin, laws and recipe section; or a kind's. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from cm3core.cli import registry_of
+
+if TYPE_CHECKING:
+    from cm3core.catalog import ComponentEntry, KindEntry
+    from cm3core.keys import Key
+
+HELP = "explain a component, its keys and its section of a recipe; or a kind"
+EXAMPLE = """  cm3 describe sampler/cd_k
+  cm3 describe emoji
+  cm3 describe image_tokenizer
+  cm3 --plugin ./mine.py describe mine --json"""
+#: Longest lines, also of a wide terminal.
+WIDTH = 120
+
+
+def configure(parser: ArgumentParser) -> None:
+    """The name, and one option."""
+    parser.add_argument("name", metavar="NAME", help="KIND/NAME, NAME, PLUGIN/NAME, KIND/PLUGIN/NAME, or KIND")
+    parser.add_argument("--json", action="store_true", help="everything, for programs")
+
+
+def run(args: Namespace) -> int:
+    """Print what is known of it."""
+    from cm3core.catalog import component_entry, find, kind_entry, to_plain
+
+    registry = registry_of(args)
+    kind, name = find(args.name, registry)
+    if name:
+        component = component_entry(kind, name, registry)
+        print(json.dumps(to_plain(component), indent=2) if args.json else "\n".join(_component(component)))
+    else:
+        entry = kind_entry(kind, registry)
+        print(json.dumps(to_plain(entry), indent=2) if args.json else "\n".join(_kind(entry)))
+    return 0
+
+
+def _component(entry: ComponentEntry) -> Iterator[str]:
+    yield from _wrapped(f"{entry.kind}/{entry.name}: {entry.summary or '(its config has no docstring)'}")
+    for paragraph in filter(None, entry.text.split("\n\n")):
+        yield from _wrapped(paragraph, "  ")
+    version = f" {entry.version}" if entry.version else ""
+    yield f"  plugin {entry.plugin}{version} ({entry.origin}), config {entry.config}"
+    if entry.needs:
+        yield f"  needs the section{'s' if len(entry.needs) > 1 else ''} {', '.join(entry.needs)}"
+    yield from _keys("keys", entry.keys)
+    yield from _texts("laws of its kind's conformance kit", entry.laws)
+    yield from ("", "in a recipe", *(f"  {line}" for line in entry.snippet.splitlines()))
+
+
+def _kind(entry: KindEntry) -> Iterator[str]:
+    yield f"{entry.kind}: {entry.summary}"
+    yield f"  hook {entry.hook}, interface cm3core.interfaces.{entry.interface}, config cm3core.interfaces.{entry.config}"
+    yield f"  kit {entry.kit}"
+    yield ""
+    yield "components"
+    for component in entry.components:
+        yield from _wrapped(f"{component.name} ({component.plugin}): {component.summary}", "  ", "      ")
+    yield from _texts("what an implementation defines", entry.methods)
+    yield from _keys("keys that all of them have", entry.keys)
+    yield from _texts("laws of the conformance kit", entry.laws)
+
+
+def _keys(heading: str, keys: Sequence[Key]) -> Iterator[str]:
+    if keys:
+        yield ""
+        yield heading
+    for key in keys:
+        value = "must be given" if key.required else f"default {_shown(key.default)}"
+        yield f"  {key.name}: {key.type}, {value}"
+        if key.text:
+            yield from _wrapped(key.text, "      ")
+
+
+def _shown(value: object) -> str:
+    """A value as YAML writes it, in a line."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _texts(heading: str, texts: Mapping[str, str]) -> Iterator[str]:
+    if texts:
+        yield ""
+        yield heading
+    for name, text in texts.items():
+        yield from _wrapped(f"{name}: {text}", "  ", "      ")
+
+
+def _wrapped(text: str, first: str = "", rest: str | None = None) -> list[str]:
+    width = min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH)
+    return textwrap.wrap(text, max(width, 40), initial_indent=first, subsequent_indent=first if rest is None else rest,
+                         break_long_words=False, break_on_hyphens=False)

@@ -1,0 +1,43 @@
+"""`cm3 kinds`: the kinds of components, and who brings which component. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace
+from typing import TYPE_CHECKING
+
+from cm3core.cli import registry_of
+
+if TYPE_CHECKING:
+    from cm3core.catalog import KindEntry
+
+HELP = "list the kinds of components, and who brings which"
+EXAMPLE = """  cm3 kinds
+  cm3 kinds --json"""
+
+
+def configure(parser: ArgumentParser) -> None:
+    """One option."""
+    parser.add_argument("--json", action="store_true", help="everything, for programs")
+
+
+def run(args: Namespace) -> int:
+    """Print them."""
+    from cm3core.catalog import kind_entries, to_plain
+
+    entries = kind_entries(registry_of(args))
+    if args.json:
+        print(json.dumps([to_plain(entry) for entry in entries], indent=2))
+        return 0
+    print("\n".join(line for entry in entries for line in _lines(entry)))
+    print("`cm3 describe KIND` and `cm3 describe KIND/NAME` say more")
+    return 0
+
+
+def _lines(entry: KindEntry) -> list[str]:
+    brought: dict[str, list[str]] = {}
+    for component in entry.components:
+        brought.setdefault(component.plugin, []).append(component.name)
+    return [f"{entry.kind}: {entry.summary}",
+            f"  hook {entry.hook}, interface {entry.interface}, kit {entry.kit}",
+            *(f"  {plugin}: {', '.join(names)}" for plugin, names in brought.items())]
