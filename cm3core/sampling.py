@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from cm3core.interfaces.sampler import Filters, SamplingPlan
 
 
-def plan_columns(plans: Sequence[SamplingPlan], device: torch.device) -> dict[str, Tensor]:
-    """Reference streams and filters of plans, [n] each: keyword arguments of `cm3kernels.guided_sample`. A filter that is off for
-    all requests is left out, and costs nothing. Those that a sampler has besides `Filters`' own are its business.
+def plan_columns(plans: Sequence[SamplingPlan], device: torch.device) -> dict[str, Any]:
+    """Reference streams and filters of plans, tensors [n]: keyword arguments of `cm3kernels.guided_sample`. A filter that is off
+    for all requests is left out, and costs nothing. Those that a sampler has besides `Filters`' own are its business.
 
     >>> plans = [SamplingPlan((), filters=Filters(top_k=5)), SamplingPlan(())]
     >>> plan_columns(plans, torch.device("cpu"))
