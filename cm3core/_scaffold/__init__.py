@@ -42,7 +42,7 @@ USE = {
     "text_tokenizer": "cm3 train tiny -o runs/<<name>> text_tokenizer=<<name>>",
     "image_tokenizer": "cm3 train tiny -o runs/<<name>> image_tokenizer=<<name>>",
     "embedder": "cm3 memory build tiny -o runs/<<name>>-bank --embedder <<name>>",
-    "retriever": "cm3 train tiny -o runs/<<name>> retriever=<<name>>",
+    "retriever": "cm3 generate \"a red apple\" -o out/<<name>> --retriever <<name>> --show-retrieved",
     "objective": "cm3 train tiny -o runs/<<name>> objective=<<name>>",
     "decoder": "cm3 train tiny -o runs/<<name>> decoder=<<name>>",
     "attention": "cm3 train tiny -o runs/<<name>> attention=<<name>>",

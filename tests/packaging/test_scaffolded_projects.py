@@ -52,6 +52,7 @@ def projects(clean: Path, install: Callable[..., None], run: Callable[..., str],
     folder = tmp_path_factory.mktemp("projects")
     (folder / "many.py").write_text(MANY)
     (folder / "conftest.py").write_text(CONFTEST)
+    (folder / "pytest.ini").write_text("[pytest]\n")  # tests have their names from here on
 
     def cm3(lines: str) -> dict[str, tuple[int, str]]:
         """Command -> exit code and what it printed."""
