@@ -11,6 +11,7 @@ from cm3core.testing.sampler import SamplerContract
 
 class TestTopNSigma(SamplerContract):
     config = TopNSigmaConfig()
+    max_examples = 25
 
     def companions(self):
         return [TopNSigmaConfig(n_sigma=0.5, temperature=0.0).build(), TopNSigmaConfig(guidance_scale=1.0).build()]
@@ -18,6 +19,7 @@ class TestTopNSigma(SamplerContract):
 
 class TestUnguided(SamplerContract):
     config = TopNSigmaConfig(guidance_scale=1.0)
+    max_examples = 25
 
 
 def drawn(logits, plan, weights, count=200):
