@@ -7,6 +7,7 @@ In them `<<field>>` stands for a value of `Plan.fields`; a template that names a
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -165,7 +166,7 @@ def plan_project(name: str, kind: str, registry: Registry, *, folder: Path | Non
 
 
 def _check_name(name: str) -> None:
-    place = f"cm3 plugin new {name}"
+    place = f"cm3 plugin new {shlex.quote(name)}"
     if name.lower().replace("_", "-").startswith(PREFIX):
         raise PluginError(place, f"the name begins with {name[:len(PREFIX)]!r}, which the project's name gets anyway",
                           f"write cm3 plugin new {name[len(PREFIX):] or 'NAME'}")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 from argparse import Namespace, RawDescriptionHelpFormatter, _SubParsersAction
 from pathlib import Path
 from typing import Any
 
+from cm3core import hookspecs
 from cm3core.cli import registry_of
+from cm3core.errors import PluginError
 from cm3core.kinds import KINDS
 
 EXAMPLE = "cm3 plugin new nibble --kind text_tokenizer"
@@ -18,20 +21,33 @@ def configure(actions: _SubParsersAction[Any]) -> None:
     parser = actions.add_parser(
         "new", help="write a new plugin's project", formatter_class=RawDescriptionHelpFormatter,
         description="Writes a package that brings one component: a small one that works, with its conformance test, README,\n"
-                    "changelog, licence (MIT) and CI.\n\nkinds:\n" + "\n".join(f"  {kind}" for kind in KINDS),
+                    f"changelog, licence (MIT) and CI.\n\nkinds:\n{_kinds()}",
         epilog=f"example:\n  {EXAMPLE}")
     parser.add_argument("name", metavar="NAME", help="what recipes will call the component; the package gets the name cm3-NAME")
-    parser.add_argument("--kind", required=True, metavar="KIND", help="what it is, see above")
+    parser.add_argument("--kind", metavar="KIND", help="what it is, see above")
     parser.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="the project's folder, a new one (default: cm3-NAME)")
     parser.add_argument("--author", default="", metavar="'NAME <MAIL>'", help="for pyproject.toml and LICENSE; the address may "
                         "be left out")
     parser.set_defaults(act=run)
 
 
+def _kinds() -> str:
+    """A line for each kind: its name, and what its hook's documentation says it does."""
+    width = max(map(len, KINDS))
+    lines = []
+    for kind, facts in KINDS.items():
+        sentence = (inspect.getdoc(getattr(hookspecs, facts.hook)) or "").partition(". ")[0]
+        lines.append(f"  {kind:<{width}}  {sentence.partition(': ')[2] or sentence}")
+    return "\n".join(lines)
+
+
 def run(args: Namespace) -> int:
     """Write the project and say what to type next."""
     from cm3core._scaffold import plan_project, write_project
 
+    if args.kind is None:
+        raise PluginError(f"cm3 plugin new {shlex.quote(args.name)}", "it is not said what to write",
+                          f"give --kind, one of {', '.join(KINDS)}")
     plan = plan_project(args.name, args.kind, registry_of(args, quiet=True), folder=args.out, author=args.author)
     files = write_project(plan)
     folder = str(plan.folder)
