@@ -119,7 +119,7 @@ class AttentionContract(Contract[AttentionBackend]):
         expected = case.call(self.subject, self.dtype)
         if case.kv_start_BT is not None:
             case.kv_start_BT = case.kv_start_BT.int()
-        case.q_BTHD, case.k_BSKD, case.v_BSKD = (torch.cat([x, x + 1], 2)[:, :, :x.shape[2]].to(self.dtype)
+        case.q_BTHD, case.k_BSKD, case.v_BSKD = (torch.cat([x, x + 1], 2).to(self.dtype)[:, :, :x.shape[2]]
                                                  for x in (case.q_BTHD, case.k_BSKD, case.v_BSKD))
         torch.testing.assert_close(case.call(self.subject, self.dtype), expected, atol=self.tolerance, rtol=self.tolerance)
 

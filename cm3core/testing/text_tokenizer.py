@@ -46,7 +46,7 @@ class TextTokenizerContract(Contract[TextTokenizer]):
     def law_every_sequence_of_ids_is_text(self, data: st.DataObject) -> None:
         """What a model writes is decoded whatever it is: the result is a valid string."""
         ids = data.draw(st.lists(st.integers(0, self.subject.vocab_size - 1), max_size=12))
-        self.subject.decode(ids).encode("utf-8")
+        assert not any("\ud800" <= letter <= "\udfff" for letter in self.subject.decode(ids)), "no valid string: a lone surrogate"
 
     def law_special_tokens_cant_be_injected(self, data: st.DataObject) -> None:
         """A spelled special token is ordinary text: made of the ids that its pieces have in other surroundings."""
@@ -65,21 +65,15 @@ class TextTokenizerContract(Contract[TextTokenizer]):
             assert caught.value.place == "ids[1]"
             assert caught.value.cause == f"{bad} is not a text id (0..{size - 1})"
 
-    def law_equal_makes_are_equal(self) -> None:
-        """Made twice, trained anew or not: one fingerprint, that says something, and the same ids."""
-        other = self.make()
-        assert other.fingerprint == self.subject.fingerprint != ""
-        assert other.vocab_size == self.subject.vocab_size
-        assert other.encode_batch(SAMPLE_TEXTS) == self.subject.encode_batch(SAMPLE_TEXTS)
-
     def law_lone_surrogates_are_refused(self) -> None:
         """What is not valid Unicode raises; it is not changed in silence."""
         with pytest.raises(TokenizerError, match="is not valid Unicode"):
             self.subject.encode("a\ud800")
 
     def law_equal_tokenizers_share_a_fingerprint(self) -> None:
-        """Made twice from the same config and texts: one fingerprint, one size, the same ids."""
+        """Made twice from the same config and texts: one fingerprint that says something, one size, the same ids."""
         again = self.make()
+        assert again.fingerprint
         assert (again.fingerprint, again.vocab_size) == (self.subject.fingerprint, self.subject.vocab_size)
         assert again.encode_batch(SAMPLE_TEXTS) == self.subject.encode_batch(SAMPLE_TEXTS)
 

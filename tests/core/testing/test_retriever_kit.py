@@ -10,7 +10,8 @@ import pytest
 from cm3core.document import Document, text_of
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.retriever import Retrieved, Retriever
-from cm3core.testing.retriever import ListSource, RetrieverContract, example_documents
+from cm3core.testing.retriever import RetrieverContract
+from kit_mutants import assert_covers, assert_law_fails, cases
 
 
 class SharedWords(Retriever):
@@ -43,7 +44,7 @@ class TestRight(RetrieverContract):
         return SharedWords(memory)
 
     def make(self) -> Retriever:
-        return self.over(ListSource(example_documents()))
+        return self.over(self.memory())
 
 
 class OneMore(SharedWords):
@@ -119,27 +120,58 @@ class NotExact(SharedWords):
 
 
 class Careless(SharedWords):
+    """Gives at least one."""
+
     def retrieve(self, queries: Sequence[Document], num_retrieved: int,
                  exclude: Sequence[Collection[str]] | None = None) -> list[list[Retrieved]]:
         return self._retrieve(queries, max(1, num_retrieved), [()] * len(queries) if exclude is None else exclude)
 
 
-@pytest.mark.parametrize(("wrong", "law"), [
-    (OneMore, "results_name_memory_documents_once"), (OthersIds, "results_name_memory_documents_once"),
-    (Twice, "results_name_memory_documents_once"), (NotFinite, "results_name_memory_documents_once"),
-    (WorstFirst, "the_best_come_first"), (PreferredLast, "the_best_come_first"),
-    (ForgetsIds, "what_is_excluded_is_never_found"), (ForgetsContents, "what_is_excluded_is_never_found"),
-    (LeavesGaps, "what_is_excluded_makes_room"), (DisturbedByOthers, "a_batch_is_its_queries"),
-    (MoreIsOther, "fewer_is_a_prefix_of_more"), (ByPlace, "the_memorys_order_decides_ties_only"),
-    (FirstOfTies, "the_memorys_order_decides_ties_only"), (NotExact, "exact_finds_the_same"),
-    (Careless, "nothing_asked_nothing_found"), (Careless, "a_negative_count_is_refused")])
-def test_a_wrong_retriever_fails(wrong: type[SharedWords], law: str) -> None:
-    class Wrong(RetrieverContract):
-        def over(self, memory: DocumentSource) -> Retriever:
-            return wrong(memory)
+class GrowsTired(SharedWords):
+    """Finds less with every call."""
 
-        def make(self) -> Retriever:
-            return self.over(ListSource(example_documents()))
+    calls = 0
 
-    with pytest.raises((AssertionError, ExceptionGroup, pytest.fail.Exception)):
-        getattr(Wrong(), f"test_{law}")()
+    def ranking(self, query: Document) -> list[Retrieved]:
+        type(self).calls += 1
+        return [replace(result, score=result.score - self.calls) for result in super().ranking(query)]
+
+
+class StartsAnywhere(SharedWords):
+    """Each instance has an order of its own."""
+
+    instances = 0
+
+    def __init__(self, memory: DocumentSource) -> None:
+        super().__init__(memory)
+        type(self).instances += 1
+        self.first = self.instances
+
+    def ranking(self, query: Document) -> list[Retrieved]:
+        order = super().ranking(query)
+        return order[self.first % 7:] + order[:self.first % 7]
+
+
+MUTANTS = {
+    "results_name_memory_documents_once": [OneMore, OthersIds, Twice, NotFinite],
+    "the_best_come_first": [WorstFirst, PreferredLast],
+    "what_is_excluded_is_never_found": [ForgetsIds, ForgetsContents],
+    "what_is_excluded_makes_room": [LeavesGaps],
+    "a_batch_is_its_queries": [DisturbedByOthers],
+    "searches_repeat": [GrowsTired, StartsAnywhere],
+    "fewer_is_a_prefix_of_more": [MoreIsOther],
+    "the_memorys_order_decides_ties_only": [ByPlace, FirstOfTies],
+    "exact_finds_the_same": [NotExact],
+    "nothing_asked_nothing_found": [Careless],
+    "a_negative_count_is_refused": [Careless],
+}
+
+
+@pytest.mark.parametrize(("law", "wrong"), cases(MUTANTS))
+def test_a_wrong_retriever_fails(law: str, wrong: type[SharedWords]) -> None:
+    assert_law_fails(RetrieverContract, law, {"over": lambda self, memory: wrong(memory),
+                                              "make": lambda self: self.over(self.memory())})
+
+
+def test_every_law_has_a_mutant() -> None:
+    assert_covers(RetrieverContract, MUTANTS)

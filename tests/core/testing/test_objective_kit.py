@@ -1,0 +1,164 @@
+"""The objectives' kit: each law fails for an objective that is wrong in just that way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cm3core.document import MaskedSequence, TokenSequence
+from cm3core.infill import move_spans
+from cm3core.interfaces.objective import MaskingObjective
+from cm3core.testing.objective import ObjectiveContract
+from cm3core.vocab import Vocabulary
+from cm3plugins.objectives.config import CM3ObjectiveConfig
+from kit_mutants import assert_covers, assert_law_fails, cases
+
+
+class Right(MaskingObjective):
+    """The bundled CM3 objective, a way to spoil what it gives."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary, self.inner, self.calls = vocabulary, CM3ObjectiveConfig(lambda_spans=3.0).build(vocabulary), 0
+
+    @property
+    def max_added_tokens(self) -> int:
+        return self.inner.max_added_tokens
+
+    def _mask(self, sequence: TokenSequence, rng: np.random.Generator, max_length: int) -> MaskedSequence:
+        self.calls += 1
+        return self.spoil(sequence, self.inner.mask(sequence, rng, max_length))
+
+    def spoil(self, sequence: TokenSequence, masked: MaskedSequence) -> MaskedSequence:
+        return masked
+
+
+class TestRight(ObjectiveContract):
+    def make(self) -> MaskingObjective:
+        return Right(self.vocabulary)
+
+
+class TurnsCells(Right):
+    def spoil(self, sequence: TokenSequence, masked: MaskedSequence) -> MaskedSequence:
+        cells, where = masked.cells.copy(), masked.cells >= 0
+        cells[where] = cells[where][::-1]
+        return replace(masked, cells=cells)
+
+
+class ForgetsCells(Right):
+    def spoil(self, sequence: TokenSequence, masked: MaskedSequence) -> MaskedSequence:
+        return replace(masked, cells=np.full_like(masked.cells, -1))
+
+
+class CountsItsCalls(Right):
+    def spoil(self, sequence: TokenSequence, masked: MaskedSequence) -> MaskedSequence:
+        return replace(masked, weights=masked.weights * np.float32(self.calls))
+
+
+class WritesOnTheSequence(Right):
+    def spoil(self, sequence: TokenSequence, masked: MaskedSequence) -> MaskedSequence:
+        sequence.cells[:] = -1
+        return masked
+
+
+class SwapsTokens(Right):
+    def spoil(self, sequence: TokenSequence, masked: MaskedSequence) -> MaskedSequence:
+        tokens = masked.tokens.copy()
+        tokens[1:3] = tokens[1:3][::-1].copy()
+        return replace(masked, tokens=tokens)
+
+
+class RepeatsAToken(Right):
+    def spoil(self, sequence: TokenSequence, masked: MaskedSequence) -> MaskedSequence:
+        tokens = masked.tokens.copy()
+        tokens[1:3] = tokens[1]
+        return replace(masked, tokens=tokens)
+
+
+class MasksInPlace(Right):
+    """As masked language models do: a token is lost behind the sentinel."""
+
+    def _mask(self, sequence: TokenSequence, rng: np.random.Generator, max_length: int) -> MaskedSequence:
+        tokens = sequence.tokens.copy()
+        tokens[1] = self.vocabulary.sentinel(0)
+        return MaskedSequence(tokens, sequence.cells, np.ones(len(tokens), np.float32))
+
+
+class DoubleWeights(Right):
+    def spoil(self, sequence: TokenSequence, masked: MaskedSequence) -> MaskedSequence:
+        return replace(masked, weights=masked.weights.astype(np.float64))  # type: ignore[arg-type]
+
+
+class NegativeWeights(Right):
+    def spoil(self, sequence: TokenSequence, masked: MaskedSequence) -> MaskedSequence:
+        return replace(masked, weights=-masked.weights)
+
+
+class LongTokens(Right):
+    def spoil(self, sequence: TokenSequence, masked: MaskedSequence) -> MaskedSequence:
+        return replace(masked, tokens=masked.tokens.astype(np.int64))  # type: ignore[arg-type]
+
+
+class OneWeightTooMany(Right):
+    def spoil(self, sequence: TokenSequence, masked: MaskedSequence) -> MaskedSequence:
+        return replace(masked, weights=np.append(masked.weights, np.float32(1)))
+
+
+class TrainsNothing(Right):
+    def spoil(self, sequence: TokenSequence, masked: MaskedSequence) -> MaskedSequence:
+        return replace(masked, weights=np.zeros_like(masked.weights))
+
+
+class MovesBreaks(Right):
+    def _mask(self, sequence: TokenSequence, rng: np.random.Generator, max_length: int) -> MaskedSequence:
+        breaks = np.flatnonzero(sequence.tokens == self.vocabulary.break_).tolist()
+        spans = [(place, place + 1) for place in breaks[:1] if max_length >= len(sequence) + 3]
+        return move_spans(sequence, spans, np.ones(len(sequence), np.float32), self.vocabulary)
+
+
+class MovesSpansAcrossSegments(Right):
+    """A span from one segment into the next, its <break> left out."""
+
+    def _mask(self, sequence: TokenSequence, rng: np.random.Generator, max_length: int) -> MaskedSequence:
+        spans = [(1, len(sequence) - 1)] if max_length >= len(sequence) + 3 and len(sequence) > 2 else []
+        return move_spans(sequence, spans, np.ones(len(sequence), np.float32), self.vocabulary)
+
+
+class ReservesNothing(Right):
+    max_added_tokens = 0
+
+
+class ReservesMoreAndMore(Right):
+    @property
+    def max_added_tokens(self) -> int:
+        self.calls += 1
+        return 100 + self.calls
+
+
+class CutsWhatIsTooLong(Right):
+    def mask(self, sequence: TokenSequence, rng: np.random.Generator, max_length: int) -> MaskedSequence:
+        return MaskedSequence(sequence.tokens[:max_length], sequence.cells[:max_length], np.ones(max_length, np.float32))
+
+
+MUTANTS = {
+    "cells_move_along": [TurnsCells, ForgetsCells],
+    "equal_generators_give_equal_results": [CountsItsCalls, WritesOnTheSequence],
+    "masking_is_reversible": [SwapsTokens, RepeatsAToken, MasksInPlace],
+    "no_room_means_no_masking": [MasksInPlace, SwapsTokens],
+    "shapes_and_types": [DoubleWeights, NegativeWeights, LongTokens, OneWeightTooMany],
+    "something_is_trained": [TrainsNothing],
+    "spans_hold_no_specials": [MovesBreaks, MovesSpansAcrossSegments],
+    "specials_stay": [MovesBreaks],
+    "the_reserve_is_enough": [ReservesNothing, ReservesMoreAndMore],
+    "too_long_is_refused": [CutsWhatIsTooLong],
+}
+
+
+@pytest.mark.parametrize(("law", "wrong"), cases(MUTANTS))
+def test_a_wrong_objective_fails(law: str, wrong: type[Right]) -> None:
+    assert_law_fails(ObjectiveContract, law, {"make": lambda self: wrong(self.vocabulary)})
+
+
+def test_every_law_has_a_mutant() -> None:
+    assert_covers(ObjectiveContract, MUTANTS)
