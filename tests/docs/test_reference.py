@@ -19,7 +19,6 @@ from cm3core.recipe.schema import FIXED_SECTIONS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
-CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 NO_VARIABLE = {"CM3_API"}
 
 
@@ -58,15 +57,6 @@ def test_every_kind_is_documented_and_its_row_is_true(kind: str) -> None:
     assert hasattr(interfaces, interface.strip("`"))
     assert_kit_exists(kit)
     assert set(re.findall(r"`([^`]+)`", bundled)) == set(load_registry().names(kind))
-
-
-def test_the_contributing_guide_names_what_exists() -> None:
-    for kind in KINDS.values():
-        _, hook, interface, kit = (cell.strip() for cell in next(
-            line for line in CONTRIBUTING.splitlines() if f"`{kind.hook}`" in line).strip("|").split("|"))
-        assert hook == f"`{kind.hook}`"
-        assert hasattr(interfaces, interface.strip("`"))
-        assert_kit_exists(kit)
 
 
 def assert_kit_exists(kit: str) -> None:
