@@ -37,7 +37,7 @@ def _kinds() -> str:
     lines = []
     for kind, facts in KINDS.items():
         sentence = (inspect.getdoc(getattr(hookspecs, facts.hook)) or "").partition(". ")[0]
-        lines.append(f"  {kind:<{width}}  {sentence.partition(': ')[2] or sentence}")
+        lines.append(f"  {kind:<{width}}  {sentence.partition(': ')[2] or sentence[:1].lower() + sentence[1:]}")
     return "\n".join(lines)
 
 
@@ -53,6 +53,6 @@ def run(args: Namespace) -> int:
     folder = str(plan.folder)
     print(f"{folder}: the {plan.fields['words']} {plan.name!r}, {len(files)} files\n"
           f"  begin in {plan.package}/__init__.py\n\n"
-          f"next:\n  cd {shlex.quote(folder)}\n  pip install -e '.[test]'\n  pytest\n\n"
+          f"next:\n  cd {shlex.quote(folder)}\n  pip install -e '.[test]'\n  python -m pytest\n\n"
           f"README.md says how to use, check and publish it")
     return 0

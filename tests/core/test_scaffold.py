@@ -51,7 +51,7 @@ def test_the_command_says_what_to_type_next(shown: Callable[..., str], tmp_path:
     assert shown("nibble", "--kind", "text_tokenizer") == (
         "cm3-nibble: the text tokenizer 'nibble', 10 files\n"
         "  begin in cm3_nibble/__init__.py\n\n"
-        "next:\n  cd cm3-nibble\n  pip install -e '.[test]'\n  pytest\n\n"
+        "next:\n  cd cm3-nibble\n  pip install -e '.[test]'\n  python -m pytest\n\n"
         "README.md says how to use, check and publish it\n")
     assert files(tmp_path / "cm3-nibble") == [
         ".github/workflows/publish.yml", ".github/workflows/test.yml", ".gitignore", "CHANGELOG.md", "LICENSE", "README.md",
@@ -229,6 +229,12 @@ def test_there_are_templates_for_every_kind_and_no_more() -> None:
     for kind in KINDS:
         modules = {path.name.removesuffix(".in") for path in (TEMPLATES / kind).iterdir()}
         assert modules == {"__init__.py", "test.py", *_scaffold.MODULES.get(kind, {})}
+
+
+def test_the_page_shows_how_each_kind_is_tried() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "plugins" / "scaffold.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| .* \| `(cm3 .*)` \|$", page, re.MULTILINE)
+    assert rows == [(kind, Plan("mine", kind, Path()).fields["use"]) for kind in KINDS]
 
 
 def test_it_needs_no_torch() -> None:
