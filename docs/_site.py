@@ -23,7 +23,9 @@ API = "api"
 
 
 def address(path: PurePosixPath) -> str:
-    """Where a file of the repository (a path in it) is on the site."""
+    """Where a file of the repository (a path in it) is on the site; a folder is its README, or a list of what it holds."""
+    if (ROOT / path).is_dir():
+        return address(path / "README.md") if (ROOT / path / "README.md").is_file() else f"repository/{path}/index.md"
     shown = str(path)
     return shown.removeprefix("docs/") if shown.startswith("docs/") else f"repository/{shown}"
 
@@ -76,6 +78,13 @@ def recipes_page() -> str:
     return "\n".join(parts)
 
 
+def folder_page(path: PurePosixPath) -> str:
+    """What a folder without a README holds; its folders that have one are links."""
+    names = sorted(child.name for child in (ROOT / path).iterdir() if not child.name.startswith((".", "__")))
+    rows = [f"- [{name}]({name}/README.md)" if (ROOT / path / name / "README.md").is_file() else f"- `{name}`" for name in names]
+    return "\n".join([f"# {path}\n", *rows]) + "\n"
+
+
 def public_modules() -> list[tuple[str, list[str], str]]:
     """(module, names, what for) of the table in docs/plugins/stability.md."""
     page = (ROOT / "docs/plugins/stability.md").read_text(encoding="utf-8").partition("## Public names")[2].partition("\n## ")[0]
@@ -122,6 +131,8 @@ def on_files(files: Any, config: Any) -> Any:
         for path in linked(file.content_string, origin(file.src_uri)):
             if (ROOT / path).is_file():
                 add(address(path), abs_src_path=str(ROOT / path))
+            elif address(path).endswith("/index.md"):
+                add(address(path), content=folder_page(path))
     return files
 
 

@@ -66,9 +66,9 @@ def class_lines(place: str, cls: type[Any]) -> Iterator[str]:
 
 
 def member_line(place: str, name: str, member: Any) -> Iterator[str]:
-    """A public member; also one with an underscore where implementations must define it."""
+    """A public member; also one with an underscore where implementations must define it. Laws of kits are no promise."""
     abstract = getattr(member, "__isabstractmethod__", False)
-    if name.startswith("_") and not abstract:
+    if (name.startswith("_") and not abstract) or name.startswith("law_"):
         return
     mark = "  [abstract]" if abstract else ""
     if isinstance(member, property):

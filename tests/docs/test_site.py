@@ -61,10 +61,18 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
      "[a](LICENSE) [b](#figures) [c](https://example.org/x)"),
     ("kernels.md", "`[a](../README.md)`\n\n```text\n[a](../README.md)\n```\n",
      "`[a](../README.md)`\n\n```text\n[a](../README.md)\n```\n"),
+    ("kernels.md", "[a](../kernels/bench/results)", "[a](repository/kernels/bench/results/README.md)"),
+    ("kernels.md", "[a](../kernels/bench)", "[a](repository/kernels/bench/index.md)"),
     ("kernels.md", "[a](../no/such/file.md)", "[a](../no/such/file.md)"),
 ])
 def test_links_hold_on_the_site(uri: str, text: str, shown: str) -> None:
     assert SITE.with_site_links(text, uri) == shown
+
+
+def test_a_folder_without_a_readme_is_a_list() -> None:
+    page = SITE.folder_page(PurePosixPath("kernels/bench")).splitlines()
+    assert page[0] == "# kernels/bench"
+    assert "- [results](results/README.md)" in page
 
 
 def test_addresses_lead_back() -> None:
