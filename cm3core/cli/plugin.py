@@ -63,6 +63,7 @@ def _lines(info: PluginInfo, verbose: bool) -> list[str]:
         lines.append(f"  benchmarks: {', '.join(info.benchmarks)}")
     if info.models:
         lines.append(f"  models: {', '.join(f'{info.name}:{name}' for name in info.models)}")
+    lines += [f"  deprecated: {line}" for line in info.deprecated]
     if verbose and info.traceback:
         lines += [f"  | {line}" for line in info.traceback.rstrip().splitlines()]
     return lines

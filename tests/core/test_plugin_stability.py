@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from cm3core import describe, hookspecs, plugins
+from cm3core.cli.main import main
 from cm3core.errors import PluginError, RecipeError
 from cm3core.plugins import Registry, load_registry
 from cm3core.recipe import compose, recipe_from_yaml
@@ -109,6 +110,15 @@ def test_a_deprecated_hook_is_asked_and_told(load: Load, monkeypatch: pytest.Mon
     (line,) = [message for message in caplog.messages if message.startswith("plugin 'old'")]
     assert line == (f"plugin 'old' ({tmp_path / 'old.py'}): cm3_text_tokenizers is called cm3_tokenizers from plugin API 2 on; "
                     "update it")
+
+
+def test_the_list_tells_what_is_deprecated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(describe, "CM3_API", 2)
+    (tmp_path / "old.py").write_text(PLUGIN, encoding="utf-8")
+    assert main(["--plugin", str(tmp_path / "old.py"), "plugin", "list"]) == 0
+    assert capsys.readouterr().out.endswith("old (file)  loaded\n  text_tokenizer: letters\n  deprecated: is written for plugin API 1; "
+                                            "this cm3leon has 2 and serves it still\n")
 
 
 def test_deprecations_do_not_break_strict_runs(monkeypatch: pytest.MonkeyPatch) -> None:
