@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -92,7 +93,9 @@ def test_a_deprecated_argument_is_given_and_told(load: Load, monkeypatch: pytest
 
     with_hook(monkeypatch, cm3_text_tokenizers, {"cm3_text_tokenizers": {"prefix": "old"}})
     uses_it = PLUGIN.replace("cm3_text_tokenizers():", "cm3_text_tokenizers(prefix):")
-    registry = load(uses_it.replace('{"letters"', '{f"{prefix}-letters"'))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as Python does by itself
+        registry = load(uses_it.replace('{"letters"', '{f"{prefix}-letters"'))
     assert "old-letters" in registry.names("text_tokenizer")
     assert caplog.messages == [f"plugin 'old' ({tmp_path / 'old.py'}): {gone}; update it"]
     caplog.clear()
@@ -117,8 +120,8 @@ def test_the_list_tells_what_is_deprecated(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(describe, "CM3_API", 2)
     (tmp_path / "old.py").write_text(PLUGIN, encoding="utf-8")
     assert main(["--plugin", str(tmp_path / "old.py"), "plugin", "list"]) == 0
-    assert capsys.readouterr().out.endswith("old (file)  loaded\n  text_tokenizer: letters\n  deprecated: is written for plugin API 1; "
-                                            "this cm3leon has 2 and serves it still\n")
+    assert capsys.readouterr().out.endswith("old (file)  loaded\n  text_tokenizer: letters\n  deprecated: is written for plugin "
+                                            "API 1; this cm3leon has 2 and serves it still\n")
 
 
 def test_deprecations_do_not_break_strict_runs(monkeypatch: pytest.MonkeyPatch) -> None:
