@@ -122,11 +122,11 @@ class Contract(Generic[T]):
 
 def _with_defaults(config_class: type[ComponentConfig]) -> ComponentConfig:
     """A config of defaults only."""
-    if is_dataclass(config_class):
-        for item in init_fields(config_class):
-            if default(item) is MISSING:
-                raise PluginError(f"{config_class.__name__}.{item.name}", "has no default, and is given no value",
-                                  f"test an instance: config = {config_class.__name__}({item.name}=...)")
+    if is_dataclass(config_class) and (
+            missing := [item.name for item in init_fields(config_class) if default(item) is MISSING]):
+        values = ", ".join(f"{name}=..." for name in missing)
+        raise PluginError(f"{config_class.__name__}.{missing[0]}", "has no default, and is given no value",
+                          f"test an instance: config = {config_class.__name__}({values})")
     return config_class()
 
 

@@ -30,21 +30,18 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 class TestSDPAAttention(AttentionContract):
-    def make(self) -> AttentionBackend:
-        return SDPAAttentionConfig().build()
+    config = SDPAAttentionConfig()
 
 
 class TestReferenceAttention(AttentionContract):
-    def make(self) -> AttentionBackend:
-        return ReferenceAttentionConfig().build()
+    config = ReferenceAttentionConfig()
 
 
 class TestReferenceAttentionInDouble(AttentionContract):
     dtype = torch.float64
     tolerance = 1e-12
 
-    def make(self) -> AttentionBackend:
-        return ReferenceAttentionConfig().build()
+    config = ReferenceAttentionConfig()
 
 
 @pytest.mark.skipif(not (HAS_TRITON and INTERPRETS), reason="needs Triton and TRITON_INTERPRET=1 (its kernels: tests/kernels)")
@@ -54,8 +51,7 @@ class TestTritonAttention(AttentionContract):
     head_dims = (8, 32)
     max_examples = 2
 
-    def make(self) -> AttentionBackend:
-        return TritonAttentionConfig().build()
+    config = TritonAttentionConfig()
 
 
 class TestFlexAttention(AttentionContract):
@@ -64,8 +60,7 @@ class TestFlexAttention(AttentionContract):
     head_dims = (8, 32)
     max_examples = 2
 
-    def make(self) -> AttentionBackend:
-        return FlexAttentionConfig().build()
+    config = FlexAttentionConfig()
 
     def waive_gradients_equal_the_oracles(self) -> str:
         return "flex has no backward on the CPU; that it refuses is tested"

@@ -31,26 +31,19 @@ def build(config: CM3LeonConfig, seed: int = 0) -> CM3LeonDecoder:
 
 
 class TestPaperDecoder(DecoderContract):
-    def make(self) -> Decoder:
-        torch.manual_seed(0)
-        return TINY.build(self.vocabulary, self.attention, self.grid)
+    config = TINY
 
 
 class TestPaperDecoderOnSDPA(DecoderContract):
     attention = SDPA
 
-    def make(self) -> Decoder:
-        torch.manual_seed(0)
-        return TINY.build(self.vocabulary, self.attention, self.grid)
+    config = TINY
 
 
 class TestDecoderWithEveryOption(DecoderContract):
     attention = SDPA
 
-    def make(self) -> Decoder:
-        torch.manual_seed(0)
-        config = replace(TINY, grid_positions=True, qk_norm=True, tie_embeddings=False, activation="gelu", d_ff=40)
-        return config.build(self.vocabulary, self.attention, self.grid)
+    config = replace(TINY, grid_positions=True, qk_norm=True, tie_embeddings=False, activation="gelu", d_ff=40)
 
 
 class SharingDecoder(CM3LeonDecoder):

@@ -32,8 +32,7 @@ class TestPatches(ImageTokenizerContract):
 
 
 class TestBundled(ImageTokenizerContract):
-    def make(self) -> PatchTokenizer:
-        return PatchTokenizerConfig().build()
+    config = PatchTokenizerConfig()
 
 
 def test_a_picture_by_hand() -> None:

@@ -52,45 +52,37 @@ class BundledContract(SamplerContract):
 
 
 class TestTopPSampler(BundledContract):
-    def make(self):
-        return TopPSamplerConfig(top_p=0.7, top_k=5).build()
+    config = TopPSamplerConfig(top_p=0.7, top_k=5)
 
 
 class TestTypicalSampler(BundledContract):
-    def make(self):
-        return TopPSamplerConfig(top_p=1.0, typical_p=0.4, text_top_p=0.8, text_min_p=0.1).build()
+    config = TopPSamplerConfig(top_p=1.0, typical_p=0.4, text_top_p=0.8, text_min_p=0.1)
 
 
 class TestCFGSampler(BundledContract):
-    def make(self):
-        return CFGSamplerConfig(guidance_scale=3.0, text_guidance_scale=1.5, plausible_top_p=0.6, negative_prompt="grey",
-                                guidance_stop=0.5, guidance_ramp="down").build()
+    config = CFGSamplerConfig(guidance_scale=3.0, text_guidance_scale=1.5, plausible_top_p=0.6, negative_prompt="grey",
+                              guidance_stop=0.5, guidance_ramp="down")
 
 
 class TestCFGSamplerWithCDKSet(BundledContract):
-    def make(self):
-        return CFGSamplerConfig(guidance_scale=2.0, null_prompt="mask_no_retrieved", plausible_top_p=1.0, plausible_alpha=0.3,
-                                plausible_k=2, plausible_top_k=4).build()
+    config = CFGSamplerConfig(guidance_scale=2.0, null_prompt="mask_no_retrieved", plausible_top_p=1.0, plausible_alpha=0.3,
+                              plausible_k=2, plausible_top_k=4)
 
 
 class TestEditCFGSampler(BundledContract):
-    def make(self):
-        return EditCFGSamplerConfig(guidance_start=0.1, guidance_ramp="up").build()
+    config = EditCFGSamplerConfig(guidance_start=0.1, guidance_ramp="up")
 
 
 class TestContrastiveSampler(BundledContract):
-    def make(self):
-        return ContrastiveSamplerConfig(temperature=0.0).build()
+    config = ContrastiveSamplerConfig(temperature=0.0)
 
 
 class TestCDKSampler(BundledContract):
-    def make(self):
-        return CDKSamplerConfig(alpha=0.7, k=3, expert_temperature=0.8, amateur_temperature=2.0, expert_top_p=1.0).build()
+    config = CDKSamplerConfig(alpha=0.7, k=3, expert_temperature=0.8, amateur_temperature=2.0, expert_top_p=1.0)
 
 
 class TestMixtureSampler(BundledContract):
-    def make(self):
-        return MixtureSamplerConfig(guidance_scale=2.0, cd_k_share=0.4, k=2).build()
+    config = MixtureSamplerConfig(guidance_scale=2.0, cd_k_share=0.4, k=2)
 
 
 # ---- drawing from streams that are given as probabilities or logits

@@ -21,9 +21,6 @@ from cm3plugins.text_tokenizers.byte import ByteTokenizerConfig
 class TestBPE(TextTokenizerContract):
     config = BPETokenizerConfig(vocab_size=320)
 
-    def make(self):
-        return self.config.build(SAMPLE_TEXTS)
-
 
 class TestBPEOfBytesOnly(TextTokenizerContract):
     config = BPETokenizerConfig(vocab_size=256)
@@ -34,9 +31,6 @@ class TestBPEOfBytesOnly(TextTokenizerContract):
 
 class TestByte(TextTokenizerContract):
     config = ByteTokenizerConfig()
-
-    def make(self):
-        return self.config.build()
 
 
 def test_merges_by_hand() -> None:

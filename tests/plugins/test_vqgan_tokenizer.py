@@ -45,10 +45,8 @@ class TestVQGANTokenizer(ImageTokenizerContract):
 
 
 class TestBundledTokenizer(ImageTokenizerContract):
+    config = VQGANConfig()
     max_examples = 2
-
-    def make(self) -> VQGANTokenizer:
-        return VQGANConfig().build()
 
 
 @pytest.fixture

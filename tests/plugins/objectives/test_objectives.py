@@ -14,7 +14,6 @@ from scipy import stats
 
 from cm3core.document import NO_CELL, Codes, MaskedSequence, Span, Text, TokenSequence
 from cm3core.errors import RecipeError
-from cm3core.interfaces.objective import MaskingObjective
 from cm3core.serialize import Serializer
 from cm3core.testing.objective import ObjectiveContract, make_sequence
 from cm3core.vocab import Vocabulary
@@ -27,28 +26,23 @@ PAIR = [("text", 16), ("image", 256)]
 
 
 class TestCM3(ObjectiveContract):
-    def make(self) -> MaskingObjective:
-        return CM3ObjectiveConfig(lambda_spans=3.0).build(self.vocabulary)
+    config = CM3ObjectiveConfig(lambda_spans=3.0)
 
 
 class TestCM3OnBoxes(ObjectiveContract):
-    def make(self) -> MaskingObjective:
-        return CM3ObjectiveConfig(segment_mask_probability=0.0, box_mask_probability=1.0).build(self.vocabulary)
+    config = CM3ObjectiveConfig(segment_mask_probability=0.0, box_mask_probability=1.0)
 
 
 class TestCM3WithoutSentinelLoss(ObjectiveContract):
-    def make(self) -> MaskingObjective:
-        return CM3ObjectiveConfig(mask_sentinel_loss=False, retrieved_loss_weight=0.1).build(self.vocabulary)
+    config = CM3ObjectiveConfig(mask_sentinel_loss=False, retrieved_loss_weight=0.1)
 
 
 class TestCausal(ObjectiveContract):
-    def make(self) -> MaskingObjective:
-        return CausalObjectiveConfig().build(self.vocabulary)
+    config = CausalObjectiveConfig()
 
 
 class TestFIM(ObjectiveContract):
-    def make(self) -> MaskingObjective:
-        return FIMObjectiveConfig().build(self.vocabulary)
+    config = FIMObjectiveConfig()
 
 
 def spans_of(masked: MaskedSequence) -> list[list[int]]:

@@ -52,11 +52,9 @@ def tiny_model(**shape: Any) -> EDSR:
 
 
 class TestLanczos(UpscalerContract):
+    config = LanczosUpscalerConfig()
     flat_tolerance = 0
     batch_tolerance = 0
-
-    def make(self) -> Any:
-        return LanczosUpscalerConfig().build()
 
 
 class TestUntrainedEDSR(UpscalerContract):
@@ -67,10 +65,8 @@ class TestUntrainedEDSR(UpscalerContract):
 
 
 class TestBundledEDSR(UpscalerContract):
+    config = EDSRConfig(device="cpu")
     flat_tolerance = 0
-
-    def make(self) -> EDSRUpscaler:
-        return EDSRConfig(device="cpu").build()
 
 
 class TestExternal(UpscalerContract):
