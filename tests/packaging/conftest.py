@@ -36,16 +36,26 @@ def install() -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
-def clean(wheel: Path, install: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh environment with the wheel installed; it sees this environment's packages behind its own, by a line of a .pth (the
-    .pth files there, of editable installs, are not read). Returns its folder of commands."""
-    folder = tmp_path_factory.mktemp("clean")
-    venv.create(folder / "venv", symlinks=True)
-    commands = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
-    install(commands, wheel)
-    (packages,) = (folder / "venv").glob("lib/python*/site-packages")
-    (packages / "dependencies.pth").write_text("".join(f"{path}\n" for path in sys.path if path.endswith("-packages")))
-    return commands
+def new_environment(wheel: Path, install: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Makes fresh environments with the wheel installed; they see this environment's packages behind their own, by a line of a
+    .pth (the .pth files there, of editable installs, are not read). Returns the folder of commands of each."""
+
+    def make() -> Path:
+        folder = tmp_path_factory.mktemp("clean")
+        venv.create(folder / "venv", symlinks=True)
+        commands = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
+        install(commands, wheel)
+        (packages,) = (folder / "venv").glob("lib/python*/site-packages")
+        (packages / "dependencies.pth").write_text("".join(f"{path}\n" for path in sys.path if path.endswith("-packages")))
+        return commands
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def clean(new_environment: Callable[[], Path]) -> Path:
+    """An environment with nothing but the wheel."""
+    return new_environment()
 
 
 @pytest.fixture(scope="session")

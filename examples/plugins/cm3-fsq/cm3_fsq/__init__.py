@@ -37,7 +37,7 @@ class FSQConfig(ImageTokenizerConfig):
 
     def check(self):
         if not 0 < self.patch_size <= self.resolution or self.resolution % self.patch_size:
-            raise RecipeError("image_tokenizer.resolution", "is no multiple of image_tokenizer.patch_size", "change one of the two")
+            raise RecipeError("image_tokenizer.resolution", "is no multiple of image_tokenizer.patch_size", "change one of them")
         if not self.levels or min(self.levels) < 2:
             raise RecipeError("image_tokenizer.levels", f"is {list(self.levels)}", "give each number 2 levels or more")
 

@@ -1,4 +1,4 @@
-"""The network, its codes, its file and its training. Legend: B pictures, C channels, H W pixels, Y X code grid, D numbers a code."""
+"""The network, its codes, its file and its training. Legend: B pictures, C channels, H W pixels, Y X code grid, D digits."""
 
 import hashlib
 import math

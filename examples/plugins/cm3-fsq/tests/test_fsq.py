@@ -60,7 +60,7 @@ def test_the_shipped_weights_keep_a_picture():
 
 
 @pytest.mark.parametrize(("keys", "message"), [
-    ({"resolution": 65}, "image_tokenizer.resolution: is no multiple of image_tokenizer.patch_size\n  next: change one of the two"),
+    ({"resolution": 65}, "image_tokenizer.resolution: is no multiple of image_tokenizer.patch_size\n  next: change one of them"),
     ({"levels": (8, 1)}, "image_tokenizer.levels: is [8, 1]\n  next: give each number 2 levels or more")])
 def test_what_cannot_be_is_refused(keys, message):
     with pytest.raises(CM3Error) as error:
@@ -75,4 +75,5 @@ def test_weights_of_another_network_are_refused(tmp_path):
         with pytest.raises(CM3Error) as error:
             FSQConfig(weights=weights).build()
         assert str(error.value).startswith(cause)
-        assert str(error.value).endswith("\n  next: give a file of `cm3 tokenizer train-image`, and the sizes that it was trained with")
+        assert str(error.value).endswith("\n  next: give a file of `cm3 tokenizer train-image`, and the sizes that it was "
+                                         "trained with")
