@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "recipe": ("cm3core.cli.recipe", "list, show, check and compare recipes"),
     "kinds": ("cm3core.cli.kinds", "list the kinds of components, and who brings which"),
     "describe": ("cm3core.cli.describe", "explain a component, its keys and its section of a recipe; or a kind"),
+    "completion": ("cm3core.cli.completion", "print a script that lets a shell complete commands, options and names"),
     "plugin": ("cm3core.cli.plugin", "list plugins, what they bring and why one is broken; write a new one, check one"),
 }
 OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)
