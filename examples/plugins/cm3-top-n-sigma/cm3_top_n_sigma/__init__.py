@@ -29,7 +29,7 @@ class TopNSigmaConfig(SamplerConfig):
         text_temperature: the same of text tokens.
     """
 
-    n_sigma: float = 0.5
+    n_sigma: float = 0.25
     guidance_scale: float = 1.5
     temperature: float = 1.0
     text_n_sigma: float = 1.0
