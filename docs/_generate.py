@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -99,10 +99,9 @@ def is_told(name: str, member: object) -> bool:
     return inspect.isfunction(function) and (not name.startswith("_") or getattr(function, "__isabstractmethod__", False))
 
 
-def function_of(member: Any) -> Callable[..., Any]:
+def function_of(member: Any) -> Any:
     """What a property, class method or static method calls."""
-    found: Callable[..., Any] = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
-    return found
+    return member.fget if isinstance(member, property) else getattr(member, "__func__", member)
 
 
 def must_define(member: object, base: type[Any] | None) -> bool:

@@ -128,11 +128,11 @@ def on_files(files: Any, config: Any) -> Any:
     for path in sorted(path for pattern in OUTSIDE for path in ROOT.glob(pattern)):
         add(address(PurePosixPath(path.relative_to(ROOT))), abs_src_path=str(path))
     for file in list(files.documentation_pages()):
-        for path in linked(file.content_string, origin(file.src_uri)):
-            if (ROOT / path).is_file():
-                add(address(path), abs_src_path=str(ROOT / path))
-            elif address(path).endswith("/index.md"):
-                add(address(path), content=folder_page(path))
+        for target in linked(file.content_string, origin(file.src_uri)):
+            if (ROOT / target).is_file():
+                add(address(target), abs_src_path=str(ROOT / target))
+            elif address(target).endswith("/index.md"):
+                add(address(target), content=folder_page(target))
     return files
 
 
