@@ -24,7 +24,7 @@ Needs `pytest` and `hypothesis`: `pip install 'cm3leon[test]'`.
     A law that is not meant for a component is waived in the open: the method returns the reason, and the test is a skip that
     shows it. A waiver of no law, or without a reason, is an error, and so is a test of a law replaced by another (or by None).
 `Kit.laws()`
-    Law -> its first line.
+    Law -> what it says, in one line.
 `Kit.for_config(config)`
     The same test class, made by a program.
 

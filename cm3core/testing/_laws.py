@@ -79,8 +79,9 @@ class Contract(Generic[T]):
 
     @classmethod
     def laws(cls) -> dict[str, str]:
-        """Names of the laws, without `law_`, in alphabetical order, and the first line of what each says."""
-        return {name.removeprefix("law_"): (inspect.getdoc(getattr(cls, name)) or "").partition("\n")[0]
+        """Names of the laws, without `law_`, in alphabetical order, and what each says, in one line (its docstring's first
+        paragraph)."""
+        return {name.removeprefix("law_"): " ".join((inspect.getdoc(getattr(cls, name)) or "").partition("\n\n")[0].split())
                 for name in dir(cls) if name.startswith("law_")}
 
     @classmethod

@@ -70,7 +70,7 @@ class TextTokenizerContract(Contract[TextTokenizer]):
         with pytest.raises(TokenizerError, match="is not valid Unicode"):
             self.subject.encode("a\ud800")
 
-    def law_equal_tokenizers_share_a_fingerprint(self) -> None:
+    def law_equal_makes_are_equal(self) -> None:
         """Made twice from the same config and texts: one fingerprint that says something, one size, the same ids."""
         again = self.make()
         assert again.fingerprint

@@ -12,7 +12,6 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from cm3core.errors import CM3Error, DocumentError, GenerationError, RecipeError
 from cm3core.interfaces.decoder import Decoder
-from cm3core.testing.attention import DenseAttention
 from cm3core.testing.decoder import DecoderContract
 from cm3core.vocab import Vocabulary
 from cm3plugins.attention import SDPAAttentionConfig
@@ -84,32 +83,6 @@ class TestSharedSegmentsAsOnADevice(TestSharedSegments):
 def test_parameters_are_counted_without_building(options: dict[str, Any]) -> None:
     config = replace(TINY, **options)
     assert config.num_parameters(VOCABULARY, (4, 4)) == sum(parameter.numel() for parameter in build(config).parameters())
-
-
-class BlindToDocuments(DenseAttention):
-    def attend(self, *qkv: torch.Tensor, kv_start_BT: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
-        return super().attend(*qkv, **options)
-
-
-class OneTooFar(DenseAttention):
-    """Sees the next token, as an off-by-one in a mask does."""
-
-    def attend(self, q_BTHD: torch.Tensor, k_BSKD: torch.Tensor, v_BSKD: torch.Tensor, **options: Any) -> torch.Tensor:
-        offset_B = torch.ones(len(q_BTHD), dtype=torch.int64) if options.get("offset_B") is None else options["offset_B"] + 1
-        return super().attend(q_BTHD, k_BSKD, v_BSKD, **dict(options, offset_B=offset_B))
-
-
-@pytest.mark.parametrize(("broken", "law"), [
-    (BlindToDocuments(), "test_documents_packed_into_a_row_are_isolated"),
-    (OneTooFar(), "test_a_later_token_never_changes_an_earlier_state"), (OneTooFar(), "test_token_by_token_equals_at_once")])
-def test_the_kit_finds_broken_decoders(broken: DenseAttention, law: str) -> None:
-    class Broken(DecoderContract):
-        def make(self) -> Decoder:
-            torch.manual_seed(0)
-            return TINY.build(self.vocabulary, broken, self.grid)
-
-    with pytest.raises(AssertionError):
-        getattr(Broken(), law)()
 
 
 @pytest.mark.parametrize(("num_layers", "d_model", "num_heads", "millions"), [

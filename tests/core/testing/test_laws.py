@@ -41,7 +41,8 @@ class NumberContract(Contract[int]):
         return config.value
 
     def law_is_positive(self, data: st.DataObject) -> None:
-        """Positive plus positive is positive.
+        """Positive plus positive
+        is positive.
 
         Always."""
         assert self.subject + data.draw(st.integers(0, 5)) > 0

@@ -96,7 +96,7 @@ MUTANTS = {
     "special_tokens_cant_be_injected": [KnowsSpecials],
     "ids_outside_are_refused": [TakesAnyId],
     "lone_surrogates_are_refused": [DropsSurrogates],
-    "equal_tokenizers_share_a_fingerprint": [NamedByItself, Nameless],
+    "equal_makes_are_equal": [NamedByItself, Nameless],
     "saved_is_loaded": [SavesNothing, SavesMore],
 }
 
