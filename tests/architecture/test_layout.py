@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 #: Where the committed text lies (a source distribution has no git to ask).
-PLACES = (".ci", "cm3core", "plugins", "kernels", "recipes", "tests", "docs", "examples", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "mkdocs.yml",
+PLACES = (".ci", "cm3core", "plugins", "kernels", "recipes", "tests", "docs", "examples", "README.md",
+          "CONTRIBUTING.md", "CHANGELOG.md", "mkdocs.yml",
           "LICENSE", "pyproject.toml", ".gitignore")
 BINARY = {".xz", ".gz", ".png", ".safetensors", ".pyc", ".pt", ".tar", ".jpg", ".npz"}
 #: Folders of people and of one machine, at the beginning of a path: `my/home/x` is nobody's.
