@@ -16,7 +16,7 @@ import numpy.typing as npt
 from cm3core.document import Document, MaskedSequence, TokenSequence
 from cm3core.errors import CheckpointError, DataError, DocumentError
 from cm3core.infill import TOKENS_PER_SPAN
-from cm3core.neighbours import NeighbourTable, retriever_fingerprint
+from cm3core.neighbours import Neighbours, NeighbourTable, retriever_fingerprint
 from cm3core.packing import Packer, TrainingBatch, collate
 from cm3core.precomputed import CodeCache
 
@@ -54,7 +54,7 @@ class TrainingData:
     """
 
     def __init__(self, source: DocumentSource, serializer: Serializer, objective: MaskingObjective, code_cache: CodeCache,
-                 neighbours: NeighbourTable | None, memory: DocumentSource | None, retriever: RetrieverConfig | None, seed: int,
+                 neighbours: Neighbours | None, memory: DocumentSource | None, retriever: RetrieverConfig | None, seed: int,
                  context_length: int, max_text_tokens: int | None, *, memory_codes: CodeCache | None = None,
                  training: bool = True) -> None:
         self.source, self.serializer, self.objective, self.code_cache = source, serializer, objective, code_cache

@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -36,6 +36,18 @@ def retriever_fingerprint(config: RetrieverConfig, embedder: Embedder | None, me
     parts = [kind, json.dumps(settings, sort_keys=True, default=str), "" if embedder is None else embedder.fingerprint,
              memory.content_fingerprint]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+class Neighbours(Protocol):
+    """Which memory documents may stand in front of each document of a source."""
+
+    def __len__(self) -> int:
+        """Documents of the source."""
+        ...
+
+    def neighbours(self, index: int) -> list[int]:
+        """Indices into the memory for document `index`, best first."""
+        ...
 
 
 class NeighbourTable:

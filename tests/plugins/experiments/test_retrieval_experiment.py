@@ -42,7 +42,8 @@ def test_all_stages_and_again(overrides: list[str], tmp_path: Path, capsys: pyte
     assert (none["arm"], dense["arm"], none["steps"], dense["steps"]) == ("none", "dense-2", 2, 2)
     assert none["tokens"] == pytest.approx(dense["tokens"], rel=0.2)
     assert set(none["losses"]) == set(dense["losses"])
-    assert {"comp", "unseen", "comp/train/dense/1", "unseen/all/bm25/3", "comp/all/random/2"} <= set(none["losses"])
+    names = {"comp", "unseen", "comp/own/own/1", "comp/train/dense/1", "unseen/all/bm25/3", "comp/all/random/2"}
+    assert names <= set(none["losses"])
     assert all(np.isfinite(list(run["losses"].values())).all() for run in (none, dense))
     assert all(point["tokens"] > 0 and "validation/comp/image_loss" in point for point in none["curve"][1:])
     assert "validation/unseen/image_loss_retrieved" in dense["curve"][-1]
@@ -92,10 +93,10 @@ def test_the_gain_by_hand() -> None:
         gain = 0.1 if seed == 0 else 0.3
         runs.append({"arm": "dense-1", "seed": seed, "losses": {"comp": level + 0.05, "comp/all/dense/1": level - gain}})
     lines = _gain(runs, ["comp"])
-    assert lines[5] == "| split | trained with | nothing in front | memory all |"
-    assert lines[7] == "| comp | no documents | 2.500 ± 0.707 | – |"
-    assert lines[8] == "| comp | dense, 1 document | 2.550 ± 0.707 (+0.050 ± 0.000) | 2.300 ± 0.566 (-0.200 ± 0.141) |"
-    assert "(-" not in _gain(runs[1:2], ["comp"])[7], "nothing to compare with"
+    assert lines[6] == "| split | trained with | nothing in front | memory all | the answer itself |"
+    assert lines[8] == "| comp | no documents | 2.500 ± 0.707 | – | – |"
+    assert lines[9] == "| comp | dense, 1 document | 2.550 ± 0.707 (+0.050 ± 0.000) | 2.300 ± 0.566 (-0.200 ± 0.141) | – |"
+    assert "(-" not in _gain(runs[1:2], ["comp"])[8], "nothing to compare with"
 
 
 def test_arms_differ_in_the_retriever_alone() -> None:

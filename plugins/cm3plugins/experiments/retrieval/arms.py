@@ -29,3 +29,6 @@ def _retrieving(name: str, number: int) -> Arm:
 ARMS: dict[str, Arm] = {
     "none": Arm("no documents", ("retriever.num_retrieved=0",), 0),
     **{f"{name}-{number}": _retrieving(name, number) for name in ("dense", "bm25", "random") for number in (1, 2, 3)}}
+
+#: In names of losses, the "memory" and the "retriever" that put the query's own document in front.
+OWN = "own"

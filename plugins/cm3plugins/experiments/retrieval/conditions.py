@@ -2,7 +2,8 @@
 
     split     comp (this style of a known concept is held out) | unseen (the whole concept is)
     memory    train: what was trained on | all: held-out documents too, though never a query's own
-    documents 0..3 of what a retriever finds for the query's text
+    documents 0..3 of what a retriever finds for the query's text; or the query's own document, the answer itself, to see whether
+              a decoder makes use of what stands in front at all (memory `own`)
 
 Measured is the loss of the query's image tokens, nats a token. Whatever stands in front of it does not count.
 """
@@ -20,9 +21,11 @@ from cm3core.data import CodeCache, NeighbourTable, TrainingData, retriever_fing
 from cm3core.document import Codes, Document, IntArray
 from cm3core.errors import CM3Error
 from cm3core.interfaces import DocumentSource, Retriever, RetrieverConfig
+from cm3core.neighbours import Neighbours
 from cm3core.packing import TrainingBatch
 from cm3core.training_data import Preparation
 from cm3core.validation import UnmaskedObjective, measured_loss, spread
+from cm3plugins.experiments.retrieval.arms import OWN
 from cm3plugins.experiments.retrieval.counting import Told, groups_of_codes, told
 
 if TYPE_CHECKING:
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
 
 #: Documents in front, at most.
 MOST = 3
-MEMORIES = ("train", "all")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,20 @@ class Condition:
     def name(self) -> str:
         """For JSON: `comp`, or `comp/all/dense/2`."""
         return "/".join([self.split, self.memory, self.retriever, str(self.number)]) if self.number else self.split
+
+
+class _Itself:
+    """The neighbour of every document is the document."""
+
+    def __init__(self, num_documents: int) -> None:
+        self.num_documents = num_documents
+
+    def __len__(self) -> int:
+        return self.num_documents
+
+    def neighbours(self, index: int) -> list[int]:
+        """See `cm3core.neighbours.Neighbours`."""
+        return [index]
 
 
 class Measurement:
@@ -75,6 +91,7 @@ class Measurement:
         """All of them, in the order of the tables."""
         for split in self.sources:
             yield Condition(split, "", "", 0)
+            yield Condition(split, OWN, OWN, 1)
             for memory in self.memories:
                 for name in self.retrievers:
                     yield from (Condition(split, memory, name, number) for number in range(1, MOST + 1))
@@ -94,8 +111,12 @@ class Measurement:
     def _batches(self, condition: Condition) -> list[TrainingBatch]:
         recipe, source = self.preparation.recipe, self.sources[condition.split]
         codes, memory = self._codes_of(f"split {condition.split}", source), self.memories.get(condition.memory)
-        neighbours, config, memory_codes = None, None, None
-        if memory is not None:
+        neighbours: Neighbours | None = None
+        config, memory_codes = None, None
+        if condition.memory == OWN:
+            neighbours, memory, memory_codes = _Itself(len(source)), source, codes
+            config = replace(next(iter(self.retrievers.values())), num_retrieved=1)
+        elif memory is not None:
             config = replace(self.retrievers[condition.retriever], num_retrieved=condition.number)
             neighbours = self._neighbours(source, codes, condition.memory, condition.retriever)
             memory_codes = self._codes_of(f"memory {condition.memory}", memory)

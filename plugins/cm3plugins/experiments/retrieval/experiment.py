@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 SPLITS = ("comp", "unseen")
 #: Retrievers that every decoder is measured with, whatever it was trained with.
 MEASURED_WITH = ("dense", "bm25", "random")
+#: Kept with measured losses; raised when other conditions are measured.
+_CONDITIONS = 2
 
 
 class RetrievalExperiment:
@@ -110,7 +112,8 @@ class RetrievalExperiment:
         load_weights(components.decoder, result.checkpoint)  # type: ignore[arg-type]  # a module, which the interface can't say
         components.decoder.eval()  # type: ignore[attr-defined]
         key = {"recipe_hash": recipe.hash, "step": result.step, "documents": self.num_documents}
-        losses = _kept(folder / "losses.json", key) or self._measure(components, folder, key)
+        measured = key | {"conditions": _CONDITIONS}
+        losses = _kept(folder / "losses.json", measured) or self._measure(components, folder, measured)
         drawn = self._draw(components, recipe, arm, folder, key | {"pictures": self.num_pictures})
         return {"steps": result.step, "tokens": result.tokens, "seconds": result.elapsed_s, "curve": curve(folder / "run"),
                 "losses": losses["losses"], "drawn": drawn}

@@ -11,7 +11,7 @@ import numpy as np
 
 from cm3core.document import PixelArray
 from cm3core.files import atomic_path, write_text
-from cm3plugins.experiments.retrieval.arms import ARMS
+from cm3plugins.experiments.retrieval.arms import ARMS, OWN
 from cm3plugins.quickstart.pictures import Row, write_table
 
 SPLIT_TITLES = {"comp": "known things in a style held out (`comp`)", "unseen": "unknown things (`unseen`)"}
@@ -73,15 +73,17 @@ def _gain(runs: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[str]:
     """Each arm with the documents that it was trained with; behind it, how far that is from training without any."""
     with_nothing = {(run["seed"], split): run["losses"][split] for run in runs for split in splits if run["arm"] == "none"}
     memories = list(dict.fromkeys(name.split("/")[1] for run in runs for name in run["losses"] if "/" in name))
+    memories = [memory for memory in memories if memory != OWN]
     lines = ["## The gain", "",
              "Every arm with its own retriever and number of documents. Behind each loss: what it is beyond that of the arm",
-             "without documents and the same seed; less than nothing is a gain.", "",
-             f"| split | trained with | nothing in front | {' | '.join(f'memory {memory}' for memory in memories)} |",
-             "| --- | --- | --- |" + " --- |" * len(memories)]
+             "without documents and the same seed; less than nothing is a gain. The last column is no result but a probe: in",
+             "front stands the very document that is asked for, and who makes use of what stands there has nothing left to guess.", "",
+             f"| split | trained with | nothing in front |{''.join(f' memory {memory} |' for memory in memories)} the answer itself |",
+             "| --- | --- | --- | --- |" + " --- |" * len(memories)]
     for split in splits:
         for arm, own in _by_arm(runs).items():
             retriever, _, number = arm.rpartition("-")
-            names = [split, *(f"{split}/{memory}/{retriever}/{number}" for memory in memories)]
+            names = [split, *(f"{split}/{memory}/{retriever}/{number}" for memory in memories), f"{split}/{OWN}/{OWN}/1"]
             cells = [_beside(own, name, with_nothing, split) for name in names]
             lines.append(f"| {split} | {ARMS[arm].title} | {' | '.join(cells)} |")
     return [*lines, ""]
@@ -121,7 +123,8 @@ def _losses(runs: Sequence[dict[str, Any]], split: str) -> list[str]:
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name in names:
         parts = name.split("/")
-        groups[(parts[1], parts[2]) if len(parts) > 1 else ("", "")].append(name)
+        if len(parts) == 1 or parts[1] != OWN:  # that one stands in the first table
+            groups[(parts[1], parts[2]) if len(parts) > 1 else ("", "")].append(name)
     title = SPLIT_TITLES.get(split, split)
     lines = [f"## {title[:1].upper()}{title[1:]}", ""]
     header = ["trained with", "nothing in front"]
