@@ -77,8 +77,8 @@ def _gain(runs: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[str]:
     lines = ["## The gain", "",
              "Every arm with its own retriever and number of documents. Behind each loss: what it is beyond that of the arm",
              "without documents and the same seed; less than nothing is a gain. The last column is no result but a probe: in",
-             "front stands the very document that is asked for, and who makes use of what stands there has nothing left to guess.", "",
-             f"| split | trained with | nothing in front |{''.join(f' memory {memory} |' for memory in memories)} the answer itself |",
+             "front stands the very document that is asked for, and who makes use of what stands there has nothing to guess.", "",
+             f"| split | trained with | nothing in front |{''.join(f' memory {one} |' for one in memories)} the answer itself |",
              "| --- | --- | --- | --- |" + " --- |" * len(memories)]
     for split in splits:
         for arm, own in _by_arm(runs).items():
