@@ -17,7 +17,7 @@ from cm3core.files import atomic_path
 from cm3core.interfaces import ImageTokenizer
 
 FILE, BUNDLED = "fsq.safetensors", Path(__file__).parent / "emoji64.safetensors"
-BATCH_SIZE, LEARNING_RATE = 8, 2e-3
+BATCH_SIZE, LEARNING_RATE = 16, 2e-3
 
 
 class Block(nn.Module):
