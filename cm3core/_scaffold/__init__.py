@@ -48,7 +48,7 @@ USE = {
     "decoder": "cm3 train tiny -o runs/<<name>> decoder=<<name>>",
     "attention": "cm3 train tiny -o runs/<<name>> attention=<<name>>",
     "sampler": "cm3 generate \"a red apple\" -o out/<<name>> --sampler <<name>>",
-    "reranker": "cm3 generate \"a red apple\" -o out/<<name>> --candidates 4 --rerank <<name>>",
+    "reranker": "cm3 generate \"a red apple\" -o out/<<name>> --n 1 --candidates 4 --rerank <<name>>",
     "upscaler": "cm3 generate \"a red apple\" -o out/<<name>> --upscale <<name>>",
     "dataset": "cm3 train tiny -o runs/<<name>> dataset=<<name>>",
 }
@@ -181,7 +181,8 @@ def _check_name(name: str) -> None:
 def _check_not_taken(plan: Plan, registry: Registry) -> None:
     place = f"cm3 plugin new {plan.name}"
     if owners := registry.owners(plan.kind, plan.name):
-        raise PluginError(place, f"the plugin {owners[0]!r} brings {plan.fields['a_words']} {plan.name!r} already", "choose another name")
+        raise PluginError(place, f"the plugin {owners[0]!r} brings {plan.fields['a_words']} {plan.name!r} already",
+                          "choose another name")
     for info in registry.plugins:
         if info.name == plan.name:
             raise PluginError(place, f"a plugin {plan.name!r} is installed already ({info.origin})", "choose another name")

@@ -47,9 +47,9 @@ class Projects:
 
 
 @pytest.fixture(scope="module")
-def projects(clean: Path, install: Callable[..., None], run: Callable[..., str],
+def projects(new_environment: Callable[[], Path], install: Callable[..., None],
              tmp_path_factory: pytest.TempPathFactory) -> Projects:
-    folder = tmp_path_factory.mktemp("projects")
+    folder, commands = tmp_path_factory.mktemp("projects"), new_environment()
     (folder / "many.py").write_text(MANY)
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "pytest.ini").write_text("[pytest]\n")  # tests have their names from here on
@@ -57,7 +57,7 @@ def projects(clean: Path, install: Callable[..., None], run: Callable[..., str],
     def cm3(lines: str) -> dict[str, tuple[int, str]]:
         """Command -> exit code and what it printed."""
         environ = {"PATH": "", "HOME": str(folder), "CM3_CACHE": str(folder / "cache"), "OMP_WAIT_POLICY": "PASSIVE"}
-        shown = subprocess.run([str(clean / "python"), "many.py"], input=lines, cwd=folder, env=environ, capture_output=True,
+        shown = subprocess.run([str(commands / "python"), "many.py"], input=lines, cwd=folder, env=environ, capture_output=True,
                                text=True)
         ended = re.split(r"^## (\d+) (.*)\n", shown.stdout, flags=re.MULTILINE)
         answers = {line: (int(code), text) for text, code, line in zip(ended[::3], ended[1::3], ended[2::3], strict=False)}
@@ -66,8 +66,8 @@ def projects(clean: Path, install: Callable[..., None], run: Callable[..., str],
         return answers
 
     cm3("\n".join(f"plugin new {name_of(kind)} --kind {kind}" for kind in KINDS))
-    projects = Projects(folder, clean, cm3)
-    install(clean, "--no-build-isolation", *(folder / name for name in projects.folders()))
+    projects = Projects(folder, commands, cm3)
+    install(commands, "--no-build-isolation", *(folder / name for name in projects.folders()))
     return projects
 
 
@@ -92,6 +92,13 @@ def test_each_fits_the_installed_version(projects: Projects) -> None:
     for distribution in found.values():
         assert any(re.fullmatch(r"cm3leon<\S+,>=\S+", line) for line in distribution.requires or []), distribution.requires
         assert distribution.metadata["License-Expression"] == "MIT"
+
+
+def test_each_is_in_order(projects: Projects) -> None:
+    """The command of its CI; without the laws, which are its tests."""
+    answers = projects.cm3("\n".join(f"plugin check {name_of(kind)} --quick" for kind in KINDS))
+    ends = [text.splitlines()[-1] for _, text in answers.values()]
+    assert ends == [f"{name_of(kind)}: 7 ok, 1 skipped" for kind in KINDS]
 
 
 def test_the_tests_of_each_pass(projects: Projects, run: Callable[..., str]) -> None:

@@ -15,7 +15,8 @@ ASSETS = {
     "cm3plugins/datasets/emoji/assets/licenses/Apache-2.0.txt", "cm3plugins/datasets/emoji/concepts/quickstart.txt",
     "cm3plugins/image_tokenizers/vqgan/assets/emoji64/model.safetensors", "cm3plugins/judge/assets/judge.safetensors",
     "cm3plugins/embedders/light_encoder/assets/light_encoder.safetensors",
-    "cm3plugins/embedders/bi_encoder/assets/bi_encoder.safetensors", "cm3plugins/embedders/clip/assets/bpe_simple_vocab_16e6.txt.gz",
+    "cm3plugins/embedders/bi_encoder/assets/bi_encoder.safetensors",
+    "cm3plugins/embedders/clip/assets/bpe_simple_vocab_16e6.txt.gz",
     "cm3plugins/upscalers/edsr/assets/emoji256/model.safetensors",
 }
 
