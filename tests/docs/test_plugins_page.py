@@ -25,8 +25,9 @@ def package(tmp_path_factory: pytest.TempPathFactory, read_blocks: Callable[[Pat
         if block.file is not None:
             (folder / block.file).parent.mkdir(parents=True, exist_ok=True)
             (folder / block.file).write_text(block.text, encoding="utf-8")
-    (folder / "conftest.py").write_text("from hypothesis import settings\nsettings.register_profile('few', max_examples=20)\n"
-                                        "settings.load_profile('few')\n", encoding="utf-8")
+    (folder / "cm3-nibble" / "tests" / "conftest.py").write_text(
+        "from hypothesis import settings\nsettings.register_profile('few', max_examples=20)\nsettings.load_profile('few')\n",
+        encoding="utf-8")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install"]
     pip += ["--no-deps", "--no-index", "--no-build-isolation", "--target", str(folder / "site"), str(folder / "cm3-nibble")]
     subprocess.run(pip, check=True, capture_output=True)
