@@ -152,8 +152,10 @@ def test_their_own_tests_pass_where_they_are_installed(environment: Path, run: C
     assert "skipped" not in shown
 
 
-def test_what_their_readmes_show_works(environment: Path, run: Callable[..., str], tmp_path: Path) -> None:
+def test_what_their_readmes_show_works(environment: Path, run: Callable[..., str], tmp_path: Path,
+                                       monkeypatch: pytest.MonkeyPatch) -> None:
     """One process for all commands: each alone would import torch."""
+    monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
     commands = [command for folder in FOLDERS for command in commands_in((folder / "README.md").read_text(encoding="utf-8"))]
     assert len(commands) >= 2 * len(FOLDERS)
     script = ("import json, shlex, sys\nfrom cm3core.cli.main import main\n"
@@ -162,3 +164,5 @@ def test_what_their_readmes_show_works(environment: Path, run: Callable[..., str
     shown = run(environment, "python", "-c", script, json.dumps(commands), cwd=tmp_path)
     assert "verdict: exact" in shown
     assert "retrieved 1: " in shown
+    assert re.search(r"^sqlite-search: \d+ ok$", shown, re.MULTILINE)
+    assert "trained to step 3 " in shown
