@@ -164,11 +164,13 @@ def _train_image(args: Namespace) -> int:
     images_NHWC = pictures_of(data_source(recipe, None), recipe.image_tokenizer.image_size)
     path = recipe.image_tokenizer.train(images_NHWC, args.out, minutes=minutes, steps=steps, resume=True,
                                         validation_NHWC=_validation_pictures(recipe), show_progress=not args.quiet)
+    use = ""
     if "weights" in {item.name for item in fields(recipe.image_tokenizer)}:
+        use = f"; use it with image_tokenizer.weights={path}"
         trained: Any = recipe.image_tokenizer  # its class is the plugin's
         recipe = replace(recipe, image_tokenizer=replace(trained, weights=str(path.absolute())))
     write_text(args.out / RECIPE_FILE, recipe.to_yaml())
-    print(f"{path}: trained on {len(images_NHWC):,} pictures; use it with image_tokenizer.weights={path}\n"
+    print(f"{path}: trained on {len(images_NHWC):,} pictures{use}\n"
           f"measure it: cm3 tokenizer eval {args.out}")
     return 0
 

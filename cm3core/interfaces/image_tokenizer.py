@@ -49,6 +49,9 @@ class ImageTokenizerConfig(ComponentConfig):
 
         `minutes` of wall clock or `steps` of the optimiser, exactly one. With `resume` a run that was cut off goes on.
         Quality on `validation_NHWC` is logged. Tokenizers that can't be trained here keep this refusal.
+
+        `cm3 tokenizer train-image` calls it with all of these, and writes a recipe beside the weights whose key `weights`, if the
+        config has one, is their path: `build` reads it, and `cm3 tokenizer eval` and users rely on it.
         """
         raise RecipeError("image_tokenizer", f"{type(self).__name__} can't be trained here", "choose vqgan, or give weights")
 

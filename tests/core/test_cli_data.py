@@ -209,6 +209,30 @@ def test_train_image_then_eval(place: Path, capsys: pytest.CaptureFixture[str]) 
         assert open_image(place / "out.png").shape == (2 * 16, 4 * 16, 3)
 
 
+def test_a_tokenizer_without_a_key_for_weights_is_trained(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plugin = place / "means.py"
+    plugin.write_text(
+        "from dataclasses import dataclass\n"
+        "from pathlib import Path\n"
+        "from cm3core.hookspecs import hookimpl\n"
+        "from cm3core.interfaces import ImageTokenizerConfig\n"
+        "CM3_API = 1\n"
+        "@dataclass(kw_only=True)\n"
+        "class Means(ImageTokenizerConfig):\n"
+        "    image_size, grid, codebook_size = (8, 8), (1, 1), 2\n"
+        "    def build(self):\n"
+        "        raise NotImplementedError\n"
+        "    def train(self, images_NHWC, out_dir, *, minutes, steps, resume, validation_NHWC, show_progress):\n"
+        "        assert (images_NHWC.shape, minutes, steps, resume, show_progress) == ((4, 8, 8, 3), None, 3, True, False)\n"
+        "        return Path(out_dir) / 'means'\n"
+        "@hookimpl\n"
+        "def cm3_image_tokenizers():\n"
+        "    return {'means': Means}\n")
+    assert main(["--plugin", str(plugin), "tokenizer", "train-image", "tokenizer-emoji64", "image_tokenizer=means", "-o", "tok",
+                 "dataset=folder", "dataset.path=pictures", "dataset.valid=0.0", "--steps", "3", "--quiet"]) == 0
+    assert capsys.readouterr().out == "tok/means: trained on 4 pictures\nmeasure it: cm3 tokenizer eval tok\n"
+
+
 def test_tokenizers_that_cannot_be_trained(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plugin = place / "fixed.py"
     plugin.write_text(
