@@ -1,12 +1,13 @@
 """The laws of retrievers, and what is this one's own."""
 
 import math
+import sqlite3
 
 import pytest
 from cm3_sqlite_search import SQLiteRetrieverConfig
 
 from cm3core.document import Text
-from cm3core.errors import DataError
+from cm3core.errors import DataError, MissingPackageError
 from cm3core.testing.retriever import RetrieverContract
 from cm3core.testing.samples import ListSource
 
@@ -75,3 +76,17 @@ def test_a_damaged_index_says_what_to_do(tmp_path):
     with pytest.raises(DataError) as error:
         found(built(tmp_path), "red")
     assert str(error.value) == f"{path}: can't be searched (file is not a database)\n  next: delete it; it is built anew"
+
+
+def test_a_python_without_full_text_search_is_told(tmp_path, monkeypatch):
+    class Connection(sqlite3.Connection):
+        def execute(self, *_):
+            raise sqlite3.OperationalError("no such module: fts5")
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *given: connect(*given, factory=Connection))
+    with pytest.raises(MissingPackageError) as error:
+        built(tmp_path)
+    assert str(error.value) == ("retriever sqlite: this Python's SQLite has no FTS5 (no such module: fts5)\n"
+                                "  next: use another build of Python, or retriever=bm25")
+    assert list(tmp_path.iterdir()) == [], "nothing half written stays"
