@@ -51,6 +51,18 @@ class MeanForPadding(NaNForPadding):
         return torch.where(out.isnan(), v_BSKD.mean(), out)
 
 
+class NaNGradients(DenseAttention):
+    """Padding divided by nothing and put right afterwards: the output is zero, its gradient no number."""
+
+    def attend(self, q_BTHD: Tensor, *others: Tensor, kv_start_BT: Tensor | None = None, **options: Any) -> Tensor:
+        out = super().attend(q_BTHD, *others, kv_start_BT=kv_start_BT, **options)
+        if kv_start_BT is None or options.get("offset_B") is not None:
+            return out
+        blind = (kv_start_BT > torch.arange(q_BTHD.shape[1]))[:, :, None, None]
+        visible = ~blind + 0 * q_BTHD
+        return torch.where(blind, 0, out * (visible / visible))
+
+
 class OneOffsetForAll(DenseAttention):
     def attend(self, *qkv: Tensor, offset_B: Tensor | None = None, **options: Any) -> Tensor:
         return super().attend(*qkv, offset_B=None if offset_B is None else offset_B.max().expand_as(offset_B), **options)
@@ -123,6 +135,7 @@ MUTANTS = {
     "a_query_that_sees_nothing_gives_zeros": [NaNForPadding, MeanForPadding],
     "cached_rows_equal_the_oracle": [OneOffsetForAll, SeesTheFuture],
     "equals_the_oracle": [ForgetsScale, SeesTheFuture, WrongHeads, Doubles],
+    "gradients_of_padding_are_finite": [NaNGradients],
     "gradients_equal_the_oracles": [KeysGetNoGradient],
     "inputs_are_not_written_to": [WritesOnQueries, WritesOnOffsets],
     "starts_of_32_bits_and_strided_inputs": [KnowsLongStartsOnly, BelievesInContiguousInputs],
