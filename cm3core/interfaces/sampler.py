@@ -50,8 +50,8 @@ class GuidanceStream:
 
 @dataclass(frozen=True)
 class Filters:
-    """What happens to the logits besides mixing. Defaults switch each one off. A sampler with a filter of its own derives a frozen
-    dataclass from this one, and its field's default switches it off too.
+    """What happens to the logits besides mixing. Defaults switch each one off. A sampler with a filter of its own derives a
+    frozen dataclass from this one, and its field's default switches it off too.
 
     Args:
         temperature: > 0 divides the mixed logits; 0 takes the largest (lowest id on a tie).
