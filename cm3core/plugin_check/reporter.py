@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cm3core.errors import DeviceError, MissingPackageError
 from cm3core.keys import summary
 from cm3core.plugin_check.worker import Teller, plugin_traceback, worded
 
@@ -36,6 +37,9 @@ class Reporter:
         if report.skipped:
             reason = str(call.excinfo.value).removeprefix("Skipped: ")
             self.teller.verdict("law", subject, "skip", reason)
+        elif report.failed and isinstance(call.excinfo.value, (DeviceError, MissingPackageError)):
+            self.teller.verdict("law", subject, "skip", f"can't be tried here: {call.excinfo.value.cause}",
+                                call.excinfo.value.next_step)
         elif report.failed:
             cause, _, _ = worded(call.excinfo.value)
             says = summary(inspect.getdoc(item.function) or "")

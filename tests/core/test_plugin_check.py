@@ -52,6 +52,9 @@ CONFUSED = GOOD.replace("        return ByteTokenizer()", """\
         class Confused(ByteTokenizer):
             def _encode(self, text):
                 return super()._encode(text.replace("b", "a"))
+            def save(self, folder):
+                from cm3core.errors import DeviceError
+                raise DeviceError("here", "there is no disk", "add one")
         return Confused()""")
 WriteFile = Callable[..., str]
 
@@ -103,6 +106,9 @@ def test_a_law_that_breaks_shows_what_broke_it(write: WriteFile, capsys: pytest.
     assert set(plugin) == {"name", "version", "origin", "counts", "verdicts"}
     failed = {verdict["subject"]: verdict for verdict in plugin["verdicts"] if verdict["status"] == "fail"}
     assert plugin["counts"]["fail"] == len(failed)
+    skipped = next(verdict for verdict in plugin["verdicts"] if verdict["subject"] == "text_tokenizer/characters saved_is_loaded")
+    told = ("skip", "can't be tried here: there is no disk", "add one")
+    assert (skipped["status"], skipped["text"], skipped["next_step"]) == told
     broken = failed["text_tokenizer/characters round_trip_is_lossless"]
     assert broken["check"] == "law"
     assert broken["text"] == "AssertionError: assert 'a' == 'b'"

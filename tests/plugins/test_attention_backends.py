@@ -13,7 +13,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cm3core.errors import DeviceError, MissingPackageError, PluginError
+from cm3core.errors import DeviceError, MissingPackageError
 from cm3core.interfaces.attention import AttentionBackend, AttentionConfig
 from cm3core.testing.attention import AttentionContract, dense_attention
 from cm3kernels.attention.plan import visible_mask
@@ -114,7 +114,7 @@ def test_wrong_inputs_are_named() -> None:
 
 def test_flex_says_why_it_cannot_train_on_the_cpu() -> None:
     q = torch.zeros(1, 2, 1, 8, requires_grad=True)
-    with pytest.raises(PluginError) as caught:
+    with pytest.raises(DeviceError) as caught:
         FlexAttentionConfig().build().attend(q, q, q)
     assert str(caught.value) == ("attention 'flex': FlexAttention has no backward on the CPU, so it can't train there\n"
                                  "  next: use `attention: sdpa`, train on a CUDA device, or call under torch.no_grad()")

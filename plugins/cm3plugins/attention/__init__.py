@@ -73,7 +73,7 @@ class FlexAttentionConfig(AttentionConfig):
     compiled here (that takes a C++ compiler and some ten seconds): every score in memory, for comparison only."""
 
     def build(self) -> AttentionBackend:
-        """The backend; on the CPU `attend` raises `PluginError` as soon as a gradient is wanted."""
+        """The backend; on the CPU `attend` raises `DeviceError` as soon as a gradient is wanted."""
         from cm3plugins.attention.flex import FlexAttention
 
         return FlexAttention()
