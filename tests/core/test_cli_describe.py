@@ -147,7 +147,8 @@ def test_a_plugin_that_is_left_out_is_named_where_its_name_is_missed(monkeypatch
     monkeypatch.setenv("CM3_DISABLE_PLUGINS", "bundled")
     assert main(["describe", "cfg"]) == 2
     assert capsys.readouterr().err == ("error: cm3 describe cfg: there is no kind and no component 'cfg'\n"
-                                       "  next: `cm3 kinds` lists all; the plugin 'bundled' is disabled: named in CM3_DISABLE_PLUGINS\n")
+                                       "  next: `cm3 kinds` lists all; the plugin 'bundled' is disabled: "
+                                       "named in CM3_DISABLE_PLUGINS\n")
 
 
 def test_kinds(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
