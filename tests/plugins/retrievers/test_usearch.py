@@ -21,6 +21,7 @@ def unit_vectors(num_rows, dimension=16, seed=0):
 def test_the_package_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "usearch", None)
     monkeypatch.setitem(sys.modules, "usearch.index", None)
+    monkeypatch.delitem(sys.modules, "cm3plugins.retrievers.usearch_engine", raising=False)  # another test may have imported it
     with pytest.raises(MissingPackageError) as error:
         UsearchRetrieverConfig().build(ListSource(example_documents()), HashEmbedder())
     assert str(error.value) == ("retriever=usearch: the package 'usearch' is not installed\n"
