@@ -146,8 +146,8 @@ def test_every_kind_of_change_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
               "    def _ours(self) -> int: ...\n")
     before = lines(source)
     assert before == ["class place(ABC)", "place.size: int = 3  [field]", "place.kind: str = 'a'  [field]",
-                      "place.told(self, a: int, *, b: str | None = None) -> int", "place.width: int  [property]",
-                      "place.made(cls) -> Public  [classmethod]", "place._yours(self) -> int  [abstract]"]
+                      "place._yours(self) -> int  [abstract]", "place.made(cls) -> Public  [classmethod]",
+                      "place.told(self, a: int, *, b: str | None = None) -> int", "place.width: int  [property]"]
     for old, new in (("size: int = 3", "size: int = 4"), ("size: int", "length: int"), ("a: int", "a: float"), ("*, b", "b"),
                      ("def width", "def breadth"), ("    @property\n", ""), ("_yours(self)", "_yours(self, more)"),
                      ("    @abc.abstractmethod\n    def _yours", "    def yours"), ("made(cls)", "made(cls, x)"),
