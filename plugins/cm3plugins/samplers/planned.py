@@ -6,6 +6,7 @@ Legend: n requests, S stream rows, G guidance streams, R ids of the legal slice.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ class PlannedSampler(Sampler):
 
     def __init__(self, plans: Mapping[str, SamplingPlan]) -> None:
         self._plans = dict(plans)
-        self._seen: tuple[Sequence[SamplingPlan], torch.device, dict[str, Tensor]] | None = None
+        self._seen: tuple[Sequence[SamplingPlan], torch.device, dict[str, Any]] | None = None
 
     def plan(self, modality: str) -> SamplingPlan:
         """See `Sampler.plan`."""
@@ -37,7 +38,7 @@ class PlannedSampler(Sampler):
         return guided_sample(logits_SR, stream_rows_nG, weights_nG, allowed_nV=allowed_nR, seed_n=seed_n, position_n=position_n,
                              first_id=first_id, **columns)
 
-    def _columns(self, plans: Sequence[SamplingPlan], device: torch.device) -> dict[str, Tensor]:
+    def _columns(self, plans: Sequence[SamplingPlan], device: torch.device) -> dict[str, Any]:
         """The plans' filters as tensors. An engine passes the same tuple step after step, so the last is remembered."""
         if self._seen is not None and self._seen[0] is plans and self._seen[1] == device:
             return self._seen[2]

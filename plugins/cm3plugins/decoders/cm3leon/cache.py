@@ -300,8 +300,8 @@ class CM3LeonCache(KVCache):
         H, T, D = q_BHTD.shape[1:]
         for segment, rows in reading.groups:
             q_1HMD = q_BHTD[rows].transpose(0, 1).reshape(1, H, -1, D)
-            part_1HMD, lse_1HM = _flash(q_1HMD, *(memory_KND[None, :, segment.start:segment.start + segment.length]
-                                                  for memory_KND in (keys_KND, values_KND)), None)
+            shared = slice(segment.start, segment.start + segment.length)
+            part_1HMD, lse_1HM = _flash(q_1HMD, keys_KND[None, :, shared], values_KND[None, :, shared], None)
             part_nHTD, lse_nHT = (x[0].unflatten(1, (-1, T)).transpose(0, 1) for x in (part_1HMD, lse_1HM))
             before_nHT = lse_BHT[rows]
             share_nHT1 = torch.sigmoid(lse_nHT - before_nHT)[..., None].to(out_BHTD.dtype)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from cm3core.errors import GenerationError, close_match
 from cm3core.interfaces.decoder import Decoder, KVCache
@@ -137,7 +137,7 @@ class CM3LeonInference(Decoder):
         for layer, (qkv, out, up, down, q_norm, k_norm) in enumerate(self._layers):
             q_BTHD, k_BTHD, v_BTHD = qkv(layer_norm(x_ME).to(dtype))[:M].view(heads).unbind(2)
             if self.decoder.config.qk_norm:
-                q_BTHD, k_BTHD = (norm(x.to(norm.weight.dtype)).to(dtype) for norm, x in ((q_norm, q_BTHD), (k_norm, k_BTHD)))
+                q_BTHD, k_BTHD = (_normed(norm, x) for norm, x in ((q_norm, q_BTHD), (k_norm, k_BTHD)))
             attended_ME[:M].view(B, T, self.num_heads, self.head_dim).copy_(cache.attend(layer, q_BTHD, k_BTHD, v_BTHD, reading))
             x_ME += out(attended_ME)
             x_ME += down(up(layer_norm(x_ME).to(dtype)))
@@ -153,6 +153,14 @@ class CM3LeonInference(Decoder):
         if self.on_cpu and M < FEWEST_ROWS:
             x_ME = F.pad(x_ME, (0, 0, 0, FEWEST_ROWS - M))
         return self._heads[key](x_ME)[:M].view(*hidden.shape[:-1], len(ids))
+
+
+def _normed(norm: nn.Module, x: Tensor) -> Tensor:
+    """What `norm` makes of x, computed in the precision of its weight, in that of x."""
+    weight = norm.weight
+    assert isinstance(weight, Tensor)
+    normed: Tensor = norm(x.to(weight.dtype))
+    return normed.to(x.dtype)
 
 
 def layer_norm(x: Tensor) -> Tensor:

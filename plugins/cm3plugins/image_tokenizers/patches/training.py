@@ -46,8 +46,9 @@ def train_patches(config: PatchTokenizerConfig, images_NHWC: PixelArray, out_dir
         kmeans = faiss.Kmeans(sample_Pd.shape[1], config.codebook_size, niter=1, seed=config.seed, max_points_per_centroid=10**9,
                               min_points_per_centroid=1)
         kmeans.train(sample_Pd, init_centroids=centres_Kd)
-        same = centres_Kd is not None and np.array_equal(kmeans.centroids, centres_Kd)
-        centres_Kd, rounds = kmeans.centroids, rounds + 1
+        found_Kd = np.asarray(kmeans.centroids)
+        same = centres_Kd is not None and np.array_equal(found_Kd, centres_Kd)
+        centres_Kd, rounds = found_Kd, rounds + 1
         if same:
             break
     codebook_Kd: npt.NDArray[np.uint8] = np.clip(np.rint(centres_Kd), 0, 255).astype(np.uint8)
