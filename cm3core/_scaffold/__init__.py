@@ -215,5 +215,5 @@ def write_project(plan: Plan) -> list[str]:
         raise not_written(plan.folder, error) from error
     finally:
         if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)  # what went wrong before is the error to tell
     return list(files)

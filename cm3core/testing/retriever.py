@@ -51,7 +51,7 @@ class RetrieverContract(Contract[Retriever]):
     def over(self, memory: DocumentSource) -> Retriever:
         """Return the retriever over another memory; equal calls give equal retrievers."""
         if self.config is None:
-            raise NotImplementedError("a test without `config` defines `over`")
+            raise NotImplementedError("a test without `config` defines `over`")  # the author's part, like Contract.make
         with _own_cache():
             retriever: Retriever = self.config.build(memory, self.embedder)
         return retriever

@@ -148,7 +148,7 @@ def test_their_own_tests_pass_where_they_are_installed(environment: Path, run: C
         shutil.copytree(folder / "tests", tmp_path / folder.name)
     options = ("-q", "-p", "no:cacheprovider", "--import-mode=importlib")
     shown = run(environment, "python", "-m", "pytest", *options, *NAMES, cwd=tmp_path)
-    assert int(re.search(r"(\d+) passed", shown)[1]) > 60  # type: ignore[index]
+    assert int(re.search(r"(\d+) passed", shown)[1]) > 60  # type: ignore[index]  # no match fails too
     assert "skipped" not in shown
 
 

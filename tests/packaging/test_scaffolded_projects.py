@@ -154,7 +154,7 @@ def test_each_is_used_by_one_changed_line(projects: Projects) -> None:
 
 def test_ruff_finds_nothing(projects: Projects) -> None:
     """By each project's own settings, and by more rules than these ask for."""
-    pytest.importorskip("ruff")
+    pytest.importorskip("ruff", reason="ruff comes with the extra dev, which a user's test run need not have")
     for rules in ([], ["--extend-select", "E,F,W,I,B,UP,SIM,RUF,C4,PTH,NPY,PT"]):
         done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", *rules, *projects.folders()],
                               cwd=projects.folder, capture_output=True, text=True)
@@ -163,7 +163,7 @@ def test_ruff_finds_nothing(projects: Projects) -> None:
 
 def test_mypy_finds_nothing(projects: Projects) -> None:
     """Strict, all kinds in one run."""
-    pytest.importorskip("mypy")
+    pytest.importorskip("mypy", reason="mypy comes with the extra dev, which a user's test run need not have")
     folders = [str(path) for name in projects.folders() for path in sorted((projects.folder / name).iterdir()) if path.is_dir()
                and (path.name == "tests" or path.name.startswith("cm3_"))]
     assert len(folders) == 2 * len(KINDS)

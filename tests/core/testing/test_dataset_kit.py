@@ -69,7 +69,7 @@ class KeysOfItsOwn(Right):
 
 class ListsOfSegments(Right):
     def _document(self, index: int, rng: np.random.Generator | None) -> Document:
-        return list(super()._document(index, rng))  # type: ignore[return-value]
+        return list(super()._document(index, rng))  # type: ignore[return-value]  # wrong on purpose
 
 
 class BlankTexts(Right):
@@ -89,7 +89,7 @@ class NamelessPictures(Right):
 
 class LongCodes(Right):
     def _document(self, index: int, rng: np.random.Generator | None) -> Document:
-        return (Codes(np.arange(6), (2, 3)),)  # type: ignore[arg-type]
+        return (Codes(np.arange(6), (2, 3)),)  # type: ignore[arg-type]  # wrong on purpose
 
 
 class OneKeyForAll(Right):
@@ -109,7 +109,7 @@ class Nameless(Right):
 
 class NoGroup(Right):
     def group(self, index: int) -> str:
-        return None  # type: ignore[return-value]
+        return None  # type: ignore[return-value]  # wrong on purpose
 
 
 class GroupsAsTheyCome(Right):

@@ -88,7 +88,7 @@ class NotNormalised(HashEmbedder):
 
 class Doubles(HashEmbedder):
     def embed_images(self, images: Sequence[PixelArray]) -> VectorArray:
-        return super().embed_images(images).astype(np.float64)  # type: ignore[return-value]
+        return super().embed_images(images).astype(np.float64)  # type: ignore[return-value]  # wrong on purpose
 
 
 class DimensionOffByOne(HashEmbedder):

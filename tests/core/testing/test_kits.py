@@ -46,7 +46,7 @@ def test_a_kit_builds_what_needs_no_files(kind: str, name: str) -> None:
     config = load_registry().config_class(kind, f"bundled/{name}")
     attributes = {}
     if (kind, name) == ("decoder", "cm3leon"):  # the defaults are 300 million parameters
-        config = config(num_layers=1, d_model=16, num_heads=2, context_length=32)  # type: ignore[call-arg,assignment]
+        config = config(num_layers=1, d_model=16, num_heads=2, context_length=32)  # type: ignore[call-arg,assignment]  # the decoder's
         attributes["max_examples"] = 1
     reason = None
     try:

@@ -87,7 +87,7 @@ class MasksInPlace(Right):
 
 class DoubleWeights(Right):
     def spoil(self, sequence: TokenSequence, masked: MaskedSequence) -> MaskedSequence:
-        return replace(masked, weights=masked.weights.astype(np.float64))  # type: ignore[arg-type]
+        return replace(masked, weights=masked.weights.astype(np.float64))  # type: ignore[arg-type]  # wrong on purpose
 
 
 class NegativeWeights(Right):
@@ -97,7 +97,7 @@ class NegativeWeights(Right):
 
 class LongTokens(Right):
     def spoil(self, sequence: TokenSequence, masked: MaskedSequence) -> MaskedSequence:
-        return replace(masked, tokens=masked.tokens.astype(np.int64))  # type: ignore[arg-type]
+        return replace(masked, tokens=masked.tokens.astype(np.int64))  # type: ignore[arg-type]  # wrong on purpose
 
 
 class OneWeightTooMany(Right):
