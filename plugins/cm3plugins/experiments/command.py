@@ -58,12 +58,10 @@ def run(args: Namespace) -> int:
     from cm3core.train import TrainingInterrupted
     from cm3plugins.experiments.retrieval.experiment import RetrievalExperiment
 
-    plugins = "".join(f"--plugin {shlex.quote(str(path))} " for path in args.plugin)
-    command = f"cm3 {plugins}experiment retrieval --arms {' '.join(args.arms)} -o {shlex.quote(str(args.out))}"
     experiment = RetrievalExperiment(
         registry_of(args), args.out, recipe=args.recipe, overrides=args.overrides, arms=list(dict.fromkeys(args.arms)),
         seeds=list(dict.fromkeys(args.seeds)), steps=args.steps, num_documents=args.documents, num_pictures=args.pictures,
-        command=command)
+        command=_typed(args))
     try:
         report = experiment.run()
     except TrainingInterrupted as stopped:
@@ -71,3 +69,12 @@ def run(args: Namespace) -> int:
         return 130
     print(f"\ndone: open {report}")
     return 0
+
+
+def _typed(args: Namespace) -> str:
+    """The whole command, so that who reads the report can repeat it."""
+    words = ["cm3", *(word for path in args.plugin for word in ("--plugin", str(path))), "experiment", "retrieval",
+             "--arms", *args.arms, "--seeds", *map(str, args.seeds), *([] if args.steps is None else ["--steps", str(args.steps)]),
+             "--documents", str(args.documents), "--pictures", str(args.pictures), "--recipe", args.recipe,
+             "-o", str(args.out), *args.overrides]
+    return shlex.join(words)

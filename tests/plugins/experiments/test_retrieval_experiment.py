@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ def test_all_stages_and_again(overrides: list[str], tmp_path: Path, capsys: pyte
     assert "validation/unseen/image_loss_retrieved" in dense["curve"][-1]
     assert set(dense["drawn"]["unseen"]) == {"kid", "real_kid", "floor", "floor_spread", "r5", "real_r5"}
     report = (out / "report.md").read_text()
+    typed = ["cm3", *arguments[:5], "--seeds", "0", *arguments[5:11], "--recipe", "retrieval-gain", *arguments[11:]]
+    assert f"`{shlex.join(typed)}`" in report, "who reads it can repeat it"
     assert set(dense["drawn"]) == {"unseen"}, "one document of comp has no distance"
     for name in ("curves.png", "pictures-unseen.png"):
         assert (out / name).stat().st_size > 0
