@@ -75,6 +75,7 @@ def _typed(args: Namespace) -> str:
     """The whole command, so that who reads the report can repeat it."""
     steps = [] if args.steps is None else ["--steps", str(args.steps)]
     words = ["cm3", *(word for path in args.plugin for word in ("--plugin", str(path))), "experiment", "retrieval",
-             "--arms", *args.arms, "--seeds", *map(str, args.seeds), *steps, "--documents", str(args.documents), "--pictures", str(args.pictures), "--recipe", args.recipe,
+             "--arms", *args.arms, "--seeds", *map(str, args.seeds), *steps,
+             "--documents", str(args.documents), "--pictures", str(args.pictures), "--recipe", args.recipe,
              "-o", str(args.out), *args.overrides]
     return shlex.join(words)
