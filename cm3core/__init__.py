@@ -11,18 +11,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-
-#: Version of the plugin API. A plugin states the one it was written for in its own `CM3_API`.
-CM3_API = 1
-
-#: The oldest plugin API that is still served: plugins of it work, and a line says that they must be updated.
-OLDEST_CM3_API = 1
+from cm3core import _moved
+from cm3core._version import CM3_API, OLDEST_CM3_API, __version__
 
 if TYPE_CHECKING:
-    from cm3core.model import Model, load
+    from cm3core.model.model import Model, load
 
 __all__ = ["CM3_API", "OLDEST_CM3_API", "Model", "__version__", "load"]
+
+_moved.serve(_moved.MOVED)
 
 
 def __getattr__(name: str) -> Any:

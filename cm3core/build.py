@@ -19,12 +19,12 @@ import torch
 from cm3core.bank import Manifest, MemoryBank, Tools
 from cm3core.bank.building import IMAGE_TOKENIZER
 from cm3core.bank.manifest import MANIFEST
+from cm3core.config.schema import to_plain
 from cm3core.errors import CM3Error, DeviceError, RecipeError
-from cm3core.fields import to_plain
-from cm3core.likelihood import Likelihood
-from cm3core.memory import check_weights_fit
+from cm3core.generation.device_memory import check_weights_fit
+from cm3core.generation.likelihood import Likelihood
 from cm3core.recipe import recipe_from_yaml
-from cm3core.serialize import Serializer
+from cm3core.sequence.serialize import Serializer
 from cm3core.vocab import NUM_CONTROL, Vocabulary
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         TextTokenizer,
         Upscaler,
     )
-    from cm3core.plugins import Registry
+    from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
 
 #: Words of torch's allocators (CPU, CUDA) when there is no memory; there is no error class for the CPU's.

@@ -32,16 +32,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cm3core.build import Components, build
-from cm3core.errors import CheckpointError
+from cm3core.errors import CheckpointError, close_match
 from cm3core.files import sync_directory
-from cm3core.plugins import plugin_versions
+from cm3core.plugins.registry import plugin_versions
 from cm3core.recipe import diff, recipe_from_yaml
 from cm3core.vocab import Vocabulary
 
 if TYPE_CHECKING:
-    from cm3core.optim import OptimizerGroup
-    from cm3core.plugins import Registry
+    from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
+    from cm3core.training.optim import OptimizerGroup
 
 FORMAT = 1
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -250,6 +250,26 @@ def find_checkpoint(path: str | Path) -> Path:
         return newest
     cause = "holds no checkpoint and no model" if folder.is_dir() else "does not exist" if not folder.exists() else "is a file"
     raise CheckpointError(str(folder), cause, "name a run's folder (cm3 train -o), one of its checkpoints, or an exported model")
+
+
+def bundled_models(registry: Registry | None = None) -> dict[str, Path]:
+    """Model folders that the installed plugins ship: "PLUGIN:NAME" -> folder. None: the installed plugins' registry."""
+    if registry is None:
+        from cm3core.plugins.registry import load_registry
+
+        registry = load_registry()
+    return registry.models()
+
+
+def find_model(model: str | Path, registry: Registry) -> Path:
+    """The folder of a model: a path (a run, a checkpoint, an exported model), or "PLUGIN:NAME" of a model that a plugin ships."""
+    shipped = bundled_models(registry)
+    if str(model) in shipped:
+        return shipped[str(model)]
+    if re.fullmatch(r"[\w-]+:[\w.-]+", str(model)) and not Path(model).exists():
+        step = close_match(str(model), shipped) if shipped else "train one (cm3 quickstart, cm3 train) and name its folder"
+        raise CheckpointError(f"model {str(model)!r}", "no installed plugin ships it", step)
+    return Path(model)
 
 
 def read_state(folder: Path) -> CheckpointState:

@@ -122,7 +122,7 @@ def cm3_commands() -> Mapping[str, str]:
 def cm3_benchmarks() -> Mapping[str, str]:
     """Ops and providers for `cm3 bench kernels`: a name of the plugin's choice -> "module:function".
 
-    The function is imported only when benchmarks run. It is given a `cm3plugins.benchmarks.registry.BenchmarkRegistry` and adds
+    The function is imported only when benchmarks run. It is given a `cm3core.interfaces.benchmark.BenchmarkRegistry` and adds
     to it: `registry.add_op(op)`, or `registry.add_provider("attention", provider)` for an op that is there already.
     """
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from cm3core import hookspecs, interfaces
 from cm3core.interfaces.component import ComponentConfig
-from cm3core.kinds import KINDS, Kind
+from cm3core.plugins import KINDS, Kind
 from cm3core.testing._laws import Contract
 
 COMMAND = "python docs/_generate.py"

@@ -15,12 +15,11 @@ from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 
-import cm3core
 from cm3core import interfaces
+from cm3core._version import CM3_API, __version__
 from cm3core.errors import PluginError, close_match
 from cm3core.files import check_writable, make_folder, not_written
-from cm3core.kinds import KINDS
-from cm3core.plugins import Registry
+from cm3core.plugins import KINDS, Registry
 
 TEMPLATES = Path(__file__).parent / "templates"
 PREFIX = "cm3-"
@@ -93,7 +92,7 @@ class Plan:
     @property
     def fields(self) -> dict[str, str]:
         """What the templates may name."""
-        kind, words, (major, minor) = KINDS[self.kind], WORDS[self.kind][1], cm3core.__version__.split(".")[:2]
+        kind, words, (major, minor) = KINDS[self.kind], WORDS[self.kind][1], __version__.split(".")[:2]
         module, contract = kind.kit.split(":")
         author, mail = _author(self.author)
         quoted = [f'{key} = "{value}"' for key, value in (("name", author), ("email", mail)) if value]
@@ -103,7 +102,7 @@ class Plan:
             "distribution": self.distribution,
             "package": self.package, "Class": self.class_name, "Test": f"Test{self.class_name}", "hook": kind.hook,
             "Base": kind.config.__name__, "Interface": kind.interface, "interface_file": f"cm3core/interfaces/{self.kind}.py",
-            "kit": module, "Contract": contract, "api": str(cm3core.CM3_API), "use": fill(USE[self.kind], {"name": self.name}),
+            "kit": module, "Contract": contract, "api": str(CM3_API), "use": fill(USE[self.kind], {"name": self.name}),
             "window": f">={major}.{minor},<{f'0.{int(minor) + 1}' if major == '0' else int(major) + 1}",
             "authors": f"authors = [{{ {', '.join(quoted)} }}]\n" if quoted else "", "today": date.today().isoformat(),
             "year": str(date.today().year), "holder": author or f"the authors of {self.distribution}",

@@ -16,7 +16,7 @@ from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cm3core.plugins import Registry
+    from cm3core.plugins.registry import Registry
 
 
 def add_overrides(parser: ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def add_overrides(parser: ArgumentParser) -> None:
 def registry_of(args: Namespace, *, quiet: bool = False) -> Registry:
     """The registry for a command: installed plugins, and the files that `--plugin` names. `quiet` holds warnings back, for
     commands that show broken plugins anyway."""
-    from cm3core import plugins
+    from cm3core.plugins import registry as plugins
 
     before = plugins.logger.level
     if quiet:

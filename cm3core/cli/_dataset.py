@@ -15,7 +15,7 @@ from cm3core.errors import DataError, RecipeError, close_match
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
     from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig
-    from cm3core.plugins import Registry
+    from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
 
 OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cm3core.interfaces.embedder import Embedder
     from cm3core.interfaces.image_tokenizer import ImageTokenizer
     from cm3core.interfaces.retriever import Retrieved, Retriever
-    from cm3core.plugins import Registry
+    from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
 
 LINE = "recall of an index beside exact search, and latency, for text and image queries"
@@ -170,7 +170,7 @@ def queries_of(source: DocumentSource, number: int, tokenizer: ImageTokenizer | 
         DataError: there is no query at all.
     """
     from cm3core.document import Codes, Image, Text
-    from cm3core.validation import spread
+    from cm3core.training.validation import spread
 
     texts, images = Queries("text", [], []), Queries("image", [], [])
     for index in spread(len(source), number):

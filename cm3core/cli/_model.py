@@ -14,9 +14,9 @@ from cm3core.cli import registry_of
 from cm3core.errors import GenerationError
 
 if TYPE_CHECKING:
-    from cm3core.generate import Progress
-    from cm3core.model import Model
-    from cm3core.results import Choice, RetrievedDocument
+    from cm3core.generation.engine import Progress
+    from cm3core.model.model import Model
+    from cm3core.model.results import Choice, RetrievedDocument
 
 DEFAULT_MODEL = "bundled:emoji64"
 
@@ -53,7 +53,7 @@ def add_model_options(parser: ArgumentParser) -> None:
 
 def open_model(args: Namespace) -> Model:
     """The model that the options name."""
-    from cm3core.model import load
+    from cm3core.model.model import load
 
     if args.threads is not None and args.threads < 1:
         raise GenerationError("--threads", f"is {args.threads}", "use 1 or more")
@@ -122,7 +122,7 @@ def progress_bar(what: str) -> Iterator[Progress]:
 def metadata(model: Model, args: Namespace, *, prompt: str, seed: int, retrieved: Sequence[RetrievedDocument],
              choice: Choice | None = None) -> dict[str, str]:
     """What a written PNG says of itself: enough to draw it again."""
-    from cm3core.fields import to_plain
+    from cm3core.config.schema import to_plain
 
     sampler = args.sampler or model.recipe.component_names.get("sampler", "")
     config = model.sampler_config(args.sampler, **settings_of(args.settings, "sampler"))

@@ -11,7 +11,7 @@ from typing import Any
 from cm3core import hookspecs
 from cm3core.cli import registry_of
 from cm3core.errors import PluginError
-from cm3core.kinds import KINDS
+from cm3core.plugins.kinds import KINDS
 
 EXAMPLE = "cm3 plugin new nibble --kind text_tokenizer"
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from cm3core.document import Codes, PixelArray
-    from cm3core.generate import PictureGrown
-    from cm3core.model import Model
+    from cm3core.generation.engine import PictureGrown
+    from cm3core.model.model import Model
 
 #: Seconds between two updates, at least: decoding pictures must not slow down their drawing.
 INTERVAL = 0.5

@@ -11,8 +11,8 @@ from cm3core.cli._model import printable
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
-    from cm3core.model import Model
-    from cm3core.results import RetrievedDocument
+    from cm3core.model.model import Model
+    from cm3core.model.results import RetrievedDocument
 
 FILE = "retrieved.png"
 #: Pixels of a picture on the sheet, at least, and letters below it, at most.

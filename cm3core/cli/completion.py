@@ -21,7 +21,7 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Print it."""
-    from cm3core.completion import script
+    from cm3core.cli._completion import script
 
     print(script(args.shell, registry_of(args)), end="")
     return 0

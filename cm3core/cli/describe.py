@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from cm3core.cli import registry_of
 
 if TYPE_CHECKING:
-    from cm3core.catalog import ComponentEntry, KindEntry
-    from cm3core.keys import Key
+    from cm3core.config.docs import Key
+    from cm3core.plugins.catalog import ComponentEntry, KindEntry
 
 HELP = "explain a component, its keys and its section of a recipe; or a kind"
 EXAMPLE = """  cm3 describe sampler/cd_k
@@ -32,7 +32,7 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Print what is known of it."""
-    from cm3core.catalog import component_entry, find, kind_entry, to_plain
+    from cm3core.plugins.catalog import component_entry, find, kind_entry, to_plain
 
     registry = registry_of(args)
     kind, name = find(args.name, registry)

@@ -21,8 +21,8 @@ from cm3core.files import check_writable
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
-    from cm3core.model import Model
-    from cm3core.results import GeneratedImage
+    from cm3core.model.model import Model
+    from cm3core.model.results import GeneratedImage
 
 #: Pictures beside each other in the contact sheet.
 COLUMNS = 8
@@ -76,8 +76,8 @@ def _counted(args: Namespace, model: Model, each: int, options: dict[str, Any]) 
 def _previewed(args: Namespace, model: Model, each: int, options: dict[str, Any]) -> Iterator[GeneratedImage]:
     """The pictures, shown while they grow."""
     from cm3core.cli._preview import LivePreview
-    from cm3core.generate import PictureGrown
-    from cm3core.results import ImageReady
+    from cm3core.generation.engine import PictureGrown
+    from cm3core.model.results import ImageReady
 
     live = LivePreview(model, args.out / "preview.png")
     try:

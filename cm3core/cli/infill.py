@@ -20,7 +20,7 @@ from cm3core.errors import GenerationError
 from cm3core.files import check_writable
 
 if TYPE_CHECKING:
-    from cm3core.boxes import Box
+    from cm3core.model.crop import Box
 
 HELP = "redraw a part of a picture"
 EXAMPLE = """  cm3 infill picture.png --box 8,8,40,40 --text "a red apple with a leaf" -o out.png

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cm3core.cli import registry_of
 
 if TYPE_CHECKING:
-    from cm3core.catalog import KindEntry
+    from cm3core.plugins.catalog import KindEntry
 
 HELP = "list the kinds of components, and who brings which"
 EXAMPLE = """  cm3 kinds
@@ -23,7 +23,7 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Print them."""
-    from cm3core.catalog import kind_entries, to_plain
+    from cm3core.plugins.catalog import kind_entries, to_plain
 
     entries = kind_entries(registry_of(args))
     if args.json:

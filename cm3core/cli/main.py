@@ -11,42 +11,12 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
-import cm3core
+from cm3core._version import __version__
+from cm3core.commands import COMMANDS, CommandParser
 from cm3core.errors import CM3Error, close_match
 
-#: Command -> (module, one line of help). The modules' own HELP repeats the line; a test compares the two. No module: a plugin
-#: brings the command (the hook `cm3_commands`), and it stands in the table because newcomers begin with it.
-COMMANDS: dict[str, tuple[str, str]] = {
-    "quickstart": ("", "train a small model on real pictures and write a report, in minutes"),
-    "train": ("cm3core.cli.train", "train a decoder by a recipe, or go on where a run stopped"),
-    "generate": ("cm3core.cli.generate", "draw pictures for a prompt"),
-    "caption": ("cm3core.cli.caption", "describe a picture"),
-    "infill": ("cm3core.cli.infill", "redraw a part of a picture"),
-    "edit": ("cm3core.cli.edit", "draw a picture as an instruction changes it"),
-    "ask": ("cm3core.cli.ask", "answer a question about a picture"),
-    "sweep": ("cm3core.cli.sweep", "draw the same prompts under several settings, side by side"),
-    "tokenizer": ("cm3core.cli.tokenizer", "train and measure text and image tokenizers"),
-    "upscale": ("cm3core.cli.upscale", "enlarge a picture"),
-    "upscaler": ("cm3core.cli.upscaler", "train an upscaler, and measure one"),
-    "data": ("cm3core.cli.data", "look at a data set, and check every record"),
-    "memory": ("cm3core.cli.memory", "build a memory bank to retrieve from, and change, check and measure it"),
-    "recipe": ("cm3core.cli.recipe", "list, show, check and compare recipes"),
-    "kinds": ("cm3core.cli.kinds", "list the kinds of components, and who brings which"),
-    "describe": ("cm3core.cli.describe", "explain a component, its keys and its section of a recipe; or a kind"),
-    "completion": ("cm3core.cli.completion", "print a script that lets a shell complete commands, options and names"),
-    "plugin": ("cm3core.cli.plugin", "list plugins, what they bring and why one is broken; write a new one, check one"),
-}
 OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)
-
-
-class CommandParser(argparse.ArgumentParser):
-    """Wrong arguments are told like every other wrong input. Parsers of actions (`add_subparsers`) are of this class too."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise `CM3Error` in place of printing and leaving."""
-        raise CM3Error(self.prog, message, f"see `{self.prog} --help`")
 
 
 def entry() -> None:
@@ -95,7 +65,7 @@ def _top_parser() -> argparse.ArgumentParser:
                "  cm3 COMMAND --help\n\nplugins may bring more commands: cm3 plugin list")
     top.add_argument("--plugin", metavar="FILE.py",  # taken by `_run` already; here for the help
                      help="register the components of a plugin module from a file; may be given several times")
-    top.add_argument("--version", action="version", version=f"cm3leon {cm3core.__version__}")
+    top.add_argument("--version", action="version", version=f"cm3leon {__version__}")
     top.add_argument("command", nargs="?", help=argparse.SUPPRESS)
     top.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return top
@@ -110,7 +80,7 @@ def _command(name: str, files: Sequence[Path]) -> tuple[argparse.ArgumentParser,
                                formatter_class=argparse.RawDescriptionHelpFormatter)
         module.configure(parser)
         return parser, module.run
-    from cm3core.plugins import load_registry
+    from cm3core.plugins.registry import load_registry
 
     registry = load_registry(files)
     configure = registry.command(name)

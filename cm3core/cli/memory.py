@@ -16,7 +16,7 @@ from cm3core.errors import DataError
 if TYPE_CHECKING:
     from cm3core.bank import BuildReport, MemoryBank, Tools
     from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
-    from cm3core.plugins import Registry
+    from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
 
 HELP = "build a memory bank to retrieve from, and change, check and measure it"
@@ -121,8 +121,7 @@ def _tools(recipe: Recipe, registry: Registry, args: Namespace) -> Tools:
               if kind not in named and (args.model is not None or getattr(recipe, kind) is None)]
     folder = None
     if wanted:
-        from cm3core.checkpoint import IMAGE_TOKENIZER, find_checkpoint, read_recipe
-        from cm3core.model import find_model
+        from cm3core.checkpoint import IMAGE_TOKENIZER, find_checkpoint, find_model, read_recipe
 
         model = args.model or DEFAULT_MODEL
         checkpoint = find_checkpoint(find_model(model, registry))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from cm3core.cli import _plugin_check, _plugin_new, registry_of
 
 if TYPE_CHECKING:
-    from cm3core.plugins import PluginInfo
+    from cm3core.plugins.registry import PluginInfo
 
 HELP = "list plugins, what they bring and why one is broken; write a new one, check one"
 EXAMPLE = """  cm3 plugin new nibble --kind text_tokenizer

@@ -16,9 +16,9 @@ from cm3core.files import check_writable
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
-    from cm3core.model import Model
-    from cm3core.results import GeneratedImage
-    from cm3core.tasks import Task
+    from cm3core.model.jobs import Task
+    from cm3core.model.model import Model
+    from cm3core.model.results import GeneratedImage
 
 HELP = "draw the same prompts under several settings, side by side"
 EXAMPLE = """  cm3 sweep "red apple" "bell" --vary sampler.guidance_scale=1,1.5,3 --vary sampler.plausible_top_p=0.8,1
@@ -45,7 +45,7 @@ def configure(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Draw all cells in one batch, write the picture, print the scores."""
     from cm3core import images
-    from cm3core.tasks import results
+    from cm3core.model.jobs import results
 
     check_writable(args.out)
     varied = [_varied(text) for text in args.vary]

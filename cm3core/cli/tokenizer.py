@@ -187,9 +187,9 @@ def _validation_pictures(recipe: Recipe) -> PixelArray | None:
 
 
 def _evaluate(args: Namespace) -> int:
+    from cm3core.evaluation.image_tokenizer import evaluate_image_tokenizer
     from cm3core.images import save_png
     from cm3core.recipe import compose
-    from cm3core.tokenizer_evaluation import evaluate_image_tokenizer
 
     if args.num < 1:
         raise TokenizerError("--num", f"is {args.num}", "use 1 or more")

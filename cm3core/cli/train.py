@@ -37,7 +37,7 @@ def run(args: Namespace) -> int:
     plugins = "".join(f"--plugin {shlex.quote(str(path))} " for path in args.plugin)
     command = shlex.join([args.recipe, "-o", str(out), *args.overrides])
 
-    from cm3core.train import TrainingInterrupted, train
+    from cm3core.training.loop import TrainingInterrupted, train
 
     try:
         result = train(recipe, out, registry, resume=not args.new, progress=not args.quiet, device=args.device,

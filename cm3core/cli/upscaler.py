@@ -169,8 +169,8 @@ def _validation_pictures(recipe: Recipe, scale: int) -> PixelArray | None:
 def _evaluate(args: Namespace) -> int:
     from tqdm import tqdm
 
+    from cm3core.evaluation.upscaler import evaluate_upscaler
     from cm3core.images import save_png
-    from cm3core.upscaler_evaluation import evaluate_upscaler
 
     if args.num < 1:
         raise RecipeError("--num", f"is {args.num}", "use 1 or more")

@@ -17,8 +17,8 @@ from cm3core.errors import CM3Error, GenerationError
 from cm3core.interfaces.component import ComponentConfig
 
 if TYPE_CHECKING:
+    from cm3core.generation.likelihood import Likelihood
     from cm3core.interfaces.embedder import Embedder
-    from cm3core.likelihood import Likelihood
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class Candidate:
         document: the same document, each hole filled by `Text` or `Codes`.
         decode: turns `Codes` into pixels, uint8 [height, width, 3].
         retrieved: the documents that stood in front of the request.
-        log_probability, num_tokens: see `cm3core.generate.Completion`.
+        log_probability, num_tokens: see `cm3core.generation.engine.Completion`.
         seed: the completion's own.
     """
 

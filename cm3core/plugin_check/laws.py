@@ -9,9 +9,9 @@ from typing import Any
 from cm3core import interfaces
 from cm3core.errors import DeviceError, MissingPackageError
 from cm3core.interfaces import ComponentConfig
-from cm3core.kinds import KINDS
 from cm3core.plugin_check.overrides import config_of
 from cm3core.plugin_check.worker import ANY_ERROR, Request, Teller, registry_of, started
+from cm3core.plugins.kinds import KINDS
 
 #: What pytest collects. Kits are imported by it and not before, so that their assertions tell values.
 TEST_FILE = "from cm3core.plugin_check import laws\n\nTestComponent = laws.prepared()\n"

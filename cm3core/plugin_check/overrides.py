@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml
 
+from cm3core.config.schema import default, hints, init_fields
 from cm3core.errors import PluginError, close_match
-from cm3core.fields import default, hints, init_fields
 from cm3core.interfaces import ComponentConfig
-from cm3core.kinds import KINDS
-from cm3core.plugins import Registry
+from cm3core.plugins.kinds import KINDS
+from cm3core.plugins.registry import Registry
 
 COMMAND_LINE = "command line"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cm3core.cli.main import COMMANDS, CommandParser
-from cm3core.describe import BENCHMARKS_HOOK, COMMANDS_HOOK
+from cm3core.commands import COMMANDS, CommandParser
 from cm3core.errors import DeviceError, MissingPackageError, PluginError
 from cm3core.plugin_check.worker import ANY_ERROR, Request, Teller, registry_of, started
-from cm3core.plugins import Registry, load_registry
+from cm3core.plugins.describe import BENCHMARKS_HOOK, COMMANDS_HOOK
+from cm3core.plugins.registry import Registry, load_registry
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def _check_model(name: str, folder: Path, request: Request, teller: Teller) -> N
     if request.quick:
         teller.verdict("model", name, "ok", f"{folder} is there")
         return
-    from cm3core.model import load
+    from cm3core.model.model import load
 
     registry = load_registry(environ={})
     if name not in registry.models():  # not installed

@@ -9,16 +9,17 @@ from typing import Any
 
 import pluggy
 
-from cm3core import describe, hookspecs
+from cm3core import hookspecs
+from cm3core.config.docs import arguments, docstring, keys_of
+from cm3core.config.schema import WrongTypeError, default, fit, hints, init_fields, to_plain
 from cm3core.errors import CM3Error, PluginError, close_match
-from cm3core.fields import WrongTypeError, default, fit, hints, init_fields, to_plain
 from cm3core.interfaces import ComponentConfig
-from cm3core.keys import arguments, docstring, keys_of
-from cm3core.kinds import KINDS
 from cm3core.plugin_check.imports import ImportWatch
 from cm3core.plugin_check.overrides import check_overrides, components_of, config_of, missing_keys
 from cm3core.plugin_check.worker import ANY_ERROR, Request, Teller, import_plugin, started
-from cm3core.plugins import GROUP, PluginInfo, Registry, load_registry
+from cm3core.plugins import describe
+from cm3core.plugins.kinds import KINDS
+from cm3core.plugins.registry import GROUP, PluginInfo, Registry, load_registry
 
 LOADED = time.perf_counter()
 

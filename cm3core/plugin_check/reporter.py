@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from cm3core.config.docs import summary
 from cm3core.errors import DeviceError, MissingPackageError
-from cm3core.keys import summary
 from cm3core.plugin_check.worker import Teller, plugin_traceback, worded
 
 

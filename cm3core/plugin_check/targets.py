@@ -16,7 +16,7 @@ from typing import Any
 
 from cm3core.errors import PluginError, close_match
 from cm3core.plugin_check.verdicts import Verdict
-from cm3core.plugins import GROUP
+from cm3core.plugins.registry import GROUP
 
 OURS = "cm3leon"
 PROJECT_FILE = "pyproject.toml"

@@ -20,7 +20,7 @@ from cm3core.errors import CM3Error
 from cm3core.plugin_check.verdicts import Verdict
 
 if TYPE_CHECKING:
-    from cm3core.plugins import Registry
+    from cm3core.plugins.registry import Registry
 
 #: What a process may do to end a check, other than KeyboardInterrupt.
 ANY_ERROR = (Exception, SystemExit)
@@ -93,7 +93,7 @@ def started() -> tuple[Request, Teller]:
 def import_plugin(request: Request) -> object:
     """The plugin's module or object."""
     if request.file:
-        from cm3core.plugins import plugin_of_file
+        from cm3core.plugins.registry import plugin_of_file
 
         return plugin_of_file(Path(request.file))
     module, _, attributes = request.module.partition(":")
@@ -105,7 +105,7 @@ def import_plugin(request: Request) -> object:
 
 def registry_of(request: Request) -> Registry:
     """A registry with this plugin alone; it was found in order before."""
-    from cm3core.plugins import PluginInfo, registry_of_one
+    from cm3core.plugins.registry import PluginInfo, registry_of_one
 
     return registry_of_one(PluginInfo(request.name, "", ""), lambda: import_plugin(request))
 
@@ -139,7 +139,7 @@ def is_ours(filename: str) -> bool:
     if filename.startswith("<frozen ") or path.parent == Path(__file__).parent:
         return True
     others = {"importlib", "pluggy", "hypothesis", "_pytest"} & set(path.parts)
-    return bool(others) or path in (core / "plugins.py", core / "describe.py", core / "testing" / "_laws.py")
+    return bool(others) or path in (core / "plugins" / "registry.py", core / "plugins" / "describe.py", core / "testing" / "_laws.py")
 
 
 def shortened(filename: str) -> str:

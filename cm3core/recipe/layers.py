@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cm3core.errors import RecipeError
-from cm3core.plugins import KINDS
+from cm3core.plugins.registry import KINDS
 from cm3core.recipe import library
 
 COMMAND_LINE = "command line"

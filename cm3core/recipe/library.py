@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import cm3core
 from cm3core.errors import RecipeError, close_match
 
 SUFFIX = ".yaml"
@@ -22,7 +21,7 @@ class RecipeFile:
 
 def recipes_directory() -> Path:
     """`cm3core/recipes` inside the wheel, else `../recipes` in a checkout (an editable install)."""
-    package = Path(cm3core.__file__).parent
+    package = Path(__file__).parents[1]
     installed = package / "recipes"
     return installed if installed.is_dir() else package.parent / "recipes"
 

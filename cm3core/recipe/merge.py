@@ -11,8 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cm3core.errors import RecipeError, close_match
-from cm3core.fields import (
+from cm3core.config.schema import (
     WrongTypeError,
     default,
     fit,
@@ -24,11 +23,12 @@ from cm3core.fields import (
     shown_type,
     to_plain,
 )
-from cm3core.plugins import KINDS, Registry
+from cm3core.errors import RecipeError, close_match
+from cm3core.plugins.registry import KINDS, Registry
 from cm3core.recipe import library
 from cm3core.recipe.layers import COMMAND_LINE, Layer, file_layers, override_layer, parse
 from cm3core.recipe.recipe import Recipe
-from cm3core.recipe.schema import FIXED_SECTIONS
+from cm3core.recipe.sections import FIXED_SECTIONS
 
 logger = logging.getLogger("cm3core.recipe")
 

@@ -10,10 +10,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from cm3core import interfaces as base
+from cm3core.config.schema import to_plain
 from cm3core.errors import RecipeError
-from cm3core.fields import to_plain
-from cm3core.plugins import KINDS
-from cm3core.recipe.schema import FIXED_SECTIONS, DataSection, GenerateSection, TrainSection, VocabularySection
+from cm3core.plugins.registry import KINDS
+from cm3core.recipe.sections import FIXED_SECTIONS, DataSection, GenerateSection, TrainSection, VocabularySection
 
 #: A key that only one of two compared recipes has.
 ABSENT = "(absent)"
@@ -25,7 +25,7 @@ class Recipe:
 
     Args:
         name: the file's, or its top-level key `name`; no part of the hash.
-        vocabulary, train, data, generate: see `cm3core.recipe.schema`.
+        vocabulary, train, data, generate: see `cm3core.recipe.sections`.
         component_names: kind -> the component's name as the recipe writes it.
         origins: `section.key` -> the layer that its value comes from ("default" when no layer gave it).
     """

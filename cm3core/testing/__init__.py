@@ -9,7 +9,7 @@ A whole conformance test is a config:
         config = MySamplerConfig(temperature=0.7)
 
 pytest then shows a test for each law (`test_only_legal_ids_are_drawn`, ...), with examples drawn and shrunk by Hypothesis. There
-is a kit for each kind, `KINDS[kind].kit` in `cm3core.kinds` names it; `cm3core.testing.sampler`, `.text_tokenizer` and so on.
+is a kit for each kind, `cm3core.plugins.KINDS[kind].kit` names it; `cm3core.testing.sampler`, `.text_tokenizer` and so on.
 Needs `pytest` and `hypothesis`: `pip install 'cm3leon[test]'`.
 
 `config`

@@ -34,8 +34,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cm3core.config.schema import default, init_fields
 from cm3core.errors import PluginError, close_match
-from cm3core.fields import default, init_fields
 from cm3core.interfaces.component import ComponentConfig
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ class Contract(Generic[T]):
             reason, or a test of a law is replaced.
     """
 
-    #: The kind whose components are tested, see `cm3core.kinds`; set by each kit.
+    #: The kind whose components are tested, see `cm3core.plugins.kinds`; set by each kit.
     kind: ClassVar[str] = ""
     #: What `make` builds: an instance of the component's config. None: the test defines `make`.
     config: ClassVar[Any] = None  # a ComponentConfig; Any, so that a test may ask it for fields of its own

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from cm3core.document import NO_CELL, MaskedSequence, TokenSequence
 from cm3core.errors import DocumentError
-from cm3core.infill import unmask
 from cm3core.interfaces.objective import MaskingObjective
+from cm3core.sequence.infill import unmask
 from cm3core.testing._laws import Contract
 from cm3core.testing.strategies import make_sequence, token_sequences
 from cm3core.vocab import Vocabulary

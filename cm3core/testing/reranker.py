@@ -23,14 +23,14 @@ from cm3core.document import Codes, Document, ImageHole, MaskedText, PixelArray,
 from cm3core.interfaces.embedder import Embedder
 from cm3core.interfaces.reranker import Candidate, Reranker
 from cm3core.interfaces.text_tokenizer import TextTokenizer
-from cm3core.serialize import Serializer
+from cm3core.sequence.serialize import Serializer
 from cm3core.testing._laws import Contract
 from cm3core.testing.samples import HashEmbedder
 from cm3core.testing.strategies import codes
 from cm3core.vocab import Vocabulary
 
 if TYPE_CHECKING:
-    from cm3core.likelihood import Likelihood
+    from cm3core.generation.likelihood import Likelihood
 
 GRID = (2, 3)
 LETTERS = "abcdefghij "
@@ -105,7 +105,7 @@ class RerankerContract(Contract[Reranker]):
 
     def likelihood(self) -> Likelihood:
         """What asks the model: a tiny decoder with random weights, the same in every call."""
-        from cm3core.likelihood import Likelihood
+        from cm3core.generation.likelihood import Likelihood
         from cm3core.testing.attention import DenseAttention
         from cm3core.testing.tiny import TinyDecoder
 

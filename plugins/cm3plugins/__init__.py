@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cm3core import _moved
 from cm3core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from cm3core.interfaces.upscaler import UpscalerConfig
 
 CM3_API = 1
+
+_moved.serve({"cm3plugins.benchmarks": "cm3apps.benchmarks", "cm3plugins.benchmarks.registry": "cm3core.interfaces.benchmark"})
 
 
 @hookimpl
@@ -121,15 +124,3 @@ def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
 def cm3_models() -> Mapping[str, Path]:
     folder = Path(__file__).parent / "assets" / "models"
     return {model.parent.name: model.parent for model in sorted(folder.glob("*/state.json"))}
-
-
-@hookimpl
-def cm3_commands() -> Mapping[str, str]:
-    return {"bench": "cm3plugins.benchmarks.command:configure", "experiment": "cm3plugins.experiments.command:configure",
-            "embedder": "cm3plugins.embedders.command:configure",
-            "quickstart": "cm3plugins.quickstart.command:configure"}
-
-
-@hookimpl
-def cm3_benchmarks() -> Mapping[str, str]:
-    return {"kernels": "cm3plugins.benchmarks.ops:add"}

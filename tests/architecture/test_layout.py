@@ -54,6 +54,6 @@ def test_the_search_for_paths_finds_them() -> None:
 
 def test_every_module_says_what_it_is_for() -> None:
     """A module's first statement is its docstring; an empty `__init__.py` has nothing to say."""
-    folders = ("cm3core", "plugins/cm3plugins", "kernels/cm3kernels")
+    folders = ("cm3core", "plugins/cm3plugins", "plugins/cm3apps", "kernels/cm3kernels")
     sources = {path: path.read_text(encoding="utf-8").lstrip() for folder in folders for path in (ROOT / folder).rglob("*.py")}
     assert [path.relative_to(ROOT) for path, text in sources.items() if text and not text.startswith('"""')] == []

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from cm3core.aio import AsyncEngine
 from cm3core.document import Text
 from cm3core.errors import GenerationError
-from cm3core.generate import Finished, PictureGrown, Request
+from cm3core.generation.engine import Finished, PictureGrown, Request
+from cm3core.model import AsyncEngine
 from cm3plugins.samplers.config import CFGSamplerConfig
 from engine_parts import APPLE, REQUESTS, make_decoder, make_engine
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cm3core.boxes import VisibleSquare
 from cm3core.errors import GenerationError
+from cm3core.model.crop import VisibleSquare
 
 
 def test_cells_by_hand():

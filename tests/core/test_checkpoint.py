@@ -29,7 +29,7 @@ from cm3core.checkpoint import (
 from cm3core.errors import CheckpointError, CM3Error
 from cm3core.plugins import Registry, load_registry
 from cm3core.recipe import compose
-from cm3core.train import train
+from cm3core.training import train
 from cm3plugins.image_tokenizers.vqgan import VQGANArchitecture, VQGANConfig
 from cm3plugins.image_tokenizers.vqgan.model import VQModel
 from cm3plugins.image_tokenizers.vqgan.weights import save_weights

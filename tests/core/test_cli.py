@@ -113,7 +113,7 @@ def test_a_wrong_plugin_file_is_told_even_where_no_plugin_is_needed(tmp_path: Pa
 
 
 def test_a_command_whose_plugin_is_not_in_use(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("CM3_DISABLE_PLUGINS", "bundled")
+    monkeypatch.setenv("CM3_DISABLE_PLUGINS", "bundled-apps")
     assert main(["quickstart"]) == 2
     assert capsys.readouterr().err == ("error: cm3 quickstart: no plugin that is in use brings this command\n"
                                        "  next: see `cm3 plugin list -v`\n")

@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 
 from cm3core import interfaces
-from cm3core.catalog import component_entry, kind_entry, laws_of
 from cm3core.cli.main import main
-from cm3core.kinds import KINDS
-from cm3core.plugins import PluginInfo, load_registry
+from cm3core.plugins import KINDS, PluginInfo, load_registry
+from cm3core.plugins.catalog import component_entry, kind_entry, laws_of
 from cm3core.recipe import recipe_from_yaml
 
 REGISTRY = load_registry()

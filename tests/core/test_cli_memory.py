@@ -14,7 +14,7 @@ from cm3core.bank import MemoryBank
 from cm3core.cli._retrieved import Retrieval, retrieved_sheet
 from cm3core.cli.main import main
 from cm3core.images import open_image
-from cm3core.results import RetrievedDocument
+from cm3core.model import RetrievedDocument
 from cm3plugins.image_tokenizers import vqgan
 
 BUNDLED_WEIGHTS = Path(vqgan.__file__).parent / "assets" / "emoji64" / "model.safetensors"

@@ -11,8 +11,8 @@ import torch
 from PIL import Image as Pictures
 
 from cm3core.cli.main import main
+from cm3core.evaluation.upscaler import lanczos
 from cm3core.images import open_image, read_png_metadata, save_png
-from cm3core.upscaler_evaluation import lanczos
 from cm3plugins.image_tokenizers.vqgan.config import VQGANArchitecture
 from cm3plugins.image_tokenizers.vqgan.model import VQModel
 from cm3plugins.image_tokenizers.vqgan.weights import save_weights

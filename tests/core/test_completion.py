@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from cm3core.cli._completion import SHELLS, actions_of, script, values_of, whole_parser
 from cm3core.cli.main import main
-from cm3core.completion import SHELLS, actions_of, script, values_of, whole_parser
 from cm3core.plugins import load_registry
 
 REGISTRY = load_registry()
@@ -176,7 +176,7 @@ def add(parser):
 def cm3_commands():
     return {"sing": "cm3_plugin_file_mine:add", "broken": "no_such_module:f"}
 ''', encoding="utf-8")
-    with caplog.at_level(logging.WARNING, "cm3core.completion"):
+    with caplog.at_level(logging.WARNING, "cm3core.cli._completion"):
         text = script("bash", load_registry([path]))
     assert "_shtab_cm3_sing_option_strings=(-h --help --loudness)" in text
     assert "_shtab_cm3_broken" not in text

@@ -21,18 +21,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cm3core.data import BatchLoader, CodeCache, NeighbourTable, TrainingData, retriever_fingerprint
 from cm3core.document import Document, Image, IntArray, MaskedSequence, PixelArray, Text, TokenSequence, content_keys, text_of
 from cm3core.errors import CheckpointError, DataError, DocumentError
-from cm3core.infill import loss_weights, unmask
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
 from cm3core.interfaces.objective import MaskingObjective
 from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
-from cm3core.neighbours import with_words_left_out
-from cm3core.packing import TrainingBatch
-from cm3core.serialize import Serializer
+from cm3core.sequence import loss_weights, unmask
+from cm3core.sequence.packing import TrainingBatch
+from cm3core.sequence.serialize import Serializer
 from cm3core.testing.retriever import ListSource
+from cm3core.training.neighbours import with_words_left_out
+from cm3core.training.sequences import BatchLoader, CodeCache, NeighbourTable, TrainingData, retriever_fingerprint
 from cm3core.vocab import Vocabulary
 from cm3plugins.objectives.config import CM3ObjectiveConfig
 from cm3plugins.text_tokenizers.byte import ByteTokenizer

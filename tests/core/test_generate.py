@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from cm3core.document import Codes, Document, ImageHole, MaskedText, Text, TextHole
 from cm3core.errors import GenerationError
-from cm3core.generate import Engine, Request, candidate_seed
-from cm3core.grammar import HoleGrammar
+from cm3core.generation.engine import Engine, Request, candidate_seed
 from cm3core.interfaces.sampler import PromptVariant
+from cm3core.sequence.grammar import HoleGrammar
 from cm3plugins.samplers.config import NULL_PROMPTS, CFGSamplerConfig, TopPSamplerConfig
 from engine_parts import APPLE, LETTERS, REQUESTS, SERIALIZER, VOCABULARY, make_decoder, make_engine
 

@@ -7,7 +7,7 @@ import pytest
 
 from cm3core.document import MaskedSequence, TokenSequence
 from cm3core.errors import DocumentError
-from cm3core.infill import loss_weights, move_spans, unmask
+from cm3core.sequence import loss_weights, move_spans, unmask
 from cm3core.testing.objective import make_sequence
 from cm3core.vocab import Vocabulary
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from cm3core import keys
+from cm3core.config import docs as keys
+from cm3core.config.docs import Key, arguments, docstring, keys_of
 from cm3core.interfaces import SamplerConfig
-from cm3core.keys import Key, arguments, docstring, keys_of
-from cm3core.kinds import KINDS
-from cm3core.plugins import load_registry
+from cm3core.plugins import KINDS, load_registry
 
 REGISTRY = load_registry()
 

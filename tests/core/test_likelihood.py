@@ -14,12 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cm3core import likelihood as module
 from cm3core.document import Codes, ImageHole, MaskedText, Text, TextHole
 from cm3core.errors import CM3Error, DocumentError, GenerationError
-from cm3core.generate import Engine, Request
+from cm3core.generation import Likelihood, LogProbability
+from cm3core.generation import likelihood as module
+from cm3core.generation.engine import Engine, Request
 from cm3core.interfaces.sampler import PromptVariant
-from cm3core.likelihood import Likelihood, LogProbability
 from cm3core.testing.reranker import BOX, GRID, LETTERS, SERIALIZER, VOCABULARY
 from cm3plugins.attention import SDPAAttentionConfig
 from cm3plugins.decoders.cm3leon import CM3LeonConfig

@@ -12,22 +12,21 @@ import pytest
 import torch
 
 from cm3core import images
-from cm3core.aio import AsyncModel
 from cm3core.build import Components
+from cm3core.checkpoint import find_model
 from cm3core.cli import main as cli
 from cm3core.cli._model import printable, settings_of
 from cm3core.cli.infill import parse_box
 from cm3core.document import Codes, Image, ImageHole, MaskedText, Text, TextHole, content_keys
 from cm3core.errors import CheckpointError, CM3Error, DataError, GenerationError
-from cm3core.generate import Engine, PictureGrown
+from cm3core.generation.engine import Engine, PictureGrown
 from cm3core.interfaces import DocumentSource, ImageTokenizer, Retrieved, Retriever, RetrieverConfig, TextTokenizer
 from cm3core.interfaces.reranker import Reranker
-from cm3core.model import Model, find_model
+from cm3core.model import AsyncModel, ImageReady, Model, Scored
 from cm3core.plugins import PluginInfo, Registry, load_registry
 from cm3core.recipe.recipe import Recipe
-from cm3core.recipe.schema import DataSection, GenerateSection
-from cm3core.results import ImageReady, Scored
-from cm3core.serialize import Serializer
+from cm3core.recipe.sections import DataSection, GenerateSection
+from cm3core.sequence.serialize import Serializer
 from cm3core.vocab import Vocabulary
 from cm3plugins.attention import SDPAAttentionConfig
 from cm3plugins.decoders.cm3leon import CM3LeonConfig
@@ -363,7 +362,7 @@ def test_another_retriever_searches_the_same_memory(model, monkeypatch):
 @pytest.fixture
 def cm3(model, monkeypatch):
     """`cm3 ...` with the toy model behind every `--model`."""
-    monkeypatch.setattr("cm3core.model.load", lambda *_, **__: model)
+    monkeypatch.setattr("cm3core.model.model.load", lambda *_, **__: model)
     return lambda *arguments: cli.main([str(argument) for argument in arguments])
 
 

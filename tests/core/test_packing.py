@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cm3core.document import MaskedSequence
 from cm3core.errors import DocumentError
-from cm3core.packing import Packer, collate
+from cm3core.sequence.packing import Packer, collate
 from cm3core.vocab import Vocabulary
 
 VOCABULARY = Vocabulary(num_text=10, num_image=4, num_sentinels=2)

@@ -9,10 +9,11 @@ from types import ModuleType
 
 import pytest
 
-from cm3core import describe, hookspecs, plugins
+from cm3core import hookspecs
 from cm3core.cli.main import main
 from cm3core.errors import PluginError, RecipeError
-from cm3core.plugins import Registry, load_registry
+from cm3core.plugins import Registry, describe, load_registry
+from cm3core.plugins import registry as plugins
 from cm3core.recipe import compose, recipe_from_yaml
 
 PLUGIN = """\

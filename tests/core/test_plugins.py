@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from cm3core.errors import PluginError
-from cm3core.plugins import DISABLE_VARIABLE, GROUP, KINDS, STRICT_VARIABLE, PluginInfo, Registry, load_registry, plugin_versions
+from cm3core.plugins.registry import (
+    DISABLE_VARIABLE,
+    GROUP,
+    KINDS,
+    STRICT_VARIABLE,
+    PluginInfo,
+    Registry,
+    load_registry,
+    plugin_versions,
+)
 
 HEAD = """\
 from dataclasses import dataclass

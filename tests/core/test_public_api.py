@@ -21,7 +21,7 @@ import pytest
 PAGE = Path(__file__).parents[2] / "docs" / "plugins" / "stability.md"
 SNAPSHOT = Path(__file__).parent / "public_api.txt"
 COMMAND = "python tests/core/test_public_api.py"
-OURS = ("cm3core", "cm3plugins")
+OURS = ("cm3core", "cm3plugins", "cm3apps")
 
 
 def public_names(page: str) -> dict[str, list[str]]:
@@ -118,7 +118,7 @@ def test_the_public_api_is_the_one_that_was_promised() -> None:
 def test_the_page_lists_everything_that_modules_export() -> None:
     """`__all__` of the modules that have one and are public whole; every hook; every error; every kit."""
     from cm3core import errors, hookspecs
-    from cm3core.kinds import KINDS
+    from cm3core.plugins import KINDS
 
     names = public_names(PAGE.read_text(encoding="utf-8"))
     for module in ("cm3core", "cm3core.interfaces", "cm3core.recipe"):

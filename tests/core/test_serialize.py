@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cm3core.document import Codes, Document, Image, ImageHole, MaskedText, Span, Text, TextHole, has_holes
 from cm3core.errors import DocumentError
 from cm3core.interfaces.sampler import PromptVariant
-from cm3core.serialize import Prompt, Serializer
+from cm3core.sequence.serialize import Prompt, Serializer
 from cm3core.vocab import Vocabulary
 from cm3plugins.text_tokenizers.byte import ByteTokenizer
 

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cm3core.decoding import prompts as prompts_module
 from cm3core.document import Codes, ImageHole, MaskedText, Text, TextHole
 from cm3core.errors import DocumentError, GenerationError
-from cm3core.generate import (
+from cm3core.generation import prompts as prompts_module
+from cm3core.generation.engine import (
     Cancelled,
     Engine,
     Failed,
@@ -25,7 +25,7 @@ from cm3core.generate import (
     TokensDrawn,
     candidates,
 )
-from cm3core.serialize import Serializer
+from cm3core.sequence.serialize import Serializer
 from cm3plugins.decoders.cm3leon import cache as cache_module
 from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
 from cm3plugins.samplers.config import CFGSamplerConfig, TopPSamplerConfig
@@ -444,7 +444,7 @@ def test_recorded_steps_draw_the_same(decoder):
     engine = make_engine(replayed.eval(), CFGSamplerConfig(guidance_scale=2.0, guidance_ramp="up", temperature=0.9))
     engine.record = again
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cm3core.decoding.batch.FEWEST_STEPS", 1)
+        patch.setattr("cm3core.generation.batch.FEWEST_STEPS", 1)
         asked = [replace(REQUESTS[place], seed=seed) for place, seed in ((0, 1), (0, 2), (1, 3))] + [
             Request((Text("a"), Codes(APPLE.codes, GRID, np.arange(6) >= 2)), seed=4)]
         found = engine.complete(asked)

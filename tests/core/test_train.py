@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 import torch
 
-from cm3core import train as train_module
 from cm3core.checkpoint import WEIGHTS, latest_checkpoint, read_tensors
 from cm3core.cli.main import main
 from cm3core.errors import CheckpointError, CM3Error, DeviceError, FileError
 from cm3core.images import open_image, read_png_metadata
-from cm3core.metrics import MetricsLog, SpeedMeter, read_metrics
-from cm3core.packing import TrainingBatch
 from cm3core.plugins import Registry, load_registry
 from cm3core.recipe import Recipe, compose
-from cm3core.train import TrainingInterrupted, TrainResult, TrainState, choose_device, choose_precision, train
+from cm3core.sequence.packing import TrainingBatch
+from cm3core.training import loop as train_module
+from cm3core.training.loop import TrainingInterrupted, TrainResult, TrainState, choose_device, choose_precision, train
+from cm3core.training.metrics import MetricsLog, SpeedMeter, read_metrics
 
 PARTS = Path(__file__).parents[1] / "fixtures" / "train"
 

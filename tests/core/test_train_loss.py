@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from cm3core.loss import GROUPS, cross_entropy_sums, modality_metrics
+from cm3core.training.loss import GROUPS, cross_entropy_sums, modality_metrics
 
 
 def test_by_hand() -> None:

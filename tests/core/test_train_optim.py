@@ -13,8 +13,8 @@ from torch import nn
 
 from cm3core.errors import CheckpointError, RecipeError
 from cm3core.interfaces import Decoder
-from cm3core.optim import Muon, OptimizerGroup, Schedule, orthogonalise
-from cm3core.recipe.schema import TrainSection
+from cm3core.recipe.sections import TrainSection
+from cm3core.training.optim import Muon, OptimizerGroup, Schedule, orthogonalise
 
 
 def test_cosine_by_steps() -> None:

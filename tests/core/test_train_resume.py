@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from cm3core.checkpoint import OPTIMIZER, WEIGHTS
-from cm3core.metrics import read_metrics
+from cm3core.training.metrics import read_metrics
 
 SCRIPT = Path(__file__).parents[1] / "fixtures" / "train" / "kill_and_resume.py"
 

@@ -10,11 +10,11 @@ import torch
 
 from cm3core.build import build
 from cm3core.document import Span, TokenSequence
-from cm3core.packing import TrainingBatch
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
-from cm3core.training_data import Preparation
-from cm3core.validation import UnmaskedObjective, Validation, spread
+from cm3core.sequence.packing import TrainingBatch
+from cm3core.training.preparation import Preparation
+from cm3core.training.validation import UnmaskedObjective, Validation, spread
 
 PARTS = Path(__file__).parents[1] / "fixtures" / "train"
 

@@ -14,17 +14,20 @@ from pathlib import Path
 import pytest
 
 import cm3core
-from cm3core import describe
 from cm3core.errors import CM3Error
 from cm3core.interfaces import SamplerConfig
-from cm3core.plugins import GROUP, Registry, load_registry
+from cm3core.plugins import describe
+from cm3core.plugins.registry import GROUP, Registry, load_registry
 from cm3core.recipe import compose, recipe_from_yaml
 from cm3core.testing.sampler import SamplerContract
 from cm3core.testing.text_tokenizer import TextTokenizerContract
 
 PAGE = Path(__file__).parents[2] / "docs" / "plugins" / "errors.md"
 CORE = Path(cm3core.__file__).parent
-MODULES = tuple(CORE / name for name in ("plugins.py", "describe.py", "fields.py", "recipe/merge.py", "testing/_laws.py"))
+MODULES = tuple(
+    CORE / name
+    for name in ("plugins/registry.py", "plugins/describe.py", "config/schema.py", "recipe/merge.py", "testing/_laws.py")
+)
 #: What raises them: our errors, and the function that makes one for a value of the wrong type.
 ERRORS = {"PluginError", "RecipeError", "_wrong_type"}
 Site = tuple[str, int]

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from cm3core import interfaces
-from cm3core.kinds import KINDS
+from cm3core.plugins import KINDS
 
 ROOT = Path(__file__).parents[2]
 

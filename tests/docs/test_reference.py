@@ -12,10 +12,9 @@ import pytest
 
 from cm3core import hookspecs, interfaces
 from cm3core.cli.main import COMMANDS
-from cm3core.kinds import KINDS
-from cm3core.plugins import load_registry
+from cm3core.plugins import KINDS, load_registry
 from cm3core.recipe import library
-from cm3core.recipe.schema import FIXED_SECTIONS
+from cm3core.recipe.sections import FIXED_SECTIONS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from cm3core.loss import cross_entropy_sums
+from cm3core.training.loss import cross_entropy_sums
 from cm3kernels import linear_cross_entropy
 
 

@@ -109,10 +109,10 @@ def test_an_example_imports_only_what_is_public(folder: Path) -> None:
 
 
 def test_private_imports_are_seen() -> None:
-    source = "from cm3plugins.samplers.planned import PlannedSampler\nimport cm3core.data\nimport torch\n" \
+    source = "from cm3plugins.samplers.planned import PlannedSampler\nimport cm3core.training.sequences\nimport torch\n" \
              "def f():\n    from cm3core.files import atomic_path, _secret\n"
     found = ours_in(source)
-    assert sorted(found) == [("cm3core.data", ""), ("cm3core.files", "_secret"), ("cm3core.files", "atomic_path"),
+    assert sorted(found) == [("cm3core.training.sequences", ""), ("cm3core.files", "_secret"), ("cm3core.files", "atomic_path"),
                              ("cm3plugins.samplers.planned", "PlannedSampler")]
     public = public_names()
     assert [one for one in found if one[1] in public.get(one[0], set())] == [("cm3core.files", "atomic_path")]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cm3core.kinds import KINDS
+from cm3core.plugins import KINDS
 
 #: Few examples: that the laws hold is what is looked at here, not how well they search.
 CONFTEST = """from hypothesis import settings

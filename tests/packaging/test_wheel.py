@@ -13,7 +13,7 @@ ASSETS = {
     "cm3plugins/datasets/emoji/assets/ATTRIBUTION.md", "cm3plugins/datasets/emoji/assets/manifest.json",
     "cm3plugins/datasets/emoji/assets/entries.jsonl.xz", "cm3plugins/datasets/emoji/assets/svg-noto.jsonl.xz",
     "cm3plugins/datasets/emoji/assets/licenses/Apache-2.0.txt", "cm3plugins/datasets/emoji/concepts/quickstart.txt",
-    "cm3plugins/image_tokenizers/vqgan/assets/emoji64/model.safetensors", "cm3plugins/judge/assets/judge.safetensors",
+    "cm3plugins/image_tokenizers/vqgan/assets/emoji64/model.safetensors", "cm3apps/judge/assets/judge.safetensors",
     "cm3plugins/embedders/light_encoder/assets/light_encoder.safetensors",
     "cm3plugins/embedders/bi_encoder/assets/bi_encoder.safetensors",
     "cm3plugins/embedders/clip/assets/bpe_simple_vocab_16e6.txt.gz",

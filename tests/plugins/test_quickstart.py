@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cm3apps.quickstart import showing
+from cm3apps.quickstart.pictures import TILE, write_table
+from cm3apps.quickstart.pipeline import Quickstart
 from cm3core.cli.main import main
 from cm3core.errors import RecipeError
 from cm3core.plugins import load_registry
-from cm3plugins.quickstart import showing
-from cm3plugins.quickstart.pictures import TILE, write_table
-from cm3plugins.quickstart.pipeline import Quickstart
 
 SMALL = ["decoder.num_layers=1", "decoder.d_model=32", "decoder.num_heads=1", "dataset.styles=[noto,twemoji]",
          "train.num_threads=1", "train.minutes=null", "train.steps=3", "train.validation_documents=2"]

@@ -15,10 +15,10 @@ import torch
 import cm3core
 from cm3core.document import Codes, Document, ImageHole, MaskedText, Text, TextHole
 from cm3core.errors import GenerationError
+from cm3core.generation import Likelihood
 from cm3core.interfaces.embedder import Embedder
 from cm3core.interfaces.reranker import Candidate, Reranker
 from cm3core.interfaces.sampler import PromptVariant
-from cm3core.likelihood import Likelihood
 from cm3core.testing.reranker import BOX, GRID, SERIALIZER, VOCABULARY, RerankerContract, pixels_of
 from cm3core.testing.retriever import HashEmbedder
 from cm3plugins.attention import SDPAAttentionConfig

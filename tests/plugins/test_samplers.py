@@ -31,7 +31,7 @@ from cm3core.errors import RecipeError
 from cm3core.interfaces.sampler import Filters, GuidanceSchedule, GuidanceStream, PromptVariant, SamplerConfig
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose, recipe_from_yaml
-from cm3core.serialize import Serializer
+from cm3core.sequence.serialize import Serializer
 from cm3core.testing.sampler import SamplerContract
 from cm3core.vocab import Vocabulary
 from cm3plugins.samplers.config import CFGSamplerConfig, EditCFGSamplerConfig, TopPSamplerConfig

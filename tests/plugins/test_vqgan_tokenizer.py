@@ -17,10 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cm3core.errors import CheckpointError, RecipeError, TokenizerError
+from cm3core.evaluation.image_tokenizer import evaluate_image_tokenizer, perplexity_of, psnr_per_picture
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
 from cm3core.testing.image_tokenizer import ImageTokenizerContract
-from cm3core.tokenizer_evaluation import evaluate_image_tokenizer, perplexity_of, psnr_per_picture
 from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig, VQGANTraining
 from cm3plugins.image_tokenizers.vqgan.model import VQModel
 from cm3plugins.image_tokenizers.vqgan.tokenizer import VQGANTokenizer, weights_file

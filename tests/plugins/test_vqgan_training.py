@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from cm3core.document import PixelArray
 from cm3core.errors import CheckpointError, DataError
-from cm3core.tokenizer_evaluation import evaluate_image_tokenizer
+from cm3core.evaluation.image_tokenizer import evaluate_image_tokenizer
 from cm3plugins.image_tokenizers.vqgan.codebook import CodebookUpdater, align_with_pixels
 from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig, VQGANTraining
 from cm3plugins.image_tokenizers.vqgan.model import VectorQuantizer, VQModel

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from cm3core.errors import PluginError, RecipeError
 from cm3core.interfaces import DecoderConfig, ImageTokenizerConfig, RetrieverConfig, TextTokenizerConfig
 from cm3core.plugins import PluginInfo, Registry, load_registry
-from cm3core.recipe import Recipe, compose, diff, list_recipes, recipe_from_yaml, schema
+from cm3core.recipe import Recipe, compose, diff, list_recipes, recipe_from_yaml
+from cm3core.recipe import sections as schema
 from cm3core.recipe.library import description, header, recipes_directory
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cm3core.document import MaskedSequence, TokenSequence
-from cm3core.infill import loss_weights
 from cm3core.interfaces.objective import MaskingObjective
+from cm3core.sequence import loss_weights
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cm3core.document import MaskedSequence, TokenSequence
-from cm3core.infill import TOKENS_PER_SPAN, loss_weights, move_spans
 from cm3core.interfaces.objective import MaskingObjective
+from cm3core.sequence import TOKENS_PER_SPAN, loss_weights, move_spans
 from cm3plugins.objectives.spans import SpanList, draw_box, draw_spans
 
 if TYPE_CHECKING:

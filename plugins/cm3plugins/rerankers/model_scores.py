@@ -1,4 +1,4 @@
-"""`likelihood` and `pmi`: what the model itself says of a candidate, by teacher forcing (`cm3core.likelihood`)."""
+"""`likelihood` and `pmi`: what the model itself says of a candidate, by teacher forcing (`cm3core.generation.likelihood`)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from cm3core.document import Codes, Document, ImageHole, MaskedText, Text, TextHole, has_holes
 from cm3core.errors import GenerationError
+from cm3core.generation import Likelihood, LogProbability
 from cm3core.interfaces.reranker import Candidate, Reranker
 from cm3core.interfaces.sampler import PromptVariant
-from cm3core.likelihood import Likelihood, LogProbability
 
 
 class _ModelReranker(Reranker):

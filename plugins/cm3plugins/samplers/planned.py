@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cm3core.generation import plan_columns
 from cm3core.interfaces.sampler import Sampler, SamplingPlan
-from cm3core.sampling import plan_columns
 from cm3kernels import guided_sample
 
 

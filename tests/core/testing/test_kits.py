@@ -13,8 +13,7 @@ import pytest
 
 import cm3core.interfaces
 from cm3core.errors import CM3Error
-from cm3core.kinds import KINDS
-from cm3core.plugins import load_registry
+from cm3core.plugins import KINDS, load_registry
 
 #: Bundled components that defaults alone don't build, each with what it lacks; their own tests give it.
 NOT_BY_DEFAULT = {

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from cm3core.document import MaskedSequence, TokenSequence
-from cm3core.infill import move_spans
 from cm3core.interfaces.objective import MaskingObjective
+from cm3core.sequence import move_spans
 from cm3core.testing.objective import ObjectiveContract
 from cm3core.vocab import Vocabulary
 from cm3plugins.objectives.config import CM3ObjectiveConfig

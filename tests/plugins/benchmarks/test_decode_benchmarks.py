@@ -17,15 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cm3apps.benchmarks import measure
+from cm3apps.benchmarks import runner as kernels_runner
+from cm3apps.benchmarks.decode import baselines, engine, report, runner, workload
+from cm3apps.benchmarks.decode.sizes import EXTENTS, SIZES, Extent, Size
+from cm3apps.benchmarks.decode.workload import Setup, decode_case
+from cm3apps.benchmarks.ops.guided_sample import GUIDANCE
 from cm3core.cli.main import main
-from cm3core.generate import Engine
-from cm3plugins.benchmarks import measure
-from cm3plugins.benchmarks import runner as kernels_runner
-from cm3plugins.benchmarks.decode import baselines, engine, report, runner, workload
-from cm3plugins.benchmarks.decode.sizes import EXTENTS, SIZES, Extent, Size
-from cm3plugins.benchmarks.decode.workload import Setup, decode_case
-from cm3plugins.benchmarks.ops.guided_sample import GUIDANCE
-from cm3plugins.benchmarks.registry import Case, Inputs, Verdict, Where
+from cm3core.generation.engine import Engine
+from cm3core.interfaces.benchmark import Case, Inputs, Verdict, Where
 from cm3plugins.samplers.config import CFGSamplerConfig
 
 MINI = Size("mini", 2, 64, 2, 96, num_codes=32)
@@ -390,6 +390,6 @@ def test_wrong_options_are_told(options: list[str], message: str, monkeypatch: p
 
 
 def test_the_command_line_imports_no_torch() -> None:
-    script = ("import sys, argparse\nfrom cm3plugins.benchmarks.command import configure\n"
+    script = ("import sys, argparse\nfrom cm3apps.benchmarks.command import configure\n"
               "configure(argparse.ArgumentParser())\nprint('torch' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
+from cm3apps.benchmarks import measure, report, runner
+from cm3apps.benchmarks.ops import add
+from cm3apps.benchmarks.ops.attention import AttentionOp, attention_case
+from cm3apps.benchmarks.ops.guided_sample import chain
+from cm3apps.benchmarks.ops.segment_decode import decode_case
 from cm3core.cli.main import main
 from cm3core.errors import CM3Error
-from cm3plugins.benchmarks import measure, report, runner
-from cm3plugins.benchmarks.ops import add
-from cm3plugins.benchmarks.ops.attention import AttentionOp, attention_case
-from cm3plugins.benchmarks.ops.guided_sample import chain
-from cm3plugins.benchmarks.ops.segment_decode import decode_case
-from cm3plugins.benchmarks.registry import (
+from cm3core.interfaces.benchmark import (
     BenchmarkRegistry,
     Case,
     Inputs,
@@ -245,7 +245,7 @@ def test_registry_refuses_a_name_that_is_taken_or_unknown() -> None:
 
 MINE = '''
 from cm3core.hookspecs import hookimpl
-from cm3plugins.benchmarks.registry import Provider
+from cm3core.interfaces.benchmark import Provider
 from torch.nn.functional import cross_entropy, linear
 import torch
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import cm3core
+from cm3apps.benchmarks.precision import Quality, measure, sequences
 from cm3core.cli.main import main
 from cm3core.model import Model
-from cm3plugins.benchmarks.precision import Quality, measure, sequences
 
 
 @pytest.fixture(scope="module")

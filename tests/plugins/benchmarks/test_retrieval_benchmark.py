@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cm3apps.benchmarks.retrieval import report, runner, synthetic
 from cm3core.bank import MemoryBank
 from cm3core.cli.main import main
 from cm3core.document import Codes, Text
-from cm3plugins.benchmarks.retrieval import report, runner, synthetic
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_verdicts_by_hand():
 def test_the_command_measures_everything(tmp_path, monkeypatch, capsys):
     loader = {"part": "loader", "recipe": "quickstart", "steps": 20, "share": 0.01}
     monkeypatch.setattr(runner, "loader_part", lambda registry, quick: loader)
-    monkeypatch.setattr("cm3plugins.benchmarks.runner.ceilings", lambda where, stopwatch: {
+    monkeypatch.setattr("cm3apps.benchmarks.runner.ceilings", lambda where, stopwatch: {
         "copy_bytes_per_s": 1e9, "matmul_flop_per_s": 1e9, "matmul": "1"})
     out = tmp_path / "results.json"
     assert main(["bench", "retrieval", "--num", "1000", "--dimension", "16", "--quick", "--folder", str(tmp_path / "here"),
@@ -132,7 +132,7 @@ def test_bad_arguments(capsys, arguments, message):
 
 
 def test_an_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch):
-    monkeypatch.setattr("cm3plugins.benchmarks.runner.ceilings", lambda where, stopwatch: {
+    monkeypatch.setattr("cm3apps.benchmarks.runner.ceilings", lambda where, stopwatch: {
         "copy_bytes_per_s": 1e9, "matmul_flop_per_s": 1e9, "matmul": "1"})
 
     def interrupted(*arguments):

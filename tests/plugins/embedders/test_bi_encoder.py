@@ -21,12 +21,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
+from cm3apps.embedder_training import bi_encoder as training
 from cm3core.errors import CheckpointError, MissingPackageError, RecipeError
 from cm3core.interfaces.embedder import normalise
 from cm3core.testing.embedder import EmbedderContract
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus
 from cm3plugins.embedders import BiEncoderConfig
-from cm3plugins.embedders.bi_encoder import training
 from cm3plugins.embedders.bi_encoder.config import BUNDLED_WEIGHTS
 from cm3plugins.embedders.bi_encoder.embedder import BiEncoder
 from cm3plugins.embedders.bi_encoder.heads import Head, Heads, HeadSizes, load_heads, save_heads

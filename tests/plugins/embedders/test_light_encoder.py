@@ -14,6 +14,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from cm3apps.embedder_training.contrastive import contrast, random_caption
+from cm3apps.embedder_training.figures import recall
+from cm3apps.embedder_training.light_encoder import train
 from cm3core.document import Text
 from cm3core.errors import CheckpointError, DataError, RecipeError
 from cm3core.interfaces.embedder import VectorArray
@@ -21,14 +24,11 @@ from cm3core.testing.embedder import EmbedderContract
 from cm3core.testing.retriever import HashEmbedder
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus
 from cm3plugins.embedders import LightEncoderConfig
-from cm3plugins.embedders.contrastive import contrast, random_caption
-from cm3plugins.embedders.figures import recall
 from cm3plugins.embedders.inputs import square
 from cm3plugins.embedders.light_encoder.config import BUNDLED_WEIGHTS
 from cm3plugins.embedders.light_encoder.embedder import LightEncoder, save_towers
 from cm3plugins.embedders.light_encoder.text_features import features_of, ngrams_of, words_of
 from cm3plugins.embedders.light_encoder.towers import Towers, TowerSizes
-from cm3plugins.embedders.light_encoder.training import train
 
 SMALL = TowerSizes(num_buckets=512, word_width=16, text_width=32, resolution=16, channels=(8, 16), strides=(2, 2), dimension=12)
 

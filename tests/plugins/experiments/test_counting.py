@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cm3plugins.experiments.retrieval.counting import groups_of_codes, kmeans, told
+from cm3apps.experiments.retrieval.counting import groups_of_codes, kmeans, told
 from cm3plugins.image_tokenizers.patches.config import PatchTokenizerConfig
 
 GROUPS = np.arange(4)

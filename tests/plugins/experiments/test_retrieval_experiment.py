@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cm3apps.experiments.retrieval.arms import ARMS
+from cm3apps.experiments.retrieval.conditions import Condition, Measurement
+from cm3apps.experiments.retrieval.experiment import curve
+from cm3apps.experiments.retrieval.report import _gain
 from cm3core.build import build
 from cm3core.cli.main import main
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
-from cm3core.training_data import Preparation
-from cm3plugins.experiments.retrieval.arms import ARMS
-from cm3plugins.experiments.retrieval.conditions import Condition, Measurement
-from cm3plugins.experiments.retrieval.experiment import curve
-from cm3plugins.experiments.retrieval.report import _gain
+from cm3core.training.preparation import Preparation
 
 SMALL = ["decoder.num_layers=1", "decoder.d_model=32", "decoder.num_heads=1", "train.num_threads=1", "train.log_every_steps=1",
          "train.validation_documents=2", "train.validate_every_steps=1", "dataset.styles=[noto,twemoji,emojione,fluent]"]

@@ -14,7 +14,7 @@ from scipy import stats
 
 from cm3core.document import NO_CELL, Codes, MaskedSequence, Span, Text, TokenSequence
 from cm3core.errors import RecipeError
-from cm3core.serialize import Serializer
+from cm3core.sequence.serialize import Serializer
 from cm3core.testing.objective import ObjectiveContract, make_sequence
 from cm3core.vocab import Vocabulary
 from cm3plugins.objectives.config import CausalObjectiveConfig, CM3ObjectiveConfig, FIMObjectiveConfig

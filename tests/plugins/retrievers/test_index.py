@@ -453,8 +453,8 @@ def test_a_build_that_fails_leaves_nothing(kept, monkeypatch):
 
 def test_a_bank_keeps_its_index_beside_it(tmp_path):
     """The retriever's own way: through a memory bank."""
+    from cm3apps.benchmarks.retrieval.synthetic import TableEmbedder, Towers, query_documents, write_bank
     from cm3core.bank import MemoryBank
-    from cm3plugins.benchmarks.retrieval.synthetic import TableEmbedder, Towers, query_documents, write_bank
 
     towers = Towers(300, 16)
     write_bank(tmp_path / "bank", towers)

@@ -7,10 +7,10 @@ import pytest
 
 from bank_parts import QuarterTokenizer, source, tools
 from cm3core.bank import MemoryBank, build_bank
-from cm3core.data import CodeCache
 from cm3core.errors import DataError
-from cm3core.neighbours import NeighbourTable
 from cm3core.testing.retriever import HashEmbedder
+from cm3core.training.neighbours import NeighbourTable
+from cm3core.training.sequences import CodeCache
 from cm3plugins.retrievers import BM25RetrieverConfig, DenseRetrieverConfig, RandomRetrieverConfig
 
 

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from cm3core.document import PixelArray
 from cm3core.errors import CheckpointError, DataError
+from cm3core.evaluation.upscaler import evaluate_upscaler
 from cm3core.images import open_image
-from cm3core.upscaler_evaluation import evaluate_upscaler
 from cm3plugins.upscalers.edsr.config import EDSRTraining
 from cm3plugins.upscalers.edsr.training import CropSampler, UpscalerTrainer, edge_error, train_upscaler, turned
 from upscaler_parts import QUICK, Posteriser, config, tiles

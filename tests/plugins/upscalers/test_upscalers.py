@@ -22,10 +22,10 @@ from safetensors.torch import save_file
 from cm3core.build import build
 from cm3core.document import PixelArray
 from cm3core.errors import CheckpointError, DataError, DeviceError, MissingPackageError, RecipeError
+from cm3core.evaluation.upscaler import evaluate_upscaler, lanczos
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
 from cm3core.testing.upscaler import UpscalerContract
-from cm3core.upscaler_evaluation import evaluate_upscaler, lanczos
 from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig
 from cm3plugins.upscalers import EDSRConfig, ExternalUpscalerConfig, LanczosUpscalerConfig
 from cm3plugins.upscalers.edsr import upscaler as edsr

@@ -2,8 +2,8 @@
 
 import torch
 
+from cm3core.generation import plan_columns
 from cm3core.interfaces import Sampler
-from cm3core.sampling import plan_columns
 from cm3kernels import guided_sample
 
 

@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from cm3core.document import PixelArray
 from cm3core.errors import CheckpointError, DataError
+from cm3core.evaluation.image_tokenizer import evaluate_image_tokenizer
 from cm3core.files import atomic_path, write_text
-from cm3core.tokenizer_evaluation import evaluate_image_tokenizer
 from cm3plugins.image_tokenizers.vqgan.codebook import CodebookUpdater, align_with_pixels
 from cm3plugins.image_tokenizers.vqgan.config import VQGANArchitecture, VQGANConfig, VQGANTraining
 from cm3plugins.image_tokenizers.vqgan.losses import (

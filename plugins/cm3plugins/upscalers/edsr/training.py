@@ -24,12 +24,12 @@ from tqdm import tqdm
 
 from cm3core.document import PixelArray
 from cm3core.errors import CheckpointError, DataError
+from cm3core.evaluation.upscaler import evaluate_upscaler, small_pictures
 from cm3core.files import atomic_path, make_folder
 from cm3core.images import save_png
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
 from cm3core.stop_signals import StopSignals
-from cm3core.train import choose_device, choose_precision
-from cm3core.upscaler_evaluation import evaluate_upscaler, small_pictures
+from cm3core.training.loop import choose_device, choose_precision
 from cm3plugins.upscalers.edsr.config import EDSRConfig, EDSRTraining
 from cm3plugins.upscalers.edsr.model import EDSR, channels_last
 from cm3plugins.upscalers.edsr.upscaler import EDSRUpscaler, to_input

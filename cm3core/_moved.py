@@ -1,0 +1,63 @@
+"""Public modules under their earlier names, so that plugins written for them keep working.
+
+Importing one gives a module that forwards to the new place, and warns. docs/plugins/stability.md says how long that lasts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+#: Earlier name -> where its public names are now.
+MOVED = {
+    "cm3core.aio": "cm3core.model",
+    "cm3core.infill": "cm3core.sequence",
+    "cm3core.kinds": "cm3core.plugins",
+    "cm3core.likelihood": "cm3core.generation",
+    "cm3core.results": "cm3core.model",
+    "cm3core.sampling": "cm3core.generation",
+    "cm3core.train": "cm3core.training",
+}
+
+
+class _Forwarder(Loader):
+    """Fills a module with a `__getattr__` that asks another module."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        warnings.warn(
+            f"{module.__name__} is now {self.target}; import its names from there", FutureWarning, stacklevel=2
+        )
+        target = importlib.import_module(self.target)
+        module.__getattr__ = lambda name: getattr(target, name)  # type: ignore[method-assign]
+
+
+class MovedModules(MetaPathFinder):
+    """Finds the modules of a table under their earlier names. Asked last: a module that exists is never hidden.
+
+    Args:
+        moved: earlier name -> new name.
+    """
+
+    def __init__(self, moved: Mapping[str, str]) -> None:
+        self.moved = moved
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return ModuleSpec(name, _Forwarder(self.moved[name])) if name in self.moved else None
+
+
+def serve(moved: Mapping[str, str]) -> None:
+    """Let the earlier names of a table be imported."""
+    sys.meta_path.append(MovedModules(moved))

@@ -1,0 +1,1 @@
+"""Config dataclasses: their schema, the meaning of their keys, and overrides of single keys. Imports no torch."""

@@ -1,0 +1,1 @@
+"""Evaluation of trained parts: image tokenizers and upscalers on held-out pictures."""

@@ -1,0 +1,137 @@
+"""One request in flight: its prompts, its grammar, what has been drawn, and what is told about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from cm3core.document import Codes, Document, IntArray
+from cm3core.generation.events import Event, PictureGrown, Request, TextGrown, TokensDrawn
+from cm3core.generation.prompts import key
+from cm3core.sequence.grammar import HoleGrammar, num_draws, num_new_tokens
+
+if TYPE_CHECKING:
+    from cm3core.errors import GenerationError
+    from cm3core.interfaces.sampler import Sampler, SamplingPlan
+    from cm3core.sequence.serialize import Hole, Prompt, Serializer
+
+#: What a tokenizer writes where bytes don't make a character (yet).
+REPLACEMENT = "\ufffd"
+
+
+@dataclass(eq=False)
+class ActiveRequest:
+    """A request and its state.
+
+    Args:
+        number: what its events are called by.
+        request: as it was asked for.
+        document: the same with every size decided.
+        sampler: its own or the engine's.
+        plans: the sampler's plan for each modality.
+        prompts: the different prompts of its streams.
+        local: for each guidance stream the prompt that it reads (streams without weight read the reference's).
+        grammar: where it stands in its holes.
+    """
+
+    number: int
+    request: Request
+    document: Document
+    sampler: Sampler
+    plans: dict[str, SamplingPlan]
+    prompts: list[Prompt]
+    local: list[int]
+    grammar: HoleGrammar
+    num_drawn: int = 0
+    num_fed: int = 0
+    log_probability: float = 0.0
+    error: GenerationError | None = None
+    _told: str = ""
+    _picture: tuple[int, Codes] | None = field(default=None)
+
+    @property
+    def most_draws(self) -> int:
+        """Most tokens that it can come to draw."""
+        return num_draws(self.grammar.holes)
+
+    @property
+    def new_tokens(self) -> int:
+        """Most tokens that its rows come to hold beside the prompt."""
+        return num_new_tokens(self.grammar.holes)
+
+    @property
+    def longest(self) -> int:
+        """Tokens that its longest row comes to hold."""
+        return max(map(len, self.prompts)) + self.new_tokens
+
+    def plan(self) -> SamplingPlan:
+        """The plan at the present position."""
+        return self.plans[self.grammar.modality]
+
+    def weights(self, num: int) -> npt.NDArray[np.float32]:
+        """Weights [num, G] of the streams at the next `num` positions of the present hole."""
+        plan = self.plan()
+        full = np.array([stream.weight for stream in plan.streams], np.float32)
+        if plan.schedule is None:
+            return np.broadcast_to(full, (num, len(full)))
+        only = np.zeros(len(full), np.float32)
+        only[plan.reference] = 1.0
+        first, last = self.grammar.progress
+        shares = [plan.schedule.share(min(position / max(last, 1), 1.0)) for position in range(first, first + num)]
+        share = np.array(shares, np.float32)[:, None]
+        return only + share * (full - only)
+
+    # ---- what is told
+
+    def told(self, serializer: Serializer, hole: Hole, tokens: IntArray, *, closed: bool) -> list[Event]:
+        """Events of `tokens`, just drawn in `hole`; `closed`: the hole is full now."""
+        events: list[Event] = [TokensDrawn(self.number, hole.segment, tokens)]
+        if hole.kind == "text":
+            content = self.grammar.contents[-1] if closed else self.grammar.current
+            text = serializer.text(np.asarray(content, np.int32))
+            ready = text if closed else text[:_certain(text)]
+            if len(ready) > len(self._told):
+                events.append(TextGrown(self.number, hole.segment, ready[len(self._told):]))
+                self._told = ready
+            if closed:
+                self._told = ""
+        elif self._drawn_into(serializer, hole, tokens, closed=closed):
+            assert self._picture is not None
+            events.append(PictureGrown(self.number, hole.segment, self._picture[1]))
+        return events
+
+    def _drawn_into(self, serializer: Serializer, hole: Hole, tokens: IntArray, *, closed: bool) -> bool:
+        """Put the codes into the picture in the making; whether a row of it (or the hole) is full now."""
+        assert hole.cells is not None
+        if self._picture is None or self._picture[0] != hole.segment:
+            segment = self.document[hole.segment]
+            nothing = Codes(np.zeros(serializer.num_codes, np.int32), serializer.grid, np.ones(serializer.num_codes, np.bool_))
+            self._picture = hole.segment, segment if isinstance(segment, Codes) else nothing
+        before = self._picture[1]
+        assert before.missing is not None
+        content = self.grammar.contents[-1] if closed else np.asarray(self.grammar.current, np.int32)
+        cells = hole.cells[len(content) - len(tokens):len(content)]
+        codes, missing = before.codes.copy(), before.missing.copy()
+        codes[cells], missing[cells] = tokens - serializer.vocabulary.image.start, False
+        self._picture = hole.segment, Codes(codes, before.grid, missing)
+        return closed or bool((cells % before.grid[1] == before.grid[1] - 1).any())
+
+
+def _certain(text: str) -> int:
+    """How much of a text stays as it is when more bytes come: all but unfinished characters at its end."""
+    return len(text.rstrip(REPLACEMENT))
+
+
+def different(prompts: list[Prompt]) -> tuple[list[Prompt], list[int]]:
+    """The different ones among the prompts of a request's streams, and for each stream which of them it reads."""
+    index: dict[bytes, int] = {}
+    local = [index.setdefault(key(prompt), len(index)) for prompt in prompts]
+    return [prompts[local.index(place)] for place in range(len(index))], local
+
+
+#: Makes an `ActiveRequest` of a request, or raises `GenerationError`.
+Prepare = Callable[[int, Request], ActiveRequest]

@@ -1,0 +1,133 @@
+"""Continuous batching: requests are submitted at any time, join as soon as there is room, and leave when they are done."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from cm3core.errors import CM3Error
+from cm3core.generation.batch import Batch, wrong_request
+from cm3core.generation.events import Cancelled, Completion, Event, Failed, Finished, Request
+
+if TYPE_CHECKING:
+    from cm3core.generation.engine import Engine
+    from cm3core.generation.row import ActiveRequest
+
+
+class Session:
+    """Requests in flight and in the queue; made by `Engine.open`. One thread uses it.
+
+    At most `engine.max_rows` stream rows are in flight (a request whose streams are more is refused), and no more than the
+    keys and values of which fit `engine.cache_bytes`; the queue is first come, first served.
+
+    Args:
+        engine: what completes them.
+        details: whether `step` also tells tokens, pieces of text and pictures in the making.
+    """
+
+    def __init__(self, engine: Engine, *, details: bool = True) -> None:
+        self.engine, self.details = engine, details
+        self._batch = Batch(engine.inference, engine.record)
+        self._queue: deque[ActiveRequest] = deque()
+        self._pending: list[Event] = []
+        self._next = 0
+        #: Tokens drawn so far, by all requests.
+        self.num_drawn = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything left to do or to tell."""
+        return bool(self._queue or self._batch.rows or self._pending)
+
+    @property
+    def num_rows(self) -> int:
+        """Stream rows in flight."""
+        return self._batch.num_rows
+
+    @property
+    def waiting(self) -> tuple[ActiveRequest, ...]:
+        """Requests that have not joined yet, in order."""
+        return tuple(self._queue)
+
+    def submit(self, request: Request) -> int:
+        """Queue a request.
+
+        Returns:
+            its number, by which events call it: 0, 1, ...
+
+        Raises:
+            GenerationError, DocumentError: it can't be completed: no hole, a bad seed, no room for it. Nothing is queued then.
+        """
+        self._queue.append(self.engine.prepare(self._next, request))
+        self._next += 1
+        return self._next - 1
+
+    def cancel(self, number: int) -> bool:
+        """Take a request out, queued or in flight; its rows are free at once. False: there is no such request any more."""
+        for row in self._queue:
+            if row.number == number:
+                self._queue.remove(row)
+                self._pending.append(Cancelled(number))
+                return True
+        for row in self._batch.rows:
+            if row.number == number:
+                with torch.inference_mode():
+                    self._batch.drop([row])
+                self._pending.append(Cancelled(number))
+                return True
+        return False
+
+    def events(self) -> Iterator[Event]:
+        """All that happens until nothing is left to do. More may be submitted, and requests cancelled, between two events."""
+        while self.busy:
+            yield from self.step()
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Let waiting requests join, draw some tokens of every request (at most a row of a picture), and tell what happened."""
+        events, self._pending = self._pending, []
+        with self.engine.threads():
+            self._admit()
+            if not self._batch.rows:
+                return events + self._take_pending()
+            rows = self._batch.rows
+            before = [(row.grammar.hole, len(row.grammar.contents)) for row in rows]
+            drawn = self._batch.step(self.engine.serializer.grid[1])
+        self.num_drawn += sum(map(len, drawn))
+        for row, (hole, number), tokens in zip(rows, before, drawn, strict=True):
+            if row.error is not None:
+                events.append(Failed(row.number, row.error))
+                continue
+            if self.details:
+                events += row.told(self.engine.serializer, hole, tokens, closed=len(row.grammar.contents) > number)
+            if row.grammar.done:
+                events.append(self._finished(row))
+        return events + self._take_pending()
+
+    def _finished(self, row: ActiveRequest) -> Event:
+        try:
+            document = self.engine.serializer.fill(row.document, row.grammar.contents)
+        except CM3Error as error:  # a text tokenizer that can't decode
+            return Failed(row.number, wrong_request(row.number, error))
+        return Finished(row.number, Completion(document, row.log_probability, row.num_drawn))
+
+    def _take_pending(self) -> list[Event]:
+        events, self._pending = self._pending, []
+        return events
+
+    def _admit(self) -> None:
+        """As many from the head of the queue as there is room for."""
+        joining: list[ActiveRequest] = []
+        rows, longest = self._batch.num_rows, max((row.longest for row in self._batch.rows), default=0)
+        while self._queue:
+            row = self._queue[0]
+            rows, longest = rows + len(row.prompts), max(longest, row.longest)
+            in_flight = bool(joining or self._batch.rows)
+            if in_flight and (rows > self.engine.max_rows or self.engine.exceeds_memory(rows, longest)):
+                break
+            joining.append(self._queue.popleft())
+        if joining:
+            self._batch.join(joining)

@@ -1,0 +1,180 @@
+"""Benchmarks: an op has cases, a reference and providers. Plugins add ops and providers by `cm3_benchmarks`.
+
+A plugin's whole addition, named by its hook as "my_package.benchmarks:add":
+
+    class MyAttention(Provider):
+        name = "mine"
+
+        def enabled(self, case, where):
+            return None if where.device.type == "cuda" else "is for CUDA"
+
+        def prepare(self, case, inputs):
+            return lambda: my_attention(inputs["q"], inputs["k"], inputs["v"])
+
+    def add(registry):
+        registry.add_provider("attention", MyAttention())
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from cm3core.errors import CM3Error, close_match
+
+if TYPE_CHECKING:
+    import torch
+
+#: What one call is given: tensors and settings by name.
+Inputs = dict[str, Any]
+Size = Literal["full", "quick", "dry"]
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where and how a benchmark runs.
+
+    Args:
+        device: where the tensors are. In a dry run of CUDA without a GPU: the CPU.
+        target: "cpu" or "cuda", what the benchmark is for.
+        size: "full", "quick" (fewer cases) or "dry" (tiny cases, nothing is timed).
+    """
+
+    device: torch.device
+    target: str
+    size: Size
+
+    @property
+    def dry(self) -> bool:
+        return self.size == "dry"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One workload.
+
+    Args:
+        name: unique in its op, says the shape.
+        parameters: what the op makes the inputs from.
+        dtype: of the inputs.
+        num_bytes: least that must be read and written: every input and output once.
+        flop: useful floating-point operations, 0 where bytes are what counts.
+    """
+
+    name: str
+    parameters: Mapping[str, Any]
+    dtype: torch.dtype
+    num_bytes: int
+    flop: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The gate's answer: `error` must not exceed `limit`; `what` says which error that is."""
+
+    error: float
+    limit: float
+    what: str
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.limit  # False for NaN
+
+
+class Provider(ABC):
+    """One way to compute an op."""
+
+    #: Unique in its op.
+    name: str
+
+    def enabled(self, case: Case, where: Where) -> str | None:
+        """None where it can run; else the reason why it can't, in a few words."""
+        return None
+
+    @abstractmethod
+    def prepare(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
+        """What is timed: a function without arguments. Plans, compilation and layouts happen here, and are not timed."""
+
+
+def compiling_refusal(where: Where) -> str | None:
+    """Why nothing is compiled here, or None: short runs on a CPU leave it out."""
+    if where.device.type == "cpu" and where.size != "full":
+        return "compiling takes ten seconds on a CPU: in the full run only"
+    return None
+
+
+class TorchProvider(Provider):
+    """A function of the inputs made of torch's operations, as it is or compiled (once, for all cases)."""
+
+    def __init__(self, name: str, function: Callable[[Inputs], Any], compiled: bool) -> None:
+        self.name, self._function, self._compiled = f"{name} compiled" if compiled else name, function, compiled
+
+    def enabled(self, case: Case, where: Where) -> str | None:
+        return compiling_refusal(where) if self._compiled else None
+
+    @cached_property
+    def function(self) -> Callable[[Inputs], Any]:
+        if not self._compiled:
+            return self._function
+        import torch
+
+        return torch.compile(self._function, dynamic=False)
+
+
+class Op(ABC):
+    """One operation: workloads, what they cost at least, what is right, and who computes it."""
+
+    #: Unique among ops.
+    name: str
+    #: The provider that others are compared with in the table.
+    baseline: str
+
+    def __init__(self) -> None:
+        self.providers: list[Provider] = []
+
+    @abstractmethod
+    def cases(self, where: Where) -> list[Case]:
+        """The workloads for this target and size."""
+
+    @abstractmethod
+    def inputs(self, case: Case, where: Where, seed: int) -> Inputs:
+        """Fresh random inputs."""
+
+    @abstractmethod
+    def expected(self, case: Case, inputs: Inputs) -> Any:
+        """What is right, in float64; of large cases a part is enough."""
+
+    @abstractmethod
+    def gate(self, case: Case, expected: Any, output: Any) -> Verdict:
+        """Compare a provider's output with `expected`."""
+
+
+class BenchmarkRegistry:
+    """The ops and their providers. A plain value that is passed along."""
+
+    def __init__(self) -> None:
+        self.ops: dict[str, Op] = {}
+
+    def add_op(self, op: Op) -> None:
+        """Add an op with its providers. Raises `CM3Error` when the name is taken."""
+        if op.name in self.ops:
+            raise CM3Error(f"benchmark {op.name!r}", "another op has this name", "give it another one")
+        self.ops[op.name] = op
+
+    def add_provider(self, op: str, provider: Provider) -> None:
+        """Add a provider to an op that is there. Raises `CM3Error` when it isn't, or the name is taken."""
+        if op not in self.ops:
+            raise CM3Error(f"provider {provider.name!r}", f"there is no op {op!r} to benchmark", close_match(op, self.ops))
+        if provider.name in {other.name for other in self.ops[op].providers}:
+            raise CM3Error(f"provider {provider.name!r}", f"{op} has a provider of this name", "give it another one")
+        self.ops[op].providers.append(provider)
+
+
+def relative_error(output: torch.Tensor, expected: torch.Tensor) -> float:
+    """Root mean square of the difference over that of the expected values; 0 where both are zero."""
+    difference = (output.double() - expected.double()).norm()
+    scale = expected.double().norm()
+    return float(difference / scale) if scale > 0 else float(difference)

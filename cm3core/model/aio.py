@@ -1,0 +1,304 @@
+"""The same engine for coroutines: many callers, one batch.
+
+    async with AsyncModel(cm3core.load()) as model:
+        pictures, text = await asyncio.gather(model.generate("a red apple", 2), model.caption("photo.png"))
+        async for event in model.events("a green pear"):
+            ...
+
+One thread of its own runs a session; requests of all callers join it as they come and leave as they finish. Cancelling a
+coroutine cancels its requests, and their rows are free at the next step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from cm3core.document import Document
+from cm3core.errors import CM3Error, GenerationError
+from cm3core.generation.engine import Cancelled, Completion, Engine, Event, Failed, Finished, Request, Session
+from cm3core.model.jobs import Task
+from cm3core.model.results import GeneratedImage, GeneratedText, ImageReady, InfilledImage, Scored
+
+if TYPE_CHECKING:
+    from cm3core.model.model import Model, Picture
+
+T = TypeVar("T")
+
+#: Takes what happens to a request: its events, or why it was refused. Called in the engine's thread.
+Sink: TypeAlias = Callable[[Event | CM3Error], None]
+
+
+@dataclass(frozen=True)
+class _Submit:
+    ticket: int
+    request: Request
+    sink: Sink
+
+
+@dataclass(frozen=True)
+class _Cancel:
+    ticket: int
+
+
+class AsyncEngine:
+    """An engine in a thread of its own, for coroutines of any event loop. `async with`, or `close` it at the end.
+
+    Args:
+        engine: completes the requests; nothing else uses it meanwhile.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._orders: queue.SimpleQueue[_Submit | _Cancel | None] = queue.SimpleQueue()
+        self._tickets, self._lock, self._closed = itertools.count(), threading.Lock(), False
+        self._thread = threading.Thread(target=self._work, name="cm3-engine", daemon=True)
+        self._thread.start()
+
+    async def complete(self, request: Request) -> Completion:
+        """The completion of a request.
+
+        Raises:
+            GenerationError, DocumentError: it can't be completed, or it failed, or the engine is closed.
+        """
+        async for event in self.stream(request):
+            if isinstance(event, Finished):
+                return event.completion
+            if isinstance(event, Failed):
+                raise event.error
+        raise AssertionError("a stream ends with one of these")
+
+    async def stream(self, request: Request) -> AsyncIterator[Event]:
+        """The request's events, called by 0, the last one `Finished` or `Failed`. Leaving the iterator cancels the request.
+
+        Raises:
+            GenerationError, DocumentError: the request can't be completed, or the engine is closed.
+        """
+        loop, told, ticket, ended = asyncio.get_running_loop(), asyncio.Queue[Event | CM3Error](), next(self._tickets), False
+
+        def sink(thing: Event | CM3Error) -> None:
+            try:
+                loop.call_soon_threadsafe(told.put_nowait, thing)
+            except RuntimeError:  # that loop is closed: nobody listens any more
+                self._order(_Cancel(ticket))
+
+        self._order(_Submit(ticket, request, sink))
+        try:
+            while not ended:
+                thing = await told.get()
+                if isinstance(thing, CM3Error):
+                    ended = True
+                    raise thing
+                ended = isinstance(thing, (Finished, Failed, Cancelled))
+                yield replace(thing, request=0)
+        finally:
+            if not ended:
+                self._order(_Cancel(ticket))
+
+    def close(self) -> None:
+        """End the thread. Requests in flight fail."""
+        self._orders.put(None)
+        self._thread.join()
+
+    async def __aenter__(self) -> AsyncEngine:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await asyncio.to_thread(self.close)
+
+    def _order(self, order: _Submit | _Cancel) -> None:
+        with self._lock:
+            if not self._closed:
+                self._orders.put(order)
+                return
+        if isinstance(order, _Submit):
+            order.sink(_closed())
+
+    def _work(self) -> None:
+        """The thread: orders, a step, what it told; it sleeps while there is nothing to do."""
+        session = self.engine.open()
+        numbers: dict[int, int] = {}  # ticket -> number in the session
+        sinks: dict[int, tuple[int, Sink]] = {}  # number -> ticket, sink
+        failure: BaseException | None = None
+        try:
+            while self._obey(session, numbers, sinks):
+                for event in session.step():
+                    if event.request in sinks:
+                        ticket, sink = sinks[event.request]
+                        if isinstance(event, (Finished, Failed, Cancelled)):
+                            del sinks[event.request], numbers[ticket]
+                        sink(event)
+        except Exception as error:  # of the decoder, say: every caller is told
+            failure = error
+        with self._lock:
+            self._closed = True
+        for _, sink in sinks.values():
+            sink(_closed(failure))
+        while not self._orders.empty():
+            order = self._orders.get()
+            if isinstance(order, _Submit):
+                order.sink(_closed(failure))
+
+    def _obey(self, session: Session, numbers: dict[int, int], sinks: dict[int, tuple[int, Sink]]) -> bool:
+        """Carry out what was ordered; wait for something to do. False: to be closed."""
+        while not (session.busy and self._orders.empty()):
+            order = self._orders.get()
+            if order is None:
+                return False
+            if isinstance(order, _Cancel):
+                if order.ticket in numbers:
+                    session.cancel(numbers[order.ticket])
+                continue
+            try:
+                number = session.submit(order.request)
+            except CM3Error as error:
+                order.sink(error)
+                continue
+            numbers[order.ticket], sinks[number] = number, (order.ticket, order.sink)
+        return True
+
+
+class AsyncModel:
+    """A `Model` for coroutines: its methods with the same arguments (but `progress`), all callers' requests in one batch.
+
+    Args:
+        model: used by nothing else meanwhile.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.engine = AsyncEngine(model.engine)
+        self._one_at_a_time = threading.Lock()  # of what tokenizers, retrievers and rerankers do: they need not be thread-safe
+
+    async def __aenter__(self) -> AsyncModel:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await asyncio.to_thread(self.engine.close)
+
+    async def generate(self, prompt: str | Sequence[str], num_images: int | None = None, **options: Any) -> list[GeneratedImage]:
+        """See `Model.generate`."""
+        tasks, _ = await self._aside(self.model.image_tasks, prompt, num_images, **options)
+        return await self._results(list(tasks))
+
+    async def events(self, prompt: str | Sequence[str], num_images: int | None = None, **options: Any) -> AsyncIterator[Event]:
+        """See `Model.events`; pictures come as they are finished, whatever their order. Leaving the iterator ends the work."""
+        tasks, _ = await self._aside(self.model.image_tasks, prompt, num_images, **options)
+        told: asyncio.Queue[Event | BaseException] = asyncio.Queue()
+        waiting, first = [], 0
+        for task in tasks:
+            waiting.append(asyncio.create_task(self._tell(task, first, told)))
+            first += len(task.requests)
+        left = len(waiting)
+        try:
+            while left:
+                thing = await told.get()
+                if isinstance(thing, BaseException):
+                    raise thing
+                left -= isinstance(thing, ImageReady)
+                yield thing
+        finally:
+            await _cancelled(waiting)
+
+    async def edit(self, picture: Picture, instruction: str, num_images: int | None = None,
+                   **options: Any) -> list[GeneratedImage]:
+        """See `Model.edit`."""
+        tasks, _ = await self._aside(self.model.edit_tasks, picture, instruction, num_images, **options)
+        return await self._results(list(tasks))
+
+    async def infill(self, picture: Picture, box: Any = None, text: str | None = None, **options: Any) -> InfilledImage:
+        """See `Model.infill`."""
+        task, _ = await self._aside(self.model.infill_task, picture, box, text, **options)
+        return await self._result(task)
+
+    async def caption(self, picture: Picture, **options: Any) -> GeneratedText:
+        """See `Model.caption`."""
+        [text] = await self.captions([picture], **options)
+        return text
+
+    async def captions(self, pictures: Sequence[Picture], **options: Any) -> list[GeneratedText]:
+        """See `Model.captions`."""
+        tasks, _ = await self._aside(self.model.caption_tasks, pictures, **options)
+        return await self._results(tasks)
+
+    async def ask(self, picture: Picture, question: str, **options: Any) -> GeneratedText:
+        """See `Model.ask`."""
+        task, _ = await self._aside(self.model.ask_task, picture, question, **options)
+        return await self._result(task)
+
+    async def complete(self, documents: Sequence[Document], **options: Any) -> list[Completion]:
+        """See `Model.complete`."""
+        requests = await self._aside(self.model.requests, documents, **options)
+        return await _together([self.engine.complete(request) for request in requests])
+
+    # ---- parts
+
+    async def _aside(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """Run what takes a moment in a thread, so that the event loop goes on."""
+
+        def alone() -> T:
+            with self._one_at_a_time:
+                return function(*arguments, **options)
+
+        return await asyncio.to_thread(alone)
+
+    async def _result(self, task: Task[T]) -> T:
+        completions = await _together([self.engine.complete(request) for request in task.requests])
+        return await self._aside(task.finish, completions)
+
+    async def _results(self, tasks: Sequence[Task[T]]) -> list[T]:
+        return await _together([self._result(task) for task in tasks])
+
+    async def _tell(self, task: Task[GeneratedImage], first: int, told: asyncio.Queue[Event | BaseException]) -> None:
+        """All that happens to a picture's candidates, and the picture."""
+
+        async def follow(request: Request, number: int) -> Completion:
+            async for event in self.engine.stream(request):
+                if isinstance(event, Failed):
+                    raise event.error
+                told.put_nowait(replace(event, request=number))
+                if isinstance(event, Finished):
+                    return event.completion
+            raise AssertionError("a stream ends with one of these")
+
+        try:
+            completions = await _together([follow(request, first + place) for place, request in enumerate(task.requests)])
+            image = await self._aside(task.finish, completions)
+        except Exception as error:
+            told.put_nowait(error)
+            return
+        choice = image.choice
+        for place, score in enumerate(choice.scores if choice is not None else ()):
+            assert choice is not None
+            told.put_nowait(Scored(first + place, score, choice.measure))
+        told.put_nowait(ImageReady(first, image))
+
+
+async def _together(coroutines: Sequence[Any]) -> list[Any]:
+    """The results of coroutines that run side by side; when one fails or the caller is cancelled, all are cancelled."""
+    tasks = [asyncio.create_task(one) for one in coroutines]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        await _cancelled(tasks)
+
+
+async def _cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel what still runs, and wait until it has cleaned up."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _closed(cause: BaseException | None = None) -> GenerationError:
+    if cause is None:
+        return GenerationError("engine", "is closed", "keep it open until all results are there")
+    error = GenerationError("engine", f"stopped with {type(cause).__name__}: {cause}", "see the traceback of its cause")
+    error.__cause__ = cause
+    return error

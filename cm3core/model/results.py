@@ -1,0 +1,126 @@
+"""What `Model` returns: pictures and texts with all that is needed to make them again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cm3core.document import Codes, PixelArray
+from cm3core.generation.engine import Event
+from cm3core.model.crop import Box
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievedDocument:
+    """A document that stood in front of a prompt.
+
+    Args:
+        id: its name in the memory; "context 0", ... for documents given by hand.
+        score: similarity to the query, higher is nearer; None for documents given by hand.
+        text: its text.
+        pixels: its picture as the model saw it, uint8 [height, width, 3]; None when it has none.
+    """
+
+    id: str
+    score: float | None
+    text: str
+    pixels: PixelArray | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a result was chosen among its candidates.
+
+    Args:
+        scores: of all candidates, in the order of their seeds; higher is better.
+        index: the chosen one's place among them, the one with the highest score (the first of equals).
+        measure: what the scores are.
+    """
+
+    scores: tuple[float, ...]
+    index: int
+    measure: str
+
+    @property
+    def score(self) -> float:
+        """The chosen candidate's."""
+        return self.scores[self.index]
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratedImage:
+    """A picture drawn for a prompt.
+
+    Args:
+        pixels: uint8 [height, width, 3], the image tokenizer's size.
+        prompt: what was asked for.
+        seed: of this picture alone: `generate(prompt, num_images=1, seed=seed, num_candidates=1)` draws it again.
+        retrieved: the documents in front of the prompt, in order.
+        codes: the picture's codes.
+        log_probability: nats, see `Completion`.
+        choice: how it was chosen; None when there was no other candidate.
+        upscaled: the enlarged picture, uint8; None when none was asked for.
+    """
+
+    pixels: PixelArray
+    prompt: str
+    seed: int
+    retrieved: tuple[RetrievedDocument, ...]
+    codes: Codes
+    log_probability: float
+    choice: Choice | None = None
+    upscaled: PixelArray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratedText:
+    """A text written about a picture: a description or an answer.
+
+    `text`, the `seed` and `retrieved` documents it came from, `log_probability` in nats, and `choice` as in `GeneratedImage`."""
+
+    text: str
+    seed: int
+    retrieved: tuple[RetrievedDocument, ...]
+    log_probability: float
+    choice: Choice | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class InfilledImage:
+    """A picture with a part drawn anew.
+
+    Args:
+        pixels: uint8, the input's size; outside the region exactly the input's pixels, inside the model's.
+        decoded: uint8, the image tokenizer's size; the whole picture as decoded from its codes.
+        codes: the codes; those outside the region are exactly the encoded input's.
+        box: (x0, y0, x1, y1) in pixels of the input: the region, or the smallest box around it.
+        text: the text it was drawn for: the given one, or the one that the model wrote.
+        seed: the seed.
+        retrieved: the documents in front of the prompt, in order.
+        log_probability: nats, see `Completion`.
+        choice: as in `GeneratedImage`.
+    """
+
+    pixels: PixelArray
+    decoded: PixelArray
+    codes: Codes
+    box: Box
+    text: str
+    seed: int
+    retrieved: tuple[RetrievedDocument, ...]
+    log_probability: float
+    choice: Choice | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Scored(Event):
+    """A candidate's score, told when all candidates of its result are finished; see `Choice`."""
+
+    score: float
+    measure: str
+
+
+@dataclass(frozen=True, eq=False)
+class ImageReady(Event):
+    """A picture is finished and chosen; `request` is its first candidate's number."""
+
+    image: GeneratedImage

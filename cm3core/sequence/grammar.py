@@ -1,0 +1,144 @@
+"""The grammar of a completion: which ids are legal at each position of a request, and when it is finished.
+
+A request is a list of holes. An image hole (or a missing run of codes) is exactly its cells, image codes only; a text hole is
+at least one text token, then more or its end token, and at `max_tokens` it is closed. Ids are made legal or illegal before the
+draw; nothing is ever deleted or changed afterwards. What leaves no choice (the end of a run of codes, the prefix of
+the next hole) isn't drawn: it is fed. Numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from cm3core.document import NO_CELL, IntArray
+from cm3core.errors import GenerationError
+from cm3core.vocab import Vocabulary
+
+if TYPE_CHECKING:
+    from cm3core.sequence.serialize import Hole
+
+#: Legal ids at a position, as disjoint ranges in ascending order.
+LegalIds: TypeAlias = tuple[range, ...]
+
+
+@dataclass
+class HoleGrammar:
+    """State machine of one request: a place in its list of holes.
+
+    Args:
+        holes: what is to be filled, in order, at least one.
+        vocabulary: ranges of ids.
+        num_text_ids: ids of the text range that the text tokenizer really has.
+        text_of: text of ids; needed for holes that stop at a string.
+    """
+
+    holes: tuple[Hole, ...]
+    vocabulary: Vocabulary
+    num_text_ids: int
+    text_of: Callable[[IntArray], str] | None = None
+    #: Tokens of the holes filled so far, end tokens not included.
+    contents: list[IntArray] = field(default_factory=list)
+    #: Tokens of the present hole so far.
+    current: list[int] = field(default_factory=list)
+
+    @property
+    def done(self) -> bool:
+        """Whether every hole is filled."""
+        return len(self.contents) == len(self.holes)
+
+    @property
+    def hole(self) -> Hole:
+        """The hole being filled."""
+        return self.holes[len(self.contents)]
+
+    @property
+    def modality(self) -> str:
+        """"text" or "image": which of the sampler's plans holds now."""
+        return "text" if self.hole.kind == "text" else "image"
+
+    @property
+    def legal(self) -> LegalIds:
+        """Ids that may be drawn next. A text hole may not stay empty (`min_tokens`): no span that was trained on was."""
+        if self.modality == "image":
+            return (self.vocabulary.image,)
+        start = self.vocabulary.text.start
+        text = range(start, start + self.num_text_ids)
+        end = self.hole.ends_with
+        if len(self.current) < self.hole.min_tokens or end is None:
+            return (text,)
+        return tuple(sorted((text, range(end, end + 1)), key=lambda ids: ids.start))
+
+    @property
+    def num_draws(self) -> int:
+        """Draws to come for which `legal` stays as it is and nothing else is fed between: 1 in text, a run of cells in images."""
+        return 1 if self.modality == "text" else _room(self.hole) - len(self.current)
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """(place of the next draw in its hole, place of the last one that there can be): what guidance schedules go by."""
+        return len(self.current), _room(self.hole) - 1
+
+    def cells(self, num: int) -> IntArray:
+        """Raster index of the picture's cell of each of the next `num` draws; `NO_CELL` for text."""
+        if self.modality == "text":
+            return np.full(num, NO_CELL, np.int32)
+        assert self.hole.cells is not None
+        return self.hole.cells[len(self.current):len(self.current) + num]
+
+    def take(self, tokens: IntArray) -> IntArray:
+        """Record `tokens`, the next draws (at most `num_draws`).
+
+        Returns:
+            tokens to be fed after them before the next draw: an end token without a choice, the next hole's prefix.
+
+        Raises:
+            GenerationError: an id that isn't legal; the sampler is at fault.
+        """
+        assert 0 < len(tokens) <= self.num_draws
+        illegal = tokens[~np.any([(tokens >= ids.start) & (tokens < ids.stop) for ids in self.legal], axis=0)]
+        if len(illegal):
+            raise GenerationError("sampler", f"drew {self.vocabulary.name(int(illegal[0]))} where {self.modality} was due",
+                                  "correct the sampler: only ids that `allowed_nR` permits may be drawn")
+        if self.modality == "text" and int(tokens[0]) == self.hole.ends_with:
+            return self._close(forced_end=False)
+        self.current.extend(tokens.tolist())
+        full = len(self.current) == _room(self.hole) or self._stops()
+        return self._close(forced_end=True) if full else np.zeros(0, np.int32)
+
+    def _stops(self) -> bool:
+        """Whether the text has come to one of the strings that it stops at."""
+        if not self.hole.stop:
+            return False
+        assert self.text_of is not None
+        text = self.text_of(np.array(self.current, np.int32))
+        return any(string in text for string in self.hole.stop)
+
+    def _close(self, *, forced_end: bool) -> IntArray:
+        end = self.hole.ends_with
+        self.contents.append(np.array(self.current, np.int32))
+        self.current = []
+        if self.done:
+            return np.zeros(0, np.int32)
+        return np.array([*([end] if forced_end and end is not None else []), *self.hole.prefix], np.int32)
+
+
+def num_new_tokens(holes: tuple[Hole, ...]) -> int:
+    """Most tokens that are added to a prompt before the last draw: each must fit the context, the last drawn one needn't."""
+    drawn = sum(_room(hole) for hole in holes)
+    between = sum(len(after.prefix) + (before.ends_with is not None) for before, after in pairwise(holes))
+    return drawn + between - 1
+
+
+def num_draws(holes: tuple[Hole, ...]) -> int:
+    """Most draws that holes can need (end tokens of text included)."""
+    return sum(_room(hole) for hole in holes)
+
+
+def _room(hole: Hole) -> int:
+    """Most content tokens of a hole: a text hole's `max_tokens`, exactly the cells of a picture."""
+    return hole.max_tokens if hole.cells is None else len(hole.cells)

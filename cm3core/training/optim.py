@@ -1,0 +1,189 @@
+"""Optimisers and learning-rate schedule: AdamW for everything, or Muon for matrices and AdamW for the rest.
+
+State is kept as named tensors (`state_tensors`), so that checkpoints need no pickle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from cm3core.errors import CheckpointError, RecipeError, close_match
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.decoder import Decoder
+    from cm3core.recipe.sections import TrainSection
+
+#: Coefficients of the quintic Newton-Schulz iteration (Keller Jordan's Muon, https://kellerjordan.github.io/posts/muon/).
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate as a fraction of its peak: linear warm-up, then decay to `final_fraction`.
+
+    Args:
+        steps: length in steps, or None when the clock decides.
+        minutes: length in minutes of training, or None when steps decide.
+        warmup_steps: steps of linear warm-up; step 0 already learns.
+        shape: "cosine", "polynomial" (power 1: a straight line, as in metaseq's launcher) or "constant".
+        final_fraction: fraction of the peak at the end.
+    """
+
+    steps: int | None
+    minutes: float | None
+    warmup_steps: int
+    shape: str
+    final_fraction: float
+
+    @classmethod
+    def of(cls, section: TrainSection) -> Schedule:
+        """The schedule of a recipe; raises `RecipeError` when not exactly one of steps and minutes is given."""
+        if (section.steps is None) == (section.minutes is None):
+            raise RecipeError("train", f"steps is {section.steps} and minutes is {section.minutes}; exactly one decides",
+                              "give train.steps=N or train.minutes=M and set the other to null")
+        if section.schedule not in (shapes := ("cosine", "polynomial", "constant")):
+            raise RecipeError("train.schedule", f"{section.schedule!r} is no schedule", close_match(section.schedule, shapes))
+        return cls(section.steps, section.minutes, section.warmup_steps, section.schedule, section.final_learning_rate_fraction)
+
+    def progress(self, step: int, elapsed_s: float) -> float:
+        """Share of the training that is done, 0..1, before step number `step` (from 0)."""
+        if self.steps is not None:
+            return min(1.0, step / self.steps) if self.steps > 0 else 1.0
+        assert self.minutes is not None
+        return min(1.0, elapsed_s / (60 * self.minutes)) if self.minutes > 0 else 1.0
+
+    def multiplier(self, step: int, elapsed_s: float = 0.0) -> float:
+        """Fraction of the peak learning rate for step number `step` (from 0), `elapsed_s` seconds into the training."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        done = self.progress(step, elapsed_s)
+        if self.steps is not None:  # by steps, the decay begins at the peak; the clock does not know when that will be
+            done = min(1.0, (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps))
+        if self.shape == "constant":
+            return 1.0
+        remaining = 1 - done if self.shape == "polynomial" else 0.5 * (1 + math.cos(math.pi * done))
+        return self.final_fraction + (1 - self.final_fraction) * remaining
+
+
+def orthogonalise(updates_nAB: Tensor, num_iterations: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Nearest (semi-)orthogonal matrices, roughly: singular values land in about 0.7..1.2. A batch of n matrices [A, B].
+
+    `dtype` is that of the products; bfloat16 is as good where the hardware multiplies it, and far slower where it does not.
+    """
+    a, b, c = NEWTON_SCHULZ
+    tall = updates_nAB.shape[1] > updates_nAB.shape[2]
+    x = updates_nAB.mT if tall else updates_nAB
+    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)).to(dtype)
+    for _ in range(num_iterations):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(updates_nAB.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised: every direction of a weight matrix moves equally far.
+
+    Like `torch.optim.Muon` with its default settings, but matrices of one shape go through Newton-Schulz as one batch, and in a
+    dtype that the machine multiplies fast: torch's always uses bfloat16, which on a CPU without it is a hundred times slower.
+
+    Args:
+        parameters: matrices; more than two dimensions are flattened to [first, rest].
+        lr: size of a step, times sqrt(max(1, rows / columns)).
+        weight_decay: decoupled, a step shrinks weights by lr * weight_decay.
+        momentum: of the running mean of gradients, in Nesterov's form.
+        dtype: of the Newton-Schulz products.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], lr: float, weight_decay: float = 0.0, momentum: float = 0.95,
+                 dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: object = None) -> None:  # type: ignore[override]  # no closure: the loop computes gradients
+        """One update of every parameter that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape[(parameter.shape[0], parameter[0].numel())].append(parameter)
+            for (rows, columns), parameters in by_shape.items():
+                momenta = [self._momentum(parameter, group["momentum"]).view(rows, columns) for parameter in parameters]
+                updates = orthogonalise(torch.stack(momenta), dtype=self.dtype)
+                size = group["lr"] * math.sqrt(max(1.0, rows / columns))
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(parameters, [u.view_as(p) for u, p in zip(updates, parameters, strict=True)], alpha=-size)
+
+    def _momentum(self, parameter: Tensor, momentum: float) -> Tensor:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer: Tensor = state["momentum_buffer"]
+        assert parameter.grad is not None
+        buffer.lerp_(parameter.grad, 1 - momentum)
+        return parameter.grad.lerp(buffer, momentum)
+
+
+class OptimizerGroup:
+    """One or two torch optimisers that step together, with their state as named tensors.
+
+    Args:
+        decoder: its `parameter_groups` say what each parameter is.
+        section: the recipe's section `train`.
+        muon_dtype: of Muon's matrix products.
+    """
+
+    def __init__(self, decoder: Decoder, section: TrainSection, muon_dtype: torch.dtype = torch.float32) -> None:
+        if section.optimizer not in (known := ("adamw", "muon")):
+            raise RecipeError("train.optimizer", f"{section.optimizer!r} is no optimizer", close_match(section.optimizer, known))
+        groups = decoder.parameter_groups()
+        self.names = {id(p): name for name, p in decoder.named_parameters()}
+        self.parameters: list[Tensor] = [p for name in ("matrix", "embedding", "vector") for p in groups.get(name, [])]
+        assert sorted(map(id, self.parameters)) == sorted(self.names), "parameter_groups must hold every parameter once"
+        first, second = section.betas
+        muon = section.optimizer == "muon" and bool(groups["matrix"])
+        decayed = [] if muon else groups["matrix"]
+        plain = [*groups.get("embedding", []), *groups.get("vector", [])]
+        adamw = [{"params": parameters, "weight_decay": decay}
+                 for parameters, decay in ((decayed, section.weight_decay), (plain, 0.0)) if parameters]
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if adamw:
+            fused = self.parameters[0].device.type in ("cpu", "cuda")
+            self.optimizers.append(torch.optim.AdamW(adamw, lr=section.learning_rate, betas=(first, second), eps=section.eps,
+                                                     fused=fused))
+        if muon:
+            self.optimizers.append(Muon(groups["matrix"], section.muon_learning_rate, section.weight_decay, dtype=muon_dtype))
+        self._peaks = [optimizer.defaults["lr"] for optimizer in self.optimizers]
+
+    def step(self, multiplier: float) -> None:
+        """Update all parameters with `multiplier` times the peak learning rates, and forget the gradients."""
+        for optimizer, peak in zip(self.optimizers, self._peaks, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * multiplier
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """The whole state: "parameter name::key" -> tensor."""
+        return {f"{self.names[id(parameter)]}::{key}": torch.as_tensor(value)
+                for optimizer in self.optimizers for parameter, state in optimizer.state.items() for key, value in state.items()}
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `state_tensors` gave. Raises `CheckpointError` for a state of other parameters."""
+        owner = {self.names[id(parameter)]: (optimizer, parameter) for optimizer in self.optimizers
+                 for group in optimizer.param_groups for parameter in group["params"]}
+        for full_name, value in tensors.items():
+            name, _, key = full_name.rpartition("::")
+            if name not in owner or (value.ndim and value.shape != owner[name][1].shape):
+                raise CheckpointError("optimizer.safetensors", f"{full_name!r} belongs to no parameter of this decoder",
+                                      "resume with the recipe that the checkpoint was made with")
+            optimizer, parameter = owner[name]
+            optimizer.state[parameter][key] = value.to(parameter.device, copy=True)

@@ -1,0 +1,107 @@
+"""Sample pictures during training: the same held-out prompts every time, the recipe's sampler, beside the real pictures."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from cm3core import images
+from cm3core.build import Components, section, split_or_reason
+from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Text, text_of
+from cm3core.errors import CM3Error
+from cm3core.generation.engine import Engine, Request
+from cm3core.training.neighbours import own_names
+from cm3core.training.validation import spread
+
+if TYPE_CHECKING:
+    from cm3core.training.preparation import Preparation
+    from cm3core.training.state import TrainState
+
+NUM_PROMPTS = 8
+
+
+class SamplePictures:
+    """A callback that draws every `train.sample_every_steps` steps into `OUT/samples/step-N.png` and TensorBoard.
+
+    Prompts are the texts of the first validation split that the data set has, else of the training documents; with retrieved
+    documents in front where the recipe retrieves. Drawing uses no random generator of torch, so training is not changed by it.
+
+    Args:
+        preparation: of the run.
+        num_prompts: pictures drawn each time.
+
+    Raises:
+        RecipeError: the recipe has no sampler.
+    """
+
+    def __init__(self, preparation: Preparation, num_prompts: int = NUM_PROMPTS) -> None:
+        section(preparation.recipe, "sampler")
+        self.preparation, self.num_prompts = preparation, num_prompts
+        self._prepared: list[tuple[Request, PixelArray]] | None = None
+        self._failed = False
+
+    def __call__(self, state: TrainState) -> None:
+        every = state.recipe.train.sample_every_steps
+        if self._failed or every is None or state.step % every:
+            return
+        try:
+            sheet = self.draw(state.components)
+        except CM3Error as error:  # pictures to look at are no reason to end a training of hours
+            self._failed = True
+            tqdm.write(f"note: sample pictures are left out: {error}", file=sys.stderr)
+            return
+        path = state.out_dir / "samples" / f"step-{state.step:08d}.png"
+        images.save_png(path, sheet, {"step": str(state.step), "recipe": state.recipe.hash})
+        state.log.image(state.step, "samples", sheet)
+
+    def draw(self, components: Components) -> PixelArray:
+        """The sheet: a row for each prompt, the drawn and the real picture."""
+        decoder = components.decoder
+        assert isinstance(decoder, torch.nn.Module)
+        engine = Engine(components.decoder, components.serializer, components.sampler, components.vocabulary,
+                        max_text_tokens=self.preparation.recipe.data.max_text_tokens)
+        if self._prepared is None:
+            self._prepared = self._prepare(engine)
+        training = decoder.training
+        decoder.eval()
+        try:
+            completions = engine.complete([request for request, _ in self._prepared])
+        finally:
+            decoder.train(training)
+        codes = [segment.codes for completion in completions for segment in completion.document if isinstance(segment, Codes)]
+        drawn = components.image_tokenizer.decode(np.stack(codes))
+        rows = [[picture, real] for picture, (_, real) in zip(drawn, self._prepared, strict=True)]
+        texts = [text_of(request.document) for request, _ in self._prepared]
+        return images.grid(rows, row_labels=texts, column_labels=["drawn", "real"])
+
+    def _prepare(self, engine: Engine) -> list[tuple[Request, PixelArray]]:
+        """Requests and real pictures of documents spread over the split; in front the retrieved documents that fit."""
+        preparation, components = self.preparation, self.preparation.components
+        splits = (split_or_reason(components, name) for name in preparation.recipe.train.validation_splits)
+        source = next((split for split in splits if not isinstance(split, str)), components.source)
+        usable = [index for index in range(len(source)) if self._prompt(source.document(index)) is not None]
+        prepared = []
+        for seed, place in enumerate(spread(len(usable), self.num_prompts)):
+            document = source.document(usable[place])
+            prompt = self._prompt(document)
+            assert prompt is not None
+            retrieved = preparation.retrieved(prompt[:-1], exclude=own_names(source, usable[place]))
+            requests = (Request(prompt, retrieved[:number], seed) for number in range(len(retrieved), -1, -1))
+            request = next((request for request in requests if engine.fits(request)), Request(prompt, seed=seed))
+            picture = next(segment for segment in document if isinstance(segment, Image))
+            prepared.append((request, images.fit(picture.load(), components.image_tokenizer.image_size)))
+        if not prepared:
+            raise CM3Error("data set", "no document has a text and then a picture", "set train.sample_every_steps=null")
+        return prepared
+
+    @staticmethod
+    def _prompt(document: Document) -> Document | None:
+        """Everything before a picture that stands last, and a hole in its place; None for other documents."""
+        texts, last = document[:-1], document[-1] if document else None
+        if not texts or not isinstance(last, Image) or not all(isinstance(segment, Text) for segment in texts):
+            return None
+        return (*document[:-1], ImageHole())

@@ -1,0 +1,118 @@
+"""A training run as an object: what callbacks see, what processes share, and what is left at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from cm3core.training.loss import GROUPS
+from cm3core.training.metrics import MetricsLog, SpeedMeter
+from cm3core.training.optim import OptimizerGroup, Schedule
+
+if TYPE_CHECKING:
+    from cm3core.build import Components
+    from cm3core.recipe import Recipe
+    from cm3core.training.preparation import Preparation
+    from cm3core.training.sequences import BatchLoader
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM: the run has saved itself. The text says how to go on."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that train together; one by default. Sharding replaces `sum` by an all-reduce and changes nothing else.
+
+    Args:
+        rank: this process, from 0.
+        world_size: number of processes.
+        sum: the sum of a tensor over all processes.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    sum: Callable[[Tensor], Tensor] = lambda tensor: tensor
+
+
+@dataclass(eq=False)
+class TrainState:
+    """A run, as callbacks see it after every step."""
+
+    recipe: Recipe
+    out_dir: Path
+    components: Components
+    preparation: Preparation
+    decoder: nn.Module
+    optimizer: OptimizerGroup
+    schedule: Schedule
+    loader: BatchLoader
+    log: MetricsLog
+    device: torch.device
+    autocast_dtype: torch.dtype | None
+    processes: Processes
+    #: Optimiser steps done.
+    step: int = 0
+    #: Seconds of training, over all sittings.
+    elapsed_s: float = 0.0
+    #: Tokens trained on.
+    tokens: int = 0
+    #: The newest metrics, by name.
+    metrics: dict[str, float] = field(default_factory=dict)
+    #: Norm of the last gradient before clipping; read only when it is logged, since reading makes a GPU wait.
+    gradient_norm: Tensor | None = None
+    #: Sums of losses since the last log, see `cross_entropy_sums`.
+    sums_G2: Tensor = field(default_factory=lambda: torch.zeros(len(GROUPS), 2))
+    speed: SpeedMeter = field(default_factory=SpeedMeter)
+    steps_speed: SpeedMeter = field(default_factory=SpeedMeter)
+    #: Seconds since the last log: waiting for data, computing the step, everything.
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("data", "step", "all"), 0.0))
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, 0..1."""
+        return self.schedule.progress(self.step, self.elapsed_s)
+
+    @property
+    def seconds_left(self) -> float:
+        """An estimate; infinite before the first steps."""
+        if self.schedule.minutes is not None:
+            return max(0.0, 60 * self.schedule.minutes - self.elapsed_s)
+        assert self.schedule.steps is not None
+        rate = self.steps_speed.rate
+        return (self.schedule.steps - self.step) / rate if rate > 0 else math.inf
+
+    def autocast(self) -> Any:
+        """The context that forward passes run in."""
+        return nullcontext() if self.autocast_dtype is None else torch.autocast(self.device.type, self.autocast_dtype)
+
+
+#: Called after every step, in order; anything that draws random numbers must use its own generator.
+Callback: TypeAlias = Callable[[TrainState], None]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to.
+
+    Args:
+        checkpoint: the last checkpoint.
+        step, elapsed_s, tokens: totals over all sittings.
+        metrics: the last value of each metric.
+        peak_memory_bytes: largest resident memory of this process (and of the GPU, where there is one).
+    """
+
+    checkpoint: Path
+    step: int
+    elapsed_s: float
+    tokens: int
+    metrics: dict[str, float]
+    peak_memory_bytes: int
+    peak_gpu_bytes: int = 0

@@ -1,0 +1,95 @@
+"""What is decoded: prompts, cases, and the bytes that must be read at least.
+
+Prompts are random letters, all of one length and no two alike: no provider pads, and none shares what real prompts don't share.
+Legend: W width, L layers.
+"""
+
+from __future__ import annotations
+
+import random
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cm3apps.benchmarks.decode.sizes import Size
+from cm3core.interfaces.benchmark import Case
+
+#: Tokens of a conditional prompt: a text of bytes between two specials. Of our unconditional one: <eos> <sentinel:0> <break>.
+PROMPT_TOKENS, UNCONDITIONAL_TOKENS = 64, 3
+SEED = 20_240_229
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all providers of one run have in common.
+
+    Args:
+        size: of the decoder.
+        context: most tokens of a prompt and a picture together that will be asked for.
+        device, dtype: of weights and caches.
+        threads: of torch on the CPU.
+    """
+
+    size: Size
+    context: int
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+
+
+def decode_case(setup: Setup, tokens: int, *, batch: int = 1, candidates: int = 1, name: str = "") -> Case:
+    """`batch` prompts with `candidates` pictures of `tokens` image tokens each; at a time only one of the two is above 1.
+
+    `num_bytes` is what all steps together must read, with weights and cache in the case's dtype.
+    """
+    assert batch == 1 or candidates == 1
+    parameters = {"size": setup.size.name, "batch": batch, "candidates": candidates, "tokens": tokens}
+    num_bytes = least_bytes(setup.size, parameters, setup.dtype.itemsize, setup.dtype.itemsize)
+    return Case(name or f"batch {batch}, {tokens} tokens", parameters, setup.dtype, round(num_bytes * tokens), 0)
+
+
+def step_bytes(size: Size, parameters: Mapping[str, Any], drawn: float, weight_bytes: float, cache_bytes: float) -> float:
+    """Bytes that a step must read at least when `drawn` tokens of each picture are in the cache: weights once, and each stream's
+    keys and values. Candidates share their prompts; the three tokens that all unconditional streams have in common count apiece.
+
+    Args:
+        size: of the decoder.
+        parameters: of the case.
+        drawn: tokens of each picture.
+        weight_bytes, cache_bytes: of one number.
+    """
+    streams: int = 2 * parameters["batch"] * parameters["candidates"]
+    weights = size.trunk_parameters + size.num_codes * size.width + streams * 2 * size.width  # rows of token and position tables
+    held: float = parameters["batch"] * (PROMPT_TOKENS + UNCONDITIONAL_TOKENS) + streams * drawn
+    return weights * weight_bytes + 2 * size.num_layers * size.width * held * cache_bytes
+
+
+def least_bytes(size: Size, parameters: Mapping[str, Any], weight_bytes: float, cache_bytes: float) -> float:
+    """The mean of `step_bytes` over a picture's passes. The first, which reads the prompts, counts as one without a cache."""
+    tokens: int = parameters["tokens"]
+    no_cache = step_bytes(size, parameters, 0, weight_bytes, 0)
+    return (no_cache + sum(step_bytes(size, parameters, drawn, weight_bytes, cache_bytes) for drawn in range(1, tokens))) / tokens
+
+
+def prompt_text(number: int) -> str:
+    """Text of request `number`: `PROMPT_TOKENS - 2` small letters, each one byte and so one token."""
+    letters = random.Random(number)
+    return "".join(letters.choice(string.ascii_lowercase) for _ in range(PROMPT_TOKENS - 2))
+
+
+def prompts_of(case: Case) -> list[str]:
+    """A text for each picture; candidates have the same."""
+    return [prompt_text(number) for number in range(case.parameters["batch"]) for _ in range(case.parameters["candidates"])]
+
+
+def grid_of(tokens: int) -> tuple[int, int]:
+    """The most nearly square grid of so many codes.
+
+    >>> grid_of(256), grid_of(128), grid_of(7)
+    ((16, 16), (8, 16), (1, 7))
+    """
+    rows = next(rows for rows in range(int(tokens**0.5), 0, -1) if tokens % rows == 0)
+    return rows, tokens // rows

@@ -1,0 +1,16 @@
+"""The ops that this project benchmarks. Each file ends with what it adds; this is the hook's target."""
+
+from __future__ import annotations
+
+from cm3core.interfaces.benchmark import BenchmarkRegistry
+
+
+def add(registry: BenchmarkRegistry) -> None:
+    """Add every bundled op."""
+    from cm3apps.benchmarks.ops.attention import AttentionOp
+    from cm3apps.benchmarks.ops.guided_sample import GuidedSampleOp
+    from cm3apps.benchmarks.ops.linear_cross_entropy import LinearCrossEntropyOp
+    from cm3apps.benchmarks.ops.segment_decode import SegmentDecodeOp
+
+    for op in (AttentionOp(), SegmentDecodeOp(), GuidedSampleOp(), LinearCrossEntropyOp()):
+        registry.add_op(op)

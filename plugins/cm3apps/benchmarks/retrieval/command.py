@@ -1,0 +1,102 @@
+"""The command line of `cm3 bench retrieval`. Light: what is heavy is imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+from cm3core.cli import registry_of
+from cm3core.errors import CM3Error, close_match
+from cm3plugins.retrievers.index.options import INDEX_TYPES
+
+HELP = "searching a memory bank: recall, latency, memory, beside faiss called directly"
+DESCRIPTION = ("Write a bank whose vectors lie as those of a two-tower embedder do, open it, build each index over it, and ask\n"
+               "by text and by picture: recall against exact search, latency, and batches beside faiss called directly on the\n"
+               "same vectors. Then the loader's part of a training step. Prints a table; with -o also JSON and a plot.")
+EXAMPLE = """examples:
+  cm3 bench retrieval --quick
+  cm3 bench retrieval --threads 2 -o results/retrieval.json
+  cm3 bench retrieval --num 100000 --dimension 768 --index ivf --index hnsw --no-loader"""
+PLACE = "cm3 bench retrieval"
+#: Documents, and queries of each modality.
+FULL, QUICK = (1_000_000, 500), (20_000, 100)
+
+
+def configure(parser: ArgumentParser) -> None:
+    """The action's options."""
+    parser.add_argument("--num", type=int, metavar="N", help=f"documents (default: {FULL[0]:,}; with --quick {QUICK[0]:,})")
+    parser.add_argument("--dimension", type=int, default=512, metavar="N", help="numbers of a vector (default: %(default)s)")
+    parser.add_argument("--index", action="append", default=[], metavar="NAME",
+                        help="flat, ivf, pq or hnsw; may be given several times (default: all)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of all searches, ours and others'")
+    parser.add_argument("--no-loader", action="store_true", help="leave out the training step")
+    parser.add_argument("--folder", type=Path, metavar="FOLDER",
+                        help="where the bank is written, and removed again (default: the temporary folder)")
+    parser.add_argument("--quick", action="store_true", help="fewer documents and queries: about a minute")
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="JSON file to write; a plot goes beside it")
+    parser.set_defaults(run=run)
+
+
+def run(args: Namespace) -> int:
+    """Do it; returns the exit code 0."""
+    for option, number in (("--num", args.num), ("--dimension", args.dimension), ("--threads", args.threads)):
+        if number is not None and number < (least := {"--num": 1000, "--dimension": 8}.get(option, 1)):
+            raise CM3Error(PLACE, f"{option} is {number}, must be at least {least}", "leave it out, or give another number")
+    known = [name for name in INDEX_TYPES if name != "auto"]
+    for name in args.index:
+        if name not in known:
+            raise CM3Error(f"{PLACE} --index", f"no index is called {name!r}", close_match(name, known))
+    from cm3core.files import check_writable
+
+    if args.out is not None:
+        check_writable(args.out)
+    if args.folder is not None:
+        check_writable(args.folder, folder=True)
+    return _run(args, [name for name in known if not args.index or name in args.index])
+
+
+def _run(args: Namespace, indexes: list[str]) -> int:
+    import tempfile
+    from importlib.metadata import version
+
+    import torch
+
+    from cm3apps.benchmarks import report as kernels_report
+    from cm3apps.benchmarks import runner as kernels_runner
+    from cm3apps.benchmarks.retrieval import report, runner
+    from cm3core.files import make_folder
+    from cm3core.interfaces.benchmark import Where
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    where = Where(torch.device("cpu"), "cpu", "quick" if args.quick else "full")
+    num, num_queries = QUICK if args.quick else FULL
+    extent = runner.Extent(args.num or num, args.dimension, num_queries)
+    limits = kernels_runner.ceilings(where, kernels_runner.stopwatch_for(where))
+    faiss, before = version("faiss-cpu"), runner.load()
+    environment: dict[str, Any] = kernels_runner.environment(where) | {
+        "faiss": faiss, "load": [before, None], "clock": "processor time" if torch.get_num_threads() == 1 else "wall clock"}
+    print(f"{kernels_report.heading(environment, limits)}\nfaiss {faiss}, {environment['clock']}, load {before}", flush=True)
+    if args.folder is not None:
+        make_folder(args.folder)
+    rows: list[dict[str, Any]] = []
+
+    def changed(row: dict[str, Any]) -> None:
+        rows.append(row)
+        environment["load"][1] = runner.load()
+        print(report.line(row), flush=True)
+        if args.out is not None:
+            kernels_report.write_json(args.out, environment, limits, rows)
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="cm3-bench-", dir=args.folder) as folder:
+            runner.run_bank(Path(folder) / "bank", extent, indexes, changed)
+        if not args.no_loader:
+            changed(runner.loader_part(registry_of(args), quick=args.quick))
+    finally:  # Ctrl-C keeps what there is
+        print("\n".join(report.verdicts(rows)))
+        if args.out is not None and any(row["part"] == "index" for row in rows):
+            print(f"written: {args.out}, {report.write_plot(args.out, rows, environment)}", file=sys.stdout)
+    return 0

@@ -1,0 +1,86 @@
+"""`cm3 embedder train | eval`. Light: what is heavy is imported when it runs."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from pathlib import Path
+
+from cm3core.cli import add_overrides, registry_of
+from cm3core.errors import CM3Error, close_match
+from cm3core.files import check_writable
+
+EXAMPLE = """examples:
+  cm3 embedder eval light_encoder
+  cm3 embedder eval clip embedder.path=ViT-B-32.pt
+  cm3 embedder train bi_encoder -o runs/bi_encoder.safetensors
+  cm3 embedder eval bi_encoder embedder.path=runs/bi_encoder.safetensors"""
+TRAINABLE = ("bi_encoder", "light_encoder")
+
+
+def configure(parser: ArgumentParser) -> None:
+    """The actions `train` and `eval`."""
+    parser.description = "Train a bundled embedder, and measure any."
+    parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    line = "train on the bundled corpus; what bi_encoder has looked at is kept, and a later run goes on there"
+    train = actions.add_parser("train", help=line, description=line)
+    train.add_argument("name", help=f"{' or '.join(TRAINABLE)}")
+    train.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.safetensors", help="the weights")
+    train.add_argument("--steps", type=int, help="of the optimiser (default: what the shipped weights had)")
+    train.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    train.add_argument("--keep-style", action="store_true",
+                       help="light_encoder: captions name their picture's style, so that what looks alike is near as well")
+    train.add_argument("--quiet", action="store_true", help="no progress bars")
+    train.set_defaults(run=_train)
+    line = "how well texts and pictures of the bundled corpus find each other, held-out styles and concepts apart"
+    evaluate = actions.add_parser("eval", help=line, description=line)
+    evaluate.add_argument("name", help="the embedder's recipe name")
+    evaluate.add_argument("-o", "--out", type=Path, metavar="FILE.json", help="the same figures as JSON")
+    evaluate.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_overrides(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _train(args: Namespace) -> int:
+    if args.name not in TRAINABLE:
+        raise CM3Error(f"embedder {args.name}", "is not trained here", close_match(args.name, TRAINABLE))
+    if args.steps is not None and args.steps < 1:
+        raise CM3Error("--steps", f"is {args.steps}", "use 1 or more")
+    check_writable(args.out)
+    from cm3apps.embedder_training import bi_encoder, light_encoder
+    from cm3plugins.datasets.emoji.corpus import EmojiCorpus
+
+    options = {"steps": args.steps, "seed": args.seed, "quiet": args.quiet}
+    if args.name == "light_encoder":
+        light_encoder.train_on_corpus(EmojiCorpus(), args.out, keep_style=args.keep_style, **options)
+    elif args.keep_style:
+        raise CM3Error("--keep-style", f"{args.name} always leaves the style behind", "train light_encoder, or leave it out")
+    else:
+        bi_encoder.train_on_corpus(EmojiCorpus(), args.out, **options)
+    print(f"{args.out}\nmeasure it: cm3 embedder eval {args.name} embedder.path={args.out}")
+    return 0
+
+
+def _evaluate(args: Namespace) -> int:
+    from cm3apps.embedder_training.figures import figures
+    from cm3core.cli._dataset import composed
+    from cm3core.files import write_text
+    from cm3plugins.datasets.emoji.corpus import EmojiCorpus
+
+    if args.out is not None:
+        check_writable(args.out)
+    recipe = composed({"embedder": {"name": args.name}}, args.overrides, registry_of(args))
+    assert recipe.embedder is not None
+    recipe.embedder.check()
+    embedder, corpus = recipe.embedder.build(), EmojiCorpus()
+    what = getattr(embedder, "summary", type(embedder).__name__)
+    print(f"{args.name}: {what}, {embedder.dimension} dimensions, {embedder.fingerprint}")
+    measured = figures(embedder, corpus.entries, corpus.render_all(64), quiet=args.quiet)
+    width = max(map(len, measured))
+    print(f"\n{'query -> what is looked through':<{width}}   R@1    R@5")
+    for name, values in measured.items():
+        print(f"{name:<{width}}  {values['R@1']:.3f}  {values['R@5']:.3f}")
+    if args.out is not None:
+        write_text(args.out, json.dumps(measured, indent=1) + "\n")
+    return 0

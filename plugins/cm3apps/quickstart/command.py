@@ -1,0 +1,57 @@
+"""The command line of `cm3 quickstart`. Light: what is heavy is imported when it runs."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from cm3core.cli import add_overrides, registry_of
+
+EXAMPLE = """examples:
+  cm3 quickstart
+  cm3 quickstart --minutes 8 -o small
+  cm3 quickstart --tokenizer train -o from-nothing
+  cm3 quickstart --minutes 60 dataset.concepts=concrete
+The same command again goes on where it stopped. Open report.md in the folder when it is done."""
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Options of the command."""
+    parser.description = ("Train a small CM3leon on the bundled pictures, with retrieved documents in front, then draw, "
+                          "describe and repair pictures with it, and write a report.")
+    parser.epilog = EXAMPLE
+    parser.add_argument("--minutes", type=float, default=18.0, help="length of the whole, on this machine (default: %(default)g)")
+    parser.add_argument("--tokenizer", choices=("bundled", "train"), default="bundled",
+                        help="use the bundled image tokenizer, or train one from nothing first (default: %(default)s)")
+    parser.add_argument("--tokenizer-minutes", type=float, default=12.0,
+                        help="with --tokenizer train: minutes for it, on top of --minutes (default: %(default)g)")
+    parser.add_argument("-o", "--out", type=Path, default=Path("cm3-quickstart"),
+                        help="folder of all results (default: %(default)s)")
+    parser.add_argument("--recipe", default="quickstart", help="the recipe to train by (default: %(default)s)")
+    add_overrides(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: Namespace) -> int:
+    """Do it; returns the exit code."""
+    from cm3apps.quickstart.pipeline import Quickstart
+    from cm3core.training import TrainingInterrupted
+
+    plugins = "".join(f"--plugin {shlex.quote(str(path))} " for path in args.plugin)
+    options = ["--minutes", f"{args.minutes:g}", "-o", str(args.out)]
+    if args.tokenizer == "train":
+        options += ["--tokenizer", "train", "--tokenizer-minutes", f"{args.tokenizer_minutes:g}"]
+    if args.recipe != "quickstart":
+        options += ["--recipe", args.recipe]
+    command = f"cm3 {plugins}quickstart {shlex.join([*options, *args.overrides])}"
+    quickstart = Quickstart(registry_of(args), args.out, minutes=args.minutes, recipe=args.recipe, overrides=args.overrides,
+                            tokenizer_minutes=args.tokenizer_minutes if args.tokenizer == "train" else None, command=command)
+    try:
+        report = quickstart.run()
+    except TrainingInterrupted as stopped:
+        print(stopped, file=sys.stderr)
+        return 130
+    print(f"\ndone: open {report}")
+    return 0

