@@ -1,6 +1,8 @@
-"""cm3core: the small core of cm3leon. Interfaces, recipes, documents and the two loops (train, generate).
+"""cm3core: the small core of cm3leon. Interfaces, recipes, documents and the two loops (train,
+generate).
 
-Nothing here imports torch, a plugin or a kernel at module level: `import cm3core` is as fast as `import json`.
+Nothing here imports torch, a plugin or a kernel at module level: `import cm3core` is as fast as
+`import json`.
 
 >>> import cm3core
 >>> model = cm3core.load("runs/apples")                 # doctest: +SKIP

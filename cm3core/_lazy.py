@@ -1,4 +1,5 @@
-"""Packages that export names of their modules without importing them: what is heavy is loaded on first use."""
+"""Packages that export names of their modules without importing them: what is heavy is loaded on
+first use."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ def exporter(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
         modules: exported name -> module in the package that defines it.
 
     Returns:
-        A function that imports an exported name, keeps it in the package, and raises `AttributeError` for any other name.
+        A function that imports an exported name, keeps it in the package, and raises
+        `AttributeError` for any other name.
     """
 
     def get(name: str) -> Any:

@@ -1,6 +1,7 @@
 """Public modules under their earlier names, so that plugins written for them keep working.
 
-Importing one gives a module that forwards to the new place, and warns. docs/plugins/stability.md says how long that lasts.
+Importing one gives a module that forwards to the new place, and warns. docs/plugins/stability.md
+says how long that lasts.
 """
 
 from __future__ import annotations
@@ -36,14 +37,17 @@ class _Forwarder(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         warnings.warn(
-            f"{module.__name__} is now {self.target}; import its names from there", FutureWarning, stacklevel=2
+            f"{module.__name__} is now {self.target}; import its names from there",
+            FutureWarning,
+            stacklevel=2,
         )
         target = importlib.import_module(self.target)
         module.__getattr__ = lambda name: getattr(target, name)  # type: ignore[method-assign]
 
 
 class MovedModules(MetaPathFinder):
-    """Finds the modules of a table under their earlier names. Asked last: a module that exists is never hidden.
+    """Finds the modules of a table under their earlier names. Asked last: a module that exists is
+    never hidden.
 
     Args:
         moved: earlier name -> new name.

@@ -5,5 +5,6 @@ __version__ = "0.1.0"
 #: Version of the plugin API. A plugin states the one it was written for in its own `CM3_API`.
 CM3_API = 1
 
-#: The oldest plugin API that is still served: plugins of it work, and a line says that they must be updated.
+#: The oldest plugin API that is still served: plugins of it work, and a line says that they must be
+#: updated.
 OLDEST_CM3_API = 1

@@ -1,15 +1,16 @@
 """Documents: text and image segments, with holes; and their one serialisation into tokens.
 
-Everything the model is asked to do is a document with holes (architecture: "`complete` is the one operation"), and
-everything it is trained on is a document without. Serialisation follows the CM3leon paper, figures 8 and 9, and
-facebookresearch/metaseq (branch scaling_racm3):
+Everything the model is asked to do is a document with holes (architecture: "`complete` is the one
+operation"), and everything it is trained on is a document without. Serialisation follows the
+CM3leon paper, figures 8 and 9, and facebookresearch/metaseq (branch scaling_racm3):
 
     one pair          text <break> image
     a sequence        <eos> T1 <break> I1 <break> ... Tq <break> Iq <eos>      retrieved documents first, query last
     with holes        each hole is <sentinel:i> in place; after the last <eos>: <sentinel:i> content <eoss>, in order
 
 Pictures travel as codes: an `Image` (pixels by reference) becomes `Codes` once, at the edge.
-Tensor-like fields are numpy arrays, so that nothing here needs torch. Legend: n tokens, c codes = grid rows * columns.
+Tensor-like fields are numpy arrays, so that nothing here needs torch. Legend: n tokens, c codes =
+grid rows * columns.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class Codes:
     Args:
         codes: int32 [c], raster order, 0..codebook_size-1.
         grid: (rows, columns) with rows * columns == c.
-        missing: bool [c] or None; True where the code is a hole to be filled (in-painting). None: nothing is missing.
+        missing: bool [c] or None; True where the code is a hole to be filled (in-painting). None:
+            nothing is missing.
     """
 
     codes: IntArray
@@ -85,7 +87,8 @@ class TextHole:
     Args:
         max_tokens: most tokens. None: as many as the decoder's context has room for.
         min_tokens: it may not end before.
-        stop: it also ends with the token that completes one of these strings (which stays in the text).
+        stop: it also ends with the token that completes one of these strings (which stays in the
+            text).
     """
 
     max_tokens: int | None = 64
@@ -116,7 +119,8 @@ class Span:
     Args:
         start, stop: places of the first token and behind the last.
         modality: "text" or "image".
-        grid: (rows, columns) of a whole picture's codes, which stand in raster order. None for text.
+        grid: (rows, columns) of a whole picture's codes, which stand in raster order. None for
+            text.
     """
 
     start: int
@@ -130,13 +134,16 @@ class Span:
 
 @dataclass(frozen=True, eq=False)
 class TokenSequence:
-    """A whole sequence as the model sees it before masking: <eos> retrieved documents, query document, <eos>.
+    """A whole sequence as the model sees it before masking: <eos> retrieved documents, query
+    document, <eos>.
 
     Args:
         tokens: int32 [n].
-        cells: int32 [n]; raster index of an image code inside its picture, `NO_CELL` for every other token.
+        cells: int32 [n]; raster index of an image code inside its picture, `NO_CELL` for every
+            other token.
         segments: text and image segments in order, specials (<eos>, <break>) in none of them.
-        query_segment: index into `segments` of the first segment of the query document; those before are retrieved.
+        query_segment: index into `segments` of the first segment of the query document; those
+            before are retrieved.
     """
 
     tokens: IntArray
@@ -155,7 +162,8 @@ class MaskedSequence:
     Args:
         tokens: int32 [n].
         cells: int32 [n]; they move along with their tokens.
-        weights: float32 [n]; weight of the loss of predicting token i from those before it (weights[0] is unused).
+        weights: float32 [n]; weight of the loss of predicting token i from those before it
+            (weights[0] is unused).
     """
 
     tokens: IntArray
@@ -173,28 +181,44 @@ def text_of(document: Sequence[Segment]) -> str:
 
 def has_holes(document: Sequence[Segment]) -> bool:
     """Whether anything in the document is to be generated."""
-    return any(isinstance(segment, (TextHole, ImageHole))
-               or (isinstance(segment, MaskedText) and any(isinstance(part, TextHole) for part in segment.parts))
-               or (isinstance(segment, Codes) and segment.missing is not None and bool(segment.missing.any()))
-               for segment in document)
+    return any(
+        isinstance(segment, (TextHole, ImageHole))
+        or (
+            isinstance(segment, MaskedText)
+            and any(isinstance(part, TextHole) for part in segment.parts)
+        )
+        or (
+            isinstance(segment, Codes)
+            and segment.missing is not None
+            and bool(segment.missing.any())
+        )
+        for segment in document
+    )
 
 
 def content_keys(document: Sequence[Segment]) -> frozenset[str]:
-    """Names of what a document holds: documents that share one are the same document to a retriever, whatever their ids.
+    """Names of what a document holds: documents that share one are the same document to a
+    retriever, whatever their ids.
 
-    A document with pictures is known by these alone (captions are reworded, pictures are not): "image:KEY" of an `Image`,
-    "codes:" and a hash of grid and codes of `Codes` (holes filled or not). One without is known by its words: "text:" and a hash
-    of them, whatever their case and spacing. A document of holes alone has no name.
+    A document with pictures is known by these alone (captions are reworded, pictures are not):
+    "image:KEY" of an `Image`, "codes:" and a hash of grid and codes of `Codes` (holes filled or
+    not). One without is known by its words: "text:" and a hash of them, whatever their case and
+    spacing. A document of holes alone has no name.
 
     >>> sorted(content_keys((Text("Red  apple"),))) == sorted(content_keys((Text("red apple"),)))
     True
     """
-    pictures = frozenset(f"image:{segment.key}" if isinstance(segment, Image) else f"codes:{_hash_of_codes(segment)}"
-                         for segment in document if isinstance(segment, (Image, Codes)))
+    pictures = frozenset(
+        f"image:{segment.key}" if isinstance(segment, Image) else f"codes:{_hash_of_codes(segment)}"
+        for segment in document
+        if isinstance(segment, (Image, Codes))
+    )
     words = " ".join(text_of(document).casefold().split())
     if pictures or not words:
         return pictures
-    return frozenset({f"text:{hashlib.sha256(words.encode('utf-8', 'surrogatepass')).hexdigest()[:KEY_LENGTH]}"})
+    return frozenset(
+        {f"text:{hashlib.sha256(words.encode('utf-8', 'surrogatepass')).hexdigest()[:KEY_LENGTH]}"}
+    )
 
 
 def _hash_of_codes(picture: Codes) -> str:

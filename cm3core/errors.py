@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 
 class CM3Error(ValueError):
-    """Base of every error that is the input's fault. The command line prints it without a traceback.
+    """Base of every error that is the input's fault. The command line prints it without a
+    traceback.
 
     Args:
         place: where it happened: a file, a recipe key, a record, an argument.
@@ -20,7 +21,8 @@ class CM3Error(ValueError):
         super().__init__(f"{place}: {cause}\n  next: {next_step}")
 
     def __reduce__(self) -> tuple[type[CM3Error], tuple[str, str, str]]:
-        """Survive pickling between processes (a BaseException rebuilds itself from `args` otherwise)."""
+        """Survive pickling between processes (a BaseException rebuilds itself from `args`
+        otherwise)."""
         return type(self), (self.place, self.cause, self.next_step)
 
 
@@ -66,7 +68,9 @@ class MissingPackageError(CM3Error):
     @classmethod
     def extra(cls, place: str, package: str, extra: str) -> MissingPackageError:
         """The usual form: `package` comes with our extra `extra`."""
-        return cls(place, f"the package {package!r} is not installed", f"pip install 'cm3leon[{extra}]'")
+        return cls(
+            place, f"the package {package!r} is not installed", f"pip install 'cm3leon[{extra}]'"
+        )
 
 
 def close_match(name: str, known: Iterable[str]) -> str:

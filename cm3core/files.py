@@ -18,7 +18,8 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is flushed to disk and takes `path`'s place.
+    """Yield a temporary path beside `path`; on success it is flushed to disk and takes `path`'s
+    place.
 
     On any error (a full disk, Ctrl-C) the temporary file is removed and `path` stays as it was.
 
@@ -65,7 +66,11 @@ def _take_place(temporary: Path, target: Path) -> None:
 
 def not_written(path: Path, error: OSError) -> FileError:
     """The error that says why a path could not be written."""
-    step = "free space on that disk" if error.errno in _DISK_ERRORS else "name a place where you may write"
+    step = (
+        "free space on that disk"
+        if error.errno in _DISK_ERRORS
+        else "name a place where you may write"
+    )
     return FileError(str(path), f"can't be written ({error.strerror or error})", step)
 
 
@@ -78,7 +83,8 @@ def make_folder(path: Path) -> None:
 
 
 def check_writable(path: str | Path, *, folder: bool = False) -> None:
-    """Raise `FileError` when this file, or files in this folder, plainly can't be written. Asked before long work; makes nothing.
+    """Raise `FileError` when this file, or files in this folder, plainly can't be written. Asked
+    before long work; makes nothing.
 
     Args:
         path: what will be written.
@@ -86,17 +92,26 @@ def check_writable(path: str | Path, *, folder: bool = False) -> None:
     """
     target = Path(path).absolute()
     if target.exists() and target.is_dir() != folder:
-        is_now, needed = ("a folder", "a file's path") if target.is_dir() else ("a file", "a folder")
+        is_now, needed = (
+            ("a folder", "a file's path") if target.is_dir() else ("a file", "a folder")
+        )
         raise FileError(str(path), f"is {is_now}", f"name {needed}")
     nearest = next(place for place in (target, *target.parents) if place.is_dir() or place.exists())
     if nearest != target and not nearest.is_dir():
-        raise FileError(str(path), f"can't be written ({nearest} is a file)", "name a place where you may write")
+        raise FileError(
+            str(path), f"can't be written ({nearest} is a file)", "name a place where you may write"
+        )
     if not os.access(nearest if nearest.is_dir() else nearest.parent, os.W_OK | os.X_OK):
-        raise FileError(str(path), f"can't be written (no permission in {nearest})", "name a place where you may write")
+        raise FileError(
+            str(path),
+            f"can't be written (no permission in {nearest})",
+            "name a place where you may write",
+        )
 
 
 def sync_directory(path: Path) -> None:
-    """Make a rename in `path` durable (POSIX keeps directory entries in the directory's own pages)."""
+    """Make a rename in `path` durable (POSIX keeps directory entries in the directory's own
+    pages)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -122,7 +137,8 @@ def sha256_file(path: str | Path) -> str:
 
 
 def cache_directory() -> Path:
-    """Where rendered pictures and computed codes are kept: `CM3_CACHE`, else the user's cache folder."""
+    """Where rendered pictures and computed codes are kept: `CM3_CACHE`, else the user's cache
+    folder."""
     if configured := os.environ.get("CM3_CACHE"):
         return Path(configured).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "cm3leon"

@@ -1,4 +1,5 @@
-"""Pictures: open files nobody vouches for, bring them to a size, save with metadata, lay out contact sheets.
+"""Pictures: open files nobody vouches for, bring them to a size, save with metadata, lay out
+contact sheets.
 
 Pixels are RGB, uint8 [height, width, 3], 0..255, everywhere in the framework.
 """
@@ -20,24 +21,39 @@ from cm3core.document import PixelArray
 from cm3core.errors import DataError
 from cm3core.files import atomic_path
 
-#: Pictures with more pixels are refused before they are decoded (a decompression bomb is a small file).
+#: Pictures with more pixels are refused before they are decoded (a decompression bomb is a small
+#: file).
 MAX_PIXELS = 64_000_000
 #: Formats that are read. Others run interpreters (EPS) or code that nobody fuzzes.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
-# What Pillow's parsers raise on broken files, each seen in its issue tracker; anything else is a bug and may be seen.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, OverflowError, struct.error, zlib.error)
+# What Pillow's parsers raise on broken files, each seen in its issue tracker; anything else is a
+# bug and may be seen.
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    KeyError,
+    IndexError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
 
 
 def open_image(source: str | Path | bytes, place: str | None = None) -> PixelArray:
-    """Pixels of a picture file: upright (EXIF), 16 bits brought to 8, palettes resolved, transparency on white, first frame.
+    """Pixels of a picture file: upright (EXIF), 16 bits brought to 8, palettes resolved,
+    transparency on white, first frame.
 
     Args:
         source: a path, or the file's bytes.
         place: what messages call it; the path by default.
 
     Raises:
-        DataError: missing, not a picture, truncated, more than `MAX_PIXELS`, or of a format that is not read.
+        DataError: missing, not a picture, truncated, more than `MAX_PIXELS`, or of a format that is
+            not read.
     """
     place = place or (f"{len(source)} bytes" if isinstance(source, bytes) else str(source))
     if not isinstance(source, bytes) and not Path(source).is_file():
@@ -47,22 +63,35 @@ def open_image(source: str | Path | bytes, place: str | None = None) -> PixelArr
         with Pillow.open(file, formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise DataError(place, f"{width} x {height} pixels, more than {MAX_PIXELS:,}", "make it smaller first")
+                raise DataError(
+                    place,
+                    f"{width} x {height} pixels, more than {MAX_PIXELS:,}",
+                    "make it smaller first",
+                )
             image.load()
             upright = ImageOps.exif_transpose(image)
             pixels = _to_rgb(upright)
     except DataError:
         raise
     except UnidentifiedImageError as error:
-        raise DataError(place, "is not a picture", f"convert it to one of {', '.join(FORMATS)}") from error
+        raise DataError(
+            place, "is not a picture", f"convert it to one of {', '.join(FORMATS)}"
+        ) from error
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
-        raise DataError(place, f"has more than {MAX_PIXELS:,} pixels", "make it smaller first") from error
+        raise DataError(
+            place, f"has more than {MAX_PIXELS:,} pixels", "make it smaller first"
+        ) from error
     except _BROKEN as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DataError(place, f"can't be read as a picture ({reason})",
-                        "replace the file; it is damaged or cut short") from error
+        raise DataError(
+            place,
+            f"can't be read as a picture ({reason})",
+            "replace the file; it is damaged or cut short",
+        ) from error
     if pixels is None:
-        raise DataError(place, "has pixels that are not 8 or 16 bit numbers", "convert it to an 8 bit PNG")
+        raise DataError(
+            place, "has pixels that are not 8 or 16 bit numbers", "convert it to an 8 bit PNG"
+        )
     return pixels
 
 
@@ -70,7 +99,9 @@ def _to_rgb(image: Pillow.Image) -> PixelArray | None:
     """RGB pixels; None for a mode without an agreed range (floating point)."""
     if image.mode.startswith("I"):  # 16 bit grey; some readers hand it out as 32 bit numbers
         values = np.asarray(image).astype(np.int64)
-        grey = np.clip(values // 257 if values.size and values.max() > 255 else values, 0, 255).astype(np.uint8)
+        grey = np.clip(
+            values // 257 if values.size and values.max() > 255 else values, 0, 255
+        ).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode == "F":
         return None
@@ -82,10 +113,12 @@ def _to_rgb(image: Pillow.Image) -> PixelArray | None:
 
 
 def fit(pixels: PixelArray, size: tuple[int, int]) -> PixelArray:
-    """The picture at exactly `size` = (height, width): the largest centred part of that shape, resampled with LANCZOS.
+    """The picture at exactly `size` = (height, width): the largest centred part of that shape,
+    resampled with LANCZOS.
 
-    Like resizing the short side and cutting the middle out (Chameleon's `image_tokenizer.py`), without the large picture in
-    between that a long thin one would need. A picture of this size comes back as it is.
+    Like resizing the short side and cutting the middle out (Chameleon's `image_tokenizer.py`),
+    without the large picture in between that a long thin one would need. A picture of this size
+    comes back as it is.
 
     >>> fit(np.zeros((10, 30, 3), np.uint8), (4, 4)).shape
     (4, 4, 3)
@@ -96,12 +129,22 @@ def fit(pixels: PixelArray, size: tuple[int, int]) -> PixelArray:
     scale = min(height / size[0], width / size[1])
     part_height, part_width = size[0] * scale, size[1] * scale
     left, top = (width - part_width) / 2, (height - part_height) / 2
-    box = (max(left, 0.0), max(top, 0.0), min(left + part_width, float(width)), min(top + part_height, float(height)))
-    return np.asarray(Pillow.fromarray(pixels).resize((size[1], size[0]), Pillow.Resampling.LANCZOS, box=box)).copy()
+    box = (
+        max(left, 0.0),
+        max(top, 0.0),
+        min(left + part_width, float(width)),
+        min(top + part_height, float(height)),
+    )
+    return np.asarray(
+        Pillow.fromarray(pixels).resize((size[1], size[0]), Pillow.Resampling.LANCZOS, box=box)
+    ).copy()
 
 
-def save_png(path: str | Path, pixels: PixelArray, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a PNG atomically, with text chunks (any Unicode; keys are Latin-1, 1 to 79 characters)."""
+def save_png(
+    path: str | Path, pixels: PixelArray, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a PNG atomically, with text chunks (any Unicode; keys are Latin-1, 1 to 79
+    characters)."""
     info = PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
         info.add_itxt(key, value)
@@ -119,13 +162,22 @@ def read_png_metadata(path: str | Path) -> dict[str, str]:
         return {key: str(value) for key, value in image.text.items()}
 
 
-def grid(rows: Sequence[Sequence[PixelArray | None]], *, row_labels: Sequence[str] | None = None,
-         column_labels: Sequence[str] | None = None, captions: Sequence[Sequence[str]] | None = None, scale: int = 2,
-         gap: int = 6, font_size: int = 13, label_width: int = 180) -> PixelArray:
+def grid(
+    rows: Sequence[Sequence[PixelArray | None]],
+    *,
+    row_labels: Sequence[str] | None = None,
+    column_labels: Sequence[str] | None = None,
+    captions: Sequence[Sequence[str]] | None = None,
+    scale: int = 2,
+    gap: int = 6,
+    font_size: int = 13,
+    label_width: int = 180,
+) -> PixelArray:
     """A contact sheet: rows of pictures, with words beside, above and below them.
 
     Args:
-        rows: pictures uint8 [h, w, 3] of any sizes; None leaves a place empty. Rows may differ in length.
+        rows: pictures uint8 [h, w, 3] of any sizes; None leaves a place empty. Rows may differ in
+            length.
         row_labels: a text left of each row, wrapped to `label_width` pixels.
         column_labels: a text above each column, wrapped to the column's width.
         captions: a text below each picture, the shape of `rows`, wrapped to the column's width.
@@ -148,9 +200,20 @@ def grid(rows: Sequence[Sequence[PixelArray | None]], *, row_labels: Sequence[st
     line = font_size + 3
     left = gap + (label_width + gap if beside else 0)
     top = gap + (line * max(map(len, headings)) + gap if headings else 0)
-    heights = [max(tile_height + line * max((len(lines) for lines in below[index]), default=0) if below else tile_height,
-                   line * len(beside[index]) if beside else 0) for index in range(len(rows))]
-    sheet = Pillow.new("RGB", (left + num_columns * (tile_width + gap), top + sum(heights) + gap * len(rows)), (255, 255, 255))
+    heights = [
+        max(
+            tile_height + line * max((len(lines) for lines in below[index]), default=0)
+            if below
+            else tile_height,
+            line * len(beside[index]) if beside else 0,
+        )
+        for index in range(len(rows))
+    ]
+    sheet = Pillow.new(
+        "RGB",
+        (left + num_columns * (tile_width + gap), top + sum(heights) + gap * len(rows)),
+        (255, 255, 255),
+    )
     draw = ImageDraw.Draw(sheet)
 
     def write(lines: list[str], x: int, y: int) -> None:
@@ -166,7 +229,9 @@ def grid(rows: Sequence[Sequence[PixelArray | None]], *, row_labels: Sequence[st
         for column, picture in enumerate(row):
             x = left + column * (tile_width + gap)
             if picture is not None:
-                sheet.paste(Pillow.fromarray(picture.repeat(scale, axis=0).repeat(scale, axis=1)), (x, y))
+                sheet.paste(
+                    Pillow.fromarray(picture.repeat(scale, axis=0).repeat(scale, axis=1)), (x, y)
+                )
             if below and column < len(below[index]):
                 write(below[index][column], x, y + tile_height)
         y += heights[index] + gap
@@ -174,7 +239,8 @@ def grid(rows: Sequence[Sequence[PixelArray | None]], *, row_labels: Sequence[st
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Lines no wider than `width` pixels, broken at spaces, and inside a word that is wider alone."""
+    """Lines no wider than `width` pixels, broken at spaces, and inside a word that is wider
+    alone."""
     lines: list[str] = []
     for paragraph in text.splitlines():
         words = paragraph.split(" ")
@@ -187,7 +253,14 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
             if current:
                 lines.append(current)
             while font.getlength(word) > width and len(word) > 1:
-                cut = next((size for size in range(len(word) - 1, 1, -1) if font.getlength(word[:size]) <= width), 1)
+                cut = next(
+                    (
+                        size
+                        for size in range(len(word) - 1, 1, -1)
+                        if font.getlength(word[:size]) <= width
+                    ),
+                    1,
+                )
                 lines.append(word[:cut])
                 word = word[cut:]
             current = word

@@ -9,7 +9,8 @@ from typing import Any
 
 
 class StopSignals:
-    """Turns the first Ctrl-C or SIGTERM into a flag that the loop looks at after a step; a second Ctrl-C stops at once.
+    """Turns the first Ctrl-C or SIGTERM into a flag that the loop looks at after a step; a second
+    Ctrl-C stops at once.
 
     `received` is the signal's number, None until there is one.
     """
@@ -25,7 +26,10 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # handlers can be set there only
-            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {
+                number: signal.signal(number, self._receive)
+                for number in (signal.SIGINT, signal.SIGTERM)
+            }
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,6 +1,7 @@
 """The vocabulary: one table of ids, in typed ranges, for text, image codes and special tokens.
 
-The layout is CM3leon's (paper section 2.1; ids as asserted in facebookresearch/metaseq, branch scaling_racm3):
+The layout is CM3leon's (paper section 2.1; ids as asserted in facebookresearch/metaseq, branch
+scaling_racm3):
 
     0..3                   control tokens <s> <pad> </s> <unk>; `</s>` is the paper's <eos>, the end of a document
     4..num_text-1          text tokens (byte-level BPE)
@@ -9,7 +10,8 @@ The layout is CM3leon's (paper section 2.1; ids as asserted in facebookresearch/
     then                   <break>, <eoss> (end of infill), <sentinel:0> ... <sentinel:num_sentinels-1>
     then                   padding up to a multiple of 8 (never produced)
 
-With 56,320 text, 8,192 image and 1,024 reserved ids the first part is exactly 2**16, and <break> is 65,536.
+With 56,320 text, 8,192 image and 1,024 reserved ids the first part is exactly 2**16, and <break> is
+65,536.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ class Vocabulary:
     Args:
         num_text: size of the text range, the 4 control tokens included (paper: 56,320).
         num_image: size of the image tokenizer's codebook (paper: 8,192).
-        num_sentinels: mask tokens; an objective may use at most so many spans in a sequence (metaseq: 512).
+        num_sentinels: mask tokens; an objective may use at most so many spans in a sequence
+            (metaseq: 512).
         num_reserved: unused ids between image codes and specials (paper: 1,024).
         multiple_of: the table is padded to a multiple of this (metaseq: 8).
     """
@@ -44,11 +47,19 @@ class Vocabulary:
     multiple_of: int = 8
 
     def __post_init__(self) -> None:
-        for name, low in (("num_text", NUM_CONTROL + 1), ("num_image", 0), ("num_sentinels", 1),
-                          ("num_reserved", 0), ("multiple_of", 1)):
+        for name, low in (
+            ("num_text", NUM_CONTROL + 1),
+            ("num_image", 0),
+            ("num_sentinels", 1),
+            ("num_reserved", 0),
+            ("multiple_of", 1),
+        ):
             if getattr(self, name) < low:
-                raise DocumentError(f"vocabulary.{name}", f"is {getattr(self, name)}, must be at least {low}",
-                                    "correct the recipe's section 'vocabulary'")
+                raise DocumentError(
+                    f"vocabulary.{name}",
+                    f"is {getattr(self, name)}, must be at least {low}",
+                    "correct the recipe's section 'vocabulary'",
+                )
 
     bos = 0
     pad = 1
@@ -83,8 +94,11 @@ class Vocabulary:
     def sentinel(self, index: int) -> int:
         """Id of `<sentinel:index>`."""
         if not 0 <= index < self.num_sentinels:
-            raise DocumentError(f"sentinel {index}", f"the vocabulary has {self.num_sentinels} sentinels",
-                                "mask fewer spans, or raise vocabulary.num_sentinels before training")
+            raise DocumentError(
+                f"sentinel {index}",
+                f"the vocabulary has {self.num_sentinels} sentinels",
+                "mask fewer spans, or raise vocabulary.num_sentinels before training",
+            )
         return self.sentinels[index]
 
     @cached_property
@@ -101,7 +115,14 @@ class Vocabulary:
             return f"image:{token - self.image.start}"
         if token in self.sentinels:
             return f"<sentinel:{token - self.sentinels.start}>"
-        fixed = {0: "<s>", 1: "<pad>", 2: "<eos>", 3: "<unk>", self.break_: "<break>", self.end_of_infill: "<eoss>"}
+        fixed = {
+            0: "<s>",
+            1: "<pad>",
+            2: "<eos>",
+            3: "<unk>",
+            self.break_: "<break>",
+            self.end_of_infill: "<eoss>",
+        }
         return fixed.get(token, f"<unused:{token}>")
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""`python docs/_check_site.py site`: every link of the built site leads to a file and an anchor of it, and nothing is loaded from
-elsewhere."""
+"""`python docs/_check_site.py site`: every link of the built site leads to a file and an anchor of
+it, and nothing is loaded from elsewhere."""
 
 from __future__ import annotations
 
@@ -9,9 +9,19 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-#: What a browser fetches by itself: tag -> attributes. (An <a href> is followed by its reader only.)
-LOADED = {"script": ("src",), "img": ("src", "srcset"), "iframe": ("src",), "source": ("src", "srcset"), "video": ("src",),
-          "audio": ("src",), "link": ("href",), "object": ("data",), "embed": ("src",)}
+#: What a browser fetches by itself: tag -> attributes. (An <a href> is followed by its reader
+#: only.)
+LOADED = {
+    "script": ("src",),
+    "img": ("src", "srcset"),
+    "iframe": ("src",),
+    "source": ("src", "srcset"),
+    "video": ("src",),
+    "audio": ("src",),
+    "link": ("href",),
+    "object": ("data",),
+    "embed": ("src",),
+}
 
 
 class Page(HTMLParser):
@@ -39,28 +49,46 @@ def problems(site: Path) -> Iterator[str]:
         yield f"{site}: there are no pages"
     for path, page in pages.items():
         place = path.relative_to(site)
-        yield from (f"{place}: loads {target} from elsewhere" for target in page.loaded if urlsplit(target).netloc)
+        yield from (
+            f"{place}: loads {target} from elsewhere"
+            for target in page.loaded
+            if urlsplit(target).netloc
+        )
         for target in [*page.links, *page.loaded]:
             parts = urlsplit(target)
-            if parts.scheme or parts.netloc or (place.name == "404.html" and target.startswith("/")):
+            if (
+                parts.scheme
+                or parts.netloc
+                or (place.name == "404.html" and target.startswith("/"))
+            ):
                 continue
             file = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             if file.is_dir():
                 file = file / "index.html"
             if not file.is_file():
                 yield f"{place}: {target} leads to no file"
-            elif parts.fragment and file in pages and unquote(parts.fragment) not in pages[file].anchors:
+            elif (
+                parts.fragment
+                and file in pages
+                and unquote(parts.fragment) not in pages[file].anchors
+            ):
                 yield f"{place}: {target} leads to no anchor"
     for style in sorted(site.rglob("*.css")):
         text = style.read_text(encoding="utf-8")
-        yield from (f"{style.relative_to(site)}: has {word}, which loads from elsewhere"
-                    for word in ("url(http", "url(//", "@import") if word in text)
+        yield from (
+            f"{style.relative_to(site)}: has {word}, which loads from elsewhere"
+            for word in ("url(http", "url(//", "@import")
+            if word in text
+        )
 
 
 def main(site: Path) -> int:
     """Print what is wrong; 1 when something is."""
     found, number = list(problems(site.resolve())), len(list(site.rglob("*.html")))
-    print("\n".join(found) or f"{site}: {number} pages, all links lead somewhere, nothing is loaded from elsewhere")
+    print(
+        "\n".join(found)
+        or f"{site}: {number} pages, all links lead somewhere, nothing is loaded from elsewhere"
+    )
     return int(bool(found))
 
 

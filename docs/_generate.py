@@ -1,4 +1,5 @@
-"""Writes docs/plugins/reference.md from the code: `python docs/_generate.py`. tests/docs/test_plugin_reference.py compares."""
+"""Writes docs/plugins/reference.md from the code: `python docs/_generate.py`.
+tests/docs/test_plugin_reference.py compares."""
 
 from __future__ import annotations
 
@@ -38,8 +39,12 @@ define; the rest has a default.
 
 def page() -> str:
     """The whole page."""
-    parts = [HEAD, "## Hooks\n",
-             "Each kind has a hook, below, that returns recipe name -> config class. Three bring something else:\n"]
+    parts = [
+        HEAD,
+        "## Hooks\n",
+        "Each kind has a hook, below, that returns recipe name -> config class. Three bring "
+        "something else:\n",
+    ]
     of_kinds = {kind.hook for kind in KINDS.values()}
     for name, hook in vars(hookspecs).items():
         if name.startswith("cm3_") and name not in of_kinds:
@@ -60,11 +65,17 @@ def kind_text(name: str, kind: Kind) -> Iterator[str]:
     yield as_markdown(about[:1].upper() + about[1:])
     yield signature(kind.hook, getattr(hookspecs, kind.hook))
     yield prose(getattr(hookspecs, kind.hook))
-    yield from class_text(kind.config, f"Config: `{kind.config.__name__}`", level=3, base=ComponentConfig)
+    yield from class_text(
+        kind.config, f"Config: `{kind.config.__name__}`", level=3, base=ComponentConfig
+    )
     yield from class_text(interface, f"Interface: `{kind.interface}`", level=3)
     for other in interfaces.__all__:
         value = getattr(interfaces, other)
-        if inspect.isclass(value) and value.__module__ == interface.__module__ and value not in (interface, kind.config):
+        if (
+            inspect.isclass(value)
+            and value.__module__ == interface.__module__
+            and value not in (interface, kind.config)
+        ):
             yield from class_text(value, f"`{other}`", level=4)
     module_name, _, kit_name = kind.kit.partition(":")
     yield f"### Kit: `{kit_name}`\n"
@@ -72,8 +83,11 @@ def kind_text(name: str, kind: Kind) -> Iterator[str]:
     yield from kit_text(getattr(importlib.import_module(module_name), kit_name))
 
 
-def class_text(cls: type[Any], title: str, *, level: int, base: type[Any] | None = None) -> Iterator[str]:
-    """A class: its docstring, fields or attributes, and methods (those of `base` are told elsewhere)."""
+def class_text(
+    cls: type[Any], title: str, *, level: int, base: type[Any] | None = None
+) -> Iterator[str]:
+    """A class: its docstring, fields or attributes, and methods (those of `base` are told
+    elsewhere)."""
     yield f"{'#' * level} {title}\n"
     yield prose(cls)
     known = set(dir(base)) if base is not None else set()
@@ -92,11 +106,14 @@ def class_text(cls: type[Any], title: str, *, level: int, base: type[Any] | None
 
 
 def is_told(name: str, member: object) -> bool:
-    """Public methods and properties, and those with an underscore that an implementation must define."""
+    """Public methods and properties, and those with an underscore that an implementation must
+    define."""
     if isinstance(member, property):
         return not name.startswith("_")
     function = function_of(member)
-    return inspect.isfunction(function) and (not name.startswith("_") or getattr(function, "__isabstractmethod__", False))
+    return inspect.isfunction(function) and (
+        not name.startswith("_") or getattr(function, "__isabstractmethod__", False)
+    )
 
 
 def function_of(member: Any) -> Any:
@@ -105,11 +122,14 @@ def function_of(member: Any) -> Any:
 
 
 def must_define(member: object, base: type[Any] | None) -> bool:
-    """Abstract methods; of a config, what does nothing but refuse (a docstring and a bare `raise NotImplementedError`)."""
+    """Abstract methods; of a config, what does nothing but refuse (a docstring and a bare
+    `raise NotImplementedError`)."""
     function = function_of(member)
     if getattr(function, "__isabstractmethod__", False):
         return True
-    return base is ComponentConfig and inspect.getsource(function).rstrip().endswith("raise NotImplementedError")
+    return base is ComponentConfig and inspect.getsource(function).rstrip().endswith(
+        "raise NotImplementedError"
+    )
 
 
 def attributes(cls: type[Any]) -> list[str]:
@@ -119,14 +139,22 @@ def attributes(cls: type[Any]) -> list[str]:
     for name, annotation in inspect.get_annotations(cls).items():
         if name in names or name.startswith("_"):
             continue
-        at = next((index for index, line in enumerate(lines) if re.match(rf"    {name}: ", line)), 0)
+        at = next(
+            (index for index, line in enumerate(lines) if re.match(rf"    {name}: ", line)), 0
+        )
         first = at
         while first > 0 and lines[first - 1].startswith("    #"):
             first -= 1
         comment = " ".join(line.strip().lstrip("#:").strip() for line in lines[first:at])
-        value = f" = {default!r}" if isinstance(default := vars(cls).get(name), (str, int, bool, tuple, type(None))) else ""
+        value = (
+            f" = {default!r}"
+            if isinstance(default := vars(cls).get(name), (str, int, bool, tuple, type(None)))
+            else ""
+        )
         value = value if name in vars(cls) else ""
-        rows.append(f"- `{name}: {annotation}{value}`" + (f": {escaped(comment)}" if comment else ""))
+        rows.append(
+            f"- `{name}: {annotation}{value}`" + (f": {escaped(comment)}" if comment else "")
+        )
     return rows
 
 
@@ -163,7 +191,11 @@ def cell(function: object) -> str:
 def signature(name: str, member: object) -> str:
     """A signature as a fenced block, one parameter a line where it is long."""
     shown = inspect.signature(function_of(member))
-    arrow = f" -> {shown.return_annotation}" if shown.return_annotation is not inspect.Signature.empty else ""
+    arrow = (
+        f" -> {shown.return_annotation}"
+        if shown.return_annotation is not inspect.Signature.empty
+        else ""
+    )
     if isinstance(member, property):
         return f"```py\n{name}{arrow.replace(' -> ', ': ')}    # property\n```\n"
     start = "def"
@@ -175,7 +207,10 @@ def signature(name: str, member: object) -> str:
         inside, parameters = [], list(shown.parameters.values())
         for index, parameter in enumerate(parameters):
             before = parameters[index - 1].kind if index else None
-            if parameter.kind is parameter.KEYWORD_ONLY and before not in (parameter.KEYWORD_ONLY, parameter.VAR_POSITIONAL):
+            if parameter.kind is parameter.KEYWORD_ONLY and before not in (
+                parameter.KEYWORD_ONLY,
+                parameter.VAR_POSITIONAL,
+            ):
                 inside.append("    *,")
             inside.append(f"    {unquoted(str(parameter))},")
         one_line = "\n".join([f"{start} {name}(", *inside, f"){arrow}"])
@@ -183,7 +218,8 @@ def signature(name: str, member: object) -> str:
 
 
 def unquoted(text: str) -> str:
-    """Annotations are texts (`from __future__ import annotations`): without their quotes they read as they were written."""
+    """Annotations are texts (`from __future__ import annotations`): without their quotes they read
+    as they were written."""
     return re.sub(r"(: |-> )'([^']*)'", r"\1\2", text)
 
 
@@ -203,11 +239,14 @@ def as_markdown(text: str) -> str:
         elif code and not line.strip():
             parts.append("```")
             code = False
-        follows = bool(parts) and bool(parts[-1]) and not parts[-1].startswith(("    ", "- ", "```"))
+        follows = (
+            bool(parts) and bool(parts[-1]) and not parts[-1].startswith(("    ", "- ", "```"))
+        )
         if code or line.startswith("    "):
             parts.append(line)
         elif line and follows and not line.startswith("- "):
-            parts[-1] += f" {escaped(line)}"  # in one line: what begins with + or -> would begin a list or a quotation
+            # in one line: what begins with + or -> would begin a list or a quotation
+            parts[-1] += f" {escaped(line)}"
         else:
             parts.append(escaped(line))
     if code:
@@ -218,13 +257,20 @@ def as_markdown(text: str) -> str:
 def as_list(match: re.Match[str]) -> str:
     """`Args:` and its entries as a list."""
     body = re.sub(r"\n {8,}", " ", match[2].rstrip("\n"))
-    entries = ENTRY.sub(r"- `\1`: ", body) if match[1] in ("Args", "Raises") else re.sub("(?m)^    ", "- ", body)
+    entries = (
+        ENTRY.sub(r"- `\1`: ", body)
+        if match[1] in ("Args", "Raises")
+        else re.sub("(?m)^    ", "- ", body)
+    )
     return f"{match[1]}:\n\n{entries}\n\n"
 
 
 def escaped(text: str) -> str:
     """`<` outside of code would begin a tag."""
-    return "`".join(part if index % 2 else part.replace("<", "&lt;") for index, part in enumerate(text.split("`")))
+    return "`".join(
+        part if index % 2 else part.replace("<", "&lt;")
+        for index, part in enumerate(text.split("`"))
+    )
 
 
 if __name__ == "__main__":

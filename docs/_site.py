@@ -1,8 +1,9 @@
-"""mkdocs hooks: pages made from what lies outside docs/, and links that hold on GitHub and on the site alike.
+"""mkdocs hooks: pages made from what lies outside docs/, and links that hold on GitHub and on the
+site alike.
 
-A file of the repository outside docs/ has the address `repository/PATH` on the site: Markdown files become pages, others that a
-page links to are copied. `shipped-recipes.md` is made from recipes/*.yaml, `api/MODULE.md` from the table of public names in
-docs/plugins/stability.md.
+A file of the repository outside docs/ has the address `repository/PATH` on the site: Markdown files
+become pages, others that a page links to are copied. `shipped-recipes.md` is made from
+recipes/*.yaml, `api/MODULE.md` from the table of public names in docs/plugins/stability.md.
 """
 
 from __future__ import annotations
@@ -15,24 +16,42 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 #: Markdown files of the repository that are pages of the site.
-OUTSIDE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "kernels/**/README.md", "examples/**/*.md", "plugins/**/*.md")
+OUTSIDE = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "kernels/**/README.md",
+    "examples/**/*.md",
+    "plugins/**/*.md",
+)
 #: Code, in which nothing is a link, or the target of a link or of a picture.
-CODE_OR_TARGET = re.compile(r"^(?P<fence>`{3,}).*?^(?P=fence)$|``.+?``|`[^`\n]+`|(?<=\]\()(?P<target>[^)#\s:]+)(?=[)#])",
-                            re.MULTILINE | re.DOTALL)
+CODE_OR_TARGET = re.compile(
+    r"^(?P<fence>`{3,}).*?^(?P=fence)$|``.+?``|`[^`\n]+`|(?<=\]\()(?P<target>[^)#\s:]+)(?=[)#])",
+    re.MULTILINE | re.DOTALL,
+)
 API = "api"
 
 
 def address(path: PurePosixPath) -> str:
-    """Where a file of the repository (a path in it) is on the site; a folder is its README, or a list of what it holds."""
+    """Where a file of the repository (a path in it) is on the site; a folder is its README, or a
+    list of what it holds."""
     if (ROOT / path).is_dir():
-        return address(path / "README.md") if (ROOT / path / "README.md").is_file() else f"repository/{path}/index.md"
+        return (
+            address(path / "README.md")
+            if (ROOT / path / "README.md").is_file()
+            else f"repository/{path}/index.md"
+        )
     shown = str(path)
     return shown.removeprefix("docs/") if shown.startswith("docs/") else f"repository/{shown}"
 
 
 def origin(uri: str) -> PurePosixPath:
     """The inverse of `address`: the file of the repository that a page's text is from."""
-    return PurePosixPath(uri.removeprefix("repository/")) if uri.startswith("repository/") else PurePosixPath("docs", uri)
+    return (
+        PurePosixPath(uri.removeprefix("repository/"))
+        if uri.startswith("repository/")
+        else PurePosixPath("docs", uri)
+    )
 
 
 def linked(text: str, page: PurePosixPath) -> Iterator[PurePosixPath]:
@@ -45,7 +64,8 @@ def linked(text: str, page: PurePosixPath) -> Iterator[PurePosixPath]:
 
 
 def with_site_links(text: str, uri: str) -> str:
-    """A page's text with links relative to its place on the site; what is not in the repository stays as it is."""
+    """A page's text with links relative to its place on the site; what is not in the repository
+    stays as it is."""
     page = origin(uri)
 
     def replaced(match: re.Match[str]) -> str:
@@ -63,39 +83,69 @@ def _normal(path: PurePosixPath) -> PurePosixPath:
 
 def recipes_page() -> str:
     """Each shipped recipe with its opening comment and its text."""
-    parts = ["# Shipped recipes\n",
-             "Each opens with what it is, the hardware that it needs, the command, and the usual overrides. `cm3 recipe show` "
-             "prints every value; [recipes.md](recipes.md) says how recipes compose.\n"]
-    for path in sorted((ROOT / "recipes").rglob("*.yaml"), key=lambda path: (len(path.parts), path.name)):
+    parts = [
+        "# Shipped recipes\n",
+        "Each opens with what it is, the hardware that it needs, the command, and the usual "
+        "overrides. `cm3 recipe show` "
+        "prints every value; [recipes.md](recipes.md) says how recipes compose.\n",
+    ]
+    for path in sorted(
+        (ROOT / "recipes").rglob("*.yaml"), key=lambda path: (len(path.parts), path.name)
+    ):
         text = path.read_text(encoding="utf-8")
         comment = re.match(r"(?:#.*\n)+", text)
-        lines = [line.removeprefix("#").removeprefix(" ") for line in comment[0].splitlines()] if comment else [path.stem]
+        lines = (
+            [line.removeprefix("#").removeprefix(" ") for line in comment[0].splitlines()]
+            if comment
+            else [path.stem]
+        )
         title, _, about = lines[0].partition(": ")
         parts.append(f"## {title}\n\n{about[:1].upper() + about[1:]}.\n")
         parts.append("``` { .text .wrap }\n" + "\n".join(lines[1:]).strip("\n") + "\n```\n")
-        body = "\n".join(f"    {line}" for line in text[comment.end() if comment else 0:].strip().splitlines())
-        parts.append(f'??? note "The file, {path.relative_to(ROOT)}"\n\n    ```yaml\n{body}\n    ```\n')
+        body = "\n".join(
+            f"    {line}" for line in text[comment.end() if comment else 0 :].strip().splitlines()
+        )
+        parts.append(
+            f'??? note "The file, {path.relative_to(ROOT)}"\n\n    ```yaml\n{body}\n    ```\n'
+        )
     return "\n".join(parts)
 
 
 def folder_page(path: PurePosixPath) -> str:
     """What a folder without a README holds; its folders that have one are links."""
-    names = sorted(child.name for child in (ROOT / path).iterdir() if not child.name.startswith((".", "__")))
-    rows = [f"- [{name}]({name}/README.md)" if (ROOT / path / name / "README.md").is_file() else f"- `{name}`" for name in names]
+    names = sorted(
+        child.name for child in (ROOT / path).iterdir() if not child.name.startswith((".", "__"))
+    )
+    rows = [
+        f"- [{name}]({name}/README.md)"
+        if (ROOT / path / name / "README.md").is_file()
+        else f"- `{name}`"
+        for name in names
+    ]
     return "\n".join([f"# {path}\n", *rows]) + "\n"
 
 
 def public_modules() -> list[tuple[str, list[str], str]]:
     """(module, names, what for) of the table in docs/plugins/stability.md."""
-    page = (ROOT / "docs/plugins/stability.md").read_text(encoding="utf-8").partition("## Public names")[2].partition("\n## ")[0]
+    page = (
+        (ROOT / "docs/plugins/stability.md")
+        .read_text(encoding="utf-8")
+        .partition("## Public names")[2]
+        .partition("\n## ")[0]
+    )
     rows = re.findall(r"^\| `([\w.]+)` \| (`.*?) \| ?(.*?) ?\|$", page, re.MULTILINE)
     return [(module, re.findall(r"`(\w+)`", names), purpose) for module, names, purpose in rows]
 
 
 def api_pages() -> dict[str, str]:
     """Address -> text of the pages of the API."""
-    index = ["# API\n", "What is public, module by module; [stability.md](../plugins/stability.md) says how it may change.\n",
-             "| module | names | for |", "| --- | --- | --- |"]
+    index = [
+        "# API\n",
+        "What is public, module by module; [stability.md](../plugins/stability.md) says how it "
+        "may change.\n",
+        "| module | names | for |",
+        "| --- | --- | --- |",
+    ]
     pages = {}
     for module, names, purpose in public_modules():
         listed = ", ".join(f"`{name}`" for name in names)
@@ -108,9 +158,15 @@ def api_pages() -> dict[str, str]:
 
 def on_config(config: Any) -> Any:
     """The API's pages take their place in the navigation."""
-    pages = [{re.sub(r"^cm3(core|plugins)\.", "", uri.removeprefix(f"{API}/").removesuffix(".md")): uri}
-             for uri in api_pages() if uri != f"{API}/index.md"]
-    config.nav = [{"API": [f"{API}/index.md", *pages]} if item == {"API": API} else item for item in config.nav]
+    pages = [
+        {re.sub(r"^cm3(core|plugins)\.", "", uri.removeprefix(f"{API}/").removesuffix(".md")): uri}
+        for uri in api_pages()
+        if uri != f"{API}/index.md"
+    ]
+    config.nav = [
+        {"API": [f"{API}/index.md", *pages]} if item == {"API": API} else item
+        for item in config.nav
+    ]
     return config
 
 

@@ -6,16 +6,20 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin on two cores slow each other a hundredfold
+# threads that spin on two cores slow each other a hundredfold
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("CM3_STRICT_PLUGINS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Read when a module with kernels is imported: they run in Triton's interpreter, on CPU tensors. GPU runs say TRITON_INTERPRET=0.
+# Read when a module with kernels is imported: they run in Triton's interpreter, on CPU tensors. GPU
+# runs say TRITON_INTERPRET=0.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-settings.register_profile("cm3", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "cm3", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("cm3")
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -1,7 +1,9 @@
-"""What `cm3 plugin new` writes: a whole small plugin project of any kind, which works as it stands. Imports no torch.
+"""What `cm3 plugin new` writes: a whole small plugin project of any kind, which works as it stands.
+Imports no torch.
 
-`templates/project` holds the files that every project gets, `templates/KIND` the package's modules and `test.py.in`, the test.
-In them `<<field>>` stands for a value of `Plan.fields`; a template that names another field is an error of ours.
+`templates/project` holds the files that every project gets, `templates/KIND` the package's modules
+and `test.py.in`, the test. In them `<<field>>` stands for a value of `Plan.fields`; a template that
+names another field is an error of ours.
 """
 
 from __future__ import annotations
@@ -26,29 +28,40 @@ PREFIX = "cm3-"
 MAX_LENGTH = 40
 NAME = re.compile(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*")
 FIELD = re.compile(r"<<(\w+)>>")
-#: What stands behind a plugin's name in its classes' names, and what such a component is called in a sentence.
+#: What stands behind a plugin's name in its classes' names, and what such a component is called in
+#: a sentence.
 WORDS = {
-    "text_tokenizer": ("Tokenizer", "text tokenizer"), "image_tokenizer": ("Tokenizer", "image tokenizer"),
-    "embedder": ("Embedder", "embedder"), "retriever": ("Retriever", "retriever"),
-    "objective": ("Objective", "masking objective"), "decoder": ("Decoder", "decoder"),
-    "attention": ("Attention", "attention backend"), "sampler": ("Sampler", "sampler"), "reranker": ("Reranker", "reranker"),
-    "upscaler": ("Upscaler", "upscaler"), "dataset": ("Source", "data set"),
+    "text_tokenizer": ("Tokenizer", "text tokenizer"),
+    "image_tokenizer": ("Tokenizer", "image tokenizer"),
+    "embedder": ("Embedder", "embedder"),
+    "retriever": ("Retriever", "retriever"),
+    "objective": ("Objective", "masking objective"),
+    "decoder": ("Decoder", "decoder"),
+    "attention": ("Attention", "attention backend"),
+    "sampler": ("Sampler", "sampler"),
+    "reranker": ("Reranker", "reranker"),
+    "upscaler": ("Upscaler", "upscaler"),
+    "dataset": ("Source", "data set"),
 }
-#: What imports torch, in a module of its own: file -> what the README's table says of it. The other kinds are one module.
-MODULES = {"decoder": {"model.py": "the transformer and its cache"}, "attention": {"backend.py": "the attention function"},
-           "sampler": {"sampler.py": "what draws"}}
+#: What imports torch, in a module of its own: file -> what the README's table says of it. The other
+#: kinds are one module.
+MODULES = {
+    "decoder": {"model.py": "the transformer and its cache"},
+    "attention": {"backend.py": "the attention function"},
+    "sampler": {"sampler.py": "what draws"},
+}
 #: How a project's README uses the component, by one changed value. `<<name>>` is its name.
 USE = {
     "text_tokenizer": "cm3 train tiny -o runs/<<name>> text_tokenizer=<<name>>",
     "image_tokenizer": "cm3 train tiny -o runs/<<name>> image_tokenizer=<<name>>",
     "embedder": "cm3 memory build tiny -o runs/<<name>>-bank --embedder <<name>>",
-    "retriever": "cm3 generate \"a red apple\" -o out/<<name>> --retriever <<name>> --show-retrieved",
+    "retriever": 'cm3 generate "a red apple" -o out/<<name>> --retriever <<name>> --show-retrieved',
     "objective": "cm3 train tiny -o runs/<<name>> objective=<<name>>",
     "decoder": "cm3 train tiny -o runs/<<name>> decoder=<<name>>",
     "attention": "cm3 train tiny -o runs/<<name>> attention=<<name>>",
-    "sampler": "cm3 generate \"a red apple\" -o out/<<name>> --sampler <<name>>",
-    "reranker": "cm3 generate \"a red apple\" -o out/<<name>> --n 1 --candidates 4 --rerank <<name>>",
-    "upscaler": "cm3 generate \"a red apple\" -o out/<<name>> --upscale <<name>>",
+    "sampler": 'cm3 generate "a red apple" -o out/<<name>> --sampler <<name>>',
+    "reranker": 'cm3 generate "a red apple" -o out/<<name>> --n 1 --candidates 4 --rerank <<name>>',
+    "upscaler": 'cm3 generate "a red apple" -o out/<<name>> --upscale <<name>>',
     "dataset": "cm3 train tiny -o runs/<<name>> dataset=<<name>>",
 }
 
@@ -86,37 +99,71 @@ class Plan:
         >>> Plan("my-top_k", "sampler", Path()).class_name, Plan("colour-sampler", "sampler", Path()).class_name
         ('MyTopKSampler', 'ColourSampler')
         """
-        stem, ending = "".join(part.capitalize() for part in re.split("[_-]", self.name)), WORDS[self.kind][0]
+        stem, ending = (
+            "".join(part.capitalize() for part in re.split("[_-]", self.name)),
+            WORDS[self.kind][0],
+        )
         return stem if stem.endswith(ending) else stem + ending
 
     @property
     def fields(self) -> dict[str, str]:
         """What the templates may name."""
-        kind, words, (major, minor) = KINDS[self.kind], WORDS[self.kind][1], __version__.split(".")[:2]
+        kind, words, (major, minor) = (
+            KINDS[self.kind],
+            WORDS[self.kind][1],
+            __version__.split(".")[:2],
+        )
         module, contract = kind.kit.split(":")
         author, mail = _author(self.author)
-        quoted = [f'{key} = "{value}"' for key, value in (("name", author), ("email", mail)) if value]
+        quoted = [
+            f'{key} = "{value}"' for key, value in (("name", author), ("email", mail)) if value
+        ]
         return {
-            "name": self.name, "kind": self.kind, "words": words, "a_words": f"{'an' if words[0] in 'aeiou' else 'a'} {words}",
-            "rows": "".join(f"| `{self.package}/{name}` | {what} |\n" for name, what in MODULES.get(self.kind, {}).items()),
+            "name": self.name,
+            "kind": self.kind,
+            "words": words,
+            "a_words": f"{'an' if words[0] in 'aeiou' else 'a'} {words}",
+            "rows": "".join(
+                f"| `{self.package}/{name}` | {what} |\n"
+                for name, what in MODULES.get(self.kind, {}).items()
+            ),
             "distribution": self.distribution,
-            "package": self.package, "Class": self.class_name, "Test": f"Test{self.class_name}", "hook": kind.hook,
-            "Base": kind.config.__name__, "Interface": kind.interface, "interface_file": f"cm3core/interfaces/{self.kind}.py",
-            "kit": module, "Contract": contract, "api": str(CM3_API), "use": fill(USE[self.kind], {"name": self.name}),
+            "package": self.package,
+            "Class": self.class_name,
+            "Test": f"Test{self.class_name}",
+            "hook": kind.hook,
+            "Base": kind.config.__name__,
+            "Interface": kind.interface,
+            "interface_file": f"cm3core/interfaces/{self.kind}.py",
+            "kit": module,
+            "Contract": contract,
+            "api": str(CM3_API),
+            "use": fill(USE[self.kind], {"name": self.name}),
             "window": f">={major}.{minor},<{f'0.{int(minor) + 1}' if major == '0' else int(major) + 1}",
-            "authors": f"authors = [{{ {', '.join(quoted)} }}]\n" if quoted else "", "today": date.today().isoformat(),
-            "year": str(date.today().year), "holder": author or f"the authors of {self.distribution}",
+            "authors": f"authors = [{{ {', '.join(quoted)} }}]\n" if quoted else "",
+            "today": date.today().isoformat(),
+            "year": str(date.today().year),
+            "holder": author or f"the authors of {self.distribution}",
         }
 
     def files(self) -> dict[str, str]:
         """Path in the project -> text."""
         fields, found = self.fields, {}
         for path in sorted((TEMPLATES / "project").rglob("*.in")):
-            found[path.relative_to(TEMPLATES / "project").as_posix().removesuffix(".in").replace("dot_", ".")] = path
+            found[
+                path.relative_to(TEMPLATES / "project")
+                .as_posix()
+                .removesuffix(".in")
+                .replace("dot_", ".")
+            ] = path
         for path in sorted((TEMPLATES / self.kind).glob("*.in")):
             name = path.name.removesuffix(".in")
-            found[f"tests/test_{self.package}.py" if name == "test.py" else f"{self.package}/{name}"] = path
-        files = {name: fill(path.read_text(encoding="utf-8"), fields) for name, path in found.items()}
+            found[
+                f"tests/test_{self.package}.py" if name == "test.py" else f"{self.package}/{name}"
+            ] = path
+        files = {
+            name: fill(path.read_text(encoding="utf-8"), fields) for name, path in found.items()
+        }
         return {**files, f"{self.package}/py.typed": ""}
 
 
@@ -133,11 +180,17 @@ def _author(author: str) -> tuple[str, str]:
     """Name and mail address of "Name <mail>"; either may be ""."""
     match = re.fullmatch(r"\s*([^<>]*?)\s*(?:<([^<>\s]+@[^<>\s]+)>)?\s*", author)
     if match is None or any(char in author for char in '"\\') or not author.isprintable():
-        raise PluginError(f"--author {author!r}", "is no author", "write --author 'Name', or --author 'Name <mail@example.org>'")
+        raise PluginError(
+            f"--author {author!r}",
+            "is no author",
+            "write --author 'Name', or --author 'Name <mail@example.org>'",
+        )
     return match[1], match[2] or ""
 
 
-def plan_project(name: str, kind: str, registry: Registry, *, folder: Path | None = None, author: str = "") -> Plan:
+def plan_project(
+    name: str, kind: str, registry: Registry, *, folder: Path | None = None, author: str = ""
+) -> Plan:
     """Check what was asked for, before anything is written.
 
     Args:
@@ -148,7 +201,8 @@ def plan_project(name: str, kind: str, registry: Registry, *, folder: Path | Non
         author: see `Plan`.
 
     Raises:
-        PluginError: a name that can't be, or is taken; a kind that does not exist; a folder that does.
+        PluginError: a name that can't be, or is taken; a kind that does not exist; a folder that
+            does.
         FileError: the folder can't be written.
     """
     if kind not in KINDS:
@@ -158,8 +212,11 @@ def plan_project(name: str, kind: str, registry: Registry, *, folder: Path | Non
     _author(author)
     _check_not_taken(plan, registry)
     if plan.folder.exists() or plan.folder.is_symlink():
-        raise PluginError(str(plan.folder), "is there already, and nothing is written over",
-                          "name another folder with -o, or remove this one")
+        raise PluginError(
+            str(plan.folder),
+            "is there already, and nothing is written over",
+            "name another folder with -o, or remove this one",
+        )
     check_writable(plan.folder, folder=True)
     return plan
 
@@ -167,30 +224,52 @@ def plan_project(name: str, kind: str, registry: Registry, *, folder: Path | Non
 def _check_name(name: str) -> None:
     place = f"cm3 plugin new {shlex.quote(name)}"
     if name.lower().replace("_", "-").startswith(PREFIX):
-        raise PluginError(place, f"the name begins with {name[:len(PREFIX)]!r}, which the project's name gets anyway",
-                          f"write cm3 plugin new {name[len(PREFIX):] or 'NAME'}")
+        raise PluginError(
+            place,
+            f"the name begins with {name[: len(PREFIX)]!r}, which the project's name gets anyway",
+            f"write cm3 plugin new {name[len(PREFIX) :] or 'NAME'}",
+        )
     if len(name) > MAX_LENGTH:
         raise PluginError(place, f"the name has {len(name)} letters", f"use {MAX_LENGTH} or fewer")
     if not NAME.fullmatch(name):
-        near = re.sub(r"[^a-z0-9]+", "-", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()).strip("-")
+        near = re.sub(
+            r"[^a-z0-9]+", "-", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()
+        ).strip("-")
         step = "use lower-case letters and digits, with single '-' or '_' between, a letter first"
-        raise PluginError(place, f"{name!r} can't be a component's name", f"{step}: {near}" if NAME.fullmatch(near) else step)
+        raise PluginError(
+            place,
+            f"{name!r} can't be a component's name",
+            f"{step}: {near}" if NAME.fullmatch(near) else step,
+        )
 
 
 def _check_not_taken(plan: Plan, registry: Registry) -> None:
     place = f"cm3 plugin new {plan.name}"
     if owners := registry.owners(plan.kind, plan.name):
-        raise PluginError(place, f"the plugin {owners[0]!r} brings {plan.fields['a_words']} {plan.name!r} already",
-                          "choose another name")
+        raise PluginError(
+            place,
+            f"the plugin {owners[0]!r} brings {plan.fields['a_words']} {plan.name!r} already",
+            "choose another name",
+        )
     for info in registry.plugins:
         if info.name == plan.name:
-            raise PluginError(place, f"a plugin {plan.name!r} is installed already ({info.origin})", "choose another name")
+            raise PluginError(
+                place,
+                f"a plugin {plan.name!r} is installed already ({info.origin})",
+                "choose another name",
+            )
     if find_spec(plan.package) is not None:
-        raise PluginError(place, f"a package {plan.package!r} is installed already", "choose another name")
+        raise PluginError(
+            place, f"a package {plan.package!r} is installed already", "choose another name"
+        )
     known = {*interfaces.__all__, KINDS[plan.kind].kit.split(":")[1]}
     for class_name in (plan.class_name, f"{plan.class_name}Config"):
         if class_name in known:
-            raise PluginError(place, f"its class would be called {class_name}, as one of cm3core's is", "choose another name")
+            raise PluginError(
+                place,
+                f"its class would be called {class_name}, as one of cm3core's is",
+                "choose another name",
+            )
 
 
 def write_project(plan: Plan) -> list[str]:
@@ -209,10 +288,12 @@ def write_project(plan: Plan) -> list[str]:
             path = temporary / "project" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-        (temporary / "project").rename(target)  # mkdtemp makes private folders; one inside it is an ordinary one
+        # mkdtemp makes private folders; one inside it is an ordinary one
+        (temporary / "project").rename(target)
     except OSError as error:
         raise not_written(plan.folder, error) from error
     finally:
         if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)  # what went wrong before is the error to tell
+            # what went wrong before is the error to tell
+            shutil.rmtree(temporary, ignore_errors=True)
     return list(files)

@@ -6,7 +6,8 @@
         image_tokenizer/    what the image tokenizer saved, when it needs files
         index/              what a retriever keeps to search faster; may be deleted
 
-Whatever kills a process that changes a bank, a reader sees the old bank or the new one. Nothing in it is a pickle.
+Whatever kills a process that changes a bank, a reader sees the old bank or the new one. Nothing in
+it is a pickle.
 """
 
 from cm3core.bank.building import BuildReport, Tools, add_documents, build_bank
@@ -15,5 +16,15 @@ from cm3core.bank.manifest import Manifest
 from cm3core.bank.memory_bank import MemoryBank
 from cm3core.bank.vector_rows import VectorRows
 
-__all__ = ["BuildReport", "Manifest", "MemoryBank", "RemoveReport", "Tools", "VectorRows", "add_documents", "build_bank",
-           "merge_banks", "remove_documents"]
+__all__ = [
+    "BuildReport",
+    "Manifest",
+    "MemoryBank",
+    "RemoveReport",
+    "Tools",
+    "VectorRows",
+    "add_documents",
+    "build_bank",
+    "merge_banks",
+    "remove_documents",
+]

@@ -1,7 +1,9 @@
-"""Building a bank of a data set, and adding another data set to it: in shards, so that whatever kills it costs one of them.
+"""Building a bank of a data set, and adding another data set to it: in shards, so that whatever
+kills it costs one of them.
 
-The documents of a shard, and those that are embedded together, depend on their places in the data set alone: a build that was cut
-off and went on leaves the very bytes of an undisturbed one. Legend: E numbers of a vector.
+The documents of a shard, and those that are embedded together, depend on their places in the data
+set alone: a build that was cut off and went on leaves the very bytes of an undisturbed one. Legend:
+E numbers of a vector.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ _PLAN = "plan.txt"
 
 @dataclass(frozen=True, eq=False)
 class Tools:
-    """What makes a bank's vectors and codes, and the recipe names and values by which it is built again.
+    """What makes a bank's vectors and codes, and the recipe names and values by which it is built
+    again.
 
     Args:
         embedder, image_tokenizer: built.
@@ -64,15 +67,23 @@ class Tools:
         """Of a bank without documents."""
         tokenizer = self.image_tokenizer
         return Manifest(
-            self.embedder.dimension, Maker(self.embedder_name, self.embedder_config, self.embedder.fingerprint),
-            ImageTokenizerMaker(self.image_tokenizer_name, self.image_tokenizer_config, tokenizer.fingerprint, tokenizer.grid,
-                                tokenizer.codebook_size))
+            self.embedder.dimension,
+            Maker(self.embedder_name, self.embedder_config, self.embedder.fingerprint),
+            ImageTokenizerMaker(
+                self.image_tokenizer_name,
+                self.image_tokenizer_config,
+                tokenizer.fingerprint,
+                tokenizer.grid,
+                tokenizer.codebook_size,
+            ),
+        )
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What became of a data set: documents `num_added` to the bank (0 when it was there before), those left out because a
-    document of their id was there (`num_duplicates`), records that can't be used, and the documents that the bank now has."""
+    """What became of a data set: documents `num_added` to the bank (0 when it was there before),
+    those left out because a document of their id was there (`num_duplicates`), records that can't
+    be used, and the documents that the bank now has."""
 
     num_added: int
     num_duplicates: int
@@ -80,10 +91,17 @@ class BuildReport:
     num_documents: int
 
 
-def build_bank(source: DocumentSource, folder: str | Path, tools: Tools, *, shard_size: int = SHARD_SIZE, id_prefix: str = "",
-               progress: bool = True) -> BuildReport:
-    """Build a bank of all documents of a source, or go on where an earlier call was cut off; of one that was built and has
-    damaged shards since, all are built again.
+def build_bank(
+    source: DocumentSource,
+    folder: str | Path,
+    tools: Tools,
+    *,
+    shard_size: int = SHARD_SIZE,
+    id_prefix: str = "",
+    progress: bool = True,
+) -> BuildReport:
+    """Build a bank of all documents of a source, or go on where an earlier call was cut off; of one
+    that was built and has damaged shards since, all are built again.
 
     Args:
         source: documents, in their canonical form.
@@ -103,19 +121,28 @@ def build_bank(source: DocumentSource, folder: str | Path, tools: Tools, *, shar
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
         others = sorted(names - {SHARDS, IMAGE_TOKENIZER})
         if others:
-            raise DataError(str(folder), f"holds {others[0]!r} and is no memory bank", "name a new folder")
+            raise DataError(
+                str(folder), f"holds {others[0]!r} and is no memory bank", "name a new folder"
+            )
     with writing(folder):
         plan = _plan(source, range(len(source)), tools, shard_size, id_prefix, "")
         if is_bank(folder):
             manifest = Manifest.read(folder)
             if manifest.built_from != plan:
-                raise DataError(str(folder), f"holds a memory bank of {manifest.num_documents:,} documents, built of other data "
-                                "or otherwise, or changed since", "name a new folder, or add to this one: cm3 memory add")
+                raise DataError(
+                    str(folder),
+                    f"holds a memory bank of {manifest.num_documents:,} documents, built of "
+                    "other data "
+                    "or otherwise, or changed since",
+                    "name a new folder, or add to this one: cm3 memory add",
+                )
             if _is_sound(folder):
                 tidy(folder, manifest)
                 return BuildReport(0, 0, [], manifest.num_documents)
         _save_tokenizer(tools.image_tokenizer, folder / IMAGE_TOKENIZER)
-        shards, skipped = _build_shards(folder, source, range(len(source)), tools, plan, shard_size, id_prefix, progress)
+        shards, skipped = _build_shards(
+            folder, source, range(len(source)), tools, plan, shard_size, id_prefix, progress
+        )
         if not shards:
             raise _nothing_usable(folder, skipped)
         manifest = tools.manifest.with_shards(tuple(shards), plan)
@@ -124,9 +151,18 @@ def build_bank(source: DocumentSource, folder: str | Path, tools: Tools, *, shar
     return BuildReport(manifest.num_documents, 0, skipped, manifest.num_documents)
 
 
-def add_documents(folder: str | Path, source: DocumentSource, tools: Tools, *, shard_size: int = SHARD_SIZE, id_prefix: str = "",
-                  skip_duplicates: bool = False, progress: bool = True) -> BuildReport:
-    """Add all documents of a source behind those of a bank, which stays as it was until all are there.
+def add_documents(
+    folder: str | Path,
+    source: DocumentSource,
+    tools: Tools,
+    *,
+    shard_size: int = SHARD_SIZE,
+    id_prefix: str = "",
+    skip_duplicates: bool = False,
+    progress: bool = True,
+) -> BuildReport:
+    """Add all documents of a source behind those of a bank, which stays as it was until all are
+    there.
 
     Args:
         folder: a bank.
@@ -147,13 +183,17 @@ def add_documents(folder: str | Path, source: DocumentSource, tools: Tools, *, s
         names = [id_prefix + source.id(index) for index in range(len(source))]
         there = bank.find(names)
         if there and not skip_duplicates:
-            raise duplicate_ids(str(folder), list(there), f"has {len(there):,} of the {len(names):,} ids already")
+            raise duplicate_ids(
+                str(folder), list(there), f"has {len(there):,} of the {len(names):,} ids already"
+            )
         wanted = [index for index, name in enumerate(names) if name not in there]
         if there and not wanted:
             tidy(folder, bank.manifest)
             return BuildReport(0, len(there), source.skipped, len(bank))
         plan = _plan(source, wanted, tools, shard_size, id_prefix, bank.fingerprint)
-        shards, skipped = _build_shards(folder, source, wanted, tools, plan, shard_size, id_prefix, progress)
+        shards, skipped = _build_shards(
+            folder, source, wanted, tools, plan, shard_size, id_prefix, progress
+        )
         if not shards:
             raise _nothing_usable(folder, skipped)
         manifest = bank.manifest.with_shards((*bank.manifest.shards, *shards))
@@ -166,8 +206,13 @@ def add_documents(folder: str | Path, source: DocumentSource, tools: Tools, *, s
 def duplicate_ids(place: str, names: Sequence[str], cause: str) -> DataError:
     """The error of ids that are there twice."""
     shown = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
-    return DataError(place, f"{cause} ({shown})", "leave the later documents of these ids out (--skip-duplicates), remove the "
-                     "earlier ones (cm3 memory remove), or give the new ones other ids (cm3 memory add --id-prefix)")
+    return DataError(
+        place,
+        f"{cause} ({shown})",
+        "leave the later documents of these ids out (--skip-duplicates), remove the "
+        "earlier ones (cm3 memory remove), or give the new ones other ids (cm3 memory add "
+        "--id-prefix)",
+    )
 
 
 def _is_sound(folder: Path) -> bool:
@@ -183,8 +228,11 @@ def _is_sound(folder: Path) -> bool:
 def _nothing_usable(folder: Path, skipped: Sequence[SkippedRecord]) -> DataError:
     shutil.rmtree(folder / WORK, ignore_errors=True)
     first = f"; the first is {skipped[0].place}: {skipped[0].cause}" if skipped else ""
-    return DataError("the data set", f"has no document that can be used ({len(skipped)} are skipped{first})",
-                     "run 'cm3 data validate' to see why")
+    return DataError(
+        "the data set",
+        f"has no document that can be used ({len(skipped)} are skipped{first})",
+        "run 'cm3 data validate' to see why",
+    )
 
 
 def _check_size(shard_size: int) -> None:
@@ -192,14 +240,29 @@ def _check_size(shard_size: int) -> None:
         raise DataError("shard_size", f"is {shard_size}", "use 1 or more")
 
 
-def _plan(source: DocumentSource, wanted: Sequence[int], tools: Tools, shard_size: int, id_prefix: str, bank: str) -> str:
+def _plan(
+    source: DocumentSource,
+    wanted: Sequence[int],
+    tools: Tools,
+    shard_size: int,
+    id_prefix: str,
+    bank: str,
+) -> str:
     """Hash of all that decides the shards."""
-    parts = [asdict(tools.manifest), source.content_fingerprint, list(wanted), shard_size, id_prefix, bank]
+    parts = [
+        asdict(tools.manifest),
+        source.content_fingerprint,
+        list(wanted),
+        shard_size,
+        id_prefix,
+        bank,
+    ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _save_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:
-    """What is needed to build the image tokenizer again wherever the bank is moved; nothing when its config is enough."""
+    """What is needed to build the image tokenizer again wherever the bank is moved; nothing when
+    its config is enough."""
     if folder.exists():
         shutil.rmtree(folder)
     temporary = folder.parent / f".{folder.name}.writing"
@@ -213,23 +276,41 @@ def _save_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:
     sync_directory(folder.parent)
 
 
-def _build_shards(folder: Path, source: DocumentSource, wanted: Sequence[int], tools: Tools, plan: str, shard_size: int,
-                  id_prefix: str, progress: bool) -> tuple[list[ShardInfo], list[SkippedRecord]]:
-    """Shards of the wanted documents; those that an earlier call with this plan finished are taken as they are."""
+def _build_shards(
+    folder: Path,
+    source: DocumentSource,
+    wanted: Sequence[int],
+    tools: Tools,
+    plan: str,
+    shard_size: int,
+    id_prefix: str,
+    progress: bool,
+) -> tuple[list[ShardInfo], list[SkippedRecord]]:
+    """Shards of the wanted documents; those that an earlier call with this plan finished are taken
+    as they are."""
     manifest, work = tools.manifest, folder / WORK
     _begin(work, plan)
     remove_unfinished(folder)
     shards: list[ShardInfo] = []
     skipped: list[SkippedRecord] = []
-    with tqdm(total=len(wanted), desc="memory bank", unit="document", disable=None if progress else True) as bar:
+    with tqdm(
+        total=len(wanted), desc="memory bank", unit="document", disable=None if progress else True
+    ) as bar:
         for start in range(0, len(wanted), shard_size):
-            places = wanted[start:start + shard_size]
+            places = wanted[start : start + shard_size]
             note = work / f"{start:012d}.json"
             finished = _finished(folder, note, manifest)
             if finished is None:
                 own: list[SkippedRecord] = []
-                info = write_shard(folder, _counted(_documents(source, places, tools, id_prefix, own), bar), manifest)
-                values = {"shard": None if info is None else asdict(info), "skipped": [asdict(record) for record in own]}
+                info = write_shard(
+                    folder,
+                    _counted(_documents(source, places, tools, id_prefix, own), bar),
+                    manifest,
+                )
+                values = {
+                    "shard": None if info is None else asdict(info),
+                    "skipped": [asdict(record) for record in own],
+                }
                 write_text(note, json.dumps(values))
                 finished = info, own
             if finished[0] is not None:
@@ -252,13 +333,18 @@ def _begin(work: Path, plan: str) -> None:
         if path.is_file() and path.read_text() == plan:
             return
         if path.is_file():
-            tqdm.write("note: data or settings are others than when building was cut off; it begins anew", file=sys.stderr)
+            tqdm.write(
+                "note: data or settings are others than when building was cut off; it begins anew",
+                file=sys.stderr,
+            )
         shutil.rmtree(work)
     make_folder(work)
     write_text(path, plan)
 
 
-def _finished(folder: Path, note: Path, manifest: Manifest) -> tuple[ShardInfo | None, list[SkippedRecord]] | None:
+def _finished(
+    folder: Path, note: Path, manifest: Manifest
+) -> tuple[ShardInfo | None, list[SkippedRecord]] | None:
     """A shard that is there, and the records that it skipped; None when it is to be built."""
     try:
         values = json.loads(note.read_text(encoding="utf-8"))
@@ -268,12 +354,18 @@ def _finished(folder: Path, note: Path, manifest: Manifest) -> tuple[ShardInfo |
         return info, [SkippedRecord(**record) for record in values["skipped"]]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError):  # a `DataError` is a `ValueError`: what was lost is built again
+    except (OSError, ValueError, KeyError, TypeError):
+        # a `DataError` is a `ValueError`: what was lost is built again
         return None
 
 
-def _documents(source: DocumentSource, places: Sequence[int], tools: Tools, id_prefix: str,
-               skipped: list[SkippedRecord]) -> Iterator[BankDocument]:
+def _documents(
+    source: DocumentSource,
+    places: Sequence[int],
+    tools: Tools,
+    id_prefix: str,
+    skipped: list[SkippedRecord],
+) -> Iterator[BankDocument]:
     """The documents of a shard; what can't be used is told in `skipped`."""
     batch: list[tuple[str, Document]] = []
     num_pixels = 0
@@ -296,19 +388,32 @@ def _read(document: Document, name: str) -> Document:
     """The document with its pixels in memory: the embedder and the tokenizer both look at them."""
     for segment in document:
         if not isinstance(segment, (Text, Image)):
-            raise DataError(f"document {name}", f"holds {type(segment).__name__}; a bank is built of texts and pictures",
-                            "merge banks with cm3 memory merge, or fill holes first")
-    if not any(isinstance(segment, Image) or segment.text.strip() for segment in document if isinstance(segment, (Image, Text))):
+            raise DataError(
+                f"document {name}",
+                f"holds {type(segment).__name__}; a bank is built of texts and pictures",
+                "merge banks with cm3 memory merge, or fill holes first",
+            )
+    if not any(
+        isinstance(segment, Image) or segment.text.strip()
+        for segment in document
+        if isinstance(segment, (Image, Text))
+    ):
         raise DataError(f"document {name}", "has neither text nor a picture", "give it one of them")
-    return tuple(replace(segment, load=partial(_same, segment.load())) if isinstance(segment, Image) else segment
-                 for segment in document)
+    return tuple(
+        replace(segment, load=partial(_same, segment.load()))
+        if isinstance(segment, Image)
+        else segment
+        for segment in document
+    )
 
 
 def _same(pixels: PixelArray) -> PixelArray:
     return pixels
 
 
-def _made(batch: Sequence[tuple[str, Document]], tools: Tools, skipped: list[SkippedRecord]) -> Iterator[BankDocument]:
+def _made(
+    batch: Sequence[tuple[str, Document]], tools: Tools, skipped: list[SkippedRecord]
+) -> Iterator[BankDocument]:
     """Vectors and codes of documents that were read."""
     if not batch:
         return
@@ -324,12 +429,25 @@ def _made(batch: Sequence[tuple[str, Document]], tools: Tools, skipped: list[Ski
         return
     tokenizer = tools.image_tokenizer
     for (name, document), vector in zip(batch, vectors_BE, strict=True):
-        # One by one, as a model does with what it is asked about: in a batch, the last bits depend on how many there are.
-        coded = tuple(Codes(tokenizer.encode(images.fit(segment.load(), tokenizer.image_size)[None])[0], tokenizer.grid)
-                      if isinstance(segment, Image) else segment for segment in document)
+        # One by one, as a model does with what it is asked about: in a batch, the last bits depend
+        # on how many there are.
+        coded = tuple(
+            Codes(
+                tokenizer.encode(images.fit(segment.load(), tokenizer.image_size)[None])[0],
+                tokenizer.grid,
+            )
+            if isinstance(segment, Image)
+            else segment
+            for segment in document
+        )
         length = float(np.linalg.norm(vector))
         if not abs(length - 1) <= LENGTH_TOLERANCE:
-            skipped.append(SkippedRecord(f"document {name}", f"the embedder gives it a vector of length {length:g}, not 1",
-                                         "look at its text and pictures, or use another embedder"))
+            skipped.append(
+                SkippedRecord(
+                    f"document {name}",
+                    f"the embedder gives it a vector of length {length:g}, not 1",
+                    "look at its text and pictures, or use another embedder",
+                )
+            )
             continue
         yield BankDocument(name, coded, content_keys(document) | content_keys(coded), vector)

@@ -1,4 +1,5 @@
-"""Taking documents out of a bank, and making one bank of several. Shards never change: those that would are written anew."""
+"""Taking documents out of a bank, and making one bank of several. Shards never change: those that
+would are written anew."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class RemoveReport:
-    """Documents taken out, ids that were not there, damaged shards taken out, and the documents that are left."""
+    """Documents taken out, ids that were not there, damaged shards taken out, and the documents
+    that are left."""
 
     num_removed: int
     missing: list[str]
@@ -32,8 +34,11 @@ class RemoveReport:
     num_documents: int
 
 
-def remove_documents(folder: str | Path, names: Sequence[str], *, damaged: bool = False) -> RemoveReport:
-    """Take documents out of a bank. Their bytes are gone afterwards; the others keep order, vectors and codes.
+def remove_documents(
+    folder: str | Path, names: Sequence[str], *, damaged: bool = False
+) -> RemoveReport:
+    """Take documents out of a bank. Their bytes are gone afterwards; the others keep order, vectors
+    and codes.
 
     Args:
         folder: a bank.
@@ -45,16 +50,22 @@ def remove_documents(folder: str | Path, names: Sequence[str], *, damaged: bool 
         FileError: the disk is full.
     """
     folder = Path(folder).expanduser()
-    MemoryBank.open(folder, skip_damaged=damaged)  # before anything is written into a folder that is none
+    # before anything is written into a folder that is none
+    MemoryBank.open(folder, skip_damaged=damaged)
     with writing(folder):
         tidy(folder, Manifest.read(folder))
         bank = MemoryBank.open(folder, skip_damaged=damaged)
         found = bank.find(names)
         missing = [name for name in dict.fromkeys(names) if name not in found]
         if not found and names:
-            shown = ", ".join(map(repr, missing[:_SHOWN])) + (", ..." if len(missing) > _SHOWN else "")
-            raise DataError(str(folder), f"has no document of these ids ({shown})",
-                            "give ids as they were added, prefix included")
+            shown = ", ".join(map(repr, missing[:_SHOWN])) + (
+                ", ..." if len(missing) > _SHOWN else ""
+            )
+            raise DataError(
+                str(folder),
+                f"has no document of these ids ({shown})",
+                "give ids as they were added, prefix included",
+            )
         if len(found) == len(bank):
             raise DataError(str(folder), "would have no document left", "delete the folder instead")
         shards = _without(folder, bank, set(found.values()))
@@ -67,19 +78,33 @@ def remove_documents(folder: str | Path, names: Sequence[str], *, damaged: bool 
 
 
 def _without(target: Path, bank: MemoryBank, removed: Collection[int]) -> list[ShardInfo]:
-    """The bank's shards without some documents; those that lose any are written anew, into the bank `target`."""
+    """The bank's shards without some documents; those that lose any are written anew, into the bank
+    `target`."""
     shards, start = [], 0
     for shard in bank.shards:
-        rows = [row for row in range(len(shard)) if start + row not in removed] if removed else range(len(shard))
+        rows = (
+            [row for row in range(len(shard)) if start + row not in removed]
+            if removed
+            else range(len(shard))
+        )
         start += len(shard)
-        info = shard.info if len(rows) == len(shard) else write_shard(target, shard.documents(rows), bank.manifest)
+        info = (
+            shard.info
+            if len(rows) == len(shard)
+            else write_shard(target, shard.documents(rows), bank.manifest)
+        )
         if info is not None:
             shards.append(info)
     return shards
 
 
-def merge_banks(folders: Sequence[str | Path], out: str | Path, *, skip_duplicates: bool = False,
-                progress: bool = True) -> MemoryBank:
+def merge_banks(
+    folders: Sequence[str | Path],
+    out: str | Path,
+    *,
+    skip_duplicates: bool = False,
+    progress: bool = True,
+) -> MemoryBank:
     """One bank of several, in their order; these stay as they are.
 
     Args:
@@ -89,7 +114,8 @@ def merge_banks(folders: Sequence[str | Path], out: str | Path, *, skip_duplicat
         progress: show a bar.
 
     Raises:
-        DataError: different tools, ids that are there twice, a damaged shard, or something lies at `out`.
+        DataError: different tools, ids that are there twice, a damaged shard, or something lies at
+            `out`.
         FileError: the disk is full.
     """
     target = Path(out).expanduser()
@@ -102,15 +128,26 @@ def merge_banks(folders: Sequence[str | Path], out: str | Path, *, skip_duplicat
     _check_same_tools(banks)
     removed = _later_duplicates(banks)
     if any(removed) and not skip_duplicates:
-        names = [bank.id(index) for bank, indices in zip(banks, removed, strict=True) for index in sorted(indices)]
-        raise duplicate_ids(str(banks[0].folder), names, f"and the banks behind it share {len(names):,} ids")
+        names = [
+            bank.id(index)
+            for bank, indices in zip(banks, removed, strict=True)
+            for index in sorted(indices)
+        ]
+        raise duplicate_ids(
+            str(banks[0].folder), names, f"and the banks behind it share {len(names):,} ids"
+        )
     make_folder(target.parent)
     temporary = target.parent / f".{target.name}.writing"
     shutil.rmtree(temporary, ignore_errors=True)  # what a kill left
     try:
         make_folder(temporary / SHARDS)
         shards: list[ShardInfo] = []
-        with tqdm(total=sum(map(len, banks)), desc="merging", unit="document", disable=None if progress else True) as bar:
+        with tqdm(
+            total=sum(map(len, banks)),
+            desc="merging",
+            unit="document",
+            disable=None if progress else True,
+        ) as bar:
             for bank, indices in zip(banks, removed, strict=True):
                 own = _without(temporary, bank, indices)
                 for shard in bank.shards:
@@ -125,7 +162,9 @@ def merge_banks(folders: Sequence[str | Path], out: str | Path, *, skip_duplicat
         sync_directory(target.parent)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise FileError(str(target), f"can't be written ({error.strerror or error})", "free space on that disk") from error
+        raise FileError(
+            str(target), f"can't be written ({error.strerror or error})", "free space on that disk"
+        ) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -135,21 +174,30 @@ def merge_banks(folders: Sequence[str | Path], out: str | Path, *, skip_duplicat
 def _check_same_tools(banks: Sequence[MemoryBank]) -> None:
     first = banks[0].manifest
     for bank in banks[1:]:
-        for kind, ours, theirs in (("embedder", first.embedder, bank.manifest.embedder),
-                                   ("image tokenizer", first.image_tokenizer, bank.manifest.image_tokenizer)):
+        for kind, ours, theirs in (
+            ("embedder", first.embedder, bank.manifest.embedder),
+            ("image tokenizer", first.image_tokenizer, bank.manifest.image_tokenizer),
+        ):
             if ours.fingerprint != theirs.fingerprint:
-                raise DataError(str(bank.folder), f"was built with another {kind} ({theirs.name!r}, fingerprint "
-                                f"{theirs.fingerprint[-12:]}) than {banks[0].folder} ({ours.name!r}, {ours.fingerprint[-12:]})",
-                                "build one of them anew with the other's: cm3 memory build")
+                raise DataError(
+                    str(bank.folder),
+                    f"was built with another {kind} ({theirs.name!r}, fingerprint "
+                    f"{theirs.fingerprint[-12:]}) than {banks[0].folder} ({ours.name!r}, "
+                    f"{ours.fingerprint[-12:]})",
+                    "build one of them anew with the other's: cm3 memory build",
+                )
 
 
 def _later_duplicates(banks: Sequence[MemoryBank]) -> list[set[int]]:
     """For each bank the documents whose ids an earlier bank has."""
     result: list[set[int]] = [set()]
     for place, bank in enumerate(banks[1:], 1):
-        shared = np.isin(bank.id_hashes, np.concatenate([earlier.id_hashes for earlier in banks[:place]]))
+        shared = np.isin(
+            bank.id_hashes, np.concatenate([earlier.id_hashes for earlier in banks[:place]])
+        )
         names = {bank.id(index): index for index in np.flatnonzero(shared).tolist()}
-        found = {name for earlier in banks[:place] for name in earlier.find(list(names))}  # hashes may agree by chance
+        # hashes may agree by chance
+        found = {name for earlier in banks[:place] for name in earlier.find(list(names))}
         result.append({names[name] for name in found})
     return result
 

@@ -1,6 +1,8 @@
-"""A bank's `manifest.json`: what the bank was made with, and its shards. It is the bank: what it does not name is not there.
+"""A bank's `manifest.json`: what the bank was made with, and its shards. It is the bank: what it
+does not name is not there.
 
-The file may come from anybody: every value is checked, and names of shards can't lead out of the folder.
+The file may come from anybody: every value is checked, and names of shards can't lead out of the
+folder.
 """
 
 from __future__ import annotations
@@ -20,14 +22,20 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 #: Where a bank that is being built keeps what it knows of its finished shards.
 WORK = ".building"
-VECTORS, CODES, TABLE, DOCUMENTS = FILES = ("vectors.npy", "codes.npy", "table.npy", "documents.jsonl")
+VECTORS, CODES, TABLE, DOCUMENTS = FILES = (
+    "vectors.npy",
+    "codes.npy",
+    "table.npy",
+    "documents.jsonl",
+)
 _HASH = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[0-9a-f]{24}")
 
 
 @dataclass(frozen=True)
 class Maker:
-    """A component that a bank was made with: its recipe name, its config's values, and its fingerprint."""
+    """A component that a bank was made with: its recipe name, its config's values, and its
+    fingerprint."""
 
     name: str
     config: Mapping[str, Any]
@@ -61,7 +69,9 @@ class ShardInfo:
     @property
     def name(self) -> str:
         """Name of its folder: a hash of what is in it."""
-        return hashlib.sha256("".join(self.files[name].sha256 for name in FILES).encode()).hexdigest()[:24]
+        return hashlib.sha256(
+            "".join(self.files[name].sha256 for name in FILES).encode()
+        ).hexdigest()[:24]
 
     @property
     def num_bytes(self) -> int:
@@ -78,7 +88,8 @@ class Manifest:
         embedder: made the vectors.
         image_tokenizer: made the codes.
         shards: in the order of the documents.
-        built_from: hash of all that decided the bank when it was built; "" once documents were added or removed.
+        built_from: hash of all that decided the bank when it was built; "" once documents were
+            added or removed.
         format: version of the folder's layout.
     """
 
@@ -97,7 +108,11 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """Hash of the documents, their order, vectors and codes, and of what made these."""
-        parts = [self.embedder.fingerprint, self.image_tokenizer.fingerprint, *(shard.name for shard in self.shards)]
+        parts = [
+            self.embedder.fingerprint,
+            self.image_tokenizer.fingerprint,
+            *(shard.name for shard in self.shards),
+        ]
         return hashlib.sha256(json.dumps([self.format, *parts]).encode()).hexdigest()
 
     def with_shards(self, shards: tuple[ShardInfo, ...], built_from: str = "") -> Manifest:
@@ -127,7 +142,11 @@ class Manifest:
         if not isinstance(values, dict) or not isinstance(values.get("format"), int):
             raise damaged(path, "is no manifest of a memory bank")
         if values["format"] > FORMAT:
-            raise DataError(str(path), f"has format {values['format']}, this version reads {FORMAT}", "use a newer cm3leon")
+            raise DataError(
+                str(path),
+                f"has format {values['format']}, this version reads {FORMAT}",
+                "use a newer cm3leon",
+            )
         try:
             return _manifest_of(values)
         except (KeyError, TypeError, ValueError) as error:
@@ -136,15 +155,27 @@ class Manifest:
 
 def damaged(path: Path, cause: str) -> DataError:
     """The error of a bank whose manifest can't be used."""
-    return DataError(str(path), cause, "copy the bank again from where it came, or build it anew: cm3 memory build")
+    return DataError(
+        str(path),
+        cause,
+        "copy the bank again from where it came, or build it anew: cm3 memory build",
+    )
 
 
 def _no_bank(folder: Path) -> DataError:
     if (folder / WORK).is_dir():
-        return DataError(str(folder), "is a memory bank whose building was cut off",
-                         "give the same 'cm3 memory build' again: it goes on where it stopped")
-    cause = ("is no memory bank: it holds no manifest.json" if folder.is_dir() else "is a file" if folder.exists()
-             else "does not exist")
+        return DataError(
+            str(folder),
+            "is a memory bank whose building was cut off",
+            "give the same 'cm3 memory build' again: it goes on where it stopped",
+        )
+    cause = (
+        "is no memory bank: it holds no manifest.json"
+        if folder.is_dir()
+        else "is a file"
+        if folder.exists()
+        else "does not exist"
+    )
     return DataError(str(folder), cause, "name a folder that 'cm3 memory build' wrote")
 
 
@@ -153,19 +184,30 @@ def _manifest_of(values: dict[str, Any]) -> Manifest:
     tokenizer = values["image_tokenizer"]
     rows, columns = tokenizer["grid"]
     return Manifest(
-        _positive(values["dimension"], "dimension"), Maker(*_maker(values["embedder"])),
-        ImageTokenizerMaker(*_maker(tokenizer), (_positive(rows, "grid"), _positive(columns, "grid")),
-                            _positive(tokenizer["codebook_size"], "codebook_size")),
-        tuple(shard_of(shard) for shard in values["shards"]), _typed(values["built_from"], str, "built_from"), values["format"])
+        _positive(values["dimension"], "dimension"),
+        Maker(*_maker(values["embedder"])),
+        ImageTokenizerMaker(
+            *_maker(tokenizer),
+            (_positive(rows, "grid"), _positive(columns, "grid")),
+            _positive(tokenizer["codebook_size"], "codebook_size"),
+        ),
+        tuple(shard_of(shard) for shard in values["shards"]),
+        _typed(values["built_from"], str, "built_from"),
+        values["format"],
+    )
 
 
 def _maker(values: dict[str, Any]) -> tuple[str, dict[str, Any], str]:
-    return (_typed(values["name"], str, "name"), _typed(values["config"], dict, "config"),
-            _typed(values["fingerprint"], str, "fingerprint"))
+    return (
+        _typed(values["name"], str, "name"),
+        _typed(values["config"], dict, "config"),
+        _typed(values["fingerprint"], str, "fingerprint"),
+    )
 
 
 def shard_of(values: dict[str, Any]) -> ShardInfo:
-    """A shard from `dataclasses.asdict`; raises `KeyError`, `TypeError` or `ValueError` for anything else."""
+    """A shard from `dataclasses.asdict`; raises `KeyError`, `TypeError` or `ValueError` for
+    anything else."""
     files = {}
     for name in FILES:
         file = values["files"][name]

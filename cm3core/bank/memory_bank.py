@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from cm3core.interfaces.embedder import Embedder
     from cm3core.interfaces.image_tokenizer import ImageTokenizer
 
-#: Vectors of banks up to this size are looked through when the bank is opened; larger ones by `cm3 memory stat --verify`.
+#: Vectors of banks up to this size are looked through when the bank is opened; larger ones by
+#: `cm3 memory stat --verify`.
 CHECKED_BYTES = 64 << 20
 #: A bank that is changed while it is opened is opened again, so often.
 _ATTEMPTS = 5
@@ -43,22 +44,30 @@ class MemoryBank(DocumentSource):
         damaged: those that can't.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, shards: Sequence[Shard], damaged: Sequence[SkippedRecord] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        shards: Sequence[Shard],
+        damaged: Sequence[SkippedRecord] = (),
+    ) -> None:
         self.folder, self.manifest, self.shards = folder, manifest, tuple(shards)
         self._damaged = list(damaged)
         self._starts = list(accumulate(map(len, shards), initial=0))
 
     @classmethod
     def open(cls, folder: str | Path, *, skip_damaged: bool = False) -> MemoryBank:
-        """Open a bank. Costs a few milliseconds for each shard, whatever its size: files are memory-mapped.
+        """Open a bank. Costs a few milliseconds for each shard, whatever its size: files are
+        memory-mapped.
 
         Args:
             folder: what `cm3 memory build` wrote.
             skip_damaged: leave damaged shards out, and list them as `skipped`.
 
         Raises:
-            DataError: no bank, an empty one, a newer format, or (without `skip_damaged`) a shard that is damaged: a file that is
-                missing or of another size or shape; in one of at most `CHECKED_BYTES` of vectors also what is no unit vector.
+            DataError: no bank, an empty one, a newer format, or (without `skip_damaged`) a shard
+                that is damaged: a file that is missing or of another size or shape; in one of at
+                most `CHECKED_BYTES` of vectors also what is no unit vector.
         """
         folder = Path(folder).expanduser()
         for _ in range(_ATTEMPTS):
@@ -68,21 +77,37 @@ class MemoryBank(DocumentSource):
                 break
         if errors and not skip_damaged:
             first, more = errors[0], len(errors) - 1
-            others = f" (and {more} more of its {len(manifest.shards)} shards are damaged)" if more else ""
+            others = (
+                f" (and {more} more of its {len(manifest.shards)} shards are damaged)"
+                if more
+                else ""
+            )
             raise DataError(first.place, f"{first.cause}{others}", first.next_step)
         if not shards:
-            raise DataError(str(folder), "is a memory bank without documents" if not errors else "has damaged shards only",
-                            "build it anew: cm3 memory build")
+            raise DataError(
+                str(folder),
+                "is a memory bank without documents" if not errors else "has damaged shards only",
+                "build it anew: cm3 memory build",
+            )
         if errors:
             manifest = manifest.with_shards(tuple(shard.info for shard in shards))
-        return cls(folder, manifest, shards, [SkippedRecord(error.place, error.cause, error.next_step) for error in errors])
+        return cls(
+            folder,
+            manifest,
+            shards,
+            [SkippedRecord(error.place, error.cause, error.next_step) for error in errors],
+        )
 
     def __len__(self) -> int:
         return self._starts[-1]
 
     def _place(self, index: int) -> tuple[Shard, int]:
         if not 0 <= index < len(self):
-            raise DataError(f"document {index}", f"the bank {self.folder} has {len(self)}", f"use 0..{len(self) - 1}")
+            raise DataError(
+                f"document {index}",
+                f"the bank {self.folder} has {len(self)}",
+                f"use 0..{len(self) - 1}",
+            )
         shard = bisect_right(self._starts, index) - 1
         return self.shards[shard], index - self._starts[shard]
 
@@ -107,7 +132,8 @@ class MemoryBank(DocumentSource):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything in it: ids, texts, codes, content keys, vectors, their order, and of what made them."""
+        """Hash of everything in it: ids, texts, codes, content keys, vectors, their order, and of
+        what made them."""
         return self.manifest.fingerprint
 
     @property
@@ -158,12 +184,17 @@ class MemoryBank(DocumentSource):
 
     def _made_with(self, kind: str, maker: Maker, here: str) -> DataError:
         name = kind.replace("_", " ")
-        return DataError(str(self.folder), f"was built with another {name} ({maker.name!r}, fingerprint "
-                         f"{maker.fingerprint[-12:]}; the one here has {here[-12:]})",
-                         f"use the {name} that it was built with, or build a bank with this one: cm3 memory build")
+        return DataError(
+            str(self.folder),
+            f"was built with another {name} ({maker.name!r}, fingerprint "
+            f"{maker.fingerprint[-12:]}; the one here has {here[-12:]})",
+            f"use the {name} that it was built with, or build a bank with this one: cm3 memory "
+            "build",
+        )
 
     def verify(self) -> list[DataError]:
-        """What is wrong with its shards, those left out first: every file's hash, every vector, every document is looked at."""
+        """What is wrong with its shards, those left out first: every file's hash, every vector,
+        every document is looked at."""
         found = [DataError(one.place, one.cause, one.next_step) for one in self._damaged]
         for shard in self.shards:
             try:

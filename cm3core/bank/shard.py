@@ -1,4 +1,5 @@
-"""A shard: some documents of a bank in a folder of four files, written once and never changed. Its name is a hash of its content.
+"""A shard: some documents of a bank in a folder of four files, written once and never changed. Its
+name is a hash of its content.
 
     vectors.npy       float32 [m, E]
     codes.npy         uint16 (or int32, for codebooks that need it) [p, c], a row for each picture
@@ -23,7 +24,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cm3core.bank.manifest import CODES, DOCUMENTS, FILES, TABLE, VECTORS, ImageTokenizerMaker, Manifest, ShardInfo, StoredFile
+from cm3core.bank.manifest import (
+    CODES,
+    DOCUMENTS,
+    FILES,
+    TABLE,
+    VECTORS,
+    ImageTokenizerMaker,
+    Manifest,
+    ShardInfo,
+    StoredFile,
+)
 from cm3core.bank.vector_rows import FloatArray
 from cm3core.document import Codes, Document, IntArray, Text
 from cm3core.errors import DataError, FileError
@@ -41,7 +52,8 @@ LENGTH_TOLERANCE = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class BankDocument:
-    """A document as a bank keeps it: `Text` and `Codes` segments, what it is known by, and its unit vector float32 [E]."""
+    """A document as a bank keeps it: `Text` and `Codes` segments, what it is known by, and its unit
+    vector float32 [E]."""
 
     id: str
     document: Document
@@ -51,11 +63,16 @@ class BankDocument:
 
 def id_hash(name: str) -> int:
     """The 64 bits by which ids are looked up."""
-    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "little")
+    return int.from_bytes(
+        hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "little"
+    )
 
 
-def write_shard(bank: Path, documents: Iterable[BankDocument], manifest: Manifest) -> ShardInfo | None:
-    """Write a shard of a bank; None when there is no document. Whatever ends the process, it is whole or not there.
+def write_shard(
+    bank: Path, documents: Iterable[BankDocument], manifest: Manifest
+) -> ShardInfo | None:
+    """Write a shard of a bank; None when there is no document. Whatever ends the process, it is
+    whole or not there.
 
     Args:
         bank: the bank's folder.
@@ -87,8 +104,11 @@ def write_shard(bank: Path, documents: Iterable[BankDocument], manifest: Manifes
         return None
     tokenizer = manifest.image_tokenizer
     num_codes = tokenizer.grid[0] * tokenizer.grid[1]
-    arrays = {VECTORS: np.asarray(vectors, np.float32), TABLE: np.array(rows, TABLE_ROW),
-              CODES: np.array(codes, code_type(tokenizer)).reshape(len(codes), num_codes)}
+    arrays = {
+        VECTORS: np.asarray(vectors, np.float32),
+        TABLE: np.array(rows, TABLE_ROW),
+        CODES: np.array(codes, code_type(tokenizer)).reshape(len(codes), num_codes),
+    }
     make_folder(bank / SHARDS)
     temporary = bank / SHARDS / f".{uuid.uuid4().hex[:8]}{WRITING}"
     try:
@@ -97,10 +117,14 @@ def write_shard(bank: Path, documents: Iterable[BankDocument], manifest: Manifes
             with (temporary / name).open("wb") as file:
                 np.save(file, array, allow_pickle=False)
         (temporary / DOCUMENTS).write_bytes(b"".join(lines))
-        info = ShardInfo(len(lines), len(codes), {name: _flushed(temporary / name) for name in FILES})
+        info = ShardInfo(
+            len(lines), len(codes), {name: _flushed(temporary / name) for name in FILES}
+        )
         sync_directory(temporary)
         target = bank / SHARDS / info.name
-        if target.exists() and all(_is_stored(target / name, file) for name, file in info.files.items()):
+        if target.exists() and all(
+            _is_stored(target / name, file) for name, file in info.files.items()
+        ):
             shutil.rmtree(temporary)  # a kill came before anything named it
         else:
             shutil.rmtree(target, ignore_errors=True)
@@ -108,8 +132,12 @@ def write_shard(bank: Path, documents: Iterable[BankDocument], manifest: Manifes
             sync_directory(bank / SHARDS)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise FileError(str(bank), f"can't be written ({error.strerror or error}); what is in it stays as it was",
-                        "free space on that disk, then give the same command again: it goes on where it stopped") from error
+        raise FileError(
+            str(bank),
+            f"can't be written ({error.strerror or error}); what is in it stays as it was",
+            "free space on that disk, then give the same command again: it goes on where it "
+            "stopped",
+        ) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -152,12 +180,15 @@ class Shard:
                 raise self.damaged(name, f"can't be read ({error.strerror})") from error
             if size != file.num_bytes:
                 raise self.damaged(name, f"has {size} bytes, not {file.num_bytes}")
-        self.vectors: FloatArray = self._array(VECTORS, (info.num_documents, manifest.dimension), np.dtype("<f4"))
+        self.vectors: FloatArray = self._array(
+            VECTORS, (info.num_documents, manifest.dimension), np.dtype("<f4")
+        )
         self.table: npt.NDArray[np.void] = self._array(TABLE, (info.num_documents,), TABLE_ROW)
         tokenizer = manifest.image_tokenizer
         # Opened now: who changes the bank meanwhile deletes files, and what is mapped stays.
-        self._codes: npt.NDArray[np.integer] = self._array(CODES, (info.num_pictures, tokenizer.grid[0] * tokenizer.grid[1]),
-                                                           code_type(tokenizer))
+        self._codes: npt.NDArray[np.integer] = self._array(
+            CODES, (info.num_pictures, tokenizer.grid[0] * tokenizer.grid[1]), code_type(tokenizer)
+        )
         try:
             self._lines = np.memmap(self.folder / DOCUMENTS, np.uint8, "r")
         except (OSError, ValueError) as error:
@@ -168,8 +199,12 @@ class Shard:
 
     def damaged(self, name: str, cause: str) -> DataError:
         """The error of a file that can't be used."""
-        return DataError(str(self.folder / name), cause, "copy the bank again from where it came, or leave the damaged shards "
-                         f"out: cm3 memory remove {self.folder.parents[1]} --damaged")
+        return DataError(
+            str(self.folder / name),
+            cause,
+            "copy the bank again from where it came, or leave the damaged shards "
+            f"out: cm3 memory remove {self.folder.parents[1]} --damaged",
+        )
 
     def _array(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
         try:
@@ -177,7 +212,9 @@ class Shard:
         except (OSError, ValueError, EOFError) as error:
             raise self.damaged(name, f"is no array ({error})") from error
         if array.shape != shape or array.dtype != dtype:
-            raise self.damaged(name, f"is {array.dtype} {list(array.shape)}, not {np.dtype(dtype)} {list(shape)}")
+            raise self.damaged(
+                name, f"is {array.dtype} {list(array.shape)}, not {np.dtype(dtype)} {list(shape)}"
+            )
         return array
 
     def _record(self, row: int) -> tuple[str, list[str | int], list[str]]:
@@ -186,7 +223,7 @@ class Shard:
         try:
             if not 0 <= offset <= offset + length <= len(self._lines):
                 raise ValueError(f"bytes {offset} to {offset + length} of {len(self._lines)}")
-            values = json.loads(self._lines[offset:offset + length].tobytes())
+            values = json.loads(self._lines[offset : offset + length].tobytes())
             name, segments, keys = values["id"], values["segments"], values["keys"]
             if not (isinstance(name, str) and _all(segments, (str, int)) and _all(keys, (str,))):
                 raise TypeError("other types than documents have")
@@ -204,16 +241,25 @@ class Shard:
 
     def document(self, row: int) -> Document:
         """A document's segments."""
-        return tuple(Text(part) if isinstance(part, str) else self._picture(part, row) for part in self._record(row)[1])
+        return tuple(
+            Text(part) if isinstance(part, str) else self._picture(part, row)
+            for part in self._record(row)[1]
+        )
 
     def _picture(self, picture: int, row: int) -> Codes:
         tokenizer = self._manifest.image_tokenizer
         if not 0 <= picture < self.info.num_pictures:
-            raise self.damaged(DOCUMENTS, f"document {row} names picture {picture}, there are {self.info.num_pictures}")
+            raise self.damaged(
+                DOCUMENTS,
+                f"document {row} names picture {picture}, there are {self.info.num_pictures}",
+            )
         codes = self._codes[picture].astype(np.int32)
         if codes.min() < 0 or codes.max() >= tokenizer.codebook_size:
-            raise self.damaged(CODES, f"picture {picture} has codes {codes.min()}..{codes.max()}, the codebook has "
-                               f"{tokenizer.codebook_size} entries")
+            raise self.damaged(
+                CODES,
+                f"picture {picture} has codes {codes.min()}..{codes.max()}, the codebook has "
+                f"{tokenizer.codebook_size} entries",
+            )
         return Codes(codes, tokenizer.grid)
 
     def documents(self, rows: Iterable[int]) -> Iterator[BankDocument]:
@@ -223,15 +269,21 @@ class Shard:
             yield BankDocument(name, self.document(row), frozenset(keys), self.vectors[row])
 
     def check_vectors(self, block_rows: int = 8192) -> None:
-        """Raise `DataError` for the first vector that is not finite or no unit vector. Reads all of them."""
+        """Raise `DataError` for the first vector that is not finite or no unit vector. Reads all of
+        them."""
         for start in range(0, len(self), block_rows):
-            lengths = np.linalg.norm(self.vectors[start:start + block_rows], axis=1)
+            lengths = np.linalg.norm(self.vectors[start : start + block_rows], axis=1)
             wrong = np.flatnonzero(~(np.abs(lengths - 1) <= LENGTH_TOLERANCE))
             if wrong.size:
-                raise self.damaged(VECTORS, f"the vector of document {start + wrong[0]} has length {lengths[wrong[0]]:g}, not 1")
+                raise self.damaged(
+                    VECTORS,
+                    f"the vector of document {start + wrong[0]} has length "
+                    f"{lengths[wrong[0]]:g}, not 1",
+                )
 
     def verify(self) -> None:
-        """Raise `DataError` when any byte is another one than was written, or a vector is none. Reads everything."""
+        """Raise `DataError` when any byte is another one than was written, or a vector is none.
+        Reads everything."""
         for name, file in self.info.files.items():
             if sha256_file(self.folder / name) != file.sha256:
                 raise self.damaged(name, "is not what was written: its SHA-256 is another one")
@@ -241,4 +293,6 @@ class Shard:
 
 
 def _all(values: Any, kinds: Sequence[type]) -> bool:
-    return isinstance(values, list) and all(isinstance(value, tuple(kinds)) and not isinstance(value, bool) for value in values)
+    return isinstance(values, list) and all(
+        isinstance(value, tuple(kinds)) and not isinstance(value, bool) for value in values
+    )

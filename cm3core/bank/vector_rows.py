@@ -1,4 +1,5 @@
-"""Vectors that lie in several arrays one behind another, as the shards of a memory bank do, often memory-mapped.
+"""Vectors that lie in several arrays one behind another, as the shards of a memory bank do, often
+memory-mapped.
 
 Legend: M rows, E numbers a row, n rows asked for.
 """
@@ -33,7 +34,10 @@ class VectorRows:
             dimension = parts[0].shape[-1]
         for place, part in enumerate(parts):
             if part.dtype != np.float32 or part.ndim != 2 or part.shape[1] != dimension:
-                raise ValueError(f"part {place}: is {part.dtype} {list(part.shape)}, not float32 [m, {dimension}]")
+                raise ValueError(
+                    f"part {place}: is {part.dtype} {list(part.shape)}, not float32 [m, "
+                    f"{dimension}]"
+                )
         self.parts: Sequence[FloatArray] = tuple(parts)
         self.dimension = dimension
         self._starts = list(accumulate((len(part) for part in parts), initial=0))
@@ -75,12 +79,13 @@ class VectorRows:
         return taken_nE
 
     def blocks(self, max_rows: int) -> Iterator[tuple[int, FloatArray]]:
-        """All rows in order, `max_rows` or fewer at a time: (place of the first, view of them). A block lies in one part."""
+        """All rows in order, `max_rows` or fewer at a time: (place of the first, view of them). A
+        block lies in one part."""
         if max_rows < 1:
             raise ValueError(f"max_rows: is {max_rows}, not 1 or more")
         for start, part in zip(self._starts, self.parts, strict=False):  # one more start than parts
             for first in range(0, len(part), max_rows):
-                yield start + first, part[first:first + max_rows]
+                yield start + first, part[first : first + max_rows]
 
     def row(self, index: int) -> FloatArray:
         """A view of one row, float32 [E]."""

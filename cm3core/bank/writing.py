@@ -1,4 +1,5 @@
-"""What all that changes a bank shares: one process at a time, and clearing away what killed ones left."""
+"""What all that changes a bank shares: one process at a time, and clearing away what killed ones
+left."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ LOCK = ".lock"
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Change a bank; another process that does is refused meanwhile. The lock goes with the process, however that ends.
+    """Change a bank; another process that does is refused meanwhile. The lock goes with the
+    process, however that ends.
 
     Raises:
         DataError: another process is at it.
@@ -30,12 +32,15 @@ def writing(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise DataError(str(folder), "another process is changing this memory bank", "wait until it is done") from error
+            raise DataError(
+                str(folder), "another process is changing this memory bank", "wait until it is done"
+            ) from error
         yield
 
 
 def tidy(folder: Path, manifest: Manifest) -> None:
-    """Delete what the bank does not consist of: notes on finished shards, and what was never finished or is no longer named."""
+    """Delete what the bank does not consist of: notes on finished shards, and what was never
+    finished or is no longer named."""
     shutil.rmtree(folder / WORK, ignore_errors=True)
     for path in folder.glob(f".{MANIFEST}.*"):
         path.unlink(missing_ok=True)

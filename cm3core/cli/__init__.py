@@ -5,9 +5,9 @@
     configure(parser: ArgumentParser)        adds the command's arguments
     run(args: Namespace) -> int              does the work, returns the exit code
 
-`main` imports a command's module only when that command is called, so `cm3 --help` stays fast. Modules here import no torch at
-module level. A command whose parser has a positional argument `overrides` (see `add_overrides`) takes `key=value`
-anywhere among its options.
+`main` imports a command's module only when that command is called, so `cm3 --help` stays fast.
+Modules here import no torch at module level. A command whose parser has a positional argument
+`overrides` (see `add_overrides`) takes `key=value` anywhere among its options.
 """
 
 from __future__ import annotations
@@ -20,14 +20,20 @@ if TYPE_CHECKING:
 
 
 def add_overrides(parser: ArgumentParser) -> None:
-    """Let a command take the recipe's overrides: `args.overrides`, a list of `section.key=value`."""
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", default=[],
-                        help="values that override the recipe's, in any order; kind=name changes a component")
+    """Let a command take the recipe's overrides: `args.overrides`, a list of
+    `section.key=value`."""
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        default=[],
+        help="values that override the recipe's, in any order; kind=name changes a component",
+    )
 
 
 def registry_of(args: Namespace, *, quiet: bool = False) -> Registry:
-    """The registry for a command: installed plugins, and the files that `--plugin` names. `quiet` holds warnings back, for
-    commands that show broken plugins anyway."""
+    """The registry for a command: installed plugins, and the files that `--plugin` names. `quiet`
+    holds warnings back, for commands that show broken plugins anyway."""
     from cm3core.plugins import registry as plugins
 
     before = plugins.logger.level

@@ -1,7 +1,9 @@
-"""Completion scripts for shells: every command, action and option, and the names that they take. Imports no torch.
+"""Completion scripts for shells: every command, action and option, and the names that they take.
+Imports no torch.
 
-The script is static: it holds the names of recipes, kinds, components and models as they are when it is written, so that a
-press of Tab starts no Python. The walk through the parsers is shtab's; the functions below say what a value may be.
+The script is static: it holds the names of recipes, kinds, components and models as they are when
+it is written, so that a press of Tab starts no Python. The walk through the parsers is shtab's; the
+functions below say what a value may be.
 """
 
 from __future__ import annotations
@@ -28,14 +30,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger("cm3core.completion")
 SHELLS = ("bash", "zsh", "fish")
 #: Option -> the kind whose components' names it takes.
-_KIND_OF_OPTION = {"--sampler": "sampler", "--retriever": "retriever", "--rerank": "reranker", "--score": "reranker",
-                   "--embedder": "embedder", "--image-tokenizer": "image_tokenizer", "--upscale": "upscaler",
-                   "--upscaler": "upscaler"}
+_KIND_OF_OPTION = {
+    "--sampler": "sampler",
+    "--retriever": "retriever",
+    "--rerank": "reranker",
+    "--score": "reranker",
+    "--embedder": "embedder",
+    "--image-tokenizer": "image_tokenizer",
+    "--upscale": "upscaler",
+    "--upscaler": "upscaler",
+}
 
 
 @dataclass(frozen=True)
 class Values:
-    """What an argument may be: some of these words, a file where `files` says so, or an override."""
+    """What an argument may be: some of these words, a file where `files` says so, or an
+    override."""
 
     words: tuple[str, ...] = ()
     files: bool = False
@@ -51,33 +61,45 @@ def script(shell: str, registry: Registry) -> str:
     try:
         shtab: ModuleType = importlib.import_module("shtab")
     except ImportError as error:
-        raise MissingPackageError("cm3 completion", "the package 'shtab' is not installed", "pip install shtab") from error
+        raise MissingPackageError(
+            "cm3 completion", "the package 'shtab' is not installed", "pip install shtab"
+        ) from error
     parser = whole_parser(registry)
     functions: dict[Values, str] = {}
     for command, action in actions_of(parser):
         values = values_of(command, action, registry)
         if values is not None:
-            name = functions.setdefault(values, f"_cm3_{'files' if values.files else 'names'}_{len(functions)}")
+            name = functions.setdefault(
+                values, f"_cm3_{'files' if values.files else 'names'}_{len(functions)}"
+            )
             action.complete = {**dict.fromkeys(SHELLS, name), "fish": f"({name})"}  # type: ignore[attr-defined]  # for shtab
     sections = sections_of(registry)
-    body = "\n".join(_FUNCTIONS[shell](name, values, sections) for values, name in functions.items())
+    body = "\n".join(
+        _FUNCTIONS[shell](name, values, sections) for values, name in functions.items()
+    )
     written: str = shtab.complete(parser, shell, preamble={shell: body})
-    if shell == "zsh":  # shtab lets a list of arguments be completed once; `*:` is every one of them
+    # shtab lets a list of arguments be completed once; `*:` is every one of them
+    if shell == "zsh":
         written = re.sub(r'^  "\(\*\):+', '  "*:', written, flags=re.MULTILINE)
     return written.rstrip() + "\n" + (_BASH_END if shell == "bash" else "")
 
 
 def whole_parser(registry: Registry) -> argparse.ArgumentParser:
-    """All commands in one parser, those of plugins too. A plugin's command that can't be set up is left out, with a warning."""
+    """All commands in one parser, those of plugins too. A plugin's command that can't be set up is
+    left out, with a warning."""
     top = CommandParser(prog="cm3", description="CM3leon")
-    top.add_argument("--plugin", metavar="FILE.py", help="register the components of a plugin module from a file")
+    top.add_argument(
+        "--plugin", metavar="FILE.py", help="register the components of a plugin module from a file"
+    )
     top.add_argument("--version", action="version", version="cm3leon")
     commands = top.add_subparsers(dest="command")
     for name in dict.fromkeys([*COMMANDS, *registry.commands()]):
         module, line = COMMANDS.get(name, ("", ""))
         parser = CommandParser(prog=f"cm3 {name}")
         try:
-            configure: Any = importlib.import_module(module).configure if module else registry.command(name)
+            configure: Any = (
+                importlib.import_module(module).configure if module else registry.command(name)
+            )
             if configure is None:
                 continue  # a command of a plugin that is not in use
             configure(parser)
@@ -85,12 +107,16 @@ def whole_parser(registry: Registry) -> argparse.ArgumentParser:
             logger.warning("the command %r is left out: %s", name, error)
             continue
         described = (parser.description or "").strip().splitlines()
-        added = commands.add_parser(name, help=line or (described[0] if described else f"cm3 {name}"))
+        added = commands.add_parser(
+            name, help=line or (described[0] if described else f"cm3 {name}")
+        )
         added.__dict__ |= {key: value for key, value in vars(parser).items() if key != "prog"}
     return top
 
 
-def actions_of(parser: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> Iterator[tuple[str, argparse.Action]]:
+def actions_of(
+    parser: argparse.ArgumentParser, path: tuple[str, ...] = ()
+) -> Iterator[tuple[str, argparse.Action]]:
     """("command action", argument) of everything that takes a value."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -103,8 +129,14 @@ def actions_of(parser: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> I
 def values_of(command: str, action: argparse.Action, registry: Registry) -> Values | None:
     """What an argument may be, by its option, its name and its metavar; None: nobody knows."""
     option = action.option_strings[-1] if action.option_strings else ""
-    metavar = " ".join(action.metavar) if isinstance(action.metavar, tuple) else action.metavar or ""
-    kind = "text_tokenizer" if (option, command) == ("--tokenizer", "tokenizer train-text") else _KIND_OF_OPTION.get(option)
+    metavar = (
+        " ".join(action.metavar) if isinstance(action.metavar, tuple) else action.metavar or ""
+    )
+    kind = (
+        "text_tokenizer"
+        if (option, command) == ("--tokenizer", "tokenizer train-text")
+        else _KIND_OF_OPTION.get(option)
+    )
     if kind is not None:
         return Values(tuple(registry.names(kind)))
     if option == "--kind":
@@ -115,10 +147,24 @@ def values_of(command: str, action: argparse.Action, registry: Registry) -> Valu
         return Values(overrides=True, files="FILE" in metavar)
     components = [(kind, name) for kind in KINDS for name in registry.names(kind)]
     if command == "describe":
-        return Values((*KINDS, *(f"{kind}/{name}" for kind, name in components), *sorted({name for _, name in components})))
+        return Values(
+            (
+                *KINDS,
+                *(f"{kind}/{name}" for kind, name in components),
+                *sorted({name for _, name in components}),
+            )
+        )
     if command == "plugin check":
-        names = [info.name for info in registry.plugins] if action.dest == "target" else sorted({name for _, name in components})
-        return Values(tuple(names), files=action.dest == "target") if action.dest in ("target", "only") else None
+        names = (
+            [info.name for info in registry.plugins]
+            if action.dest == "target"
+            else sorted({name for _, name in components})
+        )
+        return (
+            Values(tuple(names), files=action.dest == "target")
+            if action.dest in ("target", "only")
+            else None
+        )
     if command.startswith("embedder ") and action.dest == "name":
         return Values(tuple(registry.names("embedder")))
     if "RECIPE" in metavar or action.dest == "recipe" or command == "recipe diff":
@@ -139,18 +185,37 @@ def sections_of(registry: Registry) -> dict[str, tuple[list[str], list[str]]]:
     sections = {}
     for kind in KINDS:
         names = registry.names(kind)
-        classes = [registry.config_class(kind, f"{owner}/{name}") for name in names for owner in registry.owners(kind, name)]
-        sections[kind] = (names, list(dict.fromkeys(key.name for config_class in classes for key in keys_of(config_class))))
-    return sections | {name: ([], [key.name for key in keys_of(config_class)]) for name, config_class in FIXED_SECTIONS.items()}
+        classes = [
+            registry.config_class(kind, f"{owner}/{name}")
+            for name in names
+            for owner in registry.owners(kind, name)
+        ]
+        sections[kind] = (
+            names,
+            list(
+                dict.fromkeys(key.name for config_class in classes for key in keys_of(config_class))
+            ),
+        )
+    return sections | {
+        name: ([], [key.name for key in keys_of(config_class)])
+        for name, config_class in FIXED_SECTIONS.items()
+    }
 
 
 def _words(words: Sequence[str]) -> str:
     return shlex.quote(" ".join(words))
 
 
-def _override_words(sections: Mapping[str, tuple[list[str], list[str]]]) -> tuple[list[str], list[str]]:
-    """What an override may begin with ("sampler=", "sampler."), and all keys ("sampler.temperature=")."""
-    beginnings = [text for name, (names, _) in sections.items() for text in ([f"{name}="] if names else []) + [f"{name}."]]
+def _override_words(
+    sections: Mapping[str, tuple[list[str], list[str]]],
+) -> tuple[list[str], list[str]]:
+    """What an override may begin with ("sampler=", "sampler."), and all keys
+    ("sampler.temperature=")."""
+    beginnings = [
+        text
+        for name, (names, _) in sections.items()
+        for text in ([f"{name}="] if names else []) + [f"{name}."]
+    ]
     return beginnings, [f"{name}.{key}=" for name, (_, keys) in sections.items() for key in keys]
 
 
@@ -160,17 +225,24 @@ def _bash(name: str, values: Values, sections: Mapping[str, tuple[list[str], lis
     if values.overrides:
         beginnings, keys = _override_words(sections)
         # Where `=` breaks words, "sampler=to" comes as three: sampler, =, to.
-        lines += ['  local word="$1" kind=""',
-                  '  if [[ "$word" == "=" ]]; then kind="${COMP_WORDS[COMP_CWORD-1]}" word=""',
-                  '  elif [[ "${COMP_WORDS[COMP_CWORD-1]}" == "=" ]]; then kind="${COMP_WORDS[COMP_CWORD-2]}"',
-                  '  elif [[ "$word" == *=* ]]; then kind="${word%%=*}"; fi',
-                  '  local front=""; [[ "$word" == *=* ]] && front="$kind=" && word="${word#*=}"',
-                  '  case "$kind" in']
-        lines += [f'    {kind}) compgen -P "$front" -W {_words(names)} -- "$word" ;;'
-                  for kind, (names, _) in sections.items() if names]
-        lines += [f'    "") if [[ "$word" == *.* ]]; then compgen -W {_words(keys)} -- "$word"',
-                  f'        else compgen -W {_words(beginnings)} -- "$word"; fi ;;',
-                  "  esac"]
+        lines += [
+            '  local word="$1" kind=""',
+            '  if [[ "$word" == "=" ]]; then kind="${COMP_WORDS[COMP_CWORD-1]}" word=""',
+            '  elif [[ "${COMP_WORDS[COMP_CWORD-1]}" == "=" ]]; then kind="${COMP_WORDS[COMP_CWORD-2]}"',
+            '  elif [[ "$word" == *=* ]]; then kind="${word%%=*}"; fi',
+            '  local front=""; [[ "$word" == *=* ]] && front="$kind=" && word="${word#*=}"',
+            '  case "$kind" in',
+        ]
+        lines += [
+            f'    {kind}) compgen -P "$front" -W {_words(names)} -- "$word" ;;'
+            for kind, (names, _) in sections.items()
+            if names
+        ]
+        lines += [
+            f'    "") if [[ "$word" == *.* ]]; then compgen -W {_words(keys)} -- "$word"',
+            f'        else compgen -W {_words(beginnings)} -- "$word"; fi ;;',
+            "  esac",
+        ]
     if values.words:
         lines.append(f'  compgen -W {_words(values.words)} -- "$1"')
     if values.files:
@@ -196,10 +268,17 @@ def _zsh(name: str, values: Values, sections: Mapping[str, tuple[list[str], list
     if values.overrides:
         beginnings, keys = _override_words(sections)
         lines.append("  case $PREFIX in")
-        lines += [f"    {kind}=*) compset -P '*='; compadd -- {' '.join(names)} ;;"
-                  for kind, (names, _) in sections.items() if names]
-        lines += ["    *=*) ;;", f"    *.*) compadd -S '' -- {' '.join(keys)} ;;",
-                  f"    *) compadd -S '' -- {' '.join(beginnings)} ;;", "  esac"]
+        lines += [
+            f"    {kind}=*) compset -P '*='; compadd -- {' '.join(names)} ;;"
+            for kind, (names, _) in sections.items()
+            if names
+        ]
+        lines += [
+            "    *=*) ;;",
+            f"    *.*) compadd -S '' -- {' '.join(keys)} ;;",
+            f"    *) compadd -S '' -- {' '.join(beginnings)} ;;",
+            "  esac",
+        ]
     if values.words:
         lines.append(f"  compadd -- {' '.join(map(shlex.quote, values.words))}")
     if values.files:
@@ -212,10 +291,18 @@ def _fish(name: str, values: Values, sections: Mapping[str, tuple[list[str], lis
     if values.overrides:
         beginnings, keys = _override_words(sections)
         lines.append("  switch (commandline -ct)")
-        lines += [f"    case '{kind}=*'\n      printf '%s\\n' {' '.join(f'{kind}={own}' for own in names)}"
-                  for kind, (names, _) in sections.items() if names]
-        lines += ["    case '*=*'\n      true", f"    case '*.*'\n      printf '%s\\n' {' '.join(keys)}",
-                  f"    case '*'\n      printf '%s\\n' {' '.join(beginnings)}", "  end"]
+        lines += [
+            f"    case '{kind}=*'\n      printf '%s\\n' "
+            f"{' '.join(f'{kind}={own}' for own in names)}"
+            for kind, (names, _) in sections.items()
+            if names
+        ]
+        lines += [
+            "    case '*=*'\n      true",
+            f"    case '*.*'\n      printf '%s\\n' {' '.join(keys)}",
+            f"    case '*'\n      printf '%s\\n' {' '.join(beginnings)}",
+            "  end",
+        ]
     if values.words:
         lines.append(f"  printf '%s\\n' {' '.join(map(shlex.quote, values.words))}")
     if values.files:

@@ -1,4 +1,5 @@
-"""What commands over data sets share: which one is meant, by a recipe, by overrides alone, or by a path; and its pictures."""
+"""What commands over data sets share: which one is meant, by a recipe, by overrides alone, or by a
+path; and its pictures."""
 
 from __future__ import annotations
 
@@ -49,14 +50,17 @@ def composed(values: dict[str, Any], overrides: Sequence[str], registry: Registr
     for section, keys in given.items():
         both = isinstance(keys, dict) and isinstance(merged.get(section), dict)
         merged[section] = {**merged[section], **keys} if both else keys
-    return recipe_from_yaml(OmegaConf.to_yaml(OmegaConf.create(merged)), registry, label="arguments")
+    return recipe_from_yaml(
+        OmegaConf.to_yaml(OmegaConf.create(merged)), registry, label="arguments"
+    )
 
 
 def recipe_of(target: str | None, overrides: Sequence[str], registry: Registry) -> Recipe:
     """The recipe that `[RECIPE | PATH] [section.key=value ...]` means.
 
     Args:
-        target: a recipe's name or file, the path of data, the name of a data set, or an override; None: overrides alone.
+        target: a recipe's name or file, the path of data, the name of a data set, or an override;
+            None: overrides alone.
         overrides: the others.
         registry: the components.
     """
@@ -73,7 +77,11 @@ def recipe_of(target: str | None, overrides: Sequence[str], registry: Registry) 
             return composed({"dataset": {"name": target}}, overrides, registry)
         if not Path(target).exists() and Path(target).suffix not in (".yaml", ".yml"):
             known = [*(recipe.name for recipe in list_recipes()), *registry.names("dataset")]
-            raise DataError(target, "is no file or folder, no recipe and no data set", close_match(target, known))
+            raise DataError(
+                target,
+                "is no file or folder, no recipe and no data set",
+                close_match(target, known),
+            )
     return compose(target, overrides, registry=registry)
 
 
@@ -110,14 +118,20 @@ def chosen_data(args: Namespace) -> ChosenData:
     """The data set that `args.target` and `args.overrides` mean."""
     recipe = recipe_of(args.target, args.overrides, registry_of(args))
     if recipe.dataset is None:
-        raise RecipeError("dataset", "no data set is named", "give a recipe, a path, or dataset=NAME dataset.KEY=VALUE")
+        raise RecipeError(
+            "dataset",
+            "no data set is named",
+            "give a recipe, a path, or dataset=NAME dataset.KEY=VALUE",
+        )
     return ChosenData(recipe.component_names["dataset"], recipe.dataset)
 
 
 def data_source(recipe: Recipe, split: str | None) -> DocumentSource:
     """The recipe's data set, or another split of it; raises `RecipeError` where it has none."""
     if recipe.dataset is None:
-        raise RecipeError(f"recipe {recipe.name}", "has no section 'dataset'", "add dataset=NAME to the command")
+        raise RecipeError(
+            f"recipe {recipe.name}", "has no section 'dataset'", "add dataset=NAME to the command"
+        )
     config = recipe.dataset if split is None else replace(recipe.dataset, split=split)
     config.check()
     return config.build()
@@ -131,8 +145,11 @@ def limit_threads(recipe: Recipe) -> None:
         torch.set_num_threads(recipe.train.num_threads)
 
 
-def pictures_of(source: DocumentSource, size: tuple[int, int], num: int | None = None) -> PixelArray:
-    """All different pictures of a source, or `num` spread over it, at `size` = (height, width): uint8 [N, height, width, 3].
+def pictures_of(
+    source: DocumentSource, size: tuple[int, int], num: int | None = None
+) -> PixelArray:
+    """All different pictures of a source, or `num` spread over it, at `size` = (height, width):
+    uint8 [N, height, width, 3].
 
     Raises:
         DataError: there is none that can be read.
@@ -145,7 +162,9 @@ def pictures_of(source: DocumentSource, size: tuple[int, int], num: int | None =
 
     found: dict[str, Image] = {}
     for index in range(len(source)):
-        found |= {segment.key: segment for segment in source.document(index) if isinstance(segment, Image)}
+        found |= {
+            segment.key: segment for segment in source.document(index) if isinstance(segment, Image)
+        }
     chosen = list(found.values())
     if num is not None and num < len(chosen):
         chosen = [chosen[index] for index in np.linspace(0, len(chosen) - 1, num).astype(int)]
@@ -158,13 +177,17 @@ def pictures_of(source: DocumentSource, size: tuple[int, int], num: int | None =
         except DataError as error:
             tqdm.write(f"skipped: {error}")
     if num_read == 0:
-        raise DataError("the data set", f"has no picture that can be read ({len(source.skipped)} bad records)",
-                        "run 'cm3 data validate'")
+        raise DataError(
+            "the data set",
+            f"has no picture that can be read ({len(source.skipped)} bad records)",
+            "run 'cm3 data validate'",
+        )
     return images_NHWC[:num_read]
 
 
 def _empty(shape: tuple[int, ...]) -> PixelArray:
-    """An array of bytes in memory, or, when it is large, in a nameless file of the temporary folder."""
+    """An array of bytes in memory, or, when it is large, in a nameless file of the temporary
+    folder."""
     import math
     import tempfile
 
@@ -176,5 +199,8 @@ def _empty(shape: tuple[int, ...]) -> PixelArray:
         with tempfile.TemporaryFile() as file:
             return np.memmap(file, np.uint8, "w+", shape=shape)
     except OSError as error:
-        raise DataError(tempfile.gettempdir(), f"has no room for {math.prod(shape) / 1e9:.1f} GB of pictures: {error.strerror}",
-                        "set TMPDIR to a folder with room") from error
+        raise DataError(
+            tempfile.gettempdir(),
+            f"has no room for {math.prod(shape) / 1e9:.1f} GB of pictures: {error.strerror}",
+            "set TMPDIR to a folder with room",
+        ) from error

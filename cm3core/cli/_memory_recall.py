@@ -1,7 +1,8 @@
-"""`cm3 memory recall`: what an approximate retriever finds of what an exact one finds, and how long it takes.
+"""`cm3 memory recall`: what an approximate retriever finds of what an exact one finds, and how long
+it takes.
 
-Text and image queries apart, because an index over vectors of whole documents may keep the recall of pictures and lose that of
-texts, which lie farther off.
+Text and image queries apart, because an index over vectors of whole documents may keep the recall
+of pictures and lose that of texts, which lie farther off.
 """
 
 from __future__ import annotations
@@ -26,16 +27,22 @@ if TYPE_CHECKING:
     from cm3core.recipe import Recipe
 
 LINE = "recall of an index beside exact search, and latency, for text and image queries"
-DESCRIPTION = ("Asks the recipe's retriever and its exact form the same, and counts what it finds of the nearest documents.\n"
-               "Queries are documents of the memory, each left out of its own results, or of other data. Exit code 1: poor.")
+DESCRIPTION = (
+    "Asks the recipe's retriever and its exact form the same, and counts what it finds of the "
+    "nearest documents.\n"
+    "Queries are documents of the memory, each left out of its own results, or of other data. "
+    "Exit code 1: poor."
+)
 EXAMPLE = """examples:
   cm3 memory recall my/bank
   cm3 memory recall my/bank retriever.index=ivf retriever.nprobe=32 --queries 500
   cm3 memory recall quickstart --split unseen"""
 PLACE = "cm3 memory recall"
-#: The gate, at the `k` nearest to 4 of those asked for: CM3leon puts up to 3 documents in front of a query.
+#: The gate, at the `k` nearest to 4 of those asked for: CM3leon puts up to 3 documents in front of
+#: a query.
 GOOD_RECALL, GATE_K = 0.95, 4
-#: Scores this near to each other are equal: which of equal documents is found is no matter of recall.
+#: Scores this near to each other are equal: which of equal documents is found is no matter of
+#: recall.
 TIE = 1e-6
 #: Queries that are timed one at a time.
 NUM_SINGLE = 100
@@ -43,7 +50,8 @@ NUM_SINGLE = 100
 
 @dataclass(frozen=True)
 class Queries:
-    """Queries of one modality: documents, and for each the ids and content keys that it may not find."""
+    """Queries of one modality: documents, and for each the ids and content keys that it may not
+    find."""
 
     modality: str
     documents: list[Document]
@@ -60,8 +68,8 @@ class Figures:
         recall: k -> share of the exact retriever's best k that the retriever has among its best k.
         median_ms, p90_ms: of one query asked alone, embedding included.
         embedding_ms: median of embedding it.
-        batch_ms: of a query among `num_queries` asked together, and `exact_ms` the same of the exact retriever; embedding
-            included.
+        batch_ms: of a query among `num_queries` asked together, and `exact_ms` the same of the
+            exact retriever; embedding included.
     """
 
     modality: str
@@ -76,15 +84,36 @@ class Figures:
 
 def configure(actions: Any) -> None:
     """Add the action `recall` to the subparsers of `cm3 memory`."""
-    parser: ArgumentParser = actions.add_parser("recall", help=LINE, description=DESCRIPTION, epilog=EXAMPLE,
-                                                formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("target", metavar="FOLDER|RECIPE", help="a memory bank, or a recipe with a retriever")
-    parser.add_argument("--queries", type=int, default=200, metavar="N",
-                        help="documents that are asked for, spread over the data (default: %(default)s)")
-    parser.add_argument("--k", type=int, nargs="+", default=[1, 4, 10], metavar="K",
-                        help="numbers of nearest documents to count in (default: 1 4 10)")
-    parser.add_argument("--data", metavar="RECIPE|PATH|NAME",
-                        help="ask for documents of this data set (default: of the memory itself)")
+    parser: ArgumentParser = actions.add_parser(
+        "recall",
+        help=LINE,
+        description=DESCRIPTION,
+        epilog=EXAMPLE,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "target", metavar="FOLDER|RECIPE", help="a memory bank, or a recipe with a retriever"
+    )
+    parser.add_argument(
+        "--queries",
+        type=int,
+        default=200,
+        metavar="N",
+        help="documents that are asked for, spread over the data (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--k",
+        type=int,
+        nargs="+",
+        default=[1, 4, 10],
+        metavar="K",
+        help="numbers of nearest documents to count in (default: 1 4 10)",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="RECIPE|PATH|NAME",
+        help="ask for documents of this data set (default: of the memory itself)",
+    )
     parser.add_argument("--split", metavar="NAME", help="of that data set, or of the recipe's")
     add_overrides(parser)
 
@@ -94,16 +123,31 @@ def run(args: Namespace) -> int:
     for option, numbers in (("--queries", [args.queries]), ("--k", args.k)):
         for number in numbers:
             if number < 1:
-                raise CM3Error(PLACE, f"{option} is {number}, must be at least 1", "leave it out, or give another number")
+                raise CM3Error(
+                    PLACE,
+                    f"{option} is {number}, must be at least 1",
+                    "leave it out, or give another number",
+                )
     registry = registry_of(args)
     recipe = _recipe(args.target, args.overrides, registry)
     memory, embedder, retriever = _components(recipe)
     asked = _asked(args, recipe, registry)
     source = memory if asked is None else asked
     chosen = queries_of(source, args.queries, _tokenizer(source, registry))
-    of = "of the memory, each left out of its own results" if asked is None else f"of another data set of {len(asked):,}"
-    print(f"memory: {len(memory):,} documents; queries: texts and pictures of {min(args.queries, len(source)):,} documents {of}")
-    found = [figures(retriever, embedder, queries, sorted(set(args.k))) for queries in chosen if queries.documents]
+    of = (
+        "of the memory, each left out of its own results"
+        if asked is None
+        else f"of another data set of {len(asked):,}"
+    )
+    print(
+        f"memory: {len(memory):,} documents; queries: texts and pictures of "
+        f"{min(args.queries, len(source)):,} documents {of}"
+    )
+    found = [
+        figures(retriever, embedder, queries, sorted(set(args.k)))
+        for queries in chosen
+        if queries.documents
+    ]
     print(table(found))
     good, line = verdict(found, exact=retriever.exact() is retriever)
     print(line)
@@ -121,7 +165,10 @@ def _recipe(target: str, overrides: Sequence[str], registry: Registry) -> Recipe
         recipe = compose(target, overrides, registry=registry)
     else:
         embedder = Manifest.read(folder).embedder
-        values = {"embedder": {"name": embedder.name, **embedder.config}, "retriever": {"name": "dense", "bank": str(folder)}}
+        values = {
+            "embedder": {"name": embedder.name, **embedder.config},
+            "retriever": {"name": "dense", "bank": str(folder)},
+        }
         recipe = composed(values, overrides, registry)
     if recipe.retriever is None:
         raise CM3Error(f"{PLACE} {target}", "the recipe has no retriever", "add retriever=dense")
@@ -155,10 +202,16 @@ def _tokenizer(source: DocumentSource, registry: Registry) -> ImageTokenizer | N
     from cm3core.bank import MemoryBank
     from cm3core.build import bank_tools
 
-    return bank_tools(source.folder, registry).image_tokenizer if isinstance(source, MemoryBank) else None
+    return (
+        bank_tools(source.folder, registry).image_tokenizer
+        if isinstance(source, MemoryBank)
+        else None
+    )
 
 
-def queries_of(source: DocumentSource, number: int, tokenizer: ImageTokenizer | None) -> list[Queries]:
+def queries_of(
+    source: DocumentSource, number: int, tokenizer: ImageTokenizer | None
+) -> list[Queries]:
     """The texts and the pictures of documents spread over a source, as queries of their own.
 
     Args:
@@ -176,21 +229,33 @@ def queries_of(source: DocumentSource, number: int, tokenizer: ImageTokenizer | 
     for index in spread(len(source), number):
         document = source.document(index)
         exclude = {source.id(index), *source.content_keys(index)}
-        if words := tuple(segment for segment in document if isinstance(segment, Text) and segment.text.strip()):
+        if words := tuple(
+            segment for segment in document if isinstance(segment, Text) and segment.text.strip()
+        ):
             texts.documents.append(words)
             texts.exclude.append(exclude)
-        pictures = [loaded for segment in document if isinstance(segment, (Image, Codes))
-                    for loaded in [_loaded(segment, tokenizer)] if loaded is not None]
+        pictures = [
+            loaded
+            for segment in document
+            if isinstance(segment, (Image, Codes))
+            for loaded in [_loaded(segment, tokenizer)]
+            if loaded is not None
+        ]
         if pictures:
             images.documents.append(tuple(pictures))
             images.exclude.append(exclude)
     if not texts.documents and not images.documents:
-        raise DataError("the queries' data set", "has neither a text nor a picture to ask for", "name another: --data PATH")
+        raise DataError(
+            "the queries' data set",
+            "has neither a text nor a picture to ask for",
+            "name another: --data PATH",
+        )
     return [texts, images]
 
 
 def _loaded(picture: Image | Codes, tokenizer: ImageTokenizer | None) -> Image | None:
-    """The picture with its pixels in memory, so that reading and drawing are no part of what is timed; None: it can't be read."""
+    """The picture with its pixels in memory, so that reading and drawing are no part of what is
+    timed; None: it can't be read."""
     from cm3core.document import Codes, Image, content_keys
 
     if isinstance(picture, Codes):
@@ -205,23 +270,42 @@ def _loaded(picture: Image | Codes, tokenizer: ImageTokenizer | None) -> Image |
     return Image(key, lambda: pixels)
 
 
-def figures(retriever: Retriever, embedder: Embedder | None, queries: Queries, ks: Sequence[int]) -> Figures:
+def figures(
+    retriever: Retriever, embedder: Embedder | None, queries: Queries, ks: Sequence[int]
+) -> Figures:
     """Recall and latency of queries of one modality."""
     import numpy as np
 
     most, documents, exclude = max(ks), queries.documents, queries.exclude
     exact = retriever.exact()
-    retriever.retrieve(documents[:1], most, exclude[:1])  # opens what is opened with the first query
+    # opens what is opened with the first query
+    retriever.retrieve(documents[:1], most, exclude[:1])
     together, batch_s = _timed(lambda: retriever.retrieve(documents, most, exclude))
-    nearest, exact_s = (together, batch_s) if exact is retriever else _timed(lambda: exact.retrieve(documents, most, exclude))
+    nearest, exact_s = (
+        (together, batch_s)
+        if exact is retriever
+        else _timed(lambda: exact.retrieve(documents, most, exclude))
+    )
     singles = range(min(len(documents), NUM_SINGLE))
-    alone_s = [_timed(lambda at=at: retriever.retrieve([documents[at]], most, [exclude[at]]))[1]  # type: ignore[misc]
-               for at in singles]
-    embedding_s = [0.0] if embedder is None else [
-        _timed(lambda at=at: embedder.embed_documents([documents[at]]))[1] for at in singles]  # type: ignore[misc]
-    return Figures(queries.modality, len(documents), {k: recall_at(k, together, nearest) for k in ks},
-                   1e3 * float(np.median(alone_s)), 1e3 * float(np.percentile(alone_s, 90)), 1e3 * float(np.median(embedding_s)),
-                   1e3 * batch_s / len(documents), 1e3 * exact_s / len(documents))
+    alone_s = [
+        _timed(lambda at=at: retriever.retrieve([documents[at]], most, [exclude[at]]))[1]  # type: ignore[misc]
+        for at in singles
+    ]
+    embedding_s = (
+        [0.0]
+        if embedder is None
+        else [_timed(lambda at=at: embedder.embed_documents([documents[at]]))[1] for at in singles]
+    )  # type: ignore[misc]
+    return Figures(
+        queries.modality,
+        len(documents),
+        {k: recall_at(k, together, nearest) for k in ks},
+        1e3 * float(np.median(alone_s)),
+        1e3 * float(np.percentile(alone_s, 90)),
+        1e3 * float(np.median(embedding_s)),
+        1e3 * batch_s / len(documents),
+        1e3 * exact_s / len(documents),
+    )
 
 
 def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
@@ -231,9 +315,11 @@ def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.perf_counter() - begin
 
 
-def recall_at(k: int, found: Sequence[Sequence[Retrieved]], nearest: Sequence[Sequence[Retrieved]]) -> float:
-    """The share of the `k` nearest of all queries (fewer where there are fewer) that stand among the first `k` found; another
-    document of the same score counts like one of them.
+def recall_at(
+    k: int, found: Sequence[Sequence[Retrieved]], nearest: Sequence[Sequence[Retrieved]]
+) -> float:
+    """The share of the `k` nearest of all queries (fewer where there are fewer) that stand among
+    the first `k` found; another document of the same score counts like one of them.
 
     >>> from cm3core.interfaces.retriever import Retrieved
     >>> a, b, c = (Retrieved(index, name, score) for index, (name, score) in enumerate([("a", 0.9), ("b", 0.5), ("c", 0.5)]))
@@ -256,12 +342,22 @@ def recall_at(k: int, found: Sequence[Sequence[Retrieved]], nearest: Sequence[Se
 def table(rows: Sequence[Figures]) -> str:
     """A line for each modality."""
     ks = list(rows[0].recall)
-    lines = [f"{'queries':<14}" + "".join(f"{f'recall@{k}':>11}" for k in ks)
-             + f"{'ms a query: median':>20}{'p90':>9}{'embedding':>11}{'in a batch':>12}{'exact':>9}"]
+    lines = [
+        f"{'queries':<14}"
+        + "".join(f"{f'recall@{k}':>11}" for k in ks)
+        + f"{'ms a query: median':>20}{'p90':>9}{'embedding':>11}{'in a batch':>12}{'exact':>9}"
+    ]
     for row in rows:
-        times = zip((row.median_ms, row.p90_ms, row.embedding_ms, row.batch_ms, row.exact_ms), (20, 9, 11, 12, 9), strict=True)
-        lines.append(f"{f'{row.num_queries} {row.modality}':<14}" + "".join(f"{row.recall[k]:>11.3f}" for k in ks)
-                     + "".join(f"{ms:>{width}.2f}" for ms, width in times))
+        times = zip(
+            (row.median_ms, row.p90_ms, row.embedding_ms, row.batch_ms, row.exact_ms),
+            (20, 9, 11, 12, 9),
+            strict=True,
+        )
+        lines.append(
+            f"{f'{row.num_queries} {row.modality}':<14}"
+            + "".join(f"{row.recall[k]:>11.3f}" for k in ks)
+            + "".join(f"{ms:>{width}.2f}" for ms, width in times)
+        )
     return "\n".join(lines)
 
 
@@ -280,9 +376,15 @@ def verdict(rows: Sequence[Figures], *, exact: bool) -> tuple[bool, str]:
         if row.recall[k] != row.recall[k]:
             return True, "verdict: none; the retriever's thresholds leave no document to find"
         if row.recall[k] < GOOD_RECALL:
-            poor.append(f"{row.recall[k]:.3f} of the {k} nearest documents of {row.modality} queries")
+            poor.append(
+                f"{row.recall[k]:.3f} of the {k} nearest documents of {row.modality} queries"
+            )
     if not poor:
         return True, f"verdict: good, at least {GOOD_RECALL} of the nearest documents are found"
-    return False, (f"verdict: poor, it finds {' and '.join(poor)}; {GOOD_RECALL} is good\n"
-                   "  next: double retriever.nprobe (index ivf, pq) or retriever.ef_search (hnsw) until it is; with pq\n"
-                   "        also retriever.num_candidates; or use retriever.index=flat, which misses nothing, slowly")
+    return False, (
+        f"verdict: poor, it finds {' and '.join(poor)}; {GOOD_RECALL} is good\n"
+        "  next: double retriever.nprobe (index ivf, pq) or retriever.ef_search (hnsw) until it "
+        "is; with pq\n"
+        "        also retriever.num_candidates; or use retriever.index=flat, which misses "
+        "nothing, slowly"
+    )

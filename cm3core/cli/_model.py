@@ -1,4 +1,5 @@
-"""What the commands that use a model share: choosing it, sampler, candidates, retrieved documents, progress, metadata."""
+"""What the commands that use a model share: choosing it, sampler, candidates, retrieved documents,
+progress, metadata."""
 
 from __future__ import annotations
 
@@ -23,32 +24,83 @@ DEFAULT_MODEL = "bundled:emoji64"
 
 def add_model_options(parser: ArgumentParser) -> None:
     """Those of every command that uses a model."""
-    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="MODEL",
-                        help="a run's folder, a checkpoint, or PLUGIN:NAME of a model that a plugin ships (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same result (default: %(default)s)")
-    parser.add_argument("--num-retrieved", type=int, metavar="K",
-                        help="documents to retrieve and put in front; 0: none (default: as the model's recipe says)")
-    parser.add_argument("--bank", metavar="FOLDER",
-                        help="retrieve from this memory bank (cm3 memory build) in place of what the model was trained on")
-    parser.add_argument("--retriever", metavar="NAME",
-                        help="another retriever than the recipe's, e.g. bm25; counts and the bank keep the recipe's values")
-    parser.add_argument("--context", nargs=2, action="append", default=[], metavar=("FILE", "TEXT"),
-                        help="put a picture and its text in front by hand; may be given several times")
-    parser.add_argument("--candidates", type=int, dest="num_candidates", metavar="K",
-                        help="draw K for each result, and show the best (default: as the model's recipe says; the paper: 8)")
-    parser.add_argument("--rerank", metavar="NAME", help="what the best is chosen by: clip, likelihood, pmi or a plugin's "
-                        "(default: the recipe's)")
-    parser.add_argument("--sampler", metavar="NAME",
-                        help="another sampler than the recipe's, e.g. cd_k; temperature and filters keep the recipe's values")
-    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="SECTION.KEY=VALUE",
-                        help="change a key of the recipe's sampler or retriever, e.g. sampler.guidance_scale=1.5, "
-                        "retriever.min_similarity=0.3; may be given several times")
-    parser.add_argument("--show-retrieved", action="store_true",
-                        help="say which documents were put in front, and draw them into retrieved.png")
-    parser.add_argument("--threads", type=int, metavar="N",
-                        help="CPU threads of the decoder (default: 1 for a small one, else as many as the machine has cores)")
-    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "int8"],
-                        help="of the decoder's weights while it generates (default: as they are)")
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="MODEL",
+        help="a run's folder, a checkpoint, or PLUGIN:NAME of a model that a plugin ships (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="same seed, same result (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--num-retrieved",
+        type=int,
+        metavar="K",
+        help="documents to retrieve and put in front; 0: none (default: as the model's recipe says)",
+    )
+    parser.add_argument(
+        "--bank",
+        metavar="FOLDER",
+        help="retrieve from this memory bank (cm3 memory build) in place of what the model was trained on",
+    )
+    parser.add_argument(
+        "--retriever",
+        metavar="NAME",
+        help="another retriever than the recipe's, e.g. bm25; counts and the bank keep the recipe's values",
+    )
+    parser.add_argument(
+        "--context",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("FILE", "TEXT"),
+        help="put a picture and its text in front by hand; may be given several times",
+    )
+    parser.add_argument(
+        "--candidates",
+        type=int,
+        dest="num_candidates",
+        metavar="K",
+        help="draw K for each result, and show the best (default: as the model's recipe says; the paper: 8)",
+    )
+    parser.add_argument(
+        "--rerank",
+        metavar="NAME",
+        help="what the best is chosen by: clip, likelihood, pmi or a plugin's "
+        "(default: the recipe's)",
+    )
+    parser.add_argument(
+        "--sampler",
+        metavar="NAME",
+        help="another sampler than the recipe's, e.g. cd_k; temperature and filters keep the recipe's values",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="SECTION.KEY=VALUE",
+        help="change a key of the recipe's sampler or retriever, e.g. sampler.guidance_scale=1.5, "
+        "retriever.min_similarity=0.3; may be given several times",
+    )
+    parser.add_argument(
+        "--show-retrieved",
+        action="store_true",
+        help="say which documents were put in front, and draw them into retrieved.png",
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="CPU threads of the decoder (default: 1 for a small one, else as many as the machine has cores)",
+    )
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        choices=["auto", "fp32", "bf16", "int8"],
+        help="of the decoder's weights while it generates (default: as they are)",
+    )
 
 
 def open_model(args: Namespace) -> Model:
@@ -57,7 +109,9 @@ def open_model(args: Namespace) -> Model:
 
     if args.threads is not None and args.threads < 1:
         raise GenerationError("--threads", f"is {args.threads}", "use 1 or more")
-    model = load(args.model, registry=registry_of(args), num_threads=args.threads, precision=args.precision)
+    model = load(
+        args.model, registry=registry_of(args), num_threads=args.threads, precision=args.precision
+    )
     settings = settings_of(args.settings, "retriever")
     changed = settings or args.bank is not None or args.retriever is not None
     return model.with_memory(args.bank, args.retriever, **settings) if changed else model
@@ -65,9 +119,17 @@ def open_model(args: Namespace) -> Model:
 
 def task_options(args: Namespace) -> dict[str, Any]:
     """Keyword arguments of every method of `Model` that generates."""
-    options = {"seed": args.seed, "num_retrieved": args.num_retrieved, "num_candidates": args.num_candidates,
-               "reranker": args.rerank, "sampler": args.sampler, "context": args.context or None}
-    return {key: value for key, value in options.items() if value is not None} | settings_of(args.settings, "sampler")
+    options = {
+        "seed": args.seed,
+        "num_retrieved": args.num_retrieved,
+        "num_candidates": args.num_candidates,
+        "reranker": args.rerank,
+        "sampler": args.sampler,
+        "context": args.context or None,
+    }
+    return {key: value for key, value in options.items() if value is not None} | settings_of(
+        args.settings, "sampler"
+    )
 
 
 #: Sections that `--set` changes.
@@ -88,12 +150,17 @@ def settings_of(settings: Sequence[str], wanted: str) -> dict[str, Any]:
         key, equals, value = setting.partition("=")
         section, _, name = key.strip().partition(".")
         if not equals or section not in SECTIONS or not name.isidentifier():
-            raise GenerationError(f"--set {setting}", "is not sampler.KEY=VALUE or retriever.KEY=VALUE",
-                                  "write for instance --set sampler.guidance_scale=1.5")
+            raise GenerationError(
+                f"--set {setting}",
+                "is not sampler.KEY=VALUE or retriever.KEY=VALUE",
+                "write for instance --set sampler.guidance_scale=1.5",
+            )
         try:
             parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
         except (OmegaConfBaseException, ValueError) as error:  # the latter: YAML's own errors
-            raise GenerationError(f"--set {setting}", f"has a value that is no YAML ({error})", "put it in quotes") from error
+            raise GenerationError(
+                f"--set {setting}", f"has a value that is no YAML ({error})", "put it in quotes"
+            ) from error
         assert isinstance(parsed, dict)
         if section == wanted:
             result[name] = parsed["value"]
@@ -109,7 +176,16 @@ def progress_bar(what: str) -> Iterator[Progress]:
 
     def show(done: int, total: int) -> None:
         if not bars:
-            bars.append(tqdm(desc=what, total=total, unit="token", file=sys.stderr, leave=False, dynamic_ncols=True))
+            bars.append(
+                tqdm(
+                    desc=what,
+                    total=total,
+                    unit="token",
+                    file=sys.stderr,
+                    leave=False,
+                    dynamic_ncols=True,
+                )
+            )
         bars[0].update(done - bars[0].n)
 
     try:
@@ -119,38 +195,69 @@ def progress_bar(what: str) -> Iterator[Progress]:
             bar.close()
 
 
-def metadata(model: Model, args: Namespace, *, prompt: str, seed: int, retrieved: Sequence[RetrievedDocument],
-             choice: Choice | None = None) -> dict[str, str]:
+def metadata(
+    model: Model,
+    args: Namespace,
+    *,
+    prompt: str,
+    seed: int,
+    retrieved: Sequence[RetrievedDocument],
+    choice: Choice | None = None,
+) -> dict[str, str]:
     """What a written PNG says of itself: enough to draw it again."""
     from cm3core.config.schema import to_plain
 
     sampler = args.sampler or model.recipe.component_names.get("sampler", "")
     config = model.sampler_config(args.sampler, **settings_of(args.settings, "sampler"))
-    chosen = {} if choice is None else {"score": f"{choice.score:.6g}", "measure": choice.measure,
-                                        "candidate": f"{choice.index + 1} of {len(choice.scores)}"}
-    drawn = {"prompt": prompt, "seed": str(seed), "model": model.name, "step": str(model.step), "recipe_hash": model.recipe.hash}
+    chosen = (
+        {}
+        if choice is None
+        else {
+            "score": f"{choice.score:.6g}",
+            "measure": choice.measure,
+            "candidate": f"{choice.index + 1} of {len(choice.scores)}",
+        }
+    )
+    drawn = {
+        "prompt": prompt,
+        "seed": str(seed),
+        "model": model.name,
+        "step": str(model.step),
+        "recipe_hash": model.recipe.hash,
+    }
     retriever = model.recipe.retriever
     if retriever is not None and retriever.bank is not None and retrieved:
         drawn["bank"] = retriever.bank
     if args.retriever is not None and retrieved:
         drawn["retriever"] = args.retriever
-    return chosen | drawn | {
+    return (
+        chosen
+        | drawn
+        | {
             "sampler": json.dumps({"name": sampler} | to_plain(config)),
             "retrieved": json.dumps([document.id for document in retrieved], ensure_ascii=False),
-            "software": f"cm3leon {cm3core.__version__}"}
+            "software": f"cm3leon {cm3core.__version__}",
+        }
+    )
 
 
 def printable(text: str) -> str:
-    """A model's words without control characters: a terminal obeys those, and anybody may have trained the model.
+    """A model's words without control characters: a terminal obeys those, and anybody may have
+    trained the model.
 
     >>> printable("red\\x1b[2J apple\\tor\\r two")
     'red\\ufffd[2J apple or\\ufffd two'
     """
-    return "".join(letter if letter.isprintable() else " " if letter in "\n\t" else "\ufffd" for letter in text)
+    return "".join(
+        letter if letter.isprintable() else " " if letter in "\n\t" else "\ufffd" for letter in text
+    )
 
 
 def show_choice(choice: Choice | None) -> None:
     """One line about how a result was chosen, if it was."""
     if choice is not None:
         scores = ", ".join(f"{score:.4g}" for score in choice.scores)
-        print(f"  candidate {choice.index + 1} of {len(choice.scores)} by {choice.measure}: {choice.score:.4g} (all: {scores})")
+        print(
+            f"  candidate {choice.index + 1} of {len(choice.scores)} by {choice.measure}: "
+            f"{choice.score:.4g} (all: {scores})"
+        )

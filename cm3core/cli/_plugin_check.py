@@ -20,20 +20,56 @@ EXAMPLE = """  cm3 plugin check ./mine.py
 
 def configure(actions: _SubParsersAction[ArgumentParser]) -> None:
     """The action `check`."""
-    parser = actions.add_parser("check", help=LINE, description=LINE, epilog=f"examples:\n{EXAMPLE}",
-                                formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("target", metavar="PLUGIN", help="an installed distribution or entry point, a module, a folder with a "
-                        "pyproject.toml, or a .py file")
-    parser.add_argument("--quick", action="store_true", help="build nothing and try no laws: seconds")
-    parser.add_argument("--max-examples", type=int, default=25, metavar="N", help="examples of each law (default: %(default)s)")
-    parser.add_argument("--only", action="append", default=[], metavar="NAME",
-                        help="look at this component only, NAME or KIND/NAME; may be given several times")
-    parser.add_argument("--waive", action="append", default=[], metavar="[NAME.]LAW=REASON",
-                        help="do not try a law (of one component) that it is not meant for; may be given several times")
-    parser.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS",
-                        help="for the laws of each component, and for commands, benchmarks and models (default: %(default)g)")
-    parser.add_argument("--strict", action="store_true", help="exit code 1 for warnings and what was skipped, too")
-    parser.add_argument("--json", action="store_true", help="everything, for programs, when all is done")
+    parser = actions.add_parser(
+        "check",
+        help=LINE,
+        description=LINE,
+        epilog=f"examples:\n{EXAMPLE}",
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "target",
+        metavar="PLUGIN",
+        help="an installed distribution or entry point, a module, a folder with a "
+        "pyproject.toml, or a .py file",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="build nothing and try no laws: seconds"
+    )
+    parser.add_argument(
+        "--max-examples",
+        type=int,
+        default=25,
+        metavar="N",
+        help="examples of each law (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="look at this component only, NAME or KIND/NAME; may be given several times",
+    )
+    parser.add_argument(
+        "--waive",
+        action="append",
+        default=[],
+        metavar="[NAME.]LAW=REASON",
+        help="do not try a law (of one component) that it is not meant for; may be given several times",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="for the laws of each component, and for commands, benchmarks and models (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="exit code 1 for warnings and what was skipped, too"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="everything, for programs, when all is done"
+    )
     add_overrides(parser)
     parser.set_defaults(act=run)
 
@@ -46,8 +82,14 @@ def run(args: Namespace) -> int:
     for name, value in (("--max-examples", args.max_examples), ("--timeout", args.timeout)):
         if value <= 0:
             raise PluginError(name, f"is {value:g}", "give more than 0")
-    options = Options(overrides=args.overrides, max_examples=args.max_examples, quick=args.quick, timeout=args.timeout,
-                      only=args.only, waived=[_waiver(text) for text in args.waive])
+    options = Options(
+        overrides=args.overrides,
+        max_examples=args.max_examples,
+        quick=args.quick,
+        timeout=args.timeout,
+        only=args.only,
+        waived=[_waiver(text) for text in args.waive],
+    )
     reports = check(args.target, options, tell=None if args.json else _tell)
     if args.json:
         print(json.dumps(to_json(args.target, reports, strict=args.strict), indent=2))
@@ -64,9 +106,13 @@ def _tell(report: Report, verdict: Verdict | None) -> None:
 
 
 def _waiver(text: str) -> tuple[str, str, str]:
-    """"mine.law=reason" -> ("mine", "law", "reason")."""
+    """ "mine.law=reason" -> ("mine", "law", "reason")."""
     law, equals, reason = text.partition("=")
     component, _, law = law.rpartition(".")
     if not equals or not law.isidentifier() or not reason.strip():
-        raise PluginError(f"--waive {text}", "is not LAW=REASON or NAME.LAW=REASON", "say why the law does not apply, in quotes")
+        raise PluginError(
+            f"--waive {text}",
+            "is not LAW=REASON or NAME.LAW=REASON",
+            "say why the law does not apply, in quotes",
+        )
     return component, law, reason.strip()

@@ -19,15 +19,32 @@ EXAMPLE = "cm3 plugin new nibble --kind text_tokenizer"
 def configure(actions: _SubParsersAction[Any]) -> None:
     """Add the action to those of `cm3 plugin`."""
     parser = actions.add_parser(
-        "new", help="write a new plugin's project", formatter_class=RawDescriptionHelpFormatter,
+        "new",
+        help="write a new plugin's project",
+        formatter_class=RawDescriptionHelpFormatter,
         description="Writes a package that brings one component: a small one that works, with its conformance test, README,\n"
-                    f"changelog, licence (MIT) and CI.\n\nkinds:\n{_kinds()}",
-        epilog=f"example:\n  {EXAMPLE}")
-    parser.add_argument("name", metavar="NAME", help="what recipes will call the component; the package gets the name cm3-NAME")
+        f"changelog, licence (MIT) and CI.\n\nkinds:\n{_kinds()}",
+        epilog=f"example:\n  {EXAMPLE}",
+    )
+    parser.add_argument(
+        "name",
+        metavar="NAME",
+        help="what recipes will call the component; the package gets the name cm3-NAME",
+    )
     parser.add_argument("--kind", metavar="KIND", help="what it is, see above")
-    parser.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="the project's folder, a new one (default: cm3-NAME)")
-    parser.add_argument("--author", default="", metavar="'NAME <MAIL>'", help="for pyproject.toml and LICENSE; the address may "
-                        "be left out")
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="the project's folder, a new one (default: cm3-NAME)",
+    )
+    parser.add_argument(
+        "--author",
+        default="",
+        metavar="'NAME <MAIL>'",
+        help="for pyproject.toml and LICENSE; the address may be left out",
+    )
     parser.set_defaults(act=run)
 
 
@@ -37,7 +54,10 @@ def _kinds() -> str:
     lines = []
     for kind, facts in KINDS.items():
         sentence = (inspect.getdoc(getattr(hookspecs, facts.hook)) or "").partition(". ")[0]
-        lines.append(f"  {kind:<{width}}  {sentence.partition(': ')[2] or sentence[:1].lower() + sentence[1:]}")
+        lines.append(
+            f"  {kind:<{width}}  "
+            f"{sentence.partition(': ')[2] or sentence[:1].lower() + sentence[1:]}"
+        )
     return "\n".join(lines)
 
 
@@ -46,13 +66,20 @@ def run(args: Namespace) -> int:
     from cm3core._scaffold import plan_project, write_project
 
     if args.kind is None:
-        raise PluginError(f"cm3 plugin new {shlex.quote(args.name)}", "it is not said what to write",
-                          f"give --kind, one of {', '.join(KINDS)}")
-    plan = plan_project(args.name, args.kind, registry_of(args, quiet=True), folder=args.out, author=args.author)
+        raise PluginError(
+            f"cm3 plugin new {shlex.quote(args.name)}",
+            "it is not said what to write",
+            f"give --kind, one of {', '.join(KINDS)}",
+        )
+    plan = plan_project(
+        args.name, args.kind, registry_of(args, quiet=True), folder=args.out, author=args.author
+    )
     files = write_project(plan)
     folder = str(plan.folder)
-    print(f"{folder}: the {plan.fields['words']} {plan.name!r}, {len(files)} files\n"
-          f"  begin in {plan.package}/__init__.py\n\n"
-          f"next:\n  cd {shlex.quote(folder)}\n  pip install -e '.[test]'\n  python -m pytest\n\n"
-          f"README.md says how to use, check and publish it")
+    print(
+        f"{folder}: the {plan.fields['words']} {plan.name!r}, {len(files)} files\n"
+        f"  begin in {plan.package}/__init__.py\n\n"
+        f"next:\n  cd {shlex.quote(folder)}\n  pip install -e '.[test]'\n  python -m pytest\n\n"
+        f"README.md says how to use, check and publish it"
+    )
     return 0

@@ -1,4 +1,5 @@
-"""Pictures growing: `preview.png` in the output folder, and on a terminal as half blocks, two pixels a character."""
+"""Pictures growing: `preview.png` in the output folder, and on a terminal as half blocks, two
+pixels a character."""
 
 from __future__ import annotations
 
@@ -52,11 +53,15 @@ class LivePreview:
         shown = [self.model.preview(self._growing[key]) for key in sorted(self._growing)[:MOST]]
         if not shown:
             return
-        images.save_png(self.path, images.grid([shown], scale=max(1, 128 // shown[0].shape[0])), {"software": "cm3leon preview"})
+        images.save_png(
+            self.path,
+            images.grid([shown], scale=max(1, 128 // shown[0].shape[0])),
+            {"software": "cm3leon preview"},
+        )
         if self.stream.isatty():
             self.clear()
             columns = shutil.get_terminal_size().columns
-            text = half_blocks(shown[:max(1, columns // (WIDTH + 1))])
+            text = half_blocks(shown[: max(1, columns // (WIDTH + 1))])
             self.stream.write(text)
             self.stream.flush()
             self._lines = text.count("\n")
@@ -71,16 +76,26 @@ class LivePreview:
 
 
 def half_blocks(pictures: list[PixelArray], width: int = WIDTH) -> str:
-    """Pictures side by side in true colour: each character is an upper half block over a background, one pixel above another."""
+    """Pictures side by side in true colour: each character is an upper half block over a
+    background, one pixel above another."""
     import numpy as np
     from PIL import Image as Pillow
 
-    small = [np.asarray(Pillow.fromarray(one).resize((width, width), Pillow.Resampling.BOX)) for one in pictures]
+    small = [
+        np.asarray(Pillow.fromarray(one).resize((width, width), Pillow.Resampling.BOX))
+        for one in pictures
+    ]
     lines = []
     for row in range(0, width, 2):
         parts = []
         for picture in small:
             cells = zip(picture[row].tolist(), picture[row + 1].tolist(), strict=True)
-            parts.append("".join(f"\x1b[38;2;{a};{b};{c};48;2;{d};{e};{f}m\u2580" for (a, b, c), (d, e, f) in cells) + "\x1b[0m")
+            parts.append(
+                "".join(
+                    f"\x1b[38;2;{a};{b};{c};48;2;{d};{e};{f}m\u2580"
+                    for (a, b, c), (d, e, f) in cells
+                )
+                + "\x1b[0m"
+            )
         lines.append(" ".join(parts) + "\n")
     return "".join(lines)

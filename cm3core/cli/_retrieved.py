@@ -55,7 +55,8 @@ def write_retrieved(folder: Path, retrievals: Sequence[Retrieval]) -> None:
 
 
 def retrieved_sheet(retrievals: Sequence[Retrieval]) -> PixelArray:
-    """A row for each query: the query, the documents in front with their scores, the result. uint8 [height, width, 3]."""
+    """A row for each query: the query, the documents in front with their scores, the result. uint8
+    [height, width, 3]."""
     from cm3core.images import grid
 
     most = max(len(one.retrieved) for one in retrievals)
@@ -64,10 +65,24 @@ def retrieved_sheet(retrievals: Sequence[Retrieval]) -> PixelArray:
         nothing = most - len(one.retrieved)
         own = [document.pixels for document in one.retrieved]
         pictures.append([one.query_pixels, *own, *[None] * nothing, one.result_pixels])
-        words.append([_cut(text) for text in (one.query, *map(_label, one.retrieved), *[""] * nothing, one.result)])
+        words.append(
+            [
+                _cut(text)
+                for text in (one.query, *map(_label, one.retrieved), *[""] * nothing, one.result)
+            ]
+        )
     heights = [pixels.shape[0] for row in pictures for pixels in row if pixels is not None]
-    headings = ["query", *(f"retrieved {place + 1}" for place in range(most)), "result" if most else "result, nothing retrieved"]
-    return grid(pictures, captions=words, column_labels=headings, scale=max(1, TILE // max(heights, default=TILE)))
+    headings = [
+        "query",
+        *(f"retrieved {place + 1}" for place in range(most)),
+        "result" if most else "result, nothing retrieved",
+    ]
+    return grid(
+        pictures,
+        captions=words,
+        column_labels=headings,
+        scale=max(1, TILE // max(heights, default=TILE)),
+    )
 
 
 def _label(document: RetrievedDocument) -> str:
@@ -76,4 +91,4 @@ def _label(document: RetrievedDocument) -> str:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= LETTERS else f"{text[:LETTERS - 3]}..."
+    return text if len(text) <= LETTERS else f"{text[: LETTERS - 3]}..."

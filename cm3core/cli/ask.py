@@ -22,10 +22,21 @@ EXAMPLE = """  cm3 ask picture.png "What colour is the apple?" --model runs/tune
 
 def configure(parser: ArgumentParser) -> None:
     """The picture, the question and the options."""
-    parser.add_argument("picture", type=Path, help="a picture's file; the model sees its largest centred square")
+    parser.add_argument(
+        "picture", type=Path, help="a picture's file; the model sees its largest centred square"
+    )
     parser.add_argument("question", help="for models that were tuned on questions")
-    parser.add_argument("--template", metavar="TEXT", help="the text before the picture, as in tuning: {question} ... {answer}")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="longest answer (default: as the model's recipe says)")
+    parser.add_argument(
+        "--template",
+        metavar="TEXT",
+        help="the text before the picture, as in tuning: {question} ... {answer}",
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="longest answer (default: as the model's recipe says)",
+    )
     add_model_options(parser)
 
 
@@ -34,10 +45,19 @@ def run(args: Namespace) -> int:
     options = task_options(args) | ({} if args.template is None else {"template": args.template})
     model = open_model(args)
     with progress_bar("answering") as progress:
-        answer = model.ask(args.picture, args.question, max_tokens=args.max_tokens, progress=progress, **options)
+        answer = model.ask(
+            args.picture, args.question, max_tokens=args.max_tokens, progress=progress, **options
+        )
     print(printable(answer.text))
     show_choice(answer.choice)
     if args.show_retrieved:
         show_retrieved(answer.retrieved)
-        write_retrieved(Path(), [Retrieval(args.question, seen(args.picture, model), answer.retrieved, answer.text, None)])
+        write_retrieved(
+            Path(),
+            [
+                Retrieval(
+                    args.question, seen(args.picture, model), answer.retrieved, answer.text, None
+                )
+            ],
+        )
     return 0

@@ -23,8 +23,18 @@ EXAMPLE = """  cm3 caption picture.png
 
 def configure(parser: ArgumentParser) -> None:
     """The pictures and the options."""
-    parser.add_argument("picture", nargs="+", type=Path, help="a picture's file; the model sees its largest centred square")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="longest text (default: as the model's recipe says)")
+    parser.add_argument(
+        "picture",
+        nargs="+",
+        type=Path,
+        help="a picture's file; the model sees its largest centred square",
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="longest text (default: as the model's recipe says)",
+    )
     add_model_options(parser)
 
 
@@ -33,13 +43,20 @@ def run(args: Namespace) -> int:
     options = task_options(args)
     model = open_model(args)
     with progress_bar("describing") as progress:
-        texts = model.captions(args.picture, max_tokens=args.max_tokens, progress=progress, **options)
+        texts = model.captions(
+            args.picture, max_tokens=args.max_tokens, progress=progress, **options
+        )
     for path, text in zip(args.picture, texts, strict=True):
         print(printable(text.text) if len(texts) == 1 else f"{path}: {printable(text.text)}")
         show_choice(text.choice)
         if args.show_retrieved:
             show_retrieved(text.retrieved)
     if args.show_retrieved:
-        write_retrieved(Path(), [Retrieval(path.name, seen(path, model), text.retrieved, text.text, None)
-                                 for path, text in zip(args.picture, texts, strict=True)])
+        write_retrieved(
+            Path(),
+            [
+                Retrieval(path.name, seen(path, model), text.retrieved, text.text, None)
+                for path, text in zip(args.picture, texts, strict=True)
+            ],
+        )
     return 0

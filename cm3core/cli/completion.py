@@ -1,4 +1,5 @@
-"""`cm3 completion`: a script that lets a shell complete cm3's commands, options and names. Needs no torch."""
+"""`cm3 completion`: a script that lets a shell complete cm3's commands, options and names. Needs no
+torch."""
 
 from __future__ import annotations
 

@@ -30,23 +30,48 @@ def configure(parser: ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def add(name: str, line: str, description: str, example: str) -> ArgumentParser:
-        action = actions.add_parser(name, help=line, description=description, epilog=f"example:\n  {example}",
-                                    formatter_class=RawDescriptionHelpFormatter)
-        action.add_argument("target", nargs="?", metavar="RECIPE|PATH|NAME",
-                            help="a recipe's name or file, a folder, .jsonl or .tar of data, or a data set's name")
+        action = actions.add_parser(
+            name,
+            help=line,
+            description=description,
+            epilog=f"example:\n  {example}",
+            formatter_class=RawDescriptionHelpFormatter,
+        )
+        action.add_argument(
+            "target",
+            nargs="?",
+            metavar="RECIPE|PATH|NAME",
+            help="a recipe's name or file, a folder, .jsonl or .tar of data, or a data set's name",
+        )
         add_overrides(action)
         return action
 
-    validate = add("validate", "check every record of every split, decode every picture, name what is bad",
-                   "Checks every record of every split and decodes every picture. Exit code 1 when any is bad.",
-                   "cm3 data validate my/pictures")
+    validate = add(
+        "validate",
+        "check every record of every split, decode every picture, name what is bad",
+        "Checks every record of every split and decodes every picture. Exit code 1 when any is "
+        "bad.",
+        "cm3 data validate my/pictures",
+    )
     validate.add_argument("--quiet", action="store_true", help="no progress bar")
-    show = add("show", "count documents, and draw some of them into a picture",
-               "Counts the documents of each split and draws some of them, with their captions, into one picture.",
-               "cm3 data show my/pictures --num 48 -o sheet.png")
-    show.add_argument("-o", "--out", type=Path, default=None, metavar="FILE.png",
-                      help="the contact sheet (default: data-<name>.png)")
-    show.add_argument("--num", type=int, default=24, help="pictures on the sheet (default: %(default)s)")
+    show = add(
+        "show",
+        "count documents, and draw some of them into a picture",
+        "Counts the documents of each split and draws some of them, with their captions, into "
+        "one picture.",
+        "cm3 data show my/pictures --num 48 -o sheet.png",
+    )
+    show.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=None,
+        metavar="FILE.png",
+        help="the contact sheet (default: data-<name>.png)",
+    )
+    show.add_argument(
+        "--num", type=int, default=24, help="pictures on the sheet (default: %(default)s)"
+    )
 
 
 def run(args: Namespace) -> int:
@@ -61,17 +86,24 @@ def _validate(data: ChosenData, quiet: bool) -> int:
     """Bad records on stdout as they are found; the summary last."""
     from tqdm import tqdm
 
-    splits = ["all"] if "all" in data.config.splits else list(dict.fromkeys((*data.config.splits, data.config.split)))
+    splits = (
+        ["all"]
+        if "all" in data.config.splits
+        else list(dict.fromkeys((*data.config.splits, data.config.split)))
+    )
     told: set[SkippedRecord] = set()
     num_documents = num_bad = 0
     for split in splits:
         source = data.build(split)
         for record in source.skipped:
-            if record not in told:  # sources list the bad records of the whole data set with each split
+            # sources list the bad records of the whole data set with each split
+            if record not in told:
                 told.add(record)
                 _print_bad(record)
         num_documents += len(source)
-        for index in tqdm(range(len(source)), desc=f"checking {split}", unit=" documents", disable=quiet or None):
+        for index in tqdm(
+            range(len(source)), desc=f"checking {split}", unit=" documents", disable=quiet or None
+        ):
             try:
                 _check_document(source, index)
             except DataError as error:
@@ -80,8 +112,11 @@ def _validate(data: ChosenData, quiet: bool) -> int:
                 _print_bad(error)
     num_bad_records = len(told) + num_bad
     good = num_documents - num_bad
-    print(f"{data.title}: {count_of(good, 'good document')}, {count_of(num_bad_records, 'bad record')}"
-          + (", skipped in training" if num_bad_records else ""))
+    print(
+        f"{data.title}: {count_of(good, 'good document')}, "
+        f"{count_of(num_bad_records, 'bad record')}"
+        + (", skipped in training" if num_bad_records else "")
+    )
     return 1 if num_bad_records else 0
 
 
@@ -100,7 +135,9 @@ def _check_document(source: DocumentSource, index: int) -> None:
         if isinstance(segment, Image):
             segment.load()
         elif isinstance(segment, Text) and not segment.text.strip():
-            raise DataError(f"document {source.id(index)}", "has an empty text", "write one, or remove it")
+            raise DataError(
+                f"document {source.id(index)}", "has an empty text", "write one, or remove it"
+            )
 
 
 def _show(data: ChosenData, out: Path, num: int) -> int:
@@ -122,13 +159,24 @@ def _show(data: ChosenData, out: Path, num: int) -> int:
             continue
         chosen = source if split == data.config.split else chosen
         documents = [source.document(index) for index in range(len(source))]
-        keys = [segment.key for document in documents for segment in document if isinstance(segment, Image)]
+        keys = [
+            segment.key
+            for document in documents
+            for segment in document
+            if isinstance(segment, Image)
+        ]
         mark = "*" if split == data.config.split else " "
-        print(f"{mark} {split:<8} {len(source):>9,} documents  {len(keys):>9,} pictures ({len(set(keys)):,} different)"
-              f"  {_letters(documents)}")
+        print(
+            f"{mark} {split:<8} {len(source):>9,} documents  {len(keys):>9,} pictures "
+            f"({len(set(keys)):,} different)"
+            f"  {_letters(documents)}"
+        )
     assert chosen is not None
     if chosen.skipped:
-        print(f"skipped {count_of(len(chosen.skipped), 'bad record')}; 'cm3 data validate' names them all:")
+        print(
+            f"skipped {count_of(len(chosen.skipped), 'bad record')}; 'cm3 data validate' names "
+            "them all:"
+        )
         for record in chosen.skipped[:NUM_TOLD]:
             print(f"  {record.place}: {record.cause}")
     if len(chosen) == 0:
@@ -147,11 +195,16 @@ def _letters(documents: list[Document]) -> str:
     from cm3core.document import text_of
 
     lengths = [len(text_of(document)) for document in documents]
-    return f"texts of {min(lengths)}..{max(lengths)} letters, median {median(lengths):g}" if lengths else ""
+    return (
+        f"texts of {min(lengths)}..{max(lengths)} letters, median {median(lengths):g}"
+        if lengths
+        else ""
+    )
 
 
 def contact_sheet(source: DocumentSource, num: int, num_columns: int = 6) -> tuple[PixelArray, int]:
-    """Documents spread evenly over the source, each its first picture (cut to a square, as in training) above its text.
+    """Documents spread evenly over the source, each its first picture (cut to a square, as in
+    training) above its text.
 
     Returns:
         The sheet, uint8 [height, width, 3], and the number of documents on it.
@@ -175,6 +228,9 @@ def contact_sheet(source: DocumentSource, num: int, num_columns: int = 6) -> tup
             pictures.append(None)
             captions[-1] = f"({error.cause})"
     starts = range(0, len(pictures), num_columns)
-    sheet = grid([pictures[start:start + num_columns] for start in starts], scale=1,
-                 captions=[captions[start:start + num_columns] for start in starts])
+    sheet = grid(
+        [pictures[start : start + num_columns] for start in starts],
+        scale=1,
+        captions=[captions[start : start + num_columns] for start in starts],
+    )
     return sheet, len(pictures)

@@ -1,4 +1,5 @@
-"""`cm3 describe`: a component's keys, origin, laws and recipe section; or a kind's. Needs no torch."""
+"""`cm3 describe`: a component's keys, origin, laws and recipe section; or a kind's. Needs no
+torch."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ WIDTH = 120
 
 def configure(parser: ArgumentParser) -> None:
     """The name, and one option."""
-    parser.add_argument("name", metavar="NAME", help="KIND/NAME, NAME, PLUGIN/NAME, KIND/PLUGIN/NAME, or KIND")
+    parser.add_argument(
+        "name", metavar="NAME", help="KIND/NAME, NAME, PLUGIN/NAME, KIND/PLUGIN/NAME, or KIND"
+    )
     parser.add_argument("--json", action="store_true", help="everything, for programs")
 
 
@@ -38,7 +41,11 @@ def run(args: Namespace) -> int:
     kind, name = find(args.name, registry)
     if name:
         component = component_entry(kind, name, registry)
-        print(json.dumps(to_plain(component), indent=2) if args.json else "\n".join(_component(component)))
+        print(
+            json.dumps(to_plain(component), indent=2)
+            if args.json
+            else "\n".join(_component(component))
+        )
     else:
         entry = kind_entry(kind, registry)
         print(json.dumps(to_plain(entry), indent=2) if args.json else "\n".join(_kind(entry)))
@@ -46,7 +53,9 @@ def run(args: Namespace) -> int:
 
 
 def _component(entry: ComponentEntry) -> Iterator[str]:
-    yield from _wrapped(f"{entry.kind}/{entry.name}: {entry.summary or '(its config has no docstring)'}")
+    yield from _wrapped(
+        f"{entry.kind}/{entry.name}: {entry.summary or '(its config has no docstring)'}"
+    )
     for paragraph in filter(None, entry.text.split("\n\n")):
         yield from _wrapped(paragraph, "  ")
     version = f" {entry.version}" if entry.version else ""
@@ -65,7 +74,9 @@ def _kind(entry: KindEntry) -> Iterator[str]:
     yield ""
     yield "components"
     for component in entry.components:
-        yield from _wrapped(f"{component.name} ({component.plugin}): {component.summary}", "  ", "      ")
+        yield from _wrapped(
+            f"{component.name} ({component.plugin}): {component.summary}", "  ", "      "
+        )
     yield from _texts("what an implementation defines", entry.methods)
     yield from _keys("keys that all of them have", entry.keys)
     yield from _texts("laws of the conformance kit", entry.laws)
@@ -97,5 +108,11 @@ def _texts(heading: str, texts: Mapping[str, str]) -> Iterator[str]:
 
 def _wrapped(text: str, first: str = "", rest: str | None = None) -> list[str]:
     width = min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH)
-    return textwrap.wrap(text, max(width, 40), initial_indent=first, subsequent_indent=first if rest is None else rest,
-                         break_long_words=False, break_on_hyphens=False)
+    return textwrap.wrap(
+        text,
+        max(width, 40),
+        initial_indent=first,
+        subsequent_indent=first if rest is None else rest,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

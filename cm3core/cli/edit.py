@@ -17,7 +17,9 @@ EXAMPLE = """  cm3 edit apple.png "make it green" --n 4 --model runs/tuned -o ou
 
 def configure(parser: ArgumentParser) -> None:
     """The picture, the instruction and the options."""
-    parser.add_argument("picture", type=Path, help="a picture's file; the model sees its largest centred square")
+    parser.add_argument(
+        "picture", type=Path, help="a picture's file; the model sees its largest centred square"
+    )
     parser.add_argument("instruction", help="what to change; for models that were tuned on editing")
     add_drawing_options(parser)
     add_model_options(parser)
@@ -29,7 +31,11 @@ def run(args: Namespace) -> int:
     options = task_options(args) | {"truncate": args.truncate, "upscale": args.upscale}
     model = open_model(args)
     with progress_bar("drawing") as progress:
-        pictures = model.edit(args.picture, args.instruction, args.num_images, progress=progress, **options)
+        pictures = model.edit(
+            args.picture, args.instruction, args.num_images, progress=progress, **options
+        )
     if args.sampler is None:
         args.sampler = "edit_cfg"  # what `Model.edit` takes; the pictures' metadata name it
-    return write_pictures(args, model, iter(pictures), [args.instruction], len(pictures), seen(args.picture, model))
+    return write_pictures(
+        args, model, iter(pictures), [args.instruction], len(pictures), seen(args.picture, model)
+    )

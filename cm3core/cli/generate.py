@@ -40,25 +40,50 @@ def configure(parser: ArgumentParser) -> None:
     """The prompts and the options."""
     parser.add_argument("prompt", nargs="+", help="what to draw, worded like the training captions")
     add_drawing_options(parser)
-    parser.add_argument("--preview", action="store_true",
-                        help="show the pictures growing: in FOLDER/preview.png, and on a terminal")
+    parser.add_argument(
+        "--preview",
+        action="store_true",
+        help="show the pictures growing: in FOLDER/preview.png, and on a terminal",
+    )
     add_model_options(parser)
 
 
 def add_drawing_options(parser: ArgumentParser) -> None:
     """How many pictures, where to, how large."""
-    parser.add_argument("--n", type=int, dest="num_images", metavar="N",
-                        help="pictures for each prompt (default: as the model's recipe says)")
-    parser.add_argument("-o", "--out", type=Path, default=Path("cm3-out"), metavar="FOLDER",
-                        help="where 000.png, 001.png, ... are written, each as soon as it is drawn, and at the end "
-                             f"grid.png with the first {SHEET} of each prompt (default: %(default)s)")
-    parser.add_argument("--upscale", nargs="?", const=True, default=False, metavar="NAME",
-                        help="also write 000-large.png, ...: enlarged by the recipe's upscaler, or edsr, lanczos, a plugin's")
-    parser.add_argument("--truncate", action="store_true", help="read only the beginning of a prompt longer than training texts")
+    parser.add_argument(
+        "--n",
+        type=int,
+        dest="num_images",
+        metavar="N",
+        help="pictures for each prompt (default: as the model's recipe says)",
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("cm3-out"),
+        metavar="FOLDER",
+        help="where 000.png, 001.png, ... are written, each as soon as it is drawn, and at the end "
+        f"grid.png with the first {SHEET} of each prompt (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--upscale",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="NAME",
+        help="also write 000-large.png, ...: enlarged by the recipe's upscaler, or edsr, lanczos, a plugin's",
+    )
+    parser.add_argument(
+        "--truncate",
+        action="store_true",
+        help="read only the beginning of a prompt longer than training texts",
+    )
 
 
 def run(args: Namespace) -> int:
-    """Draw, write the pictures with their metadata, print the paths. Ctrl-C keeps what was drawn."""
+    """Draw, write the pictures with their metadata, print the paths. Ctrl-C keeps what was
+    drawn."""
     check_writable(args.out, folder=True)
     options = task_options(args) | {"truncate": args.truncate, "upscale": args.upscale}
     model = open_model(args)
@@ -67,13 +92,17 @@ def run(args: Namespace) -> int:
     return write_pictures(args, model, pictures, args.prompt, each)
 
 
-def _counted(args: Namespace, model: Model, each: int, options: dict[str, Any]) -> Iterator[GeneratedImage]:
+def _counted(
+    args: Namespace, model: Model, each: int, options: dict[str, Any]
+) -> Iterator[GeneratedImage]:
     """The pictures, tokens counted on a bar meanwhile."""
     with progress_bar("drawing") as progress:
         yield from model.stream(args.prompt, each, progress=progress, **options)
 
 
-def _previewed(args: Namespace, model: Model, each: int, options: dict[str, Any]) -> Iterator[GeneratedImage]:
+def _previewed(
+    args: Namespace, model: Model, each: int, options: dict[str, Any]
+) -> Iterator[GeneratedImage]:
     """The pictures, shown while they grow."""
     from cm3core.cli._preview import LivePreview
     from cm3core.generation.engine import PictureGrown
@@ -87,15 +116,25 @@ def _previewed(args: Namespace, model: Model, each: int, options: dict[str, Any]
             elif isinstance(event, ImageReady):
                 live.show()
                 live.clear()
-                live.done(event.request, 1 if event.image.choice is None else len(event.image.choice.scores))
+                live.done(
+                    event.request,
+                    1 if event.image.choice is None else len(event.image.choice.scores),
+                )
                 yield event.image
     finally:
         live.clear()
 
 
-def write_pictures(args: Namespace, model: Model, pictures: Iterator[GeneratedImage], prompts: list[str], each: int,
-                   query_pixels: PixelArray | None = None) -> int:
-    """Write pictures as they come and the contact sheet of all; the exit code. `query_pixels`: the picture that was edited."""
+def write_pictures(
+    args: Namespace,
+    model: Model,
+    pictures: Iterator[GeneratedImage],
+    prompts: list[str],
+    each: int,
+    query_pixels: PixelArray | None = None,
+) -> int:
+    """Write pictures as they come and the contact sheet of all; the exit code. `query_pixels`: the
+    picture that was edited."""
     from tqdm import tqdm
 
     from cm3core import images
@@ -111,14 +150,26 @@ def write_pictures(args: Namespace, model: Model, pictures: Iterator[GeneratedIm
                     print(picture.prompt)
                     show_retrieved(picture.retrieved)
                 show_choice(picture.choice)
-            facts = metadata(model, args, prompt=picture.prompt, seed=picture.seed, retrieved=picture.retrieved,
-                             choice=picture.choice)
+            facts = metadata(
+                model,
+                args,
+                prompt=picture.prompt,
+                seed=picture.seed,
+                retrieved=picture.retrieved,
+                choice=picture.choice,
+            )
             stem = f"{written:0{max(3, len(str(number - 1)))}d}"
             images.save_png(args.out / f"{stem}.png", picture.pixels, facts)
             tqdm.write(str(args.out / f"{stem}.png"))
             if picture.upscaled is not None:
-                name = model.recipe.component_names.get("upscaler", "") if args.upscale is True else args.upscale
-                images.save_png(args.out / f"{stem}-large.png", picture.upscaled, facts | {"upscaler": name})
+                name = (
+                    model.recipe.component_names.get("upscaler", "")
+                    if args.upscale is True
+                    else args.upscale
+                )
+                images.save_png(
+                    args.out / f"{stem}-large.png", picture.upscaled, facts | {"upscaler": name}
+                )
                 tqdm.write(str(args.out / f"{stem}-large.png"))
             written += 1
             if candidate < SHEET:
@@ -126,13 +177,30 @@ def write_pictures(args: Namespace, model: Model, pictures: Iterator[GeneratedIm
     except KeyboardInterrupt:
         if isinstance(pictures, Generator):
             pictures.close()  # takes its bar off the terminal
-        print(f"interrupted: {written} of {number} pictures are written to {args.out}", file=sys.stderr)
+        print(
+            f"interrupted: {written} of {number} pictures are written to {args.out}",
+            file=sys.stderr,
+        )
         return 130
     if args.show_retrieved:
-        write_retrieved(args.out, [Retrieval(own[0].prompt, query_pixels, own[0].retrieved, "", own[0].pixels) for own in shown])
+        write_retrieved(
+            args.out,
+            [
+                Retrieval(own[0].prompt, query_pixels, own[0].retrieved, "", own[0].pixels)
+                for own in shown
+            ],
+        )
     sheet = args.out / "grid.png"
-    images.save_png(sheet, _contact_sheet(shown), {"prompt": "\n".join(prompts), "seed": str(args.seed),
-                                                   "model": model.name, "recipe_hash": model.recipe.hash})
+    images.save_png(
+        sheet,
+        _contact_sheet(shown),
+        {
+            "prompt": "\n".join(prompts),
+            "seed": str(args.seed),
+            "model": model.name,
+            "recipe_hash": model.recipe.hash,
+        },
+    )
     print(sheet)
     return 0
 
@@ -142,6 +210,6 @@ def _contact_sheet(pictures: list[list[GeneratedImage]]) -> PixelArray:
     from cm3core import images
 
     starts = [(own, start) for own in pictures for start in range(0, len(own), COLUMNS)]
-    rows = [[picture.pixels for picture in own[start:start + COLUMNS]] for own, start in starts]
+    rows = [[picture.pixels for picture in own[start : start + COLUMNS]] for own, start in starts]
     labels = ["" if start else own[0].prompt for own, start in starts]
     return images.grid(rows, row_labels=labels, scale=max(1, 256 // pictures[0][0].pixels.shape[0]))

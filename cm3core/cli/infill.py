@@ -31,19 +31,51 @@ EXAMPLE = """  cm3 infill picture.png --box 8,8,40,40 --text "a red apple with a
 
 def configure(parser: ArgumentParser) -> None:
     """The picture, the box and the options."""
-    parser.add_argument("picture", type=Path, help="a picture's file; the model sees its largest centred square")
+    parser.add_argument(
+        "picture", type=Path, help="a picture's file; the model sees its largest centred square"
+    )
     region = parser.add_mutually_exclusive_group(required=True)
-    region.add_argument("--box", action="append", metavar="x0,y0,x1,y1",
-                        help="in pixels of the picture, x to the right, y down, x1 and y1 not included; several may be given")
-    region.add_argument("--mask", type=Path, metavar="FILE", help="a picture as large as the first one, white where to draw anew")
-    region.add_argument("--keep", type=int, metavar="ROWS",
-                        help="keep so many rows of pixels of what the model sees, and draw all that is below")
-    parser.add_argument("--text", help="what the whole picture shows (default: the model writes it from what is left)")
-    parser.add_argument("--truncate", action="store_true", help="read only the beginning of a text longer than training texts")
-    parser.add_argument("-o", "--out", type=Path, default=Path("infilled.png"), metavar="FILE.png",
-                        help="the picture with that drawn anew, every other pixel as it was (default: %(default)s)")
-    parser.add_argument("--decoded", type=Path, metavar="FILE.png",
-                        help="also write the whole picture as the image tokenizer decodes it, at the model's size")
+    region.add_argument(
+        "--box",
+        action="append",
+        metavar="x0,y0,x1,y1",
+        help="in pixels of the picture, x to the right, y down, x1 and y1 not included; several may be given",
+    )
+    region.add_argument(
+        "--mask",
+        type=Path,
+        metavar="FILE",
+        help="a picture as large as the first one, white where to draw anew",
+    )
+    region.add_argument(
+        "--keep",
+        type=int,
+        metavar="ROWS",
+        help="keep so many rows of pixels of what the model sees, and draw all that is below",
+    )
+    parser.add_argument(
+        "--text",
+        help="what the whole picture shows (default: the model writes it from what is left)",
+    )
+    parser.add_argument(
+        "--truncate",
+        action="store_true",
+        help="read only the beginning of a text longer than training texts",
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("infilled.png"),
+        metavar="FILE.png",
+        help="the picture with that drawn anew, every other pixel as it was (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--decoded",
+        type=Path,
+        metavar="FILE.png",
+        help="also write the whole picture as the image tokenizer decodes it, at the model's size",
+    )
     add_model_options(parser)
 
 
@@ -53,14 +85,28 @@ def run(args: Namespace) -> int:
 
     for path in filter(None, (args.out, args.decoded)):
         check_writable(path)
-    boxes, options = [parse_box(box) for box in args.box or ()], task_options(args) | {"truncate": args.truncate}
+    boxes, options = (
+        [parse_box(box) for box in args.box or ()],
+        task_options(args) | {"truncate": args.truncate},
+    )
     model = open_model(args)
     with progress_bar("drawing") as progress:
         if args.keep is not None:
-            result = model.continue_image(args.picture, args.keep, args.text, progress=progress, **options)
+            result = model.continue_image(
+                args.picture, args.keep, args.text, progress=progress, **options
+            )
         else:
-            result = model.infill(args.picture, boxes or None, args.text, mask=args.mask, progress=progress, **options)
-    facts = metadata(model, args, prompt=result.text, seed=result.seed, retrieved=result.retrieved, choice=result.choice)
+            result = model.infill(
+                args.picture, boxes or None, args.text, mask=args.mask, progress=progress, **options
+            )
+    facts = metadata(
+        model,
+        args,
+        prompt=result.text,
+        seed=result.seed,
+        retrieved=result.retrieved,
+        choice=result.choice,
+    )
     facts |= {"box": " ".join(args.box or [",".join(map(str, result.box))])}
     if args.text is None:
         print(f"text: {printable(result.text)}")
@@ -68,7 +114,9 @@ def run(args: Namespace) -> int:
     if args.show_retrieved:
         show_retrieved(result.retrieved)
         query = seen(args.picture, model)
-        write_retrieved(args.out.parent, [Retrieval(result.text, query, result.retrieved, "", result.decoded)])
+        write_retrieved(
+            args.out.parent, [Retrieval(result.text, query, result.retrieved, "", result.decoded)]
+        )
     for path, pixels in ((args.out, result.pixels), (args.decoded, result.decoded)):
         if path is not None:
             images.save_png(path, pixels, facts)
@@ -84,6 +132,10 @@ def parse_box(text: str) -> Box:
     """
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 4 or not all(part.lstrip("-").isdecimal() for part in parts):
-        raise GenerationError(f"--box {text}", "is not four whole numbers", "write x0,y0,x1,y1, for instance 8,8,40,40")
+        raise GenerationError(
+            f"--box {text}",
+            "is not four whole numbers",
+            "write x0,y0,x1,y1, for instance 8,8,40,40",
+        )
     x0, y0, x1, y1 = (int(part) for part in parts)
     return x0, y0, x1, y1

@@ -38,6 +38,8 @@ def _lines(entry: KindEntry) -> list[str]:
     brought: dict[str, list[str]] = {}
     for component in entry.components:
         brought.setdefault(component.plugin, []).append(component.name)
-    return [f"{entry.kind}: {entry.summary}",
-            f"  hook {entry.hook}, interface {entry.interface}, kit {entry.kit}",
-            *(f"  {plugin}: {', '.join(names)}" for plugin, names in brought.items())]
+    return [
+        f"{entry.kind}: {entry.summary}",
+        f"  hook {entry.hook}, interface {entry.interface}, kit {entry.kit}",
+        *(f"  {plugin}: {', '.join(names)}" for plugin, names in brought.items()),
+    ]

@@ -1,6 +1,7 @@
 """`cm3`: finds the command, runs it, and turns a user's errors into two lines and an exit code.
 
-Exit codes: 0 done; 2 something in the input is wrong (told on stderr, without a traceback); 130 interrupted.
+Exit codes: 0 done; 2 something in the input is wrong (told on stderr, without a traceback); 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -59,25 +60,39 @@ def _top_parser() -> argparse.ArgumentParser:
     width = max(map(len, COMMANDS))
     table = "\n".join(f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items())
     top = CommandParser(
-        prog="cm3", formatter_class=argparse.RawDescriptionHelpFormatter, usage="cm3 [--plugin FILE.py] COMMAND ...",
-        description="CM3leon: one transformer that draws and describes pictures.\n\ncommands:\n" + table,
-        epilog="examples:\n  cm3 generate \"a red apple\" --n 4 --seed 1 -o out/\n  cm3 train tiny -o runs/tiny\n"
-               "  cm3 COMMAND --help\n\nplugins may bring more commands: cm3 plugin list")
-    top.add_argument("--plugin", metavar="FILE.py",  # taken by `_run` already; here for the help
-                     help="register the components of a plugin module from a file; may be given several times")
+        prog="cm3",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="cm3 [--plugin FILE.py] COMMAND ...",
+        description="CM3leon: one transformer that draws and describes pictures.\n\ncommands:\n"
+        + table,
+        epilog='examples:\n  cm3 generate "a red apple" --n 4 --seed 1 -o out/\n  cm3 train tiny -o runs/tiny\n'
+        "  cm3 COMMAND --help\n\nplugins may bring more commands: cm3 plugin list",
+    )
+    top.add_argument(
+        "--plugin",
+        metavar="FILE.py",  # taken by `_run` already; here for the help
+        help="register the components of a plugin module from a file; may be given several times",
+    )
     top.add_argument("--version", action="version", version=f"cm3leon {__version__}")
     top.add_argument("command", nargs="?", help=argparse.SUPPRESS)
     top.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return top
 
 
-def _command(name: str, files: Sequence[Path]) -> tuple[argparse.ArgumentParser, Callable[[argparse.Namespace], int] | None]:
-    """The command's parser, and what runs it; None when its parser sets `run` (commands of plugins)."""
+def _command(
+    name: str, files: Sequence[Path]
+) -> tuple[argparse.ArgumentParser, Callable[[argparse.Namespace], int] | None]:
+    """The command's parser, and what runs it; None when its parser sets `run` (commands of
+    plugins)."""
     module_name, line = COMMANDS.get(name, ("", ""))
     if module_name:
         module = importlib.import_module(module_name)
-        parser = CommandParser(prog=f"cm3 {name}", description=line, epilog=f"examples:\n{module.EXAMPLE}",
-                               formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser = CommandParser(
+            prog=f"cm3 {name}",
+            description=line,
+            epilog=f"examples:\n{module.EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         module.configure(parser)
         return parser, module.run
     from cm3core.plugins.registry import load_registry
@@ -85,16 +100,25 @@ def _command(name: str, files: Sequence[Path]) -> tuple[argparse.ArgumentParser,
     registry = load_registry(files)
     configure = registry.command(name)
     if configure is None and name in COMMANDS:
-        raise CM3Error(f"cm3 {name}", "no plugin that is in use brings this command", "see `cm3 plugin list -v`")
+        raise CM3Error(
+            f"cm3 {name}",
+            "no plugin that is in use brings this command",
+            "see `cm3 plugin list -v`",
+        )
     if configure is None:
-        raise CM3Error(f"cm3 {name}", "there is no such command", close_match(name, [*COMMANDS, *registry.commands()]))
+        raise CM3Error(
+            f"cm3 {name}",
+            "there is no such command",
+            close_match(name, [*COMMANDS, *registry.commands()]),
+        )
     parser = CommandParser(prog=f"cm3 {name}", formatter_class=argparse.RawDescriptionHelpFormatter)
     configure(parser)
     return parser, None
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse; `key=value` may stand anywhere among the options (argparse takes a list of positionals in one place only)."""
+    """Parse; `key=value` may stand anywhere among the options (argparse takes a list of positionals
+    in one place only)."""
     args, rest = parser.parse_known_args(arguments)
     if hasattr(args, "overrides"):
         args.overrides = [*args.overrides, *(item for item in rest if OVERRIDE.fullmatch(item))]

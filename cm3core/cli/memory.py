@@ -1,4 +1,5 @@
-"""`cm3 memory build | add | remove | merge | stat | recall`: memory banks, the documents that retrieval finds."""
+"""`cm3 memory build | add | remove | merge | stat | recall`: memory banks, the documents that
+retrieval finds."""
 
 from __future__ import annotations
 
@@ -34,65 +35,135 @@ def configure(parser: ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def add(name: str, line: str, description: str, example: str) -> ArgumentParser:
-        return actions.add_parser(name, help=line, description=description, epilog=f"example:\n  {example}",
-                                  formatter_class=RawDescriptionHelpFormatter)
+        return actions.add_parser(
+            name,
+            help=line,
+            description=description,
+            epilog=f"example:\n  {example}",
+            formatter_class=RawDescriptionHelpFormatter,
+        )
 
-    build = add("build", "embed and encode a data set into a new bank, or go on where that stopped",
-                "Writes every document's text, image codes and vector into a folder. Killed at any moment, the same command\n"
-                "goes on. Of a recipe the split that it trains on is taken, of a path all of it.",
-                "cm3 memory build my/pictures -o my/bank --model runs/apples")
+    build = add(
+        "build",
+        "embed and encode a data set into a new bank, or go on where that stopped",
+        "Writes every document's text, image codes and vector into a folder. Killed at any "
+        "moment, the same command\n"
+        "goes on. Of a recipe the split that it trains on is taken, of a path all of it.",
+        "cm3 memory build my/pictures -o my/bank --model runs/apples",
+    )
     _add_data(build)
     build.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="the bank")
-    build.add_argument("--embedder", metavar="NAME", help="makes the vectors (default: that of --model, else of the recipe)")
+    build.add_argument(
+        "--embedder",
+        metavar="NAME",
+        help="makes the vectors (default: that of --model, else of the recipe)",
+    )
     codes = build.add_mutually_exclusive_group()
-    codes.add_argument("--image-tokenizer", metavar="NAME", help="makes the codes (default: that of the recipe)")
-    codes.add_argument("--model", metavar="MODEL", help="take image tokenizer and embedder of this model, which is to retrieve "
-                       f"from the bank (default, where the recipe has none: {DEFAULT_MODEL})")
+    codes.add_argument(
+        "--image-tokenizer", metavar="NAME", help="makes the codes (default: that of the recipe)"
+    )
+    codes.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="take image tokenizer and embedder of this model, which is to retrieve "
+        f"from the bank (default, where the recipe has none: {DEFAULT_MODEL})",
+    )
 
-    more = add("add", "add the documents of another data set",
-               "Adds documents behind those of a bank, made with its own embedder and image tokenizer. The bank stays as it\n"
-               "was until all are there.", "cm3 memory add my/bank more/pictures --id-prefix more/")
+    more = add(
+        "add",
+        "add the documents of another data set",
+        "Adds documents behind those of a bank, made with its own embedder and image tokenizer. "
+        "The bank stays as it\n"
+        "was until all are there.",
+        "cm3 memory add my/bank more/pictures --id-prefix more/",
+    )
     more.add_argument("bank", type=Path, metavar="BANK", help="the bank's folder")
     _add_data(more)
-    more.add_argument("--skip-duplicates", action="store_true",
-                      help="leave documents out whose ids the bank has (default: an error)")
+    more.add_argument(
+        "--skip-duplicates",
+        action="store_true",
+        help="leave documents out whose ids the bank has (default: an error)",
+    )
 
-    remove = add("remove", "take documents out", "Takes documents out of a bank; their bytes are gone afterwards.",
-                 "cm3 memory remove my/bank cat.png dogs/rex.png")
+    remove = add(
+        "remove",
+        "take documents out",
+        "Takes documents out of a bank; their bytes are gone afterwards.",
+        "cm3 memory remove my/bank cat.png dogs/rex.png",
+    )
     remove.add_argument("bank", type=Path, metavar="BANK", help="the bank's folder")
     remove.add_argument("ids", nargs="*", metavar="ID", help="ids of documents")
-    remove.add_argument("--from", dest="file", type=Path, metavar="FILE", help="a file of ids, one a line")
-    remove.add_argument("--damaged", action="store_true", help="take damaged shards out, with all documents in them")
+    remove.add_argument(
+        "--from", dest="file", type=Path, metavar="FILE", help="a file of ids, one a line"
+    )
+    remove.add_argument(
+        "--damaged", action="store_true", help="take damaged shards out, with all documents in them"
+    )
 
-    merge = add("merge", "make one bank of several",
-                "Writes the documents of several banks into a new one, in their order. All were built with one embedder and\n"
-                "one image tokenizer.", "cm3 memory merge my/bank your/bank -o our/bank")
+    merge = add(
+        "merge",
+        "make one bank of several",
+        "Writes the documents of several banks into a new one, in their order. All were built "
+        "with one embedder and\n"
+        "one image tokenizer.",
+        "cm3 memory merge my/bank your/bank -o our/bank",
+    )
     merge.add_argument("banks", nargs="+", type=Path, metavar="BANK", help="two banks or more")
-    merge.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="the new bank")
-    merge.add_argument("--skip-duplicates", action="store_true", help="of documents of one id keep the first (default: an error)")
+    merge.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="FOLDER", help="the new bank"
+    )
+    merge.add_argument(
+        "--skip-duplicates",
+        action="store_true",
+        help="of documents of one id keep the first (default: an error)",
+    )
     merge.add_argument("--quiet", action="store_true", help="no progress bar")
 
-    stat = add("stat", "count what a bank holds, and check it",
-               "Says what a bank holds and what it was made with. Exit code 1 when a shard is damaged.",
-               "cm3 memory stat my/bank --verify")
+    stat = add(
+        "stat",
+        "count what a bank holds, and check it",
+        "Says what a bank holds and what it was made with. Exit code 1 when a shard is damaged.",
+        "cm3 memory stat my/bank --verify",
+    )
     stat.add_argument("bank", type=Path, metavar="BANK", help="the bank's folder")
-    stat.add_argument("--verify", action="store_true", help="read everything: hashes of all files, all vectors, all documents")
+    stat.add_argument(
+        "--verify",
+        action="store_true",
+        help="read everything: hashes of all files, all vectors, all documents",
+    )
     _memory_recall.configure(actions)
 
 
 def _add_data(parser: ArgumentParser) -> None:
-    parser.add_argument("target", metavar="RECIPE|PATH|NAME",
-                        help="a recipe's name or file, a folder, .jsonl or .tar of data, or a data set's name")
-    parser.add_argument("--id-prefix", default="", metavar="TEXT", help="put this in front of the documents' ids")
-    parser.add_argument("--shard-size", type=int, default=SHARD_SIZE, metavar="N",
-                        help="documents written at once, which a kill costs at most (default: %(default)s)")
+    parser.add_argument(
+        "target",
+        metavar="RECIPE|PATH|NAME",
+        help="a recipe's name or file, a folder, .jsonl or .tar of data, or a data set's name",
+    )
+    parser.add_argument(
+        "--id-prefix", default="", metavar="TEXT", help="put this in front of the documents' ids"
+    )
+    parser.add_argument(
+        "--shard-size",
+        type=int,
+        default=SHARD_SIZE,
+        metavar="N",
+        help="documents written at once, which a kill costs at most (default: %(default)s)",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_overrides(parser)
 
 
 def run(args: Namespace) -> int:
     """Do one action."""
-    actions = {"build": _build, "add": _add, "remove": _remove, "merge": _merge, "stat": _stat, "recall": _memory_recall.run}
+    actions = {
+        "build": _build,
+        "add": _add,
+        "remove": _remove,
+        "merge": _merge,
+        "stat": _stat,
+        "recall": _memory_recall.run,
+    }
     return actions[args.action](args)
 
 
@@ -100,25 +171,42 @@ def _build(args: Namespace) -> int:
     from cm3core.bank import build_bank
 
     registry = registry_of(args)
-    chosen = [f"{kind}={name}" for kind, name in (("embedder", args.embedder), ("image_tokenizer", args.image_tokenizer)) if name]
+    chosen = [
+        f"{kind}={name}"
+        for kind, name in (("embedder", args.embedder), ("image_tokenizer", args.image_tokenizer))
+        if name
+    ]
     recipe = recipe_of(args.target, [*chosen, *args.overrides], registry)
     tools = _tools(recipe, registry, args)
-    report = build_bank(_source(recipe, args), args.out, tools, shard_size=args.shard_size, id_prefix=args.id_prefix,
-                        progress=not args.quiet)
+    report = build_bank(
+        _source(recipe, args),
+        args.out,
+        tools,
+        shard_size=args.shard_size,
+        id_prefix=args.id_prefix,
+        progress=not args.quiet,
+    )
     _tell(args.out, report)
-    print(f"retrieve from it: cm3 generate \"...\" --bank {args.out} --show-retrieved")
+    print(f'retrieve from it: cm3 generate "..." --bank {args.out} --show-retrieved')
     return 0
 
 
 def _tools(recipe: Recipe, registry: Registry, args: Namespace) -> Tools:
-    """Embedder and image tokenizer: those that the command names, else those of the model that it names, else the recipe's, else
-    those of the model that commands use by default."""
+    """Embedder and image tokenizer: those that the command names, else those of the model that it
+    names, else the recipe's, else those of the model that commands use by default."""
     from cm3core.build import tools_of
 
     named = {override.partition("=")[0] for override in args.overrides}
-    named |= {kind for kind, name in (("embedder", args.embedder), ("image_tokenizer", args.image_tokenizer)) if name}
-    wanted = [kind for kind in ("embedder", "image_tokenizer")
-              if kind not in named and (args.model is not None or getattr(recipe, kind) is None)]
+    named |= {
+        kind
+        for kind, name in (("embedder", args.embedder), ("image_tokenizer", args.image_tokenizer))
+        if name
+    }
+    wanted = [
+        kind
+        for kind in ("embedder", "image_tokenizer")
+        if kind not in named and (args.model is not None or getattr(recipe, kind) is None)
+    ]
     folder = None
     if wanted:
         from cm3core.checkpoint import IMAGE_TOKENIZER, find_checkpoint, find_model, read_recipe
@@ -128,8 +216,11 @@ def _tools(recipe: Recipe, registry: Registry, args: Namespace) -> Tools:
         stored = read_recipe(checkpoint, registry)
         for kind in wanted:
             if getattr(stored, kind) is not None:
-                recipe = replace(recipe, **{kind: getattr(stored, kind)},
-                                 component_names={**recipe.component_names, kind: stored.component_names[kind]})
+                recipe = replace(
+                    recipe,
+                    **{kind: getattr(stored, kind)},
+                    component_names={**recipe.component_names, kind: stored.component_names[kind]},
+                )
         if "image_tokenizer" in wanted:
             folder = checkpoint / IMAGE_TOKENIZER
         print(f"{' and '.join(wanted).replace('_', ' ')} of the model {model}")
@@ -140,7 +231,11 @@ def _tools(recipe: Recipe, registry: Registry, args: Namespace) -> Tools:
 def _source(recipe: Recipe, args: Namespace) -> DocumentSource:
     """The split that the recipe says; all of a path, unless the command says otherwise."""
     config = recipe.dataset
-    is_path = config is not None and getattr(config, "path", None) == args.target and "all" in config.splits
+    is_path = (
+        config is not None
+        and getattr(config, "path", None) == args.target
+        and "all" in config.splits
+    )
     said = any(override.startswith("dataset.split=") for override in args.overrides)
     return data_source(recipe, "all" if is_path and not said else None)
 
@@ -152,8 +247,15 @@ def _add(args: Namespace) -> int:
     registry = registry_of(args)
     tools = bank_tools(args.bank, registry)
     source = _source(recipe_of(args.target, args.overrides, registry), args)
-    report = add_documents(args.bank, source, tools, shard_size=args.shard_size, id_prefix=args.id_prefix,
-                           skip_duplicates=args.skip_duplicates, progress=not args.quiet)
+    report = add_documents(
+        args.bank,
+        source,
+        tools,
+        shard_size=args.shard_size,
+        id_prefix=args.id_prefix,
+        skip_duplicates=args.skip_duplicates,
+        progress=not args.quiet,
+    )
     _tell(args.bank, report)
     return 0
 
@@ -172,7 +274,10 @@ def _tell(folder: Path, report: BuildReport) -> None:
 
 def _tell_skipped(skipped: Sequence[SkippedRecord]) -> None:
     if skipped:
-        print(f"{count_of(len(skipped), 'record')} left out that can't be used ('cm3 data validate' tells more):")
+        print(
+            f"{count_of(len(skipped), 'record')} left out that can't be used ('cm3 data "
+            "validate' tells more):"
+        )
         for record in skipped[:NUM_TOLD]:
             print(f"  {record.place}: {record.cause}")
 
@@ -185,7 +290,9 @@ def _contents(bank: MemoryBank) -> str:
     parts = [f"{number:,} {what}" for what, number in counts.items() if number]
     size = sum(shard.num_bytes for shard in bank.manifest.shards)
     shards = count_of(len(bank.shards), "shard")
-    return f"{count_of(len(bank), 'document')} ({', '.join(parts)}), {size / 1e6:,.1f} MB in {shards}"
+    return (
+        f"{count_of(len(bank), 'document')} ({', '.join(parts)}), {size / 1e6:,.1f} MB in {shards}"
+    )
 
 
 def _remove(args: Namespace) -> int:
@@ -193,16 +300,23 @@ def _remove(args: Namespace) -> int:
 
     names = [*args.ids, *([] if args.file is None else _lines(args.file))]
     if not names and not args.damaged:
-        raise DataError("cm3 memory remove", "no document is named", "give ids, --from FILE, or --damaged")
+        raise DataError(
+            "cm3 memory remove", "no document is named", "give ids, --from FILE, or --damaged"
+        )
     report = remove_documents(args.bank, names, damaged=args.damaged)
     if report.num_damaged_shards:
         print(f"removed: {count_of(report.num_damaged_shards, 'damaged shard')}")
     elif args.damaged:
         print("no shard is damaged")
     if report.missing:
-        shown = ", ".join(map(repr, report.missing[:NUM_TOLD])) + (", ..." if len(report.missing) > NUM_TOLD else "")
+        shown = ", ".join(map(repr, report.missing[:NUM_TOLD])) + (
+            ", ..." if len(report.missing) > NUM_TOLD else ""
+        )
         print(f"not there: {shown}")
-    print(f"removed: {count_of(report.num_removed, 'document')}\n{args.bank}: {_contents(MemoryBank.open(args.bank))}")
+    print(
+        f"removed: {count_of(report.num_removed, 'document')}\n{args.bank}: "
+        f"{_contents(MemoryBank.open(args.bank))}"
+    )
     return 0
 
 
@@ -210,13 +324,17 @@ def _lines(path: Path) -> list[str]:
     try:
         return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(str(path), f"can't be read ({error})", "name a text file in UTF-8, one id a line") from error
+        raise DataError(
+            str(path), f"can't be read ({error})", "name a text file in UTF-8, one id a line"
+        ) from error
 
 
 def _merge(args: Namespace) -> int:
     from cm3core.bank import merge_banks
 
-    bank = merge_banks(args.banks, args.out, skip_duplicates=args.skip_duplicates, progress=not args.quiet)
+    bank = merge_banks(
+        args.banks, args.out, skip_duplicates=args.skip_duplicates, progress=not args.quiet
+    )
     print(f"{args.out}: {_contents(bank)}")
     return 0
 
@@ -231,17 +349,24 @@ def _stat(args: Namespace) -> int:
     rows: dict[str, Any] = {
         "documents": _contents(bank),
         "embedder": f"{stored.embedder.name}, {stored.dimension:,} numbers a vector, "
-                    f"fingerprint {stored.embedder.fingerprint[-12:]}",
+        f"fingerprint {stored.embedder.fingerprint[-12:]}",
         "image tokenizer": f"{tokenizer.name}, {tokenizer.grid[0]} x {tokenizer.grid[1]} codes of {tokenizer.codebook_size:,}, "
-                           f"fingerprint {tokenizer.fingerprint[-12:]}",
+        f"fingerprint {tokenizer.fingerprint[-12:]}",
         "fingerprint": bank.fingerprint[:24],
     }
     print("\n".join(f"{name:<16} {value}" for name, value in rows.items()))
-    wrong = bank.verify() if args.verify else [DataError(one.place, one.cause, one.next_step) for one in bank.skipped]
+    wrong = (
+        bank.verify()
+        if args.verify
+        else [DataError(one.place, one.cause, one.next_step) for one in bank.skipped]
+    )
     for error in wrong:
         print(f"damaged          {error}")
     if wrong:
         print(f"damaged: {len(wrong):,} of {count_of(len(stored.shards), 'shard')}")
     elif args.verify:
-        print("verified         every file is what was written, every vector has length 1, every document can be read")
+        print(
+            "verified         every file is what was written, every vector has length 1, every "
+            "document can be read"
+        )
     return 1 if wrong else 0

@@ -1,6 +1,8 @@
-"""`cm3 plugin list`: every plugin, its version and status, what it brings, and why it can't be used. Needs no torch.
+"""`cm3 plugin list`: every plugin, its version and status, what it brings, and why it can't be
+used. Needs no torch.
 
-The other actions are modules of their own, which add their parser and set `act`, the function that is run.
+The other actions are modules of their own, which add their parser and set `act`, the function that
+is run.
 """
 
 from __future__ import annotations
@@ -26,9 +28,19 @@ EXAMPLE = """  cm3 plugin new nibble --kind text_tokenizer
 def configure(parser: ArgumentParser) -> None:
     """The actions."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    listing = actions.add_parser("list", help="all plugins", description="all plugins, installed and given by --plugin",
-                                 epilog="example:\n  cm3 plugin list -v", formatter_class=RawDescriptionHelpFormatter)
-    listing.add_argument("-v", "--verbose", action="store_true", help="also where each comes from, and a broken one's traceback")
+    listing = actions.add_parser(
+        "list",
+        help="all plugins",
+        description="all plugins, installed and given by --plugin",
+        epilog="example:\n  cm3 plugin list -v",
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    listing.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="also where each comes from, and a broken one's traceback",
+    )
     listing.add_argument("--json", action="store_true", help="everything, for programs")
     listing.set_defaults(act=_list)
     _plugin_new.configure(actions)
@@ -53,7 +65,10 @@ def _list(args: Namespace) -> int:
 
 
 def _lines(info: PluginInfo, verbose: bool) -> list[str]:
-    lines = [f"{info.name} {info.version or '(file)'}  {info.status}" + (f": {info.reason}" if info.reason else "")]
+    lines = [
+        f"{info.name} {info.version or '(file)'}  {info.status}"
+        + (f": {info.reason}" if info.reason else "")
+    ]
     if verbose:
         lines.append(f"  from {info.origin}")
     lines += [f"  {kind}: {', '.join(names)}" for kind, names in info.components.items()]

@@ -1,4 +1,5 @@
-"""`cm3 recipe list | show | check | diff`: what recipes there are, and exactly what one says. Needs no torch."""
+"""`cm3 recipe list | show | check | diff`: what recipes there are, and exactly what one says. Needs
+no torch."""
 
 from __future__ import annotations
 
@@ -27,19 +28,40 @@ def configure(parser: ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def add(name: str, line: str, example: str) -> ArgumentParser:
-        return actions.add_parser(name, help=line, description=line, epilog=f"example:\n  {example}",
-                                  formatter_class=RawDescriptionHelpFormatter)
+        return actions.add_parser(
+            name,
+            help=line,
+            description=line,
+            epilog=f"example:\n  {example}",
+            formatter_class=RawDescriptionHelpFormatter,
+        )
 
     add("list", "shipped recipes, one line each", "cm3 recipe list")
-    show = add("show", "a recipe with every value, resolved", "cm3 recipe show cm3leon-350m train.steps=100 --origin")
+    show = add(
+        "show",
+        "a recipe with every value, resolved",
+        "cm3 recipe show cm3leon-350m train.steps=100 --origin",
+    )
     show.add_argument("recipe", help="a shipped recipe's name, or a path")
-    show.add_argument("--origin", action="store_true", help="say which file, or the command line, each value comes from")
+    show.add_argument(
+        "--origin",
+        action="store_true",
+        help="say which file, or the command line, each value comes from",
+    )
     add_overrides(show)
-    check = add("check", "whether a recipe's values are possible, alone and together", "cm3 recipe check ./mine.yaml")
+    check = add(
+        "check",
+        "whether a recipe's values are possible, alone and together",
+        "cm3 recipe check ./mine.yaml",
+    )
     check.add_argument("recipe", help="a shipped recipe's name, or a path")
     add_overrides(check)
-    compare = add("diff", "keys in which two recipes differ", "cm3 recipe diff cm3leon-350m cm3leon-7b")
-    compare.add_argument("a", help="a shipped recipe's name, or a path (also a checkpoint's recipe.yaml)")
+    compare = add(
+        "diff", "keys in which two recipes differ", "cm3 recipe diff cm3leon-350m cm3leon-7b"
+    )
+    compare.add_argument(
+        "a", help="a shipped recipe's name, or a path (also a checkpoint's recipe.yaml)"
+    )
     compare.add_argument("b", help="the other one")
 
 
@@ -87,7 +109,9 @@ def _diff(args: Namespace) -> int:
 
 def with_origins(recipe: Recipe) -> str:
     """One line a key: `section.key = value`, and the layer that the value comes from."""
-    rows = [(f"{key} = {_shown(value)}", _origin(recipe, key)) for key, value in recipe.flat().items()]
+    rows = [
+        (f"{key} = {_shown(value)}", _origin(recipe, key)) for key, value in recipe.flat().items()
+    ]
     width = min(max(len(text) for text, _ in rows), 60)
     return "\n".join(f"{text:<{width}}  # {origin}" for text, origin in rows)
 

@@ -1,4 +1,5 @@
-"""`cm3 sweep`: the same prompts and seeds under several values of one or two keys, in one picture."""
+"""`cm3 sweep`: the same prompts and seeds under several values of one or two keys, in one
+picture."""
 
 from __future__ import annotations
 
@@ -10,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cm3core.cli._model import add_model_options, open_model, progress_bar, settings_of, task_options
+from cm3core.cli._model import (
+    add_model_options,
+    open_model,
+    progress_bar,
+    settings_of,
+    task_options,
+)
 from cm3core.errors import GenerationError
 from cm3core.files import check_writable
 
@@ -31,14 +38,35 @@ ARGUMENTS = ("sampler", "seed", "num_retrieved", "num_candidates", "reranker")
 def configure(parser: ArgumentParser) -> None:
     """The prompts, what varies, and the options."""
     parser.add_argument("prompt", nargs="+", help="what to draw, in every cell")
-    parser.add_argument("--vary", action="append", required=True, metavar="KEY=A,B,...",
-                        help=f"sampler.KEY or one of {', '.join(ARGUMENTS)}, and its values; the first key goes down, a second "
-                        "one across")
-    parser.add_argument("--n", type=int, default=1, dest="num_images", metavar="N", help="pictures of each prompt in a cell "
-                        "(default: %(default)s)")
-    parser.add_argument("--score", metavar="NAME", help="also print the mean score of each cell's pictures by this reranker")
-    parser.add_argument("-o", "--out", type=Path, default=Path("sweep.png"), metavar="FILE.png",
-                        help="a cell for each combination (default: %(default)s)")
+    parser.add_argument(
+        "--vary",
+        action="append",
+        required=True,
+        metavar="KEY=A,B,...",
+        help=f"sampler.KEY or one of {', '.join(ARGUMENTS)}, and its values; the first key goes down, a second "
+        "one across",
+    )
+    parser.add_argument(
+        "--n",
+        type=int,
+        default=1,
+        dest="num_images",
+        metavar="N",
+        help="pictures of each prompt in a cell (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--score",
+        metavar="NAME",
+        help="also print the mean score of each cell's pictures by this reranker",
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("sweep.png"),
+        metavar="FILE.png",
+        help="a cell for each combination (default: %(default)s)",
+    )
     add_model_options(parser)
 
 
@@ -50,34 +78,65 @@ def run(args: Namespace) -> int:
     check_writable(args.out)
     varied = [_varied(text) for text in args.vary]
     if len(varied) > 2:
-        raise GenerationError("--vary", f"is given {len(varied)} times", "vary one key down and at most one across")
-    (down, values), (across, other_values) = varied[0], varied[1] if len(varied) == 2 else ("", [("", {})])
+        raise GenerationError(
+            "--vary", f"is given {len(varied)} times", "vary one key down and at most one across"
+        )
+    (down, values), (across, other_values) = (
+        varied[0],
+        varied[1] if len(varied) == 2 else ("", [("", {})]),
+    )
     model = open_model(args)
-    cells = [task_options(args) | own | other for (_, own), (_, other) in itertools.product(values, other_values)]
+    cells = [
+        task_options(args) | own | other
+        for (_, own), (_, other) in itertools.product(values, other_values)
+    ]
     planned = [model.image_tasks(args.prompt, args.num_images, **options) for options in cells]
     if args.score is not None:
         model.reranker(args.score)  # a wrong name is told before anything is drawn
     tasks: Iterator[Task[GeneratedImage]] = itertools.chain.from_iterable(own for own, _ in planned)
     with progress_bar("drawing") as progress:
-        pictures = list(results(model.engine, tasks, progress=progress, total=sum(total for _, total in planned)))
+        pictures = list(
+            results(
+                model.engine, tasks, progress=progress, total=sum(total for _, total in planned)
+            )
+        )
     each = len(args.prompt) * args.num_images
-    drawn = [pictures[start:start + each] for start in range(0, len(pictures), each)]
+    drawn = [pictures[start : start + each] for start in range(0, len(pictures), each)]
     tiles = [_mosaic(own, args.num_images) for own in drawn]
     width = len(other_values)
-    rows = [tiles[start:start + width] for start in range(0, len(tiles), width)]
-    sheet = images.grid(rows, row_labels=[f"{down} {text}" for text, _ in values],
-                        column_labels=[f"{across} {text}" for text, _ in other_values] if across else None,
-                        scale=max(1, 128 // pictures[0].pixels.shape[0]))
-    images.save_png(args.out, sheet, {"prompt": "\n".join(args.prompt), "vary": "\n".join(args.vary), "seed": str(args.seed),
-                                      "model": model.name, "recipe_hash": model.recipe.hash})
+    rows = [tiles[start : start + width] for start in range(0, len(tiles), width)]
+    sheet = images.grid(
+        rows,
+        row_labels=[f"{down} {text}" for text, _ in values],
+        column_labels=[f"{across} {text}" for text, _ in other_values] if across else None,
+        scale=max(1, 128 // pictures[0].pixels.shape[0]),
+    )
+    images.save_png(
+        args.out,
+        sheet,
+        {
+            "prompt": "\n".join(args.prompt),
+            "vary": "\n".join(args.vary),
+            "seed": str(args.seed),
+            "model": model.name,
+            "recipe_hash": model.recipe.hash,
+        },
+    )
     if args.score is not None:
-        _print_scores(model, args.score, drawn, [text for text, _ in values], [text for text, _ in other_values])
+        _print_scores(
+            model,
+            args.score,
+            drawn,
+            [text for text, _ in values],
+            [text for text, _ in other_values],
+        )
     print(args.out)
     return 0
 
 
 def _varied(text: str) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
-    """The last word of the key, and each value as it is written and as arguments of `Model.image_tasks`.
+    """The last word of the key, and each value as it is written and as arguments of
+    `Model.image_tasks`.
 
     >>> _varied("sampler.top_p=0.5,1")
     ('top_p', [('0.5', {'top_p': 0.5}), ('1', {'top_p': 1})])
@@ -87,8 +146,11 @@ def _varied(text: str) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
     key, equals, listed = text.partition("=")
     parts = [part.strip() for part in listed.split(",")]
     if not equals or not all(parts) or not (key in ARGUMENTS or key.startswith("sampler.")):
-        raise GenerationError(f"--vary {text}", f"is not sampler.KEY=A,B,... nor {', '.join(ARGUMENTS)}",
-                              "write for instance --vary sampler.guidance_scale=1,1.5,3")
+        raise GenerationError(
+            f"--vary {text}",
+            f"is not sampler.KEY=A,B,... nor {', '.join(ARGUMENTS)}",
+            "write for instance --vary sampler.guidance_scale=1,1.5,3",
+        )
     name = key.removeprefix("sampler.")
     found = [settings_of([f"sampler.{name}={part}"], "sampler") for part in parts]
     return name, list(zip(parts, found, strict=True))
@@ -96,17 +158,21 @@ def _varied(text: str) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
 
 def _mosaic(pictures: list[GeneratedImage], columns: int) -> PixelArray:
     """A cell: a row for each prompt."""
-    rows = [np.concatenate([one.pixels for one in pictures[start:start + columns]], axis=1)
-            for start in range(0, len(pictures), columns)]
+    rows = [
+        np.concatenate([one.pixels for one in pictures[start : start + columns]], axis=1)
+        for start in range(0, len(pictures), columns)
+    ]
     return np.concatenate(rows, axis=0)
 
 
-def _print_scores(model: Model, name: str, drawn: list[list[GeneratedImage]], rows: list[str], columns: list[str]) -> None:
+def _print_scores(
+    model: Model, name: str, drawn: list[list[GeneratedImage]], rows: list[str], columns: list[str]
+) -> None:
     """A table of mean scores, cell by cell."""
     reranker = model.reranker(name)
     means = [float(np.mean([model.score(picture, name) for picture in cell])) for cell in drawn]
     print(f"mean {reranker.measure}")
     print("\t".join(["", *columns]))
     for place, row in enumerate(rows):
-        own = means[place * len(columns):(place + 1) * len(columns)]
+        own = means[place * len(columns) : (place + 1) * len(columns)]
         print("\t".join([row, *(f"{mean:.4f}" for mean in own)]))

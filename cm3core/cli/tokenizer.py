@@ -1,4 +1,5 @@
-"""`cm3 tokenizer train-text | train-image | eval`: train tokenizers, and measure what an image tokenizer keeps of pictures."""
+"""`cm3 tokenizer train-text | train-image | eval`: train tokenizers, and measure what an image
+tokenizer keeps of pictures."""
 
 from __future__ import annotations
 
@@ -33,36 +34,92 @@ def configure(parser: ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def add(name: str, line: str, example: str) -> ArgumentParser:
-        return actions.add_parser(name, help=line, description=line, epilog=f"example:\n  {example}",
-                                  formatter_class=RawDescriptionHelpFormatter)
+        return actions.add_parser(
+            name,
+            help=line,
+            description=line,
+            epilog=f"example:\n  {example}",
+            formatter_class=RawDescriptionHelpFormatter,
+        )
 
-    text = add("train-text", "train a text tokenizer on a recipe's captions, or on the lines of text files",
-               "cm3 tokenizer train-text --vocab-size 56316 -o runs/bpe captions.txt")
-    text.add_argument("overrides", nargs="*", metavar="FILE|section.key=value", default=[],
-                      help="text files, one text a line; or, with --recipe, values that override the recipe's")
+    text = add(
+        "train-text",
+        "train a text tokenizer on a recipe's captions, or on the lines of text files",
+        "cm3 tokenizer train-text --vocab-size 56316 -o runs/bpe captions.txt",
+    )
+    text.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="FILE|section.key=value",
+        default=[],
+        help="text files, one text a line; or, with --recipe, values that override the recipe's",
+    )
     text.add_argument("--recipe", metavar="RECIPE", help="train on this recipe's data set")
-    text.add_argument("--vocab-size", type=int, required=True, metavar="N",
-                      help="ids wanted; the vocabulary adds 4 control tokens (CM3leon's 56,320 are 56,316 and these)")
-    text.add_argument("--tokenizer", default="bpe", metavar="NAME", help="the component to train (default: %(default)s)")
-    text.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="gets the tokenizer")
+    text.add_argument(
+        "--vocab-size",
+        type=int,
+        required=True,
+        metavar="N",
+        help="ids wanted; the vocabulary adds 4 control tokens (CM3leon's 56,320 are 56,316 and these)",
+    )
+    text.add_argument(
+        "--tokenizer",
+        default="bpe",
+        metavar="NAME",
+        help="the component to train (default: %(default)s)",
+    )
+    text.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="FOLDER", help="gets the tokenizer"
+    )
 
-    image = add("train-image", "train a recipe's image tokenizer on its data set's pictures, or go on where it stopped",
-                "cm3 tokenizer train-image tokenizer-emoji64 --minutes 25 -o runs/tokenizer")
+    image = add(
+        "train-image",
+        "train a recipe's image tokenizer on its data set's pictures, or go on where it stopped",
+        "cm3 tokenizer train-image tokenizer-emoji64 --minutes 25 -o runs/tokenizer",
+    )
     image.add_argument("recipe", help="a shipped recipe's name, or a path to a YAML file")
-    image.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="gets weights, log and reconstructions")
+    image.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="gets weights, log and reconstructions",
+    )
     budget = image.add_mutually_exclusive_group()
-    budget.add_argument("--minutes", type=float, help="train for so long (default: the recipe's train.minutes)")
-    budget.add_argument("--steps", type=int, help="train for so many steps (default: the recipe's train.steps)")
+    budget.add_argument(
+        "--minutes", type=float, help="train for so long (default: the recipe's train.minutes)"
+    )
+    budget.add_argument(
+        "--steps", type=int, help="train for so many steps (default: the recipe's train.steps)"
+    )
     image.add_argument("--quiet", action="store_true", help="no progress bars")
     add_overrides(image)
 
-    evaluate = add("eval", "PSNR, codebook usage and perplexity of an image tokenizer, and a picture of reconstructions",
-                   "cm3 tokenizer eval quickstart --split unseen -o reconstructions.png")
-    evaluate.add_argument("recipe", metavar="RECIPE|PATH", help="a recipe, or a folder or weights file of train-image")
+    evaluate = add(
+        "eval",
+        "PSNR, codebook usage and perplexity of an image tokenizer, and a picture of "
+        "reconstructions",
+        "cm3 tokenizer eval quickstart --split unseen -o reconstructions.png",
+    )
+    evaluate.add_argument(
+        "recipe", metavar="RECIPE|PATH", help="a recipe, or a folder or weights file of train-image"
+    )
     evaluate.add_argument("--split", help="of the data set (default: the recipe's)")
-    evaluate.add_argument("--num", type=int, default=1024, help="pictures at most, spread over the split (default: %(default)s)")
-    evaluate.add_argument("-o", "--out", type=Path, default=Path("reconstructions.png"), metavar="FILE.png",
-                          help="originals above reconstructions (default: %(default)s)")
+    evaluate.add_argument(
+        "--num",
+        type=int,
+        default=1024,
+        help="pictures at most, spread over the split (default: %(default)s)",
+    )
+    evaluate.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("reconstructions.png"),
+        metavar="FILE.png",
+        help="originals above reconstructions (default: %(default)s)",
+    )
     add_overrides(evaluate)
 
 
@@ -76,8 +133,12 @@ def _train_text(args: Namespace) -> int:
     files = [name for name in args.overrides if not is_override(name)]
     overrides = [name for name in args.overrides if is_override(name)]
     if (args.recipe is None) == (not files):
-        cause = "neither a recipe nor a file is given" if not files else "a recipe and files are given"
-        raise TokenizerError("cm3 tokenizer train-text", cause, "give --recipe RECIPE, or text files")
+        cause = (
+            "neither a recipe nor a file is given" if not files else "a recipe and files are given"
+        )
+        raise TokenizerError(
+            "cm3 tokenizer train-text", cause, "give --recipe RECIPE, or text files"
+        )
     registry = registry_of(args)
     wanted = {"name": args.tokenizer, "vocab_size": args.vocab_size}
     if files:
@@ -100,11 +161,16 @@ def _train_text(args: Namespace) -> int:
     tokenizer.save(args.out)
     num_bytes = sum(len(text.encode()) for text in corpus.first)
     num_tokens = sum(map(len, tokenizer.encode_batch(corpus.first)))
-    print(f"{args.out}: {tokenizer.vocab_size:,} ids from {corpus.num_texts:,} texts, "
-          f"{num_bytes / max(num_tokens, 1):.2f} bytes a token; "
-          f"use it with text_tokenizer={args.tokenizer} text_tokenizer.path={args.out}")
+    print(
+        f"{args.out}: {tokenizer.vocab_size:,} ids from {corpus.num_texts:,} texts, "
+        f"{num_bytes / max(num_tokens, 1):.2f} bytes a token; "
+        f"use it with text_tokenizer={args.tokenizer} text_tokenizer.path={args.out}"
+    )
     if tokenizer.vocab_size < args.vocab_size:
-        print(f"note: {args.vocab_size:,} ids were wanted; the texts hold no more pieces that occur often enough")
+        print(
+            f"note: {args.vocab_size:,} ids were wanted; the texts hold no more pieces that "
+            "occur often enough"
+        )
     return 0
 
 
@@ -139,9 +205,13 @@ def _lines(paths: Sequence[Path]) -> Iterator[str]:
         except FileNotFoundError as error:
             raise DataError(str(path), "there is no such file", "correct the path") from error
         except UnicodeDecodeError as error:
-            raise DataError(f"{path}, after line {number}", f"is not UTF-8 ({error.reason})", "save it as UTF-8") from error
+            raise DataError(
+                f"{path}, after line {number}", f"is not UTF-8 ({error.reason})", "save it as UTF-8"
+            ) from error
         except OSError as error:
-            raise DataError(str(path), f"can't be read: {error.strerror}", "correct the path or its permissions") from error
+            raise DataError(
+                str(path), f"can't be read: {error.strerror}", "correct the path or its permissions"
+            ) from error
 
 
 def _train_image(args: Namespace) -> int:
@@ -150,40 +220,66 @@ def _train_image(args: Namespace) -> int:
 
     recipe = compose(args.recipe, args.overrides, registry=registry_of(args))
     if recipe.image_tokenizer is None:
-        raise RecipeError(f"recipe {recipe.name}", "has no section 'image_tokenizer'", "add image_tokenizer=NAME to the command")
+        raise RecipeError(
+            f"recipe {recipe.name}",
+            "has no section 'image_tokenizer'",
+            "add image_tokenizer=NAME to the command",
+        )
     recipe.image_tokenizer.check()
     check_writable(args.out, folder=True)
     minutes, steps = args.minutes, args.steps
     if minutes is None and steps is None:
         minutes, steps = recipe.train.minutes, recipe.train.steps
     if (minutes is None) == (steps is None):
-        raise RecipeError("cm3 tokenizer train-image", "how long to train is not decided", "give --minutes or --steps")
+        raise RecipeError(
+            "cm3 tokenizer train-image",
+            "how long to train is not decided",
+            "give --minutes or --steps",
+        )
     if (length := minutes if steps is None else steps) is not None and not length > 0:
-        raise RecipeError("--minutes" if steps is None else "--steps", f"is {length}", "use more than 0")
+        raise RecipeError(
+            "--minutes" if steps is None else "--steps", f"is {length}", "use more than 0"
+        )
     limit_threads(recipe)
     images_NHWC = pictures_of(data_source(recipe, None), recipe.image_tokenizer.image_size)
-    path = recipe.image_tokenizer.train(images_NHWC, args.out, minutes=minutes, steps=steps, resume=True,
-                                        validation_NHWC=_validation_pictures(recipe), show_progress=not args.quiet)
+    path = recipe.image_tokenizer.train(
+        images_NHWC,
+        args.out,
+        minutes=minutes,
+        steps=steps,
+        resume=True,
+        validation_NHWC=_validation_pictures(recipe),
+        show_progress=not args.quiet,
+    )
     use = ""
     if "weights" in {item.name for item in fields(recipe.image_tokenizer)}:
         use = f"; use it with image_tokenizer.weights={path}"
         trained: Any = recipe.image_tokenizer  # its class is the plugin's
         recipe = replace(recipe, image_tokenizer=replace(trained, weights=str(path.absolute())))
     write_text(args.out / RECIPE_FILE, recipe.to_yaml())
-    print(f"{path}: trained on {len(images_NHWC):,} pictures{use}\n"
-          f"measure it: cm3 tokenizer eval {args.out}")
+    print(
+        f"{path}: trained on {len(images_NHWC):,} pictures{use}\n"
+        f"measure it: cm3 tokenizer eval {args.out}"
+    )
     return 0
 
 
 def _validation_pictures(recipe: Recipe) -> PixelArray | None:
-    """Pictures of the first of the recipe's validation splits, and "valid", that the data set has; None when it has none."""
+    """Pictures of the first of the recipe's validation splits, and "valid", that the data set has;
+    None when it has none."""
     assert recipe.dataset is not None
     assert recipe.image_tokenizer is not None
-    names = [name for name in (*recipe.train.validation_splits, "valid") if name in recipe.dataset.splits]
+    names = [
+        name for name in (*recipe.train.validation_splits, "valid") if name in recipe.dataset.splits
+    ]
     if not names:
         return None
     source = data_source(recipe, names[0])
-    return pictures_of(source, recipe.image_tokenizer.image_size, NUM_VALIDATION) if len(source) else None
+    return (
+        pictures_of(source, recipe.image_tokenizer.image_size, NUM_VALIDATION)
+        if len(source)
+        else None
+    )
 
 
 def _evaluate(args: Namespace) -> int:
@@ -197,7 +293,11 @@ def _evaluate(args: Namespace) -> int:
     target, ours = _evaluated(args.recipe)
     recipe = compose(target, [*ours, *args.overrides], registry=registry_of(args))
     if recipe.image_tokenizer is None:
-        raise RecipeError(f"recipe {recipe.name}", "has no section 'image_tokenizer'", "add image_tokenizer=NAME to the command")
+        raise RecipeError(
+            f"recipe {recipe.name}",
+            "has no section 'image_tokenizer'",
+            "add image_tokenizer=NAME to the command",
+        )
     recipe.image_tokenizer.check()
     limit_threads(recipe)
     tokenizer = recipe.image_tokenizer.build()
@@ -207,17 +307,21 @@ def _evaluate(args: Namespace) -> int:
     save_png(args.out, report.picture)
     rows, columns = tokenizer.grid
     split = args.split or (recipe.dataset.split if recipe.dataset is not None else "")
-    print(f"{len(images_NHWC):,} pictures of split {split!r}, {tokenizer.image_size[0]} x {tokenizer.image_size[1]} pixels "
-          f"as {rows} x {columns} codes\n"
-          f"PSNR        {report.psnr:.2f} dB\n"
-          f"codes used  {report.num_used_codes:,} of {report.codebook_size:,} ({report.usage:.0%})\n"
-          f"perplexity  {report.perplexity:.0f}\n"
-          f"{args.out}: originals above reconstructions")
+    print(
+        f"{len(images_NHWC):,} pictures of split {split!r}, {tokenizer.image_size[0]} x "
+        f"{tokenizer.image_size[1]} pixels "
+        f"as {rows} x {columns} codes\n"
+        f"PSNR        {report.psnr:.2f} dB\n"
+        f"codes used  {report.num_used_codes:,} of {report.codebook_size:,} ({report.usage:.0%})\n"
+        f"perplexity  {report.perplexity:.0f}\n"
+        f"{args.out}: originals above reconstructions"
+    )
     return 0
 
 
 def _evaluated(target: str) -> tuple[str, list[str]]:
-    """Recipe, and overrides, of a recipe's name, a recipe's file, a folder that train-image wrote, or a file of its weights."""
+    """Recipe, and overrides, of a recipe's name, a recipe's file, a folder that train-image wrote,
+    or a file of its weights."""
     path = Path(target)
     if not path.is_dir() and path.suffix != ".safetensors":
         return target, []
@@ -225,6 +329,9 @@ def _evaluated(target: str) -> tuple[str, list[str]]:
         raise TokenizerError(target, "there is no such file", "correct the path")
     recipe = (path if path.is_dir() else path.parent) / RECIPE_FILE
     if not recipe.is_file():
-        raise TokenizerError(target, f"there is no {RECIPE_FILE} that says what it is",
-                             "name the recipe instead, with image_tokenizer.weights=FILE")
+        raise TokenizerError(
+            target,
+            f"there is no {RECIPE_FILE} that says what it is",
+            "name the recipe instead, with image_tokenizer.weights=FILE",
+        )
     return str(recipe), [] if path.is_dir() else [f"image_tokenizer.weights={path}"]

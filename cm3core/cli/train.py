@@ -19,9 +19,19 @@ The same command again goes on from the newest checkpoint in the folder."""
 def configure(parser: ArgumentParser) -> None:
     """Recipe, folder, overrides."""
     parser.add_argument("recipe", help="a shipped recipe's name, or a path to a YAML file")
-    parser.add_argument("-o", "--out", type=Path, default=None, help="the run's folder (default: runs/<recipe name>)")
-    parser.add_argument("--new", action="store_true", help="refuse to go on from a checkpoint that is in the folder")
-    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, ... (default: the GPU when there is one)")
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=None,
+        help="the run's folder (default: runs/<recipe name>)",
+    )
+    parser.add_argument(
+        "--new", action="store_true", help="refuse to go on from a checkpoint that is in the folder"
+    )
+    parser.add_argument(
+        "--device", default=None, help="cpu, cuda, cuda:1, ... (default: the GPU when there is one)"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     add_overrides(parser)
 
@@ -40,12 +50,27 @@ def run(args: Namespace) -> int:
     from cm3core.training.loop import TrainingInterrupted, train
 
     try:
-        result = train(recipe, out, registry, resume=not args.new, progress=not args.quiet, device=args.device,
-                       command=f"cm3 {plugins}train {command}")
+        result = train(
+            recipe,
+            out,
+            registry,
+            resume=not args.new,
+            progress=not args.quiet,
+            device=args.device,
+            command=f"cm3 {plugins}train {command}",
+        )
     except TrainingInterrupted as stopped:
         print(stopped, file=sys.stderr)
         return 130
-    losses = ", ".join(f"{name.replace('_loss', '')} {value:.4f}" for name, value in result.metrics.items() if "_loss" in name)
-    print(f"trained to step {result.step} ({result.tokens:,} tokens, {result.elapsed_s / 60:.1f} min)\n"
-          f"nats a token: {losses or 'not logged'}\npeak memory {result.peak_memory_bytes / 2**30:.2f} GiB\n{result.checkpoint}")
+    losses = ", ".join(
+        f"{name.replace('_loss', '')} {value:.4f}"
+        for name, value in result.metrics.items()
+        if "_loss" in name
+    )
+    print(
+        f"trained to step {result.step} ({result.tokens:,} tokens, {result.elapsed_s / 60:.1f} "
+        "min)\n"
+        f"nats a token: {losses or 'not logged'}\npeak memory "
+        f"{result.peak_memory_bytes / 2**30:.2f} GiB\n{result.checkpoint}"
+    )
     return 0

@@ -20,11 +20,25 @@ def configure(parser: ArgumentParser) -> None:
     """The picture, the upscaler and the result."""
     parser.add_argument("picture", type=Path, help="a picture's file, of any size")
     chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument("--upscaler", default=DEFAULT_UPSCALER, metavar="NAME", help="the component (default: %(default)s)")
-    chosen.add_argument("--recipe", metavar="RECIPE",
-                        help="take this recipe's section upscaler, for instance runs/upscaler/recipe.yaml")
-    parser.add_argument("-o", "--out", type=Path, default=Path("upscaled.png"), metavar="FILE.png",
-                        help="the large picture, with the text of the small one if that is a PNG (default: %(default)s)")
+    chosen.add_argument(
+        "--upscaler",
+        default=DEFAULT_UPSCALER,
+        metavar="NAME",
+        help="the component (default: %(default)s)",
+    )
+    chosen.add_argument(
+        "--recipe",
+        metavar="RECIPE",
+        help="take this recipe's section upscaler, for instance runs/upscaler/recipe.yaml",
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("upscaled.png"),
+        metavar="FILE.png",
+        help="the large picture, with the text of the small one if that is a PNG (default: %(default)s)",
+    )
     add_overrides(parser)
 
 
@@ -51,5 +65,8 @@ def run(args: Namespace) -> int:
         facts = {}
     name = recipe.component_names["upscaler"]
     images.save_png(args.out, large, facts | {"upscaler": name})
-    print(f"{args.out}: {large.shape[1]} x {large.shape[0]} pixels of {pixels.shape[1]} x {pixels.shape[0]}, by {name}")
+    print(
+        f"{args.out}: {large.shape[1]} x {large.shape[0]} pixels of {pixels.shape[1]} x "
+        f"{pixels.shape[0]}, by {name}"
+    )
     return 0

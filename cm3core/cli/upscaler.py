@@ -1,4 +1,5 @@
-"""`cm3 upscaler train | eval`: train an upscaler behind an image tokenizer, and measure one beside Lanczos."""
+"""`cm3 upscaler train | eval`: train an upscaler behind an image tokenizer, and measure one beside
+Lanczos."""
 
 from __future__ import annotations
 
@@ -38,29 +39,64 @@ def configure(parser: ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def add(name: str, line: str, example: str) -> ArgumentParser:
-        return actions.add_parser(name, help=line, description=line, epilog=f"example:\n  {example}",
-                                  formatter_class=RawDescriptionHelpFormatter)
+        return actions.add_parser(
+            name,
+            help=line,
+            description=line,
+            epilog=f"example:\n  {example}",
+            formatter_class=RawDescriptionHelpFormatter,
+        )
 
-    train = add("train", "train a recipe's upscaler behind its image tokenizer, or go on where it stopped",
-                "cm3 upscaler train upscaler-emoji256 --minutes 25 -o runs/upscaler")
+    train = add(
+        "train",
+        "train a recipe's upscaler behind its image tokenizer, or go on where it stopped",
+        "cm3 upscaler train upscaler-emoji256 --minutes 25 -o runs/upscaler",
+    )
     train.add_argument("recipe", help="a shipped recipe's name, or a path to a YAML file")
-    train.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="gets weights, log and a comparison")
+    train.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="gets weights, log and a comparison",
+    )
     budget = train.add_mutually_exclusive_group()
-    budget.add_argument("--minutes", type=float, help="train for so long (default: the recipe's train.minutes)")
-    budget.add_argument("--steps", type=int, help="train for so many steps (default: the recipe's train.steps)")
+    budget.add_argument(
+        "--minutes", type=float, help="train for so long (default: the recipe's train.minutes)"
+    )
+    budget.add_argument(
+        "--steps", type=int, help="train for so many steps (default: the recipe's train.steps)"
+    )
     train.add_argument("--quiet", action="store_true", help="no progress bars")
     add_overrides(train)
 
-    evaluate = add("eval", "PSNR and SSIM of an upscaler beside Lanczos, and a picture of both",
-                   "cm3 upscaler eval upscaler-emoji256 upscaler.weights=bundled:emoji256")
+    evaluate = add(
+        "eval",
+        "PSNR and SSIM of an upscaler beside Lanczos, and a picture of both",
+        "cm3 upscaler eval upscaler-emoji256 upscaler.weights=bundled:emoji256",
+    )
     evaluate.add_argument("recipe", metavar="RECIPE|FOLDER", help="a recipe, or a folder of train")
-    evaluate.add_argument("--split", action="append",
-                          help="of the data set; may be given several times (default: the recipe's train.validation_splits, else "
-                               "its own)")
-    evaluate.add_argument("--num", type=int, default=1024,
-                          help="pictures of a split at most, spread over it (default: %(default)s)")
-    evaluate.add_argument("-o", "--out", type=Path, default=Path("comparison.png"), metavar="FILE.png",
-                          help="pictures of the last split enlarged both ways, beside the real ones (default: %(default)s)")
+    evaluate.add_argument(
+        "--split",
+        action="append",
+        help="of the data set; may be given several times (default: the recipe's train.validation_splits, else "
+        "its own)",
+    )
+    evaluate.add_argument(
+        "--num",
+        type=int,
+        default=1024,
+        help="pictures of a split at most, spread over it (default: %(default)s)",
+    )
+    evaluate.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("comparison.png"),
+        metavar="FILE.png",
+        help="pictures of the last split enlarged both ways, beside the real ones (default: %(default)s)",
+    )
     add_overrides(evaluate)
 
 
@@ -70,8 +106,9 @@ def run(args: Namespace) -> int:
 
 
 class LargePictures(DocumentSource):
-    """A data set whose pictures are refused, one by one, where they are smaller than (height, width) = `size`: those enlarged
-    would teach blur. When the first `NUM_SMALL` all are, it is the wrong data set, or drawn at the wrong size."""
+    """A data set whose pictures are refused, one by one, where they are smaller than (height,
+    width) = `size`: those enlarged would teach blur. When the first `NUM_SMALL` all are, it is the
+    wrong data set, or drawn at the wrong size."""
 
     def __init__(self, source: DocumentSource, size: tuple[int, int]) -> None:
         self._source, self._size = source, size
@@ -84,8 +121,12 @@ class LargePictures(DocumentSource):
         return self._source.id(index)
 
     def _document(self, index: int, rng: np.random.Generator | None) -> Document:
-        return tuple(replace(segment, load=partial(self._load, segment, index)) if isinstance(segment, Image) else segment
-                     for segment in self._source.document(index, rng))
+        return tuple(
+            replace(segment, load=partial(self._load, segment, index))
+            if isinstance(segment, Image)
+            else segment
+            for segment in self._source.document(index, rng)
+        )
 
     def _load(self, picture: Image, index: int) -> PixelArray:
         pixels_HWC = picture.load()
@@ -95,10 +136,18 @@ class LargePictures(DocumentSource):
             return pixels_HWC
         self._num_small += 1
         if self._num_small == NUM_SMALL and not self._any_large:
-            raise RecipeError("dataset", f"its first {NUM_SMALL} pictures are all smaller than an enlarged one, which has "
-                              f"{width} x {height} pixels", "give larger pictures (of the emoji corpus: dataset.image_size)")
+            raise RecipeError(
+                "dataset",
+                f"its first {NUM_SMALL} pictures are all smaller than an enlarged one, which has "
+                f"{width} x {height} pixels",
+                "give larger pictures (of the emoji corpus: dataset.image_size)",
+            )
         found = f"{pixels_HWC.shape[1]} x {pixels_HWC.shape[0]} pixels"
-        raise DataError(self.id(index), f"{found}, an enlarged one has {width} x {height}", "give a larger picture")
+        raise DataError(
+            self.id(index),
+            f"{found}, an enlarged one has {width} x {height}",
+            "give a larger picture",
+        )
 
     @property
     def skipped(self) -> list[SkippedRecord]:
@@ -109,15 +158,21 @@ class LargePictures(DocumentSource):
         return self._source.fingerprint
 
 
-def _large_pictures(recipe: Recipe, split: str | None, scale: int, num: int | None = None) -> PixelArray:
-    """Pictures uint8 [N, H, W, 3] of a split, `scale` times the size of the recipe's image tokenizer."""
+def _large_pictures(
+    recipe: Recipe, split: str | None, scale: int, num: int | None = None
+) -> PixelArray:
+    """Pictures uint8 [N, H, W, 3] of a split, `scale` times the size of the recipe's image
+    tokenizer."""
     assert recipe.image_tokenizer is not None
     height, width = (side * scale for side in recipe.image_tokenizer.image_size)
-    return pictures_of(LargePictures(data_source(recipe, split), (height, width)), (height, width), num)
+    return pictures_of(
+        LargePictures(data_source(recipe, split), (height, width)), (height, width), num
+    )
 
 
 def _composed(target: str, overrides: Sequence[str], args: Namespace) -> Recipe:
-    """The recipe, with an upscaler and the image tokenizer it stands behind; `target` may be a folder of `train`."""
+    """The recipe, with an upscaler and the image tokenizer it stands behind; `target` may be a
+    folder of `train`."""
     from cm3core.recipe import compose
 
     if Path(target).is_dir():
@@ -125,7 +180,11 @@ def _composed(target: str, overrides: Sequence[str], args: Namespace) -> Recipe:
     recipe = compose(target, overrides, registry=registry_of(args))
     for kind in ("upscaler", "image_tokenizer"):
         if getattr(recipe, kind) is None:
-            raise RecipeError(f"recipe {recipe.name}", f"has no section {kind!r}", f"add {kind}=NAME to the command")
+            raise RecipeError(
+                f"recipe {recipe.name}",
+                f"has no section {kind!r}",
+                f"add {kind}=NAME to the command",
+            )
         getattr(recipe, kind).check()
     return recipe
 
@@ -142,28 +201,49 @@ def _train(args: Namespace) -> int:
     if minutes is None and steps is None:
         minutes, steps = recipe.train.minutes, recipe.train.steps
     if (minutes is None) == (steps is None):
-        raise RecipeError("cm3 upscaler train", "how long to train is not decided", "give --minutes or --steps")
+        raise RecipeError(
+            "cm3 upscaler train", "how long to train is not decided", "give --minutes or --steps"
+        )
     if (length := minutes if steps is None else steps) is not None and not length > 0:
-        raise RecipeError("--minutes" if steps is None else "--steps", f"is {length}", "use more than 0")
+        raise RecipeError(
+            "--minutes" if steps is None else "--steps", f"is {length}", "use more than 0"
+        )
     limit_threads(recipe)
     tokenizer = recipe.image_tokenizer.build()
     images_NHWC = _large_pictures(recipe, None, scale)
-    path = recipe.upscaler.train(images_NHWC, args.out, image_tokenizer=tokenizer, minutes=minutes, steps=steps, resume=True,
-                                 validation_NHWC=_validation_pictures(recipe, scale), show_progress=not args.quiet)
+    path = recipe.upscaler.train(
+        images_NHWC,
+        args.out,
+        image_tokenizer=tokenizer,
+        minutes=minutes,
+        steps=steps,
+        resume=True,
+        validation_NHWC=_validation_pictures(recipe, scale),
+        show_progress=not args.quiet,
+    )
     if "weights" in {item.name for item in fields(recipe.upscaler)}:
         trained: Any = recipe.upscaler  # its class is the plugin's
         recipe = replace(recipe, upscaler=replace(trained, weights=str(path.absolute())))
     write_text(args.out / RECIPE_FILE, recipe.to_yaml())
-    print(f"{path}: trained on {len(images_NHWC):,} pictures; use it with upscaler.weights={path}\n"
-          f"measure it: cm3 upscaler eval {args.out}")
+    print(
+        f"{path}: trained on {len(images_NHWC):,} pictures; use it with upscaler.weights={path}\n"
+        f"measure it: cm3 upscaler eval {args.out}"
+    )
     return 0
 
 
 def _validation_pictures(recipe: Recipe, scale: int) -> PixelArray | None:
-    """Pictures of the first of the recipe's validation splits, and "valid", that the data set has; None when it has none."""
+    """Pictures of the first of the recipe's validation splits, and "valid", that the data set has;
+    None when it has none."""
     assert recipe.dataset is not None
-    names = [name for name in (*recipe.train.validation_splits, "valid") if name in recipe.dataset.splits]
-    return _large_pictures(recipe, names[0], scale, NUM_VALIDATION) if names and len(data_source(recipe, names[0])) else None
+    names = [
+        name for name in (*recipe.train.validation_splits, "valid") if name in recipe.dataset.splits
+    ]
+    return (
+        _large_pictures(recipe, names[0], scale, NUM_VALIDATION)
+        if names and len(data_source(recipe, names[0]))
+        else None
+    )
 
 
 def _evaluate(args: Namespace) -> int:
@@ -183,16 +263,28 @@ def _evaluate(args: Namespace) -> int:
     name, (height, width) = recipe.component_names["upscaler"], tokenizer.image_size
     scale = upscaler.scale
     known = recipe.dataset.splits if recipe.dataset is not None else ()
-    for split in args.split or [split for split in recipe.train.validation_splits if split in known] or [None]:
+    for split in (
+        args.split
+        or [split for split in recipe.train.validation_splits if split in known]
+        or [None]
+    ):
         large_NHWC = _large_pictures(recipe, split, scale, args.num)
-        with tqdm(total=len(large_NHWC), desc="measuring", unit="", disable=None, leave=False) as bar:
-            report = evaluate_upscaler(upscaler, tokenizer, large_NHWC, name=name, progress=bar.update)
+        with tqdm(
+            total=len(large_NHWC), desc="measuring", unit="", disable=None, leave=False
+        ) as bar:
+            report = evaluate_upscaler(
+                upscaler, tokenizer, large_NHWC, name=name, progress=bar.update
+            )
         shown = split or (recipe.dataset.split if recipe.dataset is not None else "")
         sizes = f"{width} x {height} -> {width * scale} x {height * scale} pixels"
-        print(f"{len(large_NHWC):,} pictures of split {shown!r}, {sizes}\n"
-              f"{'':<15}{'PSNR, dB: lanczos':>19}{name:>10}{'SSIM: lanczos':>17}{name:>10}")
+        print(
+            f"{len(large_NHWC):,} pictures of split {shown!r}, {sizes}\n"
+            f"{'':<15}{'PSNR, dB: lanczos':>19}{name:>10}{'SSIM: lanczos':>17}{name:>10}"
+        )
         for sort, (base, ours) in report.quality.items():
-            print(f"{sort:<15}{base.psnr:>19.2f}{ours.psnr:>10.2f}{base.ssim:>17.4f}{ours.ssim:>10.4f}")
+            print(
+                f"{sort:<15}{base.psnr:>19.2f}{ours.psnr:>10.2f}{base.ssim:>17.4f}{ours.ssim:>10.4f}"
+            )
     save_png(args.out, report.picture)
     print(f"{args.out}: enlarged both ways, beside the real ones")
     return 0

@@ -1,1 +1,2 @@
-"""Config dataclasses: their schema, the meaning of their keys, and overrides of single keys. Imports no torch."""
+"""Config dataclasses: their schema, the meaning of their keys, and overrides of single keys.
+Imports no torch."""

@@ -1,6 +1,8 @@
-"""What a config class says of itself: its summary, and the type, default and documentation of each key. Imports no torch.
+"""What a config class says of itself: its summary, and the type, default and documentation of each
+key. Imports no torch.
 
-A key is documented by the `Args:` section of a docstring, of the class itself or of a class that it inherits from:
+A key is documented by the `Args:` section of a docstring, of the class itself or of a class that it
+inherits from:
 
     Args:
         temperature: divides the logits; 0 takes the most probable code.
@@ -15,7 +17,14 @@ from collections.abc import Iterator
 from dataclasses import MISSING, dataclass
 from typing import Any
 
-from cm3core.config.schema import default, hints, init_fields, nested_dataclass, shown_type, to_plain
+from cm3core.config.schema import (
+    default,
+    hints,
+    init_fields,
+    nested_dataclass,
+    shown_type,
+    to_plain,
+)
 
 #: An entry of an `Args:` section: one name, or several, and the beginning of the text.
 _ENTRY = re.compile(r"(?P<names>\w+(?:, *\w+)*): *(?P<text>.*)")
@@ -43,7 +52,8 @@ class Key:
 
 
 def keys_of(config_class: type[Any]) -> list[Key]:
-    """Every key that a recipe may give, in the order of the dataclass's fields. The keys of a nested dataclass follow it."""
+    """Every key that a recipe may give, in the order of the dataclass's fields. The keys of a
+    nested dataclass follow it."""
     return list(_keys(config_class, None, ""))
 
 
@@ -58,14 +68,24 @@ def _keys(config_class: type[Any], instance: object, prefix: str) -> Iterator[Ke
                 break
         start = default(item) if instance is None else getattr(instance, item.name)
         required = start is MISSING
-        yield Key(prefix + item.name, shown_type(annotation), None if required else to_plain(start), required, text, owner)
+        yield Key(
+            prefix + item.name,
+            shown_type(annotation),
+            None if required else to_plain(start),
+            required,
+            text,
+            owner,
+        )
         inner = nested_dataclass(annotation)
         if inner is not None:
-            yield from _keys(inner, start if isinstance(start, inner) else None, f"{prefix}{item.name}.")
+            yield from _keys(
+                inner, start if isinstance(start, inner) else None, f"{prefix}{item.name}."
+            )
 
 
 def docstring(config_class: type[Any]) -> str:
-    """The class's own docstring, "" when it has none (the one that `dataclass` makes up counts as none)."""
+    """The class's own docstring, "" when it has none (the one that `dataclass` makes up counts as
+    none)."""
     text = config_class.__dict__.get("__doc__") or ""
     return "" if text.startswith(f"{config_class.__name__}(") else inspect.cleandoc(text)
 
@@ -102,7 +122,7 @@ def arguments_in(text: str) -> dict[str, str]:
     found: dict[str, list[str]] = {}
     current: list[list[str]] = []
     margin: int | None = None
-    for line in lines[lines.index("Args:") + 1:]:
+    for line in lines[lines.index("Args:") + 1 :]:
         if not line.strip():
             continue
         indent = len(line) - len(line.lstrip())

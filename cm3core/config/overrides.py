@@ -14,12 +14,18 @@ if TYPE_CHECKING:
     from cm3core.interfaces.sampler import SamplerConfig
 
 C = TypeVar("C", bound=ComponentConfig)
-#: Keys that another sampler takes over: what follows the mixing suits the model, whatever is mixed. Scales and sets don't.
-CARRIED = tuple(prefix + key for prefix in ("", "text_") for key in ("temperature", "top_k", "top_p", "min_p", "typical_p"))
+#: Keys that another sampler takes over: what follows the mixing suits the model, whatever is mixed.
+#: Scales and sets don't.
+CARRIED = tuple(
+    prefix + key
+    for prefix in ("", "text_")
+    for key in ("temperature", "top_k", "top_p", "min_p", "typical_p")
+)
 
 
 def in_place_of(config: SamplerConfig | None, other: type[SamplerConfig]) -> SamplerConfig:
-    """The config of another sampler with the filters of the first one where both have them, else with its own defaults."""
+    """The config of another sampler with the filters of the first one where both have them, else
+    with its own defaults."""
     mine = set() if config is None else {item.name for item in fields(config)}
     theirs = {item.name for item in fields(other)}
     return other(**{key: getattr(config, key) for key in CARRIED if key in mine & theirs})
@@ -31,11 +37,17 @@ def with_options(config: C, options: Mapping[str, Any]) -> C:
     fitting = {}
     for key, value in options.items():
         if key not in known:
-            raise GenerationError(f"{config.kind}.{key}", f"is not a key of this model's {config.kind}", close_match(key, known))
+            raise GenerationError(
+                f"{config.kind}.{key}",
+                f"is not a key of this model's {config.kind}",
+                close_match(key, known),
+            )
         try:
             fitting[key] = fit(value, hints(type(config))[key])
         except WrongTypeError as error:
-            raise GenerationError(f"{config.kind}.{key}", f"is {value!r}, not {error.expected}", "correct the value") from None
+            raise GenerationError(
+                f"{config.kind}.{key}", f"is {value!r}, not {error.expected}", "correct the value"
+            ) from None
     changed = replace(config, **fitting)
     changed.check()
     return changed

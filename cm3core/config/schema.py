@@ -1,8 +1,10 @@
-"""Values of recipes against the annotations of config dataclasses: which types a field may have, and whether a value fits.
+"""Values of recipes against the annotations of config dataclasses: which types a field may have,
+and whether a value fits.
 
-Fields may be bool, int, float, str, None, Literal, list, tuple and dict (string keys) of them, unions, and nested dataclasses.
-Values are what YAML holds: scalars, lists and dicts. A whole number fits a float field, and becomes one; nothing
-else is converted, so that `layers: "6"` or `pack: 1` is an error and not a guess.
+Fields may be bool, int, float, str, None, Literal, list, tuple and dict (string keys) of them,
+unions, and nested dataclasses. Values are what YAML holds: scalars, lists and dicts. A whole number
+fits a float field, and becomes one; nothing else is converted, so that `layers: "6"` or `pack: 1`
+is an error and not a guess.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ SCALARS = (bool, int, float, str, types.NoneType)
 
 
 class WrongTypeError(Exception):
-    """A value doesn't fit: `expected` is the annotation as a reader would write it, of the innermost value that is wrong."""
+    """A value doesn't fit: `expected` is the annotation as a reader would write it, of the
+    innermost value that is wrong."""
 
     def __init__(self, value: object, expected: str) -> None:
         super().__init__(value, expected)
@@ -26,7 +29,8 @@ class WrongTypeError(Exception):
 
 
 def hints(config_class: type[Any]) -> dict[str, Any]:
-    """Field name -> resolved annotation, in the order of the dataclass's fields; class variables are left out."""
+    """Field name -> resolved annotation, in the order of the dataclass's fields; class variables
+    are left out."""
     resolved = typing.get_type_hints(config_class)
     return {item.name: resolved[item.name] for item in init_fields(config_class)}
 
@@ -42,18 +46,31 @@ def default(item: Field[Any]) -> Any:
 
 
 def check_schema(place: str, config_class: type[Any]) -> None:
-    """Raise `PluginError` unless every field of the dataclass is of a type that a recipe can hold."""
+    """Raise `PluginError` unless every field of the dataclass is of a type that a recipe can
+    hold."""
     try:
         annotations = hints(config_class)
     except NameError as error:
-        raise PluginError(place, f"{config_class.__name__} has an annotation that can't be resolved: {error}",
-                          "import the type at module level, outside `if TYPE_CHECKING`") from error
+        raise PluginError(
+            place,
+            f"{config_class.__name__} has an annotation that can't be resolved: {error}",
+            "import the type at module level, outside `if TYPE_CHECKING`",
+        ) from error
     for name, annotation in annotations.items():
         if name == "name":
-            raise PluginError(place, f"{config_class.__name__} has a field 'name', the recipe's own key", "rename the field")
+            raise PluginError(
+                place,
+                f"{config_class.__name__} has a field 'name', the recipe's own key",
+                "rename the field",
+            )
         if not _supported(annotation):
-            raise PluginError(place, f"{config_class.__name__}.{name} is {shown_type(annotation)}, which a recipe can't hold",
-                              "use bool, int, float, str, None, Literal, lists, tuples and dicts of them, or a dataclass")
+            raise PluginError(
+                place,
+                f"{config_class.__name__}.{name} is {shown_type(annotation)}, which a recipe "
+                "can't hold",
+                "use bool, int, float, str, None, Literal, lists, tuples and dicts of them, or a "
+                "dataclass",
+            )
 
 
 def _supported(annotation: Any) -> bool:
@@ -85,13 +102,16 @@ def shown_type(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " | ".join(shown_type(argument) for argument in arguments)
     if origin is not None:
-        inner = ", ".join("..." if argument is Ellipsis else shown_type(argument) for argument in arguments)
+        inner = ", ".join(
+            "..." if argument is Ellipsis else shown_type(argument) for argument in arguments
+        )
         return f"{origin.__name__}[{inner}]"
     return getattr(annotation, "__name__", str(annotation))
 
 
 def is_interpolation(value: object) -> bool:
-    """Whether a value refers to another one (`${decoder.d_model}`); its type is checked once it is resolved."""
+    """Whether a value refers to another one (`${decoder.d_model}`); its type is checked once it is
+    resolved."""
     return isinstance(value, str) and "${" in value
 
 
@@ -104,7 +124,8 @@ def nested_dataclass(annotation: Any) -> type[Any] | None:
 
 
 def fit(value: object, annotation: Any) -> Any:
-    """The value as YAML would hold it for that annotation (tuples stay lists, whole numbers become floats).
+    """The value as YAML would hold it for that annotation (tuples stay lists, whole numbers become
+    floats).
 
     Raises:
         WrongTypeError: it doesn't fit.
@@ -134,7 +155,8 @@ def fit(value: object, annotation: Any) -> Any:
 
 
 def _fit_union(value: object, annotation: Any, members: tuple[Any, ...]) -> Any:
-    """The first member that fits; members of exactly the value's type go first, so that 1 stays 1 in `float | int`."""
+    """The first member that fits; members of exactly the value's type go first, so that 1 stays 1
+    in `float | int`."""
     for member in sorted(members, key=lambda member: member is not type(value)):
         if nested_dataclass(member) is not None and isinstance(value, dict):
             return value
@@ -169,7 +191,9 @@ def from_plain(value: Any, annotation: Any) -> Any:
         return [from_plain(item, arguments[0]) for item in value]
     if origin is tuple:
         inner = [arguments[0]] * len(value) if arguments[1:] == (Ellipsis,) else arguments
-        return tuple(from_plain(item, annotation) for item, annotation in zip(value, inner, strict=True))
+        return tuple(
+            from_plain(item, annotation) for item, annotation in zip(value, inner, strict=True)
+        )
     if origin is dict:
         return {key: from_plain(item, arguments[1]) for key, item in value.items()}
     return value
@@ -178,4 +202,6 @@ def from_plain(value: Any, annotation: Any) -> Any:
 def make(config_class: type[Any], values: dict[str, Any]) -> Any:
     """An instance of a config dataclass from its plain values."""
     annotations = hints(config_class)
-    return config_class(**{name: from_plain(value, annotations[name]) for name, value in values.items()})
+    return config_class(
+        **{name: from_plain(value, annotations[name]) for name, value in values.items()}
+    )

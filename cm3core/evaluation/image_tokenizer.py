@@ -1,4 +1,5 @@
-"""Measure an image tokenizer: PSNR, codebook usage, perplexity, and a picture of reconstructions."""
+"""Measure an image tokenizer: PSNR, codebook usage, perplexity, and a picture of
+reconstructions."""
 
 from __future__ import annotations
 
@@ -16,9 +17,9 @@ from cm3core.interfaces.image_tokenizer import ImageTokenizer
 class TokenizerReport:
     """What `evaluate_image_tokenizer` found.
 
-    `psnr`: mean over pictures of each picture's PSNR, dB, peak 255. `num_used_codes` of `codebook_size` occurred;
-    `perplexity`: exp of the codes' entropy, at most `codebook_size`. `picture`: uint8 [h, w, 3], originals above
-    reconstructions.
+    `psnr`: mean over pictures of each picture's PSNR, dB, peak 255. `num_used_codes` of
+    `codebook_size` occurred; `perplexity`: exp of the codes' entropy, at most `codebook_size`.
+    `picture`: uint8 [h, w, 3], originals above reconstructions.
     """
 
     psnr: float
@@ -33,7 +34,9 @@ class TokenizerReport:
         return self.num_used_codes / self.codebook_size
 
 
-def psnr_per_picture(pixels_NHWC: PixelArray, reconstructed_NHWC: PixelArray) -> npt.NDArray[np.float64]:
+def psnr_per_picture(
+    pixels_NHWC: PixelArray, reconstructed_NHWC: PixelArray
+) -> npt.NDArray[np.float64]:
     """10 log10(255^2 / MSE) of each picture, float64 [N]; equal pictures count as MSE 1e-10."""
     error_NHWC = pixels_NHWC.astype(np.float64) - reconstructed_NHWC.astype(np.float64)
     mse_N = np.maximum((error_NHWC**2).mean(axis=(1, 2, 3)), 1e-10)
@@ -48,7 +51,9 @@ def perplexity_of(codes: IntArray, codebook_size: int) -> float:
     return float(np.exp(-(frequency_K * np.log(frequency_K)).sum()))
 
 
-def reconstruction_picture(pixels_NHWC: PixelArray, reconstructed_NHWC: PixelArray, num_columns: int = 12) -> PixelArray:
+def reconstruction_picture(
+    pixels_NHWC: PixelArray, reconstructed_NHWC: PixelArray, num_columns: int = 12
+) -> PixelArray:
     """Rows of originals, each above its row of reconstructions; missing places are white."""
     n, height, width, _ = pixels_NHWC.shape
     num_columns = min(num_columns, n)
@@ -72,7 +77,9 @@ def evaluate_image_tokenizer(
         num_shown: pictures in the report's picture, spread evenly over the set.
     """
     if len(images_NHWC) == 0:
-        raise TokenizerError("pictures", "there are none to evaluate on", "choose a split that has pictures")
+        raise TokenizerError(
+            "pictures", "there are none to evaluate on", "choose a split that has pictures"
+        )
     batches = [images_NHWC[i : i + batch_size] for i in range(0, len(images_NHWC), batch_size)]
     codes = [tokenizer.encode(batch) for batch in batches]
     reconstructed_NHWC = np.concatenate([tokenizer.decode(batch) for batch in codes])

@@ -1,4 +1,5 @@
-"""Measure an upscaler beside Lanczos: on shrunk pictures, and on what an image tokenizer makes of them (what it will see).
+"""Measure an upscaler beside Lanczos: on shrunk pictures, and on what an image tokenizer makes of
+them (what it will see).
 
 Legend: N pictures, H W pixels of the small ones, C 3 channels.
 """
@@ -18,13 +19,15 @@ from cm3core.images import fit, grid
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
 from cm3core.interfaces.upscaler import Upscaler
 
-#: Side of the windows that SSIM compares (Wang et al. 2004 have Gaussian ones of 11; scikit-image's default is 7).
+#: Side of the windows that SSIM compares (Wang et al. 2004 have Gaussian ones of 11; scikit-image's
+#: default is 7).
 SSIM_WINDOW = 7
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Means over pictures: `psnr` in dB, peak 255, of all channels; `ssim` of grey values, at most 1."""
+    """Means over pictures: `psnr` in dB, peak 255, of all channels; `ssim` of grey values, at most
+    1."""
 
     psnr: float
     ssim: float
@@ -34,8 +37,9 @@ class Quality:
 class UpscalerReport:
     """What `evaluate_upscaler` found.
 
-    `quality`: of each sort of small pictures ("shrunk" with Lanczos; "reconstructed" from those by the image tokenizer) enlarged
-    by (Lanczos, the upscaler). `picture`: uint8 [h, w, 3], some of them, beside the real ones.
+    `quality`: of each sort of small pictures ("shrunk" with Lanczos; "reconstructed" from those by
+    the image tokenizer) enlarged by (Lanczos, the upscaler). `picture`: uint8 [h, w, 3], some of
+    them, beside the real ones.
     """
 
     quality: dict[str, tuple[Quality, Quality]]
@@ -43,15 +47,23 @@ class UpscalerReport:
 
 
 def lanczos(pixels_NHWC: PixelArray, scale: int) -> PixelArray:
-    """Pictures uint8 [N, scale * H, scale * W, 3] of pictures uint8 [N, H, W, 3], by Pillow's Lanczos."""
+    """Pictures uint8 [N, scale * H, scale * W, 3] of pictures uint8 [N, H, W, 3], by Pillow's
+    Lanczos."""
     height, width = pixels_NHWC.shape[1:3]
-    return np.stack([fit(pixels_HWC, (height * scale, width * scale)) for pixels_HWC in pixels_NHWC])
+    return np.stack(
+        [fit(pixels_HWC, (height * scale, width * scale)) for pixels_HWC in pixels_NHWC]
+    )
 
 
-def small_pictures(large_NHWC: PixelArray, tokenizer: ImageTokenizer, *, batch_size: int = 64,
-                   progress: Callable[[int], None] | None = None) -> tuple[PixelArray, PixelArray]:
-    """What an upscaler behind `tokenizer` is given, both uint8 [N, H, W, 3] of the tokenizer's size: the pictures shrunk with
-    Lanczos, and those encoded and decoded.
+def small_pictures(
+    large_NHWC: PixelArray,
+    tokenizer: ImageTokenizer,
+    *,
+    batch_size: int = 64,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[PixelArray, PixelArray]:
+    """What an upscaler behind `tokenizer` is given, both uint8 [N, H, W, 3] of the tokenizer's
+    size: the pictures shrunk with Lanczos, and those encoded and decoded.
 
     Args:
         large_NHWC: uint8 [N, *, *, 3], squares or whatever shape the tokenizer has.
@@ -63,7 +75,9 @@ def small_pictures(large_NHWC: PixelArray, tokenizer: ImageTokenizer, *, batch_s
     reconstructed_NHWC = np.empty_like(small_NHWC)
     for first in range(0, len(large_NHWC), batch_size):
         batch = slice(first, min(first + batch_size, len(large_NHWC)))
-        small_NHWC[batch] = [fit(large_HWC, tokenizer.image_size) for large_HWC in large_NHWC[batch]]
+        small_NHWC[batch] = [
+            fit(large_HWC, tokenizer.image_size) for large_HWC in large_NHWC[batch]
+        ]
         reconstructed_NHWC[batch] = tokenizer.decode(tokenizer.encode(small_NHWC[batch]))
         if progress is not None:
             progress(batch.stop - batch.start)
@@ -71,8 +85,9 @@ def small_pictures(large_NHWC: PixelArray, tokenizer: ImageTokenizer, *, batch_s
 
 
 def ssim_per_picture(a_NHWC: PixelArray, b_NHWC: PixelArray) -> npt.NDArray[np.float64]:
-    """Structural similarity of grey values (the channels' mean), float64 [N], as scikit-image's `structural_similarity`: the mean
-    over all windows of `SSIM_WINDOW` pixels a side that lie inside, K1 = 0.01, K2 = 0.03, sample variances.
+    """Structural similarity of grey values (the channels' mean), float64 [N], as scikit-image's
+    `structural_similarity`: the mean over all windows of `SSIM_WINDOW` pixels a side that lie
+    inside, K1 = 0.01, K2 = 0.03, sample variances.
 
     Raises:
         DataError: pictures smaller than a window.
@@ -81,9 +96,16 @@ def ssim_per_picture(a_NHWC: PixelArray, b_NHWC: PixelArray) -> npt.NDArray[np.f
     import torch.nn.functional as F
 
     if min(a_NHWC.shape[1:3]) < SSIM_WINDOW:
-        raise DataError("pictures", f"{a_NHWC.shape[2]} x {a_NHWC.shape[1]} pixels, smaller than SSIM's window of {SSIM_WINDOW}",
-                        "compare larger ones")
-    a, b = (torch.from_numpy(pixels.astype(np.float64).mean(axis=3)[:, None]) for pixels in (a_NHWC, b_NHWC))
+        raise DataError(
+            "pictures",
+            f"{a_NHWC.shape[2]} x {a_NHWC.shape[1]} pixels, smaller than SSIM's window of "
+            f"{SSIM_WINDOW}",
+            "compare larger ones",
+        )
+    a, b = (
+        torch.from_numpy(pixels.astype(np.float64).mean(axis=3)[:, None])
+        for pixels in (a_NHWC, b_NHWC)
+    )
 
     def mean(values_N1HW: torch.Tensor) -> torch.Tensor:
         return F.avg_pool2d(values_N1HW, SSIM_WINDOW, stride=1)
@@ -93,12 +115,24 @@ def ssim_per_picture(a_NHWC: PixelArray, b_NHWC: PixelArray) -> npt.NDArray[np.f
     variances = unbiased * (mean(a * a) - mean_a**2 + mean(b * b) - mean_b**2)
     covariance = unbiased * (mean(a * b) - mean_a * mean_b)
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    values = (2 * mean_a * mean_b + c1) * (2 * covariance + c2) / ((mean_a**2 + mean_b**2 + c1) * (variances + c2))
+    values = (
+        (2 * mean_a * mean_b + c1)
+        * (2 * covariance + c2)
+        / ((mean_a**2 + mean_b**2 + c1) * (variances + c2))
+    )
     return np.asarray(values.mean(dim=(1, 2, 3)))
 
 
-def evaluate_upscaler(upscaler: Upscaler, tokenizer: ImageTokenizer, large_NHWC: PixelArray, *, name: str = "upscaler",
-                      batch_size: int = 32, num_shown: int = 8, progress: Callable[[int], None] | None = None) -> UpscalerReport:
+def evaluate_upscaler(
+    upscaler: Upscaler,
+    tokenizer: ImageTokenizer,
+    large_NHWC: PixelArray,
+    *,
+    name: str = "upscaler",
+    batch_size: int = 32,
+    num_shown: int = 8,
+    progress: Callable[[int], None] | None = None,
+) -> UpscalerReport:
     """Shrink pictures, enlarge them again, and measure what is lost, beside Lanczos.
 
     Args:
@@ -112,24 +146,62 @@ def evaluate_upscaler(upscaler: Upscaler, tokenizer: ImageTokenizer, large_NHWC:
     """
     expected = (*(side * upscaler.scale for side in tokenizer.image_size), 3)
     if not len(large_NHWC) or large_NHWC.shape[1:] != expected or large_NHWC.dtype != np.uint8:
-        raise DataError("pictures", f"{large_NHWC.dtype} {list(large_NHWC.shape)}, expected at least one, uint8 "
-                        f"[N, {expected[0]}, {expected[1]}, 3]", "resize with cm3core.images.fit")
-    shown = set(np.linspace(0, len(large_NHWC) - 1, min(num_shown, len(large_NHWC))).astype(int).tolist())
+        raise DataError(
+            "pictures",
+            f"{large_NHWC.dtype} {list(large_NHWC.shape)}, expected at least one, uint8 "
+            f"[N, {expected[0]}, {expected[1]}, 3]",
+            "resize with cm3core.images.fit",
+        )
+    shown = set(
+        np.linspace(0, len(large_NHWC) - 1, min(num_shown, len(large_NHWC))).astype(int).tolist()
+    )
     values: dict[str, list[npt.NDArray[np.float64]]] = {"shrunk": [], "reconstructed": []}
     rows: list[list[PixelArray]] = []
     for first in range(0, len(large_NHWC), batch_size):
         large = large_NHWC[first : first + batch_size]
-        small = dict(zip(values, small_pictures(large, tokenizer, batch_size=batch_size), strict=True))
-        found = {sort: (lanczos(pixels, upscaler.scale), upscaler.upscale_batch(pixels)) for sort, pixels in small.items()}
+        small = dict(
+            zip(values, small_pictures(large, tokenizer, batch_size=batch_size), strict=True)
+        )
+        found = {
+            sort: (lanczos(pixels, upscaler.scale), upscaler.upscale_batch(pixels))
+            for sort, pixels in small.items()
+        }
         for sort, ways in found.items():
-            values[sort].append(np.stack([[psnr_per_picture(large, way), ssim_per_picture(large, way)] for way in ways]))
+            values[sort].append(
+                np.stack(
+                    [[psnr_per_picture(large, way), ssim_per_picture(large, way)] for way in ways]
+                )
+            )
         for index in sorted({place - first for place in shown} & set(range(len(large)))):
-            pixels = small["reconstructed"][index].repeat(upscaler.scale, axis=0).repeat(upscaler.scale, axis=1)
-            rows.append([pixels, *(way[index] for sort in ("reconstructed", "shrunk") for way in found[sort]), large[index]])
+            pixels = (
+                small["reconstructed"][index]
+                .repeat(upscaler.scale, axis=0)
+                .repeat(upscaler.scale, axis=1)
+            )
+            rows.append(
+                [
+                    pixels,
+                    *(way[index] for sort in ("reconstructed", "shrunk") for way in found[sort]),
+                    large[index],
+                ]
+            )
         if progress is not None:
             progress(len(large))
-    means = {sort: np.concatenate(parts, axis=2).mean(axis=2).tolist() for sort, parts in values.items()}
+    means = {
+        sort: np.concatenate(parts, axis=2).mean(axis=2).tolist() for sort, parts in values.items()
+    }
     return UpscalerReport(
         quality={sort: (Quality(*base), Quality(*ours)) for sort, (base, ours) in means.items()},
-        picture=grid(rows, scale=1, column_labels=["reconstructed", "reconstructed, Lanczos", f"reconstructed, {name}",
-                                                   "shrunk, Lanczos", f"shrunk, {name}", "real"]))
+        picture=grid(
+            rows,
+            scale=1,
+            column_labels=[
+                "reconstructed",
+                "reconstructed, Lanczos",
+                f"reconstructed, {name}",
+                "shrunk, Lanczos",
+                f"shrunk, {name}",
+                "real",
+            ],
+        ),
+    )

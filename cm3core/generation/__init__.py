@@ -1,9 +1,10 @@
-"""Generation: the engine that fills the holes of documents, with continuous batching, and the likelihood of given tokens.
+"""Generation: the engine that fills the holes of documents, with continuous batching, and the
+likelihood of given tokens.
 
-    engine      complete and stream requests          session    requests that join and leave a running batch
-    batch, row  one step of many rows                 prompts    guidance streams that share their prefixes
-    events      what is reported on the way           likelihood teacher-forced log-probabilities
-    cuda_graph  steps recorded and replayed           sampling   columns of sampling plans for the fused op
+engine      complete and stream requests          session    requests that join and leave a running batch
+batch, row  one step of many rows                 prompts    guidance streams that share their prefixes
+events      what is reported on the way           likelihood teacher-forced log-probabilities
+cuda_graph  steps recorded and replayed           sampling   columns of sampling plans for the fused op
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ __all__ = [
     "plan_columns",
 ]
 
-__getattr__ = exporter(__name__, {
-    "Likelihood": "likelihood",
-    "LogProbability": "likelihood",
-    "plan_columns": "sampling",
-})
+__getattr__ = exporter(
+    __name__,
+    {
+        "Likelihood": "likelihood",
+        "LogProbability": "likelihood",
+        "plan_columns": "sampling",
+    },
+)

@@ -1,11 +1,12 @@
 """The rows in flight: requests of any kind that draw their next tokens together, join and leave.
 
-One forward a step for all guidance streams of all requests; the token drawn for a request goes to all of its streams. The head
-runs over the ids that the grammar allows, apart for text and for images: at image positions the image codes only. What a
-request draws depends on its own numbers alone.
+One forward a step for all guidance streams of all requests; the token drawn for a request goes to
+all of its streams. The head runs over the ids that the grammar allows, apart for text and for
+images: at image positions the image codes only. What a request draws depends on its own numbers
+alone.
 
-Legend: n requests, G guidance streams, S stream rows (at most n * G), m draws, E model dimension, R ids of a legal slice;
-a suffix g stands for one group of requests.
+Legend: n requests, G guidance streams, S stream rows (at most n * G), m draws, E model dimension, R
+ids of a legal slice; a suffix g stands for one group of requests.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Group:
         sampler: draws for all of them.
         plans: one for each request.
         rows_g: stream rows whose logits are wanted, int64; None: all rows of the batch.
-        stream_rows_nG: for each request the rows of its streams among those, -1 where there is none, or none that counts.
+        stream_rows_nG: for each request the rows of its streams among those, -1 where there is
+            none, or none that counts.
         reference_n: the row of its reference stream among those.
         allowed_nR: who may draw what; None: everything.
     """
@@ -84,18 +86,23 @@ class Batch:
         """Read the prompts of `rows`; they take part from the next step on."""
         if not rows:
             return
-        cache, hidden_SE = read_prompts(self.decoder, [prompt for row in rows for prompt in row.prompts])
+        cache, hidden_SE = read_prompts(
+            self.decoder, [prompt for row in rows for prompt in row.prompts]
+        )
         if self._cache is None:
             self._cache, self._hidden_SE = cache, hidden_SE
         else:
             self._cache.join(cache)
             self._hidden_SE = torch.cat([self._hidden_SE, hidden_SE])
         self.rows = [*self.rows, *rows]
-        self._cache.reserve([row.new_tokens - row.num_fed for row in self.rows for _ in row.prompts])
+        self._cache.reserve(
+            [row.new_tokens - row.num_fed for row in self.rows for _ in row.prompts]
+        )
         self._arrange()
 
     def drop(self, leaving: Sequence[ActiveRequest]) -> None:
-        """Free the rows of these requests. The last request takes the place of one that leaves, so that few keys move."""
+        """Free the rows of these requests. The last request takes the place of one that leaves, so
+        that few keys move."""
         gone = {id(row) for row in leaving}
         if not any(id(row) in gone for row in self.rows):
             return
@@ -111,7 +118,9 @@ class Batch:
                 order.pop()
             else:
                 order.pop(place)
-        stream_rows = [stream for place in order for stream in range(starts[place], starts[place + 1])]
+        stream_rows = [
+            stream for place in order for stream in range(starts[place], starts[place + 1])
+        ]
         self.rows = [self.rows[place] for place in order]
         if self.rows:
             self._cache.select(stream_rows)
@@ -131,11 +140,12 @@ class Batch:
     # ---- a step
 
     def step(self, max_draws: int) -> list[IntArray]:
-        """Draw until a row's grammar needs a look (at most `max_draws` times), record it in the grammars, feed what follows.
+        """Draw until a row's grammar needs a look (at most `max_draws` times), record it in the
+        grammars, feed what follows.
 
         Returns:
-            for each request (in the order of `rows` before the call) what it drew, int32 [m]. Those that are done, and those
-            whose `error` is set and that come to nothing, have left.
+            for each request (in the order of `rows` before the call) what it drew, int32 [m]. Those
+            that are done, and those whose `error` is set and that come to nothing, have left.
         """
         num = min(max_draws, *(row.grammar.num_draws for row in self.rows))
         cells_nm = np.stack([row.grammar.cells(num) for row in self.rows])
@@ -151,13 +161,20 @@ class Batch:
                 continue
             row.num_drawn += num
             row.num_fed += num + len(forced)
-            queues[id(row)] = (np.concatenate([tokens[-1:], forced]),
-                               np.concatenate([cells[-1:], np.full(len(forced), NO_CELL, np.int32)]))
+            queues[id(row)] = (
+                np.concatenate([tokens[-1:], forced]),
+                np.concatenate([cells[-1:], np.full(len(forced), NO_CELL, np.int32)]),
+            )
         self.drop([row for row in self.rows if row.error is not None or row.grammar.done])
         if self.rows:
             assert self._cache is not None
             owned = [queues[id(row)] for row in self.rows for _ in row.prompts]
-            self._hidden_SE = feed(self.decoder, self._cache, [tokens for tokens, _ in owned], [cells for _, cells in owned])
+            self._hidden_SE = feed(
+                self.decoder,
+                self._cache,
+                [tokens for tokens, _ in owned],
+                [cells for _, cells in owned],
+            )
         return list(tokens_nm)
 
     def _draw(self, num: int, cells_nm: IntArray) -> IntArray:
@@ -172,11 +189,15 @@ class Batch:
         drawn: list[Tensor] = []
         replays = self._record is not None and self._cache.can_be_recorded and len(groups) == 1
         if replays and num > (FEWEST_STEPS if self._recorded is None else 1):
-            position_n, log_probability_n = self._replay(groups[0], num - 1, weights[0], position_n, cells_Sm, drawn)
+            position_n, log_probability_n = self._replay(
+                groups[0], num - 1, weights[0], position_n, cells_Sm, drawn
+            )
         for step in range(len(drawn), num):
             tokens_n = torch.empty(n, dtype=torch.int64, device=self._device)
             for group, weights_mnG in zip(groups, weights, strict=True):
-                own_n, log_n = self._draw_group(group, self._hidden_SE, weights_mnG[step], position_n)
+                own_n, log_n = self._draw_group(
+                    group, self._hidden_SE, weights_mnG[step], position_n
+                )
                 if len(groups) == 1:
                     tokens_n, log_probability_n = own_n, log_probability_n + log_n
                 else:
@@ -186,20 +207,32 @@ class Batch:
             if step + 1 < num:
                 position_n = position_n + 1
                 fed_S1 = self._legal(tokens_n, groups)[self._owner_S, None]
-                self._hidden_SE = self.decoder.hidden_states(fed_S1, cells_BT=cells_Sm[:, step, None], cache=self._cache)[:, 0]
+                self._hidden_SE = self.decoder.hidden_states(
+                    fed_S1, cells_BT=cells_Sm[:, step, None], cache=self._cache
+                )[:, 0]
                 self._cache.advance([1] * len(self._owner_S))
         for row, value in zip(self.rows, log_probability_n.tolist(), strict=True):
             row.log_probability += value
         return torch.stack(drawn, dim=1).cpu().numpy().astype(np.int32)
 
-    def _replay(self, group: Group, num: int, weights_mnG: Tensor, position_n: Tensor, cells_Sm: Tensor,
-                drawn: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """`num` steps by a recorded one; what they draw is appended to `drawn`. The positions after them, log-probabilities."""
+    def _replay(
+        self,
+        group: Group,
+        num: int,
+        weights_mnG: Tensor,
+        position_n: Tensor,
+        cells_Sm: Tensor,
+        drawn: list[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """`num` steps by a recorded one; what they draw is appended to `drawn`. The positions after
+        them, log-probabilities."""
         assert self._record is not None
         assert self._cache is not None
         cache = self._cache
 
-        def draw(hidden_SE: Tensor, weights_nG: Tensor, position_n: Tensor) -> tuple[Tensor, Tensor]:
+        def draw(
+            hidden_SE: Tensor, weights_nG: Tensor, position_n: Tensor
+        ) -> tuple[Tensor, Tensor]:
             return self._draw_group(group, hidden_SE, weights_nG, position_n)
 
         def read(tokens_n: Tensor, cells_S1: Tensor) -> Tensor:
@@ -207,25 +240,43 @@ class Batch:
             return self.decoder.hidden_states(fed_S1, cells_BT=cells_S1, cache=cache)[:, 0]
 
         if self._recorded is None or self._recorded[0] is not group:
-            recorded = RecordedStep(draw, read, cache, self._hidden_SE, weights_mnG[0], position_n, cells_Sm[:, :1], self._record)
+            recorded = RecordedStep(
+                draw,
+                read,
+                cache,
+                self._hidden_SE,
+                weights_mnG[0],
+                position_n,
+                cells_Sm[:, :1],
+                self._record,
+            )
             self._recorded = group, recorded
         recorded = self._recorded[1]
         hidden_SE: Tensor | None = self._hidden_SE
         log_probability_n = torch.zeros(len(self.rows), dtype=torch.float64, device=self._device)
         for step in range(num):
-            tokens_n, log_n = recorded(hidden_SE, weights_mnG[step], position_n, cells_Sm[:, step, None])
+            tokens_n, log_n = recorded(
+                hidden_SE, weights_mnG[step], position_n, cells_Sm[:, step, None]
+            )
             drawn.append(tokens_n)
-            hidden_SE, position_n, log_probability_n = None, position_n + 1, log_probability_n + log_n
+            hidden_SE, position_n, log_probability_n = (
+                None,
+                position_n + 1,
+                log_probability_n + log_n,
+            )
         self._hidden_SE = recorded.hidden_SE.clone()
         return position_n, log_probability_n
 
     def _legal(self, tokens_n: Tensor, groups: list[Group]) -> Tensor:
-        """What is fed of what was drawn. An id outside its slice is told when the grammar takes it, and must not break a step."""
+        """What is fed of what was drawn. An id outside its slice is told when the grammar takes it,
+        and must not break a step."""
         if len(groups) == 1:
             return tokens_n.clamp(groups[0].ids.start, groups[0].ids.stop - 1)
         fed_n = tokens_n.clone()
         for group in groups:
-            fed_n[group.index_n] = tokens_n[group.index_n].clamp(group.ids.start, group.ids.stop - 1)
+            fed_n[group.index_n] = tokens_n[group.index_n].clamp(
+                group.ids.start, group.ids.stop - 1
+            )
         return fed_n
 
     def _weights(self, group: Group, num: int) -> Tensor:
@@ -234,34 +285,67 @@ class Batch:
         weights_nmG = np.zeros((len(group.places), num, G), np.float32)
         for index, place in enumerate(group.places):
             own = self.rows[place].weights(num)
-            weights_nmG[index, :, :own.shape[1]] = own
+            weights_nmG[index, :, : own.shape[1]] = own
         return torch.from_numpy(weights_nmG.swapaxes(0, 1).copy()).to(self._device)
 
-    def _draw_group(self, group: Group, hidden_SE: Tensor, weights_nG: Tensor, position_n: Tensor) -> tuple[Tensor, Tensor]:
-        """A group's next tokens, int64 [n], and their log-probability under the reference stream, float64 [n]."""
+    def _draw_group(
+        self, group: Group, hidden_SE: Tensor, weights_nG: Tensor, position_n: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """A group's next tokens, int64 [n], and their log-probability under the reference stream,
+        float64 [n]."""
         hidden_gE = hidden_SE if group.rows_g is None else hidden_SE[group.rows_g]
         logits_gR = self.decoder.logits(hidden_gE, group.ids).float()
-        position_n = position_n if len(position_n) == len(group.places) else position_n[group.index_n]
+        position_n = (
+            position_n if len(position_n) == len(group.places) else position_n[group.index_n]
+        )
         try:
             tokens_n = self._call(group, logits_gR, slice(None), weights_nG, position_n)
         except Exception as error:
             tokens_n = self._one_by_one(group, logits_gR, weights_nG, position_n, error)
-        return tokens_n, _log_probability(logits_gR[group.reference_n], group.allowed_nR, tokens_n - group.ids.start)
+        return tokens_n, _log_probability(
+            logits_gR[group.reference_n], group.allowed_nR, tokens_n - group.ids.start
+        )
 
-    def _call(self, group: Group, logits_gR: Tensor, part: slice, weights_nG: Tensor, position_n: Tensor) -> Tensor:
+    def _call(
+        self, group: Group, logits_gR: Tensor, part: slice, weights_nG: Tensor, position_n: Tensor
+    ) -> Tensor:
         """The sampler's draw for a part of the group."""
         tokens_n = group.sampler.draw(
-            logits_gR, group.stream_rows_nG[part], weights_nG[part], group.plans if part == slice(None) else group.plans[part],
-            first_id=group.ids.start, allowed_nR=None if group.allowed_nR is None else group.allowed_nR[part],
-            seed_n=group.seed_n[part], position_n=position_n[part])
+            logits_gR,
+            group.stream_rows_nG[part],
+            weights_nG[part],
+            group.plans if part == slice(None) else group.plans[part],
+            first_id=group.ids.start,
+            allowed_nR=None if group.allowed_nR is None else group.allowed_nR[part],
+            seed_n=group.seed_n[part],
+            position_n=position_n[part],
+        )
         expected = len(group.plans[part])
-        if not isinstance(tokens_n, Tensor) or tokens_n.shape != (expected,) or tokens_n.dtype != torch.int64:
-            shown = f"{tokens_n.dtype} {list(tokens_n.shape)}" if isinstance(tokens_n, Tensor) else type(tokens_n).__name__
-            raise GenerationError("sampler", f"drew {shown}, not int64 [{expected}]", "correct the sampler's `draw`")
+        if (
+            not isinstance(tokens_n, Tensor)
+            or tokens_n.shape != (expected,)
+            or tokens_n.dtype != torch.int64
+        ):
+            shown = (
+                f"{tokens_n.dtype} {list(tokens_n.shape)}"
+                if isinstance(tokens_n, Tensor)
+                else type(tokens_n).__name__
+            )
+            raise GenerationError(
+                "sampler", f"drew {shown}, not int64 [{expected}]", "correct the sampler's `draw`"
+            )
         return tokens_n
 
-    def _one_by_one(self, group: Group, logits_gR: Tensor, weights_nG: Tensor, position_n: Tensor, error: Exception) -> Tensor:
-        """Something went wrong in a draw for several requests: find out for which, and let the others go on."""
+    def _one_by_one(
+        self,
+        group: Group,
+        logits_gR: Tensor,
+        weights_nG: Tensor,
+        position_n: Tensor,
+        error: Exception,
+    ) -> Tensor:
+        """Something went wrong in a draw for several requests: find out for which, and let the
+        others go on."""
         tokens: list[Tensor] = []
         for index, place in enumerate(group.places):
             row, part = self.rows[place], slice(index, index + 1)
@@ -287,12 +371,17 @@ class Batch:
             for place, row in enumerate(self.rows):
                 for others in together:
                     first = self.rows[others[0]]
-                    if first.grammar.modality == row.grammar.modality and first.sampler.draws_with(row.sampler):
+                    if first.grammar.modality == row.grammar.modality and first.sampler.draws_with(
+                        row.sampler
+                    ):
                         others.append(place)
                         break
                 else:
                     together.append([place])
-            self._groups = now, [self._group(places, [legal[place] for place in places]) for places in together]
+            self._groups = (
+                now,
+                [self._group(places, [legal[place] for place in places]) for places in together],
+            )
         return self._groups[1]
 
     def _group(self, places: list[int], legal: list[LegalIds]) -> Group:
@@ -309,13 +398,22 @@ class Batch:
         allowed: BoolArray = np.zeros((len(legal), len(ids)), np.bool_)
         for index, ranges in enumerate(legal):
             for own in ranges:
-                allowed[index, own.start - ids.start:own.stop - ids.start] = True
+                allowed[index, own.start - ids.start : own.stop - ids.start] = True
         everything = list(wanted) == list(range(self._starts[-1]))
-        return Group(places, ids, rows[0].sampler, plans, None if everything else self._tensor(list(wanted)),
-                     self._tensor(stream_rows_nG),
-                     self._tensor([stream_rows_nG[index, plan.reference] for index, plan in enumerate(plans)]),
-                     None if allowed.all() else torch.from_numpy(allowed).to(self._device),
-                     self._tensor([row.request.seed for row in rows]), self._tensor(places))
+        return Group(
+            places,
+            ids,
+            rows[0].sampler,
+            plans,
+            None if everything else self._tensor(list(wanted)),
+            self._tensor(stream_rows_nG),
+            self._tensor(
+                [stream_rows_nG[index, plan.reference] for index, plan in enumerate(plans)]
+            ),
+            None if allowed.all() else torch.from_numpy(allowed).to(self._device),
+            self._tensor([row.request.seed for row in rows]),
+            self._tensor(places),
+        )
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.from_numpy(np.asarray(values, np.int64)).to(self._device)
@@ -326,7 +424,11 @@ def wrong_request(number: int, error: Exception) -> GenerationError:
     if isinstance(error, CM3Error):
         wrapped = GenerationError(f"request {number}, {error.place}", error.cause, error.next_step)
     else:
-        wrapped = GenerationError(f"request {number}", f"{type(error).__name__}: {error}", "see the traceback of its cause")
+        wrapped = GenerationError(
+            f"request {number}",
+            f"{type(error).__name__}: {error}",
+            "see the traceback of its cause",
+        )
     wrapped.__cause__ = error
     return wrapped
 
@@ -335,5 +437,6 @@ def _log_probability(logits_nR: Tensor, allowed_nR: Tensor | None, index_n: Tens
     """Log-probability, float64 [n], of one id of each row among its allowed ids."""
     if allowed_nR is not None:
         logits_nR = logits_nR.masked_fill(~allowed_nR, float("-inf"))
-    inside_n = index_n.clamp(0, logits_nR.shape[1] - 1)  # an id outside is reported when the grammar takes it
+    # an id outside is reported when the grammar takes it
+    inside_n = index_n.clamp(0, logits_nR.shape[1] - 1)
     return (logits_nR.gather(1, inside_n[:, None])[:, 0] - logits_nR.logsumexp(dim=1)).double()

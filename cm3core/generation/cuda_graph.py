@@ -1,7 +1,9 @@
-"""A step of generation recorded once and replayed (a CUDA graph): at small batches launching kernels takes longer than they do.
+"""A step of generation recorded once and replayed (a CUDA graph): at small batches launching
+kernels takes longer than they do.
 
-What a step reads and writes stays in the same tensors: hidden states, positions, weights, cells, lengths. Whenever requests join
-or leave it is recorded anew. Legend: n requests, S stream rows, G guidance streams, E model dimension.
+What a step reads and writes stays in the same tensors: hidden states, positions, weights, cells,
+lengths. Whenever requests join or leave it is recorded anew. Legend: n requests, S stream rows, G
+guidance streams, E model dimension.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from cm3core.interfaces.decoder import KVCache
 
-#: Records what a function does and returns what does it again, with whatever stands in the same tensors then.
+#: Records what a function does and returns what does it again, with whatever stands in the same
+#: tensors then.
 Recorder: TypeAlias = Callable[[Callable[[], None]], Callable[[], None]]
 
 #: Steps of a run from which recording pays: it costs about three of them.
@@ -27,20 +30,31 @@ class RecordedStep:
 
     Args:
         draw: (hidden [S, E], weights [n, G], position [n]) -> (tokens [n], log-probability [n]).
-        read: (tokens [n], cells [S, 1]) -> hidden [S, E] after the tokens, which are written to the cache and not counted.
+        read: (tokens [n], cells [S, 1]) -> hidden [S, E] after the tokens, which are written to the
+            cache and not counted.
         cache: counts what was written.
         hidden_SE, weights_nG, position_n, cells_S1: of the first step; only their shapes matter.
         record: `cuda_graph`.
     """
 
-    def __init__(self, draw: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]], read: Callable[[Tensor, Tensor], Tensor],
-                 cache: KVCache, hidden_SE: Tensor, weights_nG: Tensor, position_n: Tensor, cells_S1: Tensor,
-                 record: Recorder) -> None:
+    def __init__(
+        self,
+        draw: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+        read: Callable[[Tensor, Tensor], Tensor],
+        cache: KVCache,
+        hidden_SE: Tensor,
+        weights_nG: Tensor,
+        position_n: Tensor,
+        cells_S1: Tensor,
+        record: Recorder,
+    ) -> None:
         self.cache = cache
         self.hidden_SE, self.weights_nG = hidden_SE.clone(), weights_nG.clone()
         self.position_n, self.cells_S1 = position_n.clone(), cells_S1.clone()
-        self.tokens_n, self.log_n = torch.empty_like(position_n), torch.zeros(len(position_n), dtype=torch.float64,
-                                                                             device=position_n.device)
+        self.tokens_n, self.log_n = (
+            torch.empty_like(position_n),
+            torch.zeros(len(position_n), dtype=torch.float64, device=position_n.device),
+        )
 
         def step() -> None:
             tokens_n, log_n = draw(self.hidden_SE, self.weights_nG, self.position_n)
@@ -53,9 +67,11 @@ class RecordedStep:
         self._replay = record(step)
         cache.length_B.copy_(lengths_B)  # recording ran it
 
-    def __call__(self, hidden_SE: Tensor | None, weights_nG: Tensor, position_n: Tensor,
-                 cells_S1: Tensor) -> tuple[Tensor, Tensor]:
-        """One step; hidden states of the step before where they are None. Tokens and log-probabilities are copies."""
+    def __call__(
+        self, hidden_SE: Tensor | None, weights_nG: Tensor, position_n: Tensor, cells_S1: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One step; hidden states of the step before where they are None. Tokens and
+        log-probabilities are copies."""
         if hidden_SE is not None:
             self.hidden_SE.copy_(hidden_SE)
         self.weights_nG.copy_(weights_nG)

@@ -1,7 +1,8 @@
-"""How much memory there is, and whether a decoder's weights fit it: asked before anything is allocated.
+"""How much memory there is, and whether a decoder's weights fit it: asked before anything is
+allocated.
 
-A recipe, or a model folder from anybody, may name any sizes. Asking the system for them can end this process or others
-without a word, long after the allocator said yes.
+A recipe, or a model folder from anybody, may name any sizes. Asking the system for them can end
+this process or others without a word, long after the allocator said yes.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ if TYPE_CHECKING:
     from cm3core.interfaces import DecoderConfig
     from cm3core.vocab import Vocabulary
 
-#: Memory in GB (10^9 bytes) in place of what the machine says, for those who know better (swap, a limit that isn't one).
+#: Memory in GB (10^9 bytes) in place of what the machine says, for those who know better (swap, a
+#: limit that isn't one).
 VARIABLE = "CM3_MEMORY_GB"
 _BYTES = 4  # float32; decoders are built so
 
 
-def check_weights_fit(config: DecoderConfig, vocabulary: Vocabulary, grid: tuple[int, int], device: torch.device) -> None:
-    """Raise `RecipeError` when the weights alone exceed the memory of `device`; nothing is built to find out.
+def check_weights_fit(
+    config: DecoderConfig, vocabulary: Vocabulary, grid: tuple[int, int], device: torch.device
+) -> None:
+    """Raise `RecipeError` when the weights alone exceed the memory of `device`; nothing is built to
+    find out.
 
     Decoders that don't tell their `num_parameters` pass.
     """
@@ -33,14 +38,18 @@ def check_weights_fit(config: DecoderConfig, vocabulary: Vocabulary, grid: tuple
     if number is None or limit is None or number * _BYTES <= limit:
         return
     where = "this machine" if device.type == "cpu" else f"device {device}"
-    raise RecipeError("recipe section decoder", f"its weights alone take {number * _BYTES // 10**9:,} GB ({number:,} parameters "
-                      f"in float32), and {where} has {limit / 1e9:,.1f} GB of memory",
-                      f"choose smaller sizes in the sections decoder and vocabulary, or say in {VARIABLE} how many GB there are")
+    raise RecipeError(
+        "recipe section decoder",
+        f"its weights alone take {number * _BYTES // 10**9:,} GB ({number:,} parameters "
+        f"in float32), and {where} has {limit / 1e9:,.1f} GB of memory",
+        f"choose smaller sizes in the sections decoder and vocabulary, or say in {VARIABLE} how "
+        "many GB there are",
+    )
 
 
 def memory_limit(device: torch.device) -> int | None:
-    """Bytes of memory of a device: `CM3_MEMORY_GB`, else the GPU's, else the machine's or its control group's limit, whichever
-    is less. None: not known, or a device without memory ("meta").
+    """Bytes of memory of a device: `CM3_MEMORY_GB`, else the GPU's, else the machine's or its
+    control group's limit, whichever is less. None: not known, or a device without memory ("meta").
     """
     if device.type == "meta":
         return None
@@ -48,7 +57,9 @@ def memory_limit(device: torch.device) -> int | None:
         try:
             return int(float(given) * 1e9)
         except (ValueError, OverflowError):
-            raise DeviceError(f"{VARIABLE}={given}", "is not a number of GB", "write for instance 64") from None
+            raise DeviceError(
+                f"{VARIABLE}={given}", "is not a number of GB", "write for instance 64"
+            ) from None
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     try:
@@ -58,8 +69,11 @@ def memory_limit(device: torch.device) -> int | None:
     return min([*([machine] if machine > 0 else []), *group_limits()], default=None)
 
 
-def group_limits(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """Memory limits in bytes of this process's control groups (Linux; version 1 and 2), of all above them too."""
+def group_limits(
+    groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")
+) -> list[int]:
+    """Memory limits in bytes of this process's control groups (Linux; version 1 and 2), of all
+    above them too."""
     try:
         lines = groups.read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux

@@ -14,7 +14,8 @@ from cm3core.errors import GenerationError
 if TYPE_CHECKING:
     from cm3core.interfaces.sampler import Sampler
 
-#: Called as the work goes on with (tokens drawn so far, most there can be). An exception raised in it ends the work.
+#: Called as the work goes on with (tokens drawn so far, most there can be). An exception raised in
+#: it ends the work.
 Progress: TypeAlias = Callable[[int, int], None]
 
 MAX_SEED = 2**63 - 1
@@ -43,8 +44,9 @@ class Completion:
 
     Args:
         document: the request's document, each hole replaced by `Text` or `Codes`.
-        log_probability: nats; sum over the drawn tokens of their log-probability under the conditional stream alone, among the
-            legal ids, at temperature 1 (tokens without a choice count nothing).
+        log_probability: nats; sum over the drawn tokens of their log-probability under the
+            conditional stream alone, among the legal ids, at temperature 1 (tokens without a choice
+            count nothing).
         num_tokens: tokens drawn, drawn end tokens included.
     """
 
@@ -55,14 +57,16 @@ class Completion:
 
 @dataclass(frozen=True, eq=False)
 class Event:
-    """Something that happened to `request`: the number that `Session.submit` gave it, in `Engine.stream` its place."""
+    """Something that happened to `request`: the number that `Session.submit` gave it, in
+    `Engine.stream` its place."""
 
     request: int
 
 
 @dataclass(frozen=True, eq=False)
 class TokensDrawn(Event):
-    """Tokens of a hole, in the order drawn: int32 ids of the vocabulary. `segment` is the hole's place in the document."""
+    """Tokens of a hole, in the order drawn: int32 ids of the vocabulary. `segment` is the hole's
+    place in the document."""
 
     segment: int
     tokens: IntArray
@@ -70,7 +74,8 @@ class TokensDrawn(Event):
 
 @dataclass(frozen=True, eq=False)
 class TextGrown(Event):
-    """A piece of a text hole: what has come to be certain since the last one. All pieces of a hole are its text."""
+    """A piece of a text hole: what has come to be certain since the last one. All pieces of a hole
+    are its text."""
 
     segment: int
     text: str
@@ -78,7 +83,8 @@ class TextGrown(Event):
 
 @dataclass(frozen=True, eq=False)
 class PictureGrown(Event):
-    """A picture in the making: `codes` with everything `missing` that is not drawn yet. Sent whenever a row of codes is full."""
+    """A picture in the making: `codes` with everything `missing` that is not drawn yet. Sent
+    whenever a row of codes is full."""
 
     segment: int
     codes: Codes
@@ -93,7 +99,8 @@ class Finished(Event):
 
 @dataclass(frozen=True, eq=False)
 class Failed(Event):
-    """The request came to nothing; others go on. `error` says why, with what caused it as its `__cause__`."""
+    """The request came to nothing; others go on. `error` says why, with what caused it as its
+    `__cause__`."""
 
     error: GenerationError
 
@@ -104,7 +111,8 @@ class Cancelled(Event):
 
 
 def candidate_seed(seed: int, index: int) -> int:
-    """Seed of candidate `index` of a request: the first k candidates are the same however many are asked for.
+    """Seed of candidate `index` of a request: the first k candidates are the same however many are
+    asked for.
 
     Candidate 0 has the request's own seed, so that a picture's seed alone draws it again.
 

@@ -1,4 +1,5 @@
-"""Reading prompts: each different one once, and what several begin with (retrieved documents) once for all of them.
+"""Reading prompts: each different one once, and what several begin with (retrieved documents) once
+for all of them.
 
 Legend: U different prompts, T tokens of the longest, E model dimension.
 """
@@ -19,14 +20,16 @@ if TYPE_CHECKING:
     from cm3core.interfaces.decoder import Decoder, KVCache
     from cm3core.sequence.serialize import Prompt
 
-#: A common beginning shorter than this is read again by each prompt: a second forward would cost more.
+#: A common beginning shorter than this is read again by each prompt: a second forward would cost
+#: more.
 SHORTEST_COMMON = 48
 #: Most tokens in one forward, padding included; it bounds the memory of activations.
 MOST_TOKENS = 16_384
 
 
 def read_prompts(decoder: Decoder, prompts: Sequence[Prompt]) -> tuple[KVCache, Tensor]:
-    """A cache with a row for each prompt, and the hidden states [len(prompts), E] after its last token."""
+    """A cache with a row for each prompt, and the hidden states [len(prompts), E] after its last
+    token."""
     index: dict[bytes, int] = {}
     source = [index.setdefault(key(prompt), len(index)) for prompt in prompts]
     different = [prompts[source.index(place)] for place in range(len(index))]
@@ -55,7 +58,8 @@ def key(prompt: Prompt) -> bytes:
 
 
 class _Family:
-    """Prompts that begin alike, and how many tokens long that beginning is (all but the last of a prompt that stands alone)."""
+    """Prompts that begin alike, and how many tokens long that beginning is (all but the last of a
+    prompt that stands alone)."""
 
     def __init__(self, place: int, prompt: Prompt) -> None:
         self.places, self.members, self.common = [place], [prompt], len(prompt) - 1
@@ -63,7 +67,9 @@ class _Family:
     def takes(self, prompt: Prompt) -> bool:
         first = self.members[0]
         longest = min(self.common, len(prompt) - 1)
-        same = (first.tokens[:longest] == prompt.tokens[:longest]) & (first.cells[:longest] == prompt.cells[:longest])
+        same = (first.tokens[:longest] == prompt.tokens[:longest]) & (
+            first.cells[:longest] == prompt.cells[:longest]
+        )
         common = longest if same.all() else int(same.argmin())
         if common < SHORTEST_COMMON:
             return False
@@ -107,27 +113,46 @@ def _read_families(decoder: Decoder, families: list[_Family]) -> tuple[KVCache, 
     members = [member for family in families for member in family.members]
     if len(members) == len(families):
         cache = decoder.allocate_cache(len(members), max(map(len, members)))
-        return cache, feed(decoder, cache, [member.tokens for member in members], [member.cells for member in members])
+        return cache, feed(
+            decoder,
+            cache,
+            [member.tokens for member in members],
+            [member.cells for member in members],
+        )
     cache = decoder.allocate_cache(len(families), max(family.common for family in families))
-    feed(decoder, cache, [family.members[0].tokens[:family.common] for family in families],
-         [family.members[0].cells[:family.common] for family in families])
+    feed(
+        decoder,
+        cache,
+        [family.members[0].tokens[: family.common] for family in families],
+        [family.members[0].cells[: family.common] for family in families],
+    )
     cache.select([place for place, family in enumerate(families) for _ in family.members])
     tails = [slice(family.common, None) for family in families for _ in family.members]
     cache.reserve([len(member.tokens[tail]) for member, tail in zip(members, tails, strict=True)])
-    return cache, feed(decoder, cache, [member.tokens[tail] for member, tail in zip(members, tails, strict=True)],
-                       [member.cells[tail] for member, tail in zip(members, tails, strict=True)])
+    return cache, feed(
+        decoder,
+        cache,
+        [member.tokens[tail] for member, tail in zip(members, tails, strict=True)],
+        [member.cells[tail] for member, tail in zip(members, tails, strict=True)],
+    )
 
 
-def feed(decoder: Decoder, cache: KVCache, tokens: Sequence[IntArray], cells: Sequence[IntArray]) -> Tensor:
-    """Let each row read its own tokens (at least one); hidden states after the last of them, [rows, E]."""
+def feed(
+    decoder: Decoder, cache: KVCache, tokens: Sequence[IntArray], cells: Sequence[IntArray]
+) -> Tensor:
+    """Let each row read its own tokens (at least one); hidden states after the last of them, [rows,
+    E]."""
     counts = [len(row) for row in tokens]
     device = decoder.head_weight().device
     tokens_BT = np.zeros((len(tokens), max(counts)), np.int64)
     cells_BT = np.full(tokens_BT.shape, NO_CELL, np.int64)
     for row, (own, own_cells) in enumerate(zip(tokens, cells, strict=True)):
-        tokens_BT[row, :len(own)], cells_BT[row, :len(own)] = own, own_cells
-    hidden_BTE = decoder.hidden_states(torch.from_numpy(tokens_BT).to(device), cells_BT=torch.from_numpy(cells_BT).to(device),
-                                       cache=cache)
+        tokens_BT[row, : len(own)], cells_BT[row, : len(own)] = own, own_cells
+    hidden_BTE = decoder.hidden_states(
+        torch.from_numpy(tokens_BT).to(device),
+        cells_BT=torch.from_numpy(cells_BT).to(device),
+        cache=cache,
+    )
     cache.advance(counts)
     if max(counts) == 1:
         return hidden_BTE[:, 0]

@@ -1,4 +1,5 @@
-"""One request in flight: its prompts, its grammar, what has been drawn, and what is told about it."""
+"""One request in flight: its prompts, its grammar, what has been drawn, and what is told about
+it."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ class ActiveRequest:
         sampler: its own or the engine's.
         plans: the sampler's plan for each modality.
         prompts: the different prompts of its streams.
-        local: for each guidance stream the prompt that it reads (streams without weight read the reference's).
+        local: for each guidance stream the prompt that it reads (streams without weight read the
+            reference's).
         grammar: where it stands in its holes.
     """
 
@@ -81,21 +83,26 @@ class ActiveRequest:
         only = np.zeros(len(full), np.float32)
         only[plan.reference] = 1.0
         first, last = self.grammar.progress
-        shares = [plan.schedule.share(min(position / max(last, 1), 1.0)) for position in range(first, first + num)]
+        shares = [
+            plan.schedule.share(min(position / max(last, 1), 1.0))
+            for position in range(first, first + num)
+        ]
         share = np.array(shares, np.float32)[:, None]
         return only + share * (full - only)
 
     # ---- what is told
 
-    def told(self, serializer: Serializer, hole: Hole, tokens: IntArray, *, closed: bool) -> list[Event]:
+    def told(
+        self, serializer: Serializer, hole: Hole, tokens: IntArray, *, closed: bool
+    ) -> list[Event]:
         """Events of `tokens`, just drawn in `hole`; `closed`: the hole is full now."""
         events: list[Event] = [TokensDrawn(self.number, hole.segment, tokens)]
         if hole.kind == "text":
             content = self.grammar.contents[-1] if closed else self.grammar.current
             text = serializer.text(np.asarray(content, np.int32))
-            ready = text if closed else text[:_certain(text)]
+            ready = text if closed else text[: _certain(text)]
             if len(ready) > len(self._told):
-                events.append(TextGrown(self.number, hole.segment, ready[len(self._told):]))
+                events.append(TextGrown(self.number, hole.segment, ready[len(self._told) :]))
                 self._told = ready
             if closed:
                 self._told = ""
@@ -104,17 +111,26 @@ class ActiveRequest:
             events.append(PictureGrown(self.number, hole.segment, self._picture[1]))
         return events
 
-    def _drawn_into(self, serializer: Serializer, hole: Hole, tokens: IntArray, *, closed: bool) -> bool:
-        """Put the codes into the picture in the making; whether a row of it (or the hole) is full now."""
+    def _drawn_into(
+        self, serializer: Serializer, hole: Hole, tokens: IntArray, *, closed: bool
+    ) -> bool:
+        """Put the codes into the picture in the making; whether a row of it (or the hole) is full
+        now."""
         assert hole.cells is not None
         if self._picture is None or self._picture[0] != hole.segment:
             segment = self.document[hole.segment]
-            nothing = Codes(np.zeros(serializer.num_codes, np.int32), serializer.grid, np.ones(serializer.num_codes, np.bool_))
+            nothing = Codes(
+                np.zeros(serializer.num_codes, np.int32),
+                serializer.grid,
+                np.ones(serializer.num_codes, np.bool_),
+            )
             self._picture = hole.segment, segment if isinstance(segment, Codes) else nothing
         before = self._picture[1]
         assert before.missing is not None
-        content = self.grammar.contents[-1] if closed else np.asarray(self.grammar.current, np.int32)
-        cells = hole.cells[len(content) - len(tokens):len(content)]
+        content = (
+            self.grammar.contents[-1] if closed else np.asarray(self.grammar.current, np.int32)
+        )
+        cells = hole.cells[len(content) - len(tokens) : len(content)]
         codes, missing = before.codes.copy(), before.missing.copy()
         codes[cells], missing[cells] = tokens - serializer.vocabulary.image.start, False
         self._picture = hole.segment, Codes(codes, before.grid, missing)
@@ -122,12 +138,14 @@ class ActiveRequest:
 
 
 def _certain(text: str) -> int:
-    """How much of a text stays as it is when more bytes come: all but unfinished characters at its end."""
+    """How much of a text stays as it is when more bytes come: all but unfinished characters at its
+    end."""
     return len(text.rstrip(REPLACEMENT))
 
 
 def different(prompts: list[Prompt]) -> tuple[list[Prompt], list[int]]:
-    """The different ones among the prompts of a request's streams, and for each stream which of them it reads."""
+    """The different ones among the prompts of a request's streams, and for each stream which of
+    them it reads."""
     index: dict[bytes, int] = {}
     local = [index.setdefault(key(prompt), len(index)) for prompt in prompts]
     return [prompts[local.index(place)] for place in range(len(index))], local

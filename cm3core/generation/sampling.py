@@ -12,14 +12,19 @@ from cm3core.interfaces.sampler import Filters, SamplingPlan
 
 
 def plan_columns(plans: Sequence[SamplingPlan], device: torch.device) -> dict[str, Any]:
-    """Reference streams and filters of plans, tensors [n]: keyword arguments of `cm3kernels.guided_sample`. A filter that is off
-    for all requests is left out, and costs nothing. Those that a sampler has besides `Filters`' own are its business.
+    """Reference streams and filters of plans, tensors [n]: keyword arguments of
+    `cm3kernels.guided_sample`. A filter that is off for all requests is left out, and costs
+    nothing. Those that a sampler has besides `Filters`' own are its business.
 
     >>> plans = [SamplingPlan((), filters=Filters(top_k=5)), SamplingPlan(())]
     >>> plan_columns(plans, torch.device("cpu"))
     {'reference_n': tensor([0, 0]), 'top_k_n': tensor([5, 0])}
     """
-    columns = {"reference_n": torch.tensor([plan.reference for plan in plans], dtype=torch.int64, device=device)}
+    columns = {
+        "reference_n": torch.tensor(
+            [plan.reference for plan in plans], dtype=torch.int64, device=device
+        )
+    }
     for item in fields(Filters):
         values = [getattr(plan.filters, item.name) for plan in plans]
         if any(value != item.default for value in values):

@@ -1,4 +1,5 @@
-"""Continuous batching: requests are submitted at any time, join as soon as there is room, and leave when they are done."""
+"""Continuous batching: requests are submitted at any time, join as soon as there is room, and leave
+when they are done."""
 
 from __future__ import annotations
 
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 class Session:
     """Requests in flight and in the queue; made by `Engine.open`. One thread uses it.
 
-    At most `engine.max_rows` stream rows are in flight (a request whose streams are more is refused), and no more than the
-    keys and values of which fit `engine.cache_bytes`; the queue is first come, first served.
+    At most `engine.max_rows` stream rows are in flight (a request whose streams are more is
+    refused), and no more than the keys and values of which fit `engine.cache_bytes`; the queue is
+    first come, first served.
 
     Args:
         engine: what completes them.
@@ -59,14 +61,16 @@ class Session:
             its number, by which events call it: 0, 1, ...
 
         Raises:
-            GenerationError, DocumentError: it can't be completed: no hole, a bad seed, no room for it. Nothing is queued then.
+            GenerationError, DocumentError: it can't be completed: no hole, a bad seed, no room for
+                it. Nothing is queued then.
         """
         self._queue.append(self.engine.prepare(self._next, request))
         self._next += 1
         return self._next - 1
 
     def cancel(self, number: int) -> bool:
-        """Take a request out, queued or in flight; its rows are free at once. False: there is no such request any more."""
+        """Take a request out, queued or in flight; its rows are free at once. False: there is no
+        such request any more."""
         for row in self._queue:
             if row.number == number:
                 self._queue.remove(row)
@@ -81,13 +85,15 @@ class Session:
         return False
 
     def events(self) -> Iterator[Event]:
-        """All that happens until nothing is left to do. More may be submitted, and requests cancelled, between two events."""
+        """All that happens until nothing is left to do. More may be submitted, and requests
+        cancelled, between two events."""
         while self.busy:
             yield from self.step()
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Let waiting requests join, draw some tokens of every request (at most a row of a picture), and tell what happened."""
+        """Let waiting requests join, draw some tokens of every request (at most a row of a
+        picture), and tell what happened."""
         events, self._pending = self._pending, []
         with self.engine.threads():
             self._admit()
@@ -102,7 +108,9 @@ class Session:
                 events.append(Failed(row.number, row.error))
                 continue
             if self.details:
-                events += row.told(self.engine.serializer, hole, tokens, closed=len(row.grammar.contents) > number)
+                events += row.told(
+                    self.engine.serializer, hole, tokens, closed=len(row.grammar.contents) > number
+                )
             if row.grammar.done:
                 events.append(self._finished(row))
         return events + self._take_pending()
@@ -121,12 +129,17 @@ class Session:
     def _admit(self) -> None:
         """As many from the head of the queue as there is room for."""
         joining: list[ActiveRequest] = []
-        rows, longest = self._batch.num_rows, max((row.longest for row in self._batch.rows), default=0)
+        rows, longest = (
+            self._batch.num_rows,
+            max((row.longest for row in self._batch.rows), default=0),
+        )
         while self._queue:
             row = self._queue[0]
             rows, longest = rows + len(row.prompts), max(longest, row.longest)
             in_flight = bool(joining or self._batch.rows)
-            if in_flight and (rows > self.engine.max_rows or self.engine.exceeds_memory(rows, longest)):
+            if in_flight and (
+                rows > self.engine.max_rows or self.engine.exceeds_memory(rows, longest)
+            ):
                 break
             joining.append(self._queue.popleft())
         if joining:

@@ -1,8 +1,9 @@
-"""The interfaces: one file per kind, each an abstract class and the base of its configs. Nothing here imports torch.
+"""The interfaces: one file per kind, each an abstract class and the base of its configs. Nothing
+here imports torch.
 
-A kind's config is a plain dataclass: its fields are the keys of the recipe's section, its docstring documents them, and
-its `build(...)` imports what is heavy and returns the component. Public methods validate what they are given and
-call one abstract method; batch forms have a default loop.
+A kind's config is a plain dataclass: its fields are the keys of the recipe's section, its docstring
+documents them, and its `build(...)` imports what is heavy and returns the component. Public methods
+validate what they are given and call one abstract method; batch forms have a default loop.
 """
 
 from cm3core.interfaces.attention import AttentionBackend, AttentionConfig
@@ -27,9 +28,38 @@ from cm3core.interfaces.text_tokenizer import TextTokenizer, TextTokenizerConfig
 from cm3core.interfaces.upscaler import Upscaler, UpscalerConfig
 
 __all__ = [
-    "AttentionBackend", "AttentionConfig", "Candidate", "ComponentConfig", "Decoder", "DecoderConfig", "DocumentSource",
-    "DocumentSourceConfig", "Embedder", "EmbedderConfig", "Filters", "GuidanceSchedule", "GuidanceStream", "ImageTokenizer",
-    "ImageTokenizerConfig", "KVCache", "MaskingObjective", "ObjectiveConfig", "PromptVariant", "Reranker", "RerankerConfig",
-    "Retrieved", "Retriever", "RetrieverConfig", "Sampler", "SamplerConfig", "SamplingPlan", "SkippedRecord", "TextTokenizer",
-    "TextTokenizerConfig", "Upscaler", "UpscalerConfig", "VectorArray", "normalise",
+    "AttentionBackend",
+    "AttentionConfig",
+    "Candidate",
+    "ComponentConfig",
+    "Decoder",
+    "DecoderConfig",
+    "DocumentSource",
+    "DocumentSourceConfig",
+    "Embedder",
+    "EmbedderConfig",
+    "Filters",
+    "GuidanceSchedule",
+    "GuidanceStream",
+    "ImageTokenizer",
+    "ImageTokenizerConfig",
+    "KVCache",
+    "MaskingObjective",
+    "ObjectiveConfig",
+    "PromptVariant",
+    "Reranker",
+    "RerankerConfig",
+    "Retrieved",
+    "Retriever",
+    "RetrieverConfig",
+    "Sampler",
+    "SamplerConfig",
+    "SamplingPlan",
+    "SkippedRecord",
+    "TextTokenizer",
+    "TextTokenizerConfig",
+    "Upscaler",
+    "UpscalerConfig",
+    "VectorArray",
+    "normalise",
 ]

@@ -24,35 +24,56 @@ class AttentionConfig(ComponentConfig):
 
 
 class AttentionBackend(ABC):
-    """Attention with one rule of visibility that covers training, packing, retrieval and cached decoding.
+    """Attention with one rule of visibility that covers training, packing, retrieval and cached
+    decoding.
 
-    Legend: B rows, T queries, S keys, H query heads, K key heads (H a multiple of K), D head dimension.
-    Query i of row b sits at key position offset[b] + i and sees the keys j with kv_start[b, i] <= j <= offset[b] + i.
+    Legend: B rows, T queries, S keys, H query heads, K key heads (H a multiple of K), D head
+    dimension. Query i of row b sits at key position offset[b] + i and sees the keys j with
+    kv_start[b, i] <= j <= offset[b] + i.
     """
 
-    #: Whether `attend` is softmax attention by exactly this rule and nothing else. A decoder may then compute it in parts: keys
-    #: that several rows share are read once. With False a cache keeps every row's keys apart and calls `attend`.
+    #: Whether `attend` is softmax attention by exactly this rule and nothing else. A decoder may
+    #: then compute it in parts: keys that several rows share are read once. With False a cache
+    #: keeps every row's keys apart and calls `attend`.
     is_plain_softmax: bool = False
 
-    def plan(self, *, num_queries: int, num_keys: int, kv_start_BT: Tensor | None = None,
-             offset_B: Tensor | None = None) -> Any:
-        """What all layers of one forward share (a mask, a list of blocks), made once and given to each `attend`.
+    def plan(
+        self,
+        *,
+        num_queries: int,
+        num_keys: int,
+        kv_start_BT: Tensor | None = None,
+        offset_B: Tensor | None = None,
+    ) -> Any:
+        """What all layers of one forward share (a mask, a list of blocks), made once and given to
+        each `attend`.
 
         Optional: the default is None, and `attend` must do without when it gets None."""
         return None
 
     @abstractmethod
-    def attend(self, q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, *, kv_start_BT: Tensor | None = None,
-               offset_B: Tensor | None = None, scale: float | None = None, plan: Any = None) -> Tensor:
+    def attend(
+        self,
+        q_BTHD: Tensor,
+        k_BSKD: Tensor,
+        v_BSKD: Tensor,
+        *,
+        kv_start_BT: Tensor | None = None,
+        offset_B: Tensor | None = None,
+        scale: float | None = None,
+        plan: Any = None,
+    ) -> Tensor:
         """softmax(q k^T * scale, over the visible keys) v.
 
         Args:
             q_BTHD, k_BSKD, v_BSKD: one floating dtype, last stride 1.
             kv_start_BT: int32 or int64; first key that each query sees. None: 0 (plain causal).
-            offset_B: int64; key position of each row's first query. None: 0 for all, and then S == T (no cache).
+            offset_B: int64; key position of each row's first query. None: 0 for all, and then S ==
+                T (no cache).
             scale: default 1/sqrt(D).
             plan: what `plan` returned for these very T, S, kv_start and offset, or None.
 
         Returns:
-            [B, T, H, D], dtype of q; zeros for a query that sees no key; differentiable when `offset_B` is None.
+            [B, T, H, D], dtype of q; zeros for a query that sees no key; differentiable when
+            `offset_B` is None.
         """

@@ -1,4 +1,5 @@
-"""Benchmarks: an op has cases, a reference and providers. Plugins add ops and providers by `cm3_benchmarks`.
+"""Benchmarks: an op has cases, a reference and providers. Plugins add ops and providers by
+`cm3_benchmarks`.
 
 A plugin's whole addition, named by its hook as "my_package.benchmarks:add":
 
@@ -96,7 +97,8 @@ class Provider(ABC):
 
     @abstractmethod
     def prepare(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
-        """What is timed: a function without arguments. Plans, compilation and layouts happen here, and are not timed."""
+        """What is timed: a function without arguments. Plans, compilation and layouts happen here,
+        and are not timed."""
 
 
 def compiling_refusal(where: Where) -> str | None:
@@ -107,10 +109,15 @@ def compiling_refusal(where: Where) -> str | None:
 
 
 class TorchProvider(Provider):
-    """A function of the inputs made of torch's operations, as it is or compiled (once, for all cases)."""
+    """A function of the inputs made of torch's operations, as it is or compiled (once, for all
+    cases)."""
 
     def __init__(self, name: str, function: Callable[[Inputs], Any], compiled: bool) -> None:
-        self.name, self._function, self._compiled = f"{name} compiled" if compiled else name, function, compiled
+        self.name, self._function, self._compiled = (
+            f"{name} compiled" if compiled else name,
+            function,
+            compiled,
+        )
 
     def enabled(self, case: Case, where: Where) -> str | None:
         return compiling_refusal(where) if self._compiled else None
@@ -161,20 +168,32 @@ class BenchmarkRegistry:
     def add_op(self, op: Op) -> None:
         """Add an op with its providers. Raises `CM3Error` when the name is taken."""
         if op.name in self.ops:
-            raise CM3Error(f"benchmark {op.name!r}", "another op has this name", "give it another one")
+            raise CM3Error(
+                f"benchmark {op.name!r}", "another op has this name", "give it another one"
+            )
         self.ops[op.name] = op
 
     def add_provider(self, op: str, provider: Provider) -> None:
-        """Add a provider to an op that is there. Raises `CM3Error` when it isn't, or the name is taken."""
+        """Add a provider to an op that is there. Raises `CM3Error` when it isn't, or the name is
+        taken."""
         if op not in self.ops:
-            raise CM3Error(f"provider {provider.name!r}", f"there is no op {op!r} to benchmark", close_match(op, self.ops))
+            raise CM3Error(
+                f"provider {provider.name!r}",
+                f"there is no op {op!r} to benchmark",
+                close_match(op, self.ops),
+            )
         if provider.name in {other.name for other in self.ops[op].providers}:
-            raise CM3Error(f"provider {provider.name!r}", f"{op} has a provider of this name", "give it another one")
+            raise CM3Error(
+                f"provider {provider.name!r}",
+                f"{op} has a provider of this name",
+                "give it another one",
+            )
         self.ops[op].providers.append(provider)
 
 
 def relative_error(output: torch.Tensor, expected: torch.Tensor) -> float:
-    """Root mean square of the difference over that of the expected values; 0 where both are zero."""
+    """Root mean square of the difference over that of the expected values; 0 where both are
+    zero."""
     difference = (output.double() - expected.double()).norm()
     scale = expected.double().norm()
     return float(difference / scale) if scale > 0 else float(difference)

@@ -10,20 +10,24 @@ from typing import ClassVar
 
 @dataclass(kw_only=True)
 class ComponentConfig:
-    """Base of every component's config: a dataclass whose fields are the keys of a recipe's section.
+    """Base of every component's config: a dataclass whose fields are the keys of a recipe's
+    section.
 
-    Fields may be `bool`, `int`, `float`, `str`, `None`-able forms of these, lists and dicts of them, and nested
-    dataclasses; OmegaConf checks the types. A field without a default must be given by the recipe. Check
-    what types can't say (ranges, combinations) in `check`, so that `cm3 recipe check` finds it without building.
+    Fields may be `bool`, `int`, `float`, `str`, `None`-able forms of these, lists and dicts of
+    them, and nested dataclasses; OmegaConf checks the types. A field without a default must be
+    given by the recipe. Check what types can't say (ranges, combinations) in `check`, so that
+    `cm3 recipe check` finds it without building.
     """
 
     #: Recipe name of the kind, e.g. "image_tokenizer"; set by each kind's base.
     kind: ClassVar[str] = ""
-    #: Sections that a recipe with this component must have besides, e.g. ("embedder",); `cm3 recipe check` asks for them.
+    #: Sections that a recipe with this component must have besides, e.g. ("embedder",);
+    #: `cm3 recipe check` asks for them.
     needs: ClassVar[tuple[str, ...]] = ()
-    #: Keys of earlier versions: old name -> the field that took its place. Recipes and checkpoints that still write an old name
-    #: are read, and a warning says what to write.
+    #: Keys of earlier versions: old name -> the field that took its place. Recipes and checkpoints
+    #: that still write an old name are read, and a warning says what to write.
     renamed: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def check(self) -> None:
-        """Raise `RecipeError` when the values can't work together. Must stay light: no torch, no files read."""
+        """Raise `RecipeError` when the values can't work together. Must stay light: no torch, no
+        files read."""

@@ -22,22 +22,26 @@ class DocumentSourceConfig(ComponentConfig):
     """Base of data sets' configs.
 
     Args:
-        split: which part: "train", or another that the data set has. Data sets of files take a fixed share as "valid".
+        split: which part: "train", or another that the data set has. Data sets of files take a
+            fixed share as "valid".
     """
 
     kind: ClassVar[str] = "dataset"
-    #: Every value that `split` may have, for `cm3 data`; a split that holds all the others, if there is one, is called "all".
+    #: Every value that `split` may have, for `cm3 data`; a split that holds all the others, if
+    #: there is one, is called "all".
     splits: ClassVar[tuple[str, ...]] = ("train",)
     split: str = "train"
 
     def build(self) -> DocumentSource:
-        """Return the source. Bad records are skipped and counted (`DocumentSource.skipped`), not raised."""
+        """Return the source. Bad records are skipped and counted (`DocumentSource.skipped`), not
+        raised."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class SkippedRecord:
-    """A record that can't be used: its `place` (file and line or name), the `cause` and the `next_step`."""
+    """A record that can't be used: its `place` (file and line or name), the `cause` and the
+    `next_step`."""
 
     place: str
     cause: str
@@ -45,8 +49,8 @@ class SkippedRecord:
 
 
 class DocumentSource(ABC):
-    """A finite list of documents, read at random. They hold `Text` and `Image` segments (pixels by reference); those of a memory
-    bank hold `Text` and `Codes`."""
+    """A finite list of documents, read at random. They hold `Text` and `Image` segments (pixels by
+    reference); those of a memory bank hold `Text` and `Codes`."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -63,19 +67,23 @@ class DocumentSource(ABC):
     def document(self, index: int, rng: np.random.Generator | None = None) -> Document:
         """The document `index`.
 
-        With `rng`, its text may vary (one of several captions, a paraphrase) as a function of the generator; without, it is
-        the canonical form. Its pictures' keys never vary.
+        With `rng`, its text may vary (one of several captions, a paraphrase) as a function of the
+        generator; without, it is the canonical form. Its pictures' keys never vary.
         """
         if not 0 <= index < len(self):
-            raise DataError(f"document {index}", f"the data set has {len(self)}", f"use 0..{len(self) - 1}")
+            raise DataError(
+                f"document {index}", f"the data set has {len(self)}", f"use 0..{len(self) - 1}"
+            )
         return self._document(index, rng)
 
     def content_keys(self, index: int) -> frozenset[str]:
-        """`document.content_keys` of the document: who shares one with it is never retrieved for it."""
+        """`document.content_keys` of the document: who shares one with it is never retrieved for
+        it."""
         return content_keys(self.document(index))
 
     def group(self, index: int) -> str:
-        """Name of the group the document belongs to (a concept, an album); "" when the data set has none."""
+        """Name of the group the document belongs to (a concept, an album); "" when the data set has
+        none."""
         return ""
 
     @property
@@ -90,8 +98,9 @@ class DocumentSource(ABC):
 
     @property
     def content_fingerprint(self) -> str:
-        """Hash of `fingerprint` and of every document's id, canonical text and pictures' keys, in order: names what is made of
-        texts, such as an index. All documents are read, unless the source knows better."""
+        """Hash of `fingerprint` and of every document's id, canonical text and pictures' keys, in
+        order: names what is made of texts, such as an index. All documents are read, unless the
+        source knows better."""
         digest = hashlib.sha256(self.fingerprint.encode())
         for index in range(len(self)):
             document = self.document(index)
@@ -100,6 +109,7 @@ class DocumentSource(ABC):
         return digest.hexdigest()
 
     def texts(self) -> Iterator[str]:
-        """All canonical texts, for training a text tokenizer; sources with several captions yield them all."""
+        """All canonical texts, for training a text tokenizer; sources with several captions yield
+        them all."""
         for index in range(len(self)):
             yield text_of(self.document(index))

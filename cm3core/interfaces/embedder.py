@@ -29,7 +29,8 @@ class EmbedderConfig(ComponentConfig):
 
 
 class Embedder(ABC):
-    """Text and pictures in one space, unit vectors, so that a dot product is a cosine similarity."""
+    """Text and pictures in one space, unit vectors, so that a dot product is a cosine
+    similarity."""
 
     @property
     @abstractmethod
@@ -47,26 +48,43 @@ class Embedder(ABC):
 
     @abstractmethod
     def _embed_images(self, images: Sequence[PixelArray]) -> VectorArray:
-        """Vectors float32 [N, dimension] of pictures uint8 [H, W, 3] of any size; normalised by the caller."""
+        """Vectors float32 [N, dimension] of pictures uint8 [H, W, 3] of any size; normalised by the
+        caller."""
 
     def embed_texts(self, texts: Sequence[str]) -> VectorArray:
-        """Unit vectors float32 [N, dimension]. Raises `DataError` where the embedder gives numbers that are none."""
-        return self._unit(self._embed_texts(texts), "text") if texts else np.zeros((0, self.dimension), np.float32)
+        """Unit vectors float32 [N, dimension]. Raises `DataError` where the embedder gives numbers
+        that are none."""
+        return (
+            self._unit(self._embed_texts(texts), "text")
+            if texts
+            else np.zeros((0, self.dimension), np.float32)
+        )
 
     def embed_images(self, images: Sequence[PixelArray]) -> VectorArray:
-        """Unit vectors float32 [N, dimension]. Raises `DataError` for what is no picture, and as `embed_texts` does."""
+        """Unit vectors float32 [N, dimension]. Raises `DataError` for what is no picture, and as
+        `embed_texts` does."""
         for place, image in enumerate(images):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
                 found = f"{image.dtype} {list(image.shape)}"
-                raise DataError(f"picture {place}", f"{found}, an embedder takes uint8 [height, width, 3]",
-                                "open it with cm3core.images.open_image")
-        return self._unit(self._embed_images(images), "picture") if images else np.zeros((0, self.dimension), np.float32)
+                raise DataError(
+                    f"picture {place}",
+                    f"{found}, an embedder takes uint8 [height, width, 3]",
+                    "open it with cm3core.images.open_image",
+                )
+        return (
+            self._unit(self._embed_images(images), "picture")
+            if images
+            else np.zeros((0, self.dimension), np.float32)
+        )
 
     def _unit(self, vectors: VectorArray, what: str) -> VectorArray:
         finite = np.isfinite(vectors).all(axis=1)
         if not finite.all():
-            raise DataError(f"{what} {int(np.argmin(finite))}", f"its vector by {type(self).__name__} holds NaN or infinity",
-                            "check the embedder's weights")
+            raise DataError(
+                f"{what} {int(np.argmin(finite))}",
+                f"its vector by {type(self).__name__} holds NaN or infinity",
+                "check the embedder's weights",
+            )
         return normalise(vectors)
 
     def embed_document(self, document: Document) -> VectorArray:
@@ -74,19 +92,27 @@ class Embedder(ABC):
         return np.asarray(self.embed_documents([document])[0], np.float32)
 
     def embed_documents(self, documents: Sequence[Document]) -> VectorArray:
-        """Unit vectors float32 [N, dimension]: text part and image part encoded apart, normalised, averaged (paper
-        section 2.1), and normalised again; a document with one part uses that part. Raises `DataError` for one with none."""
+        """Unit vectors float32 [N, dimension]: text part and image part encoded apart, normalised,
+        averaged (paper section 2.1), and normalised again; a document with one part uses that part.
+        Raises `DataError` for one with none."""
         texts = [text_of(document) for document in documents]
-        pictures = [[segment.load() for segment in document if isinstance(segment, Image)] for document in documents]
+        pictures = [
+            [segment.load() for segment in document if isinstance(segment, Image)]
+            for document in documents
+        ]
         for text, own in zip(texts, pictures, strict=True):
             if not text and not own:
-                raise DataError("document", "has neither text nor a picture to embed", "give it one of them")
+                raise DataError(
+                    "document", "has neither text nor a picture to embed", "give it one of them"
+                )
         total = np.zeros((len(documents), self.dimension), np.float32)
         with_text = [i for i, text in enumerate(texts) if text]
         total[with_text] += self.embed_texts([texts[i] for i in with_text])
         owner = [i for i, own in enumerate(pictures) for _ in own]
         image_part = np.zeros_like(total)
-        np.add.at(image_part, owner, self.embed_images([picture for own in pictures for picture in own]))
+        np.add.at(
+            image_part, owner, self.embed_images([picture for own in pictures for picture in own])
+        )
         return normalise(total + normalise(image_part))
 
 

@@ -28,11 +28,15 @@ class ImageTokenizerConfig(ComponentConfig):
         raise NotImplementedError
 
     def load(self, folder: Path) -> ImageTokenizer:
-        """Return the tokenizer that `ImageTokenizer.save` wrote into `folder` (a checkpoint's), which anybody may have made.
+        """Return the tokenizer that `ImageTokenizer.save` wrote into `folder` (a checkpoint's),
+        which anybody may have made.
 
         Only asked when there is such a folder. Override it together with `ImageTokenizer.save`.
         """
-        raise NotImplementedError(f"{type(self).__name__}: its tokenizer writes files in save(), and load() does not read them")
+        raise NotImplementedError(
+            f"{type(self).__name__}: its tokenizer writes files in save(), and load() does not "
+            "read them"
+        )
 
     def train(
         self,
@@ -45,15 +49,22 @@ class ImageTokenizerConfig(ComponentConfig):
         validation_NHWC: PixelArray | None = None,
         show_progress: bool = True,
     ) -> Path:
-        """Train from nothing on pictures uint8 [N, H, W, 3] and return the path of the weights in `out_dir`.
+        """Train from nothing on pictures uint8 [N, H, W, 3] and return the path of the weights in
+        `out_dir`.
 
-        `minutes` of wall clock or `steps` of the optimiser, exactly one. With `resume` a run that was cut off goes on.
-        Quality on `validation_NHWC` is logged. Tokenizers that can't be trained here keep this refusal.
+        `minutes` of wall clock or `steps` of the optimiser, exactly one. With `resume` a run that
+        was cut off goes on. Quality on `validation_NHWC` is logged. Tokenizers that can't be
+        trained here keep this refusal.
 
-        `cm3 tokenizer train-image` calls it with all of these, and writes a recipe beside the weights whose key `weights`, if the
-        config has one, is their path: `build` reads it, and `cm3 tokenizer eval` and users rely on it.
+        `cm3 tokenizer train-image` calls it with all of these, and writes a recipe beside the
+        weights whose key `weights`, if the config has one, is their path: `build` reads it, and
+        `cm3 tokenizer eval` and users rely on it.
         """
-        raise RecipeError("image_tokenizer", f"{type(self).__name__} can't be trained here", "choose vqgan, or give weights")
+        raise RecipeError(
+            "image_tokenizer",
+            f"{type(self).__name__} can't be trained here",
+            "choose vqgan, or give weights",
+        )
 
     @property
     def codebook_size(self) -> int:
@@ -67,12 +78,14 @@ class ImageTokenizerConfig(ComponentConfig):
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) of pictures in pixels, known without building (training needs pictures before there are weights)."""
+        """(height, width) of pictures in pixels, known without building (training needs pictures
+        before there are weights)."""
         raise NotImplementedError
 
 
 class ImageTokenizer(ABC):
-    """Pixels <-> codes. Legend: N pictures, H height, W width (pixels), c = rows * columns of the grid.
+    """Pixels <-> codes. Legend: N pictures, H height, W width (pixels), c = rows * columns of the
+    grid.
 
     Pictures are RGB, uint8, 0..255, exactly `image_size`; `cm3core.images.fit` brings others to it.
     Codes are int32, raster order, 0..codebook_size-1. Encoding is deterministic.
@@ -96,7 +109,8 @@ class ImageTokenizer(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash of config and weights; travels with codes, banks and checkpoints; a mismatch is refused."""
+        """Hash of config and weights; travels with codes, banks and checkpoints; a mismatch is
+        refused."""
 
     @abstractmethod
     def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
@@ -107,34 +121,51 @@ class ImageTokenizer(ABC):
         """Pictures uint8 [N, H, W, 3] of valid codes int32 [N, c]."""
 
     def save(self, folder: Path) -> None:  # noqa: B027 (what needs no files saves none)
-        """Write what `ImageTokenizerConfig.load` needs into `folder`, so that a model works wherever its folder is moved.
+        """Write what `ImageTokenizerConfig.load` needs into `folder`, so that a model works
+        wherever its folder is moved.
 
-        Nothing when the config alone builds this tokenizer on every machine: no weights, or weights that its package brings.
+        Nothing when the config alone builds this tokenizer on every machine: no weights, or weights
+        that its package brings.
         """
 
     def codebook(self) -> torch.Tensor | None:
-        """Code vectors, float32 [codebook_size, dim], to start a decoder's embeddings from; None if there are none."""
+        """Code vectors, float32 [codebook_size, dim], to start a decoder's embeddings from; None if
+        there are none."""
         return None
 
     def encode(self, pixels_NHWC: PixelArray) -> IntArray:
-        """Codes int32 [N, c] of pictures uint8 [N, H, W, 3]; raises `TokenizerError` on another shape or dtype."""
+        """Codes int32 [N, c] of pictures uint8 [N, H, W, 3]; raises `TokenizerError` on another
+        shape or dtype."""
         height, width = self.image_size
-        if pixels_NHWC.ndim != 4 or pixels_NHWC.shape[1:] != (height, width, 3) or pixels_NHWC.dtype != np.uint8:
+        if (
+            pixels_NHWC.ndim != 4
+            or pixels_NHWC.shape[1:] != (height, width, 3)
+            or pixels_NHWC.dtype != np.uint8
+        ):
             raise TokenizerError(
                 "pictures",
-                f"{pixels_NHWC.dtype} {list(pixels_NHWC.shape)}, the image tokenizer takes uint8 [N, {height}, {width}, 3]",
-                "resize with cm3core.images.fit")
+                f"{pixels_NHWC.dtype} {list(pixels_NHWC.shape)}, the image tokenizer takes uint8 "
+                f"[N, {height}, {width}, 3]",
+                "resize with cm3core.images.fit",
+            )
         return self._encode(pixels_NHWC)
 
     def decode(self, codes_Nc: IntArray) -> PixelArray:
-        """Pictures uint8 [N, H, W, 3] of codes [N, c]; raises `TokenizerError` on another length or a code out of range."""
+        """Pictures uint8 [N, H, W, 3] of codes [N, c]; raises `TokenizerError` on another length or
+        a code out of range."""
         rows, columns = self.grid
         if codes_Nc.ndim != 2 or codes_Nc.shape[1] != rows * columns:
-            raise TokenizerError("codes",
-                                 f"shape {list(codes_Nc.shape)}, a picture is {rows} x {columns} = {rows * columns} codes",
-                                 "decode whole pictures")
+            raise TokenizerError(
+                "codes",
+                f"shape {list(codes_Nc.shape)}, a picture is {rows} x {columns} = "
+                f"{rows * columns} codes",
+                "decode whole pictures",
+            )
         if codes_Nc.size and (codes_Nc.min() < 0 or codes_Nc.max() >= self.codebook_size):
-            raise TokenizerError("codes",
-                                 f"range {codes_Nc.min()}..{codes_Nc.max()}, the codebook has {self.codebook_size} entries",
-                                 "subtract Vocabulary.image.start from token ids first")
+            raise TokenizerError(
+                "codes",
+                f"range {codes_Nc.min()}..{codes_Nc.max()}, the codebook has "
+                f"{self.codebook_size} entries",
+                "subtract Vocabulary.image.start from token ids first",
+            )
         return self._decode(np.ascontiguousarray(codes_Nc, dtype=np.int32))

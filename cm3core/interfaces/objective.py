@@ -1,4 +1,5 @@
-"""Kind `objective`: a sequence -> what is trained on it (causal masking, fill in the middle, plain next token)."""
+"""Kind `objective`: a sequence -> what is trained on it (causal masking, fill in the middle, plain
+next token)."""
 
 from __future__ import annotations
 
@@ -19,9 +20,10 @@ class ObjectiveConfig(ComponentConfig):
     """Base of objectives' configs.
 
     Args:
-        retrieved_loss_weight: loss weight of the retrieved documents' tokens (paper section 2.2: 1, like the query's).
-        text_loss_weight: factor on the loss weight of text tokens. Captions are few tokens beside hundreds of image codes; more
-            than 1 makes a small model learn them sooner (paper: 1).
+        retrieved_loss_weight: loss weight of the retrieved documents' tokens (paper section 2.2: 1,
+            like the query's).
+        text_loss_weight: factor on the loss weight of text tokens. Captions are few tokens beside
+            hundreds of image codes; more than 1 makes a small model learn them sooner (paper: 1).
     """
 
     kind: ClassVar[str] = "objective"
@@ -34,7 +36,8 @@ class ObjectiveConfig(ComponentConfig):
 
 
 class MaskingObjective(ABC):
-    """Turns a whole sequence into a masked one. Works inside the sequence, before packing, so nothing is ever cut away."""
+    """Turns a whole sequence into a masked one. Works inside the sequence, before packing, so
+    nothing is ever cut away."""
 
     @property
     @abstractmethod
@@ -42,10 +45,14 @@ class MaskingObjective(ABC):
         """Most tokens that masking can add (3 a span); the packer reserves them."""
 
     @abstractmethod
-    def _mask(self, sequence: TokenSequence, rng: np.random.Generator, max_length: int) -> MaskedSequence:
+    def _mask(
+        self, sequence: TokenSequence, rng: np.random.Generator, max_length: int
+    ) -> MaskedSequence:
         """The masked sequence, at most `max_length` tokens."""
 
-    def mask(self, sequence: TokenSequence, rng: np.random.Generator, max_length: int) -> MaskedSequence:
+    def mask(
+        self, sequence: TokenSequence, rng: np.random.Generator, max_length: int
+    ) -> MaskedSequence:
         """The masked sequence.
 
         Args:
@@ -57,8 +64,13 @@ class MaskingObjective(ABC):
             DocumentError: the sequence alone is longer than `max_length`.
         """
         if len(sequence) > max_length:
-            raise DocumentError("sequence", f"{len(sequence)} tokens, the context holds {max_length}",
-                                "retrieve fewer documents, shorten captions, or raise decoder.context_length")
+            raise DocumentError(
+                "sequence",
+                f"{len(sequence)} tokens, the context holds {max_length}",
+                "retrieve fewer documents, shorten captions, or raise decoder.context_length",
+            )
         masked = self._mask(sequence, rng, max_length)
-        assert len(sequence) <= len(masked) <= min(max_length, len(sequence) + self.max_added_tokens)
+        assert (
+            len(sequence) <= len(masked) <= min(max_length, len(sequence) + self.max_added_tokens)
+        )
         return masked

@@ -1,4 +1,5 @@
-"""Kind `reranker`: several completions of one request -> a score each, so that the best may be shown.
+"""Kind `reranker`: several completions of one request -> a score each, so that the best may be
+shown.
 
 Sources: CM3leon paper, Table 1 (8 candidates, the best by CLIP); RA-CM3 (captions by perplexity).
 """
@@ -45,23 +46,33 @@ class Candidate:
     @property
     def texts(self) -> tuple[str, ...]:
         """The filled document's texts that are not empty, in order, given ones and written ones."""
-        return tuple(segment.text for segment in self.document if isinstance(segment, Text) and segment.text)
+        return tuple(
+            segment.text for segment in self.document if isinstance(segment, Text) and segment.text
+        )
 
     @property
     def drawn(self) -> tuple[Codes, ...]:
-        """The filled document's pictures that were drawn, whole or in part, in order: one for each segment that asked for one."""
-        return tuple(filled for asked, filled in zip(self.request, self.document, strict=True)
-                     if isinstance(filled, Codes) and has_holes([asked]))
+        """The filled document's pictures that were drawn, whole or in part, in order: one for each
+        segment that asked for one."""
+        return tuple(
+            filled
+            for asked, filled in zip(self.request, self.document, strict=True)
+            if isinstance(filled, Codes) and has_holes([asked])
+        )
 
     @property
     def given(self) -> tuple[Codes, ...]:
         """The document's pictures that stood in the request, in order."""
-        return tuple(filled for asked, filled in zip(self.request, self.document, strict=True)
-                     if isinstance(filled, Codes) and not has_holes([asked]))
+        return tuple(
+            filled
+            for asked, filled in zip(self.request, self.document, strict=True)
+            if isinstance(filled, Codes) and not has_holes([asked])
+        )
 
     @cached_property
     def pixels(self) -> tuple[PixelArray, ...]:
-        """The pictures of `drawn`, uint8 [height, width, 3] each; decoded when they are first asked for."""
+        """The pictures of `drawn`, uint8 [height, width, 3] each; decoded when they are first asked
+        for."""
         return tuple(self.decode(codes) for codes in self.drawn)
 
 
@@ -72,7 +83,8 @@ class RerankerConfig(ComponentConfig):
     kind: ClassVar[str] = "reranker"
 
     def build(self, *, embedder: Embedder | None, likelihood: Likelihood) -> Reranker:
-        """Return the reranker. `embedder` is the recipe's, None when it has none; `likelihood` asks the model itself."""
+        """Return the reranker. `embedder` is the recipe's, None when it has none; `likelihood` asks
+        the model itself."""
         raise NotImplementedError
 
 
@@ -82,11 +94,13 @@ class Reranker(ABC):
     @property
     @abstractmethod
     def measure(self) -> str:
-        """What a score is, as it is shown, e.g. "cosine similarity of HashEmbedder". True words only: CLIP means CLIP."""
+        """What a score is, as it is shown, e.g. "cosine similarity of HashEmbedder". True words
+        only: CLIP means CLIP."""
 
     @abstractmethod
     def _score(self, candidates: Sequence[Candidate]) -> Sequence[float]:
-        """A finite score of each candidate, in order, which depends on that candidate alone. At least one candidate.
+        """A finite score of each candidate, in order, which depends on that candidate alone. At
+        least one candidate.
 
         Raises:
             GenerationError: a candidate holds nothing that can be scored.
@@ -96,10 +110,13 @@ class Reranker(ABC):
         """A score of each candidate, in order; all are of one request.
 
         Raises:
-            GenerationError: the reranker failed, or did not give a finite number for each candidate.
+            GenerationError: the reranker failed, or did not give a finite number for each
+                candidate.
             CM3Error: what it raised itself, its place preceded by the reranker.
         """
-        assert all(candidate.request == candidates[0].request for candidate in candidates), "candidates are of one request"
+        assert all(candidate.request == candidates[0].request for candidate in candidates), (
+            "candidates are of one request"
+        )
         if not candidates:
             return []
         place = f"reranker ({self.measure})"
@@ -107,15 +124,26 @@ class Reranker(ABC):
             scores = list(self._score(candidates))
         except CM3Error as error:
             raise type(error)(f"{place}, {error.place}", error.cause, error.next_step) from error
-        except Exception as error:  # a plugin's code: whatever it raises is its own, and one request's end only
-            raise GenerationError(place, f"failed with {type(error).__name__}: {error}",
-                                  "correct it, or leave the section 'reranker' out of the recipe") from error
+        except Exception as error:
+            # a plugin's code: whatever it raises is its own, and one request's end only
+            raise GenerationError(
+                place,
+                f"failed with {type(error).__name__}: {error}",
+                "correct it, or leave the section 'reranker' out of the recipe",
+            ) from error
         if len(scores) != len(candidates):
-            raise GenerationError(place, f"gave {len(scores)} scores for {len(candidates)} candidates",
-                                  "correct its _score: one number for each candidate, in order")
+            raise GenerationError(
+                place,
+                f"gave {len(scores)} scores for {len(candidates)} candidates",
+                "correct its _score: one number for each candidate, in order",
+            )
         for index, score in enumerate(scores):
             if not _is_finite(score):
-                raise GenerationError(place, f"gave {score!r} for candidate {index}", "correct its _score: only finite numbers")
+                raise GenerationError(
+                    place,
+                    f"gave {score!r} for candidate {index}",
+                    "correct its _score: only finite numbers",
+                )
         return [float(score) for score in scores]
 
 

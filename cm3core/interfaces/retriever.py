@@ -21,12 +21,17 @@ class RetrieverConfig(ComponentConfig):
     """Base of retrievers' configs.
 
     Args:
-        num_retrieved: most documents in front of a query (paper: 3 in training, 1 or 2 at inference).
-        random_num_retrieved: in training draw 0..num_retrieved for each sequence, so that prompts without documents work.
-        num_ranks: in training, documents are drawn from so many best results, so that a query is seen in several contexts.
-        bank: folder of a memory bank (`cm3 memory build`) to retrieve from. None: the documents trained on.
-        query_dropout: in training, probability that a word of a query's text is left out, so that one query finds more than its
-            nearest paraphrases (paper section 2.1: 0.2). One word at least stays.
+        num_retrieved: most documents in front of a query (paper: 3 in training, 1 or 2 at
+            inference).
+        random_num_retrieved: in training draw 0..num_retrieved for each sequence, so that prompts
+            without documents work.
+        num_ranks: in training, documents are drawn from so many best results, so that a query is
+            seen in several contexts.
+        bank: folder of a memory bank (`cm3 memory build`) to retrieve from. None: the documents
+            trained on.
+        query_dropout: in training, probability that a word of a query's text is left out, so that
+            one query finds more than its nearest paraphrases (paper section 2.1: 0.2). One word at
+            least stays.
     """
 
     kind: ClassVar[str] = "retriever"
@@ -38,33 +43,43 @@ class RetrieverConfig(ComponentConfig):
 
     def check(self) -> None:
         """Refuse counts and shares that can't be."""
-        for name, value, least in (("num_retrieved", self.num_retrieved, 0), ("num_ranks", self.num_ranks, 1)):
+        for name, value, least in (
+            ("num_retrieved", self.num_retrieved, 0),
+            ("num_ranks", self.num_ranks, 1),
+        ):
             if value < least:
                 raise RecipeError(f"retriever.{name}", f"is {value}", f"use {least} or more")
         if not 0 <= self.query_dropout < 1:
-            raise RecipeError("retriever.query_dropout", f"is {self.query_dropout}, and it is a share of the words",
-                              "use 0 or more and less than 1; the paper's is 0.2")
+            raise RecipeError(
+                "retriever.query_dropout",
+                f"is {self.query_dropout}, and it is a share of the words",
+                "use 0 or more and less than 1; the paper's is 0.2",
+            )
 
     def build(self, memory: DocumentSource, embedder: Embedder | None) -> Retriever:
-        """Return a retriever over `memory`. `embedder` is the recipe's, None when the recipe has none."""
+        """Return a retriever over `memory`. `embedder` is the recipe's, None when the recipe has
+        none."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Retrieved:
-    """One result: `index` into the memory, its document's `id`, and the similarity `score` (higher is nearer)."""
+    """One result: `index` into the memory, its document's `id`, and the similarity `score` (higher
+    is nearer)."""
 
     index: int
     id: str
     score: float
     #: Which part of the query found it: "text" or "image". Scores of different parts don't compare.
     found_by: str = field(default="text", compare=False)
-    #: Whether it is of the sort that the retriever prefers; what is preferred stands before what is not, whatever the scores.
+    #: Whether it is of the sort that the retriever prefers; what is preferred stands before what is
+    #: not, whatever the scores.
     preferred: bool = field(default=True, compare=False)
 
 
 class Retriever(ABC):
-    """Finds memory documents for queries. The query's own document is never returned (`exclude`)."""
+    """Finds memory documents for queries. The query's own document is never returned
+    (`exclude`)."""
 
     @property
     @abstractmethod
@@ -72,38 +87,54 @@ class Retriever(ABC):
         """The documents that results index."""
 
     @abstractmethod
-    def _retrieve(self, queries: Sequence[Document], num_retrieved: int,
-                  exclude: Sequence[Collection[str]]) -> list[list[Retrieved]]:
-        """Results of each query, best first, at most `num_retrieved`, none that `is_excluded` by `exclude[i]`."""
+    def _retrieve(
+        self, queries: Sequence[Document], num_retrieved: int, exclude: Sequence[Collection[str]]
+    ) -> list[list[Retrieved]]:
+        """Results of each query, best first, at most `num_retrieved`, none that `is_excluded` by
+        `exclude[i]`."""
 
     def exact(self) -> Retriever:
-        """The same retriever without approximation: itself, unless it may miss what it looks for."""
+        """The same retriever without approximation: itself, unless it may miss what it looks
+        for."""
         return self
 
     def is_excluded(self, index: int, exclude: Collection[str]) -> bool:
-        """Whether the memory's document `index` has its id or one of its content keys among `exclude`."""
-        return bool(exclude) and (self.memory.id(index) in exclude
-                                  or any(key in exclude for key in self.memory.content_keys(index)))
+        """Whether the memory's document `index` has its id or one of its content keys among
+        `exclude`."""
+        return bool(exclude) and (
+            self.memory.id(index) in exclude
+            or any(key in exclude for key in self.memory.content_keys(index))
+        )
 
-    def retrieve(self, queries: Sequence[Document], num_retrieved: int,
-                 exclude: Sequence[Collection[str]] | None = None) -> list[list[Retrieved]]:
-        """The nearest memory documents of each query, best first: by score, among those that the same part of the query found and
-        that are equally preferred.
+    def retrieve(
+        self,
+        queries: Sequence[Document],
+        num_retrieved: int,
+        exclude: Sequence[Collection[str]] | None = None,
+    ) -> list[list[Retrieved]]:
+        """The nearest memory documents of each query, best first: by score, among those that the
+        same part of the query found and that are equally preferred.
 
         Args:
             queries: documents; their text and pictures are the query (both when both are there).
             num_retrieved: at most so many each, 0 or more.
-            exclude: for each query, ids and content keys (`cm3core.document.content_keys`) of documents that may not be returned:
-                its own.
+            exclude: for each query, ids and content keys (`cm3core.document.content_keys`) of
+                documents that may not be returned: its own.
         """
         if num_retrieved < 0:
             raise DataError("num_retrieved", f"is {num_retrieved}", "use 0 or more")
-        banned = [frozenset[str]()] * len(queries) if exclude is None else [frozenset(names) for names in exclude]
+        banned = (
+            [frozenset[str]()] * len(queries)
+            if exclude is None
+            else [frozenset(names) for names in exclude]
+        )
         assert len(banned) == len(queries)
         if num_retrieved == 0 or not queries:
             return [[] for _ in queries]
         results = self._retrieve(queries, num_retrieved, banned)
         for found, names in zip(results, banned, strict=True):
             assert len(found) <= num_retrieved
-            assert not any(self.is_excluded(result.index, names) for result in found), "a query's own document"
+            assert not any(self.is_excluded(result.index, names) for result in found), (
+                "a query's own document"
+            )
         return results

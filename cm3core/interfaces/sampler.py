@@ -1,9 +1,9 @@
 """Kind `sampler`: logits of the guidance streams -> the next token. A sampler is a plan first.
 
-The plan says which guidance streams a request needs (what each one sees of the prompt), how their logits are mixed, and
-which filters follow. The engine runs the plans of a mixed batch in one call of `draw`. Source: CM3leon paper section 3.1;
-order of filters: mix -> legal ids -> plausible ids of the reference stream -> temperature -> top-k -> top-p -> min-p -> typical
--> draw.
+The plan says which guidance streams a request needs (what each one sees of the prompt), how their
+logits are mixed, and which filters follow. The engine runs the plans of a mixed batch in one call
+of `draw`. Source: CM3leon paper section 3.1; order of filters: mix -> legal ids -> plausible ids of
+the reference stream -> temperature -> top-k -> top-p -> min-p -> typical -> draw.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ class PromptVariant:
     """What a guidance stream sees of the prompt; the default sees everything.
 
     Args:
-        hide_text: "none", "all" (every text of the query document is replaced by one mask sentinel, the form that the CM3
-            objective trains) or "last" (only the last text; the image-conditioned stream of editing).
+        hide_text: "none", "all" (every text of the query document is replaced by one mask sentinel,
+            the form that the CM3 objective trains) or "last" (only the last text; the
+            image-conditioned stream of editing).
         drop_text: leave the hidden text out altogether instead of putting a sentinel.
         drop_retrieved: leave out the retrieved documents.
         replace_text: put this text in place of the query document's (a negative prompt).
-        hide_images: hide the query document's pictures that have nothing missing. What is hidden side by side is one sentinel:
-            with `hide_text` "all" that is the unconditional stream of editing.
+        hide_images: hide the query document's pictures that have nothing missing. What is hidden
+            side by side is one sentinel: with `hide_text` "all" that is the unconditional stream of
+            editing.
     """
 
     hide_text: str = "none"
@@ -50,19 +52,24 @@ class GuidanceStream:
 
 @dataclass(frozen=True)
 class Filters:
-    """What happens to the logits besides mixing. Defaults switch each one off. A sampler with a filter of its own derives a
-    frozen dataclass from this one, and its field's default switches it off too.
+    """What happens to the logits besides mixing. Defaults switch each one off. A sampler with a
+    filter of its own derives a frozen dataclass from this one, and its field's default switches it
+    off too.
 
     Args:
         temperature: > 0 divides the mixed logits; 0 takes the largest (lowest id on a tie).
-        top_k, top_p: of the mixed distribution; 0 and 1.0 are off. Ties with the threshold are kept; never empty.
-        plausible_top_k, plausible_top_p: the same, of the reference stream's distribution at temperature 1, before mixing.
-        plausible_alpha: CD-K's set: reference probability >= alpha * its k-th largest, k = `plausible_k` (paper eq. 3);
-            0 is off. With k = 1 it is the alpha-max set of contrastive decoding (Li et al. 2022).
+        top_k, top_p: of the mixed distribution; 0 and 1.0 are off. Ties with the threshold are
+            kept; never empty.
+        plausible_top_k, plausible_top_p: the same, of the reference stream's distribution at
+            temperature 1, before mixing.
+        plausible_alpha: CD-K's set: reference probability >= alpha * its k-th largest, k =
+            `plausible_k` (paper eq. 3); 0 is off. With k = 1 it is the alpha-max set of contrastive
+            decoding (Li et al. 2022).
         plausible_k: see `plausible_alpha`.
-        min_p: ids with at least so many times the probability of the most probable one are kept; 0 is off (Nguyen et al. 2024).
-        typical_p: smallest set of ids with at least this probability whose surprise is nearest to the distribution's entropy; 1.0
-            is off (Meister et al. 2022, locally typical sampling).
+        min_p: ids with at least so many times the probability of the most probable one are kept; 0
+            is off (Nguyen et al. 2024).
+        typical_p: smallest set of ids with at least this probability whose surprise is nearest to
+            the distribution's entropy; 1.0 is off (Meister et al. 2022, locally typical sampling).
     """
 
     temperature: float = 1.0
@@ -80,12 +87,15 @@ class Filters:
 class GuidanceSchedule:
     """How much of the guidance acts at each position of a hole: a share m in [0, 1].
 
-    With weights w of the streams and the reference stream alone at m = 0, a position's weights are (1 - m) * one_hot(reference)
-    + m * w: a guidance scale s becomes 1 + m (s - 1). Progress is 0 at a hole's first token and 1 at its last.
+    With weights w of the streams and the reference stream alone at m = 0, a position's weights are
+    (1 - m) * one_hot(reference) + m * w: a guidance scale s becomes 1 + m (s - 1). Progress is 0 at
+    a hole's first token and 1 at its last.
 
     Args:
-        start, stop: guidance acts where start <= progress <= stop, 0..1 (an interval; Kynkäänniemi et al. 2024, for diffusion).
-        ramp: "constant" (m = 1 inside), "up" (m grows from 0 at start to 1 at stop) or "down" (falls from 1 to 0).
+        start, stop: guidance acts where start <= progress <= stop, 0..1 (an interval; Kynkäänniemi
+            et al. 2024, for diffusion).
+        ramp: "constant" (m = 1 inside), "up" (m grows from 0 at start to 1 at stop) or "down"
+            (falls from 1 to 0).
     """
 
     start: float = 0.0
@@ -104,7 +114,9 @@ class GuidanceSchedule:
             return 0.0
         if self.ramp == "constant":
             return 1.0
-        inside = (progress - self.start) / (self.stop - self.start) if self.stop > self.start else 1.0
+        inside = (
+            (progress - self.start) / (self.stop - self.start) if self.stop > self.start else 1.0
+        )
         return round(inside if self.ramp == "up" else 1.0 - inside, 12)
 
 
@@ -114,9 +126,11 @@ class SamplingPlan:
 
     Args:
         streams: at least one; the mixed logits are the weighted sum of theirs.
-        reference: index of the stream whose distribution decides plausibility (the conditional one).
+        reference: index of the stream whose distribution decides plausibility (the conditional
+            one).
         filters: see `Filters`.
-        schedule: guidance over the positions of a hole; None: the same everywhere. The engine applies it.
+        schedule: guidance over the positions of a hole; None: the same everywhere. The engine
+            applies it.
     """
 
     streams: tuple[GuidanceStream, ...]
@@ -137,38 +151,52 @@ class SamplerConfig(ComponentConfig):
 
 
 class Sampler(ABC):
-    """Says what it needs (`plan`) and draws (`draw`). Legend: n requests, S stream rows, G streams, R ids of the legal slice."""
+    """Says what it needs (`plan`) and draws (`draw`). Legend: n requests, S stream rows, G streams,
+    R ids of the legal slice."""
 
     @abstractmethod
     def plan(self, modality: str) -> SamplingPlan:
-        """The plan for "text" or "image" positions; constant for the sampler's life. Both modalities' plans
-        use the same variants in the same order (the streams are prefilled once); weights and filters may differ."""
+        """The plan for "text" or "image" positions; constant for the sampler's life. Both
+        modalities' plans use the same variants in the same order (the streams are prefilled once);
+        weights and filters may differ."""
 
     def for_candidate(self, index: int) -> Sampler:
-        """The sampler of candidate `index` of a request (0, 1, ...): this one, unless the sampler is a mixture of methods."""
+        """The sampler of candidate `index` of a request (0, 1, ...): this one, unless the sampler
+        is a mixture of methods."""
         return self
 
     def draws_with(self, other: Sampler) -> bool:
-        """Whether one call of this sampler's `draw` may also draw for requests of `other`, by their plans.
+        """Whether one call of this sampler's `draw` may also draw for requests of `other`, by their
+        plans.
 
-        The default is no. Samplers that are nothing but their plans say yes to each other, so that requests with different
-        guidance share one call a step."""
+        The default is no. Samplers that are nothing but their plans say yes to each other, so that
+        requests with different guidance share one call a step."""
         return other is self
 
     @abstractmethod
-    def draw(self, logits_SR: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, plans: Sequence[SamplingPlan], *, first_id: int,
-             allowed_nR: Tensor | None, seed_n: Tensor, position_n: Tensor) -> Tensor:
+    def draw(
+        self,
+        logits_SR: Tensor,
+        stream_rows_nG: Tensor,
+        weights_nG: Tensor,
+        plans: Sequence[SamplingPlan],
+        *,
+        first_id: int,
+        allowed_nR: Tensor | None,
+        seed_n: Tensor,
+        position_n: Tensor,
+    ) -> Tensor:
         """The next token of each request, int64 [n], as ids of the whole vocabulary.
 
         Args:
             logits_SR: logits of every stream row over the ids first_id..first_id+R-1.
-            stream_rows_nG: int64; rows of `logits_SR` that belong to each request, in its plan's order; -1 behind the last stream
-                of a request with fewer than G.
-            weights_nG: float32; the streams' weights at this position: those of the plan, or what its schedule makes of them; 0
-                where there is no stream.
+            stream_rows_nG: int64; rows of `logits_SR` that belong to each request, in its plan's
+                order; -1 behind the last stream of a request with fewer than G.
+            weights_nG: float32; the streams' weights at this position: those of the plan, or what
+                its schedule makes of them; 0 where there is no stream.
             plans: one for each request.
             allowed_nR: bool; legal ids of each request, at least one each. None: all R.
-            seed_n: int64; a request's seed. The draw depends on (seed, position, token id) only, never on the place in the
-                batch, the batch size or R.
+            seed_n: int64; a request's seed. The draw depends on (seed, position, token id) only,
+                never on the place in the batch, the batch size or R.
             position_n: int64; number of tokens the request has generated so far.
         """

@@ -19,8 +19,9 @@ class TextTokenizerConfig(ComponentConfig):
     kind: ClassVar[str] = "text_tokenizer"
 
     def build(self, corpus: Iterable[str] | None = None) -> TextTokenizer:
-        """Return the tokenizer. `corpus` yields the training captions, for tokenizers that are trained on them when
-        the recipe names no file; it is None when a trained one is loaded from a checkpoint (see `load`)."""
+        """Return the tokenizer. `corpus` yields the training captions, for tokenizers that are
+        trained on them when the recipe names no file; it is None when a trained one is loaded from
+        a checkpoint (see `load`)."""
         raise NotImplementedError
 
     def load(self, folder: Path) -> TextTokenizer:
@@ -31,8 +32,9 @@ class TextTokenizerConfig(ComponentConfig):
 class TextTokenizer(ABC):
     """Text <-> ids 0..vocab_size-1. Lossless: `decode(encode(t)) == t` for every valid string.
 
-    Ids here are the tokenizer's own; `Vocabulary.text` places them in the model's table. No special token is among
-    them: a text that spells one ("<break>") is encoded as plain text, and can never inject one.
+    Ids here are the tokenizer's own; `Vocabulary.text` places them in the model's table. No special
+    token is among them: a text that spells one ("<break>") is encoded as plain text, and can never
+    inject one.
     """
 
     @property
@@ -43,7 +45,8 @@ class TextTokenizer(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash of everything that decides the ids; stored with checkpoints, a mismatch is refused."""
+        """Hash of everything that decides the ids; stored with checkpoints, a mismatch is
+        refused."""
 
     @abstractmethod
     def _encode(self, text: str) -> list[int]:
@@ -58,20 +61,27 @@ class TextTokenizer(ABC):
         """Write what `TextTokenizerConfig.load` needs into `folder`."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, each in 0..vocab_size-1. Raises `TokenizerError` for what is not a valid Unicode string."""
+        """Ids of `text`, each in 0..vocab_size-1. Raises `TokenizerError` for what is not a valid
+        Unicode string."""
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise TokenizerError("text", f"is not valid Unicode ({error.reason} at {error.start})",
-                                 "remove the lone surrogate") from error
+            raise TokenizerError(
+                "text",
+                f"is not valid Unicode ({error.reason} at {error.start})",
+                "remove the lone surrogate",
+            ) from error
         return self._encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`. Raises `TokenizerError` for an id outside 0..vocab_size-1."""
         for place, token in enumerate(ids):
             if not 0 <= token < self.vocab_size:
-                raise TokenizerError(f"ids[{place}]", f"{token} is not a text id (0..{self.vocab_size - 1})",
-                                     "decode only the text range of the vocabulary")
+                raise TokenizerError(
+                    f"ids[{place}]",
+                    f"{token} is not a text id (0..{self.vocab_size - 1})",
+                    "decode only the text range of the vocabulary",
+                )
         return self._decode(ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:

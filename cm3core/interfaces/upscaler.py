@@ -1,4 +1,5 @@
-"""Kind `upscaler`: a picture -> the same, several times as large (the super-resolution stage behind the image tokenizer)."""
+"""Kind `upscaler`: a picture -> the same, several times as large (the super-resolution stage behind
+the image tokenizer)."""
 
 from __future__ import annotations
 
@@ -32,8 +33,13 @@ class UpscalerConfig(ComponentConfig):
 
     @property
     def training_scale(self) -> int:
-        """Pixels a side that training makes of one, known before there are weights. What can't be trained keeps this refusal."""
-        raise RecipeError("upscaler", f"{type(self).__name__} can't be trained here", "choose edsr, or give weights")
+        """Pixels a side that training makes of one, known before there are weights. What can't be
+        trained keeps this refusal."""
+        raise RecipeError(
+            "upscaler",
+            f"{type(self).__name__} can't be trained here",
+            "choose edsr, or give weights",
+        )
 
     def train(
         self,
@@ -50,9 +56,11 @@ class UpscalerConfig(ComponentConfig):
         """Train from nothing on large pictures and return the path of the weights in `out_dir`.
 
         Args:
-            images_NHWC: uint8 [N, H, W, 3], H and W `training_scale` times the image tokenizer's size.
+            images_NHWC: uint8 [N, H, W, 3], H and W `training_scale` times the image tokenizer's
+                size.
             out_dir: gets weights, log and what a later call goes on from.
-            image_tokenizer: what the upscaler will stand behind; its reconstructions are among the small pictures it learns from.
+            image_tokenizer: what the upscaler will stand behind; its reconstructions are among the
+                small pictures it learns from.
             minutes: of wall clock, or `steps`: of the optimiser; exactly one.
             resume: go on where a run in `out_dir` was cut off.
             validation_NHWC: large pictures on which quality is logged.
@@ -62,9 +70,11 @@ class UpscalerConfig(ComponentConfig):
 
 
 class Upscaler(ABC):
-    """Enlarges pictures. Legend: N pictures, H height, W width (pixels of the small picture), C 3 channels.
+    """Enlarges pictures. Legend: N pictures, H height, W width (pixels of the small picture), C 3
+    channels.
 
-    Pictures are RGB, uint8, 0..255, of any size. Equal pictures give equal results, whatever stands beside them in a batch.
+    Pictures are RGB, uint8, 0..255, of any size. Equal pictures give equal results, whatever stands
+    beside them in a batch.
     """
 
     @property
@@ -74,30 +84,46 @@ class Upscaler(ABC):
 
     @abstractmethod
     def _upscale(self, pixels_NHWC: PixelArray) -> PixelArray:
-        """Pictures uint8 [N, scale * H, scale * W, 3] of pictures uint8 [N, H, W, 3]; neither N, H nor W is 0."""
+        """Pictures uint8 [N, scale * H, scale * W, 3] of pictures uint8 [N, H, W, 3]; neither N, H
+        nor W is 0."""
 
     def upscale(self, pixels_HWC: PixelArray) -> PixelArray:
         """The picture uint8 [scale * H, scale * W, 3] of a picture uint8 [H, W, 3].
 
         Raises:
-            DataError: another shape or dtype, no pixels, or more than `MAX_PIXELS` of them in the large picture.
+            DataError: another shape or dtype, no pixels, or more than `MAX_PIXELS` of them in the
+                large picture.
         """
         self._check(pixels_HWC, 3, "[height, width, 3]")
         return np.asarray(self._upscale(pixels_HWC[None])[0])
 
     def upscale_batch(self, pixels_NHWC: PixelArray) -> PixelArray:
-        """Pictures uint8 [N, scale * H, scale * W, 3] of pictures uint8 [N, H, W, 3]; raises as `upscale` does, N may be 0."""
+        """Pictures uint8 [N, scale * H, scale * W, 3] of pictures uint8 [N, H, W, 3]; raises as
+        `upscale` does, N may be 0."""
         self._check(pixels_NHWC, 4, "[N, height, width, 3]")
         num, height, width, _ = pixels_NHWC.shape
-        return self._upscale(pixels_NHWC) if num else np.zeros((0, height * self.scale, width * self.scale, 3), np.uint8)
+        return (
+            self._upscale(pixels_NHWC)
+            if num
+            else np.zeros((0, height * self.scale, width * self.scale, 3), np.uint8)
+        )
 
     def _check(self, pixels: PixelArray, num_axes: int, shape: str) -> None:
         if pixels.ndim != num_axes or pixels.shape[-1] != 3 or pixels.dtype != np.uint8:
-            raise DataError("picture", f"{pixels.dtype} {list(pixels.shape)}, an upscaler takes uint8 {shape}",
-                            "open it with cm3core.images.open_image")
+            raise DataError(
+                "picture",
+                f"{pixels.dtype} {list(pixels.shape)}, an upscaler takes uint8 {shape}",
+                "open it with cm3core.images.open_image",
+            )
         height, width = pixels.shape[-3:-1]
         if not height * width:
-            raise DataError("picture", f"is {width} x {height} pixels", "give a picture that has some")
+            raise DataError(
+                "picture", f"is {width} x {height} pixels", "give a picture that has some"
+            )
         if height * width * self.scale**2 > MAX_PIXELS:
-            raise DataError("picture", f"{width} x {height} pixels, {self.scale} times as large, are more than {MAX_PIXELS:,}",
-                            "make it smaller first")
+            raise DataError(
+                "picture",
+                f"{width} x {height} pixels, {self.scale} times as large, are more than "
+                f"{MAX_PIXELS:,}",
+                "make it smaller first",
+            )

@@ -1,9 +1,11 @@
-"""A trained model: load it, then generate, caption, infill and edit. The facade over everything below it.
+"""A trained model: load it, then generate, caption, infill and edit. The facade over everything
+below it.
 
     model = cm3core.load("runs/apples")
     pictures = model.generate("a red apple", num_images=4, seed=1)
 
-`results` says what comes back, `aio` is the same for coroutines. Names are imported on first use: torch is heavy.
+`results` says what comes back, `aio` is the same for coroutines. Names are imported on first use:
+torch is heavy.
 """
 
 from __future__ import annotations
@@ -15,7 +17,15 @@ from cm3core._lazy import exporter
 if TYPE_CHECKING:
     from cm3core.model.aio import AsyncEngine, AsyncModel
     from cm3core.model.model import Model, load
-    from cm3core.model.results import Choice, GeneratedImage, GeneratedText, ImageReady, InfilledImage, RetrievedDocument, Scored
+    from cm3core.model.results import (
+        Choice,
+        GeneratedImage,
+        GeneratedText,
+        ImageReady,
+        InfilledImage,
+        RetrievedDocument,
+        Scored,
+    )
 
 __all__ = [
     "AsyncEngine",
@@ -31,16 +41,19 @@ __all__ = [
     "load",
 ]
 
-__getattr__ = exporter(__name__, {
-    "AsyncEngine": "aio",
-    "AsyncModel": "aio",
-    "Choice": "results",
-    "GeneratedImage": "results",
-    "GeneratedText": "results",
-    "ImageReady": "results",
-    "InfilledImage": "results",
-    "Model": "model",
-    "RetrievedDocument": "results",
-    "Scored": "results",
-    "load": "model",
-})
+__getattr__ = exporter(
+    __name__,
+    {
+        "AsyncEngine": "aio",
+        "AsyncModel": "aio",
+        "Choice": "results",
+        "GeneratedImage": "results",
+        "GeneratedText": "results",
+        "ImageReady": "results",
+        "InfilledImage": "results",
+        "Model": "model",
+        "RetrievedDocument": "results",
+        "Scored": "results",
+        "load": "model",
+    },
+)

@@ -5,8 +5,8 @@
         async for event in model.events("a green pear"):
             ...
 
-One thread of its own runs a session; requests of all callers join it as they come and leave as they finish. Cancelling a
-coroutine cancels its requests, and their rows are free at the next step.
+One thread of its own runs a session; requests of all callers join it as they come and leave as they
+finish. Cancelling a coroutine cancels its requests, and their rows are free at the next step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from cm3core.document import Document
 from cm3core.errors import CM3Error, GenerationError
-from cm3core.generation.engine import Cancelled, Completion, Engine, Event, Failed, Finished, Request, Session
+from cm3core.generation.engine import (
+    Cancelled,
+    Completion,
+    Engine,
+    Event,
+    Failed,
+    Finished,
+    Request,
+    Session,
+)
 from cm3core.model.jobs import Task
 from cm3core.model.results import GeneratedImage, GeneratedText, ImageReady, InfilledImage, Scored
 
@@ -31,7 +40,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Takes what happens to a request: its events, or why it was refused. Called in the engine's thread.
+#: Takes what happens to a request: its events, or why it was refused. Called in the engine's
+#: thread.
 Sink: TypeAlias = Callable[[Event | CM3Error], None]
 
 
@@ -48,7 +58,8 @@ class _Cancel:
 
 
 class AsyncEngine:
-    """An engine in a thread of its own, for coroutines of any event loop. `async with`, or `close` it at the end.
+    """An engine in a thread of its own, for coroutines of any event loop. `async with`, or `close`
+    it at the end.
 
     Args:
         engine: completes the requests; nothing else uses it meanwhile.
@@ -65,7 +76,8 @@ class AsyncEngine:
         """The completion of a request.
 
         Raises:
-            GenerationError, DocumentError: it can't be completed, or it failed, or the engine is closed.
+            GenerationError, DocumentError: it can't be completed, or it failed, or the engine is
+                closed.
         """
         async for event in self.stream(request):
             if isinstance(event, Finished):
@@ -75,12 +87,18 @@ class AsyncEngine:
         raise AssertionError("a stream ends with one of these")
 
     async def stream(self, request: Request) -> AsyncIterator[Event]:
-        """The request's events, called by 0, the last one `Finished` or `Failed`. Leaving the iterator cancels the request.
+        """The request's events, called by 0, the last one `Finished` or `Failed`. Leaving the
+        iterator cancels the request.
 
         Raises:
             GenerationError, DocumentError: the request can't be completed, or the engine is closed.
         """
-        loop, told, ticket, ended = asyncio.get_running_loop(), asyncio.Queue[Event | CM3Error](), next(self._tickets), False
+        loop, told, ticket, ended = (
+            asyncio.get_running_loop(),
+            asyncio.Queue[Event | CM3Error](),
+            next(self._tickets),
+            False,
+        )
 
         def sink(thing: Event | CM3Error) -> None:
             try:
@@ -109,7 +127,12 @@ class AsyncEngine:
     async def __aenter__(self) -> AsyncEngine:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         await asyncio.to_thread(self.close)
 
     def _order(self, order: _Submit | _Cancel) -> None:
@@ -145,7 +168,9 @@ class AsyncEngine:
             if isinstance(order, _Submit):
                 order.sink(_closed(failure))
 
-    def _obey(self, session: Session, numbers: dict[int, int], sinks: dict[int, tuple[int, Sink]]) -> bool:
+    def _obey(
+        self, session: Session, numbers: dict[int, int], sinks: dict[int, tuple[int, Sink]]
+    ) -> bool:
         """Carry out what was ordered; wait for something to do. False: to be closed."""
         while not (session.busy and self._orders.empty()):
             order = self._orders.get()
@@ -165,7 +190,8 @@ class AsyncEngine:
 
 
 class AsyncModel:
-    """A `Model` for coroutines: its methods with the same arguments (but `progress`), all callers' requests in one batch.
+    """A `Model` for coroutines: its methods with the same arguments (but `progress`), all callers'
+    requests in one batch.
 
     Args:
         model: used by nothing else meanwhile.
@@ -174,21 +200,32 @@ class AsyncModel:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.engine = AsyncEngine(model.engine)
-        self._one_at_a_time = threading.Lock()  # of what tokenizers, retrievers and rerankers do: they need not be thread-safe
+        # of what tokenizers, retrievers and rerankers do: they need not be thread-safe
+        self._one_at_a_time = threading.Lock()
 
     async def __aenter__(self) -> AsyncModel:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         await asyncio.to_thread(self.engine.close)
 
-    async def generate(self, prompt: str | Sequence[str], num_images: int | None = None, **options: Any) -> list[GeneratedImage]:
+    async def generate(
+        self, prompt: str | Sequence[str], num_images: int | None = None, **options: Any
+    ) -> list[GeneratedImage]:
         """See `Model.generate`."""
         tasks, _ = await self._aside(self.model.image_tasks, prompt, num_images, **options)
         return await self._results(list(tasks))
 
-    async def events(self, prompt: str | Sequence[str], num_images: int | None = None, **options: Any) -> AsyncIterator[Event]:
-        """See `Model.events`; pictures come as they are finished, whatever their order. Leaving the iterator ends the work."""
+    async def events(
+        self, prompt: str | Sequence[str], num_images: int | None = None, **options: Any
+    ) -> AsyncIterator[Event]:
+        """See `Model.events`; pictures come as they are finished, whatever their order. Leaving the
+        iterator ends the work."""
         tasks, _ = await self._aside(self.model.image_tasks, prompt, num_images, **options)
         told: asyncio.Queue[Event | BaseException] = asyncio.Queue()
         waiting, first = [], 0
@@ -206,13 +243,18 @@ class AsyncModel:
         finally:
             await _cancelled(waiting)
 
-    async def edit(self, picture: Picture, instruction: str, num_images: int | None = None,
-                   **options: Any) -> list[GeneratedImage]:
+    async def edit(
+        self, picture: Picture, instruction: str, num_images: int | None = None, **options: Any
+    ) -> list[GeneratedImage]:
         """See `Model.edit`."""
-        tasks, _ = await self._aside(self.model.edit_tasks, picture, instruction, num_images, **options)
+        tasks, _ = await self._aside(
+            self.model.edit_tasks, picture, instruction, num_images, **options
+        )
         return await self._results(list(tasks))
 
-    async def infill(self, picture: Picture, box: Any = None, text: str | None = None, **options: Any) -> InfilledImage:
+    async def infill(
+        self, picture: Picture, box: Any = None, text: str | None = None, **options: Any
+    ) -> InfilledImage:
         """See `Model.infill`."""
         task, _ = await self._aside(self.model.infill_task, picture, box, text, **options)
         return await self._result(task)
@@ -255,7 +297,9 @@ class AsyncModel:
     async def _results(self, tasks: Sequence[Task[T]]) -> list[T]:
         return await _together([self._result(task) for task in tasks])
 
-    async def _tell(self, task: Task[GeneratedImage], first: int, told: asyncio.Queue[Event | BaseException]) -> None:
+    async def _tell(
+        self, task: Task[GeneratedImage], first: int, told: asyncio.Queue[Event | BaseException]
+    ) -> None:
         """All that happens to a picture's candidates, and the picture."""
 
         async def follow(request: Request, number: int) -> Completion:
@@ -268,7 +312,9 @@ class AsyncModel:
             raise AssertionError("a stream ends with one of these")
 
         try:
-            completions = await _together([follow(request, first + place) for place, request in enumerate(task.requests)])
+            completions = await _together(
+                [follow(request, first + place) for place, request in enumerate(task.requests)]
+            )
             image = await self._aside(task.finish, completions)
         except Exception as error:
             told.put_nowait(error)
@@ -281,7 +327,8 @@ class AsyncModel:
 
 
 async def _together(coroutines: Sequence[Any]) -> list[Any]:
-    """The results of coroutines that run side by side; when one fails or the caller is cancelled, all are cancelled."""
+    """The results of coroutines that run side by side; when one fails or the caller is cancelled,
+    all are cancelled."""
     tasks = [asyncio.create_task(one) for one in coroutines]
     try:
         return list(await asyncio.gather(*tasks))
@@ -299,6 +346,8 @@ async def _cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
 def _closed(cause: BaseException | None = None) -> GenerationError:
     if cause is None:
         return GenerationError("engine", "is closed", "keep it open until all results are there")
-    error = GenerationError("engine", f"stopped with {type(cause).__name__}: {cause}", "see the traceback of its cause")
+    error = GenerationError(
+        "engine", f"stopped with {type(cause).__name__}: {cause}", "see the traceback of its cause"
+    )
     error.__cause__ = cause
     return error

@@ -1,7 +1,9 @@
-"""Boxes and masks in a picture of any size -> cells of the codes' grid, and the way back into the picture.
+"""Boxes and masks in a picture of any size -> cells of the codes' grid, and the way back into the
+picture.
 
-The image tokenizer sees a picture's largest centred part of its own aspect (a square for all of today's), scaled to its own size
-(`cm3core.images.fit`). Coordinates: x to the right, y down, pixels of the input picture; boxes are half open.
+The image tokenizer sees a picture's largest centred part of its own aspect (a square for all of
+today's), scaled to its own size (`cm3core.images.fit`). Coordinates: x to the right, y down, pixels
+of the input picture; boxes are half open.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ class VisibleSquare:
     @property
     def scale(self) -> float:
         """Pixels of the model's picture to one of the input's."""
-        return max(model / own for model, own in zip(self.model_size, self.picture_size, strict=True))
+        return max(
+            model / own for model, own in zip(self.model_size, self.picture_size, strict=True)
+        )
 
     @property
     def extent(self) -> tuple[float, float, float, float]:
@@ -56,7 +60,8 @@ class VisibleSquare:
         return left, top, left + max(1, round(x1 - x0)), top + max(1, round(y1 - y0))
 
     def cells(self, box: Box, grid: tuple[int, int]) -> BoolArray:
-        """Which codes the box touches, bool [rows * columns]. Raises `GenerationError` for a box that is empty or outside."""
+        """Which codes the box touches, bool [rows * columns]. Raises `GenerationError` for a box
+        that is empty or outside."""
         self._check(box)
         x0, y0, x1, y1 = self.extent
         rows, columns = grid
@@ -70,20 +75,30 @@ class VisibleSquare:
         """Which codes the true pixels touch, bool [rows * columns].
 
         Raises:
-            GenerationError: another size than the picture's, nothing is true, or something outside of what the model sees.
+            GenerationError: another size than the picture's, nothing is true, or something outside
+                of what the model sees.
         """
         if mask_HW.shape != self.picture_size:
-            raise GenerationError("mask", f"is {mask_HW.shape[1]} x {mask_HW.shape[0]} pixels, the picture is "
-                                  f"{self.picture_size[1]} x {self.picture_size[0]}", "make it as large as the picture")
+            raise GenerationError(
+                "mask",
+                f"is {mask_HW.shape[1]} x {mask_HW.shape[0]} pixels, the picture is "
+                f"{self.picture_size[1]} x {self.picture_size[0]}",
+                "make it as large as the picture",
+            )
         if not mask_HW.any():
-            raise GenerationError("mask", "is empty", "mark what is to be drawn anew (white, or true)")
+            raise GenerationError(
+                "mask", "is empty", "mark what is to be drawn anew (white, or true)"
+            )
         seen = self.pixels
         inside = np.zeros_like(mask_HW)
-        inside[seen[1]:seen[3], seen[0]:seen[2]] = True
+        inside[seen[1] : seen[3], seen[0] : seen[2]] = True
         if (mask_HW & ~inside).any():
             middle = ",".join(map(str, seen))
-            raise GenerationError("mask", f"reaches outside the middle part of the picture that the model sees ({middle})",
-                                  "stay within that, or crop the picture first")
+            raise GenerationError(
+                "mask",
+                f"reaches outside the middle part of the picture that the model sees ({middle})",
+                "stay within that, or crop the picture first",
+            )
         x0, y0, x1, y1 = self.extent
         by_row = _touches(mask_HW.shape[0], y0, (y1 - y0) / grid[0], grid[0])
         by_column = _touches(mask_HW.shape[1], x0, (x1 - x0) / grid[1], grid[1])
@@ -95,14 +110,17 @@ class VisibleSquare:
         mask_HW: BoolArray = np.zeros(self.picture_size, np.bool_)
         for box in boxes:
             self._check(box)
-            mask_HW[box[1]:box[3], box[0]:box[2]] = True
+            mask_HW[box[1] : box[3], box[0] : box[2]] = True
         return mask_HW
 
     def pasted(self, picture: PixelArray, decoded: PixelArray, mask_HW: BoolArray) -> PixelArray:
-        """A copy of `picture` [height, width, 3] whose true pixels (which `mask_cells` takes) are from `decoded`, scaled back."""
+        """A copy of `picture` [height, width, 3] whose true pixels (which `mask_cells` takes) are
+        from `decoded`, scaled back."""
         x0, y0, x1, y1 = self.pixels
         if decoded.shape[:2] != (y1 - y0, x1 - x0):
-            decoded = np.asarray(Image.fromarray(decoded).resize((x1 - x0, y1 - y0), Image.Resampling.LANCZOS))
+            decoded = np.asarray(
+                Image.fromarray(decoded).resize((x1 - x0, y1 - y0), Image.Resampling.LANCZOS)
+            )
         result = picture.copy()
         part = mask_HW[y0:y1, x0:x1]
         result[y0:y1, x0:x1][part] = decoded[part]
@@ -114,27 +132,37 @@ class VisibleSquare:
         if box[0] >= box[2] or box[1] >= box[3]:
             raise GenerationError(name, "is empty", "use x0,y0,x1,y1 with x0 < x1 and y0 < y1")
         if box[0] < 0 or box[1] < 0 or box[2] > width or box[3] > height:
-            raise GenerationError(name, f"reaches outside the picture of {width} x {height} pixels",
-                                  f"stay within 0,0,{width},{height}")
+            raise GenerationError(
+                name,
+                f"reaches outside the picture of {width} x {height} pixels",
+                f"stay within 0,0,{width},{height}",
+            )
         seen = self.pixels
         if box[0] < seen[0] or box[1] < seen[1] or box[2] > seen[2] or box[3] > seen[3]:
             middle = ",".join(map(str, seen))
-            raise GenerationError(name, f"reaches outside the middle part of the picture that the model sees ({middle})",
-                                  "stay within that, or crop the picture around the box first")
+            raise GenerationError(
+                name,
+                f"reaches outside the middle part of the picture that the model sees ({middle})",
+                "stay within that, or crop the picture around the box first",
+            )
 
 
 def _touches(pixels: int, start: float, size: float, number: int) -> npt.NDArray[np.float64]:
-    """1.0 where a pixel (row) touches a cell (column) of `size` pixels from `start`, [pixels, number]."""
+    """1.0 where a pixel (row) touches a cell (column) of `size` pixels from `start`, [pixels,
+    number]."""
     low = np.arange(pixels)
     first = np.floor((low - start) / size + _EPSILON).clip(0, number - 1)
     last = np.ceil((low + 1 - start) / size - _EPSILON).clip(first + 1, number)
     cells = np.arange(number)
-    result: npt.NDArray[np.float64] = ((cells >= first[:, None]) & (cells < last[:, None])).astype(np.float64)
+    result: npt.NDArray[np.float64] = ((cells >= first[:, None]) & (cells < last[:, None])).astype(
+        np.float64
+    )
     return result
 
 
 def _touched(low: int, high: int, start: float, size: float, number: int) -> tuple[int, int]:
-    """Half-open range of the `number` cells of `size` pixels from `start` that the pixels low..high-1 touch."""
+    """Half-open range of the `number` cells of `size` pixels from `start` that the pixels
+    low..high-1 touch."""
     first = math.floor((low - start) / size + _EPSILON)
     last = math.ceil((high - start) / size - _EPSILON)
     first = min(max(first, 0), number - 1)

@@ -1,7 +1,9 @@
-"""Tasks: what one result needs of the engine (its candidates), and how it is made of them; and running many through a session.
+"""Tasks: what one result needs of the engine (its candidates), and how it is made of them; and
+running many through a session.
 
-Every call of `Model` only makes tasks. They share one engine, so pictures, descriptions and repairs, each with its own sampler,
-are drawn side by side; a task's requests are submitted when there is room, so that memory does not grow with their number.
+Every call of `Model` only makes tasks. They share one engine, so pictures, descriptions and
+repairs, each with its own sampler, are drawn side by side; a task's requests are submitted when
+there is room, so that memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -11,7 +13,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from cm3core.generation.engine import Completion, Engine, Event, Failed, Finished, Progress, Request, Session
+from cm3core.generation.engine import (
+    Completion,
+    Engine,
+    Event,
+    Failed,
+    Finished,
+    Progress,
+    Request,
+    Session,
+)
 
 T = TypeVar("T")
 
@@ -42,16 +53,25 @@ class _Running(Generic[T]):
     def __init__(self, task: Task[T], first: int, session: Session) -> None:
         self.task, self.first = task, first
         self.completions: list[Completion | None] = [None] * len(task.requests)
-        self.numbers = {session.submit(request): index for index, request in enumerate(task.requests)}
+        self.numbers = {
+            session.submit(request): index for index, request in enumerate(task.requests)
+        }
 
     @property
     def ready(self) -> bool:
         return all(completion is not None for completion in self.completions)
 
 
-def run(engine: Engine, tasks: Iterable[Task[T]], *, details: bool = False, progress: Progress | None = None,
-        total: int = 0) -> Iterator[Event]:
-    """Events of all candidates, numbered 0, 1, ... over all tasks, and a `Done` for each task, in the order of the tasks.
+def run(
+    engine: Engine,
+    tasks: Iterable[Task[T]],
+    *,
+    details: bool = False,
+    progress: Progress | None = None,
+    total: int = 0,
+) -> Iterator[Event]:
+    """Events of all candidates, numbered 0, 1, ... over all tasks, and a `Done` for each task, in
+    the order of the tasks.
 
     Args:
         engine: completes the requests.
@@ -89,10 +109,14 @@ def run(engine: Engine, tasks: Iterable[Task[T]], *, details: bool = False, prog
             progress(session.num_drawn, total)
         while running and running[0].ready:
             done = running.popleft()
-            yield Done(done.first, done.task.finish([one for one in done.completions if one is not None]))
+            yield Done(
+                done.first, done.task.finish([one for one in done.completions if one is not None])
+            )
 
 
-def results(engine: Engine, tasks: Iterable[Task[T]], *, progress: Progress | None = None, total: int = 0) -> Iterator[T]:
+def results(
+    engine: Engine, tasks: Iterable[Task[T]], *, progress: Progress | None = None, total: int = 0
+) -> Iterator[T]:
     """The tasks' results, in their order, each as soon as it and those before it are there."""
     for event in run(engine, tasks, progress=progress, total=total):
         if isinstance(event, Done):

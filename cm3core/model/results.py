@@ -32,7 +32,8 @@ class Choice:
 
     Args:
         scores: of all candidates, in the order of their seeds; higher is better.
-        index: the chosen one's place among them, the one with the highest score (the first of equals).
+        index: the chosen one's place among them, the one with the highest score (the first of
+            equals).
         measure: what the scores are.
     """
 
@@ -53,7 +54,8 @@ class GeneratedImage:
     Args:
         pixels: uint8 [height, width, 3], the image tokenizer's size.
         prompt: what was asked for.
-        seed: of this picture alone: `generate(prompt, num_images=1, seed=seed, num_candidates=1)` draws it again.
+        seed: of this picture alone: `generate(prompt, num_images=1, seed=seed, num_candidates=1)`
+            draws it again.
         retrieved: the documents in front of the prompt, in order.
         codes: the picture's codes.
         log_probability: nats, see `Completion`.
@@ -75,7 +77,8 @@ class GeneratedImage:
 class GeneratedText:
     """A text written about a picture: a description or an answer.
 
-    `text`, the `seed` and `retrieved` documents it came from, `log_probability` in nats, and `choice` as in `GeneratedImage`."""
+    `text`, the `seed` and `retrieved` documents it came from, `log_probability` in nats, and
+    `choice` as in `GeneratedImage`."""
 
     text: str
     seed: int
@@ -89,7 +92,8 @@ class InfilledImage:
     """A picture with a part drawn anew.
 
     Args:
-        pixels: uint8, the input's size; outside the region exactly the input's pixels, inside the model's.
+        pixels: uint8, the input's size; outside the region exactly the input's pixels, inside the
+            model's.
         decoded: uint8, the image tokenizer's size; the whole picture as decoded from its codes.
         codes: the codes; those outside the region are exactly the encoded input's.
         box: (x0, y0, x1, y1) in pixels of the input: the region, or the smallest box around it.

@@ -1,4 +1,5 @@
-"""What stands in front of a prompt: documents retrieved from the model's memory or a bank, or given by hand."""
+"""What stands in front of a prompt: documents retrieved from the model's memory or a bank, or given
+by hand."""
 
 from __future__ import annotations
 
@@ -30,19 +31,36 @@ if TYPE_CHECKING:
 WITHOUT_RETRIEVER = "dense"
 
 
-def with_memory(recipe: Recipe, components: Components, bank: str | Path | None, settings: Mapping[str, Any],
-                retriever: str | None = None) -> tuple[Recipe, Components]:
-    """A recipe and its components with another memory or another way to search it; see `Model.with_memory`. Decoder and
-    tokenizers are the same objects, and so is the embedder where it stays the same."""
+def with_memory(
+    recipe: Recipe,
+    components: Components,
+    bank: str | Path | None,
+    settings: Mapping[str, Any],
+    retriever: str | None = None,
+) -> tuple[Recipe, Components]:
+    """A recipe and its components with another memory or another way to search it; see
+    `Model.with_memory`. Decoder and tokenizers are the same objects, and so is the embedder where
+    it stays the same."""
     names, config, embedder = dict(recipe.component_names), recipe.retriever, recipe.embedder
     has_none = config is None or names["retriever"].rpartition("/")[2] == "none"
     if has_none and bank is None and retriever is None:
-        raise GenerationError("retriever", f"the model's recipe {recipe.name!r} has none", "name a memory bank (bank)")
-    wanted = (WITHOUT_RETRIEVER if has_none else names["retriever"]) if retriever is None else retriever
+        raise GenerationError(
+            "retriever", f"the model's recipe {recipe.name!r} has none", "name a memory bank (bank)"
+        )
+    wanted = (
+        (WITHOUT_RETRIEVER if has_none else names["retriever"]) if retriever is None else retriever
+    )
     if config is None or wanted != names["retriever"]:
-        shared = {} if config is None or has_none else {item.name: getattr(config, item.name) for item in fields(RetrieverConfig)}
+        shared = (
+            {}
+            if config is None or has_none
+            else {item.name: getattr(config, item.name) for item in fields(RetrieverConfig)}
+        )
         place = "bank" if retriever is None else "retriever"
-        config = cast("RetrieverConfig", components.registry.config_class("retriever", wanted, place=place)(**shared))
+        config = cast(
+            "RetrieverConfig",
+            components.registry.config_class("retriever", wanted, place=place)(**shared),
+        )
         names["retriever"] = wanted
     config = with_options(config, {**settings, **({} if bank is None else {"bank": str(bank)})})
     if embedder is None and config.bank is not None and "embedder" in config.needs:
@@ -50,16 +68,29 @@ def with_memory(recipe: Recipe, components: Components, bank: str | Path | None,
         names["embedder"] = maker.name
         embedder = config_of(components.registry, "embedder", maker, place=config.bank)
     if embedder is None and "embedder" in config.needs:
-        raise GenerationError("retriever", f"{wanted!r} needs an embedder, and the model's recipe {recipe.name!r} has none",
-                              "name a memory bank (bank), which says its embedder, or another retriever")
-    recipe = replace(recipe, retriever=config, embedder=embedder, component_names=names,
-                     generate=replace(recipe.generate, retrieve=True))
+        raise GenerationError(
+            "retriever",
+            f"{wanted!r} needs an embedder, and the model's recipe {recipe.name!r} has none",
+            "name a memory bank (bank), which says its embedder, or another retriever",
+        )
+    recipe = replace(
+        recipe,
+        retriever=config,
+        embedder=embedder,
+        component_names=names,
+        generate=replace(recipe.generate, retrieve=True),
+    )
     changed = replace(components, recipe=recipe)
-    kept = ("source", *(("embedder",) if embedder is components.recipe.embedder else ()), *(("memory",) if bank is None else ()))
+    kept = (
+        "source",
+        *(("embedder",) if embedder is components.recipe.embedder else ()),
+        *(("memory",) if bank is None else ()),
+    )
     for name in kept:
         if name in vars(components):
             setattr(changed, name, getattr(components, name))
-    assert changed.retriever is not None  # what is wrong with the bank is told now, and not with the first picture
+    # what is wrong with the bank is told now, and not with the first picture
+    assert changed.retriever is not None
     return recipe, changed
 
 
@@ -75,12 +106,20 @@ class InFront:
         self.recipe, self.components = recipe, components
         self._codes: dict[str, Codes] = {}  # of pictures, by key
 
-    def of(self, engine: Engine, requests: Sequence[Request], queries: Sequence[Document], num_retrieved: int | None,
-           context: Sequence[tuple[PixelArray, str]]) -> list[tuple[Request, tuple[RetrievedDocument, ...]]]:
-        """Each request with documents in front of it, and these as they are shown. An empty query retrieves nothing, and none
-        gets a document that shows its own picture. One that can't be read is left out, and it is said.
+    def of(
+        self,
+        engine: Engine,
+        requests: Sequence[Request],
+        queries: Sequence[Document],
+        num_retrieved: int | None,
+        context: Sequence[tuple[PixelArray, str]],
+    ) -> list[tuple[Request, tuple[RetrievedDocument, ...]]]:
+        """Each request with documents in front of it, and these as they are shown. An empty query
+        retrieves nothing, and none gets a document that shows its own picture. One that can't be
+        read is left out, and it is said.
 
-        Of the documents retrieved as many stay, from the first on, as the decoder's context holds; in training it is the same.
+        Of the documents retrieved as many stay, from the first on, as the decoder's context holds;
+        in training it is the same.
 
         Args:
             engine: knows what fits.
@@ -90,8 +129,13 @@ class InFront:
             context: (pixels of the model's size, text) put in front by hand, first of all.
         """
         number = self._number(num_retrieved, bool(context))
-        by_hand = [((Text(text), self.encode([pixels])[0]), RetrievedDocument(f"context {place}", None, text, pixels))
-                   for place, (pixels, text) in enumerate(context)]
+        by_hand = [
+            (
+                (Text(text), self.encode([pixels])[0]),
+                RetrievedDocument(f"context {place}", None, text, pixels),
+            )
+            for place, (pixels, text) in enumerate(context)
+        ]
         result, left_out = [], 0
         for request, found in zip(requests, self._retrieve(requests, queries, number), strict=True):
             chosen: list[tuple[Document, RetrievedDocument]] = list(by_hand)
@@ -99,33 +143,59 @@ class InFront:
                 try:
                     chosen.append(self._retrieved(one))
                 except DataError as error:
-                    tqdm.write(f"note: retrieved document {one.id} is left out: {error.place}: {error.cause}", file=sys.stderr)
+                    tqdm.write(
+                        f"note: retrieved document {one.id} is left out: {error.place}: "
+                        f"{error.cause}",
+                        file=sys.stderr,
+                    )
                     continue
-                if not engine.fits(replace(request, retrieved=[document for document, _ in chosen])):
+                if not engine.fits(
+                    replace(request, retrieved=[document for document, _ in chosen])
+                ):
                     chosen.pop()
                     left_out = max(left_out, len(found) - rank)
                     break
-            result.append((replace(request, retrieved=[document for document, _ in chosen]), tuple(shown for _, shown in chosen)))
+            result.append(
+                (
+                    replace(request, retrieved=[document for document, _ in chosen]),
+                    tuple(shown for _, shown in chosen),
+                )
+            )
         if left_out:
-            tqdm.write(f"note: the decoder's context of {self.components.decoder.context_length} tokens has no room for the last "
-                       f"{left_out} of {number} retrieved documents; they are left out", file=sys.stderr)
+            tqdm.write(
+                f"note: the decoder's context of {self.components.decoder.context_length} tokens "
+                "has no room for the last "
+                f"{left_out} of {number} retrieved documents; they are left out",
+                file=sys.stderr,
+            )
         return result
 
     def encode(self, pictures: Sequence[PixelArray]) -> list[Codes]:
-        """Codes of pictures of the model's size; one by one: in a batch, the last bits depend on how many there are."""
+        """Codes of pictures of the model's size; one by one: in a batch, the last bits depend on
+        how many there are."""
         tokenizer = self.components.image_tokenizer
         return [Codes(tokenizer.encode(pixels[None])[0], tokenizer.grid) for pixels in pictures]
 
     def coded(self, document: Document) -> Document:
         """The document with its pictures as codes."""
         size = self.components.image_tokenizer.image_size
-        new = {segment.key: segment for segment in document if isinstance(segment, Image) and segment.key not in self._codes}
+        new = {
+            segment.key: segment
+            for segment in document
+            if isinstance(segment, Image) and segment.key not in self._codes
+        }
         codes = self.encode([images.fit(segment.load(), size) for segment in new.values()])
         self._codes.update(zip(new, codes, strict=True))
-        return tuple(self._codes[segment.key] if isinstance(segment, Image) else segment for segment in document)
+        return tuple(
+            self._codes[segment.key] if isinstance(segment, Image) else segment
+            for segment in document
+        )
 
-    def _retrieve(self, requests: Sequence[Request], queries: Sequence[Document], number: int) -> list[list[Retrieved]]:
-        """The nearest documents of the memory for each query, best first, never one with the picture that is asked about."""
+    def _retrieve(
+        self, requests: Sequence[Request], queries: Sequence[Document], number: int
+    ) -> list[list[Retrieved]]:
+        """The nearest documents of the memory for each query, best first, never one with the
+        picture that is asked about."""
         found: list[list[Retrieved]] = [[] for _ in queries]
         asked = [place for place, query in enumerate(queries) if query]
         if number == 0 or not asked:
@@ -133,7 +203,9 @@ class InFront:
         retriever = self.components.retriever
         assert retriever is not None
         own = [content_keys(requests[place].document) for place in asked]
-        for place, results in zip(asked, retriever.retrieve([queries[place] for place in asked], number, own), strict=True):
+        for place, results in zip(
+            asked, retriever.retrieve([queries[place] for place in asked], number, own), strict=True
+        ):
             found[place] = results
         return found
 
@@ -142,8 +214,12 @@ class InFront:
         retriever = self.components.retriever
         assert retriever is not None
         document = retriever.memory.document(found.index)
-        picture = next((segment for segment in document if isinstance(segment, (Image, Codes))), None)
-        return self.coded(document), RetrievedDocument(found.id, found.score, text_of(document), self._shown(picture))
+        picture = next(
+            (segment for segment in document if isinstance(segment, (Image, Codes))), None
+        )
+        return self.coded(document), RetrievedDocument(
+            found.id, found.score, text_of(document), self._shown(picture)
+        )
 
     def _shown(self, picture: Image | Codes | None) -> PixelArray | None:
         """Pixels of a picture of the memory; those of a bank are decoded from their codes."""
@@ -156,12 +232,22 @@ class InFront:
     def _number(self, asked: int | None, has_context: bool) -> int:
         """How many documents to retrieve when the caller asked for so many (None: did not say)."""
         config = self.recipe.retriever
-        has_memory = config is not None and self.recipe.component_names["retriever"].rpartition("/")[2] != "none"
+        has_memory = (
+            config is not None
+            and self.recipe.component_names["retriever"].rpartition("/")[2] != "none"
+        )
         if asked is None:
-            return config.num_retrieved if config and has_memory and self.recipe.generate.retrieve and not has_context else 0
+            return (
+                config.num_retrieved
+                if config and has_memory and self.recipe.generate.retrieve and not has_context
+                else 0
+            )
         if asked < 0:
             raise GenerationError("num_retrieved", f"is {asked}", "use 0 or more")
         if asked > 0 and not has_memory:
-            raise GenerationError("num_retrieved", f"is {asked}, but the model's recipe {self.recipe.name!r} has no retriever",
-                                  "use 0, or give documents by hand (context)")
+            raise GenerationError(
+                "num_retrieved",
+                f"is {asked}, but the model's recipe {self.recipe.name!r} has no retriever",
+                "use 0, or give documents by hand (context)",
+            )
         return asked

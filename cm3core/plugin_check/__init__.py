@@ -1,7 +1,8 @@
-"""`cm3 plugin check`: everything that can be said of a plugin without knowing what it is for. Imports no torch.
+"""`cm3 plugin check`: everything that can be said of a plugin without knowing what it is for.
+Imports no torch.
 
-The plugin is never imported in the process that asks: each part runs in a process of its own, which is ended when it takes too
-long.
+The plugin is never imported in the process that asks: each part runs in a process of its own, which
+is ended when it takes too long.
 
     targets   what a name, a folder or a file means; nothing of the plugin runs
     probe     a fresh process describes it as `cm3 plugin list` does: API version, hooks, names, keys, import time

@@ -1,4 +1,5 @@
-"""Who imports what, while a plugin is described: heavy packages with the lines that lead to them."""
+"""Who imports what, while a plugin is described: heavy packages with the lines that lead to
+them."""
 
 from __future__ import annotations
 
@@ -15,32 +16,51 @@ _NAMES = """
     scipy skimage sklearn spacy spandrel tensorboard tensorflow timm tokenizers torch torchaudio torchvision
     transformers triton usearch webdataset xformers
 """
-#: Packages that take long to import, or much memory: none of them may be imported before something is built.
+#: Packages that take long to import, or much memory: none of them may be imported before something
+#: is built.
 HEAVY = frozenset(_NAMES.split())
 
 
 class ImportWatch(MetaPathFinder):
-    """Put first into `sys.meta_path`, it notes the first import of each top-level package, and finds nothing itself."""
+    """Put first into `sys.meta_path`, it notes the first import of each top-level package, and
+    finds nothing itself."""
 
     def __init__(self) -> None:
         self.chains: dict[str, list[str]] = {}
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
-        """Note the lines that lead to the import of a top-level package that is not Python's own."""
-        if "." not in fullname and fullname not in sys.stdlib_module_names and fullname not in self.chains:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> None:
+        """Note the lines that lead to the import of a top-level package that is not Python's
+        own."""
+        if (
+            "." not in fullname
+            and fullname not in sys.stdlib_module_names
+            and fullname not in self.chains
+        ):
             self.chains[fullname] = list(_lines(sys._getframe(1)))
 
     def heavy(self) -> dict[str, list[str]]:
-        """Heavy packages that are imported now -> the lines that led there, the importing one first.
+        """Heavy packages that are imported now -> the lines that led there, the importing one
+        first.
 
         Of packages that were brought by another heavy one only that one is named."""
-        found = {name: chain for name, chain in self.chains.items() if name in HEAVY and name in sys.modules}
-        return {name: chain for name, chain in found.items()
-                if not any(line.startswith(f"{other}/") for line in chain for other in found if other != name)}
+        found = {
+            name: chain
+            for name, chain in self.chains.items()
+            if name in HEAVY and name in sys.modules
+        }
+        return {
+            name: chain
+            for name, chain in found.items()
+            if not any(
+                line.startswith(f"{other}/") for line in chain for other in found if other != name
+            )
+        }
 
 
 def _lines(frame: FrameType | None) -> Iterator[str]:
-    """"file, line N" of each frame that imports, innermost first, up to the check's own."""
+    """ "file, line N" of each frame that imports, innermost first, up to the check's own."""
     while frame is not None:
         filename = frame.f_code.co_filename
         if Path(filename).parent == Path(__file__).parent:

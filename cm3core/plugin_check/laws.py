@@ -13,7 +13,8 @@ from cm3core.plugin_check.overrides import config_of
 from cm3core.plugin_check.worker import ANY_ERROR, Request, Teller, registry_of, started
 from cm3core.plugins.kinds import KINDS
 
-#: What pytest collects. Kits are imported by it and not before, so that their assertions tell values.
+#: What pytest collects. Kits are imported by it and not before, so that their assertions tell
+#: values.
 TEST_FILE = "from cm3core.plugin_check import laws\n\nTestComponent = laws.prepared()\n"
 _asked: list[tuple[Request, Teller]] = []
 
@@ -26,12 +27,20 @@ def main() -> None:
         import hypothesis
         import pytest
     except ImportError as error:
-        teller.verdict("law", subject, "warn", f"no laws are tried: {error}", "pip install 'cm3leon[test]'")
+        teller.verdict(
+            "law", subject, "warn", f"no laws are tried: {error}", "pip install 'cm3leon[test]'"
+        )
         return
     from cm3core.plugin_check.reporter import Reporter
 
-    profile = hypothesis.settings(deadline=None, max_examples=request.max_examples, derandomize=True, database=None,
-                                  print_blob=False, report_multiple_bugs=False)
+    profile = hypothesis.settings(
+        deadline=None,
+        max_examples=request.max_examples,
+        derandomize=True,
+        database=None,
+        print_blob=False,
+        report_multiple_bugs=False,
+    )
     hypothesis.settings.register_profile("cm3-plugin-check", profile)
     hypothesis.settings.load_profile("cm3-plugin-check")
     _asked.append((request, teller))
@@ -39,12 +48,15 @@ def main() -> None:
     path, settings = Path("test_component.py").absolute(), Path("pytest.ini").absolute()
     path.write_text(TEST_FILE, encoding="utf-8")
     settings.write_text("[pytest]\n", encoding="utf-8")
-    pytest.main([str(path), "-c", str(settings), "-q", "-p", "no:cacheprovider"], plugins=[Reporter(subject, teller)])
+    pytest.main(
+        [str(path), "-c", str(settings), "-q", "-p", "no:cacheprovider"],
+        plugins=[Reporter(subject, teller)],
+    )
 
 
 def prepared() -> Any:
     """The tests of the component, for pytest; None when it can't be built, which is told."""
-    (request, teller), = _asked
+    ((request, teller),) = _asked
     kind, name = request.component
     subject = f"{kind}/{name}"
     teller.begin("building it", "build", subject)
@@ -63,8 +75,11 @@ def prepared() -> Any:
 def _tests(kit: Any, config: ComponentConfig, name: str, request: Request) -> Any:
     """The kit's tests of the config, with what the command line waives."""
     laws = kit.laws()
-    attributes: dict[str, Any] = {f"waive_{law}": _reason(reason) for component, law, reason in request.waived
-                                  if component in ("", name) and law in laws}
+    attributes: dict[str, Any] = {
+        f"waive_{law}": _reason(reason)
+        for component, law, reason in request.waived
+        if component in ("", name) and law in laws
+    }
     if kit.max_examples is not None:
         attributes["max_examples"] = min(kit.max_examples, request.max_examples)
     return kit.for_config(config, **attributes)
@@ -84,7 +99,9 @@ def _check_build(tests: Any, kind: str, subject: str, teller: Teller) -> bool:
     try:
         component = tests().subject
     except (MissingPackageError, DeviceError) as error:
-        teller.verdict("build", subject, "skip", f"can't be built here: {error.cause}", error.next_step)
+        teller.verdict(
+            "build", subject, "skip", f"can't be built here: {error.cause}", error.next_step
+        )
         return False
     except pytest.skip.Exception as error:
         teller.verdict("build", subject, "skip", f"can't be built here: {error}")
@@ -94,8 +111,13 @@ def _check_build(tests: Any, kind: str, subject: str, teller: Teller) -> bool:
         return False
     interface = getattr(interfaces, KINDS[kind].interface)
     if not isinstance(component, interface):
-        teller.verdict("build", subject, "fail", f"build returned a {type(component).__name__}, no {interface.__name__}",
-                       f"derive it from cm3core.interfaces.{interface.__name__}")
+        teller.verdict(
+            "build",
+            subject,
+            "fail",
+            f"build returned a {type(component).__name__}, no {interface.__name__}",
+            f"derive it from cm3core.interfaces.{interface.__name__}",
+        )
         return False
     teller.verdict("build", subject, "ok", f"a {type(component).__name__}")
     return True

@@ -18,45 +18,72 @@ COMMAND_LINE = "command line"
 
 
 def components_of(registry: Registry, only: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """(kind, name) of every component of a registry, or of those that `only` names as `NAME` or `KIND/NAME`."""
+    """(kind, name) of every component of a registry, or of those that `only` names as `NAME` or
+    `KIND/NAME`."""
     components = [(kind, name) for kind in KINDS for name in registry.names(kind)]
     for wanted in only:
         if not any(wanted in (name, f"{kind}/{name}") for kind, name in components):
-            raise PluginError(f"--only {wanted}", "the plugin brings no such component",
-                              close_match(wanted.rpartition("/")[2], [name for _, name in components]))
-    return [(kind, name) for kind, name in components if not only or name in only or f"{kind}/{name}" in only]
+            raise PluginError(
+                f"--only {wanted}",
+                "the plugin brings no such component",
+                close_match(wanted.rpartition("/")[2], [name for _, name in components]),
+            )
+    return [
+        (kind, name)
+        for kind, name in components
+        if not only or name in only or f"{kind}/{name}" in only
+    ]
 
 
 def check_overrides(overrides: Sequence[str], registry: Registry) -> None:
-    """Raise `PluginError` for an override that is of no component of the registry: `KIND.KEY=VALUE` or `NAME.KEY=VALUE`."""
+    """Raise `PluginError` for an override that is of no component of the registry: `KIND.KEY=VALUE`
+    or `NAME.KEY=VALUE`."""
     brought = components_of(registry)
     for override in overrides:
         prefix, key, _ = _parts(override)
         components = [component for component in brought if prefix in component]
         place = f"{COMMAND_LINE}: {override}"
         if not components and prefix in KINDS:
-            raise PluginError(place, f"the plugin brings no {prefix}", close_match(prefix, {kind for kind, _ in brought}))
+            raise PluginError(
+                place,
+                f"the plugin brings no {prefix}",
+                close_match(prefix, {kind for kind, _ in brought}),
+            )
         if not components:
             known = {part for component in brought for part in component}
-            raise PluginError(place, f"the plugin brings nothing called {prefix!r}", close_match(prefix, known))
-        keys = {name for component in components for name in hints(registry.config_class(*component))}
+            raise PluginError(
+                place, f"the plugin brings nothing called {prefix!r}", close_match(prefix, known)
+            )
+        keys = {
+            name for component in components for name in hints(registry.config_class(*component))
+        }
         if key not in keys:
-            raise PluginError(place, f"{' and '.join('/'.join(component) for component in components)} has no key {key!r}",
-                              close_match(key, keys))
+            raise PluginError(
+                place,
+                f"{' and '.join('/'.join(component) for component in components)} has no key "
+                f"{key!r}",
+                close_match(key, keys),
+            )
 
 
 def _parts(override: str) -> tuple[str, str, str]:
-    """"sampler.training.steps=3" -> "sampler", "training", "training.steps=3"."""
+    """ "sampler.training.steps=3" -> "sampler", "training", "training.steps=3"."""
     dotted, equals, value = override.partition("=")
     prefix, dot, key = dotted.partition(".")
     if not equals or not dot or not prefix or not key:
-        raise PluginError(f"{COMMAND_LINE}: {override}", "is not KIND.KEY=VALUE or NAME.KEY=VALUE",
-                          "write e.g. sampler.temperature=0.5")
+        raise PluginError(
+            f"{COMMAND_LINE}: {override}",
+            "is not KIND.KEY=VALUE or NAME.KEY=VALUE",
+            "write e.g. sampler.temperature=0.5",
+        )
     return prefix, key.partition(".")[0], f"{key}={value}"
 
 
-def own_overrides(kind: str, name: str, overrides: Sequence[str], config_class: type[ComponentConfig]) -> list[str]:
-    """The overrides that concern a component, as `KIND.KEY=VALUE`. One for a kind passes over components without that key."""
+def own_overrides(
+    kind: str, name: str, overrides: Sequence[str], config_class: type[ComponentConfig]
+) -> list[str]:
+    """The overrides that concern a component, as `KIND.KEY=VALUE`. One for a kind passes over
+    components without that key."""
     own = []
     for override in overrides:
         prefix, key, rest = _parts(override)
@@ -65,7 +92,9 @@ def own_overrides(kind: str, name: str, overrides: Sequence[str], config_class: 
     return own
 
 
-def config_of(kind: str, name: str, overrides: Sequence[str], registry: Registry) -> ComponentConfig:
+def config_of(
+    kind: str, name: str, overrides: Sequence[str], registry: Registry
+) -> ComponentConfig:
     """A component's config: defaults, and what the overrides give.
 
     Raises:
@@ -74,13 +103,24 @@ def config_of(kind: str, name: str, overrides: Sequence[str], registry: Registry
     from cm3core.recipe import recipe_from_yaml
     from cm3core.recipe.layers import override_layer
 
-    given: dict[str, Any] = override_layer(own_overrides(kind, name, overrides, registry.config_class(kind, name))).values
+    given: dict[str, Any] = override_layer(
+        own_overrides(kind, name, overrides, registry.config_class(kind, name))
+    ).values
     text = yaml.safe_dump({kind: {**given.get(kind, {}), "name": name}})
     config: ComponentConfig = getattr(recipe_from_yaml(text, registry, label="given"), kind)
     return config
 
 
-def missing_keys(kind: str, name: str, overrides: Sequence[str], config_class: type[ComponentConfig]) -> list[str]:
+def missing_keys(
+    kind: str, name: str, overrides: Sequence[str], config_class: type[ComponentConfig]
+) -> list[str]:
     """Keys without a default that no override gives."""
-    given = {override.partition("=")[0].split(".")[1] for override in own_overrides(kind, name, overrides, config_class)}
-    return [item.name for item in init_fields(config_class) if default(item) is MISSING and item.name not in given]
+    given = {
+        override.partition("=")[0].split(".")[1]
+        for override in own_overrides(kind, name, overrides, config_class)
+    }
+    return [
+        item.name
+        for item in init_fields(config_class)
+        if default(item) is MISSING and item.name not in given
+    ]

@@ -1,4 +1,5 @@
-"""A process that loads a plugin's commands, benchmarks and models, which may import what they like. See `worker`."""
+"""A process that loads a plugin's commands, benchmarks and models, which may import what they like.
+See `worker`."""
 
 from __future__ import annotations
 
@@ -41,7 +42,13 @@ def _corrected(error: BaseException, hook: str) -> str:
 
 def _check_command(name: str, registry: Registry, teller: Teller) -> None:
     if COMMANDS.get(name, ("", ""))[0]:
-        teller.verdict("command", name, "fail", f"`cm3 {name}` is a command of cm3leon itself, which goes first", "rename it")
+        teller.verdict(
+            "command",
+            name,
+            "fail",
+            f"`cm3 {name}` is a command of cm3leon itself, which goes first",
+            "rename it",
+        )
         return
     parser = CommandParser(prog=f"cm3 {name}", formatter_class=argparse.RawDescriptionHelpFormatter)
     try:
@@ -52,18 +59,33 @@ def _check_command(name: str, registry: Registry, teller: Teller) -> None:
     except ANY_ERROR as error:
         teller.error("command", name, error, next_step=_corrected(error, COMMANDS_HOOK))
         return
-    actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    actions = [
+        action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
+    ]
     parsers = [inner for action in actions for inner in action.choices.values()] or [parser]
-    if parser.get_default("run") is None and any(inner.get_default("run") is None for inner in parsers):
-        teller.verdict("command", name, "fail", "its parser does not set `run`", "write parser.set_defaults(run=run)")
+    if parser.get_default("run") is None and any(
+        inner.get_default("run") is None for inner in parsers
+    ):
+        teller.verdict(
+            "command",
+            name,
+            "fail",
+            "its parser does not set `run`",
+            "write parser.set_defaults(run=run)",
+        )
     else:
         teller.verdict("command", name, "ok", "its parser can be set up")
 
 
 def _check_model(name: str, folder: Path, request: Request, teller: Teller) -> None:
     if not (folder / "state.json").is_file():
-        teller.verdict("model", name, "fail", f"{folder} holds no model (it has no state.json)",
-                       "write it with cm3core.checkpoint.export_model, and package its files")
+        teller.verdict(
+            "model",
+            name,
+            "fail",
+            f"{folder} holds no model (it has no state.json)",
+            "write it with cm3core.checkpoint.export_model, and package its files",
+        )
         return
     if request.quick:
         teller.verdict("model", name, "ok", f"{folder} is there")
@@ -74,8 +96,13 @@ def _check_model(name: str, folder: Path, request: Request, teller: Teller) -> N
     if name not in registry.models():  # not installed
         own = registry_of(request)
         info = own.plugins[0]
-        configs = {kind: {item: own.config_class(kind, item) for item in items} for kind, items in info.components.items()}
-        registry.add(info, configs, {}, {item.partition(":")[2]: path for item, path in own.models().items()})
+        configs = {
+            kind: {item: own.config_class(kind, item) for item in items}
+            for kind, items in info.components.items()
+        }
+        registry.add(
+            info, configs, {}, {item.partition(":")[2]: path for item, path in own.models().items()}
+        )
     try:
         model = load(name, registry=registry)
     except (MissingPackageError, DeviceError) as error:

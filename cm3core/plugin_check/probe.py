@@ -1,4 +1,5 @@
-"""A process that describes one plugin as `cm3 plugin list` does, and tells what is wrong with it. See `worker`."""
+"""A process that describes one plugin as `cm3 plugin list` does, and tells what is wrong with it.
+See `worker`."""
 
 from __future__ import annotations
 
@@ -52,12 +53,17 @@ def main() -> None:
     _tell_imports(watch, seconds, teller)  # after `check`, which must be light as well
     _check_names(request, registry, teller)
     info = registry.plugins[0]
-    teller.tell(components=components_of(registry, request.only), commands=info.commands, benchmarks=info.benchmarks,
-                models=info.models)
+    teller.tell(
+        components=components_of(registry, request.only),
+        commands=info.commands,
+        benchmarks=info.benchmarks,
+        models=info.models,
+    )
 
 
 def _described(plugin: object, request: Request, teller: Teller) -> Registry | None:
-    """The plugin alone in a registry; None when its hooks can't be asked. A kind whose hook fails is left out."""
+    """The plugin alone in a registry; None when its hooks can't be asked. A kind whose hook fails
+    is left out."""
     try:
         describe.check_api(request.name, plugin)
         teller.verdict("api", "", "ok", f"CM3_API = {getattr(plugin, 'CM3_API', None)}")
@@ -76,19 +82,32 @@ def _described(plugin: object, request: Request, teller: Teller) -> Registry | N
         teller.error("hooks", "", error)
         if pluggy_manager.get_plugin(request.name) is None:
             return None
-    hooks = [caller.name for caller in pluggy_manager.get_hookcallers(plugin) or [] if caller.has_spec()]
+    hooks = [
+        caller.name for caller in pluggy_manager.get_hookcallers(plugin) or [] if caller.has_spec()
+    ]
     if hooks:
         teller.verdict("hooks", "", "ok", ", ".join(sorted(hooks)))
     elif not refused:
-        teller.verdict("hooks", "", "fail", "it implements none, so that it brings nothing",
-                       "write one of the hooks of cm3core.hookspecs with @hookimpl above it")
+        teller.verdict(
+            "hooks",
+            "",
+            "fail",
+            "it implements none, so that it brings nothing",
+            "write one of the hooks of cm3core.hookspecs with @hookimpl above it",
+        )
     return _asked(plugin, request, teller, pluggy_manager)
 
 
-def _asked(plugin: object, request: Request, teller: Teller, pluggy_manager: pluggy.PluginManager) -> Registry:
+def _asked(
+    plugin: object, request: Request, teller: Teller, pluggy_manager: pluggy.PluginManager
+) -> Registry:
     """What the hooks bring; one that raises, or brings what it may not, is told and left out."""
     configs: dict[str, Mapping[str, type[ComponentConfig]]] = {}
-    others: dict[str, Any] = {describe.COMMANDS_HOOK: {}, describe.BENCHMARKS_HOOK: {}, describe.MODELS_HOOK: {}}
+    others: dict[str, Any] = {
+        describe.COMMANDS_HOOK: {},
+        describe.BENCHMARKS_HOOK: {},
+        describe.MODELS_HOOK: {},
+    }
     for kind, entry in KINDS.items():
         teller.begin(f"calling {entry.hook}", "hooks", entry.hook)
         try:
@@ -98,41 +117,66 @@ def _asked(plugin: object, request: Request, teller: Teller, pluggy_manager: plu
     for hook in others:
         teller.begin(f"calling {hook}", "hooks", hook)
         try:
-            others[hook] = (describe.ask_models(request.name, plugin, pluggy_manager) if hook == describe.MODELS_HOOK
-                            else describe.ask_functions(request.name, plugin, hook, pluggy_manager))
+            others[hook] = (
+                describe.ask_models(request.name, plugin, pluggy_manager)
+                if hook == describe.MODELS_HOOK
+                else describe.ask_functions(request.name, plugin, hook, pluggy_manager)
+            )
         except ANY_ERROR as error:
             teller.error("hooks", hook, error)
     registry = Registry()
-    registry.add(PluginInfo(request.name, "", ""), configs, others[describe.COMMANDS_HOOK], others[describe.MODELS_HOOK],
-                 others[describe.BENCHMARKS_HOOK])
+    registry.add(
+        PluginInfo(request.name, "", ""),
+        configs,
+        others[describe.COMMANDS_HOOK],
+        others[describe.MODELS_HOOK],
+        others[describe.BENCHMARKS_HOOK],
+    )
     return registry
 
 
 def _tell_imports(watch: ImportWatch, seconds: float, teller: Teller) -> None:
     heavy = watch.heavy()
     for name, chain in heavy.items():
-        lines = [f"{'which is ' if index else ''}imported by {step}" for index, step in enumerate(chain)]
+        lines = [
+            f"{'which is ' if index else ''}imported by {step}" for index, step in enumerate(chain)
+        ]
         if len(lines) > 5:
             lines[4:-1] = ["..."]
-        teller.verdict("import", name, "fail", f"{name} is imported when the plugin is described, which slows down every command",
-                       "import it in `build`, or in the module that `build` imports", "\n".join(lines))
+        teller.verdict(
+            "import",
+            name,
+            "fail",
+            f"{name} is imported when the plugin is described, which slows down every command",
+            "import it in `build`, or in the module that `build` imports",
+            "\n".join(lines),
+        )
     teller.tell(seconds=seconds, heavy=sorted(heavy), imported=list(watch.chains))
 
 
-def _check_component(kind: str, name: str, registry: Registry, request: Request, teller: Teller) -> None:
+def _check_component(
+    kind: str, name: str, registry: Registry, request: Request, teller: Teller
+) -> None:
     """Documentation, defaults and `check` of a component's config."""
     subject, config_class = f"{kind}/{name}", registry.config_class(kind, name)
     teller.begin(f"looking at the keys of {subject}", "keys", subject)
     _check_documentation(subject, config_class, teller)
     wrong = _wrong_defaults(config_class)
     for key, error in wrong:
-        teller.verdict("defaults", subject, "fail", f"the default of {key} is {error.value!r}, expected {error.expected}",
-                       f"correct the default, or the annotation, in {config_class.__name__}")
+        teller.verdict(
+            "defaults",
+            subject,
+            "fail",
+            f"the default of {key} is {error.value!r}, expected {error.expected}",
+            f"correct the default, or the annotation, in {config_class.__name__}",
+        )
     if wrong:
         return
     missing = missing_keys(kind, name, request.overrides, config_class)
     if missing:
-        step = f"cm3 plugin check {request.argument} " + " ".join(f"{name}.{key}=..." for key in missing)
+        step = f"cm3 plugin check {request.argument} " + " ".join(
+            f"{name}.{key}=..." for key in missing
+        )
         teller.verdict("defaults", subject, "skip", f"{_listed(missing)} must be given", step)
         return
     config = config_of(kind, name, request.overrides, registry)
@@ -140,11 +184,22 @@ def _check_component(kind: str, name: str, registry: Registry, request: Request,
     try:
         config.check()
     except CM3Error as error:
-        teller.verdict("defaults", subject, "fail", f"check() refuses what is to be built: {error.cause}", error.next_step)
+        teller.verdict(
+            "defaults",
+            subject,
+            "fail",
+            f"check() refuses what is to be built: {error.cause}",
+            error.next_step,
+        )
     except ANY_ERROR as error:
         teller.error("defaults", subject, error, what="check() raises what is no CM3Error: ")
     else:
-        teller.verdict("defaults", subject, "ok", "check() takes what is given" if request.overrides else "check() takes them")
+        teller.verdict(
+            "defaults",
+            subject,
+            "ok",
+            "check() takes what is given" if request.overrides else "check() takes them",
+        )
 
 
 def _wrong_defaults(config_class: type[ComponentConfig]) -> list[tuple[str, WrongTypeError]]:
@@ -160,20 +215,35 @@ def _wrong_defaults(config_class: type[ComponentConfig]) -> list[tuple[str, Wron
 
 
 def _check_documentation(subject: str, config_class: type[ComponentConfig], teller: Teller) -> None:
-    """Every key stands in an `Args:` section, and nothing else does. A warning: the component works without."""
+    """Every key stands in an `Args:` section, and nothing else does. A warning: the component works
+    without."""
     name, keys = config_class.__name__, keys_of(config_class)
     problems = [f"{name} has no docstring"] if not docstring(config_class) else []
     undocumented = [key.name for key in keys if not key.text]
     if undocumented:
-        problems.append(f"{_listed(undocumented)} {'is' if len(undocumented) == 1 else 'are'} not documented")
-    steps = [f"write `{key}: what it means` below `Args:` in the docstring of {name}" for key in undocumented[:1]]
+        problems.append(
+            f"{_listed(undocumented)} {'is' if len(undocumented) == 1 else 'are'} not documented"
+        )
+    steps = [
+        f"write `{key}: what it means` below `Args:` in the docstring of {name}"
+        for key in undocumented[:1]
+    ]
     known = {key.name for key in keys}
     stale = [key for key in arguments(config_class) if key not in known]
     if stale:
-        problems.append(f"its Args: name {_listed(stale)}, which {'is no key' if len(stale) == 1 else 'are no keys'}")
+        problems.append(
+            f"its Args: name {_listed(stale)}, which "
+            f"{'is no key' if len(stale) == 1 else 'are no keys'}"
+        )
         steps.append(close_match(stale[0], known))
     if problems:
-        teller.verdict("keys", subject, "warn", "; ".join(problems), "; ".join(steps) or f"say in one line what {name} builds")
+        teller.verdict(
+            "keys",
+            subject,
+            "warn",
+            "; ".join(problems),
+            "; ".join(steps) or f"say in one line what {name} builds",
+        )
     else:
         teller.verdict("keys", subject, "ok", f"{len(keys)}, documented" if keys else "none")
 
@@ -192,14 +262,24 @@ def _check_names(request: Request, registry: Registry, teller: Teller) -> None:
         if request.module and other.origin.endswith(f", {request.module}"):
             continue  # it is this one
         clashes += 1
-        teller.verdict("names", "", "fail", f"another plugin is called {request.name!r}: {other.origin}",
-                       f"rename the entry point in the group {GROUP!r}, or the file")
+        teller.verdict(
+            "names",
+            "",
+            "fail",
+            f"another plugin is called {request.name!r}: {other.origin}",
+            f"rename the entry point in the group {GROUP!r}, or the file",
+        )
     for kind, name in components_of(registry):
         owners = [owner for owner in installed.owners(kind, name) if owner != request.name]
         if owners:
             clashes += 1
-            teller.verdict("names", f"{kind}/{name}", "warn", f"is brought by {', '.join(owners)} too",
-                           f"recipes must write {request.name}/{name}; another name saves them that")
+            teller.verdict(
+                "names",
+                f"{kind}/{name}",
+                "warn",
+                f"is brought by {', '.join(owners)} too",
+                f"recipes must write {request.name}/{name}; another name saves them that",
+            )
     if not clashes:
         teller.verdict("names", "", "ok", "nothing else is called the same")
 

@@ -1,4 +1,5 @@
-"""What pytest reports of a component's laws, as verdicts. Imports pytest, which `laws` makes sure is there."""
+"""What pytest reports of a component's laws, as verdicts. Imports pytest, which `laws` makes sure
+is there."""
 
 from __future__ import annotations
 
@@ -38,16 +39,22 @@ class Reporter:
             reason = str(call.excinfo.value).removeprefix("Skipped: ")
             self.teller.verdict("law", subject, "skip", reason)
         elif report.failed and isinstance(call.excinfo.value, (DeviceError, MissingPackageError)):
-            self.teller.verdict("law", subject, "skip", f"can't be tried here: {call.excinfo.value.cause}",
-                                call.excinfo.value.next_step)
+            self.teller.verdict(
+                "law",
+                subject,
+                "skip",
+                f"can't be tried here: {call.excinfo.value.cause}",
+                call.excinfo.value.next_step,
+            )
         elif report.failed:
             cause, _, _ = worded(call.excinfo.value)
             says = summary(inspect.getdoc(item.function) or "")
-            self.teller.verdict("law", subject, "fail", cause, f"the law says: {says}", _detail(call.excinfo.value))
+            self.teller.verdict(
+                "law", subject, "fail", cause, f"the law says: {says}", _detail(call.excinfo.value)
+            )
         elif report.when == "call":
             self.teller.verdict("law", subject, "ok", "")
         return report
-
 
 
 def _law(nodeid: str) -> str:
@@ -57,8 +64,12 @@ def _law(nodeid: str) -> str:
 def _detail(error: BaseException) -> str:
     """What was drawn when the law broke, and where that was noticed."""
     message = [line for line in str(error).splitlines()[1:] if line.strip()][:8]
-    drawn = [line.partition("  # or any other")[0] for note in getattr(error, "__notes__", []) for line in note.splitlines()
-             if line.startswith("Draw ")]
+    drawn = [
+        line.partition("  # or any other")[0]
+        for note in getattr(error, "__notes__", [])
+        for line in note.splitlines()
+        if line.startswith("Draw ")
+    ]
     drawn = [line if len(line) <= 300 else f"{line[:297]}..." for line in drawn[:12]]
     heading = [f"falsified by: {'; '.join(drawn)}"] if drawn else []
     return "\n".join([*heading, *message, *plugin_traceback(error, most=4).splitlines()])

@@ -1,4 +1,5 @@
-"""What the argument of `cm3 plugin check` means: a distribution, an entry point, a module, a source folder or a file.
+"""What the argument of `cm3 plugin check` means: a distribution, an entry point, a module, a source
+folder or a file.
 
 Nothing of the plugin is imported here.
 """
@@ -28,7 +29,8 @@ class Target:
 
     Args:
         name: the entry point's name, or the file's without `.py`.
-        module: "module" or "module:attribute" as an entry point writes it, "" for a file (and where there is nothing to import).
+        module: "module" or "module:attribute" as an entry point writes it, "" for a file (and where
+            there is nothing to import).
         file: path of the plugin's file, "" for a module.
         paths: folders in which the module is looked for before all others.
         origin: where it was found.
@@ -51,8 +53,9 @@ def find_targets(argument: str) -> list[Target]:
     """The plugins that an argument names, at least one.
 
     Args:
-        argument: a `.py` file, a folder with a `pyproject.toml`, the name of an installed distribution or of an entry point, or a
-            module that can be imported; looked for in this order.
+        argument: a `.py` file, a folder with a `pyproject.toml`, the name of an installed
+            distribution or of an entry point, or a module that can be imported; looked for in this
+            order.
 
     Raises:
         PluginError: there is nothing of that name, or the folder's `pyproject.toml` can't be read.
@@ -69,8 +72,11 @@ def find_targets(argument: str) -> list[Target]:
     if found:
         return [_of_entry_point(point) for point in sorted(found, key=lambda point: point.name)]
     if path.is_dir() and ("/" in argument or not _importable(argument)):
-        raise PluginError(argument, f"the folder has no {PROJECT_FILE}",
-                          f"give the folder that has one, or a .py file{_above(path)}")
+        raise PluginError(
+            argument,
+            f"the folder has no {PROJECT_FILE}",
+            f"give the folder that has one, or a .py file{_above(path)}",
+        )
     if "/" in argument:
         raise PluginError(argument, "there is no such file or folder", "correct the path")
     if _importable(argument):
@@ -78,15 +84,30 @@ def find_targets(argument: str) -> list[Target]:
     try:
         distribution = metadata.distribution(argument)
     except (metadata.PackageNotFoundError, ValueError):
-        known = {point.name for point in points} | {point.dist.name for point in points if point.dist is not None}
-        raise PluginError(argument, "no distribution, entry point, module, folder or file has this name",
-                          f"{close_match(argument, known)}; a folder or file is given by its path") from None
-    return [Target(argument, "", distribution.name, version=distribution.version, distribution=distribution.name,
-                   verdicts=[_no_entry_point(distribution.name, argument)])]
+        known = {point.name for point in points} | {
+            point.dist.name for point in points if point.dist is not None
+        }
+        raise PluginError(
+            argument,
+            "no distribution, entry point, module, folder or file has this name",
+            f"{close_match(argument, known)}; a folder or file is given by its path",
+        ) from None
+    return [
+        Target(
+            argument,
+            "",
+            distribution.name,
+            version=distribution.version,
+            distribution=distribution.name,
+            verdicts=[_no_entry_point(distribution.name, argument)],
+        )
+    ]
 
 
 def _above(path: Path) -> str:
-    above = next((folder for folder in path.absolute().parents if (folder / PROJECT_FILE).is_file()), None)
+    above = next(
+        (folder for folder in path.absolute().parents if (folder / PROJECT_FILE).is_file()), None
+    )
     return "" if above is None else f" (did you mean {above}?)"
 
 
@@ -112,10 +133,19 @@ def _of_entry_point(point: metadata.EntryPoint) -> Target:
     if point.dist is None:
         return Target(point.name, point.value, point.value)
     name, version = point.dist.name, point.dist.version
-    verdicts = [Verdict("install", "", "ok", f"{name} {version} declares {point.name} = {point.value}")]
+    verdicts = [
+        Verdict("install", "", "ok", f"{name} {version} declares {point.name} = {point.value}")
+    ]
     if not _same(OURS, point.dist):
         verdicts += _dependency(name, point.dist.requires or [])
-    return Target(point.name, point.value, f"{name}, {point.value}", version=version, distribution=name, verdicts=verdicts)
+    return Target(
+        point.name,
+        point.value,
+        f"{name}, {point.value}",
+        version=version,
+        distribution=name,
+        verdicts=verdicts,
+    )
 
 
 def _of_module(name: str, points: Sequence[metadata.EntryPoint]) -> Target:
@@ -123,21 +153,42 @@ def _of_module(name: str, points: Sequence[metadata.EntryPoint]) -> Target:
     if declared:
         return _of_entry_point(declared[0])
     short = name.rpartition(".")[2]
-    return Target(short, name, name, verdicts=[_no_entry_point("the module's distribution", short, name, status="warn")])
+    return Target(
+        short,
+        name,
+        name,
+        verdicts=[_no_entry_point("the module's distribution", short, name, status="warn")],
+    )
 
 
-def _no_entry_point(owner: str, name: str, module: str = "my_package", *, status: str = "fail") -> Verdict:
+def _no_entry_point(
+    owner: str, name: str, module: str = "my_package", *, status: str = "fail"
+) -> Verdict:
     line = f'{re.sub(r"[^a-z0-9_-]", "_", name.lower())} = "{module}"'
-    return Verdict("install", "", status,
-                   f"{owner} declares no entry point in the group {GROUP!r}, so that cm3 does not find the plugin",
-                   f'write `{line}` below [project.entry-points."{GROUP}"] in {PROJECT_FILE}, and install it anew')
+    return Verdict(
+        "install",
+        "",
+        status,
+        f"{owner} declares no entry point in the group {GROUP!r}, so that cm3 does not find the "
+        "plugin",
+        f'write `{line}` below [project.entry-points."{GROUP}"] in {PROJECT_FILE}, and install it anew',
+    )
 
 
 def _dependency(name: str, requirements: Sequence[str]) -> Iterator[Verdict]:
     """Whether a distribution says that it needs cm3leon."""
-    if not any(_normal(match[0]) == OURS for item in requirements if (match := re.match(r"[\w.-]+", item.strip()))):
-        yield Verdict("install", "", "warn", f"{name} does not depend on {OURS}",
-                      f'add "{OURS}" to dependencies in {PROJECT_FILE}')
+    if not any(
+        _normal(match[0]) == OURS
+        for item in requirements
+        if (match := re.match(r"[\w.-]+", item.strip()))
+    ):
+        yield Verdict(
+            "install",
+            "",
+            "warn",
+            f"{name} does not depend on {OURS}",
+            f'add "{OURS}" to dependencies in {PROJECT_FILE}',
+        )
 
 
 def _of_folder(folder: Path) -> list[Target]:
@@ -149,14 +200,29 @@ def _of_folder(folder: Path) -> list[Target]:
         raise PluginError(str(path), f"is no valid TOML: {error}", "correct the file") from error
     project: Any = data.get("project", {})
     points = project.get("entry-points", {}).get(GROUP, {}) if isinstance(project, dict) else {}
-    if not isinstance(project, dict) or not isinstance(points, dict) \
-            or not all(isinstance(value, str) for value in points.values()):
-        raise PluginError(str(path), f"[project] or its entry points in {GROUP!r} are no table of texts",
-                          f'write `mine = "my_package"` below [project.entry-points."{GROUP}"]')
+    if (
+        not isinstance(project, dict)
+        or not isinstance(points, dict)
+        or not all(isinstance(value, str) for value in points.values())
+    ):
+        raise PluginError(
+            str(path),
+            f"[project] or its entry points in {GROUP!r} are no table of texts",
+            f'write `mine = "my_package"` below [project.entry-points."{GROUP}"]',
+        )
     name = str(project.get("name", folder.absolute().name))
     version = str(project.get("version", ""))
     if not points:
-        return [Target(name, "", str(folder), version=version, distribution=name, verdicts=[_no_entry_point(name, name)])]
+        return [
+            Target(
+                name,
+                "",
+                str(folder),
+                version=version,
+                distribution=name,
+                verdicts=[_no_entry_point(name, name)],
+            )
+        ]
     installed = _installed(name)
     targets = []
     for point, value in sorted(points.items()):
@@ -165,14 +231,23 @@ def _of_folder(folder: Path) -> list[Target]:
         root = _root_of(folder, module.partition(".")[0], data)
         if root is None:
             target.module = ""
-            target.verdicts.append(Verdict(
-                "install", "", "fail", f"{PROJECT_FILE} declares {point} = {value}, and the folder has no module {module}",
-                "correct the entry point's value, or add the module"))
+            target.verdicts.append(
+                Verdict(
+                    "install",
+                    "",
+                    "fail",
+                    f"{PROJECT_FILE} declares {point} = {value}, and the folder has no module "
+                    f"{module}",
+                    "correct the entry point's value, or add the module",
+                )
+            )
         else:
             target.paths = (str(root.absolute()),)
             target.verdicts.append(_installation(folder, name, point, value, root, installed))
         if name != OURS and "dependencies" not in project.get("dynamic", []):
-            target.verdicts += _dependency(name, [str(item) for item in project.get("dependencies", [])])
+            target.verdicts += _dependency(
+                name, [str(item) for item in project.get("dependencies", [])]
+            )
         targets.append(target)
     return targets
 
@@ -184,27 +259,58 @@ def _installed(name: str) -> metadata.Distribution | None:
         return None
 
 
-def _installation(folder: Path, name: str, point: str, value: str, root: Path,
-                  installed: metadata.Distribution | None) -> Verdict:
+def _installation(
+    folder: Path,
+    name: str,
+    point: str,
+    value: str,
+    root: Path,
+    installed: metadata.Distribution | None,
+) -> Verdict:
     """Whether what is installed is what stands in the folder."""
     checked = f"what stands in {root} is checked"
     if installed is None:
-        return Verdict("install", "", "warn", f"{name} is not installed: {checked}", f"pip install -e {folder}")
-    if not any((other.group, other.name, other.value) == (GROUP, point, value) for other in installed.entry_points):
-        return Verdict("install", "", "warn",
-                       f"the installed {name} {installed.version} does not declare {point} = {value}: {checked}",
-                       f"pip install -e {folder}")
+        return Verdict(
+            "install", "", "warn", f"{name} is not installed: {checked}", f"pip install -e {folder}"
+        )
+    if not any(
+        (other.group, other.name, other.value) == (GROUP, point, value)
+        for other in installed.entry_points
+    ):
+        return Verdict(
+            "install",
+            "",
+            "warn",
+            f"the installed {name} {installed.version} does not declare {point} = {value}: "
+            f"{checked}",
+            f"pip install -e {folder}",
+        )
     return Verdict("install", "", "ok", f"{name} {installed.version} is installed; {checked}")
 
 
 def _root_of(folder: Path, package: str, data: dict[str, Any]) -> Path | None:
-    """The folder inside a project in which a top-level module lies, by the usual layouts; None when there is none."""
+    """The folder inside a project in which a top-level module lies, by the usual layouts; None when
+    there is none."""
     places = [folder / "src", folder]
     tools = data.get("tool", {})
-    places += [(folder / str(item)).parent for item in _get(tools, "hatch", "build", "targets", "wheel", "packages")]
-    places += [folder / str(item) for item in _get(tools, "setuptools", "packages", "find", "where")]
-    places += sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
-    return next((place for place in places if (place / package).is_dir() or (place / f"{package}.py").is_file()), None)
+    places += [
+        (folder / str(item)).parent
+        for item in _get(tools, "hatch", "build", "targets", "wheel", "packages")
+    ]
+    places += [
+        folder / str(item) for item in _get(tools, "setuptools", "packages", "find", "where")
+    ]
+    places += sorted(
+        child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")
+    )
+    return next(
+        (
+            place
+            for place in places
+            if (place / package).is_dir() or (place / f"{package}.py").is_file()
+        ),
+        None,
+    )
 
 
 def _get(tree: Any, *keys: str) -> list[Any]:

@@ -16,9 +16,10 @@ class Verdict:
     """What one check says.
 
     Args:
-        check: which: "install", "api", "hooks", "names", "keys", "defaults", "import", "output", "build", "law", "command",
-            "benchmark" or "model".
-        subject: of what: "KIND/NAME", a law as "KIND/NAME LAW", a hook, a name; "" for the whole plugin.
+        check: which: "install", "api", "hooks", "names", "keys", "defaults", "import", "output",
+            "build", "law", "command", "benchmark" or "model".
+        subject: of what: "KIND/NAME", a law as "KIND/NAME LAW", a hook, a name; "" for the whole
+            plugin.
         status: "ok", "fail", "warn" or "skip".
         text: what was found, in one line.
         next_step: what the author can do about it, "" for nothing.
@@ -35,7 +36,11 @@ class Verdict:
     def lines(self) -> list[str]:
         """The verdict as it is printed."""
         head = f"{self.check} {self.subject}".rstrip()
-        lines = [f"{SHOWN[self.status]:<4}  {head}: {self.text}" if self.text else f"{SHOWN[self.status]:<4}  {head}"]
+        lines = [
+            f"{SHOWN[self.status]:<4}  {head}: {self.text}"
+            if self.text
+            else f"{SHOWN[self.status]:<4}  {head}"
+        ]
         lines += [f"      | {line}".rstrip() for line in self.detail.splitlines()]
         return [*lines, f"      next: {self.next_step}"] if self.next_step else lines
 
@@ -71,17 +76,29 @@ class Report:
         """The last line of a report."""
         counts = self.counts
         parts = [f"{counts['ok']} ok"]
-        parts += [f"{counts[status]} {word}" for status, word in (("fail", "failed"), ("warn", "warned of"), ("skip", "skipped"))
-                  if counts[status]]
+        parts += [
+            f"{counts[status]} {word}"
+            for status, word in (("fail", "failed"), ("warn", "warned of"), ("skip", "skipped"))
+            if counts[status]
+        ]
         return f"{self.name}: {', '.join(parts)}"
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json`."""
-        return {"name": self.name, "version": self.version, "origin": self.origin, "counts": self.counts,
-                "verdicts": [asdict(verdict) for verdict in self.verdicts]}
+        return {
+            "name": self.name,
+            "version": self.version,
+            "origin": self.origin,
+            "counts": self.counts,
+            "verdicts": [asdict(verdict) for verdict in self.verdicts],
+        }
 
 
 def to_json(argument: str, reports: Sequence[Report], *, strict: bool) -> dict[str, Any]:
     """The whole answer for programs; docs/plugins/check.md documents it."""
-    return {"target": argument, "passed": all(report.passed(strict=strict) for report in reports), "strict": strict,
-            "plugins": [report.to_dict() for report in reports]}
+    return {
+        "target": argument,
+        "passed": all(report.passed(strict=strict) for report in reports),
+        "strict": strict,
+        "plugins": [report.to_dict() for report in reports],
+    }

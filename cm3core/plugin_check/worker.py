@@ -1,7 +1,9 @@
-"""What the processes of a check share: the request, telling verdicts line by line, importing the plugin, wording an error.
+"""What the processes of a check share: the request, telling verdicts line by line, importing the
+plugin, wording an error.
 
-A process gets one JSON request in a file and writes lines of JSON into another: `{"begin": WHAT}` before each step, so that the
-one that asked knows where it stopped when it is ended or ends itself, and `{"verdict": {...}}` or other keys after it.
+A process gets one JSON request in a file and writes lines of JSON into another: `{"begin": WHAT}`
+before each step, so that the one that asked knows where it stopped when it is ended or ends itself,
+and `{"verdict": {...}}` or other keys after it.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ class Request:
         argument: the check's own, for next steps that name a command.
         search: the rest of `sys.path`, as it is where the check was asked for.
         component: (kind, name), for `laws`.
-        overrides: `KIND.KEY=VALUE` or `NAME.KEY=VALUE`, for components whose configs must be given something.
+        overrides: `KIND.KEY=VALUE` or `NAME.KEY=VALUE`, for components whose configs must be given
+            something.
         only: components to look at, (): all.
         max_examples: of each law.
         waived: (component or "", law, reason), for `laws`.
@@ -69,14 +72,27 @@ class Teller:
         print(json.dumps(line), file=self._file, flush=True)
 
     def begin(self, what: str, check: str, subject: str = "") -> None:
-        """Before a step that may not come back: it "was doing `what`", which belongs to that check of that subject."""
+        """Before a step that may not come back: it "was doing `what`", which belongs to that check
+        of that subject."""
         self.tell(begin=what, check=check, subject=subject)
 
-    def verdict(self, check: str, subject: str, status: str, text: str, next_step: str = "", detail: str = "") -> None:
+    def verdict(
+        self,
+        check: str,
+        subject: str,
+        status: str,
+        text: str,
+        next_step: str = "",
+        detail: str = "",
+    ) -> None:
         """One verdict, see `Verdict`."""
-        self.tell(verdict=dataclasses.asdict(Verdict(check, subject, status, text, next_step, detail)))
+        self.tell(
+            verdict=dataclasses.asdict(Verdict(check, subject, status, text, next_step, detail))
+        )
 
-    def error(self, check: str, subject: str, error: BaseException, *, what: str = "", next_step: str = "") -> None:
+    def error(
+        self, check: str, subject: str, error: BaseException, *, what: str = "", next_step: str = ""
+    ) -> None:
         """The verdict of a step that raised."""
         cause, step, detail = worded(error)
         self.verdict(check, subject, "fail", f"{what}{cause}", next_step or step, detail)
@@ -111,7 +127,8 @@ def registry_of(request: Request) -> Registry:
 
 
 def worded(error: BaseException) -> tuple[str, str, str]:
-    """An error's cause in one line, the next step, and the end of its traceback, from the plugin's first line on."""
+    """An error's cause in one line, the next step, and the end of its traceback, from the plugin's
+    first line on."""
     detail = plugin_traceback(error)
     if isinstance(error, CM3Error):
         return error.cause, error.next_step, ""
@@ -121,16 +138,27 @@ def worded(error: BaseException) -> tuple[str, str, str]:
     first = (str(error).splitlines() or [""])[0]
     cause = f"{type(error).__name__}: {first}" if first else type(error).__name__
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return cause, f"install {error.name!r} and name it in the plugin's dependencies, or correct the import", detail
+        return (
+            cause,
+            f"install {error.name!r} and name it in the plugin's dependencies, or correct the "
+            "import",
+            detail,
+        )
     if isinstance(error, SystemExit):
         return cause, "a module that is imported must not end the program", detail
     return cause, "correct the plugin", detail
 
 
 def plugin_traceback(error: BaseException, most: int = 6) -> str:
-    """"file, line: code" of the innermost frames that are neither Python's import nor ours, outermost first."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_ours(frame.filename)]
-    return "\n".join(f"{shortened(frame.filename)}, line {frame.lineno}: {frame.line}" for frame in frames[-most:])
+    """ "file, line: code" of the innermost frames that are neither Python's import nor ours,
+    outermost first."""
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if not is_ours(frame.filename)
+    ]
+    return "\n".join(
+        f"{shortened(frame.filename)}, line {frame.lineno}: {frame.line}"
+        for frame in frames[-most:]
+    )
 
 
 def is_ours(filename: str) -> bool:
@@ -139,11 +167,17 @@ def is_ours(filename: str) -> bool:
     if filename.startswith("<frozen ") or path.parent == Path(__file__).parent:
         return True
     others = {"importlib", "pluggy", "hypothesis", "_pytest"} & set(path.parts)
-    return bool(others) or path in (core / "plugins" / "registry.py", core / "plugins" / "describe.py", core / "testing" / "_laws.py")
+    return bool(others) or path in (
+        core / "plugins" / "registry.py",
+        core / "plugins" / "describe.py",
+        core / "testing" / "_laws.py",
+    )
 
 
 def shortened(filename: str) -> str:
     """A file's path below the entry of `sys.path` that it is found by, else as it is."""
     path = Path(filename)
-    below = [str(path.relative_to(entry)) for entry in sys.path if entry and path.is_relative_to(entry)]
+    below = [
+        str(path.relative_to(entry)) for entry in sys.path if entry and path.is_relative_to(entry)
+    ]
     return min(below, key=len, default=filename)

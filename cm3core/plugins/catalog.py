@@ -1,4 +1,5 @@
-"""What there is to build from: the kinds, and each component with its keys, origin and the laws of its kit. Imports no torch.
+"""What there is to build from: the kinds, and each component with its keys, origin and the laws of
+its kit. Imports no torch.
 
 Laws are read from the kits' sources: importing a kit would take torch, pytest and hypothesis.
 """
@@ -42,8 +43,10 @@ class KindEntry:
     Args:
         kind: the recipe's section.
         summary: what its components are.
-        hook, config, interface, kit: see `cm3core.plugins.kinds.Kind`; `config` is the class's name in `cm3core.interfaces`.
-        methods: what an implementation must define: "name(arguments) -> result" -> its documentation's first paragraph.
+        hook, config, interface, kit: see `cm3core.plugins.kinds.Kind`; `config` is the class's name
+            in `cm3core.interfaces`.
+        methods: what an implementation must define: "name(arguments) -> result" -> its
+            documentation's first paragraph.
         keys: the recipe's keys that every component of the kind has.
         laws: law -> what it says.
         components: who brings what.
@@ -100,10 +103,23 @@ def kind_entry(kind: str, registry: Registry) -> KindEntry:
     """A kind; `kind` is one of `KINDS`."""
     entry = KINDS[kind]
     interface: Any = getattr(interfaces, entry.interface)
-    methods = {_signature(interface, name): summary(inspect.getdoc(getattr(interface, name)) or "")
-               for name in vars(interface) if name in interface.__abstractmethods__}
-    return KindEntry(kind, _purpose(entry.hook), entry.hook, entry.config.__name__, entry.interface, entry.kit, methods,
-                     keys_of(entry.config), laws_of(kind), list(_brought(kind, registry)))
+    methods = {
+        _signature(interface, name): summary(inspect.getdoc(getattr(interface, name)) or "")
+        for name in vars(interface)
+        if name in interface.__abstractmethods__
+    }
+    return KindEntry(
+        kind,
+        _purpose(entry.hook),
+        entry.hook,
+        entry.config.__name__,
+        entry.interface,
+        entry.kit,
+        methods,
+        keys_of(entry.config),
+        laws_of(kind),
+        list(_brought(kind, registry)),
+    )
 
 
 def _purpose(hook: str) -> str:
@@ -116,7 +132,11 @@ def _signature(interface: type[Any], name: str) -> str:
     member = inspect.getattr_static(interface, name)
     if isinstance(member, property):
         return name
-    parameters = [parameter for parameter in inspect.signature(getattr(interface, name)).parameters if parameter != "self"]
+    parameters = [
+        parameter
+        for parameter in inspect.signature(getattr(interface, name)).parameters
+        if parameter != "self"
+    ]
     return f"{name}({', '.join(parameters)})"
 
 
@@ -125,7 +145,13 @@ def _brought(kind: str, registry: Registry) -> Iterator[Brought]:
     for name in registry.names(kind):
         for owner in registry.owners(kind, name):
             config_class = registry.config_class(kind, f"{owner}/{name}")
-            yield Brought(name, owner, plugins[owner].version, plugins[owner].origin, summary(docstring(config_class)))
+            yield Brought(
+                name,
+                owner,
+                plugins[owner].version,
+                plugins[owner].origin,
+                summary(docstring(config_class)),
+            )
 
 
 def component_entry(kind: str, name: str, registry: Registry) -> ComponentEntry:
@@ -140,14 +166,27 @@ def component_entry(kind: str, name: str, registry: Registry) -> ComponentEntry:
     info = next(info for info in registry.plugins if info.name == owner)
     keys, text = keys_of(config_class), docstring(config_class)
     body = [part for part in text.split("\n\n")[1:] if not part.startswith("Args:")]
-    return ComponentEntry(kind, short, summary(text), "\n\n".join(" ".join(part.split()) for part in body), owner, info.version,
-                          info.origin, f"{config_class.__module__}:{config_class.__qualname__}", list(config_class.needs), keys,
-                          laws_of(kind), _snippet(kind, name, keys))
+    return ComponentEntry(
+        kind,
+        short,
+        summary(text),
+        "\n\n".join(" ".join(part.split()) for part in body),
+        owner,
+        info.version,
+        info.origin,
+        f"{config_class.__module__}:{config_class.__qualname__}",
+        list(config_class.needs),
+        keys,
+        laws_of(kind),
+        _snippet(kind, name, keys),
+    )
 
 
 def _snippet(kind: str, name: str, keys: list[Key]) -> str:
     section: dict[str, Any] = {"name": name}
-    section |= {key.name: MANDATORY if key.required else key.default for key in keys if "." not in key.name}
+    section |= {
+        key.name: MANDATORY if key.required else key.default for key in keys if "." not in key.name
+    }
     return "\n".join([f"{kind}:", *_yaml(section, "  ")]) + "\n"
 
 
@@ -168,12 +207,18 @@ def laws_of(kind: str) -> dict[str, str]:
     """Law -> the first paragraph of what it says, in the order of the kit's source."""
     module, _, class_name = KINDS[kind].kit.partition(":")
     path = Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py")
-    classes = {node.name: node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)}
+    classes = {
+        node.name: node
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    }
     laws: dict[str, str] = {}
     for name in _family(class_name, classes):
         for node in classes[name].body:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("law_"):
-                laws.setdefault(node.name.removeprefix("law_"), summary(ast.get_docstring(node) or ""))
+                laws.setdefault(
+                    node.name.removeprefix("law_"), summary(ast.get_docstring(node) or "")
+                )
     return laws
 
 
@@ -193,7 +238,8 @@ def find(wanted: str, registry: Registry) -> tuple[str, str]:
         registry: the components that there are.
 
     Returns:
-        The kind, and the component's name as `Registry.config_class` takes it; "" for the kind itself.
+        The kind, and the component's name as `Registry.config_class` takes it; "" for the kind
+        itself.
 
     Raises:
         PluginError: there is no such thing, or several.
@@ -206,27 +252,43 @@ def find(wanted: str, registry: Registry) -> tuple[str, str]:
         registry.config_class(first, rest, place=place)
         return first, rest
     plugin, _, name = wanted.rpartition("/")
-    found = [kind for kind in KINDS if name in registry.names(kind) and (not plugin or plugin in registry.owners(kind, name))]
+    found = [
+        kind
+        for kind in KINDS
+        if name in registry.names(kind) and (not plugin or plugin in registry.owners(kind, name))
+    ]
     if len(found) > 1:
         choices = " or ".join(f"{kind}/{wanted}" for kind in found)
-        raise PluginError(place, f"{wanted!r} is the name of several components", f"write {choices}")
+        raise PluginError(
+            place, f"{wanted!r} is the name of several components", f"write {choices}"
+        )
     loaded = {info.name: info for info in registry.plugins if info.status == "loaded"}
     if not found and plugin in loaded:
         brought = [own for names in loaded[plugin].components.values() for own in names]
-        raise PluginError(place, f"the plugin {plugin!r} brings no component {name!r}", close_match(name, brought))
+        raise PluginError(
+            place, f"the plugin {plugin!r} brings no component {name!r}", close_match(name, brought)
+        )
     if not found and plugin:
-        raise PluginError(place, f"no kind and no loaded plugin is called {plugin!r}",
-                          registry.with_reasons(close_match(plugin, {*KINDS, *loaded})))
+        raise PluginError(
+            place,
+            f"no kind and no loaded plugin is called {plugin!r}",
+            registry.with_reasons(close_match(plugin, {*KINDS, *loaded})),
+        )
     if not found:
-        raise PluginError(place, f"there is no kind and no component {wanted!r}", _near(wanted, registry))
+        raise PluginError(
+            place, f"there is no kind and no component {wanted!r}", _near(wanted, registry)
+        )
     registry.config_class(found[0], wanted, place=place)  # several plugins may bring it
     return found[0], wanted
 
 
 def _near(wanted: str, registry: Registry) -> str:
-    """The next step: a close match, or where to look; and what is lost with plugins that are not in use."""
+    """The next step: a close match, or where to look; and what is lost with plugins that are not in
+    use."""
     near = close_match(wanted, {*KINDS, *(name for kind in KINDS for name in registry.names(kind))})
-    return registry.with_reasons(near if near.startswith("did you mean") else "`cm3 kinds` lists all")
+    return registry.with_reasons(
+        near if near.startswith("did you mean") else "`cm3 kinds` lists all"
+    )
 
 
 def to_plain(entry: KindEntry | ComponentEntry) -> dict[str, Any]:

@@ -1,6 +1,8 @@
-"""Describe one plugin: is it written for this API, are its hooks real, and what do they bring? Imports no torch.
+"""Describe one plugin: is it written for this API, are its hooks real, and what do they bring?
+Imports no torch.
 
-Every function is given the plugin's name as `owner` and raises `PluginError` for what is wrong with it.
+Every function is given the plugin's name as `owner` and raises `PluginError` for what is wrong with
+it.
 """
 
 from __future__ import annotations
@@ -32,20 +34,36 @@ def check_api(owner: str, plugin: object) -> None:
     if stated is None:
         raise PluginError(owner, "states no CM3_API", f"write `CM3_API = {CM3_API}` in its module")
     if type(stated) is not int:
-        raise PluginError(owner, f"states CM3_API = {stated!r}, which is no whole number", f"write `CM3_API = {CM3_API}`")
+        raise PluginError(
+            owner,
+            f"states CM3_API = {stated!r}, which is no whole number",
+            f"write `CM3_API = {CM3_API}`",
+        )
     if not OLDEST_CM3_API <= stated <= CM3_API:
-        served = f"has {CM3_API}" if OLDEST_CM3_API == CM3_API else f"serves {OLDEST_CM3_API} to {CM3_API}"
-        raise PluginError(owner, f"is written for plugin API {stated}, this cm3leon {served}",
-                          "update cm3leon" if stated > CM3_API else "update the plugin")
+        served = (
+            f"has {CM3_API}"
+            if OLDEST_CM3_API == CM3_API
+            else f"serves {OLDEST_CM3_API} to {CM3_API}"
+        )
+        raise PluginError(
+            owner,
+            f"is written for plugin API {stated}, this cm3leon {served}",
+            "update cm3leon" if stated > CM3_API else "update the plugin",
+        )
 
 
 def register(owner: str, plugin: object, pluggy_manager: pluggy.PluginManager) -> list[str]:
     """Hand the plugin to pluggy; returns what it does that is deprecated, a line each.
 
-    That is: stating an older API, implementing a hook or taking an argument of one that its `hookspec` calls deprecated
-    (`warn_on_impl`, `warn_on_impl_args`). Python would hide these warnings, or blame a line of this module."""
+    That is: stating an older API, implementing a hook or taking an argument of one that its
+    `hookspec` calls deprecated (`warn_on_impl`, `warn_on_impl_args`). Python would hide these
+    warnings, or blame a line of this module."""
     stated = getattr(plugin, "CM3_API", CM3_API)
-    lines = [] if stated == CM3_API else [f"is written for plugin API {stated}; this cm3leon has {CM3_API} and serves it still"]
+    lines = (
+        []
+        if stated == CM3_API
+        else [f"is written for plugin API {stated}; this cm3leon has {CM3_API} and serves it still"]
+    )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -55,15 +73,26 @@ def register(owner: str, plugin: object, pluggy_manager: pluggy.PluginManager) -
     return lines + [str(warning.message) for warning in caught]
 
 
-def _refused(plugin: object, pluggy_manager: pluggy.PluginManager, error: pluggy.PluginValidationError) -> tuple[str, str]:
-    """Cause and next step of what pluggy refuses: nearly always an argument that the hook does not have."""
+def _refused(
+    plugin: object, pluggy_manager: pluggy.PluginManager, error: pluggy.PluginValidationError
+) -> tuple[str, str]:
+    """Cause and next step of what pluggy refuses: nearly always an argument that the hook does not
+    have."""
     for name, caller in vars(pluggy_manager.hook).items():
-        known, implementation = caller.spec.argnames if caller.has_spec() else (), getattr(plugin, name, None)
+        known, implementation = (
+            caller.spec.argnames if caller.has_spec() else (),
+            getattr(plugin, name, None),
+        )
         taken = inspect.signature(implementation).parameters if callable(implementation) else ()
         if unknown := [argument for argument in taken if argument not in known]:
-            return (f"{name} takes {', '.join(map(repr, unknown))}, which the hook does not have",
-                    f"write def {name}({', '.join(known)})")
-    return f"is refused by pluggy: {' '.join(str(error).split())}", "write hooks as plain functions, as cm3core.hookspecs does"
+            return (
+                f"{name} takes {', '.join(map(repr, unknown))}, which the hook does not have",
+                f"write def {name}({', '.join(known)})",
+            )
+    return (
+        f"is refused by pluggy: {' '.join(str(error).split())}",
+        "write hooks as plain functions, as cm3core.hookspecs does",
+    )
 
 
 def check_hooks(owner: str, plugin: object, pluggy_manager: pluggy.PluginManager) -> None:
@@ -71,15 +100,27 @@ def check_hooks(owner: str, plugin: object, pluggy_manager: pluggy.PluginManager
     known = [*(kind.hook for kind in KINDS.values()), COMMANDS_HOOK, BENCHMARKS_HOOK, MODELS_HOOK]
     callers = {caller.name: caller for caller in pluggy_manager.get_hookcallers(plugin) or []}
     for name, caller in callers.items():
-        optional = any(impl.optionalhook for impl in caller.get_hookimpls() if impl.plugin is plugin)
+        optional = any(
+            impl.optionalhook for impl in caller.get_hookimpls() if impl.plugin is plugin
+        )
         if not caller.has_spec() and not optional:
-            raise PluginError(owner, f"implements the hook {name!r}, which does not exist", close_match(name, known))
+            raise PluginError(
+                owner,
+                f"implements the hook {name!r}, which does not exist",
+                close_match(name, known),
+            )
     for name in dir(plugin):
         value = getattr(plugin, name, None)
-        own = getattr(value, "__module__", None) in (getattr(plugin, "__name__", None), type(plugin).__module__)
+        own = getattr(value, "__module__", None) in (
+            getattr(plugin, "__name__", None),
+            type(plugin).__module__,
+        )
         if name.startswith("cm3_") and name not in callers and callable(value) and own:
-            raise PluginError(owner, f"has a function {name!r} that is not marked as a hook",
-                              "write @hookimpl above it (from cm3core.hookspecs import hookimpl)")
+            raise PluginError(
+                owner,
+                f"has a function {name!r} that is not marked as a hook",
+                "write @hookimpl above it (from cm3core.hookspecs import hookimpl)",
+            )
 
 
 def _call(hook: str, plugin: object, pluggy_manager: pluggy.PluginManager) -> object:
@@ -89,8 +130,9 @@ def _call(hook: str, plugin: object, pluggy_manager: pluggy.PluginManager) -> ob
     return answers[0] if answers else None
 
 
-def ask(owner: str, plugin: object, kind: str, pluggy_manager: pluggy.PluginManager
-         ) -> dict[str, type[base.ComponentConfig]]:
+def ask(
+    owner: str, plugin: object, kind: str, pluggy_manager: pluggy.PluginManager
+) -> dict[str, type[base.ComponentConfig]]:
     """The checked config classes that a plugin brings for a kind."""
     hook, expected = KINDS[kind].hook, KINDS[kind].config
     answer = _call(hook, plugin, pluggy_manager)
@@ -101,40 +143,72 @@ def ask(owner: str, plugin: object, kind: str, pluggy_manager: pluggy.PluginMana
         raise PluginError(owner, f"{hook} returned {type(answer).__name__}, not a mapping", wanted)
     for name, config_class in answer.items():
         if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise PluginError(owner, f"{hook} returned the name {name!r}", "use lower-case letters, digits, '_' and '-'")
+            raise PluginError(
+                owner,
+                f"{hook} returned the name {name!r}",
+                "use lower-case letters, digits, '_' and '-'",
+            )
         if not isinstance(config_class, type) or not issubclass(config_class, expected):
-            cause = f"{hook}: {name!r} is {_shown(config_class)}, no subclass of {expected.__name__}"
+            cause = (
+                f"{hook}: {name!r} is {_shown(config_class)}, no subclass of {expected.__name__}"
+            )
             raise PluginError(owner, cause, wanted)
         _check_config(f"{owner}: {hook}: {name!r}", config_class, expected)
     return dict(answer)
 
 
-def _check_config(place: str, config_class: type[base.ComponentConfig], expected: type[base.ComponentConfig]) -> None:
-    """A config class must be a dataclass of its own, with a `build`, and fields that a recipe can hold."""
+def _check_config(
+    place: str, config_class: type[base.ComponentConfig], expected: type[base.ComponentConfig]
+) -> None:
+    """A config class must be a dataclass of its own, with a `build`, and fields that a recipe can
+    hold."""
     if "__dataclass_params__" not in config_class.__dict__:
-        raise PluginError(place, f"{config_class.__name__} is no dataclass", "write @dataclass(kw_only=True) above it")
+        raise PluginError(
+            place,
+            f"{config_class.__name__} is no dataclass",
+            "write @dataclass(kw_only=True) above it",
+        )
     if config_class.build is expected.build:  # type: ignore[attr-defined]  # every kind's base has one
-        raise PluginError(place, f"{config_class.__name__} has no `build` of its own",
-                          f"define `build` as {expected.__name__}.build says")
+        raise PluginError(
+            place,
+            f"{config_class.__name__} has no `build` of its own",
+            f"define `build` as {expected.__name__}.build says",
+        )
     check_schema(place, config_class)
     keys = hints(config_class)
     for old, new in config_class.renamed.items():
         if old in keys or new not in keys:
-            cause = f"is a field of {config_class.__name__}" if old in keys else f"became {new!r}, which is no field"
-            raise PluginError(place, f"{config_class.__name__}.renamed: {old!r} {cause}",
-                              "write renamed = {'the key that is gone': 'the field that took its place'}")
+            cause = (
+                f"is a field of {config_class.__name__}"
+                if old in keys
+                else f"became {new!r}, which is no field"
+            )
+            raise PluginError(
+                place,
+                f"{config_class.__name__}.renamed: {old!r} {cause}",
+                "write renamed = {'the key that is gone': 'the field that took its place'}",
+            )
 
 
-def ask_functions(owner: str, plugin: object, hook: str, pluggy_manager: pluggy.PluginManager) -> dict[str, str]:
-    """The checked functions that a plugin names by `COMMANDS_HOOK` or `BENCHMARKS_HOOK`: name -> "module:function"."""
+def ask_functions(
+    owner: str, plugin: object, hook: str, pluggy_manager: pluggy.PluginManager
+) -> dict[str, str]:
+    """The checked functions that a plugin names by `COMMANDS_HOOK` or `BENCHMARKS_HOOK`: name ->
+    "module:function"."""
     answer = _call(hook, plugin, pluggy_manager)
     if answer is None:
         return {}
     valid = isinstance(answer, Mapping) and all(
-        isinstance(name, str) and NAME.fullmatch(name) and isinstance(target, str) and re.fullmatch(r"[\w.]+:\w+", target)
-        for name, target in answer.items())
+        isinstance(name, str)
+        and NAME.fullmatch(name)
+        and isinstance(target, str)
+        and re.fullmatch(r"[\w.]+:\w+", target)
+        for name, target in answer.items()
+    )
     if not valid:
-        raise PluginError(owner, f"{hook} returned {answer!r}", 'return a mapping of names to "module:function"')
+        raise PluginError(
+            owner, f"{hook} returned {answer!r}", 'return a mapping of names to "module:function"'
+        )
     assert isinstance(answer, Mapping)
     return dict(answer)
 
@@ -145,8 +219,14 @@ def ask_models(owner: str, plugin: object, pluggy_manager: pluggy.PluginManager)
     if answer is None:
         return {}
     if not isinstance(answer, Mapping) or not all(
-            isinstance(name, str) and NAME.fullmatch(name) and isinstance(folder, Path) for name, folder in answer.items()):
-        raise PluginError(owner, f"{MODELS_HOOK} returned {answer!r}", "return a mapping of names to folders (pathlib.Path)")
+        isinstance(name, str) and NAME.fullmatch(name) and isinstance(folder, Path)
+        for name, folder in answer.items()
+    ):
+        raise PluginError(
+            owner,
+            f"{MODELS_HOOK} returned {answer!r}",
+            "return a mapping of names to folders (pathlib.Path)",
+        )
     return dict(answer)
 
 

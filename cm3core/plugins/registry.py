@@ -1,14 +1,18 @@
-"""Discovery: which components there are, which plugin brings each, and why a plugin can't be used. Imports no torch.
+"""Discovery: which components there are, which plugin brings each, and why a plugin can't be used.
+Imports no torch.
 
-Two of the four phases happen here. Discover: entry points of the group `cm3core.plugins`, and files given by `--plugin`.
-Describe: each plugin's hooks are asked for its config classes. Composing (`cm3core.recipe`), building (`cm3core.build`) follow.
+Two of the four phases happen here. Discover: entry points of the group `cm3core.plugins`, and files
+given by `--plugin`. Describe: each plugin's hooks are asked for its config classes. Composing
+(`cm3core.recipe`), building (`cm3core.build`) follow.
 
-pluggy's `load_setuptools_entrypoints` is not used: one broken plugin would end the program, and a second one of the same name
-is dropped in silence. Here each entry point is loaded by itself. One that can't be used costs a warning line, is listed
-with its reason by `cm3 plugin list`, and the reason is repeated when a recipe asks for a name that nobody else brings.
-A plugin is used whole or not at all.
+pluggy's `load_setuptools_entrypoints` is not used: one broken plugin would end the program, and a
+second one of the same name is dropped in silence. Here each entry point is loaded by itself. One
+that can't be used costs a warning line, is listed with its reason by `cm3 plugin list`, and the
+reason is repeated when a recipe asks for a name that nobody else brings. A plugin is used whole or
+not at all.
 
-Environment: `CM3_STRICT_PLUGINS=1` raises at the first broken plugin; `CM3_DISABLE_PLUGINS=a,b` leaves plugins out.
+Environment: `CM3_STRICT_PLUGINS=1` raises at the first broken plugin; `CM3_DISABLE_PLUGINS=a,b`
+leaves plugins out.
 """
 
 from __future__ import annotations
@@ -38,7 +42,16 @@ GROUP = "cm3core.plugins"
 STRICT_VARIABLE = "CM3_STRICT_PLUGINS"
 DISABLE_VARIABLE = "CM3_DISABLE_PLUGINS"
 
-__all__ = ["KINDS", "Kind", "PluginInfo", "Registry", "load_registry", "plugin_of_file", "plugin_versions", "registry_of_one"]
+__all__ = [
+    "KINDS",
+    "Kind",
+    "PluginInfo",
+    "Registry",
+    "load_registry",
+    "plugin_of_file",
+    "plugin_versions",
+    "registry_of_one",
+]
 
 logger = logging.getLogger("cm3core.plugins")
 
@@ -75,20 +88,28 @@ class PluginInfo:
 
 
 class Registry:
-    """The components and commands of all usable plugins. A plain value that is passed along; there is no global one."""
+    """The components and commands of all usable plugins. A plain value that is passed along; there
+    is no global one."""
 
     def __init__(self) -> None:
         self.plugins: list[PluginInfo] = []
-        self._configs: dict[str, dict[str, dict[str, type[base.ComponentConfig]]]] = {kind: {} for kind in KINDS}
+        self._configs: dict[str, dict[str, dict[str, type[base.ComponentConfig]]]] = {
+            kind: {} for kind in KINDS
+        }
         self._commands: dict[str, dict[str, str]] = {}
         self._models: dict[str, Path] = {}
         self._benchmarks: list[tuple[str, str, str]] = []
 
-    def add(self, info: PluginInfo, configs: Mapping[str, Mapping[str, type[base.ComponentConfig]]],
-            commands: Mapping[str, str], models: Mapping[str, Path] | None = None,
-            benchmarks: Mapping[str, str] | None = None) -> None:
-        """Take in a usable plugin's config classes (kind -> name -> class), commands, models and benchmarks, and complete its
-        `info`."""
+    def add(
+        self,
+        info: PluginInfo,
+        configs: Mapping[str, Mapping[str, type[base.ComponentConfig]]],
+        commands: Mapping[str, str],
+        models: Mapping[str, Path] | None = None,
+        benchmarks: Mapping[str, str] | None = None,
+    ) -> None:
+        """Take in a usable plugin's config classes (kind -> name -> class), commands, models and
+        benchmarks, and complete its `info`."""
         info.components = {kind: sorted(brought) for kind, brought in configs.items() if brought}
         info.commands, info.models = sorted(commands), sorted(models or {})
         info.benchmarks = sorted(benchmarks or {})
@@ -98,18 +119,25 @@ class Registry:
                 self._configs[kind].setdefault(name, {})[info.name] = config_class
         for name, target in commands.items():
             self._commands.setdefault(name, {})[info.name] = target
-        self._models.update({f"{info.name}:{name}": folder for name, folder in (models or {}).items()})
-        self._benchmarks += [(info.name, name, target) for name, target in (benchmarks or {}).items()]
+        self._models.update(
+            {f"{info.name}:{name}": folder for name, folder in (models or {}).items()}
+        )
+        self._benchmarks += [
+            (info.name, name, target) for name, target in (benchmarks or {}).items()
+        ]
 
     def names(self, kind: str) -> list[str]:
-        """Names of a kind's components, sorted; a name that several plugins bring stands there once."""
+        """Names of a kind's components, sorted; a name that several plugins bring stands there
+        once."""
         return sorted(self._configs[kind])
 
     def owners(self, kind: str, name: str) -> list[str]:
         """Plugins that bring the component, in order of discovery."""
         return list(self._configs[kind].get(name, {}))
 
-    def config_class(self, kind: str, name: str, *, place: str | None = None) -> type[base.ComponentConfig]:
+    def config_class(
+        self, kind: str, name: str, *, place: str | None = None
+    ) -> type[base.ComponentConfig]:
         """The config class of a component.
 
         Args:
@@ -128,17 +156,34 @@ class Registry:
                 return found[plugin]
             loaded = [info.name for info in self.plugins if info.status == "loaded"]
             if plugin not in loaded:
-                raise PluginError(place, f"no plugin {plugin!r} is loaded", self.with_reasons(close_match(plugin, loaded)))
-            brought = next(info for info in self.plugins if info.name == plugin).components.get(kind, [])
-            raise PluginError(place, f"the plugin {plugin!r} brings no {kind} {short!r}", close_match(short, brought))
+                raise PluginError(
+                    place,
+                    f"no plugin {plugin!r} is loaded",
+                    self.with_reasons(close_match(plugin, loaded)),
+                )
+            brought = next(info for info in self.plugins if info.name == plugin).components.get(
+                kind, []
+            )
+            raise PluginError(
+                place,
+                f"the plugin {plugin!r} brings no {kind} {short!r}",
+                close_match(short, brought),
+            )
         if len(found) > 1:
-            raise PluginError(place, f"the {kind} {name!r} comes from several plugins: {', '.join(found)}",
-                              "write " + " or ".join(f"{owner}/{name}" for owner in found))
+            raise PluginError(
+                place,
+                f"the {kind} {name!r} comes from several plugins: {', '.join(found)}",
+                "write " + " or ".join(f"{owner}/{name}" for owner in found),
+            )
         if not found:
             if "." in name:
                 step = "recipes name components, not Python classes; `cm3 --plugin FILE.py ...` registers a class from a file"
                 raise PluginError(place, f"no {kind} is called {name!r}", step)
-            raise PluginError(place, f"no {kind} is called {name!r}", self.with_reasons(close_match(name, self._configs[kind])))
+            raise PluginError(
+                place,
+                f"no {kind} is called {name!r}",
+                self.with_reasons(close_match(name, self._configs[kind])),
+            )
         return next(iter(found.values()))
 
     def models(self) -> dict[str, Path]:
@@ -155,18 +200,30 @@ class Registry:
         if not found:
             return None
         if len(found) > 1:
-            raise PluginError(f"command {name!r}", f"comes from several plugins: {', '.join(found)}",
-                              f"leave out the others with {DISABLE_VARIABLE}")
+            raise PluginError(
+                f"command {name!r}",
+                f"comes from several plugins: {', '.join(found)}",
+                f"leave out the others with {DISABLE_VARIABLE}",
+            )
         owner, target = next(iter(found.items()))
         return _load_function(f"command {name!r}", owner, target)
 
     def benchmarks(self) -> list[Callable[..., Any]]:
-        """The functions that add ops and providers to `cm3 bench kernels`, in order of discovery."""
-        return [_load_function(f"benchmark {name!r}", owner, target) for owner, name, target in self._benchmarks]
+        """The functions that add ops and providers to `cm3 bench kernels`, in order of
+        discovery."""
+        return [
+            _load_function(f"benchmark {name!r}", owner, target)
+            for owner, name, target in self._benchmarks
+        ]
 
     def with_reasons(self, step: str) -> str:
-        """The next step, and after it every plugin that might have brought the name but is not in use."""
-        lost = [f"the plugin {info.name!r} is {info.status}: {info.reason}" for info in self.plugins if info.status != "loaded"]
+        """The next step, and after it every plugin that might have brought the name but is not in
+        use."""
+        lost = [
+            f"the plugin {info.name!r} is {info.status}: {info.reason}"
+            for info in self.plugins
+            if info.status != "loaded"
+        ]
         return "; ".join([step, *lost])
 
 
@@ -176,19 +233,28 @@ def _load_function(place: str, owner: str, target: str) -> Callable[..., Any]:
     try:
         loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise PluginError(place, f"the plugin {owner!r} names {target!r}, which can't be imported: {error}",
-                          "report it to the plugin's author") from error
+        raise PluginError(
+            place,
+            f"the plugin {owner!r} names {target!r}, which can't be imported: {error}",
+            "report it to the plugin's author",
+        ) from error
     if not callable(loaded):
-        raise PluginError(place, f"the plugin {owner!r} names {target!r}, which is no function",
-                          "report it to the plugin's author")
+        raise PluginError(
+            place,
+            f"the plugin {owner!r} names {target!r}, which is no function",
+            "report it to the plugin's author",
+        )
     return loaded
 
 
-def load_registry(files: Sequence[Path] = (), *, environ: Mapping[str, str] = os.environ) -> Registry:
+def load_registry(
+    files: Sequence[Path] = (), *, environ: Mapping[str, str] = os.environ
+) -> Registry:
     """Find every plugin, ask each what it brings, and return the registry.
 
     Args:
-        files: plugin modules given as files (`cm3 --plugin`). They were asked for by name, so a broken one raises.
+        files: plugin modules given as files (`cm3 --plugin`). They were asked for by name, so a
+            broken one raises.
         environ: where the two variables are read.
 
     Raises:
@@ -197,7 +263,9 @@ def load_registry(files: Sequence[Path] = (), *, environ: Mapping[str, str] = os
     registry, pluggy_manager = Registry(), pluggy.PluginManager(hookspecs.PROJECT)
     pluggy_manager.add_hookspecs(hookspecs)
     strict = environ.get(STRICT_VARIABLE, "") not in {"", "0"}
-    disabled = {name.strip() for name in environ.get(DISABLE_VARIABLE, "").split(",") if name.strip()}
+    disabled = {
+        name.strip() for name in environ.get(DISABLE_VARIABLE, "").split(",") if name.strip()
+    }
     for info, loader in _discover(files):
         if info.name in disabled:
             info.status, info.reason = "disabled", f"named in {DISABLE_VARIABLE}"
@@ -205,16 +273,28 @@ def load_registry(files: Sequence[Path] = (), *, environ: Mapping[str, str] = os
             continue
         try:
             _describe(info, loader, registry, pluggy_manager)
-        except (Exception, SystemExit) as error:  # a plugin's import may raise anything, and must not end the program
+        except (Exception, SystemExit) as error:
+            # a plugin's import may raise anything, and must not end the program
             if not loader.asked_for and not strict:
                 _set_broken(info, error)
                 registry.plugins.append(info)
-                logger.warning("plugin %r (%s) is not used: %s [cm3 plugin list -v]", info.name, info.origin, info.reason)
+                logger.warning(
+                    "plugin %r (%s) is not used: %s [cm3 plugin list -v]",
+                    info.name,
+                    info.origin,
+                    info.reason,
+                )
                 continue
-            raise PluginError(f"plugin {info.name!r} ({info.origin})", _one_line(error), _next_step(error)) from error
+            raise PluginError(
+                f"plugin {info.name!r} ({info.origin})", _one_line(error), _next_step(error)
+            ) from error
     for name in sorted(disabled - {info.name for info in registry.plugins}):
-        logger.warning("%s names %r, which is not installed: %s", DISABLE_VARIABLE, name,
-                       close_match(name, [info.name for info in registry.plugins]))
+        logger.warning(
+            "%s names %r, which is not installed: %s",
+            DISABLE_VARIABLE,
+            name,
+            close_match(name, [info.name for info in registry.plugins]),
+        )
     return registry
 
 
@@ -227,12 +307,16 @@ class _Loader:
 
 
 def _discover(files: Sequence[Path]) -> Iterator[tuple[PluginInfo, _Loader]]:
-    """Every plugin there may be: installed ones sorted by name and distribution, then files. Nothing is imported."""
+    """Every plugin there may be: installed ones sorted by name and distribution, then files.
+    Nothing is imported."""
     for point in sorted(entry_points(group=GROUP), key=_sort_key):
         distribution, version = _distribution(point)
         yield PluginInfo(point.name, version, f"{distribution}, {point.value}"), _Loader(point.load)
     for path in files:
-        yield PluginInfo(Path(path).stem, "", str(path)), _Loader(partial(plugin_of_file, Path(path)), asked_for=True)
+        yield (
+            PluginInfo(Path(path).stem, "", str(path)),
+            _Loader(partial(plugin_of_file, Path(path)), asked_for=True),
+        )
 
 
 def _sort_key(point: EntryPoint) -> tuple[str, str, str]:
@@ -241,14 +325,20 @@ def _sort_key(point: EntryPoint) -> tuple[str, str, str]:
 
 def _distribution(point: EntryPoint) -> tuple[str, str]:
     """Name and version of the distribution that declares the entry point."""
-    return (point.dist.name, point.dist.version) if point.dist is not None else ("unknown distribution", "")
+    return (
+        (point.dist.name, point.dist.version)
+        if point.dist is not None
+        else ("unknown distribution", "")
+    )
 
 
 def plugin_of_file(path: Path) -> ModuleType:
     """Import a plugin's module from a file, under a name that can't hide another module."""
     name = f"cm3_plugin_file_{path.stem}"
     if not path.is_file():
-        raise PluginError(str(path), "there is no such file", "give --plugin the path of a Python file")
+        raise PluginError(
+            str(path), "there is no such file", "give --plugin the path of a Python file"
+        )
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise PluginError(str(path), "is no Python file", "give --plugin the path of a .py file")
@@ -270,23 +360,35 @@ def registry_of_one(info: PluginInfo, load: Callable[[], object]) -> Registry:
     return registry
 
 
-def _describe(info: PluginInfo, loader: _Loader, registry: Registry, pluggy_manager: pluggy.PluginManager) -> None:
-    """Import one plugin, check it, ask its hooks and add it to the registry; raises whatever is wrong with it."""
+def _describe(
+    info: PluginInfo, loader: _Loader, registry: Registry, pluggy_manager: pluggy.PluginManager
+) -> None:
+    """Import one plugin, check it, ask its hooks and add it to the registry; raises whatever is
+    wrong with it."""
     for other in registry.plugins:
         if other.name == info.name:
-            raise PluginError(info.name, f"another plugin has the name {info.name!r}: {other.origin}",
-                              f"rename the entry point or the file, or uninstall one of the two ({info.origin})")
+            raise PluginError(
+                info.name,
+                f"another plugin has the name {info.name!r}: {other.origin}",
+                f"rename the entry point or the file, or uninstall one of the two ({info.origin})",
+            )
     plugin = loader.load()
     describe.check_api(info.name, plugin)
     for other in registry.plugins:
         if pluggy_manager.get_plugin(other.name) is plugin:
-            raise PluginError(info.name, f"is the same module as the plugin {other.name!r}", "declare one entry point for it")
+            raise PluginError(
+                info.name,
+                f"is the same module as the plugin {other.name!r}",
+                "declare one entry point for it",
+            )
     info.deprecated = describe.register(info.name, plugin, pluggy_manager)
     try:
         describe.check_hooks(info.name, plugin, pluggy_manager)
         configs = {kind: describe.ask(info.name, plugin, kind, pluggy_manager) for kind in KINDS}
-        commands, benchmarks = (describe.ask_functions(info.name, plugin, hook, pluggy_manager)
-                                for hook in (describe.COMMANDS_HOOK, describe.BENCHMARKS_HOOK))
+        commands, benchmarks = (
+            describe.ask_functions(info.name, plugin, hook, pluggy_manager)
+            for hook in (describe.COMMANDS_HOOK, describe.BENCHMARKS_HOOK)
+        )
         models = describe.ask_models(info.name, plugin, pluggy_manager)
     except BaseException:
         pluggy_manager.unregister(plugin)

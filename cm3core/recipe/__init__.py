@@ -1,8 +1,8 @@
 """Recipes: compose, check, explain and compare them. Imports no torch.
 
-A recipe is a YAML file: sections named after the component kinds, each with the component's `name` and its keys, and
-the fixed sections of `cm3core.recipe.sections`. It builds on others (`extends: [a, b]`), and `key=value` on
-the command line on it.
+A recipe is a YAML file: sections named after the component kinds, each with the component's `name`
+and its keys, and the fixed sections of `cm3core.recipe.sections`. It builds on others
+(`extends: [a, b]`), and `key=value` on the command line on it.
 
     registry = cm3core.plugins.load_registry()
     recipe = compose("cm3leon-350m", ["train.steps=100", "attention=reference"], registry=registry)
@@ -19,15 +19,38 @@ if TYPE_CHECKING:
     from cm3core.recipe.library import RecipeFile, list_recipes
     from cm3core.recipe.merge import compose, recipe_from_yaml
     from cm3core.recipe.recipe import Recipe, diff
-    from cm3core.recipe.sections import DataSection, GenerateSection, TrainSection, VocabularySection
+    from cm3core.recipe.sections import (
+        DataSection,
+        GenerateSection,
+        TrainSection,
+        VocabularySection,
+    )
 
 __all__ = [
-    "DataSection", "GenerateSection", "Recipe", "RecipeFile", "TrainSection", "VocabularySection", "compose", "diff",
-    "list_recipes", "recipe_from_yaml",
+    "DataSection",
+    "GenerateSection",
+    "Recipe",
+    "RecipeFile",
+    "TrainSection",
+    "VocabularySection",
+    "compose",
+    "diff",
+    "list_recipes",
+    "recipe_from_yaml",
 ]
 
-__getattr__ = exporter(__name__, {
-    "compose": "merge", "recipe_from_yaml": "merge", "RecipeFile": "library", "list_recipes": "library", "Recipe": "recipe",
-    "diff": "recipe", "DataSection": "sections", "GenerateSection": "sections", "TrainSection": "sections",
-    "VocabularySection": "sections",
-})
+__getattr__ = exporter(
+    __name__,
+    {
+        "compose": "merge",
+        "recipe_from_yaml": "merge",
+        "RecipeFile": "library",
+        "list_recipes": "library",
+        "Recipe": "recipe",
+        "diff": "recipe",
+        "DataSection": "sections",
+        "GenerateSection": "sections",
+        "TrainSection": "sections",
+        "VocabularySection": "sections",
+    },
+)

@@ -1,4 +1,5 @@
-"""What a recipe is composed from: its files in the order in which they apply, and the command line as the last layer."""
+"""What a recipe is composed from: its files in the order in which they apply, and the command line
+as the last layer."""
 
 from __future__ import annotations
 
@@ -23,14 +24,16 @@ OVERRIDE = re.compile(r"(?P<key>[A-Za-z_][\w-]*(\.[\w-]+)*)=(?P<value>.*)", re.D
 
 @dataclass(frozen=True)
 class Layer:
-    """One source of values: `label` names it in messages and in `--origin`; `values` are as YAML holds them."""
+    """One source of values: `label` names it in messages and in `--origin`; `values` are as YAML
+    holds them."""
 
     label: str
     values: dict[str, Any]
 
 
 def file_layers(path: Path) -> list[Layer]:
-    """The layers of a recipe file: what it extends, left to right, each file once and at its first place, then itself.
+    """The layers of a recipe file: what it extends, left to right, each file once and at its first
+    place, then itself.
 
     Raises:
         RecipeError: a file is missing or no recipe, or recipes extend each other in a circle.
@@ -41,24 +44,37 @@ def file_layers(path: Path) -> list[Layer]:
 
 
 def _collect(path: Path, chain: tuple[tuple[Path, str], ...], layers: dict[Path, Layer]) -> None:
-    """Put `path`'s layers into `layers`; `chain` holds the files (and their labels) that led here."""
+    """Put `path`'s layers into `layers`; `chain` holds the files (and their labels) that led
+    here."""
     resolved, label = path.resolve(), library.label(path)
     through = [link for link, _ in chain]
     if resolved in through:
-        circle = [*(shown for _, shown in chain[through.index(resolved):]), label]
-        raise RecipeError(f"{label}: extends", f"recipes extend each other in a circle: {' -> '.join(circle)}", "remove one link")
+        circle = [*(shown for _, shown in chain[through.index(resolved) :]), label]
+        raise RecipeError(
+            f"{label}: extends",
+            f"recipes extend each other in a circle: {' -> '.join(circle)}",
+            "remove one link",
+        )
     if resolved in layers:
         return
     values = parse(read(path), label)
     for name in _extends(values.pop("extends", []), label):
-        _collect(library.find(name, relative_to=path.parent, place=f"{label}: extends"), (*chain, (resolved, label)), layers)
+        _collect(
+            library.find(name, relative_to=path.parent, place=f"{label}: extends"),
+            (*chain, (resolved, label)),
+            layers,
+        )
     layers[resolved] = Layer(label, values)
 
 
 def _extends(value: object, label: str) -> list[str]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise RecipeError(f"{label}: extends", f"is {value!r}, expected a list of recipe names or paths", "write extends: [a, b]")
+        raise RecipeError(
+            f"{label}: extends",
+            f"is {value!r}, expected a list of recipe names or paths",
+            "write extends: [a, b]",
+        )
     return names
 
 
@@ -71,22 +87,30 @@ def read(path: Path) -> str:
 
 
 def parse(text: str, label: str) -> dict[str, Any]:
-    """A layer's values from YAML text; interpolations stay as they are. Duplicate keys and non-text keys are refused."""
+    """A layer's values from YAML text; interpolations stay as they are. Duplicate keys and non-text
+    keys are refused."""
     try:
         node = yaml.compose(text, yaml.SafeLoader)
         if node is not None and not isinstance(node, yaml.MappingNode):
-            raise RecipeError(label, "is no recipe: its top level is no mapping",
-                              "write sections, as `cm3 recipe show tiny` does")
+            raise RecipeError(
+                label,
+                "is no recipe: its top level is no mapping",
+                "write sections, as `cm3 recipe show tiny` does",
+            )
         loaded = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
-        raise RecipeError(f"{label}{line}", f"is no valid YAML: {error.problem}", "correct the line") from error
+        raise RecipeError(
+            f"{label}{line}", f"is no valid YAML: {error.problem}", "correct the line"
+        ) from error
     except yaml.YAMLError as error:
         raise RecipeError(label, f"is no valid YAML: {error}", "correct the file") from error
     except OmegaConfBaseException as error:
         raise _bad_interpolation(label, error) from error
     except RecursionError as error:
-        raise RecipeError(label, "is no recipe: it is nested too deeply", "correct the file") from error
+        raise RecipeError(
+            label, "is no recipe: it is nested too deeply", "correct the file"
+        ) from error
     assert isinstance(loaded, dict)
     _check_keys(loaded, label, ())
     return cast(dict[str, Any], loaded)  # every key is text, as just checked
@@ -94,8 +118,11 @@ def parse(text: str, label: str) -> dict[str, Any]:
 
 def _bad_interpolation(label: str, error: OmegaConfBaseException) -> RecipeError:
     key = getattr(error, "full_key", None)
-    return RecipeError(f"{label}: {key}" if key else label, f"holds no valid interpolation: {_first_line(error)}",
-                       r"write ${section.key}, or \${ for the characters themselves")
+    return RecipeError(
+        f"{label}: {key}" if key else label,
+        f"holds no valid interpolation: {_first_line(error)}",
+        r"write ${section.key}, or \${ for the characters themselves",
+    )
 
 
 def _first_line(error: Exception) -> str:
@@ -105,7 +132,11 @@ def _first_line(error: Exception) -> str:
 def _check_keys(values: dict[Any, Any], label: str, path: tuple[str, ...]) -> None:
     for key, value in values.items():
         if not isinstance(key, str):
-            raise RecipeError(f"{label}: {'.'.join((*path, str(key)))}", f"the key {key!r} is not text", "put it in quotes")
+            raise RecipeError(
+                f"{label}: {'.'.join((*path, str(key)))}",
+                f"the key {key!r} is not text",
+                "put it in quotes",
+            )
         if isinstance(value, dict):
             _check_keys(value, label, (*path, key))
 
@@ -113,17 +144,23 @@ def _check_keys(values: dict[Any, Any], label: str, path: tuple[str, ...]) -> No
 def override_layer(overrides: Sequence[str]) -> Layer:
     """The command line's `key=value` arguments as one layer, the same for every order of them.
 
-    `kind=name` is short for `kind.name=name`, and is expanded before anything is merged; `kind=null` removes the section.
+    `kind=name` is short for `kind.name=name`, and is expanded before anything is merged;
+    `kind=null` removes the section.
 
     Raises:
-        RecipeError: an argument is no `key=value`, its value is no YAML, or two of them contradict each other.
+        RecipeError: an argument is no `key=value`, its value is no YAML, or two of them contradict
+            each other.
     """
     values: dict[str, Any] = {}
     seen: dict[str, object] = {}
     for argument in overrides:
         match = OVERRIDE.fullmatch(argument)
         if match is None:
-            raise RecipeError(f"{COMMAND_LINE}: {argument}", "is not key=value", "write section.key=value, e.g. train.steps=100")
+            raise RecipeError(
+                f"{COMMAND_LINE}: {argument}",
+                "is not key=value",
+                "write section.key=value, e.g. train.steps=100",
+            )
         key = match["key"]
         if key in KINDS and match["value"].strip() not in {"", "null", "~"}:
             key, argument = f"{key}.name", f"{key}.name={match['value']}"
@@ -140,7 +177,9 @@ def _override_value(argument: str, key: str) -> object:
     try:
         value: Any = OmegaConf.to_container(OmegaConf.from_dotlist([argument]), resolve=False)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{COMMAND_LINE}: {argument}", "the value is no valid YAML", "put it in quotes") from error
+        raise RecipeError(
+            f"{COMMAND_LINE}: {argument}", "the value is no valid YAML", "put it in quotes"
+        ) from error
     except OmegaConfBaseException as error:
         raise _bad_interpolation(COMMAND_LINE, error) from error
     for part in key.split("."):
@@ -155,7 +194,9 @@ def _check_contradiction(key: str, value: object, seen: dict[str, object]) -> No
             continue
         if other == key or other.startswith(f"{key}.") or key.startswith(f"{other}."):
             shown = " and ".join(sorted({f"{other}={known}", f"{key}={value}"}))
-            raise RecipeError(f"{COMMAND_LINE}: {key}", f"is given twice: {shown}", "keep one of them")
+            raise RecipeError(
+                f"{COMMAND_LINE}: {key}", f"is given twice: {shown}", "keep one of them"
+            )
 
 
 def _put(values: dict[str, Any], path: list[str], value: object) -> None:

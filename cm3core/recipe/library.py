@@ -1,4 +1,5 @@
-"""Where shipped recipes are, what each one says of itself, and how a name or a path becomes a file. Imports nothing heavy."""
+"""Where shipped recipes are, what each one says of itself, and how a name or a path becomes a file.
+Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ SUFFIX = ".yaml"
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """A shipped recipe: its `name`, the one-line `description` that its header opens with, and its `path`."""
+    """A shipped recipe: its `name`, the one-line `description` that its header opens with, and its
+    `path`."""
 
     name: str
     description: str
@@ -27,8 +29,12 @@ def recipes_directory() -> Path:
 
 
 def list_recipes() -> list[RecipeFile]:
-    """All shipped recipes that can be run, by name. What they build on lies in the subfolder `base`."""
-    return [RecipeFile(path.stem, description(path), path) for path in sorted(recipes_directory().glob(f"*{SUFFIX}"))]
+    """All shipped recipes that can be run, by name. What they build on lies in the subfolder
+    `base`."""
+    return [
+        RecipeFile(path.stem, description(path), path)
+        for path in sorted(recipes_directory().glob(f"*{SUFFIX}"))
+    ]
 
 
 def header(path: Path) -> list[str]:
@@ -42,7 +48,8 @@ def header(path: Path) -> list[str]:
 
 
 def description(path: Path) -> str:
-    """The header's first line, without the recipe's own name in front ("tiny: a decoder ..." -> "a decoder ...")."""
+    """The header's first line, without the recipe's own name in front ("tiny: a decoder ..." -> "a
+    decoder ...")."""
     first = (header(path) or [""])[0]
     return first.removeprefix(f"{path.stem}:").strip()
 
@@ -61,18 +68,25 @@ def find(name_or_path: str, *, relative_to: Path | None = None, place: str | Non
     if name_or_path.endswith((SUFFIX, ".yml")) or "/" in name_or_path:
         path = Path(relative_to or ".") / Path(name_or_path).expanduser()
         if not path.is_file():
-            raise RecipeError(place or f"recipe {name_or_path}", f"there is no file {path}",
-                              "correct the path, or name a shipped recipe (cm3 recipe list)")
+            raise RecipeError(
+                place or f"recipe {name_or_path}",
+                f"there is no file {path}",
+                "correct the path, or name a shipped recipe (cm3 recipe list)",
+            )
         return path
     for folder in (recipes_directory(), recipes_directory() / "base"):
         if (path := folder / (name_or_path + SUFFIX)).is_file():
             return path
     known = [recipe.name for recipe in list_recipes()]
-    raise RecipeError(place or f"recipe {name_or_path!r}", f"no shipped recipe is called {name_or_path!r}",
-                      close_match(name_or_path, known) + "; a file is given by its path (./mine.yaml)")
+    raise RecipeError(
+        place or f"recipe {name_or_path!r}",
+        f"no shipped recipe is called {name_or_path!r}",
+        close_match(name_or_path, known) + "; a file is given by its path (./mine.yaml)",
+    )
 
 
 def label(path: Path) -> str:
-    """How messages and `--origin` name a layer: a shipped recipe by its file name, others by their path."""
+    """How messages and `--origin` name a layer: a shipped recipe by its file name, others by their
+    path."""
     folder = recipes_directory()
     return path.name if path.parent in (folder, folder / "base") else str(path)

@@ -1,4 +1,5 @@
-"""Layers -> recipe. Each layer is merged by itself, so that whatever is wrong with it is told with its file and key."""
+"""Layers -> recipe. Each layer is merged by itself, so that whatever is wrong with it is told with
+its file and key."""
 
 from __future__ import annotations
 
@@ -42,11 +43,13 @@ def compose(name_or_path: str, overrides: Sequence[str] = (), *, registry: Regis
 
     Args:
         name_or_path: "cm3leon-350m", or a path ("./mine.yaml").
-        overrides: `section.key=value` in any order; `kind=name` changes a component, `kind=null` removes it.
+        overrides: `section.key=value` in any order; `kind=name` changes a component, `kind=null`
+            removes it.
         registry: the components that recipes may name.
 
     Returns:
-        The recipe, complete and typed. Whether its values make sense together is `Recipe.check`'s business.
+        The recipe, complete and typed. Whether its values make sense together is `Recipe.check`'s
+        business.
 
     Raises:
         RecipeError: anything in a layer is unknown, of the wrong type, missing or unresolvable.
@@ -61,13 +64,16 @@ def recipe_from_yaml(text: str, registry: Registry, *, label: str = "recipe.yaml
     """The recipe that `Recipe.to_yaml` wrote; `label` names the text in errors."""
     values = parse(text, label)
     if "extends" in values:
-        raise RecipeError(f"{label}: extends", "a resolved recipe extends nothing", "compose it from its file")
+        raise RecipeError(
+            f"{label}: extends", "a resolved recipe extends nothing", "compose it from its file"
+        )
     return _compose(Path(label).stem, [Layer(label, values)], registry)
 
 
 @dataclass
 class _Section:
-    """A section while layers are merged into it: its dataclass, the component's name (None in fixed sections), values given."""
+    """A section while layers are merged into it: its dataclass, the component's name (None in fixed
+    sections), values given."""
 
     config_class: type[Any]
     component: str | None = None
@@ -90,12 +96,23 @@ def _compose(name: str, layers: Sequence[Layer], registry: Registry) -> Recipe:
     return _finish(name, sections, origins)
 
 
-def _merge_section(label: str, section: str, given: object, sections: dict[str, _Section], origins: dict[str, str],
-                   registry: Registry) -> None:
-    """Merge one section of one layer. A changed component name replaces the section; otherwise keys are merged."""
+def _merge_section(
+    label: str,
+    section: str,
+    given: object,
+    sections: dict[str, _Section],
+    origins: dict[str, str],
+    registry: Registry,
+) -> None:
+    """Merge one section of one layer. A changed component name replaces the section; otherwise keys
+    are merged."""
     place = f"{label}: {section}"
     if section not in KINDS and section not in FIXED_SECTIONS:
-        raise RecipeError(place, "is no section of a recipe", close_match(section, [*KINDS, *FIXED_SECTIONS, "extends", "name"]))
+        raise RecipeError(
+            place,
+            "is no section of a recipe",
+            close_match(section, [*KINDS, *FIXED_SECTIONS, "extends", "name"]),
+        )
     if section in KINDS and given is None:
         sections.pop(section, None)
         _forget(section, origins)
@@ -108,20 +125,33 @@ def _merge_section(label: str, section: str, given: object, sections: dict[str, 
     if section in KINDS:
         _choose_component(label, section, given.pop("name", None), sections, origins, registry)
     current = sections[section]
-    owner = f"the {section} {current.component!r}" if current.component else f"the section {section!r}"
+    owner = (
+        f"the {section} {current.component!r}" if current.component else f"the section {section!r}"
+    )
     _merge_values(label, (section,), given, current.config_class, current.values, owner, origins)
 
 
-def _choose_component(label: str, kind: str, name: object, sections: dict[str, _Section], origins: dict[str, str],
-                      registry: Registry) -> None:
+def _choose_component(
+    label: str,
+    kind: str,
+    name: object,
+    sections: dict[str, _Section],
+    origins: dict[str, str],
+    registry: Registry,
+) -> None:
     place = f"{label}: {kind}.name"
     if name is None:
         if kind not in sections:
-            raise RecipeError(place, "is missing: no layer before this one chose a component",
-                              f"name one: {', '.join(registry.names(kind))}")
+            raise RecipeError(
+                place,
+                "is missing: no layer before this one chose a component",
+                f"name one: {', '.join(registry.names(kind))}",
+            )
         return
     if not isinstance(name, str) or is_interpolation(name):
-        raise _wrong_type(place, name, f"the name of a component ({', '.join(registry.names(kind))})")
+        raise _wrong_type(
+            place, name, f"the name of a component ({', '.join(registry.names(kind))})"
+        )
     config_class = registry.config_class(kind, name, place=place)
     if kind not in sections or sections[kind].config_class is not config_class:
         _forget(kind, origins)
@@ -135,8 +165,15 @@ def _forget(section: str, origins: dict[str, str]) -> None:
         del origins[key]
 
 
-def _merge_values(label: str, path: tuple[str, ...], given: dict[str, Any], config_class: type[Any], into: dict[str, Any],
-                  owner: str, origins: dict[str, str]) -> None:
+def _merge_values(
+    label: str,
+    path: tuple[str, ...],
+    given: dict[str, Any],
+    config_class: type[Any],
+    into: dict[str, Any],
+    owner: str,
+    origins: dict[str, str],
+) -> None:
     """Put a layer's keys over what earlier layers gave, checking each against the dataclass."""
     annotations = hints(config_class)
     for key, value in _with_new_names(label, path, given, config_class).items():
@@ -157,13 +194,20 @@ def _merge_values(label: str, path: tuple[str, ...], given: dict[str, Any], conf
             fitting = fit(value, annotations[key])
         except WrongTypeError as error:
             raise _wrong_type(place, value, shown_type(annotations[key]), error) from error
-        merged = {**into[key], **fitting} if isinstance(fitting, dict) and isinstance(into.get(key), dict) else fitting
+        merged = (
+            {**into[key], **fitting}
+            if isinstance(fitting, dict) and isinstance(into.get(key), dict)
+            else fitting
+        )
         _forget(dotted, origins)
         into[key], origins[dotted] = merged, label
 
 
-def _with_new_names(label: str, path: tuple[str, ...], given: dict[str, Any], config_class: type[Any]) -> dict[str, Any]:
-    """A layer's keys, those that the component renamed by their present names; each costs a warning."""
+def _with_new_names(
+    label: str, path: tuple[str, ...], given: dict[str, Any], config_class: type[Any]
+) -> dict[str, Any]:
+    """A layer's keys, those that the component renamed by their present names; each costs a
+    warning."""
     renamed: Mapping[str, str] = getattr(config_class, "renamed", {})
     for old in [key for key in given if key in renamed]:
         place, new = f"{label}: {'.'.join((*path, old))}", renamed[old]
@@ -174,13 +218,19 @@ def _with_new_names(label: str, path: tuple[str, ...], given: dict[str, Any], co
     return given
 
 
-def _wrong_type(place: str, value: object, expected: str, error: WrongTypeError | None = None) -> RecipeError:
+def _wrong_type(
+    place: str, value: object, expected: str, error: WrongTypeError | None = None
+) -> RecipeError:
     step = "correct the value"
     if isinstance(value, float) and value.is_integer() and "int" in expected:
         step = f"write {int(value)}"
     elif "str" in expected and not isinstance(value, (str, list, dict)) and value is not None:
         step = f"write it in quotes: '\"{value}\"'"
-    inside = f" (in it, {error.value!r} is no {error.expected})" if error is not None and error.value is not value else ""
+    inside = (
+        f" (in it, {error.value!r} is no {error.expected})"
+        if error is not None and error.value is not value
+        else ""
+    )
     return RecipeError(place, f"is {value!r}{inside}, expected {expected}", step)
 
 
@@ -191,21 +241,38 @@ def _finish(name: str, sections: dict[str, _Section], origins: dict[str, str]) -
     for section in (*KINDS, *FIXED_SECTIONS):
         if section in sections:
             current = sections[section]
-            plain[section] = _with_defaults((section,), current.config_class, current.values, None, missing, origins)
+            plain[section] = _with_defaults(
+                (section,), current.config_class, current.values, None, missing, origins
+            )
     if missing:
-        raise RecipeError(f"recipe {name!r}", f"lacks {'a value' if len(missing) == 1 else 'values'} for {', '.join(missing)}",
-                          "give them in the recipe or on the command line: " + " ".join(f"{key}=..." for key in missing))
+        raise RecipeError(
+            f"recipe {name!r}",
+            f"lacks {'a value' if len(missing) == 1 else 'values'} for {', '.join(missing)}",
+            "give them in the recipe or on the command line: "
+            + " ".join(f"{key}=..." for key in missing),
+        )
     resolved = _resolve(plain, sections, origins)
-    configs = {section: make(sections[section].config_class, values) for section, values in resolved.items()}
+    configs = {
+        section: make(sections[section].config_class, values)
+        for section, values in resolved.items()
+    }
     names = {kind: str(sections[kind].component) for kind in KINDS if kind in sections}
     return Recipe(name=name, component_names=names, origins=_ordered(origins, resolved), **configs)
 
 
-def _with_defaults(path: tuple[str, ...], config_class: type[Any], given: dict[str, Any], instance: object, missing: list[str],
-                   origins: dict[str, str]) -> dict[str, Any]:
-    """Every key of the dataclass, in its order; keys that nobody gives and that have no default are added to `missing`.
+def _with_defaults(
+    path: tuple[str, ...],
+    config_class: type[Any],
+    given: dict[str, Any],
+    instance: object,
+    missing: list[str],
+    origins: dict[str, str],
+) -> dict[str, Any]:
+    """Every key of the dataclass, in its order; keys that nobody gives and that have no default are
+    added to `missing`.
 
-    Defaults are those of `instance` (what the outer dataclass starts a nested one with), or the class's when it is None."""
+    Defaults are those of `instance` (what the outer dataclass starts a nested one with), or the
+    class's when it is None."""
     complete: dict[str, Any] = {}
     annotations = hints(config_class)
     for item in init_fields(config_class):
@@ -213,8 +280,13 @@ def _with_defaults(path: tuple[str, ...], config_class: type[Any], given: dict[s
         inner = nested_dataclass(annotations[item.name])
         start = default(item) if instance is None else getattr(instance, item.name)
         nested = start if inner is not None and isinstance(start, inner) else None
-        if inner is not None and (isinstance(given.get(item.name), dict) or (nested is not None and item.name not in given)):
-            complete[item.name] = _with_defaults((*path, item.name), inner, given.get(item.name, {}), nested, missing, origins)
+        if inner is not None and (
+            isinstance(given.get(item.name), dict)
+            or (nested is not None and item.name not in given)
+        ):
+            complete[item.name] = _with_defaults(
+                (*path, item.name), inner, given.get(item.name, {}), nested, missing, origins
+            )
         elif item.name in given:
             complete[item.name] = given[item.name]
         elif start is MISSING:
@@ -225,9 +297,11 @@ def _with_defaults(path: tuple[str, ...], config_class: type[Any], given: dict[s
     return complete
 
 
-def _resolve(plain: dict[str, dict[str, Any]], sections: dict[str, _Section], origins: dict[str, str]
-             ) -> dict[str, dict[str, Any]]:
-    """Replace `${section.key}` by the values they point to, and check those against the fields they landed in."""
+def _resolve(
+    plain: dict[str, dict[str, Any]], sections: dict[str, _Section], origins: dict[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Replace `${section.key}` by the values they point to, and check those against the fields they
+    landed in."""
     tree = OmegaConf.create(plain)
     resolved: dict[str, dict[str, Any]] = {}
     for section, values in plain.items():
@@ -238,7 +312,9 @@ def _resolve(plain: dict[str, dict[str, Any]], sections: dict[str, _Section], or
                 value = _resolved_value(tree, section, key)
             except OmegaConfBaseException as error:
                 first = (str(error).splitlines() or [type(error).__name__])[0]
-                raise RecipeError(place, f"can't be resolved: {first}", "correct the interpolation") from error
+                raise RecipeError(
+                    place, f"can't be resolved: {first}", "correct the interpolation"
+                ) from error
             resolved[section][key] = _fit_resolved(value, annotation, place, values[key])
     return resolved
 
@@ -251,19 +327,30 @@ def _resolved_value(tree: Any, section: str, key: str) -> Any:
 def _fit_resolved(value: Any, annotation: Any, place: str, written: Any) -> Any:
     inner = nested_dataclass(annotation)
     if inner is not None and isinstance(value, dict):
-        return {key: _fit_resolved(value[key], item, f"{place}.{key}", written) for key, item in hints(inner).items()}
+        return {
+            key: _fit_resolved(value[key], item, f"{place}.{key}", written)
+            for key, item in hints(inner).items()
+        }
     try:
         return value if isinstance(value, str) and "${" in value else fit(value, annotation)
     except WrongTypeError as error:
-        raise RecipeError(place, f"is {written!r}, which is {value!r}, expected {shown_type(annotation)}",
-                          "correct the interpolation") from error
+        raise RecipeError(
+            place,
+            f"is {written!r}, which is {value!r}, expected {shown_type(annotation)}",
+            "correct the interpolation",
+        ) from error
 
 
 def _ordered(origins: dict[str, str], resolved: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Origins in the recipe's own order; keys of sections that a later layer removed or replaced are left out."""
+    """Origins in the recipe's own order; keys of sections that a later layer removed or replaced
+    are left out."""
     ordered: dict[str, str] = {}
     for section, values in resolved.items():
         for key in ("name", *values):
             dotted = f"{section}.{key}"
-            ordered |= {known: layer for known, layer in origins.items() if known == dotted or known.startswith(f"{dotted}.")}
+            ordered |= {
+                known: layer
+                for known, layer in origins.items()
+                if known == dotted or known.startswith(f"{dotted}.")
+            }
     return ordered

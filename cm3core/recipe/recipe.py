@@ -1,4 +1,5 @@
-"""A composed recipe: plain dataclasses, its canonical YAML and hash, its checks, and the difference of two."""
+"""A composed recipe: plain dataclasses, its canonical YAML and hash, its checks, and the difference
+of two."""
 
 from __future__ import annotations
 
@@ -13,7 +14,13 @@ from cm3core import interfaces as base
 from cm3core.config.schema import to_plain
 from cm3core.errors import RecipeError
 from cm3core.plugins.registry import KINDS
-from cm3core.recipe.sections import FIXED_SECTIONS, DataSection, GenerateSection, TrainSection, VocabularySection
+from cm3core.recipe.sections import (
+    FIXED_SECTIONS,
+    DataSection,
+    GenerateSection,
+    TrainSection,
+    VocabularySection,
+)
 
 #: A key that only one of two compared recipes has.
 ABSENT = "(absent)"
@@ -21,13 +28,15 @@ ABSENT = "(absent)"
 
 @dataclass(kw_only=True)
 class Recipe:
-    """Everything that a run is made from. Sections of kinds hold the component's config, None when the recipe has none.
+    """Everything that a run is made from. Sections of kinds hold the component's config, None when
+    the recipe has none.
 
     Args:
         name: the file's, or its top-level key `name`; no part of the hash.
         vocabulary, train, data, generate: see `cm3core.recipe.sections`.
         component_names: kind -> the component's name as the recipe writes it.
-        origins: `section.key` -> the layer that its value comes from ("default" when no layer gave it).
+        origins: `section.key` -> the layer that its value comes from ("default" when no layer gave
+            it).
     """
 
     name: str
@@ -52,20 +61,30 @@ class Recipe:
     @property
     def components(self) -> dict[str, tuple[str, base.ComponentConfig]]:
         """Kind -> (name, config) of the sections that the recipe has, in the order of `KINDS`."""
-        return {kind: (self.component_names[kind], getattr(self, kind)) for kind in KINDS if getattr(self, kind) is not None}
+        return {
+            kind: (self.component_names[kind], getattr(self, kind))
+            for kind in KINDS
+            if getattr(self, kind) is not None
+        }
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Section -> key -> value, complete and resolved, as YAML holds it; sections and keys in their fixed order."""
-        sections = {kind: {"name": name, **to_plain(config)} for kind, (name, config) in self.components.items()}
+        """Section -> key -> value, complete and resolved, as YAML holds it; sections and keys in
+        their fixed order."""
+        sections = {
+            kind: {"name": name, **to_plain(config)}
+            for kind, (name, config) in self.components.items()
+        }
         return sections | {name: to_plain(getattr(self, name)) for name in FIXED_SECTIONS}
 
     def to_yaml(self) -> str:
-        """Canonical YAML: every key, resolved, in a fixed order. `recipe_from_yaml` is its inverse."""
+        """Canonical YAML: every key, resolved, in a fixed order. `recipe_from_yaml` is its
+        inverse."""
         return _dump({"name": self.name, **self.to_dict()})
 
     @property
     def hash(self) -> str:
-        """12 hexadecimal digits of the canonical YAML without the recipe's name: equal settings, and only they, share it."""
+        """12 hexadecimal digits of the canonical YAML without the recipe's name: equal settings,
+        and only they, share it."""
         return hashlib.sha256(_dump(self.to_dict()).encode()).hexdigest()[:12]
 
     def flat(self) -> dict[str, Any]:
@@ -73,9 +92,11 @@ class Recipe:
         return _flatten(self.to_dict(), "")
 
     def check(self) -> None:
-        """Raise `RecipeError` when values can't be, or can't be together. Light: nothing is built, no file is read.
+        """Raise `RecipeError` when values can't be, or can't be together. Light: nothing is built,
+        no file is read.
 
-        Asks every component's `config.check()`, then the fixed sections, then what concerns several sections.
+        Asks every component's `config.check()`, then the fixed sections, then what concerns several
+        sections.
         """
         for _, config in self.components.values():
             config.check()
@@ -89,22 +110,33 @@ class Recipe:
     def _check_needs(self) -> None:
         for kind, (name, config) in self.components.items():
             if missing := [other for other in config.needs if getattr(self, other) is None]:
-                raise RecipeError(kind, f"{name!r} needs the section {missing[0]!r}, and the recipe has none",
-                                  f"add {missing[0]}=NAME (or '{missing[0]}: {{name: ...}}' in the recipe), or change {kind}")
+                raise RecipeError(
+                    kind,
+                    f"{name!r} needs the section {missing[0]!r}, and the recipe has none",
+                    f"add {missing[0]}=NAME (or '{missing[0]}: {{name: ...}}' in the recipe), or "
+                    f"change {kind}",
+                )
 
     def _check_vocabulary(self) -> None:
         if self.vocabulary.num_text is None and self.text_tokenizer is None:
-            raise RecipeError("vocabulary.num_text", "is null, and there is no text tokenizer to take it from",
-                              "add a section text_tokenizer, or give the number")
+            raise RecipeError(
+                "vocabulary.num_text",
+                "is null, and there is no text tokenizer to take it from",
+                "add a section text_tokenizer, or give the number",
+            )
 
     def _check_candidates(self) -> None:
         """Of several candidates something must choose."""
         if self.generate.num_candidates > 1 and self.reranker is None:
-            raise RecipeError("generate.num_candidates", f"is {self.generate.num_candidates}, and no reranker chooses the best",
-                              "add reranker=clip (with an embedder) or reranker=likelihood, or use 1")
+            raise RecipeError(
+                "generate.num_candidates",
+                f"is {self.generate.num_candidates}, and no reranker chooses the best",
+                "add reranker=clip (with an embedder) or reranker=likelihood, or use 1",
+            )
 
     def _check_context(self) -> None:
-        """Retrieved documents and query hold one picture each: without any text they must fit the decoder's context."""
+        """Retrieved documents and query hold one picture each: without any text they must fit the
+        decoder's context."""
         if self.decoder is None or self.image_tokenizer is None:
             return
         rows, columns = self.image_tokenizer.grid
@@ -114,18 +146,28 @@ class Recipe:
         if least > self.decoder.context_length:
             fitting = (self.decoder.context_length - 1) // one - 1
             fewer = f"set retriever.num_retrieved={fitting}, or " if fitting >= 0 else ""
-            raise RecipeError("decoder.context_length",
-                              f"is {self.decoder.context_length}, too short for {num_documents} pictures of {rows} x {columns} "
-                              f"codes ({least} tokens without text)",
-                              f"{fewer}set decoder.context_length to {least} or more")
+            raise RecipeError(
+                "decoder.context_length",
+                f"is {self.decoder.context_length}, too short for {num_documents} pictures of "
+                f"{rows} x {columns} "
+                f"codes ({least} tokens without text)",
+                f"{fewer}set decoder.context_length to {least} or more",
+            )
 
 
 def diff(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
-    """(key, value in `a`, value in `b`) of every key that differs, in the recipes' order; `ABSENT` where one has no such key."""
+    """(key, value in `a`, value in `b`) of every key that differs, in the recipes' order; `ABSENT`
+    where one has no such key."""
     left, right = a.flat(), b.flat()
     keys = [*left, *(key for key in right if key not in left)]
-    return [(key, left.get(key, ABSENT), right.get(key, ABSENT)) for key in keys
-            if key not in left or key not in right or left[key] != right[key] or type(left[key]) is not type(right[key])]
+    return [
+        (key, left.get(key, ABSENT), right.get(key, ABSENT))
+        for key in keys
+        if key not in left
+        or key not in right
+        or left[key] != right[key]
+        or type(left[key]) is not type(right[key])
+    ]
 
 
 def _flatten(values: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -144,8 +186,9 @@ def _dump(values: dict[str, Any]) -> str:
 
 
 def _escape(value: Any) -> Any:
-    r"""Texts that hold `${` once they are resolved are written `\${`, so that reading them back resolves nothing. Backslashes
-    just before it are doubled: OmegaConf halves those there, and only there."""
+    r"""Texts that hold `${` once they are resolved are written `\${`, so that reading them back
+    resolves nothing. Backslashes just before it are doubled: OmegaConf halves those there, and only
+    there."""
     if isinstance(value, dict):
         return {key: _escape(item) for key, item in value.items()}
     if isinstance(value, list):

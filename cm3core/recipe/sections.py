@@ -1,4 +1,5 @@
-"""The recipe's fixed sections: what is no component. Each key's meaning stands in its class's docstring."""
+"""The recipe's fixed sections: what is no component. Each key's meaning stands in its class's
+docstring."""
 
 from __future__ import annotations
 
@@ -16,10 +17,12 @@ def _require(section: str, key: str, value: object, holds: bool, rule: str) -> N
 
 @dataclass(kw_only=True)
 class VocabularySection:
-    """The table of token ids (see `cm3core.vocab.Vocabulary`); the image range comes from the image tokenizer.
+    """The table of token ids (see `cm3core.vocab.Vocabulary`); the image range comes from the image
+    tokenizer.
 
     Args:
-        num_text: size of the text range, 4 control tokens included (paper: 56,320). null: the text tokenizer's size + 4.
+        num_text: size of the text range, 4 control tokens included (paper: 56,320). null: the text
+            tokenizer's size + 4.
         num_sentinels: mask tokens; the most spans that can be masked in a sequence (metaseq: 512).
         num_reserved: unused ids between image codes and special tokens (paper: 1,024).
         multiple_of: the embedding table's rows are padded to a multiple of this (metaseq: 8).
@@ -32,9 +35,19 @@ class VocabularySection:
 
     def check(self) -> None:
         """Raise `RecipeError` for a size out of range."""
-        _require("vocabulary", "num_text", self.num_text, self.num_text is None or self.num_text > 4, "null or more than 4")
-        _require("vocabulary", "num_sentinels", self.num_sentinels, self.num_sentinels >= 1, "at least 1")
-        _require("vocabulary", "num_reserved", self.num_reserved, self.num_reserved >= 0, "0 or more")
+        _require(
+            "vocabulary",
+            "num_text",
+            self.num_text,
+            self.num_text is None or self.num_text > 4,
+            "null or more than 4",
+        )
+        _require(
+            "vocabulary", "num_sentinels", self.num_sentinels, self.num_sentinels >= 1, "at least 1"
+        )
+        _require(
+            "vocabulary", "num_reserved", self.num_reserved, self.num_reserved >= 0, "0 or more"
+        )
         _require("vocabulary", "multiple_of", self.multiple_of, self.multiple_of >= 1, "at least 1")
 
 
@@ -46,7 +59,8 @@ class TrainSection:
         seed: decides the weights' start, the order of documents and every draw of the objective.
         steps: optimiser steps; exactly one of `steps` and `minutes` is given.
         minutes: wall-clock length; the schedule follows the clock, interruptions not counted.
-        batch_rows: packed rows of `decoder.context_length` tokens in a micro-batch, on each process.
+        batch_rows: packed rows of `decoder.context_length` tokens in a micro-batch, on each
+            process.
         accumulate: micro-batches in an optimiser step.
         optimizer: "adamw", or "muon": Muon for the layers' matrices, AdamW for the rest.
         learning_rate: peak, of AdamW.
@@ -58,10 +72,12 @@ class TrainSection:
         schedule: after warm-up: "cosine", "polynomial" (degree 1: linear) or "constant".
         final_learning_rate_fraction: of the peak, at the end of the schedule.
         clip_norm: largest norm of the whole gradient; 0 is off.
-        precision: "fp32", "bf16" (autocast; weights stay fp32), or "auto": bf16 where the machine computes it.
+        precision: "fp32", "bf16" (autocast; weights stay fp32), or "auto": bf16 where the machine
+            computes it.
         z_loss: weight of (log Z)^2, which keeps logits from growing (Chameleon: 1e-5); 0 is off.
-        start_from: start from the weights of a trained model instead of random ones (fine-tuning): a run's folder, a
-            checkpoint, an exported model, or "PLUGIN:NAME". Its tokenizers are taken over; the decoder's shape must be the same.
+        start_from: start from the weights of a trained model instead of random ones (fine-tuning):
+            a run's folder, a checkpoint, an exported model, or "PLUGIN:NAME". Its tokenizers are
+            taken over; the decoder's shape must be the same.
         start_from_codebook: start the image codes' embeddings from the tokenizer's codebook.
         checkpoint_every_minutes: save at least so often; the last save is at the end.
         checkpoint_every_steps: save every so many steps too; null is off.
@@ -108,21 +124,51 @@ class TrainSection:
     def check(self) -> None:
         """Raise `RecipeError` for values that can't be, or can't be together."""
         if (self.steps is None) == (self.minutes is None):
-            given = "neither is given" if self.steps is None else f"both are given ({self.steps} and {self.minutes:g})"
-            raise RecipeError("train.steps, train.minutes", f"exactly one decides the length, {given}",
-                              "give one, and set the other to null")
-        for key in ("steps", "minutes", "checkpoint_every_steps", "sample_every_steps", "num_threads"):
+            given = (
+                "neither is given"
+                if self.steps is None
+                else f"both are given ({self.steps} and {self.minutes:g})"
+            )
+            raise RecipeError(
+                "train.steps, train.minutes",
+                f"exactly one decides the length, {given}",
+                "give one, and set the other to null",
+            )
+        for key in (
+            "steps",
+            "minutes",
+            "checkpoint_every_steps",
+            "sample_every_steps",
+            "num_threads",
+        ):
             value = getattr(self, key)
             _require("train", key, value, value is None or value > 0, "null or more than 0")
-        for key in ("batch_rows", "accumulate", "learning_rate", "muon_learning_rate", "eps", "checkpoint_every_minutes",
-                    "keep_checkpoints", "log_every_steps", "validate_every_steps", "validation_documents"):
+        for key in (
+            "batch_rows",
+            "accumulate",
+            "learning_rate",
+            "muon_learning_rate",
+            "eps",
+            "checkpoint_every_minutes",
+            "keep_checkpoints",
+            "log_every_steps",
+            "validate_every_steps",
+            "validation_documents",
+        ):
             _require("train", key, getattr(self, key), getattr(self, key) > 0, "more than 0")
         for key in ("warmup_steps", "weight_decay", "clip_norm", "z_loss"):
             _require("train", key, getattr(self, key), getattr(self, key) >= 0, "0 or more")
         fraction = self.final_learning_rate_fraction
-        _require("train", "final_learning_rate_fraction", fraction, 0 <= fraction <= 1, "from 0 to 1")
-        _require("train", "betas", self.betas, len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-                 "two numbers from 0 to 1, 1 not included")
+        _require(
+            "train", "final_learning_rate_fraction", fraction, 0 <= fraction <= 1, "from 0 to 1"
+        )
+        _require(
+            "train",
+            "betas",
+            self.betas,
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            "two numbers from 0 to 1, 1 not included",
+        )
 
 
 @dataclass(kw_only=True)
@@ -130,7 +176,8 @@ class DataSection:
     """How documents become batches.
 
     Args:
-        cache_dir: where image codes and neighbours are kept. null: `CM3_CACHE`, else the user's cache folder.
+        cache_dir: where image codes and neighbours are kept. null: `CM3_CACHE`, else the user's
+            cache folder.
         pack: put several sequences into a row, each seeing only itself; false: one sequence a row.
         max_text_tokens: longer texts are cut to so many tokens.
     """
@@ -141,7 +188,9 @@ class DataSection:
 
     def check(self) -> None:
         """Raise `RecipeError` for a count out of range."""
-        _require("data", "max_text_tokens", self.max_text_tokens, self.max_text_tokens >= 1, "at least 1")
+        _require(
+            "data", "max_text_tokens", self.max_text_tokens, self.max_text_tokens >= 1, "at least 1"
+        )
 
 
 @dataclass(kw_only=True)
@@ -150,7 +199,8 @@ class GenerateSection:
 
     Args:
         num_images: pictures for a prompt.
-        num_candidates: pictures drawn for each one that is shown, the best by the section `reranker` (paper: 8, by CLIP).
+        num_candidates: pictures drawn for each one that is shown, the best by the section
+            `reranker` (paper: 8, by CLIP).
         retrieve: put retrieved documents in front of the prompt.
         max_text_tokens: longest caption or infilled text.
     """
@@ -163,11 +213,28 @@ class GenerateSection:
     def check(self) -> None:
         """Raise `RecipeError` for a count out of range."""
         _require("generate", "num_images", self.num_images, self.num_images >= 1, "at least 1")
-        _require("generate", "num_candidates", self.num_candidates, self.num_candidates >= 1, "at least 1")
-        _require("generate", "max_text_tokens", self.max_text_tokens, self.max_text_tokens >= 1, "at least 1")
+        _require(
+            "generate",
+            "num_candidates",
+            self.num_candidates,
+            self.num_candidates >= 1,
+            "at least 1",
+        )
+        _require(
+            "generate",
+            "max_text_tokens",
+            self.max_text_tokens,
+            self.max_text_tokens >= 1,
+            "at least 1",
+        )
 
 
 #: Name -> class of the sections that every recipe has.
-FIXED_SECTIONS: dict[str, type[VocabularySection] | type[TrainSection] | type[DataSection] | type[GenerateSection]] = {
-    "vocabulary": VocabularySection, "train": TrainSection, "data": DataSection, "generate": GenerateSection,
+FIXED_SECTIONS: dict[
+    str, type[VocabularySection] | type[TrainSection] | type[DataSection] | type[GenerateSection]
+] = {
+    "vocabulary": VocabularySection,
+    "train": TrainSection,
+    "data": DataSection,
+    "generate": GenerateSection,
 }

@@ -1,4 +1,5 @@
-"""Documents <-> sequences of tokens: serialisation, infilling order, prompt variants, packing, grammar."""
+"""Documents <-> sequences of tokens: serialisation, infilling order, prompt variants, packing,
+grammar."""
 
 from __future__ import annotations
 
@@ -16,9 +17,12 @@ __all__ = [
     "unmask",
 ]
 
-__getattr__ = exporter(__name__, {
-    "TOKENS_PER_SPAN": "infill",
-    "loss_weights": "infill",
-    "move_spans": "infill",
-    "unmask": "infill",
-})
+__getattr__ = exporter(
+    __name__,
+    {
+        "TOKENS_PER_SPAN": "infill",
+        "loss_weights": "infill",
+        "move_spans": "infill",
+        "unmask": "infill",
+    },
+)

@@ -1,9 +1,11 @@
-"""The grammar of a completion: which ids are legal at each position of a request, and when it is finished.
+"""The grammar of a completion: which ids are legal at each position of a request, and when it is
+finished.
 
-A request is a list of holes. An image hole (or a missing run of codes) is exactly its cells, image codes only; a text hole is
-at least one text token, then more or its end token, and at `max_tokens` it is closed. Ids are made legal or illegal before the
-draw; nothing is ever deleted or changed afterwards. What leaves no choice (the end of a run of codes, the prefix of
-the next hole) isn't drawn: it is fed. Numpy only.
+A request is a list of holes. An image hole (or a missing run of codes) is exactly its cells, image
+codes only; a text hole is at least one text token, then more or its end token, and at `max_tokens`
+it is closed. Ids are made legal or illegal before the draw; nothing is ever deleted or changed
+afterwards. What leaves no choice (the end of a run of codes, the prefix of the next hole) isn't
+drawn: it is fed. Numpy only.
 """
 
 from __future__ import annotations
@@ -58,12 +60,13 @@ class HoleGrammar:
 
     @property
     def modality(self) -> str:
-        """"text" or "image": which of the sampler's plans holds now."""
+        """ "text" or "image": which of the sampler's plans holds now."""
         return "text" if self.hole.kind == "text" else "image"
 
     @property
     def legal(self) -> LegalIds:
-        """Ids that may be drawn next. A text hole may not stay empty (`min_tokens`): no span that was trained on was."""
+        """Ids that may be drawn next. A text hole may not stay empty (`min_tokens`): no span that
+        was trained on was."""
         if self.modality == "image":
             return (self.vocabulary.image,)
         start = self.vocabulary.text.start
@@ -75,35 +78,44 @@ class HoleGrammar:
 
     @property
     def num_draws(self) -> int:
-        """Draws to come for which `legal` stays as it is and nothing else is fed between: 1 in text, a run of cells in images."""
+        """Draws to come for which `legal` stays as it is and nothing else is fed between: 1 in
+        text, a run of cells in images."""
         return 1 if self.modality == "text" else _room(self.hole) - len(self.current)
 
     @property
     def progress(self) -> tuple[int, int]:
-        """(place of the next draw in its hole, place of the last one that there can be): what guidance schedules go by."""
+        """(place of the next draw in its hole, place of the last one that there can be): what
+        guidance schedules go by."""
         return len(self.current), _room(self.hole) - 1
 
     def cells(self, num: int) -> IntArray:
-        """Raster index of the picture's cell of each of the next `num` draws; `NO_CELL` for text."""
+        """Raster index of the picture's cell of each of the next `num` draws; `NO_CELL` for
+        text."""
         if self.modality == "text":
             return np.full(num, NO_CELL, np.int32)
         assert self.hole.cells is not None
-        return self.hole.cells[len(self.current):len(self.current) + num]
+        return self.hole.cells[len(self.current) : len(self.current) + num]
 
     def take(self, tokens: IntArray) -> IntArray:
         """Record `tokens`, the next draws (at most `num_draws`).
 
         Returns:
-            tokens to be fed after them before the next draw: an end token without a choice, the next hole's prefix.
+            tokens to be fed after them before the next draw: an end token without a choice, the
+            next hole's prefix.
 
         Raises:
             GenerationError: an id that isn't legal; the sampler is at fault.
         """
         assert 0 < len(tokens) <= self.num_draws
-        illegal = tokens[~np.any([(tokens >= ids.start) & (tokens < ids.stop) for ids in self.legal], axis=0)]
+        illegal = tokens[
+            ~np.any([(tokens >= ids.start) & (tokens < ids.stop) for ids in self.legal], axis=0)
+        ]
         if len(illegal):
-            raise GenerationError("sampler", f"drew {self.vocabulary.name(int(illegal[0]))} where {self.modality} was due",
-                                  "correct the sampler: only ids that `allowed_nR` permits may be drawn")
+            raise GenerationError(
+                "sampler",
+                f"drew {self.vocabulary.name(int(illegal[0]))} where {self.modality} was due",
+                "correct the sampler: only ids that `allowed_nR` permits may be drawn",
+            )
         if self.modality == "text" and int(tokens[0]) == self.hole.ends_with:
             return self._close(forced_end=False)
         self.current.extend(tokens.tolist())
@@ -124,13 +136,18 @@ class HoleGrammar:
         self.current = []
         if self.done:
             return np.zeros(0, np.int32)
-        return np.array([*([end] if forced_end and end is not None else []), *self.hole.prefix], np.int32)
+        return np.array(
+            [*([end] if forced_end and end is not None else []), *self.hole.prefix], np.int32
+        )
 
 
 def num_new_tokens(holes: tuple[Hole, ...]) -> int:
-    """Most tokens that are added to a prompt before the last draw: each must fit the context, the last drawn one needn't."""
+    """Most tokens that are added to a prompt before the last draw: each must fit the context, the
+    last drawn one needn't."""
     drawn = sum(_room(hole) for hole in holes)
-    between = sum(len(after.prefix) + (before.ends_with is not None) for before, after in pairwise(holes))
+    between = sum(
+        len(after.prefix) + (before.ends_with is not None) for before, after in pairwise(holes)
+    )
     return drawn + between - 1
 
 

@@ -3,9 +3,10 @@
     <eos> a b c <break> x y <eos>          spans (b c) and (y)
     <eos> a <sentinel:0> <break> x <sentinel:1> <eos> <sentinel:0> b c <eoss> <sentinel:1> y <eoss>
 
-Each span costs three tokens and nothing is cut. Sources: CM3 paper section 2, CM3leon paper section 2.2;
-facebookresearch/metaseq `metaseq/data/cm3_dataset.py` (which cuts 3n tokens away again; spec'd here without).
-Legend: n tokens, s spans. No loop over tokens: a sequence is cut into 2s + 1 pieces and joined again.
+Each span costs three tokens and nothing is cut. Sources: CM3 paper section 2, CM3leon paper section
+2.2; facebookresearch/metaseq `metaseq/data/cm3_dataset.py` (which cuts 3n tokens away again; spec'd
+here without). Legend: n tokens, s spans. No loop over tokens: a sequence is cut into 2s + 1 pieces
+and joined again.
 """
 
 from __future__ import annotations
@@ -23,29 +24,41 @@ from cm3core.vocab import Vocabulary
 TOKENS_PER_SPAN = 3
 
 
-def loss_weights(sequence: TokenSequence, vocabulary: Vocabulary, retrieved_loss_weight: float = 1.0,
-                 text_loss_weight: float = 1.0) -> npt.NDArray[np.float32]:
-    """Weights float32 [n] before masking: `retrieved_loss_weight` up to the query document, 1 from there on, times
-    `text_loss_weight` for text, 0 for <pad>."""
+def loss_weights(
+    sequence: TokenSequence,
+    vocabulary: Vocabulary,
+    retrieved_loss_weight: float = 1.0,
+    text_loss_weight: float = 1.0,
+) -> npt.NDArray[np.float32]:
+    """Weights float32 [n] before masking: `retrieved_loss_weight` up to the query document, 1 from
+    there on, times `text_loss_weight` for text, 0 for <pad>."""
     weights = np.ones(len(sequence), np.float32)
     if sequence.segments:
-        weights[:sequence.segments[sequence.query_segment].start] = retrieved_loss_weight
+        weights[: sequence.segments[sequence.query_segment].start] = retrieved_loss_weight
     for span in sequence.segments:
         if span.modality == "text":
-            weights[span.start:span.stop] *= text_loss_weight
+            weights[span.start : span.stop] *= text_loss_weight
     weights[sequence.tokens == vocabulary.pad] = 0.0
     return weights
 
 
-def move_spans(sequence: TokenSequence, spans: Sequence[tuple[int, int]], weights: npt.NDArray[np.float32],
-               vocabulary: Vocabulary, *, sentinel_loss: bool = True) -> MaskedSequence:
+def move_spans(
+    sequence: TokenSequence,
+    spans: Sequence[tuple[int, int]],
+    weights: npt.NDArray[np.float32],
+    vocabulary: Vocabulary,
+    *,
+    sentinel_loss: bool = True,
+) -> MaskedSequence:
     """Move `spans` behind the sequence.
 
     Args:
         sequence: n tokens from <eos> to <eos>.
         spans: half-open (start, stop), sorted, disjoint, not empty, each inside one segment.
-        weights: float32 [n]; they move along with their tokens. A span's sentinels and <eoss> get its first token's.
-        sentinel_loss: False gives sentinels weight 0 (CM3 paper: the loss of predicting mask tokens is not counted).
+        weights: float32 [n]; they move along with their tokens. A span's sentinels and <eoss> get
+            its first token's.
+        sentinel_loss: False gives sentinels weight 0 (CM3 paper: the loss of predicting mask tokens
+            is not counted).
 
     Returns:
         n + 3s tokens.
@@ -83,26 +96,41 @@ def unmask(masked: MaskedSequence, vocabulary: Vocabulary) -> IntArray:
     """The tokens int32 [n - 3s] before `move_spans`: every span back in the place of its sentinel.
 
     Raises:
-        DocumentError: the tokens are not of the infill form (a sentinel without span, a span without <eoss>, ...).
+        DocumentError: the tokens are not of the infill form (a sentinel without span, a span
+            without <eoss>, ...).
     """
     tokens = masked.tokens
     ends = np.flatnonzero(tokens == vocabulary.eos)
     if len(ends) < 2 or ends[0] != 0:
-        raise DocumentError("masked sequence", "does not hold <eos> ... <eos>", "pass a whole sequence")
-    body, moved = tokens[:ends[-1] + 1], tokens[ends[-1] + 1:]
-    places = np.flatnonzero((body >= vocabulary.sentinels.start) & (body < vocabulary.sentinels.stop))
-    heads = np.flatnonzero((moved >= vocabulary.sentinels.start) & (moved < vocabulary.sentinels.stop))
+        raise DocumentError(
+            "masked sequence", "does not hold <eos> ... <eos>", "pass a whole sequence"
+        )
+    body, moved = tokens[: ends[-1] + 1], tokens[ends[-1] + 1 :]
+    places = np.flatnonzero(
+        (body >= vocabulary.sentinels.start) & (body < vocabulary.sentinels.stop)
+    )
+    heads = np.flatnonzero(
+        (moved >= vocabulary.sentinels.start) & (moved < vocabulary.sentinels.stop)
+    )
     tails = np.flatnonzero(moved == vocabulary.end_of_infill)
     ordered = vocabulary.sentinels.start + np.arange(len(places))
-    whole = (len(places) == len(heads) == len(tails) and np.array_equal(body[places], ordered)
-             and np.array_equal(moved[heads], ordered)
-             and np.array_equal(np.concatenate([heads, [len(moved)]])[1:], tails + 1) and (not len(heads) or heads[0] == 0))
+    whole = (
+        len(places) == len(heads) == len(tails)
+        and np.array_equal(body[places], ordered)
+        and np.array_equal(moved[heads], ordered)
+        and np.array_equal(np.concatenate([heads, [len(moved)]])[1:], tails + 1)
+        and (not len(heads) or heads[0] == 0)
+    )
     if not whole or (len(moved) and not len(heads)):
-        raise DocumentError("masked sequence", f"{len(places)} sentinels in place, {len(heads)} spans behind, {len(tails)} "
-                            "<eoss>, not in the same order", "pass a whole sequence of the infill form")
+        raise DocumentError(
+            "masked sequence",
+            f"{len(places)} sentinels in place, {len(heads)} spans behind, {len(tails)} "
+            "<eoss>, not in the same order",
+            "pass a whole sequence of the infill form",
+        )
     pieces: list[IntArray] = []
     end = 0
     for place, head, tail in zip(places.tolist(), heads.tolist(), tails.tolist(), strict=True):
-        pieces += [body[end:place], moved[head + 1:tail]]
+        pieces += [body[end:place], moved[head + 1 : tail]]
         end = place + 1
     return np.concatenate([*pieces, body[end:]])

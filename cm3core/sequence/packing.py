@@ -1,6 +1,8 @@
-"""Masked sequences -> rows of a batch: several sequences share a row, none is split, and none sees another.
+"""Masked sequences -> rows of a batch: several sequences share a row, none is split, and none sees
+another.
 
-Legend: B rows, T inputs in a row, n tokens of a sequence (n - 1 inputs: each token but the last predicts the next one).
+Legend: B rows, T inputs in a row, n tokens of a sequence (n - 1 inputs: each token but the last
+predicts the next one).
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ class TrainingBatch:
         weights_BT: float32; weight of each target's loss, 0 on padding.
         positions_BT: int64; place in the sequence, from 0 in each; 0 on padding.
         cells_BT: int64; raster cell of an input that is an image code, else `NO_CELL`.
-        kv_start_BT: int64; index in the row of the first input that this one may see: where its sequence starts.
+        kv_start_BT: int64; index in the row of the first input that this one may see: where its
+            sequence starts.
         modality_BT: int8; of the targets: 0 none (padding), 1 text, 2 image, 3 special.
     """
 
@@ -48,7 +51,9 @@ class TrainingBatch:
 
     def to(self, device: torch.device | str) -> TrainingBatch:
         """The batch on a device."""
-        return TrainingBatch(**{item.name: getattr(self, item.name).to(device) for item in fields(self)})
+        return TrainingBatch(
+            **{item.name: getattr(self, item.name).to(device) for item in fields(self)}
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -57,7 +62,8 @@ class TrainingBatch:
 
 
 class Packer(Generic[Key]):
-    """Chooses which waiting sequences make the next row. First fit, the longest waiting first, so none waits for ever.
+    """Chooses which waiting sequences make the next row. First fit, the longest waiting first, so
+    none waits for ever.
 
     Args:
         length: T, inputs in a row.
@@ -79,8 +85,11 @@ class Packer(Generic[Key]):
     def add(self, key: Key, sequence: MaskedSequence) -> None:
         """Let a sequence wait. Raises `DocumentError` when no row can hold it."""
         if len(sequence) - 1 > self.length:
-            raise DocumentError(f"sequence {key}", f"{len(sequence)} tokens, a row holds {self.length + 1}",
-                                "make rows at least as long as decoder.context_length")
+            raise DocumentError(
+                f"sequence {key}",
+                f"{len(sequence)} tokens, a row holds {self.length + 1}",
+                "make rows at least as long as decoder.context_length",
+            )
         self.waiting.append((key, sequence))
 
     def next_row(self) -> list[MaskedSequence]:
@@ -98,7 +107,9 @@ class Packer(Generic[Key]):
         return row
 
 
-def modalities(tokens: npt.NDArray[np.integer[Any]], vocabulary: Vocabulary) -> npt.NDArray[np.int8]:
+def modalities(
+    tokens: npt.NDArray[np.integer[Any]], vocabulary: Vocabulary
+) -> npt.NDArray[np.int8]:
     """Modality int8 of each token, as in `TrainingBatch.modality_BT`."""
     result = np.full(tokens.shape, SPECIAL, np.int8)
     result[(tokens >= vocabulary.text.start) & (tokens < vocabulary.text.stop)] = TEXT
@@ -107,10 +118,15 @@ def modalities(tokens: npt.NDArray[np.integer[Any]], vocabulary: Vocabulary) -> 
     return result
 
 
-def collate(rows: Sequence[Sequence[MaskedSequence]], length: int, vocabulary: Vocabulary) -> TrainingBatch:
+def collate(
+    rows: Sequence[Sequence[MaskedSequence]], length: int, vocabulary: Vocabulary
+) -> TrainingBatch:
     """A batch of rows of `length` inputs. The sequences of a row must fit, see `Packer`."""
     shape = (len(rows), length)
-    tokens, targets = np.full(shape, vocabulary.pad, np.int64), np.full(shape, vocabulary.pad, np.int64)
+    tokens, targets = (
+        np.full(shape, vocabulary.pad, np.int64),
+        np.full(shape, vocabulary.pad, np.int64),
+    )
     weights = np.zeros(shape, np.float32)
     positions, kv_start = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     cells = np.full(shape, NO_CELL, np.int64)
@@ -127,5 +143,17 @@ def collate(rows: Sequence[Sequence[MaskedSequence]], length: int, vocabulary: V
             kv_start[index, here] = start
             start = stop
         kv_start[index, start:] = start  # padding sees padding only, so no attention row is empty
-    return TrainingBatch(*(torch.from_numpy(array) for array in (tokens, targets, weights, positions, cells, kv_start,
-                                                                 modalities(targets, vocabulary))))
+    return TrainingBatch(
+        *(
+            torch.from_numpy(array)
+            for array in (
+                tokens,
+                targets,
+                weights,
+                positions,
+                cells,
+                kv_start,
+                modalities(targets, vocabulary),
+            )
+        )
+    )

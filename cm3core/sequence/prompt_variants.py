@@ -1,4 +1,5 @@
-"""What a guidance stream sees of the query document: texts hidden, left out or replaced, pictures hidden; holes untouched."""
+"""What a guidance stream sees of the query document: texts hidden, left out or replaced, pictures
+hidden; holes untouched."""
 
 from __future__ import annotations
 
@@ -12,42 +13,73 @@ from cm3core.interfaces.sampler import PromptVariant
 
 @dataclass(frozen=True)
 class Hidden:
-    """What a guidance stream doesn't see, text or picture: one sentinel, numbered after those of the holes."""
+    """What a guidance stream doesn't see, text or picture: one sentinel, numbered after those of
+    the holes."""
 
 
-#: A query's segment after a `PromptVariant`: pieces of text that are seen, hidden or holes; or a picture.
+#: A query's segment after a `PromptVariant`: pieces of text that are seen, hidden or holes; or a
+#: picture.
 Pieces: TypeAlias = list[str | TextHole | Hidden]
 
 
 def apply_variant(query: Document, variant: PromptVariant) -> list[tuple[int, Pieces | Segment]]:
-    """(index, content) of the query's segments as a stream sees them; text as pieces, holes untouched.
+    """(index, content) of the query's segments as a stream sees them; text as pieces, holes
+    untouched.
 
-    A text is what a `Text`, or a `MaskedText` between its holes, says. `replace_text` alone replaces all of them. With
-    `hide_images` a picture without missing codes is hidden, and segments that are hidden side by side are one (the first's
-    index stands for all), so that nothing tells how many there were; what stands beside a hole in its segment stays there.
+    A text is what a `Text`, or a `MaskedText` between its holes, says. `replace_text` alone
+    replaces all of them. With `hide_images` a picture without missing codes is hidden, and segments
+    that are hidden side by side are one (the first's index stands for all), so that nothing tells
+    how many there were; what stands beside a hole in its segment stays there.
 
     >>> edit = (Text("a cat"), Codes(np.zeros(4, np.int32), (2, 2)), Text("now a dog"), ImageHole())
     >>> apply_variant(edit, PromptVariant(hide_text="all", hide_images=True))
     [(0, [Hidden()]), (3, ImageHole())]
     """
     assert variant.hide_text in ("none", "all", "last"), variant.hide_text
-    scope = "all" if variant.hide_text == "none" and variant.replace_text is not None else variant.hide_text
-    with_text = [index for index, segment in enumerate(query) if isinstance(segment, Text)
-                 or (isinstance(segment, MaskedText) and any(isinstance(part, str) and part for part in segment.parts))]
+    scope = (
+        "all"
+        if variant.hide_text == "none" and variant.replace_text is not None
+        else variant.hide_text
+    )
+    with_text = [
+        index
+        for index, segment in enumerate(query)
+        if isinstance(segment, Text)
+        or (
+            isinstance(segment, MaskedText)
+            and any(isinstance(part, str) and part for part in segment.parts)
+        )
+    ]
     hidden = {"none": [], "all": with_text, "last": with_text[-1:]}[scope]
     result: list[tuple[int, Pieces | Segment]] = []
     for index, segment in enumerate(query):
         if not isinstance(segment, (Text, MaskedText, TextHole)):
-            result.append((index, [Hidden()] if variant.hide_images and _is_whole_picture(segment) else segment))
+            result.append(
+                (
+                    index,
+                    [Hidden()] if variant.hide_images and _is_whole_picture(segment) else segment,
+                )
+            )
             continue
-        parts: Sequence[str | TextHole] = ([segment.text] if isinstance(segment, Text)
-                                           else [segment] if isinstance(segment, TextHole) else segment.parts)
+        parts: Sequence[str | TextHole] = (
+            [segment.text]
+            if isinstance(segment, Text)
+            else [segment]
+            if isinstance(segment, TextHole)
+            else segment.parts
+        )
         pieces: Pieces = list(parts)
         if index in hidden:
-            stand_in: str | Hidden = Hidden() if variant.replace_text is None else variant.replace_text
+            stand_in: str | Hidden = (
+                Hidden() if variant.replace_text is None else variant.replace_text
+            )
             drop = variant.drop_text and variant.replace_text is None
-            pieces = [part if isinstance(part, TextHole) else stand_in for part in parts
-                      if isinstance(part, TextHole) or not (drop or (part == "" and isinstance(segment, MaskedText)))]
+            pieces = [
+                part if isinstance(part, TextHole) else stand_in
+                for part in parts
+                if isinstance(part, TextHole)
+                or not (drop or (part == "" and isinstance(segment, MaskedText)))
+            ]
             if not pieces:
                 continue  # left out altogether, its <break> too
         result.append((index, pieces))
@@ -55,12 +87,18 @@ def apply_variant(query: Document, variant: PromptVariant) -> list[tuple[int, Pi
 
 
 def _merged(segments: list[tuple[int, Pieces | Segment]]) -> list[tuple[int, Pieces | Segment]]:
-    """One sentinel for all that is hidden side by side: pieces of a segment, and segments of which nothing else is left."""
+    """One sentinel for all that is hidden side by side: pieces of a segment, and segments of which
+    nothing else is left."""
     result: list[tuple[int, Pieces | Segment]] = []
     for index, content in segments:
         if isinstance(content, list):
-            content = [piece for place, piece in enumerate(content)
-                       if not (place and isinstance(piece, Hidden) and isinstance(content[place - 1], Hidden))]
+            content = [
+                piece
+                for place, piece in enumerate(content)
+                if not (
+                    place and isinstance(piece, Hidden) and isinstance(content[place - 1], Hidden)
+                )
+            ]
         if not (result and content == [Hidden()] and result[-1][1] == [Hidden()]):
             result.append((index, content))
     return result

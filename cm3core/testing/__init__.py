@@ -1,4 +1,5 @@
-"""Conformance kits: the laws that every implementation of a component kind obeys, as tests for its author to inherit.
+"""Conformance kits: the laws that every implementation of a component kind obeys, as tests for its
+author to inherit.
 
 A whole conformance test is a config:
 
@@ -8,9 +9,10 @@ A whole conformance test is a config:
     class TestMine(SamplerContract):
         config = MySamplerConfig(temperature=0.7)
 
-pytest then shows a test for each law (`test_only_legal_ids_are_drawn`, ...), with examples drawn and shrunk by Hypothesis. There
-is a kit for each kind, `cm3core.plugins.KINDS[kind].kit` names it; `cm3core.testing.sampler`, `.text_tokenizer` and so on.
-Needs `pytest` and `hypothesis`: `pip install 'cm3leon[test]'`.
+pytest then shows a test for each law (`test_only_legal_ids_are_drawn`, ...), with examples drawn
+and shrunk by Hypothesis. There is a kit for each kind, `cm3core.plugins.KINDS[kind].kit` names it;
+`cm3core.testing.sampler`, `.text_tokenizer` and so on. Needs `pytest` and `hypothesis`:
+`pip install 'cm3leon[test]'`.
 
 `config`
     An instance of the component's config dataclass, built in the kind's usual way: a text tokenizer on a small corpus, a decoder
@@ -28,12 +30,13 @@ Needs `pytest` and `hypothesis`: `pip install 'cm3leon[test]'`.
 `Kit.for_config(config)`
     The same test class, made by a program.
 
-A law that is passed says little by itself: each is known to fail for some component that is wrong in just that way
-(`tests/core/testing` has them all).
+A law that is passed says little by itself: each is known to fail for some component that is wrong
+in just that way (`tests/core/testing` has them all).
 
-For tests of your own there are Hypothesis strategies (`cm3core.testing.strategies`: `texts`, `vocabularies`, `pictures`,
-`images`, `codes`, `documents`, `memories`, `banks`, `token_sequences`, `logits`) and small right components without files:
-`ListSource`, `HashEmbedder` and `example_documents` in `cm3core.testing.samples`, `TinyDecoder` in `cm3core.testing.tiny`,
+For tests of your own there are Hypothesis strategies (`cm3core.testing.strategies`: `texts`,
+`vocabularies`, `pictures`, `images`, `codes`, `documents`, `memories`, `banks`, `token_sequences`,
+`logits`) and small right components without files: `ListSource`, `HashEmbedder` and
+`example_documents` in `cm3core.testing.samples`, `TinyDecoder` in `cm3core.testing.tiny`,
 `DenseAttention` in `cm3core.testing.attention`.
 """
 

@@ -13,14 +13,16 @@ A kit writes its laws as plain methods, and how a config becomes a component:
             seed = data.draw(st.integers(0, 2**31))
             ...
 
-and an author's test is a subclass with a `config` (or a `make`, where the component isn't built the kind's usual way). Each such
-subclass gets, for every `law_NAME` of its ancestors, a method `test_NAME` of its own, wrapped in a fresh
-`hypothesis.given(data=st.data())`. (Inherited `@given` methods are one function shared by all subclasses, which Hypothesis's
-`differing_executors` check refuses in the second one.)
+and an author's test is a subclass with a `config` (or a `make`, where the component isn't built the
+kind's usual way). Each such subclass gets, for every `law_NAME` of its ancestors, a method
+`test_NAME` of its own, wrapped in a fresh `hypothesis.given(data=st.data())`. (Inherited `@given`
+methods are one function shared by all subclasses, which Hypothesis's `differing_executors` check
+refuses in the second one.)
 
-A law that draws nothing is written `law_NAME(self)` without `data` and runs once. A class attribute `max_examples` limits
-the examples of each law (slow components). A component that a law is not meant for waives it in the open: a method `waive_NAME`
-returns the reason, and the test is a skip that shows it.
+A law that draws nothing is written `law_NAME(self)` without `data` and runs once. A class attribute
+`max_examples` limits the examples of each law (slow components). A component that a law is not
+meant for waives it in the open: a method `waive_NAME` returns the reason, and the test is a skip
+that shows it.
 """
 
 from __future__ import annotations
@@ -42,17 +44,19 @@ T = TypeVar("T")
 
 
 class Contract(Generic[T]):
-    """Base of the kits. Abstract: tests are subclasses of a kit that set `config`, or define `make`.
+    """Base of the kits. Abstract: tests are subclasses of a kit that set `config`, or define
+    `make`.
 
     Raises:
-        PluginError: when a subclass is made: `config` is of another kind or lacks values, a waiver names no law or gives no
-            reason, or a test of a law is replaced.
+        PluginError: when a subclass is made: `config` is of another kind or lacks values, a waiver
+            names no law or gives no reason, or a test of a law is replaced.
     """
 
     #: The kind whose components are tested, see `cm3core.plugins.kinds`; set by each kit.
     kind: ClassVar[str] = ""
     #: What `make` builds: an instance of the component's config. None: the test defines `make`.
-    config: ClassVar[Any] = None  # a ComponentConfig; Any, so that a test may ask it for fields of its own
+    # a ComponentConfig; Any, so that a test may ask it for fields of its own
+    config: ClassVar[Any] = None
     #: Examples for each law; None leaves the active Hypothesis profile's number.
     max_examples: ClassVar[int | None] = None
     _subject: ClassVar[Any]  # a T; class variables can't say so
@@ -79,13 +83,20 @@ class Contract(Generic[T]):
 
     @classmethod
     def laws(cls) -> dict[str, str]:
-        """Names of the laws, without `law_`, in alphabetical order, and what each says, in one line (its docstring's first
-        paragraph)."""
-        return {name.removeprefix("law_"): " ".join((inspect.getdoc(getattr(cls, name)) or "").partition("\n\n")[0].split())
-                for name in dir(cls) if name.startswith("law_")}
+        """Names of the laws, without `law_`, in alphabetical order, and what each says, in one line
+        (its docstring's first paragraph)."""
+        return {
+            name.removeprefix("law_"): " ".join(
+                (inspect.getdoc(getattr(cls, name)) or "").partition("\n\n")[0].split()
+            )
+            for name in dir(cls)
+            if name.startswith("law_")
+        }
 
     @classmethod
-    def for_config(cls, config: ComponentConfig | type[ComponentConfig], **attributes: Any) -> type[Contract[T]]:
+    def for_config(
+        cls, config: ComponentConfig | type[ComponentConfig], **attributes: Any
+    ) -> type[Contract[T]]:
         """This kit's tests for a config, as a class that pytest collects.
 
         Args:
@@ -96,7 +107,11 @@ class Contract(Generic[T]):
             PluginError: see the class.
         """
         name = f"Test{config.__name__ if isinstance(config, type) else type(config).__name__}"
-        return type(name, (cls,), {"config": config, "__module__": cls.__module__, "__doc__": cls.__doc__, **attributes})
+        return type(
+            name,
+            (cls,),
+            {"config": config, "__module__": cls.__module__, "__doc__": cls.__doc__, **attributes},
+        )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -104,16 +119,25 @@ class Contract(Generic[T]):
         if isinstance(cls.config, type):
             cls.config = _with_defaults(cls.config)
         if cls.config is not None and cls.kind != cls.config.kind:
-            raise PluginError(cls.__qualname__, f"its config {type(cls.config).__name__} is of kind {cls.config.kind!r}, "
-                              f"the kit is for {cls.kind!r}", f"inherit the kit of {cls.config.kind!r}")
+            raise PluginError(
+                cls.__qualname__,
+                f"its config {type(cls.config).__name__} is of kind {cls.config.kind!r}, "
+                f"the kit is for {cls.kind!r}",
+                f"inherit the kit of {cls.config.kind!r}",
+            )
         waivers = _waivers(cls, laws)
         if cls.make is Contract.make and cls.config is None:
             return  # a kit, not an implementation's tests
         for law in laws:
             if f"test_{law}" in cls.__dict__:
-                raise PluginError(f"{cls.__qualname__}.test_{law}", f"stands in the way of the law {law!r}",
-                                  f"to waive the law, define waive_{law}(self), which returns the reason")
-            test = _skip(waivers[law]) if law in waivers else _test_of(getattr(cls, f"law_{law}"), cls)
+                raise PluginError(
+                    f"{cls.__qualname__}.test_{law}",
+                    f"stands in the way of the law {law!r}",
+                    f"to waive the law, define waive_{law}(self), which returns the reason",
+                )
+            test = (
+                _skip(waivers[law]) if law in waivers else _test_of(getattr(cls, f"law_{law}"), cls)
+            )
             test.__name__ = f"test_{law}"
             test.__qualname__ = f"{cls.__qualname__}.{test.__name__}"
             test.__doc__ = getattr(cls, f"law_{law}").__doc__
@@ -124,10 +148,14 @@ class Contract(Generic[T]):
 def _with_defaults(config_class: type[ComponentConfig]) -> ComponentConfig:
     """A config of defaults only."""
     if is_dataclass(config_class) and (
-            missing := [item.name for item in init_fields(config_class) if default(item) is MISSING]):
+        missing := [item.name for item in init_fields(config_class) if default(item) is MISSING]
+    ):
         values = ", ".join(f"{name}=..." for name in missing)
-        raise PluginError(f"{config_class.__name__}.{missing[0]}", "has no default, and is given no value",
-                          f"test an instance: config = {config_class.__name__}({values})")
+        raise PluginError(
+            f"{config_class.__name__}.{missing[0]}",
+            "has no default, and is given no value",
+            f"test an instance: config = {config_class.__name__}({values})",
+        )
     return config_class()
 
 
@@ -139,11 +167,16 @@ def _waivers(cls: type[Contract[Any]], laws: dict[str, str]) -> dict[str, str]:
             continue
         law = name.removeprefix("waive_")
         if law not in laws:
-            raise PluginError(f"{cls.__qualname__}.{name}", f"there is no law {law!r}", close_match(law, laws))
+            raise PluginError(
+                f"{cls.__qualname__}.{name}", f"there is no law {law!r}", close_match(law, laws)
+            )
         reason = getattr(cls(), name)()
         if not isinstance(reason, str) or not reason.strip():
-            raise PluginError(f"{cls.__qualname__}.{name}", f"gives no reason, but {reason!r}",
-                              "return a sentence that says why the law does not apply")
+            raise PluginError(
+                f"{cls.__qualname__}.{name}",
+                f"gives no reason, but {reason!r}",
+                "return a sentence that says why the law does not apply",
+            )
         waivers[law] = reason
     return waivers
 
@@ -171,6 +204,8 @@ def _test_of(law: Callable[..., None], cls: type[Contract[Any]]) -> Callable[...
     if cls.max_examples is None:
         limits = settings(deadline=None, suppress_health_check=checks)
     else:
-        limits = settings(deadline=None, suppress_health_check=checks, max_examples=cls.max_examples)
+        limits = settings(
+            deadline=None, suppress_health_check=checks, max_examples=cls.max_examples
+        )
     run.__qualname__ = f"{cls.__qualname__}.{law.__name__}"
     return limits(given(data=st.data())(run))

@@ -1,4 +1,5 @@
-"""Conformance kit of attention backends: equality with an independent dense oracle, forward and backward.
+"""Conformance kit of attention backends: equality with an independent dense oracle, forward and
+backward.
 
     class TestMine(AttentionContract):
         config = MyAttentionConfig()
@@ -19,9 +20,16 @@ from cm3core.interfaces.attention import AttentionBackend
 from cm3core.testing._laws import Contract
 
 
-def dense_attention(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, kv_start_BT: Tensor | None = None,
-                    offset_B: Tensor | None = None, scale: float | None = None) -> Tensor:
-    """The oracle: one query and one head at a time, over the visible keys only, in the dtype given. Slow on purpose."""
+def dense_attention(
+    q_BTHD: Tensor,
+    k_BSKD: Tensor,
+    v_BSKD: Tensor,
+    kv_start_BT: Tensor | None = None,
+    offset_B: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """The oracle: one query and one head at a time, over the visible keys only, in the dtype given.
+    Slow on purpose."""
     B, T, H, D = q_BTHD.shape
     group = H // k_BSKD.shape[2]
     out = []
@@ -31,7 +39,7 @@ def dense_attention(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, kv_start_BT:
             stop = i + 1 + (0 if offset_B is None else int(offset_B[b]))
             for h in range(H):
                 k_SD, v_SD = k_BSKD[b, first:stop, h // group], v_BSKD[b, first:stop, h // group]
-                scores_S = k_SD @ q_BTHD[b, i, h] * (D ** -0.5 if scale is None else scale)
+                scores_S = k_SD @ q_BTHD[b, i, h] * (D**-0.5 if scale is None else scale)
                 out.append(scores_S.softmax(0) @ v_SD)  # nothing visible: an empty sum, zeros
     return torch.stack(out).view(B, T, H, D)
 
@@ -39,8 +47,17 @@ def dense_attention(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, kv_start_BT:
 class DenseAttention(AttentionBackend):
     """`dense_attention` as a backend: for tests of decoders."""
 
-    def attend(self, q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, *, kv_start_BT: Tensor | None = None,
-               offset_B: Tensor | None = None, scale: float | None = None, plan: Any = None) -> Tensor:
+    def attend(
+        self,
+        q_BTHD: Tensor,
+        k_BSKD: Tensor,
+        v_BSKD: Tensor,
+        *,
+        kv_start_BT: Tensor | None = None,
+        offset_B: Tensor | None = None,
+        scale: float | None = None,
+        plan: Any = None,
+    ) -> Tensor:
         return dense_attention(q_BTHD, k_BSKD, v_BSKD, kv_start_BT, offset_B, scale)
 
 
@@ -57,16 +74,26 @@ class AttentionCase:
 
     def call(self, backend: AttentionBackend, dtype: torch.dtype, **options: Any) -> Tensor:
         """The backend's answer to the inputs in `dtype`."""
-        return backend.attend(self.q_BTHD.to(dtype), self.k_BSKD.to(dtype), self.v_BSKD.to(dtype), scale=self.scale,
-                              kv_start_BT=self.kv_start_BT, offset_B=self.offset_B, **options)
+        return backend.attend(
+            self.q_BTHD.to(dtype),
+            self.k_BSKD.to(dtype),
+            self.v_BSKD.to(dtype),
+            scale=self.scale,
+            kv_start_BT=self.kv_start_BT,
+            offset_B=self.offset_B,
+            **options,
+        )
 
     def expected(self) -> Tensor:
         """The oracle's answer."""
-        return dense_attention(self.q_BTHD, self.k_BSKD, self.v_BSKD, self.kv_start_BT, self.offset_B, self.scale)
+        return dense_attention(
+            self.q_BTHD, self.k_BSKD, self.v_BSKD, self.kv_start_BT, self.offset_B, self.scale
+        )
 
 
 class AttentionContract(Contract[AttentionBackend]):
-    """Laws of the one visibility rule. Override `dtype`, `tolerance` and `head_dims` for a backend that can't do all."""
+    """Laws of the one visibility rule. Override `dtype`, `tolerance` and `head_dims` for a backend
+    that can't do all."""
 
     dtype: ClassVar[torch.dtype] = torch.float32
     tolerance: ClassVar[float] = 2e-5
@@ -81,8 +108,14 @@ class AttentionContract(Contract[AttentionBackend]):
 
     def case(self, data: st.DataObject, *, cached: bool, max_tokens: int = 9) -> AttentionCase:
         """A random call; with `cached`, rows of different lengths and unread slots after them."""
-        B, T = data.draw(st.integers(1, 3), label="B"), data.draw(st.integers(1, max_tokens), label="T")
-        K, group = data.draw(st.integers(1, 2), label="K"), data.draw(st.integers(1, 3), label="H / K")
+        B, T = (
+            data.draw(st.integers(1, 3), label="B"),
+            data.draw(st.integers(1, max_tokens), label="T"),
+        )
+        K, group = (
+            data.draw(st.integers(1, 2), label="K"),
+            data.draw(st.integers(1, 3), label="H / K"),
+        )
         D = data.draw(st.sampled_from(self.head_dims), label="D")
         generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31), label="seed"))
         S, offset_B = T, None
@@ -91,15 +124,23 @@ class AttentionContract(Contract[AttentionBackend]):
             offset_B = torch.randint(0, S - T + 1, (B,), generator=generator)
         kv_start_BT = None
         if data.draw(st.booleans(), label="kv_start"):
-            last_BT = torch.arange(T) + (torch.zeros(B, 1, dtype=torch.int64) if offset_B is None else offset_B[:, None])
+            last_BT = torch.arange(T) + (
+                torch.zeros(B, 1, dtype=torch.int64) if offset_B is None else offset_B[:, None]
+            )
             kv_start_BT = (torch.rand(B, T, generator=generator) * (last_BT + 1)).long()
-        q, k, v = (torch.randn(shape, generator=generator, dtype=torch.float64)
-                   for shape in ((B, T, K * group, D), (B, S, K, D), (B, S, K, D)))
-        return AttentionCase(q, k, v, kv_start_BT, offset_B, data.draw(st.sampled_from([None, 0.3]), label="scale"))
+        q, k, v = (
+            torch.randn(shape, generator=generator, dtype=torch.float64)
+            for shape in ((B, T, K * group, D), (B, S, K, D), (B, S, K, D))
+        )
+        return AttentionCase(
+            q, k, v, kv_start_BT, offset_B, data.draw(st.sampled_from([None, 0.3]), label="scale")
+        )
 
     def assert_close(self, actual: Tensor, expected: Tensor) -> None:
         """Within the kit's tolerance of a float64 answer."""
-        torch.testing.assert_close(actual.double(), expected, atol=self.tolerance, rtol=self.tolerance)
+        torch.testing.assert_close(
+            actual.double(), expected, atol=self.tolerance, rtol=self.tolerance
+        )
 
     def law_equals_the_oracle(self, data: st.DataObject) -> None:
         """Plain causal and packed rows."""
@@ -110,44 +151,65 @@ class AttentionContract(Contract[AttentionBackend]):
 
     def law_cached_rows_equal_the_oracle(self, data: st.DataObject) -> None:
         """Rows at their own lengths in a longer cache, one query or many."""
-        case = self.case(data, cached=True, max_tokens=data.draw(st.sampled_from([1, 9]), label="most queries"))
+        case = self.case(
+            data, cached=True, max_tokens=data.draw(st.sampled_from([1, 9]), label="most queries")
+        )
         self.assert_close(case.call(self.subject, self.dtype), case.expected())
 
     def law_starts_of_32_bits_and_strided_inputs(self, data: st.DataObject) -> None:
-        """`kv_start` may be int32, and q, k and v views of a larger tensor, whose last stride alone is 1: nothing changes."""
+        """`kv_start` may be int32, and q, k and v views of a larger tensor, whose last stride alone
+        is 1: nothing changes."""
         case = self.case(data, cached=False)
         expected = case.call(self.subject, self.dtype)
         if case.kv_start_BT is not None:
             case.kv_start_BT = case.kv_start_BT.int()
-        case.q_BTHD, case.k_BSKD, case.v_BSKD = (torch.cat([x, x + 1], 2).to(self.dtype)[:, :, :x.shape[2]]
-                                                 for x in (case.q_BTHD, case.k_BSKD, case.v_BSKD))
-        torch.testing.assert_close(case.call(self.subject, self.dtype), expected, atol=self.tolerance, rtol=self.tolerance)
+        case.q_BTHD, case.k_BSKD, case.v_BSKD = (
+            torch.cat([x, x + 1], 2).to(self.dtype)[:, :, : x.shape[2]]
+            for x in (case.q_BTHD, case.k_BSKD, case.v_BSKD)
+        )
+        torch.testing.assert_close(
+            case.call(self.subject, self.dtype), expected, atol=self.tolerance, rtol=self.tolerance
+        )
 
     def law_inputs_are_not_written_to(self, data: st.DataObject) -> None:
         """Queries, keys, values, starts and offsets stay as they were."""
         case = self.case(data, cached=data.draw(st.booleans(), label="cached"))
-        inputs = [case.q_BTHD.to(self.dtype), case.k_BSKD.to(self.dtype), case.v_BSKD.to(self.dtype)]
+        inputs = [
+            case.q_BTHD.to(self.dtype),
+            case.k_BSKD.to(self.dtype),
+            case.v_BSKD.to(self.dtype),
+        ]
         others = [x for x in (case.kv_start_BT, case.offset_B) if x is not None]
         before = [x.clone() for x in inputs + others]
-        self.subject.attend(*inputs, kv_start_BT=case.kv_start_BT, offset_B=case.offset_B, scale=case.scale)
+        self.subject.attend(
+            *inputs, kv_start_BT=case.kv_start_BT, offset_B=case.offset_B, scale=case.scale
+        )
         assert all(torch.equal(x, old) for x, old in zip(inputs + others, before, strict=True))
 
     def law_a_plan_changes_nothing(self, data: st.DataObject) -> None:
         """`attend` with the plan of these lengths equals `attend` without."""
         case = self.case(data, cached=data.draw(st.booleans(), label="cached"))
-        plan = self.subject.plan(num_queries=case.q_BTHD.shape[1], num_keys=case.k_BSKD.shape[1],
-                                 kv_start_BT=case.kv_start_BT, offset_B=case.offset_B)
+        plan = self.subject.plan(
+            num_queries=case.q_BTHD.shape[1],
+            num_keys=case.k_BSKD.shape[1],
+            kv_start_BT=case.kv_start_BT,
+            offset_B=case.offset_B,
+        )
         self.assert_close(case.call(self.subject, self.dtype, plan=plan), case.expected())
 
     def law_gradients_equal_the_oracles(self, data: st.DataObject) -> None:
         """Of q, k and v, against float64 autograd through the oracle."""
         case = self.case(data, cached=False, max_tokens=7)
         inputs = [case.q_BTHD, case.k_BSKD, case.v_BSKD]
-        weight = torch.randn(case.q_BTHD.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        weight = torch.randn(
+            case.q_BTHD.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+        )
         for tensor in inputs:
             tensor.requires_grad_()
         expected = torch.autograd.grad((case.expected() * weight).sum(), inputs)
-        actual = torch.autograd.grad((case.call(self.subject, self.dtype).double() * weight).sum(), inputs)
+        actual = torch.autograd.grad(
+            (case.call(self.subject, self.dtype).double() * weight).sum(), inputs
+        )
         for ours, oracles in zip(actual, expected, strict=True):
             self.assert_close(ours, oracles)
 
@@ -159,7 +221,9 @@ class AttentionContract(Contract[AttentionBackend]):
         T, S = case.q_BTHD.shape[1], case.k_BSKD.shape[1]
         unseen_BS = torch.arange(S) >= (case.offset_B + T)[:, None]
         case.k_BSKD[unseen_BS], case.v_BSKD[unseen_BS] = 1e3, -1e3
-        torch.testing.assert_close(case.call(self.subject, self.dtype), before, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(
+            case.call(self.subject, self.dtype), before, atol=1e-6, rtol=1e-6
+        )
 
     @torch.no_grad()
     def law_a_query_that_sees_nothing_gives_zeros(self) -> None:
@@ -177,4 +241,7 @@ class AttentionContract(Contract[AttentionBackend]):
 
     def _qkv(self) -> list[Tensor]:
         generator = torch.Generator().manual_seed(0)
-        return [torch.randn(1, 4, 2, self.head_dims[0], generator=generator, dtype=self.dtype) for _ in range(3)]
+        return [
+            torch.randn(1, 4, 2, self.head_dims[0], generator=generator, dtype=self.dtype)
+            for _ in range(3)
+        ]

@@ -44,7 +44,8 @@ class DocumentSourceContract(Contract[DocumentSource]):
         assert self.make().fingerprint == self.subject.fingerprint
 
     def law_documents_are_texts_and_pictures(self, data: st.DataObject) -> None:
-        """A document has a segment at least; texts have letters and are valid Unicode, pictures have keys or are whole codes."""
+        """A document has a segment at least; texts have letters and are valid Unicode, pictures
+        have keys or are whole codes."""
         document = self.subject.document(self._draw_index(data), _draw_rng(data))
         assert isinstance(document, tuple)
         assert document
@@ -69,7 +70,8 @@ class DocumentSourceContract(Contract[DocumentSource]):
         assert keys == self.make().content_keys(index)
 
     def law_without_a_generator_it_is_canonical(self, data: st.DataObject) -> None:
-        """Without `rng`, a document is always the same, also after others were read with one, and in a source made again."""
+        """Without `rng`, a document is always the same, also after others were read with one, and
+        in a source made again."""
         index = self._draw_index(data)
         canonical = self.subject.document(index)
         self.subject.document(self._draw_index(data), np.random.default_rng(0))
@@ -77,16 +79,26 @@ class DocumentSourceContract(Contract[DocumentSource]):
         assert self.make().document(index) == canonical
 
     def law_a_generator_decides_the_document(self, data: st.DataObject) -> None:
-        """Equal generators give equal documents; the texts may be others than the canonical ones, pictures and order are not."""
+        """Equal generators give equal documents; the texts may be others than the canonical ones,
+        pictures and order are not."""
         index, seed = self._draw_index(data), data.draw(st.integers(0, 2**32 - 1))
-        first, second = (self.subject.document(index, np.random.default_rng(seed)) for _ in range(2))
+        first, second = (
+            self.subject.document(index, np.random.default_rng(seed)) for _ in range(2)
+        )
         assert first == second
         canonical = self.subject.document(index)
-        assert [_kind_or_key(segment) for segment in first] == [_kind_or_key(segment) for segment in canonical]
+        assert [_kind_or_key(segment) for segment in first] == [
+            _kind_or_key(segment) for segment in canonical
+        ]
 
     def law_pictures_load(self, data: st.DataObject) -> None:
-        """A picture is uint8 [height, width, 3], equal each time it is loaded, whatever the caller did to it."""
-        pictures = [segment for segment in self.subject.document(self._draw_index(data)) if isinstance(segment, Image)]
+        """A picture is uint8 [height, width, 3], equal each time it is loaded, whatever the caller
+        did to it."""
+        pictures = [
+            segment
+            for segment in self.subject.document(self._draw_index(data))
+            if isinstance(segment, Image)
+        ]
         for picture in pictures:
             pixels = picture.load()
             assert pixels.dtype == np.uint8
@@ -103,7 +115,10 @@ class DocumentSourceContract(Contract[DocumentSource]):
         first: dict[str, Image] = {}
         for index in range(min(len(self.subject), 256)):
             for segment in self.subject.document(index):
-                if isinstance(segment, Image) and first.setdefault(segment.key, segment) is not segment:
+                if (
+                    isinstance(segment, Image)
+                    and first.setdefault(segment.key, segment) is not segment
+                ):
                     assert np.array_equal(first[segment.key].load(), segment.load())
 
     def law_texts_hold_every_canonical_text(self) -> None:
@@ -123,7 +138,10 @@ class DocumentSourceContract(Contract[DocumentSource]):
     def law_skipped_records_say_why(self) -> None:
         """Bad records don't raise: each is listed with place, cause and next step."""
         for record in self.subject.skipped:
-            assert all(isinstance(part, str) and part for part in (record.place, record.cause, record.next_step))
+            assert all(
+                isinstance(part, str) and part
+                for part in (record.place, record.cause, record.next_step)
+            )
 
     def law_an_index_outside_is_refused(self) -> None:
         """There is no document -1 and none after the last."""

@@ -3,9 +3,9 @@
     class TestMine(DecoderContract):
         config = MyConfig(context_length=32, ...)
 
-The kit works in float64 on weights moved away from their initialisation, so that branches which start at zero count.
-`attention` is the kit's dense oracle; override it to test a decoder with another backend.
-Legend: B rows, T tokens, E model dimension, V ids.
+The kit works in float64 on weights moved away from their initialisation, so that branches which
+start at zero count. `attention` is the kit's dense oracle; override it to test a decoder with
+another backend. Legend: B rows, T tokens, E model dimension, V ids.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from cm3core.vocab import Vocabulary
 
 
 class DecoderContract(Contract[Decoder]):
-    """Laws of `Decoder` and its cache. The config is of a tiny decoder with a context of at least 24 tokens."""
+    """Laws of `Decoder` and its cache. The config is of a tiny decoder with a context of at least
+    24 tokens."""
 
     kind: ClassVar[str] = "decoder"
     vocabulary: ClassVar[Vocabulary] = Vocabulary(num_text=30, num_image=16, num_sentinels=4)
@@ -37,7 +38,8 @@ class DecoderContract(Contract[Decoder]):
     _trained: ClassVar[bool]
 
     def build(self, config: Any) -> Decoder:
-        """For the kit's vocabulary, attention and grid, from a fixed seed; torch's global generator stays as it was."""
+        """For the kit's vocabulary, attention and grid, from a fixed seed; torch's global generator
+        stays as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             decoder: Decoder = config.build(self.vocabulary, self.attention, self.grid)
@@ -45,7 +47,8 @@ class DecoderContract(Contract[Decoder]):
 
     @property
     def decoder(self) -> Decoder:
-        """The subject in float64, evaluation mode, every parameter moved by noise; made once for each test class."""
+        """The subject in float64, evaluation mode, every parameter moved by noise; made once for
+        each test class."""
         subject = self.subject
         if "_trained" not in type(self).__dict__:
             module = cast(nn.Module, subject)
@@ -53,7 +56,9 @@ class DecoderContract(Contract[Decoder]):
             generator = torch.Generator().manual_seed(0)
             with torch.no_grad():
                 for parameter in module.parameters():
-                    parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+                    parameter.add_(
+                        0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                    )
             type(self)._trained = True
         return subject
 
@@ -89,18 +94,26 @@ class DecoderContract(Contract[Decoder]):
 
     @torch.no_grad()
     def law_positions_and_cells_have_defaults(self, data: st.DataObject) -> None:
-        """No positions are 0..T-1, no cells are -1 everywhere, no starts are 0; and the input is not written to."""
+        """No positions are 0..T-1, no cells are -1 everywhere, no starts are 0; and the input is
+        not written to."""
         tokens_BT = self.tokens(data, 2, data.draw(st.integers(1, 8), label="T"))
-        positions_BT, before_BT = torch.arange(tokens_BT.shape[1]).expand_as(tokens_BT), tokens_BT.clone()
+        positions_BT, before_BT = (
+            torch.arange(tokens_BT.shape[1]).expand_as(tokens_BT),
+            tokens_BT.clone(),
+        )
         states_BTE = self.decoder.hidden_states(tokens_BT)
-        said_BTE = self.decoder.hidden_states(tokens_BT, positions_BT=positions_BT, cells_BT=torch.full_like(tokens_BT, -1),
-                                              kv_start_BT=torch.zeros_like(tokens_BT))
+        said_BTE = self.decoder.hidden_states(
+            tokens_BT,
+            positions_BT=positions_BT,
+            cells_BT=torch.full_like(tokens_BT, -1),
+            kv_start_BT=torch.zeros_like(tokens_BT),
+        )
         self.assert_close(states_BTE, said_BTE)
         assert torch.equal(tokens_BT, before_BT)
 
     def law_sizes_are_as_stated(self) -> None:
-        """`vocab_size` is the vocabulary's, and the head has that many rows, as wide as a state; the config counts the
-        parameters right, if it does."""
+        """`vocab_size` is the vocabulary's, and the head has that many rows, as wide as a state;
+        the config counts the parameters right, if it does."""
         decoder = self.decoder
         assert decoder.vocab_size == self.vocabulary.size
         state_BTE = self.plain(torch.zeros(1, 1, dtype=torch.int64))
@@ -124,7 +137,8 @@ class DecoderContract(Contract[Decoder]):
 
     @torch.no_grad()
     def law_inference_equals_training(self, data: st.DataObject) -> None:
-        """`for_inference` arranges the same weights: the same states and logits. A precision that nobody has is refused."""
+        """`for_inference` arranges the same weights: the same states and logits. A precision that
+        nobody has is refused."""
         tokens_BT = self.tokens(data, 2, 6)
         arranged = self.decoder.for_inference()
         states_BTE = arranged.hidden_states(tokens_BT, cells_BT=self.cells(tokens_BT))
@@ -155,16 +169,23 @@ class DecoderContract(Contract[Decoder]):
         cache = self.decoder.allocate_cache(2, 7)
         steps = []
         for t in range(7):
-            steps.append(self.decoder.hidden_states(tokens_BT[:, t:t + 1], cells_BT=cells_BT[:, t:t + 1], cache=cache))
+            steps.append(
+                self.decoder.hidden_states(
+                    tokens_BT[:, t : t + 1], cells_BT=cells_BT[:, t : t + 1], cache=cache
+                )
+            )
             cache.advance([1, 1])
         self.assert_close(torch.cat(steps, 1), self.plain(tokens_BT))
 
     @torch.no_grad()
     def law_ragged_chunks_equal_at_once(self, data: st.DataObject) -> None:
-        """Rows that take differently many tokens of each chunk; the rest of the chunk is padding that nothing remembers."""
+        """Rows that take differently many tokens of each chunk; the rest of the chunk is padding
+        that nothing remembers."""
         tokens_BT = self.tokens(data, 3, 11)
         expected = self.plain(tokens_BT)
-        length_B = torch.tensor(data.draw(st.lists(st.integers(1, 11), min_size=3, max_size=3), label="row lengths"))
+        length_B = torch.tensor(
+            data.draw(st.lists(st.integers(1, 11), min_size=3, max_size=3), label="row lengths")
+        )
         cache = self.decoder.allocate_cache(3, int(length_B.max()))
         held_B = torch.zeros(3, dtype=torch.int64)
         while bool((held_B < length_B).any()):
@@ -174,9 +195,13 @@ class DecoderContract(Contract[Decoder]):
                 count_B = (held_B < length_B).long()
             chunk_T = torch.arange(int(count_B.max()))
             chunk_BT = tokens_BT.gather(1, (held_B[:, None] + chunk_T).clamp(max=10))
-            states = self.decoder.hidden_states(chunk_BT, cells_BT=self.cells(chunk_BT), cache=cache)
-            for row, (held, count) in enumerate(zip(held_B.tolist(), count_B.tolist(), strict=True)):
-                self.assert_close(states[row, :count], expected[row, held:held + count])
+            states = self.decoder.hidden_states(
+                chunk_BT, cells_BT=self.cells(chunk_BT), cache=cache
+            )
+            for row, (held, count) in enumerate(
+                zip(held_B.tolist(), count_B.tolist(), strict=True)
+            ):
+                self.assert_close(states[row, :count], expected[row, held : held + count])
             cache.advance(count_B.tolist())
             held_B = held_B + count_B
             assert torch.equal(cache.length_B, held_B)
@@ -186,50 +211,77 @@ class DecoderContract(Contract[Decoder]):
         """With positions that restart and kv_start, a packed row equals its documents alone."""
         lengths = data.draw(st.lists(st.integers(1, 6), min_size=2, max_size=3), label="documents")
         tokens_BT = self.tokens(data, 1, sum(lengths))
-        starts_BT = torch.cat([torch.full((n,), sum(lengths[:i])) for i, n in enumerate(lengths)])[None]
+        starts_BT = torch.cat([torch.full((n,), sum(lengths[:i])) for i, n in enumerate(lengths)])[
+            None
+        ]
         positions_BT, cells_BT = torch.arange(sum(lengths))[None] - starts_BT, self.cells(tokens_BT)
         alone = torch.cat([self.plain(part) for part in torch.split(tokens_BT, lengths, dim=1)], 1)
-        packed = self.decoder.hidden_states(tokens_BT, positions_BT=positions_BT, cells_BT=cells_BT, kv_start_BT=starts_BT)
+        packed = self.decoder.hidden_states(
+            tokens_BT, positions_BT=positions_BT, cells_BT=cells_BT, kv_start_BT=starts_BT
+        )
         self.assert_close(packed, alone)
 
     @torch.no_grad()
     def law_rows_of_a_cache_are_forked_dropped_and_joined(self, data: st.DataObject) -> None:
-        """Whatever happens to a cache's rows, each goes on as if it had been read alone from its start."""
+        """Whatever happens to a cache's rows, each goes on as if it had been read alone from its
+        start."""
         decoder = self.decoder.for_inference()
         whole: list[list[int]] = [[], []]
         cache = self._read(decoder, data, whole)
         for _ in range(data.draw(st.integers(1, 6), label="events")):
             event = data.draw(st.sampled_from(["select", "join", "read"]), label="event")
             if event == "select":
-                rows = data.draw(st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=4), label="rows")
+                rows = data.draw(
+                    st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=4), label="rows"
+                )
                 cache.select(rows)
                 whole = [list(whole[row]) for row in rows]
             elif event == "join" and len(whole) < 5:
-                others: list[list[int]] = [[] for _ in range(data.draw(st.integers(1, 2), label="joining"))]
+                others: list[list[int]] = [
+                    [] for _ in range(data.draw(st.integers(1, 2), label="joining"))
+                ]
                 cache.join(self._read(decoder, data, others))
                 whole += others
             else:
-                counts = data.draw(st.lists(st.integers(1, 2), min_size=len(whole), max_size=len(whole)), label="tokens")
-                counts = [min(count, 24 - len(row)) for count, row in zip(counts, whole, strict=True)]
+                counts = data.draw(
+                    st.lists(st.integers(1, 2), min_size=len(whole), max_size=len(whole)),
+                    label="tokens",
+                )
+                counts = [
+                    min(count, 24 - len(row)) for count, row in zip(counts, whole, strict=True)
+                ]
                 if min(counts) > 0:
                     cache.reserve(counts)
                     self._read_more(decoder, cache, data, whole, counts)
             assert cache.length_B.tolist() == [len(row) for row in whole]
 
     def _read(self, decoder: Decoder, data: st.DataObject, rows: list[list[int]]) -> KVCache:
-        counts = data.draw(st.lists(st.integers(1, 5), min_size=len(rows), max_size=len(rows)), label="first tokens")
+        counts = data.draw(
+            st.lists(st.integers(1, 5), min_size=len(rows), max_size=len(rows)),
+            label="first tokens",
+        )
         cache = decoder.allocate_cache(len(rows), max(counts))
         self._read_more(decoder, cache, data, rows, counts)
         return cache
 
-    def _read_more(self, decoder: Decoder, cache: KVCache, data: st.DataObject, rows: list[list[int]], counts: list[int]) -> None:
-        """Read so many new tokens in each row, compare with the whole row read at once, and append them to `rows`."""
+    def _read_more(
+        self,
+        decoder: Decoder,
+        cache: KVCache,
+        data: st.DataObject,
+        rows: list[list[int]],
+        counts: list[int],
+    ) -> None:
+        """Read so many new tokens in each row, compare with the whole row read at once, and append
+        them to `rows`."""
         new_BT = self.tokens(data, len(rows), max(counts))
         states_BTE = decoder.hidden_states(new_BT, cells_BT=self.cells(new_BT), cache=cache)
         cache.advance(counts)
         for place, (row, count) in enumerate(zip(rows, counts, strict=True)):
             row += new_BT[place, :count].tolist()
-            self.assert_close(states_BTE[place, :count], self.plain(torch.tensor([row]))[0, -count:])
+            self.assert_close(
+                states_BTE[place, :count], self.plain(torch.tensor([row]))[0, -count:]
+            )
 
     @torch.no_grad()
     def law_logits_of_a_range_are_a_slice(self, data: st.DataObject) -> None:
@@ -248,9 +300,13 @@ class DecoderContract(Contract[Decoder]):
         tokens_BT = torch.arange(20).repeat(2, 1) + torch.tensor([[0], [20]])
         logits = self.decoder.logits(self.plain(tokens_BT))
         module.zero_grad()
-        nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens_BT[:, 1:].flatten()).backward()
+        nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1), tokens_BT[:, 1:].flatten()
+        ).backward()
         for name, parameter in module.named_parameters():
             assert parameter.grad is not None, f"{name} gets no gradient"
             assert bool(parameter.grad.any()), f"{name} gets a zero gradient"
         grouped = [id(p) for group in self.decoder.parameter_groups().values() for p in group]
-        assert sorted(grouped) == sorted(id(p) for p in module.parameters()), "each parameter belongs to one group"
+        assert sorted(grouped) == sorted(id(p) for p in module.parameters()), (
+            "each parameter belongs to one group"
+        )

@@ -1,7 +1,7 @@
 """Conformance kit of embedders.
 
-    class TestMine(EmbedderContract):
-        config = MyEmbedderConfig()
+class TestMine(EmbedderContract):
+    config = MyEmbedderConfig()
 """
 
 from __future__ import annotations
@@ -22,9 +22,14 @@ _TOLERANCE = 1e-4
 
 
 def _texts(max_num: int = 6) -> st.SearchStrategy[list[str]]:
-    """Lists of short texts in any script, the empty one and those without a single word among them."""
-    return st.lists(st.sampled_from(["red apple, noto style", "a dog", "", "...", "été 猫"]) | texts(max_size=30),
-                    min_size=1, max_size=max_num)
+    """Lists of short texts in any script, the empty one and those without a single word among
+    them."""
+    return st.lists(
+        st.sampled_from(["red apple, noto style", "a dog", "", "...", "été 猫"])
+        | texts(max_size=30),
+        min_size=1,
+        max_size=max_num,
+    )
 
 
 def _pictures(max_num: int) -> st.SearchStrategy[list[PixelArray]]:
@@ -46,8 +51,10 @@ class EmbedderContract(Contract[Embedder]):
     def law_vectors_are_finite_unit_float32(self, data: st.DataObject) -> None:
         """[N, dimension], float32, finite, of length 1."""
         many_texts, many_pictures = data.draw(_texts()), data.draw(_pictures(3))
-        for vectors, count in ((self.subject.embed_texts(many_texts), len(many_texts)),
-                               (self.subject.embed_images(many_pictures), len(many_pictures))):
+        for vectors, count in (
+            (self.subject.embed_texts(many_texts), len(many_texts)),
+            (self.subject.embed_images(many_pictures), len(many_pictures)),
+        ):
             assert vectors.dtype == np.float32
             assert vectors.shape == (count, self.subject.dimension)
             assert np.isfinite(vectors).all()
@@ -55,26 +62,47 @@ class EmbedderContract(Contract[Embedder]):
 
     def law_nothing_gives_no_rows(self) -> None:
         """No texts, no pictures, no documents: shape [0, dimension]."""
-        for vectors in (self.subject.embed_texts([]), self.subject.embed_images([]), self.subject.embed_documents([])):
+        for vectors in (
+            self.subject.embed_texts([]),
+            self.subject.embed_images([]),
+            self.subject.embed_documents([]),
+        ):
             assert vectors.shape == (0, self.subject.dimension)
 
     def law_a_batch_is_its_items(self, data: st.DataObject) -> None:
         """An item's vector does not depend on what else is in the batch."""
         many_texts, many_pictures = data.draw(_texts()), data.draw(_pictures(4))
-        np.testing.assert_allclose(self.subject.embed_texts(many_texts),
-                                   np.concatenate([self.subject.embed_texts([text]) for text in many_texts]), atol=_TOLERANCE)
-        np.testing.assert_allclose(self.subject.embed_images(many_pictures),
-                                   np.concatenate([self.subject.embed_images([one]) for one in many_pictures]), atol=_TOLERANCE)
+        np.testing.assert_allclose(
+            self.subject.embed_texts(many_texts),
+            np.concatenate([self.subject.embed_texts([text]) for text in many_texts]),
+            atol=_TOLERANCE,
+        )
+        np.testing.assert_allclose(
+            self.subject.embed_images(many_pictures),
+            np.concatenate([self.subject.embed_images([one]) for one in many_pictures]),
+            atol=_TOLERANCE,
+        )
 
     def law_a_document_is_the_mean_of_its_parts(self, data: st.DataObject) -> None:
-        """Text part and picture part apart, normalised, averaged, normalised; a single part is used as it is."""
-        text, picture = data.draw(st.sampled_from(["red apple", "a dog, noto style"])), data.draw(pictures(max_side=90))
+        """Text part and picture part apart, normalised, averaged, normalised; a single part is used
+        as it is."""
+        text, picture = (
+            data.draw(st.sampled_from(["red apple", "a dog, noto style"])),
+            data.draw(pictures(max_side=90)),
+        )
         image = Image("test", lambda: picture)
-        text_part, image_part = self.subject.embed_texts([text])[0], self.subject.embed_images([picture])[0]
+        text_part, image_part = (
+            self.subject.embed_texts([text])[0],
+            self.subject.embed_images([picture])[0],
+        )
         documents: list[Document] = [(Text(text),), (image,), (Text(text), image)]
         expected = [text_part, image_part, normalise((text_part + image_part)[None] / 2)[0]]
-        np.testing.assert_allclose(self.subject.embed_documents(documents), expected, atol=_TOLERANCE)
-        np.testing.assert_allclose(self.subject.embed_document(documents[2]), expected[2], atol=_TOLERANCE)
+        np.testing.assert_allclose(
+            self.subject.embed_documents(documents), expected, atol=_TOLERANCE
+        )
+        np.testing.assert_allclose(
+            self.subject.embed_document(documents[2]), expected[2], atol=_TOLERANCE
+        )
 
     def law_an_empty_document_is_refused(self) -> None:
         """A document with neither text nor picture has no vector."""
@@ -82,10 +110,15 @@ class EmbedderContract(Contract[Embedder]):
             self.subject.embed_documents([(Text("a dog"),), ()])
 
     def law_what_is_no_picture_is_refused(self) -> None:
-        """Pictures are uint8 [height, width, 3] and have pixels; the message says which one is not."""
+        """Pictures are uint8 [height, width, 3] and have pixels; the message says which one is
+        not."""
         good = np.zeros((4, 4, 3), np.uint8)
-        wrong: list[Any] = [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8),
-                            np.zeros((0, 4, 3), np.uint8)]
+        wrong: list[Any] = [
+            np.zeros((4, 4, 3), np.float32),
+            np.zeros((4, 4), np.uint8),
+            np.zeros((4, 4, 4), np.uint8),
+            np.zeros((0, 4, 3), np.uint8),
+        ]
         for bad in wrong:
             with pytest.raises(DataError, match=r"^picture 1: "):
                 self.subject.embed_images([good, bad])
@@ -103,14 +136,22 @@ class EmbedderContract(Contract[Embedder]):
         """Two embedders of one config have the same fingerprint and the same vectors."""
         other = self.make()
         assert other.fingerprint == self.subject.fingerprint != ""
-        np.testing.assert_array_equal(other.embed_texts(["red apple"]), self.subject.embed_texts(["red apple"]))
+        np.testing.assert_array_equal(
+            other.embed_texts(["red apple"]), self.subject.embed_texts(["red apple"])
+        )
 
     def law_different_things_have_different_vectors(self) -> None:
-        """Words tell texts apart, colours and shapes pictures: no two of three are the same vector."""
+        """Words tell texts apart, colours and shapes pictures: no two of three are the same
+        vector."""
         rows = np.arange(32)[:, None, None]
         noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-        flat, striped = np.zeros((32, 32, 3), np.uint8), np.broadcast_to(rows // 4 % 2 * 255, (32, 32, 3)).astype(np.uint8)
-        for vectors in (self.subject.embed_texts(["a red apple", "two dogs", "the green house"]),
-                        self.subject.embed_images([noise, flat, striped])):
+        flat, striped = (
+            np.zeros((32, 32, 3), np.uint8),
+            np.broadcast_to(rows // 4 % 2 * 255, (32, 32, 3)).astype(np.uint8),
+        )
+        for vectors in (
+            self.subject.embed_texts(["a red apple", "two dogs", "the green house"]),
+            self.subject.embed_images([noise, flat, striped]),
+        ):
             for first, second in ((0, 1), (0, 2), (1, 2)):
                 assert np.abs(vectors[first] - vectors[second]).max() > _TOLERANCE

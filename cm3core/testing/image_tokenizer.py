@@ -1,7 +1,7 @@
 """Conformance kit of image tokenizers: shapes, types, determinism, refusals.
 
-    class TestMine(ImageTokenizerContract):
-        config = MyTokenizerConfig()
+class TestMine(ImageTokenizerContract):
+    config = MyTokenizerConfig()
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class ImageTokenizerContract(Contract[ImageTokenizer]):
         assert np.array_equal(codes, before[1])
 
     def law_a_batch_is_its_items(self, data: st.DataObject) -> None:
-        """What stands beside a picture does not matter: not to its codes, nor, but for rounding, to its pixels."""
+        """What stands beside a picture does not matter: not to its codes, nor, but for rounding, to
+        its pixels."""
         pictures, codes = self._pictures(data), self._codes(data)
         alone = np.concatenate([self.subject.encode(picture[None]) for picture in pictures])
         assert np.array_equal(self.subject.encode(pictures), alone)
@@ -83,19 +84,29 @@ class ImageTokenizerContract(Contract[ImageTokenizer]):
         assert np.abs(self.subject.decode(codes) - decoded).max() <= 1
 
     def law_the_config_knows_the_sizes(self) -> None:
-        """`codebook_size`, `grid` and `image_size` of the config, known without building, are the tokenizer's."""
+        """`codebook_size`, `grid` and `image_size` of the config, known without building, are the
+        tokenizer's."""
         if self.config is not None:
             sizes = "codebook_size", "grid", "image_size"
-            assert [getattr(self.config, name) for name in sizes] == [getattr(self.subject, name) for name in sizes]
+            assert [getattr(self.config, name) for name in sizes] == [
+                getattr(self.subject, name) for name in sizes
+            ]
 
     def law_codes_tell_pictures_apart(self) -> None:
-        """A black, a white and a noisy picture don't all have the same codes; nor do all codes decode to one picture."""
+        """A black, a white and a noisy picture don't all have the same codes; nor do all codes
+        decode to one picture."""
         height, width = self.subject.image_size
         noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-        codes = self.subject.encode(np.stack([np.zeros_like(noise), np.full_like(noise, 255), noise]))
+        codes = self.subject.encode(
+            np.stack([np.zeros_like(noise), np.full_like(noise, 255), noise])
+        )
         assert self.subject.codebook_size == 1 or (codes != codes[0]).any()
         rows, columns = self.subject.grid
-        decoded = self.subject.decode(np.arange(self.subject.codebook_size, dtype=np.int32)[:64, None].repeat(rows * columns, 1))
+        decoded = self.subject.decode(
+            np.arange(self.subject.codebook_size, dtype=np.int32)[:64, None].repeat(
+                rows * columns, 1
+            )
+        )
         assert self.subject.codebook_size == 1 or (decoded != decoded[0]).any()
 
     def law_an_equal_tokenizer_has_the_same_fingerprint(self) -> None:
@@ -104,7 +115,8 @@ class ImageTokenizerContract(Contract[ImageTokenizer]):
         assert other.fingerprint == self.subject.fingerprint == self.subject.fingerprint != ""
 
     def law_saved_is_loaded(self) -> None:
-        """`save`, then the config's `load`, gives the same tokenizer; what the config alone builds writes no files."""
+        """`save`, then the config's `load`, gives the same tokenizer; what the config alone builds
+        writes no files."""
         with tempfile.TemporaryDirectory() as name:
             self.subject.save(Path(name))
             if not any(Path(name).iterdir()):
@@ -129,8 +141,16 @@ class ImageTokenizerContract(Contract[ImageTokenizer]):
         """No pictures give no codes, no codes no pictures."""
         height, width = self.subject.image_size
         rows, columns = self.subject.grid
-        assert self.subject.encode(np.zeros((0, height, width, 3), np.uint8)).shape == (0, rows * columns)
-        assert self.subject.decode(np.zeros((0, rows * columns), np.int32)).shape == (0, height, width, 3)
+        assert self.subject.encode(np.zeros((0, height, width, 3), np.uint8)).shape == (
+            0,
+            rows * columns,
+        )
+        assert self.subject.decode(np.zeros((0, rows * columns), np.int32)).shape == (
+            0,
+            height,
+            width,
+            3,
+        )
 
     def law_wrong_input_is_refused(self) -> None:
         """Other sizes, types and codes out of range are errors, never resized or clamped."""

@@ -1,7 +1,7 @@
 """Conformance kit of objectives: what every masking must keep, whatever it chooses to mask.
 
-    class TestMine(ObjectiveContract):
-        config = MyObjectiveConfig()
+class TestMine(ObjectiveContract):
+    config = MyObjectiveConfig()
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class ObjectiveContract(Contract[MaskingObjective]):
         assert unmask(masked, self.vocabulary).tolist() == sequence.tokens.tolist()
 
     def law_shapes_and_types(self, data: st.DataObject) -> None:
-        """Three arrays of one length, int32, int32 and float32; weights are finite and not negative, and <pad> has none."""
+        """Three arrays of one length, int32, int32 and float32; weights are finite and not
+        negative, and <pad> has none."""
         _, masked = self._masked(data)
         assert masked.tokens.shape == masked.cells.shape == masked.weights.shape
         assert masked.tokens.dtype == masked.cells.dtype == np.int32
@@ -61,36 +62,51 @@ class ObjectiveContract(Contract[MaskingObjective]):
         """A moved span is not empty, of one modality and without <eos>, <break> or sentinels."""
         _, masked = self._masked(data)
         end = int(np.flatnonzero(masked.tokens == self.vocabulary.eos)[-1])
-        moved = masked.tokens[end + 1:].tolist()
+        moved = masked.tokens[end + 1 :].tolist()
         while moved:
             length = moved.index(self.vocabulary.end_of_infill)
-            span, moved = moved[1:length], moved[length + 1:]
+            span, moved = moved[1:length], moved[length + 1 :]
             assert span
-            assert all(token in self.vocabulary.text for token in span) or all(token in self.vocabulary.image for token in span)
+            assert all(token in self.vocabulary.text for token in span) or all(
+                token in self.vocabulary.image for token in span
+            )
 
     def law_specials_stay(self, data: st.DataObject) -> None:
         """Every <break> and the two <eos> stay in the body, so no span crosses a boundary."""
         sequence, masked = self._masked(data)
         special = [self.vocabulary.eos, self.vocabulary.break_]
         end = int(np.flatnonzero(masked.tokens == self.vocabulary.eos)[-1])
-        body = masked.tokens[:end + 1]
-        assert body[np.isin(body, special)].tolist() == sequence.tokens[np.isin(sequence.tokens, special)].tolist()
+        body = masked.tokens[: end + 1]
+        assert (
+            body[np.isin(body, special)].tolist()
+            == sequence.tokens[np.isin(sequence.tokens, special)].tolist()
+        )
 
     def law_cells_move_along(self, data: st.DataObject) -> None:
         """Image codes keep their raster cells; nothing else has one."""
         sequence, masked = self._masked(data)
         is_image = np.isin(masked.tokens, self.vocabulary.image)
         assert ((masked.cells == NO_CELL) == ~is_image).all()
-        as_cells = np.where(is_image, self.vocabulary.image.start + masked.cells, masked.tokens).astype(np.int32)
-        wanted = np.where(sequence.cells == NO_CELL, sequence.tokens, self.vocabulary.image.start + sequence.cells)
-        assert unmask(MaskedSequence(as_cells, masked.cells, masked.weights), self.vocabulary).tolist() == wanted.tolist()
+        as_cells = np.where(
+            is_image, self.vocabulary.image.start + masked.cells, masked.tokens
+        ).astype(np.int32)
+        wanted = np.where(
+            sequence.cells == NO_CELL, sequence.tokens, self.vocabulary.image.start + sequence.cells
+        )
+        assert (
+            unmask(MaskedSequence(as_cells, masked.cells, masked.weights), self.vocabulary).tolist()
+            == wanted.tolist()
+        )
 
     def law_equal_generators_give_equal_results(self, data: st.DataObject) -> None:
         """The generator is the only source of randomness, and the sequence is not changed."""
         sequence = data.draw(token_sequences(self.vocabulary))
         before = sequence.tokens.copy(), sequence.cells.copy()
         seed = data.draw(st.integers(0, 2**32 - 1))
-        first, second = (self.subject.mask(sequence, np.random.default_rng(seed), len(sequence) + 48) for _ in range(2))
+        first, second = (
+            self.subject.mask(sequence, np.random.default_rng(seed), len(sequence) + 48)
+            for _ in range(2)
+        )
         assert np.array_equal(first.tokens, second.tokens)
         assert np.array_equal(first.weights, second.weights)
         assert np.array_equal(first.cells, second.cells)
@@ -99,8 +115,14 @@ class ObjectiveContract(Contract[MaskingObjective]):
 
     def law_something_is_trained(self, data: st.DataObject) -> None:
         """Of a document with text and picture some token has a loss."""
-        sequence = make_sequence(self.vocabulary, [[("text", 4), ("image", 4)]], data.draw(st.integers(0, 2**32 - 1)))
-        masked = self.subject.mask(sequence, np.random.default_rng(data.draw(st.integers(0, 2**32 - 1))), len(sequence) + 48)
+        sequence = make_sequence(
+            self.vocabulary, [[("text", 4), ("image", 4)]], data.draw(st.integers(0, 2**32 - 1))
+        )
+        masked = self.subject.mask(
+            sequence,
+            np.random.default_rng(data.draw(st.integers(0, 2**32 - 1))),
+            len(sequence) + 48,
+        )
         assert masked.weights[1:].any()
 
     def law_the_reserve_is_enough(self, data: st.DataObject) -> None:

@@ -3,9 +3,10 @@
     class TestMine(RerankerContract):
         config = MyRerankerConfig()
 
-The candidates are of a small world of their own: letters as text, pictures of 2 x 3 codes. A config is built with an embedder
-without weights (`embedder`) and with `likelihood()`, which asks a tiny decoder of that world; override them to ask others: any
-embedder, `Likelihood(decoder, SERIALIZER, VOCABULARY)` over any decoder with a context of 64 tokens or more.
+The candidates are of a small world of their own: letters as text, pictures of 2 x 3 codes. A config
+is built with an embedder without weights (`embedder`) and with `likelihood()`, which asks a tiny
+decoder of that world; override them to ask others: any embedder,
+`Likelihood(decoder, SERIALIZER, VOCABULARY)` over any decoder with a context of 64 tokens or more.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ SERIALIZER = Serializer(VOCABULARY, LetterTokenizer(), GRID)
 
 def pixels_of(codes: Codes) -> PixelArray:
     """Pixels uint8 [4, 6, 3] of codes: each a block of its own colour."""
-    colours = np.stack([codes.codes * 16, 255 - codes.codes * 16, codes.codes * 7], axis=-1).astype(np.uint8)
+    colours = np.stack([codes.codes * 16, 255 - codes.codes * 16, codes.codes * 7], axis=-1).astype(
+        np.uint8
+    )
     return colours.reshape(*GRID, 3).repeat(2, axis=0).repeat(2, axis=1)
 
 
@@ -72,24 +75,35 @@ def _letters() -> st.SearchStrategy[str]:
 
 @st.composite
 def candidates(draw: st.DrawFn, kinds: Sequence[str]) -> list[Candidate]:
-    """One to five candidates of one request, which is of one of `kinds` (see `RerankerContract`)."""
+    """One to five candidates of one request, which is of one of `kinds` (see
+    `RerankerContract`)."""
     kind, given_text = draw(st.sampled_from(kinds)), draw(_letters())
     given_picture, original = draw(codes(grid=GRID)), draw(codes(grid=GRID))
     holed = Codes(original.codes, GRID, BOX)
     requests: dict[str, Document] = {
-        "picture": (Text(given_text), ImageHole()), "box": (Text(given_text), holed), "text": (TextHole(6), given_picture),
-        "text after": (given_picture, TextHole(6)), "part": (MaskedText((given_text, TextHole(6))), given_picture),
-        "both": (TextHole(6), ImageHole())}
+        "picture": (Text(given_text), ImageHole()),
+        "box": (Text(given_text), holed),
+        "text": (TextHole(6), given_picture),
+        "text after": (given_picture, TextHole(6)),
+        "part": (MaskedText((given_text, TextHole(6))), given_picture),
+        "both": (TextHole(6), ImageHole()),
+    }
     retrieved = tuple(draw(st.lists(st.tuples(_letters().map(Text), codes(grid=GRID)), max_size=1)))
     result = []
     for seed in range(draw(st.integers(1, 5))):
         text, picture = draw(_letters()), draw(codes(grid=GRID))
         boxed = Codes(np.where(BOX, picture.codes, original.codes), GRID)
         filled: dict[str, Document] = {
-            "picture": (Text(given_text), picture), "box": (Text(given_text), boxed), "text": (Text(text), given_picture),
-            "text after": (given_picture, Text(text)), "part": (Text(given_text + text), given_picture),
-            "both": (Text(text), picture)}
-        result.append(Candidate(requests[kind], filled[kind], pixels_of, retrieved, -1.0 - seed, 6, seed))
+            "picture": (Text(given_text), picture),
+            "box": (Text(given_text), boxed),
+            "text": (Text(text), given_picture),
+            "text after": (given_picture, Text(text)),
+            "part": (Text(given_text + text), given_picture),
+            "both": (Text(text), picture),
+        }
+        result.append(
+            Candidate(requests[kind], filled[kind], pixels_of, retrieved, -1.0 - seed, 6, seed)
+        )
     return result
 
 
@@ -100,7 +114,8 @@ class RerankerContract(Contract[Reranker]):
     max_examples: ClassVar[int | None] = 15
     #: What a reranker that needs one asks.
     embedder: ClassVar[Embedder] = HashEmbedder()
-    #: What is asked for: a picture for a text, a box of one, a text for a picture (in front, behind, the end of one), or both.
+    #: What is asked for: a picture for a text, a box of one, a text for a picture (in front,
+    #: behind, the end of one), or both.
     kinds: ClassVar[tuple[str, ...]] = ("picture", "box", "text", "text after", "part", "both")
 
     def likelihood(self) -> Likelihood:
@@ -132,7 +147,9 @@ class RerankerContract(Contract[Reranker]):
         order = data.draw(st.permutations(range(len(some))))
         reordered = self.subject.score([some[place] for place in order])
         assert reordered == pytest.approx([scores[place] for place in order], abs=_TOLERANCE)
-        assert self.subject.score([some[order[0]]]) == pytest.approx([scores[order[0]]], abs=_TOLERANCE)
+        assert self.subject.score([some[order[0]]]) == pytest.approx(
+            [scores[order[0]]], abs=_TOLERANCE
+        )
 
     def law_equal_candidates_have_equal_scores(self, data: st.DataObject) -> None:
         """What was drawn twice scores twice the same, whatever its seed."""

@@ -33,8 +33,8 @@ _TIE = 1e-4
 
 
 class RetrieverContract(Contract[Retriever]):
-    """What every retriever obeys. A `make` of a test's own returns one over any memory of two documents or more, most simply
-    `self.over(self.memory())`."""
+    """What every retriever obeys. A `make` of a test's own returns one over any memory of two
+    documents or more, most simply `self.over(self.memory())`."""
 
     kind: ClassVar[str] = "retriever"
     #: What a retriever that needs one looks with.
@@ -51,7 +51,8 @@ class RetrieverContract(Contract[Retriever]):
     def over(self, memory: DocumentSource) -> Retriever:
         """Return the retriever over another memory; equal calls give equal retrievers."""
         if self.config is None:
-            raise NotImplementedError("a test without `config` defines `over`")  # the author's part, like Contract.make
+            # the author's part, like Contract.make
+            raise NotImplementedError("a test without `config` defines `over`")
         with _own_cache():
             retriever: Retriever = self.config.build(memory, self.embedder)
         return retriever
@@ -59,18 +60,27 @@ class RetrieverContract(Contract[Retriever]):
     def queries(self, data: st.DataObject) -> list[Document]:
         """One to five queries: documents of the memory, and texts that it may not know."""
         memory = self.subject.memory
-        one = st.one_of(st.integers(0, len(memory) - 1).map(memory.document),
-                        st.sampled_from(["red apple", "zzz", "thing number 3"]).map(lambda text: (Text(text),)))
+        one = st.one_of(
+            st.integers(0, len(memory) - 1).map(memory.document),
+            st.sampled_from(["red apple", "zzz", "thing number 3"]).map(lambda text: (Text(text),)),
+        )
         return data.draw(st.lists(one, min_size=1, max_size=5))
 
     def names(self, data: st.DataObject, queries: Sequence[Document]) -> list[set[str]]:
         """For each query, ids and content keys of documents of the memory."""
         memory = self.subject.memory
-        known = sorted({name for index in range(len(memory)) for name in (memory.id(index), *memory.content_keys(index))})
+        known = sorted(
+            {
+                name
+                for index in range(len(memory))
+                for name in (memory.id(index), *memory.content_keys(index))
+            }
+        )
         return [data.draw(st.sets(st.sampled_from(known), max_size=6)) for _ in queries]
 
     def law_results_name_memory_documents_once(self, data: st.DataObject) -> None:
-        """At most `num_retrieved`, each a document of the memory under its own id, none twice, finite scores."""
+        """At most `num_retrieved`, each a document of the memory under its own id, none twice,
+        finite scores."""
         count = data.draw(st.integers(0, len(self.subject.memory) + 3))
         queries = self.queries(data)
         results = self.subject.retrieve(queries, count)
@@ -82,10 +92,15 @@ class RetrieverContract(Contract[Retriever]):
             assert all(np.isfinite(result.score) for result in found)
 
     def law_the_best_come_first(self, data: st.DataObject) -> None:
-        """Among those that the same part of the query found: what is preferred before what is not, each by falling score."""
+        """Among those that the same part of the query found: what is preferred before what is not,
+        each by falling score."""
         for found in self.subject.retrieve(self.queries(data), len(self.subject.memory)):
             for part in ("text", "image"):
-                order = [(not result.preferred, -result.score) for result in found if result.found_by == part]
+                order = [
+                    (not result.preferred, -result.score)
+                    for result in found
+                    if result.found_by == part
+                ]
                 assert order == sorted(order)
             assert all(result.found_by in ("text", "image") for result in found)
 
@@ -93,27 +108,39 @@ class RetrieverContract(Contract[Retriever]):
         """No result has an id or a content key among those excluded."""
         memory, queries = self.subject.memory, self.queries(data)
         banned = self.names(data, queries)
-        for found, names in zip(self.subject.retrieve(queries, len(memory), banned), banned, strict=True):
+        for found, names in zip(
+            self.subject.retrieve(queries, len(memory), banned), banned, strict=True
+        ):
             for result in found:
-                assert names.isdisjoint({memory.id(result.index), *memory.content_keys(result.index)})
+                assert names.isdisjoint(
+                    {memory.id(result.index), *memory.content_keys(result.index)}
+                )
 
     def law_what_is_excluded_makes_room(self, data: st.DataObject) -> None:
-        """What follows it moves up: the rest is as without the exclusion. Not for retrievers that skip what is like a result
-        before (they find more in the room); such tests waive it.
+        """What follows it moves up: the rest is as without the exclusion. Not for retrievers that
+        skip what is like a result before (they find more in the room); such tests waive it.
         """
         memory, queries = self.subject.memory, self.queries(data)
         count = data.draw(st.integers(1, 4))
         banned = self.names(data, queries)
         everything = self.subject.retrieve(queries, len(memory))
-        for found, whole, names in zip(self.subject.retrieve(queries, count, banned), everything, banned, strict=True):
-            rest = [result for result in whole if names.isdisjoint({result.id, *memory.content_keys(result.index)})]
+        for found, whole, names in zip(
+            self.subject.retrieve(queries, count, banned), everything, banned, strict=True
+        ):
+            rest = [
+                result
+                for result in whole
+                if names.isdisjoint({result.id, *memory.content_keys(result.index)})
+            ]
             assert _ids(found) == _ids(rest[:count])
 
     def law_a_batch_is_its_queries(self, data: st.DataObject) -> None:
         """A query's results do not depend on what else is asked."""
         queries = self.queries(data)
         together = self.subject.retrieve(queries, 3)
-        assert [_ids(found) for found in together] == [_ids(self.subject.retrieve([query], 3)[0]) for query in queries]
+        assert [_ids(found) for found in together] == [
+            _ids(self.subject.retrieve([query], 3)[0]) for query in queries
+        ]
 
     def law_searches_repeat(self, data: st.DataObject) -> None:
         """The same queries again, and of another instance: the same results and scores."""
@@ -130,26 +157,46 @@ class RetrieverContract(Contract[Retriever]):
         assert [_ids(found) for found in few] == [_ids(found[:2]) for found in many]
 
     def law_the_memorys_order_decides_ties_only(self, data: st.DataObject) -> None:
-        """Over the same documents in another order, the same scores; and the same contents, but for those that tie at the end."""
+        """Over the same documents in another order, the same scores; and the same contents, but for
+        those that tie at the end."""
         memory, queries = self.subject.memory, self.queries(data)
         order = data.draw(st.permutations(range(len(memory))))
-        other = self.over(ListSource([memory.document(index) for index in order], [memory.id(index) for index in order]))
+        other = self.over(
+            ListSource(
+                [memory.document(index) for index in order], [memory.id(index) for index in order]
+            )
+        )
         count = data.draw(st.integers(1, 6))
-        for found, again in zip(self.subject.retrieve(queries, count), other.retrieve(queries, count), strict=True):
+        for found, again in zip(
+            self.subject.retrieve(queries, count), other.retrieve(queries, count), strict=True
+        ):
             assert _kinds(found) == _kinds(again)
-            np.testing.assert_allclose([result.score for result in found], [result.score for result in again], atol=_TIE)
+            np.testing.assert_allclose(
+                [result.score for result in found], [result.score for result in again], atol=_TIE
+            )
             for kind in set(_kinds(found)):
-                last = min(result.score for result, own in zip(found, _kinds(found), strict=True) if own == kind)
-                assert _contents(memory, found, kind, last) == _contents(other.memory, again, kind, last)
+                last = min(
+                    result.score
+                    for result, own in zip(found, _kinds(found), strict=True)
+                    if own == kind
+                )
+                assert _contents(memory, found, kind, last) == _contents(
+                    other.memory, again, kind, last
+                )
 
     def law_exact_finds_the_same(self, data: st.DataObject) -> None:
-        """In so small a memory nothing is missed, so that the search without approximation gives the same."""
+        """In so small a memory nothing is missed, so that the search without approximation gives
+        the same."""
         queries, count = self.queries(data), data.draw(st.integers(1, 6))
         exact = self.subject.exact()
         assert exact.memory is self.subject.memory
-        for found, again in zip(self.subject.retrieve(queries, count), exact.retrieve(queries, count), strict=True):
+        for found, again in zip(
+            self.subject.retrieve(queries, count), exact.retrieve(queries, count), strict=True
+        ):
             assert _ids(found) == _ids(again)
-            np.testing.assert_allclose([result.score for result in found], [result.score for result in again], atol=_TIE)
+            np.testing.assert_allclose(
+                [result.score for result in found], [result.score for result in again], atol=_TIE
+            )
 
     def law_nothing_asked_nothing_found(self) -> None:
         """No queries, or none wanted: empty lists."""
@@ -186,9 +233,16 @@ def _kinds(found: Sequence[Retrieved]) -> list[tuple[str, bool]]:
     return [(result.found_by, result.preferred) for result in found]
 
 
-def _contents(memory: DocumentSource, found: Sequence[Retrieved], kind: tuple[str, bool],
-              last: float) -> list[tuple[str, list[str]]]:
-    """What the results of one kind hold that are nearer than `last`, whatever their order and ids."""
-    nearer = [result.index for result, own in zip(found, _kinds(found), strict=True)
-              if own == kind and result.score > last + _TIE]
-    return sorted((text_of(memory.document(index)), sorted(memory.content_keys(index))) for index in nearer)
+def _contents(
+    memory: DocumentSource, found: Sequence[Retrieved], kind: tuple[str, bool], last: float
+) -> list[tuple[str, list[str]]]:
+    """What the results of one kind hold that are nearer than `last`, whatever their order and
+    ids."""
+    nearer = [
+        result.index
+        for result, own in zip(found, _kinds(found), strict=True)
+        if own == kind and result.score > last + _TIE
+    ]
+    return sorted(
+        (text_of(memory.document(index)), sorted(memory.content_keys(index))) for index in nearer
+    )

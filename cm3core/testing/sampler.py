@@ -26,7 +26,8 @@ _RAMPS = ("constant", "up", "down")
 
 
 class SamplerContract(Contract[Sampler]):
-    """Laws of samplers: plans are constant and fit together; what is drawn is legal, plausible, and no neighbour's business."""
+    """Laws of samplers: plans are constant and fit together; what is drawn is legal, plausible, and
+    no neighbour's business."""
 
     kind: ClassVar[str] = "sampler"
 
@@ -36,11 +37,13 @@ class SamplerContract(Contract[Sampler]):
         return sampler
 
     def companions(self) -> Sequence[Sampler]:
-        """Other samplers that the one under test draws with: requests of theirs are mixed into its batches."""
+        """Other samplers that the one under test draws with: requests of theirs are mixed into its
+        batches."""
         return ()
 
     def law_plans_are_constant_and_name_the_same_streams(self) -> None:
-        """`plan` gives the same answer for the sampler's life, and both modalities see the same prompts in the same order."""
+        """`plan` gives the same answer for the sampler's life, and both modalities see the same
+        prompts in the same order."""
         text, image = (self.subject.plan(modality) for modality in _MODALITIES)
         assert text == self.subject.plan("text")
         assert image == self.subject.plan("image")
@@ -49,9 +52,12 @@ class SamplerContract(Contract[Sampler]):
             _check_plan(plan)
 
     def law_candidates_share_their_prompts(self, data: st.DataObject) -> None:
-        """Every candidate of a request sees the same prompts in the same order, so that they are read once; equal calls give
-        equal plans, and candidate 0 has the plans of the sampler itself."""
-        candidate, again = (self.subject.for_candidate(index) for index in [data.draw(st.integers(0, 100))] * 2)
+        """Every candidate of a request sees the same prompts in the same order, so that they are
+        read once; equal calls give equal plans, and candidate 0 has the plans of the sampler
+        itself."""
+        candidate, again = (
+            self.subject.for_candidate(index) for index in [data.draw(st.integers(0, 100))] * 2
+        )
         for modality in _MODALITIES:
             plan = candidate.plan(modality)
             _check_plan(plan)
@@ -65,7 +71,8 @@ class SamplerContract(Contract[Sampler]):
         assert all(self.subject.draws_with(other) for other in self.companions())
 
     def law_only_legal_ids_are_drawn(self, data: st.DataObject) -> None:
-        """Each request gets an id of the slice that it is allowed, also when the streams' logits are extreme."""
+        """Each request gets an id of the slice that it is allowed, also when the streams' logits
+        are extreme."""
         batch = _Batch(self, data)
         drawn_n = batch.draw()
         assert drawn_n.dtype == torch.int64
@@ -75,35 +82,60 @@ class SamplerContract(Contract[Sampler]):
         assert bool(batch.allowed_nR.gather(1, index_n[:, None]).all())
 
     def law_a_draw_does_not_depend_on_its_place(self, data: st.DataObject) -> None:
-        """A request alone draws what it draws in the batch: its rows elsewhere, its slice cut to what matters, no columns for
-        neighbours that have more streams."""
+        """A request alone draws what it draws in the batch: its rows elsewhere, its slice cut to
+        what matters, no columns for neighbours that have more streams."""
         batch = _Batch(self, data)
         together_n = batch.draw()
         place = data.draw(st.integers(0, batch.n - 1))
         rows_G, low = batch.rows(place), int(batch.allowed_nR[place].nonzero()[0])
         alone = self.subject.draw(
-            batch.logits_SR[rows_G, low:], torch.arange(len(rows_G))[None], batch.weights_nG[place, None, :len(rows_G)],
-            (batch.plans[place],), first_id=batch.first_id + low, allowed_nR=batch.allowed_nR[None, place, low:],
-            seed_n=batch.seed_n[None, place], position_n=batch.position_n[None, place])
+            batch.logits_SR[rows_G, low:],
+            torch.arange(len(rows_G))[None],
+            batch.weights_nG[place, None, : len(rows_G)],
+            (batch.plans[place],),
+            first_id=batch.first_id + low,
+            allowed_nR=batch.allowed_nR[None, place, low:],
+            seed_n=batch.seed_n[None, place],
+            position_n=batch.position_n[None, place],
+        )
         assert int(alone[0]) == int(together_n[place])
 
     def law_equal_draws_are_equal_and_seeds_matter(self) -> None:
-        """The same seed and position draw the same id; over many seeds a flat distribution is not one id."""
+        """The same seed and position draw the same id; over many seeds a flat distribution is not
+        one id."""
         plan = _only(self.subject.plan("image"))
         G, n = len(plan.streams), 64
-        first, second = (self.subject.draw(
-            torch.zeros(G, 8), torch.arange(G).expand(n, G), torch.tensor([_weights(plan)] * n), (plan,) * n, first_id=5,
-            allowed_nR=None, seed_n=torch.arange(n), position_n=torch.zeros(n, dtype=torch.int64)) for _ in range(2))
+        first, second = (
+            self.subject.draw(
+                torch.zeros(G, 8),
+                torch.arange(G).expand(n, G),
+                torch.tensor([_weights(plan)] * n),
+                (plan,) * n,
+                first_id=5,
+                allowed_nR=None,
+                seed_n=torch.arange(n),
+                position_n=torch.zeros(n, dtype=torch.int64),
+            )
+            for _ in range(2)
+        )
         assert torch.equal(first, second)
         assert len(set(first.tolist())) > 1
 
     def law_positions_matter(self) -> None:
-        """One seed draws differently at different positions: over many of them a flat distribution is not one id."""
+        """One seed draws differently at different positions: over many of them a flat distribution
+        is not one id."""
         plan = _only(self.subject.plan("image"))
         G, n = len(plan.streams), 64
         drawn_n = self.subject.draw(
-            torch.zeros(G, 8), torch.arange(G).expand(n, G), torch.tensor([_weights(plan)] * n), (plan,) * n, first_id=5,
-            allowed_nR=None, seed_n=torch.full((n,), 7), position_n=torch.arange(n))
+            torch.zeros(G, 8),
+            torch.arange(G).expand(n, G),
+            torch.tensor([_weights(plan)] * n),
+            (plan,) * n,
+            first_id=5,
+            allowed_nR=None,
+            seed_n=torch.full((n,), 7),
+            position_n=torch.arange(n),
+        )
         assert len(set(drawn_n.tolist())) > 1
 
     def law_without_a_mask_all_ids_are_legal(self, data: st.DataObject) -> None:
@@ -111,42 +143,69 @@ class SamplerContract(Contract[Sampler]):
         batch = _Batch(self, data)
         batch.allowed_nR = torch.ones_like(batch.allowed_nR)
         masked_n = batch.draw()
-        unmasked_n = self.subject.draw(batch.logits_SR, batch.stream_rows_nG, batch.weights_nG, batch.plans,
-                                       first_id=batch.first_id, allowed_nR=None, seed_n=batch.seed_n, position_n=batch.position_n)
+        unmasked_n = self.subject.draw(
+            batch.logits_SR,
+            batch.stream_rows_nG,
+            batch.weights_nG,
+            batch.plans,
+            first_id=batch.first_id,
+            allowed_nR=None,
+            seed_n=batch.seed_n,
+            position_n=batch.position_n,
+        )
         assert torch.equal(unmasked_n, masked_n)
 
     def law_inputs_are_not_written_to(self, data: st.DataObject) -> None:
-        """Logits, weights, masks, seeds and positions stay as they were: the engine uses them again."""
+        """Logits, weights, masks, seeds and positions stay as they were: the engine uses them
+        again."""
         batch = _Batch(self, data)
-        inputs = (batch.logits_SR, batch.stream_rows_nG, batch.weights_nG, batch.allowed_nR, batch.seed_n, batch.position_n)
+        inputs = (
+            batch.logits_SR,
+            batch.stream_rows_nG,
+            batch.weights_nG,
+            batch.allowed_nR,
+            batch.seed_n,
+            batch.position_n,
+        )
         before = [tensor.clone() for tensor in inputs]
         batch.draw()
         assert all(torch.equal(tensor, old) for tensor, old in zip(inputs, before, strict=True))
 
     def law_temperature_zero_takes_the_largest_of_the_mix(self, data: st.DataObject) -> None:
-        """At temperature 0, with plausibility off, the id is the argmax of the weighted sum over the legal ids: of the weights
-        that the call gives, not of the plan's, and whatever min-p and typical say."""
+        """At temperature 0, with plausibility off, the id is the argmax of the weighted sum over
+        the legal ids: of the weights that the call gives, not of the plan's, and whatever min-p and
+        typical say."""
         batch = _Batch(self, data)
-        others = {"min_p": data.draw(st.sampled_from([0.0, 0.5])), "typical_p": data.draw(st.sampled_from([1.0, 0.2]))}
+        others = {
+            "min_p": data.draw(st.sampled_from([0.0, 0.5])),
+            "typical_p": data.draw(st.sampled_from([1.0, 0.2])),
+        }
         batch.plans = tuple(_only(plan, temperature=0.0, **others) for plan in batch.plans)
         for place, token in enumerate(batch.draw().tolist()):
             mixed_R = batch.mixed(place)
-            # The sum's order may differ in the last bits: any id within rounding of the largest is right.
-            assert float(mixed_R[token - batch.first_id]) >= float(mixed_R.max()) - _rounding(mixed_R)
+            # The sum's order may differ in the last bits: any id within rounding of the largest is
+            # right.
+            assert float(mixed_R[token - batch.first_id]) >= float(mixed_R.max()) - _rounding(
+                mixed_R
+            )
 
     def law_only_plausible_ids_are_drawn(self, data: st.DataObject) -> None:
-        """An id outside the plan's plausible set of the reference stream is never drawn, whatever the mix says."""
+        """An id outside the plan's plausible set of the reference stream is never drawn, whatever
+        the mix says."""
         batch = _Batch(self, data)
         for place, token in enumerate(batch.draw().tolist()):
             assert bool(batch.plausible(place)[token - batch.first_id])
 
     def law_each_filter_keeps_what_it_says(self, data: st.DataObject) -> None:
-        """Top-k, top-p, min-p and typical, one at a time, keep the ids of their definitions in `Filters`."""
+        """Top-k, top-p, min-p and typical, one at a time, keep the ids of their definitions in
+        `Filters`."""
         batch = _Batch(self, data)
         name = data.draw(st.sampled_from(["top_k", "top_p", "min_p", "typical_p"]))
         value = data.draw(st.integers(1, 5) if name == "top_k" else st.floats(0.01, 1.0))
         temperature = data.draw(st.sampled_from([0.5, 1.0, 4.0]))
-        batch.plans = tuple(_only(plan, **{name: value, "temperature": temperature}) for plan in batch.plans)
+        batch.plans = tuple(
+            _only(plan, **{name: value, "temperature": temperature}) for plan in batch.plans
+        )
         kept = [_kept(name, value, batch.mixed(place) / temperature) for place in range(batch.n)]
         for _ in range(8):  # an id that should be gone may be a rare one
             for place, token in enumerate(batch.draw().tolist()):
@@ -155,15 +214,21 @@ class SamplerContract(Contract[Sampler]):
 
 
 class _Batch:
-    """A random batch: requests of the sampler, its candidates and its companions; stream rows in any order, -1 behind a request's
-    last stream; weights as a schedule might leave them; plans of both modalities, a mask for each request."""
+    """A random batch: requests of the sampler, its candidates and its companions; stream rows in
+    any order, -1 behind a request's last stream; weights as a schedule might leave them; plans of
+    both modalities, a mask for each request."""
 
     def __init__(self, contract: SamplerContract, data: st.DataObject) -> None:
         self.sampler, self.n = contract.subject, data.draw(st.integers(1, 4))
-        others = [*(self.sampler.for_candidate(index) for index in range(4)), *contract.companions()]
+        others = [
+            *(self.sampler.for_candidate(index) for index in range(4)),
+            *contract.companions(),
+        ]
         sharing = [self.sampler, *(other for other in others if self.sampler.draws_with(other))]
         self.plans: tuple[SamplingPlan, ...] = tuple(
-            data.draw(st.sampled_from(sharing)).plan(data.draw(st.sampled_from(_MODALITIES))) for _ in range(self.n))
+            data.draw(st.sampled_from(sharing)).plan(data.draw(st.sampled_from(_MODALITIES)))
+            for _ in range(self.n)
+        )
         num_streams = [len(plan.streams) for plan in self.plans]
         S, R = sum(num_streams), data.draw(st.integers(1, 12))
         generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
@@ -172,31 +237,42 @@ class _Batch:
         self.stream_rows_nG = torch.full((self.n, G), -1)
         self.weights_nG = torch.zeros(self.n, G)
         for place, rows_G in enumerate(torch.randperm(S, generator=generator).split(num_streams)):
-            self.stream_rows_nG[place, :len(rows_G)] = rows_G
+            self.stream_rows_nG[place, : len(rows_G)] = rows_G
             share = data.draw(st.sampled_from([1.0, 0.0, 0.25]))
-            self.weights_nG[place, :len(rows_G)] = torch.tensor(_weights(self.plans[place], share))
+            self.weights_nG[place, : len(rows_G)] = torch.tensor(_weights(self.plans[place], share))
         self.allowed_nR = torch.rand(self.n, R, generator=generator) < 0.6
-        self.allowed_nR[torch.arange(self.n), torch.randint(R, (self.n,), generator=generator)] = True
+        self.allowed_nR[torch.arange(self.n), torch.randint(R, (self.n,), generator=generator)] = (
+            True
+        )
         self.first_id = data.draw(st.integers(0, 70))
         self.seed_n = torch.randint(2**62, (self.n,), generator=generator)
         self.position_n = torch.randint(4096, (self.n,), generator=generator)
 
     def draw(self) -> Tensor:
-        return self.sampler.draw(self.logits_SR, self.stream_rows_nG, self.weights_nG, self.plans, first_id=self.first_id,
-                                 allowed_nR=self.allowed_nR, seed_n=self.seed_n, position_n=self.position_n)
+        return self.sampler.draw(
+            self.logits_SR,
+            self.stream_rows_nG,
+            self.weights_nG,
+            self.plans,
+            first_id=self.first_id,
+            allowed_nR=self.allowed_nR,
+            seed_n=self.seed_n,
+            position_n=self.position_n,
+        )
 
     def rows(self, place: int) -> Tensor:
         """Rows of a request's streams, int64 [G of its own]."""
-        return self.stream_rows_nG[place, :len(self.plans[place].streams)]
+        return self.stream_rows_nG[place, : len(self.plans[place].streams)]
 
     def mixed(self, place: int) -> Tensor:
         """Weighted sum of a request's streams, float64 [R]; -inf where an id is not allowed."""
         rows_G = self.rows(place)
-        mixed_R = self.weights_nG[place, :len(rows_G)].double() @ self.logits_SR[rows_G].double()
+        mixed_R = self.weights_nG[place, : len(rows_G)].double() @ self.logits_SR[rows_G].double()
         return mixed_R.masked_fill(~self.allowed_nR[place], -torch.inf)
 
     def plausible(self, place: int) -> Tensor:
-        """Bool [R], by the definitions in `Filters`; ties and rounding at the threshold count as inside."""
+        """Bool [R], by the definitions in `Filters`; ties and rounding at the threshold count as
+        inside."""
         plan = self.plans[place]
         filters, allowed_R = plan.filters, self.allowed_nR[place]
         reference_R = self.logits_SR[self.rows(place)[plan.reference]].double()
@@ -207,7 +283,9 @@ class _Batch:
             threshold = max(threshold, float(ordered[filters.plausible_top_k - 1]))
         if filters.plausible_top_p < 1:
             before = ordered.cumsum(0) - ordered
-            threshold = max(threshold, float(ordered[before < filters.plausible_top_p - 1e-9].min()))
+            threshold = max(
+                threshold, float(ordered[before < filters.plausible_top_p - 1e-9].min())
+            )
         if filters.plausible_alpha > 0:
             kth = float(ordered[min(filters.plausible_k, int(allowed_R.sum())) - 1])
             threshold = max(threshold, filters.plausible_alpha * kth)
@@ -216,10 +294,15 @@ class _Batch:
 
 
 def _kept(name: str, value: float, scores_R: Tensor) -> Tensor:
-    """Which ids one filter keeps of the scores, bool [R]; ties and rounding at the threshold count as inside."""
+    """Which ids one filter keeps of the scores, bool [R]; ties and rounding at the threshold count
+    as inside."""
     slack, legal_R = _rounding(scores_R), scores_R > -torch.inf
     if name == "top_k":
-        return scores_R >= scores_R.sort(descending=True).values[min(int(value), int(legal_R.sum())) - 1] - slack
+        return (
+            scores_R
+            >= scores_R.sort(descending=True).values[min(int(value), int(legal_R.sum())) - 1]
+            - slack
+        )
     if name == "min_p":
         return scores_R >= scores_R.max() + math.log(value) - slack
     probability_R, surprise_R = scores_R.softmax(0), -scores_R.log_softmax(0)
@@ -251,9 +334,13 @@ def _variants(plan: SamplingPlan) -> list[object]:
 
 def _weights(plan: SamplingPlan, share: float = 1.0) -> list[float]:
     """The streams' weights where a schedule leaves this share of the guidance."""
-    return [(1 - share) * (index == plan.reference) + share * stream.weight for index, stream in enumerate(plan.streams)]
+    return [
+        (1 - share) * (index == plan.reference) + share * stream.weight
+        for index, stream in enumerate(plan.streams)
+    ]
 
 
 def _only(plan: SamplingPlan, **filters: Any) -> SamplingPlan:
-    """The plan with these filters alone: all others are off by their defaults, also those that the sampler adds to `Filters`."""
+    """The plan with these filters alone: all others are off by their defaults, also those that the
+    sampler adds to `Filters`."""
     return dataclasses.replace(plan, filters=type(plan.filters)(**filters))

@@ -13,13 +13,32 @@ from cm3core.interfaces.embedder import Embedder, VectorArray
 
 #: A small corpus for tokenizers that are trained.
 SAMPLE_TEXTS = (
-    "a red apple, noto style", "a green apple, twemoji style", "two red cars", "the apple is red; the car is green",
-    "Ein grüner Apfel", "日本の旗", "a flag 🇯🇵 and a family 👩‍👩‍👧",
+    "a red apple, noto style",
+    "a green apple, twemoji style",
+    "two red cars",
+    "the apple is red; the car is green",
+    "Ein grüner Apfel",
+    "日本の旗",
+    "a flag 🇯🇵 and a family 👩‍👩‍👧",
 )
 
 #: What a model's special tokens are called, here and in the systems this framework follows.
-SPECIAL_SPELLINGS = ("<s>", "</s>", "<pad>", "<unk>", "<eos>", "<eoss>", "<break>", "<racm3:break>", "<mask>", "<infill>",
-                     "<sentinel:0>", "<|endoftext|>", "IMGIMGAZ", "[MASK]")
+SPECIAL_SPELLINGS = (
+    "<s>",
+    "</s>",
+    "<pad>",
+    "<unk>",
+    "<eos>",
+    "<eoss>",
+    "<break>",
+    "<racm3:break>",
+    "<mask>",
+    "<infill>",
+    "<sentinel:0>",
+    "<|endoftext|>",
+    "IMGIMGAZ",
+    "[MASK]",
+)
 
 
 class ListSource(DocumentSource):
@@ -42,12 +61,16 @@ class ListSource(DocumentSource):
     @property
     def fingerprint(self) -> str:
         """Hash of ids, texts and pictures' names."""
-        held = [(name, text_of(one), sorted(content_keys(one))) for name, one in zip(self._ids, self._documents, strict=True)]
+        held = [
+            (name, text_of(one), sorted(content_keys(one)))
+            for name, one in zip(self._ids, self._documents, strict=True)
+        ]
         return hashlib.sha256(repr(held).encode()).hexdigest()
 
 
 class HashEmbedder(Embedder):
-    """An embedder without weights, for tests: text and pictures become pseudo-random vectors of their bytes."""
+    """An embedder without weights, for tests: text and pictures become pseudo-random vectors of
+    their bytes."""
 
     def __init__(self, dimension: int = 8) -> None:
         self._dimension = dimension
@@ -74,7 +97,8 @@ class HashEmbedder(Embedder):
 
 
 def example_documents(count: int = 24) -> list[Document]:
-    """Documents with text, with a picture, and with both, in turn; the last two are equal (an exact tie)."""
+    """Documents with text, with a picture, and with both, in turn; the last two are equal (an exact
+    tie)."""
     documents: list[Document] = []
     for i in range(count - 1):
         picture = np.full((4, 4, 3), (i * 37 % 256, i * 101 % 256, i * 53 % 256), np.uint8)

@@ -1,4 +1,5 @@
-"""Hypothesis strategies for tests of components: what the conformance kits draw from, for tests of your own.
+"""Hypothesis strategies for tests of components: what the conformance kits draw from, for tests of
+your own.
 
     from hypothesis import given
     from cm3core.testing.strategies import documents, texts
@@ -17,8 +18,8 @@
 | `token_sequences` | serialised documents, as masking objectives take them |
 | `logits` | float32 tensors [rows, ids]: small, large, tied, far apart, and -inf where it is asked for |
 
-Everything that is drawn is a function of few numbers, so that Hypothesis shrinks it quickly: arrays are made from a drawn seed.
-Only `logits` imports torch, when it is called.
+Everything that is drawn is a function of few numbers, so that Hypothesis shrinks it quickly: arrays
+are made from a drawn seed. Only `logits` imports torch, when it is called.
 """
 
 from __future__ import annotations
@@ -58,31 +59,54 @@ _SEEDS = st.integers(0, 2**32 - 1)
 _LOOKS = ("noise", "blocks", "flat", "black and white", "tinted")
 
 
-def texts(*, min_size: int = 0, max_size: int | None = None, blank: bool = True) -> st.SearchStrategy[str]:
-    """Valid Unicode strings: any characters, or captions, spelled special tokens and odd spaces in a row.
+def texts(
+    *, min_size: int = 0, max_size: int | None = None, blank: bool = True
+) -> st.SearchStrategy[str]:
+    """Valid Unicode strings: any characters, or captions, spelled special tokens and odd spaces in
+    a row.
 
     Args:
         min_size, max_size: characters.
         blank: whether a text may be of white space alone (which no document's text is).
     """
-    pieces = st.lists(st.sampled_from(SAMPLE_TEXTS + SPECIAL_SPELLINGS + _SPACES), max_size=6).map("".join)
+    pieces = st.lists(st.sampled_from(SAMPLE_TEXTS + SPECIAL_SPELLINGS + _SPACES), max_size=6).map(
+        "".join
+    )
     if max_size is not None:
         pieces = pieces.map(lambda text: text[:max_size])
-    either = st.text(min_size=min_size, max_size=max_size) | pieces.filter(lambda text: len(text) >= min_size)
+    either = st.text(min_size=min_size, max_size=max_size) | pieces.filter(
+        lambda text: len(text) >= min_size
+    )
     return either if blank else either.filter(lambda text: bool(text.strip()))
 
 
-def vocabularies(*, max_text: int = 64, max_image: int = 32, max_sentinels: int = 32) -> st.SearchStrategy[Vocabulary]:
-    """Layouts of ids with at least one text id, one image code and one sentinel, reserved ids and padding or not."""
-    return st.builds(Vocabulary, num_text=st.integers(NUM_CONTROL + 1, max_text), num_image=st.integers(1, max_image),
-                     num_sentinels=st.integers(1, max_sentinels), num_reserved=st.integers(0, 9),
-                     multiple_of=st.sampled_from([1, 8, 64]))
+def vocabularies(
+    *, max_text: int = 64, max_image: int = 32, max_sentinels: int = 32
+) -> st.SearchStrategy[Vocabulary]:
+    """Layouts of ids with at least one text id, one image code and one sentinel, reserved ids and
+    padding or not."""
+    return st.builds(
+        Vocabulary,
+        num_text=st.integers(NUM_CONTROL + 1, max_text),
+        num_image=st.integers(1, max_image),
+        num_sentinels=st.integers(1, max_sentinels),
+        num_reserved=st.integers(0, 9),
+        multiple_of=st.sampled_from([1, 8, 64]),
+    )
 
 
 @st.composite
-def images(draw: st.DrawFn, *, num: int | None = None, size: tuple[int, int] | None = None, max_num: int = 3, max_side: int = 24,
-           writable: bool = True) -> PixelArray:
-    """Pictures of one size, uint8 [N, height, width, 3]: noise, blocks, one colour, black and white, or one tint with noise.
+def images(
+    draw: st.DrawFn,
+    *,
+    num: int | None = None,
+    size: tuple[int, int] | None = None,
+    max_num: int = 3,
+    max_side: int = 24,
+    writable: bool = True,
+) -> PixelArray:
+    """Pictures of one size, uint8 [N, height, width, 3]: noise, blocks, one colour, black and
+    white, or one tint with noise.
 
     Args:
         num: N. None: 1..max_num.
@@ -91,7 +115,11 @@ def images(draw: st.DrawFn, *, num: int | None = None, size: tuple[int, int] | N
         writable: whether the array may be written to.
     """
     count = draw(st.integers(1, max_num), label="pictures") if num is None else num
-    height, width = draw(st.tuples(*[st.integers(1, max_side)] * 2), label="height, width") if size is None else size
+    height, width = (
+        draw(st.tuples(*[st.integers(1, max_side)] * 2), label="height, width")
+        if size is None
+        else size
+    )
     seeds = draw(st.lists(_SEEDS, min_size=count, max_size=count), label="seeds")
     looks = draw(st.lists(st.sampled_from(_LOOKS), min_size=count, max_size=count), label="looks")
     pixels = np.zeros((count, height, width, 3), np.uint8)
@@ -101,9 +129,13 @@ def images(draw: st.DrawFn, *, num: int | None = None, size: tuple[int, int] | N
     return pixels
 
 
-def pictures(*, size: tuple[int, int] | None = None, max_side: int = 24, writable: bool = True) -> st.SearchStrategy[PixelArray]:
+def pictures(
+    *, size: tuple[int, int] | None = None, max_side: int = 24, writable: bool = True
+) -> st.SearchStrategy[PixelArray]:
     """One picture, uint8 [height, width, 3]; see `images`."""
-    return images(num=1, size=size, max_side=max_side, writable=writable).map(lambda pixels: np.asarray(pixels[0]))
+    return images(num=1, size=size, max_side=max_side, writable=writable).map(
+        lambda pixels: np.asarray(pixels[0])
+    )
 
 
 def _paint(look: str, height: int, width: int, seed: int) -> PixelArray:
@@ -123,11 +155,20 @@ def _paint(look: str, height: int, width: int, seed: int) -> PixelArray:
 
 
 @st.composite
-def codes(draw: st.DrawFn, *, codebook_size: int = 16, grid: tuple[int, int] = (2, 3), missing: bool = False,
-          writable: bool = False) -> Codes:
-    """A picture as codes, int32 in raster order; with `missing`, one cell at least (perhaps all) is to be filled."""
+def codes(
+    draw: st.DrawFn,
+    *,
+    codebook_size: int = 16,
+    grid: tuple[int, int] = (2, 3),
+    missing: bool = False,
+    writable: bool = False,
+) -> Codes:
+    """A picture as codes, int32 in raster order; with `missing`, one cell at least (perhaps all) is
+    to be filled."""
     count = grid[0] * grid[1]
-    values = np.array(draw(st.lists(st.integers(0, codebook_size - 1), min_size=count, max_size=count)), np.int32)
+    values = np.array(
+        draw(st.lists(st.integers(0, codebook_size - 1), min_size=count, max_size=count)), np.int32
+    )
     values.setflags(write=writable)
     if not missing:
         return Codes(values, grid)
@@ -145,16 +186,27 @@ def _image_segments(draw: st.DrawFn, max_side: int) -> Image:
 
 
 @st.composite
-def documents(draw: st.DrawFn, *, text: st.SearchStrategy[str] | None = None, pixels: bool = True, coded: bool = False,
-              holes: bool = False, codebook_size: int = 16, grid: tuple[int, int] = (2, 3), max_segments: int = 3,
-              max_side: int = 8) -> Document:
+def documents(
+    draw: st.DrawFn,
+    *,
+    text: st.SearchStrategy[str] | None = None,
+    pixels: bool = True,
+    coded: bool = False,
+    holes: bool = False,
+    codebook_size: int = 16,
+    grid: tuple[int, int] = (2, 3),
+    max_segments: int = 3,
+    max_side: int = 8,
+) -> Document:
     """A document: one segment at least, texts and pictures in any order.
 
     Args:
-        text: strategy of its texts, none of white space alone. None: `texts` of at most 40 characters.
+        text: strategy of its texts, none of white space alone. None: `texts` of at most 40
+            characters.
         pixels: pictures may be `Image`s.
         coded: pictures may be `Codes`.
-        holes: one segment at least is to be filled: `TextHole`, `MaskedText`, `ImageHole` or `Codes` with cells missing.
+        holes: one segment at least is to be filled: `TextHole`, `MaskedText`, `ImageHole` or
+            `Codes` with cells missing.
         codebook_size, grid: of the codes.
         max_segments: at most so many.
         max_side: most pixels a side of an `Image`.
@@ -167,36 +219,59 @@ def documents(draw: st.DrawFn, *, text: st.SearchStrategy[str] | None = None, pi
     if holes:
         hole = st.builds(TextHole, st.integers(1, 64))
         open_ones: list[st.SearchStrategy[Segment]] = [
-            hole, st.just(ImageHole()), codes(codebook_size=codebook_size, grid=grid, missing=True),
-            st.builds(lambda before, hole, after: MaskedText((before, hole, after)), words, hole, words)]
+            hole,
+            st.just(ImageHole()),
+            codes(codebook_size=codebook_size, grid=grid, missing=True),
+            st.builds(
+                lambda before, hole, after: MaskedText((before, hole, after)), words, hole, words
+            ),
+        ]
         segments[draw(st.integers(0, len(segments) - 1))] = draw(st.one_of(open_ones))
     return tuple(segments)
 
 
 @st.composite
-def memories(draw: st.DrawFn, *, document: st.SearchStrategy[Document] | None = None, min_size: int = 2,
-             max_size: int = 12) -> DocumentSource:
-    """A data set in memory (`ListSource`), with ids "d0", "d1", ...; at times one document stands in it twice, a tie.
+def memories(
+    draw: st.DrawFn,
+    *,
+    document: st.SearchStrategy[Document] | None = None,
+    min_size: int = 2,
+    max_size: int = 12,
+) -> DocumentSource:
+    """A data set in memory (`ListSource`), with ids "d0", "d1", ...; at times one document stands
+    in it twice, a tie.
 
     Args:
         document: strategy of its documents. None: `documents()`.
         min_size, max_size: how many.
     """
-    held: list[Document] = draw(st.lists(documents() if document is None else document, min_size=min_size, max_size=max_size))
+    held: list[Document] = draw(
+        st.lists(
+            documents() if document is None else document, min_size=min_size, max_size=max_size
+        )
+    )
     if len(held) > 1 and draw(st.booleans(), label="a document twice"):
         held[-1] = held[0]
     return ListSource(held)
 
 
-def banks(*, codebook_size: int = 16, grid: tuple[int, int] = (2, 3), min_size: int = 2,
-          max_size: int = 12) -> st.SearchStrategy[DocumentSource]:
+def banks(
+    *,
+    codebook_size: int = 16,
+    grid: tuple[int, int] = (2, 3),
+    min_size: int = 2,
+    max_size: int = 12,
+) -> st.SearchStrategy[DocumentSource]:
     """As a memory bank holds documents: texts, and pictures as `Codes`."""
     document = documents(pixels=False, coded=True, codebook_size=codebook_size, grid=grid)
     return memories(document=document, min_size=min_size, max_size=max_size)
 
 
-def make_sequence(vocabulary: Vocabulary, documents: Sequence[Sequence[tuple[str, int]]], seed: int = 0) -> TokenSequence:
-    """A sequence of random tokens: for each document its segments as (modality, number of tokens); the last is the query."""
+def make_sequence(
+    vocabulary: Vocabulary, documents: Sequence[Sequence[tuple[str, int]]], seed: int = 0
+) -> TokenSequence:
+    """A sequence of random tokens: for each document its segments as (modality, number of tokens);
+    the last is the query."""
     rng = np.random.default_rng(seed)
     tokens: list[int] = [vocabulary.eos]
     cells: list[int] = [NO_CELL]
@@ -216,20 +291,27 @@ def make_sequence(vocabulary: Vocabulary, documents: Sequence[Sequence[tuple[str
             cells += range(length) if modality == "image" else [NO_CELL] * length
     tokens.append(vocabulary.eos)
     cells.append(NO_CELL)
-    return TokenSequence(np.asarray(tokens, np.int32), np.asarray(cells, np.int32), tuple(segments), query_segment)
+    return TokenSequence(
+        np.asarray(tokens, np.int32), np.asarray(cells, np.int32), tuple(segments), query_segment
+    )
 
 
 def token_sequences(vocabulary: Vocabulary) -> st.SearchStrategy[TokenSequence]:
-    """Serialised sequences of one to four documents of one to three segments; a text may be empty, a picture has 1..16 codes."""
-    segment = st.tuples(st.just("text"), st.integers(0, 8)) | st.tuples(st.just("image"), st.integers(1, 16))
+    """Serialised sequences of one to four documents of one to three segments; a text may be empty,
+    a picture has 1..16 codes."""
+    segment = st.tuples(st.just("text"), st.integers(0, 8)) | st.tuples(
+        st.just("image"), st.integers(1, 16)
+    )
     document = st.lists(segment, min_size=1, max_size=3)
-    return st.builds(make_sequence, st.just(vocabulary), st.lists(document, min_size=1, max_size=4), _SEEDS)
+    return st.builds(
+        make_sequence, st.just(vocabulary), st.lists(document, min_size=1, max_size=4), _SEEDS
+    )
 
 
 @st.composite
 def logits(draw: st.DrawFn, num_rows: int, num_ids: int, *, infinite: bool = False) -> Tensor:
-    """Logits float32 [num_rows, num_ids], each row of its own sort: all equal, ordinary, peaked, very large, few values (ties),
-    or one id far above the rest.
+    """Logits float32 [num_rows, num_ids], each row of its own sort: all equal, ordinary, peaked,
+    very large, few values (ties), or one id far above the rest.
 
     Args:
         num_rows, num_ids: the shape.
@@ -238,8 +320,14 @@ def logits(draw: st.DrawFn, num_rows: int, num_ids: int, *, infinite: bool = Fal
     import torch
 
     generator = torch.Generator().manual_seed(draw(_SEEDS, label="seed"))
-    sorts = draw(st.lists(st.sampled_from(["equal", "ordinary", "peaked", "large", "ties", "one above"]),
-                          min_size=num_rows, max_size=num_rows), label="sorts")
+    sorts = draw(
+        st.lists(
+            st.sampled_from(["equal", "ordinary", "peaked", "large", "ties", "one above"]),
+            min_size=num_rows,
+            max_size=num_rows,
+        ),
+        label="sorts",
+    )
     rows_SR = torch.randn(num_rows, num_ids, generator=generator)
     for row_R, sort in zip(rows_SR, sorts, strict=True):
         if sort == "equal":
@@ -252,6 +340,8 @@ def logits(draw: st.DrawFn, num_rows: int, num_ids: int, *, infinite: bool = Fal
             row_R.mul_({"ordinary": 1.0, "peaked": 5.0, "large": 1e4}[sort])
     if infinite and draw(st.booleans(), label="-inf"):
         gone_SR = torch.rand(num_rows, num_ids, generator=generator) < 0.4
-        gone_SR[torch.arange(num_rows), torch.randint(num_ids, (num_rows,), generator=generator)] = False
+        gone_SR[
+            torch.arange(num_rows), torch.randint(num_ids, (num_rows,), generator=generator)
+        ] = False
         rows_SR.masked_fill_(gone_SR, -torch.inf)
     return rows_SR

@@ -1,7 +1,7 @@
 """Conformance kit of kind `text_tokenizer`.
 
-    class TestMine(TextTokenizerContract):
-        config = MyTokenizerConfig()
+class TestMine(TextTokenizerContract):
+    config = MyTokenizerConfig()
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from cm3core.testing.strategies import texts
 
 __all__ = ["SAMPLE_TEXTS", "SPECIAL_SPELLINGS", "TextTokenizerContract"]
 
+
 class TextTokenizerContract(Contract[TextTokenizer]):
     """Laws of a text tokenizer. `config` must be set: its `load` reads what `save` wrote."""
 
@@ -32,7 +33,8 @@ class TextTokenizerContract(Contract[TextTokenizer]):
         return tokenizer
 
     def law_round_trip_is_lossless(self, data: st.DataObject) -> None:
-        """Every valid string comes back: spaces, control characters, joined emoji, spelled special tokens."""
+        """Every valid string comes back: spaces, control characters, joined emoji, spelled special
+        tokens."""
         text = data.draw(texts())
         assert self.subject.decode(self.subject.encode(text)) == text
 
@@ -40,16 +42,23 @@ class TextTokenizerContract(Contract[TextTokenizer]):
         """Ids are whole numbers 0..vocab_size-1, the same in every call and in a batch."""
         batch = data.draw(st.lists(texts(), max_size=4))
         encoded = [self.subject.encode(text) for text in batch]
-        assert all(type(token) is int and 0 <= token < self.subject.vocab_size for ids in encoded for token in ids)
+        assert all(
+            type(token) is int and 0 <= token < self.subject.vocab_size
+            for ids in encoded
+            for token in ids
+        )
         assert self.subject.encode_batch(batch) == encoded
 
     def law_every_sequence_of_ids_is_text(self, data: st.DataObject) -> None:
         """What a model writes is decoded whatever it is: the result is a valid string."""
         ids = data.draw(st.lists(st.integers(0, self.subject.vocab_size - 1), max_size=12))
-        assert not any("\ud800" <= letter <= "\udfff" for letter in self.subject.decode(ids)), "no valid string: a lone surrogate"
+        assert not any("\ud800" <= letter <= "\udfff" for letter in self.subject.decode(ids)), (
+            "no valid string: a lone surrogate"
+        )
 
     def law_special_tokens_cant_be_injected(self, data: st.DataObject) -> None:
-        """A spelled special token is ordinary text: made of the ids that its pieces have in other surroundings."""
+        """A spelled special token is ordinary text: made of the ids that its pieces have in other
+        surroundings."""
         spelling = data.draw(st.sampled_from(SPECIAL_SPELLINGS))
         before, after = data.draw(texts()), data.draw(texts())
         ids = self.subject.encode(before + spelling + after)
@@ -71,19 +80,27 @@ class TextTokenizerContract(Contract[TextTokenizer]):
             self.subject.encode("a\ud800")
 
     def law_equal_makes_are_equal(self) -> None:
-        """Made twice from the same config and texts: one fingerprint that says something, one size, the same ids."""
+        """Made twice from the same config and texts: one fingerprint that says something, one size,
+        the same ids."""
         again = self.make()
         assert again.fingerprint
-        assert (again.fingerprint, again.vocab_size) == (self.subject.fingerprint, self.subject.vocab_size)
+        assert (again.fingerprint, again.vocab_size) == (
+            self.subject.fingerprint,
+            self.subject.vocab_size,
+        )
         assert again.encode_batch(SAMPLE_TEXTS) == self.subject.encode_batch(SAMPLE_TEXTS)
 
     def law_saved_is_loaded(self) -> None:
-        """`save`, then the config's `load`, gives the same tokenizer; saving that gives the same files."""
+        """`save`, then the config's `load`, gives the same tokenizer; saving that gives the same
+        files."""
         with tempfile.TemporaryDirectory() as name:
             folder, second = Path(name, "first"), Path(name, "second")
             self.subject.save(folder)
             loaded = self.config.load(folder)
-            assert (loaded.fingerprint, loaded.vocab_size) == (self.subject.fingerprint, self.subject.vocab_size)
+            assert (loaded.fingerprint, loaded.vocab_size) == (
+                self.subject.fingerprint,
+                self.subject.vocab_size,
+            )
             assert loaded.encode_batch(SAMPLE_TEXTS) == self.subject.encode_batch(SAMPLE_TEXTS)
             loaded.save(second)
             assert _contents(second) == _contents(folder)

@@ -1,7 +1,9 @@
-"""`TinyDecoder`: a whole decoder and its cache in a hundred lines, with random weights, for tests that need one.
+"""`TinyDecoder`: a whole decoder and its cache in a hundred lines, with random weights, for tests
+that need one.
 
-Every token matters to those behind it, so that a likelihood or a reranker built over it tells things apart.
-Legend: B rows, T tokens, S keys held, L layers, E model dimension, H heads, D head dimension.
+Every token matters to those behind it, so that a likelihood or a reranker built over it tells
+things apart. Legend: B rows, T tokens, S keys held, L layers, E model dimension, H heads, D head
+dimension.
 """
 
 from __future__ import annotations
@@ -33,11 +35,12 @@ class TinyCache(KVCache):
         return self._length_B
 
     def write(self, layer: int, k_BTHD: Tensor, v_BTHD: Tensor) -> tuple[Tensor, Tensor]:
-        """Put keys and values behind what each row holds, as far as there is room; all of the layer's come back."""
+        """Put keys and values behind what each row holds, as far as there is room; all of the
+        layer's come back."""
         for row, start in enumerate(self._length_B.tolist()):
             count = min(k_BTHD.shape[1], self.held.shape[3] - start)
-            self.held[layer, 0, row, start:start + count] = k_BTHD[row, :count]
-            self.held[layer, 1, row, start:start + count] = v_BTHD[row, :count]
+            self.held[layer, 0, row, start : start + count] = k_BTHD[row, :count]
+            self.held[layer, 1, row, start : start + count] = v_BTHD[row, :count]
         return self.held[layer, 0], self.held[layer, 1]
 
     def select(self, rows: Sequence[int]) -> None:
@@ -59,8 +62,11 @@ class TinyCache(KVCache):
         """Count tokens as held."""
         length_B = self._length_B + torch.tensor(count_B)
         if int(length_B.max()) > self.held.shape[3]:
-            raise GenerationError("cache", f"has room for {self.held.shape[3]} tokens a row, not {int(length_B.max())}",
-                                  "reserve more")
+            raise GenerationError(
+                "cache",
+                f"has room for {self.held.shape[3]} tokens a row, not {int(length_B.max())}",
+                "reserve more",
+            )
         self._length_B = length_B
 
 
@@ -77,7 +83,9 @@ class TinyDecoder(nn.Module, Decoder):
         context_length: most tokens of a row.
     """
 
-    def __init__(self, vocab_size: int, attention: AttentionBackend, context_length: int = 64) -> None:
+    def __init__(
+        self, vocab_size: int, attention: AttentionBackend, context_length: int = 64
+    ) -> None:
         super().__init__()
         self.vocab_size, self.context_length, self.attention = vocab_size, context_length, attention
         generator = torch.Generator().manual_seed(0)
@@ -85,22 +93,35 @@ class TinyDecoder(nn.Module, Decoder):
         def weight(*shape: int) -> nn.Parameter:
             return nn.Parameter(0.35 * torch.randn(shape, generator=generator))
 
-        self.embedding, self.position_embedding = weight(vocab_size, _WIDTH), weight(context_length, _WIDTH)
+        self.embedding, self.position_embedding = (
+            weight(vocab_size, _WIDTH),
+            weight(context_length, _WIDTH),
+        )
         self.qkv = nn.ParameterList([weight(_WIDTH, 3 * _WIDTH) for _ in range(_NUM_LAYERS)])
         self.out = nn.ParameterList([weight(_WIDTH, _WIDTH) for _ in range(_NUM_LAYERS)])
         self.inner = nn.ParameterList([weight(_WIDTH, 2 * _WIDTH) for _ in range(_NUM_LAYERS)])
         self.outer = nn.ParameterList([weight(2 * _WIDTH, _WIDTH) for _ in range(_NUM_LAYERS)])
 
-    def hidden_states(self, tokens_BT: Tensor, *, positions_BT: Tensor | None = None, cells_BT: Tensor | None = None,
-                      kv_start_BT: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def hidden_states(
+        self,
+        tokens_BT: Tensor,
+        *,
+        positions_BT: Tensor | None = None,
+        cells_BT: Tensor | None = None,
+        kv_start_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
         """Final hidden states [B, T, E]; see `Decoder.hidden_states`."""
         B, T = tokens_BT.shape
         offset_B = None if cache is None else cache.length_B
         if positions_BT is None:
             positions_BT = torch.arange(T)[None] + (0 if offset_B is None else offset_B[:, None])
-        positions_BT = positions_BT.clamp(max=self.context_length - 1)  # padding of a chunk may reach past the context
+        # padding of a chunk may reach past the context
+        positions_BT = positions_BT.clamp(max=self.context_length - 1)
         x_BTE = self.embedding[tokens_BT] + self.position_embedding[positions_BT]
-        for layer, (qkv, out, inner, outer) in enumerate(zip(self.qkv, self.out, self.inner, self.outer, strict=True)):
+        for layer, (qkv, out, inner, outer) in enumerate(
+            zip(self.qkv, self.out, self.inner, self.outer, strict=True)
+        ):
             q, k, v = ((_norm(x_BTE) @ qkv).view(B, T, 3, _NUM_HEADS, _HEAD_WIDTH)).unbind(2)
             if cache is not None:
                 k, v = cast(TinyCache, cache).write(layer, k, v)

@@ -1,7 +1,7 @@
 """Conformance kit of upscalers: shapes, types, determinism, flat pictures, batches, refusals.
 
-    class TestMine(UpscalerContract):
-        config = MyUpscalerConfig()
+class TestMine(UpscalerContract):
+    config = MyUpscalerConfig()
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class UpscalerContract(Contract[Upscaler]):
     kind: ClassVar[str] = "upscaler"
     #: Levels (of 255) by which a pixel of a flat picture may change.
     flat_tolerance: ClassVar[int] = 4
-    #: Levels by which a picture may differ from itself in a batch (sums in another order, rounded the other way).
+    #: Levels by which a picture may differ from itself in a batch (sums in another order, rounded
+    #: the other way).
     batch_tolerance: ClassVar[int] = 1
     max_examples: ClassVar[int | None] = 5
 
@@ -45,7 +46,8 @@ class UpscalerContract(Contract[Upscaler]):
         assert one.dtype == np.uint8
 
     def law_enlarging_is_deterministic(self, data: st.DataObject) -> None:
-        """Equal pictures give equal pictures, of an equal upscaler too, and the input is not changed."""
+        """Equal pictures give equal pictures, of an equal upscaler too, and the input is not
+        changed."""
         pictures = data.draw(images())
         before = pictures.copy()
         large = self.subject.upscale_batch(pictures)
@@ -61,24 +63,28 @@ class UpscalerContract(Contract[Upscaler]):
         assert difference.max() <= self.batch_tolerance
 
     def law_flat_pictures_stay_flat(self, data: st.DataObject) -> None:
-        """A picture of one colour keeps it, everywhere, within `flat_tolerance`. Random weights waive it."""
-        colour = np.array(data.draw(st.tuples(*[st.integers(0, 255)] * 3), label="colour"), np.uint8)
+        """A picture of one colour keeps it, everywhere, within `flat_tolerance`. Random weights
+        waive it."""
+        colour = np.array(
+            data.draw(st.tuples(*[st.integers(0, 255)] * 3), label="colour"), np.uint8
+        )
         side = data.draw(st.sampled_from([1, 7, 32]), label="side")
         large = self.subject.upscale(np.broadcast_to(colour, (side, side, 3)).copy())
         assert np.abs(large.astype(int) - colour).max() <= self.flat_tolerance
 
     def law_parts_stay_in_their_places(self) -> None:
-        """A white quarter of a black picture is the same quarter of the large one: nothing is turned, mirrored or shifted. Random
-        weights waive it."""
+        """A white quarter of a black picture is the same quarter of the large one: nothing is
+        turned, mirrored or shifted. Random weights waive it."""
         side, scale = 16, self.subject.scale
         for top, left in ((0, 0), (0, 8), (8, 0), (8, 8)):
             picture = np.zeros((side, side, 3), np.uint8)
-            picture[top:top + 8, left:left + 8] = 255
+            picture[top : top + 8, left : left + 8] = 255
             wanted = picture.repeat(scale, axis=0).repeat(scale, axis=1)
             assert np.abs(self.subject.upscale(picture).astype(int) - wanted).mean() < 255 / 8
 
     def law_the_config_knows_the_scale(self) -> None:
-        """A config that can be trained states the scale before there are weights: the upscaler's."""
+        """A config that can be trained states the scale before there are weights: the
+        upscaler's."""
         if self.config is not None:
             try:
                 scale = self.config.training_scale
@@ -89,11 +95,18 @@ class UpscalerContract(Contract[Upscaler]):
     def law_no_pictures_are_a_batch(self) -> None:
         """None in, none out, of the size they would have."""
         scale = self.subject.scale
-        assert self.subject.upscale_batch(np.zeros((0, 3, 5, 3), np.uint8)).shape == (0, 3 * scale, 5 * scale, 3)
+        assert self.subject.upscale_batch(np.zeros((0, 3, 5, 3), np.uint8)).shape == (
+            0,
+            3 * scale,
+            5 * scale,
+            3,
+        )
 
     def law_wrong_input_is_refused(self) -> None:
         """Grey pictures, other types and pictures without pixels are errors, never converted."""
-        wrong: list[Any] = [np.zeros(shape, np.uint8) for shape in ((4, 4), (4, 4, 1), (4, 4, 4), (1, 4, 4, 3))]
+        wrong: list[Any] = [
+            np.zeros(shape, np.uint8) for shape in ((4, 4), (4, 4, 1), (4, 4, 4), (1, 4, 4, 3))
+        ]
         for pixels in (*wrong, np.zeros((4, 4, 3), np.float32)):
             with pytest.raises(DataError, match="an upscaler takes uint8"):
                 self.subject.upscale(pixels)

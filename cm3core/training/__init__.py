@@ -1,8 +1,8 @@
 """Training: from a recipe to checkpoints. `train` resumes exactly where a run stopped.
 
-    preparation, sequences, loader   documents -> codes, neighbours -> masked sequences -> batches
-    loop, state, optim, loss         one optimiser step after the other
-    metrics, validation, samples     what is written down on the way
+preparation, sequences, loader   documents -> codes, neighbours -> masked sequences -> batches
+loop, state, optim, loss         one optimiser step after the other
+metrics, validation, samples     what is written down on the way
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ __all__ = [
     "train",
 ]
 
-__getattr__ = exporter(__name__, {
-    "TrainingInterrupted": "loop",
-    "train": "loop",
-})
+__getattr__ = exporter(
+    __name__,
+    {
+        "TrainingInterrupted": "loop",
+        "train": "loop",
+    },
+)

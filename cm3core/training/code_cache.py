@@ -1,8 +1,9 @@
-"""What is computed once for a data set and kept on disk: arrays with a row for each item, such as pictures' codes.
+"""What is computed once for a data set and kept on disk: arrays with a row for each item, such as
+pictures' codes.
 
-They are computed in shards. A shard is written atomically, so whatever kills the process costs one shard; the next run goes on
-behind the last one. Folders are named by fingerprints of all that decides the rows, so nothing stale is ever read.
-Legend: N documents, c codes of a picture.
+They are computed in shards. A shard is written atomically, so whatever kills the process costs one
+shard; the next run goes on behind the last one. Folders are named by fingerprints of all that
+decides the rows, so nothing stale is ever read. Legend: N documents, c codes of a picture.
 """
 
 from __future__ import annotations
@@ -33,9 +34,20 @@ NOTHING = -1
 _ENCODED_AT_ONCE = 32
 
 
-def sharded_rows(folder: Path, num_rows: int, width: int, dtype: npt.DTypeLike, compute: Callable[[int, int], npt.NDArray[Any]],
-                 *, shard_size: int, title: str, unit: str, progress: bool) -> npt.NDArray[Any]:
-    """Rows [num_rows, width], memory-mapped from `folder`; what is not there yet is computed. Processes wait for each other.
+def sharded_rows(
+    folder: Path,
+    num_rows: int,
+    width: int,
+    dtype: npt.DTypeLike,
+    compute: Callable[[int, int], npt.NDArray[Any]],
+    *,
+    shard_size: int,
+    title: str,
+    unit: str,
+    progress: bool,
+) -> npt.NDArray[Any]:
+    """Rows [num_rows, width], memory-mapped from `folder`; what is not there yet is computed.
+    Processes wait for each other.
 
     Args:
         folder: of this array alone; `rows.npy` when it is complete, shards before.
@@ -61,8 +73,11 @@ def sharded_rows(folder: Path, num_rows: int, width: int, dtype: npt.DTypeLike, 
                 shard.unlink()
     rows = _read(whole, memory_map=True)
     if rows.shape != (num_rows, width):
-        raise DataError(str(whole), f"shape {list(rows.shape)}, expected {[num_rows, width]}",
-                        f"delete the folder {folder}; it is computed again")
+        raise DataError(
+            str(whole),
+            f"shape {list(rows.shape)}, expected {[num_rows, width]}",
+            f"delete the folder {folder}; it is computed again",
+        )
     return rows
 
 
@@ -82,9 +97,15 @@ def _write(path: Path, rows: npt.NDArray[Any]) -> None:
 
 def _read(path: Path, memory_map: bool = False) -> npt.NDArray[Any]:
     try:
-        rows: npt.NDArray[Any] = np.load(path, mmap_mode="r" if memory_map else None, allow_pickle=False)
+        rows: npt.NDArray[Any] = np.load(
+            path, mmap_mode="r" if memory_map else None, allow_pickle=False
+        )
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(str(path), f"is damaged ({error})", f"delete the folder {path.parent}; it is computed again") from error
+        raise DataError(
+            str(path),
+            f"is damaged ({error})",
+            f"delete the folder {path.parent}; it is computed again",
+        ) from error
     return rows
 
 
@@ -102,8 +123,15 @@ class CodeCache:
         DataError: no picture at all can be read, though there are some.
     """
 
-    def __init__(self, source: DocumentSource, image_tokenizer: ImageTokenizer, cache_dir: Path | None = None, *,
-                 progress: bool = True, shard_size: int = 256) -> None:
+    def __init__(
+        self,
+        source: DocumentSource,
+        image_tokenizer: ImageTokenizer,
+        cache_dir: Path | None = None,
+        *,
+        progress: bool = True,
+        shard_size: int = 256,
+    ) -> None:
         self.grid = image_tokenizer.grid
         self._rows: dict[str, int] = {}
         queue: list[Image] = []
@@ -118,28 +146,47 @@ class CodeCache:
                     owners.append(index)
                     owned.append(row)
         keys = hashlib.sha256(json.dumps(list(self._rows)).encode()).hexdigest()
-        name = hashlib.sha256(f"{source.fingerprint} {image_tokenizer.fingerprint} {keys}".encode()).hexdigest()[:24]
+        name = hashlib.sha256(
+            f"{source.fingerprint} {image_tokenizer.fingerprint} {keys}".encode()
+        ).hexdigest()[:24]
         self.folder = (cache_dir or cache_directory()) / "codes" / name
 
         def encode(start: int, stop: int) -> IntArray:
             return self._encode(queue[start:stop], image_tokenizer)
 
         dtype = np.int16 if image_tokenizer.codebook_size <= np.iinfo(np.int16).max else np.int32
-        self._codes = sharded_rows(self.folder, len(queue), self.grid[0] * self.grid[1], dtype, encode, shard_size=shard_size,
-                                   title="image codes", unit="picture", progress=progress)
+        self._codes = sharded_rows(
+            self.folder,
+            len(queue),
+            self.grid[0] * self.grid[1],
+            dtype,
+            encode,
+            shard_size=shard_size,
+            title="image codes",
+            unit="picture",
+            progress=progress,
+        )
         bad = np.flatnonzero(self._codes[:, 0] == NOTHING)
         #: Pictures that can't be read, each with its reason.
-        self.skipped = [SkippedRecord(**json.loads(self._reason(queue[row].key).read_text("utf-8"))) for row in bad]
+        self.skipped = [
+            SkippedRecord(**json.loads(self._reason(queue[row].key).read_text("utf-8")))
+            for row in bad
+        ]
         self._unreadable = {queue[row].key for row in bad}
         #: Whether all pictures of each document can be read, bool [N].
         self.usable_N: BoolArray = np.ones(len(source), bool)
         self.usable_N[np.asarray(owners, np.int64)[np.isin(owned, bad)]] = False
         if queue and len(bad) == len(queue):
             first = self.skipped[0]
-            raise DataError(first.place, f"{first.cause}; and none of the {len(queue)} pictures can be read", first.next_step)
+            raise DataError(
+                first.place,
+                f"{first.cause}; and none of the {len(queue)} pictures can be read",
+                first.next_step,
+            )
 
     def _encode(self, pictures: list[Image], image_tokenizer: ImageTokenizer) -> IntArray:
-        """Codes int32 [len(pictures), c]; `NOTHING` in the rows of unreadable ones, whose reasons are written first."""
+        """Codes int32 [len(pictures), c]; `NOTHING` in the rows of unreadable ones, whose reasons
+        are written first."""
         rows = np.full((len(pictures), self.grid[0] * self.grid[1]), NOTHING, np.int32)
         for start in range(0, len(pictures), _ENCODED_AT_ONCE):
             readable, pixels = [], []
@@ -148,7 +195,11 @@ class CodeCache:
                     pixels.append(images.fit(pictures[row].load(), image_tokenizer.image_size))
                     readable.append(row)
                 except DataError as error:
-                    reason = {"place": error.place, "cause": error.cause, "next_step": error.next_step}
+                    reason = {
+                        "place": error.place,
+                        "cause": error.cause,
+                        "next_step": error.next_step,
+                    }
                     write_text(self._reason(pictures[row].key), json.dumps(reason))
             if readable:
                 rows[readable] = image_tokenizer.encode(np.stack(pixels))
@@ -165,9 +216,12 @@ class CodeCache:
         return key in self._rows and key not in self._unreadable
 
     def codes(self, key: str) -> Codes:
-        """Codes of the picture `key`; raises `DataError` when the source has none of that name, or it can't be read."""
+        """Codes of the picture `key`; raises `DataError` when the source has none of that name, or
+        it can't be read."""
         if key not in self:
-            raise DataError(f"picture {key}", "has no codes", "use the source whose pictures were encoded")
+            raise DataError(
+                f"picture {key}", "has no codes", "use the source whose pictures were encoded"
+            )
         return Codes(self._codes[self._rows[key]].astype(np.int32), self.grid)
 
     def usable(self, document: Document) -> bool:
@@ -176,4 +230,7 @@ class CodeCache:
 
     def encoded(self, document: Document) -> Document:
         """The document with its pictures as codes."""
-        return tuple(self.codes(segment.key) if isinstance(segment, Image) else segment for segment in document)
+        return tuple(
+            self.codes(segment.key) if isinstance(segment, Image) else segment
+            for segment in document
+        )

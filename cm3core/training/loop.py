@@ -1,8 +1,9 @@
 """The training loop: one for every recipe, one process or many. It knows interfaces only.
 
-A run is a folder: `recipe.yaml`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `samples/`. What happens in a step is a
-function of the weights, the optimiser's state, the place in the data and torch's generators; all four are in a checkpoint, so
-a run that was killed goes on as if nothing had happened.
+A run is a folder: `recipe.yaml`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `samples/`. What
+happens in a step is a function of the weights, the optimiser's state, the place in the data and
+torch's generators; all four are in a checkpoint, so a run that was killed goes on as if nothing had
+happened.
 """
 
 from __future__ import annotations
@@ -55,14 +56,33 @@ if TYPE_CHECKING:
     from cm3core.recipe import Recipe
     from cm3core.sequence.packing import TrainingBatch
 
-__all__ = ["Callback", "Processes", "TrainResult", "TrainState", "TrainingInterrupted", "choose_precision", "save", "train"]
+__all__ = [
+    "Callback",
+    "Processes",
+    "TrainResult",
+    "TrainState",
+    "TrainingInterrupted",
+    "choose_precision",
+    "save",
+    "train",
+]
 
 #: Last words when training has diverged.
 DIVERGED = "lower train.learning_rate (or train.muon_learning_rate) or lengthen train.warmup_steps, and start in another folder"
 
-def train(recipe: Recipe, out_dir: str | Path, registry: Registry, *, resume: bool = True, progress: bool = True,
-          callbacks: Sequence[Callback] = (), device: str | torch.device | None = None, processes: Processes | None = None,
-          command: str | None = None) -> TrainResult:
+
+def train(
+    recipe: Recipe,
+    out_dir: str | Path,
+    registry: Registry,
+    *,
+    resume: bool = True,
+    progress: bool = True,
+    callbacks: Sequence[Callback] = (),
+    device: str | torch.device | None = None,
+    processes: Processes | None = None,
+    command: str | None = None,
+) -> TrainResult:
     """Train a decoder, or go on where `out_dir`'s newest checkpoint stopped.
 
     Args:
@@ -77,30 +97,47 @@ def train(recipe: Recipe, out_dir: str | Path, registry: Registry, *, resume: bo
         command: what the user can type to go on; told when interrupted.
 
     Raises:
-        CheckpointError: the folder's checkpoint is damaged or was made under another recipe, or can't be written.
+        CheckpointError: the folder's checkpoint is damaged or was made under another recipe, or
+            can't be written.
         TrainingInterrupted: Ctrl-C; a checkpoint has been written.
         CM3Error: the loss is no longer finite.
     """
     out_dir = Path(out_dir)
     command = command or f"cm3 train {shlex.quote(recipe.name)} -o {shlex.quote(str(out_dir))}"
     with _threads(recipe.train.num_threads):
-        state = _start(recipe, out_dir, registry, resume, progress, device, processes or Processes())
-        drawing = [SamplePictures(state.preparation)] if recipe.train.sample_every_steps is not None else []
+        state = _start(
+            recipe, out_dir, registry, resume, progress, device, processes or Processes()
+        )
+        drawing = (
+            [SamplePictures(state.preparation)]
+            if recipe.train.sample_every_steps is not None
+            else []
+        )
         try:
             checkpoint = _loop(state, progress, [*drawing, *callbacks], command)
         finally:
             state.log.close()
     gpu = torch.cuda.max_memory_allocated() if state.device.type == "cuda" else 0
-    scale = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, kilobytes elsewhere
+    # getrusage counts bytes there, kilobytes elsewhere
+    scale = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-    return TrainResult(checkpoint, state.step, state.elapsed_s, state.tokens, state.metrics, peak, gpu)
+    return TrainResult(
+        checkpoint, state.step, state.elapsed_s, state.tokens, state.metrics, peak, gpu
+    )
 
 
 # --- starting
 
 
-def _start(recipe: Recipe, out_dir: Path, registry: Registry, resume: bool, progress: bool, device: str | torch.device | None,
-           processes: Processes) -> TrainState:
+def _start(
+    recipe: Recipe,
+    out_dir: Path,
+    registry: Registry,
+    resume: bool,
+    progress: bool,
+    device: str | torch.device | None,
+    processes: Processes,
+) -> TrainState:
     """Build everything; restore the newest checkpoint when there is one."""
     schedule = Schedule.of(recipe.train)
     check_writable(out_dir, folder=True)
@@ -109,21 +146,34 @@ def _start(recipe: Recipe, out_dir: Path, registry: Registry, resume: bool, prog
     folder = latest_checkpoint(out_dir)
     if folder is not None:
         if not resume:
-            raise CheckpointError(str(out_dir), f"holds a run already (step {read_state(folder).step})",
-                                  "name another folder, or resume")
+            raise CheckpointError(
+                str(out_dir),
+                f"holds a run already (step {read_state(folder).step})",
+                "name another folder, or resume",
+            )
         check_recipe(folder, read_recipe(folder, registry), recipe)
     origin = folder
     if origin is None and recipe.train.start_from is not None:
         origin = find_checkpoint(find_model(recipe.train.start_from, registry))
-    components = build(recipe, registry, stage="train", tokenizer_folder=None if origin is None else origin / TOKENIZER,
-                       image_tokenizer_folder=None if origin is None else origin / IMAGE_TOKENIZER, device=chosen)
+    components = build(
+        recipe,
+        registry,
+        stage="train",
+        tokenizer_folder=None if origin is None else origin / TOKENIZER,
+        image_tokenizer_folder=None if origin is None else origin / IMAGE_TOKENIZER,
+        device=chosen,
+    )
     if origin is not None:
         check_fingerprints(origin, read_state(origin), components)
     preparation = Preparation(components, progress=progress)
     decoder = components.decoder
     assert isinstance(decoder, nn.Module)
     decoder.train()
-    codebook = components.image_tokenizer.codebook() if recipe.train.start_from_codebook and origin is None else None
+    codebook = (
+        components.image_tokenizer.codebook()
+        if recipe.train.start_from_codebook and origin is None
+        else None
+    )
     if codebook is not None:
         components.decoder.start_from_codebook(codebook.to(chosen), components.vocabulary)
     if origin is not None and folder is None:
@@ -134,11 +184,17 @@ def _start(recipe: Recipe, out_dir: Path, registry: Registry, resume: bool, prog
     stored = CheckpointState(step=0) if folder is None else read_state(folder)
     if folder is not None:
         if stored.fingerprints.get("dataset") != preparation.fingerprint:
-            raise CheckpointError(str(folder), "was trained on other data (documents were added, removed or changed)",
-                                  "start in another folder (-o), or bring the data back")
+            raise CheckpointError(
+                str(folder),
+                "was trained on other data (documents were added, removed or changed)",
+                "start in another folder (-o), or bring the data back",
+            )
         if stored.fingerprints.get("bank") != preparation.bank_fingerprint:
-            raise CheckpointError(str(folder), "was trained with another memory bank (documents were added, removed or changed)",
-                                  "start in another folder (-o), or bring the bank back")
+            raise CheckpointError(
+                str(folder),
+                "was trained with another memory bank (documents were added, removed or changed)",
+                "start in another folder (-o), or bring the bank back",
+            )
         restore_training(folder, optimizer, decoder)
         loader.load_state_dict(stored.loader)
     make_folder(out_dir)
@@ -148,40 +204,76 @@ def _start(recipe: Recipe, out_dir: Path, registry: Registry, resume: bool, prog
         parameters = sum(p.numel() for p in decoder.parameters())
         start = f"goes on from {folder}" if folder is not None else f"starts in {out_dir}"
         start += f" from the weights of {origin}" if origin is not None and folder is None else ""
-        print(f"{recipe.name} {start}: {parameters / 1e6:.2f}M parameters, {len(components.source):,} documents, {chosen}, "
-              f"{reason}, {torch.get_num_threads()} threads", file=sys.stderr)
+        print(
+            f"{recipe.name} {start}: {parameters / 1e6:.2f}M parameters, "
+            f"{len(components.source):,} documents, {chosen}, "
+            f"{reason}, {torch.get_num_threads()} threads",
+            file=sys.stderr,
+        )
     log = MetricsLog(out_dir, stored.step)
-    return TrainState(recipe, out_dir, components, preparation, decoder, optimizer, schedule, loader, log, chosen, dtype,
-                      processes, stored.step, stored.elapsed_s, stored.tokens, sums_G2=torch.zeros(len(GROUPS), 2, device=chosen))
+    return TrainState(
+        recipe,
+        out_dir,
+        components,
+        preparation,
+        decoder,
+        optimizer,
+        schedule,
+        loader,
+        log,
+        chosen,
+        dtype,
+        processes,
+        stored.step,
+        stored.elapsed_s,
+        stored.tokens,
+        sums_G2=torch.zeros(len(GROUPS), 2, device=chosen),
+    )
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for (None: the GPU when there is one), tried out. Raises `DeviceError` when it can't compute."""
+    """The device asked for (None: the GPU when there is one), tried out. Raises `DeviceError` when
+    it can't compute."""
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.ones(1, device=chosen).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # the second: a torch that was built without CUDA
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        # the second: a torch that was built without CUDA
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DeviceError(f"device {str(device)!r}", f"can't be used here ({reason})", "use cpu, or cuda on a machine with a GPU"
-                          ) from error
+        raise DeviceError(
+            f"device {str(device)!r}",
+            f"can't be used here ({reason})",
+            "use cpu, or cuda on a machine with a GPU",
+        ) from error
     return chosen
 
 
 def choose_precision(precision: str, device: torch.device) -> tuple[torch.dtype | None, str]:
-    """Autocast's dtype (None: off) and why, in words. "auto" takes bfloat16 only where the hardware multiplies it."""
+    """Autocast's dtype (None: off) and why, in words. "auto" takes bfloat16 only where the hardware
+    multiplies it."""
     if precision == "fp32":
         return None, "fp32 as asked"
     if device.type == "cuda":
-        able, what = torch.cuda.is_bf16_supported(including_emulation=False), torch.cuda.get_device_name(device)
+        able, what = (
+            torch.cuda.is_bf16_supported(including_emulation=False),
+            torch.cuda.get_device_name(device),
+        )
     elif device.type == "cpu":
-        # torch offers no public question for this; without these instructions a bfloat16 product is up to 50 times slower.
+        # torch offers no public question for this; without these instructions a bfloat16 product is
+        # up to 50 times slower.
         able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         what = "this CPU"
     else:
         able, what = False, str(device)
     if precision == "bf16":
-        return torch.bfloat16, "bf16 as asked" + ("" if able else f", though {what} has no instructions for it and will be slow")
-    return (torch.bfloat16, f"bf16 autocast ({what} computes it)") if able else (None, f"fp32 ({what} does not compute bf16)")
+        return torch.bfloat16, "bf16 as asked" + (
+            "" if able else f", though {what} has no instructions for it and will be slow"
+        )
+    return (
+        (torch.bfloat16, f"bf16 autocast ({what} computes it)")
+        if able
+        else (None, f"fp32 ({what} does not compute bf16)")
+    )
 
 
 @contextmanager
@@ -222,11 +314,17 @@ def _loop(state: TrainState, progress: bool, callbacks: Sequence[Callback], comm
             for callback in callbacks:
                 callback(state)
             state.elapsed_s = time.monotonic() - begin
-            due = section.checkpoint_every_steps and state.step % section.checkpoint_every_steps == 0
-            if (due or time.monotonic() - last_save > 60 * section.checkpoint_every_minutes) and state.progress < 1:
+            due = (
+                section.checkpoint_every_steps and state.step % section.checkpoint_every_steps == 0
+            )
+            if (
+                due or time.monotonic() - last_save > 60 * section.checkpoint_every_minutes
+            ) and state.progress < 1:
                 save(state)
                 last_save = time.monotonic()
-            _count_time(state, num_tokens, fetched - started, computed - fetched, time.monotonic() - started)
+            _count_time(
+                state, num_tokens, fetched - started, computed - fetched, time.monotonic() - started
+            )
             bar.update()
             if stop.received is not None:
                 break
@@ -237,12 +335,17 @@ def _loop(state: TrainState, progress: bool, callbacks: Sequence[Callback], comm
                 _log(state)
         checkpoint = save(state)
     if stop.received is not None and state.progress < 1:
-        raise TrainingInterrupted(f"stopped at step {state.step}, saved in {checkpoint}; to go on: {command}")
+        raise TrainingInterrupted(
+            f"stopped at step {state.step}, saved in {checkpoint}; to go on: {command}"
+        )
     return checkpoint
 
 
-def _step(state: TrainState, hidden_states: Callable[..., Tensor], micro_batches: Sequence[TrainingBatch]) -> int:
-    """Forward, backward and update; returns the number of tokens that were trained on, in all processes."""
+def _step(
+    state: TrainState, hidden_states: Callable[..., Tensor], micro_batches: Sequence[TrainingBatch]
+) -> int:
+    """Forward, backward and update; returns the number of tokens that were trained on, in all
+    processes."""
     section, processes = state.recipe.train, state.processes
     counts = [(float(batch.weights_BT.double().sum()), batch.num_tokens) for batch in micro_batches]
     weight, tokens = processes.sum(torch.tensor(counts, dtype=torch.float64).sum(0)).tolist()
@@ -253,24 +356,40 @@ def _step(state: TrainState, hidden_states: Callable[..., Tensor], micro_batches
         (loss_sum * (processes.world_size / max(weight, 1e-9))).backward()
         state.sums_G2 += sums_G2
     if section.clip_norm > 0:
-        state.gradient_norm = nn.utils.clip_grad_norm_(state.optimizer.parameters, section.clip_norm)
+        state.gradient_norm = nn.utils.clip_grad_norm_(
+            state.optimizer.parameters, section.clip_norm
+        )
     state.metrics["train/learning_rate"] = multiplier * section.learning_rate
     state.optimizer.step(multiplier)
     return int(tokens)
 
 
-def batch_loss(state: TrainState, hidden_states: Callable[..., Tensor], batch: TrainingBatch, z_loss: float
-               ) -> tuple[Tensor, Tensor]:
-    """Sum of the weighted losses of a batch, and its parts by modality (see `cross_entropy_sums`)."""
+def batch_loss(
+    state: TrainState, hidden_states: Callable[..., Tensor], batch: TrainingBatch, z_loss: float
+) -> tuple[Tensor, Tensor]:
+    """Sum of the weighted losses of a batch, and its parts by modality (see
+    `cross_entropy_sums`)."""
     batch = batch.to(state.device)
     with state.autocast():
-        hidden_BTE = hidden_states(batch.tokens_BT, positions_BT=batch.positions_BT, cells_BT=batch.cells_BT,
-                                   kv_start_BT=batch.kv_start_BT)
-        return cross_entropy_sums(hidden_BTE.flatten(0, 1), state.components.decoder.head_weight(), batch.targets_BT.flatten(),
-                                  batch.weights_BT.flatten(), batch.modality_BT.flatten(), z_loss=z_loss)
+        hidden_BTE = hidden_states(
+            batch.tokens_BT,
+            positions_BT=batch.positions_BT,
+            cells_BT=batch.cells_BT,
+            kv_start_BT=batch.kv_start_BT,
+        )
+        return cross_entropy_sums(
+            hidden_BTE.flatten(0, 1),
+            state.components.decoder.head_weight(),
+            batch.targets_BT.flatten(),
+            batch.weights_BT.flatten(),
+            batch.modality_BT.flatten(),
+            z_loss=z_loss,
+        )
 
 
-def _count_time(state: TrainState, num_tokens: int, data_s: float, step_s: float, all_s: float) -> None:
+def _count_time(
+    state: TrainState, num_tokens: int, data_s: float, step_s: float, all_s: float
+) -> None:
     state.speed.add(num_tokens, all_s)
     state.steps_speed.add(1, all_s)
     for name, value in (("data", data_s), ("step", step_s), ("all", all_s)):
@@ -286,11 +405,19 @@ def _log(state: TrainState) -> None:
     values["train/learning_rate"] = state.metrics.get("train/learning_rate", 0.0)
     if state.gradient_norm is not None:
         values["train/gradient_norm"] = float(state.gradient_norm)
-    values |= {"tokens": float(state.tokens), "elapsed_s": state.elapsed_s, "progress": state.progress}
+    values |= {
+        "tokens": float(state.tokens),
+        "elapsed_s": state.elapsed_s,
+        "progress": state.progress,
+    }
     if state.seconds["all"] > 0:
-        values |= {"tokens_per_second": state.speed.rate, "seconds_left": state.seconds_left,
-                   "time/data": state.seconds["data"] / state.seconds["all"],
-                   "time/other": 1 - (state.seconds["data"] + state.seconds["step"]) / state.seconds["all"]}
+        values |= {
+            "tokens_per_second": state.speed.rate,
+            "seconds_left": state.seconds_left,
+            "time/data": state.seconds["data"] / state.seconds["all"],
+            "time/other": 1
+            - (state.seconds["data"] + state.seconds["step"]) / state.seconds["all"],
+        }
     state.log.write(state.step, values)
     state.metrics.update(values)
     state.sums_G2.zero_()
@@ -299,6 +426,7 @@ def _log(state: TrainState) -> None:
 
 def _validate(state: TrainState, validation: Validation) -> None:
     """Measure every validation split and write the metrics."""
+
     def forward(batch: TrainingBatch) -> Tensor:
         return batch_loss(state, state.components.decoder.hidden_states, batch, 0.0)[1]
 
@@ -314,16 +442,32 @@ def _validate(state: TrainState, validation: Validation) -> None:
 def save(state: TrainState) -> Path:
     """Write a checkpoint of this moment; refuses weights that are not finite."""
     if not all(bool(torch.isfinite(parameter).all()) for parameter in state.decoder.parameters()):
-        raise CM3Error(f"training, step {state.step}", "weights are not finite any more; they are not saved", DIVERGED)
+        raise CM3Error(
+            f"training, step {state.step}",
+            "weights are not finite any more; they are not saved",
+            DIVERGED,
+        )
     components = state.components
     fingerprints = {**components.fingerprints(), "dataset": state.preparation.fingerprint}
     if state.preparation.bank_fingerprint is not None:
         fingerprints["bank"] = state.preparation.bank_fingerprint
-    stored = CheckpointState(state.step, state.elapsed_s, state.tokens, state.loader.state_dict(),
-                             components.vocabulary.to_dict(), fingerprints)
+    stored = CheckpointState(
+        state.step,
+        state.elapsed_s,
+        state.tokens,
+        state.loader.state_dict(),
+        components.vocabulary.to_dict(),
+        fingerprints,
+    )
     state.log.flush()
-    return save_checkpoint(state.out_dir, state.decoder, state.optimizer, stored, components,
-                           keep=state.recipe.train.keep_checkpoints)
+    return save_checkpoint(
+        state.out_dir,
+        state.decoder,
+        state.optimizer,
+        stored,
+        components,
+        keep=state.recipe.train.keep_checkpoints,
+    )
 
 
 class _Bar:
@@ -332,10 +476,20 @@ class _Bar:
     def __init__(self, state: TrainState, show: bool) -> None:
         self.state = state
         by_clock = state.schedule.minutes is not None
-        total = 60 * state.schedule.minutes if state.schedule.minutes is not None else state.schedule.steps
-        self.bar = tqdm(total=total, initial=min(self._now(), total or 0), disable=not show, desc=state.recipe.name,
-                        mininterval=0.5, unit="s" if by_clock else "step",
-                        bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit}{postfix}")
+        total = (
+            60 * state.schedule.minutes
+            if state.schedule.minutes is not None
+            else state.schedule.steps
+        )
+        self.bar = tqdm(
+            total=total,
+            initial=min(self._now(), total or 0),
+            disable=not show,
+            desc=state.recipe.name,
+            mininterval=0.5,
+            unit="s" if by_clock else "step",
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit}{postfix}",
+        )
 
     def _now(self) -> float:
         return self.state.elapsed_s if self.state.schedule.minutes is not None else self.state.step

@@ -1,9 +1,11 @@
 """The training loss: cross entropy from hidden states and the head's weight, in chunks of rows.
 
-All logits of a batch are never in memory at once: 8 rows of 4,096 tokens over a vocabulary of 66,048 ids would be 8.7 GB. Each
-chunk's gradient is computed while its logits are there, so nothing is computed twice.
+All logits of a batch are never in memory at once: 8 rows of 4,096 tokens over a vocabulary of
+66,048 ids would be 8.7 GB. Each chunk's gradient is computed while its logits are there, so nothing
+is computed twice.
 
-Legend: N tokens of the batch, R tokens of one chunk, E model dimension, V ids, G groups (modality of the target).
+Legend: N tokens of the batch, R tokens of one chunk, E model dimension, V ids, G groups (modality
+of the target).
 """
 
 from __future__ import annotations
@@ -22,32 +24,51 @@ GROUPS = ("none", "text", "image", "special")
 CHUNK_BYTES = 32 << 20
 
 
-def cross_entropy_sums(hidden_NE: Tensor, head_VE: Tensor, targets_N: Tensor, weights_N: Tensor, groups_N: Tensor, *,
-                       z_loss: float = 0.0, chunk_bytes: int = CHUNK_BYTES) -> tuple[Tensor, Tensor]:
+def cross_entropy_sums(
+    hidden_NE: Tensor,
+    head_VE: Tensor,
+    targets_N: Tensor,
+    weights_N: Tensor,
+    groups_N: Tensor,
+    *,
+    z_loss: float = 0.0,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> tuple[Tensor, Tensor]:
     """Weighted sum of the tokens' losses in nats, and its parts by group.
 
     Args:
         hidden_NE: hidden states, floating.
-        head_VE: the head's weight; logits are hidden @ head.T, computed in autocast's dtype where autocast is on.
-        targets_N: int64, the id that each hidden state predicts (already shifted by one against the inputs).
+        head_VE: the head's weight; logits are hidden @ head.T, computed in autocast's dtype where
+            autocast is on.
+        targets_N: int64, the id that each hidden state predicts (already shifted by one against the
+            inputs).
         weights_N: float32, 0 or more. Tokens of weight 0 cost nothing and have no gradient.
         groups_N: integer, index into `GROUPS` of each target.
-        z_loss: adds z_loss * (log Z)^2 to each token's loss, which keeps logits from drifting (PaLM, arXiv:2204.02311,
-            section 5).
+        z_loss: adds z_loss * (log Z)^2 to each token's loss, which keeps logits from drifting
+            (PaLM, arXiv:2204.02311, section 5).
         chunk_bytes: most bytes of float32 logits at once.
 
     Returns:
-        The scalar sum of weight * (nll + z loss), differentiable with respect to hidden states and head; and float32 [G, 2]:
-        sum of weight * nll (without the z loss) and sum of weights of each group.
+        The scalar sum of weight * (nll + z loss), differentiable with respect to hidden states and
+        head; and float32 [G, 2]: sum of weight * nll (without the z loss) and sum of weights of
+        each group.
     """
     rows = weights_N.nonzero().squeeze(1)
     if len(rows) < len(weights_N):
-        hidden_NE, targets_N, weights_N, groups_N = hidden_NE[rows], targets_N[rows], weights_N[rows], groups_N[rows]
+        hidden_NE, targets_N, weights_N, groups_N = (
+            hidden_NE[rows],
+            targets_N[rows],
+            weights_N[rows],
+            groups_N[rows],
+        )
     with_gradient = torch.is_grad_enabled() and (hidden_NE.requires_grad or head_VE.requires_grad)
     loss, nll_N = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]  # missing in torch's annotations
-        hidden_NE, head_VE, targets_N, weights_N.float(), z_loss, chunk_bytes, with_gradient)
+        hidden_NE, head_VE, targets_N, weights_N.float(), z_loss, chunk_bytes, with_gradient
+    )
     sums_G2 = torch.zeros(len(GROUPS), 2, device=nll_N.device)
-    sums_G2.index_add_(0, groups_N.long(), torch.stack([nll_N * weights_N, weights_N.float()], dim=1))
+    sums_G2.index_add_(
+        0, groups_N.long(), torch.stack([nll_N * weights_N, weights_N.float()], dim=1)
+    )
     return loss, sums_G2
 
 
@@ -55,8 +76,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """Forward computes the gradient too (for an upstream gradient of 1); backward scales it."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_NE: Tensor, head_VE: Tensor, targets_N: Tensor, weights_N: Tensor, z_loss: float,
-                chunk_bytes: int, with_gradient: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        hidden_NE: Tensor,
+        head_VE: Tensor,
+        targets_N: Tensor,
+        weights_N: Tensor,
+        z_loss: float,
+        chunk_bytes: int,
+        with_gradient: bool,
+    ) -> tuple[Tensor, Tensor]:
         device = hidden_NE.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else hidden_NE.dtype
@@ -70,7 +99,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             for start in range(0, len(targets_N), chunk):
                 part = slice(start, start + chunk)
                 hidden_RE, weights_R = hidden_NE[part].to(dtype), weights_N[part]
-                scores_RV, nll_R, log_z_R, total_R = _chunk_losses((hidden_RE @ head.T).float(), targets_N[part])
+                scores_RV, nll_R, log_z_R, total_R = _chunk_losses(
+                    (hidden_RE @ head.T).float(), targets_N[part]
+                )
                 nll_N[part] = nll_R
                 loss += (weights_R * (nll_R + z_loss * log_z_R.square())).sum()
                 if grad_hidden is None or grad_head is None:
@@ -97,7 +128,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _chunk_losses(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """exp(logits - max), overwriting the logits; each row's loss, log Z, and sum of the first. One exponential an entry."""
+    """exp(logits - max), overwriting the logits; each row's loss, log Z, and sum of the first. One
+    exponential an entry."""
     largest_R = logits_RV.amax(dim=1)
     logits_RV -= largest_R.unsqueeze(1)
     target_R = logits_RV.gather(1, targets_R.unsqueeze(1)).squeeze(1)
@@ -107,7 +139,8 @@ def _chunk_losses(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor,
 
 
 def modality_metrics(sums_G2: Tensor) -> dict[str, float]:
-    """Mean loss (nats a token) and perplexity by modality, and over all of them; modalities that did not occur are left out.
+    """Mean loss (nats a token) and perplexity by modality, and over all of them; modalities that
+    did not occur are left out.
 
     >>> modality_metrics(torch.tensor([[0.0, 0.0], [2.0, 2.0], [6.0, 2.0], [0.0, 0.0]]))["loss"]
     2.0

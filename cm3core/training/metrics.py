@@ -25,14 +25,17 @@ METRICS = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Appends metrics to `OUT/metrics.jsonl`, one line a record, and to TensorBoard under `OUT/tensorboard`.
+    """Appends metrics to `OUT/metrics.jsonl`, one line a record, and to TensorBoard under
+    `OUT/tensorboard`.
 
-    `metrics.jsonl` is the record, and an error when it can't be written. TensorBoard shows the same numbers again: when it fails
-    (a full disk, its writer's thread), it is said in one line and left out from there on.
+    `metrics.jsonl` is the record, and an error when it can't be written. TensorBoard shows the same
+    numbers again: when it fails (a full disk, its writer's thread), it is said in one line and left
+    out from there on.
 
     Args:
         out_dir: the run's folder.
-        step: the checkpoint's step when a run goes on: later lines, and a last half line, are cut away; 0 for a new run.
+        step: the checkpoint's step when a run goes on: later lines, and a last half line, are cut
+            away; 0 for a new run.
         tensorboard: write TensorBoard's files too.
     """
 
@@ -53,16 +56,21 @@ class MetricsLog:
         """A failure inside ends TensorBoard, and nothing else."""
         try:
             yield
-        except Exception as error:  # whatever stopped the writer's thread is raised again in the next call, of any class
-            tqdm.write(f"note: TensorBoard is left out from here on, it can't be written ({error}); {METRICS} goes on",
-                       file=sys.stderr)
+        except Exception as error:
+            # whatever stopped the writer's thread is raised again in the next call, of any class
+            tqdm.write(
+                f"note: TensorBoard is left out from here on, it can't be written ({error}); "
+                f"{METRICS} goes on",
+                file=sys.stderr,
+            )
             board, self._board = self._board, None
             if board is not None:
                 with suppress(Exception):  # fails for the same reason, which was told
                     board.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line {"step": ..., name: value ...}; a single write, so that a killed process leaves whole lines.
+        """One line {"step": ..., name: value ...}; a single write, so that a killed process leaves
+        whole lines.
 
         Raises `CheckpointError` when the disk is full.
         """
@@ -80,8 +88,11 @@ class MetricsLog:
                     self._board.add_scalar(name, value, step)
 
     def _not_written(self, reason: str) -> CheckpointError:
-        return CheckpointError(str(self.path), f"can't be written ({reason})",
-                               "free space on that disk, then start the same command again: it goes on where it can")
+        return CheckpointError(
+            str(self.path),
+            f"can't be written ({reason})",
+            "free space on that disk, then start the same command again: it goes on where it can",
+        )
 
     def image(self, step: int, name: str, pixels: PixelArray) -> None:
         """A picture uint8 [height, width, 3] for TensorBoard."""
@@ -90,7 +101,8 @@ class MetricsLog:
                 self._board.add_image(name, pixels, step, dataformats="HWC")
 
     def flush(self) -> None:
-        """Everything written so far is on the disk. Raises `CheckpointError` when the disk fails."""
+        """Everything written so far is on the disk. Raises `CheckpointError` when the disk
+        fails."""
         if self._board is not None:
             with self._optional():
                 self._board.flush()

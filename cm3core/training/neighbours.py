@@ -1,4 +1,5 @@
-"""Each document's neighbours in the memory: found once, kept on disk, so that training only looks them up.
+"""Each document's neighbours in the memory: found once, kept on disk, so that training only looks
+them up.
 
 Legend: N documents, R ranks kept.
 """
@@ -25,16 +26,30 @@ if TYPE_CHECKING:
 
 #: In the folders' names; raised when the same settings find other neighbours.
 _VERSION = 2
-#: Keys of a retriever that don't decide what it finds: how much of it is used, and where what decides it comes from.
-_NOT_RESULTS = ("num_retrieved", "random_num_retrieved", "num_ranks", "bank", "query_dropout", "cache")
+#: Keys of a retriever that don't decide what it finds: how much of it is used, and where what
+#: decides it comes from.
+_NOT_RESULTS = (
+    "num_retrieved",
+    "random_num_retrieved",
+    "num_ranks",
+    "bank",
+    "query_dropout",
+    "cache",
+)
 
 
-def retriever_fingerprint(config: RetrieverConfig, embedder: Embedder | None, memory: DocumentSource) -> str:
+def retriever_fingerprint(
+    config: RetrieverConfig, embedder: Embedder | None, memory: DocumentSource
+) -> str:
     """Hash of what decides a retriever's results, but for how many are wanted."""
     settings = {key: value for key, value in asdict(config).items() if key not in _NOT_RESULTS}
     kind = f"{type(config).__module__}.{type(config).__qualname__}"
-    parts = [kind, json.dumps(settings, sort_keys=True, default=str), "" if embedder is None else embedder.fingerprint,
-             memory.content_fingerprint]
+    parts = [
+        kind,
+        json.dumps(settings, sort_keys=True, default=str),
+        "" if embedder is None else embedder.fingerprint,
+        memory.content_fingerprint,
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -51,15 +66,16 @@ class Neighbours(Protocol):
 
 
 class NeighbourTable:
-    """For each document of a source, the memory documents that a retriever finds for it, best first; never itself.
+    """For each document of a source, the memory documents that a retriever finds for it, best
+    first; never itself.
 
     Args:
         retriever: over the memory.
         source: N documents, in their canonical form the queries.
         cache_dir: where caches are kept; None: `files.cache_directory()`.
         fingerprint: of the retriever, see `retriever_fingerprint`.
-        codes: of the source's pictures: a memory of codes knows a document by them. Documents with unreadable pictures, and
-            those that hold nothing, have no neighbours.
+        codes: of the source's pictures: a memory of codes knows a document by them. Documents with
+            unreadable pictures, and those that hold nothing, have no neighbours.
         num_ranks: results kept for each document.
         query_dropout: probability that a word of a query is left out.
         seed: of the words left out.
@@ -68,33 +84,74 @@ class NeighbourTable:
         shard_size: documents that are retrieved for at once.
     """
 
-    def __init__(self, retriever: Retriever, source: DocumentSource, cache_dir: Path | None = None, *, fingerprint: str,
-                 codes: CodeCache | None = None, num_ranks: int = 8, query_dropout: float = 0.0, seed: int = 0,
-                 text_only: bool = False, progress: bool = True, shard_size: int = 1024) -> None:
+    def __init__(
+        self,
+        retriever: Retriever,
+        source: DocumentSource,
+        cache_dir: Path | None = None,
+        *,
+        fingerprint: str,
+        codes: CodeCache | None = None,
+        num_ranks: int = 8,
+        query_dropout: float = 0.0,
+        seed: int = 0,
+        text_only: bool = False,
+        progress: bool = True,
+        shard_size: int = 1024,
+    ) -> None:
         self.num_ranks = num_ranks
-        asked = [_VERSION, fingerprint, source.content_fingerprint, num_ranks, text_only,
-                 [query_dropout, seed] if query_dropout else None]
+        asked = [
+            _VERSION,
+            fingerprint,
+            source.content_fingerprint,
+            num_ranks,
+            text_only,
+            [query_dropout, seed] if query_dropout else None,
+        ]
         name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]
         self.folder = (cache_dir or cache_directory()) / "neighbours" / name
 
         def query(index: int) -> Document:
             document = source.document(index)
             if text_only:
-                document = tuple(segment for segment in document if isinstance(segment, Text) and segment.text) or document
-            return with_words_left_out(document, query_dropout, _rng_of(seed, source.id(index))) if query_dropout else document
+                document = (
+                    tuple(
+                        segment
+                        for segment in document
+                        if isinstance(segment, Text) and segment.text
+                    )
+                    or document
+                )
+            return (
+                with_words_left_out(document, query_dropout, _rng_of(seed, source.id(index)))
+                if query_dropout
+                else document
+            )
 
         def retrieve(start: int, stop: int) -> IntArray:
             rows = np.full((stop - start, num_ranks), NOTHING, np.int32)
-            places = [index for index in range(start, stop)
-                      if (codes is None or codes.usable_N[index]) and source.content_keys(index)]
+            places = [
+                index
+                for index in range(start, stop)
+                if (codes is None or codes.usable_N[index]) and source.content_keys(index)
+            ]
             own = [own_names(source, index, codes) for index in places]
             found = retriever.retrieve([query(index) for index in places], num_ranks, own)
             for place, results in zip(places, found, strict=True):
-                rows[place - start, :len(results)] = [result.index for result in results]
+                rows[place - start, : len(results)] = [result.index for result in results]
             return rows
 
-        self._rows_NR = sharded_rows(self.folder, len(source), num_ranks, np.int32, retrieve, shard_size=shard_size,
-                                     title="neighbours", unit="document", progress=progress)
+        self._rows_NR = sharded_rows(
+            self.folder,
+            len(source),
+            num_ranks,
+            np.int32,
+            retrieve,
+            shard_size=shard_size,
+            title="neighbours",
+            unit="document",
+            progress=progress,
+        )
 
     def __len__(self) -> int:
         return len(self._rows_NR)
@@ -105,8 +162,11 @@ class NeighbourTable:
         return [found for found in row if found != NOTHING]
 
 
-def own_names(source: DocumentSource, index: int, codes: CodeCache | None = None) -> Collection[str]:
-    """What may not be retrieved for a document: its id and its content keys, also those of its pictures as codes."""
+def own_names(
+    source: DocumentSource, index: int, codes: CodeCache | None = None
+) -> Collection[str]:
+    """What may not be retrieved for a document: its id and its content keys, also those of its
+    pictures as codes."""
     names = {source.id(index), *source.content_keys(index)}
     if codes is not None and codes.usable_N[index]:
         names |= content_keys(codes.encoded(source.document(index)))
@@ -114,7 +174,8 @@ def own_names(source: DocumentSource, index: int, codes: CodeCache | None = None
 
 
 def with_words_left_out(document: Document, share: float, rng: np.random.Generator) -> Document:
-    """The document, each word of its texts left out with probability `share`. At least one word stays of each text that has any.
+    """The document, each word of its texts left out with probability `share`. At least one word
+    stays of each text that has any.
 
     >>> with_words_left_out((Text("a very red apple"),), 0.5, np.random.default_rng(1))
     (Text(text='very apple'),)
@@ -127,10 +188,14 @@ def with_words_left_out(document: Document, share: float, rng: np.random.Generat
         kept = [word for word, draw in zip(words, draws, strict=True) if draw >= share]
         return " ".join(kept or [words[int(draws.argmax())]])
 
-    return tuple(Text(shortened(segment.text)) if isinstance(segment, Text) else segment for segment in document)
+    return tuple(
+        Text(shortened(segment.text)) if isinstance(segment, Text) else segment
+        for segment in document
+    )
 
 
 def _rng_of(seed: int, name: str) -> np.random.Generator:
-    """A generator of a document's own, so that its query does not depend on which others are there."""
+    """A generator of a document's own, so that its query does not depend on which others are
+    there."""
     digest = hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogatepass")).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "big"))

@@ -1,4 +1,5 @@
-"""Optimisers and learning-rate schedule: AdamW for everything, or Muon for matrices and AdamW for the rest.
+"""Optimisers and learning-rate schedule: AdamW for everything, or Muon for matrices and AdamW for
+the rest.
 
 State is kept as named tensors (`state_tensors`), so that checkpoints need no pickle.
 """
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from cm3core.interfaces.decoder import Decoder
     from cm3core.recipe.sections import TrainSection
 
-#: Coefficients of the quintic Newton-Schulz iteration (Keller Jordan's Muon, https://kellerjordan.github.io/posts/muon/).
+#: Coefficients of the quintic Newton-Schulz iteration (Keller Jordan's Muon,
+#: https://kellerjordan.github.io/posts/muon/).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
@@ -32,7 +34,8 @@ class Schedule:
         steps: length in steps, or None when the clock decides.
         minutes: length in minutes of training, or None when steps decide.
         warmup_steps: steps of linear warm-up; step 0 already learns.
-        shape: "cosine", "polynomial" (power 1: a straight line, as in metaseq's launcher) or "constant".
+        shape: "cosine", "polynomial" (power 1: a straight line, as in metaseq's launcher) or
+            "constant".
         final_fraction: fraction of the peak at the end.
     """
 
@@ -44,13 +47,27 @@ class Schedule:
 
     @classmethod
     def of(cls, section: TrainSection) -> Schedule:
-        """The schedule of a recipe; raises `RecipeError` when not exactly one of steps and minutes is given."""
+        """The schedule of a recipe; raises `RecipeError` when not exactly one of steps and minutes
+        is given."""
         if (section.steps is None) == (section.minutes is None):
-            raise RecipeError("train", f"steps is {section.steps} and minutes is {section.minutes}; exactly one decides",
-                              "give train.steps=N or train.minutes=M and set the other to null")
+            raise RecipeError(
+                "train",
+                f"steps is {section.steps} and minutes is {section.minutes}; exactly one decides",
+                "give train.steps=N or train.minutes=M and set the other to null",
+            )
         if section.schedule not in (shapes := ("cosine", "polynomial", "constant")):
-            raise RecipeError("train.schedule", f"{section.schedule!r} is no schedule", close_match(section.schedule, shapes))
-        return cls(section.steps, section.minutes, section.warmup_steps, section.schedule, section.final_learning_rate_fraction)
+            raise RecipeError(
+                "train.schedule",
+                f"{section.schedule!r} is no schedule",
+                close_match(section.schedule, shapes),
+            )
+        return cls(
+            section.steps,
+            section.minutes,
+            section.warmup_steps,
+            section.schedule,
+            section.final_learning_rate_fraction,
+        )
 
     def progress(self, step: int, elapsed_s: float) -> float:
         """Share of the training that is done, 0..1, before step number `step` (from 0)."""
@@ -60,11 +77,13 @@ class Schedule:
         return min(1.0, elapsed_s / (60 * self.minutes)) if self.minutes > 0 else 1.0
 
     def multiplier(self, step: int, elapsed_s: float = 0.0) -> float:
-        """Fraction of the peak learning rate for step number `step` (from 0), `elapsed_s` seconds into the training."""
+        """Fraction of the peak learning rate for step number `step` (from 0), `elapsed_s` seconds
+        into the training."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         done = self.progress(step, elapsed_s)
-        if self.steps is not None:  # by steps, the decay begins at the peak; the clock does not know when that will be
+        # by steps, the decay begins at the peak; the clock does not know when that will be
+        if self.steps is not None:
             done = min(1.0, (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps))
         if self.shape == "constant":
             return 1.0
@@ -72,10 +91,14 @@ class Schedule:
         return self.final_fraction + (1 - self.final_fraction) * remaining
 
 
-def orthogonalise(updates_nAB: Tensor, num_iterations: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Nearest (semi-)orthogonal matrices, roughly: singular values land in about 0.7..1.2. A batch of n matrices [A, B].
+def orthogonalise(
+    updates_nAB: Tensor, num_iterations: int = 5, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Nearest (semi-)orthogonal matrices, roughly: singular values land in about 0.7..1.2. A batch
+    of n matrices [A, B].
 
-    `dtype` is that of the products; bfloat16 is as good where the hardware multiplies it, and far slower where it does not.
+    `dtype` is that of the products; bfloat16 is as good where the hardware multiplies it, and far
+    slower where it does not.
     """
     a, b, c = NEWTON_SCHULZ
     tall = updates_nAB.shape[1] > updates_nAB.shape[2]
@@ -90,8 +113,9 @@ def orthogonalise(updates_nAB: Tensor, num_iterations: int = 5, dtype: torch.dty
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised: every direction of a weight matrix moves equally far.
 
-    Like `torch.optim.Muon` with its default settings, but matrices of one shape go through Newton-Schulz as one batch, and in a
-    dtype that the machine multiplies fast: torch's always uses bfloat16, which on a CPU without it is a hundred times slower.
+    Like `torch.optim.Muon` with its default settings, but matrices of one shape go through
+    Newton-Schulz as one batch, and in a dtype that the machine multiplies fast: torch's always uses
+    bfloat16, which on a CPU without it is a hundred times slower.
 
     Args:
         parameters: matrices; more than two dimensions are flattened to [first, rest].
@@ -101,8 +125,14 @@ class Muon(torch.optim.Optimizer):
         dtype: of the Newton-Schulz products.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], lr: float, weight_decay: float = 0.0, momentum: float = 0.95,
-                 dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         self.dtype = dtype
 
@@ -116,11 +146,18 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     by_shape[(parameter.shape[0], parameter[0].numel())].append(parameter)
             for (rows, columns), parameters in by_shape.items():
-                momenta = [self._momentum(parameter, group["momentum"]).view(rows, columns) for parameter in parameters]
+                momenta = [
+                    self._momentum(parameter, group["momentum"]).view(rows, columns)
+                    for parameter in parameters
+                ]
                 updates = orthogonalise(torch.stack(momenta), dtype=self.dtype)
                 size = group["lr"] * math.sqrt(max(1.0, rows / columns))
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(parameters, [u.view_as(p) for u, p in zip(updates, parameters, strict=True)], alpha=-size)
+                torch._foreach_add_(
+                    parameters,
+                    [u.view_as(p) for u, p in zip(updates, parameters, strict=True)],
+                    alpha=-size,
+                )
 
     def _momentum(self, parameter: Tensor, momentum: float) -> Tensor:
         state = self.state[parameter]
@@ -141,30 +178,58 @@ class OptimizerGroup:
         muon_dtype: of Muon's matrix products.
     """
 
-    def __init__(self, decoder: Decoder, section: TrainSection, muon_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, decoder: Decoder, section: TrainSection, muon_dtype: torch.dtype = torch.float32
+    ) -> None:
         if section.optimizer not in (known := ("adamw", "muon")):
-            raise RecipeError("train.optimizer", f"{section.optimizer!r} is no optimizer", close_match(section.optimizer, known))
+            raise RecipeError(
+                "train.optimizer",
+                f"{section.optimizer!r} is no optimizer",
+                close_match(section.optimizer, known),
+            )
         groups = decoder.parameter_groups()
         self.names = {id(p): name for name, p in decoder.named_parameters()}
-        self.parameters: list[Tensor] = [p for name in ("matrix", "embedding", "vector") for p in groups.get(name, [])]
-        assert sorted(map(id, self.parameters)) == sorted(self.names), "parameter_groups must hold every parameter once"
+        self.parameters: list[Tensor] = [
+            p for name in ("matrix", "embedding", "vector") for p in groups.get(name, [])
+        ]
+        assert sorted(map(id, self.parameters)) == sorted(self.names), (
+            "parameter_groups must hold every parameter once"
+        )
         first, second = section.betas
         muon = section.optimizer == "muon" and bool(groups["matrix"])
         decayed = [] if muon else groups["matrix"]
         plain = [*groups.get("embedding", []), *groups.get("vector", [])]
-        adamw = [{"params": parameters, "weight_decay": decay}
-                 for parameters, decay in ((decayed, section.weight_decay), (plain, 0.0)) if parameters]
+        adamw = [
+            {"params": parameters, "weight_decay": decay}
+            for parameters, decay in ((decayed, section.weight_decay), (plain, 0.0))
+            if parameters
+        ]
         self.optimizers: list[torch.optim.Optimizer] = []
         if adamw:
             fused = self.parameters[0].device.type in ("cpu", "cuda")
-            self.optimizers.append(torch.optim.AdamW(adamw, lr=section.learning_rate, betas=(first, second), eps=section.eps,
-                                                     fused=fused))
+            self.optimizers.append(
+                torch.optim.AdamW(
+                    adamw,
+                    lr=section.learning_rate,
+                    betas=(first, second),
+                    eps=section.eps,
+                    fused=fused,
+                )
+            )
         if muon:
-            self.optimizers.append(Muon(groups["matrix"], section.muon_learning_rate, section.weight_decay, dtype=muon_dtype))
+            self.optimizers.append(
+                Muon(
+                    groups["matrix"],
+                    section.muon_learning_rate,
+                    section.weight_decay,
+                    dtype=muon_dtype,
+                )
+            )
         self._peaks = [optimizer.defaults["lr"] for optimizer in self.optimizers]
 
     def step(self, multiplier: float) -> None:
-        """Update all parameters with `multiplier` times the peak learning rates, and forget the gradients."""
+        """Update all parameters with `multiplier` times the peak learning rates, and forget the
+        gradients."""
         for optimizer, peak in zip(self.optimizers, self._peaks, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = peak * multiplier
@@ -173,17 +238,29 @@ class OptimizerGroup:
 
     def state_tensors(self) -> dict[str, Tensor]:
         """The whole state: "parameter name::key" -> tensor."""
-        return {f"{self.names[id(parameter)]}::{key}": torch.as_tensor(value)
-                for optimizer in self.optimizers for parameter, state in optimizer.state.items() for key, value in state.items()}
+        return {
+            f"{self.names[id(parameter)]}::{key}": torch.as_tensor(value)
+            for optimizer in self.optimizers
+            for parameter, state in optimizer.state.items()
+            for key, value in state.items()
+        }
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `state_tensors` gave. Raises `CheckpointError` for a state of other parameters."""
-        owner = {self.names[id(parameter)]: (optimizer, parameter) for optimizer in self.optimizers
-                 for group in optimizer.param_groups for parameter in group["params"]}
+        """Take over what `state_tensors` gave. Raises `CheckpointError` for a state of other
+        parameters."""
+        owner = {
+            self.names[id(parameter)]: (optimizer, parameter)
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
         for full_name, value in tensors.items():
             name, _, key = full_name.rpartition("::")
             if name not in owner or (value.ndim and value.shape != owner[name][1].shape):
-                raise CheckpointError("optimizer.safetensors", f"{full_name!r} belongs to no parameter of this decoder",
-                                      "resume with the recipe that the checkpoint was made with")
+                raise CheckpointError(
+                    "optimizer.safetensors",
+                    f"{full_name!r} belongs to no parameter of this decoder",
+                    "resume with the recipe that the checkpoint was made with",
+                )
             optimizer, parameter = owner[name]
             optimizer.state[parameter][key] = value.to(parameter.device, copy=True)

@@ -1,4 +1,5 @@
-"""From a recipe's data set to its batches: codes, neighbours, masking, packing; for training and validation alike."""
+"""From a recipe's data set to its batches: codes, neighbours, masking, packing; for training and
+validation alike."""
 
 from __future__ import annotations
 
@@ -14,11 +15,18 @@ from cm3core.build import Components
 from cm3core.document import Document, MaskedSequence
 from cm3core.interfaces import DocumentSource, MaskingObjective
 from cm3core.sequence.packing import Packer, TrainingBatch, collate
-from cm3core.training.sequences import BatchLoader, CodeCache, NeighbourTable, TrainingData, retriever_fingerprint
+from cm3core.training.sequences import (
+    BatchLoader,
+    CodeCache,
+    NeighbourTable,
+    TrainingData,
+    retriever_fingerprint,
+)
 
 
 class Preparation:
-    """Makes data of sources, once the pictures' codes and the neighbours are computed (and kept on disk).
+    """Makes data of sources, once the pictures' codes and the neighbours are computed (and kept on
+    disk).
 
     Args:
         components: built for the stage "train".
@@ -32,48 +40,92 @@ class Preparation:
         self.components, self.recipe, self.progress = components, components.recipe, progress
         folder = self.recipe.data.cache_dir
         self.cache_dir = None if folder is None else Path(folder).expanduser()
-        self.retrieves = self.recipe.retriever is not None and self.recipe.retriever.num_retrieved > 0
+        self.retrieves = (
+            self.recipe.retriever is not None and self.recipe.retriever.num_retrieved > 0
+        )
         #: What is retrieved from; the training documents where nothing is.
         self.memory: DocumentSource = components.memory if self.retrieves else components.source
-        self._memory_codes = None if isinstance(self.memory, MemoryBank) else self._codes(self.memory)
-        self._training = self.data(components.source, components.objective, retrieve=self.retrieves, training=True)
-        #: Hash of the training documents, and of the bank that they retrieve from if there is one; stored with checkpoints.
+        self._memory_codes = (
+            None if isinstance(self.memory, MemoryBank) else self._codes(self.memory)
+        )
+        self._training = self.data(
+            components.source, components.objective, retrieve=self.retrieves, training=True
+        )
+        #: Hash of the training documents, and of the bank that they retrieve from if there is one;
+        #: stored with checkpoints.
         self.fingerprint = components.source.content_fingerprint
-        self.bank_fingerprint = self.memory.fingerprint if isinstance(self.memory, MemoryBank) else None
+        self.bank_fingerprint = (
+            self.memory.fingerprint if isinstance(self.memory, MemoryBank) else None
+        )
 
     def _codes(self, source: DocumentSource) -> CodeCache:
-        codes = CodeCache(source, self.components.image_tokenizer, self.cache_dir, progress=self.progress)
+        codes = CodeCache(
+            source, self.components.image_tokenizer, self.cache_dir, progress=self.progress
+        )
         skipped = [*source.skipped, *codes.skipped]
         if skipped:
-            tqdm.write(f"note: {len(skipped)} records are skipped, the first is {skipped[0].place}: {skipped[0].cause}; "
-                       "'cm3 data validate' names them all", file=sys.stderr)
+            tqdm.write(
+                f"note: {len(skipped)} records are skipped, the first is {skipped[0].place}: "
+                f"{skipped[0].cause}; "
+                "'cm3 data validate' names them all",
+                file=sys.stderr,
+            )
         return codes
 
-    def data(self, source: DocumentSource, objective: MaskingObjective, *, retrieve: bool, training: bool) -> TrainingData:
+    def data(
+        self, source: DocumentSource, objective: MaskingObjective, *, retrieve: bool, training: bool
+    ) -> TrainingData:
         """Sequences of a source, masked by `objective`.
 
         Args:
-            source: the training split or another one; its own documents are never retrieved for themselves.
+            source: the training split or another one; its own documents are never retrieved for
+                themselves.
             objective: masks them.
             retrieve: put retrieved documents in front.
-            training: captions and retrieved documents are drawn as in training; else canonical captions and the best documents,
-                found by what a prompt for the picture has: its text.
+            training: captions and retrieved documents are drawn as in training; else canonical
+                captions and the best documents, found by what a prompt for the picture has: its
+                text.
         """
         recipe, components = self.recipe, self.components
-        codes = self._memory_codes if source is self.memory and self._memory_codes is not None else self._codes(source)
+        codes = (
+            self._memory_codes
+            if source is self.memory and self._memory_codes is not None
+            else self._codes(source)
+        )
         neighbours = self._neighbours(source, codes, training) if retrieve else None
-        return TrainingData(source, components.serializer, objective, codes, neighbours, self.memory, recipe.retriever,
-                            recipe.train.seed, components.decoder.context_length, recipe.data.max_text_tokens,
-                            memory_codes=self._memory_codes, training=training)
+        return TrainingData(
+            source,
+            components.serializer,
+            objective,
+            codes,
+            neighbours,
+            self.memory,
+            recipe.retriever,
+            recipe.train.seed,
+            components.decoder.context_length,
+            recipe.data.max_text_tokens,
+            memory_codes=self._memory_codes,
+            training=training,
+        )
 
-    def _neighbours(self, source: DocumentSource, codes: CodeCache, training: bool) -> NeighbourTable:
+    def _neighbours(
+        self, source: DocumentSource, codes: CodeCache, training: bool
+    ) -> NeighbourTable:
         components, config = self.components, self.recipe.retriever
         assert config is not None
         assert components.retriever is not None
-        return NeighbourTable(components.retriever, source, self.cache_dir, fingerprint=self._retriever_fingerprint, codes=codes,
-                              num_ranks=max(config.num_ranks, config.num_retrieved),
-                              query_dropout=config.query_dropout if training else 0.0, seed=self.recipe.train.seed,
-                              text_only=not training, progress=self.progress)
+        return NeighbourTable(
+            components.retriever,
+            source,
+            self.cache_dir,
+            fingerprint=self._retriever_fingerprint,
+            codes=codes,
+            num_ranks=max(config.num_ranks, config.num_retrieved),
+            query_dropout=config.query_dropout if training else 0.0,
+            seed=self.recipe.train.seed,
+            text_only=not training,
+            progress=self.progress,
+        )
 
     @cached_property
     def _retriever_fingerprint(self) -> str:
@@ -81,24 +133,40 @@ class Preparation:
         return retriever_fingerprint(self.recipe.retriever, self.components.embedder, self.memory)
 
     def retrieved(self, query: Document, exclude: Collection[str]) -> list[Document]:
-        """The documents that belong in front of a query, pictures as codes; none where the recipe retrieves nothing.
+        """The documents that belong in front of a query, pictures as codes; none where the recipe
+        retrieves nothing.
 
         Args:
             query: what is known of the document (its text).
             exclude: id and content keys of the document itself.
         """
-        config, retriever = self.recipe.retriever, self.components.retriever if self.retrieves else None
+        config, retriever = (
+            self.recipe.retriever,
+            self.components.retriever if self.retrieves else None,
+        )
         if retriever is None or config is None:
             return []
         found = retriever.retrieve([query], config.num_retrieved, [exclude])[0]
         documents = [self.memory.document(result.index) for result in found]
         codes = self._memory_codes
-        return documents if codes is None else [codes.encoded(document) for document in documents if codes.usable(document)]
+        return (
+            documents
+            if codes is None
+            else [codes.encoded(document) for document in documents if codes.usable(document)]
+        )
 
     def loader(self, rank: int = 0, world_size: int = 1) -> BatchLoader:
         """Endless batches of the training split, for one of `world_size` processes."""
         section, length = self.recipe.train, self.components.decoder.context_length
-        return BatchLoader(self._training, section.batch_rows, length, section.seed, self.recipe.data.pack, rank, world_size)
+        return BatchLoader(
+            self._training,
+            section.batch_rows,
+            length,
+            section.seed,
+            self.recipe.data.pack,
+            rank,
+            world_size,
+        )
 
     def pack(self, sequences: Iterable[MaskedSequence]) -> list[TrainingBatch]:
         """Batches of given sequences; the last one may have fewer rows."""
@@ -112,4 +180,7 @@ class Preparation:
         while row := packer.next_row():
             rows.append(row)
         size = self.recipe.train.batch_rows
-        return [collate(rows[start:start + size], length, vocabulary) for start in range(0, len(rows), size)]
+        return [
+            collate(rows[start : start + size], length, vocabulary)
+            for start in range(0, len(rows), size)
+        ]

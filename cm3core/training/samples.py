@@ -1,4 +1,5 @@
-"""Sample pictures during training: the same held-out prompts every time, the recipe's sampler, beside the real pictures."""
+"""Sample pictures during training: the same held-out prompts every time, the recipe's sampler,
+beside the real pictures."""
 
 from __future__ import annotations
 
@@ -25,10 +26,12 @@ NUM_PROMPTS = 8
 
 
 class SamplePictures:
-    """A callback that draws every `train.sample_every_steps` steps into `OUT/samples/step-N.png` and TensorBoard.
+    """A callback that draws every `train.sample_every_steps` steps into `OUT/samples/step-N.png`
+    and TensorBoard.
 
-    Prompts are the texts of the first validation split that the data set has, else of the training documents; with retrieved
-    documents in front where the recipe retrieves. Drawing uses no random generator of torch, so training is not changed by it.
+    Prompts are the texts of the first validation split that the data set has, else of the training
+    documents; with retrieved documents in front where the recipe retrieves. Drawing uses no random
+    generator of torch, so training is not changed by it.
 
     Args:
         preparation: of the run.
@@ -62,8 +65,13 @@ class SamplePictures:
         """The sheet: a row for each prompt, the drawn and the real picture."""
         decoder = components.decoder
         assert isinstance(decoder, torch.nn.Module)
-        engine = Engine(components.decoder, components.serializer, components.sampler, components.vocabulary,
-                        max_text_tokens=self.preparation.recipe.data.max_text_tokens)
+        engine = Engine(
+            components.decoder,
+            components.serializer,
+            components.sampler,
+            components.vocabulary,
+            max_text_tokens=self.preparation.recipe.data.max_text_tokens,
+        )
         if self._prepared is None:
             self._prepared = self._prepare(engine)
         training = decoder.training
@@ -72,36 +80,65 @@ class SamplePictures:
             completions = engine.complete([request for request, _ in self._prepared])
         finally:
             decoder.train(training)
-        codes = [segment.codes for completion in completions for segment in completion.document if isinstance(segment, Codes)]
+        codes = [
+            segment.codes
+            for completion in completions
+            for segment in completion.document
+            if isinstance(segment, Codes)
+        ]
         drawn = components.image_tokenizer.decode(np.stack(codes))
         rows = [[picture, real] for picture, (_, real) in zip(drawn, self._prepared, strict=True)]
         texts = [text_of(request.document) for request, _ in self._prepared]
         return images.grid(rows, row_labels=texts, column_labels=["drawn", "real"])
 
     def _prepare(self, engine: Engine) -> list[tuple[Request, PixelArray]]:
-        """Requests and real pictures of documents spread over the split; in front the retrieved documents that fit."""
+        """Requests and real pictures of documents spread over the split; in front the retrieved
+        documents that fit."""
         preparation, components = self.preparation, self.preparation.components
-        splits = (split_or_reason(components, name) for name in preparation.recipe.train.validation_splits)
+        splits = (
+            split_or_reason(components, name) for name in preparation.recipe.train.validation_splits
+        )
         source = next((split for split in splits if not isinstance(split, str)), components.source)
-        usable = [index for index in range(len(source)) if self._prompt(source.document(index)) is not None]
+        usable = [
+            index
+            for index in range(len(source))
+            if self._prompt(source.document(index)) is not None
+        ]
         prepared = []
         for seed, place in enumerate(spread(len(usable), self.num_prompts)):
             document = source.document(usable[place])
             prompt = self._prompt(document)
             assert prompt is not None
             retrieved = preparation.retrieved(prompt[:-1], exclude=own_names(source, usable[place]))
-            requests = (Request(prompt, retrieved[:number], seed) for number in range(len(retrieved), -1, -1))
-            request = next((request for request in requests if engine.fits(request)), Request(prompt, seed=seed))
+            requests = (
+                Request(prompt, retrieved[:number], seed)
+                for number in range(len(retrieved), -1, -1)
+            )
+            request = next(
+                (request for request in requests if engine.fits(request)),
+                Request(prompt, seed=seed),
+            )
             picture = next(segment for segment in document if isinstance(segment, Image))
-            prepared.append((request, images.fit(picture.load(), components.image_tokenizer.image_size)))
+            prepared.append(
+                (request, images.fit(picture.load(), components.image_tokenizer.image_size))
+            )
         if not prepared:
-            raise CM3Error("data set", "no document has a text and then a picture", "set train.sample_every_steps=null")
+            raise CM3Error(
+                "data set",
+                "no document has a text and then a picture",
+                "set train.sample_every_steps=null",
+            )
         return prepared
 
     @staticmethod
     def _prompt(document: Document) -> Document | None:
-        """Everything before a picture that stands last, and a hole in its place; None for other documents."""
+        """Everything before a picture that stands last, and a hole in its place; None for other
+        documents."""
         texts, last = document[:-1], document[-1] if document else None
-        if not texts or not isinstance(last, Image) or not all(isinstance(segment, Text) for segment in texts):
+        if (
+            not texts
+            or not isinstance(last, Image)
+            or not all(isinstance(segment, Text) for segment in texts)
+        ):
             return None
         return (*document[:-1], ImageHole())

@@ -1,7 +1,8 @@
-"""From documents to batches: which sequence an index stands for, and in which order sequences become batches.
+"""From documents to batches: which sequence an index stands for, and in which order sequences
+become batches.
 
-Everything here is a function of (seed, epoch, index); the state of a `BatchLoader` is a few numbers, and a run that goes on
-from them gets bit for bit the batches that it would have got.
+Everything here is a function of (seed, epoch, index); the state of a `BatchLoader` is a few
+numbers, and a run that goes on from them gets bit for bit the batches that it would have got.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchLoader", "CodeCache", "NeighbourTable", "TrainingData", "retriever_fingerprint"]
 
-#: Spans for which retrieved documents leave room (a Poisson(1) number exceeds it once in 270); a query alone may fill all.
+#: Spans for which retrieved documents leave room (a Poisson(1) number exceeds it once in 270); a
+#: query alone may fill all.
 _RESERVED_SPANS = 4
 #: Sets the streams that order epochs apart from those that make sequences.
 _EPOCH_ORDER = 1
@@ -44,32 +46,61 @@ class TrainingData:
         code_cache: codes of the source's pictures; documents with unreadable ones are left out.
         neighbours: which memory documents may stand in front of each; None: none.
         memory: the documents that `neighbours` indexes; None: the source itself.
-        retriever: the recipe's config, for `num_retrieved` and `random_num_retrieved`; None: nothing is retrieved.
+        retriever: the recipe's config, for `num_retrieved` and `random_num_retrieved`; None:
+            nothing is retrieved.
         seed: of all randomness.
-        context_length: inputs of the decoder; a sequence has at most one token more (its last token is only a target).
+        context_length: inputs of the decoder; a sequence has at most one token more (its last token
+            is only a target).
         max_text_tokens: each text is cut to so many tokens.
-        memory_codes: codes of the memory's pictures; None: the memory is the source, or its documents hold codes (a memory bank).
-        training: True: captions, the number of retrieved documents (where the config says so), which of the ranks kept, and
-            their order are drawn. False: canonical captions, and the best `num_retrieved`, best first.
+        memory_codes: codes of the memory's pictures; None: the memory is the source, or its
+            documents hold codes (a memory bank).
+        training: True: captions, the number of retrieved documents (where the config says so),
+            which of the ranks kept, and their order are drawn. False: canonical captions, and the
+            best `num_retrieved`, best first.
     """
 
-    def __init__(self, source: DocumentSource, serializer: Serializer, objective: MaskingObjective, code_cache: CodeCache,
-                 neighbours: Neighbours | None, memory: DocumentSource | None, retriever: RetrieverConfig | None, seed: int,
-                 context_length: int, max_text_tokens: int | None, *, memory_codes: CodeCache | None = None,
-                 training: bool = True) -> None:
-        self.source, self.serializer, self.objective, self.code_cache = source, serializer, objective, code_cache
+    def __init__(
+        self,
+        source: DocumentSource,
+        serializer: Serializer,
+        objective: MaskingObjective,
+        code_cache: CodeCache,
+        neighbours: Neighbours | None,
+        memory: DocumentSource | None,
+        retriever: RetrieverConfig | None,
+        seed: int,
+        context_length: int,
+        max_text_tokens: int | None,
+        *,
+        memory_codes: CodeCache | None = None,
+        training: bool = True,
+    ) -> None:
+        self.source, self.serializer, self.objective, self.code_cache = (
+            source,
+            serializer,
+            objective,
+            code_cache,
+        )
         self.memory = source if memory is None else memory
-        self.memory_codes = code_cache if self.memory is source and memory_codes is None else memory_codes
+        self.memory_codes = (
+            code_cache if self.memory is source and memory_codes is None else memory_codes
+        )
         self.neighbours, self.seed, self.training = neighbours, seed, training
-        self.num_retrieved = 0 if retriever is None or neighbours is None else retriever.num_retrieved
-        self.random_num_retrieved = training and retriever is not None and retriever.random_num_retrieved
+        self.num_retrieved = (
+            0 if retriever is None or neighbours is None else retriever.num_retrieved
+        )
+        self.random_num_retrieved = (
+            training and retriever is not None and retriever.random_num_retrieved
+        )
         self.max_length, self.max_text_tokens = context_length + 1, max_text_tokens
         assert neighbours is None or len(neighbours) == len(source)
         #: Index into the source of each usable document, int64.
         self.indices: npt.NDArray[np.int64] = np.flatnonzero(code_cache.usable_N)
         self._warned = False
         if not len(self.indices):
-            raise DataError("data set", "has no usable document", "run 'cm3 data validate' to see why")
+            raise DataError(
+                "data set", "has no usable document", "run 'cm3 data validate' to see why"
+            )
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -101,16 +132,27 @@ class TrainingData:
         if self.num_retrieved == 0:
             return []
         assert self.neighbours is not None
-        number = int(rng.integers(0, self.num_retrieved + 1)) if self.random_num_retrieved else self.num_retrieved
+        number = (
+            int(rng.integers(0, self.num_retrieved + 1))
+            if self.random_num_retrieved
+            else self.num_retrieved
+        )
         found = self.neighbours.neighbours(place)
         if self.memory_codes is not None:
             usable_N = self.memory_codes.usable_N
             found = [index for index in found if usable_N[index]]
-        return [found[rank] for rank in rng.permutation(len(found))[:number]] if self.training else found[:number]
+        return (
+            [found[rank] for rank in rng.permutation(len(found))[:number]]
+            if self.training
+            else found[:number]
+        )
 
     def _fitting(self, query: Document, retrieved: list[Document]) -> TokenSequence:
-        """The sequence with as many of the documents, from the first on, as leave room for a few spans; the query always."""
-        room = self.max_length - min(self.objective.max_added_tokens, _RESERVED_SPANS * TOKENS_PER_SPAN)
+        """The sequence with as many of the documents, from the first on, as leave room for a few
+        spans; the query always."""
+        room = self.max_length - min(
+            self.objective.max_added_tokens, _RESERVED_SPANS * TOKENS_PER_SPAN
+        )
         whole = sequence = self.serializer.sequence(query, retrieved, self.max_text_tokens)
         number = len(retrieved)
         while number and len(sequence) > room:
@@ -119,10 +161,16 @@ class TrainingData:
         if number < len(retrieved) and not self._warned and len(sequence) <= self.max_length:
             self._warned = True
             least = len(whole) + self.max_length - 1 - room
-            warnings.warn(f"a query with {len(retrieved)} retrieved documents has {len(whole)} tokens, and decoder.context_length"
-                          f" {self.max_length - 1} has room for {room} beside those of masking: such queries get fewer, this one "
-                          f"{number} (said once); set retriever.num_retrieved={number}, or decoder.context_length to {least} or "
-                          "more", stacklevel=2)
+            warnings.warn(
+                f"a query with {len(retrieved)} retrieved documents has {len(whole)} tokens, and "
+                "decoder.context_length"
+                f" {self.max_length - 1} has room for {room} beside those of masking: such "
+                "queries get fewer, this one "
+                f"{number} (said once); set retriever.num_retrieved={number}, or "
+                f"decoder.context_length to {least} or "
+                "more",
+                stacklevel=2,
+            )
         return sequence
 
     def _too_long(self, name: str, sequence: TokenSequence) -> DocumentError:
@@ -130,12 +178,23 @@ class TrainingData:
         texts = sum(len(span) for span in sequence.segments if span.modality == "text")
         num_texts = sum(span.modality == "text" for span in sequence.segments)
         room = self.max_length - (len(sequence) - texts)
-        cause = (f"{len(sequence)} tokens ({len(sequence) - texts} of pictures and separators, {texts} of text), the context "
-                 f"holds {self.max_length}")
+        cause = (
+            f"{len(sequence)} tokens ({len(sequence) - texts} of pictures and separators, "
+            f"{texts} of text), the context "
+            f"holds {self.max_length}"
+        )
         if room > 0 and num_texts:
-            return DocumentError(f"document {name}", cause, f"set data.max_text_tokens to at most {room // num_texts}, "
-                                 "or raise decoder.context_length")
-        return DocumentError(f"document {name}", cause, "raise decoder.context_length, or use a tokenizer with fewer codes")
+            return DocumentError(
+                f"document {name}",
+                cause,
+                f"set data.max_text_tokens to at most {room // num_texts}, "
+                "or raise decoder.context_length",
+            )
+        return DocumentError(
+            f"document {name}",
+            cause,
+            "raise decoder.context_length, or use a tokenizer with fewer codes",
+        )
 
 
 class BatchLoader:
@@ -147,16 +206,29 @@ class BatchLoader:
         length: inputs of a row.
         seed: of the order.
         pack: several sequences in a row; False: one.
-        rank, world_size: this process gets every `world_size`-th sequence of an epoch, from the `rank`-th on; all get
-            equally many.
+        rank, world_size: this process gets every `world_size`-th sequence of an epoch, from the
+            `rank`-th on; all get equally many.
         window: sequences that wait to fill rows, see `Packer`.
     """
 
-    def __init__(self, data: TrainingData, batch_rows: int, length: int, seed: int, pack: bool = True, rank: int = 0,
-                 world_size: int = 1, window: int = 64) -> None:
+    def __init__(
+        self,
+        data: TrainingData,
+        batch_rows: int,
+        length: int,
+        seed: int,
+        pack: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        window: int = 64,
+    ) -> None:
         assert 0 <= rank < world_size
         if len(data) < world_size:
-            raise DataError("data set", f"{len(data)} documents for {world_size} processes", "use fewer processes")
+            raise DataError(
+                "data set",
+                f"{len(data)} documents for {world_size} processes",
+                "use fewer processes",
+            )
         self.data, self.batch_rows, self.length, self.seed = data, batch_rows, length, seed
         self.rank, self.world_size = rank, world_size
         self.packer: Packer[tuple[int, int]] = Packer(length, window if pack else 1)
@@ -178,17 +250,27 @@ class BatchLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is, as plain numbers for JSON."""
-        return {"epoch": self.epoch, "position": self.position, "waiting": [list(key) for key, _ in self.packer.waiting],
-                "setting": self._setting()}
+        return {
+            "epoch": self.epoch,
+            "position": self.position,
+            "waiting": [list(key) for key, _ in self.packer.waiting],
+            "setting": self._setting(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()`; raises `CheckpointError` when it is of other data or another setting."""
+        """Go on from `state_dict()`; raises `CheckpointError` when it is of other data or another
+        setting."""
         if set(state) != {"epoch", "position", "waiting", "setting"}:
-            raise CheckpointError("loader state", f"holds {sorted(state)}", "use a whole checkpoint")
+            raise CheckpointError(
+                "loader state", f"holds {sorted(state)}", "use a whole checkpoint"
+            )
         for key, value in self._setting().items():
             if state["setting"].get(key) != value:
-                raise CheckpointError("loader state", f"{key} was {state['setting'].get(key)}, is now {value}",
-                                      "go on with the same data, recipe and number of processes")
+                raise CheckpointError(
+                    "loader state",
+                    f"{key} was {state['setting'].get(key)}, is now {value}",
+                    "go on with the same data, recipe and number of processes",
+                )
         self.epoch, self.position = int(state["epoch"]), int(state["position"])
         self._order = self._epoch_order(self.epoch)
         self.packer.waiting.clear()
@@ -197,14 +279,24 @@ class BatchLoader:
 
     def _setting(self) -> dict[str, Any]:
         """What must be the same for a state to mean the same batches."""
-        return {"num_documents": len(self.data), "rank": self.rank, "world_size": self.world_size, "length": self.length,
-                "batch_rows": self.batch_rows, "seed": self.seed, "pack": self.pack, "window": self.packer.window}
+        return {
+            "num_documents": len(self.data),
+            "rank": self.rank,
+            "world_size": self.world_size,
+            "length": self.length,
+            "batch_rows": self.batch_rows,
+            "seed": self.seed,
+            "pack": self.pack,
+            "window": self.packer.window,
+        }
 
     def _epoch_order(self, epoch: int) -> npt.NDArray[np.int64]:
         """This process's part of the epoch's order."""
-        rng = np.random.default_rng(np.random.SeedSequence((self.seed, epoch), spawn_key=(_EPOCH_ORDER,)))
-        order: npt.NDArray[np.int64] = rng.permutation(len(self.data))[self.rank::self.world_size]
-        return order[:len(self.data) // self.world_size]
+        rng = np.random.default_rng(
+            np.random.SeedSequence((self.seed, epoch), spawn_key=(_EPOCH_ORDER,))
+        )
+        order: npt.NDArray[np.int64] = rng.permutation(len(self.data))[self.rank :: self.world_size]
+        return order[: len(self.data) // self.world_size]
 
     def _add_next(self) -> None:
         if self.position == len(self._order):

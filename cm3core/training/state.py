@@ -1,4 +1,5 @@
-"""A training run as an object: what callbacks see, what processes share, and what is left at the end."""
+"""A training run as an object: what callbacks see, what processes share, and what is left at the
+end."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that train together; one by default. Sharding replaces `sum` by an all-reduce and changes nothing else.
+    """The processes that train together; one by default. Sharding replaces `sum` by an all-reduce
+    and changes nothing else.
 
     Args:
         rank: this process, from 0.
@@ -66,14 +68,17 @@ class TrainState:
     tokens: int = 0
     #: The newest metrics, by name.
     metrics: dict[str, float] = field(default_factory=dict)
-    #: Norm of the last gradient before clipping; read only when it is logged, since reading makes a GPU wait.
+    #: Norm of the last gradient before clipping; read only when it is logged, since reading makes a
+    #: GPU wait.
     gradient_norm: Tensor | None = None
     #: Sums of losses since the last log, see `cross_entropy_sums`.
     sums_G2: Tensor = field(default_factory=lambda: torch.zeros(len(GROUPS), 2))
     speed: SpeedMeter = field(default_factory=SpeedMeter)
     steps_speed: SpeedMeter = field(default_factory=SpeedMeter)
     #: Seconds since the last log: waiting for data, computing the step, everything.
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("data", "step", "all"), 0.0))
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("data", "step", "all"), 0.0)
+    )
 
     @property
     def progress(self) -> float:
@@ -91,7 +96,11 @@ class TrainState:
 
     def autocast(self) -> Any:
         """The context that forward passes run in."""
-        return nullcontext() if self.autocast_dtype is None else torch.autocast(self.device.type, self.autocast_dtype)
+        return (
+            nullcontext()
+            if self.autocast_dtype is None
+            else torch.autocast(self.device.type, self.autocast_dtype)
+        )
 
 
 #: Called after every step, in order; anything that draws random numbers must use its own generator.
@@ -106,7 +115,8 @@ class TrainResult:
         checkpoint: the last checkpoint.
         step, elapsed_s, tokens: totals over all sittings.
         metrics: the last value of each metric.
-        peak_memory_bytes: largest resident memory of this process (and of the GPU, where there is one).
+        peak_memory_bytes: largest resident memory of this process (and of the GPU, where there is
+            one).
     """
 
     checkpoint: Path

@@ -1,7 +1,9 @@
-"""Validation during training: the same held-out documents, in the same order text -> image, with and without retrieved documents.
+"""Validation during training: the same held-out documents, in the same order text -> image, with
+and without retrieved documents.
 
-Measured is the loss of the query document's own tokens, nats a token: `validation/<split>/image_loss`, `.../text_loss`, and
-`..._retrieved` where the recipe retrieves. Nothing is masked and nothing is random, so figures of two steps or two runs compare.
+Measured is the loss of the query document's own tokens, nats a token:
+`validation/<split>/image_loss`, `.../text_loss`, and `..._retrieved` where the recipe retrieves.
+Nothing is masked and nothing is random, so figures of two steps or two runs compare.
 """
 
 from __future__ import annotations
@@ -31,27 +33,37 @@ class UnmaskedObjective(MaskingObjective):
     def max_added_tokens(self) -> int:
         return 0
 
-    def _mask(self, sequence: TokenSequence, rng: np.random.Generator, max_length: int) -> MaskedSequence:
+    def _mask(
+        self, sequence: TokenSequence, rng: np.random.Generator, max_length: int
+    ) -> MaskedSequence:
         weights = np.zeros(len(sequence), np.float32)
-        weights[sequence.segments[sequence.query_segment].start:] = 1.0
+        weights[sequence.segments[sequence.query_segment].start :] = 1.0
         return MaskedSequence(sequence.tokens, sequence.cells, weights)
 
 
 class Validation:
-    """The recipe's validation splits, prepared when first measured. A split that the data set lacks is left out with a note."""
+    """The recipe's validation splits, prepared when first measured. A split that the data set lacks
+    is left out with a note."""
 
     def __init__(self, preparation: Preparation, *, progress: bool = True) -> None:
         self.preparation, self.progress = preparation, progress
         self._batches: dict[str, Sequence[TrainingBatch]] | None = None
 
     def measure(self, forward: Callable[[TrainingBatch], Tensor]) -> dict[str, float]:
-        """Metrics of all splits; `forward` gives a batch's sums of losses by modality (see `cross_entropy_sums`)."""
+        """Metrics of all splits; `forward` gives a batch's sums of losses by modality (see
+        `cross_entropy_sums`)."""
         if self._batches is None:
             self._batches = self._prepare()
         values: dict[str, float] = {}
         for name, batches in self._batches.items():
             split, _, suffix = name.partition("+")
-            bar = tqdm(batches, desc=f"validation {name}", leave=False, disable=not self.progress, unit="batch")
+            bar = tqdm(
+                batches,
+                desc=f"validation {name}",
+                leave=False,
+                disable=not self.progress,
+                unit="batch",
+            )
             for metric, value in modality_metrics(_total(forward, bar)).items():
                 if metric in ("image_loss", "text_loss"):
                     values[f"validation/{split}/{metric}{suffix}"] = value
@@ -63,13 +75,20 @@ class Validation:
         for split in section.validation_splits:
             source = split_or_reason(components, split)
             if isinstance(source, str):
-                tqdm.write(f"note: validation split {split!r} is left out: {source}", file=sys.stderr)
+                tqdm.write(
+                    f"note: validation split {split!r} is left out: {source}", file=sys.stderr
+                )
                 continue
             for suffix, retrieve in (("", False), ("_retrieved", True)):
                 if retrieve and not self.preparation.retrieves:
                     continue
-                data = self.preparation.data(source, UnmaskedObjective(), retrieve=retrieve, training=False)
-                sequences = [data.sequence(0, index) for index in spread(len(data), section.validation_documents)]
+                data = self.preparation.data(
+                    source, UnmaskedObjective(), retrieve=retrieve, training=False
+                )
+                sequences = [
+                    data.sequence(0, index)
+                    for index in spread(len(data), section.validation_documents)
+                ]
                 prepared[f"{split}+{suffix}"] = self.preparation.pack(sequences)
         return prepared
 
@@ -80,19 +99,31 @@ def spread(total: int, number: int) -> list[int]:
     >>> spread(10, 4), spread(2, 4)
     ([0, 3, 6, 9], [0, 1])
     """
-    return sorted({round(place) for place in np.linspace(0, total - 1, min(total, number)).tolist()})
+    return sorted(
+        {round(place) for place in np.linspace(0, total - 1, min(total, number)).tolist()}
+    )
 
 
 def measured_loss(decoder: Decoder, batches: Iterable[TrainingBatch]) -> dict[str, float]:
-    """Losses of batches on the decoder's device, by modality (see `modality_metrics`), in the weights' own precision."""
+    """Losses of batches on the decoder's device, by modality (see `modality_metrics`), in the
+    weights' own precision."""
     device = decoder.head_weight().device
 
     def forward(batch: TrainingBatch) -> Tensor:
         batch = batch.to(device)
-        hidden_BTE = decoder.hidden_states(batch.tokens_BT, positions_BT=batch.positions_BT, cells_BT=batch.cells_BT,
-                                           kv_start_BT=batch.kv_start_BT)
-        return cross_entropy_sums(hidden_BTE.flatten(0, 1), decoder.head_weight(), batch.targets_BT.flatten(),
-                                  batch.weights_BT.flatten(), batch.modality_BT.flatten())[1]
+        hidden_BTE = decoder.hidden_states(
+            batch.tokens_BT,
+            positions_BT=batch.positions_BT,
+            cells_BT=batch.cells_BT,
+            kv_start_BT=batch.kv_start_BT,
+        )
+        return cross_entropy_sums(
+            hidden_BTE.flatten(0, 1),
+            decoder.head_weight(),
+            batch.targets_BT.flatten(),
+            batch.weights_BT.flatten(),
+            batch.modality_BT.flatten(),
+        )[1]
 
     return modality_metrics(_total(forward, batches))
 

@@ -1,4 +1,5 @@
-"""Which implementation of an op runs: chosen by name, refused with a reason, never swapped in silence."""
+"""Which implementation of an op runs: chosen by name, refused with a reason, never swapped in
+silence."""
 
 from __future__ import annotations
 
@@ -21,8 +22,10 @@ class Implementation:
     """One way to compute an op.
 
     Args:
-        load: returns the function; imports what it needs only then (asked at every call: an import that was done costs nothing).
-        refusal: why it can't take these tensors, in words that end with the remedy; None where it can.
+        load: returns the function; imports what it needs only then (asked at every call: an import
+            that was done costs nothing).
+        refusal: why it can't take these tensors, in words that end with the remedy; None where it
+            can.
         automatic_on: types of device where "auto" may choose it; None: all.
     """
 
@@ -31,9 +34,12 @@ class Implementation:
     automatic_on: tuple[str, ...] | None = None
 
 
-def choose(op: str, implementation: str, available: Mapping[str, Implementation], tensor: Tensor) -> Callable[..., Any]:
-    """The implementation of that name; "auto" is the first of `available` that takes the tensor, and says once which (logger
-    "cm3kernels", level info; a warning where a faster one is for this device and can't run).
+def choose(
+    op: str, implementation: str, available: Mapping[str, Implementation], tensor: Tensor
+) -> Callable[..., Any]:
+    """The implementation of that name; "auto" is the first of `available` that takes the tensor,
+    and says once which (logger "cm3kernels", level info; a warning where a faster one is for this
+    device and can't run).
 
     Args:
         op: the op's name, for the message.
@@ -42,7 +48,8 @@ def choose(op: str, implementation: str, available: Mapping[str, Implementation]
         tensor: one of the arguments; its device and dtype decide.
 
     Raises:
-        ValueError: no such implementation, with those that there are; or it can't run here, with the reason.
+        ValueError: no such implementation, with those that there are; or it can't run here, with
+            the reason.
     """
     if implementation == "auto":
         passed_over: list[str] = []
@@ -52,11 +59,19 @@ def choose(op: str, implementation: str, available: Mapping[str, Implementation]
                     _say(op, name, tensor, passed_over)
                     return candidate.load()
                 passed_over.append(f"{name!r} can't: {reason}")
-        reasons = "; ".join(f"{name}: {candidate.refusal(tensor)}" for name, candidate in available.items())
-        raise ValueError(f"{op}: no implementation takes this tensor\n  cause: {reasons}\n  next: use another device or dtype")
+        reasons = "; ".join(
+            f"{name}: {candidate.refusal(tensor)}" for name, candidate in available.items()
+        )
+        raise ValueError(
+            f"{op}: no implementation takes this tensor\n  cause: {reasons}\n  next: use another "
+            "device or dtype"
+        )
     if implementation not in available:
-        raise ValueError(f"{op}: implementation {implementation!r} is not available\n  next: use 'auto' or one of: "
-                         f"{', '.join(available)}")
+        raise ValueError(
+            f"{op}: implementation {implementation!r} is not available\n  next: use 'auto' or "
+            "one of: "
+            f"{', '.join(available)}"
+        )
     if (reason := available[implementation].refusal(tensor)) is not None:
         raise ValueError(f"{op}: implementation {implementation!r} can't run here: {reason}")
     return available[implementation].load()
@@ -73,30 +88,40 @@ def _say(op: str, name: str, tensor: Tensor, passed_over: list[str]) -> None:
 
 
 def interprets() -> bool:
-    """Whether Triton kernels run in Triton's interpreter (decided by the environment before they are imported)."""
+    """Whether Triton kernels run in Triton's interpreter (decided by the environment before they
+    are imported)."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def triton_refusal(tensor: Tensor) -> str | None:
-    """Why a Triton kernel can't take this tensor: no Triton, or no GPU and no interpreter. None where it can."""
+    """Why a Triton kernel can't take this tensor: no Triton, or no GPU and no interpreter. None
+    where it can."""
     if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed; next: pip install 'cm3leon[triton]', or implementation='auto'"
+        return (
+            "Triton is not installed; next: pip install 'cm3leon[triton]', or implementation='auto'"
+        )
     if tensor.device.type not in ("cuda", "cpu"):
         return f"the tensor is on {tensor.device}; next: move it to a CUDA device, or implementation='auto'"
     if tensor.device.type == "cpu" and not interprets():
-        return ("the tensor is on the CPU; next: move it to a CUDA device, use implementation='auto', or set "
-                "TRITON_INTERPRET=1 before starting Python to run kernels in Triton's (slow) interpreter")
+        return (
+            "the tensor is on the CPU; next: move it to a CUDA device, use "
+            "implementation='auto', or set "
+            "TRITON_INTERPRET=1 before starting Python to run kernels in Triton's (slow) "
+            "interpreter"
+        )
     return None
 
 
-def triton_implementation(load: Callable[[], Callable[..., Any]],
-                          refusal: Callable[[Tensor], str | None] = triton_refusal) -> Implementation:
-    """A Triton kernel: "auto" takes it on CUDA tensors; by name it also runs on CPU tensors, in the interpreter."""
+def triton_implementation(
+    load: Callable[[], Callable[..., Any]], refusal: Callable[[Tensor], str | None] = triton_refusal
+) -> Implementation:
+    """A Triton kernel: "auto" takes it on CUDA tensors; by name it also runs on CPU tensors, in the
+    interpreter."""
     return Implementation(load, refusal, automatic_on=("cuda",))
 
 
 def require(condition: bool, op: str, cause: str | Callable[[], str]) -> None:
-    """Raise `ValueError` naming the op when an argument does not fit. A function makes the text only then: a dozen texts take
-    some 15 us, and an op is called in every layer of every step."""
+    """Raise `ValueError` naming the op when an argument does not fit. A function makes the text
+    only then: a dozen texts take some 15 us, and an op is called in every layer of every step."""
     if not condition:
         raise ValueError(f"{op}: {cause if isinstance(cause, str) else cause()}")

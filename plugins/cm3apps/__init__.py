@@ -1,6 +1,8 @@
-"""Programs built on the framework: quickstart, benchmarks, experiments, the judge, training of the bundled embedders.
+"""Programs built on the framework: quickstart, benchmarks, experiments, the judge, training of the
+bundled embedders.
 
-They register their commands as a third party's plugin does. Nothing else in the repository imports them.
+They register their commands as a third party's plugin does. Nothing else in the repository imports
+them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The bundled implementations; they register exactly as a third party's do.
 
-A folder for each kind. The config classes named here live in light modules; what they `build` is imported when it is built.
+A folder for each kind. The config classes named here live in light modules; what they `build` is
+imported when it is built.
 """
 
 from __future__ import annotations
@@ -27,7 +28,12 @@ if TYPE_CHECKING:
 
 CM3_API = 1
 
-_moved.serve({"cm3plugins.benchmarks": "cm3apps.benchmarks", "cm3plugins.benchmarks.registry": "cm3core.interfaces.benchmark"})
+_moved.serve(
+    {
+        "cm3plugins.benchmarks": "cm3apps.benchmarks",
+        "cm3plugins.benchmarks.registry": "cm3core.interfaces.benchmark",
+    }
+)
 
 
 @hookimpl
@@ -57,14 +63,22 @@ def cm3_embedders() -> Mapping[str, type[EmbedderConfig]]:
 def cm3_retrievers() -> Mapping[str, type[RetrieverConfig]]:
     from cm3plugins import retrievers
 
-    return {"bm25": retrievers.BM25RetrieverConfig, "dense": retrievers.DenseRetrieverConfig,
-            "none": retrievers.NoRetrieverConfig, "random": retrievers.RandomRetrieverConfig,
-            "usearch": retrievers.UsearchRetrieverConfig}
+    return {
+        "bm25": retrievers.BM25RetrieverConfig,
+        "dense": retrievers.DenseRetrieverConfig,
+        "none": retrievers.NoRetrieverConfig,
+        "random": retrievers.RandomRetrieverConfig,
+        "usearch": retrievers.UsearchRetrieverConfig,
+    }
 
 
 @hookimpl
 def cm3_objectives() -> Mapping[str, type[ObjectiveConfig]]:
-    from cm3plugins.objectives.config import CausalObjectiveConfig, CM3ObjectiveConfig, FIMObjectiveConfig
+    from cm3plugins.objectives.config import (
+        CausalObjectiveConfig,
+        CM3ObjectiveConfig,
+        FIMObjectiveConfig,
+    )
 
     return {"causal": CausalObjectiveConfig, "cm3": CM3ObjectiveConfig, "fim": FIMObjectiveConfig}
 
@@ -80,32 +94,54 @@ def cm3_decoders() -> Mapping[str, type[DecoderConfig]]:
 def cm3_attention_backends() -> Mapping[str, type[AttentionConfig]]:
     from cm3plugins import attention
 
-    return {"flex": attention.FlexAttentionConfig, "reference": attention.ReferenceAttentionConfig,
-            "sdpa": attention.SDPAAttentionConfig, "triton": attention.TritonAttentionConfig,
-            "xformers": attention.XFormersAttentionConfig}
+    return {
+        "flex": attention.FlexAttentionConfig,
+        "reference": attention.ReferenceAttentionConfig,
+        "sdpa": attention.SDPAAttentionConfig,
+        "triton": attention.TritonAttentionConfig,
+        "xformers": attention.XFormersAttentionConfig,
+    }
 
 
 @hookimpl
 def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
     from cm3plugins.samplers.config import CFGSamplerConfig, EditCFGSamplerConfig, TopPSamplerConfig
-    from cm3plugins.samplers.contrastive import CDKSamplerConfig, ContrastiveSamplerConfig, MixtureSamplerConfig
+    from cm3plugins.samplers.contrastive import (
+        CDKSamplerConfig,
+        ContrastiveSamplerConfig,
+        MixtureSamplerConfig,
+    )
 
-    return {"cd_k": CDKSamplerConfig, "cfg": CFGSamplerConfig, "contrastive": ContrastiveSamplerConfig,
-            "edit_cfg": EditCFGSamplerConfig, "mixture": MixtureSamplerConfig, "top_p": TopPSamplerConfig}
+    return {
+        "cd_k": CDKSamplerConfig,
+        "cfg": CFGSamplerConfig,
+        "contrastive": ContrastiveSamplerConfig,
+        "edit_cfg": EditCFGSamplerConfig,
+        "mixture": MixtureSamplerConfig,
+        "top_p": TopPSamplerConfig,
+    }
 
 
 @hookimpl
 def cm3_rerankers() -> Mapping[str, type[RerankerConfig]]:
     from cm3plugins.rerankers import ClipRerankerConfig, LikelihoodRerankerConfig, PMIRerankerConfig
 
-    return {"clip": ClipRerankerConfig, "likelihood": LikelihoodRerankerConfig, "pmi": PMIRerankerConfig}
+    return {
+        "clip": ClipRerankerConfig,
+        "likelihood": LikelihoodRerankerConfig,
+        "pmi": PMIRerankerConfig,
+    }
 
 
 @hookimpl
 def cm3_upscalers() -> Mapping[str, type[UpscalerConfig]]:
     from cm3plugins.upscalers import EDSRConfig, ExternalUpscalerConfig, LanczosUpscalerConfig
 
-    return {"edsr": EDSRConfig, "external": ExternalUpscalerConfig, "lanczos": LanczosUpscalerConfig}
+    return {
+        "edsr": EDSRConfig,
+        "external": ExternalUpscalerConfig,
+        "lanczos": LanczosUpscalerConfig,
+    }
 
 
 @hookimpl
@@ -116,8 +152,13 @@ def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
     from cm3plugins.datasets.tuxpaint import TuxPaintSourceConfig
     from cm3plugins.datasets.webdataset import WebDatasetSourceConfig
 
-    return {"emoji": EmojiSourceConfig, "folder": FolderSourceConfig, "jsonl": JSONLSourceConfig,
-            "tuxpaint": TuxPaintSourceConfig, "webdataset": WebDatasetSourceConfig}
+    return {
+        "emoji": EmojiSourceConfig,
+        "folder": FolderSourceConfig,
+        "jsonl": JSONLSourceConfig,
+        "tuxpaint": TuxPaintSourceConfig,
+        "webdataset": WebDatasetSourceConfig,
+    }
 
 
 @hookimpl

@@ -1,4 +1,5 @@
-"""Who imports whom, and what stays light: commands that only read recipes must answer without torch."""
+"""Who imports whom, and what stays light: commands that only read recipes must answer without
+torch."""
 
 from __future__ import annotations
 
@@ -41,41 +42,66 @@ LIGHT = [
 
 
 def run(script: str, *arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_light_modules_import_nothing_heavy() -> None:
     """In one process, in order: the first module that brings something heavy is named."""
-    script = ("import importlib, sys\nheavy = set(sys.argv[1].split())\n"
-              "for name in sys.argv[2:]:\n    importlib.import_module(name)\n"
-              "    if heavy & set(sys.modules): print(name, *(heavy & set(sys.modules))); break\n")
+    script = (
+        "import importlib, sys\nheavy = set(sys.argv[1].split())\n"
+        "for name in sys.argv[2:]:\n    importlib.import_module(name)\n"
+        "    if heavy & set(sys.modules): print(name, *(heavy & set(sys.modules))); break\n"
+    )
     assert run(script, " ".join(HEAVY), *LIGHT) == ""
 
 
 def test_describing_and_composing_import_nothing_heavy() -> None:
     """All bundled plugins described, every shipped recipe composed and checked."""
-    script = ("import sys\nfrom cm3core.plugins import load_registry\nfrom cm3core.recipe import compose, list_recipes\n"
-              "registry = load_registry()\nassert registry.plugins[0].status == 'loaded'\n"
-              "for recipe in list_recipes(): compose(recipe.name, ['dataset=emoji'], registry=registry).check()\n"
-              "print(*set(sys.argv[1].split()) & set(sys.modules))")
+    script = (
+        "import sys\nfrom cm3core.plugins import load_registry\nfrom cm3core.recipe import "
+        "compose, list_recipes\n"
+        "registry = load_registry()\nassert registry.plugins[0].status == 'loaded'\n"
+        "for recipe in list_recipes(): compose(recipe.name, ['dataset=emoji'], "
+        "registry=registry).check()\n"
+        "print(*set(sys.argv[1].split()) & set(sys.modules))"
+    )
     assert run(script, " ".join(HEAVY)).split() == []
 
 
 def test_import_contracts(tmp_path: Path) -> None:
     """`lint-imports`: the contracts stand in pyproject.toml."""
     script = "from importlinter.cli import lint_imports_command; lint_imports_command()"
-    done = subprocess.run([sys.executable, "-c", script, "--cache-dir", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--cache-dir", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 broken" in done.stdout
 
 
-@pytest.mark.parametrize(("package", "unwanted"), [("cm3core", ("cm3plugins", "cm3apps", "cm3kernels", "triton")),
-                                                   ("cm3kernels", ("cm3core", "cm3plugins", "cm3apps"))])
+@pytest.mark.parametrize(
+    ("package", "unwanted"),
+    [
+        ("cm3core", ("cm3plugins", "cm3apps", "cm3kernels", "triton")),
+        ("cm3kernels", ("cm3core", "cm3plugins", "cm3apps")),
+    ],
+)
 def test_no_package_names_what_it_may_not_know(package: str, unwanted: tuple[str, ...]) -> None:
-    """Also not by a text such as `importlib.import_module("cm3plugins...")`, which import-linter can't see."""
+    """Also not by a text such as `importlib.import_module("cm3plugins...")`, which import-linter
+    can't see."""
     folder = ROOT / ("kernels/cm3kernels" if package == "cm3kernels" else package)
-    found = [f"{path.name}: {name}" for path in folder.rglob("*.py") for name in unwanted
-             if f"import {name}" in (text := path.read_text(encoding="utf-8")) or f"from {name}" in text or f'"{name}' in text]
+    found = [
+        f"{path.name}: {name}"
+        for path in folder.rglob("*.py")
+        for name in unwanted
+        if f"import {name}" in (text := path.read_text(encoding="utf-8"))
+        or f"from {name}" in text
+        or f'"{name}' in text
+    ]
     assert found == []

@@ -10,25 +10,46 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 #: Where the committed text lies (a source distribution has no git to ask).
-PLACES = (".ci", "cm3core", "plugins", "kernels", "recipes", "tests", "docs", "examples", "README.md",
-          "CONTRIBUTING.md", "CHANGELOG.md", "mkdocs.yml",
-          "LICENSE", "pyproject.toml", ".gitignore")
+PLACES = (
+    ".ci",
+    "cm3core",
+    "plugins",
+    "kernels",
+    "recipes",
+    "tests",
+    "docs",
+    "examples",
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "mkdocs.yml",
+    "LICENSE",
+    "pyproject.toml",
+    ".gitignore",
+)
 BINARY = {".xz", ".gz", ".png", ".safetensors", ".pyc", ".pt", ".tar", ".jpg", ".npz"}
 #: Folders of people and of one machine, at the beginning of a path: `my/home/x` is nobody's.
-MACHINE_PATH = re.compile(r"(?<![\w.~*}-])(/(?:home|Users|root|work|mnt|data)/[\w.-]+|[A-Z]:\\Users\\)")
+MACHINE_PATH = re.compile(
+    r"(?<![\w.~*}-])(/(?:home|Users|root|work|mnt|data)/[\w.-]+|[A-Z]:\\Users\\)"
+)
 
 
 def texts() -> Iterator[Path]:
     for place in PLACES:
         path = ROOT / place
         for file in (path,) if path.is_file() else path.rglob("*"):
-            if file.is_file() and file.suffix not in BINARY and not {"__pycache__", ".hypothesis"} & set(file.parts):
+            if (
+                file.is_file()
+                and file.suffix not in BINARY
+                and not {"__pycache__", ".hypothesis"} & set(file.parts)
+            ):
                 yield file
 
 
 @pytest.mark.parametrize("folder", ["plugins", "kernels", "recipes", "tests"])
 def test_folders_that_are_no_packages(folder: str) -> None:
-    """A package called `plugins` or `kernels` would shadow others' (transformers imports Hugging Face's `kernels`)."""
+    """A package called `plugins` or `kernels` would shadow others' (transformers imports Hugging
+    Face's `kernels`)."""
     assert (ROOT / folder).is_dir()
     assert not (ROOT / folder / "__init__.py").exists()
 
@@ -40,9 +61,12 @@ def test_test_files_have_unique_names_and_folders_are_no_packages() -> None:
 
 
 def test_no_paths_of_one_machine() -> None:
-    found = [f"{path.relative_to(ROOT)}:{number}: {match[0]}" for path in texts()
-             for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-             for match in MACHINE_PATH.finditer(line)]
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {match[0]}"
+        for path in texts()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        for match in MACHINE_PATH.finditer(line)
+    ]
     assert found == []
 
 
@@ -55,5 +79,13 @@ def test_the_search_for_paths_finds_them() -> None:
 def test_every_module_says_what_it_is_for() -> None:
     """A module's first statement is its docstring; an empty `__init__.py` has nothing to say."""
     folders = ("cm3core", "plugins/cm3plugins", "plugins/cm3apps", "kernels/cm3kernels")
-    sources = {path: path.read_text(encoding="utf-8").lstrip() for folder in folders for path in (ROOT / folder).rglob("*.py")}
-    assert [path.relative_to(ROOT) for path, text in sources.items() if text and not text.startswith('"""')] == []
+    sources = {
+        path: path.read_text(encoding="utf-8").lstrip()
+        for folder in folders
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert [
+        path.relative_to(ROOT)
+        for path, text in sources.items()
+        if text and not text.startswith('"""')
+    ] == []

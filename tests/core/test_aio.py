@@ -1,4 +1,5 @@
-"""Coroutines share one batch: equal results, cancellation, failures that are told to whom they concern."""
+"""Coroutines share one batch: equal results, cancellation, failures that are told to whom they
+concern."""
 
 from __future__ import annotations
 
@@ -77,8 +78,11 @@ def test_leaving_a_stream_cancels_its_request(decoder):
 def test_what_can_not_be_done_is_told_to_who_asked(decoder):
     async def main():
         async with AsyncEngine(make_engine(decoder, WARM)) as engine:
-            return await asyncio.gather(engine.complete(REQUESTS[0]), engine.complete(Request((Text("a"), APPLE))),
-                                        return_exceptions=True)
+            return await asyncio.gather(
+                engine.complete(REQUESTS[0]),
+                engine.complete(Request((Text("a"), APPLE))),
+                return_exceptions=True,
+            )
 
     done, refused = asyncio.run(main())
     assert done.num_tokens == 6
@@ -96,7 +100,9 @@ def test_a_closed_engine_says_so(decoder):
 
     for error in asyncio.run(main()):
         if isinstance(error, GenerationError):
-            assert str(error) == "engine: is closed\n  next: keep it open until all results are there"
+            assert (
+                str(error) == "engine: is closed\n  next: keep it open until all results are there"
+            )
         else:
             assert error.num_tokens > 0  # it was quicker than the end
 
@@ -112,10 +118,15 @@ def test_a_decoder_that_breaks_is_told_to_all(decoder):
     async def main():
         shared = AsyncEngine(engine)
         try:
-            return await asyncio.gather(shared.complete(REQUESTS[0]), shared.complete(REQUESTS[1]), return_exceptions=True)
+            return await asyncio.gather(
+                shared.complete(REQUESTS[0]), shared.complete(REQUESTS[1]), return_exceptions=True
+            )
         finally:
             shared.close()
 
     for error in asyncio.run(main()):
-        assert str(error) == "engine: stopped with RuntimeError: out of order\n  next: see the traceback of its cause"
+        assert (
+            str(error)
+            == "engine: stopped with RuntimeError: out of order\n  next: see the traceback of its cause"
+        )
         assert isinstance(error.__cause__, RuntimeError)

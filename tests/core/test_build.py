@@ -1,4 +1,5 @@
-"""Building: the vocabulary from the tokenizers, one seed one decoder, and what a recipe lacks is said."""
+"""Building: the vocabulary from the tokenizers, one seed one decoder, and what a recipe lacks is
+said."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def squares(registry: Registry, *overrides: str) -> Recipe:
 
 
 def test_vocabulary_by_hand(registry: Registry) -> None:
-    """The captions of five colours and four corners have 21 characters; with 4 control tokens 25 text ids, then 5 colours."""
+    """The captions of five colours and four corners have 21 characters; with 4 control tokens 25
+    text ids, then 5 colours."""
     components = build(squares(registry), registry, stage="train")
     num = len(set("red green blue black white corner 0123"))
     assert components.text_tokenizer.vocab_size == num
@@ -44,7 +46,12 @@ def test_vocabulary_by_hand(registry: Registry) -> None:
 
 
 def test_given_size_of_the_text_range(registry: Registry) -> None:
-    assert build(squares(registry, "vocabulary.num_text=40"), registry, stage="train").vocabulary.num_text == 40
+    assert (
+        build(
+            squares(registry, "vocabulary.num_text=40"), registry, stage="train"
+        ).vocabulary.num_text
+        == 40
+    )
     with pytest.raises(RecipeError) as caught:
         build(squares(registry, "vocabulary.num_text=10"), registry, stage="train")
     num = len(set("red green blue black white corner 0123"))
@@ -83,7 +90,12 @@ def test_generation_needs_no_data(registry: Registry, tmp_path: Path) -> None:
     """A data set that can't be opened hurts only who asks for its documents."""
     trained = build(squares(registry), registry, stage="train")
     trained.text_tokenizer.save(tmp_path)
-    components = build(squares(registry, "dataset.split=gone"), registry, stage="generate", tokenizer_folder=tmp_path)
+    components = build(
+        squares(registry, "dataset.split=gone"),
+        registry,
+        stage="generate",
+        tokenizer_folder=tmp_path,
+    )
     assert components.vocabulary == trained.vocabulary
     with pytest.raises(ValueError, match="no split 'gone'"):
         _ = components.source
@@ -100,58 +112,97 @@ def test_split_or_reason(registry: Registry) -> None:
 def test_too_large_for_the_memory(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = squares(registry)
     assert recipe.decoder is not None
-    for words in ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.", "CUDA out of memory.\nmore"):
+    for words in (
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.",
+        "CUDA out of memory.\nmore",
+    ):
         monkeypatch.setattr(recipe.decoder, "build", refuse(RuntimeError(words)))
         with pytest.raises(DeviceError) as caught:
             build(recipe, registry, stage="train")
-        assert str(caught.value) == (f"recipe section decoder: does not fit into memory ({words.splitlines()[0]})\n"
-                                     "  next: choose smaller sizes, or a larger machine")
+        assert str(caught.value) == (
+            f"recipe section decoder: does not fit into memory ({words.splitlines()[0]})\n"
+            "  next: choose smaller sizes, or a larger machine"
+        )
     monkeypatch.setattr(recipe.decoder, "build", refuse(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match=r"^a bug$"):
         build(recipe, registry, stage="train")
 
 
-@pytest.mark.parametrize("override", ["decoder.d_model=10000000", "decoder.num_layers=10000 decoder.d_model=100000",
-                                      "decoder.context_length=1000000000000", "vocabulary.num_text=1000000000000",
-                                      "vocabulary.num_reserved=1000000000000", "decoder.d_ff=1000000000000"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "decoder.d_model=10000000",
+        "decoder.num_layers=10000 decoder.d_model=100000",
+        "decoder.context_length=1000000000000",
+        "vocabulary.num_text=1000000000000",
+        "vocabulary.num_reserved=1000000000000",
+        "decoder.d_ff=1000000000000",
+    ],
+)
 def test_absurd_sizes_are_refused_before_anything_is_built(
-        override: str, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    override: str, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = squares(registry, *override.split())
     assert recipe.decoder is not None
     recipe.check()
     monkeypatch.setattr(recipe.decoder, "build", refuse(AssertionError("built")))
-    with pytest.raises(RecipeError, match=r"^recipe section decoder: its weights alone take [\d,]+ GB \([\d,]+ parameters in "):
+    with pytest.raises(
+        RecipeError,
+        match=r"^recipe section decoder: its weights alone take [\d,]+ GB \([\d,]+ parameters in ",
+    ):
         build(recipe, registry, stage="train")
 
 
-def test_the_memory_that_a_variable_says(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_that_a_variable_says(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe, cpu = squares(registry), torch.device("cpu")
     monkeypatch.setenv("CM3_MEMORY_GB", "0.0001")
     assert memory_limit(cpu) == 100_000
     with pytest.raises(RecipeError) as caught:
         build(recipe, registry, stage="train")
-    number = sum(parameter.numel() for parameter in build(recipe, registry, stage="train", device="meta").decoder.parameters())
+    number = sum(
+        parameter.numel()
+        for parameter in build(recipe, registry, stage="train", device="meta").decoder.parameters()
+    )
     assert str(caught.value) == (
-        f"recipe section decoder: its weights alone take 0 GB ({number:,} parameters in float32), and this machine has 0.0 GB "
-        "of memory\n  next: choose smaller sizes in the sections decoder and vocabulary, or say in CM3_MEMORY_GB how many GB "
-        "there are")
+        f"recipe section decoder: its weights alone take 0 GB ({number:,} parameters in "
+        "float32), and this machine has 0.0 GB "
+        "of memory\n  next: choose smaller sizes in the sections decoder and vocabulary, or say "
+        "in CM3_MEMORY_GB how many GB "
+        "there are"
+    )
     monkeypatch.setenv("CM3_MEMORY_GB", "1e9")
     build(recipe, registry, stage="train")
     monkeypatch.setenv("CM3_MEMORY_GB", "much")
     with pytest.raises(DeviceError) as wrong:
         memory_limit(cpu)
-    assert str(wrong.value) == "CM3_MEMORY_GB=much: is not a number of GB\n  next: write for instance 64"
+    assert (
+        str(wrong.value)
+        == "CM3_MEMORY_GB=much: is not a number of GB\n  next: write for instance 64"
+    )
 
 
 def test_limits_of_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both versions; those of the groups above count too, "max" is none, and a path that isn't mounted here is passed over."""
+    """Both versions; those of the groups above count too, "max" is none, and a path that isn't
+    mounted here is passed over."""
     mounted, groups = tmp_path / "cgroup", tmp_path / "groups"
-    for path, value in {"memory.max": "9000", "a/memory.max": "700", "a/b/memory.max": "max",
-                        "memory/memory.limit_in_bytes": "800", "memory/c/memory.limit_in_bytes": "600"}.items():
+    for path, value in {
+        "memory.max": "9000",
+        "a/memory.max": "700",
+        "a/b/memory.max": "max",
+        "memory/memory.limit_in_bytes": "800",
+        "memory/c/memory.limit_in_bytes": "600",
+    }.items():
         (mounted / path).parent.mkdir(parents=True, exist_ok=True)
         (mounted / path).write_text(f"{value}\n")
-    for text, limits in {"0::/a/b\n": [700, 9000], "0::/\n": [9000], "0::/elsewhere\n": [9000], "1:cpu:/a\n": [],
-                         "1:cpu:/\n4:hugetlb,memory:/c/d\n": [600, 800]}.items():
+    for text, limits in {
+        "0::/a/b\n": [700, 9000],
+        "0::/\n": [9000],
+        "0::/elsewhere\n": [9000],
+        "1:cpu:/a\n": [],
+        "1:cpu:/\n4:hugetlb,memory:/c/d\n": [600, 800],
+    }.items():
         groups.write_text(text)
         assert group_limits(groups, mounted) == limits
     assert group_limits(tmp_path / "no such file", mounted) == []

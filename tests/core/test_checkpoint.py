@@ -1,4 +1,5 @@
-"""Checkpoints: complete or not there, refused when damaged, hostile or of another model; models for shipping."""
+"""Checkpoints: complete or not there, refused when damaged, hostile or of another model; models for
+shipping."""
 
 from __future__ import annotations
 
@@ -43,7 +44,11 @@ def registry() -> Registry:
 
 
 def run(registry: Registry, out: Path, overrides: Sequence[str] = ()) -> Path:
-    recipe = compose(str(PARTS / "squares.yaml"), [f"data.cache_dir={out.parent / 'cache'}", *overrides], registry=registry)
+    recipe = compose(
+        str(PARTS / "squares.yaml"),
+        [f"data.cache_dir={out.parent / 'cache'}", *overrides],
+        registry=registry,
+    )
     return train(recipe, out, registry, progress=False).checkpoint
 
 
@@ -77,7 +82,12 @@ def test_layout_and_newest(trained: Path) -> None:
     state = json.loads((newest / STATE).read_text())
     assert state["step"] == 4
     assert state["vocabulary"]["num_image"] == 5
-    assert set(state["fingerprints"]) == {"text_tokenizer", "image_tokenizer", "vocabulary", "dataset"}
+    assert set(state["fingerprints"]) == {
+        "text_tokenizer",
+        "image_tokenizer",
+        "vocabulary",
+        "dataset",
+    }
     assert "train_parts" in json.loads((newest / "plugins.json").read_text())
 
 
@@ -85,7 +95,12 @@ def test_keeps_only_the_newest(registry: Registry, tmp_path: Path) -> None:
     run(
         registry,
         tmp_path / "out",
-        ["train.steps=4", "train.checkpoint_every_steps=1", "train.keep_checkpoints=1", "train.validation_splits=[]"],
+        [
+            "train.steps=4",
+            "train.checkpoint_every_steps=1",
+            "train.keep_checkpoints=1",
+            "train.validation_splits=[]",
+        ],
     )
     assert [path.name for path in complete_checkpoints(tmp_path / "out")] == ["step-00000004"]
     assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000004"]
@@ -109,14 +124,27 @@ def test_open_run_checkpoint_and_model(registry: Registry, trained: Path, tmp_pa
         torch.testing.assert_close(parameter, exact[name].half().float(), atol=0, rtol=0)
 
 
-def test_a_moved_model_takes_its_image_tokenizer_along(registry: Registry, trained: Path, tmp_path: Path) -> None:
-    """The tokenizer's own file is gone, and the folder is elsewhere: all the same, the same codes. So is going on."""
-    shape = VQGANConfig(resolution=8, ch=8, z_channels=4, embed_dim=2, codebook_size=5, patch_size=2, norm_groups=4)
+def test_a_moved_model_takes_its_image_tokenizer_along(
+    registry: Registry, trained: Path, tmp_path: Path
+) -> None:
+    """The tokenizer's own file is gone, and the folder is elsewhere: all the same, the same codes.
+    So is going on."""
+    shape = VQGANConfig(
+        resolution=8, ch=8, z_channels=4, embed_dim=2, codebook_size=5, patch_size=2, norm_groups=4
+    )
     model, weights = VQModel(shape.architecture), tmp_path / "tokenizer.safetensors"
     save_weights(weights, shape.architecture, model.state_dict())
-    own = [f"image_tokenizer.{item.name}={list(value) if isinstance(value, tuple) else value}"
-           for item in fields(VQGANArchitecture) if (value := getattr(shape, item.name)) is not None]
-    overrides = ["image_tokenizer=vqgan", *own, f"image_tokenizer.weights={weights}", "train.validation_splits=[]"]
+    own = [
+        f"image_tokenizer.{item.name}={list(value) if isinstance(value, tuple) else value}"
+        for item in fields(VQGANArchitecture)
+        if (value := getattr(shape, item.name)) is not None
+    ]
+    overrides = [
+        "image_tokenizer=vqgan",
+        *own,
+        f"image_tokenizer.weights={weights}",
+        "train.validation_splits=[]",
+    ]
     run(registry, tmp_path / "out", [*overrides, "train.steps=2"])
     pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     want = open_checkpoint(tmp_path / "out", registry).components.image_tokenizer.encode(pictures)
@@ -124,16 +152,23 @@ def test_a_moved_model_takes_its_image_tokenizer_along(registry: Registry, train
     weights.unlink()
     shutil.rmtree(tmp_path / "cache")
     moved = exported.rename(tmp_path / "elsewhere")
-    assert np.array_equal(open_checkpoint(moved, registry).components.image_tokenizer.encode(pictures), want)
+    assert np.array_equal(
+        open_checkpoint(moved, registry).components.image_tokenizer.encode(pictures), want
+    )
     assert run(registry, tmp_path / "out", [*overrides, "train.steps=3"]).name == "step-00000003"
-    assert np.array_equal(open_checkpoint(tmp_path / "out", registry).components.image_tokenizer.encode(pictures), want)
+    assert np.array_equal(
+        open_checkpoint(tmp_path / "out", registry).components.image_tokenizer.encode(pictures),
+        want,
+    )
     shutil.rmtree(moved / "image_tokenizer")
     with pytest.raises(CheckpointError, match=r"tokenizer\.safetensors: no such file"):
         open_checkpoint(moved, registry)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-def test_export_replaces_an_older_model_but_nothing_else(registry: Registry, trained: Path, tmp_path: Path, dtype: str) -> None:
+def test_export_replaces_an_older_model_but_nothing_else(
+    registry: Registry, trained: Path, tmp_path: Path, dtype: str
+) -> None:
     export_model(trained, tmp_path / "model")
     export_model(trained, tmp_path / "model", dtype=dtype)
     assert open_checkpoint(tmp_path / "model", registry).step == 4
@@ -181,7 +216,9 @@ def huge_header(copy: Path, target: Path) -> None:
 
 
 def lying_header(copy: Path, target: Path) -> None:
-    header = json.dumps({"x": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 8]}}).encode()
+    header = json.dumps(
+        {"x": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 8]}}
+    ).encode()
     (copy / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 8)
 
 
@@ -197,7 +234,10 @@ def yaml_code(copy: Path, target: Path) -> None:
     (copy / RECIPE).write_text(f"name: !!python/object/apply:os.mkdir ['{target}']\n")
 
 
-@pytest.mark.parametrize("spoil", [cut, pickle_bomb, torch_bomb, huge_header, lying_header, state_list, state_types, yaml_code])
+@pytest.mark.parametrize(
+    "spoil",
+    [cut, pickle_bomb, torch_bomb, huge_header, lying_header, state_list, state_types, yaml_code],
+)
 def test_damaged_and_hostile_files_are_refused(
     spoil: Callable[[Path, Path], None], registry: Registry, copy: Path, tmp_path: Path
 ) -> None:
@@ -214,7 +254,8 @@ def test_message_of_a_truncated_file(registry: Registry, copy: Path) -> None:
         open_checkpoint(copy, registry)
     assert str(caught.value).startswith(f"{copy / WEIGHTS}: is not a whole safetensors file (")
     assert str(caught.value).endswith(
-        f"\n  next: delete {copy} to use the checkpoint before it, or copy it again from where it came"
+        f"\n  next: delete {copy} to use the checkpoint before it, or copy it again from where "
+        "it came"
     )
 
 
@@ -236,19 +277,25 @@ def test_another_image_tokenizer(registry: Registry, copy: Path) -> None:
     assert "variant: a" in text
     (copy / RECIPE).write_text(text.replace("variant: a", "variant: b"))
     with pytest.raises(
-        CheckpointError, match="was made with another image tokenizer \\(fingerprint colours-a, here colours-b\\)"
+        CheckpointError,
+        match="was made with another image tokenizer \\(fingerprint colours-a, here colours-b\\)",
     ):
         open_checkpoint(copy, registry)
 
 
 def test_another_shape(registry: Registry, copy: Path) -> None:
-    (copy / RECIPE).write_text((copy / RECIPE).read_text().replace("num_layers: 2", "num_layers: 1"))
+    (copy / RECIPE).write_text(
+        (copy / RECIPE).read_text().replace("num_layers: 2", "num_layers: 1")
+    )
     with pytest.raises(CheckpointError, match="this decoder nothing"):
         open_checkpoint(copy, registry)
 
 
-def test_full_disk_leaves_the_old_checkpoint(registry: Registry, trained: Path, tmp_path: Path) -> None:
-    """A limit on file sizes stands in for a full disk: the write fails in the middle of a file either way."""
+def test_full_disk_leaves_the_old_checkpoint(
+    registry: Registry, trained: Path, tmp_path: Path
+) -> None:
+    """A limit on file sizes stands in for a full disk: the write fails in the middle of a file
+    either way."""
     out = Path(shutil.copytree(trained, tmp_path / "out"))
     before = {path: path.read_bytes() for path in out.rglob("*.safetensors")}
     newest = latest_checkpoint(out)

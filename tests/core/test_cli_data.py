@@ -1,4 +1,5 @@
-"""`cm3 data` and `cm3 tokenizer`, through `main`: what is printed, what is written, exit codes, and messages."""
+"""`cm3 data` and `cm3 tokenizer`, through `main`: what is printed, what is written, exit codes, and
+messages."""
 
 from __future__ import annotations
 
@@ -35,41 +36,75 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 BAD = "pictures/4.png: is truncated: the last chunk of a PNG (IEND) is missing\n  next: replace or remove it\n"
 
 
-@pytest.mark.parametrize("arguments", [
-    ["pictures"], ["dataset=folder", "dataset.path=pictures"], ["dataset.path=pictures", "--quiet", "dataset=folder"],
-    ["tiny", "dataset=folder", "dataset.path=pictures"],
-])
-def test_validate_names_every_bad_record(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["pictures"],
+        ["dataset=folder", "dataset.path=pictures"],
+        ["dataset.path=pictures", "--quiet", "dataset=folder"],
+        ["tiny", "dataset=folder", "dataset.path=pictures"],
+    ],
+)
+def test_validate_names_every_bad_record(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["data", "validate", *arguments]) == 1
-    assert capsys.readouterr().out == BAD + "pictures (folder): 4 good documents, 1 bad record, skipped in training\n"
+    assert (
+        capsys.readouterr().out
+        == BAD + "pictures (folder): 4 good documents, 1 bad record, skipped in training\n"
+    )
 
 
 @pytest.mark.parametrize(("option", "value"), [("--minutes", "0.0"), ("--steps", "0")])
-def test_training_takes_some_time(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["tokenizer", "train-image", "tiny", "dataset=folder", "dataset.path=pictures", option, value, "-o", "out"]
+def test_training_takes_some_time(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "tokenizer",
+        "train-image",
+        "tiny",
+        "dataset=folder",
+        "dataset.path=pictures",
+        option,
+        value,
+        "-o",
+        "out",
+    ]
     assert main(arguments) == 2
     assert capsys.readouterr().err == f"error: {option}: is {value}\n  next: use more than 0\n"
     assert not Path("out").exists()
 
 
-def test_a_data_set_of_bad_records_only_says_what_is_bad(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_data_set_of_bad_records_only_says_what_is_bad(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for number in range(4):
         (place / "pictures" / f"{number}.png").unlink()
     assert main(["train", "tiny", "dataset=folder", "dataset.path=pictures", "-o", "out"]) == 2
     assert capsys.readouterr().err == (
-        "error: recipe tiny, section dataset: split 'train' has no usable document; the first bad record is pictures/4.png: "
+        "error: recipe tiny, section dataset: split 'train' has no usable document; the first "
+        "bad record is pictures/4.png: "
         "is truncated: the last chunk of a PNG (IEND) is missing\n"
-        "  next: run 'cm3 data validate' to see why records are skipped\n")
+        "  next: run 'cm3 data validate' to see why records are skipped\n"
+    )
     assert not Path("out").exists()
 
 
-@pytest.mark.parametrize(("target", "step"), [("emojis", "did you mean 'emoji'?"), ("quickstrat", "did you mean 'quickstart'?")])
+@pytest.mark.parametrize(
+    ("target", "step"),
+    [("emojis", "did you mean 'emoji'?"), ("quickstrat", "did you mean 'quickstart'?")],
+)
 def test_what_is_no_data_at_all(target: str, step: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "validate", target]) == 2
-    assert capsys.readouterr().err == f"error: {target}: is no file or folder, no recipe and no data set\n  next: {step}\n"
+    assert (
+        capsys.readouterr().err
+        == f"error: {target}: is no file or folder, no recipe and no data set\n  next: {step}\n"
+    )
 
 
-def test_validate_is_quiet_when_all_is_well(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validate_is_quiet_when_all_is_well(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (place / "pictures" / "4.png").unlink()
     assert main(["data", "validate", "pictures"]) == 0
     assert capsys.readouterr().out == "pictures (folder): 4 good documents, 0 bad records\n"
@@ -82,10 +117,22 @@ def test_validate_decodes_every_picture(place: Path, capsys: pytest.CaptureFixtu
 
     path = place / "pictures" / "4.png"
     data = b"\x89PNG\r\n\x1a\n"
-    for name, content in ((b"IHDR", struct.pack(">IIBBBBB", 30, 30, 8, 2, 0, 0, 0)), (b"IDAT", b"not zlib"), (b"IEND", b"")):
-        data += struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    for name, content in (
+        (b"IHDR", struct.pack(">IIBBBBB", 30, 30, 8, 2, 0, 0, 0)),
+        (b"IDAT", b"not zlib"),
+        (b"IEND", b""),
+    ):
+        data += (
+            struct.pack(">I", len(content))
+            + name
+            + content
+            + struct.pack(">I", zlib.crc32(name + content))
+        )
     path.write_bytes(data)
-    for next_step in ("replace or remove it; from the next start on it is skipped", "replace or remove it"):
+    for next_step in (
+        "replace or remove it; from the next start on it is skipped",
+        "replace or remove it",
+    ):
         assert main(["data", "validate", "pictures"]) == 1
         lines = capsys.readouterr().out.splitlines()
         assert re.fullmatch(r"pictures/4\.png: can't be read as a picture \(.*\)", lines[0])
@@ -93,25 +140,37 @@ def test_validate_decodes_every_picture(place: Path, capsys: pytest.CaptureFixtu
         assert lines[-1] == "pictures (folder): 4 good documents, 1 bad record, skipped in training"
 
 
-def test_a_manifest_is_guessed_from_its_name(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_manifest_is_guessed_from_its_name(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lines = [{"text": "a", "image": "pictures/0.png"}, {"text": "b", "image": "pictures/none.png"}]
     (place / "all.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert main(["data", "validate", "all.jsonl"]) == 1
-    assert capsys.readouterr().out == ("all.jsonl:2: image pictures/none.png: there is no such file\n"
-                                       "  next: correct the path, or remove the record\n"
-                                       "all.jsonl (jsonl): 1 good document, 1 bad record, skipped in training\n")
+    assert capsys.readouterr().out == (
+        "all.jsonl:2: image pictures/none.png: there is no such file\n"
+        "  next: correct the path, or remove the record\n"
+        "all.jsonl (jsonl): 1 good document, 1 bad record, skipped in training\n"
+    )
 
 
 def test_guesses(place: Path) -> None:
-    assert [reader_of(path) for path in ("pictures", "x.jsonl", "d-{00..09}.tar", "tiny", "no/such/folder")] == [
-        "folder", "jsonl", "webdataset", None, None]
+    assert [
+        reader_of(path)
+        for path in ("pictures", "x.jsonl", "d-{00..09}.tar", "tiny", "no/such/folder")
+    ] == ["folder", "jsonl", "webdataset", None, None]
     (place / "a=b").mkdir()
-    assert [is_override(text) for text in ("dataset.path=x", "dataset=folder", "a=b", "pictures", "./x=y")] == [
-        True, True, False, False, False]
+    assert [
+        is_override(text)
+        for text in ("dataset.path=x", "dataset=folder", "a=b", "pictures", "./x=y")
+    ] == [True, True, False, False, False]
 
 
 def test_overrides_win_over_a_path() -> None:
-    recipe = composed({"dataset": {"name": "folder", "path": "x"}}, ["dataset.valid=0.5", "dataset.path=y"], load_registry())
+    recipe = composed(
+        {"dataset": {"name": "folder", "path": "x"}},
+        ["dataset.valid=0.5", "dataset.path=y"],
+        load_registry(),
+    )
     assert (recipe.dataset.path, recipe.dataset.valid) == ("y", 0.5)
 
 
@@ -119,12 +178,15 @@ def test_show(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "show", "pictures", "dataset.valid=0.0", "-o", "sheet.png"]) == 0
     assert capsys.readouterr().out == (
         "pictures (folder)\n"
-        "* train            4 documents          4 pictures (4 different)  texts of 15..15 letters, median 15\n"
+        "* train            4 documents          4 pictures (4 different)  texts of 15..15 "
+        "letters, median 15\n"
         "  valid            0 documents          0 pictures (0 different)  \n"
-        "  all              4 documents          4 pictures (4 different)  texts of 15..15 letters, median 15\n"
+        "  all              4 documents          4 pictures (4 different)  texts of 15..15 "
+        "letters, median 15\n"
         "skipped 1 bad record; 'cm3 data validate' names them all:\n"
         "  pictures/4.png: is truncated: the last chunk of a PNG (IEND) is missing\n"
-        "sheet.png: 4 of the 4 documents of split 'train'\n")
+        "sheet.png: 4 of the 4 documents of split 'train'\n"
+    )
     sheet = open_image(place / "sheet.png")
     assert sheet.shape[1] == 6 + 4 * (128 + 6)
     assert len(np.unique(sheet)) > 200
@@ -136,24 +198,59 @@ def test_show_of_an_empty_split(place: Path, capsys: pytest.CaptureFixture[str])
     assert not list(place.glob("*.png"))
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["data", "validate"], "error: dataset: no data set is named\n"
-                           "  next: give a recipe, a path, or dataset=NAME dataset.KEY=VALUE\n"),
-    (["data", "validate", "no.jsonl"], "error: dataset.path no.jsonl: there is no such file\n  next: correct dataset.path\n"),
-    (["data", "show", "pictures", "--num", "0"], "error: --num: is 0\n  next: use 1 or more\n"),
-    (["tokenizer", "train-text", "--vocab-size", "300", "-o", "bpe"],
-     "error: cm3 tokenizer train-text: neither a recipe nor a file is given\n  next: give --recipe RECIPE, or text files\n"),
-    (["tokenizer", "train-text", "--vocab-size", "300", "-o", "bpe", "--recipe", "tiny", "pictures/0.txt"],
-     "error: cm3 tokenizer train-text: a recipe and files are given\n  next: give --recipe RECIPE, or text files\n"),
-    (["tokenizer", "train-text", "--vocab-size", "300", "-o", "bpe", "no.txt"],
-     "error: no.txt: there is no such file\n  next: correct the path\n"),
-    (["tokenizer", "train-text", "--vocab-size", "200", "-o", "bpe", "pictures/0.txt"],
-     "error: text_tokenizer.vocab_size: is 200; the 256 bytes alone take 256 ids\n"
-     "  next: use 256 or more (CM3leon: 56320), or text_tokenizer=byte\n"),
-    (["tokenizer", "eval", "pictures"], "error: pictures: there is no recipe.yaml that says what it is\n"
-                                        "  next: name the recipe instead, with image_tokenizer.weights=FILE\n"),
-    (["tokenizer", "eval", "no.safetensors"], "error: no.safetensors: there is no such file\n  next: correct the path\n"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["data", "validate"],
+            "error: dataset: no data set is named\n"
+            "  next: give a recipe, a path, or dataset=NAME dataset.KEY=VALUE\n",
+        ),
+        (
+            ["data", "validate", "no.jsonl"],
+            "error: dataset.path no.jsonl: there is no such file\n  next: correct dataset.path\n",
+        ),
+        (["data", "show", "pictures", "--num", "0"], "error: --num: is 0\n  next: use 1 or more\n"),
+        (
+            ["tokenizer", "train-text", "--vocab-size", "300", "-o", "bpe"],
+            "error: cm3 tokenizer train-text: neither a recipe nor a file is given\n  next: give "
+            "--recipe RECIPE, or text files\n",
+        ),
+        (
+            [
+                "tokenizer",
+                "train-text",
+                "--vocab-size",
+                "300",
+                "-o",
+                "bpe",
+                "--recipe",
+                "tiny",
+                "pictures/0.txt",
+            ],
+            "error: cm3 tokenizer train-text: a recipe and files are given\n  next: give "
+            "--recipe RECIPE, or text files\n",
+        ),
+        (
+            ["tokenizer", "train-text", "--vocab-size", "300", "-o", "bpe", "no.txt"],
+            "error: no.txt: there is no such file\n  next: correct the path\n",
+        ),
+        (
+            ["tokenizer", "train-text", "--vocab-size", "200", "-o", "bpe", "pictures/0.txt"],
+            "error: text_tokenizer.vocab_size: is 200; the 256 bytes alone take 256 ids\n"
+            "  next: use 256 or more (CM3leon: 56320), or text_tokenizer=byte\n",
+        ),
+        (
+            ["tokenizer", "eval", "pictures"],
+            "error: pictures: there is no recipe.yaml that says what it is\n"
+            "  next: name the recipe instead, with image_tokenizer.weights=FILE\n",
+        ),
+        (
+            ["tokenizer", "eval", "no.safetensors"],
+            "error: no.safetensors: there is no such file\n  next: correct the path\n",
+        ),
+    ],
+)
 def test_messages(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert capsys.readouterr().err.endswith(message)
@@ -164,13 +261,31 @@ def test_train_text_on_files(place: Path, capsys: pytest.CaptureFixture[str]) ->
 
     (place / "lines.txt").write_text("abab\n\n  abab \nabab cd\n")
     assert main(["tokenizer", "train-text", "--vocab-size", "258", "-o", "bpe", "lines.txt"]) == 0
-    assert capsys.readouterr().out == ("bpe: 258 ids from 3 texts, 2.50 bytes a token; "
-                                       "use it with text_tokenizer=bpe text_tokenizer.path=bpe\n")
+    assert capsys.readouterr().out == (
+        "bpe: 258 ids from 3 texts, 2.50 bytes a token; "
+        "use it with text_tokenizer=bpe text_tokenizer.path=bpe\n"
+    )
     tokenizer = BPETokenizerConfig(path="bpe").build()
     assert tokenizer.encode("abab") == [257]
-    assert main(["tokenizer", "train-text", "--vocab-size", "400", "-o", "bpe", "lines.txt",
-                 "text_tokenizer.min_frequency=3"]) == 0
-    assert "note: 400 ids were wanted; the texts hold no more pieces that occur often enough" in capsys.readouterr().out
+    assert (
+        main(
+            [
+                "tokenizer",
+                "train-text",
+                "--vocab-size",
+                "400",
+                "-o",
+                "bpe",
+                "lines.txt",
+                "text_tokenizer.min_frequency=3",
+            ]
+        )
+        == 0
+    )
+    assert (
+        "note: 400 ids were wanted; the texts hold no more pieces that occur often enough"
+        in capsys.readouterr().out
+    )
 
 
 def test_train_text_on_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,14 +302,38 @@ def test_text_that_is_no_utf8(place: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_train_image_then_eval(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A toy network, two steps: the paths, the figures, and going on where it stopped."""
-    network = ["resolution=16", "ch=8", "z_channels=8", "embed_dim=4", "codebook_size=32", "norm_groups=4",
-               "training.perceptual_weight=0", "training.codebook_init_steps=1", "training.batch_size=2"]
-    command = ["tokenizer", "train-image", "tokenizer-emoji64", "dataset=folder", "dataset.path=pictures", "dataset.valid=0.0",
-               "train.num_threads=1", *(f"image_tokenizer.{item}" for item in network), "-o", "tok", "--steps", "2", "--quiet"]
+    network = [
+        "resolution=16",
+        "ch=8",
+        "z_channels=8",
+        "embed_dim=4",
+        "codebook_size=32",
+        "norm_groups=4",
+        "training.perceptual_weight=0",
+        "training.codebook_init_steps=1",
+        "training.batch_size=2",
+    ]
+    command = [
+        "tokenizer",
+        "train-image",
+        "tokenizer-emoji64",
+        "dataset=folder",
+        "dataset.path=pictures",
+        "dataset.valid=0.0",
+        "train.num_threads=1",
+        *(f"image_tokenizer.{item}" for item in network),
+        "-o",
+        "tok",
+        "--steps",
+        "2",
+        "--quiet",
+    ]
     assert main(command) == 0
     assert capsys.readouterr().out == (
-        "tok/model.safetensors: trained on 4 pictures; use it with image_tokenizer.weights=tok/model.safetensors\n"
-        "measure it: cm3 tokenizer eval tok\n")
+        "tok/model.safetensors: trained on 4 pictures; use it with "
+        "image_tokenizer.weights=tok/model.safetensors\n"
+        "measure it: cm3 tokenizer eval tok\n"
+    )
     weights = load_file(place / "tok" / "model.safetensors")
     assert main(command) == 0, "the same command again finds the run finished"
     again = load_file(place / "tok" / "model.safetensors")
@@ -209,7 +348,9 @@ def test_train_image_then_eval(place: Path, capsys: pytest.CaptureFixture[str]) 
         assert open_image(place / "out.png").shape == (2 * 16, 4 * 16, 3)
 
 
-def test_a_tokenizer_without_a_key_for_weights_is_trained(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tokenizer_without_a_key_for_weights_is_trained(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plugin = place / "means.py"
     plugin.write_text(
         "from dataclasses import dataclass\n"
@@ -222,15 +363,40 @@ def test_a_tokenizer_without_a_key_for_weights_is_trained(place: Path, capsys: p
         "    image_size, grid, codebook_size = (8, 8), (1, 1), 2\n"
         "    def build(self):\n"
         "        raise NotImplementedError\n"
-        "    def train(self, images_NHWC, out_dir, *, minutes, steps, resume, validation_NHWC, show_progress):\n"
-        "        assert (images_NHWC.shape, minutes, steps, resume, show_progress) == ((4, 8, 8, 3), None, 3, True, False)\n"
+        "    def train(self, images_NHWC, out_dir, *, minutes, steps, resume, validation_NHWC, "
+        "show_progress):\n"
+        "        assert (images_NHWC.shape, minutes, steps, resume, show_progress) == ((4, 8, 8, "
+        "3), None, 3, True, False)\n"
         "        return Path(out_dir) / 'means'\n"
         "@hookimpl\n"
         "def cm3_image_tokenizers():\n"
-        "    return {'means': Means}\n")
-    assert main(["--plugin", str(plugin), "tokenizer", "train-image", "tokenizer-emoji64", "image_tokenizer=means", "-o", "tok",
-                 "dataset=folder", "dataset.path=pictures", "dataset.valid=0.0", "--steps", "3", "--quiet"]) == 0
-    assert capsys.readouterr().out == "tok/means: trained on 4 pictures\nmeasure it: cm3 tokenizer eval tok\n"
+        "    return {'means': Means}\n"
+    )
+    assert (
+        main(
+            [
+                "--plugin",
+                str(plugin),
+                "tokenizer",
+                "train-image",
+                "tokenizer-emoji64",
+                "image_tokenizer=means",
+                "-o",
+                "tok",
+                "dataset=folder",
+                "dataset.path=pictures",
+                "dataset.valid=0.0",
+                "--steps",
+                "3",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
+    assert (
+        capsys.readouterr().out
+        == "tok/means: trained on 4 pictures\nmeasure it: cm3 tokenizer eval tok\n"
+    )
 
 
 def test_tokenizers_that_cannot_be_trained(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -249,11 +415,31 @@ def test_tokenizers_that_cannot_be_trained(place: Path, capsys: pytest.CaptureFi
         "        raise NotImplementedError\n"
         "@hookimpl\n"
         "def cm3_image_tokenizers():\n"
-        "    return {'fixed': Fixed}\n")
-    assert main(["--plugin", str(plugin), "tokenizer", "train-image", "tokenizer-emoji64", "image_tokenizer=fixed", "-o", "tok",
-                 "dataset=folder", "dataset.path=pictures", "--steps", "1"]) == 2
-    assert capsys.readouterr().err.endswith("error: image_tokenizer: Fixed can't be trained here\n"
-                                            "  next: choose vqgan, or give weights\n")
+        "    return {'fixed': Fixed}\n"
+    )
+    assert (
+        main(
+            [
+                "--plugin",
+                str(plugin),
+                "tokenizer",
+                "train-image",
+                "tokenizer-emoji64",
+                "image_tokenizer=fixed",
+                "-o",
+                "tok",
+                "dataset=folder",
+                "dataset.path=pictures",
+                "--steps",
+                "1",
+            ]
+        )
+        == 2
+    )
+    assert capsys.readouterr().err.endswith(
+        "error: image_tokenizer: Fixed can't be trained here\n"
+        "  next: choose vqgan, or give weights\n"
+    )
 
 
 def test_large_arrays_are_kept_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:

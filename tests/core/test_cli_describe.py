@@ -1,4 +1,5 @@
-"""`cm3 kinds` and `cm3 describe`, and the JSON of `cm3 plugin list`: what there is, told without torch."""
+"""`cm3 kinds` and `cm3 describe`, and the JSON of `cm3 plugin list`: what there is, told without
+torch."""
 
 from __future__ import annotations
 
@@ -71,13 +72,17 @@ def mine(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_a_component_by_hand(mine: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_component_by_hand(
+    mine: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["--plugin", mine, "describe", "warm"]) == 0
     out = capsys.readouterr().out
     head, _, rest = out.partition("laws of its kind's conformance kit\n")
     laws, _, recipe = rest.partition("\nin a recipe\n")
-    assert head == f"""\
+    assert (
+        head
+        == f"""\
 sampler/warm: Draws as it likes, every time.
   More about it, in two lines.
   plugin mine ({mine}), config cm3_plugin_file_mine:WarmConfig
@@ -94,9 +99,15 @@ keys
       how many.
 
 """
-    assert "  only_legal_ids_are_drawn: Each request gets an id of the slice that it is\n      allowed, " in laws
+    )
+    assert (
+        "  only_legal_ids_are_drawn: Each request gets an id of the slice that it is\n      "
+        "allowed, " in laws
+    )
     assert max(map(len, laws.splitlines())) <= 80
-    assert recipe == """\
+    assert (
+        recipe
+        == """\
   sampler:
     name: warm
     heat: ???  # must be given
@@ -105,65 +116,130 @@ keys
     inner:
       steps: 2
 """
+    )
 
 
 def test_a_component_as_json(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--plugin", mine, "describe", "sampler/warm", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert list(answer) == ["kind", "name", "summary", "text", "plugin", "version", "origin", "config", "needs", "keys", "laws",
-                            "snippet"]
-    assert (answer["kind"], answer["name"], answer["plugin"], answer["version"]) == ("sampler", "warm", "mine", "")
-    assert answer["keys"][0] == {"name": "heat", "type": "float", "default": None, "required": True, "text": "how hot, 0..1.",
-                                 "documented_by": "WarmConfig"}
+    assert list(answer) == [
+        "kind",
+        "name",
+        "summary",
+        "text",
+        "plugin",
+        "version",
+        "origin",
+        "config",
+        "needs",
+        "keys",
+        "laws",
+        "snippet",
+    ]
+    assert (answer["kind"], answer["name"], answer["plugin"], answer["version"]) == (
+        "sampler",
+        "warm",
+        "mine",
+        "",
+    )
+    assert answer["keys"][0] == {
+        "name": "heat",
+        "type": "float",
+        "default": None,
+        "required": True,
+        "text": "how hot, 0..1.",
+        "documented_by": "WarmConfig",
+    }
     assert answer["laws"] == laws_of("sampler")
 
 
 def test_names(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, first in (("mine/top_p", "sampler/top_p: Draws"), ("sampler/mine/top_p", "sampler/top_p: Draws"),
-                        ("bundled/top_p", "sampler/top_p: Sampling from one stream"), ("reranker/clip", "reranker/clip: Cosine"),
-                        ("sampler", "sampler: Samplers: logits of the guidance streams -> next token")):
+    for name, first in (
+        ("mine/top_p", "sampler/top_p: Draws"),
+        ("sampler/mine/top_p", "sampler/top_p: Draws"),
+        ("bundled/top_p", "sampler/top_p: Sampling from one stream"),
+        ("reranker/clip", "reranker/clip: Cosine"),
+        ("sampler", "sampler: Samplers: logits of the guidance streams -> next token"),
+    ):
         assert main(["--plugin", mine, "describe", name]) == 0
         assert capsys.readouterr().out.startswith(first)
 
 
-@pytest.mark.parametrize(("name", "expected"), [
-    ("clip", "'clip' is the name of several components\n  next: write embedder/clip or reranker/clip"),
-    ("top_p", "the sampler 'top_p' comes from several plugins: bundled, mine\n  next: write bundled/top_p or mine/top_p"),
-    ("smpler", "there is no kind and no component 'smpler'\n  next: did you mean 'sampler'?"),
-    ("zzzzzz", "there is no kind and no component 'zzzzzz'\n  next: `cm3 kinds` lists all"),
-    ("sampler/worm", "no sampler is called 'worm'\n  next: did you mean 'warm'?"),
-    ("sampler/mina/warm", "no plugin 'mina' is loaded\n  next: did you mean 'mine'?"),
-    ("mina/warm", "no kind and no loaded plugin is called 'mina'\n  next: did you mean 'mine'?"),
-    ("mine/worm", "the plugin 'mine' brings no component 'worm'\n  next: did you mean 'warm'?"),
-])
-def test_names_that_are_nothing_or_several(name: str, expected: str, mine: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "clip",
+            "'clip' is the name of several components\n  next: write embedder/clip or "
+            "reranker/clip",
+        ),
+        (
+            "top_p",
+            "the sampler 'top_p' comes from several plugins: bundled, mine\n  next: write "
+            "bundled/top_p or mine/top_p",
+        ),
+        ("smpler", "there is no kind and no component 'smpler'\n  next: did you mean 'sampler'?"),
+        ("zzzzzz", "there is no kind and no component 'zzzzzz'\n  next: `cm3 kinds` lists all"),
+        ("sampler/worm", "no sampler is called 'worm'\n  next: did you mean 'warm'?"),
+        ("sampler/mina/warm", "no plugin 'mina' is loaded\n  next: did you mean 'mine'?"),
+        (
+            "mina/warm",
+            "no kind and no loaded plugin is called 'mina'\n  next: did you mean 'mine'?",
+        ),
+        ("mine/worm", "the plugin 'mine' brings no component 'worm'\n  next: did you mean 'warm'?"),
+    ],
+)
+def test_names_that_are_nothing_or_several(
+    name: str, expected: str, mine: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["--plugin", mine, "describe", name]) == 2
     assert capsys.readouterr().err == f"error: cm3 describe {name}: {expected}\n"
 
 
-def test_a_plugin_that_is_left_out_is_named_where_its_name_is_missed(monkeypatch: pytest.MonkeyPatch,
-                                                                     capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plugin_that_is_left_out_is_named_where_its_name_is_missed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("CM3_DISABLE_PLUGINS", "bundled")
     assert main(["describe", "cfg"]) == 2
-    assert capsys.readouterr().err == ("error: cm3 describe cfg: there is no kind and no component 'cfg'\n"
-                                       "  next: `cm3 kinds` lists all; the plugin 'bundled' is disabled: "
-                                       "named in CM3_DISABLE_PLUGINS\n")
+    assert capsys.readouterr().err == (
+        "error: cm3 describe cfg: there is no kind and no component 'cfg'\n"
+        "  next: `cm3 kinds` lists all; the plugin 'bundled' is disabled: "
+        "named in CM3_DISABLE_PLUGINS\n"
+    )
 
 
 def test_kinds(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--plugin", mine, "kinds"]) == 0
     out = capsys.readouterr().out
-    assert ("sampler: Samplers: logits of the guidance streams -> next token\n"
-            "  hook cm3_samplers, interface Sampler, kit cm3core.testing.sampler:SamplerContract\n"
-            "  bundled: cd_k, cfg, contrastive, edit_cfg, mixture, top_p\n"
-            "  mine: top_p, warm\n") in out
+    assert (
+        "sampler: Samplers: logits of the guidance streams -> next token\n"
+        "  hook cm3_samplers, interface Sampler, kit cm3core.testing.sampler:SamplerContract\n"
+        "  bundled: cd_k, cfg, contrastive, edit_cfg, mixture, top_p\n"
+        "  mine: top_p, warm\n"
+    ) in out
     assert out.endswith("`cm3 describe KIND` and `cm3 describe KIND/NAME` say more\n")
     assert main(["kinds", "--json"]) == 0
     entries = json.loads(capsys.readouterr().out)
     assert [entry["kind"] for entry in entries] == list(KINDS)
-    assert list(entries[0]) == ["kind", "summary", "hook", "config", "interface", "kit", "methods", "keys", "laws", "components"]
-    assert entries[0]["components"][1] == {"name": "byte", "plugin": "bundled", "version": REGISTRY.plugins[0].version,
-                                           "origin": "cm3leon, cm3plugins", "summary": "Bytes of UTF-8. It has no keys."}
+    assert list(entries[0]) == [
+        "kind",
+        "summary",
+        "hook",
+        "config",
+        "interface",
+        "kit",
+        "methods",
+        "keys",
+        "laws",
+        "components",
+    ]
+    assert entries[0]["components"][1] == {
+        "name": "byte",
+        "plugin": "bundled",
+        "version": REGISTRY.plugins[0].version,
+        "origin": "cm3leon, cm3plugins",
+        "summary": "Bytes of UTF-8. It has no keys.",
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -203,14 +279,22 @@ def test_json_of_the_list_of_plugins(capsys: pytest.CaptureFixture[str]) -> None
     page = (Path(__file__).parents[2] / "docs" / "plugins" / "check.md").read_text(encoding="utf-8")
     table = page.split("## What is installed")[1]
     assert [name for name in names if f"`{name}`" not in table] == []
-    assert (bundled["status"], bundled["origin"], bundled["reason"]) == ("loaded", "cm3leon, cm3plugins", "")
+    assert (bundled["status"], bundled["origin"], bundled["reason"]) == (
+        "loaded",
+        "cm3leon, cm3plugins",
+        "",
+    )
     assert bundled["components"]["text_tokenizer"] == ["bpe", "byte"]
 
 
 def test_nothing_heavy_is_imported() -> None:
-    script = ("import sys\nfrom cm3core.cli.main import main\n"
-              "for arguments in (['kinds'], ['describe', 'sampler'], ['describe', 'vqgan', '--json'], ['plugin', 'list']):\n"
-              "    assert main(arguments) == 0\n"
-              "print(*{'torch', 'hypothesis', 'pytest', 'faiss', 'PIL'} & set(sys.modules), file=sys.stderr)")
+    script = (
+        "import sys\nfrom cm3core.cli.main import main\n"
+        "for arguments in (['kinds'], ['describe', 'sampler'], ['describe', 'vqgan', '--json'], "
+        "['plugin', 'list']):\n"
+        "    assert main(arguments) == 0\n"
+        "print(*{'torch', 'hypothesis', 'pytest', 'faiss', 'PIL'} & set(sys.modules), "
+        "file=sys.stderr)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr.strip()) == (0, "")

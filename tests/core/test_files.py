@@ -24,7 +24,10 @@ def test_a_file_takes_its_place_with_ordinary_permissions(tmp_path: Path) -> Non
     assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("wrong"), OSError(errno.ENOENT, "another file is missing")])
+@pytest.mark.parametrize(
+    "error",
+    [KeyboardInterrupt(), ValueError("wrong"), OSError(errno.ENOENT, "another file is missing")],
+)
 def test_the_old_file_stays_when_writing_stops(error: BaseException, tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     path.write_text("old")
@@ -47,7 +50,10 @@ def test_a_full_disk_is_told_and_the_old_file_stays(tmp_path: Path) -> None:
             write_bytes(path, b"x" * 5000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert str(caught.value) == f"{path}: can't be written (File too large)\n  next: free space on that disk"
+    assert (
+        str(caught.value)
+        == f"{path}: can't be written (File too large)\n  next: free space on that disk"
+    )
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -57,11 +63,16 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     place = "name a place where you may write"
     with pytest.raises(FileError) as caught:
         write_text(tmp_path / "file" / "inside", "x")
-    assert str(caught.value) == f"{tmp_path / 'file'}: can't be written (File exists)\n  next: {place}"
+    assert (
+        str(caught.value) == f"{tmp_path / 'file'}: can't be written (File exists)\n  next: {place}"
+    )
     (tmp_path / "folder").mkdir()
     with pytest.raises(FileError) as caught:
         write_text(tmp_path / "folder", "x")
-    assert str(caught.value) == f"{tmp_path / 'folder'}: can't be written (Is a directory)\n  next: {place}"
+    assert (
+        str(caught.value)
+        == f"{tmp_path / 'folder'}: can't be written (Is a directory)\n  next: {place}"
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
 
 
@@ -72,9 +83,14 @@ def test_asking_before_long_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     check_writable(tmp_path, folder=True)
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
     place = "name a place where you may write"
-    wrong = {(tmp_path / "file", True): "is a file\n  next: name a folder",
-             (tmp_path, False): "is a folder\n  next: name a file's path",
-             (tmp_path / "file" / "a" / "b", True): f"can't be written ({tmp_path / 'file'} is a file)\n  next: {place}"}
+    wrong = {
+        (tmp_path / "file", True): "is a file\n  next: name a folder",
+        (tmp_path, False): "is a folder\n  next: name a file's path",
+        (
+            tmp_path / "file" / "a" / "b",
+            True,
+        ): f"can't be written ({tmp_path / 'file'} is a file)\n  next: {place}",
+    }
     for (path, folder), message in wrong.items():
         with pytest.raises(FileError) as caught:
             check_writable(path, folder=folder)
@@ -82,4 +98,7 @@ def test_asking_before_long_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
     with pytest.raises(FileError) as caught:
         check_writable(tmp_path / "new.txt")
-    assert str(caught.value) == f"{tmp_path / 'new.txt'}: can't be written (no permission in {tmp_path})\n  next: {place}"
+    assert (
+        str(caught.value)
+        == f"{tmp_path / 'new.txt'}: can't be written (no permission in {tmp_path})\n  next: {place}"
+    )

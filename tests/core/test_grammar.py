@@ -21,7 +21,9 @@ def ids(*tokens: int) -> np.ndarray:
     return np.array(tokens, np.int32)
 
 
-def text_hole(prefix: np.ndarray = NOTHING, max_tokens: int = 3, ends_with: int | None = 19) -> Hole:
+def text_hole(
+    prefix: np.ndarray = NOTHING, max_tokens: int = 3, ends_with: int | None = 19
+) -> Hole:
     return Hole(0, "text", prefix, None, max_tokens, ends_with)
 
 
@@ -35,7 +37,8 @@ def test_a_text_hole_is_never_empty_and_closed_at_its_length():
     assert grammar.take(ids(7)).tolist() == []
     assert grammar.legal == (range(4, 10), range(19, 20))
     grammar.take(ids(8))
-    assert grammar.take(ids(4)).tolist() == [19, 21]  # full: the end token is fed, not drawn, and the next sentinel
+    # full: the end token is fed, not drawn, and the next sentinel
+    assert grammar.take(ids(4)).tolist() == [19, 21]
     assert not grammar.done
     grammar.take(ids(5))
     assert grammar.take(ids(19)).tolist() == []
@@ -50,7 +53,9 @@ def test_text_that_ends_with_eos_and_ids_without_a_text():
 
 
 def test_runs_of_codes_are_exactly_their_cells():
-    grammar = HoleGrammar((code_hole(NOTHING, ids(2, 3, 4)), code_hole(ids(21), ids(7))), VOCABULARY, 6)
+    grammar = HoleGrammar(
+        (code_hole(NOTHING, ids(2, 3, 4)), code_hole(ids(21), ids(7))), VOCABULARY, 6
+    )
     assert grammar.legal == (VOCABULARY.image,)
     assert grammar.num_draws == 3
     assert grammar.cells(2).tolist() == [2, 3]
@@ -70,23 +75,37 @@ def test_lengths_by_hand():
 def test_an_illegal_id_is_the_samplers_fault():
     with pytest.raises(GenerationError) as error:
         HoleGrammar((text_hole(),), VOCABULARY, 6).take(ids(19))
-    assert str(error.value) == ("sampler: drew <eoss> where text was due\n"
-                                "  next: correct the sampler: only ids that `allowed_nR` permits may be drawn")
+    assert str(error.value) == (
+        "sampler: drew <eoss> where text was due\n"
+        "  next: correct the sampler: only ids that `allowed_nR` permits may be drawn"
+    )
 
 
 @given(data=st.data())
 def test_any_legal_walk_ends_within_its_bounds(data):
     kinds = data.draw(st.lists(st.booleans(), min_size=1, max_size=4))
-    holes = tuple(text_hole(ids(20 + place) if place else NOTHING, data.draw(st.integers(1, 4))) if text
-                  else code_hole(ids(20 + place) if place else NOTHING, np.arange(data.draw(st.integers(1, 5)), dtype=np.int32))
-                  for place, text in enumerate(kinds))
+    holes = tuple(
+        text_hole(ids(20 + place) if place else NOTHING, data.draw(st.integers(1, 4)))
+        if text
+        else code_hole(
+            ids(20 + place) if place else NOTHING,
+            np.arange(data.draw(st.integers(1, 5)), dtype=np.int32),
+        )
+        for place, text in enumerate(kinds)
+    )
     grammar, drawn, fed = HoleGrammar(holes, VOCABULARY, 6), 0, 0
     while not grammar.done:
         num = data.draw(st.integers(1, grammar.num_draws))
         legal = [token for span in grammar.legal for token in span]
-        fed += num + len(grammar.take(ids(*(data.draw(st.sampled_from(legal)) for _ in range(num)))))
+        fed += num + len(
+            grammar.take(ids(*(data.draw(st.sampled_from(legal)) for _ in range(num))))
+        )
         drawn += num
     assert drawn <= num_draws(holes)
     assert fed - 1 <= num_new_tokens(holes)
     for hole, content in zip(holes, grammar.contents, strict=True):
-        assert len(content) == len(hole.cells) if hole.cells is not None else 1 <= len(content) <= hole.max_tokens
+        assert (
+            len(content) == len(hole.cells)
+            if hole.cells is not None
+            else 1 <= len(content) <= hole.max_tokens
+        )

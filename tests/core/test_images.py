@@ -32,7 +32,9 @@ def noise(height: int, width: int) -> PixelArray:
 def test_rgb_comes_back(tmp_path: Path) -> None:
     save_png(tmp_path / "a.png", noise(5, 7))
     assert np.array_equal(open_image(tmp_path / "a.png"), noise(5, 7))
-    assert np.array_equal(open_image(str(tmp_path / "a.png")), open_image((tmp_path / "a.png").read_bytes()))
+    assert np.array_equal(
+        open_image(str(tmp_path / "a.png")), open_image((tmp_path / "a.png").read_bytes())
+    )
 
 
 def test_transparency_is_on_white() -> None:
@@ -57,7 +59,11 @@ def test_sixteen_bits_become_eight() -> None:
 
 def test_grey_with_alpha_and_cmyk() -> None:
     assert open_image(file_of(Pillow.new("LA", (1, 1), (0, 0)))).tolist() == [[[255, 255, 255]]]
-    assert open_image(file_of(Pillow.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG"))[0, 0].tolist() == [255, 255, 255]
+    assert open_image(file_of(Pillow.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG"))[0, 0].tolist() == [
+        255,
+        255,
+        255,
+    ]
 
 
 def test_exif_turns_the_picture() -> None:
@@ -69,22 +75,50 @@ def test_exif_turns_the_picture() -> None:
 
 def hostile_png(width: int, height: int) -> bytes:
     """A header that announces many pixels."""
+
     def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        return (
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize(("content", "message"), [
-    (b"", "x.png: is not a picture\n  next: convert it to one of PNG, JPEG, WEBP, GIF, BMP, TIFF, PPM"),
-    (b"%!PS-Adobe-3.0 EPSF-3.0\n", "x.png: is not a picture\n  next: convert it to one of PNG, JPEG, WEBP, GIF, BMP, TIFF, PPM"),
-    (hostile_png(10_000, 10_000), "x.png: 10000 x 10000 pixels, more than 64,000,000\n  next: make it smaller first"),
-    (hostile_png(60_000, 60_000), "x.png: has more than 64,000,000 pixels\n  next: make it smaller first"),
-    (file_of(Pillow.new("F", (1, 1)), "TIFF"),
-     "x.png: has pixels that are not 8 or 16 bit numbers\n  next: convert it to an 8 bit PNG"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"",
+            "x.png: is not a picture\n  next: convert it to one of PNG, JPEG, WEBP, GIF, BMP, "
+            "TIFF, PPM",
+        ),
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n",
+            "x.png: is not a picture\n  next: convert it to one of PNG, JPEG, WEBP, GIF, BMP, "
+            "TIFF, PPM",
+        ),
+        (
+            hostile_png(10_000, 10_000),
+            "x.png: 10000 x 10000 pixels, more than 64,000,000\n  next: make it smaller first",
+        ),
+        (
+            hostile_png(60_000, 60_000),
+            "x.png: has more than 64,000,000 pixels\n  next: make it smaller first",
+        ),
+        (
+            file_of(Pillow.new("F", (1, 1)), "TIFF"),
+            "x.png: has pixels that are not 8 or 16 bit numbers\n  next: convert it to an 8 bit "
+            "PNG",
+        ),
+    ],
+)
 def test_hostile_files_are_explained(content: bytes, message: str) -> None:
     with pytest.raises(DataError) as caught:
         open_image(content, "x.png")
@@ -94,7 +128,10 @@ def test_hostile_files_are_explained(content: bytes, message: str) -> None:
 def test_a_missing_file_is_explained(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         open_image(tmp_path / "no.png")
-    assert str(caught.value) == f"{tmp_path / 'no.png'}: there is no such file\n  next: correct the path"
+    assert (
+        str(caught.value)
+        == f"{tmp_path / 'no.png'}: there is no such file\n  next: correct the path"
+    )
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -102,13 +139,18 @@ def test_a_missing_file_is_explained(tmp_path: Path) -> None:
 def test_truncated_files_are_explained(file_format: str, share: float) -> None:
     whole = file_of(Pillow.fromarray(noise(64, 64)), file_format)
     with pytest.raises(DataError, match=r"damaged or cut short|is not a picture"):
-        open_image(whole[:int(len(whole) * share)])
+        open_image(whole[: int(len(whole) * share)])
 
 
-@given(position=st.integers(0, 400), value=st.integers(0, 255),
-       file_format=st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"]))
+@given(
+    position=st.integers(0, 400),
+    value=st.integers(0, 255),
+    file_format=st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"]),
+)
 @pytest.mark.filterwarnings("ignore")
-def test_a_broken_byte_is_an_error_or_a_picture(position: int, value: int, file_format: str) -> None:
+def test_a_broken_byte_is_an_error_or_a_picture(
+    position: int, value: int, file_format: str
+) -> None:
     content = bytearray(file_of(Pillow.fromarray(noise(16, 16)), file_format))
     content[position % len(content)] = value
     try:
@@ -119,9 +161,17 @@ def test_a_broken_byte_is_an_error_or_a_picture(position: int, value: int, file_
     assert pixels.shape[2] == 3
 
 
-@pytest.mark.parametrize(("shape", "size"), [
-    ((64, 64), (64, 64)), ((100, 300), (64, 64)), ((300, 100), (64, 64)), ((5, 7), (64, 32)),
-    ((1, 60_000), (64, 64)), ((1, 1), (16, 16))])
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ((64, 64), (64, 64)),
+        ((100, 300), (64, 64)),
+        ((300, 100), (64, 64)),
+        ((5, 7), (64, 32)),
+        ((1, 60_000), (64, 64)),
+        ((1, 1), (16, 16)),
+    ],
+)
 def test_fit_gives_the_size(shape: tuple[int, int], size: tuple[int, int]) -> None:
     assert fit(noise(*shape), size).shape == (*size, 3)
 
@@ -137,7 +187,9 @@ def test_fit_leaves_the_right_size_alone_and_keeps_the_middle() -> None:
 def test_fit_is_resize_and_centre_crop() -> None:
     ramp = np.linspace(0, 255, 90).astype(np.uint8)
     pixels = np.repeat(np.repeat(ramp[None, :, None], 60, axis=0), 3, axis=2)
-    small = Pillow.fromarray(pixels).resize((48, 32), Pillow.Resampling.LANCZOS).crop((8, 0, 40, 32))
+    small = (
+        Pillow.fromarray(pixels).resize((48, 32), Pillow.Resampling.LANCZOS).crop((8, 0, 40, 32))
+    )
     assert np.abs(fit(pixels, (32, 32)).astype(int) - np.asarray(small).astype(int)).max() <= 2
 
 
@@ -151,9 +203,19 @@ def test_metadata_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_grid_shows_every_picture() -> None:
-    red, blue = np.full((64, 64, 3), (255, 0, 0), np.uint8), np.full((64, 64, 3), (0, 0, 255), np.uint8)
-    sheet = grid([[red, blue], [None, red]], row_labels=["a red apple, noto style " * 3, "x"], column_labels=["real", "drawn"],
-                 captions=[["one", "a caption that is longer than its picture is wide"], ["", "pneumonoultramicroscopic" * 3]])
+    red, blue = (
+        np.full((64, 64, 3), (255, 0, 0), np.uint8),
+        np.full((64, 64, 3), (0, 0, 255), np.uint8),
+    )
+    sheet = grid(
+        [[red, blue], [None, red]],
+        row_labels=["a red apple, noto style " * 3, "x"],
+        column_labels=["real", "drawn"],
+        captions=[
+            ["one", "a caption that is longer than its picture is wide"],
+            ["", "pneumonoultramicroscopic" * 3],
+        ],
+    )
     assert (sheet == (255, 0, 0)).all(-1).sum() == 2 * 128 * 128
     assert (sheet == (0, 0, 255)).all(-1).sum() == 128 * 128
     assert (sheet[:, :180] < 128).any()  # the row label is written

@@ -86,7 +86,9 @@ def test_what_dataclass_makes_up_is_no_documentation() -> None:
     assert keys_of(Bare) == [Key("size", "tuple[int, ...]", [1, 2], False, "", "")]
 
 
-@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in REGISTRY.names(kind)])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in KINDS for name in REGISTRY.names(kind)]
+)
 def test_every_bundled_key_is_documented_and_nothing_else(kind: str, name: str) -> None:
     config_class = REGISTRY.config_class(kind, name)
     known = keys_of(config_class)

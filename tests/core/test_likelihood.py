@@ -1,4 +1,5 @@
-"""Log-probabilities of given contents: by hand, against the engine's own figure, against one forward a token; what is refused.
+"""Log-probabilities of given contents: by hand, against the engine's own figure, against one
+forward a token; what is refused.
 
 Legend: B rows, T tokens, V ids.
 """
@@ -33,15 +34,19 @@ HOLED = Codes(APPLE.codes, GRID, BOX)
 @pytest.fixture(scope="module")
 def decoder():
     torch.manual_seed(3)
-    config = CM3LeonConfig(num_layers=2, d_model=32, num_heads=2, context_length=64, grid_positions=True)
+    config = CM3LeonConfig(
+        num_layers=2, d_model=32, num_heads=2, context_length=64, grid_positions=True
+    )
     decoder = config.build(VOCABULARY, SDPAAttentionConfig().build(), GRID).eval()
-    for parameter in decoder.parameters():  # the paper's start is all but linear; here every part must matter
+    # the paper's start is all but linear; here every part must matter
+    for parameter in decoder.parameters():
         torch.nn.init.normal_(parameter, std=0.35)
     return decoder
 
 
 class TableDecoder:
-    """Logits of the next token by the present one: a table [V, V] of zeros, and 50 for <break>, which is never drawn."""
+    """Logits of the next token by the present one: a table [V, V] of zeros, and 50 for <break>,
+    which is never drawn."""
 
     context_length = 40
 
@@ -56,7 +61,7 @@ class TableDecoder:
         return self.table_VV.T
 
     def logits(self, hidden, ids):
-        return hidden @ self.head_weight()[ids.start:ids.stop].T
+        return hidden @ self.head_weight()[ids.start : ids.stop].T
 
 
 def text(letters: str) -> np.ndarray:
@@ -71,24 +76,35 @@ def codes(picture: Codes) -> np.ndarray:
 
 
 def test_a_caption_by_hand():
-    """11 letters may come first, then 11 letters or the end. Odds: a 3 first; b 2 and the end 5 after a; the end 4 after b."""
+    """11 letters may come first, then 11 letters or the end. Odds: a 3 first; b 2 and the end 5
+    after a; the end 4 after b."""
     decoder = TableDecoder()
     a, b, end = int(text("a")[0]), int(text("b")[0]), VOCABULARY.end_of_infill
-    for before, after, odds in ((VOCABULARY.sentinel(0), a, 3), (a, b, 2), (a, end, 5), (b, end, 4)):
+    for before, after, odds in (
+        (VOCABULARY.sentinel(0), a, 3),
+        (a, b, 2),
+        (a, end, 5),
+        (b, end, 4),
+    ):
         decoder.table_VV[before, after] = math.log(odds)
     likelihood = Likelihood(decoder, SERIALIZER, VOCABULARY)
-    [whole, cut] = likelihood.log_probability([(TextHole(3), APPLE), (TextHole(2), APPLE)], [[text("ab")]] * 2)
+    [whole, cut] = likelihood.log_probability(
+        [(TextHole(3), APPLE), (TextHole(2), APPLE)], [[text("ab")]] * 2
+    )
     assert whole.nats == pytest.approx(math.log(3 / 13 * 2 / 17 * 4 / 15), abs=1e-5)
     assert whole.num_tokens == 3
     assert whole.per_token == pytest.approx(whole.nats / 3)
-    assert cut == (pytest.approx(math.log(3 / 13 * 2 / 17), abs=1e-5), 2)  # at its longest, the end leaves no choice
+    # at its longest, the end leaves no choice
+    assert cut == (pytest.approx(math.log(3 / 13 * 2 / 17), abs=1e-5), 2)
 
 
 def test_a_picture_by_hand():
     """16 codes may come, six times; the first has odds of 5 to 1 after <break>."""
     decoder = TableDecoder()
     decoder.table_VV[VOCABULARY.break_, VOCABULARY.image.start + 9] = math.log(5)
-    [drawn] = Likelihood(decoder, SERIALIZER, VOCABULARY).log_probability([(Text("a"), ImageHole())], [[codes(PEAR)]])
+    [drawn] = Likelihood(decoder, SERIALIZER, VOCABULARY).log_probability(
+        [(Text("a"), ImageHole())], [[codes(PEAR)]]
+    )
     assert drawn == (pytest.approx(math.log(5 / 20) + 5 * math.log(1 / 16), abs=1e-5), 6)
 
 
@@ -115,16 +131,25 @@ REQUESTS = [
 @given(data=st.data())
 def test_it_is_the_engines_figure_for_what_the_engine_drew(decoder, data):
     text_scale = data.draw(st.sampled_from([1.0, 2.0]))
-    sampler = CFGSamplerConfig(guidance_scale=1.5, text_guidance_scale=text_scale, text_temperature=1.2)
-    requests = [replace(request, seed=data.draw(st.integers(0, 99)))
-                for request in data.draw(st.lists(st.sampled_from(REQUESTS), min_size=1, max_size=6))]
+    sampler = CFGSamplerConfig(
+        guidance_scale=1.5, text_guidance_scale=text_scale, text_temperature=1.2
+    )
+    requests = [
+        replace(request, seed=data.draw(st.integers(0, 99)))
+        for request in data.draw(st.lists(st.sampled_from(REQUESTS), min_size=1, max_size=6))
+    ]
     completions = Engine(decoder, SERIALIZER, sampler.build(), VOCABULARY).complete(requests)
-    likelihood = Likelihood(decoder, SERIALIZER, VOCABULARY, max_tokens=data.draw(st.sampled_from([1, 90, 4096])))
+    likelihood = Likelihood(
+        decoder, SERIALIZER, VOCABULARY, max_tokens=data.draw(st.sampled_from([1, 90, 4096]))
+    )
     asked = likelihood.log_probability(
         [request.document for request in requests],
-        [likelihood.contents_of(request.document, completion.document)
-         for request, completion in zip(requests, completions, strict=True)],
-        retrieved=[request.retrieved for request in requests])
+        [
+            likelihood.contents_of(request.document, completion.document)
+            for request, completion in zip(requests, completions, strict=True)
+        ],
+        retrieved=[request.retrieved for request in requests],
+    )
     for completion, one in zip(completions, asked, strict=True):
         assert one.nats == pytest.approx(completion.log_probability, abs=2e-3)
         assert one.num_tokens == completion.num_tokens
@@ -132,12 +157,15 @@ def test_it_is_the_engines_figure_for_what_the_engine_drew(decoder, data):
 
 @torch.inference_mode()
 def one_by_one(decoder, document, contents, retrieved, variant) -> float:
-    """Each token from the whole sequence before it; what is legal is read from the ranges of ids."""
+    """Each token from the whole sequence before it; what is legal is read from the ranges of
+    ids."""
     prompt = SERIALIZER.prompt(document, retrieved, variant)
     tokens, cells, total = prompt.tokens.tolist(), prompt.cells.tolist(), 0.0
 
     def choose(token: int, legal: list[int]) -> float:
-        hidden_E = decoder.hidden_states(torch.tensor([tokens]), cells_BT=torch.tensor([cells]))[0, -1]
+        hidden_E = decoder.hidden_states(torch.tensor([tokens]), cells_BT=torch.tensor([cells]))[
+            0, -1
+        ]
         return float(decoder.logits(hidden_E)[legal].double().log_softmax(-1)[legal.index(token)])
 
     for place, (hole, content) in enumerate(zip(prompt.holes, contents, strict=True)):
@@ -146,7 +174,11 @@ def one_by_one(decoder, document, contents, retrieved, variant) -> float:
             cells += [-1] * len(hole.prefix)
         end = [hole.ends_with] if hole.ends_with is not None else []
         for index, token in enumerate(content.tolist()):
-            legal = list(VOCABULARY.image) if hole.cells is not None else [*VOCABULARY.text, *(end if index else [])]
+            legal = (
+                list(VOCABULARY.image)
+                if hole.cells is not None
+                else [*VOCABULARY.text, *(end if index else [])]
+            )
             total += choose(token, legal)
             tokens.append(token)
             cells.append(-1 if hole.cells is None else int(hole.cells[index]))
@@ -161,34 +193,62 @@ def one_by_one(decoder, document, contents, retrieved, variant) -> float:
 @given(data=st.data())
 def test_it_is_one_forward_a_token_for_every_variant(decoder, data):
     letters = st.text(LETTERS, min_size=1, max_size=6)
-    variant = data.draw(st.sampled_from([PromptVariant(), PromptVariant(hide_text="all"), PromptVariant(drop_retrieved=True),
-                                         PromptVariant(hide_text="all", hide_images=True), PromptVariant(replace_text="bad")]))
+    variant = data.draw(
+        st.sampled_from(
+            [
+                PromptVariant(),
+                PromptVariant(hide_text="all"),
+                PromptVariant(drop_retrieved=True),
+                PromptVariant(hide_text="all", hide_images=True),
+                PromptVariant(replace_text="bad"),
+            ]
+        )
+    )
     retrieved = data.draw(st.sampled_from([(), ((Text("cab"), PEAR),)]))
     pairs = []
     for _ in range(data.draw(st.integers(1, 4))):
-        written, picture = text(data.draw(letters)), codes(data.draw(st.sampled_from([APPLE, PEAR])))
-        pairs.append(data.draw(st.sampled_from([
-            ((TextHole(6), APPLE), [written]), ((Text("dig"), ImageHole()), [picture]),
-            ((TextHole(6), Text("a"), ImageHole(), PEAR), [written, picture]),
-            ((Text("fad"), HOLED), [picture[1:3], picture[4:5]])])))
+        written, picture = (
+            text(data.draw(letters)),
+            codes(data.draw(st.sampled_from([APPLE, PEAR]))),
+        )
+        pairs.append(
+            data.draw(
+                st.sampled_from(
+                    [
+                        ((TextHole(6), APPLE), [written]),
+                        ((Text("dig"), ImageHole()), [picture]),
+                        ((TextHole(6), Text("a"), ImageHole(), PEAR), [written, picture]),
+                        ((Text("fad"), HOLED), [picture[1:3], picture[4:5]]),
+                    ]
+                )
+            )
+        )
     documents, contents = zip(*pairs, strict=True)
     asked = Likelihood(decoder, SERIALIZER, VOCABULARY).log_probability(
-        documents, contents, retrieved=[retrieved] * len(pairs), variant=variant)
-    expected = [one_by_one(decoder, document, content, retrieved, variant) for document, content in pairs]
+        documents, contents, retrieved=[retrieved] * len(pairs), variant=variant
+    )
+    expected = [
+        one_by_one(decoder, document, content, retrieved, variant) for document, content in pairs
+    ]
     assert [one.nats for one in asked] == pytest.approx(expected, abs=2e-3)
 
 
 def test_a_hole_without_a_limit_counts_the_end(decoder):
     likelihood = Likelihood(decoder, SERIALIZER, VOCABULARY)
-    for unlimited, limited in (((TextHole(None), APPLE), (TextHole(9), APPLE)),
-                               ((MaskedText(("a", TextHole(None))), APPLE), (MaskedText(("a", TextHole(9))), APPLE))):
+    for unlimited, limited in (
+        ((TextHole(None), APPLE), (TextHole(9), APPLE)),
+        ((MaskedText(("a", TextHole(None))), APPLE), (MaskedText(("a", TextHole(9))), APPLE)),
+    ):
         free, bounded = likelihood.log_probability([unlimited, limited], [[text("abc")]] * 2)
         assert free == bounded
         assert free.num_tokens == 4
 
 
 def test_texts_of_prompts_are_cut_as_in_training(decoder):
-    cut, whole = Likelihood(decoder, SERIALIZER, VOCABULARY, max_text_tokens=3), Likelihood(decoder, SERIALIZER, VOCABULARY)
+    cut, whole = (
+        Likelihood(decoder, SERIALIZER, VOCABULARY, max_text_tokens=3),
+        Likelihood(decoder, SERIALIZER, VOCABULARY),
+    )
     [long] = cut.log_probability([(Text("abcabc"), ImageHole())], [[codes(PEAR)]])
     [short] = whole.log_probability([(Text("abc"), ImageHole())], [[codes(PEAR)]])
     assert long == short
@@ -216,7 +276,8 @@ class CountingDecoder:
 
 
 def test_memory_is_bounded_and_nothing_is_computed_twice_or_needlessly(decoder, monkeypatch):
-    """The sequences are 8, 9, 10, 11 tokens without their last; the head sees content positions and legal ids only."""
+    """The sequences are 8, 9, 10, 11 tokens without their last; the head sees content positions and
+    legal ids only."""
     documents = [(Text("abcd"[:length]), ImageHole()) for length in (1, 2, 3, 4, 4)]
     contents = [[codes(PEAR)]] * 5
     counting = CountingDecoder(decoder)
@@ -226,7 +287,9 @@ def test_memory_is_bounded_and_nothing_is_computed_twice_or_needlessly(decoder, 
     assert together[3] == together[4]
     counting = CountingDecoder(decoder)
     monkeypatch.setattr(module, "CHUNK_BYTES", 10 * 4 * 16)  # ten rows of logits
-    apart = Likelihood(counting, SERIALIZER, VOCABULARY, max_tokens=25).log_probability(documents, contents)
+    apart = Likelihood(counting, SERIALIZER, VOCABULARY, max_tokens=25).log_probability(
+        documents, contents
+    )
     assert counting.shapes == [(2, 11), (2, 9)]
     assert counting.heads == [(10, VOCABULARY.image), (2, VOCABULARY.image)] * 2
     assert [one.nats for one in apart] == pytest.approx([one.nats for one in together], abs=1e-4)
@@ -234,77 +297,160 @@ def test_memory_is_bounded_and_nothing_is_computed_twice_or_needlessly(decoder, 
 
 def test_the_head_of_a_caption_sees_text_and_its_end(decoder):
     counting = CountingDecoder(decoder)
-    Likelihood(counting, SERIALIZER, VOCABULARY).log_probability([(TextHole(9), APPLE)], [[text("abc")]])
+    Likelihood(counting, SERIALIZER, VOCABULARY).log_probability(
+        [(TextHole(9), APPLE)], [[text("abc")]]
+    )
     known, end = range(4, 4 + len(LETTERS)), VOCABULARY.end_of_infill
-    assert sorted(counting.heads, key=str) == sorted([(1, known), (3, known), (3, range(end, end + 1))], key=str)
+    assert sorted(counting.heads, key=str) == sorted(
+        [(1, known), (3, known), (3, range(end, end + 1))], key=str
+    )
 
 
 # ---- contents of filled documents
 
 
-@pytest.mark.parametrize(("document", "filled", "contents"), [
-    ((Text("a"), ImageHole()), (Text("a"), PEAR), [codes(PEAR)]),
-    ((TextHole(4), APPLE), (Text("abc"), APPLE), [text("abc")]),
-    ((TextHole(2), APPLE), (Text("abc"), APPLE), [text("ab")]),
-    ((TextHole(9, stop=("bc", "h")), APPLE), (Text("abcab"), APPLE), [text("abc")]),
-    ((MaskedText(("a ", TextHole(2), " b", TextHole(3))), PEAR), (Text("a dg bcc"), PEAR), [text("dg"), text("cc")]),
-    ((MaskedText(("a", TextHole(2), "a", TextHole(3))), PEAR), (Text("aabac"), PEAR), [text("ab"), text("c")]),  # none empty
-    ((HOLED, TextHole(3)), (Codes(np.array([0, 8, 9, 3, 11, 5], np.int32), GRID), Text("j")),
-     [np.array([8, 9]) + VOCABULARY.image.start, np.array([11]) + VOCABULARY.image.start, text("j")]),
-])
+@pytest.mark.parametrize(
+    ("document", "filled", "contents"),
+    [
+        ((Text("a"), ImageHole()), (Text("a"), PEAR), [codes(PEAR)]),
+        ((TextHole(4), APPLE), (Text("abc"), APPLE), [text("abc")]),
+        ((TextHole(2), APPLE), (Text("abc"), APPLE), [text("ab")]),
+        ((TextHole(9, stop=("bc", "h")), APPLE), (Text("abcab"), APPLE), [text("abc")]),
+        (
+            (MaskedText(("a ", TextHole(2), " b", TextHole(3))), PEAR),
+            (Text("a dg bcc"), PEAR),
+            [text("dg"), text("cc")],
+        ),
+        # none empty
+        (
+            (MaskedText(("a", TextHole(2), "a", TextHole(3))), PEAR),
+            (Text("aabac"), PEAR),
+            [text("ab"), text("c")],
+        ),
+        (
+            (HOLED, TextHole(3)),
+            (Codes(np.array([0, 8, 9, 3, 11, 5], np.int32), GRID), Text("j")),
+            [
+                np.array([8, 9]) + VOCABULARY.image.start,
+                np.array([11]) + VOCABULARY.image.start,
+                text("j"),
+            ],
+        ),
+    ],
+)
 def test_contents_of_filled_documents(decoder, document, filled, contents):
     likelihood = Likelihood(decoder, SERIALIZER, VOCABULARY)
     found = likelihood.contents_of(document, filled)
     assert [one.tolist() for one in found] == [one.tolist() for one in contents]
-    if all(not isinstance(one, TextHole) or (not one.stop and one.max_tokens > 2) for one in document):
+    if all(
+        not isinstance(one, TextHole) or (not one.stop and one.max_tokens > 2) for one in document
+    ):
         assert SERIALIZER.fill(document, found) == filled
 
 
-NO_FILLING = "is no filling of the document's {}\n  next: give the document itself, its holes filled"
+NO_FILLING = (
+    "is no filling of the document's {}\n  next: give the document itself, its holes filled"
+)
 
 
-@pytest.mark.parametrize(("document", "filled", "message"), [
-    ((Text("a"), ImageHole()), (Text("a"),),
-     "filled document: has 1 segments, the document has 2\n  next: give the document itself, its holes filled"),
-    ((Text("a"), ImageHole()), (Text("b"), PEAR),
-     "filled document, segment 0: " + NO_FILLING.format("Text")),
-    ((TextHole(3),), (PEAR,),
-     "filled document, segment 0: " + NO_FILLING.format("TextHole")),
-    ((MaskedText(("a", TextHole(3))), PEAR), (Text("bc"), PEAR),
-     "filled document, segment 0: " + NO_FILLING.format("MaskedText")),
-    ((HOLED,), (PEAR,),
-     "filled document, segment 0: " + NO_FILLING.format("Codes")),
-    ((ImageHole(),), (Codes(np.zeros(4, np.int32), (2, 2)),),
-     "filled document, segment 0: codes [4] of a 2 x 2 grid, pictures here are 2 x 3\n"
-     "  next: encode pictures with this recipe's image tokenizer"),
-])
+@pytest.mark.parametrize(
+    ("document", "filled", "message"),
+    [
+        (
+            (Text("a"), ImageHole()),
+            (Text("a"),),
+            "filled document: has 1 segments, the document has 2\n  next: give the document "
+            "itself, its holes filled",
+        ),
+        (
+            (Text("a"), ImageHole()),
+            (Text("b"), PEAR),
+            "filled document, segment 0: " + NO_FILLING.format("Text"),
+        ),
+        ((TextHole(3),), (PEAR,), "filled document, segment 0: " + NO_FILLING.format("TextHole")),
+        (
+            (MaskedText(("a", TextHole(3))), PEAR),
+            (Text("bc"), PEAR),
+            "filled document, segment 0: " + NO_FILLING.format("MaskedText"),
+        ),
+        ((HOLED,), (PEAR,), "filled document, segment 0: " + NO_FILLING.format("Codes")),
+        (
+            (ImageHole(),),
+            (Codes(np.zeros(4, np.int32), (2, 2)),),
+            "filled document, segment 0: codes [4] of a 2 x 2 grid, pictures here are 2 x 3\n"
+            "  next: encode pictures with this recipe's image tokenizer",
+        ),
+    ],
+)
 def test_what_is_no_filling_is_refused(decoder, document, filled, message):
     with pytest.raises(CM3Error) as error:
         Likelihood(decoder, SERIALIZER, VOCABULARY).contents_of(document, filled)
     assert str(error.value) == message
 
 
-@pytest.mark.parametrize(("document", "contents", "message"), [
-    ((TextHole(4), APPLE), [], "document 1: 0 contents for 1 holes\n  next: give one for each, in order"),
-    ((TextHole(4), APPLE), [codes(PEAR)[:2]],
-     "document 1, hole 0: holds image:9, no text token\n  next: give ids of the vocabulary, without end tokens"),
-    ((Text("a"), ImageHole()), [text("abcabc")],
-     "document 1, hole 0: holds text:0, no image token\n  next: give ids of the vocabulary, without end tokens"),
-    ((TextHole(4), APPLE), [text("abcab")],
-     "document 1, hole 0: 5 text tokens, the hole takes at most 4\n  next: cut the text to the hole"),
-    ((TextHole(4), APPLE), [text("")],
-     "document 1, hole 0: 0 text tokens, the hole takes 1 or more\n  next: give a longer text, or lower min_tokens"),
-    ((TextHole(4, min_tokens=3), APPLE), [text("ab")],
-     "document 1, hole 0: 2 text tokens, the hole takes 3 or more\n  next: give a longer text, or lower min_tokens"),
-    ((TextHole(9, stop=("b",)), APPLE), [text("abcd")],
-     "document 1, hole 0: goes on for 2 tokens where the hole stops\n  next: cut the text behind the string that it stops at"),
-    ((Text("a"), ImageHole()), [codes(PEAR)[:5]],
-     "document 1, hole 0: 5 codes, the hole takes 6\n  next: give a code for each cell"),
-    ((Text("a" * 57), ImageHole()), [codes(PEAR)], None),  # just fits: the last code is not read
-    ((Text("a" * 58), ImageHole()), [codes(PEAR)],
-     "document 1: prompt and contents are 65 tokens, 1 more than the decoder's context of 64 holds\n"
-     "  next: shorten the text or retrieve fewer documents"),
-])
+@pytest.mark.parametrize(
+    ("document", "contents", "message"),
+    [
+        (
+            (TextHole(4), APPLE),
+            [],
+            "document 1: 0 contents for 1 holes\n  next: give one for each, in order",
+        ),
+        (
+            (TextHole(4), APPLE),
+            [codes(PEAR)[:2]],
+            "document 1, hole 0: holds image:9, no text token\n  next: give ids of the "
+            "vocabulary, without end tokens",
+        ),
+        (
+            (Text("a"), ImageHole()),
+            [text("abcabc")],
+            "document 1, hole 0: holds text:0, no image token\n  next: give ids of the "
+            "vocabulary, without end tokens",
+        ),
+        (
+            (TextHole(4), APPLE),
+            [text("abcab")],
+            "document 1, hole 0: 5 text tokens, the hole takes at most 4\n  next: cut the text "
+            "to the hole",
+        ),
+        (
+            (TextHole(4), APPLE),
+            [text("")],
+            "document 1, hole 0: 0 text tokens, the hole takes 1 or more\n  next: give a longer "
+            "text, or lower min_tokens",
+        ),
+        (
+            (TextHole(4, min_tokens=3), APPLE),
+            [text("ab")],
+            "document 1, hole 0: 2 text tokens, the hole takes 3 or more\n  next: give a longer "
+            "text, or lower min_tokens",
+        ),
+        (
+            (TextHole(9, stop=("b",)), APPLE),
+            [text("abcd")],
+            "document 1, hole 0: goes on for 2 tokens where the hole stops\n  next: cut the text "
+            "behind the string that it stops at",
+        ),
+        (
+            (Text("a"), ImageHole()),
+            [codes(PEAR)[:5]],
+            "document 1, hole 0: 5 codes, the hole takes 6\n  next: give a code for each cell",
+        ),
+        (
+            (Text("a" * 57), ImageHole()),
+            [codes(PEAR)],
+            None,
+        ),  # just fits: the last code is not read
+        (
+            (Text("a" * 58), ImageHole()),
+            [codes(PEAR)],
+            "document 1: prompt and contents are 65 tokens, 1 more than the decoder's context of "
+            "64 holds\n"
+            "  next: shorten the text or retrieve fewer documents",
+        ),
+    ],
+)
 def test_contents_that_can_not_be_are_refused(decoder, document, contents, message):
     likelihood = Likelihood(decoder, SERIALIZER, VOCABULARY)
     good = (Text("a"), ImageHole())

@@ -25,14 +25,23 @@ EARLIER = {
     ],
     "cm3core.sampling": ["plan_columns"],
     "cm3core.train": ["TrainingInterrupted", "train"],
-    "cm3plugins.benchmarks.registry": ["BenchmarkRegistry", "Case", "Op", "Provider", "Verdict", "Where"],
+    "cm3plugins.benchmarks.registry": [
+        "BenchmarkRegistry",
+        "Case",
+        "Op",
+        "Provider",
+        "Verdict",
+        "Where",
+    ],
 }
 
 
 @pytest.mark.parametrize("module", EARLIER)
 def test_earlier_names_are_the_same_objects_and_warn(module: str) -> None:
     sys.modules.pop(module, None)
-    with pytest.warns(FutureWarning, match=rf"^{module} is now (cm3core\.[\w.]+); import its names from there$") as told:
+    with pytest.warns(
+        FutureWarning, match=rf"^{module} is now (cm3core\.[\w.]+); import its names from there$"
+    ) as told:
         earlier = importlib.import_module(module)
     target = importlib.import_module(str(told[-1].message).split(" is now ")[1].split(";")[0])
     for name in EARLIER[module]:
@@ -52,11 +61,21 @@ def test_a_name_that_never_was_is_no_module() -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["cm3core.generation", "cm3core.model", "cm3core.plugins", "cm3core.recipe", "cm3core.sequence", "cm3core.training"]
+    "package",
+    [
+        "cm3core.generation",
+        "cm3core.model",
+        "cm3core.plugins",
+        "cm3core.recipe",
+        "cm3core.sequence",
+        "cm3core.training",
+    ],
 )
 def test_packages_export_what_they_list(package: str) -> None:
     module = importlib.import_module(package)
     for name in module.__all__:
         assert getattr(module, name) is not None
-    with pytest.raises(AttributeError, match=rf"module '{package}' has no attribute 'no_such_name'"):
+    with pytest.raises(
+        AttributeError, match=rf"module '{package}' has no attribute 'no_such_name'"
+    ):
         module.no_such_name  # noqa: B018  # the access is what is tested

@@ -19,21 +19,30 @@ VOCABULARY = Vocabulary(num_text=10, num_image=4, num_sentinels=2)
 def masked(*tokens: int) -> MaskedSequence:
     row = np.asarray(tokens, np.int32)
     is_image = (row >= VOCABULARY.image.start) & (row < VOCABULARY.image.stop)
-    return MaskedSequence(row, np.where(is_image, row - VOCABULARY.image.start, -1).astype(np.int32),
-                          np.linspace(0.5, 1, len(row)).astype(np.float32))
+    return MaskedSequence(
+        row,
+        np.where(is_image, row - VOCABULARY.image.start, -1).astype(np.int32),
+        np.linspace(0.5, 1, len(row)).astype(np.float32),
+    )
 
 
 def test_by_hand() -> None:
     batch = collate([[masked(2, 5, 14, 11, 2), masked(2, 6, 2)], [masked(2, 12, 2)]], 7, VOCABULARY)
     assert batch.tokens_BT.tolist() == [[2, 5, 14, 11, 2, 6, 1], [2, 12, 1, 1, 1, 1, 1]]
     assert batch.targets_BT.tolist() == [[5, 14, 11, 2, 6, 2, 1], [12, 2, 1, 1, 1, 1, 1]]
-    assert batch.weights_BT.tolist() == [[0.625, 0.75, 0.875, 1, 0.75, 1, 0], [0.75, 1, 0, 0, 0, 0, 0]]
+    assert batch.weights_BT.tolist() == [
+        [0.625, 0.75, 0.875, 1, 0.75, 1, 0],
+        [0.75, 1, 0, 0, 0, 0, 0],
+    ]
     assert batch.positions_BT.tolist() == [[0, 1, 2, 3, 0, 1, 0], [0, 1, 0, 0, 0, 0, 0]]
     assert batch.cells_BT.tolist() == [[-1, -1, -1, 1, -1, -1, -1], [-1, 2, -1, -1, -1, -1, -1]]
     assert batch.kv_start_BT.tolist() == [[0, 0, 0, 0, 4, 4, 6], [0, 0, 2, 2, 2, 2, 2]]
     assert batch.modality_BT.tolist() == [[1, 3, 2, 3, 1, 3, 0], [2, 3, 0, 0, 0, 0, 0]]
     assert batch.num_tokens == 8
-    dtypes = [tensor.dtype for tensor in (batch.tokens_BT, batch.weights_BT, batch.positions_BT, batch.modality_BT)]
+    dtypes = [
+        tensor.dtype
+        for tensor in (batch.tokens_BT, batch.weights_BT, batch.positions_BT, batch.modality_BT)
+    ]
     assert dtypes == [torch.int64, torch.float32, torch.int64, torch.int8]
 
 
@@ -70,7 +79,8 @@ def test_the_oldest_goes_first() -> None:
 
 
 def test_a_window_fills_rows() -> None:
-    """Rows of 600 with sequences of 200 to 400 inputs: at least 85% full with the default window."""
+    """Rows of 600 with sequences of 200 to 400 inputs: at least 85% full with the default
+    window."""
     rng = np.random.default_rng(0)
     packer: Packer[int] = Packer(600)
     used, rows = 0, 0
@@ -85,5 +95,7 @@ def test_a_window_fills_rows() -> None:
 def test_a_sequence_longer_than_a_row_is_explained() -> None:
     with pytest.raises(DocumentError) as caught:
         Packer(3).add("a/b", masked(2, 4, 4, 4, 2))
-    assert str(caught.value) == ("sequence a/b: 5 tokens, a row holds 4\n"
-                                 "  next: make rows at least as long as decoder.context_length")
+    assert str(caught.value) == (
+        "sequence a/b: 5 tokens, a row holds 4\n"
+        "  next: make rows at least as long as decoder.context_length"
+    )

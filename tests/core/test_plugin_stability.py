@@ -1,4 +1,5 @@
-"""What is promised to plugins that are not changed: an older API, hooks and arguments that go, keys that were renamed."""
+"""What is promised to plugins that are not changed: an older API, hooks and arguments that go, keys
+that were renamed."""
 
 from __future__ import annotations
 
@@ -39,6 +40,7 @@ Load = Callable[[str], Registry]
 @pytest.fixture
 def load(tmp_path: Path) -> Load:
     """The registry with the plugin `old`, a file of this source."""
+
     def loaded(source: str) -> Registry:
         (tmp_path / "old.py").write_text(source, encoding="utf-8")
         return load_registry([tmp_path / "old.py"], environ={})
@@ -50,12 +52,15 @@ def test_a_plugin_of_api_0_is_refused(load: Load, tmp_path: Path) -> None:
     """There never was an API 0: who states it copied a number."""
     with pytest.raises(PluginError) as caught:
         load(PLUGIN.replace("CM3_API = 1", "CM3_API = 0"))
-    assert str(caught.value) == (f"plugin 'old' ({tmp_path / 'old.py'}): is written for plugin API 0, this cm3leon has 1\n"
-                                 "  next: update the plugin")
+    assert str(caught.value) == (
+        f"plugin 'old' ({tmp_path / 'old.py'}): is written for plugin API 0, this cm3leon has 1\n"
+        "  next: update the plugin"
+    )
 
 
-def test_the_api_before_is_served_and_told(load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-                                           caplog: pytest.LogCaptureFixture) -> None:
+def test_the_api_before_is_served_and_told(
+    load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """As it will be with API 2: the bundled plugin and this one state 1, and work."""
     monkeypatch.setattr(describe, "CM3_API", 2)
     registry = load(PLUGIN)
@@ -67,17 +72,22 @@ def test_the_api_before_is_served_and_told(load: Load, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(("stated", "step"), [(1, "update the plugin"), (4, "update cm3leon")])
-def test_what_is_older_or_newer_than_the_window_is_refused(stated: int, step: str, load: Load, monkeypatch: pytest.MonkeyPatch,
-                                                           tmp_path: Path) -> None:
+def test_what_is_older_or_newer_than_the_window_is_refused(
+    stated: int, step: str, load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(describe, "CM3_API", 3)
     monkeypatch.setattr(describe, "OLDEST_CM3_API", 2)
     with pytest.raises(PluginError) as caught:
         load(PLUGIN.replace("CM3_API = 1", f"CM3_API = {stated}"))
-    assert str(caught.value) == (f"plugin 'old' ({tmp_path / 'old.py'}): is written for plugin API {stated}, "
-                                 f"this cm3leon serves 2 to 3\n  next: {step}")
+    assert str(caught.value) == (
+        f"plugin 'old' ({tmp_path / 'old.py'}): is written for plugin API {stated}, "
+        f"this cm3leon serves 2 to 3\n  next: {step}"
+    )
 
 
-def with_hook(monkeypatch: pytest.MonkeyPatch, hook: object, arguments: dict[str, dict[str, object]]) -> None:
+def with_hook(
+    monkeypatch: pytest.MonkeyPatch, hook: object, arguments: dict[str, dict[str, object]]
+) -> None:
     """Let the loader read hook specifications in which one hook is another."""
     specs = ModuleType("specs_of_this_test")
     vars(specs).update({**vars(hookspecs), "cm3_text_tokenizers": hook})
@@ -85,9 +95,12 @@ def with_hook(monkeypatch: pytest.MonkeyPatch, hook: object, arguments: dict[str
     monkeypatch.setattr(hookspecs, "ARGUMENTS", arguments)
 
 
-def test_a_deprecated_argument_is_given_and_told(load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-                                                 caplog: pytest.LogCaptureFixture) -> None:
-    gone = DeprecationWarning("the argument `prefix` of cm3_text_tokenizers goes with plugin API 2: leave it out")
+def test_a_deprecated_argument_is_given_and_told(
+    load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone = DeprecationWarning(
+        "the argument `prefix` of cm3_text_tokenizers goes with plugin API 2: leave it out"
+    )
 
     @hookspecs.hookspec(warn_on_impl_args={"prefix": gone})
     def cm3_text_tokenizers(prefix: str) -> None: ...
@@ -100,58 +113,88 @@ def test_a_deprecated_argument_is_given_and_told(load: Load, monkeypatch: pytest
     assert "old-letters" in registry.names("text_tokenizer")
     assert caplog.messages == [f"plugin 'old' ({tmp_path / 'old.py'}): {gone}; update it"]
     caplog.clear()
-    assert "letters" in load(PLUGIN).names("text_tokenizer")  # the bundled plugin and this one leave it out: nothing is told
+    # the bundled plugin and this one leave it out: nothing is told
+    assert "letters" in load(PLUGIN).names("text_tokenizer")
     assert caplog.messages == []
 
 
-def test_a_deprecated_hook_is_asked_and_told(load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-                                             caplog: pytest.LogCaptureFixture) -> None:
-    @hookspecs.hookspec(warn_on_impl=FutureWarning("cm3_text_tokenizers is called cm3_tokenizers from plugin API 2 on"))
+def test_a_deprecated_hook_is_asked_and_told(
+    load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    @hookspecs.hookspec(
+        warn_on_impl=FutureWarning(
+            "cm3_text_tokenizers is called cm3_tokenizers from plugin API 2 on"
+        )
+    )
     def cm3_text_tokenizers() -> None: ...
 
     with_hook(monkeypatch, cm3_text_tokenizers, {})
     assert "letters" in load(PLUGIN).names("text_tokenizer")
     (line,) = [message for message in caplog.messages if message.startswith("plugin 'old'")]
-    assert line == (f"plugin 'old' ({tmp_path / 'old.py'}): cm3_text_tokenizers is called cm3_tokenizers from plugin API 2 on; "
-                    "update it")
+    assert line == (
+        f"plugin 'old' ({tmp_path / 'old.py'}): cm3_text_tokenizers is called cm3_tokenizers "
+        "from plugin API 2 on; "
+        "update it"
+    )
 
 
-def test_the_list_tells_what_is_deprecated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-                                           capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_tells_what_is_deprecated(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(describe, "CM3_API", 2)
     (tmp_path / "old.py").write_text(PLUGIN, encoding="utf-8")
     assert main(["--plugin", str(tmp_path / "old.py"), "plugin", "list"]) == 0
-    assert capsys.readouterr().out.endswith("old (file)  loaded\n  text_tokenizer: letters\n  deprecated: is written for plugin "
-                                            "API 1; this cm3leon has 2 and serves it still\n")
+    assert capsys.readouterr().out.endswith(
+        "old (file)  loaded\n  text_tokenizer: letters\n  deprecated: is written for plugin "
+        "API 1; this cm3leon has 2 and serves it still\n"
+    )
 
 
 def test_deprecations_do_not_break_strict_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(describe, "CM3_API", 2)
-    (bundled,) = [info for info in load_registry(environ={"CM3_STRICT_PLUGINS": "1"}).plugins if info.name == "bundled"]
+    (bundled,) = [
+        info
+        for info in load_registry(environ={"CM3_STRICT_PLUGINS": "1"}).plugins
+        if info.name == "bundled"
+    ]
     assert bundled.status == "loaded"
 
 
-def test_a_renamed_key_is_read_by_its_old_name(load: Load, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_renamed_key_is_read_by_its_old_name(
+    load: Load, caplog: pytest.LogCaptureFixture
+) -> None:
     registry = load(PLUGIN)
     recipe = compose("tiny", ["text_tokenizer=letters", "text_tokenizer.size=7"], registry=registry)
     assert vars(recipe.text_tokenizer) == {"vocab_size": 7}
-    assert caplog.messages == ["command line: text_tokenizer.size: the key is called 'vocab_size' now: write that, the old name "
-                               "will go"]
+    assert caplog.messages == [
+        "command line: text_tokenizer.size: the key is called 'vocab_size' now: write that, the "
+        "old name "
+        "will go"
+    ]
     assert recipe.origins["text_tokenizer.vocab_size"] == "command line"
 
 
-def test_a_checkpoints_recipe_with_the_old_name_is_read(load: Load, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_checkpoints_recipe_with_the_old_name_is_read(
+    load: Load, caplog: pytest.LogCaptureFixture
+) -> None:
     registry = load(PLUGIN)
     now = compose("tiny", ["text_tokenizer=letters"], registry=registry)
     then = now.to_yaml().replace("  vocab_size: 3\n", "  size: 3\n")
     assert then != now.to_yaml()
     assert recipe_from_yaml(then, registry).hash == now.hash
-    assert [message.split(": the key")[0] for message in caplog.messages] == ["recipe.yaml: text_tokenizer.size"]
+    assert [message.split(": the key")[0] for message in caplog.messages] == [
+        "recipe.yaml: text_tokenizer.size"
+    ]
 
 
 def test_both_names_of_a_key_are_refused(load: Load) -> None:
     with pytest.raises(RecipeError) as caught:
-        compose("tiny", ["text_tokenizer=letters", "text_tokenizer.size=7", "text_tokenizer.vocab_size=8"],
-                registry=load(PLUGIN))
-    assert str(caught.value) == ("command line: text_tokenizer.size: is the old name of 'vocab_size', which is given too\n"
-                                 "  next: remove it")
+        compose(
+            "tiny",
+            ["text_tokenizer=letters", "text_tokenizer.size=7", "text_tokenizer.vocab_size=8"],
+            registry=load(PLUGIN),
+        )
+    assert str(caught.value) == (
+        "command line: text_tokenizer.size: is the old name of 'vocab_size', which is given too\n"
+        "  next: remove it"
+    )

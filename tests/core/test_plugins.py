@@ -1,4 +1,5 @@
-"""Discovery: real distributions (a module and a dist-info folder with entry points) on sys.path, and every way to be broken."""
+"""Discovery: real distributions (a module and a dist-info folder with entry points) on sys.path,
+and every way to be broken."""
 
 from __future__ import annotations
 
@@ -35,11 +36,14 @@ class CharactersConfig(TextTokenizerConfig):
     size: int = 3
     def build(self, corpus=None): raise AssertionError("described, never built")
 """
-GOOD = HEAD + """
+GOOD = (
+    HEAD
+    + """
 @hookimpl
 def cm3_text_tokenizers():
     return {"characters": CharactersConfig}
 """
+)
 Install = Callable[..., None]
 
 
@@ -49,13 +53,24 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     monkeypatch.syspath_prepend(str(tmp_path))
     modules: list[str] = []
 
-    def write(name: str, source: str, *, module: str | None = None, points: str | None = None, version: str = "1.2") -> None:
+    def write(
+        name: str,
+        source: str,
+        *,
+        module: str | None = None,
+        points: str | None = None,
+        version: str = "1.2",
+    ) -> None:
         module = module or f"throwaway_{name.replace('-', '_')}"
         (tmp_path / f"{module}.py").write_text(source, encoding="utf-8")
         info = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
-        (info / "entry_points.txt").write_text(f"[{GROUP}]\n{points or f'{name} = {module}'}\n", encoding="utf-8")
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8"
+        )
+        (info / "entry_points.txt").write_text(
+            f"[{GROUP}]\n{points or f'{name} = {module}'}\n", encoding="utf-8"
+        )
         modules.append(module)
         importlib.invalidate_caches()
 
@@ -72,7 +87,11 @@ def test_a_plugin_is_found_and_described(install: Install) -> None:
     install("mine", GOOD)
     registry = load_registry(environ={STRICT_VARIABLE: "1"})
     info = info_of(registry, "mine")
-    assert (info.version, info.status, info.components) == ("1.2", "loaded", {"text_tokenizer": ["characters"]})
+    assert (info.version, info.status, info.components) == (
+        "1.2",
+        "loaded",
+        {"text_tokenizer": ["characters"]},
+    )
     assert info.origin == "mine, throwaway_mine"
     assert registry.config_class("text_tokenizer", "characters").__name__ == "CharactersConfig"
     assert registry.config_class("text_tokenizer", "mine/characters").__name__ == "CharactersConfig"
@@ -87,51 +106,101 @@ def test_the_bundled_plugin_uses_the_same_door() -> None:
 
 
 BROKEN = {
-    "a broken import": ("import no_such_module_anywhere\n", "ModuleNotFoundError: No module named 'no_such_module_anywhere'"),
+    "a broken import": (
+        "import no_such_module_anywhere\n",
+        "ModuleNotFoundError: No module named 'no_such_module_anywhere'",
+    ),
     "a program that ends itself": ("raise SystemExit('enough')\n", "SystemExit: enough"),
     "no API version": (GOOD.replace("CM3_API = 1", ""), "states no CM3_API"),
-    "an API version to come": (GOOD.replace("CM3_API = 1", "CM3_API = 7"), "is written for plugin API 7, this cm3leon has 1"),
-    "an unknown hook": (GOOD.replace("def cm3_text_tokenizers", "def cm3_text_tokenizer"),
-                        "implements the hook 'cm3_text_tokenizer', which does not exist"),
-    "a hook that is not marked": (GOOD.replace("@hookimpl", ""),
-                                  "has a function 'cm3_text_tokenizers' that is not marked as a hook"),
+    "an API version to come": (
+        GOOD.replace("CM3_API = 1", "CM3_API = 7"),
+        "is written for plugin API 7, this cm3leon has 1",
+    ),
+    "an unknown hook": (
+        GOOD.replace("def cm3_text_tokenizers", "def cm3_text_tokenizer"),
+        "implements the hook 'cm3_text_tokenizer', which does not exist",
+    ),
+    "a hook that is not marked": (
+        GOOD.replace("@hookimpl", ""),
+        "has a function 'cm3_text_tokenizers' that is not marked as a hook",
+    ),
     "a hook with an argument": (
         GOOD.replace("tokenizers():", "tokenizers(config):"),
-        "cm3_text_tokenizers takes 'config', which the hook does not have"),
-    "a generator as a hook": (GOOD.replace("@hookimpl", "@hookimpl(wrapper=True)"),
-                              "is refused by pluggy: Plugin 'mine' for hook 'cm3_text_tokenizers'"),
-    "an API version that is no number": (GOOD.replace("CM3_API = 1", "CM3_API = '1'"),
-                                         "states CM3_API = '1', which is no whole number"),
-    "a key renamed to nothing": (GOOD.replace("    size: int", "    renamed = {'length': 'width'}\n    size: int"),
-                                 "CharactersConfig.renamed: 'length' became 'width', which is no field"),
-    "a key renamed that is there": (GOOD.replace("    size: int", "    renamed = {'size': 'size'}\n    size: int"),
-                                    "CharactersConfig.renamed: 'size' is a field of CharactersConfig"),
-    "a hook that raises": (GOOD.replace('return {"characters": CharactersConfig}', "return 1 / 0"),
-                           "ZeroDivisionError: division by zero"),
-    "a list": (GOOD.replace('{"characters": CharactersConfig}', "[CharactersConfig]"),
-               "cm3_text_tokenizers returned list, not a mapping"),
-    "a bad name": (GOOD.replace('"characters"', '"my.Characters"'), "cm3_text_tokenizers returned the name 'my.Characters'"),
-    "an instance": (GOOD.replace("CharactersConfig}", "CharactersConfig()}"),
-                    "cm3_text_tokenizers: 'characters' is CharactersConfig(size=3), no subclass of TextTokenizerConfig"),
-    "a config of another kind": (GOOD.replace("CharactersConfig(TextTokenizerConfig)", "CharactersConfig(DecoderConfig)"),
-                                 "cm3_text_tokenizers: 'characters' is the class CharactersConfig, "
-                                 "no subclass of TextTokenizerConfig"),
-    "no dataclass": (GOOD.replace("@dataclass(kw_only=True)", ""), "CharactersConfig is no dataclass"),
-    "no build": (GOOD.replace("def build", "def built"), "CharactersConfig has no `build` of its own"),
-    "a field that no recipe can hold": (GOOD.replace("size: int = 3", "size: complex = 3"),
-                                        "CharactersConfig.size is complex, which a recipe can't hold"),
-    "a field called name": (GOOD.replace("size: int", "name: int"), "CharactersConfig has a field 'name', the recipe's own key"),
-    "an annotation from nowhere": (GOOD.replace("size: int", "size: 'Nowhere'"),
-                                   "CharactersConfig has an annotation that can't be resolved: name 'Nowhere' is not defined"),
-    "commands of the wrong type": (GOOD + "\n@hookimpl\ndef cm3_commands():\n    return {'draw': print}\n",
-                                   "cm3_commands returned {'draw': <built-in function print>}"),
-    "benchmarks of the wrong type": (GOOD + "\n@hookimpl\ndef cm3_benchmarks():\n    return {'mine': 'no target'}\n",
-                                     "cm3_benchmarks returned {'mine': 'no target'}"),
+        "cm3_text_tokenizers takes 'config', which the hook does not have",
+    ),
+    "a generator as a hook": (
+        GOOD.replace("@hookimpl", "@hookimpl(wrapper=True)"),
+        "is refused by pluggy: Plugin 'mine' for hook 'cm3_text_tokenizers'",
+    ),
+    "an API version that is no number": (
+        GOOD.replace("CM3_API = 1", "CM3_API = '1'"),
+        "states CM3_API = '1', which is no whole number",
+    ),
+    "a key renamed to nothing": (
+        GOOD.replace("    size: int", "    renamed = {'length': 'width'}\n    size: int"),
+        "CharactersConfig.renamed: 'length' became 'width', which is no field",
+    ),
+    "a key renamed that is there": (
+        GOOD.replace("    size: int", "    renamed = {'size': 'size'}\n    size: int"),
+        "CharactersConfig.renamed: 'size' is a field of CharactersConfig",
+    ),
+    "a hook that raises": (
+        GOOD.replace('return {"characters": CharactersConfig}', "return 1 / 0"),
+        "ZeroDivisionError: division by zero",
+    ),
+    "a list": (
+        GOOD.replace('{"characters": CharactersConfig}', "[CharactersConfig]"),
+        "cm3_text_tokenizers returned list, not a mapping",
+    ),
+    "a bad name": (
+        GOOD.replace('"characters"', '"my.Characters"'),
+        "cm3_text_tokenizers returned the name 'my.Characters'",
+    ),
+    "an instance": (
+        GOOD.replace("CharactersConfig}", "CharactersConfig()}"),
+        "cm3_text_tokenizers: 'characters' is CharactersConfig(size=3), no subclass of "
+        "TextTokenizerConfig",
+    ),
+    "a config of another kind": (
+        GOOD.replace("CharactersConfig(TextTokenizerConfig)", "CharactersConfig(DecoderConfig)"),
+        "cm3_text_tokenizers: 'characters' is the class CharactersConfig, "
+        "no subclass of TextTokenizerConfig",
+    ),
+    "no dataclass": (
+        GOOD.replace("@dataclass(kw_only=True)", ""),
+        "CharactersConfig is no dataclass",
+    ),
+    "no build": (
+        GOOD.replace("def build", "def built"),
+        "CharactersConfig has no `build` of its own",
+    ),
+    "a field that no recipe can hold": (
+        GOOD.replace("size: int = 3", "size: complex = 3"),
+        "CharactersConfig.size is complex, which a recipe can't hold",
+    ),
+    "a field called name": (
+        GOOD.replace("size: int", "name: int"),
+        "CharactersConfig has a field 'name', the recipe's own key",
+    ),
+    "an annotation from nowhere": (
+        GOOD.replace("size: int", "size: 'Nowhere'"),
+        "CharactersConfig has an annotation that can't be resolved: name 'Nowhere' is not defined",
+    ),
+    "commands of the wrong type": (
+        GOOD + "\n@hookimpl\ndef cm3_commands():\n    return {'draw': print}\n",
+        "cm3_commands returned {'draw': <built-in function print>}",
+    ),
+    "benchmarks of the wrong type": (
+        GOOD + "\n@hookimpl\ndef cm3_benchmarks():\n    return {'mine': 'no target'}\n",
+        "cm3_benchmarks returned {'mine': 'no target'}",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_plugin_harms_nobody_else(case: str, install: Install, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_broken_plugin_harms_nobody_else(
+    case: str, install: Install, caplog: pytest.LogCaptureFixture
+) -> None:
     source, reason = BROKEN[case]
     install("mine", source)
     install("other", GOOD.replace("characters", "letters"))
@@ -145,7 +214,9 @@ def test_a_broken_plugin_harms_nobody_else(case: str, install: Install, caplog: 
     assert "letters" in registry.names("text_tokenizer")
     assert "characters" not in registry.names("text_tokenizer")
     lines = [record.getMessage() for record in caplog.records]
-    assert lines == [f"plugin 'mine' (mine, throwaway_mine) is not used: {info.reason} [cm3 plugin list -v]"]
+    assert lines == [
+        f"plugin 'mine' (mine, throwaway_mine) is not used: {info.reason} [cm3 plugin list -v]"
+    ]
     # The reason comes back when a recipe asks for a name that nobody brings.
     with pytest.raises(PluginError) as caught:
         registry.config_class("text_tokenizer", "characters")
@@ -166,8 +237,10 @@ def test_unknown_hook_names_the_close_one(install: Install) -> None:
     with pytest.raises(PluginError) as caught:
         load_registry(environ={STRICT_VARIABLE: "1"})
     assert str(caught.value) == (
-        "plugin 'mine' (mine, throwaway_mine): implements the hook 'cm3_text_tokenizer', which does not exist\n"
-        "  next: did you mean 'cm3_text_tokenizers'?")
+        "plugin 'mine' (mine, throwaway_mine): implements the hook 'cm3_text_tokenizer', which "
+        "does not exist\n"
+        "  next: did you mean 'cm3_text_tokenizers'?"
+    )
 
 
 def test_two_distributions_with_the_same_plugin_name(install: Install) -> None:
@@ -191,23 +264,34 @@ def test_a_name_from_two_plugins_is_legal_until_it_is_used(install: Install) -> 
     registry = load_registry(environ={STRICT_VARIABLE: "1"})
     assert registry.names("text_tokenizer").count("characters") == 1
     with pytest.raises(PluginError) as caught:
-        registry.config_class("text_tokenizer", "characters", place="mine.yaml: text_tokenizer.name")
+        registry.config_class(
+            "text_tokenizer", "characters", place="mine.yaml: text_tokenizer.name"
+        )
     assert str(caught.value) == (
-        "mine.yaml: text_tokenizer.name: the text_tokenizer 'characters' comes from several plugins: mine, yours\n"
-        "  next: write mine/characters or yours/characters")
+        "mine.yaml: text_tokenizer.name: the text_tokenizer 'characters' comes from several "
+        "plugins: mine, yours\n"
+        "  next: write mine/characters or yours/characters"
+    )
     ours = registry.config_class("text_tokenizer", "mine/characters")
-    assert (ours.__module__, registry.config_class("text_tokenizer", "yours/characters").__module__) == (
-        "throwaway_mine", "throwaway_yours")
+    assert (
+        ours.__module__,
+        registry.config_class("text_tokenizer", "yours/characters").__module__,
+    ) == ("throwaway_mine", "throwaway_yours")
 
 
-def test_disabled_plugins_are_not_imported(install: Install, caplog: pytest.LogCaptureFixture) -> None:
+def test_disabled_plugins_are_not_imported(
+    install: Install, caplog: pytest.LogCaptureFixture
+) -> None:
     install("mine", "raise AssertionError('imported')\n")
     registry = load_registry(environ={DISABLE_VARIABLE: "mine, bundle", STRICT_VARIABLE: "1"})
     assert info_of(registry, "mine").status == "disabled"
     assert "throwaway_mine" not in sys.modules
     assert [record.getMessage() for record in caplog.records] == [
-        "CM3_DISABLE_PLUGINS names 'bundle', which is not installed: did you mean 'bundled'?"]
-    with pytest.raises(PluginError, match=r"the plugin 'mine' is disabled: named in CM3_DISABLE_PLUGINS"):
+        "CM3_DISABLE_PLUGINS names 'bundle', which is not installed: did you mean 'bundled'?"
+    ]
+    with pytest.raises(
+        PluginError, match=r"the plugin 'mine' is disabled: named in CM3_DISABLE_PLUGINS"
+    ):
         registry.config_class("text_tokenizer", "characters")
 
 
@@ -227,14 +311,20 @@ def test_a_broken_file_always_raises(tmp_path: Path) -> None:
     path.write_text(GOOD.replace("CM3_API = 1", ""), encoding="utf-8")
     with pytest.raises(PluginError) as caught:
         load_registry([path], environ={})
-    assert str(caught.value) == f"plugin 'mine' ({path}): states no CM3_API\n  next: write `CM3_API = 1` in its module"
+    assert (
+        str(caught.value)
+        == f"plugin 'mine' ({path}): states no CM3_API\n  next: write `CM3_API = 1` in its module"
+    )
 
 
 def test_unknown_names() -> None:
     registry = load_registry(environ={STRICT_VARIABLE: "1"})
     with pytest.raises(PluginError) as caught:
         registry.config_class("decoder", "cm3lion")
-    assert str(caught.value) == "decoder 'cm3lion': no decoder is called 'cm3lion'\n  next: did you mean 'cm3leon'?"
+    assert (
+        str(caught.value)
+        == "decoder 'cm3lion': no decoder is called 'cm3lion'\n  next: did you mean 'cm3leon'?"
+    )
     with pytest.raises(PluginError, match="no plugin 'bundle' is loaded"):
         registry.config_class("decoder", "bundle/cm3leon")
     with pytest.raises(PluginError, match="the plugin 'bundled' brings no decoder 'sdpa'"):
@@ -249,18 +339,29 @@ def test_benchmarks_are_named_when_described_and_imported_when_asked_for(install
     install("lost", GOOD.replace("characters", "letters") + hook % ("x", "nowhere:add"))
     registry = load_registry(environ={DISABLE_VARIABLE: "lost"})
     assert info_of(registry, "mine").benchmarks == ["mine"]
-    assert [function(None) for function in registry.benchmarks() if function.__module__ == "throwaway_mine"] == [3]
+    assert [
+        function(None)
+        for function in registry.benchmarks()
+        if function.__module__ == "throwaway_mine"
+    ] == [3]
     with pytest.raises(PluginError) as caught:
         load_registry(environ={}).benchmarks()
-    assert str(caught.value) == ("benchmark 'x': the plugin 'lost' names 'nowhere:add', which can't be imported: "
-                                 "No module named 'nowhere'\n  next: report it to the plugin's author")
+    assert str(caught.value) == (
+        "benchmark 'x': the plugin 'lost' names 'nowhere:add', which can't be imported: "
+        "No module named 'nowhere'\n  next: report it to the plugin's author"
+    )
 
 
 def test_describing_imports_no_torch() -> None:
-    script = ("import sys, json\nfrom cm3core.plugins import load_registry\nregistry = load_registry()\n"
-              "print(json.dumps([info.status for info in registry.plugins]))\n"
-              "print(json.dumps(sorted({'torch', 'faiss', 'tokenizers', 'transformers'} & set(sys.modules))))")
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    script = (
+        "import sys, json\nfrom cm3core.plugins import load_registry\nregistry = load_registry()\n"
+        "print(json.dumps([info.status for info in registry.plugins]))\n"
+        "print(json.dumps(sorted({'torch', 'faiss', 'tokenizers', 'transformers'} & "
+        "set(sys.modules))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     statuses, heavy = map(json.loads, done.stdout.splitlines())
     assert "loaded" in statuses
     assert heavy == []

@@ -1,4 +1,5 @@
-"""The interface of rerankers: candidates, what a plugin's mistakes come to, and the recipe's side of it."""
+"""The interface of rerankers: candidates, what a plugin's mistakes come to, and the recipe's side
+of it."""
 
 from __future__ import annotations
 
@@ -22,7 +23,10 @@ from cm3core.testing.reranker import BOX, GRID, pixels_of
 PARTS = Path(__file__).parents[1] / "fixtures" / "train"
 APPLE = Codes(np.arange(6, dtype=np.int32), GRID)
 PEAR = Codes(np.array([0, 3, 3, 3, 0, 5], np.int32), GRID)
-PICTURES = [Candidate((Text("red"), ImageHole()), (Text("red"), picture), pixels_of) for picture in (APPLE, PEAR, APPLE)]
+PICTURES = [
+    Candidate((Text("red"), ImageHole()), (Text("red"), picture), pixels_of)
+    for picture in (APPLE, PEAR, APPLE)
+]
 
 
 class Given(Reranker):
@@ -43,14 +47,21 @@ class Given(Reranker):
 
 
 def test_what_a_candidate_holds() -> None:
-    """Drawn pictures are those that the request asked for, whole or in part; the others were given."""
+    """Drawn pictures are those that the request asked for, whole or in part; the others were
+    given."""
     boxed = Codes(APPLE.codes, GRID, BOX)
-    one = Candidate((Text("a"), APPLE, TextHole(3), ImageHole(), boxed, MaskedText(("b", TextHole(2)))),
-                    (Text("a"), APPLE, Text(""), PEAR, APPLE, Text("bc")), pixels_of)
+    one = Candidate(
+        (Text("a"), APPLE, TextHole(3), ImageHole(), boxed, MaskedText(("b", TextHole(2)))),
+        (Text("a"), APPLE, Text(""), PEAR, APPLE, Text("bc")),
+        pixels_of,
+    )
     assert one.texts == ("a", "bc")
     assert one.drawn == (PEAR, APPLE)
     assert one.given == (APPLE,)
-    assert [pixels.tolist() for pixels in one.pixels] == [pixels_of(PEAR).tolist(), pixels_of(APPLE).tolist()]
+    assert [pixels.tolist() for pixels in one.pixels] == [
+        pixels_of(PEAR).tolist(),
+        pixels_of(APPLE).tolist(),
+    ]
 
 
 def test_pictures_are_decoded_when_they_are_asked_for_and_once() -> None:
@@ -76,19 +87,41 @@ def test_scores_come_back_as_floats() -> None:
     assert Given().score([]) == []
 
 
-@pytest.mark.parametrize(("reranker", "message"), [
-    (Given(1.0, 2.0), "reranker (luck): gave 2 scores for 3 candidates\n"
-                      "  next: correct its _score: one number for each candidate, in order"),
-    (Given(1.0, float("nan"), 2.0), "reranker (luck): gave nan for candidate 1\n"
-                                    "  next: correct its _score: only finite numbers"),
-    (Given(1.0, 2.0, float("-inf")), "reranker (luck): gave -inf for candidate 2\n"
-                                     "  next: correct its _score: only finite numbers"),
-    (Given("best", 2.0, 1.0), "reranker (luck): gave 'best' for candidate 0\n  next: correct its _score: only finite numbers"),
-    (Given(1.0, None, 1.0), "reranker (luck): gave None for candidate 1\n  next: correct its _score: only finite numbers"),
-    (Given(error=ZeroDivisionError("division by zero")),
-     "reranker (luck): failed with ZeroDivisionError: division by zero\n"
-     "  next: correct it, or leave the section 'reranker' out of the recipe"),
-])
+@pytest.mark.parametrize(
+    ("reranker", "message"),
+    [
+        (
+            Given(1.0, 2.0),
+            "reranker (luck): gave 2 scores for 3 candidates\n"
+            "  next: correct its _score: one number for each candidate, in order",
+        ),
+        (
+            Given(1.0, float("nan"), 2.0),
+            "reranker (luck): gave nan for candidate 1\n"
+            "  next: correct its _score: only finite numbers",
+        ),
+        (
+            Given(1.0, 2.0, float("-inf")),
+            "reranker (luck): gave -inf for candidate 2\n"
+            "  next: correct its _score: only finite numbers",
+        ),
+        (
+            Given("best", 2.0, 1.0),
+            "reranker (luck): gave 'best' for candidate 0\n  next: correct its _score: only "
+            "finite numbers",
+        ),
+        (
+            Given(1.0, None, 1.0),
+            "reranker (luck): gave None for candidate 1\n  next: correct its _score: only finite "
+            "numbers",
+        ),
+        (
+            Given(error=ZeroDivisionError("division by zero")),
+            "reranker (luck): failed with ZeroDivisionError: division by zero\n"
+            "  next: correct it, or leave the section 'reranker' out of the recipe",
+        ),
+    ],
+)
 def test_a_plugins_mistake_names_the_reranker(reranker: Reranker, message: str) -> None:
     with pytest.raises(GenerationError) as caught:
         reranker.score(PICTURES)
@@ -145,32 +178,56 @@ def test_a_recipe_without_a_reranker_has_none(registry: Registry) -> None:
 
 
 def test_a_recipe_builds_its_reranker_over_its_own_decoder(registry: Registry) -> None:
-    components = build(squares(registry, "reranker=likelihood", "generate.num_candidates=8"), registry, stage="train")
+    components = build(
+        squares(registry, "reranker=likelihood", "generate.num_candidates=8"),
+        registry,
+        stage="train",
+    )
     components.decoder.eval()
     codes = [Codes(np.full(16, colour, np.int32), (4, 4)) for colour in range(3)]
-    scores = components.reranker.score([Candidate((Text("red"), ImageHole()), (Text("red"), one), pixels_of) for one in codes])
+    scores = components.reranker.score(
+        [Candidate((Text("red"), ImageHole()), (Text("red"), one), pixels_of) for one in codes]
+    )
     [expected, *_] = components.likelihood.log_probability(
-        [(TextHole(components.recipe.data.max_text_tokens), codes[0])], [[components.serializer.text_tokens("red")]])
+        [(TextHole(components.recipe.data.max_text_tokens), codes[0])],
+        [[components.serializer.text_tokens("red")]],
+    )
     assert scores[0] == pytest.approx(expected.per_token)
     assert components.likelihood.decoder is components.decoder
 
 
 def test_the_section_is_stored_and_read_again(registry: Registry) -> None:
-    recipe = squares(registry, "reranker=pmi", "reranker.direction=image", "generate.num_candidates=4")
-    assert recipe.to_dict()["reranker"] == {"name": "pmi", "direction": "image", "with_retrieved": False}
+    recipe = squares(
+        registry, "reranker=pmi", "reranker.direction=image", "generate.num_candidates=4"
+    )
+    assert recipe.to_dict()["reranker"] == {
+        "name": "pmi",
+        "direction": "image",
+        "with_retrieved": False,
+    }
     assert recipe.to_dict()["generate"]["num_candidates"] == 4
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    (["reranker=clip"],
-     "reranker: 'clip' needs the section 'embedder', and the recipe has none\n"
-     "  next: add embedder=NAME (or 'embedder: {name: ...}' in the recipe), or change reranker"),
-    (["generate.num_candidates=8"],
-     "generate.num_candidates: is 8, and no reranker chooses the best\n"
-     "  next: add reranker=clip (with an embedder) or reranker=likelihood, or use 1"),
-    (["generate.num_candidates=0"],
-     "generate.num_candidates: is 0, must be at least 1\n  next: correct the value"),
-])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["reranker=clip"],
+            "reranker: 'clip' needs the section 'embedder', and the recipe has none\n"
+            "  next: add embedder=NAME (or 'embedder: {name: ...}' in the recipe), or change "
+            "reranker",
+        ),
+        (
+            ["generate.num_candidates=8"],
+            "generate.num_candidates: is 8, and no reranker chooses the best\n"
+            "  next: add reranker=clip (with an embedder) or reranker=likelihood, or use 1",
+        ),
+        (
+            ["generate.num_candidates=0"],
+            "generate.num_candidates: is 0, must be at least 1\n  next: correct the value",
+        ),
+    ],
+)
 def test_recipes_that_can_not_be(registry: Registry, overrides: list[str], message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         squares(registry, *overrides)
@@ -180,11 +237,15 @@ def test_recipes_that_can_not_be(registry: Registry, overrides: list[str], messa
 def test_a_direction_that_is_not_known(registry: Registry) -> None:
     with pytest.raises(RecipeError) as caught:
         squares(registry, "reranker=pmi", "reranker.direction=sideways")
-    assert str(caught.value) == ("command line: reranker.direction: is 'sideways', expected 'text' or 'image'\n"
-                                 "  next: correct the value")
+    assert str(caught.value) == (
+        "command line: reranker.direction: is 'sideways', expected 'text' or 'image'\n"
+        "  next: correct the value"
+    )
 
 
 def test_configs_and_interface_import_nothing_heavy() -> None:
     code = "import cm3core.interfaces, cm3plugins.rerankers, sys; print('torch' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
     assert run.stdout == "False\n"

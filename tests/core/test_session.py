@@ -1,4 +1,5 @@
-"""Requests that join, leave and fail beside each other: what each of them draws is nobody else's business."""
+"""Requests that join, leave and fail beside each other: what each of them draws is nobody else's
+business."""
 
 from __future__ import annotations
 
@@ -29,12 +30,23 @@ from cm3core.sequence.serialize import Serializer
 from cm3plugins.decoders.cm3leon import cache as cache_module
 from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
 from cm3plugins.samplers.config import CFGSamplerConfig, TopPSamplerConfig
-from engine_parts import APPLE, GRID, PEAR, REQUESTS, SERIALIZER, VOCABULARY, make_decoder, make_engine
+from engine_parts import (
+    APPLE,
+    GRID,
+    PEAR,
+    REQUESTS,
+    SERIALIZER,
+    VOCABULARY,
+    make_decoder,
+    make_engine,
+)
 
 WARM = CFGSamplerConfig(guidance_scale=2.0, temperature=0.9, text_temperature=1.3)
 OTHERS = {
     "plain": TopPSamplerConfig(top_p=0.9, text_top_p=1.0).build(),
-    "no retrieved": CFGSamplerConfig(guidance_scale=3.0, text_guidance_scale=1.5, null_prompt="mask_no_retrieved").build(),
+    "no retrieved": CFGSamplerConfig(
+        guidance_scale=3.0, text_guidance_scale=1.5, null_prompt="mask_no_retrieved"
+    ).build(),
     "greedy": CFGSamplerConfig(guidance_scale=1.5, temperature=0, text_temperature=0).build(),
 }
 
@@ -74,8 +86,11 @@ def results(session) -> dict[int, object]:
 @settings(max_examples=25)
 @given(data=st.data())
 def test_late_joiners_cancelled_neighbours_and_mixed_samplers_change_nothing(decoder, data):
-    """Requests of every kind, with different samplers, submitted and cancelled between steps: each draws what it draws alone."""
-    engine = make_engine(decoder, WARM, max_rows=data.draw(st.sampled_from([2, 5, 64]), label="max_rows"))
+    """Requests of every kind, with different samplers, submitted and cancelled between steps: each
+    draws what it draws alone."""
+    engine = make_engine(
+        decoder, WARM, max_rows=data.draw(st.sampled_from([2, 5, 64]), label="max_rows")
+    )
     session = engine.open(details=False)
     submitted: dict[int, Request] = {}
     cancelled: set[int] = set()
@@ -120,13 +135,21 @@ def test_sharing_prefixes_changes_nothing(decoder, data):
 
 
 def test_streams_that_see_the_same_documents_read_them_once(decoder, everything_is_shared):
-    """Both streams of guidance begin with the retrieved document: it is read in one row, then each stream's own rest."""
+    """Both streams of guidance begin with the retrieved document: it is read in one row, then each
+    stream's own rest."""
     engine = make_engine(decoder)
     shapes = []
     whole = engine.inference.hidden_states
-    engine.inference.hidden_states = lambda tokens_BT, **options: (shapes.append(tuple(tokens_BT.shape)),
-                                                                   whole(tokens_BT, **options))[1]
-    engine.complete([Request((Text("ab"), ImageHole()), retrieved=((Text("bad"), PEAR),), seed=seed) for seed in range(2)])
+    engine.inference.hidden_states = lambda tokens_BT, **options: (
+        shapes.append(tuple(tokens_BT.shape)),
+        whole(tokens_BT, **options),
+    )[1]
+    engine.complete(
+        [
+            Request((Text("ab"), ImageHole()), retrieved=((Text("bad"), PEAR),), seed=seed)
+            for seed in range(2)
+        ]
+    )
     shared = 1 + 3 + 1 + 6 + 1  # <eos> bad <break> codes <break>
     assert shapes[:2] == [(1, shared), (2, 3)]  # then "ab<break>" and "<sentinel><break>"
     assert set(shapes[2:]) == {(4, 1)}
@@ -134,17 +157,26 @@ def test_streams_that_see_the_same_documents_read_them_once(decoder, everything_
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_no_stream_sees_what_another_one_reads(decoder, monkeypatch, shared):
-    """At scale 0 only the unconditional stream draws: a secret in the text changes nothing, nor does one that a neighbour keeps,
-    though the conditional stream, which reads it, is in the same batch and both read the same retrieved document."""
+    """At scale 0 only the unconditional stream draws: a secret in the text changes nothing, nor
+    does one that a neighbour keeps, though the conditional stream, which reads it, is in the same
+    batch and both read the same retrieved document."""
     if shared:
         monkeypatch.setattr(cache_module, "SHARING_PAYS", 0)
         monkeypatch.setattr(prompts_module, "SHORTEST_COMMON", 2)
-    asked = {secret: [Request((Text(secret), ImageHole()), retrieved=((Text("bad"), PEAR),), seed=seed) for seed in range(3)]
-             for secret in ("ab", "jj", "a bad head")}
+    asked = {
+        secret: [
+            Request((Text(secret), ImageHole()), retrieved=((Text("bad"), PEAR),), seed=seed)
+            for seed in range(3)
+        ]
+        for secret in ("ab", "jj", "a bad head")
+    }
 
     def drawn(scale: float, *requests: Request) -> list[list[int]]:
         sampler = CFGSamplerConfig(guidance_scale=scale, plausible_top_p=1.0, temperature=0.8)
-        return [one.document[1].codes.tolist() for one in make_engine(decoder, sampler).complete(requests)]
+        return [
+            one.document[1].codes.tolist()
+            for one in make_engine(decoder, sampler).complete(requests)
+        ]
 
     blind = {secret: drawn(0.0, *requests) for secret, requests in asked.items()}
     assert blind["ab"] == blind["jj"] == blind["a bad head"]
@@ -159,7 +191,8 @@ def test_no_stream_sees_what_another_one_reads(decoder, monkeypatch, shared):
 
 
 def test_events_tell_the_whole_story(decoder):
-    """Pieces of text make the text, tokens the contents; pictures in the making lose their missing codes row by row."""
+    """Pieces of text make the text, tokens the contents; pictures in the making lose their missing
+    codes row by row."""
     asked = [REQUESTS[0], REQUESTS[4], REQUESTS[5]]
     expected = make_engine(decoder, WARM).complete(asked)
     texts: dict[tuple[int, int], str] = {}
@@ -170,7 +203,9 @@ def test_events_tell_the_whole_story(decoder):
         assert event.request not in finished, "nothing comes after the end"
         if isinstance(event, TextGrown):
             assert event.text
-            texts[event.request, event.segment] = texts.get((event.request, event.segment), "") + event.text
+            texts[event.request, event.segment] = (
+                texts.get((event.request, event.segment), "") + event.text
+            )
         elif isinstance(event, PictureGrown):
             pictures.setdefault((event.request, event.segment), []).append(event.codes)
         elif isinstance(event, TokensDrawn):
@@ -180,7 +215,11 @@ def test_events_tell_the_whole_story(decoder):
     assert [finished[place].document for place in range(3)] == [one.document for one in expected]
     assert [tokens[place] for place in range(3)] == [one.num_tokens for one in expected]
     assert texts[2, 0] == finished[2].document[0].text
-    a, b = finished[1].document[0].text[2:].split(" b", 1) if finished[1].document[0].text.count(" b") == 1 else (None, None)
+    a, b = (
+        finished[1].document[0].text[2:].split(" b", 1)
+        if finished[1].document[0].text.count(" b") == 1
+        else (None, None)
+    )
     if a is not None:
         assert texts[1, 0] == a + b
     for (request, segment), grown in pictures.items():
@@ -190,18 +229,24 @@ def test_events_tell_the_whole_story(decoder):
         final = finished[request].document[segment].codes
         for codes in grown:
             assert np.array_equal(codes.codes[~codes.missing], final[~codes.missing])
-    assert [int(codes.missing.sum()) for codes in pictures[0, 1]] == [3, 0]  # two rows of three codes
+    # two rows of three codes
+    assert [int(codes.missing.sum()) for codes in pictures[0, 1]] == [3, 0]
 
 
 def test_a_character_of_several_bytes_is_told_when_it_is_whole():
-    """Two bytes a character, as a byte-level tokenizer has it: pieces never hold half of one, and together are the whole text."""
+    """Two bytes a character, as a byte-level tokenizer has it: pieces never hold half of one, and
+    together are the whole text."""
 
     class Greek(type(SERIALIZER.text_tokenizer)):
         def _decode(self, ids):
-            return bytes([206 if number % 2 == 0 else 177 + token for number, token in enumerate(ids)]).decode(errors="replace")
+            return bytes(
+                [206 if number % 2 == 0 else 177 + token for number, token in enumerate(ids)]
+            ).decode(errors="replace")
 
     serializer = Serializer(VOCABULARY, Greek(), GRID)
-    engine = Engine(make_decoder(), serializer, TopPSamplerConfig(text_temperature=2.0).build(), VOCABULARY)
+    engine = Engine(
+        make_decoder(), serializer, TopPSamplerConfig(text_temperature=2.0).build(), VOCABULARY
+    )
     events = list(engine.stream([Request((TextHole(7, min_tokens=6), APPLE))]))
     pieces = [event.text for event in events if isinstance(event, TextGrown)]
     assert "".join(pieces) == events[-1].completion.document[0].text
@@ -240,20 +285,34 @@ def boom(tokens, seed_n):
     raise RuntimeError("boom")
 
 
-@pytest.mark.parametrize(("fails", "message"), [
-    (boom, "request 1: RuntimeError: boom\n  next: see the traceback of its cause"),
-    (lambda tokens, seed_n: tokens.float(), "request 1, sampler: drew torch.float32 [1], not int64 [1]\n"
-                                    "  next: correct the sampler's `draw`"),
-    (lambda tokens, seed_n: None, "request 1, sampler: drew NoneType, not int64 [1]\n  next: correct the sampler's `draw`"),
-])
+@pytest.mark.parametrize(
+    ("fails", "message"),
+    [
+        (boom, "request 1: RuntimeError: boom\n  next: see the traceback of its cause"),
+        (
+            lambda tokens, seed_n: tokens.float(),
+            "request 1, sampler: drew torch.float32 [1], not int64 [1]\n"
+            "  next: correct the sampler's `draw`",
+        ),
+        (
+            lambda tokens, seed_n: None,
+            "request 1, sampler: drew NoneType, not int64 [1]\n  next: correct the sampler's "
+            "`draw`",
+        ),
+    ],
+)
 def test_a_sampler_that_fails_for_one_request_fails_that_one(decoder, fails, message):
     sampler = Failing(WARM.build(), fails)
-    asked = [replace(REQUESTS[place], seed=seed) for place, seed in ((0, 1), (0, 3), (1, 2), (4, 5))]
+    asked = [
+        replace(REQUESTS[place], seed=seed) for place, seed in ((0, 1), (0, 3), (1, 2), (4, 5))
+    ]
     found = make_engine(decoder, sampler).complete(asked, on_error="return")
     expected = make_engine(decoder, WARM).complete(asked)
     assert isinstance(found[1], GenerationError)
     assert str(found[1]) == message
-    assert [found[place].document for place in (0, 2, 3)] == [expected[place].document for place in (0, 2, 3)]
+    assert [found[place].document for place in (0, 2, 3)] == [
+        expected[place].document for place in (0, 2, 3)
+    ]
     with pytest.raises(GenerationError) as error:
         make_engine(decoder, sampler).complete(asked)
     assert str(error.value) == message
@@ -268,18 +327,32 @@ def test_an_illegal_id_fails_its_request_alone(decoder):
     found = make_engine(decoder, Failing(WARM.build(), illegal)).complete(asked, on_error="return")
     expected = make_engine(decoder, WARM).complete([asked[0], asked[2]])
     assert [found[0].document, found[2].document] == [one.document for one in expected]
-    assert str(found[1]) == ("request 1, sampler: drew <unused:1000000000> where image was due\n"
-                             "  next: correct the sampler: only ids that `allowed_nR` permits may be drawn")
+    assert str(found[1]) == (
+        "request 1, sampler: drew <unused:1000000000> where image was due\n"
+        "  next: correct the sampler: only ids that `allowed_nR` permits may be drawn"
+    )
 
 
 def test_requests_that_can_not_be_done_are_told_and_the_others_done(decoder):
-    asked = [REQUESTS[0], Request((Text("a"),)), Request((Text("a" * 70), ImageHole())), REQUESTS[1],
-             Request((Text("a"), Codes(np.zeros(4, np.int32), (2, 2), np.ones(4, np.bool_))))]
+    asked = [
+        REQUESTS[0],
+        Request((Text("a"),)),
+        Request((Text("a" * 70), ImageHole())),
+        REQUESTS[1],
+        Request((Text("a"), Codes(np.zeros(4, np.int32), (2, 2), np.ones(4, np.bool_)))),
+    ]
     found = make_engine(decoder).complete(asked, on_error="return")
-    assert [type(one).__name__ for one in found] == ["Completion", "GenerationError", "GenerationError", "Completion",
-                                                     "GenerationError"]
+    assert [type(one).__name__ for one in found] == [
+        "Completion",
+        "GenerationError",
+        "GenerationError",
+        "Completion",
+        "GenerationError",
+    ]
     assert str(found[1]).startswith("request 1: the document has no hole")
-    assert str(found[4]).startswith("request 4, query document, segment 1: codes [4] of a 2 x 2 grid, pictures here are 2 x 3")
+    assert str(found[4]).startswith(
+        "request 4, query document, segment 1: codes [4] of a 2 x 2 grid, pictures here are 2 x 3"
+    )
     events = list(make_engine(decoder).stream(asked))
     assert [event.request for event in events if isinstance(event, Failed)] == [1, 2, 4]
     assert {event.request for event in events if isinstance(event, Finished)} == {0, 3}
@@ -288,8 +361,10 @@ def test_requests_that_can_not_be_done_are_told_and_the_others_done(decoder):
 def test_more_streams_than_rows_are_refused(decoder):
     with pytest.raises(GenerationError) as error:
         make_engine(decoder, max_rows=1).complete([REQUESTS[0]])
-    assert str(error.value) == ("request 0: has 2 guidance streams, at most 1 rows may be in flight\n"
-                                "  next: raise max_rows, or use a sampler with fewer streams")
+    assert str(error.value) == (
+        "request 0: has 2 guidance streams, at most 1 rows may be in flight\n"
+        "  next: raise max_rows, or use a sampler with fewer streams"
+    )
     with pytest.raises(GenerationError, match="max_rows: is 0\n  next: use 1 or more"):
         make_engine(decoder, max_rows=0)
 
@@ -301,7 +376,9 @@ def test_keys_and_values_beyond_memory_are_refused_and_batches_are_cut_to_it(dec
     engine.cache_bytes = 1000
     with pytest.raises(GenerationError) as error:
         engine.complete([REQUESTS[0]])
-    assert str(error.value).startswith("request 0: its keys and values take 0.0 GB, they may take 0.0 GB\n  next: generate less")
+    assert str(error.value).startswith(
+        "request 0: its keys and values take 0.0 GB, they may take 0.0 GB\n  next: generate less"
+    )
     engine.cache_bytes = 2 * engine.inference.cache_bytes(10)
     session = engine.open(details=False)
     for seed in range(3):
@@ -320,7 +397,9 @@ def test_a_text_ends_with_a_string_that_stops_it(decoder):
     [whole] = make_engine(decoder, greedy).complete([Request((hole, APPLE))])
     text = whole.document[0].text
     assert len(text) > 2
-    [stopped] = make_engine(decoder, greedy).complete([Request((TextHole(12, stop=(text[1],)), APPLE, TextHole(3)))])
+    [stopped] = make_engine(decoder, greedy).complete(
+        [Request((TextHole(12, stop=(text[1],)), APPLE, TextHole(3)))]
+    )
     beginning = stopped.document[0].text
     assert text[1] in beginning or len(beginning) == 12
     assert text[1] not in beginning[:-1]
@@ -329,24 +408,35 @@ def test_a_text_ends_with_a_string_that_stops_it(decoder):
 def test_a_text_is_as_long_as_asked_for_at_least(decoder):
     warm = TopPSamplerConfig(text_temperature=3.0, text_top_p=1.0)
     for seed in range(12):
-        [short] = make_engine(decoder, warm).complete([Request((TextHole(9, min_tokens=5), APPLE), seed=seed)])
+        [short] = make_engine(decoder, warm).complete(
+            [Request((TextHole(9, min_tokens=5), APPLE), seed=seed)]
+        )
         assert 5 <= len(short.document[0].text) <= 9
     with pytest.raises(DocumentError) as error:
         make_engine(decoder).complete([Request((TextHole(3, min_tokens=4), APPLE))])
-    assert str(error.value) == ("query document, segment 0: is a text hole of 4 to 3 tokens\n"
-                                "  next: give a max_tokens of at least 1, and a min_tokens from 1 to that")
+    assert str(error.value) == (
+        "query document, segment 0: is a text hole of 4 to 3 tokens\n"
+        "  next: give a max_tokens of at least 1, and a min_tokens from 1 to that"
+    )
 
 
 def test_a_text_without_a_limit_has_what_the_context_has(decoder):
     never = TopPSamplerConfig(text_temperature=5.0, text_top_p=1.0)
-    document = (MaskedText(("a", TextHole(None, min_tokens=2), "b", TextHole(None))), APPLE, TextHole(4))
+    document = (
+        MaskedText(("a", TextHole(None, min_tokens=2), "b", TextHole(None))),
+        APPLE,
+        TextHole(4),
+    )
     [row] = [make_engine(decoder, never).prepare(0, Request(document))]
     first, second, last = row.grammar.holes
     assert (first.max_tokens - 2, last.max_tokens) == (second.max_tokens - 1, 4)
     assert 62 <= row.longest <= 64
     [completion] = make_engine(decoder, never).complete([Request(document)])
     assert len(completion.document) == 3
-    with pytest.raises(GenerationError, match="request 0: the prompt is 73 tokens and 1 are to be generated, 9 more than"):
+    with pytest.raises(
+        GenerationError,
+        match="request 0: the prompt is 73 tokens and 1 are to be generated, 9 more than",
+    ):
         make_engine(decoder, never).complete([Request((Text("a" * 71), TextHole(None)))])
 
 
@@ -367,7 +457,8 @@ def test_candidates_have_their_own_seeds_and_samplers(decoder):
 
 
 def test_a_thousand_mixed_requests_leave_nothing_behind(decoder):
-    """A session that serves requests for long holds no more memory, rows or objects than at its beginning."""
+    """A session that serves requests for long holds no more memory, rows or objects than at its
+    beginning."""
     session = make_engine(decoder, WARM, max_rows=12).open()
     rng = np.random.default_rng(0)
     done, sizes, pool = 0, [], []
@@ -388,7 +479,7 @@ def test_a_thousand_mixed_requests_leave_nothing_behind(decoder):
     assert not session.busy
     assert session.num_rows == 0
     assert max(pool) <= 12 * 66 * 2 * 2 * 16 * 2
-    assert max(pool[len(pool) // 2:]) <= max(pool[:len(pool) // 2]) * 1.5
+    assert max(pool[len(pool) // 2 :]) <= max(pool[: len(pool) // 2]) * 1.5
     assert max(sizes[-20:]) <= max(sizes[:20]) + 50
 
 
@@ -416,13 +507,12 @@ def test_precisions_are_near_each_other_and_unknown_ones_are_refused(decoder):
     assert str(caught.value) == "precision: 'int9' is not known\n  next: did you mean 'int8'?"
 
 
-
-
 # ---- recorded steps
 
 
 class ReplayedDecoder(CM3LeonDecoder):
-    """Allows recording on the CPU, where attention takes lengths from the host: a "recording" runs the whole step again."""
+    """Allows recording on the CPU, where attention takes lengths from the host: a "recording" runs
+    the whole step again."""
 
     def for_inference(self, precision: str = "auto"):
         arranged = super().for_inference(precision)
@@ -431,7 +521,8 @@ class ReplayedDecoder(CM3LeonDecoder):
 
 
 def test_recorded_steps_draw_the_same(decoder):
-    """All that a step reads stays in the same tensors: run again on them it draws what a step not recorded draws."""
+    """All that a step reads stays in the same tensors: run again on them it draws what a step not
+    recorded draws."""
     replayed = ReplayedDecoder(decoder.config, VOCABULARY.size, decoder.backend, GRID)
     replayed.load_state_dict(decoder.state_dict())
     recorded = []
@@ -441,17 +532,24 @@ def test_recorded_steps_draw_the_same(decoder):
         recorded.append(step)
         return step
 
-    engine = make_engine(replayed.eval(), CFGSamplerConfig(guidance_scale=2.0, guidance_ramp="up", temperature=0.9))
+    engine = make_engine(
+        replayed.eval(), CFGSamplerConfig(guidance_scale=2.0, guidance_ramp="up", temperature=0.9)
+    )
     engine.record = again
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cm3core.generation.batch.FEWEST_STEPS", 1)
-        asked = [replace(REQUESTS[place], seed=seed) for place, seed in ((0, 1), (0, 2), (1, 3))] + [
-            Request((Text("a"), Codes(APPLE.codes, GRID, np.arange(6) >= 2)), seed=4)]
+        asked = [
+            replace(REQUESTS[place], seed=seed) for place, seed in ((0, 1), (0, 2), (1, 3))
+        ] + [Request((Text("a"), Codes(APPLE.codes, GRID, np.arange(6) >= 2)), seed=4)]
         found = engine.complete(asked)
-    plain = make_engine(decoder, CFGSamplerConfig(guidance_scale=2.0, guidance_ramp="up", temperature=0.9)).complete(asked)
+    plain = make_engine(
+        decoder, CFGSamplerConfig(guidance_scale=2.0, guidance_ramp="up", temperature=0.9)
+    ).complete(asked)
     assert len(recorded) >= 2  # once for all four, anew when one has left
     assert [one.document for one in found] == [one.document for one in plain]
-    assert [one.log_probability for one in found] == pytest.approx([one.log_probability for one in plain], abs=1e-3)
+    assert [one.log_probability for one in found] == pytest.approx(
+        [one.log_probability for one in plain], abs=1e-3
+    )
 
 
 @pytest.mark.gpu

@@ -17,7 +17,9 @@ def test_by_hand() -> None:
     """Two ids, logits (0, log 3): probabilities 1/4 and 3/4."""
     hidden = torch.tensor([[1.0], [1.0]])
     head = torch.tensor([[0.0], [math.log(3.0)]])
-    loss, sums = cross_entropy_sums(hidden, head, torch.tensor([0, 1]), torch.tensor([1.0, 2.0]), torch.tensor([1, 2]))
+    loss, sums = cross_entropy_sums(
+        hidden, head, torch.tensor([0, 1]), torch.tensor([1.0, 2.0]), torch.tensor([1, 2])
+    )
     assert loss.item() == pytest.approx(math.log(4.0) + 2 * math.log(4.0 / 3.0))
     assert sums[:, 1].tolist() == [0.0, 1.0, 2.0, 0.0]
     metrics = modality_metrics(sums)
@@ -35,7 +37,9 @@ def test_by_hand() -> None:
     z_loss=st.sampled_from([0.0, 0.01]),
     seed=st.integers(0, 99),
 )
-def test_equals_plain_cross_entropy(num: int, vocab: int, chunk_rows: int, z_loss: float, seed: int) -> None:
+def test_equals_plain_cross_entropy(
+    num: int, vocab: int, chunk_rows: int, z_loss: float, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(num, 6, generator=generator, requires_grad=True)
     head = torch.randn(vocab, 6, generator=generator, requires_grad=True)
@@ -47,7 +51,9 @@ def test_equals_plain_cross_entropy(num: int, vocab: int, chunk_rows: int, z_los
     nll = F.cross_entropy(logits, targets, reduction="none")
     plain = (weights * (nll + z_loss * logits.logsumexp(1).square())).sum()
     expected = torch.autograd.grad(3 * plain, (hidden, head))
-    loss, sums = cross_entropy_sums(hidden, head, targets, weights, groups, z_loss=z_loss, chunk_bytes=4 * vocab * chunk_rows)
+    loss, sums = cross_entropy_sums(
+        hidden, head, targets, weights, groups, z_loss=z_loss, chunk_bytes=4 * vocab * chunk_rows
+    )
     got = torch.autograd.grad(3 * loss, (hidden, head))
 
     torch.testing.assert_close(loss, plain)
@@ -64,7 +70,13 @@ def test_tokens_of_weight_zero_change_nothing() -> None:
     hidden[1] = float("nan")
     hidden.requires_grad_()
     head = torch.randn(5, 4, requires_grad=True)
-    loss, sums = cross_entropy_sums(hidden, head, torch.tensor([0, 1, 2]), torch.tensor([1.0, 0.0, 1.0]), torch.tensor([1, 0, 2]))
+    loss, sums = cross_entropy_sums(
+        hidden,
+        head,
+        torch.tensor([0, 1, 2]),
+        torch.tensor([1.0, 0.0, 1.0]),
+        torch.tensor([1, 0, 2]),
+    )
     loss.backward()
     assert torch.isfinite(loss)
     assert hidden.grad is not None
@@ -77,13 +89,17 @@ def test_tokens_of_weight_zero_change_nothing() -> None:
 def test_no_gradient_is_computed_when_none_is_wanted() -> None:
     head = torch.randn(5, 4, requires_grad=True)
     with torch.no_grad():
-        loss, _ = cross_entropy_sums(torch.randn(3, 4), head, torch.tensor([0, 1, 2]), torch.ones(3), torch.ones(3))
+        loss, _ = cross_entropy_sums(
+            torch.randn(3, 4), head, torch.tensor([0, 1, 2]), torch.ones(3), torch.ones(3)
+        )
     assert not loss.requires_grad
 
 
 def test_large_logits_stay_finite() -> None:
     hidden = torch.tensor([[1e4]], requires_grad=True)
-    loss, _ = cross_entropy_sums(hidden, torch.tensor([[1.0], [-1.0]]), torch.tensor([0]), torch.ones(1), torch.ones(1))
+    loss, _ = cross_entropy_sums(
+        hidden, torch.tensor([[1.0], [-1.0]]), torch.tensor([0]), torch.ones(1), torch.ones(1)
+    )
     loss.backward()
     assert loss.item() == 0.0
 

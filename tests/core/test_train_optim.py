@@ -19,18 +19,26 @@ from cm3core.training.optim import Muon, OptimizerGroup, Schedule, orthogonalise
 
 def test_cosine_by_steps() -> None:
     schedule = Schedule(steps=12, minutes=None, warmup_steps=2, shape="cosine", final_fraction=0.1)
-    assert [schedule.multiplier(step) for step in (0, 1, 2, 7, 12)] == pytest.approx([0.5, 1.0, 1.0, 0.55, 0.1])
+    assert [schedule.multiplier(step) for step in (0, 1, 2, 7, 12)] == pytest.approx(
+        [0.5, 1.0, 1.0, 0.55, 0.1]
+    )
 
 
 def test_polynomial_by_steps_and_constant() -> None:
-    schedule = Schedule(steps=10, minutes=None, warmup_steps=0, shape="polynomial", final_fraction=0.2)
-    assert [schedule.multiplier(step) for step in (0, 5, 10, 20)] == pytest.approx([1.0, 0.6, 0.2, 0.2])
+    schedule = Schedule(
+        steps=10, minutes=None, warmup_steps=0, shape="polynomial", final_fraction=0.2
+    )
+    assert [schedule.multiplier(step) for step in (0, 5, 10, 20)] == pytest.approx(
+        [1.0, 0.6, 0.2, 0.2]
+    )
     assert Schedule(10, None, 4, "constant", 0.1).multiplier(9) == 1.0
     assert Schedule(10, None, 4, "constant", 0.1).multiplier(2) == 0.75
 
 
 def test_by_the_clock() -> None:
-    schedule = Schedule(steps=None, minutes=2.0, warmup_steps=10, shape="cosine", final_fraction=0.0)
+    schedule = Schedule(
+        steps=None, minutes=2.0, warmup_steps=10, shape="cosine", final_fraction=0.0
+    )
     assert schedule.progress(1000, 60.0) == 0.5
     assert schedule.multiplier(1000, 30.0) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
     assert schedule.multiplier(4, 119.0) == 0.5, "warm-up is counted in steps all the same"
@@ -120,8 +128,12 @@ def test_state_round_trip_continues_identically(name: Literal["adamw", "muon"]) 
     other.load_state_tensors(optimizer.state_tensors())
     for decoder, group in ((first, optimizer), (second, other)):
         one_step(decoder, group)
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    assert any(key == "layer.weight::momentum_buffer" for key in optimizer.state_tensors()) == (name == "muon")
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
+    assert any(key == "layer.weight::momentum_buffer" for key in optimizer.state_tensors()) == (
+        name == "muon"
+    )
 
 
 def test_only_matrices_decay() -> None:

@@ -15,7 +15,8 @@ SCRIPT = Path(__file__).parents[1] / "fixtures" / "train" / "kill_and_resume.py"
 
 
 def test_sigkill_at_any_moment(tmp_path: Path) -> None:
-    """Half of the time goes into saving (every other step), so that kills hit it too. Muon's run has AdamW in it."""
+    """Half of the time goes into saving (every other step), so that kills hit it too. Muon's run
+    has AdamW in it."""
     overrides = [
         "train.optimizer=muon",
         "train.checkpoint_every_steps=2",
@@ -34,9 +35,16 @@ def test_sigkill_at_any_moment(tmp_path: Path) -> None:
     assert report["status"] == 0, done.stderr
     assert len(report["killed_at"]) >= 2, report
     for name in (WEIGHTS, OPTIMIZER):
-        paths = [tmp_path / run / "checkpoints" / "step-00000030" / name for run in ("whole", "killed")]
+        paths = [
+            tmp_path / run / "checkpoints" / "step-00000030" / name for run in ("whole", "killed")
+        ]
         assert paths[0].read_bytes() == paths[1].read_bytes(), (name, report)
-    whole, killed = ([(line["step"], line["train/loss"]) for line in read_metrics(tmp_path / run)] for run in ("whole", "killed"))
+    whole, killed = (
+        [(line["step"], line["train/loss"]) for line in read_metrics(tmp_path / run)]
+        for run in ("whole", "killed")
+    )
     assert whole == killed
-    assert [step for step, _ in whole] == list(range(1, 31)), "no step is lost and none is there twice"
+    assert [step for step, _ in whole] == list(range(1, 31)), (
+        "no step is lost and none is there twice"
+    )
     assert not list((tmp_path / "killed" / "checkpoints").glob(".*")), "leftovers are cleared away"

@@ -21,8 +21,13 @@ PARTS = Path(__file__).parents[1] / "fixtures" / "train"
 
 def test_weights_by_hand() -> None:
     """<eos> T <break> I <break> Tq <break> Iq <eos>: loss from the query's text on, to the end."""
-    spans = tuple(Span(start, start + 1, kind) for start, kind in ((1, "text"), (3, "image"), (5, "text"), (7, "image")))
-    sequence = TokenSequence(np.arange(9, dtype=np.int32), np.full(9, -1, np.int32), spans, query_segment=2)
+    spans = tuple(
+        Span(start, start + 1, kind)
+        for start, kind in ((1, "text"), (3, "image"), (5, "text"), (7, "image"))
+    )
+    sequence = TokenSequence(
+        np.arange(9, dtype=np.int32), np.full(9, -1, np.int32), spans, query_segment=2
+    )
     masked = UnmaskedObjective().mask(sequence, np.random.default_rng(0), 9)
     assert masked.tokens.tolist() == list(range(9))
     assert masked.weights.tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1]
@@ -35,14 +40,19 @@ def test_spread() -> None:
 
 
 def test_measures_every_document_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Five held-out documents of 16 codes, four of them asked for; a loss of 0.5 a token comes out as 0.5."""
+    """Five held-out documents of 16 codes, four of them asked for; a loss of 0.5 a token comes out
+    as 0.5."""
     registry = load_registry([PARTS / "train_parts.py"])
     recipe = compose(str(PARTS / "squares.yaml"), [f"data.cache_dir={tmp_path}"], registry=registry)
-    validation = Validation(Preparation(build(recipe, registry, stage="train"), progress=False), progress=False)
+    validation = Validation(
+        Preparation(build(recipe, registry, stage="train"), progress=False), progress=False
+    )
     counts: list[torch.Tensor] = []
 
     def forward(batch: TrainingBatch) -> torch.Tensor:
-        weights = torch.zeros(4).index_add_(0, batch.modality_BT.flatten().long(), batch.weights_BT.flatten())
+        weights = torch.zeros(4).index_add_(
+            0, batch.modality_BT.flatten().long(), batch.weights_BT.flatten()
+        )
         counts.append(weights)
         return torch.stack([weights * 0.5, weights], dim=1)
 

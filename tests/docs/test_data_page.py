@@ -1,4 +1,5 @@
-"""docs/data.md says what the data sets do: its examples are read, its keys exist, its commands run."""
+"""docs/data.md says what the data sets do: its examples are read, its keys exist, its commands
+run."""
 
 from __future__ import annotations
 
@@ -55,8 +56,12 @@ def test_captions_files_of_the_page_are_read(pictures: Path, name: str) -> None:
     (block,) = [block for block in blocks("text") if "captions.csv" in block]
     entry = re.search(rf"^{re.escape(name)}( +)(.*(?:\n {{17}}(?!or ).*)*)", block, re.MULTILINE)
     assert entry is not None
-    content = "\n".join(line.strip().removesuffix("other columns are not read; a picture may have several rows").strip()
-                        for line in entry[2].splitlines())
+    content = "\n".join(
+        line.strip()
+        .removesuffix("other columns are not read; a picture may have several rows")
+        .strip()
+        for line in entry[2].splitlines()
+    )
     (pictures / name).write_text(content + "\n")
     source = FolderSourceConfig(path=str(pictures), split="all").build()
     assert source.id(0) == "cat.jpg"
@@ -67,7 +72,11 @@ def test_commands_of_the_page_run(pictures: Path, tmp_path: Path) -> None:
     for name in ("cat.txt", "1.txt", "2.txt", "dogs/rex.txt"):
         (pictures / name).write_text("a text")
     (block,) = blocks("bash")
-    commands = [shlex.split(line, comments=True)[1:] for line in block.splitlines() if line.startswith("cm3 data")]
+    commands = [
+        shlex.split(line, comments=True)[1:]
+        for line in block.splitlines()
+        if line.startswith("cm3 data")
+    ]
     assert [main(command) for command in commands] == [0, 0]
     assert (tmp_path / "sheet.png").is_file()
 
@@ -76,8 +85,11 @@ def test_every_data_set_and_key_is_on_the_page() -> None:
     for name, config in cm3_datasets().items():
         assert f"| `{name}` |" in PAGE
         if issubclass(config, FileSourceConfig):
-            assert [item.name for item in fields(config) if f"`{item.name}`" not in PAGE
-                    and f"dataset.{item.name}" not in PAGE] == []
+            assert [
+                item.name
+                for item in fields(config)
+                if f"`{item.name}`" not in PAGE and f"dataset.{item.name}" not in PAGE
+            ] == []
 
 
 @pytest.mark.parametrize("module", [file_source, webdataset])

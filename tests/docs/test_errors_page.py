@@ -1,4 +1,5 @@
-"""docs/plugins/errors.md lists every error of the plugin layer: each `raise` is provoked here, and what it says is listed."""
+"""docs/plugins/errors.md lists every error of the plugin layer: each `raise` is provoked here, and
+what it says is listed."""
 
 from __future__ import annotations
 
@@ -26,7 +27,13 @@ PAGE = Path(__file__).parents[2] / "docs" / "plugins" / "errors.md"
 CORE = Path(cm3core.__file__).parent
 MODULES = tuple(
     CORE / name
-    for name in ("plugins/registry.py", "plugins/describe.py", "config/schema.py", "recipe/merge.py", "testing/_laws.py")
+    for name in (
+        "plugins/registry.py",
+        "plugins/describe.py",
+        "config/schema.py",
+        "recipe/merge.py",
+        "testing/_laws.py",
+    )
 )
 #: What raises them: our errors, and the function that makes one for a value of the wrong type.
 ERRORS = {"PluginError", "RecipeError", "_wrong_type"}
@@ -80,7 +87,9 @@ SOURCES = {
     "field name": changed("size: int", "name: int"),
     "complex field": changed("size: int", "size: complex"),
     "renamed a field": changed("    size: int", "    renamed = {'size': 'size'}\n    size: int"),
-    "renamed to nothing": changed("    size: int", "    renamed = {'length': 'width'}\n    size: int"),
+    "renamed to nothing": changed(
+        "    size: int", "    renamed = {'length': 'width'}\n    size: int"
+    ),
     "commands": GOOD + HOOK.format("cm3_commands", "{'draw': print}"),
     "models": GOOD + HOOK.format("cm3_models", "{'small': 'a/folder'}"),
 }
@@ -100,13 +109,21 @@ RECIPES: dict[str, tuple[str, list[str]]] = {
     "unknown key of a section": (GOOD, ["train.stepps=3"]),
     "wrong type": (GOOD, ["text_tokenizer=letters", "text_tokenizer.size=many"]),
     "wrong type inside": (GOOD, ["text_tokenizer=letters", "text_tokenizer.sizes=[1,x]"]),
-    "both names": (changed("    size: int", "    renamed = {'length': 'size'}\n    size: int"),
-                   ["text_tokenizer=letters", "text_tokenizer.size=3", "text_tokenizer.length=3"]),
+    "both names": (
+        changed("    size: int", "    renamed = {'length': 'size'}\n    size: int"),
+        ["text_tokenizer=letters", "text_tokenizer.size=3", "text_tokenizer.length=3"],
+    ),
     "no value": (changed("size: int = 3", "size: int"), ["text_tokenizer=letters"]),
-    "no values": (GOOD.replace("size: int = 3", "size: int\n    width: int"), ["text_tokenizer=letters"]),
+    "no values": (
+        GOOD.replace("size: int = 3", "size: int\n    width: int"),
+        ["text_tokenizer=letters"],
+    ),
     "points nowhere": (GOOD, ["text_tokenizer=letters", "text_tokenizer.size=${decoder.nothing}"]),
     "points to a text": (GOOD, ["text_tokenizer=letters", "text_tokenizer.size=${train.schedule}"]),
-    "needs": (changed("    size: int", "    needs = ('upscaler',)\n    size: int"), ["text_tokenizer=letters"]),
+    "needs": (
+        changed("    size: int", "    needs = ('upscaler',)\n    size: int"),
+        ["text_tokenizer=letters"],
+    ),
 }
 
 
@@ -127,7 +144,9 @@ class Setting:
             (self.folder / f"{name}.py").write_text(source, encoding="utf-8")
         info = self.folder / "errors_page-1.0.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: errors-page\nVersion: 1.0\n", encoding="utf-8")
+        (info / "METADATA").write_text(
+            "Metadata-Version: 2.1\nName: errors-page\nVersion: 1.0\n", encoding="utf-8"
+        )
         (info / "entry_points.txt").write_text(f"[{GROUP}]\n{points}\n", encoding="utf-8")
         importlib.invalidate_caches()
         return load_registry(environ={"CM3_STRICT_PLUGINS": "1"})
@@ -142,8 +161,14 @@ class Setting:
 
     def commands(self, target: str, *, twice: bool = False) -> object:
         brings = GOOD + HOOK.format("cm3_commands", f"{{'draw': '{target}'}}")
-        modules = {"page_a": brings, "page_b": brings.replace("letters", "others")} if twice else {"page_a": brings}
-        return self.install("\n".join(f"{name} = {name}" for name in modules), **modules).command("draw")
+        modules = (
+            {"page_a": brings, "page_b": brings.replace("letters", "others")}
+            if twice
+            else {"page_a": brings}
+        )
+        return self.install("\n".join(f"{name} = {name}" for name in modules), **modules).command(
+            "draw"
+        )
 
 
 def with_build(**attributes: object) -> type[SamplerConfig]:
@@ -162,9 +187,16 @@ def needing() -> object:
 
 
 CASES: dict[str, Callable[[Setting], object]] = {
-    **{f"plugin: {name}": lambda setting, source=source: setting.load(source) for name, source in SOURCES.items()},
-    **{f"recipe: {name}": lambda setting, source=source, overrides=overrides: compose(
-        "tiny", overrides, registry=setting.load(source)).check() for name, (source, overrides) in RECIPES.items()},
+    **{
+        f"plugin: {name}": lambda setting, source=source: setting.load(source)
+        for name, source in SOURCES.items()
+    },
+    **{
+        f"recipe: {name}": lambda setting, source=source, overrides=overrides: compose(
+            "tiny", overrides, registry=setting.load(source)
+        ).check()
+        for name, (source, overrides) in RECIPES.items()
+    },
     "no file": lambda setting: load_registry([setting.folder / "nothing.py"], environ={}),
     "no Python": Setting.no_python,
     "outside the window": Setting.window,
@@ -174,7 +206,9 @@ CASES: dict[str, Callable[[Setting], object]] = {
     "command from nowhere": lambda setting: setting.commands("page_nowhere:f"),
     "command is no function": lambda setting: setting.commands("page_a:CM3_API"),
     "resolved recipe extends": lambda setting: recipe_from_yaml("extends: [tiny]\n", Registry()),
-    "kit: other kind": lambda setting: type("TestMine", (TextTokenizerContract,), {"config": with_build()()}),
+    "kit: other kind": lambda setting: type(
+        "TestMine", (TextTokenizerContract,), {"config": with_build()()}
+    ),
     "kit: no such law": lambda setting: kit(waive_nothing=lambda self: "why"),
     "kit: no reason": lambda setting: kit(waive_only_legal_ids_are_drawn=lambda self: ""),
     "kit: hidden law": lambda setting: kit(test_only_legal_ids_are_drawn=None),
@@ -188,11 +222,17 @@ def raises() -> dict[Site, range]:
     found = {}
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and getattr(node.exc.func, "id", "") in ERRORS:
+            if (
+                isinstance(node, ast.Raise)
+                and isinstance(node.exc, ast.Call)
+                and getattr(node.exc.func, "id", "") in ERRORS
+            ):
                 assert node.end_lineno is not None
                 found[path.name, node.lineno] = range(node.lineno, node.end_lineno + 1)
             elif isinstance(node, ast.Return):
-                assert "PluginError(" not in ast.unparse(node), f"{path.name}, line {node.lineno}: raise it there"
+                assert "PluginError(" not in ast.unparse(node), (
+                    f"{path.name}, line {node.lineno}: raise it there"
+                )
     return found
 
 
@@ -218,7 +258,9 @@ def sites_of(error: BaseException) -> Iterator[Site]:
             trace = trace.tb_next
         if frames and frames[-1][0] in MODULES:
             path, line = frames[-1]
-            yield from (site for site, lines in known.items() if site[0] == path.name and line in lines)
+            yield from (
+                site for site, lines in known.items() if site[0] == path.name and line in lines
+            )
         link = link.__cause__
 
 
@@ -234,7 +276,11 @@ def provoked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CM3Error]:
             with pytest.raises(CM3Error) as caught:
                 case(Setting(folder, monkeypatch))
         errors[name] = caught.value
-        for module in {module for module in set(sys.modules) - before if module.startswith(("page_", "cm3_plugin_file_"))}:
+        for module in {
+            module
+            for module in set(sys.modules) - before
+            if module.startswith(("page_", "cm3_plugin_file_"))
+        }:
             del sys.modules[module]
     return errors
 
@@ -255,11 +301,16 @@ def test_every_raise_is_provoked(provoked: dict[str, CM3Error]) -> None:
 
 
 def test_every_row_of_the_page_is_raised(provoked: dict[str, CM3Error]) -> None:
-    """The nearest row counts (the longest pattern): `... returned ...` is no proof of `... returned ..., not a mapping`."""
+    """The nearest row counts (the longest pattern): `... returned ...` is no proof of
+    `... returned ..., not a mapping`."""
     raised = set()
     for error in provoked.values():
         matching = [pattern for pattern in patterns() if says(pattern, error.cause)]
-        raised |= {max(matching, key=lambda pattern: len(pattern.replace("...", "")))} if matching else set()
+        raised |= (
+            {max(matching, key=lambda pattern: len(pattern.replace("...", "")))}
+            if matching
+            else set()
+        )
     assert sorted(set(patterns()) - raised) == []
     assert len(patterns()) == len(set(patterns()))
 

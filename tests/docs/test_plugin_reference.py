@@ -34,14 +34,24 @@ def page(generator: ModuleType) -> str:
 
 def test_the_page_is_what_the_code_says(generator: ModuleType, page: str) -> None:
     written = generator.PAGE.read_text(encoding="utf-8")
-    changes = "\n".join(difflib.unified_diff(written.splitlines(), page.splitlines(), "docs/plugins/reference.md", "the code",
-                                             lineterm=""))
-    assert written == page, f"the code has changed; write the page anew with `{generator.COMMAND}`:\n{changes}"
+    changes = "\n".join(
+        difflib.unified_diff(
+            written.splitlines(),
+            page.splitlines(),
+            "docs/plugins/reference.md",
+            "the code",
+            lineterm="",
+        )
+    )
+    assert written == page, (
+        f"the code has changed; write the page anew with `{generator.COMMAND}`:\n{changes}"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_told_whole(kind: str, page: str) -> None:
-    """Hook, config, everything abstract in the interface, every law; a generator that drops one would agree with its own page."""
+    """Hook, config, everything abstract in the interface, every law; a generator that drops one
+    would agree with its own page."""
     part = page.split(f"\n## `{kind}`\n")[1].split("\n## ")[0]
     assert f"def {KINDS[kind].hook}()" in part
     assert f"### Config: `{KINDS[kind].config.__name__}`" in part
@@ -74,15 +84,27 @@ def test_docstrings_become_markdown(generator: ModuleType) -> None:
 
     assert generator.prose(documented) == (
         "Pixels &lt;-> `a<b`.\n\nArgs:\n\n- `size`: of it, in pixels.\n- `where`: 0..1.\n\n"
-        "Raises:\n\n- `DataError`: it is too large.\n\n```pycon\n>>> 1 + 1\n2\n```\n")
+        "Raises:\n\n- `DataError`: it is too large.\n\n```pycon\n>>> 1 + 1\n2\n```\n"
+    )
 
 
 def test_signatures_read_as_they_are_written(generator: ModuleType) -> None:
     def short(a: int, *, b: str | None = None) -> None: ...
 
-    def long(first_argument_of_many: int, second_argument: int = 3, *, third_argument: str = "x", last: bool = False) -> str: ...
+    def long(
+        first_argument_of_many: int,
+        second_argument: int = 3,
+        *,
+        third_argument: str = "x",
+        last: bool = False,
+    ) -> str: ...
 
-    assert generator.signature("short", short) == "```py\ndef short(a: int, *, b: str | None = None) -> None\n```\n"
+    assert (
+        generator.signature("short", short)
+        == "```py\ndef short(a: int, *, b: str | None = None) -> None\n```\n"
+    )
     assert generator.signature("long", long) == (
-        "```py\ndef long(\n    first_argument_of_many: int,\n    second_argument: int = 3,\n    *,\n"
-        "    third_argument: str = 'x',\n    last: bool = False,\n) -> str\n```\n")
+        "```py\ndef long(\n    first_argument_of_many: int,\n    second_argument: int = 3,\n    "
+        "*,\n"
+        "    third_argument: str = 'x',\n    last: bool = False,\n) -> str\n```\n"
+    )

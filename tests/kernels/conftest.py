@@ -1,7 +1,8 @@
-"""What every kernel test runs under: the interpreter made right for bfloat16, and memory that is never zero by luck.
+"""What every kernel test runs under: the interpreter made right for bfloat16, and memory that is
+never zero by luck.
 
-    run_guarded(body)   fixture: runs Python source in a process in which `guarded(tensor)` lies beside a forbidden page
-    device              fixture: "cpu" here, in the interpreter; "cuda" with the marker `gpu`
+run_guarded(body)   fixture: runs Python source in a process in which `guarded(tensor)` lies beside a forbidden page
+device              fixture: "cpu" here, in the interpreter; "cuda" with the marker `gpu`
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import torch
 
 HERE = Path(__file__).parent
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"  # set by tests/conftest.py before anything imports Triton
+# set by tests/conftest.py before anything imports Triton
+INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
 NO_TRITON = "Triton is not installed: pip install 'cm3leon[triton]'"
 RunGuarded = Callable[[str], "subprocess.CompletedProcess[str]"]
 
@@ -27,12 +29,17 @@ collect_ignore = [] if HAS_TRITON else [path.name for path in HERE.glob("test_*_
 
 
 def pytest_report_header() -> str:
-    mode = ("interpreted on the CPU" if INTERPRETS else "compiled, on CUDA") if HAS_TRITON else f"not tested: {NO_TRITON}"
+    mode = (
+        ("interpreted on the CPU" if INTERPRETS else "compiled, on CUDA")
+        if HAS_TRITON
+        else f"not tested: {NO_TRITON}"
+    )
     return f"triton kernels: {mode}"
 
 
 def _load(name: str) -> None:
-    """Import a module of this folder (which is no package) under its plain name, for the tests beside it."""
+    """Import a module of this folder (which is no package) under its plain name, for the tests
+    beside it."""
     spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -53,11 +60,16 @@ if HAS_TRITON:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
-    """`torch.empty` and its like give NaN (the largest integer): an output that a kernel forgets to write is never right by luck.
+    """`torch.empty` and its like give NaN (the largest integer): an output that a kernel forgets to
+    write is never right by luck.
 
-    torch fills at the level of its allocation, so `empty_like`, `new_empty` and operators see it alike, compiled or not.
+    torch fills at the level of its allocation, so `empty_like`, `new_empty` and operators see it
+    alike, compiled or not.
     """
-    before, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    before, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     assert torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
@@ -66,7 +78,8 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> str:
-    """Where a test's tensors live: on the CPU in the interpreter; on CUDA (`-m gpu`, TRITON_INTERPRET=0) compiled."""
+    """Where a test's tensors live: on the CPU in the interpreter; on CUDA (`-m gpu`,
+    TRITON_INTERPRET=0) compiled."""
     name: str = request.param
     if name == "cuda" and (INTERPRETS or not torch.cuda.is_available()):
         pytest.skip("needs a CUDA device and TRITON_INTERPRET=0")
@@ -77,14 +90,26 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def run_guarded() -> RunGuarded:
-    """Run source in a process of its own, interpreted, with `torch` and `guarded` imported; the caller looks at `returncode`.
+    """Run source in a process of its own, interpreted, with `torch` and `guarded` imported; the
+    caller looks at `returncode`.
 
-    A violation ends that process: `returncode == -signal.SIGSEGV`. Costs about three seconds: put an op's cases into one call.
+    A violation ends that process: `returncode == -signal.SIGSEGV`. Costs about three seconds: put
+    an op's cases into one call.
     """
+
     def run(body: str) -> subprocess.CompletedProcess[str]:
-        head = (f"import sys\nsys.path.insert(0, {str(HERE)!r})\nimport torch\nimport interpreter_bf16\n"
-                "from guard_page import guarded\ninterpreter_bf16.install()\n")
+        head = (
+            f"import sys\nsys.path.insert(0, {str(HERE)!r})\nimport torch\nimport "
+            "interpreter_bf16\n"
+            "from guard_page import guarded\ninterpreter_bf16.install()\n"
+        )
         environ = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-        return subprocess.run([sys.executable, "-c", head + body], env=environ, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            [sys.executable, "-c", head + body],
+            env=environ,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     return run

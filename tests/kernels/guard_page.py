@@ -1,8 +1,9 @@
-"""Tensors beside a page that may not be touched: an access past the end (or before the start) ends the process with SIGSEGV.
+"""Tensors beside a page that may not be touched: an access past the end (or before the start) ends
+the process with SIGSEGV.
 
-The interpreter reads and writes real addresses, so a load that its mask should have stopped is caught at once, where a GPU (and
-the interpreter, inside a larger allocation) reads something and goes on. Used in a process of its own:
-`run_guarded` of conftest.py.
+The interpreter reads and writes real addresses, so a load that its mask should have stopped is
+caught at once, where a GPU (and the interpreter, inside a larger allocation) reads something and
+goes on. Used in a process of its own: `run_guarded` of conftest.py.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ _kept: list[mmap.mmap] = []
 
 
 def guarded(tensor: torch.Tensor, side: Literal["after", "before"] = "after") -> torch.Tensor:
-    """A contiguous copy of a CPU tensor; a forbidden page comes right after its memory, or right before it.
+    """A contiguous copy of a CPU tensor; a forbidden page comes right after its memory, or right
+    before it.
 
     Only the touching side is guarded byte by byte; the other one has up to a page of slack.
     """
@@ -32,7 +34,10 @@ def guarded(tensor: torch.Tensor, side: Literal["after", "before"] = "after") ->
     start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     libc = ctypes.CDLL(None, use_errno=True)
     for page in (0, num_pages + 1):
-        if libc.mprotect(ctypes.c_void_p(start + page * PAGE), ctypes.c_size_t(PAGE), PROT_NONE) != 0:
+        if (
+            libc.mprotect(ctypes.c_void_p(start + page * PAGE), ctypes.c_size_t(PAGE), PROT_NONE)
+            != 0
+        ):
             raise OSError(ctypes.get_errno(), "mprotect")
     offset = PAGE if side == "before" else (num_pages + 1) * PAGE - num_bytes
     flat = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=offset)

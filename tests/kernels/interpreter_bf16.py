@@ -1,16 +1,20 @@
 """Makes Triton's interpreter right for bfloat16, and refuses what would still be wrong there.
 
-The interpreter keeps a bfloat16 number as its 16 bits in a uint16, and computes on those integers: `tl.dot` and `*` multiply bit
-patterns, a cast from float32 truncates instead of rounding, and no error is raised (triton issue 11584, declined upstream).
-`install()` replaces, in the interpreter only:
+The interpreter keeps a bfloat16 number as its 16 bits in a uint16, and computes on those integers:
+`tl.dot` and `*` multiply bit patterns, a cast from float32 truncates instead of rounding, and no
+error is raised (triton issue 11584, declined upstream). `install()` replaces, in the interpreter
+only:
 
-- `tl.dot` with a bfloat16 operand: both are widened to float32, the product is accumulated there, as the hardware does;
+- `tl.dot` with a bfloat16 operand: both are widened to float32, the product is accumulated there,
+  as the hardware does;
 - float32 -> bfloat16: round to nearest, ties to even; NaN stays NaN;
 - everything else that computes on bfloat16 bits: `TypeError`. A kernel casts to float32 first.
 
-And, of any dtype, masks of a block and a scalar: the interpreter keeps them as int32, which that of Triton 3.9 then refuses.
+And, of any dtype, masks of a block and a scalar: the interpreter keeps them as int32, which that of
+Triton 3.9 then refuses.
 
-Works for Triton 3.6 to 3.9. Loads, stores, `tl.where`, reshapes and bit casts move bits and stay as they are.
+Works for Triton 3.6 to 3.9. Loads, stores, `tl.where`, reshapes and bit casts move bits and stay as
+they are.
 """
 
 from __future__ import annotations
@@ -24,7 +28,14 @@ from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 #: What moves bits without looking at the number; any other operation on bfloat16 is refused.
-BIT_OPERATIONS = (np.bitwise_and, np.bitwise_or, np.bitwise_xor, np.left_shift, np.right_shift, np.where)
+BIT_OPERATIONS = (
+    np.bitwise_and,
+    np.bitwise_or,
+    np.bitwise_xor,
+    np.left_shift,
+    np.right_shift,
+    np.where,
+)
 REFUSED = "{} on bfloat16 reached the interpreter, which computes on its bits: cast to float32 in the kernel first"
 
 
@@ -34,12 +45,16 @@ def is_bf16(handle: Any) -> bool:
 
 
 def as_float32(handle: Any) -> np.ndarray[Any, Any]:
-    """The numbers of a handle; bfloat16 widened, which is exact: its bits are the upper half of a float32's."""
-    return (handle.data.astype(np.uint32) << 16).view(np.float32) if is_bf16(handle) else handle.data
+    """The numbers of a handle; bfloat16 widened, which is exact: its bits are the upper half of a
+    float32's."""
+    return (
+        (handle.data.astype(np.uint32) << 16).view(np.float32) if is_bf16(handle) else handle.data
+    )
 
 
 def rounded_bits(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Bits (uint16) of the bfloat16 nearest to each float32, ties to even; any NaN becomes the quiet one."""
+    """Bits (uint16) of the bfloat16 nearest to each float32, ties to even; any NaN becomes the
+    quiet one."""
     bits = np.ascontiguousarray(values).view(np.uint32)
     upper = ((bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     return np.where(np.isnan(values), np.uint16(0x7FC0), upper)
@@ -58,7 +73,9 @@ def install() -> None:
     for name in ("create_fma", "create_idiv", "create_rsqrt", "create_erf", "create_histogram"):
         _refuse_always(InterpreterBuilder, name, lambda arguments: arguments)
     for owner in (interpreter.ReduceOps, interpreter.ScanOps):
-        _refuse_always(owner, "apply_impl", lambda arguments: [tensor.handle for tensor in arguments[0]])
+        _refuse_always(
+            owner, "apply_impl", lambda arguments: [tensor.handle for tensor in arguments[0]]
+        )
 
 
 def _install_dot() -> None:
@@ -78,7 +95,9 @@ def _install_dot() -> None:
 def _install_cast() -> None:
     plain_cast, plain_convert = InterpreterBuilder.cast_impl, InterpreterBuilder.create_fp_to_fp
 
-    def cast_with(plain: Callable[..., Any], self: Any, source: Any, target: Any, *rest: Any) -> Any:
+    def cast_with(
+        plain: Callable[..., Any], self: Any, source: Any, target: Any, *rest: Any
+    ) -> Any:
         from_, to = source.dtype.scalar, target.scalar
         if to == tl.bfloat16 and from_ == tl.float32:
             return TensorHandle(rounded_bits(source.data), to)
@@ -96,7 +115,10 @@ def _install_cast() -> None:
 
 
 def _install_masks() -> None:
-    plain_load, plain_store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+    plain_load, plain_store = (
+        InterpreterBuilder.create_masked_load,
+        InterpreterBuilder.create_masked_store,
+    )
 
     def as_bool(mask: Any) -> Any:
         return TensorHandle(mask.data.astype(bool), mask.dtype.scalar)
@@ -107,7 +129,10 @@ def _install_masks() -> None:
     def create_masked_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
         return plain_store(self, pointers, value, as_bool(mask), *rest)
 
-    InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store = create_masked_load, create_masked_store
+    InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store = (
+        create_masked_load,
+        create_masked_store,
+    )
 
 
 def _refuse_in_operation(name: str) -> None:

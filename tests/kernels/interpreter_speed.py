@@ -1,8 +1,10 @@
-"""Makes Triton's interpreter faster for kernels that call helpers; attention's took a third less time.
+"""Makes Triton's interpreter faster for kernels that call helpers; attention's took a third less
+time.
 
-Each call of a `@triton.jit` function from within a kernel (also `tl.max`, `tl.sum`, `tl.cdiv`, `tl.zeros`, which are such
-functions) patches all of `triton.language` anew, some 1 ms, though the first call of a launch has done it. `install()` lets a
-launch patch each set of modules once. Nothing that a kernel computes changes. Works for Triton 3.6 to 3.9.
+Each call of a `@triton.jit` function from within a kernel (also `tl.max`, `tl.sum`, `tl.cdiv`,
+`tl.zeros`, which are such functions) patches all of `triton.language` anew, some 1 ms, though the
+first call of a launch has done it. `install()` lets a launch patch each set of modules once.
+Nothing that a kernel computes changes. Works for Triton 3.6 to 3.9.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ def install() -> None:
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         values = self.fn.__globals__.values()
-        modules = frozenset(id(value) for value in values if inspect.ismodule(value) and value in (tl, tl.core))
+        modules = frozenset(
+            id(value) for value in values if inspect.ismodule(value) and value in (tl, tl.core)
+        )
         if modules not in patched:
             interpreter._patch_lang(self.fn)
             patched.add(modules)

@@ -1,4 +1,5 @@
-"""Decode steps for the tests of `segment_decode`: a plan, a pool whose unused slots are NaN, and the answer in float64."""
+"""Decode steps for the tests of `segment_decode`: a plan, a pool whose unused slots are NaN, and
+the answer in float64."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ class Case:
 
     def run(self, implementation: str, **changed: Any) -> Tensor:
         case = replace(self, **changed)
-        return segment_decode(case.q, case.keys, case.values, case.lengths, case.plan, implementation=implementation)
+        return segment_decode(
+            case.q, case.keys, case.values, case.lengths, case.plan, implementation=implementation
+        )
 
     def check(self, implementation: str) -> None:
         """Right within rounding, in the dtype of q."""
@@ -39,26 +42,71 @@ class Case:
         assert error <= TOLERANCE[self.q.dtype] * self.expected.norm().clamp(min=1e-30), error
 
 
-def make_case(capacities: Sequence[int], lengths: Sequence[int], row_segments: Sequence[Sequence[int]], *,
-              num_query_heads: int = 1, num_key_heads: int = 1, dim: int = 32, dtype: torch.dtype = torch.float32,
-              device: str = "cpu", gap: int = 0, q_scale: float = 1.0, seed: int = 0, **options: Any) -> Case:
-    """Segments one after the other in the pool, `gap` slots between them; memory is head by head, slots are strided."""
+def make_case(
+    capacities: Sequence[int],
+    lengths: Sequence[int],
+    row_segments: Sequence[Sequence[int]],
+    *,
+    num_query_heads: int = 1,
+    num_key_heads: int = 1,
+    dim: int = 32,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    gap: int = 0,
+    q_scale: float = 1.0,
+    seed: int = 0,
+    **options: Any,
+) -> Case:
+    """Segments one after the other in the pool, `gap` slots between them; memory is head by head,
+    slots are strided."""
     generator = torch.Generator().manual_seed(seed)
     starts = [sum(capacities[:segment]) + gap * segment for segment in range(len(capacities))]
-    plan = plan_segments(starts, capacities, row_segments, num_query_heads=num_query_heads, num_key_heads=num_key_heads,
-                         device=device, **options)
-    pools = torch.full((2, num_key_heads, plan.num_slots + gap, dim), float("nan"), dtype=dtype).transpose(1, 2)
+    plan = plan_segments(
+        starts,
+        capacities,
+        row_segments,
+        num_query_heads=num_query_heads,
+        num_key_heads=num_key_heads,
+        device=device,
+        **options,
+    )
+    pools = torch.full(
+        (2, num_key_heads, plan.num_slots + gap, dim), float("nan"), dtype=dtype
+    ).transpose(1, 2)
     for start, length in zip(starts, lengths, strict=True):
-        pools[:, start:start + length] = torch.randn(2, length, num_key_heads, dim, generator=generator).to(dtype)
-    q = (torch.randn(len(row_segments), num_query_heads, dim, generator=generator) * q_scale).to(dtype)
+        pools[:, start : start + length] = torch.randn(
+            2, length, num_key_heads, dim, generator=generator
+        ).to(dtype)
+    q = (torch.randn(len(row_segments), num_query_heads, dim, generator=generator) * q_scale).to(
+        dtype
+    )
     held = torch.tensor(lengths, dtype=torch.int32)
-    on_cpu = plan if device == "cpu" else plan_segments(starts, capacities, row_segments, num_query_heads=num_query_heads,
-                                                        num_key_heads=num_key_heads)
-    expected = segment_decode(q.double(), pools[0].double(), pools[1].double(), held, on_cpu, implementation="reference")
-    return Case(q.to(device), pools[0].to(device), pools[1].to(device), held.to(device), plan, expected)
+    on_cpu = (
+        plan
+        if device == "cpu"
+        else plan_segments(
+            starts,
+            capacities,
+            row_segments,
+            num_query_heads=num_query_heads,
+            num_key_heads=num_key_heads,
+        )
+    )
+    expected = segment_decode(
+        q.double(), pools[0].double(), pools[1].double(), held, on_cpu, implementation="reference"
+    )
+    return Case(
+        q.to(device), pools[0].to(device), pools[1].to(device), held.to(device), plan, expected
+    )
 
 
-def shared_prefix(prefix: int, num_rows: int, suffixes: Sequence[int], capacity: int
-                  ) -> tuple[list[int], list[int], list[list[int]]]:
-    """Capacities, lengths and segments of rows that share a prefix, each with a suffix of its own length."""
-    return ([prefix, *[capacity] * num_rows], [prefix, *suffixes[:num_rows]], [[0, row + 1] for row in range(num_rows)])
+def shared_prefix(
+    prefix: int, num_rows: int, suffixes: Sequence[int], capacity: int
+) -> tuple[list[int], list[int], list[list[int]]]:
+    """Capacities, lengths and segments of rows that share a prefix, each with a suffix of its own
+    length."""
+    return (
+        [prefix, *[capacity] * num_rows],
+        [prefix, *suffixes[:num_rows]],
+        [[0, row + 1] for row in range(num_rows)],
+    )

@@ -1,4 +1,5 @@
-"""Every kernel and shipped configuration compiles for sm_80 and sm_90 (and gfx942) without a GPU, and within its budget."""
+"""Every kernel and shipped configuration compiles for sm_80 and sm_90 (and gfx942) without a GPU,
+and within its budget."""
 
 from __future__ import annotations
 
@@ -20,7 +21,13 @@ from cm3kernels.aot import AotEntry, Result, Usage
 #: Triton's interpreter and its compiler can't share a process.
 COMPILING = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 ENTRY = AotEntry("op.kernel.d64", None, {}, {}, expects={90: ("HGMMA",)}, multiply_adds=1000)
-USAGE = Usage(registers=100, spill=0, shared=50_000, instructions={"HGMMA": 4, "LDGSTS": 8}, multiply_adds=1000)
+USAGE = Usage(
+    registers=100,
+    spill=0,
+    shared=50_000,
+    instructions={"HGMMA": 4, "LDGSTS": 8},
+    multiply_adds=1000,
+)
 
 
 def recorded(**changes: int) -> dict[str, Any]:
@@ -28,66 +35,123 @@ def recorded(**changes: int) -> dict[str, Any]:
 
 
 def test_all_kernels_are_within_their_budget() -> None:
-    """The one expensive test: about a second for each entry and target that is compiled, in two processes. What has the same
-    fingerprint as when it was recorded is not compiled again, except for one entry of each kernel."""
+    """The one expensive test: about a second for each entry and target that is compiled, in two
+    processes. What has the same fingerprint as when it was recorded is not compiled again, except
+    for one entry of each kernel."""
     command = [sys.executable, "-m", "cm3kernels.aot", "--changed"]
     done = subprocess.run(command, env=COMPILING, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, (f"{done.stdout}\n{done.stderr[-3000:]}\n"
-                                  "if this is meant: `python -m cm3kernels.aot --write`, and say why in the commit")
+    assert done.returncode == 0, (
+        f"{done.stdout}\n{done.stderr[-3000:]}\n"
+        "if this is meant: `python -m cm3kernels.aot --write`, and say why in the commit"
+    )
 
 
 def test_budget_belongs_to_the_installed_triton() -> None:
     budget = aot.read_budget()
     assert aot.triton_series() in budget
-    assert all(usage["spill"] == 0 for series in budget.values() for targets in series["entries"].values()
-               for usage in targets.values())
+    assert all(
+        usage["spill"] == 0
+        for series in budget.values()
+        for targets in series["entries"].values()
+        for usage in targets.values()
+    )
 
 
-@pytest.mark.parametrize(("usage", "budget", "expected"), [
-    (USAGE, recorded(), []),
-    (Usage(105, 0, 52_500, USAGE.instructions), recorded(), []),
-    (Usage(106, 0, 50_000, USAGE.instructions), recorded(), ["op.kernel.d64 on sm_90: registers 106, recorded 100"]),
-    (Usage(100, 0, 52_501, USAGE.instructions), recorded(), ["op.kernel.d64 on sm_90: shared 52501, recorded 50000"]),
-    (Usage(100, 8, 50_000, USAGE.instructions), recorded(), ["op.kernel.d64 on sm_90: spills 8 bytes a thread"]),
-    (Usage(100, 0, 232_449, USAGE.instructions), recorded(shared=232_448),
-     ["op.kernel.d64 on sm_90: needs 232449 bytes of shared memory, a block has 232448"]),
-    (Usage(100, 0, 50_000, {"HMMA": 9}), recorded(), ["op.kernel.d64 on sm_90: HGMMA does not occur (HMMA 9)"]),
-    (Usage(100, 0, 50_000, USAGE.instructions, 1500), recorded(),
-     ["op.kernel.d64 on sm_90: multiplies 1.50 times what its tiles need, which have too few rows for its warps"]),
-    (USAGE, {}, ["op.kernel.d64 on sm_90: is not in the budget"]),
-    (USAGE, {**recorded(), "op.old": {}}, ["op.old: is in the budget, and no kernel has it any more"]),
-    (None, recorded(), ["op.kernel.d64 on sm_90: does not compile: CompilationError: why"]),
-])
-def test_what_counts_as_a_finding(usage: Usage | None, budget: dict[str, Any], expected: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("usage", "budget", "expected"),
+    [
+        (USAGE, recorded(), []),
+        (Usage(105, 0, 52_500, USAGE.instructions), recorded(), []),
+        (
+            Usage(106, 0, 50_000, USAGE.instructions),
+            recorded(),
+            ["op.kernel.d64 on sm_90: registers 106, recorded 100"],
+        ),
+        (
+            Usage(100, 0, 52_501, USAGE.instructions),
+            recorded(),
+            ["op.kernel.d64 on sm_90: shared 52501, recorded 50000"],
+        ),
+        (
+            Usage(100, 8, 50_000, USAGE.instructions),
+            recorded(),
+            ["op.kernel.d64 on sm_90: spills 8 bytes a thread"],
+        ),
+        (
+            Usage(100, 0, 232_449, USAGE.instructions),
+            recorded(shared=232_448),
+            ["op.kernel.d64 on sm_90: needs 232449 bytes of shared memory, a block has 232448"],
+        ),
+        (
+            Usage(100, 0, 50_000, {"HMMA": 9}),
+            recorded(),
+            ["op.kernel.d64 on sm_90: HGMMA does not occur (HMMA 9)"],
+        ),
+        (
+            Usage(100, 0, 50_000, USAGE.instructions, 1500),
+            recorded(),
+            [
+                "op.kernel.d64 on sm_90: multiplies 1.50 times what its tiles need, which have "
+                "too few rows for its warps"
+            ],
+        ),
+        (USAGE, {}, ["op.kernel.d64 on sm_90: is not in the budget"]),
+        (
+            USAGE,
+            {**recorded(), "op.old": {}},
+            ["op.old: is in the budget, and no kernel has it any more"],
+        ),
+        (None, recorded(), ["op.kernel.d64 on sm_90: does not compile: CompilationError: why"]),
+    ],
+)
+def test_what_counts_as_a_finding(
+    usage: Usage | None, budget: dict[str, Any], expected: list[str]
+) -> None:
     result = Result("op.kernel.d64", "sm_90", usage, "" if usage else "CompilationError: why")
     assert aot.findings([ENTRY], [result], budget) == expected
 
 
 def test_unaligned_and_amd_results_are_only_asked_to_compile() -> None:
     spilling = Usage(255, 400, 10**6, {})
-    results = [Result("op.kernel.d64", target, spilling) for target in ("gfx942", "sm_90 unaligned")]
+    results = [
+        Result("op.kernel.d64", target, spilling) for target in ("gfx942", "sm_90 unaligned")
+    ]
     assert aot.findings([ENTRY], results, recorded()) == []
 
 
 def test_budget_file_is_written_and_read(tmp_path: Path) -> None:
-    budget = {"3.7": {"triton": "3.7.1", "entries": aot.as_budget([Result("op.kernel.d64", "sm_90", USAGE),
-                                                                   Result("op.kernel.d64", "gfx942", USAGE)])}}
+    budget = {
+        "3.7": {
+            "triton": "3.7.1",
+            "entries": aot.as_budget(
+                [Result("op.kernel.d64", "sm_90", USAGE), Result("op.kernel.d64", "gfx942", USAGE)]
+            ),
+        }
+    }
     aot.write_budget(budget, tmp_path / "budget.json")
     text = (tmp_path / "budget.json").read_text()
     assert json.loads(text) == budget == aot.read_budget(tmp_path / "budget.json")
-    assert ('"sm_90": { "instructions": { "HGMMA": 4, "LDGSTS": 8 }, "multiply_adds": 1000, "registers": 100, "shared": 50000, '
-            '"spill": 0 }') in text
+    assert (
+        '"sm_90": { "instructions": { "HGMMA": 4, "LDGSTS": 8 }, "multiply_adds": 1000, "registers": 100, "shared": 50000, '
+        '"spill": 0 }'
+    ) in text
     assert [path.name for path in tmp_path.iterdir()] == ["budget.json"]
 
 
 def test_jobs_cover_all_and_compile_each_kernel_unaligned_and_for_amd_once() -> None:
     kernel = object()
     entries = [AotEntry("a", kernel, {}, {}), AotEntry("b", kernel, {}, {}, archs=(90,))]
-    assert aot.jobs_of(entries) == [("a", 80, True), ("a", 90, True), ("a", "gfx942", True), ("a", 90, False), ("b", 90, True)]
+    assert aot.jobs_of(entries) == [
+        ("a", 80, True),
+        ("a", 90, True),
+        ("a", "gfx942", True),
+        ("a", 90, False),
+        ("b", 90, True),
+    ]
     assert len(aot.jobs_of(entries, extended=True)) == 7
 
 
-PLANTED = '''
+PLANTED = """
 import json
 import triton, triton.language as tl
 from cm3kernels import aot
@@ -122,12 +186,12 @@ try:
     aot.compile_entry(aot.AotEntry("copy", copy, TYPES, {"BLOCK": 64, "BLOK": 64}), 90)
 except TypeError as error:
     print(error)
-'''
+"""
 
 
 def test_planted_kernels_are_found(tmp_path: Path) -> None:
-    """Compiled for real: one lacks an instruction that it should have, one holds too much in registers, one has four warps more
-    than its 64 rows give work to."""
+    """Compiled for real: one lacks an instruction that it should have, one holds too much in
+    registers, one has four warps more than its 64 rows give work to."""
     (tmp_path / "planted.py").write_text(PLANTED)
     command = [sys.executable, str(tmp_path / "planted.py")]
     done = subprocess.run(command, env=COMPILING, capture_output=True, text=True, check=False)
@@ -137,7 +201,10 @@ def test_planted_kernels_are_found(tmp_path: Path) -> None:
     assert missing.startswith("copy on sm_90: HGMMA does not occur (LDG.E.128 ")
     assert spills.startswith("spilling on sm_90: spills ")
     assert repeated.startswith("chained.w8 on sm_90: multiplies 1.50 times what its tiles need")
-    assert wrong == ("copy: arguments that the kernel has not: ['BLOK']; that have neither or both of type and value: ['n']")
+    assert wrong == (
+        "copy: arguments that the kernel has not: ['BLOK']; that have neither or both of type "
+        "and value: ['n']"
+    )
 
 
 def entry_of(name: str, key: str, **changes: Any) -> AotEntry:
@@ -152,7 +219,8 @@ KERNELS: dict[str, Any] = {}
 def test_only_what_is_the_same_needs_no_compiling() -> None:
     entries = [entry_of("first", "source"), entry_of("second", "source")]
     budget = aot.as_budget([Result(entry.name, "sm_90", USAGE) for entry in entries], entries)
-    assert aot.unchanged(entries, budget) == [Result("second", "sm_90", USAGE)]  # the first of a kernel is always compiled
+    # the first of a kernel is always compiled
+    assert aot.unchanged(entries, budget) == [Result("second", "sm_90", USAGE)]
     for change in ({"num_warps": 8}, {"num_stages": 3}, {"div16": ("x",)}):
         assert aot.unchanged([entries[0], entry_of("second", "source", **change)], budget) == []
     KERNELS["source"].cache_key = "edited"
@@ -163,4 +231,7 @@ def test_only_what_is_the_same_needs_no_compiling() -> None:
 def test_an_interpreted_kernel_is_refused() -> None:
     with pytest.raises(TypeError) as caught:
         aot.compile_entry(AotEntry("op", test_an_interpreted_kernel_is_refused, {}, {}), 90)
-    assert str(caught.value) == "op: function can't be compiled; unset TRITON_INTERPRET before Python starts"
+    assert (
+        str(caught.value)
+        == "op: function can't be compiled; unset TRITON_INTERPRET before Python starts"
+    )

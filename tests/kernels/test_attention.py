@@ -1,4 +1,5 @@
-"""The op `attention` without its kernels: the meaning, the plan, torch's function, and what is refused."""
+"""The op `attention` without its kernels: the meaning, the plan, torch's function, and what is
+refused."""
 
 from __future__ import annotations
 
@@ -24,14 +25,31 @@ def packed(*lengths: int) -> Tensor:
 
 
 def test_worked_example() -> None:
-    """Two keys with scores 0 and log 3 weigh 1/4 and 3/4, lse log 4; kv_start 1 leaves the second alone, 2 leaves nothing."""
+    """Two keys with scores 0 and log 3 weigh 1/4 and 3/4, lse log 4; kv_start 1 leaves the second
+    alone, 2 leaves nothing."""
     q = torch.tensor([0.0, 1.0, 1.0]).view(1, 3, 1, 1)
     k = torch.tensor([0.0, math.log(3), 5.0]).view(1, 3, 1, 1)
     v = torch.tensor([8.0, 4.0, 2.0]).view(1, 3, 1, 1)
-    out, lse = attention(q, k, v, kv_start=torch.tensor([[0, 0, 3]]), scale=1.0, return_lse=True, implementation="reference")
+    out, lse = attention(
+        q,
+        k,
+        v,
+        kv_start=torch.tensor([[0, 0, 3]]),
+        scale=1.0,
+        return_lse=True,
+        implementation="reference",
+    )
     torch.testing.assert_close(out.flatten(), torch.tensor([8.0, 8 / 4 + 4 * 3 / 4, 0.0]))
     torch.testing.assert_close(lse.flatten(), torch.tensor([0.0, math.log(4), -math.inf]))
-    out, lse = attention(q, k, v, kv_start=torch.tensor([[0, 1, 2]]), scale=1.0, return_lse=True, implementation="reference")
+    out, lse = attention(
+        q,
+        k,
+        v,
+        kv_start=torch.tensor([[0, 1, 2]]),
+        scale=1.0,
+        return_lse=True,
+        implementation="reference",
+    )
     torch.testing.assert_close(out.flatten(), v.flatten())
     torch.testing.assert_close(lse.flatten(), torch.tensor([0.0, math.log(3), 5.0]))
 
@@ -40,14 +58,18 @@ def test_lse_differentiates_to_the_weights() -> None:
     q, k, v = (torch.randn(1, 5, 2, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
 
     def both(*tensors: Tensor) -> tuple[Tensor, Tensor]:
-        return attention(*tensors, kv_start=packed(2, 3)[None], return_lse=True, implementation="reference")
+        return attention(
+            *tensors, kv_start=packed(2, 3)[None], return_lse=True, implementation="reference"
+        )
 
     assert torch.autograd.gradcheck(both, (q, k, v))
 
 
 @given(st.data())
 def test_segments_are_found_if_and_only_if_rows_are_packed(data: st.DataObject) -> None:
-    lengths = data.draw(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=3))
+    lengths = data.draw(
+        st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=3)
+    )
     T = max(map(sum, lengths))
     rows = [[*row, T - sum(row)] if sum(row) < T else row for row in lengths]
     starts = torch.stack([packed(*row) for row in rows])
@@ -63,10 +85,13 @@ def test_segments_are_found_if_and_only_if_rows_are_packed(data: st.DataObject) 
 
 @given(st.data())
 def test_tiles_of_queries_are_exactly_the_visible_ones(data: st.DataObject) -> None:
-    """Any starts at all: first those that see a tile of keys whole, then those that see some of it; no other is counted."""
+    """Any starts at all: first those that see a tile of keys whole, then those that see some of it;
+    no other is counted."""
     T = data.draw(st.integers(1, 40))
     block_q, block_k = data.draw(st.sampled_from([(4, 4), (4, 8), (8, 8), (8, 4)]))
-    start = torch.tensor(data.draw(st.lists(st.integers(-2, T + 2), min_size=T, max_size=T)), dtype=torch.int32)[None]
+    start = torch.tensor(
+        data.draw(st.lists(st.integers(-2, T + 2), min_size=T, max_size=T)), dtype=torch.int32
+    )[None]
     tiles, counts = query_tiles(start, block_q, block_k)
     seen = F.pad(visible_mask(T, T, start, None)[0, 0], (0, -T % block_k, 0, -T % block_q))
     seen = seen.view(-1, block_q, seen.shape[1] // block_k, block_k).transpose(1, 2)
@@ -79,7 +104,9 @@ def test_tiles_of_queries_are_exactly_the_visible_ones(data: st.DataObject) -> N
         if block_k >= block_q:
             assert order[num_whole:num_some] == partial
         else:
-            assert set(partial) <= set(order[num_whole:num_some]) <= {*partial, n * block_k // block_q}
+            assert (
+                set(partial) <= set(order[num_whole:num_some]) <= {*partial, n * block_k // block_q}
+            )
 
 
 def test_a_plan_is_made_once() -> None:
@@ -87,13 +114,15 @@ def test_a_plan_is_made_once() -> None:
     assert plan.mask() is plan.mask()
     assert plan.query_tiles(8, 8) is plan.query_tiles(8, 8)
     assert plan.narrow_start() is plan.narrow_start()
-    narrow = AttentionPlan(2, 2, torch.tensor([[-2**40, 2**40]])).narrow_start()
+    narrow = AttentionPlan(2, 2, torch.tensor([[-(2**40), 2**40]])).narrow_start()
     assert narrow is not None
     assert narrow.tolist() == [[-FAR, FAR]]
 
 
 def test_a_shared_plan_compiles_as_one_graph() -> None:
-    """As a decoder uses it: the plan is made inside the compiled function, and nothing is read on the host."""
+    """As a decoder uses it: the plan is made inside the compiled function, and nothing is read on
+    the host."""
+
     def layers(x: Tensor, kv_start: Tensor) -> Tensor:
         plan = AttentionPlan(x.shape[1], x.shape[1], kv_start)
         for _ in range(2):
@@ -111,8 +140,12 @@ LAYOUTS: dict[str, Callable[[], Tensor | None]] = {
     "packed": lambda: torch.stack([packed(64), packed(20, 44)]),
     "short documents": lambda: torch.stack([packed(*[4] * 16), packed(30, 34)]),
     "before the row": lambda: torch.stack([packed(40, 24), torch.full((64,), -3)]),
-    "retrieved": lambda: torch.cat([packed(20, 20), torch.zeros(24, dtype=torch.int64)])[None].repeat(2, 1),
-    "padding sees nothing": lambda: torch.cat([packed(40), torch.full((24,), 64)])[None].repeat(2, 1),
+    "retrieved": lambda: torch.cat([packed(20, 20), torch.zeros(24, dtype=torch.int64)])[
+        None
+    ].repeat(2, 1),
+    "padding sees nothing": lambda: torch.cat([packed(40), torch.full((24,), 64)])[None].repeat(
+        2, 1
+    ),
 }
 
 
@@ -129,7 +162,10 @@ def free_calls(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sdpa_is_the_reference(layout: str, num_key_heads: int) -> None:
     kv_start = LAYOUTS[layout]()
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, 64, heads, 16, generator=generator) for heads in (4, num_key_heads, num_key_heads))
+    q, k, v = (
+        torch.randn(2, 64, heads, 16, generator=generator)
+        for heads in (4, num_key_heads, num_key_heads)
+    )
     weight = torch.randn(q.shape, generator=generator)
     answers = []
     for implementation, dtype in (("sdpa", torch.float32), ("reference", torch.float64)):
@@ -142,11 +178,14 @@ def test_sdpa_is_the_reference(layout: str, num_key_heads: int) -> None:
 
 @pytest.mark.usefixtures("free_calls")
 def test_sdpa_calls_once_a_document(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packed rows on the CPU: one causal call a document, no mask; everything else: one call with a mask."""
+    """Packed rows on the CPU: one causal call a document, no mask; everything else: one call with a
+    mask."""
     calls: list[tuple[list[int], bool]] = []
     fused = F.scaled_dot_product_attention
 
-    def counted(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None, **options: Any) -> Tensor:
+    def counted(
+        q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None, **options: Any
+    ) -> Tensor:
         calls.append((list(q.shape[:1]) + list(q.shape[2:3]), attn_mask is not None))
         return fused(q, k, v, attn_mask=attn_mask, **options)
 
@@ -159,16 +198,27 @@ def test_sdpa_calls_once_a_document(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_when_documents_are_faster() -> None:
-    """As measured at the quickstart's shape (README.md): with two threads for three heads it takes more documents."""
+    """As measured at the quickstart's shape (README.md): with two threads for three heads it takes
+    more documents."""
     q = torch.empty(2, 576, 3, 64, device="meta")
-    documents = {"1 and 2": (576, 300, 276), "2 and 2": (288, 288, 200, 376), "8 and 8": (72,) * 16, "one token": (1,) * 1152}
-    faster = {n: [name for name, lengths in documents.items() if sdpa.documents_are_faster(lengths, q, n)] for n in (1, 2)}
+    documents = {
+        "1 and 2": (576, 300, 276),
+        "2 and 2": (288, 288, 200, 376),
+        "8 and 8": (72,) * 16,
+        "one token": (1,) * 1152,
+    }
+    faster = {
+        n: [name for name, lengths in documents.items() if sdpa.documents_are_faster(lengths, q, n)]
+        for n in (1, 2)
+    }
     assert faster == {1: ["1 and 2", "2 and 2", "8 and 8"], 2: ["2 and 2", "8 and 8"]}
 
 
 def test_auto_on_the_cpu_is_torchs_function_and_the_reference_for_lse() -> None:
     q = torch.randn(1, 3, 1, 4)
-    torch.testing.assert_close(attention(q, q, q), attention(q, q, q, implementation="sdpa"), atol=0, rtol=0)
+    torch.testing.assert_close(
+        attention(q, q, q), attention(q, q, q, implementation="sdpa"), atol=0, rtol=0
+    )
     out, lse = attention(q, q, q, return_lse=True)
     expected = attention(q, q, q, return_lse=True, implementation="reference")
     torch.testing.assert_close((out, lse), expected, atol=0, rtol=0)
@@ -194,23 +244,38 @@ def test_no_rows_and_no_tokens(implementation: str) -> None:
 ZERO = torch.zeros(1, 2, 4, 8)
 REFUSALS: dict[str, dict[str, Any]] = {
     "attention: q, k and v are [rows, tokens, heads, head dimension]": {"q": ZERO[0]},
-    "attention: q, k and v share one floating dtype, got torch.float32, torch.float16, torch.float32": {"k": ZERO.half()},
+    "attention: q, k and v share one floating dtype, got torch.float32, torch.float16, torch.float32": {
+        "k": ZERO.half()
+    },
     "attention: k is [1, 2, 4, 8], v is [1, 2, 4, 4]": {"v": ZERO[..., :4]},
-    "attention: q [2, 2, 4, 8] and k [1, 2, 4, 8] differ in rows or head dimension, or have none":
-        {"q": ZERO.repeat(2, 1, 1, 1)},
+    "attention: q [2, 2, 4, 8] and k [1, 2, 4, 8] differ in rows or head dimension, or have none": {
+        "q": ZERO.repeat(2, 1, 1, 1)
+    },
     "attention: 3 query heads on 4 key heads": {"q": ZERO[:, :, :3]},
     "attention: 1 queries on 2 keys need an offset": {"q": ZERO[:, :1]},
     "attention: scale is 0.0, must be positive and finite": {"scale": 0.0},
     "attention: scale is nan, must be positive and finite": {"scale": math.nan},
-    "attention: v's last stride is 2, must be 1; next: v.contiguous()": {"v": torch.zeros(1, 2, 4, 16)[..., ::2]},
-    "attention: kv_start is [1, 2] torch.float32, must be int32 or int64 [1, 2]": {"kv_start": torch.zeros(1, 2)},
-    "attention: offset is [2] torch.int64, must be int32 or int64 [1]": {"offset": torch.zeros(2, dtype=torch.int64)},
-    "attention: kv_start is on meta, q on cpu": {"kv_start": torch.zeros(1, 2, dtype=torch.int64, device="meta")},
-    "attention: plan was made for other lengths, or for other tensors kv_start and offset": {"plan": AttentionPlan(2, 3)},
-    "attention: implementation 'sdpa' can't run here: torch's function returns no lse; next: implementation='reference', or "
+    "attention: v's last stride is 2, must be 1; next: v.contiguous()": {
+        "v": torch.zeros(1, 2, 4, 16)[..., ::2]
+    },
+    "attention: kv_start is [1, 2] torch.float32, must be int32 or int64 [1, 2]": {
+        "kv_start": torch.zeros(1, 2)
+    },
+    "attention: offset is [2] torch.int64, must be int32 or int64 [1]": {
+        "offset": torch.zeros(2, dtype=torch.int64)
+    },
+    "attention: kv_start is on meta, q on cpu": {
+        "kv_start": torch.zeros(1, 2, dtype=torch.int64, device="meta")
+    },
+    "attention: plan was made for other lengths, or for other tensors kv_start and offset": {
+        "plan": AttentionPlan(2, 3)
+    },
+    "attention: implementation 'sdpa' can't run here: torch's function returns no lse; next: "
+    "implementation='reference', or "
     "'triton' on a CUDA device": {"implementation": "sdpa", "return_lse": True},
-    "attention: implementation 'magic' is not available\n  next: use 'auto' or one of: triton, sdpa, reference":
-        {"implementation": "magic"},
+    "attention: implementation 'magic' is not available\n  next: use 'auto' or one of: triton, sdpa, reference": {
+        "implementation": "magic"
+    },
 }
 
 

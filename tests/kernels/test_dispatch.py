@@ -1,4 +1,5 @@
-"""Which implementation runs: by name or not at all, and by itself the first that can, which is said once."""
+"""Which implementation runs: by name or not at all, and by itself the first that can, which is said
+once."""
 
 from __future__ import annotations
 
@@ -28,8 +29,11 @@ def plain() -> str:
     return "plain"
 
 
-AVAILABLE = {"gpu": Implementation(lambda: gpu, automatic_on=("cuda",)), "fast": Implementation(lambda: fast, refuse_wide),
-             "plain": Implementation(lambda: plain)}
+AVAILABLE = {
+    "gpu": Implementation(lambda: gpu, automatic_on=("cuda",)),
+    "fast": Implementation(lambda: fast, refuse_wide),
+    "plain": Implementation(lambda: plain),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -44,13 +48,21 @@ def test_auto_takes_the_first_that_can_and_says_so_once(caplog: pytest.LogCaptur
     assert choose("op", "auto", AVAILABLE, torch.zeros(4)) is plain
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         ("INFO", "op: 'fast' runs on cpu"),
-        ("WARNING", "op: 'plain' runs on cpu; 'fast' can't: the tensor is wide; next: cut it")]
+        ("WARNING", "op: 'plain' runs on cpu; 'fast' can't: the tensor is wide; next: cut it"),
+    ]
 
 
-@pytest.mark.parametrize(("name", "message"), [
-    ("fast", "op: implementation 'fast' can't run here: the tensor is wide; next: cut it"),
-    ("slow", "op: implementation 'slow' is not available\n  next: use 'auto' or one of: gpu, fast, plain"),
-])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("fast", "op: implementation 'fast' can't run here: the tensor is wide; next: cut it"),
+        (
+            "slow",
+            "op: implementation 'slow' is not available\n  next: use 'auto' or one of: gpu, "
+            "fast, plain",
+        ),
+    ],
+)
 def test_a_name_is_taken_at_its_word(name: str, message: str) -> None:
     assert choose("op", "gpu", AVAILABLE, torch.zeros(3)) is gpu
     with pytest.raises(ValueError) as caught:
@@ -61,8 +73,10 @@ def test_a_name_is_taken_at_its_word(name: str, message: str) -> None:
 def test_none_that_can_is_told_with_every_reason() -> None:
     with pytest.raises(ValueError) as caught:
         choose("op", "auto", {"fast": AVAILABLE["fast"]}, torch.zeros(4))
-    assert str(caught.value) == ("op: no implementation takes this tensor\n  cause: fast: the tensor is wide; next: cut it\n"
-                                 "  next: use another device or dtype")
+    assert str(caught.value) == (
+        "op: no implementation takes this tensor\n  cause: fast: the tensor is wide; next: cut it\n"
+        "  next: use another device or dtype"
+    )
 
 
 def test_a_text_is_made_when_it_is_needed() -> None:

@@ -1,4 +1,5 @@
-"""guided_sample, eager and reference, against an independent float64 implementation, known vectors, and transformers' warpers."""
+"""guided_sample, eager and reference, against an independent float64 implementation, known vectors,
+and transformers' warpers."""
 
 from __future__ import annotations
 
@@ -11,7 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
-from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, TypicalLogitsWarper
+from transformers import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
 
 from cm3kernels import guided_sample
 from cm3kernels.guided_sample import eager_filters, reference
@@ -19,34 +26,65 @@ from cm3kernels.guided_sample.eager import AT_ONCE
 from cm3kernels.guided_sample.eager_race import AHEAD, SMALL
 from cm3kernels.guided_sample.philox import philox4x32
 from cm3kernels.guided_sample.reference import log_survival
-from guided_sample_oracle import OFF, as_arguments, draw, exponential_oracle, ints, philox_oracle, random_batch, sample_oracle
+from guided_sample_oracle import (
+    OFF,
+    as_arguments,
+    draw,
+    exponential_oracle,
+    ints,
+    philox_oracle,
+    random_batch,
+    sample_oracle,
+)
 
 ZERO = torch.zeros(1, dtype=torch.int64)
 PLAIN = ("eager", "reference")
 
 
-@pytest.mark.parametrize(("key", "counter", "words"), [
-    # Random123's kat_vectors; ours, whose counter words 2 and 3 are zero, can meet the first only.
-    ((0, 0), (0, 0, 0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
-    ((0xFFFFFFFF, 0xFFFFFFFF), (0xFFFFFFFF,) * 4, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-    ((0xA4093822, 0x299F31D0), (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
-     (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)),
-])
-def test_oracle_gives_random123s_known_words(key: tuple[int, int], counter: tuple[int, int, int, int],
-                                             words: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("key", "counter", "words"),
+    [
+        # Random123's kat_vectors; ours, whose counter words 2 and 3 are zero, can meet the first
+        # only.
+        ((0, 0), (0, 0, 0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        (
+            (0xFFFFFFFF, 0xFFFFFFFF),
+            (0xFFFFFFFF,) * 4,
+            (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD),
+        ),
+        (
+            (0xA4093822, 0x299F31D0),
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_oracle_gives_random123s_known_words(
+    key: tuple[int, int], counter: tuple[int, int, int, int], words: tuple[int, ...]
+) -> None:
     assert philox_oracle(key, counter) == words
     if counter[2:] == (0, 0):
         ours = philox4x32(ints(key[0] | key[1] << 32), ints(counter[0])[None], ints(counter[1]))
         assert tuple(ours[0, 0].tolist()) == tuple(word >> 8 for word in words)
 
 
-@given(seeds=st.lists(st.integers(-2**63, 2**63 - 1), min_size=1, max_size=3), position=st.integers(0, 2**32 - 3),
-       first=st.integers(0, 2**32 - 400), c=st.sampled_from([1, 5, 63, 64, 107, 390]))
+@given(
+    seeds=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=3),
+    position=st.integers(0, 2**32 - 3),
+    first=st.integers(0, 2**32 - 400),
+    c=st.sampled_from([1, 5, 63, 64, 107, 390]),
+)
 def test_philox_equals_the_scalar_form(seeds: list[int], position: int, first: int, c: int) -> None:
     """Few counters and many: by integers and by tensors."""
     n = len(seeds)
-    drawn = philox4x32(ints(*seeds), torch.arange(first, first + c)[None], torch.arange(n) + position)
-    backwards = philox4x32(ints(*seeds), torch.arange(first, first + c).flip(0).expand(n, c), torch.arange(n) + position)
+    drawn = philox4x32(
+        ints(*seeds), torch.arange(first, first + c)[None], torch.arange(n) + position
+    )
+    backwards = philox4x32(
+        ints(*seeds),
+        torch.arange(first, first + c).flip(0).expand(n, c),
+        torch.arange(n) + position,
+    )
     assert torch.equal(drawn.flip(1), backwards)
     for row, place in {(0, 0), (n - 1, c - 1), (n - 1, c // 2)}:
         key = (seeds[row] & 0xFFFFFFFF, seeds[row] >> 32 & 0xFFFFFFFF)
@@ -55,42 +93,80 @@ def test_philox_equals_the_scalar_form(seeds: list[int], position: int, first: i
 
 
 def test_worked_example() -> None:
-    """Guidance 3 on two streams, by hand: 3c - 2u = (2, 5, 1, 8); plausible by c: the two largest are ids 0 and 1."""
+    """Guidance 3 on two streams, by hand: 3c - 2u = (2, 5, 1, 8); plausible by c: the two largest
+    are ids 0 and 1."""
     logits = torch.tensor([[4.0, 3.0, 1.0, 2.0], [5.0, 2.0, 1.0, -1.0]])
     rows, weights = ints(0, 1)[None], torch.tensor([[3.0, -2.0]])
     greedy: dict[str, Any] = {"temperature_n": torch.zeros(1), "seed_n": ZERO, "position_n": ZERO}
     assert guided_sample(logits, rows, weights, **greedy).item() == 3
     assert guided_sample(logits, rows, weights, plausible_top_k_n=ints(2), **greedy).item() == 1
-    assert guided_sample(logits, rows, weights, allowed_nV=torch.tensor([[1, 0, 1, 0]]).bool(), **greedy).item() == 0
-    # c >= c_(2) + log 0.5 = 3 - 0.693: again ids 0 and 1; with alpha = 0.3, 3 - 1.204 = 1.796, id 3 comes back.
+    assert (
+        guided_sample(
+            logits, rows, weights, allowed_nV=torch.tensor([[1, 0, 1, 0]]).bool(), **greedy
+        ).item()
+        == 0
+    )
+    # c >= c_(2) + log 0.5 = 3 - 0.693: again ids 0 and 1; with alpha = 0.3, 3 - 1.204 = 1.796, id 3
+    # comes back.
     for alpha, token in ((0.5, 1), (0.3, 3)):
         settings = {"plausible_alpha_n": torch.tensor([alpha]), "plausible_k_n": ints(2)}
         assert guided_sample(logits, rows, weights, **settings, **greedy).item() == token
 
 
 @pytest.mark.parametrize("implementation", PLAIN)
-@pytest.mark.parametrize(("filters", "kept"), [
-    # Probabilities 0.5, 0.3, 0.15, 0.05; surprises 0.693, 1.204, 1.897, 2.996, entropy 1.142, distances 0.449, 0.062, 0.755,
-    # 1.854.
-    ({"min_p": 0.25}, {0, 1, 2}), ({"min_p": 0.5}, {0, 1}), ({"min_p": 1.0}, {0}), ({"min_p": 0.0}, {0, 1, 2, 3}),
-    ({"typical_p": 0.2}, {1}), ({"typical_p": 0.7}, {0, 1}), ({"typical_p": 0.9}, {0, 1, 2}), ({"typical_p": 0.0}, {1}),
-    ({"typical_p": 1.0}, {0, 1, 2, 3}),
-    # Of ids 0 to 2, renormalised: 0.526, 0.316, 0.158; entropy 0.993; distances 0.351, 0.160, 0.853.
-    ({"top_k": 3, "typical_p": 0.6}, {0, 1}), ({"min_p": 0.25, "typical_p": 0.85}, {0, 1, 2}),
-    # At temperature 2, 0.379, 0.294, 0.208, 0.120: the third and the fourth have 0.548 and 0.316 times the largest.
-    ({"temperature": 2.0, "min_p": 0.5}, {0, 1, 2}), ({"temperature": 0.0, "min_p": 1.0, "typical_p": 0.2}, {0}),
-])
-def test_min_p_and_typical_by_hand(filters: dict[str, Any], kept: set[int], implementation: str) -> None:
+@pytest.mark.parametrize(
+    ("filters", "kept"),
+    [
+        # Probabilities 0.5, 0.3, 0.15, 0.05; surprises 0.693, 1.204, 1.897, 2.996, entropy 1.142,
+        # distances 0.449, 0.062, 0.755, 1.854.
+        ({"min_p": 0.25}, {0, 1, 2}),
+        ({"min_p": 0.5}, {0, 1}),
+        ({"min_p": 1.0}, {0}),
+        ({"min_p": 0.0}, {0, 1, 2, 3}),
+        ({"typical_p": 0.2}, {1}),
+        ({"typical_p": 0.7}, {0, 1}),
+        ({"typical_p": 0.9}, {0, 1, 2}),
+        ({"typical_p": 0.0}, {1}),
+        ({"typical_p": 1.0}, {0, 1, 2, 3}),
+        # Of ids 0 to 2, renormalised: 0.526, 0.316, 0.158; entropy 0.993; distances 0.351, 0.160,
+        # 0.853.
+        ({"top_k": 3, "typical_p": 0.6}, {0, 1}),
+        ({"min_p": 0.25, "typical_p": 0.85}, {0, 1, 2}),
+        # At temperature 2, 0.379, 0.294, 0.208, 0.120: the third and the fourth have 0.548 and
+        # 0.316 times the largest.
+        ({"temperature": 2.0, "min_p": 0.5}, {0, 1, 2}),
+        ({"temperature": 0.0, "min_p": 1.0, "typical_p": 0.2}, {0}),
+    ],
+)
+def test_min_p_and_typical_by_hand(
+    filters: dict[str, Any], kept: set[int], implementation: str
+) -> None:
     n = 300
-    arguments: dict[str, Any] = {"logits_SV": torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log(), "weights_nG": torch.ones(n, 1),
-                                 "stream_rows_nG": ZERO.expand(n, 1), "seed_n": torch.arange(n), "position_n": ZERO.expand(n)}
-    assert set(draw(arguments | as_arguments([OFF | filters] * n), implementation=implementation)) == kept
+    arguments: dict[str, Any] = {
+        "logits_SV": torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log(),
+        "weights_nG": torch.ones(n, 1),
+        "stream_rows_nG": ZERO.expand(n, 1),
+        "seed_n": torch.arange(n),
+        "position_n": ZERO.expand(n),
+    }
+    assert (
+        set(draw(arguments | as_arguments([OFF | filters] * n), implementation=implementation))
+        == kept
+    )
 
 
-@given(seed=st.integers(0, 2**32), V=st.integers(1, 40), p=st.floats(1e-6, 1.1), spread=st.sampled_from([0.0, 0.01, 1.0, 5.0]),
-       ties=st.booleans())
-def test_typical_ids_are_the_smallest_set_around_the_entropy(seed: int, V: int, p: float, spread: float, ties: bool) -> None:
-    """Mass of at least p, and less without the furthest; none left out is nearer than one that is kept; eager alike."""
+@given(
+    seed=st.integers(0, 2**32),
+    V=st.integers(1, 40),
+    p=st.floats(1e-6, 1.1),
+    spread=st.sampled_from([0.0, 0.01, 1.0, 5.0]),
+    ties=st.booleans(),
+)
+def test_typical_ids_are_the_smallest_set_around_the_entropy(
+    seed: int, V: int, p: float, spread: float, ties: bool
+) -> None:
+    """Mass of at least p, and less without the furthest; none left out is nearer than one that is
+    kept; eager alike."""
     score_V = np.random.default_rng(seed).normal(size=V) * spread
     score_V = np.round(score_V) if ties else score_V
     log_V = score_V - np.log(np.exp(score_V).sum())
@@ -101,7 +177,9 @@ def test_typical_ids_are_the_smallest_set_around_the_entropy(seed: int, V: int, 
     if p >= 1:
         assert kept_V.all()
         return
-    assert (eager_filters.typical_ids(score_1V, score_1V.exp(), p_1, [p])[0].numpy() == kept_V).all()
+    assert (
+        eager_filters.typical_ids(score_1V, score_1V.exp(), p_1, [p])[0].numpy() == kept_V
+    ).all()
     furthest = distance_V[kept_V].max()
     assert (distance_V[~kept_V] > furthest - 1e-12).all()
     assert np.exp(log_V[kept_V]).sum() >= p - 1e-12
@@ -110,20 +188,30 @@ def test_typical_ids_are_the_smallest_set_around_the_entropy(seed: int, V: int, 
 
 @given(seed=st.integers(0, 2**32), p=st.floats(0.01, 0.99), V=st.integers(2, 60))
 def test_sets_are_those_of_transformers(seed: int, p: float, V: int) -> None:
-    """The ids that min-p and typical keep, exactly; in float64, as transformers' warpers then compute."""
+    """The ids that min-p and typical keep, exactly; in float64, as transformers' warpers then
+    compute."""
     logits = torch.tensor(np.random.default_rng(seed).normal(size=(1, V)) * 3)
     p_1 = torch.tensor([p], dtype=torch.float64)
     typical = TypicalLogitsWarper(p)(None, logits) > -math.inf
     assert torch.equal(reference.typical_ids(logits, p_1), typical)
     assert torch.equal(eager_filters.typical_ids(logits, logits.exp(), p_1, [p]) > 0, typical)
     n = 200
-    arguments: dict[str, Any] = {"logits_SV": logits.float(), "weights_nG": torch.ones(n, 1), "stream_rows_nG": ZERO.expand(n, 1),
-                                 "seed_n": torch.arange(n) + seed, "position_n": ZERO.expand(n), "min_p_n": p_1.expand(n)}
+    arguments: dict[str, Any] = {
+        "logits_SV": logits.float(),
+        "weights_nG": torch.ones(n, 1),
+        "stream_rows_nG": ZERO.expand(n, 1),
+        "seed_n": torch.arange(n) + seed,
+        "position_n": ZERO.expand(n),
+        "min_p_n": p_1.expand(n),
+    }
     kept = MinPLogitsWarper(p)(None, logits.float().double())[0] > -math.inf
     for name in PLAIN:
         assert kept[draw(arguments, implementation=name)].all()
-        only = {"allowed_nV": kept.expand(n, V)}  # and what they leave out would not have been drawn
-        assert draw(arguments | only | {"min_p_n": None}, implementation=name) == draw(arguments, implementation=name)
+        # and what they leave out would not have been drawn
+        only = {"allowed_nV": kept.expand(n, V)}
+        assert draw(arguments | only | {"min_p_n": None}, implementation=name) == draw(
+            arguments, implementation=name
+        )
 
 
 @pytest.mark.parametrize("implementation", PLAIN)
@@ -135,12 +223,21 @@ def test_tokens_equal_the_oracles(V: int, G: int, rough: bool, implementation: s
     for _ in range(3):
         arguments, expected = random_batch(rng, n=8, G=G, V=V, rough=rough)
         log_probability_n = torch.zeros(8)
-        assert draw(arguments, implementation=implementation, out_log_probability_n=log_probability_n) == expected
+        assert (
+            draw(arguments, implementation=implementation, out_log_probability_n=log_probability_n)
+            == expected
+        )
         assert log_probability_n.tolist() == pytest.approx(arguments["log_probabilities"], abs=1e-5)
         assert draw(arguments, implementation=implementation) == expected
 
 
-@given(seed=st.integers(0, 2**32), n=st.integers(1, 5), G=st.integers(1, 3), V=st.integers(1, 400), rough=st.booleans())
+@given(
+    seed=st.integers(0, 2**32),
+    n=st.integers(1, 5),
+    G=st.integers(1, 3),
+    V=st.integers(1, 400),
+    rough=st.booleans(),
+)
 def test_any_batch_equals_the_oracle(seed: int, n: int, G: int, V: int, rough: bool) -> None:
     arguments, expected = random_batch(np.random.default_rng(seed), n, G, V, rough=rough)
     assert draw(arguments) == expected
@@ -150,70 +247,145 @@ def test_any_batch_equals_the_oracle(seed: int, n: int, G: int, V: int, rough: b
 @pytest.mark.parametrize("spread", [0.01, 1.0, 4.0, 15.0])
 @pytest.mark.parametrize("ties", [False, True])
 def test_eager_equals_the_reference_on_long_rows(spread: float, ties: bool) -> None:
-    """Flat and peaked rows, with one filter each: nuclei that the winner is in or not, few ids and many, narrow columns, ties."""
+    """Flat and peaked rows, with one filter each: nuclei that the winner is in or not, few ids and
+    many, narrow columns, ties."""
     generator = torch.Generator().manual_seed(int(spread * 100))
     n, V = 6, 3000
     logits = torch.randn(2 * n, V, generator=generator) * spread
     logits = (logits / spread).round() if ties else logits
     rows, weights = torch.arange(2 * n).view(n, 2), torch.tensor([[2.0, -1.0]]).expand(n, 2)
-    for settings in ({}, {"top_p": 0.95}, {"top_k": 2000}, {"top_k": 900, "top_p": 0.5}, {"plausible_top_p": 0.9},
-                     {"plausible_top_k": 300, "top_p": 0.7}, {"plausible_alpha": 0.01, "plausible_k": 40, "temperature": 0.3},
-                     {"plausible_alpha": 1.5, "plausible_k": 2900}, {"temperature": 0.0}, {"min_p": 0.1}, {"typical_p": 0.9},
-                     {"top_k": 40, "typical_p": 0.3}, {"plausible_alpha": 0.5, "top_p": 0.4, "min_p": 0.01},
-                     {"plausible_alpha": 0.5, "temperature": 0.0}):
-        arguments = as_arguments([OFF | settings] * n) | {"seed_n": torch.arange(n), "position_n": torch.arange(n) + 9}
-        drawn = [guided_sample(logits, rows, weights, first_id=7, implementation=name, **arguments) for name in PLAIN]
+    for settings in (
+        {},
+        {"top_p": 0.95},
+        {"top_k": 2000},
+        {"top_k": 900, "top_p": 0.5},
+        {"plausible_top_p": 0.9},
+        {"plausible_top_k": 300, "top_p": 0.7},
+        {"plausible_alpha": 0.01, "plausible_k": 40, "temperature": 0.3},
+        {"plausible_alpha": 1.5, "plausible_k": 2900},
+        {"temperature": 0.0},
+        {"min_p": 0.1},
+        {"typical_p": 0.9},
+        {"top_k": 40, "typical_p": 0.3},
+        {"plausible_alpha": 0.5, "top_p": 0.4, "min_p": 0.01},
+        {"plausible_alpha": 0.5, "temperature": 0.0},
+    ):
+        arguments = as_arguments([OFF | settings] * n) | {
+            "seed_n": torch.arange(n),
+            "position_n": torch.arange(n) + 9,
+        }
+        drawn = [
+            guided_sample(logits, rows, weights, first_id=7, implementation=name, **arguments)
+            for name in PLAIN
+        ]
         assert torch.equal(*drawn)
 
 
 def test_large_flat_rows_need_more_candidates() -> None:
-    """A nucleus wider than the first candidates looked at: 900 of 1,000 almost equal ids are kept."""
+    """A nucleus wider than the first candidates looked at: 900 of 1,000 almost equal ids are
+    kept."""
     logits = torch.linspace(0, 1e-3, 1000)[None]
     settings = OFF | {"top_p": 0.9, "plausible_top_p": 0.9}
     for position in range(8):
-        expected, _ = sample_oracle(logits.numpy(), np.ones(1), 0, np.ones(1000, bool), 3, 11, position, settings)
-        got = guided_sample(logits, ZERO[None], torch.ones(1, 1), seed_n=ints(11), position_n=ints(position), first_id=3,
-                            **as_arguments([settings]))
+        expected, _ = sample_oracle(
+            logits.numpy(), np.ones(1), 0, np.ones(1000, bool), 3, 11, position, settings
+        )
+        got = guided_sample(
+            logits,
+            ZERO[None],
+            torch.ones(1, 1),
+            seed_n=ints(11),
+            position_n=ints(position),
+            first_id=3,
+            **as_arguments([settings]),
+        )
         assert got.item() == expected
 
 
 def test_guidance_that_leaves_plausible_ids_no_mass() -> None:
-    """The mixed logit of one implausible id is 4,000 above all others, whose masses are 0 beside it: it is never drawn."""
+    """The mixed logit of one implausible id is 4,000 above all others, whose masses are 0 beside
+    it: it is never drawn."""
     V = SMALL + 3
     logits = torch.randn(2, V, generator=torch.Generator().manual_seed(4))
     logits[:, 5], logits[0, 0] = torch.tensor([-30.0, -2000.0]), 3.0
     rows, weights = ints(0, 1)[None].expand(4, 2), torch.tensor([[3.0, -2.0]]).expand(4, 2)
-    drawn = [guided_sample(logits, rows, weights, seed_n=torch.arange(4), position_n=ints(9, 9, 9, 9),
-                           plausible_top_p_n=torch.full((4,), 0.9), implementation=name) for name in PLAIN]
+    drawn = [
+        guided_sample(
+            logits,
+            rows,
+            weights,
+            seed_n=torch.arange(4),
+            position_n=ints(9, 9, 9, 9),
+            plausible_top_p_n=torch.full((4,), 0.9),
+            implementation=name,
+        )
+        for name in PLAIN
+    ]
     assert torch.equal(*drawn)
     assert (drawn[0] != 5).all()
 
 
 def test_many_requests_are_drawn_as_one_by_one() -> None:
-    """More than are looked at in one go, with and without log-probabilities; one of the last without a choice is named."""
-    V, filters = 1500, [{"top_p": 0.9}, {"top_p": 0.9, "min_p": 0.1}, {"top_p": 1.5, "typical_p": 0.7}, {"temperature": 0.0}]
+    """More than are looked at in one go, with and without log-probabilities; one of the last
+    without a choice is named."""
+    V, filters = (
+        1500,
+        [
+            {"top_p": 0.9},
+            {"top_p": 0.9, "min_p": 0.1},
+            {"top_p": 1.5, "typical_p": 0.7},
+            {"temperature": 0.0},
+        ],
+    )
     n = 3 * AT_ONCE // V
     logits = torch.randn(9, V, generator=torch.Generator().manual_seed(6)) * 3
     many = as_arguments([OFF | filters[request % 4] for request in range(n)]) | {
-        "logits_SV": logits, "stream_rows_nG": torch.arange(n)[:, None] % 9, "weights_nG": torch.ones(n, 1),
-        "seed_n": torch.arange(n), "position_n": torch.arange(n) * 5, "allowed_nV": torch.ones(n, V, dtype=torch.bool)}
+        "logits_SV": logits,
+        "stream_rows_nG": torch.arange(n)[:, None] % 9,
+        "weights_nG": torch.ones(n, 1),
+        "seed_n": torch.arange(n),
+        "position_n": torch.arange(n) * 5,
+        "allowed_nV": torch.ones(n, V, dtype=torch.bool),
+    }
     log_probabilities = [torch.zeros(n), torch.zeros(n)]
-    drawn = [draw(many, implementation=name, out_log_probability_n=log_n)
-             for name, log_n in zip(PLAIN, log_probabilities, strict=True)]
+    drawn = [
+        draw(many, implementation=name, out_log_probability_n=log_n)
+        for name, log_n in zip(PLAIN, log_probabilities, strict=True)
+    ]
     assert drawn[0] == drawn[1] == draw(many)
     assert torch.allclose(*log_probabilities, atol=1e-5)
     many["allowed_nV"][n - 2] = False
     with pytest.raises(ValueError) as caught:
         draw(many)
-    assert str(caught.value) == f"guided_sample: request {n - 2} has no id that is both allowed and of a finite logit"
+    assert (
+        str(caught.value)
+        == f"guided_sample: request {n - 2} has no id that is both allowed and of a finite logit"
+    )
 
 
 def test_positions_one_after_the_other_and_otherwise() -> None:
-    """Random numbers are made ahead for an engine; in any other order, and when one request falls behind, the same are drawn."""
-    forward, arguments = [*range(100, 103 + 2 * AHEAD)], {"logits_SV": torch.zeros(1, 50), "weights_nG": torch.ones(2, 1),
-                                                          "stream_rows_nG": ints(0, 0)[:, None]}
+    """Random numbers are made ahead for an engine; in any other order, and when one request falls
+    behind, the same are drawn."""
+    forward, arguments = (
+        [*range(100, 103 + 2 * AHEAD)],
+        {
+            "logits_SV": torch.zeros(1, 50),
+            "weights_nG": torch.ones(2, 1),
+            "stream_rows_nG": ints(0, 0)[:, None],
+        },
+    )
     pairs = [(position, position + 7) for position in forward]
-    pairs += [(110, 117), (111, 117), (112, 119), (9, 3), (10, 4), (11, 5), (13, 6), (2**32 - 2, 0), (2**32 - 1, 1)]
+    pairs += [
+        (110, 117),
+        (111, 117),
+        (112, 119),
+        (9, 3),
+        (10, 4),
+        (11, 5),
+        (13, 6),
+        (2**32 - 2, 0),
+        (2**32 - 1, 1),
+    ]
     for seeds in (ints(5, 6), ints(6, 5), ints(5, 6)):
         for pair in pairs:
             given = arguments | {"position_n": ints(*pair), "seed_n": seeds}
@@ -224,28 +396,45 @@ def test_draw_depends_on_seed_position_and_id_only() -> None:
     rng = np.random.default_rng(5)
     arguments, expected = random_batch(rng, n=16, G=2, V=96)
     order = torch.tensor(rng.permutation(16))
-    permuted = {k: v[order] if isinstance(v, torch.Tensor) and k != "logits_SV" else v for k, v in arguments.items()}
+    permuted = {
+        k: v[order] if isinstance(v, torch.Tensor) and k != "logits_SV" else v
+        for k, v in arguments.items()
+    }
     assert draw(permuted) == [expected[i] for i in order.tolist()]
     for i in (0, 7):
-        alone = {k: v[i:i + 1] if isinstance(v, torch.Tensor) and k != "logits_SV" else v for k, v in arguments.items()}
+        alone = {
+            k: v[i : i + 1] if isinstance(v, torch.Tensor) and k != "logits_SV" else v
+            for k, v in arguments.items()
+        }
         assert draw(alone) == [expected[i]]
     # The same ids as columns 37.. of a wider slice, the others not allowed.
-    wider = dict(arguments, logits_SV=torch.randn(34, 150, dtype=torch.float64),
-                 allowed_nV=torch.zeros(16, 150, dtype=torch.bool))
+    wider = dict(
+        arguments,
+        logits_SV=torch.randn(34, 150, dtype=torch.float64),
+        allowed_nV=torch.zeros(16, 150, dtype=torch.bool),
+    )
     wider["first_id"] = max(arguments["first_id"] - 37, 0)
     shift = arguments["first_id"] - wider["first_id"]
-    wider["logits_SV"][:, shift:shift + 96] = arguments["logits_SV"]
-    wider["allowed_nV"][:, shift:shift + 96] = arguments["allowed_nV"]
+    wider["logits_SV"][:, shift : shift + 96] = arguments["logits_SV"]
+    wider["allowed_nV"][:, shift : shift + 96] = arguments["allowed_nV"]
     for name in ("top_k_n", "plausible_top_k_n", "plausible_k_n"):  # a k past the slice stays off
-        wider[name] = arguments[name].where(arguments[name] < 96, 1000 if name == "plausible_k_n" else 0)
+        wider[name] = arguments[name].where(
+            arguments[name] < 96, 1000 if name == "plausible_k_n" else 0
+        )
     assert draw(wider) == expected
 
 
 def test_frequencies_are_the_softmaxs() -> None:
     logits = torch.tensor([[1.0, 0.0, -1.0, 2.0, 0.5, -0.5, 1.5]])
     n = 20_000
-    tokens = guided_sample(logits, torch.zeros(n, 1, dtype=torch.int64), torch.ones(n, 1), seed_n=torch.arange(n),
-                           position_n=torch.zeros(n, dtype=torch.int64), first_id=2)
+    tokens = guided_sample(
+        logits,
+        torch.zeros(n, 1, dtype=torch.int64),
+        torch.ones(n, 1),
+        seed_n=torch.arange(n),
+        position_n=torch.zeros(n, dtype=torch.int64),
+        first_id=2,
+    )
     expected = torch.softmax(logits[0].double(), 0) * n
     observed = torch.bincount(tokens - 2, minlength=7)
     statistic = float(((observed - expected) ** 2 / expected).sum())
@@ -266,15 +455,25 @@ def test_noise_is_exponential() -> None:
 @pytest.mark.parametrize("top_p", [1.0, 0.95, 0.4])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_kept_ids_are_those_of_transformers(top_k: int, top_p: float, temperature: float) -> None:
-    """An id is kept if some draw gives it: 3,000 draws of 12 ids reach every kept one of weight, and no other."""
-    logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(top_k + 3), dtype=torch.float64)
+    """An id is kept if some draw gives it: 3,000 draws of 12 ids reach every kept one of weight,
+    and no other."""
+    logits = torch.randn(
+        1, 12, generator=torch.Generator().manual_seed(top_k + 3), dtype=torch.float64
+    )
     warped = TemperatureLogitsWarper(temperature)(None, logits)
     warped = TopKLogitsWarper(top_k)(None, warped) if top_k else warped
     warped = TopPLogitsWarper(top_p)(None, warped) if top_p < 1 else warped
     n = 3000
-    tokens = guided_sample(logits, torch.zeros(n, 1, dtype=torch.int64), torch.ones(n, 1), seed_n=torch.arange(n),
-                           position_n=torch.full((n,), 4), temperature_n=torch.full((n,), temperature),
-                           top_k_n=torch.full((n,), top_k), top_p_n=torch.full((n,), top_p, dtype=torch.float64))
+    tokens = guided_sample(
+        logits,
+        torch.zeros(n, 1, dtype=torch.int64),
+        torch.ones(n, 1),
+        seed_n=torch.arange(n),
+        position_n=torch.full((n,), 4),
+        temperature_n=torch.full((n,), temperature),
+        top_k_n=torch.full((n,), top_k),
+        top_p_n=torch.full((n,), top_p, dtype=torch.float64),
+    )
     probability = warped.softmax(-1)[0]
     assert not (probability[tokens] == 0).any()
     counts = torch.bincount(tokens, minlength=12)
@@ -283,34 +482,62 @@ def test_kept_ids_are_those_of_transformers(top_k: int, top_p: float, temperatur
 
 
 def test_infinite_logits_never_make_nan() -> None:
-    """Guidance over -inf: (1 - s) * -inf is +inf and 0 * -inf is NaN; such ids are just not drawn."""
+    """Guidance over -inf: (1 - s) * -inf is +inf and 0 * -inf is NaN; such ids are just not
+    drawn."""
     inf = float("inf")
     logits = torch.tensor([[0.0, -inf, 1.0, 0.5], [0.0, 3.0, -inf, 0.0]])
     greedy: dict[str, Any] = {"temperature_n": torch.zeros(1), "seed_n": ZERO, "position_n": ZERO}
     both = ints(0, 1)[None]
     assert guided_sample(logits, both, torch.tensor([[3.0, -2.0]]), **greedy).item() == 3
-    assert guided_sample(logits, both, torch.tensor([[1.0, 0.0]]), **greedy).item() == 2  # weight 0: its -inf doesn't count
-    assert guided_sample(logits, both, torch.tensor([[1.0, 0.0]]), seed_n=ZERO, position_n=ZERO).item() in (0, 2, 3)
+    # weight 0: its -inf doesn't count
+    assert guided_sample(logits, both, torch.tensor([[1.0, 0.0]]), **greedy).item() == 2
+    assert guided_sample(
+        logits, both, torch.tensor([[1.0, 0.0]]), seed_n=ZERO, position_n=ZERO
+    ).item() in (0, 2, 3)
 
 
 def test_greedy_ties_go_to_the_lowest_id_and_one_id_is_always_drawn() -> None:
     equal = torch.zeros(1, 9)
     row, one = ZERO[None], torch.ones(1, 1)
-    assert guided_sample(equal, row, one, temperature_n=torch.zeros(1), seed_n=ZERO, position_n=ZERO).item() == 0
+    assert (
+        guided_sample(
+            equal, row, one, temperature_n=torch.zeros(1), seed_n=ZERO, position_n=ZERO
+        ).item()
+        == 0
+    )
     only = torch.zeros(1, 9, dtype=torch.bool)
     only[0, 6] = True
     for seed in range(5):
-        assert guided_sample(equal, row, one, allowed_nV=only, top_p_n=torch.tensor([1e-9]), seed_n=ints(seed),
-                             position_n=ZERO).item() == 6
+        assert (
+            guided_sample(
+                equal,
+                row,
+                one,
+                allowed_nV=only,
+                top_p_n=torch.tensor([1e-9]),
+                seed_n=ints(seed),
+                position_n=ZERO,
+            ).item()
+            == 6
+        )
     # and beside a request whose nucleus is off
     settings = as_arguments([OFF | {"top_p": p, "typical_p": 0.5} for p in (0.9, 0.5, 1.5)])
     three = {"seed_n": ints(1, 2, 3), "position_n": ints(0, 0, 0)} | settings
-    drawn = [guided_sample(equal, row.expand(3, 1), one.expand(3, 1), implementation=name, **three) for name in PLAIN]
+    drawn = [
+        guided_sample(equal, row.expand(3, 1), one.expand(3, 1), implementation=name, **three)
+        for name in PLAIN
+    ]
     assert torch.equal(*drawn)
     # top-k 1 of nine equal ids keeps all nine
     seeds = torch.arange(200)
-    tokens = guided_sample(equal, torch.zeros(200, 1, dtype=torch.int64), torch.ones(200, 1), top_k_n=torch.ones_like(seeds),
-                           seed_n=seeds, position_n=torch.zeros_like(seeds))
+    tokens = guided_sample(
+        equal,
+        torch.zeros(200, 1, dtype=torch.int64),
+        torch.ones(200, 1),
+        top_k_n=torch.ones_like(seeds),
+        seed_n=seeds,
+        position_n=torch.zeros_like(seeds),
+    )
     assert len(tokens.unique()) == 9
 
 
@@ -319,12 +546,28 @@ def test_request_without_a_choice_is_refused(implementation: str) -> None:
     rows = ints(0, 0)[:, None]
     allowed = torch.tensor([[True, True], [False, False]])
     with pytest.raises(ValueError) as caught:
-        guided_sample(torch.zeros(1, 2), rows, torch.ones(2, 1), allowed_nV=allowed, seed_n=ints(0, 0), position_n=ints(0, 0),
-                      implementation=implementation)
-    assert str(caught.value) == "guided_sample: request 1 has no id that is both allowed and of a finite logit"
+        guided_sample(
+            torch.zeros(1, 2),
+            rows,
+            torch.ones(2, 1),
+            allowed_nV=allowed,
+            seed_n=ints(0, 0),
+            position_n=ints(0, 0),
+            implementation=implementation,
+        )
+    assert (
+        str(caught.value)
+        == "guided_sample: request 1 has no id that is both allowed and of a finite logit"
+    )
     with pytest.raises(ValueError, match="request 0 has no id"):
-        guided_sample(torch.full((1, 2), math.nan), ZERO[None], torch.ones(1, 1), seed_n=ZERO, position_n=ZERO,
-                      implementation=implementation)
+        guided_sample(
+            torch.full((1, 2), math.nan),
+            ZERO[None],
+            torch.ones(1, 1),
+            seed_n=ZERO,
+            position_n=ZERO,
+            implementation=implementation,
+        )
 
 
 def test_tokens_reach_the_rows_of_their_streams() -> None:
@@ -332,24 +575,43 @@ def test_tokens_reach_the_rows_of_their_streams() -> None:
     rows = torch.tensor([[4, 0], [2, -1], [1, 5]])
     logits = torch.eye(6)[:, :4].contiguous()
     everywhere = torch.full((6,), -7)
-    tokens = guided_sample(logits, rows, torch.ones(3, 2), temperature_n=torch.zeros(3), seed_n=ints(0, 0, 0),
-                           position_n=ints(0, 0, 0), first_id=20, out_tokens_S=everywhere)
+    tokens = guided_sample(
+        logits,
+        rows,
+        torch.ones(3, 2),
+        temperature_n=torch.zeros(3),
+        seed_n=ints(0, 0, 0),
+        position_n=ints(0, 0, 0),
+        first_id=20,
+        out_tokens_S=everywhere,
+    )
     assert tokens.tolist() == [20, 22, 21]
     assert everywhere.tolist() == [20, 21, 22, -7, 20, 21]
 
 
 def test_no_requests_give_no_tokens() -> None:
     none = torch.zeros(0, dtype=torch.int64)
-    assert guided_sample(torch.zeros(1, 4), none[:, None], torch.zeros(0, 1), seed_n=none, position_n=none).shape == (0,)
+    assert guided_sample(
+        torch.zeros(1, 4), none[:, None], torch.zeros(0, 1), seed_n=none, position_n=none
+    ).shape == (0,)
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"top_k_n": torch.ones(1)}, "top_k_n is [1] torch.float32, must be int64 [1]"),
     ({"top_p_n": torch.ones(2)}, "top_p_n is [2] torch.float32, must be floating [1]"),
-    ({"top_p_n": torch.ones(1, device="meta")}, "top_p_n is on meta, logits_SV on cpu; all have to be on one device"),
+    (
+        {"top_p_n": torch.ones(1, device="meta")},
+        "top_p_n is on meta, logits_SV on cpu; all have to be on one device",
+    ),
     ({"top_p_n": torch.tensor([math.nan])}, "top_p_n has nan, must be a number"),
-    ({"temperature_n": torch.tensor([-0.5])}, "temperature_n has -0.5, must be 0 (takes the largest) or more, and finite"),
-    ({"temperature_n": torch.tensor([math.inf])}, "temperature_n has inf, must be 0 (takes the largest) or more, and finite"),
+    (
+        {"temperature_n": torch.tensor([-0.5])},
+        "temperature_n has -0.5, must be 0 (takes the largest) or more, and finite",
+    ),
+    (
+        {"temperature_n": torch.tensor([math.inf])},
+        "temperature_n has inf, must be 0 (takes the largest) or more, and finite",
+    ),
     ({"min_p_n": torch.tensor([1.5])}, "min_p_n has 1.5, must be 0 (off) to 1"),
     ({"min_p_n": torch.tensor([-0.25])}, "min_p_n has -0.25, must be 0 (off) to 1"),
     ({"min_p_n": torch.tensor([math.nan])}, "min_p_n has nan, must be 0 (off) to 1"),
@@ -358,32 +620,67 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"typical_p_n": ints(1)}, "typical_p_n is [1] torch.int64, must be floating [1]"),
     ({"position_n": ints(-1)}, "position_n has -1, must be 0 to 2**32 - 1"),
     ({"position_n": ints(2**32)}, "position_n has 4294967296, must be 0 to 2**32 - 1"),
-    ({"stream_rows_nG": ints(0, 0)[:, None], "weights_nG": torch.ones(2, 1), "seed_n": ints(0, 0), "position_n": ints(0, 0),
-      "out_tokens_S": ints(0)}, "row 0 belongs to requests 0 and 1, so out_tokens_S can't have both tokens"),
+    (
+        {
+            "stream_rows_nG": ints(0, 0)[:, None],
+            "weights_nG": torch.ones(2, 1),
+            "seed_n": ints(0, 0),
+            "position_n": ints(0, 0),
+            "out_tokens_S": ints(0),
+        },
+        "row 0 belongs to requests 0 and 1, so out_tokens_S can't have both tokens",
+    ),
     ({"weights_nG": torch.tensor([[math.inf]])}, "weights_nG has a weight that is not finite"),
-    ({"weights_nG": torch.ones(1, 2)}, "weights_nG is [1, 2] torch.float32, must be floating [1, 1]"),
+    (
+        {"weights_nG": torch.ones(1, 2)},
+        "weights_nG is [1, 2] torch.float32, must be floating [1, 1]",
+    ),
     ({"stream_rows_nG": ints(4)[None]}, "stream_rows_nG has rows 4..4, must be -1 (none) to 0"),
     ({"stream_rows_nG": ints(-1)[None]}, "the reference stream of request 0 has row -1 (none)"),
-    ({"stream_rows_nG": ints(0)}, "stream_rows_nG is [1] torch.int64, must be int64 [requests, streams]"),
+    (
+        {"stream_rows_nG": ints(0)},
+        "stream_rows_nG is [1] torch.int64, must be int64 [requests, streams]",
+    ),
     ({"reference_n": ints(1)}, "reference_n has streams 1..1, must be 0 to 0"),
-    ({"logits_SV": torch.zeros(1, 4, dtype=torch.int64)}, "logits_SV is [1, 4] torch.int64, must be floating [stream rows, ids]"),
+    (
+        {"logits_SV": torch.zeros(1, 4, dtype=torch.int64)},
+        "logits_SV is [1, 4] torch.int64, must be floating [stream rows, ids]",
+    ),
     ({"allowed_nV": torch.ones(1, 4)}, "allowed_nV is [1, 4] torch.float32, must be bool [1, 4]"),
-    ({"allowed_bits_nW": ints(1)[None]}, "allowed_bits_nW is [1, 1] torch.int64, must be int32 [1, 1]"),
-    ({"allowed_bits_nW": torch.ones(1, 2, dtype=torch.int32)}, "allowed_bits_nW is [1, 2] torch.int32, must be int32 [1, 1]"),
+    (
+        {"allowed_bits_nW": ints(1)[None]},
+        "allowed_bits_nW is [1, 1] torch.int64, must be int32 [1, 1]",
+    ),
+    (
+        {"allowed_bits_nW": torch.ones(1, 2, dtype=torch.int32)},
+        "allowed_bits_nW is [1, 2] torch.int32, must be int32 [1, 1]",
+    ),
     ({"out_tokens_S": ints(0, 0)}, "out_tokens_S is [2] torch.int64, must be int64 [1]"),
-    ({"out_log_probability_n": torch.zeros(1, dtype=torch.float64)},
-     "out_log_probability_n is [1] torch.float64, must be float32 [1]"),
+    (
+        {"out_log_probability_n": torch.zeros(1, dtype=torch.float64)},
+        "out_log_probability_n is [1] torch.float64, must be float32 [1]",
+    ),
     ({"first_id": -1}, "first_id is -1, must not be negative"),
     ({"first_id": 2**31 - 3}, "ids end at 2147483649, must end at or before 2**31"),
-    ({"implementation": "cuda"},
-     "implementation 'cuda' is not available\n  next: use 'auto' or one of: triton, eager, reference"),
+    (
+        {"implementation": "cuda"},
+        "implementation 'cuda' is not available\n  next: use 'auto' or one of: triton, eager, "
+        "reference",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("wrong", "cause"), WRONG, ids=lambda value: ",".join(value) if isinstance(value, dict) else "")
+@pytest.mark.parametrize(
+    ("wrong", "cause"), WRONG, ids=lambda value: ",".join(value) if isinstance(value, dict) else ""
+)
 def test_wrong_arguments_are_named(wrong: dict[str, Any], cause: str) -> None:
-    arguments = {"logits_SV": torch.zeros(1, 4), "stream_rows_nG": ZERO[None], "weights_nG": torch.ones(1, 1), "seed_n": ZERO,
-                 "position_n": ZERO} | wrong
+    arguments = {
+        "logits_SV": torch.zeros(1, 4),
+        "stream_rows_nG": ZERO[None],
+        "weights_nG": torch.ones(1, 1),
+        "seed_n": ZERO,
+        "position_n": ZERO,
+    } | wrong
     with pytest.raises(ValueError) as caught:
         draw(arguments)
     assert str(caught.value) == f"guided_sample: {cause}"

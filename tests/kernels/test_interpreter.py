@@ -1,4 +1,5 @@
-"""The interpreter as our tests use it: right for bfloat16, loud where it would be wrong, and a guard page stops a bad read."""
+"""The interpreter as our tests use it: right for bfloat16, loud where it would be wrong, and a
+guard page stops a bad read."""
 
 from __future__ import annotations
 
@@ -80,16 +81,27 @@ def test_bf16_dot_is_torchs() -> None:
 
 def test_rounding_is_torchs() -> None:
     """Random bits (every exponent, subnormals, infinities, NaN), and exact ties."""
-    bits = torch.randint(-2**31, 2**31 - 1, (4096 - 6,), dtype=torch.int64, generator=torch.Generator().manual_seed(1))
-    ties = torch.tensor([1.00390625, 1.01171875, -1.00390625, float("inf"), float("-inf"), float("nan")])
+    bits = torch.randint(
+        -(2**31),
+        2**31 - 1,
+        (4096 - 6,),
+        dtype=torch.int64,
+        generator=torch.Generator().manual_seed(1),
+    )
+    ties = torch.tensor(
+        [1.00390625, 1.01171875, -1.00390625, float("inf"), float("-inf"), float("nan")]
+    )
     x = torch.cat([bits.to(torch.int32).view(torch.float32), ties])
     out = torch.empty(len(x), dtype=torch.bfloat16)
     round_kernel[(1,)](x, out, N=len(x))
     torch.testing.assert_close(out, x.bfloat16(), rtol=0, atol=0, equal_nan=True)
-    assert [hex(value) for value in rounded_bits(ties[:2].numpy())] == ["0x3f80", "0x3f82"]  # to even: down, up
+    # to even: down, up
+    assert [hex(value) for value in rounded_bits(ties[:2].numpy())] == ["0x3f80", "0x3f82"]
 
 
-@pytest.mark.parametrize("operation", ["add", "multiply", "compare", "negative", "from int", "from float64"])
+@pytest.mark.parametrize(
+    "operation", ["add", "multiply", "compare", "negative", "from int", "from float64"]
+)
 def test_arithmetic_on_bf16_bits_is_refused(operation: str) -> None:
     x = torch.ones(16, dtype=torch.bfloat16)
     with pytest.raises(Exception, match="cast to float32 in the kernel first"):
@@ -124,7 +136,8 @@ def test_moving_bf16_bits_is_allowed() -> None:
 
 
 def test_what_triton_itself_widens_is_right() -> None:
-    """The largest of a block is found in float32 by Triton's own rules. (Comparisons with a number are too, until Triton 3.9.)"""
+    """The largest of a block is found in float32 by Triton's own rules. (Comparisons with a number
+    are too, until Triton 3.9.)"""
     x = torch.tensor([-3.0, 0.25, 0.75, 2.0] * 4).bfloat16()
     out = torch.empty(1)
     promoted_kernel[(1,)](x, out, N=16)
@@ -163,6 +176,8 @@ def test_read_past_the_tensor_ends_the_process(run_guarded: RunGuarded) -> None:
 
 
 def test_read_before_the_tensor_ends_the_process(run_guarded: RunGuarded) -> None:
-    done = run_guarded("import ctypes\nx = guarded(torch.zeros(4), 'before')\nctypes.string_at(x.data_ptr(), 16)\n"
-                       "print('read', flush=True)\nctypes.string_at(x.data_ptr() - 1, 1)\n")
+    done = run_guarded(
+        "import ctypes\nx = guarded(torch.zeros(4), 'before')\nctypes.string_at(x.data_ptr(), 16)\n"
+        "print('read', flush=True)\nctypes.string_at(x.data_ptr() - 1, 1)\n"
+    )
     assert (done.returncode, done.stdout) == (-signal.SIGSEGV, "read\n"), done.stderr

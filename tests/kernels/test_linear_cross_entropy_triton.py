@@ -1,4 +1,5 @@
-"""linear_cross_entropy's kernel, interpreted (or on CUDA with `-m gpu`), against autograd in float64."""
+"""linear_cross_entropy's kernel, interpreted (or on CUDA with `-m gpu`), against autograd in
+float64."""
 
 from __future__ import annotations
 
@@ -20,16 +21,28 @@ from cm3kernels.linear_cross_entropy.triton import BLOCK, _num_chunk_rows
 
 RunGuarded = Callable[[str], "subprocess.CompletedProcess[str]"]
 Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-#: Relative error of losses and gradients. In half precision the gradient of the logits is rounded, the logits are not.
+#: Relative error of losses and gradients. In half precision the gradient of the logits is rounded,
+#: the logits are not.
 TOLERANCE = {torch.float32: (1e-6, 3e-6), torch.float16: (1e-6, 1e-3), torch.bfloat16: (1e-6, 6e-3)}
 
 
-def batch(num: int, vocab: int, device: str = "cpu", *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Batch:
+def batch(
+    num: int, vocab: int, device: str = "cpu", *, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Batch:
     generator = torch.Generator().manual_seed(seed)
-    hidden, head = (torch.randn(rows, 16, generator=generator).to(dtype).to(device).requires_grad_() for rows in (num, vocab))
+    hidden, head = (
+        torch.randn(rows, 16, generator=generator).to(dtype).to(device).requires_grad_()
+        for rows in (num, vocab)
+    )
     targets = torch.randint(vocab, (num,), generator=generator)
     weights = torch.randint(0, 3, (num,), generator=generator) * 0.5
-    return hidden, head, targets.to(device), weights.to(device), torch.randint(4, (num,), generator=generator).to(device)
+    return (
+        hidden,
+        head,
+        targets.to(device),
+        weights.to(device),
+        torch.randint(4, (num,), generator=generator).to(device),
+    )
 
 
 def results(batch: Batch, implementation: str, **options: Any) -> tuple[Tensor, ...]:
@@ -45,8 +58,12 @@ def in_float64(batch: Batch, **options: Any) -> tuple[Tensor, ...]:
 
 
 def check(batch: Batch, **options: Any) -> None:
-    expected = in_float64(batch, **{name: value for name, value in options.items() if name != "chunk_bytes"})
-    for place, (ours, theirs) in enumerate(zip(results(batch, "triton", **options), expected, strict=True)):
+    expected = in_float64(
+        batch, **{name: value for name, value in options.items() if name != "chunk_bytes"}
+    )
+    for place, (ours, theirs) in enumerate(
+        zip(results(batch, "triton", **options), expected, strict=True)
+    ):
         error = (ours.cpu().double() - theirs).norm()
         # A loss far below its logits, of which each is some units large, has their rounding.
         assert error <= TOLERANCE[batch[0].dtype][place >= 2] * theirs.norm() + 4e-6, (place, error)
@@ -69,7 +86,8 @@ def test_dtypes_in_chunks(device: str, dtype: torch.dtype) -> None:
 
 
 def test_autocast_multiplies_in_its_dtype_and_keeps_gradients_in_float32(device: str) -> None:
-    """Parameters in float32, products in bfloat16; logits and the head's gradient are added up in float32."""
+    """Parameters in float32, products in bfloat16; logits and the head's gradient are added up in
+    float32."""
     data = batch(20, 200, device)
     with torch.autocast(device, torch.bfloat16):
         ours = results(data, "triton")
@@ -80,10 +98,17 @@ def test_autocast_multiplies_in_its_dtype_and_keeps_gradients_in_float32(device:
         assert error < (1e-6 if place < 2 else 3e-3), (place, error)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="its tensors are on the CPU, where kernels are interpreted")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="its tensors are on the CPU, where kernels are interpreted"
+)
 @settings(max_examples=8)
-@given(num=st.integers(0, 6), vocab=st.integers(1, 40), chunk_rows=st.integers(1, 8), z_loss=st.sampled_from([0.0, 0.1]),
-       seed=st.integers(0, 99))
+@given(
+    num=st.integers(0, 6),
+    vocab=st.integers(1, 40),
+    chunk_rows=st.integers(1, 8),
+    z_loss=st.sampled_from([0.0, 0.1]),
+    seed=st.integers(0, 99),
+)
 def test_any_shape(num: int, vocab: int, chunk_rows: int, z_loss: float, seed: int) -> None:
     check(batch(num, vocab, seed=seed), z_loss=z_loss, chunk_bytes=4 * vocab * chunk_rows)
 
@@ -94,7 +119,9 @@ def test_tokens_of_weight_zero_change_nothing(device: str) -> None:
     hidden.data[1] = math.nan
     targets[1], groups[1] = -100, 77
     for weights in (torch.tensor([1.0, 0.0, 1.0]), torch.zeros(3)):
-        loss, sums, grad_hidden, grad_head = results((hidden, head, targets, weights.to(device), groups), "triton", z_loss=0.1)
+        loss, sums, grad_hidden, grad_head = results(
+            (hidden, head, targets, weights.to(device), groups), "triton", z_loss=0.1
+        )
         assert sums[:, 1].sum() == weights.sum()
         assert torch.isfinite(grad_head).all()
         assert grad_hidden[1].abs().max() == 0
@@ -105,8 +132,13 @@ def test_tokens_of_weight_zero_change_nothing(device: str) -> None:
 def test_huge_logits(device: str) -> None:
     hidden = torch.tensor([[1e4], [1e4]], device=device, requires_grad=True)
     head = torch.tensor([[1e4], [-1e4], [1e4]], device=device, requires_grad=True)
-    data = (hidden, head, torch.tensor([0, 1], device=device), torch.tensor([1.0, 0.0], device=device),
-            torch.zeros(2, dtype=torch.int64, device=device))
+    data = (
+        hidden,
+        head,
+        torch.tensor([0, 1], device=device),
+        torch.tensor([1.0, 0.0], device=device),
+        torch.zeros(2, dtype=torch.int64, device=device),
+    )
     loss, _, _, grad_head = results(data, "triton")
     assert loss.item() == pytest.approx(math.log(2.0))
     torch.testing.assert_close(grad_head.cpu(), torch.tensor([[-1.5e4], [0.0], [1.5e4]]))
@@ -115,7 +147,9 @@ def test_huge_logits(device: str) -> None:
 def test_same_bits_every_time_and_for_any_chunk(device: str) -> None:
     """Losses do not depend on chunks at all; the head's gradient is added up chunk by chunk."""
     data = batch(9, 100, device)
-    first, again, chunked = (results(data, "triton", chunk_bytes=size) for size in (None, None, 4 * 100 * 4))
+    first, again, chunked = (
+        results(data, "triton", chunk_bytes=size) for size in (None, None, 4 * 100 * 4)
+    )
     assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
     assert torch.equal(first[1], chunked[1])
     torch.testing.assert_close(first, chunked)
@@ -125,8 +159,16 @@ def test_out_of_range_on_a_device_is_nan_and_not_wrong(device: str) -> None:
     """The operator looks at nothing: what `linear_cross_entropy` refuses on a CPU."""
     hidden, head, _, _, _ = batch(2, 10, device)
     for target in (-1, 10, 2**40):
-        loss, nll, _, _ = torch.ops.cm3.linear_cross_entropy(hidden, head, torch.tensor([target, 0], device=device),
-                                                             torch.ones(2, device=device), 0.0, torch.float32, 1 << 20, True)
+        loss, nll, _, _ = torch.ops.cm3.linear_cross_entropy(
+            hidden,
+            head,
+            torch.tensor([target, 0], device=device),
+            torch.ones(2, device=device),
+            0.0,
+            torch.float32,
+            1 << 20,
+            True,
+        )
         assert torch.isnan(loss)
         assert torch.isnan(nll).tolist() == [True, False]
 
@@ -136,31 +178,45 @@ def test_loss_alone(device: str) -> None:
     with torch.no_grad():
         loss, sums = linear_cross_entropy(*data, implementation="triton")
     assert not loss.requires_grad
-    torch.testing.assert_close((loss, sums), tuple(linear_cross_entropy(*data, implementation="reference")))
+    torch.testing.assert_close(
+        (loss, sums), tuple(linear_cross_entropy(*data, implementation="reference"))
+    )
 
 
 def test_op_contract(device: str) -> None:
-    """PyTorch's own check of a custom operator, and a graph without breaks through forward and backward."""
+    """PyTorch's own check of a custom operator, and a graph without breaks through forward and
+    backward."""
     hidden, head, targets, weights, _ = batch(5, 30, device)
     for with_gradient in (True, False):
-        operands = (*((hidden, head) if with_gradient else (hidden.detach(), head.detach())), targets, weights, 0.1,
-                    torch.float32, 4 * 30 * 3, with_gradient)
+        operands = (
+            *((hidden, head) if with_gradient else (hidden.detach(), head.detach())),
+            targets,
+            weights,
+            0.1,
+            torch.float32,
+            4 * 30 * 3,
+            with_gradient,
+        )
         torch.library.opcheck(torch.ops.cm3.linear_cross_entropy.default, operands)
 
     def loss(hidden: Tensor, head: Tensor) -> Tensor:
-        out = torch.ops.cm3.linear_cross_entropy(hidden.tanh(), head, targets, weights, 0.1, torch.float32, 4 * 30 * 3, True)
+        out = torch.ops.cm3.linear_cross_entropy(
+            hidden.tanh(), head, targets, weights, 0.1, torch.float32, 4 * 30 * 3, True
+        )
         return 2 * out[0]
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     expected = torch.autograd.grad(loss(hidden, head), (hidden, head))
-    torch.testing.assert_close(torch.autograd.grad(compiled(hidden, head), (hidden, head)), expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(compiled(hidden, head), (hidden, head)), expected
+    )
 
 
 def test_a_gradient_of_the_gradient_is_refused(device: str) -> None:
     hidden, head, *rest = batch(3, 5, device)
     loss, _ = linear_cross_entropy(hidden, head, *rest, implementation="triton")
     upstream = torch.ones((), device=device, requires_grad=True)
-    grad, = torch.autograd.grad(loss, hidden, upstream, create_graph=True)
+    (grad,) = torch.autograd.grad(loss, hidden, upstream, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
 
@@ -177,13 +233,17 @@ def test_float64_is_refused(device: str, name: str) -> None:
     names = ("hidden_NE", "head_VE", "targets_N", "weights_N", "groups_N")
     arguments = dict(zip(names, batch(3, 5, device), strict=True))
     arguments[name] = arguments[name].double()
-    with pytest.raises(ValueError, match=f"^linear_cross_entropy: {name} is torch.float64, 'triton' has float32, float16, "
-                                         "bfloat16; next: implementation='reference'$"):
+    with pytest.raises(
+        ValueError,
+        match=f"^linear_cross_entropy: {name} is torch.float64, 'triton' has float32, float16, "
+        "bfloat16; next: implementation='reference'$",
+    ):
         linear_cross_entropy(**arguments, implementation="triton")
 
 
 def test_no_access_outside_the_tensors(run_guarded: RunGuarded) -> None:
-    """The kernel on logits, gradient, targets, weights and results beside forbidden pages; 70 ids are no multiple of anything."""
+    """The kernel on logits, gradient, targets, weights and results beside forbidden pages; 70 ids
+    are no multiple of anything."""
     done = run_guarded("""
 from cm3kernels.linear_cross_entropy.triton import _loss_kernel
 for side in ("after", "before"):

@@ -1,4 +1,5 @@
-"""The wheel, built once, and a clean environment in which it is installed: what the tests of this folder share."""
+"""The wheel, built once, and a clean environment in which it is installed: what the tests of this
+folder share."""
 
 from __future__ import annotations
 
@@ -26,19 +27,33 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def install() -> Callable[..., None]:
-    """Installs into the environment of a folder of commands, without network and without dependencies."""
+    """Installs into the environment of a folder of commands, without network and without
+    dependencies."""
 
     def run_pip(commands: Path, *arguments: str | Path) -> None:
-        pip = [sys.executable, "-m", "pip", "--python", str(commands / "python"), "--disable-pip-version-check", "install"]
-        subprocess.run([*pip, "--no-deps", "--no-index", *map(str, arguments)], check=True, capture_output=True)
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            str(commands / "python"),
+            "--disable-pip-version-check",
+            "install",
+        ]
+        subprocess.run(
+            [*pip, "--no-deps", "--no-index", *map(str, arguments)], check=True, capture_output=True
+        )
 
     return run_pip
 
 
 @pytest.fixture(scope="session")
-def new_environment(wheel: Path, install: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """Makes fresh environments with the wheel installed; they see this environment's packages behind their own, by a line of a
-    .pth (the .pth files there, of editable installs, are not read). Returns the folder of commands of each."""
+def new_environment(
+    wheel: Path, install: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[], Path]:
+    """Makes fresh environments with the wheel installed; they see this environment's packages
+    behind their own, by a line of a .pth (the .pth files there, of editable installs, are not
+    read). Returns the folder of commands of each."""
 
     def make() -> Path:
         folder = tmp_path_factory.mktemp("clean")
@@ -46,7 +61,9 @@ def new_environment(wheel: Path, install: Callable[..., None], tmp_path_factory:
         commands = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
         install(commands, wheel)
         (packages,) = (folder / "venv").glob("lib/python*/site-packages")
-        (packages / "dependencies.pth").write_text("".join(f"{path}\n" for path in sys.path if path.endswith("-packages")))
+        (packages / "dependencies.pth").write_text(
+            "".join(f"{path}\n" for path in sys.path if path.endswith("-packages"))
+        )
         return commands
 
     return make
@@ -60,14 +77,19 @@ def clean(new_environment: Callable[[], Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def run() -> Callable[..., str]:
-    """Runs a command of the clean environment, elsewhere than in the checkout, and returns what it prints."""
+    """Runs a command of the clean environment, elsewhere than in the checkout, and returns what it
+    prints."""
 
     def run_command(commands: Path, *arguments: str, cwd: Path | None = None) -> str:
         unwanted = {"PYTHONPATH", "PYTHONHOME", "TRITON_INTERPRET"}
         environ = {name: value for name, value in os.environ.items() if name not in unwanted}
         command = [str(commands / arguments[0]), *arguments[1:]]
-        done = subprocess.run(command, cwd=cwd or commands, env=environ, capture_output=True, text=True)
-        assert done.returncode == 0, f"{' '.join(arguments)}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+        done = subprocess.run(
+            command, cwd=cwd or commands, env=environ, capture_output=True, text=True
+        )
+        assert done.returncode == 0, (
+            f"{' '.join(arguments)}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+        )
         return done.stdout
 
     return run_command

@@ -1,4 +1,5 @@
-"""examples/plugins: whole distributions, built, installed beside our wheel and used as a stranger's."""
+"""examples/plugins: whole distributions, built, installed beside our wheel and used as a
+stranger's."""
 
 from __future__ import annotations
 
@@ -31,19 +32,28 @@ def package_of(folder: Path) -> Path:
 
 def num_lines(package: Path) -> int:
     """Lines of code: all that are neither blank nor a comment. Docstrings count."""
-    lines = (line.strip() for path in package.rglob("*.py") for line in path.read_text(encoding="utf-8").splitlines())
+    lines = (
+        line.strip()
+        for path in package.rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+    )
     return sum(bool(line) and not line.startswith("#") for line in lines)
 
 
 def ours_in(source: str) -> list[tuple[str, str]]:
-    """(module, name) of everything of ours that a module imports; the name of `import module` is ""."""
+    """(module, name) of everything of ours that a module imports; the name of `import module` is
+    ""."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module is not None:
             found += [(node.module, alias.name) for alias in node.names]
         elif isinstance(node, ast.Import):
             found += [(alias.name, "") for alias in node.names]
-    return [(module, name) for module, name in found if module.partition(".")[0] in ("cm3core", "cm3plugins", "cm3kernels")]
+    return [
+        (module, name)
+        for module, name in found
+        if module.partition(".")[0] in ("cm3core", "cm3plugins", "cm3kernels")
+    ]
 
 
 def public_names() -> dict[str, set[str]]:
@@ -55,8 +65,15 @@ def public_names() -> dict[str, set[str]]:
 
 def commands_in(page: str) -> list[str]:
     """The `cm3` commands of a page that are run here."""
-    blocks = re.findall(re.escape(RUN_HERE) + r"\n```bash\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in re.sub(r"\\\n\s*", " ", block).splitlines() if line.startswith("cm3 ")]
+    blocks = re.findall(
+        re.escape(RUN_HERE) + r"\n```bash\n(.*?)^```$", page, re.MULTILINE | re.DOTALL
+    )
+    return [
+        line
+        for block in blocks
+        for line in re.sub(r"\\\n\s*", " ", block).splitlines()
+        if line.startswith("cm3 ")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +83,20 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for folder in FOLDERS:
         copy, out = tmp_path_factory.mktemp("source") / folder.name, tmp_path_factory.mktemp("dist")
         shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-        subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)], cwd=copy, check=True,
-                       capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)],
+            cwd=copy,
+            check=True,
+            capture_output=True,
+        )
         (built[folder.name],) = out.glob("*.whl")
     return built
 
 
 @pytest.fixture(scope="module")
-def environment(wheels: dict[str, Path], new_environment: Callable[[], Path], install: Callable[..., None]) -> Path:
+def environment(
+    wheels: dict[str, Path], new_environment: Callable[[], Path], install: Callable[..., None]
+) -> Path:
     """An environment with our wheel and all examples; its folder of commands."""
     commands = new_environment()
     install(commands, *wheels.values())
@@ -84,13 +107,22 @@ def test_there_are_three_and_the_page_names_them() -> None:
     assert NAMES == ["cm3-fsq", "cm3-sqlite-search", "cm3-top-n-sigma"]
     page = (ROOT / "docs" / "plugins" / "examples.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| \[`([\w-]+)`\].*\| (\d+) \|$", page, re.MULTILINE))
-    assert rows == {folder.name: str(num_lines(package_of(folder))) for folder in FOLDERS}, "names and lines in the page's table"
+    assert rows == {folder.name: str(num_lines(package_of(folder))) for folder in FOLDERS}, (
+        "names and lines in the page's table"
+    )
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
 def test_an_example_is_whole_and_short(folder: Path) -> None:
     files = {path.name for path in folder.iterdir()}
-    assert files >= {"pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "tests", package_of(folder).name}
+    assert files >= {
+        "pyproject.toml",
+        "README.md",
+        "CHANGELOG.md",
+        "LICENSE",
+        "tests",
+        package_of(folder).name,
+    }
     project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["name"] == folder.name
     assert list(project["entry-points"]["cm3core.plugins"].values()) == [package_of(folder).name]
@@ -103,25 +135,38 @@ def test_an_example_is_whole_and_short(folder: Path) -> None:
 def test_an_example_imports_only_what_is_public(folder: Path) -> None:
     public, imports = public_names(), []
     for path in folder.rglob("*.py"):
-        imports += [(path.name, module, name) for module, name in ours_in(path.read_text(encoding="utf-8"))]
+        imports += [
+            (path.name, module, name) for module, name in ours_in(path.read_text(encoding="utf-8"))
+        ]
     assert len(imports) > 5
     assert [one for one in imports if one[2] not in public.get(one[1], set())] == []
 
 
 def test_private_imports_are_seen() -> None:
-    source = "from cm3plugins.samplers.planned import PlannedSampler\nimport cm3core.training.sequences\nimport torch\n" \
-             "def f():\n    from cm3core.files import atomic_path, _secret\n"
+    source = (
+        "from cm3plugins.samplers.planned import PlannedSampler\nimport "
+        "cm3core.training.sequences\nimport torch\n"
+        "def f():\n    from cm3core.files import atomic_path, _secret\n"
+    )
     found = ours_in(source)
-    assert sorted(found) == [("cm3core.training.sequences", ""), ("cm3core.files", "_secret"), ("cm3core.files", "atomic_path"),
-                             ("cm3plugins.samplers.planned", "PlannedSampler")]
+    assert sorted(found) == [
+        ("cm3core.training.sequences", ""),
+        ("cm3core.files", "_secret"),
+        ("cm3core.files", "atomic_path"),
+        ("cm3plugins.samplers.planned", "PlannedSampler"),
+    ]
     public = public_names()
-    assert [one for one in found if one[1] in public.get(one[0], set())] == [("cm3core.files", "atomic_path")]
+    assert [one for one in found if one[1] in public.get(one[0], set())] == [
+        ("cm3core.files", "atomic_path")
+    ]
 
 
 def test_lines_and_commands_are_counted(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text('"""One.\n\nTwo."""\n\n# no\nx = 1  # three\n')
     assert num_lines(tmp_path) == 3
-    assert commands_in(f"{RUN_HERE}\n```bash\npip install x\ncm3 a \\\n  b\n```\n\n```bash\ncm3 c\n```\n") == ["cm3 a  b"]
+    assert commands_in(
+        f"{RUN_HERE}\n```bash\npip install x\ncm3 a \\\n  b\n```\n\n```bash\ncm3 c\n```\n"
+    ) == ["cm3 a  b"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -130,7 +175,9 @@ def test_a_wheel_holds_the_package_and_its_licence(wheels: dict[str, Path], name
     with zipfile.ZipFile(wheels[name]) as archive:
         names = [path for path in archive.namelist() if ".dist-info/" not in path]
         licences = [path for path in archive.namelist() if path.endswith("licenses/LICENSE")]
-    kept = [path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    kept = [
+        path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    ]
     assert sorted(names) == sorted(path.relative_to(package.parent).as_posix() for path in kept)
     assert len(licences) == 1
     assert wheels[name].stat().st_size < MOST_BYTES
@@ -138,12 +185,17 @@ def test_a_wheel_holds_the_package_and_its_licence(wheels: dict[str, Path], name
 
 def test_they_are_found(environment: Path, run: Callable[..., str]) -> None:
     listing = run(environment, "cm3", "plugin", "list")
-    for block in ("fsq 0.1.0  loaded\n  image_tokenizer: fsq\n", "sqlite-search 0.1.0  loaded\n  retriever: sqlite\n",
-                  "top-n-sigma 0.1.0  loaded\n  sampler: top_n_sigma\n"):
+    for block in (
+        "fsq 0.1.0  loaded\n  image_tokenizer: fsq\n",
+        "sqlite-search 0.1.0  loaded\n  retriever: sqlite\n",
+        "top-n-sigma 0.1.0  loaded\n  sampler: top_n_sigma\n",
+    ):
         assert block in listing
 
 
-def test_their_own_tests_pass_where_they_are_installed(environment: Path, run: Callable[..., str], tmp_path: Path) -> None:
+def test_their_own_tests_pass_where_they_are_installed(
+    environment: Path, run: Callable[..., str], tmp_path: Path
+) -> None:
     for folder in FOLDERS:
         shutil.copytree(folder / "tests", tmp_path / folder.name)
     options = ("-q", "-p", "no:cacheprovider", "--import-mode=importlib")
@@ -152,15 +204,22 @@ def test_their_own_tests_pass_where_they_are_installed(environment: Path, run: C
     assert "skipped" not in shown
 
 
-def test_what_their_readmes_show_works(environment: Path, run: Callable[..., str], tmp_path: Path,
-                                       monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_their_readmes_show_works(
+    environment: Path, run: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One process for all commands: each alone would import torch."""
     monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
-    commands = [command for folder in FOLDERS for command in commands_in((folder / "README.md").read_text(encoding="utf-8"))]
+    commands = [
+        command
+        for folder in FOLDERS
+        for command in commands_in((folder / "README.md").read_text(encoding="utf-8"))
+    ]
     assert len(commands) >= 2 * len(FOLDERS)
-    script = ("import json, shlex, sys\nfrom cm3core.cli.main import main\n"
-              "for command in json.loads(sys.argv[1]):\n    print('$', command)\n"
-              "    if main(shlex.split(command)[1:]):\n        sys.exit(1)\n")
+    script = (
+        "import json, shlex, sys\nfrom cm3core.cli.main import main\n"
+        "for command in json.loads(sys.argv[1]):\n    print('$', command)\n"
+        "    if main(shlex.split(command)[1:]):\n        sys.exit(1)\n"
+    )
     shown = run(environment, "python", "-c", script, json.dumps(commands), cwd=tmp_path)
     assert "verdict: exact" in shown
     assert "retrieved 1: " in shown

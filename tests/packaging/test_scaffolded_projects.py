@@ -1,4 +1,5 @@
-"""What `cm3 plugin new` writes, of every kind: installed beside the wheel, tested, used in a recipe by one changed line."""
+"""What `cm3 plugin new` writes, of every kind: installed beside the wheel, tested, used in a recipe
+by one changed line."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ CONFTEST = """from hypothesis import settings
 settings.register_profile("few", max_examples=5)
 settings.load_profile("few")
 """
-#: Runs `cm3` several times in one process (importing torch takes longer than most of them); a line ends what each prints.
+#: Runs `cm3` several times in one process (importing torch takes longer than most of them); a line
+#: ends what each prints.
 MANY = """import shlex, sys
 from cm3core.cli.main import main
 for line in sys.stdin.read().splitlines():
@@ -36,7 +38,8 @@ def name_of(kind: str) -> str:
 
 @dataclass(frozen=True)
 class Projects:
-    """A folder with a project of each kind, and the commands of the environment in which they are installed."""
+    """A folder with a project of each kind, and the commands of the environment in which they are
+    installed."""
 
     folder: Path
     commands: Path
@@ -47,8 +50,11 @@ class Projects:
 
 
 @pytest.fixture(scope="module")
-def projects(new_environment: Callable[[], Path], install: Callable[..., None],
-             tmp_path_factory: pytest.TempPathFactory) -> Projects:
+def projects(
+    new_environment: Callable[[], Path],
+    install: Callable[..., None],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Projects:
     folder, commands = tmp_path_factory.mktemp("projects"), new_environment()
     (folder / "many.py").write_text(MANY)
     (folder / "conftest.py").write_text(CONFTEST)
@@ -56,11 +62,25 @@ def projects(new_environment: Callable[[], Path], install: Callable[..., None],
 
     def cm3(lines: str) -> dict[str, tuple[int, str]]:
         """Command -> exit code and what it printed."""
-        environ = {"PATH": "", "HOME": str(folder), "CM3_CACHE": str(folder / "cache"), "OMP_WAIT_POLICY": "PASSIVE"}
-        shown = subprocess.run([str(commands / "python"), "many.py"], input=lines, cwd=folder, env=environ, capture_output=True,
-                               text=True)
+        environ = {
+            "PATH": "",
+            "HOME": str(folder),
+            "CM3_CACHE": str(folder / "cache"),
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+        shown = subprocess.run(
+            [str(commands / "python"), "many.py"],
+            input=lines,
+            cwd=folder,
+            env=environ,
+            capture_output=True,
+            text=True,
+        )
         ended = re.split(r"^## (\d+) (.*)\n", shown.stdout, flags=re.MULTILINE)
-        answers = {line: (int(code), text) for text, code, line in zip(ended[::3], ended[1::3], ended[2::3], strict=False)}
+        answers = {
+            line: (int(code), text)
+            for text, code, line in zip(ended[::3], ended[1::3], ended[2::3], strict=False)
+        }
         assert list(answers) == lines.splitlines(), shown.stdout + shown.stderr
         assert {code for code, _ in answers.values()} == {0}, shown.stdout + shown.stderr
         return answers
@@ -71,11 +91,18 @@ def projects(new_environment: Callable[[], Path], install: Callable[..., None],
     return projects
 
 
-def test_each_is_a_plugin_that_is_described_without_torch(projects: Projects, run: Callable[..., str]) -> None:
-    script = ("import sys\nfrom cm3core.plugins import load_registry\n"
-              "for info in load_registry().plugins: print(info.name, info.version, info.status, info.components)\n"
-              "print(*{'torch', 'PIL', 'faiss', 'cm3kernels'} & set(sys.modules))")
-    *plugins, heavy = run(projects.commands, "python", "-c", script, cwd=projects.folder).split("\n")[:-1]
+def test_each_is_a_plugin_that_is_described_without_torch(
+    projects: Projects, run: Callable[..., str]
+) -> None:
+    script = (
+        "import sys\nfrom cm3core.plugins import load_registry\n"
+        "for info in load_registry().plugins: print(info.name, info.version, info.status, "
+        "info.components)\n"
+        "print(*{'torch', 'PIL', 'faiss', 'cm3kernels'} & set(sys.modules))"
+    )
+    *plugins, heavy = run(projects.commands, "python", "-c", script, cwd=projects.folder).split(
+        "\n"
+    )[:-1]
     expected = [f"{name_of(kind)} 0.1.0 loaded {{'{kind}': ['{name_of(kind)}']}}" for kind in KINDS]
     assert [line for line in plugins if line.startswith("own-")] == sorted(expected)
     assert heavy == ""
@@ -83,14 +110,28 @@ def test_each_is_a_plugin_that_is_described_without_torch(projects: Projects, ru
 
 def test_each_fits_the_installed_version(projects: Projects) -> None:
     """The window of versions holds the one that wrote it."""
-    pip = [sys.executable, "-m", "pip", "--python", str(projects.commands / "python"), "--disable-pip-version-check", "check"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(projects.commands / "python"),
+        "--disable-pip-version-check",
+        "check",
+    ]
     shown = subprocess.run(pip, capture_output=True, text=True).stdout
     assert [line for line in shown.splitlines() if line.startswith("cm3-own")] == []
     (packages,) = projects.commands.parent.glob("lib/python*/site-packages")
-    found = {d.name: d for d in importlib.metadata.distributions(path=[str(packages)]) if d.name.startswith("cm3-own")}
+    found = {
+        d.name: d
+        for d in importlib.metadata.distributions(path=[str(packages)])
+        if d.name.startswith("cm3-own")
+    }
     assert sorted(found) == sorted(projects.folders())
     for distribution in found.values():
-        assert any(re.fullmatch(r"cm3leon<\S+,>=\S+", line) for line in distribution.requires or []), distribution.requires
+        assert any(
+            re.fullmatch(r"cm3leon<\S+,>=\S+", line) for line in distribution.requires or []
+        ), distribution.requires
         assert distribution.metadata["License-Expression"] == "MIT"
 
 
@@ -105,7 +146,9 @@ def test_the_tests_of_each_pass(projects: Projects, run: Callable[..., str]) -> 
     command = ["python", "-m", "pytest", "-v", "-p", "no:cacheprovider", *projects.folders()]
     shown = run(projects.commands, *command, cwd=projects.folder)
     for kind in KINDS:
-        passed = re.findall(rf"^cm3-{name_of(kind)}/tests/test_\w+\.py::(\S+) PASSED", shown, re.MULTILINE)
+        passed = re.findall(
+            rf"^cm3-{name_of(kind)}/tests/test_\w+\.py::(\S+) PASSED", shown, re.MULTILINE
+        )
         laws = [test for test in passed if "::" in test]
         assert len(laws) >= 5, f"{kind}: {passed}"
         assert len(passed) == len(laws) + 1, f"{kind}: an example of its own"
@@ -115,11 +158,27 @@ def test_the_tests_of_each_pass(projects: Projects, run: Callable[..., str]) -> 
 def test_the_tests_find_what_is_broken(projects: Projects) -> None:
     """An upscaler that forgets an axis: tests that pass everything would prove nothing."""
     module = projects.folder / "broken" / "cm3_own_upscaler" / "__init__.py"
-    source = (projects.folder / "cm3-own-upscaler" / "cm3_own_upscaler" / "__init__.py").read_text(encoding="utf-8")
+    source = (projects.folder / "cm3-own-upscaler" / "cm3_own_upscaler" / "__init__.py").read_text(
+        encoding="utf-8"
+    )
     module.parent.mkdir(parents=True)
     module.write_text(source.replace(".repeat(self._scale, axis=2)", ""), encoding="utf-8")
-    command = [str(projects.commands / "python"), "-m", "pytest", "-q", "-p", "no:cacheprovider", "cm3-own-upscaler"]
-    done = subprocess.run(command, cwd=projects.folder, env={"PYTHONPATH": "broken", "PATH": ""}, capture_output=True, text=True)
+    command = [
+        str(projects.commands / "python"),
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "cm3-own-upscaler",
+    ]
+    done = subprocess.run(
+        command,
+        cwd=projects.folder,
+        env={"PYTHONPATH": "broken", "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1
     assert "test_pictures_have_the_stated_shape" in done.stdout
 
@@ -127,18 +186,29 @@ def test_the_tests_find_what_is_broken(projects: Projects) -> None:
 def test_each_is_used_by_one_changed_line(projects: Projects) -> None:
     (projects.folder / "base.yaml").write_text(BASE, encoding="utf-8")
     (projects.folder / "changed.yaml").write_text(
-        "extends: [./base.yaml]\nembedder:\n  name: own-embedder\nretriever:\n  name: own-retriever\n"
-        "decoder:\n  context_length: 640\n", encoding="utf-8")
+        "extends: [./base.yaml]\nembedder:\n  name: own-embedder\nretriever:\n  name: "
+        "own-retriever\n"
+        "decoder:\n  context_length: 640\n",
+        encoding="utf-8",
+    )
     trained = ("text_tokenizer", "image_tokenizer", "objective", "decoder", "attention")
     checks = [f"recipe check tiny {kind}={name_of(kind)}" for kind in KINDS if kind != "retriever"]
     trainings = [f"train base.yaml -o runs/{kind} {kind}={name_of(kind)}" for kind in trained]
     model = "--model runs/decoder --n 1 -o"
-    answers = projects.cm3("\n".join([
-        *checks, *trainings, "train changed.yaml -o runs/changed", f"generate 'a red disc' {model} drawn --sampler own-sampler",
-        f"generate 'a red disc' {model} ranked --candidates 2 --rerank own-reranker",
-        "generate 'a red disc' --model runs/changed --n 1 -o retrieved --show-retrieved",
-        "upscale drawn/000.png -o large.png --upscaler own-upscaler",
-        "memory build base.yaml -o bank --embedder own-embedder"]))
+    answers = projects.cm3(
+        "\n".join(
+            [
+                *checks,
+                *trainings,
+                "train changed.yaml -o runs/changed",
+                f"generate 'a red disc' {model} drawn --sampler own-sampler",
+                f"generate 'a red disc' {model} ranked --candidates 2 --rerank own-reranker",
+                "generate 'a red disc' --model runs/changed --n 1 -o retrieved --show-retrieved",
+                "upscale drawn/000.png -o large.png --upscaler own-upscaler",
+                "memory build base.yaml -o bank --embedder own-embedder",
+            ]
+        )
+    )
     for line in checks:
         assert answers[line][1].startswith("tiny: all values are possible")
     for kind, line in zip(trained, trainings, strict=True):
@@ -147,26 +217,53 @@ def test_each_is_used_by_one_changed_line(projects: Projects) -> None:
         assert f"{kind}:\n  name: {name_of(kind)}\n" in recipe
     shown = "".join(text for _, text in answers.values())
     assert "colourfulness" in shown
-    assert re.search(r"retrieved 1: disc-red-\S+ \(1\.000\) 'a (small|large) red disc'|retrieved 1: disc-red-", shown)
+    assert re.search(
+        r"retrieved 1: disc-red-\S+ \(1\.000\) 'a (small|large) red disc'|retrieved 1: disc-red-",
+        shown,
+    )
     assert "large.png: 256 x 256 pixels of 64 x 64, by own-upscaler" in shown
     assert "bank: 126 documents" in shown
 
 
 def test_ruff_finds_nothing(projects: Projects) -> None:
     """By each project's own settings, and by more rules than these ask for."""
-    pytest.importorskip("ruff", reason="ruff comes with the extra dev, which a user's test run need not have")
+    pytest.importorskip(
+        "ruff", reason="ruff comes with the extra dev, which a user's test run need not have"
+    )
     for rules in ([], ["--extend-select", "E,F,W,I,B,UP,SIM,RUF,C4,PTH,NPY,PT"]):
-        done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", *rules, *projects.folders()],
-                              cwd=projects.folder, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", "check", "--no-cache", *rules, *projects.folders()],
+            cwd=projects.folder,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stdout
 
 
 def test_mypy_finds_nothing(projects: Projects) -> None:
     """Strict, all kinds in one run."""
-    pytest.importorskip("mypy", reason="mypy comes with the extra dev, which a user's test run need not have")
-    folders = [str(path) for name in projects.folders() for path in sorted((projects.folder / name).iterdir()) if path.is_dir()
-               and (path.name == "tests" or path.name.startswith("cm3_"))]
+    pytest.importorskip(
+        "mypy", reason="mypy comes with the extra dev, which a user's test run need not have"
+    )
+    folders = [
+        str(path)
+        for name in projects.folders()
+        for path in sorted((projects.folder / name).iterdir())
+        if path.is_dir() and (path.name == "tests" or path.name.startswith("cm3_"))
+    ]
     assert len(folders) == 2 * len(KINDS)
-    done = subprocess.run([sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(projects.folder / "mypy"), *folders],
-                          cwd=projects.folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mypy",
+            "--strict",
+            "--cache-dir",
+            str(projects.folder / "mypy"),
+            *folders,
+        ],
+        cwd=projects.folder,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr

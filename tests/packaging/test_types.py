@@ -1,4 +1,5 @@
-"""Types of a downstream project: what a plugin and a program see of the installed wheel, by mypy --strict and by pyright."""
+"""Types of a downstream project: what a plugin and a program see of the installed wheel, by mypy
+--strict and by pyright."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 #: A plugin with a component of several kinds, a command and a model.
-PLUGIN = '''\
+PLUGIN = """\
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
@@ -223,9 +224,9 @@ def cm3_commands() -> Mapping[str, str]:
 @hookimpl
 def cm3_models() -> Mapping[str, Path]:
     return {"small": Path(__file__).parent / "small"}
-'''
+"""
 #: A program that uses a model, recipes and documents, and a conformance test.
-PROGRAM = '''\
+PROGRAM = """\
 from __future__ import annotations
 
 import cm3core
@@ -267,9 +268,9 @@ sampler: Sampler = GreedyConfig().build()
 class TestGreedy(SamplerContract):
     config = GreedyConfig()
     max_examples = 5
-'''
+"""
 #: Lines of a plugin and a program, and what is wrong with each by mypy and by pyright.
-WRONG = '''\
+WRONG = """\
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -297,9 +298,12 @@ model = cm3core.load("bundled:emoji64")
 model.generate(3)  # arg-type, reportArgumentType
 model.caption("apple.png").word  # attr-defined, reportAttributeAccessIssue
 ids: list[str] = Nibble(True).encode("text")  # assignment, reportAssignmentType
-'''
-EXPECTED = {number: re.findall(r"[\w-]+", line.partition("  # ")[2])
-            for number, line in enumerate(WRONG.splitlines(), 1) if "  # " in line}
+"""
+EXPECTED = {
+    number: re.findall(r"[\w-]+", line.partition("  # ")[2])
+    for number, line in enumerate(WRONG.splitlines(), 1)
+    if "  # " in line
+}
 
 
 @pytest.fixture(scope="module")
@@ -313,23 +317,43 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def mypy_says(clean: Path, project: Path) -> Callable[[str], list[str]]:
-    """Lines of `mypy --strict` about a file of the project, against the installed wheel. One run sees all files."""
+    """Lines of `mypy --strict` about a file of the project, against the installed wheel. One run
+    sees all files."""
     if importlib.util.find_spec("mypy") is None:
         pytest.skip("mypy is not installed: pip install 'cm3leon[dev]'")
-    command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--hide-error-context", "--python-executable",
-               str(clean / "python"), "--config-file", "", "--cache-dir", str(project / "cache"), "."]
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--no-error-summary",
+        "--hide-error-context",
+        "--python-executable",
+        str(clean / "python"),
+        "--config-file",
+        "",
+        "--cache-dir",
+        str(project / "cache"),
+        ".",
+    ]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True)
     assert done.stderr == ""
-    return lambda name: [line for line in done.stdout.splitlines() if line.startswith(f"{name}.py:")]
+    return lambda name: [
+        line for line in done.stdout.splitlines() if line.startswith(f"{name}.py:")
+    ]
 
 
 def test_the_wheel_says_that_it_is_typed(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        assert {f"{package}/py.typed" for package in ("cm3core", "cm3plugins", "cm3kernels")} <= set(archive.namelist())
+        assert {
+            f"{package}/py.typed" for package in ("cm3core", "cm3plugins", "cm3kernels")
+        } <= set(archive.namelist())
 
 
 @pytest.mark.parametrize("name", ["my_plugin", "program"])
-def test_mypy_strict_has_nothing_against_it(name: str, mypy_says: Callable[[str], list[str]]) -> None:
+def test_mypy_strict_has_nothing_against_it(
+    name: str, mypy_says: Callable[[str], list[str]]
+) -> None:
     assert mypy_says(name) == []
 
 
@@ -342,16 +366,26 @@ def test_mypy_finds_what_is_wrong(mypy_says: Callable[[str], list[str]]) -> None
 
 
 def test_pyright_agrees(clean: Path, project: Path) -> None:
-    """basedpyright carries pyright and its Node.js inside, so that nothing is fetched; in pyright's own standard mode."""
+    """basedpyright carries pyright and its Node.js inside, so that nothing is fetched; in pyright's
+    own standard mode."""
     if importlib.util.find_spec("basedpyright") is None:
         pytest.skip("basedpyright is not installed: pip install 'cm3leon[dev]'")
     settings = {"typeCheckingMode": "standard", "include": ["*.py"], "pythonVersion": "3.11"}
     (project / "pyrightconfig.json").write_text(json.dumps(settings), encoding="utf-8")
-    command = [sys.executable, "-m", "basedpyright", "--outputjson", "--pythonpath", str(clean / "python")]
+    command = [
+        sys.executable,
+        "-m",
+        "basedpyright",
+        "--outputjson",
+        "--pythonpath",
+        str(clean / "python"),
+    ]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True)
     problems: dict[str, dict[int, str]] = {"my_plugin.py": {}, "program.py": {}, "wrong.py": {}}
     for problem in json.loads(done.stdout)["generalDiagnostics"]:
         if problem["severity"] == "error":
-            problems[Path(problem["file"]).name][problem["range"]["start"]["line"] + 1] = problem["rule"]
+            problems[Path(problem["file"]).name][problem["range"]["start"]["line"] + 1] = problem[
+                "rule"
+            ]
     expected = {number: codes[1] for number, codes in EXPECTED.items()}
     assert problems == {"my_plugin.py": {}, "program.py": {}, "wrong.py": expected}

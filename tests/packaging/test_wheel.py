@@ -10,10 +10,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 ASSETS = {
-    "cm3plugins/datasets/emoji/assets/ATTRIBUTION.md", "cm3plugins/datasets/emoji/assets/manifest.json",
-    "cm3plugins/datasets/emoji/assets/entries.jsonl.xz", "cm3plugins/datasets/emoji/assets/svg-noto.jsonl.xz",
-    "cm3plugins/datasets/emoji/assets/licenses/Apache-2.0.txt", "cm3plugins/datasets/emoji/concepts/quickstart.txt",
-    "cm3plugins/image_tokenizers/vqgan/assets/emoji64/model.safetensors", "cm3apps/judge/assets/judge.safetensors",
+    "cm3plugins/datasets/emoji/assets/ATTRIBUTION.md",
+    "cm3plugins/datasets/emoji/assets/manifest.json",
+    "cm3plugins/datasets/emoji/assets/entries.jsonl.xz",
+    "cm3plugins/datasets/emoji/assets/svg-noto.jsonl.xz",
+    "cm3plugins/datasets/emoji/assets/licenses/Apache-2.0.txt",
+    "cm3plugins/datasets/emoji/concepts/quickstart.txt",
+    "cm3plugins/image_tokenizers/vqgan/assets/emoji64/model.safetensors",
+    "cm3apps/judge/assets/judge.safetensors",
     "cm3plugins/embedders/light_encoder/assets/light_encoder.safetensors",
     "cm3plugins/embedders/bi_encoder/assets/bi_encoder.safetensors",
     "cm3plugins/embedders/clip/assets/bpe_simple_vocab_16e6.txt.gz",
@@ -24,13 +28,22 @@ ASSETS = {
 def test_the_wheel_holds_what_is_needed(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    recipes = {f"cm3core/recipes/{path.relative_to(ROOT / 'recipes').as_posix()}" for path in (ROOT / "recipes").rglob("*.yaml")}
+    recipes = {
+        f"cm3core/recipes/{path.relative_to(ROOT / 'recipes').as_posix()}"
+        for path in (ROOT / "recipes").rglob("*.yaml")
+    }
     assert recipes <= names
     assert names >= ASSETS
     assert {f"{package}/py.typed" for package in ("cm3core", "cm3plugins", "cm3kernels")} <= names
-    sources = {path.relative_to(ROOT / folder).as_posix() for folder, package in ((".", "cm3core"), ("plugins", "cm3plugins"),
-                                                                                 ("kernels", "cm3kernels"))
-               for path in (ROOT / folder / package).rglob("*.py")}
+    sources = {
+        path.relative_to(ROOT / folder).as_posix()
+        for folder, package in (
+            (".", "cm3core"),
+            ("plugins", "cm3plugins"),
+            ("kernels", "cm3kernels"),
+        )
+        for path in (ROOT / folder / package).rglob("*.py")
+    }
     assert sources <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
@@ -40,7 +53,11 @@ def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
         names = archive.namelist()
     assert len(names) == len(set(names))
     top = {name.split("/")[0] for name in names}
-    assert {name for name in top if not name.endswith(".dist-info")} == {"cm3core", "cm3plugins", "cm3kernels"}
+    assert {name for name in top if not name.endswith(".dist-info")} == {
+        "cm3core",
+        "cm3plugins",
+        "cm3kernels",
+    }
     parts = {part for name in names for part in Path(name).parts}
     assert not parts & {"tests", "docs", "bench", "__pycache__"}
     assert not [name for name in names if name.endswith((".pyc", ".pem", ".log"))]
@@ -48,17 +65,29 @@ def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
 
 
 def test_the_installed_package_is_the_one_that_runs(clean: Path, run: Callable[..., str]) -> None:
-    script = ("from importlib.util import find_spec\n"
-              "print(*(find_spec(name).origin for name in ('cm3core', 'cm3plugins', 'cm3kernels')))")
+    script = (
+        "from importlib.util import find_spec\n"
+        "print(*(find_spec(name).origin for name in ('cm3core', 'cm3plugins', 'cm3kernels')))"
+    )
     for path in run(clean, "python", "-c", script).split():
         assert Path(path).is_relative_to(clean.parent)
 
 
 def test_recipes_are_those_of_the_checkout(clean: Path, run: Callable[..., str]) -> None:
-    script = ("import sys; sys.path[:0] = sys.argv[1:]; from cm3core.cli.main import main; from cm3core.recipe import library; "
-              "library.recipes_directory = lambda: __import__('pathlib').Path(sys.argv[1], 'recipes'); main(['recipe', 'list'])")
+    script = (
+        "import sys; sys.path[:0] = sys.argv[1:]; from cm3core.cli.main import main; from "
+        "cm3core.recipe import library; "
+        "library.recipes_directory = lambda: __import__('pathlib').Path(sys.argv[1], 'recipes'); "
+        "main(['recipe', 'list'])"
+    )
     paths = [str(ROOT), str(ROOT / "plugins"), str(ROOT / "kernels")]
-    here = subprocess.run([sys.executable, "-c", script, *paths], check=True, capture_output=True, text=True, cwd=clean).stdout
+    here = subprocess.run(
+        [sys.executable, "-c", script, *paths],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=clean,
+    ).stdout
     assert run(clean, "cm3", "recipe", "list") == here
     assert here.count("\n") == len(list((ROOT / "recipes").glob("*.yaml")))
 
@@ -71,8 +100,12 @@ def test_commands_of_the_installed_package(clean: Path, run: Callable[..., str])
     assert "all values are possible" in run(clean, "cm3", "recipe", "check", "tiny")
 
 
-def test_bundled_weights_are_found_in_the_installed_package(clean: Path, run: Callable[..., str]) -> None:
-    script = ("from cm3core.plugins import load_registry\nfrom cm3core.recipe import compose\n"
-              "recipe = compose('quickstart', registry=load_registry())\n"
-              "print(recipe.image_tokenizer.build().codebook_size, len(recipe.dataset.build()) > 100)")
+def test_bundled_weights_are_found_in_the_installed_package(
+    clean: Path, run: Callable[..., str]
+) -> None:
+    script = (
+        "from cm3core.plugins import load_registry\nfrom cm3core.recipe import compose\n"
+        "recipe = compose('quickstart', registry=load_registry())\n"
+        "print(recipe.image_tokenizer.build().codebook_size, len(recipe.dataset.build()) > 100)"
+    )
     assert run(clean, "python", "-c", script).split() == ["1024", "True"]

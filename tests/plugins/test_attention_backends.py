@@ -1,4 +1,5 @@
-"""The bundled attention backends obey the kit where they run, and say why where they can't; wrong inputs are named."""
+"""The bundled attention backends obey the kit where they run, and say why where they can't; wrong
+inputs are named."""
 
 from __future__ import annotations
 
@@ -44,9 +45,13 @@ class TestReferenceAttentionInDouble(AttentionContract):
     config = ReferenceAttentionConfig()
 
 
-@pytest.mark.skipif(not (HAS_TRITON and INTERPRETS), reason="needs Triton and TRITON_INTERPRET=1 (its kernels: tests/kernels)")
+@pytest.mark.skipif(
+    not (HAS_TRITON and INTERPRETS),
+    reason="needs Triton and TRITON_INTERPRET=1 (its kernels: tests/kernels)",
+)
 class TestTritonAttention(AttentionContract):
-    """Interpreted, some 20 ms a head and tile: few examples. The kernels have tests of their own."""
+    """Interpreted, some 20 ms a head and tile: few examples. The kernels have tests of their
+    own."""
 
     head_dims = (8, 32)
     max_examples = 2
@@ -55,7 +60,8 @@ class TestTritonAttention(AttentionContract):
 
 
 class TestFlexAttention(AttentionContract):
-    """Traced anew for every shape: few examples. Without a backward on the CPU: the law of gradients is the refusal below."""
+    """Traced anew for every shape: few examples. Without a backward on the CPU: the law of
+    gradients is the refusal below."""
 
     head_dims = (8, 32)
     max_examples = 2
@@ -70,11 +76,16 @@ class TestFlexAttention(AttentionContract):
 
 
 def test_worked_example() -> None:
-    """Two keys with scores 0 and log 3 (scale 1) weigh 1/4 and 3/4; kv_start 1 leaves the second alone."""
+    """Two keys with scores 0 and log 3 (scale 1) weigh 1/4 and 3/4; kv_start 1 leaves the second
+    alone."""
     q = torch.tensor([0.0, 1.0]).view(1, 2, 1, 1)
     k = torch.tensor([0.0, 3.0]).log().nan_to_num(neginf=0.0).view(1, 2, 1, 1)
     v = torch.tensor([8.0, 4.0]).view(1, 2, 1, 1)
-    for backend in (SDPAAttentionConfig().build(), ReferenceAttentionConfig().build(), FlexAttentionConfig().build()):
+    for backend in (
+        SDPAAttentionConfig().build(),
+        ReferenceAttentionConfig().build(),
+        FlexAttentionConfig().build(),
+    ):
         out = backend.attend(q, k, v, scale=1.0)
         torch.testing.assert_close(out.flatten(), torch.tensor([8.0, 8.0 / 4 + 4.0 * 3 / 4]))
         out = backend.attend(q, k, v, scale=1.0, kv_start_BT=torch.tensor([[0, 1]]))
@@ -83,7 +94,10 @@ def test_worked_example() -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_bfloat16_is_as_good_as_its_rounding(packed: bool) -> None:
-    q, k, v = (torch.randn(1, 33, 2, 32, generator=torch.Generator().manual_seed(i)).bfloat16() for i in range(3))
+    q, k, v = (
+        torch.randn(1, 33, 2, 32, generator=torch.Generator().manual_seed(i)).bfloat16()
+        for i in range(3)
+    )
     kv_start = torch.arange(33)[None] // 11 * 11 if packed else None
     expected = dense_attention(q.double(), k.double(), v.double(), kv_start)
     for config in (SDPAAttentionConfig(), ReferenceAttentionConfig(), FlexAttentionConfig()):
@@ -92,7 +106,9 @@ def test_bfloat16_is_as_good_as_its_rounding(packed: bool) -> None:
         torch.testing.assert_close(out.double(), expected, atol=2e-2, rtol=2e-2)
 
 
-@pytest.mark.parametrize("config", [SDPAAttentionConfig(), ReferenceAttentionConfig(), FlexAttentionConfig()])
+@pytest.mark.parametrize(
+    "config", [SDPAAttentionConfig(), ReferenceAttentionConfig(), FlexAttentionConfig()]
+)
 def test_autocast_decides_the_dtype(config: AttentionConfig) -> None:
     """A norm of q and k gives float32 beside v's bfloat16."""
     q, v = torch.randn(1, 5, 2, 8), torch.randn(1, 5, 2, 8).bfloat16()
@@ -116,8 +132,10 @@ def test_flex_says_why_it_cannot_train_on_the_cpu() -> None:
     q = torch.zeros(1, 2, 1, 8, requires_grad=True)
     with pytest.raises(DeviceError) as caught:
         FlexAttentionConfig().build().attend(q, q, q)
-    assert str(caught.value) == ("attention 'flex': FlexAttention has no backward on the CPU, so it can't train there\n"
-                                 "  next: use `attention: sdpa`, train on a CUDA device, or call under torch.no_grad()")
+    assert str(caught.value) == (
+        "attention 'flex': FlexAttention has no backward on the CPU, so it can't train there\n"
+        "  next: use `attention: sdpa`, train on a CUDA device, or call under torch.no_grad()"
+    )
     with torch.no_grad():
         assert FlexAttentionConfig().build().attend(q, q, q).shape == q.shape
 
@@ -126,20 +144,35 @@ def test_flex_says_why_it_cannot_train_on_the_cpu() -> None:
 def test_what_needs_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DeviceError) as caught:
         XFormersAttentionConfig().build()
-    assert str(caught.value) == ("attention 'xformers': there is no CUDA device, and none of its kernels runs on a CPU\n"
-                                 "  next: use `attention: sdpa`, which runs everywhere")
+    assert str(caught.value) == (
+        "attention 'xformers': there is no CUDA device, and none of its kernels runs on a CPU\n"
+        "  next: use `attention: sdpa`, which runs everywhere"
+    )
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: True if name == "triton" else find_spec(name, *rest))
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: True if name == "triton" else find_spec(name, *rest),
+    )
     with pytest.raises(DeviceError) as caught:
         TritonAttentionConfig().build()
-    assert str(caught.value) == ("attention 'triton': there is no CUDA device\n  next: use `attention: sdpa`, which runs "
-                                 "everywhere; to try the kernels slowly on the CPU, set TRITON_INTERPRET=1 before starting")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "triton" else find_spec(name, *rest))
+    assert str(caught.value) == (
+        "attention 'triton': there is no CUDA device\n  next: use `attention: sdpa`, which runs "
+        "everywhere; to try the kernels slowly on the CPU, set TRITON_INTERPRET=1 before starting"
+    )
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "triton" else find_spec(name, *rest),
+    )
     with pytest.raises(MissingPackageError) as caught:
         TritonAttentionConfig().build()
-    assert str(caught.value) == ("attention 'triton': Triton is not installed\n  next: pip install 'cm3leon[triton]', or use "
-                                 "`attention: sdpa`, which runs everywhere")
+    assert str(caught.value) == (
+        "attention 'triton': Triton is not installed\n  next: pip install 'cm3leon[triton]', or "
+        "use "
+        "`attention: sdpa`, which runs everywhere"
+    )
 
 
 def test_xformers_missing_is_told_with_each_reason() -> None:
@@ -148,22 +181,31 @@ def test_xformers_missing_is_told_with_each_reason() -> None:
     with pytest.raises(MissingPackageError) as caught:
         load_fmha(["no_such_package.fmha", "cm3plugins.no_such_module"])
     assert str(caught.value) == (
-        "attention 'xformers': no_such_package.fmha: No module named 'no_such_package'; cm3plugins.no_such_module: "
-        "No module named 'cm3plugins.no_such_module'\n  next: pip install 'cm3leon[xformers]' beside a CUDA build of torch, "
-        "or use `attention: sdpa`, which runs everywhere")
+        "attention 'xformers': no_such_package.fmha: No module named 'no_such_package'; "
+        "cm3plugins.no_such_module: "
+        "No module named 'cm3plugins.no_such_module'\n  next: pip install 'cm3leon[xformers]' "
+        "beside a CUDA build of torch, "
+        "or use `attention: sdpa`, which runs everywhere"
+    )
     assert load_fmha(["no_such_package.fmha", "math"]).__name__ == "math"
 
 
 class EagerFMHA:
-    """xformers' function in plain algebra, for its plans on a CPU: biases become matrices by their own `materialize`."""
+    """xformers' function in plain algebra, for its plans on a CPU: biases become matrices by their
+    own `materialize`."""
 
     def __init__(self, fmha: Any) -> None:
         self.__name__ = fmha.__name__
 
     @staticmethod
-    def memory_efficient_attention(q: Tensor, k: Tensor, v: Tensor, *, attn_bias: Any, scale: float | None) -> Tensor:
-        matrix = attn_bias if isinstance(attn_bias, Tensor) else attn_bias.materialize(
-            (1, 1, q.shape[1], k.shape[1]), dtype=torch.float32)
+    def memory_efficient_attention(
+        q: Tensor, k: Tensor, v: Tensor, *, attn_bias: Any, scale: float | None
+    ) -> Tensor:
+        matrix = (
+            attn_bias
+            if isinstance(attn_bias, Tensor)
+            else attn_bias.materialize((1, 1, q.shape[1], k.shape[1]), dtype=torch.float32)
+        )
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         scores = q @ k.transpose(2, 3) * (q.shape[3] ** -0.5 if scale is None else scale) + matrix
         return (scores.softmax(-1) @ v).transpose(1, 2)
@@ -171,13 +213,17 @@ class EagerFMHA:
 
 @pytest.fixture(scope="module")
 def fmha() -> Iterator[Any]:
-    """xformers' module; without a CUDA build of torch it imports all the same, and none of its kernels runs."""
+    """xformers' module; without a CUDA build of torch it imports all the same, and none of its
+    kernels runs."""
     from cm3plugins.attention.xformers import load_fmha
 
     try:
         yield load_fmha()
     except MissingPackageError as error:
-        pytest.skip(f"xformers and mslk are not installed (pip install --no-deps xformers is enough): {error.cause}")
+        pytest.skip(
+            "xformers and mslk are not installed (pip install --no-deps xformers is enough): "
+            f"{error.cause}"
+        )
 
 
 def test_xformers_biases_are_the_visibility_rule(fmha: Any) -> None:
@@ -211,10 +257,15 @@ class TestXFormersPlans(AttentionContract):
         try:
             return XFormersAttention(EagerFMHA(load_fmha()))
         except MissingPackageError as error:
-            pytest.skip(f"xformers and mslk are not installed (pip install --no-deps xformers is enough): {error.cause}")
+            pytest.skip(
+                "xformers and mslk are not installed (pip install --no-deps xformers is "
+                f"enough): {error.cause}"
+            )
 
     def case(self, data: st.DataObject, *, cached: bool, max_tokens: int = 9) -> Any:
         case = super().case(data, cached=cached, max_tokens=max_tokens)
         if not cached and case.kv_start_BT is not None and data.draw(st.booleans(), label="packed"):
-            case.kv_start_BT = torch.arange(case.q_BTHD.shape[1])[None].expand(len(case.q_BTHD), -1) // 4 * 4
+            case.kv_start_BT = (
+                torch.arange(case.q_BTHD.shape[1])[None].expand(len(case.q_BTHD), -1) // 4 * 4
+            )
         return case

@@ -1,4 +1,5 @@
-"""The cm3leon decoder: the kit's laws, the paper's sizes and initialisation, and equality with transformers' OPT."""
+"""The cm3leon decoder: the kit's laws, the paper's sizes and initialisation, and equality with
+transformers' OPT."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ class TestPaperDecoderOnSDPA(DecoderContract):
 class TestDecoderWithEveryOption(DecoderContract):
     attention = SDPA
 
-    config = replace(TINY, grid_positions=True, qk_norm=True, tie_embeddings=False, activation="gelu", d_ff=40)
+    config = replace(
+        TINY, grid_positions=True, qk_norm=True, tie_embeddings=False, activation="gelu", d_ff=40
+    )
 
 
 class SharingDecoder(CM3LeonDecoder):
@@ -70,7 +73,8 @@ class TestSharedSegments(DecoderContract):
 
 
 class TestSharedSegmentsAsOnADevice(TestSharedSegments):
-    """The work list of `segment_decode`, and whole rows gathered for longer chunks; here on the CPU."""
+    """The work list of `segment_decode`, and whole rows gathered for longer chunks; here on the
+    CPU."""
 
     def make(self) -> Decoder:
         made = super().make()
@@ -79,15 +83,24 @@ class TestSharedSegmentsAsOnADevice(TestSharedSegments):
         return made
 
 
-@pytest.mark.parametrize("options", [{}, {"grid_positions": True}, {"qk_norm": True}, {"tie_embeddings": False}, {"d_ff": 40}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"grid_positions": True}, {"qk_norm": True}, {"tie_embeddings": False}, {"d_ff": 40}],
+)
 def test_parameters_are_counted_without_building(options: dict[str, Any]) -> None:
     config = replace(TINY, **options)
-    assert config.num_parameters(VOCABULARY, (4, 4)) == sum(parameter.numel() for parameter in build(config).parameters())
+    assert config.num_parameters(VOCABULARY, (4, 4)) == sum(
+        parameter.numel() for parameter in build(config).parameters()
+    )
 
 
-@pytest.mark.parametrize(("num_layers", "d_model", "num_heads", "millions"), [
-    (24, 1024, 16, 374), (24, 1536, 16, 787), (32, 4096, 32, 6730)])
-def test_parameter_counts_of_the_papers_sizes(num_layers: int, d_model: int, num_heads: int, millions: int) -> None:
+@pytest.mark.parametrize(
+    ("num_layers", "d_model", "num_heads", "millions"),
+    [(24, 1024, 16, 374), (24, 1536, 16, 787), (32, 4096, 32, 6730)],
+)
+def test_parameter_counts_of_the_papers_sizes(
+    num_layers: int, d_model: int, num_heads: int, millions: int
+) -> None:
     vocabulary = Vocabulary(num_text=56_320, num_image=8_192, num_sentinels=512, num_reserved=1_024)
     config = CM3LeonConfig(num_layers=num_layers, d_model=d_model, num_heads=num_heads)
     with torch.device("meta"):
@@ -100,7 +113,9 @@ def test_parameter_counts_of_the_papers_sizes(num_layers: int, d_model: int, num
 
 def test_initialisation_is_the_papers() -> None:
     torch.manual_seed(1)
-    decoder = CM3LeonConfig(num_layers=2, d_model=256, num_heads=4, context_length=300).build(VOCABULARY, SDPA, (4, 4))
+    decoder = CM3LeonConfig(num_layers=2, d_model=256, num_heads=4, context_length=300).build(
+        VOCABULARY, SDPA, (4, 4)
+    )
     for name, parameter in decoder.state_dict().items():
         std = 0.0002 if "positions" in name else 0.006
         if name.endswith(("out_proj.weight", "fc2.weight")):
@@ -111,30 +126,51 @@ def test_initialisation_is_the_papers() -> None:
             assert parameter.std().item() == pytest.approx(0.9866 * std, rel=0.03), name
             assert abs(parameter.mean()) < 0.05 * std, name
     assert not any(name.endswith("bias") for name, _ in decoder.named_parameters())
-    assert not any(isinstance(module, nn.LayerNorm) for module in decoder.modules()), "LayerNorm has no parameters"
+    assert not any(isinstance(module, nn.LayerNorm) for module in decoder.modules()), (
+        "LayerNorm has no parameters"
+    )
     # Zero residual outputs: at the start the model is its normalised embeddings.
     tokens = torch.arange(9)[None]
     x = decoder.embed_tokens.weight[tokens] + decoder.embed_positions.weight[:9]
-    expected = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    expected = (x - x.mean(-1, keepdim=True)) / (
+        x.var(-1, correction=0, keepdim=True) + 1e-5
+    ).sqrt()
     torch.testing.assert_close(decoder.hidden_states(tokens), expected)
 
 
 def opt_twin(decoder: CM3LeonDecoder) -> OPTForCausalLM:
     """transformers' OPT with the same weights; its LayerNorms at weight 1, bias 0, its biases 0."""
     config = decoder.config
-    opt = OPTForCausalLM(OPTConfig(
-        vocab_size=decoder.vocab_size, hidden_size=config.d_model, word_embed_proj_dim=config.d_model,
-        num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads, ffn_dim=config.d_ff or 4 * config.d_model,
-        max_position_embeddings=config.context_length, dropout=0.0, activation_function=config.activation,
-        do_layer_norm_before=True, attn_implementation="eager")).eval()
+    opt = OPTForCausalLM(
+        OPTConfig(
+            vocab_size=decoder.vocab_size,
+            hidden_size=config.d_model,
+            word_embed_proj_dim=config.d_model,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            ffn_dim=config.d_ff or 4 * config.d_model,
+            max_position_embeddings=config.context_length,
+            dropout=0.0,
+            activation_function=config.activation,
+            do_layer_norm_before=True,
+            attn_implementation="eager",
+        )
+    ).eval()
     ours = decoder.state_dict()
-    renamed = {"model.decoder.embed_tokens.weight": ours["embed_tokens.weight"], "lm_head.weight": ours["embed_tokens.weight"],
-               # OPT's table begins with two rows that nothing reads
-               "model.decoder.embed_positions.weight": nn.functional.pad(ours["embed_positions.weight"], (0, 0, 2, 0))}
+    renamed = {
+        "model.decoder.embed_tokens.weight": ours["embed_tokens.weight"],
+        "lm_head.weight": ours["embed_tokens.weight"],
+        # OPT's table begins with two rows that nothing reads
+        "model.decoder.embed_positions.weight": nn.functional.pad(
+            ours["embed_positions.weight"], (0, 0, 2, 0)
+        ),
+    }
     for name, tensor in ours.items():
         if name.startswith("layers."):
             _, layer, matrix, _ = name.split(".")
-            renamed[f"model.decoder.layers.{layer}.{'' if matrix.startswith('fc') else 'self_attn.'}{matrix}.weight"] = tensor
+            renamed[
+                f"model.decoder.layers.{layer}.{'' if matrix.startswith('fc') else 'self_attn.'}{matrix}.weight"
+            ] = tensor
     missing, unexpected = opt.load_state_dict(renamed, strict=False)
     assert not unexpected
     with torch.no_grad():
@@ -151,7 +187,10 @@ def test_logits_equal_transformers_opt(activation: str) -> None:
         for parameter in decoder.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
         tokens = torch.randint(0, VOCABULARY.size, (3, 24))
-        ours, theirs = decoder.logits(decoder.hidden_states(tokens)), opt_twin(decoder)(tokens).logits
+        ours, theirs = (
+            decoder.logits(decoder.hidden_states(tokens)),
+            opt_twin(decoder)(tokens).logits,
+        )
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     assert ours.std() > 0.5, "the comparison is not of zeros"
 
@@ -165,7 +204,9 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
             for layer in decoder.layers:
                 layer.fc2.weight.copy_(layer.fc1.weight.T)
                 layer.out_proj.weight.copy_(layer.q_proj.weight)
-        decoder.hidden_states(tokens, kv_start_BT=torch.zeros_like(tokens)).square().mean(1).sin().sum().backward()
+        decoder.hidden_states(tokens, kv_start_BT=torch.zeros_like(tokens)).square().mean(
+            1
+        ).sin().sum().backward()
         gradients.append([p.grad for p in decoder.parameters()])
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed)
@@ -192,7 +233,9 @@ def test_grid_positions_add_row_and_column_at_cells_only() -> None:
     plain = decoder.embed(tokens, torch.arange(3)[None], None)
     added = decoder.embed(tokens, torch.arange(3)[None], cells) - plain
     rows, columns = decoder.embed_rows.weight, decoder.embed_columns.weight
-    torch.testing.assert_close(added[0], torch.stack([torch.zeros(24), rows[0] + columns[0], rows[3] + columns[2]]))
+    torch.testing.assert_close(
+        added[0], torch.stack([torch.zeros(24), rows[0] + columns[0], rows[3] + columns[2]])
+    )
 
 
 @pytest.mark.parametrize("dim", [5, 40])
@@ -201,7 +244,7 @@ def test_start_from_codebook_keeps_the_codes_geometry(dim: int) -> None:
     before = decoder.embed_tokens.weight.detach().clone()
     codebook = torch.randn(16, dim) * 7 + 100
     decoder.start_from_codebook(codebook, VOCABULARY)
-    codes = decoder.embed_tokens.weight[VOCABULARY.image.start:VOCABULARY.image.stop].detach()
+    codes = decoder.embed_tokens.weight[VOCABULARY.image.start : VOCABULARY.image.stop].detach()
     assert codes.std().item() == pytest.approx(2.0 * 0.02, rel=1e-4)
     others = [i for i in range(VOCABULARY.size) if i not in VOCABULARY.image]
     assert torch.equal(decoder.embed_tokens.weight[others], before[others])
@@ -211,14 +254,30 @@ def test_start_from_codebook_keeps_the_codes_geometry(dim: int) -> None:
         assert ratio.max() / ratio.min() < 1.001
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"num_heads": 5}, "decoder.num_heads: 5 heads don't divide d_model 24\n"
-                       "  next: choose a divisor; a head dimension of 32 to 128 is usual"),
-    ({"activation": "rleu"}, "decoder.activation: 'rleu' is not known\n  next: did you mean 'relu'?"),
-    ({"num_layers": 0}, "decoder.num_layers: is 0, must be at least 1\n  next: correct it in the recipe"),
-    ({"dropout": 1.0}, "decoder.dropout: is 1.0, must be in [0, 1)\n  next: 0 is the paper's"),
-    ({"num_layers": 10**9}, "decoder.num_layers: is 1,000,000,000, must be at most 10,000\n  next: correct it in the recipe"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"num_heads": 5},
+            "decoder.num_heads: 5 heads don't divide d_model 24\n"
+            "  next: choose a divisor; a head dimension of 32 to 128 is usual",
+        ),
+        (
+            {"activation": "rleu"},
+            "decoder.activation: 'rleu' is not known\n  next: did you mean 'relu'?",
+        ),
+        (
+            {"num_layers": 0},
+            "decoder.num_layers: is 0, must be at least 1\n  next: correct it in the recipe",
+        ),
+        ({"dropout": 1.0}, "decoder.dropout: is 1.0, must be in [0, 1)\n  next: 0 is the paper's"),
+        (
+            {"num_layers": 10**9},
+            "decoder.num_layers: is 1,000,000,000, must be at most 10,000\n  next: correct it in "
+            "the recipe",
+        ),
+    ],
+)
 def test_wrong_configs_are_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         replace(TINY, **change).check()
@@ -228,17 +287,29 @@ def test_wrong_configs_are_named(change: dict[str, Any], message: str) -> None:
 def test_sequences_longer_than_the_context_are_refused() -> None:
     decoder = build(TINY)
     expected: list[tuple[type[CM3Error], Any, str]] = [
-        (DocumentError, lambda: decoder.hidden_states(torch.zeros(1, 25, dtype=torch.int64)),
-         "sequence: 25 tokens, the decoder's context is 24"),
-        (GenerationError, lambda: decoder.allocate_cache(1, 25),
-         "prompt: 25 tokens with what is to be generated, the context is 24"),
-        (DocumentError, lambda: decoder.start_from_codebook(torch.zeros(3, 4), VOCABULARY),
-         "codebook: 3 codes, the vocabulary has 16")]
+        (
+            DocumentError,
+            lambda: decoder.hidden_states(torch.zeros(1, 25, dtype=torch.int64)),
+            "sequence: 25 tokens, the decoder's context is 24",
+        ),
+        (
+            GenerationError,
+            lambda: decoder.allocate_cache(1, 25),
+            "prompt: 25 tokens with what is to be generated, the context is 24",
+        ),
+        (
+            DocumentError,
+            lambda: decoder.start_from_codebook(torch.zeros(3, 4), VOCABULARY),
+            "codebook: 3 codes, the vocabulary has 16",
+        ),
+    ]
     for error, call, message in expected:
         with pytest.raises(error) as caught:
             call()
         assert str(caught.value).startswith(message + "\n  next: ")
     cache = decoder.allocate_cache(1, 4)
     decoder.hidden_states(torch.zeros(1, 5, dtype=torch.int64), cache=cache)
-    with pytest.raises(GenerationError, match="row 0 would hold 5 tokens of its own, there is room for 4"):
+    with pytest.raises(
+        GenerationError, match="row 0 would hold 5 tokens of its own, there is room for 4"
+    ):
         cache.advance([5])

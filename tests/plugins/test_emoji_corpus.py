@@ -1,4 +1,5 @@
-"""The bundled emoji corpus: data files, splits, pictures, captions, documents, and the command that rebuilds it."""
+"""The bundled emoji corpus: data files, splits, pictures, captions, documents, and the command that
+rebuilds it."""
 
 from __future__ import annotations
 
@@ -24,14 +25,29 @@ from cm3plugins.datasets.emoji.atlas import COLUMNS, TILE
 from cm3plugins.datasets.emoji.captions import DEFAULT_TEMPLATES, CaptionTemplate, caption
 from cm3plugins.datasets.emoji.concepts import select_concepts
 from cm3plugins.datasets.emoji.corpus import ASSETS, STYLES, EmojiCorpus, EmojiEntry, data_hash
-from cm3plugins.datasets.emoji.join import Concept, clean_label, icon_svg, match_icons, names_of_concepts, read_concepts
+from cm3plugins.datasets.emoji.join import (
+    Concept,
+    clean_label,
+    icon_svg,
+    match_icons,
+    names_of_concepts,
+    read_concepts,
+)
 from cm3plugins.datasets.emoji.packages import ALL_PACKAGES, NAMES_PACKAGE
 from cm3plugins.datasets.emoji.render import render_svg, square_svg
 from cm3plugins.datasets.emoji.splits import assign_splits
 
 DATA_SHA256 = "d60adccc29289bd685bcdaa1fe589409759d27ff25256d83d68081f9427ed7ed"
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "emoji128"
-APPLE = EmojiEntry("noto/red-apple", "red-apple", "red apple", ("fruit", "school"), "noto", "food and drink", "train")
+APPLE = EmojiEntry(
+    "noto/red-apple",
+    "red-apple",
+    "red apple",
+    ("fruit", "school"),
+    "noto",
+    "food and drink",
+    "train",
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +75,20 @@ def test_every_package_is_attributed() -> None:
 
 def test_counts(corpus: EmojiCorpus) -> None:
     assert len(corpus) == 7225
-    assert Counter(entry.split for entry in corpus.entries) == {"train": 6611, "comp": 314, "unseen": 300}
+    assert Counter(entry.split for entry in corpus.entries) == {
+        "train": 6611,
+        "comp": 314,
+        "unseen": 300,
+    }
     assert Counter(entry.style for entry in corpus.entries) == {
         "noto": 1671, "noto-v1": 1178, "fluent": 1592, "twemoji": 1652, "emojione": 1132,
     }  # fmt: skip
     assert len({entry.id for entry in corpus.entries}) == 7225
-    assert len({entry.concept for entry in corpus.entries}) == len({entry.label for entry in corpus.entries}) == 1674
+    assert (
+        len({entry.concept for entry in corpus.entries})
+        == len({entry.label for entry in corpus.entries})
+        == 1674
+    )
 
 
 def test_labels_and_tags_are_clean(corpus: EmojiCorpus) -> None:
@@ -79,7 +103,11 @@ def test_no_unseen_concept_is_trained(corpus: EmojiCorpus) -> None:
     assert len(unseen) == 60
     assert not unseen & {entry.concept for entry in corpus.entries if entry.split != "unseen"}
     people = {"man", "woman", "person", "men", "women", "people"}
-    assert not [entry for entry in corpus.entries if entry.concept in unseen and people & set(entry.label.split())]
+    assert not [
+        entry
+        for entry in corpus.entries
+        if entry.concept in unseen and people & set(entry.label.split())
+    ]
 
 
 def test_a_comp_concept_is_trained_in_another_style(corpus: EmojiCorpus) -> None:
@@ -88,8 +116,11 @@ def test_a_comp_concept_is_trained_in_another_style(corpus: EmojiCorpus) -> None
 
 
 def test_no_two_of_a_sample_are_equal(corpus: EmojiCorpus) -> None:
-    """Symbols and letters, where the packages repeat themselves most, held-out pictures against all their like."""
-    indices = [i for i, entry in enumerate(corpus.entries) if entry.category in ("symbols", "flags")]
+    """Symbols and letters, where the packages repeat themselves most, held-out pictures against all
+    their like."""
+    indices = [
+        i for i, entry in enumerate(corpus.entries) if entry.category in ("symbols", "flags")
+    ]
     pixels = Counter(corpus.render(index, 64).tobytes() for index in indices)
     assert max(pixels.values()) == 1
 
@@ -100,7 +131,8 @@ def test_damaged_file(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         EmojiCorpus(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}/entries.jsonl.xz: the file is damaged (Compressed data ended before the end-of-stream marker was reached)\n"
+        f"{tmp_path}/entries.jsonl.xz: the file is damaged (Compressed data ended before the "
+        "end-of-stream marker was reached)\n"
         "  next: reinstall cm3leon"
     )
 
@@ -121,7 +153,16 @@ def test_splits_do_not_depend_on_order(cells: list[tuple[str, str]]) -> None:
 
 
 def test_variants_and_near_twins_are_never_unseen() -> None:
-    labels = ["man farmer", "woman farmer", "tiger", "tiger face", "red apple", "green apple", "one o'clock", "pear"]
+    labels = [
+        "man farmer",
+        "woman farmer",
+        "tiger",
+        "tiger face",
+        "red apple",
+        "green apple",
+        "one o'clock",
+        "pear",
+    ]
     concepts = [Concept(label, label, (), "objects") for label in labels]
     splits = assign_splits([(label, style) for label in labels for style in STYLES], concepts)
     assert {concept for (concept, _), split in splits.items() if split == "unseen"} == {"pear"}
@@ -142,26 +183,35 @@ def test_red_apple_is_red_on_white(corpus: EmojiCorpus) -> None:
 
 
 def test_a_wide_drawing_is_centred_in_its_square() -> None:
-    svg = square_svg('<rect width="4" height="2" fill="#0000ff"/>', left=0, top=0, width=4, height=2)
+    svg = square_svg(
+        '<rect width="4" height="2" fill="#0000ff"/>', left=0, top=0, width=4, height=2
+    )
     picture = render_svg(svg, 4)
     blue, white = [0, 0, 255], [255, 255, 255]
     assert picture.tolist() == [[white] * 4, [blue] * 4, [blue] * 4, [white] * 4]
 
 
 def _square(color: str) -> str:
-    return square_svg(f'<rect width="2" height="2" fill="{color}"/>', left=0, top=0, width=2, height=2)
+    return square_svg(
+        f'<rect width="2" height="2" fill="{color}"/>', left=0, top=0, width=2, height=2
+    )
 
 
 @pytest.fixture
 def small_corpus(tmp_path: Path) -> EmojiCorpus:
     concepts = _concepts(2)
-    pictures = [(concepts[0], "noto", _square("#ff0000")), (concepts[1], "fluent", _square("#00ff00"))]
+    pictures = [
+        (concepts[0], "noto", _square("#ff0000")),
+        (concepts[1], "fluent", _square("#00ff00")),
+    ]
     for name, data in build.data_files(concepts, pictures).items():
         (tmp_path / name).write_bytes(data)
     return EmojiCorpus(tmp_path)
 
 
-def test_render_all_is_cached_and_survives_a_cut_file(small_corpus: EmojiCorpus, tmp_path: Path) -> None:
+def test_render_all_is_cached_and_survives_a_cut_file(
+    small_corpus: EmojiCorpus, tmp_path: Path
+) -> None:
     cache = tmp_path / "cache"
     first = small_corpus.render_all(3, cache)
     assert isinstance(first, np.memmap)
@@ -178,10 +228,14 @@ def test_render_all_is_cached_and_survives_a_cut_file(small_corpus: EmojiCorpus,
     )
 
 
-def test_cache_folder_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, small_corpus: EmojiCorpus) -> None:
+def test_cache_folder_comes_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, small_corpus: EmojiCorpus
+) -> None:
     monkeypatch.setenv("CM3_CACHE", "/somewhere")
     digest = small_corpus.data_sha256[:16]
-    assert re.fullmatch(rf"/somewhere/emoji/64px-{digest}-resvg_py-[\w.]+\.npy", str(small_corpus.cache_path(64)))
+    assert re.fullmatch(
+        rf"/somewhere/emoji/64px-{digest}-resvg_py-[\w.]+\.npy", str(small_corpus.cache_path(64))
+    )
 
 
 # --- concepts
@@ -214,7 +268,8 @@ def test_own_list_of_concepts(corpus: EmojiCorpus, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         select_concepts("quikstart", corpus)
     assert str(caught.value) == (
-        "dataset.concepts: 'quikstart' is neither a list of concepts nor a file; did you mean 'quickstart'?\n"
+        "dataset.concepts: 'quikstart' is neither a list of concepts nor a file; did you mean "
+        "'quickstart'?\n"
         "  next: use all, concrete, quickstart, starter, or the path of a text file"
     )
 
@@ -261,7 +316,9 @@ def test_templates_are_drawn_by_weight() -> None:
 
 
 def test_documents_of_the_source(corpus: EmojiCorpus) -> None:
-    source = EmojiSourceConfig(concepts="quickstart", styles=["noto", "fluent"], image_size=32, cache_dir="/nowhere").build()
+    source = EmojiSourceConfig(
+        concepts="quickstart", styles=["noto", "fluent"], image_size=32, cache_dir="/nowhere"
+    ).build()
     index = [source.id(i) for i in range(len(source))].index("noto/red-apple")
     assert source.group(index) == "red-apple"
     text, picture = source.document(index)
@@ -286,7 +343,9 @@ def test_splits_of_the_source_partition_all() -> None:
 
 def test_fingerprint_names_the_pictures_not_the_captions() -> None:
     base = EmojiSourceConfig(concepts="quickstart")
-    other_text = EmojiSourceConfig(concepts="quickstart", templates=["{label}"], template_weights=[1.0])
+    other_text = EmojiSourceConfig(
+        concepts="quickstart", templates=["{label}"], template_weights=[1.0]
+    )
     other_size = EmojiSourceConfig(concepts="quickstart", image_size=32)
     other_split = EmojiSourceConfig(concepts="quickstart", split="comp")
     prints = [config.build().fingerprint for config in (base, other_text, other_size, other_split)]
@@ -307,19 +366,25 @@ def test_fingerprint_names_the_pictures_not_the_captions() -> None:
             "dataset.styles: the emoji corpus has no style 'notto'; did you mean 'noto'?\n"
             "  next: use some of noto, noto-v1, fluent, twemoji, emojione",
         ),
-        ({"image_size": 0}, "dataset.image_size: 0 is not a size\n  next: give a number of pixels, such as 64"),
+        (
+            {"image_size": 0},
+            "dataset.image_size: 0 is not a size\n  next: give a number of pixels, such as 64",
+        ),
         (
             {"templates": ["{label}"]},
-            "dataset.template_weights: 4 weights for 1 templates\n  next: give one weight per template",
+            "dataset.template_weights: 4 weights for 1 templates\n  next: give one weight per "
+            "template",
         ),
         (
             {"templates": ["{lable}"], "template_weights": [1.0]},
-            "dataset.templates: the template '{lable}' has an unknown field {lable}; did you mean 'label'?\n"
+            "dataset.templates: the template '{lable}' has an unknown field {lable}; did you "
+            "mean 'label'?\n"
             "  next: use fields out of label, style, tags, category, concept",
         ),
         (
             {"templates": ["{label}"], "template_weights": [0.0]},
-            "dataset.templates: the template '{label}' has weight 0.0\n  next: give a weight above 0, or leave the template out",
+            "dataset.templates: the template '{label}' has weight 0.0\n  next: give a weight "
+            "above 0, or leave the template out",
         ),
     ],
 )
@@ -348,9 +413,14 @@ def test_join_by_code_point_and_by_name() -> None:
     assert list(concepts)[:4] == ["1f34e", "260e", "1f3af", "1f1e6"]
     assert concepts["1f34e"] == Concept("red-apple", "red apple", ("fruit",), "food and drink")
     known = names_of_concepts(names, concepts, [{"1f3af": "direct-hit"}])
-    with_codepoints = match_icons({}, {"1f34e": "apple", "260e": "phone", "1f1eb-1f1f7": "flag"}, known)
+    with_codepoints = match_icons(
+        {}, {"1f34e": "apple", "260e": "phone", "1f1eb-1f1f7": "flag"}, known
+    )
     assert with_codepoints == {"1f34e": "apple", "260e": "phone"}
-    icons = {"icons": {"direct-hit": {}, "phone": {}, "odd": {}}, "aliases": {"telephone": {"parent": "phone"}}}
+    icons = {
+        "icons": {"direct-hit": {}, "phone": {}, "odd": {}},
+        "aliases": {"telephone": {"parent": "phone"}},
+    }
     assert match_icons(icons, {}, known) == {"1f3af": "direct-hit", "260e": "phone"}
 
 
@@ -371,18 +441,25 @@ def test_mirrored_alias() -> None:
 
 def test_exact_duplicates_are_dropped_and_bytes_repeat() -> None:
     concepts = _concepts(3)
-    pictures = [(concept, "noto", _square(color)) for concept, color in zip(concepts, ["red", "#ff0000", "blue"], strict=True)]
+    pictures = [
+        (concept, "noto", _square(color))
+        for concept, color in zip(concepts, ["red", "#ff0000", "blue"], strict=True)
+    ]
     kept = build.drop_duplicates(pictures)
     assert [concept.concept for concept, _, _ in kept] == ["c0", "c2"]
     assert build.data_files(concepts, kept) == build.data_files(concepts, kept)
 
 
-def test_build_without_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_build_without_npm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert build.main(["--tarballs", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err == (
-        f"error: {tmp_path}/none: iconify-json-noto-1.2.9.tgz and 6 more are not there, and npm is not installed to fetch them\n"
-        "  next: install npm, or put the tarballs there yourself and give the folder with --tarballs\n"
+        f"error: {tmp_path}/none: iconify-json-noto-1.2.9.tgz and 6 more are not there, and npm "
+        "is not installed to fetch them\n"
+        "  next: install npm, or put the tarballs there yourself and give the folder with "
+        "--tarballs\n"
     )
 
 
@@ -404,7 +481,9 @@ def test_build_with_another_tarball(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [1, 32, 100])
 def test_the_renderer_draws_at_the_size_asked_for(size: int) -> None:
     """resvg_py below 0.2.2 draws at the document's own size."""
-    svg = square_svg('<rect width="128" height="128" fill="#0f0"/>', left=0, top=0, width=128, height=128)
+    svg = square_svg(
+        '<rect width="128" height="128" fill="#0f0"/>', left=0, top=0, width=128, height=128
+    )
     assert render_svg(svg, size).shape == (size, size, 3)
 
 

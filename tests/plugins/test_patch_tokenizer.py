@@ -1,4 +1,5 @@
-"""Squares as codes: the kit's laws, a picture by hand, equal pictures whatever is encoded with them, training, files, errors."""
+"""Squares as codes: the kit's laws, a picture by hand, equal pictures whatever is encoded with
+them, training, files, errors."""
 
 from __future__ import annotations
 
@@ -55,9 +56,14 @@ def test_nearest_is_brute_force_and_its_own(seed: int, number: int) -> None:
     codebook[5] = codebook[2]  # an exact tie: the first
     squares = rng.integers(0, 256, (number, 12), dtype=np.uint8)
     squares[0] = codebook[5]
-    expected = [min(range(7), key=lambda k: (int(((row.astype(int) - codebook[k]) ** 2).sum()), k)) for row in squares]
+    expected = [
+        min(range(7), key=lambda k: (int(((row.astype(int) - codebook[k]) ** 2).sum()), k))
+        for row in squares
+    ]
     assert nearest(squares, codebook).tolist() == expected
-    assert [int(nearest(row[None], codebook)[0]) for row in squares] == expected, "whatever is encoded together"
+    assert [int(nearest(row[None], codebook)[0]) for row in squares] == expected, (
+        "whatever is encoded together"
+    )
 
 
 def test_what_looks_the_same_has_the_same_codes() -> None:
@@ -72,22 +78,48 @@ def test_what_looks_the_same_has_the_same_codes() -> None:
 
 
 def test_training_finds_the_squares_there_are(tmp_path: Path) -> None:
-    pictures = PatchTokenizer(SMALL, CODEBOOK).decode(np.array([[0, 1, 2, 0], [2, 2, 1, 0]], np.int32))
+    pictures = PatchTokenizer(SMALL, CODEBOOK).decode(
+        np.array([[0, 1, 2, 0], [2, 2, 1, 0]], np.int32)
+    )
     path = SMALL.train(pictures, tmp_path, steps=5, validation_NHWC=pictures, show_progress=False)
-    tokenizer = PatchTokenizerConfig(resolution=4, patch_size=2, codebook_size=3, weights=str(path)).build()
+    tokenizer = PatchTokenizerConfig(
+        resolution=4, patch_size=2, codebook_size=3, weights=str(path)
+    ).build()
     again = tokenizer.decode(tokenizer.encode(pictures))
-    assert np.abs(again.astype(int) - pictures).max() <= 3, "squares are learned up to the rounding that makes near ones one"
+    assert np.abs(again.astype(int) - pictures).max() <= 3, (
+        "squares are learned up to the rounding that makes near ones one"
+    )
     assert json.loads((tmp_path / "training.json").read_text())["different_squares"] == 3
     with pytest.raises(DataError) as error:
-        PatchTokenizerConfig(resolution=4, patch_size=2, codebook_size=4, weights=None).train(pictures, tmp_path, steps=1)
-    assert str(error.value) == ("pictures to learn squares from: hold 3 different squares, fewer than codebook_size 4\n"
-                                "  next: give more pictures, or a smaller codebook")
+        PatchTokenizerConfig(resolution=4, patch_size=2, codebook_size=4, weights=None).train(
+            pictures, tmp_path, steps=1
+        )
+    assert str(error.value) == (
+        "pictures to learn squares from: hold 3 different squares, fewer than codebook_size 4\n"
+        "  next: give more pictures, or a smaller codebook"
+    )
 
 
 def test_by_the_command(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert main(["tokenizer", "train-image", "retrieval-gain", "image_tokenizer.weights=null", "image_tokenizer.codebook_size=64",
-                 "dataset.concepts=starter", "--steps", "2", "-o", str(out), "--quiet"]) == 0
+    assert (
+        main(
+            [
+                "tokenizer",
+                "train-image",
+                "retrieval-gain",
+                "image_tokenizer.weights=null",
+                "image_tokenizer.codebook_size=64",
+                "dataset.concepts=starter",
+                "--steps",
+                "2",
+                "-o",
+                str(out),
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     recipe = compose(str(out / "recipe.yaml"), [], registry=load_registry())
     assert recipe.image_tokenizer is not None
     assert recipe.image_tokenizer.build().codebook_size == 64
@@ -103,9 +135,16 @@ def test_bad_files(tmp_path: Path) -> None:
     save_codebook(path, 2, CODEBOOK[:2])
     with pytest.raises(CheckpointError) as other:
         config.build()
-    assert str(other.value) == (f"{path}: holds 2 squares of 2 pixels a side, the recipe says 3 of 2\n"
-                                "  next: set image_tokenizer.codebook_size and patch_size as in the file, or give another file")
-    save_file({"codebook": CODEBOOK.astype(np.float32)}, path, {"format": "cm3leon patches 1", "patch_size": "2"})
+    assert str(other.value) == (
+        f"{path}: holds 2 squares of 2 pixels a side, the recipe says 3 of 2\n"
+        "  next: set image_tokenizer.codebook_size and patch_size as in the file, or give "
+        "another file"
+    )
+    save_file(
+        {"codebook": CODEBOOK.astype(np.float32)},
+        path,
+        {"format": "cm3leon patches 1", "patch_size": "2"},
+    )
     with pytest.raises(CheckpointError, match="is not of the format 'cm3leon patches 1'"):
         config.build()
     path.write_bytes(b"nothing")
@@ -113,8 +152,13 @@ def test_bad_files(tmp_path: Path) -> None:
         config.build()
     with pytest.raises(CheckpointError) as unknown:
         PatchTokenizerConfig(weights="bundled:none").build()
-    assert str(unknown.value) == ("image_tokenizer.weights=bundled:none: no such bundled tokenizer\n"
-                                  "  next: bundled: emoji32; or give a path")
+    assert str(unknown.value) == (
+        "image_tokenizer.weights=bundled:none: no such bundled tokenizer\n"
+        "  next: bundled: emoji32; or give a path"
+    )
     with pytest.raises(RecipeError) as odd:
         PatchTokenizerConfig(resolution=30).check()
-    assert str(odd.value) == "image_tokenizer.resolution: is 30, not a multiple of patch_size 4\n  next: change one of the two"
+    assert (
+        str(odd.value)
+        == "image_tokenizer.resolution: is 30, not a multiple of patch_size 4\n  next: change one of the two"
+    )

@@ -1,4 +1,5 @@
-"""The quickstart, end to end on a few pictures: stages run, leave files, are not done twice, and are refused early when wrong."""
+"""The quickstart, end to end on a few pictures: stages run, leave files, are not done twice, and
+are refused early when wrong."""
 
 from __future__ import annotations
 
@@ -16,8 +17,16 @@ from cm3core.cli.main import main
 from cm3core.errors import RecipeError
 from cm3core.plugins import load_registry
 
-SMALL = ["decoder.num_layers=1", "decoder.d_model=32", "decoder.num_heads=1", "dataset.styles=[noto,twemoji]",
-         "train.num_threads=1", "train.minutes=null", "train.steps=3", "train.validation_documents=2"]
+SMALL = [
+    "decoder.num_layers=1",
+    "decoder.d_model=32",
+    "decoder.num_heads=1",
+    "dataset.styles=[noto,twemoji]",
+    "train.num_threads=1",
+    "train.minutes=null",
+    "train.steps=3",
+    "train.validation_documents=2",
+]
 
 
 @pytest.fixture
@@ -33,7 +42,9 @@ def overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return [*SMALL, f"dataset.concepts={concepts}"]
 
 
-def test_all_stages_and_again(overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_stages_and_again(
+    overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     arguments = ["quickstart", "-o", str(out), *overrides]
     assert main(arguments) == 0
@@ -42,14 +53,25 @@ def test_all_stages_and_again(overrides: list[str], tmp_path: Path, capsys: pyte
         assert (out / name).stat().st_size > 0
         assert f"({name})" in report
     drawn = json.loads((out / "drawn.json").read_text())
-    assert drawn["splits"]["train"]["real_r5"] == 1.0, "the judge knows every real picture among four texts"
-    assert {name: len(captions) for name, captions in drawn["captions"].items()} == {"held_out": 1, "trained": 2}
+    assert drawn["splits"]["train"]["real_r5"] == 1.0, (
+        "the judge knows every real picture among four texts"
+    )
+    assert {name: len(captions) for name, captions in drawn["captions"].items()} == {
+        "held_out": 1,
+        "trained": 2,
+    }
     assert drawn["repairs"]["trained"]["real_r5"] == 1.0
     assert "training pictures: 0 of 2 captions name the right thing" in report
     assert "| training concepts" in report
-    before = (out / "pictures-train.png").stat().st_mtime_ns, (out / "training.json").stat().st_mtime_ns
+    before = (
+        (out / "pictures-train.png").stat().st_mtime_ns,
+        (out / "training.json").stat().st_mtime_ns,
+    )
     assert main(arguments) == 0, "the same command again only writes the report"
-    assert before == ((out / "pictures-train.png").stat().st_mtime_ns, (out / "training.json").stat().st_mtime_ns)
+    assert before == (
+        (out / "pictures-train.png").stat().st_mtime_ns,
+        (out / "training.json").stat().st_mtime_ns,
+    )
     assert f"done: open {out / 'report.md'}" in capsys.readouterr().out
 
 
@@ -62,7 +84,12 @@ def test_a_prompts_own_picture_is_never_in_front(overrides: list[str], tmp_path:
     asked = showing._asked(Model(recipe, build(recipe, registry, stage="train")), "train")
     assert asked
     for one in asked:
-        keys = {segment.key for document in one.in_front for segment in document if hasattr(segment, "key")}
+        keys = {
+            segment.key
+            for document in one.in_front
+            for segment in document
+            if hasattr(segment, "key")
+        }
         assert keys
         assert one.picture.key not in keys
 
@@ -76,17 +103,23 @@ def test_training_takes_most_of_the_time() -> None:
 def test_no_minutes_are_refused() -> None:
     with pytest.raises(RecipeError) as caught:
         Quickstart(load_registry(), Path("x"), minutes=0)
-    assert str(caught.value) == "--minutes: must be more than 0\n  next: give the minutes that the whole may take, such as 18"
+    assert (
+        str(caught.value)
+        == "--minutes: must be more than 0\n  next: give the minutes that the whole may take, such as 18"
+    )
 
 
-def test_a_wrong_override_is_found_before_anything_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_override_is_found_before_anything_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["quickstart", "-o", str(tmp_path / "out"), "decoder.num_layer=2"]) == 2
     assert "num_layers" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_table_places_pictures(tmp_path: Path) -> None:
-    """A red and a blue picture stand in their tiles, under a row's text; a missing one leaves white."""
+    """A red and a blue picture stand in their tiles, under a row's text; a missing one leaves
+    white."""
     red, blue = (np.full((64, 64, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
     write_table(tmp_path / "table.png", ["a", "b", "c"], [("first", [red, None, blue])])
     pixels = np.asarray(Image.open(tmp_path / "table.png"))

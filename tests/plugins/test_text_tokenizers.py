@@ -1,4 +1,5 @@
-"""Text tokenizers `bpe` and `byte`: the kit, a merge order worked out by hand, files that must be refused."""
+"""Text tokenizers `bpe` and `byte`: the kit, a merge order worked out by hand, files that must be
+refused."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ class TestByte(TextTokenizerContract):
 
 
 def test_merges_by_hand() -> None:
-    """aab x 3, aac: (a, a) occurs 4 times and is merged first, then (aa, b), 3 times; (aa, c) occurs once and is not merged."""
+    """aab x 3, aac: (a, a) occurs 4 times and is merged first, then (aa, b), 3 times; (aa, c)
+    occurs once and is not merged."""
     tokenizer = BPETokenizerConfig(vocab_size=300).build(["aab", "aab", "aab", "aac"])
     content = json.loads(tokenizer.content)
     assert content["model"]["merges"] == [["a", "a"], ["aa", "b"]]
@@ -59,19 +61,31 @@ def test_order_of_texts_does_not_matter(texts: list[str]) -> None:
 
 
 def test_the_same_in_another_process() -> None:
-    code = ("import sys, json; from cm3plugins.text_tokenizers.bpe import BPETokenizerConfig;"
-            "print(BPETokenizerConfig(vocab_size=320).build(json.loads(sys.argv[1])).fingerprint)")
-    output = subprocess.run([sys.executable, "-c", code, json.dumps(SAMPLE_TEXTS)], capture_output=True, text=True, check=True)
-    assert output.stdout.strip() == BPETokenizerConfig(vocab_size=320).build(SAMPLE_TEXTS).fingerprint
+    code = (
+        "import sys, json; from cm3plugins.text_tokenizers.bpe import BPETokenizerConfig;"
+        "print(BPETokenizerConfig(vocab_size=320).build(json.loads(sys.argv[1])).fingerprint)"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(SAMPLE_TEXTS)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (
+        output.stdout.strip() == BPETokenizerConfig(vocab_size=320).build(SAMPLE_TEXTS).fingerprint
+    )
 
 
 def test_another_size_is_another_fingerprint() -> None:
-    assert BPETokenizerConfig(vocab_size=270).build(SAMPLE_TEXTS).fingerprint != BPETokenizerConfig(
-        vocab_size=271).build(SAMPLE_TEXTS).fingerprint
+    assert (
+        BPETokenizerConfig(vocab_size=270).build(SAMPLE_TEXTS).fingerprint
+        != BPETokenizerConfig(vocab_size=271).build(SAMPLE_TEXTS).fingerprint
+    )
 
 
 def test_a_text_that_is_a_special_token_often_stays_text() -> None:
-    """Even a corpus full of `<break>` brings no token that the text does not spell letter by letter."""
+    """Even a corpus full of `<break>` brings no token that the text does not spell letter by
+    letter."""
     tokenizer = BPETokenizerConfig(vocab_size=300).build(["<break>"] * 50)
     ids = tokenizer.encode("<break>")
     assert "".join(tokenizer.decode([token]) for token in ids) == "<break>"
@@ -104,43 +118,71 @@ def message(error: Any) -> str:
 def test_too_small() -> None:
     with pytest.raises(RecipeError) as caught:
         BPETokenizerConfig(vocab_size=255).build(SAMPLE_TEXTS)
-    assert message(caught) == ("text_tokenizer.vocab_size: is 255; the 256 bytes alone take 256 ids\n"
-                               "  next: use 256 or more (CM3leon: 56320), or text_tokenizer=byte")
+    assert message(caught) == (
+        "text_tokenizer.vocab_size: is 255; the 256 bytes alone take 256 ids\n"
+        "  next: use 256 or more (CM3leon: 56320), or text_tokenizer=byte"
+    )
 
 
 def test_neither_file_nor_texts() -> None:
     with pytest.raises(TokenizerError) as caught:
         BPETokenizerConfig().build()
-    assert message(caught) == ("text_tokenizer: has neither a file nor texts to be trained on\n"
-                               "  next: give text_tokenizer.path, or a data set")
+    assert message(caught) == (
+        "text_tokenizer: has neither a file nor texts to be trained on\n"
+        "  next: give text_tokenizer.path, or a data set"
+    )
 
 
 def test_invalid_text_in_the_corpus() -> None:
     with pytest.raises(TokenizerError) as caught:
         BPETokenizerConfig().build(["fine", "\ud800"])
-    assert message(caught) == ("text 1 of the corpus: is not valid Unicode (surrogates not allowed at 0)\n"
-                               "  next: remove the lone surrogate")
+    assert message(caught) == (
+        "text 1 of the corpus: is not valid Unicode (surrogates not allowed at 0)\n"
+        "  next: remove the lone surrogate"
+    )
 
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError) as caught:
         BPETokenizerConfig(path=str(tmp_path / "no.json")).build()
-    assert message(caught) == (f"{tmp_path / 'no.json'}: there is no such file\n"
-                               "  next: correct text_tokenizer.path, or train one with 'cm3 tokenizer train-text'")
+    assert message(caught) == (
+        f"{tmp_path / 'no.json'}: there is no such file\n"
+        "  next: correct text_tokenizer.path, or train one with 'cm3 tokenizer train-text'"
+    )
 
 
-@pytest.mark.parametrize(("change", "cause"), [
-    ({"added_tokens": [{"id": 256, "content": "<eos>", "special": True}]},
-     'its added_tokens is [{"id": 256, "content": "<eos>", "special": true}]; a lossless byte-level BPE has []'),
-    ({"normalizer": {"type": "NFKC"}}, 'its normalizer is {"type": "NFKC"}; a lossless byte-level BPE has null'),
-    ({"pre_tokenizer": {"type": "Whitespace"}},
-     'its pre_tokenizer.type is "Whitespace"; a lossless byte-level BPE has "ByteLevel"'),
-    ({"model": {"type": "WordPiece"}}, 'its model.type is "WordPiece"; a lossless byte-level BPE has "BPE"'),
-    ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}},
-     "its model.vocab lacks 255 of the 256 bytes, so some texts would lose letters"),
-    ({"model": {"type": "BPE", "vocab": {"a": 1}, "merges": []}}, "its model.vocab does not number its tokens 0, 1, 2, ..."),
-])
-def test_a_tokenizer_that_loses_text_is_refused(tmp_path: Path, change: dict[str, Any], cause: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (
+            {"added_tokens": [{"id": 256, "content": "<eos>", "special": True}]},
+            'its added_tokens is [{"id": 256, "content": "<eos>", "special": true}]; a lossless byte-level BPE has []',
+        ),
+        (
+            {"normalizer": {"type": "NFKC"}},
+            'its normalizer is {"type": "NFKC"}; a lossless byte-level BPE has null',
+        ),
+        (
+            {"pre_tokenizer": {"type": "Whitespace"}},
+            'its pre_tokenizer.type is "Whitespace"; a lossless byte-level BPE has "ByteLevel"',
+        ),
+        (
+            {"model": {"type": "WordPiece"}},
+            'its model.type is "WordPiece"; a lossless byte-level BPE has "BPE"',
+        ),
+        (
+            {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}},
+            "its model.vocab lacks 255 of the 256 bytes, so some texts would lose letters",
+        ),
+        (
+            {"model": {"type": "BPE", "vocab": {"a": 1}, "merges": []}},
+            "its model.vocab does not number its tokens 0, 1, 2, ...",
+        ),
+    ],
+)
+def test_a_tokenizer_that_loses_text_is_refused(
+    tmp_path: Path, change: dict[str, Any], cause: str
+) -> None:
     content = json.loads(BPETokenizerConfig(vocab_size=256).build([]).content) | change
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(content))
@@ -152,4 +194,7 @@ def test_a_tokenizer_that_loses_text_is_refused(tmp_path: Path, change: dict[str
 def test_another_tokenizers_folder(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError) as caught:
         ByteTokenizerConfig().load(tmp_path)
-    assert message(caught) == f"{tmp_path}: holds no byte tokenizer\n  next: use the recipe that the folder was written with"
+    assert (
+        message(caught)
+        == f"{tmp_path}: holds no byte tokenizer\n  next: use the recipe that the folder was written with"
+    )

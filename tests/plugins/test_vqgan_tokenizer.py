@@ -1,4 +1,5 @@
-"""The VQGAN behind the image tokenizer interface: the kit's laws, weights files, fingerprints, recipes, errors."""
+"""The VQGAN behind the image tokenizer interface: the kit's laws, weights files, fingerprints,
+recipes, errors."""
 
 from __future__ import annotations
 
@@ -17,7 +18,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cm3core.errors import CheckpointError, RecipeError, TokenizerError
-from cm3core.evaluation.image_tokenizer import evaluate_image_tokenizer, perplexity_of, psnr_per_picture
+from cm3core.evaluation.image_tokenizer import (
+    evaluate_image_tokenizer,
+    perplexity_of,
+    psnr_per_picture,
+)
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
 from cm3core.testing.image_tokenizer import ImageTokenizerContract
@@ -26,8 +31,17 @@ from cm3plugins.image_tokenizers.vqgan.model import VQModel
 from cm3plugins.image_tokenizers.vqgan.tokenizer import VQGANTokenizer, weights_file
 from cm3plugins.image_tokenizers.vqgan.weights import load_weights, save_weights
 
-TINY = VQGANConfig(weights=None, resolution=16, ch=16, ch_mult=(1, 2), z_channels=8, embed_dim=4, codebook_size=32,
-                   patch_size=2, norm_groups=4)
+TINY = VQGANConfig(
+    weights=None,
+    resolution=16,
+    ch=16,
+    ch_mult=(1, 2),
+    z_channels=8,
+    embed_dim=4,
+    codebook_size=32,
+    patch_size=2,
+    norm_groups=4,
+)
 
 
 def tiny_model() -> VQModel:
@@ -52,7 +66,9 @@ class TestBundledTokenizer(ImageTokenizerContract):
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.safetensors"
-    save_weights(path, TINY.architecture, tiny_model().state_dict(), half=True, notes={"seconds": "1"})
+    save_weights(
+        path, TINY.architecture, tiny_model().state_dict(), half=True, notes={"seconds": "1"}
+    )
     return path
 
 
@@ -68,7 +84,9 @@ def test_file_gives_back_the_network(weights: Path) -> None:
 
 
 @pytest.mark.parametrize("half", [True, False])
-def test_a_checkpoints_copy_is_exact_and_no_larger_than_the_file(tmp_path: Path, half: bool) -> None:
+def test_a_checkpoints_copy_is_exact_and_no_larger_than_the_file(
+    tmp_path: Path, half: bool
+) -> None:
     path = tmp_path / "tiny.safetensors"
     save_weights(path, TINY.architecture, tiny_model().state_dict(), half=half)
     tokenizer = replace(TINY, weights=str(path)).build()
@@ -81,16 +99,24 @@ def test_a_checkpoints_copy_is_exact_and_no_larger_than_the_file(tmp_path: Path,
     for name, tensor in tokenizer.model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], tensor), name
     copy.write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(CheckpointError, match=r"copy/model\.safetensors: not a readable safetensors file"):
+    with pytest.raises(
+        CheckpointError, match=r"copy/model\.safetensors: not a readable safetensors file"
+    ):
         TINY.load(tmp_path / "copy")
 
 
 def test_fingerprint_covers_what_codes_mean(weights: Path) -> None:
-    """Encoder, codebook and shape change it; the weights that only draw, and the file's notes, do not."""
+    """Encoder, codebook and shape change it; the weights that only draw, and the file's notes, do
+    not."""
     base = VQGANTokenizer(tiny_model()).fingerprint
     assert len(base) == 64
-    for name, changes in (("encoder.conv_in.weight", True), ("quant_conv.bias", True), ("quantize.embedding.weight", True),
-                          ("decoder.conv_out.bias", False), ("post_quant_conv.weight", False)):
+    for name, changes in (
+        ("encoder.conv_in.weight", True),
+        ("quant_conv.bias", True),
+        ("quantize.embedding.weight", True),
+        ("decoder.conv_out.bias", False),
+        ("post_quant_conv.weight", False),
+    ):
         model = tiny_model()
         model.state_dict()[name].view(-1)[0].add_(0.5)
         assert (VQGANTokenizer(model).fingerprint != base) == changes, name
@@ -100,20 +126,26 @@ def test_fingerprint_covers_what_codes_mean(weights: Path) -> None:
 
 
 def test_codes_do_not_depend_on_the_batch() -> None:
-    """A picture alone, among others, or behind a batch border gets the same codes (bundled weights)."""
+    """A picture alone, among others, or behind a batch border gets the same codes (bundled
+    weights)."""
     rng = np.random.default_rng(1)
-    pictures = rng.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)
+    pictures = (
+        rng.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)
+    )
     tokenizer = VQGANConfig().build()
     together = tokenizer.encode(pictures)
     alone = np.concatenate([tokenizer.encode(pictures[i : i + 1]) for i in (0, 31, 32, 39)])
-    assert (together[[0, 31, 32, 39]] == alone).mean() > 0.999  # a tie within rounding may fall either way
+    # a tie within rounding may fall either way
+    assert (together[[0, 31, 32, 39]] == alone).mean() > 0.999
 
 
 def test_bundled_tokenizer_keeps_pictures() -> None:
     """The shipped weights redraw simple drawings: a disc on white, another colour each."""
     y, x = np.mgrid[:64, :64]
     disc = ((y - 32) ** 2 + (x - 32) ** 2 < 20**2)[None, :, :, None]
-    colours = np.array([[220, 40, 40], [40, 160, 60], [60, 90, 220], [250, 200, 30]], np.uint8)[:, None, None]
+    colours = np.array([[220, 40, 40], [40, 160, 60], [60, 90, 220], [250, 200, 30]], np.uint8)[
+        :, None, None
+    ]
     pictures = np.where(disc, colours, np.uint8(255)).astype(np.uint8)
     report = evaluate_image_tokenizer(VQGANConfig().build(), pictures)
     assert report.psnr > 24
@@ -136,7 +168,8 @@ def test_no_weights_says_what_to_do() -> None:
         TINY.build()
     assert str(caught.value) == (
         "image_tokenizer.weights: is null: there are no weights to use\n"
-        "  next: train some with `cm3 tokenizer train-image`, then set image_tokenizer.weights to the file"
+        "  next: train some with `cm3 tokenizer train-image`, then set image_tokenizer.weights "
+        "to the file"
     )
 
 
@@ -145,7 +178,8 @@ def test_weights_of_another_shape_are_refused(weights: Path) -> None:
         replace(TINY, weights=str(weights), codebook_size=64, ch_mult=(2, 2)).build()
     assert str(caught.value) == (
         f"{weights}: weights of another shape: ch_mult is (1, 2) there and (2, 2) in the recipe, "
-        "codebook_size is 32 there and 64 in the recipe\n  next: set these keys of image_tokenizer, or give other weights"
+        "codebook_size is 32 there and 64 in the recipe\n  next: set these keys of "
+        "image_tokenizer, or give other weights"
     )
 
 
@@ -184,12 +218,19 @@ def test_truncated_and_foreign_files_are_refused(tmp_path: Path, weights: Path) 
         replace(TINY, weights="bundled:emoji65").build()
 
 
-@pytest.mark.parametrize(("key", "value", "message"), [
-    ("ch", 0, "image_tokenizer.ch: is 0, must be at least 1"),
-    ("ch_mult", [], "image_tokenizer.ch_mult: is [], must be positive numbers"),
-    ("resolution", 62, "image_tokenizer.resolution: is 62, not a multiple of the downsampling factor 4"),
-    ("norm_groups", 7, "image_tokenizer.norm_groups: 7 groups don't divide 128 channels"),
-])
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("ch", 0, "image_tokenizer.ch: is 0, must be at least 1"),
+        ("ch_mult", [], "image_tokenizer.ch_mult: is [], must be positive numbers"),
+        (
+            "resolution",
+            62,
+            "image_tokenizer.resolution: is 62, not a multiple of the downsampling factor 4",
+        ),
+        ("norm_groups", 7, "image_tokenizer.norm_groups: 7 groups don't divide 128 channels"),
+    ],
+)
 def test_impossible_shapes_are_refused(key: str, value: Any, message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         VQGANConfig(**{key: value}).check()
@@ -197,12 +238,15 @@ def test_impossible_shapes_are_refused(key: str, value: Any, message: str) -> No
 
 
 def test_impossible_training_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"image_tokenizer\.training\.batch_size: is 0, must be at least 1"):
+    with pytest.raises(
+        RecipeError, match=r"image_tokenizer\.training\.batch_size: is 0, must be at least 1"
+    ):
         VQGANConfig(training=VQGANTraining(batch_size=0)).check()
 
 
 def test_recipes_describe_the_tokenizers() -> None:
-    """`tokenizer-emoji64` is how the bundled weights were made; `tokenizer-vqgan-f8` has the paper's geometry."""
+    """`tokenizer-emoji64` is how the bundled weights were made; `tokenizer-vqgan-f8` has the
+    paper's geometry."""
     registry = load_registry()
     emoji = compose("tokenizer-emoji64", registry=registry)
     assert isinstance(emoji.image_tokenizer, VQGANConfig)
@@ -213,7 +257,8 @@ def test_recipes_describe_the_tokenizers() -> None:
         recorded = json.loads(file.metadata()["run"])["training"]
     stated = json.loads(json.dumps(asdict(emoji.image_tokenizer.training)))
     assert {key: stated[key] for key in recorded if key != "num_threads"} == {
-        key: value for key, value in recorded.items() if key != "num_threads"}
+        key: value for key, value in recorded.items() if key != "num_threads"
+    }
     f8 = compose("tokenizer-vqgan-f8", registry=registry)
     assert isinstance(f8.image_tokenizer, VQGANConfig)
     assert (f8.image_tokenizer.grid, f8.image_tokenizer.codebook_size) == ((32, 32), 8192)
@@ -223,4 +268,9 @@ def test_recipes_describe_the_tokenizers() -> None:
 
 def test_describing_imports_no_torch() -> None:
     code = "import sys, cm3plugins.image_tokenizers.vqgan; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, check=False).returncode == 0
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, check=False
+        ).returncode
+        == 0
+    )

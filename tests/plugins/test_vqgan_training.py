@@ -1,4 +1,5 @@
-"""The tokenizer's trainer: it learns, revives dead codes, resumes bit for bit, survives SIGKILL, refuses hostile files."""
+"""The tokenizer's trainer: it learns, revives dead codes, resumes bit for bit, survives SIGKILL,
+refuses hostile files."""
 
 from __future__ import annotations
 
@@ -28,10 +29,26 @@ from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig, VQGANTraining
 from cm3plugins.image_tokenizers.vqgan.model import VectorQuantizer, VQModel
 from cm3plugins.image_tokenizers.vqgan.training import batch_indices, train_image_tokenizer
 
-SHAPE: dict[str, Any] = {"resolution": 16, "ch": 16, "ch_mult": (1,), "z_channels": 8, "embed_dim": 4, "codebook_size": 16,
-                         "norm_groups": 4}
-QUICK = VQGANTraining(batch_size=4, learning_rate=3e-3, warmup_steps=5, perceptual_weight=0.0, codebook_init_steps=4,
-                      revive_after_steps=5, reservoir_size=256, log_every_steps=2, num_threads=1)
+SHAPE: dict[str, Any] = {
+    "resolution": 16,
+    "ch": 16,
+    "ch_mult": (1,),
+    "z_channels": 8,
+    "embed_dim": 4,
+    "codebook_size": 16,
+    "norm_groups": 4,
+}
+QUICK = VQGANTraining(
+    batch_size=4,
+    learning_rate=3e-3,
+    warmup_steps=5,
+    perceptual_weight=0.0,
+    codebook_init_steps=4,
+    revive_after_steps=5,
+    reservoir_size=256,
+    log_every_steps=2,
+    num_threads=1,
+)
 
 
 def config(training: VQGANTraining = QUICK, **shape: Any) -> VQGANConfig:
@@ -45,10 +62,17 @@ def tiles(num: int = 8) -> PixelArray:
     return colours[rng.integers(0, 5, (num, 2, 2))].repeat(8, axis=1).repeat(8, axis=2)
 
 
-def train(out: Path, steps: int, training: VQGANTraining = QUICK, **options: Any) -> dict[str, torch.Tensor]:
-    train_image_tokenizer(config(training), tiles(), out, steps=steps, show_progress=False, **options)
+def train(
+    out: Path, steps: int, training: VQGANTraining = QUICK, **options: Any
+) -> dict[str, torch.Tensor]:
+    train_image_tokenizer(
+        config(training), tiles(), out, steps=steps, show_progress=False, **options
+    )
     state = torch.load(out / "state.pt", weights_only=True)
-    return {**state["trainer"]["model"], **{f"average.{k}": v for k, v in state["trainer"]["average"].items()}}
+    return {
+        **state["trainer"]["model"],
+        **{f"average.{k}": v for k, v in state["trainer"]["average"].items()},
+    }
 
 
 def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
@@ -59,15 +83,26 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 def test_overfitting_few_tiles_raises_psnr(tmp_path: Path) -> None:
     """PSNR of training pictures grows by more than 10 dB, and is what the log says."""
     images = tiles()
-    paths = [train_image_tokenizer(config(), images, tmp_path / str(n), steps=n, show_progress=False, validation_NHWC=images)
-             for n in (6, 200)]
+    paths = [
+        train_image_tokenizer(
+            config(),
+            images,
+            tmp_path / str(n),
+            steps=n,
+            show_progress=False,
+            validation_NHWC=images,
+        )
+        for n in (6, 200)
+    ]
     reports = [evaluate_image_tokenizer(config_of(path).build(), images) for path in paths]
     assert reports[1].psnr > reports[0].psnr + 10
     assert reports[1].psnr > 24
     assert reports[1].picture.shape == (2 * 16, 8 * 16, 3)
     lines = [json.loads(line) for line in (tmp_path / "200" / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["psnr"] == pytest.approx(reports[1].psnr, abs=0.2)  # the file holds fp16
-    assert {"step", "seconds", "loss", "l1", "l2", "codebook", "learning_rate", "revived"} <= lines[-2].keys()
+    assert {"step", "seconds", "loss", "l1", "l2", "codebook", "learning_rate", "revived"} <= lines[
+        -2
+    ].keys()
     assert (tmp_path / "200" / "reconstructions.png").is_file()
 
 
@@ -76,9 +111,20 @@ def config_of(weights: Path) -> VQGANConfig:
 
 
 def test_adversarial_and_perceptual_terms_train(tmp_path: Path) -> None:
-    """All losses at once, gradient codebook: finite, and the generator's term appears at its start."""
-    training = replace(QUICK, disc_weight=0.8, disc_start=0.5, disc_layers=1, disc_channels=8, perceptual_weight=0.1,
-                       perceptual_start=0.25, perceptual_stages=(0,), edge_weight=0.5, codebook_update="gradient")
+    """All losses at once, gradient codebook: finite, and the generator's term appears at its
+    start."""
+    training = replace(
+        QUICK,
+        disc_weight=0.8,
+        disc_start=0.5,
+        disc_layers=1,
+        disc_channels=8,
+        perceptual_weight=0.1,
+        perceptual_start=0.25,
+        perceptual_stages=(0,),
+        edge_weight=0.5,
+        codebook_update="gradient",
+    )
     train(tmp_path, 8, training)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert ["generator" in line for line in lines] == [False, False, True, True]
@@ -88,9 +134,18 @@ def test_adversarial_and_perceptual_terms_train(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_resume_is_exact(tmp_path: Path, update: Literal["ema", "gradient"]) -> None:
-    """12 steps at once, and the same 12 cut off at 8 by an exception and resumed: equal bit for bit."""
-    training = replace(QUICK, codebook_update=update, checkpoint_every_steps=4, align_code_space=update == "ema",
-                       disc_weight=0.5, disc_start=0.2, disc_layers=1, disc_channels=8)
+    """12 steps at once, and the same 12 cut off at 8 by an exception and resumed: equal bit for
+    bit."""
+    training = replace(
+        QUICK,
+        codebook_update=update,
+        checkpoint_every_steps=4,
+        align_code_space=update == "ema",
+        disc_weight=0.5,
+        disc_start=0.2,
+        disc_layers=1,
+        disc_channels=8,
+    )
     whole = train(tmp_path / "whole", 12, training)
     saved = []
 
@@ -118,7 +173,8 @@ train_image_tokenizer(config(training), tiles(), {out!r}, steps=40, resume=True,
 
 
 def test_sigkill_then_resume_is_exact(tmp_path: Path) -> None:
-    """A real process, killed after its first checkpoint, gives the weights of an uninterrupted run when resumed."""
+    """A real process, killed after its first checkpoint, gives the weights of an uninterrupted run
+    when resumed."""
     training = replace(QUICK, checkpoint_every_steps=5)
     whole = train(tmp_path / "whole", 40, training)
     out = tmp_path / "killed"
@@ -126,7 +182,9 @@ def test_sigkill_then_resume_is_exact(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment)
     deadline = time.monotonic() + 60
-    while not (out / "state.pt").exists() and process.poll() is None and time.monotonic() < deadline:
+    while (
+        not (out / "state.pt").exists() and process.poll() is None and time.monotonic() < deadline
+    ):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the process ended before it could be killed"
@@ -139,7 +197,8 @@ def test_another_configuration_is_not_resumed(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         train(tmp_path, 6, replace(QUICK, learning_rate=1e-3), resume=True)
     assert str(caught.value) == (
-        f"{tmp_path / 'state.pt'}: it belongs to a run with another configuration: training.learning_rate was 0.003, is 0.001\n"
+        f"{tmp_path / 'state.pt'}: it belongs to a run with another configuration: "
+        "training.learning_rate was 0.003, is 0.001\n"
         "  next: resume with the same recipe and budget, or choose another folder"
     )
 
@@ -173,7 +232,8 @@ def test_wrong_pictures_and_budgets_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         train_image_tokenizer(config(), np.zeros((2, 8, 8, 3), np.uint8), tmp_path, steps=1)
     assert str(caught.value) == (
-        "training pictures: uint8 [2, 8, 8, 3], expected uint8 [N, 16, 16, 3]\n  next: resize with cm3core.images.fit"
+        "training pictures: uint8 [2, 8, 8, 3], expected uint8 [N, 16, 16, 3]\n  next: resize "
+        "with cm3core.images.fit"
     )
     with pytest.raises(DataError, match="either minutes or steps"):
         train_image_tokenizer(config(), tiles(), tmp_path, steps=1, minutes=1.0)
@@ -183,18 +243,29 @@ def test_minutes_end_the_run(tmp_path: Path) -> None:
     started = time.monotonic()
     train_image_tokenizer(config(), tiles(), tmp_path, minutes=0.02, show_progress=False)
     assert 1.0 < time.monotonic() - started < 10.0
-    rates = [json.loads(line)["learning_rate"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    rates = [
+        json.loads(line)["learning_rate"]
+        for line in (tmp_path / "log.jsonl").read_text().splitlines()
+    ]
     assert rates[-1] < 0.2 * max(rates)  # the cosine follows the clock
 
 
 def test_dead_codes_are_revived() -> None:
-    """Codes that nothing chose for three steps restart at remembered vectors; used ones stay where averages put them."""
+    """Codes that nothing chose for three steps restart at remembered vectors; used ones stay where
+    averages put them."""
     quantizer = VectorQuantizer(4, 2, beta=0.25, l2_normalize=False)
-    quantizer.embedding.weight.data.copy_(torch.tensor([[0.0, 0.0], [50.0, 0.0], [0.0, 60.0], [70.0, 70.0]]))
-    updater = CodebookUpdater(quantizer, use_ema=False, decay=0.9, revive_after_steps=3, reservoir_size=8)
+    quantizer.embedding.weight.data.copy_(
+        torch.tensor([[0.0, 0.0], [50.0, 0.0], [0.0, 60.0], [70.0, 70.0]])
+    )
+    updater = CodebookUpdater(
+        quantizer, use_ema=False, decay=0.9, revive_after_steps=3, reservoir_size=8
+    )
     z = torch.tensor([[0.1, 0.0], [0.0, 0.2], [50.0, 1.0]])
     generator = torch.Generator().manual_seed(0)
-    revived = [updater.update(z, quantizer.nearest(z, quantizer.entries()), generator).tolist() for _ in range(3)]
+    revived = [
+        updater.update(z, quantizer.nearest(z, quantizer.entries()), generator).tolist()
+        for _ in range(3)
+    ]
     assert revived == [[], [], [2, 3]]
     codes = quantizer.embedding.weight.detach()
     assert codes[:2].tolist() == [[0.0, 0.0], [50.0, 0.0]]
@@ -206,7 +277,9 @@ def test_moving_average_by_hand() -> None:
     """decay 0.5: counts (1 + 2) / 2 and (1 + 0) / 2; sums (0 + 4) / 2 and (10 + 0) / 2."""
     quantizer = VectorQuantizer(2, 1, beta=0.25, l2_normalize=False)
     quantizer.embedding.weight.data.copy_(torch.tensor([[0.0], [10.0]]))
-    updater = CodebookUpdater(quantizer, use_ema=True, decay=0.5, revive_after_steps=9, reservoir_size=8)
+    updater = CodebookUpdater(
+        quantizer, use_ema=True, decay=0.5, revive_after_steps=9, reservoir_size=8
+    )
     updater.update(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 0]), torch.Generator())
     assert quantizer.embedding.weight.flatten().tolist() == pytest.approx([2 / 1.5, 5 / 0.5])
 
@@ -214,11 +287,15 @@ def test_moving_average_by_hand() -> None:
 def test_kmeans_start_finds_the_clusters() -> None:
     """Three tight clusters, three codes: each ends at a cluster's mean."""
     quantizer = VectorQuantizer(3, 1, beta=0.25, l2_normalize=False)
-    updater = CodebookUpdater(quantizer, use_ema=True, decay=0.9, revive_after_steps=9, reservoir_size=300)
+    updater = CodebookUpdater(
+        quantizer, use_ema=True, decay=0.9, revive_after_steps=9, reservoir_size=300
+    )
     clusters = torch.tensor([-5.0, 0.0, 7.0])
     updater.remember((clusters.repeat(100) + torch.linspace(-0.1, 0.1, 300))[:, None])
     updater.start_from_kmeans(torch.Generator().manual_seed(3))
-    assert sorted(quantizer.embedding.weight.flatten().tolist()) == pytest.approx([-5.0, 0.0, 7.0], abs=0.01)
+    assert sorted(quantizer.embedding.weight.flatten().tolist()) == pytest.approx(
+        [-5.0, 0.0, 7.0], abs=0.01
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -228,7 +305,9 @@ def test_every_epoch_sees_every_picture_once(num_pictures: int, batch_size: int,
     seen = [i for step in range(6) for i in batch_indices(seed, step, batch_size, num_pictures)]
     assert len(seen) == 6 * batch_size
     for epoch in range(len(seen) // num_pictures):
-        assert sorted(seen[epoch * num_pictures : (epoch + 1) * num_pictures]) == list(range(num_pictures))
+        assert sorted(seen[epoch * num_pictures : (epoch + 1) * num_pictures]) == list(
+            range(num_pictures)
+        )
 
 
 def test_weights_file_is_half_precision_but_for_the_codebook(tmp_path: Path) -> None:
@@ -239,7 +318,8 @@ def test_weights_file_is_half_precision_but_for_the_codebook(tmp_path: Path) -> 
 
 
 def test_code_space_is_aligned_with_pixels() -> None:
-    """The autoencoder computes what it did, codes move by L, and small squared distances become squared pixel errors."""
+    """The autoencoder computes what it did, codes move by L, and small squared distances become
+    squared pixel errors."""
     torch.manual_seed(0)
     model = VQModel(config().architecture)
     pixels = torch.rand(16, 3, 16, 16) * 2 - 1

@@ -1,12 +1,15 @@
-"""The attention kernel's backward pass, without atomics: every sum has one order, so equal inputs give equal bits.
+"""The attention kernel's backward pass, without atomics: every sum has one order, so equal inputs
+give equal bits.
 
-With w the weights, g the gradient of the output, and delta = sum over the head dimension of g * out - (gradient of lse):
+With w the weights, g the gradient of the output, and delta = sum over the head dimension of g * out
+- (gradient of lse):
 
     grad_v = w^T g        d = w * (g v^T - delta)        grad_q = scale * d k        grad_k = scale * d^T q
 
-`delta_kernel`, then `grad_keys_kernel` (a tile of keys and key head; walks over the query heads of its group and the tiles of
-queries that see it) and `grad_queries_kernel` (a tile of queries; walks over its tiles of keys as the forward pass does).
-Both recompute w from the scores and lse: seven products instead of five are the price of no atomics. Legend: `_tiles.py`.
+`delta_kernel`, then `grad_keys_kernel` (a tile of keys and key head; walks over the query heads of
+its group and the tiles of queries that see it) and `grad_queries_kernel` (a tile of queries; walks
+over its tiles of keys as the forward pass does). Both recompute w from the scores and lse: seven
+products instead of five are the price of no atomics. Legend: `_tiles.py`.
 """
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
@@ -17,12 +20,34 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cm3kernels.attention._tiles import FAR, LOG2E, key_tiles, load_tile, query_range, store_tile, visible
+from cm3kernels.attention._tiles import (
+    FAR,
+    LOG2E,
+    key_tiles,
+    load_tile,
+    query_range,
+    store_tile,
+    visible,
+)
 
 
 @triton.jit(do_not_specialize=["T"])
-def delta_kernel(out_ptr, grad_ptr, lse_ptr, grad_lse_ptr, delta_ptr, g_row, g_token, g_head, T, HEAD_DIM: tl.constexpr,
-                 BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, HAS_GRAD_LSE: tl.constexpr, WIDE: tl.constexpr):
+def delta_kernel(
+    out_ptr,
+    grad_ptr,
+    lse_ptr,
+    grad_lse_ptr,
+    delta_ptr,
+    g_row,
+    g_token,
+    g_head,
+    T,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    HAS_GRAD_LSE: tl.constexpr,
+    WIDE: tl.constexpr,
+):
     """Grid (tiles of queries, H, B). delta [B, H, T]."""
     inner: tl.constexpr = tl.float64 if WIDE else tl.float32
     first = tl.program_id(0) * BLOCK_Q
@@ -31,24 +56,56 @@ def delta_kernel(out_ptr, grad_ptr, lse_ptr, grad_lse_ptr, delta_ptr, g_row, g_t
     query = first + tl.arange(0, BLOCK_Q)
     out_ptr += (row * T * num_heads + head) * HEAD_DIM
     grad_ptr += row * g_row + head.to(tl.int64) * g_head
-    out = load_tile(out_ptr, first, num_heads * HEAD_DIM, query < T, BLOCK_Q, HEAD_DIM, BLOCK_D, True)
+    out = load_tile(
+        out_ptr, first, num_heads * HEAD_DIM, query < T, BLOCK_Q, HEAD_DIM, BLOCK_D, True
+    )
     grad = load_tile(grad_ptr, first, g_token, query < T, BLOCK_Q, HEAD_DIM, BLOCK_D, True)
     delta = tl.sum(out.to(inner) * grad.to(inner), 1)
     at = (row * num_heads + head) * T + query
     if HAS_GRAD_LSE:
         # A query that sees nothing has no lse to differentiate, whatever came back for its -inf.
         lse = tl.load(lse_ptr + at, mask=query < T, other=0.0)
-        delta -= tl.where(lse == float("-inf"), 0.0, tl.load(grad_lse_ptr + at, mask=query < T, other=0.0))
+        delta -= tl.where(
+            lse == float("-inf"), 0.0, tl.load(grad_lse_ptr + at, mask=query < T, other=0.0)
+        )
     tl.store(delta_ptr + at, delta, mask=query < T)
 
 
 @triton.jit
-def _grad_key_tiles(grad_k, grad_v, k, v, q_ptr, grad_ptr, lse_ptr, delta_ptr, start_ptr, tiles_ptr, q_token, q_head, g_token,
-                    g_head, T, key, first_tile, begin, num_tiles, gap_at, gap, scale, GROUP: tl.constexpr,
-                    HEAD_DIM: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr, HAS_START: tl.constexpr,
-                    PRECISION: tl.constexpr, MASKED: tl.constexpr):
-    """Add what `num_tiles` tiles of queries, from number `begin` on, contribute, one query head of the group after the other, in
-    one loop: a nested one keeps too much in registers. Everything is [BLOCK_K, ...], queries in columns."""
+def _grad_key_tiles(
+    grad_k,
+    grad_v,
+    k,
+    v,
+    q_ptr,
+    grad_ptr,
+    lse_ptr,
+    delta_ptr,
+    start_ptr,
+    tiles_ptr,
+    q_token,
+    q_head,
+    g_token,
+    g_head,
+    T,
+    key,
+    first_tile,
+    begin,
+    num_tiles,
+    gap_at,
+    gap,
+    scale,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    HAS_START: tl.constexpr,
+    PRECISION: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Add what `num_tiles` tiles of queries, from number `begin` on, contribute, one query head of
+    the group after the other, in one loop: a nested one keeps too much in registers. Everything is
+    [BLOCK_K, ...], queries in columns."""
     for step in tl.range(0, num_tiles * GROUP):
         index = step
         q_at, grad_at, lse_at, delta_at = q_ptr, grad_ptr, lse_ptr, delta_ptr
@@ -77,29 +134,68 @@ def _grad_key_tiles(grad_k, grad_v, k, v, q_ptr, grad_ptr, lse_ptr, delta_ptr, s
         if MASKED:
             seen = (key[:, None] <= query[None, :]) & (query < T)[None, :]
             if HAS_START:
-                seen &= key[:, None] >= tl.load(start_ptr + query, mask=query < T, other=FAR)[None, :]
+                seen &= (
+                    key[:, None] >= tl.load(start_ptr + query, mask=query < T, other=FAR)[None, :]
+                )
             weights = tl.where(seen, weights, 0.0)
         grad = load_tile(grad_at, first, g_token, query < T, BLOCK_Q, HEAD_DIM, BLOCK_D, MASKED)
-        grad_v = tl.dot(weights.to(grad.dtype), grad, grad_v, input_precision=PRECISION, out_dtype=grad_v.dtype)
+        grad_v = tl.dot(
+            weights.to(grad.dtype), grad, grad_v, input_precision=PRECISION, out_dtype=grad_v.dtype
+        )
         if MASKED:
             delta = tl.load(delta_at + query, mask=query < T, other=0.0)
         else:
             delta = tl.load(delta_at + query)
-        grad_scores = weights * (tl.dot(v, tl.trans(grad), input_precision=PRECISION) - delta[None, :])
+        grad_scores = weights * (
+            tl.dot(v, tl.trans(grad), input_precision=PRECISION) - delta[None, :]
+        )
         if MASKED:
             # Also where a key that nobody sees holds NaN: 0 * NaN.
             grad_scores = tl.where(seen, grad_scores, 0.0)
-        grad_k = tl.dot(grad_scores.to(q.dtype), q, grad_k, input_precision=PRECISION, out_dtype=grad_k.dtype)
+        grad_k = tl.dot(
+            grad_scores.to(q.dtype), q, grad_k, input_precision=PRECISION, out_dtype=grad_k.dtype
+        )
     return grad_k, grad_v
 
 
 @triton.jit(do_not_specialize=["T"])
-def grad_keys_kernel(q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, start_ptr, tiles_ptr, counts_ptr, grad_k_ptr,
-                     grad_v_ptr, q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, g_row, g_token, g_head,
-                     T, scale,
-                     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr,
-                     BLOCK_K: tl.constexpr, HAS_START: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr):
-    """Grid (tiles of keys, K, B): the first tiles of keys have the longest walks. grad_k, grad_v [B, T, K, D] contiguous."""
+def grad_keys_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    grad_ptr,
+    lse_ptr,
+    delta_ptr,
+    start_ptr,
+    tiles_ptr,
+    counts_ptr,
+    grad_k_ptr,
+    grad_v_ptr,
+    q_row,
+    q_token,
+    q_head,
+    k_row,
+    k_token,
+    k_head,
+    v_row,
+    v_token,
+    v_head,
+    g_row,
+    g_token,
+    g_head,
+    T,
+    scale,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HAS_START: tl.constexpr,
+    WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Grid (tiles of keys, K, B): the first tiles of keys have the longest walks. grad_k, grad_v
+    [B, T, K, D] contiguous."""
     inner: tl.constexpr = tl.float64 if WIDE else tl.float32
     tile, num_tiles = tl.program_id(0), tl.num_programs(0)
     key_head, num_key_heads = tl.program_id(1), tl.num_programs(1)
@@ -115,7 +211,8 @@ def grad_keys_kernel(q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, start_pt
         num_some = tl.load(counts_ptr + (row * num_tiles + tile) * 2 + 1)
         partial, num_partial = num_whole, num_some - num_whole
     else:
-        # From the diagonal to the end; whole ones lie after the last key and have all their queries.
+        # From the diagonal to the end; whole ones lie after the last key and have all their
+        # queries.
         lo = first // BLOCK_Q
         whole = tl.minimum(tl.cdiv(first + BLOCK_K - 1, BLOCK_Q), num_query_tiles)
         num_whole = tl.maximum(T // BLOCK_Q - whole, 0)
@@ -133,11 +230,67 @@ def grad_keys_kernel(q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, start_pt
     lse_ptr += (row * num_key_heads * GROUP + head) * T
     delta_ptr += (row * num_key_heads * GROUP + head) * T
     grad_k, grad_v = _grad_key_tiles(
-        grad_k, grad_v, k, v, q_ptr, grad_ptr, lse_ptr, delta_ptr, start_ptr, tiles_ptr, q_token, q_head, g_token, g_head, T, key,
-        whole, 0, num_whole, 0, 0, scale * LOG2E, GROUP, HEAD_DIM, BLOCK_Q, BLOCK_D, HAS_START, PRECISION, False)
+        grad_k,
+        grad_v,
+        k,
+        v,
+        q_ptr,
+        grad_ptr,
+        lse_ptr,
+        delta_ptr,
+        start_ptr,
+        tiles_ptr,
+        q_token,
+        q_head,
+        g_token,
+        g_head,
+        T,
+        key,
+        whole,
+        0,
+        num_whole,
+        0,
+        0,
+        scale * LOG2E,
+        GROUP,
+        HEAD_DIM,
+        BLOCK_Q,
+        BLOCK_D,
+        HAS_START,
+        PRECISION,
+        False,
+    )
     grad_k, grad_v = _grad_key_tiles(
-        grad_k, grad_v, k, v, q_ptr, grad_ptr, lse_ptr, delta_ptr, start_ptr, tiles_ptr, q_token, q_head, g_token, g_head, T, key,
-        lo, partial, num_partial, whole, num_whole, scale * LOG2E, GROUP, HEAD_DIM, BLOCK_Q, BLOCK_D, HAS_START, PRECISION, True)
+        grad_k,
+        grad_v,
+        k,
+        v,
+        q_ptr,
+        grad_ptr,
+        lse_ptr,
+        delta_ptr,
+        start_ptr,
+        tiles_ptr,
+        q_token,
+        q_head,
+        g_token,
+        g_head,
+        T,
+        key,
+        lo,
+        partial,
+        num_partial,
+        whole,
+        num_whole,
+        scale * LOG2E,
+        GROUP,
+        HEAD_DIM,
+        BLOCK_Q,
+        BLOCK_D,
+        HAS_START,
+        PRECISION,
+        True,
+    )
 
     out = (row * T * num_key_heads + key_head) * HEAD_DIM
     stride = num_key_heads * HEAD_DIM
@@ -146,9 +299,32 @@ def grad_keys_kernel(q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, start_pt
 
 
 @triton.jit
-def _grad_query_tiles(grad_q, q, grad, lse, delta, k_ptr, v_ptr, k_token, v_token, start, last, key_lo, key_hi, first_tile,
-                      num_tiles, gap_at, gap, scale, HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-                      HAS_START: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr):
+def _grad_query_tiles(
+    grad_q,
+    q,
+    grad,
+    lse,
+    delta,
+    k_ptr,
+    v_ptr,
+    k_token,
+    v_token,
+    start,
+    last,
+    key_lo,
+    key_hi,
+    first_tile,
+    num_tiles,
+    gap_at,
+    gap,
+    scale,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    HAS_START: tl.constexpr,
+    PRECISION: tl.constexpr,
+    MASKED: tl.constexpr,
+):
     """Add what `num_tiles` tiles of keys contribute; `lse` is in units of log2."""
     for index in tl.range(0, num_tiles):
         tile = first_tile + index
@@ -159,19 +335,53 @@ def _grad_query_tiles(grad_q, q, grad, lse, delta, k_ptr, v_ptr, k_token, v_toke
         needed = (key >= key_lo) & (key < key_hi)
         k = load_tile(k_ptr, first, k_token, needed, BLOCK_K, HEAD_DIM, BLOCK_D, MASKED)
         v = load_tile(v_ptr, first, v_token, needed, BLOCK_K, HEAD_DIM, BLOCK_D, MASKED)
-        weights = tl.math.exp2(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale - lse[:, None])
+        weights = tl.math.exp2(
+            tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale - lse[:, None]
+        )
         if MASKED:
             weights = tl.where(visible(start, last, key, HAS_START), weights, 0.0)
-        grad_scores = weights * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
-        grad_q = tl.dot(grad_scores.to(k.dtype), k, grad_q, input_precision=PRECISION, out_dtype=grad_q.dtype)
+        grad_scores = weights * (
+            tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None]
+        )
+        grad_q = tl.dot(
+            grad_scores.to(k.dtype), k, grad_q, input_precision=PRECISION, out_dtype=grad_q.dtype
+        )
     return grad_q
 
 
 @triton.jit(do_not_specialize=["T"])
-def grad_queries_kernel(q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, start_ptr, grad_q_ptr,
-                        q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, g_row, g_token, g_head, T, scale,
-                        GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr,
-                        BLOCK_K: tl.constexpr, HAS_START: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr):
+def grad_queries_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    grad_ptr,
+    lse_ptr,
+    delta_ptr,
+    start_ptr,
+    grad_q_ptr,
+    q_row,
+    q_token,
+    q_head,
+    k_row,
+    k_token,
+    k_head,
+    v_row,
+    v_token,
+    v_head,
+    g_row,
+    g_token,
+    g_head,
+    T,
+    scale,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HAS_START: tl.constexpr,
+    WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Grid (tiles of queries, H, B). grad_q [B, T, H, D] contiguous."""
     inner: tl.constexpr = tl.float64 if WIDE else tl.float32
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -180,23 +390,95 @@ def grad_queries_kernel(q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, start
     first = tile * BLOCK_Q
     query = first + tl.arange(0, BLOCK_Q)
     start, last, offset = query_range(start_ptr, start_ptr, row, query, T, T, HAS_START, False)
-    key_lo, key_hi, lo, whole, num_whole, num_partial = key_tiles(start, last, offset, query, first, T, T, BLOCK_Q, BLOCK_K,
-                                                                  HAS_START)
+    key_lo, key_hi, lo, whole, num_whole, num_partial = key_tiles(
+        start, last, offset, query, first, T, T, BLOCK_Q, BLOCK_K, HAS_START
+    )
 
     k_ptr += row * k_row + (head // GROUP).to(tl.int64) * k_head
     v_ptr += row * v_row + (head // GROUP).to(tl.int64) * v_head
-    q = load_tile(q_ptr + row * q_row + head.to(tl.int64) * q_head, first, q_token, query < T, BLOCK_Q, HEAD_DIM, BLOCK_D, True)
-    grad = load_tile(grad_ptr + row * g_row + head.to(tl.int64) * g_head, first, g_token, query < T, BLOCK_Q, HEAD_DIM, BLOCK_D,
-                     True)
+    q = load_tile(
+        q_ptr + row * q_row + head.to(tl.int64) * q_head,
+        first,
+        q_token,
+        query < T,
+        BLOCK_Q,
+        HEAD_DIM,
+        BLOCK_D,
+        True,
+    )
+    grad = load_tile(
+        grad_ptr + row * g_row + head.to(tl.int64) * g_head,
+        first,
+        g_token,
+        query < T,
+        BLOCK_Q,
+        HEAD_DIM,
+        BLOCK_D,
+        True,
+    )
     at = (row * num_heads + head) * T + query
     lse = tl.load(lse_ptr + at, mask=query < T, other=0.0) * LOG2E
     delta = tl.load(delta_ptr + at, mask=query < T, other=0.0)
     grad_q = tl.zeros([BLOCK_Q, BLOCK_D], inner)
-    grad_q = _grad_query_tiles(grad_q, q, grad, lse, delta, k_ptr, v_ptr, k_token, v_token, start, last, key_lo, key_hi,
-                               whole, num_whole, 0, 0, scale * LOG2E, HEAD_DIM, BLOCK_K, BLOCK_D, HAS_START,
-                               PRECISION, False)
-    grad_q = _grad_query_tiles(grad_q, q, grad, lse, delta, k_ptr, v_ptr, k_token, v_token, start, last, key_lo, key_hi,
-                               lo, num_partial, whole, num_whole, scale * LOG2E, HEAD_DIM, BLOCK_K, BLOCK_D, HAS_START,
-                               PRECISION, True)
-    store_tile(grad_q_ptr + (row * T * num_heads + head) * HEAD_DIM, first, num_heads * HEAD_DIM, query < T, grad_q * scale,
-               BLOCK_Q, HEAD_DIM, BLOCK_D)
+    grad_q = _grad_query_tiles(
+        grad_q,
+        q,
+        grad,
+        lse,
+        delta,
+        k_ptr,
+        v_ptr,
+        k_token,
+        v_token,
+        start,
+        last,
+        key_lo,
+        key_hi,
+        whole,
+        num_whole,
+        0,
+        0,
+        scale * LOG2E,
+        HEAD_DIM,
+        BLOCK_K,
+        BLOCK_D,
+        HAS_START,
+        PRECISION,
+        False,
+    )
+    grad_q = _grad_query_tiles(
+        grad_q,
+        q,
+        grad,
+        lse,
+        delta,
+        k_ptr,
+        v_ptr,
+        k_token,
+        v_token,
+        start,
+        last,
+        key_lo,
+        key_hi,
+        lo,
+        num_partial,
+        whole,
+        num_whole,
+        scale * LOG2E,
+        HEAD_DIM,
+        BLOCK_K,
+        BLOCK_D,
+        HAS_START,
+        PRECISION,
+        True,
+    )
+    store_tile(
+        grad_q_ptr + (row * T * num_heads + head) * HEAD_DIM,
+        first,
+        num_heads * HEAD_DIM,
+        query < T,
+        grad_q * scale,
+        BLOCK_Q,
+        HEAD_DIM,
+        BLOCK_D,
+    )

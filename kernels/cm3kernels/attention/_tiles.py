@@ -1,8 +1,9 @@
 """What the attention kernels share: loading a tile, and the keys that a tile of queries sees.
 
-Legend of all kernels: row b, query head h, key head h // GROUP; a tile is BLOCK_Q queries or BLOCK_K keys, its second dimension
-BLOCK_D >= HEAD_DIM. `*_row`, `*_token`, `*_head` are strides in elements; the head dimension's is 1. Scores are in units of
-log2: exp2 is the hardware's exponential.
+Legend of all kernels: row b, query head h, key head h // GROUP; a tile is BLOCK_Q queries or
+BLOCK_K keys, its second dimension BLOCK_D >= HEAD_DIM. `*_row`, `*_token`, `*_head` are strides in
+elements; the head dimension's is 1. Scores are in units of log2: exp2 is the hardware's
+exponential.
 """
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
@@ -20,9 +21,18 @@ FAR = tl.constexpr(2**30)
 
 
 @triton.jit
-def load_tile(pointer, first, stride, needed, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-              MASKED: tl.constexpr):
-    """[BLOCK, BLOCK_D] from token `first` on; zeros where not `needed` [BLOCK] (MASKED) and past the head dimension."""
+def load_tile(
+    pointer,
+    first,
+    stride,
+    needed,
+    BLOCK: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """[BLOCK, BLOCK_D] from token `first` on; zeros where not `needed` [BLOCK] (MASKED) and past
+    the head dimension."""
     token = tl.arange(0, BLOCK)
     dim = tl.arange(0, BLOCK_D)
     pointers = pointer + first.to(tl.int64) * stride + (token[:, None] * stride + dim[None, :])
@@ -36,17 +46,33 @@ def load_tile(pointer, first, stride, needed, BLOCK: tl.constexpr, HEAD_DIM: tl.
 
 
 @triton.jit
-def store_tile(pointer, first, stride, needed, tile, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+def store_tile(
+    pointer,
+    first,
+    stride,
+    needed,
+    tile,
+    BLOCK: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     """The reverse: tokens that are `needed`, in the pointer's dtype."""
     token = tl.arange(0, BLOCK)
     dim = tl.arange(0, BLOCK_D)
     pointers = pointer + first.to(tl.int64) * stride + (token[:, None] * stride + dim[None, :])
-    tl.store(pointers, tile.to(pointer.dtype.element_ty), mask=needed[:, None] & (dim < HEAD_DIM)[None, :])
+    tl.store(
+        pointers,
+        tile.to(pointer.dtype.element_ty),
+        mask=needed[:, None] & (dim < HEAD_DIM)[None, :],
+    )
 
 
 @triton.jit
-def query_range(start_ptr, offset_ptr, row, query, T, S, HAS_START: tl.constexpr, HAS_OFFSET: tl.constexpr):
-    """First and last key that each query sees, int32 [BLOCK_Q] each, first > last: none; and the row's offset.
+def query_range(
+    start_ptr, offset_ptr, row, query, T, S, HAS_START: tl.constexpr, HAS_OFFSET: tl.constexpr
+):
+    """First and last key that each query sees, int32 [BLOCK_Q] each, first > last: none; and the
+    row's offset.
 
     Without starts `start` is 0 for all, queries past T included: what they compute is not stored.
     """
@@ -61,8 +87,20 @@ def query_range(start_ptr, offset_ptr, row, query, T, S, HAS_START: tl.constexpr
 
 
 @triton.jit
-def key_tiles(start, last, offset, query, first, T, S, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, HAS_START: tl.constexpr):
-    """The keys that the tile of queries from `first` on sees, and how its walk over tiles of keys is cut.
+def key_tiles(
+    start,
+    last,
+    offset,
+    query,
+    first,
+    T,
+    S,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HAS_START: tl.constexpr,
+):
+    """The keys that the tile of queries from `first` on sees, and how its walk over tiles of keys
+    is cut.
 
     Returns, all scalars:
         key_lo, key_hi: first key that some query sees, and one past the last; nothing outside is read.

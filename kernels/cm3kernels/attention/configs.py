@@ -1,7 +1,8 @@
 """Launch configurations of the attention kernels: a table, no tuning at run time.
 
-Registers bound the choice: 64 K a multiprocessor, 255 a thread. `python -m cm3kernels.aot --only attention` prints what each
-configuration needs; none spills. Head dimensions are padded to 32, 64 or 128.
+Registers bound the choice: 64 K a multiprocessor, 255 a thread.
+`python -m cm3kernels.aot --only attention` prints what each configuration needs; none spills. Head
+dimensions are padded to 32, 64 or 128.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ BLOCKS_D = (32, 64, 128)
 
 @dataclass(frozen=True)
 class Launch:
-    """How one kernel is launched: queries and keys a tile, warps a block, stages of the loads' pipeline."""
+    """How one kernel is launched: queries and keys a tile, warps a block, stages of the loads'
+    pipeline."""
 
     block_q: int
     block_k: int
@@ -27,29 +29,44 @@ class Launch:
     num_stages: int
 
 
-#: kernel -> bytes of an element -> padded head dimension -> launch. Where sm_80 (163 KiB of shared memory, mma from registers)
-#: needs another than sm_90, the table `SM80` has it. A product that feeds another has 16 rows or more (queries; in `grad_keys`
-#: keys) for each warp: with fewer, warps repeat each other's work (`AotEntry.multiply_adds`).
+#: kernel -> bytes of an element -> padded head dimension -> launch. Where sm_80 (163 KiB of shared
+#: memory, mma from registers) needs another than sm_90, the table `SM80` has it. A product that
+#: feeds another has 16 rows or more (queries; in `grad_keys` keys) for each warp: with fewer, warps
+#: repeat each other's work (`AotEntry.multiply_adds`).
 SM90: dict[str, dict[int, dict[int, Launch]]] = {
-    "forward": {2: {32: Launch(128, 64, 4, 3), 64: Launch(128, 64, 8, 3), 128: Launch(128, 64, 8, 3)},
-                4: {32: Launch(64, 32, 4, 2), 64: Launch(64, 32, 4, 2), 128: Launch(16, 32, 4, 2)}},
-    "decode": {2: {32: Launch(16, 64, 4, 3), 64: Launch(16, 64, 4, 4), 128: Launch(16, 64, 4, 2)},
-               4: {32: Launch(16, 32, 4, 3), 64: Launch(16, 32, 4, 3), 128: Launch(16, 32, 4, 2)}},
-    "grad_keys": {2: {32: Launch(64, 64, 4, 2), 64: Launch(64, 64, 4, 2), 128: Launch(32, 128, 8, 2)},
-                  4: {32: Launch(16, 128, 8, 2), 64: Launch(16, 128, 8, 2), 128: Launch(16, 16, 4, 1)}},
-    "grad_queries": {2: {32: Launch(128, 64, 8, 2), 64: Launch(128, 64, 8, 2), 128: Launch(128, 64, 8, 2)},
-                     4: {32: Launch(16, 32, 4, 2), 64: Launch(16, 32, 4, 2), 128: Launch(16, 32, 4, 2)}},
+    "forward": {
+        2: {32: Launch(128, 64, 4, 3), 64: Launch(128, 64, 8, 3), 128: Launch(128, 64, 8, 3)},
+        4: {32: Launch(64, 32, 4, 2), 64: Launch(64, 32, 4, 2), 128: Launch(16, 32, 4, 2)},
+    },
+    "decode": {
+        2: {32: Launch(16, 64, 4, 3), 64: Launch(16, 64, 4, 4), 128: Launch(16, 64, 4, 2)},
+        4: {32: Launch(16, 32, 4, 3), 64: Launch(16, 32, 4, 3), 128: Launch(16, 32, 4, 2)},
+    },
+    "grad_keys": {
+        2: {32: Launch(64, 64, 4, 2), 64: Launch(64, 64, 4, 2), 128: Launch(32, 128, 8, 2)},
+        4: {32: Launch(16, 128, 8, 2), 64: Launch(16, 128, 8, 2), 128: Launch(16, 16, 4, 1)},
+    },
+    "grad_queries": {
+        2: {32: Launch(128, 64, 8, 2), 64: Launch(128, 64, 8, 2), 128: Launch(128, 64, 8, 2)},
+        4: {32: Launch(16, 32, 4, 2), 64: Launch(16, 32, 4, 2), 128: Launch(16, 32, 4, 2)},
+    },
 }
 SM80: dict[str, dict[int, dict[int, Launch]]] = {
-    "forward": {2: {128: Launch(128, 32, 8, 3)}, 4: {32: Launch(32, 32, 4, 2), 64: Launch(32, 32, 4, 2)}},
+    "forward": {
+        2: {128: Launch(128, 32, 8, 3)},
+        4: {32: Launch(32, 32, 4, 2), 64: Launch(32, 32, 4, 2)},
+    },
     "decode": {2: {128: Launch(16, 32, 4, 3)}},  # 64 keys spill 8 bytes
-    "grad_keys": {2: {32: Launch(64, 128, 8, 2), 64: Launch(32, 128, 8, 2), 128: Launch(64, 64, 8, 2)},
-                  4: {32: Launch(16, 16, 2, 1), 64: Launch(16, 16, 2, 1)}},
+    "grad_keys": {
+        2: {32: Launch(64, 128, 8, 2), 64: Launch(32, 128, 8, 2), 128: Launch(64, 64, 8, 2)},
+        4: {32: Launch(16, 16, 2, 1), 64: Launch(16, 16, 2, 1)},
+    },
     "grad_queries": {2: {128: Launch(64, 64, 8, 2)}, 4: {128: Launch(16, 32, 4, 1)}},
 }
 #: Of the row sums before the backward, which have no keys.
 DELTA = Launch(128, 0, 4, 1)
-#: In the interpreter a tile costs the same whatever its size; small ones reach more of the kernels' cases.
+#: In the interpreter a tile costs the same whatever its size; small ones reach more of the kernels'
+#: cases.
 INTERPRETED = Launch(32, 32, 4, 1)
 #: Up to this many queries (decoding) a kernel with a small tile of queries runs.
 MOST_DECODED = 16
@@ -61,8 +78,12 @@ def block_d(head_dim: int) -> int:
 
 
 def table(kernel: str, num_bytes: int, padded: int, *, capability: int) -> Launch:
-    """The launch of a kernel ("forward", "decode", "grad_keys", "grad_queries") on sm_80 or sm_90 and their successors."""
-    if capability < 90 and (older := SM80.get(kernel, {}).get(num_bytes, {}).get(padded)) is not None:
+    """The launch of a kernel ("forward", "decode", "grad_keys", "grad_queries") on sm_80 or sm_90
+    and their successors."""
+    if (
+        capability < 90
+        and (older := SM80.get(kernel, {}).get(num_bytes, {}).get(padded)) is not None
+    ):
         return older
     return SM90[kernel][num_bytes][padded]
 

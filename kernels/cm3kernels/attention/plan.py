@@ -1,4 +1,5 @@
-"""What the layers of one forward share: who sees whom, in the form that each implementation wants, made once and only when asked.
+"""What the layers of one forward share: who sees whom, in the form that each implementation wants,
+made once and only when asked.
 
 Legend: B rows, T queries, S keys, M tiles of queries, N tiles of keys.
 """
@@ -23,8 +24,19 @@ class AttentionPlan:
         offset: int32 or int64 [B]; None: 0 for all.
     """
 
-    def __init__(self, num_queries: int, num_keys: int, kv_start: Tensor | None = None, offset: Tensor | None = None) -> None:
-        self.num_queries, self.num_keys, self.kv_start, self.offset = num_queries, num_keys, kv_start, offset
+    def __init__(
+        self,
+        num_queries: int,
+        num_keys: int,
+        kv_start: Tensor | None = None,
+        offset: Tensor | None = None,
+    ) -> None:
+        self.num_queries, self.num_keys, self.kv_start, self.offset = (
+            num_queries,
+            num_keys,
+            kv_start,
+            offset,
+        )
         self._mask: Tensor | None = None
         self._segments: tuple[int, ...] | None = None
         self._looked_for_segments = False
@@ -43,11 +55,16 @@ class AttentionPlan:
         return self._mask
 
     def segments(self) -> tuple[int, ...] | None:
-        """Lengths of the documents of all rows in turn (their sum is B * T), where rows are packed documents that each see
-        themselves only; None where they are not, or where reading the values would wait for a device or end a compiled graph."""
+        """Lengths of the documents of all rows in turn (their sum is B * T), where rows are packed
+        documents that each see themselves only; None where they are not, or where reading the
+        values would wait for a device or end a compiled graph."""
         if not self._looked_for_segments and not torch.compiler.is_compiling():
             self._looked_for_segments = True
-            if self.kv_start is not None and self.offset is None and self.kv_start.device.type == "cpu":
+            if (
+                self.kv_start is not None
+                and self.offset is None
+                and self.kv_start.device.type == "cpu"
+            ):
                 self._segments = segments(self.kv_start)
         return self._segments
 
@@ -74,9 +91,13 @@ class AttentionPlan:
         return self._query_tiles[block_q, block_k]
 
 
-def visible_mask(num_queries: int, num_keys: int, kv_start: Tensor | None, offset: Tensor | None) -> Tensor:
+def visible_mask(
+    num_queries: int, num_keys: int, kv_start: Tensor | None, offset: Tensor | None
+) -> Tensor:
     """Bool [B, 1, T, S] of who sees whom; B is 1 without `kv_start` and `offset`."""
-    device = kv_start.device if kv_start is not None else offset.device if offset is not None else None
+    device = (
+        kv_start.device if kv_start is not None else offset.device if offset is not None else None
+    )
     key_S = torch.arange(num_keys, device=device)
     last_BT = torch.arange(num_queries, device=device)[None]
     if offset is not None:
@@ -104,7 +125,8 @@ def segments(kv_start_BT: Tensor) -> tuple[int, ...] | None:
 
 
 def query_tiles(start_BT: Tensor, block_q: int, block_k: int) -> tuple[Tensor, Tensor]:
-    """For each tile of keys, the tiles of queries that see some of it: first those that see it whole, then the others.
+    """For each tile of keys, the tiles of queries that see some of it: first those that see it
+    whole, then the others.
 
     Args:
         start_BT: int32 [B, T]; T keys as well.
@@ -112,9 +134,10 @@ def query_tiles(start_BT: Tensor, block_q: int, block_k: int) -> tuple[Tensor, T
         block_k: keys a tile; a multiple or a divisor of `block_q`.
 
     Returns:
-        tiles: int32 [B, N, M], each row a permutation of the tiles of queries in that order, ascending within each part.
-        counts: int32 [B, N, 2], how many see the tile whole, and how many see some of it (the former included).
-        A whole one has `block_q` queries. Exact for block_k >= block_q, and a superset on the diagonal otherwise.
+        tiles: int32 [B, N, M], each row a permutation of the tiles of queries in that order,
+        ascending within each part. counts: int32 [B, N, 2], how many see the tile whole, and how
+        many see some of it (the former included). A whole one has `block_q` queries. Exact for
+        block_k >= block_q, and a superset on the diagonal otherwise.
     """
     B, T = start_BT.shape
     device = start_BT.device
@@ -125,8 +148,10 @@ def query_tiles(start_BT: Tensor, block_q: int, block_k: int) -> tuple[Tensor, T
     start_BT = torch.where(sees_BT, start_BT, FAR)
     last_BT = torch.where(sees_BT, position_T, -1)
     # Missing queries start nowhere, so a ragged tile is never a whole one.
-    start_BMQ, last_BMQ = (pad(x, (0, spare), value=value).view(B, num_m, block_q)
-                           for x, value in ((start_BT, FAR), (last_BT, -1)))
+    start_BMQ, last_BMQ = (
+        pad(x, (0, spare), value=value).view(B, num_m, block_q)
+        for x, value in ((start_BT, FAR), (last_BT, -1))
+    )
     lowest_BM, highest_BM, last_BM = start_BMQ.amin(2), start_BMQ.amax(2), last_BMQ.amax(2)
 
     key_N1 = (torch.arange(num_n, device=device, dtype=torch.int32) * block_k)[:, None]

@@ -1,6 +1,8 @@
-"""Attention with one visibility rule, in plain tensor algebra: the meaning of every faster implementation.
+"""Attention with one visibility rule, in plain tensor algebra: the meaning of every faster
+implementation.
 
-Legend: B rows, T queries, S keys, H query heads, K key heads, G = H / K queries a key head, D head dimension.
+Legend: B rows, T queries, S keys, H query heads, K key heads, G = H / K queries a key head, D head
+dimension.
 """
 
 from __future__ import annotations
@@ -11,8 +13,15 @@ from torch import Tensor
 from cm3kernels.attention.plan import AttentionPlan, visible_mask
 
 
-def attention_reference(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, *, plan: AttentionPlan, scale: float,
-                        return_lse: bool) -> tuple[Tensor, Tensor | None]:
+def attention_reference(
+    q_BTHD: Tensor,
+    k_BSKD: Tensor,
+    v_BSKD: Tensor,
+    *,
+    plan: AttentionPlan,
+    scale: float,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
     """See `cm3kernels.attention`. Float32 inside, float64 for float64; memory B * H * T * S."""
     B, T, H, D = q_BTHD.shape
     S, K = k_BSKD.shape[1:3]
@@ -22,10 +31,15 @@ def attention_reference(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, *, plan:
 
     visible_B1TS = visible_mask(T, S, plan.kv_start, plan.offset).to(q_BTHD.device)
     visible_B11TS = visible_B1TS[:, None]
-    # Masks by boolean, never by arithmetic with -inf: a query that sees nothing gives zeros and zero gradients, not NaN.
+    # Masks by boolean, never by arithmetic with -inf: a query that sees nothing gives zeros and
+    # zero gradients, not NaN.
     scores_BKGTS = scores_BKGTS.masked_fill(~visible_B11TS, torch.finfo(inside).min)
     weights_BKGTS = torch.softmax(scores_BKGTS, dim=-1).masked_fill(~visible_B11TS, 0.0)
-    out_BTHD = torch.einsum("bkgts,bskd->btkgd", weights_BKGTS, v_BSKD.to(inside)).reshape(B, T, H, D).to(q_BTHD.dtype)
+    out_BTHD = (
+        torch.einsum("bkgts,bskd->btkgd", weights_BKGTS, v_BSKD.to(inside))
+        .reshape(B, T, H, D)
+        .to(q_BTHD.dtype)
+    )
     if not return_lse:
         return out_BTHD, None
     lse_BKGT = torch.logsumexp(scores_BKGTS, dim=-1).masked_fill(~visible_B11TS.any(-1), -torch.inf)

@@ -1,9 +1,10 @@
 """Attention by torch's `scaled_dot_product_attention`.
 
-Plain causal rows take `is_causal`, for which the kernels skip much of the upper half. On the CPU packed rows are attended
-document by document, one causal call each, where that is faster: no score across documents is computed, forward or backward.
-Everything else (a cache, retrieved documents, a GPU) takes a boolean mask.
-Legend: B rows, T queries, S keys, H query heads, K key heads, D head dimension, X tokens of all rows.
+Plain causal rows take `is_causal`, for which the kernels skip much of the upper half. On the CPU
+packed rows are attended document by document, one causal call each, where that is faster: no score
+across documents is computed, forward or backward. Everything else (a cache, retrieved documents, a
+GPU) takes a boolean mask. Legend: B rows, T queries, S keys, H query heads, K key heads, D head
+dimension, X tokens of all rows.
 """
 
 from __future__ import annotations
@@ -14,20 +15,30 @@ from torch import Tensor
 
 from cm3kernels.attention.plan import AttentionPlan
 
-#: What a call costs beside its scores, as a number of scores of one head of 64 dimensions: some 0.2 ms.
+#: What a call costs beside its scores, as a number of scores of one head of 64 dimensions: some 0.2
+#: ms.
 CALL_COST = 12_000
 #: How much faster the documents one by one must promise to be.
 MARGIN = 1.2
 
 
-def attention_sdpa(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, *, plan: AttentionPlan, scale: float,
-                   return_lse: bool) -> tuple[Tensor, None]:
+def attention_sdpa(
+    q_BTHD: Tensor,
+    k_BSKD: Tensor,
+    v_BSKD: Tensor,
+    *,
+    plan: AttentionPlan,
+    scale: float,
+    return_lse: bool,
+) -> tuple[Tensor, None]:
     """See `cm3kernels.attention`."""
     assert not return_lse, "refused by the dispatch"
     return _attend_plan(q_BTHD, k_BSKD, v_BSKD, plan, scale), None
 
 
-def _attend_plan(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
+def _attend_plan(
+    q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, plan: AttentionPlan, scale: float
+) -> Tensor:
     if plan.plain:
         return _attend(q_BTHD, k_BSKD, v_BSKD, None, scale)
     lengths = plan.segments()
@@ -35,16 +46,22 @@ def _attend_plan(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, plan: Attention
         return _attend(q_BTHD, k_BSKD, v_BSKD, None, scale)
     if lengths is None or not documents_are_faster(lengths, q_BTHD, torch.get_num_threads()):
         return _attend(q_BTHD, k_BSKD, v_BSKD, plan.mask(), scale)
-    # Splitting is free, and its backward one concatenation: slices would each fill a gradient of the whole with zeros.
-    documents = zip(*(x.flatten(0, 1).split(lengths) for x in (q_BTHD, k_BSKD, v_BSKD)), strict=True)
-    out_XHD = torch.cat([_attend(q[None], k[None], v[None], None, scale)[0] for q, k, v in documents])
+    # Splitting is free, and its backward one concatenation: slices would each fill a gradient of
+    # the whole with zeros.
+    documents = zip(
+        *(x.flatten(0, 1).split(lengths) for x in (q_BTHD, k_BSKD, v_BSKD)), strict=True
+    )
+    out_XHD = torch.cat(
+        [_attend(q[None], k[None], v[None], None, scale)[0] for q, k, v in documents]
+    )
     return out_XHD.view(q_BTHD.shape)
 
 
 def documents_are_faster(lengths: tuple[int, ...], q_BTHD: Tensor, num_threads: int) -> bool:
     """Whether one call a document beats one call with a mask, forward and backward, on the CPU.
 
-    The backward gives each thread whole heads of whole rows: three heads of one document keep two threads as long as four would.
+    The backward gives each thread whole heads of whole rows: three heads of one document keep two
+    threads as long as four would.
     """
     B, T, H, D = q_BTHD.shape
     together = -(-B * H // num_threads) * T**2 * D / 64
@@ -52,9 +69,18 @@ def documents_are_faster(lengths: tuple[int, ...], q_BTHD: Tensor, num_threads: 
     return MARGIN * one_by_one <= together
 
 
-def _attend(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask_B1TS: Tensor | None, scale: float) -> Tensor:
+def _attend(
+    q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask_B1TS: Tensor | None, scale: float
+) -> Tensor:
     """One call; causal without a mask."""
     q_BHTD, k_BKSD, v_BKSD = (x.transpose(1, 2) for x in (q_BTHD, k_BSKD, v_BSKD))
-    out_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BKSD, v_BKSD, attn_mask=mask_B1TS, is_causal=mask_B1TS is None,
-                                              scale=scale, enable_gqa=q_BHTD.shape[1] != k_BKSD.shape[1])
+    out_BHTD = F.scaled_dot_product_attention(
+        q_BHTD,
+        k_BKSD,
+        v_BKSD,
+        attn_mask=mask_B1TS,
+        is_causal=mask_B1TS is None,
+        scale=scale,
+        enable_gqa=q_BHTD.shape[1] != k_BKSD.shape[1],
+    )
     return out_BHTD.transpose(1, 2)

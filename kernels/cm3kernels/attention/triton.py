@@ -1,4 +1,5 @@
-"""The attention kernels as operators of torch: `cm3::attention` and `cm3::attention_backward`, launches, entries of the budget.
+"""The attention kernels as operators of torch: `cm3::attention` and `cm3::attention_backward`,
+launches, entries of the budget.
 
 Legend: B rows, T queries, S keys, H query heads, K key heads, D head dimension.
 """
@@ -21,32 +22,53 @@ from cm3kernels.attention._forward import forward_kernel
 from cm3kernels.attention.configs import DELTA, MOST_DECODED, Launch, block_d, launch, table
 from cm3kernels.attention.plan import AttentionPlan, query_tiles
 
-#: float32 products on tensor cores as three of tf32's: each factor is split into two of 11 bits, so a product's error is some
-#: 2^-22, beside float32's own 2^-24, where plain tf32 has 2^-11. "ieee" has no tensor cores; AMD's compiler has no tf32x3.
+#: float32 products on tensor cores as three of tf32's: each factor is split into two of 11 bits, so
+#: a product's error is some 2^-22, beside float32's own 2^-24, where plain tf32 has 2^-11. "ieee"
+#: has no tensor cores; AMD's compiler has no tf32x3.
 PRECISION = "ieee" if torch.version.hip else "tf32x3"
 
 
-def attention_triton(q: Tensor, k: Tensor, v: Tensor, *, plan: AttentionPlan, scale: float,
-                     return_lse: bool) -> tuple[Tensor, Tensor]:
+def attention_triton(
+    q: Tensor, k: Tensor, v: Tensor, *, plan: AttentionPlan, scale: float, return_lse: bool
+) -> tuple[Tensor, Tensor]:
     """See `cm3kernels.attention`; also returns lse when not asked, since it costs nothing."""
     for name, x in (("q", q), ("k", k), ("v", v)):
-        require(max(x.stride(1), 0) < LARGEST_TOKEN_STRIDE, OP,
-                f"{name}'s tokens lie {x.stride(1)} elements apart, must be under {LARGEST_TOKEN_STRIDE}; "
-                f"next: {name}.contiguous()")
-    require(max(q.shape[0], q.shape[2]) <= LARGEST_GRID and max(q.shape[1], k.shape[1]) < MOST_TOKENS, OP,
-            f"q is {list(q.shape)}, must have at most {LARGEST_GRID} rows and heads, and fewer than {MOST_TOKENS} tokens")
+        require(
+            max(x.stride(1), 0) < LARGEST_TOKEN_STRIDE,
+            OP,
+            f"{name}'s tokens lie {x.stride(1)} elements apart, must be under "
+            f"{LARGEST_TOKEN_STRIDE}; "
+            f"next: {name}.contiguous()",
+        )
+    require(
+        max(q.shape[0], q.shape[2]) <= LARGEST_GRID and max(q.shape[1], k.shape[1]) < MOST_TOKENS,
+        OP,
+        f"q is {list(q.shape)}, must have at most {LARGEST_GRID} rows and heads, and fewer than "
+        f"{MOST_TOKENS} tokens",
+    )
     tiles = counts = None
     if torch.is_grad_enabled() and plan.offset is None and any(x.requires_grad for x in (q, k, v)):
         shape = launch("grad_keys", q)
         tiles, counts = plan.query_tiles(shape.block_q, shape.block_k) or (None, None)
-    out, lse = torch.ops.cm3.attention(q, k, v, plan.narrow_start(), plan.narrow_offset(), tiles, counts, scale)
+    out, lse = torch.ops.cm3.attention(
+        q, k, v, plan.narrow_start(), plan.narrow_offset(), tiles, counts, scale
+    )
     return out, lse
 
 
 @torch.library.custom_op("cm3::attention", mutates_args=())
-def attention_op(q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, offset: Tensor | None, tiles: Tensor | None,
-                 counts: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """out [B, T, H, D] and lse [B, H, T] of the forward kernel; `tiles` and `counts` are `query_tiles`, for the backward."""
+def attention_op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    start: Tensor | None,
+    offset: Tensor | None,
+    tiles: Tensor | None,
+    counts: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """out [B, T, H, D] and lse [B, H, T] of the forward kernel; `tiles` and `counts` are
+    `query_tiles`, for the backward."""
     out, lse = _fake_attention(q, k, v, start, offset, tiles, counts, scale)
     B, T, H, _ = q.shape
     if out.numel() == 0:
@@ -54,39 +76,111 @@ def attention_op(q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, offset: 
     shape = launch("decode" if T <= MOST_DECODED else "forward", q)
     with _device_of(q):
         forward_kernel[triton.cdiv(T, shape.block_q), H, B](
-            q, k, v, q if start is None else start, q if offset is None else offset, out, lse,
-            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], T, k.shape[1], scale,
-            BLOCK_Q=shape.block_q, BLOCK_K=shape.block_k, HAS_START=start is not None, HAS_OFFSET=offset is not None,
-            num_warps=shape.num_warps, num_stages=shape.num_stages, GROUP=H // k.shape[2], **_constants(q))
+            q,
+            k,
+            v,
+            q if start is None else start,
+            q if offset is None else offset,
+            out,
+            lse,
+            *q.stride()[:3],
+            *k.stride()[:3],
+            *v.stride()[:3],
+            T,
+            k.shape[1],
+            scale,
+            BLOCK_Q=shape.block_q,
+            BLOCK_K=shape.block_k,
+            HAS_START=start is not None,
+            HAS_OFFSET=offset is not None,
+            num_warps=shape.num_warps,
+            num_stages=shape.num_stages,
+            GROUP=H // k.shape[2],
+            **_constants(q),
+        )
     return out, lse
 
 
 @attention_op.register_fake
-def _fake_attention(q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, offset: Tensor | None, tiles: Tensor | None,
-                    counts: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def _fake_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    start: Tensor | None,
+    offset: Tensor | None,
+    tiles: Tensor | None,
+    counts: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
     B, T, H, _ = q.shape
-    return q.new_empty(q.shape), q.new_empty((B, H, T), dtype=torch.promote_types(q.dtype, torch.float32))
+    return q.new_empty(q.shape), q.new_empty(
+        (B, H, T), dtype=torch.promote_types(q.dtype, torch.float32)
+    )
 
 
 @torch.library.custom_op("cm3::attention_backward", mutates_args=())
-def attention_backward_op(grad: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-                          start: Tensor | None, tiles: Tensor | None, counts: Tensor | None,
-                          scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v, contiguous. `grad` may be strided, as autograd gives it; `tiles` are made when missing."""
-    grad_q, grad_k, grad_v = _fake_attention_backward(grad, grad_lse, q, k, v, out, lse, start, tiles, counts, scale)
+def attention_backward_op(
+    grad: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    start: Tensor | None,
+    tiles: Tensor | None,
+    counts: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v, contiguous. `grad` may be strided, as autograd gives it; `tiles` are
+    made when missing."""
+    grad_q, grad_k, grad_v = _fake_attention_backward(
+        grad, grad_lse, q, k, v, out, lse, start, tiles, counts, scale
+    )
     if q.numel() == 0:
         return grad_q, grad_k, grad_v
     # The gradient of a sum is one number at stride 0: the kernels want a last stride of 1.
-    grad = grad if grad.stride(3) == 1 and grad.stride(1) < LARGEST_TOKEN_STRIDE else grad.contiguous()
+    grad = (
+        grad if grad.stride(3) == 1 and grad.stride(1) < LARGEST_TOKEN_STRIDE else grad.contiguous()
+    )
     with _device_of(q):
-        _launch_backward(grad, None if grad_lse is None else grad_lse.contiguous(), q, k, v, out, lse, torch.empty_like(lse),
-                         start, tiles, counts, scale, grad_q, grad_k, grad_v)
+        _launch_backward(
+            grad,
+            None if grad_lse is None else grad_lse.contiguous(),
+            q,
+            k,
+            v,
+            out,
+            lse,
+            torch.empty_like(lse),
+            start,
+            tiles,
+            counts,
+            scale,
+            grad_q,
+            grad_k,
+            grad_v,
+        )
     return grad_q, grad_k, grad_v
 
 
-def _launch_backward(grad: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-                     delta: Tensor, start: Tensor | None, tiles: Tensor | None, counts: Tensor | None, scale: float,
-                     grad_q: Tensor, grad_k: Tensor, grad_v: Tensor) -> None:
+def _launch_backward(
+    grad: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    start: Tensor | None,
+    tiles: Tensor | None,
+    counts: Tensor | None,
+    scale: float,
+    grad_q: Tensor,
+    grad_k: Tensor,
+    grad_v: Tensor,
+) -> None:
     B, T, H, D = q.shape
     K = k.shape[2]
     keys, queries = launch("grad_keys", q), launch("grad_queries", q)
@@ -94,23 +188,78 @@ def _launch_backward(grad: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor
         tiles, counts = query_tiles(start, keys.block_q, keys.block_k)
     constants = _constants(q)
     delta_kernel[triton.cdiv(T, DELTA.block_q), H, B](
-        out, grad, lse, lse if grad_lse is None else grad_lse, delta, *grad.stride()[:3], T, HEAD_DIM=D, BLOCK_D=block_d(D),
-        BLOCK_Q=DELTA.block_q, HAS_GRAD_LSE=grad_lse is not None, WIDE=constants["WIDE"], num_warps=DELTA.num_warps)
+        out,
+        grad,
+        lse,
+        lse if grad_lse is None else grad_lse,
+        delta,
+        *grad.stride()[:3],
+        T,
+        HEAD_DIM=D,
+        BLOCK_D=block_d(D),
+        BLOCK_Q=DELTA.block_q,
+        HAS_GRAD_LSE=grad_lse is not None,
+        WIDE=constants["WIDE"],
+        num_warps=DELTA.num_warps,
+    )
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grad.stride()[:3])
     constants |= {"HAS_START": start is not None, "GROUP": H // K}
     begin, tiles, counts = (lse if x is None else x for x in (start, tiles, counts))
     grad_keys_kernel[triton.cdiv(T, keys.block_k), K, B](
-        q, k, v, grad, lse, delta, begin, tiles, counts, grad_k, grad_v, *strides, T, scale,
-        BLOCK_Q=keys.block_q, BLOCK_K=keys.block_k, num_warps=keys.num_warps, num_stages=keys.num_stages, **constants)
+        q,
+        k,
+        v,
+        grad,
+        lse,
+        delta,
+        begin,
+        tiles,
+        counts,
+        grad_k,
+        grad_v,
+        *strides,
+        T,
+        scale,
+        BLOCK_Q=keys.block_q,
+        BLOCK_K=keys.block_k,
+        num_warps=keys.num_warps,
+        num_stages=keys.num_stages,
+        **constants,
+    )
     grad_queries_kernel[triton.cdiv(T, queries.block_q), H, B](
-        q, k, v, grad, lse, delta, begin, grad_q, *strides, T, scale, BLOCK_Q=queries.block_q, BLOCK_K=queries.block_k,
-        num_warps=queries.num_warps, num_stages=queries.num_stages, **constants)
+        q,
+        k,
+        v,
+        grad,
+        lse,
+        delta,
+        begin,
+        grad_q,
+        *strides,
+        T,
+        scale,
+        BLOCK_Q=queries.block_q,
+        BLOCK_K=queries.block_k,
+        num_warps=queries.num_warps,
+        num_stages=queries.num_stages,
+        **constants,
+    )
 
 
 @attention_backward_op.register_fake
-def _fake_attention_backward(grad: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-                             start: Tensor | None, tiles: Tensor | None, counts: Tensor | None,
-                             scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_attention_backward(
+    grad: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    start: Tensor | None,
+    tiles: Tensor | None,
+    counts: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
@@ -123,13 +272,17 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
     if ctx.cached:
-        raise RuntimeError("attention: the Triton kernels have no backward with an offset (cached decoding)\n"
-                           "  next: call them under torch.no_grad(), or use implementation='sdpa'")
+        raise RuntimeError(
+            "attention: the Triton kernels have no backward with an offset (cached decoding)\n"
+            "  next: call them under torch.no_grad(), or use implementation='sdpa'"
+        )
     q, k, v, out, lse, start, tiles, counts = ctx.saved_tensors
     grads: tuple[Tensor | None, ...] = (None, None, None)
     if grad is not None or grad_lse is not None:
         grad = torch.zeros_like(out) if grad is None else grad
-        grads = torch.ops.cm3.attention_backward(grad, grad_lse, q, k, v, out, lse, start, tiles, counts, ctx.scale)
+        grads = torch.ops.cm3.attention_backward(
+            grad, grad_lse, q, k, v, out, lse, start, tiles, counts, ctx.scale
+        )
     return (*grads, None, None, None, None, None)
 
 
@@ -142,54 +295,128 @@ def _device_of(q: Tensor) -> AbstractContextManager[Any]:
 
 
 def _constants(q: Tensor) -> dict[str, Any]:
-    return {"HEAD_DIM": q.shape[3], "BLOCK_D": block_d(q.shape[3]), "WIDE": q.dtype == torch.float64, "PRECISION": PRECISION}
+    return {
+        "HEAD_DIM": q.shape[3],
+        "BLOCK_D": block_d(q.shape[3]),
+        "WIDE": q.dtype == torch.float64,
+        "PRECISION": PRECISION,
+    }
 
 
-#: Kernel -> its function, and the products in its code (each walk is there twice, with and without a mask).
-KERNELS = {"forward": (forward_kernel, 4), "decode": (forward_kernel, 4), "grad_keys": (grad_keys_kernel, 8),
-           "grad_queries": (grad_queries_kernel, 6)}
+#: Kernel -> its function, and the products in its code (each walk is there twice, with and without
+#: a mask).
+KERNELS = {
+    "forward": (forward_kernel, 4),
+    "decode": (forward_kernel, 4),
+    "grad_keys": (grad_keys_kernel, 8),
+    "grad_queries": (grad_queries_kernel, 6),
+}
 
 
 def aot_entries() -> list[AotEntry]:
-    """Every shipped configuration with what changes the code: packed rows or plain causal ones, and in `grad_keys`, where it is a
-    longer loop, grouped heads. float16 compiles to what bfloat16 does."""
-    entries = [entry for dtype, num_bytes in (("bf16", 2), ("fp32", 4)) for head_dim in (32, 64, 96, 128)
-               for entry in _entries(dtype, num_bytes, head_dim)]
-    pointers = {name: "*fp32" if "lse" in name or "delta" in name else "*bf16" for name in delta_kernel.arg_names
-                if name.endswith("_ptr")}
+    """Every shipped configuration with what changes the code: packed rows or plain causal ones, and
+    in `grad_keys`, where it is a longer loop, grouped heads. float16 compiles to what bfloat16
+    does."""
+    entries = [
+        entry
+        for dtype, num_bytes in (("bf16", 2), ("fp32", 4))
+        for head_dim in (32, 64, 96, 128)
+        for entry in _entries(dtype, num_bytes, head_dim)
+    ]
+    pointers = {
+        name: "*fp32" if "lse" in name or "delta" in name else "*bf16"
+        for name in delta_kernel.arg_names
+        if name.endswith("_ptr")
+    }
     strides = {name: "i32" for name in delta_kernel.arg_names if name.startswith("g_")}
     constants = {"HEAD_DIM": 128, "BLOCK_D": 128, "BLOCK_Q": DELTA.block_q, "WIDE": False}
-    return [*entries, *(AotEntry(f"attention.delta.bf16.d128{'.lse' if with_lse else ''}", delta_kernel,
-                                 {**pointers, **strides, "T": "i32"}, {**constants, "HAS_GRAD_LSE": with_lse},
-                                 (*pointers, *strides), DELTA.num_warps, DELTA.num_stages) for with_lse in (False, True))]
+    return [
+        *entries,
+        *(
+            AotEntry(
+                f"attention.delta.bf16.d128{'.lse' if with_lse else ''}",
+                delta_kernel,
+                {**pointers, **strides, "T": "i32"},
+                {**constants, "HAS_GRAD_LSE": with_lse},
+                (*pointers, *strides),
+                DELTA.num_warps,
+                DELTA.num_stages,
+            )
+            for with_lse in (False, True)
+        ),
+    ]
 
 
 def _entries(dtype: str, num_bytes: int, head_dim: int) -> Iterator[AotEntry]:
     for name in KERNELS:
-        new, old = (table(name, num_bytes, block_d(head_dim), capability=capability) for capability in (90, 80))
+        new, old = (
+            table(name, num_bytes, block_d(head_dim), capability=capability)
+            for capability in (90, 80)
+        )
         for packed in (True, False):
             for group in (1, 8) if name == "grad_keys" else (1,):
                 label = f"{head_dim}{'' if packed else '.causal'}{'.grouped' if group > 1 else ''}"
-                yield _entry(name, dtype, label, head_dim, new, (80, 90) if new == old else (90,), packed, group)
+                yield _entry(
+                    name,
+                    dtype,
+                    label,
+                    head_dim,
+                    new,
+                    (80, 90) if new == old else (90,),
+                    packed,
+                    group,
+                )
                 if new != old:
                     yield _entry(name, dtype, f"{label}.sm80", head_dim, old, (80,), packed, group)
 
 
-def _entry(name: str, dtype: str, label: str, head_dim: int, shape: Launch, archs: tuple[int, ...], packed: bool,
-           group: int) -> AotEntry:
+def _entry(
+    name: str,
+    dtype: str,
+    label: str,
+    head_dim: int,
+    shape: Launch,
+    archs: tuple[int, ...],
+    packed: bool,
+    group: int,
+) -> AotEntry:
     kernel, num_products = KERNELS[name]
     inner, whole = {"lse_ptr", "delta_ptr"}, {"start_ptr", "offset_ptr", "tiles_ptr", "counts_ptr"}
-    pointers = {name: "*fp32" if name in inner else "*i32" if name in whole else f"*{dtype}"
-                for name in kernel.arg_names if name.endswith("_ptr")}
-    strides = {name: "i32" for name in kernel.arg_names if name.endswith(("_row", "_token", "_head"))}
+    pointers = {
+        name: "*fp32" if name in inner else "*i32" if name in whole else f"*{dtype}"
+        for name in kernel.arg_names
+        if name.endswith("_ptr")
+    }
+    strides = {
+        name: "i32" for name in kernel.arg_names if name.endswith(("_row", "_token", "_head"))
+    }
     lengths = {name: "i32" for name in kernel.arg_names if name in ("T", "S")}
     constants: dict[str, object] = {
-        "GROUP": group, "HEAD_DIM": head_dim, "BLOCK_D": block_d(head_dim), "BLOCK_Q": shape.block_q, "BLOCK_K": shape.block_k,
-        "HAS_START": packed, "HAS_OFFSET": name == "decode", "WIDE": False, "PRECISION": PRECISION}
-    # wgmma takes tiles of at least 64 rows; float32 has products of 16 at the largest head dimension, too few for four warps.
+        "GROUP": group,
+        "HEAD_DIM": head_dim,
+        "BLOCK_D": block_d(head_dim),
+        "BLOCK_Q": shape.block_q,
+        "BLOCK_K": shape.block_k,
+        "HAS_START": packed,
+        "HAS_OFFSET": name == "decode",
+        "WIDE": False,
+        "PRECISION": PRECISION,
+    }
+    # wgmma takes tiles of at least 64 rows; float32 has products of 16 at the largest head
+    # dimension, too few for four warps.
     expects = {90: ("HGMMA",), 80: ("HMMA",)} if dtype == "bf16" and name != "decode" else {}
-    multiply_adds = num_products * shape.block_q * shape.block_k * block_d(head_dim) if dtype == "bf16" else 0
-    return AotEntry(f"attention.{name}.{dtype}.d{label}", kernel, {**pointers, **strides, **lengths, "scale": "fp32"},
-                    {name: value for name, value in constants.items() if name in kernel.arg_names}, (*pointers, *strides),
-                    shape.num_warps, shape.num_stages, {arch: names for arch, names in expects.items() if arch in archs}, archs,
-                    multiply_adds)
+    multiply_adds = (
+        num_products * shape.block_q * shape.block_k * block_d(head_dim) if dtype == "bf16" else 0
+    )
+    return AotEntry(
+        f"attention.{name}.{dtype}.d{label}",
+        kernel,
+        {**pointers, **strides, **lengths, "scale": "fp32"},
+        {name: value for name, value in constants.items() if name in kernel.arg_names},
+        (*pointers, *strides),
+        shape.num_warps,
+        shape.num_stages,
+        {arch: names for arch, names in expects.items() if arch in archs},
+        archs,
+        multiply_adds,
+    )

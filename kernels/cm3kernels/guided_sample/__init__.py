@@ -27,67 +27,104 @@ def _load_triton() -> Callable[..., Any]:
 
 def _triton_refusal(logits_SV: Tensor) -> str | None:
     if logits_SV.dtype not in KERNEL_DTYPES:
-        return (f"logits_SV is {logits_SV.dtype}, the kernels take float32, bfloat16 and float16; next: cast it, or "
-                "implementation='auto'")
+        return (
+            f"logits_SV is {logits_SV.dtype}, the kernels take float32, bfloat16 and float16; "
+            "next: cast it, or "
+            "implementation='auto'"
+        )
     if logits_SV.shape[1] > LARGEST_VOCABULARY:
         return f"logits_SV has {logits_SV.shape[1]} ids, the kernels take {LARGEST_VOCABULARY}; next: implementation='auto'"
     return triton_refusal(logits_SV)
 
 
-IMPLEMENTATIONS = {"triton": triton_implementation(_load_triton, _triton_refusal),
-                   "eager": Implementation(lambda: guided_sample_eager),
-                   "reference": Implementation(lambda: guided_sample_reference)}
+IMPLEMENTATIONS = {
+    "triton": triton_implementation(_load_triton, _triton_refusal),
+    "eager": Implementation(lambda: guided_sample_eager),
+    "reference": Implementation(lambda: guided_sample_reference),
+}
 
 
-def guided_sample(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, *, reference_n: Tensor | None = None,
-                  allowed_nV: Tensor | None = None, temperature_n: Tensor | None = None, top_k_n: Tensor | None = None,
-                  top_p_n: Tensor | None = None, plausible_top_k_n: Tensor | None = None,
-                  plausible_top_p_n: Tensor | None = None, plausible_alpha_n: Tensor | None = None,
-                  plausible_k_n: Tensor | None = None, min_p_n: Tensor | None = None, typical_p_n: Tensor | None = None,
-                  seed_n: Tensor, position_n: Tensor, first_id: int = 0, implementation: str = "auto",
-                  allowed_bits_nW: Tensor | None = None, allowed_from_n: Tensor | None = None,
-                  allowed_to_n: Tensor | None = None, out_tokens_S: Tensor | None = None,
-                  out_log_probability_n: Tensor | None = None, debug: bool = False) -> Tensor:
-    """Mix the guidance streams of each request, filter, draw one id: one call for a batch with every mixture of settings.
+def guided_sample(
+    logits_SV: Tensor,
+    stream_rows_nG: Tensor,
+    weights_nG: Tensor,
+    *,
+    reference_n: Tensor | None = None,
+    allowed_nV: Tensor | None = None,
+    temperature_n: Tensor | None = None,
+    top_k_n: Tensor | None = None,
+    top_p_n: Tensor | None = None,
+    plausible_top_k_n: Tensor | None = None,
+    plausible_top_p_n: Tensor | None = None,
+    plausible_alpha_n: Tensor | None = None,
+    plausible_k_n: Tensor | None = None,
+    min_p_n: Tensor | None = None,
+    typical_p_n: Tensor | None = None,
+    seed_n: Tensor,
+    position_n: Tensor,
+    first_id: int = 0,
+    implementation: str = "auto",
+    allowed_bits_nW: Tensor | None = None,
+    allowed_from_n: Tensor | None = None,
+    allowed_to_n: Tensor | None = None,
+    out_tokens_S: Tensor | None = None,
+    out_log_probability_n: Tensor | None = None,
+    debug: bool = False,
+) -> Tensor:
+    """Mix the guidance streams of each request, filter, draw one id: one call for a batch with
+    every mixture of settings.
 
-    Order: mix -> allowed ids -> plausible ids of the reference stream -> temperature -> top-k -> top-p -> min-p -> typical
-    -> draw.
-    A filter given as None is off for all requests. All implementations give the same tokens.
+    Order: mix -> allowed ids -> plausible ids of the reference stream -> temperature -> top-k ->
+    top-p -> min-p -> typical -> draw. A filter given as None is off for all requests. All
+    implementations give the same tokens.
 
     Args:
-        logits_SV: floating [S, V]; logits of every stream row over ids first_id..first_id+V-1. An id whose logit is not finite
-            in the reference or in a stream of nonzero weight is never drawn.
-        stream_rows_nG: int64 [n, G]; the rows of each request's streams. -1: no such stream, for requests with fewer than G.
-        weights_nG: floating [n, G]; the mixed logits are the weighted sum of the streams', rounded to float32. A weight of 0
-            leaves the stream out of the sum, and it may still be the reference.
+        logits_SV: floating [S, V]; logits of every stream row over ids first_id..first_id+V-1. An
+            id whose logit is not finite in the reference or in a stream of nonzero weight is never
+            drawn.
+        stream_rows_nG: int64 [n, G]; the rows of each request's streams. -1: no such stream, for
+            requests with fewer than G.
+        weights_nG: floating [n, G]; the mixed logits are the weighted sum of the streams', rounded
+            to float32. A weight of 0 leaves the stream out of the sum, and it may still be the
+            reference.
         reference_n: int64 [n]; which stream (0..G-1) decides plausibility. None: 0.
         allowed_nV: bool [n, V]. None: all. An id has to pass this, the bits and the range.
-        temperature_n: floating [n]; 0 takes the largest mixed logit (lowest id on a tie), whatever the filters after it. None: 1.
-        top_k_n, top_p_n: int64, floating [n]; of the mixed distribution, top-p after top-k. <= 0 or >= V, and >= 1, are off.
-            Ties with the threshold are kept; never empty.
-        plausible_top_k_n, plausible_top_p_n: the same, of the reference's allowed ids at temperature 1.
-        plausible_alpha_n, plausible_k_n: floating, int64 [n]; reference probability >= alpha * its k-th largest. 0 is off.
-        min_p_n: floating [n], 0..1; of what is left, ids with at least min_p times the largest probability. 0 is off.
-        typical_p_n: floating [n]; of what is left, renormalised, the smallest set of ids of mass >= typical_p whose surprise is
-            nearest to the entropy. >= 1 is off. Ties with the last are kept; never empty.
-        seed_n, position_n: int64 [n]; the draw depends on (seed, position, id) only. position in 0..2**32-1.
+        temperature_n: floating [n]; 0 takes the largest mixed logit (lowest id on a tie), whatever
+            the filters after it. None: 1.
+        top_k_n, top_p_n: int64, floating [n]; of the mixed distribution, top-p after top-k. <= 0 or
+            >= V, and >= 1, are off. Ties with the threshold are kept; never empty.
+        plausible_top_k_n, plausible_top_p_n: the same, of the reference's allowed ids at
+            temperature 1.
+        plausible_alpha_n, plausible_k_n: floating, int64 [n]; reference probability >= alpha * its
+            k-th largest. 0 is off.
+        min_p_n: floating [n], 0..1; of what is left, ids with at least min_p times the largest
+            probability. 0 is off.
+        typical_p_n: floating [n]; of what is left, renormalised, the smallest set of ids of mass >=
+            typical_p whose surprise is nearest to the entropy. >= 1 is off. Ties with the last are
+            kept; never empty.
+        seed_n, position_n: int64 [n]; the draw depends on (seed, position, id) only. position in
+            0..2**32-1.
         first_id: id of column 0.
-        implementation: "auto" or a name in `IMPLEMENTATIONS`. "auto": "triton" on CUDA, else "eager".
-        allowed_bits_nW: int32 [n, ceil(V / 32)]; column v is allowed where bit v % 32 of word v // 32 is set.
-        allowed_from_n, allowed_to_n: int64 [n]; ids allowed_from..allowed_to-1 are allowed. Ids of the whole vocabulary.
-        out_tokens_S: int64 [S]; also receives the token of each request at all its stream rows; other rows stay as they are.
-            No row may belong to two requests.
-        out_log_probability_n: float32 [n]; receives the log-probability with which the draw picks its token: over the ids that
-            the filters keep, at the request's temperature; 0 at temperature 0.
+        implementation: "auto" or a name in `IMPLEMENTATIONS`. "auto": "triton" on CUDA, else
+            "eager".
+        allowed_bits_nW: int32 [n, ceil(V / 32)]; column v is allowed where bit v % 32 of word v //
+            32 is set.
+        allowed_from_n, allowed_to_n: int64 [n]; ids allowed_from..allowed_to-1 are allowed. Ids of
+            the whole vocabulary.
+        out_tokens_S: int64 [S]; also receives the token of each request at all its stream rows;
+            other rows stay as they are. No row may belong to two requests.
+        out_log_probability_n: float32 [n]; receives the log-probability with which the draw picks
+            its token: over the ids that the filters keep, at the request's temperature; 0 at
+            temperature 0.
         debug: on CUDA, too, look whether every request had a legal id (waits for the device).
 
     Returns:
-        int64 [n] ids, `first_id` included. On CUDA the Triton kernels give -1 for a request without a legal id, since
-        raising would mean waiting for the device; everything else raises.
+        int64 [n] ids, `first_id` included. On CUDA the Triton kernels give -1 for a request without
+        a legal id, since raising would mean waiting for the device; everything else raises.
 
     Raises:
-        ValueError: shapes, dtypes, devices or (on the CPU) values that don't fit, a request without a legal id, or an
-            implementation that isn't there or can't run.
+        ValueError: shapes, dtypes, devices or (on the CPU) values that don't fit, a request without
+            a legal id, or an implementation that isn't there or can't run.
 
     Source: CM3leon paper, section 3.1, equations 1 to 3; the draw is this project's.
 
@@ -98,11 +135,23 @@ def guided_sample(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor,
     >>> guided_sample(logits, rows, weights, temperature_n=torch.zeros(1), seed_n=zero, position_n=zero, first_id=10)
     tensor([10])
     """
-    settings = {"reference_n": reference_n, "temperature_n": temperature_n, "top_k_n": top_k_n, "top_p_n": top_p_n,
-                "plausible_top_k_n": plausible_top_k_n, "plausible_top_p_n": plausible_top_p_n,
-                "plausible_alpha_n": plausible_alpha_n, "plausible_k_n": plausible_k_n, "min_p_n": min_p_n,
-                "typical_p_n": typical_p_n, "seed_n": seed_n, "position_n": position_n, "allowed_from_n": allowed_from_n,
-                "allowed_to_n": allowed_to_n, "out_log_probability_n": out_log_probability_n}
+    settings = {
+        "reference_n": reference_n,
+        "temperature_n": temperature_n,
+        "top_k_n": top_k_n,
+        "top_p_n": top_p_n,
+        "plausible_top_k_n": plausible_top_k_n,
+        "plausible_top_p_n": plausible_top_p_n,
+        "plausible_alpha_n": plausible_alpha_n,
+        "plausible_k_n": plausible_k_n,
+        "min_p_n": min_p_n,
+        "typical_p_n": typical_p_n,
+        "seed_n": seed_n,
+        "position_n": position_n,
+        "allowed_from_n": allowed_from_n,
+        "allowed_to_n": allowed_to_n,
+        "out_log_probability_n": out_log_probability_n,
+    }
     _check_shapes(logits_SV, stream_rows_nG, weights_nG, settings)
     _check_masks(logits_SV, stream_rows_nG, allowed_nV, allowed_bits_nW, out_tokens_S, first_id)
     if logits_SV.device.type == "cpu":
@@ -110,26 +159,49 @@ def guided_sample(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor,
     run = choose(OP, implementation, IMPLEMENTATIONS, logits_SV)
     if len(stream_rows_nG) == 0:
         return stream_rows_nG.new_empty(0)
-    given: dict[str, Any] = settings | {"allowed_nV": allowed_nV, "allowed_bits_nW": allowed_bits_nW, "first_id": first_id}
+    given: dict[str, Any] = settings | {
+        "allowed_nV": allowed_nV,
+        "allowed_bits_nW": allowed_bits_nW,
+        "first_id": first_id,
+    }
     token_n: Tensor
     if run is not guided_sample_eager and run is not guided_sample_reference:
-        token_n = run(logits_SV, stream_rows_nG, weights_nG, **given, out_tokens_S=out_tokens_S, debug=debug)
+        token_n = run(
+            logits_SV, stream_rows_nG, weights_nG, **given, out_tokens_S=out_tokens_S, debug=debug
+        )
         return token_n
     token_n = run(logits_SV, stream_rows_nG, weights_nG, **given)
     if out_tokens_S is not None:
         there_nG = stream_rows_nG >= 0
-        out_tokens_S[stream_rows_nG[there_nG]] = token_n[:, None].expand_as(stream_rows_nG)[there_nG]
+        out_tokens_S[stream_rows_nG[there_nG]] = token_n[:, None].expand_as(stream_rows_nG)[
+            there_nG
+        ]
     return token_n
 
 
-INTEGER = ("reference_n", "top_k_n", "plausible_top_k_n", "plausible_k_n", "seed_n", "position_n", "allowed_from_n",
-           "allowed_to_n")
+INTEGER = (
+    "reference_n",
+    "top_k_n",
+    "plausible_top_k_n",
+    "plausible_k_n",
+    "seed_n",
+    "position_n",
+    "allowed_from_n",
+    "allowed_to_n",
+)
 #: Settings whose values are looked at -> what is wrong with a value, and what it must be.
 WRONG: dict[str, tuple[Callable[[float], bool], str]] = {
-    "temperature_n": (lambda value: not 0 <= value < math.inf, "must be 0 (takes the largest) or more, and finite"),
+    "temperature_n": (
+        lambda value: not 0 <= value < math.inf,
+        "must be 0 (takes the largest) or more, and finite",
+    ),
     "min_p_n": (lambda value: not 0 <= value <= 1, "must be 0 (off) to 1"),
     "position_n": (lambda value: not 0 <= value < 2**32, "must be 0 to 2**32 - 1"),
-    **dict.fromkeys(("top_p_n", "plausible_top_p_n", "plausible_alpha_n", "typical_p_n"), (math.isnan, "must be a number"))}
+    **dict.fromkeys(
+        ("top_p_n", "plausible_top_p_n", "plausible_alpha_n", "typical_p_n"),
+        (math.isnan, "must be a number"),
+    ),
+}
 
 
 def _wrong(cause: str) -> ValueError:
@@ -139,13 +211,31 @@ def _wrong(cause: str) -> ValueError:
 # A message costs more than a check: none is written before it is needed.
 
 
-def _check_shapes(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, settings: dict[str, Tensor | None]) -> None:
+def _check_shapes(
+    logits_SV: Tensor,
+    stream_rows_nG: Tensor,
+    weights_nG: Tensor,
+    settings: dict[str, Tensor | None],
+) -> None:
     if logits_SV.ndim != 2 or not logits_SV.is_floating_point() or logits_SV.shape[1] == 0:
-        raise _wrong(f"logits_SV is {list(logits_SV.shape)} {logits_SV.dtype}, must be floating [stream rows, ids]")
-    if stream_rows_nG.ndim != 2 or stream_rows_nG.dtype != torch.int64 or stream_rows_nG.shape[1] == 0:
-        raise _wrong(f"stream_rows_nG is {list(stream_rows_nG.shape)} {stream_rows_nG.dtype}, must be int64 [requests, streams]")
+        raise _wrong(
+            f"logits_SV is {list(logits_SV.shape)} {logits_SV.dtype}, must be floating [stream "
+            "rows, ids]"
+        )
+    if (
+        stream_rows_nG.ndim != 2
+        or stream_rows_nG.dtype != torch.int64
+        or stream_rows_nG.shape[1] == 0
+    ):
+        raise _wrong(
+            f"stream_rows_nG is {list(stream_rows_nG.shape)} {stream_rows_nG.dtype}, must be "
+            "int64 [requests, streams]"
+        )
     if weights_nG.shape != stream_rows_nG.shape or not weights_nG.is_floating_point():
-        raise _wrong(f"weights_nG is {list(weights_nG.shape)} {weights_nG.dtype}, must be floating {list(stream_rows_nG.shape)}")
+        raise _wrong(
+            f"weights_nG is {list(weights_nG.shape)} {weights_nG.dtype}, must be floating "
+            f"{list(stream_rows_nG.shape)}"
+        )
     device, shape = logits_SV.device, stream_rows_nG.shape[:1]
     _check_device("stream_rows_nG", stream_rows_nG, device)
     _check_device("weights_nG", weights_nG, device)
@@ -153,23 +243,45 @@ def _check_shapes(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor,
         if tensor is None:
             continue
         _check_device(name, tensor, device)
-        wanted = "int64" if name in INTEGER else "float32" if name == "out_log_probability_n" else "floating"
-        right = tensor.is_floating_point() if wanted == "floating" else tensor.dtype == getattr(torch, wanted)
+        wanted = (
+            "int64"
+            if name in INTEGER
+            else "float32"
+            if name == "out_log_probability_n"
+            else "floating"
+        )
+        right = (
+            tensor.is_floating_point()
+            if wanted == "floating"
+            else tensor.dtype == getattr(torch, wanted)
+        )
         if not right or tensor.shape != shape:
-            raise _wrong(f"{name} is {list(tensor.shape)} {tensor.dtype}, must be {wanted} {list(shape)}")
+            raise _wrong(
+                f"{name} is {list(tensor.shape)} {tensor.dtype}, must be {wanted} {list(shape)}"
+            )
 
 
 def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
     if tensor.device != device:
-        raise _wrong(f"{name} is on {tensor.device}, logits_SV on {device}; all have to be on one device")
+        raise _wrong(
+            f"{name} is on {tensor.device}, logits_SV on {device}; all have to be on one device"
+        )
 
 
-def _check_masks(logits_SV: Tensor, stream_rows_nG: Tensor, allowed_nV: Tensor | None, allowed_bits_nW: Tensor | None,
-                 out_tokens_S: Tensor | None, first_id: int) -> None:
+def _check_masks(
+    logits_SV: Tensor,
+    stream_rows_nG: Tensor,
+    allowed_nV: Tensor | None,
+    allowed_bits_nW: Tensor | None,
+    out_tokens_S: Tensor | None,
+    first_id: int,
+) -> None:
     n, (S, V) = len(stream_rows_nG), logits_SV.shape
-    for name, tensor, dtype, shape in (("allowed_nV", allowed_nV, torch.bool, (n, V)),
-                                       ("allowed_bits_nW", allowed_bits_nW, torch.int32, (n, -(-V // 32))),
-                                       ("out_tokens_S", out_tokens_S, torch.int64, (S,))):
+    for name, tensor, dtype, shape in (
+        ("allowed_nV", allowed_nV, torch.bool, (n, V)),
+        ("allowed_bits_nW", allowed_bits_nW, torch.int32, (n, -(-V // 32))),
+        ("out_tokens_S", out_tokens_S, torch.int64, (S,)),
+    ):
         if tensor is None:
             continue
         if tensor.dtype != dtype or tensor.shape != shape:
@@ -182,21 +294,32 @@ def _check_masks(logits_SV: Tensor, stream_rows_nG: Tensor, allowed_nV: Tensor |
         raise _wrong(f"ids end at {first_id + V}, must end at or before 2**31")
 
 
-def _check_values(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, settings: dict[str, Tensor | None],
-                  out_tokens_S: Tensor | None) -> None:
-    """What can be looked at without waiting for a device. On CUDA the kernels leave no choice to a request with a wrong row."""
+def _check_values(
+    logits_SV: Tensor,
+    stream_rows_nG: Tensor,
+    weights_nG: Tensor,
+    settings: dict[str, Tensor | None],
+    out_tokens_S: Tensor | None,
+) -> None:
+    """What can be looked at without waiting for a device. On CUDA the kernels leave no choice to a
+    request with a wrong row."""
     rows, num_rows, (_, G) = stream_rows_nG.tolist(), len(logits_SV), stream_rows_nG.shape
     for request in rows:
         if min(request) < -1 or max(request) >= num_rows:
             found = [row for request in rows for row in request]
-            raise _wrong(f"stream_rows_nG has rows {min(found)}..{max(found)}, must be -1 (none) to {num_rows - 1}")
+            raise _wrong(
+                f"stream_rows_nG has rows {min(found)}..{max(found)}, must be -1 (none) to "
+                f"{num_rows - 1}"
+            )
     if not all(math.isfinite(weight) for request in weights_nG.tolist() for weight in request):
         raise _wrong("weights_nG has a weight that is not finite")
     reference_n = settings["reference_n"]
     chosen = [0] * len(rows) if reference_n is None else reference_n.tolist()
     for place, (request, stream) in enumerate(zip(rows, chosen, strict=True)):
         if not 0 <= stream < G:
-            raise _wrong(f"reference_n has streams {min(chosen)}..{max(chosen)}, must be 0 to {G - 1}")
+            raise _wrong(
+                f"reference_n has streams {min(chosen)}..{max(chosen)}, must be 0 to {G - 1}"
+            )
         if request[stream] < 0:
             raise _wrong(f"the reference stream of request {place} has row -1 (none)")
     for name, (wrong, must) in WRONG.items():
@@ -209,5 +332,8 @@ def _check_values(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor,
         for place, request in enumerate(rows):
             for row in request:
                 if row >= 0 and owner.setdefault(row, place) != place:
-                    raise _wrong(f"row {row} belongs to requests {owner[row]} and {place}, so out_tokens_S can't have both "
-                                 "tokens")
+                    raise _wrong(
+                        f"row {row} belongs to requests {owner[row]} and {place}, so "
+                        "out_tokens_S can't have both "
+                        "tokens"
+                    )

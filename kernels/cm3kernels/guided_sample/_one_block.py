@@ -1,4 +1,5 @@
-"""Path A: a request's ids fit into one program, in registers. One launch, one program for each request."""
+"""Path A: a request's ids fit into one program, in registers. One launch, one program for each
+request."""
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
 # Arguments of kernels are what Triton makes of them; its decorator has no types.
@@ -62,13 +63,15 @@ def plausible_floor(key, num_ids, top_k, top_p, alpha, alpha_k, request):
 
 @triton.jit
 def typical_keys(key, floor, high, inverse, p):
-    """The keys of the typical ids among those from `floor` on; `NEVER` for others. What is near is worked out anew for each
-    sum: held in registers, it would be too much."""
+    """The keys of the typical ids among those from `floor` on; `NEVER` for others. What is near is
+    worked out anew for each sum: held in registers, it would be too much."""
     highest = value_of(high)
     mass = mass_of(key, floor, highest, inverse)
     total = tl.sum(mass).to(tl.float64)
     mean = (tl.sum(moment_of(key, mass, highest, inverse)).to(tl.float64) / total).to(tl.float32)
-    furthest, nearest = range_of(tl.where(mass > 0, nearness_of(key, highest, inverse, mean), NEVER))
+    furthest, nearest = range_of(
+        tl.where(mass > 0, nearness_of(key, highest, inverse, mean), NEVER)
+    )
     below, above = furthest.to(tl.int64), nearest.to(tl.int64)
     while below < above:
         middle = (below + above + 1) >> 1
@@ -101,16 +104,76 @@ def log_probability(drop, mass, temperature, request):
 
 
 @triton.jit(do_not_specialize=["first_id", "first_counter", "num_rows"])
-def one_block_kernel(logits, stream_rows, weights, reference, allowed, allowed_bits, allowed_from, allowed_to, temperature, top_k,
-                     top_p, plausible_top_k, plausible_top_p, plausible_alpha, plausible_k, min_p, typical_p, seeds, positions,
-                     tokens, row_tokens, log_probabilities, num_rows, num_ids, num_words, row_stride, first_id, first_counter,
-                     G: tl.constexpr, SHIFT: tl.constexpr, C: tl.constexpr, WINDOW: tl.constexpr):
+def one_block_kernel(
+    logits,
+    stream_rows,
+    weights,
+    reference,
+    allowed,
+    allowed_bits,
+    allowed_from,
+    allowed_to,
+    temperature,
+    top_k,
+    top_p,
+    plausible_top_k,
+    plausible_top_p,
+    plausible_alpha,
+    plausible_k,
+    min_p,
+    typical_p,
+    seeds,
+    positions,
+    tokens,
+    row_tokens,
+    log_probabilities,
+    num_rows,
+    num_ids,
+    num_words,
+    row_stride,
+    first_id,
+    first_counter,
+    G: tl.constexpr,
+    SHIFT: tl.constexpr,
+    C: tl.constexpr,
+    WINDOW: tl.constexpr,
+):
     request = tl.program_id(0)
     column = columns_of(0, SHIFT, C, True)
-    legal = allowed_of(request, column, num_ids, num_words, first_id, allowed, allowed_bits, allowed_from, allowed_to)
-    key, conditional = mix_tile(request, column, legal, logits, stream_rows, weights, reference, num_rows, num_ids, row_stride, G)
+    legal = allowed_of(
+        request,
+        column,
+        num_ids,
+        num_words,
+        first_id,
+        allowed,
+        allowed_bits,
+        allowed_from,
+        allowed_to,
+    )
+    key, conditional = mix_tile(
+        request,
+        column,
+        legal,
+        logits,
+        stream_rows,
+        weights,
+        reference,
+        num_rows,
+        num_ids,
+        row_stride,
+        G,
+    )
     if plausible_top_k is not None or plausible_top_p is not None or plausible_alpha is not None:
-        floor = plausible_floor(conditional, num_ids, plausible_top_k, plausible_top_p, plausible_alpha, plausible_k, request)
+        floor = plausible_floor(
+            conditional,
+            num_ids,
+            plausible_top_k,
+            plausible_top_p,
+            plausible_alpha,
+            plausible_k,
+            request,
+        )
         key = tl.where(conditional >= floor, key, NEVER)
 
     high = tl.max(key)
@@ -130,8 +193,24 @@ def one_block_kernel(logits, stream_rows, weights, reference, allowed, allowed_b
             if p < 1.0:
                 key = typical_keys(key, floor, high, inverse, p)
         kept = (key >= floor) & (key > NEVER)
-        winner, _ = race_tile(key, kept, column, 0, first_counter, first_id, value_of(high), inverse, temperature, request,
-                              tl.load(seeds + request), tl.load(positions + request), WINDOW, SHIFT, C, True)
+        winner, _ = race_tile(
+            key,
+            kept,
+            column,
+            0,
+            first_counter,
+            first_id,
+            value_of(high),
+            inverse,
+            temperature,
+            request,
+            tl.load(seeds + request),
+            tl.load(positions + request),
+            WINDOW,
+            SHIFT,
+            C,
+            True,
+        )
         if log_probabilities is not None:
             mass = tl.sum(mass_of(key, floor, value_of(high), inverse))
     token = tl.where(high > NEVER, (winner + first_id).to(tl.int64), -1)

@@ -1,10 +1,13 @@
-"""What the kernels do with a tile of ids, in registers: mix streams, order numbers, find thresholds, race.
+"""What the kernels do with a tile of ids, in registers: mix streams, order numbers, find
+thresholds, race.
 
-A tile is [C, 4]: row i holds the four ids of one Philox counter, so that a draw of four words serves four ids. Column
-4 * (first row + i) + j - shift of the logits stands at [i, j]; shift = first id % 4 aligns counters with columns.
-Values are compared as keys: int32 in the order of the floats, `NEVER` for an id that can't be drawn. Keys are exact, so a
-threshold is found bit by bit, and equal numbers stay together. Masses are summed as integers (fixed point, 40 bits after the
-point): the sum does not depend on the order, so a threshold depends neither on tiles nor on the place in the batch.
+A tile is [C, 4]: row i holds the four ids of one Philox counter, so that a draw of four words
+serves four ids. Column 4 * (first row + i) + j - shift of the logits stands at [i, j]; shift =
+first id % 4 aligns counters with columns. Values are compared as keys: int32 in the order of the
+floats, `NEVER` for an id that can't be drawn. Keys are exact, so a threshold is found bit by bit,
+and equal numbers stay together. Masses are summed as integers (fixed point, 40 bits after the
+point): the sum does not depend on the order, so a threshold depends neither on tiles nor on the
+place in the batch.
 """
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
@@ -27,7 +30,8 @@ MASS_ONE = tl.constexpr(1099511627776.0)
 LARGEST = tl.constexpr(3.4028234663852886e38)
 #: Exponent bits of a float32, all set in inf and nan.
 EXPONENT = tl.constexpr(0x7F800000)
-#: Scores nearer than this are compared again, in float64. Their float32 error is below 3e-5 (README.md, "Exactness").
+#: Scores nearer than this are compared again, in float64. Their float32 error is below 3e-5
+#: (README.md, "Exactness").
 NEAR = tl.constexpr(0.0001220703125)
 
 
@@ -56,8 +60,9 @@ def key_at_least(value):
 
 @triton.jit
 def columns_of(first_row, SHIFT: tl.constexpr, C: tl.constexpr, WRAP: tl.constexpr):
-    """Columns of the logits in a tile [C, 4]; below 0 or past the last for padding. WRAP (of a single tile): the places before
-    column 0 hold the columns after the tile's last, so that 4 * C ids fit whatever the shift."""
+    """Columns of the logits in a tile [C, 4]; below 0 or past the last for padding. WRAP (of a
+    single tile): the places before column 0 hold the columns after the tile's last, so that 4 * C
+    ids fit whatever the shift."""
     column = (first_row + tl.arange(0, C)[:, None]) * 4 + tl.arange(0, 4)[None, :] - SHIFT
     if WRAP:
         column = tl.where(column < 0, column + 4 * C, column)
@@ -65,7 +70,9 @@ def columns_of(first_row, SHIFT: tl.constexpr, C: tl.constexpr, WRAP: tl.constex
 
 
 @triton.jit
-def allowed_of(request, column, num_ids, num_words, first_id, allowed, allowed_bits, allowed_from, allowed_to):
+def allowed_of(
+    request, column, num_ids, num_words, first_id, allowed, allowed_bits, allowed_from, allowed_to
+):
     """Which ids of a tile a request may draw. A pointer that is None allows all."""
     legal = (column >= 0) & (column < num_ids)
     row = request.to(tl.int64)
@@ -82,9 +89,22 @@ def allowed_of(request, column, num_ids, num_words, first_id, allowed, allowed_b
 
 
 @triton.jit
-def mix_tile(request, column, legal, logits, stream_rows, weights, reference, num_rows, num_ids, row_stride, G: tl.constexpr):
-    """Keys of the mixed logits and of the reference's. Products of float32 numbers are exact in float64, so their sum is the
-    same with or without fused multiply-add; it is rounded to float32 once."""
+def mix_tile(
+    request,
+    column,
+    legal,
+    logits,
+    stream_rows,
+    weights,
+    reference,
+    num_rows,
+    num_ids,
+    row_stride,
+    G: tl.constexpr,
+):
+    """Keys of the mixed logits and of the reference's. Products of float32 numbers are exact in
+    float64, so their sum is the same with or without fused multiply-add; it is rounded to float32
+    once."""
     inside = (column >= 0) & (column < num_ids)
     mixed = tl.zeros(column.shape, tl.float64)
     conditional = tl.zeros(column.shape, tl.float32)
@@ -139,7 +159,8 @@ def mass_of(key, floor, highest, inverse):
 
 @triton.jit
 def kth_key(key, k, low, high):
-    """The k-th largest key; the smallest from `low` on if there are fewer. All legal keys lie in low..high."""
+    """The k-th largest key; the smallest from `low` on if there are fewer. All legal keys lie in
+    low..high."""
     below, above = low.to(tl.int64), high.to(tl.int64)
     while below < above:
         middle = (below + above + 1) >> 1
@@ -171,8 +192,11 @@ def range_of(key):
 
 @triton.jit
 def ratio_key(key, high, ratio, temperature):
-    """Smallest key of at least `ratio` times the probability of `key`, at most `high`: the softmax's normaliser cancels."""
-    return tl.minimum(key_at_least(value_of(key).to(tl.float64) + temperature * tl.log(ratio)), high)
+    """Smallest key of at least `ratio` times the probability of `key`, at most `high`: the
+    softmax's normaliser cancels."""
+    return tl.minimum(
+        key_at_least(value_of(key).to(tl.float64) + temperature * tl.log(ratio)), high
+    )
 
 
 @triton.jit
@@ -180,20 +204,24 @@ def min_p_key(floor, high, min_p, temperature, request):
     """`floor`, or that of min-p where it is higher."""
     ratio = tl.load(min_p + request).to(tl.float64)
     if ratio > 0.0:
-        floor = tl.maximum(floor, ratio_key(high, high, ratio, temperature_of(temperature, request)))
+        floor = tl.maximum(
+            floor, ratio_key(high, high, ratio, temperature_of(temperature, request))
+        )
     return floor
 
 
 @triton.jit
 def moment_of(key, mass, highest, inverse):
-    """Fixed-point mass times -(x - largest x) / temperature, which is the surprise but for a constant."""
+    """Fixed-point mass times -(x - largest x) / temperature, which is the surprise but for a
+    constant."""
     surprise = tl.minimum(-score_of(key, highest, inverse), 1000.0)  # beyond, there is no mass
     return (tl.exp(-surprise) * surprise * MASS_ONE).to(tl.int64) * (mass > 0).to(tl.int64)
 
 
 @triton.jit
 def nearness_of(key, highest, inverse, mean):
-    """Key that is larger the nearer a surprise is to the mean: distances are ordered as their bits are."""
+    """Key that is larger the nearer a surprise is to the mean: distances are ordered as their bits
+    are."""
     return ~tl.abs(-score_of(key, highest, inverse) - mean).to(tl.int32, bitcast=True)
 
 
@@ -205,25 +233,40 @@ def survival_of(word):
 
 @triton.jit
 def noise_of(word):
-    """-log E, E = -log(1 - u), in float32. Near 0 by a series, since 1 - u keeps little of a small u; near 1 from the word's
-    complement, which is exact there."""
+    """-log E, E = -log(1 - u), in float32. Near 0 by a series, since 1 - u keeps little of a small
+    u; near 1 from the word's complement, which is exact there."""
     high = (word >> 8).to(tl.int32)
     u = (high.to(tl.float32) + 0.5) * 5.9604644775390625e-08
     rest = ((16777215 - high).to(tl.float32) + 0.5) * 5.9604644775390625e-08
-    series = u * (1.0 + u * (0.5 + u * (0.3333333333 + u * (0.25 + u * (0.2 + u * (0.1666666667 + u * 0.1428571429))))))
+    series = u * (
+        1.0
+        + u
+        * (
+            0.5
+            + u * (0.3333333333 + u * (0.25 + u * (0.2 + u * (0.1666666667 + u * 0.1428571429))))
+        )
+    )
     return -tl.log(tl.where(u < 0.0625, series, -tl.log(rest)))
 
 
 @triton.jit
 def words_of(seed, counter, position):
     """The four words of counters (counter, position, 0, 0) under the key `seed`."""
-    return tl.philox(seed, counter.to(tl.uint32), position.to(tl.uint32), counter.to(tl.uint32) * 0, counter.to(tl.uint32) * 0)
+    return tl.philox(
+        seed,
+        counter.to(tl.uint32),
+        position.to(tl.uint32),
+        counter.to(tl.uint32) * 0,
+        counter.to(tl.uint32) * 0,
+    )
 
 
 @triton.jit
 def word_at(lane, zeroth, first, second, third):
     """One of four words."""
-    return tl.where(lane < 2, tl.where(lane == 0, zeroth, first), tl.where(lane == 2, second, third))
+    return tl.where(
+        lane < 2, tl.where(lane == 0, zeroth, first), tl.where(lane == 2, second, third)
+    )
 
 
 @triton.jit
@@ -238,13 +281,33 @@ def exact_score(value, highest, temperature, request, seed, id_, position):
 
 
 @triton.jit
-def race_tile(key, kept, column, first_row, first_counter, first_id, highest, inverse, temperature, request, seed, position,
-              WINDOW: tl.constexpr, SHIFT: tl.constexpr, C: tl.constexpr, WRAP: tl.constexpr):
-    """Of the kept ids of a tile, the column and float64 score of the winner; of equal scores the lowest id. No id: 2**31 - 1.
+def race_tile(
+    key,
+    kept,
+    column,
+    first_row,
+    first_counter,
+    first_id,
+    highest,
+    inverse,
+    temperature,
+    request,
+    seed,
+    position,
+    WINDOW: tl.constexpr,
+    SHIFT: tl.constexpr,
+    C: tl.constexpr,
+    WRAP: tl.constexpr,
+):
+    """Of the kept ids of a tile, the column and float64 score of the winner; of equal scores the
+    lowest id. No id: 2**31 - 1.
 
-    All race in float32; those within `WINDOW` of the best (almost always one) race again in float64, one by one.
+    All race in float32; those within `WINDOW` of the best (almost always one) race again in
+    float64, one by one.
     """
-    zeroth, first, second, third = words_of(seed, first_counter + first_row + tl.arange(0, C), position)
+    zeroth, first, second, third = words_of(
+        seed, first_counter + first_row + tl.arange(0, C), position
+    )
     lane = tl.arange(0, 4)[None, :]
     word = word_at(lane, zeroth[:, None], first[:, None], second[:, None], third[:, None])
     if WRAP and SHIFT > 0:
@@ -252,7 +315,10 @@ def race_tile(key, kept, column, first_row, first_counter, first_id, highest, in
         word = tl.where(column >= 4 * C - SHIFT, word_at(lane, zeroth, first, second, third), word)
     score = tl.where(kept, score_of(key, highest, inverse) + noise_of(word), float("-inf"))
     near = kept & (score >= tl.max(score) - WINDOW)
-    best_column, best_score = tl.full([], 2147483647, tl.int32), tl.full([], float("-inf"), tl.float64)
+    best_column, best_score = (
+        tl.full([], 2147483647, tl.int32),
+        tl.full([], float("-inf"), tl.float64),
+    )
     last = tl.full([], -2147483648, tl.int32)
     for _ in range(tl.sum(near.to(tl.int32))):
         last = tl.min(tl.where(near & (column > last), column, 2147483647))

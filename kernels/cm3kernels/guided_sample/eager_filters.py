@@ -12,13 +12,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: Nats below the largest that a nucleus' buckets are spread over; what is further away falls into the last.
+#: Nats below the largest that a nucleus' buckets are spread over; what is further away falls into
+#: the last.
 BUCKETED_NATS = 32.0
 
 
 def at_least(values_nM: Tensor, floor_n1: Tensor) -> Tensor:
-    """1 where a value is at least the floor, else 0; float64, since to multiply masses costs less than to choose them."""
-    return torch.ge(values_nM, floor_n1, out=torch.empty(values_nM.shape, dtype=torch.float64, device=values_nM.device))
+    """1 where a value is at least the floor, else 0; float64, since to multiply masses costs less
+    than to choose them."""
+    return torch.ge(
+        values_nM,
+        floor_n1,
+        out=torch.empty(values_nM.shape, dtype=torch.float64, device=values_nM.device),
+    )
 
 
 def higher(first_n1: Tensor | None, second_n1: Tensor) -> Tensor:
@@ -28,22 +34,28 @@ def higher(first_n1: Tensor | None, second_n1: Tensor) -> Tensor:
 def kth_value(descending_nM: Tensor, ks: Sequence[int], num_ids: int) -> Tensor:
     """The k-th value of each row, [n, 1]; -inf where k is off (<= 0 or >= `num_ids`)."""
     if min(ks) == max(ks):
-        return descending_nM[:, ks[0] - 1:ks[0]]
-    place_n1 = torch.tensor([k - 1 if 0 < k < num_ids else -1 for k in ks], device=descending_nM.device)[:, None]
+        return descending_nM[:, ks[0] - 1 : ks[0]]
+    place_n1 = torch.tensor(
+        [k - 1 if 0 < k < num_ids else -1 for k in ks], device=descending_nM.device
+    )[:, None]
     return descending_nM.gather(1, place_n1.clamp(min=0)).masked_fill_(place_n1 < 0, -math.inf)
 
 
 def largest(values_nV: Tensor, num: int) -> tuple[Tensor, Tensor]:
     """`values_nV.topk(num)`: values in descending order and their columns, [n, num].
 
-    By groups, of which the `num` with the largest maxima hold the `num` largest values: a k-th of the work in two steps."""
+    By groups, of which the `num` with the largest maxima hold the `num` largest values: a k-th of
+    the work in two steps."""
     V = values_nV.shape[1]
-    size = 2 ** max(round(math.log2(V / num) / 2), 0)  # as many groups as values in the groups that are kept
+    # as many groups as values in the groups that are kept
+    size = 2 ** max(round(math.log2(V / num) / 2), 0)
     if size < 4 or V % size:
         best_nM, column_nM = values_nV.topk(num, dim=1)
         return best_nM, column_nM
     num_groups = V // size
-    group_nM = values_nV.view(-1, size, num_groups).amax(dim=1).topk(num, dim=1, sorted=False).indices
+    group_nM = (
+        values_nV.view(-1, size, num_groups).amax(dim=1).topk(num, dim=1, sorted=False).indices
+    )
     first_1s1 = torch.arange(0, V, num_groups, device=values_nV.device)[None, :, None]
     column_nc = (group_nM[:, None, :] + first_1s1).flatten(1)
     best_nM, place_nM = values_nV.gather(1, column_nc).topk(num, dim=1)
@@ -76,11 +88,19 @@ class Nucleus:
         torch.gt(self.key_nM, self.key_nM.gather(1, column_n[:, None]), out=above_nM)
         above_n, total_n = above_nM.mul_(self.mass_nM).sum(dim=1), self.mass_nM.sum(dim=1)
         sums = zip(above_n.tolist(), total_n.tolist(), self.ps, strict=True)
-        return [place for place, (above, total, p) in enumerate(sums) if p < 1 and above >= p * total and above > 0]
+        return [
+            place
+            for place, (above, total, p) in enumerate(sums)
+            if p < 1 and above >= p * total and above > 0
+        ]
 
     def heavy(self) -> Tensor:
-        """1 for ids that may be in it, else 0: the others are so light that together they have less than 1 - p of the mass."""
-        share_n1 = (1 - self.p_n.double()[:, None]).clamp_(min=0).mul_(0.999 / self.mass_nM.shape[1])  # 0.999: rounding
+        """1 for ids that may be in it, else 0: the others are so light that together they have less
+        than 1 - p of the mass."""
+        # 0.999: rounding
+        share_n1 = (
+            (1 - self.p_n.double()[:, None]).clamp_(min=0).mul_(0.999 / self.mass_nM.shape[1])
+        )
         return at_least(self.mass_nM, self.mass_nM.sum(dim=1, keepdim=True).mul_(share_n1))
 
     def floor(self, *, descending: bool = False) -> Tensor:
@@ -88,34 +108,52 @@ class Nucleus:
         key_nM, mass_nM, p_n1 = self.key_nM, self.mass_nM, self.p_n.double()[:, None]
         if descending:
             sum_nM = mass_nM.cumsum(dim=1)
-            last_n1 = (sum_nM < p_n1 * sum_nM[:, -1:]).sum(dim=1, keepdim=True).clamp_(max=key_nM.shape[1] - 1)
+            last_n1 = (
+                (sum_nM < p_n1 * sum_nM[:, -1:])
+                .sum(dim=1, keepdim=True)
+                .clamp_(max=key_nM.shape[1] - 1)
+            )
             floor_n1 = key_nM.gather(1, last_n1)
         elif 2 * sum(p < 1 for p in self.ps) > len(self.ps):
             floor_n1 = _bucketed_floor(key_nM, mass_nM, p_n1)
         else:
-            index_m = torch.tensor([place for place, p in enumerate(self.ps) if p < 1], device=key_nM.device)
+            index_m = torch.tensor(
+                [place for place, p in enumerate(self.ps) if p < 1], device=key_nM.device
+            )
             floor_n1 = torch.empty_like(key_nM[:, :1])
             floor_n1[index_m] = _bucketed_floor(key_nM[index_m], mass_nM[index_m], p_n1[index_m])
         return floor_n1.masked_fill_(p_n1 >= 1, -math.inf)
 
 
 def _bucketed_floor(key_nM: Tensor, mass_nM: Tensor, p_n1: Tensor) -> Tensor:
-    """Smallest key of a nucleus: masses are added up in buckets of equal width below the largest key, and only the bucket in
-    which the sum reaches p is put in order. Buckets never part equal keys, so the result is exact."""
+    """Smallest key of a nucleus: masses are added up in buckets of equal width below the largest
+    key, and only the bucket in which the sum reaches p is put in order. Buckets never part equal
+    keys, so the result is exact."""
     n, M = key_nM.shape
     num_buckets = min(max(M // 4, 64), 2048)
     highest_n1 = key_nM.amax(dim=1, keepdim=True)
-    width_n1 = (highest_n1 - key_nM.amin(dim=1, keepdim=True)).clamp_(1e-30, BUCKETED_NATS).div_(num_buckets)
+    width_n1 = (
+        (highest_n1 - key_nM.amin(dim=1, keepdim=True))
+        .clamp_(1e-30, BUCKETED_NATS)
+        .div_(num_buckets)
+    )
     bucket_nM = (highest_n1 - key_nM).div_(width_n1).clamp_(max=num_buckets - 1).long()
-    sum_nb = torch.zeros(n, num_buckets, dtype=torch.float64, device=key_nM.device).scatter_add_(1, bucket_nM, mass_nM)
+    sum_nb = torch.zeros(n, num_buckets, dtype=torch.float64, device=key_nM.device).scatter_add_(
+        1, bucket_nM, mass_nM
+    )
     sum_nb = sum_nb.cumsum_(dim=1)
-    wanted_n1 = p_n1.clamp(max=1.0) * sum_nb[:, -1:]  # reached in a bucket that has ids, also where p is off
+    # reached in a bucket that has ids, also where p is off
+    wanted_n1 = p_n1.clamp(max=1.0) * sum_nb[:, -1:]
     crossing_n1 = (sum_nb < wanted_n1).sum(dim=1, keepdim=True).clamp_(max=num_buckets - 1)
-    before_n1 = sum_nb.gather(1, (crossing_n1 - 1).clamp_(min=0)).masked_fill_(crossing_n1 == 0, 0.0)
+    before_n1 = sum_nb.gather(1, (crossing_n1 - 1).clamp_(min=0)).masked_fill_(
+        crossing_n1 == 0, 0.0
+    )
     inside_nM = bucket_nM == crossing_n1
     num_inside_n1 = inside_nM.sum(dim=1, keepdim=True)
     inner, place = torch.where(inside_nM, key_nM, -math.inf).topk(int(num_inside_n1.max()), dim=1)
-    sum_inner = torch.where(inner > -math.inf, mass_nM.gather(1, place), 0.0).cumsum_(dim=1).add_(before_n1)
+    sum_inner = (
+        torch.where(inner > -math.inf, mass_nM.gather(1, place), 0.0).cumsum_(dim=1).add_(before_n1)
+    )
     last_n1 = (sum_inner < wanted_n1).sum(dim=1, keepdim=True).minimum(num_inside_n1 - 1)
     return inner.gather(1, last_n1)
 
@@ -123,7 +161,10 @@ def _bucketed_floor(key_nM: Tensor, mass_nM: Tensor, p_n1: Tensor) -> Tensor:
 def typical_ids(score_nM: Tensor, mass_nM: Tensor, p_n: Tensor, ps: Sequence[float]) -> Tensor:
     """`reference.typical_ids` of what has a mass, as `_at_least` says it.
 
-    Surprise and entropy have the same normaliser, so their distance is that of a score to the mean score."""
-    mean_n1 = (mass_nM * score_nM.clamp(min=-1000.0)).sum(dim=1, keepdim=True) / mass_nM.sum(dim=1, keepdim=True)
+    Surprise and entropy have the same normaliser, so their distance is that of a score to the mean
+    score."""
+    mean_n1 = (mass_nM * score_nM.clamp(min=-1000.0)).sum(dim=1, keepdim=True) / mass_nM.sum(
+        dim=1, keepdim=True
+    )
     nearness_nM = torch.where(mass_nM > 0, (score_nM - mean_n1).abs_().neg_(), -math.inf)
     return at_least(nearness_nM, Nucleus(nearness_nM, mass_nM, p_n, ps).floor())

@@ -1,8 +1,8 @@
 """Philox4x32-10, the counter-based generator: four 32-bit words from a key and a counter, no state.
 
-Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); the same words as Random123,
-Triton's `tl.philox` and cuRAND. torch has no unsigned 64-bit product, so words live in int64 and are masked.
-Legend: n keys, c counters of each.
+Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); the
+same words as Random123, Triton's `tl.philox` and cuRAND. torch has no unsigned 64-bit product, so
+words live in int64 and are masked. Legend: n keys, c counters of each.
 """
 
 from __future__ import annotations
@@ -38,15 +38,18 @@ def philox4x32(key: Tensor, counter_0: Tensor, counter_1: Tensor) -> Tensor:
 
 def _by_tensors(key: Tensor, counter_0: Tensor, counter_1: Tensor, n: int, c: int) -> Tensor:
     """Two words at a time; all rounds work in the same memory."""
-    # Words 0 and 2 are multiplied, words 1 and 3 only mixed in; the two products change places, so they are written crosswise.
-    # After a product's wrap-around, `>> 32` and the mask still give its true high half; the low half needs its mask only where
-    # it leaves.
+    # Words 0 and 2 are multiplied, words 1 and 3 only mixed in; the two products change places, so
+    # they are written crosswise. After a product's wrap-around, `>> 32` and the mask still give its
+    # true high half; the low half needs its mask only where it leaves.
     multiplier_0, multiplier_1, mask, half, eight, mask_24 = _constants(key.device)
     even = torch.zeros(2, n, c, dtype=torch.int64, device=key.device)
     even[0] = counter_0
     odd = torch.zeros_like(even)
     odd[0] = counter_1[:, None]
-    keys, buffers = _key_schedule(key), torch.empty(2, 2, n, c, dtype=torch.int64, device=key.device)
+    keys, buffers = (
+        _key_schedule(key),
+        torch.empty(2, 2, n, c, dtype=torch.int64, device=key.device),
+    )
     even_0, even_1 = even.unbind()
     products = [(product, *product.unbind()) for product in buffers.unbind()]
     for round_, round_key in enumerate(keys.unbind()):
@@ -64,28 +67,40 @@ def _by_tensors(key: Tensor, counter_0: Tensor, counter_1: Tensor, n: int, c: in
 
 @cache
 def _constants(device: torch.device) -> tuple[Tensor, ...]:
-    """Multipliers, masks and shifts, without dimensions: a call with a tensor costs less than one with a number."""
-    return tuple(torch.tensor(value, device=device) for value in (MULTIPLIER_0, MULTIPLIER_1, MASK, 32, 8, MASK >> 8))
+    """Multipliers, masks and shifts, without dimensions: a call with a tensor costs less than one
+    with a number."""
+    return tuple(
+        torch.tensor(value, device=device)
+        for value in (MULTIPLIER_0, MULTIPLIER_1, MASK, 32, 8, MASK >> 8)
+    )
 
 
 @cache
 def _weyl_sequence(device: torch.device) -> Tensor:
     """What each round adds to the key, int64 [rounds, 2, 1]."""
-    return (torch.arange(NUM_ROUNDS, device=device)[:, None] * torch.tensor([WEYL_0, WEYL_1], device=device))[:, :, None]
+    return (
+        torch.arange(NUM_ROUNDS, device=device)[:, None]
+        * torch.tensor([WEYL_0, WEYL_1], device=device)
+    )[:, :, None]
 
 
 def _key_schedule(key: Tensor) -> Tensor:
     """Both key words of every round, int64 [rounds, 2, n, 1]: the key plus a Weyl sequence."""
-    return (torch.stack([key, key >> 32]) + _weyl_sequence(key.device)).bitwise_and_(MASK)[..., None]
+    return (torch.stack([key, key >> 32]) + _weyl_sequence(key.device)).bitwise_and_(MASK)[
+        ..., None
+    ]
 
 
 def _by_integers(key: Tensor, counter_0: Tensor, counter_1: Tensor, n: int, c: int) -> Tensor:
-    """All counters side by side in one of Python's integers, 64 bits each: for few of them an operation on a tensor costs its
-    call, on an integer a tenth of that. A product of two 32-bit words stays inside its lane; what a shift brings in from the next
-    lane lies above bit 31, and so does all else that a round's mask removes."""
+    """All counters side by side in one of Python's integers, 64 bits each: for few of them an
+    operation on a tensor costs its call, on an integer a tenth of that. A product of two 32-bit
+    words stays inside its lane; what a shift brings in from the next lane lies above bit 31, and so
+    does all else that a round's mask removes."""
     ones = _ones(n * c)
     mask, mask_24, weyl_0, weyl_1 = ones * MASK, ones * (MASK >> 8), ones * WEYL_0, ones * WEYL_1
-    keys, word_0, word_1 = (_lanes(part, n, c) for part in (key[:, None], counter_0, counter_1[:, None]))
+    keys, word_0, word_1 = (
+        _lanes(part, n, c) for part in (key[:, None], counter_0, counter_1[:, None])
+    )
     word_2, word_3 = 0, 0
     key_0, key_1 = keys & mask, keys >> 32 & mask
     for _ in range(NUM_ROUNDS):
@@ -93,9 +108,16 @@ def _by_integers(key: Tensor, counter_0: Tensor, counter_1: Tensor, n: int, c: i
         word_0, word_1 = (product_2 >> 32 ^ word_1 ^ key_0) & mask, product_2
         word_2, word_3 = (product_0 >> 32 ^ word_3 ^ key_1) & mask, product_0
         key_0, key_1 = key_0 + weyl_0, key_1 + weyl_1  # stays far below 64 bits
-    first, second = ((even >> 8 & mask_24 | (odd >> 8 & mask_24) << 32).to_bytes(8 * n * c, "little")
-                     for even, odd in ((word_0, word_1), (word_2, word_3)))  # two words a lane: bytes are what costs most
-    bits = torch.frombuffer(bytearray(first + second), dtype=torch.int32).view(2, n, c, 2).permute(1, 2, 0, 3)
+    first, second = (
+        (even >> 8 & mask_24 | (odd >> 8 & mask_24) << 32).to_bytes(8 * n * c, "little")
+        # two words a lane: bytes are what costs most
+        for even, odd in ((word_0, word_1), (word_2, word_3))
+    )
+    bits = (
+        torch.frombuffer(bytearray(first + second), dtype=torch.int32)
+        .view(2, n, c, 2)
+        .permute(1, 2, 0, 3)
+    )
     return torch.empty(n, c, 2, 2, dtype=torch.float64).copy_(bits).view(n, c, 4)
 
 

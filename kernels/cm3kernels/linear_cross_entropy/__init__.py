@@ -1,4 +1,5 @@
-"""Op `linear_cross_entropy`: validation and dispatch. Formula, shapes, costs: README.md beside this file."""
+"""Op `linear_cross_entropy`: validation and dispatch. Formula, shapes, costs: README.md beside this
+file."""
 
 from __future__ import annotations
 
@@ -20,37 +21,54 @@ def _load_triton() -> Callable[..., Any]:
     return linear_cross_entropy_triton
 
 
-IMPLEMENTATIONS = {"triton": triton_implementation(_load_triton), "torch": Implementation(lambda: linear_cross_entropy_chunked),
-                   "reference": Implementation(lambda: linear_cross_entropy_reference)}
+IMPLEMENTATIONS = {
+    "triton": triton_implementation(_load_triton),
+    "torch": Implementation(lambda: linear_cross_entropy_chunked),
+    "reference": Implementation(lambda: linear_cross_entropy_reference),
+}
 
 
-def linear_cross_entropy(hidden_NE: Tensor, head_VE: Tensor, targets_N: Tensor, weights_N: Tensor, groups_N: Tensor, *,
-                         num_groups: int = 4, z_loss: float = 0.0, chunk_bytes: int | None = None,
-                         implementation: str = "auto") -> tuple[Tensor, Tensor]:
-    """Weighted sum of the tokens' losses in nats, and its parts by group, from hidden states and the head's weight.
+def linear_cross_entropy(
+    hidden_NE: Tensor,
+    head_VE: Tensor,
+    targets_N: Tensor,
+    weights_N: Tensor,
+    groups_N: Tensor,
+    *,
+    num_groups: int = 4,
+    z_loss: float = 0.0,
+    chunk_bytes: int | None = None,
+    implementation: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Weighted sum of the tokens' losses in nats, and its parts by group, from hidden states and
+    the head's weight.
 
     Args:
         hidden_NE: hidden states, floating.
-        head_VE: the head's weight, floating; logits are hidden @ head.T, multiplied in autocast's dtype where autocast is on,
-            else in that of the hidden states.
+        head_VE: the head's weight, floating; logits are hidden @ head.T, multiplied in autocast's
+            dtype where autocast is on, else in that of the hidden states.
         targets_N: int64, the id that each hidden state predicts, 0 to V - 1.
-        weights_N: floating, and wants no gradient. Tokens of weight 0 cost nothing and have none, whatever their hidden state and
-            target are.
+        weights_N: floating, and wants no gradient. Tokens of weight 0 cost nothing and have none,
+            whatever their hidden state and target are.
         groups_N: integer, 0 to num_groups - 1 (the modality of the target).
         num_groups: how many groups the sums are kept for.
         z_loss: adds z_loss * (log Z)^2 to each token's loss (PaLM, arXiv:2204.02311, section 5).
-        chunk_bytes: most bytes of logits (and their gradient) at once. None: 32 MiB ("torch"), 1 GiB ("triton").
+        chunk_bytes: most bytes of logits (and their gradient) at once. None: 32 MiB ("torch"), 1
+            GiB ("triton").
         implementation: "auto" or a name in `IMPLEMENTATIONS`.
 
     Returns:
-        The scalar sum of weight * (nll + z loss), differentiable with respect to hidden states and head, once; and [G, 2]: sum of
-        weight * nll (without the z loss) and sum of weights of each group. Float32, float64 for float64 hidden states.
+        The scalar sum of weight * (nll + z loss), differentiable with respect to hidden states and
+        head, once; and [G, 2]: sum of weight * nll (without the z loss) and sum of weights of each
+        group. Float32, float64 for float64 hidden states.
 
     Raises:
-        ValueError: shapes, dtypes, devices or settings that don't fit; on a CPU also a target or group out of range (on CUDA,
-            where nothing is waited for, the loss of such a target and the sums of such a group are NaN).
+        ValueError: shapes, dtypes, devices or settings that don't fit; on a CPU also a target or
+            group out of range (on CUDA, where nothing is waited for, the loss of such a target and
+            the sums of such a group are NaN).
 
-    Source: logits in chunks with the gradient computed on the spot: Liger Kernel (arXiv:2410.10989), section 3.2.
+    Source: logits in chunks with the gradient computed on the spot: Liger Kernel
+    (arXiv:2410.10989), section 3.2.
 
     >>> hidden, head = torch.ones(2, 1), torch.tensor([[0.0], [math.log(3.0)]])  # probabilities 1/4 and 3/4
     >>> loss, sums = linear_cross_entropy(hidden, head, torch.tensor([0, 1]), torch.ones(2), torch.tensor([1, 2]))
@@ -59,42 +77,105 @@ def linear_cross_entropy(hidden_NE: Tensor, head_VE: Tensor, targets_N: Tensor, 
     """
     _check(hidden_NE, head_VE, targets_N, weights_N, groups_N, num_groups, z_loss, chunk_bytes)
     device = hidden_NE.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_NE.dtype
+    dtype = (
+        torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_NE.dtype
+    )
     run = choose("linear_cross_entropy", implementation, IMPLEMENTATIONS, hidden_NE)
-    loss_and_sums: tuple[Tensor, Tensor] = run(hidden_NE, head_VE, targets_N, weights_N, groups_N, num_groups=num_groups,
-                                               z_loss=float(z_loss), dtype=dtype, chunk_bytes=chunk_bytes)
+    loss_and_sums: tuple[Tensor, Tensor] = run(
+        hidden_NE,
+        head_VE,
+        targets_N,
+        weights_N,
+        groups_N,
+        num_groups=num_groups,
+        z_loss=float(z_loss),
+        dtype=dtype,
+        chunk_bytes=chunk_bytes,
+    )
     return loss_and_sums
 
 
-def _check(hidden_NE: Tensor, head_VE: Tensor, targets_N: Tensor, weights_N: Tensor, groups_N: Tensor, num_groups: int,
-           z_loss: float, chunk_bytes: int | None) -> None:
+def _check(
+    hidden_NE: Tensor,
+    head_VE: Tensor,
+    targets_N: Tensor,
+    weights_N: Tensor,
+    groups_N: Tensor,
+    num_groups: int,
+    z_loss: float,
+    chunk_bytes: int | None,
+) -> None:
     op = "linear_cross_entropy"
     for name, tensor in (("hidden_NE", hidden_NE), ("head_VE", head_VE)):
-        require(tensor.ndim == 2 and tensor.is_floating_point(), op,
-                f"{name} is {list(tensor.shape)} {tensor.dtype}, must be a floating matrix")
-    require(hidden_NE.shape[1] == head_VE.shape[1] > 0, op,
-            f"hidden_NE {list(hidden_NE.shape)} and head_VE {list(head_VE.shape)} differ in the model dimension, or it is 0")
+        require(
+            tensor.ndim == 2 and tensor.is_floating_point(),
+            op,
+            f"{name} is {list(tensor.shape)} {tensor.dtype}, must be a floating matrix",
+        )
+    require(
+        hidden_NE.shape[1] == head_VE.shape[1] > 0,
+        op,
+        f"hidden_NE {list(hidden_NE.shape)} and head_VE {list(head_VE.shape)} differ in the "
+        "model dimension, or it is 0",
+    )
     require(head_VE.shape[0] > 0, op, "head_VE has no rows")
     n = hidden_NE.shape[0]
-    require(targets_N.shape == (n,) and targets_N.dtype == torch.int64, op,
-            f"targets_N is {list(targets_N.shape)} {targets_N.dtype}, must be int64 [{n}]")
-    require(weights_N.shape == (n,) and weights_N.is_floating_point(), op,
-            f"weights_N is {list(weights_N.shape)} {weights_N.dtype}, must be floating [{n}]")
-    require(not (torch.is_grad_enabled() and weights_N.requires_grad), op,
-            "weights_N wants a gradient, and only hidden states and head get one; next: weights_N.detach()")
-    require(groups_N.shape == (n,) and not groups_N.is_floating_point() and groups_N.dtype != torch.bool, op,
-            f"groups_N is {list(groups_N.shape)} {groups_N.dtype}, must be integer [{n}]")
+    require(
+        targets_N.shape == (n,) and targets_N.dtype == torch.int64,
+        op,
+        f"targets_N is {list(targets_N.shape)} {targets_N.dtype}, must be int64 [{n}]",
+    )
+    require(
+        weights_N.shape == (n,) and weights_N.is_floating_point(),
+        op,
+        f"weights_N is {list(weights_N.shape)} {weights_N.dtype}, must be floating [{n}]",
+    )
+    require(
+        not (torch.is_grad_enabled() and weights_N.requires_grad),
+        op,
+        "weights_N wants a gradient, and only hidden states and head get one; next: "
+        "weights_N.detach()",
+    )
+    require(
+        groups_N.shape == (n,)
+        and not groups_N.is_floating_point()
+        and groups_N.dtype != torch.bool,
+        op,
+        f"groups_N is {list(groups_N.shape)} {groups_N.dtype}, must be integer [{n}]",
+    )
     require(num_groups > 0, op, f"num_groups is {num_groups}, must be positive")
-    require(math.isfinite(z_loss) and z_loss >= 0, op, f"z_loss is {z_loss}, must be finite and not negative")
-    require(chunk_bytes is None or chunk_bytes > 0, op, f"chunk_bytes is {chunk_bytes}, must be positive")
-    devices = {"hidden_NE": hidden_NE.device, "head_VE": head_VE.device, "targets_N": targets_N.device,
-               "weights_N": weights_N.device, "groups_N": groups_N.device}
-    require(len(set(devices.values())) == 1, op,
-            "everything must be on one device, got " + ", ".join(f"{name} on {device}" for name, device in devices.items()))
+    require(
+        math.isfinite(z_loss) and z_loss >= 0,
+        op,
+        f"z_loss is {z_loss}, must be finite and not negative",
+    )
+    require(
+        chunk_bytes is None or chunk_bytes > 0,
+        op,
+        f"chunk_bytes is {chunk_bytes}, must be positive",
+    )
+    devices = {
+        "hidden_NE": hidden_NE.device,
+        "head_VE": head_VE.device,
+        "targets_N": targets_N.device,
+        "weights_N": weights_N.device,
+        "groups_N": groups_N.device,
+    }
+    require(
+        len(set(devices.values())) == 1,
+        op,
+        "everything must be on one device, got "
+        + ", ".join(f"{name} on {device}" for name, device in devices.items()),
+    )
     if hidden_NE.device.type == "cpu" and not torch.compiler.is_compiling() and n:
         counts_N = weights_N != 0
-        for name, values_N, most in (("targets_N", targets_N, head_VE.shape[0]), ("groups_N", groups_N, num_groups)):
+        for name, values_N, most in (
+            ("targets_N", targets_N, head_VE.shape[0]),
+            ("groups_N", groups_N, num_groups),
+        ):
             outside_N = counts_N & ((values_N < 0) | (values_N >= most))
             if bool(outside_N.any()):
                 token = int(outside_N.nonzero()[0])
-                require(False, op, f"{name}[{token}] is {int(values_N[token])}, must be 0 to {most - 1}")
+                require(
+                    False, op, f"{name}[{token}] is {int(values_N[token])}, must be 0 to {most - 1}"
+                )

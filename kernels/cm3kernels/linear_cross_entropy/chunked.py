@@ -1,8 +1,8 @@
 """Cross entropy of a linear head in chunks of rows, in PyTorch's own operations: for CPUs.
 
-The gradient of a chunk is computed while its logits are there, so nothing is computed twice; the logits' memory holds the
-exponentials and then the gradient. Tokens of weight 0 are dropped first (which waits for the device; in a compiled graph they
-are zeroed).
+The gradient of a chunk is computed while its logits are there, so nothing is computed twice; the
+logits' memory holds the exponentials and then the gradient. Tokens of weight 0 are dropped first
+(which waits for the device; in a compiled graph they are zeroed).
 
 Legend: N tokens, R tokens of a chunk, E model dimension, V ids.
 """
@@ -21,20 +21,38 @@ from cm3kernels.linear_cross_entropy.reference import group_sums
 CHUNK_BYTES = 32 << 20
 
 
-def linear_cross_entropy_chunked(hidden_NE: Tensor, head_VE: Tensor, targets_N: Tensor, weights_N: Tensor, groups_N: Tensor, *,
-                                 num_groups: int, z_loss: float, dtype: torch.dtype, chunk_bytes: int | None
-                                 ) -> tuple[Tensor, Tensor]:
+def linear_cross_entropy_chunked(
+    hidden_NE: Tensor,
+    head_VE: Tensor,
+    targets_N: Tensor,
+    weights_N: Tensor,
+    groups_N: Tensor,
+    *,
+    num_groups: int,
+    z_loss: float,
+    dtype: torch.dtype,
+    chunk_bytes: int | None,
+) -> tuple[Tensor, Tensor]:
     """See `cm3kernels.linear_cross_entropy`."""
     if torch.compiler.is_compiling():  # how many are dropped would end the graph
         counts_N = weights_N != 0
-        hidden_NE, targets_N = torch.where(counts_N[:, None], hidden_NE, 0.0), targets_N.masked_fill(~counts_N, 0)
+        hidden_NE, targets_N = (
+            torch.where(counts_N[:, None], hidden_NE, 0.0),
+            targets_N.masked_fill(~counts_N, 0),
+        )
     elif len(rows := weights_N.nonzero().squeeze(1)) < len(weights_N):
-        hidden_NE, targets_N, weights_N, groups_N = hidden_NE[rows], targets_N[rows], weights_N[rows], groups_N[rows]
+        hidden_NE, targets_N, weights_N, groups_N = (
+            hidden_NE[rows],
+            targets_N[rows],
+            weights_N[rows],
+            groups_N[rows],
+        )
     with_gradient = torch.is_grad_enabled() and (hidden_NE.requires_grad or head_VE.requires_grad)
     weights_N = weights_N.to(torch.promote_types(dtype, torch.float32))
     chunk_bytes = CHUNK_BYTES if chunk_bytes is None else chunk_bytes
     loss, nll_N = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]  # missing in torch's annotations
-        hidden_NE, head_VE, targets_N, weights_N, z_loss, dtype, chunk_bytes, with_gradient)
+        hidden_NE, head_VE, targets_N, weights_N, z_loss, dtype, chunk_bytes, with_gradient
+    )
     return loss, group_sums(nll_N, weights_N, groups_N, num_groups)
 
 
@@ -42,8 +60,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """Forward computes the gradient too (for an upstream gradient of 1); backward scales it."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_NE: Tensor, head_VE: Tensor, targets_N: Tensor, weights_N: Tensor, z_loss: float,
-                dtype: torch.dtype, chunk_bytes: int, with_gradient: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        hidden_NE: Tensor,
+        head_VE: Tensor,
+        targets_N: Tensor,
+        weights_N: Tensor,
+        z_loss: float,
+        dtype: torch.dtype,
+        chunk_bytes: int,
+        with_gradient: bool,
+    ) -> tuple[Tensor, Tensor]:
         inside = weights_N.dtype  # float32, float64 for float64
         with torch.autocast(hidden_NE.device.type, enabled=False):
             head_VE_ = head_VE.to(dtype)
@@ -54,7 +81,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             for start in range(0, len(targets_N), chunk):
                 part = slice(start, start + chunk)
                 hidden_RE, weights_R = hidden_NE[part].to(dtype), weights_N[part]
-                scores_RV, nll_N[part], log_z_R, total_R = _chunk_losses((hidden_RE @ head_VE_.T).to(inside), targets_N[part])
+                scores_RV, nll_N[part], log_z_R, total_R = _chunk_losses(
+                    (hidden_RE @ head_VE_.T).to(inside), targets_N[part]
+                )
                 loss += (weights_R * (nll_N[part] + z_loss * log_z_R.square())).sum()
                 if grad_hidden is not None and grad_head is not None:
                     # d nll = p - onehot; d (log Z)^2 = 2 log Z p; p = scores / total
@@ -79,7 +108,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _chunk_losses(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """exp(logits - max), overwriting the logits; each row's loss, log Z, and sum of the first. One exponential an entry."""
+    """exp(logits - max), overwriting the logits; each row's loss, log Z, and sum of the first. One
+    exponential an entry."""
     largest_R = logits_RV.amax(dim=1)
     logits_RV -= largest_R.unsqueeze(1)
     target_R = logits_RV.gather(1, targets_R.unsqueeze(1)).squeeze(1)

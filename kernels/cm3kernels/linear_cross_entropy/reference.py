@@ -1,4 +1,5 @@
-"""Cross entropy of a linear head, in plain tensor algebra: the meaning of every faster implementation.
+"""Cross entropy of a linear head, in plain tensor algebra: the meaning of every faster
+implementation.
 
 Legend: N tokens, E model dimension, V ids, G groups.
 """
@@ -9,26 +10,39 @@ import torch
 from torch import Tensor
 
 
-def linear_cross_entropy_reference(hidden_NE: Tensor, head_VE: Tensor, targets_N: Tensor, weights_N: Tensor, groups_N: Tensor, *,
-                                   num_groups: int, z_loss: float, **_options: object) -> tuple[Tensor, Tensor]:
-    """See `cm3kernels.linear_cross_entropy`. All logits in memory, in float32 (float64 for float64), whatever the products'
-    dtype is to be; the gradient is autograd's."""
+def linear_cross_entropy_reference(
+    hidden_NE: Tensor,
+    head_VE: Tensor,
+    targets_N: Tensor,
+    weights_N: Tensor,
+    groups_N: Tensor,
+    *,
+    num_groups: int,
+    z_loss: float,
+    **_options: object,
+) -> tuple[Tensor, Tensor]:
+    """See `cm3kernels.linear_cross_entropy`. All logits in memory, in float32 (float64 for
+    float64), whatever the products' dtype is to be; the gradient is autograd's."""
     inside = torch.promote_types(hidden_NE.dtype, torch.float32)
     counts_N = weights_N != 0
-    # A token of weight 0 is cut out before the product: its hidden state may be anything, and 0 * NaN is NaN.
+    # A token of weight 0 is cut out before the product: its hidden state may be anything, and 0 *
+    # NaN is NaN.
     hidden_NE = torch.where(counts_N[:, None], hidden_NE.to(inside), 0.0)
     with torch.autocast(hidden_NE.device.type, enabled=False):
         logits_NV = hidden_NE @ head_VE.to(inside).T
     log_z_N = torch.logsumexp(logits_NV, dim=1)
     # Not log Z minus the target's logit: both may be huge, and their difference lost.
-    nll_N = -torch.log_softmax(logits_NV, dim=1).gather(1, targets_N.masked_fill(~counts_N, 0)[:, None])[:, 0]
+    nll_N = -torch.log_softmax(logits_NV, dim=1).gather(
+        1, targets_N.masked_fill(~counts_N, 0)[:, None]
+    )[:, 0]
     weights_N = weights_N.to(inside)
     loss = (weights_N * (nll_N + z_loss * log_z_N.square())).sum()
     return loss, group_sums(nll_N.detach(), weights_N, groups_N, num_groups)
 
 
 def group_sums(nll_N: Tensor, weights_N: Tensor, groups_N: Tensor, num_groups: int) -> Tensor:
-    """Sum of weight * nll and of weights of each group, [G, 2]; NaN throughout when a token of weight has no group among them.
+    """Sum of weight * nll and of weights of each group, [G, 2]; NaN throughout when a token of
+    weight has no group among them.
 
     No scattered addition: the same bits every time.
 

@@ -1,11 +1,13 @@
-"""Decode attention over segments on a CPU: each run of segments is one call of PyTorch's attention, results merged by their LSE.
+"""Decode attention over segments on a CPU: each run of segments is one call of PyTorch's attention,
+results merged by their LSE.
 
-All rows of a shared segment are the queries of one product, so its keys are read once for all of them. In a run of unequal
-lengths neighbours of equal length go into one call: no segment pays for a longer one, nothing is padded, copied or masked.
-At small sizes calls are what costs, so a run is merged into the rows it has, as views, when it is done.
+All rows of a shared segment are the queries of one product, so its keys are read once for all of
+them. In a run of unequal lengths neighbours of equal length go into one call: no segment pays for a
+longer one, nothing is padded, copied or masked. At small sizes calls are what costs, so a run is
+merged into the rows it has, as views, when it is done.
 
-Legend: R rows, H query heads, K key heads, G = H / K, D head dimension, b segments of a run, n rows of a segment, M = n * G
-queries, L keys.
+Legend: R rows, H query heads, K key heads, G = H / K, D head dimension, b segments of a run, n rows
+of a segment, M = n * G queries, L keys.
 """
 
 from __future__ import annotations
@@ -19,8 +21,15 @@ from torch import Tensor
 from cm3kernels.segment_decode.plan import SegmentPlan, SegmentRun
 
 
-def segment_decode_grouped(q_RHD: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, plan: SegmentPlan, *,
-                           scale: float | None = None) -> Tensor:
+def segment_decode_grouped(
+    q_RHD: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    plan: SegmentPlan,
+    *,
+    scale: float | None = None,
+) -> Tensor:
     """See `cm3kernels.segment_decode`."""
     R, H, D = q_RHD.shape
     K, inside = plan.num_key_heads, torch.promote_types(q_RHD.dtype, torch.float32)
@@ -32,11 +41,16 @@ def segment_decode_grouped(q_RHD: Tensor, keys: Tensor, values: Tensor, lengths:
         b, n = len(run.segments), run.num_rows
         q_ZKGD = q_RKGD[run.rows]
         q_bKMD = q_ZKGD if n == 1 else q_ZKGD.view(b, n, K, -1, D).transpose(1, 2).flatten(2, 3)
-        parts = _attend_run(q_bKMD, keys, values, run, [held[segment] for segment in run.segments], scale)
+        parts = _attend_run(
+            q_bKMD, keys, values, run, [held[segment] for segment in run.segments], scale
+        )
         if parts is None:
             continue
         # torch's results lie in memory query by query: no copy.
-        part_ZKGD, lse_ZKG = (part.transpose(1, 2).reshape(b * n, -1, K, *part.shape[3:]).transpose(1, 2) for part in parts)
+        part_ZKGD, lse_ZKG = (
+            part.transpose(1, 2).reshape(b * n, -1, K, *part.shape[3:]).transpose(1, 2)
+            for part in parts
+        )
         part_ZKGD = part_ZKGD.to(inside)
         if out_RKGD is None:
             if run.rows == slice(0, R, 1):
@@ -60,35 +74,56 @@ def _nothing(like: Tensor) -> tuple[Tensor, Tensor]:
     The smallest number and not -inf: the difference of two that are -inf is no number.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
-    return like.new_zeros(like.shape, dtype=dtype), like.new_full(like.shape[:-1], torch.finfo(dtype).min, dtype=dtype)
+    return like.new_zeros(like.shape, dtype=dtype), like.new_full(
+        like.shape[:-1], torch.finfo(dtype).min, dtype=dtype
+    )
 
 
-def _attend_run(q_bKMD: Tensor, keys: Tensor, values: Tensor, run: SegmentRun, held: list[int], scale: float
-                ) -> tuple[Tensor, Tensor] | None:
-    """Attention of each segment's queries to its keys: results, and natural LSE [b, K, M]. None where all are empty."""
+def _attend_run(
+    q_bKMD: Tensor, keys: Tensor, values: Tensor, run: SegmentRun, held: list[int], scale: float
+) -> tuple[Tensor, Tensor] | None:
+    """Attention of each segment's queries to its keys: results, and natural LSE [b, K, M]. None
+    where all are empty."""
     if held.count(held[0]) == len(held):
         return _attend(q_bKMD, keys, values, run, 0, held[0], scale) if held[0] else None
     parts, first = [], 0
     for length, neighbours in groupby(held):
-        q_part = q_bKMD[first:first + sum(1 for _ in neighbours)]
-        parts.append(_attend(q_part, keys, values, run, first, length, scale) if length else _nothing(q_part))
+        q_part = q_bKMD[first : first + sum(1 for _ in neighbours)]
+        parts.append(
+            _attend(q_part, keys, values, run, first, length, scale) if length else _nothing(q_part)
+        )
         first += len(q_part)
     dtype = torch.promote_types(q_bKMD.dtype, torch.float32)
     return torch.cat([out.to(dtype) for out, _ in parts]), torch.cat([lse for _, lse in parts])
 
 
-def _attend(q_bKMD: Tensor, keys: Tensor, values: Tensor, run: SegmentRun, first: int, length: int, scale: float
-            ) -> tuple[Tensor, Tensor]:
-    """The run's segments from number `first` on, as many as there are queries for, all of that length."""
-    k_bKLD, v_bKLD = (_view(pool, run.start + first * run.capacity, run.capacity, len(q_bKMD), length) for pool in (keys, values))
+def _attend(
+    q_bKMD: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    run: SegmentRun,
+    first: int,
+    length: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """The run's segments from number `first` on, as many as there are queries for, all of that
+    length."""
+    k_bKLD, v_bKLD = (
+        _view(pool, run.start + first * run.capacity, run.capacity, len(q_bKMD), length)
+        for pool in (keys, values)
+    )
     # The function behind scaled_dot_product_attention on a CPU, which keeps the LSE to itself.
-    out_bKMD, lse_bKM = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q_bKMD, k_bKLD, v_bKLD, scale=scale)
+    out_bKMD, lse_bKM = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q_bKMD, k_bKLD, v_bKLD, scale=scale
+    )
     return out_bKMD, lse_bKM
 
 
 def _view(pool: Tensor, start: int, capacity: int, num_segments: int, length: int) -> Tensor:
     """The first `length` slots of neighbouring segments, [b, K, L, D], without a copy."""
     slot, head, _ = pool.stride()
-    return pool.as_strided((num_segments, pool.shape[1], length, pool.shape[2]), (capacity * slot, head, slot, 1),
-                           pool.storage_offset() + start * slot)
-
+    return pool.as_strided(
+        (num_segments, pool.shape[1], length, pool.shape[2]),
+        (capacity * slot, head, slot, 1),
+        pool.storage_offset() + start * slot,
+    )

@@ -1,9 +1,12 @@
-"""The plan of a decode step: which rows read which segments, cut into the kernels' work items. Made once per prompt.
+"""The plan of a decode step: which rows read which segments, cut into the kernels' work items. Made
+once per prompt.
 
-Everything that changes from step to step (how long each segment is) stays out of it, in a tensor on the device: one plan, and one
-captured CUDA graph, serves all steps. Layout of the cache and a drawn example: README.md beside this file.
+Everything that changes from step to step (how long each segment is) stays out of it, in a tensor on
+the device: one plan, and one captured CUDA graph, serves all steps. Layout of the cache and a drawn
+example: README.md beside this file.
 
-Legend: R rows, S segments, Z uses (a row reading a segment), N work items, P partial results (an item for one of its rows).
+Legend: R rows, S segments, Z uses (a row reading a segment), N work items, P partial results (an
+item for one of its rows).
 """
 
 from __future__ import annotations
@@ -22,8 +25,9 @@ OP = "plan_segments"
 KEY_BLOCK = 64
 #: Most rows of a kernel's tile: query heads of one key head, for all rows of an item.
 MAX_TILE = 64
-#: A partial result costs 8 bytes an element of its rows, its keys and values 2 to 8: splits are at least so many times longer
-#: than an item has queries, so that partial results stay below a quarter of the traffic.
+#: A partial result costs 8 bytes an element of its rows, its keys and values 2 to 8: splits are at
+#: least so many times longer than an item has queries, so that partial results stay below a quarter
+#: of the traffic.
 KEYS_PER_QUERY = 8
 #: Columns of `SegmentPlan.items`.
 SEGMENT, START, FIRST, COUNT, ROWS_BEGIN, NUM_ROWS = range(6)
@@ -31,15 +35,16 @@ SEGMENT, START, FIRST, COUNT, ROWS_BEGIN, NUM_ROWS = range(6)
 
 @dataclass(frozen=True)
 class SegmentRun:
-    """Segments side by side in the pool, of equal capacity and with equally many rows: one batched product on a CPU.
+    """Segments side by side in the pool, of equal capacity and with equally many rows: one batched
+    product on a CPU.
 
     Args:
         segments: their numbers, in the order of the pool.
         start: slot of the first one.
         capacity: slots of each.
         num_rows: rows that read each.
-        rows: the rows of the first, of the second, ...; no row is there twice. A slice where they are evenly spaced, else int64
-            [b * n] on the CPU.
+        rows: the rows of the first, of the second, ...; no row is there twice. A slice where they
+            are evenly spaced, else int64 [b * n] on the CPU.
     """
 
     segments: tuple[int, ...]
@@ -61,12 +66,15 @@ class SegmentPlan:
         capacities: slots of each segment.
         starts: first slot of each segment.
         row_segments: the segments of each row, in order.
-        items: int32 [N, 6], the kernel's work list: segment, first slot, first key, number of keys (of the capacity; what lies
-            past the present length is skipped), first of its entries in `item_rows`, number of its rows.
-        item_rows: int32 [P]; the rows of all items. An entry's place is also the place of its partial result.
+        items: int32 [N, 6], the kernel's work list: segment, first slot, first key, number of keys
+            (of the capacity; what lies past the present length is skipped), first of its entries in
+            `item_rows`, number of its rows.
+        item_rows: int32 [P]; the rows of all items. An entry's place is also the place of its
+            partial result.
         merge_begin: int32 [R + 1]; where each row's entries in `merge_partials` begin.
         merge_partials: int32 [P]; the partial results of row 0, of row 1, ...
-        tile: rows of the kernel's tile, 16 to `MAX_TILE`, or 0 where the query heads of a key head exceed it.
+        tile: rows of the kernel's tile, 16 to `MAX_TILE`, or 0 where the query heads of a key head
+            exceed it.
         runs: the work as a CPU does it, those of most rows first.
     """
 
@@ -86,9 +94,17 @@ class SegmentPlan:
     runs: tuple[SegmentRun, ...]
 
 
-def plan_segments(starts: Sequence[int], capacities: Sequence[int], row_segments: Sequence[Sequence[int]], *,
-                  num_query_heads: int, num_key_heads: int, device: torch.device | str = "cpu",
-                  target_programs: int = 264, split: int | None = None) -> SegmentPlan:
+def plan_segments(
+    starts: Sequence[int],
+    capacities: Sequence[int],
+    row_segments: Sequence[Sequence[int]],
+    *,
+    num_query_heads: int,
+    num_key_heads: int,
+    device: torch.device | str = "cpu",
+    target_programs: int = 264,
+    split: int | None = None,
+) -> SegmentPlan:
     """Plan the decode steps of a batch of rows, on the host.
 
     Args:
@@ -97,8 +113,9 @@ def plan_segments(starts: Sequence[int], capacities: Sequence[int], row_segments
         row_segments: for each row the segments that it reads, in order. A row may have none.
         num_query_heads, num_key_heads: the former a multiple of the latter.
         device: where the work list goes: the pool's device.
-        target_programs: programs that fill the device; splits are chosen so that there are about as many when all segments are
-            full. Default: two for each of the 132 multiprocessors of an H100.
+        target_programs: programs that fill the device; splits are chosen so that there are about as
+            many when all segments are full. Default: two for each of the 132 multiprocessors of an
+            H100.
         split: keys of a work item, instead of that choice (rounded up to a multiple of 64).
 
     Raises:
@@ -114,50 +131,104 @@ def plan_segments(starts: Sequence[int], capacities: Sequence[int], row_segments
     rows = tuple(tuple(map(int, segments)) for segments in row_segments)
     _check(starts, capacities, rows, num_query_heads, num_key_heads, target_programs, split)
     num_rows, group = len(rows), num_query_heads // num_key_heads
-    start_S, capacity_S = torch.tensor(starts, dtype=torch.int64), torch.tensor(capacities, dtype=torch.int64)
+    start_S, capacity_S = (
+        torch.tensor(starts, dtype=torch.int64),
+        torch.tensor(capacities, dtype=torch.int64),
+    )
     segment_Z = torch.tensor(list(chain.from_iterable(rows)), dtype=torch.int64)
-    row_Z = torch.repeat_interleave(torch.arange(num_rows), torch.tensor([len(row) for row in rows], dtype=torch.int64))
+    row_Z = torch.repeat_interleave(
+        torch.arange(num_rows), torch.tensor([len(row) for row in rows], dtype=torch.int64)
+    )
     segment_Z, order_Z = segment_Z.sort(stable=True)
     row_Z = row_Z[order_Z]
     uses_S = torch.bincount(segment_Z, minlength=len(starts))
 
-    items_N6, item_rows_P, tile = _items(start_S, capacity_S, uses_S, row_Z, group, num_key_heads, target_programs, split)
+    items_N6, item_rows_P, tile = _items(
+        start_S, capacity_S, uses_S, row_Z, group, num_key_heads, target_programs, split
+    )
     merge_begin = _exclusive_sum(torch.bincount(item_rows_P, minlength=num_rows), total=True)
 
     def on_device(numbers: Tensor) -> Tensor:
         return numbers.to(torch.int32).to(device)
 
     return SegmentPlan(
-        num_rows=num_rows, num_query_heads=num_query_heads, num_key_heads=num_key_heads, num_segments=len(starts),
-        num_slots=max((start + capacity for start, capacity in zip(starts, capacities, strict=True)), default=0),
-        starts=starts, capacities=capacities, row_segments=rows, items=on_device(items_N6), item_rows=on_device(item_rows_P),
-        merge_begin=on_device(merge_begin), merge_partials=on_device(item_rows_P.argsort(stable=True)), tile=tile,
-        runs=_runs(starts, capacities, rows))
+        num_rows=num_rows,
+        num_query_heads=num_query_heads,
+        num_key_heads=num_key_heads,
+        num_segments=len(starts),
+        num_slots=max(
+            (start + capacity for start, capacity in zip(starts, capacities, strict=True)),
+            default=0,
+        ),
+        starts=starts,
+        capacities=capacities,
+        row_segments=rows,
+        items=on_device(items_N6),
+        item_rows=on_device(item_rows_P),
+        merge_begin=on_device(merge_begin),
+        merge_partials=on_device(item_rows_P.argsort(stable=True)),
+        tile=tile,
+        runs=_runs(starts, capacities, rows),
+    )
 
 
-def _check(starts: Sequence[int], capacities: Sequence[int], row_segments: Sequence[Sequence[int]], num_query_heads: int,
-           num_key_heads: int, target_programs: int, split: int | None) -> None:
-    require(len(starts) == len(capacities), OP,
-            f"{len(starts)} starts and {len(capacities)} capacities, must be one of each a segment")
-    require(num_key_heads > 0 and num_query_heads > 0 and num_query_heads % num_key_heads == 0, OP,
-            f"{num_query_heads} query heads on {num_key_heads} key heads, must be a multiple")
+def _check(
+    starts: Sequence[int],
+    capacities: Sequence[int],
+    row_segments: Sequence[Sequence[int]],
+    num_query_heads: int,
+    num_key_heads: int,
+    target_programs: int,
+    split: int | None,
+) -> None:
+    require(
+        len(starts) == len(capacities),
+        OP,
+        f"{len(starts)} starts and {len(capacities)} capacities, must be one of each a segment",
+    )
+    require(
+        num_key_heads > 0 and num_query_heads > 0 and num_query_heads % num_key_heads == 0,
+        OP,
+        f"{num_query_heads} query heads on {num_key_heads} key heads, must be a multiple",
+    )
     for segment, (start, capacity) in enumerate(zip(starts, capacities, strict=True)):
-        require(start >= 0 and capacity >= 0, OP,
-                f"segment {segment} has start {start} and capacity {capacity}, must not be negative")
-        require(start + capacity < 2**31, OP, f"segment {segment} ends at slot {start + capacity}, must be below 2**31")
+        require(
+            start >= 0 and capacity >= 0,
+            OP,
+            f"segment {segment} has start {start} and capacity {capacity}, must not be negative",
+        )
+        require(
+            start + capacity < 2**31,
+            OP,
+            f"segment {segment} ends at slot {start + capacity}, must be below 2**31",
+        )
     for row, segments in enumerate(row_segments):
         for segment in segments:
-            require(0 <= segment < len(starts), OP, f"row {row} reads segment {segment}, must be 0 to {len(starts) - 1}")
+            require(
+                0 <= segment < len(starts),
+                OP,
+                f"row {row} reads segment {segment}, must be 0 to {len(starts) - 1}",
+            )
     require(target_programs > 0, OP, f"target_programs is {target_programs}, must be positive")
     require(split is None or split > 0, OP, f"split is {split}, must be positive")
 
 
-def _items(start_S: Tensor, capacity_S: Tensor, uses_S: Tensor, row_Z: Tensor, group: int, num_key_heads: int,
-           target_programs: int, split: int | None) -> tuple[Tensor, Tensor, int]:
-    """The work list, the rows of all items, and the tile: rows in blocks of what a tile takes, keys in even splits."""
+def _items(
+    start_S: Tensor,
+    capacity_S: Tensor,
+    uses_S: Tensor,
+    row_Z: Tensor,
+    group: int,
+    num_key_heads: int,
+    target_programs: int,
+    split: int | None,
+) -> tuple[Tensor, Tensor, int]:
+    """The work list, the rows of all items, and the tile: rows in blocks of what a tile takes, keys
+    in even splits."""
     block = max(1, MAX_TILE // group)
     num_blocks_S = _ceil_div(uses_S, block)
-    segment_X = torch.repeat_interleave(torch.arange(len(start_S)), num_blocks_S)  # X: blocks of rows
+    # X: blocks of rows
+    segment_X = torch.repeat_interleave(torch.arange(len(start_S)), num_blocks_S)
     block_X = _within(num_blocks_S)
     num_rows_X = (uses_S[segment_X] - block_X * block).clamp(max=block)
     first_use_X = _exclusive_sum(uses_S)[segment_X] + block_X * block
@@ -176,15 +247,23 @@ def _items(start_S: Tensor, capacity_S: Tensor, uses_S: Tensor, row_Z: Tensor, g
     count_N = torch.minimum(even_X[block_N], capacity_X[block_N] - first_N)
     num_rows_N = num_rows_X[block_N]
     segment_N = segment_X[block_N]
-    items_N6 = torch.stack([segment_N, start_S[segment_N], first_N, count_N, _exclusive_sum(num_rows_N), num_rows_N], dim=1)
-    item_rows_P = row_Z[torch.repeat_interleave(first_use_X[block_N], num_rows_N) + _within(num_rows_N)]
+    items_N6 = torch.stack(
+        [segment_N, start_S[segment_N], first_N, count_N, _exclusive_sum(num_rows_N), num_rows_N],
+        dim=1,
+    )
+    item_rows_P = row_Z[
+        torch.repeat_interleave(first_use_X[block_N], num_rows_N) + _within(num_rows_N)
+    ]
     queries = int(num_rows_N.max()) * group if len(num_rows_N) else 1
     tile = 0 if group > MAX_TILE else max(16, 1 << (queries - 1).bit_length())
     return items_N6, item_rows_P, tile
 
 
-def _runs(starts: Sequence[int], capacities: Sequence[int], row_segments: Sequence[Sequence[int]]) -> tuple[SegmentRun, ...]:
-    """Segments in runs. One that a row reads twice is two, of which the second has the rows that come again."""
+def _runs(
+    starts: Sequence[int], capacities: Sequence[int], row_segments: Sequence[Sequence[int]]
+) -> tuple[SegmentRun, ...]:
+    """Segments in runs. One that a row reads twice is two, of which the second has the rows that
+    come again."""
     rows_of: dict[tuple[int, int], list[int]] = {}  # (how often before, segment)
     for row, segments in enumerate(row_segments):
         for place, segment in enumerate(segments):
@@ -192,8 +271,10 @@ def _runs(starts: Sequence[int], capacities: Sequence[int], row_segments: Sequen
     runs: list[tuple[list[int], list[int]]] = []
     before: tuple[int, ...] = ()
     taken: set[int] = set()
-    order = sorted((again, len(rows), capacities[segment], starts[segment], segment)
-                   for (again, segment), rows in rows_of.items())
+    order = sorted(
+        (again, len(rows), capacities[segment], starts[segment], segment)
+        for (again, segment), rows in rows_of.items()
+    )
     for again, num_rows, capacity, start, segment in order:
         rows = rows_of[again, segment]
         if before != (again, num_rows, capacity, start) or not taken.isdisjoint(rows):
@@ -204,8 +285,16 @@ def _runs(starts: Sequence[int], capacities: Sequence[int], row_segments: Sequen
         taken.update(rows)
         before = again, num_rows, capacity, start + capacity
     runs.sort(key=lambda run: -len(run[1]))
-    return tuple(SegmentRun(tuple(segments), starts[segments[0]], capacities[segments[0]], len(rows) // len(segments),
-                            _as_slice(rows)) for segments, rows in runs)
+    return tuple(
+        SegmentRun(
+            tuple(segments),
+            starts[segments[0]],
+            capacities[segments[0]],
+            len(rows) // len(segments),
+            _as_slice(rows),
+        )
+        for segments, rows in runs
+    )
 
 
 def _as_slice(rows: list[int]) -> slice | Tensor:

@@ -1,7 +1,9 @@
-"""Decode attention over segments: one launch over the plan's work list, one that merges the partial results.
+"""Decode attention over segments: one launch over the plan's work list, one that merges the partial
+results.
 
-An item is a split of a segment for some of its rows. Their query heads of one key head are the rows of the tile, so keys and
-values are read once for all of them. Lengths are read on the device. Scores are in base 2: exp2 is one instruction.
+An item is a split of a segment for some of its rows. Their query heads of one key head are the rows
+of the tile, so keys and values are read once for all of them. Lengths are read on the device.
+Scores are in base 2: exp2 is one instruction.
 """
 
 from __future__ import annotations
@@ -36,17 +38,41 @@ class SegmentConfig:
     num_stages: int
 
 
-#: (head dimension, bytes of an element) -> launch; the same for every tile, a longer one adds arithmetic and no loads. Float32
-#: products are exact ("ieee", no tensor cores), and the accumulators of the longest tile fit the registers of 8 warps only.
-CONFIGS = {(dim, num_bytes): SegmentConfig(64, 4, 3) if num_bytes == 2 else SegmentConfig(32, 8, 3 if dim == 32 else 2)
-           for dim in HEAD_DIMS for num_bytes in (2, 4)}
+#: (head dimension, bytes of an element) -> launch; the same for every tile, a longer one adds
+#: arithmetic and no loads. Float32 products are exact ("ieee", no tensor cores), and the
+#: accumulators of the longest tile fit the registers of 8 warps only.
+CONFIGS = {
+    (dim, num_bytes): SegmentConfig(64, 4, 3)
+    if num_bytes == 2
+    else SegmentConfig(32, 8, 3 if dim == 32 else 2)
+    for dim in HEAD_DIMS
+    for num_bytes in (2, 4)
+}
 
 
 @triton.jit
 def _segment_kernel(
-    q_ptr, keys_ptr, values_ptr, lengths_ptr, items_ptr, item_rows_ptr, part_out_ptr, part_lse_ptr, scale_log2,
-    q_row, q_head, keys_slot, keys_head, values_slot, values_head, num_heads,
-    GROUP: tl.constexpr, D: tl.constexpr, TILE: tl.constexpr, BLOCK_KEYS: tl.constexpr, BLOCK_D: tl.constexpr,
+    q_ptr,
+    keys_ptr,
+    values_ptr,
+    lengths_ptr,
+    items_ptr,
+    item_rows_ptr,
+    part_out_ptr,
+    part_lse_ptr,
+    scale_log2,
+    q_row,
+    q_head,
+    keys_slot,
+    keys_head,
+    values_slot,
+    values_head,
+    num_heads,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
     item = items_ptr + tl.program_id(0) * 6
     key_head = tl.program_id(1).to(tl.int64)
@@ -64,7 +90,11 @@ def _segment_kernel(
     part = rows_begin + m // GROUP
     head = key_head * GROUP + m % GROUP
     row = tl.load(item_rows_ptr + part, mask=in_tile, other=0).to(tl.int64)
-    q = tl.load(q_ptr + (row * q_row + head * q_head)[:, None] + d[None, :], mask=in_tile[:, None] & in_head[None, :], other=0.0)
+    q = tl.load(
+        q_ptr + (row * q_row + head * q_head)[:, None] + d[None, :],
+        mask=in_tile[:, None] & in_head[None, :],
+        other=0.0,
+    )
 
     largest = tl.full([TILE], float("-inf"), tl.float32)
     total = tl.zeros([TILE], tl.float32)
@@ -75,14 +105,23 @@ def _segment_kernel(
         n = key + tl.arange(0, BLOCK_KEYS)
         filled = n < end
         slot = start + n
-        k = tl.load(keys_base + slot[:, None] * keys_slot + d[None, :], mask=filled[:, None] & in_head[None, :], other=0.0)
+        k = tl.load(
+            keys_base + slot[:, None] * keys_slot + d[None, :],
+            mask=filled[:, None] & in_head[None, :],
+            other=0.0,
+        )
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
         scores = tl.where(filled[None, :], scores, float("-inf"))
-        new_largest = tl.maximum(largest, tl.max(scores, 1))  # a split that is read has a key: finite
+        # a split that is read has a key: finite
+        new_largest = tl.maximum(largest, tl.max(scores, 1))
         weights = tl.exp2(scores - new_largest[:, None])
         shrink = tl.exp2(largest - new_largest)
         total = total * shrink + tl.sum(weights, 1)
-        v = tl.load(values_base + slot[:, None] * values_slot + d[None, :], mask=filled[:, None] & in_head[None, :], other=0.0)
+        v = tl.load(
+            values_base + slot[:, None] * values_slot + d[None, :],
+            mask=filled[:, None] & in_head[None, :],
+            other=0.0,
+        )
         out = tl.dot(weights.to(v.dtype), v, out * shrink[:, None], input_precision="ieee")
         largest = new_largest
 
@@ -91,13 +130,24 @@ def _segment_kernel(
     place = part * num_heads + head
     tl.store(part_lse_ptr + place, lse, mask=in_tile)
     out = out / tl.where(read, total, 1.0)[:, None]
-    tl.store(part_out_ptr + place[:, None] * D + d[None, :], out, mask=in_tile[:, None] & in_head[None, :] & read)
+    tl.store(
+        part_out_ptr + place[:, None] * D + d[None, :],
+        out,
+        mask=in_tile[:, None] & in_head[None, :] & read,
+    )
 
 
 @triton.jit
 def _merge_kernel(
-    part_out_ptr, part_lse_ptr, merge_begin_ptr, merge_partials_ptr, out_ptr, num_heads,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_PARTS: tl.constexpr,
+    part_out_ptr,
+    part_lse_ptr,
+    merge_begin_ptr,
+    merge_partials_ptr,
+    out_ptr,
+    num_heads,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_PARTS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
@@ -110,26 +160,45 @@ def _merge_kernel(
     out = tl.zeros([BLOCK_D], tl.float32)
     for first in range(begin, end, BLOCK_PARTS):
         n = first + tl.arange(0, BLOCK_PARTS)
-        place = tl.load(merge_partials_ptr + n, mask=n < end, other=0).to(tl.int64) * num_heads + head
+        place = (
+            tl.load(merge_partials_ptr + n, mask=n < end, other=0).to(tl.int64) * num_heads + head
+        )
         lse = tl.load(part_lse_ptr + place, mask=n < end, other=float("-inf"))
         new_largest = tl.maximum(largest, tl.max(lse, 0))
-        safe = tl.where(new_largest == float("-inf"), 0.0, new_largest)  # nothing yet: -inf - -inf is no number
+        # nothing yet: -inf - -inf is no number
+        safe = tl.where(new_largest == float("-inf"), 0.0, new_largest)
         weights = tl.exp2(lse - safe)
         shrink = tl.exp2(largest - safe)
-        # An item without keys leaves its result unwritten. (By way of an integer: the interpreter keeps comparisons of floats
-        # as floats.)
+        # An item without keys leaves its result unwritten. (By way of an integer: the interpreter
+        # keeps comparisons of floats as floats.)
         written = tl.where(lse > float("-inf"), 1, 0) == 1
-        part = tl.load(part_out_ptr + place[:, None] * D + d[None, :], mask=written[:, None] & in_head[None, :], other=0.0)
+        part = tl.load(
+            part_out_ptr + place[:, None] * D + d[None, :],
+            mask=written[:, None] & in_head[None, :],
+            other=0.0,
+        )
         total = total * shrink + tl.sum(weights, 0)
         out = out * shrink + tl.sum(weights[:, None] * part, 0)
         largest = new_largest
     out = out / tl.where(total > 0, total, 1.0)
-    tl.store(out_ptr + (row * num_heads + head) * D + d, out.to(out_ptr.dtype.element_ty), mask=in_head)
+    tl.store(
+        out_ptr + (row * num_heads + head) * D + d, out.to(out_ptr.dtype.element_ty), mask=in_head
+    )
 
 
 @torch.library.custom_op("cm3::segment_decode", mutates_args=())
-def _segment_decode(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, items: Tensor, item_rows: Tensor,
-                    merge_begin: Tensor, merge_partials: Tensor, tile: int, scale: float) -> Tensor:
+def _segment_decode(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    items: Tensor,
+    item_rows: Tensor,
+    merge_begin: Tensor,
+    merge_partials: Tensor,
+    tile: int,
+    scale: float,
+) -> Tensor:
     num_rows, num_heads, dim = q.shape
     config = CONFIGS[dim, q.element_size()]
     part_out = torch.empty(len(item_rows), num_heads, dim, dtype=torch.float32, device=q.device)
@@ -138,34 +207,105 @@ def _segment_decode(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, it
     block_dim = triton.next_power_of_2(dim)
     if len(items):
         _segment_kernel[len(items), keys.shape[1]](
-            q, keys, values, lengths, items, item_rows, part_out, part_lse, scale * LOG2_E.value,
-            q.stride(0), q.stride(1), keys.stride(0), keys.stride(1), values.stride(0), values.stride(1), num_heads,
-            GROUP=num_heads // keys.shape[1], D=dim, TILE=tile, BLOCK_KEYS=config.block_keys, BLOCK_D=block_dim,
-            num_warps=config.num_warps, num_stages=config.num_stages)
+            q,
+            keys,
+            values,
+            lengths,
+            items,
+            item_rows,
+            part_out,
+            part_lse,
+            scale * LOG2_E.value,
+            q.stride(0),
+            q.stride(1),
+            keys.stride(0),
+            keys.stride(1),
+            values.stride(0),
+            values.stride(1),
+            num_heads,
+            GROUP=num_heads // keys.shape[1],
+            D=dim,
+            TILE=tile,
+            BLOCK_KEYS=config.block_keys,
+            BLOCK_D=block_dim,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+        )
     if num_rows:
-        _merge_kernel[num_rows, num_heads](part_out, part_lse, merge_begin, merge_partials, out, num_heads,
-                                           D=dim, BLOCK_D=block_dim, BLOCK_PARTS=MERGE_BLOCK, num_warps=4)
+        _merge_kernel[num_rows, num_heads](
+            part_out,
+            part_lse,
+            merge_begin,
+            merge_partials,
+            out,
+            num_heads,
+            D=dim,
+            BLOCK_D=block_dim,
+            BLOCK_PARTS=MERGE_BLOCK,
+            num_warps=4,
+        )
     return out
 
 
 @_segment_decode.register_fake
-def _(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, items: Tensor, item_rows: Tensor, merge_begin: Tensor,
-      merge_partials: Tensor, tile: int, scale: float) -> Tensor:
+def _(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    items: Tensor,
+    item_rows: Tensor,
+    merge_begin: Tensor,
+    merge_partials: Tensor,
+    tile: int,
+    scale: float,
+) -> Tensor:
     return q.new_empty(q.shape)
 
 
-def segment_decode_triton(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, plan: SegmentPlan, *,
-                          scale: float | None = None) -> Tensor:
-    """See `cm3kernels.segment_decode`. Two launches, no synchronisation: can be captured in a CUDA graph."""
+def segment_decode_triton(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    plan: SegmentPlan,
+    *,
+    scale: float | None = None,
+) -> Tensor:
+    """See `cm3kernels.segment_decode`. Two launches, no synchronisation: can be captured in a CUDA
+    graph."""
     op, dim = "segment_decode", q.shape[2]
-    require(dim in HEAD_DIMS, op,
-            f"head dimension {dim}, 'triton' has {', '.join(map(str, HEAD_DIMS))}; next: implementation='reference'")
-    require(q.dtype in (torch.float32, torch.float16, torch.bfloat16), op,
-            f"dtype {q.dtype}, 'triton' has float32, float16, bfloat16; next: implementation='reference'")
-    require(plan.tile > 0, op, f"{plan.num_query_heads // plan.num_key_heads} query heads on each key head, 'triton' has at most "
-                               f"{MAX_TILE}; next: implementation='reference'")
-    out: Tensor = _segment_decode(q, keys, values, lengths, plan.items, plan.item_rows, plan.merge_begin, plan.merge_partials,
-                                  plan.tile, 1 / math.sqrt(dim) if scale is None else float(scale))
+    require(
+        dim in HEAD_DIMS,
+        op,
+        f"head dimension {dim}, 'triton' has {', '.join(map(str, HEAD_DIMS))}; next: "
+        "implementation='reference'",
+    )
+    require(
+        q.dtype in (torch.float32, torch.float16, torch.bfloat16),
+        op,
+        f"dtype {q.dtype}, 'triton' has float32, float16, bfloat16; next: "
+        "implementation='reference'",
+    )
+    require(
+        plan.tile > 0,
+        op,
+        f"{plan.num_query_heads // plan.num_key_heads} query heads on each key head, 'triton' "
+        "has at most "
+        f"{MAX_TILE}; next: implementation='reference'",
+    )
+    out: Tensor = _segment_decode(
+        q,
+        keys,
+        values,
+        lengths,
+        plan.items,
+        plan.item_rows,
+        plan.merge_begin,
+        plan.merge_partials,
+        plan.tile,
+        1 / math.sqrt(dim) if scale is None else float(scale),
+    )
     return out
 
 
@@ -174,26 +314,84 @@ def aot_entries() -> list[AotEntry]:
     from cm3kernels.aot import AotEntry
 
     entries = []
-    pointers = ("q_ptr", "keys_ptr", "values_ptr", "lengths_ptr", "items_ptr", "item_rows_ptr", "part_out_ptr", "part_lse_ptr")
+    pointers = (
+        "q_ptr",
+        "keys_ptr",
+        "values_ptr",
+        "lengths_ptr",
+        "items_ptr",
+        "item_rows_ptr",
+        "part_out_ptr",
+        "part_lse_ptr",
+    )
     strides = ("q_row", "q_head", "keys_slot", "keys_head", "values_slot", "values_head")
     for (dim, num_bytes), config in CONFIGS.items():
         dtype = {2: "bf16", 4: "fp32"}[num_bytes]
-        types = (dict.fromkeys(pointers[:3], f"*{dtype}") | dict.fromkeys(pointers[3:6], "*i32")
-                 | dict.fromkeys(pointers[6:], "*fp32") | {"scale_log2": "fp32"} | dict.fromkeys((*strides, "num_heads"), "i32"))
+        types = (
+            dict.fromkeys(pointers[:3], f"*{dtype}")
+            | dict.fromkeys(pointers[3:6], "*i32")
+            | dict.fromkeys(pointers[6:], "*fp32")
+            | {"scale_log2": "fp32"}
+            | dict.fromkeys((*strides, "num_heads"), "i32")
+        )
         for tile in (16, 32, MAX_TILE):
-            product = "HGMMA" if tile == MAX_TILE else "HMMA"  # sm_90's products of warp groups begin at 64 rows
-            expects = {80: ("HMMA", "LDGSTS"), 90: (product, "LDGSTS")} if num_bytes == 2 else {80: ("FFMA",), 90: ("FFMA",)}
+            # sm_90's products of warp groups begin at 64 rows
+            product = "HGMMA" if tile == MAX_TILE else "HMMA"
+            expects = (
+                {80: ("HMMA", "LDGSTS"), 90: (product, "LDGSTS")}
+                if num_bytes == 2
+                else {80: ("FFMA",), 90: ("FFMA",)}
+            )
             block_dim = triton.next_power_of_2(dim)
-            constexprs = {"GROUP": 1, "D": dim, "TILE": tile, "BLOCK_KEYS": config.block_keys, "BLOCK_D": block_dim}
-            # At head dimension 32 four warps have too little to multiply in a tile of 32 rows; keys are what takes the time.
-            multiply_adds = 2 * tile * config.block_keys * block_dim if num_bytes == 2 and dim > 32 else 0
-            entries.append(AotEntry(f"segment_decode.items.{dtype}.d{dim}.m{tile}", _segment_kernel, types, constexprs,
-                                    (*pointers, *strides), config.num_warps, config.num_stages, expects,
-                                    multiply_adds=multiply_adds))
-    merge_pointers = ("part_out_ptr", "part_lse_ptr", "merge_begin_ptr", "merge_partials_ptr", "out_ptr")
+            constexprs = {
+                "GROUP": 1,
+                "D": dim,
+                "TILE": tile,
+                "BLOCK_KEYS": config.block_keys,
+                "BLOCK_D": block_dim,
+            }
+            # At head dimension 32 four warps have too little to multiply in a tile of 32 rows; keys
+            # are what takes the time.
+            multiply_adds = (
+                2 * tile * config.block_keys * block_dim if num_bytes == 2 and dim > 32 else 0
+            )
+            entries.append(
+                AotEntry(
+                    f"segment_decode.items.{dtype}.d{dim}.m{tile}",
+                    _segment_kernel,
+                    types,
+                    constexprs,
+                    (*pointers, *strides),
+                    config.num_warps,
+                    config.num_stages,
+                    expects,
+                    multiply_adds=multiply_adds,
+                )
+            )
+    merge_pointers = (
+        "part_out_ptr",
+        "part_lse_ptr",
+        "merge_begin_ptr",
+        "merge_partials_ptr",
+        "out_ptr",
+    )
     for dim in HEAD_DIMS:
         for dtype in ("bf16", "fp32"):
-            types = dict(zip(merge_pointers, ("*fp32", "*fp32", "*i32", "*i32", f"*{dtype}"), strict=True)) | {"num_heads": "i32"}
-            constexprs = {"D": dim, "BLOCK_D": triton.next_power_of_2(dim), "BLOCK_PARTS": MERGE_BLOCK}
-            entries.append(AotEntry(f"segment_decode.merge.{dtype}.d{dim}", _merge_kernel, types, constexprs, merge_pointers))
+            types = dict(
+                zip(merge_pointers, ("*fp32", "*fp32", "*i32", "*i32", f"*{dtype}"), strict=True)
+            ) | {"num_heads": "i32"}
+            constexprs = {
+                "D": dim,
+                "BLOCK_D": triton.next_power_of_2(dim),
+                "BLOCK_PARTS": MERGE_BLOCK,
+            }
+            entries.append(
+                AotEntry(
+                    f"segment_decode.merge.{dtype}.d{dim}",
+                    _merge_kernel,
+                    types,
+                    constexprs,
+                    merge_pointers,
+                )
+            )
     return entries

@@ -25,41 +25,91 @@ def configure(parser: ArgumentParser) -> None:
     parser.description = "Measure."
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     kernels = actions.add_parser(
-        "kernels", help="kernels beside everything else that computes the same", epilog=EXAMPLE,
+        "kernels",
+        help="kernels beside everything else that computes the same",
+        epilog=EXAMPLE,
         formatter_class=RawDescriptionHelpFormatter,
         description="Compare each provider's result with a float64 reference, and time those that are right: median, 20th\n"
-                    "and 80th percentile, twice, with a warm and a cold cache. Prints a table; with -o also JSON and plots.")
-    kernels.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what to measure on (default: %(default)s)")
-    kernels.add_argument("--op", action="append", default=[], metavar="NAME",
-                         help="an op; may be given several times (default: all)")
-    kernels.add_argument("--provider", action="append", default=[], metavar="NAME",
-                         help="a provider; may be given several times (default: all)")
+        "and 80th percentile, twice, with a warm and a cold cache. Prints a table; with -o also "
+        "JSON and plots.",
+    )
+    kernels.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="what to measure on (default: %(default)s)",
+    )
+    kernels.add_argument(
+        "--op",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="an op; may be given several times (default: all)",
+    )
+    kernels.add_argument(
+        "--provider",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a provider; may be given several times (default: all)",
+    )
     kernels.add_argument("-o", "--out", type=Path, help="JSON file to write; plots go beside it")
     kernels.add_argument("--quick", action="store_true", help="fewer cases and repetitions")
-    kernels.add_argument("--dry-run", action="store_true",
-                         help="execute everything once on tiny inputs, time nothing; --device cuda then needs no GPU")
+    kernels.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="execute everything once on tiny inputs, time nothing; --device cuda then needs no GPU",
+    )
     kernels.add_argument("--threads", type=int, help="threads of torch on the CPU")
     kernels.set_defaults(run=run)
-    decode.configure(actions.add_parser("decode", help=decode.HELP, epilog=decode.EXAMPLE, description=decode.DESCRIPTION,
-                                        formatter_class=RawDescriptionHelpFormatter))
-    precision.configure(actions.add_parser("precision", help=precision.HELP, epilog=precision.EXAMPLE, description=precision.HELP,
-                                           formatter_class=RawDescriptionHelpFormatter))
-    retrieval.configure(actions.add_parser("retrieval", help=retrieval.HELP, epilog=retrieval.EXAMPLE,
-                                           description=retrieval.DESCRIPTION, formatter_class=RawDescriptionHelpFormatter))
+    decode.configure(
+        actions.add_parser(
+            "decode",
+            help=decode.HELP,
+            epilog=decode.EXAMPLE,
+            description=decode.DESCRIPTION,
+            formatter_class=RawDescriptionHelpFormatter,
+        )
+    )
+    precision.configure(
+        actions.add_parser(
+            "precision",
+            help=precision.HELP,
+            epilog=precision.EXAMPLE,
+            description=precision.HELP,
+            formatter_class=RawDescriptionHelpFormatter,
+        )
+    )
+    retrieval.configure(
+        actions.add_parser(
+            "retrieval",
+            help=retrieval.HELP,
+            epilog=retrieval.EXAMPLE,
+            description=retrieval.DESCRIPTION,
+            formatter_class=RawDescriptionHelpFormatter,
+        )
+    )
 
 
 def run(args: Namespace) -> int:
     """Do it; returns the exit code: 1 when a provider is wrong or failed."""
     if args.quick and args.dry_run:
-        raise CM3Error("cm3 bench kernels", "--quick and --dry-run exclude each other", "leave one out")
+        raise CM3Error(
+            "cm3 bench kernels", "--quick and --dry-run exclude each other", "leave one out"
+        )
     if args.threads is not None and args.threads < 1:
-        raise CM3Error("cm3 bench kernels", f"--threads is {args.threads}, must be at least 1", "leave it out, or give a number")
+        raise CM3Error(
+            "cm3 bench kernels",
+            f"--threads is {args.threads}, must be at least 1",
+            "leave it out, or give a number",
+        )
     if args.out is not None:
         from cm3core.files import check_writable
 
         check_writable(args.out)
     if args.dry_run and "triton" not in sys.modules:
-        os.environ.setdefault("TRITON_INTERPRET", "1")  # so that Triton's kernels run as well, on the CPU
+        # so that Triton's kernels run as well, on the CPU
+        os.environ.setdefault("TRITON_INTERPRET", "1")
     return _run(args)
 
 
@@ -73,8 +123,11 @@ def _run(args: Namespace) -> int:
         torch.set_num_threads(args.threads)
     there = args.device == "cpu" or torch.cuda.is_available()
     if not there and not args.dry_run:
-        raise DeviceError("cm3 bench kernels --device cuda", "there is no CUDA device, or torch was built without CUDA",
-                          "use --device cpu, or --dry-run to execute everything without one")
+        raise DeviceError(
+            "cm3 bench kernels --device cuda",
+            "there is no CUDA device, or torch was built without CUDA",
+            "use --device cpu, or --dry-run to execute everything without one",
+        )
     device = torch.device(args.device if there and not (args.dry_run and _interprets()) else "cpu")
     where = Where(device, args.device, "dry" if args.dry_run else "quick" if args.quick else "full")
     registry = BenchmarkRegistry()
@@ -82,12 +135,20 @@ def _run(args: Namespace) -> int:
         add(registry)
     for name in args.op:
         if name not in registry.ops:
-            raise CM3Error("cm3 bench kernels --op", f"no op is called {name!r}", close_match(name, registry.ops))
+            raise CM3Error(
+                "cm3 bench kernels --op",
+                f"no op is called {name!r}",
+                close_match(name, registry.ops),
+            )
     ops = [op for name, op in registry.ops.items() if not args.op or name in args.op]
     known = {provider.name for op in ops for provider in op.providers}
     for name in args.provider:
         if name not in known:
-            raise CM3Error("cm3 bench kernels --provider", f"no provider is called {name!r}", close_match(name, known))
+            raise CM3Error(
+                "cm3 bench kernels --provider",
+                f"no provider is called {name!r}",
+                close_match(name, known),
+            )
 
     stopwatch, environment = runner.stopwatch_for(where), runner.environment(where)
     limits = runner.ceilings(where, stopwatch)

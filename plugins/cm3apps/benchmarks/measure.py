@@ -1,7 +1,9 @@
-"""Time and memory. Two stopwatches of one interface, and a CUDA that is not there, so that every line runs without one.
+"""Time and memory. Two stopwatches of one interface, and a CUDA that is not there, so that every
+line runs without one.
 
-A stopwatch is given several calls on different inputs. One call again and again finds its inputs in the cache ("warm"); enough
-calls in turn find nothing there ("cold"), as in a real step between whose kernels gigabytes of weights pass.
+A stopwatch is given several calls on different inputs. One call again and again finds its inputs in
+the cache ("warm"); enough calls in turn find nothing there ("cold"), as in a real step between
+whose kernels gigabytes of weights pass.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from typing import Any
 import torch
 
 Call = Callable[[], Any]
-#: Below this a launch costs as much as the kernel: calls are captured in a CUDA graph, as generation does.
+#: Below this a launch costs as much as the kernel: calls are captured in a CUDA graph, as
+#: generation does.
 GRAPH_BELOW_US = 50.0
 CALLS_IN_A_GRAPH = 10
 MAX_REPETITIONS = 1000
@@ -33,7 +36,8 @@ class Timing:
     Args:
         median, p20, p80: over the repetitions.
         num_repetitions: how many.
-        method: "processor time" (of one thread), "wall clock", "events", "graph", or "events (no graph: why)".
+        method: "processor time" (of one thread), "wall clock", "events", "graph", or "events (no
+            graph: why)".
     """
 
     median: float
@@ -71,7 +75,8 @@ class Stopwatch(ABC):
 
     @abstractmethod
     def peak_bytes(self, call: Call) -> int | None:
-        """Memory that one call needs at most, on top of its inputs; None where that can't be told."""
+        """Memory that one call needs at most, on top of its inputs; None where that can't be
+        told."""
 
     def _num_repetitions(self, one_us: float) -> int:
         wanted = self.seconds * 1e6 / max(one_us, 0.1) if one_us == one_us else 0
@@ -79,7 +84,8 @@ class Stopwatch(ABC):
 
 
 class CPUStopwatch(Stopwatch):
-    """By the processor time of this thread where torch has one thread, which a busy machine hardly changes; else by the clock."""
+    """By the processor time of this thread where torch has one thread, which a busy machine hardly
+    changes; else by the clock."""
 
     def time(self, calls: Sequence[Call]) -> Timing:
         alone = torch.get_num_threads() == 1
@@ -100,13 +106,20 @@ class CPUStopwatch(Stopwatch):
     def peak_bytes(self, call: Call) -> int | None:
         """From the profiler's record of what torch allocates and frees."""
         activities = [torch.profiler.ProfilerActivity.CPU]
-        with _silent_stderr(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        with (
+            _silent_stderr(),
+            torch.profiler.profile(activities=activities, profile_memory=True) as profile,
+        ):
             kept = call()
         del kept
         results = getattr(profile.profiler, "kineto_results", None)
         if results is None:
             return None
-        events = sorted((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
+        events = sorted(
+            (event.start_ns(), event.nbytes())
+            for event in results.events()
+            if event.name() == "[memory]"
+        )
         now = peak = 0
         for _, num_bytes in events:
             now += num_bytes
@@ -148,7 +161,8 @@ class CUDAStopwatch(Stopwatch):
             return timing_of(self._by_events(calls, self._num_repetitions(first.median)), "events")
         try:
             graph, num_calls = self._capture(calls)
-        except RuntimeError as error:  # a call that waits for the device can't be captured: that is a property worth showing
+        except RuntimeError as error:
+            # a call that waits for the device can't be captured: that is a property worth showing
             reason = str(error).strip().splitlines()[0][:80]
             times = self._by_events(calls, self._num_repetitions(first.median))
             return timing_of(times, f"events (no graph: {reason})")
@@ -156,7 +170,10 @@ class CUDAStopwatch(Stopwatch):
         return timing_of([one / num_calls for one in self._by_events([graph.replay], num)], "graph")
 
     def _by_events(self, calls: Sequence[Call], num: int) -> list[float]:
-        pairs = [(self.cuda.Event(enable_timing=True), self.cuda.Event(enable_timing=True)) for _ in range(num)]
+        pairs = [
+            (self.cuda.Event(enable_timing=True), self.cuda.Event(enable_timing=True))
+            for _ in range(num)
+        ]
         for repetition, (begin, end) in enumerate(pairs):
             begin.record()
             calls[repetition % len(calls)]()
@@ -165,7 +182,8 @@ class CUDAStopwatch(Stopwatch):
         return [begin.elapsed_time(end) * 1e3 for begin, end in pairs]
 
     def _capture(self, calls: Sequence[Call]) -> tuple[Any, int]:
-        """A graph of `CALLS_IN_A_GRAPH` calls or all of them, after a warm-up on a stream of its own, as torch asks for."""
+        """A graph of `CALLS_IN_A_GRAPH` calls or all of them, after a warm-up on a stream of its
+        own, as torch asks for."""
         num_calls = max(min(CALLS_IN_A_GRAPH, self.least), len(calls))
         stream = self.cuda.Stream()
         stream.wait_stream(self.cuda.current_stream())
@@ -191,7 +209,8 @@ class CUDAStopwatch(Stopwatch):
 
 
 class AbsentCUDA:
-    """What `CUDAStopwatch` needs of `torch.cuda`, where there is none: everything is executed, nothing is measured (NaN)."""
+    """What `CUDAStopwatch` needs of `torch.cuda`, where there is none: everything is executed,
+    nothing is measured (NaN)."""
 
     class Event:
         def __init__(self, enable_timing: bool) -> None:
@@ -235,9 +254,15 @@ def cache_bytes(device: torch.device) -> int:
     """Size of the last cache before memory."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).L2_cache_size)
-    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    sizes = [
+        path.read_text().strip()
+        for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    ]
     units = {"K": 2**10, "M": 2**20}
-    return max((int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units), default=32 * 2**20)
+    return max(
+        (int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units),
+        default=32 * 2**20,
+    )
 
 
 def copy_bandwidth(stopwatch: Stopwatch, device: torch.device, num_bytes: int) -> float:

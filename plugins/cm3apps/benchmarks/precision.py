@@ -1,7 +1,9 @@
-"""`cm3 bench precision`: what fewer bits of a model's weights do to what it says, on real documents.
+"""`cm3 bench precision`: what fewer bits of a model's weights do to what it says, on real
+documents.
 
-Nothing is drawn: the decoder, arranged for inference in each precision, reads whole documents, and what it would have said at
-each place is compared with what full precision says there. Legend: T tokens, E width, R legal ids, n places.
+Nothing is drawn: the decoder, arranged for inference in each precision, reads whole documents, and
+what it would have said at each place is compared with what full precision says there. Legend: T
+tokens, E width, R legal ids, n places.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ HELP = "what fewer bits of a model's weights do to what it says"
 EXAMPLE = """examples:
   cm3 bench precision
   cm3 bench precision --model runs/apples --num 64 --split comp -o precision.json"""
-#: The gate: a precision may cost at most so many nats an image code more, and must leave at least this share of the most probable
-#: codes as they are where the model isn't torn (its two best codes differ by more than `TORN` nats).
+#: The gate: a precision may cost at most so many nats an image code more, and must leave at least
+#: this share of the most probable codes as they are where the model isn't torn (its two best codes
+#: differ by more than `TORN` nats).
 MOST_NATS, LEAST_AGREEMENT, TORN = 0.02, 0.99, 0.5
 
 
@@ -39,7 +42,8 @@ class Quality:
         nats: mean minus log-probability of the documents' image codes.
         more: nats above full precision.
         agreement: share of places at which the most probable code is the same.
-        sure_agreement: the same, of places at which full precision's best two codes differ by more than `TORN` nats.
+        sure_agreement: the same, of places at which full precision's best two codes differ by more
+            than `TORN` nats.
         num: places.
         passes: the gate.
     """
@@ -58,9 +62,22 @@ class Quality:
 
 def configure(parser: ArgumentParser) -> None:
     """The action's options."""
-    parser.add_argument("--model", default="bundled:emoji64", metavar="MODEL", help="see `cm3 generate` (default: %(default)s)")
-    parser.add_argument("--split", metavar="NAME", help="of the model's data set (default: what it was trained on)")
-    parser.add_argument("--num", type=int, default=32, metavar="N", help="documents, spread over it (default: %(default)s)")
+    parser.add_argument(
+        "--model",
+        default="bundled:emoji64",
+        metavar="MODEL",
+        help="see `cm3 generate` (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--split", metavar="NAME", help="of the model's data set (default: what it was trained on)"
+    )
+    parser.add_argument(
+        "--num",
+        type=int,
+        default=32,
+        metavar="N",
+        help="documents, spread over it (default: %(default)s)",
+    )
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="JSON file to write")
     parser.set_defaults(run=run)
 
@@ -75,42 +92,72 @@ def run(args: Namespace) -> int:
     from cm3core.model import load
 
     if args.num < 1:
-        raise CM3Error("cm3 bench precision", f"--num is {args.num}, must be at least 1", "give another number")
+        raise CM3Error(
+            "cm3 bench precision", f"--num is {args.num}, must be at least 1", "give another number"
+        )
     if args.out is not None:
         check_writable(args.out)
     model = load(args.model, registry=registry_of(args))
     found = measure(model, sequences(model, args.split, args.num))
-    print(f"{'precision':<10} {'nats a code':>11} {'more':>8} {'same best code':>14} {'where sure':>10}   of {found[0].num:,} "
-          "codes")
+    print(
+        f"{'precision':<10} {'nats a code':>11} {'more':>8} {'same best code':>14} "
+        f"{'where sure':>10}   of {found[0].num:,} "
+        "codes"
+    )
     for one in found:
-        print(f"{one.precision:<10} {one.nats:>11.4f} {one.more:>+8.4f} {one.agreement:>14.2%} {one.sure_agreement:>10.2%}   "
-              f"{'passes' if one.passes else 'FAILS'}")
+        print(
+            f"{one.precision:<10} {one.nats:>11.4f} {one.more:>+8.4f} {one.agreement:>14.2%} "
+            f"{one.sure_agreement:>10.2%}   "
+            f"{'passes' if one.passes else 'FAILS'}"
+        )
     if args.out is not None:
         gate = {"most_nats": MOST_NATS, "least_agreement": LEAST_AGREEMENT, "torn": TORN}
-        write_text(args.out, json.dumps({"model": args.model, "split": args.split or "train", "gate": gate, "precisions": [
-            asdict(one) | {"passes": one.passes} for one in found]}, indent=1) + "\n")
+        write_text(
+            args.out,
+            json.dumps(
+                {
+                    "model": args.model,
+                    "split": args.split or "train",
+                    "gate": gate,
+                    "precisions": [asdict(one) | {"passes": one.passes} for one in found],
+                },
+                indent=1,
+            )
+            + "\n",
+        )
         print(args.out)
     return int(not all(one.passes for one in found))
 
 
 def sequences(model: Model, split: str | None, number: int) -> list[TokenSequence]:
-    """Documents of the model's data set, spread over it, as it was trained on them: pictures as codes, nothing in front."""
+    """Documents of the model's data set, spread over it, as it was trained on them: pictures as
+    codes, nothing in front."""
     from cm3core.training.validation import spread
 
     source = model.components.source if split is None else model.components.split(split)
     documents = [source.document(index) for index in spread(len(source), number)]
-    return [model.components.serializer.sequence(model.coded(document), (), model.recipe.data.max_text_tokens)
-            for document in documents]
+    return [
+        model.components.serializer.sequence(
+            model.coded(document), (), model.recipe.data.max_text_tokens
+        )
+        for document in documents
+    ]
 
 
-def measure(model: Model, some: Sequence[TokenSequence],
-            precisions: Sequence[str] = ("fp32", "bf16", "int8")) -> list[Quality]:
+def measure(
+    model: Model,
+    some: Sequence[TokenSequence],
+    precisions: Sequence[str] = ("fp32", "bf16", "int8"),
+) -> list[Quality]:
     """Each precision beside full precision (float32, which is measured too)."""
     import torch
 
     decoder = model.components.decoder
     full = decoder.for_inference("fp32")
-    arranged = [full if precision == "fp32" else decoder.for_inference(precision) for precision in precisions]
+    arranged = [
+        full if precision == "fp32" else decoder.for_inference(precision)
+        for precision in precisions
+    ]
     sums = [[0.0, 0, 0] for _ in precisions]
     exact_nats, number, sure_number = 0.0, 0, 0
     with torch.inference_mode():
@@ -127,17 +174,32 @@ def measure(model: Model, some: Sequence[TokenSequence],
                 own[1] += int(same_n.sum())
                 own[2] += int((same_n & sure_n).sum())
     if number == 0:
-        raise CM3Error("cm3 bench precision", "the documents have no pictures", "choose another split")
-    return [Quality(precision, nats / number, (nats - exact_nats) / number, same / number, sure / max(sure_number, 1), number)
-            for precision, (nats, same, sure) in zip(precisions, sums, strict=True)]
+        raise CM3Error(
+            "cm3 bench precision", "the documents have no pictures", "choose another split"
+        )
+    return [
+        Quality(
+            precision,
+            nats / number,
+            (nats - exact_nats) / number,
+            same / number,
+            sure / max(sure_number, 1),
+            number,
+        )
+        for precision, (nats, same, sure) in zip(precisions, sums, strict=True)
+    ]
 
 
 def _said(decoder: Decoder, model: Model, sequence: TokenSequence) -> tuple[Tensor, Tensor]:
-    """The log-probabilities [n, R] of all codes at the places of a sequence's image codes, and the codes [n] that stand there."""
+    """The log-probabilities [n, R] of all codes at the places of a sequence's image codes, and the
+    codes [n] that stand there."""
     import torch
 
     vocabulary = model.components.vocabulary
-    tokens_1T, cells_1T = (torch.from_numpy(numbers.astype("int64"))[None] for numbers in (sequence.tokens, sequence.cells))
+    tokens_1T, cells_1T = (
+        torch.from_numpy(numbers.astype("int64"))[None]
+        for numbers in (sequence.tokens, sequence.cells)
+    )
     cache = decoder.allocate_cache(1, tokens_1T.shape[1])
     hidden_TE = decoder.hidden_states(tokens_1T, cells_BT=cells_1T, cache=cache)[0]
     places = (cells_1T[0] >= 0).nonzero()[:, 0]

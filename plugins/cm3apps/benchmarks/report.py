@@ -23,10 +23,21 @@ def table(rows: Sequence[Mapping[str, Any]], baselines: Mapping[str, str]) -> st
     lines: list[str] = []
     for op, case in dict.fromkeys((row["op"], row["case"]) for row in rows):
         of_case = [row for row in rows if (row["op"], row["case"]) == (op, case)]
-        lines += ["", f"{op}: {case} ({of_case[0]['dtype']})",
-                  f"  {'provider':<26} {'warm us':>10} {'p20-p80':>17} {'cold us':>10} {'+-':>4} {'x':>6} {'TFLOP/s':>8} "
-                  f"{'of mm':>6} {'GB/s':>7} {'of copy':>7} {'peak MB':>8}  error"]
-        base = next((row["warm"]["us"] for row in of_case if row["provider"] == baselines.get(op) and "warm" in row), None)
+        lines += [
+            "",
+            f"{op}: {case} ({of_case[0]['dtype']})",
+            f"  {'provider':<26} {'warm us':>10} {'p20-p80':>17} {'cold us':>10} {'+-':>4} "
+            f"{'x':>6} {'TFLOP/s':>8} "
+            f"{'of mm':>6} {'GB/s':>7} {'of copy':>7} {'peak MB':>8}  error",
+        ]
+        base = next(
+            (
+                row["warm"]["us"]
+                for row in of_case
+                if row["provider"] == baselines.get(op) and "warm" in row
+            ),
+            None,
+        )
         lines += [f"  {row['provider']:<26} {_figures(row, base)}" for row in of_case]
     return "\n".join(lines[1:])
 
@@ -37,43 +48,76 @@ def _figures(row: Mapping[str, Any], base: float | None) -> str:
         return f"{row['status']}{error}" + (f": {row['reason']}" if "reason" in row else "")
     warm, cold = row["warm"], row["cold"]
     faster = f"{base / warm['us']:>6.2f}" if base else f"{'':>6}"
-    flop = f"{row['flop_per_s'] / 1e12:>8.3f} {row['of_matmul']:>6.0%}" if row["flop"] else f"{'':>8} {'':>6}"
+    flop = (
+        f"{row['flop_per_s'] / 1e12:>8.3f} {row['of_matmul']:>6.0%}"
+        if row["flop"]
+        else f"{'':>8} {'':>6}"
+    )
     peak = f"{row['peak_bytes'] / 1e6:>8.1f}" if row["peak_bytes"] is not None else f"{'?':>8}"
     note = f"  [{warm['method']}]" if warm["method"].startswith("events (") else ""
     span = f"{warm['p20']:.1f}-{warm['p80']:.1f}"
-    return (f"{warm['us']:>10.1f} {span:>17} {cold['us']:>10.1f} {max(warm['spread'], cold['spread']):>4.0%} {faster} {flop} "
-            f"{row['bytes_per_s'] / 1e9:>7.1f} {row['of_copy']:>7.0%} {peak}  {row['error']:.1e}{note}")
+    return (
+        f"{warm['us']:>10.1f} {span:>17} {cold['us']:>10.1f} "
+        f"{max(warm['spread'], cold['spread']):>4.0%} {faster} {flop} "
+        f"{row['bytes_per_s'] / 1e9:>7.1f} {row['of_copy']:>7.0%} {peak}  {row['error']:.1e}{note}"
+    )
 
 
 def heading(environment: Mapping[str, Any], limits: Mapping[str, Any]) -> str:
     """The machine, the versions and its measured ceilings."""
     device, packages = environment["device"], environment["packages"]
     known = [f"{key} {value}" for key, value in device.items() if key != "type"]
-    lines = [", ".join([*known, f"{environment['threads']} threads"]),
-             ", ".join(f"{name} {found}" for name, found in packages.items() if found)]
+    lines = [
+        ", ".join([*known, f"{environment['threads']} threads"]),
+        ", ".join(f"{name} {found}" for name, found in packages.items() if found),
+    ]
     if limits["copy_bytes_per_s"] is not None:
-        lines.append(f"copy {limits['copy_bytes_per_s'] / 1e9:.1f} GB/s, product {limits['matmul']} "
-                     f"{limits['matmul_flop_per_s'] / 1e12:.3f} TFLOP/s")
+        lines.append(
+            f"copy {limits['copy_bytes_per_s'] / 1e9:.1f} GB/s, product {limits['matmul']} "
+            f"{limits['matmul_flop_per_s'] / 1e12:.3f} TFLOP/s"
+        )
     return "\n".join(lines)
 
 
-def write_json(path: Path, environment: Mapping[str, Any], limits: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+def write_json(
+    path: Path,
+    environment: Mapping[str, Any],
+    limits: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+) -> None:
     """Everything, atomically; after each case, so that an interrupted run leaves what it has."""
-    document = {"format": FORMAT, "environment": environment, "ceilings": limits, "results": list(rows)}
+    document = {
+        "format": FORMAT,
+        "environment": environment,
+        "ceilings": limits,
+        "results": list(rows),
+    }
     write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
-def write_plots(path: Path, rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]) -> list[Path]:
+def write_plots(
+    path: Path, rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]
+) -> list[Path]:
     """One picture for each op beside `path`: STEM-OP.png. A dry run draws it without points."""
     import matplotlib
 
     matplotlib.use("Agg")
-    return [_plot(path.with_name(f"{path.stem}-{op}.png"), op, [row for row in rows if row["op"] == op], environment)
-            for op in dict.fromkeys(row["op"] for row in rows)]
+    return [
+        _plot(
+            path.with_name(f"{path.stem}-{op}.png"),
+            op,
+            [row for row in rows if row["op"] == op],
+            environment,
+        )
+        for op in dict.fromkeys(row["op"] for row in rows)
+    ]
 
 
-def _plot(path: Path, op: str, rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]) -> Path:
-    """Points on a logarithmic scale (on which bars would have no beginning), a band for each case, a line for each provider."""
+def _plot(
+    path: Path, op: str, rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]
+) -> Path:
+    """Points on a logarithmic scale (on which bars would have no beginning), a band for each case,
+    a line for each provider."""
     from matplotlib import pyplot
     from matplotlib.ticker import StrMethodFormatter
 
@@ -81,17 +125,34 @@ def _plot(path: Path, op: str, rows: Sequence[Mapping[str, Any]], environment: M
     shown = [row["provider"] for row in rows if "warm" in row or row["status"] == "dry run"]
     providers = list(dict.fromkeys(shown))
     height = 1 / (len(providers) + 1)
-    figure, axes = pyplot.subplots(figsize=(9, 1.4 + 0.2 * max(2, len(cases) * (len(providers) + 1))), layout="constrained")
+    figure, axes = pyplot.subplots(
+        figsize=(9, 1.4 + 0.2 * max(2, len(cases) * (len(providers) + 1))), layout="constrained"
+    )
     for number, provider in enumerate(providers):
-        of = [(place, row) for place, case in enumerate(cases) for row in rows
-              if (row["case"], row["provider"]) == (case, provider) and "warm" in row]
+        of = [
+            (place, row)
+            for place, case in enumerate(cases)
+            for row in rows
+            if (row["case"], row["provider"]) == (case, provider) and "warm" in row
+        ]
         at = [place + (number - (len(providers) - 1) / 2) * height for place, _ in of]
         warm = [row["warm"] for _, row in of]
         # Percentiles of few runs may be a rounding to the wrong side of their median.
-        spans = [[max(0.0, one["us"] - one["p20"]) for one in warm], [max(0.0, one["p80"] - one["us"]) for one in warm]]
+        spans = [
+            [max(0.0, one["us"] - one["p20"]) for one in warm],
+            [max(0.0, one["p80"] - one["us"]) for one in warm],
+        ]
         color = pyplot.get_cmap("tab20")(number % 20)
-        axes.errorbar([one["us"] for one in warm], at, xerr=spans if warm else None, fmt="o", markersize=5, elinewidth=1,
-                      color=color, label=provider)
+        axes.errorbar(
+            [one["us"] for one in warm],
+            at,
+            xerr=spans if warm else None,
+            fmt="o",
+            markersize=5,
+            elinewidth=1,
+            color=color,
+            label=provider,
+        )
         axes.plot([row["cold"]["us"] for _, row in of], at, "|", color=color, markersize=9)
     for place in range(1, len(cases), 2):
         axes.axhspan(place - 0.5, place + 0.5, color="0.95", zorder=0)

@@ -1,9 +1,11 @@
-"""Train the `bi_encoder`'s heads on the train split of the bundled corpus: `cm3 embedder train bi_encoder`.
+"""Train the `bi_encoder`'s heads on the train split of the bundled corpus:
+`cm3 embedder train bi_encoder`.
 
-The frozen networks see every picture (and changed versions of it) and every caption once; their features are kept in the
-cache folder, block by block, so that a run that was cut off goes on there. Then the heads are trained by InfoNCE: pictures
-and captions of a concept find each other, and themselves in other styles, which leaves the style behind.
-Legend: V versions, N pictures, C concepts, K captions of each, F features, B concepts of a step, E dimension.
+The frozen networks see every picture (and changed versions of it) and every caption once; their
+features are kept in the cache folder, block by block, so that a run that was cut off goes on there.
+Then the heads are trained by InfoNCE: pictures and captions of a concept find each other, and
+themselves in other styles, which leaves the style behind. Legend: V versions, N pictures, C
+concepts, K captions of each, F features, B concepts of a step, E dimension.
 """
 
 from __future__ import annotations
@@ -20,12 +22,22 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from cm3apps.embedder_training.contrastive import augment, by_concept, contrast, random_caption, two_of
+from cm3apps.embedder_training.contrastive import (
+    augment,
+    by_concept,
+    contrast,
+    random_caption,
+    two_of,
+)
 from cm3core.files import atomic_path, cache_directory
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
 from cm3plugins.embedders.bi_encoder.config import check_packages
 from cm3plugins.embedders.bi_encoder.heads import Heads, HeadSizes, save_heads
-from cm3plugins.embedders.bi_encoder.networks import NUM_PICTURE_FEATURES, NUM_TEXT_FEATURES, Networks
+from cm3plugins.embedders.bi_encoder.networks import (
+    NUM_PICTURE_FEATURES,
+    NUM_TEXT_FEATURES,
+    Networks,
+)
 
 _PIXELS = 64
 _NUM_VERSIONS = 3
@@ -34,33 +46,63 @@ _NUM_STEPS = 600
 _BLOCK = 256
 
 
-def train_on_corpus(corpus: EmojiCorpus, path: Path, *, steps: int | None, seed: int, quiet: bool) -> None:
-    """Train on the corpus's train split, and write the heads. Raises `MissingPackageError` without the extra's packages."""
+def train_on_corpus(
+    corpus: EmojiCorpus, path: Path, *, steps: int | None, seed: int, quiet: bool
+) -> None:
+    """Train on the corpus's train split, and write the heads. Raises `MissingPackageError` without
+    the extra's packages."""
     check_packages("cm3 embedder train bi_encoder")
     networks = Networks()
     rows = [i for i, entry in enumerate(corpus.entries) if entry.split == "train"]
     entries = [corpus.entries[i] for i in rows]
-    key = hashlib.sha256(f"{corpus.data_sha256} {networks.fingerprint} {_PIXELS} {seed}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        f"{corpus.data_sha256} {networks.fingerprint} {_PIXELS} {seed}".encode()
+    ).hexdigest()[:16]
     folder = cache_directory() / "bi_encoder" / key
-    features_VNF = picture_features(networks, corpus.render_all(_PIXELS)[rows], folder, _NUM_VERSIONS, seed, quiet=quiet)
+    features_VNF = picture_features(
+        networks, corpus.render_all(_PIXELS)[rows], folder, _NUM_VERSIONS, seed, quiet=quiet
+    )
     captions = captions_of(entries, _NUM_CAPTIONS, seed)
     texts_CKF = text_features(networks, captions, folder, quiet=quiet)
-    heads = train_heads(features_VNF, by_concept(entries), texts_CKF, num_steps=steps or _NUM_STEPS, seed=seed, quiet=quiet)
+    heads = train_heads(
+        features_VNF,
+        by_concept(entries),
+        texts_CKF,
+        num_steps=steps or _NUM_STEPS,
+        seed=seed,
+        quiet=quiet,
+    )
     save_heads(heads, networks.fingerprint, path)
 
 
 def captions_of(entries: Sequence[EmojiEntry], num_captions: int, seed: int) -> list[list[str]]:
     """[C][K]: the label of each concept, then random ways to name it."""
     rng = np.random.default_rng(seed)
-    return [[entries[group[0]].label, *(random_caption(entries[int(rng.choice(group))], rng) for _ in range(num_captions - 1))]
-            for group in by_concept(entries)]
+    return [
+        [
+            entries[group[0]].label,
+            *(
+                random_caption(entries[int(rng.choice(group))], rng)
+                for _ in range(num_captions - 1)
+            ),
+        ]
+        for group in by_concept(entries)
+    ]
 
 
-def picture_features(networks: Networks, pictures: npt.NDArray[np.uint8], folder: Path, num_versions: int, seed: int, *,
-                     quiet: bool = False) -> Tensor:
+def picture_features(
+    networks: Networks,
+    pictures: npt.NDArray[np.uint8],
+    folder: Path,
+    num_versions: int,
+    seed: int,
+    *,
+    quiet: bool = False,
+) -> Tensor:
     """Features float16 [V, N, F] of pictures (version 0) and of randomly changed ones."""
     versions = []
     for version in range(num_versions):
+
         def look(start: int, stop: int, version: int = version) -> Tensor:
             pixels_N3RR = networks.scaled(list(pictures[start:stop]))
             if version:
@@ -68,23 +110,52 @@ def picture_features(networks: Networks, pictures: npt.NDArray[np.uint8], folder
                 pixels_N3RR = augment(pixels_N3RR, torch.Generator().manual_seed(number))
             return networks.picture_features(pixels_N3RR)
 
-        versions.append(_blocks(folder, f"pictures-v{version}", len(pictures), look, NUM_PICTURE_FEATURES,
-                                f"looking at pictures, version {version + 1} of {num_versions}", quiet))
+        versions.append(
+            _blocks(
+                folder,
+                f"pictures-v{version}",
+                len(pictures),
+                look,
+                NUM_PICTURE_FEATURES,
+                f"looking at pictures, version {version + 1} of {num_versions}",
+                quiet,
+            )
+        )
     return torch.stack(versions)
 
 
-def text_features(networks: Networks, captions: Sequence[Sequence[str]], folder: Path, *, quiet: bool = False) -> Tensor:
-    """Features float16 [C, K, F] of captions [C][K]; equal ones are read once, and short ones together."""
-    different = sorted({text for group in captions for text in group}, key=lambda text: (len(text), text))
-    vectors = _blocks(folder, "texts", len(different), lambda start, stop: networks.text_features(different[start:stop]),
-                      NUM_TEXT_FEATURES, "reading captions", quiet)
+def text_features(
+    networks: Networks, captions: Sequence[Sequence[str]], folder: Path, *, quiet: bool = False
+) -> Tensor:
+    """Features float16 [C, K, F] of captions [C][K]; equal ones are read once, and short ones
+    together."""
+    different = sorted(
+        {text for group in captions for text in group}, key=lambda text: (len(text), text)
+    )
+    vectors = _blocks(
+        folder,
+        "texts",
+        len(different),
+        lambda start, stop: networks.text_features(different[start:stop]),
+        NUM_TEXT_FEATURES,
+        "reading captions",
+        quiet,
+    )
     place = {text: i for i, text in enumerate(different)}
     return vectors[torch.tensor([[place[text] for text in group] for group in captions])]
 
 
-def _blocks(folder: Path, name: str, count: int, compute: Callable[[int, int], Tensor], width: int, title: str,
-            quiet: bool) -> Tensor:
-    """float16 [count, width]: `compute(start, stop)` block by block, each kept in a file; those that are there are read."""
+def _blocks(
+    folder: Path,
+    name: str,
+    count: int,
+    compute: Callable[[int, int], Tensor],
+    width: int,
+    title: str,
+    quiet: bool,
+) -> Tensor:
+    """float16 [count, width]: `compute(start, stop)` block by block, each kept in a file; those
+    that are there are read."""
     blocks = []
     for start in tqdm(range(0, count, _BLOCK), desc=title, unit="block", disable=quiet):
         stop, path = min(start + _BLOCK, count), folder / f"{name}-{start:06d}.npy"
@@ -106,9 +177,20 @@ def _read(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float16] | None:
     return block if block.shape == shape and block.dtype == np.float16 else None
 
 
-def train_heads(features_VNF: Tensor, members: Sequence[Sequence[int]], texts_CKF: Tensor, *, num_steps: int,
-                batch_concepts: int = 384, sizes: HeadSizes | None = None, picture_dropout: float = 0.2,
-                text_dropout: float = 0.1, learning_rate: float = 1e-3, seed: int = 0, quiet: bool = False) -> Heads:
+def train_heads(
+    features_VNF: Tensor,
+    members: Sequence[Sequence[int]],
+    texts_CKF: Tensor,
+    *,
+    num_steps: int,
+    batch_concepts: int = 384,
+    sizes: HeadSizes | None = None,
+    picture_dropout: float = 0.2,
+    text_dropout: float = 0.1,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    quiet: bool = False,
+) -> Heads:
     """Train both heads from nothing.
 
     Args:
@@ -127,22 +209,36 @@ def train_heads(features_VNF: Tensor, members: Sequence[Sequence[int]], texts_CK
     heads.text.standardise_by(texts_CKF.flatten(0, 1).float())
     batch_concepts = min(batch_concepts, len(members))
     optimizer = torch.optim.AdamW(heads.train().parameters(), lr=learning_rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * step / num_steps))
-    bar = tqdm(range(num_steps), desc="training the heads", unit="step", mininterval=2, disable=quiet)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * step / num_steps)
+    )
+    bar = tqdm(
+        range(num_steps), desc="training the heads", unit="step", mininterval=2, disable=quiet
+    )
     for _ in bar:
         chosen = rng.choice(len(members), batch_concepts, replace=False)
         rows_2B = np.array([two_of(rng, members[concept]) for concept in chosen]).T
         versions_2B = rng.integers(len(features_VNF), size=rows_2B.shape)
         forms_2B = rng.integers(texts_CKF.shape[1], size=rows_2B.shape)
-        pictures_E = F.normalize(heads.picture(features_VNF[versions_2B.ravel(), rows_2B.ravel()].float()), dim=1)
-        texts_E = F.normalize(heads.text(texts_CKF[np.tile(chosen, 2), forms_2B.ravel()].float()), dim=1)
+        pictures_E = F.normalize(
+            heads.picture(features_VNF[versions_2B.ravel(), rows_2B.ravel()].float()), dim=1
+        )
+        texts_E = F.normalize(
+            heads.text(texts_CKF[np.tile(chosen, 2), forms_2B.ravel()].float()), dim=1
+        )
         (picture_a, picture_b), (text_a, text_b) = pictures_E.chunk(2), texts_E.chunk(2)
         scale = heads.log_scale.exp().clamp(max=50)
         crossed = (contrast(text_a, picture_a, scale) + contrast(text_b, picture_b, scale)) / 2
-        loss = crossed + 0.25 * contrast(text_a, text_b, scale) + 0.25 * contrast(picture_a, picture_b, scale)
+        loss = (
+            crossed
+            + 0.25 * contrast(text_a, text_b, scale)
+            + 0.25 * contrast(picture_a, picture_b, scale)
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.3f}", text_picture=f"{crossed.item():.3f}", refresh=False)
+        bar.set_postfix(
+            loss=f"{loss.item():.3f}", text_picture=f"{crossed.item():.3f}", refresh=False
+        )
     return heads.eval()

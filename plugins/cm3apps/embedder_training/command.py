@@ -26,17 +26,26 @@ def configure(parser: ArgumentParser) -> None:
     line = "train on the bundled corpus; what bi_encoder has looked at is kept, and a later run goes on there"
     train = actions.add_parser("train", help=line, description=line)
     train.add_argument("name", help=f"{' or '.join(TRAINABLE)}")
-    train.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.safetensors", help="the weights")
-    train.add_argument("--steps", type=int, help="of the optimiser (default: what the shipped weights had)")
+    train.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="FILE.safetensors", help="the weights"
+    )
+    train.add_argument(
+        "--steps", type=int, help="of the optimiser (default: what the shipped weights had)"
+    )
     train.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    train.add_argument("--keep-style", action="store_true",
-                       help="light_encoder: captions name their picture's style, so that what looks alike is near as well")
+    train.add_argument(
+        "--keep-style",
+        action="store_true",
+        help="light_encoder: captions name their picture's style, so that what looks alike is near as well",
+    )
     train.add_argument("--quiet", action="store_true", help="no progress bars")
     train.set_defaults(run=_train)
     line = "how well texts and pictures of the bundled corpus find each other, held-out styles and concepts apart"
     evaluate = actions.add_parser("eval", help=line, description=line)
     evaluate.add_argument("name", help="the embedder's recipe name")
-    evaluate.add_argument("-o", "--out", type=Path, metavar="FILE.json", help="the same figures as JSON")
+    evaluate.add_argument(
+        "-o", "--out", type=Path, metavar="FILE.json", help="the same figures as JSON"
+    )
     evaluate.add_argument("--quiet", action="store_true", help="no progress bars")
     add_overrides(evaluate)
     evaluate.set_defaults(run=_evaluate)
@@ -44,7 +53,9 @@ def configure(parser: ArgumentParser) -> None:
 
 def _train(args: Namespace) -> int:
     if args.name not in TRAINABLE:
-        raise CM3Error(f"embedder {args.name}", "is not trained here", close_match(args.name, TRAINABLE))
+        raise CM3Error(
+            f"embedder {args.name}", "is not trained here", close_match(args.name, TRAINABLE)
+        )
     if args.steps is not None and args.steps < 1:
         raise CM3Error("--steps", f"is {args.steps}", "use 1 or more")
     check_writable(args.out)
@@ -53,9 +64,15 @@ def _train(args: Namespace) -> int:
 
     options = {"steps": args.steps, "seed": args.seed, "quiet": args.quiet}
     if args.name == "light_encoder":
-        light_encoder.train_on_corpus(EmojiCorpus(), args.out, keep_style=args.keep_style, **options)
+        light_encoder.train_on_corpus(
+            EmojiCorpus(), args.out, keep_style=args.keep_style, **options
+        )
     elif args.keep_style:
-        raise CM3Error("--keep-style", f"{args.name} always leaves the style behind", "train light_encoder, or leave it out")
+        raise CM3Error(
+            "--keep-style",
+            f"{args.name} always leaves the style behind",
+            "train light_encoder, or leave it out",
+        )
     else:
         bi_encoder.train_on_corpus(EmojiCorpus(), args.out, **options)
     print(f"{args.out}\nmeasure it: cm3 embedder eval {args.name} embedder.path={args.out}")

@@ -1,6 +1,8 @@
-"""What contrastive training of text and picture encoders on the bundled corpus shares: captions, small changes of pictures, loss.
+"""What contrastive training of text and picture encoders on the bundled corpus shares: captions,
+small changes of pictures, loss.
 
-Legend: N pictures, B rows of a batch, R side of a picture in pixels, E dimension of the shared space.
+Legend: N pictures, B rows of a batch, R side of a picture in pixels, E dimension of the shared
+space.
 """
 
 from __future__ import annotations
@@ -17,13 +19,15 @@ from cm3plugins.datasets.emoji.corpus import STYLES, EmojiEntry
 
 
 def random_caption(entry: EmojiEntry, rng: np.random.Generator, *, keep_style: bool = False) -> str:
-    """One of many ways to name the concept of an entry: with or without tags, article, plural, and any style's name; with
-    `keep_style` always its own style's."""
-    tags = list(rng.permutation(entry.tags))[:rng.integers(0, 5)] if entry.tags else []
+    """One of many ways to name the concept of an entry: with or without tags, article, plural, and
+    any style's name; with `keep_style` always its own style's."""
+    tags = list(rng.permutation(entry.tags))[: rng.integers(0, 5)] if entry.tags else []
     if tags and rng.random() < 0.15:
         name = tags.pop(0)  # by its keywords alone
     else:
-        name = str(rng.choice(["", "", "", "", "a ", "some ", "the ", "picture of a "])) + entry.label
+        name = (
+            str(rng.choice(["", "", "", "", "a ", "some ", "the ", "picture of a "])) + entry.label
+        )
         name += "s" if rng.random() < 0.1 else ""
     style = entry.style if keep_style else str(rng.choice(STYLES))
     forms = [f", {style} style", f", {style} style", f" in {style} style", f", {style}"]
@@ -34,22 +38,31 @@ def random_caption(entry: EmojiEntry, rng: np.random.Generator, *, keep_style: b
 
 
 def augment(pixels_N3RR: Tensor, generator: torch.Generator) -> Tensor:
-    """Small random zooms, shifts and turns over white, contrast and brightness. No mirroring: left and right are words here."""
+    """Small random zooms, shifts and turns over white, contrast and brightness. No mirroring: left
+    and right are words here."""
     count = len(pixels_N3RR)
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, generator=generator)
 
     angle, zoom = uniform(-0.2, 0.2), uniform(0.85, 1.25)
-    matrix = torch.stack([torch.stack([zoom * angle.cos(), -zoom * angle.sin(), uniform(-0.15, 0.15)], 1),
-                          torch.stack([zoom * angle.sin(), zoom * angle.cos(), uniform(-0.15, 0.15)], 1)], 1)
+    matrix = torch.stack(
+        [
+            torch.stack([zoom * angle.cos(), -zoom * angle.sin(), uniform(-0.15, 0.15)], 1),
+            torch.stack([zoom * angle.sin(), zoom * angle.cos(), uniform(-0.15, 0.15)], 1),
+        ],
+        1,
+    )
     grid = F.affine_grid(matrix, list(pixels_N3RR.shape), align_corners=False)
     moved = 1 - F.grid_sample(1 - pixels_N3RR, grid, align_corners=False)
-    return (moved * uniform(0.85, 1.0)[:, None, None, None] + uniform(-0.1, 0.1)[:, None, None, None]).clamp(0, 1)
+    return (
+        moved * uniform(0.85, 1.0)[:, None, None, None] + uniform(-0.1, 0.1)[:, None, None, None]
+    ).clamp(0, 1)
 
 
 def contrast(left_BE: Tensor, right_BE: Tensor, scale: Tensor) -> Tensor:
-    """Symmetric InfoNCE in nats (van den Oord et al. 2018): row i of one side belongs to row i of the other.
+    """Symmetric InfoNCE in nats (van den Oord et al. 2018): row i of one side belongs to row i of
+    the other.
 
     >>> float(contrast(torch.eye(2), torch.eye(2), torch.tensor(0.0)))  # scale 0: nothing told apart, ln 2
     0.6931471824645996

@@ -25,21 +25,62 @@ def configure(parser: ArgumentParser) -> None:
     parser.description = "Questions about the method, answered by training and measuring."
     actions = parser.add_subparsers(dest="action", metavar="EXPERIMENT", required=True)
     one = actions.add_parser(
-        "retrieval", help="what retrieved documents bring", epilog=EXAMPLE, formatter_class=RawDescriptionHelpFormatter,
+        "retrieval",
+        help="what retrieved documents bring",
+        epilog=EXAMPLE,
+        formatter_class=RawDescriptionHelpFormatter,
         description="Train the same decoder with and without retrieved documents, on as many tokens, and measure all of them\n"
-                    "on held-out documents: loss of the query's image tokens under every memory, retriever and number of\n"
-                    "documents; pictures, their distance from real ones (KID) and whether they show what was asked (R@5).")
-    one.add_argument("--arms", nargs="+", default=list(DEFAULT_ARMS), metavar="ARM",
-                     help=f"what is trained: {', '.join(ARMS)} (default: {' '.join(DEFAULT_ARMS)})")
-    one.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="each arm is trained with each (default: 0)")
-    one.add_argument("--steps", type=int, metavar="N", help="optimiser steps of each training (default: as the recipe says)")
-    one.add_argument("--documents", type=int, default=150, metavar="N",
-                     help="held-out documents of each split that are measured (default: %(default)s)")
-    one.add_argument("--pictures", type=int, default=48, metavar="N",
-                     help="pictures drawn for each split and arm; 0: none (default: %(default)s)")
-    one.add_argument("--recipe", default="retrieval-gain", help="the recipe to train by (default: %(default)s)")
-    one.add_argument("-o", "--out", type=Path, default=Path("cm3-retrieval"), metavar="FOLDER",
-                     help="folder of all results (default: %(default)s)")
+        "on held-out documents: loss of the query's image tokens under every memory, retriever "
+        "and number of\n"
+        "documents; pictures, their distance from real ones (KID) and whether they show what was "
+        "asked (R@5).",
+    )
+    one.add_argument(
+        "--arms",
+        nargs="+",
+        default=list(DEFAULT_ARMS),
+        metavar="ARM",
+        help=f"what is trained: {', '.join(ARMS)} (default: {' '.join(DEFAULT_ARMS)})",
+    )
+    one.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[0],
+        metavar="N",
+        help="each arm is trained with each (default: 0)",
+    )
+    one.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="optimiser steps of each training (default: as the recipe says)",
+    )
+    one.add_argument(
+        "--documents",
+        type=int,
+        default=150,
+        metavar="N",
+        help="held-out documents of each split that are measured (default: %(default)s)",
+    )
+    one.add_argument(
+        "--pictures",
+        type=int,
+        default=48,
+        metavar="N",
+        help="pictures drawn for each split and arm; 0: none (default: %(default)s)",
+    )
+    one.add_argument(
+        "--recipe", default="retrieval-gain", help="the recipe to train by (default: %(default)s)"
+    )
+    one.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("cm3-retrieval"),
+        metavar="FOLDER",
+        help="folder of all results (default: %(default)s)",
+    )
     add_overrides(one)
     parser.set_defaults(run=run)
 
@@ -48,20 +89,42 @@ def run(args: Namespace) -> int:
     """Do it; returns the exit code."""
     for arm in args.arms:
         if arm not in ARMS:
-            raise CM3Error(PLACE, f"there is no arm {arm!r}; {close_match(arm, ARMS)}", f"use some of {', '.join(ARMS)}")
-    numbers = (("--steps", args.steps, 1), ("--documents", args.documents, 2), ("--pictures", args.pictures, 0))
+            raise CM3Error(
+                PLACE,
+                f"there is no arm {arm!r}; {close_match(arm, ARMS)}",
+                f"use some of {', '.join(ARMS)}",
+            )
+    numbers = (
+        ("--steps", args.steps, 1),
+        ("--documents", args.documents, 2),
+        ("--pictures", args.pictures, 0),
+    )
     for option, value, least in numbers:
         if value is not None and value < least:
-            raise CM3Error(PLACE, f"{option} is {value}, must be at least {least}", "give another number")
+            raise CM3Error(
+                PLACE, f"{option} is {value}, must be at least {least}", "give another number"
+            )
     if 0 < args.pictures < 2:
-        raise CM3Error(PLACE, "--pictures is 1, and a distance of one picture says nothing", "give 2 or more, or 0 for none")
+        raise CM3Error(
+            PLACE,
+            "--pictures is 1, and a distance of one picture says nothing",
+            "give 2 or more, or 0 for none",
+        )
     from cm3apps.experiments.retrieval.experiment import RetrievalExperiment
     from cm3core.training import TrainingInterrupted
 
     experiment = RetrievalExperiment(
-        registry_of(args), args.out, recipe=args.recipe, overrides=args.overrides, arms=list(dict.fromkeys(args.arms)),
-        seeds=list(dict.fromkeys(args.seeds)), steps=args.steps, num_documents=args.documents, num_pictures=args.pictures,
-        command=_typed(args))
+        registry_of(args),
+        args.out,
+        recipe=args.recipe,
+        overrides=args.overrides,
+        arms=list(dict.fromkeys(args.arms)),
+        seeds=list(dict.fromkeys(args.seeds)),
+        steps=args.steps,
+        num_documents=args.documents,
+        num_pictures=args.pictures,
+        command=_typed(args),
+    )
     try:
         report = experiment.run()
     except TrainingInterrupted as stopped:
@@ -74,8 +137,24 @@ def run(args: Namespace) -> int:
 def _typed(args: Namespace) -> str:
     """The whole command, so that who reads the report can repeat it."""
     steps = [] if args.steps is None else ["--steps", str(args.steps)]
-    words = ["cm3", *(word for path in args.plugin for word in ("--plugin", str(path))), "experiment", "retrieval",
-             "--arms", *args.arms, "--seeds", *map(str, args.seeds), *steps,
-             "--documents", str(args.documents), "--pictures", str(args.pictures), "--recipe", args.recipe,
-             "-o", str(args.out), *args.overrides]
+    words = [
+        "cm3",
+        *(word for path in args.plugin for word in ("--plugin", str(path))),
+        "experiment",
+        "retrieval",
+        "--arms",
+        *args.arms,
+        "--seeds",
+        *map(str, args.seeds),
+        *steps,
+        "--documents",
+        str(args.documents),
+        "--pictures",
+        str(args.pictures),
+        "--recipe",
+        args.recipe,
+        "-o",
+        str(args.out),
+        *args.overrides,
+    ]
     return shlex.join(words)

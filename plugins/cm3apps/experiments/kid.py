@@ -1,8 +1,10 @@
-"""Kernel inception distance: how unlike two sets of pictures are, without the bias that Frechet distances have for few pictures.
+"""Kernel inception distance: how unlike two sets of pictures are, without the bias that Frechet
+distances have for few pictures.
 
-Binkowski et al. 2018, "Demystifying MMD GANs", arXiv:1801.01401, section 4: the unbiased estimate of the squared maximum mean
-discrepancy under the kernel (x . y / F + 1) ** 3. Theirs looks through Inception; ours through whatever gave the features, so
-figures compare with each other only. Legend: N, M pictures of the two sets, F features.
+Binkowski et al. 2018, "Demystifying MMD GANs", arXiv:1801.01401, section 4: the unbiased estimate
+of the squared maximum mean discrepancy under the kernel (x . y / F + 1) ** 3. Theirs looks through
+Inception; ours through whatever gave the features, so figures compare with each other only. Legend:
+N, M pictures of the two sets, F features.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ class KID:
     """A distance and what it is to be read against.
 
     Args:
-        distance: between the pictures and the real ones; about 0 when they can't be told apart, and then as often below.
+        distance: between the pictures and the real ones; about 0 when they can't be told apart, and
+            then as often below.
         floor: the same between two halves of the real ones, mean over random halvings.
         floor_spread: their standard deviation: distances that differ by less say nothing.
     """
@@ -43,14 +46,23 @@ def kid(features_NF: Features, real_MF: Features, *, num_halvings: int = 20, see
     floors = []
     for _ in range(num_halvings):
         order = rng.permutation(len(real_MF))
-        one, other = order[:len(order) // 2], order[len(order) // 2:]
-        floors.append(_estimate(kernel_MM[np.ix_(one, one)], kernel_MM[np.ix_(other, other)], kernel_MM[np.ix_(one, other)]))
-    distance = _estimate(_kernel(features_NF, features_NF), kernel_MM, _kernel(features_NF, real_MF))
+        one, other = order[: len(order) // 2], order[len(order) // 2 :]
+        floors.append(
+            _estimate(
+                kernel_MM[np.ix_(one, one)],
+                kernel_MM[np.ix_(other, other)],
+                kernel_MM[np.ix_(one, other)],
+            )
+        )
+    distance = _estimate(
+        _kernel(features_NF, features_NF), kernel_MM, _kernel(features_NF, real_MF)
+    )
     return KID(distance, float(np.mean(floors)), float(np.std(floors)))
 
 
 def mmd2(x_NF: Features, y_MF: Features) -> float:
-    """Unbiased estimate of the squared maximum mean discrepancy; below 0 when the sets are more alike than chance makes them.
+    """Unbiased estimate of the squared maximum mean discrepancy; below 0 when the sets are more
+    alike than chance makes them.
 
     >>> x = np.array([[1.0], [1.0]])
     >>> mmd2(x, x + 1)  # (1 + 1) ** 3 = 8 within, (4 + 1) ** 3 = 125 within, (2 + 1) ** 3 = 27 between: 8 + 125 - 2 * 27
@@ -60,14 +72,23 @@ def mmd2(x_NF: Features, y_MF: Features) -> float:
 
 
 def _kernel(x_NF: Features, y_MF: Features) -> npt.NDArray[np.float64]:
-    kernel: npt.NDArray[np.float64] = (np.asarray(x_NF, np.float64) @ np.asarray(y_MF, np.float64).T / x_NF.shape[1] + 1) ** 3
+    kernel: npt.NDArray[np.float64] = (
+        np.asarray(x_NF, np.float64) @ np.asarray(y_MF, np.float64).T / x_NF.shape[1] + 1
+    ) ** 3
     return kernel
 
 
-def _estimate(within_NN: npt.NDArray[np.float64], within_MM: npt.NDArray[np.float64],
-              between_NM: npt.NDArray[np.float64]) -> float:
-    """Means of the kernel over pairs of different pictures within both sets, less twice the mean between them."""
+def _estimate(
+    within_NN: npt.NDArray[np.float64],
+    within_MM: npt.NDArray[np.float64],
+    between_NM: npt.NDArray[np.float64],
+) -> float:
+    """Means of the kernel over pairs of different pictures within both sets, less twice the mean
+    between them."""
     N, M = between_NM.shape
     assert min(N, M) >= 2, "an estimate needs two pictures of each set"
-    inner = sum((kernel.sum() - kernel.trace()) / (n * (n - 1)) for kernel, n in ((within_NN, N), (within_MM, M)))
+    inner = sum(
+        (kernel.sum() - kernel.trace()) / (n * (n - 1))
+        for kernel, n in ((within_NN, N), (within_MM, M))
+    )
     return float(inner - 2 * between_NM.mean())

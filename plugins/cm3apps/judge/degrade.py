@@ -1,6 +1,8 @@
-"""Slightly spoiled pictures, so that the judge forgives blur, lost detail and off colours and looks at what is drawn.
+"""Slightly spoiled pictures, so that the judge forgives blur, lost detail and off colours and looks
+at what is drawn.
 
-Deliberately generic: no image tokenizer's own reconstructions, or the judge would favour that tokenizer.
+Deliberately generic: no image tokenizer's own reconstructions, or the judge would favour that
+tokenizer.
 """
 
 from __future__ import annotations
@@ -25,11 +27,26 @@ def degrade(picture: PixelArray, rng: np.random.Generator) -> PixelArray:
     image = Image.fromarray(picture)
     width, height = image.size
     zoom, (right, down) = rng.uniform(0.92, 1.08), rng.uniform(-0.04, 0.04, 2)
-    matrix = (zoom, 0.0, width * (right + (1 - zoom) / 2), 0.0, zoom, height * (down + (1 - zoom) / 2))
-    image = image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=(255, 255, 255))
+    matrix = (
+        zoom,
+        0.0,
+        width * (right + (1 - zoom) / 2),
+        0.0,
+        zoom,
+        height * (down + (1 - zoom) / 2),
+    )
+    image = image.transform(
+        image.size,
+        Image.Transform.AFFINE,
+        matrix,
+        Image.Resampling.BICUBIC,
+        fillcolor=(255, 255, 255),
+    )
     if rng.random() < 0.4:
         share = rng.uniform(0.45, 0.8)
-        small = image.resize((max(1, round(width * share)), max(1, round(height * share))), Image.Resampling.BILINEAR)
+        small = image.resize(
+            (max(1, round(width * share)), max(1, round(height * share))), Image.Resampling.BILINEAR
+        )
         image = small.resize((width, height), Image.Resampling.BICUBIC)
     if rng.random() < 0.4:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.1) * width / 64))

@@ -1,7 +1,7 @@
 """Pictures -> frozen EfficientNet-Lite1 features, the judge's eyes.
 
-Lite1 because the image tokenizer's perceptual loss looks through Lite0: what judges is not what was optimised.
-Legend: N pictures, F = 1280 features.
+Lite1 because the image tokenizer's perceptual loss looks through Lite0: what judges is not what was
+optimised. Legend: N pictures, F = 1280 features.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ FeatureArray: TypeAlias = npt.NDArray[np.float32]
 FeatureFunction: TypeAlias = Callable[[PixelArray], FeatureArray]
 
 NUM_FEATURES = 1280
-#: Side that pictures are scaled to before the network: enough for 64-px pictures, a third of the cost of 240 px.
+#: Side that pictures are scaled to before the network: enough for 64-px pictures, a third of the
+#: cost of 240 px.
 RESOLUTION = 128
 _BATCH = 64
 
@@ -46,9 +47,26 @@ def efficientnet_features(*, progress: bool = False) -> FeatureFunction:
     def features(pictures: PixelArray) -> FeatureArray:
         rows = [np.zeros((0, NUM_FEATURES), np.float32)]
         starts = range(0, len(pictures), _BATCH)
-        for start in tqdm(starts, desc="looking at pictures", unit="batch", disable=not progress or len(starts) < 2):
-            batch = torch.from_numpy(np.array(pictures[start:start + _BATCH])).permute(0, 3, 1, 2).float() / 127.5 - 1
-            scaled = F.interpolate(batch, size=(RESOLUTION, RESOLUTION), mode="bicubic", antialias=True, align_corners=False)
+        for start in tqdm(
+            starts,
+            desc="looking at pictures",
+            unit="batch",
+            disable=not progress or len(starts) < 2,
+        ):
+            batch = (
+                torch.from_numpy(np.array(pictures[start : start + _BATCH]))
+                .permute(0, 3, 1, 2)
+                .float()
+                / 127.5
+                - 1
+            )
+            scaled = F.interpolate(
+                batch,
+                size=(RESOLUTION, RESOLUTION),
+                mode="bicubic",
+                antialias=True,
+                align_corners=False,
+            )
             rows.append(network.pooled(network.normalize(scaled.clamp(-1, 1))).numpy())
         return np.asarray(np.concatenate(rows), np.float32)
 

@@ -1,8 +1,9 @@
 """`Judge`: ranks the concept that a picture should show among the texts of all that it could show.
 
-Frozen EfficientNet-Lite1 features -> a small head -> a unit vector, compared with a table of text vectors. The table was made
-with a frozen MiniLM and a second head (`train.py`); neither is needed here.
-Legend: N pictures, A texts to choose among, C concepts of the table, F features, E dimension of the shared space.
+Frozen EfficientNet-Lite1 features -> a small head -> a unit vector, compared with a table of text
+vectors. The table was made with a frozen MiniLM and a second head (`train.py`); neither is needed
+here. Legend: N pictures, A texts to choose among, C concepts of the table, F features, E dimension
+of the shared space.
 """
 
 from __future__ import annotations
@@ -51,14 +52,25 @@ class JudgeWeights:
 
     def save(self, path: Path) -> None:
         """Write as fp16 safetensors, atomically."""
-        arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
-        names = {"format": _FORMAT, "concepts": json.dumps(self.concepts), "labels": json.dumps(self.labels)}
+        arrays = {
+            name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)
+        }
+        names = {
+            "format": _FORMAT,
+            "concepts": json.dumps(self.concepts),
+            "labels": json.dumps(self.labels),
+        }
         with atomic_path(path) as temporary:
-            save_file({name: np.ascontiguousarray(value, np.float16) for name, value in arrays.items()}, temporary, names)
+            save_file(
+                {name: np.ascontiguousarray(value, np.float16) for name, value in arrays.items()},
+                temporary,
+                names,
+            )
 
     @classmethod
     def read(cls, path: Path) -> JudgeWeights:
-        """Read what `save` wrote. Raises `CheckpointError` when the file is missing, damaged or of another kind."""
+        """Read what `save` wrote. Raises `CheckpointError` when the file is missing, damaged or of
+        another kind."""
         next_step = "reinstall cm3leon, or write the file with `python -m cm3apps.judge.train`"
         if not path.is_file():
             raise CheckpointError(str(path), "there is no such file", next_step)
@@ -68,11 +80,17 @@ class JudgeWeights:
                 names = file.keys()
                 arrays = {name: np.asarray(file.get_tensor(name), np.float32) for name in names}
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(str(path), f"is not a whole safetensors file ({error})", next_step) from error
+            raise CheckpointError(
+                str(path), f"is not a whole safetensors file ({error})", next_step
+            ) from error
         wanted = set(cls.__dataclass_fields__) - {"concepts", "labels"}
         if metadata.get("format") != _FORMAT or set(arrays) != wanted:
             raise CheckpointError(str(path), f"is not of the format {_FORMAT!r}", next_step)
-        return cls(**arrays, concepts=tuple(json.loads(metadata["concepts"])), labels=tuple(json.loads(metadata["labels"])))
+        return cls(
+            **arrays,
+            concepts=tuple(json.loads(metadata["concepts"])),
+            labels=tuple(json.loads(metadata["labels"])),
+        )
 
 
 class Judge:
@@ -92,7 +110,11 @@ class Judge:
     def __init__(self, weights: JudgeWeights, features: FeatureFunction) -> None:
         self._weights, self._features = weights, features
         # A label is as good a name as a concept's; the concept's wins should they ever clash.
-        self._rows = {name: row for names in (weights.labels, weights.concepts) for row, name in enumerate(names)}
+        self._rows = {
+            name: row
+            for names in (weights.labels, weights.concepts)
+            for row, name in enumerate(names)
+        }
 
     @classmethod
     def load(cls, path: Path | None = None) -> Judge:
@@ -102,7 +124,9 @@ class Judge:
             CheckpointError: the file can't be used.
             MissingPackageError: EfficientNet-Lite1's package is not installed.
         """
-        return cls(JudgeWeights.read(BUNDLED_WEIGHTS if path is None else path), efficientnet_features())
+        return cls(
+            JudgeWeights.read(BUNDLED_WEIGHTS if path is None else path), efficientnet_features()
+        )
 
     @property
     def concepts(self) -> tuple[str, ...]:
@@ -110,16 +134,28 @@ class Judge:
         return self._weights.concepts
 
     def similarities(self, images: PixelArray, among: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Cosines float32 [N, A] of pictures uint8 [N, H, W, 3] (64 px or more a side) and concepts."""
+        """Cosines float32 [N, A] of pictures uint8 [N, H, W, 3] (64 px or more a side) and
+        concepts."""
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
-            raise DataError("pictures to judge", f"are {images.dtype} {list(images.shape)}", "give uint8 [N, height, width, 3]")
+            raise DataError(
+                "pictures to judge",
+                f"are {images.dtype} {list(images.shape)}",
+                "give uint8 [N, height, width, 3]",
+            )
         return self.similarities_of_features(self._features(images), among)
 
-    def similarities_of_features(self, features_NF: FeatureArray, among: Sequence[str]) -> npt.NDArray[np.float32]:
+    def similarities_of_features(
+        self, features_NF: FeatureArray, among: Sequence[str]
+    ) -> npt.NDArray[np.float32]:
         """As `similarities`, of pictures already looked at: float32 [N, F]."""
-        return head(self._weights, features_NF) @ normalise(self._weights.text_vectors_CE[self._rows_of(among)]).T
+        return (
+            head(self._weights, features_NF)
+            @ normalise(self._weights.text_vectors_CE[self._rows_of(among)]).T
+        )
 
-    def ranks(self, images: PixelArray, concepts: Sequence[str], among: Sequence[str]) -> npt.NDArray[np.int64]:
+    def ranks(
+        self, images: PixelArray, concepts: Sequence[str], among: Sequence[str]
+    ) -> npt.NDArray[np.int64]:
         """Rank of each picture's concept among the texts, 1 = best, ties counted against it.
 
         Args:
@@ -131,19 +167,30 @@ class Judge:
             int64 [N], 1..len(among).
 
         Raises:
-            DataError: an unknown concept, one that is not `among` the texts, a text twice, or N names missing.
+            DataError: an unknown concept, one that is not `among` the texts, a text twice, or N
+                names missing.
         """
         if len(concepts) != len(images):
-            raise DataError("concepts to judge", f"are {len(concepts)} for {len(images)} pictures", "give one for each picture")
+            raise DataError(
+                "concepts to judge",
+                f"are {len(concepts)} for {len(images)} pictures",
+                "give one for each picture",
+            )
         return ranks_of(self.similarities(images, among), self._positions(concepts, among))
 
-    def ranks_of_features(self, features_NF: FeatureArray, concepts: Sequence[str],
-                          among: Sequence[str]) -> npt.NDArray[np.int64]:
+    def ranks_of_features(
+        self, features_NF: FeatureArray, concepts: Sequence[str], among: Sequence[str]
+    ) -> npt.NDArray[np.int64]:
         """As `ranks`, of pictures already looked at: float32 [N, F]."""
-        return ranks_of(self.similarities_of_features(features_NF, among), self._positions(concepts, among))
+        return ranks_of(
+            self.similarities_of_features(features_NF, among), self._positions(concepts, among)
+        )
 
-    def recall_at_k(self, images: PixelArray, concepts: Sequence[str], among: Sequence[str], k: int = 5) -> float:
-        """Share of pictures, 0..1, whose concept is among the first k texts. Arguments as of `ranks`."""
+    def recall_at_k(
+        self, images: PixelArray, concepts: Sequence[str], among: Sequence[str], k: int = 5
+    ) -> float:
+        """Share of pictures, 0..1, whose concept is among the first k texts. Arguments as of
+        `ranks`."""
         return float((self.ranks(images, concepts, among) <= k).mean())
 
     def _positions(self, concepts: Sequence[str], among: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -154,7 +201,11 @@ class Judge:
         wanted = self._rows_of(concepts)
         for row, name in zip(wanted, concepts, strict=True):
             if row not in where:
-                raise DataError(f"concept {name!r}", "is not among the texts to choose from", "add it to `among`")
+                raise DataError(
+                    f"concept {name!r}",
+                    "is not among the texts to choose from",
+                    "add it to `among`",
+                )
         return np.array([where[row] for row in wanted], np.int64)
 
     def _rows_of(self, names: Sequence[str]) -> list[int]:
@@ -167,11 +218,15 @@ class Judge:
 
 def head(weights: JudgeWeights, features_NF: FeatureArray) -> npt.NDArray[np.float32]:
     """Unit vectors float32 [N, E] of features."""
-    hidden = (features_NF - weights.mean_F) * weights.inverse_std_F @ weights.hidden_HF.T + weights.hidden_bias_H
+    hidden = (
+        features_NF - weights.mean_F
+    ) * weights.inverse_std_F @ weights.hidden_HF.T + weights.hidden_bias_H
     return normalise(np.maximum(hidden, 0) @ weights.out_EH.T + weights.out_bias_E)
 
 
-def ranks_of(similarities_NA: npt.NDArray[np.float32], positions_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def ranks_of(
+    similarities_NA: npt.NDArray[np.float32], positions_N: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
     """Rank of each row's own column, 1 = best, ties counted against it.
 
     >>> ranks_of(np.array([[0.1, 0.9, 0.5], [0.3, 0.3, 0.0]], np.float32), np.array([2, 0])).tolist()

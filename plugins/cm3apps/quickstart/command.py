@@ -19,17 +19,40 @@ The same command again goes on where it stopped. Open report.md in the folder wh
 
 def configure(parser: ArgumentParser) -> None:
     """Options of the command."""
-    parser.description = ("Train a small CM3leon on the bundled pictures, with retrieved documents in front, then draw, "
-                          "describe and repair pictures with it, and write a report.")
+    parser.description = (
+        "Train a small CM3leon on the bundled pictures, with retrieved documents in front, then "
+        "draw, "
+        "describe and repair pictures with it, and write a report."
+    )
     parser.epilog = EXAMPLE
-    parser.add_argument("--minutes", type=float, default=18.0, help="length of the whole, on this machine (default: %(default)g)")
-    parser.add_argument("--tokenizer", choices=("bundled", "train"), default="bundled",
-                        help="use the bundled image tokenizer, or train one from nothing first (default: %(default)s)")
-    parser.add_argument("--tokenizer-minutes", type=float, default=12.0,
-                        help="with --tokenizer train: minutes for it, on top of --minutes (default: %(default)g)")
-    parser.add_argument("-o", "--out", type=Path, default=Path("cm3-quickstart"),
-                        help="folder of all results (default: %(default)s)")
-    parser.add_argument("--recipe", default="quickstart", help="the recipe to train by (default: %(default)s)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=18.0,
+        help="length of the whole, on this machine (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        choices=("bundled", "train"),
+        default="bundled",
+        help="use the bundled image tokenizer, or train one from nothing first (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tokenizer-minutes",
+        type=float,
+        default=12.0,
+        help="with --tokenizer train: minutes for it, on top of --minutes (default: %(default)g)",
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("cm3-quickstart"),
+        help="folder of all results (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--recipe", default="quickstart", help="the recipe to train by (default: %(default)s)"
+    )
     add_overrides(parser)
     parser.set_defaults(run=run)
 
@@ -46,8 +69,15 @@ def run(args: Namespace) -> int:
     if args.recipe != "quickstart":
         options += ["--recipe", args.recipe]
     command = f"cm3 {plugins}quickstart {shlex.join([*options, *args.overrides])}"
-    quickstart = Quickstart(registry_of(args), args.out, minutes=args.minutes, recipe=args.recipe, overrides=args.overrides,
-                            tokenizer_minutes=args.tokenizer_minutes if args.tokenizer == "train" else None, command=command)
+    quickstart = Quickstart(
+        registry_of(args),
+        args.out,
+        minutes=args.minutes,
+        recipe=args.recipe,
+        overrides=args.overrides,
+        tokenizer_minutes=args.tokenizer_minutes if args.tokenizer == "train" else None,
+        command=command,
+    )
     try:
         report = quickstart.run()
     except TrainingInterrupted as stopped:

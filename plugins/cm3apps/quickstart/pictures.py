@@ -1,4 +1,5 @@
-"""Pictures of the report: tables of pictures with text beside them, drawn with Pillow's own font, and loss curves."""
+"""Pictures of the report: tables of pictures with text beside them, drawn with Pillow's own font,
+and loss curves."""
 
 from __future__ import annotations
 
@@ -28,14 +29,20 @@ def pictures_of(source: DocumentSource, size: tuple[int, int]) -> PixelArray:
     """All first pictures of a data set, uint8 [N, *size, 3]."""
     found = []
     for index in range(len(source)):
-        picture = next((segment for segment in source.document(index) if isinstance(segment, ImageSegment)), None)
+        picture = next(
+            (segment for segment in source.document(index) if isinstance(segment, ImageSegment)),
+            None,
+        )
         if picture is not None:
             found.append(fit(picture.load(), size))
     return np.stack(found)
 
 
-def write_table(path: Path, header: Sequence[str], rows: Sequence[Row], num_blocks: int = 3) -> None:
-    """Write a PNG: rows of pictures under their texts, in `num_blocks` columns of rows, the header above each.
+def write_table(
+    path: Path, header: Sequence[str], rows: Sequence[Row], num_blocks: int = 3
+) -> None:
+    """Write a PNG: rows of pictures under their texts, in `num_blocks` columns of rows, the header
+    above each.
 
     Args:
         path: where.
@@ -47,25 +54,34 @@ def write_table(path: Path, header: Sequence[str], rows: Sequence[Row], num_bloc
     per_block = -(-len(rows) // num_blocks)
     block_width = len(header) * (TILE + GAP) + 3 * GAP
     row_height = TEXT_HEIGHT + TILE + GAP
-    sheet = Image.new("RGB", (num_blocks * block_width, HEADER_HEIGHT + per_block * row_height + GAP), "white")
+    sheet = Image.new(
+        "RGB", (num_blocks * block_width, HEADER_HEIGHT + per_block * row_height + GAP), "white"
+    )
     draw = ImageDraw.Draw(sheet)
     bold, small = ImageFont.load_default(12), ImageFont.load_default(11)
     for block in range(num_blocks):
         left = block * block_width + GAP
         for column, name in enumerate(header):
             draw.text((left + column * (TILE + GAP), 3), _cut(draw, name, TILE, small), PALE, small)
-        for line, (text, tiles) in enumerate(rows[block * per_block:(block + 1) * per_block]):
+        for line, (text, tiles) in enumerate(rows[block * per_block : (block + 1) * per_block]):
             top = HEADER_HEIGHT + line * row_height
             draw.text((left, top), _cut(draw, text, block_width - 3 * GAP, bold), INK, bold)
             for column, pixels in enumerate(tiles):
                 if pixels is not None:
-                    tile = Image.fromarray(np.asarray(pixels)).resize((TILE, TILE), Image.Resampling.NEAREST)
+                    tile = Image.fromarray(np.asarray(pixels)).resize(
+                        (TILE, TILE), Image.Resampling.NEAREST
+                    )
                     sheet.paste(tile, (left + column * (TILE + GAP), top + TEXT_HEIGHT))
     with atomic_path(path) as temporary:
         sheet.save(temporary, "PNG", optimize=True)
 
 
-def _cut(draw: ImageDraw.ImageDraw, text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+def _cut(
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    width: int,
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+) -> str:
     """The text, shortened so that it fits `width` pixels."""
     if draw.textlength(text, font) <= width:
         return text
@@ -82,13 +98,23 @@ def write_curves(path: Path, metrics: Sequence[dict[str, float]]) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True)
-    minutes_of = {int(line["step"]): line["elapsed_s"] / 60 for line in metrics if "elapsed_s" in line}
+    minutes_of = {
+        int(line["step"]): line["elapsed_s"] / 60 for line in metrics if "elapsed_s" in line
+    }
     for axis, modality in zip(axes, ("image", "text", "special"), strict=True):
         names = sorted({name for line in metrics for name in line if f"/{modality}_loss" in name})
         for name in names:
-            points = [(minutes_of.get(int(line["step"]), float("nan")), line[name]) for line in metrics if name in line]
+            points = [
+                (minutes_of.get(int(line["step"]), float("nan")), line[name])
+                for line in metrics
+                if name in line
+            ]
             points = [point for point in points if np.isfinite(point[0])] or points
-            style = {"marker": "o", "markersize": 3} if name.startswith("validation") else {"linewidth": 1.5}
+            style = (
+                {"marker": "o", "markersize": 3}
+                if name.startswith("validation")
+                else {"linewidth": 1.5}
+            )
             axis.plot(*zip(*points, strict=True), label=_label(name), **style)
         axis.set(title=f"{modality} tokens", xlabel="minutes", ylabel="loss, nats a token")
         axis.set_ylim(bottom=0)

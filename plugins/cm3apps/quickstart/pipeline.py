@@ -1,10 +1,11 @@
-"""The stages of `cm3 quickstart`, in order. Each leaves its result in the folder, and is not done again when that is there.
+"""The stages of `cm3 quickstart`, in order. Each leaves its result in the folder, and is not done
+again when that is there.
 
-    tokenizer/     with `--tokenizer train`: the image tokenizer's run
-    run/           the decoder's run: checkpoints, metrics, TensorBoard
-    model/         the trained model, ready for `cm3 generate --model`
-    drawn.json     everything that was measured; the pictures it speaks of are beside it
-    report.md      the report
+tokenizer/     with `--tokenizer train`: the image tokenizer's run
+run/           the decoder's run: checkpoints, metrics, TensorBoard
+model/         the trained model, ready for `cm3 generate --model`
+drawn.json     everything that was measured; the pictures it speaks of are beside it
+report.md      the report
 """
 
 from __future__ import annotations
@@ -44,10 +45,23 @@ class Quickstart:
         command: what the user can type to go on.
     """
 
-    def __init__(self, registry: Registry, out: Path, *, minutes: float, recipe: str = "quickstart",
-                 overrides: Sequence[str] = (), tokenizer_minutes: float | None = None, command: str = "cm3 quickstart") -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        out: Path,
+        *,
+        minutes: float,
+        recipe: str = "quickstart",
+        overrides: Sequence[str] = (),
+        tokenizer_minutes: float | None = None,
+        command: str = "cm3 quickstart",
+    ) -> None:
         if minutes <= 0 or (tokenizer_minutes is not None and tokenizer_minutes <= 0):
-            raise RecipeError("--minutes", "must be more than 0", "give the minutes that the whole may take, such as 18")
+            raise RecipeError(
+                "--minutes",
+                "must be more than 0",
+                "give the minutes that the whole may take, such as 18",
+            )
         self.registry, self.out, self.command = registry, Path(out), command
         self.minutes, self.tokenizer_minutes = minutes, tokenizer_minutes
         self._recipe_name, self._overrides = recipe, list(overrides)
@@ -69,10 +83,13 @@ class Quickstart:
         return composed
 
     def _tokenizer_overrides(self) -> list[str]:
-        """With `--tokenizer train`: where its weights will be; without the perceptual loss where its network is not installed."""
+        """With `--tokenizer train`: where its weights will be; without the perceptual loss where
+        its network is not installed."""
         if self.tokenizer_minutes is None:
             return []
-        own = [f"image_tokenizer.weights={(self.out / 'tokenizer' / 'model.safetensors').resolve()}"]
+        own = [
+            f"image_tokenizer.weights={(self.out / 'tokenizer' / 'model.safetensors').resolve()}"
+        ]
         if importlib.util.find_spec(PERCEPTUAL_PACKAGE) is None:
             own.append("image_tokenizer.training.perceptual_weight=0")
         return own
@@ -84,8 +101,12 @@ class Quickstart:
         check_writable(self.out, folder=True)
         total = self.minutes + (self.tokenizer_minutes or 0.0)
         until = time.strftime("%H:%M", time.localtime(time.time() + 60 * total))
-        print(f"cm3 quickstart: about {total:g} minutes, until about {until} unless some of it is done already; "
-              f"results go to {self.out}/", file=sys.stderr)
+        print(
+            f"cm3 quickstart: about {total:g} minutes, until about {until} unless some of it is "
+            "done already; "
+            f"results go to {self.out}/",
+            file=sys.stderr,
+        )
         make_folder(self.out)
         self._say(1, "image tokenizer")
         self._tokenizer(recipe)
@@ -117,11 +138,21 @@ class Quickstart:
         assert source is not None
         own = ["image_tokenizer.weights=null", *self._tokenizer_overrides()[1:]]
         if len(own) > 1:
-            print("note: trained without the perceptual loss, whose network is not installed: pip install 'cm3leon[perceptual]'",
-                  file=sys.stderr)
-        config = compose(self._recipe_name, [*own, *self._overrides], registry=self.registry).image_tokenizer
+            print(
+                "note: trained without the perceptual loss, whose network is not installed: pip "
+                "install 'cm3leon[perceptual]'",
+                file=sys.stderr,
+            )
+        config = compose(
+            self._recipe_name, [*own, *self._overrides], registry=self.registry
+        ).image_tokenizer
         assert config is not None
-        config.train(pictures_of(source.build(), config.image_size), folder, minutes=self.tokenizer_minutes, resume=True)
+        config.train(
+            pictures_of(source.build(), config.image_size),
+            folder,
+            minutes=self.tokenizer_minutes,
+            resume=True,
+        )
         write_text(folder / "done", "")
 
     def _train(self, recipe: Recipe) -> dict[str, Any]:
@@ -137,8 +168,14 @@ class Quickstart:
         result = train(recipe, self.out / "run", self.registry, command=self.command)
         export_model(result.checkpoint, self.out / "model", "fp16")
         (self.out / "drawn.json").unlink(missing_ok=True)
-        training = {"recipe_hash": recipe.hash, "step": result.step, "seconds": result.elapsed_s, "tokens": result.tokens,
-                    "peak_memory_bytes": result.peak_memory_bytes, "metrics": result.metrics}
+        training = {
+            "recipe_hash": recipe.hash,
+            "step": result.step,
+            "seconds": result.elapsed_s,
+            "tokens": result.tokens,
+            "peak_memory_bytes": result.peak_memory_bytes,
+            "metrics": result.metrics,
+        }
         write_text(kept, json.dumps(training, indent=1))
         return training
 

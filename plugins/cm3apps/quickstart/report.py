@@ -26,11 +26,19 @@ SPLITS = {
 }
 
 
-def write_report(out: Path, recipe: Recipe, training: dict[str, Any], drawn: dict[str, Any], command: str) -> Path:
+def write_report(
+    out: Path, recipe: Recipe, training: dict[str, Any], drawn: dict[str, Any], command: str
+) -> Path:
     """Write `report.md`, the curves and the resolved recipe; return the report's path."""
     write_curves(out / "losses.png", read_metrics(out / "run"))
     write_text(out / "recipe.yaml", recipe.to_yaml())
-    parts = [_head(training, drawn, command), _pictures(out, drawn), _captions(drawn), _losses(training), _again(out)]
+    parts = [
+        _head(training, drawn, command),
+        _pictures(out, drawn),
+        _captions(drawn),
+        _losses(training),
+        _again(out),
+    ]
     path = out / "report.md"
     write_text(path, "\n".join(parts))
     return path
@@ -39,16 +47,23 @@ def write_report(out: Path, recipe: Recipe, training: dict[str, Any], drawn: dic
 def _head(training: dict[str, Any], drawn: dict[str, Any], command: str) -> str:
     minutes = training["seconds"] / 60
     lines = [
-        "# cm3 quickstart: report", "",
-        f"Made by `{command}` with cm3leon {cm3core.__version__} on {platform.machine()} ({os.cpu_count()} cores, "
-        f"torch {torch.__version__}).", "",
-        "| | |", "| --- | --- |",
-        f"| training | {minutes:.1f} minutes, {training['step']:,} steps, {training['tokens']:,} tokens "
+        "# cm3 quickstart: report",
+        "",
+        f"Made by `{command}` with cm3leon {cm3core.__version__} on {platform.machine()} "
+        f"({os.cpu_count()} cores, "
+        f"torch {torch.__version__}).",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| training | {minutes:.1f} minutes, {training['step']:,} steps, {training['tokens']:,} "
+        "tokens "
         f"({training['tokens'] / max(training['seconds'], 1e-9):,.0f} tokens a second) |",
         f"| drawing, all below | {drawn['drawing_seconds'] / 60:.1f} minutes; "
         f"{drawn['generation_tokens_per_second']:,.0f} image tokens a second |",
         f"| this sitting, all in all | {drawn['minutes']:.1f} minutes |",
-        f"| peak memory | {max(training['peak_memory_bytes'], drawn['peak_memory_bytes']) / 2**30:.2f} GiB |", "",
+        "| peak memory | "
+        f"{max(training['peak_memory_bytes'], drawn['peak_memory_bytes']) / 2**30:.2f} GiB |",
+        "",
     ]
     return "\n".join(lines)
 
@@ -57,17 +72,27 @@ def _pictures(out: Path, drawn: dict[str, Any]) -> str:
     lines = ["## Pictures drawn for prompts", ""]
     if drawn["judged_among"]:
         lines += [
-            "R@5: the share of pictures whose own text is among the judge's five best of all texts (R@1: the best). The judge "
-            "looks through another network (EfficientNet-Lite1) than any part of the training; its score of the real pictures is "
-            "the ceiling. It knows things, not styles.", "",
-            "| prompts | texts | real R@5 | drawn, a document in front: R@1 / R@5 | drawn alone: R@1 / R@5 |",
-            "| --- | --- | --- | --- | --- |"]
+            "R@5: the share of pictures whose own text is among the judge's five best of all "
+            "texts (R@1: the best). The judge "
+            "looks through another network (EfficientNet-Lite1) than any part of the training; "
+            "its score of the real pictures is "
+            "the ceiling. It knows things, not styles.",
+            "",
+            "| prompts | texts | real R@5 | drawn, a document in front: R@1 / R@5 | drawn alone: "
+            "R@1 / R@5 |",
+            "| --- | --- | --- | --- | --- |",
+        ]
         for split, values in drawn["splits"].items():
             if "real_r5" not in values:
                 continue
-            with_ = f"{values['with_r1']:.2f} / {values['with_r5']:.2f}" if "with_r5" in values else "–"
-            lines.append(f"| {SPLITS[split]}, {values['num_prompts']} | {values['num_texts']:.0f} | {values['real_r5']:.2f} | "
-                         f"{with_} | {values['without_r1']:.2f} / {values['without_r5']:.2f} |")
+            with_ = (
+                f"{values['with_r1']:.2f} / {values['with_r5']:.2f}" if "with_r5" in values else "–"
+            )
+            lines.append(
+                f"| {SPLITS[split]}, {values['num_prompts']} | {values['num_texts']:.0f} | "
+                f"{values['real_r5']:.2f} | "
+                f"{with_} | {values['without_r1']:.2f} / {values['without_r5']:.2f} |"
+            )
         lines.append("")
     for split in drawn["splits"]:
         if (out / f"pictures-{split}.png").exists():
@@ -77,18 +102,39 @@ def _pictures(out: Path, drawn: dict[str, Any]) -> str:
 
 def _captions(drawn: dict[str, Any]) -> str:
     lines = ["## Pictures described", ""]
-    lines += [f"- {SUBJECTS[name]}: {num_named(captions)} of {len(captions)} captions name the right thing"
-              for name, captions in drawn["captions"].items()]
+    lines += [
+        f"- {SUBJECTS[name]}: {num_named(captions)} of {len(captions)} captions name the right "
+        "thing"
+        for name, captions in drawn["captions"].items()
+    ]
     lines += ["", "![captions](captions.png)"]
     for name, captions in drawn["captions"].items():
         lines += ["", f"| written for {SUBJECTS[name]} | real |", "| --- | --- |"]
-        lines += [f"| {_cell(caption['written'])} | {_cell(caption['real'])} |" for caption in captions]
-    lines += ["", "## Pictures repaired", "", "The grey box is cut out and drawn anew from what is around it and the text.", ""]
+        lines += [
+            f"| {_cell(caption['written'])} | {_cell(caption['real'])} |" for caption in captions
+        ]
+    lines += [
+        "",
+        "## Pictures repaired",
+        "",
+        "The grey box is cut out and drawn anew from what is around it and the text.",
+        "",
+    ]
     if any(drawn["repairs"].values()):
-        lines += ["| pictures | real R@1 / R@5 | with the box cut out | repaired |", "| --- | --- | --- | --- |"]
-        lines += [f"| {SUBJECTS[name]} | " + " | ".join(f"{values[f'{kind}_r1']:.2f} / {values[f'{kind}_r5']:.2f}"
-                                                        for kind in ("real", "cut", "repaired")) + " |"
-                  for name, values in drawn["repairs"].items() if values] + [""]
+        lines += [
+            "| pictures | real R@1 / R@5 | with the box cut out | repaired |",
+            "| --- | --- | --- | --- |",
+        ]
+        lines += [
+            f"| {SUBJECTS[name]} | "
+            + " | ".join(
+                f"{values[f'{kind}_r1']:.2f} / {values[f'{kind}_r5']:.2f}"
+                for kind in ("real", "cut", "repaired")
+            )
+            + " |"
+            for name, values in drawn["repairs"].items()
+            if values
+        ] + [""]
     lines += ["![repaired](infilled.png)", ""]
     return "\n".join(lines)
 
@@ -98,18 +144,37 @@ def _cell(text: str) -> str:
 
 
 def _losses(training: dict[str, Any]) -> str:
-    lines = ["## Losses", "", "![losses](losses.png)", "", "| at the end of training | nats a token |", "| --- | --- |"]
-    lines += [f"| {name} | {value:.3f} |" for name, value in sorted(training["metrics"].items()) if "_loss" in name]
+    lines = [
+        "## Losses",
+        "",
+        "![losses](losses.png)",
+        "",
+        "| at the end of training | nats a token |",
+        "| --- | --- |",
+    ]
+    lines += [
+        f"| {name} | {value:.3f} |"
+        for name, value in sorted(training["metrics"].items())
+        if "_loss" in name
+    ]
     return "\n".join([*lines, ""])
 
 
 def _again(out: Path) -> str:
     model = out / "model"
-    return "\n".join([
-        "## Go on", "", "```bash",
-        f'cm3 generate "red apple, noto style" --model {model} --n 4 -o drawn',
-        f"cm3 caption picture.png --model {model}",
-        f"cm3 infill picture.png --box 16,16,48,48 --model {model} -o repaired.png",
-        f"tensorboard --logdir {out / 'run'}",
-        "```", "",
-        "The resolved recipe is in [recipe.yaml](recipe.yaml); train it again, or longer, with `cm3 train recipe.yaml`.", ""])
+    return "\n".join(
+        [
+            "## Go on",
+            "",
+            "```bash",
+            f'cm3 generate "red apple, noto style" --model {model} --n 4 -o drawn',
+            f"cm3 caption picture.png --model {model}",
+            f"cm3 infill picture.png --box 16,16,48,48 --model {model} -o repaired.png",
+            f"tensorboard --logdir {out / 'run'}",
+            "```",
+            "",
+            "The resolved recipe is in [recipe.yaml](recipe.yaml); train it again, or longer, "
+            "with `cm3 train recipe.yaml`.",
+            "",
+        ]
+    )

@@ -1,7 +1,9 @@
-"""What the quickstart asks of the trained model: pictures for prompts, captions for pictures, repairs; and their measures.
+"""What the quickstart asks of the trained model: pictures for prompts, captions for pictures,
+repairs; and their measures.
 
-The measure of pictures is the judge's rank of the right text among the subset's texts (`cm3apps.judge`): it looks through a
-network that no part of the training looked through. A prompt's own picture is never among the documents in front of it.
+The measure of pictures is the judge's rank of the right text among the subset's texts
+(`cm3apps.judge`): it looks through a network that no part of the training looked through. A
+prompt's own picture is never among the documents in front of it.
 """
 
 from __future__ import annotations
@@ -49,11 +51,14 @@ class Asked:
 
 
 def show(model: Model, out: Path) -> dict[str, Any]:
-    """Draw, describe and repair; write the tables of pictures into `out`; return what was measured."""
+    """Draw, describe and repair; write the tables of pictures into `out`; return what was
+    measured."""
     started = time.monotonic()
     retrieves = model.components.retriever is not None and _number(model) > 0
     drawn: dict[str, Any] = {"splits": {}, "captions": {}, "repairs": {}, "retrieves": retrieves}
-    texts = sorted({model.components.source.group(index) for index in range(len(model.components.source))})
+    texts = sorted(
+        {model.components.source.group(index) for index in range(len(model.components.source))}
+    )
     judge = _judge(texts)
     drawn["judged_among"] = len(texts) if judge is not None else 0
     tokens, seconds = 0, 0.0
@@ -68,20 +73,36 @@ def show(model: Model, out: Path) -> dict[str, Any]:
         if drawn["retrieves"]:
             pictures["with"] = _pictures(model, asked, True, f"{split}, a document in front")
         seconds += time.monotonic() - before
-        tokens += sum(map(len, pictures.values())) * int(np.prod(model.components.image_tokenizer.grid))
-        drawn["splits"][split] = {"num_prompts": len(asked), **_scores(judge, asked, pictures, texts)}
-        _table(out / f"pictures-{split}.png", asked[:NUM_SHOWN[split]], pictures)
+        tokens += sum(map(len, pictures.values())) * int(
+            np.prod(model.components.image_tokenizer.grid)
+        )
+        drawn["splits"][split] = {
+            "num_prompts": len(asked),
+            **_scores(judge, asked, pictures, texts),
+        }
+        _table(out / f"pictures-{split}.png", asked[: NUM_SHOWN[split]], pictures)
         if split == "train":
             trained = asked
         elif split != "unseen" or not held_out:
             held_out = asked
     drawn["generation_tokens_per_second"] = tokens / max(seconds, 1e-9)
-    subjects = {name: asked for name, asked in (("held_out", held_out), ("trained", trained)) if asked}
-    drawn["captions"] = {name: _captions(model, asked[:NUM_CAPTIONS]) for name, asked in subjects.items()}
-    _caption_table(out / "captions.png", next(iter(subjects.values())), next(iter(drawn["captions"].values())))
-    repaired = {name: _repaired(model, asked[:NUM_INFILLED], name) for name, asked in subjects.items()}
+    subjects = {
+        name: asked for name, asked in (("held_out", held_out), ("trained", trained)) if asked
+    }
+    drawn["captions"] = {
+        name: _captions(model, asked[:NUM_CAPTIONS]) for name, asked in subjects.items()
+    }
+    _caption_table(
+        out / "captions.png", next(iter(subjects.values())), next(iter(drawn["captions"].values()))
+    )
+    repaired = {
+        name: _repaired(model, asked[:NUM_INFILLED], name) for name, asked in subjects.items()
+    }
     _repair_table(out / "infilled.png", subjects, repaired)
-    drawn["repairs"] = {name: _scores(judge, asked[:NUM_INFILLED], repaired[name], texts) for name, asked in subjects.items()}
+    drawn["repairs"] = {
+        name: _scores(judge, asked[:NUM_INFILLED], repaired[name], texts)
+        for name, asked in subjects.items()
+    }
     drawn["drawing_seconds"] = time.monotonic() - started
     return drawn
 
@@ -111,7 +132,8 @@ def _order(names: Iterable[str]) -> list[int]:
 
 
 def _asked(model: Model, split: str) -> list[Asked]:
-    """The split's prompts: one document of each group first, then more, in a fixed order; with what is retrieved for each."""
+    """The split's prompts: one document of each group first, then more, in a fixed order; with what
+    is retrieved for each."""
     try:
         source = model.components.source if split == "train" else _held_out(model, split)
     except CM3Error:
@@ -119,20 +141,34 @@ def _asked(model: Model, split: str) -> list[Asked]:
     order = _order(source.id(index) for index in range(len(source)))
     one_of_each = {source.group(index) or source.id(index): index for index in reversed(order)}
     first = [index for index in order if index in set(one_of_each.values())]
-    chosen = (first + [index for index in order if index not in set(first)])[:NUM_JUDGED[split]]
+    chosen = (first + [index for index in order if index not in set(first)])[: NUM_JUDGED[split]]
     if split == "train":
-        chosen = chosen[:max(len(first), NUM_SHOWN[split])]
+        chosen = chosen[: max(len(first), NUM_SHOWN[split])]
     if not chosen:
         return []
     documents = [source.document(index) for index in chosen]
-    pictures = [next(segment for segment in document if isinstance(segment, Image)) for document in documents]
+    pictures = [
+        next(segment for segment in document if isinstance(segment, Image))
+        for document in documents
+    ]
     in_front = _retrieved(model, source, split, chosen, documents)
-    return [Asked(text_of(document), source.group(index), fit(picture.load(), model.image_size), picture, front)
-            for index, document, picture, front in zip(chosen, documents, pictures, in_front, strict=True)]
+    return [
+        Asked(
+            text_of(document),
+            source.group(index),
+            fit(picture.load(), model.image_size),
+            picture,
+            front,
+        )
+        for index, document, picture, front in zip(
+            chosen, documents, pictures, in_front, strict=True
+        )
+    ]
 
 
 def _held_out(model: Model, split: str) -> DocumentSource:
-    """A held-out split; of the emoji corpus, `unseen` is taken from all concepts, since the subset has none of them."""
+    """A held-out split; of the emoji corpus, `unseen` is taken from all concepts, since the subset
+    has none of them."""
     from dataclasses import replace
 
     from cm3plugins.datasets.emoji import EmojiSourceConfig
@@ -143,10 +179,15 @@ def _held_out(model: Model, split: str) -> DocumentSource:
     return model.components.split(split)
 
 
-def _retrieved(model: Model, source: DocumentSource, split: str, chosen: Sequence[int],
-               documents: Sequence[Document]) -> list[tuple[Document, ...]]:
-    """The documents in front of each prompt: from what was trained on; for unseen concepts from those themselves, since only a
-    memory can know them. Never the prompt's own."""
+def _retrieved(
+    model: Model,
+    source: DocumentSource,
+    split: str,
+    chosen: Sequence[int],
+    documents: Sequence[Document],
+) -> list[tuple[Document, ...]]:
+    """The documents in front of each prompt: from what was trained on; for unseen concepts from
+    those themselves, since only a memory can know them. Never the prompt's own."""
     retriever: Retriever | None = model.components.retriever
     if retriever is None or _number(model) == 0:
         return [()] * len(chosen)
@@ -154,8 +195,12 @@ def _retrieved(model: Model, source: DocumentSource, split: str, chosen: Sequenc
         assert model.recipe.retriever is not None
         retriever = model.recipe.retriever.build(source, model.components.embedder)
     queries: list[Document] = [(Text(text_of(document)),) for document in documents]
-    found = retriever.retrieve(queries, _number(model), [own_names(source, index) for index in chosen])
-    return [tuple(retriever.memory.document(result.index) for result in results) for results in found]
+    found = retriever.retrieve(
+        queries, _number(model), [own_names(source, index) for index in chosen]
+    )
+    return [
+        tuple(retriever.memory.document(result.index) for result in results) for results in found
+    ]
 
 
 def _pictures(model: Model, asked: Sequence[Asked], retrieve: bool, what: str) -> list[PixelArray]:
@@ -163,17 +208,28 @@ def _pictures(model: Model, asked: Sequence[Asked], retrieve: bool, what: str) -
     pixels: list[PixelArray] = []
     with tqdm(desc=f"  {what}", total=len(asked), unit="picture", file=sys.stderr) as bar:
         for start in range(0, len(asked), BATCH):
-            part = asked[start:start + BATCH]
-            completions = model.complete([(Text(one.text), ImageHole()) for one in part],
-                                         retrieved=[one.in_front if retrieve else () for one in part], seed=1)
-            codes = [segment for completion in completions for segment in completion.document if isinstance(segment, Codes)]
+            part = asked[start : start + BATCH]
+            completions = model.complete(
+                [(Text(one.text), ImageHole()) for one in part],
+                retrieved=[one.in_front if retrieve else () for one in part],
+                seed=1,
+            )
+            codes = [
+                segment
+                for completion in completions
+                for segment in completion.document
+                if isinstance(segment, Codes)
+            ]
             pixels += model.decode(codes)
             bar.update(len(part))
     return pixels
 
 
-def _scores(judge: Any, asked: Sequence[Asked], pictures: dict[str, list[PixelArray]], texts: Sequence[str]) -> dict[str, float]:
-    """R@1 and R@5 among the subset's texts (and the split's own, where they are not among them), of real and drawn pictures."""
+def _scores(
+    judge: Any, asked: Sequence[Asked], pictures: dict[str, list[PixelArray]], texts: Sequence[str]
+) -> dict[str, float]:
+    """R@1 and R@5 among the subset's texts (and the split's own, where they are not among them), of
+    real and drawn pictures."""
     if judge is None or not all(one.concept in set(judge.concepts) for one in asked):
         return {}
     among = sorted(set(texts) | {one.concept for one in asked})
@@ -181,17 +237,32 @@ def _scores(judge: Any, asked: Sequence[Asked], pictures: dict[str, list[PixelAr
     scores: dict[str, float] = {"num_texts": len(among)}
     for name, images in {"real": [one.pixels for one in asked], **pictures}.items():
         ranks = judge.ranks(np.stack(images), concepts, among)
-        scores |= {f"{name}_r1": float(np.mean(ranks <= 1)), f"{name}_r5": float(np.mean(ranks <= 5))}
+        scores |= {
+            f"{name}_r1": float(np.mean(ranks <= 1)),
+            f"{name}_r5": float(np.mean(ranks <= 5)),
+        }
     return scores
 
 
 def _table(path: Path, asked: Sequence[Asked], pictures: dict[str, list[PixelArray]]) -> None:
     """Prompt, then: real, drawn with a document in front beside that document, drawn without."""
     retrieved = "with" in pictures
-    header = ["real", *(["retrieved", "drawn with it"] if retrieved else []), "drawn alone" if retrieved else "drawn"]
+    header = [
+        "real",
+        *(["retrieved", "drawn with it"] if retrieved else []),
+        "drawn alone" if retrieved else "drawn",
+    ]
     rows: list[Row] = []
     for place, one in enumerate(asked):
-        front = next((segment.load() for document in one.in_front for segment in document if isinstance(segment, Image)), None)
+        front = next(
+            (
+                segment.load()
+                for document in one.in_front
+                for segment in document
+                if isinstance(segment, Image)
+            ),
+            None,
+        )
         tiles: list[PixelArray | None] = [one.pixels]
         if retrieved:
             tiles += [front, pictures["with"][place]]
@@ -201,17 +272,25 @@ def _table(path: Path, asked: Sequence[Asked], pictures: dict[str, list[PixelArr
 
 def _captions(model: Model, subjects: Sequence[Asked]) -> list[dict[str, str]]:
     """Describe pictures: the true text and the written one of each."""
-    written = model.captions([one.pixels for one in subjects])  # what is retrieved, is retrieved by the picture
-    return [{"real": one.text, "written": text.text} for one, text in zip(subjects, written, strict=True)]
+    # what is retrieved, is retrieved by the picture
+    written = model.captions([one.pixels for one in subjects])
+    return [
+        {"real": one.text, "written": text.text}
+        for one, text in zip(subjects, written, strict=True)
+    ]
 
 
 def num_named(captions: Sequence[dict[str, str]]) -> int:
-    """How many captions name the right thing: what the true text says before its first comma is in them, as whole words.
+    """How many captions name the right thing: what the true text says before its first comma is in
+    them, as whole words.
 
     >>> num_named([{"real": "duck, noto style", "written": "a duck in twemoji style"}, {"real": "owl", "written": "a bowl"}])
     1
     """
-    return sum(f" {_words(caption['real'].split(',')[0])} " in f" {_words(caption['written'])} " for caption in captions)
+    return sum(
+        f" {_words(caption['real'].split(',')[0])} " in f" {_words(caption['written'])} "
+        for caption in captions
+    )
 
 
 def _words(text: str) -> str:
@@ -219,10 +298,14 @@ def _words(text: str) -> str:
     return " ".join("".join(char if char.isalnum() else " " for char in text.lower()).split())
 
 
-def _caption_table(path: Path, subjects: Sequence[Asked], captions: Sequence[dict[str, str]]) -> None:
+def _caption_table(
+    path: Path, subjects: Sequence[Asked], captions: Sequence[dict[str, str]]
+) -> None:
     """Pictures under the captions written for them, and the true ones."""
-    rows: list[Row] = [(f"{caption['written']}   (real: {caption['real']})", [one.pixels, *([None] * 2)])
-                       for caption, one in zip(captions, subjects, strict=False)]
+    rows: list[Row] = [
+        (f"{caption['written']}   (real: {caption['real']})", [one.pixels, *([None] * 2)])
+        for caption, one in zip(captions, subjects, strict=False)
+    ]
     write_table(path, ["picture", "", ""], rows[:NUM_CAPTIONS_SHOWN], num_blocks=3)
 
 
@@ -233,22 +316,34 @@ def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
 
 
 def _repaired(model: Model, subjects: Sequence[Asked], name: str) -> dict[str, list[PixelArray]]:
-    """Pictures with a box cut out of their middle, and with the box drawn anew from what is around it and the text."""
+    """Pictures with a box cut out of their middle, and with the box drawn anew from what is around
+    it and the text."""
     x0, y0, x1, y1 = box = _middle(model.image_size)
     pictures: dict[str, list[PixelArray]] = {"cut": [], "repaired": []}
-    for one in tqdm(subjects, desc=f"  repairing, {SUBJECTS[name]}", unit="picture", file=sys.stderr):
+    for one in tqdm(
+        subjects, desc=f"  repairing, {SUBJECTS[name]}", unit="picture", file=sys.stderr
+    ):
         cut = one.pixels.copy()
         cut[y0:y1, x0:x1] = 160
         pictures["cut"].append(cut)
-        pictures["repaired"].append(model.infill(one.pixels, box, one.text, seed=1, num_retrieved=0).pixels)
+        pictures["repaired"].append(
+            model.infill(one.pixels, box, one.text, seed=1, num_retrieved=0).pixels
+        )
     return pictures
 
 
-def _repair_table(path: Path, subjects: dict[str, list[Asked]], repaired: dict[str, dict[str, list[PixelArray]]]) -> None:
+def _repair_table(
+    path: Path, subjects: dict[str, list[Asked]], repaired: dict[str, dict[str, list[PixelArray]]]
+) -> None:
     """Real, cut out, repaired; trained pictures first."""
     rows: list[Row] = []
     for name in sorted(subjects, reverse=True):
-        triples = zip(subjects[name], repaired[name]["cut"], repaired[name]["repaired"], strict=False)
-        own: list[Row] = [(f"{one.text} ({SUBJECTS[name]})", [one.pixels, cut, whole]) for one, cut, whole in triples]
-        rows += own[:NUM_INFILLED_SHOWN // len(subjects)]
+        triples = zip(
+            subjects[name], repaired[name]["cut"], repaired[name]["repaired"], strict=False
+        )
+        own: list[Row] = [
+            (f"{one.text} ({SUBJECTS[name]})", [one.pixels, cut, whole])
+            for one, cut, whole in triples
+        ]
+        rows += own[: NUM_INFILLED_SHOWN // len(subjects)]
     write_table(path, ["real", "cut out", "repaired"], rows, num_blocks=2)

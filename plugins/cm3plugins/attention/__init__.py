@@ -25,7 +25,8 @@ USE_SDPA = "use `attention: sdpa`, which runs everywhere"
 
 @dataclass(kw_only=True)
 class SDPAAttentionConfig(AttentionConfig):
-    """`torch.nn.functional.scaled_dot_product_attention`: flash kernels on CPU and GPU, forward and backward. The default."""
+    """`torch.nn.functional.scaled_dot_product_attention`: flash kernels on CPU and GPU, forward and
+    backward. The default."""
 
     def build(self) -> AttentionBackend:
         """The backend; runs wherever torch runs."""
@@ -47,30 +48,40 @@ class ReferenceAttentionConfig(AttentionConfig):
 
 @dataclass(kw_only=True)
 class TritonAttentionConfig(AttentionConfig):
-    """The kernels of `cm3kernels.attention`, on CUDA; head dimensions up to 128. No gradients through a cache."""
+    """The kernels of `cm3kernels.attention`, on CUDA; head dimensions up to 128. No gradients
+    through a cache."""
 
     def build(self) -> AttentionBackend:
-        """The backend; raises `MissingPackageError` without Triton, `DeviceError` without CUDA and its interpreter."""
+        """The backend; raises `MissingPackageError` without Triton, `DeviceError` without CUDA and
+        its interpreter."""
         import importlib.util
 
         if importlib.util.find_spec("triton") is None:
-            raise MissingPackageError("attention 'triton'", "Triton is not installed",
-                                      f"pip install 'cm3leon[triton]', or {USE_SDPA}")
+            raise MissingPackageError(
+                "attention 'triton'",
+                "Triton is not installed",
+                f"pip install 'cm3leon[triton]', or {USE_SDPA}",
+            )
         import torch
 
         from cm3kernels._dispatch import interprets
         from cm3plugins.attention.kernels import KernelAttention
 
         if not torch.cuda.is_available() and not interprets():
-            raise DeviceError("attention 'triton'", "there is no CUDA device", f"{USE_SDPA}; to try the kernels slowly on the "
-                              "CPU, set TRITON_INTERPRET=1 before starting")
+            raise DeviceError(
+                "attention 'triton'",
+                "there is no CUDA device",
+                f"{USE_SDPA}; to try the kernels slowly on the "
+                "CPU, set TRITON_INTERPRET=1 before starting",
+            )
         return KernelAttention("triton")
 
 
 @dataclass(kw_only=True)
 class FlexAttentionConfig(AttentionConfig):
-    """`torch.nn.attention.flex_attention`: compiled with a mask of blocks on CUDA. On the CPU it has no backward, and is not
-    compiled here (that takes a C++ compiler and some ten seconds): every score in memory, for comparison only."""
+    """`torch.nn.attention.flex_attention`: compiled with a mask of blocks on CUDA. On the CPU it
+    has no backward, and is not compiled here (that takes a C++ compiler and some ten seconds):
+    every score in memory, for comparison only."""
 
     def build(self) -> AttentionBackend:
         """The backend; on the CPU `attend` raises `DeviceError` as soon as a gradient is wanted."""
@@ -81,14 +92,20 @@ class FlexAttentionConfig(AttentionConfig):
 
 @dataclass(kw_only=True)
 class XFormersAttentionConfig(AttentionConfig):
-    """`memory_efficient_attention` of mslk (`mslk.attention.fmha`) or, without it, xformers (`xformers.ops.fmha`); CUDA only."""
+    """`memory_efficient_attention` of mslk (`mslk.attention.fmha`) or, without it, xformers
+    (`xformers.ops.fmha`); CUDA only."""
 
     def build(self) -> AttentionBackend:
-        """The backend; raises `DeviceError` without a CUDA device, `MissingPackageError` when neither package can be imported."""
+        """The backend; raises `DeviceError` without a CUDA device, `MissingPackageError` when
+        neither package can be imported."""
         import torch
 
         if not torch.cuda.is_available():
-            raise DeviceError("attention 'xformers'", "there is no CUDA device, and none of its kernels runs on a CPU", USE_SDPA)
+            raise DeviceError(
+                "attention 'xformers'",
+                "there is no CUDA device, and none of its kernels runs on a CPU",
+                USE_SDPA,
+            )
         from cm3plugins.attention.xformers import XFormersAttention, load_fmha
 
         return XFormersAttention(load_fmha())

@@ -1,4 +1,5 @@
-"""Attention by torch's FlexAttention: the visibility rule as a function, and a mask of blocks made from it once for all layers.
+"""Attention by torch's FlexAttention: the visibility rule as a function, and a mask of blocks made
+from it once for all layers.
 
 Legend: B rows, T queries, S keys, H query heads, K key heads, D head dimension.
 """
@@ -22,30 +23,57 @@ from cm3kernels.attention import cast_by_autocast
 class FlexAttention(AttentionBackend):
     """See `AttentionBackend`; a plan is the mask of blocks."""
 
-    def plan(self, *, num_queries: int, num_keys: int, kv_start_BT: Tensor | None = None,
-             offset_B: Tensor | None = None) -> BlockMask | None:
+    def plan(
+        self,
+        *,
+        num_queries: int,
+        num_keys: int,
+        kv_start_BT: Tensor | None = None,
+        offset_B: Tensor | None = None,
+    ) -> BlockMask | None:
         known = kv_start_BT if offset_B is None else offset_B
         if known is None:  # nor is the device: `attend` makes the plain causal mask
             return None
         return block_mask(num_queries, num_keys, kv_start_BT, offset_B, known.device)
 
-    def attend(self, q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, *, kv_start_BT: Tensor | None = None,
-               offset_B: Tensor | None = None, scale: float | None = None, plan: BlockMask | None = None) -> Tensor:
+    def attend(
+        self,
+        q_BTHD: Tensor,
+        k_BSKD: Tensor,
+        v_BSKD: Tensor,
+        *,
+        kv_start_BT: Tensor | None = None,
+        offset_B: Tensor | None = None,
+        scale: float | None = None,
+        plan: BlockMask | None = None,
+    ) -> Tensor:
         q_BTHD, k_BSKD, v_BSKD = cast_by_autocast(q_BTHD, k_BSKD, v_BSKD)
         device = q_BTHD.device
         if device.type == "cpu":
             if torch.is_grad_enabled() and any(x.requires_grad for x in (q_BTHD, k_BSKD, v_BSKD)):
-                raise DeviceError("attention 'flex'", "FlexAttention has no backward on the CPU, so it can't train there",
-                                  "use `attention: sdpa`, train on a CUDA device, or call under torch.no_grad()")
+                raise DeviceError(
+                    "attention 'flex'",
+                    "FlexAttention has no backward on the CPU, so it can't train there",
+                    "use `attention: sdpa`, train on a CUDA device, or call under torch.no_grad()",
+                )
             # It refuses parameters even where nobody asks for gradients.
             q_BTHD, k_BSKD, v_BSKD = (x.detach() for x in (q_BTHD, k_BSKD, v_BSKD))
         if plan is None:
             T, S = q_BTHD.shape[1], k_BSKD.shape[1]
-            plan = _causal_mask(T, device) if kv_start_BT is None and offset_B is None else block_mask(
-                T, S, kv_start_BT, offset_B, device)
+            plan = (
+                _causal_mask(T, device)
+                if kv_start_BT is None and offset_B is None
+                else block_mask(T, S, kv_start_BT, offset_B, device)
+            )
         q_BHTD, k_BKSD, v_BKSD = (x.transpose(1, 2) for x in (q_BTHD, k_BSKD, v_BSKD))
-        out = _function(device.type)(q_BHTD, k_BKSD, v_BKSD, block_mask=plan, scale=scale,
-                                     enable_gqa=q_BHTD.shape[1] != k_BKSD.shape[1])
+        out = _function(device.type)(
+            q_BHTD,
+            k_BKSD,
+            v_BKSD,
+            block_mask=plan,
+            scale=scale,
+            enable_gqa=q_BHTD.shape[1] != k_BKSD.shape[1],
+        )
         assert isinstance(out, Tensor)
         return out.transpose(1, 2)
 
@@ -69,8 +97,13 @@ def _causal_mask(num_tokens: int, device: torch.device) -> BlockMask:
     return block_mask(num_tokens, num_tokens, None, None, device)
 
 
-def block_mask(num_queries: int, num_keys: int, kv_start_BT: Tensor | None, offset_B: Tensor | None,
-               device: torch.device) -> BlockMask:
+def block_mask(
+    num_queries: int,
+    num_keys: int,
+    kv_start_BT: Tensor | None,
+    offset_B: Tensor | None,
+    device: torch.device,
+) -> BlockMask:
     """The visibility rule for T queries and S keys; of one row where all rows are alike."""
     tensor = kv_start_BT if offset_B is None else offset_B
 
@@ -78,4 +111,11 @@ def block_mask(num_queries: int, num_keys: int, kv_start_BT: Tensor | None, offs
         seen = key <= (query if offset_B is None else query + offset_B[row])
         return seen if kv_start_BT is None else seen & (key >= kv_start_BT[row, query])
 
-    return create_block_mask(visible, None if tensor is None else len(tensor), None, num_queries, num_keys, device=str(device))
+    return create_block_mask(
+        visible,
+        None if tensor is None else len(tensor),
+        None,
+        num_queries,
+        num_keys,
+        device=str(device),
+    )

@@ -9,7 +9,8 @@ from cm3kernels.attention import AttentionPlan, attention
 
 
 class KernelAttention(AttentionBackend):
-    """See `AttentionBackend`. Refuses tensors that the implementation can't take with the op's own `ValueError`.
+    """See `AttentionBackend`. Refuses tensors that the implementation can't take with the op's own
+    `ValueError`.
 
     Args:
         implementation: a name in `cm3kernels.attention.IMPLEMENTATIONS`.
@@ -17,13 +18,37 @@ class KernelAttention(AttentionBackend):
 
     def __init__(self, implementation: str) -> None:
         self.implementation = implementation
-        self.is_plain_softmax = implementation != "reference"  # which is there to be compared with: it computes all itself
+        # which is there to be compared with: it computes all itself
+        self.is_plain_softmax = implementation != "reference"
 
-    def plan(self, *, num_queries: int, num_keys: int, kv_start_BT: Tensor | None = None,
-             offset_B: Tensor | None = None) -> AttentionPlan:
+    def plan(
+        self,
+        *,
+        num_queries: int,
+        num_keys: int,
+        kv_start_BT: Tensor | None = None,
+        offset_B: Tensor | None = None,
+    ) -> AttentionPlan:
         return AttentionPlan(num_queries, num_keys, kv_start_BT, offset_B)
 
-    def attend(self, q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, *, kv_start_BT: Tensor | None = None,
-               offset_B: Tensor | None = None, scale: float | None = None, plan: AttentionPlan | None = None) -> Tensor:
-        return attention(q_BTHD, k_BSKD, v_BSKD, kv_start=kv_start_BT, offset=offset_B, scale=scale, plan=plan,
-                         implementation=self.implementation)
+    def attend(
+        self,
+        q_BTHD: Tensor,
+        k_BSKD: Tensor,
+        v_BSKD: Tensor,
+        *,
+        kv_start_BT: Tensor | None = None,
+        offset_B: Tensor | None = None,
+        scale: float | None = None,
+        plan: AttentionPlan | None = None,
+    ) -> Tensor:
+        return attention(
+            q_BTHD,
+            k_BSKD,
+            v_BSKD,
+            kv_start=kv_start_BT,
+            offset=offset_B,
+            scale=scale,
+            plan=plan,
+            implementation=self.implementation,
+        )

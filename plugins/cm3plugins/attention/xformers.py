@@ -1,7 +1,9 @@
-"""Attention by xformers' memory-efficient attention, which newer versions take from the package mslk. CUDA only.
+"""Attention by xformers' memory-efficient attention, which newer versions take from the package
+mslk. CUDA only.
 
-Plain causal rows and packed documents take the biases that its fast kernels know; a cache and retrieved documents take a
-dense bias. Legend: B rows, T queries, S keys, H query heads, K key heads, D head dimension.
+Plain causal rows and packed documents take the biases that its fast kernels know; a cache and
+retrieved documents take a dense bias. Legend: B rows, T queries, S keys, H query heads, K key
+heads, D head dimension.
 """
 
 from __future__ import annotations
@@ -25,16 +27,21 @@ ALIGNMENT = 8
 
 
 def load_fmha(modules: Sequence[str] = MODULES) -> Any:
-    """The first of these modules that can be imported. Raises `MissingPackageError` with each one's reason."""
+    """The first of these modules that can be imported. Raises `MissingPackageError` with each one's
+    reason."""
     reasons = []
     for name in modules:
         try:
             return importlib.import_module(name)
-        except (ImportError, OSError) as error:  # OSError: a library that its extension wants is missing
+        except (ImportError, OSError) as error:
+            # OSError: a library that its extension wants is missing
             reasons.append(f"{name}: {error}")
-    raise MissingPackageError("attention 'xformers'", "; ".join(reasons),
-                              "pip install 'cm3leon[xformers]' beside a CUDA build of torch, "
-                              "or use `attention: sdpa`, which runs everywhere")
+    raise MissingPackageError(
+        "attention 'xformers'",
+        "; ".join(reasons),
+        "pip install 'cm3leon[xformers]' beside a CUDA build of torch, "
+        "or use `attention: sdpa`, which runs everywhere",
+    )
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,8 @@ class XFormersPlan:
 
 
 class XFormersAttention(AttentionBackend):
-    """See `AttentionBackend`; a plan is the bias. Packed documents' lengths are read on the host, once a plan.
+    """See `AttentionBackend`; a plan is the bias. Packed documents' lengths are read on the host,
+    once a plan.
 
     Args:
         fmha: the module, from `load_fmha`.
@@ -55,26 +63,58 @@ class XFormersAttention(AttentionBackend):
     def __init__(self, fmha: Any) -> None:
         self.fmha = fmha
 
-    def plan(self, *, num_queries: int, num_keys: int, kv_start_BT: Tensor | None = None,
-             offset_B: Tensor | None = None) -> XFormersPlan:
+    def plan(
+        self,
+        *,
+        num_queries: int,
+        num_keys: int,
+        kv_start_BT: Tensor | None = None,
+        offset_B: Tensor | None = None,
+    ) -> XFormersPlan:
         biases = importlib.import_module(f"{self.fmha.__name__}.attn_bias")
         if kv_start_BT is None and offset_B is None:
             return XFormersPlan(biases.LowerTriangularMask(), joined=False)
-        lengths = segments(kv_start_BT.cpu()) if kv_start_BT is not None and offset_B is None else None
+        lengths = (
+            segments(kv_start_BT.cpu()) if kv_start_BT is not None and offset_B is None else None
+        )
         if lengths is not None:
             assert kv_start_BT is not None
-            documents = biases.BlockDiagonalCausalMask.from_seqlens(list(lengths), device=kv_start_BT.device)
+            documents = biases.BlockDiagonalCausalMask.from_seqlens(
+                list(lengths), device=kv_start_BT.device
+            )
             return XFormersPlan(documents, joined=True)
-        return XFormersPlan(visible_mask(num_queries, num_keys, kv_start_BT, offset_B), joined=False)
+        return XFormersPlan(
+            visible_mask(num_queries, num_keys, kv_start_BT, offset_B), joined=False
+        )
 
-    def attend(self, q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, *, kv_start_BT: Tensor | None = None,
-               offset_B: Tensor | None = None, scale: float | None = None, plan: XFormersPlan | None = None) -> Tensor:
+    def attend(
+        self,
+        q_BTHD: Tensor,
+        k_BSKD: Tensor,
+        v_BSKD: Tensor,
+        *,
+        kv_start_BT: Tensor | None = None,
+        offset_B: Tensor | None = None,
+        scale: float | None = None,
+        plan: XFormersPlan | None = None,
+    ) -> Tensor:
         if plan is None:
-            plan = self.plan(num_queries=q_BTHD.shape[1], num_keys=k_BSKD.shape[1], kv_start_BT=kv_start_BT, offset_B=offset_B)
+            plan = self.plan(
+                num_queries=q_BTHD.shape[1],
+                num_keys=k_BSKD.shape[1],
+                kv_start_BT=kv_start_BT,
+                offset_B=offset_B,
+            )
         q_BTHD, k_BSKD, v_BSKD = cast_by_autocast(q_BTHD, k_BSKD, v_BSKD)
         B, T, H, D = q_BTHD.shape
         # Not all of its kernels have a backward for grouped heads: repeat them.
-        tensors = [q_BTHD, *(x.repeat_interleave(H // x.shape[2], dim=2) if x.shape[2] < H else x for x in (k_BSKD, v_BSKD))]
+        tensors = [
+            q_BTHD,
+            *(
+                x.repeat_interleave(H // x.shape[2], dim=2) if x.shape[2] < H else x
+                for x in (k_BSKD, v_BSKD)
+            ),
+        ]
         if plan.joined:
             tensors = [x.reshape(1, B * T, H, D) for x in tensors]
         bias, empty_B1T1 = plan.bias, None
@@ -85,11 +125,16 @@ class XFormersAttention(AttentionBackend):
         assert isinstance(out, Tensor)
         out_BTHD = out.view(B, T, H, D)
         # A softmax of nothing but -inf: zeros, as everywhere else.
-        return out_BTHD if empty_B1T1 is None else out_BTHD.masked_fill(empty_B1T1.transpose(1, 2), 0.0)
+        return (
+            out_BTHD
+            if empty_B1T1 is None
+            else out_BTHD.masked_fill(empty_B1T1.transpose(1, 2), 0.0)
+        )
 
 
 def dense_bias(mask_B1TS: Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
-    """[B, H, T, S] of 0 and -inf, rows aligned as the kernels want them; a row that sees nothing is all 0, never all -inf."""
+    """[B, H, T, S] of 0 and -inf, rows aligned as the kernels want them; a row that sees nothing is
+    all 0, never all -inf."""
     B, _, T, S = mask_B1TS.shape
     padded = -(-S // ALIGNMENT) * ALIGNMENT
     bias_B1TS = torch.zeros(B, 1, T, padded, dtype=dtype, device=mask_B1TS.device)[..., :S]

@@ -1,7 +1,9 @@
-"""What data sets of a user's own files share: records that a scan finds become documents, bad ones are skipped with a reason.
+"""What data sets of a user's own files share: records that a scan finds become documents, bad ones
+are skipped with a reason.
 
-A scan yields `FoundRecord`s and `SkippedRecord`s. Here ids are made unique and records are put into "train" or "valid", by a hash
-of the id alone: a record stays in its split whatever is added or removed around it.
+A scan yields `FoundRecord`s and `SkippedRecord`s. Here ids are made unique and records are put into
+"train" or "valid", by a hash of the id alone: a record stays in its split whatever is added or
+removed around it.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class FileSourceConfig(DocumentSourceConfig):
     Args:
         split: "train", "valid" (a share of the records, chosen by a hash of their ids), or "all".
         valid: share of the records that are in "valid", 0..1.
-        cache_dir: folder of the index of pictures; None: ``CM3_CACHE``, else the user's cache folder.
+        cache_dir: folder of the index of pictures; None: ``CM3_CACHE``, else the user's cache
+            folder.
     """
 
     splits: ClassVar[tuple[str, ...]] = SPLITS
@@ -42,10 +45,17 @@ class FileSourceConfig(DocumentSourceConfig):
     def check(self) -> None:
         """Raise `RecipeError` for an unknown split or a share outside 0..1."""
         if self.split not in SPLITS:
-            raise RecipeError("dataset.split", f"there is no split {self.split!r}; {close_match(self.split, SPLITS)}",
-                              f"use one of {', '.join(SPLITS)}")
+            raise RecipeError(
+                "dataset.split",
+                f"there is no split {self.split!r}; {close_match(self.split, SPLITS)}",
+                f"use one of {', '.join(SPLITS)}",
+            )
         if not 0 <= self.valid <= 1:
-            raise RecipeError("dataset.valid", f"is {self.valid}, a share is 0..1", "use 0.05 for one record in twenty")
+            raise RecipeError(
+                "dataset.valid",
+                f"is {self.valid}, a share is 0..1",
+                "use 0.05 for one record in twenty",
+            )
 
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
         """All records, in a fixed order, whatever the split."""
@@ -66,7 +76,8 @@ class FileSourceConfig(DocumentSourceConfig):
 
 @dataclass(frozen=True)
 class FoundRecord:
-    """A good record: `parts` are, in order, pictures and texts; a text is a tuple of alternatives, the canonical one first."""
+    """A good record: `parts` are, in order, pictures and texts; a text is a tuple of alternatives,
+    the canonical one first."""
 
     id: str
     place: str
@@ -81,18 +92,27 @@ class FileSource(DocumentSource):
         records: what a scan found.
     """
 
-    def __init__(self, config: FileSourceConfig, records: Iterable[FoundRecord | SkippedRecord]) -> None:
+    def __init__(
+        self, config: FileSourceConfig, records: Iterable[FoundRecord | SkippedRecord]
+    ) -> None:
         from tqdm import tqdm
 
         self._records: list[FoundRecord] = []
         self._skipped: list[SkippedRecord] = []
         seen: dict[str, str] = {}
-        for record in tqdm(records, desc="looking through the data set", unit=" records", delay=2, leave=False):
+        for record in tqdm(
+            records, desc="looking through the data set", unit=" records", delay=2, leave=False
+        ):
             if isinstance(record, SkippedRecord):
                 self._skipped.append(record)
             elif record.id in seen:
-                self._skipped.append(SkippedRecord(record.place, f"its id {record.id!r} is that of {seen[record.id]} too",
-                                                   "give each record an id of its own"))
+                self._skipped.append(
+                    SkippedRecord(
+                        record.place,
+                        f"its id {record.id!r} is that of {seen[record.id]} too",
+                        "give each record an id of its own",
+                    )
+                )
             else:
                 seen[record.id] = record.place
                 if config.split in ("all", split_of(record.id, config.valid)):
@@ -129,12 +149,14 @@ class FileSource(DocumentSource):
             if isinstance(part, StoredPicture):
                 segments.append(Image(part.key, part.load))
             else:
-                segments.append(Text(part[0] if rng is None else part[int(rng.integers(len(part)))]))
+                segments.append(
+                    Text(part[0] if rng is None else part[int(rng.integers(len(part)))])
+                )
         return tuple(segments)
 
 
 def split_of(record_id: str, valid: float) -> str:
-    """"train" or "valid", by the first 64 bits of the id's SHA-256.
+    """ "train" or "valid", by the first 64 bits of the id's SHA-256.
 
     >>> [split_of(name, 0.5) for name in ("a", "b", "c", "d")]
     ['train', 'valid', 'valid', 'valid']
@@ -144,21 +166,34 @@ def split_of(record_id: str, valid: float) -> str:
 
 
 def captions_of(texts: object, place: str) -> tuple[str, ...]:
-    """The captions that a value holds: a string, or a list of strings; surrounding space is cut, empty ones are left out.
+    """The captions that a value holds: a string, or a list of strings; surrounding space is cut,
+    empty ones are left out.
 
     Raises:
         DataError: another type, no valid Unicode, or nothing left.
     """
     items = [texts] if isinstance(texts, str) else texts
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-        wrong = next((item for item in items if not isinstance(item, str)), None) if isinstance(items, list) else texts
-        raise DataError(place, f"a caption is {type_name(wrong)}, not a text", "write it in quotes, or a list of texts")
+        wrong = (
+            next((item for item in items if not isinstance(item, str)), None)
+            if isinstance(items, list)
+            else texts
+        )
+        raise DataError(
+            place,
+            f"a caption is {type_name(wrong)}, not a text",
+            "write it in quotes, or a list of texts",
+        )
     kept = tuple(stripped for item in items if (stripped := item.strip()))
     if not kept:
         raise DataError(place, "the caption is empty", "write one, or remove the record")
     for caption in kept:
         if not is_unicode(caption):
-            raise DataError(place, "the caption is not valid Unicode", "remove the lone surrogate (\\ud800 to \\udfff)")
+            raise DataError(
+                place,
+                "the caption is not valid Unicode",
+                "remove the lone surrogate (\\ud800 to \\udfff)",
+            )
     return kept
 
 
@@ -169,7 +204,14 @@ def is_unicode(text: str) -> bool:
 
 def type_name(value: object) -> str:
     """A JSON value's type, as its author would call it."""
-    names = {bool: "a truth value", int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object"}
+    names = {
+        bool: "a truth value",
+        int: "a number",
+        float: "a number",
+        str: "a text",
+        list: "a list",
+        dict: "an object",
+    }
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
@@ -179,17 +221,21 @@ def skipped(error: DataError) -> SkippedRecord:
 
 
 def read_utf8(path: Path, place: str) -> str:
-    """A text file without its byte order mark; raises `DataError` when it can't be read or is no UTF-8."""
+    """A text file without its byte order mark; raises `DataError` when it can't be read or is no
+    UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(place, f"is not UTF-8 (byte {error.start})", "save it as UTF-8") from error
     except OSError as error:
-        raise DataError(place, f"can't be read: {error.strerror}", "correct the path or its permissions") from error
+        raise DataError(
+            place, f"can't be read: {error.strerror}", "correct the path or its permissions"
+        ) from error
 
 
 def json_lines(place: str, content: str) -> Iterator[tuple[str, dict[str, Any]] | DataError]:
-    """(place, object) of each line that is not blank; a `DataError` for one that is no JSON object."""
+    """(place, object) of each line that is not blank; a `DataError` for one that is no JSON
+    object."""
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
@@ -202,7 +248,9 @@ def json_lines(place: str, content: str) -> Iterator[tuple[str, dict[str, Any]] 
         if isinstance(values, dict):
             yield here, values
         else:
-            yield DataError(here, f"is {type_name(values)}, not an object", 'write {"text": ..., "image": ...}')
+            yield DataError(
+                here, f"is {type_name(values)}, not an object", 'write {"text": ..., "image": ...}'
+            )
 
 
 def _fingerprint(records: Iterable[FoundRecord]) -> str:

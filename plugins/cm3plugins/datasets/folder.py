@@ -1,4 +1,5 @@
-"""Data set `folder`: pictures in a folder, with a `.txt` of the same name beside each, or one file of captions.
+"""Data set `folder`: pictures in a folder, with a `.txt` of the same name beside each, or one file
+of captions.
 
     my/pictures/cat.jpg           my/pictures/cat.jpg
     my/pictures/cat.txt           my/pictures/dogs/rex.png
@@ -6,8 +7,9 @@
                                                                 cat.jpg,a cat asleep
                                                                 dogs/rex.png,"Rex, a dog"
 
-Folders inside are searched too. Several lines of a `.txt`, several rows of one picture, or a list of texts are alternative
-captions: the first is the canonical one, training draws among them. `docs/data.md` has all forms of the captions file.
+Folders inside are searched too. Several lines of a `.txt`, several rows of one picture, or a list
+of texts are alternative captions: the first is the canonical one, training draws among them.
+`docs/data.md` has all forms of the captions file.
 """
 
 from __future__ import annotations
@@ -58,17 +60,24 @@ class FolderSourceConfig(FileSourceConfig):
             raise DataError(f"dataset.path {folder}", cause, "correct dataset.path")
         names = sorted(_picture_names(folder))
         if not any(name.lower().endswith(SUFFIXES) for name in names):
-            raise DataError(f"dataset.path {folder}", f"holds no picture ({', '.join(SUFFIXES)})", "correct dataset.path")
+            raise DataError(
+                f"dataset.path {folder}",
+                f"holds no picture ({', '.join(SUFFIXES)})",
+                "correct dataset.path",
+            )
         found = [name for name in CAPTION_FILES if (folder / name).is_file()]
         if len(found) > 1:
-            raise DataError(f"dataset.path {folder}", f"holds {' and '.join(found)}", "keep one captions file")
+            raise DataError(
+                f"dataset.path {folder}", f"holds {' and '.join(found)}", "keep one captions file"
+            )
         if found:
             return _with_captions_file(folder, names, folder / found[0], index)
         return _with_texts_beside(folder, names, index)
 
 
 def _picture_names(folder: Path) -> Iterator[str]:
-    """Paths of pictures inside `folder`, with `/`, hidden files and folders left out; unread kinds too, to be reported."""
+    """Paths of pictures inside `folder`, with `/`, hidden files and folders left out; unread kinds
+    too, to be reported."""
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
@@ -79,32 +88,49 @@ def _picture_names(folder: Path) -> Iterator[str]:
 def _record(folder: Path, name: str, captions: tuple[str, ...], index: PictureIndex) -> FoundRecord:
     place = str(folder / name)
     if not is_unicode(name):
-        raise DataError(place.encode(errors="replace").decode(), "its file name is not valid UTF-8", "rename it")
+        raise DataError(
+            place.encode(errors="replace").decode(), "its file name is not valid UTF-8", "rename it"
+        )
     return FoundRecord(name, place, (captions, index.picture(folder / name, place)))
 
 
 def _check_kind(folder: Path, name: str) -> None:
     if name.lower().endswith(UNREAD_SUFFIXES):
-        raise DataError(str(folder / name), f"pictures of type {Path(name).suffix} are not read", "convert it to PNG or JPEG")
+        raise DataError(
+            str(folder / name),
+            f"pictures of type {Path(name).suffix} are not read",
+            "convert it to PNG or JPEG",
+        )
 
 
-def _with_texts_beside(folder: Path, names: list[str], index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
+def _with_texts_beside(
+    folder: Path, names: list[str], index: PictureIndex
+) -> Iterator[FoundRecord | SkippedRecord]:
     for name in names:
         try:
             _check_kind(folder, name)
             text_path = (folder / name).with_suffix(".txt")
             if not text_path.is_file():
-                raise DataError(str(folder / name), f"has no caption: there is no {text_path.name} beside it", ADD_CAPTIONS)
-            captions = captions_of(read_utf8(text_path, str(text_path)).splitlines(), str(text_path))
+                raise DataError(
+                    str(folder / name),
+                    f"has no caption: there is no {text_path.name} beside it",
+                    ADD_CAPTIONS,
+                )
+            captions = captions_of(
+                read_utf8(text_path, str(text_path)).splitlines(), str(text_path)
+            )
             yield _record(folder, name, captions, index)
         except DataError as error:
             yield skipped(error)
 
 
-def _with_captions_file(folder: Path, names: list[str], path: Path, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
+def _with_captions_file(
+    folder: Path, names: list[str], path: Path, index: PictureIndex
+) -> Iterator[FoundRecord | SkippedRecord]:
     captions: dict[str, list[str]] = {}
     places: dict[str, str] = {}
-    reported: set[str] = set()  # pictures whose every row is bad: the rows are told, the picture need not be
+    # pictures whose every row is bad: the rows are told, the picture need not be
+    reported: set[str] = set()
     for row in _rows(path):
         try:
             if isinstance(row, DataError):
@@ -122,11 +148,19 @@ def _with_captions_file(folder: Path, names: list[str], path: Path, index: Pictu
             if captions.get(name):
                 yield _record(folder, name, tuple(captions[name]), index)
             elif name not in reported:
-                raise DataError(str(folder / name), f"has no caption: {path.name} does not name it", f"add a row to {path.name}")
+                raise DataError(
+                    str(folder / name),
+                    f"has no caption: {path.name} does not name it",
+                    f"add a row to {path.name}",
+                )
         except DataError as error:
             yield skipped(error)
     for name in sorted(places.keys() - set(names)):
-        yield SkippedRecord(places[name], f"there is no picture {name!r} in {folder}", "correct the path, or remove the row")
+        yield SkippedRecord(
+            places[name],
+            f"there is no picture {name!r} in {folder}",
+            "correct the path, or remove the row",
+        )
 
 
 def _image_name(place: str, values: dict[str, Any]) -> str:
@@ -166,19 +200,35 @@ def _json_rows(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]] 
             if isinstance(item, dict):
                 yield here, item
             else:
-                yield DataError(here, f"is {type_name(item)}, not an object", 'write {"image": ..., "text": ...}')
+                yield DataError(
+                    here,
+                    f"is {type_name(item)}, not an object",
+                    'write {"image": ..., "text": ...}',
+                )
     else:
-        raise DataError(str(path), f"is {type_name(values)}", 'write {"picture.png": "caption", ...} or a list of objects')
+        raise DataError(
+            str(path),
+            f"is {type_name(values)}",
+            'write {"picture.png": "caption", ...} or a list of objects',
+        )
 
 
 def _table_rows(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]] | DataError]:
     """Rows below a header that names the columns `image` and `text`; others are not read."""
-    table = csv.reader(io.StringIO(content, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+    table = csv.reader(
+        io.StringIO(content, newline=""),
+        delimiter="\t" if path.suffix == ".tsv" else ",",
+        strict=True,
+    )
     try:
         header = [name.strip() for name in next(table, [])]
         if missing := [name for name in ("image", "text") if name not in header]:
-            raise DataError(f"{path}:1", f"the header has no column {' and '.join(map(repr, missing))}",
-                            f"begin the file with a line such as {'image<tab>text' if path.suffix == '.tsv' else 'image,text'}")
+            raise DataError(
+                f"{path}:1",
+                f"the header has no column {' and '.join(map(repr, missing))}",
+                "begin the file with a line such as "
+                f"{'image<tab>text' if path.suffix == '.tsv' else 'image,text'}",
+            )
         for row in table:
             here = f"{path}:{table.line_num}"
             if len(row) == len(header):
@@ -187,4 +237,6 @@ def _table_rows(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]]
                 cause = f"has {len(row)} fields, the header has {len(header)}"
                 yield DataError(here, cause, "put captions with commas in quotes")
     except csv.Error as error:
-        raise DataError(f"{path}:{table.line_num}", f"can't be read: {error}", "correct the quotes") from error
+        raise DataError(
+            f"{path}:{table.line_num}", f"can't be read: {error}", "correct the quotes"
+        ) from error

@@ -1,4 +1,5 @@
-"""Data set `jsonl`: one JSON object a line, with a text and a picture, or with a document of several of both.
+"""Data set `jsonl`: one JSON object a line, with a text and a picture, or with a document of
+several of both.
 
     {"id": "rex", "text": "Rex, a dog", "image": "dogs/rex.png"}
     {"text": ["a cat asleep", "a sleeping cat"], "image": "cat.jpg"}
@@ -35,7 +36,8 @@ FORM = '{"text": ..., "image": ...} or {"segments": [...]}'
 
 @dataclass(kw_only=True)
 class JSONLSourceConfig(FileSourceConfig):
-    """A JSONL manifest. The id is the record's `id`; without one, its picture's path, or a hash of its segments.
+    """A JSONL manifest. The id is the record's `id`; without one, its picture's path, or a hash of
+    its segments.
 
     Args:
         path: the manifest.
@@ -70,7 +72,10 @@ def _record(folder: Path, place: str, values: dict[str, Any], index: PictureInde
         for key in ("text", "image"):
             if key not in values:
                 raise DataError(place, f"has no {key!r}", f"write {FORM}")
-        parts = (captions_of(values["text"], place), _picture(folder, place, values["image"], index))
+        parts = (
+            captions_of(values["text"], place),
+            _picture(folder, place, values["image"], index),
+        )
         default = values["image"]
     name = values.get("id", default)
     if not isinstance(name, str) or not name or not is_unicode(name):
@@ -79,7 +84,9 @@ def _record(folder: Path, place: str, values: dict[str, Any], index: PictureInde
     return FoundRecord(name, place, parts)
 
 
-def _segments(folder: Path, place: str, segments: object, index: PictureIndex) -> tuple[StoredPicture | tuple[str, ...], ...]:
+def _segments(
+    folder: Path, place: str, segments: object, index: PictureIndex
+) -> tuple[StoredPicture | tuple[str, ...], ...]:
     if not isinstance(segments, list):
         raise DataError(place, f"'segments' is {type_name(segments)}, not a list", f"write {FORM}")
     if not segments:
@@ -88,7 +95,11 @@ def _segments(folder: Path, place: str, segments: object, index: PictureIndex) -
     for number, segment in enumerate(segments):
         here = f"{place} segments[{number}]"
         if not isinstance(segment, dict) or len(segment.keys() & {"text", "image"}) != 1:
-            raise DataError(here, "is not an object with either 'text' or 'image'", 'write {"text": ...} or {"image": ...}')
+            raise DataError(
+                here,
+                "is not an object with either 'text' or 'image'",
+                'write {"text": ...} or {"image": ...}',
+            )
         if "text" in segment:
             parts.append(captions_of(segment["text"], here))
         else:
@@ -104,7 +115,11 @@ def _picture(folder: Path, place: str, value: object, index: PictureIndex) -> St
         next_step = "download the picture and write its path; nothing is fetched here"
         raise DataError(place, f"'image' is the address {value!r}", next_step)
     if not is_unicode(value) or "\0" in value:
-        raise DataError(place, f"'image' is {value!a}, not a path", "write the picture's path, relative to the file")
+        raise DataError(
+            place,
+            f"'image' is {value!a}, not a path",
+            "write the picture's path, relative to the file",
+        )
     try:
         return index.picture(folder / value, str(folder / value))
     except DataError as error:

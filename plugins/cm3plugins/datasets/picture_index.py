@@ -1,8 +1,10 @@
-"""What is known of picture files, kept between runs: their content's hash, their size, and which can't be decoded.
+"""What is known of picture files, kept between runs: their content's hash, their size, and which
+can't be decoded.
 
-A picture's key is the SHA-256 of its bytes: it is the same wherever the file lies, so codes computed once are found again.
-Reading every byte at every start would be slow, so hashes are kept in a small SQLite file of the cache folder, under path,
-size and time of change. Pictures that turned out undecodable are remembered too, and skipped from then on.
+A picture's key is the SHA-256 of its bytes: it is the same wherever the file lies, so codes
+computed once are found again. Reading every byte at every start would be slow, so hashes are kept
+in a small SQLite file of the cache folder, under path, size and time of change. Pictures that
+turned out undecodable are remembered too, and skipped from then on.
 """
 
 from __future__ import annotations
@@ -59,14 +61,19 @@ class StoredPicture:
         """RGB pixels uint8 [height, width, 3].
 
         Raises:
-            DataError: the file is gone, has changed, or can't be decoded; in the last case it is skipped from the next start on.
+            DataError: the file is gone, has changed, or can't be decoded; in the last case it is
+                skipped from the next start on.
         """
         try:
             with self.path.open("rb") as file:
                 file.seek(self.offset)
                 data = file.read(self.size)
         except OSError as error:
-            raise DataError(self.place, f"can't be read any more: {error.strerror}", "put it back, or start again") from error
+            raise DataError(
+                self.place,
+                f"can't be read any more: {error.strerror}",
+                "put it back, or start again",
+            ) from error
         if hashlib.sha256(data).hexdigest() != self.key:
             raise DataError(self.place, "has changed since the data set was opened", "start again")
         from cm3core.images import open_image
@@ -76,7 +83,9 @@ class StoredPicture:
         except DataError as error:
             with PictureIndex.open(self.index_path) as index:
                 index.mark_undecodable(self.key, error.cause)
-            raise DataError(self.place, error.cause, f"{NEXT_STEP}; from the next start on it is skipped") from error
+            raise DataError(
+                self.place, error.cause, f"{NEXT_STEP}; from the next start on it is skipped"
+            ) from error
 
 
 class PictureIndex:
@@ -89,7 +98,8 @@ class PictureIndex:
     @classmethod
     @contextlib.contextmanager
     def open(cls, path: Path | None = None) -> Iterator[PictureIndex]:
-        """The index at `path` (None: in the cache folder), saved when the block ends, interrupted or not.
+        """The index at `path` (None: in the cache folder), saved when the block ends, interrupted
+        or not.
 
         Raises:
             DataError: it can't be read or written.
@@ -106,7 +116,8 @@ class PictureIndex:
         except sqlite3.Error as error:
             raise _unusable(path, error) from error
         finally:
-            with contextlib.suppress(sqlite3.Error):  # told above; a full disk must not hide what happened in the block
+            # told above; a full disk must not hide what happened in the block
+            with contextlib.suppress(sqlite3.Error):
                 connection.commit()
             connection.close()
 
@@ -119,14 +130,22 @@ class PictureIndex:
         try:
             status = path.stat()
         except (OSError, ValueError) as error:
-            cause = "there is no such file" if isinstance(error, FileNotFoundError) else f"can't be read: {error}"
+            cause = (
+                "there is no such file"
+                if isinstance(error, FileNotFoundError)
+                else f"can't be read: {error}"
+            )
             raise DataError(place, cause, "correct the path, or remove the record") from error
         name = str(path.absolute())
-        row = self._connection.execute("SELECT size, mtime_ns, key, width, height, cause, step FROM files WHERE path = ?",
-                                       (name,)).fetchone()
+        row = self._connection.execute(
+            "SELECT size, mtime_ns, key, width, height, cause, step FROM files WHERE path = ?",
+            (name,),
+        ).fetchone()
         if row is None or row[:2] != (status.st_size, status.st_mtime_ns):
             row = (status.st_size, status.st_mtime_ns, *_read_facts(path, place))
-            self._connection.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (name, *row))
+            self._connection.execute(
+                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (name, *row)
+            )
         size, _, key, width, height, cause, step = row
         if cause is not None:
             raise DataError(place, cause, step)
@@ -139,15 +158,20 @@ class PictureIndex:
         return picture
 
     def shard(self, path: Path, read: Callable[[Path], Any]) -> Any:
-        """What `read(path)` returned (JSON-able) when the shard was last changed; it is called when there is no such record."""
+        """What `read(path)` returned (JSON-able) when the shard was last changed; it is called when
+        there is no such record."""
         status = path.stat()
         name = str(path.absolute())
-        row = self._connection.execute("SELECT size, mtime_ns, content FROM shards WHERE path = ?", (name,)).fetchone()
+        row = self._connection.execute(
+            "SELECT size, mtime_ns, content FROM shards WHERE path = ?", (name,)
+        ).fetchone()
         if row is not None and row[:2] == (status.st_size, status.st_mtime_ns):
             return json.loads(row[2])
         content = read(path)
-        self._connection.execute("INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?)",
-                                 (name, status.st_size, status.st_mtime_ns, json.dumps(content)))
+        self._connection.execute(
+            "INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?)",
+            (name, status.st_size, status.st_mtime_ns, json.dumps(content)),
+        )
         self._connection.commit()
         return content
 
@@ -164,7 +188,8 @@ def index_path(cache_dir: str | None) -> Path:
 
 
 def facts_of(data: bytes, place: str) -> tuple[str, int, int, str | None, str | None]:
-    """(key, width, height, cause, next step) of a picture's bytes; cause and next step are None when it is whole."""
+    """(key, width, height, cause, next step) of a picture's bytes; cause and next step are None
+    when it is whole."""
     key = hashlib.sha256(data).hexdigest()
     try:
         return (key, *examine(data, place), None, None)
@@ -173,13 +198,18 @@ def facts_of(data: bytes, place: str) -> tuple[str, int, int, str | None, str | 
 
 
 def _unusable(path: Path, error: Exception) -> DataError:
-    return DataError(str(path), f"the index of pictures can't be used: {error}",
-                     "delete it, or set CM3_CACHE to a folder that can be written")
+    return DataError(
+        str(path),
+        f"the index of pictures can't be used: {error}",
+        "delete it, or set CM3_CACHE to a folder that can be written",
+    )
 
 
 def _read_facts(path: Path, place: str) -> tuple[str, int, int, str | None, str | None]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(place, f"can't be read: {error.strerror}", "correct the path or its permissions") from error
+        raise DataError(
+            place, f"can't be read: {error.strerror}", "correct the path or its permissions"
+        ) from error
     return facts_of(data, place)

@@ -1,6 +1,7 @@
 """Picture files of the data sets: what a header says, and whether the end is there.
 
-`examine` is cheap (no pixel is decoded) and finds nearly all broken files when a data set is opened; decoding finds the rest.
+`examine` is cheap (no pixel is decoded) and finds nearly all broken files when a data set is
+opened; decoding finds the rest.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def examine(data: bytes, place: str) -> tuple[int, int]:
     picture = _open(data, place)
     width, height = picture.size
     if width * height > MAX_PIXELS:
-        raise DataError(place, f"{width} x {height} pixels, more than {MAX_PIXELS:,}", "make it smaller first")
+        raise DataError(
+            place, f"{width} x {height} pixels, more than {MAX_PIXELS:,}", "make it smaller first"
+        )
     if picture.format is not None and (cause := _damage(data, picture.format)):
         raise DataError(place, cause, NEXT_STEP)
     return width, height
@@ -52,28 +55,50 @@ def _open(data: bytes, place: str) -> Picture:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Pictures.DecompressionBombWarning)  # `examine` has a limit of its own
+            # `examine` has a limit of its own
+            warnings.simplefilter("ignore", Pictures.DecompressionBombWarning)
             return Pictures.open(io.BytesIO(data), formats=FORMATS)
     except Pictures.DecompressionBombError as error:
-        raise DataError(place, f"has more than {MAX_PIXELS:,} pixels", "make it smaller first") from error
+        raise DataError(
+            place, f"has more than {MAX_PIXELS:,} pixels", "make it smaller first"
+        ) from error
     except PIL.UnidentifiedImageError as error:
-        raise DataError(place, "is not a picture", f"convert it to one of {', '.join(FORMATS)}") from error
-    except (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, OverflowError, struct.error,
-            zlib.error) as error:
+        raise DataError(
+            place, "is not a picture", f"convert it to one of {', '.join(FORMATS)}"
+        ) from error
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        KeyError,
+        IndexError,
+        TypeError,
+        OverflowError,
+        struct.error,
+        zlib.error,
+    ) as error:
         raise DataError(place, f"has a broken header ({error})", NEXT_STEP) from error
 
 
 def _damage(data: bytes, kind: str) -> str | None:
-    """What is wrong with the file's structure, None when it is whole. Reads marks and lengths only."""
+    """What is wrong with the file's structure, None when it is whole. Reads marks and lengths
+    only."""
     if kind == "PNG":
         return _png_damage(data)
     if kind in ("JPEG", "MPO"):
         return None if _has_jpeg_end(data) else "is truncated: the mark of a JPEG's end is missing"
     if kind == "GIF":
-        return None if data.rstrip(b"\0\r\n").endswith(b";") else "is truncated: the mark of a GIF's end is missing"
+        return (
+            None
+            if data.rstrip(b"\0\r\n").endswith(b";")
+            else "is truncated: the mark of a GIF's end is missing"
+        )
     if kind not in ("BMP", "WEBP"):
         return None  # no cheap way to tell
-    announced = int.from_bytes(data[2:6] if kind == "BMP" else data[4:8], "little") + (0 if kind == "BMP" else 8)
+    announced = int.from_bytes(data[2:6] if kind == "BMP" else data[4:8], "little") + (
+        0 if kind == "BMP" else 8
+    )
     if announced > len(data):
         return f"is truncated: {len(data)} of {announced} bytes"
     return None
@@ -83,11 +108,13 @@ def _png_damage(data: bytes) -> str | None:
     """A PNG is a signature of 8 bytes and chunks (length, name, content, checksum), IEND last."""
     place = 8
     while place + 12 <= len(data):
-        length = int.from_bytes(data[place:place + 4], "big")
-        name, end = data[place + 4:place + 8], place + 8 + length
+        length = int.from_bytes(data[place : place + 4], "big")
+        name, end = data[place + 4 : place + 8], place + 8 + length
         if end + 4 > len(data):
             break
-        if zlib.crc32(memoryview(data)[place + 4:end]) != int.from_bytes(data[end:end + 4], "big"):
+        if zlib.crc32(memoryview(data)[place + 4 : end]) != int.from_bytes(
+            data[end : end + 4], "big"
+        ):
             return f"is damaged: wrong checksum of chunk {name.decode('latin-1')} at byte {place}"
         if name == b"IEND":
             return None
@@ -96,7 +123,8 @@ def _png_damage(data: bytes) -> str | None:
 
 
 def _has_jpeg_end(data: bytes) -> bool:
-    """Whether the end mark stands after the start of the scan (a thumbnail in the header has one of its own)."""
+    """Whether the end mark stands after the start of the scan (a thumbnail in the header has one of
+    its own)."""
     place = 2
     while place + 4 <= len(data) and data[place] == 0xFF:
         marker = data[place + 1]
@@ -105,5 +133,5 @@ def _has_jpeg_end(data: bytes) -> bool:
             continue
         if marker == 0xDA:
             return data.rfind(b"\xff\xd9", place) >= 0
-        place += 2 + int.from_bytes(data[place + 2:place + 4], "big")
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
     return False

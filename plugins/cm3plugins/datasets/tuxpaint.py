@@ -1,7 +1,9 @@
-"""Data set `tuxpaint`: the captioned stamps of Tux Paint, as Debian packages them; photos mostly, captions in 100 languages.
+"""Data set `tuxpaint`: the captioned stamps of Tux Paint, as Debian packages them; photos mostly,
+captions in 100 languages.
 
-The stamps are under the GPL and not shipped: `apt install tuxpaint-stamps-default` (81 MB). Each is NAME.png with NAME.txt, whose
-first line is the English caption and whose others are `xx.utf8=` and the caption in that language.
+The stamps are under the GPL and not shipped: `apt install tuxpaint-stamps-default` (81 MB). Each is
+NAME.png with NAME.txt, whose first line is the English caption and whose others are `xx.utf8=` and
+the caption in that language.
 """
 
 from __future__ import annotations
@@ -12,7 +14,13 @@ from pathlib import Path
 
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import SkippedRecord
-from cm3plugins.datasets.file_source import FileSourceConfig, FoundRecord, captions_of, read_utf8, skipped
+from cm3plugins.datasets.file_source import (
+    FileSourceConfig,
+    FoundRecord,
+    captions_of,
+    read_utf8,
+    skipped,
+)
 from cm3plugins.datasets.picture_index import PictureIndex
 
 STAMPS = "/usr/share/tuxpaint/stamps"
@@ -28,8 +36,8 @@ class TuxPaintSourceConfig(FileSourceConfig):
 
     Args:
         path: the folder of stamps.
-        language: code of the captions' language: "en", or another of the files, such as "de" or "pt_BR". Stamps without a caption
-            in it are skipped.
+        language: code of the captions' language: "en", or another of the files, such as "de" or
+            "pt_BR". Stamps without a caption in it are skipped.
         symbols: take letters, digits, coins and other symbols too (about a quarter).
     """
 
@@ -41,8 +49,14 @@ class TuxPaintSourceConfig(FileSourceConfig):
         """Stamps in the order of their paths."""
         folder = Path(self.path).expanduser()
         if not folder.is_dir():
-            raise DataError(f"dataset.path {folder}", "there is no such folder; Tux Paint's stamps are not installed", INSTALL)
-        pictures = sorted(path for path in folder.rglob("*.png") if not path.stem.endswith(VARIANTS))
+            raise DataError(
+                f"dataset.path {folder}",
+                "there is no such folder; Tux Paint's stamps are not installed",
+                INSTALL,
+            )
+        pictures = sorted(
+            path for path in folder.rglob("*.png") if not path.stem.endswith(VARIANTS)
+        )
         if not pictures:
             raise DataError(f"dataset.path {folder}", "holds no stamp (*.png)", INSTALL)
         for path in pictures:
@@ -50,7 +64,11 @@ class TuxPaintSourceConfig(FileSourceConfig):
             if name.split("/")[0] == SYMBOLS and not self.symbols:
                 continue
             try:
-                yield FoundRecord(name, str(path), (self._captions(path.with_suffix(".txt")), index.picture(path, str(path))))
+                yield FoundRecord(
+                    name,
+                    str(path),
+                    (self._captions(path.with_suffix(".txt")), index.picture(path, str(path))),
+                )
             except DataError as error:
                 yield skipped(error)
 
@@ -65,5 +83,6 @@ class TuxPaintSourceConfig(FileSourceConfig):
         for line in lines[1:]:
             if line.startswith(start):
                 return captions_of(line.removeprefix(start), str(path))
-        raise DataError(str(path), f"has no caption in {self.language!r}", "choose another dataset.language")
-
+        raise DataError(
+            str(path), f"has no caption in {self.language!r}", "choose another dataset.language"
+        )

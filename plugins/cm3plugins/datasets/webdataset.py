@@ -1,8 +1,8 @@
 """Data set `webdataset`: tar files in which `KEY.jpg` and `KEY.txt` (or `KEY.json`) are one record.
 
-The tars are read through once to find where each picture lies; this index is kept in the cache folder. Nothing is extracted:
-pictures are read at random from their places. The key is the member's name up to the first dot of its last part, as in the
-`webdataset` package, which is not needed.
+The tars are read through once to find where each picture lies; this index is kept in the cache
+folder. Nothing is extracted: pictures are read at random from their places. The key is the member's
+name up to the first dot of its last part, as in the `webdataset` package, which is not needed.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ class WebDatasetSourceConfig(FileSourceConfig):
     """Tar shards; ids are the records' keys.
 
     Args:
-        path: a tar, a folder of tars, or a pattern: `data-{000..099}.tar`, `{a,b}.tar`, `data-*.tar`.
-        caption_keys: keys of a `KEY.json` that hold the caption when there is no `KEY.txt`; the first that is there counts.
+        path: a tar, a folder of tars, or a pattern: `data-{000..099}.tar`, `{a,b}.tar`,
+            `data-*.tar`.
+        caption_keys: keys of a `KEY.json` that hold the caption when there is no `KEY.txt`; the
+            first that is there counts.
     """
 
     path: str
@@ -50,7 +52,11 @@ class WebDatasetSourceConfig(FileSourceConfig):
                 yield skipped(error)
                 continue
             except OSError as error:
-                yield SkippedRecord(str(path), f"can't be read: {error.strerror}", "correct its permissions, or copy it again")
+                yield SkippedRecord(
+                    str(path),
+                    f"can't be read: {error.strerror}",
+                    "correct its permissions, or copy it again",
+                )
                 continue
             for cause, next_step in content["problems"]:
                 yield SkippedRecord(str(path), cause, next_step)
@@ -60,20 +66,26 @@ class WebDatasetSourceConfig(FileSourceConfig):
                 except DataError as error:
                     yield skipped(error)
 
-    def _record(self, path: Path, key: str, members: dict[str, Any], index: PictureIndex) -> FoundRecord:
+    def _record(
+        self, path: Path, key: str, members: dict[str, Any], index: PictureIndex
+    ) -> FoundRecord:
         place = f"{path}: {key}"
         pictures = [suffix for suffix in members if suffix in SUFFIXES]
         if not pictures:
             cause = f"has no picture ({', '.join(SUFFIXES)}), only {', '.join(sorted(members))}"
             raise DataError(place, cause, "add one, or remove it")
         if len(pictures) > 1:
-            raise DataError(place, f"has several pictures: {', '.join(pictures)}", "give each a key of its own")
+            raise DataError(
+                place, f"has several pictures: {', '.join(pictures)}", "give each a key of its own"
+            )
         captions = self._captions(place, members)
         offset, size, sha256, width, height, cause, next_step = members[pictures[0]]
         here = place + pictures[0]
         if cause is not None:
             raise DataError(here, cause, next_step)
-        picture = index.known(StoredPicture(sha256, width, height, here, path, offset, size, index.path))
+        picture = index.known(
+            StoredPicture(sha256, width, height, here, path, offset, size, index.path)
+        )
         return FoundRecord(key, place, (captions, picture))
 
     def _captions(self, place: str, members: dict[str, Any]) -> tuple[str, ...]:
@@ -82,13 +94,19 @@ class WebDatasetSourceConfig(FileSourceConfig):
                 raise DataError(f"{place}.txt", text["cause"], "write UTF-8 text")
             return captions_of(text.splitlines(), f"{place}.txt")
         if (text := members.get(".json")) is None:
-            raise DataError(place, "has no caption: neither .txt nor .json", f"add {place.rpartition(' ')[2]}.txt")
+            raise DataError(
+                place,
+                "has no caption: neither .txt nor .json",
+                f"add {place.rpartition(' ')[2]}.txt",
+            )
         if isinstance(text, dict):
             raise DataError(f"{place}.json", text["cause"], "write UTF-8 JSON")
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{place}.json", f"is no JSON: {error}", "correct it, or add a .txt") from error
+            raise DataError(
+                f"{place}.json", f"is no JSON: {error}", "correct it, or add a .txt"
+            ) from error
         found = [name for name in self.caption_keys if isinstance(values, dict) and name in values]
         if not found:
             cause = f"has no key {' or '.join(map(repr, self.caption_keys))}"
@@ -97,12 +115,15 @@ class WebDatasetSourceConfig(FileSourceConfig):
 
 
 def shard_paths(pattern: str) -> list[Path]:
-    """The tars that a path, folder or pattern names, in order; raises `DataError` when one is missing."""
+    """The tars that a path, folder or pattern names, in order; raises `DataError` when one is
+    missing."""
     whole = Path(pattern).expanduser()
     if whole.is_dir():
         paths = sorted(whole.glob("*.tar"))
         if not paths:
-            raise DataError(f"dataset.path {whole}", "the folder holds no .tar", "correct dataset.path")
+            raise DataError(
+                f"dataset.path {whole}", "the folder holds no .tar", "correct dataset.path"
+            )
         return paths
     if whole.is_file():
         return [whole]
@@ -112,7 +133,9 @@ def shard_paths(pattern: str) -> list[Path]:
         if glob.has_magic(name):
             found = sorted(map(Path, glob.glob(name)))  # noqa: PTH207  # the pattern may be absolute
         if not found or not found[0].is_file():
-            raise DataError(f"dataset.path {pattern}", f"there is no {name}", "correct dataset.path")
+            raise DataError(
+                f"dataset.path {pattern}", f"there is no {name}", "correct dataset.path"
+            )
         paths += found
     return paths
 
@@ -131,21 +154,38 @@ def expand_braces(pattern: str) -> list[str]:
         middles = listed.split(",")
     else:
         middles = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-    return [pattern[:match.start()] + middle + rest for middle in middles for rest in expand_braces(pattern[match.end():])]
+    return [
+        pattern[: match.start()] + middle + rest
+        for middle in middles
+        for rest in expand_braces(pattern[match.end() :])
+    ]
 
 
 def read_shard(path: Path) -> dict[str, Any]:
-    """What the index keeps of a tar: `records` (key -> suffix -> text, or place and facts of a picture), and `problems`."""
+    """What the index keeps of a tar: `records` (key -> suffix -> text, or place and facts of a
+    picture), and `problems`."""
     from tqdm import tqdm
 
     records: dict[str, dict[str, Any]] = {}
     problems: list[tuple[str, str]] = []
-    with path.open("rb") as file, tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=f"reading {path.name} once",
-                                        delay=2, leave=False) as bar:
+    with (
+        path.open("rb") as file,
+        tqdm(
+            total=path.stat().st_size,
+            unit="B",
+            unit_scale=True,
+            desc=f"reading {path.name} once",
+            delay=2,
+            leave=False,
+        ) as bar,
+    ):
         start = file.read(2)
         if start in COMPRESSED:
-            raise DataError(str(path), f"is compressed ({COMPRESSED[start]}); pictures can't be read at random from it",
-                            "unpack the compression; pictures are compressed already")
+            raise DataError(
+                str(path),
+                f"is compressed ({COMPRESSED[start]}); pictures can't be read at random from it",
+                "unpack the compression; pictures are compressed already",
+            )
         file.seek(0)
         end = 0
         try:
@@ -165,12 +205,21 @@ def read_shard(path: Path) -> dict[str, Any]:
         else:
             file.seek(end)
             if file.read(BLOCK).strip(b"\0") or file.tell() < end + BLOCK:
-                problems.append(("ends without the mark of a tar's end; records may be lost", "make it again, or copy it again"))
+                problems.append(
+                    (
+                        "ends without the mark of a tar's end; records may be lost",
+                        "make it again, or copy it again",
+                    )
+                )
     return {"records": records, "problems": problems}
 
 
-def _add_member(file: IO[bytes], member: tarfile.TarInfo, records: dict[str, dict[str, Any]],
-                problems: list[tuple[str, str]]) -> None:
+def _add_member(
+    file: IO[bytes],
+    member: tarfile.TarInfo,
+    records: dict[str, dict[str, Any]],
+    problems: list[tuple[str, str]],
+) -> None:
     """Put a member into its record: text as it is, a picture as its place and facts."""
     folder, _, name = member.name.removeprefix("./").rpartition("/")
     stem, dot, suffix = name.partition(".")
@@ -179,14 +228,22 @@ def _add_member(file: IO[bytes], member: tarfile.TarInfo, records: dict[str, dic
         return  # other members (.cls, .npy, macOS's ._files) are no business of ours
     record = records.setdefault(key, {})
     if suffix in record:
-        problems.append((f"{member.name} is there twice; the first counts", "give each record a key of its own"))
+        problems.append(
+            (f"{member.name} is there twice; the first counts", "give each record a key of its own")
+        )
         return
     position = file.tell()  # tarfile reads on from where it left the file
     file.seek(member.offset_data)
     if suffix in SUFFIXES:
-        record[suffix] = (member.offset_data, member.size, *facts_of(file.read(member.size), member.name))
+        record[suffix] = (
+            member.offset_data,
+            member.size,
+            *facts_of(file.read(member.size), member.name),
+        )
     elif member.size > MAX_TEXT_BYTES:
-        record[suffix] = {"cause": f"has {member.size} bytes, a caption has at most {MAX_TEXT_BYTES}"}
+        record[suffix] = {
+            "cause": f"has {member.size} bytes, a caption has at most {MAX_TEXT_BYTES}"
+        }
     else:
         try:
             record[suffix] = file.read(member.size).decode("utf-8-sig")

@@ -16,19 +16,26 @@ from cm3core.interfaces.embedder import VectorArray
 T = TypeVar("T")
 
 
-def in_batches(items: Sequence[T], batch_size: int, embed: Callable[[Sequence[T]], Tensor]) -> VectorArray:
+def in_batches(
+    items: Sequence[T], batch_size: int, embed: Callable[[Sequence[T]], Tensor]
+) -> VectorArray:
     """Rows float32 of `embed` for items taken `batch_size` at a time; there is at least one."""
-    rows = [embed(items[start:start + batch_size]) for start in range(0, len(items), batch_size)]
+    rows = [embed(items[start : start + batch_size]) for start in range(0, len(items), batch_size)]
     return np.asarray(torch.cat(rows).cpu().numpy(), dtype=np.float32)
 
 
-def square(image: PixelArray, side: int, mode: Literal["bilinear", "bicubic"] = "bilinear") -> Tensor:
+def square(
+    image: PixelArray, side: int, mode: Literal["bilinear", "bicubic"] = "bilinear"
+) -> Tensor:
     """The central square of a picture, scaled with antialiasing: float [1, 3, side, side], 0..1."""
     height, width = image.shape[:2]
     short = min(height, width)
     top, left = (height - short) // 2, (width - short) // 2
-    cut = torch.from_numpy(np.array(image[top:top + short, left:left + short]))  # a copy: ours may be read-only
+    # a copy: ours may be read-only
+    cut = torch.from_numpy(np.array(image[top : top + short, left : left + short]))
     pixels = cut.permute(2, 0, 1)[None].float() / 255
     if short == side:
         return pixels
-    return F.interpolate(pixels, size=(side, side), mode=mode, antialias=True, align_corners=False).clamp(0, 1)
+    return F.interpolate(
+        pixels, size=(side, side), mode=mode, antialias=True, align_corners=False
+    ).clamp(0, 1)

@@ -1,4 +1,5 @@
-"""Files of trained embedders: safetensors in fp16, with their format and sizes as JSON in the header's entry `cm3leon`."""
+"""Files of trained embedders: safetensors in fp16, with their format and sizes as JSON in the
+header's entry `cm3leon`."""
 
 from __future__ import annotations
 
@@ -17,11 +18,15 @@ from cm3core.files import atomic_path
 
 
 def save_weights(path: Path, network: nn.Module, form: str, header: Mapping[str, Any]) -> None:
-    """Write a network's state as fp16, atomically; `form` names the format, `header` is kept beside it."""
-    tensors = {name: value.half().contiguous() if value.is_floating_point() else value.contiguous()
-               for name, value in network.state_dict().items()}
+    """Write a network's state as fp16, atomically; `form` names the format, `header` is kept beside
+    it."""
+    tensors = {
+        name: value.half().contiguous() if value.is_floating_point() else value.contiguous()
+        for name, value in network.state_dict().items()
+    }
     with atomic_path(path) as temporary:
-        # One entry alone: safetensors writes several in any order, and equal weights should be equal files.
+        # One entry alone: safetensors writes several in any order, and equal weights should be
+        # equal files.
         save_file(tensors, temporary, {"cm3leon": json.dumps({"format": form, **header})})
 
 
@@ -29,7 +34,8 @@ def read_weights(path: Path, form: str, next_step: str) -> tuple[dict[str, Any],
     """Header and tensors (floating ones as float32) of a file that `save_weights` wrote.
 
     Raises:
-        CheckpointError: no such file, damaged, of another format, or with numbers that are none; `next_step` says what to do.
+        CheckpointError: no such file, damaged, of another format, or with numbers that are none;
+            `next_step` says what to do.
     """
     if not path.is_file():
         raise CheckpointError(str(path), "there is no such file", next_step)
@@ -39,29 +45,44 @@ def read_weights(path: Path, form: str, next_step: str) -> tuple[dict[str, Any],
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(str(path), f"is not a whole safetensors file ({error})", next_step) from error
+        raise CheckpointError(
+            str(path), f"is not a whole safetensors file ({error})", next_step
+        ) from error
     try:
         header: dict[str, Any] = json.loads(metadata.get("cm3leon", "{}"))
         found = header.pop("format", metadata.get("format"))
     except (json.JSONDecodeError, TypeError, AttributeError) as error:
-        raise CheckpointError(str(path), f"its header can't be read ({error})", next_step) from error
+        raise CheckpointError(
+            str(path), f"its header can't be read ({error})", next_step
+        ) from error
     if found != form:
         raise CheckpointError(str(path), f"is of the format {found!r}, not {form!r}", next_step)
     check_finite(tensors, path)
-    return header, {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+    return header, {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in tensors.items()
+    }
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Raise `CheckpointError` that names the first tensor with NaN or infinity in it."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CheckpointError(str(path), f"{name} holds NaN or infinite numbers", "use weights of a run that did not diverge")
+            raise CheckpointError(
+                str(path),
+                f"{name} holds NaN or infinite numbers",
+                "use weights of a run that did not diverge",
+            )
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, next_step: str) -> None:
     """Load a network's whole state; raises `CheckpointError` where names or shapes differ."""
     try:
-        network.load_state_dict(dict(tensors), assign=any(value.is_meta for value in network.state_dict().values()))
+        network.load_state_dict(
+            dict(tensors), assign=any(value.is_meta for value in network.state_dict().values())
+        )
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(str(path), f"holds other tensors than its sizes say ({reason[:300]})", next_step) from error
+        raise CheckpointError(
+            str(path), f"holds other tensors than its sizes say ({reason[:300]})", next_step
+        ) from error

@@ -1,1 +1,2 @@
-"""Bundled masking objectives: `cm3` (causal masking), `fim` (one span, always) and `causal` (plain next token)."""
+"""Bundled masking objectives: `cm3` (causal masking), `fim` (one span, always) and `causal` (plain
+next token)."""

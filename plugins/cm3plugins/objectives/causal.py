@@ -23,6 +23,13 @@ class CausalObjective(MaskingObjective):
     def __init__(self, config: CausalObjectiveConfig, vocabulary: Vocabulary) -> None:
         self.config, self.vocabulary = config, vocabulary
 
-    def _mask(self, sequence: TokenSequence, rng: np.random.Generator, max_length: int) -> MaskedSequence:
-        weights = loss_weights(sequence, self.vocabulary, self.config.retrieved_loss_weight, self.config.text_loss_weight)
+    def _mask(
+        self, sequence: TokenSequence, rng: np.random.Generator, max_length: int
+    ) -> MaskedSequence:
+        weights = loss_weights(
+            sequence,
+            self.vocabulary,
+            self.config.retrieved_loss_weight,
+            self.config.text_loss_weight,
+        )
         return MaskedSequence(sequence.tokens, sequence.cells, weights)

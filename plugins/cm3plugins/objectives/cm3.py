@@ -1,8 +1,10 @@
-"""`cm3`: causal masking. A Poisson number of spans, one whole segment, or a box of a picture is moved behind the sequence.
+"""`cm3`: causal masking. A Poisson number of spans, one whole segment, or a box of a picture is
+moved behind the sequence.
 
-Sources: CM3leon paper section 2.2 (no span crosses <break>), CM3 paper section 2; facebookresearch/metaseq
-`cm3_dataset.py`, branch scaling_racm3, without what it gets wrong: masking happens inside one sequence and before packing,
-with fewer spans where the context has no room for three more tokens each, so no sentinel, span or end token is ever cut.
+Sources: CM3leon paper section 2.2 (no span crosses <break>), CM3 paper section 2;
+facebookresearch/metaseq `cm3_dataset.py`, branch scaling_racm3, without what it gets wrong: masking
+happens inside one sequence and before packing, with fewer spans where the context has no room for
+three more tokens each, so no sentinel, span or end token is ever cut.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 
 
 class CM3Objective(MaskingObjective):
-    """Causal masking of random spans of the whole sequence, and of whole segments and boxes of the query document."""
+    """Causal masking of random spans of the whole sequence, and of whole segments and boxes of the
+    query document."""
 
     def __init__(self, config: CM3ObjectiveConfig, vocabulary: Vocabulary) -> None:
         self.config, self.vocabulary = config, vocabulary
@@ -32,21 +35,37 @@ class CM3Objective(MaskingObjective):
     def max_added_tokens(self) -> int:
         return TOKENS_PER_SPAN * self._max_spans
 
-    def _mask(self, sequence: TokenSequence, rng: np.random.Generator, max_length: int) -> MaskedSequence:
+    def _mask(
+        self, sequence: TokenSequence, rng: np.random.Generator, max_length: int
+    ) -> MaskedSequence:
         max_spans = min(self._max_spans, (max_length - len(sequence)) // TOKENS_PER_SPAN)
-        choice, segment, box = rng.random(), self.config.segment_mask_probability, self.config.box_mask_probability
+        choice, segment, box = (
+            rng.random(),
+            self.config.segment_mask_probability,
+            self.config.box_mask_probability,
+        )
         if choice < segment:
             spans = self._draw_segment(sequence, rng) if max_spans else []
         elif choice < segment + box:
             spans = draw_box(sequence, max_spans, rng)
         else:
-            spans = draw_spans(sequence, min(int(rng.poisson(self.config.lambda_spans)), max_spans), rng)
-        weights = loss_weights(sequence, self.vocabulary, self.config.retrieved_loss_weight, self.config.text_loss_weight)
-        return move_spans(sequence, spans, weights, self.vocabulary, sentinel_loss=self.config.mask_sentinel_loss)
+            spans = draw_spans(
+                sequence, min(int(rng.poisson(self.config.lambda_spans)), max_spans), rng
+            )
+        weights = loss_weights(
+            sequence,
+            self.vocabulary,
+            self.config.retrieved_loss_weight,
+            self.config.text_loss_weight,
+        )
+        return move_spans(
+            sequence, spans, weights, self.vocabulary, sentinel_loss=self.config.mask_sentinel_loss
+        )
 
     def _draw_segment(self, sequence: TokenSequence, rng: np.random.Generator) -> SpanList:
-        """One whole segment of the query document that is not empty: modality first, then uniformly; none if all are empty."""
-        segments = [span for span in sequence.segments[sequence.query_segment:] if len(span)]
+        """One whole segment of the query document that is not empty: modality first, then
+        uniformly; none if all are empty."""
+        segments = [span for span in sequence.segments[sequence.query_segment :] if len(span)]
         wanted = "text" if rng.random() < self.config.text_segment_share else "image"
         choice = [span for span in segments if span.modality == wanted] or segments
         if not choice:

@@ -41,18 +41,24 @@ class CausalObjectiveConfig(_LossWeights):
 
 @dataclass(kw_only=True)
 class CM3ObjectiveConfig(_LossWeights):
-    """Causal masking (CM3; CM3leon paper section 2.2; metaseq `cm3_dataset.py`, branch scaling_racm3).
+    """Causal masking (CM3; CM3leon paper section 2.2; metaseq `cm3_dataset.py`, branch
+    scaling_racm3).
 
     Args:
-        lambda_spans: mean of the Poisson number of random spans in a sequence (metaseq `cm3_lambda_sentinel_tokens`).
-        max_spans: most spans in a sequence (CM3 paper: 16); also limited by the sentinels and by the room in the context.
-        segment_mask_probability: probability that, instead of random spans, one whole segment of the query document is
-            masked. Random spans hide a whole caption in 0.003% of sequences, and a hidden caption is what guidance and
-            captioning need (metaseq `cm3_percent_full_document_rotation`, default there 0).
-        text_segment_share: probability that the masked segment is a text, when the query document has both.
-        box_mask_probability: probability that, instead of random spans, a box of codes of one of the query document's pictures
-            is masked, a span for each of its rows: what in-painting asks for. Random spans almost never look like it. Not the
-            paper's. Boxes are at most `max_spans` rows high, and fewer where the context has no room.
+        lambda_spans: mean of the Poisson number of random spans in a sequence (metaseq
+            `cm3_lambda_sentinel_tokens`).
+        max_spans: most spans in a sequence (CM3 paper: 16); also limited by the sentinels and by
+            the room in the context.
+        segment_mask_probability: probability that, instead of random spans, one whole segment of
+            the query document is masked. Random spans hide a whole caption in 0.003% of sequences,
+            and a hidden caption is what guidance and captioning need (metaseq
+            `cm3_percent_full_document_rotation`, default there 0).
+        text_segment_share: probability that the masked segment is a text, when the query document
+            has both.
+        box_mask_probability: probability that, instead of random spans, a box of codes of one of
+            the query document's pictures is masked, a span for each of its rows: what in-painting
+            asks for. Random spans almost never look like it. Not the paper's. Boxes are at most
+            `max_spans` rows high, and fewer where the context has no room.
         mask_sentinel_loss: whether predicting a sentinel counts (metaseq: yes; CM3 paper: no).
     """
 
@@ -65,13 +71,24 @@ class CM3ObjectiveConfig(_LossWeights):
 
     def check(self) -> None:
         super().check()
-        _require("lambda_spans", self.lambda_spans, 0 <= self.lambda_spans <= 100, "0..100; the paper's is 1")
-        _require("max_spans", self.max_spans, 0 <= self.max_spans <= 512, "0..512; the CM3 paper's is 16")
+        _require(
+            "lambda_spans",
+            self.lambda_spans,
+            0 <= self.lambda_spans <= 100,
+            "0..100; the paper's is 1",
+        )
+        _require(
+            "max_spans", self.max_spans, 0 <= self.max_spans <= 512, "0..512; the CM3 paper's is 16"
+        )
         for key in ("segment_mask_probability", "text_segment_share", "box_mask_probability"):
             _require(key, getattr(self, key), 0 <= getattr(self, key) <= 1, "a probability, 0..1")
         rest = 1 - self.segment_mask_probability
-        _require("box_mask_probability", self.box_mask_probability, self.box_mask_probability <= rest,
-                 f"at most {rest:g}, what objective.segment_mask_probability leaves")
+        _require(
+            "box_mask_probability",
+            self.box_mask_probability,
+            self.box_mask_probability <= rest,
+            f"at most {rest:g}, what objective.segment_mask_probability leaves",
+        )
 
     def build(self, vocabulary: Vocabulary) -> CM3Objective:
         from cm3plugins.objectives.cm3 import CM3Objective

@@ -24,11 +24,24 @@ class FIMObjective(MaskingObjective):
     def __init__(self, config: FIMObjectiveConfig, vocabulary: Vocabulary) -> None:
         self.config, self.vocabulary = config, vocabulary
 
-    def _mask(self, sequence: TokenSequence, rng: np.random.Generator, max_length: int) -> MaskedSequence:
-        weights = loss_weights(sequence, self.vocabulary, self.config.retrieved_loss_weight, self.config.text_loss_weight)
+    def _mask(
+        self, sequence: TokenSequence, rng: np.random.Generator, max_length: int
+    ) -> MaskedSequence:
+        weights = loss_weights(
+            sequence,
+            self.vocabulary,
+            self.config.retrieved_loss_weight,
+            self.config.text_loss_weight,
+        )
         room = max_length - len(sequence) >= TOKENS_PER_SPAN
         spans: SpanList = []
-        if rng.random() < self.config.fim_rate and room and any(len(span) for span in sequence.segments):
+        if (
+            rng.random() < self.config.fim_rate
+            and room
+            and any(len(span) for span in sequence.segments)
+        ):
             while not spans:  # an empty candidate, or one on a <break>, is drawn again
                 spans = draw_spans(sequence, 1, rng)
-        return move_spans(sequence, spans, weights, self.vocabulary, sentinel_loss=self.config.mask_sentinel_loss)
+        return move_spans(
+            sequence, spans, weights, self.vocabulary, sentinel_loss=self.config.mask_sentinel_loss
+        )

@@ -1,8 +1,9 @@
 """Random spans inside segments, and boxes inside pictures.
 
-The algorithm of random spans is metaseq's (`cm3_dataset.py`, branch scaling_racm3), whose defects are left out: a candidate that
-is empty or lies on specials only is not a span; endpoints are drawn among the B + 1 gaps between tokens, each equally likely.
-Legend: B tokens in a sequence, m segments that are not empty, k candidates.
+The algorithm of random spans is metaseq's (`cm3_dataset.py`, branch scaling_racm3), whose defects
+are left out: a candidate that is empty or lies on specials only is not a span; endpoints are drawn
+among the B + 1 gaps between tokens, each equally likely. Legend: B tokens in a sequence, m segments
+that are not empty, k candidates.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ SpanList = list[tuple[int, int]]
 def draw_spans(sequence: TokenSequence, num_spans: int, rng: np.random.Generator) -> SpanList:
     """At most `num_spans` disjoint spans, each inside one segment, sorted.
 
-    `num_spans`**2 candidates have both ends uniform over the sequence. They are taken in turn unless they meet one taken before.
-    Each one is then clipped to the segment that it overlaps most (the first on a tie). Fewer come back when candidates run out.
+    `num_spans`**2 candidates have both ends uniform over the sequence. They are taken in turn
+    unless they meet one taken before. Each one is then clipped to the segment that it overlaps most
+    (the first on a tie). Fewer come back when candidates run out.
     """
     if num_spans == 0:
         return []
@@ -27,7 +29,9 @@ def draw_spans(sequence: TokenSequence, num_spans: int, rng: np.random.Generator
     clipped_k2, holds_k = clip_to_segments(ends_k2, sequence)
     taken: SpanList = []
     spans: SpanList = []
-    for (start, stop), clipped, holds in zip(ends_k2.tolist(), clipped_k2.tolist(), holds_k.tolist(), strict=True):
+    for (start, stop), clipped, holds in zip(
+        ends_k2.tolist(), clipped_k2.tolist(), holds_k.tolist(), strict=True
+    ):
         if holds and all(stop <= low or high <= start for low, high in taken):
             taken.append((start, stop))
             spans.append((clipped[0], clipped[1]))
@@ -36,10 +40,14 @@ def draw_spans(sequence: TokenSequence, num_spans: int, rng: np.random.Generator
     return sorted(spans)
 
 
-def clip_to_segments(ends_k2: npt.NDArray[np.int64],
-                     sequence: TokenSequence) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Each candidate clipped to the segment it overlaps most, int64 [k, 2]; and whether it overlaps one at all, bool [k]."""
-    bounds = np.asarray([(span.start, span.stop) for span in sequence.segments if len(span)], np.int64).reshape(-1, 2)
+def clip_to_segments(
+    ends_k2: npt.NDArray[np.int64], sequence: TokenSequence
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Each candidate clipped to the segment it overlaps most, int64 [k, 2]; and whether it overlaps
+    one at all, bool [k]."""
+    bounds = np.asarray(
+        [(span.start, span.stop) for span in sequence.segments if len(span)], np.int64
+    ).reshape(-1, 2)
     if not len(bounds):
         return ends_k2, np.zeros(len(ends_k2), np.bool_)
     low_km = np.maximum(ends_k2[:, :1], bounds[:, 0])
@@ -51,18 +59,25 @@ def clip_to_segments(ends_k2: npt.NDArray[np.int64],
 
 
 def draw_box(sequence: TokenSequence, num_spans: int, rng: np.random.Generator) -> SpanList:
-    """The codes in a random box of one of the query document's pictures, as spans; none without a picture or room.
+    """The codes in a random box of one of the query document's pictures, as spans; none without a
+    picture or room.
 
-    Height and width are uniform, then the place. A box takes a span for each of its rows (one span in all when it is as wide as
-    the picture), as the holes of an in-painted box do, so its height is at most `num_spans`.
+    Height and width are uniform, then the place. A box takes a span for each of its rows (one span
+    in all when it is as wide as the picture), as the holes of an in-painted box do, so its height
+    is at most `num_spans`.
     """
-    pictures = [span for span in sequence.segments[sequence.query_segment:] if span.grid is not None]
+    pictures = [
+        span for span in sequence.segments[sequence.query_segment :] if span.grid is not None
+    ]
     if not pictures or num_spans == 0:
         return []
     picture = pictures[int(rng.integers(len(pictures)))]
     assert picture.grid is not None
     rows, columns = picture.grid
-    height, width = int(rng.integers(1, min(rows, num_spans) + 1)), int(rng.integers(1, columns + 1))
+    height, width = (
+        int(rng.integers(1, min(rows, num_spans) + 1)),
+        int(rng.integers(1, columns + 1)),
+    )
     top, left = int(rng.integers(rows - height + 1)), int(rng.integers(columns - width + 1))
     first = picture.start + top * columns + left
     if width == columns:

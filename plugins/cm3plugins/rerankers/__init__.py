@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
-from cm3plugins.rerankers.config import ClipRerankerConfig, LikelihoodRerankerConfig, PMIRerankerConfig
+from cm3plugins.rerankers.config import (
+    ClipRerankerConfig,
+    LikelihoodRerankerConfig,
+    PMIRerankerConfig,
+)
 
 __all__ = ["ClipRerankerConfig", "LikelihoodRerankerConfig", "PMIRerankerConfig"]

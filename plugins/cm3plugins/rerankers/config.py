@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class ClipRerankerConfig(RerankerConfig):
-    """Cosine similarity of a candidate's text and pictures under the recipe's embedder; the paper's protocol if that is CLIP.
+    """Cosine similarity of a candidate's text and pictures under the recipe's embedder; the paper's
+    protocol if that is CLIP.
 
-    Of drawn pictures and their prompt, or of a written text and the pictures that it was written for; several pictures count as
-    their mean. Costs an embedding of each picture and text. What it can tell is what the embedder was trained on.
+    Of drawn pictures and their prompt, or of a written text and the pictures that it was written
+    for; several pictures count as their mean. Costs an embedding of each picture and text. What it
+    can tell is what the embedder was trained on.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("embedder",)
@@ -32,16 +34,20 @@ class ClipRerankerConfig(RerankerConfig):
 
 @dataclass(kw_only=True)
 class LikelihoodRerankerConfig(RerankerConfig):
-    """log p(text | everything else) under the model itself: how well a candidate's text is infilled beside its pictures.
+    """log p(text | everything else) under the model itself: how well a candidate's text is infilled
+    beside its pictures.
 
-    Of a picture drawn for a prompt: the prompt is masked and infilled after the picture, as a caption. Of a written text: that
-    text. Needs no other model. Costs a forward of the decoder over prompt and text of each candidate, all together.
+    Of a picture drawn for a prompt: the prompt is masked and infilled after the picture, as a
+    caption. Of a written text: that text. Needs no other model. Costs a forward of the decoder over
+    prompt and text of each candidate, all together.
 
     Args:
-        normalise: mean over the text's tokens (minus the logarithm of the perplexity) in place of their sum, which prefers short
-            texts. Where all candidates have one text, the order is the same.
-        with_retrieved: keep the retrieved documents in front. They tell the model the text that it should read off the picture,
-            and make the forward longer; on for texts whose form only the documents in front say.
+        normalise: mean over the text's tokens (minus the logarithm of the perplexity) in place of
+            their sum, which prefers short texts. Where all candidates have one text, the order is
+            the same.
+        with_retrieved: keep the retrieved documents in front. They tell the model the text that it
+            should read off the picture, and make the forward longer; on for texts whose form only
+            the documents in front say.
     """
 
     normalise: bool = True
@@ -51,22 +57,27 @@ class LikelihoodRerankerConfig(RerankerConfig):
         """Return the reranker; `embedder` is not used."""
         from cm3plugins.rerankers.model_scores import LikelihoodReranker
 
-        return LikelihoodReranker(likelihood, normalise=self.normalise, with_retrieved=self.with_retrieved)
+        return LikelihoodReranker(
+            likelihood, normalise=self.normalise, with_retrieved=self.with_retrieved
+        )
 
 
 @dataclass(kw_only=True)
 class PMIRerankerConfig(RerankerConfig):
-    """Pointwise mutual information of text and pictures under the model itself, in nats: how much either tells of the other.
+    """Pointwise mutual information of text and pictures under the model itself, in nats: how much
+    either tells of the other.
 
-    The two directions are equal for exact probabilities; a model's differ. In either, what is common (a text that fits all
-    pictures, a picture that the model draws for everything) gains nothing. Needs no other model. "text" is the one to choose by:
-    "image" is the difference of two sums over hundreds of codes, and the bundled model's is largest for pictures that fell apart.
+    The two directions are equal for exact probabilities; a model's differ. In either, what is
+    common (a text that fits all pictures, a picture that the model draws for everything) gains
+    nothing. Needs no other model. "text" is the one to choose by: "image" is the difference of two
+    sums over hundreds of codes, and the bundled model's is largest for pictures that fell apart.
 
     Args:
-        direction: "text": log p(text | pictures) - log p(text), of the texts that were written, else of all. For pictures of one
-            prompt the second term is one number: their order is `likelihood`'s. Costs what `likelihood` does, and a short forward
-            without pictures. "image": log p(pictures | text) - log p(pictures | mask in place of the text), of the pictures
-            that were drawn, else of all. Costs two forwards over text and pictures.
+        direction: "text": log p(text | pictures) - log p(text), of the texts that were written,
+            else of all. For pictures of one prompt the second term is one number: their order is
+            `likelihood`'s. Costs what `likelihood` does, and a short forward without pictures.
+            "image": log p(pictures | text) - log p(pictures | mask in place of the text), of the
+            pictures that were drawn, else of all. Costs two forwards over text and pictures.
         with_retrieved: keep the retrieved documents in front, in both terms.
     """
 

@@ -1,4 +1,5 @@
-"""`clip`: cosine similarity of text and pictures under any embedder. Source: CM3leon paper, Table 1 (8 candidates, CLIP)."""
+"""`clip`: cosine similarity of text and pictures under any embedder. Source: CM3leon paper, Table 1
+(8 candidates, CLIP)."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from cm3core.interfaces.reranker import Candidate, Reranker
 
 
 class CosineReranker(Reranker):
-    """Mean cosine of a candidate's text and its pictures: those drawn, or those given where only text was written."""
+    """Mean cosine of a candidate's text and its pictures: those drawn, or those given where only
+    text was written."""
 
     def __init__(self, embedder: Embedder) -> None:
         self.embedder = embedder
@@ -23,21 +25,33 @@ class CosineReranker(Reranker):
 
     def _score(self, candidates: Sequence[Candidate]) -> list[float]:
         texts: dict[str, int] = {}
-        pictures: dict[bytes, PixelArray] = {}  # one that all candidates share is decoded and embedded once
+        # one that all candidates share is decoded and embedded once
+        pictures: dict[bytes, PixelArray] = {}
         pairs: list[tuple[int, list[bytes]]] = []
         for index, one in enumerate(candidates):
             if not one.texts:
-                raise GenerationError(f"candidate {index}", "has no text to compare its pictures with",
-                                      "give the request a text, or rerank by a measure that needs none")
+                raise GenerationError(
+                    f"candidate {index}",
+                    "has no text to compare its pictures with",
+                    "give the request a text, or rerank by a measure that needs none",
+                )
             codes = one.drawn or one.given
             if not codes:
-                raise GenerationError(f"candidate {index}", "has no picture to compare its text with",
-                                      "rerank texts without pictures by 'likelihood'")
+                raise GenerationError(
+                    f"candidate {index}",
+                    "has no picture to compare its text with",
+                    "rerank texts without pictures by 'likelihood'",
+                )
             keys = [own.codes.tobytes() for own in codes]
             for place, (key, own) in enumerate(zip(keys, codes, strict=True)):
                 if key not in pictures:
                     pictures[key] = one.pixels[place] if one.drawn else one.decode(own)
             pairs.append((texts.setdefault("\n".join(one.texts), len(texts)), keys))
-        similarity = self.embedder.embed_texts(list(texts)) @ self.embedder.embed_images(list(pictures.values())).T
+        similarity = (
+            self.embedder.embed_texts(list(texts))
+            @ self.embedder.embed_images(list(pictures.values())).T
+        )
         place_of = {key: place for place, key in enumerate(pictures)}
-        return [float(similarity[text, [place_of[key] for key in keys]].mean()) for text, keys in pairs]
+        return [
+            float(similarity[text, [place_of[key] for key in keys]].mean()) for text, keys in pairs
+        ]

@@ -1,4 +1,5 @@
-"""`likelihood` and `pmi`: what the model itself says of a candidate, by teacher forcing (`cm3core.generation.likelihood`)."""
+"""`likelihood` and `pmi`: what the model itself says of a candidate, by teacher forcing
+(`cm3core.generation.likelihood`)."""
 
 from __future__ import annotations
 
@@ -12,32 +13,59 @@ from cm3core.interfaces.sampler import PromptVariant
 
 
 class _ModelReranker(Reranker):
-    """What the three share: a candidate with its texts, or its pictures, as holes; and asking how probable their contents are."""
+    """What the three share: a candidate with its texts, or its pictures, as holes; and asking how
+    probable their contents are."""
 
     def __init__(self, likelihood: Likelihood, *, with_retrieved: bool) -> None:
         self.likelihood, self.with_retrieved = likelihood, with_retrieved
 
     def _texts_as_holes(self, candidates: Sequence[Candidate]) -> list[Document]:
-        """The texts that were written are holes as they were asked for; where only pictures were drawn, every text is one."""
-        return [tuple(filled if isinstance(filled, Codes) else asked
-                      for asked, filled in zip(one.request, one.document, strict=True)) if _has_text_hole(one.request)
-                else tuple(self._text_hole(segment) if isinstance(segment, Text) and segment.text else segment
-                           for segment in one.document) for one in candidates]
+        """The texts that were written are holes as they were asked for; where only pictures were
+        drawn, every text is one."""
+        return [
+            tuple(
+                filled if isinstance(filled, Codes) else asked
+                for asked, filled in zip(one.request, one.document, strict=True)
+            )
+            if _has_text_hole(one.request)
+            else tuple(
+                self._text_hole(segment) if isinstance(segment, Text) and segment.text else segment
+                for segment in one.document
+            )
+            for one in candidates
+        ]
 
     def _text_hole(self, text: Text) -> TextHole:
-        """As the model writes captions: at the length that texts are cut to, the end leaves no choice."""
+        """As the model writes captions: at the length that texts are cut to, the end leaves no
+        choice."""
         limit = self.likelihood.max_text_tokens
-        return TextHole(len(self.likelihood.serializer.text_tokens(text.text)) + 1 if limit is None else limit)
+        return TextHole(
+            len(self.likelihood.serializer.text_tokens(text.text)) + 1 if limit is None else limit
+        )
 
-    def _ask(self, candidates: Sequence[Candidate], documents: Sequence[Document], *, without_pictures: bool = False,
-             variant: PromptVariant | None = None) -> list[LogProbability]:
+    def _ask(
+        self,
+        candidates: Sequence[Candidate],
+        documents: Sequence[Document],
+        *,
+        without_pictures: bool = False,
+        variant: PromptVariant | None = None,
+    ) -> list[LogProbability]:
         """log p of each candidate's contents of the holes of its document."""
-        contents = [self.likelihood.contents_of(document, one.document)
-                    for document, one in zip(documents, candidates, strict=True)]
-        if without_pictures:  # rather than behind a mask: text and picture are never masked together in training
-            documents = [tuple(segment for segment in document if not isinstance(segment, Codes)) for document in documents]
+        contents = [
+            self.likelihood.contents_of(document, one.document)
+            for document, one in zip(documents, candidates, strict=True)
+        ]
+        # rather than behind a mask: text and picture are never masked together in training
+        if without_pictures:
+            documents = [
+                tuple(segment for segment in document if not isinstance(segment, Codes))
+                for document in documents
+            ]
         retrieved = [one.retrieved if self.with_retrieved else () for one in candidates]
-        return self.likelihood.log_probability(documents, contents, retrieved=retrieved, variant=variant)
+        return self.likelihood.log_probability(
+            documents, contents, retrieved=retrieved, variant=variant
+        )
 
 
 class LikelihoodReranker(_ModelReranker):
@@ -69,7 +97,10 @@ class TextPMIReranker(_ModelReranker):
     def _score(self, candidates: Sequence[Candidate]) -> list[float]:
         _require(candidates, pictures=True)
         documents = self._texts_as_holes(candidates)
-        beside, alone = self._ask(candidates, documents), self._ask(candidates, documents, without_pictures=True)
+        beside, alone = (
+            self._ask(candidates, documents),
+            self._ask(candidates, documents, without_pictures=True),
+        )
         return [one.nats - other.nats for one, other in zip(beside, alone, strict=True)]
 
 
@@ -84,24 +115,39 @@ class ImagePMIReranker(_ModelReranker):
     def _score(self, candidates: Sequence[Candidate]) -> list[float]:
         _require(candidates, pictures=True)
         documents: list[Document] = [
-            tuple(asked if isinstance(filled, Codes) else filled for asked, filled in zip(one.request, one.document, strict=True))
-            if one.drawn else tuple(ImageHole() if isinstance(segment, Codes) else segment for segment in one.document)
-            for one in candidates]
+            tuple(
+                asked if isinstance(filled, Codes) else filled
+                for asked, filled in zip(one.request, one.document, strict=True)
+            )
+            if one.drawn
+            else tuple(
+                ImageHole() if isinstance(segment, Codes) else segment for segment in one.document
+            )
+            for one in candidates
+        ]
         told = self._ask(candidates, documents)
         untold = self._ask(candidates, documents, variant=PromptVariant(hide_text="all"))
         return [one.nats - other.nats for one, other in zip(told, untold, strict=True)]
 
 
 def _has_text_hole(document: Document) -> bool:
-    return any(isinstance(segment, (TextHole, MaskedText)) and has_holes([segment]) for segment in document)
+    return any(
+        isinstance(segment, (TextHole, MaskedText)) and has_holes([segment]) for segment in document
+    )
 
 
 def _require(candidates: Sequence[Candidate], *, pictures: bool) -> None:
     """Refuse candidates without a text, and where `pictures` are needed those without one."""
     for index, one in enumerate(candidates):
         if not one.texts:
-            raise GenerationError(f"candidate {index}", "has no text that could be probable or not",
-                                  "give the request a text, or rerank by a measure that needs none")
+            raise GenerationError(
+                f"candidate {index}",
+                "has no text that could be probable or not",
+                "give the request a text, or rerank by a measure that needs none",
+            )
         if pictures and not (one.drawn or one.given):
-            raise GenerationError(f"candidate {index}", "has no picture for its text to tell of",
-                                  "rerank texts without pictures by 'likelihood'")
+            raise GenerationError(
+                f"candidate {index}",
+                "has no picture for its text to tell of",
+                "rerank texts without pictures by 'likelihood'",
+            )

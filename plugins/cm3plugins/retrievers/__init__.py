@@ -8,4 +8,10 @@ from cm3plugins.retrievers.none import NoRetrieverConfig
 from cm3plugins.retrievers.random import RandomRetrieverConfig
 from cm3plugins.retrievers.usearch import UsearchRetrieverConfig
 
-__all__ = ["BM25RetrieverConfig", "DenseRetrieverConfig", "NoRetrieverConfig", "RandomRetrieverConfig", "UsearchRetrieverConfig"]
+__all__ = [
+    "BM25RetrieverConfig",
+    "DenseRetrieverConfig",
+    "NoRetrieverConfig",
+    "RandomRetrieverConfig",
+    "UsearchRetrieverConfig",
+]

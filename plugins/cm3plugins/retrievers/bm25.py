@@ -1,4 +1,5 @@
-"""`bm25`: documents that share words with the query's text, by the package bm25s. Pictures play no part.
+"""`bm25`: documents that share words with the query's text, by the package bm25s. Pictures play no
+part.
 
 Legend: M documents of the memory.
 """
@@ -26,8 +27,9 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(kw_only=True)
 class BM25RetrieverConfig(RetrieverConfig):
-    """Documents that share words with the query (BM25 as Lucene computes it), for ablations and for text alone. Words are runs of
-    letters and digits, in any case; nothing is stemmed and no word is left out.
+    """Documents that share words with the query (BM25 as Lucene computes it), for ablations and for
+    text alone. Words are runs of letters and digits, in any case; nothing is stemmed and no word is
+    left out.
 
     Args:
         k1: how soon more of the same word stops counting; 0: at once.
@@ -51,7 +53,8 @@ class BM25RetrieverConfig(RetrieverConfig):
 
 
 class BM25Retriever(Retriever):
-    """Search by words. A document that shares none with the query is never found, nor anything for a query without text.
+    """Search by words. A document that shares none with the query is never found, nor anything for
+    a query without text.
 
     Args:
         config: BM25's parameters.
@@ -63,8 +66,13 @@ class BM25Retriever(Retriever):
 
         self._memory = memory
         self._word_ids: dict[str, int] = {}
-        texts = [[self._word_ids.setdefault(word, len(self._word_ids)) for word in words_of(text_of(memory.document(index)))]
-                 for index in range(len(memory))]
+        texts = [
+            [
+                self._word_ids.setdefault(word, len(self._word_ids))
+                for word in words_of(text_of(memory.document(index)))
+            ]
+            for index in range(len(memory))
+        ]
         self._engine: Any = None
         if self._word_ids:  # bm25s can't index nothing
             self._engine = bm25s.BM25(k1=config.k1, b=config.b, method="lucene", backend="numpy")
@@ -75,16 +83,23 @@ class BM25Retriever(Retriever):
         """The documents that results index."""
         return self._memory
 
-    def _retrieve(self, queries: Sequence[Document], num_retrieved: int,
-                  exclude: Sequence[Collection[str]]) -> list[list[Retrieved]]:
-        return [self._found(query, num_retrieved, names) for query, names in zip(queries, exclude, strict=True)]
+    def _retrieve(
+        self, queries: Sequence[Document], num_retrieved: int, exclude: Sequence[Collection[str]]
+    ) -> list[list[Retrieved]]:
+        return [
+            self._found(query, num_retrieved, names)
+            for query, names in zip(queries, exclude, strict=True)
+        ]
 
     def _found(self, query: Document, number: int, exclude: Collection[str]) -> list[Retrieved]:
-        words = sorted(set(words_of(text_of(query))))  # sums of floats depend on their order, which must not be the memory's
+        # sums of floats depend on their order, which must not be the memory's
+        words = sorted(set(words_of(text_of(query))))
         known = [self._word_ids[word] for word in words if word in self._word_ids]
         if not known:
             return []
-        scores_M: npt.NDArray[np.float64] = np.round(self._engine.get_scores_from_ids(known).astype(np.float64), _DIGITS)
+        scores_M: npt.NDArray[np.float64] = np.round(
+            self._engine.get_scores_from_ids(known).astype(np.float64), _DIGITS
+        )
         sharing = np.flatnonzero(scores_M > 0)
         results: list[Retrieved] = []
         for index in sharing[np.lexsort((sharing, -scores_M[sharing]))].tolist():

@@ -1,4 +1,5 @@
-"""`dense`: maximum inner product search over the memory's document vectors (CM3leon section 2.1), by faiss."""
+"""`dense`: maximum inner product search over the memory's document vectors (CM3leon section 2.1),
+by faiss."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class DenseRetrieverConfig(IndexOptions, VectorRetrieverConfig):
-    """Nearest document vectors by inner product of unit vectors (cosine), exact or approximate. The rules are described by
-    `VectorRetrieverConfig`, the index by `IndexOptions`.
+    """Nearest document vectors by inner product of unit vectors (cosine), exact or approximate. The
+    rules are described by `VectorRetrieverConfig`, the index by `IndexOptions`.
     """
 
     def check(self) -> None:
@@ -25,7 +26,9 @@ class DenseRetrieverConfig(IndexOptions, VectorRetrieverConfig):
         super().check()
         self.check_index()
 
-    def open_index(self, vectors: VectorRows, folder: Path | None, fingerprint: str | None) -> VectorIndex:
+    def open_index(
+        self, vectors: VectorRows, folder: Path | None, fingerprint: str | None
+    ) -> VectorIndex:
         """Exact up to some size, else built once and kept beside the bank."""
         from cm3plugins.retrievers.index import open_index
 

@@ -1,4 +1,5 @@
-"""The document vectors of a memory: computed once, kept under the fingerprints of all that decides them.
+"""The document vectors of a memory: computed once, kept under the fingerprints of all that decides
+them.
 
 Legend: M documents of the memory, E dimension of the embedder.
 """
@@ -22,11 +23,15 @@ from cm3core.interfaces.embedder import Embedder, VectorArray
 AT_ONCE = 32
 
 
-def memory_vectors(memory: DocumentSource, embedder: Embedder, *, cache: bool = True) -> VectorArray:
-    """Unit vectors float32 [M, E] of the canonical documents of `memory`, memory-mapped from the cache when they are there.
+def memory_vectors(
+    memory: DocumentSource, embedder: Embedder, *, cache: bool = True
+) -> VectorArray:
+    """Unit vectors float32 [M, E] of the canonical documents of `memory`, memory-mapped from the
+    cache when they are there.
 
-    A document that can't be embedded (an unreadable picture) has a vector of zeros, and it is said how many there are. A cached
-    file that is damaged or of another shape is computed again and replaced.
+    A document that can't be embedded (an unreadable picture) has a vector of zeros, and it is said
+    how many there are. A cached file that is damaged or of another shape is computed again and
+    replaced.
     """
     path = cache_directory() / "embeddings" / f"{vectors_key(memory, embedder)}.npy"
     if cache and path.is_file():
@@ -34,26 +39,41 @@ def memory_vectors(memory: DocumentSource, embedder: Embedder, *, cache: bool = 
             cached = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError, OSError):
             cached = None  # cut off or foreign
-        if cached is not None and cached.shape == (len(memory), embedder.dimension) and cached.dtype == np.float32:
+        if (
+            cached is not None
+            and cached.shape == (len(memory), embedder.dimension)
+            and cached.dtype == np.float32
+        ):
             return np.asarray(cached)
     vectors_ME = np.zeros((len(memory), embedder.dimension), np.float32)
     bad: list[DataError] = []
-    with tqdm(total=len(memory), desc="embedding the memory", unit="document", disable=len(memory) <= 256) as bar:
+    with tqdm(
+        total=len(memory), desc="embedding the memory", unit="document", disable=len(memory) <= 256
+    ) as bar:
         for start in range(0, len(memory), AT_ONCE):
-            chunk = [memory.document(index) for index in range(start, min(start + AT_ONCE, len(memory)))]
-            vectors_ME[start:start + len(chunk)] = _embedded(chunk, embedder, bad)
+            chunk = [
+                memory.document(index) for index in range(start, min(start + AT_ONCE, len(memory)))
+            ]
+            vectors_ME[start : start + len(chunk)] = _embedded(chunk, embedder, bad)
             bar.update(len(chunk))
     if bad:
-        tqdm.write(f"note: {len(bad)} documents of the memory can't be embedded and are never found, the first: {bad[0].place}: "
-                   f"{bad[0].cause}", file=sys.stderr)
+        tqdm.write(
+            f"note: {len(bad)} documents of the memory can't be embedded and are never found, "
+            f"the first: {bad[0].place}: "
+            f"{bad[0].cause}",
+            file=sys.stderr,
+        )
     if cache:
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.save(file, vectors_ME, allow_pickle=False)
     return vectors_ME
 
 
-def _embedded(documents: Sequence[Document], embedder: Embedder, bad: list[DataError]) -> VectorArray:
-    """Vectors float32 [len(documents), E]; zeros for each that can't be embedded, whose reason goes to `bad`."""
+def _embedded(
+    documents: Sequence[Document], embedder: Embedder, bad: list[DataError]
+) -> VectorArray:
+    """Vectors float32 [len(documents), E]; zeros for each that can't be embedded, whose reason goes
+    to `bad`."""
     try:
         return embedder.embed_documents(documents)
     except DataError as error:
@@ -64,9 +84,11 @@ def _embedded(documents: Sequence[Document], embedder: Embedder, bad: list[DataE
 
 
 def vectors_key(memory: DocumentSource, embedder: Embedder) -> str:
-    """Name of the cached file: hash of the embedder, the memory (its pictures), and every document's id and text.
+    """Name of the cached file: hash of the embedder, the memory (its pictures), and every
+    document's id and text.
 
-    The source's fingerprint covers ids and pictures only; captions may change under it, so they are hashed here.
+    The source's fingerprint covers ids and pictures only; captions may change under it, so they are
+    hashed here.
     """
     digest = hashlib.sha256(f"{embedder.fingerprint}\0{memory.fingerprint}\0".encode())
     for index in range(len(memory)):

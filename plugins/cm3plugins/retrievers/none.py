@@ -1,4 +1,5 @@
-"""`none`: finds nothing. The baseline of every retrieval experiment, and the way to train without retrieved documents."""
+"""`none`: finds nothing. The baseline of every retrieval experiment, and the way to train without
+retrieved documents."""
 
 from __future__ import annotations
 
@@ -26,8 +27,11 @@ class NoRetrieverConfig(RetrieverConfig):
         """Refuse a recipe that wants documents of a retriever that has none."""
         super().check()
         if self.num_retrieved != 0:
-            raise RecipeError("retriever.num_retrieved", f"is {self.num_retrieved}, and the retriever 'none' finds nothing",
-                              "use 0, or another retriever: retriever=dense")
+            raise RecipeError(
+                "retriever.num_retrieved",
+                f"is {self.num_retrieved}, and the retriever 'none' finds nothing",
+                "use 0, or another retriever: retriever=dense",
+            )
 
     def build(self, memory: DocumentSource, embedder: Embedder | None) -> NoRetriever:
         """Return the retriever; `embedder` is not used."""
@@ -45,6 +49,7 @@ class NoRetriever(Retriever):
         """The documents that are not found."""
         return self._memory
 
-    def _retrieve(self, queries: Sequence[Document], num_retrieved: int,
-                  exclude: Sequence[Collection[str]]) -> list[list[Retrieved]]:
+    def _retrieve(
+        self, queries: Sequence[Document], num_retrieved: int, exclude: Sequence[Collection[str]]
+    ) -> list[list[Retrieved]]:
         return [[] for _ in queries]

@@ -31,7 +31,8 @@ class RandomRetrieverConfig(RetrieverConfig):
 
 
 class RandomRetriever(Retriever):
-    """Draws from the memory, seeded by what the query holds. All scores are 0: no document is nearer than another.
+    """Draws from the memory, seeded by what the query holds. All scores are 0: no document is
+    nearer than another.
 
     Args:
         memory: M documents.
@@ -46,22 +47,31 @@ class RandomRetriever(Retriever):
         """The documents that are drawn from."""
         return self._memory
 
-    def _retrieve(self, queries: Sequence[Document], num_retrieved: int,
-                  exclude: Sequence[Collection[str]]) -> list[list[Retrieved]]:
+    def _retrieve(
+        self, queries: Sequence[Document], num_retrieved: int, exclude: Sequence[Collection[str]]
+    ) -> list[list[Retrieved]]:
         results = []
         for query, names in zip(queries, exclude, strict=True):
             order = shuffled(len(self._memory), np.random.default_rng(self._seed_of(query)))
             allowed = (index for index in order if not self.is_excluded(index, names))
-            results.append([Retrieved(index, self._memory.id(index), 0.0) for index in islice(allowed, num_retrieved)])
+            results.append(
+                [
+                    Retrieved(index, self._memory.id(index), 0.0)
+                    for index in islice(allowed, num_retrieved)
+                ]
+            )
         return results
 
     def _seed_of(self, query: Document) -> int:
         content = "\n".join([str(self._seed), text_of(query), *sorted(content_keys(query))])
-        return int.from_bytes(hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()[:16], "big")
+        return int.from_bytes(
+            hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()[:16], "big"
+        )
 
 
 def shuffled(size: int, rng: np.random.Generator) -> Iterator[int]:
-    """0..size-1 in random order, all orders equally probable; time and memory grow with how many are asked for, not with `size`.
+    """0..size-1 in random order, all orders equally probable; time and memory grow with how many
+    are asked for, not with `size`.
 
     The shuffle of Fisher and Yates, of whose array only the places that were touched are kept.
     """

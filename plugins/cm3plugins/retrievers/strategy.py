@@ -1,12 +1,13 @@
-"""Which of the documents found stand in front of a query: the rules of CM3leon section 2.1, each a function of its own.
+"""Which of the documents found stand in front of a query: the rules of CM3leon section 2.1, each a
+function of its own.
 
     relevance     `ranked`: by score
     modality      `preferred_first`: documents with both text and a picture before others
     diversity     `is_redundant`: none that is nearly one already taken (near-duplicates of the query are a limit on the score)
     the query     `query_parts`: its text, its picture, or both, whose results are `interleaved`
 
-A search sees the beginning of the whole ranking only. Every rule here therefore says what is certain of that beginning, so that a
-longer search never changes what a shorter one gave.
+A search sees the beginning of the whole ranking only. Every rule here therefore says what is
+certain of that beginning, so that a longer search never changes what a shorter one gave.
 
 Legend: W results of a search, C candidates of them, n documents taken, E dimension.
 """
@@ -26,7 +27,8 @@ from cm3core.errors import DataError
 
 QUERY_PARTS = ("text", "image", "both", "union")
 
-#: Scores are rounded to so many digits: the last bits depend on how many queries share a matrix product.
+#: Scores are rounded to so many digits: the last bits depend on how many queries share a matrix
+#: product.
 DIGITS = 6
 
 FloatArray = npt.NDArray[np.float32]
@@ -34,7 +36,8 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A document that may be taken: its `index` into the memory, its `score`, and see `Retrieved` for the rest."""
+    """A document that may be taken: its `index` into the memory, its `score`, and see `Retrieved`
+    for the rest."""
 
     index: int
     score: float
@@ -56,12 +59,13 @@ class Ranking:
 
 
 def query_parts(query: Document, part: str) -> list[tuple[str, Document]]:
-    """What of a query is embedded, each for a search of its own, and how its results are said to be found ("text" or "image").
+    """What of a query is embedded, each for a search of its own, and how its results are said to be
+    found ("text" or "image").
 
     Args:
         query: a document; what it lacks is not searched by.
-        part: of `QUERY_PARTS`: its text; its pictures; "both" averaged, like a document of the memory; "union": one search by
-            text and one by pictures (paper section 2.1).
+        part: of `QUERY_PARTS`: its text; its pictures; "both" averaged, like a document of the
+            memory; "union": one search by text and one by pictures (paper section 2.1).
 
     Raises:
         DataError: neither text nor a picture.
@@ -72,7 +76,11 @@ def query_parts(query: Document, part: str) -> list[tuple[str, Document]]:
     texts = tuple(segment for segment in query if isinstance(segment, Text) and segment.text)
     images = tuple(segment for segment in query if isinstance(segment, Image))
     if not texts and not images:
-        raise DataError("retrieval query", "has neither text nor a picture", "give it one, or use num_retrieved=0")
+        raise DataError(
+            "retrieval query",
+            "has neither text nor a picture",
+            "give it one, or use num_retrieved=0",
+        )
     parts: list[tuple[str, Document]] = [("text", texts), ("image", images)]
     if part == "both" and texts and images:
         return [("text", (*texts, *images))]
@@ -80,11 +88,20 @@ def query_parts(query: Document, part: str) -> list[tuple[str, Document]]:
     return there if part == "union" else [one for one in there if one[0] == part] or there[:1]
 
 
-def ranked(scores_W: FloatArray, rows_W: npt.NDArray[np.int64], *, whole: bool, found_by: str = "text",
-           minimum: float | None = None, maximum: float | None = None) -> Ranking:
-    """Results of a search by relevance: the highest rounded score first, equal scores in the memory's order.
+def ranked(
+    scores_W: FloatArray,
+    rows_W: npt.NDArray[np.int64],
+    *,
+    whole: bool,
+    found_by: str = "text",
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Ranking:
+    """Results of a search by relevance: the highest rounded score first, equal scores in the
+    memory's order.
 
-    Of a search that did not see the whole memory the last score is left out: others may have the same.
+    Of a search that did not see the whole memory the last score is left out: others may have the
+    same.
 
     Args:
         scores_W, rows_W: best first; a row below 0 is none, and nothing follows.
@@ -110,8 +127,8 @@ def ranked(scores_W: FloatArray, rows_W: npt.NDArray[np.int64], *, whole: bool, 
 
 
 def preferred_first(ranking: Ranking, is_preferred: Callable[[int], bool]) -> Ranking:
-    """The preferred candidates first, in their order, then the others; these only once the ranking is complete, since preferred
-    ones may follow.
+    """The preferred candidates first, in their order, then the others; these only once the ranking
+    is complete, since preferred ones may follow.
 
     Args:
         ranking: by relevance.
@@ -119,12 +136,17 @@ def preferred_first(ranking: Ranking, is_preferred: Callable[[int], bool]) -> Ra
     """
     first = [candidate for candidate in ranking.candidates if is_preferred(candidate.index)]
     chosen = {candidate.index for candidate in first}
-    rest = [replace(candidate, preferred=False) for candidate in ranking.candidates if candidate.index not in chosen]
+    rest = [
+        replace(candidate, preferred=False)
+        for candidate in ranking.candidates
+        if candidate.index not in chosen
+    ]
     return Ranking((*first, *(rest if ranking.complete else ())), ranking.complete)
 
 
 def interleaved(rankings: Sequence[Ranking]) -> Ranking:
-    """The best of each ranking, then the second of each, and so on; a document found twice counts once, at its first place.
+    """The best of each ranking, then the second of each, and so on; a document found twice counts
+    once, at its first place.
 
     >>> one, two = (Ranking(tuple(Candidate(index, 1.0) for index in places), True) for places in ([7, 3, 5], [3, 9]))
     >>> [candidate.index for candidate in interleaved([one, two]).candidates]
@@ -132,7 +154,9 @@ def interleaved(rankings: Sequence[Ranking]) -> Ranking:
     """
     if len(rankings) == 1:
         return rankings[0]
-    certain = min((len(ranking.candidates) for ranking in rankings if not ranking.complete), default=None)
+    certain = min(
+        (len(ranking.candidates) for ranking in rankings if not ranking.complete), default=None
+    )
     lists = [ranking.candidates[:certain] for ranking in rankings]
     merged: dict[int, Candidate] = {}
     for place in range(max(map(len, lists))):
@@ -142,18 +166,29 @@ def interleaved(rankings: Sequence[Ranking]) -> Ranking:
     return Ranking(tuple(merged.values()), certain is None)
 
 
-def is_redundant(vector_E: FloatArray, taken_nE: Sequence[FloatArray], max_redundancy: float) -> bool:
-    """Whether a document is more similar than `max_redundancy` (paper: 0.9) to one already taken; all vectors have length 1.
+def is_redundant(
+    vector_E: FloatArray, taken_nE: Sequence[FloatArray], max_redundancy: float
+) -> bool:
+    """Whether a document is more similar than `max_redundancy` (paper: 0.9) to one already taken;
+    all vectors have length 1.
 
     >>> is_redundant(np.float32([1, 0]), [np.float32([0.6, 0.8])], 0.5)
     True
     """
-    return bool(taken_nE) and bool((np.round(np.stack(taken_nE) @ vector_E, DIGITS) > max_redundancy).any())
+    return bool(taken_nE) and bool(
+        (np.round(np.stack(taken_nE) @ vector_E, DIGITS) > max_redundancy).any()
+    )
 
 
-def take(candidates: Iterable[Candidate], number: int, allowed: Callable[[int], bool],
-         vector_of: Callable[[int], FloatArray] | None = None, max_redundancy: float = 1.0) -> list[Candidate]:
-    """The first `number` candidates that are allowed and, where `vector_of` is given, not redundant."""
+def take(
+    candidates: Iterable[Candidate],
+    number: int,
+    allowed: Callable[[int], bool],
+    vector_of: Callable[[int], FloatArray] | None = None,
+    max_redundancy: float = 1.0,
+) -> list[Candidate]:
+    """The first `number` candidates that are allowed and, where `vector_of` is given, not
+    redundant."""
     taken: list[Candidate] = []
     vectors: list[FloatArray] = []
     for candidate in takewhile(lambda _: len(taken) < number, candidates):

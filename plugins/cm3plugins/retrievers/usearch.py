@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class UsearchRetrieverConfig(VectorRetrieverConfig):
-    """Nearest document vectors by usearch (`pip install 'cm3leon[usearch]'`). Rules: `VectorRetrieverConfig`.
+    """Nearest document vectors by usearch (`pip install 'cm3leon[usearch]'`). Rules:
+    `VectorRetrieverConfig`.
 
     Args:
         connectivity: links of a node of the graph.
         expansion_add: nodes kept open while it is built.
         expansion_search: nodes that a search keeps open. None: measured when the graph is built.
-        num_candidates: the best so many by the graph's approximate scores are ranked by their exact ones.
+        num_candidates: the best so many by the graph's approximate scores are ranked by their exact
+            ones.
     """
 
     connectivity: int = 32
@@ -33,12 +35,19 @@ class UsearchRetrieverConfig(VectorRetrieverConfig):
     def check(self) -> None:
         """Refuse what the rules refuse, and numbers below 1 (below 2 links there is no graph)."""
         super().check()
-        for name, least in (("connectivity", 2), ("expansion_add", 1), ("expansion_search", 1), ("num_candidates", 1)):
+        for name, least in (
+            ("connectivity", 2),
+            ("expansion_add", 1),
+            ("expansion_search", 1),
+            ("num_candidates", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise RecipeError(f"retriever.{name}", f"is {value}", f"use {least} or more")
 
-    def open_index(self, vectors: VectorRows, folder: Path | None, fingerprint: str | None) -> VectorIndex:
+    def open_index(
+        self, vectors: VectorRows, folder: Path | None, fingerprint: str | None
+    ) -> VectorIndex:
         """Built once and kept beside the bank. Raises `MissingPackageError` without usearch."""
         from cm3plugins.retrievers.index import open_engine
         from cm3plugins.retrievers.index.flat import FlatIndex

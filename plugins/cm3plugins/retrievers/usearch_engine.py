@@ -53,9 +53,19 @@ class UsearchEngine(Engine):
     def build(self, progress: bool) -> Any:
         """Block after block."""
         num_rows, dimension = self.vectors.shape
-        native = Index(ndim=dimension, metric="ip", dtype="bf16", connectivity=self.connectivity,
-                       expansion_add=self.expansion_add)
-        with tqdm(total=num_rows, desc=f"index {self.name}", unit="document", disable=None if progress else True) as bar:
+        native = Index(
+            ndim=dimension,
+            metric="ip",
+            dtype="bf16",
+            connectivity=self.connectivity,
+            expansion_add=self.expansion_add,
+        )
+        with tqdm(
+            total=num_rows,
+            desc=f"index {self.name}",
+            unit="document",
+            disable=None if progress else True,
+        ) as bar:
             for start, block_nE in self.vectors.blocks(max(1, BLOCK_BYTES // (4 * dimension))):
                 rows_n = np.arange(start, start + len(block_nE))
                 check_finite(block_nE, rows_n)
@@ -63,14 +73,19 @@ class UsearchEngine(Engine):
                 bar.update(len(block_nE))
         return native
 
-    def candidates(self, native: Any, setting: int, queries_QE: FloatArray, number: int) -> RowArray:
+    def candidates(
+        self, native: Any, setting: int, queries_QE: FloatArray, number: int
+    ) -> RowArray:
         """By usearch's scores of its shortened vectors."""
         native.expansion_search = max(setting, number)
         found = native.search(queries_QE, number, threads=num_threads())
         keys_QC = np.asarray(found.keys).reshape(len(queries_QE), -1).astype(np.int64)
-        counts_Q = np.atleast_1d(getattr(found, "counts", keys_QC.shape[1]))  # a single query's result has no counts
+        # a single query's result has no counts
+        counts_Q = np.atleast_1d(getattr(found, "counts", keys_QC.shape[1]))
         rows_QC = np.full((len(queries_QE), number), NO_ROW, np.int64)
-        rows_QC[:, :keys_QC.shape[1]] = np.where(np.arange(keys_QC.shape[1]) < counts_Q[:, None], keys_QC, NO_ROW)
+        rows_QC[:, : keys_QC.shape[1]] = np.where(
+            np.arange(keys_QC.shape[1]) < counts_Q[:, None], keys_QC, NO_ROW
+        )
         return rows_QC
 
     def write(self, native: Any, path: Path) -> None:

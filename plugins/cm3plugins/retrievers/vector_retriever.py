@@ -1,6 +1,7 @@
 """Retrievers by vectors: an index finds candidates, the rules of `strategy.py` choose among them.
 
-An engine is a config that derives from `VectorRetrieverConfig` and says in `open_index` how vectors are searched.
+An engine is a config that derives from `VectorRetrieverConfig` and says in `open_index` how vectors
+are searched.
 
 Legend: Q searches, W results of one, M documents of the memory, E dimension.
 """
@@ -22,33 +23,49 @@ from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder
 from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
 from cm3plugins.retrievers.memory_vectors import AT_ONCE, memory_vectors
-from cm3plugins.retrievers.strategy import QUERY_PARTS, Ranking, interleaved, preferred_first, query_parts, ranked, take
+from cm3plugins.retrievers.strategy import (
+    QUERY_PARTS,
+    Ranking,
+    interleaved,
+    preferred_first,
+    query_parts,
+    ranked,
+    take,
+)
 
 if TYPE_CHECKING:
     from cm3core.bank import VectorRows
     from cm3plugins.retrievers.index import VectorIndex
 
-#: Searched beyond what is wanted, so that a tie at the border or a skipped document seldom needs a second search.
+#: Searched beyond what is wanted, so that a tie at the border or a skipped document seldom needs a
+#: second search.
 _MARGIN = 8
 
 
 @dataclass(kw_only=True)
 class VectorRetrieverConfig(RetrieverConfig):
-    """Base of the configs of retrievers by vectors: the rules of CM3leon section 2.1. Each can be switched off.
+    """Base of the configs of retrievers by vectors: the rules of CM3leon section 2.1. Each can be
+    switched off.
 
     Args:
-        query: what of the query document is embedded: "text", "image", "both" (averaged, like documents of the memory) or "union"
-            (the paper's: found by text and by image in turn, duplicates once); a query that lacks the part named is embedded by
-            the one that it has. The default is what a prompt for a picture has: a training picture that helps to find its own
-            context leaks into it (RA-CM3 queries with one part only).
-        max_similarity: documents more similar to the query are skipped; None skips none. The paper skips those above 0.9 as
-            near-duplicates, in CLIP's space over photographs. In drawings of few concepts the useful documents, the same thing in
-            another style, are just the most similar ones, so the default is off.
-        min_similarity: documents less similar are not worth a place in the context; None takes them all.
-        max_redundancy: documents more similar than this to one already taken are skipped (paper: 0.9); None skips none.
+        query: what of the query document is embedded: "text", "image", "both" (averaged, like
+            documents of the memory) or "union" (the paper's: found by text and by image in turn,
+            duplicates once); a query that lacks the part named is embedded by the one that it has.
+            The default is what a prompt for a picture has: a training picture that helps to find
+            its own context leaks into it (RA-CM3 queries with one part only).
+        max_similarity: documents more similar to the query are skipped; None skips none. The paper
+            skips those above 0.9 as near-duplicates, in CLIP's space over photographs. In drawings
+            of few concepts the useful documents, the same thing in another style, are just the most
+            similar ones, so the default is off.
+        min_similarity: documents less similar are not worth a place in the context; None takes them
+            all.
+        max_redundancy: documents more similar than this to one already taken are skipped (paper:
+            0.9); None skips none.
         prefer_both: documents with both text and a picture come before all others.
-        search_depth: the rules look at so many of the best results of a search, and give up where these are not enough.
-        cache: keep the memory's vectors on disk, in the cache folder, under the fingerprints of all that decides them.
+        search_depth: the rules look at so many of the best results of a search, and give up where
+            these are not enough.
+        cache: keep the memory's vectors on disk, in the cache folder, under the fingerprints of all
+            that decides them.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("embedder",)
@@ -61,21 +78,39 @@ class VectorRetrieverConfig(RetrieverConfig):
     cache: bool = True
 
     def check(self) -> None:
-        """Refuse an unknown part, thresholds that are no cosines or that leave nothing, and impossible counts."""
+        """Refuse an unknown part, thresholds that are no cosines or that leave nothing, and
+        impossible counts."""
         super().check()
         if self.query not in QUERY_PARTS:
-            raise RecipeError("retriever.query", f"is {self.query!r}; {close_match(self.query, QUERY_PARTS)}", "use one of these")
+            raise RecipeError(
+                "retriever.query",
+                f"is {self.query!r}; {close_match(self.query, QUERY_PARTS)}",
+                "use one of these",
+            )
         if self.search_depth < 1:
             raise RecipeError("retriever.search_depth", f"is {self.search_depth}", "use 1 or more")
         for name in ("max_similarity", "min_similarity", "max_redundancy"):
             value = getattr(self, name)
             if value is not None and not -1 <= value <= 1:
-                raise RecipeError(f"retriever.{name}", f"is {value}, and a similarity is a cosine", "use -1 to 1, or null")
-        if self.max_similarity is not None and self.min_similarity is not None and self.max_similarity < self.min_similarity:
-            raise RecipeError("retriever.max_similarity", "is below min_similarity, so that nothing could be found",
-                              "raise one or lower the other")
+                raise RecipeError(
+                    f"retriever.{name}",
+                    f"is {value}, and a similarity is a cosine",
+                    "use -1 to 1, or null",
+                )
+        if (
+            self.max_similarity is not None
+            and self.min_similarity is not None
+            and self.max_similarity < self.min_similarity
+        ):
+            raise RecipeError(
+                "retriever.max_similarity",
+                "is below min_similarity, so that nothing could be found",
+                "raise one or lower the other",
+            )
 
-    def open_index(self, vectors: VectorRows, folder: Path | None, fingerprint: str | None) -> VectorIndex:
+    def open_index(
+        self, vectors: VectorRows, folder: Path | None, fingerprint: str | None
+    ) -> VectorIndex:
         """The index over the memory's vectors.
 
         Args:
@@ -86,7 +121,8 @@ class VectorRetrieverConfig(RetrieverConfig):
         raise NotImplementedError
 
     def build(self, memory: DocumentSource, embedder: Embedder | None) -> VectorRetriever:
-        """Take the memory bank's vectors, or embed the memory (or read its vectors from the cache), and open the index.
+        """Take the memory bank's vectors, or embed the memory (or read its vectors from the cache),
+        and open the index.
 
         Raises:
             RecipeError: no embedder.
@@ -95,15 +131,20 @@ class VectorRetrieverConfig(RetrieverConfig):
         from cm3core.bank import MemoryBank, VectorRows
 
         if embedder is None:
-            raise RecipeError("retriever", "searches by vectors, which needs an embedder, and the recipe has none",
-                              "add embedder=light_encoder")
+            raise RecipeError(
+                "retriever",
+                "searches by vectors, which needs an embedder, and the recipe has none",
+                "add embedder=light_encoder",
+            )
         if isinstance(memory, MemoryBank):
             memory.check_embedder(embedder)
             index = self.open_index(memory.vectors, memory.folder / "index", memory.fingerprint)
             return VectorRetriever(self, memory, embedder, index)
         vectors_ME = memory_vectors(memory, embedder, cache=self.cache)
         index = self.open_index(VectorRows.of(vectors_ME), None, None)
-        return VectorRetriever(self, memory, embedder, index, unreadable=np.flatnonzero(~vectors_ME.any(1)).tolist())
+        return VectorRetriever(
+            self, memory, embedder, index, unreadable=np.flatnonzero(~vectors_ME.any(1)).tolist()
+        )
 
 
 class VectorRetriever(Retriever):
@@ -117,9 +158,17 @@ class VectorRetriever(Retriever):
         unreadable: documents without a vector; never found.
     """
 
-    def __init__(self, config: VectorRetrieverConfig, memory: DocumentSource, embedder: Embedder, index: VectorIndex,
-                 unreadable: Collection[int] = ()) -> None:
-        assert index.vectors.shape == (len(memory), embedder.dimension), "vectors of another memory or embedder"
+    def __init__(
+        self,
+        config: VectorRetrieverConfig,
+        memory: DocumentSource,
+        embedder: Embedder,
+        index: VectorIndex,
+        unreadable: Collection[int] = (),
+    ) -> None:
+        assert index.vectors.shape == (len(memory), embedder.dimension), (
+            "vectors of another memory or embedder"
+        )
         self._config, self._memory, self._embedder, self._index = config, memory, embedder, index
         self._unreadable = frozenset(unreadable)
 
@@ -139,7 +188,13 @@ class VectorRetriever(Retriever):
 
         if self._index.exact:
             return self
-        return VectorRetriever(self._config, self._memory, self._embedder, FlatIndex(self._index.vectors), self._unreadable)
+        return VectorRetriever(
+            self._config,
+            self._memory,
+            self._embedder,
+            FlatIndex(self._index.vectors),
+            self._unreadable,
+        )
 
     @cached_property
     def _has_both(self) -> npt.NDArray[np.bool_]:
@@ -152,12 +207,17 @@ class VectorRetriever(Retriever):
         documents = map(self._memory.document, range(len(self._memory)))
         return np.fromiter((has_both(document) for document in documents), bool, len(self._memory))
 
-    def _retrieve(self, queries: Sequence[Document], num_retrieved: int,
-                  exclude: Sequence[Collection[str]]) -> list[list[Retrieved]]:
+    def _retrieve(
+        self, queries: Sequence[Document], num_retrieved: int, exclude: Sequence[Collection[str]]
+    ) -> list[list[Retrieved]]:
         parts = [query_parts(query, self._config.query) for query in queries]
         asked = [document for own in parts for _, document in own]
-        vectors_QE = np.concatenate([self._embedder.embed_documents(asked[start:start + AT_ONCE])
-                                     for start in range(0, len(asked), AT_ONCE)])
+        vectors_QE = np.concatenate(
+            [
+                self._embedder.embed_documents(asked[start : start + AT_ONCE])
+                for start in range(0, len(asked), AT_ONCE)
+            ]
+        )
         first = np.cumsum([0, *map(len, parts)]).tolist()  # of each query's searches
         results: list[list[Retrieved]] = [[] for _ in queries]
         pending = list(range(len(queries)))
@@ -169,8 +229,16 @@ class VectorRetriever(Retriever):
             found = zip(*self._index.search(vectors_QE[searches], width), strict=True)
             unfinished = []
             for query in pending:
-                rankings = [ranked(*next(found), whole=width == most, found_by=found_by, minimum=self._config.min_similarity,
-                                   maximum=self._config.max_similarity) for found_by, _ in parts[query]]
+                rankings = [
+                    ranked(
+                        *next(found),
+                        whole=width == most,
+                        found_by=found_by,
+                        minimum=self._config.min_similarity,
+                        maximum=self._config.max_similarity,
+                    )
+                    for found_by, _ in parts[query]
+                ]
                 results[query], complete = self._chosen(rankings, num_retrieved, exclude[query])
                 if len(results[query]) < num_retrieved and not complete:
                     unfinished.append(query)
@@ -178,22 +246,35 @@ class VectorRetriever(Retriever):
             pending, width = unfinished, 4 * width
         return results
 
-    def _chosen(self, rankings: Sequence[Ranking], number: int, exclude: Collection[str]) -> tuple[list[Retrieved], bool]:
-        """What the rules leave of a query's searches, at most `number`; and whether a longer search can't find more."""
+    def _chosen(
+        self, rankings: Sequence[Ranking], number: int, exclude: Collection[str]
+    ) -> tuple[list[Retrieved], bool]:
+        """What the rules leave of a query's searches, at most `number`; and whether a longer search
+        can't find more."""
         if self._config.prefer_both:
-            rankings = [preferred_first(ranking, lambda index: bool(self._has_both[index])) for ranking in rankings]
+            rankings = [
+                preferred_first(ranking, lambda index: bool(self._has_both[index]))
+                for ranking in rankings
+            ]
         merged = interleaved(rankings)
 
         def allowed(index: int) -> bool:
             return index not in self._unreadable and not self.is_excluded(index, exclude)
 
         limit = self._config.max_redundancy
-        taken = (take(merged.candidates, number, allowed) if limit is None
-                 else take(merged.candidates, number, allowed, self._index.vectors.row, limit))
-        return [Retrieved(one.index, self._memory.id(one.index), one.score, one.found_by, one.preferred)
-                for one in taken], merged.complete
+        taken = (
+            take(merged.candidates, number, allowed)
+            if limit is None
+            else take(merged.candidates, number, allowed, self._index.vectors.row, limit)
+        )
+        return [
+            Retrieved(one.index, self._memory.id(one.index), one.score, one.found_by, one.preferred)
+            for one in taken
+        ], merged.complete
 
 
 def has_both(document: Document) -> bool:
     """Whether a document holds text and a picture."""
-    return bool(text_of(document)) and any(isinstance(segment, (Image, Codes)) for segment in document)
+    return bool(text_of(document)) and any(
+        isinstance(segment, (Image, Codes)) for segment in document
+    )

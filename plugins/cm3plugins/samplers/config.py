@@ -1,7 +1,9 @@
-"""Configs of the samplers `top_p`, `cfg` and `edit_cfg`, and what all bundled samplers share. Light: no torch here.
+"""Configs of the samplers `top_p`, `cfg` and `edit_cfg`, and what all bundled samplers share.
+Light: no torch here.
 
-A sampler is guidance streams with weights, a set of plausible ids, a schedule and filters; `cm3core.interfaces.sampler` has the
-order in which they act. Sources: CM3leon paper sections 3.1 and 4.1; defaults for text from facebookresearch/chameleon.
+A sampler is guidance streams with weights, a set of plausible ids, a schedule and filters;
+`cm3core.interfaces.sampler` has the order in which they act. Sources: CM3leon paper sections 3.1
+and 4.1; defaults for text from facebookresearch/chameleon.
 """
 
 from __future__ import annotations
@@ -32,15 +34,18 @@ _OFF = "use more than 0 and at most 1 (1 is off)"
 
 @dataclass(kw_only=True)
 class TopPSamplerConfig(SamplerConfig):
-    """Sampling from one stream: temperature, then top-k, top-p, min-p and typical, apart for image codes and for text.
+    """Sampling from one stream: temperature, then top-k, top-p, min-p and typical, apart for image
+    codes and for text.
 
     Args:
         temperature: of image codes; > 0 divides the logits, 0 takes the most probable code.
         top_k: image codes kept, the most probable; 0 keeps all.
-        top_p: smallest set of most probable image codes with at least this probability; 1.0 keeps all.
-        min_p: image codes with at least so many times the probability of the most probable one are kept, 0..1; 0 keeps all.
-        typical_p: smallest set of image codes with at least this probability whose surprise is nearest to the entropy (locally
-            typical sampling); 1.0 keeps all.
+        top_p: smallest set of most probable image codes with at least this probability; 1.0 keeps
+            all.
+        min_p: image codes with at least so many times the probability of the most probable one are
+            kept, 0..1; 0 keeps all.
+        typical_p: smallest set of image codes with at least this probability whose surprise is
+            nearest to the entropy (locally typical sampling); 1.0 keeps all.
         text_temperature: the same of text tokens.
         text_top_k: the same of text tokens.
         text_top_p: the same of text tokens.
@@ -66,7 +71,12 @@ class TopPSamplerConfig(SamplerConfig):
             require_at_least(self, prefix + "top_k", 0)
             for key in ("top_p", "typical_p"):
                 require(self, prefix + key, 0 < getattr(self, prefix + key) <= 1, _OFF)
-            require(self, prefix + "min_p", 0 <= getattr(self, prefix + "min_p") <= 1, "use 0 (off) to 1")
+            require(
+                self,
+                prefix + "min_p",
+                0 <= getattr(self, prefix + "min_p") <= 1,
+                "use 0 (off) to 1",
+            )
 
     def filters(self, modality: str) -> Filters:
         """Filters after mixing, for "text" or "image" positions."""
@@ -87,20 +97,25 @@ class TopPSamplerConfig(SamplerConfig):
 
 @dataclass(kw_only=True)
 class GuidedSamplerConfig(TopPSamplerConfig):
-    """What samplers with more than one stream share: what the null stream sees, and where guidance acts.
+    """What samplers with more than one stream share: what the null stream sees, and where guidance
+    acts.
 
-    Only ids that the conditional stream finds plausible are drawn, by a rule of each sampler: without such a set, guidance
-    lifts ids that all streams find absurd. Where the other streams have no weight there is no plausibility set.
+    Only ids that the conditional stream finds plausible are drawn, by a rule of each sampler:
+    without such a set, guidance lifts ids that all streams find absurd. Where the other streams
+    have no weight there is no plausibility set.
 
     Args:
-        null_prompt: what the null stream sees: "mask" (a mask sentinel in place of each text, retrieved documents kept) or
-            "mask_no_retrieved" (retrieved documents left out too).
-        negative_prompt: a text that the null stream reads in place of each text, instead of the mask sentinel: what the picture
-            should not be. null: none.
-        guidance_start: guidance acts from this share of the way through a picture, or through a run of missing codes; 0..1. Text
-            is guided the same everywhere: how long it gets is not known beforehand.
-        guidance_stop: up to this share; 0..1. Outside, the conditional stream alone is drawn from, among its plausible codes.
-        guidance_ramp: how much guidance acts in between: "constant" (all), "up" (none at the start, all at the stop) or "down".
+        null_prompt: what the null stream sees: "mask" (a mask sentinel in place of each text,
+            retrieved documents kept) or "mask_no_retrieved" (retrieved documents left out too).
+        negative_prompt: a text that the null stream reads in place of each text, instead of the
+            mask sentinel: what the picture should not be. null: none.
+        guidance_start: guidance acts from this share of the way through a picture, or through a run
+            of missing codes; 0..1. Text is guided the same everywhere: how long it gets is not
+            known beforehand.
+        guidance_stop: up to this share; 0..1. Outside, the conditional stream alone is drawn from,
+            among its plausible codes.
+        guidance_ramp: how much guidance acts in between: "constant" (all), "up" (none at the start,
+            all at the stop) or "down".
     """
 
     top_p: float = 1.0
@@ -114,10 +129,18 @@ class GuidedSamplerConfig(TopPSamplerConfig):
         """Ranges of the filters and the schedule."""
         super().check()
         if self.negative_prompt == "":
-            raise RecipeError("sampler.negative_prompt", "is an empty text", "write what the picture should not be, or null")
+            raise RecipeError(
+                "sampler.negative_prompt",
+                "is an empty text",
+                "write what the picture should not be, or null",
+            )
         require(self, "guidance_stop", 0 <= self.guidance_stop <= 1, "use 0 to 1")
-        require(self, "guidance_start", 0 <= self.guidance_start <= self.guidance_stop,
-                f"use 0 to sampler.guidance_stop, which is {self.guidance_stop}")
+        require(
+            self,
+            "guidance_start",
+            0 <= self.guidance_start <= self.guidance_stop,
+            f"use 0 to sampler.guidance_stop, which is {self.guidance_stop}",
+        )
 
     def null(self) -> PromptVariant:
         """What the null stream sees."""
@@ -132,7 +155,8 @@ class GuidedSamplerConfig(TopPSamplerConfig):
         return None if schedule == GuidanceSchedule() else schedule
 
     def guided(self, modality: str, *streams: GuidanceStream, **plausible: Any) -> SamplingPlan:
-        """The plan of these streams, the conditional one first; `plausible` are fields of `Filters`."""
+        """The plan of these streams, the conditional one first; `plausible` are fields of
+        `Filters`."""
         filters = self.filters(modality)
         if not any(stream.weight for stream in streams[1:]):
             return SamplingPlan(streams, filters=filters)
@@ -142,17 +166,20 @@ class GuidedSamplerConfig(TopPSamplerConfig):
 
 @dataclass(kw_only=True)
 class CFGSamplerConfig(GuidedSamplerConfig):
-    """Classifier-free guidance: logits u + s (c - u) of a stream c that sees the text and a stream u that doesn't.
+    """Classifier-free guidance: logits u + s (c - u) of a stream c that sees the text and a stream
+    u that doesn't.
 
-    Where a scale is 1 there is no guidance; when both scales are 1 the second stream isn't run at all.
+    Where a scale is 1 there is no guidance; when both scales are 1 the second stream isn't run at
+    all.
 
     Args:
         guidance_scale: s of image codes; 1 is off.
         text_guidance_scale: s of text tokens; 1 is off.
-        plausible_top_p: smallest set of the conditional stream's most probable ids with at least this probability, at temperature
-            1, before mixing; 1.0 keeps all.
+        plausible_top_p: smallest set of the conditional stream's most probable ids with at least
+            this probability, at temperature 1, before mixing; 1.0 keeps all.
         plausible_top_k: the conditional stream's most probable ids; 0 keeps all.
-        plausible_alpha: ids with at least alpha times the conditional stream's k-th largest probability (CD-K's set); 0 is off.
+        plausible_alpha: ids with at least alpha times the conditional stream's k-th largest
+            probability (CD-K's set); 0 is off.
         plausible_k: that k.
     """
 
@@ -174,7 +201,8 @@ class CFGSamplerConfig(GuidedSamplerConfig):
         require_at_least(self, "plausible_k", 1)
 
     def plan(self, modality: str) -> SamplingPlan:
-        """The plan for "text" or "image" positions; both have the same streams, the conditional one first."""
+        """The plan for "text" or "image" positions; both have the same streams, the conditional one
+        first."""
         return self.all_streams(modality) if self.is_guided() else super().plan(modality)
 
     def is_guided(self) -> bool:
@@ -184,28 +212,40 @@ class CFGSamplerConfig(GuidedSamplerConfig):
     def all_streams(self, modality: str) -> SamplingPlan:
         """The plan with both streams, also when one has no weight."""
         scale = self.guidance_scale if modality == "image" else self.text_guidance_scale
-        return self.guided(modality, GuidanceStream(PromptVariant(), scale), GuidanceStream(self.null(), 1 - scale),
-                           **self.plausible())
+        return self.guided(
+            modality,
+            GuidanceStream(PromptVariant(), scale),
+            GuidanceStream(self.null(), 1 - scale),
+            **self.plausible(),
+        )
 
     def plausible(self) -> dict[str, Any]:
         """The plausibility set, as fields of `Filters`."""
-        return {name: getattr(self, name) for name in ("plausible_top_p", "plausible_top_k", "plausible_alpha", "plausible_k")}
+        return {
+            name: getattr(self, name)
+            for name in ("plausible_top_p", "plausible_top_k", "plausible_alpha", "plausible_k")
+        }
 
 
 @dataclass(kw_only=True)
 class EditCFGSamplerConfig(CFGSamplerConfig):
-    """Guidance for editing, with three streams: u + s_picture (i - u) + s (f - i), as in InstructPix2Pix.
+    """Guidance for editing, with three streams: u + s_picture (i - u) + s (f - i), as in
+    InstructPix2Pix.
 
-    f sees everything; i all but the last text, which is the edit; u nothing of the document: `<eos> <sentinel:0> <break>`. Made
-    for `instruction, picture, edit, hole`; any document will do. Plausible is what f finds so. At text positions only f and i
-    count. Scales: paper section 4.1 (Chameleon's defaults: 3.0, 1.2). Formula: facebookresearch/chameleon, `logits_processor.py`.
+    f sees everything; i all but the last text, which is the edit; u nothing of the document:
+    `<eos> <sentinel:0> <break>`. Made for `instruction, picture, edit, hole`; any document will do.
+    Plausible is what f finds so. At text positions only f and i count. Scales: paper section 4.1
+    (Chameleon's defaults: 3.0, 1.2). Formula: facebookresearch/chameleon, `logits_processor.py`.
 
     Args:
         guidance_scale: s of image codes, from not seeing the edit to seeing it; 1 is off.
         text_guidance_scale: the same of text tokens.
-        picture_guidance_scale: s_picture of image codes, from seeing nothing to seeing pictures and other texts; 1 is off.
-        null_prompt: whether u sees the retrieved documents: "mask" (yes) or "mask_no_retrieved". i does in any case.
-        negative_prompt: a text that i reads in place of the edit, instead of a mask sentinel. null: none.
+        picture_guidance_scale: s_picture of image codes, from seeing nothing to seeing pictures and
+            other texts; 1 is off.
+        null_prompt: whether u sees the retrieved documents: "mask" (yes) or "mask_no_retrieved". i
+            does in any case.
+        negative_prompt: a text that i reads in place of the edit, instead of a mask sentinel. null:
+            none.
     """
 
     guidance_scale: float = 7.5
@@ -222,12 +262,20 @@ class EditCFGSamplerConfig(CFGSamplerConfig):
 
     def all_streams(self, modality: str) -> SamplingPlan:
         """The plan with streams f, i and u, also when some have no weight."""
-        scale, picture_scale = ((self.guidance_scale, self.picture_guidance_scale) if modality == "image"
-                                else (self.text_guidance_scale, 1.0))
+        scale, picture_scale = (
+            (self.guidance_scale, self.picture_guidance_scale)
+            if modality == "image"
+            else (self.text_guidance_scale, 1.0)
+        )
         without_edit = PromptVariant(hide_text="last", replace_text=self.negative_prompt)
         nothing = replace(NULL_PROMPTS[self.null_prompt], hide_images=True)
-        return self.guided(modality, GuidanceStream(PromptVariant(), scale), GuidanceStream(without_edit, picture_scale - scale),
-                           GuidanceStream(nothing, 1 - picture_scale), **self.plausible())
+        return self.guided(
+            modality,
+            GuidanceStream(PromptVariant(), scale),
+            GuidanceStream(without_edit, picture_scale - scale),
+            GuidanceStream(nothing, 1 - picture_scale),
+            **self.plausible(),
+        )
 
 
 def require(config: SamplerConfig, key: str, holds: bool, rule: str) -> None:

@@ -1,7 +1,8 @@
 """Configs of the samplers `contrastive`, `cd_k` and `mixture`. Light: no torch here.
 
-Source: CM3leon paper section 3.1, equation 3 and figure 4; Li et al. 2022, "Contrastive Decoding". The paper gives neither alpha
-nor k nor temperatures; what its scripts had (facebookresearch/metaseq) and what is this project's choice stands at each key.
+Source: CM3leon paper section 3.1, equation 3 and figure 4; Li et al. 2022, "Contrastive Decoding".
+The paper gives neither alpha nor k nor temperatures; what its scripts had
+(facebookresearch/metaseq) and what is this project's choice stands at each key.
 """
 
 from __future__ import annotations
@@ -12,24 +13,32 @@ from fractions import Fraction
 from typing import Any
 
 from cm3core.interfaces.sampler import GuidanceStream, PromptVariant, Sampler, SamplingPlan
-from cm3plugins.samplers.config import CFGSamplerConfig, GuidedSamplerConfig, require, require_at_least
+from cm3plugins.samplers.config import (
+    CFGSamplerConfig,
+    GuidedSamplerConfig,
+    require,
+    require_at_least,
+)
 
 
 @dataclass(kw_only=True)
 class ContrastiveSamplerConfig(GuidedSamplerConfig):
-    """Contrastive decoding: image codes by log p_expert - log p_amateur, among those that the expert finds plausible.
+    """Contrastive decoding: image codes by log p_expert - log p_amateur, among those that the
+    expert finds plausible.
 
-    The expert is the decoder that sees the text, the amateur the same decoder that doesn't. Plausible: p_expert >= alpha * the
-    largest p_expert. The paper found that this set leaves little to choose; `cd_k` is its answer. Text tokens are the expert's.
-    Where a request has no text to hide, both streams are the same and the score says nothing: use `cfg` there.
+    The expert is the decoder that sees the text, the amateur the same decoder that doesn't.
+    Plausible: p_expert >= alpha * the largest p_expert. The paper found that this set leaves little
+    to choose; `cd_k` is its answer. Text tokens are the expert's. Where a request has no text to
+    hide, both streams are the same and the score says nothing: use `cfg` there.
 
     Args:
         alpha: of the plausible set, more than 0 to 1; 0.1 is Li et al.'s.
         expert_temperature: divides the expert's logits, also for the plausible set.
         amateur_temperature: divides the amateur's logits; the larger, the less the amateur counts.
-        temperature: of the draw: softmax(score / temperature); 0 takes the best score, as Li et al. (who search with beams).
-        expert_top_p: a further limit: the expert's most probable codes with at least this probability, at temperature 1; 1.0 is
-            none.
+        temperature: of the draw: softmax(score / temperature); 0 takes the best score, as Li et al.
+            (who search with beams).
+        expert_top_p: a further limit: the expert's most probable codes with at least this
+            probability, at temperature 1; 1.0 is none.
     """
 
     alpha: float = 0.1
@@ -43,18 +52,32 @@ class ContrastiveSamplerConfig(GuidedSamplerConfig):
         require(self, "alpha", 0 < self.alpha <= 1, "use more than 0 and at most 1")
         for key in ("expert_temperature", "amateur_temperature"):
             require(self, key, 0 < getattr(self, key) < math.inf, "use more than 0")
-        require(self, "expert_top_p", 0 < self.expert_top_p <= 1, "use more than 0 and at most 1 (1 is off)")
+        require(
+            self,
+            "expert_top_p",
+            0 < self.expert_top_p <= 1,
+            "use more than 0 and at most 1 (1 is off)",
+        )
 
     def plan(self, modality: str) -> SamplingPlan:
         """The plan for "text" or "image" positions: the expert's stream first, then the amateur's.
 
-        p_expert is softmax(c / T), T the expert's temperature, while a plan's set is of softmax(c): c / T >= kth / T + log alpha
-        is c >= kth + log alpha**T.
+        p_expert is softmax(c / T), T the expert's temperature, while a plan's set is of softmax(c):
+        c / T >= kth / T + log alpha is c >= kth + log alpha**T.
         """
-        expert, amateur = ((1 / self.expert_temperature, -1 / self.amateur_temperature) if modality == "image" else (1.0, 0.0))
-        return self.guided(modality, GuidanceStream(PromptVariant(), expert), GuidanceStream(self.null(), amateur),
-                           plausible_alpha=self.alpha**self.expert_temperature, plausible_k=self.threshold_rank(),
-                           plausible_top_p=self.expert_top_p)
+        expert, amateur = (
+            (1 / self.expert_temperature, -1 / self.amateur_temperature)
+            if modality == "image"
+            else (1.0, 0.0)
+        )
+        return self.guided(
+            modality,
+            GuidanceStream(PromptVariant(), expert),
+            GuidanceStream(self.null(), amateur),
+            plausible_alpha=self.alpha**self.expert_temperature,
+            plausible_k=self.threshold_rank(),
+            plausible_top_p=self.expert_top_p,
+        )
 
     def threshold_rank(self) -> int:
         """The k of the plausible set: alpha times the k-th largest probability."""
@@ -63,17 +86,22 @@ class ContrastiveSamplerConfig(GuidedSamplerConfig):
 
 @dataclass(kw_only=True)
 class CDKSamplerConfig(ContrastiveSamplerConfig):
-    """Contrastive decoding TopK (CD-K): plausible is p_expert >= alpha * the k-th largest p_expert (paper eq. 3).
+    """Contrastive decoding TopK (CD-K): plausible is p_expert >= alpha * the k-th largest p_expert
+    (paper eq. 3).
 
-    The k most probable codes are always in that set. A decoder that is sure of its code finds the second already absurd, and the
-    score may prefer it: then `expert_top_p` has to limit the set further. It is on by default; 1.0 gives the paper's equation.
+    The k most probable codes are always in that set. A decoder that is sure of its code finds the
+    second already absurd, and the score may prefer it: then `expert_top_p` has to limit the set
+    further. It is on by default; 1.0 gives the paper's equation.
 
     Args:
         alpha: of the plausible set, more than 0 to 1. 0.5 is the default of the paper's scripts.
         k: of the plausible set. The default is this project's; 1 is `contrastive`.
-        expert_temperature: as in `contrastive`; 1.0 is the later one of the paper's scripts (0.8 the earlier).
-        amateur_temperature: as in `contrastive`; the default is the equation as written, the paper's scripts have 0.5.
-        expert_top_p: as in `contrastive`; the default is this project's, tried on its bundled decoder.
+        expert_temperature: as in `contrastive`; 1.0 is the later one of the paper's scripts (0.8
+            the earlier).
+        amateur_temperature: as in `contrastive`; the default is the equation as written, the
+            paper's scripts have 0.5.
+        expert_top_p: as in `contrastive`; the default is this project's, tried on its bundled
+            decoder.
     """
 
     alpha: float = 0.5
@@ -92,10 +120,12 @@ class CDKSamplerConfig(ContrastiveSamplerConfig):
 
 @dataclass(kw_only=True)
 class MixtureSamplerConfig(CFGSamplerConfig):
-    """A share of a request's candidates by CD-K, the others by `cfg`: half and half goes on improving with more (paper fig. 4).
+    """A share of a request's candidates by CD-K, the others by `cfg`: half and half goes on
+    improving with more (paper fig. 4).
 
-    Candidate i is CD-K's where floor((i + 1) * share) > floor(i * share), so that of the first n floor(n * share) are. Both
-    have the same streams, filters and schedule. A single picture is `cfg`'s, unless the share is 1.
+    Candidate i is CD-K's where floor((i + 1) * share) > floor(i * share), so that of the first n
+    floor(n * share) are. Both have the same streams, filters and schedule. A single picture is
+    `cfg`'s, unless the share is 1.
 
     Args:
         cd_k_share: 0..1.
@@ -125,7 +155,9 @@ class MixtureSamplerConfig(CFGSamplerConfig):
 
     def cd_k(self) -> CDKSamplerConfig:
         """The method of the other candidates."""
-        values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(CDKSamplerConfig)}
+        values: dict[str, Any] = {
+            item.name: getattr(self, item.name) for item in fields(CDKSamplerConfig)
+        }
         return CDKSamplerConfig(**values)
 
     def build(self) -> Sampler:
@@ -133,5 +165,8 @@ class MixtureSamplerConfig(CFGSamplerConfig):
         from cm3plugins.samplers.mixture import MixtureSampler
 
         modalities, cd_k = ("text", "image"), self.cd_k()
-        return MixtureSampler({modality: self.plan(modality) for modality in modalities},
-                              {modality: cd_k.plan(modality) for modality in modalities}, Fraction(str(self.cd_k_share)))
+        return MixtureSampler(
+            {modality: self.plan(modality) for modality in modalities},
+            {modality: cd_k.plan(modality) for modality in modalities},
+            Fraction(str(self.cd_k_share)),
+        )

@@ -15,12 +15,21 @@ class MixtureSampler(PlannedSampler):
 
     Args:
         first, second: each method's plans, one for each modality; all have the same streams.
-        second_share: 0..1; floor(n * share) of the first n candidates are the second method's. A fraction, because 100 * 0.29 is
-            less than 29.
+        second_share: 0..1; floor(n * share) of the first n candidates are the second method's. A
+            fraction, because 100 * 0.29 is less than 29.
     """
 
-    def __init__(self, first: Mapping[str, SamplingPlan], second: Mapping[str, SamplingPlan], second_share: Fraction) -> None:
-        self._first, self._second, self._second_share = PlannedSampler(first), PlannedSampler(second), second_share
+    def __init__(
+        self,
+        first: Mapping[str, SamplingPlan],
+        second: Mapping[str, SamplingPlan],
+        second_share: Fraction,
+    ) -> None:
+        self._first, self._second, self._second_share = (
+            PlannedSampler(first),
+            PlannedSampler(second),
+            second_share,
+        )
         super().__init__(second if self._is_second(0) else first)
 
     def for_candidate(self, index: int) -> Sampler:

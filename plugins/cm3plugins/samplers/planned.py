@@ -1,4 +1,5 @@
-"""The sampler that carries out plans: mixing, filters and the draw are one call of the kernels package.
+"""The sampler that carries out plans: mixing, filters and the draw are one call of the kernels
+package.
 
 Legend: n requests, S stream rows, G guidance streams, R ids of the legal slice.
 """
@@ -31,15 +32,34 @@ class PlannedSampler(Sampler):
         """See `Sampler.draws_with`."""
         return isinstance(other, PlannedSampler)
 
-    def draw(self, logits_SR: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, plans: Sequence[SamplingPlan], *, first_id: int,
-             allowed_nR: Tensor | None, seed_n: Tensor, position_n: Tensor) -> Tensor:
+    def draw(
+        self,
+        logits_SR: Tensor,
+        stream_rows_nG: Tensor,
+        weights_nG: Tensor,
+        plans: Sequence[SamplingPlan],
+        *,
+        first_id: int,
+        allowed_nR: Tensor | None,
+        seed_n: Tensor,
+        position_n: Tensor,
+    ) -> Tensor:
         """See `Sampler.draw`."""
         columns = self._columns(plans, logits_SR.device)
-        return guided_sample(logits_SR, stream_rows_nG, weights_nG, allowed_nV=allowed_nR, seed_n=seed_n, position_n=position_n,
-                             first_id=first_id, **columns)
+        return guided_sample(
+            logits_SR,
+            stream_rows_nG,
+            weights_nG,
+            allowed_nV=allowed_nR,
+            seed_n=seed_n,
+            position_n=position_n,
+            first_id=first_id,
+            **columns,
+        )
 
     def _columns(self, plans: Sequence[SamplingPlan], device: torch.device) -> dict[str, Any]:
-        """The plans' filters as tensors. An engine passes the same tuple step after step, so the last is remembered."""
+        """The plans' filters as tensors. An engine passes the same tuple step after step, so the
+        last is remembered."""
         if self._seen is not None and self._seen[0] is plans and self._seen[1] == device:
             return self._seen[2]
         columns = plan_columns(plans, device)

@@ -1,1 +1,2 @@
-"""Text tokenizers: `bpe` (byte-level BPE, trained on the captions or loaded) and `byte` (256 ids)."""
+"""Text tokenizers: `bpe` (byte-level BPE, trained on the captions or loaded) and `byte` (256
+ids)."""

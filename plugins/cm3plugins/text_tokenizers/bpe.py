@@ -1,4 +1,5 @@
-"""Text tokenizer `bpe`: its config. What it builds is in ``byte_level_bpe.py``, which imports HF `tokenizers`."""
+"""Text tokenizer `bpe`: its config. What it builds is in ``byte_level_bpe.py``, which imports HF
+`tokenizers`."""
 
 from __future__ import annotations
 
@@ -19,12 +20,15 @@ NUM_BYTES = 256
 
 @dataclass(kw_only=True)
 class BPETokenizerConfig(TextTokenizerConfig):
-    """Byte-level BPE in the style of GPT-2 and CM3leon (paper section 2.1: 56,320 ids, 4 of them control tokens).
+    """Byte-level BPE in the style of GPT-2 and CM3leon (paper section 2.1: 56,320 ids, 4 of them
+    control tokens).
 
     Args:
-        vocab_size: ids wanted when it is trained on the data set's captions, at least 256 (the bytes). Captions that hold
-            fewer pairs worth merging give a smaller tokenizer. Not used with `path`: the file decides.
-        path: a `tokenizer.json` of `cm3 tokenizer train-text` or its folder; None: train on the captions.
+        vocab_size: ids wanted when it is trained on the data set's captions, at least 256 (the
+            bytes). Captions that hold fewer pairs worth merging give a smaller tokenizer. Not used
+            with `path`: the file decides.
+        path: a `tokenizer.json` of `cm3 tokenizer train-text` or its folder; None: train on the
+            captions.
         min_frequency: a pair of pieces is merged when it occurs at least so many times.
     """
 
@@ -36,13 +40,19 @@ class BPETokenizerConfig(TextTokenizerConfig):
         """Raise `RecipeError` for a size below 256 or a frequency below 1."""
         if self.vocab_size < NUM_BYTES:
             cause = f"is {self.vocab_size}; the {NUM_BYTES} bytes alone take {NUM_BYTES} ids"
-            raise RecipeError("text_tokenizer.vocab_size", cause,
-                              f"use {NUM_BYTES} or more (CM3leon: 56320), or text_tokenizer=byte")
+            raise RecipeError(
+                "text_tokenizer.vocab_size",
+                cause,
+                f"use {NUM_BYTES} or more (CM3leon: 56320), or text_tokenizer=byte",
+            )
         if self.min_frequency < 1:
-            raise RecipeError("text_tokenizer.min_frequency", f"is {self.min_frequency}", "use 1 or more")
+            raise RecipeError(
+                "text_tokenizer.min_frequency", f"is {self.min_frequency}", "use 1 or more"
+            )
 
     def build(self, corpus: Iterable[str] | None = None) -> ByteLevelBPETokenizer:
-        """Load `path`, or train on `corpus` (deterministic: the same texts in any order give the same tokenizer).
+        """Load `path`, or train on `corpus` (deterministic: the same texts in any order give the
+        same tokenizer).
 
         Raises:
             RecipeError: see `check`.
@@ -55,8 +65,11 @@ class BPETokenizerConfig(TextTokenizerConfig):
             path = Path(self.path).expanduser()
             return ByteLevelBPETokenizer.from_file(path / FILE_NAME if path.is_dir() else path)
         if corpus is None:
-            raise TokenizerError("text_tokenizer", "has neither a file nor texts to be trained on",
-                                 "give text_tokenizer.path, or a data set")
+            raise TokenizerError(
+                "text_tokenizer",
+                "has neither a file nor texts to be trained on",
+                "give text_tokenizer.path, or a data set",
+            )
         return ByteLevelBPETokenizer.train(corpus, self.vocab_size, self.min_frequency)
 
     def load(self, folder: Path) -> ByteLevelBPETokenizer:

@@ -28,7 +28,11 @@ class ByteTokenizerConfig(TextTokenizerConfig):
         """Return the tokenizer; raises `TokenizerError` when another one was saved in `folder`."""
         path = folder / MARK_FILE
         if not path.is_file() or path.read_text(encoding="utf-8") != MARK:
-            raise TokenizerError(str(folder), "holds no byte tokenizer", "use the recipe that the folder was written with")
+            raise TokenizerError(
+                str(folder),
+                "holds no byte tokenizer",
+                "use the recipe that the folder was written with",
+            )
         return ByteTokenizer()
 
 

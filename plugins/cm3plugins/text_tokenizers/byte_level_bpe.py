@@ -1,7 +1,9 @@
-"""Byte-level BPE on HF `tokenizers`: training, loading, and the checks that make it lossless and free of special tokens.
+"""Byte-level BPE on HF `tokenizers`: training, loading, and the checks that make it lossless and
+free of special tokens.
 
-Ids 0..255 are the bytes (in the order of GPT-2's byte symbols), then come merges as they were learned. Nothing is normalised, no
-space is put in front, no token is special, so every valid string comes back unchanged and a text can't spell a control token.
+Ids 0..255 are the bytes (in the order of GPT-2's byte symbols), then come merges as they were
+learned. Nothing is normalised, no space is put in front, no token is special, so every valid string
+comes back unchanged and a text can't spell a control token.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from cm3plugins.text_tokenizers.bpe import FILE_NAME
 
 NEXT_STEP = "train one with 'cm3 tokenizer train-text'"
 
-#: Keys of a tokenizer.json -> values with which decode(encode(text)) == text holds for every text, and ids are a function of it.
+#: Keys of a tokenizer.json -> values with which decode(encode(text)) == text holds for every text,
+#: and ids are a function of it.
 LOSSLESS: Mapping[str, tuple[Any, ...]] = {
     "normalizer": (None,),
     "truncation": (None,),
@@ -54,14 +57,18 @@ class ByteLevelBPETokenizer(TextTokenizer):
         check_content(content, place)
         try:
             self._tokenizer = Tokenizer.from_str(content)
-        except Exception as error:  # the Rust library raises plain Exception for whatever it can't read
+        except Exception as error:
+            # the Rust library raises plain Exception for whatever it can't read
             raise TokenizerError(place, f"can't be read: {error}", NEXT_STEP) from error
         self._vocab_size: int = self._tokenizer.get_vocab_size()
         self._fingerprint = hashlib.sha256(self.content.encode()).hexdigest()
 
     @classmethod
-    def train(cls, corpus: Iterable[str], vocab_size: int, min_frequency: int = 2) -> ByteLevelBPETokenizer:
-        """Learn merges from `corpus` until there are `vocab_size` ids, or no pair occurs `min_frequency` times.
+    def train(
+        cls, corpus: Iterable[str], vocab_size: int, min_frequency: int = 2
+    ) -> ByteLevelBPETokenizer:
+        """Learn merges from `corpus` until there are `vocab_size` ids, or no pair occurs
+        `min_frequency` times.
 
         Raises:
             TokenizerError: a text is not valid Unicode.
@@ -69,8 +76,13 @@ class ByteLevelBPETokenizer(TextTokenizer):
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(vocab_size=vocab_size, min_frequency=min_frequency, show_progress=False, special_tokens=[],
-                                      initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=min_frequency,
+            show_progress=False,
+            special_tokens=[],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        )
         tokenizer.train_from_iterator(_valid(corpus), trainer)
         return cls(tokenizer.to_str(), "the trained tokenizer")
 
@@ -80,7 +92,9 @@ class ByteLevelBPETokenizer(TextTokenizer):
         try:
             content = path.read_text(encoding="utf-8")
         except FileNotFoundError as error:
-            raise TokenizerError(str(path), "there is no such file", f"correct text_tokenizer.path, or {NEXT_STEP}") from error
+            raise TokenizerError(
+                str(path), "there is no such file", f"correct text_tokenizer.path, or {NEXT_STEP}"
+            ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise TokenizerError(str(path), f"can't be read: {error}", NEXT_STEP) from error
         return cls(content, str(path))
@@ -114,7 +128,8 @@ class ByteLevelBPETokenizer(TextTokenizer):
 
 
 def check_content(content: str, place: str) -> None:
-    """Raise `TokenizerError` unless `content` is a tokenizer.json that loses nothing and knows no special token."""
+    """Raise `TokenizerError` unless `content` is a tokenizer.json that loses nothing and knows no
+    special token."""
     try:
         values = json.loads(content)
     except ValueError as error:
@@ -130,10 +145,18 @@ def check_content(content: str, place: str) -> None:
             raise TokenizerError(place, cause, NEXT_STEP)
     vocabulary = values["model"].get("vocab")
     if not isinstance(vocabulary, dict) or set(vocabulary.values()) != set(range(len(vocabulary))):
-        raise TokenizerError(place, "its model.vocab does not number its tokens 0, 1, 2, ...", NEXT_STEP)
-    if missing := [symbol for symbol in sorted(pre_tokenizers.ByteLevel.alphabet()) if symbol not in vocabulary]:
-        raise TokenizerError(place, f"its model.vocab lacks {len(missing)} of the 256 bytes, so some texts would lose letters",
-                             NEXT_STEP)
+        raise TokenizerError(
+            place, "its model.vocab does not number its tokens 0, 1, 2, ...", NEXT_STEP
+        )
+    if missing := [
+        symbol for symbol in sorted(pre_tokenizers.ByteLevel.alphabet()) if symbol not in vocabulary
+    ]:
+        raise TokenizerError(
+            place,
+            f"its model.vocab lacks {len(missing)} of the 256 bytes, so some texts would lose "
+            "letters",
+            NEXT_STEP,
+        )
 
 
 def _valid(corpus: Iterable[str]) -> Iterator[str]:
@@ -141,6 +164,9 @@ def _valid(corpus: Iterable[str]) -> Iterator[str]:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise TokenizerError(f"text {number} of the corpus", f"is not valid Unicode ({error.reason} at {error.start})",
-                                 "remove the lone surrogate") from error
+            raise TokenizerError(
+                f"text {number} of the corpus",
+                f"is not valid Unicode ({error.reason} at {error.start})",
+                "remove the lone surrogate",
+            ) from error
         yield text

@@ -1,4 +1,5 @@
-"""`external`: a super-resolution network that somebody else trained, from a local file, through the library spandrel."""
+"""`external`: a super-resolution network that somebody else trained, from a local file, through the
+library spandrel."""
 
 from __future__ import annotations
 
@@ -16,18 +17,23 @@ from cm3core.interfaces.upscaler import Upscaler, UpscalerConfig
 if TYPE_CHECKING:
     import torch
 
-#: Endings of files that hold pickles, which are read with `weights_only=True`: tensors and plain containers, no code.
+#: Endings of files that hold pickles, which are read with `weights_only=True`: tensors and plain
+#: containers, no code.
 PICKLES = (".pth", ".pt", ".ckpt")
 
 
 @dataclass(kw_only=True)
 class ExternalUpscalerConfig(UpscalerConfig):
-    """Any super-resolution network that spandrel recognises by its weights (ESRGAN, SPAN, SwinIR, HAT and some thirty more).
+    """Any super-resolution network that spandrel recognises by its weights (ESRGAN, SPAN, SwinIR,
+    HAT and some thirty more).
 
     Args:
-        path: the file, `.safetensors` or `.pth`. Its code is spandrel's, the licence of its weights their author's.
-        scale: pixels a side that one becomes, when the file must have a certain one; None: whatever it has.
-        tile: pixels a side of a tile: larger pictures go in tiles, unless the network makes its own. 0: never.
+        path: the file, `.safetensors` or `.pth`. Its code is spandrel's, the licence of its weights
+            their author's.
+        scale: pixels a side that one becomes, when the file must have a certain one; None: whatever
+            it has.
+        tile: pixels a side of a tile: larger pictures go in tiles, unless the network makes its
+            own. 0: never.
         margin: pixels around a tile that are seen with it.
         device: where it computes; "auto" is a CUDA device if there is one.
     """
@@ -42,26 +48,41 @@ class ExternalUpscalerConfig(UpscalerConfig):
         """Raise `RecipeError` for a size below 0."""
         for name in ("tile", "margin"):
             if getattr(self, name) < 0:
-                raise RecipeError(f"upscaler.{name}", f"is {getattr(self, name)}, must be 0 or more", "correct it in the recipe")
+                raise RecipeError(
+                    f"upscaler.{name}",
+                    f"is {getattr(self, name)}, must be 0 or more",
+                    "correct it in the recipe",
+                )
 
     def build(self) -> ExternalUpscaler:
-        """The upscaler; raises `CheckpointError` when the file can't be used, `MissingPackageError` without spandrel."""
+        """The upscaler; raises `CheckpointError` when the file can't be used, `MissingPackageError`
+        without spandrel."""
         from cm3core.training.loop import choose_device
 
         self.check()
         path = Path(self.path).expanduser()
         model = load_network(path)
         if self.scale is not None and model.scale != self.scale:
-            raise CheckpointError(str(path), f"makes {model.scale} pixels a side of one, and upscaler.scale is {self.scale}",
-                                  "correct the key, or give another file")
-        return ExternalUpscaler(model, self.tile, self.margin, choose_device(None if self.device == "auto" else self.device))
+            raise CheckpointError(
+                str(path),
+                f"makes {model.scale} pixels a side of one, and upscaler.scale is {self.scale}",
+                "correct the key, or give another file",
+            )
+        return ExternalUpscaler(
+            model,
+            self.tile,
+            self.margin,
+            choose_device(None if self.device == "auto" else self.device),
+        )
 
 
 def load_network(path: Path) -> Any:
-    """The network of a file as spandrel's `ImageModelDescriptor`, RGB to RGB, on the CPU. No code of the file is run.
+    """The network of a file as spandrel's `ImageModelDescriptor`, RGB to RGB, on the CPU. No code
+    of the file is run.
 
     Raises:
-        CheckpointError: no such file, one that can't be read without running code, or no network that spandrel knows.
+        CheckpointError: no such file, one that can't be read without running code, or no network
+            that spandrel knows.
         MissingPackageError: spandrel is not installed.
     """
     state = _read(path)
@@ -72,14 +93,27 @@ def load_network(path: Path) -> Any:
     try:
         model = ModelLoader("cpu").load_from_state_dict(state)
     except UnsupportedModelError as error:
-        raise CheckpointError(str(path), "is no network that spandrel recognises by its weights",
-                              "give the weights of one of the architectures that spandrel lists") from error
-    except Exception as error:  # its detectors guess shapes from names: a file of another sort may fail in any of them
-        raise CheckpointError(str(path), f"spandrel can't load it ({type(error).__name__}: {error})",
-                              "give the weights of one of the architectures that spandrel lists") from error
-    if not isinstance(model, ImageModelDescriptor) or (model.input_channels, model.output_channels) != (3, 3):
-        raise CheckpointError(str(path), f"its network ({model.architecture.name}) does not make an RGB picture of one alone",
-                              "give a super-resolution network for RGB pictures")
+        raise CheckpointError(
+            str(path),
+            "is no network that spandrel recognises by its weights",
+            "give the weights of one of the architectures that spandrel lists",
+        ) from error
+    except Exception as error:
+        # its detectors guess shapes from names: a file of another sort may fail in any of them
+        raise CheckpointError(
+            str(path),
+            f"spandrel can't load it ({type(error).__name__}: {error})",
+            "give the weights of one of the architectures that spandrel lists",
+        ) from error
+    if not isinstance(model, ImageModelDescriptor) or (
+        model.input_channels,
+        model.output_channels,
+    ) != (3, 3):
+        raise CheckpointError(
+            str(path),
+            f"its network ({model.architecture.name}) does not make an RGB picture of one alone",
+            "give a super-resolution network for RGB pictures",
+        )
     return model
 
 
@@ -90,7 +124,9 @@ def _read(path: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     if path.suffix.lower() not in (".safetensors", *PICKLES):
-        raise CheckpointError(str(path), "is no .safetensors and no .pth file", "give a file of weights")
+        raise CheckpointError(
+            str(path), "is no .safetensors and no .pth file", "give a file of weights"
+        )
     if not path.is_file():
         raise CheckpointError(str(path), "no such file", "correct upscaler.path")
     try:
@@ -101,10 +137,17 @@ def _read(path: Path) -> dict[str, Any]:
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         # torch's own words tell how to run the file's code all the same
         reason = str(error) if isinstance(error, SafetensorError) else type(error).__name__
-        raise CheckpointError(str(path), f"holds no plain tensors ({reason})",
-                              "give the weights alone; files that run code when they are read are refused") from error
+        raise CheckpointError(
+            str(path),
+            f"holds no plain tensors ({reason})",
+            "give the weights alone; files that run code when they are read are refused",
+        ) from error
     if not isinstance(state, dict):
-        raise CheckpointError(str(path), f"holds a {type(state).__name__}, not weights by name", "give the weights alone")
+        raise CheckpointError(
+            str(path),
+            f"holds a {type(state).__name__}, not weights by name",
+            "give the weights alone",
+        )
     return state
 
 
@@ -117,11 +160,14 @@ class ExternalUpscaler(Upscaler):
         device: where it computes.
     """
 
-    def __init__(self, model: Any, tile: int, margin: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, model: Any, tile: int, margin: int, device: torch.device | str = "cpu"
+    ) -> None:
         from spandrel import ModelTiling
 
         self.model = model.eval().to(device)
-        # INTERNAL: it makes tiles itself. DISCOURAGED (it looks at the whole picture): memory is bounded all the same
+        # INTERNAL: it makes tiles itself. DISCOURAGED (it looks at the whole picture): memory is
+        # bounded all the same
         self.tile, self.margin = (0 if model.tiling == ModelTiling.INTERNAL else tile), margin
 
     @property

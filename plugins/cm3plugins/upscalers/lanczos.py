@@ -24,7 +24,9 @@ class LanczosUpscalerConfig(UpscalerConfig):
     def check(self) -> None:
         """Raise `RecipeError` for a scale below 1."""
         if self.scale < 1:
-            raise RecipeError("upscaler.scale", f"is {self.scale}, must be at least 1", "correct it in the recipe")
+            raise RecipeError(
+                "upscaler.scale", f"is {self.scale}, must be at least 1", "correct it in the recipe"
+            )
 
     def build(self) -> LanczosUpscaler:
         """The upscaler."""
@@ -46,4 +48,9 @@ class LanczosUpscaler(Upscaler):
         from cm3core.images import fit
 
         height, width = pixels_NHWC.shape[1:3]
-        return np.stack([fit(pixels_HWC, (height * self.scale, width * self.scale)) for pixels_HWC in pixels_NHWC])
+        return np.stack(
+            [
+                fit(pixels_HWC, (height * self.scale, width * self.scale))
+                for pixels_HWC in pixels_NHWC
+            ]
+        )

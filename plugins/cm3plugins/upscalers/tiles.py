@@ -1,4 +1,5 @@
-"""Large pictures in tiles, so that memory is bounded; each tile is seen with a margin, so that no seam shows."""
+"""Large pictures in tiles, so that memory is bounded; each tile is seen with a margin, so that no
+seam shows."""
 
 from __future__ import annotations
 
@@ -20,17 +21,24 @@ def spans(length: int, tile: int, margin: int) -> Iterator[tuple[slice, slice]]:
         yield slice(max(start - margin, 0), min(stop + margin, length)), slice(start, stop)
 
 
-def upscale_in_tiles(pixels_NHWC: PixelArray, scale: int, tile: int, margin: int,
-                     upscale: Callable[[PixelArray], PixelArray]) -> PixelArray:
-    """Pictures uint8 [N, scale * H, scale * W, 3] of pictures uint8 [N, H, W, 3], no more than a tile of one picture at a time.
+def upscale_in_tiles(
+    pixels_NHWC: PixelArray,
+    scale: int,
+    tile: int,
+    margin: int,
+    upscale: Callable[[PixelArray], PixelArray],
+) -> PixelArray:
+    """Pictures uint8 [N, scale * H, scale * W, 3] of pictures uint8 [N, H, W, 3], no more than a
+    tile of one picture at a time.
 
     Args:
         pixels_NHWC: pictures.
         scale: of `upscale`.
-        tile: pixels a side that are kept of one call. margin: pixels seen around them, where there are any: with the radius of
-            what `upscale` looks at, the result is that of the whole picture.
-        upscale: of pictures [n, h, w, 3] to [n, scale * h, scale * w, 3]; n * h * w is at most (tile + 2 margin)^2, and n 1 where
-            a picture is larger than a tile.
+        tile: pixels a side that are kept of one call. margin: pixels seen around them, where there
+            are any: with the radius of what `upscale` looks at, the result is that of the whole
+            picture.
+        upscale: of pictures [n, h, w, 3] to [n, scale * h, scale * w, 3]; n * h * w is at most
+            (tile + 2 margin)^2, and n 1 where a picture is larger than a tile.
     """
     num, height, width, _ = pixels_NHWC.shape
     large_NHWC = np.empty((num, height * scale, width * scale, 3), np.uint8)
@@ -40,7 +48,9 @@ def upscale_in_tiles(pixels_NHWC: PixelArray, scale: int, tile: int, margin: int
         for seen_y, kept_y in spans(height, tile, margin):
             for seen_x, kept_x in spans(width, tile, margin):
                 drawn_nHWC = upscale(pixels_NHWC[batch, seen_y, seen_x])
-                inner_nHWC = drawn_nHWC[:, _inside(seen_y, kept_y, scale), _inside(seen_x, kept_x, scale)]
+                inner_nHWC = drawn_nHWC[
+                    :, _inside(seen_y, kept_y, scale), _inside(seen_x, kept_x, scale)
+                ]
                 large_NHWC[batch, _scaled(kept_y, scale), _scaled(kept_x, scale)] = inner_nHWC
     return large_NHWC
 

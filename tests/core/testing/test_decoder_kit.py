@@ -1,4 +1,5 @@
-"""The decoders' kit: a right decoder passes, and each law fails for one that is wrong in just that way.
+"""The decoders' kit: a right decoder passes, and each law fails for one that is wrong in just that
+way.
 
 Legend: B rows, T tokens, E model dimension.
 """
@@ -27,7 +28,9 @@ from kit_mutants import assert_covers, assert_law_fails, cases
 class TinyConfig(DecoderConfig):
     context_length: int = 64
 
-    def build(self, vocabulary: Vocabulary, attention: AttentionBackend, grid: tuple[int, int]) -> TinyDecoder:
+    def build(
+        self, vocabulary: Vocabulary, attention: AttentionBackend, grid: tuple[int, int]
+    ) -> TinyDecoder:
         return TinyDecoder(vocabulary.size, attention, self.context_length)
 
     def num_parameters(self, vocabulary: Vocabulary, grid: tuple[int, int]) -> int | None:
@@ -42,18 +45,32 @@ class TestRight(DecoderContract):
 
 
 class SeesTheFuture(DenseAttention):
-    def attend(self, q_BTHD: Tensor, *others: Tensor, offset_B: Tensor | None = None, **options: Any) -> Tensor:
+    def attend(
+        self, q_BTHD: Tensor, *others: Tensor, offset_B: Tensor | None = None, **options: Any
+    ) -> Tensor:
         offset_B = torch.zeros(len(q_BTHD), dtype=torch.int64) if offset_B is None else offset_B
         return super().attend(q_BTHD, *others, offset_B=offset_B + 1, **options)
 
 
 class LooksBackThreeTokens(DenseAttention):
-    def attend(self, q_BTHD: Tensor, *others: Tensor, kv_start_BT: Tensor | None = None, offset_B: Tensor | None = None,
-               **options: Any) -> Tensor:
-        place_BT = torch.arange(q_BTHD.shape[1]) + (torch.zeros(len(q_BTHD), dtype=torch.int64) if offset_B is None
-                                                    else offset_B)[:, None]
+    def attend(
+        self,
+        q_BTHD: Tensor,
+        *others: Tensor,
+        kv_start_BT: Tensor | None = None,
+        offset_B: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        place_BT = (
+            torch.arange(q_BTHD.shape[1])
+            + (torch.zeros(len(q_BTHD), dtype=torch.int64) if offset_B is None else offset_B)[
+                :, None
+            ]
+        )
         start_BT = place_BT - 2 if kv_start_BT is None else torch.maximum(place_BT - 2, kv_start_BT)
-        return super().attend(q_BTHD, *others, kv_start_BT=start_BT.clamp(min=0), offset_B=offset_B, **options)
+        return super().attend(
+            q_BTHD, *others, kv_start_BT=start_BT.clamp(min=0), offset_B=offset_B, **options
+        )
 
 
 # ---- wrong decoders
@@ -66,24 +83,32 @@ class MixesRows(TinyDecoder):
 
 
 class ForgetsStarts(TinyDecoder):
-    def hidden_states(self, *args: Any, kv_start_BT: Tensor | None = None, **options: Any) -> Tensor:
+    def hidden_states(
+        self, *args: Any, kv_start_BT: Tensor | None = None, **options: Any
+    ) -> Tensor:
         return super().hidden_states(*args, **options)
 
 
 class ForgetsPositions(TinyDecoder):
-    def hidden_states(self, *args: Any, positions_BT: Tensor | None = None, **options: Any) -> Tensor:
+    def hidden_states(
+        self, *args: Any, positions_BT: Tensor | None = None, **options: Any
+    ) -> Tensor:
         return super().hidden_states(*args, **options)
 
 
 class CountsFromOne(TinyDecoder):
-    def hidden_states(self, tokens_BT: Tensor, *, positions_BT: Tensor | None = None, **options: Any) -> Tensor:
+    def hidden_states(
+        self, tokens_BT: Tensor, *, positions_BT: Tensor | None = None, **options: Any
+    ) -> Tensor:
         if positions_BT is None and options.get("cache") is None:
             positions_BT = torch.arange(1, tokens_BT.shape[1] + 1)[None]
         return super().hidden_states(tokens_BT, positions_BT=positions_BT, **options)
 
 
 class TakesNoCellsForTheFirst(TinyDecoder):
-    def hidden_states(self, tokens_BT: Tensor, *, cells_BT: Tensor | None = None, **options: Any) -> Tensor:
+    def hidden_states(
+        self, tokens_BT: Tensor, *, cells_BT: Tensor | None = None, **options: Any
+    ) -> Tensor:
         states_BTE = super().hidden_states(tokens_BT, **options)
         return states_BTE + 0.1 * (cells_BT is None or cells_BT.clamp(min=0)[..., None].double())
 
@@ -96,8 +121,12 @@ class WritesOnTokens(TinyDecoder):
 
 
 class CountsChunksFromZero(TinyDecoder):
-    def hidden_states(self, tokens_BT: Tensor, *, positions_BT: Tensor | None = None, **options: Any) -> Tensor:
-        positions_BT = torch.arange(tokens_BT.shape[1])[None] if positions_BT is None else positions_BT
+    def hidden_states(
+        self, tokens_BT: Tensor, *, positions_BT: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        positions_BT = (
+            torch.arange(tokens_BT.shape[1])[None] if positions_BT is None else positions_BT
+        )
         return super().hidden_states(tokens_BT, positions_BT=positions_BT, **options)
 
 
@@ -128,7 +157,11 @@ class AnyPrecision(TinyDecoder):
 
 class OneIdFurther(TinyDecoder):
     def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
-        return super().logits(hidden) if ids is None else super().logits(hidden).roll(-1, -1)[..., ids.start:ids.stop]
+        return (
+            super().logits(hidden)
+            if ids is None
+            else super().logits(hidden).roll(-1, -1)[..., ids.start : ids.stop]
+        )
 
 
 class ScaledLogits(TinyDecoder):
@@ -137,7 +170,9 @@ class ScaledLogits(TinyDecoder):
 
 
 class OneIdTooMany(TinyDecoder):
-    def __init__(self, vocab_size: int, attention: AttentionBackend, context_length: int = 64) -> None:
+    def __init__(
+        self, vocab_size: int, attention: AttentionBackend, context_length: int = 64
+    ) -> None:
         super().__init__(vocab_size + 1, attention, context_length)
 
 
@@ -189,7 +224,11 @@ MUTANTS: dict[str, list[type]] = {
     "positions_and_cells_have_defaults": [CountsFromOne, TakesNoCellsForTheFirst, WritesOnTokens],
     "ragged_chunks_equal_at_once": [KeepsPadding],
     "rows_are_independent": [MixesRows],
-    "rows_of_a_cache_are_forked_dropped_and_joined": [SelectsInOrder, JoinsInFront, ForgetsWhenGrowing],
+    "rows_of_a_cache_are_forked_dropped_and_joined": [
+        SelectsInOrder,
+        JoinsInFront,
+        ForgetsWhenGrowing,
+    ],
     "sizes_are_as_stated": [OneIdTooMany, CountsWrong],
     "token_by_token_equals_at_once": [CountsChunksFromZero],
 }
@@ -202,6 +241,7 @@ def attributes(wrong: type) -> dict[str, Any]:
     if issubclass(wrong, DenseAttention):
         return {"config": TinyConfig(), "attention": wrong()}
     if issubclass(wrong, TinyCache):
+
         class Wrong(TinyDecoder):
             def allocate_cache(self, num_rows: int, max_length: int) -> KVCache:
                 return wrong(num_rows, max_length, self.embedding)

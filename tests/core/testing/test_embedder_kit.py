@@ -1,4 +1,5 @@
-"""The embedders' kit: a right embedder passes, and each law fails for one that is wrong in just that way."""
+"""The embedders' kit: a right embedder passes, and each law fails for one that is wrong in just
+that way."""
 
 from __future__ import annotations
 
@@ -27,21 +28,36 @@ class AgainstTheMean(HashEmbedder):
 
 class WordsAloneCount(HashEmbedder):
     def embed_documents(self, documents: Sequence[Document]) -> VectorArray:
-        return np.concatenate([self.embed_texts([text_of(one)]) if text_of(one) else super(WordsAloneCount, self).embed_documents(
-            [one]) for one in documents])
+        return np.concatenate(
+            [
+                self.embed_texts([text_of(one)])
+                if text_of(one)
+                else super(WordsAloneCount, self).embed_documents([one])
+                for one in documents
+            ]
+        )
 
 
 class PicturesCountTwice(HashEmbedder):
     def embed_documents(self, documents: Sequence[Document]) -> VectorArray:
-        parts = [[self.embed_texts([text_of(one)])] * bool(text_of(one))
-                 + [2 * self.embed_images([part.load()]) for part in one if isinstance(part, Image)] for one in documents]
+        parts = [
+            [self.embed_texts([text_of(one)])] * bool(text_of(one))
+            + [2 * self.embed_images([part.load()]) for part in one if isinstance(part, Image)]
+            for one in documents
+        ]
         return normalise(np.concatenate([np.sum(many, axis=0) for many in parts]))
 
 
 class EmptyIsTheOrigin(HashEmbedder):
     def embed_documents(self, documents: Sequence[Document]) -> VectorArray:
-        return np.stack([super(EmptyIsTheOrigin, self).embed_documents([one])[0] if one else np.zeros(8, np.float32)
-                         for one in documents])
+        return np.stack(
+            [
+                super(EmptyIsTheOrigin, self).embed_documents([one])[0]
+                if one
+                else np.zeros(8, np.float32)
+                for one in documents
+            ]
+        )
 
 
 class WordsAreAlike(HashEmbedder):
@@ -97,7 +113,9 @@ class DimensionOffByOne(HashEmbedder):
 
 class EmptyTextIsNoNumber(HashEmbedder):
     def _embed_texts(self, texts: Sequence[str]) -> VectorArray:
-        return np.stack([self._vector(text.encode()) / np.float32(len(text) > 0 or np.nan) for text in texts])
+        return np.stack(
+            [self._vector(text.encode()) / np.float32(len(text) > 0 or np.nan) for text in texts]
+        )
 
 
 class TakesAnything(HashEmbedder):
@@ -118,7 +136,12 @@ MUTANTS = {
     "equal_makes_are_equal": [DrawnAnew, Nameless],
     "inputs_are_not_written_to": [WritesOnPictures],
     "nothing_gives_no_rows": [AtLeastOne],
-    "vectors_are_finite_unit_float32": [NotNormalised, Doubles, DimensionOffByOne, EmptyTextIsNoNumber],
+    "vectors_are_finite_unit_float32": [
+        NotNormalised,
+        Doubles,
+        DimensionOffByOne,
+        EmptyTextIsNoNumber,
+    ],
     "what_is_no_picture_is_refused": [TakesAnything, RefusesTheFirst],
 }
 

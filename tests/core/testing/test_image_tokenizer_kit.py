@@ -1,4 +1,5 @@
-"""The image tokenizers' kit: a right tokenizer passes, and each law fails for one that is wrong in just that way."""
+"""The image tokenizers' kit: a right tokenizer passes, and each law fails for one that is wrong in
+just that way."""
 
 from __future__ import annotations
 
@@ -195,7 +196,9 @@ MUTANTS = {
 
 @pytest.mark.parametrize(("law", "wrong"), cases(MUTANTS))
 def test_a_wrong_tokenizer_fails(law: str, wrong: Any) -> None:
-    config = {"config": wrong()} if issubclass(wrong, GreysConfig) else {"make": lambda self: wrong()}
+    config = (
+        {"config": wrong()} if issubclass(wrong, GreysConfig) else {"make": lambda self: wrong()}
+    )
     assert_law_fails(ImageTokenizerContract, law, config)
 
 

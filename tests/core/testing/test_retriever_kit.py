@@ -1,4 +1,5 @@
-"""The retrievers' kit: a right retriever passes, and each law fails for a retriever that is wrong in just that way."""
+"""The retrievers' kit: a right retriever passes, and each law fails for a retriever that is wrong
+in just that way."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from kit_mutants import assert_covers, assert_law_fails, cases
 
 
 class SharedWords(Retriever):
-    """Right: documents by the number of words that they share with the query, equal numbers in the memory's order."""
+    """Right: documents by the number of words that they share with the query, equal numbers in the
+    memory's order."""
 
     def __init__(self, memory: DocumentSource) -> None:
         self._memory, self.num_queries = memory, 0
@@ -26,17 +28,26 @@ class SharedWords(Retriever):
 
     def ranking(self, query: Document) -> list[Retrieved]:
         words = set(text_of(query).split())
-        scores = [float(len(words & set(text_of(self._memory.document(index)).split()))) for index in range(len(self._memory))]
+        scores = [
+            float(len(words & set(text_of(self._memory.document(index)).split())))
+            for index in range(len(self._memory))
+        ]
         order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
         return [Retrieved(index, self._memory.id(index), scores[index]) for index in order]
 
     def search(self, query: Document, number: int, names: Collection[str]) -> list[Retrieved]:
-        return [result for result in self.ranking(query) if not self.is_excluded(result.index, names)][:number]
+        return [
+            result for result in self.ranking(query) if not self.is_excluded(result.index, names)
+        ][:number]
 
-    def _retrieve(self, queries: Sequence[Document], num_retrieved: int,
-                  exclude: Sequence[Collection[str]]) -> list[list[Retrieved]]:
+    def _retrieve(
+        self, queries: Sequence[Document], num_retrieved: int, exclude: Sequence[Collection[str]]
+    ) -> list[list[Retrieved]]:
         self.num_queries = len(queries)
-        return [self.search(query, num_retrieved, names) for query, names in zip(queries, exclude, strict=True)]
+        return [
+            self.search(query, num_retrieved, names)
+            for query, names in zip(queries, exclude, strict=True)
+        ]
 
 
 class TestRight(RetrieverContract):
@@ -74,7 +85,10 @@ class WorstFirst(SharedWords):
 
 class PreferredLast(SharedWords):
     def ranking(self, query: Document) -> list[Retrieved]:
-        return [replace(result, preferred=place > 3) for place, result in enumerate(super().ranking(query))]
+        return [
+            replace(result, preferred=place > 3)
+            for place, result in enumerate(super().ranking(query))
+        ]
 
 
 class ForgetsIds(SharedWords):
@@ -89,29 +103,39 @@ class ForgetsContents(SharedWords):
 
 class LeavesGaps(SharedWords):
     def search(self, query: Document, number: int, names: Collection[str]) -> list[Retrieved]:
-        return [result for result in self.ranking(query)[:number] if not self.is_excluded(result.index, names)]
+        return [
+            result
+            for result in self.ranking(query)[:number]
+            if not self.is_excluded(result.index, names)
+        ]
 
 
 class DisturbedByOthers(SharedWords):
     def ranking(self, query: Document) -> list[Retrieved]:
-        return super().ranking(query)[self.num_queries % 2:]
+        return super().ranking(query)[self.num_queries % 2 :]
 
 
 class MoreIsOther(SharedWords):
     def search(self, query: Document, number: int, names: Collection[str]) -> list[Retrieved]:
-        return super().search(query, number + 1, names)[number > 4:][:number]
+        return super().search(query, number + 1, names)[number > 4 :][:number]
 
 
 class ByPlace(SharedWords):
     def ranking(self, query: Document) -> list[Retrieved]:
-        return [Retrieved(index, self._memory.id(index), float(-index)) for index in range(len(self._memory))]
+        return [
+            Retrieved(index, self._memory.id(index), float(-index))
+            for index in range(len(self._memory))
+        ]
 
 
 class FirstOfTies(SharedWords):
     """What it finds is right; what it says of equal documents depends on their places."""
 
     def ranking(self, query: Document) -> list[Retrieved]:
-        return [replace(result, score=result.score - 0.01 * result.index) for result in super().ranking(query)]
+        return [
+            replace(result, score=result.score - 0.01 * result.index)
+            for result in super().ranking(query)
+        ]
 
 
 class NotExact(SharedWords):
@@ -122,9 +146,15 @@ class NotExact(SharedWords):
 class Careless(SharedWords):
     """Gives at least one."""
 
-    def retrieve(self, queries: Sequence[Document], num_retrieved: int,
-                 exclude: Sequence[Collection[str]] | None = None) -> list[list[Retrieved]]:
-        return self._retrieve(queries, max(1, num_retrieved), [()] * len(queries) if exclude is None else exclude)
+    def retrieve(
+        self,
+        queries: Sequence[Document],
+        num_retrieved: int,
+        exclude: Sequence[Collection[str]] | None = None,
+    ) -> list[list[Retrieved]]:
+        return self._retrieve(
+            queries, max(1, num_retrieved), [()] * len(queries) if exclude is None else exclude
+        )
 
 
 class GrowsTired(SharedWords):
@@ -134,7 +164,9 @@ class GrowsTired(SharedWords):
 
     def ranking(self, query: Document) -> list[Retrieved]:
         type(self).calls += 1
-        return [replace(result, score=result.score - self.calls) for result in super().ranking(query)]
+        return [
+            replace(result, score=result.score - self.calls) for result in super().ranking(query)
+        ]
 
 
 class StartsAnywhere(SharedWords):
@@ -149,7 +181,7 @@ class StartsAnywhere(SharedWords):
 
     def ranking(self, query: Document) -> list[Retrieved]:
         order = super().ranking(query)
-        return order[self.first % 7:] + order[:self.first % 7]
+        return order[self.first % 7 :] + order[: self.first % 7]
 
 
 MUTANTS = {
@@ -169,8 +201,11 @@ MUTANTS = {
 
 @pytest.mark.parametrize(("law", "wrong"), cases(MUTANTS))
 def test_a_wrong_retriever_fails(law: str, wrong: type[SharedWords]) -> None:
-    assert_law_fails(RetrieverContract, law, {"over": lambda self, memory: wrong(memory),
-                                              "make": lambda self: self.over(self.memory())})
+    assert_law_fails(
+        RetrieverContract,
+        law,
+        {"over": lambda self, memory: wrong(memory), "make": lambda self: self.over(self.memory())},
+    )
 
 
 def test_every_law_has_a_mutant() -> None:

@@ -1,4 +1,5 @@
-"""The samplers' kit: a right sampler passes, and each law fails for one that is wrong in just that way."""
+"""The samplers' kit: a right sampler passes, and each law fails for one that is wrong in just that
+way."""
 
 from __future__ import annotations
 
@@ -27,8 +28,14 @@ class Right(Sampler):
     def plan(self, modality: str) -> SamplingPlan:
         return self.inner.plan(modality)
 
-    def draw(self, logits_SR: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor, plans: Sequence[SamplingPlan],
-             **options: Any) -> Tensor:
+    def draw(
+        self,
+        logits_SR: Tensor,
+        stream_rows_nG: Tensor,
+        weights_nG: Tensor,
+        plans: Sequence[SamplingPlan],
+        **options: Any,
+    ) -> Tensor:
         return self.inner.draw(logits_SR, stream_rows_nG, weights_nG, plans, **options)
 
 
@@ -61,17 +68,38 @@ class FirstCandidateIsOther(Right):
 
 def unfiltered(plans: Sequence[SamplingPlan], *kept: str) -> list[SamplingPlan]:
     """Plans without filters, but for those named."""
-    return [replace(plan, filters=Filters(**{name: getattr(plan.filters, name) for name in kept})) for plan in plans]
+    return [
+        replace(plan, filters=Filters(**{name: getattr(plan.filters, name) for name in kept}))
+        for plan in plans
+    ]
 
 
 class PlausibleOnly(Right):
-    def draw(self, logits_SR: Tensor, rows: Tensor, weights: Tensor, plans: Sequence[SamplingPlan], **options: Any) -> Tensor:
-        return super().draw(logits_SR, rows, weights, unfiltered(plans, "temperature", "plausible_top_k"), **options)
+    def draw(
+        self,
+        logits_SR: Tensor,
+        rows: Tensor,
+        weights: Tensor,
+        plans: Sequence[SamplingPlan],
+        **options: Any,
+    ) -> Tensor:
+        return super().draw(
+            logits_SR, rows, weights, unfiltered(plans, "temperature", "plausible_top_k"), **options
+        )
 
 
 class NoPlausibility(Right):
-    def draw(self, logits_SR: Tensor, rows: Tensor, weights: Tensor, plans: Sequence[SamplingPlan], **options: Any) -> Tensor:
-        return super().draw(logits_SR, rows, weights, unfiltered(plans, "temperature", "top_k", "top_p"), **options)
+    def draw(
+        self,
+        logits_SR: Tensor,
+        rows: Tensor,
+        weights: Tensor,
+        plans: Sequence[SamplingPlan],
+        **options: Any,
+    ) -> Tensor:
+        return super().draw(
+            logits_SR, rows, weights, unfiltered(plans, "temperature", "top_k", "top_p"), **options
+        )
 
 
 class NeverTwice(Right):
@@ -115,7 +143,14 @@ class CountsFromZero(Right):
 
 
 class HalfWithoutAMask(Right):
-    def draw(self, logits_SR: Tensor, rows_nG: Tensor, *args: Any, allowed_nR: Tensor | None, **options: Any) -> Tensor:
+    def draw(
+        self,
+        logits_SR: Tensor,
+        rows_nG: Tensor,
+        *args: Any,
+        allowed_nR: Tensor | None,
+        **options: Any,
+    ) -> Tensor:
         if allowed_nR is None:
             R = logits_SR.shape[1]
             allowed_nR = (torch.arange(R) <= R // 2).expand(len(rows_nG), R)
@@ -124,12 +159,18 @@ class HalfWithoutAMask(Right):
 
 class PlansChange(Right):
     def plan(self, modality: str) -> SamplingPlan:
-        return replace(super().plan(modality), filters=Filters(temperature=1.0 + next(self.numbers)))
+        return replace(
+            super().plan(modality), filters=Filters(temperature=1.0 + next(self.numbers))
+        )
 
 
 class TextHasOneStream(Right):
     def plan(self, modality: str) -> SamplingPlan:
-        return TopPSamplerConfig().build().plan(modality) if modality == "text" else super().plan(modality)
+        return (
+            TopPSamplerConfig().build().plan(modality)
+            if modality == "text"
+            else super().plan(modality)
+        )
 
 
 class ReferenceBehindTheLast(Right):
@@ -143,16 +184,37 @@ class DrawsAlone(Right):
 
 
 class TakesThePlansWeights(Right):
-    def draw(self, logits_SR: Tensor, rows: Tensor, weights_nG: Tensor, plans: Sequence[SamplingPlan], **options: Any) -> Tensor:
+    def draw(
+        self,
+        logits_SR: Tensor,
+        rows: Tensor,
+        weights_nG: Tensor,
+        plans: Sequence[SamplingPlan],
+        **options: Any,
+    ) -> Tensor:
         own_nG = torch.zeros_like(weights_nG)
         for place, plan in enumerate(plans):
-            own_nG[place, :len(plan.streams)] = torch.tensor([stream.weight for stream in plan.streams])
+            own_nG[place, : len(plan.streams)] = torch.tensor(
+                [stream.weight for stream in plan.streams]
+            )
         return super().draw(logits_SR, rows, own_nG, plans, **options)
 
 
 class WarmAtZero(Right):
-    def draw(self, logits_SR: Tensor, rows: Tensor, weights: Tensor, plans: Sequence[SamplingPlan], **options: Any) -> Tensor:
-        warm = [replace(plan, filters=replace(plan.filters, temperature=plan.filters.temperature or 1.0)) for plan in plans]
+    def draw(
+        self,
+        logits_SR: Tensor,
+        rows: Tensor,
+        weights: Tensor,
+        plans: Sequence[SamplingPlan],
+        **options: Any,
+    ) -> Tensor:
+        warm = [
+            replace(
+                plan, filters=replace(plan.filters, temperature=plan.filters.temperature or 1.0)
+            )
+            for plan in plans
+        ]
         return super().draw(logits_SR, rows, weights, warm, **options)
 
 
@@ -164,7 +226,11 @@ MUTANTS = {
     "inputs_are_not_written_to": [WritesOnLogits, WritesOnMasks],
     "only_legal_ids_are_drawn": [ForgetsMasks, CountsFromZero],
     "only_plausible_ids_are_drawn": [NoPlausibility],
-    "plans_are_constant_and_name_the_same_streams": [PlansChange, TextHasOneStream, ReferenceBehindTheLast],
+    "plans_are_constant_and_name_the_same_streams": [
+        PlansChange,
+        TextHasOneStream,
+        ReferenceBehindTheLast,
+    ],
     "positions_matter": [OnePositionForAll],
     "samplers_that_share_a_call_say_so": [DrawsAlone],
     "temperature_zero_takes_the_largest_of_the_mix": [TakesThePlansWeights, WarmAtZero],

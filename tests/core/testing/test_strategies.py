@@ -11,18 +11,33 @@ import torch
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
-from cm3core.document import Codes, Document, Image, ImageHole, MaskedText, Text, TextHole, content_keys, has_holes, text_of
+from cm3core.document import (
+    Codes,
+    Document,
+    Image,
+    ImageHole,
+    MaskedText,
+    Text,
+    TextHole,
+    content_keys,
+    has_holes,
+    text_of,
+)
 from cm3core.testing import strategies as our
 from cm3core.testing.samples import SPECIAL_SPELLINGS
 from cm3core.vocab import NUM_CONTROL, Vocabulary
 
-LOOKING = settings(max_examples=3000, derandomize=True, database=None, phases=[Phase.generate], deadline=None)
+LOOKING = settings(
+    max_examples=3000, derandomize=True, database=None, phases=[Phase.generate], deadline=None
+)
 VOCABULARY = Vocabulary(num_text=20, num_image=9, num_sentinels=4)
 
 
 def has(kind: type, *, missing: bool = False) -> Callable[[Document], bool]:
     """Whether a document has a segment of this kind."""
-    return lambda document: any(isinstance(part, kind) and (not missing or part.missing is not None) for part in document)
+    return lambda document: any(
+        isinstance(part, kind) and (not missing or part.missing is not None) for part in document
+    )
 
 
 def is_blank_square(picture: np.ndarray) -> bool:
@@ -37,52 +52,61 @@ def ties(logits: torch.Tensor) -> bool:
     return len(set(logits[0].tolist())) < logits.shape[1] and len(set(logits[0].tolist())) > 1
 
 
-@pytest.mark.parametrize(("strategy", "odd"), [
-    (our.texts(), lambda text: not text),
-    (our.texts(), lambda text: len(text) > 0 and text.isspace()),
-    (our.texts(), lambda text: "\0" in text),
-    (our.texts(), lambda text: "\r\n" in text),
-    (our.texts(), lambda text: any(ord(letter) > 0xFFFF for letter in text)),
-    (our.texts(), lambda text: "\u200d" in text),
-    (our.texts(), lambda text: any(spelling in text for spelling in SPECIAL_SPELLINGS)),
-    (our.vocabularies(), lambda one: len(one.text) == 1),
-    (our.vocabularies(), lambda one: one.num_image == 1),
-    (our.vocabularies(), lambda one: one.num_reserved > 0),
-    (our.vocabularies(), lambda one: one.size > one.sentinels.stop),
-    (our.vocabularies(), lambda one: one.size == one.sentinels.stop),
-    (our.pictures(), lambda picture: picture.shape[:2] == (1, 1)),
-    (our.pictures(), lambda picture: picture.shape[0] > picture.shape[1]),
-    (our.pictures(), lambda picture: picture.shape[0] < picture.shape[1]),
-    (our.pictures(), is_blank_square),
-    (our.pictures(), is_black_and_white),
-    (our.images(), lambda pixels: len(pixels) == 1),
-    (our.images(), lambda pixels: len(pixels) == 3),
-    (our.images(), lambda pixels: len(pixels) > 1 and not np.array_equal(pixels[0], pixels[1])),
-    (our.codes(), lambda picture: int(picture.codes.max()) == 15),
-    (our.codes(missing=True), lambda picture: bool(picture.missing.all())),
-    (our.codes(missing=True), lambda picture: int(picture.missing.sum()) == 1),
-    (our.documents(), lambda document: has(Text)(document) and has(Image)(document)),
-    (our.documents(), lambda document: len(document) == 3),
-    (our.documents(), lambda document: not text_of(document)),
-    (our.documents(coded=True), lambda document: has(Codes)(document) and has(Image)(document)),
-    (our.documents(holes=True), has(TextHole)),
-    (our.documents(holes=True), has(MaskedText)),
-    (our.documents(holes=True), has(ImageHole)),
-    (our.documents(holes=True), has(Codes, missing=True)),
-    (our.memories(), lambda memory: len(memory) == 2),
-    (our.memories(), lambda memory: len(memory) > 5),
-    (our.memories(), lambda memory: memory.document(0) == memory.document(len(memory) - 1)),
-    (our.banks(), lambda memory: has(Codes)(memory.document(0))),
-    (our.token_sequences(VOCABULARY), lambda sequence: sequence.query_segment > 0),
-    (our.token_sequences(VOCABULARY), lambda sequence: any(len(span) == 0 for span in sequence.segments)),
-    (our.token_sequences(VOCABULARY), lambda sequence: any(span.grid == (2, 2) for span in sequence.segments)),
-    (our.logits(1, 6), lambda logits: len(set(logits[0].tolist())) == 1),
-    (our.logits(1, 6), ties),
-    (our.logits(1, 6), lambda logits: bool(logits.abs().max() > 1e4)),
-    (our.logits(1, 6), lambda logits: bool(logits[0].softmax(0).max() == 1)),
-    (our.logits(1, 6, infinite=True), lambda logits: bool((logits == -torch.inf).any())),
-    (our.logits(1, 6, infinite=True), lambda logits: int((logits > -torch.inf).sum()) == 1),
-])
+@pytest.mark.parametrize(
+    ("strategy", "odd"),
+    [
+        (our.texts(), lambda text: not text),
+        (our.texts(), lambda text: len(text) > 0 and text.isspace()),
+        (our.texts(), lambda text: "\0" in text),
+        (our.texts(), lambda text: "\r\n" in text),
+        (our.texts(), lambda text: any(ord(letter) > 0xFFFF for letter in text)),
+        (our.texts(), lambda text: "\u200d" in text),
+        (our.texts(), lambda text: any(spelling in text for spelling in SPECIAL_SPELLINGS)),
+        (our.vocabularies(), lambda one: len(one.text) == 1),
+        (our.vocabularies(), lambda one: one.num_image == 1),
+        (our.vocabularies(), lambda one: one.num_reserved > 0),
+        (our.vocabularies(), lambda one: one.size > one.sentinels.stop),
+        (our.vocabularies(), lambda one: one.size == one.sentinels.stop),
+        (our.pictures(), lambda picture: picture.shape[:2] == (1, 1)),
+        (our.pictures(), lambda picture: picture.shape[0] > picture.shape[1]),
+        (our.pictures(), lambda picture: picture.shape[0] < picture.shape[1]),
+        (our.pictures(), is_blank_square),
+        (our.pictures(), is_black_and_white),
+        (our.images(), lambda pixels: len(pixels) == 1),
+        (our.images(), lambda pixels: len(pixels) == 3),
+        (our.images(), lambda pixels: len(pixels) > 1 and not np.array_equal(pixels[0], pixels[1])),
+        (our.codes(), lambda picture: int(picture.codes.max()) == 15),
+        (our.codes(missing=True), lambda picture: bool(picture.missing.all())),
+        (our.codes(missing=True), lambda picture: int(picture.missing.sum()) == 1),
+        (our.documents(), lambda document: has(Text)(document) and has(Image)(document)),
+        (our.documents(), lambda document: len(document) == 3),
+        (our.documents(), lambda document: not text_of(document)),
+        (our.documents(coded=True), lambda document: has(Codes)(document) and has(Image)(document)),
+        (our.documents(holes=True), has(TextHole)),
+        (our.documents(holes=True), has(MaskedText)),
+        (our.documents(holes=True), has(ImageHole)),
+        (our.documents(holes=True), has(Codes, missing=True)),
+        (our.memories(), lambda memory: len(memory) == 2),
+        (our.memories(), lambda memory: len(memory) > 5),
+        (our.memories(), lambda memory: memory.document(0) == memory.document(len(memory) - 1)),
+        (our.banks(), lambda memory: has(Codes)(memory.document(0))),
+        (our.token_sequences(VOCABULARY), lambda sequence: sequence.query_segment > 0),
+        (
+            our.token_sequences(VOCABULARY),
+            lambda sequence: any(len(span) == 0 for span in sequence.segments),
+        ),
+        (
+            our.token_sequences(VOCABULARY),
+            lambda sequence: any(span.grid == (2, 2) for span in sequence.segments),
+        ),
+        (our.logits(1, 6), lambda logits: len(set(logits[0].tolist())) == 1),
+        (our.logits(1, 6), ties),
+        (our.logits(1, 6), lambda logits: bool(logits.abs().max() > 1e4)),
+        (our.logits(1, 6), lambda logits: bool(logits[0].softmax(0).max() == 1)),
+        (our.logits(1, 6, infinite=True), lambda logits: bool((logits == -torch.inf).any())),
+        (our.logits(1, 6, infinite=True), lambda logits: int((logits > -torch.inf).sum()) == 1),
+    ],
+)
 def test_odd_cases_are_drawn(strategy: st.SearchStrategy[Any], odd: Callable[[Any], bool]) -> None:
     find(strategy, odd, settings=LOOKING)  # raises NoSuchExample
 
@@ -134,13 +158,21 @@ def test_codes(data: st.DataObject) -> None:
     assert 0 <= picture.codes.min() <= picture.codes.max() < 5
     assert picture.grid == (3, 4)
     assert not picture.codes.flags.writeable
-    assert (picture.missing is not None and picture.missing.dtype == np.bool_ and picture.missing.any()) == missing
+    assert (
+        picture.missing is not None and picture.missing.dtype == np.bool_ and picture.missing.any()
+    ) == missing
 
 
 @given(st.data())
 def test_documents(data: st.DataObject) -> None:
-    pixels, coded, holes = (data.draw(st.booleans(), label=name) for name in ("pixels", "coded", "holes"))
-    document = data.draw(our.documents(pixels=pixels, coded=coded, holes=holes, max_segments=2, codebook_size=7, max_side=3))
+    pixels, coded, holes = (
+        data.draw(st.booleans(), label=name) for name in ("pixels", "coded", "holes")
+    )
+    document = data.draw(
+        our.documents(
+            pixels=pixels, coded=coded, holes=holes, max_segments=2, codebook_size=7, max_side=3
+        )
+    )
     assert isinstance(document, tuple)
     assert 1 <= len(document) <= 2
     assert has_holes(document) == holes
@@ -168,7 +200,9 @@ def test_equal_keys_are_equal_pictures(first: Document, second: Document) -> Non
 @given(our.memories(min_size=1, max_size=4))
 def test_memories(memory: Any) -> None:
     assert 1 <= len(memory) <= 4
-    assert [memory.id(index) for index in range(len(memory))] == [f"d{index}" for index in range(len(memory))]
+    assert [memory.id(index) for index in range(len(memory))] == [
+        f"d{index}" for index in range(len(memory))
+    ]
     assert all(content_keys(memory.document(index)) for index in range(len(memory)))
 
 
@@ -176,7 +210,9 @@ def test_memories(memory: Any) -> None:
 def test_banks(bank: Any) -> None:
     parts = [part for index in range(len(bank)) for part in bank.document(index)]
     assert all(isinstance(part, (Text, Codes)) for part in parts)
-    assert all(part.grid == (1, 5) and part.codes.max() < 6 for part in parts if isinstance(part, Codes))
+    assert all(
+        part.grid == (1, 5) and part.codes.max() < 6 for part in parts if isinstance(part, Codes)
+    )
 
 
 @given(our.vocabularies().flatmap(lambda one: st.tuples(st.just(one), our.token_sequences(one))))
@@ -186,14 +222,18 @@ def test_token_sequences(drawn: Any) -> None:
     assert sequence.tokens[0] == sequence.tokens[-1] == vocabulary.eos
     for span in sequence.segments:
         ids = vocabulary.text if span.modality == "text" else vocabulary.image
-        assert all(token in ids for token in sequence.tokens[span.start:span.stop])
+        assert all(token in ids for token in sequence.tokens[span.start : span.stop])
     assert (sequence.tokens == vocabulary.break_).sum() == len(sequence.segments) - 1
     assert 0 <= sequence.query_segment < len(sequence.segments)
 
 
 @given(st.data())
 def test_logits(data: st.DataObject) -> None:
-    rows, ids, infinite = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 6)), data.draw(st.booleans())
+    rows, ids, infinite = (
+        data.draw(st.integers(1, 4)),
+        data.draw(st.integers(1, 6)),
+        data.draw(st.booleans()),
+    )
     logits = data.draw(our.logits(rows, ids, infinite=infinite))
     assert logits.dtype == torch.float32
     assert logits.shape == (rows, ids)

@@ -54,8 +54,10 @@ class KnowsSpecials(ByteTokenizer):
         return super()._encode(text)
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return b"".join(bytes([token]) if token < 256 else SPECIAL_SPELLINGS[token - 256].encode() for token in ids
-                        ).decode("utf-8", errors="replace")
+        return b"".join(
+            bytes([token]) if token < 256 else SPECIAL_SPELLINGS[token - 256].encode()
+            for token in ids
+        ).decode("utf-8", errors="replace")
 
 
 class TakesAnyId(ByteTokenizer):
@@ -103,7 +105,9 @@ MUTANTS = {
 
 @pytest.mark.parametrize(("law", "wrong"), cases(MUTANTS))
 def test_a_wrong_tokenizer_fails(law: str, wrong: type[ByteTokenizer]) -> None:
-    assert_law_fails(TextTokenizerContract, law, {"config": ByteTokenizerConfig(), "make": lambda self: wrong()})
+    assert_law_fails(
+        TextTokenizerContract, law, {"config": ByteTokenizerConfig(), "make": lambda self: wrong()}
+    )
 
 
 def test_every_law_has_a_mutant() -> None:

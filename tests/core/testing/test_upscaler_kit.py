@@ -1,4 +1,5 @@
-"""The upscalers' kit: a right upscaler passes, and each law fails for one that is wrong in just that way."""
+"""The upscalers' kit: a right upscaler passes, and each law fails for one that is wrong in just
+that way."""
 
 from __future__ import annotations
 
@@ -59,7 +60,9 @@ class DarkEdges(Nearest):
 
 class AtLeastOne(Nearest):
     def upscale_batch(self, pixels_NHWC: PixelArray) -> PixelArray:
-        return super().upscale_batch(pixels_NHWC if len(pixels_NHWC) else np.zeros((1, *pixels_NHWC.shape[1:]), np.uint8))
+        return super().upscale_batch(
+            pixels_NHWC if len(pixels_NHWC) else np.zeros((1, *pixels_NHWC.shape[1:]), np.uint8)
+        )
 
 
 class Mirrors(Nearest):
@@ -112,7 +115,9 @@ MUTANTS = {
 
 @pytest.mark.parametrize(("law", "wrong"), cases(MUTANTS))
 def test_a_wrong_upscaler_fails(law: str, wrong: Any) -> None:
-    config = {"config": wrong()} if issubclass(wrong, NearestConfig) else {"make": lambda self: wrong()}
+    config = (
+        {"config": wrong()} if issubclass(wrong, NearestConfig) else {"make": lambda self: wrong()}
+    )
     assert_law_fails(UpscalerContract, law, config)
 
 

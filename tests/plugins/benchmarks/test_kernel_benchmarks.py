@@ -1,4 +1,5 @@
-"""The benchmark itself: right results get a time, wrong ones none, and without a GPU the GPU's path runs and times nothing."""
+"""The benchmark itself: right results get a time, wrong ones none, and without a GPU the GPU's path
+runs and times nothing."""
 
 from __future__ import annotations
 
@@ -83,8 +84,13 @@ class DoublingOp(Op):
 @pytest.fixture
 def op() -> DoublingOp:
     made = DoublingOp()
-    made.providers = [DoublingProvider("right", 2.0), DoublingProvider("wrong", 2.001), DoublingProvider("broken", 0.0),
-                      DoublingProvider("nan", float("nan")), DoublingProvider("elsewhere", 2.0, "is for another machine")]
+    made.providers = [
+        DoublingProvider("right", 2.0),
+        DoublingProvider("wrong", 2.001),
+        DoublingProvider("broken", 0.0),
+        DoublingProvider("nan", float("nan")),
+        DoublingProvider("elsewhere", 2.0, "is for another machine"),
+    ]
     return made
 
 
@@ -130,7 +136,8 @@ class TripledProvider(TorchProvider):
 
 
 def test_a_compiled_provider_is_compiled_for_every_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Past 8 shapes torch goes on uncompiled, with a warning: a time of eager code under the name of compiled code."""
+    """Past 8 shapes torch goes on uncompiled, with a warning: a time of eager code under the name
+    of compiled code."""
     graphs: list[torch.Size] = []
 
     def backend(graph: Any, examples: list[torch.Tensor]) -> Any:
@@ -140,8 +147,14 @@ def test_a_compiled_provider_is_compiled_for_every_case(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     op = DoublingOp()
     op.providers = [TripledProvider("torch", lambda inputs: inputs["x"] * 2, compiled=True)]
-    monkeypatch.setattr(op, "cases", lambda where: [Case(f"n{n}", {"n": n}, torch.float32, 8 * n, n) for n in range(1, 13)])
-    monkeypatch.setattr(op, "inputs", lambda case, where, seed: {"x": torch.ones(case.parameters["n"])})
+    monkeypatch.setattr(
+        op,
+        "cases",
+        lambda where: [Case(f"n{n}", {"n": n}, torch.float32, 8 * n, n) for n in range(1, 13)],
+    )
+    monkeypatch.setattr(
+        op, "inputs", lambda case, where, seed: {"x": torch.ones(case.parameters["n"])}
+    )
     rows = runner.run_op(op, at("cpu", "full"), measure.CPUStopwatch(0.0, 1), LIMITS)
     assert [row["status"] for row in rows] == ["ok"] * 12
     assert graphs == [torch.Size([n]) for n in range(1, 13)]
@@ -172,9 +185,14 @@ class FakeCUDA(measure.AbsentCUDA):
         self.now += self.step * calls
 
 
-@pytest.mark.parametrize(("milliseconds", "fails", "method"), [
-    (0.2, False, "events"), (0.01, False, "graph"),
-    (0.01, True, "events (no graph: operation not permitted when stream is capturing)")])
+@pytest.mark.parametrize(
+    ("milliseconds", "fails", "method"),
+    [
+        (0.2, False, "events"),
+        (0.01, False, "graph"),
+        (0.01, True, "events (no graph: operation not permitted when stream is capturing)"),
+    ],
+)
 def test_short_kernels_are_timed_in_a_graph(milliseconds: float, fails: bool, method: str) -> None:
     cuda = FakeCUDA(milliseconds, fails)
     timing = measure.CUDAStopwatch(0.01, 10, cuda).time([cuda.advance])
@@ -191,26 +209,42 @@ def test_cold_calls_take_the_inputs_in_turn() -> None:
 
 def test_costs_by_hand() -> None:
     case = attention_case(1, 1, 2, 1, 1, False, torch.float32)
-    assert (case.flop, case.num_bytes) == (12, 32)  # three visible pairs of four operations; q, k, v, out of two numbers
-    assert attention_case(1, 1, 4, 1, 2, False, torch.float32).flop == 24  # two documents of two tokens
+    # three visible pairs of four operations; q, k, v, out of two numbers
+    assert (case.flop, case.num_bytes) == (12, 32)
+    # two documents of two tokens
+    assert attention_case(1, 1, 4, 1, 2, False, torch.float32).flop == 24
     assert attention_case(1, 1, 2, 1, 1, True, torch.float32).flop == 42
-    # One image: keys 4 + 3 shared, 2 rows of 5 own; both streams attend to (4 + 5) and (3 + 5) keys.
+    # One image: keys 4 + 3 shared, 2 rows of 5 own; both streams attend to (4 + 5) and (3 + 5)
+    # keys.
     assert decode_case(1, 4, 5, 1, 1, 1, torch.float32).flop == 4 * 17
     assert decode_case(1, 4, 5, 1, 1, 1, torch.float32).num_bytes == (2 * 17 + 4) * 4
 
 
 def test_the_chain_filters_as_written() -> None:
-    """c = (0, 1, 2, 3); guidance 3 on u = 0 triples it; the four probabilities are e^(3v) / Z: top-p 0.9 keeps the last alone."""
-    inputs: Inputs = {"logits": torch.tensor([[0.0, 1.0, 2.0, 3.0], [0.0, 0.0, 0.0, 0.0]]), "rows": torch.tensor([[0, 1]]),
-                      "weights": torch.tensor([[3.0, -2.0]]), "alpha_n": None, "top_k_n": None, "top_p_n": torch.tensor([0.9])}
+    """c = (0, 1, 2, 3); guidance 3 on u = 0 triples it; the four probabilities are e^(3v) / Z:
+    top-p 0.9 keeps the last alone."""
+    inputs: Inputs = {
+        "logits": torch.tensor([[0.0, 1.0, 2.0, 3.0], [0.0, 0.0, 0.0, 0.0]]),
+        "rows": torch.tensor([[0, 1]]),
+        "weights": torch.tensor([[3.0, -2.0]]),
+        "alpha_n": None,
+        "top_k_n": None,
+        "top_p_n": torch.tensor([0.9]),
+    }
     assert chain(inputs, torch.float64).tolist() == [[0.0, 0.0, 0.0, 1.0]]
     kept = chain({**inputs, "top_p_n": None}, torch.float64)
-    assert kept.tolist() == [pytest.approx(torch.tensor([0.0, 3.0, 6.0, 9.0]).double().softmax(0).tolist())]
+    assert kept.tolist() == [
+        pytest.approx(torch.tensor([0.0, 3.0, 6.0, 9.0]).double().softmax(0).tolist())
+    ]
 
 
 def test_attention_gate_sees_a_wrong_mask() -> None:
     op, where = AttentionOp(), at("cpu", "dry")
-    case = next(case for case in op.cases(where) if case.parameters["num_documents"] == 3 and case.parameters["backward"])
+    case = next(
+        case
+        for case in op.cases(where)
+        if case.parameters["num_documents"] == 3 and case.parameters["backward"]
+    )
     inputs = op.inputs(case, where, 0)
     expected = op.expected(case, inputs)
     right = next(provider for provider in op.providers if provider.name == "cm3/sdpa")
@@ -221,10 +255,21 @@ def test_attention_gate_sees_a_wrong_mask() -> None:
 def test_bundled_ops_have_their_baselines_and_plausible_cases() -> None:
     registry = BenchmarkRegistry()
     add(registry)
-    assert sorted(registry.ops) == ["attention", "guided_sample", "linear_cross_entropy", "segment_decode"]
+    assert sorted(registry.ops) == [
+        "attention",
+        "guided_sample",
+        "linear_cross_entropy",
+        "segment_decode",
+    ]
     for op in registry.ops.values():
         assert op.baseline in {provider.name for provider in op.providers}
-        for where in (at("cpu", "quick"), at("cpu", "full"), at("cuda", "quick"), at("cuda", "full"), at("cuda", "dry")):
+        for where in (
+            at("cpu", "quick"),
+            at("cpu", "full"),
+            at("cuda", "quick"),
+            at("cuda", "full"),
+            at("cuda", "dry"),
+        ):
             names = [case.name for case in op.cases(where)]
             assert len(names) == len(set(names)) > 0
         assert len(op.cases(at("cuda", "quick"))) < len(op.cases(at("cuda", "full")))
@@ -240,10 +285,13 @@ def test_registry_refuses_a_name_that_is_taken_or_unknown() -> None:
         registry.add_op(DoublingOp())
     with pytest.raises(CM3Error) as caught:
         registry.add_provider("duble", DoublingProvider("mine", 2.0))
-    assert str(caught.value) == "provider 'mine': there is no op 'duble' to benchmark\n  next: did you mean 'double'?"
+    assert (
+        str(caught.value)
+        == "provider 'mine': there is no op 'duble' to benchmark\n  next: did you mean 'double'?"
+    )
 
 
-MINE = '''
+MINE = """
 from cm3core.hookspecs import hookimpl
 from cm3core.interfaces.benchmark import Provider
 from torch.nn.functional import cross_entropy, linear
@@ -267,48 +315,103 @@ class Mine(Provider):
 
 def add(registry):
     registry.add_provider("linear_cross_entropy", Mine())
-'''
+"""
 
 
-def test_command_with_a_plugins_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                         capsys: pytest.CaptureFixture[str]) -> None:
-    """`--device cuda --dry-run` without a GPU: table, JSON and plots, with a provider that a plugin's file brings."""
+def test_command_with_a_plugins_provider(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--device cuda --dry-run` without a GPU: table, JSON and plots, with a provider that a
+    plugin's file brings."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (tmp_path / "mine.py").write_text(MINE)
     out = tmp_path / "dry.json"
-    command = ["--plugin", str(tmp_path / "mine.py"), "bench", "kernels", "--device", "cuda", "--dry-run", "--op",
-               "linear_cross_entropy", "--op", "guided_sample", "--provider", "mine", "--provider", "cm3/reference", "--provider",
-               "torch", "--provider", "huggingface", "-o", str(out)]
+    command = [
+        "--plugin",
+        str(tmp_path / "mine.py"),
+        "bench",
+        "kernels",
+        "--device",
+        "cuda",
+        "--dry-run",
+        "--op",
+        "linear_cross_entropy",
+        "--op",
+        "guided_sample",
+        "--provider",
+        "mine",
+        "--provider",
+        "cm3/reference",
+        "--provider",
+        "torch",
+        "--provider",
+        "huggingface",
+        "-o",
+        str(out),
+    ]
     assert main(command) == 0
     document = json.loads(out.read_text())
     assert document["environment"]["target"] == "cuda"
     assert document["ceilings"]["copy_bytes_per_s"] is None
     statuses = {(row["op"], row["provider"], row["status"]) for row in document["results"]}
-    assert {("linear_cross_entropy", "mine", "dry run"), ("linear_cross_entropy", "torch", "dry run"),
-            ("guided_sample", "cm3/reference", "dry run"), ("guided_sample", "huggingface", "dry run"),
-            ("guided_sample", "huggingface", "not run")} <= statuses
+    assert {
+        ("linear_cross_entropy", "mine", "dry run"),
+        ("linear_cross_entropy", "torch", "dry run"),
+        ("guided_sample", "cm3/reference", "dry run"),
+        ("guided_sample", "huggingface", "dry run"),
+        ("guided_sample", "huggingface", "not run"),
+    } <= statuses
     assert "failed" not in {row["status"] for row in document["results"]}
-    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["dry-guided_sample.png", "dry-linear_cross_entropy.png"]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == [
+        "dry-guided_sample.png",
+        "dry-linear_cross_entropy.png",
+    ]
     assert "mine                       dry run, relative error" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (["--device", "cuda"], "cm3 bench kernels --device cuda: there is no CUDA device, or torch was built without CUDA\n"
-                           "  next: use --device cpu, or --dry-run to execute everything without one"),
-    (["--op", "atention"], "cm3 bench kernels --op: no op is called 'atention'\n  next: did you mean 'attention'?"),
-    (["--op", "attention", "--provider", "cm3/tritn"],
-     "cm3 bench kernels --provider: no provider is called 'cm3/tritn'\n  next: did you mean 'cm3/triton'?"),
-    (["--quick", "--dry-run"], "cm3 bench kernels: --quick and --dry-run exclude each other\n  next: leave one out"),
-    (["--threads", "0"], "cm3 bench kernels: --threads is 0, must be at least 1\n  next: leave it out, or give a number"),
-])
-def test_wrong_options_are_told(options: list[str], message: str, monkeypatch: pytest.MonkeyPatch,
-                                capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--device", "cuda"],
+            "cm3 bench kernels --device cuda: there is no CUDA device, or torch was built "
+            "without CUDA\n"
+            "  next: use --device cpu, or --dry-run to execute everything without one",
+        ),
+        (
+            ["--op", "atention"],
+            "cm3 bench kernels --op: no op is called 'atention'\n  next: did you mean 'attention'?",
+        ),
+        (
+            ["--op", "attention", "--provider", "cm3/tritn"],
+            "cm3 bench kernels --provider: no provider is called 'cm3/tritn'\n  next: did you "
+            "mean 'cm3/triton'?",
+        ),
+        (
+            ["--quick", "--dry-run"],
+            "cm3 bench kernels: --quick and --dry-run exclude each other\n  next: leave one out",
+        ),
+        (
+            ["--threads", "0"],
+            "cm3 bench kernels: --threads is 0, must be at least 1\n  next: leave it out, or "
+            "give a number",
+        ),
+    ],
+)
+def test_wrong_options_are_told(
+    options: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["bench", "kernels", *options]) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
-def test_an_interrupted_run_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_keeps_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`timeout -s INT` in kernels/bench/on_gpu: the first op's JSON and plot are there, whole."""
     plain = runner.run_op
 
@@ -319,8 +422,17 @@ def test_an_interrupted_run_keeps_what_it_has(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(runner, "run_op", interrupted)
     out = tmp_path / "r.json"
-    command = ["bench", "kernels", "--dry-run", "--op", "segment_decode", "--op", "linear_cross_entropy", "--provider",
-               "cm3/torch"]
+    command = [
+        "bench",
+        "kernels",
+        "--dry-run",
+        "--op",
+        "segment_decode",
+        "--op",
+        "linear_cross_entropy",
+        "--provider",
+        "cm3/torch",
+    ]
     assert main([*command, "-o", str(out)]) == 130
     assert {row["op"] for row in json.loads(out.read_text())["results"]} == {"segment_decode"}
     assert [path.name for path in tmp_path.glob("*.png")] == ["r-segment_decode.png"]

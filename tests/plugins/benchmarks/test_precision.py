@@ -1,4 +1,5 @@
-"""Fewer bits: the shipped model passes the gate, and a decoder that says something else fails it."""
+"""Fewer bits: the shipped model passes the gate, and a decoder that says something else fails
+it."""
 
 from __future__ import annotations
 
@@ -43,10 +44,14 @@ def test_nats_are_those_of_the_likelihood(model: Model) -> None:
     asked = (document[0], ImageHole())
     likelihood = model.components.likelihood
     contents = likelihood.contents_of(asked, (document[0], picture))
-    assert full.nats * 256 == pytest.approx(-likelihood.log_probability([asked], [contents])[0].nats, rel=1e-4)
+    assert full.nats * 256 == pytest.approx(
+        -likelihood.log_probability([asked], [contents])[0].nats, rel=1e-4
+    )
 
 
-def test_a_decoder_that_says_something_else_fails(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_that_says_something_else_fails(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoder = model.components.decoder
     whole = type(decoder).for_inference
 
@@ -73,8 +78,14 @@ def test_the_gate() -> None:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "precision.json"
     assert main(["bench", "precision", "--num", "1", "-o", str(out)]) == 0
-    assert [one["precision"] for one in json.loads(out.read_text())["precisions"]] == ["fp32", "bf16", "int8"]
+    assert [one["precision"] for one in json.loads(out.read_text())["precisions"]] == [
+        "fp32",
+        "bf16",
+        "int8",
+    ]
     assert capsys.readouterr().out.count("passes") == 3
     assert main(["bench", "precision", "--num", "0"]) == 2
-    message = "error: cm3 bench precision: --num is 0, must be at least 1\n  next: give another number\n"
+    message = (
+        "error: cm3 bench precision: --num is 0, must be at least 1\n  next: give another number\n"
+    )
     assert capsys.readouterr().err == message

@@ -1,4 +1,5 @@
-"""`cm3 bench retrieval`: the synthetic bank is what it says, recall and verdicts are counted right, and the command runs."""
+"""`cm3 bench retrieval`: the synthetic bank is what it says, recall and verdicts are counted right,
+and the command runs."""
 
 from __future__ import annotations
 
@@ -31,12 +32,13 @@ def test_vectors_are_unit_and_the_same_again(towers):
 
 
 def test_texts_and_pictures_lie_apart_and_few_directions_matter(towers):
-    """A modality gap: texts are nearer to texts than to pictures. And 24 directions hold most of what varies."""
+    """A modality gap: texts are nearer to texts than to pictures. And 24 directions hold most of
+    what varies."""
     texts, images = np.split(towers.queries(300), 2)
     assert (texts @ texts.T).mean() > 0.3 + (texts @ images.T).mean()
     rows = np.concatenate(list(towers.blocks()))
     shares = np.linalg.svd(rows - rows.mean(0), compute_uv=False) ** 2
-    assert shares[:synthetic.LATENT].sum() > 0.75 * shares.sum()
+    assert shares[: synthetic.LATENT].sum() > 0.75 * shares.sum()
 
 
 def test_documents_of_a_concept_are_nearest_to_its_queries(towers):
@@ -56,7 +58,9 @@ def test_the_bank_is_a_bank(tmp_path, towers, monkeypatch):
     text, codes = bank.document(999)
     assert text == Text("document 999")
     assert isinstance(codes, Codes)
-    np.testing.assert_array_equal(bank.vectors.take([950])[0], np.concatenate(list(small.blocks()))[950])
+    np.testing.assert_array_equal(
+        bank.vectors.take([950])[0], np.concatenate(list(small.blocks()))[950]
+    )
 
 
 def test_a_table_embedder_knows_its_queries(towers):
@@ -70,20 +74,52 @@ def test_a_table_embedder_knows_its_queries(towers):
 
 
 def test_recall_by_hand():
-    assert runner.recall(np.array([[1, 2, -1], [5, 4, 3]]), np.array([[2, 3, 4], [3, 4, 5]])) == 4 / 6
+    assert (
+        runner.recall(np.array([[1, 2, -1], [5, 4, 3]]), np.array([[2, 3, 4], [3, 4, 5]])) == 4 / 6
+    )
 
 
 def index_row(name, recall, ms, times=1.0):
-    asked = {"num_queries": 3, "search_ms": ms / 2, "search_ms_p90": ms, "retrieve_ms": ms, "retrieve_ms_p90": ms}
-    return {"part": "index", "index": name, "description": "it", "build_s": 1.0, "build_bytes": 1, "open_s": 1.0, "open_bytes": 1,
-            "file_bytes": 1, "curve": [], "queries": {"text": asked | {"recall": recall}, "image": asked | {"recall": 1.0}},
-            "batches": [{"num_queries": 3, "retriever_ms": one, "index_ms": 1.0, "faiss_ms": 1.0, "retriever_x": one,
-                         "index_x": 1.0} for one in (0.5, times)]}
+    asked = {
+        "num_queries": 3,
+        "search_ms": ms / 2,
+        "search_ms_p90": ms,
+        "retrieve_ms": ms,
+        "retrieve_ms_p90": ms,
+    }
+    return {
+        "part": "index",
+        "index": name,
+        "description": "it",
+        "build_s": 1.0,
+        "build_bytes": 1,
+        "open_s": 1.0,
+        "open_bytes": 1,
+        "file_bytes": 1,
+        "curve": [],
+        "queries": {"text": asked | {"recall": recall}, "image": asked | {"recall": 1.0}},
+        "batches": [
+            {
+                "num_queries": 3,
+                "retriever_ms": one,
+                "index_ms": 1.0,
+                "faiss_ms": 1.0,
+                "retriever_x": one,
+                "index_x": 1.0,
+            }
+            for one in (0.5, times)
+        ],
+    }
 
 
 def test_verdicts_by_hand():
-    rows = [index_row("flat", 1.0, 11.0, 1.3), index_row("ivf", 0.96, 2.0), index_row("pq", 0.94, 2.0),
-            {"part": "open", "seconds": 1.5, "memory_bytes": 1}, {"part": "loader", "share": 0.051, "recipe": "r", "steps": 2}]
+    rows = [
+        index_row("flat", 1.0, 11.0, 1.3),
+        index_row("ivf", 0.96, 2.0),
+        index_row("pq", 0.94, 2.0),
+        {"part": "open", "seconds": 1.5, "memory_bytes": 1},
+        {"part": "loader", "share": 0.051, "recipe": "r", "steps": 2},
+    ]
     assert report.verdicts(rows) == [
         "MISSED:  flat: batches take 1.30 times faiss called directly (aim: 1.2)",
         "met:     ivf: recall@4 0.960 in 2.00 ms a query (aim: 0.95, 10 ms)",
@@ -91,7 +127,8 @@ def test_verdicts_by_hand():
         "MISSED:  pq: recall@4 0.940 in 2.00 ms a query (aim: 0.95, 10 ms)",
         "met:     pq: batches take 1.00 times faiss called directly (aim: 1.2)",
         "MISSED:  opening: 1.50 s, 0 MB (aim: 1 s, 1 GB)",
-        "MISSED:  loader: 5.1% of a step (aim: 5%)"]
+        "MISSED:  loader: 5.1% of a step (aim: 5%)",
+    ]
 
 
 # ---- the command
@@ -100,14 +137,40 @@ def test_verdicts_by_hand():
 def test_the_command_measures_everything(tmp_path, monkeypatch, capsys):
     loader = {"part": "loader", "recipe": "quickstart", "steps": 20, "share": 0.01}
     monkeypatch.setattr(runner, "loader_part", lambda registry, quick: loader)
-    monkeypatch.setattr("cm3apps.benchmarks.runner.ceilings", lambda where, stopwatch: {
-        "copy_bytes_per_s": 1e9, "matmul_flop_per_s": 1e9, "matmul": "1"})
+    monkeypatch.setattr(
+        "cm3apps.benchmarks.runner.ceilings",
+        lambda where, stopwatch: {"copy_bytes_per_s": 1e9, "matmul_flop_per_s": 1e9, "matmul": "1"},
+    )
     out = tmp_path / "results.json"
-    assert main(["bench", "retrieval", "--num", "1000", "--dimension", "16", "--quick", "--folder", str(tmp_path / "here"),
-                 "-o", str(out)]) == 0
+    assert (
+        main(
+            [
+                "bench",
+                "retrieval",
+                "--num",
+                "1000",
+                "--dimension",
+                "16",
+                "--quick",
+                "--folder",
+                str(tmp_path / "here"),
+                "-o",
+                str(out),
+            ]
+        )
+        == 0
+    )
     document = json.loads(out.read_text())
     rows = document["results"]
-    assert [row["part"] for row in rows] == ["bank", "open", "index", "index", "index", "index", "loader"]
+    assert [row["part"] for row in rows] == [
+        "bank",
+        "open",
+        "index",
+        "index",
+        "index",
+        "index",
+        "loader",
+    ]
     assert [row["index"] for row in rows[2:6]] == ["flat", "ivf", "pq", "hnsw"]
     assert all(one["recall"] >= 0.9 for row in rows[2:6] for one in row["queries"].values())
     assert rows[2]["queries"]["text"]["recall"] == 1
@@ -119,27 +182,61 @@ def test_the_command_measures_everything(tmp_path, monkeypatch, capsys):
     assert f"written: {out}, {tmp_path / 'results-recall.png'}" in shown
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--num", "999"], "error: cm3 bench retrieval: --num is 999, must be at least 1000\n"
-     "  next: leave it out, or give another number\n"),
-    (["--dimension", "4"],
-     "error: cm3 bench retrieval: --dimension is 4, must be at least 8\n  next: leave it out, or give another number\n"),
-    (["--index", "ifv"], "error: cm3 bench retrieval --index: no index is called 'ifv'; did you mean 'ivf'?\n"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--num", "999"],
+            "error: cm3 bench retrieval: --num is 999, must be at least 1000\n"
+            "  next: leave it out, or give another number\n",
+        ),
+        (
+            ["--dimension", "4"],
+            "error: cm3 bench retrieval: --dimension is 4, must be at least 8\n  next: leave it "
+            "out, or give another number\n",
+        ),
+        (
+            ["--index", "ifv"],
+            "error: cm3 bench retrieval --index: no index is called 'ifv'; did you mean 'ivf'?\n",
+        ),
+    ],
+)
 def test_bad_arguments(capsys, arguments, message):
     assert main(["bench", "retrieval", *arguments]) == 2
     assert capsys.readouterr().err.startswith(message.split("; did")[0])
 
 
 def test_an_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch):
-    monkeypatch.setattr("cm3apps.benchmarks.runner.ceilings", lambda where, stopwatch: {
-        "copy_bytes_per_s": 1e9, "matmul_flop_per_s": 1e9, "matmul": "1"})
+    monkeypatch.setattr(
+        "cm3apps.benchmarks.runner.ceilings",
+        lambda where, stopwatch: {"copy_bytes_per_s": 1e9, "matmul_flop_per_s": 1e9, "matmul": "1"},
+    )
 
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runner, "curve", interrupted)
     out = tmp_path / "results.json"
-    assert main(["bench", "retrieval", "--num", "1000", "--dimension", "16", "--quick", "--no-loader", "-o", str(out)]) == 130
-    assert [row.get("index") for row in json.loads(out.read_text())["results"]] == [None, None, "flat"]
+    assert (
+        main(
+            [
+                "bench",
+                "retrieval",
+                "--num",
+                "1000",
+                "--dimension",
+                "16",
+                "--quick",
+                "--no-loader",
+                "-o",
+                str(out),
+            ]
+        )
+        == 130
+    )
+    assert [row.get("index") for row in json.loads(out.read_text())["results"]] == [
+        None,
+        None,
+        "flat",
+    ]
     assert Path(tmp_path / "results-recall.png").exists()

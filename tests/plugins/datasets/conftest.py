@@ -26,11 +26,25 @@ def samples(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     for i, text in captions.items():
         write(root / "folder", {f"a/{i}.png": picture(int(i)), f"a/{i}.txt": text})
     write(root / "folder", {"a/bare.png": picture(9)})
-    lines: list[Any] = [{"text": text.split("\n"), "image": f"folder/a/{i}.png"} for i, text in captions.items()]
-    lines.append({"segments": [{"text": "one"}, {"image": "folder/a/1.png"}, {"text": ["two", "zwei"]},
-                               {"image": "folder/a/2.png"}]})
+    lines: list[Any] = [
+        {"text": text.split("\n"), "image": f"folder/a/{i}.png"} for i, text in captions.items()
+    ]
+    lines.append(
+        {
+            "segments": [
+                {"text": "one"},
+                {"image": "folder/a/1.png"},
+                {"text": ["two", "zwei"]},
+                {"image": "folder/a/2.png"},
+            ]
+        }
+    )
     lines.append({"text": "", "image": "folder/a/1.png"})
     write(root, {"all.jsonl": "\n".join(map(json.dumps, lines))})
-    write_tar(root / "0.tar", {f"{i}.png": picture(int(i)) for i in captions} | {f"{i}.txt": text for i, text in captions.items()}
-              | {"bare.png": picture(9)})
+    write_tar(
+        root / "0.tar",
+        {f"{i}.png": picture(int(i)) for i in captions}
+        | {f"{i}.txt": text for i, text in captions.items()}
+        | {"bare.png": picture(9)},
+    )
     request.cls.root = root

@@ -1,4 +1,5 @@
-"""What data sets of a user's own files share: splits, captions, keys, pictures that change or can't be decoded, the index."""
+"""What data sets of a user's own files share: splits, captions, keys, pictures that change or can't
+be decoded, the index."""
 
 from __future__ import annotations
 
@@ -21,23 +22,36 @@ from picture_files import folder, picture, png_chunk, png_header, write
 def test_unknown_split_and_share(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         folder(tmp_path, split="vald")
-    assert str(caught.value) == ("dataset.split: there is no split 'vald'; did you mean 'valid'?\n"
-                                 "  next: use one of train, valid, all")
+    assert str(caught.value) == (
+        "dataset.split: there is no split 'vald'; did you mean 'valid'?\n"
+        "  next: use one of train, valid, all"
+    )
     with pytest.raises(RecipeError) as caught:
         folder(tmp_path, valid=5.0)
-    assert str(caught.value) == "dataset.valid: is 5.0, a share is 0..1\n  next: use 0.05 for one record in twenty"
+    assert (
+        str(caught.value)
+        == "dataset.valid: is 5.0, a share is 0..1\n  next: use 0.05 for one record in twenty"
+    )
 
 
 def test_splits_are_a_partition_and_stay(tmp_path: Path) -> None:
     names = [f"{i:03}" for i in range(60)]
-    write(tmp_path, {f"{name}.png": picture(0) for name in names} | {f"{name}.txt": name for name in names})
-    splits = {name: set(folder(tmp_path, split=name, valid=0.3).texts()) for name in ("train", "valid", "all")}
+    write(
+        tmp_path,
+        {f"{name}.png": picture(0) for name in names} | {f"{name}.txt": name for name in names},
+    )
+    splits = {
+        name: set(folder(tmp_path, split=name, valid=0.3).texts())
+        for name in ("train", "valid", "all")
+    }
     assert splits["train"] | splits["valid"] == splits["all"] == set(names)
     assert not splits["train"] & splits["valid"]
     assert 8 <= len(splits["valid"]) <= 28  # 18 expected
     (tmp_path / "000.png").unlink()
     write(tmp_path, {"new.png": picture(0), "new.txt": "new"})
-    assert set(folder(tmp_path, split="valid", valid=0.3).texts()) - {"new"} == splits["valid"] - {"000"}
+    assert set(folder(tmp_path, split="valid", valid=0.3).texts()) - {"new"} == splits["valid"] - {
+        "000"
+    }
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.floats(0, 1), st.floats(0, 1))
@@ -59,7 +73,17 @@ def test_captions_are_stripped_and_never_empty(texts: list[str]) -> None:
 
 
 def test_keys_are_contents(tmp_path: Path) -> None:
-    write(tmp_path, {"a.png": picture(1), "a.txt": "a", "b.png": picture(1), "b.txt": "b", "c.png": picture(2), "c.txt": "c"})
+    write(
+        tmp_path,
+        {
+            "a.png": picture(1),
+            "a.txt": "a",
+            "b.png": picture(1),
+            "b.txt": "b",
+            "c.png": picture(2),
+            "c.txt": "c",
+        },
+    )
     keys = [folder(tmp_path).document(i)[1].key for i in range(3)]
     assert keys[0] == keys[1] != keys[2]
     before = folder(tmp_path).fingerprint
@@ -75,8 +99,11 @@ def test_a_picture_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_undecodable_pixels_raise_once_and_are_skipped_then(tmp_path: Path) -> None:
-    """The header and every checksum are right, the pixels are too few: only decoding can find it."""
-    data = png_header(40, 40) + png_chunk(b"IDAT", zlib.compress(b"\0" * 50)) + png_chunk(b"IEND", b"")
+    """The header and every checksum are right, the pixels are too few: only decoding can find
+    it."""
+    data = (
+        png_header(40, 40) + png_chunk(b"IDAT", zlib.compress(b"\0" * 50)) + png_chunk(b"IEND", b"")
+    )
     write(tmp_path, {"a.png": data, "a.txt": "a", "b.png": picture(1), "b.txt": "b"})
     source = folder(tmp_path)
     assert len(source) == 2
@@ -87,7 +114,9 @@ def test_undecodable_pixels_raise_once_and_are_skipped_then(tmp_path: Path) -> N
     assert caught.value.next_step == "replace or remove it; from the next start on it is skipped"
     again = folder(tmp_path)
     assert len(again) == 1
-    assert again.skipped == [SkippedRecord(f"{tmp_path}/a.png", caught.value.cause, "replace or remove it")]
+    assert again.skipped == [
+        SkippedRecord(f"{tmp_path}/a.png", caught.value.cause, "replace or remove it")
+    ]
 
 
 def test_changed_and_removed_pictures(tmp_path: Path) -> None:
@@ -96,25 +125,40 @@ def test_changed_and_removed_pictures(tmp_path: Path) -> None:
     write(tmp_path, {"a.png": picture(2)})
     with pytest.raises(DataError) as caught:
         image.load()
-    assert str(caught.value) == f"{tmp_path}/a.png: has changed since the data set was opened\n  next: start again"
+    assert (
+        str(caught.value)
+        == f"{tmp_path}/a.png: has changed since the data set was opened\n  next: start again"
+    )
     (tmp_path / "a.png").unlink()
     with pytest.raises(DataError) as caught:
         image.load()
-    assert str(caught.value) == (f"{tmp_path}/a.png: can't be read any more: No such file or directory\n"
-                                 "  next: put it back, or start again")
+    assert str(caught.value) == (
+        f"{tmp_path}/a.png: can't be read any more: No such file or directory\n"
+        "  next: put it back, or start again"
+    )
 
 
 def test_damaged_index(tmp_path: Path, cache: Path) -> None:
     write(tmp_path, {"a.png": picture(1), "a.txt": "a"})
-    index = write(cache, {"datasets/pictures-v1.sqlite": "no database " * 100}) / "datasets" / "pictures-v1.sqlite"
+    index = (
+        write(cache, {"datasets/pictures-v1.sqlite": "no database " * 100})
+        / "datasets"
+        / "pictures-v1.sqlite"
+    )
     with pytest.raises(DataError) as caught:
         folder(tmp_path)
-    assert str(caught.value) == (f"{index}: the index of pictures can't be used: file is not a database\n"
-                                 "  next: delete it, or set CM3_CACHE to a folder that can be written")
+    assert str(caught.value) == (
+        f"{index}: the index of pictures can't be used: file is not a database\n"
+        "  next: delete it, or set CM3_CACHE to a folder that can be written"
+    )
 
 
 def test_config_modules_are_light() -> None:
-    code = ("import sys; from cm3plugins import cm3_datasets; cm3_datasets();"
-            "sys.exit(bool({'torch', 'PIL', 'tqdm'} & set(sys.modules)))")
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ)
+    code = (
+        "import sys; from cm3plugins import cm3_datasets; cm3_datasets();"
+        "sys.exit(bool({'torch', 'PIL', 'tqdm'} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ
+    )
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,5 @@
-"""Data set `folder`: the kit, every form of captions, every kind of bad file or row with its exact message."""
+"""Data set `folder`: the kit, every form of captions, every kind of bad file or row with its exact
+message."""
 
 from __future__ import annotations
 
@@ -25,8 +26,18 @@ class TestFolder(DocumentSourceContract):
 
 
 def test_folder_by_hand(tmp_path: Path) -> None:
-    write(tmp_path, {"b.jpg": picture(1, "JPEG"), "b.txt": "\ufeffa bee\n\n  another bee \n", "x/a.webp": picture(2, "WEBP"),
-                     "x/a.txt": "a wasp", "README.txt": "not a caption", ".hidden/c.png": b"", "x/.d.png": b""})
+    write(
+        tmp_path,
+        {
+            "b.jpg": picture(1, "JPEG"),
+            "b.txt": "\ufeffa bee\n\n  another bee \n",
+            "x/a.webp": picture(2, "WEBP"),
+            "x/a.txt": "a wasp",
+            "README.txt": "not a caption",
+            ".hidden/c.png": b"",
+            "x/.d.png": b"",
+        },
+    )
     source = folder(tmp_path)
     assert [source.id(i) for i in range(len(source))] == ["b.jpg", "x/a.webp"]
     assert source.skipped == []
@@ -34,21 +45,37 @@ def test_folder_by_hand(tmp_path: Path) -> None:
     assert text == Text("a bee")
     assert isinstance(image, Image)
     assert image.load().shape == (9, 12, 3)
-    assert {source.document(0, np.random.default_rng(seed))[0].text for seed in range(20)} == {"a bee", "another bee"}
+    assert {source.document(0, np.random.default_rng(seed))[0].text for seed in range(20)} == {
+        "a bee",
+        "another bee",
+    }
     assert list(source.texts()) == ["a bee", "another bee", "a wasp"]
 
 
-TABLE = "image,text\nb.png,a bee\nx/a.png,\"a wasp, asleep\"\nb.png,another bee\n"
+TABLE = 'image,text\nb.png,a bee\nx/a.png,"a wasp, asleep"\nb.png,another bee\n'
 
 
-@pytest.mark.parametrize(("name", "content"), [
-    ("captions.csv", TABLE),
-    ("captions.csv", "\ufeff" + TABLE.replace("\n", "\r\n")),
-    ("captions.tsv", "extra\ttext\timage\n1\ta bee\t./b.png\n\n2\ta wasp, asleep\tx/a.png\n3\tanother bee\tb.png\n"),
-    ("captions.json", '{"b.png": ["a bee", "another bee"], "x/a.png": "a wasp, asleep"}'),
-    ("captions.json", '[{"image": "b.png", "text": ["a bee", "another bee"]}, {"image": "x/a.png", "text": "a wasp, asleep"}]'),
-    ("captions.jsonl", '{"image": "b.png", "text": ["a bee", "another bee"]}\n{"image": "x/a.png", "text": "a wasp, asleep"}\n'),
-])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("captions.csv", TABLE),
+        ("captions.csv", "\ufeff" + TABLE.replace("\n", "\r\n")),
+        (
+            "captions.tsv",
+            "extra\ttext\timage\n1\ta bee\t./b.png\n\n2\ta wasp, asleep\tx/a.png\n3\tanother "
+            "bee\tb.png\n",
+        ),
+        ("captions.json", '{"b.png": ["a bee", "another bee"], "x/a.png": "a wasp, asleep"}'),
+        (
+            "captions.json",
+            '[{"image": "b.png", "text": ["a bee", "another bee"]}, {"image": "x/a.png", "text": "a wasp, asleep"}]',
+        ),
+        (
+            "captions.jsonl",
+            '{"image": "b.png", "text": ["a bee", "another bee"]}\n{"image": "x/a.png", "text": "a wasp, asleep"}\n',
+        ),
+    ],
+)
 def test_captions_files(tmp_path: Path, name: str, content: str) -> None:
     write(tmp_path, {"b.png": picture(1), "x/a.png": picture(2), name: content})
     source = folder(tmp_path)
@@ -62,9 +89,23 @@ def test_bad_files_of_a_folder(tmp_path: Path) -> None:
     damaged = bytearray(png)
     damaged[-20] ^= 1
     write(tmp_path, {name + ".txt": "a text" for name in ("0", "1", "2", "3", "4", "5", "7")})
-    write(tmp_path, {"0.png": png, "1.png": b"", "2.png": b"<html>404</html>", "3.png": png[:-30], "4.png": bytes(damaged),
-                     "5.jpg": jpeg[:-300], "6.png": png, "7.heic": b"", "8.png": png, "8.txt": " \n", "9.png": png,
-                     "9.txt": b"\xff"})
+    write(
+        tmp_path,
+        {
+            "0.png": png,
+            "1.png": b"",
+            "2.png": b"<html>404</html>",
+            "3.png": png[:-30],
+            "4.png": bytes(damaged),
+            "5.jpg": jpeg[:-300],
+            "6.png": png,
+            "7.heic": b"",
+            "8.png": png,
+            "8.txt": " \n",
+            "9.png": png,
+            "9.txt": b"\xff",
+        },
+    )
     source = folder(tmp_path)
     assert len(source) == 1
     kinds = "PNG, JPEG, WEBP, GIF, BMP, TIFF, PPM"
@@ -72,7 +113,11 @@ def test_bad_files_of_a_folder(tmp_path: Path) -> None:
     assert found(source, tmp_path) == [
         ("1.png", "is empty (0 bytes)", "replace or remove it"),
         ("2.png", "is not a picture", f"convert it to one of {kinds}"),
-        ("3.png", "is truncated: the last chunk of a PNG (IEND) is missing", "replace or remove it"),
+        (
+            "3.png",
+            "is truncated: the last chunk of a PNG (IEND) is missing",
+            "replace or remove it",
+        ),
         ("4.png", "is damaged: wrong checksum of chunk IDAT at byte 33", "replace or remove it"),
         ("5.jpg", "is truncated: the mark of a JPEG's end is missing", "replace or remove it"),
         ("6.png", "has no caption: there is no 6.txt beside it", advice),
@@ -83,39 +128,93 @@ def test_bad_files_of_a_folder(tmp_path: Path) -> None:
 
 
 def test_bad_rows_of_a_captions_file(tmp_path: Path) -> None:
-    write(tmp_path, {"a.png": picture(0), "b.png": picture(1), "c.png": picture(2), "captions.jsonl": "\n".join([
-        '{"image": "a.png", "text": "fine"}', "{", "[]", '{"image": "b.png", "text": 3}', '{"text": "x"}',
-        '{"image": null, "text": "x"}', '{"image": "gone.png", "text": "x"}', r'{"image": "a.png", "text": "\ud800"}'])})
+    write(
+        tmp_path,
+        {
+            "a.png": picture(0),
+            "b.png": picture(1),
+            "c.png": picture(2),
+            "captions.jsonl": "\n".join(
+                [
+                    '{"image": "a.png", "text": "fine"}',
+                    "{",
+                    "[]",
+                    '{"image": "b.png", "text": 3}',
+                    '{"text": "x"}',
+                    '{"image": null, "text": "x"}',
+                    '{"image": "gone.png", "text": "x"}',
+                    r'{"image": "a.png", "text": "\ud800"}',
+                ]
+            ),
+        },
+    )
     source = folder(tmp_path)
     assert list(source.texts()) == ["fine"]
     where = "captions.jsonl"
     assert found(source, tmp_path) == [
-        (f"{where}:2", "is no JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
-         "correct the line"),
+        (
+            f"{where}:2",
+            "is no JSON: Expecting property name enclosed in double quotes: line 1 column 2 "
+            "(char 1)",
+            "correct the line",
+        ),
         (f"{where}:3", "is a list, not an object", 'write {"text": ..., "image": ...}'),
-        (f"{where}:4", "a caption is a number, not a text", "write it in quotes, or a list of texts"),
+        (
+            f"{where}:4",
+            "a caption is a number, not a text",
+            "write it in quotes, or a list of texts",
+        ),
         (f"{where}:5", "has no 'image'", "each row needs 'image' and 'text'"),
         (f"{where}:6", "'image' is null, not a path", "write the picture's path inside the folder"),
-        (f"{where}:8", "the caption is not valid Unicode", "remove the lone surrogate (\\ud800 to \\udfff)"),
+        (
+            f"{where}:8",
+            "the caption is not valid Unicode",
+            "remove the lone surrogate (\\ud800 to \\udfff)",
+        ),
         ("c.png", f"has no caption: {where} does not name it", f"add a row to {where}"),
-        (f"{where}:7", f"there is no picture 'gone.png' in {tmp_path}", "correct the path, or remove the row"),
+        (
+            f"{where}:7",
+            f"there is no picture 'gone.png' in {tmp_path}",
+            "correct the path, or remove the row",
+        ),
     ]
 
 
 def test_rows_of_another_length(tmp_path: Path) -> None:
-    write(tmp_path, {"a.png": picture(0), "captions.csv": "image,text\na.png,red, round\na.png,fine\n"})
+    write(
+        tmp_path,
+        {"a.png": picture(0), "captions.csv": "image,text\na.png,red, round\na.png,fine\n"},
+    )
     source = folder(tmp_path)
-    assert found(source, tmp_path) == [("captions.csv:2", "has 3 fields, the header has 2", "put captions with commas in quotes")]
+    assert found(source, tmp_path) == [
+        ("captions.csv:2", "has 3 fields, the header has 2", "put captions with commas in quotes")
+    ]
     assert len(source) == 1
 
 
-@pytest.mark.parametrize(("files", "cause", "next_step"), [
-    ({}, "there is no such folder", "correct dataset.path"),
-    ({"pictures/note.md": "x"}, "holds no picture (.png, .jpg, .jpeg, .webp, .gif, .bmp, .tif, .tiff)", "correct dataset.path"),
-    ({"pictures/a.png": picture(), "pictures/captions.csv": "", "pictures/captions.json": ""},
-     "holds captions.json and captions.csv", "keep one captions file"),
-])
-def test_folders_that_are_refused(tmp_path: Path, files: dict[str, bytes | str], cause: str, next_step: str) -> None:
+@pytest.mark.parametrize(
+    ("files", "cause", "next_step"),
+    [
+        ({}, "there is no such folder", "correct dataset.path"),
+        (
+            {"pictures/note.md": "x"},
+            "holds no picture (.png, .jpg, .jpeg, .webp, .gif, .bmp, .tif, .tiff)",
+            "correct dataset.path",
+        ),
+        (
+            {
+                "pictures/a.png": picture(),
+                "pictures/captions.csv": "",
+                "pictures/captions.json": "",
+            },
+            "holds captions.json and captions.csv",
+            "keep one captions file",
+        ),
+    ],
+)
+def test_folders_that_are_refused(
+    tmp_path: Path, files: dict[str, bytes | str], cause: str, next_step: str
+) -> None:
     path = write(tmp_path, files) / "pictures"
     with pytest.raises(DataError) as caught:
         folder(path)
@@ -126,5 +225,7 @@ def test_captions_file_without_a_header(tmp_path: Path) -> None:
     write(tmp_path, {"a.png": picture(), "captions.csv": "a.png,a text\n"})
     with pytest.raises(DataError) as caught:
         folder(tmp_path)
-    assert str(caught.value) == (f"{tmp_path}/captions.csv:1: the header has no column 'image' and 'text'\n"
-                                 "  next: begin the file with a line such as image,text")
+    assert str(caught.value) == (
+        f"{tmp_path}/captions.csv:1: the header has no column 'image' and 'text'\n"
+        "  next: begin the file with a line such as image,text"
+    )

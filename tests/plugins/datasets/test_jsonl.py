@@ -30,9 +30,26 @@ def jsonl(path: Path, **keys: Any) -> Any:
 
 
 def test_jsonl_by_hand(tmp_path: Path) -> None:
-    lines = [{"id": "rex", "text": "Rex", "image": "p/a.png", "license": "CC0"}, {"text": ["x", "y"], "image": "b.png"},
-             {"segments": [{"text": "first"}, {"image": "b.png"}, {"image": "p/a.png"}, {"text": "end"}]}]
-    write(tmp_path, {"p/a.png": picture(1), "b.png": picture(2), "all.jsonl": "\n\n".join(map(json.dumps, lines)) + "\n"})
+    lines = [
+        {"id": "rex", "text": "Rex", "image": "p/a.png", "license": "CC0"},
+        {"text": ["x", "y"], "image": "b.png"},
+        {
+            "segments": [
+                {"text": "first"},
+                {"image": "b.png"},
+                {"image": "p/a.png"},
+                {"text": "end"},
+            ]
+        },
+    ]
+    write(
+        tmp_path,
+        {
+            "p/a.png": picture(1),
+            "b.png": picture(2),
+            "all.jsonl": "\n\n".join(map(json.dumps, lines)) + "\n",
+        },
+    )
     source = jsonl(tmp_path / "all.jsonl")
     assert source.skipped == []
     assert [source.id(i) for i in range(3)] == ["rex", "b.png", "segments-39bf612eea86"]
@@ -41,30 +58,97 @@ def test_jsonl_by_hand(tmp_path: Path) -> None:
     assert source.document(2)[2].key == source.document(0)[1].key
 
 
-@pytest.mark.parametrize(("line", "place", "cause", "next_step"), [
-    ('{"text": "x"}', "", "has no 'image'", 'write {"text": ..., "image": ...} or {"segments": [...]}'),
-    ('{"image": "a.png"}', "", "has no 'text'", 'write {"text": ..., "image": ...} or {"segments": [...]}'),
-    ('{"text": "x", "image": 3}', "", "'image' is a number, not a path", "write the picture's path, relative to the file"),
-    ('{"text": "x", "image": ""}', "", "'image' is empty", "write the picture's path, relative to the file"),
-    ('{"text": "x", "image": "https://x.org/a.png"}', "", "'image' is the address 'https://x.org/a.png'",
-     "download the picture and write its path; nothing is fetched here"),
-    ('{"text": "x", "image": "no.png"}', ": image {root}/no.png", "there is no such file",
-     "correct the path, or remove the record"),
-    ('{"text": null, "image": "a.png"}', "", "a caption is null, not a text", "write it in quotes, or a list of texts"),
-    ('{"text": ["x", true], "image": "a.png"}', "", "a caption is a truth value, not a text",
-     "write it in quotes, or a list of texts"),
-    ('{"text": " ", "image": "a.png"}', "", "the caption is empty", "write one, or remove the record"),
-    ('{"id": 7, "text": "x", "image": "a.png"}', "", "'id' is a number, not a name", "write a text, or leave it out"),
-    ('{"id": "one", "text": "x", "image": "a.png"}', "", "its id 'one' is that of {root}/all.jsonl:1 too",
-     "give each record an id of its own"),
-    ('{"segments": []}', "", "'segments' is empty", "write at least one, or remove the record"),
-    ('{"segments": {}}', "", "'segments' is an object, not a list", 'write {"text": ..., "image": ...} or {"segments": [...]}'),
-    ('{"segments": [{"text": "x"}], "text": "x"}', "", "has 'segments' and 'text'",
-     'write {"text": ..., "image": ...} or {"segments": [...]}'),
-    ('{"segments": [{"text": "x"}, {"txt": "y"}]}', " segments[1]", "is not an object with either 'text' or 'image'",
-     'write {"text": ...} or {"image": ...}'),
-    ("NaN", "", "is a number, not an object", 'write {"text": ..., "image": ...}'),
-])
+@pytest.mark.parametrize(
+    ("line", "place", "cause", "next_step"),
+    [
+        (
+            '{"text": "x"}',
+            "",
+            "has no 'image'",
+            'write {"text": ..., "image": ...} or {"segments": [...]}',
+        ),
+        (
+            '{"image": "a.png"}',
+            "",
+            "has no 'text'",
+            'write {"text": ..., "image": ...} or {"segments": [...]}',
+        ),
+        (
+            '{"text": "x", "image": 3}',
+            "",
+            "'image' is a number, not a path",
+            "write the picture's path, relative to the file",
+        ),
+        (
+            '{"text": "x", "image": ""}',
+            "",
+            "'image' is empty",
+            "write the picture's path, relative to the file",
+        ),
+        (
+            '{"text": "x", "image": "https://x.org/a.png"}',
+            "",
+            "'image' is the address 'https://x.org/a.png'",
+            "download the picture and write its path; nothing is fetched here",
+        ),
+        (
+            '{"text": "x", "image": "no.png"}',
+            ": image {root}/no.png",
+            "there is no such file",
+            "correct the path, or remove the record",
+        ),
+        (
+            '{"text": null, "image": "a.png"}',
+            "",
+            "a caption is null, not a text",
+            "write it in quotes, or a list of texts",
+        ),
+        (
+            '{"text": ["x", true], "image": "a.png"}',
+            "",
+            "a caption is a truth value, not a text",
+            "write it in quotes, or a list of texts",
+        ),
+        (
+            '{"text": " ", "image": "a.png"}',
+            "",
+            "the caption is empty",
+            "write one, or remove the record",
+        ),
+        (
+            '{"id": 7, "text": "x", "image": "a.png"}',
+            "",
+            "'id' is a number, not a name",
+            "write a text, or leave it out",
+        ),
+        (
+            '{"id": "one", "text": "x", "image": "a.png"}',
+            "",
+            "its id 'one' is that of {root}/all.jsonl:1 too",
+            "give each record an id of its own",
+        ),
+        ('{"segments": []}', "", "'segments' is empty", "write at least one, or remove the record"),
+        (
+            '{"segments": {}}',
+            "",
+            "'segments' is an object, not a list",
+            'write {"text": ..., "image": ...} or {"segments": [...]}',
+        ),
+        (
+            '{"segments": [{"text": "x"}], "text": "x"}',
+            "",
+            "has 'segments' and 'text'",
+            'write {"text": ..., "image": ...} or {"segments": [...]}',
+        ),
+        (
+            '{"segments": [{"text": "x"}, {"txt": "y"}]}',
+            " segments[1]",
+            "is not an object with either 'text' or 'image'",
+            'write {"text": ...} or {"image": ...}',
+        ),
+        ("NaN", "", "is a number, not an object", 'write {"text": ..., "image": ...}'),
+    ],
+)
 def test_bad_lines(tmp_path: Path, line: str, place: str, cause: str, next_step: str) -> None:
     good = '{"id": "one", "text": "x", "image": "a.png"}\n'
     path = write(tmp_path, {"a.png": picture(1), "all.jsonl": good + line}) / "all.jsonl"
@@ -77,4 +161,7 @@ def test_bad_lines(tmp_path: Path, line: str, place: str, cause: str, next_step:
 def test_missing_manifest(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         jsonl(tmp_path / "no.jsonl")
-    assert str(caught.value) == f"dataset.path {tmp_path}/no.jsonl: there is no such file\n  next: correct dataset.path"
+    assert (
+        str(caught.value)
+        == f"dataset.path {tmp_path}/no.jsonl: there is no such file\n  next: correct dataset.path"
+    )

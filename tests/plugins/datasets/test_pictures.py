@@ -24,11 +24,14 @@ def test_truncation_is_seen_without_decoding(kind: str, data: st.DataObject) -> 
 
 
 def test_a_thumbnail_is_not_the_end_of_a_jpeg() -> None:
-    """EXIF holds a whole small JPEG with its own end mark; cut after it, the file is still truncated."""
+    """EXIF holds a whole small JPEG with its own end mark; cut after it, the file is still
+    truncated."""
     thumbnail = picture(1, "JPEG", (8, 8))
     segment = b"Exif\0\0" + thumbnail
     whole = picture(0, "JPEG", (64, 64))
-    with_thumbnail = whole[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + whole[2:]
+    with_thumbnail = (
+        whole[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + whole[2:]
+    )
     assert examine(with_thumbnail, "here") == (64, 64)
     with pytest.raises(DataError, match="is truncated: the mark of a JPEG's end is missing"):
         examine(with_thumbnail[:-100], "here")

@@ -23,21 +23,38 @@ class TestInstalledStamps(DocumentSourceContract):
 
 
 def test_stamps_by_hand(tmp_path: Path) -> None:
-    write(tmp_path, {"animals/owl.png": picture(1), "animals/owl.txt": "An owl.\nde.utf8=Eine Eule.\n",
-                     "animals/owl_mirror.png": b"", "animals/ant.png": picture(2), "animals/ant.txt": "An ant.\n",
-                     "symbols/a.png": picture(3), "symbols/a.txt": "A"})
+    write(
+        tmp_path,
+        {
+            "animals/owl.png": picture(1),
+            "animals/owl.txt": "An owl.\nde.utf8=Eine Eule.\n",
+            "animals/owl_mirror.png": b"",
+            "animals/ant.png": picture(2),
+            "animals/ant.txt": "An ant.\n",
+            "symbols/a.png": picture(3),
+            "symbols/a.txt": "A",
+        },
+    )
     source = TuxPaintSourceConfig(path=str(tmp_path), split="all").build()
     assert [(source.id(i), text_of(source.document(i))) for i in range(len(source))] == [
-        ("animals/ant", "An ant."), ("animals/owl", "An owl.")]
-    german = TuxPaintSourceConfig(path=str(tmp_path), split="all", language="de", symbols=True).build()
+        ("animals/ant", "An ant."),
+        ("animals/owl", "An owl."),
+    ]
+    german = TuxPaintSourceConfig(
+        path=str(tmp_path), split="all", language="de", symbols=True
+    ).build()
     assert list(german.texts()) == ["Eine Eule."]
-    assert found(german, tmp_path) == [("animals/ant.txt", "has no caption in 'de'", "choose another dataset.language"),
-                                       ("symbols/a.txt", "has no caption in 'de'", "choose another dataset.language")]
+    assert found(german, tmp_path) == [
+        ("animals/ant.txt", "has no caption in 'de'", "choose another dataset.language"),
+        ("symbols/a.txt", "has no caption in 'de'", "choose another dataset.language"),
+    ]
 
 
 def test_stamps_that_are_not_installed(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         TuxPaintSourceConfig(path=str(tmp_path / "stamps")).build()
-    assert str(caught.value) == (f"dataset.path {tmp_path}/stamps: there is no such folder; Tux Paint's stamps are not "
-                                 "installed\n"
-                                 "  next: apt install tuxpaint-stamps-default")
+    assert str(caught.value) == (
+        f"dataset.path {tmp_path}/stamps: there is no such folder; Tux Paint's stamps are not "
+        "installed\n"
+        "  next: apt install tuxpaint-stamps-default"
+    )

@@ -1,4 +1,5 @@
-"""Data set `webdataset`: the kit, records by hand, every kind of bad record with its exact message, damaged tars, patterns."""
+"""Data set `webdataset`: the kit, records by hand, every kind of bad record with its exact message,
+damaged tars, patterns."""
 
 from __future__ import annotations
 
@@ -33,9 +34,17 @@ def shards(path: Path | str, **keys: Any) -> Any:
 
 
 def test_tar_by_hand(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "0.tar", {"./a.png": picture(1), "./a.txt": "a bee", "x/b.c.jpg": b"",
-                                          "x/b.jpg": picture(2, "JPEG"), "a.cls": "7",
-                                          "x/b.json": '{"caption": ["one", "two"], "width": 3}'})
+    path = write_tar(
+        tmp_path / "0.tar",
+        {
+            "./a.png": picture(1),
+            "./a.txt": "a bee",
+            "x/b.c.jpg": b"",
+            "x/b.jpg": picture(2, "JPEG"),
+            "a.cls": "7",
+            "x/b.json": '{"caption": ["one", "two"], "width": 3}',
+        },
+    )
     source = shards(path)
     assert source.skipped == []
     assert [source.id(i) for i in range(2)] == ["a", "x/b"]
@@ -58,33 +67,71 @@ def test_a_tar_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_bad_records_of_a_tar(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "0.tar", {
-        "ok.png": picture(0), "ok.txt": "fine", "bare.png": picture(1), "text.txt": "alone", "two.png": picture(2),
-        "two.jpg": picture(3),
-        "two.txt": "t", "j1.png": picture(4), "j1.json": "{", "j2.png": picture(5), "j2.json": "{}", "cut.png": picture(6)[:-30],
-        "cut.txt": "t", "u.png": picture(7), "u.txt": b"\xff", "e.png": picture(8), "e.json": '{"text": 5}'})
+    path = write_tar(
+        tmp_path / "0.tar",
+        {
+            "ok.png": picture(0),
+            "ok.txt": "fine",
+            "bare.png": picture(1),
+            "text.txt": "alone",
+            "two.png": picture(2),
+            "two.jpg": picture(3),
+            "two.txt": "t",
+            "j1.png": picture(4),
+            "j1.json": "{",
+            "j2.png": picture(5),
+            "j2.json": "{}",
+            "cut.png": picture(6)[:-30],
+            "cut.txt": "t",
+            "u.png": picture(7),
+            "u.txt": b"\xff",
+            "e.png": picture(8),
+            "e.json": '{"text": 5}',
+        },
+    )
     suffixes = ".png, .jpg, .jpeg, .webp, .gif, .bmp, .tif, .tiff"
     assert found(shards(path), tmp_path) == [
         ("0.tar: bare", "has no caption: neither .txt nor .json", "add bare.txt"),
         ("0.tar: text", f"has no picture ({suffixes}), only .txt", "add one, or remove it"),
         ("0.tar: two", "has several pictures: .png, .jpg", "give each a key of its own"),
-        ("0.tar: j1.json", "is no JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
-         "correct it, or add a .txt"),
+        (
+            "0.tar: j1.json",
+            "is no JSON: Expecting property name enclosed in double quotes: line 1 column 2 "
+            "(char 1)",
+            "correct it, or add a .txt",
+        ),
         ("0.tar: j2.json", "has no key 'caption' or 'text'", "set dataset.caption_keys"),
-        ("0.tar: cut.png", "is truncated: the last chunk of a PNG (IEND) is missing", "replace or remove it"),
+        (
+            "0.tar: cut.png",
+            "is truncated: the last chunk of a PNG (IEND) is missing",
+            "replace or remove it",
+        ),
         ("0.tar: u.txt", "is not UTF-8 (byte 0)", "write UTF-8 text"),
-        ("0.tar: e.json text", "a caption is a number, not a text", "write it in quotes, or a list of texts"),
+        (
+            "0.tar: e.json text",
+            "a caption is a number, not a text",
+            "write it in quotes, or a list of texts",
+        ),
     ]
 
 
-@pytest.mark.parametrize(("cut", "num_whole", "cause"), [
-    (100, 0, "is no tar: truncated header"),
-    (512 * 7, 1, "is truncated or damaged after byte 3072 of 3584 (unexpected end of data); the records before it are used"),
-    (512 * 7 + 700, 2, "ends without the mark of a tar's end; records may be lost"),
-    (512 * 8, 2, "ends without the mark of a tar's end; records may be lost"),
-])
+@pytest.mark.parametrize(
+    ("cut", "num_whole", "cause"),
+    [
+        (100, 0, "is no tar: truncated header"),
+        (
+            512 * 7,
+            1,
+            "is truncated or damaged after byte 3072 of 3584 (unexpected end of data); the "
+            "records before it are used",
+        ),
+        (512 * 7 + 700, 2, "ends without the mark of a tar's end; records may be lost"),
+        (512 * 8, 2, "ends without the mark of a tar's end; records may be lost"),
+    ],
+)
 def test_truncated_tar(tmp_path: Path, cut: int, num_whole: int, cause: str) -> None:
-    """Records before the cut are used; the tar is named. A record is 4 blocks: a header and a block of content, twice."""
+    """Records before the cut are used; the tar is named. A record is 4 blocks: a header and a block
+    of content, twice."""
     files: dict[str, bytes | str] = {}
     for i in range(4):
         files |= {f"{i}.txt": "text", f"{i}.png": picture(i)}
@@ -103,8 +150,12 @@ def test_two_shards_with_one_key_and_a_compressed_one(tmp_path: Path) -> None:
     source = shards(tmp_path)
     assert found(source, tmp_path) == [
         ("1.tar: k", "its id 'k' is that of 0.tar: k too", "give each record an id of its own"),
-        ("2.tar", "is compressed (gzip); pictures can't be read at random from it",
-         "unpack the compression; pictures are compressed already")]
+        (
+            "2.tar",
+            "is compressed (gzip); pictures can't be read at random from it",
+            "unpack the compression; pictures are compressed already",
+        ),
+    ]
 
 
 def test_patterns(tmp_path: Path) -> None:
@@ -117,5 +168,7 @@ def test_patterns(tmp_path: Path) -> None:
     assert [path.name for path in shard_paths(str(tmp_path))] == names
     with pytest.raises(DataError) as caught:
         shard_paths(str(tmp_path / "d-{000..003}.tar"))
-    assert str(caught.value) == (f"dataset.path {tmp_path}/d-{{000..003}}.tar: there is no {tmp_path}/d-003.tar\n"
-                                 "  next: correct dataset.path")
+    assert str(caught.value) == (
+        f"dataset.path {tmp_path}/d-{{000..003}}.tar: there is no {tmp_path}/d-003.tar\n"
+        "  next: correct dataset.path"
+    )

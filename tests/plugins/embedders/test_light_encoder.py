@@ -1,4 +1,5 @@
-"""The `light_encoder`: features by hand, its file, the shipped weights' use, and a short training."""
+"""The `light_encoder`: features by hand, its file, the shipped weights' use, and a short
+training."""
 
 from __future__ import annotations
 
@@ -30,7 +31,15 @@ from cm3plugins.embedders.light_encoder.embedder import LightEncoder, save_tower
 from cm3plugins.embedders.light_encoder.text_features import features_of, ngrams_of, words_of
 from cm3plugins.embedders.light_encoder.towers import Towers, TowerSizes
 
-SMALL = TowerSizes(num_buckets=512, word_width=16, text_width=32, resolution=16, channels=(8, 16), strides=(2, 2), dimension=12)
+SMALL = TowerSizes(
+    num_buckets=512,
+    word_width=16,
+    text_width=32,
+    resolution=16,
+    channels=(8, 16),
+    strides=(2, 2),
+    dimension=12,
+)
 
 
 class TestLightEncoder(EmbedderContract):
@@ -48,11 +57,16 @@ class Diverged(HashEmbedder):
 def test_vectors_that_are_no_numbers():
     with pytest.raises(DataError) as refused:
         Diverged().embed_texts(["good", "bad"])
-    assert str(refused.value) == "text 1: its vector by Diverged holds NaN or infinity\n  next: check the embedder's weights"
+    assert (
+        str(refused.value)
+        == "text 1: its vector by Diverged holds NaN or infinity\n  next: check the embedder's weights"
+    )
     with pytest.raises(DataError) as gray:
         Diverged().embed_images([np.zeros((2, 3), np.uint8)])
-    assert str(gray.value) == ("picture 0: uint8 [2, 3], an embedder takes uint8 [height, width, 3]\n"
-                               "  next: open it with cm3core.images.open_image")
+    assert str(gray.value) == (
+        "picture 0: uint8 [2, 3], an embedder takes uint8 [height, width, 3]\n"
+        "  next: open it with cm3core.images.open_image"
+    )
 
 
 def test_words_and_ngrams_by_hand():
@@ -61,7 +75,8 @@ def test_words_and_ngrams_by_hand():
     word, again, *grams = features_of("ox", 1000)
     assert word == again == zlib.crc32(b"word:ox") % 1000  # the whole word counts twice
     assert len(grams) == 2
-    assert len(set(features_of("apple", 8192)) & set(features_of("apples", 8192))) >= 5  # a plural shares most n-grams
+    # a plural shares most n-grams
+    assert len(set(features_of("apple", 8192)) & set(features_of("apples", 8192))) >= 5
 
 
 def test_square_cuts_the_middle_and_averages():
@@ -78,21 +93,40 @@ def test_contrast_by_hand():
 
 def test_recall_by_hand():
     gallery = np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float32)
-    assert recall(np.array([[1, 0.1]], np.float32), gallery, ["b"], ["a", "b", "b"]) == {"R@1": 0.0, "R@5": 1.0}
+    assert recall(np.array([[1, 0.1]], np.float32), gallery, ["b"], ["a", "b", "b"]) == {
+        "R@1": 0.0,
+        "R@5": 1.0,
+    }
     banned = np.array([[True, False, False]])
-    assert recall(np.array([[1, 0.1]], np.float32), gallery, ["b"], ["a", "b", "b"], banned)["R@1"] == 1.0
+    assert (
+        recall(np.array([[1, 0.1]], np.float32), gallery, ["b"], ["a", "b", "b"], banned)["R@1"]
+        == 1.0
+    )
 
 
 def test_shipped_weights_find_the_same_thing_in_other_words_and_styles():
     embedder = LightEncoderConfig().build()
-    names = ["red apple, noto style", "green apple, twemoji style", "dog, noto style", "octopus, fluent style", "pizza"]
-    queries = ["a red apple in twemoji style", "green apples", "some dogs", "a purple octopus, emojione style", "slice of pizza"]
+    names = [
+        "red apple, noto style",
+        "green apple, twemoji style",
+        "dog, noto style",
+        "octopus, fluent style",
+        "pizza",
+    ]
+    queries = [
+        "a red apple in twemoji style",
+        "green apples",
+        "some dogs",
+        "a purple octopus, emojione style",
+        "slice of pizza",
+    ]
     scores = embedder.embed_texts(queries) @ embedder.embed_texts(names).T
     assert scores.argmax(1).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_shipped_figures_and_size():
-    """The figures beside the weights are those of these weights' training run; what retrieval needs of them."""
+    """The figures beside the weights are those of these weights' training run; what retrieval needs
+    of them."""
     measured = json.loads(BUNDLED_WEIGHTS.with_suffix(".figures.json").read_text())
     assert measured["comp: caption -> documents of other styles"]["R@1"] > 0.98
     assert BUNDLED_WEIGHTS.stat().st_size <= 2_000_000
@@ -102,37 +136,75 @@ def test_shipped_weights_tell_pictures_of_held_out_styles_apart():
     corpus, embedder = EmojiCorpus(), LightEncoderConfig().build()
     rows = [i for i, entry in enumerate(corpus.entries) if entry.split == "comp"][:60]
     labels = [corpus.entries[i].label for i in rows]
-    scores = embedder.embed_images([corpus.render(i, 64) for i in rows]) @ embedder.embed_texts(labels).T
+    scores = (
+        embedder.embed_images([corpus.render(i, 64) for i in rows]) @ embedder.embed_texts(labels).T
+    )
     assert (np.array(labels)[scores.argmax(1)] == np.array(labels)).mean() > 0.4  # chance: 0.02
 
 
 def test_training_learns_and_repeats():
     corpus = EmojiCorpus()
-    rows = [corpus.index(f"{style}/{name}") for name in ("red-apple", "dog", "octopus", "pizza") for style in ("noto", "twemoji")]
-    entries, pictures = [corpus.entries[i] for i in rows], np.stack([corpus.render(i, 16) for i in rows])
-    first, second = (train(entries, pictures, sizes=SMALL, num_steps=25, batch_concepts=4, seed=3, quiet=True) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    rows = [
+        corpus.index(f"{style}/{name}")
+        for name in ("red-apple", "dog", "octopus", "pizza")
+        for style in ("noto", "twemoji")
+    ]
+    entries, pictures = (
+        [corpus.entries[i] for i in rows],
+        np.stack([corpus.render(i, 16) for i in rows]),
+    )
+    first, second = (
+        train(entries, pictures, sizes=SMALL, num_steps=25, batch_concepts=4, seed=3, quiet=True)
+        for _ in range(2)
+    )
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
     embedder = LightEncoder(first, "test")
-    scores = embedder.embed_texts([entry.label for entry in entries[::2]]) @ embedder.embed_images(list(pictures[1::2])).T
+    scores = (
+        embedder.embed_texts([entry.label for entry in entries[::2]])
+        @ embedder.embed_images(list(pictures[1::2])).T
+    )
     assert scores.argmax(1).tolist() == [0, 1, 2, 3]
 
 
 def test_what_keeps_the_style_tells_styles_apart():
-    """Trained so, a caption with a style is nearer to the concept's picture of that style than to the other."""
+    """Trained so, a caption with a style is nearer to the concept's picture of that style than to
+    the other."""
     corpus = EmojiCorpus()
     styles = ("noto", "twemoji")
-    rows = [corpus.index(f"{style}/{name}") for name in ("red-apple", "dog", "octopus", "pizza") for style in styles]
-    entries, pictures = [corpus.entries[i] for i in rows], np.stack([corpus.render(i, 16) for i in rows])
-    towers = train(entries, pictures, sizes=SMALL, num_steps=150, batch_concepts=4, seed=3, keep_style=True, quiet=True)
+    rows = [
+        corpus.index(f"{style}/{name}")
+        for name in ("red-apple", "dog", "octopus", "pizza")
+        for style in styles
+    ]
+    entries, pictures = (
+        [corpus.entries[i] for i in rows],
+        np.stack([corpus.render(i, 16) for i in rows]),
+    )
+    towers = train(
+        entries,
+        pictures,
+        sizes=SMALL,
+        num_steps=150,
+        batch_concepts=4,
+        seed=3,
+        keep_style=True,
+        quiet=True,
+    )
     embedder = LightEncoder(towers, "test")
     captions = [f"{entry.label}, {entry.style} style" for entry in entries]
-    scores = (embedder.embed_texts(captions) @ embedder.embed_images(list(pictures)).T).reshape(4, 2, 4, 2)
+    scores = (embedder.embed_texts(captions) @ embedder.embed_images(list(pictures)).T).reshape(
+        4, 2, 4, 2
+    )
     own = np.stack([scores[i, :, i] for i in range(4)])  # concept, caption's style, picture's style
     assert own.argmax(2).tolist() == [[0, 1]] * 4, own
 
 
 def test_bundled_weights_that_keep_the_style():
-    """Of one concept's pictures, `bundled:styled` finds the one whose style is asked for; the default is blind to it."""
+    """Of one concept's pictures, `bundled:styled` finds the one whose style is asked for; the
+    default is blind to it."""
     corpus = EmojiCorpus()
     members: dict[str, list[int]] = {}
     for i, entry in enumerate(corpus.entries):
@@ -146,7 +218,9 @@ def test_bundled_weights_that_keep_the_style():
         hits = []
         for own in group:
             images = embedder.embed_images([corpus.render(i, 64) for i in own])
-            texts = embedder.embed_texts([f"{corpus.entries[i].label}, {corpus.entries[i].style} style" for i in own])
+            texts = embedder.embed_texts(
+                [f"{corpus.entries[i].label}, {corpus.entries[i].style} style" for i in own]
+            )
             hits += ((texts @ images.T).argmax(1) == np.arange(len(own))).tolist()
         shares[name] = np.mean(hits)
     assert shares["bundled:styled"] > 0.6
@@ -158,7 +232,9 @@ def test_random_captions_always_name_the_concept_by_label_or_tag():
     entry = corpus.entries[corpus.index("noto/red-apple")]
     captions = {random_caption(entry, rng) for _ in range(200)}
     assert len(captions) > 50
-    assert all("red apple" in caption or any(tag in caption for tag in entry.tags) for caption in captions)
+    assert all(
+        "red apple" in caption or any(tag in caption for tag in entry.tags) for caption in captions
+    )
 
 
 def test_weights_round_trip_and_bad_files(tmp_path):
@@ -171,13 +247,18 @@ def test_weights_round_trip_and_bad_files(tmp_path):
         LightEncoderConfig(path=str(tmp_path / "bad.safetensors")).build()
     with pytest.raises(CheckpointError) as error:
         LightEncoderConfig(path=str(tmp_path / "none")).build()
-    assert str(error.value) == (f"{tmp_path / 'none'}: there is no such file\n"
-                                "  next: use a file that `cm3 embedder train light_encoder` wrote")
+    assert str(error.value) == (
+        f"{tmp_path / 'none'}: there is no such file\n"
+        "  next: use a file that `cm3 embedder train light_encoder` wrote"
+    )
     with safe_open(tmp_path / "w.safetensors", "pt") as file:
         names, header = file.keys(), file.metadata()
         tensors = {name: file.get_tensor(name) for name in names}
     save_file(tensors, tmp_path / "other.safetensors", {"format": "cm3leon bi_encoder 1"})
-    with pytest.raises(CheckpointError, match="is of the format 'cm3leon bi_encoder 1', not 'cm3leon light_encoder 1'"):
+    with pytest.raises(
+        CheckpointError,
+        match="is of the format 'cm3leon bi_encoder 1', not 'cm3leon light_encoder 1'",
+    ):
         LightEncoderConfig(path=str(tmp_path / "other.safetensors")).build()
     empty = {"format": "cm3leon light_encoder 1", "sizes": {}}
     save_file(tensors, tmp_path / "other.safetensors", {"cm3leon": json.dumps(empty)})
@@ -187,8 +268,10 @@ def test_weights_round_trip_and_bad_files(tmp_path):
     save_file(tensors, tmp_path / "other.safetensors", header)
     with pytest.raises(CheckpointError) as infinite:
         LightEncoderConfig(path=str(tmp_path / "other.safetensors")).build()
-    assert str(infinite.value) == (f"{tmp_path / 'other.safetensors'}: text.direct.weight holds NaN or infinite numbers\n"
-                                   "  next: use weights of a run that did not diverge")
+    assert str(infinite.value) == (
+        f"{tmp_path / 'other.safetensors'}: text.direct.weight holds NaN or infinite numbers\n"
+        "  next: use weights of a run that did not diverge"
+    )
     with pytest.raises(RecipeError) as refused:
         LightEncoderConfig(batch_size=0).check()
     assert str(refused.value) == "embedder.batch_size: is 0\n  next: use 1 or more"
@@ -196,4 +279,9 @@ def test_weights_round_trip_and_bad_files(tmp_path):
 
 def test_configs_import_nothing_heavy():
     code = "import cm3plugins.embedders, cm3plugins.retrievers, sys; print([m for m in ('torch', 'faiss') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
+    )

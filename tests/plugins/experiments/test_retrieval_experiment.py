@@ -1,4 +1,5 @@
-"""`cm3 experiment retrieval`, end to end on a few pictures: stages run, leave files, are not done twice; what is measured."""
+"""`cm3 experiment retrieval`, end to end on a few pictures: stages run, leave files, are not done
+twice; what is measured."""
 
 from __future__ import annotations
 
@@ -20,37 +21,87 @@ from cm3core.plugins import load_registry
 from cm3core.recipe import compose
 from cm3core.training.preparation import Preparation
 
-SMALL = ["decoder.num_layers=1", "decoder.d_model=32", "decoder.num_heads=1", "train.num_threads=1", "train.log_every_steps=1",
-         "train.validation_documents=2", "train.validate_every_steps=1", "dataset.styles=[noto,twemoji,emojione,fluent]"]
+SMALL = [
+    "decoder.num_layers=1",
+    "decoder.d_model=32",
+    "decoder.num_heads=1",
+    "train.num_threads=1",
+    "train.log_every_steps=1",
+    "train.validation_documents=2",
+    "train.validate_every_steps=1",
+    "dataset.styles=[noto,twemoji,emojione,fluent]",
+]
 
 
 @pytest.fixture
 def overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The experiment on a few concepts, some of them held out whole, with its caches in a folder of its own."""
+    """The experiment on a few concepts, some of them held out whole, with its caches in a folder of
+    its own."""
     concepts = tmp_path / "concepts.txt"
     concepts.write_text("red apple\ngreen apple\npizza\npanda\nkey\nleopard\ndeer\n")
     monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
     return [*SMALL, f"dataset.concepts={concepts}"]
 
 
-def test_all_stages_and_again(overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_stages_and_again(
+    overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
-    arguments = ["experiment", "retrieval", "--arms", "none", "dense-2", "--steps", "2", "--documents", "2", "--pictures", "2",
-                 "-o", str(out), *overrides]
+    arguments = [
+        "experiment",
+        "retrieval",
+        "--arms",
+        "none",
+        "dense-2",
+        "--steps",
+        "2",
+        "--documents",
+        "2",
+        "--pictures",
+        "2",
+        "-o",
+        str(out),
+        *overrides,
+    ]
     assert main(arguments) == 0
     results = json.loads((out / "results.json").read_text())
     none, dense = results["runs"]
     assert (none["arm"], dense["arm"], none["steps"], dense["steps"]) == ("none", "dense-2", 2, 2)
     assert none["tokens"] == pytest.approx(dense["tokens"], rel=0.2)
     assert set(none["losses"]) == set(dense["losses"])
-    names = {"comp", "unseen", "comp/own/own/1", "comp/train/dense/1", "unseen/all/bm25/3", "comp/all/random/2"}
+    names = {
+        "comp",
+        "unseen",
+        "comp/own/own/1",
+        "comp/train/dense/1",
+        "unseen/all/bm25/3",
+        "comp/all/random/2",
+    }
     assert names <= set(none["losses"])
     assert all(np.isfinite(list(run["losses"].values())).all() for run in (none, dense))
-    assert all(point["tokens"] > 0 and "validation/comp/image_loss" in point for point in none["curve"][1:])
+    assert all(
+        point["tokens"] > 0 and "validation/comp/image_loss" in point for point in none["curve"][1:]
+    )
     assert "validation/unseen/image_loss_retrieved" in dense["curve"][-1]
-    assert set(dense["drawn"]["unseen"]) == {"kid", "real_kid", "floor", "floor_spread", "r5", "real_r5"}
+    assert set(dense["drawn"]["unseen"]) == {
+        "kid",
+        "real_kid",
+        "floor",
+        "floor_spread",
+        "r5",
+        "real_r5",
+    }
     report = (out / "report.md").read_text()
-    typed = ["cm3", *arguments[:5], "--seeds", "0", *arguments[5:11], "--recipe", "retrieval-gain", *arguments[11:]]
+    typed = [
+        "cm3",
+        *arguments[:5],
+        "--seeds",
+        "0",
+        *arguments[5:11],
+        "--recipe",
+        "retrieval-gain",
+        *arguments[11:],
+    ]
     assert f"`{shlex.join(typed)}`" in report, "who reads it can repeat it"
     assert set(dense["drawn"]) == {"unseen"}, "one document of comp has no distance"
     for name in ("curves.png", "pictures-unseen.png"):
@@ -67,7 +118,8 @@ def test_all_stages_and_again(overrides: list[str], tmp_path: Path, capsys: pyte
 
 
 def test_a_condition_measures_the_query_alone(overrides: list[str]) -> None:
-    """Whatever stands in front, the same tokens count; a query's own picture never stands there; memories differ as they say."""
+    """Whatever stands in front, the same tokens count; a query's own picture never stands there;
+    memories differ as they say."""
     registry = load_registry()
     recipe = compose("retrieval-gain", [*overrides, "retriever.num_retrieved=1"], registry=registry)
     assert recipe.retriever is not None
@@ -78,33 +130,55 @@ def test_a_condition_measures_the_query_alone(overrides: list[str]) -> None:
     for memory, number in (("", 0), ("train", 3), ("all", 1)):
         condition = Condition("unseen", memory, "dense" if number else "", number)
         batches = measurement._batches(condition)
-        counted[condition.name] = sum(int(((batch.weights_BT > 0) & (batch.modality_BT == 2)).sum()) for batch in batches)
+        counted[condition.name] = sum(
+            int(((batch.weights_BT > 0) & (batch.modality_BT == 2)).sum()) for batch in batches
+        )
         assert np.isfinite(measurement.loss(condition))
     assert set(counted.values()) == {64 * len(own)}, "64 codes of each query, and no others"
     memory = measurement.memories["all"]
     found = measurement.retriever("all", "dense").retrieve([own.document(0)], 3, [{own.id(0)}])[0]
     assert own.id(0) not in {memory.id(one.index) for one in found}
-    trained = {measurement.memories["train"].id(index) for index in range(len(measurement.memories["train"]))}
+    trained = {
+        measurement.memories["train"].id(index)
+        for index in range(len(measurement.memories["train"]))
+    }
     assert not trained & {own.id(index) for index in range(len(own))}
 
 
 def test_the_gain_by_hand() -> None:
-    """Differences are within a seed: those of two seeds are -0.1 and -0.3, whatever the seeds' own levels."""
+    """Differences are within a seed: those of two seeds are -0.1 and -0.3, whatever the seeds' own
+    levels."""
     runs: list[dict[str, Any]] = []
     for seed, level in ((0, 2.0), (1, 3.0)):
-        runs.append({"arm": "none", "seed": seed, "losses": {"comp": level, "comp/all/dense/1": 9.0}})
+        runs.append(
+            {"arm": "none", "seed": seed, "losses": {"comp": level, "comp/all/dense/1": 9.0}}
+        )
         gain = 0.1 if seed == 0 else 0.3
-        runs.append({"arm": "dense-1", "seed": seed, "losses": {"comp": level + 0.05, "comp/all/dense/1": level - gain}})
+        runs.append(
+            {
+                "arm": "dense-1",
+                "seed": seed,
+                "losses": {"comp": level + 0.05, "comp/all/dense/1": level - gain},
+            }
+        )
     lines = _gain(runs, ["comp"])
-    assert lines[6] == "| split | trained with | nothing in front | memory all | the answer itself |"
+    assert (
+        lines[6] == "| split | trained with | nothing in front | memory all | the answer itself |"
+    )
     assert lines[8] == "| comp | no documents | 2.500 ± 0.707 | – | – |"
-    assert lines[9] == "| comp | dense, 1 document | 2.550 ± 0.707 (+0.050 ± 0.000) | 2.300 ± 0.566 (-0.200 ± 0.141) | – |"
+    assert (
+        lines[9]
+        == "| comp | dense, 1 document | 2.550 ± 0.707 (+0.050 ± 0.000) | 2.300 ± 0.566 (-0.200 ± 0.141) | – |"
+    )
     assert "(-" not in _gain(runs[1:2], ["comp"])[8], "nothing to compare with"
 
 
 def test_arms_differ_in_the_retriever_alone() -> None:
     registry = load_registry()
-    recipes = {name: compose("retrieval-gain", list(arm.overrides), registry=registry) for name, arm in ARMS.items()}
+    recipes = {
+        name: compose("retrieval-gain", list(arm.overrides), registry=registry)
+        for name, arm in ARMS.items()
+    }
     assert recipes["dense-3"].component_names["retriever"].endswith("dense")
     for name, recipe in recipes.items():
         recipe.check()
@@ -115,18 +189,40 @@ def test_arms_differ_in_the_retriever_alone() -> None:
 
 
 def test_a_curve_knows_the_tokens_before_each_validation(tmp_path: Path) -> None:
-    lines = [{"step": 20, "tokens": 100.0, "elapsed_s": 1.0}, {"step": 25, "validation/comp/image_loss": 3.0},
-             {"step": 40, "tokens": 200.0, "elapsed_s": 2.0, "train/image_loss": 1.0}]
+    lines = [
+        {"step": 20, "tokens": 100.0, "elapsed_s": 1.0},
+        {"step": 25, "validation/comp/image_loss": 3.0},
+        {"step": 40, "tokens": 200.0, "elapsed_s": 2.0, "train/image_loss": 1.0},
+    ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert curve(tmp_path) == [{"step": 25, "tokens": 100.0, "elapsed_s": 1.0, "validation/comp/image_loss": 3.0}]
+    assert curve(tmp_path) == [
+        {"step": 25, "tokens": 100.0, "elapsed_s": 1.0, "validation/comp/image_loss": 3.0}
+    ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--arms", "dense-9"], "cm3 experiment retrieval: there is no arm 'dense-9'; did you mean 'dense-3'?\n"
-                            "  next: use some of none, dense-1, dense-2, dense-3, bm25-1"),
-    (["--pictures", "1"], "cm3 experiment retrieval: --pictures is 1, and a distance of one picture says nothing\n"
-                          "  next: give 2 or more, or 0 for none"),
-    (["--steps", "0"], "cm3 experiment retrieval: --steps is 0, must be at least 1\n  next: give another number")])
-def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--arms", "dense-9"],
+            "cm3 experiment retrieval: there is no arm 'dense-9'; did you mean 'dense-3'?\n"
+            "  next: use some of none, dense-1, dense-2, dense-3, bm25-1",
+        ),
+        (
+            ["--pictures", "1"],
+            "cm3 experiment retrieval: --pictures is 1, and a distance of one picture says "
+            "nothing\n"
+            "  next: give 2 or more, or 0 for none",
+        ),
+        (
+            ["--steps", "0"],
+            "cm3 experiment retrieval: --steps is 0, must be at least 1\n  next: give another "
+            "number",
+        ),
+    ],
+)
+def test_wrong_arguments(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["experiment", "retrieval", *arguments]) == 2
     assert message in capsys.readouterr().err

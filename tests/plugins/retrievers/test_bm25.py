@@ -33,8 +33,8 @@ def found(lines, query, count=10, **settings):
 
 
 def test_by_hand():
-    """Three documents of two words each, so that length plays no part: idf("red") = ln(1 + 1.5 / 2.5), "apple" ln(1 + 2.5 / 1.5);
-    a word that is there once counts 1 / (1 + k1)."""
+    """Three documents of two words each, so that length plays no part: idf("red") = ln(1 + 1.5 /
+    2.5), "apple" ln(1 + 2.5 / 1.5); a word that is there once counts 1 / (1 + k1)."""
     scores = dict(found(["red apple", "Red, house", "blue house"], "red apple"))
     red, apple = (math.log(1 + 1.5 / 2.5) / 2.5, math.log(1 + 2.5 / 1.5) / 2.5)
     assert scores == {0: pytest.approx(red + apple, abs=1e-5), 1: pytest.approx(red, abs=1e-5)}
@@ -43,7 +43,12 @@ def test_by_hand():
 WORDS = st.lists(st.sampled_from(["a", "b", "c", "d", "e"]), max_size=6).map(" ".join)
 
 
-@given(lines=st.lists(WORDS, min_size=1, max_size=12), query=WORDS, k1=st.floats(0, 3), b=st.floats(0, 1))
+@given(
+    lines=st.lists(WORDS, min_size=1, max_size=12),
+    query=WORDS,
+    k1=st.floats(0, 3),
+    b=st.floats(0, 1),
+)
 def test_equals_the_formula(lines, query, k1, b):
     """Oracle: BM25 as Lucene has it (Kamphuis et al. 2020), summed by plain Python."""
     documents = [Counter(line.split()) for line in lines]
@@ -55,15 +60,22 @@ def test_equals_the_formula(lines, query, k1, b):
             frequency = sum(word in other for other in documents)
             idf = math.log(1 + (len(lines) - frequency + 0.5) / (frequency + 0.5))
             if counts[word]:
-                score += idf * counts[word] / (counts[word] + k1 * (1 - b + b * counts.total() / mean))
+                score += (
+                    idf * counts[word] / (counts[word] + k1 * (1 - b + b * counts.total() / mean))
+                )
         if score > 0:
             expected[index] = score
     results = found(lines, query, count=len(lines), k1=k1, b=b)
-    assert dict(results) == {index: pytest.approx(score, abs=2e-5) for index, score in expected.items()}
+    assert dict(results) == {
+        index: pytest.approx(score, abs=2e-5) for index, score in expected.items()
+    }
 
 
 def test_equal_scores_come_in_the_memorys_order():
-    assert [index for index, _ in found(["red car", "blue", "red bus", "red hat"], "Red!", 2)] == [0, 2]
+    assert [index for index, _ in found(["red car", "blue", "red bus", "red hat"], "Red!", 2)] == [
+        0,
+        2,
+    ]
 
 
 def test_nothing_shared_nothing_found():
@@ -73,9 +85,13 @@ def test_nothing_shared_nothing_found():
     assert found([], "red") == []
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"k1": -1.0}, "retriever.k1: is -1.0\n  next: use 0 or more; usual is 1.2 to 2"),
-    ({"b": 1.5}, "retriever.b: is 1.5\n  next: use 0..1; usual is 0.75")])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"k1": -1.0}, "retriever.k1: is -1.0\n  next: use 0 or more; usual is 1.2 to 2"),
+        ({"b": 1.5}, "retriever.b: is 1.5\n  next: use 0..1; usual is 0.75"),
+    ],
+)
 def test_bad_settings(settings, message):
     with pytest.raises(RecipeError) as error:
         BM25RetrieverConfig(**settings).check()

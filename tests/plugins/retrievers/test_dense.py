@@ -48,10 +48,17 @@ class TestDenseByBoth(DenseContract):
 class TestDenseByTextAndByImage(DenseContract):
     """All rules of the paper."""
 
-    settings: ClassVar[dict[str, Any]] = {"query": "union", "prefer_both": True, "max_similarity": 0.9, "max_redundancy": 0.5}
+    settings: ClassVar[dict[str, Any]] = {
+        "query": "union",
+        "prefer_both": True,
+        "max_similarity": 0.9,
+        "max_redundancy": 0.5,
+    }
 
     def waive_what_is_excluded_makes_room(self):
-        return "max_redundancy skips what is like a result before, so that more is found in the room"
+        return (
+            "max_redundancy skips what is like a result before, so that more is found in the room"
+        )
 
     def make(self):
         return self.over(ListSource(example_documents()))
@@ -94,13 +101,19 @@ def picture(red, green):
 
 
 def dense(documents, **settings):
-    return DenseRetrieverConfig(cache=False, **settings).build(ListSource(documents), TableEmbedder())
+    return DenseRetrieverConfig(cache=False, **settings).build(
+        ListSource(documents), TableEmbedder()
+    )
 
 
 def test_a_search_by_hand():
     """Cosines of (1, 0) with (1, 0), (3, 4), (0, 1), (4, 3): 1, 0.6, 0, 0.8."""
     found = dense(words("1 0", "3 4", "0 1", "4 3")).retrieve(words("2 0"), 3)[0]
-    assert [(result.id, result.score) for result in found] == [("d0", 1.0), ("d3", 0.8), ("d1", 0.6)]
+    assert [(result.id, result.score) for result in found] == [
+        ("d0", 1.0),
+        ("d3", 0.8),
+        ("d1", 0.6),
+    ]
 
 
 def test_thresholds_skip_near_duplicates_and_strangers():
@@ -128,7 +141,10 @@ def test_more_ties_than_the_margin_still_come_in_the_memorys_order():
 def test_the_rules_give_up_at_their_depth():
     documents = words(*["1 0"] * 40, "3 4")
     assert dense(documents, max_similarity=0.9, search_depth=20).retrieve(words("1 0"), 1) == [[]]
-    assert [r.id for r in dense(documents, max_similarity=0.9, search_depth=41).retrieve(words("1 0"), 1)[0]] == ["d40"]
+    assert [
+        r.id
+        for r in dense(documents, max_similarity=0.9, search_depth=41).retrieve(words("1 0"), 1)[0]
+    ] == ["d40"]
 
 
 def test_documents_with_both_modalities_come_first():
@@ -144,14 +160,22 @@ def test_documents_with_both_modalities_come_first():
 def test_no_two_documents_that_are_nearly_the_same():
     documents = words("1 0", "100 1", "3 4", "0 1")
     assert [r.id for r in dense(documents).retrieve(words("1 0"), 2)[0]] == ["d0", "d1"]
-    assert [r.id for r in dense(documents, max_redundancy=0.9).retrieve(words("1 0"), 3)[0]] == ["d0", "d2", "d3"]
+    assert [r.id for r in dense(documents, max_redundancy=0.9).retrieve(words("1 0"), 3)[0]] == [
+        "d0",
+        "d2",
+        "d3",
+    ]
 
 
 def test_by_text_and_by_image_in_turn():
     query = (Text("1 0"), picture(0, 5))
     found = dense(words("1 0", "0 1", "100 1", "1 100"), query="union").retrieve([query], 4)[0]
     assert [(result.id, result.found_by) for result in found] == [
-        ("d0", "text"), ("d1", "image"), ("d2", "text"), ("d3", "image")]
+        ("d0", "text"),
+        ("d1", "image"),
+        ("d2", "text"),
+        ("d3", "image"),
+    ]
 
 
 def test_a_content_key_excludes_every_document_that_holds_it():
@@ -169,28 +193,46 @@ def test_an_unreadable_picture_of_the_memory_costs_its_document_only(capsys):
     documents = [*words("1 0"), (Text("1 0"), Image("b", broken)), *words("3 4")]
     found = dense(documents).retrieve(words("1 0"), 3)[0]
     assert [result.id for result in found] == ["d0", "d2"]
-    assert capsys.readouterr().err == ("note: 1 documents of the memory can't be embedded and are never found, the first: b.png: "
-                                       "is not a picture\n")
+    assert capsys.readouterr().err == (
+        "note: 1 documents of the memory can't be embedded and are never found, the first: b.png: "
+        "is not a picture\n"
+    )
 
 
 def test_exact_ties_come_in_the_memorys_order():
-    assert [r.id for r in dense(words("1 0", "0 1", "2 0", "3 0")).retrieve(words("1 0"), 3)[0]] == ["d0", "d2", "d3"]
+    assert [
+        r.id for r in dense(words("1 0", "0 1", "2 0", "3 0")).retrieve(words("1 0"), 3)[0]
+    ] == ["d0", "d2", "d3"]
 
 
 def test_parts_of_a_query():
     query = (Text("1 0"), picture(0, 5))
     documents = words("1 0", "1 1", "0 1")
-    assert {part: (lambda r: (r.id, r.found_by))(dense(documents, query=part).retrieve([query], 1)[0][0])
-            for part in ("text", "image", "both")} == {"text": ("d0", "text"), "image": ("d2", "image"), "both": ("d1", "text")}
-    assert dense(documents, query="image").retrieve([(Text("1 0"), ImageHole())], 1)[0][0].found_by == "text"
+    assert {
+        part: (lambda r: (r.id, r.found_by))(
+            dense(documents, query=part).retrieve([query], 1)[0][0]
+        )
+        for part in ("text", "image", "both")
+    } == {"text": ("d0", "text"), "image": ("d2", "image"), "both": ("d1", "text")}
+    assert (
+        dense(documents, query="image").retrieve([(Text("1 0"), ImageHole())], 1)[0][0].found_by
+        == "text"
+    )
     with pytest.raises(DataError) as error:
         dense(documents).retrieve([(ImageHole(),)], 1)
-    assert str(error.value) == ("retrieval query: has neither text nor a picture\n"
-                                "  next: give it one, or use num_retrieved=0")
+    assert str(error.value) == (
+        "retrieval query: has neither text nor a picture\n"
+        "  next: give it one, or use num_retrieved=0"
+    )
 
 
-@given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 60), dimension=st.integers(1, 16), count=st.integers(1, 12),
-       num_queries=st.integers(1, 30))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    size=st.integers(1, 60),
+    dimension=st.integers(1, 16),
+    count=st.integers(1, 12),
+    num_queries=st.integers(1, 30),
+)
 def test_equals_brute_force(seed, size, dimension, count, num_queries):
     """Oracle: all inner products in float64 by numpy, sorted, without the excluded."""
     rng = np.random.default_rng(seed)
@@ -199,8 +241,15 @@ def test_equals_brute_force(seed, size, dimension, count, num_queries):
     memory = ListSource(words(*texts))
     asked = [str(rng.integers(0, 10**6)) for _ in range(num_queries)]
     banned = [{f"d{i}" for i in rng.integers(0, size, rng.integers(0, 5))} for _ in asked]
-    results = DenseRetrieverConfig(cache=False).build(memory, embedder).retrieve(words(*asked), count, banned)
-    scores = embedder.embed_texts(asked).astype(np.float64) @ embedder.embed_texts(texts).astype(np.float64).T
+    results = (
+        DenseRetrieverConfig(cache=False)
+        .build(memory, embedder)
+        .retrieve(words(*asked), count, banned)
+    )
+    scores = (
+        embedder.embed_texts(asked).astype(np.float64)
+        @ embedder.embed_texts(texts).astype(np.float64).T
+    )
     for row, ids, found in zip(scores, banned, results, strict=True):
         allowed = [i for i in range(size) if f"d{i}" not in ids]
         best = sorted(row[allowed], reverse=True)[:count]
@@ -209,20 +258,28 @@ def test_equals_brute_force(seed, size, dimension, count, num_queries):
 
 
 def by_brute_force(rules, documents, query, count, banned):
-    """All rules over the whole ranking, in float64, one document after the other. The paper's section 2.1 read once more."""
+    """All rules over the whole ranking, in float64, one document after the other. The paper's
+    section 2.1 read once more."""
     embedder = TableEmbedder()
     vectors = embedder.embed_documents(documents).astype(np.float64)
     texts = tuple(segment for segment in query if isinstance(segment, Text))
     images = tuple(segment for segment in query if isinstance(segment, Image))
-    asked = {"text": [texts or images], "image": [images or texts], "both": [query],
-             "union": [part for part in (texts, images) if part]}[rules["query"]]
+    asked = {
+        "text": [texts or images],
+        "image": [images or texts],
+        "both": [query],
+        "union": [part for part in (texts, images) if part],
+    }[rules["query"]]
     rankings = []
     for part in asked:
         scores = np.round(vectors @ embedder.embed_document(part), 6)
         ranking = sorted(range(len(documents)), key=lambda index: (-scores[index], index))
         low, high = rules["min_similarity"], rules["max_similarity"]
-        ranking = [index for index in ranking
-                   if (low is None or scores[index] >= low) and (high is None or scores[index] <= high)]
+        ranking = [
+            index
+            for index in ranking
+            if (low is None or scores[index] >= low) and (high is None or scores[index] <= high)
+        ]
         if rules["prefer_both"]:
             ranking.sort(key=lambda index: len(documents[index]) < 2)
         rankings.append(ranking)
@@ -230,30 +287,48 @@ def by_brute_force(rules, documents, query, count, banned):
     for place in range(len(documents)):
         for index in [ranking[place] for ranking in rankings if place < len(ranking)]:
             limit = rules["max_redundancy"]
-            redundant = limit is not None and any(round(float(vectors[index] @ vectors[other]), 6) > limit for other in taken)
+            redundant = limit is not None and any(
+                round(float(vectors[index] @ vectors[other]), 6) > limit for other in taken
+            )
             if index not in taken and f"d{index}" not in banned and not redundant:
                 taken.append(index)
     return taken[:count]
 
 
 COORDINATES = st.tuples(st.integers(0, 4), st.integers(1, 4))
-DOCUMENTS = st.tuples(COORDINATES, COORDINATES, st.sampled_from(["text", "image", "both"])).map(lambda drawn: {
-    "text": (Text(f"{drawn[0][0]} {drawn[0][1]}"),), "image": (picture(*drawn[1]),),
-    "both": (Text(f"{drawn[0][0]} {drawn[0][1]}"), picture(*drawn[1]))}[drawn[2]])
+DOCUMENTS = st.tuples(COORDINATES, COORDINATES, st.sampled_from(["text", "image", "both"])).map(
+    lambda drawn: {
+        "text": (Text(f"{drawn[0][0]} {drawn[0][1]}"),),
+        "image": (picture(*drawn[1]),),
+        "both": (Text(f"{drawn[0][0]} {drawn[0][1]}"), picture(*drawn[1])),
+    }[drawn[2]]
+)
 LIMITS = st.sampled_from([None, 0.6, 0.8, 0.9, 0.97])
 
 
 @settings(max_examples=100)
-@given(documents=st.lists(DOCUMENTS, max_size=70), queries=st.lists(DOCUMENTS, min_size=1, max_size=4), count=st.integers(1, 6),
-       banned=st.sets(st.integers(0, 69).map("d{}".format), max_size=4),
-       rules=st.fixed_dictionaries({"query": st.sampled_from(["text", "image", "both", "union"]), "max_similarity": LIMITS,
-                                       "min_similarity": st.sampled_from([None, 0.3, 0.6]), "max_redundancy": LIMITS,
-                                       "prefer_both": st.booleans()}))
+@given(
+    documents=st.lists(DOCUMENTS, max_size=70),
+    queries=st.lists(DOCUMENTS, min_size=1, max_size=4),
+    count=st.integers(1, 6),
+    banned=st.sets(st.integers(0, 69).map("d{}".format), max_size=4),
+    rules=st.fixed_dictionaries(
+        {
+            "query": st.sampled_from(["text", "image", "both", "union"]),
+            "max_similarity": LIMITS,
+            "min_similarity": st.sampled_from([None, 0.3, 0.6]),
+            "max_redundancy": LIMITS,
+            "prefer_both": st.booleans(),
+        }
+    ),
+)
 def test_all_rules_together_equal_brute_force(documents, queries, count, banned, rules):
-    """Many ties, many near-duplicates, every sort of document: the search is widened where it must be."""
+    """Many ties, many near-duplicates, every sort of document: the search is widened where it must
+    be."""
     found = dense(documents, **rules).retrieve(queries, count, [banned] * len(queries))
     assert [[result.index for result in own] for own in found] == [
-        by_brute_force(rules, documents, query, count, banned) for query in queries]
+        by_brute_force(rules, documents, query, count, banned) for query in queries
+    ]
 
 
 def test_an_empty_memory_finds_nothing():
@@ -287,19 +362,42 @@ def test_the_cache_knows_embedder_ids_and_captions():
     assert one != vectors_key(ListSource(words("a", "b"), ids=["x", "y"]), HashEmbedder(4))
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"query": "txet"}, "retriever.query: is 'txet'; did you mean 'text'?\n  next: use one of these"),
-    ({"max_similarity": 1.5}, "retriever.max_similarity: is 1.5, and a similarity is a cosine\n  next: use -1 to 1, or null"),
-    ({"max_redundancy": -2}, "retriever.max_redundancy: is -2, and a similarity is a cosine\n  next: use -1 to 1, or null"),
-    ({"search_depth": 0}, "retriever.search_depth: is 0\n  next: use 1 or more"),
-    ({"num_ranks": 0}, "retriever.num_ranks: is 0\n  next: use 1 or more"),
-    ({"query_dropout": 1.0}, "retriever.query_dropout: is 1.0, and it is a share of the words\n"
-     "  next: use 0 or more and less than 1; the paper's is 0.2"),
-    ({"index": "falt"}, "retriever.index: is 'falt'; did you mean 'flat'?\n  next: use one of these"),
-    ({"num_retrieved": -1}, "retriever.num_retrieved: is -1\n  next: use 0 or more"),
-    ({"max_similarity": 0.1, "min_similarity": 0.2},
-     "retriever.max_similarity: is below min_similarity, so that nothing could be found\n  next: raise one or lower the other"),
-])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"query": "txet"},
+            "retriever.query: is 'txet'; did you mean 'text'?\n  next: use one of these",
+        ),
+        (
+            {"max_similarity": 1.5},
+            "retriever.max_similarity: is 1.5, and a similarity is a cosine\n  next: use -1 to "
+            "1, or null",
+        ),
+        (
+            {"max_redundancy": -2},
+            "retriever.max_redundancy: is -2, and a similarity is a cosine\n  next: use -1 to 1, "
+            "or null",
+        ),
+        ({"search_depth": 0}, "retriever.search_depth: is 0\n  next: use 1 or more"),
+        ({"num_ranks": 0}, "retriever.num_ranks: is 0\n  next: use 1 or more"),
+        (
+            {"query_dropout": 1.0},
+            "retriever.query_dropout: is 1.0, and it is a share of the words\n"
+            "  next: use 0 or more and less than 1; the paper's is 0.2",
+        ),
+        (
+            {"index": "falt"},
+            "retriever.index: is 'falt'; did you mean 'flat'?\n  next: use one of these",
+        ),
+        ({"num_retrieved": -1}, "retriever.num_retrieved: is -1\n  next: use 0 or more"),
+        (
+            {"max_similarity": 0.1, "min_similarity": 0.2},
+            "retriever.max_similarity: is below min_similarity, so that nothing could be found\n "
+            " next: raise one or lower the other",
+        ),
+    ],
+)
 def test_bad_settings(settings, message):
     with pytest.raises(RecipeError) as error:
         DenseRetrieverConfig(**settings).check()
@@ -309,12 +407,16 @@ def test_bad_settings(settings, message):
 def test_dense_without_an_embedder_and_none_with_documents():
     with pytest.raises(RecipeError) as error:
         DenseRetrieverConfig().build(ListSource(words("a")), None)
-    assert str(error.value) == ("retriever: searches by vectors, which needs an embedder, and the recipe has none\n"
-                                "  next: add embedder=light_encoder")
+    assert str(error.value) == (
+        "retriever: searches by vectors, which needs an embedder, and the recipe has none\n"
+        "  next: add embedder=light_encoder"
+    )
     with pytest.raises(RecipeError) as refused:
         NoRetrieverConfig(num_retrieved=2).check()
-    assert str(refused.value) == ("retriever.num_retrieved: is 2, and the retriever 'none' finds nothing\n"
-                                  "  next: use 0, or another retriever: retriever=dense")
+    assert str(refused.value) == (
+        "retriever.num_retrieved: is 2, and the retriever 'none' finds nothing\n"
+        "  next: use 0, or another retriever: retriever=dense"
+    )
 
 
 def test_vectors_of_another_memory_are_an_internal_error():

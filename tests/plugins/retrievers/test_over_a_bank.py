@@ -1,4 +1,5 @@
-"""Retrievers over a memory bank: its own vectors, the same results as over its documents, never the query's own document."""
+"""Retrievers over a memory bank: its own vectors, the same results as over its documents, never the
+query's own document."""
 
 from __future__ import annotations
 
@@ -18,19 +19,28 @@ from cm3plugins.retrievers import BM25RetrieverConfig, DenseRetrieverConfig, Ran
 def bank(tmp_path, monkeypatch):
     """24 documents of every sort, under other ids than the data set's."""
     monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
-    build_bank(source(24), tmp_path / "bank", tools(), shard_size=7, id_prefix="other/", progress=False)
+    build_bank(
+        source(24), tmp_path / "bank", tools(), shard_size=7, id_prefix="other/", progress=False
+    )
     return MemoryBank.open(tmp_path / "bank")
 
 
-@pytest.mark.parametrize("settings", [{}, {"query": "union", "prefer_both": True, "max_redundancy": 0.5}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"query": "union", "prefer_both": True, "max_redundancy": 0.5}]
+)
 def test_it_finds_what_is_found_among_the_documents(bank, settings):
     queries = [source(40).document(index) for index in range(40)]
     over_bank = DenseRetrieverConfig(**settings).build(bank, HashEmbedder())
     over_source = DenseRetrieverConfig(**settings).build(source(24), HashEmbedder())
-    for one, other in zip(over_bank.retrieve(queries, 5), over_source.retrieve(queries, 5), strict=True):
+    for one, other in zip(
+        over_bank.retrieve(queries, 5), over_source.retrieve(queries, 5), strict=True
+    ):
         assert [(found.id, found.found_by, found.preferred) for found in one] == [
-            (f"other/{found.id}", found.found_by, found.preferred) for found in other]
-        np.testing.assert_allclose([found.score for found in one], [found.score for found in other], atol=2e-6)
+            (f"other/{found.id}", found.found_by, found.preferred) for found in other
+        ]
+        np.testing.assert_allclose(
+            [found.score for found in one], [found.score for found in other], atol=2e-6
+        )
 
 
 def test_nothing_is_embedded_and_no_document_is_read_before_it_is_found(bank, monkeypatch):
@@ -57,18 +67,36 @@ def test_a_bank_of_another_embedder_is_refused(bank):
     with pytest.raises(DataError) as error:
         DenseRetrieverConfig().build(bank, HashEmbedder(9))
     assert str(error.value) == (
-        f"{bank.folder}: was built with another embedder ('hash', fingerprint hash-8; the one here has hash-9)\n"
-        "  next: use the embedder that it was built with, or build a bank with this one: cm3 memory build")
+        f"{bank.folder}: was built with another embedder ('hash', fingerprint hash-8; the one "
+        "here has hash-9)\n"
+        "  next: use the embedder that it was built with, or build a bank with this one: cm3 "
+        "memory build"
+    )
 
 
-@pytest.mark.parametrize("config", [DenseRetrieverConfig(), DenseRetrieverConfig(query="image"), BM25RetrieverConfig(),
-                                    RandomRetrieverConfig()])
+@pytest.mark.parametrize(
+    "config",
+    [
+        DenseRetrieverConfig(),
+        DenseRetrieverConfig(query="image"),
+        BM25RetrieverConfig(),
+        RandomRetrieverConfig(),
+    ],
+)
 def test_in_training_never_the_documents_own(bank, config, tmp_path):
-    """All 24 are asked for; what is missing in a row is the query's own document, under whatever id."""
+    """All 24 are asked for; what is missing in a row is the query's own document, under whatever
+    id."""
     queries = source(24)
     codes = CodeCache(queries, QuarterTokenizer(), tmp_path, progress=False)
-    table = NeighbourTable(config.build(bank, HashEmbedder()), queries, tmp_path, fingerprint="f", codes=codes, num_ranks=24,
-                           progress=False)
+    table = NeighbourTable(
+        config.build(bank, HashEmbedder()),
+        queries,
+        tmp_path,
+        fingerprint="f",
+        codes=codes,
+        num_ranks=24,
+        progress=False,
+    )
     for index in range(24):
         found = table.neighbours(index)
         assert index not in found

@@ -24,7 +24,12 @@ class TestRandom(RetrieverContract):
 
 def drawn(query, count, **settings):
     memory = ListSource([(Text(str(index)),) for index in range(10)])
-    return [result.index for result in RandomRetrieverConfig(**settings).build(memory, None).retrieve([query], count)[0]]
+    return [
+        result.index
+        for result in RandomRetrieverConfig(**settings)
+        .build(memory, None)
+        .retrieve([query], count)[0]
+    ]
 
 
 def test_the_query_decides():

@@ -1,4 +1,5 @@
-"""The rules, each by itself: by hand, and that a longer search never changes what a shorter one gave."""
+"""The rules, each by itself: by hand, and that a longer search never changes what a shorter one
+gave."""
 
 from __future__ import annotations
 
@@ -39,9 +40,15 @@ def ranking(places, complete=True, found_by="text"):
 # ---- the query
 
 
-@pytest.mark.parametrize(("part", "expected"), [
-    ("text", [("text", (TEXT,))]), ("image", [("image", (IMAGE,))]), ("both", [("text", (TEXT, IMAGE))]),
-    ("union", [("text", (TEXT,)), ("image", (IMAGE,))])])
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        ("text", [("text", (TEXT,))]),
+        ("image", [("image", (IMAGE,))]),
+        ("both", [("text", (TEXT, IMAGE))]),
+        ("union", [("text", (TEXT,)), ("image", (IMAGE,))]),
+    ],
+)
 def test_what_of_a_query_is_searched_by(part, expected):
     assert query_parts((TEXT, IMAGE), part) == expected
 
@@ -52,8 +59,10 @@ def test_a_query_that_lacks_a_part_is_searched_by_the_other(part):
     assert query_parts((IMAGE, Text("")), part) == [("image", (IMAGE,))]
     with pytest.raises(DataError) as error:
         query_parts((ImageHole(),), part)
-    assert str(error.value) == ("retrieval query: has neither text nor a picture\n"
-                                "  next: give it one, or use num_retrieved=0")
+    assert str(error.value) == (
+        "retrieval query: has neither text nor a picture\n"
+        "  next: give it one, or use num_retrieved=0"
+    )
 
 
 # ---- relevance
@@ -73,7 +82,9 @@ def test_what_may_go_on_behind_the_search_is_left_out():
 
 
 def test_an_empty_place_ends_the_search():
-    assert ranked(*search([0.9, -np.inf], [7, -1]), whole=False) == Ranking((Candidate(7, 0.9),), True)
+    assert ranked(*search([0.9, -np.inf], [7, -1]), whole=False) == Ranking(
+        (Candidate(7, 0.9),), True
+    )
 
 
 def test_near_duplicates_of_the_query_and_strangers_are_left_out():
@@ -91,8 +102,14 @@ def test_near_duplicates_of_the_query_and_strangers_are_left_out():
 def test_both_modalities_first():
     found = preferred_first(ranking([4, 1, 8, 3]), lambda index: index in (8, 3))
     assert [(candidate.index, candidate.preferred) for candidate in found.candidates] == [
-        (8, True), (3, True), (4, False), (1, False)]
-    assert indices(preferred_first(ranking([4, 1, 8, 3], complete=False), lambda index: index in (8, 3))) == [8, 3]
+        (8, True),
+        (3, True),
+        (4, False),
+        (1, False),
+    ]
+    assert indices(
+        preferred_first(ranking([4, 1, 8, 3], complete=False), lambda index: index in (8, 3))
+    ) == [8, 3]
 
 
 # ---- union
@@ -102,7 +119,11 @@ def test_in_turn_duplicates_once():
     """Two by text and two by image."""
     merged = interleaved([ranking([1, 2, 3]), ranking([9, 1], found_by="image")])
     assert [(candidate.index, candidate.found_by) for candidate in merged.candidates] == [
-        (1, "text"), (9, "image"), (2, "text"), (3, "text")]
+        (1, "text"),
+        (9, "image"),
+        (2, "text"),
+        (3, "text"),
+    ]
 
 
 def test_behind_the_end_of_an_unfinished_search_nothing_is_certain():
@@ -128,14 +149,28 @@ def test_take_skips_what_is_like_something_taken_or_not_allowed():
 
     def taken(number, banned=(), limit=None):
         of = None if limit is None else vectors.__getitem__
-        return [one.index for one in take(candidates, number, lambda index: index not in banned, of, limit or 1.0)]
+        return [
+            one.index
+            for one in take(candidates, number, lambda index: index not in banned, of, limit or 1.0)
+        ]
 
     assert taken(2) == [0, 1]
     assert taken(3, limit=0.7) == [0, 2]
     assert taken(3, banned=(0,), limit=0.7) == [1, 2], "what was skipped because of 0 has its place"
     assert taken(0) == []
     first_is_like_last = np.float32([[1, 0], [0, 1], [0.8, 0.6]])
-    assert len(take(ranking([0, 1, 2]).candidates, 3, lambda index: True, first_is_like_last.__getitem__, 0.7)) == 2
+    assert (
+        len(
+            take(
+                ranking([0, 1, 2]).candidates,
+                3,
+                lambda index: True,
+                first_is_like_last.__getitem__,
+                0.7,
+            )
+        )
+        == 2
+    )
 
 
 # ---- all together
@@ -143,10 +178,14 @@ def test_take_skips_what_is_like_something_taken_or_not_allowed():
 
 @given(data=st.data())
 def test_a_longer_search_goes_on_where_a_shorter_one_ended(data):
-    """Whatever the rules: the results of a search over the first places are the beginning of those over all."""
+    """Whatever the rules: the results of a search over the first places are the beginning of those
+    over all."""
     size = data.draw(st.integers(1, 12))
     both = data.draw(st.lists(st.booleans(), min_size=size, max_size=size))
-    scores = [sorted(data.draw(st.lists(st.integers(0, 5), min_size=size, max_size=size)), reverse=True) for _ in range(2)]
+    scores = [
+        sorted(data.draw(st.lists(st.integers(0, 5), min_size=size, max_size=size)), reverse=True)
+        for _ in range(2)
+    ]
     rows = [data.draw(st.permutations(range(size))) for _ in range(2)]
     maximum, prefer = data.draw(st.sampled_from([None, 0.4])), data.draw(st.booleans())
     minimum = data.draw(st.sampled_from([None, 0.2]))
@@ -155,8 +194,13 @@ def test_a_longer_search_goes_on_where_a_shorter_one_ended(data):
         parts = []
         for own, places in zip(scores, rows, strict=True):
             order = np.lexsort((places, -np.asarray(own)))[:width]
-            part = ranked(np.float32(own)[order] / 10, np.asarray(places)[order], whole=width >= size, minimum=minimum,
-                          maximum=maximum)
+            part = ranked(
+                np.float32(own)[order] / 10,
+                np.asarray(places)[order],
+                whole=width >= size,
+                minimum=minimum,
+                maximum=maximum,
+            )
             parts.append(preferred_first(part, both.__getitem__) if prefer else part)
         return interleaved(parts)
 
@@ -164,5 +208,5 @@ def test_a_longer_search_goes_on_where_a_shorter_one_ended(data):
     assert whole.complete
     for width in range(1, size):
         part = found(width)
-        assert part.candidates == whole.candidates[:len(part.candidates)]
+        assert part.candidates == whole.candidates[: len(part.candidates)]
         assert not part.complete or part == whole

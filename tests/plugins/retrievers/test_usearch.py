@@ -1,4 +1,5 @@
-"""`usearch`: the laws of retrievers, parity with exact search, kept beside a bank, and what is said without the package."""
+"""`usearch`: the laws of retrievers, parity with exact search, kept beside a bank, and what is said
+without the package."""
 
 from __future__ import annotations
 
@@ -21,18 +22,27 @@ def unit_vectors(num_rows, dimension=16, seed=0):
 def test_the_package_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "usearch", None)
     monkeypatch.setitem(sys.modules, "usearch.index", None)
-    monkeypatch.delitem(sys.modules, "cm3plugins.retrievers.usearch_engine", raising=False)  # another test may have imported it
+    # another test may have imported it
+    monkeypatch.delitem(sys.modules, "cm3plugins.retrievers.usearch_engine", raising=False)
     with pytest.raises(MissingPackageError) as error:
         UsearchRetrieverConfig().build(ListSource(example_documents()), HashEmbedder())
-    assert str(error.value) == ("retriever=usearch: the package 'usearch' is not installed\n"
-                                "  next: pip install 'cm3leon[usearch]'")
+    assert str(error.value) == (
+        "retriever=usearch: the package 'usearch' is not installed\n"
+        "  next: pip install 'cm3leon[usearch]'"
+    )
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"connectivity": 1}, "retriever.connectivity: is 1\n  next: use 2 or more"),
-    ({"expansion_search": 0}, "retriever.expansion_search: is 0\n  next: use 1 or more"),
-    ({"query": "txet"}, "retriever.query: is 'txet'; did you mean 'text'?\n  next: use one of these"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"connectivity": 1}, "retriever.connectivity: is 1\n  next: use 2 or more"),
+        ({"expansion_search": 0}, "retriever.expansion_search: is 0\n  next: use 1 or more"),
+        (
+            {"query": "txet"},
+            "retriever.query: is 'txet'; did you mean 'text'?\n  next: use one of these",
+        ),
+    ],
+)
 def test_bad_options(options, message):
     with pytest.raises(RecipeError) as error:
         UsearchRetrieverConfig(**options).check()
@@ -52,7 +62,8 @@ def test_looking_everywhere_is_brute_force():
     pytest.importorskip("usearch")
     rows, queries = unit_vectors(400), unit_vectors(9, seed=1)
     index = UsearchRetrieverConfig(expansion_search=400, num_candidates=400).open_index(
-        VectorRows([rows[:150], rows[150:]]), None, None)
+        VectorRows([rows[:150], rows[150:]]), None, None
+    )
     scores_QW, rows_QW = index.search(queries, 10)
     expected = queries.astype(np.float64) @ rows.astype(np.float64).T
     np.testing.assert_array_equal(rows_QW, np.argsort(-expected, axis=1)[:, :10])
@@ -68,9 +79,14 @@ def test_it_is_kept_and_read_again(tmp_path, capsys):
     again = config.open_index(rows, tmp_path, "bank")
     assert capsys.readouterr().err == ""
     assert first.description == again.description
-    np.testing.assert_array_equal(first.search(rows.take(range(20)), 5)[1], again.search(rows.take(range(20)), 5)[1])
+    np.testing.assert_array_equal(
+        first.search(rows.take(range(20)), 5)[1], again.search(rows.take(range(20)), 5)[1]
+    )
     UsearchRetrieverConfig(connectivity=8).open_index(rows, tmp_path, "bank")
-    assert f"note: the index {tmp_path / 'usearch'} is built again: it was built with other sizes" in capsys.readouterr().err
+    assert (
+        f"note: the index {tmp_path / 'usearch'} is built again: it was built with other sizes"
+        in capsys.readouterr().err
+    )
 
 
 def test_nothing_to_search_and_a_vector_that_is_none():
@@ -79,5 +95,7 @@ def test_nothing_to_search_and_a_vector_that_is_none():
     assert empty.search(np.ones((1, 4), np.float32), 2)[1].tolist() == [[-1, -1]]
     rows = unit_vectors(30)
     rows[4, 4] = np.nan
-    with pytest.raises(DataError, match="document 4 of the memory: its vector holds NaN or infinity"):
+    with pytest.raises(
+        DataError, match="document 4 of the memory: its vector holds NaN or infinity"
+    ):
         UsearchRetrieverConfig().open_index(VectorRows.of(rows), None, None)

@@ -1,4 +1,5 @@
-"""The upscaler's trainer: it learns, its crops are true, it resumes bit for bit after Ctrl-C and SIGKILL, and refuses."""
+"""The upscaler's trainer: it learns, its crops are true, it resumes bit for bit after Ctrl-C and
+SIGKILL, and refuses."""
 
 from __future__ import annotations
 
@@ -26,16 +27,35 @@ from cm3core.errors import CheckpointError, DataError
 from cm3core.evaluation.upscaler import evaluate_upscaler
 from cm3core.images import open_image
 from cm3plugins.upscalers.edsr.config import EDSRTraining
-from cm3plugins.upscalers.edsr.training import CropSampler, UpscalerTrainer, edge_error, train_upscaler, turned
+from cm3plugins.upscalers.edsr.training import (
+    CropSampler,
+    UpscalerTrainer,
+    edge_error,
+    train_upscaler,
+    turned,
+)
 from upscaler_parts import QUICK, Posteriser, config, tiles
 
 
-def train(out: Path, steps: int, training: EDSRTraining = QUICK, **options: Any) -> dict[str, Tensor]:
+def train(
+    out: Path, steps: int, training: EDSRTraining = QUICK, **options: Any
+) -> dict[str, Tensor]:
     """Every tensor that the run ends with."""
-    train_upscaler(config(training), tiles(), out, image_tokenizer=Posteriser(), steps=steps, show_progress=False, **options)
+    train_upscaler(
+        config(training),
+        tiles(),
+        out,
+        image_tokenizer=Posteriser(),
+        steps=steps,
+        show_progress=False,
+        **options,
+    )
     state = torch.load(out / "state.pt", weights_only=True)
     assert state["step"] == steps
-    return {**state["trainer"]["model"], **{f"average.{k}": v for k, v in state["trainer"]["average"].items()}}
+    return {
+        **state["trainer"]["model"],
+        **{f"average.{k}": v for k, v in state["trainer"]["average"].items()},
+    }
 
 
 def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
@@ -44,17 +64,28 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 
 def test_a_hundred_steps_beat_lanczos(tmp_path: Path) -> None:
-    """Tiles never seen are drawn better than Lanczos draws them, clean or posterised, and the log says the same."""
+    """Tiles never seen are drawn better than Lanczos draws them, clean or posterised, and the log
+    says the same."""
     held_out = tiles(6, seed=1)
-    path = train_upscaler(config(), tiles(), tmp_path, image_tokenizer=Posteriser(), steps=100, show_progress=False,
-                          validation_NHWC=held_out)
+    path = train_upscaler(
+        config(),
+        tiles(),
+        tmp_path,
+        image_tokenizer=Posteriser(),
+        steps=100,
+        show_progress=False,
+        validation_NHWC=held_out,
+    )
     report = evaluate_upscaler(replace(config(), weights=str(path)).build(), Posteriser(), held_out)
     for sort, gain in (("shrunk", 6.0), ("reconstructed", 2.0)):
         base, ours = report.quality[sort]
         assert ours.psnr > base.psnr + gain, sort
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert lines[-1]["psnr_shrunk"] == pytest.approx(report.quality["shrunk"][1].psnr, abs=0.1)  # the file holds fp16
-    assert lines[-1]["psnr_reconstructed_lanczos"] == pytest.approx(report.quality["reconstructed"][0].psnr, abs=1e-3)
+    # the file holds fp16
+    assert lines[-1]["psnr_shrunk"] == pytest.approx(report.quality["shrunk"][1].psnr, abs=0.1)
+    assert lines[-1]["psnr_reconstructed_lanczos"] == pytest.approx(
+        report.quality["reconstructed"][0].psnr, abs=1e-3
+    )
     assert set(lines[-2]) == {"step", "seconds", "loss", "learning_rate", "l1", "edge"}
     assert lines[-2]["loss"] < 0.8 * lines[0]["loss"]
     assert open_image(tmp_path / "comparison.png").shape[1] > 6 * 64
@@ -62,17 +93,20 @@ def test_a_hundred_steps_beat_lanczos(tmp_path: Path) -> None:
 
 
 def test_one_step_by_hand() -> None:
-    """Loss of an untrained network on a flat crop whose large twin has one white line: l1, edges, and their sum."""
+    """Loss of an untrained network on a flat crop whose large twin has one white line: l1, edges,
+    and their sum."""
     training = replace(QUICK, l1_weight=2.0, edge_weight=0.5)
     trainer = UpscalerTrainer(config(training, scale=2))
     small, large = torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 8, 8)
     large[..., 3] = 1.0
     report = trainer.step(small, large, 0, 0.5)
-    # 8 of 64 pixels are wrong by 1; of 7 x 8 horizontal differences 16 are wrong by 1, of the vertical ones none
+    # 8 of 64 pixels are wrong by 1; of 7 x 8 horizontal differences 16 are wrong by 1, of the
+    # vertical ones none
     assert report["l1"] == pytest.approx(2.0 / 8)
     assert report["edge"] == pytest.approx(0.5 * 2 / 7)
     assert report["loss"] == pytest.approx(2.0 / 8 + 1.0 / 7)
-    assert report["learning_rate"] == pytest.approx(5e-3 / 5 * 0.5)  # first of five warm-up steps, half of the cosine
+    # first of five warm-up steps, half of the cosine
+    assert report["learning_rate"] == pytest.approx(5e-3 / 5 * 0.5)
 
 
 def test_edge_error_forgives_a_shift_of_all_pixels() -> None:
@@ -80,8 +114,11 @@ def test_edge_error_forgives_a_shift_of_all_pixels() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 9), st.booleans())
-def test_crops_of_small_and_large_show_the_same(seed: int, num: int, batch_size: int, turn: bool) -> None:
-    """Where the large picture is the small one in blocks, so is every crop; each epoch sees each picture once; a step repeats."""
+def test_crops_of_small_and_large_show_the_same(
+    seed: int, num: int, batch_size: int, turn: bool
+) -> None:
+    """Where the large picture is the small one in blocks, so is every crop; each epoch sees each
+    picture once; a step repeats."""
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (num, 16, 16, 3), dtype=np.uint8)
     small[:, :, :, 0] = np.arange(num, dtype=np.uint8)[:, None, None]  # the picture's number
@@ -107,20 +144,29 @@ def test_crops_of_small_and_large_show_the_same(seed: int, num: int, batch_size:
 @pytest.mark.parametrize(("share", "expected"), [(0.0, {0}), (1.0, {1}), (0.5, {0, 1})])
 def test_share_of_reconstructions(share: float, expected: set[int]) -> None:
     small = np.zeros((4, 16, 16, 3), np.uint8)
-    sampler = CropSampler(np.zeros((4, 64, 64, 3), np.uint8), small, small + 1,
-                          replace(QUICK, reconstructed_share=share))
+    sampler = CropSampler(
+        np.zeros((4, 64, 64, 3), np.uint8),
+        small,
+        small + 1,
+        replace(QUICK, reconstructed_share=share),
+    )
     assert set(np.unique([sampler.batch(step)[0] for step in range(4)]).tolist()) == expected
 
 
 def test_the_crop_with_more_contrast_is_taken() -> None:
-    """One corner has a drawing; of very many places tried one that shows it is found, of one place it rarely is."""
+    """One corner has a drawing; of very many places tried one that shows it is found, of one place
+    it rarely is."""
     small = np.full((1, 16, 16, 3), 255, np.uint8)
     small[0, :4, :4] = 0
     large = small.repeat(4, axis=1).repeat(4, axis=2)
 
     def shows(num_tried_crops: int) -> float:
         sampler = CropSampler(large, small, small, replace(QUICK, num_tried_crops=num_tried_crops))
-        return float(np.mean([(sampler.batch(step)[0] == 0).any(axis=(1, 2, 3)).mean() for step in range(20)]))
+        return float(
+            np.mean(
+                [(sampler.batch(step)[0] == 0).any(axis=(1, 2, 3)).mean() for step in range(20)]
+            )
+        )
 
     assert shows(100) == 1.0
     assert shows(1) < 0.5
@@ -136,12 +182,17 @@ def test_eight_ways_of_a_square() -> None:
         assert sorted(turned(picture, way)[:, :, 0].flatten().tolist()) == list(range(16))
 
 
-def test_ctrl_c_saves_and_resuming_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """12 steps at once, and the same 12 with a signal in step 7, which ends, is saved, and is gone on from: equal bit for bit."""
+def test_ctrl_c_saves_and_resuming_is_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """12 steps at once, and the same 12 with a signal in step 7, which ends, is saved, and is gone
+    on from: equal bit for bit."""
     whole = train(tmp_path / "whole", 12)
     step = UpscalerTrainer.step
 
-    def interrupted(self: UpscalerTrainer, small: Tensor, large: Tensor, number: int, progress: float) -> dict[str, float]:
+    def interrupted(
+        self: UpscalerTrainer, small: Tensor, large: Tensor, number: int, progress: float
+    ) -> dict[str, float]:
         if number == 6:
             signal.raise_signal(signal.SIGINT)
         return step(self, small, large, number, progress)
@@ -156,7 +207,9 @@ def test_ctrl_c_saves_and_resuming_is_exact(tmp_path: Path, monkeypatch: pytest.
     assert_same(whole, train(tmp_path / "cut", 12, resume=True))
     before = (tmp_path / "cut" / "model.safetensors").stat().st_mtime_ns
     train(tmp_path / "cut", 12, resume=True)
-    assert (tmp_path / "cut" / "model.safetensors").stat().st_mtime_ns == before, "a finished run has nothing left to do"
+    assert (tmp_path / "cut" / "model.safetensors").stat().st_mtime_ns == before, (
+        "a finished run has nothing left to do"
+    )
 
 
 _CHILD = """
@@ -171,14 +224,21 @@ train_upscaler(config(replace(QUICK, checkpoint_every_steps=5)), tiles(), {out!r
 
 
 def test_sigkill_then_resume_is_exact(tmp_path: Path) -> None:
-    """A real process, killed after its first checkpoint, gives the weights of an uninterrupted run when resumed."""
+    """A real process, killed after its first checkpoint, gives the weights of an uninterrupted run
+    when resumed."""
     training = replace(QUICK, checkpoint_every_steps=5)
     whole = train(tmp_path / "whole", 60, training)
     out = tmp_path / "killed"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
     process = subprocess.Popen([sys.executable, "-c", _CHILD.format(out=str(out))], env=environment)
     deadline = time.monotonic() + 60
-    while not (out / "state.pt").exists() and process.poll() is None and time.monotonic() < deadline:
+    while (
+        not (out / "state.pt").exists() and process.poll() is None and time.monotonic() < deadline
+    ):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the process ended before it could be killed"
@@ -191,8 +251,11 @@ def test_another_configuration_is_not_resumed(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         train(tmp_path, 3, replace(QUICK, learning_rate=1e-3), resume=True)
     assert str(caught.value) == (
-        f"{tmp_path / 'state.pt'}: it belongs to a run with another configuration: steps was 2, is 3, "
-        "training.learning_rate was 0.005, is 0.001\n  next: resume with the same recipe and budget, or choose another folder")
+        f"{tmp_path / 'state.pt'}: it belongs to a run with another configuration: steps was 2, "
+        "is 3, "
+        "training.learning_rate was 0.005, is 0.001\n  next: resume with the same recipe and "
+        "budget, or choose another folder"
+    )
 
 
 class Hostile:
@@ -200,25 +263,46 @@ class Hostile:
         return os.system, ("touch hostile-code-ran",)
 
 
-def test_hostile_and_cut_states_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hostile_and_cut_states_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     train(tmp_path, 2)
     whole = (tmp_path / "state.pt").read_bytes()
     for content in (pickle.dumps(Hostile()), whole[: len(whole) // 2]):
         (tmp_path / "state.pt").write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"state\.pt: not a readable state of plain tensors"):
+        with pytest.raises(
+            CheckpointError, match=r"state\.pt: not a readable state of plain tensors"
+        ):
             train(tmp_path, 2, resume=True)
     assert not (tmp_path / "hostile-code-ran").exists()
 
 
-@pytest.mark.parametrize(("pictures", "options", "told"), [
-    (tiles(2, side=32), {"steps": 1}, "training pictures: uint8 [2, 32, 32, 3], expected uint8 [N, 64, 64, 3]\n"
-                                      "  next: resize with cm3core.images.fit"),
-    (tiles(0), {"steps": 1}, "training pictures: uint8 [0, 64, 64, 3], expected uint8 [N, 64, 64, 3]\n"
-                             "  next: resize with cm3core.images.fit"),
-    (tiles(2), {}, "train_upscaler: needs either minutes or steps\n  next: give exactly one of them"),
-])
-def test_wrong_pictures_and_budgets(pictures: PixelArray, options: dict[str, Any], told: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("pictures", "options", "told"),
+    [
+        (
+            tiles(2, side=32),
+            {"steps": 1},
+            "training pictures: uint8 [2, 32, 32, 3], expected uint8 [N, 64, 64, 3]\n"
+            "  next: resize with cm3core.images.fit",
+        ),
+        (
+            tiles(0),
+            {"steps": 1},
+            "training pictures: uint8 [0, 64, 64, 3], expected uint8 [N, 64, 64, 3]\n"
+            "  next: resize with cm3core.images.fit",
+        ),
+        (
+            tiles(2),
+            {},
+            "train_upscaler: needs either minutes or steps\n  next: give exactly one of them",
+        ),
+    ],
+)
+def test_wrong_pictures_and_budgets(
+    pictures: PixelArray, options: dict[str, Any], told: str, tmp_path: Path
+) -> None:
     with pytest.raises(DataError) as caught:
         train_upscaler(config(), pictures, tmp_path, image_tokenizer=Posteriser(), **options)
     assert str(caught.value) == told
@@ -226,13 +310,24 @@ def test_wrong_pictures_and_budgets(pictures: PixelArray, options: dict[str, Any
 
 def test_a_crop_that_is_larger_than_the_picture(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        train_upscaler(config(replace(QUICK, crop_size=20)), tiles(2), tmp_path, image_tokenizer=Posteriser(), steps=1)
-    assert str(caught.value) == ("upscaler.training.crop_size: is 20, and the image tokenizer's pictures are 16 x 16\n"
-                                 "  next: make it smaller")
+        train_upscaler(
+            config(replace(QUICK, crop_size=20)),
+            tiles(2),
+            tmp_path,
+            image_tokenizer=Posteriser(),
+            steps=1,
+        )
+    assert str(caught.value) == (
+        "upscaler.training.crop_size: is 20, and the image tokenizer's pictures are 16 x 16\n"
+        "  next: make it smaller"
+    )
 
 
 def test_minutes_end_the_run(tmp_path: Path) -> None:
-    train_upscaler(config(), tiles(), tmp_path, image_tokenizer=Posteriser(), minutes=0.02, show_progress=False)
+    train_upscaler(
+        config(), tiles(), tmp_path, image_tokenizer=Posteriser(), minutes=0.02, show_progress=False
+    )
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert 0.5 < lines[-1]["seconds"] < 10
-    assert lines[-1]["learning_rate"] < 0.2 * max(line["learning_rate"] for line in lines)  # the cosine follows the clock
+    # the cosine follows the clock
+    assert lines[-1]["learning_rate"] < 0.2 * max(line["learning_rate"] for line in lines)

@@ -1,4 +1,5 @@
-"""Bundled upscalers: the kit's laws, the network against Pillow, tiles, weights, recipes, other people's networks, messages."""
+"""Bundled upscalers: the kit's laws, the network against Pillow, tiles, weights, recipes, other
+people's networks, messages."""
 
 from __future__ import annotations
 
@@ -81,7 +82,8 @@ class TestExternal(UpscalerContract):
 
 
 def compact_network() -> Any:
-    """A network of spandrel's (SRVGGNetCompact, Real-ESRGAN's small one) with random weights, 4 times."""
+    """A network of spandrel's (SRVGGNetCompact, Real-ESRGAN's small one) with random weights, 4
+    times."""
     from spandrel import ModelLoader
 
     return ModelLoader("cpu").load_from_state_dict(compact_state())
@@ -91,54 +93,72 @@ def compact_state() -> dict[str, torch.Tensor]:
     from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
 
     torch.manual_seed(0)
-    return SRVGGNetCompact(num_in_ch=3, num_out_ch=3, num_feat=8, num_conv=2, upscale=4).state_dict()
+    return SRVGGNetCompact(
+        num_in_ch=3, num_out_ch=3, num_feat=8, num_conv=2, upscale=4
+    ).state_dict()
 
 
 # --- the network
 
 
 def test_an_untrained_network_is_pillows_bicubic() -> None:
-    """The last layer starts at 0, so only the interpolation is left. Pillow rounds (and clamps) between its two passes."""
+    """The last layer starts at 0, so only the interpolation is left. Pillow rounds (and clamps)
+    between its two passes."""
     pixels = noise(2, 9, 14, 3) // 2 + 64
     found = EDSRUpscaler(EDSR(config().architecture)).upscale_batch(pixels)
-    expected = np.stack([np.asarray(Pillow.fromarray(picture).resize((56, 36), Pillow.Resampling.BICUBIC)) for picture in pixels])
+    expected = np.stack(
+        [
+            np.asarray(Pillow.fromarray(picture).resize((56, 36), Pillow.Resampling.BICUBIC))
+            for picture in pixels
+        ]
+    )
     assert np.abs(found.astype(int) - expected).max() <= 1
     assert (found == expected).mean() > 0.7
 
 
 def test_the_network_by_hand() -> None:
-    """One channel, one block, centre taps: the head doubles (red - 0.5), the block adds relu, the tail serves one subpixel."""
+    """One channel, one block, centre taps: the head doubles (red - 0.5), the block adds relu, the
+    tail serves one subpixel."""
     model = EDSR(replace(config(), scale=2, num_channels=1, num_blocks=1).architecture)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
         model.head.weight[0, 0, 1, 1] = 2.0
         model.blocks[0].conv1.weight[0, 0, 1, 1] = model.blocks[0].conv2.weight[0, 0, 1, 1] = 1.0
-        model.tail.weight[3, 0, 1, 1] = 0.1  # channel 0 of the picture, row 1, column 1 of its four subpixels
+        # channel 0 of the picture, row 1, column 1 of its four subpixels
+        model.tail.weight[3, 0, 1, 1] = 0.1
         pixels = torch.full((1, 3, 1, 9), 0.75)
         pixels[..., 8] += 1 / 255
         found = model(pixels)
-    # Column 6 sees column 8, one level lighter: contrast 1/2. Column 5 does not, and all around it is flat.
-    # x = 2 (0.75 - 0.5) = 0.5; blocks(x) = x + relu(x) = 1.0; the outer skip makes 1.5; a tenth of it, halved, is added
+    # Column 6 sees column 8, one level lighter: contrast 1/2. Column 5 does not, and all around it
+    # is flat. x = 2 (0.75 - 0.5) = 0.5; blocks(x) = x + relu(x) = 1.0; the outer skip makes 1.5; a
+    # tenth of it, halved, is added
     assert found[0, 0, :, 10:12].flatten().tolist() == pytest.approx([0.75] * 4)
-    assert found[0, 0, :, 12:14].flatten().tolist() == pytest.approx([0.75, 0.75, 0.75, 0.75 + 0.075], abs=2e-4)
+    assert found[0, 0, :, 12:14].flatten().tolist() == pytest.approx(
+        [0.75, 0.75, 0.75, 0.75 + 0.075], abs=2e-4
+    )
     assert found[0, 1:, :, :14].flatten().tolist() == pytest.approx([0.75] * 56, abs=2e-4)
 
 
 def test_pixels_there_and_back() -> None:
     pixels = noise(2, 3, 5, 3)
     assert np.array_equal(to_pixels(to_input(pixels)), pixels)
-    assert to_pixels(torch.tensor([-1.0, 0.5019, 2.0]).view(1, 3, 1, 1)).tolist() == [[[[0, 128, 255]]]]
+    assert to_pixels(torch.tensor([-1.0, 0.5019, 2.0]).view(1, 3, 1, 1)).tolist() == [
+        [[[0, 128, 255]]]
+    ]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (23, 40), (37, 31)])
 def test_tiles_leave_no_seam(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles of 13 pixels give what the whole picture gives, and so does a margin that is no larger than it must be."""
+    """Tiles of 13 pixels give what the whole picture gives, and so does a margin that is no larger
+    than it must be."""
     upscaler, pixels = EDSRUpscaler(tiny_model(num_blocks=1)), noise(2, *size, 3)
     whole = upscaler.upscale_batch(pixels)
     calls: list[tuple[int, ...]] = []
     forward = upscaler._forward
-    monkeypatch.setattr(upscaler, "_forward", lambda part: calls.append(part.shape) or forward(part))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(
+        upscaler, "_forward", lambda part: calls.append(part.shape) or forward(part)
+    )  # type: ignore[func-returns-value]
     monkeypatch.setattr(edsr, "TILE", 13)
     assert np.abs(upscaler.upscale_batch(pixels).astype(int) - whole).max() <= 1
     side = 13 + 2 * upscaler.model.radius
@@ -146,15 +166,28 @@ def test_tiles_leave_no_seam(size: tuple[int, int], monkeypatch: pytest.MonkeyPa
     assert len(calls) > 1 or size == (1, 1)
 
 
-@given(st.integers(1, 3), st.integers(1, 20), st.integers(1, 20), st.integers(1, 9), st.integers(0, 3), st.integers(1, 3))
-def test_tiles_of_a_blur(num: int, height: int, width: int, tile: int, radius: int, scale: int) -> None:
-    """A mean over `radius` pixels around, where there are any, does not depend on the tiles when the margin is the radius."""
+@given(
+    st.integers(1, 3),
+    st.integers(1, 20),
+    st.integers(1, 20),
+    st.integers(1, 9),
+    st.integers(0, 3),
+    st.integers(1, 3),
+)
+def test_tiles_of_a_blur(
+    num: int, height: int, width: int, tile: int, radius: int, scale: int
+) -> None:
+    """A mean over `radius` pixels around, where there are any, does not depend on the tiles when
+    the margin is the radius."""
+
     def blurred(pixels_NHWC: PixelArray) -> PixelArray:
         _, rows, columns, _ = pixels_NHWC.shape
         out = np.empty_like(pixels_NHWC)
         for y in range(rows):
             for x in range(columns):
-                window = pixels_NHWC[:, max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1]
+                window = pixels_NHWC[
+                    :, max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1
+                ]
                 out[:, y, x] = window.mean(axis=(1, 2))
         return out.repeat(scale, axis=1).repeat(scale, axis=2)
 
@@ -188,10 +221,16 @@ def test_bundled_weights_are_small_and_say_how_they_were_made() -> None:
     assert isinstance(recipe.upscaler, EDSRConfig)
     run, made = json.loads(metadata["run"]), recipe.upscaler
     assert run["architecture"] == json.loads(metadata[ARCHITECTURE_KEY]) == vars(made.architecture)
-    differing = {key for key, value in run["training"].items() if value != _plain(getattr(made.training, key))}
+    differing = {
+        key
+        for key, value in run["training"].items()
+        if value != _plain(getattr(made.training, key))
+    }
     assert differing == set()
     assert sum(item.stat().st_size for item in path.parent.iterdir()) < 2e6
-    assert vars(EDSRConfig().architecture) == vars(made.architecture), "the defaults are those of the bundled weights"
+    assert vars(EDSRConfig().architecture) == vars(made.architecture), (
+        "the defaults are those of the bundled weights"
+    )
 
 
 def _plain(value: object) -> object:
@@ -211,7 +250,10 @@ def weights(tmp_path: Path) -> Path:
 def test_a_file_gives_back_the_network_rounded(weights: Path) -> None:
     upscaler = replace(config(), weights=str(weights)).build()
     stored = tiny_model().state_dict()
-    assert all(torch.equal(tensor, stored[name].half().float()) for name, tensor in upscaler.model.state_dict().items())
+    assert all(
+        torch.equal(tensor, stored[name].half().float())
+        for name, tensor in upscaler.model.state_dict().items()
+    )
     assert upscaler.scale == 4
 
 
@@ -224,17 +266,25 @@ def message(error: type[Exception], made: Any) -> str:
 def test_weights_that_are_not_there() -> None:
     assert message(CheckpointError, config()) == (
         "upscaler.weights: is null: there are no weights to use\n"
-        "  next: train some with `cm3 upscaler train`, then set upscaler.weights to the file")
+        "  next: train some with `cm3 upscaler train`, then set upscaler.weights to the file"
+    )
     assert message(CheckpointError, EDSRConfig(weights="nowhere.safetensors")) == (
-        "nowhere.safetensors: no such file\n  next: train an upscaler with `cm3 upscaler train`")
+        "nowhere.safetensors: no such file\n  next: train an upscaler with `cm3 upscaler train`"
+    )
     assert message(CheckpointError, EDSRConfig(weights="bundled:emoji512")) == (
-        "upscaler.weights=bundled:emoji512: no such bundled upscaler\n  next: bundled: emoji256; or give a path")
+        "upscaler.weights=bundled:emoji512: no such bundled upscaler\n  next: bundled: emoji256; "
+        "or give a path"
+    )
 
 
 def test_weights_of_another_shape(weights: Path) -> None:
-    assert message(CheckpointError, replace(config(), weights=str(weights), scale=2, num_blocks=3)) == (
-        f"{weights}: weights of another shape: scale is 4 there and 2 in the recipe, num_blocks is 2 there and 3 in the recipe\n"
-        "  next: set these keys of upscaler, or give other weights")
+    assert message(
+        CheckpointError, replace(config(), weights=str(weights), scale=2, num_blocks=3)
+    ) == (
+        f"{weights}: weights of another shape: scale is 4 there and 2 in the recipe, num_blocks "
+        "is 2 there and 3 in the recipe\n"
+        "  next: set these keys of upscaler, or give other weights"
+    )
 
 
 def test_weights_with_wrong_keys(weights: Path) -> None:
@@ -242,8 +292,9 @@ def test_weights_with_wrong_keys(weights: Path) -> None:
     state["heads.weight"] = state.pop("head.weight")
     save_weights(weights, arch, state)
     assert message(CheckpointError, replace(config(), weights=str(weights))) == (
-        f"{weights}: the weights do not fit the architecture (Unexpected key(s) in state_dict: \"heads.weight\".)\n"
-        "  next: use the file's own architecture, or other weights")
+        f'{weights}: the weights do not fit the architecture (Unexpected key(s) in state_dict: "heads.weight".)\n'
+        "  next: use the file's own architecture, or other weights"
+    )
 
 
 def test_files_that_are_no_weights_of_ours(weights: Path, tmp_path: Path) -> None:
@@ -251,27 +302,52 @@ def test_files_that_are_no_weights_of_ours(weights: Path, tmp_path: Path) -> Non
     save_file({"x": torch.zeros(1)}, other)
     assert message(CheckpointError, replace(config(), weights=str(other))) == (
         f"{other}: the metadata has no 'edsr_architecture'\n"
-        "  next: give the weights that the trainer wrote; other networks are read by upscaler=external")
+        "  next: give the weights that the trainer wrote; other networks are read by "
+        "upscaler=external"
+    )
     save_file({"x": torch.zeros(1)}, other, {ARCHITECTURE_KEY: json.dumps({"depth": 3})})
-    assert "its architecture can't be read (" in message(CheckpointError, replace(config(), weights=str(other)))
+    assert "its architecture can't be read (" in message(
+        CheckpointError, replace(config(), weights=str(other))
+    )
     weights.write_bytes(pickle.dumps({"a": 1}))
-    assert f"{weights}: not a readable safetensors file (" in message(CheckpointError, replace(config(), weights=str(weights)))
+    assert f"{weights}: not a readable safetensors file (" in message(
+        CheckpointError, replace(config(), weights=str(weights))
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there(weights: Path) -> None:
     assert message(DeviceError, replace(config(), weights=str(weights), device="cuda")).startswith(
-        "device 'cuda': can't be used here (")
+        "device 'cuda': can't be used here ("
+    )
 
 
-@pytest.mark.parametrize(("made", "told"), [
-    (EDSRConfig(num_blocks=0), "upscaler.num_blocks: is 0, must be at least 1\n  next: correct it in the recipe"),
-    (EDSRConfig(scale=0), "upscaler.scale: is 0, must be at least 1\n  next: correct it in the recipe"),
-    (LanczosUpscalerConfig(scale=0), "upscaler.scale: is 0, must be at least 1\n  next: correct it in the recipe"),
-    (ExternalUpscalerConfig(path="x.pth", tile=-1), "upscaler.tile: is -1, must be 0 or more\n  next: correct it in the recipe"),
-    (config(replace(config().training, reconstructed_share=1.5)),
-     "upscaler.training.reconstructed_share: is 1.5, must be from 0 to 1\n  next: correct it in the recipe"),
-])
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (
+            EDSRConfig(num_blocks=0),
+            "upscaler.num_blocks: is 0, must be at least 1\n  next: correct it in the recipe",
+        ),
+        (
+            EDSRConfig(scale=0),
+            "upscaler.scale: is 0, must be at least 1\n  next: correct it in the recipe",
+        ),
+        (
+            LanczosUpscalerConfig(scale=0),
+            "upscaler.scale: is 0, must be at least 1\n  next: correct it in the recipe",
+        ),
+        (
+            ExternalUpscalerConfig(path="x.pth", tile=-1),
+            "upscaler.tile: is -1, must be 0 or more\n  next: correct it in the recipe",
+        ),
+        (
+            config(replace(config().training, reconstructed_share=1.5)),
+            "upscaler.training.reconstructed_share: is 1.5, must be from 0 to 1\n  next: correct "
+            "it in the recipe",
+        ),
+    ],
+)
 def test_values_that_cannot_be(made: Any, told: str) -> None:
     assert message(RecipeError, made) == told
     with pytest.raises(RecipeError):
@@ -283,7 +359,9 @@ def test_recipes_name_upscalers() -> None:
     recipe = compose("tiny", ["upscaler=edsr"], registry=registry)
     assert recipe.upscaler == EDSRConfig()
     recipe.check()
-    assert compose("tiny", ["upscaler=lanczos", "upscaler.scale=3"], registry=registry).upscaler == LanczosUpscalerConfig(scale=3)
+    assert compose(
+        "tiny", ["upscaler=lanczos", "upscaler.scale=3"], registry=registry
+    ).upscaler == LanczosUpscalerConfig(scale=3)
     assert compose("tiny", registry=registry).upscaler is None
 
 
@@ -292,7 +370,8 @@ def test_recipes_name_upscalers() -> None:
 
 @pytest.mark.parametrize("ending", ["safetensors", "pth"])
 def test_a_network_of_a_file(tmp_path: Path, ending: str) -> None:
-    """Both kinds of files, the second as Real-ESRGAN's are wrapped; what spandrel computes is what comes out, in [0, 255]."""
+    """Both kinds of files, the second as Real-ESRGAN's are wrapped; what spandrel computes is what
+    comes out, in [0, 255]."""
     path = tmp_path / f"compact.{ending}"
     if ending == "pth":
         torch.save({"params_ema": compact_state()}, path)
@@ -300,7 +379,9 @@ def test_a_network_of_a_file(tmp_path: Path, ending: str) -> None:
         save_file(compact_state(), path)
     upscaler = ExternalUpscalerConfig(path=str(path), scale=4, device="cpu").build()
     pixels = noise(2, 6, 9, 3)
-    expected = compact_network()(torch.from_numpy(pixels[1]).permute(2, 0, 1)[None] / 255)[0].permute(1, 2, 0)
+    expected = compact_network()(torch.from_numpy(pixels[1]).permute(2, 0, 1)[None] / 255)[
+        0
+    ].permute(1, 2, 0)
     found = upscaler.upscale_batch(pixels)
     assert upscaler.scale == 4
     assert np.abs(found[1] - expected.numpy() * 255).max() <= 0.51
@@ -308,7 +389,9 @@ def test_a_network_of_a_file(tmp_path: Path, ending: str) -> None:
     in_tiles = ExternalUpscalerConfig(path=str(path), tile=4, margin=6, device="cpu").build()
     assert np.abs(in_tiles.upscale(pixels[0]).astype(int) - found[0]).max() <= 1
     assert message(CheckpointError, ExternalUpscalerConfig(path=str(path), scale=2)) == (
-        f"{path}: makes 4 pixels a side of one, and upscaler.scale is 2\n  next: correct the key, or give another file")
+        f"{path}: makes 4 pixels a side of one, and upscaler.scale is 2\n  next: correct the "
+        "key, or give another file"
+    )
 
 
 class Hostile:
@@ -319,22 +402,31 @@ class Hostile:
 def test_files_that_are_no_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tell = lambda name: message(CheckpointError, ExternalUpscalerConfig(path=name))  # noqa: E731 (short and local)
-    assert tell("net.onnx") == "net.onnx: is no .safetensors and no .pth file\n  next: give a file of weights"
+    assert (
+        tell("net.onnx")
+        == "net.onnx: is no .safetensors and no .pth file\n  next: give a file of weights"
+    )
     assert tell("net.pth") == "net.pth: no such file\n  next: correct upscaler.path"
     for name in ("net.pth", "net.safetensors"):
         Path(name).write_bytes(pickle.dumps(Hostile()))
         told = tell(name)
         assert told.startswith(f"{name}: holds no plain tensors (")
-        assert told.endswith("\n  next: give the weights alone; files that run code when they are read are refused")
+        assert told.endswith(
+            "\n  next: give the weights alone; files that run code when they are read are refused"
+        )
     torch.save({"params": Hostile()}, "net.pth")
     assert tell("net.pth").startswith("net.pth: holds no plain tensors (")
     assert not Path("hostile-code-ran").exists()
     torch.save(torch.zeros(3), "net.pth")
-    assert tell("net.pth") == "net.pth: holds a Tensor, not weights by name\n  next: give the weights alone"
+    assert (
+        tell("net.pth")
+        == "net.pth: holds a Tensor, not weights by name\n  next: give the weights alone"
+    )
     save_file({"layer.weight": torch.zeros(3, 3)}, "net.safetensors")
     assert tell("net.safetensors") == (
         "net.safetensors: is no network that spandrel recognises by its weights\n"
-        "  next: give the weights of one of the architectures that spandrel lists")
+        "  next: give the weights of one of the architectures that spandrel lists"
+    )
 
 
 def test_a_damaged_network_and_a_grey_one(tmp_path: Path) -> None:
@@ -346,10 +438,14 @@ def test_a_damaged_network_and_a_grey_one(tmp_path: Path) -> None:
     save_file(state, path)
     told = message(CheckpointError, ExternalUpscalerConfig(path=str(path)))
     assert told.startswith(f"{path}: spandrel can't load it (RuntimeError: ")
-    save_file(SRVGGNetCompact(num_in_ch=1, num_out_ch=1, num_feat=8, num_conv=2, upscale=2).state_dict(), path)
+    save_file(
+        SRVGGNetCompact(num_in_ch=1, num_out_ch=1, num_feat=8, num_conv=2, upscale=2).state_dict(),
+        path,
+    )
     assert message(CheckpointError, ExternalUpscalerConfig(path=str(path))) == (
         f"{path}: its network (RealESRGAN Compact) does not make an RGB picture of one alone\n"
-        "  next: give a super-resolution network for RGB pictures")
+        "  next: give a super-resolution network for RGB pictures"
+    )
 
 
 def test_without_spandrel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,7 +453,9 @@ def test_without_spandrel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     save_file(compact_state(), path)
     monkeypatch.setitem(sys.modules, "spandrel", None)
     assert message(MissingPackageError, ExternalUpscalerConfig(path=str(path))) == (
-        "upscaler external: the package 'spandrel' is not installed\n  next: pip install 'cm3leon[upscale]'")
+        "upscaler external: the package 'spandrel' is not installed\n  next: pip install "
+        "'cm3leon[upscale]'"
+    )
 
 
 def test_lanczos_of_one_pixel_and_large_ones() -> None:
@@ -372,7 +470,9 @@ def test_lanczos_of_one_pixel_and_large_ones() -> None:
 def test_a_recipes_components_have_its_upscaler() -> None:
     """Built when first asked for, once; None without the section."""
     registry = load_registry()
-    recipe = compose("tiny", ["text_tokenizer=byte", "upscaler=lanczos", "upscaler.scale=2"], registry=registry)
+    recipe = compose(
+        "tiny", ["text_tokenizer=byte", "upscaler=lanczos", "upscaler.scale=2"], registry=registry
+    )
     components = build(recipe, registry, stage="generate")
     assert components.upscaler is not None
     assert components.upscaler.scale == 2

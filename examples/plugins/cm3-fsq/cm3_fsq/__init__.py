@@ -1,4 +1,5 @@
-"""An image tokenizer without a codebook for cm3leon: finite scalar quantisation (Mentzer et al. 2023, arXiv 2309.15505)."""
+"""An image tokenizer without a codebook for cm3leon: finite scalar quantisation (Mentzer et al.
+2023, arXiv 2309.15505)."""
 
 from dataclasses import dataclass
 from math import prod
@@ -13,7 +14,8 @@ CM3_API = 1
 
 @dataclass(kw_only=True)
 class FSQConfig(ImageTokenizerConfig):
-    """A code is a few numbers, each rounded to one of a few levels. Every combination is a code, so that none is learned or dies.
+    """A code is a few numbers, each rounded to one of a few levels. Every combination is a code, so
+    that none is learned or dies.
 
     Args:
         resolution: pixels a side.
@@ -21,7 +23,8 @@ class FSQConfig(ImageTokenizerConfig):
         levels: levels of each number of a code; their product is the number of codes.
         channels: width of the network.
         num_blocks: residual blocks of the encoder, and of the decoder.
-        weights: a file that `cm3 tokenizer train-image` wrote. None: those of this package, of the bundled emoji at 64 pixels.
+        weights: a file that `cm3 tokenizer train-image` wrote. None: those of this package, of the
+            bundled emoji at 64 pixels.
     """
 
     resolution: int = 64
@@ -37,9 +40,17 @@ class FSQConfig(ImageTokenizerConfig):
 
     def check(self):
         if not 0 < self.patch_size <= self.resolution or self.resolution % self.patch_size:
-            raise RecipeError("image_tokenizer.resolution", "is no multiple of image_tokenizer.patch_size", "change one of them")
+            raise RecipeError(
+                "image_tokenizer.resolution",
+                "is no multiple of image_tokenizer.patch_size",
+                "change one of them",
+            )
         if not self.levels or min(self.levels) < 2:
-            raise RecipeError("image_tokenizer.levels", f"is {list(self.levels)}", "give each number 2 levels or more")
+            raise RecipeError(
+                "image_tokenizer.levels",
+                f"is {list(self.levels)}",
+                "give each number 2 levels or more",
+            )
 
     def build(self):
         from cm3_fsq.tokenizer import BUNDLED, read

@@ -1,4 +1,5 @@
-"""The network, its codes, its file and its training. Legend: B pictures, C channels, H W pixels, Y X code grid, D digits."""
+"""The network, its codes, its file and its training. Legend: B pictures, C channels, H W pixels, Y
+X code grid, D digits."""
 
 import hashlib
 import math
@@ -21,7 +22,8 @@ BATCH_SIZE, LEARNING_RATE = 16, 2e-3
 
 
 class Block(nn.Module):
-    """x + convolutions. Nothing looks at the whole picture, so that equal surroundings have equal codes."""
+    """x + convolutions. Nothing looks at the whole picture, so that equal surroundings have equal
+    codes."""
 
     def __init__(self, channels):
         super().__init__()
@@ -38,14 +40,26 @@ class FSQNetwork(nn.Module):
         super().__init__()
         width, side, levels_D = config.channels, config.patch_size, torch.tensor(config.levels)
         encoder, decoder = ([Block(width) for _ in range(config.num_blocks)] for _ in range(2))
-        self.encoder = nn.Sequential(nn.PixelUnshuffle(side), nn.Conv2d(3 * side**2, width, 1), *encoder,
-                                     nn.Conv2d(width, len(levels_D), 1))
-        self.decoder = nn.Sequential(nn.Conv2d(len(levels_D), width, 1), *decoder, nn.Conv2d(width, 3 * side**2, 1),
-                                     nn.PixelShuffle(side))
-        self.levels_D11, self.bases_D11 = levels_D[:, None, None], (levels_D.cumprod(0) // levels_D)[:, None, None]
+        self.encoder = nn.Sequential(
+            nn.PixelUnshuffle(side),
+            nn.Conv2d(3 * side**2, width, 1),
+            *encoder,
+            nn.Conv2d(width, len(levels_D), 1),
+        )
+        self.decoder = nn.Sequential(
+            nn.Conv2d(len(levels_D), width, 1),
+            *decoder,
+            nn.Conv2d(width, 3 * side**2, 1),
+            nn.PixelShuffle(side),
+        )
+        self.levels_D11, self.bases_D11 = (
+            levels_D[:, None, None],
+            (levels_D.cumprod(0) // levels_D)[:, None, None],
+        )
 
     def digits(self, pixels_BCHW):
-        """Whole numbers 0..level-1, [B, D, Y, X]; their gradient is that of what was rounded (straight through)."""
+        """Whole numbers 0..level-1, [B, D, Y, X]; their gradient is that of what was rounded
+        (straight through)."""
         real_BDYX = self.levels_D11 * self.encoder(pixels_BCHW).sigmoid() - 0.5
         whole_BDYX = real_BDYX.round().clamp(min=0).minimum(self.levels_D11 - 1)
         return real_BDYX + (whole_BDYX - real_BDYX).detach()
@@ -64,7 +78,8 @@ class FSQNetwork(nn.Module):
 
 
 class FSQTokenizer(ImageTokenizer):
-    """Pixels <-> codes, one picture at a time, so that its codes do not depend on its neighbours in a batch."""
+    """Pixels <-> codes, one picture at a time, so that its codes do not depend on its neighbours in
+    a batch."""
 
     def __init__(self, config, network):
         self.config, self.network = config, network.eval().requires_grad_(False)
@@ -75,24 +90,45 @@ class FSQTokenizer(ImageTokenizer):
 
     @property
     def fingerprint(self):
-        sizes = f"{self.config.resolution} {self.config.patch_size} {list(self.config.levels)}".encode()
-        return hashlib.sha256(sizes + b"".join(each.numpy().tobytes() for each in self.network.state_dict().values())).hexdigest()
+        sizes = (
+            f"{self.config.resolution} {self.config.patch_size} {list(self.config.levels)}".encode()
+        )
+        return hashlib.sha256(
+            sizes + b"".join(each.numpy().tobytes() for each in self.network.state_dict().values())
+        ).hexdigest()
 
     def _encode(self, pixels_NHWC):
-        codes = [self.network.code(self.network.digits(to_input(part[None]))).flatten() for part in pixels_NHWC]
+        codes = [
+            self.network.code(self.network.digits(to_input(part[None]))).flatten()
+            for part in pixels_NHWC
+        ]
         return np.array(codes, np.int32).reshape(-1, math.prod(self.grid))
 
     def _decode(self, codes_Nc):
-        centred = [self.network.centred(self.network.digits_of(torch.tensor(part).view(1, *self.grid))) for part in codes_Nc]
-        pictures = [((self.network.decoder(part)[0] + 1) * 127.5).round().clamp(0, 255).permute(1, 2, 0) for part in centred]
+        centred = [
+            self.network.centred(self.network.digits_of(torch.tensor(part).view(1, *self.grid)))
+            for part in codes_Nc
+        ]
+        pictures = [
+            ((self.network.decoder(part)[0] + 1) * 127.5).round().clamp(0, 255).permute(1, 2, 0)
+            for part in centred
+        ]
         return np.array(pictures, np.uint8).reshape(-1, *self.image_size, 3)
 
     def codebook(self):
-        return self.network.centred(self.network.digits_of(torch.arange(self.codebook_size).view(-1, 1, 1)))[:, :, 0, 0]
+        return self.network.centred(
+            self.network.digits_of(torch.arange(self.codebook_size).view(-1, 1, 1))
+        )[:, :, 0, 0]
 
     def save(self, folder):
         with atomic_path(folder / FILE) as temporary:
-            save_file({name: each.half().contiguous() for name, each in self.network.state_dict().items()}, temporary)
+            save_file(
+                {
+                    name: each.half().contiguous()
+                    for name, each in self.network.state_dict().items()
+                },
+                temporary,
+            )
 
 
 def to_input(pixels_BHWC):
@@ -101,22 +137,35 @@ def to_input(pixels_BHWC):
 
 
 def read(config, path):
-    """The tokenizer of a file; raises `CheckpointError` when there is none, or it is another network's."""
+    """The tokenizer of a file; raises `CheckpointError` when there is none, or it is another
+    network's."""
     config.check()
     network = FSQNetwork(config)
     try:
         network.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(str(path), f"holds no weights of this network ({str(error).splitlines()[0]})",
-                              "give a file of `cm3 tokenizer train-image`, and the sizes that it was trained with") from error
+        raise CheckpointError(
+            str(path),
+            f"holds no weights of this network ({str(error).splitlines()[0]})",
+            "give a file of `cm3 tokenizer train-image`, and the sizes that it was trained with",
+        ) from error
     return FSQTokenizer(config, network)
 
 
 def train(config, images_NHWC, out_dir, *, minutes=None, steps=None, show_progress=True, **_):
-    """Absolute and squared error, the learning rate a cosine over the budget. A run that was cut off starts over."""
+    """Absolute and squared error, the learning rate a cosine over the budget. A run that was cut
+    off starts over."""
     torch.manual_seed(0)
-    rng, network, started, step, progress = np.random.default_rng(0), FSQNetwork(config), time.monotonic(), 0, 0.0
-    optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    rng, network, started, step, progress = (
+        np.random.default_rng(0),
+        FSQNetwork(config),
+        time.monotonic(),
+        0,
+        0.0,
+    )
+    optimizer = torch.optim.AdamW(
+        network.parameters(), LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01
+    )
     while progress < 1:
         pixels_BCHW = to_input(images_NHWC[rng.integers(len(images_NHWC), size=BATCH_SIZE)])
         error_BCHW = network.decoder(network.centred(network.digits(pixels_BCHW))) - pixels_BCHW
@@ -124,7 +173,9 @@ def train(config, images_NHWC, out_dir, *, minutes=None, steps=None, show_progre
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * min((step + 1) / 50, (1 + math.cos(math.pi * progress)) / 2)
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(
+            (step + 1) / 50, (1 + math.cos(math.pi * progress)) / 2
+        )
         optimizer.step()
         step += 1
         progress = step / steps if steps else (time.monotonic() - started) / 60 / minutes

@@ -29,7 +29,8 @@ def test_a_code_by_hand():
 
 def test_all_levels_are_equally_wide_and_the_gradient_goes_straight_through():
     network = FSQNetwork(FSQConfig(**SMALL))
-    place_D = torch.tensor([0.24, 0.99]).logit().requires_grad_()  # of 4 levels the first, of 3 the last
+    # of 4 levels the first, of 3 the last
+    place_D = torch.tensor([0.24, 0.99]).logit().requires_grad_()
     network.encoder = torch.nn.Identity()
     digits = network.digits(place_D.view(1, 2, 1, 1))
     assert digits.flatten().tolist() == pytest.approx([0, 2])
@@ -56,12 +57,25 @@ def test_the_shipped_weights_keep_a_picture():
     codes = tokenizer.encode(picture)
     error = (tokenizer.decode(codes).astype(float) - picture) ** 2
     assert 10 * np.log10(255**2 / error.mean()) > 22
-    assert len(set(codes.reshape(16, 16)[:3, :3].flatten())) < 4, "equal surroundings have equal codes"
+    assert len(set(codes.reshape(16, 16)[:3, :3].flatten())) < 4, (
+        "equal surroundings have equal codes"
+    )
 
 
-@pytest.mark.parametrize(("keys", "message"), [
-    ({"resolution": 65}, "image_tokenizer.resolution: is no multiple of image_tokenizer.patch_size\n  next: change one of them"),
-    ({"levels": (8, 1)}, "image_tokenizer.levels: is [8, 1]\n  next: give each number 2 levels or more")])
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"resolution": 65},
+            "image_tokenizer.resolution: is no multiple of image_tokenizer.patch_size\n  next: "
+            "change one of them",
+        ),
+        (
+            {"levels": (8, 1)},
+            "image_tokenizer.levels: is [8, 1]\n  next: give each number 2 levels or more",
+        ),
+    ],
+)
 def test_what_cannot_be_is_refused(keys, message):
     with pytest.raises(CM3Error) as error:
         FSQConfig(**keys).check()
@@ -69,11 +83,20 @@ def test_what_cannot_be_is_refused(keys, message):
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
-    path = FSQConfig(**SMALL).train(np.zeros((1, 16, 16, 3), np.uint8), tmp_path, steps=1, show_progress=False)
-    for weights, cause in ((str(tmp_path / "none"), f"{tmp_path / 'none'}: holds no weights of this network (No such file"),
-                           (str(path), f"{path}: holds no weights of this network (Error(s) in loading state_dict")):
+    path = FSQConfig(**SMALL).train(
+        np.zeros((1, 16, 16, 3), np.uint8), tmp_path, steps=1, show_progress=False
+    )
+    for weights, cause in (
+        (
+            str(tmp_path / "none"),
+            f"{tmp_path / 'none'}: holds no weights of this network (No such file",
+        ),
+        (str(path), f"{path}: holds no weights of this network (Error(s) in loading state_dict"),
+    ):
         with pytest.raises(CM3Error) as error:
             FSQConfig(weights=weights).build()
         assert str(error.value).startswith(cause)
-        assert str(error.value).endswith("\n  next: give a file of `cm3 tokenizer train-image`, and the sizes that it was "
-                                         "trained with")
+        assert str(error.value).endswith(
+            "\n  next: give a file of `cm3 tokenizer train-image`, and the sizes that it was "
+            "trained with"
+        )

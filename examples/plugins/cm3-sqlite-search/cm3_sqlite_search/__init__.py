@@ -1,4 +1,5 @@
-"""A retriever for cm3leon that keeps its index on disk: full-text search by SQLite (FTS5), which comes with Python."""
+"""A retriever for cm3leon that keeps its index on disk: full-text search by SQLite (FTS5), which
+comes with Python."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,11 @@ CM3_API = 1
 
 @dataclass(kw_only=True)
 class SQLiteRetrieverConfig(RetrieverConfig):
-    """Documents that share words with the query's text, by the BM25 of SQLite's FTS5 (k1 1.2, b 0.75). Pictures play no part.
+    """Documents that share words with the query's text, by the BM25 of SQLite's FTS5 (k1 1.2, b
+    0.75). Pictures play no part.
 
-    The index is a file, named by the documents' contents: built once, opened in a moment, and built anew when they change.
+    The index is a file, named by the documents' contents: built once, opened in a moment, and built
+    anew when they change.
 
     Args:
         stem: "apples" finds "apple" (Porter's stemmer, for English).
@@ -27,7 +30,11 @@ class SQLiteRetrieverConfig(RetrieverConfig):
         from cm3_sqlite_search.retriever import SQLiteRetriever
         from cm3core.files import cache_directory
 
-        folder = cache_directory() / "sqlite-search" if self.cache is None else Path(self.cache).expanduser()
+        folder = (
+            cache_directory() / "sqlite-search"
+            if self.cache is None
+            else Path(self.cache).expanduser()
+        )
         return SQLiteRetriever(memory, folder, stem=self.stem)
 
 

@@ -14,10 +14,12 @@ SEARCH = "SELECT rowid - 1, -rank FROM documents WHERE documents MATCH ? ORDER B
 
 
 class SQLiteRetriever(Retriever):
-    """Search by words. A document that shares none with the query is never found, nor anything for a query without text.
+    """Search by words. A document that shares none with the query is never found, nor anything for
+    a query without text.
 
-    Words that most documents have ("style" in the bundled captions) weigh nothing to BM25, and cost the most: every document that
-    has one gets a score. They are left out of queries that have other words.
+    Words that most documents have ("style" in the bundled captions) weigh nothing to BM25, and cost
+    the most: every document that has one gets a score. They are left out of queries that have other
+    words.
 
     Args:
         memory: the documents.
@@ -33,11 +35,16 @@ class SQLiteRetriever(Retriever):
         if not self.path.exists():
             with atomic_path(self.path) as temporary:
                 _write(temporary, memory, stem)
-        self._database = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+        self._database = sqlite3.connect(
+            f"{self.path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False
+        )
         self._counts = {}
 
     def _retrieve(self, queries, num_retrieved, exclude):
-        return [self._found(query, num_retrieved, names) for query, names in zip(queries, exclude, strict=True)]
+        return [
+            self._found(query, num_retrieved, names)
+            for query, names in zip(queries, exclude, strict=True)
+        ]
 
     def _found(self, query, number, exclude):
         words = {f'"{word}"': self._count(f'"{word}"') for word in words_of(text_of(query))}
@@ -54,18 +61,23 @@ class SQLiteRetriever(Retriever):
     def _count(self, word):
         """Number of documents that have the word."""
         if word not in self._counts:
-            ((self._counts[word],),) = self._rows("SELECT count(*) FROM documents WHERE documents MATCH ?", word)
+            ((self._counts[word],),) = self._rows(
+                "SELECT count(*) FROM documents WHERE documents MATCH ?", word
+            )
         return self._counts[word]
 
     def _rows(self, statement, expression):
         try:
             yield from self._database.execute(statement, [expression]) if expression else ()
         except sqlite3.DatabaseError as error:
-            raise DataError(str(self.path), f"can't be searched ({error})", "delete it; it is built anew") from error
+            raise DataError(
+                str(self.path), f"can't be searched ({error})", "delete it; it is built anew"
+            ) from error
 
 
 def words_of(text):
-    """Different words in a fixed order, so that a query's scores are the same to the last bit however it is put."""
+    """Different words in a fixed order, so that a query's scores are the same to the last bit
+    however it is put."""
     return sorted(set(re.findall(r"\w+", text.casefold())))
 
 
@@ -74,10 +86,16 @@ def _write(path, memory, stem):
     tokenizer = "porter unicode61" if stem else "unicode61"
     with closing(sqlite3.connect(path)) as database, database:
         try:
-            database.execute(f"CREATE VIRTUAL TABLE documents USING fts5(text, content='', tokenize='{tokenizer}')")
+            database.execute(
+                "CREATE VIRTUAL TABLE documents USING fts5(text, content='', "
+                f"tokenize='{tokenizer}')"
+            )
         except sqlite3.OperationalError as error:
-            raise MissingPackageError("retriever sqlite", f"this Python's SQLite has no FTS5 ({error})",
-                                      "use another build of Python, or retriever=bm25") from error
+            raise MissingPackageError(
+                "retriever sqlite",
+                f"this Python's SQLite has no FTS5 ({error})",
+                "use another build of Python, or retriever=bm25",
+            ) from error
         rows = ((index + 1, text_of(memory.document(index))) for index in range(len(memory)))
         database.executemany("INSERT INTO documents(rowid, text) VALUES (?, ?)", rows)
         database.execute("INSERT INTO documents(documents) VALUES ('optimize')")

@@ -30,7 +30,9 @@ class TestWithoutStems(RetrieverContract):
 
 
 def built(tmp_path, texts=TEXTS, **keys):
-    return SQLiteRetrieverConfig(cache=str(tmp_path), **keys).build(ListSource([(Text(text),) for text in texts]), None)
+    return SQLiteRetrieverConfig(cache=str(tmp_path), **keys).build(
+        ListSource([(Text(text),) for text in texts]), None
+    )
 
 
 def found(retriever, text):
@@ -38,10 +40,13 @@ def found(retriever, text):
 
 
 def test_a_score_by_hand(tmp_path):
-    """One of three documents has "pear", of 3 words like the mean of 3, 5 and 3: idf ln(2.5 / 1.5), times BM25's fraction."""
+    """One of three documents has "pear", of 3 words like the mean of 3, 5 and 3: idf ln(2.5 / 1.5),
+    times BM25's fraction."""
     (result,) = built(tmp_path).retrieve([(Text("PEAR"),)], 9)[0]
     assert result.index == 2
-    assert result.score == pytest.approx(math.log(2.5 / 1.5) * 2.2 / (1 + 1.2 * (0.25 + 0.75 * 3 / (11 / 3))))
+    assert result.score == pytest.approx(
+        math.log(2.5 / 1.5) * 2.2 / (1 + 1.2 * (0.25 + 0.75 * 3 / (11 / 3)))
+    )
 
 
 def test_words_that_most_documents_have_are_asked_for_only_alone(tmp_path):
@@ -55,7 +60,9 @@ def test_stems(tmp_path):
     assert found(built(tmp_path, stem=False), "Apples") == [1]
 
 
-@pytest.mark.parametrize("text", ["", "_", '"', "NEAR(red", "red AND NOT apple*", "text:red OR (", "nothing like it"])
+@pytest.mark.parametrize(
+    "text", ["", "_", '"', "NEAR(red", "red AND NOT apple*", "text:red OR (", "nothing like it"]
+)
 def test_a_query_is_words_and_never_syntax(tmp_path, text):
     assert set(found(built(tmp_path), text)) <= {0, 1, 2}
 
@@ -75,7 +82,10 @@ def test_a_damaged_index_says_what_to_do(tmp_path):
     path.write_bytes(b"no database" * 100)
     with pytest.raises(DataError) as error:
         found(built(tmp_path), "red")
-    assert str(error.value) == f"{path}: can't be searched (file is not a database)\n  next: delete it; it is built anew"
+    assert (
+        str(error.value)
+        == f"{path}: can't be searched (file is not a database)\n  next: delete it; it is built anew"
+    )
 
 
 def test_a_python_without_full_text_search_is_told(tmp_path, monkeypatch):
@@ -87,6 +97,8 @@ def test_a_python_without_full_text_search_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(sqlite3, "connect", lambda *given: connect(*given, factory=Connection))
     with pytest.raises(MissingPackageError) as error:
         built(tmp_path)
-    assert str(error.value) == ("retriever sqlite: this Python's SQLite has no FTS5 (no such module: fts5)\n"
-                                "  next: use another build of Python, or retriever=bm25")
+    assert str(error.value) == (
+        "retriever sqlite: this Python's SQLite has no FTS5 (no such module: fts5)\n"
+        "  next: use another build of Python, or retriever=bm25"
+    )
     assert list(tmp_path.iterdir()) == [], "nothing half written stays"

@@ -1,4 +1,5 @@
-"""A sampler for cm3leon: ids whose logit is within n standard deviations of the largest (Tang et al. 2024, arXiv 2411.07641)."""
+"""A sampler for cm3leon: ids whose logit is within n standard deviations of the largest (Tang et
+al. 2024, arXiv 2411.07641)."""
 
 from dataclasses import dataclass
 
@@ -11,19 +12,23 @@ CM3_API = 1
 
 @dataclass(frozen=True)
 class SigmaFilters(Filters):
-    """The plan's filters, and how many standard deviations below the largest logit an id may be; 0 is off."""
+    """The plan's filters, and how many standard deviations below the largest logit an id may be; 0
+    is off."""
 
     n_sigma: float = 0.0
 
 
 @dataclass(kw_only=True)
 class TopNSigmaConfig(SamplerConfig):
-    """Top-n-sigma with classifier-free guidance. The set of ids is cut from the logits of the stream that sees the text, before
-    guidance and temperature, so that neither lets in what the decoder finds absurd: a temperature may be high.
+    """Top-n-sigma with classifier-free guidance. The set of ids is cut from the logits of the
+    stream that sees the text, before guidance and temperature, so that neither lets in what the
+    decoder finds absurd: a temperature may be high.
 
     Args:
-        n_sigma: image codes stay whose logit is at most so many standard deviations below the largest; 0 keeps all.
-        guidance_scale: logits u + s (c - u) of image codes, c with the text and u without; 1 is off.
+        n_sigma: image codes stay whose logit is at most so many standard deviations below the
+            largest; 0 keeps all.
+        guidance_scale: logits u + s (c - u) of image codes, c with the text and u without; 1 is
+            off.
         temperature: of image codes; 0 takes the most probable.
         text_n_sigma: the same of text tokens, which are not guided.
         text_temperature: the same of text tokens.
@@ -42,7 +47,10 @@ class TopNSigmaConfig(SamplerConfig):
 
     def plan(self, modality):
         prefix, scale = ("text_", 1.0) if modality == "text" else ("", self.guidance_scale)
-        filters = SigmaFilters(temperature=getattr(self, prefix + "temperature"), n_sigma=getattr(self, prefix + "n_sigma"))
+        filters = SigmaFilters(
+            temperature=getattr(self, prefix + "temperature"),
+            n_sigma=getattr(self, prefix + "n_sigma"),
+        )
         streams = [GuidanceStream(PromptVariant(), scale)]
         if self.guidance_scale != 1:
             streams.append(GuidanceStream(PromptVariant(hide_text="all"), 1 - scale))

@@ -19,17 +19,41 @@ class TopNSigmaSampler(Sampler):
     def draws_with(self, other):
         return isinstance(other, TopNSigmaSampler)
 
-    def draw(self, logits_SR, stream_rows_nG, weights_nG, plans, *, first_id, allowed_nR, seed_n, position_n):
+    def draw(
+        self,
+        logits_SR,
+        stream_rows_nG,
+        weights_nG,
+        plans,
+        *,
+        first_id,
+        allowed_nR,
+        seed_n,
+        position_n,
+    ):
         columns = plan_columns(plans, logits_SR.device)
         reference_nR = logits_SR[stream_rows_nG.gather(1, columns["reference_n"][:, None])[:, 0]]
-        n_sigma_n = torch.tensor([getattr(plan.filters, "n_sigma", 0.0) for plan in plans], device=logits_SR.device)
-        legal_nR = torch.ones_like(reference_nR, dtype=torch.bool) if allowed_nR is None else allowed_nR
-        return guided_sample(logits_SR, stream_rows_nG, weights_nG, allowed_nV=near_the_top(reference_nR, legal_nR, n_sigma_n),
-                             first_id=first_id, seed_n=seed_n, position_n=position_n, **columns)
+        n_sigma_n = torch.tensor(
+            [getattr(plan.filters, "n_sigma", 0.0) for plan in plans], device=logits_SR.device
+        )
+        legal_nR = (
+            torch.ones_like(reference_nR, dtype=torch.bool) if allowed_nR is None else allowed_nR
+        )
+        return guided_sample(
+            logits_SR,
+            stream_rows_nG,
+            weights_nG,
+            allowed_nV=near_the_top(reference_nR, legal_nR, n_sigma_n),
+            first_id=first_id,
+            seed_n=seed_n,
+            position_n=position_n,
+            **columns,
+        )
 
 
 def near_the_top(logits_nR, legal_nR, n_sigma_n):
-    """Legal ids whose logit is at least the largest legal one minus n standard deviations of the legal ones, bool [n, R].
+    """Legal ids whose logit is at least the largest legal one minus n standard deviations of the
+    legal ones, bool [n, R].
 
     >>> logits, all_legal = torch.tensor([[4.0, 2.0, 0.0, -2.0]]), torch.ones(1, 4, dtype=torch.bool)  # sigma is 5 ** 0.5
     >>> near_the_top(logits, all_legal, torch.tensor([1.0]))
@@ -41,4 +65,6 @@ def near_the_top(logits_nR, legal_nR, n_sigma_n):
     mean_n1 = values_nR.sum(1, keepdim=True) / count_n1
     sigma_n1 = ((values_nR - mean_n1).square() * legal_nR).sum(1, keepdim=True).div(count_n1).sqrt()
     largest_n1 = values_nR.where(legal_nR, -torch.inf).amax(1, keepdim=True)
-    return legal_nR & ((values_nR >= largest_n1 - n_sigma_n[:, None] * sigma_n1) | (n_sigma_n[:, None] == 0))
+    return legal_nR & (
+        (values_nR >= largest_n1 - n_sigma_n[:, None] * sigma_n1) | (n_sigma_n[:, None] == 0)
+    )

@@ -14,7 +14,10 @@ class TestTopNSigma(SamplerContract):
     max_examples = 25
 
     def companions(self):
-        return [TopNSigmaConfig(n_sigma=0.5, temperature=0.0).build(), TopNSigmaConfig(guidance_scale=1.0).build()]
+        return [
+            TopNSigmaConfig(n_sigma=0.5, temperature=0.0).build(),
+            TopNSigmaConfig(guidance_scale=1.0).build(),
+        ]
 
 
 class TestUnguided(SamplerContract):
@@ -24,18 +27,42 @@ class TestUnguided(SamplerContract):
 
 def drawn(logits, plan, weights, count=200):
     n, G = count, len(weights)
-    return set(TopNSigmaConfig().build().draw(
-        torch.tensor(logits), torch.arange(G).expand(n, G), torch.tensor([weights]).expand(n, G), (plan,) * n, first_id=10,
-        allowed_nR=None, seed_n=torch.arange(n), position_n=torch.zeros(n, dtype=torch.int64)).tolist())
+    return set(
+        TopNSigmaConfig()
+        .build()
+        .draw(
+            torch.tensor(logits),
+            torch.arange(G).expand(n, G),
+            torch.tensor([weights]).expand(n, G),
+            (plan,) * n,
+            first_id=10,
+            allowed_nR=None,
+            seed_n=torch.arange(n),
+            position_n=torch.zeros(n, dtype=torch.int64),
+        )
+        .tolist()
+    )
 
 
 def test_by_hand():
-    """Logits 4, 2, 0, -2: mean 1, variance (9 + 1 + 1 + 9) / 4 = 5. 1 sigma is 2.24 and 2 are 4.47 below the largest."""
-    logits, all_legal = torch.tensor([[4.0, 2.0, 0.0, -2.0]]).expand(4, 4), torch.ones(4, 4, dtype=torch.bool)
+    """Logits 4, 2, 0, -2: mean 1, variance (9 + 1 + 1 + 9) / 4 = 5. 1 sigma is 2.24 and 2 are 4.47
+    below the largest."""
+    logits, all_legal = (
+        torch.tensor([[4.0, 2.0, 0.0, -2.0]]).expand(4, 4),
+        torch.ones(4, 4, dtype=torch.bool),
+    )
     kept = near_the_top(logits, all_legal, torch.tensor([0.5, 1.0, 2.0, 0.0]))
-    assert kept.tolist() == [[True, False, False, False], [True, True, False, False], [True, True, True, False], [True] * 4]
-    legal = torch.tensor([[False, True, True, True]])  # 2, 0, -2: variance 8 / 3, and 1 sigma is 1.63
-    assert near_the_top(logits[:1], legal, torch.tensor([1.0])).tolist() == [[False, True, False, False]]
+    assert kept.tolist() == [
+        [True, False, False, False],
+        [True, True, False, False],
+        [True, True, True, False],
+        [True] * 4,
+    ]
+    # 2, 0, -2: variance 8 / 3, and 1 sigma is 1.63
+    legal = torch.tensor([[False, True, True, True]])
+    assert near_the_top(logits[:1], legal, torch.tensor([1.0])).tolist() == [
+        [False, True, False, False]
+    ]
 
 
 def test_no_temperature_lets_in_what_was_cut():
@@ -44,7 +71,8 @@ def test_no_temperature_lets_in_what_was_cut():
 
 
 def test_no_guidance_lifts_what_was_cut():
-    """The stream with the text finds id 12 poor; the one without finds it absurd, so that guidance would prefer it."""
+    """The stream with the text finds id 12 poor; the one without finds it absurd, so that guidance
+    would prefer it."""
     plan = TopNSigmaConfig(n_sigma=1.0, temperature=0.0, guidance_scale=3.0).plan("image")
     logits = [[4.0, 2.0, 0.0, -2.0], [4.0, 2.0, -9.0, -2.0]]
     assert drawn(logits, plan, [3.0, -2.0]) == {10}

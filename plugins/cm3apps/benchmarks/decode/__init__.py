@@ -1,4 +1,5 @@
-"""`cm3 bench decode`: image tokens a second of our engine, beside what people use today, on one machine, in one call.
+"""`cm3 bench decode`: image tokens a second of our engine, beside what people use today, on one
+machine, in one call.
 
     command.py     the command line; light
     sizes.py       decoder sizes, and what a run of each length covers; light

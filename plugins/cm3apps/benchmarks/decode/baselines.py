@@ -1,9 +1,12 @@
-"""What people use today, with random weights and a trunk of as many parameters as ours: transformers is imported when asked for.
+"""What people use today, with random weights and a trunk of as many parameters as ours:
+transformers is imported when asked for.
 
-Both run the unconditional stream as a second half of the batch, over the same prompt with its text replaced by padding, and keep
-keys and values in transformers' `StaticCache`, whose attention reads its whole length at every step.
+Both run the unconditional stream as a second half of the batch, over the same prompt with its text
+replaced by padding, and keep keys and values in transformers' `StaticCache`, whose attention reads
+its whole length at every step.
 
-Legend: n pictures, P prompt tokens, S = 2 n rows (all conditional ones first), R image codes, W width.
+Legend: n pictures, P prompt tokens, S = 2 n rows (all conditional ones first), R image codes, W
+width.
 """
 
 from __future__ import annotations
@@ -32,7 +35,11 @@ class TransformersProvider(DecodeProvider):
     """A model of transformers."""
 
     def enabled(self, case: Case, where: Where) -> str | None:
-        return None if importlib.util.find_spec("transformers") is not None else "transformers is not installed"
+        return (
+            None
+            if importlib.util.find_spec("transformers") is not None
+            else "transformers is not installed"
+        )
 
     @property
     @abstractmethod
@@ -49,18 +56,33 @@ class TransformersProvider(DecodeProvider):
         codes = self.prepare(case, {})()
         outside = int(((codes < 0) | (codes >= self.setup.size.num_codes)).sum())
         right = codes.shape == (GATE_BATCH, GATE_TOKENS) and len(codes.unique()) > 1
-        return Verdict(outside if right else float("nan"), 0, f"of {GATE_BATCH * GATE_TOKENS} codes out of range")
+        return Verdict(
+            outside if right else float("nan"),
+            0,
+            f"of {GATE_BATCH * GATE_TOKENS} codes out of range",
+        )
 
     def llama_config(self, vocabulary: int) -> Any:
         """A Llama whose trunk has as many parameters as ours."""
         from transformers import LlamaConfig
 
         size = self.setup.size
-        options: dict[str, Any] = {"num_key_value_heads": size.num_heads, "attn_implementation": "sdpa"}
-        return LlamaConfig(vocab_size=vocabulary, hidden_size=size.width, intermediate_size=size.llama_d_ff,
-                           num_hidden_layers=size.num_layers, num_attention_heads=size.num_heads,
-                           max_position_embeddings=self.setup.context, bos_token_id=BOS, pad_token_id=PAD, eos_token_id=EOS,
-                           **options)
+        options: dict[str, Any] = {
+            "num_key_value_heads": size.num_heads,
+            "attn_implementation": "sdpa",
+        }
+        return LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=size.width,
+            intermediate_size=size.llama_d_ff,
+            num_hidden_layers=size.num_layers,
+            num_attention_heads=size.num_heads,
+            max_position_embeddings=self.setup.context,
+            bos_token_id=BOS,
+            pad_token_id=PAD,
+            eos_token_id=EOS,
+            **options,
+        )
 
     def built(self, make: Callable[[], nn.Module]) -> Any:
         """A module with random weights, ready; torch's global generator stays as it was."""
@@ -70,27 +92,56 @@ class TransformersProvider(DecodeProvider):
 
     def prompt_ids(self, case: Case) -> Tensor:
         """int64 [n, P]: <bos>, the text's bytes, <begin of image>."""
-        rows = [[BOS, *(FIRST_BYTE + byte for byte in text.encode()), BEGIN_OF_IMAGE] for text in prompts_of(case)]
+        rows = [
+            [BOS, *(FIRST_BYTE + byte for byte in text.encode()), BEGIN_OF_IMAGE]
+            for text in prompts_of(case)
+        ]
         return torch.tensor(rows, device=self.setup.device)
 
 
 class JanusProvider(TransformersProvider):
-    """`JanusForConditionalGeneration.generate(..., generation_mode="image")`, its vision parts as small as they can be."""
+    """`JanusForConditionalGeneration.generate(..., generation_mode="image")`, its vision parts as
+    small as they can be."""
 
     name = "janus"
 
     @cached_property
     def model(self) -> Any:
         """The model; its generation head and aligner are Janus' own and not in the trunk."""
-        from transformers import JanusConfig, JanusForConditionalGeneration, JanusVisionConfig, JanusVQVAEConfig
+        from transformers import (
+            JanusConfig,
+            JanusForConditionalGeneration,
+            JanusVisionConfig,
+            JanusVQVAEConfig,
+        )
 
         size = self.setup.size
-        vision = JanusVisionConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=16, patch_size=8,
-                                   mlp_ratio=1.0, depth=1, projection_dim=size.width)
-        codes = JanusVQVAEConfig(num_embeddings=size.num_codes, embed_dim=8, latent_channels=32, base_channels=32,
-                                 channel_multiplier=[1], num_res_blocks=1, projection_dim=size.width,
-                                 image_token_embed_dim=size.width)
-        config = JanusConfig(text_config=self.llama_config(NUM_TEXT), vision_config=vision, vq_config=codes, image_token_id=EOS)
+        vision = JanusVisionConfig(
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            image_size=16,
+            patch_size=8,
+            mlp_ratio=1.0,
+            depth=1,
+            projection_dim=size.width,
+        )
+        codes = JanusVQVAEConfig(
+            num_embeddings=size.num_codes,
+            embed_dim=8,
+            latent_channels=32,
+            base_channels=32,
+            channel_multiplier=[1],
+            num_res_blocks=1,
+            projection_dim=size.width,
+            image_token_embed_dim=size.width,
+        )
+        config = JanusConfig(
+            text_config=self.llama_config(NUM_TEXT),
+            vision_config=vision,
+            vq_config=codes,
+            image_token_id=EOS,
+        )
         model = self.built(lambda: JanusForConditionalGeneration(config))
         settings = model.generation_config
         settings.bos_token_id, settings.pad_token_id, settings.eos_token_id = BOS, PAD, EOS
@@ -107,29 +158,47 @@ class JanusProvider(TransformersProvider):
 
         def draw() -> Tensor:
             model.model.vision_model.config.num_image_tokens = case.parameters["tokens"]
-            model._previous_max_cache_length = -1  # else its cache, read whole at every step, stays as long as any before it
+            # else its cache, read whole at every step, stays as long as any before it
+            model._previous_max_cache_length = -1
             vars(model).pop("_cache", None)  # the same in transformers 4
-            codes: Tensor = model.generate(ids_nP, attention_mask=torch.ones_like(ids_nP), generation_mode="image",
-                                           guidance_scale=GUIDANCE, do_sample=True, top_k=TOP_K, top_p=TOP_P)
+            codes: Tensor = model.generate(
+                ids_nP,
+                attention_mask=torch.ones_like(ids_nP),
+                generation_mode="image",
+                guidance_scale=GUIDANCE,
+                do_sample=True,
+                top_k=TOP_K,
+                top_p=TOP_P,
+            )
             return codes.cpu()
 
         return draw
 
 
 class LlamaGenProvider(TransformersProvider):
-    """LlamaGen's `generate` (FoundationVision/LlamaGen, autoregressive/models/generate.py) on `LlamaModel`: static cache, both
-    streams in one batch, top-k, top-p by a sort, `multinomial`; as it is, or its step compiled."""
+    """LlamaGen's `generate` (FoundationVision/LlamaGen, autoregressive/models/generate.py) on
+    `LlamaModel`: static cache, both streams in one batch, top-k, top-p by a sort, `multinomial`; as
+    it is, or its step compiled."""
 
-    def __init__(self, setup: Setup, *, compiled: bool = False, like: LlamaGenProvider | None = None) -> None:
+    def __init__(
+        self, setup: Setup, *, compiled: bool = False, like: LlamaGenProvider | None = None
+    ) -> None:
         super().__init__(setup)
-        self.name, self._compiled, self._like = "llamagen-compiled" if compiled else "llamagen", compiled, like
+        self.name, self._compiled, self._like = (
+            "llamagen-compiled" if compiled else "llamagen",
+            compiled,
+            like,
+        )
 
     def enabled(self, case: Case, where: Where) -> str | None:
-        return super().enabled(case, where) or (compiling_refusal(where) if self._compiled else None)
+        return super().enabled(case, where) or (
+            compiling_refusal(where) if self._compiled else None
+        )
 
     @cached_property
     def modules(self) -> Any:
-        """Two modules: the model, over text and codes in one table, and the head over the codes alone. Shared with `like`."""
+        """Two modules: the model, over text and codes in one table, and the head over the codes
+        alone. Shared with `like`."""
         if self._like is not None:
             return self._like.modules
         from transformers import LlamaModel
@@ -152,7 +221,9 @@ class LlamaGenProvider(TransformersProvider):
     def warm_up(self, case: Case) -> None:
         if not self._compiled:
             return super().warm_up(case)
-        torch.compiler.reset()  # a case is a length of cache and so compiled anew; torch does it a few times and then gives up
+        # a case is a length of cache and so compiled anew; torch does it a few times and then gives
+        # up
+        torch.compiler.reset()
         self.draw(self.prompt_ids(case), case.parameters["tokens"], num_steps=3)
 
     def prepare(self, case: Case, inputs: Inputs) -> Callable[[], Tensor]:
@@ -168,15 +239,30 @@ class LlamaGenProvider(TransformersProvider):
         n, device = len(ids_nP), ids_nP.device
         special_nP = (ids_nP == BOS) | (ids_nP == BEGIN_OF_IMAGE)
         ids_S = torch.cat([ids_nP, torch.where(special_nP, ids_nP, PAD)])
-        keyword = "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"  # before 5.2x
-        cache = {keyword: StaticCache(config=model.config, max_cache_len=PROMPT_TOKENS + tokens), "use_cache": True}
+        # before 5.2x
+        keyword = (
+            "cache"
+            if "cache" in inspect.signature(type(model).forward).parameters
+            else "past_key_values"
+        )
+        cache = {
+            keyword: StaticCache(config=model.config, max_cache_len=PROMPT_TOKENS + tokens),
+            "use_cache": True,
+        }
         weights = torch.tensor([[GUIDANCE, 1 - GUIDANCE]], device=device).expand(n, 2)
-        sampling = {"rows": weights, "weights": weights, "alpha_n": None, "top_k_n": True,
-                    "top_p_n": torch.full((n,), TOP_P, device=device)}
+        sampling = {
+            "rows": weights,
+            "weights": weights,
+            "alpha_n": None,
+            "top_k_n": True,
+            "top_p_n": torch.full((n,), TOP_P, device=device),
+        }
         codes = torch.empty(n, num_steps, dtype=torch.int64, device=device)
         hidden_SW = model(input_ids=ids_S, **cache).last_hidden_state[:, -1]
         for place in range(num_steps):
-            code_n1 = torch.multinomial(chain({"logits": head(hidden_SW), **sampling}, torch.float32), 1)
+            code_n1 = torch.multinomial(
+                chain({"logits": head(hidden_SW), **sampling}, torch.float32), 1
+            )
             codes[:, place] = code_n1[:, 0]
             if place + 1 < num_steps:
                 ids_S1 = (NUM_TEXT + code_n1).repeat(2, 1)

@@ -13,9 +13,14 @@ from cm3apps.benchmarks.decode.sizes import EXTENTS, SIZES
 from cm3core.errors import CM3Error, DeviceError, close_match
 
 HELP = "image tokens a second of our engine, beside what people use today"
-DESCRIPTION = ("Draw the same pictures, guidance on, with our engine, transformers' Janus and a loop in LlamaGen's manner on\n"
-               "transformers' Llama: random weights, as many of them in the layers, the same dtype and threads. Then best of 8\n"
-               "beside one, and one long picture. Who fails the gate gets no time. Prints tables; with -o also JSON and plots.")
+DESCRIPTION = (
+    "Draw the same pictures, guidance on, with our engine, transformers' Janus and a loop in "
+    "LlamaGen's manner on\n"
+    "transformers' Llama: random weights, as many of them in the layers, the same dtype and "
+    "threads. Then best of 8\n"
+    "beside one, and one long picture. Who fails the gate gets no time. Prints tables; with -o "
+    "also JSON and plots."
+)
 EXAMPLE = """examples:
   cm3 bench decode --quick
   cm3 bench decode --threads 2 -o results/decode.json
@@ -25,26 +30,59 @@ PLACE = "cm3 bench decode"
 
 def configure(parser: ArgumentParser) -> None:
     """The action's options."""
-    parser.add_argument("--size", metavar="NAME", help=f"the decoder: {', '.join(SIZES)} (default: {EXTENTS['full'].size}; with "
-                                                       f"--quick {EXTENTS['quick'].size})")
-    parser.add_argument("--batch", type=int, nargs="+", metavar="N", help="requests at once (default: 1 8)")
-    parser.add_argument("--tokens", type=int, nargs="+", metavar="N",
-                        help="image tokens a picture (default: 256 1024; with --quick 256)")
-    parser.add_argument("--providers", nargs="+", default=[], metavar="NAME", help="who is measured (default: all)")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of torch on the CPU, for everybody")
-    parser.add_argument("--quick", action="store_true", help="a smaller decoder, shorter pictures, fewer runs: about two minutes")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what to measure on (default: %(default)s)")
-    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="JSON file to write; plots go beside it")
+    parser.add_argument(
+        "--size",
+        metavar="NAME",
+        help=f"the decoder: {', '.join(SIZES)} (default: {EXTENTS['full'].size}; with "
+        f"--quick {EXTENTS['quick'].size})",
+    )
+    parser.add_argument(
+        "--batch", type=int, nargs="+", metavar="N", help="requests at once (default: 1 8)"
+    )
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="image tokens a picture (default: 256 1024; with --quick 256)",
+    )
+    parser.add_argument(
+        "--providers", nargs="+", default=[], metavar="NAME", help="who is measured (default: all)"
+    )
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="threads of torch on the CPU, for everybody"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a smaller decoder, shorter pictures, fewer runs: about two minutes",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="what to measure on (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="JSON file to write; plots go beside it"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: Namespace) -> int:
     """Do it; returns the exit code: 1 when a provider is wrong or failed."""
-    for option, numbers, least in (("--batch", args.batch, 1), ("--tokens", args.tokens, 2),
-                                   ("--threads", None if args.threads is None else [args.threads], 1)):
+    for option, numbers, least in (
+        ("--batch", args.batch, 1),
+        ("--tokens", args.tokens, 2),
+        ("--threads", None if args.threads is None else [args.threads], 1),
+    ):
         for number in numbers or []:
             if number < least:
-                raise CM3Error(PLACE, f"{option} is {number}, must be at least {least}", "leave it out, or give another number")
+                raise CM3Error(
+                    PLACE,
+                    f"{option} is {number}, must be at least {least}",
+                    "leave it out, or give another number",
+                )
     _check_known("--size", "size", [] if args.size is None else [args.size], SIZES)
     if args.out is not None:
         from cm3core.files import check_writable
@@ -64,27 +102,48 @@ def _run(args: Namespace) -> int:
     from cm3core.interfaces.benchmark import Where
 
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(f"{PLACE} --device cuda", "there is no CUDA device, or torch was built without CUDA",
-                          "use --device cpu")
+        raise DeviceError(
+            f"{PLACE} --device cuda",
+            "there is no CUDA device, or torch was built without CUDA",
+            "use --device cpu",
+        )
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     where = Where(torch.device(args.device), args.device, "quick" if args.quick else "full")
     extent = EXTENTS[where.size]
-    extent = replace(extent, size=args.size or extent.size, batch=_unique(args.batch or extent.batch),
-                     tokens=_unique(args.tokens or extent.tokens))
+    extent = replace(
+        extent,
+        size=args.size or extent.size,
+        batch=_unique(args.batch or extent.batch),
+        tokens=_unique(args.tokens or extent.tokens),
+    )
     size = SIZES[extent.size]
-    setup = Setup(size, PROMPT_TOKENS + max(*extent.tokens, extent.longest, GATE_TOKENS), where.device,
-                  torch.bfloat16 if args.device == "cuda" else torch.float32, torch.get_num_threads())
+    setup = Setup(
+        size,
+        PROMPT_TOKENS + max(*extent.tokens, extent.longest, GATE_TOKENS),
+        where.device,
+        torch.bfloat16 if args.device == "cuda" else torch.float32,
+        torch.get_num_threads(),
+    )
     providers = runner.all_providers(setup)
-    _check_known("--providers", "provider", args.providers, [provider.name for provider in providers])
-    providers = [provider for provider in providers if not args.providers or provider.name in args.providers]
+    _check_known(
+        "--providers", "provider", args.providers, [provider.name for provider in providers]
+    )
+    providers = [
+        provider for provider in providers if not args.providers or provider.name in args.providers
+    ]
 
     stopwatch = kernels_runner.stopwatch_for(where)
     limits = kernels_runner.ceilings(where, stopwatch)
     environment = kernels_runner.environment(where) | {
-        "decoder": asdict(size) | {"trunk_parameters": size.trunk_parameters}, "prompt_tokens": PROMPT_TOKENS,
-        "load": [runner.load(), None]}
-    print(f"{kernels_report.heading(environment, limits)}\n{report.heading(setup, environment['load'][0])}", flush=True)
+        "decoder": asdict(size) | {"trunk_parameters": size.trunk_parameters},
+        "prompt_tokens": PROMPT_TOKENS,
+        "load": [runner.load(), None],
+    }
+    print(
+        f"{kernels_report.heading(environment, limits)}\n{report.heading(setup, environment['load'][0])}",
+        flush=True,
+    )
 
     def changed(rows: list[dict[str, Any]]) -> None:
         environment["load"][1] = runner.load()
@@ -94,17 +153,30 @@ def _run(args: Namespace) -> int:
     def case_done(rows: list[dict[str, Any]]) -> None:
         print(f"\n{report.table(report.completed(rows, limits))}", flush=True)
 
-    benchmark = runner.Benchmark(setup, providers, where, extent, limits, stopwatch=stopwatch, changed=changed, done=case_done,
-                                 told=lambda line: print(line, file=sys.stderr, flush=True))
+    benchmark = runner.Benchmark(
+        setup,
+        providers,
+        where,
+        extent,
+        limits,
+        stopwatch=stopwatch,
+        changed=changed,
+        done=case_done,
+        told=lambda line: print(line, file=sys.stderr, flush=True),
+    )
     try:
         benchmark.run()
     finally:  # Ctrl-C keeps what there is
         if benchmark.rows:
-            reads, copies = (limits[name] / 1e9 for name in ("read_bytes_per_s", "copy_bytes_per_s"))
+            reads, copies = (
+                limits[name] / 1e9 for name in ("read_bytes_per_s", "copy_bytes_per_s")
+            )
             print(f"\nfloors: reading {reads:.1f} GB/s, copying {copies:.1f} GB/s")
         if benchmark.rows and args.out is not None:
             changed(benchmark.rows)
-            plots = report.write_plots(args.out, report.completed(benchmark.rows, limits), environment, limits)
+            plots = report.write_plots(
+                args.out, report.completed(benchmark.rows, limits), environment, limits
+            )
             print(f"written: {', '.join(map(str, [args.out, *plots]))}")
     bad = [row for row in benchmark.rows if row["status"] in ("wrong", "failed")]
     if bad:
@@ -116,7 +188,9 @@ def _check_known(option: str, what: str, names: Iterable[str], known: Iterable[s
     known = list(known)
     for name in names:
         if name not in known:
-            raise CM3Error(f"{PLACE} {option}", f"no {what} is called {name!r}", close_match(name, known))
+            raise CM3Error(
+                f"{PLACE} {option}", f"no {what} is called {name!r}", close_match(name, known)
+            )
 
 
 def _unique(numbers: Iterable[int]) -> tuple[int, ...]:

@@ -1,4 +1,5 @@
-"""Our engine and its variants as providers, on a decoder of random weights; and the gate that each passes before it is timed.
+"""Our engine and its variants as providers, on a decoder of random weights; and the gate that each
+passes before it is timed.
 
 Legend: T drawn tokens, R image codes, W width.
 """
@@ -29,8 +30,9 @@ from cm3plugins.decoders.cm3leon import CM3LeonConfig
 from cm3plugins.samplers.config import CFGSamplerConfig
 from cm3plugins.text_tokenizers.byte import NUM_BYTES, ByteTokenizer
 
-#: A greedy token is right when no other code's mixed logit is higher by more than this many standard deviations of the mixed
-#: logits: rounding in the gate's own arithmetic, by the dtype of weights.
+#: A greedy token is right when no other code's mixed logit is higher by more than this many
+#: standard deviations of the mixed logits: rounding in the gate's own arithmetic, by the dtype of
+#: weights.
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 #: Pictures and tokens of the gate.
 GATE_BATCH, GATE_TOKENS = 2, 32
@@ -40,7 +42,8 @@ WARM_UP_TOKENS = 4
 class DecodeProvider(Provider):
     """One way to draw a case's pictures.
 
-    `prepare` returns what is timed: a function that draws them all, to codes int64 [pictures, tokens] on the CPU.
+    `prepare` returns what is timed: a function that draws them all, to codes int64 [pictures,
+    tokens] on the CPU.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -71,7 +74,8 @@ class Variant:
 
     Args:
         options: keywords of `Engine`.
-        weight_bytes: of one weight, for the floor; None: those of the run's dtype. What keys and values take, the engine says.
+        weight_bytes: of one weight, for the floor; None: those of the run's dtype. What keys and
+            values take, the engine says.
         rounding: see `ROUNDING`; None: by the run's dtype.
     """
 
@@ -84,15 +88,17 @@ class Variant:
 VARIANTS: dict[str, Variant] = {
     "engine": Variant(),
     "engine-bf16": Variant({"precision": "bf16"}, weight_bytes=2, rounding=0.1),
-    "engine-int8": Variant({"precision": "int8"}, weight_bytes=1, rounding=0.1)}
+    "engine-int8": Variant({"precision": "int8"}, weight_bytes=1, rounding=0.1),
+}
 
 
 class RandomModel:
     """A decoder of random weights with all that an engine needs; made once, for all variants.
 
-    The weights are such that every layer changes its input about as much as the input is large, that the head isn't the
-    embedding, and that logits spread by about 2: else greedy tokens would be the same whatever the cache holds, and drawn ones
-    the same as greedy ones, and the gate would be blind.
+    The weights are such that every layer changes its input about as much as the input is large,
+    that the head isn't the embedding, and that logits spread by about 2: else greedy tokens would
+    be the same whatever the cache holds, and drawn ones the same as greedy ones, and the gate would
+    be blind.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -103,14 +109,24 @@ class RandomModel:
     def decoder(self) -> Decoder:
         """Made when it is first asked for; torch's global generator stays as it was."""
         size = self.setup.size
-        config = CM3LeonConfig(num_layers=size.num_layers, d_model=size.width, num_heads=size.num_heads, d_ff=size.d_ff,
-                               context_length=self.setup.context, tie_embeddings=False)
+        config = CM3LeonConfig(
+            num_layers=size.num_layers,
+            d_model=size.width,
+            num_heads=size.num_heads,
+            d_ff=size.d_ff,
+            context_length=self.setup.context,
+            tie_embeddings=False,
+        )
         with torch.random.fork_rng(devices=[]), torch.device(self.setup.device), torch.no_grad():
             torch.manual_seed(SEED)
             decoder = config.build(self.vocabulary, SDPAAttentionConfig().build(), (1, 1))
             for name, weight in decoder.named_parameters():
                 spread = 2.0 if name.startswith("embed_output") else 1.0  # of what comes out of it
-                weight.normal_(std=1.0 if name.startswith(("embed_tokens", "embed_pos")) else spread * weight.shape[1] ** -0.5)
+                weight.normal_(
+                    std=1.0
+                    if name.startswith(("embed_tokens", "embed_pos"))
+                    else spread * weight.shape[1] ** -0.5
+                )
         return decoder.to(self.setup.dtype).eval()
 
     def serializer(self, tokens: int) -> Serializer:
@@ -119,9 +135,15 @@ class RandomModel:
 
 
 def sampler(temperature: float = 1.0) -> Sampler:
-    """What every provider does to its logits: guidance, top-k, top-p; our plausibility set, which the others lack, is off."""
-    return CFGSamplerConfig(guidance_scale=GUIDANCE, temperature=temperature, top_k=TOP_K, top_p=TOP_P,
-                            plausible_top_p=1.0).build()
+    """What every provider does to its logits: guidance, top-k, top-p; our plausibility set, which
+    the others lack, is off."""
+    return CFGSamplerConfig(
+        guidance_scale=GUIDANCE,
+        temperature=temperature,
+        top_k=TOP_K,
+        top_p=TOP_P,
+        plausible_top_p=1.0,
+    ).build()
 
 
 class EngineProvider(DecodeProvider):
@@ -151,44 +173,76 @@ class EngineProvider(DecodeProvider):
     @cached_property
     def number_bytes(self) -> tuple[float, float]:
         size, plain = self.setup.size, self.setup.dtype.itemsize
-        of_token = self.engine(tokens=2, pictures=1).inference.cache_bytes(1) / (2 * size.num_layers * size.width)
+        of_token = self.engine(tokens=2, pictures=1).inference.cache_bytes(1) / (
+            2 * size.num_layers * size.width
+        )
         return self.variant.weight_bytes or plain, of_token or plain
 
     @property
     def trunk_parameters(self) -> int:
-        return sum(weight.numel() for name, weight in self.model.decoder.named_parameters() if name.startswith("layers."))
+        return sum(
+            weight.numel()
+            for name, weight in self.model.decoder.named_parameters()
+            if name.startswith("layers.")
+        )
 
     def engine(self, tokens: int, pictures: int, temperature: float = 1.0) -> Engine:
         """For pictures of so many tokens, all of them in one batch."""
-        options: dict[str, Any] = {"max_rows": 2 * pictures, "num_threads": self.setup.threads} | dict(self.variant.options)
-        return Engine(self.model.decoder, self.model.serializer(tokens), sampler(temperature), self.model.vocabulary, **options)
+        options: dict[str, Any] = {
+            "max_rows": 2 * pictures,
+            "num_threads": self.setup.threads,
+        } | dict(self.variant.options)
+        return Engine(
+            self.model.decoder,
+            self.model.serializer(tokens),
+            sampler(temperature),
+            self.model.vocabulary,
+            **options,
+        )
 
     def prepare(self, case: Case, inputs: Inputs) -> Callable[[], Tensor]:
         return self.drawing(case)
 
-    def drawing(self, case: Case, progress: Progress | None = None, temperature: float = 1.0) -> Callable[[], Tensor]:
+    def drawing(
+        self, case: Case, progress: Progress | None = None, temperature: float = 1.0
+    ) -> Callable[[], Tensor]:
         """What is timed; `progress` as `Engine.complete` calls it."""
         requests = requests_of(case)
         engine = self.engine(case.parameters["tokens"], len(requests), temperature)
-        return lambda: codes_of([completion.document for completion in engine.complete(requests, progress=progress)])
+        return lambda: codes_of(
+            [completion.document for completion in engine.complete(requests, progress=progress)]
+        )
 
     def verify(self) -> Verdict:
         case = decode_case(self.setup, GATE_TOKENS, batch=GATE_BATCH)
         drawn = self.drawing(case, temperature=0.0)()
-        rounding = ROUNDING[self.setup.dtype] if self.variant.rounding is None else self.variant.rounding
-        unlike = sum(self._unlike(request, codes, rounding) for request, codes in zip(requests_of(case), drawn, strict=True))
-        return Verdict(unlike, 0, f"of {drawn.numel()} greedy tokens unlike a recomputation without a cache")
+        rounding = (
+            ROUNDING[self.setup.dtype] if self.variant.rounding is None else self.variant.rounding
+        )
+        unlike = sum(
+            self._unlike(request, codes, rounding)
+            for request, codes in zip(requests_of(case), drawn, strict=True)
+        )
+        return Verdict(
+            unlike, 0, f"of {drawn.numel()} greedy tokens unlike a recomputation without a cache"
+        )
 
     @torch.inference_mode()
     def _unlike(self, request: Request, codes_T: Tensor, rounding: float) -> int:
-        """How many codes are not the most probable one behind those before them: none, exactly if the whole picture is the greedy
-        one. All positions at once, without a cache."""
-        serializer, decoder, image = self.model.serializer(len(codes_T)), self.model.decoder, self.model.vocabulary.image
+        """How many codes are not the most probable one behind those before them: none, exactly if
+        the whole picture is the greedy one. All positions at once, without a cache."""
+        serializer, decoder, image = (
+            self.model.serializer(len(codes_T)),
+            self.model.decoder,
+            self.model.vocabulary.image,
+        )
         mixed_TR = torch.zeros(len(codes_T), len(image), device=self.setup.device)
         for stream in sampler().plan("image").streams:
             prompt = serializer.prompt(request.document, request.retrieved, stream.variant)
-            tokens = torch.cat([torch.from_numpy(prompt.tokens).long(), codes_T[:-1] + image.start])[None]
-            hidden_TW = decoder.hidden_states(tokens.to(self.setup.device))[0, len(prompt) - 1:]
+            tokens = torch.cat(
+                [torch.from_numpy(prompt.tokens).long(), codes_T[:-1] + image.start]
+            )[None]
+            hidden_TW = decoder.hidden_states(tokens.to(self.setup.device))[0, len(prompt) - 1 :]
             mixed_TR += stream.weight * decoder.logits(hidden_TW, image).float()
         chosen_T = mixed_TR.gather(1, codes_T[:, None].to(mixed_TR.device))[:, 0]
         return int((mixed_TR.amax(1) - chosen_T > rounding * mixed_TR.std(1)).sum())
@@ -198,13 +252,17 @@ def requests_of(case: Case) -> list[Request]:
     """A request for each picture."""
     candidates = case.parameters["candidates"]
     documents: list[Document] = [(Text(text), ImageHole()) for text in prompts_of(case)]
-    return [Request(document, seed=candidate_seed(SEED + place // candidates, place % candidates))
-            for place, document in enumerate(documents)]
+    return [
+        Request(document, seed=candidate_seed(SEED + place // candidates, place % candidates))
+        for place, document in enumerate(documents)
+    ]
 
 
 def codes_of(documents: Sequence[Document]) -> Tensor:
     """The pictures' codes, int64 [pictures, tokens]."""
-    pictures = [segment for document in documents for segment in document if isinstance(segment, Codes)]
+    pictures = [
+        segment for document in documents for segment in document if isinstance(segment, Codes)
+    ]
     return torch.stack([torch.from_numpy(picture.codes).long() for picture in pictures])
 
 
@@ -212,4 +270,3 @@ def engines(setup: Setup) -> list[EngineProvider]:
     """All variants."""
     model = RandomModel(setup)
     return [EngineProvider(name, setup, variant, model) for name, variant in VARIANTS.items()]
-

@@ -19,20 +19,31 @@ OURS = next(iter(VARIANTS))
 def heading(setup: Setup, load: float | None) -> str:
     """What is decoded, and how busy the machine is."""
     size, dtype = setup.size, str(setup.dtype).removeprefix("torch.")
-    return (f"decoder {size.name}: {size.num_layers} layers of width {size.width}, {size.trunk_parameters / 1e6:.1f}M parameters "
-            f"in them, {size.num_codes} codes, {dtype}; load {load}")
+    return (
+        f"decoder {size.name}: {size.num_layers} layers of width {size.width}, "
+        f"{size.trunk_parameters / 1e6:.1f}M parameters "
+        f"in them, {size.num_codes} codes, {dtype}; load {load}"
+    )
 
 
 def completed(rows: Sequence[Row], limits: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows with what depends on other rows and on the bandwidth: `of_read` and `of_copy`, the floor's share of a step's time;
-    and `engine_x`, how many times as fast as this provider our engine is in this case."""
-    speed = {(row["part"], row["case"]): row["tokens_per_s"] for row in rows if row["provider"] == OURS and "tokens_per_s" in row}
+    """The rows with what depends on other rows and on the bandwidth: `of_read` and `of_copy`, the
+    floor's share of a step's time; and `engine_x`, how many times as fast as this provider our
+    engine is in this case."""
+    speed = {
+        (row["part"], row["case"]): row["tokens_per_s"]
+        for row in rows
+        if row["provider"] == OURS and "tokens_per_s" in row
+    }
     result = []
     for row in rows:
         result.append(dict(row))
         if "ms_per_step" in row:
             least = row["floor_bytes_per_step"] / (row["ms_per_step"] * 1e-3)
-            result[-1].update(of_read=least / limits["read_bytes_per_s"], of_copy=least / limits["copy_bytes_per_s"])
+            result[-1].update(
+                of_read=least / limits["read_bytes_per_s"],
+                of_copy=least / limits["copy_bytes_per_s"],
+            )
             if (row["part"], row["case"]) in speed:
                 result[-1]["engine_x"] = speed[row["part"], row["case"]] / row["tokens_per_s"]
     return result
@@ -43,9 +54,13 @@ def table(rows: Sequence[Row]) -> str:
     lines: list[str] = []
     for part, case in dict.fromkeys((row["part"], row["case"]) for row in rows):
         of_case = [row for row in rows if (row["part"], row["case"]) == (part, case)]
-        lines += ["", f"{part}: {case} ({of_case[0]['dtype']})",
-                  f"  {'provider':<18} {'seconds':>9} {'p20-p80':>17} {'runs':>4} {'tokens/s':>9} {'ms/step':>8} {'of read':>7} "
-                  f"{'of copy':>7} {OURS + ' x':>9}"]
+        lines += [
+            "",
+            f"{part}: {case} ({of_case[0]['dtype']})",
+            f"  {'provider':<18} {'seconds':>9} {'p20-p80':>17} {'runs':>4} {'tokens/s':>9} "
+            f"{'ms/step':>8} {'of read':>7} "
+            f"{'of copy':>7} {OURS + ' x':>9}",
+        ]
         lines += [f"  {row['provider']:<18} {_figures(row)}" for row in of_case]
     return "\n".join(lines[1:])
 
@@ -59,14 +74,23 @@ def _figures(row: Row) -> str:
     if "points" in row:
         first, last = quarters(row["points"])
         note = f"  first quarter {first:.2f} ms a token, last {last:.2f}"
-    span, times = f"{seconds['p20']:.2f}-{seconds['p80']:.2f}", f"{row['engine_x']:.2f}" if "engine_x" in row else ""
-    status = "" if row["status"] == "ok" else f"  {row['status']}: {row['reason']}"  # a run went wrong behind good ones
-    return (f"{seconds['median']:>9.2f} {span:>17} {len(seconds['runs']):>4} {row['tokens_per_s']:>9.1f} "
-            f"{row['ms_per_step']:>8.2f} {row['of_read']:>7.0%} {row['of_copy']:>7.0%} {times:>9}{note}{status}")
+    span, times = (
+        f"{seconds['p20']:.2f}-{seconds['p80']:.2f}",
+        f"{row['engine_x']:.2f}" if "engine_x" in row else "",
+    )
+    # a run went wrong behind good ones
+    status = "" if row["status"] == "ok" else f"  {row['status']}: {row['reason']}"
+    return (
+        f"{seconds['median']:>9.2f} {span:>17} {len(seconds['runs']):>4} "
+        f"{row['tokens_per_s']:>9.1f} "
+        f"{row['ms_per_step']:>8.2f} {row['of_read']:>7.0%} {row['of_copy']:>7.0%} "
+        f"{times:>9}{note}{status}"
+    )
 
 
 def quarters(points: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Milliseconds a token in the first and in the last quarter of the curve, the first point (with the prompt) left out.
+    """Milliseconds a token in the first and in the last quarter of the curve, the first point (with
+    the prompt) left out.
 
     >>> quarters([[1, 9.0], [2, 10.0], [3, 11.0], [4, 13.0], [5, 15.0]])
     (1000.0, 2000.0)
@@ -81,36 +105,75 @@ def quarters(points: Sequence[Sequence[float]]) -> tuple[float, float]:
     return rate(points[0], points[width]), rate(points[-1 - width], points[-1])
 
 
-def write_plots(path: Path, rows: Sequence[Row], environment: Mapping[str, Any], limits: Mapping[str, Any]) -> list[Path]:
-    """Pictures beside `path`, of what there is: STEM-speed.png and STEM-length.png. `rows` are `completed`."""
+def write_plots(
+    path: Path, rows: Sequence[Row], environment: Mapping[str, Any], limits: Mapping[str, Any]
+) -> list[Path]:
+    """Pictures beside `path`, of what there is: STEM-speed.png and STEM-length.png. `rows` are
+    `completed`."""
     import matplotlib
 
     matplotlib.use("Agg")
-    title = (f"{environment['decoder']['name']} on {environment['device']['name']}, {environment['threads']} threads, "
-             f"load {environment['load'][0]}")
+    title = (
+        f"{environment['decoder']['name']} on {environment['device']['name']}, "
+        f"{environment['threads']} threads, "
+        f"load {environment['load'][0]}"
+    )
     timed = [row for row in rows if "seconds" in row]
-    bars, curves = [row for row in timed if row["part"] != "length"], [row for row in timed if row.get("points")]
+    bars, curves = (
+        [row for row in timed if row["part"] != "length"],
+        [row for row in timed if row.get("points")],
+    )
     plots = [(_plot_speed, "speed", bars), (_plot_length, "length", curves)]
-    return [plot(path.with_name(f"{path.stem}-{name}.png"), shown, title, limits) for plot, name, shown in plots if shown]
+    return [
+        plot(path.with_name(f"{path.stem}-{name}.png"), shown, title, limits)
+        for plot, name, shown in plots
+        if shown
+    ]
 
 
 def _plot_speed(path: Path, rows: Sequence[Row], title: str, limits: Mapping[str, Any]) -> Path:
-    """A group for each case: tokens a second, and milliseconds a step with p20 to p80 and a stroke at the floor (reading)."""
+    """A group for each case: tokens a second, and milliseconds a step with p20 to p80 and a stroke
+    at the floor (reading)."""
     from matplotlib import pyplot
 
-    cases, providers = (list(dict.fromkeys(row[key] for row in rows)) for key in ("case", "provider"))
-    figure, both = pyplot.subplots(1, 2, figsize=(13, 1.6 + 0.24 * len(cases) * (len(providers) + 1)), sharey=True)
+    cases, providers = (
+        list(dict.fromkeys(row[key] for row in rows)) for key in ("case", "provider")
+    )
+    figure, both = pyplot.subplots(
+        1, 2, figsize=(13, 1.6 + 0.24 * len(cases) * (len(providers) + 1)), sharey=True
+    )
     height = 1 / (len(providers) + 1)
     for provider in providers:
         of = [row for row in rows if row["provider"] == provider]
-        in_case = [[other["provider"] for other in rows if other["case"] == row["case"]] for row in of]
-        at = [cases.index(row["case"]) + (names.index(provider) - (len(names) - 1) / 2) * height
-              for row, names in zip(of, in_case, strict=True)]
-        color = both[0].barh(at, [row["tokens_per_s"] for row in of], height * 0.9, label=provider)[0].get_facecolor()
+        in_case = [
+            [other["provider"] for other in rows if other["case"] == row["case"]] for row in of
+        ]
+        at = [
+            cases.index(row["case"]) + (names.index(provider) - (len(names) - 1) / 2) * height
+            for row, names in zip(of, in_case, strict=True)
+        ]
+        color = (
+            both[0]
+            .barh(at, [row["tokens_per_s"] for row in of], height * 0.9, label=provider)[0]
+            .get_facecolor()
+        )
         scales = [1e3 / row["parameters"]["tokens"] for row in of]
-        spans = [[abs(row["seconds"][end] - row["seconds"]["median"]) * scale for row, scale in zip(of, scales, strict=True)]
-                 for end in ("p20", "p80")]
-        both[1].errorbar([row["ms_per_step"] for row in of], at, xerr=spans, fmt="o", markersize=5, elinewidth=1, color=color)
+        spans = [
+            [
+                abs(row["seconds"][end] - row["seconds"]["median"]) * scale
+                for row, scale in zip(of, scales, strict=True)
+            ]
+            for end in ("p20", "p80")
+        ]
+        both[1].errorbar(
+            [row["ms_per_step"] for row in of],
+            at,
+            xerr=spans,
+            fmt="o",
+            markersize=5,
+            elinewidth=1,
+            color=color,
+        )
         floors = [row["floor_bytes_per_step"] / limits["read_bytes_per_s"] * 1e3 for row in of]
         both[1].plot(floors, at, "|", color=color, markersize=9)
     both[0].set_yticks(range(len(cases)), cases, fontsize=8)
@@ -123,17 +186,38 @@ def _plot_speed(path: Path, rows: Sequence[Row], title: str, limits: Mapping[str
 
 
 def _plot_length(path: Path, rows: Sequence[Row], title: str, limits: Mapping[str, Any]) -> Path:
-    """Time against tokens of one long picture: as it adds up, and a token's at a time with its floor."""
+    """Time against tokens of one long picture: as it adds up, and a token's at a time with its
+    floor."""
     from matplotlib import pyplot
 
     figure, both = pyplot.subplots(1, 2, figsize=(11, 4))
     for row in rows:
         points = row["points"]
-        (line,) = both[0].plot([tokens for tokens, _ in points], [seconds for _, seconds in points], label=row["provider"])
-        steps = [((a[0] + b[0]) / 2, (b[1] - a[1]) / (b[0] - a[0]) * 1e3) for a, b in pairwise(points)]
-        both[1].plot([tokens for tokens, _ in steps], [ms for _, ms in steps], color=line.get_color(), label=row["provider"])
-        least = [num_bytes / limits["read_bytes_per_s"] * 1e3 for num_bytes in row["floor_bytes_first_and_last"]]
-        both[1].plot([1, row["parameters"]["tokens"]], least, "--", color=line.get_color(), label=f"{row['provider']}: floor")
+        (line,) = both[0].plot(
+            [tokens for tokens, _ in points],
+            [seconds for _, seconds in points],
+            label=row["provider"],
+        )
+        steps = [
+            ((a[0] + b[0]) / 2, (b[1] - a[1]) / (b[0] - a[0]) * 1e3) for a, b in pairwise(points)
+        ]
+        both[1].plot(
+            [tokens for tokens, _ in steps],
+            [ms for _, ms in steps],
+            color=line.get_color(),
+            label=row["provider"],
+        )
+        least = [
+            num_bytes / limits["read_bytes_per_s"] * 1e3
+            for num_bytes in row["floor_bytes_first_and_last"]
+        ]
+        both[1].plot(
+            [1, row["parameters"]["tokens"]],
+            least,
+            "--",
+            color=line.get_color(),
+            label=f"{row['provider']}: floor",
+        )
     both[0].set_ylabel("seconds")
     both[1].set_ylabel("milliseconds a token")
     for axes in both:

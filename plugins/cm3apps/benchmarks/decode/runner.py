@@ -1,8 +1,9 @@
-"""Runs the benchmark: the gate, then three parts; after every single run the rows say what is known so far.
+"""Runs the benchmark: the gate, then three parts; after every single run the rows say what is known
+so far.
 
-    compare      every provider draws the same pictures; the providers take turns, so that a busy minute meets all of them
-    candidates   N pictures of one prompt beside one picture, our engine alone
-    length       one long picture, the time after each row of it, our engine alone
+compare      every provider draws the same pictures; the providers take turns, so that a busy minute meets all of them
+candidates   N pictures of one prompt beside one picture, our engine alone
+length       one long picture, the time after each row of it, our engine alone
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def load() -> float | None:
 
 
 def read_bandwidth(stopwatch: Stopwatch, device: torch.device, num_bytes: int) -> float:
-    """Bytes a second of summing a large tensor: what products of few rows can reach, which read and hardly write."""
+    """Bytes a second of summing a large tensor: what products of few rows can reach, which read and
+    hardly write."""
     source = torch.ones(num_bytes // 4, device=device)
     return num_bytes / (stopwatch.time([source.sum]).median * 1e-6)
 
@@ -67,23 +69,42 @@ class Benchmark:
         providers: of `all_providers`.
         where: device and extent ("full" or "quick").
         extent: what to measure.
-        limits: from the kernels' `runner.ceilings`; `read_bytes_per_s` is added, and both bandwidths grow when a later
-            measurement finds more: a neighbour's work must not make a step look near the floor.
+        limits: from the kernels' `runner.ceilings`; `read_bytes_per_s` is added, and both
+            bandwidths grow when a later measurement finds more: a neighbour's work must not make a
+            step look near the floor.
         changed: called with all rows whenever one has changed.
         done: called with a case's rows when it is finished.
         told: called with a line when there is something to say.
     """
 
-    def __init__(self, setup: Setup, providers: Sequence[DecodeProvider], where: Where, extent: Extent, limits: Row, *,
-                 stopwatch: Stopwatch, changed: Callable[[list[Row]], None] = lambda rows: None,
-                 done: Callable[[list[Row]], None] = lambda rows: None,
-                 told: Callable[[str], None] = lambda line: None) -> None:
-        self.setup, self.providers, self.where, self.extent, self.limits = setup, providers, where, extent, limits
+    def __init__(
+        self,
+        setup: Setup,
+        providers: Sequence[DecodeProvider],
+        where: Where,
+        extent: Extent,
+        limits: Row,
+        *,
+        stopwatch: Stopwatch,
+        changed: Callable[[list[Row]], None] = lambda rows: None,
+        done: Callable[[list[Row]], None] = lambda rows: None,
+        told: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.setup, self.providers, self.where, self.extent, self.limits = (
+            setup,
+            providers,
+            where,
+            extent,
+            limits,
+        )
         self.rows: list[Row] = []
         self._stopwatch, self._changed, self._done, self._told = stopwatch, changed, done, told
         self._refusals: dict[str, Row] = {}
-        alone = where.device.type == "cpu" and setup.threads == 1  # then the process's own time: a busy machine hardly changes it
-        self._now, self._method = (time.process_time, "processor time") if alone else (time.perf_counter, "wall clock")
+        # then the process's own time: a busy machine hardly changes it
+        alone = where.device.type == "cpu" and setup.threads == 1
+        self._now, self._method = (
+            (time.process_time, "processor time") if alone else (time.perf_counter, "wall clock")
+        )
 
     def run(self) -> list[Row]:
         """All of it; the rows, as in the JSON."""
@@ -102,8 +123,14 @@ class Benchmark:
     def measure_bandwidth(self) -> None:
         """Copying and reading; the most that any measurement of this run has found."""
         num_bytes = READ_BYTES[self.where.target]
-        for name, function in (("copy_bytes_per_s", measure.copy_bandwidth), ("read_bytes_per_s", read_bandwidth)):
-            self.limits[name] = max(self.limits.get(name) or 0.0, function(self._stopwatch, self.where.device, num_bytes))
+        for name, function in (
+            ("copy_bytes_per_s", measure.copy_bandwidth),
+            ("read_bytes_per_s", read_bandwidth),
+        ):
+            self.limits[name] = max(
+                self.limits.get(name) or 0.0,
+                function(self._stopwatch, self.where.device, num_bytes),
+            )
 
     def gate(self) -> None:
         """Who may be timed: fills in, for those who may not, why."""
@@ -114,29 +141,41 @@ class Benchmark:
                 continue
             try:
                 verdict = provider.verify()
-            except Exception as error:  # a provider is somebody else's code and may raise anything; the others still run
+            except Exception as error:
+                # a provider is somebody else's code and may raise anything; the others still run
                 self._refuse(provider, **_failure(error))
                 continue
             self._told(f"{provider.name}: {verdict.error:g} {verdict.what}")
             if not verdict.passed:
-                self._refuse(provider, status="wrong", reason=f"{verdict.error:g} {verdict.what}: no time")
+                self._refuse(
+                    provider, status="wrong", reason=f"{verdict.error:g} {verdict.what}: no time"
+                )
 
     def _refuse(self, provider: DecodeProvider, **why: str) -> None:
         self._told(f"{provider.name}: {why['status']}: {why['reason']}")
         self._refusals[provider.name] = dict(why)
 
     def part(self, name: str, work: Sequence[tuple[DecodeProvider, Case]]) -> list[Row]:
-        """Time each provider on its case, in turns, until each has had its time; one run at least."""
+        """Time each provider on its case, in turns, until each has had its time; one run at
+        least."""
         rows, jobs = [], []
         for provider, case in work:
             rows.append(self._row(name, provider, case))
-            jobs.append(self._prepared(rows[-1], provider, case, partial(provider.prepare, case, {})))
+            jobs.append(
+                self._prepared(rows[-1], provider, case, partial(provider.prepare, case, {}))
+            )
         while waiting := [job for job in jobs if self._wants_more(job)]:
             for job in waiting:
                 self._draw(job)
         return rows
 
-    def _prepared(self, row: Row, provider: DecodeProvider, case: Case, prepare: Callable[[], Callable[[], Tensor]]) -> Job:
+    def _prepared(
+        self,
+        row: Row,
+        provider: DecodeProvider,
+        case: Case,
+        prepare: Callable[[], Callable[[], Tensor]],
+    ) -> Job:
         """Ready to be timed, or stopped."""
         job = Job(row, lambda: torch.empty(0), stopped=provider.name in self._refusals)
         if not job.stopped:
@@ -171,24 +210,48 @@ class Benchmark:
             job.stopped = True
             row.update(_failure(error))
             return
-        if tuple(codes.shape) != shape or codes.min() < 0 or codes.max() >= self.setup.size.num_codes:
+        if (
+            tuple(codes.shape) != shape
+            or codes.min() < 0
+            or codes.max() >= self.setup.size.num_codes
+        ):
             job.stopped = True
-            row.update(status="wrong", reason=f"codes {list(codes.shape)} where {list(shape)} were due, or out of range: no time")
+            row.update(
+                status="wrong",
+                reason=f"codes {list(codes.shape)} where {list(shape)} were due, or out of range: no time",
+            )
             return
         job.seconds.append(seconds)
         timing = measure.timing_of([one * 1e6 for one in job.seconds], self._method)
         median, p20, p80 = (one * 1e-6 for one in (timing.median, timing.p20, timing.p80))
         row.pop("reason", None)
-        row.update(status="ok", tokens_per_s=codes.numel() / median, ms_per_step=median / shape[1] * 1e3,
-                   seconds={"median": median, "p20": p20, "p80": p80, "runs": list(job.seconds), "method": timing.method})
+        row.update(
+            status="ok",
+            tokens_per_s=codes.numel() / median,
+            ms_per_step=median / shape[1] * 1e3,
+            seconds={
+                "median": median,
+                "p20": p20,
+                "p80": p80,
+                "runs": list(job.seconds),
+                "method": timing.method,
+            },
+        )
         self._told(f"{row['case']}: {row['provider']} {seconds:.2f} s")
         self._changed(self.rows)
 
     def _row(self, part: str, provider: DecodeProvider, case: Case) -> Row:
         """A row that says that it was interrupted, until there is something better to say."""
-        row: Row = {"part": part, "case": case.name, "parameters": dict(case.parameters), "provider": provider.name,
-                    "dtype": str(case.dtype).removeprefix("torch."), "status": "not run", "reason": "interrupted",
-                    **self._refusals.get(provider.name, {})}
+        row: Row = {
+            "part": part,
+            "case": case.name,
+            "parameters": dict(case.parameters),
+            "provider": provider.name,
+            "dtype": str(case.dtype).removeprefix("torch."),
+            "status": "not run",
+            "reason": "interrupted",
+            **self._refusals.get(provider.name, {}),
+        }
         if provider.name not in self._refusals:
             floor = least_bytes(self.setup.size, case.parameters, *provider.number_bytes)
             row.update(trunk_parameters=provider.trunk_parameters, floor_bytes_per_step=floor)
@@ -202,29 +265,48 @@ class Benchmark:
 
     def candidates(self, providers: Sequence[EngineProvider], tokens: int) -> None:
         """N pictures of one prompt beside one."""
-        one, many = (decode_case(self.setup, tokens, candidates=count, name=f"{count} of one prompt, {tokens} tokens")
-                     for count in (1, self.extent.candidates))
-        rows = self.part("candidates", [(provider, case) for case in (one, many) for provider in providers])
-        for alone, together in zip(rows[:len(providers)], rows[len(providers):], strict=True):
+        one, many = (
+            decode_case(
+                self.setup, tokens, candidates=count, name=f"{count} of one prompt, {tokens} tokens"
+            )
+            for count in (1, self.extent.candidates)
+        )
+        rows = self.part(
+            "candidates", [(provider, case) for case in (one, many) for provider in providers]
+        )
+        for alone, together in zip(rows[: len(providers)], rows[len(providers) :], strict=True):
             if "seconds" in alone and "seconds" in together:
-                together["ratio_to_one"] = together["seconds"]["median"] / alone["seconds"]["median"]
+                together["ratio_to_one"] = (
+                    together["seconds"]["median"] / alone["seconds"]["median"]
+                )
         self._finish(rows)
 
     def length(self, provider: EngineProvider) -> None:
-        """One long picture, once: (tokens, seconds since the start) as the engine tells of its progress."""
+        """One long picture, once: (tokens, seconds since the start) as the engine tells of its
+        progress."""
         tokens = self.extent.longest
         case = decode_case(self.setup, tokens, name=f"one picture of {tokens} tokens")
         row = self._row("length", provider, case)
         stamps: list[tuple[int, float]] = []
-        job = self._prepared(row, provider, case, lambda: provider.drawing(
-            case, progress=lambda drawn, total: stamps.append((drawn, self._now()))))
+        job = self._prepared(
+            row,
+            provider,
+            case,
+            lambda: provider.drawing(
+                case, progress=lambda drawn, total: stamps.append((drawn, self._now()))
+            ),
+        )
         if not job.stopped:
             begin = self._now()
             self._draw(job)
         if job.seconds:
-            row["points"] = [[drawn, at - begin] for drawn, at in thinned(stamps, tokens // NUM_POINTS)]
-            row["floor_bytes_first_and_last"] = [step_bytes(self.setup.size, case.parameters, drawn, *provider.number_bytes)
-                                                 for drawn in (1, tokens - 1)]
+            row["points"] = [
+                [drawn, at - begin] for drawn, at in thinned(stamps, tokens // NUM_POINTS)
+            ]
+            row["floor_bytes_first_and_last"] = [
+                step_bytes(self.setup.size, case.parameters, drawn, *provider.number_bytes)
+                for drawn in (1, tokens - 1)
+            ]
         self._finish([row])
 
 

@@ -24,7 +24,8 @@ class Size:
 
     @property
     def trunk_parameters(self) -> int:
-        """Weights of the layers, which every step reads: four square matrices and two of the feed-forward layer each.
+        """Weights of the layers, which every step reads: four square matrices and two of the
+        feed-forward layer each.
 
         >>> Size("x", 2, 4, 1, 16).trunk_parameters
         384
@@ -33,7 +34,8 @@ class Size:
 
     @property
     def llama_d_ff(self) -> int:
-        """Feed-forward width at which Llama's three matrices have as many weights as our two, to the nearest multiple of 8.
+        """Feed-forward width at which Llama's three matrices have as many weights as our two, to
+        the nearest multiple of 8.
 
         >>> Size("x", 12, 768, 12, 3072).llama_d_ff
         2048
@@ -42,9 +44,15 @@ class Size:
 
 
 #: The quickstart's decoder, two between, and the paper's smallest (table 3).
-SIZES = {size.name: size for size in (
-    Size("tiny", 4, 192, 3, 768, num_codes=1024), Size("25m", 8, 512, 8, 2048), Size("100m", 12, 768, 12, 3072),
-    Size("350m", 24, 1024, 16, 4096))}
+SIZES = {
+    size.name: size
+    for size in (
+        Size("tiny", 4, 192, 3, 768, num_codes=1024),
+        Size("25m", 8, 512, 8, 2048),
+        Size("100m", 12, 768, 12, 3072),
+        Size("350m", 24, 1024, 16, 4096),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,8 @@ class Extent:
         tokens: image tokens a picture.
         candidates: of the best-of-N part.
         longest: image tokens of the picture that shows cost against length.
-        seconds, max_runs: a provider's runs of a case end when it has spent so long, or has run so often.
+        seconds, max_runs: a provider's runs of a case end when it has spent so long, or has run so
+            often.
     """
 
     size: str
@@ -69,4 +78,7 @@ class Extent:
     max_runs: int
 
 
-EXTENTS = {"full": Extent("100m", (1, 8), (256, 1024), 8, 4096, 20.0, 5), "quick": Extent("25m", (1, 8), (256,), 8, 576, 2.0, 3)}
+EXTENTS = {
+    "full": Extent("100m", (1, 8), (256, 1024), 8, 4096, 20.0, 5),
+    "quick": Extent("25m", (1, 8), (256,), 8, 576, 2.0, 3),
+}

@@ -1,7 +1,7 @@
 """What is decoded: prompts, cases, and the bytes that must be read at least.
 
-Prompts are random letters, all of one length and no two alike: no provider pads, and none shares what real prompts don't share.
-Legend: W width, L layers.
+Prompts are random letters, all of one length and no two alike: no provider pads, and none shares
+what real prompts don't share. Legend: W width, L layers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import torch
 from cm3apps.benchmarks.decode.sizes import Size
 from cm3core.interfaces.benchmark import Case
 
-#: Tokens of a conditional prompt: a text of bytes between two specials. Of our unconditional one: <eos> <sentinel:0> <break>.
+#: Tokens of a conditional prompt: a text of bytes between two specials. Of our unconditional one:
+#: <eos> <sentinel:0> <break>.
 PROMPT_TOKENS, UNCONDITIONAL_TOKENS = 64, 3
 SEED = 20_240_229
 
@@ -40,20 +41,37 @@ class Setup:
     threads: int
 
 
-def decode_case(setup: Setup, tokens: int, *, batch: int = 1, candidates: int = 1, name: str = "") -> Case:
-    """`batch` prompts with `candidates` pictures of `tokens` image tokens each; at a time only one of the two is above 1.
+def decode_case(
+    setup: Setup, tokens: int, *, batch: int = 1, candidates: int = 1, name: str = ""
+) -> Case:
+    """`batch` prompts with `candidates` pictures of `tokens` image tokens each; at a time only one
+    of the two is above 1.
 
     `num_bytes` is what all steps together must read, with weights and cache in the case's dtype.
     """
     assert batch == 1 or candidates == 1
-    parameters = {"size": setup.size.name, "batch": batch, "candidates": candidates, "tokens": tokens}
+    parameters = {
+        "size": setup.size.name,
+        "batch": batch,
+        "candidates": candidates,
+        "tokens": tokens,
+    }
     num_bytes = least_bytes(setup.size, parameters, setup.dtype.itemsize, setup.dtype.itemsize)
-    return Case(name or f"batch {batch}, {tokens} tokens", parameters, setup.dtype, round(num_bytes * tokens), 0)
+    return Case(
+        name or f"batch {batch}, {tokens} tokens",
+        parameters,
+        setup.dtype,
+        round(num_bytes * tokens),
+        0,
+    )
 
 
-def step_bytes(size: Size, parameters: Mapping[str, Any], drawn: float, weight_bytes: float, cache_bytes: float) -> float:
-    """Bytes that a step must read at least when `drawn` tokens of each picture are in the cache: weights once, and each stream's
-    keys and values. Candidates share their prompts; the three tokens that all unconditional streams have in common count apiece.
+def step_bytes(
+    size: Size, parameters: Mapping[str, Any], drawn: float, weight_bytes: float, cache_bytes: float
+) -> float:
+    """Bytes that a step must read at least when `drawn` tokens of each picture are in the cache:
+    weights once, and each stream's keys and values. Candidates share their prompts; the three
+    tokens that all unconditional streams have in common count apiece.
 
     Args:
         size: of the decoder.
@@ -62,27 +80,42 @@ def step_bytes(size: Size, parameters: Mapping[str, Any], drawn: float, weight_b
         weight_bytes, cache_bytes: of one number.
     """
     streams: int = 2 * parameters["batch"] * parameters["candidates"]
-    weights = size.trunk_parameters + size.num_codes * size.width + streams * 2 * size.width  # rows of token and position tables
+    # rows of token and position tables
+    weights = size.trunk_parameters + size.num_codes * size.width + streams * 2 * size.width
     held: float = parameters["batch"] * (PROMPT_TOKENS + UNCONDITIONAL_TOKENS) + streams * drawn
     return weights * weight_bytes + 2 * size.num_layers * size.width * held * cache_bytes
 
 
-def least_bytes(size: Size, parameters: Mapping[str, Any], weight_bytes: float, cache_bytes: float) -> float:
-    """The mean of `step_bytes` over a picture's passes. The first, which reads the prompts, counts as one without a cache."""
+def least_bytes(
+    size: Size, parameters: Mapping[str, Any], weight_bytes: float, cache_bytes: float
+) -> float:
+    """The mean of `step_bytes` over a picture's passes. The first, which reads the prompts, counts
+    as one without a cache."""
     tokens: int = parameters["tokens"]
     no_cache = step_bytes(size, parameters, 0, weight_bytes, 0)
-    return (no_cache + sum(step_bytes(size, parameters, drawn, weight_bytes, cache_bytes) for drawn in range(1, tokens))) / tokens
+    return (
+        no_cache
+        + sum(
+            step_bytes(size, parameters, drawn, weight_bytes, cache_bytes)
+            for drawn in range(1, tokens)
+        )
+    ) / tokens
 
 
 def prompt_text(number: int) -> str:
-    """Text of request `number`: `PROMPT_TOKENS - 2` small letters, each one byte and so one token."""
+    """Text of request `number`: `PROMPT_TOKENS - 2` small letters, each one byte and so one
+    token."""
     letters = random.Random(number)
     return "".join(letters.choice(string.ascii_lowercase) for _ in range(PROMPT_TOKENS - 2))
 
 
 def prompts_of(case: Case) -> list[str]:
     """A text for each picture; candidates have the same."""
-    return [prompt_text(number) for number in range(case.parameters["batch"]) for _ in range(case.parameters["candidates"])]
+    return [
+        prompt_text(number)
+        for number in range(case.parameters["batch"])
+        for _ in range(case.parameters["candidates"])
+    ]
 
 
 def grid_of(tokens: int) -> tuple[int, int]:

@@ -1,4 +1,5 @@
-"""The ops that this project benchmarks. Each file ends with what it adds; this is the hook's target."""
+"""The ops that this project benchmarks. Each file ends with what it adds; this is the hook's
+target."""
 
 from __future__ import annotations
 

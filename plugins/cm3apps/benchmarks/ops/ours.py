@@ -1,4 +1,5 @@
-"""Our own implementations as providers: one for each name that an op's dispatch knows, `cm3/NAME`."""
+"""Our own implementations as providers: one for each name that an op's dispatch knows,
+`cm3/NAME`."""
 
 from __future__ import annotations
 
@@ -19,8 +20,12 @@ class OurImplementation(Provider):
         refusal: (case, where) -> why not, for what the op alone knows.
     """
 
-    def __init__(self, implementation: str, call: Callable[[str, Case, Inputs], Callable[[], Any]],
-                 refusal: Callable[[str, Case, Where], str | None] = lambda name, case, where: None) -> None:
+    def __init__(
+        self,
+        implementation: str,
+        call: Callable[[str, Case, Inputs], Callable[[], Any]],
+        refusal: Callable[[str, Case, Where], str | None] = lambda name, case, where: None,
+    ) -> None:
         self.name, self.implementation = f"cm3/{implementation}", implementation
         self._call, self._refusal = call, refusal
 

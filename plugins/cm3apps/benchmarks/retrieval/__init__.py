@@ -1,4 +1,5 @@
-"""`cm3 bench retrieval`: what searching a memory bank costs, and what approximate indexes miss; beside faiss called directly.
+"""`cm3 bench retrieval`: what searching a memory bank costs, and what approximate indexes miss;
+beside faiss called directly.
 
     command.py     the command line; light
     synthetic.py   a bank of vectors like those of a two-tower embedder, with queries of texts and of pictures

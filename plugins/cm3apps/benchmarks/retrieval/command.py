@@ -12,9 +12,14 @@ from cm3core.errors import CM3Error, close_match
 from cm3plugins.retrievers.index.options import INDEX_TYPES
 
 HELP = "searching a memory bank: recall, latency, memory, beside faiss called directly"
-DESCRIPTION = ("Write a bank whose vectors lie as those of a two-tower embedder do, open it, build each index over it, and ask\n"
-               "by text and by picture: recall against exact search, latency, and batches beside faiss called directly on the\n"
-               "same vectors. Then the loader's part of a training step. Prints a table; with -o also JSON and a plot.")
+DESCRIPTION = (
+    "Write a bank whose vectors lie as those of a two-tower embedder do, open it, build each "
+    "index over it, and ask\n"
+    "by text and by picture: recall against exact search, latency, and batches beside faiss "
+    "called directly on the\n"
+    "same vectors. Then the loader's part of a training step. Prints a table; with -o also JSON "
+    "and a plot."
+)
 EXAMPLE = """examples:
   cm3 bench retrieval --quick
   cm3 bench retrieval --threads 2 -o results/retrieval.json
@@ -26,28 +31,66 @@ FULL, QUICK = (1_000_000, 500), (20_000, 100)
 
 def configure(parser: ArgumentParser) -> None:
     """The action's options."""
-    parser.add_argument("--num", type=int, metavar="N", help=f"documents (default: {FULL[0]:,}; with --quick {QUICK[0]:,})")
-    parser.add_argument("--dimension", type=int, default=512, metavar="N", help="numbers of a vector (default: %(default)s)")
-    parser.add_argument("--index", action="append", default=[], metavar="NAME",
-                        help="flat, ivf, pq or hnsw; may be given several times (default: all)")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of all searches, ours and others'")
+    parser.add_argument(
+        "--num",
+        type=int,
+        metavar="N",
+        help=f"documents (default: {FULL[0]:,}; with --quick {QUICK[0]:,})",
+    )
+    parser.add_argument(
+        "--dimension",
+        type=int,
+        default=512,
+        metavar="N",
+        help="numbers of a vector (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--index",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="flat, ivf, pq or hnsw; may be given several times (default: all)",
+    )
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="threads of all searches, ours and others'"
+    )
     parser.add_argument("--no-loader", action="store_true", help="leave out the training step")
-    parser.add_argument("--folder", type=Path, metavar="FOLDER",
-                        help="where the bank is written, and removed again (default: the temporary folder)")
-    parser.add_argument("--quick", action="store_true", help="fewer documents and queries: about a minute")
-    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="JSON file to write; a plot goes beside it")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        metavar="FOLDER",
+        help="where the bank is written, and removed again (default: the temporary folder)",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer documents and queries: about a minute"
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="JSON file to write; a plot goes beside it"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: Namespace) -> int:
     """Do it; returns the exit code 0."""
-    for option, number in (("--num", args.num), ("--dimension", args.dimension), ("--threads", args.threads)):
-        if number is not None and number < (least := {"--num": 1000, "--dimension": 8}.get(option, 1)):
-            raise CM3Error(PLACE, f"{option} is {number}, must be at least {least}", "leave it out, or give another number")
+    for option, number in (
+        ("--num", args.num),
+        ("--dimension", args.dimension),
+        ("--threads", args.threads),
+    ):
+        if number is not None and number < (
+            least := {"--num": 1000, "--dimension": 8}.get(option, 1)
+        ):
+            raise CM3Error(
+                PLACE,
+                f"{option} is {number}, must be at least {least}",
+                "leave it out, or give another number",
+            )
     known = [name for name in INDEX_TYPES if name != "auto"]
     for name in args.index:
         if name not in known:
-            raise CM3Error(f"{PLACE} --index", f"no index is called {name!r}", close_match(name, known))
+            raise CM3Error(
+                f"{PLACE} --index", f"no index is called {name!r}", close_match(name, known)
+            )
     from cm3core.files import check_writable
 
     if args.out is not None:
@@ -77,8 +120,15 @@ def _run(args: Namespace, indexes: list[str]) -> int:
     limits = kernels_runner.ceilings(where, kernels_runner.stopwatch_for(where))
     faiss, before = version("faiss-cpu"), runner.load()
     environment: dict[str, Any] = kernels_runner.environment(where) | {
-        "faiss": faiss, "load": [before, None], "clock": "processor time" if torch.get_num_threads() == 1 else "wall clock"}
-    print(f"{kernels_report.heading(environment, limits)}\nfaiss {faiss}, {environment['clock']}, load {before}", flush=True)
+        "faiss": faiss,
+        "load": [before, None],
+        "clock": "processor time" if torch.get_num_threads() == 1 else "wall clock",
+    }
+    print(
+        f"{kernels_report.heading(environment, limits)}\nfaiss {faiss}, {environment['clock']}, "
+        f"load {before}",
+        flush=True,
+    )
     if args.folder is not None:
         make_folder(args.folder)
     rows: list[dict[str, Any]] = []
@@ -98,5 +148,8 @@ def _run(args: Namespace, indexes: list[str]) -> int:
     finally:  # Ctrl-C keeps what there is
         print("\n".join(report.verdicts(rows)))
         if args.out is not None and any(row["part"] == "index" for row in rows):
-            print(f"written: {args.out}, {report.write_plot(args.out, rows, environment)}", file=sys.stdout)
+            print(
+                f"written: {args.out}, {report.write_plot(args.out, rows, environment)}",
+                file=sys.stdout,
+            )
     return 0

@@ -11,28 +11,48 @@ from cm3apps.benchmarks.retrieval.synthetic import MODALITIES
 from cm3core.files import atomic_path
 
 Row = Mapping[str, Any]
-#: What is aimed at: recall and milliseconds of a query, times of faiss called directly, share of a training step.
+#: What is aimed at: recall and milliseconds of a query, times of faiss called directly, share of a
+#: training step.
 RECALL, MS, TIMES, SHARE = 0.95, 10.0, 1.2, 0.05
 
 
 def line(row: Row) -> str:
     """What a row says."""
     if row["part"] == "bank":
-        return (f"bank: {row['num']:,} documents, vectors of {row['dimension']} numbers ({_mb(row['vector_bytes'])} of "
-                f"{_mb(row['file_bytes'])}), written in {row['seconds']:.1f} s with {_mb(row['memory_bytes'])} of memory")
+        return (
+            f"bank: {row['num']:,} documents, vectors of {row['dimension']} numbers "
+            f"({_mb(row['vector_bytes'])} of "
+            f"{_mb(row['file_bytes'])}), written in {row['seconds']:.1f} s with "
+            f"{_mb(row['memory_bytes'])} of memory"
+        )
     if row["part"] == "open":
-        return f"opening the bank: {1e3 * row['seconds']:.0f} ms, {_mb(row['memory_bytes'])} of memory"
+        return (
+            f"opening the bank: {1e3 * row['seconds']:.0f} ms, {_mb(row['memory_bytes'])} of memory"
+        )
     if row["part"] == "loader":
-        return f"loader: {row['share']:.1%} of a training step ({row['recipe']}, {row['steps']} steps)"
-    built = (f"{row['index']}: {row['description']}\n  built in {row['build_s']:.1f} s with {_mb(row['build_bytes'])} of memory, "
-             f"file {_mb(row['file_bytes'])}; opened in {1e3 * row['open_s']:.0f} ms with {_mb(row['open_bytes'])}")
-    asked = [f"  {modality + ' queries:':<14} recall@{NEAREST} {one['recall']:.3f}; search {one['search_ms']:.2f} ms (p90 "
-             f"{one['search_ms_p90']:.2f}), with all rules {one['retrieve_ms']:.2f} ms (p90 {one['retrieve_ms_p90']:.2f})"
-             for modality, one in row["queries"].items()]
-    batches = [f"  {many['num_queries']} at once: {many['retriever_ms']:.3f} ms a query with all rules, index "
-               f"{many['index_ms']:.3f}, faiss called directly {many['faiss_ms']:.3f} "
-               f"({many['retriever_x']:.2f} and {many['index_x']:.2f} times faiss)"
-               for many in row["batches"]]
+        return (
+            f"loader: {row['share']:.1%} of a training step ({row['recipe']}, {row['steps']} steps)"
+        )
+    built = (
+        f"{row['index']}: {row['description']}\n  built in {row['build_s']:.1f} s with "
+        f"{_mb(row['build_bytes'])} of memory, "
+        f"file {_mb(row['file_bytes'])}; opened in {1e3 * row['open_s']:.0f} ms with "
+        f"{_mb(row['open_bytes'])}"
+    )
+    asked = [
+        f"  {modality + ' queries:':<14} recall@{NEAREST} {one['recall']:.3f}; search "
+        f"{one['search_ms']:.2f} ms (p90 "
+        f"{one['search_ms_p90']:.2f}), with all rules {one['retrieve_ms']:.2f} ms (p90 "
+        f"{one['retrieve_ms_p90']:.2f})"
+        for modality, one in row["queries"].items()
+    ]
+    batches = [
+        f"  {many['num_queries']} at once: {many['retriever_ms']:.3f} ms a query with all rules, "
+        "index "
+        f"{many['index_ms']:.3f}, faiss called directly {many['faiss_ms']:.3f} "
+        f"({many['retriever_x']:.2f} and {many['index_x']:.2f} times faiss)"
+        for many in row["batches"]
+    ]
     return "\n".join([built, *asked, *batches])
 
 
@@ -47,18 +67,31 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
         if row["part"] == "index":
             recall = min(one["recall"] for one in row["queries"].values())
             ms = max(one["retrieve_ms"] for one in row["queries"].values())
-            if row["index"] != "flat":  # which is there to compare with, and chosen only where it is fast
-                lines.append(f"{_met(recall >= RECALL and ms < MS)} {row['index']}: recall@{NEAREST} {recall:.3f} in {ms:.2f} ms "
-                             f"a query (aim: {RECALL}, {MS:g} ms)")
+            # which is there to compare with, and chosen only where it is fast
+            if row["index"] != "flat":
+                lines.append(
+                    f"{_met(recall >= RECALL and ms < MS)} {row['index']}: recall@{NEAREST} "
+                    f"{recall:.3f} in {ms:.2f} ms "
+                    f"a query (aim: {RECALL}, {MS:g} ms)"
+                )
             if row["batches"]:
                 times = max(many["retriever_x"] for many in row["batches"])
-                lines.append(f"{_met(times <= TIMES)} {row['index']}: batches take {times:.2f} times faiss called directly (aim: "
-                             f"{TIMES})")
+                lines.append(
+                    f"{_met(times <= TIMES)} {row['index']}: batches take {times:.2f} times "
+                    "faiss called directly (aim: "
+                    f"{TIMES})"
+                )
         elif row["part"] == "loader":
-            lines.append(f"{_met(row['share'] < SHARE)} loader: {row['share']:.1%} of a step (aim: {SHARE:.0%})")
+            lines.append(
+                f"{_met(row['share'] < SHARE)} loader: {row['share']:.1%} of a step (aim: "
+                f"{SHARE:.0%})"
+            )
         elif row["part"] == "open":
-            lines.append(f"{_met(row['seconds'] < 1 and row['memory_bytes'] < 1e9)} opening: {row['seconds']:.2f} s, "
-                         f"{row['memory_bytes'] / 1e6:.0f} MB (aim: 1 s, 1 GB)")
+            lines.append(
+                f"{_met(row['seconds'] < 1 and row['memory_bytes'] < 1e9)} opening: "
+                f"{row['seconds']:.2f} s, "
+                f"{row['memory_bytes'] / 1e6:.0f} MB (aim: 1 s, 1 GB)"
+            )
     return lines
 
 
@@ -67,7 +100,8 @@ def _met(good: bool) -> str:
 
 
 def write_plot(path: Path, rows: Sequence[Row], environment: Mapping[str, Any]) -> Path:
-    """Recall against milliseconds a query, a panel for each modality; dots are the settings chosen. PNG beside `path`."""
+    """Recall against milliseconds a query, a panel for each modality; dots are the settings chosen.
+    PNG beside `path`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -75,12 +109,19 @@ def write_plot(path: Path, rows: Sequence[Row], environment: Mapping[str, Any]) 
 
     shown = [row for row in rows if row["part"] == "index"]
     bank = next(row for row in rows if row["part"] == "bank")
-    figure, panels = pyplot.subplots(1, len(MODALITIES), figsize=(11, 4.5), sharey=True, layout="constrained")
+    figure, panels = pyplot.subplots(
+        1, len(MODALITIES), figsize=(11, 4.5), sharey=True, layout="constrained"
+    )
     for axes, modality in zip(panels, MODALITIES, strict=True):
         for number, row in enumerate(shown):
             color, chosen = pyplot.get_cmap("tab10")(number), row["queries"][modality]
             points = [point[modality] for point in row["curve"]]
-            axes.plot([point["ms"] for point in points], [point["recall"] for point in points], "-|", color=color)
+            axes.plot(
+                [point["ms"] for point in points],
+                [point["recall"] for point in points],
+                "-|",
+                color=color,
+            )
             axes.plot(chosen["search_ms"], chosen["recall"], "o", color=color, label=row["index"])
         axes.axhline(RECALL, color="0.6", linestyle="--", linewidth=0.8)
         axes.axvline(MS, color="0.6", linestyle="--", linewidth=0.8)
@@ -90,7 +131,9 @@ def write_plot(path: Path, rows: Sequence[Row], environment: Mapping[str, Any]) 
     panels[0].set_ylabel(f"recall@{NEAREST}")
     panels[0].legend(fontsize=8, loc="lower right")
     device = f"{environment['device']['name']}, {environment['threads']} threads, load {environment['load'][0]}"
-    figure.suptitle(f"{bank['num']:,} vectors of {bank['dimension']} numbers on {device}", fontsize=10)
+    figure.suptitle(
+        f"{bank['num']:,} vectors of {bank['dimension']} numbers on {device}", fontsize=10
+    )
     target = path.with_name(f"{path.stem}-recall.png")
     with atomic_path(target) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

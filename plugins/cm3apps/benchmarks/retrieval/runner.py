@@ -1,7 +1,8 @@
-"""Runs the benchmark: a bank is written, opened, indexed and searched; then a few steps of training.
+"""Runs the benchmark: a bank is written, opened, indexed and searched; then a few steps of
+training.
 
-Every part gives rows (plain dicts, as in the JSON). Times are wall clock; with one thread they are the process's own time, which
-a busy machine hardly changes.
+Every part gives rows (plain dicts, as in the JSON). Times are wall clock; with one thread they are
+the process's own time, which a busy machine hardly changes.
 
 Legend: Q queries, W results a query, E numbers of a vector.
 """
@@ -25,7 +26,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from cm3apps.benchmarks.retrieval.synthetic import MODALITIES, TableEmbedder, Towers, query_documents, write_bank
+from cm3apps.benchmarks.retrieval.synthetic import (
+    MODALITIES,
+    TableEmbedder,
+    Towers,
+    query_documents,
+    write_bank,
+)
 from cm3core.bank import MemoryBank
 from cm3core.document import Document
 from cm3core.interfaces.embedder import VectorArray
@@ -45,9 +52,11 @@ Row = dict[str, Any]
 NEAREST = 4
 #: Queries of a batch, and how often batches of each side are run in turn.
 BATCHES, TURNS = (32, 256), 3
-#: Queries of each modality at each point of a curve, and those that an exact index, which can be slow, is asked one at a time.
+#: Queries of each modality at each point of a curve, and those that an exact index, which can be
+#: slow, is asked one at a time.
 CURVE_QUERIES, NUM_EXACT = 100, 40
-#: Prints seconds and the process's own memory in bytes that opening a bank takes. File pages are the system's to give back.
+#: Prints seconds and the process's own memory in bytes that opening a bank takes. File pages are
+#: the system's to give back.
 OPENING = """
 import json, sys, time
 from cm3core.bank import MemoryBank
@@ -69,7 +78,8 @@ class Extent:
 
 
 class Watched:
-    """Seconds of a block, and the most memory of its own that the process had beyond what it had before, in bytes."""
+    """Seconds of a block, and the most memory of its own that the process had beyond what it had
+    before, in bytes."""
 
     def __enter__(self) -> Watched:
         self._before = self._most = own_bytes()
@@ -108,7 +118,9 @@ def _now() -> float:
     return time.process_time() if num_threads() == 1 else time.perf_counter()
 
 
-def run_bank(folder: Path, extent: Extent, indexes: Sequence[str], done: Callable[[Row], None]) -> None:
+def run_bank(
+    folder: Path, extent: Extent, indexes: Sequence[str], done: Callable[[Row], None]
+) -> None:
     """Everything about one bank.
 
     Args:
@@ -123,17 +135,34 @@ def run_bank(folder: Path, extent: Extent, indexes: Sequence[str], done: Callabl
     with Watched() as watched:
         write_bank(folder, towers)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    done({"part": "bank", "num": extent.num, "dimension": extent.dimension, "seconds": watched.seconds, "file_bytes": size,
-          "vector_bytes": 4 * extent.num * extent.dimension, "memory_bytes": watched.num_bytes})
-    answer = subprocess.run([sys.executable, "-c", OPENING, str(folder)], check=True, capture_output=True, text=True)
+    done(
+        {
+            "part": "bank",
+            "num": extent.num,
+            "dimension": extent.dimension,
+            "seconds": watched.seconds,
+            "file_bytes": size,
+            "vector_bytes": 4 * extent.num * extent.dimension,
+            "memory_bytes": watched.num_bytes,
+        }
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", OPENING, str(folder)], check=True, capture_output=True, text=True
+    )
     seconds, num_bytes = json.loads(answer.stdout)
     done({"part": "open", "seconds": seconds, "memory_bytes": num_bytes})
 
     bank = MemoryBank.open(folder)
     vectors_QE = towers.queries(extent.num_queries)
     embedder, documents = TableEmbedder(vectors_QE), query_documents(extent.num_queries)
-    exact_QW = np.concatenate([FlatIndex(bank.vectors).search(vectors_QE[first:first + BATCHES[-1]], NEAREST)[1] for first in
-                               tqdm(range(0, len(vectors_QE), BATCHES[-1]), desc="exact search", disable=None)])
+    exact_QW = np.concatenate(
+        [
+            FlatIndex(bank.vectors).search(vectors_QE[first : first + BATCHES[-1]], NEAREST)[1]
+            for first in tqdm(
+                range(0, len(vectors_QE), BATCHES[-1]), desc="exact search", disable=None
+            )
+        ]
+    )
     mixed = [one for pair in zip(*documents.values(), strict=True) for one in pair]
     bare = faiss.IndexFlatIP(extent.dimension)
     for _, block_nE in bank.vectors.blocks(65536):
@@ -145,24 +174,53 @@ def run_bank(folder: Path, extent: Extent, indexes: Sequence[str], done: Callabl
         with Watched() as again:
             retriever = config.build(bank, embedder)
         index = retriever.index
-        row: Row = {"part": "index", "index": name, "description": index.description, "build_s": watched.seconds,
-                    "build_bytes": watched.num_bytes, "open_s": again.seconds, "open_bytes": again.num_bytes,
-                    "file_bytes": sum(path.stat().st_size for path in (folder / "index" / name).glob("*.index"))}
+        row: Row = {
+            "part": "index",
+            "index": name,
+            "description": index.description,
+            "build_s": watched.seconds,
+            "build_bytes": watched.num_bytes,
+            "open_s": again.seconds,
+            "open_bytes": again.num_bytes,
+            "file_bytes": sum(
+                path.stat().st_size for path in (folder / "index" / name).glob("*.index")
+            ),
+        }
         row["curve"] = [] if index.exact else curve(index, vectors_QE, exact_QW)
-        halves = zip(MODALITIES, np.split(vectors_QE, len(MODALITIES)), np.split(exact_QW, len(MODALITIES)), strict=True)
-        row["queries"] = {modality: _asked(index, retriever, documents[modality], *own) for modality, *own in halves}
-        row["batches"] = [batch(retriever, embedder, bare, mixed[:size]) for size in BATCHES if size <= len(mixed)]
+        halves = zip(
+            MODALITIES,
+            np.split(vectors_QE, len(MODALITIES)),
+            np.split(exact_QW, len(MODALITIES)),
+            strict=True,
+        )
+        row["queries"] = {
+            modality: _asked(index, retriever, documents[modality], *own)
+            for modality, *own in halves
+        }
+        row["batches"] = [
+            batch(retriever, embedder, bare, mixed[:size]) for size in BATCHES if size <= len(mixed)
+        ]
         done(row)
 
 
-def _asked(index: VectorIndex, retriever: VectorRetriever, documents: Sequence[Document], queries_QE: VectorArray,
-           exact_QW: RowArray) -> Row:
-    """Queries of one modality, one at a time: recall, and milliseconds of the search alone and of retrieving with all rules."""
+def _asked(
+    index: VectorIndex,
+    retriever: VectorRetriever,
+    documents: Sequence[Document],
+    queries_QE: VectorArray,
+    exact_QW: RowArray,
+) -> Row:
+    """Queries of one modality, one at a time: recall, and milliseconds of the search alone and of
+    retrieving with all rules."""
     number = min(len(documents), NUM_EXACT) if index.exact else len(documents)
     search_ms, found = _each(partial(_first_rows, index, queries_QE), number)
     retrieve_ms, _ = _each(lambda at: retriever.retrieve([documents[at]], NEAREST), number)
-    return {"num_queries": number, "recall": recall(np.stack(found), exact_QW[:number]), **_spread("search_ms", search_ms),
-            **_spread("retrieve_ms", retrieve_ms)}
+    return {
+        "num_queries": number,
+        "recall": recall(np.stack(found), exact_QW[:number]),
+        **_spread("search_ms", search_ms),
+        **_spread("retrieve_ms", retrieve_ms),
+    }
 
 
 def _each(call: Callable[[int], Any], number: int) -> tuple[list[float], list[Any]]:
@@ -198,8 +256,13 @@ def curve(index: VectorIndex, vectors_QE: VectorArray, exact_QW: RowArray) -> li
         other = ApproximateIndex(index.engine, index.native, setting, index.num_candidates)
         point: Row = {"setting": setting}
         for modality, start in zip(MODALITIES, (0, half), strict=True):
-            times, found = _each(partial(_first_rows, other, vectors_QE[start:start + number]), number)
-            point[modality] = {"recall": recall(np.stack(found), exact_QW[start:start + number]), "ms": float(np.median(times))}
+            times, found = _each(
+                partial(_first_rows, other, vectors_QE[start : start + number]), number
+            )
+            point[modality] = {
+                "recall": recall(np.stack(found), exact_QW[start : start + number]),
+                "ms": float(np.median(times)),
+            }
         points.append(point)
         setting *= 2
     return points
@@ -207,14 +270,17 @@ def curve(index: VectorIndex, vectors_QE: VectorArray, exact_QW: RowArray) -> li
 
 def _first_rows(index: VectorIndex, queries_QE: VectorArray, at: int) -> RowArray:
     """The nearest rows [W] of one query."""
-    rows_W: RowArray = index.search(queries_QE[at:at + 1], NEAREST)[1][0]
+    rows_W: RowArray = index.search(queries_QE[at : at + 1], NEAREST)[1][0]
     return rows_W
 
 
-def batch(retriever: VectorRetriever, embedder: TableEmbedder, bare: Any, documents: Sequence[Document]) -> Row:
-    """A batch of queries: our whole path less the embedding, our index alone, and faiss called directly; milliseconds a query,
-    the best of `TURNS` in turn. faiss does the same work by classes of its own: for flat its flat index, for the others the
-    same index under its exact ranking of as many candidates.
+def batch(
+    retriever: VectorRetriever, embedder: TableEmbedder, bare: Any, documents: Sequence[Document]
+) -> Row:
+    """A batch of queries: our whole path less the embedding, our index alone, and faiss called
+    directly; milliseconds a query, the best of `TURNS` in turn. faiss does the same work by classes
+    of its own: for flat its flat index, for the others the same index under its exact ranking of as
+    many candidates.
 
     Args:
         retriever: ours.
@@ -224,15 +290,19 @@ def batch(retriever: VectorRetriever, embedder: TableEmbedder, bare: Any, docume
     """
     faiss: Any = importlib.import_module("faiss")  # its type stubs know less than it has
     vectors_QE, index = embedder.embed_documents(documents), retriever.index
-    calls: dict[str, Callable[[], Any]] = {"index": lambda: index.search(vectors_QE, NEAREST),
-                                           "retriever": lambda: retriever.retrieve(documents, NEAREST),
-                                           "embedding": lambda: embedder.embed_documents(documents)}
+    calls: dict[str, Callable[[], Any]] = {
+        "index": lambda: index.search(vectors_QE, NEAREST),
+        "retriever": lambda: retriever.retrieve(documents, NEAREST),
+        "embedding": lambda: embedder.embed_documents(documents),
+    }
     faiss.omp_set_num_threads(num_threads())
     if isinstance(index, ApproximateIndex):
         assert isinstance(index.engine, FaissEngine)
         refined = faiss.IndexRefine(index.native, bare)
-        parameters = faiss.IndexRefineSearchParameters(k_factor=index.num_candidates / NEAREST,
-                                                       base_index_params=index.engine.parameters(index.setting))
+        parameters = faiss.IndexRefineSearchParameters(
+            k_factor=index.num_candidates / NEAREST,
+            base_index_params=index.engine.parameters(index.setting),
+        )
         calls["faiss"] = lambda: refined.search(vectors_QE, NEAREST, params=parameters)
     else:
         calls["faiss"] = lambda: bare.search(vectors_QE, NEAREST)
@@ -245,19 +315,34 @@ def batch(retriever: VectorRetriever, embedder: TableEmbedder, bare: Any, docume
             call()
             best[name] = min(best[name], 1e3 * (_now() - begin) / len(documents))
     ours = best["retriever"] - best["embedding"]
-    return {"num_queries": len(documents), "retriever_ms": ours, "index_ms": best["index"], "faiss_ms": best["faiss"],
-            "retriever_x": ours / best["faiss"], "index_x": best["index"] / best["faiss"]}
+    return {
+        "num_queries": len(documents),
+        "retriever_ms": ours,
+        "index_ms": best["index"],
+        "faiss_ms": best["faiss"],
+        "retriever_x": ours / best["faiss"],
+        "index_x": best["index"] / best["faiss"],
+    }
 
 
 def loader_part(registry: Registry, *, quick: bool) -> Row:
-    """The share of a training step that making its batch takes, with retrieved documents in front, as training itself measures
-    it. The recipe is `quickstart`, whose decoder is the smallest that anybody trains: a batch costs most beside its step."""
+    """The share of a training step that making its batch takes, with retrieved documents in front,
+    as training itself measures it. The recipe is `quickstart`, whose decoder is the smallest that
+    anybody trains: a batch costs most beside its step."""
     from cm3core.recipe import compose
     from cm3core.training import train
 
     steps = 20 if quick else 60
-    recipe = compose("quickstart", ["train.minutes=null", f"train.steps={steps}", f"train.log_every_steps={steps // 2}",
-                                    "train.validation_splits=[]"], registry=registry)
+    recipe = compose(
+        "quickstart",
+        [
+            "train.minutes=null",
+            f"train.steps={steps}",
+            f"train.log_every_steps={steps // 2}",
+            "train.validation_splits=[]",
+        ],
+        registry=registry,
+    )
     with tempfile.TemporaryDirectory(prefix="cm3-bench-") as folder:
         train(recipe, folder, registry, progress=False)
         lines = (Path(folder) / "metrics.jsonl").read_text("utf-8").splitlines()

@@ -1,10 +1,12 @@
-"""A bank like that of a two-tower embedder, made by arithmetic: clusters, low intrinsic dimension, and a modality gap.
+"""A bank like that of a two-tower embedder, made by arithmetic: clusters, low intrinsic dimension,
+and a modality gap.
 
-A document has a latent point of 24 numbers near its concept's; concepts are of very different sizes (Zipf). Each tower maps
-latent points to E numbers by a matrix that it partly shares with the other, adds a direction of its own (so that texts lie
-together and pictures lie together, as CLIP's do: Liang et al. 2022, "Mind the Gap") and noise in all directions. A document's
-vector is the mean of both, as in the paper; a query is another point of a document's concept, seen by one tower. So queries are
-unlike documents, and texts otherwise than pictures.
+A document has a latent point of 24 numbers near its concept's; concepts are of very different sizes
+(Zipf). Each tower maps latent points to E numbers by a matrix that it partly shares with the other,
+adds a direction of its own (so that texts lie together and pictures lie together, as CLIP's do:
+Liang et al. 2022, "Mind the Gap") and noise in all directions. A document's vector is the mean of
+both, as in the paper; a query is another point of a document's concept, seen by one tower. So
+queries are unlike documents, and texts otherwise than pictures.
 
 Legend: M documents, E numbers of a vector, L latent numbers, Q queries.
 """
@@ -23,9 +25,11 @@ from cm3core.document import Codes, Document, Image, PixelArray, Text, content_k
 from cm3core.interfaces.embedder import Embedder, VectorArray, normalise
 
 LATENT = 24
-#: Documents of a concept on average, and how far they lie from its centre (whose numbers have variance 1).
+#: Documents of a concept on average, and how far they lie from its centre (whose numbers have
+#: variance 1).
 OF_A_CONCEPT, SPREAD = 100, 0.5
-#: Lengths, beside a latent part of length 1: of what the towers don't share, of a tower's own direction, and of noise.
+#: Lengths, beside a latent part of length 1: of what the towers don't share, of a tower's own
+#: direction, and of noise.
 UNSHARED, GAP, NOISE = 0.5, 1.0, 0.3
 GRID, CODEBOOK = (16, 16), 1024
 SHARD_ROWS = 32_768
@@ -49,21 +53,31 @@ class Towers:
         shares = 1 / np.arange(1, num_concepts + 1) ** 0.7
         self._ends = np.cumsum(shares / shares.sum())
         shared = rng.standard_normal((LATENT, dimension), np.float32)
-        self._maps = [(shared + UNSHARED * rng.standard_normal(shared.shape, np.float32)) / np.sqrt(LATENT * dimension)
-                      for _ in MODALITIES]
-        self._gaps = [GAP * direction / np.linalg.norm(direction) for direction in
-                      rng.standard_normal((len(MODALITIES), dimension), np.float32)]
+        self._maps = [
+            (shared + UNSHARED * rng.standard_normal(shared.shape, np.float32))
+            / np.sqrt(LATENT * dimension)
+            for _ in MODALITIES
+        ]
+        self._gaps = [
+            GAP * direction / np.linalg.norm(direction)
+            for direction in rng.standard_normal((len(MODALITIES), dimension), np.float32)
+        ]
 
     def latent(self, numbers_n: npt.NDArray[np.int64], rng: np.random.Generator) -> VectorArray:
-        """Latent points float32 [n, L] of documents: of their concept, which their number decides, and chance."""
+        """Latent points float32 [n, L] of documents: of their concept, which their number decides,
+        and chance."""
         places = (numbers_n * 0.6180339887498949) % 1
         concepts = np.searchsorted(self._ends, places).clip(0, len(self._concepts) - 1)
-        points_nL: VectorArray = self._concepts[concepts] + SPREAD * rng.standard_normal((len(concepts), LATENT), np.float32)
+        points_nL: VectorArray = self._concepts[concepts] + SPREAD * rng.standard_normal(
+            (len(concepts), LATENT), np.float32
+        )
         return points_nL
 
     def see(self, tower: int, latent_nL: VectorArray, rng: np.random.Generator) -> VectorArray:
         """Unit vectors float32 [n, E] of one tower."""
-        noise = rng.standard_normal((len(latent_nL), self.dimension), np.float32) * np.float32(NOISE / np.sqrt(self.dimension))
+        noise = rng.standard_normal((len(latent_nL), self.dimension), np.float32) * np.float32(
+            NOISE / np.sqrt(self.dimension)
+        )
         return normalise(latent_nL @ self._maps[tower] + self._gaps[tower] + noise)
 
     def blocks(self, rows: int = SHARD_ROWS) -> Iterator[VectorArray]:
@@ -74,7 +88,8 @@ class Towers:
             yield normalise(self.see(0, latent_nL, rng) + self.see(1, latent_nL, rng))
 
     def queries(self, number: int) -> VectorArray:
-        """Unit vectors float32 [2 * number, E]: texts, then pictures; each of a document's concept."""
+        """Unit vectors float32 [2 * number, E]: texts, then pictures; each of a document's
+        concept."""
         found = []
         for tower in range(len(MODALITIES)):
             rng = np.random.default_rng((SEED, self.num, tower))
@@ -112,16 +127,25 @@ class TableEmbedder(Embedder):
 
 def query_documents(number: int) -> dict[str, list[Document]]:
     """Modality -> queries that a `TableEmbedder` of 2 * number vectors knows."""
-    def picture(row: int) -> Image:
-        return Image(f"query {row}", lambda: np.frombuffer(row.to_bytes(3, "big"), np.uint8).reshape(1, 1, 3))
 
-    return {"text": [(Text(str(row)),) for row in range(number)], "image": [(picture(row),) for row in range(number, 2 * number)]}
+    def picture(row: int) -> Image:
+        return Image(
+            f"query {row}", lambda: np.frombuffer(row.to_bytes(3, "big"), np.uint8).reshape(1, 1, 3)
+        )
+
+    return {
+        "text": [(Text(str(row)),) for row in range(number)],
+        "image": [(picture(row),) for row in range(number, 2 * number)],
+    }
 
 
 def write_bank(folder: Path, towers: Towers) -> Manifest:
     """A whole memory bank of the towers' documents, each a text and a picture of random codes."""
-    manifest = Manifest(towers.dimension, Maker("synthetic", {}, "synthetic"),
-                        ImageTokenizerMaker("synthetic", {}, "synthetic", GRID, CODEBOOK))
+    manifest = Manifest(
+        towers.dimension,
+        Maker("synthetic", {}, "synthetic"),
+        ImageTokenizerMaker("synthetic", {}, "synthetic", GRID, CODEBOOK),
+    )
     shards, start = [], 0
     for vectors_nE in towers.blocks():
         shard = write_shard(folder, _documents(start, vectors_nE), manifest)
@@ -134,7 +158,9 @@ def write_bank(folder: Path, towers: Towers) -> Manifest:
 
 
 def _documents(start: int, vectors_nE: VectorArray) -> Iterator[BankDocument]:
-    codes_nc = np.random.default_rng((SEED, start, 1)).integers(0, CODEBOOK, (len(vectors_nE), GRID[0] * GRID[1]), np.int32)
+    codes_nc = np.random.default_rng((SEED, start, 1)).integers(
+        0, CODEBOOK, (len(vectors_nE), GRID[0] * GRID[1]), np.int32
+    )
     for number, (vector, codes) in enumerate(zip(vectors_nE, codes_nc, strict=True), start):
         document = (Text(f"document {number}"), Codes(codes, GRID))
         yield BankDocument(f"d{number}", document, content_keys(document), vector)

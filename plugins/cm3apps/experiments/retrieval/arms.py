@@ -11,8 +11,10 @@ class Arm:
 
     Args:
         title: for tables.
-        overrides: of the recipe; everything else is the same for all arms: tokens of a step, steps, context, weights' start.
-        num_retrieved: most documents in front of a training document, and those in front of a prompt when it draws.
+        overrides: of the recipe; everything else is the same for all arms: tokens of a step, steps,
+            context, weights' start.
+        num_retrieved: most documents in front of a training document, and those in front of a
+            prompt when it draws.
     """
 
     title: str
@@ -25,10 +27,16 @@ def _retrieving(name: str, number: int) -> Arm:
     return Arm(title, (f"retriever.name={name}", f"retriever.num_retrieved={number}"), number)
 
 
-#: Arm -> how it is trained. `random` is the control: documents that have nothing to do with the query must not help.
+#: Arm -> how it is trained. `random` is the control: documents that have nothing to do with the
+#: query must not help.
 ARMS: dict[str, Arm] = {
     "none": Arm("no documents", ("retriever.num_retrieved=0",), 0),
-    **{f"{name}-{number}": _retrieving(name, number) for name in ("dense", "bm25", "random") for number in (1, 2, 3)}}
+    **{
+        f"{name}-{number}": _retrieving(name, number)
+        for name in ("dense", "bm25", "random")
+        for number in (1, 2, 3)
+    },
+}
 
 #: In names of losses, the "memory" and the "retriever" that put the query's own document in front.
 OWN = "own"

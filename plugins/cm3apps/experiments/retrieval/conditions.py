@@ -1,11 +1,13 @@
-"""What a trained decoder is measured under: which held-out documents, and what stands in front of them.
+"""What a trained decoder is measured under: which held-out documents, and what stands in front of
+them.
 
     split     comp (this style of a known concept is held out) | unseen (the whole concept is)
     memory    train: what was trained on | all: held-out documents too, though never a query's own
     documents 0..3 of what a retriever finds for the query's text; or the query's own document, the answer itself, to see whether
               a decoder makes use of what stands in front at all (memory `own`)
 
-Measured is the loss of the query's image tokens, nats a token. Whatever stands in front of it does not count.
+Measured is the loss of the query's image tokens, nats a token. Whatever stands in front of it does
+not count.
 """
 
 from __future__ import annotations
@@ -25,7 +27,12 @@ from cm3core.interfaces import DocumentSource, Retriever, RetrieverConfig
 from cm3core.sequence.packing import TrainingBatch
 from cm3core.training.neighbours import Neighbours
 from cm3core.training.preparation import Preparation
-from cm3core.training.sequences import CodeCache, NeighbourTable, TrainingData, retriever_fingerprint
+from cm3core.training.sequences import (
+    CodeCache,
+    NeighbourTable,
+    TrainingData,
+    retriever_fingerprint,
+)
 from cm3core.training.validation import UnmaskedObjective, measured_loss, spread
 
 if TYPE_CHECKING:
@@ -47,7 +54,11 @@ class Condition:
     @property
     def name(self) -> str:
         """For JSON: `comp`, or `comp/all/dense/2`."""
-        return "/".join([self.split, self.memory, self.retriever, str(self.number)]) if self.number else self.split
+        return (
+            "/".join([self.split, self.memory, self.retriever, str(self.number)])
+            if self.number
+            else self.split
+        )
 
 
 class _Itself:
@@ -74,9 +85,18 @@ class Measurement:
         num_documents: held-out documents of each split, spread evenly.
     """
 
-    def __init__(self, preparation: Preparation, retrievers: dict[str, RetrieverConfig], splits: tuple[str, ...],
-                 num_documents: int) -> None:
-        self.preparation, self.retrievers, self.num_documents = preparation, retrievers, num_documents
+    def __init__(
+        self,
+        preparation: Preparation,
+        retrievers: dict[str, RetrieverConfig],
+        splits: tuple[str, ...],
+        num_documents: int,
+    ) -> None:
+        self.preparation, self.retrievers, self.num_documents = (
+            preparation,
+            retrievers,
+            num_documents,
+        )
         self.components: Components = preparation.components
         self.sources = {split: self.components.split(split) for split in splits}
         self.memories = {"train": self.components.source}
@@ -94,7 +114,9 @@ class Measurement:
             yield Condition(split, OWN, OWN, 1)
             for memory in self.memories:
                 for name in self.retrievers:
-                    yield from (Condition(split, memory, name, number) for number in range(1, MOST + 1))
+                    yield from (
+                        Condition(split, memory, name, number) for number in range(1, MOST + 1)
+                    )
 
     @torch.inference_mode()
     def loss(self, condition: Condition) -> float:
@@ -105,12 +127,17 @@ class Measurement:
     def retriever(self, memory: str, name: str) -> Retriever:
         """The retriever over a memory, built when it is first asked for."""
         if (memory, name) not in self._built:
-            self._built[memory, name] = self.retrievers[name].build(self.memories[memory], self.components.embedder)
+            self._built[memory, name] = self.retrievers[name].build(
+                self.memories[memory], self.components.embedder
+            )
         return self._built[memory, name]
 
     def _batches(self, condition: Condition) -> list[TrainingBatch]:
         recipe, source = self.preparation.recipe, self.sources[condition.split]
-        codes, memory = self._codes_of(f"split {condition.split}", source), self.memories.get(condition.memory)
+        codes, memory = (
+            self._codes_of(f"split {condition.split}", source),
+            self.memories.get(condition.memory),
+        )
         neighbours: Neighbours | None = None
         config, memory_codes = None, None
         if condition.memory == OWN:
@@ -120,13 +147,27 @@ class Measurement:
             config = replace(self.retrievers[condition.retriever], num_retrieved=condition.number)
             neighbours = self._neighbours(source, codes, condition.memory, condition.retriever)
             memory_codes = self._codes_of(f"memory {condition.memory}", memory)
-        data = TrainingData(source, self.components.serializer, UnmaskedObjective(), codes, neighbours, memory, config,
-                            recipe.train.seed, self.components.decoder.context_length, recipe.data.max_text_tokens,
-                            memory_codes=memory_codes, training=False)
-        return self.preparation.pack(data.sequence(0, index) for index in spread(len(data), self.num_documents))
+        data = TrainingData(
+            source,
+            self.components.serializer,
+            UnmaskedObjective(),
+            codes,
+            neighbours,
+            memory,
+            config,
+            recipe.train.seed,
+            self.components.decoder.context_length,
+            recipe.data.max_text_tokens,
+            memory_codes=memory_codes,
+            training=False,
+        )
+        return self.preparation.pack(
+            data.sequence(0, index) for index in spread(len(data), self.num_documents)
+        )
 
     def told(self) -> dict[str, Told]:
-        """What the first document of each memory and retriever tells of each split's pictures, by "split/memory/retriever"."""
+        """What the first document of each memory and retriever tells of each split's pictures, by
+        "split/memory/retriever"."""
         groups = groups_of_codes(self.components.image_tokenizer)
         found = {}
         for name in self.retrievers:
@@ -138,29 +179,54 @@ class Measurement:
                         found[f"{split}/{memory}/{name}"] = told(*train, *held, groups)
         return found
 
-    def _pairs(self, title: str, source: DocumentSource, memory: str, name: str) -> tuple[IntArray, IntArray]:
-        """Codes [N, H, W] of a source's pictures and of the document that is found for each; those without one are left out."""
-        codes, memory_codes = self._codes_of(title, source), self._codes_of(f"memory {memory}", self.memories[memory])
+    def _pairs(
+        self, title: str, source: DocumentSource, memory: str, name: str
+    ) -> tuple[IntArray, IntArray]:
+        """Codes [N, H, W] of a source's pictures and of the document that is found for each; those
+        without one are left out."""
+        codes, memory_codes = (
+            self._codes_of(title, source),
+            self._codes_of(f"memory {memory}", self.memories[memory]),
+        )
         table, own, front = self._neighbours(source, codes, memory, name), [], []
         for index in np.flatnonzero(codes.usable_N):
-            places = [place for place in table.neighbours(int(index)) if memory_codes.usable_N[place]]
+            places = [
+                place for place in table.neighbours(int(index)) if memory_codes.usable_N[place]
+            ]
             pictures = [_first_picture(codes.encoded(source.document(int(index))))]
-            pictures += [_first_picture(memory_codes.encoded(self.memories[memory].document(place))) for place in places[:1]]
+            pictures += [
+                _first_picture(memory_codes.encoded(self.memories[memory].document(place)))
+                for place in places[:1]
+            ]
             if len(pictures) == 2 and pictures[0] is not None and pictures[1] is not None:
                 own.append(pictures[0])
                 front.append(pictures[1])
         shape = (len(own), *self.components.image_tokenizer.grid)
         return np.array(own, np.int32).reshape(shape), np.array(front, np.int32).reshape(shape)
 
-    def _neighbours(self, source: DocumentSource, codes: CodeCache, memory: str, name: str) -> NeighbourTable:
-        config = replace(self.retrievers[name], num_retrieved=1)  # how many are wanted decides nothing here
+    def _neighbours(
+        self, source: DocumentSource, codes: CodeCache, memory: str, name: str
+    ) -> NeighbourTable:
+        # how many are wanted decides nothing here
+        config = replace(self.retrievers[name], num_retrieved=1)
         return NeighbourTable(
-            self.retriever(memory, name), source, self.preparation.cache_dir, codes=codes, num_ranks=MOST, text_only=True,
-            fingerprint=retriever_fingerprint(config, self.components.embedder, self.memories[memory]), progress=False)
+            self.retriever(memory, name),
+            source,
+            self.preparation.cache_dir,
+            codes=codes,
+            num_ranks=MOST,
+            text_only=True,
+            fingerprint=retriever_fingerprint(
+                config, self.components.embedder, self.memories[memory]
+            ),
+            progress=False,
+        )
 
     def _codes_of(self, name: str, source: DocumentSource) -> CodeCache:
         if name not in self._codes:
-            self._codes[name] = CodeCache(source, self.components.image_tokenizer, self.preparation.cache_dir)
+            self._codes[name] = CodeCache(
+                source, self.components.image_tokenizer, self.preparation.cache_dir
+            )
         return self._codes[name]
 
 

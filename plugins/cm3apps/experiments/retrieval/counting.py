@@ -1,11 +1,13 @@
 """What there is in a retrieved document to be used, by counting: no decoder, no training.
 
-The cell of a picture is predicted from its left and upper neighbour, and then also from the same cell of the first document
-that the retriever finds. By how much the second does better is what a decoder that only knows how to look at the same place
-could gain from the document; what it can't gain from anything else in the picture. The caption is not looked at: what it
-says, a decoder may know without documents.
+The cell of a picture is predicted from its left and upper neighbour, and then also from the same
+cell of the first document that the retriever finds. By how much the second does better is what a
+decoder that only knows how to look at the same place could gain from the document; what it can't
+gain from anything else in the picture. The caption is not looked at: what it says, a decoder may
+know without documents.
 
-Codes are first grouped by colour: among a thousand codes a counter of pairs would see each pair once.
+Codes are first grouped by colour: among a thousand codes a counter of pairs would see each pair
+once.
 
 Legend: N pictures, H, W rows and columns of codes, C groups of codes.
 """
@@ -42,35 +44,56 @@ class Told:
 
 
 def groups_of_codes(tokenizer: ImageTokenizer, num_groups: int = NUM_GROUPS) -> IntArray:
-    """The group of each code, int32 [codebook_size], in 0..num_groups - 1: by the mean colour of a picture of that code alone."""
+    """The group of each code, int32 [codebook_size], in 0..num_groups - 1: by the mean colour of a
+    picture of that code alone."""
     codes = np.arange(tokenizer.codebook_size)
     height, width = tokenizer.grid
-    colours = np.concatenate([
-        tokenizer.decode(np.repeat(part[:, None], height * width, 1).astype(np.int32)).mean((1, 2), dtype=np.float64)
-        for part in np.array_split(codes, max(1, len(codes) // 256))])
+    colours = np.concatenate(
+        [
+            tokenizer.decode(np.repeat(part[:, None], height * width, 1).astype(np.int32)).mean(
+                (1, 2), dtype=np.float64
+            )
+            for part in np.array_split(codes, max(1, len(codes) // 256))
+        ]
+    )
     return kmeans(colours, num_groups)
 
 
 def kmeans(points_ND: npt.NDArray[np.float64], num_groups: int) -> IntArray:
-    """The nearest of `num_groups` centres of each point, int32 [N]; centres far apart to begin with, then Lloyd's steps."""
+    """The nearest of `num_groups` centres of each point, int32 [N]; centres far apart to begin
+    with, then Lloyd's steps."""
     rng = np.random.default_rng(_SEED)
     centres = points_ND[rng.integers(len(points_ND), size=1)]
     while len(centres) < min(num_groups, len(points_ND)):
-        centres = np.concatenate([centres, points_ND[_squares(points_ND, centres).min(1).argmax()][None]])
+        centres = np.concatenate(
+            [centres, points_ND[_squares(points_ND, centres).min(1).argmax()][None]]
+        )
     for _ in range(30):
         nearest = _squares(points_ND, centres).argmin(1)
-        centres = np.stack([points_ND[nearest == group].mean(0) if (nearest == group).any() else centres[group]
-                            for group in range(len(centres))])
+        centres = np.stack(
+            [
+                points_ND[nearest == group].mean(0) if (nearest == group).any() else centres[group]
+                for group in range(len(centres))
+            ]
+        )
     found: IntArray = _squares(points_ND, centres).argmin(1).astype(np.int32)
     return found
 
 
-def _squares(points_ND: npt.NDArray[np.float64], centres_CD: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _squares(
+    points_ND: npt.NDArray[np.float64], centres_CD: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
     squares_NC: npt.NDArray[np.float64] = ((points_ND[:, None] - centres_CD[None]) ** 2).sum(2)
     return squares_NC
 
 
-def told(train_NHW: IntArray, of_train_NHW: IntArray, held_MHW: IntArray, of_held_MHW: IntArray, groups: IntArray) -> Told:
+def told(
+    train_NHW: IntArray,
+    of_train_NHW: IntArray,
+    held_MHW: IntArray,
+    of_held_MHW: IntArray,
+    groups: IntArray,
+) -> Told:
     """Count in the training pictures, measure on the held-out ones.
 
     Args:
@@ -88,12 +111,18 @@ def told(train_NHW: IntArray, of_train_NHW: IntArray, held_MHW: IntArray, of_hel
     np.add.at(fine, (around_N, document_N, own_N), 1)
     fine = (fine + _PRIOR * coarse[:, None]) / (fine.sum(2, keepdims=True) + _PRIOR)
     around_M, own_M, document_M = _cells(groups[held_MHW], groups[of_held_MHW], num_groups)
-    return Told(float((held_MHW == of_held_MHW).mean()), float(-np.log(coarse[around_M, own_M]).mean()),
-                float(-np.log(fine[around_M, document_M, own_M]).mean()))
+    return Told(
+        float((held_MHW == of_held_MHW).mean()),
+        float(-np.log(coarse[around_M, own_M]).mean()),
+        float(-np.log(fine[around_M, document_M, own_M]).mean()),
+    )
 
 
-def _cells(pictures_NHW: IntArray, documents_NHW: IntArray, num_groups: int) -> tuple[IntArray, IntArray, IntArray]:
-    """Of every cell: its left and upper neighbour as one number, its group, and the document's group there."""
+def _cells(
+    pictures_NHW: IntArray, documents_NHW: IntArray, num_groups: int
+) -> tuple[IntArray, IntArray, IntArray]:
+    """Of every cell: its left and upper neighbour as one number, its group, and the document's
+    group there."""
     edged = np.pad(pictures_NHW, ((0, 0), (1, 0), (1, 0)), constant_values=num_groups)
     around = edged[:, 1:, :-1] * (num_groups + 1) + edged[:, :-1, 1:]
     return around.ravel(), pictures_NHW.ravel(), documents_NHW.ravel()

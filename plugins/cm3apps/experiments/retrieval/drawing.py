@@ -39,7 +39,8 @@ class Scores:
     Args:
         kid, real_kid: distance from training pictures (see `kid`), times 1000.
         floor, floor_spread: of two halves of training pictures.
-        r5, real_r5: share of pictures whose own text is among the judge's first five of all it knows; None: it doesn't know them.
+        r5, real_r5: share of pictures whose own text is among the judge's first five of all it
+            knows; None: it doesn't know them.
     """
 
     kid: float
@@ -50,56 +51,91 @@ class Scores:
     real_r5: float | None
 
 
-def draw(components: Components, retriever: RetrieverConfig | None, number: int, splits: tuple[str, ...], num_pictures: int,
-         path: Path) -> dict[str, Scores]:
+def draw(
+    components: Components,
+    retriever: RetrieverConfig | None,
+    number: int,
+    splits: tuple[str, ...],
+    num_pictures: int,
+    path: Path,
+) -> dict[str, Scores]:
     """Draw a picture for documents of each split, write all into `path` (npz), return the scores.
 
-    What stands in front of a prompt is found for its text in the memory of all splits, without its own document.
+    What stands in front of a prompt is found for its text in the memory of all splits, without its
+    own document.
 
     Args:
         components: with the decoder's weights.
         retriever: asked for `number` documents; None: nothing stands in front.
-        splits: of the data set; one of fewer than two documents is left out, since a distance needs two.
+        splits: of the data set; one of fewer than two documents is left out, since a distance needs
+            two.
         num_pictures: of each split.
-        path: where the pictures go: `<split>_drawn`, `<split>_real`, `<split>_front` (uint8 [N, H, W, 3]; white where nothing
-            stands in front) and `<split>_text`.
+        path: where the pictures go: `<split>_drawn`, `<split>_real`, `<split>_front` (uint8 [N, H,
+            W, 3]; white where nothing stands in front) and `<split>_text`.
     """
     model = Model(components.recipe, components)
     features = efficientnet_features()
-    of_train = features(_pictures(components.source, spread(len(components.source), NUM_REAL), model.image_size))
+    of_train = features(
+        _pictures(components.source, spread(len(components.source), NUM_REAL), model.image_size)
+    )
     memory = _whole(components)
-    found = None if retriever is None or number == 0 else retriever.build(memory, components.embedder)
+    found = (
+        None if retriever is None or number == 0 else retriever.build(memory, components.embedder)
+    )
     scores: dict[str, Scores] = {}
     arrays: dict[str, np.ndarray] = {}
     for split in splits:
         source = components.split(split)
         indices = spread(len(source), num_pictures)
         if len(indices) < 2:
-            tqdm.write(f"note: nothing is drawn for split {split!r}, which has {len(indices)} document", file=sys.stderr)
+            tqdm.write(
+                f"note: nothing is drawn for split {split!r}, which has {len(indices)} document",
+                file=sys.stderr,
+            )
             continue
         documents = [source.document(index) for index in indices]
         queries: list[Document] = [(Text(text_of(document)),) for document in documents]
         front: list[tuple[Document, ...]] = [()] * len(documents)
         if found is not None:
             own = [own_names(source, index) for index in indices]
-            front = [tuple(memory.document(one.index) for one in ones) for ones in found.retrieve(queries, number, own)]
+            front = [
+                tuple(memory.document(one.index) for one in ones)
+                for ones in found.retrieve(queries, number, own)
+            ]
         drawn: list[PixelArray] = []
         for start in tqdm(range(0, len(queries), _BATCH), desc=f"drawing, {split}", unit="batch"):
             part = slice(start, start + _BATCH)
-            completions = model.complete([(*query, ImageHole()) for query in queries[part]], retrieved=front[part], seed=SEED)
-            drawn += model.decode([one for completion in completions for one in completion.document if isinstance(one, Codes)])
+            completions = model.complete(
+                [(*query, ImageHole()) for query in queries[part]], retrieved=front[part], seed=SEED
+            )
+            drawn += model.decode(
+                [
+                    one
+                    for completion in completions
+                    for one in completion.document
+                    if isinstance(one, Codes)
+                ]
+            )
         real = _pictures(source, indices, model.image_size)
-        scores[split] = _scores(np.stack(drawn), real, [source.group(index) for index in indices], of_train, features)
-        arrays |= {f"{split}_drawn": np.stack(drawn), f"{split}_real": real,
-                   f"{split}_text": np.array([text_of(query) for query in queries]),
-                   f"{split}_front": np.stack([_first(documents_, model.image_size) for documents_ in front])}
+        scores[split] = _scores(
+            np.stack(drawn), real, [source.group(index) for index in indices], of_train, features
+        )
+        arrays |= {
+            f"{split}_drawn": np.stack(drawn),
+            f"{split}_real": real,
+            f"{split}_text": np.array([text_of(query) for query in queries]),
+            f"{split}_front": np.stack(
+                [_first(documents_, model.image_size) for documents_ in front]
+            ),
+        }
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its stub takes the names for options
     return scores
 
 
 def _whole(components: Components) -> DocumentSource:
-    """The memory of all splits, of the training split alone where the data set can't give them together."""
+    """The memory of all splits, of the training split alone where the data set can't give them
+    together."""
     try:
         return components.split("all")
     except CM3Error:
@@ -113,16 +149,39 @@ def _pictures(source: DocumentSource, indices: list[int], size: tuple[int, int])
 
 def _first(documents: tuple[Document, ...], size: tuple[int, int]) -> PixelArray:
     """The first picture of the first document; white where there is none."""
-    picture = next((segment for document in documents[:1] for segment in document if isinstance(segment, Image)), None)
+    picture = next(
+        (
+            segment
+            for document in documents[:1]
+            for segment in document
+            if isinstance(segment, Image)
+        ),
+        None,
+    )
     return np.full((*size, 3), 255, np.uint8) if picture is None else fit(picture.load(), size)
 
 
-def _scores(drawn: PixelArray, real: PixelArray, concepts: list[str], of_train: np.ndarray, features: FeatureFunction) -> Scores:
+def _scores(
+    drawn: PixelArray,
+    real: PixelArray,
+    concepts: list[str],
+    of_train: np.ndarray,
+    features: FeatureFunction,
+) -> Scores:
     of_drawn, of_real = features(drawn), features(real)
     distance, real_distance = kid(of_drawn, of_train), kid(of_real, of_train)
     judge = Judge(JudgeWeights.read(JUDGE_WEIGHTS), features)
     r5 = real_r5 = None
     if set(concepts) <= set(judge.concepts):
-        r5, real_r5 = (float(np.mean(judge.ranks_of_features(one, concepts, judge.concepts) <= 5)) for one in (of_drawn, of_real))
-    return Scores(1000 * distance.distance, 1000 * real_distance.distance, 1000 * distance.floor, 1000 * distance.floor_spread,
-                  r5, real_r5)
+        r5, real_r5 = (
+            float(np.mean(judge.ranks_of_features(one, concepts, judge.concepts) <= 5))
+            for one in (of_drawn, of_real)
+        )
+    return Scores(
+        1000 * distance.distance,
+        1000 * real_distance.distance,
+        1000 * distance.floor,
+        1000 * distance.floor_spread,
+        r5,
+        real_r5,
+    )

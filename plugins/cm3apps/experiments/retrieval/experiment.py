@@ -1,10 +1,11 @@
-"""The experiment's stages. Each leaves its result in the folder, and is not done again when that is there.
+"""The experiment's stages. Each leaves its result in the folder, and is not done again when that is
+there.
 
-    <arm>-<seed>/run/            the training: checkpoints, metrics, TensorBoard
-    <arm>-<seed>/losses.json     held-out losses under every condition
-    <arm>-<seed>/drawn.npz       pictures; drawn.json: what was measured of them
-    told.json                    what the documents tell of held-out pictures, by counting
-    results.json, report.md      all of it together, with plots and pictures beside them
+<arm>-<seed>/run/            the training: checkpoints, metrics, TensorBoard
+<arm>-<seed>/losses.json     held-out losses under every condition
+<arm>-<seed>/drawn.npz       pictures; drawn.json: what was measured of them
+told.json                    what the documents tell of held-out pictures, by counting
+results.json, report.md      all of it together, with plots and pictures beside them
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from cm3core.plugins import Registry
     from cm3core.recipe import Recipe
 
-#: Held-out splits: what the decoder never saw of things that it knows, and things that it doesn't know.
+#: Held-out splits: what the decoder never saw of things that it knows, and things that it doesn't
+#: know.
 SPLITS = ("comp", "unseen")
 #: Retrievers that every decoder is measured with, whatever it was trained with.
 MEASURED_WITH = ("dense", "bm25", "random")
@@ -49,9 +51,26 @@ class RetrievalExperiment:
         command: what the user can type to go on.
     """
 
-    def __init__(self, registry: Registry, out: Path, *, recipe: str, overrides: Sequence[str], arms: Sequence[str],
-                 seeds: Sequence[int], steps: int | None, num_documents: int, num_pictures: int, command: str) -> None:
-        self.registry, self.out, self.recipe_name, self.overrides = registry, Path(out), recipe, list(overrides)
+    def __init__(
+        self,
+        registry: Registry,
+        out: Path,
+        *,
+        recipe: str,
+        overrides: Sequence[str],
+        arms: Sequence[str],
+        seeds: Sequence[int],
+        steps: int | None,
+        num_documents: int,
+        num_pictures: int,
+        command: str,
+    ) -> None:
+        self.registry, self.out, self.recipe_name, self.overrides = (
+            registry,
+            Path(out),
+            recipe,
+            list(overrides),
+        )
         self.arms, self.seeds, self.steps = list(arms), list(seeds), steps
         self.num_documents, self.num_pictures, self.command = num_documents, num_pictures, command
 
@@ -59,7 +78,11 @@ class RetrievalExperiment:
         """What one arm is trained by."""
         from cm3core.recipe import compose
 
-        own = [f"train.seed={seed}", *([] if self.steps is None else [f"train.steps={self.steps}"]), *ARMS[arm].overrides]
+        own = [
+            f"train.seed={seed}",
+            *([] if self.steps is None else [f"train.steps={self.steps}"]),
+            *ARMS[arm].overrides,
+        ]
         recipe = compose(self.recipe_name, [*self.overrides, *own], registry=self.registry)
         recipe.check()
         return recipe
@@ -76,9 +99,16 @@ class RetrievalExperiment:
         results = []
         for number, ((arm, seed), recipe) in enumerate(recipes.items(), start=1):
             print(f"[{number}/{len(recipes)}] {ARMS[arm].title}, seed {seed}", file=sys.stderr)
-            results.append({"arm": arm, "seed": seed, **self._run_arm(recipe, arm, self.out / f"{arm}-{seed}")})
-            facts = {"recipe": self.recipe_name, "overrides": self.overrides, "steps": recipe.train.steps, "told": told,
-                     "runs": results}
+            results.append(
+                {"arm": arm, "seed": seed, **self._run_arm(recipe, arm, self.out / f"{arm}-{seed}")}
+            )
+            facts = {
+                "recipe": self.recipe_name,
+                "overrides": self.overrides,
+                "steps": recipe.train.steps,
+                "told": told,
+                "runs": results,
+            }
             write_text(self.out / "results.json", json.dumps(facts, indent=1))
             report = write_report(self.out, results, self.command, told)
         return report
@@ -94,8 +124,13 @@ class RetrievalExperiment:
         if kept is None:
             print("what the documents tell: counting", file=sys.stderr)
             preparation = Preparation(build(recipe, self.registry, stage="train"))
-            measurement = Measurement(preparation, self._retrievers(recipe), SPLITS, self.num_documents)
-            kept = {**key, "told": {name: asdict(told) for name, told in measurement.told().items()}}
+            measurement = Measurement(
+                preparation, self._retrievers(recipe), SPLITS, self.num_documents
+            )
+            kept = {
+                **key,
+                "told": {name: asdict(told) for name, told in measurement.told().items()},
+            }
             write_text(self.out / "told.json", json.dumps(kept, indent=1))
         found: dict[str, Any] = kept["told"]
         return found
@@ -107,24 +142,43 @@ class RetrievalExperiment:
         from cm3core.training import train
 
         result = train(recipe, folder / "run", self.registry, command=self.command)
-        components = build(recipe, self.registry, stage="train", tokenizer_folder=result.checkpoint / TOKENIZER,
-                           image_tokenizer_folder=result.checkpoint / IMAGE_TOKENIZER)
+        components = build(
+            recipe,
+            self.registry,
+            stage="train",
+            tokenizer_folder=result.checkpoint / TOKENIZER,
+            image_tokenizer_folder=result.checkpoint / IMAGE_TOKENIZER,
+        )
         load_weights(components.decoder, result.checkpoint)  # type: ignore[arg-type]  # a module, which the interface can't say
         components.decoder.eval()  # type: ignore[attr-defined]
         key = {"recipe_hash": recipe.hash, "step": result.step, "documents": self.num_documents}
         measured = key | {"conditions": _CONDITIONS}
-        losses = _kept(folder / "losses.json", measured) or self._measure(components, folder, measured)
+        losses = _kept(folder / "losses.json", measured) or self._measure(
+            components, folder, measured
+        )
         drawn = self._draw(components, recipe, arm, folder, key | {"pictures": self.num_pictures})
-        return {"steps": result.step, "tokens": result.tokens, "seconds": result.elapsed_s, "curve": curve(folder / "run"),
-                "losses": losses["losses"], "drawn": drawn}
+        return {
+            "steps": result.step,
+            "tokens": result.tokens,
+            "seconds": result.elapsed_s,
+            "curve": curve(folder / "run"),
+            "losses": losses["losses"],
+            "drawn": drawn,
+        }
 
     def _measure(self, components: Components, folder: Path, key: dict[str, Any]) -> dict[str, Any]:
         from cm3apps.experiments.retrieval.conditions import Measurement
         from cm3core.training.preparation import Preparation
 
-        measurement = Measurement(Preparation(components), self._retrievers(components.recipe), SPLITS, self.num_documents)
-        losses = {condition.name: measurement.loss(condition)
-                  for condition in tqdm(list(measurement.conditions()), desc="held-out losses", unit="condition")}
+        measurement = Measurement(
+            Preparation(components), self._retrievers(components.recipe), SPLITS, self.num_documents
+        )
+        losses = {
+            condition.name: measurement.loss(condition)
+            for condition in tqdm(
+                list(measurement.conditions()), desc="held-out losses", unit="condition"
+            )
+        }
         stored = {**key, "losses": losses}
         write_text(folder / "losses.json", json.dumps(stored, indent=1))
         return stored
@@ -136,15 +190,20 @@ class RetrievalExperiment:
         found = {}
         for name in MEASURED_WITH:
             try:
-                own = compose(self.recipe_name, [*self.overrides, f"retriever.name={name}", "retriever.num_retrieved=1"],
-                              registry=self.registry)
+                own = compose(
+                    self.recipe_name,
+                    [*self.overrides, f"retriever.name={name}", "retriever.num_retrieved=1"],
+                    registry=self.registry,
+                )
             except CM3Error as error:
                 print(f"note: nothing is measured with {name}: {error}", file=sys.stderr)
                 continue
             found[name] = own.retriever
         return found
 
-    def _draw(self, components: Components, recipe: Recipe, arm: str, folder: Path, key: dict[str, Any]) -> dict[str, Any]:
+    def _draw(
+        self, components: Components, recipe: Recipe, arm: str, folder: Path, key: dict[str, Any]
+    ) -> dict[str, Any]:
         from cm3apps.experiments.retrieval.drawing import draw
 
         if self.num_pictures == 0:
@@ -153,7 +212,14 @@ class RetrievalExperiment:
         if kept is None:
             name = arm.rpartition("-")[0]
             retriever = self._retrievers(recipe).get(name or "dense")
-            scores = draw(components, retriever, ARMS[arm].num_retrieved, SPLITS, self.num_pictures, folder / "drawn.npz")
+            scores = draw(
+                components,
+                retriever,
+                ARMS[arm].num_retrieved,
+                SPLITS,
+                self.num_pictures,
+                folder / "drawn.npz",
+            )
             kept = {**key, "scores": {split: asdict(score) for split, score in scores.items()}}
             write_text(folder / "drawn.json", json.dumps(kept, indent=1))
         scores_found: dict[str, Any] = kept["scores"]
@@ -169,7 +235,8 @@ def _kept(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def curve(run: Path) -> list[dict[str, float]]:
-    """A run's validation losses, with the tokens and the seconds that each took: of the last line of metrics before it."""
+    """A run's validation losses, with the tokens and the seconds that each took: of the last line
+    of metrics before it."""
     from cm3core.training.metrics import read_metrics
 
     found: list[dict[str, float]] = []

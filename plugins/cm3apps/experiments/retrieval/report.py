@@ -1,4 +1,5 @@
-"""The report: tables in Markdown, curves and pictures beside it. Means over seeds, their spread where there are several."""
+"""The report: tables in Markdown, curves and pictures beside it. Means over seeds, their spread
+where there are several."""
 
 from __future__ import annotations
 
@@ -14,12 +15,17 @@ from cm3apps.quickstart.pictures import Row, write_table
 from cm3core.document import PixelArray
 from cm3core.files import atomic_path, write_text
 
-SPLIT_TITLES = {"comp": "known things in a style held out (`comp`)", "unseen": "unknown things (`unseen`)"}
+SPLIT_TITLES = {
+    "comp": "known things in a style held out (`comp`)",
+    "unseen": "unknown things (`unseen`)",
+}
 #: Rows of the table of pictures, for each split.
 NUM_SHOWN = 12
 
 
-def write_report(out: Path, runs: Sequence[dict[str, Any]], command: str, told: dict[str, dict[str, float]]) -> Path:
+def write_report(
+    out: Path, runs: Sequence[dict[str, Any]], command: str, told: dict[str, dict[str, float]]
+) -> Path:
     """Write report.md, curves.png and pictures-<split>.png; returns the report's path.
 
     Args:
@@ -28,17 +34,27 @@ def write_report(out: Path, runs: Sequence[dict[str, Any]], command: str, told: 
         command: told in the report.
         told: "split/memory/retriever" -> the fields of `counting.Told`.
     """
-    lines = ["# What retrieved documents bring", "", f"`{command}`", "",
-             "Loss: nats a token of the query's image tokens on held-out documents. What stands in front of the query does not",
-             "count.", "",
-             "![loss over tokens and over time](curves.png)", ""]
+    lines = [
+        "# What retrieved documents bring",
+        "",
+        f"`{command}`",
+        "",
+        "Loss: nats a token of the query's image tokens on held-out documents. What stands in "
+        "front of the query does not",
+        "count.",
+        "",
+        "![loss over tokens and over time](curves.png)",
+        "",
+    ]
     lines += _trainings(runs)
     splits = list(dict.fromkeys(name.split("/")[0] for run in runs for name in run["losses"]))
     lines += _gain(runs, splits) + _told(told)
     for split in splits:
         lines += _losses(runs, split)
     if any(run["drawn"] for run in runs):
-        lines += _drawings(runs, [split for split in splits if any(split in run["drawn"] for run in runs)])
+        lines += _drawings(
+            runs, [split for split in splits if any(split in run["drawn"] for run in runs)]
+        )
         for split in splits:
             if _pictures(out, runs, split):
                 lines += [f"![pictures, {split}](pictures-{split}.png)", ""]
@@ -65,25 +81,48 @@ def _trainings(runs: Sequence[dict[str, Any]]) -> list[str]:
     rows = ["| trained with | steps | million tokens | minutes |", "| --- | --- | --- | --- |"]
     for arm, own in _by_arm(runs).items():
         minutes = _mean([run["seconds"] / 60 for run in own], 1)
-        rows.append(f"| {ARMS[arm].title} | {own[0]['steps']:,} | {own[0]['tokens'] / 1e6:.2f} | {minutes} |")
+        rows.append(
+            f"| {ARMS[arm].title} | {own[0]['steps']:,} | {own[0]['tokens'] / 1e6:.2f} | "
+            f"{minutes} |"
+        )
     return [*rows, ""]
 
 
 def _gain(runs: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[str]:
-    """Each arm with the documents that it was trained with; behind it, how far that is from training without any."""
-    with_nothing = {(run["seed"], split): run["losses"][split] for run in runs for split in splits if run["arm"] == "none"}
-    memories = list(dict.fromkeys(name.split("/")[1] for run in runs for name in run["losses"] if "/" in name))
+    """Each arm with the documents that it was trained with; behind it, how far that is from
+    training without any."""
+    with_nothing = {
+        (run["seed"], split): run["losses"][split]
+        for run in runs
+        for split in splits
+        if run["arm"] == "none"
+    }
+    memories = list(
+        dict.fromkeys(name.split("/")[1] for run in runs for name in run["losses"] if "/" in name)
+    )
     memories = [memory for memory in memories if memory != OWN]
-    lines = ["## The gain", "",
-             "Every arm with its own retriever and number of documents. Behind each loss: what it is beyond that of the arm",
-             "without documents and the same seed; less than nothing is a gain. The last column is no result but a probe: in",
-             "front stands the very document that is asked for, and who makes use of what stands there has nothing to guess.", "",
-             f"| split | trained with | nothing in front |{''.join(f' memory {one} |' for one in memories)} the answer itself |",
-             "| --- | --- | --- | --- |" + " --- |" * len(memories)]
+    lines = [
+        "## The gain",
+        "",
+        "Every arm with its own retriever and number of documents. Behind each loss: what it is "
+        "beyond that of the arm",
+        "without documents and the same seed; less than nothing is a gain. The last column is no "
+        "result but a probe: in",
+        "front stands the very document that is asked for, and who makes use of what stands "
+        "there has nothing to guess.",
+        "",
+        "| split | trained with | nothing in front "
+        f"|{''.join(f' memory {one} |' for one in memories)} the answer itself |",
+        "| --- | --- | --- | --- |" + " --- |" * len(memories),
+    ]
     for split in splits:
         for arm, own in _by_arm(runs).items():
             retriever, _, number = arm.rpartition("-")
-            names = [split, *(f"{split}/{memory}/{retriever}/{number}" for memory in memories), f"{split}/{OWN}/{OWN}/1"]
+            names = [
+                split,
+                *(f"{split}/{memory}/{retriever}/{number}" for memory in memories),
+                f"{split}/{OWN}/{OWN}/1",
+            ]
             cells = [_beside(own, name, with_nothing, split) for name in names]
             lines.append(f"| {split} | {ARMS[arm].title} | {' | '.join(cells)} |")
     return [*lines, ""]
@@ -93,10 +132,17 @@ def _told(told: dict[str, dict[str, float]]) -> list[str]:
     """What there is to be gained, by counting."""
     if not told:
         return []
-    lines = ["## What the documents tell", "",
-             "Without any decoder: nats of a cell's colour (of 16), from the cells left of it and above it as counted in",
-             "training pictures, and from the same cell of the first document too. The caption is not looked at.", "",
-             "| split | memory | retriever | same code | without | with the document | tells |", "| --- |" + " --- |" * 6]
+    lines = [
+        "## What the documents tell",
+        "",
+        "Without any decoder: nats of a cell's colour (of 16), from the cells left of it and "
+        "above it as counted in",
+        "training pictures, and from the same cell of the first document too. The caption is not "
+        "looked at.",
+        "",
+        "| split | memory | retriever | same code | without | with the document | tells |",
+        "| --- |" + " --- |" * 6,
+    ]
     for name, values in told.items():
         without, beside = values["without"], values["with_document"]
         numbers = f"{values['same']:.3f} | {without:.3f} | {beside:.3f} | {without - beside:+.3f}"
@@ -104,22 +150,38 @@ def _told(told: dict[str, dict[str, float]]) -> list[str]:
     return [*lines, ""]
 
 
-def _beside(runs: Sequence[dict[str, Any]], name: str, with_nothing: dict[tuple[int, str], float], split: str) -> str:
-    """A cell: the mean loss, and the mean difference to the arm without documents where there is one."""
+def _beside(
+    runs: Sequence[dict[str, Any]],
+    name: str,
+    with_nothing: dict[tuple[int, str], float],
+    split: str,
+) -> str:
+    """A cell: the mean loss, and the mean difference to the arm without documents where there is
+    one."""
     if any(name not in run["losses"] for run in runs):
         return "–"
     text = _mean([run["losses"][name] for run in runs], 3)
-    pairs = [(run["losses"][name], with_nothing[run["seed"], split]) for run in runs if (run["seed"], split) in with_nothing]
+    pairs = [
+        (run["losses"][name], with_nothing[run["seed"], split])
+        for run in runs
+        if (run["seed"], split) in with_nothing
+    ]
     if not pairs or runs[0]["arm"] == "none":
         return text
     differences = [own - other for own, other in pairs]
     mean = f"{np.mean(differences):+.3f}"
-    return f"{text} ({mean})" if len(differences) < 2 else f"{text} ({mean} ± {np.std(differences, ddof=1):.3f})"
+    return (
+        f"{text} ({mean})"
+        if len(differences) < 2
+        else f"{text} ({mean} ± {np.std(differences, ddof=1):.3f})"
+    )
 
 
 def _losses(runs: Sequence[dict[str, Any]], split: str) -> list[str]:
     """Arms by conditions."""
-    names = list(dict.fromkeys(name for run in runs for name in run["losses"] if name.split("/")[0] == split))
+    names = list(
+        dict.fromkeys(name for run in runs for name in run["losses"] if name.split("/")[0] == split)
+    )
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name in names:
         parts = name.split("/")
@@ -130,36 +192,55 @@ def _losses(runs: Sequence[dict[str, Any]], split: str) -> list[str]:
     header = ["trained with", "nothing in front"]
     columns = [groups.pop(("", ""), [])[:1]]
     for (memory, retriever), own in groups.items():
-        header.append(f"{retriever}, memory {memory}: {', '.join(name.rpartition('/')[2] for name in own)}")
+        header.append(
+            f"{retriever}, memory {memory}: {', '.join(name.rpartition('/')[2] for name in own)}"
+        )
         columns.append(own)
     lines += [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
     for arm, own_runs in _by_arm(runs).items():
-        cells = [" / ".join(_mean([run["losses"][name] for run in own_runs], 3) for name in column) for column in columns]
+        cells = [
+            " / ".join(_mean([run["losses"][name] for run in own_runs], 3) for name in column)
+            for column in columns
+        ]
         lines.append(f"| {ARMS[arm].title} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 
 def _drawings(runs: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[str]:
-    lines = ["## Pictures", "",
-             "KID: distance from training pictures in the features of EfficientNet-Lite1, times 1000; R@5: the judge finds",
-             "the right text among the first five of all. Each arm draws with as many documents in front as it was trained",
-             "with.", "",
-             "| split | trained with | KID | R@5 |", "| --- | --- | --- | --- |"]
+    lines = [
+        "## Pictures",
+        "",
+        "KID: distance from training pictures in the features of EfficientNet-Lite1, times 1000; "
+        "R@5: the judge finds",
+        "the right text among the first five of all. Each arm draws with as many documents in "
+        "front as it was trained",
+        "with.",
+        "",
+        "| split | trained with | KID | R@5 |",
+        "| --- | --- | --- | --- |",
+    ]
     for split in splits:
         first = next(run["drawn"][split] for run in runs if run["drawn"])
         real = "" if first["real_r5"] is None else f"{first['real_r5']:.2f}"
         halves = f"{first['floor']:.1f} ± {first['floor_spread']:.1f}"
-        lines.append(f"| {split} | real pictures (two halves of the training's: {halves}) | {first['real_kid']:.1f} | {real} |")
+        lines.append(
+            f"| {split} | real pictures (two halves of the training's: {halves}) | "
+            f"{first['real_kid']:.1f} | {real} |"
+        )
         for arm, own in _by_arm(runs).items():
             scores = [run["drawn"][split] for run in own if run["drawn"]]
             if scores:
                 r5 = "" if scores[0]["r5"] is None else _mean([one["r5"] for one in scores], 2)
-                lines.append(f"| {split} | {ARMS[arm].title} | {_mean([one['kid'] for one in scores], 1)} | {r5} |")
+                lines.append(
+                    f"| {split} | {ARMS[arm].title} | {_mean([one['kid'] for one in scores], 1)} "
+                    f"| {r5} |"
+                )
     return [*lines, ""]
 
 
 def _pictures(out: Path, runs: Sequence[dict[str, Any]], split: str) -> bool:
-    """A table: prompt, real, and of each arm the document in front and what it drew. False: nothing was drawn."""
+    """A table: prompt, real, and of each arm the document in front and what it drew. False: nothing
+    was drawn."""
     first_seed = {run["arm"]: run["seed"] for run in reversed(runs)}
     arrays = {}
     for arm, seed in ((run["arm"], run["seed"]) for run in runs):
@@ -194,20 +275,34 @@ def _curves(path: Path, runs: Sequence[dict[str, Any]]) -> None:
     from matplotlib import pyplot as plt
 
     points_of_all = [point for run in runs for point in run["curve"]]
-    splits = [split for split in SPLIT_TITLES if any(f"validation/{split}/image_loss" in point for point in points_of_all)]
+    splits = [
+        split
+        for split in SPLIT_TITLES
+        if any(f"validation/{split}/image_loss" in point for point in points_of_all)
+    ]
     if not splits:
         return
     figure, axes = plt.subplots(len(splits), 2, figsize=(11, 3.6 * len(splits)), squeeze=False)
     for row, split in enumerate(splits):
-        for column, (key, unit, scale) in enumerate((("tokens", "million tokens", 1e6), ("elapsed_s", "minutes", 60))):
+        for column, (key, unit, scale) in enumerate(
+            (("tokens", "million tokens", 1e6), ("elapsed_s", "minutes", 60))
+        ):
             axis = axes[row][column]
             for place, (arm, own) in enumerate(_by_arm(runs).items()):
                 suffix = "_retrieved" if ARMS[arm].num_retrieved else ""
                 for number, run in enumerate(own):
-                    points = [point for point in run["curve"] if f"validation/{split}/image_loss{suffix}" in point]
-                    axis.plot([point[key] / scale for point in points],
-                              [point[f"validation/{split}/image_loss{suffix}"] for point in points], color=f"C{place}",
-                              label=ARMS[arm].title if number == 0 else None, linewidth=1.2)
+                    points = [
+                        point
+                        for point in run["curve"]
+                        if f"validation/{split}/image_loss{suffix}" in point
+                    ]
+                    axis.plot(
+                        [point[key] / scale for point in points],
+                        [point[f"validation/{split}/image_loss{suffix}"] for point in points],
+                        color=f"C{place}",
+                        label=ARMS[arm].title if number == 0 else None,
+                        linewidth=1.2,
+                    )
             axis.set_xlabel(unit)
             axis.set_ylabel(f"{split}: nats an image token")
             axis.set_yscale("log")

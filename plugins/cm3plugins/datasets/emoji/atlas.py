@@ -1,7 +1,8 @@
-"""Write a small test fixture of real pictures: ``python -m cm3plugins.datasets.emoji.atlas tests/fixtures/emoji128``.
+"""Write a small test fixture of real pictures: ``python -m cm3plugins.datasets.emoji.atlas
+tests/fixtures/emoji128``.
 
-64 concepts of the quickstart list, each in noto and fluent, all in split train: 128 tiles in one lossless picture, row by
-row, beside `captions.json` and the licences of the two styles.
+64 concepts of the quickstart list, each in noto and fluent, all in split train: 128 tiles in one
+lossless picture, row by row, beside `captions.json` and the licences of the two styles.
 """
 
 from __future__ import annotations
@@ -32,13 +33,19 @@ _LICENSES = ("Apache-2.0.txt", "MIT-fluentui-emoji.txt")
 
 def choose_entries(corpus: EmojiCorpus) -> list[int]:
     """Return the 128 entries, concept by concept, in an order that a hash gives."""
-    cells = {(entry.concept, entry.style): index for index, entry in enumerate(corpus.entries) if entry.split == "train"}
+    cells = {
+        (entry.concept, entry.style): index
+        for index, entry in enumerate(corpus.entries)
+        if entry.split == "train"
+    }
     whole = [
         concept
         for concept in select_concepts("quickstart", corpus)
         if all((concept, style) in cells for style in ATLAS_STYLES)
     ]
-    chosen = sorted(whole, key=lambda concept: (concept != _ALWAYS, unit_hash("atlas", concept)))[:NUM_CONCEPTS]
+    chosen = sorted(whole, key=lambda concept: (concept != _ALWAYS, unit_hash("atlas", concept)))[
+        :NUM_CONCEPTS
+    ]
     return [cells[concept, style] for concept in chosen for style in ATLAS_STYLES]
 
 
@@ -67,11 +74,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tiles = []
     for index in indices:
         entry = corpus.entries[index]
-        facts = {"id": entry.id, "concept": entry.concept, "label": entry.label, "style": entry.style}
-        tiles.append({**facts, "tags": list(entry.tags), "category": entry.category, "caption": caption(entry)})
+        facts = {
+            "id": entry.id,
+            "concept": entry.concept,
+            "label": entry.label,
+            "style": entry.style,
+        }
+        tiles.append(
+            {
+                **facts,
+                "tags": list(entry.tags),
+                "category": entry.category,
+                "caption": caption(entry),
+            }
+        )
     lines = ",\n  ".join(json.dumps(tile, ensure_ascii=False) for tile in tiles)
     write_text(
-        folder / "captions.json", f'{{\n "tile": {TILE},\n "columns": {COLUMNS},\n "tiles": [\n  {lines}\n ]\n}}\n'
+        folder / "captions.json",
+        f'{{\n "tile": {TILE},\n "columns": {COLUMNS},\n "tiles": [\n  {lines}\n ]\n}}\n',
     )
     for name in _LICENSES:
         shutil.copyfile(ASSETS / "licenses" / name, folder / name)

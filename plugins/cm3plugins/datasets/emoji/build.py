@@ -1,7 +1,9 @@
-"""Rebuild the corpus' data files from the pinned npm packages: ``python -m cm3plugins.datasets.emoji.build``.
+"""Rebuild the corpus' data files from the pinned npm packages: ``python -m
+cm3plugins.datasets.emoji.build``.
 
-Steps: get the tarballs and check their SHA-256; join pictures and names; draw everything once at 64 pixels and drop exact
-duplicates; assign the fixed splits; write the compressed files. The same packages give the same bytes (liblzma 5.x).
+Steps: get the tarballs and check their SHA-256; join pictures and names; draw everything once at 64
+pixels and drop exact duplicates; assign the fixed splits; write the compressed files. The same
+packages give the same bytes (liblzma 5.x).
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ def fetch_tarballs(folder: Path) -> None:
     if npm is None:
         raise DataError(
             str(folder),
-            f"{missing[0].tarball} and {len(missing) - 1} more are not there, and npm is not installed to fetch them",
+            f"{missing[0].tarball} and {len(missing) - 1} more are not there, and npm is not "
+            "installed to fetch them",
             "install npm, or put the tarballs there yourself and give the folder with --tarballs",
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +70,11 @@ def fetch_tarballs(folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise DataError("npm pack", f"failed with status {done.returncode}: {reason}", "check the network and npm's registry")
+        raise DataError(
+            "npm pack",
+            f"failed with status {done.returncode}: {reason}",
+            "check the network and npm's registry",
+        )
 
 
 def open_package(folder: Path, package: NpmPackage) -> dict[str, Any]:
@@ -78,7 +85,9 @@ def open_package(folder: Path, package: NpmPackage) -> dict[str, Any]:
     """
     path = folder / package.tarball
     if not path.is_file():
-        raise DataError(str(path), "the tarball is missing", f"run npm pack {package.spec} in that folder")
+        raise DataError(
+            str(path), "the tarball is missing", f"run npm pack {package.spec} in that folder"
+        )
     found = sha256_file(path)
     if found != package.sha256:
         raise DataError(
@@ -96,7 +105,8 @@ def open_package(folder: Path, package: NpmPackage) -> dict[str, Any]:
 
 
 def join_packages(folder: Path) -> tuple[list[Concept], list[Picture]]:
-    """Return all concepts and all their pictures, concept by concept in the order of Unicode, styles in fixed order."""
+    """Return all concepts and all their pictures, concept by concept in the order of Unicode,
+    styles in fixed order."""
     names = open_package(folder, NAMES_PACKAGE)["data-by-emoji.json"]
     keywords = open_package(folder, KEYWORDS_PACKAGE)["dist/emoji-en-US.json"]
     concepts = read_concepts(names, keywords)
@@ -104,7 +114,8 @@ def join_packages(folder: Path) -> tuple[list[Concept], list[Picture]]:
     with_codepoints = [packages[style]["chars.json"] for style in ("noto", "twemoji", "fluent")]
     known = names_of_concepts(names, concepts, with_codepoints)
     icons = {
-        style: match_icons(files["icons.json"], files["chars.json"], known) for style, files in packages.items()
+        style: match_icons(files["icons.json"], files["chars.json"], known)
+        for style, files in packages.items()
     }
     pictures = [
         (concept, style, icon_svg(packages[style]["icons.json"], icons[style][key]))
@@ -131,7 +142,9 @@ def drop_duplicates(pictures: Sequence[Picture]) -> list[Picture]:
 
 def compress(text: str) -> bytes:
     """Compress with fixed xz settings, so that the same text gives the same bytes."""
-    return lzma.compress(text.encode(), format=lzma.FORMAT_XZ, check=lzma.CHECK_CRC64, preset=9 | lzma.PRESET_EXTREME)
+    return lzma.compress(
+        text.encode(), format=lzma.FORMAT_XZ, check=lzma.CHECK_CRC64, preset=9 | lzma.PRESET_EXTREME
+    )
 
 
 def data_files(concepts: Sequence[Concept], pictures: Sequence[Picture]) -> dict[str, bytes]:
@@ -157,7 +170,11 @@ def data_files(concepts: Sequence[Concept], pictures: Sequence[Picture]) -> dict
     lines = "".join(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries)
     files = {"entries.jsonl.xz": compress(lines)}
     for wanted in STYLE_PACKAGES:
-        drawings = [json.dumps(svg, ensure_ascii=False) + "\n" for _, style, svg in pictures if style == wanted]
+        drawings = [
+            json.dumps(svg, ensure_ascii=False) + "\n"
+            for _, style, svg in pictures
+            if style == wanted
+        ]
         files[f"svg-{wanted}.jsonl.xz"] = compress("".join(drawings))
     manifest = {
         "data_sha256": data_hash(files),
@@ -177,9 +194,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Rebuild the bundled emoji corpus from the pinned npm packages.",
         epilog="example: python -m cm3plugins.datasets.emoji.build --tarballs downloads/ --check",
     )
-    parser.add_argument("--tarballs", type=Path, help="folder of tarballs; what it lacks is fetched into it by npm pack")
-    parser.add_argument("--output", type=Path, default=ASSETS, help="folder to write to (default: the package's own assets)")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail when the output folder differs")
+    parser.add_argument(
+        "--tarballs",
+        type=Path,
+        help="folder of tarballs; what it lacks is fetched into it by npm pack",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=ASSETS,
+        help="folder to write to (default: the package's own assets)",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail when the output folder differs"
+    )
     options = parser.parse_args(arguments)
     try:
         if options.tarballs is not None:
@@ -195,7 +223,10 @@ def _build(tarballs: Path, output: Path, *, check: bool) -> int:
     fetch_tarballs(tarballs)
     concepts, pictures = join_packages(tarballs)
     kept = drop_duplicates(pictures)
-    print(f"{len(pictures)} pictures, {len(pictures) - len(kept)} exact duplicates dropped, {len(kept)} stay")
+    print(
+        f"{len(pictures)} pictures, {len(pictures) - len(kept)} exact duplicates dropped, "
+        f"{len(kept)} stay"
+    )
     files = data_files(concepts, kept)
     if check:
         differing = [name for name, data in files.items() if not _same(output / name, data)]

@@ -24,7 +24,8 @@ class CaptionTemplate:
     """One way to say what a picture shows.
 
     Args:
-        text: text with fields in braces out of ``FIELDS``; `a` before a field becomes `an` where the field's value asks for it.
+        text: text with fields in braces out of ``FIELDS``; `a` before a field becomes `an` where
+            the field's value asks for it.
         weight: how often it is chosen, relative to the others; above 0.
     """
 
@@ -84,9 +85,14 @@ def fill(text: str, entry: EmojiEntry) -> str:
 
 
 def check_templates(place: str, templates: Sequence[CaptionTemplate]) -> None:
-    """Raise `RecipeError` when there is no template, or one has an unknown field or a weight that is not above 0."""
+    """Raise `RecipeError` when there is no template, or one has an unknown field or a weight that
+    is not above 0."""
     if not templates:
-        raise RecipeError(place, "there is no caption template", 'give at least one, such as "{label}, {style} style"')
+        raise RecipeError(
+            place,
+            "there is no caption template",
+            'give at least one, such as "{label}, {style} style"',
+        )
     for template in templates:
         for name in (match.group(2) for match in _FIELD.finditer(template.text)):
             if name not in FIELDS:

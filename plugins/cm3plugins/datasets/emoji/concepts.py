@@ -1,4 +1,5 @@
-"""Named lists of concepts, each within the next: `starter` (40), `quickstart` (100, in all five styles), `concrete` (300)."""
+"""Named lists of concepts, each within the next: `starter` (40), `quickstart` (100, in all five
+styles), `concrete` (300)."""
 
 from __future__ import annotations
 
@@ -34,7 +35,11 @@ def read_concepts_file(path: Path, corpus: EmojiCorpus) -> frozenset[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(str(path), f"the list of concepts can't be read ({error})", "check the path and the file") from error
+        raise DataError(
+            str(path),
+            f"the list of concepts can't be read ({error})",
+            "check the path and the file",
+        ) from error
     concepts = set()
     for number, line in enumerate(lines, start=1):
         name = line.partition("#")[0].strip().lower()
@@ -42,7 +47,9 @@ def read_concepts_file(path: Path, corpus: EmojiCorpus) -> frozenset[str]:
             continue
         if name not in known:
             cause = f"the emoji corpus has no concept {name!r}; {_hint(name, known)}"
-            raise DataError(f"{path}, line {number}", cause, "write labels as in the corpus, one a line")
+            raise DataError(
+                f"{path}, line {number}", cause, "write labels as in the corpus, one a line"
+            )
         concepts.add(known[name])
     return frozenset(concepts)
 
@@ -65,7 +72,11 @@ def select_concepts(concepts: str, corpus: EmojiCorpus) -> frozenset[str]:
     if not path.is_file():
         hint = close_match(concepts, (ALL, *list_names()))
         cause = f"{concepts!r} is neither a list of concepts nor a file; {hint}"
-        raise DataError("dataset.concepts", cause, f"use {ALL}, {', '.join(list_names())}, or the path of a text file")
+        raise DataError(
+            "dataset.concepts",
+            cause,
+            f"use {ALL}, {', '.join(list_names())}, or the path of a text file",
+        )
     return read_concepts_file(path, corpus)
 
 

@@ -1,7 +1,9 @@
-"""The bundled corpus: emoji art in five permissive styles with human-written labels and tags, drawn at any size.
+"""The bundled corpus: emoji art in five permissive styles with human-written labels and tags, drawn
+at any size.
 
-The data files are compressed vector drawings (`assets/`, rebuilt by ``build.py``). Entries load at once; drawings are
-unpacked when the first picture is asked for, and whole renderings are kept in a cache folder.
+The data files are compressed vector drawings (`assets/`, rebuilt by ``build.py``). Entries load at
+once; drawings are unpacked when the first picture is asked for, and whole renderings are kept in a
+cache folder.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class EmojiEntry:
         tags: keywords, lower case.
         style: one of ``STYLES``.
         category: Unicode group, ``food and drink``.
-        split: ``train``, ``comp`` (this style of this concept is held out) or ``unseen`` (the concept is).
+        split: ``train``, ``comp`` (this style of this concept is held out) or ``unseen`` (the
+            concept is).
     """
 
     id: str
@@ -52,7 +55,8 @@ class EmojiEntry:
 
 
 def data_hash(files: Mapping[str, bytes]) -> str:
-    """Return one hexadecimal SHA-256 over the contents of all compressed files (independent of the compressor)."""
+    """Return one hexadecimal SHA-256 over the contents of all compressed files (independent of the
+    compressor)."""
     total = hashlib.sha256()
     for name in sorted(name for name in files if name.endswith(".xz")):
         total.update(name.encode() + b"\0" + hashlib.sha256(lzma.decompress(files[name])).digest())
@@ -100,7 +104,11 @@ class EmojiCorpus:
         """
         if entry_id not in self._indices:
             hint = close_match(entry_id, self._indices)
-            raise DataError("emoji corpus", f"no picture {entry_id!r}; {hint}", "ids are style/concept, see `entries`")
+            raise DataError(
+                "emoji corpus",
+                f"no picture {entry_id!r}; {hint}",
+                "ids are style/concept, see `entries`",
+            )
         return self._indices[entry_id]
 
     def svg(self, index: int) -> str:
@@ -126,7 +134,8 @@ class EmojiCorpus:
 
         Args:
             size: side in pixels.
-            cache_dir: where renderings are kept; by default ``CM3_CACHE``, else the user's cache folder.
+            cache_dir: where renderings are kept; by default ``CM3_CACHE``, else the user's cache
+                folder.
 
         Returns:
             read-only memory-mapped uint8 array of shape [num_entries, size, size, 3], RGB on white.
@@ -146,11 +155,14 @@ class EmojiCorpus:
         return bool(pictures.shape == (len(self), size, size, 3))
 
     def cache_path(self, size: int, cache_dir: Path | str | None = None) -> Path:
-        """Return the file that ``render_all`` keeps: its name holds size, data hash and renderer version."""
+        """Return the file that ``render_all`` keeps: its name holds size, data hash and renderer
+        version."""
         from cm3plugins.datasets.emoji.render import renderer_version
 
         folder = cache_directory() if cache_dir is None else Path(cache_dir).expanduser()
-        return folder / "emoji" / f"{size}px-{self.data_sha256[:_NUM_DIGITS]}-{renderer_version()}.npy"
+        return (
+            folder / "emoji" / f"{size}px-{self.data_sha256[:_NUM_DIGITS]}-{renderer_version()}.npy"
+        )
 
     def _render_to(self, path: Path, shape: tuple[int, int, int, int]) -> None:
         from numpy.lib.format import open_memmap
@@ -158,7 +170,9 @@ class EmojiCorpus:
 
         with atomic_path(path) as temporary:
             pictures = open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-            for index in tqdm(range(len(self)), desc=f"drawing the emoji corpus at {shape[1]} px", unit="picture"):
+            for index in tqdm(
+                range(len(self)), desc=f"drawing the emoji corpus at {shape[1]} px", unit="picture"
+            ):
                 pictures[index] = self.render(index, shape[1])
             pictures.flush()
 
@@ -175,11 +189,15 @@ class EmojiCorpus:
         try:
             return lzma.decompress(data).decode()
         except (lzma.LZMAError, UnicodeDecodeError) as error:
-            raise DataError(str(self._assets / name), f"the file is damaged ({error})", "reinstall cm3leon") from error
+            raise DataError(
+                str(self._assets / name), f"the file is damaged ({error})", "reinstall cm3leon"
+            ) from error
 
     def _read(self, name: str) -> bytes:
         try:
             return (self._assets / name).read_bytes()
         except OSError as error:
             place = str(self._assets / name)
-            raise DataError(place, f"the file can't be read ({error.strerror})", "reinstall cm3leon") from error
+            raise DataError(
+                place, f"the file can't be read ({error.strerror})", "reinstall cm3leon"
+            ) from error

@@ -1,7 +1,9 @@
-"""Join the pictures of five Iconify packages with English names, categories and keywords, one concept per emoji.
+"""Join the pictures of five Iconify packages with English names, categories and keywords, one
+concept per emoji.
 
-A concept is one base emoji: no skin-tone variants, no flags of countries. Code points join noto, fluent and twemoji;
-noto-v1 and emojione carry none and are joined by name, old names and aliases included.
+A concept is one base emoji: no skin-tone variants, no flags of countries. Code points join noto,
+fluent and twemoji; noto-v1 and emojione carry none and are joined by name, old names and aliases
+included.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ class Concept:
 
 
 def clean_label(name: str) -> str:
-    """Return a Unicode emoji name in lower case without quotation marks, brackets, commas, colons and the like.
+    """Return a Unicode emoji name in lower case without quotation marks, brackets, commas, colons
+    and the like.
 
     Example:
         >>> clean_label("A button (blood type)")
@@ -63,8 +66,11 @@ def clean_label(name: str) -> str:
 
 
 def slug(name: str) -> str:
-    """Return a name as Iconify writes it: lower case words joined by hyphens, without apostrophes."""
-    return re.sub(r"[^a-z0-9*#]+", "-", re.sub(r"[’']", "", name.lower()).replace("ñ", "n")).strip("-")
+    """Return a name as Iconify writes it: lower case words joined by hyphens, without
+    apostrophes."""
+    return re.sub(r"[^a-z0-9*#]+", "-", re.sub(r"[’']", "", name.lower()).replace("ñ", "n")).strip(
+        "-"
+    )
 
 
 def codepoint_key(codepoints: list[int]) -> str:
@@ -94,7 +100,9 @@ def read_concepts(names: Json, keywords: Json) -> dict[str, Concept]:
     for index in range(26):
         letter = chr(ord("a") + index)
         key = codepoint_key([_REGIONAL_INDICATOR_A + index])
-        concepts[key] = Concept(f"letter-{letter}", f"letter {letter}", ("alphabet", "letter"), "symbols")
+        concepts[key] = Concept(
+            f"letter-{letter}", f"letter {letter}", ("alphabet", "letter"), "symbols"
+        )
     return concepts
 
 
@@ -116,7 +124,10 @@ def match_icons(icons: Json, codepoints: Json, names: Mapping[str, str]) -> dict
         code point key -> icon name, without skin tones and whatever else has no concept.
     """
     if codepoints:
-        listed = {codepoint_key([int(part, 16) for part in key.split("-")]): n for key, n in codepoints.items()}
+        listed = {
+            codepoint_key([int(part, 16) for part in key.split("-")]): n
+            for key, n in codepoints.items()
+        }
         wanted = set(names.values())
         return {key: name for key, name in listed.items() if key in wanted}
     aliases: dict[str, list[str]] = defaultdict(list)
@@ -132,7 +143,9 @@ def match_icons(icons: Json, codepoints: Json, names: Mapping[str, str]) -> dict
     return matched
 
 
-def names_of_concepts(names: Json, concepts: Mapping[str, Concept], packages: list[Json]) -> dict[str, str]:
+def names_of_concepts(
+    names: Json, concepts: Mapping[str, Concept], packages: list[Json]
+) -> dict[str, str]:
     """Collect every name by which a concept is known.
 
     Args:
@@ -160,7 +173,8 @@ def names_of_concepts(names: Json, concepts: Mapping[str, Concept], packages: li
 
 
 def icon_svg(icons: Json, name: str) -> str:
-    """Return one icon of a package as a square SVG document, resolving an alias and its mirroring."""
+    """Return one icon of a package as a square SVG document, resolving an alias and its
+    mirroring."""
     alias = icons.get("aliases", {}).get(name)
     icon = icons["icons"][alias["parent"] if alias else name]
     left, top = icon.get("left", 0), icon.get("top", 0)

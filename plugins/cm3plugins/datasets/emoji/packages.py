@@ -1,7 +1,8 @@
-"""The pinned npm packages that the emoji corpus is built from, and the names by which they know one picture.
+"""The pinned npm packages that the emoji corpus is built from, and the names by which they know one
+picture.
 
-Pictures come from five Iconify packages, English names, categories and keywords from two metadata packages. Changing a
-version means changing its checksum here and running ``build.py`` again.
+Pictures come from five Iconify packages, English names, categories and keywords from two metadata
+packages. Changing a version means changing its checksum here and running ``build.py`` again.
 """
 
 from __future__ import annotations
@@ -36,10 +37,14 @@ class NpmPackage:
 
 STYLE_PACKAGES: dict[str, NpmPackage] = {
     "noto": NpmPackage(
-        "@iconify-json/noto", "1.2.9", "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad"
+        "@iconify-json/noto",
+        "1.2.9",
+        "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad",
     ),
     "noto-v1": NpmPackage(
-        "@iconify-json/noto-v1", "1.2.5", "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37"
+        "@iconify-json/noto-v1",
+        "1.2.5",
+        "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37",
     ),
     "fluent": NpmPackage(
         "@iconify-json/fluent-emoji-flat",
@@ -47,16 +52,23 @@ STYLE_PACKAGES: dict[str, NpmPackage] = {
         "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175",
     ),
     "twemoji": NpmPackage(
-        "@iconify-json/twemoji", "1.2.5", "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7"
+        "@iconify-json/twemoji",
+        "1.2.5",
+        "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7",
     ),
     "emojione": NpmPackage(
-        "@iconify-json/emojione", "1.2.3", "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e"
+        "@iconify-json/emojione",
+        "1.2.3",
+        "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e",
     ),
 }
-"""Style name, as a user types it, to the package that holds its pictures. The order is the order of the corpus."""
+"""Style name, as a user types it, to the package that holds its pictures. The order is the order of
+the corpus."""
 
 NAMES_PACKAGE = NpmPackage(
-    "unicode-emoji-json", "0.9.0", "ae7efacb55533385bf8767d613dbd36c71226669759d95919a6e9059f5e4c401"
+    "unicode-emoji-json",
+    "0.9.0",
+    "ae7efacb55533385bf8767d613dbd36c71226669759d95919a6e9059f5e4c401",
 )
 KEYWORDS_PACKAGE = NpmPackage(
     "emojilib", "4.0.3", "7f9a6b43cff31d18985b7d65d11faba5bd971cbcc60020cf6d09322fbaaaf303"
@@ -64,7 +76,8 @@ KEYWORDS_PACKAGE = NpmPackage(
 
 ALL_PACKAGES: tuple[NpmPackage, ...] = (*STYLE_PACKAGES.values(), NAMES_PACKAGE, KEYWORDS_PACKAGE)
 
-# noto-v1 and emojione carry no code points, and name some pictures by an older Unicode name than unicode-emoji-json does.
+# noto-v1 and emojione carry no code points, and name some pictures by an older Unicode name than
+# unicode-emoji-json does.
 OLD_NAMES: dict[str, str] = {
     "asterisk": "keycap-*",
     "keycap-pound": "keycap-#",

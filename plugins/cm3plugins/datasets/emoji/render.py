@@ -17,7 +17,8 @@ def renderer_version() -> str:
 
 
 def square_svg(body: str, *, left: float, top: float, width: float, height: float) -> str:
-    """Wrap an SVG body in a document whose view box is the smallest square around the drawing, centred.
+    """Wrap an SVG body in a document whose view box is the smallest square around the drawing,
+    centred.
 
     Args:
         body: SVG elements without the ``<svg>`` tag around them.

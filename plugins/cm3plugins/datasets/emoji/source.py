@@ -18,11 +18,13 @@ from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
 from cm3plugins.datasets.emoji.render import renderer_version
 
 DRAW_ALL_AFTER = 64
-"""After so many pictures, drawn one by one, the whole corpus is drawn into the cache: a look at a few does not pay for all."""
+"""After so many pictures, drawn one by one, the whole corpus is drawn into the cache: a look at a
+few does not pay for all."""
 
 
 class EmojiSource(DocumentSource):
-    """Documents `(caption, picture)` of the chosen split, concepts and styles, in the corpus' order.
+    """Documents `(caption, picture)` of the chosen split, concepts and styles, in the corpus'
+    order.
 
     Args:
         config: what to take; it is checked first.
@@ -48,7 +50,9 @@ class EmojiSource(DocumentSource):
         if not self._indices:
             cause = f"no picture is in split {config.split!r}, concepts {config.concepts!r} and styles {config.styles}"
             raise DataError("dataset", cause, "widen one of the three")
-        self._key = f"emoji-{self.corpus.data_sha256[:16]}-{renderer_version()}-{config.image_size}px"
+        self._key = (
+            f"emoji-{self.corpus.data_sha256[:16]}-{renderer_version()}-{config.image_size}px"
+        )
         self._pictures: NDArray[np.uint8] | None = None
         self._num_drawn = 0
 
@@ -80,9 +84,12 @@ class EmojiSource(DocumentSource):
         return hashlib.sha256(names.encode()).hexdigest()
 
     def _pixels(self, corpus_index: int) -> NDArray[np.uint8]:
-        """Draw the picture, or take it from the cache, which is filled as soon as more than a few are asked for."""
+        """Draw the picture, or take it from the cache, which is filled as soon as more than a few
+        are asked for."""
         size, cache_dir = self._config.image_size, self._config.cache_dir
-        if self._pictures is None and (self._num_drawn >= DRAW_ALL_AFTER or self.corpus.is_rendered(size, cache_dir)):
+        if self._pictures is None and (
+            self._num_drawn >= DRAW_ALL_AFTER or self.corpus.is_rendered(size, cache_dir)
+        ):
             self._pictures = self.corpus.render_all(size, cache_dir)
         if self._pictures is None:
             self._num_drawn += 1

@@ -1,4 +1,5 @@
-"""`cm3leon`: config of the paper's decoder. The model is in `model.py`; nothing here imports torch."""
+"""`cm3leon`: config of the paper's decoder. The model is in `model.py`; nothing here imports
+torch."""
 
 from __future__ import annotations
 
@@ -14,32 +15,39 @@ if TYPE_CHECKING:
     from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
 
 ACTIVATIONS = ("relu", "gelu")
-#: Far beyond what anybody trains; the modules of very many narrow layers exhaust memory that their weights would not.
+#: Far beyond what anybody trains; the modules of very many narrow layers exhaust memory that their
+#: weights would not.
 MAX_LAYERS = 10_000
 
 
 @dataclass(kw_only=True)
 class CM3LeonConfig(DecoderConfig):
-    """An OPT-style pre-LN decoder without biases and without learnable normalisation (CM3leon paper, section 2.3).
+    """An OPT-style pre-LN decoder without biases and without learnable normalisation (CM3leon
+    paper, section 2.3).
 
     The defaults are the paper's 350M model; every other size is this class with other numbers.
 
     Args:
         num_layers: transformer blocks (paper: 24, 24, 32).
         d_model: width of the residual stream (paper: 1024, 1536, 4096).
-        num_heads: attention heads, a divisor of `d_model` (16, 16, 32 in the OPT sizes of the same shape).
+        num_heads: attention heads, a divisor of `d_model` (16, 16, 32 in the OPT sizes of the same
+            shape).
         d_ff: width of the feed-forward layer. None: 4 * d_model.
         activation: "relu" (OPT's launcher) or "gelu".
         dropout: of the embeddings and of both residual branches while training (paper: 0).
-        tie_embeddings: the output projection is the token embedding (OPT's launcher; inferred for CM3leon).
-        init_std: standard deviation of all matrices but the zero ones, cut at 3 deviations. A narrow model wants more than
-            the paper's 0.006, about 0.02.
+        tie_embeddings: the output projection is the token embedding (OPT's launcher; inferred for
+            CM3leon).
+        init_std: standard deviation of all matrices but the zero ones, cut at 3 deviations. A
+            narrow model wants more than the paper's 0.006, about 0.02.
         position_init_std: the same, of the learned positions.
-        grid_positions: add a learned row and a learned column embedding to image codes' inputs. Not the paper's: a small
-            model can't learn from little data where in the picture it is.
-        qk_norm: LayerNorm of queries and keys over the head dimension, with learned weights (Chameleon). Not the paper's.
-        activation_checkpointing: recompute each block in the backward pass: less memory, a third more time.
-        codebook_scale: image codes' embeddings started from the tokenizer's codebook get this times `init_std`.
+        grid_positions: add a learned row and a learned column embedding to image codes' inputs. Not
+            the paper's: a small model can't learn from little data where in the picture it is.
+        qk_norm: LayerNorm of queries and keys over the head dimension, with learned weights
+            (Chameleon). Not the paper's.
+        activation_checkpointing: recompute each block in the backward pass: less memory, a third
+            more time.
+        codebook_scale: image codes' embeddings started from the tokenizer's codebook get this times
+            `init_std`.
     """
 
     num_layers: int = 24
@@ -60,34 +68,62 @@ class CM3LeonConfig(DecoderConfig):
         """Ranges and combinations; raises `RecipeError` that names the key."""
         for name in ("num_layers", "d_model", "num_heads", "context_length"):
             if getattr(self, name) < 1:
-                raise RecipeError(f"decoder.{name}", f"is {getattr(self, name)}, must be at least 1", "correct it in the recipe")
+                raise RecipeError(
+                    f"decoder.{name}",
+                    f"is {getattr(self, name)}, must be at least 1",
+                    "correct it in the recipe",
+                )
         if self.num_layers > MAX_LAYERS:
-            raise RecipeError("decoder.num_layers", f"is {self.num_layers:,}, must be at most {MAX_LAYERS:,}",
-                              "correct it in the recipe")
+            raise RecipeError(
+                "decoder.num_layers",
+                f"is {self.num_layers:,}, must be at most {MAX_LAYERS:,}",
+                "correct it in the recipe",
+            )
         if self.d_model % self.num_heads:
-            raise RecipeError("decoder.num_heads", f"{self.num_heads} heads don't divide d_model {self.d_model}",
-                              "choose a divisor; a head dimension of 32 to 128 is usual")
+            raise RecipeError(
+                "decoder.num_heads",
+                f"{self.num_heads} heads don't divide d_model {self.d_model}",
+                "choose a divisor; a head dimension of 32 to 128 is usual",
+            )
         if self.d_ff is not None and self.d_ff < 1:
-            raise RecipeError("decoder.d_ff", f"is {self.d_ff}, must be at least 1", "leave it null for 4 * d_model")
+            raise RecipeError(
+                "decoder.d_ff",
+                f"is {self.d_ff}, must be at least 1",
+                "leave it null for 4 * d_model",
+            )
         if self.activation not in ACTIVATIONS:
-            raise RecipeError("decoder.activation", f"{self.activation!r} is not known",
-                              close_match(self.activation, ACTIVATIONS))
+            raise RecipeError(
+                "decoder.activation",
+                f"{self.activation!r} is not known",
+                close_match(self.activation, ACTIVATIONS),
+            )
         if not 0.0 <= self.dropout < 1.0:
-            raise RecipeError("decoder.dropout", f"is {self.dropout}, must be in [0, 1)", "0 is the paper's")
+            raise RecipeError(
+                "decoder.dropout", f"is {self.dropout}, must be in [0, 1)", "0 is the paper's"
+            )
         for name in ("init_std", "position_init_std", "codebook_scale"):
             if not getattr(self, name) > 0.0:
-                raise RecipeError(f"decoder.{name}", f"is {getattr(self, name)}, must be positive",
-                                  "the defaults are the paper's")
+                raise RecipeError(
+                    f"decoder.{name}",
+                    f"is {getattr(self, name)}, must be positive",
+                    "the defaults are the paper's",
+                )
 
     def num_parameters(self, vocabulary: Vocabulary, grid: tuple[int, int]) -> int:
         """Parameters of what `build` returns, by arithmetic."""
         width, inner = self.d_model, 4 * self.d_model if self.d_ff is None else self.d_ff
-        layer = 4 * width * width + 2 * width * inner + (2 * width // self.num_heads if self.qk_norm else 0)
+        layer = (
+            4 * width * width
+            + 2 * width * inner
+            + (2 * width // self.num_heads if self.qk_norm else 0)
+        )
         rows = vocabulary.size * (1 if self.tie_embeddings else 2) + self.context_length
         rows += sum(grid) if self.grid_positions else 0
         return rows * width + self.num_layers * layer
 
-    def build(self, vocabulary: Vocabulary, attention: AttentionBackend, grid: tuple[int, int]) -> CM3LeonDecoder:
+    def build(
+        self, vocabulary: Vocabulary, attention: AttentionBackend, grid: tuple[int, int]
+    ) -> CM3LeonDecoder:
         """The decoder, initialised from torch's global generator on torch's default device."""
         from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
 

@@ -1,10 +1,13 @@
-"""The CM3leon decoder arranged for generation: weights packed for few rows at a time, one product for query, key and value.
+"""The CM3leon decoder arranged for generation: weights packed for few rows at a time, one product
+for query, key and value.
 
-On a CPU a step of generation reads every weight and uses it for a few rows. oneDNN's packed layout does that up to three times as
-fast as a plain product (2 to 16 rows, width 768, fp32, AVX512), gives a row the same bits whatever stands beside it, and is
-fastest from four rows on: fewer are padded.
+On a CPU a step of generation reads every weight and uses it for a few rows. oneDNN's packed layout
+does that up to three times as fast as a plain product (2 to 16 rows, width 768, fp32, AVX512),
+gives a row the same bits whatever stands beside it, and is fastest from four rows on: fewer are
+padded.
 
-Legend: B rows, T tokens, M = B * T rows of a product (padded), H heads, D head dimension, E model dimension, V ids.
+Legend: B rows, T tokens, M = B * T rows of a product (padded), H heads, D head dimension, E model
+dimension, V ids.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ FEWEST_ROWS = 4
 
 LAYER_NORM_EPS = 1e-5
 
-#: Largest code of an int8 weight or of an input that is rounded to 8 bits, and what stands for an input of 0.
+#: Largest code of an int8 weight or of an input that is rounded to 8 bits, and what stands for an
+#: input of 0.
 MOST, ZERO = 127, 128
 
 #: x [M, in] -> [M, out].
@@ -37,7 +41,8 @@ Product = Callable[[Tensor], Tensor]
 
 
 class CM3LeonInference(Decoder):
-    """A decoder's weights of one moment, for `Engine`. With a cache it reads them; without one it is the decoder itself.
+    """A decoder's weights of one moment, for `Engine`. With a cache it reads them; without one it
+    is the decoder itself.
 
     Args:
         decoder: whose weights.
@@ -57,11 +62,17 @@ class CM3LeonInference(Decoder):
         self.on_cpu = self.device.type == "cpu"
         rounds = precision == "int8" and rounds_inputs(self.device)
         #: What products take and give.
-        self.dtype = {"auto": decoder.embed_tokens.weight.dtype, "fp32": torch.float32,
-                      "int8": torch.float32 if rounds else torch.bfloat16}.get(precision, torch.bfloat16)
-        #: What keys and values are kept in. A CPU attends to bfloat16 several times slower than to float32 (7 times, measured on
-        #: AVX512 with its bfloat16 instructions), which costs more than half the bytes save.
-        self.cache_dtype = torch.float32 if self.on_cpu and self.dtype == torch.bfloat16 else self.dtype
+        self.dtype = {
+            "auto": decoder.embed_tokens.weight.dtype,
+            "fp32": torch.float32,
+            "int8": torch.float32 if rounds else torch.bfloat16,
+        }.get(precision, torch.bfloat16)
+        #: What keys and values are kept in. A CPU attends to bfloat16 several times slower than to
+        #: float32 (7 times, measured on AVX512 with its bfloat16 instructions), which costs more
+        #: than half the bytes save.
+        self.cache_dtype = (
+            torch.float32 if self.on_cpu and self.dtype == torch.bfloat16 else self.dtype
+        )
         self.training = False
         self._heads: dict[tuple[int, int], Product] = {}
         self.reset()
@@ -71,9 +82,19 @@ class CM3LeonInference(Decoder):
         decoder, make = self.decoder, self._product
         with torch.no_grad():
             self._head_weight_VE = decoder.head_weight().detach()
-            self._layers = [(make(torch.cat([block.q_proj.weight, block.k_proj.weight, block.v_proj.weight])),
-                             make(block.out_proj.weight), make(block.fc1.weight, decoder.config.activation),
-                             make(block.fc2.weight), block.q_norm, block.k_norm) for block in decoder.blocks()]
+            self._layers = [
+                (
+                    make(
+                        torch.cat([block.q_proj.weight, block.k_proj.weight, block.v_proj.weight])
+                    ),
+                    make(block.out_proj.weight),
+                    make(block.fc1.weight, decoder.config.activation),
+                    make(block.fc2.weight),
+                    block.q_norm,
+                    block.k_norm,
+                )
+                for block in decoder.blocks()
+            ]
         self._heads.clear()
 
     def _product(self, weight: Tensor, activation: str | None = None) -> Product:
@@ -94,7 +115,9 @@ class CM3LeonInference(Decoder):
     def parameters(self, recurse: bool = True) -> Any:
         return self.decoder.parameters(recurse)
 
-    def named_parameters(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Any:
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Any:
         return self.decoder.named_parameters(prefix, recurse, remove_duplicate)
 
     def head_weight(self) -> Tensor:
@@ -105,28 +128,50 @@ class CM3LeonInference(Decoder):
 
     def allocate_cache(self, num_rows: int, max_length: int) -> CM3LeonCache:
         if max_length > self.context_length:
-            raise GenerationError("prompt", f"{max_length} tokens with what is to be generated, the context is "
-                                  f"{self.context_length}", "shorten the prompt, retrieve fewer documents, or generate less")
+            raise GenerationError(
+                "prompt",
+                f"{max_length} tokens with what is to be generated, the context is "
+                f"{self.context_length}",
+                "shorten the prompt, retrieve fewer documents, or generate less",
+            )
         return CM3LeonCache(self, num_rows, max_length)
 
     def cache_bytes(self, num_tokens: int) -> int:
-        return 2 * num_tokens * self.num_layers * self.num_heads * self.head_dim * self.cache_dtype.itemsize
+        return (
+            2
+            * num_tokens
+            * self.num_layers
+            * self.num_heads
+            * self.head_dim
+            * self.cache_dtype.itemsize
+        )
 
-    def hidden_states(self, tokens_BT: Tensor, *, positions_BT: Tensor | None = None, cells_BT: Tensor | None = None,
-                      kv_start_BT: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def hidden_states(
+        self,
+        tokens_BT: Tensor,
+        *,
+        positions_BT: Tensor | None = None,
+        cells_BT: Tensor | None = None,
+        kv_start_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
         if cache is None:
-            return self.decoder.hidden_states(tokens_BT, positions_BT=positions_BT, cells_BT=cells_BT, kv_start_BT=kv_start_BT)
+            return self.decoder.hidden_states(
+                tokens_BT, positions_BT=positions_BT, cells_BT=cells_BT, kv_start_BT=kv_start_BT
+            )
         assert isinstance(cache, CM3LeonCache)
         assert cache.decoder is self, "a cache comes from this decoder's allocate_cache"
         assert kv_start_BT is None, "rows of a cache see all that they hold"
         own_positions_BT, reading = cache.begin(tokens_BT.shape[1])
         positions_BT = own_positions_BT if positions_BT is None else positions_BT
-        positions_BT = positions_BT.clamp(max=self.context_length - 1)  # past the end there is only padding of ragged chunks
+        # past the end there is only padding of ragged chunks
+        positions_BT = positions_BT.clamp(max=self.context_length - 1)
         x_BTE = self.decoder.embed(tokens_BT, positions_BT, cells_BT)
         return self._through(x_BTE, cache, reading)
 
     def _through(self, x_BTE: Tensor, cache: CM3LeonCache, reading: Reading) -> Tensor:
-        """All blocks, and the last normalisation. The residual stream keeps the embeddings' dtype, products have their own."""
+        """All blocks, and the last normalisation. The residual stream keeps the embeddings' dtype,
+        products have their own."""
         B, T, E = x_BTE.shape
         M, dtype = B * T, self.dtype
         x_ME = x_BTE.reshape(M, E)
@@ -137,8 +182,12 @@ class CM3LeonInference(Decoder):
         for layer, (qkv, out, up, down, q_norm, k_norm) in enumerate(self._layers):
             q_BTHD, k_BTHD, v_BTHD = qkv(layer_norm(x_ME).to(dtype))[:M].view(heads).unbind(2)
             if self.decoder.config.qk_norm:
-                q_BTHD, k_BTHD = (_normed(norm, x) for norm, x in ((q_norm, q_BTHD), (k_norm, k_BTHD)))
-            attended_ME[:M].view(B, T, self.num_heads, self.head_dim).copy_(cache.attend(layer, q_BTHD, k_BTHD, v_BTHD, reading))
+                q_BTHD, k_BTHD = (
+                    _normed(norm, x) for norm, x in ((q_norm, q_BTHD), (k_norm, k_BTHD))
+                )
+            attended_ME[:M].view(B, T, self.num_heads, self.head_dim).copy_(
+                cache.attend(layer, q_BTHD, k_BTHD, v_BTHD, reading)
+            )
             x_ME += out(attended_ME)
             x_ME += down(up(layer_norm(x_ME).to(dtype)))
         return layer_norm(x_ME[:M]).view(B, T, E)
@@ -147,7 +196,7 @@ class CM3LeonInference(Decoder):
         ids = range(self.vocab_size) if ids is None else ids
         key = (ids.start, ids.stop)
         if key not in self._heads:
-            self._heads[key] = self._product(self._head_weight_VE[ids.start:ids.stop])
+            self._heads[key] = self._product(self._head_weight_VE[ids.start : ids.stop])
         x_ME = hidden.reshape(-1, hidden.shape[-1]).to(self.dtype)
         M = len(x_ME)
         if self.on_cpu and M < FEWEST_ROWS:
@@ -188,7 +237,9 @@ def packs(dtype: torch.dtype) -> bool:
 def packed_product(weight: Tensor, activation: str | None) -> Product:
     """By oneDNN, weights in the layout that it likes best, the activation in the same call."""
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
-    name, algorithm = ("none", "") if activation is None else (activation, "none" if activation == "gelu" else "")
+    name, algorithm = (
+        ("none", "") if activation is None else (activation, "none" if activation == "gelu" else "")
+    )
 
     def product(x: Tensor) -> Tensor:
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, None, name, [], algorithm)
@@ -200,8 +251,9 @@ def packed_product(weight: Tensor, activation: str | None) -> Product:
 def int8_product(weight: Tensor) -> Product:
     """Weights as int8 with a scale for each output (symmetric).
 
-    Where the CPU multiplies bytes, inputs (float32) are rounded to 8 bits as well, with a scale for each row, so that a row's
-    result depends on no other (Yao et al. 2022, ZeroQuant, arXiv:2206.01861: "token-wise"). Elsewhere inputs are bfloat16.
+    Where the CPU multiplies bytes, inputs (float32) are rounded to 8 bits as well, with a scale for
+    each row, so that a row's result depends on no other (Yao et al. 2022, ZeroQuant,
+    arXiv:2206.01861: "token-wise"). Elsewhere inputs are bfloat16.
     """
     scale_V = (weight.float().abs().amax(1) / MOST).clamp(min=1e-12)
     codes = (weight.float() / scale_V[:, None]).round().clamp(-MOST, MOST).to(torch.int8)
@@ -216,8 +268,9 @@ def int8_product(weight: Tensor) -> Product:
 
 
 def rounded_product(codes: Tensor, scale_V: Tensor) -> Product:
-    """By oneDNN: bytes times bytes. Inputs are unsigned with a zero at 128, which it has instructions for; its other forms take
-    hundreds of times as long. It knows one scale for all inputs, so that the rows' are applied behind it.
+    """By oneDNN: bytes times bytes. Inputs are unsigned with a zero at 128, which it has
+    instructions for; its other forms take hundreds of times as long. It knows one scale for all
+    inputs, so that the rows' are applied behind it.
 
     Args:
         codes: int8 [V, E].
@@ -230,27 +283,50 @@ def rounded_product(codes: Tensor, scale_V: Tensor) -> Product:
     def product(x: Tensor) -> Tensor:
         largest_M1 = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).clamp_(min=1e-12)
         bytes_ME = torch.addcdiv(half, x, largest_M1, value=MOST).to(torch.uint8)
-        result: Tensor = torch.ops.onednn.qlinear_pointwise(bytes_ME, 1 / MOST, ZERO, packed, scale_V, zero_V, None, 1.0, 0,
-                                                            torch.float32, "none", [], "")
+        result: Tensor = torch.ops.onednn.qlinear_pointwise(
+            bytes_ME,
+            1 / MOST,
+            ZERO,
+            packed,
+            scale_V,
+            zero_V,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
+        )
         return result.mul_(largest_M1)
 
     return product
 
 
 def rounds_inputs(device: torch.device) -> bool:
-    """Whether int8 products round their inputs: on a CPU with instructions for sums of products of bytes (VNNI). Without
-    them, sums of two products overflow."""
-    return device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
+    """Whether int8 products round their inputs: on a CPU with instructions for sums of products of
+    bytes (VNNI). Without them, sums of two products overflow."""
+    return (
+        device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and torch.cpu._is_vnni_supported()
+    )
 
 
 def why_not(precision: str, weight: Tensor) -> tuple[str, str] | None:
-    """(cause, next step) where weights like this one can't be used in this precision; None where they can."""
+    """(cause, next step) where weights like this one can't be used in this precision; None where
+    they can."""
     if precision not in PRECISIONS:
         return f"{precision!r} is not known", close_match(precision, PRECISIONS)
     if precision == "int8":
         try:
             dtype = torch.float32 if rounds_inputs(weight.device) else torch.bfloat16
-            int8_product(torch.ones(32, 32, device=weight.device))(torch.ones(1, 32, dtype=dtype, device=weight.device))
+            int8_product(torch.ones(32, 32, device=weight.device))(
+                torch.ones(1, 32, dtype=dtype, device=weight.device)
+            )
         except (RuntimeError, NotImplementedError) as error:
-            return f"int8 weights don't run on {weight.device}: {str(error).splitlines()[0]}", "use bf16"
+            return (
+                f"int8 weights don't run on {weight.device}: {str(error).splitlines()[0]}",
+                "use bf16",
+            )
     return None

@@ -1,13 +1,16 @@
-"""The CM3leon decoder, read top to bottom: block, model. How it generates, with a cache, stands in `inference.py`.
+"""The CM3leon decoder, read top to bottom: block, model. How it generates, with a cache, stands in
+`inference.py`.
 
-CM3leon paper, section 2.3: a decoder-only transformer as OPT / GPT-3 (pre-LN, learned absolute positions), without biases,
-dropout or learnable normalisation; truncated normal initialisation of 0.006 with both residual outputs at zero. Details the
-paper leaves open follow facebookresearch/metaseq (branch scaling_racm3, flags `disable_bias`, `disable_affine_ln`): LayerNorm
-eps 1e-5, a final LayerNorm, no sqrt(d_model) on embeddings, ReLU, output projection tied to the embedding. metaseq's position
-table has two rows more that nothing ever reads (fairseq's padding offset); ours starts at 0 and has `context_length` rows.
+CM3leon paper, section 2.3: a decoder-only transformer as OPT / GPT-3 (pre-LN, learned absolute
+positions), without biases, dropout or learnable normalisation; truncated normal initialisation of
+0.006 with both residual outputs at zero. Details the paper leaves open follow
+facebookresearch/metaseq (branch scaling_racm3, flags `disable_bias`, `disable_affine_ln`):
+LayerNorm eps 1e-5, a final LayerNorm, no sqrt(d_model) on embeddings, ReLU, output projection tied
+to the embedding. metaseq's position table has two rows more that nothing ever reads (fairseq's
+padding offset); ours starts at 0 and has `context_length` rows.
 
-Legend: B rows, T tokens, S key slots, L layers, H heads, K key heads (= H), D head dimension, E model dimension, V ids,
-X rows of another selection.
+Legend: B rows, T tokens, S key slots, L layers, H heads, K key heads (= H), D head dimension, E
+model dimension, V ids, X rows of another selection.
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ class Context:
 
 
 class Block(nn.Module):
-    """x + attention(LN(x)), then x + feed_forward(LN(x)). The second matrix of both branches starts at zero."""
+    """x + attention(LN(x)), then x + feed_forward(LN(x)). The second matrix of both branches starts
+    at zero."""
 
     def __init__(self, config: CM3LeonConfig, layer: int) -> None:
         super().__init__()
@@ -54,11 +58,17 @@ class Block(nn.Module):
         self.fc1 = nn.Linear(E, F_, bias=False)
         self.fc2 = nn.Linear(F_, E, bias=False)
         D = E // config.num_heads
-        self.q_norm = nn.LayerNorm(D, eps=LAYER_NORM_EPS, bias=False) if config.qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(D, eps=LAYER_NORM_EPS, bias=False) if config.qk_norm else nn.Identity()
+        self.q_norm = (
+            nn.LayerNorm(D, eps=LAYER_NORM_EPS, bias=False) if config.qk_norm else nn.Identity()
+        )
+        self.k_norm = (
+            nn.LayerNorm(D, eps=LAYER_NORM_EPS, bias=False) if config.qk_norm else nn.Identity()
+        )
 
     def forward(self, x_BTE: Tensor, context: Context) -> Tensor:
-        x_BTE = x_BTE + F.dropout(self.attention(layer_norm(x_BTE), context), self.dropout, self.training)
+        x_BTE = x_BTE + F.dropout(
+            self.attention(layer_norm(x_BTE), context), self.dropout, self.training
+        )
         hidden_BTF = self.activation(self.fc1(layer_norm(x_BTE)))
         return x_BTE + F.dropout(self.fc2(hidden_BTF), self.dropout, self.training)
 
@@ -67,7 +77,9 @@ class Block(nn.Module):
         q_BTHD = self.q_norm(self.q_proj(x_BTE).view(heads))
         k_BTKD = self.k_norm(self.k_proj(x_BTE).view(heads))
         v_BTKD = self.v_proj(x_BTE).view(heads)
-        attended_BTHD = context.attention.attend(q_BTHD, k_BTKD, v_BTKD, kv_start_BT=context.kv_start_BT, plan=context.plan)
+        attended_BTHD = context.attention.attend(
+            q_BTHD, k_BTKD, v_BTKD, kv_start_BT=context.kv_start_BT, plan=context.plan
+        )
         return cast(Tensor, self.out_proj(attended_BTHD.flatten(2)))
 
 
@@ -77,9 +89,16 @@ def truncated_normal_(weight: Tensor, std: float) -> None:
 
 
 class CM3LeonDecoder(nn.Module, Decoder):
-    """The decoder-only transformer of CM3leon. See `CM3LeonConfig` for the options, `Decoder` for the calls."""
+    """The decoder-only transformer of CM3leon. See `CM3LeonConfig` for the options, `Decoder` for
+    the calls."""
 
-    def __init__(self, config: CM3LeonConfig, vocab_size: int, attention: AttentionBackend, grid: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        config: CM3LeonConfig,
+        vocab_size: int,
+        attention: AttentionBackend,
+        grid: tuple[int, int],
+    ) -> None:
         super().__init__()
         self.config, self.backend, self.grid = config, attention, grid
         self.context_length, self.vocab_size = config.context_length, vocab_size
@@ -89,7 +108,9 @@ class CM3LeonDecoder(nn.Module, Decoder):
             self.embed_rows = nn.Embedding(grid[0], config.d_model)
             self.embed_columns = nn.Embedding(grid[1], config.d_model)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
-        self.embed_output = None if config.tie_embeddings else nn.Embedding(vocab_size, config.d_model)
+        self.embed_output = (
+            None if config.tie_embeddings else nn.Embedding(vocab_size, config.d_model)
+        )
         self.reset_parameters()
 
     @torch.no_grad()
@@ -102,25 +123,49 @@ class CM3LeonDecoder(nn.Module, Decoder):
                 nn.init.ones_(parameter)
             else:
                 positions = name == "embed_positions.weight"
-                truncated_normal_(parameter, self.config.position_init_std if positions else self.config.init_std)
+                truncated_normal_(
+                    parameter, self.config.position_init_std if positions else self.config.init_std
+                )
 
     def forward(self, tokens_BT: Tensor, **options: Any) -> Tensor:
         """`hidden_states`, under the name that torch's wrappers (DDP, FSDP, compile) call."""
         return self.hidden_states(tokens_BT, **options)
 
-    def hidden_states(self, tokens_BT: Tensor, *, positions_BT: Tensor | None = None, cells_BT: Tensor | None = None,
-                      kv_start_BT: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def hidden_states(
+        self,
+        tokens_BT: Tensor,
+        *,
+        positions_BT: Tensor | None = None,
+        cells_BT: Tensor | None = None,
+        kv_start_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
         if cache is not None:
-            assert isinstance(cache, CM3LeonCache), "a cache comes from this decoder's allocate_cache"
-            return cache.decoder.hidden_states(tokens_BT, positions_BT=positions_BT, cells_BT=cells_BT, kv_start_BT=kv_start_BT,
-                                               cache=cache)
+            assert isinstance(cache, CM3LeonCache), (
+                "a cache comes from this decoder's allocate_cache"
+            )
+            return cache.decoder.hidden_states(
+                tokens_BT,
+                positions_BT=positions_BT,
+                cells_BT=cells_BT,
+                kv_start_BT=kv_start_BT,
+                cache=cache,
+            )
         T = tokens_BT.shape[1]
         if positions_BT is None:
             if self.context_length < T:
-                raise DocumentError("sequence", f"{T} tokens, the decoder's context is {self.context_length}",
-                                    "shorten the texts, retrieve fewer documents, or train with a longer context_length")
+                raise DocumentError(
+                    "sequence",
+                    f"{T} tokens, the decoder's context is {self.context_length}",
+                    "shorten the texts, retrieve fewer documents, or train with a longer "
+                    "context_length",
+                )
             positions_BT = torch.arange(T, device=tokens_BT.device)[None]
-        context = Context(self.backend, kv_start_BT, self.backend.plan(num_queries=T, num_keys=T, kv_start_BT=kv_start_BT))
+        context = Context(
+            self.backend,
+            kv_start_BT,
+            self.backend.plan(num_queries=T, num_keys=T, kv_start_BT=kv_start_BT),
+        )
         x_BTE = self.embed(tokens_BT, positions_BT, cells_BT)
         for block in self.blocks():
             if self.config.activation_checkpointing and self.training:
@@ -138,7 +183,9 @@ class CM3LeonDecoder(nn.Module, Decoder):
         x_BTE = self.embed_tokens(tokens_BT) + self.embed_positions(positions_BT)
         if self.config.grid_positions and cells_BT is not None:
             raster_BT = cells_BT.clamp(min=0)
-            grid_BTE = self.embed_rows(raster_BT // self.grid[1]) + self.embed_columns(raster_BT % self.grid[1])
+            grid_BTE = self.embed_rows(raster_BT // self.grid[1]) + self.embed_columns(
+                raster_BT % self.grid[1]
+            )
             x_BTE = x_BTE + grid_BTE * (cells_BT >= 0)[..., None].to(grid_BTE.dtype)
         return F.dropout(x_BTE, self.config.dropout, self.training)
 
@@ -149,21 +196,26 @@ class CM3LeonDecoder(nn.Module, Decoder):
         return CM3LeonInference(self, precision)
 
     def allocate_cache(self, num_rows: int, max_length: int) -> CM3LeonCache:
-        """See `Decoder`. The cache reads the weights of this moment; who needs many caches asks `for_inference` once."""
+        """See `Decoder`. The cache reads the weights of this moment; who needs many caches asks
+        `for_inference` once."""
         return self.for_inference().allocate_cache(num_rows, max_length)
 
     @torch.no_grad()
     def start_from_codebook(self, codebook: Tensor, vocabulary: Vocabulary) -> None:
-        """Image codes' embeddings: the code vectors, centred, through a fixed random orthogonal projection, scaled as a whole
-        to `codebook_scale` times the deviation of the other embeddings. Distances between codes keep their proportions.
+        """Image codes' embeddings: the code vectors, centred, through a fixed random orthogonal
+        projection, scaled as a whole to `codebook_scale` times the deviation of the other
+        embeddings. Distances between codes keep their proportions.
 
         Args:
             codebook: floating [num_image, dim].
             vocabulary: where the image codes' rows are.
         """
         if codebook.shape[0] != vocabulary.num_image:
-            raise DocumentError("codebook", f"{codebook.shape[0]} codes, the vocabulary has {vocabulary.num_image}",
-                                "use the image tokenizer that the vocabulary was made for")
+            raise DocumentError(
+                "codebook",
+                f"{codebook.shape[0]} codes, the vocabulary has {vocabulary.num_image}",
+                "use the image tokenizer that the vocabulary was made for",
+            )
         E, dim = self.config.d_model, codebook.shape[1]
         generator = torch.Generator().manual_seed(0)
         square = torch.randn(max(E, dim), max(E, dim), generator=generator, dtype=torch.float64)
@@ -172,4 +224,4 @@ class CM3LeonDecoder(nn.Module, Decoder):
         rows_E = (codes - codes.mean(0)) @ projection_CE
         rows_E *= self.config.codebook_scale * self.config.init_std / rows_E.std().clamp(min=1e-12)
         for weight in {id(w): w for w in (self.embed_tokens.weight, self.head_weight())}.values():
-            weight[vocabulary.image.start:vocabulary.image.stop] = rows_E.to(weight)
+            weight[vocabulary.image.start : vocabulary.image.stop] = rows_E.to(weight)

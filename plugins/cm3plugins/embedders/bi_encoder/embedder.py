@@ -32,13 +32,16 @@ class BiEncoder(Embedder):
         (1, 256)
     """
 
-    def __init__(self, networks: Networks, heads: Heads, fingerprint: str, batch_size: int = 64) -> None:
+    def __init__(
+        self, networks: Networks, heads: Heads, fingerprint: str, batch_size: int = 64
+    ) -> None:
         self._networks, self._heads = networks, heads.eval().requires_grad_(False)
         self._fingerprint, self._batch_size = fingerprint, batch_size
 
     @classmethod
     def load(cls, path: Path, batch_size: int = 64) -> BiEncoder:
-        """Read heads. Raises `CheckpointError` when they can't be used above the installed networks."""
+        """Read heads. Raises `CheckpointError` when they can't be used above the installed
+        networks."""
         networks = Networks()
         heads = load_heads(path, networks.fingerprint)
         digest = hashlib.sha256(f"{networks.fingerprint}:{sha256_file(path)}".encode()).hexdigest()
@@ -56,14 +59,23 @@ class BiEncoder(Embedder):
 
     @torch.inference_mode()
     def _embed_texts(self, texts: Sequence[str]) -> VectorArray:
-        order = sorted(range(len(texts)), key=lambda place: len(texts[place]))  # a batch is as slow as its longest text
-        vectors = in_batches([texts[place] for place in order], self._batch_size,
-                             lambda batch: self._heads.text(self._networks.text_features(batch)))
+        # a batch is as slow as its longest text
+        order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+        vectors = in_batches(
+            [texts[place] for place in order],
+            self._batch_size,
+            lambda batch: self._heads.text(self._networks.text_features(batch)),
+        )
         unsorted = np.empty_like(vectors)
         unsorted[order] = vectors
         return unsorted
 
     @torch.inference_mode()
     def _embed_images(self, images: Sequence[PixelArray]) -> VectorArray:
-        return in_batches(images, self._batch_size, lambda batch: self._heads.picture(
-            self._networks.picture_features(self._networks.scaled(batch))))
+        return in_batches(
+            images,
+            self._batch_size,
+            lambda batch: self._heads.picture(
+                self._networks.picture_features(self._networks.scaled(batch))
+            ),
+        )

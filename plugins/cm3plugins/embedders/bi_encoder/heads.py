@@ -50,7 +50,8 @@ class Head(nn.Module):
         self.hidden, self.out = nn.Linear(num_features, hidden), nn.Linear(hidden, dimension)
 
     def standardise_by(self, features_NF: Tensor) -> None:
-        """Take mean and deviation from these features; the deviation has a floor, for those that hardly vary."""
+        """Take mean and deviation from these features; the deviation has a floor, for those that
+        hardly vary."""
         self.mean_F.copy_(features_NF.mean(0))
         std_F = features_NF.std(0)
         self.inverse_std_F.copy_(1 / std_F.clamp_min(0.1 * float(std_F.mean())))
@@ -65,7 +66,9 @@ class Head(nn.Module):
 class Heads(nn.Module):
     """Both, and the learned temperature of their similarities."""
 
-    def __init__(self, sizes: HeadSizes, picture_dropout: float = 0.0, text_dropout: float = 0.0) -> None:
+    def __init__(
+        self, sizes: HeadSizes, picture_dropout: float = 0.0, text_dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.sizes = sizes
         self.picture = Head(sizes.picture_features, sizes.hidden, sizes.dimension, picture_dropout)
@@ -74,12 +77,14 @@ class Heads(nn.Module):
 
 
 def save_heads(heads: Heads, networks: str, path: Path) -> None:
-    """Write the heads as fp16 safetensors, atomically; `networks` is the fingerprint of the networks below them."""
+    """Write the heads as fp16 safetensors, atomically; `networks` is the fingerprint of the
+    networks below them."""
     save_weights(path, heads, _FORMAT, {"sizes": asdict(heads.sizes), "networks": networks})
 
 
 def load_heads(path: Path, networks: str) -> Heads:
-    """Read what `save_heads` wrote. Raises `CheckpointError` when the file can't be used above these networks."""
+    """Read what `save_heads` wrote. Raises `CheckpointError` when the file can't be used above
+    these networks."""
     header, tensors = read_weights(path, _FORMAT, _NEXT)
     try:
         with torch.device("meta"):
@@ -88,7 +93,10 @@ def load_heads(path: Path, networks: str) -> Heads:
     except (KeyError, TypeError) as error:
         raise CheckpointError(str(path), f"its header gives no sizes ({error})", _NEXT) from error
     if trained_on != networks:
-        raise CheckpointError(str(path), f"its heads were trained above other networks ({trained_on}, here are {networks})",
-                              "install the extra `bi_encoder` again, or train: cm3 embedder train bi_encoder")
+        raise CheckpointError(
+            str(path),
+            f"its heads were trained above other networks ({trained_on}, here are {networks})",
+            "install the extra `bi_encoder` again, or train: cm3 embedder train bi_encoder",
+        )
     fill(heads, tensors, path, _NEXT)
     return heads

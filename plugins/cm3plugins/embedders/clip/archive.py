@@ -1,9 +1,10 @@
 """Tensors of a TorchScript archive, as OpenAI publishes CLIP, without running anything of it.
 
-`torch.jit.load` compiles the archive's code and can run it, and its `data.pkl` is a pickle, which could call anything;
-`torch.load(weights_only=True)` refuses such archives. So here a small machine follows the pickle's instructions and builds
-nothing but tuples, lists, dicts and *records* of what is named: no name is looked up, nothing is called. What is recorded as a
-tensor then becomes one from the raw bytes that lie beside it. Anything else in the archive is left alone.
+`torch.jit.load` compiles the archive's code and can run it, and its `data.pkl` is a pickle, which
+could call anything; `torch.load(weights_only=True)` refuses such archives. So here a small machine
+follows the pickle's instructions and builds nothing but tuples, lists, dicts and *records* of what
+is named: no name is looked up, nothing is called. What is recorded as a tensor then becomes one
+from the raw bytes that lie beside it. Anything else in the archive is left alone.
 """
 
 from __future__ import annotations
@@ -22,10 +23,23 @@ from torch import Tensor
 from cm3core.errors import CheckpointError
 
 _NEXT = "download it again, or give the weights as safetensors"
-_DTYPES = {"FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
-           "DoubleStorage": torch.float64}
+_DTYPES = {
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64,
+}
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_LITERALS = {"BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
+_LITERALS = {
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE8",
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG1",
+    "BINFLOAT",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +51,8 @@ class Named:
 
 @dataclass(eq=False)
 class Record:
-    """A call or an object: what the pickle would have called, with what, and the attributes that it would have set."""
+    """A call or an object: what the pickle would have called, with what, and the attributes that it
+    would have set."""
 
     function: object
     arguments: object
@@ -70,15 +85,32 @@ def read_archive(path: Path) -> dict[str, Tensor]:
             (pickled,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
             top = follow(archive.read(pickled))
             root = pickled.removesuffix("data.pkl")
-            return {name: tensor for name, record in _tensors(top) if (tensor := _tensor(record, archive, root)) is not None}
-    except (zipfile.BadZipFile, KeyError, IndexError, TypeError, ValueError, AttributeError, EOFError, OSError,
-            RecursionError) as error:
-        raise CheckpointError(str(path), f"is no TorchScript archive that can be read ({type(error).__name__}: {error})",
-                              _NEXT) from error
+            return {
+                name: tensor
+                for name, record in _tensors(top)
+                if (tensor := _tensor(record, archive, root)) is not None
+            }
+    except (
+        zipfile.BadZipFile,
+        KeyError,
+        IndexError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        EOFError,
+        OSError,
+        RecursionError,
+    ) as error:
+        raise CheckpointError(
+            str(path),
+            f"is no TorchScript archive that can be read ({type(error).__name__}: {error})",
+            _NEXT,
+        ) from error
 
 
 def follow(pickled: bytes) -> object:
-    """What a pickle describes, with records in place of everything that it would call. Raises `ValueError` for other opcodes."""
+    """What a pickle describes, with records in place of everything that it would call. Raises
+    `ValueError` for other opcodes."""
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[Any, Any] = {}
@@ -138,7 +170,8 @@ def follow(pickled: bytes) -> object:
 
 
 def _tensors(top: object) -> Iterator[tuple[str, Record]]:
-    """Records of tensors and their names, by the attributes of modules from the top down; what is shared counts once."""
+    """Records of tensors and their names, by the attributes of modules from the top down; what is
+    shared counts once."""
     waiting: list[tuple[str, object]] = [("", top)]
     seen: set[int] = set()
     while waiting:
@@ -146,15 +179,19 @@ def _tensors(top: object) -> Iterator[tuple[str, Record]]:
         if not isinstance(item, Record) or id(item) in seen:
             continue
         seen.add(id(item))
-        if isinstance(item.function, Named) and item.function.name.startswith("torch._utils _rebuild_"):
+        if isinstance(item.function, Named) and item.function.name.startswith(
+            "torch._utils _rebuild_"
+        ):
             yield prefix.removesuffix("."), item
         elif isinstance(item.state, dict):
             waiting += [(f"{prefix}{name}.", value) for name, value in item.state.items()]
 
 
 def _tensor(record: Record, archive: zipfile.ZipFile, root: str) -> Tensor | None:
-    """The tensor of a record of `_rebuild_tensor_v2(storage, offset, size, stride, ...)`; None when it holds no fractions."""
-    arguments: Any = record.arguments  # what has another form than torch writes raises an error that `read_archive` tells
+    """The tensor of a record of `_rebuild_tensor_v2(storage, offset, size, stride, ...)`; None when
+    it holds no fractions."""
+    # what has another form than torch writes raises an error that `read_archive` tells
+    arguments: Any = record.arguments
     storage, offset, size, stride = arguments[:4]
     _, kind, key, _, count = storage.identity
     dtype = _DTYPES.get(kind.name.removeprefix("torch "))
@@ -170,4 +207,8 @@ def _tensor(record: Record, archive: zipfile.ZipFile, root: str) -> Tensor | Non
         raise ValueError(f"storage {key} has {entry.file_size} bytes, not those of {count} numbers")
     if last >= count or 0 in size:
         raise ValueError(f"a tensor of size {size} at {offset} in {count} numbers")
-    return torch.frombuffer(bytearray(archive.read(entry)), dtype=dtype).as_strided(size, stride, offset).clone()
+    return (
+        torch.frombuffer(bytearray(archive.read(entry)), dtype=dtype)
+        .as_strided(size, stride, offset)
+        .clone()
+    )

@@ -30,22 +30,44 @@ class CLIP(Embedder):
         device: where it computes.
     """
 
-    def __init__(self, checkpoint: CLIPCheckpoint, tokenizer: CLIPTokenizer, fingerprint: str, batch_size: int = 32,
-                 device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        checkpoint: CLIPCheckpoint,
+        tokenizer: CLIPTokenizer,
+        fingerprint: str,
+        batch_size: int = 32,
+        device: torch.device | str = "cpu",
+    ) -> None:
         with torch.device("meta"):  # no memory, and no random numbers, before the weights come
             towers = CLIPTowers(checkpoint.sizes)
-        fill(towers, checkpoint.tensors, checkpoint.path, "give a CLIP as OpenAI, open_clip or Hugging Face write it")
+        fill(
+            towers,
+            checkpoint.tensors,
+            checkpoint.path,
+            "give a CLIP as OpenAI, open_clip or Hugging Face write it",
+        )
         if tokenizer.vocab_size > checkpoint.sizes.vocab_size:
-            raise CheckpointError(str(checkpoint.path), f"has {checkpoint.sizes.vocab_size} ids of text, and its tokenizer "
-                                  f"{tokenizer.vocab_size}", "put the tokenizer of these weights beside them")
+            raise CheckpointError(
+                str(checkpoint.path),
+                f"has {checkpoint.sizes.vocab_size} ids of text, and its tokenizer "
+                f"{tokenizer.vocab_size}",
+                "put the tokenizer of these weights beside them",
+            )
         self._towers = towers.eval().requires_grad_(False).to(device)
         self._checkpoint, self._tokenizer, self._fingerprint = checkpoint, tokenizer, fingerprint
         self._batch_size, self._device = batch_size, device
 
     @classmethod
-    def load(cls, path: Path, quick_gelu: bool | None = None, *, batch_size: int = 32,
-             device: torch.device | str = "cpu") -> CLIP:
-        """Read a file or a folder; see `CLIPConfig`. Raises `CheckpointError` when it can't be used."""
+    def load(
+        cls,
+        path: Path,
+        quick_gelu: bool | None = None,
+        *,
+        batch_size: int = 32,
+        device: torch.device | str = "cpu",
+    ) -> CLIP:
+        """Read a file or a folder; see `CLIPConfig`. Raises `CheckpointError` when it can't be
+        used."""
         checkpoint = read_checkpoint(path, quick_gelu)
         tokenizer = load_tokenizer(checkpoint.path.parent, checkpoint.sizes.context_length)
         identity = f"{sha256_file(checkpoint.path)} {checkpoint.sizes} {checkpoint.preprocessing} {tokenizer.fingerprint}"
@@ -69,10 +91,22 @@ class CLIP(Embedder):
 
     @torch.inference_mode()
     def _embed_texts(self, texts: Sequence[str]) -> VectorArray:
-        return in_batches(texts, self._batch_size, lambda batch: self._towers.encode_texts(
-            *(tensor.to(self._device) for tensor in self._tokenizer.encode(batch))))
+        return in_batches(
+            texts,
+            self._batch_size,
+            lambda batch: self._towers.encode_texts(
+                *(tensor.to(self._device) for tensor in self._tokenizer.encode(batch))
+            ),
+        )
 
     @torch.inference_mode()
     def _embed_images(self, images: Sequence[PixelArray]) -> VectorArray:
-        return in_batches(images, self._batch_size, lambda batch: self._towers.visual(
-            torch.stack([self._checkpoint.preprocessing(image) for image in batch]).to(self._device)))
+        return in_batches(
+            images,
+            self._batch_size,
+            lambda batch: self._towers.visual(
+                torch.stack([self._checkpoint.preprocessing(image) for image in batch]).to(
+                    self._device
+                )
+            ),
+        )

@@ -1,4 +1,5 @@
-"""How a picture becomes a CLIP's input: scaled by Pillow, cut to the central square, standardised; as torchvision does it."""
+"""How a picture becomes a CLIP's input: scaled by Pillow, cut to the central square, standardised;
+as torchvision does it."""
 
 from __future__ import annotations
 
@@ -39,16 +40,19 @@ class Preprocessing:
         """Float32 [3, resolution, resolution] of a picture uint8 [H, W, 3]."""
         square = self.square(image)
         pixels_3RR = torch.from_numpy(square).permute(2, 0, 1).float() / 255
-        return (pixels_3RR - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
+        return (pixels_3RR - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[
+            :, None, None
+        ]
 
     def square(self, image: PixelArray) -> PixelArray:
         """uint8 [resolution, resolution, 3]."""
         side = self.resolution
         if not self.squash:
-            # Of a picture of 1 x 10,000 pixels the middle is enough: scaled whole, it would be millions wide.
+            # Of a picture of 1 x 10,000 pixels the middle is enough: scaled whole, it would be
+            # millions wide.
             (height, width), longest = image.shape[:2], _LONGEST * min(image.shape[:2])
             top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
-            image = image[top:top + longest, left:left + longest]
+            image = image[top : top + longest, left : left + longest]
         height, width = image.shape[:2]
         picture, short = Pillow.fromarray(np.ascontiguousarray(image)), min(height, width)
         size = (side, side) if self.squash else (side * width // short, side * height // short)

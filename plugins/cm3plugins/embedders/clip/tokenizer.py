@@ -1,4 +1,5 @@
-"""CLIP's text -> ids: lower-cased byte-level BPE with end-of-word marks, by the library `tokenizers`.
+"""CLIP's text -> ids: lower-cased byte-level BPE with end-of-word marks, by the library
+`tokenizers`.
 
 Legend: N texts, T tokens of the longest.
 """
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from cm3core.errors import CheckpointError
 
-#: The merges of all of OpenAI's CLIPs (MIT, see `assets/README.md`), and how many of its lines are used.
+#: The merges of all of OpenAI's CLIPs (MIT, see `assets/README.md`), and how many of its lines are
+#: used.
 BUNDLED_MERGES = Path(__file__).parent / "assets" / "bpe_simple_vocab_16e6.txt.gz"
 _NUM_MERGES = 49152 - 256 - 2
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -44,8 +46,17 @@ class CLIPTokenizer:
         tokenizer.no_truncation()
         start, end = tokenizer.token_to_id(START), tokenizer.token_to_id(END)
         if start is None or end is None:
-            raise CheckpointError(place, f"its vocabulary has no {START if start is None else END}", "give CLIP's tokenizer")
-        self._tokenizer, self._context_length, self._start, self._end = tokenizer, context_length, start, end
+            raise CheckpointError(
+                place,
+                f"its vocabulary has no {START if start is None else END}",
+                "give CLIP's tokenizer",
+            )
+        self._tokenizer, self._context_length, self._start, self._end = (
+            tokenizer,
+            context_length,
+            start,
+            end,
+        )
         self._has_told = False
 
     @property
@@ -59,27 +70,38 @@ class CLIPTokenizer:
         return hashlib.sha256(self._tokenizer.to_str().encode("utf-8")).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Ids int64 [N, T], filled up with 0, and the places int64 [N] of the end tokens. A cut is logged, the first time."""
+        """Ids int64 [N, T], filled up with 0, and the places int64 [N] of the end tokens. A cut is
+        logged, the first time."""
         room = self._context_length - 2
-        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        rows = [
+            encoding.ids
+            for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        ]
         longest = max(map(len, rows))
         if longest > room and not self._has_told:
             self._has_told = True
-            logger.warning("clip reads %d tokens of a text, and one has %d: such texts are cut (said once)", room, longest)
+            logger.warning(
+                "clip reads %d tokens of a text, and one has %d: such texts are cut (said once)",
+                room,
+                longest,
+            )
         rows = [[self._start, *row[:room], self._end] for row in rows]
         ids_NT = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
         for place, row in enumerate(rows):
-            ids_NT[place, :len(row)] = torch.tensor(row)
+            ids_NT[place, : len(row)] = torch.tensor(row)
         return ids_NT, torch.tensor([len(row) - 1 for row in rows])
 
 
 def load_tokenizer(folder: Path, context_length: int) -> CLIPTokenizer:
-    """The tokenizer of a folder (`tokenizer.json`, else `vocab.json` and `merges.txt`), else OpenAI's, which is bundled.
+    """The tokenizer of a folder (`tokenizer.json`, else `vocab.json` and `merges.txt`), else
+    OpenAI's, which is bundled.
 
     Raises:
         CheckpointError: its files can't be read.
     """
-    whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    whole, vocabulary, merges = (
+        folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt")
+    )
     if whole.is_file():
         try:
             return CLIPTokenizer(Tokenizer.from_file(str(whole)), context_length, str(whole))
@@ -100,16 +122,30 @@ def load_tokenizer(folder: Path, context_length: int) -> CLIPTokenizer:
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(str(path), f"is no tokenizer that can be read ({error})",
-                           "copy it again, or remove it: without one OpenAI's is used")
+    return CheckpointError(
+        str(path),
+        f"is no tokenizer that can be read ({error})",
+        "copy it again, or remove it: without one OpenAI's is used",
+    )
 
 
 def bundled_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Ids and merges of OpenAI's CLIPs: 256 bytes, the same at a word's end, the merges in order, start and end token."""
-    lines = gzip.decompress(BUNDLED_MERGES.read_bytes()).decode("utf-8").split("\n")[1:_NUM_MERGES + 1]
+    """Ids and merges of OpenAI's CLIPs: 256 bytes, the same at a word's end, the merges in order,
+    start and end token."""
+    lines = (
+        gzip.decompress(BUNDLED_MERGES.read_bytes())
+        .decode("utf-8")
+        .split("\n")[1 : _NUM_MERGES + 1]
+    )
     pairs = _pairs(lines)
     letters = _byte_letters()
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in pairs), START, END]
+    tokens = [
+        *letters,
+        *(f"{letter}</w>" for letter in letters),
+        *("".join(pair) for pair in pairs),
+        START,
+        END,
+    ]
     return {token: index for index, token in enumerate(tokens)}, pairs
 
 
@@ -124,17 +160,36 @@ def _pairs(lines: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _byte_letters() -> list[str]:
-    """GPT-2's letter for each byte, printable bytes first: the order that OpenAI numbers them in."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    """GPT-2's letter for each byte, printable bytes first: the order that OpenAI numbers them
+    in."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     return [*map(chr, printable), *(chr(256 + place) for place in range(256 - len(printable)))]
 
 
 def _tokenizer(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
-    """As transformers builds CLIP's. Start and end token are no part of a text: whoever writes them gets their letters."""
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, continuing_subword_prefix="", end_of_word_suffix="</w>",
-                                     unk_token=END, fuse_unk=False))
+    """As transformers builds CLIP's. Start and end token are no part of a text: whoever writes them
+    gets their letters."""
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=vocabulary,
+            merges=merges,
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>",
+            unk_token=END,
+            fuse_unk=False,
+        )
+    )
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     return tokenizer

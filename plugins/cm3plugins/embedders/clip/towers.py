@@ -1,8 +1,9 @@
 """CLIP's two towers in plain torch: a vision transformer, and a causal transformer over text.
 
-Parameters have OpenAI's names, which are open_clip's too, so that those files load without renaming.
-Legend: N pictures or texts, T tokens, D width of a tower, H heads, R side of a picture, E dimension of the shared space.
-Source: Radford et al. 2021, section 2.4; openai/CLIP `clip/model.py`.
+Parameters have OpenAI's names, which are open_clip's too, so that those files load without
+renaming. Legend: N pictures or texts, T tokens, D width of a tower, H heads, R side of a picture, E
+dimension of the shared space. Source: Radford et al. 2021, section 2.4; openai/CLIP
+`clip/model.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": F.gelu,
+}
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,8 @@ class CLIPSizes:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; query, key and value weights lie in one matrix, as in `nn.MultiheadAttention`."""
+    """Multi-head self-attention; query, key and value weights lie in one matrix, as in
+    `nn.MultiheadAttention`."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -82,7 +87,9 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x_NTD: Tensor, causal: bool) -> Tensor:
-        split = F.linear(x_NTD, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.num_heads, -1))
+        split = F.linear(x_NTD, self.in_proj_weight, self.in_proj_bias).unflatten(
+            -1, (3, self.num_heads, -1)
+        )
         q_NHTd, k_NHTd, v_NHTd = split.permute(2, 0, 3, 1, 4)
         seen = F.scaled_dot_product_attention(q_NHTd, k_NHTd, v_NHTd, is_causal=causal)
         out_NTD: Tensor = self.out_proj(seen.transpose(1, 2).flatten(2))
@@ -94,7 +101,10 @@ class MLP(nn.Module):
 
     def __init__(self, sizes: TransformerSizes) -> None:
         super().__init__()
-        self.c_fc, self.c_proj = nn.Linear(sizes.width, sizes.mlp_width), nn.Linear(sizes.mlp_width, sizes.width)
+        self.c_fc, self.c_proj = (
+            nn.Linear(sizes.width, sizes.mlp_width),
+            nn.Linear(sizes.mlp_width, sizes.width),
+        )
         self.activation = ACTIVATIONS[sizes.activation]
 
     def forward(self, x_NTD: Tensor) -> Tensor:
@@ -138,7 +148,11 @@ class VisionTower(nn.Module):
         self.conv1 = nn.Conv2d(3, width, sizes.patch, sizes.patch, bias=False)
         self.class_embedding = nn.Parameter(torch.zeros(width))
         self.positional_embedding = nn.Parameter(torch.zeros(1 + num_patches, width))
-        self.ln_pre, self.transformer, self.ln_post = nn.LayerNorm(width), Transformer(sizes.vision), nn.LayerNorm(width)
+        self.ln_pre, self.transformer, self.ln_post = (
+            nn.LayerNorm(width),
+            Transformer(sizes.vision),
+            nn.LayerNorm(width),
+        )
         self.proj = nn.Parameter(torch.zeros(width, sizes.dimension))
 
     def forward(self, pixels_N3RR: Tensor) -> Tensor:
@@ -151,7 +165,8 @@ class VisionTower(nn.Module):
 
 
 class CLIPTowers(nn.Module):
-    """The vision tower as `visual`; the text tower's parts by OpenAI's names, which have no prefix."""
+    """The vision tower as `visual`; the text tower's parts by OpenAI's names, which have no
+    prefix."""
 
     def __init__(self, sizes: CLIPSizes) -> None:
         super().__init__()
@@ -163,8 +178,11 @@ class CLIPTowers(nn.Module):
         self.text_projection = nn.Parameter(torch.zeros(width, sizes.dimension))
 
     def encode_texts(self, ids_NT: Tensor, last_N: Tensor) -> Tensor:
-        """Vectors [N, E] of token ids; `last_N` is the place of each text's end token. What stands behind it is not seen."""
-        x_NTD = self.transformer(self.token_embedding(ids_NT) + self.positional_embedding[:ids_NT.shape[1]], causal=True)
+        """Vectors [N, E] of token ids; `last_N` is the place of each text's end token. What stands
+        behind it is not seen."""
+        x_NTD = self.transformer(
+            self.token_embedding(ids_NT) + self.positional_embedding[: ids_NT.shape[1]], causal=True
+        )
         last_ND = self.ln_final(x_NTD[torch.arange(len(ids_NT), device=ids_NT.device), last_N])
         vectors_NE: Tensor = last_ND @ self.text_projection
         return vectors_NE

@@ -43,14 +43,20 @@ class LightEncoder(Embedder):
 
     @classmethod
     def load(cls, path: Path, batch_size: int = 256) -> LightEncoder:
-        """Read weights that `save_towers` wrote. Raises `CheckpointError` when the file can't be used."""
+        """Read weights that `save_towers` wrote. Raises `CheckpointError` when the file can't be
+        used."""
         header, tensors = read_weights(path, _FORMAT, _NEXT)
         try:
             sizes: dict[str, Any] = header["sizes"]
-            fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
+            fields: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in sizes.items()
+            }
             towers = Towers(TowerSizes(**fields))
         except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(str(path), f"its header gives no sizes ({error})", _NEXT) from error
+            raise CheckpointError(
+                str(path), f"its header gives no sizes ({error})", _NEXT
+            ) from error
         fill(towers, tensors, path, _NEXT)
         digest = hashlib.sha256(f"{sha256_file(path)}:{TEXT_FEATURES_VERSION}".encode()).hexdigest()
         return cls(towers, f"light_encoder-{digest[:16]}", batch_size)
@@ -71,8 +77,13 @@ class LightEncoder(Embedder):
 
     @torch.inference_mode()
     def _embed_images(self, images: Sequence[PixelArray]) -> VectorArray:
-        return in_batches(images, self._batch_size, lambda batch: self._towers.image(
-            torch.cat([square(image, self._towers.sizes.resolution) for image in batch])))
+        return in_batches(
+            images,
+            self._batch_size,
+            lambda batch: self._towers.image(
+                torch.cat([square(image, self._towers.sizes.resolution) for image in batch])
+            ),
+        )
 
 
 def save_towers(towers: Towers, path: Path) -> None:

@@ -1,5 +1,6 @@
-"""Text -> words -> hashed features: each word as a whole and its character n-grams, so that an unseen word, a plural or a
-misspelling still falls near its relatives (the subword idea of fastText, Bojanowski et al. 2017). Pure Python."""
+"""Text -> words -> hashed features: each word as a whole and its character n-grams, so that an
+unseen word, a plural or a misspelling still falls near its relatives (the subword idea of fastText,
+Bojanowski et al. 2017). Pure Python."""
 
 from __future__ import annotations
 
@@ -22,23 +23,31 @@ def words_of(text: str) -> list[str]:
     ['a', 'red', 'apple', 'noto', 'style', 'pinata', 's']
     """
     decomposed = unicodedata.normalize("NFKD", text.casefold())
-    return _WORD.findall("".join(letter for letter in decomposed if not unicodedata.combining(letter)))
+    return _WORD.findall(
+        "".join(letter for letter in decomposed if not unicodedata.combining(letter))
+    )
 
 
 def ngrams_of(word: str) -> list[str]:
-    """Character n-grams of 3 to 5 letters of a word between its boundary marks, without the marked word itself.
+    """Character n-grams of 3 to 5 letters of a word between its boundary marks, without the marked
+    word itself.
 
     >>> ngrams_of("owl")
     ['<ow', 'owl', 'wl>', '<owl', 'owl>']
     """
     marked = f"<{word}>"
-    return [marked[start:start + length] for length in _NGRAM_LENGTHS for start in range(len(marked) - length + 1)
-            if length < len(marked)]
+    return [
+        marked[start : start + length]
+        for length in _NGRAM_LENGTHS
+        for start in range(len(marked) - length + 1)
+        if length < len(marked)
+    ]
 
 
 @lru_cache(maxsize=1 << 16)
 def features_of(word: str, num_buckets: int) -> tuple[int, ...]:
-    """Buckets 0..num_buckets-1 of a word (twice, so that the whole word outweighs one n-gram) and of its n-grams."""
+    """Buckets 0..num_buckets-1 of a word (twice, so that the whole word outweighs one n-gram) and
+    of its n-grams."""
     whole = _bucket(f"word:{word}", num_buckets)
     return whole, whole, *(_bucket(ngram, num_buckets) for ngram in ngrams_of(word))
 

@@ -1,7 +1,7 @@
 """The networks of the `light_encoder`: a bag of hashed words and a small convolutional net.
 
-Legend: N texts or pictures, U distinct words, W words of the longest text, D width of a word vector, E dimension of the
-shared space, R side of a picture in pixels.
+Legend: N texts or pictures, U distinct words, W words of the longest text, D width of a word
+vector, E dimension of the shared space, R side of a picture in pixels.
 """
 
 from __future__ import annotations
@@ -40,30 +40,42 @@ class TowerSizes:
 
 
 class TextTower(nn.Module):
-    """Words as means of their hashed features, weighted by a learned importance, then a two-layer net."""
+    """Words as means of their hashed features, weighted by a learned importance, then a two-layer
+    net."""
 
     def __init__(self, sizes: TowerSizes) -> None:
         super().__init__()
         self.num_buckets = sizes.num_buckets
-        # The last column is the word's importance: "noto", "style" and articles learn to weigh little.
+        # The last column is the word's importance: "noto", "style" and articles learn to weigh
+        # little.
         self.table = nn.EmbeddingBag(sizes.num_buckets, sizes.word_width + 1, mode="mean")
         nn.init.normal_(self.table.weight, std=0.3)
         self.direct = nn.Linear(sizes.word_width, sizes.dimension, bias=False)
-        self.hidden = nn.Sequential(nn.Linear(sizes.word_width, sizes.text_width), nn.GELU(),
-                                    nn.Linear(sizes.text_width, sizes.dimension))
+        self.hidden = nn.Sequential(
+            nn.Linear(sizes.word_width, sizes.text_width),
+            nn.GELU(),
+            nn.Linear(sizes.text_width, sizes.dimension),
+        )
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        """Vectors [N, E] of texts; a text without a single word gets the vector of nothing (the bias)."""
+        """Vectors [N, E] of texts; a text without a single word gets the vector of nothing (the
+        bias)."""
         words = [words_of(text) for text in texts]
-        rows = {word: row for row, word in enumerate(dict.fromkeys(word for text in words for word in text))}
+        rows = {
+            word: row
+            for row, word in enumerate(dict.fromkeys(word for text in words for word in text))
+        }
         if not rows:
             rows = {"": 0}
         features = [features_of(word, self.num_buckets) for word in rows]
         offsets = torch.tensor([0] + [len(bag) for bag in features[:-1]]).cumsum(0)
-        vectors_UD, importance_U = self.table(torch.tensor([i for bag in features for i in bag]), offsets).split(
-            [self.direct.in_features, 1], dim=1)
+        vectors_UD, importance_U = self.table(
+            torch.tensor([i for bag in features for i in bag]), offsets
+        ).split([self.direct.in_features, 1], dim=1)
         longest = max(1, max(map(len, words)))
-        index_NW = torch.tensor([[rows[w] for w in text] + [0] * (longest - len(text)) for text in words])
+        index_NW = torch.tensor(
+            [[rows[w] for w in text] + [0] * (longest - len(text)) for text in words]
+        )
         absent_NW = torch.arange(longest) >= torch.tensor([len(text) for text in words])[:, None]
         weight_NW = (4 * importance_U)[index_NW].squeeze(-1).exp().masked_fill(absent_NW, 0)
         weight_NW = weight_NW / weight_NW.sum(1, keepdim=True).clamp_min(1e-6)
@@ -74,26 +86,35 @@ class TextTower(nn.Module):
 
 
 class ImageTower(nn.Module):
-    """Convolutional stages, then a weighted mean and the largest response of each channel, and a linear map."""
+    """Convolutional stages, then a weighted mean and the largest response of each channel, and a
+    linear map."""
 
     def __init__(self, sizes: TowerSizes) -> None:
         super().__init__()
         self.resolution = sizes.resolution
         layers: list[nn.Module] = []
         side = sizes.resolution
-        for before, after, stride in zip((3, *sizes.channels), sizes.channels, sizes.strides, strict=False):
-            layers += [nn.Conv2d(before, after, 3, stride, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+        for before, after, stride in zip(
+            (3, *sizes.channels), sizes.channels, sizes.strides, strict=False
+        ):
+            layers += [
+                nn.Conv2d(before, after, 3, stride, padding=1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(inplace=True),
+            ]
             side = -(-side // stride)
         self.stages = nn.Sequential(*layers)
         # Channels last: a third faster on a CPU.
         self.stages.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
-        # One learned weight a place and channel instead of a plain mean: where a part lies tells what the whole is.
+        # One learned weight a place and channel instead of a plain mean: where a part lies tells
+        # what the whole is.
         self.place = nn.Parameter(torch.ones(sizes.channels[-1], side, side))
         self.out = nn.Linear(2 * sizes.channels[-1], sizes.dimension)
 
     def forward(self, pixels_N3RR: Tensor) -> Tensor:
         """Vectors [N, E] of pictures, float 0..1, already R x R."""
-        ink = (1 - pixels_N3RR).contiguous(memory_format=torch.channels_last)  # white is 0, like the convolutions' padding
+        # white is 0, like the convolutions' padding
+        ink = (1 - pixels_N3RR).contiguous(memory_format=torch.channels_last)
         features = self.stages(ink)
         pooled = torch.cat([(features * self.place).mean((2, 3)), features.amax((2, 3))], dim=1)
         vectors_NE: Tensor = self.out(pooled)
@@ -107,4 +128,5 @@ class Towers(nn.Module):
         super().__init__()
         self.sizes = sizes
         self.text, self.image = TextTower(sizes), ImageTower(sizes)
-        self.log_scale = nn.Parameter(torch.tensor(2.7))  # exp(2.7) = 1 / 0.067, the usual start of CLIP-like training
+        # exp(2.7) = 1 / 0.067, the usual start of CLIP-like training
+        self.log_scale = nn.Parameter(torch.tensor(2.7))

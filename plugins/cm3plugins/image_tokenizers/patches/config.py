@@ -19,18 +19,21 @@ BUNDLED = "bundled:"
 
 @dataclass(kw_only=True)
 class PatchTokenizerConfig(ImageTokenizerConfig):
-    """Squares of pixels, each the nearest of `codebook_size` centres of k-means (vector quantisation without a network).
+    """Squares of pixels, each the nearest of `codebook_size` centres of k-means (vector
+    quantisation without a network).
 
-    Blockier than a VQGAN, but a code depends on its square alone: what looks the same has the same codes wherever it stands,
-    and a decoder can copy it from a retrieved document. A VQGAN's normalisation looks at the whole picture, so that equal
-    backgrounds of two pictures rarely share a code.
+    Blockier than a VQGAN, but a code depends on its square alone: what looks the same has the same
+    codes wherever it stands, and a decoder can copy it from a retrieved document. A VQGAN's
+    normalisation looks at the whole picture, so that equal backgrounds of two pictures rarely share
+    a code.
 
     Args:
         resolution: pixels a side; a multiple of `patch_size`.
         patch_size: pixels a side of one code.
         codebook_size: number of codes.
-        weights: "bundled:emoji32" (1,024 squares of 4 x 4 pixels, of the bundled corpus at 32 x 32), the path of a file that `cm3
-            tokenizer train-image` wrote, or None for none yet. A checkpoint holds a copy of weights that are not bundled.
+        weights: "bundled:emoji32" (1,024 squares of 4 x 4 pixels, of the bundled corpus at 32 x
+            32), the path of a file that `cm3 tokenizer train-image` wrote, or None for none yet. A
+            checkpoint holds a copy of weights that are not bundled.
         seed: of the training.
     """
 
@@ -44,11 +47,17 @@ class PatchTokenizerConfig(ImageTokenizerConfig):
         """Ranges and combinations; raises `RecipeError` that names the key."""
         for name in ("resolution", "patch_size", "codebook_size"):
             if getattr(self, name) < 1:
-                raise RecipeError(f"image_tokenizer.{name}", f"is {getattr(self, name)}, must be at least 1",
-                                  "correct it in the recipe")
+                raise RecipeError(
+                    f"image_tokenizer.{name}",
+                    f"is {getattr(self, name)}, must be at least 1",
+                    "correct it in the recipe",
+                )
         if self.resolution % self.patch_size:
-            raise RecipeError("image_tokenizer.resolution",
-                              f"is {self.resolution}, not a multiple of patch_size {self.patch_size}", "change one of the two")
+            raise RecipeError(
+                "image_tokenizer.resolution",
+                f"is {self.resolution}, not a multiple of patch_size {self.patch_size}",
+                "change one of the two",
+            )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -61,21 +70,24 @@ class PatchTokenizerConfig(ImageTokenizerConfig):
         return self.resolution, self.resolution
 
     def build(self) -> PatchTokenizer:
-        """The tokenizer with its squares. Raises `CheckpointError` when there are none, or not as the recipe says."""
+        """The tokenizer with its squares. Raises `CheckpointError` when there are none, or not as
+        the recipe says."""
         from cm3plugins.image_tokenizers.patches.tokenizer import build_tokenizer
 
         self.check()
         return build_tokenizer(self)
 
     def load(self, folder: Path) -> PatchTokenizer:
-        """The tokenizer that one of these saved into a checkpoint's folder; `weights` is not asked."""
+        """The tokenizer that one of these saved into a checkpoint's folder; `weights` is not
+        asked."""
         from cm3plugins.image_tokenizers.patches.tokenizer import load_tokenizer
 
         self.check()
         return load_tokenizer(self, folder)
 
     def train(self, images_NHWC: PixelArray, out_dir: str | Path, **options: Any) -> Path:
-        """k-means over the pictures' squares; steps are its rounds. Seconds: a run that was cut off starts over."""
+        """k-means over the pictures' squares; steps are its rounds. Seconds: a run that was cut off
+        starts over."""
         from cm3plugins.image_tokenizers.patches.training import train_patches
 
         self.check()

@@ -35,15 +35,24 @@ def squares(pixels_NHWC: npt.NDArray[np.uint8], patch_size: int) -> npt.NDArray[
     """
     N, H, W, _ = pixels_NHWC.shape
     f = patch_size
-    return pixels_NHWC.reshape(N, H // f, f, W // f, f, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, f * f * 3)
+    return (
+        pixels_NHWC.reshape(N, H // f, f, W // f, f, 3)
+        .transpose(0, 1, 3, 2, 4, 5)
+        .reshape(-1, f * f * 3)
+    )
 
 
 def nearest(squares_Pd: npt.NDArray[np.uint8], codebook_Kd: npt.NDArray[np.uint8]) -> IntArray:
-    """The nearest code of each square, the first of equals. Whole numbers in float64: exact, whatever is computed together."""
+    """The nearest code of each square, the first of equals. Whole numbers in float64: exact,
+    whatever is computed together."""
     centres_Kd = codebook_Kd.astype(np.float64)
     half_K = (centres_Kd**2).sum(1) / 2
-    codes = [np.argmin(half_K - squares_Pd[start:start + _CHUNK].astype(np.float64) @ centres_Kd.T, axis=1)
-             for start in range(0, len(squares_Pd), _CHUNK)]
+    codes = [
+        np.argmin(
+            half_K - squares_Pd[start : start + _CHUNK].astype(np.float64) @ centres_Kd.T, axis=1
+        )
+        for start in range(0, len(squares_Pd), _CHUNK)
+    ]
     return np.concatenate(codes).astype(np.int32) if codes else np.zeros(0, np.int32)
 
 
@@ -56,7 +65,13 @@ class PatchTokenizer(ImageTokenizer):
         bundled: they come with this package, so that checkpoints need no copy.
     """
 
-    def __init__(self, config: PatchTokenizerConfig, codebook_Kd: npt.NDArray[np.uint8], *, bundled: bool = False) -> None:
+    def __init__(
+        self,
+        config: PatchTokenizerConfig,
+        codebook_Kd: npt.NDArray[np.uint8],
+        *,
+        bundled: bool = False,
+    ) -> None:
         assert codebook_Kd.shape == (config.codebook_size, config.patch_size**2 * 3)
         self.config, self.bundled, self._codebook_Kd = config, bundled, codebook_Kd
 
@@ -75,17 +90,23 @@ class PatchTokenizer(ImageTokenizer):
     @property
     def fingerprint(self) -> str:
         """SHA-256 over sizes and squares."""
-        sizes = json.dumps([self.config.resolution, self.config.patch_size, self.config.codebook_size])
+        sizes = json.dumps(
+            [self.config.resolution, self.config.patch_size, self.config.codebook_size]
+        )
         return hashlib.sha256(sizes.encode() + self._codebook_Kd.tobytes()).hexdigest()
 
     def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
         rows, columns = self.grid
-        return nearest(squares(pixels_NHWC, self.config.patch_size), self._codebook_Kd).reshape(-1, rows * columns)
+        return nearest(squares(pixels_NHWC, self.config.patch_size), self._codebook_Kd).reshape(
+            -1, rows * columns
+        )
 
     def _decode(self, codes_Nc: IntArray) -> PixelArray:
         (rows, columns), f = self.grid, self.config.patch_size
         parts = self._codebook_Kd[codes_Nc].reshape(-1, rows, columns, f, f, 3)
-        return np.ascontiguousarray(parts.transpose(0, 1, 3, 2, 4, 5)).reshape(-1, *self.image_size, 3)
+        return np.ascontiguousarray(parts.transpose(0, 1, 3, 2, 4, 5)).reshape(
+            -1, *self.image_size, 3
+        )
 
     def save(self, folder: Path) -> None:
         """Write the squares, unless they are bundled."""
@@ -100,11 +121,16 @@ class PatchTokenizer(ImageTokenizer):
 def save_codebook(path: Path, patch_size: int, codebook_Kd: npt.NDArray[np.uint8]) -> None:
     """Write a file of squares, atomically."""
     with atomic_path(path) as temporary:
-        save_file({"codebook": np.ascontiguousarray(codebook_Kd)}, temporary, {"format": _FORMAT, "patch_size": str(patch_size)})
+        save_file(
+            {"codebook": np.ascontiguousarray(codebook_Kd)},
+            temporary,
+            {"format": _FORMAT, "patch_size": str(patch_size)},
+        )
 
 
 def read_codebook(path: Path, config: PatchTokenizerConfig) -> npt.NDArray[np.uint8]:
-    """Read what `save_codebook` wrote. Raises `CheckpointError` when the file is missing, damaged, foreign or of other sizes."""
+    """Read what `save_codebook` wrote. Raises `CheckpointError` when the file is missing, damaged,
+    foreign or of other sizes."""
     next_step = "give the file that `cm3 tokenizer train-image` wrote, or leave image_tokenizer.weights at bundled:emoji32"
     if not path.is_file():
         raise CheckpointError(str(path), "there is no such file", next_step)
@@ -113,31 +139,50 @@ def read_codebook(path: Path, config: PatchTokenizerConfig) -> npt.NDArray[np.ui
             metadata = file.metadata() or {}
             codebook = file.get_tensor("codebook") if "codebook" in file.keys() else None  # noqa: SIM118  # not a dictionary
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(str(path), f"is not a whole safetensors file ({error})", next_step) from error
-    if metadata.get("format") != _FORMAT or codebook is None or codebook.dtype != np.uint8 or codebook.ndim != 2:
+        raise CheckpointError(
+            str(path), f"is not a whole safetensors file ({error})", next_step
+        ) from error
+    if (
+        metadata.get("format") != _FORMAT
+        or codebook is None
+        or codebook.dtype != np.uint8
+        or codebook.ndim != 2
+    ):
         raise CheckpointError(str(path), f"is not of the format {_FORMAT!r}", next_step)
     found = (codebook.shape[0], metadata.get("patch_size", ""), codebook.shape[1])
     wanted = (config.codebook_size, str(config.patch_size), config.patch_size**2 * 3)
     if found != wanted:
         raise CheckpointError(
-            str(path), f"holds {found[0]:,} squares of {found[1]} pixels a side, the recipe says {wanted[0]:,} of {wanted[1]}",
-            "set image_tokenizer.codebook_size and patch_size as in the file, or give another file")
+            str(path),
+            f"holds {found[0]:,} squares of {found[1]} pixels a side, the recipe says "
+            f"{wanted[0]:,} of {wanted[1]}",
+            "set image_tokenizer.codebook_size and patch_size as in the file, or give another file",
+        )
     return np.asarray(codebook)
 
 
 def build_tokenizer(config: PatchTokenizerConfig) -> PatchTokenizer:
     """The tokenizer that a recipe describes."""
     if config.weights is None:
-        raise CheckpointError("image_tokenizer.weights", "is null: there are no squares to use",
-                              "train some with `cm3 tokenizer train-image`, then set image_tokenizer.weights to the file")
+        raise CheckpointError(
+            "image_tokenizer.weights",
+            "is null: there are no squares to use",
+            "train some with `cm3 tokenizer train-image`, then set image_tokenizer.weights to "
+            "the file",
+        )
     path = Path(config.weights).expanduser()
     bundled = config.weights.startswith(BUNDLED)
     if bundled:
-        path = Path(__file__).parent / "assets" / f"{config.weights.removeprefix(BUNDLED)}.safetensors"
+        path = (
+            Path(__file__).parent / "assets" / f"{config.weights.removeprefix(BUNDLED)}.safetensors"
+        )
         if not path.is_file():
             known = ", ".join(sorted(file.stem for file in path.parent.glob("*.safetensors")))
-            raise CheckpointError(f"image_tokenizer.weights={config.weights}", "no such bundled tokenizer",
-                                  f"bundled: {known}; or give a path")
+            raise CheckpointError(
+                f"image_tokenizer.weights={config.weights}",
+                "no such bundled tokenizer",
+                f"bundled: {known}; or give a path",
+            )
     return PatchTokenizer(config, read_codebook(path, config), bundled=bundled)
 
 

@@ -24,9 +24,17 @@ _NUM_SQUARES = 120_000
 _STEP = 4
 
 
-def train_patches(config: PatchTokenizerConfig, images_NHWC: PixelArray, out_dir: Path, *, minutes: float | None = None,
-                  steps: int | None = None, resume: bool = False, validation_NHWC: PixelArray | None = None,
-                  show_progress: bool = True) -> Path:
+def train_patches(
+    config: PatchTokenizerConfig,
+    images_NHWC: PixelArray,
+    out_dir: Path,
+    *,
+    minutes: float | None = None,
+    steps: int | None = None,
+    resume: bool = False,
+    validation_NHWC: PixelArray | None = None,
+    show_progress: bool = True,
+) -> Path:
     """Learn the squares; see `ImageTokenizerConfig.train`. Returns the path of the weights.
 
     Raises:
@@ -36,15 +44,31 @@ def train_patches(config: PatchTokenizerConfig, images_NHWC: PixelArray, out_dir
 
     found = different(squares(images_NHWC, config.patch_size))
     if len(found) < config.codebook_size:
-        raise DataError("pictures to learn squares from", f"hold {len(found):,} different squares, fewer than codebook_size "
-                        f"{config.codebook_size:,}", "give more pictures, or a smaller codebook")
+        raise DataError(
+            "pictures to learn squares from",
+            f"hold {len(found):,} different squares, fewer than codebook_size "
+            f"{config.codebook_size:,}",
+            "give more pictures, or a smaller codebook",
+        )
     rng = np.random.default_rng(config.seed)
-    sample_Pd = found[np.sort(rng.permutation(len(found))[:max(_NUM_SQUARES, config.codebook_size)])].astype(np.float32)
+    sample_Pd = found[
+        np.sort(rng.permutation(len(found))[: max(_NUM_SQUARES, config.codebook_size)])
+    ].astype(np.float32)
     centres_Kd: Any = None
     started, rounds = time.monotonic(), 0
-    while rounds < steps if steps is not None else time.monotonic() - started < 60 * (minutes or 0.0) or rounds == 0:
-        kmeans = faiss.Kmeans(sample_Pd.shape[1], config.codebook_size, niter=1, seed=config.seed, max_points_per_centroid=10**9,
-                              min_points_per_centroid=1)
+    while (
+        rounds < steps
+        if steps is not None
+        else time.monotonic() - started < 60 * (minutes or 0.0) or rounds == 0
+    ):
+        kmeans = faiss.Kmeans(
+            sample_Pd.shape[1],
+            config.codebook_size,
+            niter=1,
+            seed=config.seed,
+            max_points_per_centroid=10**9,
+            min_points_per_centroid=1,
+        )
         kmeans.train(sample_Pd, init_centroids=centres_Kd)
         found_Kd = np.asarray(kmeans.centroids)
         same = centres_Kd is not None and np.array_equal(found_Kd, centres_Kd)
@@ -56,10 +80,15 @@ def train_patches(config: PatchTokenizerConfig, images_NHWC: PixelArray, out_dir
     save_codebook(out_dir / WEIGHTS, config.patch_size, codebook_Kd)
     facts: dict[str, float] = {"rounds": rounds, "different_squares": len(found)}
     if validation_NHWC is not None and len(validation_NHWC):
-        facts["validation_psnr"] = round(_psnr(PatchTokenizer(config, codebook_Kd), validation_NHWC), 3)
+        facts["validation_psnr"] = round(
+            _psnr(PatchTokenizer(config, codebook_Kd), validation_NHWC), 3
+        )
     write_text(out_dir / "training.json", json.dumps(facts))
     if show_progress:
-        print(", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in facts.items()), file=sys.stderr)
+        print(
+            ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in facts.items()),
+            file=sys.stderr,
+        )
     return out_dir / WEIGHTS
 
 

@@ -1,4 +1,5 @@
-"""`vqgan`: the trainable VQGAN image tokenizer. Light: the config only; `build` and `train` import what is heavy."""
+"""`vqgan`: the trainable VQGAN image tokenizer. Light: the config only; `build` and `train` import
+what is heavy."""
 
 from cm3plugins.image_tokenizers.vqgan.config import VQGANArchitecture, VQGANConfig, VQGANTraining
 

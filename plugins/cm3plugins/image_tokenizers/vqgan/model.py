@@ -1,10 +1,11 @@
-"""The VQGAN network: encoder, vector quantiser, decoder (taming-transformers' VQModel, Make-A-Scene's VQ-IMG).
+"""The VQGAN network: encoder, vector quantiser, decoder (taming-transformers' VQModel,
+Make-A-Scene's VQ-IMG).
 
-Module and parameter names are taming's, so that public checkpoints load by direct key copy.
-Shape legend: B pictures, C channels, H W pixels, D code dimension, Y X rows and columns of the code grid,
-N = B * Y * X positions, K codebook entries.
-Source: CompVis/taming-transformers `taming/modules/diffusionmodules/model.py`, `taming/modules/vqvae/quantize.py`
-(layer recipe and names), Make-A-Scene (Gafni et al. 2022), CM3leon (Yu et al. 2023) section 2.1.
+Module and parameter names are taming's, so that public checkpoints load by direct key copy. Shape
+legend: B pictures, C channels, H W pixels, D code dimension, Y X rows and columns of the code grid,
+N = B * Y * X positions, K codebook entries. Source: CompVis/taming-transformers
+`taming/modules/diffusionmodules/model.py`, `taming/modules/vqvae/quantize.py` (layer recipe and
+names), Make-A-Scene (Gafni et al. 2022), CM3leon (Yu et al. 2023) section 2.1.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def channels_last(module: ModuleT) -> ModuleT:
-    """The module with its convolutions' weights in channels-last order, in place: about 1.5 times faster on a CPU."""
+    """The module with its convolutions' weights in channels-last order, in place: about 1.5 times
+    faster on a CPU."""
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
     return module
 
@@ -34,7 +36,8 @@ def group_norm(num_channels: int, norm_groups: int) -> nn.GroupNorm:
 
 
 class ResnetBlock(nn.Module):
-    """GroupNorm, swish, 3x3 convolution, twice, around a skip connection: [B, C_in, H, W] -> [B, C_out, H, W]."""
+    """GroupNorm, swish, 3x3 convolution, twice, around a skip connection: [B, C_in, H, W] -> [B,
+    C_out, H, W]."""
 
     def __init__(self, in_channels: int, out_channels: int, norm_groups: int) -> None:
         super().__init__()
@@ -69,7 +72,8 @@ class AttnBlock(nn.Module):
         batch, channels, height, width = x_BCHW.shape
         h_BCHW = self.norm(x_BCHW)
         q_B1NC, k_B1NC, v_B1NC = (
-            proj(h_BCHW).flatten(2).transpose(1, 2).unsqueeze(1) for proj in (self.q, self.k, self.v)
+            proj(h_BCHW).flatten(2).transpose(1, 2).unsqueeze(1)
+            for proj in (self.q, self.k, self.v)
         )
         out_B1NC = F.scaled_dot_product_attention(q_B1NC, k_B1NC, v_B1NC)
         out_BCHW = out_B1NC.squeeze(1).transpose(1, 2).reshape(batch, channels, height, width)
@@ -116,14 +120,26 @@ class Middle(nn.Module):
 
 
 class Level(nn.Module):
-    """Blocks of one resolution, each with attention after it where `attend`; `downsample` or `upsample` follow."""
+    """Blocks of one resolution, each with attention after it where `attend`; `downsample` or
+    `upsample` follow."""
 
-    def __init__(self, in_channels: int, channels: int, num_blocks: int, norm_groups: int, *, attend: bool,
-                 downsample: bool = False, upsample: bool = False) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        num_blocks: int,
+        norm_groups: int,
+        *,
+        attend: bool,
+        downsample: bool = False,
+        upsample: bool = False,
+    ) -> None:
         super().__init__()
         widths = [in_channels] + [channels] * num_blocks
         self.block = nn.ModuleList(ResnetBlock(a, b, norm_groups) for a, b in pairwise(widths))
-        self.attn = nn.ModuleList(AttnBlock(channels, norm_groups) for _ in range(num_blocks if attend else 0))
+        self.attn = nn.ModuleList(
+            AttnBlock(channels, norm_groups) for _ in range(num_blocks if attend else 0)
+        )
         if downsample:
             self.downsample = Downsample(channels)
         if upsample:
@@ -152,10 +168,16 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         resolution, channels = arch.resolution // arch.patch_size, arch.ch
         for i, mult in enumerate(arch.ch_mult):
-            self.down.append(Level(
-                channels, arch.ch * mult, arch.num_res_blocks, arch.norm_groups,
-                attend=resolution in arch.attn_resolutions, downsample=i != len(arch.ch_mult) - 1,
-            ))
+            self.down.append(
+                Level(
+                    channels,
+                    arch.ch * mult,
+                    arch.num_res_blocks,
+                    arch.norm_groups,
+                    attend=resolution in arch.attn_resolutions,
+                    downsample=i != len(arch.ch_mult) - 1,
+                )
+            )
             channels, resolution = arch.ch * mult, resolution // 2
         self.mid = Middle(channels, arch.norm_groups)
         self.norm_out = group_norm(channels, arch.norm_groups)
@@ -187,10 +209,17 @@ class Decoder(nn.Module):
         self.mid = Middle(channels, arch.norm_groups)
         self.up = nn.ModuleList()
         for i in reversed(range(num_levels)):
-            self.up.insert(0, Level(
-                channels, arch.ch * arch.ch_mult[i], arch.num_res_blocks + 1, arch.norm_groups,
-                attend=resolution in arch.attn_resolutions, upsample=i != 0,
-            ))
+            self.up.insert(
+                0,
+                Level(
+                    channels,
+                    arch.ch * arch.ch_mult[i],
+                    arch.num_res_blocks + 1,
+                    arch.norm_groups,
+                    attend=resolution in arch.attn_resolutions,
+                    upsample=i != 0,
+                ),
+            )
             channels, resolution = arch.ch * arch.ch_mult[i], resolution * 2
         self.norm_out = group_norm(channels, arch.norm_groups)
         self.conv_out = nn.Conv2d(channels, 3 * arch.patch_size**2, 3, padding=1)
@@ -208,7 +237,8 @@ class Quantized:
     """What the quantiser returns.
 
     `z_q_BDYX`: quantised features, fp32; the gradient passes straight through to the encoder.
-    `codes_BYX`: int64 indices in [0, K). `loss`: codebook and commitment loss, a scalar (mean over elements).
+    `codes_BYX`: int64 indices in [0, K). `loss`: codebook and commitment loss, a scalar (mean over
+    elements).
     """
 
     z_q_BDYX: Tensor
@@ -219,10 +249,11 @@ class Quantized:
 class VectorQuantizer(nn.Module):
     """Nearest codebook entry by squared L2 distance, straight-through gradient; always fp32.
 
-    With `l2_normalize` features and entries are projected on the unit sphere first (ViT-VQGAN, LlamaGen). With
-    `learn_codebook=False` the entries get no gradient: the trainer moves them by exponential moving averages.
-    Loss: ||z_q - sg(z)||^2 + beta * ||sg(z_q) - z||^2 (VQ-VAE, eq. 3). taming's "legacy" code has beta on the other
-    term by a known bug; that matters to training only, not to checkpoints.
+    With `l2_normalize` features and entries are projected on the unit sphere first (ViT-VQGAN,
+    LlamaGen). With `learn_codebook=False` the entries get no gradient: the trainer moves them by
+    exponential moving averages. Loss: ||z_q - sg(z)||^2 + beta * ||sg(z_q) - z||^2 (VQ-VAE, eq. 3).
+    taming's "legacy" code has beta on the other term by a known bug; that matters to training only,
+    not to checkpoints.
     """
 
     def __init__(self, codebook_size: int, embed_dim: int, beta: float, l2_normalize: bool) -> None:
@@ -238,7 +269,8 @@ class VectorQuantizer(nn.Module):
         return F.normalize(weight_KD, dim=-1) if self.l2_normalize else weight_KD
 
     def nearest(self, z_ND: Tensor, codebook_KD: Tensor) -> Tensor:
-        """Index of the nearest entry for each row, [N] int64. ||z||^2 is left out: it is the same for all entries."""
+        """Index of the nearest entry for each row, [N] int64. ||z||^2 is left out: it is the same
+        for all entries."""
         distance_NK = torch.addmm((codebook_KD**2).sum(1), z_ND, codebook_KD.t(), alpha=-2.0)
         return distance_NK.argmin(dim=1)
 
@@ -265,7 +297,8 @@ class VectorQuantizer(nn.Module):
 
 
 class VQModel(nn.Module):
-    """Encoder, 1x1 `quant_conv`, quantiser, 1x1 `post_quant_conv`, decoder: taming's VQModel, key for key."""
+    """Encoder, 1x1 `quant_conv`, quantiser, 1x1 `post_quant_conv`, decoder: taming's VQModel, key
+    for key."""
 
     def __init__(self, arch: VQGANArchitecture) -> None:
         super().__init__()
@@ -298,6 +331,7 @@ class VQModel(nn.Module):
         return self.decode_features(self.quantize.lookup(codes_BYX))
 
     def forward(self, pixels_BCHW: Tensor) -> tuple[Tensor, Quantized]:
-        """Reconstruct: pixels in [-1, 1] [B, 3, H, W] -> (reconstruction of that shape, quantiser output)."""
+        """Reconstruct: pixels in [-1, 1] [B, 3, H, W] -> (reconstruction of that shape, quantiser
+        output)."""
         quantized = self.quantize(self.features(pixels_BCHW))
         return self.decode_features(quantized.z_q_BDYX), quantized

@@ -1,6 +1,7 @@
 """`VQGANTokenizer`: the VQGAN network behind the framework's interface of image tokenizers.
 
-Shape legend: N pictures, H W pixels, C channels, Y X code grid, c = Y * X codes of a picture, K codebook entries.
+Shape legend: N pictures, H W pixels, C channels, Y X code grid, c = Y * X codes of a picture, K
+codebook entries.
 """
 
 from __future__ import annotations
@@ -29,8 +30,11 @@ SAVED = "model.safetensors"
 
 
 def to_input(pixels_NHWC: PixelArray) -> Tensor:
-    """Pictures uint8 [N, H, W, 3] to the network's input, fp32 [N, 3, H, W] in [-1, 1], channels-last."""
-    pixels_NCHW = torch.from_numpy(np.require(pixels_NHWC, requirements=["C", "W"])).permute(0, 3, 1, 2)
+    """Pictures uint8 [N, H, W, 3] to the network's input, fp32 [N, 3, H, W] in [-1, 1],
+    channels-last."""
+    pixels_NCHW = torch.from_numpy(np.require(pixels_NHWC, requirements=["C", "W"])).permute(
+        0, 3, 1, 2
+    )
     return (pixels_NCHW.float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
 
 
@@ -67,10 +71,12 @@ class VQGANTokenizer(ImageTokenizer):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over what gives codes their meaning: the shape, and every weight of encoder and codebook.
+        """SHA-256 over what gives codes their meaning: the shape, and every weight of encoder and
+        codebook.
 
-        The weights that only draw (`decoder`, `post_quant_conv`) are left out: training them further on frozen codes
-        makes better pictures of the same codes, and need not invalidate code caches and decoders.
+        The weights that only draw (`decoder`, `post_quant_conv`) are left out: training them
+        further on frozen codes makes better pictures of the same codes, and need not invalidate
+        code caches and decoders.
         """
         if self._fingerprint is None:
             digest = hashlib.sha256(json.dumps(asdict(self.model.arch), sort_keys=True).encode())
@@ -89,7 +95,10 @@ class VQGANTokenizer(ImageTokenizer):
     @torch.inference_mode()
     def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
         batches = [
-            self.model.encode(to_input(pixels_NHWC[i : i + self._batch_size])).flatten(1).to(torch.int32).numpy()
+            self.model.encode(to_input(pixels_NHWC[i : i + self._batch_size]))
+            .flatten(1)
+            .to(torch.int32)
+            .numpy()
             for i in range(0, len(pixels_NHWC), self._batch_size)
         ]
         rows, columns = self.grid
@@ -105,7 +114,8 @@ class VQGANTokenizer(ImageTokenizer):
         return np.concatenate(batches) if batches else np.zeros((0, *self.image_size, 3), np.uint8)
 
     def save(self, folder: Path) -> None:
-        """Write the weights, unless they are bundled: exactly these, as fp16 where that loses nothing (training stores fp16)."""
+        """Write the weights, unless they are bundled: exactly these, as fp16 where that loses
+        nothing (training stores fp16)."""
         if self.bundled:
             return
         state = self.model.state_dict()
@@ -114,54 +124,82 @@ class VQGANTokenizer(ImageTokenizer):
         save_weights(folder / SAVED, self.model.arch, state, half=half)
 
     def codebook(self) -> Tensor:
-        """The code vectors, fp32 [K, embed_dim]; on the unit sphere when the network compares there."""
+        """The code vectors, fp32 [K, embed_dim]; on the unit sphere when the network compares
+        there."""
         return self.model.quantize.entries().detach().clone()
 
 
 def weights_file(weights: str) -> Path:
-    """The path that a recipe's `weights` means; raises `CheckpointError` for an unknown bundled name."""
+    """The path that a recipe's `weights` means; raises `CheckpointError` for an unknown bundled
+    name."""
     if not weights.startswith(BUNDLED):
         return Path(weights).expanduser()
     assets, name = Path(__file__).parent / "assets", weights.removeprefix(BUNDLED)
     known = sorted(path.parent.name for path in assets.glob("*/model.safetensors"))
     if name not in known:
-        raise CheckpointError(f"image_tokenizer.weights={weights}", "no such bundled tokenizer",
-                              f"bundled: {', '.join(known) or 'none'}; or give a path")
+        raise CheckpointError(
+            f"image_tokenizer.weights={weights}",
+            "no such bundled tokenizer",
+            f"bundled: {', '.join(known) or 'none'}; or give a path",
+        )
     return assets / name / "model.safetensors"
 
 
 def build_tokenizer(config: VQGANConfig) -> VQGANTokenizer:
     """The tokenizer that a recipe describes, its weights loaded.
 
-    Raises `CheckpointError` when there are no weights, they can't be read, or they are of another shape or hash.
+    Raises `CheckpointError` when there are no weights, they can't be read, or they are of another
+    shape or hash.
     """
     if config.weights is None:
-        raise CheckpointError("image_tokenizer.weights", "is null: there are no weights to use",
-                              "train some with `cm3 tokenizer train-image`, then set image_tokenizer.weights to the file")
+        raise CheckpointError(
+            "image_tokenizer.weights",
+            "is null: there are no weights to use",
+            "train some with `cm3 tokenizer train-image`, then set image_tokenizer.weights to "
+            "the file",
+        )
     path = weights_file(config.weights)
     arch, state = load_weights(path)
     if config.weights_sha256 is not None and (found := sha256_file(path)) != config.weights_sha256:
-        raise CheckpointError(str(path), f"its SHA-256 is {found}, the recipe expects {config.weights_sha256}",
-                              "give the right file, or correct image_tokenizer.weights_sha256")
+        raise CheckpointError(
+            str(path),
+            f"its SHA-256 is {found}, the recipe expects {config.weights_sha256}",
+            "give the right file, or correct image_tokenizer.weights_sha256",
+        )
     arch = _at_resolution(arch, config.architecture, path)
-    return VQGANTokenizer(build_model(arch, state, str(path)), bundled=config.weights.startswith(BUNDLED))
+    return VQGANTokenizer(
+        build_model(arch, state, str(path)), bundled=config.weights.startswith(BUNDLED)
+    )
 
 
 def load_tokenizer(config: VQGANConfig, folder: Path) -> VQGANTokenizer:
-    """The tokenizer that `VQGANTokenizer.save` wrote; raises `CheckpointError` when the file is damaged or of another shape."""
+    """The tokenizer that `VQGANTokenizer.save` wrote; raises `CheckpointError` when the file is
+    damaged or of another shape."""
     path = folder / SAVED
     arch, state = load_weights(path)
-    return VQGANTokenizer(build_model(_at_resolution(arch, config.architecture, path), state, str(path)))
+    return VQGANTokenizer(
+        build_model(_at_resolution(arch, config.architecture, path), state, str(path))
+    )
 
 
-def _at_resolution(stored: VQGANArchitecture, wanted: VQGANArchitecture, path: Path) -> VQGANArchitecture:
-    """The stored shape at the resolution that is wanted: convolutions and attention don't care, unless `attn_resolutions` says
-    at which size there is attention. Raises `CheckpointError` when anything else differs."""
+def _at_resolution(
+    stored: VQGANArchitecture, wanted: VQGANArchitecture, path: Path
+) -> VQGANArchitecture:
+    """The stored shape at the resolution that is wanted: convolutions and attention don't care,
+    unless `attn_resolutions` says at which size there is attention. Raises `CheckpointError` when
+    anything else differs."""
     if not stored.attn_resolutions:
         stored = replace(stored, resolution=wanted.resolution)
     given, found = asdict(wanted), asdict(stored)
-    differing = [f"{key} is {found[key]} there and {given[key]} in the recipe" for key in given if given[key] != found[key]]
+    differing = [
+        f"{key} is {found[key]} there and {given[key]} in the recipe"
+        for key in given
+        if given[key] != found[key]
+    ]
     if differing:
-        raise CheckpointError(str(path), "weights of another shape: " + ", ".join(differing),
-                              "set these keys of image_tokenizer, or give other weights")
+        raise CheckpointError(
+            str(path),
+            "weights of another shape: " + ", ".join(differing),
+            "set these keys of image_tokenizer, or give other weights",
+        )
     return stored

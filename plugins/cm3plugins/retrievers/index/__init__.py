@@ -1,4 +1,5 @@
-"""Vector indexes: which rows have the largest inner product with a query. For retrievers, behind one interface.
+"""Vector indexes: which rows have the largest inner product with a query. For retrievers, behind
+one interface.
 
     options.py        the recipe's keys; light
     base.py           the interface

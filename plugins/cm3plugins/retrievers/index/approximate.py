@@ -1,8 +1,10 @@
-"""What approximate engines share: exact ranking of their candidates, and how the setting of a search is chosen.
+"""What approximate engines share: exact ranking of their candidates, and how the setting of a
+search is chosen.
 
-An engine's own scores come from shortened vectors. Ranking some more candidates than are wanted by the vectors themselves makes
-scores exact (thresholds mean the same with every index) and repairs most of what shortening confuses, above all for queries that
-are unlike the documents, as texts are beside averages of text and picture.
+An engine's own scores come from shortened vectors. Ranking some more candidates than are wanted by
+the vectors themselves makes scores exact (thresholds mean the same with every index) and repairs
+most of what shortening confuses, above all for queries that are unlike the documents, as texts are
+beside averages of text and picture.
 
 Legend: Q queries, W results a query, C candidates a query, M rows, E dimension.
 """
@@ -25,16 +27,19 @@ if TYPE_CHECKING:
 
 #: Bytes of vectors that are added at once.
 BLOCK_BYTES = 64 << 20
-#: The setting of a search is the least of those tried with which `WANTED` of the `NEAREST` others of `NUM_MEASURED` documents of
-#: the bank are found; then doubled: queries of one modality lie farther from the documents than documents from each other.
+#: The setting of a search is the least of those tried with which `WANTED` of the `NEAREST` others
+#: of `NUM_MEASURED` documents of the bank are found; then doubled: queries of one modality lie
+#: farther from the documents than documents from each other.
 WANTED, NEAREST, NUM_MEASURED, MARGIN = 0.99, 4, 256, 2
-#: Beyond this nothing more is tried; a recall so near to the best is as good; scores so near to each other are equal (a bank may
-#: hold the same many times, and which of them is found is no matter).
+#: Beyond this nothing more is tried; a recall so near to the best is as good; scores so near to
+#: each other are equal (a bank may hold the same many times, and which of them is found is no
+#: matter).
 MOST_TRIED, LEAST_GAIN, TIE = 1024, 0.002, 1e-6
 
 
 class Engine(ABC):
-    """How an approximate index over rows is built, written, read and searched. The index itself is its own object ("native").
+    """How an approximate index over rows is built, written, read and searched. The index itself is
+    its own object ("native").
 
     Args:
         vectors: M rows, M >= 1.
@@ -75,8 +80,11 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def candidates(self, native: Any, setting: int, queries_QE: FloatArray, number: int) -> RowArray:
-        """The best rows [Q, number] by its own scores, in any order, none twice in a query; -1 where there are no more."""
+    def candidates(
+        self, native: Any, setting: int, queries_QE: FloatArray, number: int
+    ) -> RowArray:
+        """The best rows [Q, number] by its own scores, in any order, none twice in a query; -1
+        where there are no more."""
 
     @abstractmethod
     def write(self, native: Any, path: Path) -> None:
@@ -84,26 +92,36 @@ class Engine(ABC):
 
     @abstractmethod
     def read(self, path: Path) -> Any:
-        """From a file, memory-mapped. Raises `RuntimeError` or `ValueError` when it is damaged or of another type."""
+        """From a file, memory-mapped. Raises `RuntimeError` or `ValueError` when it is damaged or
+        of another type."""
 
     def measured_setting(self, native: Any, num_candidates: int) -> int:
         """The setting of a search, see `WANTED`."""
         if len(self.vectors) < 2:
             return self.least_setting
-        queries_QE = self.vectors.take(np.unique(np.linspace(0, len(self.vectors) - 1, NUM_MEASURED).astype(np.int64)))
-        width = min(NEAREST + 1, len(self.vectors))  # one of them is the document itself, or its equal
+        queries_QE = self.vectors.take(
+            np.unique(np.linspace(0, len(self.vectors) - 1, NUM_MEASURED).astype(np.int64))
+        )
+        # one of them is the document itself, or its equal
+        width = min(NEAREST + 1, len(self.vectors))
         least_Q1 = FlatIndex(self.vectors).search(queries_QE, width)[0][:, -1:] - TIE
         recalls: dict[int, float] = {}
         setting = min(self.least_setting, self.most_setting)
         while True:
-            found_QW = ApproximateIndex(self, native, setting, num_candidates).search(queries_QE, width)[0]
+            found_QW = ApproximateIndex(self, native, setting, num_candidates).search(
+                queries_QE, width
+            )[0]
             recalls[setting] = 1 - float((found_QW < least_Q1).mean()) * width / (width - 1)
             if recalls[setting] >= WANTED or setting >= min(self.most_setting, MOST_TRIED):
                 break
             setting = min(2 * setting, self.most_setting)
-        # Shortened vectors may stay below the target with any setting: then the least that comes near the best.
+        # Shortened vectors may stay below the target with any setting: then the least that comes
+        # near the best.
         enough = min(WANTED, max(recalls.values()) - LEAST_GAIN)
-        return min(self.most_setting, MARGIN * min(setting for setting, recall in recalls.items() if recall >= enough))
+        return min(
+            self.most_setting,
+            MARGIN * min(setting for setting, recall in recalls.items() if recall >= enough),
+        )
 
 
 class ApproximateIndex(VectorIndex):
@@ -113,8 +131,8 @@ class ApproximateIndex(VectorIndex):
         engine: finds them.
         native: its index.
         setting: of its searches.
-        num_candidates: C at least. It is the same for all widths up to half of it, so that the first results don't depend on
-            the width.
+        num_candidates: C at least. It is the same for all widths up to half of it, so that the
+            first results don't depend on the width.
     """
 
     def __init__(self, engine: Engine, native: Any, setting: int, num_candidates: int) -> None:
@@ -139,10 +157,16 @@ class ApproximateIndex(VectorIndex):
         scores_QC, of_part_QC = np.empty((2, *rows_QC.shape), np.float32)
         start = 0
         with faiss_calls(queries_QE.shape[1]) as faiss:
-            for part_mE in self.vectors.parts:  # faiss reads the rows where they lie; what is below 0 is of another part
-                own_QC = np.where((rows_QC >= start) & (rows_QC < start + len(part_mE)), rows_QC - start, NO_ROW)
-                faiss.fvec_inner_products_by_idx(*map(faiss.swig_ptr, (of_part_QC, queries_QE, np.asarray(part_mE), own_QC)),
-                                                 queries_QE.shape[1], *rows_QC.shape)
+            # faiss reads the rows where they lie; what is below 0 is of another part
+            for part_mE in self.vectors.parts:
+                own_QC = np.where(
+                    (rows_QC >= start) & (rows_QC < start + len(part_mE)), rows_QC - start, NO_ROW
+                )
+                faiss.fvec_inner_products_by_idx(
+                    *map(faiss.swig_ptr, (of_part_QC, queries_QE, np.asarray(part_mE), own_QC)),
+                    queries_QE.shape[1],
+                    *rows_QC.shape,
+                )
                 np.copyto(scores_QC, of_part_QC, where=own_QC != NO_ROW)
                 start += len(part_mE)
         return best(scores_QC, rows_QC, width)
@@ -152,5 +176,8 @@ def check_finite(vectors_nE: FloatArray, rows_n: RowArray) -> None:
     """Raise `DataError` for the first row that holds NaN or infinity."""
     finite_n = np.isfinite(vectors_nE).all(1)
     if not finite_n.all():
-        raise DataError(f"document {rows_n[np.argmin(finite_n)]} of the memory", "its vector holds NaN or infinity",
-                        "remove it (cm3 memory remove), or build the bank again")
+        raise DataError(
+            f"document {rows_n[np.argmin(finite_n)]} of the memory",
+            "its vector holds NaN or infinity",
+            "remove it (cm3 memory remove), or build the bank again",
+        )

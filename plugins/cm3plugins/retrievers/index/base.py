@@ -56,7 +56,8 @@ class VectorIndex(ABC):
             width: W, results a query; 0 or more.
 
         Returns:
-            scores float32 [Q, W], inner products, best first, and rows int64 [Q, W]; minus infinity and `NO_ROW` behind the last.
+            scores float32 [Q, W], inner products, best first, and rows int64 [Q, W]; minus infinity
+            and `NO_ROW` behind the last.
 
         Raises:
             DataError: a query holds NaN or infinity.
@@ -66,8 +67,11 @@ class VectorIndex(ABC):
         assert width >= 0
         finite_Q = np.isfinite(queries_QE).all(1)
         if not finite_Q.all():
-            raise DataError(f"query {int(np.argmin(finite_Q))}", "its vector holds NaN or infinity",
-                            "check the embedder's weights")
+            raise DataError(
+                f"query {int(np.argmin(finite_Q))}",
+                "its vector holds NaN or infinity",
+                "check the embedder's weights",
+            )
         scores_QW = np.full((len(queries_QE), width), -np.inf, np.float32)
         rows_QW = np.full(scores_QW.shape, NO_ROW, np.int64)
         reached = min(width, self.num_rows)
@@ -81,7 +85,8 @@ class VectorIndex(ABC):
 
 
 def best(scores_QC: FloatArray, rows_QC: RowArray, width: int) -> tuple[FloatArray, RowArray]:
-    """The `width` best of the candidates of each query, best first, equal scores by row; those without a row last.
+    """The `width` best of the candidates of each query, best first, equal scores by row; those
+    without a row last.
 
     >>> best(np.array([[1, 3, 3, 9]], np.float32), np.array([[5, 7, 6, -1]]), 3)
     (array([[3., 3., 1.]], dtype=float32), array([[6, 7, 5]]))

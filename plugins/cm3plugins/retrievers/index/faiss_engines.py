@@ -4,8 +4,8 @@
     pq      k-means lists, product-quantised: a byte for 8 numbers (IndexIVFPQ; Jegou et al. 2011)
     hnsw    a graph over vectors of 8 bits a number (IndexHNSWSQ; Malkov and Yashunin 2016)
 
-Memory while building: the index itself, a block of vectors, and a sample of at most `SAMPLE_BYTES` to learn from, twice (faiss
-copies it).
+Memory while building: the index itself, a block of vectors, and a sample of at most `SAMPLE_BYTES`
+to learn from, twice (faiss copies it).
 
 Legend: Q queries, C candidates a query, M rows, E dimension, S sampled rows.
 """
@@ -28,9 +28,11 @@ from cm3plugins.retrievers.index.threads import faiss_calls
 SAMPLE_BYTES = 256 << 20
 #: Rows to learn from for each k-means list, where there are so many; more hardly change the lists.
 ROWS_PER_LIST = 64
-#: A byte of a PQ code stands for so many numbers; its 256 values need as many rows to be learnt from.
+#: A byte of a PQ code stands for so many numbers; its 256 values need as many rows to be learnt
+#: from.
 NUMBERS_PER_BYTE, CODE_VALUES = 8, 256
-#: Links of a node of the graph (twice as many in its lowest layer), and nodes kept open while it is built.
+#: Links of a node of the graph (twice as many in its lowest layer), and nodes kept open while it is
+#: built.
 LINKS, CONSTRUCTION = 32, 80
 SEED = 20_240_229
 
@@ -58,7 +60,12 @@ class FaissEngine(Engine):
         sample_SE = self.vectors.take(sample_S)
         check_finite(sample_SE, sample_S)
         native = self.empty()
-        bar = tqdm(total=num_rows, desc=f"index {self.name}: learning", unit="document", disable=None if progress else True)
+        bar = tqdm(
+            total=num_rows,
+            desc=f"index {self.name}: learning",
+            unit="document",
+            disable=None if progress else True,
+        )
         with bar, faiss_calls(dimension):
             native.train(sample_SE)
             del sample_SE
@@ -69,10 +76,14 @@ class FaissEngine(Engine):
                 bar.update(len(block_nE))
         return native
 
-    def candidates(self, native: Any, setting: int, queries_QE: FloatArray, number: int) -> RowArray:
+    def candidates(
+        self, native: Any, setting: int, queries_QE: FloatArray, number: int
+    ) -> RowArray:
         """By faiss's scores of its shortened vectors."""
         with faiss_calls(self.vectors.dimension):
-            rows_QC: RowArray = native.search(queries_QE, number, params=self.parameters(setting))[1]
+            rows_QC: RowArray = native.search(queries_QE, number, params=self.parameters(setting))[
+                1
+            ]
         return rows_QC
 
     def write(self, native: Any, path: Path) -> None:
@@ -83,7 +94,10 @@ class FaissEngine(Engine):
         """Memory-mapped."""
         faiss = _faiss()
         native = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-        if type(native).__name__ != self.native_class or (native.ntotal, native.d) != self.vectors.shape:
+        if (
+            type(native).__name__ != self.native_class
+            or (native.ntotal, native.d) != self.vectors.shape
+        ):
             raise ValueError(f"holds a {type(native).__name__} of {native.ntotal} rows")
         return native
 
@@ -116,9 +130,13 @@ class IVFEngine(FaissEngine):
     def empty(self) -> Any:
         """Learns from what it is given, all of it."""
         faiss = _faiss()
-        native = faiss.index_factory(self.vectors.dimension, f"IVF{num_lists(len(self.vectors))},{self._codec}",
-                                     faiss.METRIC_INNER_PRODUCT)
-        native.cp.min_points_per_centroid = 1  # faiss warns below 39; the size of the sample is chosen
+        native = faiss.index_factory(
+            self.vectors.dimension,
+            f"IVF{num_lists(len(self.vectors))},{self._codec}",
+            faiss.METRIC_INNER_PRODUCT,
+        )
+        # faiss warns below 39; the size of the sample is chosen
+        native.cp.min_points_per_centroid = 1
         native.cp.max_points_per_centroid = 2 * max(ROWS_PER_LIST, CODE_VALUES)
         return native
 
@@ -147,14 +165,17 @@ class PQEngine(IVFEngine):
 
     @property
     def _codec(self) -> str:
-        return f"PQ{self._row_bytes}np"  # "np": no polysemous training: seconds a byte, for Hamming distances only
+        # "np": no polysemous training: seconds a byte, for Hamming distances only
+        return f"PQ{self._row_bytes}np"
 
     def empty(self) -> Any:
         """Raises `RecipeError` where there are too few rows to learn codes from."""
         if len(self.vectors) < CODE_VALUES:
-            raise RecipeError("retriever.index",
-                              f"'pq' needs {CODE_VALUES} documents or more, the memory has {len(self.vectors)}",
-                              "use index=auto, which searches so few exactly")
+            raise RecipeError(
+                "retriever.index",
+                f"'pq' needs {CODE_VALUES} documents or more, the memory has {len(self.vectors)}",
+                "use index=auto, which searches so few exactly",
+            )
         native = super().empty()
         native.pq.cp.min_points_per_centroid = 1
         return native
@@ -184,7 +205,9 @@ class HNSWEngine(FaissEngine):
     def empty(self) -> Any:
         """A graph without nodes."""
         faiss = _faiss()
-        native = faiss.IndexHNSWSQ(self.vectors.dimension, faiss.ScalarQuantizer.QT_8bit, LINKS, faiss.METRIC_INNER_PRODUCT)
+        native = faiss.IndexHNSWSQ(
+            self.vectors.dimension, faiss.ScalarQuantizer.QT_8bit, LINKS, faiss.METRIC_INNER_PRODUCT
+        )
         native.hnsw.efConstruction = CONSTRUCTION
         return native
 
@@ -193,7 +216,9 @@ class HNSWEngine(FaissEngine):
         return _faiss().SearchParametersHNSW(efSearch=setting)
 
 
-ENGINES: dict[str, type[FaissEngine]] = {engine.name: engine for engine in (IVFEngine, HNSWEngine, PQEngine)}
+ENGINES: dict[str, type[FaissEngine]] = {
+    engine.name: engine for engine in (IVFEngine, HNSWEngine, PQEngine)
+}
 
 
 def _faiss() -> Any:
@@ -204,7 +229,8 @@ def _faiss() -> Any:
 
 
 def num_lists(num_rows: int) -> int:
-    """k-means lists of a bank: about 2 sqrt(M), so that choosing lists costs about as much as looking into some of them.
+    """k-means lists of a bank: about 2 sqrt(M), so that choosing lists costs about as much as
+    looking into some of them.
 
     >>> num_lists(1_000_000), num_lists(100), num_lists(1)
     (2000, 1, 1)
@@ -218,4 +244,8 @@ def code_bytes(dimension: int) -> int:
     >>> code_bytes(512), code_bytes(100), code_bytes(7)
     (64, 10, 1)
     """
-    return next(number for number in range(max(1, dimension // NUMBERS_PER_BYTE), 0, -1) if dimension % number == 0)
+    return next(
+        number
+        for number in range(max(1, dimension // NUMBERS_PER_BYTE), 0, -1)
+        if dimension % number == 0
+    )

@@ -29,7 +29,9 @@ class FlatIndex(VectorIndex):
         for part_mE in self.vectors.parts:
             if len(part_mE):
                 with faiss_calls(self.vectors.dimension) as faiss:
-                    of_part = faiss.knn(queries_QE, part_mE, min(width, len(part_mE)), faiss.METRIC_INNER_PRODUCT)
+                    of_part = faiss.knn(
+                        queries_QE, part_mE, min(width, len(part_mE)), faiss.METRIC_INNER_PRODUCT
+                    )
                 scores.append(of_part[0])
                 # A row with NaN is never found, and leaves a place empty.
                 rows.append(np.where(of_part[1] == NO_ROW, NO_ROW, of_part[1] + start))

@@ -4,9 +4,10 @@
     <folder>/vectors.index    the engine's own file
     <folder>/lock             held while building
 
-The manifest is removed before the file is written and written after it, both atomically: a killed build leaves no manifest, and
-the next one starts again. Opening compares the file's size and time with the manifest's, and hashes the file only where the time
-differs (a copied bank), so that a memory-mapped index is not read whole.
+The manifest is removed before the file is written and written after it, both atomically: a killed
+build leaves no manifest, and the next one starts again. Opening compares the file's size and time
+with the manifest's, and hashes the file only where the time differs (a copied bank), so that a
+memory-mapped index is not read whole.
 """
 
 from __future__ import annotations
@@ -55,11 +56,17 @@ class IndexManifest:
 
 
 class _NotUsable(Exception):
-    """The index must be built again; the message says why, and is empty where there simply is none."""
+    """The index must be built again; the message says why, and is empty where there simply is
+    none."""
 
 
-def kept_index(folder: Path, fingerprint: str, built: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]],
-               load: Callable[[Path, Mapping[str, Any]], T]) -> T:
+def kept_index(
+    folder: Path,
+    fingerprint: str,
+    built: Mapping[str, Any],
+    build: Callable[[Path], Mapping[str, Any]],
+    load: Callable[[Path, Mapping[str, Any]], T],
+) -> T:
     """The index in `folder`, built where there is none that fits. Processes wait for each other.
 
     Args:
@@ -67,36 +74,54 @@ def kept_index(folder: Path, fingerprint: str, built: Mapping[str, Any], build: 
         fingerprint: of the vectors.
         built: all that decides the index besides, as JSON knows it.
         build: writes the index's file; returns what it measured, for `load`.
-        load: (file, what `build` measured) -> the index; raises `RuntimeError` or `ValueError` when the file is damaged.
+        load: (file, what `build` measured) -> the index; raises `RuntimeError` or `ValueError` when
+            the file is damaged.
 
     Raises:
-        DataError: the folder holds something else, an index of a newer format, or a file that was put there after the
-            manifest was written.
+        DataError: the folder holds something else, an index of a newer format, or a file that was
+            put there after the manifest was written.
         FileError: nothing can be written there.
     """
-    with contextlib.suppress(_NotUsable, DataError):  # looked at again behind the lock: another process may be building
+    # looked at again behind the lock: another process may be building
+    with contextlib.suppress(_NotUsable, DataError):
         return _load(folder, fingerprint, built, load)
     check_writable(folder, folder=True)
     make_folder(folder)
     with (folder / LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            return _load(folder, fingerprint, built, load)  # another process may have built it meanwhile
+            # another process may have built it meanwhile
+            return _load(folder, fingerprint, built, load)
         except _NotUsable as reason:
             if str(reason):
                 tqdm.write(f"note: the index {folder} is built again: {reason}", file=sys.stderr)
         (folder / MANIFEST).unlink(missing_ok=True)
-        for left_behind in folder.glob(f".{FILE}.*"):  # by a build that was killed; who holds the lock is the only one
+        # by a build that was killed; who holds the lock is the only one
+        for left_behind in folder.glob(f".{FILE}.*"):
             left_behind.unlink()
         with atomic_path(folder / FILE) as temporary:
             measured = dict(build(temporary))
         status = (folder / FILE).stat()
-        _write(folder, IndexManifest(fingerprint, dict(built), measured, status.st_size, sha256_file(folder / FILE),
-                                     status.st_mtime_ns))
+        _write(
+            folder,
+            IndexManifest(
+                fingerprint,
+                dict(built),
+                measured,
+                status.st_size,
+                sha256_file(folder / FILE),
+                status.st_mtime_ns,
+            ),
+        )
         return load(folder / FILE, measured)
 
 
-def _load(folder: Path, fingerprint: str, built: Mapping[str, Any], load: Callable[[Path, Mapping[str, Any]], T]) -> T:
+def _load(
+    folder: Path,
+    fingerprint: str,
+    built: Mapping[str, Any],
+    load: Callable[[Path, Mapping[str, Any]], T],
+) -> T:
     manifest = _manifest(folder)
     if manifest.fingerprint != fingerprint:
         raise _NotUsable("the bank has changed since")
@@ -106,7 +131,9 @@ def _load(folder: Path, fingerprint: str, built: Mapping[str, Any], load: Callab
     try:
         return load(folder / FILE, manifest.measured)
     except (RuntimeError, ValueError, KeyError) as error:
-        raise _NotUsable(f"its file can't be read ({(str(error).strip().splitlines() or [''])[-1][:200]})") from error
+        raise _NotUsable(
+            f"its file can't be read ({(str(error).strip().splitlines() or [''])[-1][:200]})"
+        ) from error
 
 
 def _manifest(folder: Path) -> IndexManifest:
@@ -118,12 +145,22 @@ def _manifest(folder: Path) -> IndexManifest:
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8
         raise _NotUsable("its manifest is damaged") from error
     if not isinstance(values, dict) or values.get("kind") != KIND:
-        raise DataError(str(path), "is no manifest of an index", f"move it away; an index is then built in {folder}")
+        raise DataError(
+            str(path),
+            "is no manifest of an index",
+            f"move it away; an index is then built in {folder}",
+        )
     if values.get("format") != FORMAT:
-        raise DataError(str(path), f"has the format {values.get('format')!r}, this version reads {FORMAT}",
-                        f"use the cm3leon that wrote it, or delete the folder {folder}: the index is built again")
+        raise DataError(
+            str(path),
+            f"has the format {values.get('format')!r}, this version reads {FORMAT}",
+            f"use the cm3leon that wrote it, or delete the folder {folder}: the index is built "
+            "again",
+        )
     example = asdict(IndexManifest("", {}, {}, 0, "", 0))
-    if values.keys() != example.keys() or any(type(values[name]) is not type(example[name]) for name in example):
+    if values.keys() != example.keys() or any(
+        type(values[name]) is not type(example[name]) for name in example
+    ):
         raise _NotUsable("its manifest is damaged")
     return IndexManifest(**values)
 
@@ -141,10 +178,15 @@ def _check_file(folder: Path, manifest: IndexManifest) -> None:
         return
     if status.st_size != manifest.num_bytes or sha256_file(path) != manifest.sha256:
         if status.st_mtime_ns > manifest.modified_ns:
-            raise DataError(str(path), "is newer than its manifest, and not the index that this describes",
-                            f"put the index back that belongs there, or delete the folder {folder}: it is built again")
+            raise DataError(
+                str(path),
+                "is newer than its manifest, and not the index that this describes",
+                f"put the index back that belongs there, or delete the folder {folder}: it is "
+                "built again",
+            )
         raise _NotUsable("its file is damaged")
-    with contextlib.suppress(FileError):  # a copy: hashed once, or each time where nothing can be written
+    # a copy: hashed once, or each time where nothing can be written
+    with contextlib.suppress(FileError):
         _write(folder, replace(manifest, modified_ns=status.st_mtime_ns))
 
 

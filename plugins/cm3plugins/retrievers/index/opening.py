@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from cm3core.bank import VectorRows
     from cm3plugins.retrievers.index.approximate import Engine
 
-#: "auto" is flat up to so many numbers (documents x dimension): about 5 ms a query on one core of an AMD EPYC (measured).
+#: "auto" is flat up to so many numbers (documents x dimension): about 5 ms a query on one core of
+#: an AMD EPYC (measured).
 FLAT_NUMBERS = 32_000_000
 
 
@@ -36,15 +37,23 @@ def chosen_index(options: IndexOptions, shape: tuple[int, int]) -> str:
     return options.index
 
 
-def open_index(vectors: VectorRows, options: IndexOptions, folder: Path | None = None, fingerprint: str | None = None, *,
-               progress: bool = True) -> VectorIndex:
+def open_index(
+    vectors: VectorRows,
+    options: IndexOptions,
+    folder: Path | None = None,
+    fingerprint: str | None = None,
+    *,
+    progress: bool = True,
+) -> VectorIndex:
     """The index that `options` choose over `vectors`.
 
     Args:
         vectors: M rows; they stay where they are, and must stay there.
         options: checked.
-        folder: where approximate indexes are kept, each type in a folder of its own; None: built in memory, each time.
-        fingerprint: of the vectors (a bank's own), by which a kept index knows them. None: they are hashed, which reads them all.
+        folder: where approximate indexes are kept, each type in a folder of its own; None: built in
+            memory, each time.
+        fingerprint: of the vectors (a bank's own), by which a kept index knows them. None: they are
+            hashed, which reads them all.
         progress: show a bar while building.
 
     Raises:
@@ -60,11 +69,20 @@ def open_index(vectors: VectorRows, options: IndexOptions, folder: Path | None =
 
     engine = ENGINES[name](vectors)
     setting = options.ef_search if engine.setting_key == "ef_search" else options.nprobe
-    return open_engine(engine, setting, options.num_candidates, folder, fingerprint, progress=progress)
+    return open_engine(
+        engine, setting, options.num_candidates, folder, fingerprint, progress=progress
+    )
 
 
-def open_engine(engine: Engine, setting: int | None, num_candidates: int, folder: Path | None = None,
-                fingerprint: str | None = None, *, progress: bool = True) -> VectorIndex:
+def open_engine(
+    engine: Engine,
+    setting: int | None,
+    num_candidates: int,
+    folder: Path | None = None,
+    fingerprint: str | None = None,
+    *,
+    progress: bool = True,
+) -> VectorIndex:
     """The index of an engine, from its folder where it is kept, else built.
 
     Args:
@@ -88,17 +106,33 @@ def open_engine(engine: Engine, setting: int | None, num_candidates: int, folder
         return measured
 
     def opened(native: Any, measured: Mapping[str, Any]) -> VectorIndex:
-        return ApproximateIndex(engine, native, int(measured["setting"]) if setting is None else setting, num_candidates)
+        return ApproximateIndex(
+            engine, native, int(measured["setting"]) if setting is None else setting, num_candidates
+        )
 
     if folder is not None:
         num_rows, dimension = engine.vectors.shape
-        built = {"engine": engine.name, "num_rows": num_rows, "dimension": dimension, "sizes": engine.sizes}
+        built = {
+            "engine": engine.name,
+            "num_rows": num_rows,
+            "dimension": dimension,
+            "sizes": engine.sizes,
+        }
         known = fingerprint or hash_of(engine.vectors)
         try:
-            return kept_index(folder / engine.name, known, built, build_file,
-                              lambda path, measured: opened(engine.read(path), measured))
+            return kept_index(
+                folder / engine.name,
+                known,
+                built,
+                build_file,
+                lambda path, measured: opened(engine.read(path), measured),
+            )
         except FileError as error:
-            tqdm.write(f"note: the index can't be kept and is built each time: {error.place} {error.cause}", file=sys.stderr)
+            tqdm.write(
+                f"note: the index can't be kept and is built each time: {error.place} "
+                f"{error.cause}",
+                file=sys.stderr,
+            )
     return opened(*build())
 
 

@@ -11,15 +11,19 @@ INDEX_TYPES = ("auto", "flat", "ivf", "pq", "hnsw")
 
 @dataclass(kw_only=True)
 class IndexOptions:
-    """How vectors are searched. The scores of results are exact with every index; approximate ones may miss results.
+    """How vectors are searched. The scores of results are exact with every index; approximate ones
+    may miss results.
 
     Args:
-        index: "flat" looks at every vector (exact); "ivf" at the nearest of some 2 sqrt(M) lists, of vectors of 8 bits a number;
-            "hnsw" walks a graph over such vectors (searches fast, builds slowly); "pq" is "ivf" with an eighth of the bytes.
-            "auto" is flat where a search takes some milliseconds, else ivf.
-        nprobe: lists that a search looks into, of ivf and pq. None: measured when the index is built.
+        index: "flat" looks at every vector (exact); "ivf" at the nearest of some 2 sqrt(M) lists,
+            of vectors of 8 bits a number; "hnsw" walks a graph over such vectors (searches fast,
+            builds slowly); "pq" is "ivf" with an eighth of the bytes. "auto" is flat where a search
+            takes some milliseconds, else ivf.
+        nprobe: lists that a search looks into, of ivf and pq. None: measured when the index is
+            built.
         ef_search: nodes that a search keeps open, of hnsw. None: measured when the index is built.
-        num_candidates: the best so many by the index's approximate scores are ranked by their exact ones.
+        num_candidates: the best so many by the index's approximate scores are ranked by their exact
+            ones.
     """
 
     index: str = "auto"
@@ -30,13 +34,25 @@ class IndexOptions:
     def check_index(self) -> None:
         """Refuse an unknown index, numbers below 1, and keys that the index named doesn't read."""
         if self.index not in INDEX_TYPES:
-            raise RecipeError("retriever.index", f"is {self.index!r}; {close_match(self.index, INDEX_TYPES)}", "use one of these")
-        for name, value, readers in (("nprobe", self.nprobe, ("ivf", "pq")), ("ef_search", self.ef_search, ("hnsw",)),
-                                     ("num_candidates", self.num_candidates, INDEX_TYPES)):
+            raise RecipeError(
+                "retriever.index",
+                f"is {self.index!r}; {close_match(self.index, INDEX_TYPES)}",
+                "use one of these",
+            )
+        for name, value, readers in (
+            ("nprobe", self.nprobe, ("ivf", "pq")),
+            ("ef_search", self.ef_search, ("hnsw",)),
+            ("num_candidates", self.num_candidates, INDEX_TYPES),
+        ):
             if value is None:
                 continue
             if value < 1:
-                raise RecipeError(f"retriever.{name}", f"is {value}", "use 1 or more, or leave it out")
+                raise RecipeError(
+                    f"retriever.{name}", f"is {value}", "use 1 or more, or leave it out"
+                )
             if self.index not in ("auto", *readers):
-                raise RecipeError(f"retriever.{name}", f"is set, and the index {self.index!r} doesn't read it",
-                                  f"leave it out, or use index={readers[0]}")
+                raise RecipeError(
+                    f"retriever.{name}",
+                    f"is set, and the index {self.index!r} doesn't read it",
+                    f"leave it out, or use index={readers[0]}",
+                )

@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 
-#: So many queries are searched by matrix products, fewer one by one (measured at 64 and 512 numbers a vector).
+#: So many queries are searched by matrix products, fewer one by one (measured at 64 and 512 numbers
+#: a vector).
 _MIN_BATCH = 8
 
 
 def num_threads() -> int:
-    """As many as torch has, whose pool is another one: together they would exceed the machine. Before torch is imported what
-    OMP_NUM_THREADS says, else all cores."""
+    """As many as torch has, whose pool is another one: together they would exceed the machine.
+    Before torch is imported what OMP_NUM_THREADS says, else all cores."""
     if (torch := sys.modules.get("torch")) is not None:
         return int(torch.get_num_threads())
     given = os.environ.get("OMP_NUM_THREADS", "")
@@ -24,8 +25,9 @@ def num_threads() -> int:
 
 @contextmanager
 def faiss_calls(dimension: int) -> Iterator[ModuleType]:
-    """faiss, for calls from this thread with `num_threads()` threads, and with matrix products from `_MIN_BATCH` queries on. By
-    its own rule (from 1.15 on) 200 queries of 512 numbers are searched one by one, which takes five times as long.
+    """faiss, for calls from this thread with `num_threads()` threads, and with matrix products from
+    `_MIN_BATCH` queries on. By its own rule (from 1.15 on) 200 queries of 512 numbers are searched
+    one by one, which takes five times as long.
 
     Args:
         dimension: numbers of a vector.

@@ -1,4 +1,5 @@
-"""Config of `edsr`: the network's shape, its weights, and how it is trained. Nothing here imports torch."""
+"""Config of `edsr`: the network's shape, its weights, and how it is trained. Nothing here imports
+torch."""
 
 from __future__ import annotations
 
@@ -36,15 +37,17 @@ class EDSRArchitecture:
 class EDSRTraining:
     """How the upscaler is trained. The defaults trained the bundled `emoji256`.
 
-    "Progress" is the share of the budget (steps or minutes) that is behind. Losses are means over the elements of large
-    pictures in [0, 1].
+    "Progress" is the share of the budget (steps or minutes) that is behind. Losses are means over
+    the elements of large pictures in [0, 1].
 
     Args:
         seed: of weights, order, crops and turns.
         batch_size: crops a step.
         crop_size: pixels a side of a crop of the small picture.
-        num_tried_crops: of so many places the one with the largest contrast is taken: flat ground teaches nothing.
-        reconstructed_share: crops cut from the image tokenizer's reconstruction; the others are of the small picture itself.
+        num_tried_crops: of so many places the one with the largest contrast is taken: flat ground
+            teaches nothing.
+        reconstructed_share: crops cut from the image tokenizer's reconstruction; the others are of
+            the small picture itself.
         learning_rate: of AdamW after `warmup_steps`; falls to 0 as a cosine of progress.
         betas, weight_decay: of AdamW.
         warmup_steps: steps in which the learning rate grows from 0.
@@ -52,8 +55,10 @@ class EDSRTraining:
         l1_weight, edge_weight: absolute error, absolute error of first differences.
         turn: mirror and turn crops at random, in the eight ways of a square.
         weight_ema_decay: of the averaged weights that are saved.
-        precision: "fp32", "bf16" (autocast; weights stay fp32), or "auto": bf16 where the machine computes it.
-        log_every_steps, checkpoint_every_minutes, checkpoint_every_steps: steps also write a checkpoint when given.
+        precision: "fp32", "bf16" (autocast; weights stay fp32), or "auto": bf16 where the machine
+            computes it.
+        log_every_steps, checkpoint_every_minutes, checkpoint_every_steps: steps also write a
+            checkpoint when given.
     """
 
     seed: int = 0
@@ -78,14 +83,16 @@ class EDSRTraining:
 
 @dataclass(kw_only=True)
 class EDSRConfig(EDSRArchitecture, UpscalerConfig):
-    """Residual blocks without normalisation and a pixel shuffle, added to bicubic interpolation (EDSR, Lim et al. 2017).
+    """Residual blocks without normalisation and a pixel shuffle, added to bicubic interpolation
+    (EDSR, Lim et al. 2017).
 
     The keys of `EDSRArchitecture`, and:
 
     Args:
-        weights: "bundled:emoji256", the path of a file that training wrote, or None for none yet. The file's own shape must
-            be the one given here.
-        device: where it learns and computes; "auto" is a CUDA device if there is one. Two devices differ slightly.
+        weights: "bundled:emoji256", the path of a file that training wrote, or None for none yet.
+            The file's own shape must be the one given here.
+        device: where it learns and computes; "auto" is a CUDA device if there is one. Two devices
+            differ slightly.
         training: see `EDSRTraining`.
     """
 
@@ -96,7 +103,9 @@ class EDSRConfig(EDSRArchitecture, UpscalerConfig):
     @property
     def architecture(self) -> EDSRArchitecture:
         """The network's shape alone."""
-        return EDSRArchitecture(**{item.name: getattr(self, item.name) for item in fields(EDSRArchitecture)})
+        return EDSRArchitecture(
+            **{item.name: getattr(self, item.name) for item in fields(EDSRArchitecture)}
+        )
 
     @property
     def training_scale(self) -> int:
@@ -107,14 +116,29 @@ class EDSRConfig(EDSRArchitecture, UpscalerConfig):
         """Ranges and combinations; raises `RecipeError` that names the key."""
         training = self.training
         at_least_1 = {name: getattr(self, name) for name in ("scale", "num_channels", "num_blocks")}
-        at_least_1 |= {f"training.{name}": getattr(training, name)
-                       for name in ("batch_size", "crop_size", "num_tried_crops", "warmup_steps", "log_every_steps")}
+        at_least_1 |= {
+            f"training.{name}": getattr(training, name)
+            for name in (
+                "batch_size",
+                "crop_size",
+                "num_tried_crops",
+                "warmup_steps",
+                "log_every_steps",
+            )
+        }
         for name, value in at_least_1.items():
             if value < 1:
-                raise RecipeError(f"upscaler.{name}", f"is {value}, must be at least 1", "correct it in the recipe")
+                raise RecipeError(
+                    f"upscaler.{name}",
+                    f"is {value}, must be at least 1",
+                    "correct it in the recipe",
+                )
         if not 0 <= training.reconstructed_share <= 1:
-            raise RecipeError("upscaler.training.reconstructed_share", f"is {training.reconstructed_share}, must be from 0 to 1",
-                              "correct it in the recipe")
+            raise RecipeError(
+                "upscaler.training.reconstructed_share",
+                f"is {training.reconstructed_share}, must be from 0 to 1",
+                "correct it in the recipe",
+            )
 
     def build(self) -> EDSRUpscaler:
         """The upscaler with its weights."""
@@ -124,7 +148,8 @@ class EDSRConfig(EDSRArchitecture, UpscalerConfig):
         return build_upscaler(self)
 
     def train(self, images_NHWC: PixelArray, out_dir: str | Path, **options: Any) -> Path:
-        """Train from nothing; the options are those of `cm3plugins.upscalers.edsr.training.train_upscaler`."""
+        """Train from nothing; the options are those of
+        `cm3plugins.upscalers.edsr.training.train_upscaler`."""
         from cm3plugins.upscalers.edsr.training import train_upscaler
 
         return train_upscaler(self, images_NHWC, out_dir, **options)

@@ -1,11 +1,12 @@
 """The network of `edsr`.
 
-Source: EDSR (Lim et al. 2017, arXiv 1707.02921), section 3: residual blocks without batch normalisation, one skip around them
-all, sub-pixel convolution (Shi et al. 2016). Three things are not EDSR's. The picture's bicubic interpolation is added at the end
-(VDSR, Kim et al. 2016), so that an untrained network already enlarges. Nothing else is added where the picture is flat
-(`contrast`), so that a colour stays what it is, also one that training did not show. And one pixel shuffle goes from small to
-large pixels at once, so that no convolution runs at the large size.
-Shape legend: B pictures, C channels, H W small pixels.
+Source: EDSR (Lim et al. 2017, arXiv 1707.02921), section 3: residual blocks without batch
+normalisation, one skip around them all, sub-pixel convolution (Shi et al. 2016). Three things are
+not EDSR's. The picture's bicubic interpolation is added at the end (VDSR, Kim et al. 2016), so that
+an untrained network already enlarges. Nothing else is added where the picture is flat (`contrast`),
+so that a colour stays what it is, also one that training did not show. And one pixel shuffle goes
+from small to large pixels at once, so that no convolution runs at the large size. Shape legend: B
+pictures, C channels, H W small pixels.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from cm3plugins.upscalers.edsr.config import EDSRArchitecture
 
 
 def channels_last(model: EDSR) -> EDSR:
-    """The network with its weights laid out for channels-last pictures, which the CPU's convolutions are fastest on."""
+    """The network with its weights laid out for channels-last pictures, which the CPU's
+    convolutions are fastest on."""
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # torch's stubs lack it
 
 
@@ -36,14 +38,18 @@ class ResidualBlock(nn.Module):
 
 
 def contrast(pixels_BCHW: Tensor) -> Tensor:
-    """[B, 1, H, W]: 0 where the pixels around (5 x 5: what bicubic interpolation looks at) are equal, 1 where they differ by two
-    levels of 255 or more in some channel, half for one level."""
-    lightest_BCHW, darkest_BCHW = F.max_pool2d(pixels_BCHW, 5, 1, 2), -F.max_pool2d(-pixels_BCHW, 5, 1, 2)
+    """[B, 1, H, W]: 0 where the pixels around (5 x 5: what bicubic interpolation looks at) are
+    equal, 1 where they differ by two levels of 255 or more in some channel, half for one level."""
+    lightest_BCHW, darkest_BCHW = (
+        F.max_pool2d(pixels_BCHW, 5, 1, 2),
+        -F.max_pool2d(-pixels_BCHW, 5, 1, 2),
+    )
     return ((lightest_BCHW - darkest_BCHW).amax(1, keepdim=True) * (255 / 2)).clamp(max=1.0)
 
 
 class EDSR(nn.Module):
-    """Small pictures [B, 3, H, W] in [0, 1] -> large ones [B, 3, scale * H, scale * W], not clamped.
+    """Small pictures [B, 3, H, W] in [0, 1] -> large ones [B, 3, scale * H, scale * W], not
+    clamped.
 
     Args:
         arch: its shape.
@@ -53,7 +59,9 @@ class EDSR(nn.Module):
         super().__init__()
         self.arch = arch
         self.head = nn.Conv2d(3, arch.num_channels, 3, padding=1)
-        self.blocks = nn.Sequential(*(ResidualBlock(arch.num_channels) for _ in range(arch.num_blocks)))
+        self.blocks = nn.Sequential(
+            *(ResidualBlock(arch.num_channels) for _ in range(arch.num_blocks))
+        )
         self.tail = nn.Conv2d(arch.num_channels, 3 * arch.scale**2, 3, padding=1)
         nn.init.zeros_(self.tail.weight)
         assert self.tail.bias is not None
@@ -61,12 +69,18 @@ class EDSR(nn.Module):
 
     @property
     def radius(self) -> int:
-        """Small pixels around one that its large pixels depend on: at least 4, and bicubic interpolation looks at 2."""
+        """Small pixels around one that its large pixels depend on: at least 4, and bicubic
+        interpolation looks at 2."""
         return 2 * self.arch.num_blocks + 2
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        # antialias=True is Pillow's cubic (a = -0.5), with weights that add up to one at the borders too.
-        smooth_BCHW = F.interpolate(pixels_BCHW, scale_factor=float(self.arch.scale), mode="bicubic", antialias=True)
+        # antialias=True is Pillow's cubic (a = -0.5), with weights that add up to one at the
+        # borders too.
+        smooth_BCHW = F.interpolate(
+            pixels_BCHW, scale_factor=float(self.arch.scale), mode="bicubic", antialias=True
+        )
         x_BCHW = self.head(pixels_BCHW - 0.5)
         x_BCHW = x_BCHW + self.blocks(x_BCHW)
-        return smooth_BCHW + F.pixel_shuffle(self.tail(x_BCHW) * contrast(pixels_BCHW), self.arch.scale)
+        return smooth_BCHW + F.pixel_shuffle(
+            self.tail(x_BCHW) * contrast(pixels_BCHW), self.arch.scale
+        )

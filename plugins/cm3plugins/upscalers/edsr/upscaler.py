@@ -26,7 +26,8 @@ TILE = 192
 
 
 def to_input(pixels_NHWC: PixelArray) -> Tensor:
-    """Pictures uint8 [N, H, W, 3] to the network's input, fp32 [N, 3, H, W] in [0, 1], channels-last."""
+    """Pictures uint8 [N, H, W, 3] to the network's input, fp32 [N, 3, H, W] in [0, 1],
+    channels-last."""
     pixels_NCHW = torch.from_numpy(np.ascontiguousarray(pixels_NHWC)).permute(0, 3, 1, 2)
     return (pixels_NCHW.float() / 255.0).contiguous(memory_format=torch.channels_last)
 
@@ -62,14 +63,18 @@ class EDSRUpscaler(Upscaler):
 
 
 def weights_file(weights: str) -> Path:
-    """The path that a recipe's `weights` means; raises `CheckpointError` for an unknown bundled name."""
+    """The path that a recipe's `weights` means; raises `CheckpointError` for an unknown bundled
+    name."""
     if not weights.startswith(BUNDLED):
         return Path(weights).expanduser()
     assets, name = Path(__file__).parent / "assets", weights.removeprefix(BUNDLED)
     known = sorted(path.parent.name for path in assets.glob("*/model.safetensors"))
     if name not in known:
-        raise CheckpointError(f"upscaler.weights={weights}", "no such bundled upscaler",
-                              f"bundled: {', '.join(known) or 'none'}; or give a path")
+        raise CheckpointError(
+            f"upscaler.weights={weights}",
+            "no such bundled upscaler",
+            f"bundled: {', '.join(known) or 'none'}; or give a path",
+        )
     return assets / name / "model.safetensors"
 
 
@@ -81,12 +86,25 @@ def build_upscaler(config: EDSRConfig) -> EDSRUpscaler:
         DeviceError: the device can't be used.
     """
     if config.weights is None:
-        raise CheckpointError("upscaler.weights", "is null: there are no weights to use",
-                              "train some with `cm3 upscaler train`, then set upscaler.weights to the file")
+        raise CheckpointError(
+            "upscaler.weights",
+            "is null: there are no weights to use",
+            "train some with `cm3 upscaler train`, then set upscaler.weights to the file",
+        )
     path = weights_file(config.weights)
     arch, state = load_weights(path)
     given, found = asdict(config.architecture), asdict(arch)
-    if differing := [f"{key} is {found[key]} there and {given[key]} in the recipe" for key in given if given[key] != found[key]]:
-        raise CheckpointError(str(path), "weights of another shape: " + ", ".join(differing),
-                              "set these keys of upscaler, or give other weights")
-    return EDSRUpscaler(build_model(arch, state, str(path)), choose_device(None if config.device == "auto" else config.device))
+    if differing := [
+        f"{key} is {found[key]} there and {given[key]} in the recipe"
+        for key in given
+        if given[key] != found[key]
+    ]:
+        raise CheckpointError(
+            str(path),
+            "weights of another shape: " + ", ".join(differing),
+            "set these keys of upscaler, or give other weights",
+        )
+    return EDSRUpscaler(
+        build_model(arch, state, str(path)),
+        choose_device(None if config.device == "auto" else config.device),
+    )
