@@ -33,8 +33,7 @@ class TextTokenizerContract(Contract[TextTokenizer]):
         return tokenizer
 
     def law_round_trip_is_lossless(self, data: st.DataObject) -> None:
-        """Every valid string comes back: spaces, control characters, joined emoji, spelled special
-        tokens."""
+        """Every valid string comes back: spaces, control characters, joined emoji, special tokens."""
         text = data.draw(texts())
         assert self.subject.decode(self.subject.encode(text)) == text
 

@@ -4,11 +4,13 @@ stranger's."""
 from __future__ import annotations
 
 import ast
+import io
 import json
 import re
 import shutil
 import subprocess
 import sys
+import tokenize
 import tomllib
 import zipfile
 from collections.abc import Callable
@@ -31,13 +33,23 @@ def package_of(folder: Path) -> Path:
 
 
 def num_lines(package: Path) -> int:
-    """Lines of code: all that are neither blank nor a comment. Docstrings count."""
-    lines = (
-        line.strip()
-        for path in package.rglob("*.py")
-        for line in path.read_text(encoding="utf-8").splitlines()
-    )
-    return sum(bool(line) and not line.startswith("#") for line in lines)
+    """Logical lines of code, however the formatter wraps them, and the lines of docstrings."""
+    number = 0
+    for path in package.rglob("*.py"):
+        source, first = path.read_text(encoding="utf-8"), True
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            if token.type == tokenize.NEWLINE:
+                number, first = number + 1, True
+            elif token.type not in {
+                tokenize.COMMENT,
+                tokenize.NL,
+                tokenize.INDENT,
+                tokenize.DEDENT,
+            }:
+                if first and token.type == tokenize.STRING:
+                    number += sum(bool(line.strip()) for line in token.string.splitlines()) - 1
+                first = False
+    return number
 
 
 def ours_in(source: str) -> list[tuple[str, str]]:
@@ -150,9 +162,9 @@ def test_private_imports_are_seen() -> None:
     )
     found = ours_in(source)
     assert sorted(found) == [
-        ("cm3core.training.sequences", ""),
         ("cm3core.files", "_secret"),
         ("cm3core.files", "atomic_path"),
+        ("cm3core.training.sequences", ""),
         ("cm3plugins.samplers.planned", "PlannedSampler"),
     ]
     public = public_names()

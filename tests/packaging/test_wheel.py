@@ -54,6 +54,7 @@ def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
     assert len(names) == len(set(names))
     top = {name.split("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == {
+        "cm3apps",
         "cm3core",
         "cm3plugins",
         "cm3kernels",
@@ -67,7 +68,7 @@ def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
 def test_the_installed_package_is_the_one_that_runs(clean: Path, run: Callable[..., str]) -> None:
     script = (
         "from importlib.util import find_spec\n"
-        "print(*(find_spec(name).origin for name in ('cm3core', 'cm3plugins', 'cm3kernels')))"
+        "print(*(find_spec(name).origin for name in ('cm3core', 'cm3plugins', 'cm3apps', 'cm3kernels')))"
     )
     for path in run(clean, "python", "-c", script).split():
         assert Path(path).is_relative_to(clean.parent)

@@ -1,5 +1,4 @@
-"""An image tokenizer without a codebook for cm3leon: finite scalar quantisation (Mentzer et al.
-2023, arXiv 2309.15505)."""
+"""An image tokenizer without a codebook: finite scalar quantisation (arXiv 2309.15505)."""
 
 from dataclasses import dataclass
 from math import prod
@@ -14,8 +13,7 @@ CM3_API = 1
 
 @dataclass(kw_only=True)
 class FSQConfig(ImageTokenizerConfig):
-    """A code is a few numbers, each rounded to one of a few levels. Every combination is a code, so
-    that none is learned or dies.
+    """A code is a few numbers, each rounded to one of a few levels. Nothing is learned, none dies.
 
     Args:
         resolution: pixels a side.

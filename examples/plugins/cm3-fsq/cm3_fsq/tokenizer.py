@@ -1,5 +1,4 @@
-"""The network, its codes, its file and its training. Legend: B pictures, C channels, H W pixels, Y
-X code grid, D digits."""
+"""Network, codes, file, training. B pictures, C channels, H W pixels, Y X code grid, D digits."""
 
 import hashlib
 import math
@@ -22,8 +21,7 @@ BATCH_SIZE, LEARNING_RATE = 16, 2e-3
 
 
 class Block(nn.Module):
-    """x + convolutions. Nothing looks at the whole picture, so that equal surroundings have equal
-    codes."""
+    """x + convolutions. It never sees the whole picture: equal surroundings have equal codes."""
 
     def __init__(self, channels):
         super().__init__()
@@ -58,8 +56,7 @@ class FSQNetwork(nn.Module):
         )
 
     def digits(self, pixels_BCHW):
-        """Whole numbers 0..level-1, [B, D, Y, X]; their gradient is that of what was rounded
-        (straight through)."""
+        """Whole numbers 0..level-1, [B, D, Y, X], with a straight-through gradient."""
         real_BDYX = self.levels_D11 * self.encoder(pixels_BCHW).sigmoid() - 0.5
         whole_BDYX = real_BDYX.round().clamp(min=0).minimum(self.levels_D11 - 1)
         return real_BDYX + (whole_BDYX - real_BDYX).detach()
@@ -78,8 +75,7 @@ class FSQNetwork(nn.Module):
 
 
 class FSQTokenizer(ImageTokenizer):
-    """Pixels <-> codes, one picture at a time, so that its codes do not depend on its neighbours in
-    a batch."""
+    """Pixels <-> codes, one picture at a time, so that its codes do not depend on a batch."""
 
     def __init__(self, config, network):
         self.config, self.network = config, network.eval().requires_grad_(False)
@@ -137,8 +133,7 @@ def to_input(pixels_BHWC):
 
 
 def read(config, path):
-    """The tokenizer of a file; raises `CheckpointError` when there is none, or it is another
-    network's."""
+    """The tokenizer of a file; raises `CheckpointError` for none, or another network's."""
     config.check()
     network = FSQNetwork(config)
     try:
@@ -153,8 +148,7 @@ def read(config, path):
 
 
 def train(config, images_NHWC, out_dir, *, minutes=None, steps=None, show_progress=True, **_):
-    """Absolute and squared error, the learning rate a cosine over the budget. A run that was cut
-    off starts over."""
+    """Absolute and squared error; cosine learning rate. An interrupted run starts over."""
     torch.manual_seed(0)
     rng, network, started, step, progress = (
         np.random.default_rng(0),

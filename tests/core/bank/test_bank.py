@@ -36,7 +36,7 @@ from cm3core.images import fit
 from cm3core.testing.dataset import DocumentSourceContract
 from cm3core.testing.retriever import HashEmbedder, ListSource
 
-SCRIPT = Path(__file__).parents[1] / "fixtures" / "bank" / "kill_and_resume.py"
+SCRIPT = Path(__file__).parents[2] / "fixtures" / "bank" / "kill_and_resume.py"
 AGAIN = "copy the bank again from where it came, or build it anew: cm3 memory build"
 
 

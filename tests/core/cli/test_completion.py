@@ -35,7 +35,7 @@ COMPLETED = {
     "cm3 train tiny decoder.num_l": "cm3 train tiny decoder.num_layers=",
     "cm3 train tiny --out ./pict": "cm3 train tiny --out ./pictures/",
     "cm3 describe embedder/cl": "cm3 describe embedder/clip ",
-    "cm3 plugin check bund": "cm3 plugin check bundled ",
+    "cm3 plugin check bundled-": "cm3 plugin check bundled-apps ",
     "cm3 completion fi": "cm3 completion fish ",
 }
 

@@ -34,7 +34,7 @@ from cm3core.training.loop import (
 )
 from cm3core.training.metrics import MetricsLog, SpeedMeter, read_metrics
 
-PARTS = Path(__file__).parents[1] / "fixtures" / "train"
+PARTS = Path(__file__).parents[2] / "fixtures" / "train"
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from cm3core.sequence.packing import TrainingBatch
 from cm3core.training.preparation import Preparation
 from cm3core.training.validation import UnmaskedObjective, Validation, spread
 
-PARTS = Path(__file__).parents[1] / "fixtures" / "train"
+PARTS = Path(__file__).parents[2] / "fixtures" / "train"
 
 
 def test_weights_by_hand() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from cm3core.checkpoint import OPTIMIZER, WEIGHTS
 from cm3core.training.metrics import read_metrics
 
-SCRIPT = Path(__file__).parents[1] / "fixtures" / "train" / "kill_and_resume.py"
+SCRIPT = Path(__file__).parents[2] / "fixtures" / "train" / "kill_and_resume.py"
 
 
 def test_sigkill_at_any_moment(tmp_path: Path) -> None:

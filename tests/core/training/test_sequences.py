@@ -257,8 +257,8 @@ def encode_slowly(folder: str) -> None:
 
 def test_shards_survive_sigkill(tmp_path: Path) -> None:
     script = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_data; "
-        f"test_data.encode_slowly({str(tmp_path)!r})"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_sequences; "
+        f"test_sequences.encode_slowly({str(tmp_path)!r})"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -20,7 +20,7 @@ from cm3core.plugins import Registry, load_registry
 from cm3core.recipe import Recipe, compose
 from cm3core.testing.reranker import BOX, GRID, pixels_of
 
-PARTS = Path(__file__).parents[1] / "fixtures" / "train"
+PARTS = Path(__file__).parents[2] / "fixtures" / "train"
 APPLE = Codes(np.arange(6, dtype=np.int32), GRID)
 PEAR = Codes(np.array([0, 3, 3, 3, 0, 5], np.int32), GRID)
 PICTURES = [

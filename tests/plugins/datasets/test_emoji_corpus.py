@@ -38,7 +38,7 @@ from cm3plugins.datasets.emoji.render import render_svg, square_svg
 from cm3plugins.datasets.emoji.splits import assign_splits
 
 DATA_SHA256 = "d60adccc29289bd685bcdaa1fe589409759d27ff25256d83d68081f9427ed7ed"
-FIXTURE = Path(__file__).parent.parent / "fixtures" / "emoji128"
+FIXTURE = Path(__file__).parents[2] / "fixtures" / "emoji128"
 APPLE = EmojiEntry(
     "noto/red-apple",
     "red-apple",
