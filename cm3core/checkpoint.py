@@ -490,8 +490,7 @@ def open_checkpoint(
         device=device,
     )
     check_fingerprints(folder, state, components)
-    decoder = components.decoder
-    assert isinstance(decoder, nn.Module)
+    decoder = components.decoder.module
     load_weights(decoder, folder)
     decoder.eval()
     return OpenedCheckpoint(recipe, components, components.vocabulary, state.step, folder)

@@ -11,6 +11,7 @@ import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -288,14 +289,14 @@ def figures(
     )
     singles = range(min(len(documents), NUM_SINGLE))
     alone_s = [
-        _timed(lambda at=at: retriever.retrieve([documents[at]], most, [exclude[at]]))[1]  # type: ignore[misc]
+        _timed(partial(retriever.retrieve, [documents[at]], most, [exclude[at]]))[1]
         for at in singles
     ]
     embedding_s = (
         [0.0]
         if embedder is None
-        else [_timed(lambda at=at: embedder.embed_documents([documents[at]]))[1] for at in singles]
-    )  # type: ignore[misc]
+        else [_timed(partial(embedder.embed_documents, [documents[at]]))[1] for at in singles]
+    )
     return Figures(
         queries.modality,
         len(documents),

@@ -26,7 +26,7 @@ from cm3core.generation.prompts import feed, read_prompts
 
 if TYPE_CHECKING:
     from cm3core.generation.row import ActiveRequest
-    from cm3core.interfaces.decoder import Decoder, KVCache
+    from cm3core.interfaces.decoder import InferenceDecoder, KVCache
     from cm3core.interfaces.sampler import Sampler, SamplingPlan
     from cm3core.sequence.grammar import LegalIds
 
@@ -67,11 +67,11 @@ class Batch:
         record: records steps where the decoder's cache allows it. None: nothing is recorded.
     """
 
-    def __init__(self, decoder: Decoder, record: Recorder | None = None) -> None:
+    def __init__(self, decoder: InferenceDecoder, record: Recorder | None = None) -> None:
         self.decoder, self._record = decoder, record
         self.rows: list[ActiveRequest] = []
         self._cache: KVCache | None = None
-        self._device = decoder.head_weight().device
+        self._device = decoder.device
         self._hidden_SE = torch.zeros(0)
         self._arrange()
 

@@ -134,16 +134,14 @@ class Engine:
             vocabulary,
         )
         self.max_text_tokens, self.max_rows = max_text_tokens, max_rows
-        small = sum(parameter.numel() for parameter in decoder.parameters()) < SMALL_DECODER
+        small = sum(parameter.numel() for parameter in decoder.module.parameters()) < SMALL_DECODER
         self.num_threads = 1 if num_threads is None and small else num_threads
         self.inference = decoder.for_inference(precision)
-        limit = memory_limit(decoder.head_weight().device)
+        limit = memory_limit(self.inference.device)
         #: Bytes that keys and values may take. None: not known.
         self.cache_bytes = None if limit is None else int(limit * MEMORY_SHARE)
         #: How steps are recorded: as CUDA graphs on CUDA, not at all elsewhere.
-        self.record: Recorder | None = (
-            cuda_graph if decoder.head_weight().device.type == "cuda" else None
-        )
+        self.record: Recorder | None = cuda_graph if self.inference.device.type == "cuda" else None
         self._plans: dict[int, tuple[Sampler, dict[str, SamplingPlan]]] = {}
         self._plans_of(sampler)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from cm3core.document import NO_CELL, IntArray
 
 if TYPE_CHECKING:
-    from cm3core.interfaces.decoder import Decoder, KVCache
+    from cm3core.interfaces.decoder import InferenceDecoder, KVCache
     from cm3core.sequence.serialize import Prompt
 
 #: A common beginning shorter than this is read again by each prompt: a second forward would cost
@@ -27,7 +27,7 @@ SHORTEST_COMMON = 48
 MOST_TOKENS = 16_384
 
 
-def read_prompts(decoder: Decoder, prompts: Sequence[Prompt]) -> tuple[KVCache, Tensor]:
+def read_prompts(decoder: InferenceDecoder, prompts: Sequence[Prompt]) -> tuple[KVCache, Tensor]:
     """A cache with a row for each prompt, and the hidden states [len(prompts), E] after its last
     token."""
     index: dict[bytes, int] = {}
@@ -109,7 +109,7 @@ def _chunks(families: list[_Family]) -> list[list[_Family]]:
     return chunks
 
 
-def _read_families(decoder: Decoder, families: list[_Family]) -> tuple[KVCache, Tensor]:
+def _read_families(decoder: InferenceDecoder, families: list[_Family]) -> tuple[KVCache, Tensor]:
     members = [member for family in families for member in family.members]
     if len(members) == len(families):
         cache = decoder.allocate_cache(len(members), max(map(len, members)))
@@ -138,12 +138,12 @@ def _read_families(decoder: Decoder, families: list[_Family]) -> tuple[KVCache, 
 
 
 def feed(
-    decoder: Decoder, cache: KVCache, tokens: Sequence[IntArray], cells: Sequence[IntArray]
+    decoder: InferenceDecoder, cache: KVCache, tokens: Sequence[IntArray], cells: Sequence[IntArray]
 ) -> Tensor:
     """Let each row read its own tokens (at least one); hidden states after the last of them, [rows,
     E]."""
     counts = [len(row) for row in tokens]
-    device = decoder.head_weight().device
+    device = decoder.device
     tokens_BT = np.zeros((len(tokens), max(counts)), np.int64)
     cells_BT = np.full(tokens_BT.shape, NO_CELL, np.int64)
     for row, (own, own_cells) in enumerate(zip(tokens, cells, strict=True)):

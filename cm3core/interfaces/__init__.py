@@ -9,7 +9,7 @@ validate what they are given and call one abstract method; batch forms have a de
 from cm3core.interfaces.attention import AttentionBackend, AttentionConfig
 from cm3core.interfaces.component import ComponentConfig
 from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig, SkippedRecord
-from cm3core.interfaces.decoder import Decoder, DecoderConfig, KVCache
+from cm3core.interfaces.decoder import Decoder, DecoderConfig, InferenceDecoder, KVCache
 from cm3core.interfaces.embedder import Embedder, EmbedderConfig, VectorArray, normalise
 from cm3core.interfaces.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from cm3core.interfaces.objective import MaskingObjective, ObjectiveConfig
@@ -43,6 +43,7 @@ __all__ = [
     "GuidanceStream",
     "ImageTokenizer",
     "ImageTokenizerConfig",
+    "InferenceDecoder",
     "KVCache",
     "MaskingObjective",
     "ObjectiveConfig",

@@ -1,22 +1,30 @@
-"""Kind `decoder`: the decoder-only transformer, tokens (+ cache) -> hidden states -> logits of a
-range of ids."""
+"""Kind `decoder`: the decoder-only transformer, tokens -> hidden states -> logits of a range of ids.
+
+`Decoder` trains. `InferenceDecoder`, which its `for_inference` returns, generates: it reads tokens
+into a cache, and may hold the same weights in another layout or precision.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from cm3core.errors import GenerationError
 from cm3core.interfaces.component import ComponentConfig
 from cm3core.vocab import Vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
+    import torch
     from torch import Tensor, nn
 
     from cm3core.interfaces.attention import AttentionBackend
+
+
+#: Most bytes of one chunk's float32 logits in the default loss.
+LOSS_CHUNK_BYTES = 32 << 20
 
 
 @dataclass(kw_only=True)
@@ -95,26 +103,74 @@ class KVCache(ABC):
         raise NotImplementedError
 
 
-class Decoder(ABC):
-    """A decoder-only transformer; implementations are also `torch.nn.Module`s.
+class InferenceDecoder(ABC):
+    """A decoder that generates: the weights of one moment, and caches that it fills.
 
-    Legend: B rows, T tokens, E model dimension, V ids. A decoder hands out hidden states; its head
-    is a second call over a range of ids, so that training can fuse the loss and decoding computes
-    only what the grammar allows.
+    Legend: B rows, T tokens, E model dimension, V ids.
     """
 
     context_length: int
     vocab_size: int
 
-    # what callers use of nn.Module, which can't be a base here: this module imports no torch
-    if TYPE_CHECKING:
-        training: bool
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where tokens, caches and hidden states are."""
 
-        def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
+    @abstractmethod
+    def allocate_cache(self, num_rows: int, max_length: int) -> KVCache:
+        """An empty cache of `num_rows` rows of at most `max_length` tokens, on the device."""
 
-        def named_parameters(
-            self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
-        ) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def cache_bytes(self, num_tokens: int) -> int:
+        """Bytes of `num_tokens` tokens of one row in a cache; the engine bounds memory by it. 0 (the
+        default): not known."""
+        return 0
+
+    @abstractmethod
+    def hidden_states(
+        self,
+        tokens_BT: Tensor,
+        *,
+        cache: KVCache,
+        positions_BT: Tensor | None = None,
+        cells_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Final hidden states [B, T, E] of new tokens, normalised, ready for `logits`.
+
+        Args:
+            tokens_BT: int64 ids.
+            cache: of this decoder. Keys and values are written at each row's length; the caller
+                calls `cache.advance` afterwards. Padding of a ragged chunk may reach past the end
+                of a row or of the context: it is never counted, and may be dropped.
+            positions_BT: int64, 0..context_length-1. None: those after each row's length.
+            cells_BT: int64; raster index of an image code in its picture, -1 elsewhere. None: all
+                -1.
+        """
+
+    @abstractmethod
+    def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
+        """Logits [..., len(ids)] of hidden states [..., E]; `ids` a step-1 range, None: all V."""
+
+
+class Decoder(ABC):
+    """A decoder-only transformer that trains; implementations are also `torch.nn.Module`s.
+
+    Legend: B rows, T tokens, N tokens of a batch, E model dimension, V ids, G groups. A decoder
+    hands out hidden states; its head is a second call, over all ids for the loss and over a range of
+    them for logits, so that the loss never needs all logits at once.
+    """
+
+    context_length: int
+    vocab_size: int
+
+    @property
+    def module(self) -> nn.Module:
+        """The torch module that holds the weights: what is optimised, saved and counted. The
+        default: the decoder itself."""
+        from torch import nn
+
+        assert isinstance(self, nn.Module), "a decoder is an nn.Module, or says which one it has"
+        return self
 
     @abstractmethod
     def hidden_states(
@@ -124,55 +180,99 @@ class Decoder(ABC):
         positions_BT: Tensor | None = None,
         cells_BT: Tensor | None = None,
         kv_start_BT: Tensor | None = None,
-        cache: KVCache | None = None,
     ) -> Tensor:
         """Final hidden states [B, T, E], normalised, ready for the head.
 
         Args:
             tokens_BT: int64 ids.
-            positions_BT: int64, 0..context_length-1. None: 0..T-1, after the row's length when
-                there is a cache.
+            positions_BT: int64, 0..context_length-1. None: 0..T-1.
             cells_BT: int64; raster index of an image code in its picture, -1 elsewhere. None: all
                 -1.
             kv_start_BT: int64; first position in the row that each token sees (documents packed
-                into one row). None: 0. Not with a cache.
-            cache: keys and values are written at each row's length; the caller calls
-                `cache.advance` afterwards. Padding of a ragged chunk may reach past the end of a
-                row or of the context: it is never counted, and may be dropped.
+                into one row). None: 0.
         """
 
     @abstractmethod
     def head_weight(self) -> Tensor:
-        """[V, E]: logits are hidden @ head_weight.T (training's fused loss takes it)."""
+        """[V, E]: logits are hidden @ head_weight.T."""
 
     def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
         """Logits [..., len(ids)] of hidden states [..., E]; `ids` a step-1 range, None: all V."""
         weight = self.head_weight()
         return hidden @ (weight if ids is None else weight[ids.start : ids.stop]).to(hidden.dtype).T
 
-    @abstractmethod
-    def allocate_cache(self, num_rows: int, max_length: int) -> KVCache:
-        """An empty cache of `num_rows` rows of at most `max_length` tokens, on the decoder's
-        device."""
+    def loss_sums(
+        self,
+        hidden_NE: Tensor,
+        targets_N: Tensor,
+        weights_N: Tensor,
+        groups_N: Tensor,
+        *,
+        num_groups: int = 4,
+        z_loss: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Weighted sum of the tokens' losses in nats, and its parts by group.
 
-    def cache_bytes(self, num_tokens: int) -> int:
-        """Bytes of `num_tokens` tokens of one row in a cache; the engine bounds memory by it. 0
-        (the default): not known."""
-        return 0
+        The default computes logits in chunks of rows, and again in the backward pass, so that those
+        of a whole batch are never in memory: 8 rows of 4,096 tokens over 66,048 ids would be 8.7 GB.
+        A decoder whose head allows it calls a fused loss instead
+        (`cm3kernels.linear_cross_entropy`).
 
-    def for_inference(self, precision: str = "auto") -> Decoder:
-        """This decoder arranged for generation: weights laid out for few tokens at a time, or of
-        fewer bits.
+        Args:
+            hidden_NE: hidden states, floating.
+            targets_N: int64, the id that each hidden state predicts (shifted by one against the
+                inputs).
+            weights_N: float32, 0 or more. Tokens of weight 0 cost nothing and have no gradient.
+            groups_N: integer, 0..num_groups-1 (the modality of the target).
+            num_groups: how many groups the sums are kept for.
+            z_loss: adds z_loss * (log Z)^2 to each token's loss, which keeps logits from drifting
+                (PaLM, arXiv:2204.02311, section 5).
 
-        It keeps the weights of this moment. The default is the decoder itself, which suits "auto"
-        only.
+        Returns:
+            The scalar sum of weight * (nll + z loss), differentiable with respect to hidden states
+            and head; and [G, 2]: sum of weight * nll (without the z loss) and sum of weights of each
+            group. Float32; float64 for float64 hidden states.
+        """
+        import torch
+        from torch.utils.checkpoint import checkpoint
+
+        def chunk_losses(hidden_RE: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
+            logits_RV = self.logits(hidden_RE)
+            logits_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
+            log_z_R = logits_RV.logsumexp(1)
+            return log_z_R - logits_RV.gather(1, targets_R[:, None]).squeeze(1), log_z_R
+
+        rows = weights_N.nonzero().squeeze(1)
+        hidden_NE, targets_N = hidden_NE[rows], targets_N[rows]
+        weights_N, groups_N = weights_N[rows], groups_N[rows].long()
+        size = max(1, LOSS_CHUNK_BYTES // (4 * self.vocab_size))
+        chunks = [
+            checkpoint(chunk_losses, hidden_RE, targets_R, use_reentrant=False)
+            for hidden_RE, targets_R in zip(
+                hidden_NE.split(size), targets_N.split(size), strict=True
+            )
+        ]
+        nll_N, log_z_N = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+        weights_N = weights_N.to(nll_N.dtype)
+        loss = (weights_N * (nll_N + z_loss * log_z_N.square())).sum()
+        sums_G2 = nll_N.new_zeros(num_groups, 2)
+        sums_G2.index_add_(0, groups_N, torch.stack([nll_N.detach() * weights_N, weights_N], dim=1))
+        return loss, sums_G2
+
+    def for_inference(self, precision: str = "auto") -> InferenceDecoder:
+        """This decoder for generation, with the weights of this moment.
+
+        The default serves decoders that generate as they are: their own `hidden_states` takes a
+        `cache`, and `allocate_cache(num_rows, max_length)` makes one (see `InferenceDecoder` for
+        both). Override it to lay weights out for few tokens at a time, or in fewer bits.
 
         Args:
             precision: "auto" (the dtype that the weights have), "fp32", "bf16" or "int8" (weights,
                 a scale for each output, and inputs, a scale for each row, where that is faster).
 
         Raises:
-            GenerationError: a precision that this decoder, or this machine, doesn't do.
+            GenerationError: a precision that this decoder, or this machine, doesn't do; or the
+                decoder can't generate.
         """
         if precision != "auto":
             raise GenerationError(
@@ -180,7 +280,13 @@ class Decoder(ABC):
                 f"{type(self).__name__} has weights of one kind only, not {precision!r}",
                 "use auto",
             )
-        return self
+        if not hasattr(self, "allocate_cache"):
+            raise GenerationError(
+                f"decoder {type(self).__name__}",
+                "has no allocate_cache, so it can't generate",
+                "define allocate_cache and take a cache in hidden_states, or define for_inference",
+            )
+        return _AsItIs(self)
 
     def start_from_codebook(self, codebook: Tensor, vocabulary: Vocabulary) -> None:  # noqa: B027  # optional, not abstract
         """Start the image codes' embeddings from the tokenizer's code vectors [num_image, dim], so
@@ -193,7 +299,56 @@ class Decoder(ABC):
         Weight decay applies to "matrix"; Muon, where the recipe asks for it, too. The default sorts
         by name and rank."""
         groups: dict[str, list[Any]] = {"matrix": [], "embedding": [], "vector": []}
-        for name, parameter in self.named_parameters():
+        for name, parameter in self.module.named_parameters():
             kind = "embedding" if "embed" in name else "matrix" if parameter.ndim >= 2 else "vector"
             groups[kind].append(parameter)
         return groups
+
+
+class _CachingDecoder(Protocol):
+    """A `Decoder` whose own `hidden_states` takes a cache."""
+
+    context_length: int
+    vocab_size: int
+
+    def head_weight(self) -> Tensor: ...
+
+    def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor: ...
+
+    def allocate_cache(self, num_rows: int, max_length: int) -> KVCache: ...
+
+    def hidden_states(self, tokens_BT: Tensor, *, cache: KVCache, **options: Any) -> Tensor: ...
+
+
+class _AsItIs(InferenceDecoder):
+    """A decoder that generates with its own `hidden_states`."""
+
+    def __init__(self, decoder: Any) -> None:
+        self.decoder: _CachingDecoder = decoder
+        self.context_length, self.vocab_size = decoder.context_length, decoder.vocab_size
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.head_weight().device
+
+    def allocate_cache(self, num_rows: int, max_length: int) -> KVCache:
+        return self.decoder.allocate_cache(num_rows, max_length)
+
+    def cache_bytes(self, num_tokens: int) -> int:
+        own = getattr(self.decoder, "cache_bytes", None)
+        return 0 if own is None else int(own(num_tokens))
+
+    def hidden_states(
+        self,
+        tokens_BT: Tensor,
+        *,
+        cache: KVCache,
+        positions_BT: Tensor | None = None,
+        cells_BT: Tensor | None = None,
+    ) -> Tensor:
+        return self.decoder.hidden_states(
+            tokens_BT, cache=cache, positions_BT=positions_BT, cells_BT=cells_BT
+        )
+
+    def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
+        return self.decoder.logits(hidden, ids)

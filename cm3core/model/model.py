@@ -202,7 +202,9 @@ class Model:
     def engine(self) -> Engine:
         """The engine that completes all that this model is asked; it follows the decoder's weights
         when they change."""
-        version = sum(parameter._version for parameter in self.components.decoder.parameters())
+        version = sum(
+            parameter._version for parameter in self.components.decoder.module.parameters()
+        )
         if self._engines is None or self._engines[0] != version:
             parts = self.components
             engine = Engine(

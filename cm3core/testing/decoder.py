@@ -10,7 +10,7 @@ another backend. Legend: B rows, T tokens, E model dimension, V ids.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cm3core.errors import GenerationError
 from cm3core.interfaces.attention import AttentionBackend
-from cm3core.interfaces.decoder import Decoder, KVCache
+from cm3core.interfaces.decoder import Decoder, InferenceDecoder, KVCache
 from cm3core.testing._laws import Contract
 from cm3core.testing.attention import DenseAttention
 from cm3core.vocab import Vocabulary
@@ -51,7 +51,7 @@ class DecoderContract(Contract[Decoder]):
         each test class."""
         subject = self.subject
         if "_trained" not in type(self).__dict__:
-            module = cast(nn.Module, subject)
+            module = subject.module
             module.double().eval()
             generator = torch.Generator().manual_seed(0)
             with torch.no_grad():
@@ -121,15 +121,16 @@ class DecoderContract(Contract[Decoder]):
         if self.config is not None:
             assert decoder.context_length == self.config.context_length
             stated = self.config.num_parameters(self.vocabulary, self.grid)
-            assert stated in (None, sum(parameter.numel() for parameter in decoder.parameters()))
+            assert stated in (None, sum(p.numel() for p in decoder.module.parameters()))
 
     @torch.no_grad()
     def law_a_full_cache_takes_no_more(self) -> None:
         """Counting more tokens than a row has room for raises, until room is reserved."""
-        cache = self.decoder.allocate_cache(2, 4)
+        arranged = self.decoder.for_inference()
+        cache = arranged.allocate_cache(2, 4)
         assert cache.length_B.tolist() == [0, 0]
         assert cache.length_B.dtype == torch.int64
-        self.decoder.hidden_states(torch.arange(8).view(2, 4), cache=cache)
+        arranged.hidden_states(torch.arange(8).view(2, 4), cache=cache)
         cache.advance([4, 3])
         with pytest.raises(GenerationError):
             cache.advance([1 << 20, 0])
@@ -141,7 +142,12 @@ class DecoderContract(Contract[Decoder]):
         nobody has is refused."""
         tokens_BT = self.tokens(data, 2, 6)
         arranged = self.decoder.for_inference()
-        states_BTE = arranged.hidden_states(tokens_BT, cells_BT=self.cells(tokens_BT))
+        assert arranged.device == self.decoder.head_weight().device
+        assert arranged.vocab_size == self.decoder.vocab_size
+        assert arranged.context_length == self.decoder.context_length
+        states_BTE = arranged.hidden_states(
+            tokens_BT, cells_BT=self.cells(tokens_BT), cache=arranged.allocate_cache(2, 6)
+        )
         self.assert_close(states_BTE, self.plain(tokens_BT))
         self.assert_close(arranged.logits(states_BTE), self.decoder.logits(states_BTE))
         with pytest.raises(GenerationError):
@@ -166,11 +172,12 @@ class DecoderContract(Contract[Decoder]):
         """A cache fed one token at a time gives the states of one forward."""
         tokens_BT = self.tokens(data, 2, 7)
         cells_BT = self.cells(tokens_BT)
-        cache = self.decoder.allocate_cache(2, 7)
+        arranged = self.decoder.for_inference()
+        cache = arranged.allocate_cache(2, 7)
         steps = []
         for t in range(7):
             steps.append(
-                self.decoder.hidden_states(
+                arranged.hidden_states(
                     tokens_BT[:, t : t + 1], cells_BT=cells_BT[:, t : t + 1], cache=cache
                 )
             )
@@ -186,7 +193,8 @@ class DecoderContract(Contract[Decoder]):
         length_B = torch.tensor(
             data.draw(st.lists(st.integers(1, 11), min_size=3, max_size=3), label="row lengths")
         )
-        cache = self.decoder.allocate_cache(3, int(length_B.max()))
+        arranged = self.decoder.for_inference()
+        cache = arranged.allocate_cache(3, int(length_B.max()))
         held_B = torch.zeros(3, dtype=torch.int64)
         while bool((held_B < length_B).any()):
             counts = data.draw(st.lists(st.integers(0, 4), min_size=3, max_size=3), label="chunk")
@@ -195,9 +203,7 @@ class DecoderContract(Contract[Decoder]):
                 count_B = (held_B < length_B).long()
             chunk_T = torch.arange(int(count_B.max()))
             chunk_BT = tokens_BT.gather(1, (held_B[:, None] + chunk_T).clamp(max=10))
-            states = self.decoder.hidden_states(
-                chunk_BT, cells_BT=self.cells(chunk_BT), cache=cache
-            )
+            states = arranged.hidden_states(chunk_BT, cells_BT=self.cells(chunk_BT), cache=cache)
             for row, (held, count) in enumerate(
                 zip(held_B.tolist(), count_B.tolist(), strict=True)
             ):
@@ -255,7 +261,9 @@ class DecoderContract(Contract[Decoder]):
                     self._read_more(decoder, cache, data, whole, counts)
             assert cache.length_B.tolist() == [len(row) for row in whole]
 
-    def _read(self, decoder: Decoder, data: st.DataObject, rows: list[list[int]]) -> KVCache:
+    def _read(
+        self, decoder: InferenceDecoder, data: st.DataObject, rows: list[list[int]]
+    ) -> KVCache:
         counts = data.draw(
             st.lists(st.integers(1, 5), min_size=len(rows), max_size=len(rows)),
             label="first tokens",
@@ -266,7 +274,7 @@ class DecoderContract(Contract[Decoder]):
 
     def _read_more(
         self,
-        decoder: Decoder,
+        decoder: InferenceDecoder,
         cache: KVCache,
         data: st.DataObject,
         rows: list[list[int]],
@@ -294,9 +302,39 @@ class DecoderContract(Contract[Decoder]):
         stop = data.draw(st.integers(start + 1, self.vocabulary.size), label="stop")
         self.assert_close(self.decoder.logits(hidden, range(start, stop)), full[..., start:stop])
 
+    def law_loss_is_that_of_the_logits(self, data: st.DataObject) -> None:
+        """`loss_sums` is the weighted cross entropy of the logits, with its z loss, its parts by
+        group and its gradient; a token of weight 0 has none."""
+        hidden_NE = self.plain(self.tokens(data, 1, 9))[0].detach().requires_grad_()
+        generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99), label="targets"))
+        targets_N = torch.randint(0, self.vocabulary.size, (9,), generator=generator)
+        weights_N = torch.tensor([1.0, 0.0, 2.0] * 3, dtype=torch.float64)
+        groups_N = torch.tensor([0, 1, 2] * 3, dtype=torch.int8)
+        z_loss = data.draw(st.sampled_from([0.0, 0.01]), label="z_loss")
+        logits_NV = self.decoder.logits(hidden_NE)
+        nll_N = nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
+        expected = (weights_N * (nll_N + z_loss * logits_NV.logsumexp(1).square())).sum()
+        head = self.decoder.head_weight()
+        wanted = torch.autograd.grad(expected, (hidden_NE, head))
+        loss, sums_G2 = self.decoder.loss_sums(
+            hidden_NE, targets_N, weights_N, groups_N, num_groups=3, z_loss=z_loss
+        )
+        found = torch.autograd.grad(loss, (hidden_NE, head))
+        for actual, right in zip((loss, *found), (expected, *wanted), strict=True):
+            self.assert_close(actual, right)
+        assert not found[0][1::3].any()
+        right_G2 = torch.stack(
+            [
+                torch.stack([(weights_N * nll_N)[g::3].sum(), weights_N[g::3].sum()])
+                for g in range(3)
+            ]
+        )
+        assert sums_G2.shape == (3, 2)
+        self.assert_close(sums_G2, right_G2.detach())
+
     def law_gradient_reaches_every_parameter(self) -> None:
         """Every parameter, in exactly one optimiser group, gets a gradient that is not all zero."""
-        module = cast(nn.Module, self.decoder)
+        module = self.decoder.module
         tokens_BT = torch.arange(20).repeat(2, 1) + torch.tensor([[0], [20]])
         logits = self.decoder.logits(self.plain(tokens_BT))
         module.zero_grad()

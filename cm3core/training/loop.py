@@ -43,7 +43,7 @@ from cm3core.checkpoint import (
 from cm3core.errors import CheckpointError, CM3Error, DeviceError
 from cm3core.files import check_writable, make_folder, write_text
 from cm3core.stop_signals import StopSignals
-from cm3core.training.loss import GROUPS, cross_entropy_sums, modality_metrics
+from cm3core.training.loss import GROUPS, batch_loss_sums, modality_metrics
 from cm3core.training.metrics import MetricsLog
 from cm3core.training.optim import OptimizerGroup, Schedule
 from cm3core.training.preparation import Preparation
@@ -166,8 +166,7 @@ def _start(
     if origin is not None:
         check_fingerprints(origin, read_state(origin), components)
     preparation = Preparation(components, progress=progress)
-    decoder = components.decoder
-    assert isinstance(decoder, nn.Module)
+    decoder = components.decoder.module
     decoder.train()
     codebook = (
         components.image_tokenizer.codebook()
@@ -368,7 +367,7 @@ def batch_loss(
     state: TrainState, hidden_states: Callable[..., Tensor], batch: TrainingBatch, z_loss: float
 ) -> tuple[Tensor, Tensor]:
     """Sum of the weighted losses of a batch, and its parts by modality (see
-    `cross_entropy_sums`)."""
+    `Decoder.loss_sums`)."""
     batch = batch.to(state.device)
     with state.autocast():
         hidden_BTE = hidden_states(
@@ -377,14 +376,7 @@ def batch_loss(
             cells_BT=batch.cells_BT,
             kv_start_BT=batch.kv_start_BT,
         )
-        return cross_entropy_sums(
-            hidden_BTE.flatten(0, 1),
-            state.components.decoder.head_weight(),
-            batch.targets_BT.flatten(),
-            batch.weights_BT.flatten(),
-            batch.modality_BT.flatten(),
-            z_loss=z_loss,
-        )
+        return batch_loss_sums(state.components.decoder, hidden_BTE, batch, z_loss=z_loss)
 
 
 def _count_time(

@@ -188,7 +188,7 @@ class OptimizerGroup:
                 close_match(section.optimizer, known),
             )
         groups = decoder.parameter_groups()
-        self.names = {id(p): name for name, p in decoder.named_parameters()}
+        self.names = {id(p): name for name, p in decoder.module.named_parameters()}
         self.parameters: list[Tensor] = [
             p for name in ("matrix", "embedding", "vector") for p in groups.get(name, [])
         ]

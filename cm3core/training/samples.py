@@ -7,7 +7,6 @@ import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from cm3core import images
@@ -63,8 +62,7 @@ class SamplePictures:
 
     def draw(self, components: Components) -> PixelArray:
         """The sheet: a row for each prompt, the drawn and the real picture."""
-        decoder = components.decoder
-        assert isinstance(decoder, torch.nn.Module)
+        decoder = components.decoder.module
         engine = Engine(
             components.decoder,
             components.serializer,

@@ -71,7 +71,7 @@ class TrainState:
     #: Norm of the last gradient before clipping; read only when it is logged, since reading makes a
     #: GPU wait.
     gradient_norm: Tensor | None = None
-    #: Sums of losses since the last log, see `cross_entropy_sums`.
+    #: Sums of losses since the last log, see `Decoder.loss_sums`.
     sums_G2: Tensor = field(default_factory=lambda: torch.zeros(len(GROUPS), 2))
     speed: SpeedMeter = field(default_factory=SpeedMeter)
     steps_speed: SpeedMeter = field(default_factory=SpeedMeter)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from cm3core.build import split_or_reason
 from cm3core.document import MaskedSequence, TokenSequence
 from cm3core.interfaces import Decoder, MaskingObjective
-from cm3core.training.loss import cross_entropy_sums, modality_metrics
+from cm3core.training.loss import batch_loss_sums, modality_metrics
 
 if TYPE_CHECKING:
     from cm3core.sequence.packing import TrainingBatch
@@ -51,7 +51,7 @@ class Validation:
 
     def measure(self, forward: Callable[[TrainingBatch], Tensor]) -> dict[str, float]:
         """Metrics of all splits; `forward` gives a batch's sums of losses by modality (see
-        `cross_entropy_sums`)."""
+        `Decoder.loss_sums`)."""
         if self._batches is None:
             self._batches = self._prepare()
         values: dict[str, float] = {}
@@ -117,13 +117,7 @@ def measured_loss(decoder: Decoder, batches: Iterable[TrainingBatch]) -> dict[st
             cells_BT=batch.cells_BT,
             kv_start_BT=batch.kv_start_BT,
         )
-        return cross_entropy_sums(
-            hidden_BTE.flatten(0, 1),
-            decoder.head_weight(),
-            batch.targets_BT.flatten(),
-            batch.weights_BT.flatten(),
-            batch.modality_BT.flatten(),
-        )[1]
+        return batch_loss_sums(decoder, hidden_BTE, batch)[1]
 
     return modality_metrics(_total(forward, batches))
 

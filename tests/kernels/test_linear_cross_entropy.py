@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from cm3core.training.loss import cross_entropy_sums
+from cm3core.interfaces import decoder as decoder_module
+from cm3core.interfaces.decoder import Decoder
 from cm3kernels import linear_cross_entropy
 
 
@@ -119,31 +120,47 @@ def test_gradcheck(implementation: str) -> None:
     assert torch.autograd.gradcheck(loss, (hidden, head))
 
 
+class Head(Decoder):
+    """A decoder that is its head, with the interface's plain loss."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.weight, self.vocab_size = weight, len(weight)
+
+    def hidden_states(self, tokens_BT: torch.Tensor, **options: object) -> torch.Tensor:
+        raise AssertionError("the loss starts from hidden states")
+
+    def head_weight(self) -> torch.Tensor:
+        return self.weight
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("chunk_rows", [1, 7, 100])
-def test_parity_with_the_cores_loss(autocast: bool, chunk_rows: int) -> None:
-    """The same loss and gradients, bit for bit; sums by group may be added up in another order."""
+def test_parity_with_the_interfaces_default(
+    autocast: bool, chunk_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decoder that has no fused loss trains on the same one: loss, sums and gradients."""
     hidden, head, targets, weights, groups = batch(33, 29)
+    monkeypatch.setattr(decoder_module, "LOSS_CHUNK_BYTES", 4 * 29 * chunk_rows)
+    plain = Head(head)
+    options = {"implementation": "torch", "chunk_bytes": 4 * 29 * chunk_rows}
     results = []
-    for function, options in (
-        (cross_entropy_sums, {}),
-        (linear_cross_entropy, {"implementation": "torch"}),
+    for function in (
+        lambda: plain.loss_sums(hidden, targets, weights, groups, z_loss=0.01),
+        lambda: linear_cross_entropy(
+            hidden, head, targets, weights, groups, z_loss=0.01, **options
+        ),
     ):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            loss, sums = function(
-                hidden,
-                head,
-                targets,
-                weights,
-                groups,
-                z_loss=0.01,
-                chunk_bytes=4 * 29 * chunk_rows,
-                **options,
-            )
+            loss, sums = function()
         results.append((loss, sums, *torch.autograd.grad(loss, (hidden, head))))
     for place, (theirs, ours) in enumerate(zip(*results, strict=True)):
         assert theirs.dtype == ours.dtype
-        torch.testing.assert_close(ours, theirs, rtol=1e-6 if place == 1 else 0, atol=0)
+        rounded = (
+            autocast and place >= 2
+        )  # gradients are sums of bfloat16 products in another order
+        torch.testing.assert_close(
+            ours, theirs, rtol=2e-2 if rounded else 1e-5, atol=2e-2 if rounded else 1e-6
+        )
 
 
 @pytest.mark.parametrize("implementation", ["reference", "torch"])

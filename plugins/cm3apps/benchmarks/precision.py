@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cm3core.document import TokenSequence
-    from cm3core.interfaces import Decoder
+    from cm3core.interfaces import InferenceDecoder
     from cm3core.model import Model
 
 HELP = "what fewer bits of a model's weights do to what it says"
@@ -190,7 +190,9 @@ def measure(
     ]
 
 
-def _said(decoder: Decoder, model: Model, sequence: TokenSequence) -> tuple[Tensor, Tensor]:
+def _said(
+    decoder: InferenceDecoder, model: Model, sequence: TokenSequence
+) -> tuple[Tensor, Tensor]:
     """The log-probabilities [n, R] of all codes at the places of a sequence's image codes, and the
     codes [n] that stand there."""
     import torch

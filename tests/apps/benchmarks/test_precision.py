@@ -58,7 +58,7 @@ def test_a_decoder_that_says_something_else_fails(
     def damaged(self: object, name: str = "auto") -> object:
         arranged = whole(decoder, name)
         if name == "int8":
-            head = arranged.head_weight()
+            head = arranged._head_weight_VE
             noise = torch.randn(head.shape, generator=torch.Generator().manual_seed(0))
             arranged._head_weight_VE = head + 0.3 * head.std() * noise
         return arranged

@@ -27,7 +27,7 @@ from cm3core.generation.engine import (
     candidates,
 )
 from cm3core.sequence.serialize import Serializer
-from cm3plugins.decoders.cm3leon import cache as cache_module
+from cm3plugins.decoders.cm3leon import pool as pool_module
 from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
 from cm3plugins.samplers.config import CFGSamplerConfig, TopPSamplerConfig
 from engine_parts import (
@@ -59,7 +59,7 @@ def decoder():
 @pytest.fixture
 def everything_is_shared(monkeypatch):
     """Prefixes are shared however short, as they are at real sizes."""
-    monkeypatch.setattr(cache_module, "SHARING_PAYS", 0)
+    monkeypatch.setattr(pool_module, "SHARING_PAYS", 0)
     monkeypatch.setattr(prompts_module, "SHORTEST_COMMON", 2)
 
 
@@ -161,7 +161,7 @@ def test_no_stream_sees_what_another_one_reads(decoder, monkeypatch, shared):
     does one that a neighbour keeps, though the conditional stream, which reads it, is in the same
     batch and both read the same retrieved document."""
     if shared:
-        monkeypatch.setattr(cache_module, "SHARING_PAYS", 0)
+        monkeypatch.setattr(pool_module, "SHARING_PAYS", 0)
         monkeypatch.setattr(prompts_module, "SHORTEST_COMMON", 2)
     asked = {
         secret: [
@@ -517,6 +517,7 @@ class ReplayedDecoder(CM3LeonDecoder):
     def for_inference(self, precision: str = "auto"):
         arranged = super().for_inference(precision)
         arranged.on_cpu = False
+        arranged.layout = replace(arranged.layout, on_cpu=False)
         return arranged
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cm3core.interfaces.attention import AttentionBackend
-from cm3core.interfaces.decoder import Decoder, DecoderConfig, KVCache
+from cm3core.interfaces.decoder import DecoderConfig, InferenceDecoder, KVCache
 from cm3core.testing.attention import DenseAttention
 from cm3core.testing.decoder import DecoderContract
 from cm3core.testing.tiny import TinyCache, TinyDecoder
@@ -142,17 +142,44 @@ class UngroupedParameter(TinyDecoder):
 
 
 class RoundedForInference(TinyDecoder):
-    def for_inference(self, precision: str = "auto") -> Decoder:
+    def for_inference(self, precision: str = "auto") -> InferenceDecoder:
         super().for_inference(precision)
         rounded = copy.deepcopy(self)
         for parameter in rounded.parameters():
             parameter.data = parameter.data.bfloat16().double()
-        return rounded
+        return super(RoundedForInference, rounded).for_inference()
 
 
 class AnyPrecision(TinyDecoder):
-    def for_inference(self, precision: str = "auto") -> Decoder:
-        return self
+    def for_inference(self, precision: str = "auto") -> InferenceDecoder:
+        return super().for_inference()
+
+
+class OnTheMetaDevice(TinyDecoder):
+    def for_inference(self, precision: str = "auto") -> InferenceDecoder:
+        arranged = super().for_inference(precision)
+        return type("Elsewhere", (type(arranged),), {"device": torch.device("meta")})(self)
+
+
+class ForgetsWeights(TinyDecoder):
+    def loss_sums(
+        self, hidden_NE: Tensor, targets_N: Tensor, weights_N: Tensor, *rest: Any, **options: Any
+    ) -> tuple[Tensor, Tensor]:
+        ones_N = (weights_N > 0).to(weights_N)
+        return super().loss_sums(hidden_NE, targets_N, ones_N, *rest, **options)
+
+
+class ForgetsTheZLoss(TinyDecoder):
+    def loss_sums(self, *tensors: Tensor, num_groups: int = 4, **_: Any) -> tuple[Tensor, Tensor]:
+        return super().loss_sums(*tensors, num_groups=num_groups)
+
+
+class CountsTheZLossInItsSums(TinyDecoder):
+    def loss_sums(
+        self, *tensors: Tensor, num_groups: int = 4, z_loss: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        loss, sums_G2 = super().loss_sums(*tensors, num_groups=num_groups, z_loss=z_loss)
+        return loss, sums_G2 + z_loss
 
 
 class OneIdFurther(TinyDecoder):
@@ -219,7 +246,8 @@ MUTANTS: dict[str, list[type]] = {
     "documents_packed_into_a_row_are_isolated": [ForgetsStarts, ForgetsPositions],
     "every_earlier_token_counts": [LooksBackThreeTokens],
     "gradient_reaches_every_parameter": [UnusedParameter, UngroupedParameter],
-    "inference_equals_training": [RoundedForInference, AnyPrecision],
+    "inference_equals_training": [RoundedForInference, AnyPrecision, OnTheMetaDevice],
+    "loss_is_that_of_the_logits": [ForgetsWeights, ForgetsTheZLoss, CountsTheZLossInItsSums],
     "logits_of_a_range_are_a_slice": [OneIdFurther, ScaledLogits],
     "positions_and_cells_have_defaults": [CountsFromOne, TakesNoCellsForTheFirst, WritesOnTokens],
     "ragged_chunks_equal_at_once": [KeepsPadding],

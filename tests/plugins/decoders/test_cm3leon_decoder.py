@@ -16,7 +16,7 @@ from cm3core.interfaces.decoder import Decoder
 from cm3core.testing.decoder import DecoderContract
 from cm3core.vocab import Vocabulary
 from cm3plugins.attention import SDPAAttentionConfig
-from cm3plugins.decoders.cm3leon import CM3LeonConfig, cache
+from cm3plugins.decoders.cm3leon import CM3LeonConfig, pool
 from cm3plugins.decoders.cm3leon.inference import CM3LeonInference
 from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
 
@@ -56,6 +56,7 @@ class SharingDecoder(CM3LeonDecoder):
     def for_inference(self, precision: str = "auto") -> CM3LeonInference:
         arranged = super().for_inference(precision)
         arranged.on_cpu = self.on_cpu
+        arranged.layout = replace(arranged.layout, on_cpu=self.on_cpu)
         return arranged
 
 
@@ -65,7 +66,7 @@ class TestSharedSegments(DecoderContract):
 
     @pytest.fixture(autouse=True)
     def _everything_pays(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cache, "SHARING_PAYS", 0)
+        monkeypatch.setattr(pool, "SHARING_PAYS", 0)
 
     def make(self) -> Decoder:
         torch.manual_seed(0)
@@ -294,7 +295,7 @@ def test_sequences_longer_than_the_context_are_refused() -> None:
         ),
         (
             GenerationError,
-            lambda: decoder.allocate_cache(1, 25),
+            lambda: decoder.for_inference().allocate_cache(1, 25),
             "prompt: 25 tokens with what is to be generated, the context is 24",
         ),
         (
@@ -307,8 +308,9 @@ def test_sequences_longer_than_the_context_are_refused() -> None:
         with pytest.raises(error) as caught:
             call()
         assert str(caught.value).startswith(message + "\n  next: ")
-    cache = decoder.allocate_cache(1, 4)
-    decoder.hidden_states(torch.zeros(1, 5, dtype=torch.int64), cache=cache)
+    arranged = decoder.for_inference()
+    cache = arranged.allocate_cache(1, 4)
+    arranged.hidden_states(torch.zeros(1, 5, dtype=torch.int64), cache=cache)
     with pytest.raises(
         GenerationError, match="row 0 would hold 5 tokens of its own, there is room for 4"
     ):

@@ -120,7 +120,7 @@ class RandomModel:
         with torch.random.fork_rng(devices=[]), torch.device(self.setup.device), torch.no_grad():
             torch.manual_seed(SEED)
             decoder = config.build(self.vocabulary, SDPAAttentionConfig().build(), (1, 1))
-            for name, weight in decoder.named_parameters():
+            for name, weight in decoder.module.named_parameters():
                 spread = 2.0 if name.startswith("embed_output") else 1.0  # of what comes out of it
                 weight.normal_(
                     std=1.0
@@ -182,7 +182,7 @@ class EngineProvider(DecodeProvider):
     def trunk_parameters(self) -> int:
         return sum(
             weight.numel()
-            for name, weight in self.model.decoder.named_parameters()
+            for name, weight in self.model.decoder.module.named_parameters()
             if name.startswith("layers.")
         )
 

@@ -150,7 +150,7 @@ class RetrievalExperiment:
             image_tokenizer_folder=result.checkpoint / IMAGE_TOKENIZER,
         )
         load_weights(components.decoder, result.checkpoint)  # type: ignore[arg-type]  # a module, which the interface can't say
-        components.decoder.eval()  # type: ignore[attr-defined]
+        components.decoder.module.eval()
         key = {"recipe_hash": recipe.hash, "step": result.step, "documents": self.num_documents}
         measured = key | {"conditions": _CONDITIONS}
         losses = _kept(folder / "losses.json", measured) or self._measure(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from cm3core.errors import RecipeError, close_match
 from cm3core.interfaces.decoder import DecoderConfig
 from cm3core.vocab import Vocabulary
+from cm3plugins.decoders.cm3leon.settings import CM3LeonSettings
 
 if TYPE_CHECKING:
     from cm3core.interfaces.attention import AttentionBackend
@@ -21,48 +22,12 @@ MAX_LAYERS = 10_000
 
 
 @dataclass(kw_only=True)
-class CM3LeonConfig(DecoderConfig):
+class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
     """An OPT-style pre-LN decoder without biases and without learnable normalisation (CM3leon
     paper, section 2.3).
 
     The defaults are the paper's 350M model; every other size is this class with other numbers.
-
-    Args:
-        num_layers: transformer blocks (paper: 24, 24, 32).
-        d_model: width of the residual stream (paper: 1024, 1536, 4096).
-        num_heads: attention heads, a divisor of `d_model` (16, 16, 32 in the OPT sizes of the same
-            shape).
-        d_ff: width of the feed-forward layer. None: 4 * d_model.
-        activation: "relu" (OPT's launcher) or "gelu".
-        dropout: of the embeddings and of both residual branches while training (paper: 0).
-        tie_embeddings: the output projection is the token embedding (OPT's launcher; inferred for
-            CM3leon).
-        init_std: standard deviation of all matrices but the zero ones, cut at 3 deviations. A
-            narrow model wants more than the paper's 0.006, about 0.02.
-        position_init_std: the same, of the learned positions.
-        grid_positions: add a learned row and a learned column embedding to image codes' inputs. Not
-            the paper's: a small model can't learn from little data where in the picture it is.
-        qk_norm: LayerNorm of queries and keys over the head dimension, with learned weights
-            (Chameleon). Not the paper's.
-        activation_checkpointing: recompute each block in the backward pass: less memory, a third
-            more time.
-        codebook_scale: image codes' embeddings started from the tokenizer's codebook get this times
-            `init_std`.
     """
-
-    num_layers: int = 24
-    d_model: int = 1024
-    num_heads: int = 16
-    d_ff: int | None = None
-    activation: str = "relu"
-    dropout: float = 0.0
-    tie_embeddings: bool = True
-    init_std: float = 0.006
-    position_init_std: float = 0.0002
-    grid_positions: bool = False
-    qk_norm: bool = False
-    activation_checkpointing: bool = False
-    codebook_scale: float = 1.0
 
     def check(self) -> None:
         """Ranges and combinations; raises `RecipeError` that names the key."""

@@ -1,5 +1,4 @@
-"""The CM3leon decoder, read top to bottom: block, model. How it generates, with a cache, stands in
-`inference.py`.
+"""The CM3leon decoder that trains. Its block is in `block.py`, how it generates in `inference.py`.
 
 CM3leon paper, section 2.3: a decoder-only transformer as OPT / GPT-3 (pre-LN, learned absolute
 positions), without biases, dropout or learnable normalisation; truncated normal initialisation of
@@ -9,14 +8,11 @@ LayerNorm eps 1e-5, a final LayerNorm, no sqrt(d_model) on embeddings, ReLU, out
 to the embedding. metaseq's position table has two rows more that nothing ever reads (fairseq's
 padding offset); ours starts at 0 and has `context_length` rows.
 
-Legend: B rows, T tokens, S key slots, L layers, H heads, K key heads (= H), D head dimension, E
-model dimension, V ids, X rows of another selection.
+Legend: B rows, T tokens, N tokens of a batch, E model dimension, V ids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -26,61 +22,13 @@ from torch.utils.checkpoint import checkpoint
 
 from cm3core.errors import DocumentError
 from cm3core.interfaces.attention import AttentionBackend
-from cm3core.interfaces.decoder import Decoder, KVCache
+from cm3core.interfaces.decoder import Decoder
 from cm3core.vocab import Vocabulary
-from cm3plugins.decoders.cm3leon import CM3LeonConfig
-from cm3plugins.decoders.cm3leon.cache import CM3LeonCache
-from cm3plugins.decoders.cm3leon.inference import LAYER_NORM_EPS, CM3LeonInference, layer_norm
-
-
-@dataclass
-class Context:
-    """What all blocks of one forward share: the backend, and who sees whom."""
-
-    attention: AttentionBackend
-    kv_start_BT: Tensor | None
-    plan: Any
-
-
-class Block(nn.Module):
-    """x + attention(LN(x)), then x + feed_forward(LN(x)). The second matrix of both branches starts
-    at zero."""
-
-    def __init__(self, config: CM3LeonConfig, layer: int) -> None:
-        super().__init__()
-        E, F_ = config.d_model, config.d_ff or 4 * config.d_model
-        self.layer, self.num_heads, self.dropout = layer, config.num_heads, config.dropout
-        self.activation: Callable[[Tensor], Tensor] = getattr(F, config.activation)
-        self.q_proj = nn.Linear(E, E, bias=False)
-        self.k_proj = nn.Linear(E, E, bias=False)
-        self.v_proj = nn.Linear(E, E, bias=False)
-        self.out_proj = nn.Linear(E, E, bias=False)
-        self.fc1 = nn.Linear(E, F_, bias=False)
-        self.fc2 = nn.Linear(F_, E, bias=False)
-        D = E // config.num_heads
-        self.q_norm = (
-            nn.LayerNorm(D, eps=LAYER_NORM_EPS, bias=False) if config.qk_norm else nn.Identity()
-        )
-        self.k_norm = (
-            nn.LayerNorm(D, eps=LAYER_NORM_EPS, bias=False) if config.qk_norm else nn.Identity()
-        )
-
-    def forward(self, x_BTE: Tensor, context: Context) -> Tensor:
-        x_BTE = x_BTE + F.dropout(
-            self.attention(layer_norm(x_BTE), context), self.dropout, self.training
-        )
-        hidden_BTF = self.activation(self.fc1(layer_norm(x_BTE)))
-        return x_BTE + F.dropout(self.fc2(hidden_BTF), self.dropout, self.training)
-
-    def attention(self, x_BTE: Tensor, context: Context) -> Tensor:
-        heads = (*x_BTE.shape[:2], self.num_heads, -1)
-        q_BTHD = self.q_norm(self.q_proj(x_BTE).view(heads))
-        k_BTKD = self.k_norm(self.k_proj(x_BTE).view(heads))
-        v_BTKD = self.v_proj(x_BTE).view(heads)
-        attended_BTHD = context.attention.attend(
-            q_BTHD, k_BTKD, v_BTKD, kv_start_BT=context.kv_start_BT, plan=context.plan
-        )
-        return cast(Tensor, self.out_proj(attended_BTHD.flatten(2)))
+from cm3kernels import linear_cross_entropy
+from cm3plugins.decoders.cm3leon.block import Block, Context
+from cm3plugins.decoders.cm3leon.inference import CM3LeonInference
+from cm3plugins.decoders.cm3leon.products import layer_norm
+from cm3plugins.decoders.cm3leon.settings import CM3LeonSettings
 
 
 def truncated_normal_(weight: Tensor, std: float) -> None:
@@ -94,7 +42,7 @@ class CM3LeonDecoder(nn.Module, Decoder):
 
     def __init__(
         self,
-        config: CM3LeonConfig,
+        config: CM3LeonSettings,
         vocab_size: int,
         attention: AttentionBackend,
         grid: tuple[int, int],
@@ -138,19 +86,7 @@ class CM3LeonDecoder(nn.Module, Decoder):
         positions_BT: Tensor | None = None,
         cells_BT: Tensor | None = None,
         kv_start_BT: Tensor | None = None,
-        cache: KVCache | None = None,
     ) -> Tensor:
-        if cache is not None:
-            assert isinstance(cache, CM3LeonCache), (
-                "a cache comes from this decoder's allocate_cache"
-            )
-            return cache.decoder.hidden_states(
-                tokens_BT,
-                positions_BT=positions_BT,
-                cells_BT=cells_BT,
-                kv_start_BT=kv_start_BT,
-                cache=cache,
-            )
         T = tokens_BT.shape[1]
         if positions_BT is None:
             if self.context_length < T:
@@ -192,13 +128,28 @@ class CM3LeonDecoder(nn.Module, Decoder):
     def head_weight(self) -> Tensor:
         return self.embed_tokens.weight if self.embed_output is None else self.embed_output.weight
 
+    def loss_sums(
+        self,
+        hidden_NE: Tensor,
+        targets_N: Tensor,
+        weights_N: Tensor,
+        groups_N: Tensor,
+        *,
+        num_groups: int = 4,
+        z_loss: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        return linear_cross_entropy(
+            hidden_NE,
+            self.head_weight(),
+            targets_N,
+            weights_N,
+            groups_N,
+            num_groups=num_groups,
+            z_loss=z_loss,
+        )
+
     def for_inference(self, precision: str = "auto") -> CM3LeonInference:
         return CM3LeonInference(self, precision)
-
-    def allocate_cache(self, num_rows: int, max_length: int) -> CM3LeonCache:
-        """See `Decoder`. The cache reads the weights of this moment; who needs many caches asks
-        `for_inference` once."""
-        return self.for_inference().allocate_cache(num_rows, max_length)
 
     @torch.no_grad()
     def start_from_codebook(self, codebook: Tensor, vocabulary: Vocabulary) -> None:
