@@ -58,7 +58,7 @@ def page() -> str:
 
 def kind_text(name: str, kind: Kind) -> Iterator[str]:
     """A kind's part: hook, config, interface, the values it speaks in, kit."""
-    interface = getattr(interfaces, kind.interface)
+    interface = kind.interface_class
     module = importlib.import_module(interface.__module__)
     yield f"## `{name}`\n"
     about = (module.__doc__ or "").strip().partition(": ")[2]
@@ -197,7 +197,7 @@ def signature(name: str, member: object) -> str:
         else ""
     )
     if isinstance(member, property):
-        return f"```py\n{name}{arrow.replace(' -> ', ': ')}    # property\n```\n"
+        return f"```py\n{name}{arrow.replace(' -> ', ': ')}  # property\n```\n"
     start = "def"
     if isinstance(member, classmethod):
         start = "@classmethod\ndef"

@@ -1,9 +1,10 @@
-"""What `cm3 plugin new` writes: a whole small plugin project of any kind, which works as it stands.
+"""What `cm3 plugin new` writes: a whole small plugin project of a kind, which works as it stands.
 Imports no torch.
 
-`templates/project` holds the files that every project gets, `templates/KIND` the package's modules
-and `test.py.in`, the test. In them `<<field>>` stands for a value of `Plan.fields`; a template that
-names another field is an error of ours.
+`templates/project` holds the files that every project gets, `templates/KIND` the package's modules,
+`test.py.in` (the test) and `template.toml` (see `Template`); a kind without such a folder can't be
+written. In the files `.in`, `<<field>>` stands for a value of `Plan.fields`; one that names
+another field is an error of ours.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import re
 import shlex
 import shutil
 import tempfile
-from dataclasses import dataclass
+import tomllib
+from dataclasses import dataclass, field
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,42 +30,37 @@ PREFIX = "cm3-"
 MAX_LENGTH = 40
 NAME = re.compile(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*")
 FIELD = re.compile(r"<<(\w+)>>")
-#: What stands behind a plugin's name in its classes' names, and what such a component is called in
-#: a sentence.
-WORDS = {
-    "text_tokenizer": ("Tokenizer", "text tokenizer"),
-    "image_tokenizer": ("Tokenizer", "image tokenizer"),
-    "embedder": ("Embedder", "embedder"),
-    "retriever": ("Retriever", "retriever"),
-    "objective": ("Objective", "masking objective"),
-    "decoder": ("Decoder", "decoder"),
-    "attention": ("Attention", "attention backend"),
-    "sampler": ("Sampler", "sampler"),
-    "reranker": ("Reranker", "reranker"),
-    "upscaler": ("Upscaler", "upscaler"),
-    "dataset": ("Source", "data set"),
-}
-#: What imports torch, in a module of its own: file -> what the README's table says of it. The other
-#: kinds are one module.
-MODULES = {
-    "decoder": {"model.py": "the transformer and its cache"},
-    "attention": {"backend.py": "the attention function"},
-    "sampler": {"sampler.py": "what draws"},
-}
-#: How a project's README uses the component, by one changed value. `<<name>>` is its name.
-USE = {
-    "text_tokenizer": "cm3 train tiny -o runs/<<name>> text_tokenizer=<<name>>",
-    "image_tokenizer": "cm3 train tiny -o runs/<<name>> image_tokenizer=<<name>>",
-    "embedder": "cm3 memory build tiny -o runs/<<name>>-bank --embedder <<name>>",
-    "retriever": 'cm3 generate "a red apple" -o out/<<name>> --retriever <<name>> --show-retrieved',
-    "objective": "cm3 train tiny -o runs/<<name>> objective=<<name>>",
-    "decoder": "cm3 train tiny -o runs/<<name>> decoder=<<name>>",
-    "attention": "cm3 train tiny -o runs/<<name>> attention=<<name>>",
-    "sampler": 'cm3 generate "a red apple" -o out/<<name>> --sampler <<name>>',
-    "reranker": 'cm3 generate "a red apple" -o out/<<name>> --n 1 --candidates 4 --rerank <<name>>',
-    "upscaler": 'cm3 generate "a red apple" -o out/<<name>> --upscale <<name>>',
-    "dataset": "cm3 train tiny -o runs/<<name>> dataset=<<name>>",
-}
+
+
+@dataclass(frozen=True)
+class Template:
+    """What a kind's project is written with: `templates/KIND/template.toml`.
+
+    Args:
+        class_ending: put after a plugin's name in its classes' names.
+        use: how a project's README uses the component, by one changed value; `<<name>>` is its
+            name.
+        modules: what imports torch, in a module of its own: file -> what the README's table says
+            of it. Most kinds are one module.
+    """
+
+    class_ending: str
+    use: str
+    modules: dict[str, str] = field(default_factory=dict)
+
+
+def template_kinds() -> list[str]:
+    """The kinds that there are templates for."""
+    return [kind for kind in KINDS if _template_file(kind).is_file()]
+
+
+def template(kind: str) -> Template:
+    """The template of one of `template_kinds()`."""
+    return Template(**tomllib.loads(_template_file(kind).read_text(encoding="utf-8")))
+
+
+def _template_file(kind: str) -> Path:
+    return TEMPLATES / kind / "template.toml"
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class Plan:
 
     Args:
         name: of component, entry point and plugin.
-        kind: one of `KINDS`.
+        kind: one of `template_kinds()`.
         folder: where the project will lie; does not exist.
         author: who holds the copyright, "Name" or "Name <mail>"; "" for not told.
     """
@@ -101,19 +98,19 @@ class Plan:
         """
         stem, ending = (
             "".join(part.capitalize() for part in re.split("[_-]", self.name)),
-            WORDS[self.kind][0],
+            template(self.kind).class_ending,
         )
         return stem if stem.endswith(ending) else stem + ending
 
     @property
     def fields(self) -> dict[str, str]:
         """What the templates may name."""
-        kind, words, (major, minor) = (
+        kind, written, (major, minor) = (
             KINDS[self.kind],
-            WORDS[self.kind][1],
+            template(self.kind),
             __version__.split(".")[:2],
         )
-        module, contract = kind.kit.split(":")
+        words, (module, contract) = kind.words, kind.kit.split(":")
         author, mail = _author(self.author)
         quoted = [
             f'{key} = "{value}"' for key, value in (("name", author), ("email", mail)) if value
@@ -122,10 +119,9 @@ class Plan:
             "name": self.name,
             "kind": self.kind,
             "words": words,
-            "a_words": f"{'an' if words[0] in 'aeiou' else 'a'} {words}",
+            "a_words": _a(words),
             "rows": "".join(
-                f"| `{self.package}/{name}` | {what} |\n"
-                for name, what in MODULES.get(self.kind, {}).items()
+                f"| `{self.package}/{name}` | {what} |\n" for name, what in written.modules.items()
             ),
             "distribution": self.distribution,
             "package": self.package,
@@ -138,7 +134,7 @@ class Plan:
             "kit": module,
             "Contract": contract,
             "api": str(CM3_API),
-            "use": fill(USE[self.kind], {"name": self.name}),
+            "use": fill(written.use, {"name": self.name}),
             "window": f">={major}.{minor},<{f'0.{int(minor) + 1}' if major == '0' else int(major) + 1}",
             "authors": f"authors = [{{ {', '.join(quoted)} }}]\n" if quoted else "",
             "today": date.today().isoformat(),
@@ -176,6 +172,11 @@ def fill(text: str, fields: dict[str, str]) -> str:
     return FIELD.sub(lambda match: fields[match[1]], text)
 
 
+def _a(words: str) -> str:
+    """The words with their article."""
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
 def _author(author: str) -> tuple[str, str]:
     """Name and mail address of "Name <mail>"; either may be ""."""
     match = re.fullmatch(r"\s*([^<>]*?)\s*(?:<([^<>\s]+@[^<>\s]+)>)?\s*", author)
@@ -201,12 +202,19 @@ def plan_project(
         author: see `Plan`.
 
     Raises:
-        PluginError: a name that can't be, or is taken; a kind that does not exist; a folder that
-            does.
+        PluginError: a name that can't be, or is taken; a kind that does not exist, or has no
+            template; a folder that is there already.
         FileError: the folder can't be written.
     """
     if kind not in KINDS:
         raise PluginError(f"--kind {kind}", f"there is no kind {kind!r}", close_match(kind, KINDS))
+    if kind not in template_kinds():
+        raise PluginError(
+            f"--kind {kind}",
+            f"there is no template for {_a(KINDS[kind].words)} yet",
+            f"write one by hand (`cm3 describe {kind}` says what it needs), or take another kind: "
+            f"{', '.join(template_kinds())}",
+        )
     _check_name(name)
     plan = Plan(name, kind, folder or Path(PREFIX + name.replace("_", "-")), author)
     _author(author)

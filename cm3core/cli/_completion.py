@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cm3core._scaffold import template_kinds
 from cm3core.commands import COMMANDS, CommandParser
 from cm3core.config.docs import keys_of
 from cm3core.errors import MissingPackageError
@@ -29,17 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("cm3core.completion")
 SHELLS = ("bash", "zsh", "fish")
-#: Option -> the kind whose components' names it takes.
-_KIND_OF_OPTION = {
-    "--sampler": "sampler",
-    "--retriever": "retriever",
-    "--rerank": "reranker",
-    "--score": "reranker",
-    "--embedder": "embedder",
-    "--image-tokenizer": "image_tokenizer",
-    "--upscale": "upscaler",
-    "--upscaler": "upscaler",
-}
+#: Options that take names of a kind's components and aren't called like it, as `--sampler` is.
+_KIND_OF_OPTION = {"--rerank": "reranker", "--score": "reranker", "--upscale": "upscaler"}
 
 
 @dataclass(frozen=True)
@@ -135,12 +127,12 @@ def values_of(command: str, action: argparse.Action, registry: Registry) -> Valu
     kind = (
         "text_tokenizer"
         if (option, command) == ("--tokenizer", "tokenizer train-text")
-        else _KIND_OF_OPTION.get(option)
+        else _KIND_OF_OPTION.get(option, option.removeprefix("--").replace("-", "_"))
     )
-    if kind is not None:
+    if kind in KINDS:
         return Values(tuple(registry.names(kind)))
     if option == "--kind":
-        return Values(tuple(KINDS))
+        return Values(tuple(template_kinds()))
     if option == "--model":
         return Values(tuple(sorted(registry.models())), files=True)
     if action.dest == "overrides" or option == "--set":

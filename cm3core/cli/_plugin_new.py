@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3core import hookspecs
+from cm3core._scaffold import plan_project, template_kinds, write_project
 from cm3core.cli import registry_of
 from cm3core.errors import PluginError
 from cm3core.plugins.kinds import KINDS
@@ -49,11 +50,14 @@ def configure(actions: _SubParsersAction[Any]) -> None:
 
 
 def _kinds() -> str:
-    """A line for each kind: its name, and what its hook's documentation says it does."""
-    width = max(map(len, KINDS))
+    """A line for each kind that can be written: its name, and what its hook's documentation says
+    it does."""
+    kinds = template_kinds()
+    width = max(map(len, kinds))
     lines = []
-    for kind, facts in KINDS.items():
-        sentence = (inspect.getdoc(getattr(hookspecs, facts.hook)) or "").partition(". ")[0]
+    for kind in kinds:
+        hook = getattr(hookspecs, KINDS[kind].hook)
+        sentence = (inspect.getdoc(hook) or "").partition(". ")[0]
         lines.append(
             f"  {kind:<{width}}  "
             f"{sentence.partition(': ')[2] or sentence[:1].lower() + sentence[1:]}"
@@ -63,13 +67,11 @@ def _kinds() -> str:
 
 def run(args: Namespace) -> int:
     """Write the project and say what to type next."""
-    from cm3core._scaffold import plan_project, write_project
-
     if args.kind is None:
         raise PluginError(
             f"cm3 plugin new {shlex.quote(args.name)}",
             "it is not said what to write",
-            f"give --kind, one of {', '.join(KINDS)}",
+            f"give --kind, one of {', '.join(template_kinds())}",
         )
     plan = plan_project(
         args.name, args.kind, registry_of(args, quiet=True), folder=args.out, author=args.author

@@ -7,7 +7,7 @@ validate what they are given and call one abstract method; batch forms have a de
 """
 
 from cm3core.interfaces.attention import AttentionBackend, AttentionConfig
-from cm3core.interfaces.component import ComponentConfig
+from cm3core.interfaces.component import ComponentConfig, check_value
 from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig, SkippedRecord
 from cm3core.interfaces.decoder import Decoder, DecoderConfig, InferenceDecoder, KVCache
 from cm3core.interfaces.embedder import Embedder, EmbedderConfig, VectorArray, normalise
@@ -62,5 +62,6 @@ __all__ = [
     "Upscaler",
     "UpscalerConfig",
     "VectorArray",
+    "check_value",
     "normalise",
 ]

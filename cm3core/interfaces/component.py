@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar
 
+from cm3core.errors import RecipeError
+
 
 @dataclass(kw_only=True)
 class ComponentConfig:
@@ -31,3 +33,25 @@ class ComponentConfig:
     def check(self) -> None:
         """Raise `RecipeError` when the values can't work together. Must stay light: no torch, no
         files read."""
+
+
+def check_value(
+    place: str,
+    value: object,
+    holds: bool,
+    next_step: str = "correct the value",
+    *,
+    must_be: str = "",
+) -> None:
+    """Raise `RecipeError` unless `holds`: for the ranges in a config's `check`.
+
+    Args:
+        place: the key, "section.key".
+        value: what the key is.
+        holds: whether that may be; comparisons should be written such that nan fails.
+        next_step: what the user should do.
+        must_be: what is allowed, where `next_step` does not say it: completes "must be ...".
+    """
+    if not holds:
+        rule = f", must be {must_be}" if must_be else ""
+        raise RecipeError(place, f"is {value!r}{rule}", next_step)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.document import Document
 from cm3core.errors import DataError, RecipeError
-from cm3core.interfaces.component import ComponentConfig
+from cm3core.interfaces.component import ComponentConfig, check_value
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import DocumentSource
@@ -47,8 +47,7 @@ class RetrieverConfig(ComponentConfig):
             ("num_retrieved", self.num_retrieved, 0),
             ("num_ranks", self.num_ranks, 1),
         ):
-            if value < least:
-                raise RecipeError(f"retriever.{name}", f"is {value}", f"use {least} or more")
+            check_value(f"retriever.{name}", value, value >= least, f"use {least} or more")
         if not 0 <= self.query_dropout < 1:
             raise RecipeError(
                 "retriever.query_dropout",

@@ -6,7 +6,6 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from cm3core import interfaces
 from cm3core.errors import DeviceError, MissingPackageError
 from cm3core.interfaces import ComponentConfig
 from cm3core.plugin_check.overrides import config_of
@@ -109,7 +108,7 @@ def _check_build(tests: Any, kind: str, subject: str, teller: Teller) -> bool:
     except ANY_ERROR as error:
         teller.error("build", subject, error)
         return False
-    interface = getattr(interfaces, KINDS[kind].interface)
+    interface = KINDS[kind].interface_class
     if not isinstance(component, interface):
         teller.verdict(
             "build",

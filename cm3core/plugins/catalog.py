@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from cm3core import hookspecs, interfaces
+from cm3core import hookspecs
 from cm3core.config.docs import Key, docstring, keys_of, summary
 from cm3core.errors import PluginError, close_match
 from cm3core.plugins.kinds import KINDS
@@ -102,7 +102,7 @@ def kind_entries(registry: Registry) -> list[KindEntry]:
 def kind_entry(kind: str, registry: Registry) -> KindEntry:
     """A kind; `kind` is one of `KINDS`."""
     entry = KINDS[kind]
-    interface: Any = getattr(interfaces, entry.interface)
+    interface = entry.interface_class
     methods = {
         _signature(interface, name): summary(inspect.getdoc(getattr(interface, name)) or "")
         for name in vars(interface)

@@ -1,91 +1,127 @@
-"""The component kinds: the recipe section, hook, config base, interface and conformance kit of
-each. Imports no torch."""
+"""The component kinds: the one table from which everything generic follows. Imports no torch.
+
+Recipes, plugins, their checks, commands, completion and the plugin reference know a kind by its row
+only; docs/adding-a-kind.md says what a new one needs.
+"""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from typing import Any
 
 from cm3core import interfaces as base
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A component kind.
+    """A component kind. Its name, the recipe's section, is its config's `kind`.
 
     Args:
         hook: the hook that brings its components, see `cm3core.hookspecs`.
         config: the base of their configs.
-        interface: name of what they build, in `cm3core.interfaces`.
+        interface: name of what they build, a class of the module that has `config`.
         kit: "module:Class" of its conformance kit (importing it needs torch, pytest and
             hypothesis).
+        words: what such a component is called in a sentence.
     """
 
     hook: str
     config: type[base.ComponentConfig]
     interface: str
     kit: str
+    words: str
+
+    @property
+    def name(self) -> str:
+        """The recipe's section."""
+        return self.config.kind
+
+    @property
+    def interface_class(self) -> type[Any]:
+        """The class that `interface` names."""
+        found: type[Any] = getattr(sys.modules[self.config.__module__], self.interface)
+        return found
 
 
-#: Every kind, in the order in which recipes are shown and built.
-KINDS: dict[str, Kind] = {
-    "text_tokenizer": Kind(
+_ROWS = (
+    Kind(
         "cm3_text_tokenizers",
         base.TextTokenizerConfig,
         "TextTokenizer",
         "cm3core.testing.text_tokenizer:TextTokenizerContract",
+        "text tokenizer",
     ),
-    "image_tokenizer": Kind(
+    Kind(
         "cm3_image_tokenizers",
         base.ImageTokenizerConfig,
         "ImageTokenizer",
         "cm3core.testing.image_tokenizer:ImageTokenizerContract",
+        "image tokenizer",
     ),
-    "embedder": Kind(
+    Kind(
         "cm3_embedders",
         base.EmbedderConfig,
         "Embedder",
         "cm3core.testing.embedder:EmbedderContract",
+        "embedder",
     ),
-    "retriever": Kind(
+    Kind(
         "cm3_retrievers",
         base.RetrieverConfig,
         "Retriever",
         "cm3core.testing.retriever:RetrieverContract",
+        "retriever",
     ),
-    "objective": Kind(
+    Kind(
         "cm3_objectives",
         base.ObjectiveConfig,
         "MaskingObjective",
         "cm3core.testing.objective:ObjectiveContract",
+        "masking objective",
     ),
-    "decoder": Kind(
-        "cm3_decoders", base.DecoderConfig, "Decoder", "cm3core.testing.decoder:DecoderContract"
+    Kind(
+        "cm3_decoders",
+        base.DecoderConfig,
+        "Decoder",
+        "cm3core.testing.decoder:DecoderContract",
+        "decoder",
     ),
-    "attention": Kind(
+    Kind(
         "cm3_attention_backends",
         base.AttentionConfig,
         "AttentionBackend",
         "cm3core.testing.attention:AttentionContract",
+        "attention backend",
     ),
-    "sampler": Kind(
-        "cm3_samplers", base.SamplerConfig, "Sampler", "cm3core.testing.sampler:SamplerContract"
+    Kind(
+        "cm3_samplers",
+        base.SamplerConfig,
+        "Sampler",
+        "cm3core.testing.sampler:SamplerContract",
+        "sampler",
     ),
-    "reranker": Kind(
+    Kind(
         "cm3_rerankers",
         base.RerankerConfig,
         "Reranker",
         "cm3core.testing.reranker:RerankerContract",
+        "reranker",
     ),
-    "upscaler": Kind(
+    Kind(
         "cm3_upscalers",
         base.UpscalerConfig,
         "Upscaler",
         "cm3core.testing.upscaler:UpscalerContract",
+        "upscaler",
     ),
-    "dataset": Kind(
+    Kind(
         "cm3_datasets",
         base.DocumentSourceConfig,
         "DocumentSource",
         "cm3core.testing.dataset:DocumentSourceContract",
+        "data set",
     ),
-}
+)
+#: Name -> kind, in the order in which recipes are shown and built.
+KINDS: dict[str, Kind] = {kind.name: kind for kind in _ROWS}

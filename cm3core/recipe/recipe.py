@@ -14,6 +14,7 @@ from cm3core import interfaces as base
 from cm3core.config.schema import to_plain
 from cm3core.errors import RecipeError
 from cm3core.plugins.registry import KINDS
+from cm3core.recipe.kind_sections import KindSections
 from cm3core.recipe.sections import (
     FIXED_SECTIONS,
     DataSection,
@@ -27,7 +28,7 @@ ABSENT = "(absent)"
 
 
 @dataclass(kw_only=True)
-class Recipe:
+class Recipe(KindSections):
     """Everything that a run is made from. Sections of kinds hold the component's config, None when
     the recipe has none.
 
@@ -40,17 +41,6 @@ class Recipe:
     """
 
     name: str
-    text_tokenizer: base.TextTokenizerConfig | None = None
-    image_tokenizer: base.ImageTokenizerConfig | None = None
-    embedder: base.EmbedderConfig | None = None
-    retriever: base.RetrieverConfig | None = None
-    objective: base.ObjectiveConfig | None = None
-    decoder: base.DecoderConfig | None = None
-    attention: base.AttentionConfig | None = None
-    sampler: base.SamplerConfig | None = None
-    reranker: base.RerankerConfig | None = None
-    upscaler: base.UpscalerConfig | None = None
-    dataset: base.DocumentSourceConfig | None = None
     vocabulary: VocabularySection = field(default_factory=VocabularySection)
     train: TrainSection = field(default_factory=TrainSection)
     data: DataSection = field(default_factory=DataSection)

@@ -7,12 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cm3core.errors import RecipeError
-
-
-def _require(section: str, key: str, value: object, holds: bool, rule: str) -> None:
-    """Raise unless `holds`; `rule` completes "must be ..."."""
-    if not holds:
-        raise RecipeError(f"{section}.{key}", f"is {value!r}, must be {rule}", "correct the value")
+from cm3core.interfaces.component import check_value
 
 
 @dataclass(kw_only=True)
@@ -35,20 +30,27 @@ class VocabularySection:
 
     def check(self) -> None:
         """Raise `RecipeError` for a size out of range."""
-        _require(
-            "vocabulary",
-            "num_text",
+        check_value(
+            "vocabulary.num_text",
             self.num_text,
             self.num_text is None or self.num_text > 4,
-            "null or more than 4",
+            must_be="null or more than 4",
         )
-        _require(
-            "vocabulary", "num_sentinels", self.num_sentinels, self.num_sentinels >= 1, "at least 1"
+        check_value(
+            "vocabulary.num_sentinels",
+            self.num_sentinels,
+            self.num_sentinels >= 1,
+            must_be="at least 1",
         )
-        _require(
-            "vocabulary", "num_reserved", self.num_reserved, self.num_reserved >= 0, "0 or more"
+        check_value(
+            "vocabulary.num_reserved",
+            self.num_reserved,
+            self.num_reserved >= 0,
+            must_be="0 or more",
         )
-        _require("vocabulary", "multiple_of", self.multiple_of, self.multiple_of >= 1, "at least 1")
+        check_value(
+            "vocabulary.multiple_of", self.multiple_of, self.multiple_of >= 1, must_be="at least 1"
+        )
 
 
 @dataclass(kw_only=True)
@@ -142,7 +144,9 @@ class TrainSection:
             "num_threads",
         ):
             value = getattr(self, key)
-            _require("train", key, value, value is None or value > 0, "null or more than 0")
+            check_value(
+                f"train.{key}", value, value is None or value > 0, must_be="null or more than 0"
+            )
         for key in (
             "batch_rows",
             "accumulate",
@@ -155,19 +159,25 @@ class TrainSection:
             "validate_every_steps",
             "validation_documents",
         ):
-            _require("train", key, getattr(self, key), getattr(self, key) > 0, "more than 0")
+            check_value(
+                f"train.{key}", getattr(self, key), getattr(self, key) > 0, must_be="more than 0"
+            )
         for key in ("warmup_steps", "weight_decay", "clip_norm", "z_loss"):
-            _require("train", key, getattr(self, key), getattr(self, key) >= 0, "0 or more")
+            check_value(
+                f"train.{key}", getattr(self, key), getattr(self, key) >= 0, must_be="0 or more"
+            )
         fraction = self.final_learning_rate_fraction
-        _require(
-            "train", "final_learning_rate_fraction", fraction, 0 <= fraction <= 1, "from 0 to 1"
+        check_value(
+            "train.final_learning_rate_fraction",
+            fraction,
+            0 <= fraction <= 1,
+            must_be="from 0 to 1",
         )
-        _require(
-            "train",
-            "betas",
+        check_value(
+            "train.betas",
             self.betas,
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-            "two numbers from 0 to 1, 1 not included",
+            must_be="two numbers from 0 to 1, 1 not included",
         )
 
 
@@ -188,8 +198,11 @@ class DataSection:
 
     def check(self) -> None:
         """Raise `RecipeError` for a count out of range."""
-        _require(
-            "data", "max_text_tokens", self.max_text_tokens, self.max_text_tokens >= 1, "at least 1"
+        check_value(
+            "data.max_text_tokens",
+            self.max_text_tokens,
+            self.max_text_tokens >= 1,
+            must_be="at least 1",
         )
 
 
@@ -212,20 +225,20 @@ class GenerateSection:
 
     def check(self) -> None:
         """Raise `RecipeError` for a count out of range."""
-        _require("generate", "num_images", self.num_images, self.num_images >= 1, "at least 1")
-        _require(
-            "generate",
-            "num_candidates",
+        check_value(
+            "generate.num_images", self.num_images, self.num_images >= 1, must_be="at least 1"
+        )
+        check_value(
+            "generate.num_candidates",
             self.num_candidates,
             self.num_candidates >= 1,
-            "at least 1",
+            must_be="at least 1",
         )
-        _require(
-            "generate",
-            "max_text_tokens",
+        check_value(
+            "generate.max_text_tokens",
             self.max_text_tokens,
             self.max_text_tokens >= 1,
-            "at least 1",
+            must_be="at least 1",
         )
 
 

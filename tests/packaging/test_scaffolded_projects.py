@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from cm3core.plugins import KINDS
+from cm3core._scaffold import template_kinds
 
+#: The kinds that there are templates for.
+WRITTEN = template_kinds()
 #: Few examples: that the laws hold is what is looked at here, not how well they search.
 CONFTEST = """from hypothesis import settings
 settings.register_profile("few", max_examples=5)
@@ -46,7 +48,7 @@ class Projects:
     cm3: Callable[[str], dict[str, tuple[int, str]]]
 
     def folders(self) -> list[str]:
-        return [f"cm3-{name_of(kind)}" for kind in KINDS]
+        return [f"cm3-{name_of(kind)}" for kind in WRITTEN]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +87,7 @@ def projects(
         assert {code for code, _ in answers.values()} == {0}, shown.stdout + shown.stderr
         return answers
 
-    cm3("\n".join(f"plugin new {name_of(kind)} --kind {kind}" for kind in KINDS))
+    cm3("\n".join(f"plugin new {name_of(kind)} --kind {kind}" for kind in WRITTEN))
     projects = Projects(folder, commands, cm3)
     install(commands, "--no-build-isolation", *(folder / name for name in projects.folders()))
     return projects
@@ -103,7 +105,9 @@ def test_each_is_a_plugin_that_is_described_without_torch(
     *plugins, heavy = run(projects.commands, "python", "-c", script, cwd=projects.folder).split(
         "\n"
     )[:-1]
-    expected = [f"{name_of(kind)} 0.1.0 loaded {{'{kind}': ['{name_of(kind)}']}}" for kind in KINDS]
+    expected = [
+        f"{name_of(kind)} 0.1.0 loaded {{'{kind}': ['{name_of(kind)}']}}" for kind in WRITTEN
+    ]
     assert [line for line in plugins if line.startswith("own-")] == sorted(expected)
     assert heavy == ""
 
@@ -137,15 +141,15 @@ def test_each_fits_the_installed_version(projects: Projects) -> None:
 
 def test_each_is_in_order(projects: Projects) -> None:
     """The command of its CI; without the laws, which are its tests."""
-    answers = projects.cm3("\n".join(f"plugin check {name_of(kind)} --quick" for kind in KINDS))
+    answers = projects.cm3("\n".join(f"plugin check {name_of(kind)} --quick" for kind in WRITTEN))
     ends = [text.splitlines()[-1] for _, text in answers.values()]
-    assert ends == [f"{name_of(kind)}: 7 ok, 1 skipped" for kind in KINDS]
+    assert ends == [f"{name_of(kind)}: 7 ok, 1 skipped" for kind in WRITTEN]
 
 
 def test_the_tests_of_each_pass(projects: Projects, run: Callable[..., str]) -> None:
     command = ["python", "-m", "pytest", "-v", "-p", "no:cacheprovider", *projects.folders()]
     shown = run(projects.commands, *command, cwd=projects.folder)
-    for kind in KINDS:
+    for kind in WRITTEN:
         passed = re.findall(
             rf"^cm3-{name_of(kind)}/tests/test_\w+\.py::(\S+) PASSED", shown, re.MULTILINE
         )
@@ -192,7 +196,9 @@ def test_each_is_used_by_one_changed_line(projects: Projects) -> None:
         encoding="utf-8",
     )
     trained = ("text_tokenizer", "image_tokenizer", "objective", "decoder", "attention")
-    checks = [f"recipe check tiny {kind}={name_of(kind)}" for kind in KINDS if kind != "retriever"]
+    checks = [
+        f"recipe check tiny {kind}={name_of(kind)}" for kind in WRITTEN if kind != "retriever"
+    ]
     trainings = [f"train base.yaml -o runs/{kind} {kind}={name_of(kind)}" for kind in trained]
     model = "--model runs/decoder --n 1 -o"
     answers = projects.cm3(
@@ -251,7 +257,7 @@ def test_mypy_finds_nothing(projects: Projects) -> None:
         for path in sorted((projects.folder / name).iterdir())
         if path.is_dir() and (path.name == "tests" or path.name.startswith("cm3_"))
     ]
-    assert len(folders) == 2 * len(KINDS)
+    assert len(folders) == 2 * len(WRITTEN)
     done = subprocess.run(
         [
             sys.executable,

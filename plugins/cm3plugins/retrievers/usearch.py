@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cm3core.errors import MissingPackageError, RecipeError
+from cm3core.errors import MissingPackageError
+from cm3core.interfaces.component import check_value
 from cm3plugins.retrievers.vector_retriever import VectorRetrieverConfig
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ class UsearchRetrieverConfig(VectorRetrieverConfig):
             ("num_candidates", 1),
         ):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise RecipeError(f"retriever.{name}", f"is {value}", f"use {least} or more")
+            holds = value is None or value >= least
+            check_value(f"retriever.{name}", value, holds, f"use {least} or more")
 
     def open_index(
         self, vectors: VectorRows, folder: Path | None, fingerprint: str | None

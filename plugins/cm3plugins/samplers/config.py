@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from cm3core.errors import RecipeError
+from cm3core.interfaces.component import check_value
 from cm3core.interfaces.sampler import (
     Filters,
     GuidanceSchedule,
@@ -280,8 +281,7 @@ class EditCFGSamplerConfig(CFGSamplerConfig):
 
 def require(config: SamplerConfig, key: str, holds: bool, rule: str) -> None:
     """Raise unless `holds` (False for nan); `rule` says what to use."""
-    if not holds:
-        raise RecipeError(f"sampler.{key}", f"is {getattr(config, key)}", rule)
+    check_value(f"sampler.{key}", getattr(config, key), holds, rule)
 
 
 def require_at_least(config: SamplerConfig, key: str, low: float) -> None:

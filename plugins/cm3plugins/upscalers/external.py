@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from cm3core.document import PixelArray
-from cm3core.errors import CheckpointError, MissingPackageError, RecipeError
+from cm3core.errors import CheckpointError, MissingPackageError
+from cm3core.interfaces.component import check_value
 from cm3core.interfaces.upscaler import Upscaler, UpscalerConfig
 
 if TYPE_CHECKING:
@@ -47,12 +48,9 @@ class ExternalUpscalerConfig(UpscalerConfig):
     def check(self) -> None:
         """Raise `RecipeError` for a size below 0."""
         for name in ("tile", "margin"):
-            if getattr(self, name) < 0:
-                raise RecipeError(
-                    f"upscaler.{name}",
-                    f"is {getattr(self, name)}, must be 0 or more",
-                    "correct it in the recipe",
-                )
+            value = getattr(self, name)
+            step = "correct it in the recipe"
+            check_value(f"upscaler.{name}", value, value >= 0, step, must_be="0 or more")
 
     def build(self) -> ExternalUpscaler:
         """The upscaler; raises `CheckpointError` when the file can't be used, `MissingPackageError`

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cm3core.document import PixelArray
-from cm3core.errors import RecipeError
+from cm3core.interfaces.component import check_value
 from cm3core.interfaces.upscaler import Upscaler, UpscalerConfig
 
 
@@ -23,10 +23,13 @@ class LanczosUpscalerConfig(UpscalerConfig):
 
     def check(self) -> None:
         """Raise `RecipeError` for a scale below 1."""
-        if self.scale < 1:
-            raise RecipeError(
-                "upscaler.scale", f"is {self.scale}, must be at least 1", "correct it in the recipe"
-            )
+        check_value(
+            "upscaler.scale",
+            self.scale,
+            self.scale >= 1,
+            "correct it in the recipe",
+            must_be="at least 1",
+        )
 
     def build(self) -> LanczosUpscaler:
         """The upscaler."""
