@@ -74,11 +74,9 @@ def cm3_retrievers() -> Mapping[str, type[RetrieverConfig]]:
 
 @hookimpl
 def cm3_objectives() -> Mapping[str, type[ObjectiveConfig]]:
-    from cm3plugins.objectives.config import (
-        CausalObjectiveConfig,
-        CM3ObjectiveConfig,
-        FIMObjectiveConfig,
-    )
+    from cm3plugins.objectives.causal import CausalObjectiveConfig
+    from cm3plugins.objectives.cm3 import CM3ObjectiveConfig
+    from cm3plugins.objectives.fim import FIMObjectiveConfig
 
     return {"causal": CausalObjectiveConfig, "cm3": CM3ObjectiveConfig, "fim": FIMObjectiveConfig}
 

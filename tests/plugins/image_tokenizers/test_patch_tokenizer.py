@@ -29,7 +29,7 @@ class TestPatches(ImageTokenizerContract):
     config = SMALL
 
     def make(self) -> PatchTokenizer:
-        return PatchTokenizer(SMALL, CODEBOOK)
+        return PatchTokenizer(4, 2, CODEBOOK)
 
 
 class TestBundled(ImageTokenizerContract):
@@ -40,7 +40,7 @@ def test_a_picture_by_hand() -> None:
     picture = np.zeros((1, 4, 4, 3), np.uint8)
     picture[0, :2, :2] = 250  # nearest white
     picture[0, 2:, 2, 0] = 200  # left column of the last square, red
-    tokenizer = PatchTokenizer(SMALL, CODEBOOK)
+    tokenizer = PatchTokenizer(4, 2, CODEBOOK)
     codes = tokenizer.encode(picture)
     assert codes.tolist() == [[1, 0, 0, 2]]
     drawn = tokenizer.decode(codes)[0]
@@ -78,7 +78,7 @@ def test_what_looks_the_same_has_the_same_codes() -> None:
 
 
 def test_training_finds_the_squares_there_are(tmp_path: Path) -> None:
-    pictures = PatchTokenizer(SMALL, CODEBOOK).decode(
+    pictures = PatchTokenizer(4, 2, CODEBOOK).decode(
         np.array([[0, 1, 2, 0], [2, 2, 1, 0]], np.int32)
     )
     path = SMALL.train(pictures, tmp_path, steps=5, validation_NHWC=pictures, show_progress=False)
