@@ -1,7 +1,7 @@
 """The bundled implementations; they register exactly as a third party's do.
 
-A folder for each kind. The config classes named here live in light modules; what they `build` is
-imported when it is built.
+A folder for each kind, and two for what kinds share: `trained` and `vision`. The config classes
+named here live in light modules; what they `build` is imported when it is built.
 """
 
 from __future__ import annotations
