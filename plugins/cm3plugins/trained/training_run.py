@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from cm3core.errors import CheckpointError
+from cm3core.document import PixelArray
+from cm3core.errors import CheckpointError, DataError
 from cm3core.files import atomic_path
 
 WEIGHTS, STATE, LOG = "model.safetensors", "state.pt", "log.jsonl"
@@ -183,6 +185,33 @@ class TrainingRun:
                     last_saved = time.monotonic()
                     self.seconds = last_saved - started
             return checkpoint()
+
+
+def check_order(
+    trainer: str,
+    images_NHWC: PixelArray,
+    size: tuple[int, int],
+    *,
+    minutes: float | None,
+    steps: int | None,
+) -> None:
+    """Raise `DataError` unless there is one budget, and at least one picture, uint8 [N, H, W, 3] of
+    (height, width) = `size`."""
+    if (minutes is None) == (steps is None):
+        raise DataError(trainer, "needs either minutes or steps", "give exactly one of them")
+    height, width = size
+    if (
+        images_NHWC.ndim != 4
+        or images_NHWC.shape[1:] != (height, width, 3)
+        or images_NHWC.dtype != np.uint8
+        or not len(images_NHWC)
+    ):
+        raise DataError(
+            "training pictures",
+            f"{images_NHWC.dtype} {list(images_NHWC.shape)}, expected uint8 "
+            f"[N, {height}, {width}, 3]",
+            "resize with cm3core.images.fit",
+        )
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

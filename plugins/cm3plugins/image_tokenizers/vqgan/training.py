@@ -17,14 +17,13 @@ import torch
 from PIL import Image
 
 from cm3core.document import PixelArray
-from cm3core.errors import DataError
 from cm3core.evaluation.image_tokenizer import evaluate_image_tokenizer
 from cm3core.files import atomic_path, write_text
 from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture, VQGANTraining
 from cm3plugins.image_tokenizers.vqgan.tokenizer import VQGANTokenizer, to_input
 from cm3plugins.image_tokenizers.vqgan.trainer import TokenizerTrainer
 from cm3plugins.image_tokenizers.vqgan.weights import save_weights
-from cm3plugins.trained.training_run import WEIGHTS, TrainingRun
+from cm3plugins.trained.training_run import WEIGHTS, TrainingRun, check_order
 
 
 def batch_indices(seed: int, step: int, batch_size: int, num_pictures: int) -> list[int]:
@@ -71,23 +70,8 @@ def train_image_tokenizer(
         DataError: pictures of another shape or dtype.
         CheckpointError: `state.pt` is unreadable or belongs to another configuration.
     """
-    if (minutes is None) == (steps is None):
-        raise DataError(
-            "train_image_tokenizer", "needs either minutes or steps", "give exactly one of them"
-        )
-    expected = (arch.resolution, arch.resolution, 3)
-    if (
-        images_NHWC.ndim != 4
-        or images_NHWC.shape[1:] != expected
-        or images_NHWC.dtype != np.uint8
-        or not len(images_NHWC)
-    ):
-        raise DataError(
-            "training pictures",
-            f"{images_NHWC.dtype} {list(images_NHWC.shape)}, expected uint8 "
-            f"[N, {arch.resolution}, {arch.resolution}, 3]",
-            "resize with cm3core.images.fit",
-        )
+    size = (arch.resolution, arch.resolution)
+    check_order("train_image_tokenizer", images_NHWC, size, minutes=minutes, steps=steps)
     if training.num_threads is not None:
         torch.set_num_threads(training.num_threads)
     run = _Run(arch, training, Path(out_dir), minutes, steps)

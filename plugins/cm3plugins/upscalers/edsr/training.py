@@ -15,7 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -30,7 +29,7 @@ from cm3core.stop_signals import StopSignals
 from cm3core.training.loop import choose_device, choose_precision
 from cm3plugins.trained.layout import channels_last
 from cm3plugins.trained.losses import edge_error
-from cm3plugins.trained.training_run import WEIGHTS, TrainingRun
+from cm3plugins.trained.training_run import WEIGHTS, TrainingRun, check_order
 from cm3plugins.upscalers.edsr.crops import CropSampler
 from cm3plugins.upscalers.edsr.model import EDSR
 from cm3plugins.upscalers.edsr.settings import EDSRArchitecture, EDSRTraining
@@ -161,24 +160,8 @@ def train_upscaler(
         DataError: pictures of another shape or dtype, or smaller than a crop.
         CheckpointError: `state.pt` is unreadable or belongs to another configuration.
     """
-    if (minutes is None) == (steps is None):
-        raise DataError(
-            "train_upscaler", "needs either minutes or steps", "give exactly one of them"
-        )
     height, width = (side * arch.scale for side in image_tokenizer.image_size)
-    expected = (height, width, 3)
-    if (
-        images_NHWC.ndim != 4
-        or images_NHWC.shape[1:] != expected
-        or images_NHWC.dtype != np.uint8
-        or not len(images_NHWC)
-    ):
-        raise DataError(
-            "training pictures",
-            f"{images_NHWC.dtype} {list(images_NHWC.shape)}, expected uint8 "
-            f"[N, {height}, {width}, 3]",
-            "resize with cm3core.images.fit",
-        )
+    check_order("train_upscaler", images_NHWC, (height, width), minutes=minutes, steps=steps)
     if min(image_tokenizer.image_size) < training.crop_size:
         raise DataError(
             "upscaler.training.crop_size",
