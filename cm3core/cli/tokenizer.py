@@ -3,15 +3,25 @@ tokenizer keeps of pictures."""
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cm3core.cli import add_overrides, registry_of
+from cm3core.cli import registry_of
 from cm3core.cli._dataset import composed, data_source, is_override, limit_threads, pictures_of
-from cm3core.errors import DataError, RecipeError, TokenizerError
+from cm3core.cli._training import (
+    RECIPE_FILE,
+    action_adder,
+    add_evaluation_arguments,
+    add_training_arguments,
+    budget_of,
+    require_section,
+    takes_weights,
+    validation_split,
+    write_recipe,
+)
+from cm3core.errors import DataError, TokenizerError
 from cm3core.files import check_writable
 
 if TYPE_CHECKING:
@@ -26,22 +36,11 @@ EXAMPLE = """  cm3 tokenizer train-text --vocab-size 4096 -o runs/bpe --recipe q
 NUM_MEASURED = 2000
 #: Pictures that quality is watched on while training.
 NUM_VALIDATION = 256
-RECIPE_FILE = "recipe.yaml"
 
 
 def configure(parser: ArgumentParser) -> None:
     """The three actions."""
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-
-    def add(name: str, line: str, example: str) -> ArgumentParser:
-        return actions.add_parser(
-            name,
-            help=line,
-            description=line,
-            epilog=f"example:\n  {example}",
-            formatter_class=RawDescriptionHelpFormatter,
-        )
-
+    add = action_adder(parser)
     text = add(
         "train-text",
         "train a text tokenizer on a recipe's captions, or on the lines of text files",
@@ -77,24 +76,7 @@ def configure(parser: ArgumentParser) -> None:
         "train a recipe's image tokenizer on its data set's pictures, or go on where it stopped",
         "cm3 tokenizer train-image tokenizer-emoji64 --minutes 25 -o runs/tokenizer",
     )
-    image.add_argument("recipe", help="a shipped recipe's name, or a path to a YAML file")
-    image.add_argument(
-        "-o",
-        "--out",
-        type=Path,
-        required=True,
-        metavar="FOLDER",
-        help="gets weights, log and reconstructions",
-    )
-    budget = image.add_mutually_exclusive_group()
-    budget.add_argument(
-        "--minutes", type=float, help="train for so long (default: the recipe's train.minutes)"
-    )
-    budget.add_argument(
-        "--steps", type=int, help="train for so many steps (default: the recipe's train.steps)"
-    )
-    image.add_argument("--quiet", action="store_true", help="no progress bars")
-    add_overrides(image)
+    add_training_arguments(image, "gets weights, log and reconstructions")
 
     evaluate = add(
         "eval",
@@ -106,21 +88,12 @@ def configure(parser: ArgumentParser) -> None:
         "recipe", metavar="RECIPE|PATH", help="a recipe, or a folder or weights file of train-image"
     )
     evaluate.add_argument("--split", help="of the data set (default: the recipe's)")
-    evaluate.add_argument(
-        "--num",
-        type=int,
-        default=1024,
-        help="pictures at most, spread over the split (default: %(default)s)",
+    add_evaluation_arguments(
+        evaluate,
+        num_help="pictures at most, spread over the split",
+        picture="reconstructions.png",
+        picture_help="originals above reconstructions",
     )
-    evaluate.add_argument(
-        "-o",
-        "--out",
-        type=Path,
-        default=Path("reconstructions.png"),
-        metavar="FILE.png",
-        help="originals above reconstructions (default: %(default)s)",
-    )
-    add_overrides(evaluate)
 
 
 def run(args: Namespace) -> int:
@@ -215,48 +188,27 @@ def _lines(paths: Sequence[Path]) -> Iterator[str]:
 
 
 def _train_image(args: Namespace) -> int:
-    from cm3core.files import write_text
     from cm3core.recipe import compose
 
     recipe = compose(args.recipe, args.overrides, registry=registry_of(args))
-    if recipe.image_tokenizer is None:
-        raise RecipeError(
-            f"recipe {recipe.name}",
-            "has no section 'image_tokenizer'",
-            "add image_tokenizer=NAME to the command",
-        )
-    recipe.image_tokenizer.check()
+    require_section(recipe, "image_tokenizer")
+    assert recipe.image_tokenizer is not None
     check_writable(args.out, folder=True)
-    minutes, steps = args.minutes, args.steps
-    if minutes is None and steps is None:
-        minutes, steps = recipe.train.minutes, recipe.train.steps
-    if (minutes is None) == (steps is None):
-        raise RecipeError(
-            "cm3 tokenizer train-image",
-            "how long to train is not decided",
-            "give --minutes or --steps",
-        )
-    if (length := minutes if steps is None else steps) is not None and not length > 0:
-        raise RecipeError(
-            "--minutes" if steps is None else "--steps", f"is {length}", "use more than 0"
-        )
+    budget = budget_of(args, recipe, "cm3 tokenizer train-image")
     limit_threads(recipe)
     images_NHWC = pictures_of(data_source(recipe, None), recipe.image_tokenizer.image_size)
     path = recipe.image_tokenizer.train(
         images_NHWC,
         args.out,
-        minutes=minutes,
-        steps=steps,
+        **budget,
         resume=True,
         validation_NHWC=_validation_pictures(recipe),
         show_progress=not args.quiet,
     )
     use = ""
-    if "weights" in {item.name for item in fields(recipe.image_tokenizer)}:
+    if takes_weights(recipe, "image_tokenizer"):
         use = f"; use it with image_tokenizer.weights={path}"
-        trained: Any = recipe.image_tokenizer  # its class is the plugin's
-        recipe = replace(recipe, image_tokenizer=replace(trained, weights=str(path.absolute())))
-    write_text(args.out / RECIPE_FILE, recipe.to_yaml())
+    write_recipe(recipe, "image_tokenizer", path, args.out)
     print(
         f"{path}: trained on {len(images_NHWC):,} pictures{use}\n"
         f"measure it: cm3 tokenizer eval {args.out}"
@@ -267,14 +219,11 @@ def _train_image(args: Namespace) -> int:
 def _validation_pictures(recipe: Recipe) -> PixelArray | None:
     """Pictures of the first of the recipe's validation splits, and "valid", that the data set has;
     None when it has none."""
-    assert recipe.dataset is not None
     assert recipe.image_tokenizer is not None
-    names = [
-        name for name in (*recipe.train.validation_splits, "valid") if name in recipe.dataset.splits
-    ]
-    if not names:
+    split = validation_split(recipe)
+    if split is None:
         return None
-    source = data_source(recipe, names[0])
+    source = data_source(recipe, split)
     return (
         pictures_of(source, recipe.image_tokenizer.image_size, NUM_VALIDATION)
         if len(source)
@@ -292,13 +241,8 @@ def _evaluate(args: Namespace) -> int:
     check_writable(args.out)
     target, ours = _evaluated(args.recipe)
     recipe = compose(target, [*ours, *args.overrides], registry=registry_of(args))
-    if recipe.image_tokenizer is None:
-        raise RecipeError(
-            f"recipe {recipe.name}",
-            "has no section 'image_tokenizer'",
-            "add image_tokenizer=NAME to the command",
-        )
-    recipe.image_tokenizer.check()
+    require_section(recipe, "image_tokenizer")
+    assert recipe.image_tokenizer is not None
     limit_threads(recipe)
     tokenizer = recipe.image_tokenizer.build()
     source = data_source(recipe, args.split)

@@ -3,16 +3,25 @@ Lanczos."""
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cm3core.cli import add_overrides, registry_of
+from cm3core.cli import registry_of
 from cm3core.cli._dataset import data_source, limit_threads, pictures_of
-from cm3core.cli.tokenizer import RECIPE_FILE
+from cm3core.cli._training import (
+    RECIPE_FILE,
+    action_adder,
+    add_evaluation_arguments,
+    add_training_arguments,
+    budget_of,
+    require_section,
+    validation_split,
+    write_recipe,
+)
 from cm3core.document import Image
 from cm3core.errors import DataError, RecipeError
 from cm3core.files import check_writable
@@ -28,7 +37,7 @@ if TYPE_CHECKING:
 HELP = "train an upscaler, and measure one"
 EXAMPLE = """  cm3 upscaler train upscaler-emoji256 --minutes 25 -o runs/upscaler
   cm3 upscaler eval runs/upscaler --split comp --split unseen -o comparison.png"""
-#: So many pictures that are too small, and none that is not, end the reading.
+#: This number of pictures that are too small, and none that is not, end the reading.
 NUM_SMALL = 16
 #: Pictures that quality is watched on while training.
 NUM_VALIDATION = 24
@@ -36,40 +45,13 @@ NUM_VALIDATION = 24
 
 def configure(parser: ArgumentParser) -> None:
     """The two actions."""
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-
-    def add(name: str, line: str, example: str) -> ArgumentParser:
-        return actions.add_parser(
-            name,
-            help=line,
-            description=line,
-            epilog=f"example:\n  {example}",
-            formatter_class=RawDescriptionHelpFormatter,
-        )
-
+    add = action_adder(parser)
     train = add(
         "train",
         "train a recipe's upscaler behind its image tokenizer, or go on where it stopped",
         "cm3 upscaler train upscaler-emoji256 --minutes 25 -o runs/upscaler",
     )
-    train.add_argument("recipe", help="a shipped recipe's name, or a path to a YAML file")
-    train.add_argument(
-        "-o",
-        "--out",
-        type=Path,
-        required=True,
-        metavar="FOLDER",
-        help="gets weights, log and a comparison",
-    )
-    budget = train.add_mutually_exclusive_group()
-    budget.add_argument(
-        "--minutes", type=float, help="train for so long (default: the recipe's train.minutes)"
-    )
-    budget.add_argument(
-        "--steps", type=int, help="train for so many steps (default: the recipe's train.steps)"
-    )
-    train.add_argument("--quiet", action="store_true", help="no progress bars")
-    add_overrides(train)
+    add_training_arguments(train, "gets weights, log and a comparison")
 
     evaluate = add(
         "eval",
@@ -83,21 +65,12 @@ def configure(parser: ArgumentParser) -> None:
         help="of the data set; may be given several times (default: the recipe's train.validation_splits, else "
         "its own)",
     )
-    evaluate.add_argument(
-        "--num",
-        type=int,
-        default=1024,
-        help="pictures of a split at most, spread over it (default: %(default)s)",
+    add_evaluation_arguments(
+        evaluate,
+        num_help="pictures of a split at most, spread over it",
+        picture="comparison.png",
+        picture_help="pictures of the last split enlarged both ways, beside the real ones",
     )
-    evaluate.add_argument(
-        "-o",
-        "--out",
-        type=Path,
-        default=Path("comparison.png"),
-        metavar="FILE.png",
-        help="pictures of the last split enlarged both ways, beside the real ones (default: %(default)s)",
-    )
-    add_overrides(evaluate)
 
 
 def run(args: Namespace) -> int:
@@ -179,35 +152,17 @@ def _composed(target: str, overrides: Sequence[str], args: Namespace) -> Recipe:
         target = str(Path(target) / RECIPE_FILE)
     recipe = compose(target, overrides, registry=registry_of(args))
     for kind in ("upscaler", "image_tokenizer"):
-        if getattr(recipe, kind) is None:
-            raise RecipeError(
-                f"recipe {recipe.name}",
-                f"has no section {kind!r}",
-                f"add {kind}=NAME to the command",
-            )
-        getattr(recipe, kind).check()
+        require_section(recipe, kind)
     return recipe
 
 
 def _train(args: Namespace) -> int:
-    from cm3core.files import write_text
-
     recipe = _composed(args.recipe, args.overrides, args)
     assert recipe.upscaler is not None
     assert recipe.image_tokenizer is not None
     scale = recipe.upscaler.training_scale
     check_writable(args.out, folder=True)
-    minutes, steps = args.minutes, args.steps
-    if minutes is None and steps is None:
-        minutes, steps = recipe.train.minutes, recipe.train.steps
-    if (minutes is None) == (steps is None):
-        raise RecipeError(
-            "cm3 upscaler train", "how long to train is not decided", "give --minutes or --steps"
-        )
-    if (length := minutes if steps is None else steps) is not None and not length > 0:
-        raise RecipeError(
-            "--minutes" if steps is None else "--steps", f"is {length}", "use more than 0"
-        )
+    budget = budget_of(args, recipe, "cm3 upscaler train")
     limit_threads(recipe)
     tokenizer = recipe.image_tokenizer.build()
     images_NHWC = _large_pictures(recipe, None, scale)
@@ -215,16 +170,12 @@ def _train(args: Namespace) -> int:
         images_NHWC,
         args.out,
         image_tokenizer=tokenizer,
-        minutes=minutes,
-        steps=steps,
+        **budget,
         resume=True,
         validation_NHWC=_validation_pictures(recipe, scale),
         show_progress=not args.quiet,
     )
-    if "weights" in {item.name for item in fields(recipe.upscaler)}:
-        trained: Any = recipe.upscaler  # its class is the plugin's
-        recipe = replace(recipe, upscaler=replace(trained, weights=str(path.absolute())))
-    write_text(args.out / RECIPE_FILE, recipe.to_yaml())
+    write_recipe(recipe, "upscaler", path, args.out)
     print(
         f"{path}: trained on {len(images_NHWC):,} pictures; use it with upscaler.weights={path}\n"
         f"measure it: cm3 upscaler eval {args.out}"
@@ -235,13 +186,10 @@ def _train(args: Namespace) -> int:
 def _validation_pictures(recipe: Recipe, scale: int) -> PixelArray | None:
     """Pictures of the first of the recipe's validation splits, and "valid", that the data set has;
     None when it has none."""
-    assert recipe.dataset is not None
-    names = [
-        name for name in (*recipe.train.validation_splits, "valid") if name in recipe.dataset.splits
-    ]
+    split = validation_split(recipe)
     return (
-        _large_pictures(recipe, names[0], scale, NUM_VALIDATION)
-        if names and len(data_source(recipe, names[0]))
+        _large_pictures(recipe, split, scale, NUM_VALIDATION)
+        if split is not None and len(data_source(recipe, split))
         else None
     )
 

@@ -1,7 +1,7 @@
 """The bundled implementations; they register exactly as a third party's do.
 
-A folder for each kind. The config classes named here live in light modules; what they `build` is
-imported when it is built.
+A folder for each kind, and two for what kinds share: `trained` and `vision`. The config classes
+named here live in light modules; what they `build` is imported when it is built.
 """
 
 from __future__ import annotations
@@ -74,11 +74,9 @@ def cm3_retrievers() -> Mapping[str, type[RetrieverConfig]]:
 
 @hookimpl
 def cm3_objectives() -> Mapping[str, type[ObjectiveConfig]]:
-    from cm3plugins.objectives.config import (
-        CausalObjectiveConfig,
-        CM3ObjectiveConfig,
-        FIMObjectiveConfig,
-    )
+    from cm3plugins.objectives.causal import CausalObjectiveConfig
+    from cm3plugins.objectives.cm3 import CM3ObjectiveConfig
+    from cm3plugins.objectives.fim import FIMObjectiveConfig
 
     return {"causal": CausalObjectiveConfig, "cm3": CM3ObjectiveConfig, "fim": FIMObjectiveConfig}
 

@@ -36,6 +36,7 @@ def efficientnet_features(*, progress: bool = False) -> FeatureFunction:
     """
     import torch
     import torch.nn.functional as F
+    from einops import rearrange
     from tqdm import tqdm
 
     from cm3plugins.vision.efficientnet_lite import load_efficientnet_lite
@@ -54,9 +55,10 @@ def efficientnet_features(*, progress: bool = False) -> FeatureFunction:
             disable=not progress or len(starts) < 2,
         ):
             batch = (
-                torch.from_numpy(np.array(pictures[start : start + _BATCH]))
-                .permute(0, 3, 1, 2)
-                .float()
+                rearrange(
+                    torch.from_numpy(np.array(pictures[start : start + _BATCH])),
+                    "N H W C -> N C H W",
+                ).float()
                 / 127.5
                 - 1
             )

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from cm3core.document import Document, Image, Segment, Text
 from cm3core.errors import DataError, RecipeError, close_match
@@ -22,6 +22,8 @@ from cm3plugins.datasets.picture_index import PictureIndex, StoredPicture, index
 
 if TYPE_CHECKING:
     import numpy as np
+
+T = TypeVar("T")
 
 SPLITS = ("train", "valid", "all")
 
@@ -213,6 +215,30 @@ def type_name(value: object) -> str:
         dict: "an object",
     }
     return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def existing(path: str, *, folder: bool) -> Path:
+    """The folder, or the file, that `dataset.path` means; raises `DataError` when it is none."""
+    found = Path(path).expanduser()
+    is_folder, is_file = found.is_dir(), found.is_file()
+    if not (is_folder if folder else is_file):
+        wanted, other = ("folder", "file") if folder else ("file", "folder")
+        cause = f"there is no such {wanted}"
+        if is_folder or is_file:
+            cause = f"is a {other}, not a {wanted}"
+        raise DataError(f"dataset.path {found}", cause, "correct dataset.path")
+    return found
+
+
+def found_or_skipped(
+    items: Iterable[T], find: Callable[[T], FoundRecord]
+) -> Iterator[FoundRecord | SkippedRecord]:
+    """The record that `find` makes of each item, or, where it raises `DataError`, the reason."""
+    for item in items:
+        try:
+            yield find(item)
+        except DataError as error:
+            yield skipped(error)
 
 
 def skipped(error: DataError) -> SkippedRecord:

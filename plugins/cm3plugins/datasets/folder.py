@@ -29,6 +29,8 @@ from cm3plugins.datasets.file_source import (
     FileSourceConfig,
     FoundRecord,
     captions_of,
+    existing,
+    found_or_skipped,
     is_unicode,
     json_lines,
     read_utf8,
@@ -54,10 +56,7 @@ class FolderSourceConfig(FileSourceConfig):
 
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
         """Pictures in the order of their paths, then what is wrong with the captions file."""
-        folder = Path(self.path).expanduser()
-        if not folder.is_dir():
-            cause = "is a file, not a folder" if folder.is_file() else "there is no such folder"
-            raise DataError(f"dataset.path {folder}", cause, "correct dataset.path")
+        folder = existing(self.path, folder=True)
         names = sorted(_picture_names(folder))
         if not any(name.lower().endswith(SUFFIXES) for name in names):
             raise DataError(
@@ -106,22 +105,19 @@ def _check_kind(folder: Path, name: str) -> None:
 def _with_texts_beside(
     folder: Path, names: list[str], index: PictureIndex
 ) -> Iterator[FoundRecord | SkippedRecord]:
-    for name in names:
-        try:
-            _check_kind(folder, name)
-            text_path = (folder / name).with_suffix(".txt")
-            if not text_path.is_file():
-                raise DataError(
-                    str(folder / name),
-                    f"has no caption: there is no {text_path.name} beside it",
-                    ADD_CAPTIONS,
-                )
-            captions = captions_of(
-                read_utf8(text_path, str(text_path)).splitlines(), str(text_path)
+    def find(name: str) -> FoundRecord:
+        _check_kind(folder, name)
+        text_path = (folder / name).with_suffix(".txt")
+        if not text_path.is_file():
+            raise DataError(
+                str(folder / name),
+                f"has no caption: there is no {text_path.name} beside it",
+                ADD_CAPTIONS,
             )
-            yield _record(folder, name, captions, index)
-        except DataError as error:
-            yield skipped(error)
+        captions = captions_of(read_utf8(text_path, str(text_path)).splitlines(), str(text_path))
+        return _record(folder, name, captions, index)
+
+    return found_or_skipped(names, find)
 
 
 def _with_captions_file(

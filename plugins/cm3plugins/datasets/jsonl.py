@@ -23,10 +23,11 @@ from cm3plugins.datasets.file_source import (
     FileSourceConfig,
     FoundRecord,
     captions_of,
+    existing,
+    found_or_skipped,
     is_unicode,
     json_lines,
     read_utf8,
-    skipped,
     type_name,
 )
 from cm3plugins.datasets.picture_index import PictureIndex, StoredPicture
@@ -47,18 +48,15 @@ class JSONLSourceConfig(FileSourceConfig):
 
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
         """Records in the order of their lines."""
-        path = Path(self.path).expanduser()
-        if not path.is_file():
-            cause = "is a folder, not a file" if path.is_dir() else "there is no such file"
-            raise DataError(f"dataset.path {path}", cause, "correct dataset.path")
-        for line in json_lines(str(path), read_utf8(path, str(path))):
-            try:
-                if isinstance(line, DataError):
-                    raise line
-                place, values = line
-                yield _record(path.parent, place, values, index)
-            except DataError as error:
-                yield skipped(error)
+        path = existing(self.path, folder=False)
+
+        def find(line: tuple[str, dict[str, Any]] | DataError) -> FoundRecord:
+            if isinstance(line, DataError):
+                raise line
+            place, values = line
+            return _record(path.parent, place, values, index)
+
+        return found_or_skipped(json_lines(str(path), read_utf8(path, str(path))), find)
 
 
 def _record(folder: Path, place: str, values: dict[str, Any], index: PictureIndex) -> FoundRecord:

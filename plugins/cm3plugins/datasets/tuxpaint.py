@@ -18,8 +18,8 @@ from cm3plugins.datasets.file_source import (
     FileSourceConfig,
     FoundRecord,
     captions_of,
+    found_or_skipped,
     read_utf8,
-    skipped,
 )
 from cm3plugins.datasets.picture_index import PictureIndex
 
@@ -59,18 +59,16 @@ class TuxPaintSourceConfig(FileSourceConfig):
         )
         if not pictures:
             raise DataError(f"dataset.path {folder}", "holds no stamp (*.png)", INSTALL)
-        for path in pictures:
-            name = path.relative_to(folder).with_suffix("").as_posix()
-            if name.split("/")[0] == SYMBOLS and not self.symbols:
-                continue
-            try:
-                yield FoundRecord(
-                    name,
-                    str(path),
-                    (self._captions(path.with_suffix(".txt")), index.picture(path, str(path))),
-                )
-            except DataError as error:
-                yield skipped(error)
+        names = {path: path.relative_to(folder).with_suffix("").as_posix() for path in pictures}
+
+        def find(path: Path) -> FoundRecord:
+            captions = self._captions(path.with_suffix(".txt"))
+            return FoundRecord(names[path], str(path), (captions, index.picture(path, str(path))))
+
+        return found_or_skipped(
+            (path for path, name in names.items() if self.symbols or name.split("/")[0] != SYMBOLS),
+            find,
+        )
 
     def _captions(self, path: Path) -> tuple[str, ...]:
         if not path.is_file():

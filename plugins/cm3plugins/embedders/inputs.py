@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from cm3core.document import PixelArray
@@ -33,7 +34,7 @@ def square(
     top, left = (height - short) // 2, (width - short) // 2
     # a copy: ours may be read-only
     cut = torch.from_numpy(np.array(image[top : top + short, left : left + short]))
-    pixels = cut.permute(2, 0, 1)[None].float() / 255
+    pixels = rearrange(cut, "H W C -> 1 C H W").float() / 255
     if short == side:
         return pixels
     return F.interpolate(

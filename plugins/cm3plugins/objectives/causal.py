@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cm3core.document import MaskedSequence, TokenSequence
 from cm3core.interfaces.objective import MaskingObjective
-from cm3core.sequence import loss_weights
+from cm3plugins.objectives.base import LossWeightsConfig
 
 if TYPE_CHECKING:
     import numpy as np
 
     from cm3core.vocab import Vocabulary
-    from cm3plugins.objectives.config import CausalObjectiveConfig
+
+
+@dataclass(kw_only=True)
+class CausalObjectiveConfig(LossWeightsConfig):
+    """Plain next token; nothing is masked. A model trained so can't fill holes: it only goes on."""
+
+    def build(self, vocabulary: Vocabulary) -> CausalObjective:
+        return CausalObjective(self, vocabulary)
 
 
 class CausalObjective(MaskingObjective):
@@ -26,10 +34,5 @@ class CausalObjective(MaskingObjective):
     def _mask(
         self, sequence: TokenSequence, rng: np.random.Generator, max_length: int
     ) -> MaskedSequence:
-        weights = loss_weights(
-            sequence,
-            self.vocabulary,
-            self.config.retrieved_loss_weight,
-            self.config.text_loss_weight,
-        )
+        weights = self.config.weights_of(sequence, self.vocabulary)
         return MaskedSequence(sequence.tokens, sequence.cells, weights)

@@ -9,18 +9,74 @@ three more tokens each, so no sentinel, span or end token is ever cut.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cm3core.document import MaskedSequence, TokenSequence
 from cm3core.interfaces.objective import MaskingObjective
-from cm3core.sequence import TOKENS_PER_SPAN, loss_weights, move_spans
+from cm3core.sequence import TOKENS_PER_SPAN, move_spans
+from cm3plugins.objectives.base import LossWeightsConfig, require
 from cm3plugins.objectives.spans import SpanList, draw_box, draw_spans
 
 if TYPE_CHECKING:
     import numpy as np
 
     from cm3core.vocab import Vocabulary
-    from cm3plugins.objectives.config import CM3ObjectiveConfig
+
+
+@dataclass(kw_only=True)
+class CM3ObjectiveConfig(LossWeightsConfig):
+    """Causal masking (CM3; CM3leon paper section 2.2; metaseq `cm3_dataset.py`, branch
+    scaling_racm3).
+
+    Args:
+        lambda_spans: mean of the Poisson number of random spans in a sequence (metaseq
+            `cm3_lambda_sentinel_tokens`).
+        max_spans: most spans in a sequence (CM3 paper: 16); also limited by the sentinels and by
+            the room in the context.
+        segment_mask_probability: probability that, instead of random spans, one whole segment of
+            the query document is masked. Random spans hide a whole caption in 0.003% of sequences,
+            and a hidden caption is what guidance and captioning need (metaseq
+            `cm3_percent_full_document_rotation`, default there 0).
+        text_segment_share: probability that the masked segment is a text, when the query document
+            has both.
+        box_mask_probability: probability that, instead of random spans, a box of codes of one of
+            the query document's pictures is masked, a span for each of its rows: what in-painting
+            asks for. Random spans almost never look like it. Not the paper's. Boxes are at most
+            `max_spans` rows high, and fewer where the context has no room.
+        mask_sentinel_loss: whether predicting a sentinel counts (metaseq: yes; CM3 paper: no).
+    """
+
+    lambda_spans: float = 1.0
+    max_spans: int = 16
+    segment_mask_probability: float = 0.3
+    text_segment_share: float = 0.7
+    box_mask_probability: float = 0.1
+    mask_sentinel_loss: bool = True
+
+    def check(self) -> None:
+        super().check()
+        require(
+            "lambda_spans",
+            self.lambda_spans,
+            0 <= self.lambda_spans <= 100,
+            "0..100; the paper's is 1",
+        )
+        require(
+            "max_spans", self.max_spans, 0 <= self.max_spans <= 512, "0..512; the CM3 paper's is 16"
+        )
+        for key in ("segment_mask_probability", "text_segment_share", "box_mask_probability"):
+            require(key, getattr(self, key), 0 <= getattr(self, key) <= 1, "a probability, 0..1")
+        rest = 1 - self.segment_mask_probability
+        require(
+            "box_mask_probability",
+            self.box_mask_probability,
+            self.box_mask_probability <= rest,
+            f"at most {rest:g}, what objective.segment_mask_probability leaves",
+        )
+
+    def build(self, vocabulary: Vocabulary) -> CM3Objective:
+        return CM3Objective(self, vocabulary)
 
 
 class CM3Objective(MaskingObjective):
@@ -52,12 +108,7 @@ class CM3Objective(MaskingObjective):
             spans = draw_spans(
                 sequence, min(int(rng.poisson(self.config.lambda_spans)), max_spans), rng
             )
-        weights = loss_weights(
-            sequence,
-            self.vocabulary,
-            self.config.retrieved_loss_weight,
-            self.config.text_loss_weight,
-        )
+        weights = self.config.weights_of(sequence, self.vocabulary)
         return move_spans(
             sequence, spans, weights, self.vocabulary, sentinel_loss=self.config.mask_sentinel_loss
         )

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cm3core.document import MaskedSequence, TokenSequence
 from cm3core.interfaces.objective import MaskingObjective
-from cm3core.sequence import TOKENS_PER_SPAN, loss_weights, move_spans
+from cm3core.sequence import TOKENS_PER_SPAN, move_spans
+from cm3plugins.objectives.base import LossWeightsConfig, require
 from cm3plugins.objectives.spans import SpanList, draw_spans
 
 if TYPE_CHECKING:
     import numpy as np
 
     from cm3core.vocab import Vocabulary
-    from cm3plugins.objectives.config import FIMObjectiveConfig
+
+
+@dataclass(kw_only=True)
+class FIMObjectiveConfig(LossWeightsConfig):
+    """Fill in the middle: exactly one random span (metaseq `cm3_mode: fim`; Bavarian et al. 2022).
+
+    Args:
+        fim_rate: share of sequences that are masked; the others stay plain.
+        mask_sentinel_loss: whether predicting a sentinel counts.
+    """
+
+    fim_rate: float = 1.0
+    mask_sentinel_loss: bool = True
+
+    def check(self) -> None:
+        super().check()
+        require("fim_rate", self.fim_rate, 0 <= self.fim_rate <= 1, "a probability, 0..1")
+
+    def build(self, vocabulary: Vocabulary) -> FIMObjective:
+        return FIMObjective(self, vocabulary)
 
 
 class FIMObjective(MaskingObjective):
@@ -27,12 +48,7 @@ class FIMObjective(MaskingObjective):
     def _mask(
         self, sequence: TokenSequence, rng: np.random.Generator, max_length: int
     ) -> MaskedSequence:
-        weights = loss_weights(
-            sequence,
-            self.vocabulary,
-            self.config.retrieved_loss_weight,
-            self.config.text_loss_weight,
-        )
+        weights = self.config.weights_of(sequence, self.vocabulary)
         room = max_length - len(sequence) >= TOKENS_PER_SPAN
         spans: SpanList = []
         if (

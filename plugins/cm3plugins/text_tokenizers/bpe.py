@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING
 
 from cm3core.errors import RecipeError, TokenizerError
 from cm3core.interfaces.text_tokenizer import TextTokenizerConfig
+from cm3plugins.text_tokenizers.byte import NUM_BYTES
 
 if TYPE_CHECKING:
     from cm3plugins.text_tokenizers.byte_level_bpe import ByteLevelBPETokenizer
-
-FILE_NAME = "tokenizer.json"
-NUM_BYTES = 256
 
 
 @dataclass(kw_only=True)
@@ -58,7 +56,7 @@ class BPETokenizerConfig(TextTokenizerConfig):
             RecipeError: see `check`.
             TokenizerError: neither a path nor a corpus, or the file can't be used.
         """
-        from cm3plugins.text_tokenizers.byte_level_bpe import ByteLevelBPETokenizer
+        from cm3plugins.text_tokenizers.byte_level_bpe import FILE_NAME, ByteLevelBPETokenizer
 
         self.check()
         if self.path is not None:
@@ -74,6 +72,6 @@ class BPETokenizerConfig(TextTokenizerConfig):
 
     def load(self, folder: Path) -> ByteLevelBPETokenizer:
         """Return the tokenizer that was saved in `folder`."""
-        from cm3plugins.text_tokenizers.byte_level_bpe import ByteLevelBPETokenizer
+        from cm3plugins.text_tokenizers.byte_level_bpe import FILE_NAME, ByteLevelBPETokenizer
 
         return ByteLevelBPETokenizer.from_file(folder / FILE_NAME)

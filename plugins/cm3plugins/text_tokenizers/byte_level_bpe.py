@@ -19,8 +19,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from cm3core.errors import TokenizerError
 from cm3core.files import write_text
 from cm3core.interfaces.text_tokenizer import TextTokenizer
-from cm3plugins.text_tokenizers.bpe import FILE_NAME
 
+#: What `save` writes into a folder.
+FILE_NAME = "tokenizer.json"
 NEXT_STEP = "train one with 'cm3 tokenizer train-text'"
 
 #: Keys of a tokenizer.json -> values with which decode(encode(text)) == text holds for every text,

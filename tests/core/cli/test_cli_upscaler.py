@@ -14,8 +14,8 @@ from PIL import Image as Pictures
 from cm3core.cli.main import main
 from cm3core.evaluation.upscaler import lanczos
 from cm3core.images import open_image, read_png_metadata, save_png
-from cm3plugins.image_tokenizers.vqgan.config import VQGANArchitecture
 from cm3plugins.image_tokenizers.vqgan.model import VQModel
+from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture
 from cm3plugins.image_tokenizers.vqgan.weights import save_weights
 from upscaler_parts import tiles
 

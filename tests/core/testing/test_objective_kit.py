@@ -12,7 +12,7 @@ from cm3core.interfaces.objective import MaskingObjective
 from cm3core.sequence import move_spans
 from cm3core.testing.objective import ObjectiveContract
 from cm3core.vocab import Vocabulary
-from cm3plugins.objectives.config import CM3ObjectiveConfig
+from cm3plugins.objectives.cm3 import CM3ObjectiveConfig
 from kit_mutants import assert_covers, assert_law_fails, cases
 
 

@@ -51,7 +51,7 @@ from cm3core.training.sequences import (
     retriever_fingerprint,
 )
 from cm3core.vocab import Vocabulary
-from cm3plugins.objectives.config import CM3ObjectiveConfig
+from cm3plugins.objectives.cm3 import CM3ObjectiveConfig
 from cm3plugins.text_tokenizers.byte import ByteTokenizer
 
 

@@ -18,7 +18,13 @@ from cm3core.plugins import load_registry
 from cm3core.recipe import compose
 from cm3core.testing.image_tokenizer import ImageTokenizerContract
 from cm3plugins.image_tokenizers.patches.config import PatchTokenizerConfig
-from cm3plugins.image_tokenizers.patches.tokenizer import PatchTokenizer, nearest, save_codebook
+from cm3plugins.image_tokenizers.patches.tokenizer import (
+    PatchTokenizer,
+    nearest,
+    pictures,
+    save_codebook,
+    squares,
+)
 
 SMALL = PatchTokenizerConfig(resolution=4, patch_size=2, codebook_size=3, weights=None)
 #: Black, white, and the left half red.
@@ -29,7 +35,7 @@ class TestPatches(ImageTokenizerContract):
     config = SMALL
 
     def make(self) -> PatchTokenizer:
-        return PatchTokenizer(SMALL, CODEBOOK)
+        return PatchTokenizer(4, 2, CODEBOOK)
 
 
 class TestBundled(ImageTokenizerContract):
@@ -40,7 +46,7 @@ def test_a_picture_by_hand() -> None:
     picture = np.zeros((1, 4, 4, 3), np.uint8)
     picture[0, :2, :2] = 250  # nearest white
     picture[0, 2:, 2, 0] = 200  # left column of the last square, red
-    tokenizer = PatchTokenizer(SMALL, CODEBOOK)
+    tokenizer = PatchTokenizer(4, 2, CODEBOOK)
     codes = tokenizer.encode(picture)
     assert codes.tolist() == [[1, 0, 0, 2]]
     drawn = tokenizer.decode(codes)[0]
@@ -49,19 +55,41 @@ def test_a_picture_by_hand() -> None:
     assert drawn[3, 3].tolist() == [0, 0, 0]
 
 
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 3),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.integers(1, 4),
+)
+def test_squares_are_cut_in_raster_order_and_put_back(
+    seed: int, num: int, rows: int, columns: int, side: int
+) -> None:
+    shape = (num, rows * side, columns * side, 3)
+    given_NHWC = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    cut = squares(given_NHWC, side)
+    assert [square.tolist() for square in cut] == [
+        picture[side * y : side * (y + 1), side * x : side * (x + 1)].ravel().tolist()
+        for picture in given_NHWC
+        for y in range(rows)
+        for x in range(columns)
+    ]
+    assert np.array_equal(pictures(cut, side, (rows, columns)), given_NHWC)
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9))
 def test_nearest_is_brute_force_and_its_own(seed: int, number: int) -> None:
     rng = np.random.default_rng(seed)
     codebook = rng.integers(0, 256, (7, 12), dtype=np.uint8)
     codebook[5] = codebook[2]  # an exact tie: the first
-    squares = rng.integers(0, 256, (number, 12), dtype=np.uint8)
-    squares[0] = codebook[5]
+    drawn = rng.integers(0, 256, (number, 12), dtype=np.uint8)
+    drawn[0] = codebook[5]
     expected = [
         min(range(7), key=lambda k: (int(((row.astype(int) - codebook[k]) ** 2).sum()), k))
-        for row in squares
+        for row in drawn
     ]
-    assert nearest(squares, codebook).tolist() == expected
-    assert [int(nearest(row[None], codebook)[0]) for row in squares] == expected, (
+    assert nearest(drawn, codebook).tolist() == expected
+    assert [int(nearest(row[None], codebook)[0]) for row in drawn] == expected, (
         "whatever is encoded together"
     )
 
@@ -78,21 +106,19 @@ def test_what_looks_the_same_has_the_same_codes() -> None:
 
 
 def test_training_finds_the_squares_there_are(tmp_path: Path) -> None:
-    pictures = PatchTokenizer(SMALL, CODEBOOK).decode(
-        np.array([[0, 1, 2, 0], [2, 2, 1, 0]], np.int32)
-    )
-    path = SMALL.train(pictures, tmp_path, steps=5, validation_NHWC=pictures, show_progress=False)
+    shown = PatchTokenizer(4, 2, CODEBOOK).decode(np.array([[0, 1, 2, 0], [2, 2, 1, 0]], np.int32))
+    path = SMALL.train(shown, tmp_path, steps=5, validation_NHWC=shown, show_progress=False)
     tokenizer = PatchTokenizerConfig(
         resolution=4, patch_size=2, codebook_size=3, weights=str(path)
     ).build()
-    again = tokenizer.decode(tokenizer.encode(pictures))
-    assert np.abs(again.astype(int) - pictures).max() <= 3, (
+    again = tokenizer.decode(tokenizer.encode(shown))
+    assert np.abs(again.astype(int) - shown).max() <= 3, (
         "squares are learned up to the rounding that makes near ones one"
     )
     assert json.loads((tmp_path / "training.json").read_text())["different_squares"] == 3
     with pytest.raises(DataError) as error:
         PatchTokenizerConfig(resolution=4, patch_size=2, codebook_size=4, weights=None).train(
-            pictures, tmp_path, steps=1
+            shown, tmp_path, steps=1
         )
     assert str(error.value) == (
         "pictures to learn squares from: hold 3 different squares, fewer than codebook_size 4\n"

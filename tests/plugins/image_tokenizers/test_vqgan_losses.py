@@ -12,9 +12,9 @@ from cm3plugins.image_tokenizers.vqgan.losses import (
     PatchDiscriminator,
     PerceptualLoss,
     adaptive_weight,
-    edge_loss,
     hinge_discriminator_loss,
 )
+from cm3plugins.trained.losses import edge_error
 
 
 def test_adaptive_weight_is_the_ratio_of_gradients() -> None:
@@ -42,11 +42,11 @@ def test_hinge_by_hand() -> None:
     assert loss.item() == pytest.approx(0.5 * (0.5 + 0.75))
 
 
-def test_edge_loss_by_hand() -> None:
+def test_edge_error_by_hand() -> None:
     """Errors [[0, 1], [3, 3]]: across 1, 0 (mean 0.5), down 3, 2 (mean 2.5)."""
     error = torch.tensor([[0.0, 1.0], [3.0, 3.0]]).view(1, 1, 2, 2)
-    assert edge_loss(error, torch.zeros_like(error)).item() == pytest.approx(3.0)
-    assert edge_loss(error + 7.0, torch.full_like(error, 7.0)).item() == pytest.approx(3.0)
+    assert edge_error(error).item() == pytest.approx(3.0)
+    assert edge_error((error + 7.0) - torch.full_like(error, 7.0)).item() == pytest.approx(3.0)
 
 
 def test_discriminator_is_pix2pix() -> None:

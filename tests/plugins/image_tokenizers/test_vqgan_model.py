@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cm3plugins.image_tokenizers.vqgan.config import VQGANArchitecture
 from cm3plugins.image_tokenizers.vqgan.model import VectorQuantizer, VQModel
+from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture
 
 #: The paper's tokenizer: 256 px, f8, 8,192 codes.
 F8 = VQGANArchitecture(

@@ -26,8 +26,9 @@ from cm3core.evaluation.image_tokenizer import (
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
 from cm3core.testing.image_tokenizer import ImageTokenizerContract
-from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig, VQGANTraining
+from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig
 from cm3plugins.image_tokenizers.vqgan.model import VQModel
+from cm3plugins.image_tokenizers.vqgan.settings import VQGANTraining
 from cm3plugins.image_tokenizers.vqgan.tokenizer import VQGANTokenizer, weights_file
 from cm3plugins.image_tokenizers.vqgan.weights import load_weights, save_weights
 

@@ -25,9 +25,10 @@ from cm3core.document import PixelArray
 from cm3core.errors import CheckpointError, DataError
 from cm3core.evaluation.image_tokenizer import evaluate_image_tokenizer
 from cm3plugins.image_tokenizers.vqgan.codebook import CodebookUpdater, align_with_pixels
-from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig, VQGANTraining
+from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig
 from cm3plugins.image_tokenizers.vqgan.model import VectorQuantizer, VQModel
-from cm3plugins.image_tokenizers.vqgan.training import batch_indices, train_image_tokenizer
+from cm3plugins.image_tokenizers.vqgan.settings import VQGANTraining
+from cm3plugins.image_tokenizers.vqgan.training import batch_indices
 
 SHAPE: dict[str, Any] = {
     "resolution": 16,
@@ -65,9 +66,7 @@ def tiles(num: int = 8) -> PixelArray:
 def train(
     out: Path, steps: int, training: VQGANTraining = QUICK, **options: Any
 ) -> dict[str, torch.Tensor]:
-    train_image_tokenizer(
-        config(training), tiles(), out, steps=steps, show_progress=False, **options
-    )
+    config(training).train(tiles(), out, steps=steps, show_progress=False, **options)
     state = torch.load(out / "state.pt", weights_only=True)
     return {
         **state["trainer"]["model"],
@@ -84,8 +83,7 @@ def test_overfitting_few_tiles_raises_psnr(tmp_path: Path) -> None:
     """PSNR of training pictures grows by more than 10 dB, and is what the log says."""
     images = tiles()
     paths = [
-        train_image_tokenizer(
-            config(),
+        config().train(
             images,
             tmp_path / str(n),
             steps=n,
@@ -166,9 +164,8 @@ from pathlib import Path
 sys.path.insert(0, {here!r})
 from dataclasses import replace
 from test_vqgan_training import QUICK, config, tiles
-from cm3plugins.image_tokenizers.vqgan.training import train_image_tokenizer
 training = replace(QUICK, checkpoint_every_steps=5)
-train_image_tokenizer(config(training), tiles(), {out!r}, steps=40, resume=True, show_progress=False)
+config(training).train(tiles(), {out!r}, steps=40, resume=True, show_progress=False)
 """
 
 
@@ -230,18 +227,18 @@ def test_truncated_state_is_refused(tmp_path: Path) -> None:
 
 def test_wrong_pictures_and_budgets_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        train_image_tokenizer(config(), np.zeros((2, 8, 8, 3), np.uint8), tmp_path, steps=1)
+        config().train(np.zeros((2, 8, 8, 3), np.uint8), tmp_path, steps=1)
     assert str(caught.value) == (
         "training pictures: uint8 [2, 8, 8, 3], expected uint8 [N, 16, 16, 3]\n  next: resize "
         "with cm3core.images.fit"
     )
     with pytest.raises(DataError, match="either minutes or steps"):
-        train_image_tokenizer(config(), tiles(), tmp_path, steps=1, minutes=1.0)
+        config().train(tiles(), tmp_path, steps=1, minutes=1.0)
 
 
 def test_minutes_end_the_run(tmp_path: Path) -> None:
     started = time.monotonic()
-    train_image_tokenizer(config(), tiles(), tmp_path, minutes=0.02, show_progress=False)
+    config().train(tiles(), tmp_path, minutes=0.02, show_progress=False)
     assert 1.0 < time.monotonic() - started < 10.0
     rates = [
         json.loads(line)["learning_rate"]
@@ -311,7 +308,7 @@ def test_every_epoch_sees_every_picture_once(num_pictures: int, batch_size: int,
 
 
 def test_weights_file_is_half_precision_but_for_the_codebook(tmp_path: Path) -> None:
-    path = train_image_tokenizer(config(), tiles(), tmp_path, steps=6, show_progress=False)
+    path = config().train(tiles(), tmp_path, steps=6, show_progress=False)
     dtypes = {name: tensor.dtype for name, tensor in load_file(path).items()}
     assert dtypes.pop("quantize.embedding.weight") == torch.float32
     assert set(dtypes.values()) == {torch.float16}

@@ -18,11 +18,9 @@ from cm3core.errors import RecipeError
 from cm3core.sequence.serialize import Serializer
 from cm3core.testing.objective import ObjectiveContract, make_sequence
 from cm3core.vocab import Vocabulary
-from cm3plugins.objectives.config import (
-    CausalObjectiveConfig,
-    CM3ObjectiveConfig,
-    FIMObjectiveConfig,
-)
+from cm3plugins.objectives.causal import CausalObjectiveConfig
+from cm3plugins.objectives.cm3 import CM3ObjectiveConfig
+from cm3plugins.objectives.fim import FIMObjectiveConfig
 from cm3plugins.objectives.spans import draw_box, draw_spans
 from cm3plugins.text_tokenizers.byte import ByteTokenizer
 

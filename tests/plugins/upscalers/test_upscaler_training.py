@@ -26,14 +26,10 @@ from cm3core.document import PixelArray
 from cm3core.errors import CheckpointError, DataError
 from cm3core.evaluation.upscaler import evaluate_upscaler
 from cm3core.images import open_image
-from cm3plugins.upscalers.edsr.config import EDSRTraining
-from cm3plugins.upscalers.edsr.training import (
-    CropSampler,
-    UpscalerTrainer,
-    edge_error,
-    train_upscaler,
-    turned,
-)
+from cm3plugins.trained.losses import edge_error
+from cm3plugins.upscalers.edsr.crops import CropSampler, turned
+from cm3plugins.upscalers.edsr.settings import EDSRTraining
+from cm3plugins.upscalers.edsr.training import UpscalerTrainer
 from upscaler_parts import QUICK, Posteriser, config, tiles
 
 
@@ -41,8 +37,7 @@ def train(
     out: Path, steps: int, training: EDSRTraining = QUICK, **options: Any
 ) -> dict[str, Tensor]:
     """Every tensor that the run ends with."""
-    train_upscaler(
-        config(training),
+    config(training).train(
         tiles(),
         out,
         image_tokenizer=Posteriser(),
@@ -67,8 +62,7 @@ def test_a_hundred_steps_beat_lanczos(tmp_path: Path) -> None:
     """Tiles never seen are drawn better than Lanczos draws them, clean or posterised, and the log
     says the same."""
     held_out = tiles(6, seed=1)
-    path = train_upscaler(
-        config(),
+    path = config().train(
         tiles(),
         tmp_path,
         image_tokenizer=Posteriser(),
@@ -96,7 +90,7 @@ def test_one_step_by_hand() -> None:
     """Loss of an untrained network on a flat crop whose large twin has one white line: l1, edges,
     and their sum."""
     training = replace(QUICK, l1_weight=2.0, edge_weight=0.5)
-    trainer = UpscalerTrainer(config(training, scale=2))
+    trainer = UpscalerTrainer(config(scale=2).architecture, training, "cpu")
     small, large = torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 8, 8)
     large[..., 3] = 1.0
     report = trainer.step(small, large, 0, 0.5)
@@ -217,8 +211,7 @@ import sys
 from pathlib import Path
 from dataclasses import replace
 from upscaler_parts import QUICK, Posteriser, config, tiles
-from cm3plugins.upscalers.edsr.training import train_upscaler
-train_upscaler(config(replace(QUICK, checkpoint_every_steps=5)), tiles(), {out!r}, image_tokenizer=Posteriser(), steps=60,
+config(replace(QUICK, checkpoint_every_steps=5)).train(tiles(), {out!r}, image_tokenizer=Posteriser(), steps=60,
                resume=True, show_progress=False)
 """
 
@@ -304,14 +297,13 @@ def test_wrong_pictures_and_budgets(
     pictures: PixelArray, options: dict[str, Any], told: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError) as caught:
-        train_upscaler(config(), pictures, tmp_path, image_tokenizer=Posteriser(), **options)
+        config().train(pictures, tmp_path, image_tokenizer=Posteriser(), **options)
     assert str(caught.value) == told
 
 
 def test_a_crop_that_is_larger_than_the_picture(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        train_upscaler(
-            config(replace(QUICK, crop_size=20)),
+        config(replace(QUICK, crop_size=20)).train(
             tiles(2),
             tmp_path,
             image_tokenizer=Posteriser(),
@@ -324,8 +316,8 @@ def test_a_crop_that_is_larger_than_the_picture(tmp_path: Path) -> None:
 
 
 def test_minutes_end_the_run(tmp_path: Path) -> None:
-    train_upscaler(
-        config(), tiles(), tmp_path, image_tokenizer=Posteriser(), minutes=0.02, show_progress=False
+    config().train(
+        tiles(), tmp_path, image_tokenizer=Posteriser(), minutes=0.02, show_progress=False
     )
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert 0.5 < lines[-1]["seconds"] < 10

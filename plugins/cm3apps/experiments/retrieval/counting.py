@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from einops import repeat
 
 from cm3core.document import IntArray
 from cm3core.interfaces import ImageTokenizer
@@ -50,9 +51,9 @@ def groups_of_codes(tokenizer: ImageTokenizer, num_groups: int = NUM_GROUPS) -> 
     height, width = tokenizer.grid
     colours = np.concatenate(
         [
-            tokenizer.decode(np.repeat(part[:, None], height * width, 1).astype(np.int32)).mean(
-                (1, 2), dtype=np.float64
-            )
+            tokenizer.decode(
+                repeat(part, "N -> N cells", cells=height * width).astype(np.int32)
+            ).mean((1, 2), dtype=np.float64)
             for part in np.array_split(codes, max(1, len(codes) // 256))
         ]
     )

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from einops import rearrange
 from numpy.typing import NDArray
 
 from cm3core.files import atomic_path, write_text
@@ -50,10 +51,10 @@ def choose_entries(corpus: EmojiCorpus) -> list[int]:
 
 
 def draw_atlas(corpus: EmojiCorpus, indices: Sequence[int]) -> NDArray[np.uint8]:
-    """Return the tiles in one picture, uint8 [rows * TILE, COLUMNS * TILE, 3]."""
+    """Return the tiles in one picture, uint8 [rows * TILE, COLUMNS * TILE, 3]: Y rows and X columns
+    of tiles of y by x pixels."""
     tiles = np.stack([corpus.render(index, TILE) for index in indices])
-    rows = tiles.reshape(-1, COLUMNS, TILE, TILE, 3).swapaxes(1, 2)
-    return rows.reshape(-1, COLUMNS * TILE, 3)
+    return rearrange(tiles, "(Y X) y x C -> (Y y) (X x) C", X=COLUMNS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

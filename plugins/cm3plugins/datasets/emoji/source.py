@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -11,14 +12,13 @@ from numpy.typing import NDArray
 from cm3core.document import Document, Image, Text
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import DocumentSource
-from cm3plugins.datasets.emoji import EmojiSourceConfig
-from cm3plugins.datasets.emoji.captions import caption
+from cm3plugins.datasets.emoji.captions import CaptionTemplate, caption
 from cm3plugins.datasets.emoji.concepts import select_concepts
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
 from cm3plugins.datasets.emoji.render import renderer_version
 
 DRAW_ALL_AFTER = 64
-"""After so many pictures, drawn one by one, the whole corpus is drawn into the cache: a look at a
+"""After this number of pictures, drawn one by one, the whole corpus is drawn into the cache: a look at a
 few does not pay for all."""
 
 
@@ -27,32 +27,40 @@ class EmojiSource(DocumentSource):
     order.
 
     Args:
-        config: what to take; it is checked first.
+        split: "train", "comp", "unseen", or "all" of them.
+        concepts: what `select_concepts` takes.
+        styles: styles to take.
+        image_size: side of the pictures, in pixels.
+        templates: of the captions.
+        cache_dir: folder of rendered pictures; None: ``CM3_CACHE``, else the user's cache folder.
 
     Raises:
-        RecipeError: a value of the config can't be used.
         DataError: the list of concepts can't be read, or nothing is chosen.
     """
 
-    def __init__(self, config: EmojiSourceConfig) -> None:
-        config.check()
-        self._config = config
-        self._templates = config.caption_templates()
+    def __init__(
+        self,
+        *,
+        split: str,
+        concepts: str,
+        styles: Sequence[str],
+        image_size: int,
+        templates: Sequence[CaptionTemplate],
+        cache_dir: str | None,
+    ) -> None:
+        self._image_size, self._cache_dir = image_size, cache_dir
+        self._templates = templates
         self.corpus = EmojiCorpus()
-        concepts = select_concepts(config.concepts, self.corpus)
+        chosen = select_concepts(concepts, self.corpus)
         self._indices = tuple(
             index
             for index, entry in enumerate(self.corpus.entries)
-            if entry.concept in concepts
-            and entry.style in config.styles
-            and config.split in (entry.split, "all")
+            if entry.concept in chosen and entry.style in styles and split in (entry.split, "all")
         )
         if not self._indices:
-            cause = f"no picture is in split {config.split!r}, concepts {config.concepts!r} and styles {config.styles}"
+            cause = f"no picture is in split {split!r}, concepts {concepts!r} and styles {styles}"
             raise DataError("dataset", cause, "widen one of the three")
-        self._key = (
-            f"emoji-{self.corpus.data_sha256[:16]}-{renderer_version()}-{config.image_size}px"
-        )
+        self._key = f"emoji-{self.corpus.data_sha256[:16]}-{renderer_version()}-{image_size}px"
         self._pictures: NDArray[np.uint8] | None = None
         self._num_drawn = 0
 
@@ -86,7 +94,7 @@ class EmojiSource(DocumentSource):
     def _pixels(self, corpus_index: int) -> NDArray[np.uint8]:
         """Draw the picture, or take it from the cache, which is filled as soon as more than a few
         are asked for."""
-        size, cache_dir = self._config.image_size, self._config.cache_dir
+        size, cache_dir = self._image_size, self._cache_dir
         if self._pictures is None and (
             self._num_drawn >= DRAW_ALL_AFTER or self.corpus.is_rendered(size, cache_dir)
         ):

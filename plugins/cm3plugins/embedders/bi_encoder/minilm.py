@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -81,14 +82,13 @@ class BertLayer(nn.Module):
     def forward(self, x_NTD: Tensor, seen_N11T: Tensor) -> Tensor:
         ways: Any = self.attention["self"]
         q, k, v = (
-            ways[name](x_NTD).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            rearrange(ways[name](x_NTD), "N T (H d) -> N H T d", H=self.num_heads)
             for name in ("query", "key", "value")
         )
-        seen_NTD = (
-            F.scaled_dot_product_attention(q, k, v, attn_mask=seen_N11T).transpose(1, 2).flatten(2)
-        )
+        found_NHTd = F.scaled_dot_product_attention(q, k, v, attn_mask=seen_N11T)
+        found_NTD = rearrange(found_NHTd, "N H T d -> N T (H d)")
         after: Any = self.attention["output"]
-        x_NTD = after["LayerNorm"](x_NTD + after["dense"](seen_NTD))
+        x_NTD = after["LayerNorm"](x_NTD + after["dense"](found_NTD))
         out_NTD: Tensor = self.output["LayerNorm"](
             x_NTD + self.output["dense"](F.gelu(self.intermediate["dense"](x_NTD)))
         )

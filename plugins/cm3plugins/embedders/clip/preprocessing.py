@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image as Pillow
 from torch import Tensor
 
@@ -39,7 +40,7 @@ class Preprocessing:
     def __call__(self, image: PixelArray) -> Tensor:
         """Float32 [3, resolution, resolution] of a picture uint8 [H, W, 3]."""
         square = self.square(image)
-        pixels_3RR = torch.from_numpy(square).permute(2, 0, 1).float() / 255
+        pixels_3RR = rearrange(torch.from_numpy(square), "H W C -> C H W").float() / 255
         return (pixels_3RR - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[
             :, None, None
         ]

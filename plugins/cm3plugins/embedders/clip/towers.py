@@ -1,9 +1,9 @@
 """CLIP's two towers in plain torch: a vision transformer, and a causal transformer over text.
 
 Parameters have OpenAI's names, which are open_clip's too, so that those files load without
-renaming. Legend: N pictures or texts, T tokens, D width of a tower, H heads, R side of a picture, E
-dimension of the shared space. Source: Radford et al. 2021, section 2.4; openai/CLIP
-`clip/model.py`.
+renaming. Legend: N pictures or texts, T tokens, D width of a tower, H heads of width d, R side of a picture,
+Y X rows and columns of its patches, E dimension of the shared space. Source: Radford et al. 2021,
+section 2.4; openai/CLIP `clip/model.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 Activation = Literal["quick_gelu", "gelu"]
@@ -87,12 +88,12 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x_NTD: Tensor, causal: bool) -> Tensor:
-        split = F.linear(x_NTD, self.in_proj_weight, self.in_proj_bias).unflatten(
-            -1, (3, self.num_heads, -1)
+        joined = F.linear(x_NTD, self.in_proj_weight, self.in_proj_bias)
+        q_NHTd, k_NHTd, v_NHTd = rearrange(
+            joined, "N T (three H d) -> three N H T d", three=3, H=self.num_heads
         )
-        q_NHTd, k_NHTd, v_NHTd = split.permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(q_NHTd, k_NHTd, v_NHTd, is_causal=causal)
-        out_NTD: Tensor = self.out_proj(seen.transpose(1, 2).flatten(2))
+        seen_NHTd = F.scaled_dot_product_attention(q_NHTd, k_NHTd, v_NHTd, is_causal=causal)
+        out_NTD: Tensor = self.out_proj(rearrange(seen_NHTd, "N H T d -> N T (H d)"))
         return out_NTD
 
 
@@ -157,8 +158,8 @@ class VisionTower(nn.Module):
 
     def forward(self, pixels_N3RR: Tensor) -> Tensor:
         """Vectors [N, E] of pictures as `Preprocessing` prepares them."""
-        patches_NTD = self.conv1(pixels_N3RR).flatten(2).mT
-        first_N1D = self.class_embedding.expand(len(pixels_N3RR), 1, -1)
+        patches_NTD = rearrange(self.conv1(pixels_N3RR), "N D Y X -> N (Y X) D")
+        first_N1D = repeat(self.class_embedding, "D -> N 1 D", N=len(pixels_N3RR))
         x_NTD = self.ln_pre(torch.cat([first_N1D, patches_NTD], dim=1) + self.positional_embedding)
         vectors_NE: Tensor = self.ln_post(self.transformer(x_NTD, causal=False)[:, 0]) @ self.proj
         return vectors_NE

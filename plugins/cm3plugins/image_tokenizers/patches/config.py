@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 from cm3core.document import PixelArray
 from cm3core.errors import RecipeError
 from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
+from cm3plugins.trained.bundled import BUNDLED, is_bundled
 
 if TYPE_CHECKING:
     from cm3plugins.image_tokenizers.patches.tokenizer import PatchTokenizer
-
-#: Prefix of `weights` that names a file of this package: "bundled:emoji32".
-BUNDLED = "bundled:"
 
 
 @dataclass(kw_only=True)
@@ -72,18 +70,26 @@ class PatchTokenizerConfig(ImageTokenizerConfig):
     def build(self) -> PatchTokenizer:
         """The tokenizer with its squares. Raises `CheckpointError` when there are none, or not as
         the recipe says."""
-        from cm3plugins.image_tokenizers.patches.tokenizer import build_tokenizer
+        from cm3plugins.image_tokenizers.patches.tokenizer import PatchTokenizer, weights_file
 
         self.check()
-        return build_tokenizer(self)
+        return PatchTokenizer.from_file(
+            weights_file(self.weights),
+            self.resolution,
+            self.patch_size,
+            self.codebook_size,
+            bundled=is_bundled(self.weights),
+        )
 
     def load(self, folder: Path) -> PatchTokenizer:
         """The tokenizer that one of these saved into a checkpoint's folder; `weights` is not
         asked."""
-        from cm3plugins.image_tokenizers.patches.tokenizer import load_tokenizer
+        from cm3plugins.image_tokenizers.patches.tokenizer import SAVED, PatchTokenizer
 
         self.check()
-        return load_tokenizer(self, folder)
+        return PatchTokenizer.from_file(
+            folder / SAVED, self.resolution, self.patch_size, self.codebook_size
+        )
 
     def train(self, images_NHWC: PixelArray, out_dir: str | Path, **options: Any) -> Path:
         """k-means over the pictures' squares; steps are its rounds. Seconds: a run that was cut off
@@ -91,4 +97,12 @@ class PatchTokenizerConfig(ImageTokenizerConfig):
         from cm3plugins.image_tokenizers.patches.training import train_patches
 
         self.check()
-        return train_patches(self, images_NHWC, Path(out_dir), **options)
+        return train_patches(
+            images_NHWC,
+            Path(out_dir),
+            resolution=self.resolution,
+            patch_size=self.patch_size,
+            codebook_size=self.codebook_size,
+            seed=self.seed,
+            **options,
+        )

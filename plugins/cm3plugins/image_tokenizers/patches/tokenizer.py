@@ -1,6 +1,7 @@
 """The `patches` tokenizer at work, and its file.
 
-Legend: N pictures, P squares, K codes, d numbers of a square (pixels times 3).
+Legend: N pictures of H x W pixels, Y X rows and columns of codes, c = Y * X codes of a picture, P =
+N * c squares, y x pixels inside a square, C channels, K codes, d = y * x * C numbers of a square.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -19,7 +21,7 @@ from cm3core.document import IntArray, PixelArray
 from cm3core.errors import CheckpointError
 from cm3core.files import atomic_path
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
-from cm3plugins.image_tokenizers.patches.config import BUNDLED, PatchTokenizerConfig
+from cm3plugins.trained.bundled import weights_path
 
 SAVED = "patches.safetensors"
 _FORMAT = "cm3leon patches 1"
@@ -33,12 +35,24 @@ def squares(pixels_NHWC: npt.NDArray[np.uint8], patch_size: int) -> npt.NDArray[
     >>> squares(np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3), 1).tolist()
     [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
     """
-    N, H, W, _ = pixels_NHWC.shape
-    f = patch_size
-    return (
-        pixels_NHWC.reshape(N, H // f, f, W // f, f, 3)
-        .transpose(0, 1, 3, 2, 4, 5)
-        .reshape(-1, f * f * 3)
+    return rearrange(pixels_NHWC, "N (Y y) (X x) C -> (N Y X) (y x C)", y=patch_size, x=patch_size)
+
+
+def pictures(
+    squares_Pd: npt.NDArray[np.uint8], patch_size: int, grid: tuple[int, int]
+) -> PixelArray:
+    """Inverse of `squares`: pictures [N, H, W, 3] of (rows, columns) = `grid` squares each.
+
+    >>> pictures(np.arange(12, dtype=np.uint8).reshape(4, 3), 1, (2, 2))[0, 1].tolist()
+    [[6, 7, 8], [9, 10, 11]]
+    """
+    return rearrange(
+        squares_Pd,
+        "(N Y X) (y x C) -> N (Y y) (X x) C",
+        Y=grid[0],
+        X=grid[1],
+        y=patch_size,
+        x=patch_size,
     )
 
 
@@ -60,58 +74,70 @@ class PatchTokenizer(ImageTokenizer):
     """Pixels <-> codes by comparing squares.
 
     Args:
-        config: sizes.
+        resolution: pixels a side of a picture.
+        patch_size: pixels a side of a square.
         codebook_Kd: the squares, row by row, RGB.
         bundled: they come with this package, so that checkpoints need no copy.
     """
 
     def __init__(
         self,
-        config: PatchTokenizerConfig,
+        resolution: int,
+        patch_size: int,
         codebook_Kd: npt.NDArray[np.uint8],
         *,
         bundled: bool = False,
     ) -> None:
-        assert codebook_Kd.shape == (config.codebook_size, config.patch_size**2 * 3)
-        self.config, self.bundled, self._codebook_Kd = config, bundled, codebook_Kd
+        assert codebook_Kd.shape[1] == patch_size**2 * 3
+        self.resolution, self.patch_size, self.bundled = resolution, patch_size, bundled
+        self._codebook_Kd = codebook_Kd
+
+    @classmethod
+    def from_file(
+        cls,
+        path: Path,
+        resolution: int,
+        patch_size: int,
+        codebook_size: int,
+        *,
+        bundled: bool = False,
+    ) -> PatchTokenizer:
+        """The tokenizer of a file that `save_codebook` wrote; see `read_codebook`."""
+        codebook_Kd = read_codebook(path, patch_size, codebook_size)
+        return cls(resolution, patch_size, codebook_Kd, bundled=bundled)
 
     @property
     def image_size(self) -> tuple[int, int]:
-        return self.config.image_size
+        return self.resolution, self.resolution
 
     @property
     def grid(self) -> tuple[int, int]:
-        return self.config.grid
+        side = self.resolution // self.patch_size
+        return side, side
 
     @property
     def codebook_size(self) -> int:
-        return self.config.codebook_size
+        return len(self._codebook_Kd)
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over sizes and squares."""
-        sizes = json.dumps(
-            [self.config.resolution, self.config.patch_size, self.config.codebook_size]
-        )
+        sizes = json.dumps([self.resolution, self.patch_size, self.codebook_size])
         return hashlib.sha256(sizes.encode() + self._codebook_Kd.tobytes()).hexdigest()
 
     def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
+        codes_P = nearest(squares(pixels_NHWC, self.patch_size), self._codebook_Kd)
         rows, columns = self.grid
-        return nearest(squares(pixels_NHWC, self.config.patch_size), self._codebook_Kd).reshape(
-            -1, rows * columns
-        )
+        return rearrange(codes_P, "(N c) -> N c", c=rows * columns)
 
     def _decode(self, codes_Nc: IntArray) -> PixelArray:
-        (rows, columns), f = self.grid, self.config.patch_size
-        parts = self._codebook_Kd[codes_Nc].reshape(-1, rows, columns, f, f, 3)
-        return np.ascontiguousarray(parts.transpose(0, 1, 3, 2, 4, 5)).reshape(
-            -1, *self.image_size, 3
-        )
+        squares_Pd = self._codebook_Kd[rearrange(codes_Nc, "N c -> (N c)")]
+        return np.ascontiguousarray(pictures(squares_Pd, self.patch_size, self.grid))
 
     def save(self, folder: Path) -> None:
         """Write the squares, unless they are bundled."""
         if not self.bundled:
-            save_codebook(folder / SAVED, self.config.patch_size, self._codebook_Kd)
+            save_codebook(folder / SAVED, self.patch_size, self._codebook_Kd)
 
     def codebook(self) -> torch.Tensor:
         """The squares in 0..1, float32 [K, d]."""
@@ -128,7 +154,7 @@ def save_codebook(path: Path, patch_size: int, codebook_Kd: npt.NDArray[np.uint8
         )
 
 
-def read_codebook(path: Path, config: PatchTokenizerConfig) -> npt.NDArray[np.uint8]:
+def read_codebook(path: Path, patch_size: int, codebook_size: int) -> npt.NDArray[np.uint8]:
     """Read what `save_codebook` wrote. Raises `CheckpointError` when the file is missing, damaged,
     foreign or of other sizes."""
     next_step = "give the file that `cm3 tokenizer train-image` wrote, or leave image_tokenizer.weights at bundled:emoji32"
@@ -150,7 +176,7 @@ def read_codebook(path: Path, config: PatchTokenizerConfig) -> npt.NDArray[np.ui
     ):
         raise CheckpointError(str(path), f"is not of the format {_FORMAT!r}", next_step)
     found = (codebook.shape[0], metadata.get("patch_size", ""), codebook.shape[1])
-    wanted = (config.codebook_size, str(config.patch_size), config.patch_size**2 * 3)
+    wanted = (codebook_size, str(patch_size), patch_size**2 * 3)
     if found != wanted:
         raise CheckpointError(
             str(path),
@@ -161,31 +187,15 @@ def read_codebook(path: Path, config: PatchTokenizerConfig) -> npt.NDArray[np.ui
     return np.asarray(codebook)
 
 
-def build_tokenizer(config: PatchTokenizerConfig) -> PatchTokenizer:
-    """The tokenizer that a recipe describes."""
-    if config.weights is None:
-        raise CheckpointError(
-            "image_tokenizer.weights",
-            "is null: there are no squares to use",
-            "train some with `cm3 tokenizer train-image`, then set image_tokenizer.weights to "
-            "the file",
-        )
-    path = Path(config.weights).expanduser()
-    bundled = config.weights.startswith(BUNDLED)
-    if bundled:
-        path = (
-            Path(__file__).parent / "assets" / f"{config.weights.removeprefix(BUNDLED)}.safetensors"
-        )
-        if not path.is_file():
-            known = ", ".join(sorted(file.stem for file in path.parent.glob("*.safetensors")))
-            raise CheckpointError(
-                f"image_tokenizer.weights={config.weights}",
-                "no such bundled tokenizer",
-                f"bundled: {known}; or give a path",
-            )
-    return PatchTokenizer(config, read_codebook(path, config), bundled=bundled)
-
-
-def load_tokenizer(config: PatchTokenizerConfig, folder: Path) -> PatchTokenizer:
-    """The tokenizer that `PatchTokenizer.save` wrote."""
-    return PatchTokenizer(config, read_codebook(folder / SAVED, config))
+def weights_file(weights: str | None) -> Path:
+    """The path that a recipe's `weights` means; raises `CheckpointError` for an unknown bundled
+    name, and for None."""
+    assets = Path(__file__).parent / "assets"
+    return weights_path(
+        weights,
+        {path.stem: path for path in assets.glob("*.safetensors")},
+        section="image_tokenizer",
+        component="tokenizer",
+        trainer="cm3 tokenizer train-image",
+        content="squares",
+    )

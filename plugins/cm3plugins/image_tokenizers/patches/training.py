@@ -14,7 +14,6 @@ import numpy.typing as npt
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
 from cm3core.files import make_folder, write_text
-from cm3plugins.image_tokenizers.patches.config import PatchTokenizerConfig
 from cm3plugins.image_tokenizers.patches.tokenizer import PatchTokenizer, save_codebook, squares
 
 WEIGHTS = "model.safetensors"
@@ -25,10 +24,13 @@ _STEP = 4
 
 
 def train_patches(
-    config: PatchTokenizerConfig,
     images_NHWC: PixelArray,
     out_dir: Path,
     *,
+    resolution: int,
+    patch_size: int,
+    codebook_size: int,
+    seed: int,
     minutes: float | None = None,
     steps: int | None = None,
     resume: bool = False,
@@ -42,17 +44,16 @@ def train_patches(
     """
     import faiss
 
-    found = different(squares(images_NHWC, config.patch_size))
-    if len(found) < config.codebook_size:
+    found = different(squares(images_NHWC, patch_size))
+    if len(found) < codebook_size:
         raise DataError(
             "pictures to learn squares from",
-            f"hold {len(found):,} different squares, fewer than codebook_size "
-            f"{config.codebook_size:,}",
+            f"hold {len(found):,} different squares, fewer than codebook_size {codebook_size:,}",
             "give more pictures, or a smaller codebook",
         )
-    rng = np.random.default_rng(config.seed)
+    rng = np.random.default_rng(seed)
     sample_Pd = found[
-        np.sort(rng.permutation(len(found))[: max(_NUM_SQUARES, config.codebook_size)])
+        np.sort(rng.permutation(len(found))[: max(_NUM_SQUARES, codebook_size)])
     ].astype(np.float32)
     centres_Kd: Any = None
     started, rounds = time.monotonic(), 0
@@ -63,9 +64,9 @@ def train_patches(
     ):
         kmeans = faiss.Kmeans(
             sample_Pd.shape[1],
-            config.codebook_size,
+            codebook_size,
             niter=1,
-            seed=config.seed,
+            seed=seed,
             max_points_per_centroid=10**9,
             min_points_per_centroid=1,
         )
@@ -77,11 +78,11 @@ def train_patches(
             break
     codebook_Kd: npt.NDArray[np.uint8] = np.clip(np.rint(centres_Kd), 0, 255).astype(np.uint8)
     make_folder(out_dir)
-    save_codebook(out_dir / WEIGHTS, config.patch_size, codebook_Kd)
+    save_codebook(out_dir / WEIGHTS, patch_size, codebook_Kd)
     facts: dict[str, float] = {"rounds": rounds, "different_squares": len(found)}
     if validation_NHWC is not None and len(validation_NHWC):
         facts["validation_psnr"] = round(
-            _psnr(PatchTokenizer(config, codebook_Kd), validation_NHWC), 3
+            _psnr(PatchTokenizer(resolution, patch_size, codebook_Kd), validation_NHWC), 3
         )
     write_text(out_dir / "training.json", json.dumps(facts))
     if show_progress:

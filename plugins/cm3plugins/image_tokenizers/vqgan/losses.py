@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cm3plugins.image_tokenizers.vqgan.model import channels_last
+from cm3plugins.trained.layout import channels_last
 from cm3plugins.vision.efficientnet_lite import EfficientNetLite, load_efficientnet_lite
 
 
@@ -113,9 +113,3 @@ def adaptive_weight(
     ratio: Tensor = reconstruction_grad.norm() / (generator_grad.norm() + 1e-4)
     clamped: Tensor = ratio.clamp(0.0, 1e4).detach()
     return clamped * weight
-
-
-def edge_loss(reconstruction_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-    """Mean absolute difference of the horizontal and vertical first differences."""
-    error_BCHW = reconstruction_BCHW - target_BCHW
-    return error_BCHW.diff(dim=-1).abs().mean() + error_BCHW.diff(dim=-2).abs().mean()

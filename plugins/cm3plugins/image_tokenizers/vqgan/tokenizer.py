@@ -13,15 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from cm3core.document import IntArray, PixelArray
 from cm3core.errors import CheckpointError
 from cm3core.files import sha256_file
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
-from cm3plugins.image_tokenizers.vqgan.config import BUNDLED, VQGANArchitecture, VQGANConfig
 from cm3plugins.image_tokenizers.vqgan.model import VQModel
+from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture
 from cm3plugins.image_tokenizers.vqgan.weights import build_model, load_weights, save_weights
+from cm3plugins.trained.bundled import weights_path
+from cm3plugins.trained.weights_file import check_architecture
 
 #: Pictures of one forward pass at 64 px; larger pictures go in smaller batches.
 _BATCH_PIXELS = 32 * 64 * 64
@@ -32,16 +35,15 @@ SAVED = "model.safetensors"
 def to_input(pixels_NHWC: PixelArray) -> Tensor:
     """Pictures uint8 [N, H, W, 3] to the network's input, fp32 [N, 3, H, W] in [-1, 1],
     channels-last."""
-    pixels_NCHW = torch.from_numpy(np.require(pixels_NHWC, requirements=["C", "W"])).permute(
-        0, 3, 1, 2
-    )
+    pixels_NHWC = np.require(pixels_NHWC, requirements=["C", "W"])
+    pixels_NCHW = rearrange(torch.from_numpy(pixels_NHWC), "N H W C -> N C H W")
     return (pixels_NCHW.float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
 
 
 def to_pixels(output_NCHW: Tensor) -> PixelArray:
     """The network's output to pictures uint8 [N, H, W, 3], clamped and rounded."""
     pixels_NCHW = ((output_NCHW.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
-    return np.ascontiguousarray(pixels_NCHW.permute(0, 2, 3, 1).numpy())
+    return np.ascontiguousarray(rearrange(pixels_NCHW, "N C H W -> N H W C").numpy())
 
 
 class VQGANTokenizer(ImageTokenizer):
@@ -55,6 +57,40 @@ class VQGANTokenizer(ImageTokenizer):
     def __init__(self, model: VQModel, *, bundled: bool = False) -> None:
         self.model, self.bundled = model.eval(), bundled
         self._fingerprint: str | None = None
+
+    @classmethod
+    def from_file(
+        cls,
+        path: Path,
+        arch: VQGANArchitecture,
+        *,
+        sha256: str | None = None,
+        bundled: bool = False,
+    ) -> VQGANTokenizer:
+        """The tokenizer of a file of weights.
+
+        Args:
+            path: the file.
+            arch: the shape that its network must have. `resolution` may be another, where
+                `attn_resolutions` is empty.
+            sha256: when given, the file's hash must be this.
+            bundled: see the class.
+
+        Raises:
+            CheckpointError: the file can't be read, or is of another shape or hash.
+        """
+        stored, state = load_weights(path)
+        if sha256 is not None and (found := sha256_file(path)) != sha256:
+            raise CheckpointError(
+                str(path),
+                f"its SHA-256 is {found}, the recipe expects {sha256}",
+                "give the right file, or correct image_tokenizer.weights_sha256",
+            )
+        if not stored.attn_resolutions:
+            # convolutions, and attention in the middle, work at any size
+            stored = replace(stored, resolution=arch.resolution)
+        check_architecture(arch, stored, path, "image_tokenizer")
+        return cls(build_model(stored, state, str(path)), bundled=bundled)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -95,8 +131,10 @@ class VQGANTokenizer(ImageTokenizer):
     @torch.inference_mode()
     def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
         batches = [
-            self.model.encode(to_input(pixels_NHWC[i : i + self._batch_size]))
-            .flatten(1)
+            rearrange(
+                self.model.encode(to_input(pixels_NHWC[i : i + self._batch_size])),
+                "N Y X -> N (Y X)",
+            )
             .to(torch.int32)
             .numpy()
             for i in range(0, len(pixels_NHWC), self._batch_size)
@@ -106,7 +144,9 @@ class VQGANTokenizer(ImageTokenizer):
 
     @torch.inference_mode()
     def _decode(self, codes_Nc: IntArray) -> PixelArray:
-        codes_NYX = torch.from_numpy(codes_Nc).long().view(-1, *self.grid)
+        codes_NYX = rearrange(
+            torch.from_numpy(codes_Nc).long(), "N (Y X) -> N Y X", Y=self.grid[0], X=self.grid[1]
+        )
         batches = [
             to_pixels(self.model.decode(codes_NYX[i : i + self._batch_size]))
             for i in range(0, len(codes_NYX), self._batch_size)
@@ -129,77 +169,14 @@ class VQGANTokenizer(ImageTokenizer):
         return self.model.quantize.entries().detach().clone()
 
 
-def weights_file(weights: str) -> Path:
+def weights_file(weights: str | None) -> Path:
     """The path that a recipe's `weights` means; raises `CheckpointError` for an unknown bundled
-    name."""
-    if not weights.startswith(BUNDLED):
-        return Path(weights).expanduser()
-    assets, name = Path(__file__).parent / "assets", weights.removeprefix(BUNDLED)
-    known = sorted(path.parent.name for path in assets.glob("*/model.safetensors"))
-    if name not in known:
-        raise CheckpointError(
-            f"image_tokenizer.weights={weights}",
-            "no such bundled tokenizer",
-            f"bundled: {', '.join(known) or 'none'}; or give a path",
-        )
-    return assets / name / "model.safetensors"
-
-
-def build_tokenizer(config: VQGANConfig) -> VQGANTokenizer:
-    """The tokenizer that a recipe describes, its weights loaded.
-
-    Raises `CheckpointError` when there are no weights, they can't be read, or they are of another
-    shape or hash.
-    """
-    if config.weights is None:
-        raise CheckpointError(
-            "image_tokenizer.weights",
-            "is null: there are no weights to use",
-            "train some with `cm3 tokenizer train-image`, then set image_tokenizer.weights to "
-            "the file",
-        )
-    path = weights_file(config.weights)
-    arch, state = load_weights(path)
-    if config.weights_sha256 is not None and (found := sha256_file(path)) != config.weights_sha256:
-        raise CheckpointError(
-            str(path),
-            f"its SHA-256 is {found}, the recipe expects {config.weights_sha256}",
-            "give the right file, or correct image_tokenizer.weights_sha256",
-        )
-    arch = _at_resolution(arch, config.architecture, path)
-    return VQGANTokenizer(
-        build_model(arch, state, str(path)), bundled=config.weights.startswith(BUNDLED)
+    name, and for None."""
+    assets = Path(__file__).parent / "assets"
+    return weights_path(
+        weights,
+        {path.parent.name: path for path in assets.glob("*/model.safetensors")},
+        section="image_tokenizer",
+        component="tokenizer",
+        trainer="cm3 tokenizer train-image",
     )
-
-
-def load_tokenizer(config: VQGANConfig, folder: Path) -> VQGANTokenizer:
-    """The tokenizer that `VQGANTokenizer.save` wrote; raises `CheckpointError` when the file is
-    damaged or of another shape."""
-    path = folder / SAVED
-    arch, state = load_weights(path)
-    return VQGANTokenizer(
-        build_model(_at_resolution(arch, config.architecture, path), state, str(path))
-    )
-
-
-def _at_resolution(
-    stored: VQGANArchitecture, wanted: VQGANArchitecture, path: Path
-) -> VQGANArchitecture:
-    """The stored shape at the resolution that is wanted: convolutions and attention don't care,
-    unless `attn_resolutions` says at which size there is attention. Raises `CheckpointError` when
-    anything else differs."""
-    if not stored.attn_resolutions:
-        stored = replace(stored, resolution=wanted.resolution)
-    given, found = asdict(wanted), asdict(stored)
-    differing = [
-        f"{key} is {found[key]} there and {given[key]} in the recipe"
-        for key in given
-        if given[key] != found[key]
-    ]
-    if differing:
-        raise CheckpointError(
-            str(path),
-            "weights of another shape: " + ", ".join(differing),
-            "set these keys of image_tokenizer, or give other weights",
-        )
-    return stored

@@ -11,17 +11,10 @@ pictures, C channels, H W small pixels.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cm3plugins.upscalers.edsr.config import EDSRArchitecture
-
-
-def channels_last(model: EDSR) -> EDSR:
-    """The network with its weights laid out for channels-last pictures, which the CPU's
-    convolutions are fastest on."""
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # torch's stubs lack it
+from cm3plugins.upscalers.edsr.settings import EDSRArchitecture
 
 
 class ResidualBlock(nn.Module):

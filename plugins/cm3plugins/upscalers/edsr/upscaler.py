@@ -5,19 +5,20 @@ Shape legend: N pictures, H W pixels, C channels.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from cm3core.document import PixelArray
-from cm3core.errors import CheckpointError
 from cm3core.interfaces.upscaler import Upscaler
 from cm3core.training.loop import choose_device
-from cm3plugins.upscalers.edsr.config import BUNDLED, EDSRConfig
+from cm3plugins.trained.bundled import weights_path
+from cm3plugins.trained.weights_file import check_architecture
 from cm3plugins.upscalers.edsr.model import EDSR
+from cm3plugins.upscalers.edsr.settings import EDSRArchitecture
 from cm3plugins.upscalers.edsr.weights import build_model, load_weights
 from cm3plugins.upscalers.tiles import upscale_in_tiles
 
@@ -28,14 +29,15 @@ TILE = 192
 def to_input(pixels_NHWC: PixelArray) -> Tensor:
     """Pictures uint8 [N, H, W, 3] to the network's input, fp32 [N, 3, H, W] in [0, 1],
     channels-last."""
-    pixels_NCHW = torch.from_numpy(np.ascontiguousarray(pixels_NHWC)).permute(0, 3, 1, 2)
+    pixels_NHWC = np.ascontiguousarray(pixels_NHWC)
+    pixels_NCHW = rearrange(torch.from_numpy(pixels_NHWC), "N H W C -> N C H W")
     return (pixels_NCHW.float() / 255.0).contiguous(memory_format=torch.channels_last)
 
 
 def to_pixels(output_NCHW: Tensor) -> PixelArray:
     """The network's output to pictures uint8 [N, H, W, 3], clamped and rounded."""
     pixels_NCHW = (output_NCHW.float().clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
-    return np.ascontiguousarray(pixels_NCHW.permute(0, 2, 3, 1).cpu().numpy())
+    return np.ascontiguousarray(rearrange(pixels_NCHW, "N C H W -> N H W C").cpu().numpy())
 
 
 class EDSRUpscaler(Upscaler):
@@ -50,6 +52,24 @@ class EDSRUpscaler(Upscaler):
         self.device = torch.device(device)
         self.model = model.eval().to(self.device)
 
+    @classmethod
+    def from_file(cls, path: Path, arch: EDSRArchitecture, device: str = "auto") -> EDSRUpscaler:
+        """The upscaler of a file of weights.
+
+        Args:
+            path: the file.
+            arch: the shape that its network must have.
+            device: where it computes; "auto" is a CUDA device if there is one.
+
+        Raises:
+            CheckpointError: the file can't be read, or is of another shape.
+            DeviceError: the device can't be used.
+        """
+        stored, state = load_weights(path)
+        check_architecture(arch, stored, path, "upscaler")
+        model = build_model(stored, state, str(path))
+        return cls(model, choose_device(None if device == "auto" else device))
+
     @property
     def scale(self) -> int:
         return self.model.arch.scale
@@ -62,49 +82,14 @@ class EDSRUpscaler(Upscaler):
         return to_pixels(self.model(to_input(pixels_NHWC).to(self.device)))
 
 
-def weights_file(weights: str) -> Path:
+def weights_file(weights: str | None) -> Path:
     """The path that a recipe's `weights` means; raises `CheckpointError` for an unknown bundled
-    name."""
-    if not weights.startswith(BUNDLED):
-        return Path(weights).expanduser()
-    assets, name = Path(__file__).parent / "assets", weights.removeprefix(BUNDLED)
-    known = sorted(path.parent.name for path in assets.glob("*/model.safetensors"))
-    if name not in known:
-        raise CheckpointError(
-            f"upscaler.weights={weights}",
-            "no such bundled upscaler",
-            f"bundled: {', '.join(known) or 'none'}; or give a path",
-        )
-    return assets / name / "model.safetensors"
-
-
-def build_upscaler(config: EDSRConfig) -> EDSRUpscaler:
-    """The upscaler that a recipe describes, its weights loaded.
-
-    Raises:
-        CheckpointError: there are no weights, they can't be read, or they are of another shape.
-        DeviceError: the device can't be used.
-    """
-    if config.weights is None:
-        raise CheckpointError(
-            "upscaler.weights",
-            "is null: there are no weights to use",
-            "train some with `cm3 upscaler train`, then set upscaler.weights to the file",
-        )
-    path = weights_file(config.weights)
-    arch, state = load_weights(path)
-    given, found = asdict(config.architecture), asdict(arch)
-    if differing := [
-        f"{key} is {found[key]} there and {given[key]} in the recipe"
-        for key in given
-        if given[key] != found[key]
-    ]:
-        raise CheckpointError(
-            str(path),
-            "weights of another shape: " + ", ".join(differing),
-            "set these keys of upscaler, or give other weights",
-        )
-    return EDSRUpscaler(
-        build_model(arch, state, str(path)),
-        choose_device(None if config.device == "auto" else config.device),
+    name, and for None."""
+    assets = Path(__file__).parent / "assets"
+    return weights_path(
+        weights,
+        {path.parent.name: path for path in assets.glob("*/model.safetensors")},
+        section="upscaler",
+        component="upscaler",
+        trainer="cm3 upscaler train",
     )

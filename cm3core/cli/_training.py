@@ -1,0 +1,115 @@
+"""What the commands that train a component by itself share: arguments, the budget, pictures to
+validate on, and the recipe that is written beside the weights."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cm3core.cli import add_overrides
+from cm3core.errors import RecipeError
+
+if TYPE_CHECKING:
+    from cm3core.recipe import Recipe
+
+#: The recipe that names the weights, beside them.
+RECIPE_FILE = "recipe.yaml"
+
+
+def action_adder(parser: ArgumentParser) -> Callable[[str, str, str], ArgumentParser]:
+    """A function that adds an action to a command, from its name, a line of help and an example."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    def add(name: str, line: str, example: str) -> ArgumentParser:
+        return actions.add_parser(
+            name,
+            help=line,
+            description=line,
+            epilog=f"example:\n  {example}",
+            formatter_class=RawDescriptionHelpFormatter,
+        )
+
+    return add
+
+
+def add_training_arguments(parser: ArgumentParser, out_help: str) -> None:
+    """Recipe, `--out`, the budget, `--quiet` and overrides."""
+    parser.add_argument("recipe", help="a shipped recipe's name, or a path to a YAML file")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help=out_help)
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument(
+        "--minutes", type=float, help="train for so long (default: the recipe's train.minutes)"
+    )
+    budget.add_argument(
+        "--steps", type=int, help="train for so many steps (default: the recipe's train.steps)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_overrides(parser)
+
+
+def add_evaluation_arguments(
+    parser: ArgumentParser, *, num_help: str, picture: str, picture_help: str
+) -> None:
+    """`--num`, `--out` and overrides."""
+    parser.add_argument("--num", type=int, default=1024, help=f"{num_help} (default: %(default)s)")
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path(picture),
+        metavar="FILE.png",
+        help=f"{picture_help} (default: %(default)s)",
+    )
+    add_overrides(parser)
+
+
+def budget_of(args: Namespace, recipe: Recipe, command: str) -> dict[str, Any]:
+    """`minutes` and `steps` of the command line, else of the recipe; one of them is None. Raises
+    `RecipeError` when both or none are given, or one that is not more than 0."""
+    minutes, steps = args.minutes, args.steps
+    if minutes is None and steps is None:
+        minutes, steps = recipe.train.minutes, recipe.train.steps
+    if (minutes is None) == (steps is None):
+        raise RecipeError(command, "how long to train is not decided", "give --minutes or --steps")
+    if (length := minutes if steps is None else steps) is not None and not length > 0:
+        raise RecipeError(
+            "--minutes" if steps is None else "--steps", f"is {length}", "use more than 0"
+        )
+    return {"minutes": minutes, "steps": steps}
+
+
+def validation_split(recipe: Recipe) -> str | None:
+    """The first of the recipe's validation splits, and "valid", that the data set has."""
+    assert recipe.dataset is not None
+    names = (*recipe.train.validation_splits, "valid")
+    return next((name for name in names if name in recipe.dataset.splits), None)
+
+
+def require_section(recipe: Recipe, kind: str) -> None:
+    """Raise `RecipeError` where a recipe lacks a component, or one that can't be used."""
+    if getattr(recipe, kind) is None:
+        raise RecipeError(
+            f"recipe {recipe.name}",
+            f"has no section {kind!r}",
+            f"add {kind}=NAME to the command",
+        )
+    getattr(recipe, kind).check()
+
+
+def takes_weights(recipe: Recipe, kind: str) -> bool:
+    """Whether a component's config has a key `weights`."""
+    return "weights" in {item.name for item in fields(getattr(recipe, kind))}
+
+
+def write_recipe(recipe: Recipe, kind: str, weights: Path, folder: Path) -> None:
+    """Write the recipe, with the weights in its key `weights` if it has one, into a folder."""
+    from cm3core.files import write_text
+
+    if takes_weights(recipe, kind):
+        trained: Any = getattr(recipe, kind)  # its class is the plugin's
+        changed: dict[str, Any] = {kind: replace(trained, weights=str(weights.absolute()))}
+        recipe = replace(recipe, **changed)
+    write_text(folder / RECIPE_FILE, recipe.to_yaml())

@@ -1,0 +1,101 @@
+"""Config of `emoji`. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from cm3core.errors import RecipeError, close_match
+from cm3core.interfaces.dataset import DocumentSourceConfig
+from cm3plugins.datasets.emoji.captions import DEFAULT_TEMPLATES, CaptionTemplate, check_templates
+from cm3plugins.datasets.emoji.packages import STYLE_PACKAGES
+
+if TYPE_CHECKING:
+    from cm3plugins.datasets.emoji.source import EmojiSource
+
+SPLITS = ("train", "comp", "unseen", "all")
+
+
+@dataclass(kw_only=True)
+class EmojiSourceConfig(DocumentSourceConfig):
+    """The emoji corpus: about 7,200 pictures of 1,674 concepts.
+
+    Args:
+        split: "train", "comp" (the concept is in train, this style of it is not), "unseen" (60
+            concepts held out whole), or "all" of them.
+        concepts: "all", "starter" (40 distinct things), "quickstart" (100, with those), "concrete"
+            (some 300), or the path of a text file with one label a line.
+        styles: styles to take: noto, noto-v1, fluent, twemoji, emojione.
+        image_size: side of the pictures, in pixels.
+        templates: caption templates with fields in braces: label, style, tags, category, concept;
+            the first is the canonical one.
+        template_weights: how often each template is drawn, relative to the others.
+        cache_dir: folder of rendered pictures; None: ``CM3_CACHE``, else the user's cache folder.
+    """
+
+    splits: ClassVar[tuple[str, ...]] = SPLITS
+
+    concepts: str = "all"
+    styles: list[str] = field(default_factory=lambda: list(STYLE_PACKAGES))
+    image_size: int = 64
+    templates: list[str] = field(
+        default_factory=lambda: [template.text for template in DEFAULT_TEMPLATES]
+    )
+    template_weights: list[float] = field(
+        default_factory=lambda: [template.weight for template in DEFAULT_TEMPLATES]
+    )
+    cache_dir: str | None = None
+
+    def check(self) -> None:
+        """Raise `RecipeError` for an unknown split or style, a size below 1, or templates that
+        can't be used."""
+        if self.split not in SPLITS:
+            cause = (
+                f"the emoji corpus has no split {self.split!r}; {close_match(self.split, SPLITS)}"
+            )
+            raise RecipeError("dataset.split", cause, f"use one of {', '.join(SPLITS)}")
+        if not self.styles:
+            raise RecipeError(
+                "dataset.styles", "the list is empty", f"name some of {', '.join(STYLE_PACKAGES)}"
+            )
+        for style in self.styles:
+            if style not in STYLE_PACKAGES:
+                cause = (
+                    f"the emoji corpus has no style {style!r}; {close_match(style, STYLE_PACKAGES)}"
+                )
+                raise RecipeError(
+                    "dataset.styles", cause, f"use some of {', '.join(STYLE_PACKAGES)}"
+                )
+        if self.image_size < 1:
+            raise RecipeError(
+                "dataset.image_size",
+                f"{self.image_size} is not a size",
+                "give a number of pixels, such as 64",
+            )
+        if len(self.templates) != len(self.template_weights):
+            cause = f"{len(self.template_weights)} weights for {len(self.templates)} templates"
+            raise RecipeError("dataset.template_weights", cause, "give one weight per template")
+        check_templates("dataset.templates", self.caption_templates())
+
+    def caption_templates(self) -> tuple[CaptionTemplate, ...]:
+        """Templates and weights together."""
+        return tuple(map(CaptionTemplate, self.templates, self.template_weights))
+
+    def build(self) -> EmojiSource:
+        """Return the source. Nothing is drawn before the first picture is asked for.
+
+        Raises:
+            RecipeError: a value can't be used.
+            DataError: the list of concepts can't be read, or nothing is chosen.
+        """
+        from cm3plugins.datasets.emoji.source import EmojiSource
+
+        self.check()
+        return EmojiSource(
+            split=self.split,
+            concepts=self.concepts,
+            styles=self.styles,
+            image_size=self.image_size,
+            templates=self.caption_templates(),
+            cache_dir=self.cache_dir,
+        )

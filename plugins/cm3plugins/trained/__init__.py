@@ -1,0 +1,2 @@
+"""What the components that are trained here share, whatever their kind: bundled weights, files of
+weights, training runs."""

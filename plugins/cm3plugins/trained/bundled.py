@@ -1,0 +1,57 @@
+"""What a recipe's key `weights` means: a file, or weights that come with this package. Light: no
+torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from cm3core.errors import CheckpointError
+
+#: Prefix of `weights` that names a file of this package, such as "bundled:emoji64".
+BUNDLED = "bundled:"
+
+
+def weights_path(
+    weights: str | None,
+    bundled: Mapping[str, Path],
+    *,
+    section: str,
+    component: str,
+    trainer: str,
+    content: str = "weights",
+) -> Path:
+    """The path that `weights` means. A file that is given need not be there.
+
+    Args:
+        weights: the recipe's value.
+        bundled: the files of this package, by name.
+        section: of the recipe, for errors.
+        component: what the bundled files are, for errors.
+        trainer: the command that writes such files, for errors.
+        content: what they hold, for errors.
+
+    Raises:
+        CheckpointError: `weights` is None, or an unknown bundled name.
+    """
+    if weights is None:
+        raise CheckpointError(
+            f"{section}.weights",
+            f"is null: there are no {content} to use",
+            f"train some with `{trainer}`, then set {section}.weights to the file",
+        )
+    if not weights.startswith(BUNDLED):
+        return Path(weights).expanduser()
+    name = weights.removeprefix(BUNDLED)
+    if name not in bundled:
+        raise CheckpointError(
+            f"{section}.weights={weights}",
+            f"no such bundled {component}",
+            f"bundled: {', '.join(sorted(bundled)) or 'none'}; or give a path",
+        )
+    return bundled[name]
+
+
+def is_bundled(weights: str | None) -> bool:
+    """Whether `weights` names a file of this package, of which a checkpoint needs no copy."""
+    return weights is not None and weights.startswith(BUNDLED)

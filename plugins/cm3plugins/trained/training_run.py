@@ -1,0 +1,230 @@
+"""One training run: its budget and clock, its log, and the state that it resumes from.
+
+What is learned, and from what, is the `Trainer`'s business; a run calls it step by step. A run that
+was stopped or killed and is resumed makes the steps that one without a break would have made.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from cm3core.document import PixelArray
+from cm3core.errors import CheckpointError, DataError
+from cm3core.files import atomic_path
+
+WEIGHTS, STATE, LOG = "model.safetensors", "state.pt", "log.jsonl"
+
+
+class Trainer(Protocol):
+    """Network, optimisers, and whatever else the next step depends on."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, as plain containers of tensors."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+
+
+class RunSettings(Protocol):
+    """How often a run writes."""
+
+    log_every_steps: int
+    checkpoint_every_minutes: float
+    checkpoint_every_steps: int | None
+
+
+class TrainingRun:
+    """The loop around a trainer.
+
+    Args:
+        out_dir: gets `STATE` and `LOG`.
+        trainer: what is trained.
+        settings: how often to log and save.
+        minutes: wall-clock budget (resumed time counts), or `steps`: number of updates; exactly
+            one.
+        facts: what a run that is resumed must have in common with the one that was stopped, as
+            plain values; the budget is added.
+    """
+
+    def __init__(
+        self,
+        out_dir: Path,
+        trainer: Trainer,
+        settings: RunSettings,
+        *,
+        minutes: float | None,
+        steps: int | None,
+        facts: Mapping[str, Any],
+    ) -> None:
+        self.out_dir, self.minutes, self.steps = out_dir, minutes, steps
+        self._trainer, self._settings = trainer, settings
+        self.step_count, self.seconds = 0, 0.0
+        self.identity = json.dumps({**facts, "minutes": minutes, "steps": steps}, sort_keys=True)
+
+    def resume(self) -> None:
+        """Load `STATE` when there is one. Raises `CheckpointError` when it is unreadable or of
+        another run."""
+        path = self.out_dir / STATE
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise CheckpointError(
+                str(path),
+                f"not a readable state of plain tensors ({type(error).__name__})",
+                "delete it to start anew",
+            ) from error
+        if state["identity"] != self.identity:
+            changes = differences(json.loads(state["identity"]), json.loads(self.identity))
+            raise CheckpointError(
+                str(path),
+                f"it belongs to a run with another configuration: {', '.join(changes)}",
+                "resume with the same recipe and budget, or choose another folder",
+            )
+        self._trainer.load_state_dict(state["trainer"])
+        self.step_count, self.seconds = state["step"], state["seconds"]
+
+    def save_state(self) -> None:
+        """Write `STATE`, atomically."""
+        with atomic_path(self.out_dir / STATE) as temporary:
+            torch.save(
+                {
+                    "identity": self.identity,
+                    "step": self.step_count,
+                    "seconds": self.seconds,
+                    "trainer": self._trainer.state_dict(),
+                },
+                temporary,
+            )
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What a file of weights tells of the run that made it."""
+        return {
+            "steps": str(self.step_count),
+            "seconds": f"{self.seconds:.0f}",
+            "run": self.identity,
+        }
+
+    def progress(self) -> float:
+        """Share of the budget that is behind."""
+        if self.steps is not None:
+            return self.step_count / self.steps
+        assert self.minutes is not None
+        return self.seconds / (60.0 * self.minutes)
+
+    def log(self, values: Mapping[str, float]) -> None:
+        """Append a line to `LOG`: the step, the seconds, and `values`."""
+        line = {"step": self.step_count, "seconds": round(self.seconds, 2), **values}
+        with (self.out_dir / LOG).open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+
+    def train(
+        self,
+        step: Callable[[int, float], Mapping[str, float]],
+        save: Callable[[], Path],
+        *,
+        label: str,
+        show_progress: bool = True,
+        stopped: Callable[[], bool] = lambda: False,
+        on_checkpoint: Callable[[Path], None] | None = None,
+    ) -> Path:
+        """Step until the budget is spent; returns what the last `save` returned.
+
+        Args:
+            step: one update, from the number of steps done and the progress, to what is logged of
+                it; `loss` among it.
+            save: writes a checkpoint, the last time at the end; returns the weights' path.
+            label: of the progress bar.
+            show_progress: a progress bar on stderr.
+            stopped: asked before each step; when true, the run ends early.
+            on_checkpoint: called with the weights' path after each checkpoint.
+        """
+
+        def checkpoint() -> Path:
+            path = save()
+            if on_checkpoint is not None:
+                on_checkpoint(path)
+            return path
+
+        settings = self._settings
+        (self.out_dir / LOG).touch()
+        last_saved = time.monotonic()
+        started = last_saved - self.seconds
+        with tqdm(
+            total=100.0,
+            unit="%",
+            disable=not show_progress,
+            desc=label,
+            bar_format="{desc} {percentage:5.1f}% |{bar}| {elapsed}<{remaining} {postfix}",
+        ) as bar:
+            while self.progress() < 1.0 and not stopped():
+                report = step(self.step_count, self.progress())
+                self.step_count += 1
+                self.seconds = time.monotonic() - started
+                bar.update(min(100.0 * self.progress(), 100.0) - bar.n)
+                if self.step_count % settings.log_every_steps == 0:
+                    bar.set_postfix_str(f"step {self.step_count} loss {report['loss']:.4f}")
+                    self.log(report)
+                due = (
+                    settings.checkpoint_every_steps is not None
+                    and self.step_count % settings.checkpoint_every_steps == 0
+                )
+                if due or time.monotonic() - last_saved > 60.0 * settings.checkpoint_every_minutes:
+                    checkpoint()
+                    last_saved = time.monotonic()
+                    self.seconds = last_saved - started
+            return checkpoint()
+
+
+def check_order(
+    trainer: str,
+    images_NHWC: PixelArray,
+    size: tuple[int, int],
+    *,
+    minutes: float | None,
+    steps: int | None,
+) -> None:
+    """Raise `DataError` unless there is one budget, and at least one picture, uint8 [N, H, W, 3] of
+    (height, width) = `size`."""
+    if (minutes is None) == (steps is None):
+        raise DataError(trainer, "needs either minutes or steps", "give exactly one of them")
+    height, width = size
+    if (
+        images_NHWC.ndim != 4
+        or images_NHWC.shape[1:] != (height, width, 3)
+        or images_NHWC.dtype != np.uint8
+        or not len(images_NHWC)
+    ):
+        raise DataError(
+            "training pictures",
+            f"{images_NHWC.dtype} {list(images_NHWC.shape)}, expected uint8 "
+            f"[N, {height}, {width}, 3]",
+            "resize with cm3core.images.fit",
+        )
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Readable differences of two nested mappings of plain values.
+
+    >>> differences({"steps": 2, "training": {"seed": 0}}, {"steps": 2, "training": {"seed": 1}})
+    ['training.seed was 0, is 1']
+    """
+    out: list[str] = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            out += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            out.append(f"{prefix}{key} was {old}, is {new}")
+    return out

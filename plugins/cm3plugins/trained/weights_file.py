@@ -1,0 +1,123 @@
+"""Files of weights: safetensors with the network's architecture, as JSON, in their metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cm3core.errors import CheckpointError
+from cm3core.files import atomic_path
+from cm3plugins.trained.layout import channels_last
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+ArchitectureT = TypeVar("ArchitectureT", bound="DataclassInstance")
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+_TRAINERS = "give the weights that the trainer wrote"
+
+
+@dataclass(frozen=True)
+class WeightsFormat(Generic[ArchitectureT]):
+    """What a component's files look like.
+
+    Args:
+        key: metadata key of the architecture.
+        architecture: its class, a dataclass of plain values.
+        how_to_train: next step when there is no such file.
+        foreign: next step when a file has no architecture.
+    """
+
+    key: str
+    architecture: type[ArchitectureT]
+    how_to_train: str
+    foreign: str = _TRAINERS
+
+    def save(
+        self,
+        path: str | Path,
+        arch: ArchitectureT,
+        tensors: Mapping[str, Tensor],
+        notes: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write tensors as they are, atomically. `notes` are further metadata."""
+        copies = {
+            name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
+        }
+        metadata = {self.key: json.dumps(asdict(arch), sort_keys=True), **(notes or {})}
+        with atomic_path(path) as temporary:
+            save_file(copies, temporary, metadata)
+
+    def load(self, path: str | Path) -> tuple[ArchitectureT, dict[str, Tensor]]:
+        """Architecture and fp32 tensors of a file that `save` wrote.
+
+        Raises `CheckpointError` when the file is missing, is not safetensors, or does not name its
+        architecture.
+        """
+        if not Path(path).is_file():
+            raise CheckpointError(str(path), "no such file", self.how_to_train)
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except SafetensorError as error:
+            raise CheckpointError(
+                str(path),
+                f"not a readable safetensors file ({error})",
+                f"{_TRAINERS}; pickles are refused",
+            ) from error
+        if self.key not in metadata:
+            raise CheckpointError(str(path), f"the metadata has no {self.key!r}", self.foreign)
+        try:
+            values: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in json.loads(metadata[self.key]).items()
+            }
+            arch = self.architecture(**values)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                str(path),
+                f"its architecture can't be read ({error})",
+                "give weights that this version's trainer wrote",
+            ) from error
+        return arch, state
+
+
+def check_architecture(
+    wanted: DataclassInstance, stored: DataclassInstance, path: Path, section: str
+) -> None:
+    """Raise `CheckpointError` that names what differs between a recipe's section and a file."""
+    given, found = asdict(wanted), asdict(stored)
+    differing = [
+        f"{key} is {found[key]} there and {given[key]} in the recipe"
+        for key in given
+        if given[key] != found[key]
+    ]
+    if differing:
+        raise CheckpointError(
+            str(path),
+            "weights of another shape: " + ", ".join(differing),
+            f"set these keys of {section}, or give other weights",
+        )
+
+
+def filled(model: ModuleT, state: Mapping[str, Tensor], place: str) -> ModuleT:
+    """The network with `state` loaded, in evaluation mode, without gradients, channels-last; raises
+    `CheckpointError` on other keys or shapes."""
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(
+            place,
+            f"the weights do not fit the architecture ({str(error).splitlines()[-1].strip()})",
+            "use the file's own architecture, or other weights",
+        ) from error
+    return channels_last(model.eval().requires_grad_(False))

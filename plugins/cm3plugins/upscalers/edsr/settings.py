@@ -1,0 +1,69 @@
+"""The shape of an EDSR network, and how it is trained. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(kw_only=True)
+class EDSRArchitecture:
+    """Shape of the network. The defaults are those of the bundled `emoji256`.
+
+    Args:
+        scale: pixels a side that one becomes.
+        num_channels: of every layer between the first and the last.
+        num_blocks: residual blocks of two 3x3 convolutions each.
+    """
+
+    scale: int = 4
+    num_channels: int = 48
+    num_blocks: int = 8
+
+
+@dataclass(kw_only=True)
+class EDSRTraining:
+    """How the upscaler is trained. The defaults trained the bundled `emoji256`.
+
+    "Progress" is the share of the budget (steps or minutes) that is behind. Losses are means over
+    the elements of large pictures in [0, 1].
+
+    Args:
+        seed: of weights, order, crops and turns.
+        batch_size: crops a step.
+        crop_size: pixels a side of a crop of the small picture.
+        num_tried_crops: of this number of places the one with the largest contrast is taken: flat
+            ground teaches nothing.
+        reconstructed_share: crops cut from the image tokenizer's reconstruction; the others are of
+            the small picture itself.
+        learning_rate: of AdamW after `warmup_steps`; falls to 0 as a cosine of progress.
+        betas, weight_decay: of AdamW.
+        warmup_steps: steps in which the learning rate grows from 0.
+        clip_norm: largest norm of all gradients together.
+        l1_weight, edge_weight: absolute error, absolute error of first differences.
+        turn: mirror and turn crops at random, in the eight ways of a square.
+        weight_ema_decay: of the averaged weights that are saved.
+        precision: "fp32", "bf16" (autocast; weights stay fp32), or "auto": bf16 where the machine
+            computes it.
+        log_every_steps, checkpoint_every_minutes, checkpoint_every_steps: steps also write a
+            checkpoint when given.
+    """
+
+    seed: int = 0
+    batch_size: int = 16
+    crop_size: int = 32
+    num_tried_crops: int = 2
+    reconstructed_share: float = 0.5
+    learning_rate: float = 2.0e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    warmup_steps: int = 100
+    clip_norm: float = 1.0
+    l1_weight: float = 1.0
+    edge_weight: float = 0.5
+    turn: bool = True
+    weight_ema_decay: float = 0.999
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    log_every_steps: int = 20
+    checkpoint_every_minutes: float = 5.0
+    checkpoint_every_steps: int | None = None
