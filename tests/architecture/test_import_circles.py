@@ -17,10 +17,6 @@ PACKAGES = ("cm3core", "cm3plugins", "cm3apps", "cm3kernels")
 KNOWN = {
     # A session is made by an engine, and asks it for its settings.
     ("cm3core.generation.session", "cm3core.generation.engine"),
-    # Annotations, and the products that inference and its cache share.
-    ("cm3plugins.decoders.cm3leon.cache", "cm3plugins.decoders.cm3leon.inference"),
-    ("cm3plugins.decoders.cm3leon.inference", "cm3plugins.decoders.cm3leon.model"),
-    ("cm3plugins.decoders.cm3leon.model", "cm3plugins.decoders.cm3leon"),
     # The package's path, to find the kernels that are compiled ahead of time.
     ("cm3kernels.aot", "cm3kernels"),
     # The limits of shapes, which its package checks too.

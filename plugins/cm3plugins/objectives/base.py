@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cm3core.errors import RecipeError
+from cm3core.interfaces import check_value
 from cm3core.interfaces.objective import ObjectiveConfig
 from cm3core.sequence import loss_weights
 
@@ -23,16 +23,11 @@ class LossWeightsConfig(ObjectiveConfig):
 
     def check(self) -> None:
         for key in ("retrieved_loss_weight", "text_loss_weight"):
-            require(key, getattr(self, key), 0 <= getattr(self, key) < float("inf"), "0 or more")
+            value = getattr(self, key)
+            check_value(f"objective.{key}", value, 0 <= value < float("inf"), "use 0 or more")
 
     def weights_of(
         self, sequence: TokenSequence, vocabulary: Vocabulary
     ) -> npt.NDArray[np.float32]:
         """Loss weight of each token of a sequence, float32 [B]."""
         return loss_weights(sequence, vocabulary, self.retrieved_loss_weight, self.text_loss_weight)
-
-
-def require(key: str, value: float, holds: bool, wanted: str) -> None:
-    """Raise `RecipeError` that names a key of the section, unless the condition holds."""
-    if not holds:
-        raise RecipeError(f"objective.{key}", f"is {value}", f"use {wanted}")

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cm3core.document import MaskedSequence, TokenSequence
+from cm3core.interfaces import check_value
 from cm3core.interfaces.objective import MaskingObjective
 from cm3core.sequence import TOKENS_PER_SPAN, move_spans
-from cm3plugins.objectives.base import LossWeightsConfig, require
+from cm3plugins.objectives.base import LossWeightsConfig
 from cm3plugins.objectives.spans import SpanList, draw_box, draw_spans
 
 if TYPE_CHECKING:
@@ -56,23 +57,31 @@ class CM3ObjectiveConfig(LossWeightsConfig):
 
     def check(self) -> None:
         super().check()
-        require(
-            "lambda_spans",
+        check_value(
+            "objective.lambda_spans",
             self.lambda_spans,
             0 <= self.lambda_spans <= 100,
-            "0..100; the paper's is 1",
+            "use 0..100; the paper's is 1",
         )
-        require(
-            "max_spans", self.max_spans, 0 <= self.max_spans <= 512, "0..512; the CM3 paper's is 16"
+        check_value(
+            "objective.max_spans",
+            self.max_spans,
+            0 <= self.max_spans <= 512,
+            "use 0..512; the CM3 paper's is 16",
         )
         for key in ("segment_mask_probability", "text_segment_share", "box_mask_probability"):
-            require(key, getattr(self, key), 0 <= getattr(self, key) <= 1, "a probability, 0..1")
+            check_value(
+                f"objective.{key}",
+                getattr(self, key),
+                0 <= getattr(self, key) <= 1,
+                "use a probability, 0..1",
+            )
         rest = 1 - self.segment_mask_probability
-        require(
-            "box_mask_probability",
+        check_value(
+            "objective.box_mask_probability",
             self.box_mask_probability,
             self.box_mask_probability <= rest,
-            f"at most {rest:g}, what objective.segment_mask_probability leaves",
+            f"use at most {rest:g}, what objective.segment_mask_probability leaves",
         )
 
     def build(self, vocabulary: Vocabulary) -> CM3Objective:

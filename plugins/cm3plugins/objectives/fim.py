@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cm3core.document import MaskedSequence, TokenSequence
+from cm3core.interfaces import check_value
 from cm3core.interfaces.objective import MaskingObjective
 from cm3core.sequence import TOKENS_PER_SPAN, move_spans
-from cm3plugins.objectives.base import LossWeightsConfig, require
+from cm3plugins.objectives.base import LossWeightsConfig
 from cm3plugins.objectives.spans import SpanList, draw_spans
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ class FIMObjectiveConfig(LossWeightsConfig):
 
     def check(self) -> None:
         super().check()
-        require("fim_rate", self.fim_rate, 0 <= self.fim_rate <= 1, "a probability, 0..1")
+        check_value(
+            "objective.fim_rate", self.fim_rate, 0 <= self.fim_rate <= 1, "use a probability, 0..1"
+        )
 
     def build(self, vocabulary: Vocabulary) -> FIMObjective:
         return FIMObjective(self, vocabulary)
