@@ -197,7 +197,7 @@ def signature(name: str, member: object) -> str:
         else ""
     )
     if isinstance(member, property):
-        return f"```py\n{name}{arrow.replace(' -> ', ': ')}    # property\n```\n"
+        return f"```py\n{name}{arrow.replace(' -> ', ': ')}  # property\n```\n"
     start = "def"
     if isinstance(member, classmethod):
         start = "@classmethod\ndef"

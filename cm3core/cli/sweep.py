@@ -23,7 +23,7 @@ from cm3core.files import check_writable
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
-    from cm3core.model.jobs import Task
+    from cm3core.model.jobs import Job
     from cm3core.model.model import Model
     from cm3core.model.results import GeneratedImage
 
@@ -90,15 +90,13 @@ def run(args: Namespace) -> int:
         task_options(args) | own | other
         for (_, own), (_, other) in itertools.product(values, other_values)
     ]
-    planned = [model.image_tasks(args.prompt, args.num_images, **options) for options in cells]
+    planned = [model.image_jobs(args.prompt, args.num_images, **options) for options in cells]
     if args.score is not None:
-        model.reranker(args.score)  # a wrong name is told before anything is drawn
-    tasks: Iterator[Task[GeneratedImage]] = itertools.chain.from_iterable(own for own, _ in planned)
+        model.reranker(args.score)  # a wrong name is reported before anything is drawn
+    jobs: Iterator[Job[GeneratedImage]] = itertools.chain.from_iterable(own for own, _ in planned)
     with progress_bar("drawing") as progress:
         pictures = list(
-            results(
-                model.engine, tasks, progress=progress, total=sum(total for _, total in planned)
-            )
+            results(model.engine, jobs, progress=progress, total=sum(total for _, total in planned))
         )
     each = len(args.prompt) * args.num_images
     drawn = [pictures[start : start + each] for start in range(0, len(pictures), each)]
@@ -136,7 +134,7 @@ def run(args: Namespace) -> int:
 
 def _varied(text: str) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
     """The last word of the key, and each value as it is written and as arguments of
-    `Model.image_tasks`.
+    `Model.image_jobs`.
 
     >>> _varied("sampler.top_p=0.5,1")
     ('top_p', [('0.5', {'top_p': 0.5}), ('1', {'top_p': 1})])

@@ -31,6 +31,7 @@ from cm3core.interfaces import (
 )
 from cm3core.interfaces.reranker import Reranker
 from cm3core.model import AsyncModel, ImageReady, Model, Scored
+from cm3core.model.loaded import Loaded
 from cm3core.plugins import PluginInfo, Registry, load_registry
 from cm3core.recipe.recipe import Recipe
 from cm3core.recipe.sections import DataSection, GenerateSection
@@ -617,7 +618,7 @@ def test_commands_report_bad_input(cm3, tmp_path, capsys):
 def test_nothing_is_drawn_for_a_place_that_takes_no_files(
     cm3, model, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.delattr(Model, "engine")
+    monkeypatch.delattr(Loaded, "engine")
     images.save_png(tmp_path / "file.png", picture(8, 8), {})
     wrong = f"{tmp_path / 'file.png'} is a file)\n  next: name a place where you may write\n"
     for arguments in (("generate", "a"), ("infill", tmp_path / "file.png", "--box", "0,0,4,4")):
