@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from einops import rearrange
 
 from cm3core.cli._model import (
     add_model_options,
@@ -156,11 +157,8 @@ def _varied(text: str) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
 
 def _mosaic(pictures: list[GeneratedImage], columns: int) -> PixelArray:
     """A cell: a row for each prompt."""
-    rows = [
-        np.concatenate([one.pixels for one in pictures[start : start + columns]], axis=1)
-        for start in range(0, len(pictures), columns)
-    ]
-    return np.concatenate(rows, axis=0)
+    tiles = np.stack([one.pixels for one in pictures])
+    return rearrange(tiles, "(rows columns) h w rgb -> (rows h) (columns w) rgb", columns=columns)
 
 
 def _print_scores(
