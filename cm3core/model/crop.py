@@ -91,7 +91,7 @@ class CentreCrop:
             )
         if not mask_HW.any():
             raise GenerationError(
-                "mask", "is empty", "mark what is to be drawn anew (white, or true)"
+                "mask", "is empty", "mark what is to be drawn again (white, or true)"
             )
         seen = self.pixels
         inside = np.zeros_like(mask_HW)

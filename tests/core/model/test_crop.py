@@ -111,7 +111,7 @@ def test_a_brush_mask_by_hand() -> None:
     [
         (
             np.zeros((8, 8), np.bool_),
-            "mask: is empty\n  next: mark what is to be drawn anew (white, or true)",
+            "mask: is empty\n  next: mark what is to be drawn again (white, or true)",
         ),
         (
             np.ones((4, 8), np.bool_),
