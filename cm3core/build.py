@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cm3core.bank import Manifest, MemoryBank, Tools
-from cm3core.bank.building import IMAGE_TOKENIZER
 from cm3core.bank.manifest import MANIFEST
 from cm3core.config.schema import to_plain
 from cm3core.errors import CM3Error, DeviceError, RecipeError
 from cm3core.generation.device_memory import check_weights_fit
 from cm3core.generation.likelihood import Likelihood
+from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
 from cm3core.recipe import recipe_from_yaml
 from cm3core.sequence.serialize import Serializer
 from cm3core.vocab import NUM_CONTROL, Vocabulary

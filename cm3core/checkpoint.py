@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from cm3core.build import Components, build
 from cm3core.errors import CheckpointError, close_match
 from cm3core.files import sync_directory
+from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
 from cm3core.plugins.registry import plugin_versions
 from cm3core.recipe import diff, recipe_from_yaml
 from cm3core.vocab import Vocabulary
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 RECIPE, PLUGINS = "recipe.yaml", "plugins.json"
-TOKENIZER, IMAGE_TOKENIZER = "text_tokenizer", "image_tokenizer"
+TOKENIZER = "text_tokenizer"
 
 #: Keys that may differ between a checkpoint's recipe and the one it is resumed with; everything
 #: after a dot included.

@@ -30,6 +30,7 @@ from cm3core.document import Codes, Document, Image, PixelArray, Text, content_k
 from cm3core.errors import DataError
 from cm3core.files import make_folder, sync_directory, write_text
 from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
+from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
 
 if TYPE_CHECKING:
     from cm3core.interfaces.embedder import Embedder
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 
 #: Documents of a shard: what a kill costs at most, and what stands in memory before it is written.
 SHARD_SIZE = 4096
-#: Folder with what the image tokenizer saved, if it needs files.
-IMAGE_TOKENIZER = "image_tokenizer"
 #: Documents embedded together, and pixels of their pictures after which no more are read.
 _AT_ONCE, _PIXELS_AT_ONCE = 32, 1 << 25
 _PLAN = "plan.txt"

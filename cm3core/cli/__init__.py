@@ -12,11 +12,17 @@ Modules here import no torch at module level. A command whose parser has a posit
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
+
+
+#: What is taken for a recipe's override among the arguments; whether its key is well formed is for
+#: `cm3core.recipe` to say.
+OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)
 
 
 def add_overrides(parser: ArgumentParser) -> None:

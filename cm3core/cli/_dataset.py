@@ -3,14 +3,13 @@ path; and its pictures."""
 
 from __future__ import annotations
 
-import re
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from cm3core.cli import registry_of
+from cm3core.cli import OVERRIDE, registry_of
 from cm3core.errors import DataError, RecipeError, close_match
 
 if TYPE_CHECKING:
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
 
-OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)
-#: Ending of a path -> data set that reads it; a folder is read by "folder".
-READERS = {".jsonl": "jsonl", ".tar": "webdataset"}
 #: Bytes of pictures; more are kept on disk.
 MAX_IN_MEMORY = 2 << 30
 
@@ -31,11 +27,19 @@ def is_override(argument: str) -> bool:
     return OVERRIDE.fullmatch(argument) is not None and not Path(argument).exists()
 
 
-def reader_of(path: str) -> str | None:
-    """Name of the data set that reads a path, None when it does not look like data."""
-    if reader := READERS.get(Path(path).suffix.lower()):
+def reader_of(path: str, registry: Registry) -> str | None:
+    """Name of the data set that is meant for such a path (`DocumentSourceConfig.reads`), by its
+    ending or because it is a folder; None when it does not look like data."""
+    from cm3core.interfaces.dataset import FOLDER
+    from cm3core.plugins.marks import marked
+
+    readers: dict[str, str] = {}
+    for name, endings in marked(registry, "dataset", "reads").items():
+        for ending in cast("tuple[str, ...]", endings):
+            readers.setdefault(ending, name)
+    if reader := readers.get(Path(path).suffix.lower()):
         return reader
-    return "folder" if Path(path).expanduser().is_dir() else None
+    return readers.get(FOLDER) if Path(path).expanduser().is_dir() else None
 
 
 def composed(values: dict[str, Any], overrides: Sequence[str], registry: Registry) -> Recipe:
@@ -71,7 +75,7 @@ def recipe_of(target: str | None, overrides: Sequence[str], registry: Registry) 
     if is_override(target):
         return composed({}, [target, *overrides], registry)
     if target not in {recipe.name for recipe in list_recipes()}:
-        if reader := reader_of(target):
+        if reader := reader_of(target, registry):
             return composed({"dataset": {"name": reader, "path": target}}, overrides, registry)
         if target in registry.names("dataset"):
             return composed({"dataset": {"name": target}}, overrides, registry)

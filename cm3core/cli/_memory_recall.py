@@ -156,9 +156,10 @@ def run(args: Namespace) -> int:
 
 
 def _recipe(target: str, overrides: Sequence[str], registry: Registry) -> Recipe:
-    """The recipe that is named, or one of a bank, its embedder and the retriever `dense`."""
+    """The recipe that is named, or one of a bank, its embedder and the default retriever."""
     from cm3core.bank.manifest import MANIFEST, Manifest
     from cm3core.cli._dataset import composed
+    from cm3core.plugins.marks import default_name
     from cm3core.recipe import compose
 
     folder = Path(target).expanduser()
@@ -168,7 +169,10 @@ def _recipe(target: str, overrides: Sequence[str], registry: Registry) -> Recipe
         embedder = Manifest.read(folder).embedder
         values = {
             "embedder": {"name": embedder.name, **embedder.config},
-            "retriever": {"name": "dense", "bank": str(folder)},
+            "retriever": {
+                "name": default_name(registry, "retriever", place=PLACE),
+                "bank": str(folder),
+            },
         }
         recipe = composed(values, overrides, registry)
     if recipe.retriever is None:

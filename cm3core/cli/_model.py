@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 import cm3core
 from cm3core.cli import registry_of
 from cm3core.errors import GenerationError
+from cm3core.model.default import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from cm3core.generation.engine import Progress
     from cm3core.model.model import Model
     from cm3core.model.results import Choice, RetrievedDocument
-
-DEFAULT_MODEL = "bundled:emoji64"
 
 
 def add_model_options(parser: ArgumentParser) -> None:
@@ -37,7 +36,7 @@ def add_model_options(parser: ArgumentParser) -> None:
         "--num-retrieved",
         type=int,
         metavar="K",
-        help="documents to retrieve and put in front; 0: none (default: as the model's recipe says)",
+        help="documents to retrieve and prepend; 0: none (default: as the model's recipe says)",
     )
     parser.add_argument(
         "--bank",
@@ -55,7 +54,7 @@ def add_model_options(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar=("FILE", "TEXT"),
-        help="put a picture and its text in front by hand; may be given several times",
+        help="prepend a picture and its text by hand; may be given several times",
     )
     parser.add_argument(
         "--candidates",
@@ -87,7 +86,7 @@ def add_model_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--show-retrieved",
         action="store_true",
-        help="say which documents were put in front, and draw them into retrieved.png",
+        help="list the documents that were prepended, and draw them into retrieved.png",
     )
     parser.add_argument(
         "--threads",

@@ -27,6 +27,8 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Draw, write the pictures with their metadata, print the paths."""
+    from cm3core.model.drawing import editing_sampler
+
     check_writable(args.out, folder=True)
     options = task_options(args) | {"truncate": args.truncate, "upscale": args.upscale}
     model = open_model(args)
@@ -34,8 +36,8 @@ def run(args: Namespace) -> int:
         pictures = model.edit(
             args.picture, args.instruction, args.num_images, progress=progress, **options
         )
-    if args.sampler is None:
-        args.sampler = "edit_cfg"  # what `Model.edit` takes; the pictures' metadata name it
+    if args.sampler is None:  # what `Model.edit` takes; the pictures' metadata name it
+        args.sampler = editing_sampler(model.recipe, model.components.registry)
     return write_pictures(
         args, model, iter(pictures), [args.instruction], len(pictures), seen(args.picture, model)
     )

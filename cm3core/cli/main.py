@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cm3core._version import __version__
+from cm3core.cli import OVERRIDE
 from cm3core.commands import COMMANDS, CommandParser
 from cm3core.errors import CM3Error, close_match
-
-OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)
 
 
 def entry() -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from cm3core.cli import _memory_recall, add_overrides, registry_of
 from cm3core.cli._dataset import count_of, data_source, limit_threads, recipe_of
-from cm3core.cli._model import DEFAULT_MODEL
 from cm3core.errors import DataError
+from cm3core.model.default import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from cm3core.bank import BuildReport, MemoryBank, Tools
@@ -209,7 +209,8 @@ def _tools(recipe: Recipe, registry: Registry, args: Namespace) -> Tools:
     ]
     folder = None
     if wanted:
-        from cm3core.checkpoint import IMAGE_TOKENIZER, find_checkpoint, find_model, read_recipe
+        from cm3core.checkpoint import find_checkpoint, find_model, read_recipe
+        from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
 
         model = args.model or DEFAULT_MODEL
         checkpoint = find_checkpoint(find_model(model, registry))

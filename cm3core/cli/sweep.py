@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from einops import rearrange
 
 from cm3core.cli._model import (
     add_model_options,
@@ -23,7 +24,7 @@ from cm3core.files import check_writable
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
-    from cm3core.model.jobs import Task
+    from cm3core.model.jobs import Job
     from cm3core.model.model import Model
     from cm3core.model.results import GeneratedImage
 
@@ -90,15 +91,13 @@ def run(args: Namespace) -> int:
         task_options(args) | own | other
         for (_, own), (_, other) in itertools.product(values, other_values)
     ]
-    planned = [model.image_tasks(args.prompt, args.num_images, **options) for options in cells]
+    planned = [model.image_jobs(args.prompt, args.num_images, **options) for options in cells]
     if args.score is not None:
-        model.reranker(args.score)  # a wrong name is told before anything is drawn
-    tasks: Iterator[Task[GeneratedImage]] = itertools.chain.from_iterable(own for own, _ in planned)
+        model.reranker(args.score)  # a wrong name is reported before anything is drawn
+    jobs: Iterator[Job[GeneratedImage]] = itertools.chain.from_iterable(own for own, _ in planned)
     with progress_bar("drawing") as progress:
         pictures = list(
-            results(
-                model.engine, tasks, progress=progress, total=sum(total for _, total in planned)
-            )
+            results(model.engine, jobs, progress=progress, total=sum(total for _, total in planned))
         )
     each = len(args.prompt) * args.num_images
     drawn = [pictures[start : start + each] for start in range(0, len(pictures), each)]
@@ -136,7 +135,7 @@ def run(args: Namespace) -> int:
 
 def _varied(text: str) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
     """The last word of the key, and each value as it is written and as arguments of
-    `Model.image_tasks`.
+    `Model.image_jobs`.
 
     >>> _varied("sampler.top_p=0.5,1")
     ('top_p', [('0.5', {'top_p': 0.5}), ('1', {'top_p': 1})])
@@ -158,11 +157,8 @@ def _varied(text: str) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
 
 def _mosaic(pictures: list[GeneratedImage], columns: int) -> PixelArray:
     """A cell: a row for each prompt."""
-    rows = [
-        np.concatenate([one.pixels for one in pictures[start : start + columns]], axis=1)
-        for start in range(0, len(pictures), columns)
-    ]
-    return np.concatenate(rows, axis=0)
+    tiles = np.stack([one.pixels for one in pictures])
+    return rearrange(tiles, "(rows columns) h w rgb -> (rows h) (columns w) rgb", columns=columns)
 
 
 def _print_scores(

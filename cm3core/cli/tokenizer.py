@@ -23,6 +23,7 @@ from cm3core.cli._training import (
 )
 from cm3core.errors import DataError, TokenizerError
 from cm3core.files import check_writable
+from cm3core.plugins.marks import default_name
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
@@ -63,9 +64,8 @@ def configure(parser: ArgumentParser) -> None:
     )
     text.add_argument(
         "--tokenizer",
-        default="bpe",
         metavar="NAME",
-        help="the component to train (default: %(default)s)",
+        help="the component to train (default: the installed plugins' default one, such as bpe)",
     )
     text.add_argument(
         "-o", "--out", type=Path, required=True, metavar="FOLDER", help="gets the tokenizer"
@@ -113,14 +113,15 @@ def _train_text(args: Namespace) -> int:
             "cm3 tokenizer train-text", cause, "give --recipe RECIPE, or text files"
         )
     registry = registry_of(args)
-    wanted = {"name": args.tokenizer, "vocab_size": args.vocab_size}
+    name = args.tokenizer or default_name(registry, "text_tokenizer", place="--tokenizer")
+    wanted = {"name": name, "vocab_size": args.vocab_size}
     if files:
         recipe = composed({"text_tokenizer": wanted}, overrides, registry)
         texts: Iterable[str] = _lines([Path(name) for name in files])
     else:
         from cm3core.recipe import compose
 
-        ours = [f"text_tokenizer={args.tokenizer}", f"text_tokenizer.vocab_size={args.vocab_size}"]
+        ours = [f"text_tokenizer={name}", f"text_tokenizer.vocab_size={args.vocab_size}"]
         ours.append("text_tokenizer.path=null")  # it is to be trained, not loaded
         recipe = compose(args.recipe, [*ours, *overrides], registry=registry)
         texts = data_source(recipe, None).texts()
@@ -137,7 +138,7 @@ def _train_text(args: Namespace) -> int:
     print(
         f"{args.out}: {tokenizer.vocab_size:,} ids from {corpus.num_texts:,} texts, "
         f"{num_bytes / max(num_tokens, 1):.2f} bytes a token; "
-        f"use it with text_tokenizer={args.tokenizer} text_tokenizer.path={args.out}"
+        f"use it with text_tokenizer={name} text_tokenizer.path={args.out}"
     )
     if tokenizer.vocab_size < args.vocab_size:
         print(

@@ -13,7 +13,6 @@ HELP = "enlarge a picture"
 EXAMPLE = """  cm3 upscale out/000.png -o large.png
   cm3 upscale picture.jpg -o large.png --upscaler lanczos upscaler.scale=3
   cm3 upscale picture.png -o large.png --upscaler external upscaler.path=4x-esrgan.safetensors"""
-DEFAULT_UPSCALER = "edsr"
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -22,9 +21,8 @@ def configure(parser: ArgumentParser) -> None:
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument(
         "--upscaler",
-        default=DEFAULT_UPSCALER,
         metavar="NAME",
-        help="the component (default: %(default)s)",
+        help="the component (default: the installed plugins' default one, such as edsr)",
     )
     chosen.add_argument(
         "--recipe",
@@ -47,6 +45,7 @@ def run(args: Namespace) -> int:
     from cm3core import images
     from cm3core.build import section
     from cm3core.cli._dataset import composed
+    from cm3core.plugins.marks import default_name
     from cm3core.recipe import compose
 
     check_writable(args.out)
@@ -54,7 +53,8 @@ def run(args: Namespace) -> int:
     if args.recipe is not None:
         recipe = compose(args.recipe, args.overrides, registry=registry)
     else:
-        recipe = composed({"upscaler": {"name": args.upscaler}}, args.overrides, registry)
+        name = args.upscaler or default_name(registry, "upscaler", place="--upscaler")
+        recipe = composed({"upscaler": {"name": name}}, args.overrides, registry)
     config = section(recipe, "upscaler")
     config.check()
     pixels = images.open_image(args.picture)

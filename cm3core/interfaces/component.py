@@ -26,6 +26,9 @@ class ComponentConfig:
     #: Sections that a recipe with this component must have besides, e.g. ("embedder",);
     #: `cm3 recipe check` asks for them.
     needs: ClassVar[tuple[str, ...]] = ()
+    #: Whether the component is the one taken where its kind is needed and none is named, such as the
+    #: retriever over a bank that is given to a model without one. A subclass does not inherit it.
+    is_default: ClassVar[bool] = False
     #: Keys of earlier versions: old name -> the field that took its place. Recipes and checkpoints
     #: that still write an old name are read, and a warning says what to write.
     renamed: ClassVar[Mapping[str, str]] = MappingProxyType({})

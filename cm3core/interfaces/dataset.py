@@ -16,6 +16,9 @@ from cm3core.interfaces.component import ComponentConfig
 if TYPE_CHECKING:
     import numpy as np
 
+#: What `DocumentSourceConfig.reads` has in place of an ending for a folder.
+FOLDER = "/"
+
 
 @dataclass(kw_only=True)
 class DocumentSourceConfig(ComponentConfig):
@@ -30,6 +33,10 @@ class DocumentSourceConfig(ComponentConfig):
     #: Every value that `split` may have, for `cm3 data`; a split that holds all the others, if
     #: there is one, is called "all".
     splits: ClassVar[tuple[str, ...]] = ("train",)
+    #: Endings of the paths that the data set is meant for, in lower case, such as ".jsonl"; `FOLDER`
+    #: for a folder. Commands that are given a path and no name choose by them. A subclass does not
+    #: inherit them.
+    reads: ClassVar[tuple[str, ...]] = ()
     split: str = "train"
 
     def build(self) -> DocumentSource:

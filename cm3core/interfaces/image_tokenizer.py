@@ -16,6 +16,9 @@ from cm3core.interfaces.component import ComponentConfig
 if TYPE_CHECKING:
     import torch
 
+#: Folder that a checkpoint or a memory bank keeps its image tokenizer in.
+IMAGE_TOKENIZER = "image_tokenizer"
+
 
 @dataclass(kw_only=True)
 class ImageTokenizerConfig(ComponentConfig):

@@ -35,6 +35,8 @@ class RetrieverConfig(ComponentConfig):
     """
 
     kind: ClassVar[str] = "retriever"
+    #: Whether it ever finds anything. False: a recipe with it is one without retrieval.
+    retrieves: ClassVar[bool] = True
     num_retrieved: int = 1
     random_num_retrieved: bool = True
     num_ranks: int = 8

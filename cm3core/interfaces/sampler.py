@@ -144,6 +144,9 @@ class SamplerConfig(ComponentConfig):
     """Base of samplers' configs."""
 
     kind: ClassVar[str] = "sampler"
+    #: Whether it is made for editing a picture by an instruction (`Model.edit`, `cm3 edit`). A
+    #: subclass inherits it, but is never chosen for that unless it sets it itself.
+    edits: ClassVar[bool] = False
 
     def build(self) -> Sampler:
         """Return the sampler."""

@@ -32,11 +32,13 @@ from cm3core.generation.engine import (
     Request,
     Session,
 )
-from cm3core.model.jobs import Task
-from cm3core.model.results import GeneratedImage, GeneratedText, ImageReady, InfilledImage, Scored
+from cm3core.model.drawing import result_events
+from cm3core.model.jobs import Job
+from cm3core.model.results import GeneratedImage, GeneratedText, ImageReady, InfilledImage
 
 if TYPE_CHECKING:
-    from cm3core.model.model import Model, Picture
+    from cm3core.model.loaded import Picture
+    from cm3core.model.model import Model
 
 T = TypeVar("T")
 
@@ -93,7 +95,7 @@ class AsyncEngine:
         Raises:
             GenerationError, DocumentError: the request can't be completed, or the engine is closed.
         """
-        loop, told, ticket, ended = (
+        loop, reports, ticket, ended = (
             asyncio.get_running_loop(),
             asyncio.Queue[Event | CM3Error](),
             next(self._tickets),
@@ -102,14 +104,14 @@ class AsyncEngine:
 
         def sink(thing: Event | CM3Error) -> None:
             try:
-                loop.call_soon_threadsafe(told.put_nowait, thing)
+                loop.call_soon_threadsafe(reports.put_nowait, thing)
             except RuntimeError:  # that loop is closed: nobody listens any more
                 self._order(_Cancel(ticket))
 
         self._order(_Submit(ticket, request, sink))
         try:
             while not ended:
-                thing = await told.get()
+                thing = await reports.get()
                 if isinstance(thing, CM3Error):
                     ended = True
                     raise thing
@@ -144,7 +146,7 @@ class AsyncEngine:
             order.sink(_closed())
 
     def _work(self) -> None:
-        """The thread: orders, a step, what it told; it sleeps while there is nothing to do."""
+        """The thread: orders, a step, what it reports; it sleeps while there is nothing to do."""
         session = self.engine.open()
         numbers: dict[int, int] = {}  # ticket -> number in the session
         sinks: dict[int, tuple[int, Sink]] = {}  # number -> ticket, sink
@@ -157,7 +159,7 @@ class AsyncEngine:
                         if isinstance(event, (Finished, Failed, Cancelled)):
                             del sinks[event.request], numbers[ticket]
                         sink(event)
-        except Exception as error:  # of the decoder, say: every caller is told
+        except Exception as error:  # of the decoder, say: every caller gets it
             failure = error
         with self._lock:
             self._closed = True
@@ -218,24 +220,24 @@ class AsyncModel:
         self, prompt: str | Sequence[str], num_images: int | None = None, **options: Any
     ) -> list[GeneratedImage]:
         """See `Model.generate`."""
-        tasks, _ = await self._aside(self.model.image_tasks, prompt, num_images, **options)
-        return await self._results(list(tasks))
+        jobs, _ = await self._aside(self.model.image_jobs, prompt, num_images, **options)
+        return await self._results(list(jobs))
 
     async def events(
         self, prompt: str | Sequence[str], num_images: int | None = None, **options: Any
     ) -> AsyncIterator[Event]:
         """See `Model.events`; pictures come as they are finished, whatever their order. Leaving the
         iterator ends the work."""
-        tasks, _ = await self._aside(self.model.image_tasks, prompt, num_images, **options)
-        told: asyncio.Queue[Event | BaseException] = asyncio.Queue()
+        jobs, _ = await self._aside(self.model.image_jobs, prompt, num_images, **options)
+        reports: asyncio.Queue[Event | BaseException] = asyncio.Queue()
         waiting, first = [], 0
-        for task in tasks:
-            waiting.append(asyncio.create_task(self._tell(task, first, told)))
-            first += len(task.requests)
+        for job in jobs:
+            waiting.append(asyncio.create_task(self._report(job, first, reports)))
+            first += len(job.requests)
         left = len(waiting)
         try:
             while left:
-                thing = await told.get()
+                thing = await reports.get()
                 if isinstance(thing, BaseException):
                     raise thing
                 left -= isinstance(thing, ImageReady)
@@ -247,17 +249,17 @@ class AsyncModel:
         self, picture: Picture, instruction: str, num_images: int | None = None, **options: Any
     ) -> list[GeneratedImage]:
         """See `Model.edit`."""
-        tasks, _ = await self._aside(
-            self.model.edit_tasks, picture, instruction, num_images, **options
+        jobs, _ = await self._aside(
+            self.model.edit_jobs, picture, instruction, num_images, **options
         )
-        return await self._results(list(tasks))
+        return await self._results(list(jobs))
 
     async def infill(
         self, picture: Picture, box: Any = None, text: str | None = None, **options: Any
     ) -> InfilledImage:
         """See `Model.infill`."""
-        task, _ = await self._aside(self.model.infill_task, picture, box, text, **options)
-        return await self._result(task)
+        job, _ = await self._aside(self.model.infill_job, picture, box, text, **options)
+        return await self._result(job)
 
     async def caption(self, picture: Picture, **options: Any) -> GeneratedText:
         """See `Model.caption`."""
@@ -266,13 +268,13 @@ class AsyncModel:
 
     async def captions(self, pictures: Sequence[Picture], **options: Any) -> list[GeneratedText]:
         """See `Model.captions`."""
-        tasks, _ = await self._aside(self.model.caption_tasks, pictures, **options)
-        return await self._results(tasks)
+        jobs, _ = await self._aside(self.model.caption_jobs, pictures, **options)
+        return await self._results(jobs)
 
     async def ask(self, picture: Picture, question: str, **options: Any) -> GeneratedText:
         """See `Model.ask`."""
-        task, _ = await self._aside(self.model.ask_task, picture, question, **options)
-        return await self._result(task)
+        job, _ = await self._aside(self.model.ask_job, picture, question, **options)
+        return await self._result(job)
 
     async def complete(self, documents: Sequence[Document], **options: Any) -> list[Completion]:
         """See `Model.complete`."""
@@ -282,7 +284,7 @@ class AsyncModel:
     # ---- parts
 
     async def _aside(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
-        """Run what takes a moment in a thread, so that the event loop goes on."""
+        """Run what takes a moment in a thread, so that the event loop stays free."""
 
         def alone() -> T:
             with self._one_at_a_time:
@@ -290,15 +292,15 @@ class AsyncModel:
 
         return await asyncio.to_thread(alone)
 
-    async def _result(self, task: Task[T]) -> T:
-        completions = await _together([self.engine.complete(request) for request in task.requests])
-        return await self._aside(task.finish, completions)
+    async def _result(self, job: Job[T]) -> T:
+        completions = await _together([self.engine.complete(request) for request in job.requests])
+        return await self._aside(job.finish, completions)
 
-    async def _results(self, tasks: Sequence[Task[T]]) -> list[T]:
-        return await _together([self._result(task) for task in tasks])
+    async def _results(self, jobs: Sequence[Job[T]]) -> list[T]:
+        return await _together([self._result(job) for job in jobs])
 
-    async def _tell(
-        self, task: Task[GeneratedImage], first: int, told: asyncio.Queue[Event | BaseException]
+    async def _report(
+        self, job: Job[GeneratedImage], first: int, reports: asyncio.Queue[Event | BaseException]
     ) -> None:
         """All that happens to a picture's candidates, and the picture."""
 
@@ -306,24 +308,21 @@ class AsyncModel:
             async for event in self.engine.stream(request):
                 if isinstance(event, Failed):
                     raise event.error
-                told.put_nowait(replace(event, request=number))
+                reports.put_nowait(replace(event, request=number))
                 if isinstance(event, Finished):
                     return event.completion
             raise AssertionError("a stream ends with one of these")
 
         try:
             completions = await _together(
-                [follow(request, first + place) for place, request in enumerate(task.requests)]
+                [follow(request, first + place) for place, request in enumerate(job.requests)]
             )
-            image = await self._aside(task.finish, completions)
+            image = await self._aside(job.finish, completions)
         except Exception as error:
-            told.put_nowait(error)
+            reports.put_nowait(error)
             return
-        choice = image.choice
-        for place, score in enumerate(choice.scores if choice is not None else ()):
-            assert choice is not None
-            told.put_nowait(Scored(first + place, score, choice.measure))
-        told.put_nowait(ImageReady(first, image))
+        for event in result_events(first, image):
+            reports.put_nowait(event)
 
 
 async def _together(coroutines: Sequence[Any]) -> list[Any]:

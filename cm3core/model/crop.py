@@ -11,23 +11,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from pathlib import Path
+from typing import TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from cm3core import images
 from cm3core.document import BoolArray, PixelArray
 from cm3core.errors import GenerationError
 
 #: (x0, y0, x1, y1): columns x0..x1-1 and rows y0..y1-1 of a picture.
 Box: TypeAlias = tuple[int, int, int, int]
 
+#: How bright a pixel of a mask's picture must be more than (0..255).
+WHITE = 127
 _EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
-class VisibleSquare:
+class CentreCrop:
     """The part of a picture that the image tokenizer sees.
 
     Args:
@@ -87,7 +91,7 @@ class VisibleSquare:
             )
         if not mask_HW.any():
             raise GenerationError(
-                "mask", "is empty", "mark what is to be drawn anew (white, or true)"
+                "mask", "is empty", "mark what is to be drawn again (white, or true)"
             )
         seen = self.pixels
         inside = np.zeros_like(mask_HW)
@@ -145,6 +149,40 @@ class VisibleSquare:
                 f"reaches outside the middle part of the picture that the model sees ({middle})",
                 "stay within that, or crop the picture around the box first",
             )
+
+
+def region(
+    crop: CentreCrop,
+    grid: tuple[int, int],
+    box: Box | Sequence[Box] | None,
+    mask: BoolArray | str | Path | None,
+) -> tuple[BoolArray, BoolArray]:
+    """What is to be drawn again: pixels bool [height, width] of the picture, and codes bool
+    [rows * columns].
+
+    Args:
+        crop: what the model sees of the picture.
+        grid: (rows, columns) of codes.
+        box: one, or several; None when there is a mask.
+        mask: bool [height, width] of the picture, or a picture's file where it is white; None when
+            there is a box.
+    """
+    if (box is None) == (mask is None):
+        raise GenerationError("infill", "takes a box or a mask", "give one of the two")
+    if mask is not None:
+        if isinstance(mask, (str, Path)):
+            mask = images.open_image(mask).mean(2) > WHITE
+        region_HW = np.asarray(mask, np.bool_)
+        return region_HW, crop.mask_cells(region_HW, grid)
+    boxes = (
+        [cast(Box, box)]
+        if box and isinstance(box[0], int)
+        else [cast(Box, one) for one in box or ()]
+    )
+    if not boxes:
+        raise GenerationError("box", "there is none", "give (x0, y0, x1, y1), or several of them")
+    missing: BoolArray = np.any([crop.cells(one, grid) for one in boxes], axis=0)
+    return crop.mask_of(boxes), missing
 
 
 def _touches(pixels: int, start: float, size: float, number: int) -> npt.NDArray[np.float64]:

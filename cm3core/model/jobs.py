@@ -1,8 +1,8 @@
-"""Tasks: what one result needs of the engine (its candidates), and how it is made of them; and
+"""Jobs: what one result needs of the engine (its candidates), and how it is made of them; and
 running many through a session.
 
-Every call of `Model` only makes tasks. They share one engine, so pictures, descriptions and
-repairs, each with its own sampler, are drawn side by side; a task's requests are submitted when
+Every call of `Model` only makes jobs. They share one engine, so pictures, descriptions and
+repairs, each with its own sampler, are drawn side by side; a job's requests are submitted when
 there is room, so that memory does not grow with their number.
 """
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
-class Task(Generic[T]):
+class Job(Generic[T]):
     """One result.
 
     Args:
@@ -42,19 +42,19 @@ class Task(Generic[T]):
 
 @dataclass(frozen=True, eq=False)
 class Done(Event, Generic[T]):
-    """A task's result; `request` is the number of its first candidate."""
+    """A job's result; `request` is the number of its first candidate."""
 
     result: T
 
 
 class _Running(Generic[T]):
-    """A task whose candidates are in the session."""
+    """A job whose candidates are in the session."""
 
-    def __init__(self, task: Task[T], first: int, session: Session) -> None:
-        self.task, self.first = task, first
-        self.completions: list[Completion | None] = [None] * len(task.requests)
+    def __init__(self, job: Job[T], first: int, session: Session) -> None:
+        self.job, self.first = job, first
+        self.completions: list[Completion | None] = [None] * len(job.requests)
         self.numbers = {
-            session.submit(request): index for index, request in enumerate(task.requests)
+            session.submit(request): index for index, request in enumerate(job.requests)
         }
 
     @property
@@ -64,35 +64,35 @@ class _Running(Generic[T]):
 
 def run(
     engine: Engine,
-    tasks: Iterable[Task[T]],
+    jobs: Iterable[Job[T]],
     *,
     details: bool = False,
     progress: Progress | None = None,
     total: int = 0,
 ) -> Iterator[Event]:
-    """Events of all candidates, numbered 0, 1, ... over all tasks, and a `Done` for each task, in
-    the order of the tasks.
+    """Events of all candidates, numbered 0, 1, ... over all jobs, and a `Done` for each job, in the
+    order of the jobs.
 
     Args:
         engine: completes the requests.
-        tasks: taken as there is room for their candidates.
-        details: also tell tokens, pieces of text and pictures in the making.
+        jobs: taken as there is room for their candidates.
+        details: also report tokens, pieces of text and pictures in the making.
         progress: called with (tokens drawn, `total`).
 
     Raises:
-        GenerationError: a request failed; what was finished before has been told.
+        GenerationError: a request failed; what was finished before has been reported.
     """
     session = engine.open(details=details)
-    source, running = iter(tasks), deque[_Running[T]]()
+    source, running = iter(jobs), deque[_Running[T]]()
     first, exhausted = 0, False
     while True:
         while not exhausted and session.num_rows + len(session.waiting) < engine.batch_size:
-            task = next(source, None)
-            if task is None:
+            job = next(source, None)
+            if job is None:
                 exhausted = True
                 break
-            running.append(_Running(task, first, session))
-            first += len(task.requests)
+            running.append(_Running(job, first, session))
+            first += len(job.requests)
         if not session.busy:
             return
         with engine.threads():
@@ -110,14 +110,14 @@ def run(
         while running and running[0].ready:
             done = running.popleft()
             yield Done(
-                done.first, done.task.finish([one for one in done.completions if one is not None])
+                done.first, done.job.finish([one for one in done.completions if one is not None])
             )
 
 
 def results(
-    engine: Engine, tasks: Iterable[Task[T]], *, progress: Progress | None = None, total: int = 0
+    engine: Engine, jobs: Iterable[Job[T]], *, progress: Progress | None = None, total: int = 0
 ) -> Iterator[T]:
-    """The tasks' results, in their order, each as soon as it and those before it are there."""
-    for event in run(engine, tasks, progress=progress, total=total):
+    """The jobs' results, in their order, each as soon as it and those before it are there."""
+    for event in run(engine, jobs, progress=progress, total=total):
         if isinstance(event, Done):
             yield event.result

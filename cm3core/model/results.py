@@ -11,7 +11,7 @@ from cm3core.model.crop import Box
 
 @dataclass(frozen=True, eq=False)
 class RetrievedDocument:
-    """A document that stood in front of a prompt.
+    """A document that was prepended to a prompt.
 
     Args:
         id: its name in the memory; "context 0", ... for documents given by hand.
@@ -56,7 +56,7 @@ class GeneratedImage:
         prompt: what was asked for.
         seed: of this picture alone: `generate(prompt, num_images=1, seed=seed, num_candidates=1)`
             draws it again.
-        retrieved: the documents in front of the prompt, in order.
+        retrieved: the documents prepended to the prompt, in order.
         codes: the picture's codes.
         log_probability: nats, see `Completion`.
         choice: how it was chosen; None when there was no other candidate.
@@ -89,7 +89,7 @@ class GeneratedText:
 
 @dataclass(frozen=True, eq=False)
 class InfilledImage:
-    """A picture with a part drawn anew.
+    """A picture with a part drawn again.
 
     Args:
         pixels: uint8, the input's size; outside the region exactly the input's pixels, inside the
@@ -99,7 +99,7 @@ class InfilledImage:
         box: (x0, y0, x1, y1) in pixels of the input: the region, or the smallest box around it.
         text: the text it was drawn for: the given one, or the one that the model wrote.
         seed: the seed.
-        retrieved: the documents in front of the prompt, in order.
+        retrieved: the documents prepended to the prompt, in order.
         log_probability: nats, see `Completion`.
         choice: as in `GeneratedImage`.
     """
@@ -117,7 +117,7 @@ class InfilledImage:
 
 @dataclass(frozen=True, eq=False)
 class Scored(Event):
-    """A candidate's score, told when all candidates of its result are finished; see `Choice`."""
+    """A candidate's score, reported when all candidates of its result are finished; see `Choice`."""
 
     score: float
     measure: str

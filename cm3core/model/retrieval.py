@@ -1,5 +1,5 @@
-"""What stands in front of a prompt: documents retrieved from the model's memory or a bank, or given
-by hand."""
+"""Documents that are prepended to a prompt: retrieved from the model's memory or a bank, or given by
+hand."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from cm3core.build import config_of
 from cm3core.config.overrides import with_options
 from cm3core.document import Codes, Document, Image, PixelArray, Text, content_keys, text_of
 from cm3core.errors import DataError, GenerationError
-from cm3core.generation.engine import Engine, Request
+from cm3core.generation.engine import Request
 from cm3core.interfaces.retriever import RetrieverConfig
+from cm3core.model.loaded import Loaded
 from cm3core.model.results import RetrievedDocument
+from cm3core.plugins.marks import default_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,9 +28,6 @@ if TYPE_CHECKING:
     from cm3core.build import Components
     from cm3core.interfaces.retriever import Retrieved
     from cm3core.recipe import Recipe
-
-#: What searches a bank that is given to a model whose recipe retrieves nothing.
-WITHOUT_RETRIEVER = "dense"
 
 
 def with_memory(
@@ -42,14 +41,17 @@ def with_memory(
     `Model.with_memory`. Decoder and tokenizers are the same objects, and so is the embedder where
     it stays the same."""
     names, config, embedder = dict(recipe.component_names), recipe.retriever, recipe.embedder
-    has_none = config is None or names["retriever"].rpartition("/")[2] == "none"
+    has_none = config is None or not config.retrieves
     if has_none and bank is None and retriever is None:
         raise GenerationError(
             "retriever", f"the model's recipe {recipe.name!r} has none", "name a memory bank (bank)"
         )
-    wanted = (
-        (WITHOUT_RETRIEVER if has_none else names["retriever"]) if retriever is None else retriever
-    )
+    if retriever is not None:
+        wanted = retriever
+    elif has_none:
+        wanted = default_name(components.registry, "retriever", place="bank")
+    else:
+        wanted = names["retriever"]
     if config is None or wanted != names["retriever"]:
         shared = (
             {}
@@ -89,54 +91,52 @@ def with_memory(
     for name in kept:
         if name in vars(components):
             setattr(changed, name, getattr(components, name))
-    # what is wrong with the bank is told now, and not with the first picture
+    # what is wrong with the bank is reported now, and not with the first picture
     assert changed.retriever is not None
     return recipe, changed
 
 
-class InFront:
-    """Puts documents in front of requests; each picture of the memory is encoded once in its life.
+class Retrieval:
+    """Prepends documents to requests.
 
     Args:
-        recipe: says how many are retrieved.
-        components: retriever, tokenizers.
+        loaded: the model: its recipe says how many are retrieved, its retriever finds them, its
+            engine knows what fits.
     """
 
-    def __init__(self, recipe: Recipe, components: Components) -> None:
-        self.recipe, self.components = recipe, components
-        self._codes: dict[str, Codes] = {}  # of pictures, by key
+    def __init__(self, loaded: Loaded) -> None:
+        self.loaded, self.recipe, self.components = loaded, loaded.recipe, loaded.components
 
-    def of(
+    def augment(
         self,
-        engine: Engine,
         requests: Sequence[Request],
         queries: Sequence[Document],
         num_retrieved: int | None,
         context: Sequence[tuple[PixelArray, str]],
     ) -> list[tuple[Request, tuple[RetrievedDocument, ...]]]:
-        """Each request with documents in front of it, and these as they are shown. An empty query
+        """Each request with documents prepended, and these as they are shown. An empty query
         retrieves nothing, and none gets a document that shows its own picture. One that can't be
-        read is left out, and it is said.
+        read is left out, with a note.
 
         Of the documents retrieved as many stay, from the first on, as the decoder's context holds;
         in training it is the same.
 
         Args:
-            engine: knows what fits.
             requests: without documents.
             queries: for each what it is retrieved with.
             num_retrieved: None: as many as the recipe says, none when `context` is given.
-            context: (pixels of the model's size, text) put in front by hand, first of all.
+            context: (pixels of the model's size, text) prepended by hand, first of all.
         """
         number = self._number(num_retrieved, bool(context))
         by_hand = [
             (
-                (Text(text), self.encode([pixels])[0]),
+                (Text(text), self.loaded.encode([pixels])[0]),
                 RetrievedDocument(f"context {place}", None, text, pixels),
             )
             for place, (pixels, text) in enumerate(context)
         ]
         result, left_out = [], 0
+        engine = self.loaded.engine
         for request, found in zip(requests, self._retrieve(requests, queries, number), strict=True):
             chosen: list[tuple[Document, RetrievedDocument]] = list(by_hand)
             for rank, one in enumerate(found):
@@ -170,27 +170,6 @@ class InFront:
             )
         return result
 
-    def encode(self, pictures: Sequence[PixelArray]) -> list[Codes]:
-        """Codes of pictures of the model's size; one by one: in a batch, the last bits depend on
-        how many there are."""
-        tokenizer = self.components.image_tokenizer
-        return [Codes(tokenizer.encode(pixels[None])[0], tokenizer.grid) for pixels in pictures]
-
-    def coded(self, document: Document) -> Document:
-        """The document with its pictures as codes."""
-        size = self.components.image_tokenizer.image_size
-        new = {
-            segment.key: segment
-            for segment in document
-            if isinstance(segment, Image) and segment.key not in self._codes
-        }
-        codes = self.encode([images.fit(segment.load(), size) for segment in new.values()])
-        self._codes.update(zip(new, codes, strict=True))
-        return tuple(
-            self._codes[segment.key] if isinstance(segment, Image) else segment
-            for segment in document
-        )
-
     def _retrieve(
         self, requests: Sequence[Request], queries: Sequence[Document], number: int
     ) -> list[list[Retrieved]]:
@@ -217,25 +196,20 @@ class InFront:
         picture = next(
             (segment for segment in document if isinstance(segment, (Image, Codes))), None
         )
-        return self.coded(document), RetrievedDocument(
+        return self.loaded.coded(document), RetrievedDocument(
             found.id, found.score, text_of(document), self._shown(picture)
         )
 
     def _shown(self, picture: Image | Codes | None) -> PixelArray | None:
         """Pixels of a picture of the memory; those of a bank are decoded from their codes."""
-        tokenizer = self.components.image_tokenizer
         if isinstance(picture, Codes):
-            decoded: PixelArray = tokenizer.decode(picture.codes[None])[0]
-            return decoded
-        return None if picture is None else images.fit(picture.load(), tokenizer.image_size)
+            return self.loaded.decode([picture])[0]
+        return None if picture is None else images.fit(picture.load(), self.loaded.image_size)
 
     def _number(self, asked: int | None, has_context: bool) -> int:
-        """How many documents to retrieve when the caller asked for so many (None: did not say)."""
+        """How many documents to retrieve when the caller asked for `asked` (None: left it open)."""
         config = self.recipe.retriever
-        has_memory = (
-            config is not None
-            and self.recipe.component_names["retriever"].rpartition("/")[2] != "none"
-        )
+        has_memory = config is not None and config.retrieves
         if asked is None:
             return (
                 config.num_retrieved

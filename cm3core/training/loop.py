@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from cm3core.build import build
 from cm3core.checkpoint import (
-    IMAGE_TOKENIZER,
     RECIPE,
     TOKENIZER,
     CheckpointState,
@@ -42,6 +41,7 @@ from cm3core.checkpoint import (
 )
 from cm3core.errors import CheckpointError, CM3Error, DeviceError
 from cm3core.files import check_writable, make_folder, write_text
+from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
 from cm3core.stop_signals import StopSignals
 from cm3core.training.loss import GROUPS, batch_loss_sums, modality_metrics
 from cm3core.training.metrics import MetricsLog

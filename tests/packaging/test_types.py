@@ -241,6 +241,8 @@ from my_plugin import GreedyConfig, Nibble, NibbleConfig
 model: cm3core.Model = cm3core.load("bundled:emoji64", num_threads=1)
 pictures = model.generate("a red apple", num_images=4, seed=1)
 pixels: PixelArray = pictures[0].pixels
+warmer = model.generate("a red apple", guidance_scale=1.5, temperature=0.9)
+together = model.generate("a red apple", seed=1, sampling={"guidance_scale": 1.5})
 shape: tuple[int, ...] = pixels.shape
 codes: Codes = pictures[0].codes
 save_png("apple.png", pixels, {"prompt": pictures[0].prompt})

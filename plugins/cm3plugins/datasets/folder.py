@@ -21,10 +21,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cm3core.errors import DataError
-from cm3core.interfaces.dataset import SkippedRecord
+from cm3core.interfaces.dataset import FOLDER, SkippedRecord
 from cm3plugins.datasets.file_source import (
     FileSourceConfig,
     FoundRecord,
@@ -52,6 +52,7 @@ class FolderSourceConfig(FileSourceConfig):
         path: the folder.
     """
 
+    reads: ClassVar[tuple[str, ...]] = (FOLDER,)
     path: str
 
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:

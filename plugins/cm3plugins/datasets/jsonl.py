@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import SkippedRecord
@@ -44,6 +44,7 @@ class JSONLSourceConfig(FileSourceConfig):
         path: the manifest.
     """
 
+    reads: ClassVar[tuple[str, ...]] = (".jsonl",)
     path: str
 
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:

@@ -14,7 +14,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import SkippedRecord
@@ -40,6 +40,7 @@ class WebDatasetSourceConfig(FileSourceConfig):
             first that is there counts.
     """
 
+    reads: ClassVar[tuple[str, ...]] = (".tar",)
     path: str
     caption_keys: tuple[str, ...] = ("caption", "text")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from cm3plugins.retrievers.index.options import IndexOptions
 from cm3plugins.retrievers.vector_retriever import VectorRetrieverConfig
@@ -20,6 +20,8 @@ class DenseRetrieverConfig(IndexOptions, VectorRetrieverConfig):
     """Nearest document vectors by inner product of unit vectors (cosine), exact or approximate. The
     rules are described by `VectorRetrieverConfig`, the index by `IndexOptions`.
     """
+
+    is_default: ClassVar[bool] = True
 
     def check(self) -> None:
         """Refuse what the rules and the index refuse."""

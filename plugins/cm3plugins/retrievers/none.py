@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from cm3core.document import Document
 from cm3core.errors import RecipeError
@@ -15,12 +16,13 @@ from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
 
 @dataclass(kw_only=True)
 class NoRetrieverConfig(RetrieverConfig):
-    """No documents in front of a query.
+    """No documents for any query.
 
     Args:
         num_retrieved: 0, and nothing else.
     """
 
+    retrieves: ClassVar[bool] = False
     num_retrieved: int = 0
 
     def check(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from cm3core.errors import RecipeError
 from cm3core.interfaces.component import check_value
@@ -249,6 +249,7 @@ class EditCFGSamplerConfig(CFGSamplerConfig):
             none.
     """
 
+    edits: ClassVar[bool] = True
     guidance_scale: float = 7.5
     picture_guidance_scale: float = 1.5
 

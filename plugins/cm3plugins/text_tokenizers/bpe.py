@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.errors import RecipeError, TokenizerError
 from cm3core.interfaces.text_tokenizer import TextTokenizerConfig
@@ -30,6 +30,7 @@ class BPETokenizerConfig(TextTokenizerConfig):
         min_frequency: a pair of pieces is merged when it occurs at least so many times.
     """
 
+    is_default: ClassVar[bool] = True
     vocab_size: int = 8192
     path: str | None = None
     min_frequency: int = 2

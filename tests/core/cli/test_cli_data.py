@@ -155,7 +155,7 @@ def test_a_manifest_is_guessed_from_its_name(
 
 def test_guesses(place: Path) -> None:
     assert [
-        reader_of(path)
+        reader_of(path, load_registry())
         for path in ("pictures", "x.jsonl", "d-{00..09}.tar", "tiny", "no/such/folder")
     ] == ["folder", "jsonl", "webdataset", None, None]
     (place / "a=b").mkdir()

@@ -6,14 +6,16 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from cm3core.document import Text
 from cm3core.errors import GenerationError
 from cm3core.generation.engine import Finished, PictureGrown, Request
-from cm3core.model import AsyncEngine
+from cm3core.model import AsyncEngine, AsyncModel, ImageReady, Scored
 from cm3plugins.samplers.config import CFGSamplerConfig
 from engine_parts import APPLE, REQUESTS, make_decoder, make_engine
+from toy_model import picture
 
 WARM = CFGSamplerConfig(guidance_scale=2.0, temperature=0.9, text_temperature=1.3)
 
@@ -130,3 +132,28 @@ def test_a_decoder_that_breaks_is_told_to_all(decoder):
             == "engine: stopped with RuntimeError: out of order\n  next: see the traceback of its cause"
         )
         assert isinstance(error.__cause__, RuntimeError)
+
+
+def test_coroutines_get_what_methods_return(ranked):
+    async def main():
+        async with AsyncModel(ranked) as shared:
+            pictures, text, filled = await asyncio.gather(
+                shared.generate("red", 2, seed=3, num_candidates=2),
+                shared.caption(picture(8, 8), seed=1),
+                shared.infill(picture(8, 8), (0, 0, 4, 4), "red"),
+            )
+            told = [event async for event in shared.events("red", 2, seed=3, num_candidates=2)]
+            with pytest.raises(GenerationError):
+                await shared.generate("", 1)
+        return pictures, text, filled, told
+
+    pictures, text, filled, told = asyncio.run(main())
+    expected = ranked.generate("red", 2, seed=3, num_candidates=2)
+    assert all(
+        np.array_equal(one.pixels, other.pixels)
+        for one, other in zip(pictures, expected, strict=True)
+    )
+    assert text.text == ranked.caption(picture(8, 8), seed=1).text
+    assert np.array_equal(filled.pixels, ranked.infill(picture(8, 8), (0, 0, 4, 4), "red").pixels)
+    assert sum(isinstance(event, ImageReady) for event in told) == 2
+    assert sum(isinstance(event, Scored) for event in told) == 4

@@ -138,7 +138,8 @@ class RetrievalExperiment:
     def _run_arm(self, recipe: Recipe, arm: str, folder: Path) -> dict[str, Any]:
         """Train, measure, draw."""
         from cm3core.build import build
-        from cm3core.checkpoint import IMAGE_TOKENIZER, TOKENIZER, load_weights
+        from cm3core.checkpoint import TOKENIZER, load_weights
+        from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
         from cm3core.training import train
 
         result = train(recipe, folder / "run", self.registry, command=self.command)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cm3core.document import PixelArray
 from cm3core.errors import RecipeError
@@ -32,6 +32,7 @@ class EDSRConfig(EDSRArchitecture, UpscalerConfig):
         training: see `EDSRTraining`.
     """
 
+    is_default: ClassVar[bool] = True
     weights: str | None = BUNDLED + "emoji256"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     training: EDSRTraining = field(default_factory=EDSRTraining)

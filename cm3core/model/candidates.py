@@ -1,0 +1,168 @@
+"""How the results of one call are drawn and chosen: sampler, retrieved documents, candidates and
+the reranker among them, and the upscaler after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from cm3core.document import Document, ImageHole, PixelArray, Text
+from cm3core.errors import GenerationError, close_match
+from cm3core.generation.engine import Completion, Request, candidate_seed
+from cm3core.interfaces.reranker import Candidate
+from cm3core.model.jobs import Job
+from cm3core.model.loaded import Loaded, seen
+from cm3core.model.options import GenerationOptions
+from cm3core.model.results import Choice, GeneratedImage, RetrievedDocument
+from cm3core.model.retrieval import Retrieval
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.reranker import Reranker, RerankerConfig
+    from cm3core.interfaces.sampler import Sampler
+    from cm3core.interfaces.upscaler import Upscaler, UpscalerConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What the options of one call ask for, checked.
+
+    Args:
+        loaded: the model.
+        sampler: draws all candidates.
+        num_candidates: of each result.
+        reranker: chooses among them; None when there is but one.
+        num_retrieved: None: as many as the recipe says, none when there is a `context`.
+        context: (pixels of the model's size, text) prepended by hand.
+    """
+
+    loaded: Loaded
+    sampler: Sampler
+    num_candidates: int
+    reranker: Reranker | None
+    num_retrieved: int | None
+    context: list[tuple[PixelArray, str]]
+
+    @classmethod
+    def of(cls, loaded: Loaded, options: GenerationOptions) -> Plan:
+        """The plan of a call; raises `GenerationError` and `RecipeError` for what can't be."""
+        candidate_seed(options.seed, 0)
+        sampler = loaded.sampler_config(options.sampler, **options.sampling).build()
+        number = options.num_candidates
+        number = loaded.recipe.generate.num_candidates if number is None else number
+        if number < 1:
+            raise GenerationError("num_candidates", f"is {number}", "use 1 or more")
+        chooser = reranker(loaded, options.reranker) if number > 1 else None
+        context = [(seen(loaded, picture), text) for picture, text in options.context]
+        return cls(loaded, sampler, number, chooser, options.num_retrieved, context)
+
+    def augmented(
+        self, requests: Sequence[Request], queries: Sequence[Document]
+    ) -> list[tuple[Request, tuple[RetrievedDocument, ...]]]:
+        """The requests with the plan's sampler and documents prepended, see `Retrieval.augment`."""
+        asked = [replace(request, sampler=self.sampler) for request in requests]
+        retrieval = Retrieval(self.loaded)
+        return retrieval.augment(asked, queries, self.num_retrieved, self.context)
+
+    def job(
+        self,
+        request: Request,
+        make: Callable[[Completion, int, Choice | None], T],
+        *,
+        first: int = 0,
+    ) -> Job[T]:
+        """The job of one result; its candidates are `first`, `first` + 1, ... of the request's.
+        `make` gets the chosen completion, its seed, and how it was chosen."""
+        requests = [
+            replace(
+                request,
+                seed=candidate_seed(request.seed, index),
+                sampler=self.sampler.for_candidate(index),
+            )
+            for index in range(first, first + self.num_candidates)
+        ]
+
+        def finish(completions: Sequence[Completion]) -> T:
+            if self.reranker is None:
+                return make(completions[0], requests[0].seed, None)
+            decode = self.loaded.decode
+            scores = self.reranker.score(
+                [
+                    Candidate(
+                        one.document,
+                        completion.document,
+                        lambda codes: decode([codes])[0],
+                        tuple(one.retrieved),
+                        completion.log_probability,
+                        completion.num_tokens,
+                        one.seed,
+                    )
+                    for one, completion in zip(requests, completions, strict=True)
+                ]
+            )
+            best = max(range(len(scores)), key=scores.__getitem__)
+            return make(
+                completions[best],
+                requests[best].seed,
+                Choice(tuple(scores), best, self.reranker.measure),
+            )
+
+        return Job(requests, finish)
+
+
+def reranker(loaded: Loaded, name: str | None = None) -> Reranker:
+    """The recipe's reranker, or the one of this name with its defaults; raises `GenerationError`
+    where there is none."""
+    parts = loaded.components
+    if name is None or name == loaded.recipe.component_names.get("reranker"):
+        if parts.reranker is None:
+            known = close_match("", parts.registry.names("reranker"))
+            raise GenerationError(
+                "reranker",
+                f"the model's recipe {loaded.recipe.name!r} has none to choose candidates by",
+                f"name one (reranker); {known}",
+            )
+        return parts.reranker
+    config = cast(
+        "RerankerConfig", parts.registry.config_class("reranker", name, place="reranker")()
+    )
+    config.check()
+    return config.build(embedder=parts.embedder, likelihood=parts.likelihood)
+
+
+def score(loaded: Loaded, picture: GeneratedImage, name: str | None) -> float:
+    """A drawn picture's score for its prompt, by the recipe's reranker or another one."""
+    candidate = Candidate(
+        (Text(picture.prompt), ImageHole()),
+        (Text(picture.prompt), picture.codes),
+        lambda codes: loaded.decode([codes])[0],
+        (),
+        picture.log_probability,
+        0,
+        picture.seed,
+    )
+    return reranker(loaded, name).score([candidate])[0]
+
+
+def upscaler(loaded: Loaded, upscale: bool | str) -> Upscaler | None:
+    """None, the recipe's upscaler (True), or the one of this name with its defaults; raises
+    `GenerationError` where there is none."""
+    if upscale is False:
+        return None
+    parts = loaded.components
+    if isinstance(upscale, str) and upscale != loaded.recipe.component_names.get("upscaler"):
+        config = cast(
+            "UpscalerConfig", parts.registry.config_class("upscaler", upscale, place="upscale")()
+        )
+        config.check()
+        return config.build()
+    if parts.upscaler is None:
+        known = close_match("", parts.registry.names("upscaler"))
+        raise GenerationError(
+            "upscale",
+            f"the model's recipe {loaded.recipe.name!r} has no upscaler",
+            f"name one; {known}",
+        )
+    return parts.upscaler

@@ -1,0 +1,8 @@
+"""The model that is used when none is named."""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: "PLUGIN:NAME" of a model that a plugin ships.
+DEFAULT_MODEL: Final = "bundled:emoji64"

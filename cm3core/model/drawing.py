@@ -1,0 +1,240 @@
+"""Jobs that draw: pictures for a prompt, a picture as an instruction changes it, a part of a picture
+again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cm3core.document import (
+    BoolArray,
+    Codes,
+    Document,
+    ImageHole,
+    Segment,
+    Text,
+    text_of,
+)
+from cm3core.errors import GenerationError
+from cm3core.generation.engine import Completion, Event, Request
+from cm3core.model.candidates import Plan, upscaler
+from cm3core.model.crop import Box, CentreCrop, region
+from cm3core.model.jobs import Done, Job
+from cm3core.model.loaded import Loaded, Picture, check_text, pixels_of, seen, text_hole
+from cm3core.model.options import GenerationOptions
+from cm3core.model.results import (
+    Choice,
+    GeneratedImage,
+    ImageReady,
+    InfilledImage,
+    RetrievedDocument,
+    Scored,
+)
+from cm3core.plugins.marks import marked
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.upscaler import Upscaler
+    from cm3core.plugins.registry import Registry
+    from cm3core.recipe import Recipe
+
+
+#: The text before the picture that is to be edited (paper, Table 5).
+EDIT = "Edit first image following the instruction"
+
+
+class Drawing(Loaded):
+    """A model that draws: the jobs of `Model.generate`, `edit` and `infill`, with their
+    arguments."""
+
+    def image_jobs(
+        self,
+        prompt: str | Sequence[str],
+        num_images: int | None = None,
+        *,
+        seed: int = 0,
+        truncate: bool = False,
+        upscale: bool | str = False,
+        **options: Any,
+    ) -> tuple[Iterator[Job[GeneratedImage]], int]:
+        """The jobs of `generate` with these arguments, one a picture, and how many tokens they
+        draw."""
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        number = _num_images(self, num_images)
+        for text in prompts:
+            check_text(self, "prompt", text, truncate=truncate)
+        plan = Plan.of(self, GenerationOptions.of({**options, "seed": seed}))
+        requests = [Request((Text(text), ImageHole()), seed=seed) for text in prompts]
+        augmented = plan.augmented(requests, [(Text(text),) for text in prompts])
+        enlarger = upscaler(self, upscale)
+        jobs = (
+            plan.job(
+                request,
+                _image_maker(self, text, retrieved, enlarger),
+                first=place * plan.num_candidates,
+            )
+            for text, (request, retrieved) in zip(prompts, augmented, strict=True)
+            for place in range(number)
+        )
+        num_codes = self.components.serializer.num_codes
+        return jobs, len(prompts) * number * plan.num_candidates * num_codes
+
+    def edit_jobs(
+        self,
+        picture: Picture,
+        instruction: str,
+        num_images: int | None = None,
+        *,
+        seed: int = 0,
+        truncate: bool = False,
+        upscale: bool | str = False,
+        task_text: str = EDIT,
+        sampler: str | None = None,
+        **options: Any,
+    ) -> tuple[Iterator[Job[GeneratedImage]], int]:
+        """The jobs of `edit` with these arguments, one a picture, and how many tokens they
+        draw."""
+        check_text(self, "instruction", instruction, truncate=truncate)
+        number = _num_images(self, num_images)
+        if sampler is None:
+            sampler = editing_sampler(self.recipe, self.components.registry)
+        given = {"num_retrieved": 0, **options, "seed": seed, "sampler": sampler}
+        plan = Plan.of(self, GenerationOptions.of(given))
+        document: Document = (
+            Text(task_text),
+            self.encode([seen(self, picture)])[0],
+            Text(instruction),
+            ImageHole(),
+        )
+        [(request, retrieved)] = plan.augmented(
+            [Request(document, seed=seed)], [(Text(instruction),)]
+        )
+        make = _image_maker(self, instruction, retrieved, upscaler(self, upscale))
+        jobs = (
+            plan.job(request, make, first=place * plan.num_candidates) for place in range(number)
+        )
+        return jobs, number * plan.num_candidates * self.components.serializer.num_codes
+
+    def infill_job(
+        self,
+        picture: Picture,
+        box: Box | Sequence[Box] | None = None,
+        text: str | None = None,
+        *,
+        mask: BoolArray | str | Path | None = None,
+        seed: int = 0,
+        truncate: bool = False,
+        **options: Any,
+    ) -> tuple[Job[InfilledImage], int]:
+        """The job of `infill` with these arguments, and how many tokens it draws at most."""
+        whole = pixels_of(picture)
+        crop = CentreCrop(whole.shape[:2], self.image_size)
+        region_HW, missing = region(crop, self.components.image_tokenizer.grid, box, mask)
+        codes = replace(self.encode([seen(self, whole)])[0], missing=missing)
+        if text is not None:
+            check_text(self, "text", text, truncate=truncate)
+        first: Segment = text_hole(self.recipe, None) if text is None else Text(text)
+        plan = Plan.of(self, GenerationOptions.of({**options, "seed": seed}))
+        [(request, retrieved)] = plan.augmented(
+            [Request((first, codes), seed=seed)], [() if text is None else (Text(text),)]
+        )
+        rows, columns = np.flatnonzero(region_HW.any(1)), np.flatnonzero(region_HW.any(0))
+        around = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+        def make(completion: Completion, own_seed: int, choice: Choice | None) -> InfilledImage:
+            filled = _picture_of(completion.document)
+            decoded = self.decode([filled])[0]
+            return InfilledImage(
+                crop.pasted(whole, decoded, region_HW),
+                decoded,
+                filled,
+                around,
+                text_of(completion.document),
+                own_seed,
+                retrieved,
+                completion.log_probability,
+                choice,
+            )
+
+        num_text_tokens = 0 if text is not None else text_hole(self.recipe, None).max_tokens or 0
+        total = plan.num_candidates * (int(missing.sum()) + num_text_tokens)
+        return plan.job(request, make), total
+
+
+def editing_sampler(recipe: Recipe, registry: Registry) -> str | None:
+    """Name of the sampler that `edit_jobs` takes when none is named: one that is made for editing
+    (`SamplerConfig.edits`), the recipe's where it is, else the first by name. None: there is none,
+    and the recipe's has to do."""
+    if recipe.sampler is not None and recipe.sampler.edits:
+        return None
+    return next(iter(marked(registry, "sampler", "edits")), None)
+
+
+def box_below(loaded: Loaded, whole: Picture, keep: int) -> Box:
+    """What the model sees of a picture below the first `keep` rows of pixels of that."""
+    x0, y0, x1, y1 = CentreCrop(pixels_of(whole).shape[:2], loaded.image_size).pixels
+    if not 0 <= keep < y1 - y0:
+        raise GenerationError(
+            "keep",
+            f"is {keep}, the model sees {y1 - y0} rows of pixels",
+            f"use 0 to {y1 - y0 - 1}",
+        )
+    return x0, y0 + keep, x1, y1
+
+
+def image_events(events: Iterable[Event]) -> Iterator[Event]:
+    """Events of jobs of pictures, with scores and the picture in place of each `Done`."""
+    for event in events:
+        if isinstance(event, Done):
+            yield from result_events(event.request, event.result)
+        else:
+            yield event
+
+
+def result_events(first: int, image: GeneratedImage) -> Iterator[Event]:
+    """What is reported of a finished picture whose first candidate has the number `first`."""
+    choice = image.choice
+    if choice is not None:
+        for place, score in enumerate(choice.scores):
+            yield Scored(first + place, score, choice.measure)
+    yield ImageReady(first, image)
+
+
+def _num_images(loaded: Loaded, asked: int | None) -> int:
+    number = loaded.recipe.generate.num_images if asked is None else asked
+    if number < 1:
+        raise GenerationError("num_images", f"is {number}", "use 1 or more")
+    return number
+
+
+def _image_maker(
+    loaded: Loaded,
+    prompt: str,
+    retrieved: tuple[RetrievedDocument, ...],
+    enlarger: Upscaler | None,
+) -> Callable[[Completion, int, Choice | None], GeneratedImage]:
+    """Makes a picture of its chosen completion."""
+
+    def make(completion: Completion, seed: int, choice: Choice | None) -> GeneratedImage:
+        codes = _picture_of(completion.document)
+        pixels = loaded.decode([codes])[0]
+        return GeneratedImage(
+            pixels,
+            prompt,
+            seed,
+            retrieved,
+            codes,
+            completion.log_probability,
+            choice,
+            None if enlarger is None else enlarger.upscale(pixels),
+        )
+
+    return make
+
+
+def _picture_of(document: Document) -> Codes:
+    """The last picture of a filled document."""
+    return next(segment for segment in reversed(document) if isinstance(segment, Codes))

@@ -1,0 +1,196 @@
+"""What is loaded: a checkpoint's recipe and components, the engine over its decoder, and the way
+from pictures and texts to what the decoder takes, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import numpy as np
+
+from cm3core import images
+from cm3core.config.overrides import in_place_of, with_options
+from cm3core.document import Codes, Document, Image, PixelArray, TextHole
+from cm3core.errors import DataError, GenerationError
+from cm3core.generation.engine import Engine
+
+if TYPE_CHECKING:
+    from cm3core.build import Components
+    from cm3core.interfaces.sampler import SamplerConfig
+    from cm3core.recipe import Recipe
+
+#: RGB pixels uint8 [height, width, 3] of any size, or the file of a picture.
+Picture: TypeAlias = PixelArray | str | Path
+#: Pixels of a preview that are not drawn yet.
+GREY = 208
+
+
+class Loaded:
+    """A trained model's parts, and what all of its work shares.
+
+    Args:
+        recipe: the checkpoint's.
+        components: what it builds, weights loaded.
+        num_threads, precision, max_rows: see `Engine`.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        components: Components,
+        *,
+        num_threads: int | None,
+        precision: str,
+        max_rows: int,
+    ) -> None:
+        self.recipe, self.components = recipe, components
+        self.num_threads, self.precision, self.max_rows = num_threads, precision, max_rows
+        self._engine: tuple[int, Engine] | None = None  # and the version of the weights it is of
+        self._codes: dict[str, Codes] = {}  # of pictures, by key
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of what `generate` draws."""
+        return self.components.image_tokenizer.image_size
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that completes all that this model is asked; it follows the decoder's weights
+        when they change."""
+        version = sum(
+            parameter._version for parameter in self.components.decoder.module.parameters()
+        )
+        if self._engine is None or self._engine[0] != version:
+            parts = self.components
+            engine = Engine(
+                parts.decoder,
+                parts.serializer,
+                self.sampler_config().build(),
+                parts.vocabulary,
+                max_text_tokens=self.recipe.data.max_text_tokens,
+                num_threads=self.num_threads,
+                precision=self.precision,
+                max_rows=self.max_rows,
+            )
+            self._engine = version, engine
+        return self._engine[1]
+
+    def sampler_config(self, sampler: str | None = None, /, **options: Any) -> SamplerConfig:
+        """The sampler's config with some keys changed; raises `GenerationError` and `RecipeError`
+        for what can't be.
+
+        Args:
+            sampler: name of another one than the recipe's; temperature and filters after mixing
+                keep the recipe's values.
+            options: keys to change.
+        """
+        config = self.recipe.sampler
+        if sampler is not None and sampler != self.recipe.component_names.get("sampler"):
+            chosen = self.components.registry.config_class("sampler", sampler, place="sampler")
+            config = in_place_of(config, cast("type[SamplerConfig]", chosen))
+        if config is None:
+            raise GenerationError(
+                f"recipe {self.recipe.name!r}",
+                "has no section 'sampler'",
+                "add 'sampler: {name: cfg}' to the recipe",
+            )
+        return with_options(config, options)
+
+    # ---- pictures and codes
+
+    def encode(self, pictures: Sequence[PixelArray]) -> list[Codes]:
+        """Codes of pictures uint8 [height, width, 3] of the model's own size (`images.fit` makes
+        them so)."""
+        # one by one: in a batch, the last bits depend on how many there are
+        tokenizer = self.components.image_tokenizer
+        return [Codes(tokenizer.encode(pixels[None])[0], tokenizer.grid) for pixels in pictures]
+
+    def coded(self, document: Document) -> Document:
+        """The document with its pictures as codes; each picture is encoded once in the model's
+        life."""
+        new = {
+            segment.key: segment
+            for segment in document
+            if isinstance(segment, Image) and segment.key not in self._codes
+        }
+        codes = self.encode(
+            [images.fit(segment.load(), self.image_size) for segment in new.values()]
+        )
+        self._codes.update(zip(new, codes, strict=True))
+        return tuple(
+            self._codes[segment.key] if isinstance(segment, Image) else segment
+            for segment in document
+        )
+
+    def decode(self, codes: Sequence[Codes]) -> list[PixelArray]:
+        """Pictures uint8 [height, width, 3] of codes."""
+        # one by one, see `encode`
+        return [self.components.image_tokenizer.decode(one.codes[None])[0] for one in codes]
+
+    def preview(self, codes: Codes) -> PixelArray:
+        """A picture in the making (`PictureGrown.codes`), uint8 [height, width, 3]: what is missing
+        is grey."""
+        if codes.missing is None or not codes.missing.any():
+            return self.decode([codes])[0]
+        rows, columns = codes.grid
+        pixels = self.decode([Codes(np.where(codes.missing, 0, codes.codes), codes.grid)])[0].copy()
+        height, width = pixels.shape[:2]
+        missing = codes.missing.reshape(rows, columns)
+        # a cell need not be a whole number of pixels
+        row_of_pixel, column_of_pixel = (
+            np.arange(height) * rows // height,
+            np.arange(width) * columns // width,
+        )
+        pixels[missing[row_of_pixel][:, column_of_pixel]] = GREY
+        return pixels
+
+
+def check_text(loaded: Loaded, place: str, text: str, *, truncate: bool) -> None:
+    """Raise `GenerationError` for a text that is empty, or longer than those of training unless
+    `truncate`."""
+    if not text.strip():
+        raise GenerationError(place, "is empty", "say what the picture shows")
+    number = len(loaded.components.text_tokenizer.encode(text))
+    limit = loaded.recipe.data.max_text_tokens
+    if number > limit and not truncate:
+        raise GenerationError(
+            place,
+            f"is {number} tokens long; the model was trained on texts of at most {limit}, "
+            f"in a context of {loaded.components.decoder.context_length}",
+            "shorten it, or read only its beginning (truncate)",
+        )
+
+
+def text_hole(recipe: Recipe, max_tokens: int | None) -> TextHole:
+    """A text to be written. None: as long as the recipe allows, and never longer than those of
+    training."""
+    if max_tokens is None:
+        return TextHole(min(recipe.generate.max_text_tokens, recipe.data.max_text_tokens))
+    if max_tokens < 1:
+        raise GenerationError("max_tokens", f"is {max_tokens}", "use 1 or more")
+    return TextHole(max_tokens)
+
+
+def seen(loaded: Loaded, picture: Picture) -> PixelArray:
+    """A picture as the model sees it."""
+    return images.fit(pixels_of(picture), loaded.image_size)
+
+
+def pixels_of(picture: Picture) -> PixelArray:
+    """Pixels of a picture given as an array or a file."""
+    if isinstance(picture, (str, Path)):
+        return images.open_image(picture)
+    is_array = isinstance(picture, np.ndarray)
+    if (
+        is_array
+        and picture.dtype == np.uint8
+        and picture.ndim == 3
+        and picture.shape[2] == 3
+        and picture.size
+    ):
+        return picture
+    shown = f"{picture.dtype} {list(picture.shape)}" if is_array else type(picture).__name__
+    raise DataError(
+        "picture", f"is {shown}", "pass a file's path, or RGB pixels as uint8 [height, width, 3]"
+    )

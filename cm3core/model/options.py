@@ -1,0 +1,61 @@
+"""What every call that generates takes besides its own arguments: how results are drawn, chosen and
+prompted.
+
+The methods of `Model` take these as keywords together with the keys of the sampler, which only the
+sampler's config knows. A type checker can't be told "these keys, and any others" (PEP 728 would;
+mypy doesn't have it), so the methods are typed `**options: Any` and `GenerationOptions.of` tells
+the two apart, once; all behind it is typed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from cm3core.errors import GenerationError
+from cm3core.model.loaded import Picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions:
+    """The options of one call; `Model` describes them.
+
+    Args:
+        sampling: keys of the sampler to change. A caller may give them by themselves, too.
+    """
+
+    seed: int = 0
+    num_retrieved: int | None = None
+    context: Sequence[tuple[Picture, str]] = ()
+    num_candidates: int | None = None
+    reranker: str | None = None
+    sampler: str | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> GenerationOptions:
+        """A call's keyword arguments; what is not known here is a key of the sampler."""
+        names = {item.name for item in fields(cls)} - {"sampling"}
+        own = {name: options[name] for name in names if name in options}
+        rest = {key: value for key, value in options.items() if key not in names}
+        return cls(**own, sampling=sampler_keys(rest))
+
+
+def sampler_keys(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of the sampler, given as `sampling={...}`, by themselves, or both.
+
+    >>> sampler_keys({"temperature": 0.9, "sampling": {"guidance_scale": 1.5}})
+    {'guidance_scale': 1.5, 'temperature': 0.9}
+
+    Raises:
+        GenerationError: a key is given twice.
+    """
+    loose = {key: value for key, value in options.items() if key != "sampling"}
+    grouped: Mapping[str, Any] = options.get("sampling") or {}
+    for key in grouped:
+        if key in loose:
+            raise GenerationError(
+                f"sampling[{key!r}]", f"is given beside {key}", "give it in one of the two places"
+            )
+    return {**grouped, **loose}

@@ -1,0 +1,85 @@
+"""Jobs that write: descriptions of pictures, and answers to questions about them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from cm3core.document import Image, MaskedText, PixelArray, Segment, TextHole, text_of
+from cm3core.errors import GenerationError
+from cm3core.generation.engine import Completion, Request
+from cm3core.model.candidates import Plan
+from cm3core.model.jobs import Job
+from cm3core.model.loaded import Loaded, Picture, check_text, seen, text_hole
+from cm3core.model.options import GenerationOptions
+from cm3core.model.results import Choice, GeneratedText, RetrievedDocument
+
+#: The text before a picture that is asked about (paper, Table 5).
+ASK = "Question: {question} Answer: {answer}."
+
+
+class Writing(Loaded):
+    """A model that writes: the jobs of `Model.captions` and `ask`, with their arguments."""
+
+    def caption_jobs(
+        self, pictures: Sequence[Picture], *, max_tokens: int | None = None, **options: Any
+    ) -> tuple[list[Job[GeneratedText]], int]:
+        """The jobs of `captions` with these arguments, one a picture, and how many tokens they draw
+        at most."""
+        hole = text_hole(self.recipe, max_tokens)
+        return _text_jobs(self, pictures, "", hole, "", GenerationOptions.of(options))
+
+    def ask_job(
+        self,
+        picture: Picture,
+        question: str,
+        *,
+        template: str = ASK,
+        max_tokens: int | None = None,
+        **options: Any,
+    ) -> tuple[Job[GeneratedText], int]:
+        """The job of `ask` with these arguments, and how many tokens it draws at most."""
+        if template.count("{answer}") != 1 or "{question}" not in template:
+            raise GenerationError(
+                "template", f"is {template!r}", "write one with {question} and one {answer}"
+            )
+        check_text(self, "question", question, truncate=False)
+        before, after = template.replace("{question}", question).split("{answer}")
+        hole = text_hole(self.recipe, max_tokens)
+        given = GenerationOptions.of({"num_retrieved": 0, **options})
+        [job], total = _text_jobs(self, [picture], before, hole, after, given)
+        return job, total
+
+
+def _text_jobs(
+    loaded: Loaded,
+    pictures: Sequence[Picture],
+    before: str,
+    hole: TextHole,
+    after: str,
+    options: GenerationOptions,
+) -> tuple[list[Job[GeneratedText]], int]:
+    """Jobs whose result is what is written in the hole of the text that precedes each picture."""
+    shown = [seen(loaded, picture) for picture in pictures]
+    plan = Plan.of(loaded, options)
+    parts = [part for part in (before, hole, after) if part != ""]
+    first: Segment = hole if len(parts) == 1 else MaskedText(tuple(parts))
+    requests = [Request((first, own), seed=options.seed) for own in loaded.encode(shown)]
+    augmented = plan.augmented(requests, [(_image(pixels),) for pixels in shown])
+
+    def job(request: Request, retrieved: tuple[RetrievedDocument, ...]) -> Job[GeneratedText]:
+        def make(completion: Completion, seed: int, choice: Choice | None) -> GeneratedText:
+            text = text_of(completion.document[:1])
+            written = text[len(before) : len(text) - len(after)]
+            return GeneratedText(written, seed, retrieved, completion.log_probability, choice)
+
+        return plan.job(request, make)
+
+    total = len(requests) * plan.num_candidates * (hole.max_tokens or 0)
+    return [job(*one) for one in augmented], total
+
+
+def _image(pixels: PixelArray) -> Image:
+    """A picture by reference whose key is its content."""
+    return Image("sha256:" + hashlib.sha256(pixels.tobytes()).hexdigest(), lambda: pixels)

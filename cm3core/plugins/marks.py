@@ -1,0 +1,39 @@
+"""Components found by what their config classes say of themselves (`ComponentConfig.is_default`,
+`SamplerConfig.edits`, `DocumentSourceConfig.reads`), so that the core knows none by name."""
+
+from __future__ import annotations
+
+from cm3core.errors import PluginError, close_match
+from cm3core.plugins.registry import Registry
+
+
+def marked(registry: Registry, kind: str, attribute: str) -> dict[str, object]:
+    """Components of a kind whose config class itself sets a class variable to something true: name
+    -> its value, sorted by name (`plugin/name` where several plugins bring it).
+
+    What a class inherits does not count: a plugin that derives from a bundled config brings another
+    component, which takes over no role unasked.
+    """
+    found: dict[str, object] = {}
+    for name in registry.names(kind):
+        owners = registry.owners(kind, name)
+        for full_name in [name] if len(owners) == 1 else [f"{owner}/{name}" for owner in owners]:
+            if value := vars(registry.config_class(kind, full_name)).get(attribute):
+                found[full_name] = value
+    return found
+
+
+def default_name(registry: Registry, kind: str, *, place: str) -> str:
+    """The component of a kind that is taken where one is needed and none is named: the first whose
+    config says `is_default`.
+
+    Raises:
+        PluginError: there is none; `place` is where one could be named.
+    """
+    for name in marked(registry, kind, "is_default"):
+        return name
+    raise PluginError(
+        place,
+        f"no {kind} is named, and no plugin in use brings a default one",
+        registry.with_reasons(close_match("", registry.names(kind))),
+    )

@@ -1,0 +1,175 @@
+"""The commands that draw, describe and repair pictures, with the toy model."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from cm3core import images
+from cm3core.cli._model import printable, settings_of
+from cm3core.cli.infill import parse_box
+from cm3core.errors import GenerationError
+from cm3core.generation.engine import Engine
+from cm3core.model import Model
+from cm3core.model.loaded import Loaded
+from toy_model import picture
+
+
+def test_generate_writes_pictures_with_their_story(cm3, model, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert (
+        cm3(
+            "generate",
+            "red",
+            "blue",
+            "--n",
+            2,
+            "--seed",
+            7,
+            "-o",
+            out,
+            "--set",
+            "sampler.guidance_scale=1.2",
+            "--show-retrieved",
+        )
+        == 0
+    )
+    printed = capsys.readouterr().out
+    assert [str(out / f"{place:03d}.png") in printed for place in range(4)] == [True] * 4
+    assert "retrieved 1: red (1.000) 'red'" in printed
+    assert str(out / "grid.png") in printed
+    facts = images.read_png_metadata(out / "003.png")
+    assert (facts["prompt"], facts["recipe_hash"], facts["model"]) == (
+        "blue",
+        model.recipe.hash,
+        "toy",
+    )
+    assert json.loads(facts["sampler"])["guidance_scale"] == 1.2
+    assert json.loads(facts["retrieved"]) == ["red", "green"]
+    again = model.generate("blue", 1, seed=int(facts["seed"]), guidance_scale=1.2)[0]
+    assert np.array_equal(images.open_image(out / "003.png"), again.pixels)
+
+
+def test_ctrl_c_keeps_what_was_drawn(cm3, model, tmp_path, capsys, monkeypatch):
+    want = model.generate("red", 3)
+    monkeypatch.setattr(Engine, "batch_size", 2)
+    decode, calls = Model.decode, []
+
+    def interrupted(self, codes):
+        calls.append(len(codes))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return decode(self, codes)
+
+    monkeypatch.setattr(Model, "decode", interrupted)
+    assert cm3("generate", "red", "--n", 10**8, "-o", tmp_path) == 130
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000000.png", "00000001.png"]
+    assert np.array_equal(images.open_image(tmp_path / "00000001.png"), want[1].pixels)
+    shown = capsys.readouterr()
+    assert shown.out == f"{tmp_path}/00000000.png\n{tmp_path}/00000001.png\n"
+    assert shown.err.endswith(f"interrupted: 2 of 100000000 pictures are written to {tmp_path}\n")
+
+
+def test_a_contact_sheet_shows_the_first_pictures_only(cm3, tmp_path, monkeypatch):
+    monkeypatch.setattr("cm3core.cli.generate.SHEET", 2)
+    for number in (2, 3):
+        assert cm3("generate", "red", "blue", "--n", number, "-o", tmp_path / str(number)) == 0
+    assert np.array_equal(*(images.open_image(tmp_path / number / "grid.png") for number in "23"))
+
+
+def test_caption_and_infill_commands(cm3, model, tmp_path, capsys):
+    path = tmp_path / "picture.png"
+    images.save_png(path, picture(16, 20), {})
+    assert cm3("caption", path, "--max-tokens", 3) == 0
+    assert capsys.readouterr().out.removesuffix("\n") == printable(
+        model.caption(path, max_tokens=3).text
+    )
+    assert (
+        cm3(
+            "infill",
+            path,
+            "--box",
+            "6,4,10,12",
+            "--text",
+            "red",
+            "-o",
+            tmp_path / "new.png",
+            "--decoded",
+            tmp_path / "all.png",
+        )
+        == 0
+    )
+    assert np.array_equal(
+        images.open_image(tmp_path / "new.png"), model.infill(path, (6, 4, 10, 12), "red").pixels
+    )
+    assert images.open_image(tmp_path / "all.png").shape == (8, 8, 3)
+    assert images.read_png_metadata(tmp_path / "new.png")["box"] == "6,4,10,12"
+
+
+def test_commands_report_bad_input(cm3, tmp_path, capsys):
+    assert cm3("infill", tmp_path / "missing.png", "--box", "0,0,4,4") == 2
+    assert str(tmp_path / "missing.png") in capsys.readouterr().err
+    assert cm3("generate", "a", "--set", "temperature=1") == 2
+    assert capsys.readouterr().err == (
+        "error: --set temperature=1: is not sampler.KEY=VALUE or retriever.KEY=VALUE\n"
+        "  next: write for instance --set sampler.guidance_scale=1.5\n"
+    )
+
+
+def test_nothing_is_drawn_for_a_place_that_takes_no_files(
+    cm3, model, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.delattr(Loaded, "engine")
+    images.save_png(tmp_path / "file.png", picture(8, 8), {})
+    wrong = f"{tmp_path / 'file.png'} is a file)\n  next: name a place where you may write\n"
+    for arguments in (("generate", "a"), ("infill", tmp_path / "file.png", "--box", "0,0,4,4")):
+        assert cm3(*arguments, "-o", tmp_path / "file.png" / "out") == 2
+        assert (
+            capsys.readouterr().err
+            == f"error: {tmp_path / 'file.png' / 'out'}: can't be written ({wrong}"
+        )
+
+
+def test_a_terminal_obeys_no_model():
+    assert (
+        printable("a\x1b]0;title\x07 red\r\napple\x9b2J, één 🍎")
+        == "a\ufffd]0;title\ufffd red\ufffd apple\ufffd2J, één 🍎"
+    )
+
+
+def test_values_on_the_command_line():
+    assert settings_of(
+        ["sampler.temperature=0.5", "sampler.top_k=3", "sampler.null_prompt=mask_no_retrieved"],
+        "sampler",
+    ) == {"temperature": 0.5, "top_k": 3, "null_prompt": "mask_no_retrieved"}
+    assert parse_box("1, 2,30,40") == (1, 2, 30, 40)
+    with pytest.raises(GenerationError, match="--box 1,2,3: is not four whole numbers"):
+        parse_box("1,2,3")
+
+
+def test_a_preview_shows_pictures_growing(cm3, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("cm3core.cli._preview.INTERVAL", 0)
+    shown = []
+    monkeypatch.setattr(
+        "cm3core.cli._preview.half_blocks", lambda pictures: shown.append(len(pictures)) or "rows\n"
+    )
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert cm3("generate", "red", "--n", 2, "--preview", "-o", tmp_path) == 0
+    want = model.generate("red", 2)
+    for place in range(2):
+        assert np.array_equal(images.open_image(tmp_path / f"{place:03d}.png"), want[place].pixels)
+    assert (tmp_path / "preview.png").exists()
+    assert len(shown) >= 4
+    assert "\x1b[1A\x1b[J" in capsys.readouterr().err
+
+
+def test_half_blocks_are_two_pixels_a_character():
+    from cm3core.cli._preview import half_blocks
+
+    checks = np.zeros((2, 2, 3), np.uint8)
+    checks[0, 0] = 255, 0, 0
+    text = half_blocks([checks, checks], width=2)
+    cell = "\x1b[38;2;255;0;0;48;2;0;0;0m\u2580\x1b[38;2;0;0;0;48;2;0;0;0m\u2580\x1b[0m"
+    assert text == f"{cell} {cell}\n"

@@ -1,0 +1,60 @@
+"""The way from pictures to what the decoder takes and back, the sampler's config, the engine."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from cm3core.errors import CM3Error, DataError
+from cm3core.plugins import load_registry
+from toy_model import GreyTokenizer, picture
+
+
+def test_a_picture_is_coded_and_decoded_apart_from_the_others(model, monkeypatch):
+    """In a batch the last bits of a float depend on how many there are, and a pixel's rounding on
+    these."""
+    asked = []
+    for name in ("encode", "decode"):
+        plain = getattr(GreyTokenizer, name)
+        monkeypatch.setattr(
+            GreyTokenizer,
+            name,
+            lambda self, batch, plain=plain: asked.append(len(batch)) or plain(self, batch),
+        )
+    assert len(model.decode(model.encode([picture(), picture()]))) == 2
+    assert asked == [1] * 4
+
+
+def test_another_sampler_keeps_what_both_have(model, monkeypatch):
+    monkeypatch.setattr(model.components, "registry", load_registry())
+    monkeypatch.setattr(model.recipe.sampler, "temperature", 0.25)
+    config = model.sampler_config("top_p", top_k=3)
+    assert (type(config).__name__, config.temperature, config.top_k) == (
+        "TopPSamplerConfig",
+        0.25,
+        3,
+    )
+    for name in ("cd_k", "contrastive", "mixture", "edit_cfg"):
+        assert model.generate("red", 1, sampler=name)[0].pixels.shape == (8, 8, 3)
+    with pytest.raises(CM3Error, match="did you mean 'cd_k'"):
+        model.generate("red", 1, sampler="cd_q")
+
+
+def test_unreadable_pictures_are_data_errors(model, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"broken\.png"):
+        model.caption(tmp_path / "broken.png")
+
+
+def test_the_engine_follows_the_decoders_weights(model):
+    before = model.generate("red", 1, seed=1)[0]
+    weight = model.components.decoder.embed_tokens.weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight.copy_(weight.flip(0))
+    changed = model.generate("red", 1, seed=1)[0]
+    with torch.no_grad():
+        weight.copy_(kept)
+    assert not np.array_equal(before.codes.codes, changed.codes.codes)
+    assert np.array_equal(before.codes.codes, model.generate("red", 1, seed=1)[0].codes.codes)
