@@ -18,7 +18,7 @@ from cm3core.document import NO_CELL, IntArray
 
 if TYPE_CHECKING:
     from cm3core.interfaces.decoder import Decoder, KVCache
-    from cm3core.sequence.serialize import Prompt
+    from cm3core.sequence.prompt_writer import Prompt
 
 #: A common beginning shorter than this is read again by each prompt: a second forward would cost
 #: more.

@@ -373,13 +373,13 @@ def test_keys_and_values_beyond_memory_are_refused_and_batches_are_cut_to_it(dec
     engine = make_engine(decoder)
     needed = engine.inference.cache_bytes(64)
     assert needed == 2 * 64 * 2 * 32 * 4
-    engine.cache_bytes = 1000
+    engine.preparer.cache_bytes = 1000
     with pytest.raises(GenerationError) as error:
         engine.complete([REQUESTS[0]])
     assert str(error.value).startswith(
         "request 0: its keys and values take 0.0 GB, they may take 0.0 GB\n  next: generate less"
     )
-    engine.cache_bytes = 2 * engine.inference.cache_bytes(10)
+    engine.preparer.cache_bytes = 2 * engine.inference.cache_bytes(10)
     session = engine.open(details=False)
     for seed in range(3):
         session.submit(Request((Text("ab"), ImageHole()), seed=seed))
@@ -427,7 +427,7 @@ def test_a_text_without_a_limit_has_what_the_context_has(decoder):
         APPLE,
         TextHole(4),
     )
-    [row] = [make_engine(decoder, never).prepare(0, Request(document))]
+    [row] = [make_engine(decoder, never).preparer.prepare(0, Request(document))]
     first, second, last = row.grammar.holes
     assert (first.max_tokens - 2, last.max_tokens) == (second.max_tokens - 1, 4)
     assert 62 <= row.longest <= 64
@@ -507,12 +507,12 @@ def test_precisions_are_near_each_other_and_unknown_ones_are_refused(decoder):
     assert str(caught.value) == "precision: 'int9' is not known\n  next: did you mean 'int8'?"
 
 
-# ---- recorded steps
+# ---- captured steps
 
 
 class ReplayedDecoder(CM3LeonDecoder):
-    """Allows recording on the CPU, where attention takes lengths from the host: a "recording" runs
-    the whole step again."""
+    """Allows capturing on the CPU, where attention takes lengths from the host: a replay runs the
+    whole step again."""
 
     def for_inference(self, precision: str = "auto"):
         arranged = super().for_inference(precision)
@@ -520,22 +520,22 @@ class ReplayedDecoder(CM3LeonDecoder):
         return arranged
 
 
-def test_recorded_steps_draw_the_same(decoder):
+def test_captured_steps_draw_the_same(decoder):
     """All that a step reads stays in the same tensors: run again on them it draws what a step not
-    recorded draws."""
+    captured draws."""
     replayed = ReplayedDecoder(decoder.config, VOCABULARY.size, decoder.backend, GRID)
     replayed.load_state_dict(decoder.state_dict())
-    recorded = []
+    captured = []
 
     def again(step):
         step()
-        recorded.append(step)
+        captured.append(step)
         return step
 
     engine = make_engine(
         replayed.eval(), CFGSamplerConfig(guidance_scale=2.0, guidance_ramp="up", temperature=0.9)
     )
-    engine.record = again
+    engine.capture = again
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cm3core.generation.batch.FEWEST_STEPS", 1)
         asked = [
@@ -545,7 +545,7 @@ def test_recorded_steps_draw_the_same(decoder):
     plain = make_engine(
         decoder, CFGSamplerConfig(guidance_scale=2.0, guidance_ramp="up", temperature=0.9)
     ).complete(asked)
-    assert len(recorded) >= 2  # once for all four, anew when one has left
+    assert len(captured) >= 2  # once for all four, again when one has left
     assert [one.document for one in found] == [one.document for one in plain]
     assert [one.log_probability for one in found] == pytest.approx(
         [one.log_probability for one in plain], abs=1e-3
@@ -556,6 +556,6 @@ def test_recorded_steps_draw_the_same(decoder):
 def test_cuda_graphs_draw_what_steps_draw(decoder):
     asked = [replace(request, seed=seed) for seed in range(2) for request in REQUESTS]
     engines = [make_engine(make_decoder().cuda(), WARM) for _ in range(2)]
-    engines[1].record = None
+    engines[1].capture = None
     graphs, plain = (engine.complete(asked) for engine in engines)
     assert [one.document for one in graphs] == [one.document for one in plain]

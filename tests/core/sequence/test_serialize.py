@@ -27,7 +27,8 @@ from cm3core.document import (
 )
 from cm3core.errors import DocumentError
 from cm3core.interfaces.sampler import PromptVariant
-from cm3core.sequence.serialize import Prompt, Serializer
+from cm3core.sequence.prompt_writer import Prompt
+from cm3core.sequence.serialize import Serializer
 from cm3core.vocab import Vocabulary
 from cm3plugins.text_tokenizers.byte import ByteTokenizer
 
