@@ -104,7 +104,7 @@ def load(
         RecipeError, PluginError: its recipe needs what is not installed.
     """
     from cm3core.checkpoint import find_model, open_checkpoint
-    from cm3core.plugins.registry import load_registry
+    from cm3core.plugins.discovery import load_registry
 
     registry = load_registry() if registry is None else registry
     opened = open_checkpoint(find_model(model, registry), registry, device=device)

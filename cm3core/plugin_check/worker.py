@@ -109,7 +109,7 @@ def started() -> tuple[Request, Teller]:
 def import_plugin(request: Request) -> object:
     """The plugin's module or object."""
     if request.file:
-        from cm3core.plugins.registry import plugin_of_file
+        from cm3core.plugins.discovery import plugin_of_file
 
         return plugin_of_file(Path(request.file))
     module, _, attributes = request.module.partition(":")
@@ -121,7 +121,8 @@ def import_plugin(request: Request) -> object:
 
 def registry_of(request: Request) -> Registry:
     """A registry with this plugin alone; it was found in order before."""
-    from cm3core.plugins.registry import PluginInfo, registry_of_one
+    from cm3core.plugins.discovery import registry_of_one
+    from cm3core.plugins.registry import PluginInfo
 
     return registry_of_one(PluginInfo(request.name, "", ""), lambda: import_plugin(request))
 
