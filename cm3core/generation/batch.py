@@ -115,7 +115,7 @@ class Batch:
 
         Returns:
             for each request (in the order of `rows` before the call) what it drew, int32 [m]. Those
-            that are done, and those whose `error` is set and that come to nothing, have left.
+            that are done, and those whose `error` is set, have left.
         """
         num = min(max_draws, *(row.grammar.num_draws for row in self.rows))
         cells_nm = np.stack([row.grammar.cells(num) for row in self.rows])

@@ -112,12 +112,7 @@ class Engine:
         num_threads: int | None = None,
         precision: str = "auto",
     ) -> None:
-        self.decoder, self.serializer, self.sampler, self.vocabulary = (
-            decoder,
-            serializer,
-            sampler,
-            vocabulary,
-        )
+        self.decoder, self.serializer, self.vocabulary = decoder, serializer, vocabulary
         self.inference = decoder.for_inference(precision)
         #: Makes rows of a batch of requests.
         self.preparer = Preparer(
@@ -141,6 +136,11 @@ class Engine:
     def batch_size(self) -> int:
         """How many requests are sure to be in flight at once."""
         return self.preparer.batch_size
+
+    @property
+    def sampler(self) -> Sampler:
+        """Of requests that name none."""
+        return self.preparer.sampler
 
     @property
     def max_rows(self) -> int:

@@ -142,7 +142,7 @@ class Preparer:
                 torch.set_num_threads(before)
 
     def _plans_of(self, sampler: Sampler) -> dict[str, SamplingPlan]:
-        """A sampler's plans, asked for once (and the sampler kept, so that its id stays its
+        """A sampler's plans, computed once (and the sampler kept, so that its id stays its
         own)."""
         if id(sampler) not in self._plans:
             plans = {modality: sampler.plan(modality) for modality in _MODALITIES}

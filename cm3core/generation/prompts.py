@@ -59,7 +59,7 @@ def key(prompt: Prompt) -> bytes:
 
 class _Family:
     """Prompts that begin alike, and how many tokens long that beginning is (all but the last of a
-    prompt that stands alone)."""
+    prompt that is alone)."""
 
     def __init__(self, place: int, prompt: Prompt) -> None:
         self.places, self.members, self.common = [place], [prompt], len(prompt) - 1

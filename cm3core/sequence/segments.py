@@ -130,7 +130,7 @@ class SegmentCodec:
     def write_segment(
         self, writer: TokenWriter, segment: Segment, place: str, max_text_tokens: int | None
     ) -> Span:
-        """Write one segment without holes and return where it stands."""
+        """Write one segment without holes and return where it is."""
         start = writer.length
         if isinstance(segment, (Text, MaskedText)) and not has_holes([segment]):
             text = (

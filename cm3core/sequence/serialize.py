@@ -7,7 +7,7 @@
     any other holes   <eos> ... q with <sentinel:i> in place of hole i ... <eos> <sentinel:0> content <eoss> <sentinel:1> ...
 
 Sources: CM3leon paper section 2.2, figures 8 and 9; facebookresearch/metaseq, branch scaling_racm3
-(`_tokenize_ra_json`). Any number of text and picture segments makes a document; `<break>` stands
+(`_tokenize_ra_json`). Any number of text and picture segments makes a document; `<break>` is
 between segments and between documents.
 """
 
@@ -118,7 +118,7 @@ class Serializer(SegmentCodec):
 
         Args:
             query: the document to complete; at least one hole.
-            retrieved: documents without holes in front of it.
+            retrieved: documents without holes, prepended to it.
             variant: what a guidance stream sees. The holes and their prefixes are the same for
                 every variant, so streams stay in step: the sentinel of what is hidden is numbered
                 after those of the holes.
