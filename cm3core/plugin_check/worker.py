@@ -163,12 +163,13 @@ def plugin_traceback(error: BaseException, most: int = 6) -> str:
 
 
 def is_ours(filename: str) -> bool:
-    """Whether a file belongs to the check itself, or to what stands between it and the plugin."""
+    """Whether a file belongs to the check itself, or to what is between it and the plugin."""
     path, core = Path(filename), Path(__file__).parents[1]
     if filename.startswith("<frozen ") or path.parent == Path(__file__).parent:
         return True
     others = {"importlib", "pluggy", "hypothesis", "_pytest"} & set(path.parts)
     return bool(others) or path in (
+        core / "plugins" / "discovery.py",
         core / "plugins" / "registry.py",
         core / "plugins" / "describe.py",
         core / "testing" / "_laws.py",

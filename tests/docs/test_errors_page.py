@@ -29,6 +29,7 @@ CORE = Path(cm3core.__file__).parent
 MODULES = tuple(
     CORE / name
     for name in (
+        "plugins/discovery.py",
         "plugins/registry.py",
         "plugins/describe.py",
         "config/schema.py",
