@@ -319,7 +319,7 @@ def bundled_models(registry: Registry | None = None) -> dict[str, Path]:
     """Model folders that the installed plugins ship: "PLUGIN:NAME" -> folder. None: the installed
     plugins' registry."""
     if registry is None:
-        from cm3core.plugins.registry import load_registry
+        from cm3core.plugins.discovery import load_registry
 
         registry = load_registry()
     return registry.models()

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ForwardRef
 
 from cm3core import hookspecs, interfaces
 from cm3core.interfaces.component import ComponentConfig
@@ -152,9 +152,9 @@ def attributes(cls: type[Any]) -> list[str]:
             else ""
         )
         value = value if name in vars(cls) else ""
-        rows.append(
-            f"- `{name}: {annotation}{value}`" + (f": {escaped(comment)}" if comment else "")
-        )
+        # a named tuple's annotations are wrapped
+        kind = annotation.__forward_arg__ if isinstance(annotation, ForwardRef) else annotation
+        rows.append(f"- `{name}: {kind}{value}`" + (f": {escaped(comment)}" if comment else ""))
     return rows
 
 

@@ -40,12 +40,12 @@ def add_overrides(parser: ArgumentParser) -> None:
 def registry_of(args: Namespace, *, quiet: bool = False) -> Registry:
     """The registry for a command: installed plugins, and the files that `--plugin` names. `quiet`
     holds warnings back, for commands that show broken plugins anyway."""
-    from cm3core.plugins import registry as plugins
+    from cm3core.plugins import discovery
 
-    before = plugins.logger.level
+    before = discovery.logger.level
     if quiet:
-        plugins.logger.setLevel("ERROR")
+        discovery.logger.setLevel("ERROR")
     try:
-        return plugins.load_registry(args.plugin)
+        return discovery.load_registry(args.plugin)
     finally:
-        plugins.logger.setLevel(before)
+        discovery.logger.setLevel(before)

@@ -93,7 +93,7 @@ def _command(
         )
         module.configure(parser)
         return parser, module.run
-    from cm3core.plugins.registry import load_registry
+    from cm3core.plugins.discovery import load_registry
 
     registry = load_registry(files)
     configure = registry.command(name)

@@ -1,10 +1,12 @@
 """Generation: the engine that fills the holes of documents, with continuous batching, and the
 likelihood of given tokens.
 
-engine      complete and stream requests          session    requests that join and leave a running batch
-batch, row  one step of many rows                 prompts    guidance streams that share their prefixes
-events      what is reported on the way           likelihood teacher-forced log-probabilities
-cuda_graph  steps recorded and replayed           sampling   columns of sampling plans for the fused op
+engine      complete and stream requests          session          requests that join and leave a running batch
+prepare     requests, checked, as rows            row              one request in flight
+batch       one step of many rows                 groups           requests that draw in one call
+prompts     prefixes are read once                events           what is reported on the way
+cuda_graph  steps captured and replayed           likelihood       teacher-forced log-probabilities
+sampling    plans as columns for the fused op     teacher_forcing  documents and contents -> rows
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from typing import TYPE_CHECKING
 from cm3core._lazy import exporter
 
 if TYPE_CHECKING:
-    from cm3core.generation.likelihood import Likelihood, LogProbability
+    from cm3core.generation.likelihood import Likelihood
     from cm3core.generation.sampling import plan_columns
+    from cm3core.interfaces.reranker import LogProbability
 
 __all__ = [
     "Likelihood",

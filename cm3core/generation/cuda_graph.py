@@ -1,8 +1,8 @@
-"""A step of generation recorded once and replayed (a CUDA graph): at small batches launching
+"""A step of generation captured once and replayed (a CUDA graph): at small batches launching
 kernels takes longer than they do.
 
 What a step reads and writes stays in the same tensors: hidden states, positions, weights, cells,
-lengths. Whenever requests join or leave it is recorded anew. Legend: n requests, S stream rows, G
+lengths. Whenever requests join or leave it is captured again. Legend: n requests, S stream rows, G
 guidance streams, E model dimension.
 """
 
@@ -17,15 +17,15 @@ from torch import Tensor
 if TYPE_CHECKING:
     from cm3core.interfaces.decoder import KVCache
 
-#: Records what a function does and returns what does it again, with whatever stands in the same
-#: tensors then.
-Recorder: TypeAlias = Callable[[Callable[[], None]], Callable[[], None]]
+#: Captures what a function does and returns what does it again, with whatever the same tensors hold
+#: then.
+Capture: TypeAlias = Callable[[Callable[[], None]], Callable[[], None]]
 
-#: Steps of a run from which recording pays: it costs about three of them.
+#: Steps of a run from which capturing pays: it costs about three of them.
 FEWEST_STEPS = 8
 
 
-class RecordedStep:
+class CapturedStep:
     """The step of a batch whose requests are one group.
 
     Args:
@@ -34,7 +34,7 @@ class RecordedStep:
             cache and not counted.
         cache: counts what was written.
         hidden_SE, weights_nG, position_n, cells_S1: of the first step; only their shapes matter.
-        record: `cuda_graph`.
+        capture: `cuda_graph`.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class RecordedStep:
         weights_nG: Tensor,
         position_n: Tensor,
         cells_S1: Tensor,
-        record: Recorder,
+        capture: Capture,
     ) -> None:
         self.cache = cache
         self.hidden_SE, self.weights_nG = hidden_SE.clone(), weights_nG.clone()
@@ -64,8 +64,8 @@ class RecordedStep:
             cache.count_on_device()
 
         lengths_B = cache.length_B.clone()
-        self._replay = record(step)
-        cache.length_B.copy_(lengths_B)  # recording ran it
+        self._replay = capture(step)
+        cache.length_B.copy_(lengths_B)  # capturing ran it
 
     def __call__(
         self, hidden_SE: Tensor | None, weights_nG: Tensor, position_n: Tensor, cells_S1: Tensor
@@ -83,7 +83,7 @@ class RecordedStep:
 
 
 def cuda_graph(step: Callable[[], None]) -> Callable[[], None]:
-    """Warm up on a stream of its own, as recording demands, then record."""
+    """Warm up on a stream of its own, as capturing demands, then capture."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

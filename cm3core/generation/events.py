@@ -1,4 +1,4 @@
-"""What is asked of the engine, what comes back, and what is told on the way. Numpy only."""
+"""What is asked of the engine, what comes back, and what is reported on the way. Numpy only."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from cm3core.document import Codes, Document, IntArray
-from cm3core.errors import GenerationError
+from cm3core.errors import CM3Error, GenerationError
 
 if TYPE_CHECKING:
     from cm3core.interfaces.sampler import Sampler
 
-#: Called as the work goes on with (tokens drawn so far, most there can be). An exception raised in
+#: Called after each step with (tokens drawn so far, most there can be). An exception raised in
 #: it ends the work.
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -27,7 +27,7 @@ class Request:
 
     Args:
         document: segments with at least one hole; pictures as `Codes`.
-        retrieved: documents to put in front, in this order.
+        retrieved: documents to prepend, in this order.
         seed: 0..2**63-1. Equal requests give equal completions, whatever else is in the batch.
         sampler: None: the engine's.
     """
@@ -99,7 +99,7 @@ class Finished(Event):
 
 @dataclass(frozen=True, eq=False)
 class Failed(Event):
-    """The request came to nothing; others go on. `error` says why, with what caused it as its
+    """The request came to nothing; others continue. `error` says why, with what caused it as its
     `__cause__`."""
 
     error: GenerationError
@@ -124,3 +124,17 @@ def candidate_seed(seed: int, index: int) -> int:
     if index == 0:
         return seed
     return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def wrong_request(number: int, error: Exception) -> GenerationError:
+    """The error of one request among others, with what caused it."""
+    if isinstance(error, CM3Error):
+        wrapped = GenerationError(f"request {number}, {error.place}", error.cause, error.next_step)
+    else:
+        wrapped = GenerationError(
+            f"request {number}",
+            f"{type(error).__name__}: {error}",
+            "see the traceback of its cause",
+        )
+    wrapped.__cause__ = error
+    return wrapped

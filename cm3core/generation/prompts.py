@@ -18,7 +18,7 @@ from cm3core.document import NO_CELL, IntArray
 
 if TYPE_CHECKING:
     from cm3core.interfaces.decoder import InferenceDecoder, KVCache
-    from cm3core.sequence.serialize import Prompt
+    from cm3core.sequence.prompt_writer import Prompt
 
 #: A common beginning shorter than this is read again by each prompt: a second forward would cost
 #: more.
@@ -59,7 +59,7 @@ def key(prompt: Prompt) -> bytes:
 
 class _Family:
     """Prompts that begin alike, and how many tokens long that beginning is (all but the last of a
-    prompt that stands alone)."""
+    prompt that is alone)."""
 
     def __init__(self, place: int, prompt: Prompt) -> None:
         self.places, self.members, self.common = [place], [prompt], len(prompt) - 1

@@ -1,9 +1,8 @@
-"""One request in flight: its prompts, its grammar, what has been drawn, and what is told about
-it."""
+"""One request in flight: its prompts, its grammar, what has been drawn, and what is reported
+about it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,9 @@ from cm3core.sequence.grammar import HoleGrammar, num_draws, num_new_tokens
 if TYPE_CHECKING:
     from cm3core.errors import GenerationError
     from cm3core.interfaces.sampler import Sampler, SamplingPlan
-    from cm3core.sequence.serialize import Hole, Prompt, Serializer
+    from cm3core.sequence.holes import Hole
+    from cm3core.sequence.prompt_writer import Prompt
+    from cm3core.sequence.serialize import Serializer
 
 #: What a tokenizer writes where bytes don't make a character (yet).
 REPLACEMENT = "\ufffd"
@@ -37,7 +38,7 @@ class ActiveRequest:
         prompts: the different prompts of its streams.
         local: for each guidance stream the prompt that it reads (streams without weight read the
             reference's).
-        grammar: where it stands in its holes.
+        grammar: its place in its holes.
     """
 
     number: int
@@ -52,7 +53,7 @@ class ActiveRequest:
     num_fed: int = 0
     log_probability: float = 0.0
     error: GenerationError | None = None
-    _told: str = ""
+    _reported: str = ""
     _picture: tuple[int, Codes] | None = field(default=None)
 
     @property
@@ -90,9 +91,9 @@ class ActiveRequest:
         share = np.array(shares, np.float32)[:, None]
         return only + share * (full - only)
 
-    # ---- what is told
+    # ---- what is reported
 
-    def told(
+    def events(
         self, serializer: Serializer, hole: Hole, tokens: IntArray, *, closed: bool
     ) -> list[Event]:
         """Events of `tokens`, just drawn in `hole`; `closed`: the hole is full now."""
@@ -101,11 +102,11 @@ class ActiveRequest:
             content = self.grammar.contents[-1] if closed else self.grammar.current
             text = serializer.text(np.asarray(content, np.int32))
             ready = text if closed else text[: _certain(text)]
-            if len(ready) > len(self._told):
-                events.append(TextGrown(self.number, hole.segment, ready[len(self._told) :]))
-                self._told = ready
+            if len(ready) > len(self._reported):
+                events.append(TextGrown(self.number, hole.segment, ready[len(self._reported) :]))
+                self._reported = ready
             if closed:
-                self._told = ""
+                self._reported = ""
         elif self._drawn_into(serializer, hole, tokens, closed=closed):
             assert self._picture is not None
             events.append(PictureGrown(self.number, hole.segment, self._picture[1]))
@@ -149,7 +150,3 @@ def different(prompts: list[Prompt]) -> tuple[list[Prompt], list[int]]:
     index: dict[bytes, int] = {}
     local = [index.setdefault(key(prompt), len(index)) for prompt in prompts]
     return [prompts[local.index(place)] for place in range(len(index))], local
-
-
-#: Makes an `ActiveRequest` of a request, or raises `GenerationError`.
-Prepare = Callable[[int, Request], ActiveRequest]

@@ -10,29 +10,41 @@ from typing import TYPE_CHECKING
 import torch
 
 from cm3core.errors import CM3Error
-from cm3core.generation.batch import Batch, wrong_request
-from cm3core.generation.events import Cancelled, Completion, Event, Failed, Finished, Request
+from cm3core.generation.batch import Batch
+from cm3core.generation.events import (
+    Cancelled,
+    Completion,
+    Event,
+    Failed,
+    Finished,
+    Request,
+    wrong_request,
+)
 
 if TYPE_CHECKING:
-    from cm3core.generation.engine import Engine
+    from cm3core.generation.cuda_graph import Capture
+    from cm3core.generation.prepare import Preparer
     from cm3core.generation.row import ActiveRequest
 
 
 class Session:
     """Requests in flight and in the queue; made by `Engine.open`. One thread uses it.
 
-    At most `engine.max_rows` stream rows are in flight (a request whose streams are more is
-    refused), and no more than the keys and values of which fit `engine.cache_bytes`; the queue is
+    At most `preparer.max_rows` stream rows are in flight (a request whose streams are more is
+    refused), and no more than the keys and values of which fit `preparer.cache_bytes`; the queue is
     first come, first served.
 
     Args:
-        engine: what completes them.
-        details: whether `step` also tells tokens, pieces of text and pictures in the making.
+        preparer: makes rows of requests; has the decoder that completes them.
+        capture: how steps are captured, see `Batch`.
+        details: whether `step` also reports tokens, pieces of text and pictures in the making.
     """
 
-    def __init__(self, engine: Engine, *, details: bool = True) -> None:
-        self.engine, self.details = engine, details
-        self._batch = Batch(engine.inference, engine.record)
+    def __init__(
+        self, preparer: Preparer, capture: Capture | None = None, *, details: bool = True
+    ) -> None:
+        self.preparer, self.details = preparer, details
+        self._batch = Batch(preparer.inference, capture)
         self._queue: deque[ActiveRequest] = deque()
         self._pending: list[Event] = []
         self._next = 0
@@ -41,7 +53,7 @@ class Session:
 
     @property
     def busy(self) -> bool:
-        """Whether there is anything left to do or to tell."""
+        """Whether there is anything left to do or to report."""
         return bool(self._queue or self._batch.rows or self._pending)
 
     @property
@@ -64,7 +76,7 @@ class Session:
             GenerationError, DocumentError: it can't be completed: no hole, a bad seed, no room for
                 it. Nothing is queued then.
         """
-        self._queue.append(self.engine.prepare(self._next, request))
+        self._queue.append(self.preparer.prepare(self._next, request))
         self._next += 1
         return self._next - 1
 
@@ -93,23 +105,26 @@ class Session:
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """Let waiting requests join, draw some tokens of every request (at most a row of a
-        picture), and tell what happened."""
+        picture), and report what happened."""
         events, self._pending = self._pending, []
-        with self.engine.threads():
+        with self.preparer.threads():
             self._admit()
             if not self._batch.rows:
                 return events + self._take_pending()
             rows = self._batch.rows
             before = [(row.grammar.hole, len(row.grammar.contents)) for row in rows]
-            drawn = self._batch.step(self.engine.serializer.grid[1])
+            drawn = self._batch.step(self.preparer.serializer.grid[1])
         self.num_drawn += sum(map(len, drawn))
         for row, (hole, number), tokens in zip(rows, before, drawn, strict=True):
             if row.error is not None:
                 events.append(Failed(row.number, row.error))
                 continue
             if self.details:
-                events += row.told(
-                    self.engine.serializer, hole, tokens, closed=len(row.grammar.contents) > number
+                events += row.events(
+                    self.preparer.serializer,
+                    hole,
+                    tokens,
+                    closed=len(row.grammar.contents) > number,
                 )
             if row.grammar.done:
                 events.append(self._finished(row))
@@ -117,7 +132,7 @@ class Session:
 
     def _finished(self, row: ActiveRequest) -> Event:
         try:
-            document = self.engine.serializer.fill(row.document, row.grammar.contents)
+            document = self.preparer.serializer.fill(row.document, row.grammar.contents)
         except CM3Error as error:  # a text tokenizer that can't decode
             return Failed(row.number, wrong_request(row.number, error))
         return Finished(row.number, Completion(document, row.log_probability, row.num_drawn))
@@ -138,7 +153,7 @@ class Session:
             rows, longest = rows + len(row.prompts), max(longest, row.longest)
             in_flight = bool(joining or self._batch.rows)
             if in_flight and (
-                rows > self.engine.max_rows or self.engine.exceeds_memory(rows, longest)
+                rows > self.preparer.max_rows or self.preparer.exceeds_memory(rows, longest)
             ):
                 break
             joining.append(self._queue.popleft())

@@ -13,7 +13,13 @@ from cm3core.interfaces.decoder import Decoder, DecoderConfig, InferenceDecoder,
 from cm3core.interfaces.embedder import Embedder, EmbedderConfig, VectorArray, normalise
 from cm3core.interfaces.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from cm3core.interfaces.objective import MaskingObjective, ObjectiveConfig
-from cm3core.interfaces.reranker import Candidate, Reranker, RerankerConfig
+from cm3core.interfaces.reranker import (
+    Candidate,
+    Likelihood,
+    LogProbability,
+    Reranker,
+    RerankerConfig,
+)
 from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
 from cm3core.interfaces.sampler import (
     Filters,
@@ -45,6 +51,8 @@ __all__ = [
     "ImageTokenizerConfig",
     "InferenceDecoder",
     "KVCache",
+    "Likelihood",
+    "LogProbability",
     "MaskingObjective",
     "ObjectiveConfig",
     "PromptVariant",

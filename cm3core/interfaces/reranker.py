@@ -11,15 +11,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
-from cm3core.document import Codes, Document, PixelArray, Text, has_holes
+from cm3core.document import Codes, Document, IntArray, PixelArray, Text, has_holes
 from cm3core.errors import CM3Error, GenerationError
 from cm3core.interfaces.component import ComponentConfig
 
 if TYPE_CHECKING:
-    from cm3core.generation.likelihood import Likelihood
     from cm3core.interfaces.embedder import Embedder
+    from cm3core.interfaces.sampler import PromptVariant
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class Candidate:
         request: the document with its holes, pictures as `Codes`.
         document: the same document, each hole filled by `Text` or `Codes`.
         decode: turns `Codes` into pixels, uint8 [height, width, 3].
-        retrieved: the documents that stood in front of the request.
+        retrieved: the documents that were prepended to the request.
         log_probability, num_tokens: see `cm3core.generation.engine.Completion`.
         seed: the completion's own.
     """
@@ -74,6 +74,54 @@ class Candidate:
         """The pictures of `drawn`, uint8 [height, width, 3] each; decoded when they are first asked
         for."""
         return tuple(self.decode(codes) for codes in self.drawn)
+
+
+class LogProbability(NamedTuple):
+    """Sum over the tokens that there was a choice for, natural logarithm (`nats`), and how many
+    they are."""
+
+    nats: float
+    num_tokens: int
+
+    @property
+    def per_token(self) -> float:
+        """Nats a token: minus the logarithm of the perplexity."""
+        return self.nats / self.num_tokens
+
+
+class Likelihood(Protocol):
+    """What a reranker may ask the model itself: how probable given contents of holes are.
+    `cm3core.generation.Likelihood` is one."""
+
+    @property
+    def max_text_tokens(self) -> int | None:
+        """Every text of a prompt is cut to this many tokens, as it was in training. None: never."""
+
+    def log_probability(
+        self,
+        documents: Sequence[Document],
+        contents: Sequence[Sequence[IntArray]],
+        *,
+        retrieved: Sequence[Sequence[Document]] | None = None,
+        variant: PromptVariant | None = None,
+    ) -> list[LogProbability]:
+        """log p(contents | the rest of the document) of each document, in order.
+
+        Args:
+            documents: at least one hole each, pictures as `Codes`.
+            contents: for each document its holes' contents in order, as `contents_of` gives them. A
+                text shorter than its hole's `max_tokens` is ended there, and the end token counts;
+                a hole without a limit counts it always.
+            retrieved: for each document those prepended to it. None: none.
+            variant: what is seen of the prompts. None: everything.
+        """
+
+    def contents_of(self, document: Document, filled: Document) -> list[IntArray]:
+        """Contents int32 of each hole of `document`, in order, as they are in `filled`: the same
+        document with its holes filled."""
+
+    def num_text_tokens(self, text: str) -> int:
+        """How many tokens a text is."""
 
 
 @dataclass(kw_only=True)

@@ -33,7 +33,7 @@ from cm3core.model.options import sampler_keys
 from cm3core.model.results import GeneratedImage, GeneratedText, InfilledImage
 from cm3core.model.retrieval import with_memory
 from cm3core.model.writing import Writing
-from cm3core.plugins.registry import load_registry
+from cm3core.plugins.discovery import load_registry
 
 if TYPE_CHECKING:
     from cm3core.build import Components

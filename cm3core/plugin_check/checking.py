@@ -20,7 +20,8 @@ from cm3core.errors import PluginError, close_match
 from cm3core.plugin_check.targets import Target, find_targets
 from cm3core.plugin_check.verdicts import Report, Verdict
 from cm3core.plugin_check.worker import Request
-from cm3core.plugins.registry import DISABLE_VARIABLE, STRICT_VARIABLE
+from cm3core.plugins.discovery import STRICT_VARIABLE
+from cm3core.plugins.registry import DISABLE_VARIABLE
 
 #: Seconds that describing a plugin may take beyond what cm3core takes itself.
 IMPORT_BUDGET = 0.5

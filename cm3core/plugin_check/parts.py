@@ -10,7 +10,8 @@ from cm3core.commands import COMMANDS, CommandParser
 from cm3core.errors import DeviceError, MissingPackageError, PluginError
 from cm3core.plugin_check.worker import ANY_ERROR, Request, Teller, registry_of, started
 from cm3core.plugins.describe import BENCHMARKS_HOOK, COMMANDS_HOOK
-from cm3core.plugins.registry import Registry, load_registry
+from cm3core.plugins.discovery import load_registry
+from cm3core.plugins.registry import Registry
 
 
 def main() -> None:

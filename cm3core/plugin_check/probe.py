@@ -19,8 +19,9 @@ from cm3core.plugin_check.imports import ImportWatch
 from cm3core.plugin_check.overrides import check_overrides, components_of, config_of, missing_keys
 from cm3core.plugin_check.worker import ANY_ERROR, Request, Teller, import_plugin, started
 from cm3core.plugins import describe
+from cm3core.plugins.discovery import GROUP, load_registry
 from cm3core.plugins.kinds import KINDS
-from cm3core.plugins.registry import GROUP, PluginInfo, Registry, load_registry
+from cm3core.plugins.registry import PluginInfo, Registry
 
 LOADED = time.perf_counter()
 

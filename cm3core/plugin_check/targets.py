@@ -17,7 +17,7 @@ from typing import Any
 
 from cm3core.errors import PluginError, close_match
 from cm3core.plugin_check.verdicts import Verdict
-from cm3core.plugins.registry import GROUP
+from cm3core.plugins.discovery import GROUP
 
 OURS = "cm3leon"
 PROJECT_FILE = "pyproject.toml"

@@ -109,7 +109,7 @@ def started() -> tuple[Request, Teller]:
 def import_plugin(request: Request) -> object:
     """The plugin's module or object."""
     if request.file:
-        from cm3core.plugins.registry import plugin_of_file
+        from cm3core.plugins.discovery import plugin_of_file
 
         return plugin_of_file(Path(request.file))
     module, _, attributes = request.module.partition(":")
@@ -121,7 +121,8 @@ def import_plugin(request: Request) -> object:
 
 def registry_of(request: Request) -> Registry:
     """A registry with this plugin alone; it was found in order before."""
-    from cm3core.plugins.registry import PluginInfo, registry_of_one
+    from cm3core.plugins.discovery import registry_of_one
+    from cm3core.plugins.registry import PluginInfo
 
     return registry_of_one(PluginInfo(request.name, "", ""), lambda: import_plugin(request))
 
@@ -162,12 +163,13 @@ def plugin_traceback(error: BaseException, most: int = 6) -> str:
 
 
 def is_ours(filename: str) -> bool:
-    """Whether a file belongs to the check itself, or to what stands between it and the plugin."""
+    """Whether a file belongs to the check itself, or to what is between it and the plugin."""
     path, core = Path(filename), Path(__file__).parents[1]
     if filename.startswith("<frozen ") or path.parent == Path(__file__).parent:
         return True
     others = {"importlib", "pluggy", "hypothesis", "_pytest"} & set(path.parts)
     return bool(others) or path in (
+        core / "plugins" / "discovery.py",
         core / "plugins" / "registry.py",
         core / "plugins" / "describe.py",
         core / "testing" / "_laws.py",

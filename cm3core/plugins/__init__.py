@@ -1,8 +1,9 @@
 """Plugins: discover them, describe what they bring, and look components up by kind and name.
 Imports no torch.
 
-registry  discovery and lookup          kinds    what a kind of component is
-describe  introspection of one plugin   catalog  what is there, for people to read
+discovery  which plugins there are       registry  lookup by kind and name
+describe   introspection of one plugin   kinds     what a kind of component is
+catalog    what is there, for people to read
 """
 
 from __future__ import annotations
@@ -12,15 +13,9 @@ from typing import TYPE_CHECKING
 from cm3core._lazy import exporter
 
 if TYPE_CHECKING:
+    from cm3core.plugins.discovery import load_registry, plugin_of_file, registry_of_one
     from cm3core.plugins.kinds import KINDS, Kind
-    from cm3core.plugins.registry import (
-        PluginInfo,
-        Registry,
-        load_registry,
-        plugin_of_file,
-        plugin_versions,
-        registry_of_one,
-    )
+    from cm3core.plugins.registry import PluginInfo, Registry, plugin_versions
 
 __all__ = [
     "KINDS",
@@ -40,9 +35,9 @@ __getattr__ = exporter(
         "Kind": "kinds",
         "PluginInfo": "registry",
         "Registry": "registry",
-        "load_registry": "registry",
-        "plugin_of_file": "registry",
+        "load_registry": "discovery",
+        "plugin_of_file": "discovery",
         "plugin_versions": "registry",
-        "registry_of_one": "registry",
+        "registry_of_one": "discovery",
     },
 )

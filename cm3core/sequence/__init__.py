@@ -1,5 +1,11 @@
-"""Documents <-> sequences of tokens: serialisation, infilling order, prompt variants, packing,
-grammar."""
+"""Documents <-> sequences of tokens.
+
+serialize      training sequences, prompts and back      prompt_writer    documents with holes -> prompts
+segments       one segment <-> tokens                    prompt_variants  what a guidance stream sees
+holes          what is missing of a document             fill             contents of holes <-> documents
+infill         spans moved behind their sequence         grammar          which ids are legal where
+packing        several sequences in a row
+"""
 
 from __future__ import annotations
 

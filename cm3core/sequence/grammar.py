@@ -22,7 +22,7 @@ from cm3core.errors import GenerationError
 from cm3core.vocab import Vocabulary
 
 if TYPE_CHECKING:
-    from cm3core.sequence.serialize import Hole
+    from cm3core.sequence.holes import Hole
 
 #: Legal ids at a position, as disjoint ranges in ascending order.
 LegalIds: TypeAlias = tuple[range, ...]

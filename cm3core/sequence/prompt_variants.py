@@ -28,8 +28,8 @@ def apply_variant(query: Document, variant: PromptVariant) -> list[tuple[int, Pi
 
     A text is what a `Text`, or a `MaskedText` between its holes, says. `replace_text` alone
     replaces all of them. With `hide_images` a picture without missing codes is hidden, and segments
-    that are hidden side by side are one (the first's index stands for all), so that nothing tells
-    how many there were; what stands beside a hole in its segment stays there.
+    that are hidden side by side are one (with the first's index), so that nothing shows how many
+    there were; what is beside a hole in its segment stays there.
 
     >>> edit = (Text("a cat"), Codes(np.zeros(4, np.int32), (2, 2)), Text("now a dog"), ImageHole())
     >>> apply_variant(edit, PromptVariant(hide_text="all", hide_images=True))

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -22,16 +22,13 @@ from hypothesis import strategies as st
 
 from cm3core.document import Codes, Document, ImageHole, MaskedText, PixelArray, Text, TextHole
 from cm3core.interfaces.embedder import Embedder
-from cm3core.interfaces.reranker import Candidate, Reranker
+from cm3core.interfaces.reranker import Candidate, Likelihood, Reranker
 from cm3core.interfaces.text_tokenizer import TextTokenizer
 from cm3core.sequence.serialize import Serializer
 from cm3core.testing._laws import Contract
 from cm3core.testing.samples import HashEmbedder
 from cm3core.testing.strategies import codes
 from cm3core.vocab import Vocabulary
-
-if TYPE_CHECKING:
-    from cm3core.generation.likelihood import Likelihood
 
 GRID = (2, 3)
 LETTERS = "abcdefghij "
@@ -120,12 +117,12 @@ class RerankerContract(Contract[Reranker]):
 
     def likelihood(self) -> Likelihood:
         """What asks the model: a tiny decoder with random weights, the same in every call."""
-        from cm3core.generation.likelihood import Likelihood
+        from cm3core.generation import likelihood
         from cm3core.testing.attention import DenseAttention
         from cm3core.testing.tiny import TinyDecoder
 
         decoder = TinyDecoder(VOCABULARY.size, DenseAttention()).eval()
-        return Likelihood(decoder, SERIALIZER, VOCABULARY, max_text_tokens=6)
+        return likelihood.Likelihood(decoder, SERIALIZER, VOCABULARY, max_text_tokens=6)
 
     def build(self, config: Any) -> Reranker:
         """With the kit's embedder and likelihood."""

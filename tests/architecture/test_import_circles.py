@@ -15,8 +15,6 @@ PACKAGES = ("cm3core", "cm3plugins", "cm3apps", "cm3kernels")
 
 #: Imports that are known to close a circle, and left out.
 KNOWN = {
-    # A session is made by an engine, and asks it for its settings.
-    ("cm3core.generation.session", "cm3core.generation.engine"),
     # The package's path, to find the kernels that are compiled ahead of time.
     ("cm3kernels.aot", "cm3kernels"),
     # The limits of shapes, which its package checks too.

@@ -64,7 +64,7 @@ def class_lines(place: str, cls: type[Any]) -> Iterator[str]:
     if dataclasses.is_dataclass(cls):
         for item in dataclasses.fields(cls):
             yield f"{place}.{item.name}: {item.type}{field_default(item)}  [field]"
-    elif "__init__" in vars(cls):
+    elif "__init__" in vars(cls) and not getattr(cls, "_is_protocol", False):
         yield f"{place}.__init__{signature(cls.__init__)}"
     for owner in reversed([base for base in cls.__mro__ if base.__module__.startswith(OURS)]):
         # a test that patches a member moves it to the end

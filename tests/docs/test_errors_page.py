@@ -18,7 +18,8 @@ import cm3core
 from cm3core.errors import CM3Error
 from cm3core.interfaces import SamplerConfig
 from cm3core.plugins import describe
-from cm3core.plugins.registry import GROUP, Registry, load_registry
+from cm3core.plugins.discovery import GROUP, load_registry
+from cm3core.plugins.registry import Registry
 from cm3core.recipe import compose, recipe_from_yaml
 from cm3core.testing.sampler import SamplerContract
 from cm3core.testing.text_tokenizer import TextTokenizerContract
@@ -28,6 +29,7 @@ CORE = Path(cm3core.__file__).parent
 MODULES = tuple(
     CORE / name
     for name in (
+        "plugins/discovery.py",
         "plugins/registry.py",
         "plugins/describe.py",
         "config/schema.py",

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from cm3core.interfaces.reranker import Reranker, RerankerConfig
 
 if TYPE_CHECKING:
-    from cm3core.generation import Likelihood
     from cm3core.interfaces.embedder import Embedder
+    from cm3core.interfaces.reranker import Likelihood
 
 
 @dataclass(kw_only=True)

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from cm3core.document import Codes, Document, ImageHole, MaskedText, Text, TextHole, has_holes
 from cm3core.errors import GenerationError
-from cm3core.generation import Likelihood, LogProbability
-from cm3core.interfaces.reranker import Candidate, Reranker
+from cm3core.interfaces.reranker import Candidate, Likelihood, LogProbability, Reranker
 from cm3core.interfaces.sampler import PromptVariant
 
 
@@ -39,9 +38,7 @@ class _ModelReranker(Reranker):
         """As the model writes captions: at the length that texts are cut to, the end leaves no
         choice."""
         limit = self.likelihood.max_text_tokens
-        return TextHole(
-            len(self.likelihood.serializer.text_tokens(text.text)) + 1 if limit is None else limit
-        )
+        return TextHole(self.likelihood.num_text_tokens(text.text) + 1 if limit is None else limit)
 
     def _ask(
         self,

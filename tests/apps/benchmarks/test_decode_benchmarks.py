@@ -162,9 +162,9 @@ class Faulty(engine.EngineProvider):
     def engine(self, tokens: int, pictures: int, temperature: float = 1.0) -> Engine:
         made = super().engine(tokens, pictures, temperature)
         if self.name == "no guidance":
-            made.sampler = CFGSamplerConfig(guidance_scale=1.0, temperature=0.0).build()
+            made.preparer.sampler = CFGSamplerConfig(guidance_scale=1.0, temperature=0.0).build()
         elif self.name == "not greedy":
-            made.sampler = engine.sampler(1.0)
+            made.preparer.sampler = engine.sampler(1.0)
         else:
             other = engine.RandomModel(SETUP)
             with torch.no_grad():

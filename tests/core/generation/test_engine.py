@@ -15,17 +15,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cm3core.document import Codes, Document, ImageHole, MaskedText, Text, TextHole
-from cm3core.errors import GenerationError
-from cm3core.generation.engine import Engine, Request, candidate_seed
+from cm3core.errors import DocumentError, GenerationError
+from cm3core.generation.engine import Request, candidate_seed, candidates
 from cm3core.interfaces.sampler import PromptVariant
 from cm3core.sequence.grammar import HoleGrammar
 from cm3plugins.samplers.config import NULL_PROMPTS, CFGSamplerConfig, TopPSamplerConfig
-from engine_parts import APPLE, LETTERS, REQUESTS, SERIALIZER, VOCABULARY, make_decoder, make_engine
-
-
-@pytest.fixture(scope="module")
-def decoder():
-    return make_decoder()
+from engine_parts import (
+    APPLE,
+    GRID,
+    LETTERS,
+    REQUESTS,
+    SERIALIZER,
+    VOCABULARY,
+    WARM,
+    Failing,
+    boom,
+    make_engine,
+)
 
 
 @torch.inference_mode()
@@ -152,43 +158,6 @@ def test_scale_one_is_the_conditional_stream_and_runs_nothing_else(decoder):
     assert len(CFGSamplerConfig(guidance_scale=1.0).plan("image").streams) == 1
 
 
-class CountingDecoder:
-    """A decoder that notes the shape of every forward and the range of every head."""
-
-    def __init__(self, decoder):
-        self.decoder, self.shapes, self.ranges = decoder, [], []
-
-    def __getattr__(self, name):
-        return getattr(self.decoder, name)
-
-    def for_inference(self, precision):
-        self.decoder = self.decoder.for_inference(precision)
-        return self
-
-    def hidden_states(self, tokens_BT, **options):
-        self.shapes.append(tuple(tokens_BT.shape))
-        return self.decoder.hidden_states(tokens_BT, **options)
-
-    def logits(self, hidden, ids):
-        self.ranges.append(ids)
-        return self.decoder.logits(hidden, ids)
-
-
-def test_equal_prompts_are_read_once_and_the_head_runs_over_image_codes_only(decoder):
-    counting = CountingDecoder(decoder)
-    requests = [Request((Text("ab"), ImageHole()), seed=seed) for seed in range(3)]
-    make_engine(counting).complete(requests)
-    # one conditional and one unconditional prompt; then 3 x 2 streams
-    assert counting.shapes == [(2, 4), *[(6, 1)] * 5]
-    assert set(counting.ranges) == {VOCABULARY.image}
-
-
-def test_captions_at_text_scale_one_run_one_stream(decoder):
-    counting = CountingDecoder(decoder)
-    make_engine(counting).complete([Request((TextHole(4), APPLE))])
-    assert {rows for rows, _ in counting.shapes} == {1}
-
-
 def test_progress_ends_at_what_was_drawn(decoder):
     seen = []
     completions = make_engine(decoder).complete(
@@ -206,60 +175,67 @@ def test_texts_are_cut_as_in_training(decoder):
     assert cut.document[0] == Text("abcabc")
 
 
-def test_a_prompt_longer_than_the_context_says_what_fits(decoder):
-    with pytest.raises(GenerationError) as error:
-        make_engine(decoder).complete([REQUESTS[0], Request((Text("a" * 60), ImageHole()))])
-    assert str(error.value) == (
-        "request 1: the prompt is 62 tokens and 6 are to be generated, 3 more than the decoder's "
-        "context of 64 holds\n"
-        "  next: shorten the text or retrieve fewer documents (a prompt of 59 tokens fits)"
+def test_a_text_ends_with_a_string_that_stops_it(decoder):
+    hole = TextHole(12)
+    greedy = TopPSamplerConfig(text_temperature=0)
+    [whole] = make_engine(decoder, greedy).complete([Request((hole, APPLE))])
+    text = whole.document[0].text
+    assert len(text) > 2
+    [stopped] = make_engine(decoder, greedy).complete(
+        [Request((TextHole(12, stop=(text[1],)), APPLE, TextHole(3)))]
     )
-    with pytest.raises(GenerationError) as error:
-        make_engine(decoder).complete([Request((Text("a" * 20), TextHole(60)))])
+    beginning = stopped.document[0].text
+    assert text[1] in beginning or len(beginning) == 12
+    assert text[1] not in beginning[:-1]
+
+
+def test_a_text_is_as_long_as_asked_for_at_least(decoder):
+    warm = TopPSamplerConfig(text_temperature=3.0, text_top_p=1.0)
+    for seed in range(12):
+        [short] = make_engine(decoder, warm).complete(
+            [Request((TextHole(9, min_tokens=5), APPLE), seed=seed)]
+        )
+        assert 5 <= len(short.document[0].text) <= 9
+    with pytest.raises(DocumentError) as error:
+        make_engine(decoder).complete([Request((TextHole(3, min_tokens=4), APPLE))])
     assert str(error.value) == (
-        "request 0: the prompt is 22 tokens and 60 are to be generated, 17 more than the "
-        "decoder's context of 64 holds\n"
-        "  next: shorten the text or retrieve fewer documents (a prompt of 5 tokens fits), "
-        "or write at most 43 text tokens instead of 60"
-    )
-
-
-def test_the_whole_context_can_be_used(decoder):
-    # 59 tokens of prompt; 6 codes, the last of which is not read
-    full = Request((Text("a" * 57), ImageHole()))
-    assert make_engine(decoder).complete([full, REQUESTS[5]])[0].document[1].codes.shape == (6,)
-
-
-def test_small_decoders_use_one_thread_and_leave_the_number_as_it_was(decoder):
-    before, seen = torch.get_num_threads(), []
-    try:
-        torch.set_num_threads(2)
-        for number in (None, 2):
-            own = make_engine(decoder, num_threads=number)
-            own.complete(REQUESTS[:1], progress=lambda *_: seen.append(torch.get_num_threads()))
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
-    assert set(seen[: len(seen) // 2]) == {1}
-    assert set(seen[len(seen) // 2 :]) == {2}
-
-
-def test_a_document_without_holes_is_refused(decoder):
-    with pytest.raises(GenerationError) as error:
-        make_engine(decoder).complete([Request((Text("a"), APPLE))])
-    assert str(error.value) == (
-        "request 0: the document has no hole, there is nothing to complete\n"
-        "  next: put a TextHole, an ImageHole or missing codes where something is to be generated"
+        "query document, segment 0: is a text hole of 4 to 3 tokens\n"
+        "  next: give a max_tokens of at least 1, and a min_tokens from 1 to that"
     )
 
 
-def test_a_bad_seed_is_refused(decoder):
-    with pytest.raises(GenerationError, match=r"seed: is -1\n  next: use 0 to 2\*\*63 - 1"):
-        make_engine(decoder).complete([replace(REQUESTS[0], seed=-1)])
+def test_candidates_have_their_own_seeds_and_samplers(decoder):
+    class Alternating(Failing):
+        def for_candidate(self, index):
+            return self.inner if index % 2 else self
+
+    sampler = Alternating(WARM.build(), boom)
+    some = candidates(replace(REQUESTS[0], seed=5), 4, sampler)
+    assert [one.sampler for one in some] == [sampler, sampler.inner, sampler, sampler.inner]
+    assert some[0].seed == 5
+    assert len({one.seed for one in some}) == 4
+    assert candidates(REQUESTS[0], 2)[0].sampler is None
 
 
-def test_a_sampler_that_draws_an_illegal_id_is_named(decoder):
-    bad = TopPSamplerConfig().build()
-    bad.draw = lambda logits_SR, rows, *_, **__: torch.full((len(rows),), VOCABULARY.break_)
-    with pytest.raises(GenerationError, match="sampler: drew <break> where image was due"):
-        Engine(decoder, SERIALIZER, bad, VOCABULARY).complete([REQUESTS[0]])
+def test_precisions_are_near_each_other_and_unknown_ones_are_refused(decoder):
+    request = Request((Text("ab"), ImageHole()))
+    exact = make_engine(decoder, CFGSamplerConfig(temperature=0)).inference
+    tokens_BT = torch.tensor(SERIALIZER.prompt(request.document).tokens[None].astype(np.int64))
+    states = {}
+    for precision in ("auto", "fp32", "bf16", "int8"):
+        arranged = decoder.for_inference(precision)
+        cache = arranged.allocate_cache(1, 10)
+        with torch.inference_mode():
+            hidden = arranged.hidden_states(tokens_BT, cache=cache)[0, -1:]
+            states[precision] = arranged.logits(hidden, VOCABULARY.image).float()
+    assert exact.precision == "auto"
+    spread = float(states["fp32"].std())
+    assert torch.allclose(states["auto"], states["fp32"], atol=1e-4)
+    for precision in ("bf16", "int8"):
+        error = float((states[precision] - states["fp32"]).std())
+        assert 0 < error < 0.15 * spread, f"{precision}: {error} beside {spread}"
+        [completion] = make_engine(decoder, precision=precision).complete([request])
+        assert completion.document[1].codes.shape == (GRID[0] * GRID[1],)
+    with pytest.raises(GenerationError) as caught:
+        make_engine(decoder, precision="int9")
+    assert str(caught.value) == "precision: 'int9' is not known\n  next: did you mean 'int8'?"

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cm3core.document import Codes, ImageHole, MaskedText, Text, TextHole
-from cm3core.errors import CM3Error, DocumentError, GenerationError
+from cm3core.errors import DocumentError, GenerationError
 from cm3core.generation import Likelihood, LogProbability
 from cm3core.generation import likelihood as module
 from cm3core.generation.engine import Engine, Request
@@ -306,86 +306,7 @@ def test_the_head_of_a_caption_sees_text_and_its_end(decoder):
     )
 
 
-# ---- contents of filled documents
-
-
-@pytest.mark.parametrize(
-    ("document", "filled", "contents"),
-    [
-        ((Text("a"), ImageHole()), (Text("a"), PEAR), [codes(PEAR)]),
-        ((TextHole(4), APPLE), (Text("abc"), APPLE), [text("abc")]),
-        ((TextHole(2), APPLE), (Text("abc"), APPLE), [text("ab")]),
-        ((TextHole(9, stop=("bc", "h")), APPLE), (Text("abcab"), APPLE), [text("abc")]),
-        (
-            (MaskedText(("a ", TextHole(2), " b", TextHole(3))), PEAR),
-            (Text("a dg bcc"), PEAR),
-            [text("dg"), text("cc")],
-        ),
-        # none empty
-        (
-            (MaskedText(("a", TextHole(2), "a", TextHole(3))), PEAR),
-            (Text("aabac"), PEAR),
-            [text("ab"), text("c")],
-        ),
-        (
-            (HOLED, TextHole(3)),
-            (Codes(np.array([0, 8, 9, 3, 11, 5], np.int32), GRID), Text("j")),
-            [
-                np.array([8, 9]) + VOCABULARY.image.start,
-                np.array([11]) + VOCABULARY.image.start,
-                text("j"),
-            ],
-        ),
-    ],
-)
-def test_contents_of_filled_documents(decoder, document, filled, contents):
-    likelihood = Likelihood(decoder, SERIALIZER, VOCABULARY)
-    found = likelihood.contents_of(document, filled)
-    assert [one.tolist() for one in found] == [one.tolist() for one in contents]
-    if all(
-        not isinstance(one, TextHole) or (not one.stop and one.max_tokens > 2) for one in document
-    ):
-        assert SERIALIZER.fill(document, found) == filled
-
-
-NO_FILLING = (
-    "is no filling of the document's {}\n  next: give the document itself, its holes filled"
-)
-
-
-@pytest.mark.parametrize(
-    ("document", "filled", "message"),
-    [
-        (
-            (Text("a"), ImageHole()),
-            (Text("a"),),
-            "filled document: has 1 segments, the document has 2\n  next: give the document "
-            "itself, its holes filled",
-        ),
-        (
-            (Text("a"), ImageHole()),
-            (Text("b"), PEAR),
-            "filled document, segment 0: " + NO_FILLING.format("Text"),
-        ),
-        ((TextHole(3),), (PEAR,), "filled document, segment 0: " + NO_FILLING.format("TextHole")),
-        (
-            (MaskedText(("a", TextHole(3))), PEAR),
-            (Text("bc"), PEAR),
-            "filled document, segment 0: " + NO_FILLING.format("MaskedText"),
-        ),
-        ((HOLED,), (PEAR,), "filled document, segment 0: " + NO_FILLING.format("Codes")),
-        (
-            (ImageHole(),),
-            (Codes(np.zeros(4, np.int32), (2, 2)),),
-            "filled document, segment 0: codes [4] of a 2 x 2 grid, pictures here are 2 x 3\n"
-            "  next: encode pictures with this recipe's image tokenizer",
-        ),
-    ],
-)
-def test_what_is_no_filling_is_refused(decoder, document, filled, message):
-    with pytest.raises(CM3Error) as error:
-        Likelihood(decoder, SERIALIZER, VOCABULARY).contents_of(document, filled)
-    assert str(error.value) == message
+# ---- what is refused
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from cm3core.errors import PluginError
 from cm3core.plugin_check.checking import Options, check
 from cm3core.plugin_check.targets import find_targets
 from cm3core.plugin_check.verdicts import Report, Verdict
-from cm3core.plugins.registry import GROUP
+from cm3core.plugins.discovery import GROUP
 
 HEAD = '''\
 from dataclasses import dataclass

@@ -13,8 +13,7 @@ import pytest
 from cm3core import hookspecs
 from cm3core.cli.main import main
 from cm3core.errors import PluginError, RecipeError
-from cm3core.plugins import Registry, describe, load_registry
-from cm3core.plugins import registry as plugins
+from cm3core.plugins import Registry, describe, discovery, load_registry
 from cm3core.recipe import compose, recipe_from_yaml
 
 PLUGIN = """\
@@ -91,7 +90,7 @@ def with_hook(
     """Let the loader read hook specifications in which one hook is another."""
     specs = ModuleType("specs_of_this_test")
     vars(specs).update({**vars(hookspecs), "cm3_text_tokenizers": hook})
-    monkeypatch.setattr(plugins, "hookspecs", specs)
+    monkeypatch.setattr(discovery, "hookspecs", specs)
     monkeypatch.setattr(hookspecs, "ARGUMENTS", arguments)
 
 

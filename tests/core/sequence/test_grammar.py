@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cm3core.errors import GenerationError
 from cm3core.sequence.grammar import HoleGrammar, num_draws, num_new_tokens
-from cm3core.sequence.serialize import Hole
+from cm3core.sequence.holes import Hole
 from cm3core.vocab import Vocabulary
 
 #: text 4..9, image 10..17, <break> 18, <eoss> 19, sentinels 20..23

@@ -1,86 +1,21 @@
 """Discovery: real distributions (a module and a dist-info folder with entry points) on sys.path,
-and every way to be broken."""
+and every way to be broken.
+"""
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from cm3core.errors import PluginError
-from cm3core.plugins.registry import (
-    DISABLE_VARIABLE,
-    GROUP,
-    KINDS,
-    STRICT_VARIABLE,
-    PluginInfo,
-    Registry,
-    load_registry,
-    plugin_versions,
-)
-
-HEAD = """\
-from dataclasses import dataclass
-from cm3core.hookspecs import hookimpl
-from cm3core.interfaces import DecoderConfig, TextTokenizerConfig
-
-CM3_API = 1
-
-@dataclass(kw_only=True)
-class CharactersConfig(TextTokenizerConfig):
-    size: int = 3
-    def build(self, corpus=None): raise AssertionError("described, never built")
-"""
-GOOD = (
-    HEAD
-    + """
-@hookimpl
-def cm3_text_tokenizers():
-    return {"characters": CharactersConfig}
-"""
-)
-Install = Callable[..., None]
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Write a distribution with one module and one entry point, as an installer would."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    modules: list[str] = []
-
-    def write(
-        name: str,
-        source: str,
-        *,
-        module: str | None = None,
-        points: str | None = None,
-        version: str = "1.2",
-    ) -> None:
-        module = module or f"throwaway_{name.replace('-', '_')}"
-        (tmp_path / f"{module}.py").write_text(source, encoding="utf-8")
-        info = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8"
-        )
-        (info / "entry_points.txt").write_text(
-            f"[{GROUP}]\n{points or f'{name} = {module}'}\n", encoding="utf-8"
-        )
-        modules.append(module)
-        importlib.invalidate_caches()
-
-    yield write
-    for module in modules:
-        sys.modules.pop(module, None)
-
-
-def info_of(registry: Registry, name: str) -> PluginInfo:
-    return next(info for info in registry.plugins if info.name == name)
+from cm3core.plugins.discovery import STRICT_VARIABLE, load_registry
+from cm3core.plugins.kinds import KINDS
+from cm3core.plugins.registry import DISABLE_VARIABLE, plugin_versions
+from throwaway_plugins import GOOD, Install, info_of
 
 
 def test_a_plugin_is_found_and_described(install: Install) -> None:
@@ -258,27 +193,6 @@ def test_the_same_module_under_two_names(install: Install) -> None:
     assert info_of(registry, "mine-too").reason == "is the same module as the plugin 'mine'"
 
 
-def test_a_name_from_two_plugins_is_legal_until_it_is_used(install: Install) -> None:
-    install("mine", GOOD)
-    install("yours", GOOD)
-    registry = load_registry(environ={STRICT_VARIABLE: "1"})
-    assert registry.names("text_tokenizer").count("characters") == 1
-    with pytest.raises(PluginError) as caught:
-        registry.config_class(
-            "text_tokenizer", "characters", place="mine.yaml: text_tokenizer.name"
-        )
-    assert str(caught.value) == (
-        "mine.yaml: text_tokenizer.name: the text_tokenizer 'characters' comes from several "
-        "plugins: mine, yours\n"
-        "  next: write mine/characters or yours/characters"
-    )
-    ours = registry.config_class("text_tokenizer", "mine/characters")
-    assert (
-        ours.__module__,
-        registry.config_class("text_tokenizer", "yours/characters").__module__,
-    ) == ("throwaway_mine", "throwaway_yours")
-
-
 def test_disabled_plugins_are_not_imported(
     install: Install, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -314,41 +228,6 @@ def test_a_broken_file_always_raises(tmp_path: Path) -> None:
     assert (
         str(caught.value)
         == f"plugin 'mine' ({path}): states no CM3_API\n  next: write `CM3_API = 1` in its module"
-    )
-
-
-def test_unknown_names() -> None:
-    registry = load_registry(environ={STRICT_VARIABLE: "1"})
-    with pytest.raises(PluginError) as caught:
-        registry.config_class("decoder", "cm3lion")
-    assert (
-        str(caught.value)
-        == "decoder 'cm3lion': no decoder is called 'cm3lion'\n  next: did you mean 'cm3leon'?"
-    )
-    with pytest.raises(PluginError, match="no plugin 'bundle' is loaded"):
-        registry.config_class("decoder", "bundle/cm3leon")
-    with pytest.raises(PluginError, match="the plugin 'bundled' brings no decoder 'sdpa'"):
-        registry.config_class("decoder", "bundled/sdpa")
-    with pytest.raises(PluginError, match="recipes name components, not Python classes"):
-        registry.config_class("decoder", "torch.nn.Linear")
-
-
-def test_benchmarks_are_named_when_described_and_imported_when_asked_for(install: Install) -> None:
-    hook = "\n@hookimpl\ndef cm3_benchmarks():\n    return {'%s': '%s'}\n\ndef add(registry):\n    return 3\n"
-    install("mine", GOOD + hook % ("mine", "throwaway_mine:add"))
-    install("lost", GOOD.replace("characters", "letters") + hook % ("x", "nowhere:add"))
-    registry = load_registry(environ={DISABLE_VARIABLE: "lost"})
-    assert info_of(registry, "mine").benchmarks == ["mine"]
-    assert [
-        function(None)
-        for function in registry.benchmarks()
-        if function.__module__ == "throwaway_mine"
-    ] == [3]
-    with pytest.raises(PluginError) as caught:
-        load_registry(environ={}).benchmarks()
-    assert str(caught.value) == (
-        "benchmark 'x': the plugin 'lost' names 'nowhere:add', which can't be imported: "
-        "No module named 'nowhere'\n  next: report it to the plugin's author"
     )
 
 

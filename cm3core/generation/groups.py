@@ -1,0 +1,223 @@
+"""Groups of a batch: requests whose next tokens one call of a sampler draws.
+
+Legend: n requests of a group, G guidance streams, S stream rows of the batch, m draws, E model
+dimension, R ids of a legal slice; a suffix g stands for the stream rows of one group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cm3core.document import BoolArray
+from cm3core.errors import GenerationError
+from cm3core.generation.events import wrong_request
+
+if TYPE_CHECKING:
+    from cm3core.generation.row import ActiveRequest
+    from cm3core.interfaces.decoder import InferenceDecoder
+    from cm3core.interfaces.sampler import Sampler, SamplingPlan
+    from cm3core.sequence.grammar import LegalIds
+
+
+@dataclass(eq=False)
+class Group:
+    """Requests that draw in one call: of one modality, by samplers that draw for each other.
+
+    Args:
+        rows: its requests.
+        ids: the slice of the vocabulary that covers all that is legal for them.
+        sampler: draws for all of them.
+        plans: one for each request.
+        rows_g: stream rows whose logits are wanted, int64; None: all rows of the batch.
+        stream_rows_nG: for each request the rows of its streams among those, -1 where there is
+            none, or none that counts.
+        reference_n: the row of its reference stream among those.
+        allowed_nR: who may draw what; None: everything.
+        seed_n: of each request.
+        index_n: the place of each request in the batch.
+    """
+
+    rows: list[ActiveRequest]
+    ids: range
+    sampler: Sampler
+    plans: tuple[SamplingPlan, ...]
+    rows_g: Tensor | None
+    stream_rows_nG: Tensor
+    reference_n: Tensor
+    allowed_nR: Tensor | None
+    seed_n: Tensor
+    index_n: Tensor
+
+    def weights(self, num: int) -> Tensor:
+        """Weights of the streams at the next `num` draws, float32 [m, n, G]."""
+        G = self.stream_rows_nG.shape[1]
+        weights_nmG = np.zeros((len(self.rows), num, G), np.float32)
+        for index, row in enumerate(self.rows):
+            own = row.weights(num)
+            weights_nmG[index, :, : own.shape[1]] = own
+        return torch.from_numpy(weights_nmG.swapaxes(0, 1).copy()).to(self.index_n.device)
+
+    def draw(
+        self, decoder: InferenceDecoder, hidden_SE: Tensor, weights_nG: Tensor, position_n: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The next tokens, int64 [n], and their log-probability under the reference stream, float64
+        [n].
+
+        Args:
+            decoder: whose head turns hidden states into logits.
+            hidden_SE: of all stream rows of the batch.
+            weights_nG: one step of `weights`.
+            position_n: how many tokens each request has drawn; of the group's requests, or of all
+                requests of the batch.
+        """
+        hidden_gE = hidden_SE if self.rows_g is None else hidden_SE[self.rows_g]
+        logits_gR = decoder.logits(hidden_gE, self.ids).float()
+        position_n = position_n if len(position_n) == len(self.rows) else position_n[self.index_n]
+        try:
+            tokens_n = self._call(logits_gR, slice(None), weights_nG, position_n)
+        except Exception as error:
+            tokens_n = self._one_by_one(logits_gR, weights_nG, position_n, error)
+        return tokens_n, _log_probability(
+            logits_gR[self.reference_n], self.allowed_nR, tokens_n - self.ids.start
+        )
+
+    def clamped(self, tokens_n: Tensor) -> Tensor:
+        """Tokens that may be fed: an id outside the group's slice is reported when the grammar
+        takes it, and must not break a step."""
+        return tokens_n.clamp(self.ids.start, self.ids.stop - 1)
+
+    def _call(
+        self, logits_gR: Tensor, part: slice, weights_nG: Tensor, position_n: Tensor
+    ) -> Tensor:
+        """The sampler's draw for a part of the group."""
+        tokens_n = self.sampler.draw(
+            logits_gR,
+            self.stream_rows_nG[part],
+            weights_nG[part],
+            self.plans if part == slice(None) else self.plans[part],
+            first_id=self.ids.start,
+            allowed_nR=None if self.allowed_nR is None else self.allowed_nR[part],
+            seed_n=self.seed_n[part],
+            position_n=position_n[part],
+        )
+        expected = len(self.plans[part])
+        if (
+            not isinstance(tokens_n, Tensor)
+            or tokens_n.shape != (expected,)
+            or tokens_n.dtype != torch.int64
+        ):
+            shown = (
+                f"{tokens_n.dtype} {list(tokens_n.shape)}"
+                if isinstance(tokens_n, Tensor)
+                else type(tokens_n).__name__
+            )
+            raise GenerationError(
+                "sampler", f"drew {shown}, not int64 [{expected}]", "correct the sampler's `draw`"
+            )
+        return tokens_n
+
+    def _one_by_one(
+        self, logits_gR: Tensor, weights_nG: Tensor, position_n: Tensor, error: Exception
+    ) -> Tensor:
+        """Something went wrong in a draw for several requests: find out for which, and let the
+        others continue."""
+        tokens: list[Tensor] = []
+        for index, row in enumerate(self.rows):
+            own: Tensor = torch.tensor([self.ids.start], device=self.index_n.device)
+            if row.error is None:
+                try:
+                    if len(self.rows) == 1:
+                        raise error
+                    own = self._call(logits_gR, slice(index, index + 1), weights_nG, position_n)
+                except Exception as own_error:
+                    row.error = wrong_request(row.number, own_error)
+            tokens.append(own)
+        return torch.cat(tokens)
+
+
+def groups_of(
+    batch: Sequence[ActiveRequest], starts: Sequence[int], device: torch.device
+) -> list[Group]:
+    """The requests of a batch by what draws for them.
+
+    Args:
+        batch: all requests of the batch.
+        starts: the first stream row of each request, and the number of all of them.
+        device: the decoder's.
+    """
+    together: list[list[int]] = []
+    for place, row in enumerate(batch):
+        for others in together:
+            first = batch[others[0]]
+            if first.grammar.modality == row.grammar.modality and first.sampler.draws_with(
+                row.sampler
+            ):
+                others.append(place)
+                break
+        else:
+            together.append([place])
+    return [_group(places, batch, starts, device) for places in together]
+
+
+def _group(
+    places: list[int],
+    batch: Sequence[ActiveRequest],
+    starts: Sequence[int],
+    device: torch.device,
+) -> Group:
+    """The group of the requests at `places` of the batch."""
+    rows = [batch[place] for place in places]
+    plans = tuple(row.plan() for row in rows)
+    wanted: dict[int, int] = {}
+    stream_rows_nG = np.full((len(rows), max(len(plan.streams) for plan in plans)), -1)
+    for index, (place, row, plan) in enumerate(zip(places, rows, plans, strict=True)):
+        for stream, guidance in enumerate(plan.streams):
+            if guidance.weight != 0 or stream == plan.reference:
+                stream_row = starts[place] + row.local[stream]
+                stream_rows_nG[index, stream] = wanted.setdefault(stream_row, len(wanted))
+    reference_n = [stream_rows_nG[index, plan.reference] for index, plan in enumerate(plans)]
+    everything = list(wanted) == list(range(starts[-1]))
+    ids, allowed_nR = _legal([row.grammar.legal for row in rows])
+    return Group(
+        rows,
+        ids,
+        rows[0].sampler,
+        plans,
+        None if everything else index_tensor(list(wanted), device),
+        index_tensor(stream_rows_nG, device),
+        index_tensor(reference_n, device),
+        None if allowed_nR.all() else torch.from_numpy(allowed_nR).to(device),
+        index_tensor([row.request.seed for row in rows], device),
+        index_tensor(places, device),
+    )
+
+
+def _legal(legal: list[LegalIds]) -> tuple[range, BoolArray]:
+    """The slice of the vocabulary that covers all that is legal, and who may draw what of it,
+    [n, R]."""
+    ids = range(min(own[0].start for own in legal), max(own[-1].stop for own in legal))
+    allowed_nR: BoolArray = np.zeros((len(legal), len(ids)), np.bool_)
+    for index, ranges in enumerate(legal):
+        for own in ranges:
+            allowed_nR[index, own.start - ids.start : own.stop - ids.start] = True
+    return ids, allowed_nR
+
+
+def index_tensor(values: Any, device: torch.device) -> Tensor:
+    """Whole numbers as int64 on a device."""
+    return torch.from_numpy(np.asarray(values, np.int64)).to(device)
+
+
+def _log_probability(logits_nR: Tensor, allowed_nR: Tensor | None, index_n: Tensor) -> Tensor:
+    """Log-probability, float64 [n], of one id of each row among its allowed ids."""
+    if allowed_nR is not None:
+        logits_nR = logits_nR.masked_fill(~allowed_nR, float("-inf"))
+    # an id outside is reported when the grammar takes it
+    inside_n = index_n.clamp(0, logits_nR.shape[1] - 1)
+    return (logits_nR.gather(1, inside_n[:, None])[:, 0] - logits_nR.logsumexp(dim=1)).double()

@@ -1,0 +1,241 @@
+"""Preparing requests: their prompts, checked against the decoder's context and memory, before they
+join a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from cm3core.document import Document, has_holes
+from cm3core.errors import GenerationError
+from cm3core.generation.device_memory import memory_limit
+from cm3core.generation.events import Request, candidate_seed
+from cm3core.generation.row import ActiveRequest, different
+from cm3core.sequence.grammar import HoleGrammar, num_new_tokens
+from cm3core.sequence.holes import num_unlimited, with_limits
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.decoder import Decoder, InferenceDecoder
+    from cm3core.interfaces.sampler import Sampler, SamplingPlan
+    from cm3core.sequence.holes import Hole
+    from cm3core.sequence.prompt_writer import Prompt
+    from cm3core.sequence.serialize import Serializer
+    from cm3core.vocab import Vocabulary
+
+#: Decoders with fewer parameters decode on one thread of the CPU: a step is some hundred operations
+#: of microseconds, and threads that meet after each of them gain little on a quiet machine and lose
+#: everything (30 times, measured) on a busy one.
+SMALL_DECODER = 30_000_000
+#: Share of the machine's memory that keys and values may take.
+MEMORY_SHARE = 0.5
+_MODALITIES = ("text", "image")
+
+
+class Preparer:
+    """Makes a row of a batch of each request, or says why it can't be completed.
+
+    Args:
+        decoder: gives the context's length, and the size that the number of threads goes by.
+        inference: the same decoder arranged for inference; it completes what is prepared here.
+        serializer, sampler, vocabulary, max_text_tokens, max_rows, num_threads: see `Engine`.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        inference: InferenceDecoder,
+        serializer: Serializer,
+        sampler: Sampler,
+        vocabulary: Vocabulary,
+        *,
+        max_text_tokens: int | None,
+        max_rows: int,
+        num_threads: int | None,
+    ) -> None:
+        if max_rows < 1:
+            raise GenerationError("max_rows", f"is {max_rows}", "use 1 or more")
+        self.decoder, self.inference = decoder, inference
+        self.serializer, self.sampler, self.vocabulary = serializer, sampler, vocabulary
+        self.max_text_tokens, self.max_rows = max_text_tokens, max_rows
+        small = sum(parameter.numel() for parameter in decoder.module.parameters()) < SMALL_DECODER
+        self.num_threads = 1 if num_threads is None and small else num_threads
+        limit = memory_limit(inference.device)
+        #: Bytes that keys and values may take. None: not known.
+        self.cache_bytes = None if limit is None else int(limit * MEMORY_SHARE)
+        self._plans: dict[int, tuple[Sampler, dict[str, SamplingPlan]]] = {}
+        self._plans_of(sampler)
+
+    @property
+    def batch_size(self) -> int:
+        """How many requests of the engine's sampler are sure to be in flight at once."""
+        return max(1, self.max_rows // len(self._plans_of(self.sampler)["image"].streams))
+
+    def fits(self, request: Request) -> bool:
+        """Whether the context holds the request's prompts and all that is to be generated."""
+        prompts, _ = self._prompts(request, self._plans_of(request.sampler or self.sampler))
+        return all(self._excess(prompt) <= 0 for prompt in prompts)
+
+    def prepare(self, number: int, request: Request) -> ActiveRequest:
+        """Prompts of the streams that the request needs, checked against context and memory; raises
+        `GenerationError`."""
+        where = f"request {number}"
+        candidate_seed(request.seed, 0)
+        if not has_holes(request.document):
+            raise GenerationError(
+                where,
+                "the document has no hole, there is nothing to complete",
+                "put a TextHole, an ImageHole or missing codes where something is to be generated",
+            )
+        sampler = self.sampler if request.sampler is None else request.sampler
+        plans = self._plans_of(sampler)
+        sized = replace(request, document=self._sized(where, request, plans))
+        prompts, local = self._prompts(sized, plans)
+        for prompt in prompts:
+            self._check_room(where, prompt)
+        grammar = HoleGrammar(
+            prompts[0].holes,
+            self.vocabulary,
+            self.serializer.text_tokenizer.vocab_size,
+            self.serializer.text,
+        )
+        row = ActiveRequest(
+            number, request, sized.document, sampler, plans, prompts, local, grammar
+        )
+        if len(prompts) > self.max_rows:
+            raise GenerationError(
+                where,
+                f"has {len(prompts)} guidance streams, at most {self.max_rows} rows may be in "
+                "flight",
+                "raise max_rows, or use a sampler with fewer streams",
+            )
+        if self.exceeds_memory(len(prompts), row.longest):
+            needed = self.inference.cache_bytes(row.longest) * len(prompts)
+            raise GenerationError(
+                where,
+                f"its keys and values take {needed / 1e9:,.1f} GB, they may take "
+                f"{(self.cache_bytes or 0) / 1e9:,.1f} GB",
+                "generate less at once, or use a lower precision",
+            )
+        return row
+
+    def exceeds_memory(self, rows: int, longest: int) -> bool:
+        """Whether `rows` rows of `longest` tokens are more than memory may be used for."""
+        return (
+            self.cache_bytes is not None
+            and rows * self.inference.cache_bytes(longest) > self.cache_bytes
+        )
+
+    @contextmanager
+    def threads(self) -> Iterator[None]:
+        """`num_threads` threads of torch on the CPU inside."""
+        before = torch.get_num_threads()
+        try:
+            if self.num_threads is not None and self.num_threads != before:
+                torch.set_num_threads(self.num_threads)
+            yield
+        finally:
+            if torch.get_num_threads() != before:
+                torch.set_num_threads(before)
+
+    def _plans_of(self, sampler: Sampler) -> dict[str, SamplingPlan]:
+        """A sampler's plans, computed once (and the sampler kept, so that its id stays its
+        own)."""
+        if id(sampler) not in self._plans:
+            plans = {modality: sampler.plan(modality) for modality in _MODALITIES}
+            variants = [[stream.variant for stream in plan.streams] for plan in plans.values()]
+            assert variants[0] == variants[1], (
+                "a sampler's plans must name the same streams in the same order"
+            )
+            if len(self._plans) > 1_000:
+                self._plans.clear()
+            self._plans[id(sampler)] = sampler, plans
+        return self._plans[id(sampler)][1]
+
+    def _prompts(
+        self, request: Request, plans: dict[str, SamplingPlan]
+    ) -> tuple[list[Prompt], list[int]]:
+        """The different prompts of the request's streams, and for each stream the one that it
+        reads."""
+        prompts = [
+            self.serializer.prompt(
+                request.document,
+                request.retrieved,
+                stream.variant,
+                max_text_tokens=self.max_text_tokens,
+            )
+            for stream in plans["image"].streams
+        ]
+        holes = prompts[0].holes
+        assert all(_same_holes(holes, prompt.holes) for prompt in prompts), (
+            "streams may differ in the prompt only"
+        )
+        modalities = {"text" if hole.kind == "text" else "image" for hole in holes}
+        own = [plans[modality] for modality in _MODALITIES if modality in modalities]
+        needed = [
+            stream
+            if any(plan.streams[stream].weight != 0 or plan.reference == stream for plan in own)
+            else own[0].reference
+            for stream in range(len(prompts))
+        ]
+        return different([prompts[stream] for stream in needed])
+
+    def _sized(self, where: str, request: Request, plans: dict[str, SamplingPlan]) -> Document:
+        """The document with text holes of any length (`max_tokens` None) given what room there is,
+        in equal shares."""
+        number = num_unlimited(request.document)
+        if number == 0:
+            return request.document
+        shortest = replace(
+            request, document=with_limits(request.document, lambda hole: hole.min_tokens)
+        )
+        prompts, _ = self._prompts(shortest, plans)
+        share = min(-self._excess(prompt) for prompt in prompts) // number
+        if share < 0:
+            self._check_room(where, max(prompts, key=self._excess))
+        return with_limits(request.document, lambda hole: hole.min_tokens + share)
+
+    def _excess(self, prompt: Prompt) -> int:
+        """Tokens of the prompt and of what is to be generated beyond the decoder's context."""
+        return len(prompt.tokens) + num_new_tokens(prompt.holes) - self.decoder.context_length
+
+    def _check_room(self, where: str, prompt: Prompt) -> None:
+        over = self._excess(prompt)
+        if over <= 0:
+            return
+        num_prompt, num_new, context = (
+            len(prompt.tokens),
+            num_new_tokens(prompt.holes),
+            self.decoder.context_length,
+        )
+        text = sum(hole.max_tokens for hole in prompt.holes if hole.kind == "text")
+        shorter = (
+            f", or write at most {text - over} text tokens instead of {text}"
+            if text - over > 0
+            else ""
+        )
+        raise GenerationError(
+            where,
+            f"the prompt is {num_prompt} tokens and {num_new + 1} are to be generated, "
+            f"{over} more than the decoder's context of {context} holds",
+            "shorten the text or retrieve fewer documents (a prompt of "
+            f"{max(context - num_new, 0)} tokens "
+            f"fits){shorter}",
+        )
+
+
+def _same_holes(left: tuple[Hole, ...], right: tuple[Hole, ...]) -> bool:
+    def form(hole: Hole) -> tuple[object, ...]:
+        return (
+            hole.segment,
+            hole.kind,
+            hole.prefix.tolist(),
+            None if hole.cells is None else hole.cells.tolist(),
+            hole.max_tokens,
+            hole.ends_with,
+        )
+
+    return [form(hole) for hole in left] == [form(hole) for hole in right]

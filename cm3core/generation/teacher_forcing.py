@@ -1,0 +1,168 @@
+"""Teacher forcing: a document and the contents of its holes -> the tokens that are fed, and what
+each of them predicts.
+
+What leaves no choice (prefixes, ends of runs, the end of a text at its longest) is fed and is no
+target. Numpy only. Legend: T tokens fed, P targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from cm3core.document import Document, IntArray
+from cm3core.errors import GenerationError
+from cm3core.interfaces.sampler import PromptVariant
+from cm3core.sequence.grammar import HoleGrammar, LegalIds
+from cm3core.sequence.holes import Hole, with_limits
+from cm3core.sequence.segments import TokenWriter
+from cm3core.sequence.serialize import Serializer
+from cm3core.vocab import Vocabulary
+
+
+@dataclass(frozen=True, eq=False)
+class ForcedRow:
+    """What is fed (all but the last token drawn), and for each target the place that predicts it
+    and the ids it is among.
+
+    Args:
+        tokens: int32 [T].
+        cells: int32 [T]; raster cell of an image code, `NO_CELL` for every other token.
+        places: int64 [P], in ascending order.
+        targets: int32 [P].
+        legal: of each target.
+    """
+
+    tokens: IntArray
+    cells: IntArray
+    places: npt.NDArray[np.int64]
+    targets: IntArray
+    legal: list[LegalIds]
+
+    @cached_property
+    def key(self) -> bytes:
+        """Equal for rows that are computed alike: equal documents are asked for once."""
+        return b"|".join(
+            array.tobytes() for array in (self.tokens, self.cells, self.places, self.targets)
+        )
+
+
+def forced_row(
+    place: str,
+    serializer: Serializer,
+    vocabulary: Vocabulary,
+    document: Document,
+    contents: Sequence[IntArray],
+    *,
+    retrieved: Sequence[Document],
+    variant: PromptVariant | None,
+    max_text_tokens: int | None,
+) -> ForcedRow:
+    """The row of a document and its contents; see `Likelihood.log_probability` for the arguments.
+
+    Args:
+        place: the document's, for errors.
+    """
+    longest = max(map(len, contents), default=0)
+    # the end of a text without a limit is always a choice: its hole is one token longer
+    document = with_limits(document, lambda hole: longest + 1)
+    prompt = serializer.prompt(document, retrieved, variant, max_text_tokens=max_text_tokens)
+    num_text_ids = serializer.text_tokenizer.vocab_size
+    _check_contents(place, prompt.holes, contents, vocabulary, num_text_ids)
+    grammar = HoleGrammar(prompt.holes, vocabulary, num_text_ids, serializer.text)
+    writer = _Writer(grammar)
+    writer.fed.add(prompt.tokens, prompt.cells)
+    for index, (hole, content) in enumerate(zip(prompt.holes, contents, strict=True)):
+        while len(content) and len(grammar.contents) == index:
+            num = grammar.num_draws
+            writer.draw(content[:num])
+            content = content[num:]
+        if len(content):
+            raise GenerationError(
+                f"{place}, hole {index}",
+                f"goes on for {len(content)} tokens where the hole stops",
+                "cut the text behind the string that it stops at",
+            )
+        # a text that is shorter than it might be: its end is a choice
+        if len(grammar.contents) == index:
+            if not any(hole.ends_with in ids for ids in grammar.legal):
+                raise GenerationError(
+                    f"{place}, hole {index}",
+                    f"{len(grammar.current)} text tokens, the hole takes {hole.min_tokens} or more",
+                    "give a longer text, or lower min_tokens",
+                )
+            writer.draw(np.array([hole.ends_with], np.int32))
+    assert grammar.done
+    return writer.row()
+
+
+class _Writer:
+    """Collects a row."""
+
+    def __init__(self, grammar: HoleGrammar) -> None:
+        self.grammar, self.fed = grammar, TokenWriter()
+        self.places: list[npt.NDArray[np.int64]] = []
+        self.targets: list[IntArray] = []
+        self.legal: list[LegalIds] = []
+
+    def draw(self, tokens: IntArray) -> None:
+        """Tokens that there is a choice for, at most `grammar.num_draws`, and what follows them
+        without one."""
+        last = self.fed.length - 1
+        self.places.append(np.arange(last, last + len(tokens)))
+        self.targets.append(tokens)
+        self.legal += [self.grammar.legal] * len(tokens)
+        self.fed.add(tokens, self.grammar.cells(len(tokens)))
+        self.fed.add(self.grammar.take(tokens))
+
+    def row(self) -> ForcedRow:
+        """Without the last token, which predicts nothing."""
+        tokens, cells = self.fed.joined()
+        return ForcedRow(
+            tokens[:-1],
+            cells[:-1],
+            np.concatenate(self.places),
+            np.concatenate(self.targets),
+            self.legal,
+        )
+
+
+def _check_contents(
+    place: str,
+    holes: Sequence[Hole],
+    contents: Sequence[IntArray],
+    vocabulary: Vocabulary,
+    num_text_ids: int,
+) -> None:
+    if len(contents) != len(holes):
+        raise GenerationError(
+            place, f"{len(contents)} contents for {len(holes)} holes", "give one for each, in order"
+        )
+    for index, (hole, content) in enumerate(zip(holes, contents, strict=True)):
+        where = f"{place}, hole {index}"
+        start = vocabulary.text.start
+        legal = range(start, start + num_text_ids) if hole.kind == "text" else vocabulary.image
+        if strange := [token for token in content.tolist() if token not in legal]:
+            raise GenerationError(
+                where,
+                f"holds {vocabulary.name(strange[0])}, no "
+                f"{'text' if hole.kind == 'text' else 'image'} "
+                "token",
+                "give ids of the vocabulary, without end tokens",
+            )
+        if hole.kind == "text" and len(content) > hole.max_tokens:
+            raise GenerationError(
+                where,
+                f"{len(content)} text tokens, the hole takes at most {hole.max_tokens}",
+                "cut the text to the hole",
+            )
+        if hole.kind != "text" and len(content) != hole.max_tokens:
+            raise GenerationError(
+                where,
+                f"{len(content)} codes, the hole takes {hole.max_tokens}",
+                "give a code for each cell",
+            )

@@ -1,0 +1,131 @@
+"""Holes: what is missing of a document, and what is to be generated in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cm3core.document import (
+    BoolArray,
+    Codes,
+    Document,
+    ImageHole,
+    IntArray,
+    MaskedText,
+    Segment,
+    TextHole,
+)
+from cm3core.errors import DocumentError
+
+
+@dataclass(frozen=True, eq=False)
+class Hole:
+    """What is to be generated at one place of a prompt.
+
+    Args:
+        segment: index of the hole's segment in the query document.
+        kind: "text", "image" (a whole picture) or "codes" (a run of missing codes inside a
+            picture).
+        prefix: int32; tokens before the content: the hole's sentinel, or nothing (causal
+            continuation).
+        cells: int32; raster cells to be generated, in order, one code each. None for text.
+        max_tokens: most content tokens, the end token not counted; exactly `len(cells)` for
+            pictures.
+        ends_with: id of the token after the content. None when a whole picture closes the sequence.
+        min_tokens, stop: of text, see `TextHole`.
+    """
+
+    segment: int
+    kind: str
+    prefix: IntArray
+    cells: IntArray | None
+    max_tokens: int
+    ends_with: int | None
+    min_tokens: int = 1
+    stop: tuple[str, ...] = ()
+
+
+def text_hole(segment: int, prefix: IntArray, hole: TextHole, ends_with: int) -> Hole:
+    """A hole of text; raises `DocumentError` for lengths that can't be."""
+    if hole.max_tokens is None or not 1 <= hole.min_tokens <= hole.max_tokens:
+        raise DocumentError(
+            f"query document, segment {segment}",
+            f"is a text hole of {hole.min_tokens} to {hole.max_tokens} tokens",
+            "give a max_tokens of at least 1, and a min_tokens from 1 to that",
+        )
+    return Hole(
+        segment, "text", prefix, None, hole.max_tokens, ends_with, hole.min_tokens, hole.stop
+    )
+
+
+def num_holes(document: Document) -> int:
+    """Number of holes of a document; each run of missing codes is one."""
+    return sum(
+        1
+        if isinstance(segment, (TextHole, ImageHole))
+        else sum(isinstance(part, TextHole) for part in segment.parts)
+        if isinstance(segment, MaskedText)
+        else len(runs_of(missing_codes(segment)))
+        if isinstance(segment, Codes)
+        else 0
+        for segment in document
+    )
+
+
+def num_unlimited(document: Document) -> int:
+    """Number of text holes of any length (`max_tokens` None)."""
+    return sum(
+        isinstance(part, TextHole) and part.max_tokens is None
+        for segment in document
+        for part in (segment.parts if isinstance(segment, MaskedText) else [segment])
+    )
+
+
+def with_limits(document: Document, limit: Callable[[TextHole], int]) -> Document:
+    """The document, its text holes of any length given the `max_tokens` that `limit` returns."""
+
+    def limited(hole: TextHole) -> TextHole:
+        return hole if hole.max_tokens is not None else replace(hole, max_tokens=limit(hole))
+
+    def changed(segment: Segment) -> Segment:
+        if isinstance(segment, MaskedText):
+            return MaskedText(
+                tuple(
+                    limited(part) if isinstance(part, TextHole) else part for part in segment.parts
+                )
+            )
+        return limited(segment) if isinstance(segment, TextHole) else segment
+
+    return tuple(changed(segment) for segment in document)
+
+
+def missing_codes(codes: Codes) -> BoolArray:
+    """Which codes are missing, bool [c]."""
+    return np.zeros(codes.codes.shape, np.bool_) if codes.missing is None else codes.missing
+
+
+def is_image_hole(segment: object) -> bool:
+    """Whether a whole picture is to be generated: an `ImageHole`, or codes that are all missing."""
+    return isinstance(segment, ImageHole) or (
+        isinstance(segment, Codes) and bool(missing_codes(segment).all())
+    )
+
+
+def ends_missing(segment: object) -> bool:
+    """Whether a picture's last codes are all that is missing of it, or it is missing as a whole."""
+    if not isinstance(segment, Codes):
+        return isinstance(segment, ImageHole)
+    runs = runs_of(missing_codes(segment))
+    return len(runs) == 1 and int(runs[0][-1]) == len(segment.codes) - 1
+
+
+def runs_of(missing: BoolArray) -> list[IntArray]:
+    """Maximal runs of missing cells in raster order.
+
+    >>> runs_of(np.array([True, True, False, True]))
+    [array([0, 1], dtype=int32), array([3], dtype=int32)]
+    """
+    cells = np.flatnonzero(missing).astype(np.int32)
+    return list(np.split(cells, np.flatnonzero(np.diff(cells) > 1) + 1)) if len(cells) else []

@@ -1,0 +1,205 @@
+"""Documents with holes -> prompts: what is fed before the first hole's content, and the holes.
+
+A document whose only hole is all its end is plain continuation; any other has a sentinel in place
+of each hole, as in `cm3core.sequence.infill`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cm3core.document import Codes, Document, IntArray, Segment, TextHole
+from cm3core.errors import DocumentError
+from cm3core.interfaces.sampler import PromptVariant
+from cm3core.sequence.holes import (
+    Hole,
+    ends_missing,
+    is_image_hole,
+    missing_codes,
+    num_holes,
+    runs_of,
+    text_hole,
+)
+from cm3core.sequence.prompt_variants import Hidden, Pieces, apply_variant
+from cm3core.sequence.segments import SegmentCodec, TokenWriter
+
+_NO_TOKENS = np.zeros(0, np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """Tokens to feed, up to where the first hole's content starts (its prefix included); and the
+    holes, in order.
+
+    Args:
+        tokens: int32 [n].
+        cells: int32 [n]; raster cell of an image code, `NO_CELL` for every other token.
+        holes: at least one. The prefix of a later hole is fed after the end token of the hole
+            before it.
+    """
+
+    tokens: IntArray
+    cells: IntArray
+    holes: tuple[Hole, ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def write_prompt(
+    codec: SegmentCodec,
+    query: Document,
+    retrieved: Sequence[Document],
+    variant: PromptVariant,
+    max_text_tokens: int | None,
+) -> Prompt:
+    """See `Serializer.prompt`."""
+    writer = _PromptWriter(codec, max_text_tokens)
+    for number, document in enumerate(() if variant.drop_retrieved else retrieved):
+        writer.prepend(document, f"retrieved document {number}")
+    causal = _is_causal(codec, query)
+    segments = apply_variant(query, variant)
+    if causal:
+        return writer.continuation(segments[:-1], len(query) - 1, query[-1])
+    return writer.infilling(segments, num_holes(query))
+
+
+def _is_causal(codec: SegmentCodec, query: Document) -> bool:
+    """Check the query; return whether its only hole is all the end of it, so that plain
+    continuation fills it."""
+    if not query:
+        raise DocumentError("query document", "is empty", "give it a text, a picture or a hole")
+    number = num_holes(query)
+    for index, segment in enumerate(query):
+        if isinstance(segment, Codes):
+            codec.code_tokens(segment, f"query document, segment {index}")
+    if number == 0:
+        raise DocumentError(
+            "query document",
+            "has no hole",
+            "put a TextHole or an ImageHole where something is missing",
+        )
+    if number > codec.vocabulary.num_sentinels:
+        raise DocumentError(
+            "query document",
+            f"{number} holes, the vocabulary has {codec.vocabulary.num_sentinels} sentinels",
+            "fill fewer at once; a box of missing codes has a hole in each of its rows",
+        )
+    return number == 1 and (isinstance(query[-1], TextHole) or ends_missing(query[-1]))
+
+
+class _PromptWriter:
+    """Writes one prompt.
+
+    Args:
+        codec: of segments.
+        max_text_tokens: each text is cut to its first `max_text_tokens` tokens. None: never.
+    """
+
+    def __init__(self, codec: SegmentCodec, max_text_tokens: int | None) -> None:
+        self.codec, self.vocabulary = codec, codec.vocabulary
+        self.max_text_tokens = max_text_tokens
+        self.writer = TokenWriter()
+        self.writer.add([self.vocabulary.eos])
+        self.holes: list[Hole] = []
+        #: Number of the sentinel of what is hidden next.
+        self.next_hidden = 0
+
+    def prepend(self, document: Document, name: str) -> None:
+        """Write a retrieved document, which has no holes."""
+        if not document:
+            raise DocumentError(name, "is empty", "give it a text or a picture")
+        for index, segment in enumerate(document):
+            self._write(segment, f"{name}, segment {index}")
+            self.writer.add([self.vocabulary.break_])
+
+    def continuation(
+        self, before: list[tuple[int, Pieces | Segment]], index: int, last: Segment
+    ) -> Prompt:
+        """The prompt of a query whose only hole is all the end of it, `last`, its segment `index`;
+        `before`: what is seen of the other segments."""
+        self._write_query(before)
+        if before:
+            self.writer.add([self.vocabulary.break_])
+        if isinstance(last, TextHole):
+            hole = text_hole(index, _NO_TOKENS, last, self.vocabulary.eos)
+        elif isinstance(last, Codes) and not is_image_hole(last):
+            [run] = runs_of(missing_codes(last))
+            tokens = self.codec.code_tokens(last, _place(index))
+            self.writer.add(tokens[: run[0]], self.codec.raster[: run[0]])
+            hole = Hole(index, "codes", _NO_TOKENS, run, len(run), None)
+        else:
+            raster = self.codec.raster
+            hole = Hole(index, "image", _NO_TOKENS, raster, len(raster), None)
+        return Prompt(*self.writer.joined(), (hole,))
+
+    def infilling(self, segments: list[tuple[int, Pieces | Segment]], number: int) -> Prompt:
+        """The prompt of a query with any other `number` of holes: a sentinel in place of each,
+        contents behind the query."""
+        self.next_hidden = number
+        self._write_query(segments)
+        self.writer.add([self.vocabulary.eos])
+        self.writer.add(self.holes[0].prefix)
+        return Prompt(*self.writer.joined(), tuple(self.holes))
+
+    def _write_query(self, segments: list[tuple[int, Pieces | Segment]]) -> None:
+        """Write the query's segments, a sentinel in place of each hole (appended to `holes`) and of
+        what is hidden."""
+        for place, (index, segment) in enumerate(segments):
+            if place:
+                self.writer.add([self.vocabulary.break_])
+            if isinstance(segment, list):
+                self._write_pieces(segment, index)
+            elif is_image_hole(segment):
+                self._write_code_hole(index, "image", self.codec.raster)
+            elif isinstance(segment, Codes) and missing_codes(segment).any():
+                self._write_partial(segment, index)
+            else:
+                self._write(segment, _place(index))
+
+    def _write_pieces(self, pieces: Pieces, index: int) -> None:
+        """Write what is seen of a text."""
+        for piece in pieces:
+            if isinstance(piece, TextHole):
+                sentinel = self._sentinel()
+                self.holes.append(text_hole(index, sentinel, piece, self.vocabulary.end_of_infill))
+                self.writer.add(sentinel)
+            elif isinstance(piece, Hidden):
+                self.writer.add([self.vocabulary.sentinel(self.next_hidden)])
+                self.next_hidden += 1
+            else:
+                self.writer.add(self.codec.text_tokens(piece, self.max_text_tokens))
+
+    def _write_partial(self, segment: Codes, index: int) -> None:
+        """Write a picture with missing codes: its runs of codes as they are, one sentinel in place
+        of each missing run."""
+        tokens = self.codec.code_tokens(segment, _place(index))
+        raster = self.codec.raster
+        end = 0
+        for run in runs_of(missing_codes(segment)):
+            self.writer.add(tokens[end : run[0]], raster[end : run[0]])
+            self._write_code_hole(index, "codes", run)
+            end = int(run[-1]) + 1
+        self.writer.add(tokens[end:], raster[end:])
+
+    def _write_code_hole(self, index: int, kind: str, cells: IntArray) -> None:
+        """Append the next hole, of codes, and write its sentinel."""
+        sentinel = self._sentinel()
+        self.holes.append(
+            Hole(index, kind, sentinel, cells, len(cells), self.vocabulary.end_of_infill)
+        )
+        self.writer.add(sentinel)
+
+    def _write(self, segment: Segment, place: str) -> None:
+        self.codec.write_segment(self.writer, segment, place, self.max_text_tokens)
+
+    def _sentinel(self) -> IntArray:
+        """The sentinel of the next hole."""
+        return np.asarray([self.vocabulary.sentinel(len(self.holes))], np.int32)
+
+
+def _place(index: int) -> str:
+    return f"query document, segment {index}"

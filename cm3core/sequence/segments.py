@@ -1,0 +1,154 @@
+"""One segment of a document <-> tokens: texts and pictures without holes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cm3core.document import (
+    NO_CELL,
+    Codes,
+    Image,
+    IntArray,
+    MaskedText,
+    Segment,
+    Span,
+    Text,
+    has_holes,
+)
+from cm3core.errors import DocumentError
+from cm3core.interfaces.text_tokenizer import TextTokenizer
+from cm3core.sequence.holes import missing_codes
+from cm3core.vocab import Vocabulary
+
+
+@dataclass
+class TokenWriter:
+    """Collects runs of tokens with their cells."""
+
+    tokens: list[IntArray] = field(default_factory=list)
+    cells: list[IntArray] = field(default_factory=list)
+    length: int = 0
+
+    def add(self, tokens: IntArray | Sequence[int], cells: IntArray | None = None) -> None:
+        run = np.asarray(tokens, np.int32)
+        self.tokens.append(run)
+        self.cells.append(np.full(len(run), NO_CELL, np.int32) if cells is None else cells)
+        self.length += len(run)
+
+    def joined(self) -> tuple[IntArray, IntArray]:
+        return np.concatenate(self.tokens), np.concatenate(self.cells)
+
+
+class SegmentCodec:
+    """Segments <-> tokens for one vocabulary, text tokenizer and grid of codes.
+
+    Args:
+        vocabulary: the table of ids.
+        text_tokenizer: its ids are placed at `vocabulary.text`; it must fit there.
+        grid: (rows, columns) of codes of every picture.
+    """
+
+    def __init__(
+        self, vocabulary: Vocabulary, text_tokenizer: TextTokenizer, grid: tuple[int, int]
+    ) -> None:
+        if text_tokenizer.vocab_size > len(vocabulary.text):
+            raise DocumentError(
+                "vocabulary.num_text",
+                f"room for {len(vocabulary.text)} text ids, the text tokenizer has "
+                f"{text_tokenizer.vocab_size}",
+                "leave vocabulary.num_text out, or use a smaller text tokenizer",
+            )
+        self.vocabulary, self.text_tokenizer, self.grid = vocabulary, text_tokenizer, grid
+        self.num_codes = grid[0] * grid[1]
+        self.raster = np.arange(self.num_codes, dtype=np.int32)
+
+    def text_tokens(self, text: str, max_text_tokens: int | None = None) -> IntArray:
+        """Ids int32 of a text in the vocabulary; at most the first `max_text_tokens`."""
+        ids = np.asarray(self.text_tokenizer.encode(text), np.int32)[:max_text_tokens]
+        return ids + np.int32(self.vocabulary.text.start)
+
+    def text(self, tokens: IntArray) -> str:
+        """Text of ids of the vocabulary's text range; raises `DocumentError` for any other id."""
+        known = self.vocabulary.text.start + self.text_tokenizer.vocab_size
+        strange = tokens[(tokens < self.vocabulary.text.start) | (tokens >= known)]
+        if len(strange):
+            raise DocumentError(
+                "text segment",
+                f"holds {self.vocabulary.name(int(strange[0]))}",
+                "decode only text ids",
+            )
+        return self.text_tokenizer.decode((tokens - self.vocabulary.text.start).tolist())
+
+    def code_tokens(self, codes: Codes, place: str) -> IntArray:
+        """Ids int32 of a picture's codes, holes included (whatever is there); raises
+        `DocumentError` on another grid."""
+        if codes.grid != self.grid or codes.codes.shape != (self.num_codes,):
+            raise DocumentError(
+                place,
+                f"codes {list(codes.codes.shape)} of a {codes.grid[0]} x {codes.grid[1]} grid, "
+                "pictures "
+                f"here are {self.grid[0]} x {self.grid[1]}",
+                "encode pictures with this recipe's image tokenizer",
+            )
+        if codes.missing is not None and codes.missing.shape != codes.codes.shape:
+            raise DocumentError(
+                place,
+                f"missing {list(codes.missing.shape)} for codes {list(codes.codes.shape)}",
+                "give one flag for each code",
+            )
+        seen = codes.codes if codes.missing is None else codes.codes[~codes.missing]
+        if len(seen) and (seen.min() < 0 or seen.max() >= self.vocabulary.num_image):
+            raise DocumentError(
+                place,
+                f"codes {seen.min()}..{seen.max()}, the vocabulary has {self.vocabulary.num_image}",
+                "encode pictures with this recipe's image tokenizer",
+            )
+        return (codes.codes + self.vocabulary.image.start).astype(np.int32)
+
+    def codes(self, tokens: IntArray) -> Codes:
+        """The picture of image tokens; raises `DocumentError` unless they are exactly a grid of
+        codes."""
+        image = self.vocabulary.image
+        strange = tokens[(tokens < image.start) | (tokens >= image.stop)]
+        if len(strange):
+            raise DocumentError(
+                "image segment",
+                f"holds {self.vocabulary.name(int(strange[0]))}",
+                "decode only image codes",
+            )
+        if len(tokens) != self.num_codes:
+            raise DocumentError(
+                "image segment",
+                f"{len(tokens)} codes, a picture has {self.num_codes}",
+                "decode whole pictures",
+            )
+        return Codes((tokens - image.start).astype(np.int32), self.grid)
+
+    def write_segment(
+        self, writer: TokenWriter, segment: Segment, place: str, max_text_tokens: int | None
+    ) -> Span:
+        """Write one segment without holes and return where it is."""
+        start = writer.length
+        if isinstance(segment, (Text, MaskedText)) and not has_holes([segment]):
+            text = (
+                segment.text
+                if isinstance(segment, Text)
+                else "".join(str(part) for part in segment.parts)
+            )
+            writer.add(self.text_tokens(text, max_text_tokens))
+            return Span(start, writer.length, "text")
+        if isinstance(segment, Codes) and not missing_codes(segment).any():
+            writer.add(self.code_tokens(segment, place), self.raster)
+            return Span(start, writer.length, "image", self.grid)
+        if isinstance(segment, Image):
+            raise DocumentError(
+                place,
+                "is a picture as pixels",
+                "encode it with the image tokenizer; sequences hold codes",
+            )
+        raise DocumentError(
+            place, "has a hole", "only the query document of a prompt may have holes"
+        )

@@ -1,0 +1,12 @@
+"""What tests of generation share."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine_parts import make_decoder
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return make_decoder()
