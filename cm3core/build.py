@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cm3core.bank import Manifest, MemoryBank, Tools
-from cm3core.bank.building import IMAGE_TOKENIZER
+from cm3core.bank.tools import IMAGE_TOKENIZER
 from cm3core.bank.manifest import MANIFEST
 from cm3core.config.schema import to_plain
 from cm3core.errors import CM3Error, DeviceError, RecipeError

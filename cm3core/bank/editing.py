@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from cm3core.bank.building import IMAGE_TOKENIZER, duplicate_ids
+from cm3core.bank.building import duplicate_ids
 from cm3core.bank.manifest import Manifest, ShardInfo
 from cm3core.bank.memory_bank import MemoryBank
 from cm3core.bank.shard import SHARDS, Shard, write_shard
+from cm3core.bank.tools import IMAGE_TOKENIZER
 from cm3core.bank.writing import tidy, writing
 from cm3core.errors import DataError, FileError
 from cm3core.files import check_writable, make_folder, sha256_file, sync_directory
