@@ -1,4 +1,6 @@
-"""Recipe -> objects, in one fixed order, in one place. Nothing else calls a config's `build`.
+"""Recipe -> objects that belong together, in one fixed order. Whoever trains a decoder or generates
+with one takes its components from here; a single one (a data set to look at, an upscaler to
+measure) is built by its config alone.
 
 What a stage does not need is built when it is first asked for: a model draws pictures without the
 data it was trained on, unless retrieved documents are wanted.
@@ -17,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cm3core.bank import Manifest, MemoryBank, Tools
-from cm3core.bank.tools import IMAGE_TOKENIZER
 from cm3core.bank.manifest import MANIFEST
+from cm3core.bank.tools import IMAGE_TOKENIZER
 from cm3core.config.schema import to_plain
 from cm3core.errors import CM3Error, DeviceError, RecipeError
 from cm3core.generation.device_memory import check_weights_fit
