@@ -30,7 +30,7 @@ from cm3core.files import atomic_path, make_folder
 from cm3core.images import save_png
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
 from cm3core.stop_signals import StopSignals
-from cm3core.training.loop import choose_device, choose_precision
+from cm3core.training.device import choose_device, choose_precision
 from cm3plugins.upscalers.edsr.config import EDSRConfig, EDSRTraining
 from cm3plugins.upscalers.edsr.model import EDSR, channels_last
 from cm3plugins.upscalers.edsr.upscaler import EDSRUpscaler, to_input

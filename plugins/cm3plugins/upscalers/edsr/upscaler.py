@@ -15,7 +15,7 @@ from torch import Tensor
 from cm3core.document import PixelArray
 from cm3core.errors import CheckpointError
 from cm3core.interfaces.upscaler import Upscaler
-from cm3core.training.loop import choose_device
+from cm3core.training.device import choose_device
 from cm3plugins.upscalers.edsr.config import BUNDLED, EDSRConfig
 from cm3plugins.upscalers.edsr.model import EDSR
 from cm3plugins.upscalers.edsr.weights import build_model, load_weights
