@@ -93,7 +93,7 @@ class BatchLoader:
                 raise CheckpointError(
                     "loader state",
                     f"{key} was {state['setting'].get(key)}, is now {value}",
-                    "go on with the same data, recipe and number of processes",
+                    "resume with the same data and recipe",
                 )
         self.epoch, self.position = int(state["epoch"]), int(state["position"])
         self._order = self._epoch_order(self.epoch)

@@ -131,6 +131,6 @@ class Origin:
     def in_words(self, out_dir: Path) -> str:
         """For the line that a run begins with."""
         if self.resumed:
-            return f"goes on from {self.folder}"
+            return f"resumes from {self.folder}"
         weights = "" if self.folder is None else f" from the weights of {self.folder}"
         return f"starts in {out_dir}{weights}"

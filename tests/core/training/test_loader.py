@@ -78,7 +78,7 @@ def test_a_state_of_other_data_is_refused(tmp_path: Path) -> None:
         BatchLoader(make_data(tmp_path, 19), 2, 90, seed=0).load_state_dict(state)
     assert str(caught.value) == (
         "loader state: num_documents was 20, is now 19\n"
-        "  next: go on with the same data, recipe and number of processes"
+        "  next: resume with the same data and recipe"
     )
 
 

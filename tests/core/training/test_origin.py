@@ -153,7 +153,7 @@ def test_other_data_is_refused(
 
 
 def test_another_memory_bank_is_refused(registry: Registry, cache: Path, tmp_path: Path) -> None:
-    """A bank that has grown since is another training; its bytes brought back, the run goes on."""
+    """A bank that has grown since is another training; its bytes brought back, the run resumes."""
     bank, out = tmp_path / "bank", tmp_path / "run"
 
     def memory(action: str, *arguments: str) -> int:

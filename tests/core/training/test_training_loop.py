@@ -113,7 +113,7 @@ def test_metrics_after_going_on_are_those_of_a_whole_run(
 
 
 def test_by_the_clock(registry: Registry, cache: Path, tmp_path: Path) -> None:
-    """The clock goes on where it stopped; checkpoints keep it."""
+    """The clock resumes where it stopped; checkpoints keep it."""
     recipe = squares(
         registry,
         cache,
