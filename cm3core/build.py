@@ -1,4 +1,6 @@
-"""Recipe -> objects, in one fixed order, in one place. Nothing else calls a config's `build`.
+"""Recipe -> objects that belong together, in one fixed order. Whoever trains a decoder or generates
+with one takes its components from here; a single one (a data set to look at, an upscaler to
+measure) is built by its config alone.
 
 What a stage does not need is built when it is first asked for: a model draws pictures without the
 data it was trained on, unless retrieved documents are wanted.

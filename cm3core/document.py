@@ -27,7 +27,7 @@ IntArray: TypeAlias = npt.NDArray[np.int32]
 PixelArray: TypeAlias = npt.NDArray[np.uint8]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
-#: `TokenDocument.cells` of a token that is not an image code.
+#: `TokenSequence.cells` of a token that is not an image code.
 NO_CELL = -1
 #: Hexadecimal letters of a hash in `content_keys`.
 KEY_LENGTH = 32

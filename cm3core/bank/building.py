@@ -2,8 +2,7 @@
 kills it costs one of them.
 
 The documents of a shard, and those that are embedded together, depend on their places in the data
-set alone: a build that was cut off and went on leaves the very bytes of an undisturbed one. Legend:
-E numbers of a vector.
+set alone: a build that was cut off and resumed leaves the very bytes of an undisturbed one.
 """
 
 from __future__ import annotations
@@ -12,70 +11,27 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
-from cm3core import images
-from cm3core.bank.manifest import WORK, ImageTokenizerMaker, Maker, Manifest, ShardInfo, shard_of
+from cm3core.bank.encoding import encoded_documents
+from cm3core.bank.manifest import WORK, Manifest, ShardInfo, shard_of
 from cm3core.bank.memory_bank import MemoryBank, is_bank
-from cm3core.bank.shard import LENGTH_TOLERANCE, SHARDS, BankDocument, Shard, write_shard
+from cm3core.bank.shard import SHARDS, BankDocument, Shard, write_shard
+from cm3core.bank.tools import Tools, save_tokenizer
 from cm3core.bank.writing import remove_unfinished, tidy, writing
-from cm3core.document import Codes, Document, Image, PixelArray, Text, content_keys
 from cm3core.errors import DataError
-from cm3core.files import make_folder, sync_directory, write_text
+from cm3core.files import make_folder, write_text
 from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
 
-if TYPE_CHECKING:
-    from cm3core.interfaces.embedder import Embedder
-    from cm3core.interfaces.image_tokenizer import ImageTokenizer
-
-#: Documents of a shard: what a kill costs at most, and what stands in memory before it is written.
+#: Documents of a shard: what a kill costs at most, and what is in memory before it is written.
 SHARD_SIZE = 4096
-#: Documents embedded together, and pixels of their pictures after which no more are read.
-_AT_ONCE, _PIXELS_AT_ONCE = 32, 1 << 25
 _PLAN = "plan.txt"
-
-
-@dataclass(frozen=True, eq=False)
-class Tools:
-    """What makes a bank's vectors and codes, and the recipe names and values by which it is built
-    again.
-
-    Args:
-        embedder, image_tokenizer: built.
-        embedder_name, image_tokenizer_name: in a recipe.
-        embedder_config, image_tokenizer_config: their configs' values, as YAML holds them.
-    """
-
-    embedder: Embedder
-    image_tokenizer: ImageTokenizer
-    embedder_name: str = ""
-    embedder_config: Mapping[str, Any] = field(default_factory=dict)
-    image_tokenizer_name: str = ""
-    image_tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def manifest(self) -> Manifest:
-        """Of a bank without documents."""
-        tokenizer = self.image_tokenizer
-        return Manifest(
-            self.embedder.dimension,
-            Maker(self.embedder_name, self.embedder_config, self.embedder.fingerprint),
-            ImageTokenizerMaker(
-                self.image_tokenizer_name,
-                self.image_tokenizer_config,
-                tokenizer.fingerprint,
-                tokenizer.grid,
-                tokenizer.codebook_size,
-            ),
-        )
 
 
 @dataclass(frozen=True)
@@ -99,7 +55,7 @@ def build_bank(
     id_prefix: str = "",
     progress: bool = True,
 ) -> BuildReport:
-    """Build a bank of all documents of a source, or go on where an earlier call was cut off; of one
+    """Build a bank of all documents of a source, or resume where an earlier call was cut off; of one
     that was built and has damaged shards since, all are built again.
 
     Args:
@@ -107,7 +63,7 @@ def build_bank(
         folder: new, or one that an earlier call with the same arguments left.
         tools: embedder and image tokenizer.
         shard_size: see `SHARD_SIZE`.
-        id_prefix: stands in front of the documents' ids.
+        id_prefix: prepended to the documents' ids.
         progress: show a bar.
 
     Raises:
@@ -138,7 +94,7 @@ def build_bank(
             if _is_sound(folder):
                 tidy(folder, manifest)
                 return BuildReport(0, 0, [], manifest.num_documents)
-        _save_tokenizer(tools.image_tokenizer, folder / IMAGE_TOKENIZER)
+        save_tokenizer(tools.image_tokenizer, folder / IMAGE_TOKENIZER)
         shards, skipped = _build_shards(
             folder, source, range(len(source)), tools, plan, shard_size, id_prefix, progress
         )
@@ -259,22 +215,6 @@ def _plan(
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _save_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:
-    """What is needed to build the image tokenizer again wherever the bank is moved; nothing when
-    its config is enough."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary = folder.parent / f".{folder.name}.writing"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    tokenizer.save(temporary)
-    if not any(temporary.iterdir()):
-        temporary.rmdir()
-        return
-    temporary.rename(folder)
-    sync_directory(folder.parent)
-
-
 def _build_shards(
     folder: Path,
     source: DocumentSource,
@@ -303,7 +243,7 @@ def _build_shards(
                 own: list[SkippedRecord] = []
                 info = write_shard(
                     folder,
-                    _counted(_documents(source, places, tools, id_prefix, own), bar),
+                    _counted(encoded_documents(source, places, tools, id_prefix, own), bar),
                     manifest,
                 )
                 values = {
@@ -326,7 +266,7 @@ def _counted(documents: Iterator[BankDocument], bar: Any) -> Iterator[BankDocume
 
 
 def _begin(work: Path, plan: str) -> None:
-    """Go on with the notes of this plan; those of another one are thrown away."""
+    """Keep the notes of this plan; those of another one are thrown away."""
     path = work / _PLAN
     if work.is_dir():
         if path.is_file() and path.read_text() == plan:
@@ -356,97 +296,3 @@ def _finished(
     except (OSError, ValueError, KeyError, TypeError):
         # a `DataError` is a `ValueError`: what was lost is built again
         return None
-
-
-def _documents(
-    source: DocumentSource,
-    places: Sequence[int],
-    tools: Tools,
-    id_prefix: str,
-    skipped: list[SkippedRecord],
-) -> Iterator[BankDocument]:
-    """The documents of a shard; what can't be used is told in `skipped`."""
-    batch: list[tuple[str, Document]] = []
-    num_pixels = 0
-    for index in places:
-        name = id_prefix + source.id(index)
-        try:
-            document = _read(source.document(index), name)
-        except DataError as error:
-            skipped.append(SkippedRecord(error.place, error.cause, error.next_step))
-            continue
-        batch.append((name, document))
-        num_pixels += sum(segment.load().size for segment in document if isinstance(segment, Image))
-        if len(batch) == _AT_ONCE or num_pixels >= _PIXELS_AT_ONCE:
-            yield from _made(batch, tools, skipped)
-            batch, num_pixels = [], 0
-    yield from _made(batch, tools, skipped)
-
-
-def _read(document: Document, name: str) -> Document:
-    """The document with its pixels in memory: the embedder and the tokenizer both look at them."""
-    for segment in document:
-        if not isinstance(segment, (Text, Image)):
-            raise DataError(
-                f"document {name}",
-                f"holds {type(segment).__name__}; a bank is built of texts and pictures",
-                "merge banks with cm3 memory merge, or fill holes first",
-            )
-    if not any(
-        isinstance(segment, Image) or segment.text.strip()
-        for segment in document
-        if isinstance(segment, (Image, Text))
-    ):
-        raise DataError(f"document {name}", "has neither text nor a picture", "give it one of them")
-    return tuple(
-        replace(segment, load=partial(_same, segment.load()))
-        if isinstance(segment, Image)
-        else segment
-        for segment in document
-    )
-
-
-def _same(pixels: PixelArray) -> PixelArray:
-    return pixels
-
-
-def _made(
-    batch: Sequence[tuple[str, Document]], tools: Tools, skipped: list[SkippedRecord]
-) -> Iterator[BankDocument]:
-    """Vectors and codes of documents that were read."""
-    if not batch:
-        return
-    try:
-        vectors_BE = tools.embedder.embed_documents([document for _, document in batch])
-    except DataError as error:
-        if len(batch) > 1:
-            for one in batch:
-                yield from _made([one], tools, skipped)
-        else:
-            cause = f"can't be embedded ({error.place}: {error.cause})"
-            skipped.append(SkippedRecord(f"document {batch[0][0]}", cause, error.next_step))
-        return
-    tokenizer = tools.image_tokenizer
-    for (name, document), vector in zip(batch, vectors_BE, strict=True):
-        # One by one, as a model does with what it is asked about: in a batch, the last bits depend
-        # on how many there are.
-        coded = tuple(
-            Codes(
-                tokenizer.encode(images.fit(segment.load(), tokenizer.image_size)[None])[0],
-                tokenizer.grid,
-            )
-            if isinstance(segment, Image)
-            else segment
-            for segment in document
-        )
-        length = float(np.linalg.norm(vector))
-        if not abs(length - 1) <= LENGTH_TOLERANCE:
-            skipped.append(
-                SkippedRecord(
-                    f"document {name}",
-                    f"the embedder gives it a vector of length {length:g}, not 1",
-                    "look at its text and pictures, or use another embedder",
-                )
-            )
-            continue
-        yield BankDocument(name, coded, content_keys(document) | content_keys(coded), vector)

@@ -1,5 +1,5 @@
 """Taking documents out of a bank, and making one bank of several. Shards never change: those that
-would are written anew."""
+would are written again."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def remove_documents(
 
 
 def _without(target: Path, bank: MemoryBank, removed: Collection[int]) -> list[ShardInfo]:
-    """The bank's shards without some documents; those that lose any are written anew, into the bank
+    """The bank's shards without some documents; those that lose any are written again, into the bank
     `target`."""
     shards, start = [], 0
     for shard in bank.shards:

@@ -47,7 +47,8 @@ def run(args: Namespace) -> int:
     plugins = "".join(f"--plugin {shlex.quote(str(path))} " for path in args.plugin)
     command = shlex.join([args.recipe, "-o", str(out), *args.overrides])
 
-    from cm3core.training.loop import TrainingInterrupted, train
+    from cm3core.training.loop import train
+    from cm3core.training.state import TrainingInterrupted
 
     try:
         result = train(

@@ -61,8 +61,7 @@ class TrainSection:
         seed: decides the weights' start, the order of documents and every draw of the objective.
         steps: optimiser steps; exactly one of `steps` and `minutes` is given.
         minutes: wall-clock length; the schedule follows the clock, interruptions not counted.
-        batch_rows: packed rows of `decoder.context_length` tokens in a micro-batch, on each
-            process.
+        batch_rows: packed rows of `decoder.context_length` tokens in a micro-batch.
         accumulate: micro-batches in an optimiser step.
         optimizer: "adamw", or "muon": Muon for the layers' matrices, AdamW for the rest.
         learning_rate: peak, of AdamW.

@@ -1,8 +1,9 @@
 """Training: from a recipe to checkpoints. `train` resumes exactly where a run stopped.
 
-preparation, sequences, loader   documents -> codes, neighbours -> masked sequences -> batches
-loop, state, optim, loss         one optimiser step after the other
-metrics, validation, samples     what is written down on the way
+preparation, code_cache, neighbours, sequences, loader   documents -> codes -> sequences -> batches
+origin, start, device                                    a run that is ready for its next step
+loop, state, optim, loss                                 one optimiser step after the other
+metrics, validation, samples, progress_bar               what is recorded on the way
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING
 from cm3core._lazy import exporter
 
 if TYPE_CHECKING:
-    from cm3core.training.loop import TrainingInterrupted, train
+    from cm3core.training.loop import train
+    from cm3core.training.state import TrainingInterrupted
 
 __all__ = [
     "TrainingInterrupted",
@@ -22,7 +24,7 @@ __all__ = [
 __getattr__ = exporter(
     __name__,
     {
-        "TrainingInterrupted": "loop",
+        "TrainingInterrupted": "state",
         "train": "loop",
     },
 )

@@ -2,7 +2,7 @@
 pictures' codes.
 
 They are computed in shards. A shard is written atomically, so whatever kills the process costs one
-shard; the next run goes on behind the last one. Folders are named by fingerprints of all that
+shard; the next run resumes behind the last one. Folders are named by fingerprints of all that
 decides the rows, so nothing stale is ever read. Legend: N documents, c codes of a picture.
 """
 

@@ -29,12 +29,12 @@ class MetricsLog:
     `OUT/tensorboard`.
 
     `metrics.jsonl` is the record, and an error when it can't be written. TensorBoard shows the same
-    numbers again: when it fails (a full disk, its writer's thread), it is said in one line and left
+    numbers again: when it fails (a full disk, its writer's thread), it is reported in one line and left
     out from there on.
 
     Args:
         out_dir: the run's folder.
-        step: the checkpoint's step when a run goes on: later lines, and a last half line, are cut
+        step: the checkpoint's step when a run resumes: later lines, and a last half line, are cut
             away; 0 for a new run.
         tensorboard: write TensorBoard's files too.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -54,7 +54,7 @@ def retriever_fingerprint(
 
 
 class Neighbours(Protocol):
-    """Which memory documents may stand in front of each document of a source."""
+    """Which memory documents may be prepended to each document of a source."""
 
     def __len__(self) -> int:
         """Documents of the source."""
@@ -65,6 +65,49 @@ class Neighbours(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class NeighbourSettings:
+    """What decides a table of neighbours, beside the source.
+
+    Args:
+        fingerprint: of the retriever, see `retriever_fingerprint`.
+        num_ranks: results kept for each document.
+        query_dropout: probability that a word of a query is left out.
+        seed: of the words left out.
+        text_only: ask with a document's text where it has one, as a prompt for its picture does.
+    """
+
+    fingerprint: str
+    num_ranks: int = 8
+    query_dropout: float = 0.0
+    seed: int = 0
+    text_only: bool = False
+
+    def query(self, source: DocumentSource, index: int) -> Document:
+        """What the retriever is asked with for a document."""
+        document = source.document(index)
+        if self.text_only:
+            texts = (segment for segment in document if isinstance(segment, Text) and segment.text)
+            document = tuple(texts) or document
+        return (
+            with_words_left_out(document, self.query_dropout, _rng_of(self.seed, source.id(index)))
+            if self.query_dropout
+            else document
+        )
+
+    def name(self, source: DocumentSource) -> str:
+        """Of a source's table: equal names, equal neighbours."""
+        asked = [
+            _VERSION,
+            self.fingerprint,
+            source.content_fingerprint,
+            self.num_ranks,
+            self.text_only,
+            [self.query_dropout, self.seed] if self.query_dropout else None,
+        ]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]
+
+
 class NeighbourTable:
     """For each document of a source, the memory documents that a retriever finds for it, best
     first; never itself.
@@ -72,14 +115,10 @@ class NeighbourTable:
     Args:
         retriever: over the memory.
         source: N documents, in their canonical form the queries.
+        settings: how it is asked.
         cache_dir: where caches are kept; None: `files.cache_directory()`.
-        fingerprint: of the retriever, see `retriever_fingerprint`.
         codes: of the source's pictures: a memory of codes knows a document by them. Documents with
             unreadable pictures, and those that hold nothing, have no neighbours.
-        num_ranks: results kept for each document.
-        query_dropout: probability that a word of a query is left out.
-        seed: of the words left out.
-        text_only: ask with a document's text where it has one, as a prompt for its picture does.
         progress: show a bar while retrieving.
         shard_size: documents that are retrieved for at once.
     """
@@ -88,45 +127,16 @@ class NeighbourTable:
         self,
         retriever: Retriever,
         source: DocumentSource,
+        settings: NeighbourSettings,
         cache_dir: Path | None = None,
         *,
-        fingerprint: str,
         codes: CodeCache | None = None,
-        num_ranks: int = 8,
-        query_dropout: float = 0.0,
-        seed: int = 0,
-        text_only: bool = False,
         progress: bool = True,
         shard_size: int = 1024,
     ) -> None:
-        self.num_ranks = num_ranks
-        asked = [
-            _VERSION,
-            fingerprint,
-            source.content_fingerprint,
-            num_ranks,
-            text_only,
-            [query_dropout, seed] if query_dropout else None,
-        ]
-        name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]
+        num_ranks = settings.num_ranks
+        name = settings.name(source)
         self.folder = (cache_dir or cache_directory()) / "neighbours" / name
-
-        def query(index: int) -> Document:
-            document = source.document(index)
-            if text_only:
-                document = (
-                    tuple(
-                        segment
-                        for segment in document
-                        if isinstance(segment, Text) and segment.text
-                    )
-                    or document
-                )
-            return (
-                with_words_left_out(document, query_dropout, _rng_of(seed, source.id(index)))
-                if query_dropout
-                else document
-            )
 
         def retrieve(start: int, stop: int) -> IntArray:
             rows = np.full((stop - start, num_ranks), NOTHING, np.int32)
@@ -136,7 +146,8 @@ class NeighbourTable:
                 if (codes is None or codes.usable_N[index]) and source.content_keys(index)
             ]
             own = [own_names(source, index, codes) for index in places]
-            found = retriever.retrieve([query(index) for index in places], num_ranks, own)
+            queries = [settings.query(source, index) for index in places]
+            found = retriever.retrieve(queries, num_ranks, own)
             for place, results in zip(places, found, strict=True):
                 rows[place - start, : len(results)] = [result.index for result in results]
             return rows

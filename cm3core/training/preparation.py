@@ -1,5 +1,5 @@
-"""From a recipe's data set to its batches: codes, neighbours, masking, packing; for training and
-validation alike."""
+"""From a recipe's components to its batches: codes, neighbours, sequences, packing; for training
+and validation alike."""
 
 from __future__ import annotations
 
@@ -15,17 +15,14 @@ from cm3core.build import Components
 from cm3core.document import Document, MaskedSequence
 from cm3core.interfaces import DocumentSource, MaskingObjective
 from cm3core.sequence.packing import Packer, TrainingBatch, collate
-from cm3core.training.sequences import (
-    BatchLoader,
-    CodeCache,
-    NeighbourTable,
-    TrainingData,
-    retriever_fingerprint,
-)
+from cm3core.training.code_cache import CodeCache
+from cm3core.training.loader import BatchLoader
+from cm3core.training.neighbours import NeighbourSettings, NeighbourTable, retriever_fingerprint
+from cm3core.training.sequences import MaskedSequences, RetrievedDocuments
 
 
 class Preparation:
-    """Makes data of sources, once the pictures' codes and the neighbours are computed (and kept on
+    """Makes sequences and batches of sources, once the pictures' codes and the neighbours are computed (and kept on
     disk).
 
     Args:
@@ -48,7 +45,7 @@ class Preparation:
         self._memory_codes = (
             None if isinstance(self.memory, MemoryBank) else self._codes(self.memory)
         )
-        self._training = self.data(
+        self._training = self.sequences(
             components.source, components.objective, retrieve=self.retrieves, training=True
         )
         #: Hash of the training documents, and of the bank that they retrieve from if there is one;
@@ -72,16 +69,16 @@ class Preparation:
             )
         return codes
 
-    def data(
+    def sequences(
         self, source: DocumentSource, objective: MaskingObjective, *, retrieve: bool, training: bool
-    ) -> TrainingData:
+    ) -> MaskedSequences:
         """Sequences of a source, masked by `objective`.
 
         Args:
             source: the training split or another one; its own documents are never retrieved for
                 themselves.
             objective: masks them.
-            retrieve: put retrieved documents in front.
+            retrieve: prepend retrieved documents.
             training: captions and retrieved documents are drawn as in training; else canonical
                 captions and the best documents, found by what a prompt for the picture has: its
                 text.
@@ -92,39 +89,45 @@ class Preparation:
             if source is self.memory and self._memory_codes is not None
             else self._codes(source)
         )
-        neighbours = self._neighbours(source, codes, training) if retrieve else None
-        return TrainingData(
+        return MaskedSequences(
             source,
             components.serializer,
             objective,
             codes,
-            neighbours,
-            self.memory,
-            recipe.retriever,
-            recipe.train.seed,
-            components.decoder.context_length,
-            recipe.data.max_text_tokens,
-            memory_codes=self._memory_codes,
+            self._retrieved_documents(source, codes, training) if retrieve else None,
+            seed=recipe.train.seed,
+            context_length=components.decoder.context_length,
+            max_text_tokens=recipe.data.max_text_tokens,
             training=training,
         )
 
-    def _neighbours(
+    def _retrieved_documents(
         self, source: DocumentSource, codes: CodeCache, training: bool
-    ) -> NeighbourTable:
+    ) -> RetrievedDocuments:
         components, config = self.components, self.recipe.retriever
         assert config is not None
         assert components.retriever is not None
-        return NeighbourTable(
-            components.retriever,
-            source,
-            self.cache_dir,
-            fingerprint=self._retriever_fingerprint,
-            codes=codes,
+        settings = NeighbourSettings(
+            self._retriever_fingerprint,
             num_ranks=max(config.num_ranks, config.num_retrieved),
             query_dropout=config.query_dropout if training else 0.0,
             seed=self.recipe.train.seed,
             text_only=not training,
+        )
+        neighbours = NeighbourTable(
+            components.retriever,
+            source,
+            settings,
+            self.cache_dir,
+            codes=codes,
             progress=self.progress,
+        )
+        return RetrievedDocuments(
+            neighbours,
+            self.memory,
+            self._memory_codes,
+            config.num_retrieved,
+            config.random_num_retrieved,
         )
 
     @cached_property
@@ -133,8 +136,8 @@ class Preparation:
         return retriever_fingerprint(self.recipe.retriever, self.components.embedder, self.memory)
 
     def retrieved(self, query: Document, exclude: Collection[str]) -> list[Document]:
-        """The documents that belong in front of a query, pictures as codes; none where the recipe
-        retrieves nothing.
+        """The documents to prepend to a query, pictures as codes; none where the recipe retrieves
+        nothing.
 
         Args:
             query: what is known of the document (its text).
@@ -156,7 +159,7 @@ class Preparation:
         )
 
     def loader(self, rank: int = 0, world_size: int = 1) -> BatchLoader:
-        """Endless batches of the training split, for one of `world_size` processes."""
+        """Endless batches of the training split; see `BatchLoader` for `rank` and `world_size`."""
         section, length = self.recipe.train, self.components.decoder.context_length
         return BatchLoader(
             self._training,

@@ -29,7 +29,7 @@ class SamplePictures:
     and TensorBoard.
 
     Prompts are the texts of the first validation split that the data set has, else of the training
-    documents; with retrieved documents in front where the recipe retrieves. Drawing uses no random
+    documents; retrieved documents are prepended where the recipe retrieves. Drawing uses no random
     generator of torch, so training is not changed by it.
 
     Args:
@@ -90,8 +90,8 @@ class SamplePictures:
         return images.grid(rows, row_labels=texts, column_labels=["drawn", "real"])
 
     def _prepare(self, engine: Engine) -> list[tuple[Request, PixelArray]]:
-        """Requests and real pictures of documents spread over the split; in front the retrieved
-        documents that fit."""
+        """Requests and real pictures of documents spread over the split, the retrieved documents
+        that fit prepended."""
         preparation, components = self.preparation, self.preparation.components
         splits = (
             split_or_reason(components, name) for name in preparation.recipe.train.validation_splits
@@ -130,7 +130,7 @@ class SamplePictures:
 
     @staticmethod
     def _prompt(document: Document) -> Document | None:
-        """Everything before a picture that stands last, and a hole in its place; None for other
+        """Everything before a picture that comes last, and a hole in its place; None for other
         documents."""
         texts, last = document[:-1], document[-1] if document else None
         if (

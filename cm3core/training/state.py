@@ -1,5 +1,4 @@
-"""A training run as an object: what callbacks see, what processes share, and what is left at the
-end."""
+"""A training run as an object: what callbacks see, and what is left at the end."""
 
 from __future__ import annotations
 
@@ -20,23 +19,23 @@ from cm3core.training.optim import OptimizerGroup, Schedule
 if TYPE_CHECKING:
     from cm3core.build import Components
     from cm3core.recipe import Recipe
+    from cm3core.training.loader import BatchLoader
     from cm3core.training.preparation import Preparation
-    from cm3core.training.sequences import BatchLoader
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM: the run has saved itself. The text says how to go on."""
+    """Ctrl-C or SIGTERM: the run has saved itself. The text says how to resume."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that train together; one by default. Sharding replaces `sum` by an all-reduce
-    and changes nothing else.
+    """Which part of the data is this process's. Training on several processes is not built: each
+    would train a decoder of its own.
 
     Args:
         rank: this process, from 0.
-        world_size: number of processes.
-        sum: the sum of a tensor over all processes.
+        world_size: number of parts; one by default.
+        sum: the sum of a tensor over all parts.
     """
 
     rank: int = 0

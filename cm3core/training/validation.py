@@ -82,7 +82,7 @@ class Validation:
             for suffix, retrieve in (("", False), ("_retrieved", True)):
                 if retrieve and not self.preparation.retrieves:
                     continue
-                data = self.preparation.data(
+                data = self.preparation.sequences(
                     source, UnmaskedObjective(), retrieve=retrieve, training=False
                 )
                 sequences = [

@@ -55,7 +55,7 @@ class ExternalUpscalerConfig(UpscalerConfig):
     def build(self) -> ExternalUpscaler:
         """The upscaler; raises `CheckpointError` when the file can't be used, `MissingPackageError`
         without spandrel."""
-        from cm3core.training.loop import choose_device
+        from cm3core.training.device import choose_device
 
         self.check()
         path = Path(self.path).expanduser()

@@ -1,125 +1,36 @@
-"""The loop: it learns, goes on exactly, stops cleanly, refuses what it must, and writes down what
-it did."""
+"""The loop: it learns, resumes exactly, stops cleanly, and writes down what it did."""
 
 from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
-import threading
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from cm3core.checkpoint import WEIGHTS, latest_checkpoint, read_tensors
+from cm3core.checkpoint import latest_checkpoint
 from cm3core.cli.main import main
-from cm3core.errors import CheckpointError, CM3Error, DeviceError, FileError
+from cm3core.errors import CM3Error
 from cm3core.images import open_image, read_png_metadata
-from cm3core.plugins import Registry, load_registry
-from cm3core.recipe import Recipe, compose
+from cm3core.plugins import Registry
 from cm3core.sequence.packing import TrainingBatch
 from cm3core.training import loop as train_module
-from cm3core.training.loop import (
-    TrainingInterrupted,
-    TrainResult,
-    TrainState,
-    choose_device,
-    choose_precision,
-    train,
-)
-from cm3core.training.metrics import MetricsLog, SpeedMeter, read_metrics
-
-PARTS = Path(__file__).parents[2] / "fixtures" / "train"
+from cm3core.training.loop import train
+from cm3core.training.metrics import read_metrics
+from cm3core.training.start import start
+from cm3core.training.state import Callback, TrainingInterrupted, TrainResult, TrainState
+from squares import PARTS, squares, weights
 
 
-@pytest.fixture(scope="module")
-def registry() -> Registry:
-    return load_registry([PARTS / "train_parts.py"])
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-def squares(registry: Registry, cache: Path, overrides: Sequence[str] = ()) -> Recipe:
-    return compose(
-        str(PARTS / "squares.yaml"), [f"data.cache_dir={cache}", *overrides], registry=registry
-    )
-
-
-@pytest.fixture(scope="module")
-def whole(registry: Registry, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
-    """An uninterrupted run of 20 steps."""
-    return train(
-        squares(registry, cache, ["train.steps=20"]),
-        tmp_path_factory.mktemp("whole"),
-        registry,
-        progress=False,
-    )
-
-
-def weights(result: TrainResult) -> bytes:
-    return (result.checkpoint / WEIGHTS).read_bytes()
-
-
-def stop_at(step: int, number: signal.Signals = signal.SIGINT) -> train_module.Callback:
+def stop_at(step: int, number: signal.Signals = signal.SIGINT) -> Callback:
     def callback(state: TrainState) -> None:
         if state.step == step:
             os.kill(os.getpid(), number)
 
     return callback
-
-
-def test_starts_from_the_weights_of_another_run(
-    whole: TrainResult,
-    registry: Registry,
-    cache: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Learning almost nothing leaves them what they were; other documents are no obstacle; resuming
-    doesn't start over."""
-    own = [
-        f"train.start_from={whole.checkpoint.parent.parent}",
-        "train.steps=2",
-        "train.learning_rate=1e-12",
-        "train.optimizer=adamw",
-        "dataset.num_documents=3",
-        "train.start_from_codebook=true",
-    ]
-    result = train(squares(registry, cache, own), tmp_path, registry)
-    assert f"from the weights of {whole.checkpoint}" in capsys.readouterr().err
-    before, after = (read_tensors(found.checkpoint / WEIGHTS) for found in (whole, result))
-    assert before.keys() == after.keys()
-    for name, tensor in after.items():
-        torch.testing.assert_close(tensor, before[name], rtol=0, atol=1e-9)
-    again = train(squares(registry, cache, own), tmp_path, registry, progress=False)
-    assert weights(again) == weights(result)
-
-
-def test_a_start_that_does_not_fit_is_refused(
-    whole: TrainResult, registry: Registry, cache: Path, tmp_path: Path
-) -> None:
-    origin = f"train.start_from={whole.checkpoint}"
-    with pytest.raises(CheckpointError, match="beside the weights, unchanged"):
-        train(
-            squares(registry, cache, [origin, "train.steps=2", "decoder.num_layers=1"]),
-            tmp_path / "a",
-            registry,
-        )
-    with pytest.raises(CheckpointError, match="no installed plugin ships it"):
-        train(
-            squares(registry, cache, ["train.start_from=bundled:nothing", "train.steps=2"]),
-            tmp_path / "b",
-            registry,
-        )
-    assert not (tmp_path / "a" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -201,119 +112,8 @@ def test_metrics_after_going_on_are_those_of_a_whole_run(
     assert list((tmp_path / "tensorboard").iterdir())
 
 
-def test_changed_recipe_is_refused_with_the_difference(
-    whole: TrainResult, registry: Registry, cache: Path, tmp_path: Path
-) -> None:
-    out = Path(shutil.copytree(whole.checkpoint.parents[1], tmp_path / "run"))
-    changed = squares(
-        registry,
-        cache,
-        [
-            "train.steps=30",
-            "train.learning_rate=0.1",
-            "decoder.num_layers=3",
-            "sampler.temperature=0.5",
-        ],
-    )
-    with pytest.raises(CheckpointError) as caught:
-        train(changed, out, registry, progress=False)
-    assert str(caught.value) == (
-        f"{out / 'checkpoints' / 'step-00000020'}: was made under another recipe:\n"
-        "    decoder.num_layers: 2 in the checkpoint, 3 now\n"
-        "    train.learning_rate: 0.003 in the checkpoint, 0.1 now\n"
-        "  next: start in another folder (-o), or resume with the recipe unchanged"
-    )
-
-
-def test_a_finished_run_can_be_made_longer(
-    whole: TrainResult, registry: Registry, cache: Path, tmp_path: Path
-) -> None:
-    out = Path(shutil.copytree(whole.checkpoint.parents[1], tmp_path / "run"))
-    assert (
-        train(squares(registry, cache, ["train.steps=20"]), out, registry, progress=False).step
-        == 20
-    ), "nothing left to do"
-    assert (
-        train(
-            squares(registry, cache, ["train.steps=22", "train.log_every_steps=1"]),
-            out,
-            registry,
-            progress=False,
-        ).step
-        == 22
-    )
-    with pytest.raises(CheckpointError, match="holds a run already \\(step 22\\)"):
-        train(
-            squares(registry, cache, ["train.steps=22"]),
-            out,
-            registry,
-            progress=False,
-            resume=False,
-        )
-
-
-def test_other_data_is_refused(
-    whole: TrainResult,
-    registry: Registry,
-    cache: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    out = Path(shutil.copytree(whole.checkpoint.parents[1], tmp_path / "run"))
-    path = whole.checkpoint.name
-    state = json.loads((out / "checkpoints" / path / "state.json").read_text())
-    state["fingerprints"]["dataset"] = "another"
-    (out / "checkpoints" / path / "state.json").write_text(json.dumps(state))
-    with pytest.raises(CheckpointError, match="was trained on other data"):
-        train(squares(registry, cache, ["train.steps=21"]), out, registry, progress=False)
-
-
-def test_another_memory_bank_is_refused(registry: Registry, cache: Path, tmp_path: Path) -> None:
-    """A bank that has grown since is another training; its bytes brought back, the run goes on."""
-    bank, out = tmp_path / "bank", tmp_path / "run"
-
-    def memory(action: str, *arguments: str) -> int:
-        return main(
-            [
-                "--plugin",
-                str(PARTS / "train_parts.py"),
-                "memory",
-                action,
-                *arguments,
-                "--quiet",
-                f"data.cache_dir={cache}",
-            ]
-        )
-
-    assert (
-        memory("build", str(PARTS / "squares.yaml"), "-o", str(bank), "embedder=light_encoder") == 0
-    )
-    shutil.copytree(bank, tmp_path / "before")
-    own = [
-        "embedder=light_encoder",
-        "retriever=dense",
-        f"retriever.bank={bank}",
-        "train.validation_splits=[]",
-        "decoder.context_length=96",
-    ]
-    train(squares(registry, cache, [*own, "train.steps=2"]), out, registry, progress=False)
-    assert memory("add", str(bank), str(PARTS / "squares.yaml"), "--id-prefix", "more/") == 0
-    with pytest.raises(CheckpointError) as error:
-        train(squares(registry, cache, [*own, "train.steps=3"]), out, registry, progress=False)
-    assert "was trained with another memory bank (documents were added, removed or changed)" in str(
-        error.value
-    )
-    assert "start in another folder (-o), or bring the bank back" in str(error.value)
-    shutil.rmtree(bank)
-    shutil.copytree(tmp_path / "before", bank)
-    assert (
-        train(squares(registry, cache, [*own, "train.steps=3"]), out, registry, progress=False).step
-        == 3
-    )
-
-
 def test_by_the_clock(registry: Registry, cache: Path, tmp_path: Path) -> None:
-    """The clock goes on where it stopped; checkpoints keep it."""
+    """The clock resumes where it stopped; checkpoints keep it."""
     recipe = squares(
         registry,
         cache,
@@ -357,12 +157,7 @@ def test_accumulation_equals_a_larger_batch(
             "train.precision=fp32",
         ],
     )
-    states = [
-        train_module._start(
-            recipe, tmp_path / name, registry, True, False, None, train_module.Processes()
-        )
-        for name in "ab"
-    ]
+    states = [start(recipe, tmp_path / name, registry, progress=False) for name in "ab"]
     batch = next(iter(states[0].loader))
     halves = [
         TrainingBatch(*(getattr(batch, name)[rows] for name in TrainingBatch.__dataclass_fields__))
@@ -448,156 +243,3 @@ def test_sample_pictures_do_not_change_the_training(
     ]
     assert open_image(tmp_path / "samples" / "step-00000020.png").shape[0] >= 5 * 8
     assert read_png_metadata(tmp_path / "samples" / "step-00000020.png")["step"] == "20"
-
-
-def test_devices_that_are_not_there(registry: Registry, cache: Path, tmp_path: Path) -> None:
-    assert choose_device("cpu") == torch.device("cpu")
-    for name in ("banana", "cuda:99"):
-        with pytest.raises(DeviceError) as caught:
-            train(squares(registry, cache), tmp_path / "out", registry, device=name, progress=False)
-        assert str(caught.value).startswith(f"device {name!r}: can't be used here (")
-        assert str(caught.value).endswith(")\n  next: use cpu, or cuda on a machine with a GPU")
-    (tmp_path / "file").touch()
-    with pytest.raises(FileError) as caught_file:
-        train(squares(registry, cache), tmp_path / "file", registry, progress=False)
-    assert str(caught_file.value) == f"{tmp_path / 'file'}: is a file\n  next: name a folder"
-    assert not (tmp_path / "out").exists()
-
-
-def test_precision() -> None:
-    cpu = torch.device("cpu")
-    assert choose_precision("fp32", cpu) == (None, "fp32 as asked")
-    assert choose_precision("bf16", cpu)[0] == torch.bfloat16
-    dtype, reason = choose_precision("auto", cpu)
-    able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    assert dtype == (torch.bfloat16 if able else None)
-    assert "this CPU" in reason
-
-
-def test_speed_by_hand() -> None:
-    meter = SpeedMeter(time_constant_s=1.0)
-    assert meter.rate == 0.0
-    meter.add(10, 1.0)
-    assert meter.rate == pytest.approx(10.0)
-    meter.add(0, 1.0)
-    keep = 2.718281828**-1
-    assert meter.rate == pytest.approx(10 * keep / (keep + 1))
-
-
-def test_metrics_log_cuts_what_is_later(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, tensorboard=False)
-    log.write(1, {"a": 1.0})
-    log.write(2, {"a": float("inf")})
-    log.close()
-    assert read_metrics(tmp_path) == [{"step": 1, "a": 1.0}, {"step": 2, "a": None}]
-    MetricsLog(tmp_path, 1, tensorboard=False).close()
-    assert read_metrics(tmp_path) == [{"step": 1, "a": 1.0}]
-
-
-class BrokenWriter:
-    """TensorBoard's writer on a disk that is full when the method `fails` is called."""
-
-    fails = "add_scalar"
-
-    def __init__(self, folder: str, **options: object) -> None:
-        self.called: list[str] = []
-        self._call("__init__")
-
-    def _call(self, name: str) -> None:
-        self.called.append(name)
-        if name == self.fails:
-            raise OSError(28, "No space left on device")
-
-    def add_scalar(self, *values: object) -> None:
-        self._call("add_scalar")
-
-    def add_image(self, *values: object, **options: object) -> None:
-        self._call("add_image")
-
-    def flush(self) -> None:
-        self._call("flush")
-
-    def close(self) -> None:
-        raise OSError(28, "No space left on device")
-
-
-@pytest.mark.parametrize("method", ["__init__", "add_scalar", "add_image", "flush", "close"])
-def test_tensorboard_that_fails_is_left_out_and_said_once(
-    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(BrokenWriter, "fails", method)
-    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", BrokenWriter)
-    log = MetricsLog(tmp_path)
-    for step in (1, 2):
-        log.write(step, {"a": 1.0, "b": 2.0})
-        log.image(step, "samples", np.zeros((2, 2, 3), np.uint8))
-        log.flush()
-    log.close()
-    assert read_metrics(tmp_path) == [{"step": step, "a": 1.0, "b": 2.0} for step in (1, 2)]
-    assert capsys.readouterr().err == (
-        "note: TensorBoard is left out from here on, it can't be written ([Errno 28] No space "
-        "left on device); "
-        "metrics.jsonl goes on\n"
-    )
-
-
-def test_tensorboards_own_thread_may_fail(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The real writer, whose thread hits a limit on file sizes; metrics.jsonl, which is shorter,
-    goes on."""
-    monkeypatch.setattr(threading, "excepthook", lambda _: None)  # Python shows what ended a thread
-    log = MetricsLog(tmp_path)
-    log.flush()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE,
-        (max(path.stat().st_size for path in (tmp_path / "tensorboard").iterdir()), hard),
-    )
-    try:
-        log.write(1, {"a": 1.0})
-        log.flush()
-        log.write(2, {"a": 1.0})
-        log.close()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert read_metrics(tmp_path) == [{"step": 1, "a": 1.0}, {"step": 2, "a": 1.0}]
-    assert capsys.readouterr().err.count("note: TensorBoard is left out from here on") == 1
-
-
-def test_metrics_that_the_disk_does_not_take_are_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log = MetricsLog(tmp_path, tensorboard=False)
-
-    def broken(handle: int) -> None:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(os, "fsync", broken)
-    for call in (log.flush, log.close):
-        with pytest.raises(
-            CheckpointError,
-            match=r"metrics.jsonl: can't be written \(\[Errno 5\] Input/output error\)",
-        ):
-            call()
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(log._file)  # closed all the same
-
-
-def test_metrics_on_a_full_disk(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, tensorboard=False)
-    log.write(1, {"a": 1.0})
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (log.path.stat().st_size + 10, hard))
-    try:
-        with pytest.raises(
-            CheckpointError, match=r"metrics.jsonl: can't be written \(the disk is full\)"
-        ):
-            log.write(2, {"a": 1.0})
-        with pytest.raises(
-            CheckpointError, match=r"metrics.jsonl: can't be written \(\[Errno 27\]"
-        ):
-            log.write(2, {"a": 1.0})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert read_metrics(tmp_path) == [{"step": 1, "a": 1.0}], "half a line is no line"

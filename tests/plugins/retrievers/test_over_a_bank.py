@@ -10,8 +10,8 @@ from bank_parts import QuarterTokenizer, source, tools
 from cm3core.bank import MemoryBank, build_bank
 from cm3core.errors import DataError
 from cm3core.testing.retriever import HashEmbedder
-from cm3core.training.neighbours import NeighbourTable
-from cm3core.training.sequences import CodeCache
+from cm3core.training.code_cache import CodeCache
+from cm3core.training.neighbours import NeighbourSettings, NeighbourTable
 from cm3plugins.retrievers import BM25RetrieverConfig, DenseRetrieverConfig, RandomRetrieverConfig
 
 
@@ -91,10 +91,9 @@ def test_in_training_never_the_documents_own(bank, config, tmp_path):
     table = NeighbourTable(
         config.build(bank, HashEmbedder()),
         queries,
+        NeighbourSettings("f", num_ranks=24),
         tmp_path,
-        fingerprint="f",
         codes=codes,
-        num_ranks=24,
         progress=False,
     )
     for index in range(24):

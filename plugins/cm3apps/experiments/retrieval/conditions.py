@@ -25,14 +25,10 @@ from cm3core.document import Codes, Document, IntArray
 from cm3core.errors import CM3Error
 from cm3core.interfaces import DocumentSource, Retriever, RetrieverConfig
 from cm3core.sequence.packing import TrainingBatch
-from cm3core.training.neighbours import Neighbours
+from cm3core.training.code_cache import CodeCache
+from cm3core.training.neighbours import NeighbourSettings, NeighbourTable, retriever_fingerprint
 from cm3core.training.preparation import Preparation
-from cm3core.training.sequences import (
-    CodeCache,
-    NeighbourTable,
-    TrainingData,
-    retriever_fingerprint,
-)
+from cm3core.training.sequences import MaskedSequences, RetrievedDocuments
 from cm3core.training.validation import UnmaskedObjective, measured_loss, spread
 
 if TYPE_CHECKING:
@@ -134,35 +130,36 @@ class Measurement:
 
     def _batches(self, condition: Condition) -> list[TrainingBatch]:
         recipe, source = self.preparation.recipe, self.sources[condition.split]
-        codes, memory = (
-            self._codes_of(f"split {condition.split}", source),
-            self.memories.get(condition.memory),
-        )
-        neighbours: Neighbours | None = None
-        config, memory_codes = None, None
-        if condition.memory == OWN:
-            neighbours, memory, memory_codes = _Itself(len(source)), source, codes
-            config = replace(next(iter(self.retrievers.values())), num_retrieved=1)
-        elif memory is not None:
-            config = replace(self.retrievers[condition.retriever], num_retrieved=condition.number)
-            neighbours = self._neighbours(source, codes, condition.memory, condition.retriever)
-            memory_codes = self._codes_of(f"memory {condition.memory}", memory)
-        data = TrainingData(
+        codes = self._codes_of(f"split {condition.split}", source)
+        sequences = MaskedSequences(
             source,
             self.components.serializer,
             UnmaskedObjective(),
             codes,
-            neighbours,
-            memory,
-            config,
-            recipe.train.seed,
-            self.components.decoder.context_length,
-            recipe.data.max_text_tokens,
-            memory_codes=memory_codes,
+            self._retrieved(condition, source, codes),
+            seed=recipe.train.seed,
+            context_length=self.components.decoder.context_length,
+            max_text_tokens=recipe.data.max_text_tokens,
             training=False,
         )
         return self.preparation.pack(
-            data.sequence(0, index) for index in spread(len(data), self.num_documents)
+            sequences.sequence(0, index) for index in spread(len(sequences), self.num_documents)
+        )
+
+    def _retrieved(
+        self, condition: Condition, source: DocumentSource, codes: CodeCache
+    ) -> RetrievedDocuments | None:
+        """What is prepended under a condition."""
+        if condition.memory == OWN:
+            return RetrievedDocuments(_Itself(len(source)), source, codes, 1)
+        memory = self.memories.get(condition.memory)
+        if memory is None:
+            return None
+        return RetrievedDocuments(
+            self._neighbours(source, codes, condition.memory, condition.retriever),
+            memory,
+            self._codes_of(f"memory {condition.memory}", memory),
+            condition.number,
         )
 
     def told(self) -> dict[str, Told]:
@@ -209,16 +206,13 @@ class Measurement:
     ) -> NeighbourTable:
         # how many are wanted decides nothing here
         config = replace(self.retrievers[name], num_retrieved=1)
+        fingerprint = retriever_fingerprint(config, self.components.embedder, self.memories[memory])
         return NeighbourTable(
             self.retriever(memory, name),
             source,
+            NeighbourSettings(fingerprint, num_ranks=MOST, text_only=True),
             self.preparation.cache_dir,
             codes=codes,
-            num_ranks=MOST,
-            text_only=True,
-            fingerprint=retriever_fingerprint(
-                config, self.components.embedder, self.memories[memory]
-            ),
             progress=False,
         )
 

@@ -46,7 +46,7 @@ class CLIPConfig(EmbedderConfig):
     def build(self) -> CLIP:
         """Load weights and tokenizer. Raises `CheckpointError` when they are missing, damaged, or
         no CLIP that is known here."""
-        from cm3core.training.loop import choose_device
+        from cm3core.training.device import choose_device
         from cm3plugins.embedders.clip.embedder import CLIP
 
         self.check()

@@ -26,7 +26,7 @@ from cm3core.files import make_folder
 from cm3core.images import save_png
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
 from cm3core.stop_signals import StopSignals
-from cm3core.training.loop import choose_device, choose_precision
+from cm3core.training.device import choose_device, choose_precision
 from cm3plugins.trained.layout import channels_last
 from cm3plugins.trained.losses import edge_error
 from cm3plugins.trained.training_run import WEIGHTS, TrainingRun, check_order

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cm3core.document import PixelArray
 from cm3core.interfaces.upscaler import Upscaler
-from cm3core.training.loop import choose_device
+from cm3core.training.device import choose_device
 from cm3plugins.trained.bundled import weights_path
 from cm3plugins.trained.weights_file import check_architecture
 from cm3plugins.upscalers.edsr.model import EDSR

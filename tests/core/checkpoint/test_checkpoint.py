@@ -35,7 +35,7 @@ from cm3plugins.image_tokenizers.vqgan import VQGANArchitecture, VQGANConfig
 from cm3plugins.image_tokenizers.vqgan.model import VQModel
 from cm3plugins.image_tokenizers.vqgan.weights import save_weights
 
-PARTS = Path(__file__).parents[1] / "fixtures" / "train"
+PARTS = Path(__file__).parents[2] / "fixtures" / "train"
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,67 @@
+"""What makes the vectors and codes of a memory bank, and how a bank keeps it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cm3core.bank.manifest import ImageTokenizerMaker, Maker, Manifest
+from cm3core.files import sync_directory
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.embedder import Embedder
+    from cm3core.interfaces.image_tokenizer import ImageTokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class Tools:
+    """What makes a bank's vectors and codes, and the recipe names and values by which it is built
+    again.
+
+    Args:
+        embedder, image_tokenizer: built.
+        embedder_name, image_tokenizer_name: in a recipe.
+        embedder_config, image_tokenizer_config: their configs' values, as YAML holds them.
+    """
+
+    embedder: Embedder
+    image_tokenizer: ImageTokenizer
+    embedder_name: str = ""
+    embedder_config: Mapping[str, Any] = field(default_factory=dict)
+    image_tokenizer_name: str = ""
+    image_tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of a bank without documents."""
+        tokenizer = self.image_tokenizer
+        return Manifest(
+            self.embedder.dimension,
+            Maker(self.embedder_name, self.embedder_config, self.embedder.fingerprint),
+            ImageTokenizerMaker(
+                self.image_tokenizer_name,
+                self.image_tokenizer_config,
+                tokenizer.fingerprint,
+                tokenizer.grid,
+                tokenizer.codebook_size,
+            ),
+        )
+
+
+def save_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:
+    """What is needed to build the image tokenizer again wherever the bank is moved; nothing when
+    its config is enough."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    temporary = folder.parent / f".{folder.name}.writing"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    tokenizer.save(temporary)
+    if not any(temporary.iterdir()):
+        temporary.rmdir()
+        return
+    temporary.rename(folder)
+    sync_directory(folder.parent)

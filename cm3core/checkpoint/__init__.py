@@ -1,0 +1,80 @@
+"""Checkpoints: a folder that is complete or not there, holding all that a run needs to resume and a
+model needs to generate.
+
+    OUT/checkpoints/step-00001000/
+        model.safetensors        weights, float32
+        optimizer.safetensors    optimiser state and random generators; not in an exported model
+        state.json               step, clock, place in the data, vocabulary, fingerprints
+        recipe.yaml              the resolved recipe
+        plugins.json             plugins and their versions
+        text_tokenizer/          what the text tokenizer saved
+        image_tokenizer/         what the image tokenizer saved; not there when it comes with its package
+
+A checkpoint is written under another name, flushed, and renamed; the newest is the highest complete
+step. No file is a pickle, so an untrusted checkpoint can be refused but can't run code.
+
+layout, state, tensors   the files: names and places, `state.json`, the safetensors
+writing, exporting       a checkpoint of a run, a model folder of a checkpoint
+checks, opening          whether it fits a recipe; from a name to a model ready to generate
+"""
+
+from cm3core.checkpoint.checks import CHANGEABLE_KEYS, check_fingerprints, check_recipe
+from cm3core.checkpoint.exporting import export_model
+from cm3core.checkpoint.layout import (
+    IMAGE_TOKENIZER,
+    OPTIMIZER,
+    PLUGINS,
+    RECIPE,
+    STATE,
+    TOKENIZER,
+    WEIGHTS,
+    complete_checkpoints,
+    find_checkpoint,
+    latest_checkpoint,
+)
+from cm3core.checkpoint.opening import (
+    OpenedCheckpoint,
+    bundled_models,
+    find_model,
+    open_checkpoint,
+    read_recipe,
+)
+from cm3core.checkpoint.state import FORMAT, CheckpointState, read_state
+from cm3core.checkpoint.tensors import (
+    load_weights,
+    read_tensors,
+    read_training_state,
+    restore_generators,
+)
+from cm3core.checkpoint.writing import remove_leftovers, save_checkpoint
+
+__all__ = [
+    "CHANGEABLE_KEYS",
+    "FORMAT",
+    "IMAGE_TOKENIZER",
+    "OPTIMIZER",
+    "PLUGINS",
+    "RECIPE",
+    "STATE",
+    "TOKENIZER",
+    "WEIGHTS",
+    "CheckpointState",
+    "OpenedCheckpoint",
+    "bundled_models",
+    "check_fingerprints",
+    "check_recipe",
+    "complete_checkpoints",
+    "export_model",
+    "find_checkpoint",
+    "find_model",
+    "latest_checkpoint",
+    "load_weights",
+    "open_checkpoint",
+    "read_recipe",
+    "read_state",
+    "read_tensors",
+    "read_training_state",
+    "remove_leftovers",
+    "restore_generators",
+    "save_checkpoint",
+]

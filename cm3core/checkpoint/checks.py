@@ -1,0 +1,79 @@
+"""Whether a checkpoint belongs to a recipe and to the components that were built from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cm3core.checkpoint.state import CheckpointState
+from cm3core.errors import CheckpointError
+from cm3core.recipe import diff
+
+if TYPE_CHECKING:
+    from cm3core.build import Components
+    from cm3core.recipe import Recipe
+
+#: Keys that may differ between a checkpoint's recipe and the one it is resumed with; everything
+#: after a dot included.
+CHANGEABLE_KEYS = (
+    "name",
+    "generate",
+    "sampler",
+    "data.cache_dir",
+    # a longer or shorter run; the schedule follows the new length from here on
+    "train.steps",
+    "train.minutes",
+    "train.checkpoint_every_minutes",
+    "train.checkpoint_every_steps",
+    "train.keep_checkpoints",
+    "train.log_every_steps",
+    "train.validate_every_steps",
+    "train.validation_splits",
+    "train.validation_documents",
+    "train.sample_every_steps",
+    "train.num_threads",
+)
+
+
+def check_recipe(folder: Path, stored: Recipe, recipe: Recipe) -> None:
+    """Raise `CheckpointError`, with the differences, when a run can't resume under `recipe`."""
+    changed = [
+        entry
+        for entry in diff(stored, recipe)
+        if not any(entry[0] == key or entry[0].startswith(key + ".") for key in CHANGEABLE_KEYS)
+    ]
+    if changed:
+        lines = "".join(
+            f"\n    {key}: {before!r} in the checkpoint, {now!r} now"
+            for key, before, now in changed
+        )
+        raise CheckpointError(
+            str(folder),
+            f"was made under another recipe:{lines}",
+            "start in another folder (-o), or resume with the recipe unchanged",
+        )
+
+
+def check_fingerprints(folder: Path, state: CheckpointState, components: Components) -> None:
+    """Raise `CheckpointError` when ids mean something else here than where the checkpoint was
+    made."""
+    if state.vocabulary != components.vocabulary.to_dict():
+        changed = [
+            f"{name} {state.vocabulary.get(name)} there, {value} here"
+            for name, value in components.vocabulary.to_dict().items()
+            if state.vocabulary.get(name) != value
+        ]
+        raise CheckpointError(
+            str(folder),
+            f"has another vocabulary ({'; '.join(changed) or 'other keys'})",
+            "use the tokenizers and the section 'vocabulary' that it was trained with",
+        )
+    for part, value in components.fingerprints().items():
+        if state.fingerprints.get(part) != value:
+            name = part.replace("_", " ")
+            there = state.fingerprints.get(part)
+            raise CheckpointError(
+                str(folder),
+                f"was made with another {name} (fingerprint {there}, here {value})",
+                f"use the {name} that it was trained with",
+            )

@@ -1,0 +1,64 @@
+"""Model folders for shipping: a checkpoint without what only training needs."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cm3core.checkpoint.layout import (
+    IMAGE_TOKENIZER,
+    PLUGINS,
+    RECIPE,
+    STATE,
+    TOKENIZER,
+    WEIGHTS,
+    find_checkpoint,
+)
+from cm3core.checkpoint.state import read_state
+from cm3core.checkpoint.tensors import read_tensors
+from cm3core.checkpoint.writing import new_folder, write_json
+from cm3core.errors import CheckpointError
+
+
+def export_model(checkpoint: str | Path, folder: str | Path, dtype: str = "fp16") -> Path:
+    """Write a model folder for shipping: a checkpoint without optimiser, floating weights in
+    `dtype`; it replaces an older one.
+
+    Args:
+        checkpoint: a run's folder, a checkpoint or a model folder.
+        folder: the model's folder.
+        dtype: "fp16", "bf16" or "fp32"; loads back as float32.
+    """
+    dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+    if dtype not in dtypes:
+        raise CheckpointError(f"dtype {dtype!r}", "is not known", f"use one of {', '.join(dtypes)}")
+    source, target = find_checkpoint(checkpoint), Path(folder)
+    if target.exists() and any(target.iterdir()) and not (target / STATE).exists():
+        raise CheckpointError(
+            str(target),
+            "exists and is no model folder",
+            "name a new folder, or an older export to replace",
+        )
+    state = read_state(source)
+    weights = {
+        name: _cast(tensor, dtypes[dtype])
+        for name, tensor in read_tensors(source / WEIGHTS).items()
+    }
+    with new_folder(target) as new:
+        save_file(weights, new / WEIGHTS)
+        write_json(new / STATE, {**asdict(state), "loader": {}})
+        for name in (RECIPE, PLUGINS):
+            shutil.copyfile(source / name, new / name)
+        for name in (TOKENIZER, IMAGE_TOKENIZER):
+            if name == TOKENIZER or (source / name).is_dir():
+                shutil.copytree(source / name, new / name)
+    return target
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor

@@ -1,0 +1,79 @@
+"""Where things lie: the files of a checkpoint and the checkpoints of a run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from cm3core.errors import CheckpointError
+from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
+
+__all__ = [
+    "IMAGE_TOKENIZER",
+    "OPTIMIZER",
+    "PLUGINS",
+    "RECIPE",
+    "STATE",
+    "TOKENIZER",
+    "WEIGHTS",
+    "complete_checkpoints",
+    "damaged",
+    "find_checkpoint",
+    "latest_checkpoint",
+]
+
+WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+RECIPE, PLUGINS = "recipe.yaml", "plugins.json"
+#: Folder of a checkpoint's text tokenizer; the image tokenizer's is called as in a memory bank.
+TOKENIZER = "text_tokenizer"
+
+
+def complete_checkpoints(out_dir: str | Path) -> list[Path]:
+    """A run's checkpoints, oldest first."""
+    folders = (Path(out_dir) / "checkpoints").glob("step-*")
+    return sorted(
+        path
+        for path in folders
+        if re.fullmatch(r"step-\d{8,}", path.name) and (path / STATE).is_file()
+    )
+
+
+def latest_checkpoint(out_dir: str | Path) -> Path | None:
+    """A run's newest complete checkpoint, None when it has none."""
+    return max(
+        complete_checkpoints(out_dir),
+        key=lambda path: int(path.name.removeprefix("step-")),
+        default=None,
+    )
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint or model folder that `path` names: itself, or a run's newest. Raises
+    `CheckpointError`."""
+    folder = Path(path)
+    if (folder / STATE).is_file():
+        return folder
+    if (newest := latest_checkpoint(folder)) is not None:
+        return newest
+    cause = (
+        "holds no checkpoint and no model"
+        if folder.is_dir()
+        else "does not exist"
+        if not folder.exists()
+        else "is a file"
+    )
+    raise CheckpointError(
+        str(folder),
+        cause,
+        "name a run's folder (cm3 train -o), one of its checkpoints, or an exported model",
+    )
+
+
+def damaged(path: Path, cause: str) -> CheckpointError:
+    """The error of a file in a checkpoint that can't be used."""
+    return CheckpointError(
+        str(path),
+        cause,
+        f"delete {path.parent} to use the checkpoint before it, or copy it again from where it "
+        "came",
+    )

@@ -1,0 +1,98 @@
+"""From a name to a model that is ready to generate: its folder, its recipe, its components."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from cm3core.build import Components, build
+from cm3core.checkpoint.checks import check_fingerprints
+from cm3core.checkpoint.layout import IMAGE_TOKENIZER, RECIPE, TOKENIZER, damaged, find_checkpoint
+from cm3core.checkpoint.state import read_state
+from cm3core.checkpoint.tensors import load_weights
+from cm3core.errors import CheckpointError, close_match
+from cm3core.recipe import recipe_from_yaml
+from cm3core.vocab import Vocabulary
+
+if TYPE_CHECKING:
+    from cm3core.plugins.registry import Registry
+    from cm3core.recipe import Recipe
+
+
+@dataclass(eq=False)
+class OpenedCheckpoint:
+    """A checkpoint ready to draw from: decoder in eval mode, float32 weights."""
+
+    recipe: Recipe
+    components: Components
+    vocabulary: Vocabulary
+    step: int
+    folder: Path
+
+
+def bundled_models(registry: Registry | None = None) -> dict[str, Path]:
+    """Model folders that the installed plugins ship: "PLUGIN:NAME" -> folder. None: the installed
+    plugins' registry."""
+    if registry is None:
+        from cm3core.plugins.discovery import load_registry
+
+        registry = load_registry()
+    return registry.models()
+
+
+def find_model(model: str | Path, registry: Registry) -> Path:
+    """The folder of a model: a path (a run, a checkpoint, an exported model), or "PLUGIN:NAME" of a
+    model that a plugin ships."""
+    shipped = bundled_models(registry)
+    if str(model) in shipped:
+        return shipped[str(model)]
+    if re.fullmatch(r"[\w-]+:[\w.-]+", str(model)) and not Path(model).exists():
+        step = (
+            close_match(str(model), shipped)
+            if shipped
+            else "train one (cm3 quickstart, cm3 train) and name its folder"
+        )
+        raise CheckpointError(f"model {str(model)!r}", "no installed plugin ships it", step)
+    return Path(model)
+
+
+def read_recipe(folder: Path, registry: Registry) -> Recipe:
+    """The recipe stored in a checkpoint."""
+    try:
+        text = (folder / RECIPE).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise damaged(folder / RECIPE, f"can't be read ({error})") from error
+    return recipe_from_yaml(text, registry, label=str(folder / RECIPE))
+
+
+def open_checkpoint(
+    path: str | Path, registry: Registry, *, device: torch.device | str = "cpu"
+) -> OpenedCheckpoint:
+    """Open a run's newest checkpoint, a checkpoint folder or an exported model, to generate with
+    it.
+
+    Raises:
+        CheckpointError: nothing is there, a file is damaged, or a tokenizer is another one than in
+            training.
+        RecipeError, PluginError: its recipe needs what is not installed.
+    """
+    folder = find_checkpoint(path)
+    state = read_state(folder)
+    recipe = read_recipe(folder, registry)
+    components = build(
+        recipe,
+        registry,
+        stage="generate",
+        tokenizer_folder=folder / TOKENIZER,
+        image_tokenizer_folder=folder / IMAGE_TOKENIZER,
+        device=device,
+    )
+    check_fingerprints(folder, state, components)
+    decoder = components.decoder.module
+    load_weights(decoder, folder)
+    decoder.eval()
+    return OpenedCheckpoint(recipe, components, components.vocabulary, state.step, folder)

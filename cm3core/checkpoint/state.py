@@ -1,0 +1,64 @@
+"""What `state.json` holds: a run's counters, its place in the data, and what ids mean."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from cm3core.checkpoint.layout import STATE, damaged
+from cm3core.errors import CheckpointError
+
+FORMAT = 1
+
+
+@dataclass
+class CheckpointState:
+    """What `state.json` holds.
+
+    Args:
+        step: optimiser steps done.
+        elapsed_s: seconds of training so far, over all sittings.
+        tokens: tokens trained on so far (weights above zero).
+        loader: `BatchLoader.state_dict()`.
+        vocabulary: `Vocabulary.to_dict()`.
+        fingerprints: `Components.fingerprints()`, and "dataset" for the training data.
+    """
+
+    step: int
+    elapsed_s: float = 0.0
+    tokens: int = 0
+    loader: dict[str, Any] = field(default_factory=dict)
+    vocabulary: dict[str, Any] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+def read_state(folder: Path) -> CheckpointState:
+    """Parse and check `state.json`."""
+    path = folder / STATE
+    types: dict[str, type | tuple[type, ...]] = {
+        "step": int,
+        "elapsed_s": (int, float),
+        "tokens": int,
+        "loader": dict,
+        "vocabulary": dict,
+        "fingerprints": dict,
+        "format": int,
+    }
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise damaged(path, f"can't be read ({error})") from error
+    if not isinstance(values, dict) or any(
+        not isinstance(values.get(name), kind) for name, kind in types.items()
+    ):
+        raise damaged(path, "is not a checkpoint's state")
+    if values["format"] > FORMAT:
+        raise CheckpointError(
+            str(path),
+            f"has format {values['format']}, this version reads {FORMAT}",
+            "use a newer cm3leon",
+        )
+    return CheckpointState(**{item.name: values[item.name] for item in fields(CheckpointState)})

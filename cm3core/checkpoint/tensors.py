@@ -1,0 +1,101 @@
+"""Tensors of a checkpoint: a decoder's weights, the optimiser's state, and the states of torch's
+random generators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cm3core.checkpoint.layout import OPTIMIZER, WEIGHTS, damaged
+from cm3core.errors import CheckpointError
+
+#: Names of the generators' states, which lie beside the optimiser's.
+_GENERATOR = "generator::"
+_CPU, _CUDA = f"{_GENERATOR}cpu", f"{_GENERATOR}cuda"
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; anything else (truncated, a pickle) raises
+    `CheckpointError`."""
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        # the last two: a header that lies about types and sizes
+        raise damaged(path, f"is not a whole safetensors file ({error})") from error
+    return tensors
+
+
+def weights_of(decoder: nn.Module) -> dict[str, Tensor]:
+    """The state dict; a tensor that is known under two names (tied embeddings) is stored once."""
+    return contiguous(_unique(decoder.state_dict()))
+
+
+def load_weights(decoder: nn.Module, folder: Path) -> None:
+    """Copy a checkpoint's weights into `decoder`, in the decoder's dtype; `CheckpointError` when
+    they are another decoder's."""
+    path = folder / WEIGHTS
+    stored, wanted = read_tensors(path), _unique(decoder.state_dict())
+    for name in sorted(stored.keys() | wanted.keys()):
+        have = list(stored[name].shape) if name in stored else "nothing"
+        need = list(wanted[name].shape) if name in wanted else "nothing"
+        if have != need:
+            raise CheckpointError(
+                f"{path}, tensor {name}",
+                f"the file has {have}, this decoder {need}",
+                "use the recipe.yaml beside the weights, unchanged",
+            )
+        if not torch.isfinite(stored[name]).all():
+            raise CheckpointError(
+                f"{path}, tensor {name}",
+                "holds values that are not finite",
+                "use an older checkpoint",
+            )
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(stored[name])
+
+
+def _unique(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    seen: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if tensor.numel() == 0
+        or seen.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), name) == name
+    }
+
+
+def contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as safetensors stores them: without gradients, dense."""
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def generator_states() -> dict[str, Tensor]:
+    """States of torch's generators (dropout draws from them)."""
+    states = {_CPU: torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states[_CUDA] = torch.cuda.get_rng_state()
+    return states
+
+
+def read_training_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What a run needs beside the weights to resume: the optimiser's state as `save_checkpoint` was
+    given it, and the states of the random generators for `restore_generators`."""
+    path = folder / OPTIMIZER
+    tensors = read_tensors(path)
+    generators = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_GENERATOR)}
+    if _CPU not in generators:
+        raise damaged(path, "holds no state of the random generator")
+    return tensors, generators
+
+
+def restore_generators(states: Mapping[str, Tensor]) -> None:
+    """Set torch's generators to what `generator_states` gave."""
+    torch.set_rng_state(states[_CPU])
+    if _CUDA in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states[_CUDA])

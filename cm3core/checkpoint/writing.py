@@ -1,0 +1,142 @@
+"""Writing checkpoints: under another name, flushed, then renamed, so that one is complete or not
+there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cm3core.checkpoint.layout import (
+    IMAGE_TOKENIZER,
+    OPTIMIZER,
+    PLUGINS,
+    RECIPE,
+    STATE,
+    TOKENIZER,
+    WEIGHTS,
+    complete_checkpoints,
+)
+from cm3core.checkpoint.state import CheckpointState
+from cm3core.checkpoint.tensors import contiguous, generator_states, weights_of
+from cm3core.errors import CheckpointError
+from cm3core.files import sync_directory
+from cm3core.plugins.registry import plugin_versions
+
+if TYPE_CHECKING:
+    from cm3core.build import Components
+
+
+def save_checkpoint(
+    out_dir: Path,
+    decoder: nn.Module,
+    optimizer_state: Mapping[str, Tensor],
+    state: CheckpointState,
+    components: Components,
+    *,
+    keep: int = 2,
+) -> Path:
+    """Write `OUT/checkpoints/step-N` and drop all but the newest `keep`; a checkpoint of this step
+    that is there stays.
+
+    Args:
+        out_dir: the run's folder.
+        decoder: its weights are stored.
+        optimizer_state: what the optimiser needs to resume, as named tensors.
+        state: stored as `state.json`.
+        components: their recipe, plugins and tokenizers are stored.
+        keep: checkpoints that stay, this one included.
+
+    Raises:
+        CheckpointError: it can't be written (a full disk); older checkpoints are untouched.
+    """
+    target = Path(out_dir) / "checkpoints" / f"step-{state.step:08d}"
+    if not target.exists():
+        with new_folder(target) as folder:
+            save_file(weights_of(decoder), folder / WEIGHTS)
+            save_file({**contiguous(optimizer_state), **generator_states()}, folder / OPTIMIZER)
+            _write_description(folder, components, state)
+            (folder / TOKENIZER).mkdir()
+            components.text_tokenizer.save(folder / TOKENIZER)
+            (folder / IMAGE_TOKENIZER).mkdir()
+            components.image_tokenizer.save(folder / IMAGE_TOKENIZER)
+            if not any((folder / IMAGE_TOKENIZER).iterdir()):
+                (folder / IMAGE_TOKENIZER).rmdir()
+    for old in complete_checkpoints(out_dir)[: -max(1, keep)]:
+        _remove(old)
+    return target
+
+
+def _write_description(folder: Path, components: Components, state: CheckpointState) -> None:
+    (folder / RECIPE).write_text(components.recipe.to_yaml(), encoding="utf-8")
+    write_json(
+        folder / PLUGINS,
+        {**plugin_versions(components.registry.plugins), "torch": torch.__version__},
+    )
+    write_json(folder / STATE, asdict(state))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON."""
+    path.write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that takes its place once it is written and flushed. On any error
+    nothing has changed."""
+    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.writing"
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        for path in sorted(temporary.rglob("*")):
+            if path.is_file():
+                # safetensors makes private files; ours are ordinary ones
+                path.chmod(0o666 & ~umask)
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+            else:
+                sync_directory(path)
+        sync_directory(temporary)
+        if target.exists():
+            _remove(target)
+        temporary.rename(target)
+        sync_directory(target.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            str(target),
+            f"can't be written ({error}); older checkpoints are as they were",
+            "free space on that disk, then start the same command again: it goes on from the "
+            "newest checkpoint",
+        ) from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder so that it is never seen half deleted under its name."""
+    dying = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.deleting"
+    folder.rename(dying)
+    shutil.rmtree(dying, ignore_errors=True)
+
+
+def remove_leftovers(out_dir: Path) -> None:
+    """Delete what killed processes left: half-written and half-deleted checkpoints."""
+    for path in (Path(out_dir) / "checkpoints").glob(".step-*"):
+        if path.suffix in (".writing", ".deleting"):
+            shutil.rmtree(path, ignore_errors=True)

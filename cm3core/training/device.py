@@ -1,0 +1,53 @@
+"""Where and in which precision a network is trained or run: what was asked for, tried out, and the
+reason in words."""
+
+from __future__ import annotations
+
+import torch
+
+from cm3core.errors import DeviceError
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for (None: the GPU when there is one), tried out. Raises `DeviceError` when
+    it can't compute."""
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.ones(1, device=chosen).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        # the second: a torch that was built without CUDA
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DeviceError(
+            f"device {str(device)!r}",
+            f"can't be used here ({reason})",
+            "use cpu, or cuda on a machine with a GPU",
+        ) from error
+    return chosen
+
+
+def choose_precision(precision: str, device: torch.device) -> tuple[torch.dtype | None, str]:
+    """Autocast's dtype (None: off) and why, in words. "auto" takes bfloat16 only where the hardware
+    multiplies it."""
+    if precision == "fp32":
+        return None, "fp32 as asked"
+    if device.type == "cuda":
+        able, what = (
+            torch.cuda.is_bf16_supported(including_emulation=False),
+            torch.cuda.get_device_name(device),
+        )
+    elif device.type == "cpu":
+        # torch offers no public question for this; without these instructions a bfloat16 product is
+        # up to 50 times slower.
+        able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        what = "this CPU"
+    else:
+        able, what = False, str(device)
+    if precision == "bf16":
+        return torch.bfloat16, "bf16 as asked" + (
+            "" if able else f", though {what} has no instructions for it and will be slow"
+        )
+    return (
+        (torch.bfloat16, f"bf16 autocast ({what} computes it)")
+        if able
+        else (None, f"fp32 ({what} does not compute bf16)")
+    )

@@ -1,0 +1,131 @@
+"""From sequences to batches: in which order the sequences of an epoch come, and which rows they are
+packed into.
+
+The state of a `BatchLoader` is a few numbers, and a run that resumes from them gets bit for bit the
+batches that it would have got.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cm3core.errors import CheckpointError, DataError
+from cm3core.sequence.packing import Packer, TrainingBatch, collate
+from cm3core.training.sequences import MaskedSequences
+
+#: Sets the streams that order epochs apart from those that make sequences.
+_EPOCH_ORDER = 1
+
+
+class BatchLoader:
+    """Endless batches: each epoch's sequences in a new order, packed into rows.
+
+    Args:
+        data: the sequences.
+        batch_rows: rows of a batch.
+        length: inputs of a row.
+        seed: of the order.
+        pack: several sequences in a row; False: one.
+        rank, world_size: this process gets every `world_size`-th sequence of an epoch, from the
+            `rank`-th on; all get equally many.
+        window: sequences that wait to fill rows, see `Packer`.
+    """
+
+    def __init__(
+        self,
+        data: MaskedSequences,
+        batch_rows: int,
+        length: int,
+        seed: int,
+        pack: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        window: int = 64,
+    ) -> None:
+        assert 0 <= rank < world_size
+        if len(data) < world_size:
+            raise DataError(
+                "data set",
+                f"{len(data)} documents for {world_size} processes",
+                "use fewer processes",
+            )
+        self.data, self.batch_rows, self.length, self.seed = data, batch_rows, length, seed
+        self.rank, self.world_size = rank, world_size
+        self.packer: Packer[tuple[int, int]] = Packer(length, window if pack else 1)
+        self.pack = pack
+        #: The next sequence: its epoch, and its place in this process's part of the epoch's order.
+        self.epoch, self.position = 0, 0
+        self._order = self._epoch_order(0)
+
+    def __iter__(self) -> Iterator[TrainingBatch]:
+        return self
+
+    def __next__(self) -> TrainingBatch:
+        rows = []
+        for _ in range(self.batch_rows):
+            while not self.packer.is_full:
+                self._add_next()
+            rows.append(self.packer.next_row())
+        return collate(rows, self.length, self.data.serializer.vocabulary)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader is, as plain numbers for JSON."""
+        return {
+            "epoch": self.epoch,
+            "position": self.position,
+            "waiting": [list(key) for key, _ in self.packer.waiting],
+            "setting": self._setting(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume from `state_dict()`; raises `CheckpointError` when it is of other data or another
+        setting."""
+        if set(state) != {"epoch", "position", "waiting", "setting"}:
+            raise CheckpointError(
+                "loader state", f"holds {sorted(state)}", "use a whole checkpoint"
+            )
+        for key, value in self._setting().items():
+            if state["setting"].get(key) != value:
+                raise CheckpointError(
+                    "loader state",
+                    f"{key} was {state['setting'].get(key)}, is now {value}",
+                    "resume with the same data and recipe",
+                )
+        self.epoch, self.position = int(state["epoch"]), int(state["position"])
+        self._order = self._epoch_order(self.epoch)
+        self.packer.waiting.clear()
+        for epoch, index in state["waiting"]:
+            self.packer.add((epoch, index), self.data.sequence(epoch, index))
+
+    def _setting(self) -> dict[str, Any]:
+        """What must be the same for a state to mean the same batches."""
+        return {
+            "num_documents": len(self.data),
+            "rank": self.rank,
+            "world_size": self.world_size,
+            "length": self.length,
+            "batch_rows": self.batch_rows,
+            "seed": self.seed,
+            "pack": self.pack,
+            "window": self.packer.window,
+        }
+
+    def _epoch_order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """This process's part of the epoch's order."""
+        rng = np.random.default_rng(
+            np.random.SeedSequence((self.seed, epoch), spawn_key=(_EPOCH_ORDER,))
+        )
+        order: npt.NDArray[np.int64] = rng.permutation(len(self.data))[self.rank :: self.world_size]
+        return order[: len(self.data) // self.world_size]
+
+    def _add_next(self) -> None:
+        if self.position == len(self._order):
+            self.epoch, self.position = self.epoch + 1, 0
+            self._order = self._epoch_order(self.epoch)
+        key = (self.epoch, int(self._order[self.position]))
+        self.packer.add(key, self.data.sequence(*key))
+        self.position += 1

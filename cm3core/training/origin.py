@@ -1,0 +1,136 @@
+"""Where a run begins: with nothing, with the weights of another model, or at its own newest
+checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from cm3core.checkpoint import (
+    IMAGE_TOKENIZER,
+    TOKENIZER,
+    CheckpointState,
+    check_fingerprints,
+    check_recipe,
+    find_checkpoint,
+    find_model,
+    latest_checkpoint,
+    load_weights,
+    read_recipe,
+    read_state,
+    read_training_state,
+    restore_generators,
+)
+from cm3core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from cm3core.build import Components
+    from cm3core.plugins.registry import Registry
+    from cm3core.recipe import Recipe
+    from cm3core.training.loader import BatchLoader
+    from cm3core.training.optim import OptimizerGroup
+    from cm3core.training.preparation import Preparation
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """What a run takes over from a checkpoint.
+
+        new          nothing
+        fine-tuned   tokenizers and weights
+        resumed      also optimiser state, random generators, place in the data, counters
+
+    Args:
+        folder: the checkpoint; None: a new run.
+        state: the checkpoint's; None: a new run.
+        resumed: the checkpoint is the run's own.
+    """
+
+    folder: Path | None = None
+    state: CheckpointState | None = None
+    resumed: bool = False
+
+    @classmethod
+    def find(cls, recipe: Recipe, out_dir: Path, registry: Registry, *, resume: bool) -> Origin:
+        """The newest checkpoint in `out_dir`, else the model of `train.start_from`, else nothing.
+
+        Raises:
+            CheckpointError: the checkpoint was made under another recipe, or `resume` is False and
+                there is one; the model is not there.
+        """
+        own = latest_checkpoint(out_dir)
+        if own is not None:
+            if not resume:
+                raise CheckpointError(
+                    str(out_dir),
+                    f"holds a run already (step {read_state(own).step})",
+                    "name another folder, or resume",
+                )
+            check_recipe(own, read_recipe(own, registry), recipe)
+            return cls(own, read_state(own), resumed=True)
+        if recipe.train.start_from is None:
+            return cls()
+        other = find_checkpoint(find_model(recipe.train.start_from, registry))
+        return cls(other, read_state(other))
+
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        """The text tokenizer's files; None: a new run makes its own."""
+        return None if self.folder is None else self.folder / TOKENIZER
+
+    @property
+    def image_tokenizer_folder(self) -> Path | None:
+        """The image tokenizer's files; None: a new run takes what the recipe says."""
+        return None if self.folder is None else self.folder / IMAGE_TOKENIZER
+
+    @property
+    def counters(self) -> CheckpointState:
+        """Steps, seconds and tokens done before; zero unless resumed."""
+        return self.state if self.resumed and self.state is not None else CheckpointState(step=0)
+
+    def check_components(self, components: Components) -> None:
+        """Raise `CheckpointError` when ids mean something else here than in the checkpoint."""
+        if self.folder is not None and self.state is not None:
+            check_fingerprints(self.folder, self.state, components)
+
+    def check_data(self, preparation: Preparation) -> None:
+        """Raise `CheckpointError` when a run would resume on other documents."""
+        if not self.resumed or self.state is None:
+            return
+        stored = self.state.fingerprints
+        if stored.get("dataset") != preparation.fingerprint:
+            raise CheckpointError(
+                str(self.folder),
+                "was trained on other data (documents were added, removed or changed)",
+                "start in another folder (-o), or bring the data back",
+            )
+        if stored.get("bank") != preparation.bank_fingerprint:
+            raise CheckpointError(
+                str(self.folder),
+                "was trained with another memory bank (documents were added, removed or changed)",
+                "start in another folder (-o), or bring the bank back",
+            )
+
+    def set_weights(self, decoder: nn.Module) -> None:
+        """Load the checkpoint's weights; a new run keeps those that the decoder was built with."""
+        if self.folder is not None:
+            load_weights(decoder, self.folder)
+
+    def restore(self, optimizer: OptimizerGroup, loader: BatchLoader) -> None:
+        """Bring optimiser, random generators and loader to where the run stopped."""
+        if not self.resumed or self.folder is None or self.state is None:
+            return
+        tensors, generators = read_training_state(self.folder)
+        optimizer.load_state_tensors(tensors)
+        restore_generators(generators)
+        loader.load_state_dict(self.state.loader)
+
+    def in_words(self, out_dir: Path) -> str:
+        """For the line that a run begins with."""
+        if self.resumed:
+            return f"resumes from {self.folder}"
+        weights = "" if self.folder is None else f" from the weights of {self.folder}"
+        return f"starts in {out_dir}{weights}"

@@ -1,0 +1,99 @@
+"""From a recipe to a run that is ready for its next step."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from cm3core.build import Components, build
+from cm3core.checkpoint import RECIPE, remove_leftovers
+from cm3core.files import check_writable, make_folder, write_text
+from cm3core.training.device import choose_device, choose_precision
+from cm3core.training.loss import GROUPS
+from cm3core.training.metrics import MetricsLog
+from cm3core.training.optim import OptimizerGroup, Schedule
+from cm3core.training.origin import Origin
+from cm3core.training.preparation import Preparation
+from cm3core.training.state import Processes, TrainState
+
+if TYPE_CHECKING:
+    from cm3core.plugins.registry import Registry
+    from cm3core.recipe import Recipe
+
+
+def start(
+    recipe: Recipe,
+    out_dir: Path,
+    registry: Registry,
+    *,
+    resume: bool = True,
+    progress: bool = True,
+    device: str | torch.device | None = None,
+    processes: Processes | None = None,
+) -> TrainState:
+    """Build everything, and restore what the run's `Origin` brings. Arguments as of `train`."""
+    schedule, processes = Schedule.of(recipe.train), processes or Processes()
+    check_writable(out_dir, folder=True)
+    chosen = choose_device(device)
+    dtype, reason = choose_precision(recipe.train.precision, chosen)
+    origin = Origin.find(recipe, out_dir, registry, resume=resume)
+    components = build(
+        recipe,
+        registry,
+        stage="train",
+        tokenizer_folder=origin.tokenizer_folder,
+        image_tokenizer_folder=origin.image_tokenizer_folder,
+        device=chosen,
+    )
+    origin.check_components(components)
+    preparation = Preparation(components, progress=progress)
+    origin.check_data(preparation)
+    decoder = components.decoder.module
+    decoder.train()
+    if recipe.train.start_from_codebook and origin.folder is None:
+        _start_from_codebook(components, chosen)
+    origin.set_weights(decoder)
+    optimizer = OptimizerGroup(components.decoder, recipe.train, dtype or torch.float32)
+    loader = preparation.loader(rank=processes.rank, world_size=processes.world_size)
+    torch.manual_seed(recipe.train.seed)
+    origin.restore(optimizer, loader)
+    make_folder(out_dir)
+    remove_leftovers(out_dir)
+    write_text(out_dir / RECIPE, recipe.to_yaml())
+    if progress:
+        parameters = sum(p.numel() for p in decoder.parameters())
+        print(
+            f"{recipe.name} {origin.in_words(out_dir)}: {parameters / 1e6:.2f}M parameters, "
+            f"{len(components.source):,} documents, {chosen}, "
+            f"{reason}, {torch.get_num_threads()} threads",
+            file=sys.stderr,
+        )
+    done = origin.counters
+    return TrainState(
+        recipe,
+        out_dir,
+        components,
+        preparation,
+        decoder,
+        optimizer,
+        schedule,
+        loader,
+        MetricsLog(out_dir, done.step),
+        chosen,
+        dtype,
+        processes,
+        done.step,
+        done.elapsed_s,
+        done.tokens,
+        sums_G2=torch.zeros(len(GROUPS), 2, device=chosen),
+    )
+
+
+def _start_from_codebook(components: Components, device: torch.device) -> None:
+    """Give the decoder the image tokenizer's vectors of the codes, where it has any."""
+    codebook = components.image_tokenizer.codebook()
+    if codebook is not None:
+        components.decoder.start_from_codebook(codebook.to(device), components.vocabulary)

@@ -1,0 +1,185 @@
+"""Adding, removing, merging: the others stay as they were; what does not fit is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bank_parts import QuarterTokenizer, documents, source, tools
+from built_banks import built, coded, contents, files
+from cm3core.bank import MemoryBank, add_documents, build_bank, merge_banks, remove_documents
+from cm3core.bank.manifest import MANIFEST
+from cm3core.bank.shard import SHARDS
+from cm3core.errors import DataError
+from cm3core.testing.retriever import HashEmbedder
+
+
+@settings(max_examples=10)  # each writes and flushes some forty files
+@given(st.integers(1, 9), st.integers(1, 5), st.integers(1, 5), st.data())
+def test_adding_then_removing_changes_nothing(count, more, shard_size, data):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "bank"
+        before = built(folder, count, shard_size=data.draw(st.integers(1, 5)))
+        kept = contents(before)
+        add_documents(folder, source(more, 50), tools(), shard_size=shard_size, progress=False)
+        grown = MemoryBank.open(folder)
+        assert contents(grown)[:count] == kept
+        assert [grown.document(count + i) for i in range(more)] == [
+            coded(document) for document in documents(more, 50)
+        ]
+        report = remove_documents(folder, [f"d{50 + i}" for i in range(more)])
+        assert (report.num_removed, report.missing, report.num_documents) == (more, [], count)
+        after = MemoryBank.open(folder)
+        assert after.fingerprint == before.fingerprint
+        assert contents(after) == kept
+        assert contents(before) == kept, "who had it open goes on reading"
+
+
+@settings(max_examples=10)
+@given(st.sets(st.integers(0, 9), min_size=1, max_size=9))
+def test_removed_documents_are_gone_and_the_others_stay_as_they_were(removed):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "bank"
+        kept = [one for i, one in enumerate(contents(built(folder))) if i not in removed]
+        remove_documents(folder, [f"d{i}" for i in removed])
+        bank = MemoryBank.open(folder)
+        assert contents(bank) == kept
+        assert bank.verify() == []
+        assert [bank.vectors.row(i).tobytes() for i in range(len(bank))] == [
+            vector for *_, vector in kept
+        ]
+        left = b"".join(files(folder / SHARDS).values())
+        assert not any(f'"d{i}"'.encode() in left for i in removed)
+
+
+def test_merging_is_building_of_both(tmp_path):
+    one, two = built(tmp_path / "one", 6), built(tmp_path / "two", 5, 6)
+    merged = merge_banks([one.folder, two.folder], tmp_path / "both", progress=False)
+    assert contents(merged) == contents(one) + contents(two)
+    assert merged.verify() == []
+    assert (tmp_path / "both" / "image_tokenizer" / "levels.txt").is_file()
+    with pytest.raises(DataError) as error:
+        merge_banks([one.folder, merged.folder], tmp_path / "more", progress=False)
+    assert str(error.value) == (
+        f"{one.folder}: and the banks behind it share 6 ids ('d0', 'd1', 'd2', ...)\n"
+        "  next: leave the later documents of these ids out (--skip-duplicates), remove the "
+        "earlier ones (cm3 memory remove), or "
+        "give the new ones other ids (cm3 memory add --id-prefix)"
+    )
+    again = merge_banks(
+        [two.folder, merged.folder], tmp_path / "more", skip_duplicates=True, progress=False
+    )
+    assert contents(again) == contents(two) + contents(one)
+
+
+def test_the_same_ids_are_added_on_request_only(tmp_path):
+    bank = built(tmp_path / "bank", 4)
+    with pytest.raises(
+        DataError, match=r"has 2 of the 5 ids already \('d2', 'd3'\)\n  next: leave the later"
+    ):
+        add_documents(bank.folder, source(5, 2), tools(), progress=False)
+    report = add_documents(bank.folder, source(5, 2), tools(), skip_duplicates=True, progress=False)
+    assert (report.num_added, report.num_duplicates, report.num_documents) == (3, 2, 7)
+    report = add_documents(bank.folder, source(5, 2), tools(), id_prefix="more/", progress=False)
+    assert (report.num_added, MemoryBank.open(bank.folder).id(7)) == (5, "more/d2")
+
+
+def test_other_tools_are_refused_with_the_reason(tmp_path):
+    class Other(QuarterTokenizer):
+        fingerprint = "others"
+
+    bank = built(tmp_path / "bank")
+    with pytest.raises(DataError) as error:
+        bank.check_embedder(HashEmbedder(4))
+    assert str(error.value) == (
+        f"{bank.folder}: was built with another embedder ('hash', fingerprint hash-8; the one "
+        "here has hash-4)\n"
+        "  next: use the embedder that it was built with, or build a bank with this one: cm3 "
+        "memory build"
+    )
+    with pytest.raises(DataError) as error:
+        bank.check_tokenizer(Other())
+    assert str(error.value) == (
+        f"{bank.folder}: was built with another image tokenizer ('quarters', fingerprint "
+        "quarters; the one here has others)\n"
+        "  next: use the image tokenizer that it was built with, or build a bank with this one: "
+        "cm3 memory build"
+    )
+    for wrong in (tools(4), replace(tools(), image_tokenizer=Other())):
+        with pytest.raises(DataError, match="was built with another"):
+            add_documents(bank.folder, source(3, 50), wrong, progress=False)
+    build_bank(source(3, 50), tmp_path / "other", tools(4), progress=False)
+    with pytest.raises(DataError) as error:
+        merge_banks([bank.folder, tmp_path / "other"], tmp_path / "both", progress=False)
+    assert str(error.value) == (
+        f"{tmp_path / 'other'}: was built with another embedder ('hash', fingerprint hash-4) "
+        f"than {bank.folder} "
+        "('hash', hash-8)\n"
+        "  next: build one of them anew with the other's: cm3 memory build"
+    )
+    assert not (tmp_path / "both").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda place: MemoryBank.open(place / "none"),
+            "{place}/none: does not exist\n  next: name a folder that 'cm3 memory build' wrote",
+        ),
+        (
+            lambda place: MemoryBank.open(place),
+            "{place}: is no memory bank: it holds no manifest.json\n"
+            "  next: name a folder that 'cm3 memory build' wrote",
+        ),
+        (
+            lambda place: MemoryBank.open(place / "bank" / MANIFEST),
+            "{place}/bank/manifest.json: is a file\n"
+            "  next: name a folder that 'cm3 memory build' wrote",
+        ),
+        (
+            lambda place: build_bank(source(3), place, tools(), progress=False),
+            "{place}: holds 'bank' and is no memory bank\n  next: name a new folder",
+        ),
+        (
+            lambda place: build_bank(source(3), place / "new", tools(), shard_size=0),
+            "shard_size: is 0\n  next: use 1 or more",
+        ),
+        (
+            lambda place: remove_documents(place / "bank", ["a", "b", "c", "e"]),
+            "{place}/bank: has no document of these ids ('a', 'b', 'c', ...)\n  next: give ids "
+            "as they were added, prefix included",
+        ),
+        (
+            lambda place: remove_documents(place / "bank", [f"d{i}" for i in range(10)]),
+            "{place}/bank: would have no document left\n  next: delete the folder instead",
+        ),
+        (
+            lambda place: merge_banks([place / "bank"], place / "new"),
+            "cm3 memory merge: was given 1 banks\n  next: name two or more",
+        ),
+        (
+            lambda place: merge_banks([place / "bank"] * 2, place / "bank"),
+            "{place}/bank: is there already\n  next: name a new folder",
+        ),
+        (
+            lambda place: MemoryBank.open(place / "bank").document(10),
+            "document 10: the data set has 10\n  next: use 0..9",
+        ),
+    ],
+)
+def test_bad_input_is_named(tmp_path, call, message):
+    built(tmp_path / "bank")
+    with pytest.raises(DataError) as error:
+        call(tmp_path)
+    assert str(error.value) == message.replace("{place}", str(tmp_path))
+    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / ".lock").exists()
