@@ -16,6 +16,10 @@ from cm3kernels._dispatch import interprets
 
 #: Head dimensions that kernels are compiled for; others are padded to the next.
 BLOCKS_D = (32, 64, 128)
+#: float32 products on tensor cores as three of tf32's: each factor is split into two of 11 bits, so
+#: a product's error is some 2^-22, compared with float32's own 2^-24 and plain tf32's 2^-11. "ieee"
+#: uses no tensor cores; AMD's compiler has no tf32x3.
+PRECISION = "ieee" if torch.version.hip else "tf32x3"
 
 
 @dataclass(frozen=True)
