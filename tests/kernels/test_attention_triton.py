@@ -494,13 +494,13 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
         (1, 2, 1, 8), (2**24, 2**24, 8, 1)
     )
     assert refused(q=far) == (
-        "attention: q's tokens lie 16777216 elements apart, must be under 16777216; next: "
+        "attention: q's tokens are 16777216 elements apart, must be under 16777216; next: "
         "q.contiguous()"
     )
     wide = torch.zeros(1, 2, 1, 160)
     assert refused(q=wide, k=wide, v=wide) == (
         "attention: implementation 'triton' can't run here: the head dimension is 160, the "
-        "kernels take up to 128; "
+        "kernels support up to 128; "
         "next: implementation='sdpa'"
     )
     many = torch.zeros(1).expand(2**16, 1, 1, 1)

@@ -359,7 +359,7 @@ def test_many_requests_are_drawn_as_one_by_one() -> None:
         draw(many)
     assert (
         str(caught.value)
-        == f"guided_sample: request {n - 2} has no id that is both allowed and of a finite logit"
+        == f"guided_sample: request {n - 2} has no id that is both allowed and has a finite logit"
     )
 
 
@@ -557,7 +557,7 @@ def test_request_without_a_choice_is_refused(implementation: str) -> None:
         )
     assert (
         str(caught.value)
-        == "guided_sample: request 1 has no id that is both allowed and of a finite logit"
+        == "guided_sample: request 1 has no id that is both allowed and has a finite logit"
     )
     with pytest.raises(ValueError, match="request 0 has no id"):
         guided_sample(
@@ -601,16 +601,16 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"top_p_n": torch.ones(2)}, "top_p_n is [2] torch.float32, must be floating [1]"),
     (
         {"top_p_n": torch.ones(1, device="meta")},
-        "top_p_n is on meta, logits_SV on cpu; all have to be on one device",
+        "top_p_n is on meta, logits_SV on cpu; all must be on one device",
     ),
     ({"top_p_n": torch.tensor([math.nan])}, "top_p_n has nan, must be a number"),
     (
         {"temperature_n": torch.tensor([-0.5])},
-        "temperature_n has -0.5, must be 0 (takes the largest) or more, and finite",
+        "temperature_n has -0.5, must be 0 (picks the largest) or more, and finite",
     ),
     (
         {"temperature_n": torch.tensor([math.inf])},
-        "temperature_n has inf, must be 0 (takes the largest) or more, and finite",
+        "temperature_n has inf, must be 0 (picks the largest) or more, and finite",
     ),
     ({"min_p_n": torch.tensor([1.5])}, "min_p_n has 1.5, must be 0 (off) to 1"),
     ({"min_p_n": torch.tensor([-0.25])}, "min_p_n has -0.25, must be 0 (off) to 1"),
@@ -628,7 +628,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
             "position_n": ints(0, 0),
             "out_tokens_S": ints(0),
         },
-        "row 0 belongs to requests 0 and 1, so out_tokens_S can't have both tokens",
+        "row 0 belongs to requests 0 and 1, so out_tokens_S can't receive both tokens",
     ),
     ({"weights_nG": torch.tensor([[math.inf]])}, "weights_nG has a weight that is not finite"),
     (

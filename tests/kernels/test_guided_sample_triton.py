@@ -444,7 +444,7 @@ def test_no_choice_gives_minus_one_and_is_refused(
         launch(arguments, tiled=tiled)
     assert (
         str(caught.value)
-        == "guided_sample: request 0 has no id that is both allowed and of a finite logit"
+        == "guided_sample: request 0 has no id that is both allowed and has a finite logit"
     )
     monkeypatch.setattr(HOST, "refuse_empty", lambda has_choice_n: None)
     assert launch(
@@ -484,7 +484,7 @@ def test_what_kernels_do_not_take_is_refused(device: str) -> None:
     )
     wrong = {
         "logits_SV has strides (1, 2), its rows must be contiguous; next: logits_SV.contiguous()": {},
-        "out_log_probability_n must be contiguous: the kernel writes into it": {
+        "out_log_probability_n must be contiguous: the kernel writes to it": {
             "logits_SV": torch.zeros(2, 4),
             "stream_rows_nG": ints(0, 0)[:, None],
             "weights_nG": torch.ones(2, 1),
@@ -492,7 +492,7 @@ def test_what_kernels_do_not_take_is_refused(device: str) -> None:
             "position_n": ints(0, 0),
             "out_log_probability_n": torch.zeros(4)[::2],
         },
-        "implementation 'triton' can't run here: logits_SV is torch.float64, the kernels take "
+        "implementation 'triton' can't run here: logits_SV is torch.float64, the kernels support "
         "float32, bfloat16 and "
         "float16; next: cast it, or implementation='auto'": {
             "logits_SV": torch.zeros(1, 4, dtype=torch.float64)
@@ -517,7 +517,7 @@ def test_more_ids_than_masses_can_be_added_up_are_refused() -> None:
     assert str(caught.value) == (
         "guided_sample: implementation 'triton' can't run here: logits_SV has 4194305 ids, the "
         "kernels "
-        "take 4194304; next: implementation='auto'"
+        "support 4194304; next: implementation='auto'"
     )
 
 

@@ -86,8 +86,8 @@ def test_dtypes_in_chunks(device: str, dtype: torch.dtype) -> None:
 
 
 def test_autocast_multiplies_in_its_dtype_and_keeps_gradients_in_float32(device: str) -> None:
-    """Parameters in float32, products in bfloat16; logits and the head's gradient are added up in
-    float32."""
+    """Parameters in float32, products in bfloat16; logits and the head's gradient are accumulated
+    in float32."""
     data = batch(20, 200, device)
     with torch.autocast(device, torch.bfloat16):
         ours = results(data, "triton")
@@ -114,7 +114,7 @@ def test_any_shape(num: int, vocab: int, chunk_rows: int, z_loss: float, seed: i
 
 
 def test_tokens_of_weight_zero_change_nothing(device: str) -> None:
-    """Not even when hidden state, target and group are nonsense; nor when no token is left."""
+    """Not even with invalid hidden state, target and group; nor when no token is left."""
     hidden, head, targets, _, groups = batch(3, 50, device)
     hidden.data[1] = math.nan
     targets[1], groups[1] = -100, 77
@@ -145,7 +145,7 @@ def test_huge_logits(device: str) -> None:
 
 
 def test_same_bits_every_time_and_for_any_chunk(device: str) -> None:
-    """Losses do not depend on chunks at all; the head's gradient is added up chunk by chunk."""
+    """Losses do not depend on chunks at all; the head's gradient is accumulated chunk by chunk."""
     data = batch(9, 100, device)
     first, again, chunked = (
         results(data, "triton", chunk_bytes=size) for size in (None, None, 4 * 100 * 4)
@@ -156,7 +156,7 @@ def test_same_bits_every_time_and_for_any_chunk(device: str) -> None:
 
 
 def test_out_of_range_on_a_device_is_nan_and_not_wrong(device: str) -> None:
-    """The operator looks at nothing: what `linear_cross_entropy` refuses on a CPU."""
+    """The operator checks nothing of what `linear_cross_entropy` refuses on a CPU."""
     hidden, head, _, _, _ = batch(2, 10, device)
     for target in (-1, 10, 2**40):
         loss, nll, _, _ = torch.ops.cm3.linear_cross_entropy(
@@ -235,15 +235,15 @@ def test_float64_is_refused(device: str, name: str) -> None:
     arguments[name] = arguments[name].double()
     with pytest.raises(
         ValueError,
-        match=f"^linear_cross_entropy: {name} is torch.float64, 'triton' has float32, float16, "
+        match=f"^linear_cross_entropy: {name} is torch.float64, 'triton' supports float32, float16, "
         "bfloat16; next: implementation='reference'$",
     ):
         linear_cross_entropy(**arguments, implementation="triton")
 
 
 def test_no_access_outside_the_tensors(run_guarded: RunGuarded) -> None:
-    """The kernel on logits, gradient, targets, weights and results beside forbidden pages; 70 ids
-    are no multiple of anything."""
+    """The kernel on logits, gradient, targets, weights and results next to guard pages; 70 ids are
+    not a multiple of any tile."""
     done = run_guarded("""
 from cm3kernels.linear_cross_entropy.triton import _loss_kernel
 for side in ("after", "before"):

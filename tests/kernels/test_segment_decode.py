@@ -209,7 +209,7 @@ def test_lengths_are_read_at_each_call() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([0], [1, 2], [[0]]), "1 starts and 2 capacities, must be one of each a segment"),
+        (([0], [1, 2], [[0]]), "1 starts and 2 capacities, must be one of each per segment"),
         (([-1], [1], [[0]]), "segment 0 has start -1 and capacity 1, must not be negative"),
         (([2**31 - 5], [5], [[0]]), "segment 0 ends at slot 2147483648, must be below 2**31"),
         (([0], [1], [[], [1]]), "row 1 reads segment 1, must be 0 to 0"),
@@ -264,7 +264,7 @@ def test_plan_settings_refused(options: dict[str, int], message: str) -> None:
         ),
         (
             {"q": torch.zeros(2, 2, 32, requires_grad=True)},
-            "q, keys or values want a gradient, and there is none; next: call it under "
+            "q, keys or values require a gradient, which this op doesn't have; next: call it under "
             "torch.no_grad()",
         ),
         (

@@ -174,11 +174,11 @@ def test_op_contract(device: str) -> None:
     [
         (
             {"dim": 48},
-            "head dimension 48, 'triton' has 32, 64, 96, 128; next: implementation='reference'",
+            "head dimension 48, 'triton' supports 32, 64, 96, 128; next: implementation='reference'",
         ),
         (
             {"dtype": torch.float64},
-            "dtype torch.float64, 'triton' has float32, float16, bfloat16; next: "
+            "dtype torch.float64, 'triton' supports float32, float16, bfloat16; next: "
             "implementation='reference'",
         ),
         (

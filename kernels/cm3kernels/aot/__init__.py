@@ -1,6 +1,6 @@
 """Compile every kernel and shipped launch configuration without a GPU, and hold it to a budget.
 
-    python -m cm3kernels.aot             compile all entries, compare with budget.json, print a table
+    python -m cm3kernels.aot             compile all entries, compare with budget.json
     python -m cm3kernels.aot --changed   compile only what differs from the record, and one entry of
                                          each kernel
     python -m cm3kernels.aot --write     record what the kernels need now

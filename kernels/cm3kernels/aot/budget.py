@@ -1,4 +1,4 @@
-"""The budget: what was recorded of every entry, and what counts as worse."""
+"""The budget: what was recorded for every entry, and what counts as a regression."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BUDGET = Path(__file__).parents[1] / "budget.json"
 #: Shared memory that a block may use, bytes: 163 KiB on sm_80, 227 KiB on sm_90 (CUDA programming
 #: guide, compute capabilities).
 SHARED_LIMIT = {80: 166_912, 90: 232_448}
-#: What registers and shared memory may grow before it counts as a regression.
+#: How much registers and shared memory may grow before it counts as a regression.
 TOLERANCE = 0.05
 
 
@@ -30,7 +30,7 @@ def triton_version() -> str:
 
 
 def triton_series() -> str:
-    """The key of the budget: "3.7". Between series the compiler changes, and registers with it."""
+    """The key of the budget: "3.7". The compiler changes between series, and registers with it."""
     return ".".join(triton_version().split(".")[:2])
 
 
@@ -41,12 +41,12 @@ def read_budget(path: Path = BUDGET) -> dict[str, Any]:
 
 
 def unchanged(entries: Sequence[AotEntry], recorded: Mapping[str, Any]) -> list[Result]:
-    """The recorded results of entries that need no compiling: same fingerprint, and not the first
-    entry of a kernel function, which is always compiled.
+    """The recorded results of entries that need not be compiled: same fingerprint, and not the
+    first entry of a kernel function, which is always compiled.
 
     Args:
-        entries: all that there are, sorted.
-        recorded: the budget's "entries", of this very version of Triton.
+        entries: all entries, sorted.
+        recorded: the budget's "entries", of exactly this version of Triton.
     """
     found, seen = [], set()
     for entry in entries:
@@ -74,13 +74,13 @@ def findings(
     *,
     tolerance: float = TOLERANCE,
 ) -> list[str]:
-    """What is wrong, a line each; an empty list is a pass.
+    """Everything that is wrong, one line each; empty when all is well.
 
     Args:
         entries: all that there are.
         results: what was compiled.
         recorded: the budget's "entries" of this series: name -> target -> usage.
-        tolerance: growth that is allowed, of registers and shared memory.
+        tolerance: allowed growth of registers and shared memory.
     """
     by_name = {entry.name: entry for entry in entries}
     wrong = [
@@ -89,7 +89,7 @@ def findings(
         for finding in _check(by_name[result.name], result, recorded, tolerance)
     ]
     wrong += [
-        f"{name}: is in the budget, and no kernel has it any more"
+        f"{name}: is in the budget, but no kernel has it any more"
         for name in sorted(set(recorded) - set(by_name))
     ]
     return wrong
@@ -120,8 +120,7 @@ def _check(
     if entry.multiply_adds and usage.multiply_adds > entry.multiply_adds:
         wrong.append(
             f"{place}: multiplies {usage.multiply_adds / entry.multiply_adds:.2f} times what its "
-            "tiles need, which have "
-            "too few rows for its warps"
+            "tiles need: they have too few rows for its warps"
         )
     budget = recorded.get(result.name, {}).get(result.target)
     if budget is None:

@@ -38,21 +38,19 @@ def line(result: Result, *, show_instructions: bool = False) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns 1 when something is over its budget."""
     parser = argparse.ArgumentParser(prog="python -m cm3kernels.aot", description=DESCRIPTION)
-    parser.add_argument(
-        "--changed", action="store_true", help="leave out what is the same as when it was recorded"
-    )
+    parser.add_argument("--changed", action="store_true", help="skip entries that are as recorded")
     parser.add_argument("--write", action="store_true", help="record what the kernels need now")
     parser.add_argument(
         "--only",
         default="",
         metavar="TEXT",
-        help="entries whose name contains this; compared with nothing",
+        help="only entries whose name contains this; compared with nothing",
     )
     parser.add_argument("--show", action="store_true", help="print the instructions found")
     parser.add_argument(
         "--extended",
         action="store_true",
-        help="every entry on AMD and unaligned, not one of each kernel",
+        help="every entry on AMD and unaligned, not just one of each kernel",
     )
     parser.add_argument("--jobs", type=int, default=2, help="processes (default: %(default)s)")
     parser.add_argument(
@@ -92,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "\n".join(
             [
                 "",
-                f"{len(known)} entries are as recorded; {len(wrong)} findings (Triton {series})",
+                f"{len(known)} entries as recorded; {len(wrong)} findings (Triton {series})",
                 *(f"  {finding}" for finding in wrong),
             ]
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 from cm3kernels.aot.entry import AotEntry
 
-#: Instructions that say how a kernel works. Cache hints may stand between the parts: LDG.E.EL.128.
+#: Instructions that show how a kernel works. Cache hints may come between the parts: LDG.E.EL.128.
 TELLING = {
     name: re.compile(pattern)
     for name, pattern in {
@@ -31,7 +31,7 @@ TELLING = {
         "ATOM": r"\b(?:ATOM|ATOMG|ATOMS|RED)\b",
     }.items()
 }
-#: Tensor cores' products: HGMMA.64x128x16 of four warps, HMMA.16816 (m 16, n 8, k 16) and HMMA.1688
+#: Tensor core products: HGMMA.64x128x16 of four warps, HMMA.16816 (m 16, n 8, k 16) and HMMA.1688
 #: of one.
 PRODUCT = re.compile(r"\bHGMMA\.(\d+)x(\d+)x(\d+)|\bHMMA\.(16816|1688)\b")
 
@@ -45,7 +45,7 @@ class Usage:
         spill: bytes of local memory a thread; anything but 0 is a finding.
         shared: bytes of shared memory a block.
         instructions: how often each of `TELLING` occurs (AMD: `v_mfma`).
-        multiply_adds: of the tensor cores' instructions in the code, for a block.
+        multiply_adds: of the tensor core instructions in the code, for one block.
     """
 
     registers: int
@@ -60,8 +60,8 @@ def compile_entry(entry: AotEntry, arch: int | str, *, aligned: bool = True) -> 
 
     Args:
         entry: what to compile.
-        arch: for which hardware; none of it has to be there.
-        aligned: False leaves out the divisibility by 16: odd strides happen, and must compile as
+        arch: the target hardware; it need not be present.
+        aligned: False leaves out the divisibility by 16: odd strides occur, and must compile as
             well.
 
     Raises:
@@ -83,8 +83,8 @@ def compile_entry(entry: AotEntry, arch: int | str, *, aligned: bool = True) -> 
     ]
     if unknown or missing:
         raise TypeError(
-            f"{entry.name}: arguments that the kernel has not: {sorted(unknown)}; "
-            f"that have neither or both of type and value: {missing}"
+            f"{entry.name}: arguments that the kernel doesn't have: {sorted(unknown)}; "
+            f"arguments with neither or both of type and value: {missing}"
         )
     signature = {name: entry.types.get(name, "constexpr") for name in kernel.arg_names}
     attrs = (
@@ -93,7 +93,7 @@ def compile_entry(entry: AotEntry, arch: int | str, *, aligned: bool = True) -> 
         else {}
     )
     amd = isinstance(arch, str)
-    # AMD's compiler has no tf32x3: launchers say "ieee" there.
+    # AMD's compiler has no tf32x3: launchers pass "ieee" there.
     constexprs = {
         name: "ieee" if amd and value == "tf32x3" else value
         for name, value in entry.constexprs.items()
@@ -111,8 +111,8 @@ def compile_entry(entry: AotEntry, arch: int | str, *, aligned: bool = True) -> 
 def measure(
     entry: AotEntry, arch: int | str, *, aligned: bool = True, instructions: bool = True
 ) -> Usage:
-    """Compile and read registers, spills and shared memory; instructions when asked, since
-    disassembling costs half a second."""
+    """Compile and read registers, spills and shared memory; instructions only on request, since
+    disassembling takes half a second."""
     compiled = compile_entry(entry, arch, aligned=aligned)
     return _amd_usage(compiled) if isinstance(arch, str) else _nvidia_usage(compiled, instructions)
 

@@ -1,4 +1,4 @@
-"""What is compiled: one kernel with one launch configuration, and where all of them are listed."""
+"""What is compiled: one kernel with one launch configuration; and the list of all of them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class AotEntry:
         name: unique among all, "op.kernel.configuration": `attention.forward.bf16.d64`.
         kernel: the `@triton.jit` function.
         types: run-time argument -> type: "*bf16", "*fp32", "i32", "i64", "fp32". Every other
-            argument stands in `constexprs`.
+            argument is in `constexprs`.
         constexprs: values of the compile-time arguments. A stride that is 1 at run time becomes a
             constant: put it here.
         div16: arguments that are multiples of 16 at run time (pointers, most strides). Without them
-            loads are narrow and the numbers describe a kernel that nobody runs.
+            loads are narrow, and the figures describe a kernel that is never run.
         num_warps, num_stages: of the launch.
         expects: compute capability (80, 90) -> names in `TELLING` that must occur.
         archs: the capabilities that this configuration is launched on.
-        multiply_adds: of all `tl.dot` in the code, each once, for a block; 0: not looked at. Where
-            a tile is too small for its warps they repeat each other's products: the result is
-            right, and the tensor cores do twice the work.
+        multiply_adds: of all `tl.dot` in the code, each counted once, for one block; 0: not
+            checked. Where a tile is too small for its warps they repeat each other's products: the
+            result is right, but the tensor cores do twice the work.
     """
 
     name: str
@@ -60,8 +60,8 @@ def collect() -> list[AotEntry]:
 
 
 def fingerprint(entry: AotEntry) -> str:
-    """Of everything that the compiler is given: the kernel's source and that of what it calls,
-    types, constants, launch. With one version of Triton the same fingerprint compiles to the same
+    """Hash of everything that the compiler receives: the source of the kernel and of what it calls,
+    types, constants, launch. With one version of Triton, equal fingerprints compile to equal
     code."""
     given = (
         entry.kernel.cache_key,

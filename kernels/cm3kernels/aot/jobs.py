@@ -28,7 +28,7 @@ class Result:
 def jobs_of(
     entries: Iterable[AotEntry], *, extended: bool = False
 ) -> list[tuple[str, int | str, bool]]:
-    """Every entry on its capabilities; and of each kernel function the first entry on AMD, and for
+    """Every entry on its capabilities; and of each kernel function the first entry on AMD, and on
     sm_90 without alignment (`extended`: every entry)."""
     jobs: list[tuple[str, int | str, bool]] = []
     seen: set[int] = set()
@@ -46,12 +46,12 @@ def run(
     num_processes: int = 2,
     all_instructions: bool = True,
 ) -> Iterator[Result]:
-    """Compile in that many processes; results in the order of the jobs, as they come.
+    """Compile in parallel; results in the order of the jobs, as they become available.
 
     Args:
         jobs: from `jobs_of`.
         num_processes: processes.
-        all_instructions: False reads the instructions of those only that expect some.
+        all_instructions: False reads the instructions only of entries that expect some.
     """
     job = partial(_job, all_instructions=all_instructions)
     if num_processes == 1:
@@ -62,7 +62,7 @@ def run(
 
 
 def _job(job: tuple[str, int | str, bool], *, all_instructions: bool) -> Result:
-    """In a worker: kernels can't be sent to it, so it finds them by name."""
+    """In a worker process: kernels can't be pickled, so it finds them by name."""
     name, arch, aligned = job
     entry = next(entry for entry in collect() if entry.name == name)
     target = (f"sm_{arch}" if isinstance(arch, int) else arch) + ("" if aligned else " unaligned")
@@ -70,13 +70,13 @@ def _job(job: tuple[str, int | str, bool], *, all_instructions: bool) -> Result:
         judged = isinstance(arch, int) and bool(entry.expects.get(arch) or entry.multiply_adds)
         needed = aligned and (all_instructions or judged)
         return Result(name, target, measure(entry, arch, aligned=aligned, instructions=needed))
-    except Exception as error:  # whatever the compiler raises is the finding, for this entry alone
+    except Exception as error:  # whatever the compiler raises is this entry's finding
         return Result(name, target, None, _reason(error))
 
 
 def _reason(error: BaseException) -> str:
-    """One line: of Triton's chain of errors (caller, callee) the innermost, whose message follows
-    the source that it quotes."""
+    """One line: the innermost of Triton's chain of errors (caller, callee); its message follows the
+    source that it quotes."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['?'])[-1][:300]}"

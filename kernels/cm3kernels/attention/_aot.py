@@ -12,8 +12,8 @@ from cm3kernels.attention._grad_keys import grad_keys_kernel
 from cm3kernels.attention._grad_queries import grad_queries_kernel
 from cm3kernels.attention.configs import DELTA, PRECISION, Launch, block_d, table
 
-#: Kernel -> its function, and the products in its code (each walk is there twice, with and without
-#: a mask).
+#: Kernel -> its function, and the number of products in its code (each loop is there twice, with
+#: and without a mask).
 KERNELS = {
     "forward": (forward_kernel, 4),
     "decode": (forward_kernel, 4),
@@ -23,9 +23,9 @@ KERNELS = {
 
 
 def aot_entries() -> list[AotEntry]:
-    """Every shipped configuration with what changes the code: packed rows or plain causal ones, and
-    in `grad_keys`, where it is a longer loop, grouped heads. float16 compiles to what bfloat16
-    does."""
+    """Every shipped configuration, with everything that changes the code: packed rows or plain
+    causal ones, and in `grad_keys`, where they make a longer loop, grouped heads. float16 compiles
+    to the same code as bfloat16."""
     entries = [
         entry
         for dtype, num_bytes in (("bf16", 2), ("fp32", 4))
@@ -111,7 +111,7 @@ def _entry(
         "WIDE": False,
         "PRECISION": PRECISION,
     }
-    # wgmma takes tiles of at least 64 rows; float32 has products of 16 at the largest head
+    # wgmma needs tiles of at least 64 rows; float32 has products of 16 at the largest head
     # dimension, too few for four warps.
     expects = {90: ("HGMMA",), 80: ("HMMA",)} if dtype == "bf16" and name != "decode" else {}
     multiply_adds = (

@@ -4,7 +4,7 @@ give equal bits.
 With w the weights, g the gradient of the output, and delta = sum over the head dimension of g * out
 - (gradient of lse):
 
-    grad_v = w^T g        d = w * (g v^T - delta)        grad_q = scale * d k        grad_k = scale * d^T q
+    grad_v = w^T g    d = w * (g v^T - delta)    grad_q = scale * d k    grad_k = scale * d^T q
 
 Three launches: `delta_kernel` here, then `_grad_keys.grad_keys_kernel` and
 `_grad_queries.grad_queries_kernel`. The last two both recompute w from the scores and lse: seven
@@ -54,7 +54,7 @@ def delta_kernel(
     delta = tl.sum(out.to(inner) * grad.to(inner), 1)
     at = (row * num_heads + head) * T + query
     if HAS_GRAD_LSE:
-        # A query that sees nothing has no lse to differentiate, whatever came back for its -inf.
+        # A query that sees nothing has no lse to differentiate, whatever the gradient of its -inf.
         lse = tl.load(lse_ptr + at, mask=query < T, other=0.0)
         delta -= tl.where(
             lse == float("-inf"), 0.0, tl.load(grad_lse_ptr + at, mask=query < T, other=0.0)

@@ -1,6 +1,6 @@
-"""Gradients of keys and values: one program holds a tile of keys of one key head, and loops over the
-query heads of its group and the tiles of queries that see it. Formulas: `_backward.py`; legend:
-`_tiles.py`.
+"""Gradients of keys and values: one program has a tile of keys of one key head, and loops over the
+query heads of its group and the tiles of queries that see the tile. Formulas: `_backward.py`;
+legend: `_tiles.py`.
 """
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
@@ -46,9 +46,9 @@ def _grad_key_tiles(
     PRECISION: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Add what `num_tiles` tiles of queries, from number `begin` on, contribute, one query head of
-    the group after the other, in one loop: a nested one keeps too much in registers. Everything is
-    [BLOCK_K, ...], queries in columns."""
+    """Add the contributions of `num_tiles` tiles of queries, from number `begin` on, one query head
+    of the group after the other, in one loop: a nested one keeps too much in registers. Everything
+    is [BLOCK_K, ...], with queries in columns."""
     for step in tl.range(0, num_tiles * GROUP):
         index = step
         q_at, grad_at, lse_at, delta_at = q_ptr, grad_ptr, lse_ptr, delta_ptr
@@ -93,7 +93,7 @@ def _grad_key_tiles(
             tl.dot(v, tl.trans(grad), input_precision=PRECISION) - delta[None, :]
         )
         if MASKED:
-            # Also where a key that nobody sees holds NaN: 0 * NaN.
+            # Needed where a key that no query sees holds NaN: 0 * NaN.
             grad_scores = tl.where(seen, grad_scores, 0.0)
         grad_k = tl.dot(
             grad_scores.to(q.dtype), q, grad_k, input_precision=PRECISION, out_dtype=grad_k.dtype
@@ -137,7 +137,7 @@ def grad_keys_kernel(
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Grid (tiles of keys, K, B): the first tiles of keys have the longest walks. grad_k, grad_v
+    """Grid (tiles of keys, K, B): the first tiles of keys have the longest loops. grad_k, grad_v
     [B, T, K, D] contiguous."""
     inner: tl.constexpr = tl.float64 if WIDE else tl.float32
     tile, num_tiles = tl.program_id(0), tl.num_programs(0)
@@ -154,8 +154,8 @@ def grad_keys_kernel(
         num_some = tl.load(counts_ptr + (row * num_tiles + tile) * 2 + 1)
         partial, num_partial = num_whole, num_some - num_whole
     else:
-        # From the diagonal to the end; whole ones lie after the last key and have all their
-        # queries.
+        # From the diagonal to the end; fully visible tiles come after the last key and have all
+        # their queries.
         lo = first // BLOCK_Q
         whole = tl.minimum(tl.cdiv(first + BLOCK_K - 1, BLOCK_Q), num_query_tiles)
         num_whole = tl.maximum(T // BLOCK_Q - whole, 0)

@@ -1,5 +1,5 @@
-"""Gradient of queries: one program holds a tile of queries of one head, and loops over its tiles of
-keys as the forward pass does. Formulas: `_backward.py`; legend: `_tiles.py`.
+"""Gradient of queries: one program has a tile of queries of one head, and loops over tiles of keys
+as the forward pass does. Formulas: `_backward.py`; legend: `_tiles.py`.
 """
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
@@ -47,7 +47,7 @@ def _grad_query_tiles(
     PRECISION: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Add what `num_tiles` tiles of keys contribute; `lse` is in units of log2."""
+    """Add the contributions of `num_tiles` tiles of keys; `lse` is in units of log2."""
     for index in tl.range(0, num_tiles):
         tile = first_tile + index
         if MASKED:

@@ -29,12 +29,12 @@ __all__ = ["aot_entries", "attention_backward_op", "attention_op", "attention_tr
 def attention_triton(
     q: Tensor, k: Tensor, v: Tensor, *, plan: AttentionPlan, scale: float, return_lse: bool
 ) -> tuple[Tensor, Tensor]:
-    """See `cm3kernels.attention`; also returns lse when not asked, since it costs nothing."""
+    """See `cm3kernels.attention`; always returns lse, since it costs nothing."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         require(
             max(x.stride(1), 0) < LARGEST_TOKEN_STRIDE,
             OP,
-            f"{name}'s tokens lie {x.stride(1)} elements apart, must be under "
+            f"{name}'s tokens are {x.stride(1)} elements apart, must be under "
             f"{LARGEST_TOKEN_STRIDE}; "
             f"next: {name}.contiguous()",
         )
@@ -130,14 +130,14 @@ def attention_backward_op(
     counts: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v, contiguous. `grad` may be strided, as autograd gives it; `tiles` are
-    made when missing."""
+    """Gradients of q, k and v, contiguous. `grad` may be strided, as autograd passes it; `tiles`
+    are made if missing."""
     grad_q, grad_k, grad_v = _fake_attention_backward(
         grad, grad_lse, q, k, v, out, lse, start, tiles, counts, scale
     )
     if q.numel() == 0:
         return grad_q, grad_k, grad_v
-    # The gradient of a sum is one number at stride 0: the kernels want a last stride of 1.
+    # The gradient of a sum is one number at stride 0: the kernels need a last stride of 1.
     grad = (
         grad if grad.stride(3) == 1 and grad.stride(1) < LARGEST_TOKEN_STRIDE else grad.contiguous()
     )
@@ -288,7 +288,7 @@ attention_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _device_of(q: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, whichever the tensors are on."""
+    """Triton launches on the current device, whatever device the tensors are on."""
     return torch.cuda.device(q.device) if q.device.type == "cuda" else nullcontext()
 
 

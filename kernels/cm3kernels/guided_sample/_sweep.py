@@ -1,7 +1,7 @@
-"""Path B's searches: what `_one_block.py` finds among the keys of one block, found by sweeps over
-all tiles of a request.
+"""Path B's searches: what `_one_block.py` finds within one block, by sweeps over all tiles of a
+request.
 
-Where `gates` (the reference's keys) are given, an id whose gate is below `gate_floor` is out.
+Where `gates` (the reference's keys) are given, an id whose gate is below `gate_floor` is excluded.
 """
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
@@ -35,8 +35,7 @@ def swept_range(keys, gates, gate_floor, least, num_tiles, WIDTH: tl.constexpr):
     return tl.min(low), tl.max(high)
 
 
-#: What a search counts, and by what: ids by their keys, their masses by their keys, or their masses
-#: by their nearness.
+#: What a search sums, and by what: number of ids by key, mass by key, or mass by nearness.
 NUMBER = tl.constexpr(0)
 MASS = tl.constexpr(1)
 TYPICAL = tl.constexpr(2)
@@ -58,7 +57,7 @@ def swept_amounts(
     WIDTH: tl.constexpr,
     OF: tl.constexpr,
 ):
-    """Amount of the ids from each of three keys (or nearnesses) on, int64."""
+    """Sums over the ids from each of three keys (or nearnesses) on, int64."""
     amount_1, amount_2, amount_3 = (
         tl.zeros([WIDTH], tl.int64),
         tl.zeros([WIDTH], tl.int64),
@@ -94,8 +93,8 @@ def swept_search(
     WIDTH: tl.constexpr,
     OF: tl.constexpr,
 ):
-    """The largest key in low..high from which on there is at least `wanted`, two bits a sweep; a
-    number may stop between keys."""
+    """The largest key in low..high from which on the sum is at least `wanted`, two bits a sweep; a
+    search for a number of ids may stop between keys."""
     below, above = low.to(tl.int64), high.to(tl.int64)
     while below < above:
         step = (above - below + 3) >> 2

@@ -1,6 +1,6 @@
-"""Path B: more ids than one program can hold. Four launches: keys of all tiles -> thresholds of
-each request -> the winner of each tile -> the winner. What the programs compute of an id is the
-code of path A, and so are the tokens.
+"""Path B: more ids than fit into one program. Four launches: keys of all tiles -> thresholds of
+each request -> the winner of each tile -> the winner. Each id is computed by path A's code, so the
+tokens are the same, too.
 
 Scratch, P = tiles x tile, at least V: keys and reference keys int32 [n, P]; their range int32 [n,
 tiles]; state int32 [n, 5]: reference floor, floor, largest key, smallest typical nearness, mean
@@ -66,8 +66,8 @@ def mix_kernel(
     SHIFT: tl.constexpr,
     C: tl.constexpr,
 ):
-    """Keys of one tile, and the range of those that are looked at first: the reference's where they
-    are wanted."""
+    """Keys of one tile, and the range of those that are searched first: the reference's where they
+    are needed."""
     request, tile = tl.program_id(0), tl.program_id(1)
     column = columns_of(tile * C, SHIFT, C, False)
     legal = allowed_of(
