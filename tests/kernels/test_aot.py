@@ -132,8 +132,8 @@ def test_budget_file_is_written_and_read(tmp_path: Path) -> None:
     text = (tmp_path / "budget.json").read_text()
     assert json.loads(text) == budget == aot.read_budget(tmp_path / "budget.json")
     assert (
-        '"sm_90": { "instructions": { "HGMMA": 4, "LDGSTS": 8 }, "multiply_adds": 1000, "registers": 100, "shared": 50000, '
-        '"spill": 0 }'
+        '"sm_90": { "instructions": { "HGMMA": 4, "LDGSTS": 8 }, "multiply_adds": 1000, '
+        '"registers": 100, "shared": 50000, "spill": 0 }'
     ) in text
     assert [path.name for path in tmp_path.iterdir()] == ["budget.json"]
 
@@ -171,14 +171,22 @@ def spilling(x_ptr, out_ptr, BLOCK: tl.constexpr):
 def chained(x_ptr, out_ptr, N: tl.constexpr):
     index = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
     x = tl.load(x_ptr + index)
-    tl.store(out_ptr + index, tl.dot(tl.dot(x, x, input_precision="ieee").to(x.dtype), x, input_precision="ieee"))
+    x = tl.dot(tl.dot(x, x, input_precision="ieee").to(x.dtype), x, input_precision="ieee")
+    tl.store(out_ptr + index, x)
 
 TYPES = {"x_ptr": "*fp32", "out_ptr": "*fp32"}
-good = aot.AotEntry("copy", copy, {**TYPES, "n": "i32"}, {"BLOCK": 1024}, ("x_ptr", "out_ptr", "n"),
-                    expects={90: ("LDG.E.128", "HGMMA")})
+good = aot.AotEntry(
+    "copy", copy, {**TYPES, "n": "i32"}, {"BLOCK": 1024}, ("x_ptr", "out_ptr", "n"),
+    expects={90: ("LDG.E.128", "HGMMA")},
+)
 bad = aot.AotEntry("spilling", spilling, TYPES, {"BLOCK": 8192}, ("x_ptr", "out_ptr"), num_warps=1)
-idle = [aot.AotEntry(f"chained.w{warps}", chained, {"x_ptr": "*bf16", "out_ptr": "*fp32"}, {"N": 64}, ("x_ptr", "out_ptr"),
-                     num_warps=warps, multiply_adds=2 * 64**3) for warps in (4, 8)]
+idle = [
+    aot.AotEntry(
+        f"chained.w{warps}", chained, {"x_ptr": "*bf16", "out_ptr": "*fp32"}, {"N": 64},
+        ("x_ptr", "out_ptr"), num_warps=warps, multiply_adds=2 * 64**3,
+    )
+    for warps in (4, 8)
+]
 entries = [good, bad, *idle]
 results = [aot.Result(entry.name, "sm_90", aot.measure(entry, 90)) for entry in entries]
 print(json.dumps(aot.findings(entries, results, aot.as_budget(results))))
@@ -202,8 +210,8 @@ def test_planted_kernels_are_found(tmp_path: Path) -> None:
     assert spills.startswith("spilling on sm_90: spills ")
     assert repeated.startswith("chained.w8 on sm_90: multiplies 1.50 times what its tiles need")
     assert wrong == (
-        "copy: arguments that the kernel doesn't have: ['BLOK']; arguments with neither or both of type "
-        "and value: ['n']"
+        "copy: arguments that the kernel doesn't have: ['BLOK']; arguments with neither or both "
+        "of type and value: ['n']"
     )
 
 

@@ -65,13 +65,13 @@ def check(batch: Batch, **options: Any) -> None:
         zip(results(batch, "triton", **options), expected, strict=True)
     ):
         error = (ours.cpu().double() - theirs).norm()
-        # A loss far below its logits, of which each is some units large, has their rounding.
+        # A loss far below its logits, each of which is a few units large, has their rounding error.
         assert error <= TOLERANCE[batch[0].dtype][place >= 2] * theirs.norm() + 4e-6, (place, error)
 
 
 @pytest.mark.parametrize("vocab", [1, 7, 64, BLOCK, BLOCK + 1])
 def test_vocabularies_and_tiles(device: str, vocab: int) -> None:
-    """Also of several tiles, the last of one id, which has the largest logit of token 0."""
+    """Also with several tiles, the last of one id, which has the largest logit of token 0."""
     hidden, head, targets, weights, groups = batch(5, vocab, device)
     head.data[-1] = 2 * hidden.data[0]
     weights[0] = 1.0
@@ -235,8 +235,8 @@ def test_float64_is_refused(device: str, name: str) -> None:
     arguments[name] = arguments[name].double()
     with pytest.raises(
         ValueError,
-        match=f"^linear_cross_entropy: {name} is torch.float64, 'triton' supports float32, float16, "
-        "bfloat16; next: implementation='reference'$",
+        match=f"^linear_cross_entropy: {name} is torch.float64, 'triton' supports float32, "
+        "float16, bfloat16; next: implementation='reference'$",
     ):
         linear_cross_entropy(**arguments, implementation="triton")
 
@@ -247,10 +247,15 @@ def test_no_access_outside_the_tensors(run_guarded: RunGuarded) -> None:
     done = run_guarded("""
 from cm3kernels.linear_cross_entropy.triton import _loss_kernel
 for side in ("after", "before"):
-    logits, grad, weights = guarded(torch.randn(3, 70), side), guarded(torch.zeros(3, 70), side), guarded(torch.ones(3), side)
-    targets, nll, log_z = (guarded(torch.tensor(values), side) for values in ([0, 69, 2**40], [0.0] * 3, [0.0] * 3))
-    _loss_kernel[(3,)](logits, grad, targets, weights, nll, log_z, 0.0, 70, 70, 70, WITH_GRADIENT=True, BLOCK=64)
+    values = torch.randn(3, 70), torch.zeros(3, 70), torch.ones(3)
+    logits, grad, weights = (guarded(x, side) for x in values)
+    values = torch.tensor([0, 69, 2**40]), torch.zeros(3), torch.zeros(3)
+    targets, nll, log_z = (guarded(x, side) for x in values)
+    _loss_kernel[(3,)](
+        logits, grad, targets, weights, nll, log_z, 0.0, 70, 70, 70, WITH_GRADIENT=True, BLOCK=64
+    )
     torch.testing.assert_close(log_z, logits.logsumexp(1))
-    torch.testing.assert_close(grad[:2], logits.softmax(1)[:2] - torch.nn.functional.one_hot(targets[:2], 70))
+    target = torch.nn.functional.one_hot(targets[:2], 70)
+    torch.testing.assert_close(grad[:2], logits.softmax(1)[:2] - target)
 """)
     assert done.returncode == 0, (done.returncode, done.stderr)
