@@ -1,4 +1,4 @@
-"""Op `attention`: validation and dispatch. Formula and shapes: README.md beside this file."""
+"""Op `attention`: validation and dispatch. Formula and shapes: README.md in this folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Op `guided_sample`: validation and dispatch. Formula and shapes: README.md beside this file."""
+"""Op `guided_sample`: validation and dispatch. Formula and shapes: README.md in this folder."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Op `linear_cross_entropy`: validation and dispatch. Formula, shapes, costs: README.md beside this
-file."""
+"""Op `linear_cross_entropy`: validation and dispatch. Formula, shapes, costs: README.md in this
+folder."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ between them.
 A chunk's logits are computed in float32, the kernel turns them into losses and their gradient, and
 two more products give the gradients of the hidden states and the head. No product is computed
 twice, and no sum depends on the order of programs: the same bits every time. Why not one streaming
-kernel: README.md beside this file.
+kernel: README.md in this folder.
 
 Legend: N tokens, R tokens of a chunk, E model dimension, V ids.
 """

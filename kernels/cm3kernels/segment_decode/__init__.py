@@ -1,5 +1,5 @@
-"""Op `segment_decode`: validation and dispatch. Layout, formula, shapes: README.md beside this
-file."""
+"""Op `segment_decode`: validation and dispatch. Layout, formula, shapes: README.md in this
+folder."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@ once per prompt.
 
 What changes from step to step (the length of each segment) is not part of it, but in a tensor on
 the device: one plan, and one captured CUDA graph, serves all steps. Layout of the cache and a drawn
-example: README.md beside this file.
+example: README.md in this folder.
 
 Legend: R rows, S segments, Z uses (a row reading a segment), N work items, P partial results (an
 item for one of its rows).
