@@ -1,6 +1,7 @@
-"""Pure functions on tensors: references now, Triton kernels beside them. Imports torch (and
-triton), nothing of ours."""
+"""Pure functions on tensors, each with a plain reference and faster implementations. Imports torch
+(and triton), and no other package of this project."""
 
+from cm3kernels._dispatch import interprets
 from cm3kernels.attention import attention
 from cm3kernels.guided_sample import guided_sample
 from cm3kernels.linear_cross_entropy import linear_cross_entropy
@@ -10,6 +11,7 @@ __all__ = [
     "SegmentPlan",
     "attention",
     "guided_sample",
+    "interprets",
     "linear_cross_entropy",
     "plan_segments",
     "segment_decode",

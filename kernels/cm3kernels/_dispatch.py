@@ -1,5 +1,5 @@
-"""Which implementation of an op runs: chosen by name, refused with a reason, never swapped in
-silence."""
+"""Which implementation of an op runs: chosen by name, refused with a reason, never replaced
+silently."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Implementation:
     """One way to compute an op.
 
     Args:
-        load: returns the function; imports what it needs only then (asked at every call: an import
-            that was done costs nothing).
-        refusal: why it can't take these tensors, in words that end with the remedy; None where it
-            can.
-        automatic_on: types of device where "auto" may choose it; None: all.
+        load: returns the function; imports what it needs only then (called every time: a repeated
+            import costs nothing).
+        refusal: why it can't take these tensors, in words that end with what to do instead; None
+            where it can.
+        automatic_on: device types for which "auto" may choose it; None: all.
     """
 
     load: Callable[[], Callable[..., Any]]
@@ -37,9 +37,9 @@ class Implementation:
 def choose(
     op: str, implementation: str, available: Mapping[str, Implementation], tensor: Tensor
 ) -> Callable[..., Any]:
-    """The implementation of that name; "auto" is the first of `available` that takes the tensor,
-    and says once which (logger "cm3kernels", level info; a warning where a faster one is for this
-    device and can't run).
+    """The implementation of that name; "auto" is the first of `available` that supports the tensor,
+    and logs its choice once (logger "cm3kernels", level info; a warning where a faster one is meant
+    for this device and can't run).
 
     Args:
         op: the op's name, for the message.
@@ -48,8 +48,8 @@ def choose(
         tensor: one of the arguments; its device and dtype decide.
 
     Raises:
-        ValueError: no such implementation, with those that there are; or it can't run here, with
-            the reason.
+        ValueError: no such implementation, with a list of those available; or it can't run here,
+            with the reason.
     """
     if implementation == "auto":
         passed_over: list[str] = []
@@ -101,12 +101,14 @@ def triton_refusal(tensor: Tensor) -> str | None:
             "Triton is not installed; next: pip install 'cm3leon[triton]', or implementation='auto'"
         )
     if tensor.device.type not in ("cuda", "cpu"):
-        return f"the tensor is on {tensor.device}; next: move it to a CUDA device, or implementation='auto'"
+        return (
+            f"the tensor is on {tensor.device}; next: move it to a CUDA device, or "
+            "implementation='auto'"
+        )
     if tensor.device.type == "cpu" and not interprets():
         return (
-            "the tensor is on the CPU; next: move it to a CUDA device, use "
-            "implementation='auto', or set "
-            "TRITON_INTERPRET=1 before starting Python to run kernels in Triton's (slow) "
+            "the tensor is on the CPU; next: move it to a CUDA device, use implementation='auto', "
+            "or set TRITON_INTERPRET=1 before starting Python to run kernels in Triton's (slow) "
             "interpreter"
         )
     return None
@@ -121,7 +123,8 @@ def triton_implementation(
 
 
 def require(condition: bool, op: str, cause: str | Callable[[], str]) -> None:
-    """Raise `ValueError` naming the op when an argument does not fit. A function makes the text
-    only then: a dozen texts take some 15 us, and an op is called in every layer of every step."""
+    """Raise `ValueError` naming the op when an argument does not fit. Pass a function to build the
+    text only then: formatting a dozen messages takes some 15 us, and an op is called in every layer
+    of every step."""
     if not condition:
         raise ValueError(f"{op}: {cause if isinstance(cause, str) else cause()}")

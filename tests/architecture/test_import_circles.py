@@ -13,14 +13,6 @@ import pytest
 
 PACKAGES = ("cm3core", "cm3plugins", "cm3apps", "cm3kernels")
 
-#: Imports that are known to close a circle, and left out.
-KNOWN = {
-    # The package's path, to find the kernels that are compiled ahead of time.
-    ("cm3kernels.aot", "cm3kernels"),
-    # The limits of shapes, which its package checks too.
-    ("cm3kernels.attention.triton", "cm3kernels.attention"),
-}
-
 
 def circles(modules: Iterable[str], imported_by: Callable[[str], Iterable[str]]) -> list[list[str]]:
     """Groups of two or more modules that reach each other (strongly connected components; Tarjan
@@ -53,9 +45,6 @@ def circles(modules: Iterable[str], imported_by: Callable[[str], Iterable[str]])
 
 def test_no_module_is_in_a_circle() -> None:
     graph = grimp.build_graph(*PACKAGES, cache_dir=None)
-    for importer, imported in KNOWN:
-        if graph.direct_import_exists(importer=importer, imported=imported):
-            graph.remove_import(importer=importer, imported=imported)
     assert len(graph.modules) > 300
     assert circles(graph.modules, graph.find_modules_directly_imported_by) == []
 

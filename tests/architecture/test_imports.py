@@ -3,6 +3,7 @@ torch."""
 
 from __future__ import annotations
 
+import ast
 import pkgutil
 import subprocess
 import sys
@@ -105,3 +106,55 @@ def test_no_package_names_what_it_may_not_know(package: str, unwanted: tuple[str
         or f'"{name}' in text
     ]
     assert found == []
+
+
+#: Everything but the package itself and its own tests.
+OUTSIDE_KERNELS = ("cm3core", "plugins", "examples", "docs", "recipes", "tests")
+
+
+def private_kernel_imports(source: str) -> list[str]:
+    """Private modules and names of cm3kernels that a module imports or names in a text."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names += [node.value]
+    return [
+        name
+        for name in names
+        if name.startswith("cm3kernels.") and any(part.startswith("_") for part in name.split("."))
+    ]
+
+
+def test_nothing_private_of_the_kernels_is_imported_outside_them() -> None:
+    files = [
+        path
+        for place in OUTSIDE_KERNELS
+        for path in (ROOT / place).rglob("*.py")
+        if ROOT / "tests" / "kernels" not in path.parents and path != Path(__file__)
+    ]
+    found = {
+        path.relative_to(ROOT).as_posix(): names
+        for path in files
+        if (names := private_kernel_imports(path.read_text(encoding="utf-8")))
+    }
+    assert len(files) > 100
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import cm3kernels._dispatch", ["cm3kernels._dispatch"]),
+        ("def f():\n    from cm3kernels import _dispatch", ["cm3kernels._dispatch"]),
+        ("from cm3kernels._dispatch import choose", ["cm3kernels._dispatch.choose"]),
+        ("from cm3kernels.attention import _tiles", ["cm3kernels.attention._tiles"]),
+        ("import_module('cm3kernels._dispatch')", ["cm3kernels._dispatch"]),
+        ("from cm3kernels import attention\nfrom cm3kernels.attention.plan import segments", []),
+    ],
+)
+def test_private_imports_of_the_kernels_are_found(source: str, found: list[str]) -> None:
+    assert private_kernel_imports(source) == found

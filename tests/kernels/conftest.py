@@ -1,7 +1,8 @@
-"""What every kernel test runs under: the interpreter made right for bfloat16, and memory that is
-never zero by luck.
+"""What every kernel test runs under: an interpreter that is correct for bfloat16, and memory that
+is never zero by chance.
 
-run_guarded(body)   fixture: runs Python source in a process in which `guarded(tensor)` lies beside a forbidden page
+run_guarded(body)   fixture: runs Python source in a process with `guarded(tensor)` next to a
+                    guard page
 device              fixture: "cpu" here, in the interpreter; "cuda" with the marker `gpu`
 """
 
@@ -24,7 +25,8 @@ INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
 NO_TRITON = "Triton is not installed: pip install 'cm3leon[triton]'"
 RunGuarded = Callable[[str], "subprocess.CompletedProcess[str]"]
 
-#: Files whose tests launch or read kernels: without Triton they are skipped, and say so.
+#: Files whose tests launch or read kernels: without Triton they are skipped, which the header
+#: reports.
 collect_ignore = [] if HAS_TRITON else [path.name for path in HERE.glob("test_*_triton*.py")]
 
 
@@ -38,8 +40,8 @@ def pytest_report_header() -> str:
 
 
 def _load(name: str) -> None:
-    """Import a module of this folder (which is no package) under its plain name, for the tests
-    beside it."""
+    """Import a module of this folder (which is no package) under its plain name, for the tests next
+    to it."""
     spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -61,10 +63,10 @@ if HAS_TRITON:
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
     """`torch.empty` and its like give NaN (the largest integer): an output that a kernel forgets to
-    write is never right by luck.
+    write is never right by chance.
 
-    torch fills at the level of its allocation, so `empty_like`, `new_empty` and operators see it
-    alike, compiled or not.
+    torch fills on allocation, so this applies to `empty_like`, `new_empty` and operators as well,
+    compiled or not.
     """
     before, warn_only = (
         torch.are_deterministic_algorithms_enabled(),
@@ -78,8 +80,8 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> str:
-    """Where a test's tensors live: on the CPU in the interpreter; on CUDA (`-m gpu`,
-    TRITON_INTERPRET=0) compiled."""
+    """Where a test's tensors are: on the CPU, interpreted; on CUDA (`-m gpu`, TRITON_INTERPRET=0),
+    compiled."""
     name: str = request.param
     if name == "cuda" and (INTERPRETS or not torch.cuda.is_available()):
         pytest.skip("needs a CUDA device and TRITON_INTERPRET=0")
@@ -90,8 +92,8 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def run_guarded() -> RunGuarded:
-    """Run source in a process of its own, interpreted, with `torch` and `guarded` imported; the
-    caller looks at `returncode`.
+    """Run source in a separate process, interpreted, with `torch` and `guarded` imported; the
+    caller checks `returncode`.
 
     A violation ends that process: `returncode == -signal.SIGSEGV`. Costs about three seconds: put
     an op's cases into one call.

@@ -1,9 +1,9 @@
-"""Tensors beside a page that may not be touched: an access past the end (or before the start) ends
-the process with SIGSEGV.
+"""Tensors next to an inaccessible page: an access past the end (or before the start) ends the
+process with SIGSEGV.
 
-The interpreter reads and writes real addresses, so a load that its mask should have stopped is
-caught at once, where a GPU (and the interpreter, inside a larger allocation) reads something and
-goes on. Used in a process of its own: `run_guarded` of conftest.py.
+The interpreter reads and writes real addresses, so a load that its mask should have prevented is
+caught at once, where a GPU (and the interpreter, inside a larger allocation) would read something
+and continue. Used in a separate process: `run_guarded` of conftest.py.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _kept: list[mmap.mmap] = []
 
 
 def guarded(tensor: torch.Tensor, side: Literal["after", "before"] = "after") -> torch.Tensor:
-    """A contiguous copy of a CPU tensor; a forbidden page comes right after its memory, or right
+    """A contiguous copy of a CPU tensor, with a guard page directly after its memory, or directly
     before it.
 
-    Only the touching side is guarded byte by byte; the other one has up to a page of slack.
+    Only the adjacent side is guarded to the byte; the other has up to a page of slack.
     """
     num_bytes = tensor.numel() * tensor.element_size()
     assert num_bytes > 0, "an empty tensor has no memory to guard"

@@ -1,4 +1,4 @@
-"""Makes Triton's interpreter right for bfloat16, and refuses what would still be wrong there.
+"""Makes Triton's interpreter correct for bfloat16, and refuses what would still be wrong.
 
 The interpreter keeps a bfloat16 number as its 16 bits in a uint16, and computes on those integers:
 `tl.dot` and `*` multiply bit patterns, a cast from float32 truncates instead of rounding, and no
@@ -10,11 +10,11 @@ only:
 - float32 -> bfloat16: round to nearest, ties to even; NaN stays NaN;
 - everything else that computes on bfloat16 bits: `TypeError`. A kernel casts to float32 first.
 
-And, of any dtype, masks of a block and a scalar: the interpreter keeps them as int32, which that of
-Triton 3.9 then refuses.
+And, of any dtype, masks of a block and a scalar: the interpreter makes them int32, which Triton
+3.9's then refuses.
 
-Works for Triton 3.6 to 3.9. Loads, stores, `tl.where`, reshapes and bit casts move bits and stay as
-they are.
+Works for Triton 3.6 to 3.9. Loads, stores, `tl.where`, reshapes and bit casts only move bits and
+are unchanged.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-#: What moves bits without looking at the number; any other operation on bfloat16 is refused.
+#: Operations that move bits without interpreting the number; any other on bfloat16 is refused.
 BIT_OPERATIONS = (
     np.bitwise_and,
     np.bitwise_or,
@@ -36,7 +36,10 @@ BIT_OPERATIONS = (
     np.right_shift,
     np.where,
 )
-REFUSED = "{} on bfloat16 reached the interpreter, which computes on its bits: cast to float32 in the kernel first"
+REFUSED = (
+    "{} on bfloat16 reached the interpreter, which computes on its bits: cast to float32 in the "
+    "kernel first"
+)
 
 
 def is_bf16(handle: Any) -> bool:
@@ -136,7 +139,7 @@ def _install_masks() -> None:
 
 
 def _refuse_in_operation(name: str) -> None:
-    """`binary_op(a, b, op)` and its like: refused unless `op` only moves bits."""
+    """`binary_op(a, b, op)` and the like: refused unless `op` only moves bits."""
     plain = getattr(InterpreterBuilder, name)
 
     def operation(self: Any, *arguments: Any) -> Any:

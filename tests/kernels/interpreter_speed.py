@@ -1,10 +1,10 @@
-"""Makes Triton's interpreter faster for kernels that call helpers; attention's took a third less
-time.
+"""Makes Triton's interpreter faster for kernels that call helpers; attention's tests took a third
+less time.
 
 Each call of a `@triton.jit` function from within a kernel (also `tl.max`, `tl.sum`, `tl.cdiv`,
-`tl.zeros`, which are such functions) patches all of `triton.language` anew, some 1 ms, though the
-first call of a launch has done it. `install()` lets a launch patch each set of modules once.
-Nothing that a kernel computes changes. Works for Triton 3.6 to 3.9.
+`tl.zeros`, which are such functions) patches all of `triton.language` again, which takes about 1
+ms, although the first call of a launch has done it. `install()` lets a launch patch each set of
+modules once. Nothing that a kernel computes changes. Works for Triton 3.6 to 3.9.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def install() -> None:
     patched: set[frozenset[int]] = set()
 
     def launch_afresh(self: Any, *args: Any, **kwargs: Any) -> Any:
-        patched.clear()  # the launch before has undone its patches
+        patched.clear()  # the previous launch has undone its patches
         return launch(self, *args, **kwargs)
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,10 +1,10 @@
-"""Reads kernels as text, for traps that the interpreter forgives and a GPU doesn't. Each rule is a
-function of one kernel.
+"""Reads kernels as text, for mistakes that the interpreter forgives and a GPU doesn't. Each rule is
+a function of one kernel.
 
     findings(source) -> ["line 12: kernel: what is wrong", ...]
 
 A kernel is a function decorated with `triton.jit`. What a rule can't know (the type of an argument)
-it assumes harmless; the rules are about what our kernels never need.
+it assumes to be harmless; the rules forbid what our kernels never need.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ FORBIDDEN = {
     "inline_asm_elementwise": "is for one vendor, and not in the interpreter",
     "libdevice": "is not in the interpreter: write a short series",
     "sort": "of a vocabulary takes seconds in the interpreter: select by thresholds",
-    "atomic_add": "makes results depend on the order of programs: write partial results and merge them",
+    "atomic_add": "makes results depend on the order of programs: write partial results, then "
+    "merge them",
     "atomic_cas": "makes results depend on the order of programs",
     "atomic_xchg": "makes results depend on the order of programs",
     "atomic_max": "is not needed: merge in a second kernel",
     "atomic_min": "is not needed: merge in a second kernel",
     "warp_specialize": "fails or does nothing on sm_90 in Triton 3.6 to 3.9",
 }
-#: What makes a scalar of a block.
+#: Functions that reduce a block to a scalar.
 REDUCTIONS = {"sum", "max", "min", "reduce", "argmax", "argmin", "xor_sum"}
-#: A finite number this negative stands for -inf somewhere.
+#: A finite number this large is a stand-in for infinity.
 MASK_LIKE = 1e4
 
 
@@ -108,7 +109,7 @@ def masked_load_needs_other(kernel: Kernel) -> Iterator[tuple[int, str]]:
 
 
 def nothing_forbidden(kernel: Kernel) -> Iterator[tuple[int, str]]:
-    """Functions of Triton that ours never call."""
+    """Triton functions that our kernels never call."""
     for node in kernel.walk():
         names = {
             ast.Attribute: lambda n: n.attr,
@@ -128,7 +129,7 @@ def dot_states_its_precision(kernel: Kernel) -> Iterator[tuple[int, str]]:
 
 
 def no_large_negative_number(kernel: Kernel) -> Iterator[tuple[int, str]]:
-    """A large number in place of -inf is a score like any other when everything is masked."""
+    """A large number in place of -inf counts as an ordinary score when everything is masked."""
     for node in kernel.walk():
         if (
             isinstance(node, ast.UnaryOp)
@@ -165,8 +166,8 @@ def no_branch_on_a_block(kernel: Kernel) -> Iterator[tuple[int, str]]:
 
 
 def offsets_are_int64(kernel: Kernel) -> Iterator[tuple[int, str]]:
-    """program_id and loaded numbers are int32: times a stride or a length (any argument known at
-    run time only) they pass 2^31 in silence."""
+    """program_id and loaded numbers are int32: multiplied by a stride or a length (any argument
+    known only at run time) they overflow 2^31 silently."""
     arguments = {argument.arg for argument in kernel.tree.args.args} - kernel.constexprs
     wide = _names_from(kernel, _is_int64)
     narrow = (
@@ -199,7 +200,7 @@ def offsets_are_int64(kernel: Kernel) -> Iterator[tuple[int, str]]:
 
 
 def constants_are_constexpr(kernel: Kernel) -> Iterator[tuple[int, str]]:
-    """A number of the module inside a kernel must be `tl.constexpr`: the compiler refuses it, the
+    """A module-level number inside a kernel must be `tl.constexpr`: the compiler refuses it, the
     interpreter doesn't."""
     for node in kernel.walk():
         if (
@@ -252,13 +253,13 @@ def _targets(statement: ast.AST) -> list[ast.expr]:
 
 
 def _is_int64(node: ast.AST) -> bool:
-    """`x.to(tl.int64)`, `tl.cast(x, tl.int64)`, or an argument's annotation says so."""
+    """`x.to(tl.int64)`, `tl.cast(x, tl.int64)`, or an argument's annotation."""
     return isinstance(node, ast.Attribute) and node.attr in {"int64", "uint64"}
 
 
 def _names_outside(node: ast.AST, stop: Callable[[ast.AST], bool]) -> Iterator[str]:
-    """Names in an expression, except inside what `stop` says, and except where only a shape or type
-    is asked (`x.dtype`)."""
+    """Names in an expression, except inside nodes that `stop` selects, and except where only a
+    shape or type is read (`x.dtype`)."""
     if stop(node) or (isinstance(node, ast.Attribute) and node.attr in {"dtype", "shape", "type"}):
         return
     if isinstance(node, ast.Compare) and any(isinstance(op, ast.Is | ast.IsNot) for op in node.ops):
@@ -274,8 +275,7 @@ def _names_from(
     is_source: Callable[[ast.AST], bool],
     stop: Callable[[ast.AST], bool] = lambda node: False,
 ) -> set[str]:
-    """Names whose value comes from a source, directly or through other names, until nothing new is
-    found."""
+    """Names whose value comes from a source, directly or through other names, to a fixed point."""
     found: set[str] = set()
     while True:
         before = len(found)

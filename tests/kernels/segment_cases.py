@@ -1,5 +1,5 @@
 """Decode steps for the tests of `segment_decode`: a plan, a pool whose unused slots are NaN, and
-the answer in float64."""
+the expected result in float64."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from cm3kernels import SegmentPlan, plan_segments, segment_decode
 
-#: Relative error of the whole result that a dtype's own rounding explains.
+#: Relative error of the whole result that is due to the dtype's rounding.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}
 
 
 @dataclass
 class Case:
-    """Arguments of one call, and what must come out."""
+    """Arguments of one call, and the expected result."""
 
     q: Tensor
     keys: Tensor
@@ -103,8 +103,8 @@ def make_case(
 def shared_prefix(
     prefix: int, num_rows: int, suffixes: Sequence[int], capacity: int
 ) -> tuple[list[int], list[int], list[list[int]]]:
-    """Capacities, lengths and segments of rows that share a prefix, each with a suffix of its own
-    length."""
+    """Capacities, lengths and segments of rows that share a prefix, each with a suffix of
+    individual length."""
     return (
         [prefix, *[capacity] * num_rows],
         [prefix, *suffixes[:num_rows]],

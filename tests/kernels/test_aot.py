@@ -36,13 +36,13 @@ def recorded(**changes: int) -> dict[str, Any]:
 
 def test_all_kernels_are_within_their_budget() -> None:
     """The one expensive test: about a second for each entry and target that is compiled, in two
-    processes. What has the same fingerprint as when it was recorded is not compiled again, except
-    for one entry of each kernel."""
+    processes. An entry whose fingerprint is the recorded one is not compiled again, except
+    for one of each kernel."""
     command = [sys.executable, "-m", "cm3kernels.aot", "--changed"]
     done = subprocess.run(command, env=COMPILING, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (
         f"{done.stdout}\n{done.stderr[-3000:]}\n"
-        "if this is meant: `python -m cm3kernels.aot --write`, and say why in the commit"
+        "if this is intended: `python -m cm3kernels.aot --write`, and say why in the commit"
     )
 
 
@@ -91,7 +91,7 @@ def test_budget_belongs_to_the_installed_triton() -> None:
             Usage(100, 0, 50_000, USAGE.instructions, 1500),
             recorded(),
             [
-                "op.kernel.d64 on sm_90: multiplies 1.50 times what its tiles need, which have "
+                "op.kernel.d64 on sm_90: multiplies 1.50 times what its tiles need: they have "
                 "too few rows for its warps"
             ],
         ),
@@ -99,7 +99,7 @@ def test_budget_belongs_to_the_installed_triton() -> None:
         (
             USAGE,
             {**recorded(), "op.old": {}},
-            ["op.old: is in the budget, and no kernel has it any more"],
+            ["op.old: is in the budget, but no kernel has it any more"],
         ),
         (None, recorded(), ["op.kernel.d64 on sm_90: does not compile: CompilationError: why"]),
     ],
@@ -132,8 +132,8 @@ def test_budget_file_is_written_and_read(tmp_path: Path) -> None:
     text = (tmp_path / "budget.json").read_text()
     assert json.loads(text) == budget == aot.read_budget(tmp_path / "budget.json")
     assert (
-        '"sm_90": { "instructions": { "HGMMA": 4, "LDGSTS": 8 }, "multiply_adds": 1000, "registers": 100, "shared": 50000, '
-        '"spill": 0 }'
+        '"sm_90": { "instructions": { "HGMMA": 4, "LDGSTS": 8 }, "multiply_adds": 1000, '
+        '"registers": 100, "shared": 50000, "spill": 0 }'
     ) in text
     assert [path.name for path in tmp_path.iterdir()] == ["budget.json"]
 
@@ -171,14 +171,22 @@ def spilling(x_ptr, out_ptr, BLOCK: tl.constexpr):
 def chained(x_ptr, out_ptr, N: tl.constexpr):
     index = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
     x = tl.load(x_ptr + index)
-    tl.store(out_ptr + index, tl.dot(tl.dot(x, x, input_precision="ieee").to(x.dtype), x, input_precision="ieee"))
+    x = tl.dot(tl.dot(x, x, input_precision="ieee").to(x.dtype), x, input_precision="ieee")
+    tl.store(out_ptr + index, x)
 
 TYPES = {"x_ptr": "*fp32", "out_ptr": "*fp32"}
-good = aot.AotEntry("copy", copy, {**TYPES, "n": "i32"}, {"BLOCK": 1024}, ("x_ptr", "out_ptr", "n"),
-                    expects={90: ("LDG.E.128", "HGMMA")})
+good = aot.AotEntry(
+    "copy", copy, {**TYPES, "n": "i32"}, {"BLOCK": 1024}, ("x_ptr", "out_ptr", "n"),
+    expects={90: ("LDG.E.128", "HGMMA")},
+)
 bad = aot.AotEntry("spilling", spilling, TYPES, {"BLOCK": 8192}, ("x_ptr", "out_ptr"), num_warps=1)
-idle = [aot.AotEntry(f"chained.w{warps}", chained, {"x_ptr": "*bf16", "out_ptr": "*fp32"}, {"N": 64}, ("x_ptr", "out_ptr"),
-                     num_warps=warps, multiply_adds=2 * 64**3) for warps in (4, 8)]
+idle = [
+    aot.AotEntry(
+        f"chained.w{warps}", chained, {"x_ptr": "*bf16", "out_ptr": "*fp32"}, {"N": 64},
+        ("x_ptr", "out_ptr"), num_warps=warps, multiply_adds=2 * 64**3,
+    )
+    for warps in (4, 8)
+]
 entries = [good, bad, *idle]
 results = [aot.Result(entry.name, "sm_90", aot.measure(entry, 90)) for entry in entries]
 print(json.dumps(aot.findings(entries, results, aot.as_budget(results))))
@@ -190,8 +198,8 @@ except TypeError as error:
 
 
 def test_planted_kernels_are_found(tmp_path: Path) -> None:
-    """Compiled for real: one lacks an instruction that it should have, one holds too much in
-    registers, one has four warps more than its 64 rows give work to."""
+    """Actually compiled: one lacks an instruction that it should have, one keeps too much in
+    registers, one has four warps more than its 64 rows can occupy."""
     (tmp_path / "planted.py").write_text(PLANTED)
     command = [sys.executable, str(tmp_path / "planted.py")]
     done = subprocess.run(command, env=COMPILING, capture_output=True, text=True, check=False)
@@ -202,8 +210,8 @@ def test_planted_kernels_are_found(tmp_path: Path) -> None:
     assert spills.startswith("spilling on sm_90: spills ")
     assert repeated.startswith("chained.w8 on sm_90: multiplies 1.50 times what its tiles need")
     assert wrong == (
-        "copy: arguments that the kernel has not: ['BLOK']; that have neither or both of type "
-        "and value: ['n']"
+        "copy: arguments that the kernel doesn't have: ['BLOK']; arguments with neither or both "
+        "of type and value: ['n']"
     )
 
 

@@ -1,4 +1,4 @@
-"""The op `attention` without its kernels: the meaning, the plan, torch's function, and what is
+"""The op `attention` without its kernels: the definition, the plan, torch's function, and what is
 refused."""
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def packed(*lengths: int) -> Tensor:
 
 
 def test_worked_example() -> None:
-    """Two keys with scores 0 and log 3 weigh 1/4 and 3/4, lse log 4; kv_start 1 leaves the second
-    alone, 2 leaves nothing."""
+    """Two keys with scores 0 and log 3 have weights 1/4 and 3/4, and lse log 4; kv_start 1 leaves
+    only the second, 2 leaves nothing."""
     q = torch.tensor([0.0, 1.0, 1.0]).view(1, 3, 1, 1)
     k = torch.tensor([0.0, math.log(3), 5.0]).view(1, 3, 1, 1)
     v = torch.tensor([8.0, 4.0, 2.0]).view(1, 3, 1, 1)
@@ -85,8 +85,8 @@ def test_segments_are_found_if_and_only_if_rows_are_packed(data: st.DataObject) 
 
 @given(st.data())
 def test_tiles_of_queries_are_exactly_the_visible_ones(data: st.DataObject) -> None:
-    """Any starts at all: first those that see a tile of keys whole, then those that see some of it;
-    no other is counted."""
+    """Arbitrary starts: first the tiles that see all of a tile of keys, then those that see some of
+    it; no other is counted."""
     T = data.draw(st.integers(1, 40))
     block_q, block_k = data.draw(st.sampled_from([(4, 4), (4, 8), (8, 8), (8, 4)]))
     start = torch.tensor(
@@ -151,7 +151,7 @@ LAYOUTS: dict[str, Callable[[], Tensor | None]] = {
 
 @pytest.fixture
 def free_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the sizes of a test no number of calls would be worth it."""
+    """At the sizes of a test, no number of calls would pay off."""
     monkeypatch.setattr(sdpa, "CALL_COST", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
 
@@ -198,8 +198,8 @@ def test_sdpa_calls_once_a_document(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_when_documents_are_faster() -> None:
-    """As measured at the quickstart's shape (README.md): with two threads for three heads it takes
-    more documents."""
+    """As measured at the quickstart's shape (README.md): with two threads and three heads it takes
+    more documents to pay off."""
     q = torch.empty(2, 576, 3, 64, device="meta")
     documents = {
         "1 and 2": (576, 300, 276),
@@ -244,9 +244,8 @@ def test_no_rows_and_no_tokens(implementation: str) -> None:
 ZERO = torch.zeros(1, 2, 4, 8)
 REFUSALS: dict[str, dict[str, Any]] = {
     "attention: q, k and v are [rows, tokens, heads, head dimension]": {"q": ZERO[0]},
-    "attention: q, k and v share one floating dtype, got torch.float32, torch.float16, torch.float32": {
-        "k": ZERO.half()
-    },
+    "attention: q, k and v share one floating dtype, got torch.float32, torch.float16, "
+    "torch.float32": {"k": ZERO.half()},
     "attention: k is [1, 2, 4, 8], v is [1, 2, 4, 4]": {"v": ZERO[..., :4]},
     "attention: q [2, 2, 4, 8] and k [1, 2, 4, 8] differ in rows or head dimension, or have none": {
         "q": ZERO.repeat(2, 1, 1, 1)
@@ -273,9 +272,8 @@ REFUSALS: dict[str, dict[str, Any]] = {
     "attention: implementation 'sdpa' can't run here: torch's function returns no lse; next: "
     "implementation='reference', or "
     "'triton' on a CUDA device": {"implementation": "sdpa", "return_lse": True},
-    "attention: implementation 'magic' is not available\n  next: use 'auto' or one of: triton, sdpa, reference": {
-        "implementation": "magic"
-    },
+    "attention: implementation 'magic' is not available\n"
+    "  next: use 'auto' or one of: triton, sdpa, reference": {"implementation": "magic"},
 }
 
 

@@ -16,7 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cm3kernels.attention import AttentionPlan, _backward, _forward, attention, configs
+from cm3kernels.attention import (
+    AttentionPlan,
+    _forward,
+    _grad_keys,
+    _grad_queries,
+    attention,
+    configs,
+)
 from cm3kernels.attention.configs import Launch
 from cm3kernels.attention.plan import visible_mask
 
@@ -97,8 +104,8 @@ def assert_equal(ours: list[Tensor], expected: list[Tensor], tolerance: float) -
         )
 
 
-#: Heads and head dimension meet in no line of a kernel, so the interpreter, at a second a case,
-#: sees each value of both.
+#: Heads and head dimension never interact in a kernel, so the interpreter, at a second a case,
+#: covers each value of both, not each pair.
 MATRIX = [(64, (2, 2)), (64, (4, 2)), (64, (4, 1)), (96, (4, 2)), (128, (2, 2)), (128, (4, 1))]
 ON_CUDA = [
     pytest.param(D, heads, "cuda", marks=pytest.mark.gpu)
@@ -125,7 +132,7 @@ def test_equals_the_reference(
 @pytest.mark.parametrize("layout", ["none", "one token each", "padded"])
 @pytest.mark.parametrize("T", [1, 15, 16, 17, 31, 33, 64])
 def test_edges(T: int, layout: str, device: str) -> None:
-    """Tokens about a tile's edge; documents of one token; queries that see nothing."""
+    """Tokens around a tile's edge; documents of one token; queries that see nothing."""
     case = Case.random(1, T, (1, 1), 32, start_of(layout, T) if T > 6 else None, device)
     assert_equal(case.run("triton", torch.float32), case.run("reference", torch.float64), 4e-6)
 
@@ -143,8 +150,7 @@ def test_queries_that_see_nothing_have_no_gradient(device: str) -> None:
     assert not out[:, blind].any()
     assert lse[:, :, blind].isneginf().all()
     assert not grad_q[:, blind].any()
-    # What comes back for an lse of -inf is often no number: exp(lse - lse_of_something) and its
-    # like.
+    # The gradient that arrives for an lse of -inf is often NaN: exp(lse - other_lse) and the like.
     tensors = [x.detach().float().requires_grad_() for x in (case.q, case.k, case.v)]
     out, lse = attention(*tensors, kv_start=case.kv_start, return_lse=True, implementation="triton")
     upstream = torch.where(lse.isneginf(), math.nan, 1.0)
@@ -157,7 +163,7 @@ def test_queries_that_see_nothing_have_no_gradient(device: str) -> None:
 def test_error_is_at_most_twice_that_of_torchs_function(
     dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both in `dtype`, beside float64 on the same, rounded inputs."""
+    """Both in `dtype`, compared with float64 on the same, rounded inputs."""
     monkeypatch.setattr(configs, "INTERPRETED", Launch(32, 32, 4, 1))
     T = 64 if device == "cpu" else 1024
     case = Case.random(1, T, (2, 2), 64, None, device)
@@ -207,8 +213,8 @@ def test_huge_logits(scale: float, device: str) -> None:
 
 
 def test_gradients_are_those_of_the_function() -> None:
-    """gradcheck in float64, which the kernels take in the interpreter: also of lse, grouped heads,
-    packed rows."""
+    """gradcheck in float64, which the kernels support in the interpreter: also of lse, grouped
+    heads, packed rows."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(1, 17, h, 4, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -231,7 +237,8 @@ def test_gradients_are_those_of_the_function() -> None:
 )
 @given(st.data())
 def test_any_starts_any_tiles_any_strides(data: st.DataObject) -> None:
-    """kv_start need not grow, and may lie outside the row; tensors may be slices of larger ones."""
+    """kv_start need not increase, and may be outside the row; tensors may be slices of larger
+    ones."""
     T, D = (
         data.draw(st.integers(1, 40), label="T"),
         data.draw(st.sampled_from([8, 24, 32, 40]), label="D"),
@@ -251,7 +258,7 @@ def test_any_starts_any_tiles_any_strides(data: st.DataObject) -> None:
 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int, bool]]:
-    """What the walks load: (kernel, tile of the program, first token, masked), twice a step (k and
+    """What the loops load: (kernel, tile of the program, first token, masked), twice a step (k and
     v; q and the gradient)."""
     from triton.runtime.interpreter import interpreter_builder
 
@@ -275,8 +282,8 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int, bool]]:
 
     for module, walk in (
         (_forward, "_attend_tiles"),
-        (_backward, "_grad_key_tiles"),
-        (_backward, "_grad_query_tiles"),
+        (_grad_keys, "_grad_key_tiles"),
+        (_grad_queries, "_grad_query_tiles"),
     ):
         monkeypatch.setattr(module, walk, counted(module, walk))
     return seen
@@ -286,7 +293,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int, bool]]:
 def test_visible_tiles_are_visited_once_and_no_others(
     layout: str, loads: list[tuple[str, int, int, bool]]
 ) -> None:
-    """All three walks; and only tiles that are partly visible pay for a mask. 70 tokens make 5
+    """All three loops; and only partly visible tiles pay for a mask. 70 tokens make 5
     tiles, the last one ragged."""
     T, block = 70, 16
     case = Case.random(1, T, (1, 1), 8, start_of(layout, T), "cpu")
@@ -300,8 +307,8 @@ def test_visible_tiles_are_visited_once_and_no_others(
             visible |= {(m, n)} if tile.any() else set()
             whole |= {(m, n)} if tile.all() and tile.shape[1] == block else set()
     assert visible > whole
-    # A ragged last tile of queries is stored by parts, so its keys need no mask; as a thing to sum
-    # over it does.
+    # A ragged last tile of queries is stored with a mask, so its keys need none; where it is summed
+    # over, it does.
     whole_and_full = {(m, n) for m, n in whole if (m + 1) * block <= T}
     for walk, unmasked in (
         ("_attend_tiles", whole),
@@ -334,7 +341,7 @@ def test_keys_that_nobody_sees_may_be_nan(device: str) -> None:
 
 @pytest.mark.parametrize("T", [1, 5, 20])
 def test_cached_rows(T: int, device: str) -> None:
-    """Rows of their own lengths in a longer cache of another layout, whose unwritten slots hold
+    """Rows of individual lengths in a longer cache of another layout, whose unwritten slots hold
     NaN; offsets out of range on both sides, and 14, with which the first query sees all of a tile
     of keys but one."""
     generator = torch.Generator().manual_seed(T)
@@ -442,7 +449,7 @@ def test_no_rows_and_no_tokens(device: str) -> None:
 def test_nothing_outside_the_tensors_is_touched(
     run_guarded: Callable[[str], subprocess.CompletedProcess[str]],
 ) -> None:
-    """Every tensor a kernel reads or writes lies against a forbidden page, on one side and on the
+    """Every tensor that a kernel reads or writes is next to a guard page, on one side and on the
     other; ragged tiles."""
     done = run_guarded("""
 from cm3kernels.attention import attention, configs, AttentionPlan
@@ -456,7 +463,8 @@ for side in ("after", "before"):
     torch.Tensor.new_empty = lambda self, *a, **o: against_a_page(new_empty(self, *a, **o))
     torch.empty_like = lambda self: against_a_page(empty_like(self))
     T, D = 19, 20
-    q = guarded(torch.randn(1, T, 2, D), side); k, v = (guarded(torch.randn(1, T, 1, D), side) for _ in range(2))
+    q = guarded(torch.randn(1, T, 2, D), side)
+    k, v = (guarded(torch.randn(1, T, 1, D), side) for _ in range(2))
     grad = guarded(torch.randn(1, T, 2, D), side)
     for start in (None, torch.arange(T)[None] // 10 * 10):
         start = None if start is None else guarded(start.int(), side)
@@ -464,7 +472,8 @@ for side in ("after", "before"):
         tiles, counts = (None if x is None else guarded(x, side) for x in (tiles, counts))
         out, lse = ops.attention_op._init_fn(q, k, v, start, None, tiles, counts, 0.2)
         ops.attention_backward_op._init_fn(grad, lse, q, k, v, out, lse, start, tiles, counts, 0.2)
-    ops.attention_op._init_fn(q[:, :3], k, v, None, guarded(torch.tensor([16], dtype=torch.int32), side), None, None, 0.2)
+    offset = guarded(torch.tensor([16], dtype=torch.int32), side)
+    ops.attention_op._init_fn(q[:, :3], k, v, None, offset, None, None, 0.2)
 print("all within")
 """)
     assert (done.returncode, done.stdout.strip()) == (0, "all within"), done.stderr[-2000:]
@@ -487,13 +496,13 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
         (1, 2, 1, 8), (2**24, 2**24, 8, 1)
     )
     assert refused(q=far) == (
-        "attention: q's tokens lie 16777216 elements apart, must be under 16777216; next: "
+        "attention: q's tokens are 16777216 elements apart, must be under 16777216; next: "
         "q.contiguous()"
     )
     wide = torch.zeros(1, 2, 1, 160)
     assert refused(q=wide, k=wide, v=wide) == (
         "attention: implementation 'triton' can't run here: the head dimension is 160, the "
-        "kernels take up to 128; "
+        "kernels support up to 128; "
         "next: implementation='sdpa'"
     )
     many = torch.zeros(1).expand(2**16, 1, 1, 1)
@@ -519,9 +528,9 @@ def test_no_gradient_through_a_cache() -> None:
 
 
 def test_every_configuration_is_compiled_ahead_of_time() -> None:
-    """Whatever `launch` can return for the shipped head dimensions is in the budget, on the
-    capability that gets it, with packed rows and without, and where grouped heads are a loop with
-    them."""
+    """Everything that `launch` can return for the shipped head dimensions is in the budget, on the
+    capability that gets it, with and without packed rows, and with grouped heads where they are a
+    loop."""
     checked = {
         (
             entry.name.split(".")[1],

@@ -1,5 +1,5 @@
-"""Which implementation runs: by name or not at all, and by itself the first that can, which is said
-once."""
+"""Which implementation runs: one given by name or none, and by default the first that can, which is
+logged once."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def test_oracle_gives_random123s_known_words(
     c=st.sampled_from([1, 5, 63, 64, 107, 390]),
 )
 def test_philox_equals_the_scalar_form(seeds: list[int], position: int, first: int, c: int) -> None:
-    """Few counters and many: by integers and by tensors."""
+    """Few counters and many: computed with integers and with tensors."""
     n = len(seeds)
     drawn = philox4x32(
         ints(*seeds), torch.arange(first, first + c)[None], torch.arange(n) + position
@@ -107,7 +107,7 @@ def test_worked_example() -> None:
         == 0
     )
     # c >= c_(2) + log 0.5 = 3 - 0.693: again ids 0 and 1; with alpha = 0.3, 3 - 1.204 = 1.796, id 3
-    # comes back.
+    # is back.
     for alpha, token in ((0.5, 1), (0.3, 3)):
         settings = {"plausible_alpha_n": torch.tensor([alpha]), "plausible_k_n": ints(2)}
         assert guided_sample(logits, rows, weights, **settings, **greedy).item() == token
@@ -247,7 +247,7 @@ def test_any_batch_equals_the_oracle(seed: int, n: int, G: int, V: int, rough: b
 @pytest.mark.parametrize("spread", [0.01, 1.0, 4.0, 15.0])
 @pytest.mark.parametrize("ties", [False, True])
 def test_eager_equals_the_reference_on_long_rows(spread: float, ties: bool) -> None:
-    """Flat and peaked rows, with one filter each: nuclei that the winner is in or not, few ids and
+    """Flat and peaked rows, with one filter each: nuclei with and without the winner, few ids and
     many, narrow columns, ties."""
     generator = torch.Generator().manual_seed(int(spread * 100))
     n, V = 6, 3000
@@ -282,7 +282,7 @@ def test_eager_equals_the_reference_on_long_rows(spread: float, ties: bool) -> N
 
 
 def test_large_flat_rows_need_more_candidates() -> None:
-    """A nucleus wider than the first candidates looked at: 900 of 1,000 almost equal ids are
+    """A nucleus wider than the first candidates considered: 900 of 1,000 almost equal ids are
     kept."""
     logits = torch.linspace(0, 1e-3, 1000)[None]
     settings = OFF | {"top_p": 0.9, "plausible_top_p": 0.9}
@@ -303,8 +303,8 @@ def test_large_flat_rows_need_more_candidates() -> None:
 
 
 def test_guidance_that_leaves_plausible_ids_no_mass() -> None:
-    """The mixed logit of one implausible id is 4,000 above all others, whose masses are 0 beside
-    it: it is never drawn."""
+    """The mixed logit of one implausible id is 4,000 above all others, whose masses are 0 relative
+    to it: it is never drawn."""
     V = SMALL + 3
     logits = torch.randn(2, V, generator=torch.Generator().manual_seed(4))
     logits[:, 5], logits[0, 0] = torch.tensor([-30.0, -2000.0]), 3.0
@@ -326,8 +326,8 @@ def test_guidance_that_leaves_plausible_ids_no_mass() -> None:
 
 
 def test_many_requests_are_drawn_as_one_by_one() -> None:
-    """More than are looked at in one go, with and without log-probabilities; one of the last
-    without a choice is named."""
+    """More than are processed at once, with and without log-probabilities; a late one without a
+    legal id is reported by number."""
     V, filters = (
         1500,
         [
@@ -359,13 +359,13 @@ def test_many_requests_are_drawn_as_one_by_one() -> None:
         draw(many)
     assert (
         str(caught.value)
-        == f"guided_sample: request {n - 2} has no id that is both allowed and of a finite logit"
+        == f"guided_sample: request {n - 2} has no id that is both allowed and has a finite logit"
     )
 
 
 def test_positions_one_after_the_other_and_otherwise() -> None:
     """Random numbers are made ahead for an engine; in any other order, and when one request falls
-    behind, the same are drawn."""
+    behind, the same ids are drawn."""
     forward, arguments = (
         [*range(100, 103 + 2 * AHEAD)],
         {
@@ -417,7 +417,7 @@ def test_draw_depends_on_seed_position_and_id_only() -> None:
     shift = arguments["first_id"] - wider["first_id"]
     wider["logits_SV"][:, shift : shift + 96] = arguments["logits_SV"]
     wider["allowed_nV"][:, shift : shift + 96] = arguments["allowed_nV"]
-    for name in ("top_k_n", "plausible_top_k_n", "plausible_k_n"):  # a k past the slice stays off
+    for name in ("top_k_n", "plausible_top_k_n", "plausible_k_n"):  # a k beyond the slice stays off
         wider[name] = arguments[name].where(
             arguments[name] < 96, 1000 if name == "plausible_k_n" else 0
         )
@@ -455,8 +455,8 @@ def test_noise_is_exponential() -> None:
 @pytest.mark.parametrize("top_p", [1.0, 0.95, 0.4])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_kept_ids_are_those_of_transformers(top_k: int, top_p: float, temperature: float) -> None:
-    """An id is kept if some draw gives it: 3,000 draws of 12 ids reach every kept one of weight,
-    and no other."""
+    """An id is kept if some draw gives it: 3,000 draws of 12 ids reach every kept one of any
+    weight, and no other."""
     logits = torch.randn(
         1, 12, generator=torch.Generator().manual_seed(top_k + 3), dtype=torch.float64
     )
@@ -482,7 +482,7 @@ def test_kept_ids_are_those_of_transformers(top_k: int, top_p: float, temperatur
 
 
 def test_infinite_logits_never_make_nan() -> None:
-    """Guidance over -inf: (1 - s) * -inf is +inf and 0 * -inf is NaN; such ids are just not
+    """Guidance over -inf: (1 - s) * -inf is +inf and 0 * -inf is NaN; such ids are simply not
     drawn."""
     inf = float("inf")
     logits = torch.tensor([[0.0, -inf, 1.0, 0.5], [0.0, 3.0, -inf, 0.0]])
@@ -520,7 +520,7 @@ def test_greedy_ties_go_to_the_lowest_id_and_one_id_is_always_drawn() -> None:
             ).item()
             == 6
         )
-    # and beside a request whose nucleus is off
+    # and together with a request whose nucleus is off
     settings = as_arguments([OFF | {"top_p": p, "typical_p": 0.5} for p in (0.9, 0.5, 1.5)])
     three = {"seed_n": ints(1, 2, 3), "position_n": ints(0, 0, 0)} | settings
     drawn = [
@@ -557,7 +557,7 @@ def test_request_without_a_choice_is_refused(implementation: str) -> None:
         )
     assert (
         str(caught.value)
-        == "guided_sample: request 1 has no id that is both allowed and of a finite logit"
+        == "guided_sample: request 1 has no id that is both allowed and has a finite logit"
     )
     with pytest.raises(ValueError, match="request 0 has no id"):
         guided_sample(
@@ -571,7 +571,7 @@ def test_request_without_a_choice_is_refused(implementation: str) -> None:
 
 
 def test_tokens_reach_the_rows_of_their_streams() -> None:
-    """Three requests, of two, one and two streams; row 3 belongs to nobody."""
+    """Three requests, of two, one and two streams; row 3 belongs to none."""
     rows = torch.tensor([[4, 0], [2, -1], [1, 5]])
     logits = torch.eye(6)[:, :4].contiguous()
     everywhere = torch.full((6,), -7)
@@ -601,16 +601,16 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"top_p_n": torch.ones(2)}, "top_p_n is [2] torch.float32, must be floating [1]"),
     (
         {"top_p_n": torch.ones(1, device="meta")},
-        "top_p_n is on meta, logits_SV on cpu; all have to be on one device",
+        "top_p_n is on meta, logits_SV on cpu; all must be on one device",
     ),
     ({"top_p_n": torch.tensor([math.nan])}, "top_p_n has nan, must be a number"),
     (
         {"temperature_n": torch.tensor([-0.5])},
-        "temperature_n has -0.5, must be 0 (takes the largest) or more, and finite",
+        "temperature_n has -0.5, must be 0 (picks the largest) or more, and finite",
     ),
     (
         {"temperature_n": torch.tensor([math.inf])},
-        "temperature_n has inf, must be 0 (takes the largest) or more, and finite",
+        "temperature_n has inf, must be 0 (picks the largest) or more, and finite",
     ),
     ({"min_p_n": torch.tensor([1.5])}, "min_p_n has 1.5, must be 0 (off) to 1"),
     ({"min_p_n": torch.tensor([-0.25])}, "min_p_n has -0.25, must be 0 (off) to 1"),
@@ -628,7 +628,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
             "position_n": ints(0, 0),
             "out_tokens_S": ints(0),
         },
-        "row 0 belongs to requests 0 and 1, so out_tokens_S can't have both tokens",
+        "row 0 belongs to requests 0 and 1, so out_tokens_S can't receive both tokens",
     ),
     ({"weights_nG": torch.tensor([[math.inf]])}, "weights_nG has a weight that is not finite"),
     (

@@ -55,7 +55,7 @@ def on(device: str, arguments: Arguments) -> Arguments:
 
 
 def launch(arguments: Arguments, **host: Any) -> list[int]:
-    """The host function itself, with a path, a tile or a window of the caller's."""
+    """The host function itself, with a given path, tile or window."""
     given = {name: arguments.get(name) for name in PARAMETERS}
     tokens: list[int] = guided_sample_triton(
         arguments["logits_SV"],
@@ -72,7 +72,7 @@ def launch(arguments: Arguments, **host: Any) -> list[int]:
 
 
 def some_of(arguments: Arguments, index: list[int]) -> Arguments:
-    """The same batch with some of its requests, in that order."""
+    """The same batch restricted to some requests, in that order."""
     return {
         k: v[index] if isinstance(v, torch.Tensor) and k != "logits_SV" else v
         for k, v in arguments.items()
@@ -97,7 +97,7 @@ def test_tokens_equal_the_oracles(V: int, G: int, rough: bool, device: str) -> N
 
 @pytest.mark.parametrize(("rough", "first_id"), [(False, 56320), (True, 56319)])
 def test_image_vocabulary(rough: bool, first_id: int, device: str) -> None:
-    """8,192 ids, in one block even where they don't begin at a multiple of 4."""
+    """8,192 ids, in one block even where they don't start at a multiple of 4."""
     n = 2 if device == "cpu" else 200
     arguments, expected = random_batch(
         np.random.default_rng([9, rough]), n=n, G=2, V=8192, rough=rough, first_id=first_id
@@ -343,8 +343,8 @@ def noise_of_ids(seed: int, position: int, first_counter: int, C: int, device: s
 
 @pytest.mark.parametrize(("seed", "position"), [(0, 0), (-1, 2**32 - 1), (2**40 + 3, 1023)])
 def test_noise_is_the_references(seed: int, position: int, device: str) -> None:
-    """8,192 words each: within what the second race allows for, the smallest and the largest among
-    them."""
+    """8,192 words each, including the smallest and the largest: within the margin of the second
+    race."""
     noise = noise_of_ids(seed, position, 1001, 2048, device)
     expected = -(-log_survival(ints(seed), ints(position), 4004, 8192)[0]).log()
     assert float((noise.cpu().double() - expected).abs().max()) < 1e-5
@@ -420,8 +420,8 @@ def test_tokens_reach_the_rows_of_their_streams(tiled: bool, device: str) -> Non
 def test_no_choice_gives_minus_one_and_is_refused(
     tiled: bool, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing allowed, all nan, a row and a reference that aren't there (which on CUDA only the
-    kernel can see); the last request is fine."""
+    """Nothing allowed, all nan, a row and a reference that don't exist (which on CUDA only the
+    kernel can see); the last request is valid."""
     logits = torch.tensor([[1.0, 2.0, 3.0], [math.nan] * 3])
     arguments = on(
         device,
@@ -444,7 +444,7 @@ def test_no_choice_gives_minus_one_and_is_refused(
         launch(arguments, tiled=tiled)
     assert (
         str(caught.value)
-        == "guided_sample: request 0 has no id that is both allowed and of a finite logit"
+        == "guided_sample: request 0 has no id that is both allowed and has a finite logit"
     )
     monkeypatch.setattr(HOST, "refuse_empty", lambda has_choice_n: None)
     assert launch(
@@ -483,8 +483,9 @@ def test_what_kernels_do_not_take_is_refused(device: str) -> None:
         },
     )
     wrong = {
-        "logits_SV has strides (1, 2), its rows must be contiguous; next: logits_SV.contiguous()": {},
-        "out_log_probability_n must be contiguous: the kernel writes into it": {
+        "logits_SV has strides (1, 2), its rows must be contiguous; next: "
+        "logits_SV.contiguous()": {},
+        "out_log_probability_n must be contiguous: the kernel writes to it": {
             "logits_SV": torch.zeros(2, 4),
             "stream_rows_nG": ints(0, 0)[:, None],
             "weights_nG": torch.ones(2, 1),
@@ -492,7 +493,7 @@ def test_what_kernels_do_not_take_is_refused(device: str) -> None:
             "position_n": ints(0, 0),
             "out_log_probability_n": torch.zeros(4)[::2],
         },
-        "implementation 'triton' can't run here: logits_SV is torch.float64, the kernels take "
+        "implementation 'triton' can't run here: logits_SV is torch.float64, the kernels support "
         "float32, bfloat16 and "
         "float16; next: cast it, or implementation='auto'": {
             "logits_SV": torch.zeros(1, 4, dtype=torch.float64)
@@ -517,7 +518,7 @@ def test_more_ids_than_masses_can_be_added_up_are_refused() -> None:
     assert str(caught.value) == (
         "guided_sample: implementation 'triton' can't run here: logits_SV has 4194305 ids, the "
         "kernels "
-        "take 4194304; next: implementation='auto'"
+        "support 4194304; next: implementation='auto'"
     )
 
 
@@ -538,17 +539,25 @@ GUARDED = """
 from cm3kernels import guided_sample
 from cm3kernels.guided_sample.triton import Config, guided_sample_triton
 V, n = 37, 2
-off = dict.fromkeys(("plausible_alpha_n", "plausible_k_n", "allowed_from_n", "allowed_to_n", "reference_n"))
+off = dict.fromkeys(
+    ("plausible_alpha_n", "plausible_k_n", "allowed_from_n", "allowed_to_n", "reference_n")
+)
 for side in ("after", "before"):
     g = lambda tensor: guarded(tensor, side)
     for tiled in (False, True):
         tokens = guided_sample_triton(
-            g(torch.randn(3, V)), g(torch.tensor([[0, 1], [2, -1]])), g(torch.ones(n, 2)), allowed_nV=g(torch.ones(n, V).bool()),
-            allowed_bits_nW=g(torch.full((n, 2), -1, dtype=torch.int32)), out_tokens_S=g(torch.zeros(3, dtype=torch.int64)),
-            out_log_probability_n=g(torch.zeros(n)), first_id=6, debug=True, tiled=tiled, config=Config(64, 1),
-            temperature_n=g(torch.ones(n)), top_k_n=g(torch.tensor([5, 9])), top_p_n=g(torch.full((n,), 0.9)),
-            plausible_top_k_n=g(torch.tensor([20, 0])), plausible_top_p_n=g(torch.full((n,), 0.99)), seed_n=g(torch.arange(n)),
-            min_p_n=g(torch.full((n,), 0.01)), typical_p_n=g(torch.full((n,), 0.8)), position_n=g(torch.arange(n)), **off)
+            g(torch.randn(3, V)), g(torch.tensor([[0, 1], [2, -1]])), g(torch.ones(n, 2)),
+            allowed_nV=g(torch.ones(n, V).bool()),
+            allowed_bits_nW=g(torch.full((n, 2), -1, dtype=torch.int32)),
+            out_tokens_S=g(torch.zeros(3, dtype=torch.int64)),
+            out_log_probability_n=g(torch.zeros(n)),
+            first_id=6, debug=True, tiled=tiled, config=Config(64, 1),
+            temperature_n=g(torch.ones(n)),
+            top_k_n=g(torch.tensor([5, 9])), top_p_n=g(torch.full((n,), 0.9)),
+            plausible_top_k_n=g(torch.tensor([20, 0])),
+            plausible_top_p_n=g(torch.full((n,), 0.99)),
+            min_p_n=g(torch.full((n,), 0.01)), typical_p_n=g(torch.full((n,), 0.8)),
+            seed_n=g(torch.arange(n)), position_n=g(torch.arange(n)), **off)
         assert ((tokens >= 6) & (tokens < 6 + V)).all()
 print("inside")
 """
@@ -561,7 +570,7 @@ def test_kernels_stay_inside_their_tensors(run_guarded: RunGuarded) -> None:
 
 @pytest.mark.gpu
 def test_a_cuda_graph_replays_with_new_logits(device: str) -> None:
-    """Nothing in the host function waits for the device, so a graph captures it; both paths."""
+    """The host function never waits for the device, so a graph can capture it; both paths."""
     if device == "cpu":
         pytest.skip("needs a CUDA device: graphs are CUDA's")
     for tiled in (False, True):

@@ -1,5 +1,5 @@
-"""The interpreter as our tests use it: right for bfloat16, loud where it would be wrong, and a
-guard page stops a bad read."""
+"""The interpreter as our tests use it: correct for bfloat16, an error where it would be wrong, and
+a guard page stops a bad read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install 'cm3l
 import triton
 import triton.language as tl
 
-# Loaded by conftest.py beside this file.
+# Loaded by conftest.py in this folder.
 from interpreter_bf16 import rounded_bits
 
 RunGuarded = Callable[[str], "subprocess.CompletedProcess[str]"]

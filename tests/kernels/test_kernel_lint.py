@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-# Loaded by conftest.py beside this file.
+# Loaded by conftest.py in this folder.
 from kernel_lint import RULES, findings, kernels_of
 
 PACKAGE = Path(__file__).parents[2] / "kernels" / "cm3kernels"

@@ -22,7 +22,7 @@ from cm3kernels import linear_cross_entropy
 def batch(
     num: int, vocab: int, *, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Hidden states and head that want a gradient, targets, weights (some 0), groups."""
+    """Hidden states and head that require gradients, targets, weights (some 0), groups."""
     generator = torch.Generator().manual_seed(seed)
     hidden, head = (
         torch.randn(rows, 8, generator=generator).to(dtype).requires_grad_()
@@ -165,7 +165,7 @@ def test_parity_with_the_interfaces_default(
 
 @pytest.mark.parametrize("implementation", ["reference", "torch"])
 def test_tokens_of_weight_zero_change_nothing(implementation: str) -> None:
-    """Not even when hidden state, target and group are nonsense; nor when no token is left."""
+    """Not even with invalid hidden state, target and group; nor when no token is left."""
     hidden, head, targets, _, groups = batch(3, 5)
     hidden.data[1] = math.nan
     targets[1], groups[1] = -100, 77
@@ -183,7 +183,7 @@ def test_tokens_of_weight_zero_change_nothing(implementation: str) -> None:
 
 @pytest.mark.parametrize("implementation", ["reference", "torch"])
 def test_compiles_as_one_graph(implementation: str) -> None:
-    """Also where tokens of weight 0 hold nonsense, which cannot be dropped there."""
+    """Also where tokens of weight 0 are invalid, and cannot be dropped."""
     hidden, head, targets, _, groups = batch(6, 9)
     hidden.data[1] = math.nan
     targets[1], weights = -100, torch.tensor([1.0, 0.0, 1.0, 0.5, 0.0, 2.0])
@@ -266,7 +266,7 @@ def call(**changed: Any) -> tuple[Tensor, Tensor]:
         ({"weights_N": torch.zeros(4)}, "weights_N is [4] torch.float32, must be floating [3]"),
         (
             {"weights_N": torch.ones(3, requires_grad=True)},
-            "weights_N wants a gradient, and only hidden states and head get one; next: "
+            "weights_N requires a gradient, but only hidden states and head get one; next: "
             "weights_N.detach()",
         ),
         ({"groups_N": torch.zeros(3)}, "groups_N is [3] torch.float32, must be integer [3]"),

@@ -65,13 +65,13 @@ def check(batch: Batch, **options: Any) -> None:
         zip(results(batch, "triton", **options), expected, strict=True)
     ):
         error = (ours.cpu().double() - theirs).norm()
-        # A loss far below its logits, of which each is some units large, has their rounding.
+        # A loss far below its logits, each of which is a few units large, has their rounding error.
         assert error <= TOLERANCE[batch[0].dtype][place >= 2] * theirs.norm() + 4e-6, (place, error)
 
 
 @pytest.mark.parametrize("vocab", [1, 7, 64, BLOCK, BLOCK + 1])
 def test_vocabularies_and_tiles(device: str, vocab: int) -> None:
-    """Also of several tiles, the last of one id, which has the largest logit of token 0."""
+    """Also with several tiles, the last of one id, which has the largest logit of token 0."""
     hidden, head, targets, weights, groups = batch(5, vocab, device)
     head.data[-1] = 2 * hidden.data[0]
     weights[0] = 1.0
@@ -86,8 +86,8 @@ def test_dtypes_in_chunks(device: str, dtype: torch.dtype) -> None:
 
 
 def test_autocast_multiplies_in_its_dtype_and_keeps_gradients_in_float32(device: str) -> None:
-    """Parameters in float32, products in bfloat16; logits and the head's gradient are added up in
-    float32."""
+    """Parameters in float32, products in bfloat16; logits and the head's gradient are accumulated
+    in float32."""
     data = batch(20, 200, device)
     with torch.autocast(device, torch.bfloat16):
         ours = results(data, "triton")
@@ -114,7 +114,7 @@ def test_any_shape(num: int, vocab: int, chunk_rows: int, z_loss: float, seed: i
 
 
 def test_tokens_of_weight_zero_change_nothing(device: str) -> None:
-    """Not even when hidden state, target and group are nonsense; nor when no token is left."""
+    """Not even with invalid hidden state, target and group; nor when no token is left."""
     hidden, head, targets, _, groups = batch(3, 50, device)
     hidden.data[1] = math.nan
     targets[1], groups[1] = -100, 77
@@ -145,7 +145,7 @@ def test_huge_logits(device: str) -> None:
 
 
 def test_same_bits_every_time_and_for_any_chunk(device: str) -> None:
-    """Losses do not depend on chunks at all; the head's gradient is added up chunk by chunk."""
+    """Losses do not depend on chunks at all; the head's gradient is accumulated chunk by chunk."""
     data = batch(9, 100, device)
     first, again, chunked = (
         results(data, "triton", chunk_bytes=size) for size in (None, None, 4 * 100 * 4)
@@ -156,7 +156,7 @@ def test_same_bits_every_time_and_for_any_chunk(device: str) -> None:
 
 
 def test_out_of_range_on_a_device_is_nan_and_not_wrong(device: str) -> None:
-    """The operator looks at nothing: what `linear_cross_entropy` refuses on a CPU."""
+    """The operator checks nothing of what `linear_cross_entropy` refuses on a CPU."""
     hidden, head, _, _, _ = batch(2, 10, device)
     for target in (-1, 10, 2**40):
         loss, nll, _, _ = torch.ops.cm3.linear_cross_entropy(
@@ -235,22 +235,27 @@ def test_float64_is_refused(device: str, name: str) -> None:
     arguments[name] = arguments[name].double()
     with pytest.raises(
         ValueError,
-        match=f"^linear_cross_entropy: {name} is torch.float64, 'triton' has float32, float16, "
-        "bfloat16; next: implementation='reference'$",
+        match=f"^linear_cross_entropy: {name} is torch.float64, 'triton' supports float32, "
+        "float16, bfloat16; next: implementation='reference'$",
     ):
         linear_cross_entropy(**arguments, implementation="triton")
 
 
 def test_no_access_outside_the_tensors(run_guarded: RunGuarded) -> None:
-    """The kernel on logits, gradient, targets, weights and results beside forbidden pages; 70 ids
-    are no multiple of anything."""
+    """The kernel on logits, gradient, targets, weights and results next to guard pages; 70 ids are
+    not a multiple of any tile."""
     done = run_guarded("""
 from cm3kernels.linear_cross_entropy.triton import _loss_kernel
 for side in ("after", "before"):
-    logits, grad, weights = guarded(torch.randn(3, 70), side), guarded(torch.zeros(3, 70), side), guarded(torch.ones(3), side)
-    targets, nll, log_z = (guarded(torch.tensor(values), side) for values in ([0, 69, 2**40], [0.0] * 3, [0.0] * 3))
-    _loss_kernel[(3,)](logits, grad, targets, weights, nll, log_z, 0.0, 70, 70, 70, WITH_GRADIENT=True, BLOCK=64)
+    values = torch.randn(3, 70), torch.zeros(3, 70), torch.ones(3)
+    logits, grad, weights = (guarded(x, side) for x in values)
+    values = torch.tensor([0, 69, 2**40]), torch.zeros(3), torch.zeros(3)
+    targets, nll, log_z = (guarded(x, side) for x in values)
+    _loss_kernel[(3,)](
+        logits, grad, targets, weights, nll, log_z, 0.0, 70, 70, 70, WITH_GRADIENT=True, BLOCK=64
+    )
     torch.testing.assert_close(log_z, logits.logsumexp(1))
-    torch.testing.assert_close(grad[:2], logits.softmax(1)[:2] - torch.nn.functional.one_hot(targets[:2], 70))
+    target = torch.nn.functional.one_hot(targets[:2], 70)
+    torch.testing.assert_close(grad[:2], logits.softmax(1)[:2] - target)
 """)
     assert done.returncode == 0, (done.returncode, done.stderr)

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-# Loaded by conftest.py beside this file.
+# Loaded by conftest.py in this folder.
 from segment_cases import make_case, shared_prefix
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -81,7 +81,7 @@ def test_plan_of_the_readme() -> None:
 @st.composite
 def layouts(draw: st.DrawFn) -> Layout:
     capacities = draw(st.lists(st.integers(0, 150), min_size=1, max_size=6))
-    if draw(st.booleans()):  # what a CPU puts into one run
+    if draw(st.booleans()):  # what is one run on a CPU
         capacities = [capacities[0]] * len(capacities)
     lengths = [draw(st.integers(0, capacity)) for capacity in capacities]
     segment = st.integers(0, len(capacities) - 1)
@@ -121,7 +121,7 @@ def test_the_work_list_covers_every_key_of_every_row_once(
 
 
 def test_evenly_spaced_rows_are_views() -> None:
-    """Of streams in turn, as of streams one after the other; anything else is gathered."""
+    """For interleaved streams, and for streams one after the other; anything else is gathered."""
     runs = plan_segments(
         [0, 9, 18], [9, 9, 9], [[0], [1], [0], [1], [0, 2]], num_query_heads=1, num_key_heads=1
     ).runs
@@ -132,8 +132,8 @@ def test_evenly_spaced_rows_are_views() -> None:
 
 
 def test_splits_follow_the_device_and_the_tile() -> None:
-    """Enough items for the programs asked for, but never a split so short that its partial results
-    are the traffic."""
+    """Enough items for the requested programs, but never a split so short that partial results
+    dominate the traffic."""
 
     def lengths(num_rows: int, target_programs: int) -> set[int]:
         rows = [[0]] * num_rows
@@ -198,7 +198,7 @@ def test_parts_that_weigh_nothing_beside_others() -> None:
 
 
 def test_lengths_are_read_at_each_call() -> None:
-    """One plan for all steps: writing a slot and counting it is all that a step does."""
+    """One plan for all steps: a step only writes a slot and counts it."""
     case = make_case([3, 4], [3, 0], [[0, 1]])
     for length in range(1, 5):
         case.lengths[1] = length
@@ -209,7 +209,7 @@ def test_lengths_are_read_at_each_call() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([0], [1, 2], [[0]]), "1 starts and 2 capacities, must be one of each a segment"),
+        (([0], [1, 2], [[0]]), "1 starts and 2 capacities, must be one of each per segment"),
         (([-1], [1], [[0]]), "segment 0 has start -1 and capacity 1, must not be negative"),
         (([2**31 - 5], [5], [[0]]), "segment 0 ends at slot 2147483648, must be below 2**31"),
         (([0], [1], [[], [1]]), "row 1 reads segment 1, must be 0 to 0"),
@@ -264,7 +264,7 @@ def test_plan_settings_refused(options: dict[str, int], message: str) -> None:
         ),
         (
             {"q": torch.zeros(2, 2, 32, requires_grad=True)},
-            "q, keys or values want a gradient, and there is none; next: call it under "
+            "q, keys or values require a gradient, which this op doesn't have; next: call it under "
             "torch.no_grad()",
         ),
         (
@@ -304,8 +304,8 @@ def test_the_cpus_implementation_is_refused_elsewhere() -> None:
     )
     with pytest.raises(
         ValueError,
-        match=r"^segment_decode: implementation 'torch' can't run here: the tensor is on meta; next: "
-        r"use 'triton', 'reference', or tensors on the CPU$",
+        match=r"^segment_decode: implementation 'torch' can't run here: the tensor is on meta; "
+        r"next: use 'triton', 'reference', or tensors on the CPU$",
     ):
         segment_decode(
             *(tensor.to("meta") for tensor in (case.q, case.keys, case.values, case.lengths)),

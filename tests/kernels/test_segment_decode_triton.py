@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'cm3leon[triton]'")
 
-# Loaded by conftest.py beside this file.
+# Loaded by conftest.py in this folder.
 from segment_cases import Case, make_case, shared_prefix
 
 triton_ops = import_module("cm3kernels.segment_decode.triton")
@@ -114,7 +114,7 @@ def test_any_layout(segments: Sequence[tuple[int, float]], data: st.DataObject, 
 
 
 def test_splits_give_what_one_piece_gives(device: str) -> None:
-    """65 partial results, the last ones of nothing; and more rows than a tile takes."""
+    """65 partial results, the last ones without keys; and more rows than fit a tile."""
     lengths = (4097 - 130, 3)
     split = make_case([4097, 8], lengths, [[0, 1]], split=64, device=device)
     assert split.plan.merge_begin.tolist() == [0, 66]
@@ -147,7 +147,7 @@ def test_huge_scores(device: str) -> None:
 
 
 def test_lengths_beyond_the_segment_are_cut_in_the_kernel(device: str) -> None:
-    """On CUDA nobody looks at lengths: whatever they are, no slot outside the segment is read."""
+    """On CUDA lengths are not checked: whatever they are, no slot outside the segment is read."""
     case = make_case([20, 5], [20, 5], [[0, 1]], gap=2, device=device)
     wrong = torch.tensor([1000, -7], dtype=torch.int32, device=device)
     short = torch.tensor([20, 0], dtype=torch.int32, device=device)
@@ -174,11 +174,12 @@ def test_op_contract(device: str) -> None:
     [
         (
             {"dim": 48},
-            "head dimension 48, 'triton' has 32, 64, 96, 128; next: implementation='reference'",
+            "head dimension 48, 'triton' supports 32, 64, 96, 128; next: "
+            "implementation='reference'",
         ),
         (
             {"dtype": torch.float64},
-            "dtype torch.float64, 'triton' has float32, float16, bfloat16; next: "
+            "dtype torch.float64, 'triton' supports float32, float16, bfloat16; next: "
             "implementation='reference'",
         ),
         (
@@ -194,8 +195,8 @@ def test_refusals(device: str, options: dict[str, Any], message: str) -> None:
 
 
 def test_no_access_outside_the_tensors(run_guarded: RunGuarded) -> None:
-    """A forbidden page behind, then before, every input; the last segment ends with the pool, the
-    head dimension is padded."""
+    """A guard page after, then before, every input; the last segment ends with the pool, the head
+    dimension is padded."""
     done = run_guarded("""
 from cm3kernels import plan_segments, segment_decode
 for side in ("after", "before"):
@@ -204,7 +205,10 @@ for side in ("after", "before"):
         object.__setattr__(plan, name, guarded(getattr(plan, name), side))
     q, keys, values = (guarded(torch.randn(n, 2, 96), side) for n in (2, 13, 13))
     lengths = guarded(torch.tensor([9, 4], dtype=torch.int32), side)
-    ours, theirs = (segment_decode(q, keys, values, lengths, plan, implementation=name) for name in ("triton", "reference"))
+    ours, theirs = (
+        segment_decode(q, keys, values, lengths, plan, implementation=name)
+        for name in ("triton", "reference")
+    )
     torch.testing.assert_close(ours, theirs)
 """)
     assert done.returncode == 0, (done.returncode, done.stderr)

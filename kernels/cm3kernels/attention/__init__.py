@@ -1,4 +1,4 @@
-"""Op `attention`: validation and dispatch. Formula and shapes: README.md beside this file."""
+"""Op `attention`: validation and dispatch. Formula and shapes: README.md in this folder."""
 
 from __future__ import annotations
 
@@ -15,21 +15,12 @@ from cm3kernels._dispatch import (
     triton_implementation,
     triton_refusal,
 )
+from cm3kernels.attention.limits import LARGEST_HEAD_DIM, OP
 from cm3kernels.attention.plan import AttentionPlan
 from cm3kernels.attention.reference import attention_reference
 from cm3kernels.attention.sdpa import attention_sdpa
 
 __all__ = ["IMPLEMENTATIONS", "AttentionPlan", "attention", "cast_by_autocast"]
-
-OP = "attention"
-#: Of the Triton kernels: a tile of queries lies in registers whole.
-LARGEST_HEAD_DIM = 128
-#: A row of a tile is found by a 32-bit product with the stride.
-LARGEST_TOKEN_STRIDE = 2**24
-#: The second and third dimension of a CUDA grid.
-LARGEST_GRID = 65_535
-#: Positions and their sums with an offset are 32-bit.
-MOST_TOKENS = 2**29
 
 
 def _load_triton() -> Any:
@@ -42,9 +33,15 @@ def _triton_refusal(q: Tensor) -> str | None:
     if (reason := triton_refusal(q)) is not None:
         return reason
     if q.shape[3] > LARGEST_HEAD_DIM:
-        return f"the head dimension is {q.shape[3]}, the kernels take up to {LARGEST_HEAD_DIM}; next: implementation='sdpa'"
+        return (
+            f"the head dimension is {q.shape[3]}, the kernels support up to {LARGEST_HEAD_DIM}; "
+            "next: implementation='sdpa'"
+        )
     if q.dtype == torch.float64 and q.device.type == "cuda":
-        return "float64 is for the interpreter's checks; next: implementation='reference', or a narrower dtype"
+        return (
+            "float64 is only for checks in the interpreter; next: implementation='reference', or a "
+            "narrower dtype"
+        )
     return None
 
 
@@ -108,20 +105,21 @@ def attention(
     """softmax(q k^T * scale, over the visible keys) v, where query i of row b sees kv_start[b, i]
     <= j <= offset[b] + i.
 
-    Under autocast float inputs are cast to autocast's dtype first, as torch's own function does.
+    Under autocast, floating inputs are cast to autocast's dtype first, as torch's own function
+    does.
 
     Args:
-        q: floating [B, T, H, D], last stride 1; the other strides are free.
+        q: floating [B, T, H, D], last stride 1; any other strides.
         k, v: the same dtype [B, S, K, D]; H a multiple of K (query head h reads key head h // (H /
             K)); last stride 1.
-        kv_start: int32 or int64 [B, T], any values: below 0 is 0, and past the query's own position
-            it sees nothing. None: 0.
+        kv_start: int32 or int64 [B, T], any values: below 0 counts as 0, and past its own position
+            a query sees nothing. None: 0.
         offset: int32 or int64 [B]; None: 0 for all, and then S == T.
         scale: positive and finite; default 1 / sqrt(D).
         return_lse: also return the logarithm of the softmax's denominator.
         implementation: "auto" or a name in `IMPLEMENTATIONS`.
-        plan: an `AttentionPlan` of these very T, S, kv_start and offset, to be shared by the calls
-            that have them in common.
+        plan: an `AttentionPlan` made from exactly these T, S, kv_start and offset, for calls that
+            share them.
 
     Returns:
         out [B, T, H, D], dtype of q; zeros (and zero gradients) for a query that sees no key. With
@@ -158,10 +156,10 @@ def attention(
 
 
 def cast_by_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Floating tensors in autocast's dtype where it is on for their device (float64 stays), as they
-    are where it is off.
+    """Floating tensors in autocast's dtype where it is enabled for their device (float64 stays as
+    it is); otherwise unchanged.
 
-    Under autocast a norm of q and k gives float32 beside v's bfloat16: torch's own function casts
+    Under autocast a norm of q and k gives float32 while v is bfloat16: torch's own function casts
     them, and so do we."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):

@@ -62,7 +62,7 @@ def _attend_tiles(
         new_top = tl.maximum(top, tl.max(scores, 1) * scale)
         shift = new_top
         if MASKED:
-            # A query that has seen nothing yet: -inf - -inf would be NaN.
+            # For a query that has seen nothing yet: -inf - -inf would be NaN.
             shift = tl.where(new_top == float("-inf"), 0.0, new_top)
         weights = tl.math.exp2(scores * scale - shift[:, None])
         decay = tl.math.exp2(top - shift)
@@ -110,10 +110,10 @@ def forward_kernel(
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Grid (tiles of queries, H, B). `scale` is the plain one. out [B, T, H, D] and lse [B, H, T]
-    are contiguous."""
+    """Grid (tiles of queries, H, B). `scale` is not in units of log2. out [B, T, H, D] and lse [B,
+    H, T] are contiguous."""
     inner: tl.constexpr = tl.float64 if WIDE else tl.float32
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest walks begin first
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest loops start first
     head, num_heads = tl.program_id(1), tl.num_programs(1)
     row = tl.program_id(2).to(tl.int64)
     first = tile * BLOCK_Q
@@ -184,8 +184,8 @@ def forward_kernel(
         True,
     )
 
-    # Only an empty sum is exactly 0 (the largest weight is about 1): out 0, lse that of `top`,
-    # -inf. NaN stays NaN.
+    # Only an empty sum is exactly 0 (the largest weight is about 1): then out is 0, and lse is
+    # `top`, -inf. NaN stays NaN.
     total = tl.where(total == 0.0, 1.0, total)
     lse = (top + tl.math.log2(total)) * LN2
     out_ptr += (row * T * num_heads + head) * HEAD_DIM

@@ -1,4 +1,5 @@
-"""What the attention kernels share: loading a tile, and the keys that a tile of queries sees.
+"""What the attention kernels share: loading a tile, and finding the keys that a tile of
+queries sees.
 
 Legend of all kernels: row b, query head h, key head h // GROUP; a tile is BLOCK_Q queries or
 BLOCK_K keys, its second dimension BLOCK_D >= HEAD_DIM. `*_row`, `*_token`, `*_head` are strides in
@@ -16,7 +17,7 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-#: As `plan.FAR`: where the queries start that see nothing.
+#: As `plan.FAR`: the start of queries that see nothing.
 FAR = tl.constexpr(2**30)
 
 
@@ -74,7 +75,7 @@ def query_range(
     """First and last key that each query sees, int32 [BLOCK_Q] each, first > last: none; and the
     row's offset.
 
-    Without starts `start` is 0 for all, queries past T included: what they compute is not stored.
+    Without starts `start` is 0 for all, including queries past T: their results are not stored.
     """
     offset = 0
     if HAS_OFFSET:
@@ -99,13 +100,15 @@ def key_tiles(
     BLOCK_K: tl.constexpr,
     HAS_START: tl.constexpr,
 ):
-    """The keys that the tile of queries from `first` on sees, and how its walk over tiles of keys
-    is cut.
+    """The keys that the tile of queries from `first` on sees, and how its loop over tiles of keys
+    is split.
 
     Returns, all scalars:
-        key_lo, key_hi: first key that some query sees, and one past the last; nothing outside is read.
-        lo: the first tile. whole, num_whole: the run of tiles that every query sees whole. num_partial: all others.
-        The partial walk visits tile lo + index, and from `whole` on leaves out the run: lo + index + num_whole.
+        key_lo, key_hi: the first key that any query sees, and one past the last; no other is read.
+        lo: the first tile. whole, num_whole: the run of tiles that are fully visible to every
+            query. num_partial: the number of all others.
+        The partial loop visits tile lo + index, and from `whole` on skips the run: lo + index +
+            num_whole.
     """
     lowest_last = tl.maximum(tl.minimum(first + offset, S - 1), -1)
     if HAS_START:
@@ -126,7 +129,7 @@ def key_tiles(
 
 @triton.jit
 def visible(start, last, key, HAS_START: tl.constexpr):
-    """Bool [BLOCK_Q, BLOCK_K]. Without starts what queries past T see is not stored."""
+    """Bool [BLOCK_Q, BLOCK_K]. Without starts, the results of queries past T are not stored."""
     seen = key[None, :] <= last[:, None]
     if HAS_START:
         seen &= key[None, :] >= start[:, None]

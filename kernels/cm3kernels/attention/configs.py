@@ -16,6 +16,10 @@ from cm3kernels._dispatch import interprets
 
 #: Head dimensions that kernels are compiled for; others are padded to the next.
 BLOCKS_D = (32, 64, 128)
+#: float32 products on tensor cores as three of tf32's: each factor is split into two of 11 bits, so
+#: a product's error is some 2^-22, compared with float32's own 2^-24 and plain tf32's 2^-11. "ieee"
+#: uses no tensor cores; AMD's compiler has no tf32x3.
+PRECISION = "ieee" if torch.version.hip else "tf32x3"
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,9 @@ class Launch:
 
 
 #: kernel -> bytes of an element -> padded head dimension -> launch. Where sm_80 (163 KiB of shared
-#: memory, mma from registers) needs another than sm_90, the table `SM80` has it. A product that
-#: feeds another has 16 rows or more (queries; in `grad_keys` keys) for each warp: with fewer, warps
-#: repeat each other's work (`AotEntry.multiply_adds`).
+#: memory, mma from registers) needs a different one from sm_90, it is in the table `SM80`. A
+#: product that feeds another has 16 rows or more (queries; in `grad_keys` keys) for each warp: with
+#: fewer, warps repeat each other's work (`AotEntry.multiply_adds`).
 SM90: dict[str, dict[int, dict[int, Launch]]] = {
     "forward": {
         2: {32: Launch(128, 64, 4, 3), 64: Launch(128, 64, 8, 3), 128: Launch(128, 64, 8, 3)},
@@ -63,12 +67,12 @@ SM80: dict[str, dict[int, dict[int, Launch]]] = {
     },
     "grad_queries": {2: {128: Launch(64, 64, 8, 2)}, 4: {128: Launch(16, 32, 4, 1)}},
 }
-#: Of the row sums before the backward, which have no keys.
+#: The launch of `delta_kernel`, which has no keys.
 DELTA = Launch(128, 0, 4, 1)
-#: In the interpreter a tile costs the same whatever its size; small ones reach more of the kernels'
+#: In the interpreter a tile costs the same whatever its size; small ones cover more of the kernels'
 #: cases.
 INTERPRETED = Launch(32, 32, 4, 1)
-#: Up to this many queries (decoding) a kernel with a small tile of queries runs.
+#: Up to this many queries (decoding), the kernel runs with a small tile of queries.
 MOST_DECODED = 16
 
 

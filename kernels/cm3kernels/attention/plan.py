@@ -1,5 +1,5 @@
-"""What the layers of one forward share: who sees whom, in the form that each implementation wants,
-made once and only when asked.
+"""What the layers of one forward pass share: which query sees which keys, in the form that each
+implementation needs, made once and only on demand.
 
 Legend: B rows, T queries, S keys, M tiles of queries, N tiles of keys.
 """
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-#: More than any token's position, and far enough from int32's end to be added to.
+#: More than any token's position, and far enough below int32's maximum to be added to.
 FAR = 2**30
 
 
@@ -45,7 +45,7 @@ class AttentionPlan:
 
     @property
     def plain(self) -> bool:
-        """Causal attention of whole rows on themselves."""
+        """Causal attention of whole rows to themselves."""
         return self.kv_start is None and self.offset is None
 
     def mask(self) -> Tensor | None:
@@ -55,9 +55,9 @@ class AttentionPlan:
         return self._mask
 
     def segments(self) -> tuple[int, ...] | None:
-        """Lengths of the documents of all rows in turn (their sum is B * T), where rows are packed
-        documents that each see themselves only; None where they are not, or where reading the
-        values would wait for a device or end a compiled graph."""
+        """Lengths of the documents of all rows, in order (their sum is B * T), where rows are
+        packed documents that each see only themselves; None where they are not, or where reading
+        the values would wait for a device or break a compiled graph."""
         if not self._looked_for_segments and not torch.compiler.is_compiling():
             self._looked_for_segments = True
             if (
@@ -94,7 +94,7 @@ class AttentionPlan:
 def visible_mask(
     num_queries: int, num_keys: int, kv_start: Tensor | None, offset: Tensor | None
 ) -> Tensor:
-    """Bool [B, 1, T, S] of who sees whom; B is 1 without `kv_start` and `offset`."""
+    """Bool [B, 1, T, S], which query sees which key; B is 1 without `kv_start` and `offset`."""
     device = (
         kv_start.device if kv_start is not None else offset.device if offset is not None else None
     )
@@ -109,14 +109,14 @@ def visible_mask(
 
 
 def segments(kv_start_BT: Tensor) -> tuple[int, ...] | None:
-    """See `AttentionPlan.segments`. Reads the values, so on the CPU only."""
+    """See `AttentionPlan.segments`. Reads the values, so only on the CPU."""
     B, T = kv_start_BT.shape
     if B * T == 0:
         return None
     position_T = torch.arange(T)
     start_BT = kv_start_BT.clamp(min=0).to(position_T.dtype)
     opens_BT = start_BT == position_T
-    # Packed documents: everybody starts where the latest query that starts at itself does.
+    # Packed documents: every query starts where the latest query that starts at itself does.
     begun_BT = torch.where(opens_BT, position_T, -1).cummax(1).values
     if not torch.equal(begun_BT, start_BT):
         return None
@@ -125,8 +125,8 @@ def segments(kv_start_BT: Tensor) -> tuple[int, ...] | None:
 
 
 def query_tiles(start_BT: Tensor, block_q: int, block_k: int) -> tuple[Tensor, Tensor]:
-    """For each tile of keys, the tiles of queries that see some of it: first those that see it
-    whole, then the others.
+    """For each tile of keys, the tiles of queries that see any of it: first those that see all of
+    it, then the others.
 
     Args:
         start_BT: int32 [B, T]; T keys as well.
@@ -135,8 +135,8 @@ def query_tiles(start_BT: Tensor, block_q: int, block_k: int) -> tuple[Tensor, T
 
     Returns:
         tiles: int32 [B, N, M], each row a permutation of the tiles of queries in that order,
-        ascending within each part. counts: int32 [B, N, 2], how many see the tile whole, and how
-        many see some of it (the former included). A whole one has `block_q` queries. Exact for
+        ascending within each part. counts: int32 [B, N, 2], how many see all of the tile, and how
+        many see any of it (including the former). The former have `block_q` queries each. Exact for
         block_k >= block_q, and a superset on the diagonal otherwise.
     """
     B, T = start_BT.shape
@@ -147,7 +147,7 @@ def query_tiles(start_BT: Tensor, block_q: int, block_k: int) -> tuple[Tensor, T
     sees_BT = start_BT <= position_T
     start_BT = torch.where(sees_BT, start_BT, FAR)
     last_BT = torch.where(sees_BT, position_T, -1)
-    # Missing queries start nowhere, so a ragged tile is never a whole one.
+    # Missing queries see nothing, so a ragged tile never counts as seeing all.
     start_BMQ, last_BMQ = (
         pad(x, (0, spare), value=value).view(B, num_m, block_q)
         for x, value in ((start_BT, FAR), (last_BT, -1))

@@ -1,5 +1,5 @@
-"""Attention with one visibility rule, in plain tensor algebra: the meaning of every faster
-implementation.
+"""Attention with one visibility rule, in plain tensor algebra: the definition that every faster
+implementation must match.
 
 Legend: B rows, T queries, S keys, H query heads, K key heads, G = H / K queries a key head, D head
 dimension.
@@ -22,7 +22,8 @@ def attention_reference(
     scale: float,
     return_lse: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """See `cm3kernels.attention`. Float32 inside, float64 for float64; memory B * H * T * S."""
+    """See `cm3kernels.attention`. Computes in float32 (float64 for float64); memory B * H * T *
+    S."""
     B, T, H, D = q_BTHD.shape
     S, K = k_BSKD.shape[1:3]
     inside = torch.promote_types(q_BTHD.dtype, torch.float32)

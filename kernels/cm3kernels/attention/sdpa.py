@@ -1,9 +1,9 @@
 """Attention by torch's `scaled_dot_product_attention`.
 
-Plain causal rows take `is_causal`, for which the kernels skip much of the upper half. On the CPU
+Plain causal rows use `is_causal`, for which the kernels skip much of the upper triangle. On the CPU
 packed rows are attended document by document, one causal call each, where that is faster: no score
 across documents is computed, forward or backward. Everything else (a cache, retrieved documents, a
-GPU) takes a boolean mask. Legend: B rows, T queries, S keys, H query heads, K key heads, D head
+GPU) uses a boolean mask. Legend: B rows, T queries, S keys, H query heads, K key heads, D head
 dimension, X tokens of all rows.
 """
 
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from cm3kernels.attention.plan import AttentionPlan
 
-#: What a call costs beside its scores, as a number of scores of one head of 64 dimensions: some 0.2
-#: ms.
+#: What a call costs in addition to its scores, as a number of scores of one head of 64 dimensions:
+#: about 0.2 ms.
 CALL_COST = 12_000
-#: How much faster the documents one by one must promise to be.
+#: By what factor one call a document must be expected to be faster.
 MARGIN = 1.2
 
 
@@ -46,8 +46,8 @@ def _attend_plan(
         return _attend(q_BTHD, k_BSKD, v_BSKD, None, scale)
     if lengths is None or not documents_are_faster(lengths, q_BTHD, torch.get_num_threads()):
         return _attend(q_BTHD, k_BSKD, v_BSKD, plan.mask(), scale)
-    # Splitting is free, and its backward one concatenation: slices would each fill a gradient of
-    # the whole with zeros.
+    # Splitting is free, and its backward is one concatenation: each slice would fill a gradient of
+    # full size with zeros.
     documents = zip(
         *(x.flatten(0, 1).split(lengths) for x in (q_BTHD, k_BSKD, v_BSKD)), strict=True
     )
@@ -60,8 +60,8 @@ def _attend_plan(
 def documents_are_faster(lengths: tuple[int, ...], q_BTHD: Tensor, num_threads: int) -> bool:
     """Whether one call a document beats one call with a mask, forward and backward, on the CPU.
 
-    The backward gives each thread whole heads of whole rows: three heads of one document keep two
-    threads as long as four would.
+    The backward assigns whole heads of whole rows to threads: with two threads, three heads of one
+    document take as long as four.
     """
     B, T, H, D = q_BTHD.shape
     together = -(-B * H // num_threads) * T**2 * D / 64

@@ -1,12 +1,11 @@
-"""The attention kernels as operators of torch: `cm3::attention` and `cm3::attention_backward`,
-launches, entries of the budget.
+"""The attention kernels as PyTorch operators, `cm3::attention` and `cm3::attention_backward`, with
+their launches.
 
 Legend: B rows, T queries, S keys, H query heads, K key heads, D head dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,28 +14,27 @@ import triton
 from torch import Tensor
 
 from cm3kernels._dispatch import require
-from cm3kernels.aot import AotEntry
-from cm3kernels.attention import LARGEST_GRID, LARGEST_TOKEN_STRIDE, MOST_TOKENS, OP
-from cm3kernels.attention._backward import delta_kernel, grad_keys_kernel, grad_queries_kernel
+from cm3kernels.attention._aot import aot_entries
+from cm3kernels.attention._backward import delta_kernel
 from cm3kernels.attention._forward import forward_kernel
-from cm3kernels.attention.configs import DELTA, MOST_DECODED, Launch, block_d, launch, table
+from cm3kernels.attention._grad_keys import grad_keys_kernel
+from cm3kernels.attention._grad_queries import grad_queries_kernel
+from cm3kernels.attention.configs import DELTA, MOST_DECODED, PRECISION, block_d, launch
+from cm3kernels.attention.limits import LARGEST_GRID, LARGEST_TOKEN_STRIDE, MOST_TOKENS, OP
 from cm3kernels.attention.plan import AttentionPlan, query_tiles
 
-#: float32 products on tensor cores as three of tf32's: each factor is split into two of 11 bits, so
-#: a product's error is some 2^-22, beside float32's own 2^-24, where plain tf32 has 2^-11. "ieee"
-#: has no tensor cores; AMD's compiler has no tf32x3.
-PRECISION = "ieee" if torch.version.hip else "tf32x3"
+__all__ = ["aot_entries", "attention_backward_op", "attention_op", "attention_triton"]
 
 
 def attention_triton(
     q: Tensor, k: Tensor, v: Tensor, *, plan: AttentionPlan, scale: float, return_lse: bool
 ) -> tuple[Tensor, Tensor]:
-    """See `cm3kernels.attention`; also returns lse when not asked, since it costs nothing."""
+    """See `cm3kernels.attention`; always returns lse, since it costs nothing."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         require(
             max(x.stride(1), 0) < LARGEST_TOKEN_STRIDE,
             OP,
-            f"{name}'s tokens lie {x.stride(1)} elements apart, must be under "
+            f"{name}'s tokens are {x.stride(1)} elements apart, must be under "
             f"{LARGEST_TOKEN_STRIDE}; "
             f"next: {name}.contiguous()",
         )
@@ -132,14 +130,14 @@ def attention_backward_op(
     counts: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v, contiguous. `grad` may be strided, as autograd gives it; `tiles` are
-    made when missing."""
+    """Gradients of q, k and v, contiguous. `grad` may be strided, as autograd passes it; `tiles`
+    are made if missing."""
     grad_q, grad_k, grad_v = _fake_attention_backward(
         grad, grad_lse, q, k, v, out, lse, start, tiles, counts, scale
     )
     if q.numel() == 0:
         return grad_q, grad_k, grad_v
-    # The gradient of a sum is one number at stride 0: the kernels want a last stride of 1.
+    # The gradient of a sum is one number at stride 0: the kernels need a last stride of 1.
     grad = (
         grad if grad.stride(3) == 1 and grad.stride(1) < LARGEST_TOKEN_STRIDE else grad.contiguous()
     )
@@ -290,7 +288,7 @@ attention_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _device_of(q: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, whichever the tensors are on."""
+    """Triton launches on the current device, whatever device the tensors are on."""
     return torch.cuda.device(q.device) if q.device.type == "cuda" else nullcontext()
 
 
@@ -301,122 +299,3 @@ def _constants(q: Tensor) -> dict[str, Any]:
         "WIDE": q.dtype == torch.float64,
         "PRECISION": PRECISION,
     }
-
-
-#: Kernel -> its function, and the products in its code (each walk is there twice, with and without
-#: a mask).
-KERNELS = {
-    "forward": (forward_kernel, 4),
-    "decode": (forward_kernel, 4),
-    "grad_keys": (grad_keys_kernel, 8),
-    "grad_queries": (grad_queries_kernel, 6),
-}
-
-
-def aot_entries() -> list[AotEntry]:
-    """Every shipped configuration with what changes the code: packed rows or plain causal ones, and
-    in `grad_keys`, where it is a longer loop, grouped heads. float16 compiles to what bfloat16
-    does."""
-    entries = [
-        entry
-        for dtype, num_bytes in (("bf16", 2), ("fp32", 4))
-        for head_dim in (32, 64, 96, 128)
-        for entry in _entries(dtype, num_bytes, head_dim)
-    ]
-    pointers = {
-        name: "*fp32" if "lse" in name or "delta" in name else "*bf16"
-        for name in delta_kernel.arg_names
-        if name.endswith("_ptr")
-    }
-    strides = {name: "i32" for name in delta_kernel.arg_names if name.startswith("g_")}
-    constants = {"HEAD_DIM": 128, "BLOCK_D": 128, "BLOCK_Q": DELTA.block_q, "WIDE": False}
-    return [
-        *entries,
-        *(
-            AotEntry(
-                f"attention.delta.bf16.d128{'.lse' if with_lse else ''}",
-                delta_kernel,
-                {**pointers, **strides, "T": "i32"},
-                {**constants, "HAS_GRAD_LSE": with_lse},
-                (*pointers, *strides),
-                DELTA.num_warps,
-                DELTA.num_stages,
-            )
-            for with_lse in (False, True)
-        ),
-    ]
-
-
-def _entries(dtype: str, num_bytes: int, head_dim: int) -> Iterator[AotEntry]:
-    for name in KERNELS:
-        new, old = (
-            table(name, num_bytes, block_d(head_dim), capability=capability)
-            for capability in (90, 80)
-        )
-        for packed in (True, False):
-            for group in (1, 8) if name == "grad_keys" else (1,):
-                label = f"{head_dim}{'' if packed else '.causal'}{'.grouped' if group > 1 else ''}"
-                yield _entry(
-                    name,
-                    dtype,
-                    label,
-                    head_dim,
-                    new,
-                    (80, 90) if new == old else (90,),
-                    packed,
-                    group,
-                )
-                if new != old:
-                    yield _entry(name, dtype, f"{label}.sm80", head_dim, old, (80,), packed, group)
-
-
-def _entry(
-    name: str,
-    dtype: str,
-    label: str,
-    head_dim: int,
-    shape: Launch,
-    archs: tuple[int, ...],
-    packed: bool,
-    group: int,
-) -> AotEntry:
-    kernel, num_products = KERNELS[name]
-    inner, whole = {"lse_ptr", "delta_ptr"}, {"start_ptr", "offset_ptr", "tiles_ptr", "counts_ptr"}
-    pointers = {
-        name: "*fp32" if name in inner else "*i32" if name in whole else f"*{dtype}"
-        for name in kernel.arg_names
-        if name.endswith("_ptr")
-    }
-    strides = {
-        name: "i32" for name in kernel.arg_names if name.endswith(("_row", "_token", "_head"))
-    }
-    lengths = {name: "i32" for name in kernel.arg_names if name in ("T", "S")}
-    constants: dict[str, object] = {
-        "GROUP": group,
-        "HEAD_DIM": head_dim,
-        "BLOCK_D": block_d(head_dim),
-        "BLOCK_Q": shape.block_q,
-        "BLOCK_K": shape.block_k,
-        "HAS_START": packed,
-        "HAS_OFFSET": name == "decode",
-        "WIDE": False,
-        "PRECISION": PRECISION,
-    }
-    # wgmma takes tiles of at least 64 rows; float32 has products of 16 at the largest head
-    # dimension, too few for four warps.
-    expects = {90: ("HGMMA",), 80: ("HMMA",)} if dtype == "bf16" and name != "decode" else {}
-    multiply_adds = (
-        num_products * shape.block_q * shape.block_k * block_d(head_dim) if dtype == "bf16" else 0
-    )
-    return AotEntry(
-        f"attention.{name}.{dtype}.d{label}",
-        kernel,
-        {**pointers, **strides, **lengths, "scale": "fp32"},
-        {name: value for name, value in constants.items() if name in kernel.arg_names},
-        (*pointers, *strides),
-        shape.num_warps,
-        shape.num_stages,
-        {arch: names for arch, names in expects.items() if arch in archs},
-        archs,
-        multiply_adds,
-    )

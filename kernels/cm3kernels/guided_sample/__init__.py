@@ -1,4 +1,4 @@
-"""Op `guided_sample`: validation and dispatch. Formula and shapes: README.md beside this file."""
+"""Op `guided_sample`: validation and dispatch. Formula and shapes: README.md in this folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cm3kernels.guided_sample.reference import guided_sample_reference
 
 OP = "guided_sample"
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-#: Ids whose masses the kernels' int64 sums hold, 40 bits after the point.
+#: The most ids whose masses, with 40 bits after the point, an int64 sum can hold.
 LARGEST_VOCABULARY = 2**22
 
 
@@ -28,12 +28,14 @@ def _load_triton() -> Callable[..., Any]:
 def _triton_refusal(logits_SV: Tensor) -> str | None:
     if logits_SV.dtype not in KERNEL_DTYPES:
         return (
-            f"logits_SV is {logits_SV.dtype}, the kernels take float32, bfloat16 and float16; "
-            "next: cast it, or "
-            "implementation='auto'"
+            f"logits_SV is {logits_SV.dtype}, the kernels support float32, bfloat16 and float16; "
+            "next: cast it, or implementation='auto'"
         )
     if logits_SV.shape[1] > LARGEST_VOCABULARY:
-        return f"logits_SV has {logits_SV.shape[1]} ids, the kernels take {LARGEST_VOCABULARY}; next: implementation='auto'"
+        return (
+            f"logits_SV has {logits_SV.shape[1]} ids, the kernels support {LARGEST_VOCABULARY}; "
+            "next: implementation='auto'"
+        )
     return triton_refusal(logits_SV)
 
 
@@ -71,11 +73,11 @@ def guided_sample(
     out_log_probability_n: Tensor | None = None,
     debug: bool = False,
 ) -> Tensor:
-    """Mix the guidance streams of each request, filter, draw one id: one call for a batch with
-    every mixture of settings.
+    """Mix the guidance streams of each request, filter, draw one id: one call for a batch with any
+    mixture of settings.
 
     Order: mix -> allowed ids -> plausible ids of the reference stream -> temperature -> top-k ->
-    top-p -> min-p -> typical -> draw. A filter given as None is off for all requests. All
+    top-p -> min-p -> typical -> draw. A filter that is None is off for all requests. All
     implementations give the same tokens.
 
     Args:
@@ -88,20 +90,20 @@ def guided_sample(
             to float32. A weight of 0 leaves the stream out of the sum, and it may still be the
             reference.
         reference_n: int64 [n]; which stream (0..G-1) decides plausibility. None: 0.
-        allowed_nV: bool [n, V]. None: all. An id has to pass this, the bits and the range.
-        temperature_n: floating [n]; 0 takes the largest mixed logit (lowest id on a tie), whatever
-            the filters after it. None: 1.
+        allowed_nV: bool [n, V]. None: all. An id has to pass this mask, the bits and the range.
+        temperature_n: floating [n]; 0 picks the largest mixed logit (lowest id on a tie), whatever
+            the later filters. None: 1.
         top_k_n, top_p_n: int64, floating [n]; of the mixed distribution, top-p after top-k. <= 0 or
             >= V, and >= 1, are off. Ties with the threshold are kept; never empty.
         plausible_top_k_n, plausible_top_p_n: the same, of the reference's allowed ids at
             temperature 1.
         plausible_alpha_n, plausible_k_n: floating, int64 [n]; reference probability >= alpha * its
             k-th largest. 0 is off.
-        min_p_n: floating [n], 0..1; of what is left, ids with at least min_p times the largest
-            probability. 0 is off.
-        typical_p_n: floating [n]; of what is left, renormalised, the smallest set of ids of mass >=
-            typical_p whose surprise is nearest to the entropy. >= 1 is off. Ties with the last are
-            kept; never empty.
+        min_p_n: floating [n], 0..1; keeps, of what is left, ids with at least min_p times the
+            largest probability. 0 is off.
+        typical_p_n: floating [n]; keeps, of what is left, renormalised, the smallest set of ids of
+            mass >= typical_p whose surprise is nearest to the entropy. >= 1 is off. Ties with the
+            last are kept; never empty.
         seed_n, position_n: int64 [n]; the draw depends on (seed, position, id) only. position in
             0..2**32-1.
         first_id: id of column 0.
@@ -112,11 +114,11 @@ def guided_sample(
         allowed_from_n, allowed_to_n: int64 [n]; ids allowed_from..allowed_to-1 are allowed. Ids of
             the whole vocabulary.
         out_tokens_S: int64 [S]; also receives the token of each request at all its stream rows;
-            other rows stay as they are. No row may belong to two requests.
+            other rows are left unchanged. No row may belong to two requests.
         out_log_probability_n: float32 [n]; receives the log-probability with which the draw picks
             its token: over the ids that the filters keep, at the request's temperature; 0 at
             temperature 0.
-        debug: on CUDA, too, look whether every request had a legal id (waits for the device).
+        debug: check on CUDA, too, that every request had a legal id (waits for the device).
 
     Returns:
         int64 [n] ids, `first_id` included. On CUDA the Triton kernels give -1 for a request without
@@ -124,7 +126,7 @@ def guided_sample(
 
     Raises:
         ValueError: shapes, dtypes, devices or (on the CPU) values that don't fit, a request without
-            a legal id, or an implementation that isn't there or can't run.
+            a legal id, or an implementation that doesn't exist or can't run.
 
     Source: CM3leon paper, section 3.1, equations 1 to 3; the draw is this project's.
 
@@ -132,7 +134,8 @@ def guided_sample(
     >>> logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0]])  # conditional, unconditional
     >>> rows, weights = torch.tensor([[0, 1]]), torch.tensor([[3.0, -2.0]])
     >>> zero = torch.zeros(1, dtype=torch.int64)
-    >>> guided_sample(logits, rows, weights, temperature_n=torch.zeros(1), seed_n=zero, position_n=zero, first_id=10)
+    >>> options = {"temperature_n": torch.zeros(1), "seed_n": zero, "position_n": zero}
+    >>> guided_sample(logits, rows, weights, **options, first_id=10)
     tensor([10])
     """
     settings = {
@@ -189,11 +192,11 @@ INTEGER = (
     "allowed_from_n",
     "allowed_to_n",
 )
-#: Settings whose values are looked at -> what is wrong with a value, and what it must be.
+#: Settings whose values are checked -> whether a value is wrong, and what it must be.
 WRONG: dict[str, tuple[Callable[[float], bool], str]] = {
     "temperature_n": (
         lambda value: not 0 <= value < math.inf,
-        "must be 0 (takes the largest) or more, and finite",
+        "must be 0 (picks the largest) or more, and finite",
     ),
     "min_p_n": (lambda value: not 0 <= value <= 1, "must be 0 (off) to 1"),
     "position_n": (lambda value: not 0 <= value < 2**32, "must be 0 to 2**32 - 1"),
@@ -208,7 +211,7 @@ def _wrong(cause: str) -> ValueError:
     return ValueError(f"{OP}: {cause}")
 
 
-# A message costs more than a check: none is written before it is needed.
+# Formatting a message costs more than a check: none is formatted before it is needed.
 
 
 def _check_shapes(
@@ -264,7 +267,7 @@ def _check_shapes(
 def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
     if tensor.device != device:
         raise _wrong(
-            f"{name} is on {tensor.device}, logits_SV on {device}; all have to be on one device"
+            f"{name} is on {tensor.device}, logits_SV on {device}; all must be on one device"
         )
 
 
@@ -301,7 +304,7 @@ def _check_values(
     settings: dict[str, Tensor | None],
     out_tokens_S: Tensor | None,
 ) -> None:
-    """What can be looked at without waiting for a device. On CUDA the kernels leave no choice to a
+    """What can be checked without waiting for a device. On CUDA the kernels give no token to a
     request with a wrong row."""
     rows, num_rows, (_, G) = stream_rows_nG.tolist(), len(logits_SV), stream_rows_nG.shape
     for request in rows:
@@ -334,6 +337,5 @@ def _check_values(
                 if row >= 0 and owner.setdefault(row, place) != place:
                     raise _wrong(
                         f"row {row} belongs to requests {owner[row]} and {place}, so "
-                        "out_tokens_S can't have both "
-                        "tokens"
+                        "out_tokens_S can't receive both tokens"
                     )

@@ -1,4 +1,4 @@
-"""Path A: a request's ids fit into one program, in registers. One launch, one program for each
+"""Path A: all ids of a request fit into one program, in registers. One launch, one program for each
 request."""
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
@@ -32,7 +32,7 @@ from cm3kernels.guided_sample._tile import (
 
 @triton.jit
 def top_floor(key, num_ids, top_k, top_p, request, inverse):
-    """Smallest kept key of top-k, then top-p of what top-k left."""
+    """Smallest key kept by top-k, then by top-p of what top-k left."""
     floor, high = range_of(key)
     if top_k is not None:
         k = tl.load(top_k + request)
@@ -63,8 +63,8 @@ def plausible_floor(key, num_ids, top_k, top_p, alpha, alpha_k, request):
 
 @triton.jit
 def typical_keys(key, floor, high, inverse, p):
-    """The keys of the typical ids among those from `floor` on; `NEVER` for others. What is near is
-    worked out anew for each sum: held in registers, it would be too much."""
+    """The keys of the typical ids among those from `floor` on; `NEVER` for others. Nearness is
+    recomputed for each sum: kept in registers, it would be too much."""
     highest = value_of(high)
     mass = mass_of(key, floor, highest, inverse)
     total = tl.sum(mass).to(tl.float64)
@@ -84,7 +84,7 @@ def typical_keys(key, floor, high, inverse, p):
 
 @triton.jit
 def store_token(request, token, tokens, stream_rows, row_tokens, num_rows, G: tl.constexpr):
-    """The token, to the request's place and to the rows of its streams."""
+    """Store the token for the request and at the rows of its streams."""
     tl.store(tokens + request, token)
     if row_tokens is not None:
         for g in tl.static_range(G):

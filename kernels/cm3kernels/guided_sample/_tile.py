@@ -1,13 +1,12 @@
-"""What the kernels do with a tile of ids, in registers: mix streams, order numbers, find
-thresholds, race.
+"""What the kernels do with a tile of ids in registers: mix streams, order numbers, find thresholds,
+race.
 
-A tile is [C, 4]: row i holds the four ids of one Philox counter, so that a draw of four words
-serves four ids. Column 4 * (first row + i) + j - shift of the logits stands at [i, j]; shift =
-first id % 4 aligns counters with columns. Values are compared as keys: int32 in the order of the
-floats, `NEVER` for an id that can't be drawn. Keys are exact, so a threshold is found bit by bit,
-and equal numbers stay together. Masses are summed as integers (fixed point, 40 bits after the
-point): the sum does not depend on the order, so a threshold depends neither on tiles nor on the
-place in the batch.
+A tile is [C, 4]: row i has the four ids of one Philox counter, so that a draw of four words serves
+four ids. Column 4 * (first row + i) + j - shift of the logits is at [i, j]; shift = first id % 4
+aligns counters with columns. Values are compared as keys: int32 in the order of the floats, `NEVER`
+for an id that can't be drawn. Keys are exact, so a threshold is found bit by bit, and equal numbers
+stay together. Masses are summed as integers (fixed point, 40 bits after the point): the sum does
+not depend on the order, so a threshold depends neither on tiles nor on the position in the batch.
 """
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
@@ -30,7 +29,7 @@ MASS_ONE = tl.constexpr(1099511627776.0)
 LARGEST = tl.constexpr(3.4028234663852886e38)
 #: Exponent bits of a float32, all set in inf and nan.
 EXPONENT = tl.constexpr(0x7F800000)
-#: Scores nearer than this are compared again, in float64. Their float32 error is below 3e-5
+#: Scores closer than this are compared again, in float64. Their float32 error is below 3e-5
 #: (README.md, "Exactness").
 NEAR = tl.constexpr(0.0001220703125)
 
@@ -61,7 +60,7 @@ def key_at_least(value):
 @triton.jit
 def columns_of(first_row, SHIFT: tl.constexpr, C: tl.constexpr, WRAP: tl.constexpr):
     """Columns of the logits in a tile [C, 4]; below 0 or past the last for padding. WRAP (of a
-    single tile): the places before column 0 hold the columns after the tile's last, so that 4 * C
+    single tile): the elements before column 0 have the columns after the tile's last, so that 4 * C
     ids fit whatever the shift."""
     column = (first_row + tl.arange(0, C)[:, None]) * 4 + tl.arange(0, 4)[None, :] - SHIFT
     if WRAP:
@@ -130,7 +129,7 @@ def mix_tile(
 
 @triton.jit
 def temperature_of(temperature, request):
-    """float64; 1 where it is 0 (or there is none)."""
+    """float64; 1 where it is 0 (or None)."""
     given = tl.full([], 1.0, tl.float64)
     if temperature is not None:
         given = tl.load(temperature + request).to(tl.float64)
@@ -166,14 +165,14 @@ def kth_key(key, k, low, high):
         middle = (below + above + 1) >> 1
         count = tl.sum((key >= middle.to(tl.int32)).to(tl.int32))
         below = tl.where(count >= k, middle, below)
-        # Exactly k: no need to know where between two keys the threshold lies.
+        # Exactly k: it doesn't matter where between two keys the threshold is.
         above = tl.where(count > k, above, tl.where(count == k, middle, middle - 1))
     return tl.min(tl.where(key >= below.to(tl.int32), key, ABOVE))
 
 
 @triton.jit
 def nucleus_key(key, mass, p, low, high):
-    """The largest key whose ids, with all above, have p of the mass; `high` for p <= 0."""
+    """The largest key such that ids from it on have p of the mass; `high` for p <= 0."""
     wanted = p * tl.sum(mass).to(tl.float64)
     below, above = low.to(tl.int64), high.to(tl.int64)
     while below < above:
@@ -212,9 +211,9 @@ def min_p_key(floor, high, min_p, temperature, request):
 
 @triton.jit
 def moment_of(key, mass, highest, inverse):
-    """Fixed-point mass times -(x - largest x) / temperature, which is the surprise but for a
+    """Fixed-point mass times -(x - largest x) / temperature, which is the surprise up to a
     constant."""
-    surprise = tl.minimum(-score_of(key, highest, inverse), 1000.0)  # beyond, there is no mass
+    surprise = tl.minimum(-score_of(key, highest, inverse), 1000.0)  # beyond, no mass
     return (tl.exp(-surprise) * surprise * MASS_ONE).to(tl.int64) * (mass > 0).to(tl.int64)
 
 
@@ -233,8 +232,8 @@ def survival_of(word):
 
 @triton.jit
 def noise_of(word):
-    """-log E, E = -log(1 - u), in float32. Near 0 by a series, since 1 - u keeps little of a small
-    u; near 1 from the word's complement, which is exact there."""
+    """-log E, E = -log(1 - u), in float32. Near 0 by a series, since 1 - u loses most digits of a
+    small u; near 1 from the word's complement, which is exact there."""
     high = (word >> 8).to(tl.int32)
     u = (high.to(tl.float32) + 0.5) * 5.9604644775390625e-08
     rest = ((16777215 - high).to(tl.float32) + 0.5) * 5.9604644775390625e-08
@@ -271,7 +270,7 @@ def word_at(lane, zeroth, first, second, third):
 
 @triton.jit
 def exact_score(value, highest, temperature, request, seed, id_, position):
-    """Score of one id as the reference computes it, float64."""
+    """Score of one id, computed as in the reference, float64."""
     zeroth, first, second, third = words_of(seed, id_ >> 2, position)
     word = word_at(id_ & 3, zeroth, first, second, third)
     drop = value.to(tl.float64) - highest.to(tl.float64)
@@ -302,8 +301,8 @@ def race_tile(
     """Of the kept ids of a tile, the column and float64 score of the winner; of equal scores the
     lowest id. No id: 2**31 - 1.
 
-    All race in float32; those within `WINDOW` of the best (almost always one) race again in
-    float64, one by one.
+    All race in float32; those within `WINDOW` of the best (almost always one) again in float64, one
+    by one.
     """
     zeroth, first, second, third = words_of(
         seed, first_counter + first_row + tl.arange(0, C), position

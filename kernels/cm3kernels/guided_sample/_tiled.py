@@ -1,6 +1,6 @@
-"""Path B: more ids than one program can hold. Four launches: keys of all tiles -> thresholds of
-each request -> the winner of each tile -> the winner. What the programs compute of an id is the
-code of path A, and so are the tokens.
+"""Path B: more ids than fit into one program. Four launches: keys of all tiles -> thresholds of
+each request -> the winner of each tile -> the winner. Each id is computed by path A's code, so the
+tokens are the same, too.
 
 Scratch, P = tiles x tile, at least V: keys and reference keys int32 [n, P]; their range int32 [n,
 tiles]; state int32 [n, 5]: reference floor, floor, largest key, smallest typical nearness, mean
@@ -16,6 +16,14 @@ import triton
 import triton.language as tl
 
 from cm3kernels.guided_sample._one_block import log_probability, store_token
+from cm3kernels.guided_sample._sweep import (
+    NUMBER,
+    load_gated,
+    swept_floor,
+    swept_range,
+    swept_search,
+    swept_typical,
+)
 from cm3kernels.guided_sample._tile import (
     ABOVE,
     NEVER,
@@ -26,7 +34,6 @@ from cm3kernels.guided_sample._tile import (
     mass_of,
     min_p_key,
     mix_tile,
-    moment_of,
     nearness_of,
     race_tile,
     range_of,
@@ -59,8 +66,8 @@ def mix_kernel(
     SHIFT: tl.constexpr,
     C: tl.constexpr,
 ):
-    """Keys of one tile, and the range of those that are looked at first: the reference's where they
-    are wanted."""
+    """Keys of one tile, and the range of those that are searched first: the reference's where they
+    are needed."""
     request, tile = tl.program_id(0), tl.program_id(1)
     column = columns_of(tile * C, SHIFT, C, False)
     legal = allowed_of(
@@ -96,231 +103,6 @@ def mix_kernel(
         low, high = range_of(key)
     tl.store(lows + request.to(tl.int64) * num_tiles + tile, low)
     tl.store(highs + request.to(tl.int64) * num_tiles + tile, high)
-
-
-@triton.jit
-def load_gated(keys, gates, gate_floor, place):
-    """Keys; `NEVER` where the reference's key is below its floor."""
-    key = tl.load(keys + place)
-    if gates is not None:
-        key = tl.where(tl.load(gates + place) >= gate_floor, key, NEVER)
-    return key
-
-
-@triton.jit
-def swept_range(keys, gates, gate_floor, least, num_tiles, WIDTH: tl.constexpr):
-    """Smallest (from `least` on) and largest legal key of a request."""
-    low, high = tl.full([WIDTH], ABOVE, tl.int32), tl.full([WIDTH], NEVER, tl.int32)
-    for tile in range(num_tiles):
-        key = load_gated(keys, gates, gate_floor, tile * WIDTH + tl.arange(0, WIDTH))
-        low = tl.minimum(low, tl.where((key > NEVER) & (key >= least), key, ABOVE))
-        high = tl.maximum(high, key)
-    return tl.min(low), tl.max(high)
-
-
-#: What a search counts, and by what: ids by their keys, their masses by their keys, or their masses
-#: by their nearness.
-NUMBER = tl.constexpr(0)
-MASS = tl.constexpr(1)
-TYPICAL = tl.constexpr(2)
-
-
-@triton.jit
-def swept_amounts(
-    keys,
-    gates,
-    gate_floor,
-    floor,
-    highest,
-    inverse,
-    mean,
-    first,
-    second,
-    third,
-    num_tiles,
-    WIDTH: tl.constexpr,
-    OF: tl.constexpr,
-):
-    """Amount of the ids from each of three keys (or nearnesses) on, int64."""
-    amount_1, amount_2, amount_3 = (
-        tl.zeros([WIDTH], tl.int64),
-        tl.zeros([WIDTH], tl.int64),
-        tl.zeros([WIDTH], tl.int64),
-    )
-    for tile in range(num_tiles):
-        key = load_gated(keys, gates, gate_floor, tile * WIDTH + tl.arange(0, WIDTH))
-        if OF == NUMBER:
-            amount = (key > NEVER).to(tl.int64)
-        else:
-            amount = mass_of(key, floor, highest, inverse)
-        if OF == TYPICAL:
-            key = nearness_of(key, highest, inverse, mean)
-        amount_1 += tl.where(key >= first, amount, 0)
-        amount_2 += tl.where(key >= second, amount, 0)
-        amount_3 += tl.where(key >= third, amount, 0)
-    return tl.sum(amount_1), tl.sum(amount_2), tl.sum(amount_3)
-
-
-@triton.jit
-def swept_search(
-    keys,
-    gates,
-    gate_floor,
-    floor,
-    highest,
-    inverse,
-    mean,
-    wanted,
-    low,
-    high,
-    num_tiles,
-    WIDTH: tl.constexpr,
-    OF: tl.constexpr,
-):
-    """The largest key in low..high from which on there is at least `wanted`, two bits a sweep; a
-    number may stop between keys."""
-    below, above = low.to(tl.int64), high.to(tl.int64)
-    while below < above:
-        step = (above - below + 3) >> 2
-        first, second, third = (
-            below + step,
-            tl.minimum(below + 2 * step, above),
-            tl.minimum(below + 3 * step, above),
-        )
-        amount_1, amount_2, amount_3 = swept_amounts(
-            keys,
-            gates,
-            gate_floor,
-            floor,
-            highest,
-            inverse,
-            mean,
-            first.to(tl.int32),
-            second.to(tl.int32),
-            third.to(tl.int32),
-            num_tiles,
-            WIDTH,
-            OF,
-        )
-        enough_1, enough_2 = amount_1.to(tl.float64) >= wanted, amount_2.to(tl.float64) >= wanted
-        enough_3 = amount_3.to(tl.float64) >= wanted
-        above = tl.where(
-            enough_3,
-            above,
-            tl.where(enough_2, third - 1, tl.where(enough_1, second - 1, first - 1)),
-        )
-        below = tl.where(
-            enough_3, third, tl.where(enough_2, second, tl.where(enough_1, first, below))
-        )
-        if OF == NUMBER:
-            found = tl.where(
-                enough_3, amount_3, tl.where(enough_2, amount_2, tl.where(enough_1, amount_1, 0))
-            )
-            above = tl.where(found.to(tl.float64) == wanted, below, above)
-    return below.to(tl.int32)
-
-
-@triton.jit
-def swept_floor(
-    keys,
-    gates,
-    gate_floor,
-    low,
-    high,
-    num_ids,
-    top_k,
-    top_p,
-    request,
-    inverse,
-    num_tiles,
-    WIDTH: tl.constexpr,
-):
-    """`_one_block.top_floor` over all tiles of a request."""
-    floor = low
-    if top_k is not None:
-        k = tl.load(top_k + request)
-        if (k > 0) & (k < num_ids):
-            floor = swept_search(
-                keys,
-                gates,
-                gate_floor,
-                low,
-                value_of(high),
-                inverse,
-                0.0,
-                k.to(tl.float64),
-                low,
-                high,
-                num_tiles,
-                WIDTH,
-                NUMBER,
-            )
-            floor, _ = swept_range(keys, gates, gate_floor, floor, num_tiles, WIDTH)
-    if top_p is not None:
-        p = tl.load(top_p + request).to(tl.float64)
-        if p < 1.0:
-            total, _, _ = swept_amounts(
-                keys,
-                gates,
-                gate_floor,
-                floor,
-                value_of(high),
-                inverse,
-                0.0,
-                floor,
-                floor,
-                floor,
-                num_tiles,
-                WIDTH,
-                MASS,
-            )
-            floor = swept_search(
-                keys,
-                gates,
-                gate_floor,
-                floor,
-                value_of(high),
-                inverse,
-                0.0,
-                p * total.to(tl.float64),
-                floor,
-                high,
-                num_tiles,
-                WIDTH,
-                MASS,
-            )
-    return floor
-
-
-@triton.jit
-def swept_typical(keys, gates, gate_floor, floor, high, inverse, p, num_tiles, WIDTH: tl.constexpr):
-    """Smallest nearness of the typical ids among those from `floor` on, and the mean surprise that
-    it is measured from."""
-    masses, moments = tl.zeros([WIDTH], tl.int64), tl.zeros([WIDTH], tl.int64)
-    for tile in range(num_tiles):
-        key = load_gated(keys, gates, gate_floor, tile * WIDTH + tl.arange(0, WIDTH))
-        mass = mass_of(key, floor, value_of(high), inverse)
-        masses += mass
-        moments += moment_of(key, mass, value_of(high), inverse)
-    total = tl.sum(masses).to(tl.float64)
-    mean = (tl.sum(moments).to(tl.float64) / total).to(tl.float32)
-    wanted = tl.maximum(p * total, 1.0)  # the nearest at least, whatever p is
-    furthest, nearest = tl.full([], NEVER, tl.int32), tl.full([], -1, tl.int32)
-    return swept_search(
-        keys,
-        gates,
-        gate_floor,
-        floor,
-        value_of(high),
-        inverse,
-        mean,
-        wanted,
-        furthest,
-        nearest,
-        num_tiles,
-        WIDTH,
-        TYPICAL,
-    ), mean
 
 
 @triton.jit(do_not_specialize=["num_tiles"])

@@ -1,13 +1,13 @@
 """The same tokens as `reference.py` from fewer operations: the fast path where there is no GPU.
 
-No row is sorted. Top-k takes its ids by groups. The border of a nucleus is not looked for where
-most draws fall inside: the race is run without it, and the winner is in if the ids above it have
-less than p of the mass; else, and where the border itself is wanted, masses are added up in
-buckets. The race is decided by products, the arg max of log(1 - u) / mass: one logarithm an id, and
-where few ids are left, of theirs alone. For one request with few ids a call costs more than its
-arithmetic: settings are looked at as Python's numbers, and what is off is left out. Legend: n
-requests, m some of them, V ids of the slice, M ids looked at (all, or each request's largest in
-descending order), L kept ids of all requests together, a positions ahead, b buckets.
+No row is sorted. Top-k selects its ids by groups. The threshold of a nucleus is not searched where
+most draws fall inside: the race is run without it, and the winner is inside if the ids above it
+have less than p of the mass; otherwise, and where the threshold itself is needed, masses are
+accumulated in buckets. The race is decided by products, the arg max of log(1 - u) / mass: one
+logarithm an id, and where few ids are left, only of those. For one request with few ids a call
+costs more than its arithmetic: settings are read as Python numbers, and what is off is left out.
+Legend: n requests, m some of them, V ids of the slice, M ids considered (all, or each request's
+largest in descending order), L kept ids of all requests together, a positions ahead, b buckets.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from cm3kernels.guided_sample.eager_filters import (
 from cm3kernels.guided_sample.eager_race import SMALL, Kept, race
 from cm3kernels.guided_sample.reference import legal_ids, mix, only, reference_logits
 
-#: Ids of all requests that are looked at in one go. More would leave the cache, and have their
-#: arrays fresh from the system each time, which costs more than the arithmetic.
+#: Ids of all requests that are processed at once. More would not fit the cache, and their arrays
+#: would come fresh from the system each time, which costs more than the arithmetic.
 AT_ONCE = 32768
-#: The p from which a nucleus is left to a look at the winner of the race.
+#: The p from which a nucleus is only checked for the winner of the race.
 LEFT_TO_THE_WINNER = 0.8
-#: How many may come in its place.
+#: How many runners-up may be tried in its place.
 NUM_RUNNERS_UP = 3
-#: Scores below have a mass beside the largest that float64 doesn't hold in full.
+#: Below this score a mass is so small that float64 doesn't represent it at full precision.
 LOWEST_SCORE = -1e300
 
 
@@ -79,7 +79,7 @@ def guided_sample_eager(
     narrow = narrow or all(alpha > 0 for alpha in _numbers(given["plausible_alpha_n"]) or [0])
     # narrow: most of the work is on far fewer ids
     step = max(AT_ONCE * (4 if narrow else 1) // V, 1)
-    # an operation costs less in it; the sum below makes an ordinary tensor
+    # operations cost less in it; the sum below makes an ordinary tensor
     with torch.inference_mode():
         if n <= step:
             column_n = _some(
@@ -158,16 +158,16 @@ def _draw(
     look: bool,
     with_log: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Columns drawn, int64 [n], and their log-probabilities if asked for, float64 [n].
+    """Columns drawn, int64 [n], and their log-probabilities if requested, float64 [n].
 
     Args:
         mixed_nV, reference_nV: logits, -inf where an id is not legal. No reference: no plausibility
             filter.
         of: settings.
         first_id: id of column 0.
-        look: whether a nucleus may be left to a look at the winner. Then there is no
+        look: whether a nucleus may be checked for the winner alone. Then there is no
             log-probability.
-        with_log: whether log-probabilities are asked for.
+        with_log: whether log-probabilities are requested.
     """
     V, greedy, nucleus = (
         mixed_nV.shape[1],
@@ -213,8 +213,8 @@ def _draw(
 def _runners_up(
     nucleus: Nucleus, score_nV: Tensor, column_n: Tensor, outside: list[int]
 ) -> list[int]:
-    """Put the next in the race, and who follows, in place of winners outside of the nucleus;
-    returns who still is."""
+    """Replace winners outside of the nucleus by the next in the race, and so on; returns the
+    requests whose winner is still outside."""
     for _ in range(NUM_RUNNERS_UP):
         if not outside:
             break
@@ -239,7 +239,7 @@ def _draw_apart(
     look: bool,
     with_log: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """`_draw`, the requests that take the largest by themselves."""
+    """`_draw`, with the greedy requests apart."""
     column_n, log_n = (
         torch.empty_like(of.seed_n),
         torch.empty_like(of.seed_n, dtype=torch.float64) if with_log else None,
@@ -264,8 +264,8 @@ def _numbers(values_n: Tensor | None) -> list[Any]:
 def _plausible_floor(
     reference_nV: Tensor, of: Settings, *, look: bool
 ) -> tuple[Tensor | None, Nucleus | None]:
-    """Smallest plausible logit of the reference stream, [n, 1] (None: every one is), and the
-    nucleus that it leaves out."""
+    """Smallest plausible logit of the reference stream, [n, 1] (None: all are plausible), and the
+    nucleus that it does not apply."""
     V, floor_n1, nucleus = reference_nV.shape[1], None, None
     ks, ps = _numbers(of.plausible_top_k_n), _numbers(of.plausible_top_p_n)
     if any(0 < k < V for k in ks):
@@ -284,7 +284,7 @@ def _plausible_floor(
         ks = [min(max(k, 1), V) for k in _numbers(of.plausible_k_n) or [1]]
         largest_nM = largest(reference_nV, max(ks))[0].double()
         kth_n1 = largest_nM[:, :1]
-        if max(ks) > 1:  # past the legal ids: the smallest of them
+        if max(ks) > 1:  # more than the legal ids: the smallest of them
             k_n1 = torch.tensor(ks, device=kth_n1.device)[:, None].minimum(
                 (largest_nM > -math.inf).sum(dim=1, keepdim=True)
             )
@@ -297,8 +297,8 @@ def _plausible_floor(
 def _plausible_ids(
     mixed_nV: Tensor, reference_nV: Tensor, floor_n1: Tensor, *, narrow: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Mixed logits, -inf where the reference's is below the floor; of the columns that are looked
-    at, where these are few."""
+    """Mixed logits, -inf where the reference's is below the floor; only the columns that are
+    considered, where these are few."""
     V, keep_nV = mixed_nV.shape[1], reference_nV >= floor_n1
     if narrow and mixed_nV.numel() > SMALL and 8 * (num := int(keep_nV.sum(dim=1).max())) <= V:
         reference_nM, column_nM = largest(reference_nV, num)
@@ -311,7 +311,7 @@ def _plausible_ids(
 def _filter(
     mixed_nM: Tensor, column_nM: Tensor | None, of: Settings, nucleus: Nucleus | None, *, look: bool
 ) -> tuple[Kept, Nucleus | None]:
-    """Temperature (above 0), top-k, top-p, min-p and typical ids. A nucleus is left out, the given
+    """Temperature (above 0), top-k, top-p, min-p and typical ids. Leaves out a nucleus, the given
     one or that of top-p, where `look` allows it."""
     M, floor_n1, descending = mixed_nM.shape[1], None, False
     ks, ps, typical_ps = _numbers(of.top_k_n), _numbers(of.top_p_n), _numbers(of.typical_p_n)
@@ -320,7 +320,7 @@ def _filter(
             max(k for k in ks if k < M),
             all(0 < k < M for k in ks) and mixed_nM.numel() > SMALL,
         )
-        # with ties beyond the k-th
+        # including ties beyond the k-th
         best_nM, place_nM = largest(mixed_nM, min(most + most // 8 + 8, M) if narrow else most)
         floor_n1, last_n1 = kth_value(best_nM, ks, M).double(), best_nM[:, -1:]
         descending = narrow and bool(((last_n1 < floor_n1) | (last_n1 == -math.inf)).all())
@@ -357,13 +357,13 @@ def _filter(
         num = int(keep_nM.sum(dim=1).max())
         score_nM, mass_nM, keep_nM = score_nM[:, :num], mass_nM[:, :num], keep_nM[:, :num]
         column_nM = None if column_nM is None else column_nM[:, :num]
-    # the masses may still be a nucleus'
+    # a nucleus may still need the masses
     raced_nM = mass_nM if keep_nM is None else mass_nM * keep_nM
     num_kept = None if keep_nM is None or column_nM is not None else int(keep_nM.sum())
     if nucleus is not None and raced_nM.numel() > SMALL:
         heavy_nM = nucleus.heavy()
         heavier_nM = raced_nM * heavy_nM
-        # else guidance is so strong that only a light id has a mass
+        # otherwise guidance is so strong that only unlikely ids have a mass
         if bool((heavier_nM.amax(dim=1) > 0).all()):
             raced_nM, num_kept = heavier_nM, int(heavy_nM.sum())
     return Kept(score_nM, raced_nM, num_kept, column_nM), nucleus

@@ -1,6 +1,6 @@
-"""Thresholds that `eager.py` filters by, found without putting a row in order.
+"""The thresholds that `eager.py` filters by, found without sorting a row.
 
-Legend: n requests, m some of them, V ids, M ids looked at, b buckets.
+Legend: n requests, m some of them, V ids, M ids considered, b buckets.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: Nats below the largest that a nucleus' buckets are spread over; what is further away falls into
-#: the last.
+#: The buckets of a nucleus span this many nats below the largest key; what is further away falls
+#: into the last.
 BUCKETED_NATS = 32.0
 
 
 def at_least(values_nM: Tensor, floor_n1: Tensor) -> Tensor:
-    """1 where a value is at least the floor, else 0; float64, since to multiply masses costs less
-    than to choose them."""
+    """1 where a value is at least the floor, else 0; float64, since multiplying masses costs less
+    than selecting them."""
     return torch.ge(
         values_nM,
         floor_n1,
@@ -44,8 +44,8 @@ def kth_value(descending_nM: Tensor, ks: Sequence[int], num_ids: int) -> Tensor:
 def largest(values_nV: Tensor, num: int) -> tuple[Tensor, Tensor]:
     """`values_nV.topk(num)`: values in descending order and their columns, [n, num].
 
-    By groups, of which the `num` with the largest maxima hold the `num` largest values: a k-th of
-    the work in two steps."""
+    By groups: the `num` groups with the largest maxima contain the `num` largest values. A k-th of
+    the work, in two steps."""
     V = values_nV.shape[1]
     # as many groups as values in the groups that are kept
     size = 2 ** max(round(math.log2(V / num) / 2), 0)
@@ -78,13 +78,13 @@ class Nucleus:
     ps: Sequence[float]
 
     def of(self, index_m: Tensor) -> Nucleus:
-        """That of some requests."""
+        """The filter of some requests."""
         ps = [self.ps[place] for place in index_m.tolist()]
         return Nucleus(self.key_nM[index_m], self.mass_nM[index_m], self.p_n[index_m], ps)
 
     def outside(self, column_n: Tensor) -> list[int]:
-        """Requests whose id isn't in it: the ids above have p of the mass without it."""
-        above_nM = torch.empty_like(self.mass_nM)  # 1 or 0; to multiply costs less than to choose
+        """Requests whose id is outside: the ids above it have p of the mass already."""
+        above_nM = torch.empty_like(self.mass_nM)  # 1 or 0; multiplying costs less than selecting
         torch.gt(self.key_nM, self.key_nM.gather(1, column_n[:, None]), out=above_nM)
         above_n, total_n = above_nM.mul_(self.mass_nM).sum(dim=1), self.mass_nM.sum(dim=1)
         sums = zip(above_n.tolist(), total_n.tolist(), self.ps, strict=True)
@@ -95,8 +95,8 @@ class Nucleus:
         ]
 
     def heavy(self) -> Tensor:
-        """1 for ids that may be in it, else 0: the others are so light that together they have less
-        than 1 - p of the mass."""
+        """1 for ids that may be inside, else 0: the others are so unlikely that together they have
+        less than 1 - p of the mass."""
         # 0.999: rounding
         share_n1 = (
             (1 - self.p_n.double()[:, None]).clamp_(min=0).mul_(0.999 / self.mass_nM.shape[1])
@@ -104,7 +104,7 @@ class Nucleus:
         return at_least(self.mass_nM, self.mass_nM.sum(dim=1, keepdim=True).mul_(share_n1))
 
     def floor(self, *, descending: bool = False) -> Tensor:
-        """Its smallest key, [n, 1]; -inf where p >= 1. `descending`: the keys are in order."""
+        """Its smallest key, [n, 1]; -inf where p >= 1. `descending`: the keys are sorted."""
         key_nM, mass_nM, p_n1 = self.key_nM, self.mass_nM, self.p_n.double()[:, None]
         if descending:
             sum_nM = mass_nM.cumsum(dim=1)
@@ -126,8 +126,8 @@ class Nucleus:
 
 
 def _bucketed_floor(key_nM: Tensor, mass_nM: Tensor, p_n1: Tensor) -> Tensor:
-    """Smallest key of a nucleus: masses are added up in buckets of equal width below the largest
-    key, and only the bucket in which the sum reaches p is put in order. Buckets never part equal
+    """Smallest key of a nucleus: masses are accumulated in buckets of equal width below the largest
+    key, and only the bucket in which the sum reaches p is sorted. Buckets never separate equal
     keys, so the result is exact."""
     n, M = key_nM.shape
     num_buckets = min(max(M // 4, 64), 2048)
@@ -159,10 +159,10 @@ def _bucketed_floor(key_nM: Tensor, mass_nM: Tensor, p_n1: Tensor) -> Tensor:
 
 
 def typical_ids(score_nM: Tensor, mass_nM: Tensor, p_n: Tensor, ps: Sequence[float]) -> Tensor:
-    """`reference.typical_ids` of what has a mass, as `_at_least` says it.
+    """`reference.typical_ids` of the ids that have a mass, in the form of `_at_least`.
 
-    Surprise and entropy have the same normaliser, so their distance is that of a score to the mean
-    score."""
+    Surprise and entropy have the same normaliser, so their distance is that of a score from the
+    mean score."""
     mean_n1 = (mass_nM * score_nM.clamp(min=-1000.0)).sum(dim=1, keepdim=True) / mass_nM.sum(
         dim=1, keepdim=True
     )

@@ -1,6 +1,6 @@
 """The race that decides a draw in `eager.py`.
 
-Legend: n requests, V ids of the slice, M ids looked at, L kept ids of all requests together, a
+Legend: n requests, V ids of the slice, M ids considered, L kept ids of all requests together, a
 positions ahead.
 """
 
@@ -16,9 +16,10 @@ from torch import Tensor
 from cm3kernels.guided_sample.philox import philox4x32
 from cm3kernels.guided_sample.reference import log_survival, log_survival_of
 
-#: Ids of all requests up to which a race of all costs less than finding out who takes part.
+#: Up to this many ids of all requests, a race of all costs less than selecting those that take
+#: part.
 SMALL = 8192
-#: Positions whose random numbers are then made together.
+#: Positions whose random numbers are then made at once.
 AHEAD = 16
 
 
@@ -29,8 +30,8 @@ class Kept:
     Args:
         score_nM: float64; (x - largest x) / temperature.
         mass_nM: float64; exp of the score, 0 where an id is not kept.
-        num_kept: of all requests together, at most; None: not counted.
-        column_nM: where the M ids stand among V; None: M is V.
+        num_kept: upper bound, of all requests together; None: not counted.
+        column_nM: columns of the M ids among the V; None: M is V.
     """
 
     score_nM: Tensor
@@ -65,9 +66,9 @@ def race(
 
 
 class SurvivalAhead:
-    """`log_survival` of some requests. Where ids are few, `AHEAD` positions cost some four times
-    what one costs, and an engine asks for one after the other: when the second in a row is asked
-    for, those that follow are made with it."""
+    """`log_survival` of some requests. Where ids are few, `AHEAD` positions cost about four times
+    as much as one, and an engine requests one after the other: when the second in a row is
+    requested, those that follow are made with it."""
 
     def __init__(self, seeds: tuple[int, ...], first_id: int, V: int, device: torch.device) -> None:
         self._seeds, self._first_id, self._V = seeds, first_id, V
@@ -77,8 +78,8 @@ class SurvivalAhead:
         )
 
     def at(self, position_n: Tensor) -> Tensor:
-        """float64 [n, V]; not to be written to."""
-        # read in one step: there may be threads
+        """float64 [n, V]; must not be written to."""
+        # read atomically: there may be several threads
         (starts, made_anV), positions = self._made, position_n.tolist()
         steps = {position - start for position, start in zip(positions, starts, strict=True)}
         step = steps.pop() if len(steps) == 1 else -1

@@ -16,7 +16,7 @@ MASK = 0xFFFFFFFF
 MULTIPLIER_0, MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 WEYL_0, WEYL_1 = 0x9E3779B9, 0xBB67AE85
 NUM_ROUNDS = 10
-#: Counters (of all keys) up to which Python's integers do it faster than tensors.
+#: Up to this many counters (of all keys) Python integers are faster than tensors.
 FEW = 320
 
 
@@ -37,10 +37,10 @@ def philox4x32(key: Tensor, counter_0: Tensor, counter_1: Tensor) -> Tensor:
 
 
 def _by_tensors(key: Tensor, counter_0: Tensor, counter_1: Tensor, n: int, c: int) -> Tensor:
-    """Two words at a time; all rounds work in the same memory."""
+    """Two words at a time; all rounds reuse the same memory."""
     # Words 0 and 2 are multiplied, words 1 and 3 only mixed in; the two products change places, so
-    # they are written crosswise. After a product's wrap-around, `>> 32` and the mask still give its
-    # true high half; the low half needs its mask only where it leaves.
+    # they are written crosswise. Where a product overflows, `>> 32` and the mask still give its
+    # true high half; the low half is masked only at the end.
     multiplier_0, multiplier_1, mask, half, eight, mask_24 = _constants(key.device)
     even = torch.zeros(2, n, c, dtype=torch.int64, device=key.device)
     even[0] = counter_0
@@ -92,10 +92,10 @@ def _key_schedule(key: Tensor) -> Tensor:
 
 
 def _by_integers(key: Tensor, counter_0: Tensor, counter_1: Tensor, n: int, c: int) -> Tensor:
-    """All counters side by side in one of Python's integers, 64 bits each: for few of them an
-    operation on a tensor costs its call, on an integer a tenth of that. A product of two 32-bit
-    words stays inside its lane; what a shift brings in from the next lane lies above bit 31, and so
-    does all else that a round's mask removes."""
+    """All counters side by side in one Python integer, 64 bits each: for few of them an operation
+    on a tensor costs as much as its call, on an integer a tenth of that. A product of two 32-bit
+    words stays within its lane; what a shift brings in from the next lane is above bit 31, as is
+    everything else that a round's mask removes."""
     ones = _ones(n * c)
     mask, mask_24, weyl_0, weyl_1 = ones * MASK, ones * (MASK >> 8), ones * WEYL_0, ones * WEYL_1
     keys, word_0, word_1 = (
@@ -110,7 +110,7 @@ def _by_integers(key: Tensor, counter_0: Tensor, counter_1: Tensor, n: int, c: i
         key_0, key_1 = key_0 + weyl_0, key_1 + weyl_1  # stays far below 64 bits
     first, second = (
         (even >> 8 & mask_24 | (odd >> 8 & mask_24) << 32).to_bytes(8 * n * c, "little")
-        # two words a lane: bytes are what costs most
+        # two words a lane: the bytes cost most
         for even, odd in ((word_0, word_1), (word_2, word_3))
     )
     bits = (

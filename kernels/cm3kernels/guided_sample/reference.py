@@ -1,8 +1,8 @@
-"""Guidance, filters and the draw, in plain tensor algebra: the meaning of every faster
-implementation.
+"""Guidance, filters and the draw, in plain tensor algebra: the definition that every faster
+implementation must match.
 
 The mixed logits are rounded to float32 once, so that "k-th largest" and "tie" mean the same on
-every device; all else is float64, so that the drawn token is the formula's and not rounding's.
+every device; everything else is float64, so that the formula decides the token, and not rounding.
 Legend: S stream rows, n requests, G streams, V ids of the slice, W = ceil(V / 32) words of a bit
 mask, c = V / 4 counters.
 """
@@ -76,7 +76,7 @@ def guided_sample_reference(
 
 
 def only(keep_nV: Tensor | None, values_nV: Tensor) -> Tensor:
-    """The values, -inf where they are not kept. None keeps all."""
+    """The values, -inf where not kept. None keeps all."""
     return values_nV if keep_nV is None else torch.where(keep_nV, values_nV, -math.inf)
 
 
@@ -89,7 +89,7 @@ def legal_ids(
     allowed_from_n: Tensor | None,
     allowed_to_n: Tensor | None,
 ) -> Tensor | None:
-    """All that says which ids are allowed as one mask, bool [n, V]; None: all."""
+    """The mask, the bits and the range of allowed ids as one mask, bool [n, V]; None: all."""
     masks = [] if allowed_nV is None else [allowed_nV]
     if allowed_bits_nW is not None:
         column_V = torch.arange(V, device=allowed_bits_nW.device)
@@ -121,14 +121,15 @@ def mix(
     in the reference and in every present stream of nonzero weight.
 
     Raises:
-        ValueError: a request has no legal id; it is named by its number, from `first_request` on.
+        ValueError: a request has no legal id; the message has its number, counted from
+            `first_request`.
     """
     rows = stream_rows_nG.tolist()
     if any(row < 0 for request in rows for row in request):
         weights_nG = weights_nG * (stream_rows_nG >= 0)
     streams = [_rows(logits_SV, list(stream_rows)) for stream_rows in zip(*rows, strict=True)]
     legal_nV, mixed_nV = allowed_nV, _weighted_sum(streams, weights_nG)
-    # finite only if every logit is, unless the sum overflows: then this is just slower
+    # finite only if every logit is; if the sum overflows, this is just slower
     if not math.isfinite(mixed_nV.sum()):
         finite_nV = reference_logits(logits_SV, stream_rows_nG, reference_n).isfinite()
         for stream, values_nV in enumerate(streams):
@@ -146,7 +147,7 @@ def mix(
 def reference_logits(
     logits_SV: Tensor, stream_rows_nG: Tensor, reference_n: Tensor | None
 ) -> Tensor:
-    """Logits of each request's reference stream, [n, V]; maybe a view."""
+    """Logits of each request's reference stream, [n, V]; possibly a view."""
     rows, chosen = (
         stream_rows_nG.tolist(),
         [0] * len(stream_rows_nG) if reference_n is None else reference_n.tolist(),
@@ -155,7 +156,8 @@ def reference_logits(
 
 
 def _rows(logits_SV: Tensor, rows: list[int]) -> Tensor:
-    """Some rows [n, V]; row 0 for -1. Evenly spaced rows, as an engine has them, are not copied."""
+    """Some rows [n, V]; row 0 for -1. Evenly spaced rows, as an engine passes them, are not
+    copied."""
     step = rows[1] - rows[0] if len(rows) > 1 else 1
     if step > 0 and rows[0] >= 0 and rows == list(range(rows[0], rows[0] + step * len(rows), step)):
         return logits_SV[rows[0] : rows[-1] + 1 : step]
@@ -169,7 +171,8 @@ def refuse_empty(has_choice_n: Tensor, first_request: int = 0) -> None:
     if not bool(has_choice_n.all()):
         request = first_request + int((~has_choice_n).int().argmax())
         raise ValueError(
-            f"guided_sample: request {request} has no id that is both allowed and of a finite logit"
+            f"guided_sample: request {request} has no id that is both allowed and has a finite "
+            "logit"
         )
 
 
@@ -181,7 +184,7 @@ def _weighted_sum(streams: list[Tensor], weights_nG: Tensor) -> Tensor:
         and streams[0].dtype != torch.float64
         and weights_nG.dtype != torch.float64
     ):
-        # one product of float32 is rounded once in any case
+        # a single product of float32 is rounded once anyway
         return streams[0].float() * weights_nG.float()
     weights_nG = weights_nG.double()
     mixed_nV = streams[0].to(torch.float64, copy=True).mul_(weights_nG[:, :1])
@@ -191,8 +194,8 @@ def _weighted_sum(streams: list[Tensor], weights_nG: Tensor) -> Tensor:
 
 
 def tempered(mixed_nV: Tensor, temperature_n: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(x - largest x) / temperature, and which requests take the largest, bool [n, 1]: temperature
-    <= 0 (divided by 1)."""
+    """(x - largest x) / temperature, and which requests are greedy, bool [n, 1]: temperature <= 0
+    (divided by 1)."""
     scores_nV = mixed_nV - mixed_nV.amax(dim=1, keepdim=True)
     if temperature_n is None:
         return scores_nV, torch.zeros(len(mixed_nV), 1, dtype=torch.bool, device=mixed_nV.device)
@@ -201,7 +204,8 @@ def tempered(mixed_nV: Tensor, temperature_n: Tensor | None) -> tuple[Tensor, Te
 
 
 def top_threshold(values_nV: Tensor, top_k_n: Tensor | None, top_p_n: Tensor | None) -> Tensor:
-    """Smallest kept value [n, 1] of top-k, then top-p of what top-k left; -inf where both are off.
+    """Smallest value [n, 1] kept by top-k, then by top-p of what top-k left; -inf where both are
+    off.
 
     Ties with the threshold are kept; top_k <= 0 or >= V and top_p >= 1 are off; top_p <= 0 keeps
     the largest.
@@ -237,7 +241,7 @@ def typical_ids(scores_nV: Tensor, typical_p_n: Tensor) -> Tensor:
     """Locally typical ids, bool [n, V]: the smallest set of mass >= typical_p in ascending order of
     |surprise - entropy|.
 
-    Ties with the last one are kept; typical_p >= 1 is off; <= 0 keeps the nearest. Ids of score
+    Ties with the last one are kept; typical_p >= 1 is off; <= 0 keeps the nearest. Ids with score
     -inf have no mass, and come last. Source: Meister, Pimentel, Wiher, Cotterell, "Locally typical
     sampling" (2022).
     """
@@ -258,8 +262,8 @@ def typical_ids(scores_nV: Tensor, typical_p_n: Tensor) -> Tensor:
 
 def alpha_threshold(values_nV: Tensor, alpha_n: Tensor | None, k_n: Tensor | None) -> Tensor:
     """log(alpha * k-th largest probability) on unnormalised logits [n, 1]: the softmax's normaliser
-    cancels. -inf where alpha is off (<= 0); never above the largest value. A k past the legal ids
-    means the smallest of them."""
+    cancels. -inf where alpha is off (<= 0); never above the largest value. A k beyond the number of
+    legal ids means the smallest of them."""
     if alpha_n is None:
         return torch.full_like(values_nV[:, :1], -math.inf)
     num_legal_n = (values_nV > -math.inf).sum(dim=1)
@@ -289,6 +293,6 @@ def log_survival(seed_n: Tensor, position_n: Tensor, first_id: int, num_ids: int
 
 
 def log_survival_of(bits: Tensor) -> Tensor:
-    """log(1 - u) of 24 random bits, float64, in their place. 1 - u is exact, so this is as good as
+    """log(1 - u) of 24 random bits, float64, in place. 1 - u is exact, so this is as good as
     log1p(-u), and faster."""
     return bits.mul_(-(2.0**-24)).add_(1.0 - 2.0**-25).log_()

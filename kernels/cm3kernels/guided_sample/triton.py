@@ -1,5 +1,5 @@
-"""Host side of the kernels: which path, which launch configuration, scratch. The configurations are
-what the budget compiles."""
+"""Host side of the kernels: choice of path and launch configuration, scratch memory. The budget
+compiles these configurations."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ ONE_BLOCK_LIMIT = 8192
 
 @dataclass(frozen=True)
 class Config:
-    """Ids of a tile, a power of 2, and the warps of its program."""
+    """Ids of a tile (a power of 2), and the warps of its program."""
 
     block: int
     num_warps: int
 
 
-#: Path A by block. Sixteen ids a thread at most: what one program holds in registers without a
-#: spill.
+#: Path A, by block size. At most sixteen ids a thread: as many as fit in registers without a spill.
 ONE_BLOCK = {
     block: Config(block, num_warps)
     for block, num_warps in (
@@ -45,8 +44,8 @@ ONE_BLOCK = {
         (8192, 16),
     )
 }
-#: Path B: tiles of the keys and the race; sweeps of the thresholds go over the same tiles with all
-#: warps a block may have.
+#: Path B: tiles of the keys and the race; the sweeps for thresholds go over the same tiles, with as
+#: many warps as a block may have.
 TILED, TILED_SELECT_WARPS, MERGE_WARPS = Config(4096, 8), 16, 1
 
 
@@ -70,9 +69,9 @@ def guided_sample_triton(
     for tests and timing.
 
     Args:
-        config: tile and warps instead of the table's.
+        config: tile and warps, instead of the table's.
         tiled: path B (True) or path A (False); None: by the number of ids.
-        window: scores nearer than this are compared in float64; larger is slower.
+        window: scores closer than this are compared in float64; larger is slower.
     """
     require(
         logits_SV.stride(1) == 1 or logits_SV.shape[1] == 1,
@@ -87,7 +86,7 @@ def guided_sample_triton(
         require(
             tensor is None or tensor.is_contiguous(),
             OP,
-            f"{name} must be contiguous: the kernel writes into it",
+            f"{name} must be contiguous: the kernel writes to it",
         )
     shift = first_id % 4
     if tiled is None:
@@ -116,7 +115,7 @@ def guided_sample_triton(
 
 
 def _real(tensor: Tensor) -> Tensor:
-    """Contiguous, and of a type that the kernels widen exactly."""
+    """Contiguous, in a type that the kernels widen exactly."""
     return (
         tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
     ).contiguous()
@@ -133,7 +132,7 @@ def _shapes(common: dict[str, Any]) -> dict[str, int]:
 
 
 def _of(kernel: Any, values: dict[str, Any]) -> dict[str, Any]:
-    """The values that a kernel has arguments for."""
+    """The values for which a kernel has arguments."""
     return {name: values[name] for name in kernel.arg_names if name in values}
 
 
@@ -204,7 +203,7 @@ def _launch_tiled(common: dict[str, Any], shift: int, config: Config | None, win
     merge_kernel[(n,)](**_of(merge_kernel, values), num_warps=MERGE_WARPS, num_stages=1)
 
 
-#: Types of the arguments as an engine passes them: float32 settings, int64 whole numbers.
+#: Types of the arguments as an engine passes them: float32 settings, int64 integers.
 _TYPES = {
     "stream_rows": "*i64",
     "weights": "*fp32",
@@ -243,7 +242,7 @@ _TYPES = {
     "scores": "*fp64",
     "masses": "*i64",
 }
-#: What a call may leave out.
+#: Optional arguments of a call.
 OPTIONAL = (
     "reference",
     "allowed",
@@ -264,7 +263,7 @@ OPTIONAL = (
     "references",
     "masses",
 )
-#: Whole numbers that are multiples of 16 in the cases that the budget describes.
+#: Integers that are multiples of 16 in the cases that the budget covers.
 _ALIGNED = {"num_ids", "num_words", "row_stride"}
 
 
@@ -278,7 +277,7 @@ def _entry(
     off: tuple[str, ...] = (),
     expects: tuple[str, ...] = (),
 ) -> AotEntry:
-    """An entry with every pointer there but those in `off`."""
+    """An entry with every pointer given except those in `off`."""
     every = {"logits": f"*{dtype}"} | _TYPES
     types = {
         key: value for key, value in every.items() if key in kernel.arg_names and key not in off
@@ -366,8 +365,8 @@ def aot_entries() -> list[AotEntry]:
     )
     for kernel, name, config in tiled:
         entries.append(_entry(kernel, f"tiled.{name}.bf16", "bf16", constants, config))
-    # What is None is left out of the code: the other end, one stream of ids that don't begin at a
-    # multiple of 4.
+    # What is None is left out of the code. Here, at the other extreme: one stream, whose ids don't
+    # start at a multiple of 4.
     constants |= {"G": 1, "SHIFT": 3}
     for kernel, name, config in tiled:
         entries.append(

@@ -1,5 +1,5 @@
-"""Op `linear_cross_entropy`: validation and dispatch. Formula, shapes, costs: README.md beside this
-file."""
+"""Op `linear_cross_entropy`: validation and dispatch. Formula, shapes, costs: README.md in this
+folder."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ def linear_cross_entropy(
     chunk_bytes: int | None = None,
     implementation: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Weighted sum of the tokens' losses in nats, and its parts by group, from hidden states and
-    the head's weight.
+    """Weighted sum of the tokens' losses in nats, in total and by group, from hidden states and the
+    head's weight.
 
     Args:
         hidden_NE: hidden states, floating.
         head_VE: the head's weight, floating; logits are hidden @ head.T, multiplied in autocast's
             dtype where autocast is on, else in that of the hidden states.
         targets_N: int64, the id that each hidden state predicts, 0 to V - 1.
-        weights_N: floating, and wants no gradient. Tokens of weight 0 cost nothing and have none,
+        weights_N: floating, without a gradient. Tokens of weight 0 add no loss and no gradient,
             whatever their hidden state and target are.
         groups_N: integer, 0 to num_groups - 1 (the modality of the target).
-        num_groups: how many groups the sums are kept for.
+        num_groups: number of groups.
         z_loss: adds z_loss * (log Z)^2 to each token's loss (PaLM, arXiv:2204.02311, section 5).
-        chunk_bytes: most bytes of logits (and their gradient) at once. None: 32 MiB ("torch"), 1
-            GiB ("triton").
+        chunk_bytes: at most this many bytes of logits (and their gradient) at once. None: 32 MiB
+            ("torch"), 1 GiB ("triton").
         implementation: "auto" or a name in `IMPLEMENTATIONS`.
 
     Returns:
@@ -64,14 +64,16 @@ def linear_cross_entropy(
 
     Raises:
         ValueError: shapes, dtypes, devices or settings that don't fit; on a CPU also a target or
-            group out of range (on CUDA, where nothing is waited for, the loss of such a target and
+            group out of range (on CUDA, which is never waited for, the loss of such a target and
             the sums of such a group are NaN).
 
     Source: logits in chunks with the gradient computed on the spot: Liger Kernel
     (arXiv:2410.10989), section 3.2.
 
-    >>> hidden, head = torch.ones(2, 1), torch.tensor([[0.0], [math.log(3.0)]])  # probabilities 1/4 and 3/4
-    >>> loss, sums = linear_cross_entropy(hidden, head, torch.tensor([0, 1]), torch.ones(2), torch.tensor([1, 2]))
+    >>> hidden = torch.ones(2, 1)
+    >>> head = torch.tensor([[0.0], [math.log(3.0)]])  # probabilities 1/4 and 3/4
+    >>> targets, groups = torch.tensor([0, 1]), torch.tensor([1, 2])
+    >>> loss, sums = linear_cross_entropy(hidden, head, targets, torch.ones(2), groups)
     >>> round(loss.exp().item(), 4), sums[:, 1].tolist()  # 4 * 4/3
     (5.3333, [0.0, 1.0, 1.0, 0.0])
     """
@@ -133,7 +135,7 @@ def _check(
     require(
         not (torch.is_grad_enabled() and weights_N.requires_grad),
         op,
-        "weights_N wants a gradient, and only hidden states and head get one; next: "
+        "weights_N requires a gradient, but only hidden states and head get one; next: "
         "weights_N.detach()",
     )
     require(

@@ -1,8 +1,8 @@
 """Cross entropy of a linear head in chunks of rows, in PyTorch's own operations: for CPUs.
 
-The gradient of a chunk is computed while its logits are there, so nothing is computed twice; the
-logits' memory holds the exponentials and then the gradient. Tokens of weight 0 are dropped first
-(which waits for the device; in a compiled graph they are zeroed).
+The gradient of a chunk is computed while its logits are in memory, so nothing is computed twice;
+the logits' memory is reused for the exponentials and then for the gradient. Tokens of weight 0 are
+dropped first (which waits for the device; in a compiled graph they are zeroed).
 
 Legend: N tokens, R tokens of a chunk, E model dimension, V ids.
 """
@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from cm3kernels.linear_cross_entropy.reference import group_sums
 
-#: Most bytes of one chunk's logits, unless the caller says otherwise: about a cache's size.
+#: Default for the most bytes of one chunk's logits: about the size of a cache.
 CHUNK_BYTES = 32 << 20
 
 
@@ -34,7 +34,7 @@ def linear_cross_entropy_chunked(
     chunk_bytes: int | None,
 ) -> tuple[Tensor, Tensor]:
     """See `cm3kernels.linear_cross_entropy`."""
-    if torch.compiler.is_compiling():  # how many are dropped would end the graph
+    if torch.compiler.is_compiling():  # dropping a data-dependent number would break the graph
         counts_N = weights_N != 0
         hidden_NE, targets_N = (
             torch.where(counts_N[:, None], hidden_NE, 0.0),
@@ -50,14 +50,16 @@ def linear_cross_entropy_chunked(
     with_gradient = torch.is_grad_enabled() and (hidden_NE.requires_grad or head_VE.requires_grad)
     weights_N = weights_N.to(torch.promote_types(dtype, torch.float32))
     chunk_bytes = CHUNK_BYTES if chunk_bytes is None else chunk_bytes
-    loss, nll_N = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]  # missing in torch's annotations
+    # torch's annotations lack `apply`
+    loss, nll_N = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden_NE, head_VE, targets_N, weights_N, z_loss, dtype, chunk_bytes, with_gradient
     )
     return loss, group_sums(nll_N, weights_N, groups_N, num_groups)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Forward computes the gradient too (for an upstream gradient of 1); backward scales it."""
+    """The forward also computes the gradient (for an upstream gradient of 1); the backward scales
+    it."""
 
     @staticmethod
     def forward(
@@ -109,7 +111,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 def _chunk_losses(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """exp(logits - max), overwriting the logits; each row's loss, log Z, and sum of the first. One
-    exponential an entry."""
+    exponential for each entry."""
     largest_R = logits_RV.amax(dim=1)
     logits_RV -= largest_R.unsqueeze(1)
     target_R = logits_RV.gather(1, targets_R.unsqueeze(1)).squeeze(1)

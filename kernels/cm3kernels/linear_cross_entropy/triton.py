@@ -1,10 +1,10 @@
-"""Cross entropy of a linear head in chunks of rows: the vendor's matrix products, and one kernel
+"""Cross entropy of a linear head in chunks of rows: the vendor's matrix products, with one kernel
 between them.
 
-A chunk's logits are multiplied out in float32, the kernel turns them into losses and their
-gradient, and two more products take the gradient to the hidden states and the head. No product is
-done twice, and no sum depends on who comes first: same bits every time. Why not one streaming
-kernel: README.md beside this file.
+A chunk's logits are computed in float32, the kernel turns them into losses and their gradient, and
+two more products give the gradients of the hidden states and the head. No product is computed
+twice, and no sum depends on the order of programs: the same bits every time. Why not one streaming
+kernel: README.md in this folder.
 
 Legend: N tokens, R tokens of a chunk, E model dimension, V ids.
 """
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from cm3kernels.aot import AotEntry
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
-#: Most bytes of one chunk's logits and their gradient, unless the caller says otherwise: 2,700 rows
-#: at 66k ids, with which the head's gradient is added up seldom enough.
+#: Default for the most bytes of one chunk's logits and their gradient: 2,700 rows at 66k ids, so
+#: that the head's gradient is accumulated seldom enough.
 CHUNK_BYTES = 1 << 30
-#: Chunks are multiples of so many rows, the tile of matrix products.
+#: Chunks are multiples of this many rows, the tile of matrix products.
 ROW_MULTIPLE = 128
-#: Ids that the kernel reads at once, and its warps.
+#: Ids that the kernel reads at once, and its number of warps.
 BLOCK, NUM_WARPS = 4096, 8
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -55,11 +55,11 @@ def _loss_kernel(
     overwrite the logits."""
     row = tl.program_id(0).to(tl.int64)
     weight = tl.load(weights_ptr + row)
-    # by way of an integer: the interpreter keeps comparisons of floats as floats
+    # via an integer: the interpreter keeps comparisons of floats as floats
     counts = tl.where(weight != 0, 1, 0) == 1
     target = tl.load(targets_ptr + row)
     logits = logits_ptr + row * logits_row
-    # Read before anything is overwritten. A target that is no id makes the loss NaN, not wrong.
+    # Read before anything is overwritten. A target that is not an id makes the loss NaN, not wrong.
     target_logit = tl.load(
         logits + target, mask=counts & (target >= 0) & (target < num_ids), other=float("nan")
     ).to(tl.float32)
@@ -70,14 +70,14 @@ def _loss_kernel(
         index = first + tl.arange(0, BLOCK)
         x = tl.load(logits + index, mask=index < num_ids, other=float("-inf")).to(tl.float32)
         new_largest = tl.maximum(largest, tl.max(x, 0))
-        safe = tl.where(new_largest == float("-inf"), 0.0, new_largest)  # nothing finite yet
+        safe = tl.where(new_largest == float("-inf"), 0.0, new_largest)  # nothing finite so far
         total = total * tl.exp2((largest - safe) * LOG2_E) + tl.sum(tl.exp2((x - safe) * LOG2_E), 0)
         largest = new_largest
     largest = tl.where(counts, largest, 0.0)
     total = tl.where(counts, total, 1.0)
     log_total = tl.log(total)
     log_z = largest + log_total
-    # Not log_z - target_logit: where both are huge, the difference of the small parts is the loss.
+    # Not log_z - target_logit: where both are huge, the loss is the difference of the small parts.
     tl.store(nll_ptr + row, tl.where(counts, (largest - target_logit) + log_total, 0.0))
     tl.store(log_z_ptr + row, log_z)  # 0 for a token of weight 0
 
@@ -96,7 +96,7 @@ def _loss_kernel(
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b, added up and returned in float32."""
+    """a @ b, accumulated and returned in float32."""
     if a.dtype == torch.float32:
         return a @ b
     if a.device.type == "cuda":
@@ -105,8 +105,8 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _num_chunk_rows(num_ids: int, dtype: torch.dtype, chunk_bytes: int) -> int:
-    """Rows of a chunk: float32 logits, and their gradient beside them unless it is float32 too and
-    takes their place."""
+    """Rows of a chunk: float32 logits, and their gradient in memory of its own unless it is
+    float32, too, and overwrites them."""
     rows = chunk_bytes // (num_ids * (4 + (0 if dtype == torch.float32 else dtype.itemsize)))
     return max(1, rows // ROW_MULTIPLE * ROW_MULTIPLE if rows >= ROW_MULTIPLE else rows)
 
@@ -123,8 +123,8 @@ def _linear_cross_entropy(
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, nll of each token, and the loss's gradients with respect to hidden states and head
-    (empty if not wanted)."""
-    # `dtype` says what is multiplied; the rest is float32
+    (empty if not needed)."""
+    # `dtype` is that of the products' factors; everything else is float32
     with torch.autocast(hidden_NE.device.type, enabled=False):
         return _in_chunks(
             hidden_NE, head_VE, targets_N, weights_N, z_loss, dtype, chunk_bytes, with_gradient
@@ -153,7 +153,7 @@ def _in_chunks(
     chunk = _num_chunk_rows(num_ids, dtype, chunk_bytes)
     for start in range(0, num_tokens, chunk):
         part = slice(start, min(start + chunk, num_tokens))
-        # Whatever a token of weight 0 holds stays out of the products: 0 * NaN is NaN.
+        # The contents of a token of weight 0 stay out of the products: 0 * NaN is NaN.
         hidden_RE = torch.where(weights_N[part, None] != 0, hidden_NE[part], 0.0).to(dtype)
         logits_RV = _product(hidden_RE, head.T)
         grad_RV = (
@@ -210,7 +210,7 @@ def _(
 def _setup_context(
     ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]
 ) -> None:
-    assert inputs[-1], "autograd wants a gradient that the forward did not compute"
+    assert inputs[-1], "autograd needs a gradient that the forward did not compute"
     ctx.save_for_backward(*output[2:])
     ctx.mark_non_differentiable(*output[1:])
 
@@ -250,7 +250,7 @@ def linear_cross_entropy_triton(
         require(
             given in DTYPES,
             "linear_cross_entropy",
-            f"{name} is {given}, 'triton' has float32, float16, bfloat16; next: "
+            f"{name} is {given}, 'triton' supports float32, float16, bfloat16; next: "
             "implementation='reference'",
         )
     with_gradient = torch.is_grad_enabled() and (hidden_NE.requires_grad or head_VE.requires_grad)
@@ -269,8 +269,8 @@ def linear_cross_entropy_triton(
 
 
 def aot_entries() -> list[AotEntry]:
-    """With and without gradient; the gradient in the products' dtype (float16 compiles to what
-    bfloat16 does: one of them)."""
+    """With and without gradient; the gradient in the products' dtype (float16 compiles to the same
+    code as bfloat16)."""
     from cm3kernels.aot import AotEntry
 
     pointers = ("logits_ptr", "grad_ptr", "targets_ptr", "weights_ptr", "nll_ptr", "log_z_ptr")

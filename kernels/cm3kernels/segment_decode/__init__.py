@@ -1,5 +1,5 @@
-"""Op `segment_decode`: validation and dispatch. Layout, formula, shapes: README.md beside this
-file."""
+"""Op `segment_decode`: validation and dispatch. Layout, formula, shapes: README.md in this
+folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ def _load_triton() -> Callable[..., Any]:
 
 def _torch_refusal(tensor: Tensor) -> str | None:
     if tensor.device.type != "cpu":
-        return f"the tensor is on {tensor.device}; next: use 'triton', 'reference', or tensors on the CPU"
+        return (
+            f"the tensor is on {tensor.device}; next: use 'triton', 'reference', or tensors on the "
+            "CPU"
+        )
     return None
 
 
@@ -56,7 +59,7 @@ def segment_decode(
         keys, values: the pool of one layer, same dtype, [slots, K, D]; any strides with the last
             one 1.
         lengths: int32 [S], on the same device: slots of each segment that are filled, 0 to its
-            capacity. Other slots are never read, whatever they hold.
+            capacity. Other slots are never read, whatever they contain.
         plan: from `plan_segments`, on the same device.
         scale: positive and finite; default 1 / sqrt(D).
         implementation: "auto" or a name in `IMPLEMENTATIONS`.
@@ -65,8 +68,8 @@ def segment_decode(
         [R, H, D], dtype of q; zeros for a row that has no keys. Without a gradient.
 
     Raises:
-        ValueError: shapes, dtypes or devices that don't fit; a gradient is wanted; on a CPU also
-            lengths outside a segment (on CUDA a length is not looked at, and a kernel stops at the
+        ValueError: shapes, dtypes or devices that don't fit; a gradient is required; on a CPU also
+            lengths outside a segment (on CUDA lengths are not checked, and a kernel stops at the
             segment's end); or an implementation that can't run.
 
     Source: partial attention merged by its log-sum-exp: Juravsky et al. 2024 (Hydragen,
@@ -74,7 +77,8 @@ def segment_decode(
 
     >>> plan = plan_segments([0, 2], [2, 4], [[0, 1], [0]], num_query_heads=1, num_key_heads=1)
     >>> keys, values = torch.zeros(6, 1, 32), torch.arange(6.0)[:, None, None].repeat(1, 1, 32)
-    >>> segment_decode(torch.ones(2, 1, 32), keys, values, torch.tensor([2, 1], dtype=torch.int32), plan)[:, 0, 0].tolist()
+    >>> lengths = torch.tensor([2, 1], dtype=torch.int32)
+    >>> segment_decode(torch.ones(2, 1, 32), keys, values, lengths, plan)[:, 0, 0].tolist()
     [1.0, 0.5]
     """
     _check(q, keys, values, lengths, plan, scale)
@@ -93,8 +97,7 @@ def _check(
         op,
         lambda: (
             f"q is {list(q.shape)}, keys {list(keys.shape)}, values {list(values.shape)}, must "
-            "be [rows, query heads, D] "
-            "and twice [slots, key heads, D]"
+            "be [rows, query heads, D] and twice [slots, key heads, D]"
         ),
     )
     require(
@@ -146,7 +149,8 @@ def _check(
             and (q.requires_grad or keys.requires_grad or values.requires_grad)
         ),
         op,
-        "q, keys or values want a gradient, and there is none; next: call it under torch.no_grad()",
+        "q, keys or values require a gradient, which this op doesn't have; next: call it under "
+        "torch.no_grad()",
     )
     devices = {
         "q": q.device,

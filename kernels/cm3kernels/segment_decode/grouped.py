@@ -2,9 +2,9 @@
 results merged by their LSE.
 
 All rows of a shared segment are the queries of one product, so its keys are read once for all of
-them. In a run of unequal lengths neighbours of equal length go into one call: no segment pays for a
-longer one, nothing is padded, copied or masked. At small sizes calls are what costs, so a run is
-merged into the rows it has, as views, when it is done.
+them. In a run of unequal lengths, neighbours of equal length share one call: no segment pays for a
+longer one, and nothing is padded, copied or masked. At small sizes the calls dominate, so each run
+is merged into its rows, as views, when it is done.
 
 Legend: R rows, H query heads, K key heads, G = H / K, D head dimension, b segments of a run, n rows
 of a segment, M = n * G queries, L keys.
@@ -46,7 +46,7 @@ def segment_decode_grouped(
         )
         if parts is None:
             continue
-        # torch's results lie in memory query by query: no copy.
+        # torch's results are in memory query by query: no copy.
         part_ZKGD, lse_ZKG = (
             part.transpose(1, 2).reshape(b * n, -1, K, *part.shape[3:]).transpose(1, 2)
             for part in parts
@@ -69,9 +69,9 @@ def segment_decode_grouped(
 
 
 def _nothing(like: Tensor) -> tuple[Tensor, Tensor]:
-    """Results of attention to no keys: zeros, and an LSE that weighs nothing beside any other.
+    """Results of attention to no keys: zeros, and an LSE that has no weight against any other.
 
-    The smallest number and not -inf: the difference of two that are -inf is no number.
+    The smallest number and not -inf: the difference of two that are -inf would be NaN.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
     return like.new_zeros(like.shape, dtype=dtype), like.new_full(
@@ -106,13 +106,13 @@ def _attend(
     length: int,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """The run's segments from number `first` on, as many as there are queries for, all of that
+    """The run's segments from number `first` on, as many as there are queries, all of that
     length."""
     k_bKLD, v_bKLD = (
         _view(pool, run.start + first * run.capacity, run.capacity, len(q_bKMD), length)
         for pool in (keys, values)
     )
-    # The function behind scaled_dot_product_attention on a CPU, which keeps the LSE to itself.
+    # The function behind scaled_dot_product_attention on a CPU, which doesn't return the LSE.
     out_bKMD, lse_bKM = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q_bKMD, k_bKLD, v_bKLD, scale=scale
     )

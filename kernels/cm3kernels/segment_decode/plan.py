@@ -1,9 +1,9 @@
 """The plan of a decode step: which rows read which segments, cut into the kernels' work items. Made
 once per prompt.
 
-Everything that changes from step to step (how long each segment is) stays out of it, in a tensor on
+What changes from step to step (the length of each segment) is not part of it, but in a tensor on
 the device: one plan, and one captured CUDA graph, serves all steps. Layout of the cache and a drawn
-example: README.md beside this file.
+example: README.md in this folder.
 
 Legend: R rows, S segments, Z uses (a row reading a segment), N work items, P partial results (an
 item for one of its rows).
@@ -23,11 +23,11 @@ from cm3kernels._dispatch import require
 OP = "plan_segments"
 #: Keys that a kernel reads at once; the unit of splits.
 KEY_BLOCK = 64
-#: Most rows of a kernel's tile: query heads of one key head, for all rows of an item.
+#: The most rows of a kernel's tile: query heads of one key head, for all rows of an item.
 MAX_TILE = 64
-#: A partial result costs 8 bytes an element of its rows, its keys and values 2 to 8: splits are at
-#: least so many times longer than an item has queries, so that partial results stay below a quarter
-#: of the traffic.
+#: A partial result costs 8 bytes an element of its rows, its keys and values 2 to 8: splits have at
+#: least this many times as many keys as an item has queries, so that partial results stay below a
+#: quarter of the traffic.
 KEYS_PER_QUERY = 8
 #: Columns of `SegmentPlan.items`.
 SEGMENT, START, FIRST, COUNT, ROWS_BEGIN, NUM_ROWS = range(6)
@@ -39,11 +39,11 @@ class SegmentRun:
     product on a CPU.
 
     Args:
-        segments: their numbers, in the order of the pool.
+        segments: their indices, in the order of the pool.
         start: slot of the first one.
         capacity: slots of each.
         num_rows: rows that read each.
-        rows: the rows of the first, of the second, ...; no row is there twice. A slice where they
+        rows: the rows of the first, of the second, ...; no row twice. A slice where they
             are evenly spaced, else int64 [b * n] on the CPU.
     """
 
@@ -61,21 +61,21 @@ class SegmentPlan:
     Args:
         num_rows: R.
         num_query_heads, num_key_heads: of the queries and of the pool.
-        num_segments: S; `lengths` has so many entries.
-        num_slots: the pool has at least so many.
+        num_segments: S; the number of entries of `lengths`.
+        num_slots: the pool has at least this many.
         capacities: slots of each segment.
         starts: first slot of each segment.
         row_segments: the segments of each row, in order.
         items: int32 [N, 6], the kernel's work list: segment, first slot, first key, number of keys
-            (of the capacity; what lies past the present length is skipped), first of its entries in
-            `item_rows`, number of its rows.
-        item_rows: int32 [P]; the rows of all items. An entry's place is also the place of its
-            partial result.
+            (of the capacity; those past the present length are skipped), its first entry in
+            `item_rows`, its number of rows.
+        item_rows: int32 [P]; the rows of all items. An entry's index is also that of its partial
+            result.
         merge_begin: int32 [R + 1]; where each row's entries in `merge_partials` begin.
         merge_partials: int32 [P]; the partial results of row 0, of row 1, ...
         tile: rows of the kernel's tile, 16 to `MAX_TILE`, or 0 where the query heads of a key head
             exceed it.
-        runs: the work as a CPU does it, those of most rows first.
+        runs: the work as a CPU does it, runs with most rows first.
     """
 
     num_rows: int
@@ -109,19 +109,20 @@ def plan_segments(
 
     Args:
         starts: first slot of each segment in the pool.
-        capacities: slots that each segment may come to fill; a finished one's length.
+        capacities: slots that each segment may fill; for a finished one, its length.
         row_segments: for each row the segments that it reads, in order. A row may have none.
         num_query_heads, num_key_heads: the former a multiple of the latter.
         device: where the work list goes: the pool's device.
-        target_programs: programs that fill the device; splits are chosen so that there are about as
-            many when all segments are full. Default: two for each of the 132 multiprocessors of an
+        target_programs: programs that fill the device; splits are chosen to make about this many
+            items when all segments are full. Default: two for each of the 132 multiprocessors of an
             H100.
-        split: keys of a work item, instead of that choice (rounded up to a multiple of 64).
+        split: keys of a work item, overriding that choice (rounded up to a multiple of 64).
 
     Raises:
         ValueError: numbers that don't fit each other.
 
-    >>> plan = plan_segments([0, 100, 110], [100, 10, 10], [[0, 1], [0, 2]], num_query_heads=4, num_key_heads=4)
+    >>> heads = {"num_query_heads": 4, "num_key_heads": 4}
+    >>> plan = plan_segments([0, 100, 110], [100, 10, 10], [[0, 1], [0, 2]], **heads)
     >>> plan.items.tolist()  # the shared segment in two splits for both rows, then each row's own
     [[0, 0, 0, 64, 0, 2], [0, 0, 64, 36, 2, 2], [1, 100, 0, 10, 4, 1], [2, 110, 0, 10, 5, 1]]
     >>> plan.item_rows.tolist()
@@ -184,7 +185,7 @@ def _check(
     require(
         len(starts) == len(capacities),
         OP,
-        f"{len(starts)} starts and {len(capacities)} capacities, must be one of each a segment",
+        f"{len(starts)} starts and {len(capacities)} capacities, must be one of each per segment",
     )
     require(
         num_key_heads > 0 and num_query_heads > 0 and num_query_heads % num_key_heads == 0,
@@ -223,8 +224,8 @@ def _items(
     target_programs: int,
     split: int | None,
 ) -> tuple[Tensor, Tensor, int]:
-    """The work list, the rows of all items, and the tile: rows in blocks of what a tile takes, keys
-    in even splits."""
+    """The work list, the rows of all items, and the tile: rows in blocks that fit a tile, keys in
+    even splits."""
     block = max(1, MAX_TILE // group)
     num_blocks_S = _ceil_div(uses_S, block)
     # X: blocks of rows
@@ -262,8 +263,8 @@ def _items(
 def _runs(
     starts: Sequence[int], capacities: Sequence[int], row_segments: Sequence[Sequence[int]]
 ) -> tuple[SegmentRun, ...]:
-    """Segments in runs. One that a row reads twice is two, of which the second has the rows that
-    come again."""
+    """Segments in runs. One that a row reads twice counts as two, of which the second has the
+    repeated rows."""
     rows_of: dict[tuple[int, int], list[int]] = {}  # (how often before, segment)
     for row, segments in enumerate(row_segments):
         for place, segment in enumerate(segments):
@@ -298,7 +299,7 @@ def _runs(
 
 
 def _as_slice(rows: list[int]) -> slice | Tensor:
-    """A slice, which is a view of what it takes, where each row is as far from the one before."""
+    """A slice, which selects a view, where rows are evenly spaced."""
     step = rows[1] - rows[0] if len(rows) > 1 else 1
     if step > 0 and rows == list(range(rows[0], rows[-1] + 1, step)):
         return slice(rows[0], rows[-1] + 1, step)
@@ -310,7 +311,7 @@ def _ceil_div(value: Tensor, by: Tensor | int) -> Tensor:
 
 
 def _exclusive_sum(count: Tensor, *, total: bool = False) -> Tensor:
-    """Sum of what stands before each entry; `total`: and of all, at the end."""
+    """Exclusive cumulative sum; `total`: with the sum of all at the end."""
     sums = torch.cat([count.new_zeros(1), count.cumsum(0)])
     return sums if total else sums[:-1]
 

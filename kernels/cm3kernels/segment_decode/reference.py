@@ -1,5 +1,5 @@
-"""Decode attention over segments, in plain tensor algebra: the meaning of every faster
-implementation.
+"""Decode attention over segments, in plain tensor algebra: the definition that every faster
+implementation must match.
 
 Legend: R rows, H query heads, K key heads, G = H / K, D head dimension, L keys of a row.
 """
@@ -24,7 +24,7 @@ def segment_decode_reference(
     scale: float | None = None,
 ) -> Tensor:
     """See `cm3kernels.segment_decode`: a row attends to its segments' keys, one after the other.
-    Float64 for float64, else float32 inside. A loop over rows, and a copy of each row's keys: for
+    Computes in float32 (float64 for float64). A loop over rows, with a copy of each row's keys: for
     tests."""
     R, H, D = q_RHD.shape
     inside = torch.promote_types(q_RHD.dtype, torch.float32)

@@ -1,5 +1,5 @@
-"""Decode attention over segments: one launch over the plan's work list, one that merges the partial
-results.
+"""Decode attention over segments: one launch over the plan's work list, and one that merges the
+partial results.
 
 An item is a split of a segment for some of its rows. Their query heads of one key head are the rows
 of the tile, so keys and values are read once for all of them. Lengths are read on the device.
@@ -38,7 +38,7 @@ class SegmentConfig:
     num_stages: int
 
 
-#: (head dimension, bytes of an element) -> launch; the same for every tile, a longer one adds
+#: (head dimension, bytes of an element) -> launch; the same for every tile, since a longer one adds
 #: arithmetic and no loads. Float32 products are exact ("ieee", no tensor cores), and the
 #: accumulators of the longest tile fit the registers of 8 warps only.
 CONFIGS = {
@@ -165,12 +165,12 @@ def _merge_kernel(
         )
         lse = tl.load(part_lse_ptr + place, mask=n < end, other=float("-inf"))
         new_largest = tl.maximum(largest, tl.max(lse, 0))
-        # nothing yet: -inf - -inf is no number
+        # nothing so far: -inf - -inf would be NaN
         safe = tl.where(new_largest == float("-inf"), 0.0, new_largest)
         weights = tl.exp2(lse - safe)
         shrink = tl.exp2(largest - safe)
-        # An item without keys leaves its result unwritten. (By way of an integer: the interpreter
-        # keeps comparisons of floats as floats.)
+        # An item without keys leaves its result unwritten. (Via an integer: the interpreter keeps
+        # comparisons of floats as floats.)
         written = tl.where(lse > float("-inf"), 1, 0) == 1
         part = tl.load(
             part_out_ptr + place[:, None] * D + d[None, :],
@@ -278,13 +278,13 @@ def segment_decode_triton(
     require(
         dim in HEAD_DIMS,
         op,
-        f"head dimension {dim}, 'triton' has {', '.join(map(str, HEAD_DIMS))}; next: "
+        f"head dimension {dim}, 'triton' supports {', '.join(map(str, HEAD_DIMS))}; next: "
         "implementation='reference'",
     )
     require(
         q.dtype in (torch.float32, torch.float16, torch.bfloat16),
         op,
-        f"dtype {q.dtype}, 'triton' has float32, float16, bfloat16; next: "
+        f"dtype {q.dtype}, 'triton' supports float32, float16, bfloat16; next: "
         "implementation='reference'",
     )
     require(
@@ -310,7 +310,7 @@ def segment_decode_triton(
 
 
 def aot_entries() -> list[AotEntry]:
-    """Head dimensions, dtypes (float16 compiles to what bfloat16 does: one of them), tiles."""
+    """Head dimensions, dtypes (float16 compiles to the same code as bfloat16), tiles."""
     from cm3kernels.aot import AotEntry
 
     entries = []
@@ -335,7 +335,7 @@ def aot_entries() -> list[AotEntry]:
             | dict.fromkeys((*strides, "num_heads"), "i32")
         )
         for tile in (16, 32, MAX_TILE):
-            # sm_90's products of warp groups begin at 64 rows
+            # sm_90's warp group products need at least 64 rows
             product = "HGMMA" if tile == MAX_TILE else "HMMA"
             expects = (
                 {80: ("HMMA", "LDGSTS"), 90: (product, "LDGSTS")}
@@ -350,8 +350,8 @@ def aot_entries() -> list[AotEntry]:
                 "BLOCK_KEYS": config.block_keys,
                 "BLOCK_D": block_dim,
             }
-            # At head dimension 32 four warps have too little to multiply in a tile of 32 rows; keys
-            # are what takes the time.
+            # At head dimension 32, a tile of 32 rows has too little to multiply for four warps;
+            # loading keys dominates.
             multiply_adds = (
                 2 * tile * config.block_keys * block_dim if num_bytes == 2 and dim > 32 else 0
             )

@@ -1,4 +1,4 @@
-"""The command line of `cm3 bench`. Light: what is heavy is imported when it runs."""
+"""The command line of `cm3 bench`. Light: heavy modules are imported when it runs."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ def configure(parser: ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     kernels = actions.add_parser(
         "kernels",
-        help="kernels beside everything else that computes the same",
+        help="kernels compared with everything else that computes the same",
         epilog=EXAMPLE,
         formatter_class=RawDescriptionHelpFormatter,
-        description="Compare each provider's result with a float64 reference, and time those that are right: median, 20th\n"
+        description="Compare each provider's result with a float64 reference, and time those that "
+        "are right: median, 20th\n"
         "and 80th percentile, twice, with a warm and a cold cache. Prints a table; with -o also "
         "JSON and plots.",
     )
@@ -53,12 +54,12 @@ def configure(parser: ArgumentParser) -> None:
         metavar="NAME",
         help="a provider; may be given several times (default: all)",
     )
-    kernels.add_argument("-o", "--out", type=Path, help="JSON file to write; plots go beside it")
+    kernels.add_argument("-o", "--out", type=Path, help="JSON file to write; plots go next to it")
     kernels.add_argument("--quick", action="store_true", help="fewer cases and repetitions")
     kernels.add_argument(
         "--dry-run",
         action="store_true",
-        help="execute everything once on tiny inputs, time nothing; --device cuda then needs no GPU",
+        help="execute everything once on tiny inputs, untimed; --device cuda then needs no GPU",
     )
     kernels.add_argument("--threads", type=int, help="threads of torch on the CPU")
     kernels.set_defaults(run=run)
@@ -92,7 +93,7 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Do it; returns the exit code: 1 when a provider is wrong or failed."""
+    """Run it; returns the exit code: 1 when a provider is wrong or failed."""
     if args.quick and args.dry_run:
         raise CM3Error(
             "cm3 bench kernels", "--quick and --dry-run exclude each other", "leave one out"
@@ -108,7 +109,7 @@ def run(args: Namespace) -> int:
 
         check_writable(args.out)
     if args.dry_run and "triton" not in sys.modules:
-        # so that Triton's kernels run as well, on the CPU
+        # so that Triton's kernels run on the CPU, too
         os.environ.setdefault("TRITON_INTERPRET", "1")
     return _run(args)
 

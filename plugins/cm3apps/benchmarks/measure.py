@@ -1,9 +1,9 @@
-"""Time and memory. Two stopwatches of one interface, and a CUDA that is not there, so that every
-line runs without one.
+"""Time and memory. Two stopwatches with one interface, and a stand-in for CUDA, so that every line
+can run without it.
 
-A stopwatch is given several calls on different inputs. One call again and again finds its inputs in
-the cache ("warm"); enough calls in turn find nothing there ("cold"), as in a real step between
-whose kernels gigabytes of weights pass.
+A stopwatch gets several calls on different inputs. One call repeated finds its inputs in the cache
+("warm"); enough calls in rotation find nothing there ("cold"), as in a real step, which reads
+gigabytes of weights between two kernels.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 Call = Callable[[], Any]
-#: Below this a launch costs as much as the kernel: calls are captured in a CUDA graph, as
-#: generation does.
+#: Below this a launch costs as much as the kernel: calls are captured in a CUDA graph, as in
+#: generation.
 GRAPH_BELOW_US = 50.0
 CALLS_IN_A_GRAPH = 10
 MAX_REPETITIONS = 1000
@@ -35,7 +35,7 @@ class Timing:
 
     Args:
         median, p20, p80: over the repetitions.
-        num_repetitions: how many.
+        num_repetitions: number of repetitions.
         method: "processor time" (of one thread), "wall clock", "events", "graph", or "events (no
             graph: why)".
     """
@@ -62,8 +62,8 @@ class Stopwatch(ABC):
     """Times calls.
 
     Args:
-        seconds: about how long one measurement takes.
-        least: repetitions at least.
+        seconds: approximate duration of one measurement.
+        least: minimum number of repetitions.
     """
 
     def __init__(self, seconds: float, least: int) -> None:
@@ -71,12 +71,11 @@ class Stopwatch(ABC):
 
     @abstractmethod
     def time(self, calls: Sequence[Call]) -> Timing:
-        """Run the calls in turn, again and again."""
+        """Run the calls in rotation, repeatedly."""
 
     @abstractmethod
     def peak_bytes(self, call: Call) -> int | None:
-        """Memory that one call needs at most, on top of its inputs; None where that can't be
-        told."""
+        """Peak memory of one call, in addition to its inputs; None where it can't be determined."""
 
     def _num_repetitions(self, one_us: float) -> int:
         wanted = self.seconds * 1e6 / max(one_us, 0.1) if one_us == one_us else 0
@@ -84,8 +83,8 @@ class Stopwatch(ABC):
 
 
 class CPUStopwatch(Stopwatch):
-    """By the processor time of this thread where torch has one thread, which a busy machine hardly
-    changes; else by the clock."""
+    """Processor time of this thread where torch has one thread, which a busy machine hardly
+    affects; otherwise wall-clock time."""
 
     def time(self, calls: Sequence[Call]) -> Timing:
         alone = torch.get_num_threads() == 1
@@ -104,7 +103,7 @@ class CPUStopwatch(Stopwatch):
         return timing_of(times, "processor time" if alone else "wall clock")
 
     def peak_bytes(self, call: Call) -> int | None:
-        """From the profiler's record of what torch allocates and frees."""
+        """From the profiler's record of torch's allocations."""
         activities = [torch.profiler.ProfilerActivity.CPU]
         with (
             _silent_stderr(),
@@ -129,7 +128,7 @@ class CPUStopwatch(Stopwatch):
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """The profiler announces itself on the process's error output, from C++."""
+    """The profiler writes a message to the process's standard error, from C++."""
     sys.stderr.flush()
     kept = os.dup(2)
     with Path(os.devnull).open("w") as nowhere:
@@ -142,10 +141,10 @@ def _silent_stderr() -> Iterator[None]:
 
 
 class CUDAStopwatch(Stopwatch):
-    """By events on the device; short calls in a CUDA graph.
+    """Events on the device; short calls in a CUDA graph.
 
     Args:
-        cuda: `torch.cuda`, or what takes its place.
+        cuda: `torch.cuda`, or a stand-in.
     """
 
     def __init__(self, seconds: float, least: int, cuda: Any = torch.cuda) -> None:
@@ -162,7 +161,7 @@ class CUDAStopwatch(Stopwatch):
         try:
             graph, num_calls = self._capture(calls)
         except RuntimeError as error:
-            # a call that waits for the device can't be captured: that is a property worth showing
+            # a call that waits for the device can't be captured: worth reporting
             reason = str(error).strip().splitlines()[0][:80]
             times = self._by_events(calls, self._num_repetitions(first.median))
             return timing_of(times, f"events (no graph: {reason})")
@@ -182,8 +181,8 @@ class CUDAStopwatch(Stopwatch):
         return [begin.elapsed_time(end) * 1e3 for begin, end in pairs]
 
     def _capture(self, calls: Sequence[Call]) -> tuple[Any, int]:
-        """A graph of `CALLS_IN_A_GRAPH` calls or all of them, after a warm-up on a stream of its
-        own, as torch asks for."""
+        """A graph of `CALLS_IN_A_GRAPH` calls or all of them, after a warm-up on a separate stream,
+        as torch requires."""
         num_calls = max(min(CALLS_IN_A_GRAPH, self.least), len(calls))
         stream = self.cuda.Stream()
         stream.wait_stream(self.cuda.current_stream())
@@ -209,7 +208,7 @@ class CUDAStopwatch(Stopwatch):
 
 
 class AbsentCUDA:
-    """What `CUDAStopwatch` needs of `torch.cuda`, where there is none: everything is executed,
+    """Stand-in for the parts of `torch.cuda` that `CUDAStopwatch` needs: everything is executed,
     nothing is measured (NaN)."""
 
     class Event:
@@ -251,7 +250,7 @@ class AbsentCUDA:
 
 
 def cache_bytes(device: torch.device) -> int:
-    """Size of the last cache before memory."""
+    """Size of the last-level cache."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).L2_cache_size)
     sizes = [
@@ -266,14 +265,14 @@ def cache_bytes(device: torch.device) -> int:
 
 
 def copy_bandwidth(stopwatch: Stopwatch, device: torch.device, num_bytes: int) -> float:
-    """Bytes a second of copying a large tensor, read and written bytes both counted."""
+    """Bytes a second of copying a large tensor, counting both reads and writes."""
     source = torch.zeros(num_bytes // 4, device=device)
     target = torch.empty_like(source)
     return 2 * num_bytes / (stopwatch.time([lambda: target.copy_(source)]).median * 1e-6)
 
 
 def matmul_rate(stopwatch: Stopwatch, device: torch.device, side: int, dtype: torch.dtype) -> float:
-    """Operations a second of a square product."""
+    """Operations a second of a square matrix product."""
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
     return 2 * side**3 / (stopwatch.time([lambda: torch.mm(a, b, out=out)]).median * 1e-6)

@@ -1,9 +1,9 @@
-"""`cm3 bench precision`: what fewer bits of a model's weights do to what it says, on real
+"""`cm3 bench precision`: how fewer bits in a model's weights change its predictions, on real
 documents.
 
-Nothing is drawn: the decoder, arranged for inference in each precision, reads whole documents, and
-what it would have said at each place is compared with what full precision says there. Legend: T
-tokens, E width, R legal ids, n places.
+Nothing is sampled: the decoder, prepared for inference in each precision, reads whole documents,
+and its prediction at each position is compared with that of full precision. Legend: T tokens, E
+width, R legal ids, n positions.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ if TYPE_CHECKING:
     from cm3core.interfaces import InferenceDecoder
     from cm3core.model import Model
 
-HELP = "what fewer bits of a model's weights do to what it says"
+HELP = "how fewer bits in a model's weights change its predictions"
 EXAMPLE = """examples:
   cm3 bench precision
   cm3 bench precision --model runs/apples --num 64 --split comp -o precision.json"""
-#: The gate: a precision may cost at most so many nats an image code more, and must leave at least
-#: this share of the most probable codes as they are where the model isn't torn (its two best codes
-#: differ by more than `TORN` nats).
+#: The gate: the largest increase in nats per image code that a precision may cause, and the
+#: smallest share of most probable codes that it must leave unchanged where the model isn't torn
+#: (its two best codes differ by more than `TORN` nats).
 MOST_NATS, LEAST_AGREEMENT, TORN = 0.02, 0.99, 0.5
 
 
 @dataclass(frozen=True)
 class Quality:
-    """One precision beside full precision.
+    """One precision compared with full precision.
 
     Args:
         precision: its name.
-        nats: mean minus log-probability of the documents' image codes.
+        nats: mean negative log-probability of the documents' image codes.
         more: nats above full precision.
-        agreement: share of places at which the most probable code is the same.
-        sure_agreement: the same, of places at which full precision's best two codes differ by more
-            than `TORN` nats.
-        num: places.
+        agreement: share of positions at which the most probable code is the same.
+        sure_agreement: the same, over positions at which full precision's best two codes differ by
+            more than `TORN` nats.
+        num: positions.
         passes: the gate.
     """
 
@@ -69,21 +69,23 @@ def configure(parser: ArgumentParser) -> None:
         help="see `cm3 generate` (default: %(default)s)",
     )
     parser.add_argument(
-        "--split", metavar="NAME", help="of the model's data set (default: what it was trained on)"
+        "--split",
+        metavar="NAME",
+        help="split of the model's data set (default: the one it was trained on)",
     )
     parser.add_argument(
         "--num",
         type=int,
         default=32,
         metavar="N",
-        help="documents, spread over it (default: %(default)s)",
+        help="number of documents, evenly spread over the split (default: %(default)s)",
     )
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="JSON file to write")
     parser.set_defaults(run=run)
 
 
 def run(args: Namespace) -> int:
-    """Measure, print; the exit code: 1 when a precision fails the gate."""
+    """Measure and print; returns the exit code: 1 when a precision fails the gate."""
     import json
     from dataclasses import asdict
 
@@ -130,8 +132,8 @@ def run(args: Namespace) -> int:
 
 
 def sequences(model: Model, split: str | None, number: int) -> list[TokenSequence]:
-    """Documents of the model's data set, spread over it, as it was trained on them: pictures as
-    codes, nothing in front."""
+    """Documents spread evenly over the model's data set, in the form that it was trained on:
+    pictures as codes, nothing prepended."""
     from cm3core.training.validation import spread
 
     source = model.components.source if split is None else model.components.split(split)
@@ -149,7 +151,7 @@ def measure(
     some: Sequence[TokenSequence],
     precisions: Sequence[str] = ("fp32", "bf16", "int8"),
 ) -> list[Quality]:
-    """Each precision beside full precision (float32, which is measured too)."""
+    """Each precision compared with full precision (float32, which is also measured)."""
     import torch
 
     decoder = model.components.decoder
@@ -193,8 +195,8 @@ def measure(
 def _said(
     decoder: InferenceDecoder, model: Model, sequence: TokenSequence
 ) -> tuple[Tensor, Tensor]:
-    """The log-probabilities [n, R] of all codes at the places of a sequence's image codes, and the
-    codes [n] that stand there."""
+    """The log-probabilities [n, R] of all codes at the positions of a sequence's image codes, and
+    the actual codes [n]."""
     import torch
 
     vocabulary = model.components.vocabulary

@@ -18,7 +18,7 @@ def table(rows: Sequence[Mapping[str, Any]], baselines: Mapping[str, str]) -> st
 
     Args:
         rows: of `runner.run_op`.
-        baselines: op -> provider that the column "x" compares with (how many times as fast).
+        baselines: op -> provider that the column "x" compares with (the speedup).
     """
     lines: list[str] = []
     for op, case in dict.fromkeys((row["op"], row["case"]) for row in rows):
@@ -64,7 +64,7 @@ def _figures(row: Mapping[str, Any], base: float | None) -> str:
 
 
 def heading(environment: Mapping[str, Any], limits: Mapping[str, Any]) -> str:
-    """The machine, the versions and its measured ceilings."""
+    """The machine, its versions and its measured ceilings."""
     device, packages = environment["device"], environment["packages"]
     known = [f"{key} {value}" for key, value in device.items() if key != "type"]
     lines = [
@@ -85,7 +85,8 @@ def write_json(
     limits: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Everything, atomically; after each case, so that an interrupted run leaves what it has."""
+    """Write everything atomically, after each case, so that an interrupted run keeps what it
+    has."""
     document = {
         "format": FORMAT,
         "environment": environment,
@@ -98,7 +99,7 @@ def write_json(
 def write_plots(
     path: Path, rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]
 ) -> list[Path]:
-    """One picture for each op beside `path`: STEM-OP.png. A dry run draws it without points."""
+    """One plot for each op next to `path`: STEM-OP.png. A dry run draws it without points."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -116,8 +117,8 @@ def write_plots(
 def _plot(
     path: Path, op: str, rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]
 ) -> Path:
-    """Points on a logarithmic scale (on which bars would have no beginning), a band for each case,
-    a line for each provider."""
+    """Points on a logarithmic scale (on which bars would have no origin), a band for each case, a
+    line for each provider."""
     from matplotlib import pyplot
     from matplotlib.ticker import StrMethodFormatter
 
@@ -137,7 +138,7 @@ def _plot(
         ]
         at = [place + (number - (len(providers) - 1) / 2) * height for place, _ in of]
         warm = [row["warm"] for _, row in of]
-        # Percentiles of few runs may be a rounding to the wrong side of their median.
+        # With few runs, rounding may put a percentile on the wrong side of the median.
         spans = [
             [max(0.0, one["us"] - one["p20"]) for one in warm],
             [max(0.0, one["p80"] - one["us"]) for one in warm],

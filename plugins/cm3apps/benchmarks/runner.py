@@ -1,5 +1,5 @@
-"""Runs the benchmark: for each case the gate first, then time, twice, provider by provider; a wrong
-result gets no time."""
+"""Runs the benchmark: for each case, first the gate, then timing, twice, provider by provider; a
+wrong result is not timed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from cm3apps.benchmarks import measure
 from cm3apps.benchmarks.measure import Stopwatch, Timing
 from cm3core.interfaces.benchmark import Case, Inputs, Op, Provider, Where
 
-#: Caches are passed this often before an input comes again, with this many copies and bytes at
-#: most.
+#: An input is repeated only after this many times the cache's size, with at most this many copies
+#: and bytes.
 TIMES_CACHE, MAX_COPIES, MAX_COPY_BYTES = {"cpu": 2, "cuda": 5}, 64, 4 * 2**30
 PACKAGES = (
     "torch",
@@ -46,8 +46,8 @@ class Prepared:
 
 
 def stopwatch_for(where: Where) -> Stopwatch:
-    """By target; a dry run repeats as little as it can. A GPU's time is dearer, and it keeps better
-    time."""
+    """By target; a dry run repeats as little as possible. GPU time is expensive, and GPU timings
+    vary less."""
     seconds, least = {
         "full": (1.0 if where.target == "cpu" else 0.25, 20),
         "quick": (0.2, 10),
@@ -61,7 +61,7 @@ def stopwatch_for(where: Where) -> Stopwatch:
 
 
 def environment(where: Where) -> dict[str, Any]:
-    """The machine and the versions that the figures belong to."""
+    """The machine and the versions that the figures apply to."""
     found: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
@@ -102,7 +102,7 @@ def _processor() -> str:
 
 
 def _driver() -> str | None:
-    """The NVIDIA driver's version; None where it doesn't say."""
+    """The NVIDIA driver's version; None where it is unknown."""
     import subprocess
 
     try:
@@ -118,8 +118,8 @@ def _driver() -> str | None:
 
 
 def ceilings(where: Where, stopwatch: Stopwatch) -> dict[str, Any]:
-    """What this machine reaches at most, measured: bytes a second of a copy, operations a second of
-    a matrix product."""
+    """The measured ceilings of this machine: bytes a second of a copy, operations a second of a
+    matrix product."""
     large = where.target == "cuda" and not where.dry
     num_bytes = 2**30 if large else 2**20 if where.dry else 2**27
     side, dtype = (8192, torch.bfloat16) if large else (64 if where.dry else 1024, torch.float32)
@@ -146,19 +146,19 @@ def run_op(
 
     Args:
         op: what to run.
-        where: on what, how large.
+        where: device and size.
         stopwatch: from `stopwatch_for`.
         limits: from `ceilings`.
-        providers: names; none: all.
-        done: called with the rows of each case when it is finished.
+        providers: names; empty: all.
+        done: called with the rows of each case once it is finished.
 
     Returns:
         A row (a plain dict, as in the JSON) for each case and provider.
     """
     chosen = [provider for provider in op.providers if not providers or provider.name in providers]
     rows: list[dict[str, Any]] = []
-    # Beyond its limit of compilations torch runs a function uncompiled, under the name of a
-    # compiled one.
+    # Beyond its recompilation limit torch runs a function uncompiled, while it is still listed as
+    # compiled.
     with torch._dynamo.config.patch(
         recompile_limit=MOST_COMPILATIONS, accumulated_recompile_limit=MOST_COMPILATIONS
     ):
@@ -196,7 +196,7 @@ def _run_case(
         calls = _gated(op, case, provider, where, copies, expected, row)
         if calls is not None:
             prepared.append(Prepared(row, calls))
-    # all providers, then all again: the difference is what figures of this run are worth
+    # all providers, then all again: the difference shows how reliable this run's figures are
     for _ in range(1 if where.dry else 2):
         for item in prepared:
             _time(item, stopwatch)
@@ -217,7 +217,7 @@ def _gated(
     row: dict[str, Any],
 ) -> list[Callable[[], Any]] | None:
     """The provider's calls, one for each copy of the inputs; None where it can't run or is wrong,
-    and the row says why."""
+    with the reason in the row."""
     try:
         if (reason := provider.enabled(case, where)) is not None:
             row.update(status="not run", reason=reason)
@@ -225,7 +225,7 @@ def _gated(
         calls = [provider.prepare(case, inputs) for inputs in copies]
         verdict = op.gate(case, expected, calls[0]())
     except Exception as error:
-        # a provider is somebody else's code and may raise anything; the others still run
+        # a provider is foreign code and may raise anything; the others still run
         first = (str(error).strip().splitlines() or [""])[0]
         row.update(status="failed", reason=f"{type(error).__name__}: {first[:200]}")
         return None
@@ -237,7 +237,7 @@ def _gated(
     if not verdict.passed:
         row.update(
             status="wrong",
-            reason=f"{verdict.what} is {verdict.error:.2e}, may be {verdict.limit:.0e}: no time",
+            reason=f"{verdict.what} is {verdict.error:.2e}, limit {verdict.limit:.0e}: not timed",
         )
         return None
     row.update(status="dry run" if where.dry else "ok")
@@ -262,7 +262,7 @@ def _time(item: Prepared, stopwatch: Stopwatch) -> None:
 def _complete(
     item: Prepared, case: Case, where: Where, stopwatch: Stopwatch, limits: dict[str, Any]
 ) -> None:
-    """What follows from the times; in a dry run there are none, and none are kept."""
+    """Figures derived from the times; a dry run has none."""
     row, peak = item.row, stopwatch.peak_bytes(item.calls[0])
     runs = {state: row.pop(f"{state}_runs") for state in ("warm", "cold")}
     if where.dry:

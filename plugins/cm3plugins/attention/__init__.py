@@ -64,7 +64,7 @@ class TritonAttentionConfig(AttentionConfig):
             )
         import torch
 
-        from cm3kernels._dispatch import interprets
+        from cm3kernels import interprets
         from cm3plugins.attention.kernels import KernelAttention
 
         if not torch.cuda.is_available() and not interprets():

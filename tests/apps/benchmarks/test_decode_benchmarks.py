@@ -184,7 +184,7 @@ def test_the_gate_sees_what_is_wrong(fault: str) -> None:
     verdict = Faulty(fault).verify()
     assert not verdict.passed
     assert verdict.error > 3
-    assert verdict.what == "of 64 greedy tokens unlike a recomputation without a cache"
+    assert verdict.what == "of 64 greedy tokens differ from a recomputation without a cache"
 
 
 def test_baselines_out_of_range_or_stuck_fail(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,10 +339,10 @@ def test_who_is_wrong_or_fails_gets_no_time() -> None:
     told = [(row["provider"], row["status"], row.get("reason")) for row in rows]
     assert told == [
         ("fine", "ok", None),
-        ("wrong", "wrong", "3 of 64 greedy tokens unlike: no time"),
+        ("wrong", "wrong", "3 of 64 greedy tokens unlike: not timed"),
         ("broken", "failed", "RuntimeError: no such"),
-        ("short", "wrong", "codes [1, 5] where [1, 6] were due, or out of range: no time"),
-        ("outside", "wrong", "codes [1, 6] where [1, 6] were due, or out of range: no time"),
+        ("short", "wrong", "codes [1, 5], must be [1, 6] and in range: not timed"),
+        ("outside", "wrong", "codes [1, 6], must be [1, 6] and in range: not timed"),
         ("late", "failed", "MemoryError: none left"),
     ]
     assert ["seconds" in row for row in rows] == [True, False, False, False, False, True]
@@ -495,7 +495,9 @@ def test_command_measures_all_parts(
         in printed.out
     )
     assert "times one" in printed.out
-    assert "engine: 0 of 64 greedy tokens unlike a recomputation without a cache" in printed.err
+    assert (
+        "engine: 0 of 64 greedy tokens differ from a recomputation without a cache" in printed.err
+    )
 
 
 def test_interrupted_run_keeps_what_it_has(

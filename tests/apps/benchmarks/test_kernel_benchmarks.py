@@ -98,7 +98,7 @@ def test_only_right_results_get_a_time(op: DoublingOp) -> None:
     rows = runner.run_op(op, at("cpu", "quick"), measure.CPUStopwatch(0.0, 3), LIMITS)
     assert [row["status"] for row in rows] == ["ok", "wrong", "failed", "wrong", "not run"]
     assert ["warm" in row for row in rows] == [True, False, False, False, False]
-    assert rows[1]["reason"] == "relative error is 5.00e-04, may be 1e-06: no time"
+    assert rows[1]["reason"] == "relative error is 5.00e-04, limit 1e-06: not timed"
     assert rows[2]["reason"] == "RuntimeError: no such kernel"
     assert rows[3]["error"] is None
     assert rows[4]["reason"] == "is for another machine"

@@ -1,5 +1,5 @@
-"""What people use today, with random weights and a trunk of as many parameters as ours:
-transformers is imported when asked for.
+"""What is used today, with random weights and a trunk with as many parameters as ours. transformers
+is imported on demand.
 
 Both run the unconditional stream as a second half of the batch, over the same prompt with its text
 replaced by padding, and keep keys and values in transformers' `StaticCache`, whose attention reads
@@ -51,7 +51,7 @@ class TransformersProvider(DecodeProvider):
         return sum(weight.numel() for weight in self.trunk.parameters())
 
     def verify(self) -> Verdict:
-        """In the right number, in range, and not all the same."""
+        """The right number of codes, in range, and not all the same."""
         case = decode_case(self.setup, GATE_TOKENS, batch=GATE_BATCH)
         codes = self.prepare(case, {})()
         outside = int(((codes < 0) | (codes >= self.setup.size.num_codes)).sum())
@@ -85,7 +85,7 @@ class TransformersProvider(DecodeProvider):
         )
 
     def built(self, make: Callable[[], nn.Module]) -> Any:
-        """A module with random weights, ready; torch's global generator stays as it was."""
+        """A module with random weights, ready; torch's global generator is left unchanged."""
         with torch.random.fork_rng(devices=[]), torch.device(self.setup.device):
             torch.manual_seed(SEED)
             return make().to(self.setup.dtype).eval()
@@ -100,14 +100,14 @@ class TransformersProvider(DecodeProvider):
 
 
 class JanusProvider(TransformersProvider):
-    """`JanusForConditionalGeneration.generate(..., generation_mode="image")`, its vision parts as
-    small as they can be."""
+    """`JanusForConditionalGeneration.generate(..., generation_mode="image")`, with vision parts
+    that are as small as possible."""
 
     name = "janus"
 
     @cached_property
     def model(self) -> Any:
-        """The model; its generation head and aligner are Janus' own and not in the trunk."""
+        """The model; its generation head and aligner are Janus' own and not part of the trunk."""
         from transformers import (
             JanusConfig,
             JanusForConditionalGeneration,
@@ -158,7 +158,7 @@ class JanusProvider(TransformersProvider):
 
         def draw() -> Tensor:
             model.model.vision_model.config.num_image_tokens = case.parameters["tokens"]
-            # else its cache, read whole at every step, stays as long as any before it
+            # otherwise its cache, all of which every step reads, stays as long as any before it
             model._previous_max_cache_length = -1
             vars(model).pop("_cache", None)  # the same in transformers 4
             codes: Tensor = model.generate(
@@ -178,7 +178,7 @@ class JanusProvider(TransformersProvider):
 class LlamaGenProvider(TransformersProvider):
     """LlamaGen's `generate` (FoundationVision/LlamaGen, autoregressive/models/generate.py) on
     `LlamaModel`: static cache, both streams in one batch, top-k, top-p by a sort, `multinomial`; as
-    it is, or its step compiled."""
+    it is, or with its step compiled."""
 
     def __init__(
         self, setup: Setup, *, compiled: bool = False, like: LlamaGenProvider | None = None
@@ -198,7 +198,7 @@ class LlamaGenProvider(TransformersProvider):
     @cached_property
     def modules(self) -> Any:
         """Two modules: the model, over text and codes in one table, and the head over the codes
-        alone. Shared with `like`."""
+        only. Shared with `like`."""
         if self._like is not None:
             return self._like.modules
         from transformers import LlamaModel
@@ -215,14 +215,14 @@ class LlamaGenProvider(TransformersProvider):
 
     @cached_property
     def step(self) -> Any:
-        """The model as every step behind the first calls it."""
+        """The model as every step after the first calls it."""
         return torch.compile(self.modules[0], dynamic=False) if self._compiled else self.modules[0]
 
     def warm_up(self, case: Case) -> None:
         if not self._compiled:
             return super().warm_up(case)
-        # a case is a length of cache and so compiled anew; torch does it a few times and then gives
-        # up
+        # each case has another cache length and is compiled again, which torch does only a few
+        # times
         torch.compiler.reset()
         self.draw(self.prompt_ids(case), case.parameters["tokens"], num_steps=3)
 

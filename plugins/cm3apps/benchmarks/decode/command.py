@@ -1,4 +1,4 @@
-"""The command line of `cm3 bench decode`. Light: what is heavy is imported when it runs."""
+"""The command line of `cm3 bench decode`. Light: heavy modules are imported when it runs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import Any
 from cm3apps.benchmarks.decode.sizes import EXTENTS, SIZES
 from cm3core.errors import CM3Error, DeviceError, close_match
 
-HELP = "image tokens a second of our engine, beside what people use today"
+HELP = "image tokens a second of our engine, compared with what is used today"
 DESCRIPTION = (
-    "Draw the same pictures, guidance on, with our engine, transformers' Janus and a loop in "
-    "LlamaGen's manner on\n"
-    "transformers' Llama: random weights, as many of them in the layers, the same dtype and "
-    "threads. Then best of 8\n"
-    "beside one, and one long picture. Who fails the gate gets no time. Prints tables; with -o "
+    "Draw the same pictures, with guidance, with our engine, transformers' Janus and LlamaGen's "
+    "loop on\n"
+    "transformers' Llama: random weights, equally many in the layers, the same dtype and threads. "
+    "Then best of 8\n"
+    "compared with one, and one long picture. A provider that fails the gate is not timed. Prints "
+    "tables; with -o\n"
     "also JSON and plots."
 )
 EXAMPLE = """examples:
@@ -47,10 +48,14 @@ def configure(parser: ArgumentParser) -> None:
         help="image tokens a picture (default: 256 1024; with --quick 256)",
     )
     parser.add_argument(
-        "--providers", nargs="+", default=[], metavar="NAME", help="who is measured (default: all)"
+        "--providers",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="which providers to measure (default: all)",
     )
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="threads of torch on the CPU, for everybody"
+        "--threads", type=int, metavar="N", help="threads of torch on the CPU, for all providers"
     )
     parser.add_argument(
         "--quick",
@@ -64,13 +69,13 @@ def configure(parser: ArgumentParser) -> None:
         help="what to measure on (default: %(default)s)",
     )
     parser.add_argument(
-        "-o", "--out", type=Path, metavar="FILE", help="JSON file to write; plots go beside it"
+        "-o", "--out", type=Path, metavar="FILE", help="JSON file to write; plots go next to it"
     )
     parser.set_defaults(run=run)
 
 
 def run(args: Namespace) -> int:
-    """Do it; returns the exit code: 1 when a provider is wrong or failed."""
+    """Run it; returns the exit code: 1 when a provider is wrong or failed."""
     for option, numbers, least in (
         ("--batch", args.batch, 1),
         ("--tokens", args.tokens, 2),
@@ -141,7 +146,8 @@ def _run(args: Namespace) -> int:
         "load": [runner.load(), None],
     }
     print(
-        f"{kernels_report.heading(environment, limits)}\n{report.heading(setup, environment['load'][0])}",
+        f"{kernels_report.heading(environment, limits)}\n"
+        f"{report.heading(setup, environment['load'][0])}",
         flush=True,
     )
 
@@ -166,7 +172,7 @@ def _run(args: Namespace) -> int:
     )
     try:
         benchmark.run()
-    finally:  # Ctrl-C keeps what there is
+    finally:  # Ctrl-C keeps the results so far
         if benchmark.rows:
             reads, copies = (
                 limits[name] / 1e9 for name in ("read_bytes_per_s", "copy_bytes_per_s")

@@ -1,5 +1,5 @@
 """Our engine and its variants as providers, on a decoder of random weights; and the gate that each
-passes before it is timed.
+must pass before it is timed.
 
 Legend: T drawn tokens, R image codes, W width.
 """
@@ -31,10 +31,10 @@ from cm3plugins.samplers.config import CFGSamplerConfig
 from cm3plugins.text_tokenizers.byte import NUM_BYTES, ByteTokenizer
 
 #: A greedy token is right when no other code's mixed logit is higher by more than this many
-#: standard deviations of the mixed logits: rounding in the gate's own arithmetic, by the dtype of
-#: weights.
+#: standard deviations of the mixed logits: rounding in the gate's own arithmetic, by the weights'
+#: dtype.
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.1}
-#: Pictures and tokens of the gate.
+#: Number of pictures and tokens of the gate.
 GATE_BATCH, GATE_TOKENS = 2, 32
 WARM_UP_TOKENS = 4
 
@@ -42,7 +42,7 @@ WARM_UP_TOKENS = 4
 class DecodeProvider(Provider):
     """One way to draw a case's pictures.
 
-    `prepare` returns what is timed: a function that draws them all, to codes int64 [pictures,
+    `prepare` returns the timed function, which draws them all and returns codes int64 [pictures,
     tokens] on the CPU.
     """
 
@@ -51,20 +51,21 @@ class DecodeProvider(Provider):
 
     @property
     def number_bytes(self) -> tuple[float, float]:
-        """Bytes of one weight and of one number of the cache, for the floor."""
+        """Bytes of one weight and of one number in the cache, for the floor."""
         return self.setup.dtype.itemsize, self.setup.dtype.itemsize
 
     @property
     @abstractmethod
     def trunk_parameters(self) -> int:
-        """Weights of the layers; what all providers are alike in."""
+        """Weights of the layers, the same number for all providers."""
 
     @abstractmethod
     def verify(self) -> Verdict:
-        """Draw something short and judge it; whoever fails gets no time."""
+        """Draw something short and judge it; a provider that fails is not timed."""
 
     def warm_up(self, case: Case) -> None:
-        """What is done before a case's first timed call: as many pictures, of a few tokens."""
+        """Warm-up before a case's first timed call: the same number of pictures, of a few
+        tokens."""
         self.prepare(replace(case, parameters={**case.parameters, "tokens": WARM_UP_TOKENS}), {})()
 
 
@@ -74,8 +75,8 @@ class Variant:
 
     Args:
         options: keywords of `Engine`.
-        weight_bytes: of one weight, for the floor; None: those of the run's dtype. What keys and
-            values take, the engine says.
+        weight_bytes: of one weight, for the floor; None: those of the run's dtype. The engine
+            reports the size of keys and values.
         rounding: see `ROUNDING`; None: by the run's dtype.
     """
 
@@ -84,7 +85,7 @@ class Variant:
     rounding: float | None = None
 
 
-#: Provider -> how it differs. A line here is all that a new variant takes.
+#: Provider -> how it differs. A new variant needs only a line here.
 VARIANTS: dict[str, Variant] = {
     "engine": Variant(),
     "engine-bf16": Variant({"precision": "bf16"}, weight_bytes=2, rounding=0.1),
@@ -93,12 +94,13 @@ VARIANTS: dict[str, Variant] = {
 
 
 class RandomModel:
-    """A decoder of random weights with all that an engine needs; made once, for all variants.
+    """A decoder with random weights and everything that an engine needs; made once, for all
+    variants.
 
-    The weights are such that every layer changes its input about as much as the input is large,
-    that the head isn't the embedding, and that logits spread by about 2: else greedy tokens would
-    be the same whatever the cache holds, and drawn ones the same as greedy ones, and the gate would
-    be blind.
+    The weights are chosen so that every layer changes its input by about the input's own size, that
+    the head isn't the embedding, and that logits have a spread of about 2: otherwise greedy tokens
+    would be the same whatever the cache contains, sampled tokens the same as greedy ones, and the
+    gate would see nothing.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -107,7 +109,7 @@ class RandomModel:
 
     @cached_property
     def decoder(self) -> Decoder:
-        """Made when it is first asked for; torch's global generator stays as it was."""
+        """Made on first use; torch's global generator is left unchanged."""
         size = self.setup.size
         config = CM3LeonConfig(
             num_layers=size.num_layers,
@@ -121,7 +123,7 @@ class RandomModel:
             torch.manual_seed(SEED)
             decoder = config.build(self.vocabulary, SDPAAttentionConfig().build(), (1, 1))
             for name, weight in decoder.module.named_parameters():
-                spread = 2.0 if name.startswith("embed_output") else 1.0  # of what comes out of it
+                spread = 2.0 if name.startswith("embed_output") else 1.0  # of its output
                 weight.normal_(
                     std=1.0
                     if name.startswith(("embed_tokens", "embed_pos"))
@@ -130,13 +132,13 @@ class RandomModel:
         return decoder.to(self.setup.dtype).eval()
 
     def serializer(self, tokens: int) -> Serializer:
-        """For pictures of so many tokens."""
+        """For pictures of this many tokens."""
         return Serializer(self.vocabulary, self.text_tokenizer, grid_of(tokens))
 
 
 def sampler(temperature: float = 1.0) -> Sampler:
-    """What every provider does to its logits: guidance, top-k, top-p; our plausibility set, which
-    the others lack, is off."""
+    """What every provider applies to its logits: guidance, top-k, top-p; our plausibility set,
+    which the others lack, is off."""
     return CFGSamplerConfig(
         guidance_scale=GUIDANCE,
         temperature=temperature,
@@ -150,7 +152,7 @@ class EngineProvider(DecodeProvider):
     """`cm3core.generation.engine.Engine`.
 
     Args:
-        name: of the variant.
+        name: the variant's.
         setup: what providers have in common.
         variant: see `Variant`.
         model: shared by the variants.
@@ -161,7 +163,7 @@ class EngineProvider(DecodeProvider):
         self.name, self.variant, self.model = name, variant, model
 
     def enabled(self, case: Case, where: Where) -> str | None:
-        """A precision that this machine doesn't do is told when the engine is made."""
+        """A precision that this machine doesn't support is reported when the engine is made."""
         if self.variant.options.get("precision") == "bf16" and self.setup.dtype == torch.bfloat16:
             return "is the engine as it is"
         try:
@@ -187,7 +189,7 @@ class EngineProvider(DecodeProvider):
         )
 
     def engine(self, tokens: int, pictures: int, temperature: float = 1.0) -> Engine:
-        """For pictures of so many tokens, all of them in one batch."""
+        """For pictures of this many tokens, all of them in one batch."""
         options: dict[str, Any] = {
             "max_rows": 2 * pictures,
             "num_threads": self.setup.threads,
@@ -206,7 +208,7 @@ class EngineProvider(DecodeProvider):
     def drawing(
         self, case: Case, progress: Progress | None = None, temperature: float = 1.0
     ) -> Callable[[], Tensor]:
-        """What is timed; `progress` as `Engine.complete` calls it."""
+        """The timed function; `progress` as `Engine.complete` calls it."""
         requests = requests_of(case)
         engine = self.engine(case.parameters["tokens"], len(requests), temperature)
         return lambda: codes_of(
@@ -224,13 +226,15 @@ class EngineProvider(DecodeProvider):
             for request, codes in zip(requests_of(case), drawn, strict=True)
         )
         return Verdict(
-            unlike, 0, f"of {drawn.numel()} greedy tokens unlike a recomputation without a cache"
+            unlike,
+            0,
+            f"of {drawn.numel()} greedy tokens differ from a recomputation without a cache",
         )
 
     @torch.inference_mode()
     def _unlike(self, request: Request, codes_T: Tensor, rounding: float) -> int:
-        """How many codes are not the most probable one behind those before them: none, exactly if
-        the whole picture is the greedy one. All positions at once, without a cache."""
+        """How many codes are not the most probable ones given those before them: none if and only
+        if the whole picture is the greedy one. All positions at once, without a cache."""
         serializer, decoder, image = (
             self.model.serializer(len(codes_T)),
             self.model.decoder,

@@ -12,12 +12,12 @@ from cm3apps.benchmarks.decode.workload import Setup
 from cm3core.files import atomic_path
 
 Row = Mapping[str, Any]
-#: The provider that others are compared with: our engine as it is.
+#: The provider that others are compared with: our engine with its defaults.
 OURS = next(iter(VARIANTS))
 
 
 def heading(setup: Setup, load: float | None) -> str:
-    """What is decoded, and how busy the machine is."""
+    """The decoder, and the load of the machine."""
     size, dtype = setup.size, str(setup.dtype).removeprefix("torch.")
     return (
         f"decoder {size.name}: {size.num_layers} layers of width {size.width}, "
@@ -27,9 +27,9 @@ def heading(setup: Setup, load: float | None) -> str:
 
 
 def completed(rows: Sequence[Row], limits: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows with what depends on other rows and on the bandwidth: `of_read` and `of_copy`, the
-    floor's share of a step's time; and `engine_x`, how many times as fast as this provider our
-    engine is in this case."""
+    """The rows with the values that depend on other rows and on the bandwidth: `of_read` and
+    `of_copy`, the floor's share of a step's time; and `engine_x`, our engine's speedup over this
+    provider in this case."""
     speed = {
         (row["part"], row["case"]): row["tokens_per_s"]
         for row in rows
@@ -78,7 +78,7 @@ def _figures(row: Row) -> str:
         f"{seconds['p20']:.2f}-{seconds['p80']:.2f}",
         f"{row['engine_x']:.2f}" if "engine_x" in row else "",
     )
-    # a run went wrong behind good ones
+    # a run failed after good ones
     status = "" if row["status"] == "ok" else f"  {row['status']}: {row['reason']}"
     return (
         f"{seconds['median']:>9.2f} {span:>17} {len(seconds['runs']):>4} "
@@ -108,8 +108,8 @@ def quarters(points: Sequence[Sequence[float]]) -> tuple[float, float]:
 def write_plots(
     path: Path, rows: Sequence[Row], environment: Mapping[str, Any], limits: Mapping[str, Any]
 ) -> list[Path]:
-    """Pictures beside `path`, of what there is: STEM-speed.png and STEM-length.png. `rows` are
-    `completed`."""
+    """Plots next to `path`, of the parts that were run: STEM-speed.png and STEM-length.png. `rows`
+    are `completed`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -132,8 +132,8 @@ def write_plots(
 
 
 def _plot_speed(path: Path, rows: Sequence[Row], title: str, limits: Mapping[str, Any]) -> Path:
-    """A group for each case: tokens a second, and milliseconds a step with p20 to p80 and a stroke
-    at the floor (reading)."""
+    """A group for each case: tokens a second, and milliseconds a step with p20 to p80 and a mark at
+    the floor (reading)."""
     from matplotlib import pyplot
 
     cases, providers = (
@@ -179,15 +179,14 @@ def _plot_speed(path: Path, rows: Sequence[Row], title: str, limits: Mapping[str
     both[0].set_yticks(range(len(cases)), cases, fontsize=8)
     both[0].invert_yaxis()
     both[0].set_xlabel("image tokens a second of finished pictures, guidance on")
-    both[1].set_xlabel("milliseconds a step (stroke: what must be read at least)")
+    both[1].set_xlabel("milliseconds a step (mark: the minimum that must be read)")
     both[1].set_xscale("log")
     both[0].legend(fontsize=7)
     return _saved(path, figure, title)
 
 
 def _plot_length(path: Path, rows: Sequence[Row], title: str, limits: Mapping[str, Any]) -> Path:
-    """Time against tokens of one long picture: as it adds up, and a token's at a time with its
-    floor."""
+    """Time against tokens of one long picture: cumulative, and per token with its floor."""
     from matplotlib import pyplot
 
     figure, both = pyplot.subplots(1, 2, figsize=(11, 4))

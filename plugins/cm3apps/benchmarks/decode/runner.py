@@ -1,9 +1,10 @@
-"""Runs the benchmark: the gate, then three parts; after every single run the rows say what is known
-so far.
+"""Runs the benchmark: the gate, then three parts; after every single run the rows contain what
+is known so far.
 
-compare      every provider draws the same pictures; the providers take turns, so that a busy minute meets all of them
-candidates   N pictures of one prompt beside one picture, our engine alone
-length       one long picture, the time after each row of it, our engine alone
+compare      every provider draws the same pictures; the providers alternate, so that a busy
+             minute affects all of them
+candidates   N pictures of one prompt compared with one picture, only our engine
+length       one long picture, the time after each of its rows, only our engine
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from cm3apps.benchmarks.measure import Stopwatch
 from cm3core.interfaces.benchmark import Case, Where
 
 Row = dict[str, Any]
-#: Bytes that are read to measure how fast memory reads: many times any cache.
+#: Bytes that are read to measure read bandwidth: many times any cache.
 READ_BYTES = {"cpu": 2**28, "cuda": 2**30}
-#: Points of the curve of cost against length, at most.
+#: The most points of the curve of cost against length.
 NUM_POINTS = 64
 
 
@@ -40,20 +41,20 @@ def all_providers(setup: Setup) -> list[DecodeProvider]:
 
 
 def load() -> float | None:
-    """Processes that want to run, the mean over a minute; None where the system doesn't say."""
+    """Runnable processes, the mean over a minute; None where the system doesn't report it."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def read_bandwidth(stopwatch: Stopwatch, device: torch.device, num_bytes: int) -> float:
-    """Bytes a second of summing a large tensor: what products of few rows can reach, which read and
-    hardly write."""
+    """Bytes a second of summing a large tensor: what products of few rows, which read and hardly
+    write, can reach."""
     source = torch.ones(num_bytes // 4, device=device)
     return num_bytes / (stopwatch.time([source.sum]).median * 1e-6)
 
 
 @dataclass
 class Job:
-    """A provider that draws one case, what its runs took, and whether it may have another."""
+    """A provider that draws one case, the times of its runs, and whether it may run again."""
 
     row: Row
     draw: Callable[[], Tensor]
@@ -68,13 +69,13 @@ class Benchmark:
         setup: size, device, dtype, threads.
         providers: of `all_providers`.
         where: device and extent ("full" or "quick").
-        extent: what to measure.
+        extent: how much to measure.
         limits: from the kernels' `runner.ceilings`; `read_bytes_per_s` is added, and both
-            bandwidths grow when a later measurement finds more: a neighbour's work must not make a
-            step look near the floor.
+            bandwidths grow when a later measurement finds more: other load on the machine must not
+            make a step look near the floor.
         changed: called with all rows whenever one has changed.
-        done: called with a case's rows when it is finished.
-        told: called with a line when there is something to say.
+        done: called with a case's rows once it is finished.
+        told: called with a line when there is something to report.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Benchmark:
         self.rows: list[Row] = []
         self._stopwatch, self._changed, self._done, self._told = stopwatch, changed, done, told
         self._refusals: dict[str, Row] = {}
-        # then the process's own time: a busy machine hardly changes it
+        # then the process's own time: a busy machine hardly affects it
         alone = where.device.type == "cpu" and setup.threads == 1
         self._now, self._method = (
             (time.process_time, "processor time") if alone else (time.perf_counter, "wall clock")
@@ -133,7 +134,7 @@ class Benchmark:
             )
 
     def gate(self) -> None:
-        """Who may be timed: fills in, for those who may not, why."""
+        """The providers that may be timed; fills in the reason for the others."""
         case = decode_case(self.setup, self.extent.tokens[0])
         for provider in self.providers:
             if (reason := provider.enabled(case, self.where)) is not None:
@@ -142,13 +143,13 @@ class Benchmark:
             try:
                 verdict = provider.verify()
             except Exception as error:
-                # a provider is somebody else's code and may raise anything; the others still run
+                # a provider is foreign code and may raise anything; the others still run
                 self._refuse(provider, **_failure(error))
                 continue
             self._told(f"{provider.name}: {verdict.error:g} {verdict.what}")
             if not verdict.passed:
                 self._refuse(
-                    provider, status="wrong", reason=f"{verdict.error:g} {verdict.what}: no time"
+                    provider, status="wrong", reason=f"{verdict.error:g} {verdict.what}: not timed"
                 )
 
     def _refuse(self, provider: DecodeProvider, **why: str) -> None:
@@ -156,8 +157,8 @@ class Benchmark:
         self._refusals[provider.name] = dict(why)
 
     def part(self, name: str, work: Sequence[tuple[DecodeProvider, Case]]) -> list[Row]:
-        """Time each provider on its case, in turns, until each has had its time; one run at
-        least."""
+        """Time each provider on its case, alternating, until each has used its time; at least one
+        run."""
         rows, jobs = [], []
         for provider, case in work:
             rows.append(self._row(name, provider, case))
@@ -188,7 +189,7 @@ class Benchmark:
         return job
 
     def _finish(self, rows: list[Row]) -> None:
-        """Behind each case."""
+        """After each case."""
         self.measure_bandwidth()
         self._changed(self.rows)
         self._done(rows)
@@ -199,7 +200,7 @@ class Benchmark:
         return not job.stopped and not (job.seconds and enough)
 
     def _draw(self, job: Job) -> None:
-        """One run: its time, and a look at what it drew."""
+        """One run: its time, and a check of what it drew."""
         row, parameters = job.row, job.row["parameters"]
         shape = (parameters["batch"] * parameters["candidates"], parameters["tokens"])
         try:
@@ -218,7 +219,7 @@ class Benchmark:
             job.stopped = True
             row.update(
                 status="wrong",
-                reason=f"codes {list(codes.shape)} where {list(shape)} were due, or out of range: no time",
+                reason=f"codes {list(codes.shape)}, must be {list(shape)} and in range: not timed",
             )
             return
         job.seconds.append(seconds)
@@ -241,7 +242,7 @@ class Benchmark:
         self._changed(self.rows)
 
     def _row(self, part: str, provider: DecodeProvider, case: Case) -> Row:
-        """A row that says that it was interrupted, until there is something better to say."""
+        """A row that reports an interruption until there is a result."""
         row: Row = {
             "part": part,
             "case": case.name,
@@ -259,12 +260,12 @@ class Benchmark:
         return row
 
     def compare(self, batch: int, tokens: int) -> None:
-        """Everybody draws the same."""
+        """All providers draw the same."""
         case = decode_case(self.setup, tokens, batch=batch)
         self._finish(self.part("compare", [(provider, case) for provider in self.providers]))
 
     def candidates(self, providers: Sequence[EngineProvider], tokens: int) -> None:
-        """N pictures of one prompt beside one."""
+        """N pictures of one prompt compared with one."""
         one, many = (
             decode_case(
                 self.setup, tokens, candidates=count, name=f"{count} of one prompt, {tokens} tokens"
@@ -282,8 +283,8 @@ class Benchmark:
         self._finish(rows)
 
     def length(self, provider: EngineProvider) -> None:
-        """One long picture, once: (tokens, seconds since the start) as the engine tells of its
-        progress."""
+        """One long picture, once: (tokens, seconds since the start) from the engine's progress
+        reports."""
         tokens = self.extent.longest
         case = decode_case(self.setup, tokens, name=f"one picture of {tokens} tokens")
         row = self._row("length", provider, case)
@@ -311,7 +312,7 @@ class Benchmark:
 
 
 def thinned(stamps: Sequence[tuple[int, float]], distance: int) -> list[tuple[int, float]]:
-    """Those at least `distance` tokens behind the one kept before; the last one always.
+    """Points at least `distance` tokens after the previous one that is kept; always the last one.
 
     >>> thinned([(1, 0.1), (2, 0.2), (4, 0.3), (5, 0.4)], 2)
     [(2, 0.2), (4, 0.3), (5, 0.4)]

@@ -1,4 +1,4 @@
-"""Decoder sizes and what is measured of each. Light: no torch here."""
+"""Decoder sizes and how much is measured. Light: no torch here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Size:
     """One decoder.
 
     Args:
-        name: what `--size` calls it.
+        name: its name in `--size`.
         num_layers, width, num_heads, d_ff: of the trunk; ours has two feed-forward matrices.
         num_codes: image codes, the slice of the head that is computed.
     """
@@ -24,8 +24,8 @@ class Size:
 
     @property
     def trunk_parameters(self) -> int:
-        """Weights of the layers, which every step reads: four square matrices and two of the
-        feed-forward layer each.
+        """Weights of the layers, which every step reads: in each, four square matrices and the two
+        of the feed-forward layer.
 
         >>> Size("x", 2, 4, 1, 16).trunk_parameters
         384
@@ -57,16 +57,15 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Extent:
-    """How much a run measures where nothing else is asked for.
+    """How much a run measures by default.
 
     Args:
         size: name of the decoder.
         batch: requests at once.
         tokens: image tokens a picture.
-        candidates: of the best-of-N part.
+        candidates: in the best-of-N part.
         longest: image tokens of the picture that shows cost against length.
-        seconds, max_runs: a provider's runs of a case end when it has spent so long, or has run so
-            often.
+        seconds, max_runs: a provider's runs of a case end after this many seconds or runs.
     """
 
     size: str

@@ -1,7 +1,7 @@
-"""What is decoded: prompts, cases, and the bytes that must be read at least.
+"""What is decoded: prompts, cases, and the minimum number of bytes that must be read.
 
-Prompts are random letters, all of one length and no two alike: no provider pads, and none shares
-what real prompts don't share. Legend: W width, L layers.
+Prompts are random letters, all of one length and no two equal: no provider pads, and none shares
+what real prompts wouldn't share. Legend: W width, L layers.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from cm3apps.benchmarks.decode.sizes import Size
 from cm3core.interfaces.benchmark import Case
 
-#: Tokens of a conditional prompt: a text of bytes between two specials. Of our unconditional one:
-#: <eos> <sentinel:0> <break>.
+#: Tokens of a conditional prompt: a text of bytes between two special tokens. Of our unconditional
+#: one: <eos> <sentinel:0> <break>.
 PROMPT_TOKENS, UNCONDITIONAL_TOKENS = 64, 3
 SEED = 20_240_229
 
@@ -29,7 +29,7 @@ class Setup:
 
     Args:
         size: of the decoder.
-        context: most tokens of a prompt and a picture together that will be asked for.
+        context: the largest number of tokens of a prompt and a picture together.
         device, dtype: of weights and caches.
         threads: of torch on the CPU.
     """
@@ -44,8 +44,8 @@ class Setup:
 def decode_case(
     setup: Setup, tokens: int, *, batch: int = 1, candidates: int = 1, name: str = ""
 ) -> Case:
-    """`batch` prompts with `candidates` pictures of `tokens` image tokens each; at a time only one
-    of the two is above 1.
+    """`batch` prompts with `candidates` pictures of `tokens` image tokens each; only one of the two
+    is above 1.
 
     `num_bytes` is what all steps together must read, with weights and cache in the case's dtype.
     """
@@ -69,13 +69,13 @@ def decode_case(
 def step_bytes(
     size: Size, parameters: Mapping[str, Any], drawn: float, weight_bytes: float, cache_bytes: float
 ) -> float:
-    """Bytes that a step must read at least when `drawn` tokens of each picture are in the cache:
-    weights once, and each stream's keys and values. Candidates share their prompts; the three
-    tokens that all unconditional streams have in common count apiece.
+    """The minimum number of bytes that a step reads when `drawn` tokens of each picture are in the
+    cache: weights once, and each stream's keys and values. Candidates share their prompts; the
+    three tokens that all unconditional streams have in common count for each.
 
     Args:
         size: of the decoder.
-        parameters: of the case.
+        parameters: those of the case.
         drawn: tokens of each picture.
         weight_bytes, cache_bytes: of one number.
     """
@@ -89,8 +89,8 @@ def step_bytes(
 def least_bytes(
     size: Size, parameters: Mapping[str, Any], weight_bytes: float, cache_bytes: float
 ) -> float:
-    """The mean of `step_bytes` over a picture's passes. The first, which reads the prompts, counts
-    as one without a cache."""
+    """The mean of `step_bytes` over a picture's passes. The first, which processes the prompts,
+    counts as one without a cache."""
     tokens: int = parameters["tokens"]
     no_cache = step_bytes(size, parameters, 0, weight_bytes, 0)
     return (
@@ -110,7 +110,7 @@ def prompt_text(number: int) -> str:
 
 
 def prompts_of(case: Case) -> list[str]:
-    """A text for each picture; candidates have the same."""
+    """A text for each picture; candidates share one."""
     return [
         prompt_text(number)
         for number in range(case.parameters["batch"])
@@ -119,7 +119,7 @@ def prompts_of(case: Case) -> list[str]:
 
 
 def grid_of(tokens: int) -> tuple[int, int]:
-    """The most nearly square grid of so many codes.
+    """The most nearly square grid of this many codes.
 
     >>> grid_of(256), grid_of(128), grid_of(7)
     ((16, 16), (8, 16), (1, 7))

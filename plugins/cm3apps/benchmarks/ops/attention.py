@@ -1,6 +1,6 @@
 """Training attention: causal, and packed documents; forward, and forward with backward.
 
-Legend: B rows, T tokens, H heads, D head dimension. Documents are of equal length as far as T
+Legend: B rows, T tokens, H heads, D head dimension. Documents have equal lengths as far as T
 allows.
 """
 
@@ -27,7 +27,8 @@ from cm3core.interfaces.benchmark import (
 )
 from cm3kernels.attention import IMPLEMENTATIONS, AttentionPlan, attention
 
-#: Largest relative error of an output or gradient; low precisions lose it in the products' inputs.
+#: Largest relative error of an output or gradient; low precisions lose accuracy in the products'
+#: inputs.
 LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 SHAPES = {
     ("cuda", "full"): [(8, 16, 4096, 64), (8, 16, 4096, 96), (1, 32, 4096, 128)],
@@ -39,7 +40,7 @@ DRY_SHAPES = [(1, 2, 24, 32)]
 
 
 class AttentionOp(Op):
-    """`cm3kernels.attention` and its like."""
+    """`cm3kernels.attention` and its alternatives."""
 
     name, baseline = "attention", "sdpa flash"
 
@@ -121,7 +122,7 @@ class AttentionOp(Op):
 
 
 def document_lengths(num_tokens: int, num_documents: int) -> list[int]:
-    """Equal as far as possible.
+    """Lengths that are as equal as possible.
 
     >>> document_lengths(16, 3)
     [6, 5, 5]
@@ -200,10 +201,10 @@ class SDPAProvider(Provider):
             SDPBackend.CUDNN_ATTENTION,
             SDPBackend.EFFICIENT_ATTENTION,
         ):
-            return "is for CUDA"
+            return "needs CUDA"
         masked = case.parameters["num_documents"] > 1
         if masked and where.device.type == "cuda" and self._backend == SDPBackend.FLASH_ATTENTION:
-            return "takes no mask, and documents need one"
+            return "has no mask, which documents need"
         return None
 
     def prepare(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
@@ -223,7 +224,7 @@ class SDPAProvider(Provider):
 
 
 class FlexProvider(Provider):
-    """FlexAttention, compiled, with a block mask made beforehand."""
+    """FlexAttention, compiled, with a precomputed block mask."""
 
     name = "flex"
 
@@ -266,8 +267,8 @@ def compiled_flex() -> Any:
 
 
 class XformersProvider(Provider):
-    """xformers' attention, from `mslk` where that is installed (its newer home); rows and documents
-    as one packed sequence."""
+    """xformers' attention, from `mslk` where that is installed (its new package); rows and
+    documents as one packed sequence."""
 
     name = "xformers"
 
@@ -293,13 +294,13 @@ class XformersProvider(Provider):
 
 
 def xformers_module() -> Any:
-    """The module with `memory_efficient_attention`; a reason (a text) where there is none."""
+    """The module with `memory_efficient_attention`; a reason (a string) where there is none."""
     import importlib
 
     reasons = []
     for name in ("mslk.attention.fmha", "xformers.ops.fmha"):
         try:
             return importlib.import_module(name)
-        except (ImportError, OSError) as error:  # OSError: its libraries are for another CUDA
+        except (ImportError, OSError) as error:  # OSError: its libraries are built for another CUDA
             reasons.append(f"{name}: {str(error).splitlines()[0][:80]}")
     return "; ".join(reasons)

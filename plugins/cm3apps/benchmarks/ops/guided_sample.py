@@ -1,5 +1,5 @@
 """Guided sampling of one step: two streams a request, filters, one id. Ours all draw the same id;
-others by torch's own noise.
+the others use torch's own noise.
 
 Legend: n requests, S = 2 n stream rows (all conditional ones first), V ids.
 """
@@ -28,7 +28,7 @@ GUIDANCE, TOP_K, TOP_P, ALPHA, PLAUSIBLE_K, PLAUSIBLE_P, MIN_P, TYPICAL_P = (
     0.02,
     0.9,
 )
-#: Which filters each kind of case has.
+#: The filters of each kind of case.
 KINDS: dict[str, frozenset[str]] = {
     "cfg": frozenset(),
     "cfg+top_p": frozenset({"top_p"}),
@@ -44,7 +44,7 @@ FILTER_NAMES = {
     "min_p": "min-p",
     "typical": "typical sampling",
 }
-#: Kinds that are measured at these sizes alone.
+#: Kinds that are measured only at these sizes.
 ONLY_AT = {"cfg+plausible": [(1, 1024), (8, 8192)], "cfg+min_p+typical": [(8, 8192)]}
 SIZES = {
     ("cuda", "full"): [(n, V) for n in (1, 8, 32, 132, 256) for V in (8192, 64512)],
@@ -52,15 +52,16 @@ SIZES = {
     ("cpu", "full"): [(1, 1024), (1, 8192), (8, 8192), (8, 64512)],
     ("cpu", "quick"): [(8, 8192)],
 }
-#: Positions before the first comes again.
+#: Number of positions before the first is repeated.
 NUM_POSITIONS = 256
-#: Half the summed difference of two distributions; what one id on the edge of a filter may move.
+#: Limit for half the summed difference of two distributions: what one id at a filter's threshold
+#: may change.
 DISTRIBUTION_LIMIT = 5e-3
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What is right.
+    """The expected result.
 
     Args:
         tokens: ids that the reference draws: with its own arithmetic, and with temperatures off by
@@ -73,7 +74,7 @@ class Expected:
 
 
 class GuidedSampleOp(Op):
-    """`cm3kernels.guided_sample` and its like."""
+    """`cm3kernels.guided_sample` and its alternatives."""
 
     name, baseline = "guided_sample", "torch chain compiled"
 
@@ -148,9 +149,9 @@ class GuidedSampleOp(Op):
         return Expected(tokens, chain(inputs, torch.float64))
 
     def gate(self, case: Case, expected: Expected, output: Any) -> Verdict:
-        if isinstance(output, Tensor):  # ours: the very tokens
+        if isinstance(output, Tensor):  # ours: exactly these tokens
             right = torch.stack([output == tokens for tokens in expected.tokens]).any(dim=0)
-            return Verdict(float((~right).sum()), 0.0, "tokens unlike the reference's")
+            return Verdict(float((~right).sum()), 0.0, "tokens that differ from the reference's")
         tokens, probabilities = output
         outside = float((expected.probabilities.gather(1, tokens[:, None]) == 0).sum())
         if probabilities is None or outside:
@@ -158,15 +159,15 @@ class GuidedSampleOp(Op):
         return Verdict(
             float((probabilities.double() - expected.probabilities).abs().sum(1).max() / 2),
             DISTRIBUTION_LIMIT,
-            "distance of distributions",
+            "distance between distributions",
         )
 
 
 def our_call(
     implementation: str, case: Case, inputs: Inputs, temperature: float | None = None
 ) -> Callable[[], Any]:
-    """Ours, at one position after the other as an engine asks; a temperature other than None is for
-    `Expected`."""
+    """Ours, at one position after the other, as an engine requests them; a temperature other than
+    None is for `Expected`."""
     temperature_n = (
         None
         if temperature is None
@@ -192,8 +193,8 @@ def our_call(
 
 
 def chain(inputs: Inputs, dtype: torch.dtype) -> Tensor:
-    """The filtered distribution [n, V], as one writes it in torch: mix, plausibility, top-k, top-p
-    by a sort, min-p, typical by a sort."""
+    """The filtered distribution [n, V], as usually written in torch: mix, plausibility, top-k,
+    top-p by a sort, min-p, typical by a sort."""
     logits, infinity = inputs["logits"].to(dtype), float("-inf")
     n = len(inputs["rows"])
     conditional, unconditional = logits[:n], logits[n:]
@@ -229,7 +230,7 @@ def chain(inputs: Inputs, dtype: torch.dtype) -> Tensor:
 
 
 def _behind(keys: Tensor, logits: Tensor, p_n: Tensor) -> Tensor:
-    """Ids behind those of the largest keys whose probability reaches p, bool [n, V]."""
+    """Ids after those of the largest keys whose probability reaches p, bool [n, V]."""
     order = keys.sort(dim=1, descending=True).indices
     mass = logits.gather(1, order).softmax(1)
     behind = (mass.cumsum(1) - mass >= p_n.to(mass.dtype)[:, None]) & (p_n[:, None] < 1)
@@ -237,14 +238,14 @@ def _behind(keys: Tensor, logits: Tensor, p_n: Tensor) -> Tensor:
 
 
 def chain_and_draw(inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """Tokens and their distribution; by the race of exponentials, which needs no wait for the
-    device as `multinomial` does."""
+    """Tokens and their distribution; by a race of exponentials, which, unlike `multinomial`, does
+    not wait for the device."""
     probabilities = chain(inputs, torch.float32)
     return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(1), probabilities
 
 
 class ChainProvider(TorchProvider):
-    """The chain of torch operations that people write."""
+    """The usual chain of torch operations."""
 
     def prepare(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
         function, given = (
@@ -255,7 +256,7 @@ class ChainProvider(TorchProvider):
 
 
 def _lacking(case: Case, filters: frozenset[str]) -> str | None:
-    """Why a provider with those filters can't run a case; None: it can."""
+    """Why a provider with these filters can't run a case; None: it can."""
     lacking = sorted(KINDS[case.parameters["kind"]] - filters)
     return f"has no {', '.join(FILTER_NAMES[name] for name in lacking)}" if lacking else None
 
@@ -307,8 +308,8 @@ class HuggingFaceProvider(Provider):
 
 
 class FlashInferProvider(Provider):
-    """flashinfer's sampler without a sort, after mixing in torch. Its gate is weaker: it shows no
-    distribution."""
+    """flashinfer's sampler without a sort, after mixing in torch. Its gate is weaker: it doesn't
+    expose a distribution."""
 
     name = "flashinfer"
     filters = frozenset({"top_k", "top_p"})
@@ -319,7 +320,7 @@ class FlashInferProvider(Provider):
         if importlib.util.find_spec("flashinfer") is None:
             return "flashinfer is not installed"
         if where.device.type == "cpu":
-            return "is for CUDA"
+            return "needs CUDA"
         return _lacking(case, self.filters)
 
     def prepare(self, case: Case, inputs: Inputs) -> Callable[[], Any]:

@@ -1,5 +1,4 @@
-"""The loss over a tied vocabulary with its gradients: fused, against logits that lie in memory
-whole.
+"""The loss over a tied vocabulary with its gradients: fused, compared with all logits in memory.
 
 Legend: N tokens, E model dimension, V ids.
 """
@@ -39,8 +38,8 @@ NUM_GROUPS = 4
 
 
 class LinearCrossEntropyOp(Op):
-    """`cm3kernels.linear_cross_entropy` and its like: the loss, and the gradients of hidden states
-    and head."""
+    """`cm3kernels.linear_cross_entropy` and its alternatives: the loss, and the gradients of hidden
+    states and head."""
 
     name, baseline = "linear_cross_entropy", "torch"
 

@@ -2,10 +2,10 @@
 unconditional stream.
 
 The conditional streams share the prompt's keys, the unconditional ones three tokens; each stream
-has its own keys behind that. The alternative that everybody has: each stream a whole cache of its
-own; torch's attention on it, filled up to the longest, and our own on it ("unshared"), which tells
-what the sharing brings from what the kernel does. Legend: R = 2 N rows, H query heads, K key heads,
-D head dimension, P prompt, L generated tokens.
+has its own keys after that. The usual alternative is a whole cache for each stream: with torch's
+attention, padded to the longest, and with our own ("unshared"), which separates the gain from
+sharing from that of the kernel. Legend: R = 2 N rows, H query heads, K key heads, D head dimension,
+P prompt, L generated tokens.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SHAPES: dict[tuple[str, str], list[Shape]] = {
 
 
 class SegmentDecodeOp(Op):
-    """`cm3kernels.segment_decode` and its like."""
+    """`cm3kernels.segment_decode` and its alternatives."""
 
     name, baseline = "segment_decode", "sdpa unshared"
 
@@ -74,7 +74,7 @@ class SegmentDecodeOp(Op):
         N, P, L, H, K, D = (case.parameters[name] for name in ("N", "P", "L", "H", "K", "D"))
         generator = torch.Generator(where.device).manual_seed(seed)
         shared = (P, UNCONDITIONAL_PROMPT)
-        capacity = -(-L // 64) * 64  # as an engine has it: room for what is still to come
+        capacity = -(-L // 64) * 64  # as in an engine: room for the tokens still to come
         starts = [0, P, *(sum(shared) + row * capacity for row in range(2 * N))]
         lengths = [*shared, *[L] * (2 * N)]
         segments = [[int(row >= N), 2 + row] for row in range(2 * N)]
@@ -90,7 +90,7 @@ class SegmentDecodeOp(Op):
         def random(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator, device=where.device).to(case.dtype)
 
-        # In memory head by head, as the decoder's cache is.
+        # In memory head by head, like the decoder's cache.
         keys, values = (random(K, plan.num_slots, D).transpose(0, 1) for _ in range(2))
         return {
             "q": random(2 * N, H, D),
@@ -137,9 +137,9 @@ def our_call(implementation: str, case: Case, inputs: Inputs) -> Callable[[], An
 
 def our_refusal(implementation: str, case: Case, where: Where) -> str | None:
     if implementation == "torch" and where.device.type != "cpu":
-        return "is for the CPU"
+        return "needs the CPU"
     if implementation == "reference" and where.target == "cuda" and not where.dry:
-        return "copies each row's keys, row by row: for tests"
+        return "copies each row's keys, row by row: for tests only"
     return None
 
 
@@ -158,7 +158,7 @@ def row_slots(inputs: Inputs) -> list[Tensor]:
 
 
 def unshared_call(implementation: str, case: Case, inputs: Inputs) -> Callable[[], Any]:
-    """The same rows, each with one segment that holds copies of all its keys."""
+    """The same rows, each with one segment that contains copies of all its keys."""
     slots, device = row_slots(inputs), inputs["q"].device
     capacity = -(-max(map(len, slots)) // 64) * 64
     starts = [row * capacity for row in range(len(slots))]
@@ -185,7 +185,7 @@ def unshared_call(implementation: str, case: Case, inputs: Inputs) -> Callable[[
 
 
 class UnsharedImplementation(OurImplementation):
-    """One of our implementations, without anything to share."""
+    """One of our implementations, with nothing to share."""
 
     def __init__(self, implementation: str) -> None:
         super().__init__(implementation, unshared_call, our_refusal)
@@ -193,7 +193,7 @@ class UnsharedImplementation(OurImplementation):
 
 
 class UnsharedProvider(Provider):
-    """torch's attention over a cache for each row, filled up to the longest, with a mask."""
+    """torch's attention over a cache for each row, padded to the longest, with a mask."""
 
     name = "sdpa unshared"
 

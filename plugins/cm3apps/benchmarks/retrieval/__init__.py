@@ -1,8 +1,8 @@
 """`cm3 bench retrieval`: what searching a memory bank costs, and what approximate indexes miss;
-beside faiss called directly.
+compared with faiss called directly.
 
     command.py     the command line; light
-    synthetic.py   a bank of vectors like those of a two-tower embedder, with queries of texts and of pictures
+    synthetic.py   a bank of vectors like a two-tower embedder's, with text and picture queries
     runner.py      building, opening, searching; the loader's part of a training step
     report.py      tables and plots
 

@@ -1,4 +1,4 @@
-"""The command line of `cm3 bench retrieval`. Light: what is heavy is imported when it runs."""
+"""The command line of `cm3 bench retrieval`. Light: heavy modules are imported when it runs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from cm3core.cli import registry_of
 from cm3core.errors import CM3Error, close_match
 from cm3plugins.retrievers.index.options import INDEX_TYPES
 
-HELP = "searching a memory bank: recall, latency, memory, beside faiss called directly"
+HELP = "searching a memory bank: recall, latency, memory, compared with faiss called directly"
 DESCRIPTION = (
-    "Write a bank whose vectors lie as those of a two-tower embedder do, open it, build each "
-    "index over it, and ask\n"
-    "by text and by picture: recall against exact search, latency, and batches beside faiss "
+    "Write a bank with vectors like a two-tower embedder's, open it, build each index over it, "
+    "and search\n"
+    "by text and by picture: recall against exact search, latency, and batches compared with faiss "
     "called directly on the\n"
-    "same vectors. Then the loader's part of a training step. Prints a table; with -o also JSON "
+    "same vectors. Then the loader's share of a training step. Prints a table; with -o also JSON "
     "and a plot."
 )
 EXAMPLE = """examples:
@@ -25,7 +25,7 @@ EXAMPLE = """examples:
   cm3 bench retrieval --threads 2 -o results/retrieval.json
   cm3 bench retrieval --num 100000 --dimension 768 --index ivf --index hnsw --no-loader"""
 PLACE = "cm3 bench retrieval"
-#: Documents, and queries of each modality.
+#: Number of documents, and of queries of each modality.
 FULL, QUICK = (1_000_000, 500), (20_000, 100)
 
 
@@ -52,26 +52,26 @@ def configure(parser: ArgumentParser) -> None:
         help="flat, ivf, pq or hnsw; may be given several times (default: all)",
     )
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="threads of all searches, ours and others'"
+        "--threads", type=int, metavar="N", help="threads for all searches, ours and faiss's"
     )
     parser.add_argument("--no-loader", action="store_true", help="leave out the training step")
     parser.add_argument(
         "--folder",
         type=Path,
         metavar="FOLDER",
-        help="where the bank is written, and removed again (default: the temporary folder)",
+        help="where the bank is written, and removed afterwards (default: the temporary folder)",
     )
     parser.add_argument(
         "--quick", action="store_true", help="fewer documents and queries: about a minute"
     )
     parser.add_argument(
-        "-o", "--out", type=Path, metavar="FILE", help="JSON file to write; a plot goes beside it"
+        "-o", "--out", type=Path, metavar="FILE", help="JSON file to write; a plot goes next to it"
     )
     parser.set_defaults(run=run)
 
 
 def run(args: Namespace) -> int:
-    """Do it; returns the exit code 0."""
+    """Run it; returns the exit code 0."""
     for option, number in (
         ("--num", args.num),
         ("--dimension", args.dimension),
@@ -145,7 +145,7 @@ def _run(args: Namespace, indexes: list[str]) -> int:
             runner.run_bank(Path(folder) / "bank", extent, indexes, changed)
         if not args.no_loader:
             changed(runner.loader_part(registry_of(args), quick=args.quick))
-    finally:  # Ctrl-C keeps what there is
+    finally:  # Ctrl-C keeps the results so far
         print("\n".join(report.verdicts(rows)))
         if args.out is not None and any(row["part"] == "index" for row in rows):
             print(

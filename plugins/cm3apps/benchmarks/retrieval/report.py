@@ -11,13 +11,13 @@ from cm3apps.benchmarks.retrieval.synthetic import MODALITIES
 from cm3core.files import atomic_path
 
 Row = Mapping[str, Any]
-#: What is aimed at: recall and milliseconds of a query, times of faiss called directly, share of a
+#: The goals: recall and milliseconds of a query, time relative to faiss called directly, share of a
 #: training step.
 RECALL, MS, TIMES, SHARE = 0.95, 10.0, 1.2, 0.05
 
 
 def line(row: Row) -> str:
-    """What a row says."""
+    """A row in words."""
     if row["part"] == "bank":
         return (
             f"bank: {row['num']:,} documents, vectors of {row['dimension']} numbers "
@@ -61,13 +61,13 @@ def _mb(num_bytes: int) -> str:
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
-    """One line for each aim that was measured."""
+    """One line for each goal that was measured."""
     lines = []
     for row in rows:
         if row["part"] == "index":
             recall = min(one["recall"] for one in row["queries"].values())
             ms = max(one["retrieve_ms"] for one in row["queries"].values())
-            # which is there to compare with, and chosen only where it is fast
+            # it is there for comparison, and chosen only where it is fast
             if row["index"] != "flat":
                 lines.append(
                     f"{_met(recall >= RECALL and ms < MS)} {row['index']}: recall@{NEAREST} "
@@ -101,7 +101,7 @@ def _met(good: bool) -> str:
 
 def write_plot(path: Path, rows: Sequence[Row], environment: Mapping[str, Any]) -> Path:
     """Recall against milliseconds a query, a panel for each modality; dots are the settings chosen.
-    PNG beside `path`."""
+    A PNG next to `path`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -130,7 +130,8 @@ def write_plot(path: Path, rows: Sequence[Row], environment: Mapping[str, Any]) 
         axes.grid(color="0.9", linewidth=0.5)
     panels[0].set_ylabel(f"recall@{NEAREST}")
     panels[0].legend(fontsize=8, loc="lower right")
-    device = f"{environment['device']['name']}, {environment['threads']} threads, load {environment['load'][0]}"
+    name, load = environment["device"]["name"], environment["load"][0]
+    device = f"{name}, {environment['threads']} threads, load {load}"
     figure.suptitle(
         f"{bank['num']:,} vectors of {bank['dimension']} numbers on {device}", fontsize=10
     )

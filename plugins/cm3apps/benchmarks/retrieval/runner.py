@@ -1,8 +1,8 @@
-"""Runs the benchmark: a bank is written, opened, indexed and searched; then a few steps of
-training.
+"""Runs the benchmark: a bank is written, opened, indexed and searched; then a few training steps
+are run.
 
 Every part gives rows (plain dicts, as in the JSON). Times are wall clock; with one thread they are
-the process's own time, which a busy machine hardly changes.
+the process's own time, which a busy machine hardly affects.
 
 Legend: Q queries, W results a query, E numbers of a vector.
 """
@@ -48,15 +48,15 @@ if TYPE_CHECKING:
     from cm3core.plugins import Registry
 
 Row = dict[str, Any]
-#: Results that recall is counted in: the paper puts up to 3 documents in front of a query.
+#: Number of results over which recall is computed: the paper prepends up to 3 documents.
 NEAREST = 4
-#: Queries of a batch, and how often batches of each side are run in turn.
+#: Queries of a batch, and how often the two sides' batches alternate.
 BATCHES, TURNS = (32, 256), 3
-#: Queries of each modality at each point of a curve, and those that an exact index, which can be
-#: slow, is asked one at a time.
+#: Queries of each modality at each point of a curve, and single queries for an exact index, which
+#: can be slow.
 CURVE_QUERIES, NUM_EXACT = 100, 40
-#: Prints seconds and the process's own memory in bytes that opening a bank takes. File pages are
-#: the system's to give back.
+#: Prints the seconds that opening a bank takes, and the process's own memory in bytes. File pages
+#: don't count: the system can reclaim them.
 OPENING = """
 import json, sys, time
 from cm3core.bank import MemoryBank
@@ -70,7 +70,7 @@ print(json.dumps([time.perf_counter() - begin, own_bytes() - before]))
 
 @dataclass(frozen=True)
 class Extent:
-    """How much: documents, numbers of a vector, queries of each modality."""
+    """Sizes: documents, numbers of a vector, queries of each modality."""
 
     num: int
     dimension: int
@@ -78,8 +78,7 @@ class Extent:
 
 
 class Watched:
-    """Seconds of a block, and the most memory of its own that the process had beyond what it had
-    before, in bytes."""
+    """Seconds of a block, and the peak growth of the process's own memory, in bytes."""
 
     def __enter__(self) -> Watched:
         self._before = self._most = own_bytes()
@@ -101,13 +100,13 @@ class Watched:
 
 
 def own_bytes() -> int:
-    """Memory of this process that is no file's."""
+    """Memory of this process that doesn't belong to a file."""
     with Path("/proc/self/status").open(encoding="ascii", errors="replace") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
 
 
 def load() -> float | None:
-    """Processes that run or wait, of the last minute."""
+    """Running and waiting processes, averaged over the last minute."""
     try:
         return round(os.getloadavg()[0], 2)
     except OSError:
@@ -124,7 +123,7 @@ def run_bank(
     """Everything about one bank.
 
     Args:
-        folder: gets it.
+        folder: where it is written.
         extent: its size.
         indexes: types, of "flat", "ivf", "pq", "hnsw".
         done: called with each row.
@@ -224,7 +223,7 @@ def _asked(
 
 
 def _each(call: Callable[[int], Any], number: int) -> tuple[list[float], list[Any]]:
-    """Milliseconds of each call, and what they return; a first call is not counted."""
+    """Milliseconds of each call, and their results; an extra first call is not counted."""
     call(0)
     times, results = [], []
     for at in range(number):
@@ -277,10 +276,10 @@ def _first_rows(index: VectorIndex, queries_QE: VectorArray, at: int) -> RowArra
 def batch(
     retriever: VectorRetriever, embedder: TableEmbedder, bare: Any, documents: Sequence[Document]
 ) -> Row:
-    """A batch of queries: our whole path less the embedding, our index alone, and faiss called
-    directly; milliseconds a query, the best of `TURNS` in turn. faiss does the same work by classes
-    of its own: for flat its flat index, for the others the same index under its exact ranking of as
-    many candidates.
+    """A batch of queries: our whole path without the embedding, our index alone, and faiss called
+    directly; milliseconds a query, the best of `TURNS` alternating runs. faiss does the same work
+    with its own classes: for flat its flat index, for the others the same index with its exact
+    reranking of the same number of candidates.
 
     Args:
         retriever: ours.
@@ -288,7 +287,7 @@ def batch(
         bare: faiss's flat index of all vectors, a copy of them.
         documents: the queries.
     """
-    faiss: Any = importlib.import_module("faiss")  # its type stubs know less than it has
+    faiss: Any = importlib.import_module("faiss")  # its type stubs are incomplete
     vectors_QE, index = embedder.embed_documents(documents), retriever.index
     calls: dict[str, Callable[[], Any]] = {
         "index": lambda: index.search(vectors_QE, NEAREST),
@@ -326,9 +325,9 @@ def batch(
 
 
 def loader_part(registry: Registry, *, quick: bool) -> Row:
-    """The share of a training step that making its batch takes, with retrieved documents in front,
+    """The share of a training step that making its batch takes, with retrieved documents prepended,
     as training itself measures it. The recipe is `quickstart`, whose decoder is the smallest that
-    anybody trains: a batch costs most beside its step."""
+    is trained in practice: there a batch costs most relative to its step."""
     from cm3core.recipe import compose
     from cm3core.training import train
 

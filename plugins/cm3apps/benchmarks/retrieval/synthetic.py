@@ -3,10 +3,11 @@ and a modality gap.
 
 A document has a latent point of 24 numbers near its concept's; concepts are of very different sizes
 (Zipf). Each tower maps latent points to E numbers by a matrix that it partly shares with the other,
-adds a direction of its own (so that texts lie together and pictures lie together, as CLIP's do:
-Liang et al. 2022, "Mind the Gap") and noise in all directions. A document's vector is the mean of
-both, as in the paper; a query is another point of a document's concept, seen by one tower. So
-queries are unlike documents, and texts otherwise than pictures.
+adds a direction of its own (so that texts cluster together and pictures cluster together, as CLIP's
+do: Liang et al. 2022, "Mind the Gap") and noise in all directions. A document's vector is the mean
+of both, as in the paper; a query is another point of a document's concept, seen by one tower. So
+queries differ from documents, and text queries differ from them in another way than picture
+queries.
 
 Legend: M documents, E numbers of a vector, L latent numbers, Q queries.
 """
@@ -25,10 +26,10 @@ from cm3core.document import Codes, Document, Image, PixelArray, Text, content_k
 from cm3core.interfaces.embedder import Embedder, VectorArray, normalise
 
 LATENT = 24
-#: Documents of a concept on average, and how far they lie from its centre (whose numbers have
+#: Mean number of documents of a concept, and their distance from its centre (whose numbers have
 #: variance 1).
 OF_A_CONCEPT, SPREAD = 100, 0.5
-#: Lengths, beside a latent part of length 1: of what the towers don't share, of a tower's own
+#: Lengths, relative to a latent part of length 1: of what the towers don't share, of a tower's own
 #: direction, and of noise.
 UNSHARED, GAP, NOISE = 0.5, 1.0, 0.3
 GRID, CODEBOOK = (16, 16), 1024
@@ -64,8 +65,8 @@ class Towers:
         ]
 
     def latent(self, numbers_n: npt.NDArray[np.int64], rng: np.random.Generator) -> VectorArray:
-        """Latent points float32 [n, L] of documents: of their concept, which their number decides,
-        and chance."""
+        """Latent points float32 [n, L] of documents: from their concept, which their number
+        determines, and chance."""
         places = (numbers_n * 0.6180339887498949) % 1
         concepts = np.searchsorted(self._ends, places).clip(0, len(self._concepts) - 1)
         points_nL: VectorArray = self._concepts[concepts] + SPREAD * rng.standard_normal(
@@ -81,14 +82,14 @@ class Towers:
         return normalise(latent_nL @ self._maps[tower] + self._gaps[tower] + noise)
 
     def blocks(self, rows: int = SHARD_ROWS) -> Iterator[VectorArray]:
-        """All documents' vectors in order, each block by a generator of its own."""
+        """All documents' vectors in order, each block from its own generator."""
         for start in range(0, self.num, rows):
             rng = np.random.default_rng((SEED, start))
             latent_nL = self.latent(np.arange(start, min(start + rows, self.num)), rng)
             yield normalise(self.see(0, latent_nL, rng) + self.see(1, latent_nL, rng))
 
     def queries(self, number: int) -> VectorArray:
-        """Unit vectors float32 [2 * number, E]: texts, then pictures; each of a document's
+        """Unit vectors float32 [2 * number, E]: texts, then pictures; each from a document's
         concept."""
         found = []
         for tower in range(len(MODALITIES)):
@@ -99,7 +100,7 @@ class Towers:
 
 
 class TableEmbedder(Embedder):
-    """Knows the queries' vectors: embedding them is a look-up.
+    """Has the queries' vectors: embedding them is a look-up.
 
     Args:
         vectors: float32 [2 * Q, E], of `Towers.queries`.

@@ -1,0 +1,73 @@
+"""What is compiled: one kernel with one launch configuration; and the list of all of them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class AotEntry:
+    """One kernel with one launch configuration, as the launcher would specialise it.
+
+    Args:
+        name: unique among all, "op.kernel.configuration": `attention.forward.bf16.d64`.
+        kernel: the `@triton.jit` function.
+        types: run-time argument -> type: "*bf16", "*fp32", "i32", "i64", "fp32". Every other
+            argument is in `constexprs`.
+        constexprs: values of the compile-time arguments. A stride that is 1 at run time becomes a
+            constant: put it here.
+        div16: arguments that are multiples of 16 at run time (pointers, most strides). Without them
+            loads are narrow, and the figures describe a kernel that is never run.
+        num_warps, num_stages: of the launch.
+        expects: compute capability (80, 90) -> names in `TELLING` that must occur.
+        archs: the capabilities that this configuration is launched on.
+        multiply_adds: of all `tl.dot` in the code, each counted once, for one block; 0: not
+            checked. Where a tile is too small for its warps they repeat each other's products: the
+            result is right, but the tensor cores do twice the work.
+    """
+
+    name: str
+    kernel: Any
+    types: Mapping[str, str]
+    constexprs: Mapping[str, object]
+    div16: tuple[str, ...] = ()
+    num_warps: int = 4
+    num_stages: int = 2
+    expects: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    archs: tuple[int, ...] = (80, 90)
+    multiply_adds: int = 0
+
+
+def collect() -> list[AotEntry]:
+    """The entries of all ops, sorted by name. Raises `ValueError` when two have the same name."""
+    entries: list[AotEntry] = []
+    for op in pkgutil.iter_modules([str(Path(__file__).parents[1])]):
+        name = f"cm3kernels.{op.name}.triton"
+        if op.ispkg and importlib.util.find_spec(name) is not None:
+            entries += importlib.import_module(name).aot_entries()
+    names = [entry.name for entry in entries]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"aot_entries: several entries are called {', '.join(twice)}")
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def fingerprint(entry: AotEntry) -> str:
+    """Hash of everything that the compiler receives: the source of the kernel and of what it calls,
+    types, constants, launch. With one version of Triton, equal fingerprints compile to equal
+    code."""
+    given = (
+        entry.kernel.cache_key,
+        sorted(entry.types.items()),
+        sorted(entry.constexprs.items()),
+        entry.div16,
+        entry.num_warps,
+        entry.num_stages,
+    )
+    return hashlib.sha256(repr(given).encode()).hexdigest()[:16]
