@@ -1,11 +1,11 @@
-"""Train the `bi_encoder`'s heads on the train split of the bundled corpus:
-`cm3 embedder train bi_encoder`.
+"""Train the `bi_encoder`'s heads: `cm3 embedder train bi_encoder`.
 
-The frozen networks see every picture (and changed versions of it) and every caption once; their
-features are kept in the cache folder, block by block, so that a run that was cut off goes on there.
-Then the heads are trained by InfoNCE: pictures and captions of a concept find each other, and
-themselves in other styles, which leaves the style behind. Legend: V versions, N pictures, C
-concepts, K captions of each, F features, B concepts of a step, E dimension.
+They are trained on the train split of the bundled corpus. The frozen networks process every picture
+(and augmented versions of it) and every caption once; their features are kept in the cache folder,
+block by block, so that an interrupted run resumes. Then the heads are trained by InfoNCE: pictures
+and captions of a concept find each other, and themselves in other styles, which makes the vectors
+independent of style. Legend: V versions, N pictures, C concepts, K captions of each, F features, B
+concepts of a step, E dimension.
 """
 
 from __future__ import annotations
@@ -49,8 +49,11 @@ _BLOCK = 256
 def train_on_corpus(
     corpus: EmojiCorpus, path: Path, *, steps: int | None, seed: int, quiet: bool
 ) -> None:
-    """Train on the corpus's train split, and write the heads. Raises `MissingPackageError` without
-    the extra's packages."""
+    """Train on the corpus's train split, and write the heads.
+
+    Raises:
+        MissingPackageError: the extra's packages are not installed.
+    """
     check_packages("cm3 embedder train bi_encoder")
     networks = Networks()
     rows = [i for i, entry in enumerate(corpus.entries) if entry.split == "train"]
@@ -99,7 +102,7 @@ def picture_features(
     *,
     quiet: bool = False,
 ) -> Tensor:
-    """Features float16 [V, N, F] of pictures (version 0) and of randomly changed ones."""
+    """Features float16 [V, N, F] of pictures (version 0) and of randomly augmented ones."""
     versions = []
     for version in range(num_versions):
 
@@ -117,7 +120,7 @@ def picture_features(
                 len(pictures),
                 look,
                 NUM_PICTURE_FEATURES,
-                f"looking at pictures, version {version + 1} of {num_versions}",
+                f"embedding pictures, version {version + 1} of {num_versions}",
                 quiet,
             )
         )
@@ -127,8 +130,10 @@ def picture_features(
 def text_features(
     networks: Networks, captions: Sequence[Sequence[str]], folder: Path, *, quiet: bool = False
 ) -> Tensor:
-    """Features float16 [C, K, F] of captions [C][K]; equal ones are read once, and short ones
-    together."""
+    """Features float16 [C, K, F] of captions [C][K].
+
+    Equal captions are computed once, and captions of similar length together.
+    """
     different = sorted(
         {text for group in captions for text in group}, key=lambda text: (len(text), text)
     )
@@ -138,7 +143,7 @@ def text_features(
         len(different),
         lambda start, stop: networks.text_features(different[start:stop]),
         NUM_TEXT_FEATURES,
-        "reading captions",
+        "embedding captions",
         quiet,
     )
     place = {text: i for i, text in enumerate(different)}
@@ -154,8 +159,10 @@ def _blocks(
     title: str,
     quiet: bool,
 ) -> Tensor:
-    """float16 [count, width]: `compute(start, stop)` block by block, each kept in a file; those
-    that are there are read."""
+    """float16 [count, width]: `compute(start, stop)` block by block.
+
+    Each block is kept in a file; existing ones are read.
+    """
     blocks = []
     for start in tqdm(range(0, count, _BLOCK), desc=title, unit="block", disable=quiet):
         stop, path = min(start + _BLOCK, count), folder / f"{name}-{start:06d}.npy"
@@ -169,7 +176,7 @@ def _blocks(
 
 
 def _read(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float16] | None:
-    """A block of this shape; None when there is no whole one."""
+    """A block of this shape; None when there is no complete one."""
     try:
         block: npt.NDArray[np.float16] = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -191,14 +198,14 @@ def train_heads(
     seed: int = 0,
     quiet: bool = False,
 ) -> Heads:
-    """Train both heads from nothing.
+    """Train both heads from scratch.
 
     Args:
         features_VNF: versions of each picture.
         members: rows of each concept's pictures.
         texts_CKF: captions of each concept, in the same order.
         num_steps: optimiser steps; the learning rate falls as a cosine to 0.
-        batch_concepts: B; of each two pictures and two captions a step.
+        batch_concepts: B; two pictures and two captions of each a step.
         sizes: of the heads; None: those of the features, and the defaults.
     """
     torch.manual_seed(seed)

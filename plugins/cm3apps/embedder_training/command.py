@@ -1,4 +1,4 @@
-"""`cm3 embedder train | eval`. Light: what is heavy is imported when it runs."""
+"""`cm3 embedder train | eval`. Light: heavy modules are imported when it runs."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ def configure(parser: ArgumentParser) -> None:
     parser.description = "Train a bundled embedder, and measure any."
     parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    line = "train on the bundled corpus; what bi_encoder has looked at is kept, and a later run goes on there"
+    line = "train on the bundled corpus; bi_encoder's image features are cached, and a later run reuses them"
     train = actions.add_parser("train", help=line, description=line)
     train.add_argument("name", help=f"{' or '.join(TRAINABLE)}")
     train.add_argument(
         "-o", "--out", type=Path, required=True, metavar="FILE.safetensors", help="the weights"
     )
     train.add_argument(
-        "--steps", type=int, help="of the optimiser (default: what the shipped weights had)"
+        "--steps", type=int, help="optimiser steps (default: those of the shipped weights)"
     )
     train.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     train.add_argument(
         "--keep-style",
         action="store_true",
-        help="light_encoder: captions name their picture's style, so that what looks alike is near as well",
+        help="light_encoder: captions name their picture's style, so that pictures that look alike are near as well",
     )
     train.add_argument("--quiet", action="store_true", help="no progress bars")
     train.set_defaults(run=_train)
-    line = "how well texts and pictures of the bundled corpus find each other, held-out styles and concepts apart"
+    line = "how well texts and pictures of the bundled corpus find each other, held-out styles and concepts separately"
     evaluate = actions.add_parser("eval", help=line, description=line)
     evaluate.add_argument("name", help="the embedder's recipe name")
     evaluate.add_argument(
@@ -70,8 +70,8 @@ def _train(args: Namespace) -> int:
     elif args.keep_style:
         raise CM3Error(
             "--keep-style",
-            f"{args.name} always leaves the style behind",
-            "train light_encoder, or leave it out",
+            f"{args.name} is always trained to ignore the style",
+            "train light_encoder, or leave the option out",
         )
     else:
         bi_encoder.train_on_corpus(EmojiCorpus(), args.out, **options)
@@ -95,7 +95,7 @@ def _evaluate(args: Namespace) -> int:
     print(f"{args.name}: {what}, {embedder.dimension} dimensions, {embedder.fingerprint}")
     measured = figures(embedder, corpus.entries, corpus.render_all(64), quiet=args.quiet)
     width = max(map(len, measured))
-    print(f"\n{'query -> what is looked through':<{width}}   R@1    R@5")
+    print(f"\n{'query -> searched':<{width}}   R@1    R@5")
     for name, values in measured.items():
         print(f"{name:<{width}}  {values['R@1']:.3f}  {values['R@5']:.3f}")
     if args.out is not None:

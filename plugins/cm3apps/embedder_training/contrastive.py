@@ -1,5 +1,4 @@
-"""What contrastive training of text and picture encoders on the bundled corpus shares: captions,
-small changes of pictures, loss.
+"""Captions, augmentation and loss for contrastive training on the bundled corpus.
 
 Legend: N pictures, B rows of a batch, R side of a picture in pixels, E dimension of the shared
 space.
@@ -19,8 +18,11 @@ from cm3plugins.datasets.emoji.corpus import STYLES, EmojiEntry
 
 
 def random_caption(entry: EmojiEntry, rng: np.random.Generator, *, keep_style: bool = False) -> str:
-    """One of many ways to name the concept of an entry: with or without tags, article, plural, and
-    any style's name; with `keep_style` always its own style's."""
+    """One of many ways to name the concept of an entry.
+
+    With or without tags, article, plural, and any style's name; with `keep_style` always its own
+    style's.
+    """
     tags = list(rng.permutation(entry.tags))[: rng.integers(0, 5)] if entry.tags else []
     if tags and rng.random() < 0.15:
         name = tags.pop(0)  # by its keywords alone
@@ -38,8 +40,10 @@ def random_caption(entry: EmojiEntry, rng: np.random.Generator, *, keep_style: b
 
 
 def augment(pixels_N3RR: Tensor, generator: torch.Generator) -> Tensor:
-    """Small random zooms, shifts and turns over white, contrast and brightness. No mirroring: left
-    and right are words here."""
+    """Small random zooms, shifts and rotations over white, contrast and brightness.
+
+    No mirroring: captions name left and right.
+    """
     count = len(pixels_N3RR)
 
     def uniform(low: float, high: float) -> Tensor:
@@ -61,10 +65,11 @@ def augment(pixels_N3RR: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def contrast(left_BE: Tensor, right_BE: Tensor, scale: Tensor) -> Tensor:
-    """Symmetric InfoNCE in nats (van den Oord et al. 2018): row i of one side belongs to row i of
-    the other.
+    """Symmetric InfoNCE in nats (van den Oord et al. 2018).
 
-    >>> float(contrast(torch.eye(2), torch.eye(2), torch.tensor(0.0)))  # scale 0: nothing told apart, ln 2
+    Row i of one side belongs to row i of the other.
+
+    >>> float(contrast(torch.eye(2), torch.eye(2), torch.tensor(0.0)))  # scale 0: all equal, ln 2
     0.6931471824645996
     """
     logits = scale * left_BE @ right_BE.T
@@ -81,6 +86,6 @@ def by_concept(entries: Sequence[EmojiEntry]) -> list[list[int]]:
 
 
 def two_of(rng: np.random.Generator, group: Sequence[int]) -> tuple[int, int]:
-    """Two members of a concept, different ones when it has two."""
+    """Two members of a concept, different if it has two."""
     first, second = rng.choice(group, 2, replace=len(group) < 2)
     return int(first), int(second)

@@ -1,4 +1,4 @@
-"""What an embedder can do, measured on the bundled corpus: the table of `cm3 embedder eval`."""
+"""Retrieval figures of an embedder on the bundled corpus: the table of `cm3 embedder eval`."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ def recall(
     gallery_concepts: Sequence[str],
     banned_QG: npt.NDArray[np.bool_] | None = None,
 ) -> dict[str, float]:
-    """R@1 and R@5: the share of queries with an item of their concept among the first k of the
-    gallery.
+    """R@1 and R@5: share of queries with an item of their concept among the gallery's first k.
 
     >>> eye = np.eye(3, dtype=np.float32)
     >>> recall(eye, eye[[1, 0, 2]], ["a", "b", "c"], ["a", "b", "c"])["R@1"]
@@ -47,8 +46,9 @@ def figures(
     *,
     quiet: bool = True,
 ) -> dict[str, dict[str, float]]:
-    """All figures, name -> R@k. Pictures of the split `comp` are of held-out styles, those of
-    `unseen` of held-out concepts.
+    """All figures, name -> R@k.
+
+    Pictures of the split `comp` are of held-out styles, those of `unseen` of held-out concepts.
 
     Args:
         entries: the corpus.
@@ -57,11 +57,11 @@ def figures(
     """
 
     def read(texts: Sequence[str]) -> VectorArray:
-        return _in_blocks(texts, embedder.embed_texts, "reading texts", quiet)
+        return _in_blocks(texts, embedder.embed_texts, "embedding texts", quiet)
 
     labels = {entry.concept: entry.label for entry in entries}
     images: list[PixelArray] = list(pictures)
-    image_vectors = _in_blocks(images, embedder.embed_images, "looking at pictures", quiet)
+    image_vectors = _in_blocks(images, embedder.embed_images, "embedding pictures", quiet)
     label_vectors = read(list(labels.values()))
     found: dict[str, dict[str, float]] = {}
     for split in ("train", "comp", "unseen"):
@@ -90,8 +90,7 @@ def _document_figures(
     entries: Sequence[EmojiEntry],
     image_vectors: VectorArray,
 ) -> dict[str, dict[str, float]]:
-    """Queries as in use: a caption with a style against training documents (text and picture) of
-    OTHER styles only."""
+    """Queries as in practice: captions with a style, against training documents of OTHER styles."""
     train = [i for i, entry in enumerate(entries) if entry.split == "train"]
     captions = [f"{entry.label}, {entry.style} style" for entry in entries]
     caption_vectors = read(captions)

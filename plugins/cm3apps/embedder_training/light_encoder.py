@@ -1,10 +1,9 @@
-"""Train the `light_encoder` on the train split of the bundled corpus:
-`cm3 embedder train light_encoder`.
+"""Train the `light_encoder`: `cm3 embedder train light_encoder`.
 
-Each step takes many concepts and, of each, two pictures in random styles and two captions in random
-forms that name random styles: whatever differs between them, the style above all, can't help to
-tell concepts apart and is learned away. Loss: InfoNCE between texts and pictures, texts and texts,
-pictures and pictures.
+It is trained on the train split of the bundled corpus. Each step takes many concepts and, of each,
+two pictures in random styles and two captions in random forms that name random styles: what differs
+between them, above all the style, can't help to distinguish concepts, and is unlearned. Loss:
+InfoNCE between texts and pictures, texts and texts, pictures and pictures.
 """
 
 from __future__ import annotations
@@ -47,17 +46,16 @@ def train(
     keep_style: bool = False,
     quiet: bool = False,
 ) -> Towers:
-    """Train both towers from nothing on the entries given.
+    """Train both towers from scratch on the given entries.
 
     Args:
         entries: training entries only.
-        pictures: uint8 [num_entries, H, W, 3], theirs.
+        pictures: uint8 [num_entries, H, W, 3], of the entries.
         num_steps: optimiser steps; the learning rate rises for a twentieth of them and falls as a
             cosine to 0.
         batch_concepts: concepts a step; two pictures and two captions of each.
-        keep_style: captions name their picture's own style, and both pictures of a concept are told
-            apart by it: what looks alike and what is alike count both. Else the style is learned
-            away.
+        keep_style: captions name their picture's own style, which distinguishes the two pictures
+            of a concept: both look and meaning count. Otherwise the style is unlearned.
     """
     torch.manual_seed(seed)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)

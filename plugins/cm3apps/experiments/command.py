@@ -1,4 +1,4 @@
-"""The command line of `cm3 experiment`. Light: what is heavy is imported when it runs."""
+"""The command line of `cm3 experiment`. Light: heavy modules are imported when it runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXAMPLE = """examples:
   cm3 experiment retrieval -o gain
   cm3 experiment retrieval --arms none dense-1 --seeds 0 1 2 --steps 20000 -o gain
   cm3 experiment retrieval --steps 200 --pictures 8 -o trial
-The same command again goes on where it stopped. Open report.md in the folder when it is done."""
+The same command resumes an interrupted run. Open report.md in the folder when it is done."""
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -26,21 +26,20 @@ def configure(parser: ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="EXPERIMENT", required=True)
     one = actions.add_parser(
         "retrieval",
-        help="what retrieved documents bring",
+        help="what retrieved documents gain",
         epilog=EXAMPLE,
         formatter_class=RawDescriptionHelpFormatter,
-        description="Train the same decoder with and without retrieved documents, on as many tokens, and measure all of them\n"
-        "on held-out documents: loss of the query's image tokens under every memory, retriever "
-        "and number of\n"
-        "documents; pictures, their distance from real ones (KID) and whether they show what was "
-        "asked (R@5).",
+        description="Train the same decoder with and without retrieved documents, on as many tokens, and measure\n"
+        "all of them on held-out documents: the loss of the query's image tokens under every memory,\n"
+        "retriever and number of documents; and generated pictures, by their distance from real ones\n"
+        "(KID) and by whether they show what the prompt names (R@5).",
     )
     one.add_argument(
         "--arms",
         nargs="+",
         default=list(DEFAULT_ARMS),
         metavar="ARM",
-        help=f"what is trained: {', '.join(ARMS)} (default: {' '.join(DEFAULT_ARMS)})",
+        help=f"arms to train: {', '.join(ARMS)} (default: {' '.join(DEFAULT_ARMS)})",
     )
     one.add_argument(
         "--seeds",
@@ -48,13 +47,13 @@ def configure(parser: ArgumentParser) -> None:
         type=int,
         default=[0],
         metavar="N",
-        help="each arm is trained with each (default: 0)",
+        help="each arm is trained with each seed (default: 0)",
     )
     one.add_argument(
         "--steps",
         type=int,
         metavar="N",
-        help="optimiser steps of each training (default: as the recipe says)",
+        help="optimiser steps of each training (default: the recipe's)",
     )
     one.add_argument(
         "--documents",
@@ -68,7 +67,7 @@ def configure(parser: ArgumentParser) -> None:
         type=int,
         default=48,
         metavar="N",
-        help="pictures drawn for each split and arm; 0: none (default: %(default)s)",
+        help="pictures generated for each split and arm; 0: none (default: %(default)s)",
     )
     one.add_argument(
         "--recipe", default="retrieval-gain", help="the recipe to train by (default: %(default)s)"
@@ -86,7 +85,7 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Do it; returns the exit code."""
+    """Run the experiment; return the exit code."""
     for arm in args.arms:
         if arm not in ARMS:
             raise CM3Error(
@@ -107,7 +106,7 @@ def run(args: Namespace) -> int:
     if 0 < args.pictures < 2:
         raise CM3Error(
             PLACE,
-            "--pictures is 1, and a distance of one picture says nothing",
+            "--pictures is 1, and the distance of one picture means nothing",
             "give 2 or more, or 0 for none",
         )
     from cm3apps.experiments.retrieval.experiment import RetrievalExperiment
@@ -135,7 +134,7 @@ def run(args: Namespace) -> int:
 
 
 def _typed(args: Namespace) -> str:
-    """The whole command, so that who reads the report can repeat it."""
+    """The whole command, so that readers of the report can repeat it."""
     steps = [] if args.steps is None else ["--steps", str(args.steps)]
     words = [
         "cm3",

@@ -1,10 +1,11 @@
-"""Kernel inception distance: how unlike two sets of pictures are, without the bias that Frechet
-distances have for few pictures.
+"""Kernel inception distance (KID) of two sets of pictures.
+
+Unlike the Frechet distance, it is unbiased for few pictures.
 
 Binkowski et al. 2018, "Demystifying MMD GANs", arXiv:1801.01401, section 4: the unbiased estimate
-of the squared maximum mean discrepancy under the kernel (x . y / F + 1) ** 3. Theirs looks through
-Inception; ours through whatever gave the features, so figures compare with each other only. Legend:
-N, M pictures of the two sets, F features.
+of the squared maximum mean discrepancy under the kernel (x . y / F + 1) ** 3. Theirs uses
+Inception features; ours any features, so figures compare only with each other. Legend: N, M
+pictures of the two sets, F features.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ Features = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class KID:
-    """A distance and what it is to be read against.
+    """A distance, and the floor to read it against.
 
     Args:
         distance: between the pictures and the real ones; about 0 when they can't be told apart, and
-            then as often below.
+            then below 0 as often as above.
         floor: the same between two halves of the real ones, mean over random halvings.
-        floor_spread: their standard deviation: distances that differ by less say nothing.
+        floor_spread: their standard deviation; smaller differences between distances mean nothing.
     """
 
     distance: float
@@ -61,8 +62,9 @@ def kid(features_NF: Features, real_MF: Features, *, num_halvings: int = 20, see
 
 
 def mmd2(x_NF: Features, y_MF: Features) -> float:
-    """Unbiased estimate of the squared maximum mean discrepancy; below 0 when the sets are more
-    alike than chance makes them.
+    """Unbiased estimate of the squared maximum mean discrepancy.
+
+    Below 0 when the sets are more alike than by chance.
 
     >>> x = np.array([[1.0], [1.0]])
     >>> mmd2(x, x + 1)  # (1 + 1) ** 3 = 8 within, (4 + 1) ** 3 = 125 within, (2 + 1) ** 3 = 27 between: 8 + 125 - 2 * 27
@@ -83,8 +85,7 @@ def _estimate(
     within_MM: npt.NDArray[np.float64],
     between_NM: npt.NDArray[np.float64],
 ) -> float:
-    """Means of the kernel over pairs of different pictures within both sets, less twice the mean
-    between them."""
+    """Mean kernel over pairs of different pictures within both sets, minus twice that between."""
     N, M = between_NM.shape
     assert min(N, M) >= 2, "an estimate needs two pictures of each set"
     inner = sum(

@@ -1,5 +1,4 @@
-"""Slightly spoiled pictures, so that the judge forgives blur, lost detail and off colours and looks
-at what is drawn.
+"""Slightly degraded pictures, so that the judge ignores blur, lost detail and wrong colours.
 
 Deliberately generic: no image tokenizer's own reconstructions, or the judge would favour that
 tokenizer.

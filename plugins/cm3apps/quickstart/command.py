@@ -1,4 +1,4 @@
-"""The command line of `cm3 quickstart`. Light: what is heavy is imported when it runs."""
+"""The command line of `cm3 quickstart`. Light: heavy modules are imported when it runs."""
 
 from __future__ import annotations
 
@@ -12,30 +12,29 @@ from cm3core.cli import add_overrides, registry_of
 EXAMPLE = """examples:
   cm3 quickstart
   cm3 quickstart --minutes 8 -o small
-  cm3 quickstart --tokenizer train -o from-nothing
+  cm3 quickstart --tokenizer train -o from-scratch
   cm3 quickstart --minutes 60 dataset.concepts=concrete
-The same command again goes on where it stopped. Open report.md in the folder when it is done."""
+The same command resumes an interrupted run. Open report.md in the folder when it is done."""
 
 
 def configure(parser: ArgumentParser) -> None:
     """Options of the command."""
     parser.description = (
-        "Train a small CM3leon on the bundled pictures, with retrieved documents in front, then "
-        "draw, "
-        "describe and repair pictures with it, and write a report."
+        "Train a small CM3leon on the bundled pictures, with retrieved documents prepended, then "
+        "generate, caption and inpaint pictures with it, and write a report."
     )
     parser.epilog = EXAMPLE
     parser.add_argument(
         "--minutes",
         type=float,
         default=18.0,
-        help="length of the whole, on this machine (default: %(default)g)",
+        help="length of the whole run, on this machine (default: %(default)g)",
     )
     parser.add_argument(
         "--tokenizer",
         choices=("bundled", "train"),
         default="bundled",
-        help="use the bundled image tokenizer, or train one from nothing first (default: %(default)s)",
+        help="use the bundled image tokenizer, or train one from scratch first (default: %(default)s)",
     )
     parser.add_argument(
         "--tokenizer-minutes",
@@ -58,7 +57,7 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Do it; returns the exit code."""
+    """Run the quickstart; return the exit code."""
     from cm3apps.quickstart.pipeline import Quickstart
     from cm3core.training import TrainingInterrupted
 

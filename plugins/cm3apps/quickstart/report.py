@@ -1,4 +1,4 @@
-"""The quickstart's `report.md`: everything it did and measured, with the pictures."""
+"""The quickstart's `report.md`: everything that it did and measured, with the pictures."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 SPLITS = {
     "train": "training concepts (the prompt is a training caption)",
-    "comp": "`comp`: concept seen, this style of it held out",
-    "unseen": "`unseen`: concepts never trained on; the document in front is the concept in another style",
+    "comp": "`comp`: concept seen, this style held out",
+    "unseen": "`unseen`: concepts never trained on; the prepended document is the concept in another style",
     "valid": "`valid`: held-out documents",
 }
 
@@ -50,17 +50,15 @@ def _head(training: dict[str, Any], drawn: dict[str, Any], command: str) -> str:
         "# cm3 quickstart: report",
         "",
         f"Made by `{command}` with cm3leon {cm3core.__version__} on {platform.machine()} "
-        f"({os.cpu_count()} cores, "
-        f"torch {torch.__version__}).",
+        f"({os.cpu_count()} cores, torch {torch.__version__}).",
         "",
         "| | |",
         "| --- | --- |",
         f"| training | {minutes:.1f} minutes, {training['step']:,} steps, {training['tokens']:,} "
-        "tokens "
-        f"({training['tokens'] / max(training['seconds'], 1e-9):,.0f} tokens a second) |",
-        f"| drawing, all below | {drawn['drawing_seconds'] / 60:.1f} minutes; "
+        f"tokens ({training['tokens'] / max(training['seconds'], 1e-9):,.0f} tokens a second) |",
+        f"| generating everything below | {drawn['drawing_seconds'] / 60:.1f} minutes; "
         f"{drawn['generation_tokens_per_second']:,.0f} image tokens a second |",
-        f"| this sitting, all in all | {drawn['minutes']:.1f} minutes |",
+        f"| total of this run | {drawn['minutes']:.1f} minutes |",
         "| peak memory | "
         f"{max(training['peak_memory_bytes'], drawn['peak_memory_bytes']) / 2**30:.2f} GiB |",
         "",
@@ -69,16 +67,15 @@ def _head(training: dict[str, Any], drawn: dict[str, Any], command: str) -> str:
 
 
 def _pictures(out: Path, drawn: dict[str, Any]) -> str:
-    lines = ["## Pictures drawn for prompts", ""]
+    lines = ["## Pictures generated for prompts", ""]
     if drawn["judged_among"]:
         lines += [
             "R@5: the share of pictures whose own text is among the judge's five best of all "
-            "texts (R@1: the best). The judge "
-            "looks through another network (EfficientNet-Lite1) than any part of the training; "
-            "its score of the real pictures is "
-            "the ceiling. It knows things, not styles.",
+            "texts (R@1: the best). The judge uses a network (EfficientNet-Lite1) that no part "
+            "of the training used; its score of the real pictures is the ceiling. It knows "
+            "things, not styles.",
             "",
-            "| prompts | texts | real R@5 | drawn, a document in front: R@1 / R@5 | drawn alone: "
+            "| prompts | texts | real R@5 | with a prepended document: R@1 / R@5 | without: "
             "R@1 / R@5 |",
             "| --- | --- | --- | --- | --- |",
         ]
@@ -101,7 +98,7 @@ def _pictures(out: Path, drawn: dict[str, Any]) -> str:
 
 
 def _captions(drawn: dict[str, Any]) -> str:
-    lines = ["## Pictures described", ""]
+    lines = ["## Captions", ""]
     lines += [
         f"- {SUBJECTS[name]}: {num_named(captions)} of {len(captions)} captions name the right "
         "thing"
@@ -115,14 +112,14 @@ def _captions(drawn: dict[str, Any]) -> str:
         ]
     lines += [
         "",
-        "## Pictures repaired",
+        "## Inpainted pictures",
         "",
-        "The grey box is cut out and drawn anew from what is around it and the text.",
+        "The grey box is cut out and inpainted from its surroundings and the text.",
         "",
     ]
     if any(drawn["repairs"].values()):
         lines += [
-            "| pictures | real R@1 / R@5 | with the box cut out | repaired |",
+            "| pictures | real R@1 / R@5 | with the box cut out | inpainted |",
             "| --- | --- | --- | --- |",
         ]
         lines += [
@@ -135,7 +132,7 @@ def _captions(drawn: dict[str, Any]) -> str:
             for name, values in drawn["repairs"].items()
             if values
         ] + [""]
-    lines += ["![repaired](infilled.png)", ""]
+    lines += ["![inpainted](infilled.png)", ""]
     return "\n".join(lines)
 
 
@@ -164,7 +161,7 @@ def _again(out: Path) -> str:
     model = out / "model"
     return "\n".join(
         [
-            "## Go on",
+            "## Next steps",
             "",
             "```bash",
             f'cm3 generate "red apple, noto style" --model {model} --n 4 -o drawn',

@@ -1,9 +1,8 @@
-"""What the quickstart asks of the trained model: pictures for prompts, captions for pictures,
-repairs; and their measures.
+"""The tasks that the quickstart gives the trained model, and how their results are measured.
 
-The measure of pictures is the judge's rank of the right text among the subset's texts
-(`cm3apps.judge`): it looks through a network that no part of the training looked through. A
-prompt's own picture is never among the documents in front of it.
+The tasks are generating, captioning and inpainting. Pictures are measured by the judge's rank of
+the right text among the subset's texts (`cm3apps.judge`); it uses a network that no part of the
+training used. A prompt's own picture is never among the documents prepended to it.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from cm3core.interfaces import DocumentSource, Retriever
 from cm3core.model import Model
 from cm3core.training.neighbours import own_names
 
-#: Prompts of each split that are drawn and judged, and those of them that are shown.
+#: Prompts of each split that are generated and judged, and how many of them are shown.
 NUM_JUDGED = {"train": 100, "comp": 48, "unseen": 40, "valid": 48}
 NUM_SHOWN = {"train": 24, "comp": 12, "unseen": 9, "valid": 12}
 NUM_CAPTIONS = 24
@@ -35,13 +34,13 @@ NUM_CAPTIONS_SHOWN = 12
 NUM_INFILLED = 24
 NUM_INFILLED_SHOWN = 8
 BATCH = 50
-#: What captions and repairs are made of.
+#: The pictures that are captioned and inpainted.
 SUBJECTS = {"held_out": "held-out pictures", "trained": "training pictures"}
 
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """One document of a split: what is asked, what is right, what stands in front."""
+    """One document of a split: the prompt, the right answer, the prepended documents."""
 
     text: str
     concept: str
@@ -51,8 +50,7 @@ class Asked:
 
 
 def show(model: Model, out: Path) -> dict[str, Any]:
-    """Draw, describe and repair; write the tables of pictures into `out`; return what was
-    measured."""
+    """Generate, caption and inpaint; write tables of pictures into `out`; return the measures."""
     started = time.monotonic()
     retrieves = model.components.retriever is not None and _number(model) > 0
     drawn: dict[str, Any] = {"splits": {}, "captions": {}, "repairs": {}, "retrieves": retrieves}
@@ -69,9 +67,9 @@ def show(model: Model, out: Path) -> dict[str, Any]:
         if not asked:
             continue
         before = time.monotonic()
-        pictures = {"without": _pictures(model, asked, False, f"{split}, nothing in front")}
+        pictures = {"without": _pictures(model, asked, False, f"{split}, nothing prepended")}
         if drawn["retrieves"]:
-            pictures["with"] = _pictures(model, asked, True, f"{split}, a document in front")
+            pictures["with"] = _pictures(model, asked, True, f"{split}, a document prepended")
         seconds += time.monotonic() - before
         tokens += sum(map(len, pictures.values())) * int(
             np.prod(model.components.image_tokenizer.grid)
@@ -113,7 +111,7 @@ def _number(model: Model) -> int:
 
 
 def _judge(texts: Sequence[str]) -> Any:
-    """The judge, when it knows every text; None for a data set that it was not made for."""
+    """The judge if it knows every text, else None (a data set that it was not made for)."""
     from cm3apps.judge.judge import Judge
 
     try:
@@ -126,14 +124,16 @@ def _judge(texts: Sequence[str]) -> Any:
 
 
 def _order(names: Iterable[str]) -> list[int]:
-    """A fixed shuffle that doesn't depend on how many there are."""
+    """A fixed shuffle that doesn't depend on the number of names."""
     keyed = [(hashlib.sha256(name.encode()).digest(), index) for index, name in enumerate(names)]
     return [index for _, index in sorted(keyed)]
 
 
 def _asked(model: Model, split: str) -> list[Asked]:
-    """The split's prompts: one document of each group first, then more, in a fixed order; with what
-    is retrieved for each."""
+    """The split's prompts, with the documents retrieved for each.
+
+    One document of each group first, then more, in a fixed order.
+    """
     try:
         source = model.components.source if split == "train" else _held_out(model, split)
     except CM3Error:
@@ -167,8 +167,10 @@ def _asked(model: Model, split: str) -> list[Asked]:
 
 
 def _held_out(model: Model, split: str) -> DocumentSource:
-    """A held-out split; of the emoji corpus, `unseen` is taken from all concepts, since the subset
-    has none of them."""
+    """A held-out split; of the emoji corpus, `unseen` is taken from all concepts.
+
+    The quickstart's subset has none of them.
+    """
     from dataclasses import replace
 
     from cm3plugins.datasets.emoji import EmojiSourceConfig
@@ -186,8 +188,11 @@ def _retrieved(
     chosen: Sequence[int],
     documents: Sequence[Document],
 ) -> list[tuple[Document, ...]]:
-    """The documents in front of each prompt: from what was trained on; for unseen concepts from
-    those themselves, since only a memory can know them. Never the prompt's own."""
+    """The documents prepended to each prompt, never the prompt's own.
+
+    They are from the training data; for unseen concepts from those themselves, since only a memory
+    can know them.
+    """
     retriever: Retriever | None = model.components.retriever
     if retriever is None or _number(model) == 0:
         return [()] * len(chosen)
@@ -228,8 +233,10 @@ def _pictures(model: Model, asked: Sequence[Asked], retrieve: bool, what: str) -
 def _scores(
     judge: Any, asked: Sequence[Asked], pictures: dict[str, list[PixelArray]], texts: Sequence[str]
 ) -> dict[str, float]:
-    """R@1 and R@5 among the subset's texts (and the split's own, where they are not among them), of
-    real and drawn pictures."""
+    """R@1 and R@5 of real and generated pictures.
+
+    Among the subset's texts, and the split's own where they are not among them.
+    """
     if judge is None or not all(one.concept in set(judge.concepts) for one in asked):
         return {}
     among = sorted(set(texts) | {one.concept for one in asked})
@@ -245,12 +252,12 @@ def _scores(
 
 
 def _table(path: Path, asked: Sequence[Asked], pictures: dict[str, list[PixelArray]]) -> None:
-    """Prompt, then: real, drawn with a document in front beside that document, drawn without."""
+    """Prompt, then: real, the prepended document and the picture with it, the picture without."""
     retrieved = "with" in pictures
     header = [
         "real",
-        *(["retrieved", "drawn with it"] if retrieved else []),
-        "drawn alone" if retrieved else "drawn",
+        *(["retrieved", "with it"] if retrieved else []),
+        "without" if retrieved else "generated",
     ]
     rows: list[Row] = []
     for place, one in enumerate(asked):
@@ -271,8 +278,8 @@ def _table(path: Path, asked: Sequence[Asked], pictures: dict[str, list[PixelArr
 
 
 def _captions(model: Model, subjects: Sequence[Asked]) -> list[dict[str, str]]:
-    """Describe pictures: the true text and the written one of each."""
-    # what is retrieved, is retrieved by the picture
+    """Caption pictures: the true text and the written one of each."""
+    # documents are retrieved by the picture
     written = model.captions([one.pixels for one in subjects])
     return [
         {"real": one.text, "written": text.text}
@@ -281,8 +288,9 @@ def _captions(model: Model, subjects: Sequence[Asked]) -> list[dict[str, str]]:
 
 
 def num_named(captions: Sequence[dict[str, str]]) -> int:
-    """How many captions name the right thing: what the true text says before its first comma is in
-    them, as whole words.
+    """The number of captions that name the right thing.
+
+    They contain the true text up to its first comma, as whole words.
 
     >>> num_named([{"real": "duck, noto style", "written": "a duck in twemoji style"}, {"real": "owl", "written": "a bowl"}])
     1
@@ -301,7 +309,7 @@ def _words(text: str) -> str:
 def _caption_table(
     path: Path, subjects: Sequence[Asked], captions: Sequence[dict[str, str]]
 ) -> None:
-    """Pictures under the captions written for them, and the true ones."""
+    """Pictures under their written and true captions."""
     rows: list[Row] = [
         (f"{caption['written']}   (real: {caption['real']})", [one.pixels, *([None] * 2)])
         for caption, one in zip(captions, subjects, strict=False)
@@ -316,12 +324,11 @@ def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
 
 
 def _repaired(model: Model, subjects: Sequence[Asked], name: str) -> dict[str, list[PixelArray]]:
-    """Pictures with a box cut out of their middle, and with the box drawn anew from what is around
-    it and the text."""
+    """Pictures with a box cut out of their middle, and with that box inpainted."""
     x0, y0, x1, y1 = box = _middle(model.image_size)
     pictures: dict[str, list[PixelArray]] = {"cut": [], "repaired": []}
     for one in tqdm(
-        subjects, desc=f"  repairing, {SUBJECTS[name]}", unit="picture", file=sys.stderr
+        subjects, desc=f"  inpainting, {SUBJECTS[name]}", unit="picture", file=sys.stderr
     ):
         cut = one.pixels.copy()
         cut[y0:y1, x0:x1] = 160
@@ -335,7 +342,7 @@ def _repaired(model: Model, subjects: Sequence[Asked], name: str) -> dict[str, l
 def _repair_table(
     path: Path, subjects: dict[str, list[Asked]], repaired: dict[str, dict[str, list[PixelArray]]]
 ) -> None:
-    """Real, cut out, repaired; trained pictures first."""
+    """Real, cut out, inpainted; trained pictures first."""
     rows: list[Row] = []
     for name in sorted(subjects, reverse=True):
         triples = zip(
@@ -346,4 +353,4 @@ def _repair_table(
             for one, cut, whole in triples
         ]
         rows += own[: NUM_INFILLED_SHOWN // len(subjects)]
-    write_table(path, ["real", "cut out", "repaired"], rows, num_blocks=2)
+    write_table(path, ["real", "cut out", "inpainted"], rows, num_blocks=2)

@@ -35,8 +35,7 @@ SMALL = [
 
 @pytest.fixture
 def overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The experiment on a few concepts, some of them held out whole, with its caches in a folder of
-    its own."""
+    """The experiment on a few concepts, some held out entirely, with its own cache folder."""
     concepts = tmp_path / "concepts.txt"
     concepts.write_text("red apple\ngreen apple\npizza\npanda\nkey\nleopard\ndeer\n")
     monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
@@ -118,8 +117,8 @@ def test_all_stages_and_again(
 
 
 def test_a_condition_measures_the_query_alone(overrides: list[str]) -> None:
-    """Whatever stands in front, the same tokens count; a query's own picture never stands there;
-    memories differ as they say."""
+    """The same tokens count whatever is prepended; a query's own picture never is; memories
+    differ as documented."""
     registry = load_registry()
     recipe = compose("retrieval-gain", [*overrides, "retriever.num_retrieved=1"], registry=registry)
     assert recipe.retriever is not None
@@ -163,7 +162,7 @@ def test_the_gain_by_hand() -> None:
         )
     lines = _gain(runs, ["comp"])
     assert (
-        lines[6] == "| split | trained with | nothing in front | memory all | the answer itself |"
+        lines[6] == "| split | trained with | nothing prepended | memory all | the answer itself |"
     )
     assert lines[8] == "| comp | no documents | 2.500 ± 0.707 | – | – |"
     assert (
@@ -210,7 +209,7 @@ def test_a_curve_knows_the_tokens_before_each_validation(tmp_path: Path) -> None
         ),
         (
             ["--pictures", "1"],
-            "cm3 experiment retrieval: --pictures is 1, and a distance of one picture says "
+            "cm3 experiment retrieval: --pictures is 1, and the distance of one picture means "
             "nothing\n"
             "  next: give 2 or more, or 0 for none",
         ),

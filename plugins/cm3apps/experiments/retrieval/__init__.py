@@ -1,1 +1,1 @@
-"""What retrieved documents bring: `cm3 experiment retrieval`."""
+"""What retrieved documents gain: `cm3 experiment retrieval`."""

@@ -1,4 +1,4 @@
-"""What is trained against what. Light: the command line names the arms."""
+"""The arms of the experiment. Light: the command line lists them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ class Arm:
 
     Args:
         title: for tables.
-        overrides: of the recipe; everything else is the same for all arms: tokens of a step, steps,
-            context, weights' start.
-        num_retrieved: most documents in front of a training document, and those in front of a
-            prompt when it draws.
+        overrides: of the recipe; everything else is the same for all arms: tokens a step, steps,
+            context length, initial weights.
+        num_retrieved: documents prepended to a training document, at most, and to a prompt when it
+            generates.
     """
 
     title: str
@@ -38,5 +38,5 @@ ARMS: dict[str, Arm] = {
     },
 }
 
-#: In names of losses, the "memory" and the "retriever" that put the query's own document in front.
+#: In names of losses, the "memory" and the "retriever" that prepend the query's own document.
 OWN = "own"

@@ -1,13 +1,11 @@
-"""What a trained decoder is measured under: which held-out documents, and what stands in front of
-them.
+"""The conditions a decoder is measured under: held-out documents, and what is prepended to them.
 
     split     comp (this style of a known concept is held out) | unseen (the whole concept is)
     memory    train: what was trained on | all: held-out documents too, though never a query's own
-    documents 0..3 of what a retriever finds for the query's text; or the query's own document, the answer itself, to see whether
-              a decoder makes use of what stands in front at all (memory `own`)
+    documents 0..3 that a retriever finds for the query's text; or the query's own document, the
+              answer itself, to see whether a decoder uses what is prepended at all (memory `own`)
 
-Measured is the loss of the query's image tokens, nats a token. Whatever stands in front of it does
-not count.
+The measure is the loss of the query's image tokens, nats a token. Prepended documents do not count.
 """
 
 from __future__ import annotations
@@ -34,13 +32,13 @@ from cm3core.training.validation import UnmaskedObjective, measured_loss, spread
 if TYPE_CHECKING:
     from cm3core.build import Components
 
-#: Documents in front, at most.
+#: Prepended documents, at most.
 MOST = 3
 
 
 @dataclass(frozen=True)
 class Condition:
-    """Where a loss was measured. `memory` and `retriever` are "" where nothing stands in front."""
+    """How a loss was measured. `memory` and `retriever` are "" where nothing is prepended."""
 
     split: str
     memory: str
@@ -76,7 +74,7 @@ class Measurement:
 
     Args:
         preparation: of the decoder's training.
-        retrievers: name -> config; each is asked over each memory.
+        retrievers: name -> config; each searches each memory.
         splits: held-out splits of the data set.
         num_documents: held-out documents of each split, spread evenly.
     """
@@ -98,7 +96,7 @@ class Measurement:
         self.memories = {"train": self.components.source}
         try:
             self.memories["all"] = self.components.split("all")
-        except CM3Error:  # a data set whose splits can't be had together
+        except CM3Error:  # a data set that can't combine its splits
             self.memories.pop("all", None)
         self._codes: dict[str, CodeCache] = {}
         self._built: dict[tuple[str, str], Retriever] = {}
@@ -121,7 +119,7 @@ class Measurement:
         return measured_loss(decoder, self._batches(condition))["image_loss"]
 
     def retriever(self, memory: str, name: str) -> Retriever:
-        """The retriever over a memory, built when it is first asked for."""
+        """The retriever over a memory, built on first use."""
         if (memory, name) not in self._built:
             self._built[memory, name] = self.retrievers[name].build(
                 self.memories[memory], self.components.embedder
@@ -163,8 +161,10 @@ class Measurement:
         )
 
     def told(self) -> dict[str, Told]:
-        """What the first document of each memory and retriever tells of each split's pictures, by
-        "split/memory/retriever"."""
+        """What the first found document predicts of each split's pictures.
+
+        Keys are "split/memory/retriever".
+        """
         groups = groups_of_codes(self.components.image_tokenizer)
         found = {}
         for name in self.retrievers:
@@ -179,8 +179,10 @@ class Measurement:
     def _pairs(
         self, title: str, source: DocumentSource, memory: str, name: str
     ) -> tuple[IntArray, IntArray]:
-        """Codes [N, H, W] of a source's pictures and of the document that is found for each; those
-        without one are left out."""
+        """Codes [N, H, W] of a source's pictures and of the document found for each.
+
+        Pictures without one are left out.
+        """
         codes, memory_codes = (
             self._codes_of(title, source),
             self._codes_of(f"memory {memory}", self.memories[memory]),
@@ -204,7 +206,7 @@ class Measurement:
     def _neighbours(
         self, source: DocumentSource, codes: CodeCache, memory: str, name: str
     ) -> NeighbourTable:
-        # how many are wanted decides nothing here
+        # the number asked for has no effect here
         config = replace(self.retrievers[name], num_retrieved=1)
         fingerprint = retriever_fingerprint(config, self.components.embedder, self.memories[memory])
         return NeighbourTable(

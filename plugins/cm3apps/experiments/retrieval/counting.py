@@ -1,13 +1,11 @@
-"""What there is in a retrieved document to be used, by counting: no decoder, no training.
+"""How much a retrieved document predicts, by counting: no decoder, no training.
 
 The cell of a picture is predicted from its left and upper neighbour, and then also from the same
-cell of the first document that the retriever finds. By how much the second does better is what a
-decoder that only knows how to look at the same place could gain from the document; what it can't
-gain from anything else in the picture. The caption is not looked at: what it says, a decoder may
-know without documents.
+cell of the first document that the retriever finds. The improvement is what a decoder that only
+looks at the same position could gain from the document and from nothing else in the picture. The
+caption is ignored: a decoder may know what it states without documents.
 
-Codes are first grouped by colour: among a thousand codes a counter of pairs would see each pair
-once.
+Codes are first grouped by colour: with a thousand codes, counting would see each pair only once.
 
 Legend: N pictures, H, W rows and columns of codes, C groups of codes.
 """
@@ -31,10 +29,10 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Told:
-    """What documents tell of held-out pictures.
+    """What documents predict of held-out pictures.
 
     Args:
-        same: share of cells that hold the very code that the document has there.
+        same: share of cells with the same code as the document has there.
         without: nats a cell's group, from its two neighbours in the picture.
         with_document: the same, from the document's cell too.
     """
@@ -45,8 +43,10 @@ class Told:
 
 
 def groups_of_codes(tokenizer: ImageTokenizer, num_groups: int = NUM_GROUPS) -> IntArray:
-    """The group of each code, int32 [codebook_size], in 0..num_groups - 1: by the mean colour of a
-    picture of that code alone."""
+    """The group of each code, int32 [codebook_size], in 0..num_groups - 1.
+
+    Codes are grouped by the mean colour of a picture of that code alone.
+    """
     codes = np.arange(tokenizer.codebook_size)
     height, width = tokenizer.grid
     colours = np.concatenate(
@@ -61,8 +61,10 @@ def groups_of_codes(tokenizer: ImageTokenizer, num_groups: int = NUM_GROUPS) -> 
 
 
 def kmeans(points_ND: npt.NDArray[np.float64], num_groups: int) -> IntArray:
-    """The nearest of `num_groups` centres of each point, int32 [N]; centres far apart to begin
-    with, then Lloyd's steps."""
+    """The nearest of `num_groups` centres of each point, int32 [N].
+
+    Centres start far apart, then follow Lloyd's steps.
+    """
     rng = np.random.default_rng(_SEED)
     centres = points_ND[rng.integers(len(points_ND), size=1)]
     while len(centres) < min(num_groups, len(points_ND)):

@@ -1,4 +1,4 @@
-"""Pictures of a trained decoder for held-out prompts, and what is measured of them."""
+"""Pictures that a trained decoder generates for held-out prompts, and their scores."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from cm3core.training.validation import spread
 if TYPE_CHECKING:
     from cm3core.build import Components
 
-#: Real training pictures that drawn ones are compared with.
+#: Number of real training pictures that generated ones are compared with.
 NUM_REAL = 1000
 _BATCH = 48
 SEED = 1
@@ -34,13 +34,13 @@ SEED = 1
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one split's pictures; the `real_` ones are of the pictures that the prompts belong to.
+    """Scores of one split's pictures; the `real_` ones are of the prompts' own pictures.
 
     Args:
         kid, real_kid: distance from training pictures (see `kid`), times 1000.
-        floor, floor_spread: of two halves of training pictures.
-        r5, real_r5: share of pictures whose own text is among the judge's first five of all it
-            knows; None: it doesn't know them.
+        floor, floor_spread: the same between two halves of the training pictures.
+        r5, real_r5: share of pictures whose own text is among the judge's first five of all that
+            it knows; None: it doesn't know them.
     """
 
     kid: float
@@ -59,19 +59,19 @@ def draw(
     num_pictures: int,
     path: Path,
 ) -> dict[str, Scores]:
-    """Draw a picture for documents of each split, write all into `path` (npz), return the scores.
+    """Generate a picture for documents of each split, write all into `path` (npz), return scores.
 
-    What stands in front of a prompt is found for its text in the memory of all splits, without its
-    own document.
+    The documents prepended to a prompt are retrieved by its text from the memory of all splits,
+    without its own document.
 
     Args:
         components: with the decoder's weights.
-        retriever: asked for `number` documents; None: nothing stands in front.
-        splits: of the data set; one of fewer than two documents is left out, since a distance needs
-            two.
+        retriever: finds `number` documents for each prompt; None: nothing is prepended.
+        splits: of the data set; one with fewer than two documents is left out, since a distance
+            needs two.
         num_pictures: of each split.
         path: where the pictures go: `<split>_drawn`, `<split>_real`, `<split>_front` (uint8 [N, H,
-            W, 3]; white where nothing stands in front) and `<split>_text`.
+            W, 3]; white where nothing is prepended) and `<split>_text`.
     """
     model = Model(components.recipe, components)
     features = efficientnet_features()
@@ -89,7 +89,7 @@ def draw(
         indices = spread(len(source), num_pictures)
         if len(indices) < 2:
             tqdm.write(
-                f"note: nothing is drawn for split {split!r}, which has {len(indices)} document",
+                f"note: nothing is generated for split {split!r}: it has fewer than 2 documents",
                 file=sys.stderr,
             )
             continue
@@ -103,7 +103,9 @@ def draw(
                 for ones in found.retrieve(queries, number, own)
             ]
         drawn: list[PixelArray] = []
-        for start in tqdm(range(0, len(queries), _BATCH), desc=f"drawing, {split}", unit="batch"):
+        for start in tqdm(
+            range(0, len(queries), _BATCH), desc=f"generating, {split}", unit="batch"
+        ):
             part = slice(start, start + _BATCH)
             completions = model.complete(
                 [(*query, ImageHole()) for query in queries[part]], retrieved=front[part], seed=SEED
@@ -134,8 +136,7 @@ def draw(
 
 
 def _whole(components: Components) -> DocumentSource:
-    """The memory of all splits, of the training split alone where the data set can't give them
-    together."""
+    """The memory of all splits, or of the training split if the data set can't combine them."""
     try:
         return components.split("all")
     except CM3Error:

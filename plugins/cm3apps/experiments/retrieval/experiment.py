@@ -1,11 +1,10 @@
-"""The experiment's stages. Each leaves its result in the folder, and is not done again when that is
-there.
+"""The experiment's stages. Each leaves its result in the folder, and is skipped when that exists.
 
 <arm>-<seed>/run/            the training: checkpoints, metrics, TensorBoard
 <arm>-<seed>/losses.json     held-out losses under every condition
-<arm>-<seed>/drawn.npz       pictures; drawn.json: what was measured of them
-told.json                    what the documents tell of held-out pictures, by counting
-results.json, report.md      all of it together, with plots and pictures beside them
+<arm>-<seed>/drawn.npz       generated pictures; drawn.json: their scores
+told.json                    what the documents predict of held-out pictures, by counting
+results.json, report.md      everything together, with plots and pictures next to them
 """
 
 from __future__ import annotations
@@ -28,12 +27,11 @@ if TYPE_CHECKING:
     from cm3core.plugins import Registry
     from cm3core.recipe import Recipe
 
-#: Held-out splits: what the decoder never saw of things that it knows, and things that it doesn't
-#: know.
+#: Held-out splits: unseen styles of known things, and unknown things.
 SPLITS = ("comp", "unseen")
 #: Retrievers that every decoder is measured with, whatever it was trained with.
 MEASURED_WITH = ("dense", "bm25", "random")
-#: Kept with measured losses; raised when other conditions are measured.
+#: Kept with measured losses; incremented when other conditions are measured.
 _CONDITIONS = 2
 
 
@@ -44,11 +42,11 @@ class RetrievalExperiment:
         registry: the plugins.
         out: the folder of all results.
         recipe: name or path of the recipe that all arms share; `overrides` of the user come on top.
-        arms, seeds: what is trained, each with each.
-        steps: of each training; None: as the recipe says.
+        arms, seeds: every arm is trained with every seed.
+        steps: of each training; None: the recipe's.
         num_documents: held-out documents of each split that are measured.
-        num_pictures: pictures of each split that each arm draws; 0: none.
-        command: what the user can type to go on.
+        num_pictures: pictures of each split that each arm generates; 0: none.
+        command: what the user can type to resume.
     """
 
     def __init__(
@@ -75,7 +73,7 @@ class RetrievalExperiment:
         self.num_documents, self.num_pictures, self.command = num_documents, num_pictures, command
 
     def recipe(self, arm: str, seed: int) -> Recipe:
-        """What one arm is trained by."""
+        """The recipe of one arm."""
         from cm3core.recipe import compose
 
         own = [
@@ -88,8 +86,8 @@ class RetrievalExperiment:
         return recipe
 
     def run(self) -> Path:
-        """All stages; returns the report's path."""
-        # All first: a wrong override is told now.
+        """Run all stages; return the report's path."""
+        # All recipes first: a wrong override is reported before anything runs.
         recipes = {(arm, seed): self.recipe(arm, seed) for seed in self.seeds for arm in self.arms}
         from cm3apps.experiments.retrieval.report import write_report
 
@@ -122,7 +120,7 @@ class RetrievalExperiment:
         key = {"recipe": self.recipe_name, "overrides": self.overrides}
         kept = _kept(self.out / "told.json", key)
         if kept is None:
-            print("what the documents tell: counting", file=sys.stderr)
+            print("counting what the documents predict", file=sys.stderr)
             preparation = Preparation(build(recipe, self.registry, stage="train"))
             measurement = Measurement(
                 preparation, self._retrievers(recipe), SPLITS, self.num_documents
@@ -136,7 +134,7 @@ class RetrievalExperiment:
         return found
 
     def _run_arm(self, recipe: Recipe, arm: str, folder: Path) -> dict[str, Any]:
-        """Train, measure, draw."""
+        """Train, measure, generate."""
         from cm3core.build import build
         from cm3core.checkpoint import TOKENIZER, load_weights
         from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
@@ -228,7 +226,7 @@ class RetrievalExperiment:
 
 
 def _kept(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
-    """What an earlier call left, if it asked for the same."""
+    """The result of an earlier call with the same settings, else None."""
     if not path.exists():
         return None
     stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -236,8 +234,7 @@ def _kept(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def curve(run: Path) -> list[dict[str, float]]:
-    """A run's validation losses, with the tokens and the seconds that each took: of the last line
-    of metrics before it."""
+    """A run's validation losses, with the tokens and seconds of the last metrics line before each."""
     from cm3core.training.metrics import read_metrics
 
     found: list[dict[str, float]] = []

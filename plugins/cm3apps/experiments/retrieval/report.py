@@ -1,5 +1,4 @@
-"""The report: tables in Markdown, curves and pictures beside it. Means over seeds, their spread
-where there are several."""
+"""The report: tables in Markdown, with curves and pictures. Means over seeds, with their spread."""
 
 from __future__ import annotations
 
@@ -31,17 +30,16 @@ def write_report(
     Args:
         out: the experiment's folder.
         runs: one for each arm and seed, see `RetrievalExperiment`.
-        command: told in the report.
+        command: quoted in the report.
         told: "split/memory/retriever" -> the fields of `counting.Told`.
     """
     lines = [
-        "# What retrieved documents bring",
+        "# What retrieved documents gain",
         "",
         f"`{command}`",
         "",
-        "Loss: nats a token of the query's image tokens on held-out documents. What stands in "
-        "front of the query does not",
-        "count.",
+        "Loss: nats a token of the query's image tokens on held-out documents. Prepended documents",
+        "do not count.",
         "",
         "![loss over tokens and over time](curves.png)",
         "",
@@ -77,7 +75,7 @@ def _by_arm(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _trainings(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """What each arm cost, and where it stands with its own documents in front."""
+    """What each arm's training cost."""
     rows = ["| trained with | steps | million tokens | minutes |", "| --- | --- | --- | --- |"]
     for arm, own in _by_arm(runs).items():
         minutes = _mean([run["seconds"] / 60 for run in own], 1)
@@ -89,8 +87,7 @@ def _trainings(runs: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _gain(runs: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[str]:
-    """Each arm with the documents that it was trained with; behind it, how far that is from
-    training without any."""
+    """Each arm with the documents it was trained with, and the difference from training without."""
     with_nothing = {
         (run["seed"], split): run["losses"][split]
         for run in runs
@@ -104,14 +101,13 @@ def _gain(runs: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[str]:
     lines = [
         "## The gain",
         "",
-        "Every arm with its own retriever and number of documents. Behind each loss: what it is "
-        "beyond that of the arm",
-        "without documents and the same seed; less than nothing is a gain. The last column is no "
-        "result but a probe: in",
-        "front stands the very document that is asked for, and who makes use of what stands "
-        "there has nothing to guess.",
+        "Every arm with its own retriever and number of documents. In brackets after each loss: "
+        "the difference from the arm",
+        "without documents and the same seed; below 0 is a gain. The last column is not a result "
+        "but a probe: it prepends",
+        "the answer itself, so a decoder that uses what is prepended has nothing to guess.",
         "",
-        "| split | trained with | nothing in front "
+        "| split | trained with | nothing prepended "
         f"|{''.join(f' memory {one} |' for one in memories)} the answer itself |",
         "| --- | --- | --- | --- |" + " --- |" * len(memories),
     ]
@@ -129,18 +125,18 @@ def _gain(runs: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[str]:
 
 
 def _told(told: dict[str, dict[str, float]]) -> list[str]:
-    """What there is to be gained, by counting."""
+    """What could be gained, by counting."""
     if not told:
         return []
     lines = [
-        "## What the documents tell",
+        "## What the documents predict",
         "",
-        "Without any decoder: nats of a cell's colour (of 16), from the cells left of it and "
-        "above it as counted in",
-        "training pictures, and from the same cell of the first document too. The caption is not "
-        "looked at.",
+        "Without any decoder: nats of a cell's colour (of 16), given the cells to its left and "
+        "above it, as counted in",
+        "training pictures, and given the same cell of the first document too. The caption is "
+        "ignored.",
         "",
-        "| split | memory | retriever | same code | without | with the document | tells |",
+        "| split | memory | retriever | same code | without | with the document | gain |",
         "| --- |" + " --- |" * 6,
     ]
     for name, values in told.items():
@@ -156,8 +152,7 @@ def _beside(
     with_nothing: dict[tuple[int, str], float],
     split: str,
 ) -> str:
-    """A cell: the mean loss, and the mean difference to the arm without documents where there is
-    one."""
+    """A cell: the mean loss, and its mean difference from the arm without documents, if any."""
     if any(name not in run["losses"] for run in runs):
         return "–"
     text = _mean([run["losses"][name] for run in runs], 3)
@@ -185,11 +180,11 @@ def _losses(runs: Sequence[dict[str, Any]], split: str) -> list[str]:
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name in names:
         parts = name.split("/")
-        if len(parts) == 1 or parts[1] != OWN:  # that one stands in the first table
+        if len(parts) == 1 or parts[1] != OWN:  # that one is in the first table
             groups[(parts[1], parts[2]) if len(parts) > 1 else ("", "")].append(name)
     title = SPLIT_TITLES.get(split, split)
     lines = [f"## {title[:1].upper()}{title[1:]}", ""]
-    header = ["trained with", "nothing in front"]
+    header = ["trained with", "nothing prepended"]
     columns = [groups.pop(("", ""), [])[:1]]
     for (memory, retriever), own in groups.items():
         header.append(
@@ -211,10 +206,9 @@ def _drawings(runs: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[str
         "## Pictures",
         "",
         "KID: distance from training pictures in the features of EfficientNet-Lite1, times 1000; "
-        "R@5: the judge finds",
-        "the right text among the first five of all. Each arm draws with as many documents in "
-        "front as it was trained",
-        "with.",
+        "R@5: the judge ranks",
+        "the right text among the first five of all. Each arm generates with as many prepended "
+        "documents as in training.",
         "",
         "| split | trained with | KID | R@5 |",
         "| --- | --- | --- | --- |",
@@ -239,8 +233,10 @@ def _drawings(runs: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[str
 
 
 def _pictures(out: Path, runs: Sequence[dict[str, Any]], split: str) -> bool:
-    """A table: prompt, real, and of each arm the document in front and what it drew. False: nothing
-    was drawn."""
+    """Write a table: prompt, real, and each arm's prepended document and picture.
+
+    Returns False when there are no pictures.
+    """
     first_seed = {run["arm"]: run["seed"] for run in reversed(runs)}
     arrays = {}
     for arm, seed in ((run["arm"], run["seed"]) for run in runs):
@@ -254,7 +250,7 @@ def _pictures(out: Path, runs: Sequence[dict[str, Any]], split: str) -> bool:
     header, columns = ["real"], [some[f"{split}_real"]]
     for arm, own in arrays.items():
         if ARMS[arm].num_retrieved:
-            header.append("in front")
+            header.append("retrieved")
             columns.append(own[f"{split}_front"])
         header.append(arm)
         columns.append(own[f"{split}_drawn"])
@@ -268,7 +264,7 @@ def _pictures(out: Path, runs: Sequence[dict[str, Any]], split: str) -> bool:
 
 
 def _curves(path: Path, runs: Sequence[dict[str, Any]]) -> None:
-    """Losses over tokens and over minutes; each arm with its own documents in front."""
+    """Losses over tokens and over minutes; each arm with its own documents prepended."""
     import matplotlib
 
     matplotlib.use("Agg")
