@@ -1,5 +1,4 @@
-"""How fast `sqlite` and `bm25` are, and how often they agree:
-`python compare.py [RECIPE] [SPLIT]`."""
+"""Speed and agreement of `sqlite` and `bm25`: `python compare.py [RECIPE] [SPLIT]`."""
 
 import statistics
 import sys

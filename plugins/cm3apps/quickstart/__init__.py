@@ -1,2 +1,1 @@
-"""`cm3 quickstart`: train a small CM3leon on the bundled corpus, then show in one folder all that
-it can do."""
+"""`cm3 quickstart`: train a small CM3leon on the bundled corpus, and show what it can do."""

@@ -13,7 +13,7 @@ CM3_API = 1
 
 @dataclass(kw_only=True)
 class FSQConfig(ImageTokenizerConfig):
-    """A code is a few numbers, each rounded to one of a few levels. Nothing is learned, none dies.
+    """A code is a few numbers, each rounded to one of a few levels: no codebook, no dead codes.
 
     Args:
         resolution: pixels a side.
@@ -21,8 +21,8 @@ class FSQConfig(ImageTokenizerConfig):
         levels: levels of each number of a code; their product is the number of codes.
         channels: width of the network.
         num_blocks: residual blocks of the encoder, and of the decoder.
-        weights: a file that `cm3 tokenizer train-image` wrote. None: those of this package, of the
-            bundled emoji at 64 pixels.
+        weights: a file that `cm3 tokenizer train-image` wrote. None: those of this package, trained
+            on the bundled emoji at 64 pixels.
     """
 
     resolution: int = 64
@@ -40,7 +40,7 @@ class FSQConfig(ImageTokenizerConfig):
         if not 0 < self.patch_size <= self.resolution or self.resolution % self.patch_size:
             raise RecipeError(
                 "image_tokenizer.resolution",
-                "is no multiple of image_tokenizer.patch_size",
+                "is not a multiple of image_tokenizer.patch_size",
                 "change one of them",
             )
         if not self.levels or min(self.levels) < 2:

@@ -21,7 +21,7 @@ BATCH_SIZE, LEARNING_RATE = 16, 2e-3
 
 
 class Block(nn.Module):
-    """x + convolutions. It never sees the whole picture: equal surroundings have equal codes."""
+    """x + convolutions. It never sees the whole picture: equal surroundings give equal codes."""
 
     def __init__(self, channels):
         super().__init__()
@@ -56,7 +56,7 @@ class FSQNetwork(nn.Module):
         )
 
     def digits(self, pixels_BCHW):
-        """Whole numbers 0..level-1, [B, D, Y, X], with a straight-through gradient."""
+        """Integers 0..level-1, [B, D, Y, X], with a straight-through gradient."""
         real_BDYX = self.levels_D11 * self.encoder(pixels_BCHW).sigmoid() - 0.5
         whole_BDYX = real_BDYX.round().clamp(min=0).minimum(self.levels_D11 - 1)
         return real_BDYX + (whole_BDYX - real_BDYX).detach()
@@ -66,7 +66,7 @@ class FSQNetwork(nn.Module):
         return 2 * digits_BDYX / (self.levels_D11 - 1) - 1
 
     def code(self, digits_BDYX):
-        """The number [B, Y, X] with these digits, the first the smallest: mixed radix."""
+        """The number [B, Y, X] with these digits in mixed radix, least significant first."""
         return (digits_BDYX.round().long() * self.bases_D11).sum(1)
 
     def digits_of(self, code_BYX):
@@ -75,7 +75,7 @@ class FSQNetwork(nn.Module):
 
 
 class FSQTokenizer(ImageTokenizer):
-    """Pixels <-> codes, one picture at a time, so that its codes do not depend on a batch."""
+    """Pixels <-> codes, one picture at a time, so that codes do not depend on the batch."""
 
     def __init__(self, config, network):
         self.config, self.network = config, network.eval().requires_grad_(False)
@@ -133,7 +133,7 @@ def to_input(pixels_BHWC):
 
 
 def read(config, path):
-    """The tokenizer of a file; raises `CheckpointError` for none, or another network's."""
+    """The tokenizer of a file; raises `CheckpointError` if the file is not of this network."""
     config.check()
     network = FSQNetwork(config)
     try:

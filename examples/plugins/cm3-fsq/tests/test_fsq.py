@@ -1,4 +1,4 @@
-"""The laws of image tokenizers, and what is this one's own."""
+"""The laws of image tokenizers, and the behaviour specific to this one."""
 
 import numpy as np
 import pytest
@@ -67,7 +67,7 @@ def test_the_shipped_weights_keep_a_picture():
     [
         (
             {"resolution": 65},
-            "image_tokenizer.resolution: is no multiple of image_tokenizer.patch_size\n  next: "
+            "image_tokenizer.resolution: is not a multiple of image_tokenizer.patch_size\n  next: "
             "change one of them",
         ),
         (

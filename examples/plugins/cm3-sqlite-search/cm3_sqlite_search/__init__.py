@@ -1,5 +1,4 @@
-"""A retriever for cm3leon that keeps its index on disk: full-text search by SQLite (FTS5), which
-comes with Python."""
+"""A retriever for cm3leon whose index is a file: full-text search by SQLite (FTS5)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,10 @@ CM3_API = 1
 
 @dataclass(kw_only=True)
 class SQLiteRetrieverConfig(RetrieverConfig):
-    """Documents that share words with the query's text, by the BM25 of SQLite's FTS5 (k1 1.2, b
-    0.75). Pictures play no part.
+    """Documents that share words with the query's text, by the BM25 of SQLite's FTS5.
 
-    The index is a file, named by the documents' contents: built once, opened in a moment, and built
-    anew when they change.
+    k1 is 1.2 and b 0.75. Pictures are ignored. The index is a file, named by the documents'
+    contents: built once, opened in a moment, and rebuilt when they change.
 
     Args:
         stem: "apples" finds "apple" (Porter's stemmer, for English).

@@ -9,21 +9,22 @@ from cm3core.errors import DataError, MissingPackageError
 from cm3core.files import atomic_path
 from cm3core.interfaces import Retrieved, Retriever
 
-#: Best first; rowids begin at 1. FTS5's scores are negative, the better the lower.
+#: Best first; rowids begin at 1. FTS5's scores are negative, lower is better.
 SEARCH = "SELECT rowid - 1, -rank FROM documents WHERE documents MATCH ? ORDER BY rank, rowid"
 
 
 class SQLiteRetriever(Retriever):
-    """Search by words. A document that shares none with the query is never found, nor anything for
-    a query without text.
+    """Search by words: documents that share none with the query are never found.
 
-    Words that most documents have ("style" in the bundled captions) weigh nothing to BM25, and cost
-    the most: every document that has one gets a score. They are left out of queries that have other
-    words.
+    A query without text finds nothing.
+
+    Words that most documents have ("style" in the bundled captions) have almost no weight in BM25
+    and cost the most: every document that has one gets a score. They are left out of queries that
+    have other words.
 
     Args:
         memory: the documents.
-        folder: of the index; one that another process built is used.
+        folder: of the index; an index that another process built is reused.
         stem: compare stems of words.
     """
 
@@ -71,13 +72,12 @@ class SQLiteRetriever(Retriever):
             yield from self._database.execute(statement, [expression]) if expression else ()
         except sqlite3.DatabaseError as error:
             raise DataError(
-                str(self.path), f"can't be searched ({error})", "delete it; it is built anew"
+                str(self.path), f"can't be searched ({error})", "delete it; it will be rebuilt"
             ) from error
 
 
 def words_of(text):
-    """Different words in a fixed order, so that a query's scores are the same to the last bit
-    however it is put."""
+    """Distinct words in a fixed order, so that word order never changes a query's scores."""
     return sorted(set(re.findall(r"\w+", text.casefold())))
 
 

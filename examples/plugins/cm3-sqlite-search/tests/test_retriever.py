@@ -1,4 +1,4 @@
-"""The laws of retrievers, and what is this one's own."""
+"""The laws of retrievers, and the behaviour specific to this one."""
 
 import math
 import sqlite3
@@ -84,7 +84,7 @@ def test_a_damaged_index_says_what_to_do(tmp_path):
         found(built(tmp_path), "red")
     assert (
         str(error.value)
-        == f"{path}: can't be searched (file is not a database)\n  next: delete it; it is built anew"
+        == f"{path}: can't be searched (file is not a database)\n  next: delete it; it will be rebuilt"
     )
 
 

@@ -1,5 +1,4 @@
-"""A sampler for cm3leon: ids whose logit is within n standard deviations of the largest (Tang et
-al. 2024, arXiv 2411.07641)."""
+"""A sampler for cm3leon: top-n-sigma (Tang et al. 2024, arXiv 2411.07641)."""
 
 from dataclasses import dataclass
 
@@ -12,20 +11,20 @@ CM3_API = 1
 
 @dataclass(frozen=True)
 class SigmaFilters(Filters):
-    """The plan's filters, and how many standard deviations below the largest logit an id may be; 0
-    is off."""
+    """The plan's filters, and `n_sigma`: standard deviations below the largest logit; 0 is off."""
 
     n_sigma: float = 0.0
 
 
 @dataclass(kw_only=True)
 class TopNSigmaConfig(SamplerConfig):
-    """Top-n-sigma with classifier-free guidance. The set of ids is cut from the logits of the
-    stream that sees the text, before guidance and temperature, so that neither lets in what the
-    decoder finds absurd: a temperature may be high.
+    """Top-n-sigma with classifier-free guidance.
+
+    The set of ids is chosen from the logits of the stream that sees the text, before guidance and
+    temperature, so neither admits implausible ids: a temperature may be high.
 
     Args:
-        n_sigma: image codes stay whose logit is at most so many standard deviations below the
+        n_sigma: keep image codes whose logit is at most this many standard deviations below the
             largest; 0 keeps all.
         guidance_scale: logits u + s (c - u) of image codes, c with the text and u without; 1 is
             off.

@@ -8,7 +8,7 @@ from cm3kernels import guided_sample
 
 
 class TopNSigmaSampler(Sampler):
-    """Leaves ids out by a rule of its own; mixing, the other filters and the draw are cm3leon's."""
+    """Leaves ids out by its own rule; mixing, the other filters and the draw are cm3leon's."""
 
     def __init__(self, plans):
         self._plans = plans
@@ -52,8 +52,7 @@ class TopNSigmaSampler(Sampler):
 
 
 def near_the_top(logits_nR, legal_nR, n_sigma_n):
-    """Legal ids whose logit is at least the largest legal one minus n standard deviations of the
-    legal ones, bool [n, R].
+    """Legal ids within n standard deviations of the largest legal logit, bool [n, R].
 
     >>> logits, all_legal = torch.tensor([[4.0, 2.0, 0.0, -2.0]]), torch.ones(1, 4, dtype=torch.bool)  # sigma is 5 ** 0.5
     >>> near_the_top(logits, all_legal, torch.tensor([1.0]))

@@ -1,4 +1,4 @@
-"""The laws of samplers, and what is this one's own."""
+"""The laws of samplers, and the behaviour specific to this one."""
 
 import pytest
 import torch
@@ -71,8 +71,7 @@ def test_no_temperature_lets_in_what_was_cut():
 
 
 def test_no_guidance_lifts_what_was_cut():
-    """The stream with the text finds id 12 poor; the one without finds it absurd, so that guidance
-    would prefer it."""
+    """Id 12 is improbable with the text and even less probable without, so guidance would raise it."""
     plan = TopNSigmaConfig(n_sigma=1.0, temperature=0.0, guidance_scale=3.0).plan("image")
     logits = [[4.0, 2.0, 0.0, -2.0], [4.0, 2.0, -9.0, -2.0]]
     assert drawn(logits, plan, [3.0, -2.0]) == {10}
