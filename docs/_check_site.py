@@ -1,5 +1,7 @@
-"""`python docs/_check_site.py site`: every link of the built site leads to a file and an anchor of
-it, and nothing is loaded from elsewhere."""
+"""Check the built site: `python docs/_check_site.py site`.
+
+Every link leads to a file and an anchor in it, and nothing is loaded from elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-#: What a browser fetches by itself: tag -> attributes. (An <a href> is followed by its reader
-#: only.)
+#: What a browser fetches automatically: tag -> attributes. (Only a reader follows an <a href>.)
 LOADED = {
     "script": ("src",),
     "img": ("src", "srcset"),
@@ -43,7 +44,7 @@ class Page(HTMLParser):
 
 
 def problems(site: Path) -> Iterator[str]:
-    """What is wrong, a line each."""
+    """The problems, one line each."""
     pages = {path: Page(path.read_text(encoding="utf-8")) for path in sorted(site.rglob("*.html"))}
     if not pages:
         yield f"{site}: there are no pages"
@@ -83,7 +84,7 @@ def problems(site: Path) -> Iterator[str]:
 
 
 def main(site: Path) -> int:
-    """Print what is wrong; 1 when something is."""
+    """Print the problems; return 1 if there are any."""
     found, number = list(problems(site.resolve())), len(list(site.rglob("*.html")))
     print(
         "\n".join(found)

@@ -1,5 +1,4 @@
-"""mkdocs hooks: pages made from what lies outside docs/, and links that hold on GitHub and on the
-site alike.
+"""mkdocs hooks: pages made from files outside docs/, and links that work on GitHub and on the site.
 
 A file of the repository outside docs/ has the address `repository/PATH` on the site: Markdown files
 become pages, others that a page links to are copied. `shipped-recipes.md` is made from
@@ -33,8 +32,7 @@ API = "api"
 
 
 def address(path: PurePosixPath) -> str:
-    """Where a file of the repository (a path in it) is on the site; a folder is its README, or a
-    list of what it holds."""
+    """The site address of a file of the repository; a folder is its README, or a list of files."""
     if (ROOT / path).is_dir():
         return (
             address(path / "README.md")
@@ -64,8 +62,7 @@ def linked(text: str, page: PurePosixPath) -> Iterator[PurePosixPath]:
 
 
 def with_site_links(text: str, uri: str) -> str:
-    """A page's text with links relative to its place on the site; what is not in the repository
-    stays as it is."""
+    """A page's text with links relative to its place on the site; external links are unchanged."""
     page = origin(uri)
 
     def replaced(match: re.Match[str]) -> str:
@@ -86,8 +83,8 @@ def recipes_page() -> str:
     parts = [
         "# Shipped recipes\n",
         "Each opens with what it is, the hardware that it needs, the command, and the usual "
-        "overrides. `cm3 recipe show` "
-        "prints every value; [recipes.md](recipes.md) says how recipes compose.\n",
+        "overrides. `cm3 recipe show` prints every value; [recipes.md](recipes.md) explains how "
+        "recipes compose.\n",
     ]
     for path in sorted(
         (ROOT / "recipes").rglob("*.yaml"), key=lambda path: (len(path.parts), path.name)
@@ -112,7 +109,7 @@ def recipes_page() -> str:
 
 
 def folder_page(path: PurePosixPath) -> str:
-    """What a folder without a README holds; its folders that have one are links."""
+    """A list of the files in a folder without a README; subfolders with a README are links."""
     names = sorted(
         child.name for child in (ROOT / path).iterdir() if not child.name.startswith((".", "__"))
     )
@@ -141,8 +138,8 @@ def api_pages() -> dict[str, str]:
     """Address -> text of the pages of the API."""
     index = [
         "# API\n",
-        "What is public, module by module; [stability.md](../plugins/stability.md) says how it "
-        "may change.\n",
+        "The public names, module by module; [stability.md](../plugins/stability.md) states how "
+        "they may change.\n",
         "| module | names | for |",
         "| --- | --- | --- |",
     ]
@@ -157,7 +154,7 @@ def api_pages() -> dict[str, str]:
 
 
 def on_config(config: Any) -> Any:
-    """The API's pages take their place in the navigation."""
+    """Put the API's pages in the navigation."""
     pages = [
         {re.sub(r"^cm3(core|plugins)\.", "", uri.removeprefix(f"{API}/").removesuffix(".md")): uri}
         for uri in api_pages()

@@ -31,7 +31,7 @@ SMALL = [
 
 @pytest.fixture
 def overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A quickstart of four concepts, with its caches in a folder of its own."""
+    """A quickstart of four concepts, with its own cache folder."""
     concepts = tmp_path / "concepts.txt"
     concepts.write_text("red apple\npizza\npanda\nkey\n")
     monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
@@ -118,7 +118,7 @@ def test_a_wrong_override_is_found_before_anything_is_done(
 
 
 def test_table_places_pictures(tmp_path: Path) -> None:
-    """A red and a blue picture stand in their tiles, under a row's text; a missing one leaves
+    """A red and a blue picture are in their tiles, under a row's text; a missing one leaves
     white."""
     red, blue = (np.full((64, 64, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
     write_table(tmp_path / "table.png", ["a", "b", "c"], [("first", [red, None, blue])])
