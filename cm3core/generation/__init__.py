@@ -1,10 +1,9 @@
-"""Generation: the engine that fills the holes of documents, with continuous batching, and the
-likelihood of given tokens.
+"""Generation: fill the holes of documents with continuous batching; likelihood of given tokens.
 
 engine      complete and stream requests          session          requests that join and leave a running batch
 prepare     requests, checked, as rows            row              one request in flight
-batch       one step of many rows                 groups           requests that draw in one call
-prompts     prefixes are read once                events           what is reported on the way
+batch       one step of many rows                 groups           requests sampled in one call
+prompts     prefixes are read once                events           requests, completions and events
 cuda_graph  steps captured and replayed           likelihood       teacher-forced log-probabilities
 sampling    plans as columns for the fused op     teacher_forcing  documents and contents -> rows
 """

@@ -1,9 +1,9 @@
-"""The rows in flight: requests of any kind that draw their next tokens together, join and leave.
+"""The rows in flight: requests of any kind that join, sample their next tokens together, and leave.
 
-One forward a step for all guidance streams of all requests; the token drawn for a request goes to
-all of its streams. The head runs over the ids that the grammar allows, apart for text and for
-images: at image positions the image codes only. What a request draws depends on its own numbers
-alone.
+Each step is one forward for all guidance streams of all requests; the token drawn for a request is
+fed to all of its streams. The head runs over the ids that the grammar allows, separately for text
+and for images: at image positions over the image codes only. The tokens drawn for a request depend
+on its own values alone.
 
 Legend: n requests, G guidance streams, S stream rows (at most n * G), m draws, E model dimension.
 """
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 
 class Batch:
-    """See the head of this file. Empty at first.
+    """The requests in flight, see the module docstring. Empty at first.
 
     Args:
-        decoder: arranged for inference.
-        capture: captures steps where the decoder's cache allows it. None: nothing is captured.
+        decoder: prepared for inference.
+        capture: captures steps if the decoder's cache allows it. None: nothing is captured.
     """
 
     def __init__(self, decoder: InferenceDecoder, capture: Capture | None = None) -> None:
@@ -53,7 +53,7 @@ class Batch:
     # ---- joining and leaving
 
     def join(self, rows: Sequence[ActiveRequest]) -> None:
-        """Read the prompts of `rows`; they take part from the next step on."""
+        """Read the prompts of `rows`, which take part from the next step on."""
         if not rows:
             return
         cache, hidden_SE = read_prompts(
@@ -71,8 +71,10 @@ class Batch:
         self._arrange()
 
     def drop(self, leaving: Sequence[ActiveRequest]) -> None:
-        """Free the rows of these requests. The last request takes the place of one that leaves, so
-        that few keys move."""
+        """Free the rows of these requests.
+
+        The last request takes the place of one that leaves, so that few keys move.
+        """
         gone = {id(row) for row in leaving}
         if not any(id(row) in gone for row in self.rows):
             return
@@ -100,7 +102,7 @@ class Batch:
         self._arrange()
 
     def _arrange(self) -> None:
-        """What depends on which rows there are."""
+        """Update everything that depends on which rows are in flight."""
         counts = [len(row.prompts) for row in self.rows]
         self._starts = np.cumsum([0, *counts]).tolist()
         self._owner_S = self._tensor(np.repeat(np.arange(len(counts)), counts))
@@ -110,12 +112,13 @@ class Batch:
     # ---- a step
 
     def step(self, max_draws: int) -> list[IntArray]:
-        """Draw until a row's grammar needs a look (at most `max_draws` times), record it in the
-        grammars, feed what follows.
+        """Draw tokens, record them in the grammars, and feed the tokens that follow.
+
+        Draws until some row's grammar has to be consulted, at most `max_draws` times.
 
         Returns:
-            for each request (in the order of `rows` before the call) what it drew, int32 [m]. Those
-            that are done, and those whose `error` is set, have left.
+            the tokens drawn for each request, int32 [m], in the order of `rows` before the call.
+            Requests that are done, and those whose `error` is set, have left.
         """
         num = min(max_draws, *(row.grammar.num_draws for row in self.rows))
         cells_nm = np.stack([row.grammar.cells(num) for row in self.rows])
@@ -194,8 +197,10 @@ class Batch:
         cells_Sm: Tensor,
         drawn: list[Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """`num` replays of a captured step; what they draw is appended to `drawn`. The positions after
-        them, log-probabilities."""
+        """Replay a captured step `num` times, appending the tokens to `drawn`.
+
+        Returns the positions after it and the log-probabilities.
+        """
         assert self._capture is not None
         assert self._cache is not None
         cache = self._cache
@@ -238,7 +243,7 @@ class Batch:
         return position_n, log_probability_n
 
     def _fed(self, tokens_n: Tensor, groups: list[Group]) -> Tensor:
-        """What is fed of what was drawn."""
+        """The tokens to feed for the drawn ones."""
         if len(groups) == 1:
             return groups[0].clamped(tokens_n)
         fed_n = tokens_n.clone()
@@ -247,7 +252,7 @@ class Batch:
         return fed_n
 
     def _current_groups(self) -> list[Group]:
-        """The requests by what draws for them; kept as long as nothing about it changes."""
+        """The requests grouped by the sampler call that draws for them; cached until that changes."""
         now = tuple((row.grammar.modality, row.grammar.legal) for row in self.rows)
         if self._groups is None or self._groups[0] != now:
             self._groups = now, groups_of(self.rows, self._starts, self._device)

@@ -1,8 +1,8 @@
-"""A step of generation captured once and replayed (a CUDA graph): at small batches launching
-kernels takes longer than they do.
+"""A step of generation captured once and replayed (a CUDA graph).
 
-What a step reads and writes stays in the same tensors: hidden states, positions, weights, cells,
-lengths. Whenever requests join or leave it is captured again. Legend: n requests, S stream rows, G
+At small batches, launching kernels takes longer than running them. A step always reads and writes
+the same tensors: hidden states, positions, weights, cells, lengths. Whenever requests join or leave,
+it is captured again. Legend: n requests, S stream rows, G
 guidance streams, E model dimension.
 """
 
@@ -17,22 +17,21 @@ from torch import Tensor
 if TYPE_CHECKING:
     from cm3core.interfaces.decoder import KVCache
 
-#: Captures what a function does and returns what does it again, with whatever the same tensors hold
-#: then.
+#: Captures a function's work and returns a function that repeats it on the tensors' current contents.
 Capture: TypeAlias = Callable[[Callable[[], None]], Callable[[], None]]
 
-#: Steps of a run from which capturing pays: it costs about three of them.
+#: Fewest steps of a run for which capturing pays off: it costs about three steps.
 FEWEST_STEPS = 8
 
 
 class CapturedStep:
-    """The step of a batch whose requests are one group.
+    """The step of a batch whose requests form one group.
 
     Args:
         draw: (hidden [S, E], weights [n, G], position [n]) -> (tokens [n], log-probability [n]).
         read: (tokens [n], cells [S, 1]) -> hidden [S, E] after the tokens, which are written to the
-            cache and not counted.
-        cache: counts what was written.
+            cache but not counted.
+        cache: counts the tokens written.
         hidden_SE, weights_nG, position_n, cells_S1: of the first step; only their shapes matter.
         capture: `cuda_graph`.
     """
@@ -70,8 +69,10 @@ class CapturedStep:
     def __call__(
         self, hidden_SE: Tensor | None, weights_nG: Tensor, position_n: Tensor, cells_S1: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """One step; hidden states of the step before where they are None. Tokens and
-        log-probabilities are copies."""
+        """One step; returns copies of tokens and log-probabilities.
+
+        `hidden_SE` None: continue from the hidden states of the previous step.
+        """
         if hidden_SE is not None:
             self.hidden_SE.copy_(hidden_SE)
         self.weights_nG.copy_(weights_nG)
@@ -83,7 +84,7 @@ class CapturedStep:
 
 
 def cuda_graph(step: Callable[[], None]) -> Callable[[], None]:
-    """Warm up on a stream of its own, as capturing demands, then capture."""
+    """Warm up on a separate stream, as capturing requires, then capture."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

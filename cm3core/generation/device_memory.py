@@ -1,8 +1,7 @@
-"""How much memory there is, and whether a decoder's weights fit it: asked before anything is
-allocated.
+"""How much memory a device has, and whether a decoder's weights fit: checked before allocating.
 
-A recipe, or a model folder from anybody, may name any sizes. Asking the system for them can end
-this process or others without a word, long after the allocator said yes.
+A recipe, or a model folder from any source, may name any sizes. Allocating them can kill this or
+other processes without a message, long after the allocation succeeded.
 """
 
 from __future__ import annotations
@@ -19,19 +18,18 @@ if TYPE_CHECKING:
     from cm3core.interfaces import DecoderConfig
     from cm3core.vocab import Vocabulary
 
-#: Memory in GB (10^9 bytes) in place of what the machine says, for those who know better (swap, a
-#: limit that isn't one).
+#: Environment variable: memory in GB (10^9 bytes), overriding what the machine reports (for swap, or
+#: a limit that doesn't hold).
 VARIABLE = "CM3_MEMORY_GB"
-_BYTES = 4  # float32; decoders are built so
+_BYTES = 4  # decoders are built in float32
 
 
 def check_weights_fit(
     config: DecoderConfig, vocabulary: Vocabulary, grid: tuple[int, int], device: torch.device
 ) -> None:
-    """Raise `RecipeError` when the weights alone exceed the memory of `device`; nothing is built to
-    find out.
+    """Raise `RecipeError` when the weights alone exceed the memory of `device`.
 
-    Decoders that don't tell their `num_parameters` pass.
+    Nothing is built for the check. Decoders that don't report their `num_parameters` pass.
     """
     number = config.num_parameters(vocabulary, grid)
     limit = None if number is None else memory_limit(device)
@@ -42,14 +40,16 @@ def check_weights_fit(
         "recipe section decoder",
         f"its weights alone take {number * _BYTES // 10**9:,} GB ({number:,} parameters "
         f"in float32), and {where} has {limit / 1e9:,.1f} GB of memory",
-        f"choose smaller sizes in the sections decoder and vocabulary, or say in {VARIABLE} how "
-        "many GB there are",
+        f"choose smaller sizes in the sections decoder and vocabulary, or set {VARIABLE} to the "
+        "number of GB available",
     )
 
 
 def memory_limit(device: torch.device) -> int | None:
-    """Bytes of memory of a device: `CM3_MEMORY_GB`, else the GPU's, else the machine's or its
-    control group's limit, whichever is less. None: not known, or a device without memory ("meta").
+    """Bytes of memory of a device. None: unknown, or a device without memory ("meta").
+
+    `CM3_MEMORY_GB`, else the GPU's, else the machine's or its control group's limit, whichever is
+    less.
     """
     if device.type == "meta":
         return None
@@ -58,13 +58,13 @@ def memory_limit(device: torch.device) -> int | None:
             return int(float(given) * 1e9)
         except (ValueError, OverflowError):
             raise DeviceError(
-                f"{VARIABLE}={given}", "is not a number of GB", "write for instance 64"
+                f"{VARIABLE}={given}", "is not a number of GB", "use a number such as 64"
             ) from None
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     try:
         machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # a system that does not count them
+    except (ValueError, OSError):  # a system that does not report them
         machine = -1
     return min([*([machine] if machine > 0 else []), *group_limits()], default=None)
 
@@ -72,8 +72,10 @@ def memory_limit(device: torch.device) -> int | None:
 def group_limits(
     groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")
 ) -> list[int]:
-    """Memory limits in bytes of this process's control groups (Linux; version 1 and 2), of all
-    above them too."""
+    """Memory limits in bytes of this process's control groups and all their ancestors.
+
+    Linux only, versions 1 and 2.
+    """
     try:
         lines = groups.read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux

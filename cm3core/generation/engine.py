@@ -1,13 +1,11 @@
-"""The generation engine: `Engine.complete` fills the holes of documents, many kinds of them in one
-batch.
+"""The generation engine: fills the holes of documents, of many kinds in one batch.
 
     engine.complete(requests)       completions, in order
-    engine.stream(requests)         an iterator of events: tokens, pieces of text, pictures in the making, finished, failed
+    engine.stream(requests)         an iterator of events: tokens, pieces of text, partial pictures, finished, failed
     engine.open()                   a session, which requests join and leave at any time (continuous batching)
 
-Prompts are read once: equal ones (candidates) and common beginnings (retrieved documents that
-several guidance streams see) share their keys and values. `cm3core.generation.batch` has how a step
-works.
+Prompts are read once: equal ones (candidates) and common prefixes (retrieved documents that several
+guidance streams see) share their keys and values. `cm3core.generation.batch` describes a step.
 """
 
 from __future__ import annotations
@@ -63,13 +61,12 @@ __all__ = [
 
 
 def candidates(request: Request, number: int, sampler: Sampler | None = None) -> list[Request]:
-    """The request's first `number` candidates: each with its own seed, and the sampler's own way of
-    drawing it.
+    """The request's first `number` candidates, each with its own seed and sampler.
 
     Args:
         request: the request.
         number: at least 1.
-        sampler: what the request's own sampler is where it names none (the engine's).
+        sampler: used when the request names none (the engine's).
     """
     sampler = sampler if request.sampler is None else request.sampler
     return [
@@ -88,15 +85,15 @@ class Engine:
     Args:
         decoder: on any device.
         serializer: documents -> prompts, with the text tokenizer that turns drawn ids into text.
-        sampler: of requests that name none: which guidance streams, how they are mixed and
+        sampler: for requests that name none: which guidance streams, and how they are mixed and
             filtered.
         vocabulary: the decoder's.
         max_text_tokens: every text of a prompt is cut to its first `max_text_tokens` tokens, as
             it was in training. None: never.
-        max_rows: most stream rows in flight (a request has one for each guidance stream); it bounds
-            memory.
-        num_threads: of torch on the CPU while it works. None: one for a small decoder, else as they
-            are.
+        max_rows: maximum number of stream rows in flight (a request has one per guidance stream);
+            it bounds memory.
+        num_threads: threads of torch on the CPU during generation. None: one for a small decoder,
+            else unchanged.
         precision: see `Decoder.for_inference`: "auto", "fp32", "bf16" or "int8".
     """
 
@@ -114,7 +111,7 @@ class Engine:
     ) -> None:
         self.decoder, self.serializer, self.vocabulary = decoder, serializer, vocabulary
         self.inference = decoder.for_inference(precision)
-        #: Makes rows of a batch of requests.
+        #: Turns requests into rows of a batch.
         self.preparer = Preparer(
             decoder,
             self.inference,
@@ -128,29 +125,29 @@ class Engine:
         #: How steps are captured: as CUDA graphs on CUDA, not at all elsewhere.
         self.capture: Capture | None = cuda_graph if self.inference.device.type == "cuda" else None
 
-    # ---- what can be asked
+    # ---- queries
 
     @property
     def batch_size(self) -> int:
-        """How many requests are sure to be in flight at once."""
+        """Number of requests that can always be in flight at once."""
         return self.preparer.batch_size
 
     @property
     def sampler(self) -> Sampler:
-        """Of requests that name none."""
+        """The sampler of requests that name none."""
         return self.preparer.sampler
 
     @property
     def max_rows(self) -> int:
-        """Most stream rows in flight."""
+        """Maximum number of stream rows in flight."""
         return self.preparer.max_rows
 
     def fits(self, request: Request) -> bool:
-        """Whether the context holds the request's prompts and all that is to be generated."""
+        """Whether the context holds the request's prompts and everything to be generated."""
         return self.preparer.fits(request)
 
     def threads(self) -> AbstractContextManager[None]:
-        """The engine's number of threads of torch on the CPU inside."""
+        """Context in which torch uses the engine's number of threads on the CPU."""
         return self.preparer.threads()
 
     @overload
@@ -178,17 +175,17 @@ class Engine:
         progress: Progress | None = None,
         on_error: Literal["raise", "return"] = "raise",
     ) -> list[Completion] | list[Completion | GenerationError]:
-        """Fill the holes of all requests; results in the order of the requests.
+        """Fill the holes of all requests; results are in the order of the requests.
 
         Args:
             requests: any kinds in one batch.
             progress: called after each step.
-            on_error: "raise" ends the work at the first request that fails; with "return" its error
-                takes the place of its completion, and the others are not concerned.
+            on_error: "raise" stops at the first request that fails; with "return" its error takes
+                the place of its completion, and the others are not affected.
 
         Raises:
-            GenerationError: a request has no hole, a bad seed, or doesn't fit the context (nothing
-                has been generated then); or it fails.
+            GenerationError: a request has no hole, has an invalid seed, or doesn't fit the context
+                (before anything is generated); or it fails.
             DocumentError: a document can't be serialised.
         """
         session = self.open(details=False)
@@ -219,11 +216,11 @@ class Engine:
         return results  # type: ignore[return-value]  # every place is filled: a session ends with each request finished or failed
 
     def stream(self, requests: Sequence[Request]) -> Iterator[Event]:
-        """Events of the requests as they come, called by their place in `requests`; a failed
-        request is reported, not raised.
+        """Events of the requests as they happen, numbered by position in `requests`.
 
-        What is wrong with a request beforehand is reported first. Leaving the iterator ends the
-        work."""
+        A failed request is reported, not raised; invalid requests are reported first. Leaving the
+        iterator ends the work.
+        """
         session = self.open()
         places: dict[int, int] = {}
         for place, request in enumerate(requests):
@@ -235,7 +232,7 @@ class Engine:
             yield replace(event, request=places[event.request])
 
     def open(self, *, details: bool = True) -> Session:
-        """A session: requests join and leave at any time."""
+        """A session, which requests join and leave at any time."""
         return Session(self.preparer, self.capture, details=details)
 
 

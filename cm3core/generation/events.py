@@ -1,4 +1,4 @@
-"""What is asked of the engine, what comes back, and what is reported on the way. Numpy only."""
+"""Requests to the engine, their completions, and the events reported meanwhile. Numpy only."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from cm3core.errors import CM3Error, GenerationError
 if TYPE_CHECKING:
     from cm3core.interfaces.sampler import Sampler
 
-#: Called after each step with (tokens drawn so far, most there can be). An exception raised in
-#: it ends the work.
+#: Called after each step with (tokens generated so far, maximum total). An exception raised in it
+#: ends the work.
 Progress: TypeAlias = Callable[[int, int], None]
 
 MAX_SEED = 2**63 - 1
@@ -28,7 +28,8 @@ class Request:
     Args:
         document: segments with at least one hole; pictures as `Codes`.
         retrieved: documents to prepend, in this order.
-        seed: 0..2**63-1. Equal requests give equal completions, whatever else is in the batch.
+        seed: 0..2**63-1. Equal requests give equal completions, regardless of the rest of the
+            batch.
         sampler: None: the engine's.
     """
 
@@ -44,10 +45,10 @@ class Completion:
 
     Args:
         document: the request's document, each hole replaced by `Text` or `Codes`.
-        log_probability: nats; sum over the drawn tokens of their log-probability under the
+        log_probability: nats; sum over the sampled tokens of their log-probability under the
             conditional stream alone, among the legal ids, at temperature 1 (tokens without a choice
-            count nothing).
-        num_tokens: tokens drawn, drawn end tokens included.
+            count zero).
+        num_tokens: number of tokens sampled, sampled end tokens included.
     """
 
     document: Document
@@ -57,16 +58,20 @@ class Completion:
 
 @dataclass(frozen=True, eq=False)
 class Event:
-    """Something that happened to `request`: the number that `Session.submit` gave it, in
-    `Engine.stream` its place."""
+    """Something that happened to a request.
+
+    `request` is the number that `Session.submit` returned, or the position in `Engine.stream`.
+    """
 
     request: int
 
 
 @dataclass(frozen=True, eq=False)
 class TokensDrawn(Event):
-    """Tokens of a hole, in the order drawn: int32 ids of the vocabulary. `segment` is the hole's
-    place in the document."""
+    """Tokens of a hole, in the order sampled: int32 ids of the vocabulary.
+
+    `segment` is the hole's position in the document.
+    """
 
     segment: int
     tokens: IntArray
@@ -74,8 +79,10 @@ class TokensDrawn(Event):
 
 @dataclass(frozen=True, eq=False)
 class TextGrown(Event):
-    """A piece of a text hole: what has come to be certain since the last one. All pieces of a hole
-    are its text."""
+    """A piece of a text hole: the text that became certain since the last piece.
+
+    All pieces of a hole together are its text.
+    """
 
     segment: int
     text: str
@@ -83,8 +90,10 @@ class TextGrown(Event):
 
 @dataclass(frozen=True, eq=False)
 class PictureGrown(Event):
-    """A picture in the making: `codes` with everything `missing` that is not drawn yet. Sent
-    whenever a row of codes is full."""
+    """A partial picture: `codes` in which those not generated yet are `missing`.
+
+    Sent whenever a row of codes is complete.
+    """
 
     segment: int
     codes: Codes
@@ -99,8 +108,7 @@ class Finished(Event):
 
 @dataclass(frozen=True, eq=False)
 class Failed(Event):
-    """The request came to nothing; others continue. `error` says why, with what caused it as its
-    `__cause__`."""
+    """The request failed; others continue. `error` has the original error as its `__cause__`."""
 
     error: GenerationError
 
@@ -111,10 +119,10 @@ class Cancelled(Event):
 
 
 def candidate_seed(seed: int, index: int) -> int:
-    """Seed of candidate `index` of a request: the first k candidates are the same however many are
-    asked for.
+    """Seed of candidate `index` of a request.
 
-    Candidate 0 has the request's own seed, so that a picture's seed alone draws it again.
+    The first k candidates are the same for any number of candidates. Candidate 0 has the request's
+    own seed, so that a picture's seed alone reproduces it.
 
     >>> candidate_seed(7, 0), candidate_seed(7, 1) == candidate_seed(7, 1), candidate_seed(7, 1) == candidate_seed(8, 1)
     (7, True, False)
@@ -127,7 +135,7 @@ def candidate_seed(seed: int, index: int) -> int:
 
 
 def wrong_request(number: int, error: Exception) -> GenerationError:
-    """The error of one request among others, with what caused it."""
+    """The error of one request among others, with its cause."""
     if isinstance(error, CM3Error):
         wrapped = GenerationError(f"request {number}, {error.place}", error.cause, error.next_step)
     else:

@@ -1,4 +1,4 @@
-"""Groups of a batch: requests whose next tokens one call of a sampler draws.
+"""Groups of a batch: requests whose next tokens are drawn in one sampler call.
 
 Legend: n requests of a group, G guidance streams, S stream rows of the batch, m draws, E model
 dimension, R ids of a legal slice; a suffix g stands for the stream rows of one group.
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Group:
-    """Requests that draw in one call: of one modality, by samplers that draw for each other.
+    """Requests drawn in one call: the same modality, and samplers that can draw for each other.
 
     Args:
         rows: its requests.
-        ids: the slice of the vocabulary that covers all that is legal for them.
+        ids: the slice of the vocabulary that covers all their legal ids.
         sampler: draws for all of them.
-        plans: one for each request.
-        rows_g: stream rows whose logits are wanted, int64; None: all rows of the batch.
-        stream_rows_nG: for each request the rows of its streams among those, -1 where there is
-            none, or none that counts.
-        reference_n: the row of its reference stream among those.
-        allowed_nR: who may draw what; None: everything.
-        seed_n: of each request.
-        index_n: the place of each request in the batch.
+        plans: one per request.
+        rows_g: stream rows whose logits are needed, int64; None: all rows of the batch.
+        stream_rows_nG: for each request, the rows of its streams within `rows_g`; -1 for a stream
+            that is absent or has no weight.
+        reference_n: the row of each request's reference stream within `rows_g`.
+        allowed_nR: the ids each request may draw; None: all.
+        seed_n: each request's seed.
+        index_n: each request's position in the batch.
     """
 
     rows: list[ActiveRequest]
@@ -66,15 +66,18 @@ class Group:
     def draw(
         self, decoder: InferenceDecoder, hidden_SE: Tensor, weights_nG: Tensor, position_n: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The next tokens, int64 [n], and their log-probability under the reference stream, float64
-        [n].
+        """Draw the next tokens.
 
         Args:
-            decoder: whose head turns hidden states into logits.
-            hidden_SE: of all stream rows of the batch.
+            decoder: its head turns hidden states into logits.
+            hidden_SE: hidden states of all stream rows of the batch.
             weights_nG: one step of `weights`.
-            position_n: how many tokens each request has drawn; of the group's requests, or of all
-                requests of the batch.
+            position_n: number of tokens drawn so far, for the group's requests or for all requests
+                of the batch.
+
+        Returns:
+            the tokens, int64 [n], and their log-probability under the reference stream, float64
+            [n].
         """
         hidden_gE = hidden_SE if self.rows_g is None else hidden_SE[self.rows_g]
         logits_gR = decoder.logits(hidden_gE, self.ids).float()
@@ -88,8 +91,10 @@ class Group:
         )
 
     def clamped(self, tokens_n: Tensor) -> Tensor:
-        """Tokens that may be fed: an id outside the group's slice is reported when the grammar
-        takes it, and must not break a step."""
+        """Tokens clamped to the group's slice, so that they can be fed.
+
+        An id outside the slice is reported when the grammar takes it, and must not break a step.
+        """
         return tokens_n.clamp(self.ids.start, self.ids.stop - 1)
 
     def _call(
@@ -125,8 +130,7 @@ class Group:
     def _one_by_one(
         self, logits_gR: Tensor, weights_nG: Tensor, position_n: Tensor, error: Exception
     ) -> Tensor:
-        """Something went wrong in a draw for several requests: find out for which, and let the
-        others continue."""
+        """After a failed draw, find the requests that fail, and let the others continue."""
         tokens: list[Tensor] = []
         for index, row in enumerate(self.rows):
             own: Tensor = torch.tensor([self.ids.start], device=self.index_n.device)
@@ -144,11 +148,11 @@ class Group:
 def groups_of(
     batch: Sequence[ActiveRequest], starts: Sequence[int], device: torch.device
 ) -> list[Group]:
-    """The requests of a batch by what draws for them.
+    """The requests of a batch, grouped by the sampler call that draws for them.
 
     Args:
         batch: all requests of the batch.
-        starts: the first stream row of each request, and the number of all of them.
+        starts: the first stream row of each request, then the total number of rows.
         device: the decoder's.
     """
     together: list[list[int]] = []
@@ -199,8 +203,7 @@ def _group(
 
 
 def _legal(legal: list[LegalIds]) -> tuple[range, BoolArray]:
-    """The slice of the vocabulary that covers all that is legal, and who may draw what of it,
-    [n, R]."""
+    """The slice of the vocabulary that covers all legal ids, and which request may draw which [n, R]."""
     ids = range(min(own[0].start for own in legal), max(own[-1].stop for own in legal))
     allowed_nR: BoolArray = np.zeros((len(legal), len(ids)), np.bool_)
     for index, ranges in enumerate(legal):
@@ -210,14 +213,14 @@ def _legal(legal: list[LegalIds]) -> tuple[range, BoolArray]:
 
 
 def index_tensor(values: Any, device: torch.device) -> Tensor:
-    """Whole numbers as int64 on a device."""
+    """Integers as an int64 tensor on a device."""
     return torch.from_numpy(np.asarray(values, np.int64)).to(device)
 
 
 def _log_probability(logits_nR: Tensor, allowed_nR: Tensor | None, index_n: Tensor) -> Tensor:
-    """Log-probability, float64 [n], of one id of each row among its allowed ids."""
+    """Log-probability, float64 [n], of one id per row among its allowed ids."""
     if allowed_nR is not None:
         logits_nR = logits_nR.masked_fill(~allowed_nR, float("-inf"))
-    # an id outside is reported when the grammar takes it
+    # an id outside the slice is reported when the grammar takes it
     inside_n = index_n.clamp(0, logits_nR.shape[1] - 1)
     return (logits_nR.gather(1, inside_n[:, None])[:, 0] - logits_nR.logsumexp(dim=1)).double()

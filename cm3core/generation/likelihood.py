@@ -1,11 +1,10 @@
-"""Log-probability of what fills a document's holes, under the model itself, by teacher forcing:
-nothing is drawn.
+"""Log-probability of the contents of a document's holes under the model, by teacher forcing.
 
-Prompts and contents of many documents go through the decoder together, without a cache:
-right-padded rows, longest first, at most `max_tokens` tokens at once. The head runs at the positions
-that predict content, over the ids that the grammar allows there: image codes, or text and its end
-token. What leaves no choice (prefixes, ends of runs, the end of a text at its longest) counts
-nothing. So the figure is `Completion.log_probability` of the engine for the same tokens, computed
+Nothing is sampled. Prompts and contents of many documents go through the decoder together, without
+a cache: right-padded rows, longest first, at most `max_tokens` tokens at once. The head runs at the
+positions that predict content, over the ids that the grammar allows there: image codes, or text and
+its end token. Tokens without a choice (prefixes, ends of runs, the end of a text of maximum length)
+count zero. The result is the engine's `Completion.log_probability` for the same tokens, computed in
 another way.
 
 Legend: n documents, B rows, T tokens fed, P positions that predict, E model dimension, R legal ids.
@@ -31,24 +30,26 @@ from cm3core.sequence.grammar import LegalIds
 from cm3core.sequence.serialize import Serializer
 from cm3core.vocab import Vocabulary
 
-#: Most tokens of a forward, padding included, unless one document alone is longer.
+#: Maximum tokens of a forward, padding included, unless a single document is longer.
 MAX_TOKENS = 4096
-#: Most bytes of the float32 logits that are in memory at once.
+#: Maximum bytes of float32 logits in memory at once.
 CHUNK_BYTES = 32 << 20
 
 
 class Likelihood:
-    """Asks a decoder how probable given contents of holes are; what rerankers are given as
-    `cm3core.interfaces.Likelihood`.
+    """How probable given contents of holes are under a decoder.
+
+    Rerankers get it as `cm3core.interfaces.Likelihood`.
 
     Args:
-        decoder: on any device, in its own dtype; switched to evaluation (`eval()`), as opened
-            models are.
+        decoder: on any device, in its own dtype; in evaluation mode (`eval()`), as opened models
+            are.
         serializer: documents -> prompts.
         vocabulary: the decoder's.
         max_text_tokens: every text of a prompt is cut to its first `max_text_tokens` tokens, as
             it was in training. None: never.
-        max_tokens: of one forward, padding included; with `CHUNK_BYTES` of logits it bounds memory.
+        max_tokens: maximum of one forward, padding included; together with `CHUNK_BYTES` of logits
+            it bounds memory.
     """
 
     def __init__(
@@ -76,11 +77,11 @@ class Likelihood:
 
         Args:
             documents: at least one hole each, pictures as `Codes`.
-            contents: for each document its holes' contents in order, ids of the vocabulary without
-                end tokens, as `contents_of` gives them. A text shorter than its hole's `max_tokens`
-                is ended there, and the end token counts; a hole without a limit counts it always.
-            retrieved: for each document those prepended to it. None: none.
-            variant: what is seen of the prompts. None: everything.
+            contents: for each document, its holes' contents in order: ids of the vocabulary without
+                end tokens, as returned by `contents_of`. The end token of a text counts if the text
+                is shorter than its hole's `max_tokens`, and always if the hole has no limit.
+            retrieved: for each document, the documents prepended to it. None: none.
+            variant: the visible parts of the prompts. None: everything.
 
         Raises:
             GenerationError: contents that the holes can't hold, or more tokens than the decoder's
@@ -103,13 +104,14 @@ class Likelihood:
         return [LogProbability(nats[row.key], len(row.targets)) for row in rows]
 
     def contents_of(self, document: Document, filled: Document) -> list[IntArray]:
-        """Contents int32 of each hole, in order: the inverse of `Serializer.fill`, but that text is
-        encoded again.
+        """Contents of each hole, int32, in order.
+
+        The inverse of `Serializer.fill`, except that text is encoded again.
 
         Args:
             document: with holes.
-            filled: the same document, its holes filled. Texts longer than their holes are cut to
-                them.
+            filled: the same document with its holes filled. Texts longer than their holes are
+                truncated.
 
         Raises:
             GenerationError: `filled` isn't `document` with its holes filled.
@@ -117,7 +119,7 @@ class Likelihood:
         return self.serializer.contents_of(document, filled)
 
     def num_text_tokens(self, text: str) -> int:
-        """How many tokens a text is."""
+        """Number of tokens of a text."""
         return len(self.serializer.text_tokens(text))
 
     # ---- documents -> rows
@@ -150,7 +152,7 @@ class Likelihood:
         return row
 
     def _chunks(self, rows: Sequence[ForcedRow]) -> Iterator[Sequence[ForcedRow]]:
-        """Rows, longest first, as many at once as `max_tokens` holds."""
+        """Rows, longest first, in chunks of at most `max_tokens` tokens."""
         start = 0
         while start < len(rows):
             stop = start + max(1, self.max_tokens // len(rows[start].tokens))
@@ -165,7 +167,7 @@ class Likelihood:
         longest = max(len(row.tokens) for row in rows)
         tokens_BT = np.full((len(rows), longest), self.vocabulary.pad, np.int64)
         cells_BT = np.full((len(rows), longest), NO_CELL, np.int64)
-        # padding is behind the row, and no token sees what is behind it
+        # padding comes after the row, and no token sees what comes after it
         for index, row in enumerate(rows):
             tokens_BT[index, : len(row.tokens)], cells_BT[index, : len(row.cells)] = (
                 row.tokens,

@@ -1,5 +1,4 @@
-"""Preparing requests: their prompts, checked against the decoder's context and memory, before they
-join a batch."""
+"""Preparing requests: their prompts are checked against context and memory before joining a batch."""
 
 from __future__ import annotations
 
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
     from cm3core.vocab import Vocabulary
 
 #: Decoders with fewer parameters decode on one thread of the CPU: a step is some hundred operations
-#: of microseconds, and threads that meet after each of them gain little on a quiet machine and lose
-#: everything (30 times, measured) on a busy one.
+#: of microseconds each, and threads that synchronise after each gain little on an idle machine and
+#: are 30 times slower (measured) on a busy one.
 SMALL_DECODER = 30_000_000
 #: Share of the machine's memory that keys and values may take.
 MEMORY_SHARE = 0.5
@@ -36,11 +35,11 @@ _MODALITIES = ("text", "image")
 
 
 class Preparer:
-    """Makes a row of a batch of each request, or says why it can't be completed.
+    """Turns each request into a row of a batch, or reports why it can't be completed.
 
     Args:
-        decoder: gives the context's length, and the size that the number of threads goes by.
-        inference: the same decoder arranged for inference; it completes what is prepared here.
+        decoder: its context length and size are used; the size decides the number of threads.
+        inference: the same decoder prepared for inference; it completes the prepared requests.
         serializer, sampler, vocabulary, max_text_tokens, max_rows, num_threads: see `Engine`.
     """
 
@@ -64,31 +63,33 @@ class Preparer:
         small = sum(parameter.numel() for parameter in decoder.module.parameters()) < SMALL_DECODER
         self.num_threads = 1 if num_threads is None and small else num_threads
         limit = memory_limit(inference.device)
-        #: Bytes that keys and values may take. None: not known.
+        #: Bytes that keys and values may take. None: unknown.
         self.cache_bytes = None if limit is None else int(limit * MEMORY_SHARE)
         self._plans: dict[int, tuple[Sampler, dict[str, SamplingPlan]]] = {}
         self._plans_of(sampler)
 
     @property
     def batch_size(self) -> int:
-        """How many requests of the engine's sampler are sure to be in flight at once."""
+        """Number of requests with the engine's sampler that can always be in flight at once."""
         return max(1, self.max_rows // len(self._plans_of(self.sampler)["image"].streams))
 
     def fits(self, request: Request) -> bool:
-        """Whether the context holds the request's prompts and all that is to be generated."""
+        """Whether the context holds the request's prompts and everything to be generated."""
         prompts, _ = self._prompts(request, self._plans_of(request.sampler or self.sampler))
         return all(self._excess(prompt) <= 0 for prompt in prompts)
 
     def prepare(self, number: int, request: Request) -> ActiveRequest:
-        """Prompts of the streams that the request needs, checked against context and memory; raises
-        `GenerationError`."""
+        """The request's row, its prompts checked against context and memory.
+
+        Raises `GenerationError`.
+        """
         where = f"request {number}"
         candidate_seed(request.seed, 0)
         if not has_holes(request.document):
             raise GenerationError(
                 where,
-                "the document has no hole, there is nothing to complete",
-                "put a TextHole, an ImageHole or missing codes where something is to be generated",
+                "the document has no hole, so there is nothing to complete",
+                "put a TextHole, an ImageHole or missing codes where something should be generated",
             )
         sampler = self.sampler if request.sampler is None else request.sampler
         plans = self._plans_of(sampler)
@@ -108,7 +109,7 @@ class Preparer:
         if len(prompts) > self.max_rows:
             raise GenerationError(
                 where,
-                f"has {len(prompts)} guidance streams, at most {self.max_rows} rows may be in "
+                f"has {len(prompts)} guidance streams, but at most {self.max_rows} rows may be in "
                 "flight",
                 "raise max_rows, or use a sampler with fewer streams",
             )
@@ -116,14 +117,14 @@ class Preparer:
             needed = self.inference.cache_bytes(row.longest) * len(prompts)
             raise GenerationError(
                 where,
-                f"its keys and values take {needed / 1e9:,.1f} GB, they may take "
+                f"its keys and values take {needed / 1e9:,.1f} GB, but may take at most "
                 f"{(self.cache_bytes or 0) / 1e9:,.1f} GB",
                 "generate less at once, or use a lower precision",
             )
         return row
 
     def exceeds_memory(self, rows: int, longest: int) -> bool:
-        """Whether `rows` rows of `longest` tokens are more than memory may be used for."""
+        """Whether `rows` rows of `longest` tokens exceed the memory for keys and values."""
         return (
             self.cache_bytes is not None
             and rows * self.inference.cache_bytes(longest) > self.cache_bytes
@@ -131,7 +132,7 @@ class Preparer:
 
     @contextmanager
     def threads(self) -> Iterator[None]:
-        """`num_threads` threads of torch on the CPU inside."""
+        """Context in which torch uses `num_threads` threads on the CPU."""
         before = torch.get_num_threads()
         try:
             if self.num_threads is not None and self.num_threads != before:
@@ -142,8 +143,7 @@ class Preparer:
                 torch.set_num_threads(before)
 
     def _plans_of(self, sampler: Sampler) -> dict[str, SamplingPlan]:
-        """A sampler's plans, computed once (and the sampler kept, so that its id stays its
-        own)."""
+        """A sampler's plans, computed once; the sampler is kept, so that its id is not reused."""
         if id(sampler) not in self._plans:
             plans = {modality: sampler.plan(modality) for modality in _MODALITIES}
             variants = [[stream.variant for stream in plan.streams] for plan in plans.values()]
@@ -158,8 +158,7 @@ class Preparer:
     def _prompts(
         self, request: Request, plans: dict[str, SamplingPlan]
     ) -> tuple[list[Prompt], list[int]]:
-        """The different prompts of the request's streams, and for each stream the one that it
-        reads."""
+        """The distinct prompts of the request's streams, and which of them each stream reads."""
         prompts = [
             self.serializer.prompt(
                 request.document,
@@ -171,7 +170,7 @@ class Preparer:
         ]
         holes = prompts[0].holes
         assert all(_same_holes(holes, prompt.holes) for prompt in prompts), (
-            "streams may differ in the prompt only"
+            "streams may differ only in the prompt"
         )
         modalities = {"text" if hole.kind == "text" else "image" for hole in holes}
         own = [plans[modality] for modality in _MODALITIES if modality in modalities]
@@ -184,8 +183,10 @@ class Preparer:
         return different([prompts[stream] for stream in needed])
 
     def _sized(self, where: str, request: Request, plans: dict[str, SamplingPlan]) -> Document:
-        """The document with text holes of any length (`max_tokens` None) given what room there is,
-        in equal shares."""
+        """The document with the free context shared equally among unlimited text holes.
+
+        These are the holes whose `max_tokens` is None.
+        """
         number = num_unlimited(request.document)
         if number == 0:
             return request.document
@@ -199,7 +200,7 @@ class Preparer:
         return with_limits(request.document, lambda hole: hole.min_tokens + share)
 
     def _excess(self, prompt: Prompt) -> int:
-        """Tokens of the prompt and of what is to be generated beyond the decoder's context."""
+        """Tokens of prompt and generation that exceed the decoder's context."""
         return len(prompt.tokens) + num_new_tokens(prompt.holes) - self.decoder.context_length
 
     def _check_room(self, where: str, prompt: Prompt) -> None:

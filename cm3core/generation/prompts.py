@@ -1,7 +1,7 @@
-"""Reading prompts: each different one once, and what several begin with (retrieved documents) once
-for all of them.
+"""Reading prompts: each distinct one once, and a prefix common to several once for all of them.
 
-Legend: U different prompts, T tokens of the longest, E model dimension.
+Common prefixes are retrieved documents. Legend: U distinct prompts, T tokens of the longest, E model
+dimension.
 """
 
 from __future__ import annotations
@@ -20,16 +20,14 @@ if TYPE_CHECKING:
     from cm3core.interfaces.decoder import InferenceDecoder, KVCache
     from cm3core.sequence.prompt_writer import Prompt
 
-#: A common beginning shorter than this is read again by each prompt: a second forward would cost
-#: more.
+#: Each prompt reads a common prefix shorter than this itself: a second forward would cost more.
 SHORTEST_COMMON = 48
-#: Most tokens in one forward, padding included; it bounds the memory of activations.
+#: Maximum tokens in one forward, padding included; it bounds the memory of activations.
 MOST_TOKENS = 16_384
 
 
 def read_prompts(decoder: InferenceDecoder, prompts: Sequence[Prompt]) -> tuple[KVCache, Tensor]:
-    """A cache with a row for each prompt, and the hidden states [len(prompts), E] after its last
-    token."""
+    """A cache with a row per prompt, and the hidden states [len(prompts), E] after its last token."""
     index: dict[bytes, int] = {}
     source = [index.setdefault(key(prompt), len(index)) for prompt in prompts]
     different = [prompts[source.index(place)] for place in range(len(index))]
@@ -53,13 +51,15 @@ def read_prompts(decoder: InferenceDecoder, prompts: Sequence[Prompt]) -> tuple[
 
 
 def key(prompt: Prompt) -> bytes:
-    """Equal for prompts that a decoder can't tell apart."""
+    """Equal for prompts that are identical to a decoder."""
     return prompt.tokens.tobytes() + prompt.cells.tobytes()
 
 
 class _Family:
-    """Prompts that begin alike, and how many tokens long that beginning is (all but the last of a
-    prompt that is alone)."""
+    """Prompts with a common prefix, and the number of its tokens.
+
+    A single prompt's prefix is all but its last token.
+    """
 
     def __init__(self, place: int, prompt: Prompt) -> None:
         self.places, self.members, self.common = [place], [prompt], len(prompt) - 1
@@ -78,7 +78,7 @@ class _Family:
 
 
 def _families(prompts: Sequence[Prompt]) -> tuple[list[int], list[_Family]]:
-    """Families, and the places of `prompts` in the families' order."""
+    """The positions in `prompts` in the order of the families, and the families."""
     families: list[_Family] = []
     for place, prompt in enumerate(prompts):
         for family in families:
@@ -88,13 +88,13 @@ def _families(prompts: Sequence[Prompt]) -> tuple[list[int], list[_Family]]:
                 break
         else:
             families.append(_Family(place, prompt))
-    # Alike lengths side by side: little padding.
+    # similar lengths next to each other: little padding
     families.sort(key=lambda family: (len(family.members) == 1, -len(family.members[0])))
     return [place for family in families for place in family.places], families
 
 
 def _chunks(families: list[_Family]) -> list[list[_Family]]:
-    """Families that are read together: all alone or none, and no more tokens than `MOST_TOKENS`."""
+    """Families to read together: all of single prompts or none, at most `MOST_TOKENS` tokens."""
     chunks: list[list[_Family]] = []
     longest, rows = 0, 0
     for before, family in pairwise([None, *families]):
@@ -140,8 +140,7 @@ def _read_families(decoder: InferenceDecoder, families: list[_Family]) -> tuple[
 def feed(
     decoder: InferenceDecoder, cache: KVCache, tokens: Sequence[IntArray], cells: Sequence[IntArray]
 ) -> Tensor:
-    """Let each row read its own tokens (at least one); hidden states after the last of them, [rows,
-    E]."""
+    """Feed each row its own tokens (at least one); returns hidden states after the last [rows, E]."""
     counts = [len(row) for row in tokens]
     device = decoder.device
     tokens_BT = np.zeros((len(tokens), max(counts)), np.int64)

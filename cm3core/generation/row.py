@@ -1,5 +1,4 @@
-"""One request in flight: its prompts, its grammar, what has been drawn, and what is reported
-about it."""
+"""One request in flight: its prompts, its grammar, its tokens so far, and its events."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from cm3core.sequence.prompt_writer import Prompt
     from cm3core.sequence.serialize import Serializer
 
-#: What a tokenizer writes where bytes don't make a character (yet).
+#: Written by a tokenizer for bytes that don't form a character (yet).
 REPLACEMENT = "\ufffd"
 
 
@@ -30,15 +29,15 @@ class ActiveRequest:
     """A request and its state.
 
     Args:
-        number: what its events are called by.
-        request: as it was asked for.
-        document: the same with every size decided.
+        number: its number in events.
+        request: as submitted.
+        document: the request's document with every size decided.
         sampler: its own or the engine's.
         plans: the sampler's plan for each modality.
-        prompts: the different prompts of its streams.
-        local: for each guidance stream the prompt that it reads (streams without weight read the
-            reference's).
-        grammar: its place in its holes.
+        prompts: the distinct prompts of its streams.
+        local: for each guidance stream, the index of the prompt it reads (streams without weight
+            read the reference's).
+        grammar: its position in its holes.
     """
 
     number: int
@@ -58,25 +57,25 @@ class ActiveRequest:
 
     @property
     def most_draws(self) -> int:
-        """Most tokens that it can come to draw."""
+        """Maximum number of tokens that it can draw."""
         return num_draws(self.grammar.holes)
 
     @property
     def new_tokens(self) -> int:
-        """Most tokens that its rows come to hold beside the prompt."""
+        """Maximum number of tokens in its rows besides the prompt."""
         return num_new_tokens(self.grammar.holes)
 
     @property
     def longest(self) -> int:
-        """Tokens that its longest row comes to hold."""
+        """Maximum number of tokens in its longest row."""
         return max(map(len, self.prompts)) + self.new_tokens
 
     def plan(self) -> SamplingPlan:
-        """The plan at the present position."""
+        """The plan at the current position."""
         return self.plans[self.grammar.modality]
 
     def weights(self, num: int) -> npt.NDArray[np.float32]:
-        """Weights [num, G] of the streams at the next `num` positions of the present hole."""
+        """Weights [num, G] of the streams at the next `num` positions of the current hole."""
         plan = self.plan()
         full = np.array([stream.weight for stream in plan.streams], np.float32)
         if plan.schedule is None:
@@ -115,8 +114,7 @@ class ActiveRequest:
     def _drawn_into(
         self, serializer: Serializer, hole: Hole, tokens: IntArray, *, closed: bool
     ) -> bool:
-        """Put the codes into the picture in the making; whether a row of it (or the hole) is full
-        now."""
+        """Put the codes into the partial picture; returns whether a row or the hole is now full."""
         assert hole.cells is not None
         if self._picture is None or self._picture[0] != hole.segment:
             segment = self.document[hole.segment]
@@ -139,14 +137,12 @@ class ActiveRequest:
 
 
 def _certain(text: str) -> int:
-    """How much of a text stays as it is when more bytes come: all but unfinished characters at its
-    end."""
+    """Length of the part of a text that more bytes can't change: without unfinished characters."""
     return len(text.rstrip(REPLACEMENT))
 
 
 def different(prompts: list[Prompt]) -> tuple[list[Prompt], list[int]]:
-    """The different ones among the prompts of a request's streams, and for each stream which of
-    them it reads."""
+    """The distinct prompts of a request's streams, and which of them each stream reads."""
     index: dict[bytes, int] = {}
     local = [index.setdefault(key(prompt), len(index)) for prompt in prompts]
     return [prompts[local.index(place)] for place in range(len(index))], local

@@ -1,4 +1,4 @@
-"""Sampling plans as tensors: what a sampler's `draw` hands to a kernel. Legend: n requests."""
+"""Sampling plans as tensors, which a sampler's `draw` passes to a kernel. Legend: n requests."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from cm3core.interfaces.sampler import Filters, SamplingPlan
 
 
 def plan_columns(plans: Sequence[SamplingPlan], device: torch.device) -> dict[str, Any]:
-    """Reference streams and filters of plans, tensors [n]: keyword arguments of
-    `cm3kernels.guided_sample`. A filter that is off for all requests is left out, and costs
-    nothing. Those that a sampler has besides `Filters`' own are its business.
+    """Reference streams and filters of plans, as tensors [n].
+
+    These are keyword arguments of `cm3kernels.guided_sample`. A filter that is off for all requests
+    is left out, and costs nothing. A sampler handles filters other than those of `Filters` itself.
 
     >>> plans = [SamplingPlan((), filters=Filters(top_k=5)), SamplingPlan(())]
     >>> plan_columns(plans, torch.device("cpu"))

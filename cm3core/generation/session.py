@@ -1,5 +1,4 @@
-"""Continuous batching: requests are submitted at any time, join as soon as there is room, and leave
-when they are done."""
+"""Continuous batching: requests join as soon as there is room, and leave when they are done."""
 
 from __future__ import annotations
 
@@ -28,16 +27,16 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """Requests in flight and in the queue; made by `Engine.open`. One thread uses it.
+    """Requests in flight and in the queue; made by `Engine.open`, for use by one thread.
 
-    At most `preparer.max_rows` stream rows are in flight (a request whose streams are more is
-    refused), and no more than the keys and values of which fit `preparer.cache_bytes`; the queue is
-    first come, first served.
+    At most `preparer.max_rows` stream rows are in flight (a request with more streams is refused),
+    and their keys and values fit `preparer.cache_bytes`. Requests can be submitted at any time; the
+    queue is first come, first served.
 
     Args:
-        preparer: makes rows of requests; has the decoder that completes them.
+        preparer: turns requests into rows; holds the decoder that completes them.
         capture: how steps are captured, see `Batch`.
-        details: whether `step` also reports tokens, pieces of text and pictures in the making.
+        details: whether `step` also reports tokens, pieces of text and partial pictures.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class Session:
         self._queue: deque[ActiveRequest] = deque()
         self._pending: list[Event] = []
         self._next = 0
-        #: Tokens drawn so far, by all requests.
+        #: Tokens drawn so far, over all requests.
         self.num_drawn = 0
 
     @property
@@ -70,19 +69,21 @@ class Session:
         """Queue a request.
 
         Returns:
-            its number, by which events call it: 0, 1, ...
+            its number in events: 0, 1, ...
 
         Raises:
-            GenerationError, DocumentError: it can't be completed: no hole, a bad seed, no room for
-                it. Nothing is queued then.
+            GenerationError, DocumentError: it can't be completed: no hole, an invalid seed, or not
+                enough room. Nothing is queued then.
         """
         self._queue.append(self.preparer.prepare(self._next, request))
         self._next += 1
         return self._next - 1
 
     def cancel(self, number: int) -> bool:
-        """Take a request out, queued or in flight; its rows are free at once. False: there is no
-        such request any more."""
+        """Remove a request, queued or in flight; its rows are free at once.
+
+        Returns False if the request is no longer there.
+        """
         for row in self._queue:
             if row.number == number:
                 self._queue.remove(row)
@@ -97,15 +98,19 @@ class Session:
         return False
 
     def events(self) -> Iterator[Event]:
-        """All that happens until nothing is left to do. More may be submitted, and requests
-        cancelled, between two events."""
+        """All events until nothing is left to do.
+
+        Between two events, requests may be submitted and cancelled.
+        """
         while self.busy:
             yield from self.step()
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Let waiting requests join, draw some tokens of every request (at most a row of a
-        picture), and report what happened."""
+        """Let waiting requests join, draw some tokens for every request, and return the events.
+
+        At most one row of a picture is drawn per request.
+        """
         events, self._pending = self._pending, []
         with self.preparer.threads():
             self._admit()
@@ -142,7 +147,7 @@ class Session:
         return events
 
     def _admit(self) -> None:
-        """As many from the head of the queue as there is room for."""
+        """Join as many requests from the head of the queue as there is room for."""
         joining: list[ActiveRequest] = []
         rows, longest = (
             self._batch.num_rows,

@@ -1,8 +1,7 @@
-"""Teacher forcing: a document and the contents of its holes -> the tokens that are fed, and what
-each of them predicts.
+"""Teacher forcing: a document and the contents of its holes -> the tokens to feed, and targets.
 
-What leaves no choice (prefixes, ends of runs, the end of a text at its longest) is fed and is no
-target. Numpy only. Legend: T tokens fed, P targets.
+Tokens without a choice (prefixes, ends of runs, the end of a text of maximum length) are fed but are
+not targets. Numpy only. Legend: T tokens fed, P targets.
 """
 
 from __future__ import annotations
@@ -26,15 +25,14 @@ from cm3core.vocab import Vocabulary
 
 @dataclass(frozen=True, eq=False)
 class ForcedRow:
-    """What is fed (all but the last token drawn), and for each target the place that predicts it
-    and the ids it is among.
+    """The tokens to feed (all but the last), and for each target its position and its legal ids.
 
     Args:
         tokens: int32 [T].
         cells: int32 [T]; raster cell of an image code, `NO_CELL` for every other token.
-        places: int64 [P], in ascending order.
+        places: int64 [P], the positions that predict the targets, in ascending order.
         targets: int32 [P].
-        legal: of each target.
+        legal: the legal ids of each target.
     """
 
     tokens: IntArray
@@ -45,7 +43,7 @@ class ForcedRow:
 
     @cached_property
     def key(self) -> bytes:
-        """Equal for rows that are computed alike: equal documents are asked for once."""
+        """Equal for rows with equal results, so that equal documents are computed once."""
         return b"|".join(
             array.tobytes() for array in (self.tokens, self.cells, self.places, self.targets)
         )
@@ -65,10 +63,10 @@ def forced_row(
     """The row of a document and its contents; see `Likelihood.log_probability` for the arguments.
 
     Args:
-        place: the document's, for errors.
+        place: the document's place in error messages.
     """
     longest = max(map(len, contents), default=0)
-    # the end of a text without a limit is always a choice: its hole is one token longer
+    # the end of a text without a limit is always a choice, so its hole is one token longer
     document = with_limits(document, lambda hole: longest + 1)
     prompt = serializer.prompt(document, retrieved, variant, max_text_tokens=max_text_tokens)
     num_text_ids = serializer.text_tokenizer.vocab_size
@@ -84,15 +82,15 @@ def forced_row(
         if len(content):
             raise GenerationError(
                 f"{place}, hole {index}",
-                f"goes on for {len(content)} tokens where the hole stops",
-                "cut the text behind the string that it stops at",
+                f"continues for {len(content)} tokens after the hole has stopped",
+                "cut the text after its stop string",
             )
-        # a text that is shorter than it might be: its end is a choice
+        # a text shorter than its maximum: its end is a choice
         if len(grammar.contents) == index:
             if not any(hole.ends_with in ids for ids in grammar.legal):
                 raise GenerationError(
                     f"{place}, hole {index}",
-                    f"{len(grammar.current)} text tokens, the hole takes {hole.min_tokens} or more",
+                    f"{len(grammar.current)} text tokens, but the hole takes {hole.min_tokens} or more",
                     "give a longer text, or lower min_tokens",
                 )
             writer.draw(np.array([hole.ends_with], np.int32))
@@ -110,8 +108,7 @@ class _Writer:
         self.legal: list[LegalIds] = []
 
     def draw(self, tokens: IntArray) -> None:
-        """Tokens that there is a choice for, at most `grammar.num_draws`, and what follows them
-        without one."""
+        """Add at most `grammar.num_draws` targets, and the tokens without a choice after them."""
         last = self.fed.length - 1
         self.places.append(np.arange(last, last + len(tokens)))
         self.targets.append(tokens)
@@ -120,7 +117,7 @@ class _Writer:
         self.fed.add(self.grammar.take(tokens))
 
     def row(self) -> ForcedRow:
-        """Without the last token, which predicts nothing."""
+        """The row, without the last token, which predicts nothing."""
         tokens, cells = self.fed.joined()
         return ForcedRow(
             tokens[:-1],
@@ -149,20 +146,20 @@ def _check_contents(
         if strange := [token for token in content.tolist() if token not in legal]:
             raise GenerationError(
                 where,
-                f"holds {vocabulary.name(strange[0])}, no "
-                f"{'text' if hole.kind == 'text' else 'image'} "
+                f"holds {vocabulary.name(strange[0])}, which is not "
+                f"{'a text' if hole.kind == 'text' else 'an image'} "
                 "token",
                 "give ids of the vocabulary, without end tokens",
             )
         if hole.kind == "text" and len(content) > hole.max_tokens:
             raise GenerationError(
                 where,
-                f"{len(content)} text tokens, the hole takes at most {hole.max_tokens}",
-                "cut the text to the hole",
+                f"{len(content)} text tokens, but the hole takes at most {hole.max_tokens}",
+                "shorten the text to fit the hole",
             )
         if hole.kind != "text" and len(content) != hole.max_tokens:
             raise GenerationError(
                 where,
-                f"{len(content)} codes, the hole takes {hole.max_tokens}",
-                "give a code for each cell",
+                f"{len(content)} codes, but the hole takes {hole.max_tokens}",
+                "give one code per cell",
             )

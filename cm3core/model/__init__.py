@@ -1,11 +1,10 @@
-"""A trained model: load it, then generate, caption, infill and edit. The facade over everything
-below it.
+"""A trained model: load it, then generate, caption, infill and edit.
 
     model = cm3core.load("runs/apples")
     pictures = model.generate("a red apple", num_images=4, seed=1)
 
-`results` says what comes back, `aio` is the same for coroutines. Names are imported on first use:
-torch is heavy.
+The facade over everything below it. `results` describes what is returned; `aio` is the same for
+coroutines. Names are imported on first use, because torch is slow to import.
 """
 
 from __future__ import annotations

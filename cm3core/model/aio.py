@@ -5,8 +5,8 @@
         async for event in model.events("a green pear"):
             ...
 
-One thread of its own runs a session; requests of all callers join it as they come and leave as they
-finish. Cancelling a coroutine cancels its requests, and their rows are free at the next step.
+A dedicated thread runs a session; requests of all callers join it as they arrive and leave it as they
+finish. Cancelling a coroutine cancels its requests, which frees their rows at the next step.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Takes what happens to a request: its events, or why it was refused. Called in the engine's
-#: thread.
+#: Receives a request's events, or the error that refused it. Called in the engine's thread.
 Sink: TypeAlias = Callable[[Event | CM3Error], None]
 
 
@@ -60,11 +59,12 @@ class _Cancel:
 
 
 class AsyncEngine:
-    """An engine in a thread of its own, for coroutines of any event loop. `async with`, or `close`
-    it at the end.
+    """An engine in its own thread, for coroutines of any event loop.
+
+    Use it with `async with`, or `close` it at the end.
 
     Args:
-        engine: completes the requests; nothing else uses it meanwhile.
+        engine: completes the requests; nothing else may use it meanwhile.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -78,8 +78,7 @@ class AsyncEngine:
         """The completion of a request.
 
         Raises:
-            GenerationError, DocumentError: it can't be completed, or it failed, or the engine is
-                closed.
+            GenerationError, DocumentError: it can't be completed, it failed, or the engine is closed.
         """
         async for event in self.stream(request):
             if isinstance(event, Finished):
@@ -89,8 +88,9 @@ class AsyncEngine:
         raise AssertionError("a stream ends with one of these")
 
     async def stream(self, request: Request) -> AsyncIterator[Event]:
-        """The request's events, called by 0, the last one `Finished` or `Failed`. Leaving the
-        iterator cancels the request.
+        """The request's events, all numbered 0; the last one is `Finished` or `Failed`.
+
+        Leaving the iterator cancels the request.
 
         Raises:
             GenerationError, DocumentError: the request can't be completed, or the engine is closed.
@@ -105,7 +105,7 @@ class AsyncEngine:
         def sink(thing: Event | CM3Error) -> None:
             try:
                 loop.call_soon_threadsafe(reports.put_nowait, thing)
-            except RuntimeError:  # that loop is closed: nobody listens any more
+            except RuntimeError:  # that loop is closed: nobody is listening any more
                 self._order(_Cancel(ticket))
 
         self._order(_Submit(ticket, request, sink))
@@ -146,7 +146,7 @@ class AsyncEngine:
             order.sink(_closed())
 
     def _work(self) -> None:
-        """The thread: orders, a step, what it reports; it sleeps while there is nothing to do."""
+        """The thread's loop: orders, a step, its events; it sleeps while there is nothing to do."""
         session = self.engine.open()
         numbers: dict[int, int] = {}  # ticket -> number in the session
         sinks: dict[int, tuple[int, Sink]] = {}  # number -> ticket, sink
@@ -159,7 +159,7 @@ class AsyncEngine:
                         if isinstance(event, (Finished, Failed, Cancelled)):
                             del sinks[event.request], numbers[ticket]
                         sink(event)
-        except Exception as error:  # of the decoder, say: every caller gets it
+        except Exception as error:  # in the decoder, for example: every caller gets it
             failure = error
         with self._lock:
             self._closed = True
@@ -173,7 +173,7 @@ class AsyncEngine:
     def _obey(
         self, session: Session, numbers: dict[int, int], sinks: dict[int, tuple[int, Sink]]
     ) -> bool:
-        """Carry out what was ordered; wait for something to do. False: to be closed."""
+        """Carry out the orders; wait for something to do. False: close."""
         while not (session.busy and self._orders.empty()):
             order = self._orders.get()
             if order is None:
@@ -192,17 +192,18 @@ class AsyncEngine:
 
 
 class AsyncModel:
-    """A `Model` for coroutines: its methods with the same arguments (but `progress`), all callers'
-    requests in one batch.
+    """A `Model` for coroutines; the requests of all callers share one batch.
+
+    Its methods take the same arguments, except `progress`.
 
     Args:
-        model: used by nothing else meanwhile.
+        model: nothing else may use it meanwhile.
     """
 
     def __init__(self, model: Model) -> None:
         self.model = model
         self.engine = AsyncEngine(model.engine)
-        # of what tokenizers, retrievers and rerankers do: they need not be thread-safe
+        # for tokenizers, retrievers and rerankers, which need not be thread-safe
         self._one_at_a_time = threading.Lock()
 
     async def __aenter__(self) -> AsyncModel:
@@ -226,8 +227,10 @@ class AsyncModel:
     async def events(
         self, prompt: str | Sequence[str], num_images: int | None = None, **options: Any
     ) -> AsyncIterator[Event]:
-        """See `Model.events`; pictures come as they are finished, whatever their order. Leaving the
-        iterator ends the work."""
+        """See `Model.events`; pictures arrive as they finish, in any order.
+
+        Leaving the iterator ends the work.
+        """
         jobs, _ = await self._aside(self.model.image_jobs, prompt, num_images, **options)
         reports: asyncio.Queue[Event | BaseException] = asyncio.Queue()
         waiting, first = [], 0
@@ -284,7 +287,7 @@ class AsyncModel:
     # ---- parts
 
     async def _aside(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
-        """Run what takes a moment in a thread, so that the event loop stays free."""
+        """Run a blocking function in a thread, so that the event loop stays free."""
 
         def alone() -> T:
             with self._one_at_a_time:
@@ -302,7 +305,7 @@ class AsyncModel:
     async def _report(
         self, job: Job[GeneratedImage], first: int, reports: asyncio.Queue[Event | BaseException]
     ) -> None:
-        """All that happens to a picture's candidates, and the picture."""
+        """Report all events of a picture's candidates, then the picture."""
 
         async def follow(request: Request, number: int) -> Completion:
             async for event in self.engine.stream(request):
@@ -326,8 +329,10 @@ class AsyncModel:
 
 
 async def _together(coroutines: Sequence[Any]) -> list[Any]:
-    """The results of coroutines that run side by side; when one fails or the caller is cancelled,
-    all are cancelled."""
+    """The results of coroutines run concurrently.
+
+    When one fails or the caller is cancelled, all are cancelled.
+    """
     tasks = [asyncio.create_task(one) for one in coroutines]
     try:
         return list(await asyncio.gather(*tasks))
@@ -336,7 +341,7 @@ async def _together(coroutines: Sequence[Any]) -> list[Any]:
 
 
 async def _cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Cancel what still runs, and wait until it has cleaned up."""
+    """Cancel the tasks still running, and wait until they have cleaned up."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -344,7 +349,7 @@ async def _cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
 
 def _closed(cause: BaseException | None = None) -> GenerationError:
     if cause is None:
-        return GenerationError("engine", "is closed", "keep it open until all results are there")
+        return GenerationError("engine", "is closed", "keep it open until all results have arrived")
     error = GenerationError(
         "engine", f"stopped with {type(cause).__name__}: {cause}", "see the traceback of its cause"
     )

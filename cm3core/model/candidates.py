@@ -1,5 +1,8 @@
-"""How the results of one call are drawn and chosen: sampler, retrieved documents, candidates and
-the reranker among them, and the upscaler after it."""
+"""How the results of one call are generated and chosen.
+
+Sampler, retrieved documents, candidates, the reranker that chooses among them, and the upscaler
+that follows.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +34,10 @@ class Plan:
 
     Args:
         loaded: the model.
-        sampler: draws all candidates.
-        num_candidates: of each result.
-        reranker: chooses among them; None when there is but one.
-        num_retrieved: None: as many as the recipe says, none when there is a `context`.
+        sampler: samples all candidates.
+        num_candidates: candidates for each result.
+        reranker: chooses among them; None when there is only one.
+        num_retrieved: None: the recipe's number, or none when there is a `context`.
         context: (pixels of the model's size, text) prepended by hand.
     """
 
@@ -47,7 +50,7 @@ class Plan:
 
     @classmethod
     def of(cls, loaded: Loaded, options: GenerationOptions) -> Plan:
-        """The plan of a call; raises `GenerationError` and `RecipeError` for what can't be."""
+        """The plan of a call; raises `GenerationError` or `RecipeError` for invalid options."""
         candidate_seed(options.seed, 0)
         sampler = loaded.sampler_config(options.sampler, **options.sampling).build()
         number = options.num_candidates
@@ -61,7 +64,7 @@ class Plan:
     def augmented(
         self, requests: Sequence[Request], queries: Sequence[Document]
     ) -> list[tuple[Request, tuple[RetrievedDocument, ...]]]:
-        """The requests with the plan's sampler and documents prepended, see `Retrieval.augment`."""
+        """The requests with the plan's sampler and prepended documents, see `Retrieval.augment`."""
         asked = [replace(request, sampler=self.sampler) for request in requests]
         retrieval = Retrieval(self.loaded)
         return retrieval.augment(asked, queries, self.num_retrieved, self.context)
@@ -73,8 +76,11 @@ class Plan:
         *,
         first: int = 0,
     ) -> Job[T]:
-        """The job of one result; its candidates are `first`, `first` + 1, ... of the request's.
-        `make` gets the chosen completion, its seed, and how it was chosen."""
+        """The job of one result.
+
+        Its candidates are numbers `first`, `first` + 1, ... of the request. `make` gets the chosen
+        completion, its seed, and how it was chosen.
+        """
         requests = [
             replace(
                 request,
@@ -113,8 +119,10 @@ class Plan:
 
 
 def reranker(loaded: Loaded, name: str | None = None) -> Reranker:
-    """The recipe's reranker, or the one of this name with its defaults; raises `GenerationError`
-    where there is none."""
+    """The recipe's reranker, or the named one with its defaults.
+
+    Raises `GenerationError` if there is none.
+    """
     parts = loaded.components
     if name is None or name == loaded.recipe.component_names.get("reranker"):
         if parts.reranker is None:
@@ -133,7 +141,7 @@ def reranker(loaded: Loaded, name: str | None = None) -> Reranker:
 
 
 def score(loaded: Loaded, picture: GeneratedImage, name: str | None) -> float:
-    """A drawn picture's score for its prompt, by the recipe's reranker or another one."""
+    """A generated picture's score for its prompt, by the recipe's reranker or a named one."""
     candidate = Candidate(
         (Text(picture.prompt), ImageHole()),
         (Text(picture.prompt), picture.codes),
@@ -147,8 +155,10 @@ def score(loaded: Loaded, picture: GeneratedImage, name: str | None) -> float:
 
 
 def upscaler(loaded: Loaded, upscale: bool | str) -> Upscaler | None:
-    """None, the recipe's upscaler (True), or the one of this name with its defaults; raises
-    `GenerationError` where there is none."""
+    """None (False), the recipe's upscaler (True), or the named one with its defaults.
+
+    Raises `GenerationError` if there is none.
+    """
     if upscale is False:
         return None
     parts = loaded.components

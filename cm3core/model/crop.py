@@ -1,8 +1,7 @@
-"""Boxes and masks in a picture of any size -> cells of the codes' grid, and the way back into the
-picture.
+"""Boxes and masks in a picture of any size -> cells of the grid of codes, and back.
 
-The image tokenizer sees a picture's largest centred part of its own aspect (a square for all of
-today's), scaled to its own size (`cm3core.images.fit`). Coordinates: x to the right, y down, pixels
+The image tokenizer sees the largest centred crop of a picture in the tokenizer's aspect ratio (a
+square for all current ones), scaled to the tokenizer's size (`cm3core.images.fit`). Coordinates: x to the right, y down, pixels
 of the input picture; boxes are half open.
 """
 
@@ -25,7 +24,7 @@ from cm3core.errors import GenerationError
 #: (x0, y0, x1, y1): columns x0..x1-1 and rows y0..y1-1 of a picture.
 Box: TypeAlias = tuple[int, int, int, int]
 
-#: How bright a pixel of a mask's picture must be more than (0..255).
+#: A pixel of a mask file is set when it is brighter than this (0..255).
 WHITE = 127
 _EPSILON = 1e-6
 
@@ -36,7 +35,7 @@ class CentreCrop:
 
     Args:
         picture_size: (height, width) of the picture.
-        model_size: (height, width) of what the tokenizer takes.
+        model_size: (height, width) of the tokenizer's input.
     """
 
     picture_size: tuple[int, int]
@@ -44,7 +43,7 @@ class CentreCrop:
 
     @property
     def scale(self) -> float:
-        """Pixels of the model's picture to one of the input's."""
+        """Pixels of the model's picture per pixel of the input."""
         return max(
             model / own for model, own in zip(self.model_size, self.picture_size, strict=True)
         )
@@ -64,8 +63,10 @@ class CentreCrop:
         return left, top, left + max(1, round(x1 - x0)), top + max(1, round(y1 - y0))
 
     def cells(self, box: Box, grid: tuple[int, int]) -> BoolArray:
-        """Which codes the box touches, bool [rows * columns]. Raises `GenerationError` for a box
-        that is empty or outside."""
+        """Which codes the box touches, bool [rows * columns].
+
+        Raises `GenerationError` for a box that is empty or reaches outside.
+        """
         self._check(box)
         x0, y0, x1, y1 = self.extent
         rows, columns = grid
@@ -79,8 +80,8 @@ class CentreCrop:
         """Which codes the true pixels touch, bool [rows * columns].
 
         Raises:
-            GenerationError: another size than the picture's, nothing is true, or something outside
-                of what the model sees.
+            GenerationError: the mask's size is not the picture's, no pixel is true, or one is true
+                outside what the model sees.
         """
         if mask_HW.shape != self.picture_size:
             raise GenerationError(
@@ -90,9 +91,7 @@ class CentreCrop:
                 "make it as large as the picture",
             )
         if not mask_HW.any():
-            raise GenerationError(
-                "mask", "is empty", "mark what is to be drawn again (white, or true)"
-            )
+            raise GenerationError("mask", "is empty", "mark what to inpaint (white, or true)")
         seen = self.pixels
         inside = np.zeros_like(mask_HW)
         inside[seen[1] : seen[3], seen[0] : seen[2]] = True
@@ -118,8 +117,10 @@ class CentreCrop:
         return mask_HW
 
     def pasted(self, picture: PixelArray, decoded: PixelArray, mask_HW: BoolArray) -> PixelArray:
-        """A copy of `picture` [height, width, 3] whose true pixels (which `mask_cells` takes) are
-        from `decoded`, scaled back."""
+        """A copy of `picture` [height, width, 3] with the masked pixels taken from `decoded`.
+
+        `decoded` is scaled back; `mask_HW` is a mask that `mask_cells` accepts.
+        """
         x0, y0, x1, y1 = self.pixels
         if decoded.shape[:2] != (y1 - y0, x1 - x0):
             decoded = np.asarray(
@@ -157,15 +158,17 @@ def region(
     box: Box | Sequence[Box] | None,
     mask: BoolArray | str | Path | None,
 ) -> tuple[BoolArray, BoolArray]:
-    """What is to be drawn again: pixels bool [height, width] of the picture, and codes bool
-    [rows * columns].
+    """The region to inpaint: its pixels and its codes.
 
     Args:
         crop: what the model sees of the picture.
         grid: (rows, columns) of codes.
         box: one, or several; None when there is a mask.
-        mask: bool [height, width] of the picture, or a picture's file where it is white; None when
-            there is a box.
+        mask: bool [height, width] of the picture, or the file of a picture that is white there;
+            None when there is a box.
+
+    Returns:
+        pixels of the picture, bool [height, width], and codes, bool [rows * columns].
     """
     if (box is None) == (mask is None):
         raise GenerationError("infill", "takes a box or a mask", "give one of the two")
@@ -186,8 +189,10 @@ def region(
 
 
 def _touches(pixels: int, start: float, size: float, number: int) -> npt.NDArray[np.float64]:
-    """1.0 where a pixel (row) touches a cell (column) of `size` pixels from `start`, [pixels,
-    number]."""
+    """1.0 where a pixel (row) touches a cell (column), [pixels, number].
+
+    Cells are `size` pixels wide and begin at `start`.
+    """
     low = np.arange(pixels)
     first = np.floor((low - start) / size + _EPSILON).clip(0, number - 1)
     last = np.ceil((low + 1 - start) / size - _EPSILON).clip(first + 1, number)
@@ -199,8 +204,10 @@ def _touches(pixels: int, start: float, size: float, number: int) -> npt.NDArray
 
 
 def _touched(low: int, high: int, start: float, size: float, number: int) -> tuple[int, int]:
-    """Half-open range of the `number` cells of `size` pixels from `start` that the pixels
-    low..high-1 touch."""
+    """Half-open range of the cells that the pixels low..high-1 touch.
+
+    There are `number` cells, `size` pixels wide, beginning at `start`.
+    """
     first = math.floor((low - start) / size + _EPSILON)
     last = math.ceil((high - start) / size - _EPSILON)
     first = min(max(first, 0), number - 1)

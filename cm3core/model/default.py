@@ -1,4 +1,4 @@
-"""The model that is used when none is named."""
+"""The model used when none is named."""
 
 from __future__ import annotations
 

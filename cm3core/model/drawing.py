@@ -1,5 +1,4 @@
-"""Jobs that draw: pictures for a prompt, a picture as an instruction changes it, a part of a picture
-again."""
+"""Jobs that generate pictures: from a prompt, by editing a picture, by inpainting a part of one."""
 
 from __future__ import annotations
 
@@ -42,13 +41,12 @@ if TYPE_CHECKING:
     from cm3core.recipe import Recipe
 
 
-#: The text before the picture that is to be edited (paper, Table 5).
+#: The text before the picture to edit (paper, Table 5).
 EDIT = "Edit first image following the instruction"
 
 
 class Drawing(Loaded):
-    """A model that draws: the jobs of `Model.generate`, `edit` and `infill`, with their
-    arguments."""
+    """A model that generates pictures: the jobs of `Model.generate`, `edit` and `infill`."""
 
     def image_jobs(
         self,
@@ -60,8 +58,7 @@ class Drawing(Loaded):
         upscale: bool | str = False,
         **options: Any,
     ) -> tuple[Iterator[Job[GeneratedImage]], int]:
-        """The jobs of `generate` with these arguments, one a picture, and how many tokens they
-        draw."""
+        """The jobs of `generate`, one per picture, and the number of tokens they generate."""
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         number = _num_images(self, num_images)
         for text in prompts:
@@ -95,8 +92,7 @@ class Drawing(Loaded):
         sampler: str | None = None,
         **options: Any,
     ) -> tuple[Iterator[Job[GeneratedImage]], int]:
-        """The jobs of `edit` with these arguments, one a picture, and how many tokens they
-        draw."""
+        """The jobs of `edit`, one per picture, and the number of tokens they generate."""
         check_text(self, "instruction", instruction, truncate=truncate)
         number = _num_images(self, num_images)
         if sampler is None:
@@ -129,7 +125,7 @@ class Drawing(Loaded):
         truncate: bool = False,
         **options: Any,
     ) -> tuple[Job[InfilledImage], int]:
-        """The job of `infill` with these arguments, and how many tokens it draws at most."""
+        """The job of `infill`, and the maximum number of tokens it generates."""
         whole = pixels_of(picture)
         crop = CentreCrop(whole.shape[:2], self.image_size)
         region_HW, missing = region(crop, self.components.image_tokenizer.grid, box, mask)
@@ -165,16 +161,18 @@ class Drawing(Loaded):
 
 
 def editing_sampler(recipe: Recipe, registry: Registry) -> str | None:
-    """Name of the sampler that `edit_jobs` takes when none is named: one that is made for editing
-    (`SamplerConfig.edits`), the recipe's where it is, else the first by name. None: there is none,
-    and the recipe's has to do."""
+    """Name of the sampler that `edit_jobs` uses when none is named.
+
+    One made for editing (`SamplerConfig.edits`): the recipe's if it is, else the first by name.
+    None: use the recipe's, because it is made for editing or because no sampler is.
+    """
     if recipe.sampler is not None and recipe.sampler.edits:
         return None
     return next(iter(marked(registry, "sampler", "edits")), None)
 
 
 def box_below(loaded: Loaded, whole: Picture, keep: int) -> Box:
-    """What the model sees of a picture below the first `keep` rows of pixels of that."""
+    """What the model sees of a picture, below the first `keep` rows of pixels of it."""
     x0, y0, x1, y1 = CentreCrop(pixels_of(whole).shape[:2], loaded.image_size).pixels
     if not 0 <= keep < y1 - y0:
         raise GenerationError(
@@ -186,7 +184,7 @@ def box_below(loaded: Loaded, whole: Picture, keep: int) -> Box:
 
 
 def image_events(events: Iterable[Event]) -> Iterator[Event]:
-    """Events of jobs of pictures, with scores and the picture in place of each `Done`."""
+    """Events of picture jobs, with scores and the picture in place of each `Done`."""
     for event in events:
         if isinstance(event, Done):
             yield from result_events(event.request, event.result)
@@ -195,7 +193,7 @@ def image_events(events: Iterable[Event]) -> Iterator[Event]:
 
 
 def result_events(first: int, image: GeneratedImage) -> Iterator[Event]:
-    """What is reported of a finished picture whose first candidate has the number `first`."""
+    """Events of a finished picture whose first candidate has the number `first`."""
     choice = image.choice
     if choice is not None:
         for place, score in enumerate(choice.scores):
@@ -216,7 +214,7 @@ def _image_maker(
     retrieved: tuple[RetrievedDocument, ...],
     enlarger: Upscaler | None,
 ) -> Callable[[Completion, int, Choice | None], GeneratedImage]:
-    """Makes a picture of its chosen completion."""
+    """A function that makes a picture of its chosen completion."""
 
     def make(completion: Completion, seed: int, choice: Choice | None) -> GeneratedImage:
         codes = _picture_of(completion.document)

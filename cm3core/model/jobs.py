@@ -1,9 +1,8 @@
-"""Jobs: what one result needs of the engine (its candidates), and how it is made of them; and
-running many through a session.
+"""Jobs: what one result asks of the engine, how it is made, and running many in one session.
 
-Every call of `Model` only makes jobs. They share one engine, so pictures, descriptions and
-repairs, each with its own sampler, are drawn side by side; a job's requests are submitted when
-there is room, so that memory does not grow with their number.
+Every call of `Model` only makes jobs. They share one engine, so pictures, captions and inpainted
+regions, each with its own sampler, are generated side by side. A job's requests are submitted when
+there is room, so memory does not grow with the number of jobs.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class Job(Generic[T]):
 
     Args:
         requests: its candidates, at least one.
-        finish: makes the result of their completions, in the same order.
+        finish: makes the result from their completions, in the same order.
     """
 
     requests: Sequence[Request]
@@ -70,17 +69,18 @@ def run(
     progress: Progress | None = None,
     total: int = 0,
 ) -> Iterator[Event]:
-    """Events of all candidates, numbered 0, 1, ... over all jobs, and a `Done` for each job, in the
-    order of the jobs.
+    """Events of all candidates, and a `Done` for each job, in the order of the jobs.
+
+    Candidates are numbered 0, 1, ... over all jobs.
 
     Args:
         engine: completes the requests.
-        jobs: taken as there is room for their candidates.
-        details: also report tokens, pieces of text and pictures in the making.
-        progress: called with (tokens drawn, `total`).
+        jobs: taken when there is room for their candidates.
+        details: also report tokens, pieces of text and partial pictures.
+        progress: called with (tokens generated, `total`).
 
     Raises:
-        GenerationError: a request failed; what was finished before has been reported.
+        GenerationError: a request failed; what finished before it has been reported.
     """
     session = engine.open(details=details)
     source, running = iter(jobs), deque[_Running[T]]()
@@ -117,7 +117,7 @@ def run(
 def results(
     engine: Engine, jobs: Iterable[Job[T]], *, progress: Progress | None = None, total: int = 0
 ) -> Iterator[T]:
-    """The jobs' results, in their order, each as soon as it and those before it are there."""
+    """The jobs' results in order, each as soon as it and those before it are ready."""
     for event in run(engine, jobs, progress=progress, total=total):
         if isinstance(event, Done):
             yield event.result

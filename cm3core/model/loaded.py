@@ -1,5 +1,7 @@
-"""What is loaded: a checkpoint's recipe and components, the engine over its decoder, and the way
-from pictures and texts to what the decoder takes, and back."""
+"""A loaded checkpoint: its recipe and components, and the engine over its decoder.
+
+Also the conversion of pictures and texts to the decoder's input, and back.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +24,16 @@ if TYPE_CHECKING:
 
 #: RGB pixels uint8 [height, width, 3] of any size, or the file of a picture.
 Picture: TypeAlias = PixelArray | str | Path
-#: Pixels of a preview that are not drawn yet.
+#: Grey level of the pixels of a preview that are not generated yet.
 GREY = 208
 
 
 class Loaded:
-    """A trained model's parts, and what all of its work shares.
+    """A trained model's parts, and what all its methods share.
 
     Args:
         recipe: the checkpoint's.
-        components: what it builds, weights loaded.
+        components: built from it, weights loaded.
         num_threads, precision, max_rows: see `Engine`.
     """
 
@@ -46,18 +48,20 @@ class Loaded:
     ) -> None:
         self.recipe, self.components = recipe, components
         self.num_threads, self.precision, self.max_rows = num_threads, precision, max_rows
-        self._engine: tuple[int, Engine] | None = None  # and the version of the weights it is of
+        self._engine: tuple[int, Engine] | None = None  # with the version of its weights
         self._codes: dict[str, Codes] = {}  # of pictures, by key
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels of what `generate` draws."""
+        """(height, width) in pixels of the pictures that `generate` returns."""
         return self.components.image_tokenizer.image_size
 
     @property
     def engine(self) -> Engine:
-        """The engine that completes all that this model is asked; it follows the decoder's weights
-        when they change."""
+        """The engine that completes all requests to this model.
+
+        It is rebuilt when the decoder's weights change.
+        """
         version = sum(
             parameter._version for parameter in self.components.decoder.module.parameters()
         )
@@ -77,13 +81,15 @@ class Loaded:
         return self._engine[1]
 
     def sampler_config(self, sampler: str | None = None, /, **options: Any) -> SamplerConfig:
-        """The sampler's config with some keys changed; raises `GenerationError` and `RecipeError`
-        for what can't be.
+        """The sampler's config with some keys changed.
 
         Args:
-            sampler: name of another one than the recipe's; temperature and filters after mixing
-                keep the recipe's values.
+            sampler: name of a sampler to use in place of the recipe's; temperature and filters
+                after mixing keep the recipe's values.
             options: keys to change.
+
+        Raises:
+            GenerationError, RecipeError: the sampler, a key or a value is not valid.
         """
         config = self.recipe.sampler
         if sampler is not None and sampler != self.recipe.component_names.get("sampler"):
@@ -100,15 +106,13 @@ class Loaded:
     # ---- pictures and codes
 
     def encode(self, pictures: Sequence[PixelArray]) -> list[Codes]:
-        """Codes of pictures uint8 [height, width, 3] of the model's own size (`images.fit` makes
-        them so)."""
-        # one by one: in a batch, the last bits depend on how many there are
+        """Codes of pictures uint8 [height, width, 3] of the model's size (see `images.fit`)."""
+        # one by one: in a batch, the last bits depend on the batch size
         tokenizer = self.components.image_tokenizer
         return [Codes(tokenizer.encode(pixels[None])[0], tokenizer.grid) for pixels in pictures]
 
     def coded(self, document: Document) -> Document:
-        """The document with its pictures as codes; each picture is encoded once in the model's
-        life."""
+        """The document with its pictures as codes; each picture is encoded once per model."""
         new = {
             segment.key: segment
             for segment in document
@@ -129,8 +133,7 @@ class Loaded:
         return [self.components.image_tokenizer.decode(one.codes[None])[0] for one in codes]
 
     def preview(self, codes: Codes) -> PixelArray:
-        """A picture in the making (`PictureGrown.codes`), uint8 [height, width, 3]: what is missing
-        is grey."""
+        """A partial picture (`PictureGrown.codes`), uint8 [height, width, 3]; missing parts are grey."""
         if codes.missing is None or not codes.missing.any():
             return self.decode([codes])[0]
         rows, columns = codes.grid
@@ -147,8 +150,10 @@ class Loaded:
 
 
 def check_text(loaded: Loaded, place: str, text: str, *, truncate: bool) -> None:
-    """Raise `GenerationError` for a text that is empty, or longer than those of training unless
-    `truncate`."""
+    """Raise `GenerationError` for an empty text, or one longer than the training texts.
+
+    With `truncate`, the length is not checked.
+    """
     if not text.strip():
         raise GenerationError(place, "is empty", "say what the picture shows")
     number = len(loaded.components.text_tokenizer.encode(text))
@@ -163,8 +168,10 @@ def check_text(loaded: Loaded, place: str, text: str, *, truncate: bool) -> None
 
 
 def text_hole(recipe: Recipe, max_tokens: int | None) -> TextHole:
-    """A text to be written. None: as long as the recipe allows, and never longer than those of
-    training."""
+    """A hole for a text of at most `max_tokens` tokens.
+
+    None: as long as the recipe allows, and never longer than the training texts.
+    """
     if max_tokens is None:
         return TextHole(min(recipe.generate.max_text_tokens, recipe.data.max_text_tokens))
     if max_tokens < 1:
@@ -178,7 +185,7 @@ def seen(loaded: Loaded, picture: Picture) -> PixelArray:
 
 
 def pixels_of(picture: Picture) -> PixelArray:
-    """Pixels of a picture given as an array or a file."""
+    """Pixels of a picture that is given as an array or a file."""
     if isinstance(picture, (str, Path)):
         return images.open_image(picture)
     is_array = isinstance(picture, np.ndarray)

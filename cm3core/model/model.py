@@ -1,5 +1,4 @@
-"""`load` and `Model`: draw, describe and repair pictures with a trained checkpoint, in a few lines
-of Python.
+"""`load` and `Model`: generate, caption and inpaint pictures with a trained checkpoint.
 
 >>> import cm3core
 >>> model = cm3core.load("bundled:emoji64")                                     # doctest: +SKIP
@@ -7,9 +6,9 @@ of Python.
 >>> model.caption(pictures[0].pixels).text                                      # doctest: +SKIP
 'red apple'
 
-`Model` is a facade: what is loaded is in `loaded`, and every call only runs jobs, which `drawing`
-and `writing` make: documents with holes, which `cm3core.generation.engine.Engine` fills. Many at
-once, from coroutines: `cm3core.model.AsyncModel`.
+`Model` is a facade: `loaded` holds the checkpoint's parts, and every call only runs jobs that
+`drawing` and `writing` make: documents with holes, which `cm3core.generation.engine.Engine` fills.
+For many callers at once, from coroutines, see `cm3core.model.AsyncModel`.
 """
 
 from __future__ import annotations
@@ -57,16 +56,16 @@ def load(
     Args:
         model: a run's folder, one of its checkpoints, an exported model, or "PLUGIN:NAME" of a
             model that a plugin ships.
-        bank: a memory bank to retrieve from in place of the recipe's memory, see
+        bank: a memory bank to retrieve from instead of the recipe's memory, see
             `Model.with_memory`.
         registry: the components that recipes may name. None: those of the installed plugins.
         device: where the decoder runs.
         num_threads, precision, max_rows: see `Engine`.
 
     Raises:
-        CheckpointError: nothing is there, or it is damaged.
+        CheckpointError: there is no checkpoint, or it is damaged.
         DataError: the bank can't be used.
-        RecipeError, PluginError: its recipe needs what is not installed.
+        RecipeError, PluginError: its recipe needs a component that is not installed.
     """
     registry = load_registry() if registry is None else registry
     opened = open_checkpoint(find_model(model, registry), registry, device=device)
@@ -83,29 +82,30 @@ def load(
 
 
 class Model(Drawing, Writing):
-    """A trained model. Every method gives equal results for equal arguments, whatever was called
-    before.
+    """A trained model.
+
+    Every method returns the same results for the same arguments, whatever was called before.
 
     Methods that generate take these keyword arguments:
 
         seed                0..2**63-1; the same seed gives the same results
-        num_retrieved       documents to retrieve from the model's memory and to prepend; None: as many as the recipe says
-                            (none when `context` is given)
-        context             (picture, text) pairs to prepend by hand, first of all
-        num_candidates      results drawn for each one that is returned, the best by the reranker; None: `generate.num_candidates`
-        reranker            name of another reranker than the recipe's, with its defaults
-        sampler             name of another sampler than the recipe's; temperature and filters keep the recipe's values
-        sampling            keys of the sampler, for that call: `sampling={"guidance_scale": 1.5}`
-        progress            called during the work with (tokens drawn, most there can be)
+        num_retrieved       number of documents to retrieve from the model's memory and prepend; None: the recipe's
+                            number (none when `context` is given)
+        context             (picture, text) pairs of your own, prepended before all retrieved documents
+        num_candidates      results generated for each one returned, which the reranker chooses; None: `generate.num_candidates`
+        reranker            name of a reranker to use instead of the recipe's, with its defaults
+        sampler             name of a sampler to use instead of the recipe's; temperature and filters keep the recipe's values
+        sampling            keys of the sampler for this call: `sampling={"guidance_scale": 1.5}`
+        progress            called during generation with (tokens generated so far, maximum total)
 
-    and the keys of the sampler by themselves:
+    The sampler's keys can also be passed directly:
     `model.generate("a red apple", guidance_scale=1.5, temperature=0.9)`.
 
     Args:
         recipe: the checkpoint's.
-        components: what it builds, weights loaded.
-        name: how the model was named to `load`.
-        step: optimiser steps it was trained for.
+        components: built from it, weights loaded.
+        name: the name that was passed to `load`.
+        step: number of optimiser steps it was trained for.
         num_threads, precision, max_rows: see `Engine`.
     """
 
@@ -128,24 +128,23 @@ class Model(Drawing, Writing):
     def with_memory(
         self, bank: str | Path | None = None, retriever: str | None = None, **settings: Any
     ) -> Model:
-        """This model with another memory to retrieve from or the same searched otherwise. Weights
-        are shared, nothing is trained.
+        """This model with another memory, or with another way to search it.
 
-        A recipe that retrieves nothing gets the default retriever (bundled: `dense`), one without
-        an embedder that which the bank was built with.
+        Weights are shared and nothing is trained. A recipe that retrieves nothing gets the default
+        retriever (bundled: `dense`); one without an embedder gets the one the bank was built with.
 
         Args:
-            bank: a folder of `cm3 memory build`. None: the memory that this model has.
-            retriever: another one than the recipe's, by name; what all share (`RetrieverConfig`)
-                keeps the recipe's values.
+            bank: a folder written by `cm3 memory build`. None: the model's current memory.
+            retriever: name of a retriever to use instead of the recipe's; the keys that all
+                retrievers share (`RetrieverConfig`) keep the recipe's values.
             settings: keys of the retriever to change, e.g. `num_retrieved=2`, `min_similarity=0.3`.
 
         Raises:
             DataError: the bank can't be opened, or was built with another embedder or image
                 tokenizer.
-            GenerationError: a key that the retriever does not have, or there is none and no bank,
-                or no embedder that it needs.
-            PluginError: no plugin brings that retriever.
+            GenerationError: the retriever has no such key, or there is neither a retriever nor a
+                bank, or the embedder that it needs is missing.
+            PluginError: no plugin provides that retriever.
         """
         return Model(
             *with_memory(self.recipe, self.components, bank, settings, retriever),
@@ -166,25 +165,25 @@ class Model(Drawing, Writing):
         progress: Progress | None = None,
         **options: Any,
     ) -> list[GeneratedImage]:
-        """Draw pictures for a prompt.
+        """Generate pictures for a prompt.
 
         Args:
-            prompt: what to draw, worded like the training captions; or several prompts, done in one
-                batch.
-            num_images: pictures for each prompt; None: the recipe's `generate.num_images`.
-            progress, options: see `Model`. Documents are retrieved with the prompt as query. The
-                first k pictures of a prompt are the same for any `num_images`, and whatever the
-                other prompts. Also: truncate: read only the first `data.max_text_tokens` tokens of
-                a longer prompt, as training did with captions. upscale: also enlarge them by the
-                recipe's upscaler (True) or another one (its name).
+            prompt: what to generate, worded like the training captions; or several prompts, which
+                are generated in one batch.
+            num_images: pictures per prompt; None: the recipe's `generate.num_images`.
+            progress, options: see `Model`. The prompt is the query for retrieval. The first k
+                pictures of a prompt are the same for any `num_images` and any other prompts. Also:
+                truncate: read only the first `data.max_text_tokens` tokens of a longer prompt, as
+                training did with captions. upscale: also enlarge the pictures with the recipe's
+                upscaler (True) or another one (its name).
 
         Returns:
             `num_images` pictures for each prompt, in order.
 
         Raises:
-            GenerationError: an empty or too long prompt, a bad seed or count, no memory to retrieve
-                from, no reranker.
-            RecipeError: a sampler key that is not known, or a value out of range.
+            GenerationError: the prompt is empty or too long, a seed or count is invalid, or there
+                is no memory to retrieve from or no reranker.
+            RecipeError: a sampler key is unknown, or a value is out of range.
         """
         return list(self.stream(prompt, num_images, progress=progress, **options))
 
@@ -196,10 +195,10 @@ class Model(Drawing, Writing):
         progress: Progress | None = None,
         **options: Any,
     ) -> Iterator[GeneratedImage]:
-        """The pictures of `generate` with these arguments, in order, each as soon as it is drawn.
+        """The pictures of `generate` with these arguments, in order, each as soon as it is ready.
 
-        Memory does not grow with `num_images`. What is wrong with the arguments is raised at once,
-        not with the first picture.
+        Memory use does not grow with `num_images`. Invalid arguments raise at the call, not at the
+        first picture.
         """
         jobs, total = self.image_jobs(prompt, num_images, **options)
         return results(self.engine, jobs, progress=progress, total=total)
@@ -207,9 +206,11 @@ class Model(Drawing, Writing):
     def events(
         self, prompt: str | Sequence[str], num_images: int | None = None, **options: Any
     ) -> Iterator[Event]:
-        """What happens while `generate` works with these arguments: the events of `Engine.stream`
-        for each candidate, `Scored` for each one when its picture's candidates are finished,
-        `ImageReady` for each picture. Leaving the iterator ends it all.
+        """The events of `generate` with these arguments, as they happen.
+
+        These are the events of `Engine.stream` for each candidate, `Scored` for each candidate when
+        all candidates of its picture are finished, and `ImageReady` for each picture. Leaving the
+        iterator ends the work.
         """
         jobs, total = self.image_jobs(prompt, num_images, **options)
         return image_events(run(self.engine, jobs, details=True, total=total))
@@ -223,16 +224,16 @@ class Model(Drawing, Writing):
         progress: Progress | None = None,
         **options: Any,
     ) -> list[GeneratedImage]:
-        """Draw a picture as an instruction changes it; for models tuned on editing (paper section
-        4.1).
+        """Edit a picture by instruction; for models tuned on editing (paper section 4.1).
 
         Args:
-            picture: any size; the model sees its largest centred square (in its own aspect).
+            picture: any size; the model sees its largest centred square (or crop in the model's
+                aspect ratio).
             instruction: what to change.
             num_images: None: the recipe's `generate.num_images`.
-            progress, options: see `generate`. Nothing is retrieved unless `num_retrieved` says so.
-                Also: task_text: precedes the picture, as in tuning. sampler: None: one that is made
-                for editing where a plugin brings it (bundled: `edit_cfg`, three guidance streams).
+            progress, options: see `generate`. Nothing is retrieved unless `num_retrieved` is given.
+                Also: task_text: text before the picture, as in tuning. sampler: None: one made for
+                editing if a plugin provides it (bundled: `edit_cfg`, three guidance streams).
         """
         jobs, total = self.edit_jobs(picture, instruction, num_images, **options)
         return list(results(self.engine, jobs, progress=progress, total=total))
@@ -247,22 +248,23 @@ class Model(Drawing, Writing):
         progress: Progress | None = None,
         **options: Any,
     ) -> InfilledImage:
-        """Draw a part of a picture again; codes that it doesn't touch stay exactly as they are.
+        """Inpaint a part of a picture; codes that it doesn't touch stay exactly as they are.
 
         Args:
-            picture: any size; the model sees its largest centred square (in its own aspect).
+            picture: any size; the model sees its largest centred square (or crop in the model's
+                aspect ratio).
             box: (x0, y0, x1, y1) in pixels of the picture, x1 and y1 not included, inside what the
                 model sees; or several boxes.
-            text: of the whole picture as it should be. None: the model first writes one for what is
-                left of the picture.
-            mask: in place of a box any set of pixels: bool [height, width] of the picture, or a
-                picture's file where it is white.
-            progress, options: see `generate`. Documents are retrieved with the text as query, none
-                without one.
+            text: caption of the whole picture as it should become. None: the model first writes one
+                for the rest of the picture.
+            mask: any set of pixels instead of a box: bool [height, width] of the picture, or the
+                file of a picture that is white there.
+            progress, options: see `generate`. The text is the query for retrieval; without a text,
+                nothing is retrieved.
 
         Raises:
             DataError: the picture or the mask can't be read.
-            GenerationError: the region is empty, or outside of what the model sees.
+            GenerationError: the region is empty, or reaches outside what the model sees.
         """
         job, total = self.infill_job(picture, box, text, mask=mask, **options)
         return next(results(self.engine, [job], progress=progress, total=total))
@@ -270,13 +272,14 @@ class Model(Drawing, Writing):
     def continue_image(
         self, picture: Picture, keep: int, text: str | None = None, **options: Any
     ) -> InfilledImage:
-        """Keep the first `keep` rows of pixels of what the model sees of a picture, and draw all
-        that is below, in drawing order.
+        """Keep the top of what the model sees of a picture, and generate everything below it.
+
+        Codes are generated in the usual order.
 
         Args:
             picture, text, options: see `infill`.
-            keep: rows of pixels of the picture, counted from the top of what the model sees; whole
-                rows of codes are kept.
+            keep: number of rows of pixels of the picture, counted from the top of what the model
+                sees; whole rows of codes are kept.
         """
         whole = pixels_of(picture)
         return self.infill(whole, box_below(self, whole, keep), text, **options)
@@ -284,25 +287,26 @@ class Model(Drawing, Writing):
     # ---- texts
 
     def caption(self, picture: Picture, **options: Any) -> GeneratedText:
-        """Describe a picture; see `captions`."""
+        """Caption a picture; see `captions`."""
         return self.captions([picture], **options)[0]
 
     def captions(
         self, pictures: Sequence[Picture], *, progress: Progress | None = None, **options: Any
     ) -> list[GeneratedText]:
-        """Describe pictures: the text in front of each picture is masked, and infilled after it
-        (paper section 2.2).
+        """Caption pictures.
+
+        The text before each picture is masked, and infilled after it (paper section 2.2).
 
         Args:
-            pictures: any sizes; the model sees the largest centred square of each (in its own
-                aspect).
-            progress, options: see `Model`; the seed is of every description. Documents are
-                retrieved with the picture as query. Also: max_tokens: longest text; None: the
-                recipe's `generate.max_text_tokens`, at most `data.max_text_tokens`.
+            pictures: any sizes; the model sees the largest centred square of each (or crop in the
+                model's aspect ratio).
+            progress, options: see `Model`; all captions use the same seed. The picture is the query
+                for retrieval. Also: max_tokens: maximum length of a text; None: the recipe's
+                `generate.max_text_tokens`, at most `data.max_text_tokens`.
 
         Raises:
             DataError: a picture can't be read.
-            GenerationError: it doesn't fit the context.
+            GenerationError: a document doesn't fit the context.
         """
         jobs, total = self.caption_jobs(pictures, **options)
         return list(results(self.engine, jobs, progress=progress, total=total))
@@ -310,13 +314,15 @@ class Model(Drawing, Writing):
     def ask(
         self, picture: Picture, question: str, *, progress: Progress | None = None, **options: Any
     ) -> GeneratedText:
-        """Answer a question about a picture: the answer in the text before it is masked; for models
-        tuned on questions.
+        """Answer a question about a picture; for models tuned on questions.
+
+        The text before the picture holds question and answer, and the answer is masked.
 
         Args:
-            picture: any size; the model sees its largest centred square (in its own aspect).
+            picture: any size; the model sees its largest centred square (or crop in the model's
+                aspect ratio).
             question: the question.
-            progress, options: see `captions`. Nothing is retrieved unless `num_retrieved` says so.
+            progress, options: see `captions`. Nothing is retrieved unless `num_retrieved` is given.
                 Also: template: the text before the picture, as in tuning, with "{question}" and
                 "{answer}" (paper, Table 5).
         """
@@ -335,17 +341,18 @@ class Model(Drawing, Writing):
         sampler: str | None = None,
         **options: Any,
     ) -> list[Completion]:
-        """Fill the holes of any documents: text and pictures, whole or in part, in any order, many
-        kinds in one batch.
+        """Fill the holes of any documents.
+
+        Holes are text or pictures, whole or in part, in any order, all kinds in one batch.
 
         Args:
             documents: pictures as `Image` or `Codes`; at least one hole each.
-            retrieved: for each document those to prepend. None: none.
-            seed: of every document.
+            retrieved: for each document, the documents to prepend. None: none.
+            seed: used for every document.
             progress, sampler, options: see `Model`; there are no candidates.
 
         Returns:
-            one `Completion` a document; `decode` turns its `Codes` into pixels.
+            one `Completion` per document; `decode` turns its `Codes` into pixels.
         """
         return self.engine.complete(
             self.requests(documents, retrieved=retrieved, seed=seed, sampler=sampler, **options),
@@ -361,8 +368,7 @@ class Model(Drawing, Writing):
         sampler: str | None = None,
         **options: Any,
     ) -> list[Request]:
-        """What `complete` with these arguments asks of the engine; for `Engine.stream` and
-        sessions."""
+        """The engine requests of `complete` with these arguments, for `Engine.stream` and sessions."""
         prepended = [()] * len(documents) if retrieved is None else retrieved
         built = self.sampler_config(sampler, **sampler_keys(options)).build()
         return [
@@ -371,11 +377,15 @@ class Model(Drawing, Writing):
         ]
 
     def score(self, picture: GeneratedImage, reranker: str | None = None) -> float:
-        """A drawn picture's score for its prompt, by the recipe's reranker or another one; see
-        `Choice` for what scores are."""
+        """A generated picture's score for its prompt, by the recipe's reranker or a named one.
+
+        See `Choice` for the meaning of scores.
+        """
         return candidates.score(self, picture, reranker)
 
     def reranker(self, name: str | None = None) -> Reranker:
-        """The recipe's reranker, or the one of this name with its defaults; raises
-        `GenerationError` where there is none."""
+        """The recipe's reranker, or the named one with its defaults.
+
+        Raises `GenerationError` if there is none.
+        """
         return candidates.reranker(self, name)

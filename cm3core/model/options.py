@@ -1,10 +1,9 @@
-"""What every call that generates takes besides its own arguments: how results are drawn, chosen and
-prompted.
+"""The options common to all calls that generate: how results are sampled, chosen and prompted.
 
-The methods of `Model` take these as keywords together with the keys of the sampler, which only the
-sampler's config knows. A type checker can't be told "these keys, and any others" (PEP 728 would;
-mypy doesn't have it), so the methods are typed `**options: Any` and `GenerationOptions.of` tells
-the two apart, once; all behind it is typed.
+The methods of `Model` take them as keywords, together with the keys of the sampler, which only the
+sampler's config knows. "These keys, and any others" can't be typed (PEP 728 would allow it; mypy
+doesn't support it), so the methods take `**options: Any`, and `GenerationOptions.of` separates the
+two in one place; everything after it is typed.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ class GenerationOptions:
     """The options of one call; `Model` describes them.
 
     Args:
-        sampling: keys of the sampler to change. A caller may give them by themselves, too.
+        sampling: keys of the sampler to change. Callers may also pass them directly.
     """
 
     seed: int = 0
@@ -35,7 +34,7 @@ class GenerationOptions:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> GenerationOptions:
-        """A call's keyword arguments; what is not known here is a key of the sampler."""
+        """The options among a call's keyword arguments; all other keys are the sampler's."""
         names = {item.name for item in fields(cls)} - {"sampling"}
         own = {name: options[name] for name in names if name in options}
         rest = {key: value for key, value in options.items() if key not in names}
@@ -43,7 +42,7 @@ class GenerationOptions:
 
 
 def sampler_keys(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of the sampler, given as `sampling={...}`, by themselves, or both.
+    """Keys of the sampler, given as `sampling={...}`, directly, or both.
 
     >>> sampler_keys({"temperature": 0.9, "sampling": {"guidance_scale": 1.5}})
     {'guidance_scale': 1.5, 'temperature': 0.9}
@@ -56,6 +55,6 @@ def sampler_keys(options: Mapping[str, Any]) -> dict[str, Any]:
     for key in grouped:
         if key in loose:
             raise GenerationError(
-                f"sampling[{key!r}]", f"is given beside {key}", "give it in one of the two places"
+                f"sampling[{key!r}]", f"is also given as {key}", "give it in one of the two places"
             )
     return {**grouped, **loose}

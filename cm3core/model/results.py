@@ -1,4 +1,4 @@
-"""What `Model` returns: pictures and texts with all that is needed to make them again."""
+"""Results of `Model`: pictures and texts, with everything needed to reproduce them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class RetrievedDocument:
 
     Args:
         id: its name in the memory; "context 0", ... for documents given by hand.
-        score: similarity to the query, higher is nearer; None for documents given by hand.
+        score: similarity to the query, higher is more similar; None for documents given by hand.
         text: its text.
         pixels: its picture as the model saw it, uint8 [height, width, 3]; None when it has none.
     """
@@ -32,9 +32,8 @@ class Choice:
 
     Args:
         scores: of all candidates, in the order of their seeds; higher is better.
-        index: the chosen one's place among them, the one with the highest score (the first of
-            equals).
-        measure: what the scores are.
+        index: position of the chosen candidate, which has the highest score (the first on ties).
+        measure: what the scores measure.
     """
 
     scores: tuple[float, ...]
@@ -43,24 +42,24 @@ class Choice:
 
     @property
     def score(self) -> float:
-        """The chosen candidate's."""
+        """The chosen candidate's score."""
         return self.scores[self.index]
 
 
 @dataclass(frozen=True, eq=False)
 class GeneratedImage:
-    """A picture drawn for a prompt.
+    """A picture generated for a prompt.
 
     Args:
         pixels: uint8 [height, width, 3], the image tokenizer's size.
-        prompt: what was asked for.
+        prompt: the prompt.
         seed: of this picture alone: `generate(prompt, num_images=1, seed=seed, num_candidates=1)`
-            draws it again.
+            reproduces it.
         retrieved: the documents prepended to the prompt, in order.
         codes: the picture's codes.
         log_probability: nats, see `Completion`.
-        choice: how it was chosen; None when there was no other candidate.
-        upscaled: the enlarged picture, uint8; None when none was asked for.
+        choice: how it was chosen; None when it was the only candidate.
+        upscaled: the enlarged picture, uint8; None when not requested.
     """
 
     pixels: PixelArray
@@ -75,10 +74,11 @@ class GeneratedImage:
 
 @dataclass(frozen=True, eq=False)
 class GeneratedText:
-    """A text written about a picture: a description or an answer.
+    """A text written about a picture: a caption or an answer.
 
-    `text`, the `seed` and `retrieved` documents it came from, `log_probability` in nats, and
-    `choice` as in `GeneratedImage`."""
+    `text`, the `seed` and `retrieved` documents that produced it, `log_probability` in nats, and
+    `choice` as in `GeneratedImage`.
+    """
 
     text: str
     seed: int
@@ -89,7 +89,7 @@ class GeneratedText:
 
 @dataclass(frozen=True, eq=False)
 class InfilledImage:
-    """A picture with a part drawn again.
+    """A picture with an inpainted part.
 
     Args:
         pixels: uint8, the input's size; outside the region exactly the input's pixels, inside the
@@ -97,7 +97,7 @@ class InfilledImage:
         decoded: uint8, the image tokenizer's size; the whole picture as decoded from its codes.
         codes: the codes; those outside the region are exactly the encoded input's.
         box: (x0, y0, x1, y1) in pixels of the input: the region, or the smallest box around it.
-        text: the text it was drawn for: the given one, or the one that the model wrote.
+        text: its caption: the given one, or the one that the model wrote.
         seed: the seed.
         retrieved: the documents prepended to the prompt, in order.
         log_probability: nats, see `Completion`.
@@ -117,7 +117,7 @@ class InfilledImage:
 
 @dataclass(frozen=True, eq=False)
 class Scored(Event):
-    """A candidate's score, reported when all candidates of its result are finished; see `Choice`."""
+    """A candidate's score; see `Choice`. Reported when all candidates of its result are finished."""
 
     score: float
     measure: str

@@ -1,5 +1,4 @@
-"""Documents that are prepended to a prompt: retrieved from the model's memory or a bank, or given by
-hand."""
+"""Documents prepended to a prompt: retrieved from the model's memory or a bank, or given by hand."""
 
 from __future__ import annotations
 
@@ -37,9 +36,11 @@ def with_memory(
     settings: Mapping[str, Any],
     retriever: str | None = None,
 ) -> tuple[Recipe, Components]:
-    """A recipe and its components with another memory or another way to search it; see
-    `Model.with_memory`. Decoder and tokenizers are the same objects, and so is the embedder where
-    it stays the same."""
+    """A recipe and its components with another memory or another way to search it.
+
+    See `Model.with_memory`. Decoder and tokenizers stay the same objects, and so does the embedder
+    if its config does not change.
+    """
     names, config, embedder = dict(recipe.component_names), recipe.retriever, recipe.embedder
     has_none = config is None or not config.retrieves
     if has_none and bank is None and retriever is None:
@@ -73,7 +74,7 @@ def with_memory(
         raise GenerationError(
             "retriever",
             f"{wanted!r} needs an embedder, and the model's recipe {recipe.name!r} has none",
-            "name a memory bank (bank), which says its embedder, or another retriever",
+            "name a memory bank (bank), which records its embedder, or another retriever",
         )
     recipe = replace(
         recipe,
@@ -91,7 +92,7 @@ def with_memory(
     for name in kept:
         if name in vars(components):
             setattr(changed, name, getattr(components, name))
-    # what is wrong with the bank is reported now, and not with the first picture
+    # an unusable bank is reported now, not at the first picture
     assert changed.retriever is not None
     return recipe, changed
 
@@ -100,8 +101,8 @@ class Retrieval:
     """Prepends documents to requests.
 
     Args:
-        loaded: the model: its recipe says how many are retrieved, its retriever finds them, its
-            engine knows what fits.
+        loaded: the model: its recipe sets how many are retrieved, its retriever finds them, its
+            engine knows how many fit.
     """
 
     def __init__(self, loaded: Loaded) -> None:
@@ -114,17 +115,16 @@ class Retrieval:
         num_retrieved: int | None,
         context: Sequence[tuple[PixelArray, str]],
     ) -> list[tuple[Request, tuple[RetrievedDocument, ...]]]:
-        """Each request with documents prepended, and these as they are shown. An empty query
-        retrieves nothing, and none gets a document that shows its own picture. One that can't be
-        read is left out, with a note.
+        """Each request with its documents prepended, and these documents as results show them.
 
-        Of the documents retrieved as many stay, from the first on, as the decoder's context holds;
-        in training it is the same.
+        An empty query retrieves nothing, and no request gets a document with its own picture. A
+        document that can't be read is left out, with a note. As in training, the first documents
+        that fit the decoder's context are kept and the rest left out.
 
         Args:
             requests: without documents.
-            queries: for each what it is retrieved with.
-            num_retrieved: None: as many as the recipe says, none when `context` is given.
+            queries: the query of each request.
+            num_retrieved: None: the recipe's number, or none when `context` is given.
             context: (pixels of the model's size, text) prepended by hand, first of all.
         """
         number = self._number(num_retrieved, bool(context))
@@ -173,8 +173,10 @@ class Retrieval:
     def _retrieve(
         self, requests: Sequence[Request], queries: Sequence[Document], number: int
     ) -> list[list[Retrieved]]:
-        """The nearest documents of the memory for each query, best first, never one with the
-        picture that is asked about."""
+        """The nearest documents of the memory for each query, best first.
+
+        Never one with the picture of the request itself.
+        """
         found: list[list[Retrieved]] = [[] for _ in queries]
         asked = [place for place, query in enumerate(queries) if query]
         if number == 0 or not asked:
@@ -189,7 +191,7 @@ class Retrieval:
         return found
 
     def _retrieved(self, found: Retrieved) -> tuple[Document, RetrievedDocument]:
-        """A document of the memory, as codes and as it is shown."""
+        """A document of the memory, as codes and as results show it."""
         retriever = self.components.retriever
         assert retriever is not None
         document = retriever.memory.document(found.index)
@@ -201,13 +203,13 @@ class Retrieval:
         )
 
     def _shown(self, picture: Image | Codes | None) -> PixelArray | None:
-        """Pixels of a picture of the memory; those of a bank are decoded from their codes."""
+        """Pixels of a picture of the memory; pictures of a bank are decoded from their codes."""
         if isinstance(picture, Codes):
             return self.loaded.decode([picture])[0]
         return None if picture is None else images.fit(picture.load(), self.loaded.image_size)
 
     def _number(self, asked: int | None, has_context: bool) -> int:
-        """How many documents to retrieve when the caller asked for `asked` (None: left it open)."""
+        """How many documents to retrieve if the caller asked for `asked` (None: not specified)."""
         config = self.recipe.retriever
         has_memory = config is not None and config.retrieves
         if asked is None:

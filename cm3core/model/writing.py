@@ -1,4 +1,4 @@
-"""Jobs that write: descriptions of pictures, and answers to questions about them."""
+"""Jobs that write text: captions of pictures, and answers to questions about them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from cm3core.model.loaded import Loaded, Picture, check_text, seen, text_hole
 from cm3core.model.options import GenerationOptions
 from cm3core.model.results import Choice, GeneratedText, RetrievedDocument
 
-#: The text before a picture that is asked about (paper, Table 5).
+#: The text before the picture of a question (paper, Table 5).
 ASK = "Question: {question} Answer: {answer}."
 
 
 class Writing(Loaded):
-    """A model that writes: the jobs of `Model.captions` and `ask`, with their arguments."""
+    """A model that writes text: the jobs of `Model.captions` and `ask`."""
 
     def caption_jobs(
         self, pictures: Sequence[Picture], *, max_tokens: int | None = None, **options: Any
     ) -> tuple[list[Job[GeneratedText]], int]:
-        """The jobs of `captions` with these arguments, one a picture, and how many tokens they draw
-        at most."""
+        """The jobs of `captions`, one per picture, and the maximum number of tokens they generate."""
         hole = text_hole(self.recipe, max_tokens)
         return _text_jobs(self, pictures, "", hole, "", GenerationOptions.of(options))
 
@@ -39,7 +38,7 @@ class Writing(Loaded):
         max_tokens: int | None = None,
         **options: Any,
     ) -> tuple[Job[GeneratedText], int]:
-        """The job of `ask` with these arguments, and how many tokens it draws at most."""
+        """The job of `ask`, and the maximum number of tokens it generates."""
         if template.count("{answer}") != 1 or "{question}" not in template:
             raise GenerationError(
                 "template", f"is {template!r}", "write one with {question} and one {answer}"
@@ -60,7 +59,7 @@ def _text_jobs(
     after: str,
     options: GenerationOptions,
 ) -> tuple[list[Job[GeneratedText]], int]:
-    """Jobs whose result is what is written in the hole of the text that precedes each picture."""
+    """Jobs whose result is the text written in the hole before each picture."""
     shown = [seen(loaded, picture) for picture in pictures]
     plan = Plan.of(loaded, options)
     parts = [part for part in (before, hole, after) if part != ""]

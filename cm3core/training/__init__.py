@@ -1,9 +1,9 @@
 """Training: from a recipe to checkpoints. `train` resumes exactly where a run stopped.
 
 preparation, code_cache, neighbours, sequences, loader   documents -> codes -> sequences -> batches
-origin, start, device                                    a run that is ready for its next step
-loop, state, optim, loss                                 one optimiser step after the other
-metrics, validation, samples, progress_bar               what is recorded on the way
+origin, start, device                                    set up a run for its next step
+loop, state, optim, loss                                 run optimiser steps
+metrics, validation, samples, progress_bar               record metrics and samples
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""What is computed once for a data set and kept on disk: arrays with a row for each item, such as
-pictures' codes.
+"""Arrays computed once for a data set and kept on disk, a row per item, such as pictures' codes.
 
-They are computed in shards. A shard is written atomically, so whatever kills the process costs one
-shard; the next run resumes behind the last one. Folders are named by fingerprints of all that
-decides the rows, so nothing stale is ever read. Legend: N documents, c codes of a picture.
+They are computed in shards, each written atomically, so that a killed process loses at most one
+shard; the next run resumes after the last one. Folders are named by fingerprints of everything that
+determines the rows, so nothing stale is ever read. Legend: N documents, c codes of a picture.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
 if TYPE_CHECKING:
     from cm3core.interfaces.image_tokenizer import ImageTokenizer
 
-#: Row of a picture that can't be read; of a rank that has no neighbour.
+#: Marks the row of a picture that can't be read, and a rank without a neighbour.
 NOTHING = -1
 _ENCODED_AT_ONCE = 32
 
@@ -46,14 +45,15 @@ def sharded_rows(
     unit: str,
     progress: bool,
 ) -> npt.NDArray[Any]:
-    """Rows [num_rows, width], memory-mapped from `folder`; what is not there yet is computed.
+    """Rows [num_rows, width], memory-mapped from `folder`; missing rows are computed.
+
     Processes wait for each other.
 
     Args:
-        folder: of this array alone; `rows.npy` when it is complete, shards before.
+        folder: for this array alone; holds `rows.npy` when complete, shards before that.
         compute: (start, stop) -> rows [stop - start, width].
-        shard_size: rows that are computed and written at once.
-        title, unit, progress: of the progress bar.
+        shard_size: number of rows computed and written at once.
+        title, unit, progress: for the progress bar.
     """
     whole = folder / "rows.npy"
     with _locked(folder):
@@ -75,15 +75,15 @@ def sharded_rows(
     if rows.shape != (num_rows, width):
         raise DataError(
             str(whole),
-            f"shape {list(rows.shape)}, expected {[num_rows, width]}",
-            f"delete the folder {folder}; it is computed again",
+            f"has shape {list(rows.shape)}, expected {[num_rows, width]}",
+            f"delete the folder {folder}; it will be recomputed",
         )
     return rows
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time. The lock goes with the process, however that ends."""
+    """One process at a time. The lock is released when the process ends, however it ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -104,7 +104,7 @@ def _read(path: Path, memory_map: bool = False) -> npt.NDArray[Any]:
         raise DataError(
             str(path),
             f"is damaged ({error})",
-            f"delete the folder {path.parent}; it is computed again",
+            f"delete the folder {path.parent}; it will be recomputed",
         ) from error
     return rows
 
@@ -114,13 +114,13 @@ class CodeCache:
 
     Args:
         source: documents whose `Image` segments are encoded.
-        image_tokenizer: encodes them, brought to its size by `images.fit`.
+        image_tokenizer: encodes them, resized by `images.fit`.
         cache_dir: where caches are kept; None: `files.cache_directory()`.
         progress: show a bar while encoding.
-        shard_size: pictures that a kill costs at most.
+        shard_size: maximum number of pictures lost when the process is killed.
 
     Raises:
-        DataError: no picture at all can be read, though there are some.
+        DataError: there are pictures, but none can be read.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class CodeCache:
             progress=progress,
         )
         bad = np.flatnonzero(self._codes[:, 0] == NOTHING)
-        #: Pictures that can't be read, each with its reason.
+        #: Pictures that can't be read, with reasons.
         self.skipped = [
             SkippedRecord(**json.loads(self._reason(queue[row].key).read_text("utf-8")))
             for row in bad
@@ -180,13 +180,15 @@ class CodeCache:
             first = self.skipped[0]
             raise DataError(
                 first.place,
-                f"{first.cause}; and none of the {len(queue)} pictures can be read",
+                f"{first.cause}; none of the {len(queue)} pictures can be read",
                 first.next_step,
             )
 
     def _encode(self, pictures: list[Image], image_tokenizer: ImageTokenizer) -> IntArray:
-        """Codes int32 [len(pictures), c]; `NOTHING` in the rows of unreadable ones, whose reasons
-        are written first."""
+        """Codes int32 [len(pictures), c]; `NOTHING` in the rows of unreadable pictures.
+
+        Their reasons are written first.
+        """
         rows = np.full((len(pictures), self.grid[0] * self.grid[1]), NOTHING, np.int32)
         for start in range(0, len(pictures), _ENCODED_AT_ONCE):
             readable, pixels = [], []
@@ -206,7 +208,7 @@ class CodeCache:
         return rows
 
     def _reason(self, key: str) -> Path:
-        """File that says why a picture can't be read."""
+        """The file with the reason why a picture can't be read."""
         return self.folder / "unreadable" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
 
     def __len__(self) -> int:
@@ -216,8 +218,10 @@ class CodeCache:
         return key in self._rows and key not in self._unreadable
 
     def codes(self, key: str) -> Codes:
-        """Codes of the picture `key`; raises `DataError` when the source has none of that name, or
-        it can't be read."""
+        """Codes of the picture `key`.
+
+        Raises `DataError` when the source has no such picture, or it can't be read.
+        """
         if key not in self:
             raise DataError(
                 f"picture {key}", "has no codes", "use the source whose pictures were encoded"

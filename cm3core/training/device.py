@@ -1,5 +1,4 @@
-"""Where and in which precision a network is trained or run: what was asked for, tried out, and the
-reason in words."""
+"""Device and precision of training and inference: the requested ones, tried out, with a reason."""
 
 from __future__ import annotations
 
@@ -9,13 +8,15 @@ from cm3core.errors import DeviceError
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for (None: the GPU when there is one), tried out. Raises `DeviceError` when
-    it can't compute."""
+    """The requested device (None: the GPU when there is one), tried out.
+
+    Raises `DeviceError` when it can't compute.
+    """
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.ones(1, device=chosen).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        # the second: a torch that was built without CUDA
+        # AssertionError: a torch built without CUDA
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise DeviceError(
             f"device {str(device)!r}",
@@ -26,8 +27,10 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 
 
 def choose_precision(precision: str, device: torch.device) -> tuple[torch.dtype | None, str]:
-    """Autocast's dtype (None: off) and why, in words. "auto" takes bfloat16 only where the hardware
-    multiplies it."""
+    """Autocast's dtype (None: off) and the reason, in words.
+
+    "auto" takes bfloat16 only if the hardware multiplies it.
+    """
     if precision == "fp32":
         return None, "fp32 as asked"
     if device.type == "cuda":
@@ -36,8 +39,8 @@ def choose_precision(precision: str, device: torch.device) -> tuple[torch.dtype 
             torch.cuda.get_device_name(device),
         )
     elif device.type == "cpu":
-        # torch offers no public question for this; without these instructions a bfloat16 product is
-        # up to 50 times slower.
+        # torch has no public function for this; without these instructions a bfloat16 product is
+        # up to 50 times slower
         able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         what = "this CPU"
     else:

@@ -1,8 +1,7 @@
-"""From sequences to batches: in which order the sequences of an epoch come, and which rows they are
-packed into.
+"""From sequences to batches: the order of an epoch's sequences, and the rows they are packed into.
 
 The state of a `BatchLoader` is a few numbers, and a run that resumes from them gets bit for bit the
-batches that it would have got.
+batches that it would have had without the interruption.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from cm3core.errors import CheckpointError, DataError
 from cm3core.sequence.packing import Packer, TrainingBatch, collate
 from cm3core.training.sequences import MaskedSequences
 
-#: Sets the streams that order epochs apart from those that make sequences.
+#: Separates the random streams that order epochs from those that make sequences.
 _EPOCH_ORDER = 1
 
 
@@ -27,12 +26,12 @@ class BatchLoader:
     Args:
         data: the sequences.
         batch_rows: rows of a batch.
-        length: inputs of a row.
+        length: number of inputs of a row.
         seed: of the order.
-        pack: several sequences in a row; False: one.
-        rank, world_size: this process gets every `world_size`-th sequence of an epoch, from the
-            `rank`-th on; all get equally many.
-        window: sequences that wait to fill rows, see `Packer`.
+        pack: put several sequences in a row; False: one.
+        rank, world_size: this process gets every `world_size`-th sequence of an epoch, starting at
+            the `rank`-th; all processes get the same number.
+        window: number of sequences that wait to fill rows, see `Packer`.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class BatchLoader:
         if len(data) < world_size:
             raise DataError(
                 "data set",
-                f"{len(data)} documents for {world_size} processes",
+                f"has {len(data)} documents for {world_size} processes",
                 "use fewer processes",
             )
         self.data, self.batch_rows, self.length, self.seed = data, batch_rows, length, seed
@@ -73,7 +72,7 @@ class BatchLoader:
         return collate(rows, self.length, self.data.serializer.vocabulary)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader is, as plain numbers for JSON."""
+        """The loader's position, as plain numbers for JSON."""
         return {
             "epoch": self.epoch,
             "position": self.position,
@@ -82,8 +81,10 @@ class BatchLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from `state_dict()`; raises `CheckpointError` when it is of other data or another
-        setting."""
+        """Resume from `state_dict()`.
+
+        Raises `CheckpointError` when the state has other data or other settings.
+        """
         if set(state) != {"epoch", "position", "waiting", "setting"}:
             raise CheckpointError(
                 "loader state", f"holds {sorted(state)}", "use a whole checkpoint"
@@ -92,7 +93,7 @@ class BatchLoader:
             if state["setting"].get(key) != value:
                 raise CheckpointError(
                     "loader state",
-                    f"{key} was {state['setting'].get(key)}, is now {value}",
+                    f"{key} was {state['setting'].get(key)} and is now {value}",
                     "resume with the same data and recipe",
                 )
         self.epoch, self.position = int(state["epoch"]), int(state["position"])
@@ -102,7 +103,7 @@ class BatchLoader:
             self.packer.add((epoch, index), self.data.sequence(epoch, index))
 
     def _setting(self) -> dict[str, Any]:
-        """What must be the same for a state to mean the same batches."""
+        """The values that must match for a state to give the same batches."""
         return {
             "num_documents": len(self.data),
             "rank": self.rank,

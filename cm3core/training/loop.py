@@ -1,9 +1,8 @@
-"""The training loop: one for every recipe. It knows interfaces only.
+"""The training loop: one for every recipe. It depends on interfaces only.
 
-A run is a folder: `recipe.yaml`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `samples/`. What
-happens in a step is a function of the weights, the optimiser's state, the place in the data and
-torch's generators; all four are in a checkpoint, so a run that was killed resumes as if nothing had
-happened.
+A run is a folder: `recipe.yaml`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `samples/`. A step
+is a function of the weights, the optimiser's state, the position in the data and torch's generators;
+all four are in a checkpoint, so a run that was killed resumes as if it had not been interrupted.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from cm3core.recipe import Recipe
     from cm3core.sequence.packing import TrainingBatch
 
-#: Last words when training has diverged.
+#: Next step in errors about diverged training.
 DIVERGED = "lower train.learning_rate (or train.muon_learning_rate) or lengthen train.warmup_steps, and start in another folder"
 
 
@@ -51,24 +50,24 @@ def train(
     processes: Processes | None = None,
     command: str | None = None,
 ) -> TrainResult:
-    """Train a decoder, or resume where `out_dir`'s newest checkpoint stopped.
+    """Train a decoder, or resume from the newest checkpoint in `out_dir`.
 
     Args:
         recipe: composed and checked.
         out_dir: the run's folder.
         registry: the plugins that the recipe was composed with.
-        resume: from a checkpoint that is there; False: refuse a folder that has one.
-        progress: show bars and report what was chosen.
+        resume: resume from an existing checkpoint; False: refuse a folder that has one.
+        progress: show progress bars and print the run's settings.
         callbacks: see `Callback`.
         device: where the decoder is trained; None: the GPU when there is one.
-        processes: this process's part of the data; training on several is not built.
-        command: what the user can type to resume; reported when interrupted.
+        processes: this process's part of the data; training on several is not implemented.
+        command: the command that resumes the run; reported when interrupted.
 
     Raises:
-        CheckpointError: the folder's checkpoint is damaged or was made under another recipe, or
+        CheckpointError: the folder's checkpoint is damaged or was made with another recipe, or
             can't be written.
         TrainingInterrupted: Ctrl-C; a checkpoint has been written.
-        CM3Error: the loss is no longer finite.
+        CM3Error: the loss is not finite.
     """
     out_dir = Path(out_dir)
     command = command or f"cm3 train {shlex.quote(recipe.name)} -o {shlex.quote(str(out_dir))}"
@@ -92,7 +91,7 @@ def train(
         finally:
             state.log.close()
     gpu = torch.cuda.max_memory_allocated() if state.device.type == "cuda" else 0
-    # getrusage counts bytes there, kilobytes elsewhere
+    # getrusage reports bytes on macOS, kilobytes elsewhere
     scale = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
     return TrainResult(
@@ -102,7 +101,7 @@ def train(
 
 @contextmanager
 def _threads(number: int | None) -> Iterator[None]:
-    """Torch computes with `number` threads inside."""
+    """Context in which torch uses `number` threads."""
     before = torch.get_num_threads()
     if number is not None:
         torch.set_num_threads(number)
@@ -157,7 +156,7 @@ def _loop(state: TrainState, progress: bool, callbacks: Sequence[Callback], comm
         checkpoint = save(state)
     if stop.received is not None and state.progress < 1:
         raise TrainingInterrupted(
-            f"stopped at step {state.step}, saved in {checkpoint}; to go on: {command}"
+            f"stopped at step {state.step}, saved in {checkpoint}; to resume: {command}"
         )
     return checkpoint
 
@@ -165,7 +164,7 @@ def _loop(state: TrainState, progress: bool, callbacks: Sequence[Callback], comm
 def _step(
     state: TrainState, hidden_states: Callable[..., Tensor], micro_batches: Sequence[TrainingBatch]
 ) -> int:
-    """Forward, backward and update; returns the number of tokens that were trained on."""
+    """Forward, backward and update; returns the number of tokens trained on."""
     section, processes = state.recipe.train, state.processes
     counts = [(float(batch.weights_BT.double().sum()), batch.num_tokens) for batch in micro_batches]
     weight, tokens = processes.sum(torch.tensor(counts, dtype=torch.float64).sum(0)).tolist()
@@ -187,8 +186,7 @@ def _step(
 def batch_loss(
     state: TrainState, hidden_states: Callable[..., Tensor], batch: TrainingBatch, z_loss: float
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the weighted losses of a batch, and its parts by modality (see
-    `Decoder.loss_sums`)."""
+    """Weighted loss sum of a batch, and its parts by modality (see `Decoder.loss_sums`)."""
     batch = batch.to(state.device)
     with state.autocast():
         hidden_BTE = hidden_states(
@@ -213,7 +211,7 @@ def _log(state: TrainState) -> None:
     """Write the metrics since the last log. Raises `CM3Error` when the loss is not finite."""
     sums_G2 = state.processes.sum(state.sums_G2)
     if not bool(torch.isfinite(sums_G2).all()):
-        raise CM3Error(f"training, step {state.step}", "the loss is not finite any more", DIVERGED)
+        raise CM3Error(f"training, step {state.step}", "the loss is no longer finite", DIVERGED)
     values = {f"train/{name}": value for name, value in modality_metrics(sums_G2).items()}
     values["train/learning_rate"] = state.metrics.get("train/learning_rate", 0.0)
     if state.gradient_norm is not None:
@@ -253,11 +251,11 @@ def _validate(state: TrainState, validation: Validation) -> None:
 
 
 def save(state: TrainState) -> Path:
-    """Write a checkpoint of this moment; refuses weights that are not finite."""
+    """Write a checkpoint of the current state; refuses weights that are not finite."""
     if not all(bool(torch.isfinite(parameter).all()) for parameter in state.decoder.parameters()):
         raise CM3Error(
             f"training, step {state.step}",
-            "weights are not finite any more; they are not saved",
+            "the weights are no longer finite; they are not saved",
             DIVERGED,
         )
     components = state.components

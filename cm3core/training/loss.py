@@ -1,5 +1,6 @@
-"""The training loss of a batch, and its means by modality. The loss itself belongs to the decoder's
-head: `Decoder.loss_sums`.
+"""The training loss of a batch, and its means by modality.
+
+The decoder's head computes the loss: `Decoder.loss_sums`.
 
 Legend: B rows, T tokens, E model dimension, G groups (modality of the target).
 """
@@ -17,7 +18,7 @@ from cm3core.interfaces.decoder import Decoder
 if TYPE_CHECKING:
     from cm3core.sequence.packing import TrainingBatch
 
-#: Groups that the sums are kept for, as in `TrainingBatch.modality_BT`; group 0 is padding.
+#: Groups of the loss sums, as in `TrainingBatch.modality_BT`; group 0 is padding.
 GROUPS = ("none", "text", "image", "special")
 
 
@@ -27,7 +28,7 @@ def batch_loss_sums(
     """`Decoder.loss_sums` of a batch: the weighted sum in nats, and its parts [G, 2] by modality.
 
     Args:
-        decoder: whose head it is.
+        decoder: its head computes the loss.
         hidden_BTE: the batch's hidden states.
         batch: targets, weights and modalities, on the same device.
         z_loss: see `Decoder.loss_sums`.
@@ -43,8 +44,9 @@ def batch_loss_sums(
 
 
 def modality_metrics(sums_G2: Tensor) -> dict[str, float]:
-    """Mean loss (nats a token) and perplexity by modality, and over all of them; modalities that
-    did not occur are left out.
+    """Mean loss (nats per token) and perplexity by modality, and the overall mean loss.
+
+    Modalities that did not occur are left out.
 
     >>> modality_metrics(torch.tensor([[0.0, 0.0], [2.0, 2.0], [6.0, 2.0], [0.0, 0.0]]))["loss"]
     2.0

@@ -1,4 +1,4 @@
-"""What a run writes down: `metrics.jsonl`, TensorBoard, and the speed meter."""
+"""The record of a run: `metrics.jsonl`, TensorBoard, and the speed meter."""
 
 from __future__ import annotations
 
@@ -25,18 +25,17 @@ METRICS = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Appends metrics to `OUT/metrics.jsonl`, one line a record, and to TensorBoard under
-    `OUT/tensorboard`.
+    """Appends metrics to `OUT/metrics.jsonl`, one record per line, and to `OUT/tensorboard`.
 
-    `metrics.jsonl` is the record, and an error when it can't be written. TensorBoard shows the same
-    numbers again: when it fails (a full disk, its writer's thread), it is reported in one line and left
-    out from there on.
+    `metrics.jsonl` is the record, and failing to write it is an error. TensorBoard shows the same
+    numbers: when it fails (a full disk, its writer's thread), one line reports it, and it is left out
+    from then on.
 
     Args:
         out_dir: the run's folder.
-        step: the checkpoint's step when a run resumes: later lines, and a last half line, are cut
-            away; 0 for a new run.
-        tensorboard: write TensorBoard's files too.
+        step: the checkpoint's step when a run resumes: later lines, and an incomplete last line,
+            are removed; 0 for a new run.
+        tensorboard: also write TensorBoard's files.
     """
 
     def __init__(self, out_dir: Path, step: int = 0, *, tensorboard: bool = True) -> None:
@@ -53,26 +52,25 @@ class MetricsLog:
 
     @contextmanager
     def _optional(self) -> Iterator[None]:
-        """A failure inside ends TensorBoard, and nothing else."""
+        """A failure in this context ends TensorBoard, and nothing else."""
         try:
             yield
         except Exception as error:
-            # whatever stopped the writer's thread is raised again in the next call, of any class
+            # an error of any class that stopped the writer's thread is raised again in the next call
             tqdm.write(
-                f"note: TensorBoard is left out from here on, it can't be written ({error}); "
-                f"{METRICS} goes on",
+                f"note: TensorBoard is left out from now on, because it can't be written ({error}); "
+                f"{METRICS} continues",
                 file=sys.stderr,
             )
             board, self._board = self._board, None
             if board is not None:
-                with suppress(Exception):  # fails for the same reason, which was told
+                with suppress(Exception):  # fails for the same reason, already reported
                     board.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line {"step": ..., name: value ...}; a single write, so that a killed process leaves
-        whole lines.
+        """Append one line {"step": ..., name: value ...}.
 
-        Raises `CheckpointError` when the disk is full.
+        It is a single write, so that a killed process leaves whole lines. Raises `CheckpointError` when the disk is full.
         """
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         line = json.dumps({"step": step, **finite}).encode() + b"\n"
@@ -91,18 +89,17 @@ class MetricsLog:
         return CheckpointError(
             str(self.path),
             f"can't be written ({reason})",
-            "free space on that disk, then start the same command again: it goes on where it can",
+            "free space on that disk, then run the same command again to resume",
         )
 
     def image(self, step: int, name: str, pixels: PixelArray) -> None:
-        """A picture uint8 [height, width, 3] for TensorBoard."""
+        """Show a picture uint8 [height, width, 3] in TensorBoard."""
         if self._board is not None:
             with self._optional():
                 self._board.add_image(name, pixels, step, dataformats="HWC")
 
     def flush(self) -> None:
-        """Everything written so far is on the disk. Raises `CheckpointError` when the disk
-        fails."""
+        """Flush everything written so far to disk. Raises `CheckpointError` when that fails."""
         if self._board is not None:
             with self._optional():
                 self._board.flush()
@@ -138,7 +135,7 @@ class SpeedMeter:
     """Exponential average of a rate, weighted by time: a stall of a minute counts as a minute.
 
     Args:
-        time_constant_s: seconds after which an old rate counts 1/e.
+        time_constant_s: seconds after which an old rate has weight 1/e.
     """
 
     def __init__(self, time_constant_s: float = 30.0) -> None:
@@ -152,5 +149,5 @@ class SpeedMeter:
 
     @property
     def rate(self) -> float:
-        """Amount a second; 0 before anything was added."""
+        """Amount per second; 0 before anything was added."""
         return self._amount / self._seconds if self._seconds > 0 else 0.0

@@ -1,5 +1,6 @@
-"""Each document's neighbours in the memory: found once, kept on disk, so that training only looks
-them up.
+"""Each document's neighbours in the memory, found once and kept on disk.
+
+Training only looks them up.
 
 Legend: N documents, R ranks kept.
 """
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
     from cm3core.interfaces.embedder import Embedder
     from cm3core.interfaces.retriever import Retriever, RetrieverConfig
 
-#: In the folders' names; raised when the same settings find other neighbours.
+#: Part of the folders' names; increased when the same settings find other neighbours.
 _VERSION = 2
-#: Keys of a retriever that don't decide what it finds: how much of it is used, and where what
-#: decides it comes from.
+#: Keys of a retriever that don't affect its results: how many results are used, and where the
+#: inputs come from.
 _NOT_RESULTS = (
     "num_retrieved",
     "random_num_retrieved",
@@ -41,7 +42,7 @@ _NOT_RESULTS = (
 def retriever_fingerprint(
     config: RetrieverConfig, embedder: Embedder | None, memory: DocumentSource
 ) -> str:
-    """Hash of what decides a retriever's results, but for how many are wanted."""
+    """Hash of everything that determines a retriever's results, except their number."""
     settings = {key: value for key, value in asdict(config).items() if key not in _NOT_RESULTS}
     kind = f"{type(config).__module__}.{type(config).__qualname__}"
     parts = [
@@ -57,7 +58,7 @@ class Neighbours(Protocol):
     """Which memory documents may be prepended to each document of a source."""
 
     def __len__(self) -> int:
-        """Documents of the source."""
+        """Number of documents of the source."""
         ...
 
     def neighbours(self, index: int) -> list[int]:
@@ -67,14 +68,14 @@ class Neighbours(Protocol):
 
 @dataclass(frozen=True)
 class NeighbourSettings:
-    """What decides a table of neighbours, beside the source.
+    """What determines a table of neighbours, besides the source.
 
     Args:
         fingerprint: of the retriever, see `retriever_fingerprint`.
-        num_ranks: results kept for each document.
+        num_ranks: results kept per document.
         query_dropout: probability that a word of a query is left out.
-        seed: of the words left out.
-        text_only: ask with a document's text where it has one, as a prompt for its picture does.
+        seed: of the query dropout.
+        text_only: query with a document's text if it has one, as a prompt for its picture does.
     """
 
     fingerprint: str
@@ -84,7 +85,7 @@ class NeighbourSettings:
     text_only: bool = False
 
     def query(self, source: DocumentSource, index: int) -> Document:
-        """What the retriever is asked with for a document."""
+        """The query for a document."""
         document = source.document(index)
         if self.text_only:
             texts = (segment for segment in document if isinstance(segment, Text) and segment.text)
@@ -96,7 +97,7 @@ class NeighbourSettings:
         )
 
     def name(self, source: DocumentSource) -> str:
-        """Of a source's table: equal names, equal neighbours."""
+        """Name of a source's table: equal names mean equal neighbours."""
         asked = [
             _VERSION,
             self.fingerprint,
@@ -109,18 +110,19 @@ class NeighbourSettings:
 
 
 class NeighbourTable:
-    """For each document of a source, the memory documents that a retriever finds for it, best
-    first; never itself.
+    """The memory documents that a retriever finds for each document of a source.
+
+    They are sorted, best first, and never include the document itself.
 
     Args:
         retriever: over the memory.
-        source: N documents, in their canonical form the queries.
-        settings: how it is asked.
+        source: N documents, whose canonical forms are the queries.
+        settings: how it is queried.
         cache_dir: where caches are kept; None: `files.cache_directory()`.
-        codes: of the source's pictures: a memory of codes knows a document by them. Documents with
-            unreadable pictures, and those that hold nothing, have no neighbours.
+        codes: of the source's pictures, by which a memory of codes identifies a document. Documents
+            with unreadable pictures, and empty ones, have no neighbours.
         progress: show a bar while retrieving.
-        shard_size: documents that are retrieved for at once.
+        shard_size: number of documents queried at once.
     """
 
     def __init__(
@@ -176,8 +178,10 @@ class NeighbourTable:
 def own_names(
     source: DocumentSource, index: int, codes: CodeCache | None = None
 ) -> Collection[str]:
-    """What may not be retrieved for a document: its id and its content keys, also those of its
-    pictures as codes."""
+    """Names that must not be retrieved for a document: its id and its content keys.
+
+    The keys of its pictures as codes are included.
+    """
     names = {source.id(index), *source.content_keys(index)}
     if codes is not None and codes.usable_N[index]:
         names |= content_keys(codes.encoded(source.document(index)))
@@ -185,8 +189,9 @@ def own_names(
 
 
 def with_words_left_out(document: Document, share: float, rng: np.random.Generator) -> Document:
-    """The document, each word of its texts left out with probability `share`. At least one word
-    stays of each text that has any.
+    """The document with each word of its texts left out with probability `share`.
+
+    Each text that has words keeps at least one.
 
     >>> with_words_left_out((Text("a very red apple"),), 0.5, np.random.default_rng(1))
     (Text(text='very apple'),)
@@ -206,7 +211,6 @@ def with_words_left_out(document: Document, share: float, rng: np.random.Generat
 
 
 def _rng_of(seed: int, name: str) -> np.random.Generator:
-    """A generator of a document's own, so that its query does not depend on which others are
-    there."""
+    """A generator per document, so that its query does not depend on the other documents."""
     digest = hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogatepass")).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "big"))

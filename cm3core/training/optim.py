@@ -1,5 +1,4 @@
-"""Optimisers and learning-rate schedule: AdamW for everything, or Muon for matrices and AdamW for
-the rest.
+"""Optimisers and learning-rate schedule: AdamW, or Muon for matrices and AdamW for the rest.
 
 State is kept as named tensors (`state_tensors`), so that checkpoints need no pickle.
 """
@@ -31,8 +30,8 @@ class Schedule:
     """Learning rate as a fraction of its peak: linear warm-up, then decay to `final_fraction`.
 
     Args:
-        steps: length in steps, or None when the clock decides.
-        minutes: length in minutes of training, or None when steps decide.
+        steps: length in steps, or None when `minutes` is given.
+        minutes: length in minutes of training, or None when `steps` is given.
         warmup_steps: steps of linear warm-up; step 0 already learns.
         shape: "cosine", "polynomial" (power 1: a straight line, as in metaseq's launcher) or
             "constant".
@@ -47,8 +46,10 @@ class Schedule:
 
     @classmethod
     def of(cls, section: TrainSection) -> Schedule:
-        """The schedule of a recipe; raises `RecipeError` when not exactly one of steps and minutes
-        is given."""
+        """The schedule of a recipe.
+
+        Raises `RecipeError` unless exactly one of steps and minutes is given.
+        """
         if (section.steps is None) == (section.minutes is None):
             raise RecipeError(
                 "train",
@@ -58,7 +59,7 @@ class Schedule:
         if section.schedule not in (shapes := ("cosine", "polynomial", "constant")):
             raise RecipeError(
                 "train.schedule",
-                f"{section.schedule!r} is no schedule",
+                f"{section.schedule!r} is not a schedule",
                 close_match(section.schedule, shapes),
             )
         return cls(
@@ -70,19 +71,18 @@ class Schedule:
         )
 
     def progress(self, step: int, elapsed_s: float) -> float:
-        """Share of the training that is done, 0..1, before step number `step` (from 0)."""
+        """Fraction of the training done, 0..1, before step number `step` (from 0)."""
         if self.steps is not None:
             return min(1.0, step / self.steps) if self.steps > 0 else 1.0
         assert self.minutes is not None
         return min(1.0, elapsed_s / (60 * self.minutes)) if self.minutes > 0 else 1.0
 
     def multiplier(self, step: int, elapsed_s: float = 0.0) -> float:
-        """Fraction of the peak learning rate for step number `step` (from 0), `elapsed_s` seconds
-        into the training."""
+        """Fraction of the peak learning rate at step `step` (from 0), after `elapsed_s` seconds."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         done = self.progress(step, elapsed_s)
-        # by steps, the decay begins at the peak; the clock does not know when that will be
+        # by steps, the decay begins at the peak; by the clock, its time is unknown
         if self.steps is not None:
             done = min(1.0, (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps))
         if self.shape == "constant":
@@ -94,11 +94,10 @@ class Schedule:
 def orthogonalise(
     updates_nAB: Tensor, num_iterations: int = 5, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Nearest (semi-)orthogonal matrices, roughly: singular values land in about 0.7..1.2. A batch
-    of n matrices [A, B].
+    """Approximate nearest (semi-)orthogonal matrices, for a batch of n matrices [A, B].
 
-    `dtype` is that of the products; bfloat16 is as good where the hardware multiplies it, and far
-    slower where it does not.
+    Singular values land in about 0.7..1.2. `dtype` is that of the products; bfloat16 is as good if
+    the hardware multiplies it, and far slower if it does not.
     """
     a, b, c = NEWTON_SCHULZ
     tall = updates_nAB.shape[1] > updates_nAB.shape[2]
@@ -111,16 +110,16 @@ def orthogonalise(
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised: every direction of a weight matrix moves equally far.
+    """Orthogonalised momentum: every direction of a weight matrix moves equally far.
 
     Like `torch.optim.Muon` with its default settings, but matrices of one shape go through
-    Newton-Schulz as one batch, and in a dtype that the machine multiplies fast: torch's always uses
-    bfloat16, which on a CPU without it is a hundred times slower.
+    Newton-Schulz as one batch, in a dtype that the machine multiplies fast: torch's version always
+    uses bfloat16, which is a hundred times slower on a CPU without it.
 
     Args:
         parameters: matrices; more than two dimensions are flattened to [first, rest].
         lr: size of a step, times sqrt(max(1, rows / columns)).
-        weight_decay: decoupled, a step shrinks weights by lr * weight_decay.
+        weight_decay: decoupled; a step shrinks weights by lr * weight_decay.
         momentum: of the running mean of gradients, in Nesterov's form.
         dtype: of the Newton-Schulz products.
     """
@@ -173,7 +172,7 @@ class OptimizerGroup:
     """One or two torch optimisers that step together, with their state as named tensors.
 
     Args:
-        decoder: its `parameter_groups` say what each parameter is.
+        decoder: its `parameter_groups` sort the parameters into kinds.
         section: the recipe's section `train`.
         muon_dtype: of Muon's matrix products.
     """
@@ -184,7 +183,7 @@ class OptimizerGroup:
         if section.optimizer not in (known := ("adamw", "muon")):
             raise RecipeError(
                 "train.optimizer",
-                f"{section.optimizer!r} is no optimizer",
+                f"{section.optimizer!r} is not an optimizer",
                 close_match(section.optimizer, known),
             )
         groups = decoder.parameter_groups()
@@ -228,8 +227,7 @@ class OptimizerGroup:
         self._peaks = [optimizer.defaults["lr"] for optimizer in self.optimizers]
 
     def step(self, multiplier: float) -> None:
-        """Update all parameters with `multiplier` times the peak learning rates, and forget the
-        gradients."""
+        """Update all parameters with `multiplier` times the peak learning rates; clear gradients."""
         for optimizer, peak in zip(self.optimizers, self._peaks, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = peak * multiplier
@@ -246,8 +244,7 @@ class OptimizerGroup:
         }
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `state_tensors` gave. Raises `CheckpointError` for a state of other
-        parameters."""
+        """Load what `state_tensors` returned. Raises `CheckpointError` if parameters differ."""
         owner = {
             self.names[id(parameter)]: (optimizer, parameter)
             for optimizer in self.optimizers

@@ -1,5 +1,4 @@
-"""Where a run begins: with nothing, with the weights of another model, or at its own newest
-checkpoint."""
+"""Where a run begins: from scratch, from another model's weights, or at its newest checkpoint."""
 
 from __future__ import annotations
 
@@ -41,7 +40,7 @@ class Origin:
 
         new          nothing
         fine-tuned   tokenizers and weights
-        resumed      also optimiser state, random generators, place in the data, counters
+        resumed      also optimiser state, random generators, position in the data, counters
 
     Args:
         folder: the checkpoint; None: a new run.
@@ -58,15 +57,15 @@ class Origin:
         """The newest checkpoint in `out_dir`, else the model of `train.start_from`, else nothing.
 
         Raises:
-            CheckpointError: the checkpoint was made under another recipe, or `resume` is False and
-                there is one; the model is not there.
+            CheckpointError: the checkpoint was made with another recipe, or `resume` is False and
+                there is one; or the model does not exist.
         """
         own = latest_checkpoint(out_dir)
         if own is not None:
             if not resume:
                 raise CheckpointError(
                     str(out_dir),
-                    f"holds a run already (step {read_state(own).step})",
+                    f"already holds a run (step {read_state(own).step})",
                     "name another folder, or resume",
                 )
             check_recipe(own, read_recipe(own, registry), recipe)
@@ -83,7 +82,7 @@ class Origin:
 
     @property
     def image_tokenizer_folder(self) -> Path | None:
-        """The image tokenizer's files; None: a new run takes what the recipe says."""
+        """The image tokenizer's files; None: a new run uses the recipe's."""
         return None if self.folder is None else self.folder / IMAGE_TOKENIZER
 
     @property
@@ -92,7 +91,7 @@ class Origin:
         return self.state if self.resumed and self.state is not None else CheckpointState(step=0)
 
     def check_components(self, components: Components) -> None:
-        """Raise `CheckpointError` when ids mean something else here than in the checkpoint."""
+        """Raise `CheckpointError` when ids mean something different than in the checkpoint."""
         if self.folder is not None and self.state is not None:
             check_fingerprints(self.folder, self.state, components)
 
@@ -105,22 +104,22 @@ class Origin:
             raise CheckpointError(
                 str(self.folder),
                 "was trained on other data (documents were added, removed or changed)",
-                "start in another folder (-o), or bring the data back",
+                "start in another folder (-o), or restore the data",
             )
         if stored.get("bank") != preparation.bank_fingerprint:
             raise CheckpointError(
                 str(self.folder),
                 "was trained with another memory bank (documents were added, removed or changed)",
-                "start in another folder (-o), or bring the bank back",
+                "start in another folder (-o), or restore the bank",
             )
 
     def set_weights(self, decoder: nn.Module) -> None:
-        """Load the checkpoint's weights; a new run keeps those that the decoder was built with."""
+        """Load the checkpoint's weights; a new run keeps its initial ones."""
         if self.folder is not None:
             load_weights(decoder, self.folder)
 
     def restore(self, optimizer: OptimizerGroup, loader: BatchLoader) -> None:
-        """Bring optimiser, random generators and loader to where the run stopped."""
+        """Restore optimiser, random generators and loader to where the run stopped."""
         if not self.resumed or self.folder is None or self.state is None:
             return
         tensors, generators = read_training_state(self.folder)
@@ -129,7 +128,7 @@ class Origin:
         loader.load_state_dict(self.state.loader)
 
     def in_words(self, out_dir: Path) -> str:
-        """For the line that a run begins with."""
+        """For the line printed at the start of a run."""
         if self.resumed:
             return f"resumes from {self.folder}"
         weights = "" if self.folder is None else f" from the weights of {self.folder}"

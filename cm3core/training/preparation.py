@@ -1,5 +1,7 @@
-"""From a recipe's components to its batches: codes, neighbours, sequences, packing; for training
-and validation alike."""
+"""From a recipe's components to batches: codes, neighbours, sequences, packing.
+
+Used for training and validation alike.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,9 @@ from cm3core.training.sequences import MaskedSequences, RetrievedDocuments
 
 
 class Preparation:
-    """Makes sequences and batches of sources, once the pictures' codes and the neighbours are computed (and kept on
-    disk).
+    """Makes sequences and batches of sources.
+
+    The pictures' codes and the neighbours are computed first, and kept on disk.
 
     Args:
         components: built for the stage "train".
@@ -40,7 +43,7 @@ class Preparation:
         self.retrieves = (
             self.recipe.retriever is not None and self.recipe.retriever.num_retrieved > 0
         )
-        #: What is retrieved from; the training documents where nothing is.
+        #: The documents to retrieve from; the training documents if nothing is retrieved.
         self.memory: DocumentSource = components.memory if self.retrieves else components.source
         self._memory_codes = (
             None if isinstance(self.memory, MemoryBank) else self._codes(self.memory)
@@ -48,8 +51,8 @@ class Preparation:
         self._training = self.sequences(
             components.source, components.objective, retrieve=self.retrieves, training=True
         )
-        #: Hash of the training documents, and of the bank that they retrieve from if there is one;
-        #: stored with checkpoints.
+        #: Hash of the training documents, and of the bank to retrieve from, if any; stored with
+        #: checkpoints.
         self.fingerprint = components.source.content_fingerprint
         self.bank_fingerprint = (
             self.memory.fingerprint if isinstance(self.memory, MemoryBank) else None
@@ -62,9 +65,9 @@ class Preparation:
         skipped = [*source.skipped, *codes.skipped]
         if skipped:
             tqdm.write(
-                f"note: {len(skipped)} records are skipped, the first is {skipped[0].place}: "
+                f"note: {len(skipped)} records are skipped; the first is {skipped[0].place}: "
                 f"{skipped[0].cause}; "
-                "'cm3 data validate' names them all",
+                "'cm3 data validate' lists them all",
                 file=sys.stderr,
             )
         return codes
@@ -75,13 +78,12 @@ class Preparation:
         """Sequences of a source, masked by `objective`.
 
         Args:
-            source: the training split or another one; its own documents are never retrieved for
-                themselves.
-            objective: masks them.
+            source: the training split or another one; a document is never retrieved for itself.
+            objective: masks the sequences.
             retrieve: prepend retrieved documents.
-            training: captions and retrieved documents are drawn as in training; else canonical
-                captions and the best documents, found by what a prompt for the picture has: its
-                text.
+            training: draw captions and retrieved documents at random, as in training; else use
+                canonical captions and the best documents, found with the text alone, as for a
+                prompt.
         """
         recipe, components = self.recipe, self.components
         codes = (
@@ -136,11 +138,12 @@ class Preparation:
         return retriever_fingerprint(self.recipe.retriever, self.components.embedder, self.memory)
 
     def retrieved(self, query: Document, exclude: Collection[str]) -> list[Document]:
-        """The documents to prepend to a query, pictures as codes; none where the recipe retrieves
-        nothing.
+        """The documents to prepend to a query, pictures as codes.
+
+        None if the recipe retrieves nothing.
 
         Args:
-            query: what is known of the document (its text).
+            query: the known part of the document (its text).
             exclude: id and content keys of the document itself.
         """
         config, retriever = (

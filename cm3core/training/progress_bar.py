@@ -10,7 +10,7 @@ from cm3core.training.state import TrainState
 
 
 class ProgressBar:
-    """The progress bar: steps, or seconds where the clock decides."""
+    """The progress bar, in steps, or in seconds if the run's length is in minutes."""
 
     def __init__(self, state: TrainState, show: bool) -> None:
         self.state = state
@@ -34,7 +34,7 @@ class ProgressBar:
         return self.state.elapsed_s if self.state.schedule.minutes is not None else self.state.step
 
     def update(self) -> None:
-        """Show the newest figures."""
+        """Show the current values."""
         state = self.state
         left = state.seconds_left
         clock = f"{int(left) // 60}:{int(left) % 60:02d} left" if math.isfinite(left) else ""

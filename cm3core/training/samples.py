@@ -1,5 +1,4 @@
-"""Sample pictures during training: the same held-out prompts every time, the recipe's sampler,
-beside the real pictures."""
+"""Sample pictures during training, next to the real ones, for the same held-out prompts each time."""
 
 from __future__ import annotations
 
@@ -25,16 +24,16 @@ NUM_PROMPTS = 8
 
 
 class SamplePictures:
-    """A callback that draws every `train.sample_every_steps` steps into `OUT/samples/step-N.png`
-    and TensorBoard.
+    """A callback that generates sample pictures every `train.sample_every_steps` steps.
 
-    Prompts are the texts of the first validation split that the data set has, else of the training
-    documents; retrieved documents are prepended where the recipe retrieves. Drawing uses no random
-    generator of torch, so training is not changed by it.
+    They go to `OUT/samples/step-N.png` and TensorBoard, sampled with the recipe's sampler. Prompts
+    are the texts of the first validation split that the data set has, else of the training documents;
+    retrieved documents are prepended if the recipe retrieves. Generation uses no random generator of
+    torch, so it does not affect training.
 
     Args:
         preparation: of the run.
-        num_prompts: pictures drawn each time.
+        num_prompts: pictures generated each time.
 
     Raises:
         RecipeError: the recipe has no sampler.
@@ -52,7 +51,7 @@ class SamplePictures:
             return
         try:
             sheet = self.draw(state.components)
-        except CM3Error as error:  # pictures to look at are no reason to end a training of hours
+        except CM3Error as error:  # missing sample pictures are no reason to end hours of training
             self._failed = True
             tqdm.write(f"note: sample pictures are left out: {error}", file=sys.stderr)
             return
@@ -61,7 +60,7 @@ class SamplePictures:
         state.log.image(state.step, "samples", sheet)
 
     def draw(self, components: Components) -> PixelArray:
-        """The sheet: a row for each prompt, the drawn and the real picture."""
+        """The sheet: a row per prompt, with the generated and the real picture."""
         decoder = components.decoder.module
         engine = Engine(
             components.decoder,
@@ -90,8 +89,10 @@ class SamplePictures:
         return images.grid(rows, row_labels=texts, column_labels=["drawn", "real"])
 
     def _prepare(self, engine: Engine) -> list[tuple[Request, PixelArray]]:
-        """Requests and real pictures of documents spread over the split, the retrieved documents
-        that fit prepended."""
+        """Requests and real pictures of documents spread over the split.
+
+        As many retrieved documents as fit are prepended.
+        """
         preparation, components = self.preparation, self.preparation.components
         splits = (
             split_or_reason(components, name) for name in preparation.recipe.train.validation_splits
@@ -123,15 +124,14 @@ class SamplePictures:
         if not prepared:
             raise CM3Error(
                 "data set",
-                "no document has a text and then a picture",
+                "no document has a text followed by a picture",
                 "set train.sample_every_steps=null",
             )
         return prepared
 
     @staticmethod
     def _prompt(document: Document) -> Document | None:
-        """Everything before a picture that comes last, and a hole in its place; None for other
-        documents."""
+        """A document of texts and a final picture, with a hole for the picture; None for others."""
         texts, last = document[:-1], document[-1] if document else None
         if (
             not texts

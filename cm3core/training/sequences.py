@@ -1,4 +1,4 @@
-"""From documents to masked sequences: which sequence an index stands for.
+"""From documents to masked sequences, by index.
 
 Everything here is a function of (seed, epoch, index).
 """
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from cm3core.training.code_cache import CodeCache
     from cm3core.training.neighbours import Neighbours
 
-#: Spans for which retrieved documents leave room (a Poisson(1) number exceeds it once in 270); a
-#: query alone may fill all.
+#: Number of spans for which retrieved documents leave room (a Poisson(1) number exceeds it once in
+#: 270); a query alone may fill all the room.
 _RESERVED_SPANS = 4
 
 
@@ -34,10 +34,10 @@ class RetrievedDocuments:
 
     Args:
         neighbours: of each document of the source, as indices into the memory.
-        memory: what is retrieved from; may be the source itself.
+        memory: the documents to retrieve from; may be the source itself.
         codes: of the memory's pictures; None: its documents hold codes (a memory bank).
-        num_retrieved: documents prepended, at most.
-        random_num_retrieved: in training, their number is drawn from 0 to `num_retrieved`.
+        num_retrieved: maximum number of documents prepended.
+        random_num_retrieved: in training, draw the number from 0 to `num_retrieved`.
     """
 
     neighbours: Neighbours
@@ -47,8 +47,10 @@ class RetrievedDocuments:
     random_num_retrieved: bool = False
 
     def draw(self, index: int, rng: np.random.Generator) -> list[Document]:
-        """As in training: the number of documents (where the config says so), which of the ranks
-        kept, their order and their captions are drawn."""
+        """Documents drawn at random, as in training.
+
+        Drawn are their number (with `random_num_retrieved`), the ranks, the order and the captions.
+        """
         if self.num_retrieved == 0:
             return []
         number = (
@@ -87,13 +89,13 @@ class MaskedSequences:
         serializer: documents -> tokens.
         objective: masks the sequences.
         code_cache: codes of the source's pictures; documents with unreadable ones are left out.
-        retrieved: what may be prepended to each document; None: nothing.
+        retrieved: the documents that may be prepended to each document; None: none.
         seed: of all randomness.
-        context_length: inputs of the decoder; a sequence has at most one token more (its last token
-            is only a target).
-        max_text_tokens: each text is cut to that many tokens.
-        training: True: captions and retrieved documents are drawn. False: canonical captions, and
-            the best documents, best first.
+        context_length: number of inputs of the decoder; a sequence has at most one token more (its
+            last token is only a target).
+        max_text_tokens: each text is cut to this many tokens.
+        training: True: captions and retrieved documents are drawn at random. False: canonical
+            captions, and the best documents, best first.
     """
 
     def __init__(
@@ -151,8 +153,7 @@ class MaskedSequences:
         return self.retrieved.draw(place, rng) if self.training else self.retrieved.best(place)
 
     def _fitting(self, query: Document, retrieved: list[Document]) -> TokenSequence:
-        """The sequence with as many of the documents, from the first on, as leave room for a few
-        spans; the query always."""
+        """The query with as many of the first documents as leave room for a few spans."""
         room = self.max_length - min(
             self.objective.max_added_tokens, _RESERVED_SPANS * TOKENS_PER_SPAN
         )
@@ -167,9 +168,9 @@ class MaskedSequences:
             warnings.warn(
                 f"a query with {len(retrieved)} retrieved documents has {len(whole)} tokens, and "
                 "decoder.context_length"
-                f" {self.max_length - 1} has room for {room} beside those of masking: such "
+                f" {self.max_length - 1} has room for {room} besides those of masking: such "
                 "queries get fewer, this one "
-                f"{number} (said once); set retriever.num_retrieved={number}, or "
+                f"{number} (reported once); set retriever.num_retrieved={number}, or "
                 f"decoder.context_length to {least} or "
                 "more",
                 stacklevel=2,
@@ -177,13 +178,13 @@ class MaskedSequences:
         return sequence
 
     def _too_long(self, name: str, sequence: TokenSequence) -> DocumentError:
-        """Says what would fit."""
+        """The error for a document that is too long, with the settings that would fit."""
         texts = sum(len(span) for span in sequence.segments if span.modality == "text")
         num_texts = sum(span.modality == "text" for span in sequence.segments)
         room = self.max_length - (len(sequence) - texts)
         cause = (
             f"{len(sequence)} tokens ({len(sequence) - texts} of pictures and separators, "
-            f"{texts} of text), the context "
+            f"{texts} of text), but the context "
             f"holds {self.max_length}"
         )
         if room > 0 and num_texts:

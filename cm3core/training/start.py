@@ -34,7 +34,7 @@ def start(
     device: str | torch.device | None = None,
     processes: Processes | None = None,
 ) -> TrainState:
-    """Build everything, and restore what the run's `Origin` brings. Arguments as of `train`."""
+    """Build everything, and restore the state of the run's `Origin`. Arguments as for `train`."""
     schedule, processes = Schedule.of(recipe.train), processes or Processes()
     check_writable(out_dir, folder=True)
     chosen = choose_device(device)
@@ -93,7 +93,7 @@ def start(
 
 
 def _start_from_codebook(components: Components, device: torch.device) -> None:
-    """Give the decoder the image tokenizer's vectors of the codes, where it has any."""
+    """Give the decoder the image tokenizer's codebook vectors, if it has any."""
     codebook = components.image_tokenizer.codebook()
     if codebook is not None:
         components.decoder.start_from_codebook(codebook.to(device), components.vocabulary)

@@ -1,4 +1,4 @@
-"""A training run as an object: what callbacks see, and what is left at the end."""
+"""A training run as an object, as callbacks see it, and its result."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ if TYPE_CHECKING:
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM: the run has saved itself. The text says how to resume."""
+    """Ctrl-C or SIGTERM: a checkpoint has been saved. The message shows how to resume."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Which part of the data is this process's. Training on several processes is not built: each
-    would train a decoder of its own.
+    """This process's part of the data.
+
+    Training on several processes is not implemented: each would train its own decoder.
 
     Args:
-        rank: this process, from 0.
+        rank: number of this process, from 0.
         world_size: number of parts; one by default.
-        sum: the sum of a tensor over all parts.
+        sum: sums a tensor over all parts.
     """
 
     rank: int = 0
@@ -61,14 +62,14 @@ class TrainState:
     processes: Processes
     #: Optimiser steps done.
     step: int = 0
-    #: Seconds of training, over all sittings.
+    #: Seconds of training, over all sessions.
     elapsed_s: float = 0.0
     #: Tokens trained on.
     tokens: int = 0
     #: The newest metrics, by name.
     metrics: dict[str, float] = field(default_factory=dict)
-    #: Norm of the last gradient before clipping; read only when it is logged, since reading makes a
-    #: GPU wait.
+    #: Norm of the last gradient before clipping; read only when it is logged, because reading it
+    #: synchronises a GPU.
     gradient_norm: Tensor | None = None
     #: Sums of losses since the last log, see `Decoder.loss_sums`.
     sums_G2: Tensor = field(default_factory=lambda: torch.zeros(len(GROUPS), 2))
@@ -81,12 +82,12 @@ class TrainState:
 
     @property
     def progress(self) -> float:
-        """Share of the training that is done, 0..1."""
+        """Fraction of the training done, 0..1."""
         return self.schedule.progress(self.step, self.elapsed_s)
 
     @property
     def seconds_left(self) -> float:
-        """An estimate; infinite before the first steps."""
+        """Estimated seconds left; infinite before the first steps."""
         if self.schedule.minutes is not None:
             return max(0.0, 60 * self.schedule.minutes - self.elapsed_s)
         assert self.schedule.steps is not None
@@ -94,7 +95,7 @@ class TrainState:
         return (self.schedule.steps - self.step) / rate if rate > 0 else math.inf
 
     def autocast(self) -> Any:
-        """The context that forward passes run in."""
+        """The autocast context for forward passes."""
         return (
             nullcontext()
             if self.autocast_dtype is None
@@ -108,14 +109,14 @@ Callback: TypeAlias = Callable[[TrainState], None]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run came to.
+    """The result of a run.
 
     Args:
         checkpoint: the last checkpoint.
-        step, elapsed_s, tokens: totals over all sittings.
+        step, elapsed_s, tokens: totals over all sessions.
         metrics: the last value of each metric.
-        peak_memory_bytes: largest resident memory of this process (and of the GPU, where there is
-            one).
+        peak_memory_bytes: largest resident memory of this process.
+        peak_gpu_bytes: largest memory allocated on the GPU; 0 without one.
     """
 
     checkpoint: Path

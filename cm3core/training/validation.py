@@ -1,9 +1,9 @@
-"""Validation during training: the same held-out documents, in the same order text -> image, with
-and without retrieved documents.
+"""Validation during training, on the same held-out documents each time.
 
-Measured is the loss of the query document's own tokens, nats a token:
-`validation/<split>/image_loss`, `.../text_loss`, and `..._retrieved` where the recipe retrieves.
-Nothing is masked and nothing is random, so figures of two steps or two runs compare.
+Documents are in the order text -> image, with and without retrieved documents. The metric is the loss
+of the query document's own tokens, nats per token: `validation/<split>/image_loss`,
+`.../text_loss`, and `..._retrieved` if the recipe retrieves. Nothing is masked or random, so values
+of two steps or two runs are comparable.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class UnmaskedObjective(MaskingObjective):
-    """The sequence as it is; loss on the query document only."""
+    """The unmasked sequence, with loss on the query document only."""
 
     @property
     def max_added_tokens(self) -> int:
@@ -42,16 +42,20 @@ class UnmaskedObjective(MaskingObjective):
 
 
 class Validation:
-    """The recipe's validation splits, prepared when first measured. A split that the data set lacks
-    is left out with a note."""
+    """The recipe's validation splits, prepared at the first measurement.
+
+    A split that the data set lacks is left out with a note.
+    """
 
     def __init__(self, preparation: Preparation, *, progress: bool = True) -> None:
         self.preparation, self.progress = preparation, progress
         self._batches: dict[str, Sequence[TrainingBatch]] | None = None
 
     def measure(self, forward: Callable[[TrainingBatch], Tensor]) -> dict[str, float]:
-        """Metrics of all splits; `forward` gives a batch's sums of losses by modality (see
-        `Decoder.loss_sums`)."""
+        """Metrics of all splits.
+
+        `forward` returns a batch's loss sums by modality (see `Decoder.loss_sums`).
+        """
         if self._batches is None:
             self._batches = self._prepare()
         values: dict[str, float] = {}
@@ -105,8 +109,10 @@ def spread(total: int, number: int) -> list[int]:
 
 
 def measured_loss(decoder: Decoder, batches: Iterable[TrainingBatch]) -> dict[str, float]:
-    """Losses of batches on the decoder's device, by modality (see `modality_metrics`), in the
-    weights' own precision."""
+    """Losses of batches by modality, see `modality_metrics`.
+
+    Computed on the decoder's device, in the weights' precision.
+    """
     device = decoder.head_weight().device
 
     def forward(batch: TrainingBatch) -> Tensor:

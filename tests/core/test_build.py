@@ -168,9 +168,8 @@ def test_the_memory_that_a_variable_says(
     assert str(caught.value) == (
         f"recipe section decoder: its weights alone take 0 GB ({number:,} parameters in "
         "float32), and this machine has 0.0 GB "
-        "of memory\n  next: choose smaller sizes in the sections decoder and vocabulary, or say "
-        "in CM3_MEMORY_GB how many GB "
-        "there are"
+        "of memory\n  next: choose smaller sizes in the sections decoder and vocabulary, or set "
+        "CM3_MEMORY_GB to the number of GB available"
     )
     monkeypatch.setenv("CM3_MEMORY_GB", "1e9")
     build(recipe, registry, stage="train")
@@ -179,7 +178,7 @@ def test_the_memory_that_a_variable_says(
         memory_limit(cpu)
     assert (
         str(wrong.value)
-        == "CM3_MEMORY_GB=much: is not a number of GB\n  next: write for instance 64"
+        == "CM3_MEMORY_GB=much: is not a number of GB\n  next: use a number such as 64"
     )
 
 

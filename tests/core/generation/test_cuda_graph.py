@@ -1,4 +1,4 @@
-"""Captured steps draw what steps draw."""
+"""Captured steps draw the same tokens as ordinary steps."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from engine_parts import APPLE, GRID, REQUESTS, VOCABULARY, WARM, make_decoder, 
 
 
 class ReplayedDecoder(CM3LeonDecoder):
-    """Allows capturing on the CPU, where attention takes lengths from the host: a replay runs the
-    whole step again."""
+    """Allows capturing on the CPU, where attention reads lengths on the host.
+
+    A replay runs the whole step again.
+    """
 
     def for_inference(self, precision: str = "auto"):
         arranged = super().for_inference(precision)
@@ -26,8 +28,7 @@ class ReplayedDecoder(CM3LeonDecoder):
 
 
 def test_captured_steps_draw_the_same(decoder):
-    """All that a step reads stays in the same tensors: run again on them it draws what a step not
-    captured draws."""
+    """A step reads the same tensors each time: run again, it draws the tokens of an ordinary step."""
     replayed = ReplayedDecoder(decoder.config, VOCABULARY.size, decoder.backend, GRID)
     replayed.load_state_dict(decoder.state_dict())
     captured = []

@@ -1,5 +1,4 @@
-"""The engine, with a real tiny decoder: guidance against recomputation without a cache, independent
-rows, all kinds of holes.
+"""The engine with a tiny real decoder: guidance without a cache, independent rows, all holes.
 
 Legend: S streams, T tokens, V ids.
 """
@@ -38,8 +37,7 @@ from engine_parts import (
 def recomputed(
     decoder, request: Request, scale: float, text_scale: float, null: PromptVariant, top_p: float
 ) -> tuple[Document, float, int]:
-    """Greedy completion with guidance, each token from the whole sequences again: no cache, no
-    batch, no padding."""
+    """Greedy completion with guidance, recomputing whole sequences: no cache, batch or padding."""
     prompts = [
         SERIALIZER.prompt(request.document, request.retrieved, variant)
         for variant in (PromptVariant(), null)

@@ -1,4 +1,4 @@
-"""A draw that fails concerns its request alone, and names the sampler."""
+"""A failed draw affects only its request, and its error names the sampler."""
 
 from __future__ import annotations
 

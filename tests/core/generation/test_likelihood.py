@@ -1,5 +1,4 @@
-"""Log-probabilities of given contents: by hand, against the engine's own figure, against one
-forward a token; what is refused.
+"""Log-probabilities of given contents: by hand, against the engine, against one forward per token.
 
 Legend: B rows, T tokens, V ids.
 """
@@ -38,15 +37,17 @@ def decoder():
         num_layers=2, d_model=32, num_heads=2, context_length=64, grid_positions=True
     )
     decoder = config.build(VOCABULARY, SDPAAttentionConfig().build(), GRID).eval()
-    # the paper's start is all but linear; here every part must matter
+    # the paper's initialisation is almost linear; here every part must matter
     for parameter in decoder.parameters():
         torch.nn.init.normal_(parameter, std=0.35)
     return decoder
 
 
 class TableDecoder:
-    """Logits of the next token by the present one: a table [V, V] of zeros, and 50 for <break>,
-    which is never drawn."""
+    """Logits of the next token given the current one.
+
+    A table [V, V] of zeros, except 50 for <break>, which is never drawn.
+    """
 
     context_length = 40
 
@@ -76,8 +77,10 @@ def codes(picture: Codes) -> np.ndarray:
 
 
 def test_a_caption_by_hand():
-    """11 letters may come first, then 11 letters or the end. Odds: a 3 first; b 2 and the end 5
-    after a; the end 4 after b."""
+    """One of 11 letters comes first, then a letter or the end.
+
+    Odds: a 3 first; b 2 and the end 5 after a; the end 4 after b.
+    """
     decoder = TableDecoder()
     a, b, end = int(text("a")[0]), int(text("b")[0]), VOCABULARY.end_of_infill
     for before, after, odds in (
@@ -94,12 +97,12 @@ def test_a_caption_by_hand():
     assert whole.nats == pytest.approx(math.log(3 / 13 * 2 / 17 * 4 / 15), abs=1e-5)
     assert whole.num_tokens == 3
     assert whole.per_token == pytest.approx(whole.nats / 3)
-    # at its longest, the end leaves no choice
+    # at maximum length, the end is not a choice
     assert cut == (pytest.approx(math.log(3 / 13 * 2 / 17), abs=1e-5), 2)
 
 
 def test_a_picture_by_hand():
-    """16 codes may come, six times; the first has odds of 5 to 1 after <break>."""
+    """One of 16 codes, six times; code 9 has odds of 5 to 1 after <break>."""
     decoder = TableDecoder()
     decoder.table_VV[VOCABULARY.break_, VOCABULARY.image.start + 9] = math.log(5)
     [drawn] = Likelihood(decoder, SERIALIZER, VOCABULARY).log_probability(
@@ -112,7 +115,7 @@ def test_nothing_asked_nothing_done(decoder):
     assert Likelihood(decoder, SERIALIZER, VOCABULARY).log_probability([], []) == []
 
 
-# ---- against the engine and against one forward a token
+# ---- against the engine and against one forward per token
 
 REQUESTS = [
     Request((Text("ab"), ImageHole())),
@@ -157,8 +160,7 @@ def test_it_is_the_engines_figure_for_what_the_engine_drew(decoder, data):
 
 @torch.inference_mode()
 def one_by_one(decoder, document, contents, retrieved, variant) -> float:
-    """Each token from the whole sequence before it; what is legal is read from the ranges of
-    ids."""
+    """Each token from the whole sequence before it; legal ids are read from the id ranges."""
     prompt = SERIALIZER.prompt(document, retrieved, variant)
     tokens, cells, total = prompt.tokens.tolist(), prompt.cells.tolist(), 0.0
 
@@ -254,11 +256,11 @@ def test_texts_of_prompts_are_cut_as_in_training(decoder):
     assert long == short
 
 
-# ---- what it costs
+# ---- cost
 
 
 class CountingDecoder:
-    """A decoder that notes the shape of every forward, the rows of every head and its range."""
+    """A decoder that records the shape of each forward, and the rows and id range of each head."""
 
     def __init__(self, decoder):
         self.decoder, self.shapes, self.heads = decoder, [], []
@@ -276,8 +278,10 @@ class CountingDecoder:
 
 
 def test_memory_is_bounded_and_nothing_is_computed_twice_or_needlessly(decoder, monkeypatch):
-    """The sequences are 8, 9, 10, 11 tokens without their last; the head sees content positions and
-    legal ids only."""
+    """The head sees only content positions and legal ids.
+
+    The sequences are 8, 9, 10, 11 tokens without their last.
+    """
     documents = [(Text("abcd"[:length]), ImageHole()) for length in (1, 2, 3, 4, 4)]
     contents = [[codes(PEAR)]] * 5
     counting = CountingDecoder(decoder)
@@ -306,7 +310,7 @@ def test_the_head_of_a_caption_sees_text_and_its_end(decoder):
     )
 
 
-# ---- what is refused
+# ---- refused contents
 
 
 @pytest.mark.parametrize(
@@ -320,49 +324,49 @@ def test_the_head_of_a_caption_sees_text_and_its_end(decoder):
         (
             (TextHole(4), APPLE),
             [codes(PEAR)[:2]],
-            "document 1, hole 0: holds image:9, no text token\n  next: give ids of the "
+            "document 1, hole 0: holds image:9, which is not a text token\n  next: give ids of the "
             "vocabulary, without end tokens",
         ),
         (
             (Text("a"), ImageHole()),
             [text("abcabc")],
-            "document 1, hole 0: holds text:0, no image token\n  next: give ids of the "
+            "document 1, hole 0: holds text:0, which is not an image token\n  next: give ids of the "
             "vocabulary, without end tokens",
         ),
         (
             (TextHole(4), APPLE),
             [text("abcab")],
-            "document 1, hole 0: 5 text tokens, the hole takes at most 4\n  next: cut the text "
-            "to the hole",
+            "document 1, hole 0: 5 text tokens, but the hole takes at most 4\n  next: shorten the "
+            "text to fit the hole",
         ),
         (
             (TextHole(4), APPLE),
             [text("")],
-            "document 1, hole 0: 0 text tokens, the hole takes 1 or more\n  next: give a longer "
+            "document 1, hole 0: 0 text tokens, but the hole takes 1 or more\n  next: give a longer "
             "text, or lower min_tokens",
         ),
         (
             (TextHole(4, min_tokens=3), APPLE),
             [text("ab")],
-            "document 1, hole 0: 2 text tokens, the hole takes 3 or more\n  next: give a longer "
+            "document 1, hole 0: 2 text tokens, but the hole takes 3 or more\n  next: give a longer "
             "text, or lower min_tokens",
         ),
         (
             (TextHole(9, stop=("b",)), APPLE),
             [text("abcd")],
-            "document 1, hole 0: goes on for 2 tokens where the hole stops\n  next: cut the text "
-            "behind the string that it stops at",
+            "document 1, hole 0: continues for 2 tokens after the hole has stopped\n  next: cut "
+            "the text after its stop string",
         ),
         (
             (Text("a"), ImageHole()),
             [codes(PEAR)[:5]],
-            "document 1, hole 0: 5 codes, the hole takes 6\n  next: give a code for each cell",
+            "document 1, hole 0: 5 codes, but the hole takes 6\n  next: give one code per cell",
         ),
         (
             (Text("a" * 57), ImageHole()),
             [codes(PEAR)],
             None,
-        ),  # just fits: the last code is not read
+        ),  # just fits: the last code is not fed
         (
             (Text("a" * 58), ImageHole()),
             [codes(PEAR)],
@@ -372,7 +376,7 @@ def test_the_head_of_a_caption_sees_text_and_its_end(decoder):
         ),
     ],
 )
-def test_contents_that_can_not_be_are_refused(decoder, document, contents, message):
+def test_invalid_contents_are_refused(decoder, document, contents, message):
     likelihood = Likelihood(decoder, SERIALIZER, VOCABULARY)
     good = (Text("a"), ImageHole())
     if message is None:

@@ -1,4 +1,4 @@
-"""What is refused before anything is drawn, what just fits, and the threads of the work."""
+"""Requests refused before anything is generated, requests that just fit, and threads."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_prompt_longer_than_the_context_says_what_fits(decoder):
 
 
 def test_the_whole_context_can_be_used(decoder):
-    # 59 tokens of prompt; 6 codes, the last of which is not read
+    # 59 tokens of prompt; 6 codes, the last of which is not fed
     full = Request((Text("a" * 57), ImageHole()))
     assert make_engine(decoder).complete([full, REQUESTS[5]])[0].document[1].codes.shape == (6,)
 
@@ -42,8 +42,8 @@ def test_a_document_without_holes_is_refused(decoder):
     with pytest.raises(GenerationError) as error:
         make_engine(decoder).complete([Request((Text("a"), APPLE))])
     assert str(error.value) == (
-        "request 0: the document has no hole, there is nothing to complete\n"
-        "  next: put a TextHole, an ImageHole or missing codes where something is to be generated"
+        "request 0: the document has no hole, so there is nothing to complete\n"
+        "  next: put a TextHole, an ImageHole or missing codes where something should be generated"
     )
 
 
@@ -70,7 +70,7 @@ def test_more_streams_than_rows_are_refused(decoder):
     with pytest.raises(GenerationError) as error:
         make_engine(decoder, max_rows=1).complete([REQUESTS[0]])
     assert str(error.value) == (
-        "request 0: has 2 guidance streams, at most 1 rows may be in flight\n"
+        "request 0: has 2 guidance streams, but at most 1 rows may be in flight\n"
         "  next: raise max_rows, or use a sampler with fewer streams"
     )
     with pytest.raises(GenerationError, match="max_rows: is 0\n  next: use 1 or more"):
@@ -85,7 +85,7 @@ def test_keys_and_values_beyond_memory_are_refused_and_batches_are_cut_to_it(dec
     with pytest.raises(GenerationError) as error:
         engine.complete([REQUESTS[0]])
     assert str(error.value).startswith(
-        "request 0: its keys and values take 0.0 GB, they may take 0.0 GB\n  next: generate less"
+        "request 0: its keys and values take 0.0 GB, but may take at most 0.0 GB\n  next: generate less"
     )
     engine.preparer.cache_bytes = 2 * engine.inference.cache_bytes(10)
     session = engine.open(details=False)

@@ -1,4 +1,4 @@
-"""Prompts that begin alike share what they begin with, and no stream sees what is not its own."""
+"""Prompts share their common prefix, and no stream sees another stream's tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine_parts import APPLE, PEAR, VOCABULARY, WARM, make_engine, requests
 
 @pytest.fixture
 def everything_is_shared(monkeypatch):
-    """Prefixes are shared however short, as they are at real sizes."""
+    """Share prefixes of any length, as happens at real sizes."""
     monkeypatch.setattr(pool_module, "SHARING_PAYS", 0)
     monkeypatch.setattr(prompts_module, "SHORTEST_COMMON", 2)
 
@@ -36,8 +36,10 @@ def test_sharing_prefixes_changes_nothing(decoder, data):
 
 
 def test_streams_that_see_the_same_documents_read_them_once(decoder, everything_is_shared):
-    """Both streams of guidance begin with the retrieved document: it is read in one row, then each
-    stream's own rest."""
+    """Both guidance streams begin with the retrieved document.
+
+    It is read in one row, then the rest of each stream.
+    """
     engine = make_engine(decoder)
     shapes = []
     whole = engine.inference.hidden_states
@@ -58,9 +60,11 @@ def test_streams_that_see_the_same_documents_read_them_once(decoder, everything_
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_no_stream_sees_what_another_one_reads(decoder, monkeypatch, shared):
-    """At scale 0 only the unconditional stream draws: a secret in the text changes nothing, nor
-    does one that a neighbour keeps, though the conditional stream, which reads it, is in the same
-    batch and both read the same retrieved document."""
+    """At scale 0 only the unconditional stream counts, so a secret in the text changes nothing.
+
+    Neither does a secret in a neighbour's text, though the conditional stream that reads it is in
+    the same batch and both read the same retrieved document.
+    """
     if shared:
         monkeypatch.setattr(pool_module, "SHARING_PAYS", 0)
         monkeypatch.setattr(prompts_module, "SHORTEST_COMMON", 2)
@@ -89,7 +93,7 @@ def test_no_stream_sees_what_another_one_reads(decoder, monkeypatch, shared):
 
 
 class CountingDecoder:
-    """A decoder that notes the shape of every forward and the range of every head."""
+    """A decoder that records the shape of each forward and the id range of each head."""
 
     def __init__(self, decoder):
         self.decoder, self.shapes, self.ranges = decoder, [], []

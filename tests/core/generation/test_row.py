@@ -1,4 +1,4 @@
-"""Events: pieces of text, tokens and pictures in the making are what is finished in the end."""
+"""Events: pieces of text, tokens and partial pictures add up to the finished result."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ from engine_parts import (
 
 
 def test_events_tell_the_whole_story(decoder):
-    """Pieces of text make the text, tokens the contents; pictures in the making lose their missing
-    codes row by row."""
+    """Text pieces join to the text, tokens to the contents; partial pictures fill row by row."""
     asked = [REQUESTS[0], REQUESTS[4], REQUESTS[5]]
     expected = make_engine(decoder, WARM).complete(asked)
     texts: dict[tuple[int, int], str] = {}
@@ -70,9 +69,11 @@ def test_events_tell_the_whole_story(decoder):
     assert [int(codes.missing.sum()) for codes in pictures[0, 1]] == [3, 0]
 
 
-def test_a_character_of_several_bytes_is_told_when_it_is_whole():
-    """Two bytes a character, as a byte-level tokenizer has it: pieces never hold half of one, and
-    together are the whole text."""
+def test_a_character_of_several_bytes_is_reported_when_complete():
+    """Two bytes per character, as in a byte-level tokenizer.
+
+    Pieces never hold half a character, and together are the whole text.
+    """
 
     class Greek(type(SERIALIZER.text_tokenizer)):
         def _decode(self, ids):

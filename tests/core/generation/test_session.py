@@ -1,6 +1,4 @@
-"""Requests that join, leave and fail beside each other: what each of them draws is nobody else's
-business.
-"""
+"""Requests that join, leave and fail side by side: none changes the tokens of another."""
 
 from __future__ import annotations
 
@@ -21,8 +19,10 @@ from engine_parts import REQUESTS, WARM, make_engine, requests
 @settings(max_examples=25)
 @given(data=st.data())
 def test_late_joiners_cancelled_neighbours_and_mixed_samplers_change_nothing(decoder, data):
-    """Requests of every kind, with different samplers, submitted and cancelled between steps: each
-    draws what it draws alone."""
+    """Each request draws the same tokens as when it is alone.
+
+    Requests are of every kind, with different samplers, submitted and cancelled between steps.
+    """
     engine = make_engine(
         decoder, WARM, max_rows=data.draw(st.sampled_from([2, 5, 64]), label="max_rows")
     )
@@ -63,7 +63,7 @@ def test_leaving_the_stream_ends_the_work(decoder):
         break
 
 
-def test_requests_that_can_not_be_done_are_told_and_the_others_done(decoder):
+def test_invalid_requests_are_reported_and_the_others_completed(decoder):
     asked = [
         REQUESTS[0],
         Request((Text("a"),)),
@@ -89,8 +89,7 @@ def test_requests_that_can_not_be_done_are_told_and_the_others_done(decoder):
 
 
 def test_a_thousand_mixed_requests_leave_nothing_behind(decoder):
-    """A session that serves requests for long holds no more memory, rows or objects than at its
-    beginning."""
+    """A long-running session holds no more memory, rows or objects than at its start."""
     session = make_engine(decoder, WARM, max_rows=12).open()
     rng = np.random.default_rng(0)
     done, sizes, pool = 0, [], []

@@ -1,5 +1,4 @@
-"""Coroutines share one batch: equal results, cancellation, failures that are told to whom they
-concern."""
+"""Coroutines share one batch: equal results, cancellation, failures reported to the right caller."""
 
 from __future__ import annotations
 
@@ -77,7 +76,7 @@ def test_leaving_a_stream_cancels_its_request(decoder):
     assert asyncio.run(main()).num_tokens == 6
 
 
-def test_what_can_not_be_done_is_told_to_who_asked(decoder):
+def test_an_invalid_request_is_reported_to_its_caller(decoder):
     async def main():
         async with AsyncEngine(make_engine(decoder, WARM)) as engine:
             return await asyncio.gather(
@@ -103,13 +102,14 @@ def test_a_closed_engine_says_so(decoder):
     for error in asyncio.run(main()):
         if isinstance(error, GenerationError):
             assert (
-                str(error) == "engine: is closed\n  next: keep it open until all results are there"
+                str(error)
+                == "engine: is closed\n  next: keep it open until all results have arrived"
             )
         else:
-            assert error.num_tokens > 0  # it was quicker than the end
+            assert error.num_tokens > 0  # it finished before the engine closed
 
 
-def test_a_decoder_that_breaks_is_told_to_all(decoder):
+def test_a_decoder_that_breaks_is_reported_to_all(decoder):
     engine = make_engine(decoder, WARM)
 
     def broken(*_, **__):
@@ -142,12 +142,12 @@ def test_coroutines_get_what_methods_return(ranked):
                 shared.caption(picture(8, 8), seed=1),
                 shared.infill(picture(8, 8), (0, 0, 4, 4), "red"),
             )
-            told = [event async for event in shared.events("red", 2, seed=3, num_candidates=2)]
+            reported = [event async for event in shared.events("red", 2, seed=3, num_candidates=2)]
             with pytest.raises(GenerationError):
                 await shared.generate("", 1)
-        return pictures, text, filled, told
+        return pictures, text, filled, reported
 
-    pictures, text, filled, told = asyncio.run(main())
+    pictures, text, filled, reported = asyncio.run(main())
     expected = ranked.generate("red", 2, seed=3, num_candidates=2)
     assert all(
         np.array_equal(one.pixels, other.pixels)
@@ -155,5 +155,5 @@ def test_coroutines_get_what_methods_return(ranked):
     )
     assert text.text == ranked.caption(picture(8, 8), seed=1).text
     assert np.array_equal(filled.pixels, ranked.infill(picture(8, 8), (0, 0, 4, 4), "red").pixels)
-    assert sum(isinstance(event, ImageReady) for event in told) == 2
-    assert sum(isinstance(event, Scored) for event in told) == 4
+    assert sum(isinstance(event, ImageReady) for event in reported) == 2
+    assert sum(isinstance(event, Scored) for event in reported) == 4

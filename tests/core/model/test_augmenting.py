@@ -35,7 +35,7 @@ def test_retrieved_documents_that_do_not_fit_are_left_out_and_it_is_said(
     )
     [one] = model.generate("red", 1, num_retrieved=3, context=[(picture(), "by hand")])
     assert [document.id for document in one.retrieved] == ["context 0", "red"]
-    # what was given by hand is not dropped
+    # documents given by hand are not dropped
     with pytest.raises(GenerationError, match="the prompt is"):
         model.generate("red", 1, num_retrieved=1, context=[(picture(), "by hand")] * 3)
 
@@ -79,8 +79,7 @@ def test_a_model_without_retriever_says_so(model):
 
 
 def test_a_document_with_the_picture_that_is_asked_about_is_never_retrieved(model, monkeypatch):
-    """Neither for a description nor for infilling; the picture is known by its codes, whatever file
-    it came from."""
+    """Neither for a caption nor for infilling; a picture is identified by its codes, not its file."""
     asked = []
 
     def retrieve(self, queries, num_retrieved, exclude):
@@ -190,7 +189,7 @@ def test_another_retriever_searches_the_same_memory(model, monkeypatch):
         (
             "vectors",
             "retriever: 'vectors' needs an embedder, and the model's recipe 'toy' has none\n"
-            "  next: name a memory bank (bank), which says its embedder, or another retriever",
+            "  next: name a memory bank (bank), which records its embedder, or another retriever",
         ),
     ):
         with pytest.raises(CM3Error) as error:

@@ -12,8 +12,10 @@ from cm3core.model.crop import CentreCrop
 
 
 def test_cells_by_hand():
-    """A picture 20 wide and 16 high: the model's 8 x 8 pixels see x 2..18; a cell of the 4 x 4 grid
-    is 4 x 4 input pixels."""
+    """A picture 20 wide and 16 high.
+
+    The model's 8 x 8 pixels cover x 2..18; a cell of the 4 x 4 grid is 4 x 4 input pixels.
+    """
     crop = CentreCrop((16, 20), (8, 8))
     assert crop.extent == (2, 0, 18, 16)
     cells = crop.cells((6, 4, 11, 8), (4, 4)).reshape(4, 4)
@@ -111,7 +113,7 @@ def test_a_brush_mask_by_hand() -> None:
     [
         (
             np.zeros((8, 8), np.bool_),
-            "mask: is empty\n  next: mark what is to be drawn again (white, or true)",
+            "mask: is empty\n  next: mark what to inpaint (white, or true)",
         ),
         (
             np.ones((4, 8), np.bool_),

@@ -1,4 +1,4 @@
-"""Pictures for a prompt, edited, infilled and continued."""
+"""Pictures generated for a prompt, edited, infilled and continued."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_pictures_come_batch_by_batch_and_are_the_same_in_any_batches(model, mon
     endless = model.stream("red", 10**12, seed=5)
     assert [next(endless).seed for _ in range(4)] == [one.seed for one in want[4:]]
     with pytest.raises(GenerationError, match="num_images: is 0"):
-        model.stream("red", 0)  # at once, not with the first picture
+        model.stream("red", 0)  # at the call, not at the first picture
 
 
 def test_sampler_keys_hold_for_one_call(model):
@@ -129,7 +129,7 @@ def test_a_mask_several_boxes_and_continuation_leave_the_rest(model, tmp_path):
     assert np.array_equal(below.codes.codes[:8], codes[:8])
     assert np.array_equal(below.pixels[:4], whole[:4])
     [drawn] = model.complete([(Text("red"), Codes(codes, GRID, np.arange(16) >= 8))], seed=2)
-    # documents stood in front of one
+    # one has documents prepended
     assert np.array_equal(drawn.document[1].codes, below.codes.codes) or below.retrieved
     for arguments, message in (
         ({}, "infill: takes a box or a mask\n  next: give one of the two"),

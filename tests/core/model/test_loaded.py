@@ -1,4 +1,4 @@
-"""The way from pictures to what the decoder takes and back, the sampler's config, the engine."""
+"""Pictures to the decoder's input and back, the sampler's config, the engine."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from toy_model import GreyTokenizer, picture
 
 
 def test_a_picture_is_coded_and_decoded_apart_from_the_others(model, monkeypatch):
-    """In a batch the last bits of a float depend on how many there are, and a pixel's rounding on
-    these."""
+    """The batch size changes the last bits of floats, and these may change a pixel's rounding."""
     asked = []
     for name in ("encode", "decode"):
         plain = getattr(GreyTokenizer, name)

@@ -1,4 +1,4 @@
-"""Arguments that a model refuses, any documents, and which models are found by name."""
+"""Arguments that a model refuses, completing any documents, and models found by name."""
 
 from __future__ import annotations
 

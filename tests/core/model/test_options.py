@@ -1,4 +1,4 @@
-"""Keyword arguments of a call: what is known, and the sampler's keys, alone or together."""
+"""Keyword arguments of a call: known options and sampler keys, alone or together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from toy_model import picture
 KEYS = {"temperature": 0.5, "text_temperature": 0.5, "guidance_scale": 3.0}
 
 
-def test_options_and_keys_of_the_sampler_are_told_apart():
+def test_options_and_keys_of_the_sampler_are_separated():
     given = GenerationOptions.of({"seed": 3, "reranker": "clip", "top_k": 2, "num_retrieved": None})
     assert given == GenerationOptions(seed=3, reranker="clip", sampling={"top_k": 2})
     both = GenerationOptions.of({"top_k": 2, "sampling": {"top_p": 0.5}})
@@ -54,7 +54,7 @@ def test_a_key_that_is_given_twice(model):
     with pytest.raises(GenerationError) as error:
         model.generate("red", 1, sampling={"top_k": 3}, top_k=2)
     assert str(error.value) == (
-        "sampling['top_k']: is given beside top_k\n  next: give it in one of the two places"
+        "sampling['top_k']: is also given as top_k\n  next: give it in one of the two places"
     )
     with pytest.raises(GenerationError, match=r"sampler\.temprature: is not a key of this model's"):
         model.generate("red", 1, sampling={"temprature": 2})

@@ -1,4 +1,4 @@
-"""Descriptions of pictures, and answers to questions."""
+"""Captions of pictures, and answers to questions."""
 
 from __future__ import annotations
 

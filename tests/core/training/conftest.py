@@ -1,4 +1,4 @@
-"""A run that several files compare with, and what it was made of."""
+"""A run that several test files compare with, and its recipe."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def test_only_broken_pictures_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         CodeCache(Numbers(2, broken=[0, 1]), Quadrants(), tmp_path, progress=False)
     assert str(caught.value) == (
-        "n0.png: is not a picture; and none of the 2 pictures can be read\n  next: replace it"
+        "n0.png: is not a picture; none of the 2 pictures can be read\n  next: replace it"
     )
 
 
@@ -82,7 +82,7 @@ def test_damaged_rows_are_explained(tmp_path: Path) -> None:
 
 
 def encode_slowly(folder: str) -> None:
-    """What the killed process runs."""
+    """The killed process's work."""
     CodeCache(Numbers(40), Quadrants(seconds=0.05), Path(folder), progress=False, shard_size=4)
 
 

@@ -1,4 +1,4 @@
-"""Batches that resume, and how fast they come."""
+"""Batches that resume, and their speed."""
 
 from __future__ import annotations
 
@@ -77,14 +77,16 @@ def test_a_state_of_other_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         BatchLoader(make_data(tmp_path, 19), 2, 90, seed=0).load_state_dict(state)
     assert str(caught.value) == (
-        "loader state: num_documents was 20, is now 19\n"
+        "loader state: num_documents was 20 and is now 19\n"
         "  next: resume with the same data and recipe"
     )
 
 
 def test_the_loader_feeds_twenty_training_loops(tmp_path: Path) -> None:
-    """Captions, documents in front, serialising, masking and packing of 500-token sequences: 20 *
-    9,000 tokens a second."""
+    """At least 20 * 9,000 tokens per second for sequences of 500 tokens.
+
+    Includes captions, prepended documents, serialising, masking and packing.
+    """
 
     class Large(Quadrants):
         grid = (16, 16)

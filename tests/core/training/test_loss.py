@@ -1,5 +1,7 @@
-"""The loss of a decoder's head, the interface's default beside the bundled decoder's: equal to plain cross
-entropy, values and gradients, whatever the chunk."""
+"""The loss of a decoder's head: equal to plain cross entropy, in values and gradients.
+
+Tested for the interface's default and the bundled decoder's, for any chunk size.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
 
 
 class Head(Decoder):
-    """A decoder that is its head."""
+    """A decoder that is only a head."""
 
     def __init__(self, weight: torch.Tensor) -> None:
         self.weight, self.vocab_size = weight, len(weight)

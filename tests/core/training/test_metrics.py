@@ -1,4 +1,4 @@
-"""Metrics: written as they are, cut where a run resumes, and no reason to fail unless they are lost."""
+"""Metrics: written exactly, cut where a run resumes, and fatal only if they are lost."""
 
 from __future__ import annotations
 
@@ -75,17 +75,16 @@ def test_tensorboard_that_fails_is_left_out_and_said_once(
     log.close()
     assert read_metrics(tmp_path) == [{"step": step, "a": 1.0, "b": 2.0} for step in (1, 2)]
     assert capsys.readouterr().err == (
-        "note: TensorBoard is left out from here on, it can't be written ([Errno 28] No space "
+        "note: TensorBoard is left out from now on, because it can't be written ([Errno 28] No space "
         "left on device); "
-        "metrics.jsonl goes on\n"
+        "metrics.jsonl continues\n"
     )
 
 
 def test_tensorboards_own_thread_may_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The real writer, whose thread hits a limit on file sizes; metrics.jsonl, which is shorter,
-    goes on."""
+    """The real writer's thread hits a limit on file sizes; the shorter metrics.jsonl continues."""
     monkeypatch.setattr(threading, "excepthook", lambda _: None)  # Python shows what ended a thread
     log = MetricsLog(tmp_path)
     log.flush()
@@ -102,7 +101,7 @@ def test_tensorboards_own_thread_may_fail(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert read_metrics(tmp_path) == [{"step": 1, "a": 1.0}, {"step": 2, "a": 1.0}]
-    assert capsys.readouterr().err.count("note: TensorBoard is left out from here on") == 1
+    assert capsys.readouterr().err.count("note: TensorBoard is left out from now on") == 1
 
 
 def test_metrics_that_the_disk_does_not_take_are_an_error(
@@ -121,7 +120,7 @@ def test_metrics_that_the_disk_does_not_take_are_an_error(
         ):
             call()
     with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(log._file)  # closed all the same
+        os.fstat(log._file)  # closed nevertheless
 
 
 def test_metrics_on_a_full_disk(tmp_path: Path) -> None:

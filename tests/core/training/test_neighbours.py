@@ -1,4 +1,4 @@
-"""Neighbours on disk, and what a retriever is asked."""
+"""Neighbours on disk, and the queries of a retriever."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_neighbours_are_computed_once_and_never_oneself(tmp_path: Path) -> None:
 
 
 class Stopping(Following):
-    """Ctrl-C with the third call."""
+    """Ctrl-C at the third call."""
 
     def _retrieve(
         self, queries: Sequence[Document], num_retrieved: int, exclude: Sequence[Collection[str]]
@@ -99,7 +99,7 @@ def test_retriever_fingerprint_leaves_out_how_many_and_where_it_lies() -> None:
 
 
 class Listening(Following):
-    """Remembers what it was asked."""
+    """Records its queries."""
 
     def __init__(self, memory: DocumentSource) -> None:
         super().__init__(memory)
@@ -154,7 +154,7 @@ def test_outside_training_the_query_is_what_a_prompt_has(tmp_path: Path) -> None
 
 
 class Sentences(Numbers):
-    """Documents of eight words, in an order of their own."""
+    """Documents of eight words, in a given order."""
 
     def __init__(self, order: Sequence[int]) -> None:
         super().__init__(len(order))

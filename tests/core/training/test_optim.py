@@ -65,7 +65,7 @@ def test_exactly_one_of_steps_and_minutes() -> None:
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 4, 12), (2, 12, 4)])
 def test_orthogonalise_keeps_directions(shape: tuple[int, int, int]) -> None:
-    """Singular vectors stay, singular values come near 1."""
+    """Singular vectors are kept, singular values approach 1."""
     torch.manual_seed(0)
     matrices = torch.randn(shape)
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
@@ -93,7 +93,7 @@ def test_muon_is_torchs_muon() -> None:
 
 
 class TwoLayers(nn.Module, Decoder):
-    """The least that an optimiser needs of a decoder."""
+    """The minimum that an optimiser needs of a decoder."""
 
     def __init__(self) -> None:
         super().__init__()

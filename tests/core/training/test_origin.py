@@ -1,5 +1,4 @@
-"""Where a run begins: with nothing, with other weights, at its own checkpoint; and when that is
-refused."""
+"""Where a run begins: from scratch, other weights, its own checkpoint; and what is refused."""
 
 from __future__ import annotations
 
@@ -46,8 +45,7 @@ def test_starts_from_the_weights_of_another_run(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Learning almost nothing leaves them what they were; other documents are no obstacle; resuming
-    doesn't start over."""
+    """Almost no learning keeps the weights; other documents are accepted; resuming keeps its state."""
     own = [
         f"train.start_from={whole.checkpoint.parent.parent}",
         "train.steps=2",
@@ -126,7 +124,7 @@ def test_a_finished_run_can_be_made_longer(
         ).step
         == 22
     )
-    with pytest.raises(CheckpointError, match="holds a run already \\(step 22\\)"):
+    with pytest.raises(CheckpointError, match="already holds a run \\(step 22\\)"):
         train(
             squares(registry, cache, ["train.steps=22"]),
             out,
@@ -153,7 +151,7 @@ def test_other_data_is_refused(
 
 
 def test_another_memory_bank_is_refused(registry: Registry, cache: Path, tmp_path: Path) -> None:
-    """A bank that has grown since is another training; its bytes brought back, the run resumes."""
+    """A bank that has grown since is refused; with its bytes restored, the run resumes."""
     bank, out = tmp_path / "bank", tmp_path / "run"
 
     def memory(action: str, *arguments: str) -> int:
@@ -187,7 +185,7 @@ def test_another_memory_bank_is_refused(registry: Registry, cache: Path, tmp_pat
     assert "was trained with another memory bank (documents were added, removed or changed)" in str(
         error.value
     )
-    assert "start in another folder (-o), or bring the bank back" in str(error.value)
+    assert "start in another folder (-o), or restore the bank" in str(error.value)
     shutil.rmtree(bank)
     shutil.copytree(tmp_path / "before", bank)
     assert (

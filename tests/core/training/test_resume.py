@@ -1,4 +1,4 @@
-"""Killed with SIGKILL at random moments, a run ends with the very bytes of an undisturbed one."""
+"""A run killed with SIGKILL at random moments ends with the same bytes as an undisturbed one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ SCRIPT = Path(__file__).parents[2] / "fixtures" / "train" / "kill_and_resume.py"
 
 
 def test_sigkill_at_any_moment(tmp_path: Path) -> None:
-    """Half of the time goes into saving (every other step), so that kills hit it too. Muon's run
-    has AdamW in it."""
+    """Half of the time goes into saving (every other step), so that kills hit it too.
+
+    Muon's run includes AdamW.
+    """
     overrides = [
         "train.optimizer=muon",
         "train.checkpoint_every_steps=2",

@@ -42,9 +42,11 @@ def test_a_sequence_is_a_function_of_seed_epoch_and_index(tmp_path: Path) -> Non
     assert len({data.sequence(epoch, 4).tokens.tobytes() for epoch in range(40)}) > 10
 
 
-def test_how_many_and_which_documents_stand_in_front(tmp_path: Path) -> None:
-    """0..2 equally often; each of the four ranks kept equally often; both captions; both orders;
-    never the query itself."""
+def test_number_and_choice_of_prepended_documents(tmp_path: Path) -> None:
+    """All choices are equally likely, and the query itself never occurs.
+
+    Numbers 0..2, each of the four ranks kept, both captions, both orders.
+    """
     data = make_data(tmp_path)
     numbers: Counter[int] = Counter()
     shown: Counter[int] = Counter()
@@ -80,8 +82,7 @@ def test_outside_training_nothing_is_drawn(tmp_path: Path) -> None:
 
 
 def test_fewer_documents_where_the_context_is_small(tmp_path: Path) -> None:
-    """k pairs have 14 k + 1 tokens, six more are kept for masking, and the last token is no
-    input."""
+    """k pairs have 14 k + 1 tokens; six are reserved for masking; the last token is not an input."""
     for context_length, expected in ((48, 3), (47, 2), (34, 2), (33, 1), (14, 1)):
         data = make_data(tmp_path, training=False, context_length=context_length)
         if expected == 3:
@@ -94,8 +95,8 @@ def test_fewer_documents_where_the_context_is_small(tmp_path: Path) -> None:
             assert [str(one.message) for one in caught] == [
                 "a query with 2 retrieved documents has 43 tokens, and decoder.context_length "
                 f"{context_length} has room for "
-                f"{context_length - 5} beside those of masking: such queries get fewer, this one "
-                f"{expected - 1} (said once); set "
+                f"{context_length - 5} besides those of masking: such queries get fewer, this one "
+                f"{expected - 1} (reported once); set "
                 f"retriever.num_retrieved={expected - 1}, or decoder.context_length to 48 or more"
             ]
 
@@ -121,7 +122,7 @@ def test_the_context_is_never_overrun(
 
 
 def test_a_memory_of_codes(tmp_path: Path) -> None:
-    """A memory bank's documents are codes already; nothing is looked up."""
+    """A memory bank's documents are already codes; nothing is looked up."""
     source, whole = Numbers(5, broken=[3]), Numbers(5)
     codes = CodeCache(source, Quadrants(), tmp_path / "source", progress=False)
     kept = CodeCache(whole, Quadrants(), tmp_path / "memory", progress=False)
@@ -167,7 +168,7 @@ def test_a_query_that_does_not_fit_says_what_would(
     with pytest.raises(DocumentError) as caught:
         make_data(tmp_path, training=False, context_length=context_length).sequence(0, 0)
     assert str(caught.value) == (
-        f"document n0: 15 tokens (7 of pictures and separators, 8 of text), the context holds "
+        f"document n0: 15 tokens (7 of pictures and separators, 8 of text), but the context holds "
         f"{context_length + 1}\n  next: {next_step}"
     )
 
@@ -199,7 +200,7 @@ def test_a_memory_of_its_own(tmp_path: Path) -> None:
 
 
 class PicturesOnly(ListSource):
-    """A source whose own fingerprint says nothing of texts, as that of files."""
+    """A source whose fingerprint does not depend on texts, as with files."""
 
     fingerprint = "pictures"
 

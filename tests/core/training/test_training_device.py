@@ -1,4 +1,4 @@
-"""Devices and precisions: what can be had, and why."""
+"""Devices and precisions: what is chosen, and why."""
 
 from __future__ import annotations
 

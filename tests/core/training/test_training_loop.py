@@ -1,4 +1,4 @@
-"""The loop: it learns, resumes exactly, stops cleanly, and writes down what it did."""
+"""The loop: it learns, resumes exactly, stops cleanly, and records what it did."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_exactly(
         newest = latest_checkpoint(tmp_path)
         assert (
             str(caught.value)
-            == f"stopped at step {step}, saved in {newest}; to go on: cm3 train mine"
+            == f"stopped at step {step}, saved in {newest}; to resume: cm3 train mine"
         )
         assert newest is not None
         assert newest.name == f"step-{step:08d}"
@@ -85,7 +85,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_exactly(
 def test_metrics_after_going_on_are_those_of_a_whole_run(
     whole: TrainResult, registry: Registry, cache: Path, tmp_path: Path
 ) -> None:
-    """Lines after the checkpoint are cut away and written again, with the same losses."""
+    """Lines after the checkpoint are removed and written again, with the same losses."""
     recipe = squares(registry, cache, ["train.steps=20"])
     with pytest.raises(TrainingInterrupted):
         train(recipe, tmp_path, registry, progress=False, callbacks=[stop_at(15)])
@@ -146,7 +146,7 @@ def test_by_the_clock(registry: Registry, cache: Path, tmp_path: Path) -> None:
 def test_accumulation_equals_a_larger_batch(
     registry: Registry, cache: Path, tmp_path: Path
 ) -> None:
-    """Rows of different weight in the two halves: the mean is over the whole step's tokens."""
+    """Rows of different weight in the two halves: the mean is over all tokens of the step."""
     recipe = squares(
         registry,
         cache,
@@ -183,7 +183,7 @@ def test_a_loss_that_is_not_finite_stops_and_is_not_saved(
 
     with pytest.raises(CM3Error) as caught:
         train(squares(registry, cache), tmp_path, registry, progress=False, callbacks=[spoil])
-    assert "not finite any more" in str(caught.value)
+    assert "no longer finite" in str(caught.value)
     newest = latest_checkpoint(tmp_path)
     assert newest is not None
     assert newest.name == "step-00000003"
@@ -216,12 +216,12 @@ def test_command_line(
     assert "train.learning_rate: 0.003 in the checkpoint, 7.0 now" in capsys.readouterr().err
 
     def interrupted(*args: object, **options: object) -> TrainResult:
-        raise TrainingInterrupted(f"to go on: {options['command']}")
+        raise TrainingInterrupted(f"to resume: {options['command']}")
 
     monkeypatch.setattr(train_module, "train", interrupted)
     assert main([*arguments, "-o", "my run"]) == 130
     assert capsys.readouterr().err == (
-        f"to go on: cm3 --plugin {PARTS / 'train_parts.py'} train {PARTS / 'squares.yaml'} -o "
+        f"to resume: cm3 --plugin {PARTS / 'train_parts.py'} train {PARTS / 'squares.yaml'} -o "
         "'my run' "
         f"train.steps=2 data.cache_dir={cache}\n"
     )

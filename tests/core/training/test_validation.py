@@ -1,4 +1,4 @@
-"""Validation counts the query document's own tokens, unmasked, the same ones every time."""
+"""Validation counts the query document's own tokens, unmasked, the same each time."""
 
 from __future__ import annotations
 
@@ -40,8 +40,7 @@ def test_spread() -> None:
 
 
 def test_measures_every_document_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Five held-out documents of 16 codes, four of them asked for; a loss of 0.5 a token comes out
-    as 0.5."""
+    """Four of five held-out documents of 16 codes; a loss of 0.5 per token is measured as 0.5."""
     registry = load_registry([PARTS / "train_parts.py"])
     recipe = compose(str(PARTS / "squares.yaml"), [f"data.cache_dir={tmp_path}"], registry=registry)
     validation = Validation(
