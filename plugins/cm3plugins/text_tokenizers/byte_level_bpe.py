@@ -134,7 +134,7 @@ def check_content(content: str, place: str) -> None:
     try:
         values = json.loads(content)
     except ValueError as error:
-        raise TokenizerError(place, f"is no JSON: {error}", NEXT_STEP) from error
+        raise TokenizerError(place, f"is not JSON: {error}", NEXT_STEP) from error
     for key, allowed in LOSSLESS.items():
         value: Any = values
         for part in key.split("."):
