@@ -1,9 +1,8 @@
 """Base of the data sets of a user's own files: from scanned records to documents.
 
 Bad records are skipped with a reason. A scan yields `FoundRecord`s and `SkippedRecord`s. Here ids
-are made unique and records are assigned to "train" or
-"valid", by a hash of the id alone: a record stays in its split whatever other records are added or
-removed.
+are made unique and records are assigned to "train" or "valid", by a hash of the id alone: a record
+stays in its split whatever other records are added or removed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Data set `tuxpaint`: the captioned stamps of Tux Paint, as Debian packages them.
 
-Mostly photos, with captions in 100 languages. The stamps are under the GPL and not shipped:
-`apt install tuxpaint-stamps-default` (81 MB). Each is NAME.png with NAME.txt, whose first line is
-the English caption; each other line is `xx.utf8=` and the caption in that language.
+Mostly photos, with captions in 100 languages. The stamps are under the GPL and not shipped: `apt
+install tuxpaint-stamps-default` (81 MB). Each is NAME.png with NAME.txt, whose first line is the
+English caption; each other line is `xx.utf8=` and the caption in that language.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Data set `webdataset`: tar files in which `KEY.jpg` and `KEY.txt` (or `KEY.json`) are one record.
 
-The tars are read once to find the offset of each picture; this index is kept in the cache
-folder. Nothing is extracted: pictures are read by random access. The key is the member's
-name up to the first dot of its last part, as in the `webdataset` package, which is not needed.
+The tars are read once to find the offset of each picture; this index is kept in the cache folder.
+Nothing is extracted: pictures are read by random access. The key is the member's name up to the
+first dot of its last part, as in the `webdataset` package, which is not needed.
 """
 
 from __future__ import annotations

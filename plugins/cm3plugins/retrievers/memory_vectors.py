@@ -31,8 +31,7 @@ def memory_vectors(
 
     Memory-mapped from the cache if they are there. A document that can't be embedded (an unreadable
     picture) has a vector of zeros, and their number is reported. A cached file that is damaged or
-    of
-    another shape is recomputed and replaced.
+    of another shape is recomputed and replaced.
     """
     path = cache_directory() / "embeddings" / f"{vectors_key(memory, embedder)}.npy"
     if cache and path.is_file():

@@ -1,10 +1,8 @@
 """Configs of the samplers `top_p`, `cfg` and `edit_cfg`, and the base of all bundled samplers.
 
 Light: no torch here. A sampler is guidance streams with weights, a set of plausible ids, a schedule
-and filters;
-`cm3core.interfaces.sampler` defines the order in which they act. Sources: CM3leon paper sections
-3.1
-and 4.1; defaults for text from facebookresearch/chameleon.
+and filters; `cm3core.interfaces.sampler` defines the order in which they act. Sources: CM3leon
+paper sections 3.1 and 4.1; defaults for text from facebookresearch/chameleon.
 """
 
 from __future__ import annotations
@@ -239,8 +237,7 @@ class EditCFGSamplerConfig(CFGSamplerConfig):
         guidance_scale: s for image codes, from not seeing the edit to seeing it; 1 is off.
         text_guidance_scale: the same for text tokens.
         picture_guidance_scale: s_picture for image codes, from seeing nothing to seeing pictures
-            and
-            other texts; 1 is off.
+            and other texts; 1 is off.
         null_prompt: whether u sees the retrieved documents: "mask" (yes) or "mask_no_retrieved". i
             always does.
         negative_prompt: a text that i reads in place of the edit, instead of a mask sentinel. null:

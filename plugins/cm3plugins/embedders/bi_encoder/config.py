@@ -69,5 +69,5 @@ def check_packages(place: str) -> None:
             place,
             is_are,
             "pip install 'cm3leon[bi_encoder]', or use embedder=light_encoder, which needs "
-            "no package (recipes from before it had this name say bi_encoder and mean it)",
+            "no package (older recipes call it bi_encoder)",
         )

@@ -111,8 +111,8 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
         """The tokenizer with its weights.
 
         Raises:
-            CheckpointError: there are no weights, they can't be read, or they have another shape
-                or hash.
+            CheckpointError: there are no weights, they can't be read, or they have another shape or
+                hash.
         """
         from cm3plugins.image_tokenizers.vqgan.tokenizer import VQGANTokenizer, weights_file
 
@@ -134,8 +134,7 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
     def train(self, images_NHWC: PixelArray, out_dir: str | Path, **options: Any) -> Path:
         """Train from scratch.
 
-        The options are those of
-        `cm3plugins.image_tokenizers.vqgan.training.train_image_tokenizer`.
+        The options are those of `cm3plugins.image_tokenizers.vqgan.training.train_image_tokenizer`.
         """
         from cm3plugins.image_tokenizers.vqgan.training import train_image_tokenizer
 

@@ -51,8 +51,8 @@ class VQGANArchitecture:
 class VQGANTraining:
     """How the tokenizer is trained. The defaults trained the bundled `emoji64`.
 
-    "Progress" is the fraction of the budget (steps or minutes) spent. Pixel losses are means
-    over the elements of pictures in [-1, 1].
+    "Progress" is the fraction of the budget (steps or minutes) spent. Pixel losses are means over
+    the elements of pictures in [-1, 1].
 
     Args:
         seed: for weights, order, flips and code revival.
@@ -85,7 +85,7 @@ class VQGANTraining:
         reservoir_size: number of recent encoder outputs kept for that.
         weight_ema_decay: of the averaged weights that are saved.
         log_every_steps, checkpoint_every_minutes, checkpoint_every_steps: intervals; a checkpoint
-            is written every so many steps too if that is given.
+            is also written every `checkpoint_every_steps` if that is given.
         num_threads: CPU threads; None keeps torch's setting.
         device: "auto" is a CUDA device if there is one. Weights differ slightly between devices.
     """

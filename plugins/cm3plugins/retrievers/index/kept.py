@@ -7,8 +7,7 @@
 
 The manifest is removed before the file is written and written after it, both atomically: a killed
 build leaves no manifest, and the next one starts from scratch. Opening compares the file's size and
-time
-with the manifest's, and hashes the file only if the time differs (a copied bank), so that a
+time with the manifest's, and hashes the file only if the time differs (a copied bank), so that a
 memory-mapped index is not read in full.
 """
 
