@@ -26,7 +26,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         # the last two: a header that lies about types and sizes
-        raise damaged(path, f"is not a whole safetensors file ({error})") from error
+        raise damaged(path, f"is not a complete safetensors file ({error})") from error
     return tensors
 
 

@@ -84,7 +84,7 @@ class JudgeWeights:
                 arrays = {name: np.asarray(file.get_tensor(name), np.float32) for name in names}
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                str(path), f"is not a whole safetensors file ({error})", next_step
+                str(path), f"is not a complete safetensors file ({error})", next_step
             ) from error
         wanted = set(cls.__dataclass_fields__) - {"concepts", "labels"}
         if metadata.get("format") != _FORMAT or set(arrays) != wanted:

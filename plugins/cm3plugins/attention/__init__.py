@@ -1,12 +1,14 @@
-"""Attention backends' configs. No torch here.
+"""Configs of the attention backends. Light: no torch here.
 
 | name | what | where |
 | --- | --- | --- |
-| `sdpa` | torch's fused function; on the CPU packed documents one by one | everywhere; the default |
-| `triton` | this project's kernels: invisible tiles are never visited, the same bits every run | CUDA (or Triton's interpreter) |
+| `sdpa` | torch's fused function; on the CPU packed documents one by one | everywhere; the default
+|
+| `triton` | this project's kernels: masked tiles are skipped, bitwise reproducible | CUDA (or
+Triton's interpreter) |
 | `flex` | torch's FlexAttention, compiled | CUDA; on the CPU without gradients, uncompiled |
 | `xformers` | memory-efficient attention of mslk or xformers | CUDA |
-| `reference` | every score in memory | everywhere |
+| `reference` | all scores in memory | everywhere |
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ USE_SDPA = "use `attention: sdpa`, which runs everywhere"
 
 @dataclass(kw_only=True)
 class SDPAAttentionConfig(AttentionConfig):
-    """`torch.nn.functional.scaled_dot_product_attention`: flash kernels on CPU and GPU, forward and
-    backward. The default."""
+    """`torch.nn.functional.scaled_dot_product_attention`. The default.
+
+    Flash kernels on CPU and GPU, forward and backward.
+    """
 
     def build(self) -> AttentionBackend:
         """The backend; runs wherever torch runs."""
@@ -37,7 +41,7 @@ class SDPAAttentionConfig(AttentionConfig):
 
 @dataclass(kw_only=True)
 class ReferenceAttentionConfig(AttentionConfig):
-    """Every score in memory, float32 or wider inside: slow, plain, the meaning of all others."""
+    """All scores in memory, float32 or wider: slow and plain; defines what the others compute."""
 
     def build(self) -> AttentionBackend:
         """The backend; runs wherever torch runs."""
@@ -48,12 +52,18 @@ class ReferenceAttentionConfig(AttentionConfig):
 
 @dataclass(kw_only=True)
 class TritonAttentionConfig(AttentionConfig):
-    """The kernels of `cm3kernels.attention`, on CUDA; head dimensions up to 128. No gradients
-    through a cache."""
+    """The kernels of `cm3kernels.attention`, on CUDA; head dimensions up to 128.
+
+    No gradients through a cache.
+    """
 
     def build(self) -> AttentionBackend:
-        """The backend; raises `MissingPackageError` without Triton, `DeviceError` without CUDA and
-        its interpreter."""
+        """The backend.
+
+        Raises:
+            MissingPackageError: Triton is not installed.
+            DeviceError: there is neither CUDA nor Triton's interpreter.
+        """
         import importlib.util
 
         if importlib.util.find_spec("triton") is None:
@@ -79,12 +89,14 @@ class TritonAttentionConfig(AttentionConfig):
 
 @dataclass(kw_only=True)
 class FlexAttentionConfig(AttentionConfig):
-    """`torch.nn.attention.flex_attention`: compiled with a mask of blocks on CUDA. On the CPU it
-    has no backward, and is not compiled here (that takes a C++ compiler and some ten seconds):
-    every score in memory, for comparison only."""
+    """`torch.nn.attention.flex_attention`, compiled with a block mask on CUDA.
+
+    On the CPU it has no backward, and is not compiled here (that takes a C++ compiler and about ten
+    seconds): all scores in memory, for comparison only.
+    """
 
     def build(self) -> AttentionBackend:
-        """The backend; on the CPU `attend` raises `DeviceError` as soon as a gradient is wanted."""
+        """The backend; on the CPU `attend` raises `DeviceError` if gradients are required."""
         from cm3plugins.attention.flex import FlexAttention
 
         return FlexAttention()
@@ -92,12 +104,18 @@ class FlexAttentionConfig(AttentionConfig):
 
 @dataclass(kw_only=True)
 class XFormersAttentionConfig(AttentionConfig):
-    """`memory_efficient_attention` of mslk (`mslk.attention.fmha`) or, without it, xformers
-    (`xformers.ops.fmha`); CUDA only."""
+    """`memory_efficient_attention` of mslk or, without it, xformers; CUDA only.
+
+    The modules are `mslk.attention.fmha` and `xformers.ops.fmha`.
+    """
 
     def build(self) -> AttentionBackend:
-        """The backend; raises `DeviceError` without a CUDA device, `MissingPackageError` when
-        neither package can be imported."""
+        """The backend.
+
+        Raises:
+            DeviceError: there is no CUDA device.
+            MissingPackageError: neither package can be imported.
+        """
         import torch
 
         if not torch.cuda.is_available():

@@ -1,5 +1,6 @@
-"""Attention by torch's FlexAttention: the visibility rule as a function, and a mask of blocks made
-from it once for all layers.
+"""Attention by torch's FlexAttention.
+
+The visibility rule is a function; a block mask is built from it once for all layers.
 
 Legend: B rows, T queries, S keys, H query heads, K key heads, D head dimension.
 """
@@ -21,7 +22,7 @@ from cm3kernels.attention import cast_by_autocast
 
 
 class FlexAttention(AttentionBackend):
-    """See `AttentionBackend`; a plan is the mask of blocks."""
+    """See `AttentionBackend`; a plan is the block mask."""
 
     def plan(
         self,
@@ -32,7 +33,7 @@ class FlexAttention(AttentionBackend):
         offset_B: Tensor | None = None,
     ) -> BlockMask | None:
         known = kv_start_BT if offset_B is None else offset_B
-        if known is None:  # nor is the device: `attend` makes the plain causal mask
+        if known is None:  # the device isn't either: `attend` builds the plain causal mask
             return None
         return block_mask(num_queries, num_keys, kv_start_BT, offset_B, known.device)
 
@@ -56,7 +57,7 @@ class FlexAttention(AttentionBackend):
                     "FlexAttention has no backward on the CPU, so it can't train there",
                     "use `attention: sdpa`, train on a CUDA device, or call under torch.no_grad()",
                 )
-            # It refuses parameters even where nobody asks for gradients.
+            # It rejects parameters even if no gradients are needed.
             q_BTHD, k_BSKD, v_BSKD = (x.detach() for x in (q_BTHD, k_BSKD, v_BSKD))
         if plan is None:
             T, S = q_BTHD.shape[1], k_BSKD.shape[1]
@@ -80,7 +81,7 @@ class FlexAttention(AttentionBackend):
 
 @cache
 def _function(device: str) -> Callable[..., Any]:
-    """FlexAttention, compiled on CUDA; on the CPU as it is, without its advice to compile."""
+    """FlexAttention, compiled on CUDA; uncompiled on the CPU, without its warning about that."""
     if device != "cpu":
         return torch.compile(flex_attention, dynamic=False)
 
@@ -104,7 +105,7 @@ def block_mask(
     offset_B: Tensor | None,
     device: torch.device,
 ) -> BlockMask:
-    """The visibility rule for T queries and S keys; of one row where all rows are alike."""
+    """The visibility rule for T queries and S keys; a single row if all rows are alike."""
     tensor = kv_start_BT if offset_B is None else offset_B
 
     def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ from cm3kernels.attention import AttentionPlan, attention
 
 
 class KernelAttention(AttentionBackend):
-    """See `AttentionBackend`. Refuses tensors that the implementation can't take with the op's own
-    `ValueError`.
+    """See `AttentionBackend`.
+
+    Tensors that the implementation can't take raise the op's `ValueError`.
 
     Args:
         implementation: a name in `cm3kernels.attention.IMPLEMENTATIONS`.
@@ -18,7 +19,7 @@ class KernelAttention(AttentionBackend):
 
     def __init__(self, implementation: str) -> None:
         self.implementation = implementation
-        # which is there to be compared with: it computes all itself
+        # the reference is for comparison: it computes everything itself
         self.is_plain_softmax = implementation != "reference"
 
     def plan(

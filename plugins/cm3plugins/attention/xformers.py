@@ -1,9 +1,8 @@
-"""Attention by xformers' memory-efficient attention, which newer versions take from the package
-mslk. CUDA only.
+"""Attention by xformers' memory-efficient attention. CUDA only.
 
-Plain causal rows and packed documents take the biases that its fast kernels know; a cache and
-retrieved documents take a dense bias. Legend: B rows, T queries, S keys, H query heads, K key
-heads, D head dimension.
+Newer versions take it from the package mslk. Plain causal rows and packed documents use the biases
+that its fast kernels support; a cache and retrieved documents use a dense bias. Legend: B rows, T
+queries, S keys, H query heads, K key heads, D head dimension.
 """
 
 from __future__ import annotations
@@ -27,34 +26,38 @@ ALIGNMENT = 8
 
 
 def load_fmha(modules: Sequence[str] = MODULES) -> Any:
-    """The first of these modules that can be imported. Raises `MissingPackageError` with each one's
-    reason."""
+    """The first of these modules that can be imported.
+
+    Raises:
+        MissingPackageError: none can be; with the reason for each.
+    """
     reasons = []
     for name in modules:
         try:
             return importlib.import_module(name)
         except (ImportError, OSError) as error:
-            # OSError: a library that its extension wants is missing
+            # OSError: a library that its extension needs is missing
             reasons.append(f"{name}: {error}")
     raise MissingPackageError(
         "attention 'xformers'",
         "; ".join(reasons),
-        "pip install 'cm3leon[xformers]' beside a CUDA build of torch, "
+        "pip install 'cm3leon[xformers]' next to a CUDA build of torch, "
         "or use `attention: sdpa`, which runs everywhere",
     )
 
 
 @dataclass(frozen=True)
 class XFormersPlan:
-    """A bias of xformers, and whether it wants all rows' tokens as one row."""
+    """A bias of xformers, and whether it needs all rows' tokens as one row."""
 
     bias: Any
     joined: bool
 
 
 class XFormersAttention(AttentionBackend):
-    """See `AttentionBackend`; a plan is the bias. Packed documents' lengths are read on the host,
-    once a plan.
+    """See `AttentionBackend`; a plan is the bias.
+
+    Lengths of packed documents are read on the host, once per plan.
 
     Args:
         fmha: the module, from `load_fmha`.
@@ -133,8 +136,10 @@ class XFormersAttention(AttentionBackend):
 
 
 def dense_bias(mask_B1TS: Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
-    """[B, H, T, S] of 0 and -inf, rows aligned as the kernels want them; a row that sees nothing is
-    all 0, never all -inf."""
+    """[B, H, T, S] of 0 and -inf, rows aligned as the kernels need.
+
+    A row that sees nothing is all 0, never all -inf.
+    """
     B, _, T, S = mask_B1TS.shape
     padded = -(-S // ALIGNMENT) * ALIGNMENT
     bias_B1TS = torch.zeros(B, 1, T, padded, dtype=dtype, device=mask_B1TS.device)[..., :S]

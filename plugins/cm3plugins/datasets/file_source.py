@@ -1,9 +1,8 @@
-"""What data sets of a user's own files share: records that a scan finds become documents, bad ones
-are skipped with a reason.
+"""Base of the data sets of a user's own files: from scanned records to documents.
 
-A scan yields `FoundRecord`s and `SkippedRecord`s. Here ids are made unique and records are put into
-"train" or "valid", by a hash of the id alone: a record stays in its split whatever is added or
-removed around it.
+Bad records are skipped with a reason. A scan yields `FoundRecord`s and `SkippedRecord`s. Here ids
+are made unique and records are assigned to "train" or "valid", by a hash of the id alone: a record
+stays in its split whatever other records are added or removed.
 """
 
 from __future__ import annotations
@@ -30,12 +29,13 @@ SPLITS = ("train", "valid", "all")
 
 @dataclass(kw_only=True)
 class FileSourceConfig(DocumentSourceConfig):
-    """What the configs share.
+    """Shared keys of the configs.
 
     Args:
-        split: "train", "valid" (a share of the records, chosen by a hash of their ids), or "all".
-        valid: share of the records that are in "valid", 0..1.
-        cache_dir: folder of the index of pictures; None: ``CM3_CACHE``, else the user's cache
+        split: "train", "valid" (a fraction of the records, chosen by a hash of their ids), or
+            "all".
+        valid: fraction of the records that are in "valid", 0..1.
+        cache_dir: folder for the index of pictures; None: ``CM3_CACHE``, else the user's cache
             folder.
     """
 
@@ -45,7 +45,7 @@ class FileSourceConfig(DocumentSourceConfig):
     cache_dir: str | None = None
 
     def check(self) -> None:
-        """Raise `RecipeError` for an unknown split or a share outside 0..1."""
+        """Raise `RecipeError` for an unknown split or a fraction outside 0..1."""
         if self.split not in SPLITS:
             raise RecipeError(
                 "dataset.split",
@@ -64,7 +64,7 @@ class FileSourceConfig(DocumentSourceConfig):
         raise NotImplementedError
 
     def build(self) -> FileSource:
-        """Look through the files; pictures that are new or changed are read once (not decoded).
+        """Scan the files; new and changed pictures are read once (not decoded).
 
         Raises:
             RecipeError: a value can't be used.
@@ -78,8 +78,11 @@ class FileSourceConfig(DocumentSourceConfig):
 
 @dataclass(frozen=True)
 class FoundRecord:
-    """A good record: `parts` are, in order, pictures and texts; a text is a tuple of alternatives,
-    the canonical one first."""
+    """A good record.
+
+    `parts` are pictures and texts, in order; a text is a tuple of alternatives, the canonical one
+    first.
+    """
 
     id: str
     place: str
@@ -87,7 +90,7 @@ class FoundRecord:
 
 
 class FileSource(DocumentSource):
-    """Documents of files.
+    """Documents from files.
 
     Args:
         config: its `split` and `valid` choose the records.
@@ -103,7 +106,7 @@ class FileSource(DocumentSource):
         self._skipped: list[SkippedRecord] = []
         seen: dict[str, str] = {}
         for record in tqdm(
-            records, desc="looking through the data set", unit=" records", delay=2, leave=False
+            records, desc="scanning the data set", unit=" records", delay=2, leave=False
         ):
             if isinstance(record, SkippedRecord):
                 self._skipped.append(record)
@@ -111,8 +114,8 @@ class FileSource(DocumentSource):
                 self._skipped.append(
                     SkippedRecord(
                         record.place,
-                        f"its id {record.id!r} is that of {seen[record.id]} too",
-                        "give each record an id of its own",
+                        f"its id {record.id!r} is also the id of {seen[record.id]}",
+                        "give each record its own id",
                     )
                 )
             else:
@@ -168,11 +171,12 @@ def split_of(record_id: str, valid: float) -> str:
 
 
 def captions_of(texts: object, place: str) -> tuple[str, ...]:
-    """The captions that a value holds: a string, or a list of strings; surrounding space is cut,
-    empty ones are left out.
+    """The captions in a value: a string, or a list of strings.
+
+    Surrounding whitespace is stripped; empty captions are dropped.
 
     Raises:
-        DataError: another type, no valid Unicode, or nothing left.
+        DataError: another type, invalid Unicode, or nothing left.
     """
     items = [texts] if isinstance(texts, str) else texts
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
@@ -207,7 +211,7 @@ def is_unicode(text: str) -> bool:
 def type_name(value: object) -> str:
     """A JSON value's type, as its author would call it."""
     names = {
-        bool: "a truth value",
+        bool: "a boolean",
         int: "a number",
         float: "a number",
         str: "a text",
@@ -218,7 +222,7 @@ def type_name(value: object) -> str:
 
 
 def existing(path: str, *, folder: bool) -> Path:
-    """The folder, or the file, that `dataset.path` means; raises `DataError` when it is none."""
+    """The folder or file that `dataset.path` names; raises `DataError` if it is not one."""
     found = Path(path).expanduser()
     is_folder, is_file = found.is_dir(), found.is_file()
     if not (is_folder if folder else is_file):
@@ -233,7 +237,7 @@ def existing(path: str, *, folder: bool) -> Path:
 def found_or_skipped(
     items: Iterable[T], find: Callable[[T], FoundRecord]
 ) -> Iterator[FoundRecord | SkippedRecord]:
-    """The record that `find` makes of each item, or, where it raises `DataError`, the reason."""
+    """The record that `find` makes of each item, or the reason if it raises `DataError`."""
     for item in items:
         try:
             yield find(item)
@@ -247,8 +251,11 @@ def skipped(error: DataError) -> SkippedRecord:
 
 
 def read_utf8(path: Path, place: str) -> str:
-    """A text file without its byte order mark; raises `DataError` when it can't be read or is no
-    UTF-8."""
+    """Read a text file without its byte order mark.
+
+    Raises:
+        DataError: it can't be read or is not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -260,8 +267,7 @@ def read_utf8(path: Path, place: str) -> str:
 
 
 def json_lines(place: str, content: str) -> Iterator[tuple[str, dict[str, Any]] | DataError]:
-    """(place, object) of each line that is not blank; a `DataError` for one that is no JSON
-    object."""
+    """(place, object) of each non-blank line; a `DataError` for one that is not a JSON object."""
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
@@ -269,7 +275,7 @@ def json_lines(place: str, content: str) -> Iterator[tuple[str, dict[str, Any]] 
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
-            yield DataError(here, f"is no JSON: {error}", "correct the line")
+            yield DataError(here, f"is not JSON: {error}", "correct the line")
             continue
         if isinstance(values, dict):
             yield here, values

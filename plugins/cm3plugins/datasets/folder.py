@@ -1,5 +1,4 @@
-"""Data set `folder`: pictures in a folder, with a `.txt` of the same name beside each, or one file
-of captions.
+"""Data set `folder`: pictures in a folder, each with a `.txt`, or one captions file.
 
     my/pictures/cat.jpg           my/pictures/cat.jpg
     my/pictures/cat.txt           my/pictures/dogs/rex.png
@@ -7,9 +6,9 @@ of captions.
                                                                 cat.jpg,a cat asleep
                                                                 dogs/rex.png,"Rex, a dog"
 
-Folders inside are searched too. Several lines of a `.txt`, several rows of one picture, or a list
-of texts are alternative captions: the first is the canonical one, training draws among them.
-`docs/data.md` has all forms of the captions file.
+Subfolders are searched too. Several lines of a `.txt`, several rows for one picture, or a list of
+texts are alternative captions: the first is the canonical one, training draws one at random.
+`docs/data.md` describes all forms of the captions file.
 """
 
 from __future__ import annotations
@@ -41,7 +40,9 @@ from cm3plugins.datasets.picture_index import PictureIndex
 from cm3plugins.datasets.pictures import SUFFIXES, UNREAD_SUFFIXES
 
 CAPTION_FILES = ("captions.jsonl", "captions.json", "captions.csv", "captions.tsv")
-ADD_CAPTIONS = "write NAME.txt beside each NAME.png, or one captions.csv with the header image,text"
+ADD_CAPTIONS = (
+    "write NAME.txt next to each NAME.png, or one captions.csv with the header image,text"
+)
 
 
 @dataclass(kw_only=True)
@@ -56,7 +57,7 @@ class FolderSourceConfig(FileSourceConfig):
     path: str
 
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
-        """Pictures in the order of their paths, then what is wrong with the captions file."""
+        """Pictures in the order of their paths, then problems of the captions file."""
         folder = existing(self.path, folder=True)
         names = sorted(_picture_names(folder))
         if not any(name.lower().endswith(SUFFIXES) for name in names):
@@ -76,8 +77,10 @@ class FolderSourceConfig(FileSourceConfig):
 
 
 def _picture_names(folder: Path) -> Iterator[str]:
-    """Paths of pictures inside `folder`, with `/`, hidden files and folders left out; unread kinds
-    too, to be reported."""
+    """Paths of the pictures inside `folder`, with `/`.
+
+    Hidden files and folders are left out; kinds that are not read are included, to be reported.
+    """
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
@@ -112,7 +115,7 @@ def _with_texts_beside(
         if not text_path.is_file():
             raise DataError(
                 str(folder / name),
-                f"has no caption: there is no {text_path.name} beside it",
+                f"has no caption: there is no {text_path.name} next to it",
                 ADD_CAPTIONS,
             )
         captions = captions_of(read_utf8(text_path, str(text_path)).splitlines(), str(text_path))
@@ -126,7 +129,7 @@ def _with_captions_file(
 ) -> Iterator[FoundRecord | SkippedRecord]:
     captions: dict[str, list[str]] = {}
     places: dict[str, str] = {}
-    # pictures whose every row is bad: the rows are told, the picture need not be
+    # pictures whose rows are all bad: the rows are reported, the picture need not be
     reported: set[str] = set()
     for row in _rows(path):
         try:
@@ -183,11 +186,11 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]] | DataError]:
 
 
 def _json_rows(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]] | DataError]:
-    """One object of captions by picture, or a list of objects."""
+    """One object that maps pictures to captions, or a list of objects."""
     try:
         values = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise DataError(str(path), f"is no JSON: {error}", "correct the file") from error
+        raise DataError(str(path), f"is not JSON: {error}", "correct the file") from error
     if isinstance(values, dict):
         for name, text in values.items():
             yield f"{path}: {name}", {"image": name, "text": text}
@@ -211,7 +214,7 @@ def _json_rows(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]] 
 
 
 def _table_rows(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]] | DataError]:
-    """Rows below a header that names the columns `image` and `text`; others are not read."""
+    """Rows below a header with the columns `image` and `text`; other columns are ignored."""
     table = csv.reader(
         io.StringIO(content, newline=""),
         delimiter="\t" if path.suffix == ".tsv" else ",",

@@ -1,11 +1,10 @@
-"""Data set `jsonl`: one JSON object a line, with a text and a picture, or with a document of
-several of both.
+"""Data set `jsonl`: one JSON object per line: a text and a picture, or several of both.
 
     {"id": "rex", "text": "Rex, a dog", "image": "dogs/rex.png"}
     {"text": ["a cat asleep", "a sleeping cat"], "image": "cat.jpg"}
     {"id": "story-1", "segments": [{"text": "First"}, {"image": "1.png"}, {"text": "then"}, {"image": "2.png"}]}
 
-Paths are relative to the file. Other keys are not read.
+Paths are relative to the file. Other keys are ignored.
 """
 
 from __future__ import annotations
@@ -37,8 +36,9 @@ FORM = '{"text": ..., "image": ...} or {"segments": [...]}'
 
 @dataclass(kw_only=True)
 class JSONLSourceConfig(FileSourceConfig):
-    """A JSONL manifest. The id is the record's `id`; without one, its picture's path, or a hash of
-    its segments.
+    """A JSONL manifest.
+
+    The id is the record's `id`; without one, its picture's path, or a hash of its segments.
 
     Args:
         path: the manifest.
@@ -111,7 +111,7 @@ def _picture(folder: Path, place: str, value: object, index: PictureIndex) -> St
         cause = "'image' is empty" if value == "" else f"'image' is {type_name(value)}, not a path"
         raise DataError(place, cause, "write the picture's path, relative to the file")
     if "://" in value:
-        next_step = "download the picture and write its path; nothing is fetched here"
+        next_step = "download the picture and write its path; addresses are not fetched"
         raise DataError(place, f"'image' is the address {value!r}", next_step)
     if not is_unicode(value) or "\0" in value:
         raise DataError(

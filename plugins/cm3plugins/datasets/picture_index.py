@@ -1,10 +1,9 @@
-"""What is known of picture files, kept between runs: their content's hash, their size, and which
-can't be decoded.
+"""Index of picture files, kept between runs: content hashes, sizes, and undecodable files.
 
-A picture's key is the SHA-256 of its bytes: it is the same wherever the file lies, so codes
-computed once are found again. Reading every byte at every start would be slow, so hashes are kept
-in a small SQLite file of the cache folder, under path, size and time of change. Pictures that
-turned out undecodable are remembered too, and skipped from then on.
+A picture's key is the SHA-256 of its bytes: it is the same wherever the file is, so codes computed
+once are found again. Reading every byte at every start would be slow, so hashes are kept in a small
+SQLite file in the cache folder, by path, size and modification time. Pictures that turned out to be
+undecodable are recorded too, and skipped from then on.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from cm3plugins.datasets.pictures import NEXT_STEP, examine
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
 
-#: Part of the file's name; another number when the tables or the rules of `examine` change.
+#: Part of the file's name; changed when the tables or the rules of `examine` change.
 VERSION = 1
 TABLES = """
 CREATE TABLE IF NOT EXISTS files
@@ -41,11 +40,11 @@ class StoredPicture:
 
     Args:
         key: SHA-256 of its bytes, hexadecimal.
-        width, height: pixels, as its header says.
+        width, height: pixels, from its header.
         place: its name in messages.
         path: the file that holds it.
         offset, size: where it is in the file, in bytes.
-        index_path: the index that learns that it can't be decoded.
+        index_path: the index that records it if it can't be decoded.
     """
 
     key: str
@@ -71,7 +70,7 @@ class StoredPicture:
         except OSError as error:
             raise DataError(
                 self.place,
-                f"can't be read any more: {error.strerror}",
+                f"can no longer be read: {error.strerror}",
                 "put it back, or start again",
             ) from error
         if hashlib.sha256(data).hexdigest() != self.key:
@@ -84,7 +83,7 @@ class StoredPicture:
             with PictureIndex.open(self.index_path) as index:
                 index.mark_undecodable(self.key, error.cause)
             raise DataError(
-                self.place, error.cause, f"{NEXT_STEP}; from the next start on it is skipped"
+                self.place, error.cause, f"{NEXT_STEP}; it is skipped from the next start on"
             ) from error
 
 
@@ -98,8 +97,9 @@ class PictureIndex:
     @classmethod
     @contextlib.contextmanager
     def open(cls, path: Path | None = None) -> Iterator[PictureIndex]:
-        """The index at `path` (None: in the cache folder), saved when the block ends, interrupted
-        or not.
+        """The index at `path` (None: in the cache folder), saved when the block ends.
+
+        It is saved after an interrupt or error too.
 
         Raises:
             DataError: it can't be read or written.
@@ -116,13 +116,13 @@ class PictureIndex:
         except sqlite3.Error as error:
             raise _unusable(path, error) from error
         finally:
-            # told above; a full disk must not hide what happened in the block
+            # reported above; a full disk must not hide what happened in the block
             with contextlib.suppress(sqlite3.Error):
                 connection.commit()
             connection.close()
 
     def picture(self, path: Path, place: str) -> StoredPicture:
-        """The picture at `path`; read only when it is new or has changed.
+        """The picture at `path`; read only if it is new or has changed.
 
         Raises:
             DataError: missing, unreadable, broken or known to be undecodable.
@@ -152,14 +152,16 @@ class PictureIndex:
         return self.known(StoredPicture(key, width, height, place, path, 0, size, self.path))
 
     def known(self, picture: StoredPicture) -> StoredPicture:
-        """`picture`, unless it was found undecodable before; then `DataError`."""
+        """`picture`; raises `DataError` if it was found to be undecodable before."""
         if picture.key in self._undecodable:
             raise DataError(picture.place, self._undecodable[picture.key], NEXT_STEP)
         return picture
 
     def shard(self, path: Path, read: Callable[[Path], Any]) -> Any:
-        """What `read(path)` returned (JSON-able) when the shard was last changed; it is called when
-        there is no such record."""
+        """What `read(path)` returns for the shard, cached until the shard changes.
+
+        The result of `read` must be serialisable as JSON.
+        """
         status = path.stat()
         name = str(path.absolute())
         row = self._connection.execute(
@@ -176,20 +178,19 @@ class PictureIndex:
         return content
 
     def mark_undecodable(self, key: str, cause: str) -> None:
-        """Remember that the picture's header is right and its pixels are not."""
+        """Record that the picture's header is fine but its pixels can't be decoded."""
         self._undecodable[key] = cause
         self._connection.execute("INSERT OR REPLACE INTO undecodable VALUES (?, ?)", (key, cause))
 
 
 def index_path(cache_dir: str | None) -> Path:
-    """Where the index lies: in `cache_dir`, None: in the user's cache folder."""
+    """Path of the index: in `cache_dir`, or in the user's cache folder if that is None."""
     folder = cache_directory() if cache_dir is None else Path(cache_dir).expanduser()
     return folder / "datasets" / f"pictures-v{VERSION}.sqlite"
 
 
 def facts_of(data: bytes, place: str) -> tuple[str, int, int, str | None, str | None]:
-    """(key, width, height, cause, next step) of a picture's bytes; cause and next step are None
-    when it is whole."""
+    """(key, width, height, cause, next step) of a picture's bytes; the last two None if intact."""
     key = hashlib.sha256(data).hexdigest()
     try:
         return (key, *examine(data, place), None, None)

@@ -1,4 +1,4 @@
-"""Picture files of the data sets: what a header says, and whether the end is there.
+"""Checks of the data sets' picture files: the header, and whether the file is complete.
 
 `examine` is cheap (no pixel is decoded) and finds nearly all broken files when a data set is
 opened; decoding finds the rest.
@@ -16,7 +16,7 @@ from cm3core.errors import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-#: File name endings that are taken for pictures, in lower case.
+#: File name endings that count as pictures, in lower case.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 #: Endings of pictures that are not read; a file of this kind is reported.
 UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".svg", ".jxl", ".psd")
@@ -27,7 +27,7 @@ def examine(data: bytes, place: str) -> tuple[int, int]:
     """(width, height) in pixels of a picture file's bytes, without decoding it.
 
     Raises:
-        DataError: empty, no picture that `cm3core.images` reads, too large, or its end is missing.
+        DataError: empty, not a picture that `cm3core.images` reads, too large, or truncated.
     """
     from cm3core.images import MAX_PIXELS
 
@@ -55,7 +55,7 @@ def _open(data: bytes, place: str) -> Picture:
 
     try:
         with warnings.catch_warnings():
-            # `examine` has a limit of its own
+            # `examine` has its own limit
             warnings.simplefilter("ignore", Pictures.DecompressionBombWarning)
             return Pictures.open(io.BytesIO(data), formats=FORMATS)
     except Pictures.DecompressionBombError as error:
@@ -82,17 +82,18 @@ def _open(data: bytes, place: str) -> Picture:
 
 
 def _damage(data: bytes, kind: str) -> str | None:
-    """What is wrong with the file's structure, None when it is whole. Reads marks and lengths
-    only."""
+    """What is wrong with the file's structure; None if intact. Reads only markers and lengths."""
     if kind == "PNG":
         return _png_damage(data)
     if kind in ("JPEG", "MPO"):
-        return None if _has_jpeg_end(data) else "is truncated: the mark of a JPEG's end is missing"
+        return (
+            None if _has_jpeg_end(data) else "is truncated: the end marker of the JPEG is missing"
+        )
     if kind == "GIF":
         return (
             None
             if data.rstrip(b"\0\r\n").endswith(b";")
-            else "is truncated: the mark of a GIF's end is missing"
+            else "is truncated: the end marker of the GIF is missing"
         )
     if kind not in ("BMP", "WEBP"):
         return None  # no cheap way to tell
@@ -123,8 +124,10 @@ def _png_damage(data: bytes) -> str | None:
 
 
 def _has_jpeg_end(data: bytes) -> bool:
-    """Whether the end mark stands after the start of the scan (a thumbnail in the header has one of
-    its own)."""
+    """Whether the end marker comes after the start of the scan.
+
+    A thumbnail in the header has an end marker too.
+    """
     place = 2
     while place + 4 <= len(data) and data[place] == 0xFF:
         marker = data[place + 1]

@@ -1,9 +1,8 @@
-"""Data set `tuxpaint`: the captioned stamps of Tux Paint, as Debian packages them; photos mostly,
-captions in 100 languages.
+"""Data set `tuxpaint`: the captioned stamps of Tux Paint, as Debian packages them.
 
-The stamps are under the GPL and not shipped: `apt install tuxpaint-stamps-default` (81 MB). Each is
-NAME.png with NAME.txt, whose first line is the English caption and whose others are `xx.utf8=` and
-the caption in that language.
+Mostly photos, with captions in 100 languages. The stamps are under the GPL and not shipped: `apt
+install tuxpaint-stamps-default` (81 MB). Each is NAME.png with NAME.txt, whose first line is the
+English caption; each other line is `xx.utf8=` and the caption in that language.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from cm3plugins.datasets.picture_index import PictureIndex
 STAMPS = "/usr/share/tuxpaint/stamps"
 INSTALL = "apt install tuxpaint-stamps-default"
 SYMBOLS = "symbols"
-#: A second drawing of a stamp, shown when it is turned; it has no caption of its own.
+#: A second drawing of a stamp, shown when it is mirrored or flipped; it has no caption of its own.
 VARIANTS = ("_mirror", "_flip", "_mirror_flip")
 
 
@@ -36,9 +35,9 @@ class TuxPaintSourceConfig(FileSourceConfig):
 
     Args:
         path: the folder of stamps.
-        language: code of the captions' language: "en", or another of the files, such as "de" or
+        language: code of the captions' language: "en", or another one in the files, such as "de" or
             "pt_BR". Stamps without a caption in it are skipped.
-        symbols: take letters, digits, coins and other symbols too (about a quarter).
+        symbols: include letters, digits, coins and other symbols (about a quarter).
     """
 
     path: str = STAMPS
@@ -72,7 +71,7 @@ class TuxPaintSourceConfig(FileSourceConfig):
 
     def _captions(self, path: Path) -> tuple[str, ...]:
         if not path.is_file():
-            cause = f"has no caption: there is no {path.name} beside it"
+            cause = f"has no caption: there is no {path.name} next to it"
             raise DataError(str(path.with_suffix(".png")), cause, "remove the stamp")
         lines = read_utf8(path, str(path)).split("\n")
         if self.language == "en":

@@ -1,8 +1,8 @@
 """Data set `webdataset`: tar files in which `KEY.jpg` and `KEY.txt` (or `KEY.json`) are one record.
 
-The tars are read through once to find where each picture lies; this index is kept in the cache
-folder. Nothing is extracted: pictures are read at random from their places. The key is the member's
-name up to the first dot of its last part, as in the `webdataset` package, which is not needed.
+The tars are read once to find the offset of each picture; this index is kept in the cache folder.
+Nothing is extracted: pictures are read by random access. The key is the member's name up to the
+first dot of its last part, as in the `webdataset` package, which is not needed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cm3plugins.datasets.file_source import FileSourceConfig, FoundRecord, capti
 from cm3plugins.datasets.picture_index import PictureIndex, StoredPicture, facts_of
 from cm3plugins.datasets.pictures import SUFFIXES
 
-#: Captions longer than this are some other file.
+#: A longer text is not a caption but some other file.
 MAX_TEXT_BYTES = 1 << 20
 BLOCK = tarfile.BLOCKSIZE
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
@@ -36,8 +36,8 @@ class WebDatasetSourceConfig(FileSourceConfig):
     Args:
         path: a tar, a folder of tars, or a pattern: `data-{000..099}.tar`, `{a,b}.tar`,
             `data-*.tar`.
-        caption_keys: keys of a `KEY.json` that hold the caption when there is no `KEY.txt`; the
-            first that is there counts.
+        caption_keys: keys of a `KEY.json` that hold the caption if there is no `KEY.txt`; the first
+            one present counts.
     """
 
     reads: ClassVar[tuple[str, ...]] = (".tar",)
@@ -77,7 +77,7 @@ class WebDatasetSourceConfig(FileSourceConfig):
             raise DataError(place, cause, "add one, or remove it")
         if len(pictures) > 1:
             raise DataError(
-                place, f"has several pictures: {', '.join(pictures)}", "give each a key of its own"
+                place, f"has several pictures: {', '.join(pictures)}", "give each its own key"
             )
         captions = self._captions(place, members)
         offset, size, sha256, width, height, cause, next_step = members[pictures[0]]
@@ -106,7 +106,7 @@ class WebDatasetSourceConfig(FileSourceConfig):
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise DataError(
-                f"{place}.json", f"is no JSON: {error}", "correct it, or add a .txt"
+                f"{place}.json", f"is not JSON: {error}", "correct it, or add a .txt"
             ) from error
         found = [name for name in self.caption_keys if isinstance(values, dict) and name in values]
         if not found:
@@ -116,8 +116,11 @@ class WebDatasetSourceConfig(FileSourceConfig):
 
 
 def shard_paths(pattern: str) -> list[Path]:
-    """The tars that a path, folder or pattern names, in order; raises `DataError` when one is
-    missing."""
+    """The tars that a path, folder or pattern names, in order.
+
+    Raises:
+        DataError: one is missing.
+    """
     whole = Path(pattern).expanduser()
     if whole.is_dir():
         paths = sorted(whole.glob("*.tar"))
@@ -142,7 +145,7 @@ def shard_paths(pattern: str) -> list[Path]:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """All strings of a pattern with `{first..last}` (padded as `first` is) and `{a,b}`.
+    """All expansions of a pattern with `{first..last}` (padded as `first` is) and `{a,b}`.
 
     >>> expand_braces("data-{08..10}.tar")
     ['data-08.tar', 'data-09.tar', 'data-10.tar']
@@ -163,8 +166,10 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def read_shard(path: Path) -> dict[str, Any]:
-    """What the index keeps of a tar: `records` (key -> suffix -> text, or place and facts of a
-    picture), and `problems`."""
+    """What the index keeps of a tar: its `records` and `problems`.
+
+    `records` maps key -> suffix -> text, or place and facts of a picture.
+    """
     from tqdm import tqdm
 
     records: dict[str, dict[str, Any]] = {}
@@ -185,7 +190,7 @@ def read_shard(path: Path) -> dict[str, Any]:
             raise DataError(
                 str(path),
                 f"is compressed ({COMPRESSED[start]}); pictures can't be read at random from it",
-                "unpack the compression; pictures are compressed already",
+                "decompress it; pictures are compressed already",
             )
         file.seek(0)
         end = 0
@@ -200,7 +205,7 @@ def read_shard(path: Path) -> dict[str, Any]:
                     bar.update(min(end, bar.total) - bar.n)
         except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
             if not end and not records:
-                raise DataError(str(path), f"is no tar: {error}", "make it again") from error
+                raise DataError(str(path), f"is not a tar: {error}", "make it again") from error
             cause = f"is truncated or damaged after byte {end} of {bar.total} ({error}); the records before it are used"
             problems.append((cause, "make it again, or copy it again"))
         else:
@@ -208,7 +213,7 @@ def read_shard(path: Path) -> dict[str, Any]:
             if file.read(BLOCK).strip(b"\0") or file.tell() < end + BLOCK:
                 problems.append(
                     (
-                        "ends without the mark of a tar's end; records may be lost",
+                        "lacks the end marker of a tar; records may be lost",
                         "make it again, or copy it again",
                     )
                 )
@@ -221,19 +226,19 @@ def _add_member(
     records: dict[str, dict[str, Any]],
     problems: list[tuple[str, str]],
 ) -> None:
-    """Put a member into its record: text as it is, a picture as its place and facts."""
+    """Add a member to its record: text as it is, a picture as its place and facts."""
     folder, _, name = member.name.removeprefix("./").rpartition("/")
     stem, dot, suffix = name.partition(".")
     key, suffix = (f"{folder}/{stem}" if folder else stem), dot + suffix.lower()
     if not stem or suffix not in (*SUFFIXES, ".txt", ".json"):
-        return  # other members (.cls, .npy, macOS's ._files) are no business of ours
+        return  # other members (.cls, .npy, macOS's ._files) are ignored
     record = records.setdefault(key, {})
     if suffix in record:
         problems.append(
-            (f"{member.name} is there twice; the first counts", "give each record a key of its own")
+            (f"{member.name} occurs twice; the first counts", "give each record its own key")
         )
         return
-    position = file.tell()  # tarfile reads on from where it left the file
+    position = file.tell()  # tarfile continues from here
     file.seek(member.offset_data)
     if suffix in SUFFIXES:
         record[suffix] = (

@@ -1,4 +1,4 @@
-"""What several embedders do with pictures and batches."""
+"""Pictures and batches, shared by several embedders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 def in_batches(
     items: Sequence[T], batch_size: int, embed: Callable[[Sequence[T]], Tensor]
 ) -> VectorArray:
-    """Rows float32 of `embed` for items taken `batch_size` at a time; there is at least one."""
+    """Rows float32 of `embed`, `batch_size` items at a time; at least one item is required."""
     rows = [embed(items[start : start + batch_size]) for start in range(0, len(items), batch_size)]
     return np.asarray(torch.cat(rows).cpu().numpy(), dtype=np.float32)
 
@@ -32,7 +32,7 @@ def square(
     height, width = image.shape[:2]
     short = min(height, width)
     top, left = (height - short) // 2, (width - short) // 2
-    # a copy: ours may be read-only
+    # a copy: the picture may be read-only
     cut = torch.from_numpy(np.array(image[top : top + short, left : left + short]))
     pixels = rearrange(cut, "H W C -> 1 C H W").float() / 255
     if short == side:

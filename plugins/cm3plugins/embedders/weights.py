@@ -1,5 +1,7 @@
-"""Files of trained embedders: safetensors in fp16, with their format and sizes as JSON in the
-header's entry `cm3leon`."""
+"""Weight files of trained embedders.
+
+safetensors in fp16, with format and sizes as JSON in the header's entry `cm3leon`.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +20,14 @@ from cm3core.files import atomic_path
 
 
 def save_weights(path: Path, network: nn.Module, form: str, header: Mapping[str, Any]) -> None:
-    """Write a network's state as fp16, atomically; `form` names the format, `header` is kept beside
-    it."""
+    """Write a network's state as fp16, atomically; `form` and `header` go into the header."""
     tensors = {
         name: value.half().contiguous() if value.is_floating_point() else value.contiguous()
         for name, value in network.state_dict().items()
     }
     with atomic_path(path) as temporary:
-        # One entry alone: safetensors writes several in any order, and equal weights should be
-        # equal files.
+        # A single entry: safetensors writes several in arbitrary order, and equal weights should
+        # give equal files.
         save_file(tensors, temporary, {"cm3leon": json.dumps({"format": form, **header})})
 
 
@@ -34,8 +35,8 @@ def read_weights(path: Path, form: str, next_step: str) -> tuple[dict[str, Any],
     """Header and tensors (floating ones as float32) of a file that `save_weights` wrote.
 
     Raises:
-        CheckpointError: no such file, damaged, of another format, or with numbers that are none;
-            `next_step` says what to do.
+        CheckpointError: the file is missing, damaged, of another format, or holds NaN or infinity;
+            `next_step` is its advice.
     """
     if not path.is_file():
         raise CheckpointError(str(path), "there is no such file", next_step)
@@ -46,7 +47,7 @@ def read_weights(path: Path, form: str, next_step: str) -> tuple[dict[str, Any],
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            str(path), f"is not a whole safetensors file ({error})", next_step
+            str(path), f"is not a complete safetensors file ({error})", next_step
         ) from error
     try:
         header: dict[str, Any] = json.loads(metadata.get("cm3leon", "{}"))
@@ -56,7 +57,7 @@ def read_weights(path: Path, form: str, next_step: str) -> tuple[dict[str, Any],
             str(path), f"its header can't be read ({error})", next_step
         ) from error
     if found != form:
-        raise CheckpointError(str(path), f"is of the format {found!r}, not {form!r}", next_step)
+        raise CheckpointError(str(path), f"has the format {found!r}, not {form!r}", next_step)
     check_finite(tensors, path)
     return header, {
         name: value.float() if value.is_floating_point() else value
@@ -65,7 +66,7 @@ def read_weights(path: Path, form: str, next_step: str) -> tuple[dict[str, Any],
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raise `CheckpointError` that names the first tensor with NaN or infinity in it."""
+    """Raise a `CheckpointError` that names the first tensor with NaN or infinity."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(
@@ -76,7 +77,7 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, next_step: str) -> None:
-    """Load a network's whole state; raises `CheckpointError` where names or shapes differ."""
+    """Load a network's whole state; raises `CheckpointError` if names or shapes differ."""
     try:
         network.load_state_dict(
             dict(tensors), assign=any(value.is_meta for value in network.state_dict().values())
@@ -84,5 +85,5 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, next_ste
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
-            str(path), f"holds other tensors than its sizes say ({reason[:300]})", next_step
+            str(path), f"holds other tensors than its sizes imply ({reason[:300]})", next_step
         ) from error

@@ -1,2 +1,4 @@
-"""Bundled masking objectives: `cm3` (causal masking), `fim` (one span, always) and `causal` (plain
-next token)."""
+"""Bundled masking objectives.
+
+`cm3` (causal masking), `fim` (always one span) and `causal` (plain next-token prediction).
+"""

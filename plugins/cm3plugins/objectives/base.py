@@ -1,4 +1,4 @@
-"""What the configs of the bundled objectives share: the loss weights and their ranges."""
+"""Base config of the bundled objectives: the loss weights and their ranges."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class LossWeightsConfig(ObjectiveConfig):
-    """Shared: the ranges of the loss weights."""
+    """Base config: checks the ranges of the loss weights."""
 
     def check(self) -> None:
         for key in ("retrieved_loss_weight", "text_loss_weight"):

@@ -1,4 +1,4 @@
-"""`causal`: the sequence as it is."""
+"""`causal`: the sequence unchanged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class CausalObjectiveConfig(LossWeightsConfig):
-    """Plain next token; nothing is masked. A model trained so can't fill holes: it only goes on."""
+    """Plain next-token prediction; nothing is masked.
+
+    A model trained this way can't fill holes: it only continues.
+    """
 
     def build(self, vocabulary: Vocabulary) -> CausalObjective:
         return CausalObjective(self, vocabulary)

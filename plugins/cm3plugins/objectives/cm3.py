@@ -1,10 +1,12 @@
-"""`cm3`: causal masking. A Poisson number of spans, one whole segment, or a box of a picture is
-moved behind the sequence.
+"""`cm3`: causal masking.
+
+A Poisson number of spans, one whole segment, or a box of a picture is moved to the end of the
+sequence.
 
 Sources: CM3leon paper section 2.2 (no span crosses <break>), CM3 paper section 2;
-facebookresearch/metaseq `cm3_dataset.py`, branch scaling_racm3, without what it gets wrong: masking
+facebookresearch/metaseq `cm3_dataset.py`, branch scaling_racm3, without its mistakes: masking
 happens inside one sequence and before packing, with fewer spans where the context has no room for
-three more tokens each, so no sentinel, span or end token is ever cut.
+three more tokens each, so no sentinel, span or end token is ever truncated.
 """
 
 from __future__ import annotations
@@ -27,24 +29,25 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class CM3ObjectiveConfig(LossWeightsConfig):
-    """Causal masking (CM3; CM3leon paper section 2.2; metaseq `cm3_dataset.py`, branch
-    scaling_racm3).
+    """Causal masking (CM3).
+
+    CM3leon paper section 2.2; metaseq `cm3_dataset.py`, branch scaling_racm3.
 
     Args:
         lambda_spans: mean of the Poisson number of random spans in a sequence (metaseq
             `cm3_lambda_sentinel_tokens`).
-        max_spans: most spans in a sequence (CM3 paper: 16); also limited by the sentinels and by
-            the room in the context.
+        max_spans: maximum number of spans in a sequence (CM3 paper: 16); also limited by the number
+            of sentinels and by the room in the context.
         segment_mask_probability: probability that, instead of random spans, one whole segment of
             the query document is masked. Random spans hide a whole caption in 0.003% of sequences,
-            and a hidden caption is what guidance and captioning need (metaseq
+            and hidden captions are what guidance and captioning need (metaseq
             `cm3_percent_full_document_rotation`, default there 0).
-        text_segment_share: probability that the masked segment is a text, when the query document
-            has both.
+        text_segment_share: probability that the masked segment is a text, if the query document has
+            both.
         box_mask_probability: probability that, instead of random spans, a box of codes of one of
-            the query document's pictures is masked, a span for each of its rows: what in-painting
-            asks for. Random spans almost never look like it. Not the paper's. Boxes are at most
-            `max_spans` rows high, and fewer where the context has no room.
+            the query document's pictures is masked, one span per row: the form that inpainting
+            needs, and that random spans almost never take. Not the paper's. Boxes are at most
+            `max_spans` rows high, and lower where the context has no room.
         mask_sentinel_loss: whether predicting a sentinel counts (metaseq: yes; CM3 paper: no).
     """
 
@@ -89,8 +92,10 @@ class CM3ObjectiveConfig(LossWeightsConfig):
 
 
 class CM3Objective(MaskingObjective):
-    """Causal masking of random spans of the whole sequence, and of whole segments and boxes of the
-    query document."""
+    """Causal masking.
+
+    Random spans of the whole sequence; whole segments and boxes of the query document.
+    """
 
     def __init__(self, config: CM3ObjectiveConfig, vocabulary: Vocabulary) -> None:
         self.config, self.vocabulary = config, vocabulary
@@ -123,8 +128,10 @@ class CM3Objective(MaskingObjective):
         )
 
     def _draw_segment(self, sequence: TokenSequence, rng: np.random.Generator) -> SpanList:
-        """One whole segment of the query document that is not empty: modality first, then
-        uniformly; none if all are empty."""
+        """One whole non-empty segment of the query document; none if all are empty.
+
+        The modality is drawn first, then the segment uniformly.
+        """
         segments = [span for span in sequence.segments[sequence.query_segment :] if len(span)]
         wanted = "text" if rng.random() < self.config.text_segment_share else "image"
         choice = [span for span in segments if span.modality == wanted] or segments

@@ -1,4 +1,4 @@
-"""`fim`: one random span of each sequence is moved behind it."""
+"""`fim`: one random span of each sequence is moved to its end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class FIMObjectiveConfig(LossWeightsConfig):
     """Fill in the middle: exactly one random span (metaseq `cm3_mode: fim`; Bavarian et al. 2022).
 
     Args:
-        fim_rate: share of sequences that are masked; the others stay plain.
+        fim_rate: fraction of sequences that are masked; the others stay unchanged.
         mask_sentinel_loss: whether predicting a sentinel counts.
     """
 

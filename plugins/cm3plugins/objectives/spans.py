@@ -1,7 +1,7 @@
 """Random spans inside segments, and boxes inside pictures.
 
-The algorithm of random spans is metaseq's (`cm3_dataset.py`, branch scaling_racm3), whose defects
-are left out: a candidate that is empty or lies on specials only is not a span; endpoints are drawn
+The algorithm of random spans is metaseq's (`cm3_dataset.py`, branch scaling_racm3), without its
+defects: a candidate that is empty or covers only special tokens is not a span; endpoints are drawn
 among the B + 1 gaps between tokens, each equally likely. Legend: B tokens in a sequence, m segments
 that are not empty, k candidates.
 """
@@ -21,7 +21,7 @@ def draw_spans(sequence: TokenSequence, num_spans: int, rng: np.random.Generator
 
     `num_spans`**2 candidates have both ends uniform over the sequence. They are taken in turn
     unless they meet one taken before. Each one is then clipped to the segment that it overlaps most
-    (the first on a tie). Fewer come back when candidates run out.
+    (the first on a tie). Fewer are returned if candidates run out.
     """
     if num_spans == 0:
         return []
@@ -43,8 +43,11 @@ def draw_spans(sequence: TokenSequence, num_spans: int, rng: np.random.Generator
 def clip_to_segments(
     ends_k2: npt.NDArray[np.int64], sequence: TokenSequence
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Each candidate clipped to the segment it overlaps most, int64 [k, 2]; and whether it overlaps
-    one at all, bool [k]."""
+    """Clip each candidate to the segment that it overlaps most.
+
+    Returns:
+        the clipped candidates, int64 [k, 2], and whether each overlaps a segment at all, bool [k].
+    """
     bounds = np.asarray(
         [(span.start, span.stop) for span in sequence.segments if len(span)], np.int64
     ).reshape(-1, 2)
@@ -59,12 +62,11 @@ def clip_to_segments(
 
 
 def draw_box(sequence: TokenSequence, num_spans: int, rng: np.random.Generator) -> SpanList:
-    """The codes in a random box of one of the query document's pictures, as spans; none without a
-    picture or room.
+    """A random box of codes of one of the query document's pictures, as spans.
 
-    Height and width are uniform, then the place. A box takes a span for each of its rows (one span
-    in all when it is as wide as the picture), as the holes of an in-painted box do, so its height
-    is at most `num_spans`.
+    None without a picture or room. Height and width are uniform, then the position. A box takes one
+    span per row (one span in total if it is as wide as the picture), as the holes of an inpainted
+    box do, so its height is at most `num_spans`.
     """
     pictures = [
         span for span in sequence.segments[sequence.query_segment :] if span.grid is not None

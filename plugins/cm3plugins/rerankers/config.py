@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class ClipRerankerConfig(RerankerConfig):
-    """Cosine similarity of a candidate's text and pictures under the recipe's embedder; the paper's
-    protocol if that is CLIP.
+    """Cosine similarity of a candidate's text and pictures under the recipe's embedder.
 
-    Of drawn pictures and their prompt, or of a written text and the pictures that it was written
-    for; several pictures count as their mean. Costs an embedding of each picture and text. What it
-    can tell is what the embedder was trained on.
+    The paper's protocol if the embedder is CLIP. Scores generated pictures against their prompt, or
+    a generated text against the pictures that it was generated for; several pictures count as their
+    mean. Costs one embedding per picture and text. It can distinguish only what the embedder was
+    trained on.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("embedder",)
@@ -34,20 +34,19 @@ class ClipRerankerConfig(RerankerConfig):
 
 @dataclass(kw_only=True)
 class LikelihoodRerankerConfig(RerankerConfig):
-    """log p(text | everything else) under the model itself: how well a candidate's text is infilled
-    beside its pictures.
+    """log p(text | everything else) under the model itself: how well it infills the text.
 
-    Of a picture drawn for a prompt: the prompt is masked and infilled after the picture, as a
-    caption. Of a written text: that text. Needs no other model. Costs a forward of the decoder over
-    prompt and text of each candidate, all together.
+    For a generated picture, the prompt is masked and infilled after the picture, as a caption. For
+    a generated text, that text is scored next to its pictures. Needs no other model. Costs one
+    forward of the decoder over the prompt and text of each candidate, batched.
 
     Args:
-        normalise: mean over the text's tokens (minus the logarithm of the perplexity) in place of
-            their sum, which prefers short texts. Where all candidates have one text, the order is
-            the same.
-        with_retrieved: keep the retrieved documents in front. They tell the model the text that it
-            should read off the picture, and make the forward longer; on for texts whose form only
-            the documents in front say.
+        normalise: take the mean over the text's tokens (minus the logarithm of the perplexity)
+            instead of their sum, which prefers short texts. Where all candidates have the same
+            text, the order is the same.
+        with_retrieved: keep the retrieved documents prepended. They give away the text that the
+            model should read off the picture, and make the forward longer; on for texts whose form
+            only the retrieved documents show.
     """
 
     normalise: bool = True
@@ -64,21 +63,20 @@ class LikelihoodRerankerConfig(RerankerConfig):
 
 @dataclass(kw_only=True)
 class PMIRerankerConfig(RerankerConfig):
-    """Pointwise mutual information of text and pictures under the model itself, in nats: how much
-    either tells of the other.
+    """Pointwise mutual information of text and pictures under the model itself, in nats.
 
     The two directions are equal for exact probabilities; a model's differ. In either, what is
-    common (a text that fits all pictures, a picture that the model draws for everything) gains
+    common (a text that fits all pictures, a picture that the model generates for everything) gains
     nothing. Needs no other model. "text" is the one to choose by: "image" is the difference of two
     sums over hundreds of codes, and the bundled model's is largest for pictures that fell apart.
 
     Args:
-        direction: "text": log p(text | pictures) - log p(text), of the texts that were written,
-            else of all. For pictures of one prompt the second term is one number: their order is
-            `likelihood`'s. Costs what `likelihood` does, and a short forward without pictures.
+        direction: "text": log p(text | pictures) - log p(text), of the generated texts, else of
+            all. For pictures of one prompt the second term is constant: their order is that of
+            `likelihood`. Costs what `likelihood` does, plus a short forward without pictures.
             "image": log p(pictures | text) - log p(pictures | mask in place of the text), of the
-            pictures that were drawn, else of all. Costs two forwards over text and pictures.
-        with_retrieved: keep the retrieved documents in front, in both terms.
+            generated pictures, else of all. Costs two forwards over text and pictures.
+        with_retrieved: keep the retrieved documents prepended, in both terms.
     """
 
     direction: Literal["text", "image"] = "text"

@@ -1,5 +1,7 @@
-"""`clip`: cosine similarity of text and pictures under any embedder. Source: CM3leon paper, Table 1
-(8 candidates, CLIP)."""
+"""`clip`: cosine similarity of text and pictures under any embedder.
+
+Source: CM3leon paper, Table 1 (8 candidates, CLIP).
+"""
 
 from __future__ import annotations
 
@@ -12,20 +14,22 @@ from cm3core.interfaces.reranker import Candidate, Reranker
 
 
 class CosineReranker(Reranker):
-    """Mean cosine of a candidate's text and its pictures: those drawn, or those given where only
-    text was written."""
+    """Mean cosine of a candidate's text and its pictures.
+
+    The generated pictures, or the given ones if only text was generated.
+    """
 
     def __init__(self, embedder: Embedder) -> None:
         self.embedder = embedder
 
     @property
     def measure(self) -> str:
-        """Names the embedder: a cosine is no CLIP score unless the embedder is CLIP."""
+        """Names the embedder: a cosine is not a CLIP score unless the embedder is CLIP."""
         return f"cosine similarity of {type(self.embedder).__name__}"
 
     def _score(self, candidates: Sequence[Candidate]) -> list[float]:
         texts: dict[str, int] = {}
-        # one that all candidates share is decoded and embedded once
+        # a picture that all candidates share is decoded and embedded once
         pictures: dict[bytes, PixelArray] = {}
         pairs: list[tuple[int, list[bytes]]] = []
         for index, one in enumerate(candidates):

@@ -1,5 +1,7 @@
-"""`likelihood` and `pmi`: what the model itself says of a candidate, by teacher forcing
-(`cm3core.generation.likelihood`)."""
+"""`likelihood` and `pmi`: scores of a candidate under the model itself, by teacher forcing.
+
+See `cm3core.generation.likelihood`.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +14,17 @@ from cm3core.interfaces.sampler import PromptVariant
 
 
 class _ModelReranker(Reranker):
-    """What the three share: a candidate with its texts, or its pictures, as holes; and asking how
-    probable their contents are."""
+    """Base of the three: log p of a candidate's texts or pictures, as contents of holes."""
 
     def __init__(self, likelihood: Likelihood, *, with_retrieved: bool) -> None:
         self.likelihood, self.with_retrieved = likelihood, with_retrieved
 
     def _texts_as_holes(self, candidates: Sequence[Candidate]) -> list[Document]:
-        """The texts that were written are holes as they were asked for; where only pictures were
-        drawn, every text is one."""
+        """The candidates with texts as holes.
+
+        Generated texts are the holes of the request; if only pictures were generated, every text is
+        a hole.
+        """
         return [
             tuple(
                 filled if isinstance(filled, Codes) else asked
@@ -35,8 +39,7 @@ class _ModelReranker(Reranker):
         ]
 
     def _text_hole(self, text: Text) -> TextHole:
-        """As the model writes captions: at the length that texts are cut to, the end leaves no
-        choice."""
+        """A hole as for captions: at the length that texts are truncated to, the end is forced."""
         limit = self.likelihood.max_text_tokens
         return TextHole(self.likelihood.num_text_tokens(text.text) + 1 if limit is None else limit)
 
@@ -48,12 +51,12 @@ class _ModelReranker(Reranker):
         without_pictures: bool = False,
         variant: PromptVariant | None = None,
     ) -> list[LogProbability]:
-        """log p of each candidate's contents of the holes of its document."""
+        """log p of the contents of each candidate's holes."""
         contents = [
             self.likelihood.contents_of(document, one.document)
             for document, one in zip(documents, candidates, strict=True)
         ]
-        # rather than behind a mask: text and picture are never masked together in training
+        # rather than masked: text and picture are never masked together in training
         if without_pictures:
             documents = [
                 tuple(segment for segment in document if not isinstance(segment, Codes))
@@ -134,17 +137,17 @@ def _has_text_hole(document: Document) -> bool:
 
 
 def _require(candidates: Sequence[Candidate], *, pictures: bool) -> None:
-    """Refuse candidates without a text, and where `pictures` are needed those without one."""
+    """Reject candidates without a text and, if `pictures` are needed, those without a picture."""
     for index, one in enumerate(candidates):
         if not one.texts:
             raise GenerationError(
                 f"candidate {index}",
-                "has no text that could be probable or not",
+                "has no text to score",
                 "give the request a text, or rerank by a measure that needs none",
             )
         if pictures and not (one.drawn or one.given):
             raise GenerationError(
                 f"candidate {index}",
-                "has no picture for its text to tell of",
+                "has no picture to score its text against",
                 "rerank texts without pictures by 'likelihood'",
             )

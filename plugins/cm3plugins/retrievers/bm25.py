@@ -1,5 +1,6 @@
-"""`bm25`: documents that share words with the query's text, by the package bm25s. Pictures play no
-part.
+"""`bm25`: documents that share words with the query's text, by the package bm25s.
+
+Pictures are ignored.
 
 Legend: M documents of the memory.
 """
@@ -20,27 +21,28 @@ from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder
 from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
 
-#: Scores are rounded to so many digits, so that documents of the same words have the same score.
+#: Scores are rounded to this many digits, so that documents with equal words have equal scores.
 _DIGITS = 5
 _WORD = re.compile(r"\w+")
 
 
 @dataclass(kw_only=True)
 class BM25RetrieverConfig(RetrieverConfig):
-    """Documents that share words with the query (BM25 as Lucene computes it), for ablations and for
-    text alone. Words are runs of letters and digits, in any case; nothing is stemmed and no word is
-    left out.
+    """Documents that share words with the query (BM25 as Lucene computes it).
+
+    For ablations and for text-only data. Words are runs of letters and digits, case-insensitive;
+    there is no stemming and there are no stop words.
 
     Args:
-        k1: how soon more of the same word stops counting; 0: at once.
-        b: how much long documents are held back, 0..1.
+        k1: term-frequency saturation; 0: repetitions of a word don't count.
+        b: strength of the penalty for long documents, 0..1.
     """
 
     k1: float = 1.5
     b: float = 0.75
 
     def check(self) -> None:
-        """Refuse parameters that BM25 does not have."""
+        """Check the ranges of k1 and b."""
         super().check()
         if not 0 <= self.k1 < float("inf"):
             raise RecipeError("retriever.k1", f"is {self.k1}", "use 0 or more; usual is 1.2 to 2")
@@ -53,8 +55,10 @@ class BM25RetrieverConfig(RetrieverConfig):
 
 
 class BM25Retriever(Retriever):
-    """Search by words. A document that shares none with the query is never found, nor anything for
-    a query without text.
+    """Search by words.
+
+    A document that shares no word with the query is never found; a query without text finds
+    nothing.
 
     Args:
         config: BM25's parameters.
@@ -74,7 +78,7 @@ class BM25Retriever(Retriever):
             for index in range(len(memory))
         ]
         self._engine: Any = None
-        if self._word_ids:  # bm25s can't index nothing
+        if self._word_ids:  # bm25s can't index an empty vocabulary
             self._engine = bm25s.BM25(k1=config.k1, b=config.b, method="lucene", backend="numpy")
             self._engine.index((texts, self._word_ids), show_progress=False)
 
@@ -92,7 +96,7 @@ class BM25Retriever(Retriever):
         ]
 
     def _found(self, query: Document, number: int, exclude: Collection[str]) -> list[Retrieved]:
-        # sums of floats depend on their order, which must not be the memory's
+        # float sums depend on their order, which must not depend on the memory
         words = sorted(set(words_of(text_of(query))))
         known = [self._word_ids[word] for word in words if word in self._word_ids]
         if not known:

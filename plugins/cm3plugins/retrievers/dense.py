@@ -1,5 +1,4 @@
-"""`dense`: maximum inner product search over the memory's document vectors (CM3leon section 2.1),
-by faiss."""
+"""`dense`: maximum inner product search over document vectors by faiss (CM3leon section 2.1)."""
 
 from __future__ import annotations
 
@@ -17,21 +16,22 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class DenseRetrieverConfig(IndexOptions, VectorRetrieverConfig):
-    """Nearest document vectors by inner product of unit vectors (cosine), exact or approximate. The
-    rules are described by `VectorRetrieverConfig`, the index by `IndexOptions`.
+    """Nearest document vectors by inner product of unit vectors (cosine), exact or approximate.
+
+    The rules are described in `VectorRetrieverConfig`, the index in `IndexOptions`.
     """
 
     is_default: ClassVar[bool] = True
 
     def check(self) -> None:
-        """Refuse what the rules and the index refuse."""
+        """Check the keys of the rules and of the index."""
         super().check()
         self.check_index()
 
     def open_index(
         self, vectors: VectorRows, folder: Path | None, fingerprint: str | None
     ) -> VectorIndex:
-        """Exact up to some size, else built once and kept beside the bank."""
+        """Exact up to a certain size, else built once and kept next to the bank."""
         from cm3plugins.retrievers.index import open_index
 
         return open_index(vectors, self, folder, fingerprint)

@@ -1,5 +1,6 @@
-"""The document vectors of a memory: computed once, kept under the fingerprints of all that decides
-them.
+"""The document vectors of a memory, computed once and cached.
+
+The cache is keyed by the fingerprints of everything that determines the vectors.
 
 Legend: M documents of the memory, E dimension of the embedder.
 """
@@ -26,19 +27,18 @@ AT_ONCE = 32
 def memory_vectors(
     memory: DocumentSource, embedder: Embedder, *, cache: bool = True
 ) -> VectorArray:
-    """Unit vectors float32 [M, E] of the canonical documents of `memory`, memory-mapped from the
-    cache when they are there.
+    """Unit vectors float32 [M, E] of the canonical documents of `memory`.
 
-    A document that can't be embedded (an unreadable picture) has a vector of zeros, and it is said
-    how many there are. A cached file that is damaged or of another shape is computed again and
-    replaced.
+    Memory-mapped from the cache if they are there. A document that can't be embedded (an unreadable
+    picture) has a vector of zeros, and their number is reported. A cached file that is damaged or
+    of another shape is recomputed and replaced.
     """
     path = cache_directory() / "embeddings" / f"{vectors_key(memory, embedder)}.npy"
     if cache and path.is_file():
         try:
             cached = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError, OSError):
-            cached = None  # cut off or foreign
+            cached = None  # truncated or not ours
         if (
             cached is not None
             and cached.shape == (len(memory), embedder.dimension)
@@ -72,8 +72,10 @@ def memory_vectors(
 def _embedded(
     documents: Sequence[Document], embedder: Embedder, bad: list[DataError]
 ) -> VectorArray:
-    """Vectors float32 [len(documents), E]; zeros for each that can't be embedded, whose reason goes
-    to `bad`."""
+    """Vectors float32 [len(documents), E].
+
+    A document that can't be embedded gets zeros, and its reason is added to `bad`.
+    """
     try:
         return embedder.embed_documents(documents)
     except DataError as error:
@@ -84,10 +86,9 @@ def _embedded(
 
 
 def vectors_key(memory: DocumentSource, embedder: Embedder) -> str:
-    """Name of the cached file: hash of the embedder, the memory (its pictures), and every
-    document's id and text.
+    """Name of the cached file: hash of the embedder, the memory, and every document's id and text.
 
-    The source's fingerprint covers ids and pictures only; captions may change under it, so they are
+    The source's fingerprint covers only ids and pictures; captions may change under it, so they are
     hashed here.
     """
     digest = hashlib.sha256(f"{embedder.fingerprint}\0{memory.fingerprint}\0".encode())

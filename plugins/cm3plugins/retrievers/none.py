@@ -1,5 +1,7 @@
-"""`none`: finds nothing. The baseline of every retrieval experiment, and the way to train without
-retrieved documents."""
+"""`none`: retrieves nothing.
+
+The baseline of every retrieval experiment, and the way to train without retrieved documents.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,14 @@ class NoRetrieverConfig(RetrieverConfig):
     """No documents for any query.
 
     Args:
-        num_retrieved: 0, and nothing else.
+        num_retrieved: must be 0.
     """
 
     retrieves: ClassVar[bool] = False
     num_retrieved: int = 0
 
     def check(self) -> None:
-        """Refuse a recipe that wants documents of a retriever that has none."""
+        """Reject a recipe that wants documents from a retriever that has none."""
         super().check()
         if self.num_retrieved != 0:
             raise RecipeError(
@@ -41,14 +43,14 @@ class NoRetrieverConfig(RetrieverConfig):
 
 
 class NoRetriever(Retriever):
-    """Finds nothing."""
+    """Retrieves nothing."""
 
     def __init__(self, memory: DocumentSource) -> None:
         self._memory = memory
 
     @property
     def memory(self) -> DocumentSource:
-        """The documents that are not found."""
+        """The documents of the memory, none of which is found."""
         return self._memory
 
     def _retrieve(

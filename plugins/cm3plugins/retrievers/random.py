@@ -1,4 +1,4 @@
-"""`random`: any documents. What retrieval must beat: if these help, something leaks."""
+"""`random`: random documents. The baseline to beat: if these help, something leaks."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
 
 @dataclass(kw_only=True)
 class RandomRetrieverConfig(RetrieverConfig):
-    """Any documents of the memory; the same query gets the same ones.
+    """Random documents of the memory; the same query gets the same ones.
 
     Args:
-        seed: another seed, other documents.
+        seed: of the draw; another seed gives other documents.
     """
 
     seed: int = 0
@@ -31,8 +31,9 @@ class RandomRetrieverConfig(RetrieverConfig):
 
 
 class RandomRetriever(Retriever):
-    """Draws from the memory, seeded by what the query holds. All scores are 0: no document is
-    nearer than another.
+    """Draws from the memory, seeded by the content of the query.
+
+    All scores are 0: no document is nearer than another.
 
     Args:
         memory: M documents.
@@ -70,10 +71,10 @@ class RandomRetriever(Retriever):
 
 
 def shuffled(size: int, rng: np.random.Generator) -> Iterator[int]:
-    """0..size-1 in random order, all orders equally probable; time and memory grow with how many
-    are asked for, not with `size`.
+    """0..size-1 in random order, all orders equally probable.
 
-    The shuffle of Fisher and Yates, of whose array only the places that were touched are kept.
+    Time and memory grow with the number of items consumed, not with `size`: a Fisher-Yates shuffle
+    that keeps only the touched entries of its array.
     """
     moved: dict[int, int] = {}
     for place in range(size):

@@ -1,13 +1,14 @@
-"""Which of the documents found stand in front of a query: the rules of CM3leon section 2.1, each a
-function of its own.
+"""Which of the documents found are prepended to a query: the rules of CM3leon section 2.1.
+
+Each rule is a function.
 
     relevance     `ranked`: by score
     modality      `preferred_first`: documents with both text and a picture before others
     diversity     `is_redundant`: none that is nearly one already taken (near-duplicates of the query are a limit on the score)
     the query     `query_parts`: its text, its picture, or both, whose results are `interleaved`
 
-A search sees the beginning of the whole ranking only. Every rule here therefore says what is
-certain of that beginning, so that a longer search never changes what a shorter one gave.
+A search returns only the beginning of the whole ranking. Every rule here therefore keeps what is
+certain in that beginning, so that a longer search never changes the results of a shorter one.
 
 Legend: W results of a search, C candidates of them, n documents taken, E dimension.
 """
@@ -27,7 +28,7 @@ from cm3core.errors import DataError
 
 QUERY_PARTS = ("text", "image", "both", "union")
 
-#: Scores are rounded to so many digits: the last bits depend on how many queries share a matrix
+#: Scores are rounded to this many digits: the last bits depend on how many queries share a matrix
 #: product.
 DIGITS = 6
 
@@ -36,8 +37,7 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A document that may be taken: its `index` into the memory, its `score`, and see `Retrieved`
-    for the rest."""
+    """A document that may be taken: `index` into the memory, `score`; rest as in `Retrieved`."""
 
     index: int
     score: float
@@ -47,10 +47,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Ranking:
-    """What one search says: candidates, best first.
+    """The result of one search: candidates, best first.
 
     Args:
-        candidates: a beginning of the whole ranking, in which every place is certain.
+        candidates: the beginning of the whole ranking, in which every position is certain.
         complete: nothing follows.
     """
 
@@ -59,11 +59,12 @@ class Ranking:
 
 
 def query_parts(query: Document, part: str) -> list[tuple[str, Document]]:
-    """What of a query is embedded, each for a search of its own, and how its results are said to be
-    found ("text" or "image").
+    """The parts of a query to embed, one search each, as ("text" or "image", document).
+
+    The name is the `found_by` of the search's results.
 
     Args:
-        query: a document; what it lacks is not searched by.
+        query: a document; parts that it lacks are left out.
         part: of `QUERY_PARTS`: its text; its pictures; "both" averaged, like a document of the
             memory; "union": one search by text and one by pictures (paper section 2.1).
 
@@ -97,17 +98,16 @@ def ranked(
     minimum: float | None = None,
     maximum: float | None = None,
 ) -> Ranking:
-    """Results of a search by relevance: the highest rounded score first, equal scores in the
-    memory's order.
+    """Results of a search by relevance: by rounded score, equal scores in the memory's order.
 
-    Of a search that did not see the whole memory the last score is left out: others may have the
-    same.
+    If the search did not cover the whole memory, the last score is dropped: documents beyond it may
+    have the same.
 
     Args:
-        scores_W, rows_W: best first; a row below 0 is none, and nothing follows.
-        whole: nothing lies behind these.
+        scores_W, rows_W: best first; a row below 0 means no result, and none follows.
+        whole: there are no further results.
         found_by: "text" or "image".
-        minimum: less similar documents are no candidates.
+        minimum: less similar documents are not candidates.
         maximum: nor are more similar ones: near-duplicates of the query (paper: 0.9).
     """
     there = rows_W >= 0
@@ -127,12 +127,13 @@ def ranked(
 
 
 def preferred_first(ranking: Ranking, is_preferred: Callable[[int], bool]) -> Ranking:
-    """The preferred candidates first, in their order, then the others; these only once the ranking
-    is complete, since preferred ones may follow.
+    """The preferred candidates first, in their order, then the others.
+
+    The others are included only if the ranking is complete, since more preferred ones may follow.
 
     Args:
         ranking: by relevance.
-        is_preferred: asked with indices into the memory.
+        is_preferred: called with indices into the memory.
     """
     first = [candidate for candidate in ranking.candidates if is_preferred(candidate.index)]
     chosen = {candidate.index for candidate in first}
@@ -145,8 +146,9 @@ def preferred_first(ranking: Ranking, is_preferred: Callable[[int], bool]) -> Ra
 
 
 def interleaved(rankings: Sequence[Ranking]) -> Ranking:
-    """The best of each ranking, then the second of each, and so on; a document found twice counts
-    once, at its first place.
+    """The best of each ranking, then the second of each, and so on.
+
+    A document found twice counts once, at its first position.
 
     >>> one, two = (Ranking(tuple(Candidate(index, 1.0) for index in places), True) for places in ([7, 3, 5], [3, 9]))
     >>> [candidate.index for candidate in interleaved([one, two]).candidates]
@@ -169,8 +171,9 @@ def interleaved(rankings: Sequence[Ranking]) -> Ranking:
 def is_redundant(
     vector_E: FloatArray, taken_nE: Sequence[FloatArray], max_redundancy: float
 ) -> bool:
-    """Whether a document is more similar than `max_redundancy` (paper: 0.9) to one already taken;
-    all vectors have length 1.
+    """Whether a document is more similar than `max_redundancy` (paper: 0.9) to one already taken.
+
+    All vectors have length 1.
 
     >>> is_redundant(np.float32([1, 0]), [np.float32([0.6, 0.8])], 0.5)
     True
@@ -187,8 +190,7 @@ def take(
     vector_of: Callable[[int], FloatArray] | None = None,
     max_redundancy: float = 1.0,
 ) -> list[Candidate]:
-    """The first `number` candidates that are allowed and, where `vector_of` is given, not
-    redundant."""
+    """The first `number` candidates that are allowed and, given `vector_of`, not redundant."""
     taken: list[Candidate] = []
     vectors: list[FloatArray] = []
     for candidate in takewhile(lambda _: len(taken) < number, candidates):

@@ -1,4 +1,4 @@
-"""`usearch`: the same as `dense` by another engine, the HNSW graph of the package usearch."""
+"""`usearch`: like `dense`, with another engine: the HNSW graph of the package usearch."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class UsearchRetrieverConfig(VectorRetrieverConfig):
-    """Nearest document vectors by usearch (`pip install 'cm3leon[usearch]'`). Rules:
-    `VectorRetrieverConfig`.
+    """Nearest document vectors by usearch (`pip install 'cm3leon[usearch]'`).
+
+    The rules are described in `VectorRetrieverConfig`.
 
     Args:
-        connectivity: links of a node of the graph.
-        expansion_add: nodes kept open while it is built.
-        expansion_search: nodes that a search keeps open. None: measured when the graph is built.
-        num_candidates: the best so many by the graph's approximate scores are ranked by their exact
-            ones.
+        connectivity: links per node of the graph.
+        expansion_add: size of the candidate list while building.
+        expansion_search: size of the candidate list of a search. None: measured when the graph is
+            built.
+        num_candidates: number of best results by approximate score that are re-ranked by exact
+            score.
     """
 
     connectivity: int = 32
@@ -34,7 +36,7 @@ class UsearchRetrieverConfig(VectorRetrieverConfig):
     num_candidates: int = 128
 
     def check(self) -> None:
-        """Refuse what the rules refuse, and numbers below 1 (below 2 links there is no graph)."""
+        """Check the keys of the rules and the graph's numbers (a graph needs 2 links or more)."""
         super().check()
         for name, least in (
             ("connectivity", 2),
@@ -49,7 +51,7 @@ class UsearchRetrieverConfig(VectorRetrieverConfig):
     def open_index(
         self, vectors: VectorRows, folder: Path | None, fingerprint: str | None
     ) -> VectorIndex:
-        """Built once and kept beside the bank. Raises `MissingPackageError` without usearch."""
+        """Built once and kept next to the bank. Raises `MissingPackageError` without usearch."""
         from cm3plugins.retrievers.index import open_engine
         from cm3plugins.retrievers.index.flat import FlatIndex
 

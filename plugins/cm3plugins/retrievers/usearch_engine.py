@@ -1,4 +1,4 @@
-"""usearch's HNSW graph as an engine of vector indexes: vectors of 16 bits a number (bfloat16).
+"""usearch's HNSW graph as an engine of vector indexes, on bfloat16 vectors.
 
 Legend: Q queries, C candidates a query, M rows, E dimension.
 """
@@ -36,7 +36,7 @@ class UsearchEngine(Engine):
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """Links of a node, and nodes kept open while building."""
+        """Links per node, and size of the candidate list while building."""
         return {"connectivity": self.connectivity, "expansion_add": self.expansion_add}
 
     @property
@@ -51,7 +51,7 @@ class UsearchEngine(Engine):
         return len(self.vectors)
 
     def build(self, progress: bool) -> Any:
-        """Block after block."""
+        """Add rows block by block."""
         num_rows, dimension = self.vectors.shape
         native = Index(
             ndim=dimension,
@@ -76,7 +76,7 @@ class UsearchEngine(Engine):
     def candidates(
         self, native: Any, setting: int, queries_QE: FloatArray, number: int
     ) -> RowArray:
-        """By usearch's scores of its shortened vectors."""
+        """By usearch's scores of its compressed vectors."""
         native.expansion_search = max(setting, number)
         found = native.search(queries_QE, number, threads=num_threads())
         keys_QC = np.asarray(found.keys).reshape(len(queries_QE), -1).astype(np.int64)
@@ -89,7 +89,7 @@ class UsearchEngine(Engine):
         return rows_QC
 
     def write(self, native: Any, path: Path) -> None:
-        """To a file of usearch's format."""
+        """Write usearch's file format."""
         native.save(str(path))
 
     def read(self, path: Path) -> Any:

@@ -1,9 +1,9 @@
-"""Retrievers by vectors: an index finds candidates, the rules of `strategy.py` choose among them.
+"""Vector retrievers: an index finds candidates, the rules of `strategy.py` choose among them.
 
-An engine is a config that derives from `VectorRetrieverConfig` and says in `open_index` how vectors
+A config of an engine derives from `VectorRetrieverConfig` and defines in `open_index` how vectors
 are searched.
 
-Legend: Q searches, W results of one, M documents of the memory, E dimension.
+Legend: Q searches, W results of each, M documents of the memory, E dimension.
 """
 
 from __future__ import annotations
@@ -37,35 +37,35 @@ if TYPE_CHECKING:
     from cm3core.bank import VectorRows
     from cm3plugins.retrievers.index import VectorIndex
 
-#: Searched beyond what is wanted, so that a tie at the border or a skipped document seldom needs a
+#: Extra results of a search, so that a tie at the cut-off or a skipped document seldom needs a
 #: second search.
 _MARGIN = 8
 
 
 @dataclass(kw_only=True)
 class VectorRetrieverConfig(RetrieverConfig):
-    """Base of the configs of retrievers by vectors: the rules of CM3leon section 2.1. Each can be
-    switched off.
+    """Base config of vector retrievers: the rules of CM3leon section 2.1.
+
+    Each rule can be switched off.
 
     Args:
         query: what of the query document is embedded: "text", "image", "both" (averaged, like
-            documents of the memory) or "union" (the paper's: found by text and by image in turn,
-            duplicates once); a query that lacks the part named is embedded by the one that it has.
-            The default is what a prompt for a picture has: a training picture that helps to find
-            its own context leaks into it (RA-CM3 queries with one part only).
+            documents of the memory) or "union" (the paper's: results by text and by image in turn,
+            duplicates once); a query that lacks the chosen part is embedded by the one it has. The
+            default is what a prompt for a picture has: a training picture that helps to find its
+            own context leaks into it (RA-CM3 queries with one part only).
         max_similarity: documents more similar to the query are skipped; None skips none. The paper
             skips those above 0.9 as near-duplicates, in CLIP's space over photographs. In drawings
-            of few concepts the useful documents, the same thing in another style, are just the most
-            similar ones, so the default is off.
-        min_similarity: documents less similar are not worth a place in the context; None takes them
-            all.
+            of few concepts the useful documents (the same thing in another style) are exactly the
+            most similar ones, so the default is off.
+        min_similarity: documents less similar to the query are dropped; None keeps all.
         max_redundancy: documents more similar than this to one already taken are skipped (paper:
             0.9); None skips none.
-        prefer_both: documents with both text and a picture come before all others.
-        search_depth: the rules look at so many of the best results of a search, and give up where
-            these are not enough.
-        cache: keep the memory's vectors on disk, in the cache folder, under the fingerprints of all
-            that decides them.
+        prefer_both: rank documents with both text and a picture before all others.
+        search_depth: the rules consider at most this many of the best results of a search, even if
+            fewer documents than wanted remain.
+        cache: keep the memory's vectors in the cache folder, keyed by the fingerprints of
+            everything that determines them.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("embedder",)
@@ -78,8 +78,7 @@ class VectorRetrieverConfig(RetrieverConfig):
     cache: bool = True
 
     def check(self) -> None:
-        """Refuse an unknown part, thresholds that are no cosines or that leave nothing, and
-        impossible counts."""
+        """Check the query part, the thresholds (cosines that leave something) and the counts."""
         super().check()
         if self.query not in QUERY_PARTS:
             raise RecipeError(
@@ -116,13 +115,14 @@ class VectorRetrieverConfig(RetrieverConfig):
         Args:
             vectors: of the memory's documents.
             folder: where an index may be kept; None: nowhere.
-            fingerprint: of the vectors, when it is known.
+            fingerprint: of the vectors, if known.
         """
         raise NotImplementedError
 
     def build(self, memory: DocumentSource, embedder: Embedder | None) -> VectorRetriever:
-        """Take the memory bank's vectors, or embed the memory (or read its vectors from the cache),
-        and open the index.
+        """Open the index over the memory's vectors.
+
+        The vectors are the memory bank's, or read from the cache, or embedded.
 
         Raises:
             RecipeError: no embedder.
@@ -179,11 +179,11 @@ class VectorRetriever(Retriever):
 
     @property
     def index(self) -> VectorIndex:
-        """What finds the candidates."""
+        """The index that finds the candidates."""
         return self._index
 
     def exact(self) -> VectorRetriever:
-        """The same rules over a search that misses nothing."""
+        """The same rules over an exact search."""
         from cm3plugins.retrievers.index.flat import FlatIndex
 
         if self._index.exact:
@@ -242,15 +242,17 @@ class VectorRetriever(Retriever):
                 results[query], complete = self._chosen(rankings, num_retrieved, exclude[query])
                 if len(results[query]) < num_retrieved and not complete:
                     unfinished.append(query)
-            # Short only where ties or skipped documents took more than the margin: look further.
+            # Short only if ties or skipped documents took more than the margin: search deeper.
             pending, width = unfinished, 4 * width
         return results
 
     def _chosen(
         self, rankings: Sequence[Ranking], number: int, exclude: Collection[str]
     ) -> tuple[list[Retrieved], bool]:
-        """What the rules leave of a query's searches, at most `number`; and whether a longer search
-        can't find more."""
+        """What the rules keep of a query's searches, and whether a longer search can't find more.
+
+        At most `number` documents.
+        """
         if self._config.prefer_both:
             rankings = [
                 preferred_first(ranking, lambda index: bool(self._has_both[index]))

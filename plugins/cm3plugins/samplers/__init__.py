@@ -1,3 +1,6 @@
-"""Bundled samplers: `top_p` (one stream), `cfg` and `edit_cfg` (guidance with two and three
-streams), `cd_k` and `contrastive` (contrastive decoding), `mixture` (candidates by `cfg` and by
-`cd_k`). All but `top_p` draw plausible ids only."""
+"""Bundled samplers.
+
+`top_p` (one stream), `cfg` and `edit_cfg` (guidance with two and three streams), `cd_k` and
+`contrastive` (contrastive decoding), `mixture` (candidates by `cfg` and by `cd_k`). All but `top_p`
+sample only plausible ids.
+"""

@@ -1,9 +1,8 @@
-"""Configs of the samplers `top_p`, `cfg` and `edit_cfg`, and what all bundled samplers share.
-Light: no torch here.
+"""Configs of the samplers `top_p`, `cfg` and `edit_cfg`, and the base of all bundled samplers.
 
-A sampler is guidance streams with weights, a set of plausible ids, a schedule and filters;
-`cm3core.interfaces.sampler` has the order in which they act. Sources: CM3leon paper sections 3.1
-and 4.1; defaults for text from facebookresearch/chameleon.
+Light: no torch here. A sampler is guidance streams with weights, a set of plausible ids, a schedule
+and filters; `cm3core.interfaces.sampler` defines the order in which they act. Sources: CM3leon
+paper sections 3.1 and 4.1; defaults for text from facebookresearch/chameleon.
 """
 
 from __future__ import annotations
@@ -35,23 +34,24 @@ _OFF = "use more than 0 and at most 1 (1 is off)"
 
 @dataclass(kw_only=True)
 class TopPSamplerConfig(SamplerConfig):
-    """Sampling from one stream: temperature, then top-k, top-p, min-p and typical, apart for image
-    codes and for text.
+    """Sampling from one stream: temperature, then top-k, top-p, min-p and typical filters.
+
+    Image codes and text have separate settings.
 
     Args:
-        temperature: of image codes; > 0 divides the logits, 0 takes the most probable code.
-        top_k: image codes kept, the most probable; 0 keeps all.
+        temperature: for image codes; > 0 divides the logits, 0 takes the most probable code.
+        top_k: number of most probable image codes kept; 0 keeps all.
         top_p: smallest set of most probable image codes with at least this probability; 1.0 keeps
             all.
-        min_p: image codes with at least so many times the probability of the most probable one are
-            kept, 0..1; 0 keeps all.
+        min_p: keep image codes with at least this multiple of the probability of the most probable
+            one, 0..1; 0 keeps all.
         typical_p: smallest set of image codes with at least this probability whose surprise is
             nearest to the entropy (locally typical sampling); 1.0 keeps all.
-        text_temperature: the same of text tokens.
-        text_top_k: the same of text tokens.
-        text_top_p: the same of text tokens.
-        text_min_p: the same of text tokens.
-        text_typical_p: the same of text tokens.
+        text_temperature: the same for text tokens.
+        text_top_k: the same for text tokens.
+        text_top_p: the same for text tokens.
+        text_min_p: the same for text tokens.
+        text_typical_p: the same for text tokens.
     """
 
     temperature: float = 1.0
@@ -98,25 +98,23 @@ class TopPSamplerConfig(SamplerConfig):
 
 @dataclass(kw_only=True)
 class GuidedSamplerConfig(TopPSamplerConfig):
-    """What samplers with more than one stream share: what the null stream sees, and where guidance
-    acts.
+    """Base of the samplers with more than one stream: null stream and guidance schedule.
 
-    Only ids that the conditional stream finds plausible are drawn, by a rule of each sampler:
-    without such a set, guidance lifts ids that all streams find absurd. Where the other streams
+    Only ids that the conditional stream finds plausible are sampled, by a rule of each sampler:
+    without such a set, guidance boosts ids that all streams find absurd. Where the other streams
     have no weight there is no plausibility set.
 
     Args:
         null_prompt: what the null stream sees: "mask" (a mask sentinel in place of each text,
-            retrieved documents kept) or "mask_no_retrieved" (retrieved documents left out too).
+            retrieved documents kept) or "mask_no_retrieved" (retrieved documents dropped too).
         negative_prompt: a text that the null stream reads in place of each text, instead of the
             mask sentinel: what the picture should not be. null: none.
-        guidance_start: guidance acts from this share of the way through a picture, or through a run
-            of missing codes; 0..1. Text is guided the same everywhere: how long it gets is not
-            known beforehand.
-        guidance_stop: up to this share; 0..1. Outside, the conditional stream alone is drawn from,
-            among its plausible codes.
-        guidance_ramp: how much guidance acts in between: "constant" (all), "up" (none at the start,
-            all at the stop) or "down".
+        guidance_start: guidance acts from this fraction of a picture, or of a run of missing codes;
+            0..1. Text is guided the same everywhere: its length is not known beforehand.
+        guidance_stop: up to this fraction; 0..1. Outside, only the conditional stream is sampled
+            from, among its plausible codes.
+        guidance_ramp: strength of guidance in between: "constant" (full), "up" (none at the start,
+            full at the stop) or "down".
     """
 
     top_p: float = 1.0
@@ -167,21 +165,19 @@ class GuidedSamplerConfig(TopPSamplerConfig):
 
 @dataclass(kw_only=True)
 class CFGSamplerConfig(GuidedSamplerConfig):
-    """Classifier-free guidance: logits u + s (c - u) of a stream c that sees the text and a stream
-    u that doesn't.
+    """Classifier-free guidance: logits u + s (c - u); stream c sees the text, stream u doesn't.
 
-    Where a scale is 1 there is no guidance; when both scales are 1 the second stream isn't run at
-    all.
+    A scale of 1 means no guidance; if both scales are 1 the second stream isn't run at all.
 
     Args:
-        guidance_scale: s of image codes; 1 is off.
-        text_guidance_scale: s of text tokens; 1 is off.
+        guidance_scale: s for image codes; 1 is off.
+        text_guidance_scale: s for text tokens; 1 is off.
         plausible_top_p: smallest set of the conditional stream's most probable ids with at least
             this probability, at temperature 1, before mixing; 1.0 keeps all.
-        plausible_top_k: the conditional stream's most probable ids; 0 keeps all.
+        plausible_top_k: number of the conditional stream's most probable ids; 0 keeps all.
         plausible_alpha: ids with at least alpha times the conditional stream's k-th largest
             probability (CD-K's set); 0 is off.
-        plausible_k: that k.
+        plausible_k: k of that set.
     """
 
     guidance_scale: float = 1.5
@@ -202,16 +198,15 @@ class CFGSamplerConfig(GuidedSamplerConfig):
         require_at_least(self, "plausible_k", 1)
 
     def plan(self, modality: str) -> SamplingPlan:
-        """The plan for "text" or "image" positions; both have the same streams, the conditional one
-        first."""
+        """The plan for "text" or "image" positions: the same streams, the conditional one first."""
         return self.all_streams(modality) if self.is_guided() else super().plan(modality)
 
     def is_guided(self) -> bool:
-        """Whether any position needs another stream than the conditional one."""
+        """Whether any position needs a stream other than the conditional one."""
         return self.guidance_scale != 1 or self.text_guidance_scale != 1
 
     def all_streams(self, modality: str) -> SamplingPlan:
-        """The plan with both streams, also when one has no weight."""
+        """The plan with both streams, even if one has no weight."""
         scale = self.guidance_scale if modality == "image" else self.text_guidance_scale
         return self.guided(
             modality,
@@ -230,21 +225,21 @@ class CFGSamplerConfig(GuidedSamplerConfig):
 
 @dataclass(kw_only=True)
 class EditCFGSamplerConfig(CFGSamplerConfig):
-    """Guidance for editing, with three streams: u + s_picture (i - u) + s (f - i), as in
-    InstructPix2Pix.
+    """Guidance for editing, with three streams: u + s_picture (i - u) + s (f - i).
 
-    f sees everything; i all but the last text, which is the edit; u nothing of the document:
-    `<eos> <sentinel:0> <break>`. Made for `instruction, picture, edit, hole`; any document will do.
-    Plausible is what f finds so. At text positions only f and i count. Scales: paper section 4.1
-    (Chameleon's defaults: 3.0, 1.2). Formula: facebookresearch/chameleon, `logits_processor.py`.
+    The formula is InstructPix2Pix's. f sees everything; i all but the last text, which is the edit;
+    u nothing of the document: `<eos> <sentinel:0> <break>`. Made for `instruction, picture, edit,
+    hole`; any document will do. The plausible ids are f's. At text positions only f and i count.
+    Scales: paper section 4.1 (Chameleon's defaults: 3.0, 1.2). Formula: facebookresearch/chameleon,
+    `logits_processor.py`.
 
     Args:
-        guidance_scale: s of image codes, from not seeing the edit to seeing it; 1 is off.
-        text_guidance_scale: the same of text tokens.
-        picture_guidance_scale: s_picture of image codes, from seeing nothing to seeing pictures and
-            other texts; 1 is off.
+        guidance_scale: s for image codes, from not seeing the edit to seeing it; 1 is off.
+        text_guidance_scale: the same for text tokens.
+        picture_guidance_scale: s_picture for image codes, from seeing nothing to seeing pictures
+            and other texts; 1 is off.
         null_prompt: whether u sees the retrieved documents: "mask" (yes) or "mask_no_retrieved". i
-            does in any case.
+            always does.
         negative_prompt: a text that i reads in place of the edit, instead of a mask sentinel. null:
             none.
     """
@@ -259,11 +254,11 @@ class EditCFGSamplerConfig(CFGSamplerConfig):
         require_at_least(self, "picture_guidance_scale", 0)
 
     def is_guided(self) -> bool:
-        """Whether any position needs another stream than f."""
+        """Whether any position needs a stream other than f."""
         return super().is_guided() or self.picture_guidance_scale != 1
 
     def all_streams(self, modality: str) -> SamplingPlan:
-        """The plan with streams f, i and u, also when some have no weight."""
+        """The plan with streams f, i and u, even if some have no weight."""
         scale, picture_scale = (
             (self.guidance_scale, self.picture_guidance_scale)
             if modality == "image"

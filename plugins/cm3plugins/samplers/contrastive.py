@@ -1,8 +1,8 @@
 """Configs of the samplers `contrastive`, `cd_k` and `mixture`. Light: no torch here.
 
 Source: CM3leon paper section 3.1, equation 3 and figure 4; Li et al. 2022, "Contrastive Decoding".
-The paper gives neither alpha nor k nor temperatures; what its scripts had
-(facebookresearch/metaseq) and what is this project's choice stands at each key.
+The paper gives neither alpha nor k nor temperatures; each key states whether its default is that of
+the paper's scripts (facebookresearch/metaseq) or this project's.
 """
 
 from __future__ import annotations
@@ -23,20 +23,19 @@ from cm3plugins.samplers.config import (
 
 @dataclass(kw_only=True)
 class ContrastiveSamplerConfig(GuidedSamplerConfig):
-    """Contrastive decoding: image codes by log p_expert - log p_amateur, among those that the
-    expert finds plausible.
+    """Contrastive decoding: plausible image codes are ranked by log p_expert - log p_amateur.
 
-    The expert is the decoder that sees the text, the amateur the same decoder that doesn't.
-    Plausible: p_expert >= alpha * the largest p_expert. The paper found that this set leaves little
-    to choose; `cd_k` is its answer. Text tokens are the expert's. Where a request has no text to
-    hide, both streams are the same and the score says nothing: use `cfg` there.
+    The expert is the decoder with the text, the amateur the same decoder without it. Plausible:
+    p_expert >= alpha * the largest p_expert. The paper found that this set leaves little to choose;
+    `cd_k` is its answer. Text tokens are sampled from the expert. If a request has no text to hide,
+    both streams are the same and the score is meaningless: use `cfg` there.
 
     Args:
         alpha: of the plausible set, more than 0 to 1; 0.1 is Li et al.'s.
         expert_temperature: divides the expert's logits, also for the plausible set.
         amateur_temperature: divides the amateur's logits; the larger, the less the amateur counts.
-        temperature: of the draw: softmax(score / temperature); 0 takes the best score, as Li et al.
-            (who search with beams).
+        temperature: of sampling: softmax(score / temperature); 0 takes the best score, as Li et al.
+            do (with beam search).
         expert_top_p: a further limit: the expert's most probable codes with at least this
             probability, at temperature 1; 1.0 is none.
     """
@@ -89,18 +88,18 @@ class CDKSamplerConfig(ContrastiveSamplerConfig):
     """Contrastive decoding TopK (CD-K): plausible is p_expert >= alpha * the k-th largest p_expert
     (paper eq. 3).
 
-    The k most probable codes are always in that set. A decoder that is sure of its code finds the
-    second already absurd, and the score may prefer it: then `expert_top_p` has to limit the set
-    further. It is on by default; 1.0 gives the paper's equation.
+    The k most probable codes are always in that set. If a decoder is sure of its code, even the
+    second one is absurd, yet the score may prefer it: `expert_top_p` then limits the set further.
+    It is on by default; 1.0 gives the paper's equation.
 
     Args:
         alpha: of the plausible set, more than 0 to 1. 0.5 is the default of the paper's scripts.
         k: of the plausible set. The default is this project's; 1 is `contrastive`.
-        expert_temperature: as in `contrastive`; 1.0 is the later one of the paper's scripts (0.8
-            the earlier).
-        amateur_temperature: as in `contrastive`; the default is the equation as written, the
+        expert_temperature: as in `contrastive`; 1.0 is from the later of the paper's scripts (the
+            earlier has 0.8).
+        amateur_temperature: as in `contrastive`; the default is the equation as written; the
             paper's scripts have 0.5.
-        expert_top_p: as in `contrastive`; the default is this project's, tried on its bundled
+        expert_top_p: as in `contrastive`; the default is this project's, chosen on its bundled
             decoder.
     """
 
@@ -120,16 +119,15 @@ class CDKSamplerConfig(ContrastiveSamplerConfig):
 
 @dataclass(kw_only=True)
 class MixtureSamplerConfig(CFGSamplerConfig):
-    """A share of a request's candidates by CD-K, the others by `cfg`: half and half goes on
-    improving with more (paper fig. 4).
+    """A share of a request's candidates by CD-K, the others by `cfg`.
 
-    Candidate i is CD-K's where floor((i + 1) * share) > floor(i * share), so that of the first n
-    floor(n * share) are. Both have the same streams, filters and schedule. A single picture is
-    `cfg`'s, unless the share is 1.
+    Half and half keeps improving with more candidates (paper fig. 4). Candidate i is CD-K's if
+    floor((i + 1) * share) > floor(i * share), so of the first n floor(n * share) are. Both have the
+    same streams, filters and schedule. A single picture is `cfg`'s, unless the share is 1.
 
     Args:
-        cd_k_share: 0..1.
-        alpha: of CD-K's candidates, as in `cd_k`; the `plausible_` keys are of `cfg`'s.
+        cd_k_share: share of CD-K, 0..1.
+        alpha: of CD-K's candidates, as in `cd_k`; the `plausible_` keys apply to `cfg`'s.
         k: the same.
         expert_temperature: the same.
         amateur_temperature: the same.
@@ -154,7 +152,7 @@ class MixtureSamplerConfig(CFGSamplerConfig):
         return True
 
     def cd_k(self) -> CDKSamplerConfig:
-        """The method of the other candidates."""
+        """The sampler of CD-K's candidates."""
         values: dict[str, Any] = {
             item.name: getattr(self, item.name) for item in fields(CDKSamplerConfig)
         }

@@ -1,4 +1,4 @@
-"""The sampler whose candidates are drawn by two methods."""
+"""The sampler whose candidates come from two methods."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from cm3plugins.samplers.planned import PlannedSampler
 
 
 class MixtureSampler(PlannedSampler):
-    """Candidates by two methods; asked itself, it is candidate 0's.
+    """Candidates by two methods; used directly, it is the sampler of candidate 0.
 
     Args:
-        first, second: each method's plans, one for each modality; all have the same streams.
+        first, second: each method's plans, one per modality; all have the same streams.
         second_share: 0..1; floor(n * share) of the first n candidates are the second method's. A
             fraction, because 100 * 0.29 is less than 29.
     """

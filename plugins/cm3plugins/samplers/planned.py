@@ -1,5 +1,4 @@
-"""The sampler that carries out plans: mixing, filters and the draw are one call of the kernels
-package.
+"""The sampler that executes plans: mixing, filters and sampling are one call of the kernels.
 
 Legend: n requests, S stream rows, G guidance streams, R ids of the legal slice.
 """
@@ -18,7 +17,7 @@ from cm3kernels import guided_sample
 
 
 class PlannedSampler(Sampler):
-    """A sampler that is nothing but its plans, one for each modality."""
+    """A sampler that is defined by its plans alone, one per modality."""
 
     def __init__(self, plans: Mapping[str, SamplingPlan]) -> None:
         self._plans = dict(plans)
@@ -58,8 +57,10 @@ class PlannedSampler(Sampler):
         )
 
     def _columns(self, plans: Sequence[SamplingPlan], device: torch.device) -> dict[str, Any]:
-        """The plans' filters as tensors. An engine passes the same tuple step after step, so the
-        last is remembered."""
+        """The plans' filters as tensors.
+
+        An engine passes the same tuple step after step, so the last result is cached.
+        """
         if self._seen is not None and self._seen[0] is plans and self._seen[1] == device:
             return self._seen[2]
         columns = plan_columns(plans, device)

@@ -1,5 +1,7 @@
-"""Text tokenizer `bpe`: its config. What it builds is in ``byte_level_bpe.py``, which imports HF
-`tokenizers`."""
+"""Config of the text tokenizer `bpe`.
+
+The tokenizer is in ``byte_level_bpe.py``, which imports HF `tokenizers`.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class BPETokenizerConfig(TextTokenizerConfig):
-    """Byte-level BPE in the style of GPT-2 and CM3leon (paper section 2.1: 56,320 ids, 4 of them
-    control tokens).
+    """Byte-level BPE in the style of GPT-2 and CM3leon.
+
+    CM3leon paper section 2.1: 56,320 ids, 4 of them control tokens.
 
     Args:
-        vocab_size: ids wanted when it is trained on the data set's captions, at least 256 (the
-            bytes). Captions that hold fewer pairs worth merging give a smaller tokenizer. Not used
+        vocab_size: target number of ids when it is trained on the data set's captions, at least 256
+            (the bytes). Captions with fewer pairs worth merging give a smaller tokenizer. Ignored
             with `path`: the file decides.
-        path: a `tokenizer.json` of `cm3 tokenizer train-text` or its folder; None: train on the
+        path: a `tokenizer.json` of `cm3 tokenizer train-text`, or its folder; None: train on the
             captions.
-        min_frequency: a pair of pieces is merged when it occurs at least so many times.
+        min_frequency: a pair of tokens is merged if it occurs at least this many times.
     """
 
     is_default: ClassVar[bool] = True
@@ -50,8 +53,9 @@ class BPETokenizerConfig(TextTokenizerConfig):
             )
 
     def build(self, corpus: Iterable[str] | None = None) -> ByteLevelBPETokenizer:
-        """Load `path`, or train on `corpus` (deterministic: the same texts in any order give the
-        same tokenizer).
+        """Load `path`, or train on `corpus`.
+
+        Training is deterministic: the same texts in any order give the same tokenizer.
 
         Raises:
             RecipeError: see `check`.
@@ -66,7 +70,7 @@ class BPETokenizerConfig(TextTokenizerConfig):
         if corpus is None:
             raise TokenizerError(
                 "text_tokenizer",
-                "has neither a file nor texts to be trained on",
+                "has neither a file nor texts to train on",
                 "give text_tokenizer.path, or a data set",
             )
         return ByteLevelBPETokenizer.train(corpus, self.vocab_size, self.min_frequency)

@@ -1,4 +1,4 @@
-"""Text tokenizer `byte`: one id for each byte of UTF-8, nothing to train."""
+"""Text tokenizer `byte`: one id per byte of UTF-8, nothing to train."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class ByteTokenizerConfig(TextTokenizerConfig):
         return ByteTokenizer()
 
     def load(self, folder: Path) -> ByteTokenizer:
-        """Return the tokenizer; raises `TokenizerError` when another one was saved in `folder`."""
+        """Return the tokenizer; raises `TokenizerError` if another one was saved in `folder`."""
         path = folder / MARK_FILE
         if not path.is_file() or path.read_text(encoding="utf-8") != MARK:
             raise TokenizerError(
                 str(folder),
-                "holds no byte tokenizer",
+                "does not hold a byte tokenizer",
                 "use the recipe that the folder was written with",
             )
         return ByteTokenizer()
@@ -56,5 +56,5 @@ class ByteTokenizer(TextTokenizer):
         return bytes(ids).decode("utf-8", errors="replace")
 
     def save(self, folder: Path) -> None:
-        """Write a mark, so that `load` recognises the folder."""
+        """Write a marker file, so that `load` recognises the folder."""
         write_text(folder / MARK_FILE, MARK)

@@ -1,9 +1,9 @@
-"""Byte-level BPE on HF `tokenizers`: training, loading, and the checks that make it lossless and
-free of special tokens.
+"""Byte-level BPE on HF `tokenizers`: training, loading, and checks.
 
-Ids 0..255 are the bytes (in the order of GPT-2's byte symbols), then come merges as they were
-learned. Nothing is normalised, no space is put in front, no token is special, so every valid string
-comes back unchanged and a text can't spell a control token.
+The checks make it lossless and free of special tokens. Ids 0..255 are the bytes (in the order of
+GPT-2's byte symbols), followed by the merges in the order learned. Nothing is normalised, no space
+is prepended, no token is special, so every valid string round-trips and a text can't spell a
+control token.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from cm3core.interfaces.text_tokenizer import TextTokenizer
 FILE_NAME = "tokenizer.json"
 NEXT_STEP = "train one with 'cm3 tokenizer train-text'"
 
-#: Keys of a tokenizer.json -> values with which decode(encode(text)) == text holds for every text,
-#: and ids are a function of it.
+#: Keys of a tokenizer.json -> values for which decode(encode(text)) == text holds for every text,
+#: and ids are a function of the text.
 LOSSLESS: Mapping[str, tuple[Any, ...]] = {
     "normalizer": (None,),
     "truncation": (None,),
@@ -48,10 +48,10 @@ class ByteLevelBPETokenizer(TextTokenizer):
 
     Args:
         content: text of a `tokenizer.json`.
-        place: where it comes from, for errors.
+        place: where it comes from, for error messages.
 
     Raises:
-        TokenizerError: it is no byte-level BPE, or one that changes texts or has special tokens.
+        TokenizerError: it is not a byte-level BPE, or it changes texts or has special tokens.
     """
 
     def __init__(self, content: str, place: str) -> None:
@@ -59,7 +59,7 @@ class ByteLevelBPETokenizer(TextTokenizer):
         try:
             self._tokenizer = Tokenizer.from_str(content)
         except Exception as error:
-            # the Rust library raises plain Exception for whatever it can't read
+            # the Rust library raises plain Exception for anything it can't read
             raise TokenizerError(place, f"can't be read: {error}", NEXT_STEP) from error
         self._vocab_size: int = self._tokenizer.get_vocab_size()
         self._fingerprint = hashlib.sha256(self.content.encode()).hexdigest()
@@ -68,8 +68,9 @@ class ByteLevelBPETokenizer(TextTokenizer):
     def train(
         cls, corpus: Iterable[str], vocab_size: int, min_frequency: int = 2
     ) -> ByteLevelBPETokenizer:
-        """Learn merges from `corpus` until there are `vocab_size` ids, or no pair occurs
-        `min_frequency` times.
+        """Learn merges from `corpus`.
+
+        Stops at `vocab_size` ids, or when no pair occurs `min_frequency` times.
 
         Raises:
             TokenizerError: a text is not valid Unicode.
@@ -129,12 +130,11 @@ class ByteLevelBPETokenizer(TextTokenizer):
 
 
 def check_content(content: str, place: str) -> None:
-    """Raise `TokenizerError` unless `content` is a tokenizer.json that loses nothing and knows no
-    special token."""
+    """Raise `TokenizerError` unless `content` is lossless and has no special tokens."""
     try:
         values = json.loads(content)
     except ValueError as error:
-        raise TokenizerError(place, f"is no JSON: {error}", NEXT_STEP) from error
+        raise TokenizerError(place, f"is not JSON: {error}", NEXT_STEP) from error
     for key, allowed in LOSSLESS.items():
         value: Any = values
         for part in key.split("."):

@@ -1,2 +1,1 @@
-"""What the components that are trained here share, whatever their kind: bundled weights, files of
-weights, training runs."""
+"""Shared by trained components of all kinds: bundled weights, weights files, training runs."""

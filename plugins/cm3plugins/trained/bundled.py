@@ -1,5 +1,4 @@
-"""What a recipe's key `weights` means: a file, or weights that come with this package. Light: no
-torch."""
+"""The recipe key `weights`: a file, or weights bundled with this package. Light: no torch."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ def weights_path(
     trainer: str,
     content: str = "weights",
 ) -> Path:
-    """The path that `weights` means. A file that is given need not be there.
+    """The path that `weights` means. A file need not exist.
 
     Args:
         weights: the recipe's value.
@@ -29,7 +28,7 @@ def weights_path(
         section: of the recipe, for errors.
         component: what the bundled files are, for errors.
         trainer: the command that writes such files, for errors.
-        content: what they hold, for errors.
+        content: what they contain, for errors.
 
     Raises:
         CheckpointError: `weights` is None, or an unknown bundled name.

@@ -1,7 +1,7 @@
 """One training run: its budget and clock, its log, and the state that it resumes from.
 
-What is learned, and from what, is the `Trainer`'s business; a run calls it step by step. A run that
-was stopped or killed and is resumed makes the steps that one without a break would have made.
+What is trained, and on what, is up to the `Trainer`; a run calls it step by step. A run that was
+stopped or killed and resumed makes the same steps as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WEIGHTS, STATE, LOG = "model.safetensors", "state.pt", "log.jsonl"
 
 
 class Trainer(Protocol):
-    """Network, optimisers, and whatever else the next step depends on."""
+    """Network, optimisers, and everything else that the next step depends on."""
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, as plain containers of tensors."""
@@ -51,8 +51,8 @@ class TrainingRun:
         settings: how often to log and save.
         minutes: wall-clock budget (resumed time counts), or `steps`: number of updates; exactly
             one.
-        facts: what a run that is resumed must have in common with the one that was stopped, as
-            plain values; the budget is added.
+        facts: values that a resumed run must share with the stopped one, as plain values; the
+            budget is added.
     """
 
     def __init__(
@@ -71,8 +71,11 @@ class TrainingRun:
         self.identity = json.dumps({**facts, "minutes": minutes, "steps": steps}, sort_keys=True)
 
     def resume(self) -> None:
-        """Load `STATE` when there is one. Raises `CheckpointError` when it is unreadable or of
-        another run."""
+        """Load `STATE` if there is one.
+
+        Raises:
+            CheckpointError: it is unreadable or belongs to another run.
+        """
         path = self.out_dir / STATE
         if not path.exists():
             return
@@ -82,7 +85,7 @@ class TrainingRun:
             raise CheckpointError(
                 str(path),
                 f"not a readable state of plain tensors ({type(error).__name__})",
-                "delete it to start anew",
+                "delete it to start from scratch",
             ) from error
         if state["identity"] != self.identity:
             changes = differences(json.loads(state["identity"]), json.loads(self.identity))
@@ -109,7 +112,7 @@ class TrainingRun:
 
     @property
     def notes(self) -> dict[str, str]:
-        """What a file of weights tells of the run that made it."""
+        """Metadata of a weights file about the run that made it."""
         return {
             "steps": str(self.step_count),
             "seconds": f"{self.seconds:.0f}",
@@ -117,7 +120,7 @@ class TrainingRun:
         }
 
     def progress(self) -> float:
-        """Share of the budget that is behind."""
+        """Fraction of the budget spent."""
         if self.steps is not None:
             return self.step_count / self.steps
         assert self.minutes is not None
@@ -142,12 +145,12 @@ class TrainingRun:
         """Step until the budget is spent; returns what the last `save` returned.
 
         Args:
-            step: one update, from the number of steps done and the progress, to what is logged of
-                it; `loss` among it.
+            step: one update; maps the number of steps done and the progress to the values to log,
+                including `loss`.
             save: writes a checkpoint, the last time at the end; returns the weights' path.
             label: of the progress bar.
             show_progress: a progress bar on stderr.
-            stopped: asked before each step; when true, the run ends early.
+            stopped: called before each step; if true, the run ends early.
             on_checkpoint: called with the weights' path after each checkpoint.
         """
 
@@ -195,8 +198,10 @@ def check_order(
     minutes: float | None,
     steps: int | None,
 ) -> None:
-    """Raise `DataError` unless there is one budget, and at least one picture, uint8 [N, H, W, 3] of
-    (height, width) = `size`."""
+    """Raise `DataError` unless there is exactly one budget and at least one valid picture.
+
+    Pictures are uint8 [N, H, W, 3] of (height, width) = `size`.
+    """
     if (minutes is None) == (steps is None):
         raise DataError(trainer, "needs either minutes or steps", "give exactly one of them")
     height, width = size

@@ -1,4 +1,4 @@
-"""Files of weights: safetensors with the network's architecture, as JSON, in their metadata."""
+"""Weights files: safetensors with the network's architecture, as JSON, in their metadata."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _TRAINERS = "give the weights that the trainer wrote"
 
 @dataclass(frozen=True)
 class WeightsFormat(Generic[ArchitectureT]):
-    """What a component's files look like.
+    """Format of a component's weights files.
 
     Args:
         key: metadata key of the architecture.
         architecture: its class, a dataclass of plain values.
-        how_to_train: next step when there is no such file.
-        foreign: next step when a file has no architecture.
+        how_to_train: next step if there is no such file.
+        foreign: next step if a file has no architecture.
     """
 
     key: str
@@ -59,8 +59,9 @@ class WeightsFormat(Generic[ArchitectureT]):
     def load(self, path: str | Path) -> tuple[ArchitectureT, dict[str, Tensor]]:
         """Architecture and fp32 tensors of a file that `save` wrote.
 
-        Raises `CheckpointError` when the file is missing, is not safetensors, or does not name its
-        architecture.
+        Raises:
+            CheckpointError: the file is missing, is not safetensors, or does not name its
+                architecture.
         """
         if not Path(path).is_file():
             raise CheckpointError(str(path), "no such file", self.how_to_train)
@@ -72,7 +73,7 @@ class WeightsFormat(Generic[ArchitectureT]):
             raise CheckpointError(
                 str(path),
                 f"not a readable safetensors file ({error})",
-                f"{_TRAINERS}; pickles are refused",
+                f"{_TRAINERS}; pickles are rejected",
             ) from error
         if self.key not in metadata:
             raise CheckpointError(str(path), f"the metadata has no {self.key!r}", self.foreign)
@@ -94,7 +95,7 @@ class WeightsFormat(Generic[ArchitectureT]):
 def check_architecture(
     wanted: DataclassInstance, stored: DataclassInstance, path: Path, section: str
 ) -> None:
-    """Raise `CheckpointError` that names what differs between a recipe's section and a file."""
+    """Raise a `CheckpointError` that names the differences of a recipe's section and a file."""
     given, found = asdict(wanted), asdict(stored)
     differing = [
         f"{key} is {found[key]} there and {given[key]} in the recipe"
@@ -110,8 +111,11 @@ def check_architecture(
 
 
 def filled(model: ModuleT, state: Mapping[str, Tensor], place: str) -> ModuleT:
-    """The network with `state` loaded, in evaluation mode, without gradients, channels-last; raises
-    `CheckpointError` on other keys or shapes."""
+    """The network with `state` loaded, in evaluation mode, without gradients, channels-last.
+
+    Raises:
+        CheckpointError: keys or shapes differ.
+    """
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

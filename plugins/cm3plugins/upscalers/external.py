@@ -1,5 +1,4 @@
-"""`external`: a super-resolution network that somebody else trained, from a local file, through the
-library spandrel."""
+"""`external`: a third-party super-resolution network from a local file, loaded by spandrel."""
 
 from __future__ import annotations
 
@@ -18,25 +17,25 @@ from cm3core.interfaces.upscaler import Upscaler, UpscalerConfig
 if TYPE_CHECKING:
     import torch
 
-#: Endings of files that hold pickles, which are read with `weights_only=True`: tensors and plain
+#: Suffixes of files that hold pickles, which are read with `weights_only=True`: tensors and plain
 #: containers, no code.
 PICKLES = (".pth", ".pt", ".ckpt")
 
 
 @dataclass(kw_only=True)
 class ExternalUpscalerConfig(UpscalerConfig):
-    """Any super-resolution network that spandrel recognises by its weights (ESRGAN, SPAN, SwinIR,
-    HAT and some thirty more).
+    """Any super-resolution network that spandrel recognises by its weights.
+
+    ESRGAN, SPAN, SwinIR, HAT and about thirty more.
 
     Args:
-        path: the file, `.safetensors` or `.pth`. Its code is spandrel's, the licence of its weights
-            their author's.
-        scale: pixels a side that one becomes, when the file must have a certain one; None: whatever
-            it has.
-        tile: pixels a side of a tile: larger pictures go in tiles, unless the network makes its
-            own. 0: never.
-        margin: pixels around a tile that are seen with it.
-        device: where it computes; "auto" is a CUDA device if there is one.
+        path: the file, `.safetensors` or `.pth`. The network's code is spandrel's; the licence of
+            the weights is their author's.
+        scale: upscaling factor per side that the file must have; None: any.
+        tile: pixels per side of a tile: larger pictures are processed in tiles, unless the network
+            tiles itself. 0: never.
+        margin: pixels of context around a tile.
+        device: where it runs; "auto" is a CUDA device if there is one.
     """
 
     path: str
@@ -53,8 +52,12 @@ class ExternalUpscalerConfig(UpscalerConfig):
             check_value(f"upscaler.{name}", value, value >= 0, step, must_be="0 or more")
 
     def build(self) -> ExternalUpscaler:
-        """The upscaler; raises `CheckpointError` when the file can't be used, `MissingPackageError`
-        without spandrel."""
+        """The upscaler.
+
+        Raises:
+            CheckpointError: the file can't be used.
+            MissingPackageError: spandrel is not installed.
+        """
         from cm3core.training.device import choose_device
 
         self.check()
@@ -63,7 +66,7 @@ class ExternalUpscalerConfig(UpscalerConfig):
         if self.scale is not None and model.scale != self.scale:
             raise CheckpointError(
                 str(path),
-                f"makes {model.scale} pixels a side of one, and upscaler.scale is {self.scale}",
+                f"upscales each side by {model.scale}, but upscaler.scale is {self.scale}",
                 "correct the key, or give another file",
             )
         return ExternalUpscaler(
@@ -75,12 +78,13 @@ class ExternalUpscalerConfig(UpscalerConfig):
 
 
 def load_network(path: Path) -> Any:
-    """The network of a file as spandrel's `ImageModelDescriptor`, RGB to RGB, on the CPU. No code
-    of the file is run.
+    """Load a network as spandrel's `ImageModelDescriptor`, RGB to RGB, on the CPU.
+
+    No code in the file is run.
 
     Raises:
-        CheckpointError: no such file, one that can't be read without running code, or no network
-            that spandrel knows.
+        CheckpointError: there is no such file, it can't be read without running code, or spandrel
+            does not know the network.
         MissingPackageError: spandrel is not installed.
     """
     state = _read(path)
@@ -93,11 +97,11 @@ def load_network(path: Path) -> Any:
     except UnsupportedModelError as error:
         raise CheckpointError(
             str(path),
-            "is no network that spandrel recognises by its weights",
+            "is not a network that spandrel recognises by its weights",
             "give the weights of one of the architectures that spandrel lists",
         ) from error
     except Exception as error:
-        # its detectors guess shapes from names: a file of another sort may fail in any of them
+        # its detectors guess shapes from names: another kind of file may fail in any of them
         raise CheckpointError(
             str(path),
             f"spandrel can't load it ({type(error).__name__}: {error})",
@@ -109,21 +113,21 @@ def load_network(path: Path) -> Any:
     ) != (3, 3):
         raise CheckpointError(
             str(path),
-            f"its network ({model.architecture.name}) does not make an RGB picture of one alone",
+            f"its network ({model.architecture.name}) does not map one RGB picture to another",
             "give a super-resolution network for RGB pictures",
         )
     return model
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The tensors of a file, by name, perhaps inside further dicts."""
+    """The tensors of a file, by name, possibly in nested dicts."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if path.suffix.lower() not in (".safetensors", *PICKLES):
         raise CheckpointError(
-            str(path), "is no .safetensors and no .pth file", "give a file of weights"
+            str(path), "is neither a .safetensors nor a .pth file", "give a file of weights"
         )
     if not path.is_file():
         raise CheckpointError(str(path), "no such file", "correct upscaler.path")
@@ -133,12 +137,12 @@ def _read(path: Path) -> dict[str, Any]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        # torch's own words tell how to run the file's code all the same
+        # torch's message explains how to run the file's code anyway
         reason = str(error) if isinstance(error, SafetensorError) else type(error).__name__
         raise CheckpointError(
             str(path),
-            f"holds no plain tensors ({reason})",
-            "give the weights alone; files that run code when they are read are refused",
+            f"does not hold plain tensors ({reason})",
+            "give the weights alone; files that run code when loaded are rejected",
         ) from error
     if not isinstance(state, dict):
         raise CheckpointError(
@@ -150,12 +154,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 class ExternalUpscaler(Upscaler):
-    """Enlarges by a network of spandrel's, picture by picture, in fp32.
+    """Upscales with a network of spandrel, picture by picture, in fp32.
 
     Args:
-        model: what `load_network` returned.
+        model: from `load_network`.
         tile, margin: see `ExternalUpscalerConfig`.
-        device: where it computes.
+        device: where it runs.
     """
 
     def __init__(
@@ -164,8 +168,8 @@ class ExternalUpscaler(Upscaler):
         from spandrel import ModelTiling
 
         self.model = model.eval().to(device)
-        # INTERNAL: it makes tiles itself. DISCOURAGED (it looks at the whole picture): memory is
-        # bounded all the same
+        # INTERNAL: it tiles itself. DISCOURAGED (it depends on the whole picture): tiled anyway, to
+        # bound memory
         self.tile, self.margin = (0 if model.tiling == ModelTiling.INTERNAL else tile), margin
 
     @property

@@ -1,4 +1,4 @@
-"""`lanczos`: Pillow's windowed sinc. Nothing is learned: the baseline of every other upscaler."""
+"""`lanczos`: Pillow's windowed sinc. Nothing is learned: the baseline for other upscalers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class LanczosUpscalerConfig(UpscalerConfig):
     """Lanczos resampling (a = 3).
 
     Args:
-        scale: pixels a side that one becomes.
+        scale: upscaling factor per side.
     """
 
     scale: int = 4
@@ -38,7 +38,7 @@ class LanczosUpscalerConfig(UpscalerConfig):
 
 
 class LanczosUpscaler(Upscaler):
-    """Enlarges by `scale` with Pillow's LANCZOS."""
+    """Upscales by `scale` with Pillow's LANCZOS."""
 
     def __init__(self, scale: int) -> None:
         self._scale = scale

@@ -1,5 +1,4 @@
-"""Large pictures in tiles, so that memory is bounded; each tile is seen with a margin, so that no
-seam shows."""
+"""Upscaling in tiles, which bounds memory; tiles have a margin of context, to avoid seams."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from cm3core.document import PixelArray
 
 
 def spans(length: int, tile: int, margin: int) -> Iterator[tuple[slice, slice]]:
-    """(what is seen, what is kept of it) of each tile along one axis, in pixels of the whole.
+    """(input span, kept span) of each tile along one axis, in pixels of the whole picture.
 
     >>> [(seen.start, seen.stop, kept.start, kept.stop) for seen, kept in spans(10, 4, 2)]
     [(0, 6, 0, 4), (2, 10, 4, 8), (6, 10, 8, 10)]
@@ -28,16 +27,17 @@ def upscale_in_tiles(
     margin: int,
     upscale: Callable[[PixelArray], PixelArray],
 ) -> PixelArray:
-    """Pictures uint8 [N, scale * H, scale * W, 3] of pictures uint8 [N, H, W, 3], no more than a
-    tile of one picture at a time.
+    """Upscale pictures uint8 [N, H, W, 3] to [N, scale * H, scale * W, 3] in tiles.
+
+    No more than one tile of a large picture is processed at a time.
 
     Args:
         pixels_NHWC: pictures.
-        scale: of `upscale`.
-        tile: pixels a side that are kept of one call. margin: pixels seen around them, where there
-            are any: with the radius of what `upscale` looks at, the result is that of the whole
-            picture.
-        upscale: of pictures [n, h, w, 3] to [n, scale * h, scale * w, 3]; n * h * w is at most
+        scale: factor of `upscale`.
+        tile: pixels per side that are kept of one call.
+        margin: pixels of context around them, where there are any: if it is the radius of the
+            receptive field of `upscale`, the result is that of the whole picture.
+        upscale: maps pictures [n, h, w, 3] to [n, scale * h, scale * w, 3]; n * h * w is at most
             (tile + 2 margin)^2, and n 1 where a picture is larger than a tile.
     """
     num, height, width, _ = pixels_NHWC.shape

@@ -1,1 +1,1 @@
-"""Vision networks that several plugins share."""
+"""Vision networks shared by several plugins."""

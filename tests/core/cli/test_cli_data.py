@@ -130,7 +130,7 @@ def test_validate_decodes_every_picture(place: Path, capsys: pytest.CaptureFixtu
         )
     path.write_bytes(data)
     for next_step in (
-        "replace or remove it; from the next start on it is skipped",
+        "replace or remove it; it is skipped from the next start on",
         "replace or remove it",
     ):
         assert main(["data", "validate", "pictures"]) == 1

@@ -184,7 +184,7 @@ def test_xformers_missing_is_told_with_each_reason() -> None:
         "attention 'xformers': no_such_package.fmha: No module named 'no_such_package'; "
         "cm3plugins.no_such_module: "
         "No module named 'cm3plugins.no_such_module'\n  next: pip install 'cm3leon[xformers]' "
-        "beside a CUDA build of torch, "
+        "next to a CUDA build of torch, "
         "or use `attention: sdpa`, which runs everywhere"
     )
     assert load_fmha(["no_such_package.fmha", "math"]).__name__ == "math"

@@ -111,7 +111,7 @@ def test_undecodable_pixels_raise_once_and_are_skipped_then(tmp_path: Path) -> N
         source.document(0)[1].load()
     assert caught.value.place == f"{tmp_path}/a.png"
     assert "can't be read as a picture" in caught.value.cause
-    assert caught.value.next_step == "replace or remove it; from the next start on it is skipped"
+    assert caught.value.next_step == "replace or remove it; it is skipped from the next start on"
     again = folder(tmp_path)
     assert len(again) == 1
     assert again.skipped == [
@@ -133,7 +133,7 @@ def test_changed_and_removed_pictures(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         image.load()
     assert str(caught.value) == (
-        f"{tmp_path}/a.png: can't be read any more: No such file or directory\n"
+        f"{tmp_path}/a.png: can no longer be read: No such file or directory\n"
         "  next: put it back, or start again"
     )
 

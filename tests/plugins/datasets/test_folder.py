@@ -109,7 +109,7 @@ def test_bad_files_of_a_folder(tmp_path: Path) -> None:
     source = folder(tmp_path)
     assert len(source) == 1
     kinds = "PNG, JPEG, WEBP, GIF, BMP, TIFF, PPM"
-    advice = "write NAME.txt beside each NAME.png, or one captions.csv with the header image,text"
+    advice = "write NAME.txt next to each NAME.png, or one captions.csv with the header image,text"
     assert found(source, tmp_path) == [
         ("1.png", "is empty (0 bytes)", "replace or remove it"),
         ("2.png", "is not a picture", f"convert it to one of {kinds}"),
@@ -119,8 +119,8 @@ def test_bad_files_of_a_folder(tmp_path: Path) -> None:
             "replace or remove it",
         ),
         ("4.png", "is damaged: wrong checksum of chunk IDAT at byte 33", "replace or remove it"),
-        ("5.jpg", "is truncated: the mark of a JPEG's end is missing", "replace or remove it"),
-        ("6.png", "has no caption: there is no 6.txt beside it", advice),
+        ("5.jpg", "is truncated: the end marker of the JPEG is missing", "replace or remove it"),
+        ("6.png", "has no caption: there is no 6.txt next to it", advice),
         ("7.heic", "pictures of type .heic are not read", "convert it to PNG or JPEG"),
         ("8.txt", "the caption is empty", "write one, or remove the record"),
         ("9.txt", "is not UTF-8 (byte 0)", "save it as UTF-8"),
@@ -154,7 +154,7 @@ def test_bad_rows_of_a_captions_file(tmp_path: Path) -> None:
     assert found(source, tmp_path) == [
         (
             f"{where}:2",
-            "is no JSON: Expecting property name enclosed in double quotes: line 1 column 2 "
+            "is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 "
             "(char 1)",
             "correct the line",
         ),

@@ -89,7 +89,7 @@ def test_jsonl_by_hand(tmp_path: Path) -> None:
             '{"text": "x", "image": "https://x.org/a.png"}',
             "",
             "'image' is the address 'https://x.org/a.png'",
-            "download the picture and write its path; nothing is fetched here",
+            "download the picture and write its path; addresses are not fetched",
         ),
         (
             '{"text": "x", "image": "no.png"}',
@@ -106,7 +106,7 @@ def test_jsonl_by_hand(tmp_path: Path) -> None:
         (
             '{"text": ["x", true], "image": "a.png"}',
             "",
-            "a caption is a truth value, not a text",
+            "a caption is a boolean, not a text",
             "write it in quotes, or a list of texts",
         ),
         (
@@ -124,8 +124,8 @@ def test_jsonl_by_hand(tmp_path: Path) -> None:
         (
             '{"id": "one", "text": "x", "image": "a.png"}',
             "",
-            "its id 'one' is that of {root}/all.jsonl:1 too",
-            "give each record an id of its own",
+            "its id 'one' is also the id of {root}/all.jsonl:1",
+            "give each record its own id",
         ),
         ('{"segments": []}', "", "'segments' is empty", "write at least one, or remove the record"),
         (

@@ -33,7 +33,7 @@ def test_a_thumbnail_is_not_the_end_of_a_jpeg() -> None:
         whole[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + whole[2:]
     )
     assert examine(with_thumbnail, "here") == (64, 64)
-    with pytest.raises(DataError, match="is truncated: the mark of a JPEG's end is missing"):
+    with pytest.raises(DataError, match="is truncated: the end marker of the JPEG is missing"):
         examine(with_thumbnail[:-100], "here")
 
 

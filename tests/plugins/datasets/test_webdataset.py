@@ -93,10 +93,10 @@ def test_bad_records_of_a_tar(tmp_path: Path) -> None:
     assert found(shards(path), tmp_path) == [
         ("0.tar: bare", "has no caption: neither .txt nor .json", "add bare.txt"),
         ("0.tar: text", f"has no picture ({suffixes}), only .txt", "add one, or remove it"),
-        ("0.tar: two", "has several pictures: .png, .jpg", "give each a key of its own"),
+        ("0.tar: two", "has several pictures: .png, .jpg", "give each its own key"),
         (
             "0.tar: j1.json",
-            "is no JSON: Expecting property name enclosed in double quotes: line 1 column 2 "
+            "is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 "
             "(char 1)",
             "correct it, or add a .txt",
         ),
@@ -118,15 +118,15 @@ def test_bad_records_of_a_tar(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cut", "num_whole", "cause"),
     [
-        (100, 0, "is no tar: truncated header"),
+        (100, 0, "is not a tar: truncated header"),
         (
             512 * 7,
             1,
             "is truncated or damaged after byte 3072 of 3584 (unexpected end of data); the "
             "records before it are used",
         ),
-        (512 * 7 + 700, 2, "ends without the mark of a tar's end; records may be lost"),
-        (512 * 8, 2, "ends without the mark of a tar's end; records may be lost"),
+        (512 * 7 + 700, 2, "lacks the end marker of a tar; records may be lost"),
+        (512 * 8, 2, "lacks the end marker of a tar; records may be lost"),
     ],
 )
 def test_truncated_tar(tmp_path: Path, cut: int, num_whole: int, cause: str) -> None:
@@ -149,11 +149,11 @@ def test_two_shards_with_one_key_and_a_compressed_one(tmp_path: Path) -> None:
     write(tmp_path, {"2.tar": gzip.compress((tmp_path / "0.tar").read_bytes())})
     source = shards(tmp_path)
     assert found(source, tmp_path) == [
-        ("1.tar: k", "its id 'k' is that of 0.tar: k too", "give each record an id of its own"),
+        ("1.tar: k", "its id 'k' is also the id of 0.tar: k", "give each record its own id"),
         (
             "2.tar",
             "is compressed (gzip); pictures can't be read at random from it",
-            "unpack the compression; pictures are compressed already",
+            "decompress it; pictures are compressed already",
         ),
     ]
 

@@ -291,12 +291,12 @@ def test_sequences_longer_than_the_context_are_refused() -> None:
         (
             DocumentError,
             lambda: decoder.hidden_states(torch.zeros(1, 25, dtype=torch.int64)),
-            "sequence: 25 tokens, the decoder's context is 24",
+            "sequence: 25 tokens, but the decoder's context is 24",
         ),
         (
             GenerationError,
             lambda: decoder.for_inference().allocate_cache(1, 25),
-            "prompt: 25 tokens with what is to be generated, the context is 24",
+            "prompt: 25 tokens including those to be generated, but the context is 24",
         ),
         (
             DocumentError,
@@ -312,6 +312,6 @@ def test_sequences_longer_than_the_context_are_refused() -> None:
     cache = arranged.allocate_cache(1, 4)
     arranged.hidden_states(torch.zeros(1, 5, dtype=torch.int64), cache=cache)
     with pytest.raises(
-        GenerationError, match="row 0 would hold 5 tokens of its own, there is room for 4"
+        GenerationError, match="row 0 would hold 5 own tokens, but there is room for 4"
     ):
         cache.advance([5])

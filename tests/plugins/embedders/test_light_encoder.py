@@ -243,7 +243,7 @@ def test_weights_round_trip_and_bad_files(tmp_path):
     embedder = LightEncoderConfig(path=str(tmp_path / "w.safetensors")).build()
     assert embedder.embed_document((Text("a dog"),)).shape == (12,)
     (tmp_path / "bad.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:500])
-    with pytest.raises(CheckpointError, match="is not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match="is not a complete safetensors file"):
         LightEncoderConfig(path=str(tmp_path / "bad.safetensors")).build()
     with pytest.raises(CheckpointError) as error:
         LightEncoderConfig(path=str(tmp_path / "none")).build()
@@ -257,12 +257,12 @@ def test_weights_round_trip_and_bad_files(tmp_path):
     save_file(tensors, tmp_path / "other.safetensors", {"format": "cm3leon bi_encoder 1"})
     with pytest.raises(
         CheckpointError,
-        match="is of the format 'cm3leon bi_encoder 1', not 'cm3leon light_encoder 1'",
+        match="has the format 'cm3leon bi_encoder 1', not 'cm3leon light_encoder 1'",
     ):
         LightEncoderConfig(path=str(tmp_path / "other.safetensors")).build()
     empty = {"format": "cm3leon light_encoder 1", "sizes": {}}
     save_file(tensors, tmp_path / "other.safetensors", {"cm3leon": json.dumps(empty)})
-    with pytest.raises(CheckpointError, match="holds other tensors than its sizes say"):
+    with pytest.raises(CheckpointError, match="holds other tensors than its sizes imply"):
         LightEncoderConfig(path=str(tmp_path / "other.safetensors")).build()
     tensors["text.direct.weight"][0, 0] = float("inf")
     save_file(tensors, tmp_path / "other.safetensors", header)

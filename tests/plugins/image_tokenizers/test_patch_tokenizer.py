@@ -174,7 +174,7 @@ def test_bad_files(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not of the format 'cm3leon patches 1'"):
         config.build()
     path.write_bytes(b"nothing")
-    with pytest.raises(CheckpointError, match="is not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match="is not a complete safetensors file"):
         config.build()
     with pytest.raises(CheckpointError) as unknown:
         PatchTokenizerConfig(weights="bundled:none").build()

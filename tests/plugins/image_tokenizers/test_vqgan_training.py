@@ -212,7 +212,7 @@ def test_hostile_state_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(CheckpointError, match="not a readable state of plain tensors"):
         train(tmp_path, 6, resume=True)
     torch.save({"x": Hostile()}, tmp_path / "state.pt")
-    with pytest.raises(CheckpointError, match="delete it to start anew"):
+    with pytest.raises(CheckpointError, match="delete it to start from scratch"):
         train(tmp_path, 6, resume=True)
     assert not (tmp_path / "hostile-code-ran").exists()
 

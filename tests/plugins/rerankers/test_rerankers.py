@@ -382,29 +382,28 @@ NO_PICTURE = [Candidate((MaskedText(("a", TextHole(3))),), (Text("abc"),), pixel
         (
             LikelihoodRerankerConfig(),
             NO_TEXT,
-            "reranker (log p(text | picture), nats a token), candidate 0: has no text that could "
-            "be probable or not\n"
+            "reranker (log p(text | picture), nats a token), candidate 0: has no text to score\n"
             "  next: give the request a text, or rerank by a measure that needs none",
         ),
         (
             PMIRerankerConfig(),
             NO_TEXT,
-            "reranker (log p(text | picture) - log p(text), nats), candidate 0: has no text that "
-            "could be probable or not\n"
+            "reranker (log p(text | picture) - log p(text), nats), candidate 0: has no text to "
+            "score\n"
             "  next: give the request a text, or rerank by a measure that needs none",
         ),
         (
             PMIRerankerConfig(),
             NO_PICTURE,
             "reranker (log p(text | picture) - log p(text), nats), candidate 0: has no picture "
-            "for its text to tell of\n"
+            "to score its text against\n"
             "  next: rerank texts without pictures by 'likelihood'",
         ),
         (
             PMIRerankerConfig(direction="image"),
             NO_PICTURE,
             "reranker (log p(picture | text) - log p(picture), nats), candidate 0: has no "
-            "picture for its text to tell of\n"
+            "picture to score its text against\n"
             "  next: rerank texts without pictures by 'likelihood'",
         ),
         (

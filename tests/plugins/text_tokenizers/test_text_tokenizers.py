@@ -128,7 +128,7 @@ def test_neither_file_nor_texts() -> None:
     with pytest.raises(TokenizerError) as caught:
         BPETokenizerConfig().build()
     assert message(caught) == (
-        "text_tokenizer: has neither a file nor texts to be trained on\n"
+        "text_tokenizer: has neither a file nor texts to train on\n"
         "  next: give text_tokenizer.path, or a data set"
     )
 
@@ -196,5 +196,5 @@ def test_another_tokenizers_folder(tmp_path: Path) -> None:
         ByteTokenizerConfig().load(tmp_path)
     assert (
         message(caught)
-        == f"{tmp_path}: holds no byte tokenizer\n  next: use the recipe that the folder was written with"
+        == f"{tmp_path}: does not hold a byte tokenizer\n  next: use the recipe that the folder was written with"
     )

@@ -389,7 +389,7 @@ def test_a_network_of_a_file(tmp_path: Path, ending: str) -> None:
     in_tiles = ExternalUpscalerConfig(path=str(path), tile=4, margin=6, device="cpu").build()
     assert np.abs(in_tiles.upscale(pixels[0]).astype(int) - found[0]).max() <= 1
     assert message(CheckpointError, ExternalUpscalerConfig(path=str(path), scale=2)) == (
-        f"{path}: makes 4 pixels a side of one, and upscaler.scale is 2\n  next: correct the "
+        f"{path}: upscales each side by 4, but upscaler.scale is 2\n  next: correct the "
         "key, or give another file"
     )
 
@@ -404,18 +404,18 @@ def test_files_that_are_no_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     tell = lambda name: message(CheckpointError, ExternalUpscalerConfig(path=name))  # noqa: E731 (short and local)
     assert (
         tell("net.onnx")
-        == "net.onnx: is no .safetensors and no .pth file\n  next: give a file of weights"
+        == "net.onnx: is neither a .safetensors nor a .pth file\n  next: give a file of weights"
     )
     assert tell("net.pth") == "net.pth: no such file\n  next: correct upscaler.path"
     for name in ("net.pth", "net.safetensors"):
         Path(name).write_bytes(pickle.dumps(Hostile()))
         told = tell(name)
-        assert told.startswith(f"{name}: holds no plain tensors (")
+        assert told.startswith(f"{name}: does not hold plain tensors (")
         assert told.endswith(
-            "\n  next: give the weights alone; files that run code when they are read are refused"
+            "\n  next: give the weights alone; files that run code when loaded are rejected"
         )
     torch.save({"params": Hostile()}, "net.pth")
-    assert tell("net.pth").startswith("net.pth: holds no plain tensors (")
+    assert tell("net.pth").startswith("net.pth: does not hold plain tensors (")
     assert not Path("hostile-code-ran").exists()
     torch.save(torch.zeros(3), "net.pth")
     assert (
@@ -424,7 +424,7 @@ def test_files_that_are_no_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     save_file({"layer.weight": torch.zeros(3, 3)}, "net.safetensors")
     assert tell("net.safetensors") == (
-        "net.safetensors: is no network that spandrel recognises by its weights\n"
+        "net.safetensors: is not a network that spandrel recognises by its weights\n"
         "  next: give the weights of one of the architectures that spandrel lists"
     )
 
@@ -443,7 +443,7 @@ def test_a_damaged_network_and_a_grey_one(tmp_path: Path) -> None:
         path,
     )
     assert message(CheckpointError, ExternalUpscalerConfig(path=str(path))) == (
-        f"{path}: its network (RealESRGAN Compact) does not make an RGB picture of one alone\n"
+        f"{path}: its network (RealESRGAN Compact) does not map one RGB picture to another\n"
         "  next: give a super-resolution network for RGB pictures"
     )
 

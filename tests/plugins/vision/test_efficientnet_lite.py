@@ -98,7 +98,7 @@ def test_loading_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         load_efficientnet_lite("lite0", str(tmp_path / "absent.pth"))
     bad = tmp_path / "bad.pth"
     bad.write_bytes(pickle.dumps(print))
-    with pytest.raises(CheckpointError, match="files that run code are refused"):
+    with pytest.raises(CheckpointError, match="files that run code are rejected"):
         load_efficientnet_lite("lite0", str(bad))
     torch.save({"a": torch.zeros(1)}, bad)
     with pytest.raises(CheckpointError, match="not the weights of EfficientNet-Lite1"):

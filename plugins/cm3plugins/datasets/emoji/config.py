@@ -1,4 +1,4 @@
-"""Config of `emoji`. Nothing heavy is imported here."""
+"""Config of `emoji`. Light: no heavy imports here."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class EmojiSourceConfig(DocumentSourceConfig):
     """The emoji corpus: about 7,200 pictures of 1,674 concepts.
 
     Args:
-        split: "train", "comp" (the concept is in train, this style of it is not), "unseen" (60
-            concepts held out whole), or "all" of them.
-        concepts: "all", "starter" (40 distinct things), "quickstart" (100, with those), "concrete"
-            (some 300), or the path of a text file with one label a line.
+        split: "train", "comp" (the concept is in train, but not in this style), "unseen" (60
+            concepts held out entirely), or "all" of them.
+        concepts: "all", "starter" (40 distinct things), "quickstart" (100, including those),
+            "concrete" (about 300), or the path of a text file with one label per line.
         styles: styles to take: noto, noto-v1, fluent, twemoji, emojione.
-        image_size: side of the pictures, in pixels.
+        image_size: height and width of the pictures, in pixels.
         templates: caption templates with fields in braces: label, style, tags, category, concept;
             the first is the canonical one.
         template_weights: how often each template is drawn, relative to the others.
-        cache_dir: folder of rendered pictures; None: ``CM3_CACHE``, else the user's cache folder.
+        cache_dir: folder for rendered pictures; None: ``CM3_CACHE``, else the user's cache folder.
     """
 
     splits: ClassVar[tuple[str, ...]] = SPLITS
@@ -82,11 +82,11 @@ class EmojiSourceConfig(DocumentSourceConfig):
         return tuple(map(CaptionTemplate, self.templates, self.template_weights))
 
     def build(self) -> EmojiSource:
-        """Return the source. Nothing is drawn before the first picture is asked for.
+        """Return the source. Nothing is rendered before the first picture is needed.
 
         Raises:
             RecipeError: a value can't be used.
-            DataError: the list of concepts can't be read, or nothing is chosen.
+            DataError: the list of concepts can't be read, or nothing is selected.
         """
         from cm3plugins.datasets.emoji.source import EmojiSource
 

@@ -1,5 +1,4 @@
-"""`cm3leon`: config of the paper's decoder. The model is in `model.py`; nothing here imports
-torch."""
+"""`cm3leon`: config of the paper's decoder. Light: no torch here; the model is in `model.py`."""
 
 from __future__ import annotations
 
@@ -16,21 +15,22 @@ if TYPE_CHECKING:
     from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
 
 ACTIVATIONS = ("relu", "gelu")
-#: Far beyond what anybody trains; the modules of very many narrow layers exhaust memory that their
-#: weights would not.
+#: Far beyond what anyone trains; the modules of very many narrow layers would exhaust memory even
+#: if
+#: their weights fit.
 MAX_LAYERS = 10_000
 
 
 @dataclass(kw_only=True)
 class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
-    """An OPT-style pre-LN decoder without biases and without learnable normalisation (CM3leon
-    paper, section 2.3).
+    """An OPT-style pre-LN decoder without biases and without learnable normalisation.
 
-    The defaults are the paper's 350M model; every other size is this class with other numbers.
+    CM3leon paper, section 2.3. The defaults are the paper's 350M model; other sizes are this class
+    with other numbers.
     """
 
     def check(self) -> None:
-        """Ranges and combinations; raises `RecipeError` that names the key."""
+        """Ranges and combinations; raises a `RecipeError` that names the key."""
         for name in ("num_layers", "d_model", "num_heads", "context_length"):
             if getattr(self, name) < 1:
                 raise RecipeError(
@@ -75,7 +75,7 @@ class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
                 )
 
     def num_parameters(self, vocabulary: Vocabulary, grid: tuple[int, int]) -> int:
-        """Parameters of what `build` returns, by arithmetic."""
+        """Number of parameters of the decoder that `build` returns, by arithmetic."""
         width, inner = self.d_model, 4 * self.d_model if self.d_ff is None else self.d_ff
         layer = (
             4 * width * width

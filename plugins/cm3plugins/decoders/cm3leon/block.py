@@ -20,7 +20,7 @@ from cm3plugins.decoders.cm3leon.settings import CM3LeonSettings
 
 @dataclass
 class Context:
-    """What all blocks of one forward share: the backend, and who sees whom."""
+    """Shared by all blocks of one forward: the backend and the visibility."""
 
     attention: AttentionBackend
     kv_start_BT: Tensor | None
@@ -28,8 +28,10 @@ class Context:
 
 
 class Block(nn.Module):
-    """x + attention(LN(x)), then x + feed_forward(LN(x)). The second matrix of both branches starts
-    at zero."""
+    """x + attention(LN(x)), then x + feed_forward(LN(x)).
+
+    The second matrix of both branches is initialised to zero.
+    """
 
     def __init__(self, config: CM3LeonSettings, layer: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The CM3leon decoder's cache: attention of new tokens on what their rows hold in the pool.
+"""The CM3leon decoder's cache: attention of new tokens to the keys of their rows in the pool.
 
 On a CPU a shared segment is read once for all of its rows, and the results are merged by their
 log-sum-exp (Juravsky et al. 2024, Hydragen, arXiv:2402.05099); on a device `segment_decode` reads
@@ -23,16 +23,16 @@ from cm3plugins.decoders.cm3leon.pool import Segment, SegmentPool
 
 @dataclass(eq=False)
 class Reading:
-    """What the layers of one forward share: where new tokens go, what each row sees."""
+    """Shared by the layers of one forward: where new tokens go, what each row sees."""
 
     num_tokens: int
     num_own: int  # S, the new tokens included
     slots: Tensor  # [B * T]
     mask_B1TS: Tensor | None  # of own keys, float; None: every query sees all of them
     groups: list[tuple[Segment, Tensor | slice]]  # a shared segment and its rows
-    fresh: bool  # nothing was held before: new tokens see new tokens only
+    fresh: bool  # the cache was empty: new tokens see only new tokens
     offset_B: Tensor
-    gather_BS: Tensor | None = None  # slots of whole rows, where keys have to stand side by side
+    gather_BS: Tensor | None = None  # slots of whole rows, if keys must be contiguous
     plan: Any = None
     prepared: dict[str, Any] = field(default_factory=dict)
 
@@ -46,8 +46,7 @@ class CM3LeonCache(SegmentPool):
         self._shared_B: Tensor | None = None
 
     def begin(self, num_tokens: int) -> tuple[Tensor, Reading]:
-        """Of the `num_tokens` about to be written to each row: positions [B, T], and what the
-        layers need to know."""
+        """Positions [B, T] of `num_tokens` new tokens per row, and the data for the layers."""
         B, T, S = len(self.rows), num_tokens, self._capacity
         device = self.keys_LKND.device
         positions_BT = self._length_B[:, None] + torch.arange(T, device=device)
@@ -56,7 +55,7 @@ class CM3LeonCache(SegmentPool):
             self._shared_B = torch.tensor(
                 [row.shared for row in self.rows], dtype=torch.int64, device=device
             )
-        # on the device: a step that is recorded once reads it anew each time
+        # on the device: a recorded step reads it again on each replay
         own_B = self._length_B - self._shared_B
         first_B1 = torch.arange(0, B * S, S, device=device)[:, None]
         slots_BT = first_B1 + (own_B[:, None] + torch.arange(T, device=device)).clamp(max=S - 1)
@@ -98,8 +97,7 @@ class CM3LeonCache(SegmentPool):
     def attend(
         self, layer: int, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, reading: Reading
     ) -> Tensor:
-        """Write one layer's new keys and values; attention of the new tokens on them and on all
-        that their rows hold."""
+        """Write one layer's new keys and values, and attend from the new tokens to their rows."""
         keys_KND, values_KND = self.keys_LKND[layer], self.values_LKND[layer]
         for memory_KND, new_BTKD in ((keys_KND, k_BTKD), (values_KND, v_BTKD)):
             memory_KND.index_copy_(
@@ -120,7 +118,7 @@ class CM3LeonCache(SegmentPool):
         return self._attend_cpu(q_BTHD, keys_KND, values_KND, reading)
 
     def _own(self, memory_KND: Tensor, length: int) -> Tensor:
-        """The first slots of all own places, a view [B, K, S, D]."""
+        """The first slots of the rows' own places, a view [B, K, S, D]."""
         _, N, D = memory_KND.shape
         return memory_KND.as_strided(
             (len(self.rows), memory_KND.shape[0], length, D),
@@ -131,7 +129,7 @@ class CM3LeonCache(SegmentPool):
     def _attend_cpu(
         self, q_BTHD: Tensor, keys_KND: Tensor, values_KND: Tensor, reading: Reading
     ) -> Tensor:
-        """Own keys of all rows in one product, each shared segment in one for its rows."""
+        """Own keys of all rows in one product, each shared segment in one product for its rows."""
         q_BHTD = q_BTHD.transpose(1, 2).to(keys_KND.dtype)
         own_keys, own_values = (
             self._own(keys_KND, reading.num_own),
@@ -162,8 +160,11 @@ class CM3LeonCache(SegmentPool):
     # ---- on a device
 
     def _prepare_device(self, reading: Reading) -> None:
-        """One new token a row: the work list of `segment_decode`; lengths stay on the device. More:
-        whole rows, gathered."""
+        """Prepare attention on a device.
+
+        One new token per row: the work list of `segment_decode`; lengths stay on the device. More:
+        whole rows, gathered.
+        """
         device = self.keys_LKND.device
         assert self._shared_B is not None
         if reading.num_tokens > 1:
@@ -236,8 +237,10 @@ class CM3LeonCache(SegmentPool):
 def _flash(
     q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask_B1TS: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Attention and natural log-sum-exp [B, H, T]: the function behind scaled_dot_product_attention
-    on a CPU, which keeps the second to itself."""
+    """Attention and natural log-sum-exp [B, H, T].
+
+    The function behind scaled_dot_product_attention on a CPU, which does not return the second.
+    """
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q_BHTD, k_BKSD, v_BKSD, attn_mask=mask_B1TS
     )

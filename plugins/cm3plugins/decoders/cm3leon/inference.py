@@ -1,5 +1,4 @@
-"""The CM3leon decoder arranged for generation: weights packed for few rows at a time, one product
-for query, key and value.
+"""The CM3leon decoder for generation: weights packed for few rows, one product for q, k and v.
 
 Legend: B rows, T tokens, M = B * T rows of a product (padded), H heads, D head dimension, E model
 dimension, V ids.
@@ -36,7 +35,7 @@ from cm3plugins.decoders.cm3leon.settings import CM3LeonSettings
 
 
 class TrainedDecoder(Protocol):
-    """What is read of the decoder that trains."""
+    """The parts of the training decoder that are read."""
 
     config: CM3LeonSettings
     backend: AttentionBackend
@@ -51,10 +50,10 @@ class TrainedDecoder(Protocol):
 
 
 class CM3LeonInference(InferenceDecoder):
-    """A decoder's weights at one moment, laid out for `Engine`.
+    """A snapshot of a decoder's weights, laid out for `Engine`.
 
     Args:
-        decoder: whose weights.
+        decoder: owner of the weights.
         precision: see `Decoder.for_inference`.
     """
 
@@ -70,13 +69,13 @@ class CM3LeonInference(InferenceDecoder):
         self._device = weight.device
         self.on_cpu = weight.device.type == "cpu"
         rounds = precision == "int8" and rounds_inputs(weight.device)
-        #: What products take and give.
+        #: Input and output type of products.
         self.dtype = {
             "auto": weight.dtype,
             "fp32": torch.float32,
             "int8": torch.float32 if rounds else torch.bfloat16,
         }.get(precision, torch.bfloat16)
-        #: What keys and values are kept in. A CPU attends to bfloat16 several times slower than to
+        #: Type of keys and values. A CPU attends to bfloat16 several times slower than to
         #: float32 (7 times, measured on AVX512 with its bfloat16 instructions), which costs more
         #: than half the bytes save.
         cache_dtype = torch.float32 if self.on_cpu and self.dtype == torch.bfloat16 else self.dtype
@@ -93,7 +92,7 @@ class CM3LeonInference(InferenceDecoder):
         self.reset()
 
     def reset(self) -> None:
-        """Take the decoder's present weights."""
+        """Take the decoder's current weights."""
         decoder, make = self.decoder, self._product
         with torch.no_grad():
             self._head_weight_VE = decoder.head_weight().detach()
@@ -135,7 +134,7 @@ class CM3LeonInference(InferenceDecoder):
         if max_length > self.context_length:
             raise GenerationError(
                 "prompt",
-                f"{max_length} tokens with what is to be generated, the context is "
+                f"{max_length} tokens including those to be generated, but the context is "
                 f"{self.context_length}",
                 "shorten the prompt, retrieve fewer documents, or generate less",
             )
@@ -169,8 +168,10 @@ class CM3LeonInference(InferenceDecoder):
         return self._through(x_BTE, cache, reading)
 
     def _through(self, x_BTE: Tensor, cache: CM3LeonCache, reading: Reading) -> Tensor:
-        """All blocks, and the last normalisation. The residual stream keeps the embeddings' dtype,
-        products have their own."""
+        """All blocks, and the final normalisation.
+
+        The residual stream keeps the embeddings' dtype; products have their own.
+        """
         B, T, E = x_BTE.shape
         M, dtype = B * T, self.dtype
         x_ME = x_BTE.reshape(M, E)

@@ -1,12 +1,12 @@
-"""The CM3leon decoder that trains. Its block is in `block.py`, how it generates in `inference.py`.
+"""The CM3leon decoder for training. Its block is in `block.py`, generation in `inference.py`.
 
-CM3leon paper, section 2.3: a decoder-only transformer as OPT / GPT-3 (pre-LN, learned absolute
+CM3leon paper, section 2.3: a decoder-only transformer like OPT / GPT-3 (pre-LN, learned absolute
 positions), without biases, dropout or learnable normalisation; truncated normal initialisation of
 0.006 with both residual outputs at zero. Details the paper leaves open follow
 facebookresearch/metaseq (branch scaling_racm3, flags `disable_bias`, `disable_affine_ln`):
 LayerNorm eps 1e-5, a final LayerNorm, no sqrt(d_model) on embeddings, ReLU, output projection tied
-to the embedding. metaseq's position table has two rows more that nothing ever reads (fairseq's
-padding offset); ours starts at 0 and has `context_length` rows.
+to the embedding. metaseq's position table has two extra rows that are never read (fairseq's padding
+offset); ours starts at 0 and has `context_length` rows.
 
 Legend: B rows, T tokens, N tokens of a batch, E model dimension, V ids.
 """
@@ -32,13 +32,15 @@ from cm3plugins.decoders.cm3leon.settings import CM3LeonSettings
 
 
 def truncated_normal_(weight: Tensor, std: float) -> None:
-    """Normal of mean 0, cut at 3 standard deviations."""
+    """Normal with mean 0, truncated at 3 standard deviations."""
     nn.init.trunc_normal_(weight, std=std, a=-3.0 * std, b=3.0 * std)
 
 
 class CM3LeonDecoder(nn.Module, Decoder):
-    """The decoder-only transformer of CM3leon. See `CM3LeonConfig` for the options, `Decoder` for
-    the calls."""
+    """The decoder-only transformer of CM3leon.
+
+    See `CM3LeonConfig` for the options, `Decoder` for the calls.
+    """
 
     def __init__(
         self,
@@ -63,7 +65,7 @@ class CM3LeonDecoder(nn.Module, Decoder):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialise as the paper says; the order of draws is the order of the parameters."""
+        """Initialise as in the paper; random numbers are drawn in the order of the parameters."""
         for name, parameter in self.named_parameters():
             if name.endswith(("out_proj.weight", "fc2.weight")):
                 nn.init.zeros_(parameter)
@@ -92,7 +94,7 @@ class CM3LeonDecoder(nn.Module, Decoder):
             if self.context_length < T:
                 raise DocumentError(
                     "sequence",
-                    f"{T} tokens, the decoder's context is {self.context_length}",
+                    f"{T} tokens, but the decoder's context is {self.context_length}",
                     "shorten the texts, retrieve fewer documents, or train with a longer "
                     "context_length",
                 )
@@ -153,9 +155,11 @@ class CM3LeonDecoder(nn.Module, Decoder):
 
     @torch.no_grad()
     def start_from_codebook(self, codebook: Tensor, vocabulary: Vocabulary) -> None:
-        """Image codes' embeddings: the code vectors, centred, through a fixed random orthogonal
-        projection, scaled as a whole to `codebook_scale` times the deviation of the other
-        embeddings. Distances between codes keep their proportions.
+        """Initialise the embeddings of image codes from the tokenizer's code vectors.
+
+        The vectors are centred, projected by a fixed random orthogonal matrix, and scaled as a
+        whole to `codebook_scale` times the deviation of the other embeddings. Distances between
+        codes keep their proportions.
 
         Args:
             codebook: floating [num_image, dim].

@@ -1,9 +1,8 @@
-"""The memory of the CM3leon decoder's cache: one pool of slots, in which each row has a place of its own and
-reads what it shares with others.
+"""Memory of the CM3leon decoder's cache: a pool of slots with own and shared places.
 
 A row's keys are, in order, those of its shared segments (a prompt that several candidates start
-with, retrieved documents that guidance streams have in common) and its own. Own places lie side by
-side and are equally large, so that on a CPU all rows' own keys are one batched product.
+with, retrieved documents that guidance streams have in common) and its own. Own places are adjacent
+and equally large, so that on a CPU all rows' own keys are one batched product.
 
 Legend: L layers, B rows, K heads, N slots of the pool, D head dimension.
 """
@@ -21,15 +20,17 @@ from cm3core.errors import GenerationError
 from cm3core.interfaces.attention import AttentionBackend
 from cm3core.interfaces.decoder import KVCache
 
-#: Bytes of keys and values in one layer from which reading them once for several rows pays for the
-#: calls that it takes, on a CPU.
+#: Bytes of keys and values in one layer from which reading them once for several rows outweighs the
+#: cost of the extra calls, on a CPU.
 SHARING_PAYS = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
 class CacheLayout:
-    """What keys and values look like and who attends to them. Each arrangement of a decoder's weights has one of
-    its own, since keys of other weights mean something else: caches of the same layout can join.
+    """Shape of keys and values, and the attention backend.
+
+    Each arrangement of a decoder's weights has its own layout, since keys of other weights mean
+    something else: caches of the same layout can join.
 
     Args:
         num_layers, num_heads, head_dim: sizes.
@@ -49,7 +50,7 @@ class CacheLayout:
 
 @dataclass(eq=False)
 class Segment:
-    """Slots start..start+length-1 of the pool, read by several rows and written no more."""
+    """Slots start..start+length-1 of the pool, read by several rows and no longer written."""
 
     start: int
     length: int
@@ -57,7 +58,7 @@ class Segment:
 
 @dataclass(eq=False)
 class Row:
-    """What a row holds: shared segments in order, then `own` tokens of its own place."""
+    """Content of a row: shared segments in order, then `own` tokens in its own place."""
 
     segments: tuple[Segment, ...] = ()
     own: int = 0
@@ -72,16 +73,16 @@ class SegmentPool(KVCache):
     """Rows with segments, in one memory; see `KVCache` for the calls.
 
     Args:
-        layout: sizes, and whose keys they are.
+        layout: sizes, and the weights that the keys belong to.
         num_rows: rows, all empty.
-        capacity: tokens that each of them can take.
+        capacity: tokens that each of them can hold.
     """
 
     def __init__(self, layout: CacheLayout, num_rows: int, capacity: int) -> None:
         self.layout = layout
         self.rows = [Row() for _ in range(num_rows)]
         self.segments: list[Segment] = []
-        # one slot more takes the padding of ragged chunks
+        # one extra slot takes the padding of ragged chunks
         self._capacity, self._places = capacity + 1, num_rows
         shape = (layout.num_layers, layout.num_heads, num_rows * self._capacity, layout.head_dim)
         self.keys_LKND = torch.zeros(shape, dtype=layout.dtype, device=layout.device)
@@ -100,7 +101,7 @@ class SegmentPool(KVCache):
             if row.own + count >= self._capacity:
                 raise GenerationError(
                     "key-value cache",
-                    f"row {place} would hold {row.own + count} tokens of its own, there is "
+                    f"row {place} would hold {row.own + count} own tokens, but there is "
                     f"room for {self._capacity - 1}",
                     "reserve room before more is generated",
                 )
@@ -112,7 +113,7 @@ class SegmentPool(KVCache):
             self._length_B += torch.tensor(count_B, device=self._length_B.device)
 
     @property
-    def can_be_recorded(self) -> bool:  # type: ignore[override]  # on a device that holds as long as attention is ours
+    def can_be_recorded(self) -> bool:  # type: ignore[override]  # true if attention is ours
         return not self.layout.on_cpu and self.layout.backend.is_plain_softmax
 
     def count_on_device(self) -> None:
@@ -195,8 +196,7 @@ class SegmentPool(KVCache):
         row.segments, row.own = (*row.segments, segment), 0
 
     def _new_segment(self, length: int) -> Segment:
-        """A place behind the own places and all segments: the first gap that is large enough, or
-        more memory."""
+        """Allocate a segment after the own places: the first large enough gap, or more memory."""
         self.segments = self.live_segments()
         start = self._places * self._capacity
         for place, segment in enumerate(self.segments):
@@ -212,8 +212,10 @@ class SegmentPool(KVCache):
         return self.segments[-1]
 
     def _move(self, sources: list[int], places: int, capacity: int) -> None:
-        """Put the own tokens of row sources[i] into place i; where places or their capacity grow,
-        into new memory."""
+        """Move the own tokens of row sources[i] to place i.
+
+        If the number of places or their capacity grows, new memory is allocated.
+        """
         if (places, capacity) == (self._places, self._capacity):
             moves = [
                 (place, source)
@@ -256,4 +258,4 @@ class SegmentPool(KVCache):
         return (first[:, None] + torch.arange(length, device=first.device)).flatten()
 
     def _forget(self) -> None:
-        """Rows have changed: what was derived from them no longer holds. Subclasses add to it."""
+        """Rows have changed: derived data is no longer valid. Subclasses extend this."""

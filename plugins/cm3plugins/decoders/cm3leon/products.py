@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from cm3core.errors import close_match
 
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
-#: Rows that a product on a CPU has at least.
+#: Minimum number of rows of a product on a CPU.
 FEWEST_ROWS = 4
 
 LAYER_NORM_EPS = 1e-5
 
-#: Largest code of an int8 weight or of an input that is rounded to 8 bits, and what stands for an
-#: input of 0.
+#: Largest code of an int8 weight or of an input that is rounded to 8 bits, and the code of an input
+#: of 0.
 MOST, ZERO = 127, 128
 
 #: x [M, in] -> [M, out].
@@ -33,7 +33,7 @@ Product = Callable[[Tensor], Tensor]
 
 
 def normed(norm: nn.Module, x: Tensor) -> Tensor:
-    """What `norm` makes of x, computed in the precision of its weight, in that of x."""
+    """`norm` of x, computed in the precision of its weight and returned in that of x."""
     weight = norm.weight
     assert isinstance(weight, Tensor)
     normed: Tensor = norm(x.to(weight.dtype))
@@ -63,7 +63,7 @@ def packs(dtype: torch.dtype) -> bool:
 
 
 def packed_product(weight: Tensor, activation: str | None) -> Product:
-    """By oneDNN, weights in the layout that it likes best, the activation in the same call."""
+    """By oneDNN: weights in its preferred layout, the activation in the same call."""
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
     name, algorithm = (
         ("none", "") if activation is None else (activation, "none" if activation == "gelu" else "")
@@ -77,10 +77,10 @@ def packed_product(weight: Tensor, activation: str | None) -> Product:
 
 
 def int8_product(weight: Tensor) -> Product:
-    """Weights as int8 with a scale for each output (symmetric).
+    """Weights as int8 with one scale per output (symmetric).
 
-    Where the CPU multiplies bytes, inputs (float32) are rounded to 8 bits as well, with a scale for
-    each row, so that a row's result depends on no other (Yao et al. 2022, ZeroQuant,
+    Where the CPU multiplies bytes, inputs (float32) are rounded to 8 bits as well, with one scale
+    per row, so that a row's result depends on no other (Yao et al. 2022, ZeroQuant,
     arXiv:2206.01861: "token-wise"). Elsewhere inputs are bfloat16.
     """
     scale_V = (weight.float().abs().amax(1) / MOST).clamp(min=1e-12)
@@ -96,9 +96,11 @@ def int8_product(weight: Tensor) -> Product:
 
 
 def rounded_product(codes: Tensor, scale_V: Tensor) -> Product:
-    """By oneDNN: bytes times bytes. Inputs are unsigned with a zero at 128, which it has
-    instructions for; its other forms take hundreds of times as long. It knows one scale for all
-    inputs, so that the rows' are applied behind it.
+    """By oneDNN: bytes times bytes.
+
+    Inputs are unsigned with a zero at 128, which it has instructions for; its other forms take
+    hundreds of times as long. It supports only one scale for all inputs, so the scales of the rows
+    are applied afterwards.
 
     Args:
         codes: int8 [V, E].
@@ -106,7 +108,7 @@ def rounded_product(codes: Tensor, scale_V: Tensor) -> Product:
     """
     packed = torch.ops.onednn.qlinear_prepack(codes, [FEWEST_ROWS, codes.shape[1]])
     zero_V = torch.zeros(len(codes), dtype=torch.int64)
-    half = torch.tensor(ZERO + 0.5)  # conversion to integers cuts off: this rounds
+    half = torch.tensor(ZERO + 0.5)  # conversion to integers truncates: this rounds
 
     def product(x: Tensor) -> Tensor:
         largest_M1 = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).clamp_(min=1e-12)
@@ -132,8 +134,10 @@ def rounded_product(codes: Tensor, scale_V: Tensor) -> Product:
 
 
 def rounds_inputs(device: torch.device) -> bool:
-    """Whether int8 products round their inputs: on a CPU with instructions for sums of products of
-    bytes (VNNI). Without them, sums of two products overflow."""
+    """Whether int8 products round their inputs: on a CPU with byte dot products (VNNI).
+
+    Without those instructions, sums of two products overflow.
+    """
     return (
         device.type == "cpu"
         and torch.backends.mkldnn.is_available()
@@ -142,8 +146,7 @@ def rounds_inputs(device: torch.device) -> bool:
 
 
 def why_not(precision: str, weight: Tensor) -> tuple[str, str] | None:
-    """(cause, next step) where weights like this one can't be used in this precision; None where
-    they can."""
+    """(cause, next step) if weights like this one can't be used in this precision, else None."""
     if precision not in PRECISIONS:
         return f"{precision!r} is not known", close_match(precision, PRECISIONS)
     if precision == "int8":

@@ -1,4 +1,4 @@
-"""What the CM3leon decoder is made from: plain values, without a registry, a recipe or torch."""
+"""Settings of the CM3leon decoder: plain values, without a registry, a recipe or torch."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ class CM3LeonSettings:
     """Sizes and options; the defaults are the paper's 350M model (CM3leon paper, section 2.3).
 
     Args:
-        context_length: most tokens in a sequence (paper: 4,096).
+        context_length: maximum number of tokens in a sequence (paper: 4,096).
         num_layers: transformer blocks (paper: 24, 24, 32).
         d_model: width of the residual stream (paper: 1024, 1536, 4096).
         num_heads: attention heads, a divisor of `d_model` (16, 16, 32 in the OPT sizes of the same
             shape).
         d_ff: width of the feed-forward layer. None: 4 * d_model.
         activation: "relu" (OPT's launcher) or "gelu".
-        dropout: of the embeddings and of both residual branches while training (paper: 0).
+        dropout: of the embeddings and of both residual branches in training (paper: 0).
         tie_embeddings: the output projection is the token embedding (OPT's launcher; inferred for
             CM3leon).
-        init_std: standard deviation of all matrices but the zero ones, cut at 3 deviations. A
-            narrow model wants more than the paper's 0.006, about 0.02.
-        position_init_std: the same, of the learned positions.
-        grid_positions: add a learned row and a learned column embedding to image codes' inputs. Not
-            the paper's: a small model can't learn from little data where in the picture it is.
+        init_std: standard deviation of all matrices but the zero ones, truncated at 3 deviations. A
+            narrow model needs more than the paper's 0.006: about 0.02.
+        position_init_std: the same, for the learned positions.
+        grid_positions: add learned row and column embeddings to the inputs of image codes. Not the
+            paper's: a small model can't learn from little data where in the picture it is.
         qk_norm: LayerNorm of queries and keys over the head dimension, with learned weights
             (Chameleon). Not the paper's.
         activation_checkpointing: recompute each block in the backward pass: less memory, a third
             more time.
-        codebook_scale: image codes' embeddings started from the tokenizer's codebook get this times
-            `init_std`.
+        codebook_scale: standard deviation of image code embeddings initialised from the tokenizer's
+            codebook, in units of `init_std`.
     """
 
     context_length: int = 4096

@@ -1,1 +1,1 @@
-"""`bi_encoder`: frozen EfficientNet-Lite0 and MiniLM under two small heads."""
+"""`bi_encoder`: two small heads on frozen EfficientNet-Lite0 and MiniLM."""

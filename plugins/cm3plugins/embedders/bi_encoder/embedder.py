@@ -1,4 +1,4 @@
-"""The `bi_encoder` embedder at work."""
+"""The `bi_encoder` embedder."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class BiEncoder(Embedder):
 
     Args:
         networks: the frozen ones.
-        heads: the trained ones, above them.
+        heads: the trained ones, on top of them.
         fingerprint: hash of both.
-        batch_size: items in one forward pass.
+        batch_size: items per forward pass.
 
     Example:
         >>> from cm3plugins.embedders import BiEncoderConfig
@@ -40,8 +40,7 @@ class BiEncoder(Embedder):
 
     @classmethod
     def load(cls, path: Path, batch_size: int = 64) -> BiEncoder:
-        """Read heads. Raises `CheckpointError` when they can't be used above the installed
-        networks."""
+        """Read heads; raises `CheckpointError` if they don't fit the installed networks."""
         networks = Networks()
         heads = load_heads(path, networks.fingerprint)
         digest = hashlib.sha256(f"{networks.fingerprint}:{sha256_file(path)}".encode()).hexdigest()
@@ -54,7 +53,7 @@ class BiEncoder(Embedder):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the networks' and the heads' weights, and of how features are made."""
+        """Hash of the networks' and the heads' weights, and of how features are computed."""
         return self._fingerprint
 
     @torch.inference_mode()

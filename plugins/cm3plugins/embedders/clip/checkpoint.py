@@ -1,11 +1,11 @@
-"""What a file of CLIP and the configs beside it say: tensors, sizes, activation, preprocessing.
+"""Read a CLIP file and the configs next to it: tensors, sizes, activation, preprocessing.
 
-Three origins, told apart by the names of the tensors and the files beside them:
+Three origins, distinguished by the names of the tensors and the files next to them:
 
 - OpenAI: a TorchScript archive (see `archive`), always QuickGELU;
-- open_clip: OpenAI's names, `open_clip_config.json` beside them, GELU unless that says
+- open_clip: OpenAI's names, `open_clip_config.json` next to them, GELU unless that sets
   `quick_gelu`;
-- Hugging Face: `text_model.*` and `vision_model.*`, `config.json` beside them: its `hidden_act`,
+- Hugging Face: `text_model.*` and `vision_model.*`, `config.json` next to them: its `hidden_act`,
   else QuickGELU.
 
 A wrong activation gives vectors that look fine and retrieve badly (mlfoundations/open_clip#771), so
@@ -41,7 +41,7 @@ from cm3plugins.embedders.weights import check_finite
 
 logger = logging.getLogger("cm3plugins.clip")
 
-#: Tensors that no tower needs: the temperature, and what archives keep of sizes and masks.
+#: Tensors that no tower needs: the temperature, and sizes and masks kept in archives.
 _IGNORED = re.compile(
     r"(^|\.)(logit_scale|logit_bias|attn_mask|position_ids|input_resolution|context_length|vocab_size)$"
 )
@@ -49,14 +49,14 @@ _IGNORED = re.compile(
 
 @dataclass(frozen=True)
 class CLIPCheckpoint:
-    """What a file of CLIP says.
+    """The content of a CLIP file.
 
     Args:
         path: the file of weights.
         tensors: by OpenAI's names, float32.
         sizes: of both towers.
         preprocessing: of pictures.
-        summary: one line for people: origin, sizes, activation and who says so.
+        summary: one readable line: origin, sizes, activation and the source of the latter.
     """
 
     path: Path
@@ -74,9 +74,9 @@ def read_checkpoint(path: Path, quick_gelu: bool | None = None) -> CLIPCheckpoin
         quick_gelu: see `CLIPConfig`.
 
     Raises:
-        CheckpointError: nothing there, damaged, needs code to be read, no CLIP with a vision
-            transformer, numbers that are none, a config that contradicts the weights, or an
-            activation that nobody tells.
+        CheckpointError: the file is missing, damaged, needs code to be read, is not a CLIP with a
+            vision transformer, holds NaN or infinity, its config contradicts the weights, or the
+            activation is unknown.
     """
     weights = find_weights(path)
     is_torchscript = is_archive(weights)
@@ -116,8 +116,7 @@ def read_checkpoint(path: Path, quick_gelu: bool | None = None) -> CLIPCheckpoin
 
 
 def _check_architecture(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise `CheckpointError` where the tensors are not those of a CLIP with a vision
-    transformer."""
+    """Raise `CheckpointError` unless the tensors are those of a CLIP with a vision transformer."""
     needed = (
         "visual.conv1.weight",
         "visual.positional_embedding",
@@ -132,10 +131,12 @@ def _check_architecture(path: Path, tensors: Mapping[str, Tensor]) -> None:
         for name in tensors
     )
     if missing or other:
-        what = "its picture tower is no vision transformer" if other else f"{missing[0]} is missing"
+        what = (
+            "its picture tower is not a vision transformer" if other else f"{missing[0]} is missing"
+        )
         raise CheckpointError(
             str(path),
-            f"is no CLIP with a vision transformer ({what})",
+            f"is not a CLIP with a vision transformer ({what})",
             "give ViT-B/32, B/16, L/14 or a relative; ResNets, and towers of timm or of a "
             "language model, are "
             "not read",
@@ -148,7 +149,7 @@ def _sizes(
     activations: list[tuple[Activation, str]],
     heads: list[int | None],
 ) -> CLIPSizes:
-    """Sizes that the tensors show."""
+    """Sizes, as the tensors imply them."""
     transformers = []
     for prefix, (activation, _), given, width in (
         ("visual.", activations[0], heads[0], tensors["visual.conv1.weight"].shape[0]),
@@ -165,7 +166,7 @@ def _sizes(
             raise CheckpointError(
                 str(path),
                 f"{num_heads} heads do not divide a width of {width}",
-                "correct the config beside it",
+                "correct the config next to it",
             )
         mlp_width = 1 if hidden is None else hidden.shape[0]
         transformers.append(TransformerSizes(width, len(blocks), num_heads, mlp_width, activation))

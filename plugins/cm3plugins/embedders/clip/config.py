@@ -1,4 +1,4 @@
-"""`clip`: a trained CLIP from a local file. Light: what is heavy is imported by `build`."""
+"""`clip`: a trained CLIP from a local file. Light: `build` does the heavy imports."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class CLIPConfig(EmbedderConfig):
-    """CLIP ViT-B/32 (the paper's retriever, section 2.1) and its relatives with a vision
-    transformer, from a file of your own.
+    """CLIP ViT-B/32 or a relative with a vision transformer, from a file that you have.
 
-    Reads OpenAI's archives (`ViT-B-32.pt`), folders or files of open_clip
-    (`open_clip_model.safetensors`, `open_clip_pytorch_model.bin`, with `open_clip_config.json`) and
-    of Hugging Face (`model.safetensors`, `pytorch_model.bin`, with `config.json`). Sizes are those
-    of the weights; preprocessing and tokenizer stand beside them, else are OpenAI's. No code of a
-    file is run. Texts longer than it reads (77 tokens) are cut, which is told once.
+    CLIP ViT-B/32 is the paper's retriever (section 2.1). Reads OpenAI's archives (`ViT-B-32.pt`),
+    and folders or files of open_clip (`open_clip_model.safetensors`, `open_clip_pytorch_model.bin`,
+    with `open_clip_config.json`) and of Hugging Face (`model.safetensors`, `pytorch_model.bin`,
+    with `config.json`). Sizes are taken from the weights; preprocessing and tokenizer are the ones
+    next to them, else OpenAI's. No code in a file is run. Texts longer than its context (77 tokens)
+    are truncated, which is reported once.
 
     Args:
-        path: the folder or the file of weights.
-        quick_gelu: whether its activation is x * sigmoid(1.702 x) (OpenAI's) and not GELU. None:
-            what the file's origin or the config beside it says; if that says nothing, or two say
-            different things, this key is asked for.
-        batch_size: pictures or texts in one forward pass.
+        path: the folder or file of weights.
+        quick_gelu: whether its activation is x * sigmoid(1.702 x) (OpenAI's) instead of GELU. None:
+            as the file's origin or the config next to it states; if they state nothing, or
+            disagree, this key is required.
+        batch_size: pictures or texts per forward pass.
         device: where it computes; "auto" is a CUDA device if there is one.
     """
 
@@ -39,13 +39,16 @@ class CLIPConfig(EmbedderConfig):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def check(self) -> None:
-        """Refuse a batch of nothing."""
+        """Reject an empty batch."""
         if self.batch_size < 1:
             raise RecipeError("embedder.batch_size", f"is {self.batch_size}", "use 1 or more")
 
     def build(self) -> CLIP:
-        """Load weights and tokenizer. Raises `CheckpointError` when they are missing, damaged, or
-        no CLIP that is known here."""
+        """Load weights and tokenizer.
+
+        Raises:
+            CheckpointError: they are missing, damaged, or not a CLIP that is known here.
+        """
         from cm3core.training.device import choose_device
         from cm3plugins.embedders.clip.embedder import CLIP
 

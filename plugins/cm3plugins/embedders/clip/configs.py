@@ -1,5 +1,4 @@
-"""The configs beside a CLIP's weights: activation, heads, preprocessing, and whether they fit the
-weights."""
+"""The configs next to a CLIP's weights: activation, heads, preprocessing, consistency checks."""
 
 from __future__ import annotations
 
@@ -13,10 +12,10 @@ from cm3core.errors import CheckpointError
 from cm3plugins.embedders.clip.preprocessing import Preprocessing
 from cm3plugins.embedders.clip.towers import Activation, CLIPSizes
 
-#: Width of a head where nothing tells their number.
+#: Width of a head if nothing specifies their number.
 HEAD_WIDTH = 64
-#: Keys of open_clip's configs that this file reads, or that change nothing when the network is
-#: used. Others change the network.
+#: Keys of open_clip's configs that this file reads, or that have no effect in inference. Others
+#: change the network.
 _KNOWN_VISION = {
     "layers",
     "width",
@@ -31,7 +30,7 @@ _KNOWN_TEXT = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, None when there is no such file."""
+    """A JSON object; None if there is no such file."""
     if not path.is_file():
         return None
     try:
@@ -46,8 +45,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _parts(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Vision and text config of Hugging Face's; old files have them twice, and the second one
-    counts."""
+    """Vision and text parts of a Hugging Face config; in old files, the second of two wins."""
     vision, text = (
         {**(config.get(f"{kind}_config") or {}), **(config.get(f"{kind}_config_dict") or {})}
         for kind in ("vision", "text")
@@ -62,10 +60,13 @@ def read_activations(
     hugging_face: dict[str, Any] | None,
     given: bool | None,
 ) -> list[tuple[Activation, str]]:
-    """Activation of the vision and the text tower, and who says so. Raises `CheckpointError` where
-    nobody does, or two differ."""
+    """Activation of the vision and the text tower, and its source.
+
+    Raises:
+        CheckpointError: there is no source, or two disagree.
+    """
     if given is not None:
-        return [("quick_gelu" if given else "gelu", "the recipe says so")] * 2
+        return [("quick_gelu" if given else "gelu", "set in the recipe")] * 2
     said: list[list[tuple[Activation, str]]] = []
     if origin == "OpenAI":
         said.append([("quick_gelu", "OpenAI's archive")] * 2)
@@ -79,7 +80,7 @@ def read_activations(
     if not said:
         raise CheckpointError(
             str(path),
-            "nothing says whether its activation is QuickGELU",
+            "nothing states whether its activation is QuickGELU",
             "set embedder.quick_gelu=true (OpenAI's weights, and open_clip's models named "
             "-quickgelu) or "
             "embedder.quick_gelu=false (open_clip's others)",
@@ -88,14 +89,14 @@ def read_activations(
         if [name for name, _ in other] != [name for name, _ in said[0]]:
             raise CheckpointError(
                 str(path),
-                f"{said[0][0][1]} says {said[0][0][0]} and {other[0][1]} says {other[0][0]}",
+                f"{said[0][0][1]} states {said[0][0][0]} but {other[0][1]} states {other[0][0]}",
                 "set embedder.quick_gelu=true or embedder.quick_gelu=false",
             )
     return said[0]
 
 
 def _hidden_act(part: Mapping[str, Any], path: Path) -> Activation:
-    # transformers' default, which older files leave out
+    # the default of transformers, which older files omit
     name = part.get("hidden_act", "quick_gelu")
     if name == "quick_gelu":
         return "quick_gelu"
@@ -111,8 +112,7 @@ def _hidden_act(part: Mapping[str, Any], path: Path) -> Activation:
 def read_heads(
     path: Path, origin: str, open_clip: dict[str, Any] | None, hugging_face: dict[str, Any] | None
 ) -> list[int | None]:
-    """Heads of the vision and of the text tower; None: as OpenAI's, one for each 64 of the
-    width."""
+    """Heads of the vision and of the text tower; None: as OpenAI's, one per 64 of the width."""
     if origin == "Hugging Face" and hugging_face is not None:
         if hugging_face.get("model_type", "clip") != "clip":
             raise CheckpointError(
@@ -144,8 +144,12 @@ def read_heads(
 
 
 def check_open_clip(path: Path, config: Mapping[str, Any], sizes: CLIPSizes) -> None:
-    """Raise `CheckpointError` where open_clip's config asks for what these towers don't do, or
-    contradicts the weights."""
+    """Check open_clip's config.
+
+    Raises:
+        CheckpointError: it needs something that these towers don't support, or contradicts the
+            weights.
+    """
     place, model = str(path.parent / "open_clip_config.json"), config.get("model_cfg", {})
     vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
     unknown = [f"vision_cfg.{key}" for key in vision if key not in _KNOWN_VISION and vision[key]]
@@ -169,7 +173,7 @@ def check_open_clip(path: Path, config: Mapping[str, Any], sizes: CLIPSizes) -> 
 
 
 def check_hugging_face(path: Path, config: Mapping[str, Any], sizes: CLIPSizes) -> None:
-    """Raise `CheckpointError` where Hugging Face's config contradicts the weights."""
+    """Raise `CheckpointError` if Hugging Face's config contradicts the weights."""
     vision, text = _parts(config)
     _compare(
         str(path.parent / "config.json"),
@@ -195,15 +199,18 @@ def _compare(place: str, sayings: Sequence[tuple[str, object, int]]) -> None:
             raise CheckpointError(
                 place,
                 f"{name} is {said}, and the weights have {found}",
-                "put the config of these weights beside them",
+                "put the config of these weights next to them",
             )
 
 
 def read_preprocessing(
     path: Path, origin: str, open_clip: Mapping[str, Any] | None, resolution: int
 ) -> Preprocessing:
-    """What stands beside the weights, else OpenAI's. Raises `CheckpointError` for what is not done
-    here."""
+    """The preprocessing next to the weights, else OpenAI's.
+
+    Raises:
+        CheckpointError: it is not supported.
+    """
     if origin == "open_clip" and open_clip is not None:
         place, said = path.parent / "open_clip_config.json", open_clip.get("preprocess_cfg", {})
         resize = said.get("resize_mode") or "shortest"

@@ -1,4 +1,4 @@
-"""The `clip` embedder at work."""
+"""The `clip` embedder."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class CLIP(Embedder):
     Args:
         checkpoint: weights, sizes and preprocessing.
         tokenizer: text -> ids.
-        fingerprint: hash of all that decides a vector.
-        batch_size: items in one forward pass.
-        device: where it computes.
+        fingerprint: hash of everything that determines a vector.
+        batch_size: items per forward pass.
+        device: where it runs.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class CLIP(Embedder):
         batch_size: int = 32,
         device: torch.device | str = "cpu",
     ) -> None:
-        with torch.device("meta"):  # no memory, and no random numbers, before the weights come
+        with torch.device("meta"):  # no memory and no random numbers before the weights are loaded
             towers = CLIPTowers(checkpoint.sizes)
         fill(
             towers,
@@ -49,9 +49,9 @@ class CLIP(Embedder):
         if tokenizer.vocab_size > checkpoint.sizes.vocab_size:
             raise CheckpointError(
                 str(checkpoint.path),
-                f"has {checkpoint.sizes.vocab_size} ids of text, and its tokenizer "
+                f"has {checkpoint.sizes.vocab_size} text ids, but its tokenizer has "
                 f"{tokenizer.vocab_size}",
-                "put the tokenizer of these weights beside them",
+                "put the tokenizer of these weights next to them",
             )
         self._towers = towers.eval().requires_grad_(False).to(device)
         self._checkpoint, self._tokenizer, self._fingerprint = checkpoint, tokenizer, fingerprint
@@ -66,8 +66,7 @@ class CLIP(Embedder):
         batch_size: int = 32,
         device: torch.device | str = "cpu",
     ) -> CLIP:
-        """Read a file or a folder; see `CLIPConfig`. Raises `CheckpointError` when it can't be
-        used."""
+        """Read a file or folder (see `CLIPConfig`); raises `CheckpointError` if unusable."""
         checkpoint = read_checkpoint(path, quick_gelu)
         tokenizer = load_tokenizer(checkpoint.path.parent, checkpoint.sizes.context_length)
         identity = f"{sha256_file(checkpoint.path)} {checkpoint.sizes} {checkpoint.preprocessing} {tokenizer.fingerprint}"
@@ -86,7 +85,7 @@ class CLIP(Embedder):
 
     @property
     def summary(self) -> str:
-        """Origin, sizes, activation and who says so, in one line."""
+        """Origin, sizes, activation and the source of the latter, in one line."""
         return self._checkpoint.summary
 
     @torch.inference_mode()

@@ -1,5 +1,7 @@
-"""How a picture becomes a CLIP's input: scaled by Pillow, cut to the central square, standardised;
-as torchvision does it."""
+"""From a picture to the input of CLIP: scaled by Pillow, centre-cropped, standardised.
+
+As torchvision does it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from cm3core.document import PixelArray
 
 Interpolation = Literal["bicubic", "bilinear"]
 _RESAMPLING = {"bicubic": Pillow.Resampling.BICUBIC, "bilinear": Pillow.Resampling.BILINEAR}
-#: Sides longer than so many times the short one are cut to that before scaling.
+#: Sides longer than this multiple of the short one are cropped to it before scaling.
 _LONGEST = 8
 
 
@@ -26,9 +28,9 @@ class Preprocessing:
 
     Args:
         resolution: side of the square in pixels.
-        mean, std: of the red, green and blue of 0..1 that the network was trained on.
+        mean, std: of red, green and blue (0..1) of the pictures that the network was trained on.
         interpolation: of the scaling, which is antialiased.
-        squash: scale both sides to the square, in place of the short one and a cut.
+        squash: scale both sides to the square, instead of scaling the short one and cropping.
     """
 
     resolution: int
@@ -49,8 +51,8 @@ class Preprocessing:
         """uint8 [resolution, resolution, 3]."""
         side = self.resolution
         if not self.squash:
-            # Of a picture of 1 x 10,000 pixels the middle is enough: scaled whole, it would be
-            # millions wide.
+            # The middle of a picture of 1 x 10,000 pixels is enough: scaled as a whole, it would be
+            # millions of pixels wide.
             (height, width), longest = image.shape[:2], _LONGEST * min(image.shape[:2])
             top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
             image = image[top : top + longest, left : left + longest]

@@ -1,4 +1,4 @@
-"""Files of CLIP -> tensors under OpenAI's names, whoever wrote them."""
+"""Read tensors of CLIP files from any origin, under OpenAI's names."""
 
 from __future__ import annotations
 
@@ -43,8 +43,7 @@ _RENAMES = (
 
 
 def find_weights(path: Path) -> Path:
-    """The file of weights that a path means. Raises `CheckpointError` when there is none, or no
-    telling which."""
+    """The weights file of a path; raises `CheckpointError` if it is missing or ambiguous."""
     if path.is_file():
         return path
     if not path.is_dir():
@@ -68,21 +67,21 @@ def find_weights(path: Path) -> Path:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by its own names. Raises `CheckpointError` when it holds anything else."""
+    """The tensors of a file by its names; raises `CheckpointError` if it holds anything else."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        # torch's own words tell how to run the file's code all the same
+        # torch's message explains how to run the file's code anyway
         reason = str(error) if isinstance(error, SafetensorError) else type(error).__name__
         raise CheckpointError(
             str(path),
-            f"holds no plain tensors ({reason})",
-            "give the weights alone; files that run code when they are read are refused",
+            f"does not hold plain tensors ({reason})",
+            "give the weights alone; files that run code when loaded are rejected",
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]  # open_clip's training keeps optimiser and epoch beside it
+        state = state["state_dict"]  # open_clip's checkpoints also hold optimiser and epoch
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise CheckpointError(
             str(path),
@@ -97,8 +96,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def from_hugging_face(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The same tensors under OpenAI's names: query, key and value in one matrix, projections (E to
-    D, see `towers`) transposed."""
+    """The same tensors under OpenAI's names.
+
+    Query, key and value in one matrix; projections (E to D, see `towers`) transposed.
+    """
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         new = name

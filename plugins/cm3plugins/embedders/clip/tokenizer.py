@@ -1,5 +1,4 @@
-"""CLIP's text -> ids: lower-cased byte-level BPE with end-of-word marks, by the library
-`tokenizers`.
+"""CLIP's text tokenizer: lower-cased byte-level BPE with end-of-word marks, by `tokenizers`.
 
 Legend: N texts, T tokens of the longest.
 """
@@ -19,7 +18,8 @@ from torch import Tensor
 
 from cm3core.errors import CheckpointError
 
-#: The merges of all of OpenAI's CLIPs (MIT, see `assets/README.md`), and how many of its lines are
+#: The merges of all OpenAI CLIPs (MIT, see `assets/README.md`), and the number of its lines that
+#: are
 #: used.
 BUNDLED_MERGES = Path(__file__).parent / "assets" / "bpe_simple_vocab_16e6.txt.gz"
 _NUM_MERGES = 49152 - 256 - 2
@@ -30,12 +30,12 @@ logger = logging.getLogger("cm3plugins.clip")
 
 
 class CLIPTokenizer:
-    """Texts as CLIP's ids between its start and end tokens, cut to its context.
+    """Texts as CLIP's ids between its start and end tokens, truncated to its context.
 
     Args:
         tokenizer: ids of plain text, without the two tokens.
-        context_length: tokens that the text tower reads, the two included.
-        place: what messages call it.
+        context_length: tokens that the text tower reads, including the two.
+        place: its name in messages.
 
     Raises:
         CheckpointError: its vocabulary has no start or no end token.
@@ -66,12 +66,14 @@ class CLIPTokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that decides the ids."""
+        """Hash of everything that determines the ids."""
         return hashlib.sha256(self._tokenizer.to_str().encode("utf-8")).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Ids int64 [N, T], filled up with 0, and the places int64 [N] of the end tokens. A cut is
-        logged, the first time."""
+        """Ids int64 [N, T], padded with 0, and the positions int64 [N] of the end tokens.
+
+        The first truncation is logged.
+        """
         room = self._context_length - 2
         rows = [
             encoding.ids
@@ -81,7 +83,8 @@ class CLIPTokenizer:
         if longest > room and not self._has_told:
             self._has_told = True
             logger.warning(
-                "clip reads %d tokens of a text, and one has %d: such texts are cut (said once)",
+                "clip reads %d tokens of a text, and one has %d: such texts are truncated "
+                "(reported once)",
                 room,
                 longest,
             )
@@ -93,8 +96,9 @@ class CLIPTokenizer:
 
 
 def load_tokenizer(folder: Path, context_length: int) -> CLIPTokenizer:
-    """The tokenizer of a folder (`tokenizer.json`, else `vocab.json` and `merges.txt`), else
-    OpenAI's, which is bundled.
+    """The tokenizer of a folder, else OpenAI's, which is bundled.
+
+    Its files are `tokenizer.json`, else `vocab.json` and `merges.txt`.
 
     Raises:
         CheckpointError: its files can't be read.
@@ -124,14 +128,16 @@ def load_tokenizer(folder: Path, context_length: int) -> CLIPTokenizer:
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         str(path),
-        f"is no tokenizer that can be read ({error})",
+        f"is not a readable tokenizer ({error})",
         "copy it again, or remove it: without one OpenAI's is used",
     )
 
 
 def bundled_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Ids and merges of OpenAI's CLIPs: 256 bytes, the same at a word's end, the merges in order,
-    start and end token."""
+    """Ids and merges of OpenAI's CLIPs.
+
+    256 bytes, the same at the end of a word, the merges in order, start and end token.
+    """
     lines = (
         gzip.decompress(BUNDLED_MERGES.read_bytes())
         .decode("utf-8")
@@ -150,7 +156,7 @@ def bundled_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def _pairs(lines: Sequence[str]) -> list[tuple[str, str]]:
-    """`left right` a line; comments and empty lines are left out."""
+    """Pairs, one `left right` per line; comments and empty lines are skipped."""
     pairs = []
     for line in lines:
         if line and not line.startswith("#version"):
@@ -160,8 +166,7 @@ def _pairs(lines: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _byte_letters() -> list[str]:
-    """GPT-2's letter for each byte, printable bytes first: the order that OpenAI numbers them
-    in."""
+    """GPT-2's letter for each byte, printable bytes first, in OpenAI's order."""
     printable = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
@@ -171,8 +176,10 @@ def _byte_letters() -> list[str]:
 
 
 def _tokenizer(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
-    """As transformers builds CLIP's. Start and end token are no part of a text: whoever writes them
-    gets their letters."""
+    """Built as in transformers.
+
+    Start and end token are never parsed in a text: spelled out, they are ordinary letters.
+    """
     tokenizer = Tokenizer(
         models.BPE(
             vocab=vocabulary,

@@ -1,7 +1,7 @@
 """CLIP's two towers in plain torch: a vision transformer, and a causal transformer over text.
 
-Parameters have OpenAI's names, which are open_clip's too, so that those files load without
-renaming. Legend: N pictures or texts, T tokens, D width of a tower, H heads of width d, R side of a picture,
+Parameters have OpenAI's names, which open_clip shares, so that those files load without renaming.
+Legend: N pictures or texts, T tokens, D width of a tower, H heads of width d, R side of a picture,
 Y X rows and columns of its patches, E dimension of the shared space. Source: Radford et al. 2021,
 section 2.4; openai/CLIP `clip/model.py`.
 """
@@ -44,7 +44,7 @@ class TransformerSizes:
         num_layers: blocks.
         num_heads: H.
         mlp_width: hidden width of a block's second half.
-        activation: that of its hidden units.
+        activation: of the hidden units.
     """
 
     width: int
@@ -63,7 +63,7 @@ class CLIPSizes:
         resolution: R.
         patch: side of a patch in pixels; R is a multiple of it.
         vocab_size: ids of text.
-        context_length: tokens of a text, its first and last ones included.
+        context_length: tokens of a text, including start and end.
         dimension: E.
     """
 
@@ -77,8 +77,10 @@ class CLIPSizes:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; query, key and value weights lie in one matrix, as in
-    `nn.MultiheadAttention`."""
+    """Multi-head self-attention.
+
+    Query, key and value weights are one matrix, as in `nn.MultiheadAttention`.
+    """
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -98,7 +100,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear maps and the activation between."""
+    """Two linear maps with the activation in between."""
 
     def __init__(self, sizes: TransformerSizes) -> None:
         super().__init__()
@@ -114,7 +116,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then an MLP, each behind a LayerNorm and added to what came in."""
+    """Attention, then an MLP, each after a LayerNorm and with a residual connection."""
 
     def __init__(self, sizes: TransformerSizes) -> None:
         super().__init__()
@@ -128,7 +130,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Blocks one behind another."""
+    """A stack of blocks."""
 
     def __init__(self, sizes: TransformerSizes) -> None:
         super().__init__()
@@ -141,7 +143,7 @@ class Transformer(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Patches and a class token; the latter's last state, projected."""
+    """Patches and a class token; the projected last state of the class token."""
 
     def __init__(self, sizes: CLIPSizes) -> None:
         super().__init__()
@@ -166,8 +168,7 @@ class VisionTower(nn.Module):
 
 
 class CLIPTowers(nn.Module):
-    """The vision tower as `visual`; the text tower's parts by OpenAI's names, which have no
-    prefix."""
+    """The vision tower as `visual`; the text tower under OpenAI's names, without a prefix."""
 
     def __init__(self, sizes: CLIPSizes) -> None:
         super().__init__()
@@ -179,8 +180,10 @@ class CLIPTowers(nn.Module):
         self.text_projection = nn.Parameter(torch.zeros(width, sizes.dimension))
 
     def encode_texts(self, ids_NT: Tensor, last_N: Tensor) -> Tensor:
-        """Vectors [N, E] of token ids; `last_N` is the place of each text's end token. What stands
-        behind it is not seen."""
+        """Vectors [N, E] of token ids; `last_N` is the position of each text's end token.
+
+        Tokens after it are not seen.
+        """
         x_NTD = self.transformer(
             self.token_embedding(ids_NT) + self.positional_embedding[: ids_NT.shape[1]], causal=True
         )

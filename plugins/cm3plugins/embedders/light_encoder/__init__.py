@@ -1,1 +1,1 @@
-"""`light_encoder`: two small towers trained from nothing; needs no extra package."""
+"""`light_encoder`: two small towers trained from scratch; needs no extra package."""

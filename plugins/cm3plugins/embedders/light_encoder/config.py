@@ -1,8 +1,7 @@
-"""`light_encoder`: two small towers, text and picture, trained contrastively on the bundled corpus.
-Needs no extra package.
+"""`light_encoder`: small text and picture towers, trained contrastively on the bundled corpus.
 
-It stands where CM3leon has a frozen CLIP ViT-B/32 (paper section 2.1); it is far smaller, knows
-drawings only, and is never to be called CLIP. Figures: `assets/README.md`.
+Needs no extra package. It takes the place of CM3leon's frozen CLIP ViT-B/32 (paper section 2.1); it
+is far smaller, knows only drawings, and is never to be called CLIP. Figures: `assets/README.md`.
 """
 
 from __future__ import annotations
@@ -26,23 +25,26 @@ class LightEncoderConfig(EmbedderConfig):
     """A small text tower and a small picture tower.
 
     Args:
-        path: weights as `cm3 embedder train light_encoder` writes them; None: those that come with
-            cm3leon. "bundled:styled" comes with it too: a text's nearest documents are then of the
+        path: weights as written by `cm3 embedder train light_encoder`; None: the ones shipped with
+            cm3leon. "bundled:styled" ships with it too: there a text's nearest documents have the
             style that it names (`train --keep-style`).
-        batch_size: pictures or texts in one forward pass.
+        batch_size: pictures or texts per forward pass.
     """
 
     path: str | None = None
     batch_size: int = 256
 
     def check(self) -> None:
-        """Refuse a batch of nothing."""
+        """Reject an empty batch."""
         if self.batch_size < 1:
             raise RecipeError("embedder.batch_size", f"is {self.batch_size}", "use 1 or more")
 
     def build(self) -> LightEncoder:
-        """Load the weights. Raises `CheckpointError` when the file is missing, damaged or of
-        another kind."""
+        """Load the weights.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or of another kind.
+        """
         from cm3plugins.embedders.light_encoder.embedder import LightEncoder
 
         path = {None: BUNDLED_WEIGHTS, BUNDLED_STYLED: STYLED_WEIGHTS}.get(self.path)

@@ -1,4 +1,4 @@
-"""The `light_encoder` embedder at work, and its file."""
+"""The `light_encoder` embedder, and its file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class LightEncoder(Embedder):
     Args:
         towers: the trained networks.
         fingerprint: hash of their weights.
-        batch_size: items in one forward pass.
+        batch_size: items per forward pass.
 
     Example:
         >>> from cm3plugins.embedders import LightEncoderConfig
@@ -43,8 +43,7 @@ class LightEncoder(Embedder):
 
     @classmethod
     def load(cls, path: Path, batch_size: int = 256) -> LightEncoder:
-        """Read weights that `save_towers` wrote. Raises `CheckpointError` when the file can't be
-        used."""
+        """Read weights that `save_towers` wrote; raises `CheckpointError` if they can't be used."""
         header, tensors = read_weights(path, _FORMAT, _NEXT)
         try:
             sizes: dict[str, Any] = header["sizes"]

@@ -1,6 +1,8 @@
-"""Text -> words -> hashed features: each word as a whole and its character n-grams, so that an
-unseen word, a plural or a misspelling still falls near its relatives (the subword idea of fastText,
-Bojanowski et al. 2017). Pure Python."""
+"""Text -> words -> hashed features: each word as a whole and its character n-grams.
+
+An unseen word, a plural or a misspelling thus still lands near its relatives (the subwords of
+fastText, Bojanowski et al. 2017). Pure Python.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,7 @@ def words_of(text: str) -> list[str]:
 
 
 def ngrams_of(word: str) -> list[str]:
-    """Character n-grams of 3 to 5 letters of a word between its boundary marks, without the marked
-    word itself.
+    """Character n-grams (3 to 5) of a word with boundary marks, except the marked word itself.
 
     >>> ngrams_of("owl")
     ['<ow', 'owl', 'wl>', '<owl', 'owl>']
@@ -46,8 +47,10 @@ def ngrams_of(word: str) -> list[str]:
 
 @lru_cache(maxsize=1 << 16)
 def features_of(word: str, num_buckets: int) -> tuple[int, ...]:
-    """Buckets 0..num_buckets-1 of a word (twice, so that the whole word outweighs one n-gram) and
-    of its n-grams."""
+    """Buckets 0..num_buckets-1 of a word and of its n-grams.
+
+    The word counts twice, so that it outweighs a single n-gram.
+    """
     whole = _bucket(f"word:{word}", num_buckets)
     return whole, whole, *(_bucket(ngram, num_buckets) for ngram in ngrams_of(word))
 

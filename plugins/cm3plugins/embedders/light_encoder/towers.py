@@ -18,7 +18,7 @@ from cm3plugins.embedders.light_encoder.text_features import features_of, words_
 
 @dataclass(frozen=True)
 class TowerSizes:
-    """What the weights' file says about itself.
+    """The sizes in the header of the weights' file.
 
     Args:
         num_buckets: rows of the table of hashed features.
@@ -40,8 +40,7 @@ class TowerSizes:
 
 
 class TextTower(nn.Module):
-    """Words as means of their hashed features, weighted by a learned importance, then a two-layer
-    net."""
+    """Means of hashed word features, weighted by learned importance, then a two-layer net."""
 
     def __init__(self, sizes: TowerSizes) -> None:
         super().__init__()
@@ -58,8 +57,7 @@ class TextTower(nn.Module):
         )
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        """Vectors [N, E] of texts; a text without a single word gets the vector of nothing (the
-        bias)."""
+        """Vectors [N, E] of texts; a text without any word gets the bias alone."""
         words = [words_of(text) for text in texts]
         rows = {
             word: row
@@ -86,8 +84,7 @@ class TextTower(nn.Module):
 
 
 class ImageTower(nn.Module):
-    """Convolutional stages, then a weighted mean and the largest response of each channel, and a
-    linear map."""
+    """Convolutional stages, then weighted mean and maximum of each channel, and a linear map."""
 
     def __init__(self, sizes: TowerSizes) -> None:
         super().__init__()
@@ -106,8 +103,9 @@ class ImageTower(nn.Module):
         self.stages = nn.Sequential(*layers)
         # Channels last: a third faster on a CPU.
         self.stages.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
-        # One learned weight a place and channel instead of a plain mean: where a part lies tells
-        # what the whole is.
+        # One learned weight per position and channel instead of a plain mean: the position of a
+        # part
+        # is informative about the whole.
         self.place = nn.Parameter(torch.ones(sizes.channels[-1], side, side))
         self.out = nn.Linear(2 * sizes.channels[-1], sizes.dimension)
 
@@ -128,5 +126,5 @@ class Towers(nn.Module):
         super().__init__()
         self.sizes = sizes
         self.text, self.image = TextTower(sizes), ImageTower(sizes)
-        # exp(2.7) = 1 / 0.067, the usual start of CLIP-like training
+        # exp(2.7) = 1 / 0.067, the usual initial value in CLIP-like training
         self.log_scale = nn.Parameter(torch.tensor(2.7))

@@ -1,1 +1,1 @@
-"""`patches`: every square of pixels by itself, as the nearest of K known ones."""
+"""`patches`: each square of pixels separately, as the nearest of K known ones."""

@@ -1,4 +1,4 @@
-"""Config of `patches`. Nothing here imports what is heavy."""
+"""Config of `patches`. Light: no torch here."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class PatchTokenizerConfig(ImageTokenizerConfig):
-    """Squares of pixels, each the nearest of `codebook_size` centres of k-means (vector
-    quantisation without a network).
+    """Squares of pixels, each encoded as the nearest of `codebook_size` k-means centres.
 
-    Blockier than a VQGAN, but a code depends on its square alone: what looks the same has the same
-    codes wherever it stands, and a decoder can copy it from a retrieved document. A VQGAN's
-    normalisation looks at the whole picture, so that equal backgrounds of two pictures rarely share
-    a code.
+    Vector quantisation without a network. Blockier than a VQGAN, but a code depends on its square
+    alone: equal squares have equal codes wherever they are, and a decoder can copy them from a
+    retrieved document. A VQGAN's normalisation sees the whole picture, so equal backgrounds of two
+    pictures rarely share a code.
 
     Args:
-        resolution: pixels a side; a multiple of `patch_size`.
-        patch_size: pixels a side of one code.
+        resolution: pixels per side; a multiple of `patch_size`.
+        patch_size: pixels per side of one code.
         codebook_size: number of codes.
         weights: "bundled:emoji32" (1,024 squares of 4 x 4 pixels, of the bundled corpus at 32 x
             32), the path of a file that `cm3 tokenizer train-image` wrote, or None for none yet. A
             checkpoint holds a copy of weights that are not bundled.
-        seed: of the training.
+        seed: for training.
     """
 
     resolution: int = 32
@@ -42,7 +41,7 @@ class PatchTokenizerConfig(ImageTokenizerConfig):
     seed: int = 0
 
     def check(self) -> None:
-        """Ranges and combinations; raises `RecipeError` that names the key."""
+        """Ranges and combinations; raises a `RecipeError` that names the key."""
         for name in ("resolution", "patch_size", "codebook_size"):
             if getattr(self, name) < 1:
                 raise RecipeError(
@@ -68,8 +67,11 @@ class PatchTokenizerConfig(ImageTokenizerConfig):
         return self.resolution, self.resolution
 
     def build(self) -> PatchTokenizer:
-        """The tokenizer with its squares. Raises `CheckpointError` when there are none, or not as
-        the recipe says."""
+        """The tokenizer with its squares.
+
+        Raises:
+            CheckpointError: there are none, or they don't match the recipe.
+        """
         from cm3plugins.image_tokenizers.patches.tokenizer import PatchTokenizer, weights_file
 
         self.check()
@@ -82,8 +84,7 @@ class PatchTokenizerConfig(ImageTokenizerConfig):
         )
 
     def load(self, folder: Path) -> PatchTokenizer:
-        """The tokenizer that one of these saved into a checkpoint's folder; `weights` is not
-        asked."""
+        """Load the tokenizer saved in a checkpoint's folder; `weights` is ignored."""
         from cm3plugins.image_tokenizers.patches.tokenizer import SAVED, PatchTokenizer
 
         self.check()
@@ -92,8 +93,10 @@ class PatchTokenizerConfig(ImageTokenizerConfig):
         )
 
     def train(self, images_NHWC: PixelArray, out_dir: str | Path, **options: Any) -> Path:
-        """k-means over the pictures' squares; steps are its rounds. Seconds: a run that was cut off
-        starts over."""
+        """Run k-means over the pictures' squares; steps are its rounds.
+
+        It takes seconds: an interrupted run starts over.
+        """
         from cm3plugins.image_tokenizers.patches.training import train_patches
 
         self.check()

@@ -1,4 +1,4 @@
-"""The `patches` tokenizer at work, and its file.
+"""The `patches` tokenizer, and its file.
 
 Legend: N pictures of H x W pixels, Y X rows and columns of codes, c = Y * X codes of a picture, P =
 N * c squares, y x pixels inside a square, C channels, K codes, d = y * x * C numbers of a square.
@@ -25,7 +25,7 @@ from cm3plugins.trained.bundled import weights_path
 
 SAVED = "patches.safetensors"
 _FORMAT = "cm3leon patches 1"
-#: Squares that are compared with all codes at once.
+#: Number of squares that are compared with all codes at once.
 _CHUNK = 8192
 
 
@@ -57,8 +57,10 @@ def pictures(
 
 
 def nearest(squares_Pd: npt.NDArray[np.uint8], codebook_Kd: npt.NDArray[np.uint8]) -> IntArray:
-    """The nearest code of each square, the first of equals. Whole numbers in float64: exact,
-    whatever is computed together."""
+    """The nearest code of each square, the first on a tie.
+
+    Integers in float64: exact, whatever the batch.
+    """
     centres_Kd = codebook_Kd.astype(np.float64)
     half_K = (centres_Kd**2).sum(1) / 2
     codes = [
@@ -74,8 +76,8 @@ class PatchTokenizer(ImageTokenizer):
     """Pixels <-> codes by comparing squares.
 
     Args:
-        resolution: pixels a side of a picture.
-        patch_size: pixels a side of a square.
+        resolution: pixels per side of a picture.
+        patch_size: pixels per side of a square.
         codebook_Kd: the squares, row by row, RGB.
         bundled: they come with this package, so that checkpoints need no copy.
     """
@@ -102,7 +104,7 @@ class PatchTokenizer(ImageTokenizer):
         *,
         bundled: bool = False,
     ) -> PatchTokenizer:
-        """The tokenizer of a file that `save_codebook` wrote; see `read_codebook`."""
+        """Load the tokenizer from a file that `save_codebook` wrote; see `read_codebook`."""
         codebook_Kd = read_codebook(path, patch_size, codebook_size)
         return cls(resolution, patch_size, codebook_Kd, bundled=bundled)
 
@@ -155,8 +157,11 @@ def save_codebook(path: Path, patch_size: int, codebook_Kd: npt.NDArray[np.uint8
 
 
 def read_codebook(path: Path, patch_size: int, codebook_size: int) -> npt.NDArray[np.uint8]:
-    """Read what `save_codebook` wrote. Raises `CheckpointError` when the file is missing, damaged,
-    foreign or of other sizes."""
+    """Read what `save_codebook` wrote.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, of another format or of other sizes.
+    """
     next_step = "give the file that `cm3 tokenizer train-image` wrote, or leave image_tokenizer.weights at bundled:emoji32"
     if not path.is_file():
         raise CheckpointError(str(path), "there is no such file", next_step)
@@ -166,7 +171,7 @@ def read_codebook(path: Path, patch_size: int, codebook_size: int) -> npt.NDArra
             codebook = file.get_tensor("codebook") if "codebook" in file.keys() else None  # noqa: SIM118  # not a dictionary
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            str(path), f"is not a whole safetensors file ({error})", next_step
+            str(path), f"is not a complete safetensors file ({error})", next_step
         ) from error
     if (
         metadata.get("format") != _FORMAT
@@ -188,8 +193,11 @@ def read_codebook(path: Path, patch_size: int, codebook_size: int) -> npt.NDArra
 
 
 def weights_file(weights: str | None) -> Path:
-    """The path that a recipe's `weights` means; raises `CheckpointError` for an unknown bundled
-    name, and for None."""
+    """The path that a recipe's `weights` means.
+
+    Raises:
+        CheckpointError: it is an unknown bundled name, or None.
+    """
     assets = Path(__file__).parent / "assets"
     return weights_path(
         weights,

@@ -17,9 +17,10 @@ from cm3core.files import make_folder, write_text
 from cm3plugins.image_tokenizers.patches.tokenizer import PatchTokenizer, save_codebook, squares
 
 WEIGHTS = "model.safetensors"
-#: Squares that are learned from: more change nothing that can be seen.
+#: Number of training squares: more make no visible difference.
 _NUM_SQUARES = 120_000
-#: Squares that differ by less than this are one, so that plain backgrounds don't take the codebook.
+#: Squares that differ by less than this are merged, so that plain backgrounds don't take the
+#: codebook.
 _STEP = 4
 
 
@@ -40,7 +41,7 @@ def train_patches(
     """Learn the squares; see `ImageTokenizerConfig.train`. Returns the path of the weights.
 
     Raises:
-        DataError: fewer different squares than codes.
+        DataError: there are fewer different squares than codes.
     """
     import faiss
 

@@ -1,5 +1,4 @@
-"""`vqgan`: the trainable VQGAN image tokenizer. Light: the config only; `build` and `train` import
-what is heavy."""
+"""`vqgan`: the trainable VQGAN image tokenizer. Light: only the config is imported here."""
 
 from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig
 from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture, VQGANTraining

@@ -1,5 +1,4 @@
-"""Keeping a codebook alive while it is trained: k-means start, moving averages, revival of dead
-codes.
+"""Training a codebook: k-means initialisation, moving averages, revival of dead codes.
 
 Shape legend: N positions, D code dimension, K codebook entries, R vectors in the reservoir. Source:
 van den Oord et al. 2017 appendix A.1 (moving averages); a reservoir of encoder outputs for
@@ -18,14 +17,13 @@ from cm3plugins.image_tokenizers.vqgan.model import VectorQuantizer, VQModel
 def align_with_pixels(
     model: VQModel, z_BDYX: Tensor, generator: torch.Generator, step: float = 0.05
 ) -> Tensor:
-    """Change the basis of the code space so that squared distances there are squared errors of
-    pixels.
+    """Change the basis of the code space so that squared distances in it are squared pixel errors.
 
-    A code space that was learned without quantisation has no reason to weigh its directions as the
+    A code space that was learned without quantisation has no reason to weight its directions as the
     picture does: nearest codes would then spend all bits on a few directions of large variance
     (here: mean colour), and the commitment term would shrink the others to nothing. With G = E[J^T
     J], J the decoder's Jacobian at a position, and L^T L = G, codes become L z. `quant_conv` and
-    `post_quant_conv` take up L and its inverse, so the autoencoder computes what it did before.
+    `post_quant_conv` absorb L and its inverse, so the autoencoder computes the same as before.
 
     Args:
         model: changed in place.
@@ -73,15 +71,15 @@ def align_with_pixels(
 
 
 class CodebookUpdater:
-    """Moves a quantiser's codebook outside the gradient.
+    """Updates a quantiser's codebook without gradients.
 
     Args:
         quantizer: the codebook is its `embedding.weight`, changed in place.
         use_ema: move codes by moving averages of the vectors assigned to them; otherwise the
-            optimiser moves them and only start and revival are done here.
+            optimiser moves them, and only initialisation and revival are done here.
         decay: of the moving averages, per step.
-        revive_after_steps: a code that nothing chose for so many steps is dead.
-        reservoir_size: R, recent encoder outputs that starts and revivals are drawn from.
+        revive_after_steps: a code unused for this many steps is dead.
+        reservoir_size: R, recent encoder outputs that initialisation and revival draw from.
     """
 
     def __init__(
@@ -108,7 +106,7 @@ class CodebookUpdater:
 
     @torch.no_grad()
     def remember(self, z_ND: Tensor) -> None:
-        """Put encoder outputs into the ring of recent ones."""
+        """Add encoder outputs to the ring buffer of recent ones."""
         size = self.reservoir_RD.shape[0]
         z_ND = z_ND[-size:]
         rows_N = (torch.arange(z_ND.shape[0], device=z_ND.device) + self.reservoir_position) % size
@@ -117,7 +115,7 @@ class CodebookUpdater:
 
     @torch.no_grad()
     def change_basis(self, scale_DD: Tensor) -> None:
-        """Apply a linear map to what is remembered, after the features themselves changed by it."""
+        """Apply a linear map to the reservoir, after the features themselves changed by it."""
         self.reservoir_RD.copy_(self.reservoir_RD @ scale_DD.t())
 
     def _draw(self, count: int, generator: torch.Generator) -> Tensor:
@@ -129,8 +127,10 @@ class CodebookUpdater:
 
     @torch.no_grad()
     def start_from_kmeans(self, generator: torch.Generator, num_iterations: int = 10) -> None:
-        """Set the codebook to k-means centres of the reservoir (Lloyd; empty clusters restart at
-        random vectors)."""
+        """Set the codebook to k-means centres of the reservoir.
+
+        Lloyd's algorithm; empty clusters restart at random vectors.
+        """
         filled = min(self.reservoir_position, self.reservoir_RD.shape[0])
         z_ND = self.reservoir_RD[:filled]
         centres_KD = self._draw(self.count_K.shape[0], generator).clone()
@@ -151,8 +151,11 @@ class CodebookUpdater:
 
     @torch.no_grad()
     def update(self, z_ND: Tensor, codes_N: Tensor, generator: torch.Generator) -> Tensor:
-        """One step: remember `z_ND`, move the codes (EMA), revive the dead; returns the revived
-        codes' indices."""
+        """One step: remember `z_ND`, move the codes (EMA), revive dead codes.
+
+        Returns:
+            the indices of the revived codes.
+        """
         self.remember(z_ND)
         count_K, sum_KD = self._assigned(z_ND, codes_N)
         self.unused_steps_K.add_(1)

@@ -1,5 +1,4 @@
-"""Config of `vqgan`: the network's shape, its weights, and how it is trained. Nothing here imports
-torch."""
+"""Config of `vqgan`: the network's shape, its weights and its training. Light: no torch here."""
 
 from __future__ import annotations
 
@@ -19,17 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
-    """Convolutional encoder, nearest codebook entry, convolutional decoder (VQGAN; Make-A-Scene's
-    VQ-IMG).
+    """Convolutional encoder, nearest codebook entry, convolutional decoder (VQGAN).
 
-    The keys of `VQGANArchitecture`, and:
+    As Make-A-Scene's VQ-IMG. Has the keys of `VQGANArchitecture`, and:
 
     Args:
         weights: "bundled:emoji64", the path of a file that training wrote, or None for none yet.
-            The file's own shape must be the one given here; `resolution` may be another, where
+            The file's architecture must be the one given here; `resolution` may differ if
             `attn_resolutions` is empty. A checkpoint holds a copy of weights that are not bundled,
             and reads that.
-        weights_sha256: when given, the file's hash must be this.
+        weights_sha256: if given, the file's hash must be this.
         training: see `VQGANTraining`.
     """
 
@@ -58,7 +56,7 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
         return VQGANArchitecture(**values)
 
     def check(self) -> None:
-        """Ranges and combinations; raises `RecipeError` that names the key."""
+        """Ranges and combinations; raises a `RecipeError` that names the key."""
         for name in (
             "resolution",
             "ch",
@@ -110,8 +108,12 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
                 )
 
     def build(self) -> VQGANTokenizer:
-        """The tokenizer with its weights. Raises `CheckpointError` when there are none, they can't
-        be read, or they are of another shape or hash."""
+        """The tokenizer with its weights.
+
+        Raises:
+            CheckpointError: there are no weights, they can't be read, or they have another shape or
+                hash.
+        """
         from cm3plugins.image_tokenizers.vqgan.tokenizer import VQGANTokenizer, weights_file
 
         self.check()
@@ -123,16 +125,17 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
         )
 
     def load(self, folder: Path) -> VQGANTokenizer:
-        """The tokenizer that one of these saved into a checkpoint's folder; `weights` and
-        `weights_sha256` are not asked."""
+        """Load the tokenizer saved in a checkpoint's folder; `weights` and its hash are ignored."""
         from cm3plugins.image_tokenizers.vqgan.tokenizer import SAVED, VQGANTokenizer
 
         self.check()
         return VQGANTokenizer.from_file(folder / SAVED, self.architecture)
 
     def train(self, images_NHWC: PixelArray, out_dir: str | Path, **options: Any) -> Path:
-        """Train from nothing; the options are those of
-        `cm3plugins.image_tokenizers.vqgan.training.train_image_tokenizer`."""
+        """Train from scratch.
+
+        The options are those of `cm3plugins.image_tokenizers.vqgan.training.train_image_tokenizer`.
+        """
         from cm3plugins.image_tokenizers.vqgan.training import train_image_tokenizer
 
         self.check()

@@ -1,5 +1,6 @@
-"""Losses of the VQGAN tokenizer: pixels, perceptual, codebook, and a PatchGAN with an adaptive
-weight.
+"""Losses of the VQGAN tokenizer.
+
+Pixels, perceptual, codebook, and a PatchGAN with an adaptive weight.
 
 Shape legend: B pictures, C channels, H W pixels. Source: CompVis/taming-transformers
 `taming/modules/losses/vqperceptual.py` (hinge losses, adaptive weight),
@@ -17,16 +18,17 @@ from cm3plugins.vision.efficientnet_lite import EfficientNetLite, load_efficient
 
 
 class PerceptualLoss(nn.Module):
-    """Distance in the feature space of a frozen EfficientNet-Lite0, in LPIPS's form without its
-    learned weights.
+    """Distance in the feature space of a frozen EfficientNet-Lite0.
+
+    Like LPIPS without its learned weights.
 
     Every feature vector is scaled to unit length; the squared distance is averaged over positions
-    and summed over stages. LPIPS itself needs VGG weights that no package carries.
+    and summed over stages. LPIPS itself needs VGG weights, which no package ships.
 
     Args:
         source: "package" or a path, as `load_efficientnet_lite` takes it.
         stages: stages of the network to compare (0..6, strides 2, 4, 8, 16, 16, 32, 32).
-        resolution: pictures are resized to this many pixels a side first; None leaves them.
+        resolution: pictures are first resized to this many pixels per side; None: unchanged.
     """
 
     def __init__(
@@ -60,11 +62,10 @@ class PerceptualLoss(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN (pix2pix): one logit for each overlapping patch; three strided layers see 70 x 70
-    pixels.
+    """PatchGAN (pix2pix): one logit per overlapping patch; three strided layers see 70 x 70 pixels.
 
     Args:
-        num_layers: strided layers after the first convolution counts as one; taming: 3.
+        num_layers: strided layers, including the first convolution; taming: 3.
         ndf: channels of the first layer; taming: 64.
     """
 
@@ -102,11 +103,10 @@ def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor
 def adaptive_weight(
     reconstruction_loss: Tensor, generator_loss: Tensor, last_layer: Tensor, weight: float
 ) -> Tensor:
-    """`weight` * clamp(|grad reconstruction| / (|grad generator| + 1e-4), 0, 1e4), gradients at the
-    last layer.
+    """`weight` * clamp(|grad reconstruction| / (|grad generator| + 1e-4), 0, 1e4).
 
-    Keeps the adversarial gradient as large as the reconstruction's (VQGAN eq. 7). No gradient flows
-    through it.
+    The gradients are those at the last layer. Keeps the adversarial gradient as large as the
+    reconstruction's (VQGAN eq. 7). No gradient flows through it.
     """
     (reconstruction_grad,) = torch.autograd.grad(reconstruction_loss, last_layer, retain_graph=True)
     (generator_grad,) = torch.autograd.grad(generator_loss, last_layer, retain_graph=True)

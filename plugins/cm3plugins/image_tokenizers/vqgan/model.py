@@ -1,11 +1,11 @@
-"""The VQGAN network: encoder, vector quantiser, decoder (taming-transformers' VQModel,
-Make-A-Scene's VQ-IMG).
+"""The VQGAN network: encoder, vector quantiser, decoder.
 
-Module and parameter names are taming's, so that public checkpoints load by direct key copy. Shape
-legend: B pictures, C channels, H W pixels, D code dimension, Y X rows and columns of the code grid,
-N = B * Y * X positions, K codebook entries. Source: CompVis/taming-transformers
-`taming/modules/diffusionmodules/model.py`, `taming/modules/vqvae/quantize.py` (layer recipe and
-names), Make-A-Scene (Gafni et al. 2022), CM3leon (Yu et al. 2023) section 2.1.
+As taming-transformers' VQModel and Make-A-Scene's VQ-IMG. Module and parameter names are taming's,
+so that public checkpoints load by direct key copy. Shape legend: B pictures, C channels, H W
+pixels, D code dimension, Y X rows and columns of the code grid, N = B * Y * X positions, K codebook
+entries. Source: CompVis/taming-transformers `taming/modules/diffusionmodules/model.py`,
+`taming/modules/vqvae/quantize.py` (layer recipe and names), Make-A-Scene (Gafni et al. 2022),
+CM3leon (Yu et al. 2023) section 2.1.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ def group_norm(num_channels: int, norm_groups: int) -> nn.GroupNorm:
 
 
 class ResnetBlock(nn.Module):
-    """GroupNorm, swish, 3x3 convolution, twice, around a skip connection: [B, C_in, H, W] -> [B,
-    C_out, H, W]."""
+    """GroupNorm, swish, 3x3 convolution, twice, with a skip connection.
+
+    [B, C_in, H, W] -> [B, C_out, H, W].
+    """
 
     def __init__(self, in_channels: int, out_channels: int, norm_groups: int) -> None:
         super().__init__()
@@ -49,7 +51,7 @@ class ResnetBlock(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """Single-head self-attention over all positions of a feature map, around a skip connection."""
+    """Single-head self-attention over all positions of a feature map, with a skip connection."""
 
     def __init__(self, channels: int, norm_groups: int) -> None:
         super().__init__()
@@ -109,8 +111,10 @@ class Middle(nn.Module):
 
 
 class Level(nn.Module):
-    """Blocks of one resolution, each with attention after it where `attend`; `downsample` or
-    `upsample` follow."""
+    """Blocks of one resolution, each followed by attention if `attend`.
+
+    `downsample` or `upsample` come last.
+    """
 
     def __init__(
         self,
@@ -223,7 +227,7 @@ class Decoder(nn.Module):
 
 @dataclass(frozen=True)
 class Quantized:
-    """What the quantiser returns.
+    """Output of the quantiser.
 
     `z_q_BDYX`: quantised features, fp32; the gradient passes straight through to the encoder.
     `codes_BYX`: int64 indices in [0, K). `loss`: codebook and commitment loss, a scalar (mean over
@@ -238,7 +242,7 @@ class Quantized:
 class VectorQuantizer(nn.Module):
     """Nearest codebook entry by squared L2 distance, straight-through gradient; always fp32.
 
-    With `l2_normalize` features and entries are projected on the unit sphere first (ViT-VQGAN,
+    With `l2_normalize` features and entries are projected onto the unit sphere first (ViT-VQGAN,
     LlamaGen). With `learn_codebook=False` the entries get no gradient: the trainer moves them by
     exponential moving averages. Loss: ||z_q - sg(z)||^2 + beta * ||sg(z_q) - z||^2 (VQ-VAE, eq. 3).
     taming's "legacy" code has beta on the other term by a known bug; that matters to training only,
@@ -258,8 +262,10 @@ class VectorQuantizer(nn.Module):
         return F.normalize(weight_KD, dim=-1) if self.l2_normalize else weight_KD
 
     def nearest(self, z_ND: Tensor, codebook_KD: Tensor) -> Tensor:
-        """Index of the nearest entry for each row, [N] int64. ||z||^2 is left out: it is the same
-        for all entries."""
+        """Index of the nearest entry for each row, [N] int64.
+
+        ||z||^2 is left out: it is the same for all entries.
+        """
         distance_NK = torch.addmm((codebook_KD**2).sum(1), z_ND, codebook_KD.t(), alpha=-2.0)
         return distance_NK.argmin(dim=1)
 
@@ -287,8 +293,10 @@ class VectorQuantizer(nn.Module):
 
 
 class VQModel(nn.Module):
-    """Encoder, 1x1 `quant_conv`, quantiser, 1x1 `post_quant_conv`, decoder: taming's VQModel, key
-    for key."""
+    """Encoder, 1x1 `quant_conv`, quantiser, 1x1 `post_quant_conv`, decoder.
+
+    taming's VQModel, key for key.
+    """
 
     def __init__(self, arch: VQGANArchitecture) -> None:
         super().__init__()
@@ -321,7 +329,6 @@ class VQModel(nn.Module):
         return self.decode_features(self.quantize.lookup(codes_BYX))
 
     def forward(self, pixels_BCHW: Tensor) -> tuple[Tensor, Quantized]:
-        """Reconstruct: pixels in [-1, 1] [B, 3, H, W] -> (reconstruction of that shape, quantiser
-        output)."""
+        """Reconstruct pixels in [-1, 1] [B, 3, H, W]: (same shape, quantiser output)."""
         quantized = self.quantize(self.features(pixels_BCHW))
         return self.decode_features(quantized.z_q_BDYX), quantized

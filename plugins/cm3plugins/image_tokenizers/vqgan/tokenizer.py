@@ -1,4 +1,4 @@
-"""`VQGANTokenizer`: the VQGAN network behind the framework's interface of image tokenizers.
+"""`VQGANTokenizer`: the VQGAN network behind the framework's image tokenizer interface.
 
 Shape legend: N pictures, H W pixels, C channels, Y X code grid, c = Y * X codes of a picture, K
 codebook entries.
@@ -26,15 +26,14 @@ from cm3plugins.image_tokenizers.vqgan.weights import build_model, load_weights,
 from cm3plugins.trained.bundled import weights_path
 from cm3plugins.trained.weights_file import check_architecture
 
-#: Pictures of one forward pass at 64 px; larger pictures go in smaller batches.
+#: Pixels per forward pass (32 pictures at 64 px); larger pictures use smaller batches.
 _BATCH_PIXELS = 32 * 64 * 64
 #: A checkpoint's copy of the weights.
 SAVED = "model.safetensors"
 
 
 def to_input(pixels_NHWC: PixelArray) -> Tensor:
-    """Pictures uint8 [N, H, W, 3] to the network's input, fp32 [N, 3, H, W] in [-1, 1],
-    channels-last."""
+    """Pictures uint8 [N, H, W, 3] to network input, fp32 [N, 3, H, W] in [-1, 1], channels-last."""
     pixels_NHWC = np.require(pixels_NHWC, requirements=["C", "W"])
     pixels_NCHW = rearrange(torch.from_numpy(pixels_NHWC), "N H W C -> N C H W")
     return (pixels_NCHW.float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
@@ -67,17 +66,17 @@ class VQGANTokenizer(ImageTokenizer):
         sha256: str | None = None,
         bundled: bool = False,
     ) -> VQGANTokenizer:
-        """The tokenizer of a file of weights.
+        """Load the tokenizer from a weights file.
 
         Args:
             path: the file.
-            arch: the shape that its network must have. `resolution` may be another, where
+            arch: the shape that its network must have. `resolution` may differ if
                 `attn_resolutions` is empty.
-            sha256: when given, the file's hash must be this.
+            sha256: if given, the file's hash must be this.
             bundled: see the class.
 
         Raises:
-            CheckpointError: the file can't be read, or is of another shape or hash.
+            CheckpointError: the file can't be read, or has another shape or hash.
         """
         stored, state = load_weights(path)
         if sha256 is not None and (found := sha256_file(path)) != sha256:
@@ -107,11 +106,10 @@ class VQGANTokenizer(ImageTokenizer):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over what gives codes their meaning: the shape, and every weight of encoder and
-        codebook.
+        """SHA-256 over the shape and the weights of encoder and codebook, which define the codes.
 
-        The weights that only draw (`decoder`, `post_quant_conv`) are left out: training them
-        further on frozen codes makes better pictures of the same codes, and need not invalidate
+        The weights that only decode (`decoder`, `post_quant_conv`) are left out: training them
+        further on frozen codes gives better pictures for the same codes, and need not invalidate
         code caches and decoders.
         """
         if self._fingerprint is None:
@@ -154,8 +152,10 @@ class VQGANTokenizer(ImageTokenizer):
         return np.concatenate(batches) if batches else np.zeros((0, *self.image_size, 3), np.uint8)
 
     def save(self, folder: Path) -> None:
-        """Write the weights, unless they are bundled: exactly these, as fp16 where that loses
-        nothing (training stores fp16)."""
+        """Write the weights, unless they are bundled.
+
+        Lossless: as fp16 only if that is exact (training stores fp16).
+        """
         if self.bundled:
             return
         state = self.model.state_dict()
@@ -164,14 +164,16 @@ class VQGANTokenizer(ImageTokenizer):
         save_weights(folder / SAVED, self.model.arch, state, half=half)
 
     def codebook(self) -> Tensor:
-        """The code vectors, fp32 [K, embed_dim]; on the unit sphere when the network compares
-        there."""
+        """The code vectors, fp32 [K, embed_dim]; on the unit sphere if they are compared there."""
         return self.model.quantize.entries().detach().clone()
 
 
 def weights_file(weights: str | None) -> Path:
-    """The path that a recipe's `weights` means; raises `CheckpointError` for an unknown bundled
-    name, and for None."""
+    """The path that a recipe's `weights` means.
+
+    Raises:
+        CheckpointError: it is an unknown bundled name, or None.
+    """
     assets = Path(__file__).parent / "assets"
     return weights_path(
         weights,

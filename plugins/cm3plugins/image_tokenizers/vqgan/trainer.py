@@ -83,8 +83,11 @@ class TokenizerTrainer:
             )
 
     def step(self, pixels_BCHW: Tensor, step: int, progress: float) -> dict[str, float]:
-        """One update on pictures in [-1, 1] [B, 3, H, W]; returns the losses by name (floats;
-        `loss` is their weighted sum)."""
+        """One update on pictures in [-1, 1] [B, 3, H, W].
+
+        Returns:
+            the losses by name (floats; `loss` is their weighted sum).
+        """
         training, model = self.training, self.model
         pixels_BCHW = pixels_BCHW.to(self.device)
         generator = torch.Generator().manual_seed(training.seed * 1_000_003 + step)
@@ -131,7 +134,7 @@ class TokenizerTrainer:
         model = self.model
         self.codebook.change_basis(align_with_pixels(model, model.features(pixels_BCHW), generator))
         for name in ("quant_conv.weight", "quant_conv.bias", "post_quant_conv.weight"):
-            # an average over two bases would mean nothing
+            # an average over two bases would be meaningless
             self.average[name].copy_(model.state_dict()[name])
             self.optimizer.state[model.get_parameter(name)].clear()
 
@@ -188,8 +191,7 @@ class TokenizerTrainer:
 
     @torch.no_grad()
     def _update_average(self, step: int) -> None:
-        """Moving average of the weights, slow only after it has something to remember; the codebook
-        is copied."""
+        """Moving average of the weights, slow only once it has history; the codebook is copied."""
         decay = min(self.training.weight_ema_decay, (step + 1) / (step + 10))
         state = self.model.state_dict()
         names = [name for name in state if not name.startswith("quantize.")]

@@ -27,8 +27,10 @@ from cm3plugins.trained.training_run import WEIGHTS, TrainingRun, check_order
 
 
 def batch_indices(seed: int, step: int, batch_size: int, num_pictures: int) -> list[int]:
-    """Which pictures step `step` sees: each epoch is a permutation by (seed, epoch), batches run
-    across epochs."""
+    """The pictures of step `step`.
+
+    Each epoch is a permutation by (seed, epoch); batches run across epochs.
+    """
     indices: list[int] = []
     first = step * batch_size
     for epoch in range(first // num_pictures, (first + batch_size - 1) // num_pictures + 1):
@@ -61,7 +63,7 @@ def train_image_tokenizer(
             `reconstructions.png`.
         minutes: wall-clock budget of training (resumed time counts), or `steps`: number of updates;
             exactly one.
-        resume: from `out_dir/state.pt`, when there is one.
+        resume: from `out_dir/state.pt`, if there is one.
         validation_NHWC: pictures that PSNR is reported on during training.
         show_progress: a progress bar on stderr.
         on_checkpoint: called with the weights' path after each checkpoint.
@@ -120,8 +122,10 @@ class _Run(TrainingRun):
         )
 
     def save(self, validation_NHWC: PixelArray | None) -> Path:
-        """Write weights, state and, with validation pictures, a log line and the picture; each file
-        atomically."""
+        """Write weights, state and, with validation pictures, a log line and the picture.
+
+        Each file is written atomically.
+        """
         trainer = self.trainer
         weights = self.out_dir / WEIGHTS
         save_weights(weights, trainer.arch, trainer.average, half=True, notes=self.notes)

@@ -1,4 +1,4 @@
-"""The tokenizer's file of weights."""
+"""The tokenizer's weights file."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ def save_weights(
     half: bool = False,
     notes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write `state` atomically; `half` stores all but the codebook as fp16. `notes` are further
-    metadata."""
+    """Write `state` atomically; `half` stores all but the codebook as fp16.
+
+    `notes` are further metadata.
+    """
     tensors = {
         name: tensor.half() if half and not name.startswith("quantize.") else tensor
         for name, tensor in state.items()
@@ -36,12 +38,14 @@ def save_weights(
 
 
 def load_weights(path: str | Path) -> tuple[VQGANArchitecture, dict[str, Tensor]]:
-    """Architecture and fp32 tensors of a file that `save_weights` wrote; raises `CheckpointError`
-    as `WeightsFormat.load` does."""
+    """Architecture and fp32 tensors of a file from `save_weights`; see `WeightsFormat.load`."""
     return FORMAT.load(path)
 
 
 def build_model(arch: VQGANArchitecture, state: Mapping[str, Tensor], place: str) -> VQModel:
-    """The network with `state` loaded, in evaluation mode; raises `CheckpointError` on other keys
-    or shapes."""
+    """The network with `state` loaded, in evaluation mode.
+
+    Raises:
+        CheckpointError: keys or shapes differ.
+    """
     return filled(VQModel(arch), state, place)

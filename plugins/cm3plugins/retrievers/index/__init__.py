@@ -1,12 +1,12 @@
-"""Vector indexes: which rows have the largest inner product with a query. For retrievers, behind
-one interface.
+"""Vector indexes for retrievers: the rows with the largest inner product with a query.
 
     options.py        the recipe's keys; light
     base.py           the interface
-    flat.py           all vectors, exact, where they lie
-    approximate.py    what approximate engines share: exact ranking of their candidates, and choosing the setting of a search
+    flat.py           all vectors, exact, without a copy
+    approximate.py    base of approximate engines: exact ranking of their candidates, choosing the
+    setting of a search
     faiss_engines.py  IVF, HNSW and PQ by faiss
-    kept.py           an index's file beside its bank: manifest, locking, when it is built again
+    kept.py           an index's file next to its bank: manifest, locking, when it is rebuilt
     opening.py        options -> index
 
 Another engine (usearch) is an `Engine`, opened by `open_engine`.

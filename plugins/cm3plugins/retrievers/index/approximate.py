@@ -1,10 +1,9 @@
-"""What approximate engines share: exact ranking of their candidates, and how the setting of a
-search is chosen.
+"""Base of the approximate engines: exact re-ranking, and choosing the setting of a search.
 
-An engine's own scores come from shortened vectors. Ranking some more candidates than are wanted by
-the vectors themselves makes scores exact (thresholds mean the same with every index) and repairs
-most of what shortening confuses, above all for queries that are unlike the documents, as texts are
-beside averages of text and picture.
+An engine's own scores come from compressed vectors. Re-ranking a few more candidates than wanted by
+the full vectors makes scores exact (thresholds mean the same with every index) and undoes most of
+the errors of compression, above all for queries that are unlike the documents, as texts are
+compared with averages of text and picture.
 
 Legend: Q queries, W results a query, C candidates a query, M rows, E dimension.
 """
@@ -27,19 +26,19 @@ if TYPE_CHECKING:
 
 #: Bytes of vectors that are added at once.
 BLOCK_BYTES = 64 << 20
-#: The setting of a search is the least of those tried with which `WANTED` of the `NEAREST` others
-#: of `NUM_MEASURED` documents of the bank are found; then doubled: queries of one modality lie
-#: farther from the documents than documents from each other.
+#: The setting of a search is the smallest tried that finds `WANTED` of the `NEAREST` neighbours of
+#: `NUM_MEASURED` documents of the bank; then doubled: queries of one modality are farther from the
+#: documents than documents from each other.
 WANTED, NEAREST, NUM_MEASURED, MARGIN = 0.99, 4, 256, 2
-#: Beyond this nothing more is tried; a recall so near to the best is as good; scores so near to
-#: each other are equal (a bank may hold the same many times, and which of them is found is no
-#: matter).
+#: The largest setting tried; a recall this close to the best is as good; scores this close are
+#: equal (a bank may hold the same document many times, and which of them is found doesn't matter).
 MOST_TRIED, LEAST_GAIN, TIE = 1024, 0.002, 1e-6
 
 
 class Engine(ABC):
-    """How an approximate index over rows is built, written, read and searched. The index itself is
-    its own object ("native").
+    """How an approximate index over rows is built, written, read and searched.
+
+    The index itself is the engine's own object ("native").
 
     Args:
         vectors: M rows, M >= 1.
@@ -49,7 +48,7 @@ class Engine(ABC):
     name: ClassVar[str]
     #: The recipe's key for the setting of a search: higher finds more and takes longer.
     setting_key: ClassVar[str]
-    #: The least setting worth trying.
+    #: The smallest setting worth trying.
     least_setting: ClassVar[int] = 1
 
     def __init__(self, vectors: VectorRows) -> None:
@@ -58,12 +57,12 @@ class Engine(ABC):
     @property
     @abstractmethod
     def sizes(self) -> dict[str, Any]:
-        """All that decides the native index besides the vectors' values, as JSON knows it."""
+        """Everything besides the vectors that determines the native index, as JSON types."""
 
     @property
     @abstractmethod
     def num_bytes(self) -> int:
-        """About what it takes on disk, and in memory while it is built."""
+        """Approximate size on disk, and in memory while it is built."""
 
     @property
     @abstractmethod
@@ -83,17 +82,22 @@ class Engine(ABC):
     def candidates(
         self, native: Any, setting: int, queries_QE: FloatArray, number: int
     ) -> RowArray:
-        """The best rows [Q, number] by its own scores, in any order, none twice in a query; -1
-        where there are no more."""
+        """The best rows [Q, number] by its own scores, in any order, no duplicates per query.
+
+        Missing results are -1.
+        """
 
     @abstractmethod
     def write(self, native: Any, path: Path) -> None:
-        """To a file."""
+        """Write to a file."""
 
     @abstractmethod
     def read(self, path: Path) -> Any:
-        """From a file, memory-mapped. Raises `RuntimeError` or `ValueError` when it is damaged or
-        of another type."""
+        """Read from a file, memory-mapped.
+
+        Raises:
+            RuntimeError, ValueError: it is damaged or of another type.
+        """
 
     def measured_setting(self, native: Any, num_candidates: int) -> int:
         """The setting of a search, see `WANTED`."""
@@ -102,7 +106,7 @@ class Engine(ABC):
         queries_QE = self.vectors.take(
             np.unique(np.linspace(0, len(self.vectors) - 1, NUM_MEASURED).astype(np.int64))
         )
-        # one of them is the document itself, or its equal
+        # one of them is the document itself, or a duplicate
         width = min(NEAREST + 1, len(self.vectors))
         least_Q1 = FlatIndex(self.vectors).search(queries_QE, width)[0][:, -1:] - TIE
         recalls: dict[int, float] = {}
@@ -115,8 +119,8 @@ class Engine(ABC):
             if recalls[setting] >= WANTED or setting >= min(self.most_setting, MOST_TRIED):
                 break
             setting = min(2 * setting, self.most_setting)
-        # Shortened vectors may stay below the target with any setting: then the least that comes
-        # near the best.
+        # Compressed vectors may stay below the target at any setting: then take the smallest that
+        # comes close to the best.
         enough = min(WANTED, max(recalls.values()) - LEAST_GAIN)
         return min(
             self.most_setting,
@@ -131,7 +135,7 @@ class ApproximateIndex(VectorIndex):
         engine: finds them.
         native: its index.
         setting: of its searches.
-        num_candidates: C at least. It is the same for all widths up to half of it, so that the
+        num_candidates: minimum of C. C is the same for all widths up to half of it, so that the
             first results don't depend on the width.
     """
 
@@ -142,7 +146,7 @@ class ApproximateIndex(VectorIndex):
 
     @property
     def exact(self) -> bool:
-        """It may miss results."""
+        """False: it may miss results."""
         return False
 
     @property
@@ -157,7 +161,7 @@ class ApproximateIndex(VectorIndex):
         scores_QC, of_part_QC = np.empty((2, *rows_QC.shape), np.float32)
         start = 0
         with faiss_calls(queries_QE.shape[1]) as faiss:
-            # faiss reads the rows where they lie; what is below 0 is of another part
+            # faiss reads the rows in place; rows below 0 belong to another part
             for part_mE in self.vectors.parts:
                 own_QC = np.where(
                     (rows_QC >= start) & (rows_QC < start + len(part_mE)), rows_QC - start, NO_ROW

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FloatArray = npt.NDArray[np.float32]
 RowArray = npt.NDArray[np.int64]
 
-#: Row of a place that has no result; its score is minus infinity.
+#: Row number of a missing result; its score is minus infinity.
 NO_ROW = -1
 
 
@@ -46,18 +46,18 @@ class VectorIndex(ABC):
     @property
     @abstractmethod
     def description(self) -> str:
-        """What it is and how it is set, in one line."""
+        """Type and settings, in one line."""
 
     def search(self, queries_QE: FloatArray, width: int) -> tuple[FloatArray, RowArray]:
         """The best rows of each query.
 
         Args:
             queries_QE: float32.
-            width: W, results a query; 0 or more.
+            width: W, results per query; 0 or more.
 
         Returns:
             scores float32 [Q, W], inner products, best first, and rows int64 [Q, W]; minus infinity
-            and `NO_ROW` behind the last.
+            and `NO_ROW` after the last.
 
         Raises:
             DataError: a query holds NaN or infinity.
@@ -85,8 +85,9 @@ class VectorIndex(ABC):
 
 
 def best(scores_QC: FloatArray, rows_QC: RowArray, width: int) -> tuple[FloatArray, RowArray]:
-    """The `width` best of the candidates of each query, best first, equal scores by row; those
-    without a row last.
+    """The `width` best candidates of each query, best first.
+
+    Equal scores are ordered by row; candidates without a row come last.
 
     >>> best(np.array([[1, 3, 3, 9]], np.float32), np.array([[5, 7, 6, -1]]), 3)
     (array([[3., 3., 1.]], dtype=float32), array([[6, 7, 5]]))

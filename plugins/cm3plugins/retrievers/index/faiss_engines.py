@@ -1,11 +1,11 @@
 """`ivf`, `hnsw` and `pq` by faiss.
 
-    ivf     k-means lists, 8 bits a number (IndexIVFScalarQuantizer)
-    pq      k-means lists, product-quantised: a byte for 8 numbers (IndexIVFPQ; Jegou et al. 2011)
-    hnsw    a graph over vectors of 8 bits a number (IndexHNSWSQ; Malkov and Yashunin 2016)
+    ivf     k-means lists, 8 bits per number (IndexIVFScalarQuantizer)
+    pq      k-means lists, product-quantised: one byte per 8 numbers (IndexIVFPQ; Jegou et al. 2011)
+    hnsw    a graph over vectors of 8 bits per number (IndexHNSWSQ; Malkov and Yashunin 2016)
 
-Memory while building: the index itself, a block of vectors, and a sample of at most `SAMPLE_BYTES`
-to learn from, twice (faiss copies it).
+Memory while building: the index itself, a block of vectors, and a training sample of at most
+`SAMPLE_BYTES`, twice (faiss copies it).
 
 Legend: Q queries, C candidates a query, M rows, E dimension, S sampled rows.
 """
@@ -26,21 +26,20 @@ from cm3plugins.retrievers.index.base import FloatArray, RowArray
 from cm3plugins.retrievers.index.threads import faiss_calls
 
 SAMPLE_BYTES = 256 << 20
-#: Rows to learn from for each k-means list, where there are so many; more hardly change the lists.
+#: Training rows per k-means list, if there are that many; more hardly change the lists.
 ROWS_PER_LIST = 64
-#: A byte of a PQ code stands for so many numbers; its 256 values need as many rows to be learnt
-#: from.
+#: One byte of a PQ code represents this many numbers; training its 256 values needs as many rows.
 NUMBERS_PER_BYTE, CODE_VALUES = 8, 256
-#: Links of a node of the graph (twice as many in its lowest layer), and nodes kept open while it is
-#: built.
+#: Links per node of the graph (twice as many in its lowest layer), and size of the candidate list
+#: while building.
 LINKS, CONSTRUCTION = 32, 80
 SEED = 20_240_229
 
 
 class FaissEngine(Engine):
-    """What the three types share."""
+    """Base of the three types."""
 
-    #: Class of faiss that a file must hold.
+    #: The faiss class that a file must hold.
     native_class: str
 
     @abstractmethod
@@ -49,10 +48,10 @@ class FaissEngine(Engine):
 
     @abstractmethod
     def parameters(self, setting: int) -> Any:
-        """Of a search."""
+        """Parameters of a search."""
 
     def build(self, progress: bool) -> Any:
-        """Learn from a sample, then add block after block."""
+        """Train on a sample, then add rows block by block."""
         num_rows, dimension = self.vectors.shape
         wanted = max(CODE_VALUES, ROWS_PER_LIST * num_lists(num_rows))
         size = min(num_rows, wanted, max(CODE_VALUES, SAMPLE_BYTES // (4 * dimension)))
@@ -79,7 +78,7 @@ class FaissEngine(Engine):
     def candidates(
         self, native: Any, setting: int, queries_QE: FloatArray, number: int
     ) -> RowArray:
-        """By faiss's scores of its shortened vectors."""
+        """By faiss's scores of its compressed vectors."""
         with faiss_calls(self.vectors.dimension):
             rows_QC: RowArray = native.search(queries_QE, number, params=self.parameters(setting))[
                 1
@@ -87,7 +86,7 @@ class FaissEngine(Engine):
         return rows_QC
 
     def write(self, native: Any, path: Path) -> None:
-        """To a file of faiss's format."""
+        """Write faiss's file format."""
         _faiss().write_index(native, str(path))
 
     def read(self, path: Path) -> Any:
@@ -103,7 +102,7 @@ class FaissEngine(Engine):
 
 
 class IVFEngine(FaissEngine):
-    """k-means lists of vectors of 8 bits a number."""
+    """k-means lists of vectors of 8 bits per number."""
 
     name, setting_key, native_class = "ivf", "nprobe", "IndexIVFScalarQuantizer"
 
@@ -128,7 +127,7 @@ class IVFEngine(FaissEngine):
         return num_lists(len(self.vectors))
 
     def empty(self) -> Any:
-        """Learns from what it is given, all of it."""
+        """Trains on the whole sample that it is given."""
         faiss = _faiss()
         native = faiss.index_factory(
             self.vectors.dimension,
@@ -145,7 +144,7 @@ class IVFEngine(FaissEngine):
         return "SQ8"
 
     def parameters(self, setting: int) -> Any:
-        """Lists to look into."""
+        """Lists to visit."""
         return _faiss().SearchParametersIVF(nprobe=setting)
 
 
@@ -156,7 +155,7 @@ class PQEngine(IVFEngine):
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """Lists, and bytes of a row."""
+        """Lists, and bytes per row."""
         return super().sizes | {"bytes": self._row_bytes}
 
     @property
@@ -169,7 +168,7 @@ class PQEngine(IVFEngine):
         return f"PQ{self._row_bytes}np"
 
     def empty(self) -> Any:
-        """Raises `RecipeError` where there are too few rows to learn codes from."""
+        """Raises `RecipeError` if there are too few rows to train codes."""
         if len(self.vectors) < CODE_VALUES:
             raise RecipeError(
                 "retriever.index",
@@ -182,13 +181,13 @@ class PQEngine(IVFEngine):
 
 
 class HNSWEngine(FaissEngine):
-    """A graph over vectors of 8 bits a number."""
+    """A graph over vectors of 8 bits per number."""
 
     name, setting_key, least_setting, native_class = "hnsw", "ef_search", 32, "IndexHNSWSQ"
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """Links of a node, and nodes kept open while building."""
+        """Links per node, and size of the candidate list while building."""
         return {"links": LINKS, "construction": CONSTRUCTION}
 
     @property
@@ -212,7 +211,7 @@ class HNSWEngine(FaissEngine):
         return native
 
     def parameters(self, setting: int) -> Any:
-        """Nodes to keep open."""
+        """Size of the candidate list."""
         return _faiss().SearchParametersHNSW(efSearch=setting)
 
 
@@ -222,15 +221,16 @@ ENGINES: dict[str, type[FaissEngine]] = {
 
 
 def _faiss() -> Any:
-    """faiss, whose type stubs know less than it has."""
+    """faiss, untyped: its type stubs are incomplete."""
     import faiss
 
     return faiss
 
 
 def num_lists(num_rows: int) -> int:
-    """k-means lists of a bank: about 2 sqrt(M), so that choosing lists costs about as much as
-    looking into some of them.
+    """k-means lists of a bank: about 2 sqrt(M).
+
+    Choosing lists then costs about as much as searching some of them.
 
     >>> num_lists(1_000_000), num_lists(100), num_lists(1)
     (2000, 1, 1)
@@ -239,7 +239,7 @@ def num_lists(num_rows: int) -> int:
 
 
 def code_bytes(dimension: int) -> int:
-    """Bytes of a PQ code: the most that divide E, of at most E / `NUMBERS_PER_BYTE`.
+    """Bytes of a PQ code: the largest divisor of E up to E / `NUMBERS_PER_BYTE`.
 
     >>> code_bytes(512), code_bytes(100), code_bytes(7)
     (64, 10, 1)

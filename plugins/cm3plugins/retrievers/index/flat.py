@@ -1,4 +1,4 @@
-"""`flat`: every vector is looked at, where it lies; exact.
+"""`flat`: every vector is compared, without a copy; exact.
 
 Legend: Q queries, W results a query, m rows of a part, E dimension.
 """
@@ -16,12 +16,12 @@ class FlatIndex(VectorIndex):
 
     @property
     def exact(self) -> bool:
-        """Nothing is missed."""
+        """True: nothing is missed."""
         return True
 
     @property
     def description(self) -> str:
-        """What it is."""
+        """Type of the index."""
         return "flat, exact"
 
     def _search(self, queries_QE: FloatArray, width: int) -> tuple[FloatArray, RowArray]:

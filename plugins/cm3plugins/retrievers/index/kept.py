@@ -1,13 +1,14 @@
-"""An index's file beside its bank: built once, with a manifest that says what it was built from.
+"""An index's file next to its bank: built once, with a manifest of what it was built from.
 
-    <folder>/manifest.json    written last: what the index is of and how it was built, its file's size, hash and time
+    <folder>/manifest.json    written last: what was indexed and how it was built, its file's size,
+    hash and time
     <folder>/vectors.index    the engine's own file
     <folder>/lock             held while building
 
 The manifest is removed before the file is written and written after it, both atomically: a killed
-build leaves no manifest, and the next one starts again. Opening compares the file's size and time
-with the manifest's, and hashes the file only where the time differs (a copied bank), so that a
-memory-mapped index is not read whole.
+build leaves no manifest, and the next one starts from scratch. Opening compares the file's size and
+time with the manifest's, and hashes the file only if the time differs (a copied bank), so that a
+memory-mapped index is not read in full.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from cm3core.errors import DataError, FileError
 from cm3core.files import atomic_path, check_writable, make_folder, sha256_file, write_text
 
-#: What a manifest calls itself, and its format; raised when a key changes its meaning.
+#: Kind and format version of a manifest; the version is raised when a key changes its meaning.
 KIND, FORMAT = "cm3leon vector index", 1
 MANIFEST, FILE, LOCK = "manifest.json", "vectors.index", "lock"
 
@@ -35,11 +36,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class IndexManifest:
-    """What stands beside an index's file.
+    """The manifest next to an index's file.
 
     Args:
         fingerprint: of the vectors.
-        built: all that decides the index besides.
+        built: everything else that determines the index.
         measured: when it was built, for its searches.
         num_bytes, sha256, modified_ns: of the file.
         kind, format: `KIND`, `FORMAT`.
@@ -56,8 +57,7 @@ class IndexManifest:
 
 
 class _NotUsable(Exception):
-    """The index must be built again; the message says why, and is empty where there simply is
-    none."""
+    """The index must be rebuilt; the message is the reason, empty if there is no index."""
 
 
 def kept_index(
@@ -67,14 +67,14 @@ def kept_index(
     build: Callable[[Path], Mapping[str, Any]],
     load: Callable[[Path, Mapping[str, Any]], T],
 ) -> T:
-    """The index in `folder`, built where there is none that fits. Processes wait for each other.
+    """The index in `folder`, built if there is none that fits. Processes wait for each other.
 
     Args:
         folder: of this index alone.
         fingerprint: of the vectors.
-        built: all that decides the index besides, as JSON knows it.
+        built: everything else that determines the index, as JSON types.
         build: writes the index's file; returns what it measured, for `load`.
-        load: (file, what `build` measured) -> the index; raises `RuntimeError` or `ValueError` when
+        load: (file, what `build` measured) -> the index; raises `RuntimeError` or `ValueError` if
             the file is damaged.
 
     Raises:
@@ -82,7 +82,7 @@ def kept_index(
             put there after the manifest was written.
         FileError: nothing can be written there.
     """
-    # looked at again behind the lock: another process may be building
+    # checked again under the lock: another process may be building
     with contextlib.suppress(_NotUsable, DataError):
         return _load(folder, fingerprint, built, load)
     check_writable(folder, folder=True)
@@ -96,7 +96,7 @@ def kept_index(
             if str(reason):
                 tqdm.write(f"note: the index {folder} is built again: {reason}", file=sys.stderr)
         (folder / MANIFEST).unlink(missing_ok=True)
-        # by a build that was killed; who holds the lock is the only one
+        # left by a killed build; the holder of the lock is the only builder
         for left_behind in folder.glob(f".{FILE}.*"):
             left_behind.unlink()
         with atomic_path(folder / FILE) as temporary:
@@ -142,7 +142,7 @@ def _manifest(folder: Path) -> IndexManifest:
         values = json.loads(path.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _NotUsable("") from error
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8
         raise _NotUsable("its manifest is damaged") from error
     if not isinstance(values, dict) or values.get("kind") != KIND:
         raise DataError(
@@ -166,7 +166,7 @@ def _manifest(folder: Path) -> IndexManifest:
 
 
 def _check_file(folder: Path, manifest: IndexManifest) -> None:
-    """Whether the file is the one that the manifest describes."""
+    """Raise unless the file is the one that the manifest describes."""
     path = folder / FILE
     try:
         status = path.stat()

@@ -1,4 +1,4 @@
-"""Options -> index: chosen, built or found beside its bank, opened."""
+"""From options to an index: chosen, built or found next to its bank, opened."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from cm3core.bank import VectorRows
     from cm3plugins.retrievers.index.approximate import Engine
 
-#: "auto" is flat up to so many numbers (documents x dimension): about 5 ms a query on one core of
+#: "auto" is flat up to this many numbers (documents x dimension): about 5 ms a query on one core of
 #: an AMD EPYC (measured).
 FLAT_NUMBERS = 32_000_000
 
 
 def chosen_index(options: IndexOptions, shape: tuple[int, int]) -> str:
-    """The type that options mean for M rows of E numbers.
+    """The index type that the options select for M rows of E numbers.
 
     >>> chosen_index(IndexOptions(), (1000, 512)), chosen_index(IndexOptions(), (1_000_000, 512))
     ('flat', 'ivf')
@@ -50,11 +50,11 @@ def open_index(
     Args:
         vectors: M rows; they stay where they are, and must stay there.
         options: checked.
-        folder: where approximate indexes are kept, each type in a folder of its own; None: built in
+        folder: where approximate indexes are kept, each type in its own folder; None: built in
             memory, each time.
-        fingerprint: of the vectors (a bank's own), by which a kept index knows them. None: they are
-            hashed, which reads them all.
-        progress: show a bar while building.
+        fingerprint: of the vectors (the bank's), by which a kept index recognises them. None: they
+            are hashed, which reads them all.
+        progress: show a progress bar while building.
 
     Raises:
         RecipeError: too few documents for the type.
@@ -83,7 +83,7 @@ def open_engine(
     *,
     progress: bool = True,
 ) -> VectorIndex:
-    """The index of an engine, from its folder where it is kept, else built.
+    """The index of an engine, read from its folder if it is kept there, else built.
 
     Args:
         engine: over M rows.
@@ -137,7 +137,7 @@ def open_engine(
 
 
 def hash_of(vectors: VectorRows) -> str:
-    """SHA-256 of all vectors, whatever parts they lie in."""
+    """SHA-256 of all vectors, however they are split into parts."""
     digest = hashlib.sha256(f"{vectors.shape}".encode())
     for _, block in vectors.blocks(65536):
         digest.update(block.tobytes())

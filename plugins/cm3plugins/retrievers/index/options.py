@@ -1,4 +1,4 @@
-"""The recipe's keys that choose and set an index."""
+"""The recipe's keys that choose and configure an index."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ INDEX_TYPES = ("auto", "flat", "ivf", "pq", "hnsw")
 
 @dataclass(kw_only=True)
 class IndexOptions:
-    """How vectors are searched. The scores of results are exact with every index; approximate ones
-    may miss results.
+    """How vectors are searched.
+
+    Scores of results are exact with every index; approximate ones may miss results.
 
     Args:
-        index: "flat" looks at every vector (exact); "ivf" at the nearest of some 2 sqrt(M) lists,
-            of vectors of 8 bits a number; "hnsw" walks a graph over such vectors (searches fast,
-            builds slowly); "pq" is "ivf" with an eighth of the bytes. "auto" is flat where a search
-            takes some milliseconds, else ivf.
-        nprobe: lists that a search looks into, of ivf and pq. None: measured when the index is
-            built.
-        ef_search: nodes that a search keeps open, of hnsw. None: measured when the index is built.
-        num_candidates: the best so many by the index's approximate scores are ranked by their exact
-            ones.
+        index: "flat" compares every vector (exact); "ivf" the nearest of about 2 sqrt(M) lists,
+            with 8-bit vectors; "hnsw" walks a graph over 8-bit vectors (fast to search, slow to
+            build); "pq" is "ivf" with an eighth of the bytes. "auto" is flat where a search takes a
+            few milliseconds, else ivf.
+        nprobe: lists that a search visits, for ivf and pq. None: measured when the index is built.
+        ef_search: size of the candidate list of a search, for hnsw. None: measured when the index
+            is built.
+        num_candidates: number of best results by approximate score that are re-ranked by exact
+            score.
     """
 
     index: str = "auto"
@@ -32,7 +33,7 @@ class IndexOptions:
     num_candidates: int = 128
 
     def check_index(self) -> None:
-        """Refuse an unknown index, numbers below 1, and keys that the index named doesn't read."""
+        """Reject an unknown index, numbers below 1, and keys that the chosen index doesn't read."""
         if self.index not in INDEX_TYPES:
             raise RecipeError(
                 "retriever.index",

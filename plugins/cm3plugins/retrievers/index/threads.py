@@ -1,4 +1,4 @@
-"""Threads and matrix products of the engines' calls."""
+"""Threads and matrix products of calls to the engines."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 
-#: So many queries are searched by matrix products, fewer one by one (measured at 64 and 512 numbers
-#: a vector).
+#: At least this many queries are searched by matrix products, fewer one by one (measured at 64 and
+#: 512 numbers per vector).
 _MIN_BATCH = 8
 
 
 def num_threads() -> int:
-    """As many as torch has, whose pool is another one: together they would exceed the machine.
-    Before torch is imported what OMP_NUM_THREADS says, else all cores."""
+    """As many threads as torch uses; before torch is imported, OMP_NUM_THREADS, else all cores.
+
+    torch has its own pool: together they would oversubscribe the machine otherwise.
+    """
     if (torch := sys.modules.get("torch")) is not None:
         return int(torch.get_num_threads())
     given = os.environ.get("OMP_NUM_THREADS", "")
@@ -25,18 +27,19 @@ def num_threads() -> int:
 
 @contextmanager
 def faiss_calls(dimension: int) -> Iterator[ModuleType]:
-    """faiss, for calls from this thread with `num_threads()` threads, and with matrix products from
-    `_MIN_BATCH` queries on. By its own rule (from 1.15 on) 200 queries of 512 numbers are searched
-    one by one, which takes five times as long.
+    """faiss, for calls from this thread with `num_threads()` threads.
+
+    From `_MIN_BATCH` queries on it uses matrix products. By its own rule (from 1.15 on) 200 queries
+    of 512 numbers are searched one by one, which takes five times as long.
 
     Args:
-        dimension: numbers of a vector.
+        dimension: numbers per vector.
     """
     import faiss
 
     faiss.omp_set_num_threads(num_threads())
     rule = _blas_rule()
-    if rule > 1000:  # it counts numbers; before 1.15 queries, and from 20 on
+    if rule > 1000:  # a count of numbers; before 1.15, a count of queries, 20 by default
         faiss.cvar.distance_compute_blas_threshold = _MIN_BATCH * dimension
     try:
         yield faiss
@@ -46,7 +49,7 @@ def faiss_calls(dimension: int) -> Iterator[ModuleType]:
 
 @cache
 def _blas_rule() -> int:
-    """As faiss comes."""
+    """The default of faiss."""
     import faiss
 
     return int(faiss.cvar.distance_compute_blas_threshold)

@@ -1,2 +1,1 @@
-"""The trainable upscaler: a small residual network with a pixel shuffle, and the bundled
-weights."""
+"""The trainable upscaler: a small residual network with a pixel shuffle; bundled weights."""

@@ -1,5 +1,4 @@
-"""Config of `edsr`: the network's shape, its weights, and how it is trained. Nothing here imports
-torch."""
+"""Config of `edsr`: the network's shape, its weights and its training. Light: no torch here."""
 
 from __future__ import annotations
 
@@ -19,16 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class EDSRConfig(EDSRArchitecture, UpscalerConfig):
-    """Residual blocks without normalisation and a pixel shuffle, added to bicubic interpolation
-    (EDSR, Lim et al. 2017).
+    """Residual blocks without normalisation and a pixel shuffle, added to bicubic interpolation.
 
-    The keys of `EDSRArchitecture`, and:
+    EDSR (Lim et al. 2017). Has the keys of `EDSRArchitecture`, and:
 
     Args:
         weights: "bundled:emoji256", the path of a file that training wrote, or None for none yet.
-            The file's own shape must be the one given here.
-        device: where it learns and computes; "auto" is a CUDA device if there is one. Two devices
-            differ slightly.
+            The file's architecture must be the one given here.
+        device: where it trains and runs; "auto" is a CUDA device if there is one. Results differ
+            slightly between devices.
         training: see `EDSRTraining`.
     """
 
@@ -46,11 +44,11 @@ class EDSRConfig(EDSRArchitecture, UpscalerConfig):
 
     @property
     def training_scale(self) -> int:
-        """Pixels a side that training makes of one."""
+        """Upscaling factor per side that training learns."""
         return self.scale
 
     def check(self) -> None:
-        """Ranges and combinations; raises `RecipeError` that names the key."""
+        """Ranges and combinations; raises a `RecipeError` that names the key."""
         training = self.training
         at_least_1 = {name: getattr(self, name) for name in ("scale", "num_channels", "num_blocks")}
         at_least_1 |= {
@@ -81,7 +79,7 @@ class EDSRConfig(EDSRArchitecture, UpscalerConfig):
         """The upscaler with its weights.
 
         Raises:
-            CheckpointError: there are no weights, they can't be read, or they are of another shape.
+            CheckpointError: there are no weights, they can't be read, or they have another shape.
             DeviceError: the device can't be used.
         """
         from cm3plugins.upscalers.edsr.upscaler import EDSRUpscaler, weights_file
@@ -90,8 +88,7 @@ class EDSRConfig(EDSRArchitecture, UpscalerConfig):
         return EDSRUpscaler.from_file(weights_file(self.weights), self.architecture, self.device)
 
     def train(self, images_NHWC: PixelArray, out_dir: str | Path, **options: Any) -> Path:
-        """Train from nothing; the options are those of
-        `cm3plugins.upscalers.edsr.training.train_upscaler`."""
+        """Train from scratch; options as in `cm3plugins.upscalers.edsr.training.train_upscaler`."""
         from cm3plugins.upscalers.edsr.training import train_upscaler
 
         self.check()

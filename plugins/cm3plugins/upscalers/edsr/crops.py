@@ -1,4 +1,4 @@
-"""What an upscaler learns from: crops of small pictures, and the same places of the large ones.
+"""Training data of an upscaler: crops of small pictures and the matching large crops.
 
 Shape legend: N pictures, B crops, H W pixels, C channels.
 """
@@ -12,8 +12,9 @@ from cm3plugins.upscalers.edsr.settings import EDSRTraining
 
 
 class CropSampler:
-    """Crops of small pictures and the same places of the large ones; a step's crops are a function
-    of (seed, step).
+    """Crops of small pictures and the matching crops of the large ones.
+
+    The crops of a step are a function of (seed, step).
 
     Args:
         large_NHWC: uint8.
@@ -36,8 +37,7 @@ class CropSampler:
         self.scale = large_NHWC.shape[1] // small_NHWC.shape[1]
 
     def batch(self, step: int) -> tuple[PixelArray, PixelArray]:
-        """Small crops uint8 [B, c, c, 3] and large ones [B, scale * c, scale * c, 3], c =
-        `crop_size`."""
+        """Small crops uint8 [B, c, c, 3], large [B, scale * c, scale * c, 3]; c = `crop_size`."""
         training, scale = self.training, self.scale
         rng = np.random.default_rng((training.seed, step))
         pairs = []
@@ -64,7 +64,7 @@ class CropSampler:
         return [int(orders[place // num][place % num]) for place in places.tolist()]
 
     def _place(self, picture_HWC: PixelArray, rng: np.random.Generator) -> tuple[int, int]:
-        """Of some places the one where the crop's colours vary most."""
+        """The position, of several tried, where the crop's colours vary most."""
         size = self.training.crop_size
         limits = [side - size + 1 for side in picture_HWC.shape[:2]]
         tried = rng.integers(limits, size=(self.training.num_tried_crops, 2)).tolist()
@@ -78,7 +78,6 @@ class CropSampler:
 
 
 def turned(picture_HWC: PixelArray, way: int) -> PixelArray:
-    """A square picture in one of the eight ways it can lie: turned by `way` % 4 quarters, mirrored
-    if `way` is 4 or more."""
+    """One of the eight symmetries: rotated by `way` % 4 quarters, mirrored if `way` >= 4."""
     picture_HWC = np.rot90(picture_HWC, way % 4)
     return picture_HWC[:, ::-1] if way >= 4 else picture_HWC

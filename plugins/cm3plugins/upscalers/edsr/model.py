@@ -2,11 +2,11 @@
 
 Source: EDSR (Lim et al. 2017, arXiv 1707.02921), section 3: residual blocks without batch
 normalisation, one skip around them all, sub-pixel convolution (Shi et al. 2016). Three things are
-not EDSR's. The picture's bicubic interpolation is added at the end (VDSR, Kim et al. 2016), so that
-an untrained network already enlarges. Nothing else is added where the picture is flat (`contrast`),
-so that a colour stays what it is, also one that training did not show. And one pixel shuffle goes
-from small to large pixels at once, so that no convolution runs at the large size. Shape legend: B
-pictures, C channels, H W small pixels.
+not from EDSR. The picture's bicubic interpolation is added at the end (VDSR, Kim et al. 2016), so
+an untrained network already upscales. Nothing else is added where the picture is flat (`contrast`),
+so colours are preserved, even those unseen in training. And a single pixel shuffle goes from small
+to large pixels, so no convolution runs at the large size. Shape legend: B pictures, C channels, H W
+small pixels.
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ class ResidualBlock(nn.Module):
 
 
 def contrast(pixels_BCHW: Tensor) -> Tensor:
-    """[B, 1, H, W]: 0 where the pixels around (5 x 5: what bicubic interpolation looks at) are
-    equal, 1 where they differ by two levels of 255 or more in some channel, half for one level."""
+    """Local contrast of a picture, [B, 1, H, W] in 0..1.
+
+    0 where the surrounding 5 x 5 pixels (the support of bicubic interpolation) are equal, 1 where
+    they differ by two levels of 255 or more in some channel, 0.5 for one level.
+    """
     lightest_BCHW, darkest_BCHW = (
         F.max_pool2d(pixels_BCHW, 5, 1, 2),
         -F.max_pool2d(-pixels_BCHW, 5, 1, 2),
@@ -41,8 +44,7 @@ def contrast(pixels_BCHW: Tensor) -> Tensor:
 
 
 class EDSR(nn.Module):
-    """Small pictures [B, 3, H, W] in [0, 1] -> large ones [B, 3, scale * H, scale * W], not
-    clamped.
+    """Small pictures [B, 3, H, W] in [0, 1] -> large [B, 3, scale * H, scale * W], not clamped.
 
     Args:
         arch: its shape.
@@ -62,8 +64,7 @@ class EDSR(nn.Module):
 
     @property
     def radius(self) -> int:
-        """Small pixels around one that its large pixels depend on: at least 4, and bicubic
-        interpolation looks at 2."""
+        """Receptive field in small pixels: at least 4; bicubic interpolation needs 2."""
         return 2 * self.arch.num_blocks + 2
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The shape of an EDSR network, and how it is trained. Nothing here imports torch."""
+"""The shape of an EDSR network, and its training settings. Light: no torch here."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Literal
 
 @dataclass(kw_only=True)
 class EDSRArchitecture:
-    """Shape of the network. The defaults are those of the bundled `emoji256`.
+    """Shape of the network. The defaults are the bundled `emoji256`'s.
 
     Args:
-        scale: pixels a side that one becomes.
-        num_channels: of every layer between the first and the last.
+        scale: upscaling factor per side.
+        num_channels: channels of every layer between the first and the last.
         num_blocks: residual blocks of two 3x3 convolutions each.
     """
 
@@ -25,28 +25,28 @@ class EDSRArchitecture:
 class EDSRTraining:
     """How the upscaler is trained. The defaults trained the bundled `emoji256`.
 
-    "Progress" is the share of the budget (steps or minutes) that is behind. Losses are means over
-    the elements of large pictures in [0, 1].
+    "Progress" is the fraction of the budget (steps or minutes) spent. Losses are means over the
+    elements of large pictures in [0, 1].
 
     Args:
-        seed: of weights, order, crops and turns.
-        batch_size: crops a step.
-        crop_size: pixels a side of a crop of the small picture.
-        num_tried_crops: of this number of places the one with the largest contrast is taken: flat
-            ground teaches nothing.
-        reconstructed_share: crops cut from the image tokenizer's reconstruction; the others are of
-            the small picture itself.
-        learning_rate: of AdamW after `warmup_steps`; falls to 0 as a cosine of progress.
+        seed: for weights, order, crops and rotations.
+        batch_size: crops per step.
+        crop_size: pixels per side of a crop of the small picture.
+        num_tried_crops: the crop with the largest contrast of this many is taken: flat areas teach
+            nothing.
+        reconstructed_share: fraction of crops from the image tokenizer's reconstruction; the others
+            are from the small picture itself.
+        learning_rate: of AdamW after `warmup_steps`; decays to 0 as a cosine of progress.
         betas, weight_decay: of AdamW.
-        warmup_steps: steps in which the learning rate grows from 0.
-        clip_norm: largest norm of all gradients together.
-        l1_weight, edge_weight: absolute error, absolute error of first differences.
-        turn: mirror and turn crops at random, in the eight ways of a square.
+        warmup_steps: steps over which the learning rate rises from 0.
+        clip_norm: maximum global gradient norm.
+        l1_weight, edge_weight: weights of absolute error and absolute error of first differences.
+        turn: mirror and rotate crops at random, in the eight symmetries of a square.
         weight_ema_decay: of the averaged weights that are saved.
         precision: "fp32", "bf16" (autocast; weights stay fp32), or "auto": bf16 where the machine
-            computes it.
-        log_every_steps, checkpoint_every_minutes, checkpoint_every_steps: steps also write a
-            checkpoint when given.
+            supports it.
+        log_every_steps, checkpoint_every_minutes, checkpoint_every_steps: intervals; a checkpoint
+            is also written every `checkpoint_every_steps` if that is given.
     """
 
     seed: int = 0

@@ -1,10 +1,10 @@
 """Train an EDSR upscaler on large pictures: a plain function, interruptible and resumable.
 
-It learns from two sorts of small pictures: large ones shrunk with Lanczos, and what the image
-tokenizer makes of those, because the pictures of a tokenizer's decoder are what it will stand
-behind. Everything random is a function of (seed, step), so a run in `steps` mode that was stopped
-or killed and resumed gives the same weights, bit for bit, as one that was not (same machine, same
-number of threads). Shape legend: N pictures, B crops, C channels, H W pixels.
+It learns from two kinds of small pictures: large ones downscaled with Lanczos, and the image
+tokenizer's reconstructions of those, because a tokenizer's decoder is what it will upscale from.
+Everything random is a function of (seed, step), so a run in `steps` mode that was stopped or killed
+and resumed gives the same weights, bit for bit, as one that was not (same machine, same number of
+threads). Shape legend: N pictures, B crops, C channels, H W pixels.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class UpscalerTrainer:
     Args:
         arch: shape of the network.
         training: how to train it.
-        device: where; "auto" is a CUDA device if there is one.
+        device: where it runs; "auto" is a CUDA device if there is one.
     """
 
     def __init__(
@@ -69,8 +69,7 @@ class UpscalerTrainer:
     def step(
         self, small_BCHW: Tensor, large_BCHW: Tensor, step: int, progress: float
     ) -> dict[str, float]:
-        """One update on crops in [0, 1]; returns the losses by name (floats; `loss` is their
-        sum)."""
+        """One update on crops in [0, 1]; returns the losses by name (floats; `loss` is the sum)."""
         training = self.training
         rate = (
             training.learning_rate
@@ -92,7 +91,7 @@ class UpscalerTrainer:
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_norm)
         self.optimizer.step()
-        # slow only after it has something to remember
+        # slow only once it has something to average
         decay = min(training.weight_ema_decay, (step + 1) / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(
@@ -138,7 +137,7 @@ def train_upscaler(
 ) -> Path:
     """Train and write `out_dir/model.safetensors` (averaged weights, fp16); returns its path.
 
-    The first Ctrl-C (or SIGTERM) lets the step end, writes a checkpoint and raises
+    The first Ctrl-C (or SIGTERM) lets the step finish, writes a checkpoint and raises
     `KeyboardInterrupt`; the second stops at once.
 
     Args:
@@ -147,11 +146,11 @@ def train_upscaler(
         images_NHWC: uint8 [N, H, W, 3], sides `arch.scale` times the image tokenizer's.
         out_dir: gets `model.safetensors`, `state.pt` (to resume from), `log.jsonl`,
             `comparison.png`.
-        device: where; "auto" is a CUDA device if there is one.
-        image_tokenizer: its reconstructions are learned from too.
+        device: where it runs; "auto" is a CUDA device if there is one.
+        image_tokenizer: its reconstructions are trained on too.
         minutes: wall-clock budget (resumed time counts, preparing pictures doesn't), or `steps`:
             number of updates; exactly one.
-        resume: from `out_dir/state.pt`, when there is one.
+        resume: from `out_dir/state.pt`, if there is one.
         validation_NHWC: large pictures that PSNR is reported on during training.
         show_progress: progress bars on stderr.
         on_checkpoint: called with the weights' path after each checkpoint.
@@ -233,7 +232,7 @@ class _Run(TrainingRun):
         with StopSignals() as stop:
             path = self.train(
                 step,
-                # who stops a run doesn't want to wait for figures
+                # a stopped run should not wait for figures
                 lambda: self.save(None if stop.received else validation_NHWC),
                 label=f"upscaler, {trainer.precision}",
                 show_progress=show_progress,
@@ -245,8 +244,10 @@ class _Run(TrainingRun):
         return path
 
     def save(self, validation_NHWC: PixelArray | None) -> Path:
-        """Write weights, state and, with validation pictures, a log line and the picture; each file
-        atomically."""
+        """Write weights, state and, with validation pictures, a log line and the picture.
+
+        Each file is written atomically.
+        """
         weights = self.out_dir / WEIGHTS
         save_weights(weights, self.trainer.arch, self.trainer.average, self.notes)
         self.save_state()

@@ -1,4 +1,4 @@
-"""`EDSRUpscaler`: the network behind the framework's interface of upscalers.
+"""`EDSRUpscaler`: the network behind the framework's upscaler interface.
 
 Shape legend: N pictures, H W pixels, C channels.
 """
@@ -22,13 +22,12 @@ from cm3plugins.upscalers.edsr.settings import EDSRArchitecture
 from cm3plugins.upscalers.edsr.weights import build_model, load_weights
 from cm3plugins.upscalers.tiles import upscale_in_tiles
 
-#: Pixels a side of a tile. Activations take some 100 MB.
+#: Pixels per side of a tile. Activations take about 100 MB.
 TILE = 192
 
 
 def to_input(pixels_NHWC: PixelArray) -> Tensor:
-    """Pictures uint8 [N, H, W, 3] to the network's input, fp32 [N, 3, H, W] in [0, 1],
-    channels-last."""
+    """Pictures uint8 [N, H, W, 3] to network input, fp32 [N, 3, H, W] in [0, 1], channels-last."""
     pixels_NHWC = np.ascontiguousarray(pixels_NHWC)
     pixels_NCHW = rearrange(torch.from_numpy(pixels_NHWC), "N H W C -> N C H W")
     return (pixels_NCHW.float() / 255.0).contiguous(memory_format=torch.channels_last)
@@ -41,11 +40,11 @@ def to_pixels(output_NCHW: Tensor) -> PixelArray:
 
 
 class EDSRUpscaler(Upscaler):
-    """Enlarges by the network, in fp32; pictures larger than a tile go in tiles.
+    """Upscales with the network, in fp32; pictures larger than a tile are processed in tiles.
 
     Args:
         model: the network; put in evaluation mode.
-        device: where it computes.
+        device: where it runs.
     """
 
     def __init__(self, model: EDSR, device: torch.device | str = "cpu") -> None:
@@ -54,15 +53,15 @@ class EDSRUpscaler(Upscaler):
 
     @classmethod
     def from_file(cls, path: Path, arch: EDSRArchitecture, device: str = "auto") -> EDSRUpscaler:
-        """The upscaler of a file of weights.
+        """Load the upscaler from a weights file.
 
         Args:
             path: the file.
             arch: the shape that its network must have.
-            device: where it computes; "auto" is a CUDA device if there is one.
+            device: where it runs; "auto" is a CUDA device if there is one.
 
         Raises:
-            CheckpointError: the file can't be read, or is of another shape.
+            CheckpointError: the file can't be read, or has another shape.
             DeviceError: the device can't be used.
         """
         stored, state = load_weights(path)
@@ -83,8 +82,11 @@ class EDSRUpscaler(Upscaler):
 
 
 def weights_file(weights: str | None) -> Path:
-    """The path that a recipe's `weights` means; raises `CheckpointError` for an unknown bundled
-    name, and for None."""
+    """The path that a recipe's `weights` means.
+
+    Raises:
+        CheckpointError: it is an unknown bundled name, or None.
+    """
     assets = Path(__file__).parent / "assets"
     return weights_path(
         weights,

@@ -1,4 +1,4 @@
-"""The upscaler's file of weights."""
+"""The upscaler's weights file."""
 
 from __future__ import annotations
 
@@ -30,12 +30,14 @@ def save_weights(
 
 
 def load_weights(path: str | Path) -> tuple[EDSRArchitecture, dict[str, Tensor]]:
-    """Architecture and fp32 tensors of a file that `save_weights` wrote; raises `CheckpointError`
-    as `WeightsFormat.load` does."""
+    """Architecture and fp32 tensors of a file from `save_weights`; see `WeightsFormat.load`."""
     return FORMAT.load(path)
 
 
 def build_model(arch: EDSRArchitecture, state: Mapping[str, Tensor], place: str) -> EDSR:
-    """The network with `state` loaded, in evaluation mode; raises `CheckpointError` on other keys
-    or shapes."""
+    """The network with `state` loaded, in evaluation mode.
+
+    Raises:
+        CheckpointError: keys or shapes differ.
+    """
     return filled(EDSR(arch), state, place)
