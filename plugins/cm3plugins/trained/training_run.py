@@ -103,9 +103,9 @@ class TrainingRun:
             if math.isfinite(report["loss"]):
                 return report
             cause = f"the loss is {report['loss']}"
-        except (
-            torch.linalg.LinAlgError
-        ) as error:  # of a codebook made of features that are not finite
+        except RuntimeError as error:  # torch's LinAlgError: a codebook of features not finite
+            if type(error).__name__ != "_LinAlgError":
+                raise
             cause = str(error).partition(":")[2].strip() or str(error)
         raise CM3Error(
             f"{self.out_dir}, step {self.step_count}",
