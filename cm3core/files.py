@@ -21,12 +21,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is flushed to disk and takes `path`'s
     place.
 
-    On any error (a full disk, Ctrl-C) the temporary file is removed and `path` stays as it was.
+    On any error (a full disk, Ctrl-C) the temporary file is removed and `path` stays as it was. A
+    symbolic link stays, and the file that it names is replaced.
 
     Raises:
-        FileError: the disk is full, or nothing can be written there.
+        FileError: the disk is full, or nothing can be written there: it is a folder, a device, a pipe.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))
+    _check_regular(path, target)
     temporary = _temporary_beside(target)
     try:
         try:
@@ -42,6 +44,21 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _check_regular(path: str | Path, target: Path) -> None:
+    """Refuse to replace what is not a regular file: a device node would be gone for the system."""
+    if target.exists() and not target.is_file() and not target.is_dir():
+        raise FileError(
+            str(path), "is a device, a pipe or a socket, not a regular file", "name a file's path"
+        )
+
+
+def check_not_input(out: str | Path, *inputs: str | Path) -> None:
+    """Raise `FileError` when writing `out` would replace one of the files that are read."""
+    for source in inputs:
+        if Path(out).exists() and Path(source).exists() and Path(out).samefile(source):
+            raise FileError(str(out), "is the file that is read", "name another file to write")
 
 
 def _temporary_beside(target: Path) -> Path:
@@ -96,6 +113,8 @@ def check_writable(path: str | Path, *, folder: bool = False) -> None:
             ("a folder", "a file's path") if target.is_dir() else ("a file", "a folder")
         )
         raise FileError(str(path), f"is {is_now}", f"name {needed}")
+    if not folder:
+        _check_regular(path, target)
     nearest = next(place for place in (target, *target.parents) if place.is_dir() or place.exists())
     if nearest != target and not nearest.is_dir():
         raise FileError(

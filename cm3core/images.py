@@ -252,17 +252,27 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
                 continue
             if current:
                 lines.append(current)
-            while font.getlength(word) > width and len(word) > 1:
-                cut = next(
-                    (
-                        size
-                        for size in range(len(word) - 1, 1, -1)
-                        if font.getlength(word[:size]) <= width
-                    ),
-                    1,
-                )
+            while (cut := _fitting_letters(word, font, width)) < len(word):
                 lines.append(word[:cut])
                 word = word[cut:]
             current = word
         lines.append(current)
     return lines
+
+
+def _fitting_letters(
+    word: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
+) -> int:
+    """How many letters of a word, from its first on, are no wider than `width` pixels; at least 1.
+    Measures a few times what fits, however long the word is."""
+    fits = 1
+    while fits < len(word) and font.getlength(word[: 2 * fits]) <= width:
+        fits = min(2 * fits, len(word))
+    too_many = min(2 * fits, len(word) + 1)
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        if font.getlength(word[:middle]) <= width:
+            fits = middle
+        else:
+            too_many = middle
+    return fits

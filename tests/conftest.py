@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,6 +14,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # Read when a module with kernels is imported: they run in Triton's interpreter, on CPU tensors. GPU
 # runs say TRITON_INTERPRET=0.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# `nohup` and a shell's background start pytest with Ctrl-C ignored, which the commands under test
+# would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 from hypothesis import HealthCheck, settings

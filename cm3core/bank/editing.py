@@ -22,21 +22,32 @@ from cm3core.files import check_writable, make_folder, sha256_file, sync_directo
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
 
 _SHOWN = 3
+#: Folder of a bank that damaged shards are moved to.
+SET_ASIDE = "set-aside"
 
 
 @dataclass(frozen=True)
 class RemoveReport:
-    """Documents taken out, ids that were not there, damaged shards taken out, and the documents
-    that are left."""
+    """What became of a bank.
+
+    Args:
+        num_removed: documents removed.
+        missing: ids that were not there.
+        num_damaged_shards: damaged shards taken out of the bank.
+        num_documents: documents that are left.
+        set_aside: folder that the damaged shards were moved to; None: there was none, or they were
+            deleted.
+    """
 
     num_removed: int
     missing: list[str]
     num_damaged_shards: int
     num_documents: int
+    set_aside: Path | None = None
 
 
 def remove_documents(
-    folder: str | Path, names: Sequence[str], *, damaged: bool = False
+    folder: str | Path, names: Sequence[str], *, damaged: bool = False, delete: bool = False
 ) -> RemoveReport:
     """Take documents out of a bank. Their bytes are gone afterwards; the others keep order, vectors
     and codes.
@@ -44,7 +55,9 @@ def remove_documents(
     Args:
         folder: a bank.
         names: ids. Those that are not there are reported.
-        damaged: take damaged shards out too; else they are an error.
+        damaged: take damaged shards out too; else they are an error. Their files are moved to the
+            folder `SET_ASIDE` of the bank.
+        delete: delete the damaged shards' files instead.
 
     Raises:
         DataError: nothing would change, or nothing would be left.
@@ -72,10 +85,32 @@ def remove_documents(
         shards = _without(folder, bank, set(found.values()))
         num_damaged = len(bank.skipped)
         if found or num_damaged:
+            lost = {info.name for info in Manifest.read(folder).shards} - {
+                shard.info.name for shard in bank.shards
+            }
             manifest = bank.manifest.with_shards(tuple(shards))
             manifest.write(folder)
+            if not delete:
+                _set_aside(folder, lost)
             tidy(folder, manifest)
-    return RemoveReport(len(found), missing, num_damaged, len(bank) - len(found))
+    aside = folder / SET_ASIDE if num_damaged and not delete else None
+    return RemoveReport(len(found), missing, num_damaged, len(bank) - len(found), aside)
+
+
+def _set_aside(folder: Path, shards: Collection[str]) -> None:
+    """Move shards that the bank no longer names to its folder `SET_ASIDE`; what is there stays."""
+    for name in sorted(shards):
+        source = folder / SHARDS / name
+        if not source.exists():
+            continue
+        target = folder / SET_ASIDE / name
+        make_folder(target.parent)
+        number = 1
+        while target.exists():
+            number += 1
+            target = target.with_name(f"{name}-{number}")
+        source.rename(target)
+        sync_directory(target.parent)
 
 
 def _without(target: Path, bank: MemoryBank, removed: Collection[int]) -> list[ShardInfo]:

@@ -11,6 +11,7 @@ Legend: m documents, p pictures, c codes of a picture, E numbers of a vector.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -35,6 +36,7 @@ from cm3core.bank.manifest import (
     ShardInfo,
     StoredFile,
 )
+from cm3core.bank.mapping import map_array, map_bytes
 from cm3core.bank.vector_rows import FloatArray
 from cm3core.document import Codes, Document, IntArray, Text
 from cm3core.errors import DataError, FileError
@@ -159,6 +161,17 @@ def _is_stored(path: Path, file: StoredFile) -> bool:
     return path.is_file() and sha256_file(path) == file.sha256
 
 
+#: What helps when the system refuses to open or read a file.
+_REMEDIES = {
+    errno.EMFILE: "close other files of this process, or raise the limit (ulimit -n)",
+    errno.ENFILE: "close programs, or raise the system's limit of open files (fs.file-max)",
+    errno.ENOMEM: "free memory, or raise the limit of maps (vm.max_map_count)",
+    errno.EACCES: "give yourself the permission to read it (chmod, chown)",
+    errno.EPERM: "give yourself the permission to read it (chmod, chown)",
+    errno.EIO: "check the disk before anything else is written to it",
+}
+
+
 class Shard:
     """A shard that is there: files of the right sizes and shapes, memory-mapped.
 
@@ -177,7 +190,7 @@ class Shard:
             try:
                 size = (self.folder / name).stat().st_size
             except OSError as error:
-                raise self.damaged(name, f"can't be read ({error.strerror})") from error
+                raise self._unreadable(name, error) from error
             if size != file.num_bytes:
                 raise self.damaged(name, f"has {size} bytes, not {file.num_bytes}")
         self.vectors: FloatArray = self._array(
@@ -190,9 +203,9 @@ class Shard:
             CODES, (info.num_pictures, tokenizer.grid[0] * tokenizer.grid[1]), code_type(tokenizer)
         )
         try:
-            self._lines = np.memmap(self.folder / DOCUMENTS, np.uint8, "r")
-        except (OSError, ValueError) as error:
-            raise self.damaged(DOCUMENTS, f"can't be read ({error})") from error
+            self._lines = map_bytes(self.folder / DOCUMENTS)
+        except OSError as error:
+            raise self._unreadable(DOCUMENTS, error) from error
 
     def __len__(self) -> int:
         return self.info.num_documents
@@ -206,10 +219,24 @@ class Shard:
             f"out: cm3 memory remove {self.folder.parents[1]} --damaged",
         )
 
+    def _unreadable(self, name: str, error: OSError) -> DataError | FileError:
+        """The error of a file that could not be opened or read. Only one that is missing is damage:
+        whatever else the system refuses (too many open files, no memory, no permission, a failing
+        disk) says nothing about the bank."""
+        if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+            return self.damaged(name, f"can't be read ({error.strerror})")
+        return FileError(
+            str(self.folder / name),
+            f"can't be read now ({error.strerror or error}); nothing is wrong with the bank itself",
+            _REMEDIES.get(error.errno or 0, "correct that, then give the same command again"),
+        )
+
     def _array(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
         try:
-            array = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            array = map_array(self.folder / name)
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+        except (ValueError, SyntaxError) as error:  # the second: of a malformed header
             raise self.damaged(name, f"is no array ({error})") from error
         if array.shape != shape or array.dtype != dtype:
             raise self.damaged(
@@ -285,7 +312,11 @@ class Shard:
         """Raise `DataError` when any byte is another one than was written, or a vector is none.
         Reads everything."""
         for name, file in self.info.files.items():
-            if sha256_file(self.folder / name) != file.sha256:
+            try:
+                digest = sha256_file(self.folder / name)
+            except OSError as error:
+                raise self._unreadable(name, error) from error
+            if digest != file.sha256:
                 raise self.damaged(name, "is not what was written: its SHA-256 is another one")
         self.check_vectors()
         for row in range(len(self)):

@@ -24,6 +24,8 @@ class CheckpointState:
         loader: `BatchLoader.state_dict()`.
         vocabulary: `Vocabulary.to_dict()`.
         fingerprints: `Components.fingerprints()`, and "dataset" for the training data.
+        loss_sums: [G][2] sums of losses and weights since the last metrics record, so that the next
+            one is that of an uninterrupted run; empty in checkpoints from before they were kept.
     """
 
     step: int
@@ -32,6 +34,7 @@ class CheckpointState:
     loader: dict[str, Any] = field(default_factory=dict)
     vocabulary: dict[str, Any] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
+    loss_sums: list[list[float]] = field(default_factory=list)
     format: int = FORMAT
 
 
@@ -45,12 +48,15 @@ def read_state(folder: Path) -> CheckpointState:
         "loader": dict,
         "vocabulary": dict,
         "fingerprints": dict,
+        "loss_sums": list,
         "format": int,
     }
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise damaged(path, f"can't be read ({error})") from error
+    if isinstance(values, dict):
+        values.setdefault("loss_sums", [])
     if not isinstance(values, dict) or any(
         not isinstance(values.get(name), kind) for name, kind in types.items()
     ):

@@ -144,6 +144,8 @@ def settings_of(settings: Sequence[str], wanted: str) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    from cm3core.config.interpolation import check_interpolations
+
     result: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
@@ -161,6 +163,7 @@ def settings_of(settings: Sequence[str], wanted: str) -> dict[str, Any]:
                 f"--set {setting}", f"has a value that is no YAML ({error})", "put it in quotes"
             ) from error
         assert isinstance(parsed, dict)
+        check_interpolations(f"--set {key.strip()}", parsed["value"])
         if section == wanted:
             result[name] = parsed["value"]
     return result

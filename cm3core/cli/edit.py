@@ -8,6 +8,7 @@ from pathlib import Path
 from cm3core.cli._model import add_model_options, open_model, progress_bar, task_options
 from cm3core.cli._retrieved import seen
 from cm3core.cli.generate import add_drawing_options, write_pictures
+from cm3core.errors import FileError
 from cm3core.files import check_writable
 
 HELP = "draw a picture as an instruction changes it"
@@ -30,6 +31,12 @@ def run(args: Namespace) -> int:
     from cm3core.model.drawing import editing_sampler
 
     check_writable(args.out, folder=True)
+    if args.picture.absolute().parent.resolve() == args.out.absolute().resolve():
+        raise FileError(
+            str(args.out),
+            f"holds {args.picture.name}, which is read and might be replaced",
+            "name another folder (-o)",
+        )
     options = task_options(args) | {"truncate": args.truncate, "upscale": args.upscale}
     model = open_model(args)
     with progress_bar("drawing") as progress:

@@ -97,7 +97,14 @@ def configure(parser: ArgumentParser) -> None:
         "--from", dest="file", type=Path, metavar="FILE", help="a file of ids, one a line"
     )
     remove.add_argument(
-        "--damaged", action="store_true", help="take damaged shards out, with all documents in them"
+        "--damaged",
+        action="store_true",
+        help="take damaged shards out, with all documents in them; their files are moved to BANK/set-aside",
+    )
+    remove.add_argument(
+        "--yes",
+        action="store_true",
+        help="with --damaged: delete these files instead of moving them",
     )
 
     merge = add(
@@ -304,9 +311,12 @@ def _remove(args: Namespace) -> int:
         raise DataError(
             "cm3 memory remove", "no document is named", "give ids, --from FILE, or --damaged"
         )
-    report = remove_documents(args.bank, names, damaged=args.damaged)
+    if args.yes and not args.damaged:
+        raise DataError("cm3 memory remove", "--yes goes with --damaged", "leave it out")
+    report = remove_documents(args.bank, names, damaged=args.damaged, delete=args.yes)
     if report.num_damaged_shards:
-        print(f"removed: {count_of(report.num_damaged_shards, 'damaged shard')}")
+        where = "" if report.set_aside is None else f"; its files are in {report.set_aside}"
+        print(f"removed: {count_of(report.num_damaged_shards, 'damaged shard')}{where}")
     elif args.damaged:
         print("no shard is damaged")
     if report.missing:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cm3core.cli import add_overrides, registry_of
 from cm3core.errors import DataError
-from cm3core.files import check_writable
+from cm3core.files import check_not_input, check_writable
 
 HELP = "enlarge a picture"
 EXAMPLE = """  cm3 upscale out/000.png -o large.png
@@ -49,6 +49,7 @@ def run(args: Namespace) -> int:
     from cm3core.recipe import compose
 
     check_writable(args.out)
+    check_not_input(args.out, args.picture)
     registry = registry_of(args)
     if args.recipe is not None:
         recipe = compose(args.recipe, args.overrides, registry=registry)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cm3core.errors import CM3Error
+from cm3core.errors import CM3Error, GenerationError
 from cm3core.generation.batch import Batch
 from cm3core.generation.events import (
     Cancelled,
@@ -72,10 +72,21 @@ class Session:
             its number in events: 0, 1, ...
 
         Raises:
-            GenerationError, DocumentError: it can't be completed: no hole, an invalid seed, or not
-                enough room. Nothing is queued then.
+            GenerationError, DocumentError: it can't be completed: no hole, a bad seed, no room for
+                it, values of other types than a request has, a sampler whose plan fails. Nothing is
+                queued then.
         """
-        self._queue.append(self.preparer.prepare(self._next, request))
+        try:
+            prepared = self.preparer.prepare(self._next, request)
+        except CM3Error:
+            raise
+        except Exception as error:  # whatever a request holds is its own fault, and no neighbour's
+            raise GenerationError(
+                f"request {self._next}",
+                f"can't be prepared ({type(error).__name__}: {error})",
+                "see `Request` for what it holds, and the sampler's plan",
+            ) from error
+        self._queue.append(prepared)
         self._next += 1
         return self._next - 1
 

@@ -14,6 +14,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cm3core.config.interpolation import check_interpolations
 from cm3core.errors import RecipeError
 from cm3core.plugins.registry import KINDS
 from cm3core.recipe import library
@@ -113,6 +114,7 @@ def parse(text: str, label: str) -> dict[str, Any]:
         ) from error
     assert isinstance(loaded, dict)
     _check_keys(loaded, label, ())
+    check_interpolations(f"{label}: ", loaded)
     return cast(dict[str, Any], loaded)  # every key is text, as just checked
 
 
@@ -184,6 +186,7 @@ def _override_value(argument: str, key: str) -> object:
         raise _bad_interpolation(COMMAND_LINE, error) from error
     for part in key.split("."):
         value = value[part]
+    check_interpolations(f"{COMMAND_LINE}: {key}", value)
     return value
 
 

@@ -269,6 +269,7 @@ def save(state: TrainState) -> Path:
         state.loader.state_dict(),
         components.vocabulary.to_dict(),
         fingerprints,
+        state.sums_G2.tolist(),
     )
     state.log.flush()
     return save_checkpoint(

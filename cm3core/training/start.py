@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from cm3core.build import Components, build
-from cm3core.checkpoint import RECIPE, remove_leftovers
+from cm3core.checkpoint import RECIPE, CheckpointState, remove_leftovers
+from cm3core.errors import CheckpointError
 from cm3core.files import check_writable, make_folder, write_text
 from cm3core.training.device import choose_device, choose_precision
 from cm3core.training.loss import GROUPS
@@ -88,8 +90,25 @@ def start(
         done.step,
         done.elapsed_s,
         done.tokens,
-        sums_G2=torch.zeros(len(GROUPS), 2, device=chosen),
+        sums_G2=_loss_sums(done, chosen),
     )
+
+
+def _loss_sums(done: CheckpointState, device: torch.device) -> Tensor:
+    """Sums since the last metrics record, float32 [G, 2]; zero where none are stored."""
+    if not done.loss_sums:
+        return torch.zeros(len(GROUPS), 2, device=device)
+    try:
+        sums_G2 = torch.tensor(done.loss_sums, dtype=torch.float32, device=device)
+    except (TypeError, ValueError):
+        sums_G2 = torch.zeros(0)
+    if sums_G2.shape != (len(GROUPS), 2):
+        raise CheckpointError(
+            "checkpoint's state",
+            f"loss_sums is not {len(GROUPS)} pairs of numbers",
+            "resume from another checkpoint, or set it to []",
+        )
+    return sums_G2
 
 
 def _start_from_codebook(components: Components, device: torch.device) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cm3core.errors import FileError
-from cm3core.files import atomic_path, check_writable, write_bytes, write_text
+from cm3core.files import atomic_path, check_not_input, check_writable, write_bytes, write_text
 
 
 def test_a_file_takes_its_place_with_ordinary_permissions(tmp_path: Path) -> None:
@@ -102,3 +104,48 @@ def test_asking_before_long_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         str(caught.value)
         == f"{tmp_path / 'new.txt'}: can't be written (no permission in {tmp_path})\n  next: {place}"
     )
+
+
+def test_a_symbolic_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    target, link = tmp_path / "folder" / "real", tmp_path / "link"
+    target.write_text("old")
+    link.symlink_to(target)
+    write_text(link, "new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    dangling = tmp_path / "dangling"
+    dangling.symlink_to(tmp_path / "folder" / "not-yet")
+    write_text(dangling, "first")
+    assert dangling.is_symlink()
+    assert (tmp_path / "folder" / "not-yet").read_text() == "first"
+
+
+@pytest.mark.parametrize("write", [write_text, lambda path, _: check_writable(path)])
+def test_devices_and_pipes_are_never_replaced(tmp_path: Path, write: Callable[..., None]) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link, Path("/dev/null")):
+        with pytest.raises(FileError) as caught:
+            write(path, "x")
+        assert str(caught.value) == (
+            f"{path}: is a device, a pipe or a socket, not a regular file\n"
+            "  next: name a file's path"
+        )
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"]
+
+
+def test_what_is_read_is_not_written_over(tmp_path: Path) -> None:
+    picture, other = tmp_path / "picture.png", tmp_path / "other.png"
+    picture.write_text("x")
+    (tmp_path / "link.png").symlink_to(picture)
+    check_not_input(other, picture)
+    for out in (picture, tmp_path / "link.png", tmp_path / ".." / tmp_path.name / "picture.png"):
+        with pytest.raises(FileError) as caught:
+            check_not_input(out, other, picture)
+        assert str(caught.value) == (
+            f"{out}: is the file that is read\n  next: name another file to write"
+        )

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pillow
+from PIL import ImageFont
 
+from cm3core import images
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
 from cm3core.images import fit, grid, open_image, read_png_metadata, save_png
@@ -226,3 +229,34 @@ def test_a_plain_grid_has_no_room_for_words() -> None:
     with pytest.raises(DataError) as caught:
         grid([[]])
     assert str(caught.value) == "contact sheet: there are no pictures\n  next: pass at least one"
+
+
+@given(words=st.lists(st.text("iMw.", max_size=60), max_size=6), width=st.integers(1, 90))
+def test_lines_are_as_long_as_fits_and_lose_nothing(words: list[str], width: int) -> None:
+    """Also in a word that is wider alone: each of its parts is the longest that fits."""
+    font = ImageFont.load_default()
+    lines = images._wrap(" ".join(words), font, width)
+    assert "".join(lines).replace(" ", "") == "".join(words)
+    for line, following in itertools.pairwise(lines):
+        assert len(line) <= 1 or font.getlength(line) <= width
+        if line not in words and " " not in line and any(line + following[:1] in w for w in words):
+            assert not line or font.getlength(line + following[:1]) > width or not following
+
+
+class CountingFont:
+    """Every letter is one pixel wide; counts the letters that it has measured."""
+
+    measured = 0
+
+    def getlength(self, text: str) -> int:
+        self.measured += len(text)
+        return len(text)
+
+
+def test_the_cost_of_a_long_word_is_in_its_length() -> None:
+    """A label of 100,000 letters without a space: measured a few times, not once for each place where
+    it could be cut."""
+    font, letters = CountingFont(), 100_000
+    lines = images._wrap("x" * letters, cast(Any, font), 80)
+    assert {len(line) for line in lines} == {80}
+    assert font.measured < 20 * letters

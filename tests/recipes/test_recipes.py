@@ -4,6 +4,7 @@ recipe."""
 from __future__ import annotations
 
 import functools
+import json
 import random
 import re
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -310,6 +312,51 @@ def test_interpolations_are_resolved(folder: Path) -> None:
     assert isinstance(recipe.text_tokenizer, PairsConfig)
     assert recipe.text_tokenizer.path == "x-3.json"
     assert "${" not in recipe.to_yaml()
+
+
+FOREIGN = "a recipe reads other keys of the recipe only, no environment and no resolvers"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "${oc.env:SECRET}",
+        "x-${oc.env:SECRET,none}-y",
+        "${oc.decode:'1'}",
+        "${train.${decoder.name}}",
+        "${.seed}",
+        "\\\\${oc.env:SECRET}",
+    ],
+)
+def test_recipes_read_no_environment(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    """Not in overrides, files or stored recipes; and the secret is in no message."""
+    monkeypatch.setenv("SECRET", "hunter2")
+    (folder / "mine.yaml").write_text(
+        yaml.safe_dump({"extends": ["base.yaml"], "text_tokenizer": {"path": value}})
+    )
+    stored = made("base.yaml").to_yaml().replace("seed: 0", f"seed: {json.dumps(value)}")
+    for call, place in (
+        (
+            lambda: made("base.yaml", f"text_tokenizer.path={value}"),
+            "command line: text_tokenizer.path",
+        ),
+        (lambda: made("mine.yaml"), "mine.yaml: text_tokenizer.path"),
+        (lambda: recipe_from_yaml(stored, fakes(), label="stored"), "stored: train.seed"),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            call()
+        assert str(caught.value).startswith(f"{place}: holds ")
+        assert FOREIGN in str(caught.value) or "no valid interpolation" in str(caught.value)
+        assert "hunter2" not in str(caught.value)
+
+
+def test_an_escaped_interpolation_is_text(folder: Path) -> None:
+    recipe = made("base.yaml", r"text_tokenizer.path=\${oc.env:HOME}")
+    assert isinstance(recipe.text_tokenizer, PairsConfig)
+    assert recipe.text_tokenizer.path == "${oc.env:HOME}"
+    assert recipe_from_yaml(recipe.to_yaml(), fakes(), label="again") == recipe
 
 
 ERRORS = {

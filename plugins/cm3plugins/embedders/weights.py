@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cm3core.errors import CheckpointError
 from cm3core.files import atomic_path
+from cm3plugins.trained.finite import check_before_saving, check_finite
 
 
 def save_weights(path: Path, network: nn.Module, form: str, header: Mapping[str, Any]) -> None:
@@ -25,6 +25,7 @@ def save_weights(path: Path, network: nn.Module, form: str, header: Mapping[str,
         name: value.half().contiguous() if value.is_floating_point() else value.contiguous()
         for name, value in network.state_dict().items()
     }
+    check_before_saving(tensors, path)
     with atomic_path(path) as temporary:
         # A single entry: safetensors writes several in arbitrary order, and equal weights should
         # give equal files.
@@ -63,17 +64,6 @@ def read_weights(path: Path, form: str, next_step: str) -> tuple[dict[str, Any],
         name: value.float() if value.is_floating_point() else value
         for name, value in tensors.items()
     }
-
-
-def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raise a `CheckpointError` that names the first tensor with NaN or infinity."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CheckpointError(
-                str(path),
-                f"{name} holds NaN or infinite numbers",
-                "use weights of a run that did not diverge",
-            )
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, next_step: str) -> None:

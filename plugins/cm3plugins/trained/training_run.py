@@ -7,6 +7,7 @@ stopped or killed and resumed makes the same steps as an uninterrupted one.
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from cm3core.document import PixelArray
-from cm3core.errors import CheckpointError, DataError
+from cm3core.errors import CheckpointError, CM3Error, DataError
 from cm3core.files import atomic_path
 
 WEIGHTS, STATE, LOG = "model.safetensors", "state.pt", "log.jsonl"
@@ -97,6 +98,24 @@ class TrainingRun:
         self._trainer.load_state_dict(state["trainer"])
         self.step_count, self.seconds = state["step"], state["seconds"]
 
+    def _finite(self, step: Callable[[int, float], Mapping[str, float]]) -> Mapping[str, float]:
+        """One step's report. Raises `CM3Error` when the training has diverged: nothing is written
+        then, and what was written before stays."""
+        try:
+            report = step(self.step_count, self.progress())
+            if math.isfinite(report["loss"]):
+                return report
+            cause = f"the loss is {report['loss']}"
+        except RuntimeError as error:  # torch's LinAlgError: a codebook of features not finite
+            if type(error).__name__ != "_LinAlgError":
+                raise
+            cause = str(error).partition(":")[2].strip() or str(error)
+        raise CM3Error(
+            f"{self.out_dir}, step {self.step_count}",
+            f"the training has diverged: {cause}",
+            "lower the learning rate, and start in another folder",
+        )
+
     def save_state(self) -> None:
         """Write `STATE`, atomically."""
         with atomic_path(self.out_dir / STATE) as temporary:
@@ -172,7 +191,7 @@ class TrainingRun:
             bar_format="{desc} {percentage:5.1f}% |{bar}| {elapsed}<{remaining} {postfix}",
         ) as bar:
             while self.progress() < 1.0 and not stopped():
-                report = step(self.step_count, self.progress())
+                report = self._finite(step)
                 self.step_count += 1
                 self.seconds = time.monotonic() - started
                 bar.update(min(100.0 * self.progress(), 100.0) - bar.n)

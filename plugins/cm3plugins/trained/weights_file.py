@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cm3core.errors import CheckpointError
 from cm3core.files import atomic_path
+from cm3plugins.trained.finite import check_before_saving, check_finite
 from cm3plugins.trained.layout import channels_last
 
 if TYPE_CHECKING:
@@ -48,10 +49,14 @@ class WeightsFormat(Generic[ArchitectureT]):
         tensors: Mapping[str, Tensor],
         notes: Mapping[str, str] | None = None,
     ) -> None:
-        """Write tensors as they are, atomically. `notes` are further metadata."""
+        """Write tensors as they are, atomically. `notes` are further metadata.
+
+        Raises `CM3Error` when a tensor is not finite; the file stays as it was.
+        """
         copies = {
             name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
         }
+        check_before_saving(copies, Path(path))
         metadata = {self.key: json.dumps(asdict(arch), sort_keys=True), **(notes or {})}
         with atomic_path(path) as temporary:
             save_file(copies, temporary, metadata)
@@ -60,8 +65,8 @@ class WeightsFormat(Generic[ArchitectureT]):
         """Architecture and fp32 tensors of a file that `save` wrote.
 
         Raises:
-            CheckpointError: the file is missing, is not safetensors, or does not name its
-                architecture.
+            CheckpointError: the file is missing, is not safetensors, does not name its
+                architecture, or holds numbers that are not finite.
         """
         if not Path(path).is_file():
             raise CheckpointError(str(path), "no such file", self.how_to_train)
@@ -89,6 +94,7 @@ class WeightsFormat(Generic[ArchitectureT]):
                 f"its architecture can't be read ({error})",
                 "give weights that this version's trainer wrote",
             ) from error
+        check_finite(state, Path(path))
         return arch, state
 
 

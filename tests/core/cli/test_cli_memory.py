@@ -101,7 +101,7 @@ def test_a_bank_of_own_pictures_is_built_changed_and_checked(
     )
     assert cm3("memory", "remove", "both", "--damaged") == 0
     assert printed(capsys).startswith(
-        "removed: 1 damaged shard\nremoved: 0 documents\nboth: 2 documents (2 of text), "
+        "removed: 1 damaged shard; its files are in both/set-aside\nremoved: 0 documents\nboth: 2 documents (2 of text), "
     )
     assert cm3("memory", "remove", "both") == 2
     assert capsys.readouterr().err == (

@@ -108,6 +108,31 @@ def test_caption_and_infill_commands(cm3, model, tmp_path, capsys):
     assert images.read_png_metadata(tmp_path / "new.png")["box"] == "6,4,10,12"
 
 
+def test_the_picture_that_is_read_is_never_replaced(cm3, tmp_path, capsys):
+    path = tmp_path / "000.png"
+    images.save_png(path, picture(16, 20), {})
+    before = path.read_bytes()
+    box = ("--box", "6,4,10,12", "--text", "red")
+    for arguments in (
+        ("infill", path, *box, "-o", path),
+        ("infill", path, *box, "-o", tmp_path / "new.png", "--decoded", path),
+        ("upscale", path, "-o", path),
+    ):
+        assert cm3(*arguments) == 2
+        assert capsys.readouterr().err == (
+            f"error: {path}: is the file that is read\n  next: name another file to write\n"
+        )
+    assert cm3("edit", path, "red", "-o", tmp_path) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}: holds 000.png, which is read and might be replaced\n"
+        "  next: name another folder (-o)\n"
+    )
+    assert cm3("infill", path, *box, "-o", "/dev/null") == 2
+    assert "is a device, a pipe or a socket" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["000.png"]
+
+
 def test_commands_report_bad_input(cm3, tmp_path, capsys):
     assert cm3("infill", tmp_path / "missing.png", "--box", "0,0,4,4") == 2
     assert str(tmp_path / "missing.png") in capsys.readouterr().err

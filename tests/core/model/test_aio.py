@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from cm3core.document import Text
+from cm3core.document import ImageHole, Text
 from cm3core.errors import GenerationError
 from cm3core.generation.engine import Finished, PictureGrown, Request
+from cm3core.interfaces import Sampler
 from cm3core.model import AsyncEngine, AsyncModel, ImageReady, Scored
 from cm3plugins.samplers.config import CFGSamplerConfig
 from engine_parts import APPLE, REQUESTS, make_decoder, make_engine
@@ -89,6 +91,48 @@ def test_an_invalid_request_is_reported_to_its_caller(decoder):
     assert done.num_tokens == 6
     assert isinstance(refused, GenerationError)
     assert str(refused).startswith("request 1: the document has no hole")
+
+
+class BrokenPlan(Sampler):
+    def plan(self, modality):
+        raise ZeroDivisionError("no plan")
+
+    def draw(self, *_, **__):
+        raise AssertionError("there is no plan to draw by")
+
+
+@pytest.mark.parametrize(
+    ("request_", "cause"),
+    [
+        (Request((Text(5), ImageHole())), "AttributeError"),
+        (Request((Text("ab"), ImageHole()), seed="abc"), "TypeError"),
+        (Request((Text("ab"), ImageHole()), sampler=BrokenPlan()), "ZeroDivisionError: no plan"),
+    ],
+)
+def test_a_request_of_wrong_values_fails_alone(decoder, request_, cause):
+    """Its caller is answered, and the engine serves the next one."""
+
+    async def main():
+        engine = AsyncEngine(make_engine(decoder, WARM))
+        try:
+            return await asyncio.wait_for(
+                asyncio.gather(
+                    engine.complete(request_), engine.complete(REQUESTS[0]), return_exceptions=True
+                ),
+                timeout=60,
+            )
+        finally:
+            engine.close()
+
+    error, completion = asyncio.run(main())
+    assert isinstance(error, GenerationError)
+    assert re.fullmatch(
+        rf"request \d+: can't be prepared \(({cause}).*\)\n"
+        r"  next: see `Request` for what it holds, and the sampler's plan",
+        str(error),
+        re.DOTALL,
+    )
+    assert completion.num_tokens > 0
 
 
 def test_a_closed_engine_says_so(decoder):

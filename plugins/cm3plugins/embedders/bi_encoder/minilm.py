@@ -23,7 +23,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from cm3core.errors import CheckpointError
-from cm3plugins.embedders.weights import check_finite, fill
+from cm3plugins.embedders.weights import fill
+from cm3plugins.trained.finite import check_finite
 
 #: Word pieces of a text that are read, including the start and end tokens; as in training.
 MAX_TOKENS = 256

@@ -37,7 +37,7 @@ from cm3plugins.embedders.clip.configs import (
 from cm3plugins.embedders.clip.preprocessing import Preprocessing
 from cm3plugins.embedders.clip.tensors import find_weights, from_hugging_face, read_tensors
 from cm3plugins.embedders.clip.towers import Activation, CLIPSizes, TransformerSizes
-from cm3plugins.embedders.weights import check_finite
+from cm3plugins.trained.finite import check_finite
 
 logger = logging.getLogger("cm3plugins.clip")
 
