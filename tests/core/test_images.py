@@ -232,15 +232,20 @@ def test_a_plain_grid_has_no_room_for_words() -> None:
 
 
 @given(words=st.lists(st.text("iMw.", max_size=60), max_size=6), width=st.integers(1, 90))
-def test_lines_are_as_long_as_fits_and_lose_nothing(words: list[str], width: int) -> None:
-    """Also in a word that is wider alone: each of its parts is the longest that fits."""
+def test_lines_fit_and_lose_nothing(words: list[str], width: int) -> None:
     font = ImageFont.load_default()
     lines = images._wrap(" ".join(words), font, width)
     assert "".join(lines).replace(" ", "") == "".join(words)
+    assert all(len(line) <= 1 or font.getlength(line) <= width for line in lines)
+
+
+@given(word=st.text("iMw.", min_size=1, max_size=60), width=st.integers(1, 90))
+def test_a_word_that_is_too_wide_is_cut_where_it_no_longer_fits(word: str, width: int) -> None:
+    """One letter more on any line, and it would be too wide."""
+    font = ImageFont.load_default()
+    lines = images._wrap(word, font, width)
     for line, following in itertools.pairwise(lines):
-        assert len(line) <= 1 or font.getlength(line) <= width
-        if line not in words and " " not in line and any(line + following[:1] in w for w in words):
-            assert not line or font.getlength(line + following[:1]) > width or not following
+        assert font.getlength(line + following[0]) > width
 
 
 class CountingFont:
