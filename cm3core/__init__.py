@@ -1,5 +1,4 @@
-"""cm3core: the small core of cm3leon. Interfaces, recipes, documents and the two loops (train,
-generate).
+"""The core of cm3leon: interfaces, recipes, documents and the two loops (train, generate).
 
 Nothing here imports torch, a plugin or a kernel at module level: `import cm3core` is as fast as
 `import json`.

@@ -1,5 +1,4 @@
-"""Packages that export names of their modules without importing them: what is heavy is loaded on
-first use."""
+"""Export names of a package's modules without importing them: they are loaded on first use."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from typing import Any
 
 
 def exporter(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a package.
+    """Return the `__getattr__` of a package.
 
     Args:
         package: the package's full name.

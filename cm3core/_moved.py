@@ -1,7 +1,7 @@
 """Public modules under their earlier names, so that plugins written for them keep working.
 
-Importing one gives a module that forwards to the new place, and warns. docs/plugins/stability.md
-says how long that lasts.
+Importing one returns a module that forwards to the new place, and warns. docs/plugins/stability.md
+states how long these names are kept.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MOVED = {
 
 
 class _Forwarder(Loader):
-    """Fills a module with a `__getattr__` that asks another module."""
+    """Gives a module a `__getattr__` that forwards to another module."""
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -46,8 +46,9 @@ class _Forwarder(Loader):
 
 
 class MovedModules(MetaPathFinder):
-    """Finds the modules of a table under their earlier names. Asked last: a module that exists is
-    never hidden.
+    """Finds the modules of a table under their earlier names.
+
+    It comes last in `sys.meta_path`, so an existing module is never hidden.
 
     Args:
         moved: earlier name -> new name.
@@ -63,5 +64,5 @@ class MovedModules(MetaPathFinder):
 
 
 def serve(moved: Mapping[str, str]) -> None:
-    """Let the earlier names of a table be imported."""
+    """Make the earlier names of a table importable."""
     sys.meta_path.append(MovedModules(moved))

@@ -1,6 +1,6 @@
 """Documents: text and image segments, with holes; and their one serialisation into tokens.
 
-Everything the model is asked to do is a document with holes (architecture: "`complete` is the one
+Every request to the model is a document with holes (architecture: "`complete` is the one
 operation"), and everything it is trained on is a document without. Serialisation follows the
 CM3leon paper, figures 8 and 9, and facebookresearch/metaseq (branch scaling_racm3):
 
@@ -8,7 +8,7 @@ CM3leon paper, figures 8 and 9, and facebookresearch/metaseq (branch scaling_rac
     a sequence        <eos> T1 <break> I1 <break> ... Tq <break> Iq <eos>      retrieved documents first, query last
     with holes        each hole is <sentinel:i> in place; after the last <eos>: <sentinel:i> content <eoss>, in order
 
-Pictures travel as codes: an `Image` (pixels by reference) becomes `Codes` once, at the edge.
+Pictures are passed as codes: an `Image` (pixels by reference) becomes `Codes` once, on input.
 Tensor-like fields are numpy arrays, so that nothing here needs torch. Legend: n tokens, c codes =
 grid rows * columns.
 """
@@ -29,7 +29,7 @@ BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
 #: `TokenSequence.cells` of a token that is not an image code.
 NO_CELL = -1
-#: Hexadecimal letters of a hash in `content_keys`.
+#: Hexadecimal digits of a hash in `content_keys`.
 KEY_LENGTH = 32
 
 
@@ -60,7 +60,7 @@ class Codes:
     Args:
         codes: int32 [c], raster order, 0..codebook_size-1.
         grid: (rows, columns) with rows * columns == c.
-        missing: bool [c] or None; True where the code is a hole to be filled (in-painting). None:
+        missing: bool [c] or None; True where the code is a hole to be filled (inpainting). None:
             nothing is missing.
     """
 
@@ -82,12 +82,12 @@ class Codes:
 
 @dataclass(frozen=True)
 class TextHole:
-    """Text to be written, ended by <eoss> (or <eos>).
+    """Text to be generated, ended by <eoss> (or <eos>).
 
     Args:
-        max_tokens: most tokens. None: as many as the decoder's context has room for.
-        min_tokens: it may not end before.
-        stop: it also ends with the token that completes one of these strings (which stays in the
+        max_tokens: maximum tokens. None: as many as fit in the decoder's context.
+        min_tokens: minimum tokens before it may end.
+        stop: it also ends with the token that completes one of these strings (which is kept in the
             text).
     """
 
@@ -105,7 +105,7 @@ class MaskedText:
 
 @dataclass(frozen=True)
 class ImageHole:
-    """A whole picture to be drawn: exactly the image tokenizer's grid of codes."""
+    """A whole picture to be generated: exactly the image tokenizer's grid of codes."""
 
 
 Segment: TypeAlias = Text | MaskedText | TextHole | Image | Codes | ImageHole
@@ -117,10 +117,9 @@ class Span:
     """A half-open range [start, stop) of tokens in a sequence, of one modality.
 
     Args:
-        start, stop: places of the first token and behind the last.
+        start, stop: index of the first token, and one past the last.
         modality: "text" or "image".
-        grid: (rows, columns) of a whole picture's codes, which stand in raster order. None for
-            text.
+        grid: (rows, columns) of a whole picture's codes, which are in raster order. None for text.
     """
 
     start: int
@@ -134,14 +133,13 @@ class Span:
 
 @dataclass(frozen=True, eq=False)
 class TokenSequence:
-    """A whole sequence as the model sees it before masking: <eos> retrieved documents, query
-    document, <eos>.
+    """A whole sequence before masking: <eos>, retrieved documents, query document, <eos>.
 
     Args:
         tokens: int32 [n].
-        cells: int32 [n]; raster index of an image code inside its picture, `NO_CELL` for every
-            other token.
-        segments: text and image segments in order, specials (<eos>, <break>) in none of them.
+        cells: int32 [n]; raster index of an image code in its picture, `NO_CELL` for every other
+            token.
+        segments: text and image segments in order; specials (<eos>, <break>) are in none of them.
         query_segment: index into `segments` of the first segment of the query document; those
             before are retrieved.
     """
@@ -161,9 +159,9 @@ class MaskedSequence:
 
     Args:
         tokens: int32 [n].
-        cells: int32 [n]; they move along with their tokens.
-        weights: float32 [n]; weight of the loss of predicting token i from those before it
-            (weights[0] is unused).
+        cells: int32 [n]; they move with their tokens.
+        weights: float32 [n]; loss weight of predicting token i from those before it (weights[0] is
+            unused).
     """
 
     tokens: IntArray
@@ -175,7 +173,7 @@ class MaskedSequence:
 
 
 def text_of(document: Sequence[Segment]) -> str:
-    """All plain text of a document, joined by newlines (what a text embedder sees)."""
+    """Return all plain text of a document, joined by newlines (what a text embedder sees)."""
     return "\n".join(segment.text for segment in document if isinstance(segment, Text))
 
 
@@ -197,13 +195,13 @@ def has_holes(document: Sequence[Segment]) -> bool:
 
 
 def content_keys(document: Sequence[Segment]) -> frozenset[str]:
-    """Names of what a document holds: documents that share one are the same document to a
-    retriever, whatever their ids.
+    """Return names of a document's content.
 
-    A document with pictures is known by these alone (captions are reworded, pictures are not):
-    "image:KEY" of an `Image`, "codes:" and a hash of grid and codes of `Codes` (holes filled or
-    not). One without is known by its words: "text:" and a hash of them, whatever their case and
-    spacing. A document of holes alone has no name.
+    Documents that share one are the same document to a retriever, whatever their ids. A document
+    with pictures is identified by these alone (captions are reworded, pictures are not):
+    "image:KEY" for an `Image`, "codes:" and a hash of grid and codes for `Codes` (holes filled or
+    not). One without pictures is identified by its words: "text:" and a hash of them, ignoring case
+    and spacing. A document with only holes has no name.
 
     >>> sorted(content_keys((Text("Red  apple"),))) == sorted(content_keys((Text("red apple"),)))
     True

@@ -1,4 +1,4 @@
-"""Errors that a user can act on: each says the place, the cause and the next step."""
+"""Errors that a user can act on: each states the place, the cause and the next step."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Iterable
 
 
 class CM3Error(ValueError):
-    """Base of every error that is the input's fault. The command line prints it without a
-    traceback.
+    """Base of all errors caused by the input; the command line prints them without a traceback.
 
     Args:
         place: where it happened: a file, a recipe key, a record, an argument.
@@ -21,8 +20,7 @@ class CM3Error(ValueError):
         super().__init__(f"{place}: {cause}\n  next: {next_step}")
 
     def __reduce__(self) -> tuple[type[CM3Error], tuple[str, str, str]]:
-        """Survive pickling between processes (a BaseException rebuilds itself from `args`
-        otherwise)."""
+        """Survive pickling between processes: a BaseException is otherwise rebuilt from `args`."""
         return type(self), (self.place, self.cause, self.next_step)
 
 
@@ -35,11 +33,11 @@ class FileError(CM3Error):
 
 
 class DeviceError(CM3Error):
-    """A device is not there, or has too little memory."""
+    """A device is not available, or has too little memory."""
 
 
 class PluginError(CM3Error):
-    """A plugin is broken, missing, or two bring the same name."""
+    """A plugin is broken or missing, or two provide the same name."""
 
 
 class DataError(CM3Error):
@@ -63,18 +61,18 @@ class GenerationError(CM3Error):
 
 
 class MissingPackageError(CM3Error):
-    """An optional package is needed and not installed."""
+    """An optional package is needed but not installed."""
 
     @classmethod
     def extra(cls, place: str, package: str, extra: str) -> MissingPackageError:
-        """The usual form: `package` comes with our extra `extra`."""
+        """Return the usual form: `package` is installed by our extra `extra`."""
         return cls(
             place, f"the package {package!r} is not installed", f"pip install 'cm3leon[{extra}]'"
         )
 
 
 def close_match(name: str, known: Iterable[str]) -> str:
-    """The tail of a 'not known' sentence: the nearest known name, or all of them.
+    """Return the hint for an unknown name: the nearest known name, or all of them.
 
     >>> close_match("vqgam", ["vqgan", "dvae"])
     "did you mean 'vqgan'?"

@@ -1,4 +1,4 @@
-"""Write files so that a reader sees the old one or the new one, never half of one."""
+"""Write files so that a reader sees the old file or the new one, never half of it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from pathlib import Path
 
 from cm3core.errors import FileError
 
-#: What a disk says when it has no room or fails, while a file is being filled.
+#: Errors of a disk that is full or fails while a file is being written.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is flushed to disk and takes `path`'s
-    place.
+    """Yield a temporary path next to `path`; on success, flush it to disk and replace `path`.
 
-    On any error (a full disk, Ctrl-C) the temporary file is removed and `path` stays as it was. A
+    On any error (a full disk, Ctrl-C) the temporary file is removed and `path` is unchanged. A
     symbolic link stays, and the file that it names is replaced.
 
     Raises:
-        FileError: the disk is full, or nothing can be written there: it is a folder, a device, a pipe.
+        FileError: the disk is full, or nothing can be written there: a folder, a device, a pipe.
     """
     target = Path(os.path.realpath(path))
     _check_regular(path, target)
@@ -82,7 +81,7 @@ def _take_place(temporary: Path, target: Path) -> None:
 
 
 def not_written(path: Path, error: OSError) -> FileError:
-    """The error that says why a path could not be written."""
+    """Return the error that states why a path could not be written."""
     step = (
         "free space on that disk"
         if error.errno in _DISK_ERRORS
@@ -92,7 +91,7 @@ def not_written(path: Path, error: OSError) -> FileError:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, unless it is there. Raises `FileError` when it can't be."""
+    """Make a folder and its parents unless it exists. Raises `FileError` if it can't be made."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -100,12 +99,13 @@ def make_folder(path: Path) -> None:
 
 
 def check_writable(path: str | Path, *, folder: bool = False) -> None:
-    """Raise `FileError` when this file, or files in this folder, plainly can't be written. Asked
-    before long work; makes nothing.
+    """Raise `FileError` if this file, or files in this folder, plainly can't be written.
+
+    Called before long work; creates nothing.
 
     Args:
-        path: what will be written.
-        folder: it is a folder.
+        path: the file or folder that will be written.
+        folder: whether it is a folder.
     """
     target = Path(path).absolute()
     if target.exists() and target.is_dir() != folder:
@@ -129,8 +129,7 @@ def check_writable(path: str | Path, *, folder: bool = False) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make a rename in `path` durable (POSIX keeps directory entries in the directory's own
-    pages)."""
+    """Make a rename in `path` durable: POSIX keeps the entries in the directory's own pages."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -150,14 +149,15 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def sha256_file(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Return the hexadecimal SHA-256 of a file's bytes."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cache_directory() -> Path:
-    """Where rendered pictures and computed codes are kept: `CM3_CACHE`, else the user's cache
-    folder."""
+    """Return the folder for rendered pictures and computed codes.
+
+    It is `CM3_CACHE`, else the user's cache folder."""
     if configured := os.environ.get("CM3_CACHE"):
         return Path(configured).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "cm3leon"

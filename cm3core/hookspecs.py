@@ -1,7 +1,6 @@
-"""The plugin API. A plugin is a module (or any object) that states `CM3_API = 1` and implements
-some of these hooks.
+"""The plugin API: a plugin is a module that states `CM3_API = 1` and implements some hooks.
 
-A whole plugin, which brings one text tokenizer:
+Any other object serves as well as a module. A complete plugin, which provides one text tokenizer:
 
     from cm3core.hookspecs import hookimpl
     from my_package.config import CharacterTokenizerConfig      # light: a dataclass, no torch
@@ -18,14 +17,14 @@ Its distribution declares it, and after `pip install` the recipe line
     [project.entry-points."cm3core.plugins"]
     my_plugin = "my_package.plugin"
 
-`cm3 plugin list` shows what was found; `cm3 --plugin ./my_plugin.py ...` takes the same module from
-a file.
+`cm3 plugin list` shows the plugins found; `cm3 --plugin ./my_plugin.py ...` loads the same module
+from a file.
 
 Every kind's hook returns recipe name -> config class. The class is a dataclass derived from the
 kind's base in `cm3core.interfaces`; its fields are the keys of the recipe's section, its docstring
-documents them, and its typed `build(...)` imports what is heavy and returns the component. Hooks
-are called whenever plugins are described (`cm3 plugin list`, `cm3 recipe check`), so they must
-import nothing heavy. Names are lower-case letters, digits, `_` and `-`.
+documents them, and its typed `build(...)` imports the heavy modules and returns the component.
+Hooks are called whenever plugins are described (`cm3 plugin list`, `cm3 recipe check`), so they
+must import nothing heavy. Names are lower-case letters, digits, `_` and `-`.
 """
 # mypy: disable-error-code="empty-body"
 # (hooks are declarations: pluggy reads their signatures and never calls them)
@@ -54,82 +53,93 @@ PROJECT = "cm3core"
 hookspec = pluggy.HookspecMarker(PROJECT)
 #: Marks a plugin's function as the implementation of the hook of that name.
 hookimpl = pluggy.HookimplMarker(PROJECT)
-#: What hooks are called with: hook -> argument -> value. No hook has an argument today; one that
-#: gets one says so here.
+#: The arguments of hooks: hook -> argument -> value. No hook has an argument today; one that gets
+#: one is listed here.
 ARGUMENTS: dict[str, dict[str, Any]] = {}
 
 
 @hookspec
 def cm3_text_tokenizers() -> Mapping[str, type[TextTokenizerConfig]]:
-    """Text tokenizers: text <-> ids. Recipe section `text_tokenizer`; interface
-    `cm3core.interfaces.TextTokenizer`."""
+    """Text tokenizers: text <-> ids.
+
+    Recipe section `text_tokenizer`; interface `cm3core.interfaces.TextTokenizer`."""
 
 
 @hookspec
 def cm3_image_tokenizers() -> Mapping[str, type[ImageTokenizerConfig]]:
-    """Image tokenizers: pixels <-> a grid of codes. Recipe section `image_tokenizer`; interface
-    `ImageTokenizer`."""
+    """Image tokenizers: pixels <-> a grid of codes.
+
+    Recipe section `image_tokenizer`; interface `ImageTokenizer`."""
 
 
 @hookspec
 def cm3_embedders() -> Mapping[str, type[EmbedderConfig]]:
-    """Embedders: text or picture -> a unit vector in a shared space. Recipe section `embedder`;
-    interface `Embedder`."""
+    """Embedders: text or picture -> a unit vector in a shared space.
+
+    Recipe section `embedder`; interface `Embedder`."""
 
 
 @hookspec
 def cm3_retrievers() -> Mapping[str, type[RetrieverConfig]]:
-    """Retrievers: query document -> memory documents. Recipe section `retriever`; interface
-    `Retriever`."""
+    """Retrievers: query document -> memory documents.
+
+    Recipe section `retriever`; interface `Retriever`."""
 
 
 @hookspec
 def cm3_objectives() -> Mapping[str, type[ObjectiveConfig]]:
-    """Masking objectives: sequence -> what is trained on it. Recipe section `objective`; interface
-    `MaskingObjective`."""
+    """Masking objectives: sequence -> the masked sequence to train on.
+
+    Recipe section `objective`; interface `MaskingObjective`."""
 
 
 @hookspec
 def cm3_decoders() -> Mapping[str, type[DecoderConfig]]:
-    """Decoder-only transformers: tokens -> hidden states -> logits. Recipe section `decoder`;
-    interface `Decoder`."""
+    """Decoder-only transformers: tokens -> hidden states -> logits.
+
+    Recipe section `decoder`; interface `Decoder`."""
 
 
 @hookspec
 def cm3_attention_backends() -> Mapping[str, type[AttentionConfig]]:
-    """Attention functions that decoders call. Recipe section `attention`; interface
-    `AttentionBackend`."""
+    """Attention functions that decoders call.
+
+    Recipe section `attention`; interface `AttentionBackend`."""
 
 
 @hookspec
 def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
-    """Samplers: logits of the guidance streams -> next token. Recipe section `sampler`; interface
-    `Sampler`."""
+    """Samplers: logits of the guidance streams -> next token.
+
+    Recipe section `sampler`; interface `Sampler`."""
 
 
 @hookspec
 def cm3_rerankers() -> Mapping[str, type[RerankerConfig]]:
-    """Rerankers: completions of one request -> a score each. Recipe section `reranker`; interface
-    `Reranker`."""
+    """Rerankers: completions of one request -> a score each.
+
+    Recipe section `reranker`; interface `Reranker`."""
 
 
 @hookspec
 def cm3_upscalers() -> Mapping[str, type[UpscalerConfig]]:
-    """Upscalers: a picture -> the same, several times as large. Recipe section `upscaler`;
-    interface `Upscaler`."""
+    """Upscalers: a picture -> the same, several times as large.
+
+    Recipe section `upscaler`; interface `Upscaler`."""
 
 
 @hookspec
 def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
-    """Document sources: where documents come from. Recipe section `dataset`; interface
-    `DocumentSource`."""
+    """Document sources: where documents come from.
+
+    Recipe section `dataset`; interface `DocumentSource`."""
 
 
 @hookspec
 def cm3_commands() -> Mapping[str, str]:
     """Sub-commands of `cm3`: name -> "module:function".
 
-    The function is imported only when its command is called. It is given an
+    The function is imported only when its command is called. It receives an
     `argparse.ArgumentParser`, adds its arguments and sets `run`: `parser.set_defaults(run=run)`,
     where `run(args) -> int` returns the exit code.
     """
@@ -137,19 +147,18 @@ def cm3_commands() -> Mapping[str, str]:
 
 @hookspec
 def cm3_benchmarks() -> Mapping[str, str]:
-    """Ops and providers for `cm3 bench kernels`: a name of the plugin's choice ->
-    "module:function".
+    """Ops and providers for `cm3 bench kernels`: a name of your choice -> "module:function".
 
-    The function is imported only when benchmarks run. It is given a
+    The function is imported only when benchmarks run. It receives a
     `cm3core.interfaces.benchmark.BenchmarkRegistry` and adds to it: `registry.add_op(op)`, or
-    `registry.add_provider("attention", provider)` for an op that is there already.
+    `registry.add_provider("attention", provider)` for an existing op.
     """
 
 
 @hookspec
 def cm3_models() -> Mapping[str, Path]:
-    """Trained models that the plugin ships: name -> folder, as `cm3core.checkpoint.export_model`
-    writes it.
+    """Trained models that the plugin ships: name -> folder.
 
-    `cm3 generate --model PLUGIN:NAME` and `cm3core.load("PLUGIN:NAME")` open it.
+    The folder is one that `cm3core.checkpoint.export_model` wrote. `cm3 generate --model
+    PLUGIN:NAME` and `cm3core.load("PLUGIN:NAME")` open it.
     """

@@ -1,5 +1,4 @@
-"""Pictures: open files nobody vouches for, bring them to a size, save with metadata, lay out
-contact sheets.
+"""Pictures: open untrusted files, resize, save with metadata, lay out contact sheets.
 
 Pixels are RGB, uint8 [height, width, 3], 0..255, everywhere in the framework.
 """
@@ -21,14 +20,13 @@ from cm3core.document import PixelArray
 from cm3core.errors import DataError
 from cm3core.files import atomic_path
 
-#: Pictures with more pixels are refused before they are decoded (a decompression bomb is a small
-#: file).
+#: Pictures with more pixels are refused before decoding: a decompression bomb is a small file.
 MAX_PIXELS = 64_000_000
 #: Formats that are read. Others run interpreters (EPS) or code that nobody fuzzes.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 # What Pillow's parsers raise on broken files, each seen in its issue tracker; anything else is a
-# bug and may be seen.
+# bug and is not caught.
 _BROKEN = (
     OSError,
     SyntaxError,
@@ -44,8 +42,10 @@ _BROKEN = (
 
 
 def open_image(source: str | Path | bytes, place: str | None = None) -> PixelArray:
-    """Pixels of a picture file: upright (EXIF), 16 bits brought to 8, palettes resolved,
-    transparency on white, first frame.
+    """Return the pixels of a picture file.
+
+    Rotated upright (EXIF), 16 bits reduced to 8, palettes resolved, transparency on white, first
+    frame.
 
     Args:
         source: a path, or the file's bytes.
@@ -96,8 +96,8 @@ def open_image(source: str | Path | bytes, place: str | None = None) -> PixelArr
 
 
 def _to_rgb(image: Pillow.Image) -> PixelArray | None:
-    """RGB pixels; None for a mode without an agreed range (floating point)."""
-    if image.mode.startswith("I"):  # 16 bit grey; some readers hand it out as 32 bit numbers
+    """Return RGB pixels; None for a mode without an agreed range (floating point)."""
+    if image.mode.startswith("I"):  # 16-bit grey; some readers return it as 32-bit numbers
         values = np.asarray(image).astype(np.int64)
         grey = np.clip(
             values // 257 if values.size and values.max() > 255 else values, 0, 255
@@ -113,12 +113,12 @@ def _to_rgb(image: Pillow.Image) -> PixelArray | None:
 
 
 def fit(pixels: PixelArray, size: tuple[int, int]) -> PixelArray:
-    """The picture at exactly `size` = (height, width): the largest centred part of that shape,
-    resampled with LANCZOS.
+    """Return the picture at exactly `size` = (height, width), centre-cropped and resized.
 
-    Like resizing the short side and cutting the middle out (Chameleon's `image_tokenizer.py`),
-    without the large picture in between that a long thin one would need. A picture of this size
-    comes back as it is.
+    The largest centred part of that aspect ratio is resampled with LANCZOS. This is like resizing
+    the short side and cropping the centre (Chameleon's `image_tokenizer.py`), without the large
+    intermediate picture that a long thin one would need. A picture of this size is returned as it
+    is.
 
     >>> fit(np.zeros((10, 30, 3), np.uint8), (4, 4)).shape
     (4, 4, 3)
@@ -143,8 +143,7 @@ def fit(pixels: PixelArray, size: tuple[int, int]) -> PixelArray:
 def save_png(
     path: str | Path, pixels: PixelArray, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a PNG atomically, with text chunks (any Unicode; keys are Latin-1, 1 to 79
-    characters)."""
+    """Write a PNG atomically, with text chunks (any Unicode; keys 1 to 79 Latin-1 characters)."""
     info = PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
         info.add_itxt(key, value)
@@ -153,8 +152,8 @@ def save_png(
 
 
 def read_png_metadata(path: str | Path) -> dict[str, str]:
-    """The text chunks of a PNG; raises `DataError` when it isn't one or is damaged."""
-    open_image(path)  # says what is wrong with a broken file; text may also stand behind the pixels
+    """Return the text chunks of a PNG; raises `DataError` if it isn't one or is damaged."""
+    open_image(path)  # reports what is wrong with a broken file; text may also follow the pixels
     with Pillow.open(path, formats=FORMATS) as image:
         if not isinstance(image, PngImagePlugin.PngImageFile):
             raise DataError(str(path), f"is a {image.format} file", "give a PNG")
@@ -173,16 +172,16 @@ def grid(
     font_size: int = 13,
     label_width: int = 180,
 ) -> PixelArray:
-    """A contact sheet: rows of pictures, with words beside, above and below them.
+    """Return a contact sheet: rows of pictures, with text left of, above and below them.
 
     Args:
         rows: pictures uint8 [h, w, 3] of any sizes; None leaves a place empty. Rows may differ in
             length.
         row_labels: a text left of each row, wrapped to `label_width` pixels.
         column_labels: a text above each column, wrapped to the column's width.
-        captions: a text below each picture, the shape of `rows`, wrapped to the column's width.
+        captions: a text below each picture, in the shape of `rows`, wrapped to the column's width.
         scale: each pixel becomes scale x scale (small pictures stay readable).
-        gap: pixels between things. font_size: of all words, in pixels.
+        gap: pixels between items. font_size: of all text, in pixels.
 
     Returns:
         uint8 [height, width, 3], black on white.
@@ -239,8 +238,7 @@ def grid(
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Lines no wider than `width` pixels, broken at spaces, and inside a word that is wider
-    alone."""
+    """Wrap text to `width` pixels, at spaces, and inside a word that alone is wider."""
     lines: list[str] = []
     for paragraph in text.splitlines():
         words = paragraph.split(" ")

@@ -1,4 +1,4 @@
-"""Ending long work between two steps, so that it can be saved."""
+"""Stop long work between two steps, so that it can be saved."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 
 
 class StopSignals:
-    """Turns the first Ctrl-C or SIGTERM into a flag that the loop looks at after a step; a second
-    Ctrl-C stops at once.
+    """Turns the first Ctrl-C or SIGTERM into a flag that the loop checks after each step.
 
-    `received` is the signal's number, None until there is one.
+    A second Ctrl-C stops at once. `received` is the signal's number, None until there is one.
     """
 
     def __init__(self) -> None:
@@ -25,7 +24,7 @@ class StopSignals:
         self.received = number
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():  # handlers can be set there only
+        if threading.current_thread() is threading.main_thread():  # handlers can only be set there
             self._before = {
                 number: signal.signal(number, self._receive)
                 for number in (signal.SIGINT, signal.SIGTERM)

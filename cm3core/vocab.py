@@ -34,8 +34,8 @@ class Vocabulary:
     Args:
         num_text: size of the text range, the 4 control tokens included (paper: 56,320).
         num_image: size of the image tokenizer's codebook (paper: 8,192).
-        num_sentinels: mask tokens; an objective may use at most so many spans in a sequence
-            (metaseq: 512).
+        num_sentinels: mask tokens; the maximum number of spans that an objective may use in a
+            sequence (metaseq: 512).
         num_reserved: unused ids between image codes and specials (paper: 1,024).
         multiple_of: the table is padded to a multiple of this (metaseq: 8).
     """
@@ -68,7 +68,7 @@ class Vocabulary:
 
     @cached_property
     def text(self) -> range:
-        """Ids of text tokens, control tokens not included."""
+        """Ids of text tokens, without control tokens."""
         return range(NUM_CONTROL, self.num_text)
 
     @cached_property
@@ -88,11 +88,11 @@ class Vocabulary:
 
     @cached_property
     def sentinels(self) -> range:
-        """`<sentinel:i>`: the mask token in the text and the head of the moved span."""
+        """`<sentinel:i>`: the mask token in place of a span, and at the head of the moved span."""
         return range(self.break_ + 2, self.break_ + 2 + self.num_sentinels)
 
     def sentinel(self, index: int) -> int:
-        """Id of `<sentinel:index>`."""
+        """Return the id of `<sentinel:index>`."""
         if not 0 <= index < self.num_sentinels:
             raise DocumentError(
                 f"sentinel {index}",
@@ -108,7 +108,7 @@ class Vocabulary:
         return -(-used // self.multiple_of) * self.multiple_of
 
     def name(self, token: int) -> str:
-        """A readable name of an id, for messages and for looking at sequences."""
+        """Return a readable name of an id, for messages and for inspecting sequences."""
         if token in self.text:
             return f"text:{token - self.text.start}"
         if token in self.image:
@@ -126,7 +126,7 @@ class Vocabulary:
         return fixed.get(token, f"<unused:{token}>")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for checkpoints and memory banks."""
+        """Return plain values, for checkpoints and memory banks."""
         return asdict(self)
 
     @cached_property

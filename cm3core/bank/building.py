@@ -77,7 +77,7 @@ def build_bank(
         others = sorted(names - {SHARDS, IMAGE_TOKENIZER})
         if others:
             raise DataError(
-                str(folder), f"holds {others[0]!r} and is no memory bank", "name a new folder"
+                str(folder), f"holds {others[0]!r} and is not a memory bank", "name a new folder"
             )
     with writing(folder):
         plan = _plan(source, range(len(source)), tools, shard_size, id_prefix, "")
@@ -86,9 +86,8 @@ def build_bank(
             if manifest.built_from != plan:
                 raise DataError(
                     str(folder),
-                    f"holds a memory bank of {manifest.num_documents:,} documents, built of "
-                    "other data "
-                    "or otherwise, or changed since",
+                    f"holds a memory bank of {manifest.num_documents:,} documents, built from "
+                    "other data or settings, or changed since",
                     "name a new folder, or add to this one: cm3 memory add",
                 )
             if _is_sound(folder):
@@ -273,7 +272,8 @@ def _begin(work: Path, plan: str) -> None:
             return
         if path.is_file():
             tqdm.write(
-                "note: data or settings are others than when building was cut off; it begins anew",
+                "note: data or settings have changed since building was interrupted; starting from "
+                "scratch",
                 file=sys.stderr,
             )
         shutil.rmtree(work)

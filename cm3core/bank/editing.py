@@ -170,7 +170,7 @@ def merge_banks(
             for index in sorted(indices)
         ]
         raise duplicate_ids(
-            str(banks[0].folder), names, f"and the banks behind it share {len(names):,} ids"
+            str(banks[0].folder), names, f"and the banks after it share {len(names):,} ids"
         )
     make_folder(target.parent)
     temporary = target.parent / f".{target.name}.writing"
@@ -220,7 +220,7 @@ def _check_same_tools(banks: Sequence[MemoryBank]) -> None:
                     f"was built with another {kind} ({theirs.name!r}, fingerprint "
                     f"{theirs.fingerprint[-12:]}) than {banks[0].folder} ({ours.name!r}, "
                     f"{ours.fingerprint[-12:]})",
-                    "build one of them anew with the other's: cm3 memory build",
+                    "rebuild one of them with the other's: cm3 memory build",
                 )
 
 
@@ -244,6 +244,6 @@ def _copy(shard: Shard, target: Path) -> None:
     for name, file in shard.info.files.items():
         path = target / SHARDS / shard.info.name / name
         if sha256_file(path) != file.sha256:
-            raise shard.damaged(name, "is not what was written: its SHA-256 is another one")
+            raise shard.damaged(name, "is not what was written: its SHA-256 differs")
         with path.open("rb+") as copy:
             os.fsync(copy.fileno())

@@ -140,7 +140,7 @@ class Manifest:
         except (OSError, ValueError, RecursionError) as error:
             raise damaged(path, f"can't be read ({error})") from error
         if not isinstance(values, dict) or not isinstance(values.get("format"), int):
-            raise damaged(path, "is no manifest of a memory bank")
+            raise damaged(path, "is not a memory bank's manifest")
         if values["format"] > FORMAT:
             raise DataError(
                 str(path),
@@ -158,7 +158,7 @@ def damaged(path: Path, cause: str) -> DataError:
     return DataError(
         str(path),
         cause,
-        "copy the bank again from where it came, or build it anew: cm3 memory build",
+        "copy the bank again from its source, or rebuild it: cm3 memory build",
     )
 
 
@@ -166,11 +166,11 @@ def _no_bank(folder: Path) -> DataError:
     if (folder / WORK).is_dir():
         return DataError(
             str(folder),
-            "is a memory bank whose building was cut off",
-            "give the same 'cm3 memory build' again: it goes on where it stopped",
+            "is a memory bank whose building was interrupted",
+            "run the same 'cm3 memory build' again: it resumes",
         )
     cause = (
-        "is no memory bank: it holds no manifest.json"
+        "is not a memory bank: it has no manifest.json"
         if folder.is_dir()
         else "is a file"
         if folder.exists()
@@ -212,7 +212,7 @@ def shard_of(values: dict[str, Any]) -> ShardInfo:
     for name in FILES:
         file = values["files"][name]
         if not _HASH.fullmatch(file["sha256"]):
-            raise ValueError(f"{name}: {file['sha256']!r} is no SHA-256")
+            raise ValueError(f"{name}: {file['sha256']!r} is not a SHA-256")
         files[name] = StoredFile(_positive(file["num_bytes"], name), file["sha256"])
     num_pictures = _typed(values["num_pictures"], int, "num_pictures")
     if num_pictures < 0:

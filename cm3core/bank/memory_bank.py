@@ -86,8 +86,8 @@ class MemoryBank(DocumentSource):
         if not shards:
             raise DataError(
                 str(folder),
-                "is a memory bank without documents" if not errors else "has damaged shards only",
-                "build it anew: cm3 memory build",
+                "is a memory bank without documents" if not errors else "has only damaged shards",
+                "rebuild it: cm3 memory build",
             )
         if errors:
             manifest = manifest.with_shards(tuple(shard.info for shard in shards))

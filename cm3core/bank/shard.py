@@ -137,8 +137,7 @@ def write_shard(
         raise FileError(
             str(bank),
             f"can't be written ({error.strerror or error}); what is in it stays as it was",
-            "free space on that disk, then give the same command again: it goes on where it "
-            "stopped",
+            "free space on that disk, then run the same command again: it resumes",
         ) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -215,7 +214,7 @@ class Shard:
         return DataError(
             str(self.folder / name),
             cause,
-            "copy the bank again from where it came, or leave the damaged shards "
+            "copy the bank again from its source, or leave the damaged shards "
             f"out: cm3 memory remove {self.folder.parents[1]} --damaged",
         )
 
@@ -237,7 +236,7 @@ class Shard:
         except OSError as error:
             raise self._unreadable(name, error) from error
         except (ValueError, SyntaxError) as error:  # the second: of a malformed header
-            raise self.damaged(name, f"is no array ({error})") from error
+            raise self.damaged(name, f"is not an array ({error})") from error
         if array.shape != shape or array.dtype != dtype:
             raise self.damaged(
                 name, f"is {array.dtype} {list(array.shape)}, not {np.dtype(dtype)} {list(shape)}"
@@ -253,7 +252,7 @@ class Shard:
             values = json.loads(self._lines[offset : offset + length].tobytes())
             name, segments, keys = values["id"], values["segments"], values["keys"]
             if not (isinstance(name, str) and _all(segments, (str, int)) and _all(keys, (str,))):
-                raise TypeError("other types than documents have")
+                raise TypeError("unexpected types")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise self.damaged(DOCUMENTS, f"document {row} can't be read ({error})") from error
         return name, segments, keys
@@ -317,7 +316,7 @@ class Shard:
             except OSError as error:
                 raise self._unreadable(name, error) from error
             if digest != file.sha256:
-                raise self.damaged(name, "is not what was written: its SHA-256 is another one")
+                raise self.damaged(name, "is not what was written: its SHA-256 differs")
         self.check_vectors()
         for row in range(len(self)):
             self.document(row)

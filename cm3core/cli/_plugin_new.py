@@ -11,6 +11,7 @@ from typing import Any
 from cm3core import hookspecs
 from cm3core._scaffold import plan_project, template_kinds, write_project
 from cm3core.cli import registry_of
+from cm3core.config.docs import summary
 from cm3core.errors import PluginError
 from cm3core.plugins.kinds import KINDS
 
@@ -57,7 +58,7 @@ def _kinds() -> str:
     lines = []
     for kind in kinds:
         hook = getattr(hookspecs, KINDS[kind].hook)
-        sentence = (inspect.getdoc(hook) or "").partition(". ")[0]
+        sentence = summary(inspect.getdoc(hook) or "").partition(". ")[0].removesuffix(".")
         lines.append(
             f"  {kind:<{width}}  "
             f"{sentence.partition(': ')[2] or sentence[:1].lower() + sentence[1:]}"

@@ -1,2 +1,1 @@
-"""Config dataclasses: their schema, the meaning of their keys, and overrides of single keys.
-Imports no torch."""
+"""Config dataclasses: schema, documentation of keys, overrides of single keys. Imports no torch."""

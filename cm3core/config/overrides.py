@@ -1,4 +1,4 @@
-"""A component's keys changed for one call, or another sampler in its place."""
+"""Change a component's keys for one call, or replace the sampler by another one."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from cm3core.interfaces.sampler import SamplerConfig
 
 C = TypeVar("C", bound=ComponentConfig)
-#: Keys that another sampler takes over: what follows the mixing suits the model, whatever is mixed.
-#: Scales and sets don't.
+#: Keys that carry over to another sampler: filters after the mixing suit the model, whatever is
+#: mixed. Guidance scales and plausible sets don't.
 CARRIED = tuple(
     prefix + key
     for prefix in ("", "text_")
@@ -24,15 +24,16 @@ CARRIED = tuple(
 
 
 def in_place_of(config: SamplerConfig | None, other: type[SamplerConfig]) -> SamplerConfig:
-    """The config of another sampler with the filters of the first one where both have them, else
-    with its own defaults."""
+    """Return another sampler's config, with the first one's filters where both have them.
+
+    All other keys have the other sampler's defaults."""
     mine = set() if config is None else {item.name for item in fields(config)}
     theirs = {item.name for item in fields(other)}
     return other(**{key: getattr(config, key) for key in CARRIED if key in mine & theirs})
 
 
 def with_options(config: C, options: Mapping[str, Any]) -> C:
-    """A component's config with some keys changed, checked as a recipe would be."""
+    """Return a component's config with some keys changed, checked as a recipe would be."""
     known = {item.name for item in fields(config)}
     fitting = {}
     for key, value in options.items():

@@ -1,10 +1,9 @@
-"""Values of recipes against the annotations of config dataclasses: which types a field may have,
-and whether a value fits.
+"""Check recipe values against config dataclasses: which types a field may have, what fits it.
 
 Fields may be bool, int, float, str, None, Literal, list, tuple and dict (string keys) of them,
-unions, and nested dataclasses. Values are what YAML holds: scalars, lists and dicts. A whole number
-fits a float field, and becomes one; nothing else is converted, so that `layers: "6"` or `pack: 1`
-is an error and not a guess.
+unions, and nested dataclasses. Values are YAML values: scalars, lists and dicts. An integer fits a
+float field, and becomes a float; nothing else is converted, so that `layers: "6"` or `pack: 1` is
+an error and not a guess.
 """
 
 from __future__ import annotations
@@ -20,8 +19,9 @@ SCALARS = (bool, int, float, str, types.NoneType)
 
 
 class WrongTypeError(Exception):
-    """A value doesn't fit: `expected` is the annotation as a reader would write it, of the
-    innermost value that is wrong."""
+    """A value doesn't fit: `expected` is the annotation of the innermost value that is wrong.
+
+    It is written as a reader would write it, see `shown_type`."""
 
     def __init__(self, value: object, expected: str) -> None:
         super().__init__(value, expected)
@@ -29,25 +29,23 @@ class WrongTypeError(Exception):
 
 
 def hints(config_class: type[Any]) -> dict[str, Any]:
-    """Field name -> resolved annotation, in the order of the dataclass's fields; class variables
-    are left out."""
+    """Return field name -> resolved annotation, in field order, without class variables."""
     resolved = typing.get_type_hints(config_class)
     return {item.name: resolved[item.name] for item in init_fields(config_class)}
 
 
 def init_fields(config_class: type[Any]) -> list[Field[Any]]:
-    """Fields that a recipe may give."""
+    """Return the fields that a recipe may give."""
     return [item for item in fields(config_class) if item.init]
 
 
 def default(item: Field[Any]) -> Any:
-    """A field's default value, `MISSING` when the recipe must give one."""
+    """Return a field's default value, `MISSING` if the recipe must give one."""
     return item.default_factory() if item.default_factory is not MISSING else item.default
 
 
 def check_schema(place: str, config_class: type[Any]) -> None:
-    """Raise `PluginError` unless every field of the dataclass is of a type that a recipe can
-    hold."""
+    """Raise `PluginError` unless every field of the dataclass has a type that a recipe can hold."""
     try:
         annotations = hints(config_class)
     except NameError as error:
@@ -89,7 +87,7 @@ def _supported(annotation: Any) -> bool:
 
 
 def shown_type(annotation: Any) -> str:
-    """An annotation as a reader would write it: `int | None`, `list[float]`, `'a' or 'b'`.
+    """Return an annotation as a reader would write it: `int | None`, `list[float]`, `'a' or 'b'`.
 
     >>> shown_type(Literal["adamw", "muon"]), shown_type(list[float]), shown_type(int | None)
     ("'adamw' or 'muon'", 'list[float]', 'int | None')
@@ -110,13 +108,14 @@ def shown_type(annotation: Any) -> str:
 
 
 def is_interpolation(value: object) -> bool:
-    """Whether a value refers to another one (`${decoder.d_model}`); its type is checked once it is
-    resolved."""
+    """Whether a value refers to another one (`${decoder.d_model}`).
+
+    Its type is checked once it is resolved."""
     return isinstance(value, str) and "${" in value
 
 
 def nested_dataclass(annotation: Any) -> type[Any] | None:
-    """The dataclass that a field holds (also as `X | None`), None for other fields."""
+    """Return the dataclass that a field holds (also as `X | None`), None for other fields."""
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and is_dataclass(candidate):
             return candidate
@@ -124,8 +123,7 @@ def nested_dataclass(annotation: Any) -> type[Any] | None:
 
 
 def fit(value: object, annotation: Any) -> Any:
-    """The value as YAML would hold it for that annotation (tuples stay lists, whole numbers become
-    floats).
+    """Return the YAML value for that annotation: tuples stay lists, integers become floats.
 
     Raises:
         WrongTypeError: it doesn't fit.
@@ -155,8 +153,7 @@ def fit(value: object, annotation: Any) -> Any:
 
 
 def _fit_union(value: object, annotation: Any, members: tuple[Any, ...]) -> Any:
-    """The first member that fits; members of exactly the value's type go first, so that 1 stays 1
-    in `float | int`."""
+    """Fit the first member that does; the value's own type is first: 1 stays 1 in `float | int`."""
     for member in sorted(members, key=lambda member: member is not type(value)):
         if nested_dataclass(member) is not None and isinstance(value, dict):
             return value
@@ -168,7 +165,7 @@ def _fit_union(value: object, annotation: Any, members: tuple[Any, ...]) -> Any:
 
 
 def to_plain(value: object) -> Any:
-    """A config's value as YAML holds it: dataclasses become dicts, tuples lists."""
+    """Return a config's value as a YAML value: dataclasses become dicts, tuples lists."""
     if is_dataclass(value) and not isinstance(value, type):
         return {item.name: to_plain(getattr(value, item.name)) for item in init_fields(type(value))}
     if isinstance(value, (list, tuple)):
@@ -200,7 +197,7 @@ def from_plain(value: Any, annotation: Any) -> Any:
 
 
 def make(config_class: type[Any], values: dict[str, Any]) -> Any:
-    """An instance of a config dataclass from its plain values."""
+    """Build an instance of a config dataclass from its plain values."""
     annotations = hints(config_class)
     return config_class(
         **{name: from_plain(value, annotations[name]) for name, value in values.items()}

@@ -1,9 +1,9 @@
-"""The interfaces: one file per kind, each an abstract class and the base of its configs. Nothing
-here imports torch.
+"""The interfaces: one file per kind, each an abstract class and the base of its configs.
 
-A kind's config is a plain dataclass: its fields are the keys of the recipe's section, its docstring
-documents them, and its `build(...)` imports what is heavy and returns the component. Public methods
-validate what they are given and call one abstract method; batch forms have a default loop.
+Nothing here imports torch. A kind's config is a plain dataclass: its fields are the keys of the
+recipe's section, its docstring documents them, and its `build(...)` imports the heavy modules and
+returns the component. Public methods validate their arguments and call one abstract method; batch
+forms have a default loop.
 """
 
 from cm3core.interfaces.attention import AttentionBackend, AttentionConfig

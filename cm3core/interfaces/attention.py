@@ -19,22 +19,21 @@ class AttentionConfig(ComponentConfig):
     kind: ClassVar[str] = "attention"
 
     def build(self) -> AttentionBackend:
-        """Return the backend; raises `PluginError` with the reason where it can't run."""
+        """Return the backend. Raises `PluginError` with the reason if it can't run here."""
         raise NotImplementedError
 
 
 class AttentionBackend(ABC):
-    """Attention with one rule of visibility that covers training, packing, retrieval and cached
-    decoding.
+    """Attention with one visibility rule for training, packing, retrieval and cached decoding.
 
     Legend: B rows, T queries, S keys, H query heads, K key heads (H a multiple of K), D head
-    dimension. Query i of row b sits at key position offset[b] + i and sees the keys j with
+    dimension. Query i of row b is at key position offset[b] + i and sees the keys j with
     kv_start[b, i] <= j <= offset[b] + i.
     """
 
     #: Whether `attend` is softmax attention by exactly this rule and nothing else. A decoder may
-    #: then compute it in parts: keys that several rows share are read once. With False a cache
-    #: keeps every row's keys apart and calls `attend`.
+    #: then compute it in parts, so that keys shared by several rows are read once. If False, a
+    #: cache keeps each row's keys separate and calls `attend`.
     is_plain_softmax: bool = False
 
     def plan(
@@ -45,10 +44,10 @@ class AttentionBackend(ABC):
         kv_start_BT: Tensor | None = None,
         offset_B: Tensor | None = None,
     ) -> Any:
-        """What all layers of one forward share (a mask, a list of blocks), made once and given to
-        each `attend`.
+        """Build what all layers of one forward pass share, such as a mask or a list of blocks.
 
-        Optional: the default is None, and `attend` must do without when it gets None."""
+        It is made once and passed to each `attend`. Optional: the default is None, and `attend`
+        must work without a plan."""
         return None
 
     @abstractmethod
@@ -63,15 +62,15 @@ class AttentionBackend(ABC):
         scale: float | None = None,
         plan: Any = None,
     ) -> Tensor:
-        """softmax(q k^T * scale, over the visible keys) v.
+        """Return softmax(q k^T * scale) v, with the softmax over the visible keys.
 
         Args:
             q_BTHD, k_BSKD, v_BSKD: one floating dtype, last stride 1.
             kv_start_BT: int32 or int64; first key that each query sees. None: 0 (plain causal).
-            offset_B: int64; key position of each row's first query. None: 0 for all, and then S ==
-                T (no cache).
+            offset_B: int64; key position of each row's first query. None: 0 for all rows, and
+                S == T (no cache).
             scale: default 1/sqrt(D).
-            plan: what `plan` returned for these very T, S, kv_start and offset, or None.
+            plan: the result of `plan` for the same T, S, kv_start and offset, or None.
 
         Returns:
             [B, T, H, D], dtype of q; zeros for a query that sees no key; differentiable when

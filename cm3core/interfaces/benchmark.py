@@ -1,7 +1,7 @@
-"""Benchmarks: an op has cases, a reference and providers. Plugins add ops and providers by
-`cm3_benchmarks`.
+"""Benchmarks: an op has cases, a reference and providers.
 
-A plugin's whole addition, named by its hook as "my_package.benchmarks:add":
+Plugins add ops and providers with the hook `cm3_benchmarks`. A complete addition, which the hook
+names as "my_package.benchmarks:add":
 
     class MyAttention(Provider):
         name = "mine"
@@ -29,7 +29,7 @@ from cm3core.errors import CM3Error, close_match
 if TYPE_CHECKING:
     import torch
 
-#: What one call is given: tensors and settings by name.
+#: The inputs of one call: tensors and settings by name.
 Inputs = dict[str, Any]
 Size = Literal["full", "quick", "dry"]
 
@@ -39,7 +39,7 @@ class Where:
     """Where and how a benchmark runs.
 
     Args:
-        device: where the tensors are. In a dry run of CUDA without a GPU: the CPU.
+        device: where the tensors are. For a dry run of CUDA without a GPU: the CPU.
         target: "cpu" or "cuda", what the benchmark is for.
         size: "full", "quick" (fewer cases) or "dry" (tiny cases, nothing is timed).
     """
@@ -58,11 +58,11 @@ class Case:
     """One workload.
 
     Args:
-        name: unique in its op, says the shape.
+        name: unique within its op; states the shape.
         parameters: what the op makes the inputs from.
         dtype: of the inputs.
-        num_bytes: least that must be read and written: every input and output once.
-        flop: useful floating-point operations, 0 where bytes are what counts.
+        num_bytes: minimum bytes read and written: every input and output once.
+        flop: useful floating-point operations; 0 if memory traffic is what counts.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The gate's answer: `error` must not exceed `limit`; `what` says which error that is."""
+    """The gate's result: `error` must not exceed `limit`; `what` names the error measure."""
 
     error: float
     limit: float
@@ -88,29 +88,29 @@ class Verdict:
 class Provider(ABC):
     """One way to compute an op."""
 
-    #: Unique in its op.
+    #: Unique within its op.
     name: str
 
     def enabled(self, case: Case, where: Where) -> str | None:
-        """None where it can run; else the reason why it can't, in a few words."""
+        """Return None if it can run, else the reason why it can't, in a few words."""
         return None
 
     @abstractmethod
     def prepare(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
-        """What is timed: a function without arguments. Plans, compilation and layouts happen here,
-        and are not timed."""
+        """Return the function to time, which takes no arguments.
+
+        Plans, compilation and layouts are made here and not timed."""
 
 
 def compiling_refusal(where: Where) -> str | None:
-    """Why nothing is compiled here, or None: short runs on a CPU leave it out."""
+    """Return why nothing is compiled here, or None. Short runs on a CPU skip compilation."""
     if where.device.type == "cpu" and where.size != "full":
         return "compiling takes ten seconds on a CPU: in the full run only"
     return None
 
 
 class TorchProvider(Provider):
-    """A function of the inputs made of torch's operations, as it is or compiled (once, for all
-    cases)."""
+    """A function made of torch operations, run eagerly or compiled once for all cases."""
 
     def __init__(self, name: str, function: Callable[[Inputs], Any], compiled: bool) -> None:
         self.name, self._function, self._compiled = (
@@ -132,11 +132,11 @@ class TorchProvider(Provider):
 
 
 class Op(ABC):
-    """One operation: workloads, what they cost at least, what is right, and who computes it."""
+    """One operation: its workloads, their minimum cost, the reference and the providers."""
 
     #: Unique among ops.
     name: str
-    #: The provider that others are compared with in the table.
+    #: The provider that the others are compared with in the table.
     baseline: str
 
     def __init__(self) -> None:
@@ -144,15 +144,15 @@ class Op(ABC):
 
     @abstractmethod
     def cases(self, where: Where) -> list[Case]:
-        """The workloads for this target and size."""
+        """Return the workloads for this target and size."""
 
     @abstractmethod
     def inputs(self, case: Case, where: Where, seed: int) -> Inputs:
-        """Fresh random inputs."""
+        """Return fresh random inputs."""
 
     @abstractmethod
     def expected(self, case: Case, inputs: Inputs) -> Any:
-        """What is right, in float64; of large cases a part is enough."""
+        """Return the reference result in float64; for large cases a part of it is enough."""
 
     @abstractmethod
     def gate(self, case: Case, expected: Any, output: Any) -> Verdict:
@@ -166,7 +166,7 @@ class BenchmarkRegistry:
         self.ops: dict[str, Op] = {}
 
     def add_op(self, op: Op) -> None:
-        """Add an op with its providers. Raises `CM3Error` when the name is taken."""
+        """Add an op with its providers. Raises `CM3Error` if the name is taken."""
         if op.name in self.ops:
             raise CM3Error(
                 f"benchmark {op.name!r}", "another op has this name", "give it another one"
@@ -174,8 +174,7 @@ class BenchmarkRegistry:
         self.ops[op.name] = op
 
     def add_provider(self, op: str, provider: Provider) -> None:
-        """Add a provider to an op that is there. Raises `CM3Error` when it isn't, or the name is
-        taken."""
+        """Add a provider to an op. Raises `CM3Error` if there is no such op or the name is used."""
         if op not in self.ops:
             raise CM3Error(
                 f"provider {provider.name!r}",
@@ -192,8 +191,9 @@ class BenchmarkRegistry:
 
 
 def relative_error(output: torch.Tensor, expected: torch.Tensor) -> float:
-    """Root mean square of the difference over that of the expected values; 0 where both are
-    zero."""
+    """Return the RMS of the difference over the RMS of the expected values.
+
+    Where the expected values are all zero: the norm of the difference."""
     difference = (output.double() - expected.double()).norm()
     scale = expected.double().norm()
     return float(difference / scale) if scale > 0 else float(difference)

@@ -1,4 +1,4 @@
-"""What the configs of all kinds share."""
+"""The base of every kind's config, and its range check."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from cm3core.errors import RecipeError
 
 @dataclass(kw_only=True)
 class ComponentConfig:
-    """Base of every component's config: a dataclass whose fields are the keys of a recipe's
-    section.
+    """Base of every component's config: a dataclass whose fields are a recipe section's keys.
 
-    Fields may be `bool`, `int`, `float`, `str`, `None`-able forms of these, lists and dicts of
-    them, and nested dataclasses; OmegaConf checks the types. A field without a default must be
-    given by the recipe. Check what types can't say (ranges, combinations) in `check`, so that
+    Fields may be `bool`, `int`, `float`, `str`, optional forms of these, lists and dicts of them,
+    and nested dataclasses; OmegaConf checks the types. The recipe must give every field that has
+    no default. Check what types can't express (ranges, combinations) in `check`, so that
     `cm3 recipe check` finds it without building.
     """
 
     #: Recipe name of the kind, e.g. "image_tokenizer"; set by each kind's base.
     kind: ClassVar[str] = ""
-    #: Sections that a recipe with this component must have besides, e.g. ("embedder",);
-    #: `cm3 recipe check` asks for them.
+    #: Other sections that a recipe with this component must have, e.g. ("embedder",);
+    #: `cm3 recipe check` requires them.
     needs: ClassVar[tuple[str, ...]] = ()
-    #: Whether the component is the one taken where its kind is needed and none is named, such as the
+    #: Whether this component is used when its kind is needed but none is named, such as the
     #: retriever over a bank that is given to a model without one. A subclass does not inherit it.
     is_default: ClassVar[bool] = False
-    #: Keys of earlier versions: old name -> the field that took its place. Recipes and checkpoints
-    #: that still write an old name are read, and a warning says what to write.
+    #: Keys of earlier versions: old name -> the field that replaced it. Recipes and checkpoints
+    #: with an old name are still read; a warning gives the new one.
     renamed: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def check(self) -> None:
-        """Raise `RecipeError` when the values can't work together. Must stay light: no torch, no
-        files read."""
+        """Raise `RecipeError` if the values can't work together.
+
+        Must stay light: no torch, no reading of files."""
 
 
 def check_value(
@@ -50,10 +50,10 @@ def check_value(
 
     Args:
         place: the key, "section.key".
-        value: what the key is.
-        holds: whether that may be; comparisons should be written such that nan fails.
+        value: the key's value.
+        holds: whether it is allowed; write comparisons so that nan fails.
         next_step: what the user should do.
-        must_be: what is allowed, where `next_step` does not say it: completes "must be ...".
+        must_be: what is allowed, if `next_step` does not state it: completes "must be ...".
     """
     if not holds:
         rule = f", must be {must_be}" if must_be else ""

@@ -16,7 +16,7 @@ from cm3core.interfaces.component import ComponentConfig
 if TYPE_CHECKING:
     import numpy as np
 
-#: What `DocumentSourceConfig.reads` has in place of an ending for a folder.
+#: Stands for a folder in `DocumentSourceConfig.reads`, in place of a file extension.
 FOLDER = "/"
 
 
@@ -25,30 +25,28 @@ class DocumentSourceConfig(ComponentConfig):
     """Base of data sets' configs.
 
     Args:
-        split: which part: "train", or another that the data set has. Data sets of files take a
-            fixed share as "valid".
+        split: which split: "train", or another that the data set has. Data sets of files hold out
+            a fixed share as "valid".
     """
 
     kind: ClassVar[str] = "dataset"
     #: Every value that `split` may have, for `cm3 data`; a split that holds all the others, if
     #: there is one, is called "all".
     splits: ClassVar[tuple[str, ...]] = ("train",)
-    #: Endings of the paths that the data set is meant for, in lower case, such as ".jsonl"; `FOLDER`
-    #: for a folder. Commands that are given a path and no name choose by them. A subclass does not
+    #: File extensions that the data set reads, in lower case, such as ".jsonl"; `FOLDER` for a
+    #: folder. Commands that are given a path without a name choose by them. A subclass does not
     #: inherit them.
     reads: ClassVar[tuple[str, ...]] = ()
     split: str = "train"
 
     def build(self) -> DocumentSource:
-        """Return the source. Bad records are skipped and counted (`DocumentSource.skipped`), not
-        raised."""
+        """Return the source. Bad records don't raise: `DocumentSource.skipped` lists them."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class SkippedRecord:
-    """A record that can't be used: its `place` (file and line or name), the `cause` and the
-    `next_step`."""
+    """A record that can't be used: `place` (file and line or name), `cause` and `next_step`."""
 
     place: str
     cause: str
@@ -56,8 +54,10 @@ class SkippedRecord:
 
 
 class DocumentSource(ABC):
-    """A finite list of documents, read at random. They hold `Text` and `Image` segments (pixels by
-    reference); those of a memory bank hold `Text` and `Codes`."""
+    """A finite list of documents with random access.
+
+    Documents hold `Text` and `Image` segments (pixels by reference); those of a memory bank hold
+    `Text` and `Codes`."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -65,17 +65,17 @@ class DocumentSource(ABC):
 
     @abstractmethod
     def id(self, index: int) -> str:
-        """Stable, unique name of a document: the same in every run and split."""
+        """Return the document's stable, unique name: the same in every run and split."""
 
     @abstractmethod
     def _document(self, index: int, rng: np.random.Generator | None) -> Document:
-        """The document; see `document`."""
+        """Return the document; see `document`."""
 
     def document(self, index: int, rng: np.random.Generator | None = None) -> Document:
-        """The document `index`.
+        """Return the document at `index`.
 
         With `rng`, its text may vary (one of several captions, a paraphrase) as a function of the
-        generator; without, it is the canonical form. Its pictures' keys never vary.
+        generator; without it, the text is canonical. The keys of its pictures never vary.
         """
         if not 0 <= index < len(self):
             raise DataError(
@@ -84,13 +84,13 @@ class DocumentSource(ABC):
         return self._document(index, rng)
 
     def content_keys(self, index: int) -> frozenset[str]:
-        """`document.content_keys` of the document: who shares one with it is never retrieved for
-        it."""
+        """Return the document's content keys (`cm3core.document.content_keys`).
+
+        A document that shares one with it is never retrieved for it."""
         return content_keys(self.document(index))
 
     def group(self, index: int) -> str:
-        """Name of the group the document belongs to (a concept, an album); "" when the data set has
-        none."""
+        """Return the document's group (a concept, an album); "" if the data set has none."""
         return ""
 
     @property
@@ -101,13 +101,14 @@ class DocumentSource(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash of what decides the documents' ids and pictures; names the cache of codes."""
+        """Hash of what determines the documents' ids and pictures; names the cache of codes."""
 
     @property
     def content_fingerprint(self) -> str:
-        """Hash of `fingerprint` and of every document's id, canonical text and pictures' keys, in
-        order: names what is made of texts, such as an index. All documents are read, unless the
-        source knows better."""
+        """Hash of all that decides what is made from texts, such as an index; it names that.
+
+        Covers `fingerprint` and each document's id, canonical text and picture keys, in order. The
+        default reads all documents; override it if there is a cheaper way."""
         digest = hashlib.sha256(self.fingerprint.encode())
         for index in range(len(self)):
             document = self.document(index)
@@ -116,7 +117,8 @@ class DocumentSource(ABC):
         return digest.hexdigest()
 
     def texts(self) -> Iterator[str]:
-        """All canonical texts, for training a text tokenizer; sources with several captions yield
-        them all."""
+        """Yield all canonical texts, for training a text tokenizer.
+
+        Sources with several captions yield them all."""
         for index in range(len(self)):
             yield text_of(self.document(index))

@@ -1,7 +1,7 @@
-"""Kind `decoder`: the decoder-only transformer, tokens -> hidden states -> logits of a range of ids.
+"""Kind `decoder`: the decoder-only transformer, tokens -> hidden states -> logits.
 
-`Decoder` trains. `InferenceDecoder`, which its `for_inference` returns, generates: it reads tokens
-into a cache, and may hold the same weights in another layout or precision.
+`Decoder` is for training. `InferenceDecoder`, returned by its `for_inference`, is for generation:
+it reads tokens into a cache, and may hold the same weights in another layout or precision.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cm3core.interfaces.attention import AttentionBackend
 
 
-#: Most bytes of one chunk's float32 logits in the default loss.
+#: Maximum bytes of one chunk's float32 logits in the default loss.
 LOSS_CHUNK_BYTES = 32 << 20
 
 
@@ -32,7 +32,7 @@ class DecoderConfig(ComponentConfig):
     """Base of decoders' configs.
 
     Args:
-        context_length: most tokens in a sequence (paper: 4,096).
+        context_length: maximum tokens in a sequence (paper: 4,096).
     """
 
     kind: ClassVar[str] = "decoder"
@@ -41,38 +41,35 @@ class DecoderConfig(ComponentConfig):
     def build(
         self, vocabulary: Vocabulary, attention: AttentionBackend, grid: tuple[int, int]
     ) -> Decoder:
-        """Return the decoder, weights initialised from torch's global generator, on torch's default
-        device.
+        """Return the decoder on torch's default device.
 
-        `grid` is the image tokenizer's (rows, columns); decoders without grid positions ignore
-        it."""
+        Weights are initialised from torch's global generator. `grid` is the image tokenizer's
+        (rows, columns); decoders without grid positions ignore it."""
         raise NotImplementedError
 
     def num_parameters(self, vocabulary: Vocabulary, grid: tuple[int, int]) -> int | None:
-        """Parameters of what `build` returns, by arithmetic: asked before building, so that absurd
-        sizes are refused in time.
+        """Return the number of parameters that `build` would create, by arithmetic.
 
-        None: not known; then nothing is refused."""
+        It is called before building, so that absurd sizes are refused in time. None: not known,
+        and nothing is refused."""
         return None
 
 
 class KVCache(ABC):
-    """Keys and values of what a decoder has read, for rows of different lengths. It is changed in
-    place.
+    """Keys and values of the tokens a decoder has read, in rows of different lengths.
 
-    Rows are independent. The engine forks them (candidates of one prompt), drops finished ones and
-    lets new ones join. What forked rows have in common may be kept once.
+    Methods change it in place. Rows are independent: the engine forks them (candidates of one
+    prompt), drops finished ones and joins new ones. What forked rows share may be stored once.
     """
 
     @property
     @abstractmethod
     def length_B(self) -> Tensor:
-        """int64 [B]: tokens that each row holds; on the device, so that nothing synchronises."""
+        """Tokens that each row holds, int64 [B]; on the device, so that nothing synchronises."""
 
     @abstractmethod
     def select(self, rows: Sequence[int]) -> None:
-        """The rows become `rows` of the present ones, in this order; a row named more than once is
-        forked."""
+        """Keep `rows` of the present rows, in this order; a row named more than once is forked."""
 
     @abstractmethod
     def join(self, other: KVCache) -> None:
@@ -80,31 +77,31 @@ class KVCache(ABC):
 
     @abstractmethod
     def reserve(self, more_B: Sequence[int]) -> None:
-        """See to it that each row can take so many tokens more than it holds."""
+        """Make room in each row for this many tokens beyond those it holds."""
 
     @abstractmethod
     def advance(self, count_B: Sequence[int]) -> None:
-        """Count so many of the tokens just written to each row as held (a ragged chunk writes more
-        than it keeps).
+        """Count this many of the tokens just written to each row as held.
 
-        Raises `GenerationError` where a row would hold more than it has room for."""
+        A ragged chunk writes more tokens than it keeps. Raises `GenerationError` if a row would
+        hold more than it has room for."""
 
-    #: Whether a forward of one token a row can be recorded once and replayed: then it takes lengths
-    #: from `length_B` (always the same tensor) and from nothing on the host, and the two methods
-    #: below are what `advance` by one is made of.
+    #: Whether a forward pass of one token per row can be recorded once and replayed: it then takes
+    #: lengths from `length_B` (always the same tensor) and from nothing on the host, and `advance`
+    #: by one consists of the two methods below.
     can_be_recorded: bool = False
 
     def count_on_device(self) -> None:
-        """Count one token more of each row in `length_B`."""
+        """Count one more token in each row of `length_B`."""
         raise NotImplementedError
 
     def count_on_host(self) -> None:
-        """Count one token more of each row in whatever the host keeps."""
+        """Count one more token in each row of the host's own counts."""
         raise NotImplementedError
 
 
 class InferenceDecoder(ABC):
-    """A decoder that generates: the weights of one moment, and caches that it fills.
+    """A decoder for generation: a snapshot of the weights, and caches that it fills.
 
     Legend: B rows, T tokens, E model dimension, V ids.
     """
@@ -119,11 +116,12 @@ class InferenceDecoder(ABC):
 
     @abstractmethod
     def allocate_cache(self, num_rows: int, max_length: int) -> KVCache:
-        """An empty cache of `num_rows` rows of at most `max_length` tokens, on the device."""
+        """Return an empty cache on the device: `num_rows` rows of at most `max_length` tokens."""
 
     def cache_bytes(self, num_tokens: int) -> int:
-        """Bytes of `num_tokens` tokens of one row in a cache; the engine bounds memory by it. 0 (the
-        default): not known."""
+        """Return the bytes that `num_tokens` tokens of one row take in a cache.
+
+        The engine bounds memory by it. 0 (the default): not known."""
         return 0
 
     @abstractmethod
@@ -135,14 +133,14 @@ class InferenceDecoder(ABC):
         positions_BT: Tensor | None = None,
         cells_BT: Tensor | None = None,
     ) -> Tensor:
-        """Final hidden states [B, T, E] of new tokens, normalised, ready for `logits`.
+        """Return the final hidden states [B, T, E] of new tokens, normalised, ready for `logits`.
 
         Args:
             tokens_BT: int64 ids.
             cache: of this decoder. Keys and values are written at each row's length; the caller
                 calls `cache.advance` afterwards. Padding of a ragged chunk may reach past the end
                 of a row or of the context: it is never counted, and may be dropped.
-            positions_BT: int64, 0..context_length-1. None: those after each row's length.
+            positions_BT: int64, 0..context_length-1. None: continue from each row's length.
             cells_BT: int64; raster index of an image code in its picture, -1 elsewhere. None: all
                 -1.
         """
@@ -153,10 +151,10 @@ class InferenceDecoder(ABC):
 
 
 class Decoder(ABC):
-    """A decoder-only transformer that trains; implementations are also `torch.nn.Module`s.
+    """A decoder-only transformer for training; implementations are also `torch.nn.Module`s.
 
     Legend: B rows, T tokens, N tokens of a batch, E model dimension, V ids, G groups. A decoder
-    hands out hidden states; its head is a second call, over all ids for the loss and over a range of
+    returns hidden states; its head is a second call, over all ids for the loss and over a range of
     them for logits, so that the loss never needs all logits at once.
     """
 
@@ -165,8 +163,9 @@ class Decoder(ABC):
 
     @property
     def module(self) -> nn.Module:
-        """The torch module that holds the weights: what is optimised, saved and counted. The
-        default: the decoder itself."""
+        """The torch module that holds the weights to optimise, save and count.
+
+        The default: the decoder itself."""
         from torch import nn
 
         assert isinstance(self, nn.Module), "a decoder is an nn.Module, or says which one it has"
@@ -181,7 +180,7 @@ class Decoder(ABC):
         cells_BT: Tensor | None = None,
         kv_start_BT: Tensor | None = None,
     ) -> Tensor:
-        """Final hidden states [B, T, E], normalised, ready for the head.
+        """Return the final hidden states [B, T, E], normalised, ready for the head.
 
         Args:
             tokens_BT: int64 ids.
@@ -194,7 +193,7 @@ class Decoder(ABC):
 
     @abstractmethod
     def head_weight(self) -> Tensor:
-        """[V, E]: logits are hidden @ head_weight.T."""
+        """Return the head's weight [V, E]: logits are hidden @ head_weight.T."""
 
     def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
         """Logits [..., len(ids)] of hidden states [..., E]; `ids` a step-1 range, None: all V."""
@@ -211,7 +210,7 @@ class Decoder(ABC):
         num_groups: int = 4,
         z_loss: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """Weighted sum of the tokens' losses in nats, and its parts by group.
+        """Return the weighted sum of the tokens' losses in nats, and its parts by group.
 
         The default computes logits in chunks of rows, and again in the backward pass, so that those
         of a whole batch are never in memory: 8 rows of 4,096 tokens over 66,048 ids would be 8.7 GB.
@@ -219,19 +218,18 @@ class Decoder(ABC):
         (`cm3kernels.linear_cross_entropy`).
 
         Args:
-            hidden_NE: hidden states, floating.
-            targets_N: int64, the id that each hidden state predicts (shifted by one against the
-                inputs).
+            hidden_NE: hidden states, floating point.
+            targets_N: int64, the id that each hidden state predicts (the inputs shifted by one).
             weights_N: float32, 0 or more. Tokens of weight 0 cost nothing and have no gradient.
             groups_N: integer, 0..num_groups-1 (the modality of the target).
-            num_groups: how many groups the sums are kept for.
+            num_groups: number of groups to keep sums for.
             z_loss: adds z_loss * (log Z)^2 to each token's loss, which keeps logits from drifting
                 (PaLM, arXiv:2204.02311, section 5).
 
         Returns:
             The scalar sum of weight * (nll + z loss), differentiable with respect to hidden states
-            and head; and [G, 2]: sum of weight * nll (without the z loss) and sum of weights of each
-            group. Float32; float64 for float64 hidden states.
+            and head; and [G, 2]: each group's sum of weight * nll (without the z loss) and sum of
+            weights. Float32; float64 for float64 hidden states.
         """
         import torch
         from torch.utils.checkpoint import checkpoint
@@ -260,18 +258,18 @@ class Decoder(ABC):
         return loss, sums_G2
 
     def for_inference(self, precision: str = "auto") -> InferenceDecoder:
-        """This decoder for generation, with the weights of this moment.
+        """Return this decoder for generation, with its present weights.
 
         The default serves decoders that generate as they are: their own `hidden_states` takes a
         `cache`, and `allocate_cache(num_rows, max_length)` makes one (see `InferenceDecoder` for
-        both). Override it to lay weights out for few tokens at a time, or in fewer bits.
+        both). Override it to lay weights out for few tokens at a time, or to use fewer bits.
 
         Args:
-            precision: "auto" (the dtype that the weights have), "fp32", "bf16" or "int8" (weights,
-                a scale for each output, and inputs, a scale for each row, where that is faster).
+            precision: "auto" (the dtype of the weights), "fp32", "bf16" or "int8" (weights, with a
+                scale per output; and, where that is faster, inputs, with a scale per row).
 
         Raises:
-            GenerationError: a precision that this decoder, or this machine, doesn't do; or the
+            GenerationError: this decoder or this machine does not support the precision, or the
                 decoder can't generate.
         """
         if precision != "auto":
@@ -289,15 +287,16 @@ class Decoder(ABC):
         return _AsItIs(self)
 
     def start_from_codebook(self, codebook: Tensor, vocabulary: Vocabulary) -> None:  # noqa: B027  # optional, not abstract
-        """Start the image codes' embeddings from the tokenizer's code vectors [num_image, dim], so
-        that codes that look alike begin alike. Optional: the default does nothing."""
+        """Initialise the image codes' embeddings from the tokenizer's codebook [num_image, dim].
+
+        Codes that look alike then start out alike. Optional: the default does nothing."""
 
     def parameter_groups(self) -> dict[str, list[Any]]:
-        """Parameters by optimiser treatment: "matrix" (2-D weights inside layers), "embedding" and
-        "vector" (the rest).
+        """Return the parameters by how the optimiser treats them.
 
-        Weight decay applies to "matrix"; Muon, where the recipe asks for it, too. The default sorts
-        by name and rank."""
+        The groups are "matrix" (2-D weights inside layers), "embedding" and "vector" (the rest).
+        Weight decay applies to "matrix", and so does Muon if the recipe asks for it. The default
+        sorts by name and rank."""
         groups: dict[str, list[Any]] = {"matrix": [], "embedding": [], "vector": []}
         for name, parameter in self.module.named_parameters():
             kind = "embedding" if "embed" in name else "matrix" if parameter.ndim >= 2 else "vector"
@@ -321,7 +320,7 @@ class _CachingDecoder(Protocol):
 
 
 class _AsItIs(InferenceDecoder):
-    """A decoder that generates with its own `hidden_states`."""
+    """A decoder that generates with its own `hidden_states` and head."""
 
     def __init__(self, decoder: Any) -> None:
         self.decoder: _CachingDecoder = decoder

@@ -29,8 +29,7 @@ class EmbedderConfig(ComponentConfig):
 
 
 class Embedder(ABC):
-    """Text and pictures in one space, unit vectors, so that a dot product is a cosine
-    similarity."""
+    """Maps text and pictures to unit vectors in one space: dot product is cosine similarity."""
 
     @property
     @abstractmethod
@@ -44,16 +43,16 @@ class Embedder(ABC):
 
     @abstractmethod
     def _embed_texts(self, texts: Sequence[str]) -> VectorArray:
-        """Vectors float32 [N, dimension], any length; normalised by the caller."""
+        """Return vectors float32 [N, dimension] of any length; the caller normalises them."""
 
     @abstractmethod
     def _embed_images(self, images: Sequence[PixelArray]) -> VectorArray:
-        """Vectors float32 [N, dimension] of pictures uint8 [H, W, 3] of any size; normalised by the
-        caller."""
+        """Return vectors float32 [N, dimension] of pictures uint8 [H, W, 3] of any size.
+
+        The vectors may have any length; the caller normalises them."""
 
     def embed_texts(self, texts: Sequence[str]) -> VectorArray:
-        """Unit vectors float32 [N, dimension]. Raises `DataError` where the embedder gives numbers
-        that are none."""
+        """Return unit vectors float32 [N, dimension]. Raises `DataError` on NaN or infinity."""
         return (
             self._unit(self._embed_texts(texts), "text")
             if texts
@@ -61,8 +60,9 @@ class Embedder(ABC):
         )
 
     def embed_images(self, images: Sequence[PixelArray]) -> VectorArray:
-        """Unit vectors float32 [N, dimension]. Raises `DataError` for what is no picture, and as
-        `embed_texts` does."""
+        """Return unit vectors float32 [N, dimension] of pictures uint8 [H, W, 3] of any size.
+
+        Raises `DataError` for another shape or dtype, and as `embed_texts` does."""
         for place, image in enumerate(images):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
                 found = f"{image.dtype} {list(image.shape)}"
@@ -88,13 +88,15 @@ class Embedder(ABC):
         return normalise(vectors)
 
     def embed_document(self, document: Document) -> VectorArray:
-        """Unit vector float32 [dimension]; see `embed_documents`."""
+        """Return the document's unit vector, float32 [dimension]; see `embed_documents`."""
         return np.asarray(self.embed_documents([document])[0], np.float32)
 
     def embed_documents(self, documents: Sequence[Document]) -> VectorArray:
-        """Unit vectors float32 [N, dimension]: text part and image part encoded apart, normalised,
-        averaged (paper section 2.1), and normalised again; a document with one part uses that part.
-        Raises `DataError` for one with none."""
+        """Return unit vectors float32 [N, dimension], as paper section 2.1 does.
+
+        Text part and image part are encoded separately, normalised, averaged and normalised again;
+        a document with only one part uses that part. Raises `DataError` for a document with
+        neither."""
         texts = [text_of(document) for document in documents]
         pictures = [
             [segment.load() for segment in document if isinstance(segment, Image)]
@@ -117,7 +119,7 @@ class Embedder(ABC):
 
 
 def normalise(vectors: VectorArray) -> VectorArray:
-    """Rows scaled to length 1; a zero row stays zero.
+    """Scale rows to length 1; a zero row stays zero.
 
     >>> normalise(np.array([[3.0, 4.0]], np.float32)).tolist()
     [[0.6000000238418579, 0.800000011920929]]

@@ -16,7 +16,7 @@ from cm3core.interfaces.component import ComponentConfig
 if TYPE_CHECKING:
     import torch
 
-#: Folder that a checkpoint or a memory bank keeps its image tokenizer in.
+#: Folder in which a checkpoint or a memory bank keeps its image tokenizer.
 IMAGE_TOKENIZER = "image_tokenizer"
 
 
@@ -31,10 +31,10 @@ class ImageTokenizerConfig(ComponentConfig):
         raise NotImplementedError
 
     def load(self, folder: Path) -> ImageTokenizer:
-        """Return the tokenizer that `ImageTokenizer.save` wrote into `folder` (a checkpoint's),
-        which anybody may have made.
+        """Return the tokenizer that `ImageTokenizer.save` wrote into `folder` (a checkpoint's).
 
-        Only asked when there is such a folder. Override it together with `ImageTokenizer.save`.
+        The files are untrusted input. Called only if there is such a folder. Override it together
+        with `ImageTokenizer.save`.
         """
         raise NotImplementedError(
             f"{type(self).__name__}: its tokenizer writes files in save(), and load() does not "
@@ -52,16 +52,15 @@ class ImageTokenizerConfig(ComponentConfig):
         validation_NHWC: PixelArray | None = None,
         show_progress: bool = True,
     ) -> Path:
-        """Train from nothing on pictures uint8 [N, H, W, 3] and return the path of the weights in
-        `out_dir`.
+        """Train from scratch on pictures uint8 [N, H, W, 3]; return the weights' path in `out_dir`.
 
-        `minutes` of wall clock or `steps` of the optimiser, exactly one. With `resume` a run that
-        was cut off goes on. Quality on `validation_NHWC` is logged. Tokenizers that can't be
-        trained here keep this refusal.
+        Give exactly one of `minutes` of wall clock and `steps` of the optimiser. With `resume`, an
+        interrupted run continues. Quality on `validation_NHWC` is logged. Tokenizers that can't be
+        trained here keep this default, which raises `RecipeError`.
 
-        `cm3 tokenizer train-image` calls it with all of these, and writes a recipe beside the
-        weights whose key `weights`, if the config has one, is their path: `build` reads it, and
-        `cm3 tokenizer eval` and users rely on it.
+        `cm3 tokenizer train-image` calls it with all of these arguments, and writes a recipe next
+        to the weights whose key `weights`, if the config has one, is their path: `build` reads it,
+        and `cm3 tokenizer eval` and users rely on it.
         """
         raise RecipeError(
             "image_tokenizer",
@@ -81,17 +80,18 @@ class ImageTokenizerConfig(ComponentConfig):
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) of pictures in pixels, known without building (training needs pictures
-        before there are weights)."""
+        """(height, width) of pictures in pixels, known without building.
+
+        Training needs pictures before there are weights."""
         raise NotImplementedError
 
 
 class ImageTokenizer(ABC):
-    """Pixels <-> codes. Legend: N pictures, H height, W width (pixels), c = rows * columns of the
-    grid.
+    """Pixels <-> codes.
 
-    Pictures are RGB, uint8, 0..255, exactly `image_size`; `cm3core.images.fit` brings others to it.
-    Codes are int32, raster order, 0..codebook_size-1. Encoding is deterministic.
+    Legend: N pictures, H height, W width (pixels), c = rows * columns of the grid. Pictures are
+    RGB, uint8, 0..255, exactly `image_size`; `cm3core.images.fit` resizes others. Codes are int32,
+    raster order, 0..codebook_size-1. Encoding is deterministic.
     """
 
     @property
@@ -112,33 +112,35 @@ class ImageTokenizer(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash of config and weights; travels with codes, banks and checkpoints; a mismatch is
-        refused."""
+        """Hash of config and weights, stored with codes, banks and checkpoints.
+
+        A mismatch is refused."""
 
     @abstractmethod
     def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
-        """Codes int32 [N, c] of pictures uint8 [N, H, W, 3]."""
+        """Return codes int32 [N, c] of pictures uint8 [N, H, W, 3]."""
 
     @abstractmethod
     def _decode(self, codes_Nc: IntArray) -> PixelArray:
-        """Pictures uint8 [N, H, W, 3] of valid codes int32 [N, c]."""
+        """Return pictures uint8 [N, H, W, 3] of valid codes int32 [N, c]."""
 
     def save(self, folder: Path) -> None:  # noqa: B027 (what needs no files saves none)
-        """Write what `ImageTokenizerConfig.load` needs into `folder`, so that a model works
-        wherever its folder is moved.
+        """Write what `ImageTokenizerConfig.load` needs into `folder`.
 
-        Nothing when the config alone builds this tokenizer on every machine: no weights, or weights
-        that its package brings.
+        With it a model works wherever its folder is moved. Write nothing if the config alone builds
+        this tokenizer on every machine: it has no weights, or its package provides them.
         """
 
     def codebook(self) -> torch.Tensor | None:
-        """Code vectors, float32 [codebook_size, dim], to start a decoder's embeddings from; None if
-        there are none."""
+        """Return the code vectors, float32 [codebook_size, dim], or None if there are none.
+
+        A decoder's embeddings can be initialised from them."""
         return None
 
     def encode(self, pixels_NHWC: PixelArray) -> IntArray:
-        """Codes int32 [N, c] of pictures uint8 [N, H, W, 3]; raises `TokenizerError` on another
-        shape or dtype."""
+        """Return codes int32 [N, c] of pictures uint8 [N, H, W, 3].
+
+        Raises `TokenizerError` on another shape or dtype."""
         height, width = self.image_size
         if (
             pixels_NHWC.ndim != 4
@@ -154,8 +156,9 @@ class ImageTokenizer(ABC):
         return self._encode(pixels_NHWC)
 
     def decode(self, codes_Nc: IntArray) -> PixelArray:
-        """Pictures uint8 [N, H, W, 3] of codes [N, c]; raises `TokenizerError` on another length or
-        a code out of range."""
+        """Return pictures uint8 [N, H, W, 3] of codes [N, c].
+
+        Raises `TokenizerError` on another length or a code out of range."""
         rows, columns = self.grid
         if codes_Nc.ndim != 2 or codes_Nc.shape[1] != rows * columns:
             raise TokenizerError(

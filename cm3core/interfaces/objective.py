@@ -1,5 +1,6 @@
-"""Kind `objective`: a sequence -> what is trained on it (causal masking, fill in the middle, plain
-next token)."""
+"""Kind `objective`: a sequence -> the masked sequence to train on.
+
+Examples: causal masking, fill in the middle, plain next-token prediction."""
 
 from __future__ import annotations
 
@@ -22,8 +23,9 @@ class ObjectiveConfig(ComponentConfig):
     Args:
         retrieved_loss_weight: loss weight of the retrieved documents' tokens (paper section 2.2: 1,
             like the query's).
-        text_loss_weight: factor on the loss weight of text tokens. Captions are few tokens beside
-            hundreds of image codes; more than 1 makes a small model learn them sooner (paper: 1).
+        text_loss_weight: factor on the loss weight of text tokens. Captions are few tokens compared
+            with hundreds of image codes; more than 1 makes a small model learn them sooner (paper:
+            1).
     """
 
     kind: ClassVar[str] = "objective"
@@ -36,24 +38,23 @@ class ObjectiveConfig(ComponentConfig):
 
 
 class MaskingObjective(ABC):
-    """Turns a whole sequence into a masked one. Works inside the sequence, before packing, so
-    nothing is ever cut away."""
+    """Turns a whole sequence into a masked one, before packing, so that nothing is ever cut off."""
 
     @property
     @abstractmethod
     def max_added_tokens(self) -> int:
-        """Most tokens that masking can add (3 a span); the packer reserves them."""
+        """Maximum number of tokens that masking can add (3 per span); the packer reserves them."""
 
     @abstractmethod
     def _mask(
         self, sequence: TokenSequence, rng: np.random.Generator, max_length: int
     ) -> MaskedSequence:
-        """The masked sequence, at most `max_length` tokens."""
+        """Return the masked sequence, at most `max_length` tokens."""
 
     def mask(
         self, sequence: TokenSequence, rng: np.random.Generator, max_length: int
     ) -> MaskedSequence:
-        """The masked sequence.
+        """Return the masked sequence.
 
         Args:
             sequence: n tokens, starting and ending with <eos>.

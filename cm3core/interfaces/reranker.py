@@ -1,5 +1,4 @@
-"""Kind `reranker`: several completions of one request -> a score each, so that the best may be
-shown.
+"""Kind `reranker`: completions of one request -> a score each, to choose the best.
 
 Sources: CM3leon paper, Table 1 (8 candidates, the best by CLIP); RA-CM3 (captions by perplexity).
 """
@@ -32,7 +31,7 @@ class Candidate:
         decode: turns `Codes` into pixels, uint8 [height, width, 3].
         retrieved: the documents that were prepended to the request.
         log_probability, num_tokens: see `cm3core.generation.engine.Completion`.
-        seed: the completion's own.
+        seed: the completion's seed.
     """
 
     request: Document
@@ -45,15 +44,16 @@ class Candidate:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The filled document's texts that are not empty, in order, given ones and written ones."""
+        """The filled document's non-empty texts, given and generated, in order."""
         return tuple(
             segment.text for segment in self.document if isinstance(segment, Text) and segment.text
         )
 
     @property
     def drawn(self) -> tuple[Codes, ...]:
-        """The filled document's pictures that were drawn, whole or in part, in order: one for each
-        segment that asked for one."""
+        """The filled document's pictures that were generated, whole or in part, in order.
+
+        One for each segment that asked for one."""
         return tuple(
             filled
             for asked, filled in zip(self.request, self.document, strict=True)
@@ -62,7 +62,7 @@ class Candidate:
 
     @property
     def given(self) -> tuple[Codes, ...]:
-        """The document's pictures that stood in the request, in order."""
+        """The document's pictures that were given in the request, in order."""
         return tuple(
             filled
             for asked, filled in zip(self.request, self.document, strict=True)
@@ -71,31 +71,30 @@ class Candidate:
 
     @cached_property
     def pixels(self) -> tuple[PixelArray, ...]:
-        """The pictures of `drawn`, uint8 [height, width, 3] each; decoded when they are first asked
-        for."""
+        """The pictures of `drawn`, uint8 [height, width, 3] each, decoded on first use."""
         return tuple(self.decode(codes) for codes in self.drawn)
 
 
 class LogProbability(NamedTuple):
-    """Sum over the tokens that there was a choice for, natural logarithm (`nats`), and how many
-    they are."""
+    """Natural-log probability (`nats`) summed over the tokens with a choice, and their number."""
 
     nats: float
     num_tokens: int
 
     @property
     def per_token(self) -> float:
-        """Nats a token: minus the logarithm of the perplexity."""
+        """Nats per token: minus the logarithm of the perplexity."""
         return self.nats / self.num_tokens
 
 
 class Likelihood(Protocol):
-    """What a reranker may ask the model itself: how probable given contents of holes are.
-    `cm3core.generation.Likelihood` is one."""
+    """Asks the model how probable given contents of holes are.
+
+    `cm3core.generation.Likelihood` implements it."""
 
     @property
     def max_text_tokens(self) -> int | None:
-        """Every text of a prompt is cut to this many tokens, as it was in training. None: never."""
+        """Each text of a prompt is cut to this many tokens, as in training. None: never."""
 
     def log_probability(
         self,
@@ -105,23 +104,24 @@ class Likelihood(Protocol):
         retrieved: Sequence[Sequence[Document]] | None = None,
         variant: PromptVariant | None = None,
     ) -> list[LogProbability]:
-        """log p(contents | the rest of the document) of each document, in order.
+        """Return log p(contents | the rest of the document) of each document, in order.
 
         Args:
             documents: at least one hole each, pictures as `Codes`.
-            contents: for each document its holes' contents in order, as `contents_of` gives them. A
-                text shorter than its hole's `max_tokens` is ended there, and the end token counts;
-                a hole without a limit counts it always.
-            retrieved: for each document those prepended to it. None: none.
-            variant: what is seen of the prompts. None: everything.
+            contents: each document's hole contents in order, as `contents_of` returns them. A text
+                shorter than its hole's `max_tokens` ends there, and the end token counts; for a
+                hole without a limit it always counts.
+            retrieved: the documents prepended to each document. None: none.
+            variant: what is visible of the prompts. None: everything.
         """
 
     def contents_of(self, document: Document, filled: Document) -> list[IntArray]:
-        """Contents int32 of each hole of `document`, in order, as they are in `filled`: the same
-        document with its holes filled."""
+        """Return the contents, int32, of each hole of `document`, in order.
+
+        `filled` is the same document with its holes filled."""
 
     def num_text_tokens(self, text: str) -> int:
-        """How many tokens a text is."""
+        """Return the number of tokens in a text."""
 
 
 @dataclass(kw_only=True)
@@ -131,8 +131,9 @@ class RerankerConfig(ComponentConfig):
     kind: ClassVar[str] = "reranker"
 
     def build(self, *, embedder: Embedder | None, likelihood: Likelihood) -> Reranker:
-        """Return the reranker. `embedder` is the recipe's, None when it has none; `likelihood` asks
-        the model itself."""
+        """Return the reranker.
+
+        `embedder` is the recipe's, None if it has none; `likelihood` asks the model itself."""
         raise NotImplementedError
 
 
@@ -142,25 +143,27 @@ class Reranker(ABC):
     @property
     @abstractmethod
     def measure(self) -> str:
-        """What a score is, as it is shown, e.g. "cosine similarity of HashEmbedder". True words
-        only: CLIP means CLIP."""
+        """What a score measures, as it is shown, e.g. "cosine similarity of HashEmbedder".
+
+        It must be accurate: CLIP means CLIP."""
 
     @abstractmethod
     def _score(self, candidates: Sequence[Candidate]) -> Sequence[float]:
-        """A finite score of each candidate, in order, which depends on that candidate alone. At
-        least one candidate.
+        """Return a finite score for each candidate, in order, which depends on it alone.
+
+        There is at least one candidate.
 
         Raises:
             GenerationError: a candidate holds nothing that can be scored.
         """
 
     def score(self, candidates: Sequence[Candidate]) -> list[float]:
-        """A score of each candidate, in order; all are of one request.
+        """Return a score for each candidate, in order; all are of one request.
 
         Raises:
-            GenerationError: the reranker failed, or did not give a finite number for each
+            GenerationError: the reranker failed, or did not return a finite number for each
                 candidate.
-            CM3Error: what it raised itself, its place preceded by the reranker.
+            CM3Error: raised by the reranker itself; its place is prefixed with the reranker.
         """
         assert all(candidate.request == candidates[0].request for candidate in candidates), (
             "candidates are of one request"
@@ -173,7 +176,7 @@ class Reranker(ABC):
         except CM3Error as error:
             raise type(error)(f"{place}, {error.place}", error.cause, error.next_step) from error
         except Exception as error:
-            # a plugin's code: whatever it raises is its own, and one request's end only
+            # a plugin's code may raise anything; it must fail this request only
             raise GenerationError(
                 place,
                 f"failed with {type(error).__name__}: {error}",

@@ -1,4 +1,4 @@
-"""Kind `retriever`: a query document -> the k memory documents that stand in front of it."""
+"""Kind `retriever`: a query document -> the k memory documents that are prepended to it."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class RetrieverConfig(ComponentConfig):
     """Base of retrievers' configs.
 
     Args:
-        num_retrieved: most documents in front of a query (paper: 3 in training, 1 or 2 at
-            inference).
-        random_num_retrieved: in training draw 0..num_retrieved for each sequence, so that prompts
+        num_retrieved: maximum number of documents prepended to a query (paper: 3 in training, 1 or
+            2 at inference).
+        random_num_retrieved: in training, draw 0..num_retrieved for each sequence, so that prompts
             without documents work.
-        num_ranks: in training, documents are drawn from so many best results, so that a query is
+        num_ranks: in training, documents are drawn from this many best results, so that a query is
             seen in several contexts.
-        bank: folder of a memory bank (`cm3 memory build`) to retrieve from. None: the documents
-            trained on.
-        query_dropout: in training, probability that a word of a query's text is left out, so that
-            one query finds more than its nearest paraphrases (paper section 2.1: 0.2). One word at
-            least stays.
+        bank: folder of a memory bank (`cm3 memory build`) to retrieve from. None: the training
+            documents.
+        query_dropout: in training, probability of dropping each word of a query's text, so that a
+            query finds more than its nearest paraphrases (paper section 2.1: 0.2). At least one
+            word is kept.
     """
 
     kind: ClassVar[str] = "retriever"
-    #: Whether it ever finds anything. False: a recipe with it is one without retrieval.
+    #: Whether it ever finds anything. False: a recipe with it is a recipe without retrieval.
     retrieves: ClassVar[bool] = True
     num_retrieved: int = 1
     random_num_retrieved: bool = True
@@ -44,7 +44,7 @@ class RetrieverConfig(ComponentConfig):
     query_dropout: float = 0.0
 
     def check(self) -> None:
-        """Refuse counts and shares that can't be."""
+        """Refuse counts and probabilities that are out of range."""
         for name, value, least in (
             ("num_retrieved", self.num_retrieved, 0),
             ("num_ranks", self.num_ranks, 1),
@@ -58,29 +58,29 @@ class RetrieverConfig(ComponentConfig):
             )
 
     def build(self, memory: DocumentSource, embedder: Embedder | None) -> Retriever:
-        """Return a retriever over `memory`. `embedder` is the recipe's, None when the recipe has
-        none."""
+        """Return a retriever over `memory`. `embedder` is the recipe's, None if it has none."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Retrieved:
-    """One result: `index` into the memory, its document's `id`, and the similarity `score` (higher
-    is nearer)."""
+    """One result: `index` into the memory, the document's `id`, and the similarity `score`.
+
+    A higher score is nearer."""
 
     index: int
     id: str
     score: float
-    #: Which part of the query found it: "text" or "image". Scores of different parts don't compare.
+    #: Which part of the query found it: "text" or "image". Scores of different parts aren't
+    #: comparable.
     found_by: str = field(default="text", compare=False)
-    #: Whether it is of the sort that the retriever prefers; what is preferred stands before what is
-    #: not, whatever the scores.
+    #: Whether it is of the sort that the retriever prefers; preferred results come before all
+    #: others, whatever the scores.
     preferred: bool = field(default=True, compare=False)
 
 
 class Retriever(ABC):
-    """Finds memory documents for queries. The query's own document is never returned
-    (`exclude`)."""
+    """Finds memory documents for queries, never the query's own document (`exclude`)."""
 
     @property
     @abstractmethod
@@ -91,17 +91,16 @@ class Retriever(ABC):
     def _retrieve(
         self, queries: Sequence[Document], num_retrieved: int, exclude: Sequence[Collection[str]]
     ) -> list[list[Retrieved]]:
-        """Results of each query, best first, at most `num_retrieved`, none that `is_excluded` by
-        `exclude[i]`."""
+        """Return each query's results, best first, at most `num_retrieved`.
+
+        None of them `is_excluded` by `exclude[i]`."""
 
     def exact(self) -> Retriever:
-        """The same retriever without approximation: itself, unless it may miss what it looks
-        for."""
+        """Return the same retriever without approximation: itself, unless its search may miss."""
         return self
 
     def is_excluded(self, index: int, exclude: Collection[str]) -> bool:
-        """Whether the memory's document `index` has its id or one of its content keys among
-        `exclude`."""
+        """Whether `exclude` has the id or a content key of the memory's document `index`."""
         return bool(exclude) and (
             self.memory.id(index) in exclude
             or any(key in exclude for key in self.memory.content_keys(index))
@@ -113,14 +112,16 @@ class Retriever(ABC):
         num_retrieved: int,
         exclude: Sequence[Collection[str]] | None = None,
     ) -> list[list[Retrieved]]:
-        """The nearest memory documents of each query, best first: by score, among those that the
-        same part of the query found and that are equally preferred.
+        """Return the nearest memory documents of each query, best first.
+
+        They are ordered by score among those found by the same part of the query and equally
+        preferred.
 
         Args:
-            queries: documents; their text and pictures are the query (both when both are there).
-            num_retrieved: at most so many each, 0 or more.
+            queries: documents; their text and pictures are the query (both if both are present).
+            num_retrieved: maximum number of results for each query, 0 or more.
             exclude: for each query, ids and content keys (`cm3core.document.content_keys`) of
-                documents that may not be returned: its own.
+                documents that must not be returned: its own.
         """
         if num_retrieved < 0:
             raise DataError("num_retrieved", f"is {num_retrieved}", "use 0 or more")

@@ -1,9 +1,9 @@
-"""Kind `sampler`: logits of the guidance streams -> the next token. A sampler is a plan first.
+"""Kind `sampler`: logits of the guidance streams -> the next token.
 
-The plan says which guidance streams a request needs (what each one sees of the prompt), how their
-logits are mixed, and which filters follow. The engine runs the plans of a mixed batch in one call
-of `draw`. Source: CM3leon paper section 3.1; order of filters: mix -> legal ids -> plausible ids of
-the reference stream -> temperature -> top-k -> top-p -> min-p -> typical -> draw.
+A sampler's plan lists the guidance streams that a request needs (what each one sees of the prompt),
+how their logits are mixed, and which filters follow. The engine runs the plans of a mixed batch in
+one call of `draw`. Source: CM3leon paper section 3.1; order of filters: mix -> legal ids ->
+plausible ids of the reference stream -> temperature -> top-k -> top-p -> min-p -> typical -> draw.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class PromptVariant:
         hide_text: "none", "all" (every text of the query document is replaced by one mask sentinel,
             the form that the CM3 objective trains) or "last" (only the last text; the
             image-conditioned stream of editing).
-        drop_text: leave the hidden text out altogether instead of putting a sentinel.
+        drop_text: leave the hidden text out altogether instead of inserting a sentinel.
         drop_retrieved: leave out the retrieved documents.
-        replace_text: put this text in place of the query document's (a negative prompt).
-        hide_images: hide the query document's pictures that have nothing missing. What is hidden
-            side by side is one sentinel: with `hide_text` "all" that is the unconditional stream of
-            editing.
+        replace_text: use this text in place of the query document's (a negative prompt).
+        hide_images: hide the query document's pictures that have nothing missing. Adjacent hidden
+            segments become one sentinel: with `hide_text` "all" that is the unconditional stream
+            of editing.
     """
 
     hide_text: str = "none"
@@ -52,22 +52,23 @@ class GuidanceStream:
 
 @dataclass(frozen=True)
 class Filters:
-    """What happens to the logits besides mixing. Defaults switch each one off. A sampler with a
-    filter of its own derives a frozen dataclass from this one, and its field's default switches it
-    off too.
+    """What happens to the logits after mixing; each default switches its filter off.
+
+    A sampler with its own filter derives a frozen dataclass from this one, with a field whose
+    default also switches the filter off.
 
     Args:
         temperature: > 0 divides the mixed logits; 0 takes the largest (lowest id on a tie).
         top_k, top_p: of the mixed distribution; 0 and 1.0 are off. Ties with the threshold are
-            kept; never empty.
+            kept; the set is never empty.
         plausible_top_k, plausible_top_p: the same, of the reference stream's distribution at
             temperature 1, before mixing.
         plausible_alpha: CD-K's set: reference probability >= alpha * its k-th largest, k =
             `plausible_k` (paper eq. 3); 0 is off. With k = 1 it is the alpha-max set of contrastive
             decoding (Li et al. 2022).
         plausible_k: see `plausible_alpha`.
-        min_p: ids with at least so many times the probability of the most probable one are kept; 0
-            is off (Nguyen et al. 2024).
+        min_p: keep ids with at least this fraction of the most probable id's probability; 0 is off
+            (Nguyen et al. 2024).
         typical_p: smallest set of ids with at least this probability whose surprise is nearest to
             the distribution's entropy; 1.0 is off (Meister et al. 2022, locally typical sampling).
     """
@@ -85,15 +86,15 @@ class Filters:
 
 @dataclass(frozen=True)
 class GuidanceSchedule:
-    """How much of the guidance acts at each position of a hole: a share m in [0, 1].
+    """How much of the guidance applies at each position of a hole: a share m in [0, 1].
 
-    With weights w of the streams and the reference stream alone at m = 0, a position's weights are
+    With stream weights w, and the reference stream alone at m = 0, a position's weights are
     (1 - m) * one_hot(reference) + m * w: a guidance scale s becomes 1 + m (s - 1). Progress is 0 at
     a hole's first token and 1 at its last.
 
     Args:
-        start, stop: guidance acts where start <= progress <= stop, 0..1 (an interval; Kynkäänniemi
-            et al. 2024, for diffusion).
+        start, stop: guidance applies where start <= progress <= stop, 0..1 (an interval;
+            Kynkäänniemi et al. 2024, for diffusion).
         ramp: "constant" (m = 1 inside), "up" (m grows from 0 at start to 1 at stop) or "down"
             (falls from 1 to 0).
     """
@@ -103,7 +104,7 @@ class GuidanceSchedule:
     ramp: str = "constant"
 
     def share(self, progress: float) -> float:
-        """m at `progress` (0..1).
+        """Return m at `progress` (0..1).
 
         >>> GuidanceSchedule(0.2, 0.6, "up").share(0.4)
         0.5
@@ -145,7 +146,7 @@ class SamplerConfig(ComponentConfig):
 
     kind: ClassVar[str] = "sampler"
     #: Whether it is made for editing a picture by an instruction (`Model.edit`, `cm3 edit`). A
-    #: subclass inherits it, but is never chosen for that unless it sets it itself.
+    #: subclass inherits the value, but is chosen for editing only if it sets it itself.
     edits: ClassVar[bool] = False
 
     def build(self) -> Sampler:
@@ -154,26 +155,28 @@ class SamplerConfig(ComponentConfig):
 
 
 class Sampler(ABC):
-    """Says what it needs (`plan`) and draws (`draw`). Legend: n requests, S stream rows, G streams,
-    R ids of the legal slice."""
+    """States what it needs (`plan`) and draws tokens (`draw`).
+
+    Legend: n requests, S stream rows, G streams, R ids of the legal slice."""
 
     @abstractmethod
     def plan(self, modality: str) -> SamplingPlan:
-        """The plan for "text" or "image" positions; constant for the sampler's life. Both
-        modalities' plans use the same variants in the same order (the streams are prefilled once);
-        weights and filters may differ."""
+        """Return the plan for "text" or "image" positions; constant for the sampler's life.
+
+        Both modalities' plans use the same variants in the same order (the streams are prefilled
+        once); weights and filters may differ."""
 
     def for_candidate(self, index: int) -> Sampler:
-        """The sampler of candidate `index` of a request (0, 1, ...): this one, unless the sampler
-        is a mixture of methods."""
+        """Return the sampler of a request's candidate `index` (0, 1, ...).
+
+        It is this one, unless the sampler is a mixture of methods."""
         return self
 
     def draws_with(self, other: Sampler) -> bool:
-        """Whether one call of this sampler's `draw` may also draw for requests of `other`, by their
-        plans.
+        """Whether this sampler's `draw` may also draw for requests of `other`, by their plans.
 
-        The default is no. Samplers that are nothing but their plans say yes to each other, so that
-        requests with different guidance share one call a step."""
+        The default is no. Samplers that are fully described by their plans return True for each
+        other, so that requests with different guidance share one call per step."""
         return other is self
 
     @abstractmethod
@@ -189,17 +192,17 @@ class Sampler(ABC):
         seed_n: Tensor,
         position_n: Tensor,
     ) -> Tensor:
-        """The next token of each request, int64 [n], as ids of the whole vocabulary.
+        """Return the next token of each request, int64 [n], as ids of the whole vocabulary.
 
         Args:
             logits_SR: logits of every stream row over the ids first_id..first_id+R-1.
             stream_rows_nG: int64; rows of `logits_SR` that belong to each request, in its plan's
-                order; -1 behind the last stream of a request with fewer than G.
-            weights_nG: float32; the streams' weights at this position: those of the plan, or what
-                its schedule makes of them; 0 where there is no stream.
+                order; -1 after the last stream of a request with fewer than G.
+            weights_nG: float32; the streams' weights at this position: the plan's, scaled by its
+                schedule if it has one; 0 where there is no stream.
             plans: one for each request.
             allowed_nR: bool; legal ids of each request, at least one each. None: all R.
-            seed_n: int64; a request's seed. The draw depends on (seed, position, token id) only,
+            seed_n: int64; each request's seed. The draw depends only on (seed, position, token id),
                 never on the place in the batch, the batch size or R.
             position_n: int64; number of tokens the request has generated so far.
         """

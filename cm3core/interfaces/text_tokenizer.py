@@ -19,9 +19,11 @@ class TextTokenizerConfig(ComponentConfig):
     kind: ClassVar[str] = "text_tokenizer"
 
     def build(self, corpus: Iterable[str] | None = None) -> TextTokenizer:
-        """Return the tokenizer. `corpus` yields the training captions, for tokenizers that are
-        trained on them when the recipe names no file; it is None when a trained one is loaded from
-        a checkpoint (see `load`)."""
+        """Return the tokenizer.
+
+        `corpus` yields the training captions, for tokenizers that are trained on them if the recipe
+        names no file. It is None when a trained tokenizer is loaded from a checkpoint (see
+        `load`)."""
         raise NotImplementedError
 
     def load(self, folder: Path) -> TextTokenizer:
@@ -32,9 +34,9 @@ class TextTokenizerConfig(ComponentConfig):
 class TextTokenizer(ABC):
     """Text <-> ids 0..vocab_size-1. Lossless: `decode(encode(t)) == t` for every valid string.
 
-    Ids here are the tokenizer's own; `Vocabulary.text` places them in the model's table. No special
-    token is among them: a text that spells one ("<break>") is encoded as plain text, and can never
-    inject one.
+    Ids here are the tokenizer's own; `Vocabulary.text` maps them into the model's table. They
+    include no special token: a text that spells one ("<break>") is encoded as plain text, and can
+    never inject one.
     """
 
     @property
@@ -45,24 +47,26 @@ class TextTokenizer(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash of everything that decides the ids; stored with checkpoints, a mismatch is
-        refused."""
+        """Hash of everything that determines the ids, stored with checkpoints.
+
+        A mismatch is refused."""
 
     @abstractmethod
     def _encode(self, text: str) -> list[int]:
-        """Ids of `text`."""
+        """Return the ids of `text`."""
 
     @abstractmethod
     def _decode(self, ids: Sequence[int]) -> str:
-        """Text of valid `ids`; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of valid `ids`; bytes that are not UTF-8 become U+FFFD."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write what `TextTokenizerConfig.load` needs into `folder`."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, each in 0..vocab_size-1. Raises `TokenizerError` for what is not a valid
-        Unicode string."""
+        """Return the ids of `text`, each in 0..vocab_size-1.
+
+        Raises `TokenizerError` for a string that is not valid Unicode."""
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -74,7 +78,7 @@ class TextTokenizer(ABC):
         return self._encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`. Raises `TokenizerError` for an id outside 0..vocab_size-1."""
+        """Return the text of `ids`. Raises `TokenizerError` for an id outside 0..vocab_size-1."""
         for place, token in enumerate(ids):
             if not 0 <= token < self.vocab_size:
                 raise TokenizerError(
@@ -85,5 +89,5 @@ class TextTokenizer(ABC):
         return self._decode(ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text."""
+        """Return `encode` of each text."""
         return [self.encode(text) for text in texts]

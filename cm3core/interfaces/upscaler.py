@@ -1,5 +1,6 @@
-"""Kind `upscaler`: a picture -> the same, several times as large (the super-resolution stage behind
-the image tokenizer)."""
+"""Kind `upscaler`: a picture -> the same picture, several times as large.
+
+It is the super-resolution stage after the image tokenizer."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from cm3core.interfaces.component import ComponentConfig
 if TYPE_CHECKING:
     from cm3core.interfaces.image_tokenizer import ImageTokenizer
 
-#: Pixels that one enlarged picture may have: more than any screen, and some hundred MB on the way.
+#: Most pixels of one enlarged picture: more than any screen, and some hundred MB of memory.
 MAX_PIXELS = 64_000_000
 
 
@@ -33,8 +34,9 @@ class UpscalerConfig(ComponentConfig):
 
     @property
     def training_scale(self) -> int:
-        """Pixels a side that training makes of one, known before there are weights. What can't be
-        trained keeps this refusal."""
+        """Factor by which training enlarges each side, known before there are weights.
+
+        Upscalers that can't be trained keep this default, which raises `RecipeError`."""
         raise RecipeError(
             "upscaler",
             f"{type(self).__name__} can't be trained here",
@@ -53,42 +55,43 @@ class UpscalerConfig(ComponentConfig):
         validation_NHWC: PixelArray | None = None,
         show_progress: bool = True,
     ) -> Path:
-        """Train from nothing on large pictures and return the path of the weights in `out_dir`.
+        """Train from scratch on large pictures and return the path of the weights in `out_dir`.
 
         Args:
             images_NHWC: uint8 [N, H, W, 3], H and W `training_scale` times the image tokenizer's
                 size.
-            out_dir: gets weights, log and what a later call goes on from.
-            image_tokenizer: what the upscaler will stand behind; its reconstructions are among the
-                small pictures it learns from.
+            out_dir: receives the weights, the log and the state that a later call resumes from.
+            image_tokenizer: the tokenizer whose output will be enlarged; its reconstructions are
+                among the small pictures that the upscaler learns from.
             minutes: of wall clock, or `steps`: of the optimiser; exactly one.
-            resume: go on where a run in `out_dir` was cut off.
+            resume: continue an interrupted run in `out_dir`.
             validation_NHWC: large pictures on which quality is logged.
-            show_progress: a bar on stderr.
+            show_progress: show a progress bar on stderr.
         """
         raise NotImplementedError
 
 
 class Upscaler(ABC):
-    """Enlarges pictures. Legend: N pictures, H height, W width (pixels of the small picture), C 3
-    channels.
+    """Enlarges pictures.
 
-    Pictures are RGB, uint8, 0..255, of any size. Equal pictures give equal results, whatever stands
-    beside them in a batch.
+    Legend: N pictures, H height, W width (pixels of the small picture), C 3 channels. Pictures are
+    RGB, uint8, 0..255, of any size. Equal pictures give equal results, whatever else is in the
+    batch.
     """
 
     @property
     @abstractmethod
     def scale(self) -> int:
-        """Pixels a side that one becomes, at least 1."""
+        """Factor by which each side is enlarged, at least 1."""
 
     @abstractmethod
     def _upscale(self, pixels_NHWC: PixelArray) -> PixelArray:
-        """Pictures uint8 [N, scale * H, scale * W, 3] of pictures uint8 [N, H, W, 3]; neither N, H
-        nor W is 0."""
+        """Return pictures uint8 [N, scale * H, scale * W, 3] of pictures uint8 [N, H, W, 3].
+
+        None of N, H and W is 0."""
 
     def upscale(self, pixels_HWC: PixelArray) -> PixelArray:
-        """The picture uint8 [scale * H, scale * W, 3] of a picture uint8 [H, W, 3].
+        """Return the picture uint8 [scale * H, scale * W, 3] of a picture uint8 [H, W, 3].
 
         Raises:
             DataError: another shape or dtype, no pixels, or more than `MAX_PIXELS` of them in the
@@ -98,8 +101,9 @@ class Upscaler(ABC):
         return np.asarray(self._upscale(pixels_HWC[None])[0])
 
     def upscale_batch(self, pixels_NHWC: PixelArray) -> PixelArray:
-        """Pictures uint8 [N, scale * H, scale * W, 3] of pictures uint8 [N, H, W, 3]; raises as
-        `upscale` does, N may be 0."""
+        """Return pictures uint8 [N, scale * H, scale * W, 3] of pictures uint8 [N, H, W, 3].
+
+        N may be 0. Raises as `upscale` does."""
         self._check(pixels_NHWC, 4, "[N, height, width, 3]")
         num, height, width, _ = pixels_NHWC.shape
         return (

@@ -1,9 +1,10 @@
-"""Plugins: discover them, describe what they bring, and look components up by kind and name.
+"""Plugins: discover and describe them, and look components up by kind and name.
+
 Imports no torch.
 
 discovery  which plugins there are       registry  lookup by kind and name
 describe   introspection of one plugin   kinds     what a kind of component is
-catalog    what is there, for people to read
+catalog    kinds and components, for people to read
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What there is to build from: the kinds, and each component with its keys, origin and the laws of
-its kit. Imports no torch.
+"""The catalogue: the kinds, and each component with its keys, origin and the laws of its kit.
 
-Laws are read from the kits' sources: importing a kit would take torch, pytest and hypothesis.
+Imports no torch: laws are read from the kits' sources, because importing a kit needs torch, pytest
+and hypothesis.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from cm3core.errors import PluginError, close_match
 from cm3core.plugins.kinds import KINDS
 from cm3core.plugins.registry import Registry
 
-#: How a recipe says that a value must still be given.
+#: How a recipe marks a value that must still be given.
 MANDATORY = "???"
 
 
 @dataclass(frozen=True)
 class Brought:
-    """A component by name: which plugin brings it, which version of it, and from where."""
+    """A component by name: the plugin that provides it, the plugin's version and its origin."""
 
     name: str
     plugin: str
@@ -45,11 +45,11 @@ class KindEntry:
         summary: what its components are.
         hook, config, interface, kit: see `cm3core.plugins.kinds.Kind`; `config` is the class's name
             in `cm3core.interfaces`.
-        methods: what an implementation must define: "name(arguments) -> result" -> its
-            documentation's first paragraph.
-        keys: the recipe's keys that every component of the kind has.
-        laws: law -> what it says.
-        components: who brings what.
+        methods: the methods that an implementation must define: "name(arguments)" -> the first
+            paragraph of its documentation.
+        keys: the recipe keys that every component of the kind has.
+        laws: law -> what it states.
+        components: its components and the plugins that provide them.
     """
 
     kind: str
@@ -72,11 +72,11 @@ class ComponentEntry:
         kind, name: the recipe's section, and the name in it.
         summary: the first paragraph of its config's documentation.
         text: the documentation's other paragraphs, without `Args:`.
-        plugin, version, origin: who brings it, see `PluginInfo`.
+        plugin, version, origin: the plugin that provides it, see `PluginInfo`.
         config: "module:Class" of its config.
-        needs: sections that a recipe must have besides.
-        keys: of its section.
-        laws: of the kind's kit: law -> what it says.
+        needs: other sections that a recipe must have.
+        keys: the keys of its section.
+        laws: of the kind's kit: law -> what it states.
         snippet: the section as a recipe writes it, with all defaults.
     """
 
@@ -95,12 +95,12 @@ class ComponentEntry:
 
 
 def kind_entries(registry: Registry) -> list[KindEntry]:
-    """Every kind, in the order in which recipes are shown."""
+    """Return every kind, in the order in which recipes are shown."""
     return [kind_entry(kind, registry) for kind in KINDS]
 
 
 def kind_entry(kind: str, registry: Registry) -> KindEntry:
-    """A kind; `kind` is one of `KINDS`."""
+    """Return a kind; `kind` is one of `KINDS`."""
     entry = KINDS[kind]
     interface = entry.interface_class
     methods = {
@@ -123,7 +123,7 @@ def kind_entry(kind: str, registry: Registry) -> KindEntry:
 
 
 def _purpose(hook: str) -> str:
-    """What the kind is, by its hook's documentation, whose first sentence is about that."""
+    """Return what the kind is: the first sentence of its hook's documentation."""
     text = summary(getattr(hookspecs, hook).__doc__ or "")
     return text.partition(" Recipe section")[0].removesuffix(".")
 
@@ -155,10 +155,10 @@ def _brought(kind: str, registry: Registry) -> Iterator[Brought]:
 
 
 def component_entry(kind: str, name: str, registry: Registry) -> ComponentEntry:
-    """A component; `name` may be `plugin/name`.
+    """Return a component; `name` may be `plugin/name`.
 
     Raises:
-        PluginError: nobody brings it, or several plugins do.
+        PluginError: no plugin provides it, or several do.
     """
     config_class = registry.config_class(kind, name)
     owner, _, short = name.rpartition("/")
@@ -191,7 +191,7 @@ def _snippet(kind: str, name: str, keys: list[Key]) -> str:
 
 
 def _yaml(values: dict[str, Any], indent: str) -> Iterator[str]:
-    """Lines of YAML: a line a key, lists and plain values in that line."""
+    """Yield lines of YAML: one line per key, lists and plain values on that line."""
     for key, value in values.items():
         if isinstance(value, dict) and value:
             yield f"{indent}{key}:"
@@ -204,7 +204,7 @@ def _yaml(values: dict[str, Any], indent: str) -> Iterator[str]:
 
 
 def laws_of(kind: str) -> dict[str, str]:
-    """Law -> the first paragraph of what it says, in the order of the kit's source."""
+    """Return law -> the first paragraph of its documentation, in the order of the kit's source."""
     module, _, class_name = KINDS[kind].kit.partition(":")
     path = Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py")
     classes = {
@@ -223,7 +223,7 @@ def laws_of(kind: str) -> dict[str, str]:
 
 
 def _family(name: str, classes: dict[str, ast.ClassDef]) -> Iterator[str]:
-    """The class and those of its bases that stand in the same module."""
+    """Yield the class and those of its bases that are in the same module."""
     if name in classes:
         yield name
         for base in classes[name].bases:
@@ -231,11 +231,11 @@ def _family(name: str, classes: dict[str, ast.ClassDef]) -> Iterator[str]:
 
 
 def find(wanted: str, registry: Registry) -> tuple[str, str]:
-    """What `cm3 describe` is asked for.
+    """Find what `cm3 describe` is asked for.
 
     Args:
         wanted: `KIND`, `KIND/NAME`, `KIND/PLUGIN/NAME`, `PLUGIN/NAME` or `NAME`.
-        registry: the components that there are.
+        registry: the available components.
 
     Returns:
         The kind, and the component's name as `Registry.config_class` takes it; "" for the kind
@@ -266,7 +266,9 @@ def find(wanted: str, registry: Registry) -> tuple[str, str]:
     if not found and plugin in loaded:
         brought = [own for names in loaded[plugin].components.values() for own in names]
         raise PluginError(
-            place, f"the plugin {plugin!r} brings no component {name!r}", close_match(name, brought)
+            place,
+            f"the plugin {plugin!r} provides no component {name!r}",
+            close_match(name, brought),
         )
     if not found and plugin:
         raise PluginError(
@@ -278,13 +280,12 @@ def find(wanted: str, registry: Registry) -> tuple[str, str]:
         raise PluginError(
             place, f"there is no kind and no component {wanted!r}", _near(wanted, registry)
         )
-    registry.config_class(found[0], wanted, place=place)  # several plugins may bring it
+    registry.config_class(found[0], wanted, place=place)  # several plugins may provide it
     return found[0], wanted
 
 
 def _near(wanted: str, registry: Registry) -> str:
-    """The next step: a close match, or where to look; and what is lost with plugins that are not in
-    use."""
+    """Return the next step: a close match or where to look, and the plugins that are not in use."""
     near = close_match(wanted, {*KINDS, *(name for kind in KINDS for name in registry.names(kind))})
     return registry.with_reasons(
         near if near.startswith("did you mean") else "`cm3 kinds` lists all"
@@ -292,5 +293,5 @@ def _near(wanted: str, registry: Registry) -> str:
 
 
 def to_plain(entry: KindEntry | ComponentEntry) -> dict[str, Any]:
-    """For `--json`."""
+    """Return plain values, for `--json`."""
     return asdict(entry)

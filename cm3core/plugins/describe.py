@@ -1,8 +1,7 @@
-"""Describe one plugin: is it written for this API, are its hooks real, and what do they bring?
-Imports no torch.
+"""Describe one plugin: is it written for this API, do its hooks exist, what do they provide?
 
-Every function is given the plugin's name as `owner` and raises `PluginError` for what is wrong with
-it.
+Imports no torch. Every function takes the plugin's name as `owner` and raises `PluginError` if
+something is wrong with it.
 """
 
 from __future__ import annotations
@@ -29,21 +28,21 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
 def check_api(owner: str, plugin: object) -> None:
-    """The plugin states the API version that it was written for, and it is one that we serve."""
+    """Check that the plugin states the API version it was written for, and that we support it."""
     stated = getattr(plugin, "CM3_API", None)
     if stated is None:
         raise PluginError(owner, "states no CM3_API", f"write `CM3_API = {CM3_API}` in its module")
     if type(stated) is not int:
         raise PluginError(
             owner,
-            f"states CM3_API = {stated!r}, which is no whole number",
+            f"states CM3_API = {stated!r}, which is not an integer",
             f"write `CM3_API = {CM3_API}`",
         )
     if not OLDEST_CM3_API <= stated <= CM3_API:
         served = (
             f"has {CM3_API}"
             if OLDEST_CM3_API == CM3_API
-            else f"serves {OLDEST_CM3_API} to {CM3_API}"
+            else f"supports {OLDEST_CM3_API} to {CM3_API}"
         )
         raise PluginError(
             owner,
@@ -53,16 +52,18 @@ def check_api(owner: str, plugin: object) -> None:
 
 
 def register(owner: str, plugin: object, pluggy_manager: pluggy.PluginManager) -> list[str]:
-    """Hand the plugin to pluggy; returns what it does that is deprecated, a line each.
+    """Register the plugin with pluggy; return what it does that is deprecated, a line each.
 
-    That is: stating an older API, implementing a hook or taking an argument of one that its
-    `hookspec` calls deprecated (`warn_on_impl`, `warn_on_impl_args`). Python would hide these
-    warnings, or blame a line of this module."""
+    That is: stating an older API, or implementing a hook or taking an argument that its `hookspec`
+    marks as deprecated (`warn_on_impl`, `warn_on_impl_args`). Python would hide these warnings, or
+    blame a line of this module."""
     stated = getattr(plugin, "CM3_API", CM3_API)
     lines = (
         []
         if stated == CM3_API
-        else [f"is written for plugin API {stated}; this cm3leon has {CM3_API} and serves it still"]
+        else [
+            f"is written for plugin API {stated}; this cm3leon has {CM3_API} and still supports it"
+        ]
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -76,8 +77,7 @@ def register(owner: str, plugin: object, pluggy_manager: pluggy.PluginManager) -
 def _refused(
     plugin: object, pluggy_manager: pluggy.PluginManager, error: pluggy.PluginValidationError
 ) -> tuple[str, str]:
-    """Cause and next step of what pluggy refuses: nearly always an argument that the hook does not
-    have."""
+    """Return cause and next step of a refusal by pluggy, mostly an argument of no hook."""
     for name, caller in vars(pluggy_manager.hook).items():
         known, implementation = (
             caller.spec.argnames if caller.has_spec() else (),
@@ -96,7 +96,7 @@ def _refused(
 
 
 def check_hooks(owner: str, plugin: object, pluggy_manager: pluggy.PluginManager) -> None:
-    """Every function called `cm3_*` must be marked, and be a hook that exists."""
+    """Check that every function called `cm3_*` is marked as a hook, and that the hook exists."""
     known = [*(kind.hook for kind in KINDS.values()), COMMANDS_HOOK, BENCHMARKS_HOOK, MODELS_HOOK]
     callers = {caller.name: caller for caller in pluggy_manager.get_hookcallers(plugin) or []}
     for name, caller in callers.items():
@@ -124,7 +124,7 @@ def check_hooks(owner: str, plugin: object, pluggy_manager: pluggy.PluginManager
 
 
 def _call(hook: str, plugin: object, pluggy_manager: pluggy.PluginManager) -> object:
-    """What this plugin alone answers; None when it does not implement the hook."""
+    """Return this plugin's own answer; None if it does not implement the hook."""
     others = [other for other in pluggy_manager.get_plugins() if other is not plugin]
     answers = pluggy_manager.subset_hook_caller(hook, others)(**hookspecs.ARGUMENTS.get(hook, {}))
     return answers[0] if answers else None
@@ -133,7 +133,7 @@ def _call(hook: str, plugin: object, pluggy_manager: pluggy.PluginManager) -> ob
 def ask(
     owner: str, plugin: object, kind: str, pluggy_manager: pluggy.PluginManager
 ) -> dict[str, type[base.ComponentConfig]]:
-    """The checked config classes that a plugin brings for a kind."""
+    """Return the config classes that a plugin provides for a kind, checked."""
     hook, expected = KINDS[kind].hook, KINDS[kind].config
     answer = _call(hook, plugin, pluggy_manager)
     if answer is None:
@@ -150,7 +150,7 @@ def ask(
             )
         if not isinstance(config_class, type) or not issubclass(config_class, expected):
             cause = (
-                f"{hook}: {name!r} is {_shown(config_class)}, no subclass of {expected.__name__}"
+                f"{hook}: {name!r} is {_shown(config_class)}, not a subclass of {expected.__name__}"
             )
             raise PluginError(owner, cause, wanted)
         _check_config(f"{owner}: {hook}: {name!r}", config_class, expected)
@@ -160,19 +160,18 @@ def ask(
 def _check_config(
     place: str, config_class: type[base.ComponentConfig], expected: type[base.ComponentConfig]
 ) -> None:
-    """A config class must be a dataclass of its own, with a `build`, and fields that a recipe can
-    hold."""
+    """Check that a config class is itself a dataclass, has a `build`, and fits a recipe."""
     if "__dataclass_params__" not in config_class.__dict__:
         raise PluginError(
             place,
-            f"{config_class.__name__} is no dataclass",
+            f"{config_class.__name__} is not a dataclass",
             "write @dataclass(kw_only=True) above it",
         )
     if config_class.build is expected.build:  # type: ignore[attr-defined]  # every kind's base has one
         raise PluginError(
             place,
-            f"{config_class.__name__} has no `build` of its own",
-            f"define `build` as {expected.__name__}.build says",
+            f"{config_class.__name__} does not define its own `build`",
+            f"define `build` as {expected.__name__}.build describes",
         )
     check_schema(place, config_class)
     keys = hints(config_class)
@@ -181,20 +180,21 @@ def _check_config(
             cause = (
                 f"is a field of {config_class.__name__}"
                 if old in keys
-                else f"became {new!r}, which is no field"
+                else f"became {new!r}, which is not a field"
             )
             raise PluginError(
                 place,
                 f"{config_class.__name__}.renamed: {old!r} {cause}",
-                "write renamed = {'the key that is gone': 'the field that took its place'}",
+                "write renamed = {'the old key': 'the field that replaced it'}",
             )
 
 
 def ask_functions(
     owner: str, plugin: object, hook: str, pluggy_manager: pluggy.PluginManager
 ) -> dict[str, str]:
-    """The checked functions that a plugin names by `COMMANDS_HOOK` or `BENCHMARKS_HOOK`: name ->
-    "module:function"."""
+    """Return the functions that a plugin names in a hook, checked: name -> "module:function".
+
+    The hook is `COMMANDS_HOOK` or `BENCHMARKS_HOOK`."""
     answer = _call(hook, plugin, pluggy_manager)
     if answer is None:
         return {}
@@ -214,7 +214,7 @@ def ask_functions(
 
 
 def ask_models(owner: str, plugin: object, pluggy_manager: pluggy.PluginManager) -> dict[str, Path]:
-    """The checked models that a plugin ships: name -> folder."""
+    """Return the models that a plugin ships, checked: name -> folder."""
     answer = _call(MODELS_HOOK, plugin, pluggy_manager)
     if answer is None:
         return {}

@@ -1,15 +1,14 @@
-"""Discovery: finds plugins, asks each what it brings, and says why one can't be used. Imports no
-torch.
+"""Discovery: finds plugins, asks each what it provides, and reports why one can't be used.
 
-Two of the four phases happen here. Discover: entry points of the group `cm3core.plugins`, and files
-given by `--plugin`. Describe: each plugin's hooks are asked for its config classes. Composing
-(`cm3core.recipe`), building (`cm3core.build`) follow.
+Imports no torch. Two of the four phases happen here. Discover: entry points of the group
+`cm3core.plugins`, and files given by `--plugin`. Describe: each plugin's hooks are asked for its
+config classes. Composing (`cm3core.recipe`) and building (`cm3core.build`) follow.
 
 pluggy's `load_setuptools_entrypoints` is not used: one broken plugin would end the program, and a
-second one of the same name is dropped in silence. Here each entry point is loaded by itself. One
+second one of the same name is silently dropped. Here each entry point is loaded separately. One
 that can't be used costs a warning line, is listed with its reason by `cm3 plugin list`, and the
-reason is repeated when a recipe asks for a name that nobody else brings. A plugin is used whole or
-not at all.
+reason is repeated when a recipe asks for a name that no other plugin provides. A plugin is used
+entirely or not at all.
 
 Environment: `CM3_STRICT_PLUGINS=1` raises at the first broken plugin; `CM3_DISABLE_PLUGINS=a,b`
 leaves plugins out.
@@ -48,12 +47,12 @@ logger = logging.getLogger("cm3core.plugins")
 def load_registry(
     files: Sequence[Path] = (), *, environ: Mapping[str, str] = os.environ
 ) -> Registry:
-    """Find every plugin, ask each what it brings, and return the registry.
+    """Find every plugin, ask each what it provides, and return the registry.
 
     Args:
-        files: plugin modules given as files (`cm3 --plugin`). They were asked for by name, so a
-            broken one raises.
-        environ: where the two variables are read.
+        files: plugin modules given as files (`cm3 --plugin`). The user named them, so a broken one
+            raises.
+        environ: where the two environment variables are read.
 
     Raises:
         PluginError: a file is broken, or any plugin is and `CM3_STRICT_PLUGINS=1`.
@@ -98,14 +97,15 @@ def load_registry(
 
 @dataclass(frozen=True)
 class _Loader:
-    """How a plugin's module is got, and whether the user named it (then errors are raised)."""
+    """How a plugin's module is loaded, and whether the user named it (then errors are raised)."""
 
     load: Callable[[], object]
     asked_for: bool = False
 
 
 def _discover(files: Sequence[Path]) -> Iterator[tuple[PluginInfo, _Loader]]:
-    """Every plugin there may be: installed ones sorted by name and distribution, then files.
+    """Yield every candidate: installed plugins by name and distribution, then files.
+
     Nothing is imported."""
     for point in sorted(entry_points(group=GROUP), key=_sort_key):
         distribution, version = _distribution(point)
@@ -122,7 +122,7 @@ def _sort_key(point: EntryPoint) -> tuple[str, str, str]:
 
 
 def _distribution(point: EntryPoint) -> tuple[str, str]:
-    """Name and version of the distribution that declares the entry point."""
+    """Return name and version of the distribution that declares the entry point."""
     return (
         (point.dist.name, point.dist.version)
         if point.dist is not None
@@ -139,7 +139,7 @@ def plugin_of_file(path: Path) -> ModuleType:
         )
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise PluginError(str(path), "is no Python file", "give --plugin the path of a .py file")
+        raise PluginError(str(path), "is not a Python file", "give --plugin the path of a .py file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up to resolve annotations
     try:
@@ -151,7 +151,7 @@ def plugin_of_file(path: Path) -> ModuleType:
 
 
 def registry_of_one(info: PluginInfo, load: Callable[[], object]) -> Registry:
-    """A registry with one plugin alone, whatever is installed; raises what is wrong with it."""
+    """Return a registry with only one plugin, whatever is installed; raises if it is broken."""
     registry, pluggy_manager = Registry(), pluggy.PluginManager(hookspecs.PROJECT)
     pluggy_manager.add_hookspecs(hookspecs)
     _describe(info, _Loader(load), registry, pluggy_manager)
@@ -161,8 +161,7 @@ def registry_of_one(info: PluginInfo, load: Callable[[], object]) -> Registry:
 def _describe(
     info: PluginInfo, loader: _Loader, registry: Registry, pluggy_manager: pluggy.PluginManager
 ) -> None:
-    """Import one plugin, check it, ask its hooks and add it to the registry; raises whatever is
-    wrong with it."""
+    """Import one plugin, check it, call its hooks and add it to the registry; raises if broken."""
     for other in registry.plugins:
         if other.name == info.name:
             raise PluginError(
@@ -202,7 +201,7 @@ def _set_broken(info: PluginInfo, error: BaseException) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    """A reason in one line: our own errors by their cause, others by type and first line."""
+    """Return the reason in one line: the cause of our own errors, else type and first line."""
     if isinstance(error, CM3Error):
         return error.cause
     first = (str(error).splitlines() or [""])[0]

@@ -1,7 +1,7 @@
 """The component kinds: the one table from which everything generic follows. Imports no torch.
 
-Recipes, plugins, their checks, commands, completion and the plugin reference know a kind by its row
-only; docs/adding-a-kind.md says what a new one needs.
+Recipes, plugins, their checks, commands, completion and the plugin reference know a kind only by
+its row; docs/adding-a-kind.md explains what a new one needs.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class Kind:
     """A component kind. Its name, the recipe's section, is its config's `kind`.
 
     Args:
-        hook: the hook that brings its components, see `cm3core.hookspecs`.
+        hook: the hook that provides its components, see `cm3core.hookspecs`.
         config: the base of their configs.
-        interface: name of what they build, a class of the module that has `config`.
+        interface: name of the class that they build, in the same module as `config`.
         kit: "module:Class" of its conformance kit (importing it needs torch, pytest and
             hypothesis).
         words: what such a component is called in a sentence.

@@ -1,5 +1,7 @@
-"""Components found by what their config classes say of themselves (`ComponentConfig.is_default`,
-`SamplerConfig.edits`, `DocumentSourceConfig.reads`), so that the core knows none by name."""
+"""Find components by marks of their config classes, so that the core knows none by name.
+
+The marks are `ComponentConfig.is_default`, `SamplerConfig.edits` and
+`DocumentSourceConfig.reads`."""
 
 from __future__ import annotations
 
@@ -8,10 +10,10 @@ from cm3core.plugins.registry import Registry
 
 
 def marked(registry: Registry, kind: str, attribute: str) -> dict[str, object]:
-    """Components of a kind whose config class itself sets a class variable to something true: name
-    -> its value, sorted by name (`plugin/name` where several plugins bring it).
+    """Return a kind's components whose own config class sets a class variable to a true value.
 
-    What a class inherits does not count: a plugin that derives from a bundled config brings another
+    Returns name -> its value, sorted by name (`plugin/name` where several plugins provide it).
+    Inherited values do not count: a plugin that derives from a bundled config provides another
     component, which takes over no role unasked.
     """
     found: dict[str, object] = {}
@@ -24,8 +26,9 @@ def marked(registry: Registry, kind: str, attribute: str) -> dict[str, object]:
 
 
 def default_name(registry: Registry, kind: str, *, place: str) -> str:
-    """The component of a kind that is taken where one is needed and none is named: the first whose
-    config says `is_default`.
+    """Return a kind's default component, used if one is needed and none is named.
+
+    It is the first whose config sets `is_default`.
 
     Raises:
         PluginError: there is none; `place` is where one could be named.
@@ -34,6 +37,6 @@ def default_name(registry: Registry, kind: str, *, place: str) -> str:
         return name
     raise PluginError(
         place,
-        f"no {kind} is named, and no plugin in use brings a default one",
+        f"no {kind} is named, and no plugin in use provides a default one",
         registry.with_reasons(close_match("", registry.names(kind))),
     )

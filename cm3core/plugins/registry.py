@@ -1,5 +1,6 @@
-"""The registry: which components there are, and which plugin brings each. `cm3core.plugins.discovery`
-fills it. Imports no torch."""
+"""The registry: the available components, and the plugin that provides each. Imports no torch.
+
+`cm3core.plugins.discovery` fills it."""
 
 from __future__ import annotations
 
@@ -34,12 +35,12 @@ class PluginInfo:
         version: its distribution's, "" for a file.
         origin: distribution and module, or the file.
         status: "loaded", "broken" or "disabled".
-        components: kind -> names that it brings.
-        commands: sub-commands that it brings.
+        components: kind -> names that it provides.
+        commands: sub-commands that it provides.
         models: names of the trained models that it ships.
-        benchmarks: names of what it adds to `cm3 bench kernels`.
-        deprecated: what it does that will not work for ever, a line each.
-        reason: one line that says why it is broken or disabled, else "".
+        benchmarks: names of its additions to `cm3 bench kernels`.
+        deprecated: what it does that is deprecated, a line each.
+        reason: one line that states why it is broken or disabled, else "".
         traceback: of the error that broke it, else "".
     """
 
@@ -57,8 +58,7 @@ class PluginInfo:
 
 
 class Registry:
-    """The components and commands of all usable plugins. A plain value that is passed along; there
-    is no global one."""
+    """The components and commands of all usable plugins, as a plain value; none is global."""
 
     def __init__(self) -> None:
         self.plugins: list[PluginInfo] = []
@@ -77,8 +77,9 @@ class Registry:
         models: Mapping[str, Path] | None = None,
         benchmarks: Mapping[str, str] | None = None,
     ) -> None:
-        """Take in a usable plugin's config classes (kind -> name -> class), commands, models and
-        benchmarks, and complete its `info`."""
+        """Add a usable plugin's config classes, commands, models and benchmarks.
+
+        `configs` is kind -> name -> class. Completes the plugin's `info`."""
         info.components = {kind: sorted(brought) for kind, brought in configs.items() if brought}
         info.commands, info.models = sorted(commands), sorted(models or {})
         info.benchmarks = sorted(benchmarks or {})
@@ -96,26 +97,25 @@ class Registry:
         ]
 
     def names(self, kind: str) -> list[str]:
-        """Names of a kind's components, sorted; a name that several plugins bring is there
-        once."""
+        """Return the names of a kind's components, sorted, without duplicates."""
         return sorted(self._configs[kind])
 
     def owners(self, kind: str, name: str) -> list[str]:
-        """Plugins that bring the component, in order of discovery."""
+        """Return the plugins that provide the component, in order of discovery."""
         return list(self._configs[kind].get(name, {}))
 
     def config_class(
         self, kind: str, name: str, *, place: str | None = None
     ) -> type[base.ComponentConfig]:
-        """The config class of a component.
+        """Return the config class of a component.
 
         Args:
             kind: one of `KINDS`.
-            name: `name`, or `plugin/name` where several plugins bring it.
+            name: `name`, or `plugin/name` if several plugins provide it.
             place: where the name was written, for the error.
 
         Raises:
-            PluginError: the name is not known, or several plugins bring it.
+            PluginError: the name is unknown, or several plugins provide it.
         """
         place = place or f"{kind} {name!r}"
         plugin, _, short = name.rpartition("/")
@@ -135,7 +135,7 @@ class Registry:
             )
             raise PluginError(
                 place,
-                f"the plugin {plugin!r} brings no {kind} {short!r}",
+                f"the plugin {plugin!r} provides no {kind} {short!r}",
                 close_match(short, brought),
             )
         if len(found) > 1:
@@ -156,15 +156,15 @@ class Registry:
         return next(iter(found.values()))
 
     def models(self) -> dict[str, Path]:
-        """Trained models that plugins ship: "PLUGIN:NAME" -> folder."""
+        """Return the trained models that plugins ship: "PLUGIN:NAME" -> folder."""
         return dict(self._models)
 
     def commands(self) -> list[str]:
-        """Names of the sub-commands that plugins bring, sorted."""
+        """Return the names of the sub-commands that plugins provide, sorted."""
         return sorted(self._commands)
 
     def command(self, name: str) -> Callable[..., Any] | None:
-        """The function that sets up the sub-command `name`; None when no plugin brings it."""
+        """Return the function that sets up sub-command `name`; None if no plugin provides it."""
         found = self._commands.get(name, {})
         if not found:
             return None
@@ -178,16 +178,14 @@ class Registry:
         return _load_function(f"command {name!r}", owner, target)
 
     def benchmarks(self) -> list[Callable[..., Any]]:
-        """The functions that add ops and providers to `cm3 bench kernels`, in order of
-        discovery."""
+        """Return the functions that add to `cm3 bench kernels`, in order of discovery."""
         return [
             _load_function(f"benchmark {name!r}", owner, target)
             for owner, name, target in self._benchmarks
         ]
 
     def with_reasons(self, step: str) -> str:
-        """The next step, and after it every plugin that might have brought the name but is not in
-        use."""
+        """Return the next step, followed by every plugin that is not in use."""
         lost = [
             f"the plugin {info.name!r} is {info.status}: {info.reason}"
             for info in self.plugins
@@ -197,7 +195,7 @@ class Registry:
 
 
 def _load_function(place: str, owner: str, target: str) -> Callable[..., Any]:
-    """The function that a plugin names as "module:function"."""
+    """Return the function that a plugin names as "module:function"."""
     module, _, function = target.partition(":")
     try:
         loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
@@ -210,12 +208,12 @@ def _load_function(place: str, owner: str, target: str) -> Callable[..., Any]:
     if not callable(loaded):
         raise PluginError(
             place,
-            f"the plugin {owner!r} names {target!r}, which is no function",
+            f"the plugin {owner!r} names {target!r}, which is not a function",
             "report it to the plugin's author",
         )
     return loaded
 
 
 def plugin_versions(plugins: Iterable[PluginInfo]) -> dict[str, str]:
-    """Name -> version of the plugins in use: what is stored beside a checkpoint."""
+    """Return name -> version of the plugins in use, to store with a checkpoint."""
     return {info.name: info.version for info in plugins if info.status == "loaded"}

@@ -1,8 +1,8 @@
 """Recipes: compose, check, explain and compare them. Imports no torch.
 
 A recipe is a YAML file: sections named after the component kinds, each with the component's `name`
-and its keys, and the fixed sections of `cm3core.recipe.sections`. It builds on others
-(`extends: [a, b]`), and `key=value` on the command line on it.
+and its keys, and the fixed sections of `cm3core.recipe.sections`. It may extend other recipes
+(`extends: [a, b]`), and `key=value` on the command line overrides its values.
 
     registry = cm3core.plugins.load_registry()
     recipe = compose("cm3leon-350m", ["train.steps=100", "attention=reference"], registry=registry)

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
     @dataclass(kw_only=True)
     class KindSections:
-        """What type checkers know of a recipe's components. A kind without a line here works
-        alike: only the type of `recipe.KIND` is unknown to them."""
+        """The types of a recipe's components, for type checkers.
+
+        A kind without a line here works too; only the type of `recipe.KIND` is then unknown."""
 
         text_tokenizer: base.TextTokenizerConfig | None = None
         image_tokenizer: base.ImageTokenizerConfig | None = None

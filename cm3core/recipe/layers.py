@@ -1,5 +1,4 @@
-"""What a recipe is composed from: its files in the order in which they apply, and the command line
-as the last layer."""
+"""The layers of a recipe: its files in the order in which they apply, then the command line."""
 
 from __future__ import annotations
 
@@ -25,19 +24,19 @@ OVERRIDE = re.compile(r"(?P<key>[A-Za-z_][\w-]*(\.[\w-]+)*)=(?P<value>.*)", re.D
 
 @dataclass(frozen=True)
 class Layer:
-    """One source of values: `label` names it in messages and in `--origin`; `values` are as YAML
-    holds them."""
+    """One source of values: its `label` in messages and `--origin`, and its YAML `values`."""
 
     label: str
     values: dict[str, Any]
 
 
 def file_layers(path: Path) -> list[Layer]:
-    """The layers of a recipe file: what it extends, left to right, each file once and at its first
-    place, then itself.
+    """Return the layers of a recipe file: the recipes that it extends, then itself.
+
+    They are ordered left to right; each file appears once, at its first place.
 
     Raises:
-        RecipeError: a file is missing or no recipe, or recipes extend each other in a circle.
+        RecipeError: a file is missing or not a recipe, or recipes extend each other in a circle.
     """
     layers: dict[Path, Layer] = {}
     _collect(path, (), layers)
@@ -45,8 +44,7 @@ def file_layers(path: Path) -> list[Layer]:
 
 
 def _collect(path: Path, chain: tuple[tuple[Path, str], ...], layers: dict[Path, Layer]) -> None:
-    """Put `path`'s layers into `layers`; `chain` holds the files (and their labels) that led
-    here."""
+    """Add `path`'s layers to `layers`; `chain` has the files (and their labels) that led here."""
     resolved, label = path.resolve(), library.label(path)
     through = [link for link, _ in chain]
     if resolved in through:
@@ -80,7 +78,7 @@ def _extends(value: object, label: str) -> list[str]:
 
 
 def read(path: Path) -> str:
-    """A recipe file's text."""
+    """Return a recipe file's text."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -88,29 +86,30 @@ def read(path: Path) -> str:
 
 
 def parse(text: str, label: str) -> dict[str, Any]:
-    """A layer's values from YAML text; interpolations stay as they are. Duplicate keys and non-text
-    keys are refused."""
+    """Return a layer's values from YAML text, with interpolations unresolved.
+
+    Duplicate keys and non-text keys are refused."""
     try:
         node = yaml.compose(text, yaml.SafeLoader)
         if node is not None and not isinstance(node, yaml.MappingNode):
             raise RecipeError(
                 label,
-                "is no recipe: its top level is no mapping",
+                "is not a recipe: its top level is not a mapping",
                 "write sections, as `cm3 recipe show tiny` does",
             )
         loaded = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         raise RecipeError(
-            f"{label}{line}", f"is no valid YAML: {error.problem}", "correct the line"
+            f"{label}{line}", f"is not valid YAML: {error.problem}", "correct the line"
         ) from error
     except yaml.YAMLError as error:
-        raise RecipeError(label, f"is no valid YAML: {error}", "correct the file") from error
+        raise RecipeError(label, f"is not valid YAML: {error}", "correct the file") from error
     except OmegaConfBaseException as error:
         raise _bad_interpolation(label, error) from error
     except RecursionError as error:
         raise RecipeError(
-            label, "is no recipe: it is nested too deeply", "correct the file"
+            label, "is not a recipe: it is nested too deeply", "correct the file"
         ) from error
     assert isinstance(loaded, dict)
     _check_keys(loaded, label, ())
@@ -122,7 +121,7 @@ def _bad_interpolation(label: str, error: OmegaConfBaseException) -> RecipeError
     key = getattr(error, "full_key", None)
     return RecipeError(
         f"{label}: {key}" if key else label,
-        f"holds no valid interpolation: {_first_line(error)}",
+        f"has an invalid interpolation: {_first_line(error)}",
         r"write ${section.key}, or \${ for the characters themselves",
     )
 
@@ -144,14 +143,14 @@ def _check_keys(values: dict[Any, Any], label: str, path: tuple[str, ...]) -> No
 
 
 def override_layer(overrides: Sequence[str]) -> Layer:
-    """The command line's `key=value` arguments as one layer, the same for every order of them.
+    """Return the command line's `key=value` arguments as one layer, whatever their order.
 
     `kind=name` is short for `kind.name=name`, and is expanded before anything is merged;
     `kind=null` removes the section.
 
     Raises:
-        RecipeError: an argument is no `key=value`, its value is no YAML, or two of them contradict
-            each other.
+        RecipeError: an argument is not `key=value`, its value is not YAML, or two of them
+            contradict each other.
     """
     values: dict[str, Any] = {}
     seen: dict[str, object] = {}
@@ -175,12 +174,12 @@ def override_layer(overrides: Sequence[str]) -> Layer:
 
 
 def _override_value(argument: str, key: str) -> object:
-    """The value of `a.b.c=value`, read as YAML by OmegaConf."""
+    """Return the value of `a.b.c=value`, read as YAML by OmegaConf."""
     try:
         value: Any = OmegaConf.to_container(OmegaConf.from_dotlist([argument]), resolve=False)
     except yaml.YAMLError as error:
         raise RecipeError(
-            f"{COMMAND_LINE}: {argument}", "the value is no valid YAML", "put it in quotes"
+            f"{COMMAND_LINE}: {argument}", "the value is not valid YAML", "put it in quotes"
         ) from error
     except OmegaConfBaseException as error:
         raise _bad_interpolation(COMMAND_LINE, error) from error
@@ -191,7 +190,7 @@ def _override_value(argument: str, key: str) -> object:
 
 
 def _check_contradiction(key: str, value: object, seen: dict[str, object]) -> None:
-    """The same key twice, or a key inside another one's value, would make the order matter."""
+    """Refuse a key given twice, or inside another one's value: the order would then matter."""
     for other, known in seen.items():
         if other == key and known == value:
             continue

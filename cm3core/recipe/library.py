@@ -1,4 +1,5 @@
-"""Where shipped recipes are, what each one says of itself, and how a name or a path becomes a file.
+"""The shipped recipes: where they are, their descriptions, and how a name or path becomes a file.
+
 Imports nothing heavy."""
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ SUFFIX = ".yaml"
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """A shipped recipe: its `name`, the one-line `description` that its header opens with, and its
-    `path`."""
+    """A shipped recipe: `name`, `path`, and the one-line `description` from its header."""
 
     name: str
     description: str
@@ -29,8 +29,9 @@ def recipes_directory() -> Path:
 
 
 def list_recipes() -> list[RecipeFile]:
-    """All shipped recipes that can be run, by name. What they build on lies in the subfolder
-    `base`."""
+    """Return all shipped recipes that can be run, by name.
+
+    The recipes that they extend are in the subfolder `base`."""
     return [
         RecipeFile(path.stem, description(path), path)
         for path in sorted(recipes_directory().glob(f"*{SUFFIX}"))
@@ -38,7 +39,7 @@ def list_recipes() -> list[RecipeFile]:
 
 
 def header(path: Path) -> list[str]:
-    """The comment lines that a recipe opens with, without their `# `."""
+    """Return the comment lines at the top of a recipe, without their `# `."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
@@ -48,14 +49,13 @@ def header(path: Path) -> list[str]:
 
 
 def description(path: Path) -> str:
-    """The header's first line, without the recipe's own name in front ("tiny: a decoder ..." -> "a
-    decoder ...")."""
+    """Return the header's first line without the recipe's name: "tiny: a ..." -> "a ..."."""
     first = (header(path) or [""])[0]
     return first.removeprefix(f"{path.stem}:").strip()
 
 
 def find(name_or_path: str, *, relative_to: Path | None = None, place: str | None = None) -> Path:
-    """The file of a recipe.
+    """Return the file of a recipe.
 
     Args:
         name_or_path: a shipped recipe's name, or a path (it has a `/` or ends with `.yaml`).
@@ -86,7 +86,6 @@ def find(name_or_path: str, *, relative_to: Path | None = None, place: str | Non
 
 
 def label(path: Path) -> str:
-    """How messages and `--origin` name a layer: a shipped recipe by its file name, others by their
-    path."""
+    """Return a layer's name in messages: a shipped recipe's file name, otherwise the path."""
     folder = recipes_directory()
     return path.name if path.parent in (folder, folder / "base") else str(path)

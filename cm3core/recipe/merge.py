@@ -1,5 +1,7 @@
-"""Layers -> recipe. Each layer is merged by itself, so that whatever is wrong with it is told with
-its file and key."""
+"""Layers -> recipe.
+
+Each layer is merged separately, so that anything wrong with it is reported with its file and key.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,7 @@ MANDATORY = "???"
 
 
 def compose(name_or_path: str, overrides: Sequence[str] = (), *, registry: Registry) -> Recipe:
-    """The recipe of a shipped name or a file, with the command line's overrides.
+    """Compose the recipe of a shipped name or a file, with the command line's overrides.
 
     Args:
         name_or_path: "cm3leon-350m", or a path ("./mine.yaml").
@@ -48,12 +50,12 @@ def compose(name_or_path: str, overrides: Sequence[str] = (), *, registry: Regis
         registry: the components that recipes may name.
 
     Returns:
-        The recipe, complete and typed. Whether its values make sense together is `Recipe.check`'s
-        business.
+        The recipe, complete and typed. `Recipe.check` checks whether its values make sense
+        together.
 
     Raises:
         RecipeError: anything in a layer is unknown, of the wrong type, missing or unresolvable.
-        PluginError: a component isn't known, or several plugins bring it.
+        PluginError: a component is unknown, or several plugins provide it.
     """
     path = library.find(name_or_path)
     layers = file_layers(path)
@@ -61,7 +63,7 @@ def compose(name_or_path: str, overrides: Sequence[str] = (), *, registry: Regis
 
 
 def recipe_from_yaml(text: str, registry: Registry, *, label: str = "recipe.yaml") -> Recipe:
-    """The recipe that `Recipe.to_yaml` wrote; `label` names the text in errors."""
+    """Return the recipe that `Recipe.to_yaml` wrote; `label` names the text in errors."""
     values = parse(text, label)
     if "extends" in values:
         raise RecipeError(
@@ -72,8 +74,9 @@ def recipe_from_yaml(text: str, registry: Registry, *, label: str = "recipe.yaml
 
 @dataclass
 class _Section:
-    """A section while layers are merged into it: its dataclass, the component's name (None in fixed
-    sections), values given."""
+    """A section while layers are merged into it: its dataclass, component name and given values.
+
+    The component's name is None in fixed sections."""
 
     config_class: type[Any]
     component: str | None = None
@@ -104,13 +107,14 @@ def _merge_section(
     origins: dict[str, str],
     registry: Registry,
 ) -> None:
-    """Merge one section of one layer. A changed component name replaces the section; otherwise keys
-    are merged."""
+    """Merge one section of one layer.
+
+    A changed component name replaces the section; otherwise keys are merged."""
     place = f"{label}: {section}"
     if section not in KINDS and section not in FIXED_SECTIONS:
         raise RecipeError(
             place,
-            "is no section of a recipe",
+            "is not a section of a recipe",
             close_match(section, [*KINDS, *FIXED_SECTIONS, "extends", "name"]),
         )
     if section in KINDS and given is None:
@@ -174,7 +178,7 @@ def _merge_values(
     owner: str,
     origins: dict[str, str],
 ) -> None:
-    """Put a layer's keys over what earlier layers gave, checking each against the dataclass."""
+    """Merge a layer's keys over those of earlier layers, checking each against the dataclass."""
     annotations = hints(config_class)
     for key, value in _with_new_names(label, path, given, config_class).items():
         dotted = ".".join((*path, key))
@@ -206,14 +210,15 @@ def _merge_values(
 def _with_new_names(
     label: str, path: tuple[str, ...], given: dict[str, Any], config_class: type[Any]
 ) -> dict[str, Any]:
-    """A layer's keys, those that the component renamed by their present names; each costs a
-    warning."""
+    """Return a layer's keys with renamed ones under their present names; warn of each."""
     renamed: Mapping[str, str] = getattr(config_class, "renamed", {})
     for old in [key for key in given if key in renamed]:
         place, new = f"{label}: {'.'.join((*path, old))}", renamed[old]
         if new in given:
             raise RecipeError(place, f"is the old name of {new!r}, which is given too", "remove it")
-        logger.warning("%s: the key is called %r now: write that, the old name will go", place, new)
+        logger.warning(
+            "%s: the key is now called %r: use that, the old name will be removed", place, new
+        )
         given = {renamed[old] if key == old else key: value for key, value in given.items()}
     return given
 
@@ -227,7 +232,7 @@ def _wrong_type(
     elif "str" in expected and not isinstance(value, (str, list, dict)) and value is not None:
         step = f"write it in quotes: '\"{value}\"'"
     inside = (
-        f" (in it, {error.value!r} is no {error.expected})"
+        f" (in it, {error.value!r} is not {error.expected})"
         if error is not None and error.value is not value
         else ""
     )
@@ -268,11 +273,10 @@ def _with_defaults(
     missing: list[str],
     origins: dict[str, str],
 ) -> dict[str, Any]:
-    """Every key of the dataclass, in its order; keys that nobody gives and that have no default are
-    added to `missing`.
+    """Return every key of the dataclass, in its order.
 
-    Defaults are those of `instance` (what the outer dataclass starts a nested one with), or the
-    class's when it is None."""
+    Keys that are not given and have no default are added to `missing`. Defaults are those of
+    `instance` (the outer dataclass's default for a nested one), or the class's if it is None."""
     complete: dict[str, Any] = {}
     annotations = hints(config_class)
     for item in init_fields(config_class):
@@ -300,8 +304,7 @@ def _with_defaults(
 def _resolve(
     plain: dict[str, dict[str, Any]], sections: dict[str, _Section], origins: dict[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """Replace `${section.key}` by the values they point to, and check those against the fields they
-    landed in."""
+    """Replace each `${section.key}` by its value, and check that against the field it is in."""
     tree = OmegaConf.create(plain)
     resolved: dict[str, dict[str, Any]] = {}
     for section, values in plain.items():
@@ -342,8 +345,7 @@ def _fit_resolved(value: Any, annotation: Any, place: str, written: Any) -> Any:
 
 
 def _ordered(origins: dict[str, str], resolved: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Origins in the recipe's own order; keys of sections that a later layer removed or replaced
-    are left out."""
+    """Return the origins in the recipe's order, without removed or replaced sections' keys."""
     ordered: dict[str, str] = {}
     for section, values in resolved.items():
         for key in ("name", *values):

@@ -1,5 +1,4 @@
-"""A composed recipe: plain dataclasses, its canonical YAML and hash, its checks, and the difference
-of two."""
+"""A composed recipe: plain dataclasses, canonical YAML, hash, checks, and the diff of two."""
 
 from __future__ import annotations
 
@@ -29,15 +28,15 @@ ABSENT = "(absent)"
 
 @dataclass(kw_only=True)
 class Recipe(KindSections):
-    """Everything that a run is made from. Sections of kinds hold the component's config, None when
-    the recipe has none.
+    """Everything that defines a run.
+
+    Sections of kinds hold the component's config, None if the recipe has none.
 
     Args:
-        name: the file's, or its top-level key `name`; no part of the hash.
+        name: the file's name, or its top-level key `name`; not part of the hash.
         vocabulary, train, data, generate: see `cm3core.recipe.sections`.
         component_names: kind -> the component's name as the recipe writes it.
-        origins: `section.key` -> the layer that its value comes from ("default" when no layer gave
-            it).
+        origins: `section.key` -> the layer that its value comes from ("default" if none gives it).
     """
 
     name: str
@@ -58,8 +57,9 @@ class Recipe(KindSections):
         }
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Section -> key -> value, complete and resolved, as YAML holds it; sections and keys in
-        their fixed order."""
+        """Return section -> key -> value, complete and resolved, as YAML values.
+
+        Sections and keys are in their fixed order."""
         sections = {
             kind: {"name": name, **to_plain(config)}
             for kind, (name, config) in self.components.items()
@@ -67,26 +67,27 @@ class Recipe(KindSections):
         return sections | {name: to_plain(getattr(self, name)) for name in FIXED_SECTIONS}
 
     def to_yaml(self) -> str:
-        """Canonical YAML: every key, resolved, in a fixed order. `recipe_from_yaml` is its
-        inverse."""
+        """Return canonical YAML: every key, resolved, in a fixed order.
+
+        `recipe_from_yaml` is its inverse."""
         return _dump({"name": self.name, **self.to_dict()})
 
     @property
     def hash(self) -> str:
-        """12 hexadecimal digits of the canonical YAML without the recipe's name: equal settings,
-        and only they, share it."""
+        """12 hexadecimal digits that equal settings, and only they, share.
+
+        They hash the canonical YAML without the recipe's name."""
         return hashlib.sha256(_dump(self.to_dict()).encode()).hexdigest()[:12]
 
     def flat(self) -> dict[str, Any]:
-        """`section.key` -> value; nested dataclasses are taken apart, lists are not."""
+        """Return `section.key` -> value; nested dataclasses are flattened, lists are not."""
         return _flatten(self.to_dict(), "")
 
     def check(self) -> None:
-        """Raise `RecipeError` when values can't be, or can't be together. Light: nothing is built,
-        no file is read.
+        """Raise `RecipeError` for values that are out of range or can't be combined.
 
-        Asks every component's `config.check()`, then the fixed sections, then what concerns several
-        sections.
+        Light: nothing is built, no file is read. Calls every component's `config.check()`, then
+        checks the fixed sections, then conditions across sections.
         """
         for _, config in self.components.values():
             config.check()
@@ -116,7 +117,7 @@ class Recipe(KindSections):
             )
 
     def _check_candidates(self) -> None:
-        """Of several candidates something must choose."""
+        """Check that a reranker chooses among several candidates."""
         if self.generate.num_candidates > 1 and self.reranker is None:
             raise RecipeError(
                 "generate.num_candidates",
@@ -125,13 +126,14 @@ class Recipe(KindSections):
             )
 
     def _check_context(self) -> None:
-        """Retrieved documents and query hold one picture each: without any text they must fit the
-        decoder's context."""
+        """Check that the retrieved documents and the query, one picture each, fit the context.
+
+        Text is not counted."""
         if self.decoder is None or self.image_tokenizer is None:
             return
         rows, columns = self.image_tokenizer.grid
         num_documents = 1 + (self.retriever.num_retrieved if self.retriever is not None else 0)
-        one = rows * columns + 2  # <break> codes <break>; and one <eos> in front of all
+        one = rows * columns + 2  # <break> codes <break>; and one <eos> before everything
         least = num_documents * one + 1
         if least > self.decoder.context_length:
             fitting = (self.decoder.context_length - 1) // one - 1
@@ -146,8 +148,9 @@ class Recipe(KindSections):
 
 
 def diff(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
-    """(key, value in `a`, value in `b`) of every key that differs, in the recipes' order; `ABSENT`
-    where one has no such key."""
+    """Return (key, value in `a`, value in `b`) of every key that differs, in the recipes' order.
+
+    A value is `ABSENT` if that recipe has no such key."""
     left, right = a.flat(), b.flat()
     keys = [*left, *(key for key in right if key not in left)]
     return [
@@ -171,14 +174,14 @@ def _flatten(values: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _dump(values: dict[str, Any]) -> str:
-    """YAML by OmegaConf, which puts every text in quotes that its loader would read as a number."""
+    """Return YAML by OmegaConf, which quotes every text that its loader would read as a number."""
     return OmegaConf.to_yaml(OmegaConf.create(_escape(values)), resolve=False)
 
 
 def _escape(value: Any) -> Any:
-    r"""Texts that hold `${` once they are resolved are written `\${`, so that reading them back
-    resolves nothing. Backslashes just before it are doubled: OmegaConf halves those there, and only
-    there."""
+    r"""Write `${` in resolved texts as `\${`, so that reading them back resolves nothing.
+
+    Backslashes just before it are doubled: OmegaConf halves those there, and only there."""
     if isinstance(value, dict):
         return {key: _escape(item) for key, item in value.items()}
     if isinstance(value, list):

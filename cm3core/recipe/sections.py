@@ -1,5 +1,4 @@
-"""The recipe's fixed sections: what is no component. Each key's meaning stands in its class's
-docstring."""
+"""The recipe's fixed sections, which hold no component. Their docstrings document the keys."""
 
 from __future__ import annotations
 
@@ -12,13 +11,14 @@ from cm3core.interfaces.component import check_value
 
 @dataclass(kw_only=True)
 class VocabularySection:
-    """The table of token ids (see `cm3core.vocab.Vocabulary`); the image range comes from the image
-    tokenizer.
+    """The table of token ids, see `cm3core.vocab.Vocabulary`.
+
+    The image tokenizer decides the size of the image range.
 
     Args:
         num_text: size of the text range, 4 control tokens included (paper: 56,320). null: the text
             tokenizer's size + 4.
-        num_sentinels: mask tokens; the most spans that can be masked in a sequence (metaseq: 512).
+        num_sentinels: mask tokens; the maximum number of spans masked in a sequence (metaseq: 512).
         num_reserved: unused ids between image codes and special tokens (paper: 1,024).
         multiple_of: the embedding table's rows are padded to a multiple of this (metaseq: 8).
     """
@@ -58,38 +58,40 @@ class TrainSection:
     """How the decoder is trained.
 
     Args:
-        seed: decides the weights' start, the order of documents and every draw of the objective.
-        steps: optimiser steps; exactly one of `steps` and `minutes` is given.
+        seed: determines the initial weights, the order of documents and all random draws of the
+            objective.
+        steps: optimiser steps; give exactly one of `steps` and `minutes`.
         minutes: wall-clock length; the schedule follows the clock, interruptions not counted.
-        batch_rows: packed rows of `decoder.context_length` tokens in a micro-batch.
-        accumulate: micro-batches in an optimiser step.
+        batch_rows: packed rows of `decoder.context_length` tokens per micro-batch.
+        accumulate: micro-batches per optimiser step.
         optimizer: "adamw", or "muon": Muon for the layers' matrices, AdamW for the rest.
-        learning_rate: peak, of AdamW.
-        muon_learning_rate: peak, of Muon's matrices.
-        betas: AdamW's two.
-        eps: AdamW's.
+        learning_rate: peak learning rate of AdamW.
+        muon_learning_rate: peak learning rate of Muon's matrices.
+        betas: AdamW's two betas.
+        eps: AdamW's epsilon.
         weight_decay: decoupled; on matrices only.
-        warmup_steps: linear from 0 to the peak. With `minutes`, steps all the same.
+        warmup_steps: linear from 0 to the peak; counted in steps even with `minutes`.
         schedule: after warm-up: "cosine", "polynomial" (degree 1: linear) or "constant".
-        final_learning_rate_fraction: of the peak, at the end of the schedule.
-        clip_norm: largest norm of the whole gradient; 0 is off.
-        precision: "fp32", "bf16" (autocast; weights stay fp32), or "auto": bf16 where the machine
-            computes it.
+        final_learning_rate_fraction: fraction of the peak at the end of the schedule.
+        clip_norm: maximum norm of the whole gradient; 0 is off.
+        precision: "fp32", "bf16" (autocast; weights stay fp32), or "auto": bf16 if the machine
+            supports it.
         z_loss: weight of (log Z)^2, which keeps logits from growing (Chameleon: 1e-5); 0 is off.
         start_from: start from the weights of a trained model instead of random ones (fine-tuning):
             a run's folder, a checkpoint, an exported model, or "PLUGIN:NAME". Its tokenizers are
-            taken over; the decoder's shape must be the same.
-        start_from_codebook: start the image codes' embeddings from the tokenizer's codebook.
-        checkpoint_every_minutes: save at least so often; the last save is at the end.
-        checkpoint_every_steps: save every so many steps too; null is off.
-        keep_checkpoints: complete checkpoints that are kept.
+            used; the decoder's shape must be the same.
+        start_from_codebook: initialise the image codes' embeddings from the tokenizer's codebook.
+        checkpoint_every_minutes: maximum minutes between checkpoints; the last one is saved at the
+            end.
+        checkpoint_every_steps: also save a checkpoint every this many steps; null is off.
+        keep_checkpoints: number of complete checkpoints to keep.
         log_every_steps: steps between two lines of metrics.
         validate_every_steps: steps between two validations.
-        validation_splits: the data set's splits that are measured.
-        validation_documents: most documents of each split.
+        validation_splits: the data set's splits to validate on.
+        validation_documents: maximum number of documents of each split.
         sample_every_steps: steps between two grids of sample pictures; null is off.
         compile: torch.compile the decoder.
-        num_threads: threads of torch on the CPU; null: as the machine has.
+        num_threads: torch's CPU threads; null: as many as the machine has.
     """
 
     seed: int = 0
@@ -123,7 +125,7 @@ class TrainSection:
     num_threads: int | None = None
 
     def check(self) -> None:
-        """Raise `RecipeError` for values that can't be, or can't be together."""
+        """Raise `RecipeError` for values that are out of range or can't be combined."""
         if (self.steps is None) == (self.minutes is None):
             given = (
                 "neither is given"
@@ -185,10 +187,10 @@ class DataSection:
     """How documents become batches.
 
     Args:
-        cache_dir: where image codes and neighbours are kept. null: `CM3_CACHE`, else the user's
-            cache folder.
-        pack: put several sequences into a row, each seeing only itself; false: one sequence a row.
-        max_text_tokens: longer texts are cut to so many tokens.
+        cache_dir: folder for image codes and neighbours. null: `CM3_CACHE`, else the user's cache
+            folder.
+        pack: pack several sequences into a row, each seeing only itself; false: one per row.
+        max_text_tokens: longer texts are cut to this many tokens.
     """
 
     cache_dir: str | None = None
@@ -207,14 +209,14 @@ class DataSection:
 
 @dataclass(kw_only=True)
 class GenerateSection:
-    """What `cm3 generate` does when it is not told otherwise.
+    """Defaults of `cm3 generate`.
 
     Args:
-        num_images: pictures for a prompt.
-        num_candidates: pictures drawn for each one that is shown, the best by the section
-            `reranker` (paper: 8, by CLIP).
-        retrieve: put retrieved documents in front of the prompt.
-        max_text_tokens: longest caption or infilled text.
+        num_images: pictures per prompt.
+        num_candidates: pictures generated for each one shown, the best by the section `reranker`
+            (paper: 8, by CLIP).
+        retrieve: prepend retrieved documents to the prompt.
+        max_text_tokens: maximum length of a caption or infilled text.
     """
 
     num_images: int = 4

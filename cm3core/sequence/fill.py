@@ -68,7 +68,7 @@ def contents_of(codec: SegmentCodec, document: Document, filled: Document) -> li
         raise GenerationError(
             "filled document",
             f"has {len(filled)} segments, the document has {len(document)}",
-            "give the document itself, its holes filled",
+            "give the same document with its holes filled",
         )
     return [
         content
@@ -108,8 +108,8 @@ def _segment_contents(
         return []
     raise GenerationError(
         place,
-        f"is no filling of the document's {type(asked).__name__}",
-        "give the document itself, its holes filled",
+        f"is not a filling of the document's {type(asked).__name__}",
+        "give the same document with its holes filled",
     )
 
 

@@ -124,7 +124,7 @@ def unmask(masked: MaskedSequence, vocabulary: Vocabulary) -> IntArray:
     if not whole or (len(moved) and not len(heads)):
         raise DocumentError(
             "masked sequence",
-            f"{len(places)} sentinels in place, {len(heads)} spans behind, {len(tails)} "
+            f"{len(places)} sentinels in place, {len(heads)} spans after it, {len(tails)} "
             "<eoss>, not in the same order",
             "pass a whole sequence of the infill form",
         )

@@ -370,7 +370,7 @@ ERRORS = {
     "  next: did you mean 'width'?",
     (
         "trian.steps=3",
-    ): "command line: trian: is no section of a recipe\n  next: did you mean 'train'?",
+    ): "command line: trian: is not a section of a recipe\n  next: did you mean 'train'?",
     (
         "decoder=plian",
     ): "command line: decoder.name: no decoder is called 'plian'\n  next: did you mean 'plain'?",
@@ -399,7 +399,7 @@ ERRORS = {
     "  next: correct the value",
     (
         "train.betas=[0.9, high]",
-    ): "command line: train.betas: is [0.9, 'high'] (in it, 'high' is no float), "
+    ): "command line: train.betas: is [0.9, 'high'] (in it, 'high' is not float), "
     "expected list[float]\n  next: correct the value",
     (
         "train=3",
@@ -418,7 +418,7 @@ ERRORS = {
     "  next: keep one of them",
     (
         "train.betas=[",
-    ): "command line: train.betas=[: the value is no valid YAML\n  next: put it in quotes",
+    ): "command line: train.betas=[: the value is not valid YAML\n  next: put it in quotes",
     (
         "train.seed=${train.sed}",
     ): "command line: train.seed: can't be resolved: Interpolation key 'train.sed' not found\n"
@@ -444,12 +444,12 @@ def test_errors_of_the_command_line(folder: Path, overrides: tuple[str, ...]) ->
 FILE_ERRORS = {
     "decoder: {num_layer: 3}": "mine.yaml: decoder.num_layer: the decoder 'plain' has no key 'num_layer'\n"
     "  next: did you mean 'num_layers'?",
-    "train: {steps: 1}\ntrain: {steps: 2}": "mine.yaml, line 3: is no valid YAML: found duplicate key train\n"
+    "train: {steps: 1}\ntrain: {steps: 2}": "mine.yaml, line 3: is not valid YAML: found duplicate key train\n"
     "  next: correct the line",
-    "train: [": "mine.yaml, line 3: is no valid YAML: expected the node content, but found '<stream end>'\n"
+    "train: [": "mine.yaml, line 3: is not valid YAML: expected the node content, but found '<stream end>'\n"
     "  next: correct the line",
     "train: {1: 2}": "mine.yaml: train.1: the key 1 is not text\n  next: put it in quotes",
-    "train: {seed: !!python/object/apply:os.getpid []}": "mine.yaml, line 2: is no valid YAML: "
+    "train: {seed: !!python/object/apply:os.getpid []}": "mine.yaml, line 2: is not valid YAML: "
     "could not determine a constructor for the tag 'tag:yaml.org,2002:python/object/apply:os.getpid'\n  next: correct the line",
     "decoder: {_target_: os.system}": "mine.yaml: decoder._target_: the decoder 'plain' has no key '_target_'\n"
     "  next: known: block, context_length, d_model, num_layers, rates, scale, tags",
@@ -460,7 +460,7 @@ def test_nesting_without_end(folder: Path) -> None:
     write(folder, "mine.yaml", "train: " + "[" * 20_000)
     assert (
         message("mine.yaml")
-        == "mine.yaml: is no recipe: it is nested too deeply\n  next: correct the file"
+        == "mine.yaml: is not a recipe: it is nested too deeply\n  next: correct the file"
     )
 
 
@@ -501,7 +501,7 @@ def test_bad_extends(folder: Path) -> None:
 def test_what_is_no_recipe_at_all(folder: Path, text: str) -> None:
     write(folder, "mine.yaml", text)
     assert message("mine.yaml") == (
-        "mine.yaml: is no recipe: its top level is no mapping\n"
+        "mine.yaml: is not a recipe: its top level is not a mapping\n"
         "  next: write sections, as `cm3 recipe show tiny` does"
     )
 

@@ -93,8 +93,8 @@ def test_building_again_does_nothing_and_other_data_is_refused(tmp_path):
     with pytest.raises(DataError) as error:
         build_bank(source(11), tmp_path / "bank", tools(), shard_size=4, progress=False)
     assert str(error.value) == (
-        f"{tmp_path / 'bank'}: holds a memory bank of 10 documents, built of other data or "
-        "otherwise, or changed since\n  next: name a new folder, or add to this one: cm3 memory add"
+        f"{tmp_path / 'bank'}: holds a memory bank of 10 documents, built from other data or "
+        "settings, or changed since\n  next: name a new folder, or add to this one: cm3 memory add"
     )
     assert MemoryBank.open(tmp_path / "bank").fingerprint == first.fingerprint
 
@@ -179,8 +179,7 @@ def test_a_full_disk_is_told_and_costs_a_shard(tmp_path, monkeypatch):
     assert str(error.value) == (
         f"{tmp_path / 'bank'}: can't be written (No space left on device); what is in it stays "
         "as it was\n"
-        "  next: free space on that disk, then give the same command again: it goes on where it "
-        "stopped"
+        "  next: free space on that disk, then run the same command again: it resumes"
     )
     assert not list((tmp_path / "bank" / SHARDS).glob(".*"))
     monkeypatch.setattr(os, "fsync", plain)
@@ -206,9 +205,9 @@ def test_sigkill_at_any_moment(tmp_path):
     assert files(whole) == files(killed)
     states, kills = report["states"], report["kills"]
     assert set(kills["build"]) <= {
-        "is a memory bank whose building was cut off",
+        "is a memory bank whose building was interrupted",
         "does not exist",
-        "is no memory bank: it holds no manifest.json",
+        "is not a memory bank: it has no manifest.json",
         states["build"],
     }
     for step, before in (("add", "build"), ("remove", "add")):
@@ -242,8 +241,8 @@ def test_a_build_cut_off_goes_on(tmp_path, monkeypatch):
     with pytest.raises(DataError) as error:
         MemoryBank.open(tmp_path / "bank")
     assert str(error.value) == (
-        f"{tmp_path / 'bank'}: is a memory bank whose building was cut off\n"
-        "  next: give the same 'cm3 memory build' again: it goes on where it stopped"
+        f"{tmp_path / 'bank'}: is a memory bank whose building was interrupted\n"
+        "  next: run the same 'cm3 memory build' again: it resumes"
     )
     shards = sorted((tmp_path / "bank" / SHARDS).iterdir())
     assert len(shards) == 2
@@ -270,7 +269,7 @@ def test_other_data_begins_anew(tmp_path, capsys):
         )
     built(tmp_path / "bank")
     assert (
-        "note: data or settings are others than when building was cut off; it begins anew"
+        "note: data or settings have changed since building was interrupted; starting from scratch"
         in capsys.readouterr().err
     )
 

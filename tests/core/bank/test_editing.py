@@ -69,7 +69,7 @@ def test_merging_is_building_of_both(tmp_path):
     with pytest.raises(DataError) as error:
         merge_banks([one.folder, merged.folder], tmp_path / "more", progress=False)
     assert str(error.value) == (
-        f"{one.folder}: and the banks behind it share 6 ids ('d0', 'd1', 'd2', ...)\n"
+        f"{one.folder}: and the banks after it share 6 ids ('d0', 'd1', 'd2', ...)\n"
         "  next: leave the later documents of these ids out (--skip-duplicates), remove the "
         "earlier ones (cm3 memory remove), or "
         "give the new ones other ids (cm3 memory add --id-prefix)"
@@ -123,7 +123,7 @@ def test_other_tools_are_refused_with_the_reason(tmp_path):
         f"{tmp_path / 'other'}: was built with another embedder ('hash', fingerprint hash-4) "
         f"than {bank.folder} "
         "('hash', hash-8)\n"
-        "  next: build one of them anew with the other's: cm3 memory build"
+        "  next: rebuild one of them with the other's: cm3 memory build"
     )
     assert not (tmp_path / "both").exists()
 
@@ -137,7 +137,7 @@ def test_other_tools_are_refused_with_the_reason(tmp_path):
         ),
         (
             lambda place: MemoryBank.open(place),
-            "{place}: is no memory bank: it holds no manifest.json\n"
+            "{place}: is not a memory bank: it has no manifest.json\n"
             "  next: name a folder that 'cm3 memory build' wrote",
         ),
         (
@@ -147,7 +147,7 @@ def test_other_tools_are_refused_with_the_reason(tmp_path):
         ),
         (
             lambda place: build_bank(source(3), place, tools(), progress=False),
-            "{place}: holds 'bank' and is no memory bank\n  next: name a new folder",
+            "{place}: holds 'bank' and is not a memory bank\n  next: name a new folder",
         ),
         (
             lambda place: build_bank(source(3), place / "new", tools(), shard_size=0),

@@ -33,7 +33,7 @@ def edited(folder: Path, **changes) -> None:
         ),
         (
             lambda folder: edited(folder, shards=[]),
-            "bank: is a memory bank without documents\n  next: build it anew: cm3 memory build",
+            "bank: is a memory bank without documents\n  next: rebuild it: cm3 memory build",
         ),
         (
             lambda folder: edited(folder, dimension="8"),
@@ -45,7 +45,7 @@ def edited(folder: Path, **changes) -> None:
         ),
         (
             lambda folder: (folder / MANIFEST).write_text("[]"),
-            f"manifest.json: is no manifest of a memory bank\n  next: {AGAIN}",
+            f"manifest.json: is not a memory bank's manifest\n  next: {AGAIN}",
         ),
         (
             lambda folder: (folder / MANIFEST).write_text('{"format": 1'),
@@ -76,7 +76,10 @@ NAN = np.array([np.nan], np.float32).tobytes()
             lambda shard: shutil.rmtree(shard),
             r"vectors\.npy: can't be read \(No such file or directory\)\n",
         ),
-        (lambda shard: changed(shard / "vectors.npy", 0, b"x"), r"vectors\.npy: is no array \("),
+        (
+            lambda shard: changed(shard / "vectors.npy", 0, b"x"),
+            r"vectors\.npy: is not an array \(",
+        ),
         (
             lambda shard: changed(
                 shard / "vectors.npy",
@@ -99,7 +102,7 @@ def test_a_damaged_shard_is_named_and_the_others_can_be_used(tmp_path, damage, m
         MemoryBank.open(bank.folder)
     assert error.value.place.startswith(str(bank.shards[1].folder))
     assert error.value.next_step == (
-        "copy the bank again from where it came, or leave the damaged shards out: "
+        "copy the bank again from its source, or leave the damaged shards out: "
         f"cm3 memory remove {bank.folder} --damaged"
     )
     rest = MemoryBank.open(bank.folder, skip_damaged=True)
@@ -137,7 +140,7 @@ def test_several_damaged_shards_are_counted(tmp_path):
             call()
         assert (
             str(error.value)
-            == f"{bank.folder}: has damaged shards only\n  next: build it anew: cm3 memory build"
+            == f"{bank.folder}: has only damaged shards\n  next: rebuild it: cm3 memory build"
         )
 
 
@@ -148,7 +151,7 @@ def test_bits_that_flip_are_found_by_verifying_or_reading(tmp_path):
     opened = MemoryBank.open(bank.folder)
     [error] = opened.verify()
     assert str(error).startswith(
-        f"{codes}: is not what was written: its SHA-256 is another one\n  next: copy the bank again"
+        f"{codes}: is not what was written: its SHA-256 differs\n  next: copy the bank again"
     )
     with pytest.raises(
         DataError,
@@ -167,7 +170,7 @@ def test_a_name_in_the_manifest_leads_nowhere_else(tmp_path):
     values = json.loads((bank.folder / MANIFEST).read_text())
     values["shards"][0]["files"]["vectors.npy"]["sha256"] = "../" * 20
     (bank.folder / MANIFEST).write_text(json.dumps(values))
-    with pytest.raises(DataError, match=r"is damaged \(vectors\.npy: '\.\./.*' is no SHA-256\)"):
+    with pytest.raises(DataError, match=r"is damaged \(vectors\.npy: '\.\./.*' is not a SHA-256\)"):
         MemoryBank.open(bank.folder)
 
 

@@ -186,7 +186,10 @@ def test_names(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
             "mina/warm",
             "no kind and no loaded plugin is called 'mina'\n  next: did you mean 'mine'?",
         ),
-        ("mine/worm", "the plugin 'mine' brings no component 'worm'\n  next: did you mean 'warm'?"),
+        (
+            "mine/worm",
+            "the plugin 'mine' provides no component 'worm'\n  next: did you mean 'warm'?",
+        ),
     ],
 )
 def test_names_that_are_nothing_or_several(

@@ -69,11 +69,11 @@ BROKEN = {
     ),
     "an API version that is no number": (
         GOOD.replace("CM3_API = 1", "CM3_API = '1'"),
-        "states CM3_API = '1', which is no whole number",
+        "states CM3_API = '1', which is not an integer",
     ),
     "a key renamed to nothing": (
         GOOD.replace("    size: int", "    renamed = {'length': 'width'}\n    size: int"),
-        "CharactersConfig.renamed: 'length' became 'width', which is no field",
+        "CharactersConfig.renamed: 'length' became 'width', which is not a field",
     ),
     "a key renamed that is there": (
         GOOD.replace("    size: int", "    renamed = {'size': 'size'}\n    size: int"),
@@ -93,21 +93,21 @@ BROKEN = {
     ),
     "an instance": (
         GOOD.replace("CharactersConfig}", "CharactersConfig()}"),
-        "cm3_text_tokenizers: 'characters' is CharactersConfig(size=3), no subclass of "
+        "cm3_text_tokenizers: 'characters' is CharactersConfig(size=3), not a subclass of "
         "TextTokenizerConfig",
     ),
     "a config of another kind": (
         GOOD.replace("CharactersConfig(TextTokenizerConfig)", "CharactersConfig(DecoderConfig)"),
         "cm3_text_tokenizers: 'characters' is the class CharactersConfig, "
-        "no subclass of TextTokenizerConfig",
+        "not a subclass of TextTokenizerConfig",
     ),
     "no dataclass": (
         GOOD.replace("@dataclass(kw_only=True)", ""),
-        "CharactersConfig is no dataclass",
+        "CharactersConfig is not a dataclass",
     ),
     "no build": (
         GOOD.replace("def build", "def built"),
-        "CharactersConfig has no `build` of its own",
+        "CharactersConfig does not define its own `build`",
     ),
     "a field that no recipe can hold": (
         GOOD.replace("size: int = 3", "size: complex = 3"),

@@ -86,7 +86,7 @@ def test_no_default() -> None:
     with pytest.raises(PluginError) as error:
         default_name(registry_of(retriever={"a": Nearer}), "retriever", place="bank")
     assert str(error.value) == (
-        "bank: no retriever is named, and no plugin in use brings a default one\n  next: known: a"
+        "bank: no retriever is named, and no plugin in use provides a default one\n  next: known: a"
     )
 
 

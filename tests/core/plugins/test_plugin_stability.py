@@ -64,7 +64,7 @@ def test_the_api_before_is_served_and_told(
     monkeypatch.setattr(describe, "CM3_API", 2)
     registry = load(PLUGIN)
     (info,) = [info for info in registry.plugins if info.name == "old"]
-    line = "is written for plugin API 1; this cm3leon has 2 and serves it still"
+    line = "is written for plugin API 1; this cm3leon has 2 and still supports it"
     assert (info.status, info.deprecated) == ("loaded", [line])
     assert registry.config_class("text_tokenizer", "letters").__name__ == "LettersConfig"
     assert f"plugin 'old' ({tmp_path / 'old.py'}): {line}; update it" in caplog.messages
@@ -80,7 +80,7 @@ def test_what_is_older_or_newer_than_the_window_is_refused(
         load(PLUGIN.replace("CM3_API = 1", f"CM3_API = {stated}"))
     assert str(caught.value) == (
         f"plugin 'old' ({tmp_path / 'old.py'}): is written for plugin API {stated}, "
-        f"this cm3leon serves 2 to 3\n  next: {step}"
+        f"this cm3leon supports 2 to 3\n  next: {step}"
     )
 
 
@@ -145,7 +145,7 @@ def test_the_list_tells_what_is_deprecated(
     assert main(["--plugin", str(tmp_path / "old.py"), "plugin", "list"]) == 0
     assert capsys.readouterr().out.endswith(
         "old (file)  loaded\n  text_tokenizer: letters\n  deprecated: is written for plugin "
-        "API 1; this cm3leon has 2 and serves it still\n"
+        "API 1; this cm3leon has 2 and still supports it\n"
     )
 
 
@@ -166,9 +166,8 @@ def test_a_renamed_key_is_read_by_its_old_name(
     recipe = compose("tiny", ["text_tokenizer=letters", "text_tokenizer.size=7"], registry=registry)
     assert vars(recipe.text_tokenizer) == {"vocab_size": 7}
     assert caplog.messages == [
-        "command line: text_tokenizer.size: the key is called 'vocab_size' now: write that, the "
-        "old name "
-        "will go"
+        "command line: text_tokenizer.size: the key is now called 'vocab_size': use that, the "
+        "old name will be removed"
     ]
     assert recipe.origins["text_tokenizer.vocab_size"] == "command line"
 

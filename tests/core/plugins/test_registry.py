@@ -41,7 +41,7 @@ def test_unknown_names() -> None:
     )
     with pytest.raises(PluginError, match="no plugin 'bundle' is loaded"):
         registry.config_class("decoder", "bundle/cm3leon")
-    with pytest.raises(PluginError, match="the plugin 'bundled' brings no decoder 'sdpa'"):
+    with pytest.raises(PluginError, match="the plugin 'bundled' provides no decoder 'sdpa'"):
         registry.config_class("decoder", "bundled/sdpa")
     with pytest.raises(PluginError, match="recipes name components, not Python classes"):
         registry.config_class("decoder", "torch.nn.Linear")

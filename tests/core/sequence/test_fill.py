@@ -57,7 +57,7 @@ def test_contents_of_filled_documents(document, filled, contents):
 
 
 NO_FILLING = (
-    "is no filling of the document's {}\n  next: give the document itself, its holes filled"
+    "is not a filling of the document's {}\n  next: give the same document with its holes filled"
 )
 
 
@@ -67,8 +67,8 @@ NO_FILLING = (
         (
             (Text("a"), ImageHole()),
             (Text("a"),),
-            "filled document: has 1 segments, the document has 2\n  next: give the document "
-            "itself, its holes filled",
+            "filled document: has 1 segments, the document has 2\n  next: give the same document "
+            "with its holes filled",
         ),
         (
             (Text("a"), ImageHole()),
