@@ -1,4 +1,4 @@
-"""`cm3 upscaler train | eval`: train an upscaler for an image tokenizer, compare it with Lanczos."""
+"""`cm3 upscaler train | eval`: train an upscaler, compare it with Lanczos."""
 
 from __future__ import annotations
 

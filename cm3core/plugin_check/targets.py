@@ -29,8 +29,8 @@ class Target:
 
     Args:
         name: the entry point's name, or the file's without `.py`.
-        module: "module" or "module:attribute" as in an entry point, "" for a file (and where there is
-            nothing to import).
+        module: "module" or "module:attribute" as in an entry point, "" for a file (and where there
+            is nothing to import).
         file: path of the plugin's file, "" for a module.
         paths: folders that are searched for the module before all others.
         origin: where it was found.
