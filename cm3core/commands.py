@@ -8,46 +8,51 @@ from typing import NoReturn
 from cm3core.errors import CM3Error
 
 #: Command -> (module, one line of help). The modules' own HELP repeats the line; a test compares
-#: the two. No module: a plugin brings the command (the hook `cm3_commands`), and it stands in the
-#: table because newcomers begin with it.
+#: the two. No module: a plugin provides the command (the hook `cm3_commands`), which is listed
+#: here because newcomers start with it.
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("", "train a small model on real pictures and write a report, in minutes"),
-    "train": ("cm3core.cli.train", "train a decoder by a recipe, or go on where a run stopped"),
-    "generate": ("cm3core.cli.generate", "draw pictures for a prompt"),
-    "caption": ("cm3core.cli.caption", "describe a picture"),
-    "infill": ("cm3core.cli.infill", "redraw a part of a picture"),
-    "edit": ("cm3core.cli.edit", "draw a picture as an instruction changes it"),
+    "train": ("cm3core.cli.train", "train a decoder from a recipe, or resume a run"),
+    "generate": ("cm3core.cli.generate", "generate pictures for a prompt"),
+    "caption": ("cm3core.cli.caption", "caption a picture"),
+    "infill": ("cm3core.cli.infill", "inpaint a part of a picture"),
+    "edit": ("cm3core.cli.edit", "edit a picture by an instruction"),
     "ask": ("cm3core.cli.ask", "answer a question about a picture"),
-    "sweep": ("cm3core.cli.sweep", "draw the same prompts under several settings, side by side"),
-    "tokenizer": ("cm3core.cli.tokenizer", "train and measure text and image tokenizers"),
+    "sweep": ("cm3core.cli.sweep", "compare settings: the same prompts under each, side by side"),
+    "tokenizer": ("cm3core.cli.tokenizer", "train and evaluate text and image tokenizers"),
     "upscale": ("cm3core.cli.upscale", "enlarge a picture"),
-    "upscaler": ("cm3core.cli.upscaler", "train an upscaler, and measure one"),
-    "data": ("cm3core.cli.data", "look at a data set, and check every record"),
+    "upscaler": ("cm3core.cli.upscaler", "train and evaluate upscalers"),
+    "data": ("cm3core.cli.data", "inspect a data set, and check every record"),
     "memory": (
         "cm3core.cli.memory",
-        "build a memory bank to retrieve from, and change, check and measure it",
+        "build, change, check and measure memory banks for retrieval",
     ),
     "recipe": ("cm3core.cli.recipe", "list, show, check and compare recipes"),
-    "kinds": ("cm3core.cli.kinds", "list the kinds of components, and who brings which"),
+    "kinds": (
+        "cm3core.cli.kinds",
+        "list the kinds of components, and the plugins that provide them",
+    ),
     "describe": (
         "cm3core.cli.describe",
-        "explain a component, its keys and its section of a recipe; or a kind",
+        "explain a component, its keys and its recipe section; or a kind",
     ),
     "completion": (
         "cm3core.cli.completion",
-        "print a script that lets a shell complete commands, options and names",
+        "print a shell completion script for commands, options and names",
     ),
     "plugin": (
         "cm3core.cli.plugin",
-        "list plugins, what they bring and why one is broken; write a new one, check one",
+        "list plugins and their components, start a new plugin, check one",
     ),
 }
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Wrong arguments are told like every other wrong input. Parsers of actions (`add_subparsers`)
-    are of this class too."""
+    """Reports wrong arguments like any other wrong input.
+
+    The parsers of actions (`add_subparsers`) are of this class too.
+    """
 
     def error(self, message: str) -> NoReturn:
-        """Raise `CM3Error` in place of printing and leaving."""
+        """Raise `CM3Error` instead of printing and exiting."""
         raise CM3Error(self.prog, message, f"see `{self.prog} --help`")

@@ -1,10 +1,9 @@
-"""What `cm3 plugin new` writes: a whole small plugin project of a kind, which works as it stands.
-Imports no torch.
+"""The project that `cm3 plugin new` writes: a small, working plugin of a kind. Imports no torch.
 
-`templates/project` holds the files that every project gets, `templates/KIND` the package's modules,
-`test.py.in` (the test) and `template.toml` (see `Template`); a kind without such a folder can't be
-written. In the files `.in`, `<<field>>` stands for a value of `Plan.fields`; one that names
-another field is an error of ours.
+`templates/project` has the files of every project; `templates/KIND` has the package's modules,
+`test.py.in` (the test) and `template.toml` (see `Template`). A kind without such a folder has no
+template. In `.in` files, `<<field>>` is replaced by a value of `Plan.fields`; an unknown field is a
+bug in the template.
 """
 
 from __future__ import annotations
@@ -34,14 +33,13 @@ FIELD = re.compile(r"<<(\w+)>>")
 
 @dataclass(frozen=True)
 class Template:
-    """What a kind's project is written with: `templates/KIND/template.toml`.
+    """A kind's template settings, from `templates/KIND/template.toml`.
 
     Args:
-        class_ending: put after a plugin's name in its classes' names.
-        use: how a project's README uses the component, by one changed value; `<<name>>` is its
-            name.
-        modules: what imports torch, in a module of its own: file -> what the README's table says
-            of it. Most kinds are one module.
+        class_ending: suffix of the plugin's class names.
+        use: the override by which the README uses the component; `<<name>>` is its name.
+        modules: separate modules that import torch: file -> its description in the README's table.
+            Most kinds are one module.
     """
 
     class_ending: str
@@ -50,7 +48,7 @@ class Template:
 
 
 def template_kinds() -> list[str]:
-    """The kinds that there are templates for."""
+    """The kinds that have templates."""
     return [kind for kind in KINDS if _template_file(kind).is_file()]
 
 
@@ -65,13 +63,13 @@ def _template_file(kind: str) -> Path:
 
 @dataclass(frozen=True)
 class Plan:
-    """A project that can be written: its names are checked, and nothing is at its place.
+    """A project that can be written: its names are checked, and its folder does not exist.
 
     Args:
-        name: of component, entry point and plugin.
+        name: of the component, entry point and plugin.
         kind: one of `template_kinds()`.
-        folder: where the project will lie; does not exist.
-        author: who holds the copyright, "Name" or "Name <mail>"; "" for not told.
+        folder: the project's folder, which does not exist.
+        author: the copyright holder, "Name" or "Name <mail>"; "" if not given.
     """
 
     name: str
@@ -81,17 +79,17 @@ class Plan:
 
     @property
     def distribution(self) -> str:
-        """What pip calls it."""
+        """The distribution's name, for pip."""
         return PREFIX + self.name.replace("_", "-")
 
     @property
     def package(self) -> str:
-        """What Python imports."""
+        """The package's name, for import."""
         return self.distribution.replace("-", "_")
 
     @property
     def class_name(self) -> str:
-        """The component's class; its config's is this and "Config".
+        """Name of the component's class; its config's adds "Config".
 
         >>> Plan("my-top_k", "sampler", Path()).class_name, Plan("colour-sampler", "sampler", Path()).class_name
         ('MyTopKSampler', 'ColourSampler')
@@ -104,7 +102,7 @@ class Plan:
 
     @property
     def fields(self) -> dict[str, str]:
-        """What the templates may name."""
+        """The fields that templates may use."""
         kind, written, (major, minor) = (
             KINDS[self.kind],
             template(self.kind),
@@ -164,7 +162,7 @@ class Plan:
 
 
 def fill(text: str, fields: dict[str, str]) -> str:
-    """The text with every `<<field>>` replaced; a field that is not there is a KeyError.
+    """The text with every `<<field>>` replaced; an unknown field is a KeyError.
 
     >>> fill("a <<thing>>", {"thing": "plugin"})
     'a plugin'
@@ -178,12 +176,12 @@ def _a(words: str) -> str:
 
 
 def _author(author: str) -> tuple[str, str]:
-    """Name and mail address of "Name <mail>"; either may be ""."""
+    """Name and address from "Name <mail>"; either may be ""."""
     match = re.fullmatch(r"\s*([^<>]*?)\s*(?:<([^<>\s]+@[^<>\s]+)>)?\s*", author)
     if match is None or any(char in author for char in '"\\') or not author.isprintable():
         raise PluginError(
             f"--author {author!r}",
-            "is no author",
+            "is not an author",
             "write --author 'Name', or --author 'Name <mail@example.org>'",
         )
     return match[1], match[2] or ""
@@ -192,18 +190,18 @@ def _author(author: str) -> tuple[str, str]:
 def plan_project(
     name: str, kind: str, registry: Registry, *, folder: Path | None = None, author: str = ""
 ) -> Plan:
-    """Check what was asked for, before anything is written.
+    """Check the request before anything is written.
 
     Args:
-        name: what the component will be called in recipes.
+        name: the component's name in recipes.
         kind: one of `KINDS`.
-        registry: the plugins that are installed; their names are taken.
+        registry: the installed plugins, whose names are taken.
         folder: where the project goes; None: `cm3-NAME` in the working folder.
         author: see `Plan`.
 
     Raises:
-        PluginError: a name that can't be, or is taken; a kind that does not exist, or has no
-            template; a folder that is there already.
+        PluginError: the name is invalid or taken; the kind does not exist, or has no template; the
+            folder already exists.
         FileError: the folder can't be written.
     """
     if kind not in KINDS:
@@ -212,7 +210,7 @@ def plan_project(
         raise PluginError(
             f"--kind {kind}",
             f"there is no template for {_a(KINDS[kind].words)} yet",
-            f"write one by hand (`cm3 describe {kind}` says what it needs), or take another kind: "
+            f"write one by hand (`cm3 describe {kind}` shows what it needs), or choose another kind: "
             f"{', '.join(template_kinds())}",
         )
     _check_name(name)
@@ -222,7 +220,7 @@ def plan_project(
     if plan.folder.exists() or plan.folder.is_symlink():
         raise PluginError(
             str(plan.folder),
-            "is there already, and nothing is written over",
+            "already exists, and nothing is overwritten",
             "name another folder with -o, or remove this one",
         )
     check_writable(plan.folder, folder=True)
@@ -234,7 +232,7 @@ def _check_name(name: str) -> None:
     if name.lower().replace("_", "-").startswith(PREFIX):
         raise PluginError(
             place,
-            f"the name begins with {name[: len(PREFIX)]!r}, which the project's name gets anyway",
+            f"the name begins with {name[: len(PREFIX)]!r}, which the project's name adds anyway",
             f"write cm3 plugin new {name[len(PREFIX) :] or 'NAME'}",
         )
     if len(name) > MAX_LENGTH:
@@ -256,32 +254,32 @@ def _check_not_taken(plan: Plan, registry: Registry) -> None:
     if owners := registry.owners(plan.kind, plan.name):
         raise PluginError(
             place,
-            f"the plugin {owners[0]!r} brings {plan.fields['a_words']} {plan.name!r} already",
+            f"the plugin {owners[0]!r} already provides {plan.fields['a_words']} {plan.name!r}",
             "choose another name",
         )
     for info in registry.plugins:
         if info.name == plan.name:
             raise PluginError(
                 place,
-                f"a plugin {plan.name!r} is installed already ({info.origin})",
+                f"a plugin {plan.name!r} is already installed ({info.origin})",
                 "choose another name",
             )
     if find_spec(plan.package) is not None:
         raise PluginError(
-            place, f"a package {plan.package!r} is installed already", "choose another name"
+            place, f"a package {plan.package!r} is already installed", "choose another name"
         )
     known = {*interfaces.__all__, KINDS[plan.kind].kit.split(":")[1]}
     for class_name in (plan.class_name, f"{plan.class_name}Config"):
         if class_name in known:
             raise PluginError(
                 place,
-                f"its class would be called {class_name}, as one of cm3core's is",
+                f"its class would be named {class_name}, like one of cm3core's",
                 "choose another name",
             )
 
 
 def write_project(plan: Plan) -> list[str]:
-    """Write the project and return its files' names. It appears whole or not at all.
+    """Write the project, completely or not at all, and return its files' names.
 
     Raises:
         FileError: the disk is full, or nothing can be written there.
@@ -296,12 +294,12 @@ def write_project(plan: Plan) -> list[str]:
             path = temporary / "project" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-        # mkdtemp makes private folders; one inside it is an ordinary one
+        # mkdtemp creates private folders; a folder inside has ordinary permissions
         (temporary / "project").rename(target)
     except OSError as error:
         raise not_written(plan.folder, error) from error
     finally:
         if temporary is not None:
-            # what went wrong before is the error to tell
+            # the earlier error is the one to report
             shutil.rmtree(temporary, ignore_errors=True)
     return list(files)

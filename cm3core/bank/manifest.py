@@ -84,7 +84,7 @@ class Manifest:
     """What a bank is.
 
     Args:
-        dimension: E, numbers a vector.
+        dimension: E, numbers per vector.
         embedder: made the vectors.
         image_tokenizer: made the codes.
         shards: in the order of the documents.

@@ -1,7 +1,7 @@
-"""The command line `cm3`. Each command is a module of this folder with four names:
+"""The command line `cm3`. Each command is a module in this folder with four names:
 
     HELP: str                                one line for the table of `cm3 --help`
-    EXAMPLE: str                             lines that can be copied; shown at the end of the command's help
+    EXAMPLE: str                             lines to copy; shown at the end of the command's help
     configure(parser: ArgumentParser)        adds the command's arguments
     run(args: Namespace) -> int              does the work, returns the exit code
 
@@ -20,14 +20,13 @@ if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
 
 
-#: What is taken for a recipe's override among the arguments; whether its key is well formed is for
-#: `cm3core.recipe` to say.
+#: An argument of this form is a recipe override; `cm3core.recipe` checks whether its key is well
+#: formed.
 OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)
 
 
 def add_overrides(parser: ArgumentParser) -> None:
-    """Let a command take the recipe's overrides: `args.overrides`, a list of
-    `section.key=value`."""
+    """Let a command take recipe overrides: `args.overrides`, a list of `section.key=value`."""
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -38,8 +37,10 @@ def add_overrides(parser: ArgumentParser) -> None:
 
 
 def registry_of(args: Namespace, *, quiet: bool = False) -> Registry:
-    """The registry for a command: installed plugins, and the files that `--plugin` names. `quiet`
-    holds warnings back, for commands that show broken plugins anyway."""
+    """The registry for a command: installed plugins and the files given by `--plugin`.
+
+    `quiet` suppresses warnings, for commands that show broken plugins anyway.
+    """
     from cm3core.plugins import discovery
 
     before = discovery.logger.level

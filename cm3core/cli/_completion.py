@@ -1,9 +1,8 @@
-"""Completion scripts for shells: every command, action and option, and the names that they take.
-Imports no torch.
+"""Shell completion scripts: every command, action, option, and the names they take. No torch.
 
 The script is static: it holds the names of recipes, kinds, components and models as they are when
-it is written, so that a press of Tab starts no Python. The walk through the parsers is shtab's; the
-functions below say what a value may be.
+it is written, so that pressing Tab starts no Python. shtab walks the parsers; the functions below
+define which values an argument may have.
 """
 
 from __future__ import annotations
@@ -30,14 +29,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("cm3core.completion")
 SHELLS = ("bash", "zsh", "fish")
-#: Options that take names of a kind's components and aren't called like it, as `--sampler` is.
+#: Options that take component names but, unlike `--sampler`, are not named after the kind.
 _KIND_OF_OPTION = {"--rerank": "reranker", "--score": "reranker", "--upscale": "upscaler"}
 
 
 @dataclass(frozen=True)
 class Values:
-    """What an argument may be: some of these words, a file where `files` says so, or an
-    override."""
+    """What an argument may be: one of `words`, a file (if `files`), or an override."""
 
     words: tuple[str, ...] = ()
     files: bool = False
@@ -77,12 +75,12 @@ def script(shell: str, registry: Registry) -> str:
 
 
 def whole_parser(registry: Registry) -> argparse.ArgumentParser:
-    """All commands in one parser, those of plugins too. A plugin's command that can't be set up is
-    left out, with a warning."""
+    """All commands in one parser, including those of plugins.
+
+    A plugin's command that can't be set up is left out, with a warning.
+    """
     top = CommandParser(prog="cm3", description="CM3leon")
-    top.add_argument(
-        "--plugin", metavar="FILE.py", help="register the components of a plugin module from a file"
-    )
+    top.add_argument("--plugin", metavar="FILE.py", help="load a plugin module from a file")
     top.add_argument("--version", action="version", version="cm3leon")
     commands = top.add_subparsers(dest="command")
     for name in dict.fromkeys([*COMMANDS, *registry.commands()]):
@@ -93,7 +91,7 @@ def whole_parser(registry: Registry) -> argparse.ArgumentParser:
                 importlib.import_module(module).configure if module else registry.command(name)
             )
             if configure is None:
-                continue  # a command of a plugin that is not in use
+                continue  # the command of a plugin that is not in use
             configure(parser)
         except (Exception, SystemExit) as error:
             logger.warning("the command %r is left out: %s", name, error)
@@ -119,7 +117,7 @@ def actions_of(
 
 
 def values_of(command: str, action: argparse.Action, registry: Registry) -> Values | None:
-    """What an argument may be, by its option, its name and its metavar; None: nobody knows."""
+    """What an argument may be, by its option, its name and its metavar; None: unknown."""
     option = action.option_strings[-1] if action.option_strings else ""
     metavar = (
         " ".join(action.metavar) if isinstance(action.metavar, tuple) else action.metavar or ""
@@ -166,7 +164,7 @@ def values_of(command: str, action: argparse.Action, registry: Registry) -> Valu
         return Values((*(recipe.name for recipe in list_recipes()), *datasets), files=True)
     if action.type is Path or any(word in metavar for word in ("FILE", "FOLDER", "PATH")):
         return Values(files=True)
-    # zsh offers no options beside a positional argument that nothing is said of.
+    # zsh offers no options next to a positional argument without a specification.
     return None if option else Values()
 
 
@@ -212,7 +210,7 @@ def _override_words(
 
 
 def _bash(name: str, values: Values, sections: Mapping[str, tuple[list[str], list[str]]]) -> str:
-    """A function that prints what the word in $1 may become."""
+    """A function that prints the completions of the word in $1."""
     lines = [f"{name}() {{"]
     if values.overrides:
         beginnings, keys = _override_words(sections)
@@ -242,7 +240,7 @@ def _bash(name: str, values: Values, sections: Mapping[str, tuple[list[str], lis
     return "\n".join([*lines, "  :", "}"])
 
 
-#: After a name that something must follow, no space.
+#: No space after a name that must be followed by something.
 _BASH_END = """
 _cm3_complete() {
   local line

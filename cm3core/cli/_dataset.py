@@ -1,5 +1,7 @@
-"""What commands over data sets share: which one is meant, by a recipe, by overrides alone, or by a
-path; and its pictures."""
+"""Shared by the commands that read data sets: finding the data set, and reading its pictures.
+
+A data set is given by a recipe, by overrides alone, or by a path.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +20,20 @@ if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
 
-#: Bytes of pictures; more are kept on disk.
+#: Bytes of pictures; larger arrays are kept on disk.
 MAX_IN_MEMORY = 2 << 30
 
 
 def is_override(argument: str) -> bool:
-    """Whether an argument is `section.key=value`, and not a path that holds `=`."""
+    """Whether an argument is `section.key=value`, and not a path with `=` in it."""
     return OVERRIDE.fullmatch(argument) is not None and not Path(argument).exists()
 
 
 def reader_of(path: str, registry: Registry) -> str | None:
-    """Name of the data set that is meant for such a path (`DocumentSourceConfig.reads`), by its
-    ending or because it is a folder; None when it does not look like data."""
+    """Name of the data set that reads such a path (`DocumentSourceConfig.reads`).
+
+    Chosen by the path's suffix, or because it is a folder; None when it does not look like data.
+    """
     from cm3core.interfaces.dataset import FOLDER
     from cm3core.plugins.marks import marked
 
@@ -43,7 +47,7 @@ def reader_of(path: str, registry: Registry) -> str | None:
 
 
 def composed(values: dict[str, Any], overrides: Sequence[str], registry: Registry) -> Recipe:
-    """A recipe of nothing but `values` and the command line's overrides, which win."""
+    """A recipe of only `values` and the command line's overrides, which take precedence."""
     from omegaconf import OmegaConf
 
     from cm3core.recipe import recipe_from_yaml
@@ -60,12 +64,12 @@ def composed(values: dict[str, Any], overrides: Sequence[str], registry: Registr
 
 
 def recipe_of(target: str | None, overrides: Sequence[str], registry: Registry) -> Recipe:
-    """The recipe that `[RECIPE | PATH] [section.key=value ...]` means.
+    """The recipe given by `[RECIPE | PATH] [section.key=value ...]`.
 
     Args:
         target: a recipe's name or file, the path of data, the name of a data set, or an override;
             None: overrides alone.
-        overrides: the others.
+        overrides: further overrides.
         registry: the components.
     """
     from cm3core.recipe import compose, list_recipes
@@ -83,14 +87,14 @@ def recipe_of(target: str | None, overrides: Sequence[str], registry: Registry) 
             known = [*(recipe.name for recipe in list_recipes()), *registry.names("dataset")]
             raise DataError(
                 target,
-                "is no file or folder, no recipe and no data set",
+                "is not a file, folder, recipe or data set",
                 close_match(target, known),
             )
     return compose(target, overrides, registry=registry)
 
 
 def count_of(number: int, noun: str) -> str:
-    """A number of things.
+    """A number with its noun.
 
     >>> count_of(1, "document"), count_of(1234, "document")
     ('1 document', '1,234 documents')
@@ -100,14 +104,14 @@ def count_of(number: int, noun: str) -> str:
 
 @dataclass(frozen=True)
 class ChosenData:
-    """A data set: its component's `name`, its `config`, and the `title` that output calls it."""
+    """A data set: its component's `name`, its `config`, and its `title` in output."""
 
     name: str
     config: DocumentSourceConfig
 
     @property
     def title(self) -> str:
-        """The data set's path when it has one, and its name."""
+        """The data set's path, if it has one, and its name."""
         path = getattr(self.config, "path", None)
         return f"{path} ({self.name})" if isinstance(path, str) else self.name
 
@@ -119,19 +123,19 @@ class ChosenData:
 
 
 def chosen_data(args: Namespace) -> ChosenData:
-    """The data set that `args.target` and `args.overrides` mean."""
+    """The data set given by `args.target` and `args.overrides`."""
     recipe = recipe_of(args.target, args.overrides, registry_of(args))
     if recipe.dataset is None:
         raise RecipeError(
             "dataset",
-            "no data set is named",
+            "no data set is given",
             "give a recipe, a path, or dataset=NAME dataset.KEY=VALUE",
         )
     return ChosenData(recipe.component_names["dataset"], recipe.dataset)
 
 
 def data_source(recipe: Recipe, split: str | None) -> DocumentSource:
-    """The recipe's data set, or another split of it; raises `RecipeError` where it has none."""
+    """The recipe's data set, or another split of it; raises `RecipeError` if it has none."""
     if recipe.dataset is None:
         raise RecipeError(
             f"recipe {recipe.name}", "has no section 'dataset'", "add dataset=NAME to the command"
@@ -142,7 +146,7 @@ def data_source(recipe: Recipe, split: str | None) -> DocumentSource:
 
 
 def limit_threads(recipe: Recipe) -> None:
-    """As many threads of torch as the recipe says, if it does."""
+    """Set torch's number of threads to the recipe's, if it gives one."""
     if recipe.train.num_threads is not None:
         import torch
 
@@ -152,11 +156,12 @@ def limit_threads(recipe: Recipe) -> None:
 def pictures_of(
     source: DocumentSource, size: tuple[int, int], num: int | None = None
 ) -> PixelArray:
-    """All different pictures of a source, or `num` spread over it, at `size` = (height, width):
-    uint8 [N, height, width, 3].
+    """All distinct pictures of a source, or `num` spread over it, at `size` = (height, width).
+
+    Returns uint8 [N, height, width, 3].
 
     Raises:
-        DataError: there is none that can be read.
+        DataError: none can be read.
     """
     import numpy as np
     from tqdm import tqdm
@@ -190,8 +195,7 @@ def pictures_of(
 
 
 def _empty(shape: tuple[int, ...]) -> PixelArray:
-    """An array of bytes in memory, or, when it is large, in a nameless file of the temporary
-    folder."""
+    """An array of bytes: in memory, or, if large, in an unnamed temporary file."""
     import math
     import tempfile
 

@@ -1,8 +1,7 @@
-"""`cm3 memory recall`: what an approximate retriever finds of what an exact one finds, and how long
-it takes.
+"""`cm3 memory recall`: recall of an approximate retriever against exact search, and its latency.
 
-Text and image queries apart, because an index over vectors of whole documents may keep the recall
-of pictures and lose that of texts, which lie farther off.
+Text and image queries are measured separately, because an index over vectors of whole documents may
+keep the recall of pictures and lose that of texts, which are farther away.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
 
-LINE = "recall of an index beside exact search, and latency, for text and image queries"
+LINE = "measure an index's recall against exact search, and its latency"
 DESCRIPTION = (
-    "Asks the recipe's retriever and its exact form the same, and counts what it finds of the "
-    "nearest documents.\n"
-    "Queries are documents of the memory, each left out of its own results, or of other data. "
+    "Sends the same text and image queries to the recipe's retriever and to its exact form, and "
+    "measures recall.\n"
+    "Queries are documents of the memory, each excluded from its own results, or of other data. "
     "Exit code 1: poor."
 )
 EXAMPLE = """examples:
@@ -39,10 +38,10 @@ EXAMPLE = """examples:
   cm3 memory recall my/bank retriever.index=ivf retriever.nprobe=32 --queries 500
   cm3 memory recall quickstart --split unseen"""
 PLACE = "cm3 memory recall"
-#: The gate, at the `k` nearest to 4 of those asked for: CM3leon puts up to 3 documents in front of
-#: a query.
+#: The threshold, applied to the given `k` nearest to 4: CM3leon prepends up to 3 documents to a
+#: query.
 GOOD_RECALL, GATE_K = 0.95, 4
-#: Scores this near to each other are equal: which of equal documents is found is no matter of
+#: Scores this close count as equal: which of several equal documents is found does not affect
 #: recall.
 TIE = 1e-6
 #: Queries that are timed one at a time.
@@ -51,8 +50,7 @@ NUM_SINGLE = 100
 
 @dataclass(frozen=True)
 class Queries:
-    """Queries of one modality: documents, and for each the ids and content keys that it may not
-    find."""
+    """Queries of one modality: documents, and the ids and content keys that each must not find."""
 
     modality: str
     documents: list[Document]
@@ -61,16 +59,16 @@ class Queries:
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured with the queries of one modality.
+    """Measurements for the queries of one modality.
 
     Args:
         modality: "text" or "image".
-        num_queries: so many.
+        num_queries: the number of queries.
         recall: k -> share of the exact retriever's best k that the retriever has among its best k.
-        median_ms, p90_ms: of one query asked alone, embedding included.
+        median_ms, p90_ms: of a single query, embedding included.
         embedding_ms: median of embedding it.
-        batch_ms: of a query among `num_queries` asked together, and `exact_ms` the same of the
-            exact retriever; embedding included.
+        batch_ms: per query in one batch of `num_queries`, embedding included.
+        exact_ms: the same for the exact retriever.
     """
 
     modality: str
@@ -100,7 +98,7 @@ def configure(actions: Any) -> None:
         type=int,
         default=200,
         metavar="N",
-        help="documents that are asked for, spread over the data (default: %(default)s)",
+        help="documents to query, spread over the data (default: %(default)s)",
     )
     parser.add_argument(
         "--k",
@@ -108,26 +106,28 @@ def configure(actions: Any) -> None:
         nargs="+",
         default=[1, 4, 10],
         metavar="K",
-        help="numbers of nearest documents to count in (default: 1 4 10)",
+        help="values of k for recall@k (default: 1 4 10)",
     )
     parser.add_argument(
         "--data",
         metavar="RECIPE|PATH|NAME",
-        help="ask for documents of this data set (default: of the memory itself)",
+        help="take queries from this data set (default: the memory itself)",
     )
-    parser.add_argument("--split", metavar="NAME", help="of that data set, or of the recipe's")
+    parser.add_argument(
+        "--split", metavar="NAME", help="split of that data set, or of the recipe's"
+    )
     add_overrides(parser)
 
 
 def run(args: Namespace) -> int:
-    """Measure and print; the exit code: 1 when recall is poor."""
+    """Measure and print; return 1 when recall is poor."""
     for option, numbers in (("--queries", [args.queries]), ("--k", args.k)):
         for number in numbers:
             if number < 1:
                 raise CM3Error(
                     PLACE,
                     f"{option} is {number}, must be at least 1",
-                    "leave it out, or give another number",
+                    "omit it, or give another number",
                 )
     registry = registry_of(args)
     recipe = _recipe(args.target, args.overrides, registry)
@@ -136,7 +136,7 @@ def run(args: Namespace) -> int:
     source = memory if asked is None else asked
     chosen = queries_of(source, args.queries, _tokenizer(source, registry))
     of = (
-        "of the memory, each left out of its own results"
+        "of the memory, each excluded from its own results"
         if asked is None
         else f"of another data set of {len(asked):,}"
     )
@@ -156,7 +156,7 @@ def run(args: Namespace) -> int:
 
 
 def _recipe(target: str, overrides: Sequence[str], registry: Registry) -> Recipe:
-    """The recipe that is named, or one of a bank, its embedder and the default retriever."""
+    """The given recipe, or one of a bank, its embedder and the default retriever."""
     from cm3core.bank.manifest import MANIFEST, Manifest
     from cm3core.cli._dataset import composed
     from cm3core.plugins.marks import default_name
@@ -194,7 +194,7 @@ def _components(recipe: Recipe) -> tuple[DocumentSource, Embedder | None, Retrie
 
 
 def _asked(args: Namespace, recipe: Recipe, registry: Registry) -> DocumentSource | None:
-    """The data set that queries come from; None: the memory."""
+    """The data set of the queries; None: the memory."""
     from cm3core.cli._dataset import data_source, recipe_of
 
     if args.data is not None:
@@ -203,7 +203,7 @@ def _asked(args: Namespace, recipe: Recipe, registry: Registry) -> DocumentSourc
 
 
 def _tokenizer(source: DocumentSource, registry: Registry) -> ImageTokenizer | None:
-    """What draws the pictures of a bank, which are codes."""
+    """The image tokenizer that decodes a bank's pictures, which are codes."""
     from cm3core.bank import MemoryBank
     from cm3core.build import bank_tools
 
@@ -217,15 +217,15 @@ def _tokenizer(source: DocumentSource, registry: Registry) -> ImageTokenizer | N
 def queries_of(
     source: DocumentSource, number: int, tokenizer: ImageTokenizer | None
 ) -> list[Queries]:
-    """The texts and the pictures of documents spread over a source, as queries of their own.
+    """The texts and the pictures of documents spread over a source, as separate queries.
 
     Args:
         source: pictures by reference, or codes.
-        number: documents at most.
-        tokenizer: draws codes; None: the source has none.
+        number: maximum number of documents.
+        tokenizer: decodes codes; None: the source has none.
 
     Raises:
-        DataError: there is no query at all.
+        DataError: there are no queries.
     """
     from cm3core.document import Codes, Image, Text
     from cm3core.training.validation import spread
@@ -252,15 +252,14 @@ def queries_of(
     if not texts.documents and not images.documents:
         raise DataError(
             "the queries' data set",
-            "has neither a text nor a picture to ask for",
+            "has neither texts nor pictures to use as queries",
             "name another: --data PATH",
         )
     return [texts, images]
 
 
 def _loaded(picture: Image | Codes, tokenizer: ImageTokenizer | None) -> Image | None:
-    """The picture with its pixels in memory, so that reading and drawing are no part of what is
-    timed; None: it can't be read."""
+    """The picture with its pixels in memory, so that loading is not timed; None: unreadable."""
     from cm3core.document import Codes, Image, content_keys
 
     if isinstance(picture, Codes):
@@ -283,7 +282,7 @@ def figures(
 
     most, documents, exclude = max(ks), queries.documents, queries.exclude
     exact = retriever.exact()
-    # opens what is opened with the first query
+    # warm-up: some retrievers open files with the first query
     retriever.retrieve(documents[:1], most, exclude[:1])
     together, batch_s = _timed(lambda: retriever.retrieve(documents, most, exclude))
     nearest, exact_s = (
@@ -314,7 +313,7 @@ def figures(
 
 
 def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    """What it returns, and seconds."""
+    """The result of the call, and its duration in seconds."""
     begin = time.perf_counter()
     result = call()
     return result, time.perf_counter() - begin
@@ -323,8 +322,9 @@ def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
 def recall_at(
     k: int, found: Sequence[Sequence[Retrieved]], nearest: Sequence[Sequence[Retrieved]]
 ) -> float:
-    """The share of the `k` nearest of all queries (fewer where there are fewer) that stand among
-    the first `k` found; another document of the same score counts like one of them.
+    """The share of all queries' `k` nearest documents that are among the first `k` found.
+
+    Another document of the same score counts as a hit; a query may have fewer than `k`.
 
     >>> from cm3core.interfaces.retriever import Retrieved
     >>> a, b, c = (Retrieved(index, name, score) for index, (name, score) in enumerate([("a", 0.9), ("b", 0.5), ("c", 0.5)]))
@@ -345,12 +345,12 @@ def recall_at(
 
 
 def table(rows: Sequence[Figures]) -> str:
-    """A line for each modality."""
+    """A line per modality."""
     ks = list(rows[0].recall)
     lines = [
         f"{'queries':<14}"
         + "".join(f"{f'recall@{k}':>11}" for k in ks)
-        + f"{'ms a query: median':>20}{'p90':>9}{'embedding':>11}{'in a batch':>12}{'exact':>9}"
+        + f"{'ms/query: median':>20}{'p90':>9}{'embedding':>11}{'in a batch':>12}{'exact':>9}"
     ]
     for row in rows:
         times = zip(
@@ -367,7 +367,7 @@ def table(rows: Sequence[Figures]) -> str:
 
 
 def verdict(rows: Sequence[Figures], *, exact: bool) -> tuple[bool, str]:
-    """Whether recall is good, and the line that says so, with the next step where it isn't.
+    """Whether recall is good, and a line that states it, with the next step if it is not.
 
     Args:
         rows: of every modality.
@@ -379,7 +379,7 @@ def verdict(rows: Sequence[Figures], *, exact: bool) -> tuple[bool, str]:
     for row in rows:
         k = min(row.recall, key=lambda number: (abs(number - GATE_K), number))
         if row.recall[k] != row.recall[k]:
-            return True, "verdict: none; the retriever's thresholds leave no document to find"
+            return True, "verdict: none; the retriever's thresholds leave no documents to find"
         if row.recall[k] < GOOD_RECALL:
             poor.append(
                 f"{row.recall[k]:.3f} of the {k} nearest documents of {row.modality} queries"
@@ -390,6 +390,6 @@ def verdict(rows: Sequence[Figures], *, exact: bool) -> tuple[bool, str]:
         f"verdict: poor, it finds {' and '.join(poor)}; {GOOD_RECALL} is good\n"
         "  next: double retriever.nprobe (index ivf, pq) or retriever.ef_search (hnsw) until it "
         "is; with pq\n"
-        "        also retriever.num_candidates; or use retriever.index=flat, which misses "
-        "nothing, slowly"
+        "        also retriever.num_candidates; or use retriever.index=flat, which is exact but "
+        "slow"
     )

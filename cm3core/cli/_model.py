@@ -1,5 +1,4 @@
-"""What the commands that use a model share: choosing it, sampler, candidates, retrieved documents,
-progress, metadata."""
+"""Shared by the commands that use a model: its options, sampler, retrieval, progress, metadata."""
 
 from __future__ import annotations
 
@@ -22,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def add_model_options(parser: ArgumentParser) -> None:
-    """Those of every command that uses a model."""
+    """Add the options of every command that uses a model."""
     parser.add_argument(
         "--model",
         default=DEFAULT_MODEL,
         metavar="MODEL",
-        help="a run's folder, a checkpoint, or PLUGIN:NAME of a model that a plugin ships (default: %(default)s)",
+        help="a run's folder, a checkpoint, or PLUGIN:NAME of a model shipped by a plugin (default: %(default)s)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="same seed, same result (default: %(default)s)"
@@ -36,17 +35,17 @@ def add_model_options(parser: ArgumentParser) -> None:
         "--num-retrieved",
         type=int,
         metavar="K",
-        help="documents to retrieve and prepend; 0: none (default: as the model's recipe says)",
+        help="documents to retrieve and prepend; 0: none (default: the model's recipe)",
     )
     parser.add_argument(
         "--bank",
         metavar="FOLDER",
-        help="retrieve from this memory bank (cm3 memory build) in place of what the model was trained on",
+        help="retrieve from this memory bank (cm3 memory build) instead of the model's training data",
     )
     parser.add_argument(
         "--retriever",
         metavar="NAME",
-        help="another retriever than the recipe's, e.g. bm25; counts and the bank keep the recipe's values",
+        help="use another retriever, e.g. bm25; counts and bank keep the recipe's values",
     )
     parser.add_argument(
         "--context",
@@ -54,25 +53,25 @@ def add_model_options(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar=("FILE", "TEXT"),
-        help="prepend a picture and its text by hand; may be given several times",
+        help="prepend this picture and its text; may be given several times",
     )
     parser.add_argument(
         "--candidates",
         type=int,
         dest="num_candidates",
         metavar="K",
-        help="draw K for each result, and show the best (default: as the model's recipe says; the paper: 8)",
+        help="generate K candidates per result and keep the best (default: the model's recipe; the paper: 8)",
     )
     parser.add_argument(
         "--rerank",
         metavar="NAME",
-        help="what the best is chosen by: clip, likelihood, pmi or a plugin's "
+        help="reranker that chooses the best: clip, likelihood, pmi or a plugin's "
         "(default: the recipe's)",
     )
     parser.add_argument(
         "--sampler",
         metavar="NAME",
-        help="another sampler than the recipe's, e.g. cd_k; temperature and filters keep the recipe's values",
+        help="use another sampler, e.g. cd_k; temperature and filters keep the recipe's values",
     )
     parser.add_argument(
         "--set",
@@ -86,24 +85,24 @@ def add_model_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--show-retrieved",
         action="store_true",
-        help="list the documents that were prepended, and draw them into retrieved.png",
+        help="list the prepended documents, and show them in retrieved.png",
     )
     parser.add_argument(
         "--threads",
         type=int,
         metavar="N",
-        help="CPU threads of the decoder (default: 1 for a small one, else as many as the machine has cores)",
+        help="CPU threads of the decoder (default: 1 for a small one, else the number of cores)",
     )
     parser.add_argument(
         "--precision",
         default="auto",
         choices=["auto", "fp32", "bf16", "int8"],
-        help="of the decoder's weights while it generates (default: as they are)",
+        help="of the decoder's weights during generation (default: as stored)",
     )
 
 
 def open_model(args: Namespace) -> Model:
-    """The model that the options name."""
+    """The model named by the options."""
     from cm3core.model.model import load
 
     if args.threads is not None and args.threads < 1:
@@ -136,7 +135,7 @@ SECTIONS = ("sampler", "retriever")
 
 
 def settings_of(settings: Sequence[str], wanted: str) -> dict[str, Any]:
-    """Keys of one section from `SECTION.KEY=VALUE`; values are read as YAML reads them.
+    """Keys of one section from `SECTION.KEY=VALUE`; values are parsed as YAML.
 
     >>> settings_of(["sampler.temperature=0.5", "sampler.null_prompt=mask", "retriever.max_similarity=0.9"], "sampler")
     {'temperature': 0.5, 'null_prompt': 'mask'}
@@ -154,13 +153,13 @@ def settings_of(settings: Sequence[str], wanted: str) -> dict[str, Any]:
             raise GenerationError(
                 f"--set {setting}",
                 "is not sampler.KEY=VALUE or retriever.KEY=VALUE",
-                "write for instance --set sampler.guidance_scale=1.5",
+                "write e.g. --set sampler.guidance_scale=1.5",
             )
         try:
             parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
         except (OmegaConfBaseException, ValueError) as error:  # the latter: YAML's own errors
             raise GenerationError(
-                f"--set {setting}", f"has a value that is no YAML ({error})", "put it in quotes"
+                f"--set {setting}", f"has a value that is not YAML ({error})", "put it in quotes"
             ) from error
         assert isinstance(parsed, dict)
         check_interpolations(f"--set {key.strip()}", parsed["value"])
@@ -171,7 +170,7 @@ def settings_of(settings: Sequence[str], wanted: str) -> dict[str, Any]:
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Progress]:
-    """A bar of drawn tokens on the terminal, from the first one on."""
+    """A progress bar of tokens on the terminal, from the first token on."""
     from tqdm import tqdm
 
     bars: list[tqdm[Any]] = []
@@ -206,7 +205,7 @@ def metadata(
     retrieved: Sequence[RetrievedDocument],
     choice: Choice | None = None,
 ) -> dict[str, str]:
-    """What a written PNG says of itself: enough to draw it again."""
+    """A PNG's metadata: enough to generate it again."""
     from cm3core.config.schema import to_plain
 
     sampler = args.sampler or model.recipe.component_names.get("sampler", "")
@@ -244,8 +243,9 @@ def metadata(
 
 
 def printable(text: str) -> str:
-    """A model's words without control characters: a terminal obeys those, and anybody may have
-    trained the model.
+    """A model's text without control characters, which a terminal would obey.
+
+    The model may come from anyone.
 
     >>> printable("red\\x1b[2J apple\\tor\\r two")
     'red\\ufffd[2J apple or\\ufffd two'
@@ -256,7 +256,7 @@ def printable(text: str) -> str:
 
 
 def show_choice(choice: Choice | None) -> None:
-    """One line about how a result was chosen, if it was."""
+    """Print how a result was chosen among candidates, if it was."""
     if choice is not None:
         scores = ", ".join(f"{score:.4g}" for score in choice.scores)
         print(

@@ -1,4 +1,4 @@
-"""`cm3 plugin check`: whether a plugin is in order, for its author and for CI."""
+"""`cm3 plugin check`: check a plugin, for its author and for CI."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cm3core.errors import PluginError
 if TYPE_CHECKING:
     from cm3core.plugin_check.verdicts import Report, Verdict
 
-LINE = "whether a plugin is in order: API, hooks, names, keys, import time, laws of its components"
+LINE = "check a plugin: API, hooks, names, keys, import time, laws of its components"
 EXAMPLE = """  cm3 plugin check ./mine.py
   cm3 plugin check ./cm3-mine --quick
   cm3 plugin check cm3-mine dataset.path=./pictures --json"""
@@ -34,48 +34,46 @@ def configure(actions: _SubParsersAction[ArgumentParser]) -> None:
         "pyproject.toml, or a .py file",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="build nothing and try no laws: seconds"
+        "--quick", action="store_true", help="build nothing and test no laws; takes seconds"
     )
     parser.add_argument(
         "--max-examples",
         type=int,
         default=25,
         metavar="N",
-        help="examples of each law (default: %(default)s)",
+        help="examples per law (default: %(default)s)",
     )
     parser.add_argument(
         "--only",
         action="append",
         default=[],
         metavar="NAME",
-        help="look at this component only, NAME or KIND/NAME; may be given several times",
+        help="check only this component, NAME or KIND/NAME; may be given several times",
     )
     parser.add_argument(
         "--waive",
         action="append",
         default=[],
         metavar="[NAME.]LAW=REASON",
-        help="do not try a law (of one component) that it is not meant for; may be given several times",
+        help="skip a law that does not apply (to one component); may be given several times",
     )
     parser.add_argument(
         "--timeout",
         type=float,
         default=300.0,
         metavar="SECONDS",
-        help="for the laws of each component, and for commands, benchmarks and models (default: %(default)g)",
+        help="limit for each component's laws, and for commands, benchmarks and models (default: %(default)g)",
     )
     parser.add_argument(
-        "--strict", action="store_true", help="exit code 1 for warnings and what was skipped, too"
+        "--strict", action="store_true", help="exit code 1 for warnings and skipped checks, too"
     )
-    parser.add_argument(
-        "--json", action="store_true", help="everything, for programs, when all is done"
-    )
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, at the end")
     add_overrides(parser)
     parser.set_defaults(act=run)
 
 
 def run(args: Namespace) -> int:
-    """Print a line for each verdict; 0 when nothing fails, else 1."""
+    """Print a line per verdict; return 0 when nothing fails, else 1."""
     from cm3core.plugin_check.checking import Options, check
     from cm3core.plugin_check.verdicts import to_json
 
@@ -90,7 +88,7 @@ def run(args: Namespace) -> int:
         only=args.only,
         waived=[_waiver(text) for text in args.waive],
     )
-    reports = check(args.target, options, tell=None if args.json else _tell)
+    reports = check(args.target, options, tell=None if args.json else _print_verdict)
     if args.json:
         print(json.dumps(to_json(args.target, reports, strict=args.strict), indent=2))
     else:
@@ -98,7 +96,7 @@ def run(args: Namespace) -> int:
     return 0 if all(report.passed(strict=args.strict) for report in reports) else 1
 
 
-def _tell(report: Report, verdict: Verdict | None) -> None:
+def _print_verdict(report: Report, verdict: Verdict | None) -> None:
     if verdict is None:
         print(f"{report.name} {report.version}".rstrip() + f" ({report.origin})", flush=True)
     else:
@@ -113,6 +111,6 @@ def _waiver(text: str) -> tuple[str, str, str]:
         raise PluginError(
             f"--waive {text}",
             "is not LAW=REASON or NAME.LAW=REASON",
-            "say why the law does not apply, in quotes",
+            "give the reason why the law does not apply, in quotes",
         )
     return component, law, reason.strip()

@@ -1,4 +1,4 @@
-"""`cm3 plugin new`: a plugin project of any kind, which works as it stands. Needs no torch."""
+"""`cm3 plugin new`: write a working plugin project of any kind. Needs no torch."""
 
 from __future__ import annotations
 
@@ -22,37 +22,36 @@ def configure(actions: _SubParsersAction[Any]) -> None:
     """Add the action to those of `cm3 plugin`."""
     parser = actions.add_parser(
         "new",
-        help="write a new plugin's project",
+        help="start a new plugin project",
         formatter_class=RawDescriptionHelpFormatter,
-        description="Writes a package that brings one component: a small one that works, with its conformance test, README,\n"
+        description="Writes a package with one small, working component, its conformance test, README,\n"
         f"changelog, licence (MIT) and CI.\n\nkinds:\n{_kinds()}",
         epilog=f"example:\n  {EXAMPLE}",
     )
     parser.add_argument(
         "name",
         metavar="NAME",
-        help="what recipes will call the component; the package gets the name cm3-NAME",
+        help="the component's name in recipes; the package is named cm3-NAME",
     )
-    parser.add_argument("--kind", metavar="KIND", help="what it is, see above")
+    parser.add_argument("--kind", metavar="KIND", help="the kind of component, see above")
     parser.add_argument(
         "-o",
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="the project's folder, a new one (default: cm3-NAME)",
+        help="the project's folder, which must not exist yet (default: cm3-NAME)",
     )
     parser.add_argument(
         "--author",
         default="",
         metavar="'NAME <MAIL>'",
-        help="for pyproject.toml and LICENSE; the address may be left out",
+        help="for pyproject.toml and LICENSE; the address is optional",
     )
     parser.set_defaults(act=run)
 
 
 def _kinds() -> str:
-    """A line for each kind that can be written: its name, and what its hook's documentation says
-    it does."""
+    """A line for each kind that has a template: its name and its hook's first sentence."""
     kinds = template_kinds()
     width = max(map(len, kinds))
     lines = []
@@ -67,11 +66,11 @@ def _kinds() -> str:
 
 
 def run(args: Namespace) -> int:
-    """Write the project and say what to type next."""
+    """Write the project and print the commands to run next."""
     if args.kind is None:
         raise PluginError(
             f"cm3 plugin new {shlex.quote(args.name)}",
-            "it is not said what to write",
+            "no kind is given",
             f"give --kind, one of {', '.join(template_kinds())}",
         )
     plan = plan_project(
@@ -81,8 +80,8 @@ def run(args: Namespace) -> int:
     folder = str(plan.folder)
     print(
         f"{folder}: the {plan.fields['words']} {plan.name!r}, {len(files)} files\n"
-        f"  begin in {plan.package}/__init__.py\n\n"
+        f"  start in {plan.package}/__init__.py\n\n"
         f"next:\n  cd {shlex.quote(folder)}\n  pip install -e '.[test]'\n  python -m pytest\n\n"
-        f"README.md says how to use, check and publish it"
+        f"README.md explains how to use, check and publish it"
     )
     return 0

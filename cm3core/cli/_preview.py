@@ -1,5 +1,7 @@
-"""Pictures growing: `preview.png` in the output folder, and on a terminal as half blocks, two
-pixels a character."""
+"""A live preview of growing pictures: `preview.png`, and half blocks on a terminal.
+
+A half block shows two pixels per character.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +16,19 @@ if TYPE_CHECKING:
     from cm3core.generation.engine import PictureGrown
     from cm3core.model.model import Model
 
-#: Seconds between two updates, at least: decoding pictures must not slow down their drawing.
+#: Minimum seconds between two updates: decoding must not slow down generation.
 INTERVAL = 0.5
-#: Pictures side by side, at most, and how many characters wide each is on a terminal.
+#: Maximum pictures side by side, and the width of each on a terminal in characters.
 MOST, WIDTH = 8, 32
 
 
 class LivePreview:
-    """Shows the pictures that are being drawn.
+    """Shows the pictures that are being generated.
 
     Args:
         model: decodes them.
-        path: the file that is written anew at each update.
-        stream: where they are shown too if it is a terminal.
+        path: the file, rewritten at each update.
+        stream: also shows them if it is a terminal.
     """
 
     def __init__(self, model: Model, path: Path, stream: TextIO | None = None) -> None:
@@ -47,7 +49,7 @@ class LivePreview:
             self._growing.pop(candidate, None)
 
     def show(self) -> None:
-        """Write the file, and draw on the terminal in place of what was drawn before."""
+        """Write the file, and replace the preview on the terminal."""
         from cm3core import images
 
         shown = [self.model.preview(self._growing[key]) for key in sorted(self._growing)[:MOST]]
@@ -68,7 +70,7 @@ class LivePreview:
         self._last = time.monotonic()
 
     def clear(self) -> None:
-        """Take the picture off the terminal again, so that lines can be printed."""
+        """Remove the preview from the terminal, so that lines can be printed."""
         if self._lines:
             self.stream.write(f"\x1b[{self._lines}A\x1b[J")
             self.stream.flush()
@@ -76,8 +78,10 @@ class LivePreview:
 
 
 def half_blocks(pictures: list[PixelArray], width: int = WIDTH) -> str:
-    """Pictures side by side in true colour: each character is an upper half block over a
-    background, one pixel above another."""
+    """Pictures side by side in true colour.
+
+    Each character is an upper half block on a background: one pixel above another.
+    """
     import numpy as np
     from PIL import Image as Pillow
 

@@ -1,4 +1,4 @@
-"""`--show-retrieved`: which documents stood in front of a prompt, in words and as a picture."""
+"""`--show-retrieved`: the documents prepended to a prompt, as text and as a picture."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from cm3core.model.results import RetrievedDocument
 
 FILE = "retrieved.png"
-#: Pixels of a picture on the sheet, at least, and letters below it, at most.
+#: Minimum size of a picture on the sheet, in pixels, and maximum length of its caption.
 TILE, LETTERS = 128, 120
 
 
 @dataclass(frozen=True, eq=False)
 class Retrieval:
-    """A query and what came of it: each has words, a picture (uint8 [height, width, 3]) or both."""
+    """A query and its result: each has text, a picture (uint8 [height, width, 3]) or both."""
 
     query: str
     query_pixels: PixelArray | None
@@ -38,7 +38,7 @@ def seen(picture: Path, model: Model) -> PixelArray:
 
 
 def show_retrieved(retrieved: Sequence[RetrievedDocument]) -> None:
-    """One line a document."""
+    """Print one line per document."""
     for place, document in enumerate(retrieved):
         score = "" if document.score is None else f" ({document.score:.3f})"
         print(f"  retrieved {place + 1}: {printable(document.id)}{score} {document.text!r}")
@@ -55,8 +55,10 @@ def write_retrieved(folder: Path, retrievals: Sequence[Retrieval]) -> None:
 
 
 def retrieved_sheet(retrievals: Sequence[Retrieval]) -> PixelArray:
-    """A row for each query: the query, the documents in front with their scores, the result. uint8
-    [height, width, 3]."""
+    """A row per query: the query, the prepended documents with their scores, the result.
+
+    Returns uint8 [height, width, 3].
+    """
     from cm3core.images import grid
 
     most = max(len(one.retrieved) for one in retrievals)

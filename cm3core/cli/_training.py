@@ -1,5 +1,7 @@
-"""What the commands that train a component by itself share: arguments, the budget, pictures to
-validate on, and the recipe that is written beside the weights."""
+"""Shared by the commands that train a single component.
+
+Arguments, the training budget, the validation split, and the recipe written next to the weights.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from cm3core.errors import RecipeError
 if TYPE_CHECKING:
     from cm3core.recipe import Recipe
 
-#: The recipe that names the weights, beside them.
+#: The recipe that names the weights, in the same folder.
 RECIPE_FILE = "recipe.yaml"
 
 
@@ -41,10 +43,10 @@ def add_training_arguments(parser: ArgumentParser, out_help: str) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help=out_help)
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument(
-        "--minutes", type=float, help="train for so long (default: the recipe's train.minutes)"
+        "--minutes", type=float, help="minutes to train (default: the recipe's train.minutes)"
     )
     budget.add_argument(
-        "--steps", type=int, help="train for so many steps (default: the recipe's train.steps)"
+        "--steps", type=int, help="steps to train (default: the recipe's train.steps)"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     add_overrides(parser)
@@ -67,13 +69,18 @@ def add_evaluation_arguments(
 
 
 def budget_of(args: Namespace, recipe: Recipe, command: str) -> dict[str, Any]:
-    """`minutes` and `steps` of the command line, else of the recipe; one of them is None. Raises
-    `RecipeError` when both or none are given, or one that is not more than 0."""
+    """`minutes` and `steps` from the command line, else from the recipe; one of them is None.
+
+    Raises:
+        RecipeError: both or neither are given, or the one given is not more than 0.
+    """
     minutes, steps = args.minutes, args.steps
     if minutes is None and steps is None:
         minutes, steps = recipe.train.minutes, recipe.train.steps
     if (minutes is None) == (steps is None):
-        raise RecipeError(command, "how long to train is not decided", "give --minutes or --steps")
+        raise RecipeError(
+            command, "the length of training is not given", "give --minutes or --steps"
+        )
     if (length := minutes if steps is None else steps) is not None and not length > 0:
         raise RecipeError(
             "--minutes" if steps is None else "--steps", f"is {length}", "use more than 0"
@@ -82,14 +89,14 @@ def budget_of(args: Namespace, recipe: Recipe, command: str) -> dict[str, Any]:
 
 
 def validation_split(recipe: Recipe) -> str | None:
-    """The first of the recipe's validation splits, and "valid", that the data set has."""
+    """The first of the recipe's validation splits, then "valid", that the data set has."""
     assert recipe.dataset is not None
     names = (*recipe.train.validation_splits, "valid")
     return next((name for name in names if name in recipe.dataset.splits), None)
 
 
 def require_section(recipe: Recipe, kind: str) -> None:
-    """Raise `RecipeError` where a recipe lacks a component, or one that can't be used."""
+    """Raise `RecipeError` where a recipe lacks a component, or it can't be used."""
     if getattr(recipe, kind) is None:
         raise RecipeError(
             f"recipe {recipe.name}",
@@ -105,7 +112,7 @@ def takes_weights(recipe: Recipe, kind: str) -> bool:
 
 
 def write_recipe(recipe: Recipe, kind: str, weights: Path, folder: Path) -> None:
-    """Write the recipe, with the weights in its key `weights` if it has one, into a folder."""
+    """Write the recipe into a folder, with the weights in its key `weights` if it has one."""
     from cm3core.files import write_text
 
     if takes_weights(recipe, kind):

@@ -25,17 +25,17 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "picture", type=Path, help="a picture's file; the model sees its largest centred square"
     )
-    parser.add_argument("question", help="for models that were tuned on questions")
+    parser.add_argument("question", help="the question; for models tuned on questions")
     parser.add_argument(
         "--template",
         metavar="TEXT",
-        help="the text before the picture, as in tuning: {question} ... {answer}",
+        help="the prompt around question and answer, as in tuning: {question} ... {answer}",
     )
     parser.add_argument(
         "--max-tokens",
         type=int,
         metavar="N",
-        help="longest answer (default: as the model's recipe says)",
+        help="maximum length of the answer (default: the model's recipe)",
     )
     add_model_options(parser)
 

@@ -1,4 +1,4 @@
-"""`cm3 caption`: describe pictures."""
+"""`cm3 caption`: caption pictures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cm3core.cli._model import (
 )
 from cm3core.cli._retrieved import Retrieval, seen, show_retrieved, write_retrieved
 
-HELP = "describe a picture"
+HELP = "caption a picture"
 EXAMPLE = """  cm3 caption picture.png
   cm3 caption a.png b.png --model runs/apples --max-tokens 20 --set sampler.text_temperature=0
   cm3 caption picture.png --candidates 8 --rerank clip"""
@@ -33,16 +33,16 @@ def configure(parser: ArgumentParser) -> None:
         "--max-tokens",
         type=int,
         metavar="N",
-        help="longest text (default: as the model's recipe says)",
+        help="maximum length of the caption (default: the model's recipe)",
     )
     add_model_options(parser)
 
 
 def run(args: Namespace) -> int:
-    """Print one line for each picture."""
+    """Print one line per picture."""
     options = task_options(args)
     model = open_model(args)
-    with progress_bar("describing") as progress:
+    with progress_bar("captioning") as progress:
         texts = model.captions(
             args.picture, max_tokens=args.max_tokens, progress=progress, **options
         )

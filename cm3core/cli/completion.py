@@ -1,5 +1,4 @@
-"""`cm3 completion`: a script that lets a shell complete cm3's commands, options and names. Needs no
-torch."""
+"""`cm3 completion`: print a shell completion script. Needs no torch."""
 
 from __future__ import annotations
 
@@ -7,12 +6,12 @@ from argparse import ArgumentParser, Namespace
 
 from cm3core.cli import registry_of
 
-HELP = "print a script that lets a shell complete commands, options and names"
+HELP = "print a shell completion script for commands, options and names"
 EXAMPLE = """  cm3 completion bash > ~/.local/share/bash-completion/completions/cm3
   cm3 completion zsh > ~/.zfunc/_cm3        # with fpath+=~/.zfunc before compinit in ~/.zshrc
   cm3 completion fish > ~/.config/fish/completions/cm3.fish
 
-the script holds the names that there are: write it anew when you install or remove plugins"""
+the script holds the current names: write it again after installing or removing plugins"""
 
 
 def configure(parser: ArgumentParser) -> None:

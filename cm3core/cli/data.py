@@ -1,4 +1,4 @@
-"""`cm3 data validate | show`: check every record of a data set, and look at it."""
+"""`cm3 data validate | show`: check every record of a data set, and show some of it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from cm3core.document import Document, PixelArray
     from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
 
-HELP = "look at a data set, and check every record"
+HELP = "inspect a data set, and check every record"
 EXAMPLE = """  cm3 data validate my/pictures
   cm3 data validate dataset=folder dataset.path=my/pictures
   cm3 data show quickstart dataset.split=unseen -o sheet.png
-A path is read by its kind: a folder by 'folder', .jsonl by 'jsonl', .tar (also data-{000..099}.tar) by 'webdataset'."""
-NUM_TOLD = 5
+The reader follows from the path: folders 'folder', .jsonl 'jsonl', .tar (also data-{000..099}.tar) 'webdataset'."""
+NUM_SHOWN = 5
 TILE = 128
 
 
@@ -48,17 +48,15 @@ def configure(parser: ArgumentParser) -> None:
 
     validate = add(
         "validate",
-        "check every record of every split, decode every picture, name what is bad",
-        "Checks every record of every split and decodes every picture. Exit code 1 when any is "
-        "bad.",
+        "check every record of every split, decode every picture, list the bad ones",
+        "Checks every record of every split and decodes every picture. Exit code 1 if any is bad.",
         "cm3 data validate my/pictures",
     )
     validate.add_argument("--quiet", action="store_true", help="no progress bar")
     show = add(
         "show",
-        "count documents, and draw some of them into a picture",
-        "Counts the documents of each split and draws some of them, with their captions, into "
-        "one picture.",
+        "count documents, and show some in a contact sheet",
+        "Counts the documents of each split, and shows some with their captions in one picture.",
         "cm3 data show my/pictures --num 48 -o sheet.png",
     )
     show.add_argument(
@@ -75,7 +73,7 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Do one action."""
+    """Run one action."""
     data = chosen_data(args)
     if args.action == "show":
         return _show(data, args.out or Path(f"data-{data.name.replace('/', '-')}.png"), args.num)
@@ -83,7 +81,7 @@ def run(args: Namespace) -> int:
 
 
 def _validate(data: ChosenData, quiet: bool) -> int:
-    """Bad records on stdout as they are found; the summary last."""
+    """Print bad records as they are found; the summary last."""
     from tqdm import tqdm
 
     splits = (
@@ -91,14 +89,14 @@ def _validate(data: ChosenData, quiet: bool) -> int:
         if "all" in data.config.splits
         else list(dict.fromkeys((*data.config.splits, data.config.split)))
     )
-    told: set[SkippedRecord] = set()
+    reported: set[SkippedRecord] = set()
     num_documents = num_bad = 0
     for split in splits:
         source = data.build(split)
         for record in source.skipped:
             # sources list the bad records of the whole data set with each split
-            if record not in told:
-                told.add(record)
+            if record not in reported:
+                reported.add(record)
                 _print_bad(record)
         num_documents += len(source)
         for index in tqdm(
@@ -110,7 +108,7 @@ def _validate(data: ChosenData, quiet: bool) -> int:
                 num_bad += 1
                 tqdm.write("", end="")  # clears the bar
                 _print_bad(error)
-    num_bad_records = len(told) + num_bad
+    num_bad_records = len(reported) + num_bad
     good = num_documents - num_bad
     print(
         f"{data.title}: {count_of(good, 'good document')}, "
@@ -174,17 +172,17 @@ def _show(data: ChosenData, out: Path, num: int) -> int:
     assert chosen is not None
     if chosen.skipped:
         print(
-            f"skipped {count_of(len(chosen.skipped), 'bad record')}; 'cm3 data validate' names "
+            f"skipped {count_of(len(chosen.skipped), 'bad record')}; 'cm3 data validate' lists "
             "them all:"
         )
-        for record in chosen.skipped[:NUM_TOLD]:
+        for record in chosen.skipped[:NUM_SHOWN]:
             print(f"  {record.place}: {record.cause}")
     if len(chosen) == 0:
         print(f"split {data.config.split!r} is empty: no contact sheet")
         return 0
-    sheet, num_drawn = contact_sheet(chosen, num)
+    sheet, num_shown = contact_sheet(chosen, num)
     save_png(out, sheet)
-    print(f"{out}: {num_drawn} of the {len(chosen):,} documents of split {data.config.split!r}")
+    print(f"{out}: {num_shown} of the {len(chosen):,} documents of split {data.config.split!r}")
     return 0
 
 
@@ -203,8 +201,9 @@ def _letters(documents: list[Document]) -> str:
 
 
 def contact_sheet(source: DocumentSource, num: int, num_columns: int = 6) -> tuple[PixelArray, int]:
-    """Documents spread evenly over the source, each its first picture (cut to a square, as in
-    training) above its text.
+    """Documents spread evenly over the source, each as its first picture above its text.
+
+    Pictures are cropped to a square, as in training.
 
     Returns:
         The sheet, uint8 [height, width, 3], and the number of documents on it.

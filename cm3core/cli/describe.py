@@ -1,5 +1,4 @@
-"""`cm3 describe`: a component's keys, origin, laws and recipe section; or a kind's. Needs no
-torch."""
+"""`cm3 describe`: a component's keys, origin, laws and recipe section; or a kind's. No torch."""
 
 from __future__ import annotations
 
@@ -16,12 +15,12 @@ if TYPE_CHECKING:
     from cm3core.config.docs import Key
     from cm3core.plugins.catalog import ComponentEntry, KindEntry
 
-HELP = "explain a component, its keys and its section of a recipe; or a kind"
+HELP = "explain a component, its keys and its recipe section; or a kind"
 EXAMPLE = """  cm3 describe sampler/cd_k
   cm3 describe emoji
   cm3 describe image_tokenizer
   cm3 --plugin ./mine.py describe mine --json"""
-#: Longest lines, also of a wide terminal.
+#: Maximum line length, on wide terminals too.
 WIDTH = 120
 
 
@@ -30,11 +29,11 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "name", metavar="NAME", help="KIND/NAME, NAME, PLUGIN/NAME, KIND/PLUGIN/NAME, or KIND"
     )
-    parser.add_argument("--json", action="store_true", help="everything, for programs")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
 def run(args: Namespace) -> int:
-    """Print what is known of it."""
+    """Print the component's or kind's entry."""
     from cm3core.plugins.catalog import component_entry, find, kind_entry, to_plain
 
     registry = registry_of(args)
@@ -77,7 +76,7 @@ def _kind(entry: KindEntry) -> Iterator[str]:
         yield from _wrapped(
             f"{component.name} ({component.plugin}): {component.summary}", "  ", "      "
         )
-    yield from _texts("what an implementation defines", entry.methods)
+    yield from _texts("an implementation defines", entry.methods)
     yield from _keys("keys that all of them have", entry.keys)
     yield from _texts("laws of the conformance kit", entry.laws)
 
@@ -87,14 +86,14 @@ def _keys(heading: str, keys: Sequence[Key]) -> Iterator[str]:
         yield ""
         yield heading
     for key in keys:
-        value = "must be given" if key.required else f"default {_shown(key.default)}"
+        value = "required" if key.required else f"default {_shown(key.default)}"
         yield f"  {key.name}: {key.type}, {value}"
         if key.text:
             yield from _wrapped(key.text, "      ")
 
 
 def _shown(value: object) -> str:
-    """A value as YAML writes it, in a line."""
+    """A value as YAML writes it, on one line."""
     return json.dumps(value, ensure_ascii=False)
 
 

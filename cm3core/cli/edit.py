@@ -1,4 +1,4 @@
-"""`cm3 edit`: draw a picture as an instruction changes it."""
+"""`cm3 edit`: edit a picture by an instruction."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cm3core.cli.generate import add_drawing_options, write_pictures
 from cm3core.errors import FileError
 from cm3core.files import check_writable
 
-HELP = "draw a picture as an instruction changes it"
+HELP = "edit a picture by an instruction"
 EXAMPLE = """  cm3 edit apple.png "make it green" --n 4 --model runs/tuned -o out/
   cm3 edit apple.png "make it green" --set sampler.picture_guidance_scale=1.2"""
 
@@ -21,13 +21,13 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "picture", type=Path, help="a picture's file; the model sees its largest centred square"
     )
-    parser.add_argument("instruction", help="what to change; for models that were tuned on editing")
+    parser.add_argument("instruction", help="what to change; for models tuned on editing")
     add_drawing_options(parser)
     add_model_options(parser)
 
 
 def run(args: Namespace) -> int:
-    """Draw, write the pictures with their metadata, print the paths."""
+    """Generate, write the pictures with their metadata, print the paths."""
     from cm3core.model.drawing import editing_sampler
 
     check_writable(args.out, folder=True)
@@ -39,11 +39,11 @@ def run(args: Namespace) -> int:
         )
     options = task_options(args) | {"truncate": args.truncate, "upscale": args.upscale}
     model = open_model(args)
-    with progress_bar("drawing") as progress:
+    with progress_bar("generating") as progress:
         pictures = model.edit(
             args.picture, args.instruction, args.num_images, progress=progress, **options
         )
-    if args.sampler is None:  # what `Model.edit` takes; the pictures' metadata name it
+    if args.sampler is None:  # `Model.edit`'s default, for the pictures' metadata
         args.sampler = editing_sampler(model.recipe, model.components.registry)
     return write_pictures(
         args, model, iter(pictures), [args.instruction], len(pictures), seen(args.picture, model)

@@ -1,4 +1,4 @@
-"""`cm3 generate`: draw pictures for a prompt."""
+"""`cm3 generate`: generate pictures for a prompt."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from cm3core.model.model import Model
     from cm3core.model.results import GeneratedImage
 
-#: Pictures beside each other in the contact sheet.
+#: Pictures side by side in the contact sheet.
 COLUMNS = 8
-#: Pictures of a prompt in the contact sheet, at most: it must fit the memory, and a screen.
+#: Maximum pictures per prompt in the contact sheet, which must fit memory and a screen.
 SHEET = 64
 
-HELP = "draw pictures for a prompt"
+HELP = "generate pictures for a prompt"
 EXAMPLE = """  cm3 generate "a red apple" --n 4 --seed 1 -o out/
   cm3 generate "a red apple" --candidates 8 --rerank clip --upscale --preview
   cm3 generate "a red apple" "a green pear" --model runs/apples --num-retrieved 0
@@ -38,12 +38,14 @@ EXAMPLE = """  cm3 generate "a red apple" --n 4 --seed 1 -o out/
 
 def configure(parser: ArgumentParser) -> None:
     """The prompts and the options."""
-    parser.add_argument("prompt", nargs="+", help="what to draw, worded like the training captions")
+    parser.add_argument(
+        "prompt", nargs="+", help="what the picture shows, worded like the training captions"
+    )
     add_drawing_options(parser)
     parser.add_argument(
         "--preview",
         action="store_true",
-        help="show the pictures growing: in FOLDER/preview.png, and on a terminal",
+        help="show the pictures while they are generated: in FOLDER/preview.png, and on a terminal",
     )
     add_model_options(parser)
 
@@ -55,7 +57,7 @@ def add_drawing_options(parser: ArgumentParser) -> None:
         type=int,
         dest="num_images",
         metavar="N",
-        help="pictures for each prompt (default: as the model's recipe says)",
+        help="pictures per prompt (default: the model's recipe)",
     )
     parser.add_argument(
         "-o",
@@ -63,7 +65,7 @@ def add_drawing_options(parser: ArgumentParser) -> None:
         type=Path,
         default=Path("cm3-out"),
         metavar="FOLDER",
-        help="where 000.png, 001.png, ... are written, each as soon as it is drawn, and at the end "
+        help="where 000.png, 001.png, ... are written, each as soon as it is generated, and finally "
         f"grid.png with the first {SHEET} of each prompt (default: %(default)s)",
     )
     parser.add_argument(
@@ -72,18 +74,20 @@ def add_drawing_options(parser: ArgumentParser) -> None:
         const=True,
         default=False,
         metavar="NAME",
-        help="also write 000-large.png, ...: enlarged by the recipe's upscaler, or edsr, lanczos, a plugin's",
+        help="also write 000-large.png, ...: enlarged by the recipe's upscaler, or by NAME (edsr, lanczos, ...)",
     )
     parser.add_argument(
         "--truncate",
         action="store_true",
-        help="read only the beginning of a prompt longer than training texts",
+        help="cut a prompt that is longer than the training texts",
     )
 
 
 def run(args: Namespace) -> int:
-    """Draw, write the pictures with their metadata, print the paths. Ctrl-C keeps what was
-    drawn."""
+    """Generate, write the pictures with their metadata, print the paths.
+
+    Ctrl-C keeps the pictures written so far.
+    """
     check_writable(args.out, folder=True)
     options = task_options(args) | {"truncate": args.truncate, "upscale": args.upscale}
     model = open_model(args)
@@ -95,15 +99,15 @@ def run(args: Namespace) -> int:
 def _counted(
     args: Namespace, model: Model, each: int, options: dict[str, Any]
 ) -> Iterator[GeneratedImage]:
-    """The pictures, tokens counted on a bar meanwhile."""
-    with progress_bar("drawing") as progress:
+    """The pictures, with a progress bar of tokens."""
+    with progress_bar("generating") as progress:
         yield from model.stream(args.prompt, each, progress=progress, **options)
 
 
 def _previewed(
     args: Namespace, model: Model, each: int, options: dict[str, Any]
 ) -> Iterator[GeneratedImage]:
-    """The pictures, shown while they grow."""
+    """The pictures, previewed while they grow."""
     from cm3core.cli._preview import LivePreview
     from cm3core.generation.engine import PictureGrown
     from cm3core.model.results import ImageReady
@@ -133,8 +137,10 @@ def write_pictures(
     each: int,
     query_pixels: PixelArray | None = None,
 ) -> int:
-    """Write pictures as they come and the contact sheet of all; the exit code. `query_pixels`: the
-    picture that was edited."""
+    """Write pictures as they come, then the contact sheet; return the exit code.
+
+    `query_pixels`: the picture that was edited.
+    """
     from tqdm import tqdm
 
     from cm3core import images
@@ -206,7 +212,7 @@ def write_pictures(
 
 
 def _contact_sheet(pictures: list[list[GeneratedImage]]) -> PixelArray:
-    """Each prompt's pictures beside its words; small ones enlarged."""
+    """Each prompt's pictures next to its words, small ones enlarged."""
     from cm3core import images
 
     starts = [(own, start) for own in pictures for start in range(0, len(own), COLUMNS)]

@@ -1,4 +1,4 @@
-"""`cm3 infill`: draw a part of a picture anew."""
+"""`cm3 infill`: inpaint a part of a picture."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cm3core.files import check_not_input, check_writable
 if TYPE_CHECKING:
     from cm3core.model.crop import Box
 
-HELP = "redraw a part of a picture"
+HELP = "inpaint a part of a picture"
 EXAMPLE = """  cm3 infill picture.png --box 8,8,40,40 --text "a red apple with a leaf" -o out.png
   cm3 infill picture.png --box 8,8,24,24 --box 40,8,56,24 --seed 3 --decoded whole.png
   cm3 infill picture.png --mask brush.png --text "a red apple"
@@ -39,28 +39,28 @@ def configure(parser: ArgumentParser) -> None:
         "--box",
         action="append",
         metavar="x0,y0,x1,y1",
-        help="in pixels of the picture, x to the right, y down, x1 and y1 not included; several may be given",
+        help="the region to inpaint, in pixels of the picture, x1 and y1 excluded; may be given several times",
     )
     region.add_argument(
         "--mask",
         type=Path,
         metavar="FILE",
-        help="a picture as large as the first one, white where to draw anew",
+        help="a picture of the same size, white where to inpaint",
     )
     region.add_argument(
         "--keep",
         type=int,
         metavar="ROWS",
-        help="keep so many rows of pixels of what the model sees, and draw all that is below",
+        help="keep the top ROWS rows of pixels that the model sees, and generate the rest",
     )
     parser.add_argument(
         "--text",
-        help="what the whole picture shows (default: the model writes it from what is left)",
+        help="what the whole picture shows (default: the model captions what is left)",
     )
     parser.add_argument(
         "--truncate",
         action="store_true",
-        help="read only the beginning of a text longer than training texts",
+        help="cut a text that is longer than the training texts",
     )
     parser.add_argument(
         "-o",
@@ -68,19 +68,19 @@ def configure(parser: ArgumentParser) -> None:
         type=Path,
         default=Path("infilled.png"),
         metavar="FILE.png",
-        help="the picture with that drawn anew, every other pixel as it was (default: %(default)s)",
+        help="the inpainted picture, all other pixels unchanged (default: %(default)s)",
     )
     parser.add_argument(
         "--decoded",
         type=Path,
         metavar="FILE.png",
-        help="also write the whole picture as the image tokenizer decodes it, at the model's size",
+        help="also write the whole picture as decoded by the image tokenizer, at the model's size",
     )
     add_model_options(parser)
 
 
 def run(args: Namespace) -> int:
-    """Draw, write, print the paths."""
+    """Inpaint, write, print the paths."""
     from cm3core import images
 
     for path in filter(None, (args.out, args.decoded)):
@@ -91,7 +91,7 @@ def run(args: Namespace) -> int:
         task_options(args) | {"truncate": args.truncate},
     )
     model = open_model(args)
-    with progress_bar("drawing") as progress:
+    with progress_bar("generating") as progress:
         if args.keep is not None:
             result = model.continue_image(
                 args.picture, args.keep, args.text, progress=progress, **options
@@ -136,7 +136,7 @@ def parse_box(text: str) -> Box:
         raise GenerationError(
             f"--box {text}",
             "is not four whole numbers",
-            "write x0,y0,x1,y1, for instance 8,8,40,40",
+            "write x0,y0,x1,y1, e.g. 8,8,40,40",
         )
     x0, y0, x1, y1 = (int(part) for part in parts)
     return x0, y0, x1, y1

@@ -1,4 +1,4 @@
-"""`cm3 kinds`: the kinds of components, and who brings which component. Needs no torch."""
+"""`cm3 kinds`: the kinds of components, and the plugins that provide them. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from cm3core.cli import registry_of
 if TYPE_CHECKING:
     from cm3core.plugins.catalog import KindEntry
 
-HELP = "list the kinds of components, and who brings which"
+HELP = "list the kinds of components, and the plugins that provide them"
 EXAMPLE = """  cm3 kinds
   cm3 kinds --json"""
 
 
 def configure(parser: ArgumentParser) -> None:
     """One option."""
-    parser.add_argument("--json", action="store_true", help="everything, for programs")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
 def run(args: Namespace) -> int:
@@ -30,16 +30,16 @@ def run(args: Namespace) -> int:
         print(json.dumps([to_plain(entry) for entry in entries], indent=2))
         return 0
     print("\n".join(line for entry in entries for line in _lines(entry)))
-    print("`cm3 describe KIND` and `cm3 describe KIND/NAME` say more")
+    print("for details: `cm3 describe KIND` and `cm3 describe KIND/NAME`")
     return 0
 
 
 def _lines(entry: KindEntry) -> list[str]:
-    brought: dict[str, list[str]] = {}
+    provided: dict[str, list[str]] = {}
     for component in entry.components:
-        brought.setdefault(component.plugin, []).append(component.name)
+        provided.setdefault(component.plugin, []).append(component.name)
     return [
         f"{entry.kind}: {entry.summary}",
         f"  hook {entry.hook}, interface {entry.interface}, kit {entry.kit}",
-        *(f"  {plugin}: {', '.join(names)}" for plugin, names in brought.items()),
+        *(f"  {plugin}: {', '.join(names)}" for plugin, names in provided.items()),
     ]

@@ -1,7 +1,6 @@
-"""`cm3`: finds the command, runs it, and turns a user's errors into two lines and an exit code.
+"""`cm3`: finds the command, runs it, and turns user errors into two lines and an exit code.
 
-Exit codes: 0 done; 2 something in the input is wrong (told on stderr, without a traceback); 130
-interrupted.
+Exit codes: 0 done; 2 wrong input (reported on stderr, without a traceback); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -24,24 +23,24 @@ def entry() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `cm3` with these arguments (None: the process's own) and return the exit code."""
+    """Run `cm3` with these arguments (None: `sys.argv`) and return the exit code."""
     try:
         return _run(sys.argv[1:] if argv is None else list(argv))
     except CM3Error as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader (`head`, `less`) has gone: nothing is wrong
+    except BrokenPipeError:  # the reader (`head`, `less`) has exited: not an error
         sys.stderr.close()
         return 0
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it can", file=sys.stderr)
+        print("interrupted; the same command resumes where it can", file=sys.stderr)
         return 130
 
 
 def _run(argv: list[str]) -> int:
     files = CommandParser(prog="cm3", add_help=False, allow_abbrev=False)
     files.add_argument("--plugin", action="append", type=Path, default=[])
-    given, argv = files.parse_known_args(argv)  # before or after the command, alike
+    given, argv = files.parse_known_args(argv)  # before or after the command
     top = _top_parser()
     options = top.parse_args(argv)
     if options.command is None:
@@ -61,15 +60,15 @@ def _top_parser() -> argparse.ArgumentParser:
         prog="cm3",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="cm3 [--plugin FILE.py] COMMAND ...",
-        description="CM3leon: one transformer that draws and describes pictures.\n\ncommands:\n"
+        description="CM3leon: one transformer that generates and captions pictures.\n\ncommands:\n"
         + table,
         epilog='examples:\n  cm3 generate "a red apple" --n 4 --seed 1 -o out/\n  cm3 train tiny -o runs/tiny\n'
-        "  cm3 COMMAND --help\n\nplugins may bring more commands: cm3 plugin list",
+        "  cm3 COMMAND --help\n\nplugins may provide more commands: cm3 plugin list",
     )
     top.add_argument(
         "--plugin",
-        metavar="FILE.py",  # taken by `_run` already; here for the help
-        help="register the components of a plugin module from a file; may be given several times",
+        metavar="FILE.py",  # already parsed by `_run`; here for the help
+        help="load a plugin module from a file; may be given several times",
     )
     top.add_argument("--version", action="version", version=f"cm3leon {__version__}")
     top.add_argument("command", nargs="?", help=argparse.SUPPRESS)
@@ -80,8 +79,7 @@ def _top_parser() -> argparse.ArgumentParser:
 def _command(
     name: str, files: Sequence[Path]
 ) -> tuple[argparse.ArgumentParser, Callable[[argparse.Namespace], int] | None]:
-    """The command's parser, and what runs it; None when its parser sets `run` (commands of
-    plugins)."""
+    """The command's parser and its `run`; None when the parser sets `run` (plugins' commands)."""
     module_name, line = COMMANDS.get(name, ("", ""))
     if module_name:
         module = importlib.import_module(module_name)
@@ -100,7 +98,7 @@ def _command(
     if configure is None and name in COMMANDS:
         raise CM3Error(
             f"cm3 {name}",
-            "no plugin that is in use brings this command",
+            "no plugin in use provides this command",
             "see `cm3 plugin list -v`",
         )
     if configure is None:
@@ -115,8 +113,10 @@ def _command(
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse; `key=value` may stand anywhere among the options (argparse takes a list of positionals
-    in one place only)."""
+    """Parse, with `key=value` anywhere among the options.
+
+    (argparse takes a list of positionals in one place only.)
+    """
     args, rest = parser.parse_known_args(arguments)
     if hasattr(args, "overrides"):
         args.overrides = [*args.overrides, *(item for item in rest if OVERRIDE.fullmatch(item))]

@@ -1,5 +1,4 @@
-"""`cm3 memory build | add | remove | merge | stat | recall`: memory banks, the documents that
-retrieval finds."""
+"""`cm3 memory build | add | remove | merge | stat | recall`: memory banks for retrieval."""
 
 from __future__ import annotations
 
@@ -20,12 +19,12 @@ if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
 
-HELP = "build a memory bank to retrieve from, and change, check and measure it"
+HELP = "build, change, check and measure memory banks for retrieval"
 EXAMPLE = """  cm3 memory build my/pictures -o my/bank
   cm3 generate "a red apple" --bank my/bank --show-retrieved
   cm3 memory add my/bank more/pictures
   cm3 memory stat my/bank --verify"""
-NUM_TOLD = 5
+NUM_SHOWN = 5
 #: Documents of a shard, see `cm3core.bank`.
 SHARD_SIZE = 4096
 
@@ -45,10 +44,10 @@ def configure(parser: ArgumentParser) -> None:
 
     build = add(
         "build",
-        "embed and encode a data set into a new bank, or go on where that stopped",
-        "Writes every document's text, image codes and vector into a folder. Killed at any "
-        "moment, the same command\n"
-        "goes on. Of a recipe the split that it trains on is taken, of a path all of it.",
+        "embed and encode a data set into a new bank, or resume that",
+        "Writes every document's text, image codes and vector into a folder. If it is killed, the "
+        "same command resumes.\n"
+        "From a recipe it takes the training split, from a path everything.",
         "cm3 memory build my/pictures -o my/bank --model runs/apples",
     )
     _add_data(build)
@@ -56,25 +55,25 @@ def configure(parser: ArgumentParser) -> None:
     build.add_argument(
         "--embedder",
         metavar="NAME",
-        help="makes the vectors (default: that of --model, else of the recipe)",
+        help="computes the vectors (default: that of --model, else of the recipe)",
     )
     codes = build.add_mutually_exclusive_group()
     codes.add_argument(
-        "--image-tokenizer", metavar="NAME", help="makes the codes (default: that of the recipe)"
+        "--image-tokenizer", metavar="NAME", help="computes the codes (default: that of the recipe)"
     )
     codes.add_argument(
         "--model",
         metavar="MODEL",
-        help="take image tokenizer and embedder of this model, which is to retrieve "
+        help="use the image tokenizer and embedder of this model, which will retrieve "
         f"from the bank (default, where the recipe has none: {DEFAULT_MODEL})",
     )
 
     more = add(
         "add",
         "add the documents of another data set",
-        "Adds documents behind those of a bank, made with its own embedder and image tokenizer. "
-        "The bank stays as it\n"
-        "was until all are there.",
+        "Appends documents to a bank, using its own embedder and image tokenizer. The bank stays "
+        "as it\n"
+        "was until all are added.",
         "cm3 memory add my/bank more/pictures --id-prefix more/",
     )
     more.add_argument("bank", type=Path, metavar="BANK", help="the bank's folder")
@@ -82,24 +81,24 @@ def configure(parser: ArgumentParser) -> None:
     more.add_argument(
         "--skip-duplicates",
         action="store_true",
-        help="leave documents out whose ids the bank has (default: an error)",
+        help="skip documents whose ids the bank already has (default: an error)",
     )
 
     remove = add(
         "remove",
-        "take documents out",
-        "Takes documents out of a bank; their bytes are gone afterwards.",
+        "remove documents",
+        "Removes documents from a bank, including their bytes on disk.",
         "cm3 memory remove my/bank cat.png dogs/rex.png",
     )
     remove.add_argument("bank", type=Path, metavar="BANK", help="the bank's folder")
     remove.add_argument("ids", nargs="*", metavar="ID", help="ids of documents")
     remove.add_argument(
-        "--from", dest="file", type=Path, metavar="FILE", help="a file of ids, one a line"
+        "--from", dest="file", type=Path, metavar="FILE", help="a file of ids, one per line"
     )
     remove.add_argument(
         "--damaged",
         action="store_true",
-        help="take damaged shards out, with all documents in them; their files are moved to BANK/set-aside",
+        help="remove damaged shards, with all their documents; their files are moved to BANK/set-aside",
     )
     remove.add_argument(
         "--yes",
@@ -109,10 +108,10 @@ def configure(parser: ArgumentParser) -> None:
 
     merge = add(
         "merge",
-        "make one bank of several",
-        "Writes the documents of several banks into a new one, in their order. All were built "
-        "with one embedder and\n"
-        "one image tokenizer.",
+        "merge several banks into a new one",
+        "Writes the documents of several banks into a new one, in order. All must have been "
+        "built with the\n"
+        "same embedder and image tokenizer.",
         "cm3 memory merge my/bank your/bank -o our/bank",
     )
     merge.add_argument("banks", nargs="+", type=Path, metavar="BANK", help="two banks or more")
@@ -122,21 +121,21 @@ def configure(parser: ArgumentParser) -> None:
     merge.add_argument(
         "--skip-duplicates",
         action="store_true",
-        help="of documents of one id keep the first (default: an error)",
+        help="of documents with the same id keep the first (default: an error)",
     )
     merge.add_argument("--quiet", action="store_true", help="no progress bar")
 
     stat = add(
         "stat",
-        "count what a bank holds, and check it",
-        "Says what a bank holds and what it was made with. Exit code 1 when a shard is damaged.",
+        "show what a bank holds, and check it",
+        "Shows what a bank holds and how it was built. Exit code 1 if a shard is damaged.",
         "cm3 memory stat my/bank --verify",
     )
     stat.add_argument("bank", type=Path, metavar="BANK", help="the bank's folder")
     stat.add_argument(
         "--verify",
         action="store_true",
-        help="read everything: hashes of all files, all vectors, all documents",
+        help="read everything: the hashes of all files, all vectors, all documents",
     )
     _memory_recall.configure(actions)
 
@@ -148,21 +147,21 @@ def _add_data(parser: ArgumentParser) -> None:
         help="a recipe's name or file, a folder, .jsonl or .tar of data, or a data set's name",
     )
     parser.add_argument(
-        "--id-prefix", default="", metavar="TEXT", help="put this in front of the documents' ids"
+        "--id-prefix", default="", metavar="TEXT", help="prefix for the documents' ids"
     )
     parser.add_argument(
         "--shard-size",
         type=int,
         default=SHARD_SIZE,
         metavar="N",
-        help="documents written at once, which a kill costs at most (default: %(default)s)",
+        help="documents written at once, the most that a kill can lose (default: %(default)s)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_overrides(parser)
 
 
 def run(args: Namespace) -> int:
-    """Do one action."""
+    """Run one action."""
     actions = {
         "build": _build,
         "add": _add,
@@ -193,14 +192,17 @@ def _build(args: Namespace) -> int:
         id_prefix=args.id_prefix,
         progress=not args.quiet,
     )
-    _tell(args.out, report)
+    _print_report(args.out, report)
     print(f'retrieve from it: cm3 generate "..." --bank {args.out} --show-retrieved')
     return 0
 
 
 def _tools(recipe: Recipe, registry: Registry, args: Namespace) -> Tools:
-    """Embedder and image tokenizer: those that the command names, else those of the model that it
-    names, else the recipe's, else those of the model that commands use by default."""
+    """The embedder and image tokenizer.
+
+    Those named by the command, else those of the model it names, else the recipe's, else those of
+    the default model.
+    """
     from cm3core.build import tools_of
 
     named = {override.partition("=")[0] for override in args.overrides}
@@ -237,15 +239,15 @@ def _tools(recipe: Recipe, registry: Registry, args: Namespace) -> Tools:
 
 
 def _source(recipe: Recipe, args: Namespace) -> DocumentSource:
-    """The split that the recipe says; all of a path, unless the command says otherwise."""
+    """The recipe's split; everything of a path, unless the command names a split."""
     config = recipe.dataset
     is_path = (
         config is not None
         and getattr(config, "path", None) == args.target
         and "all" in config.splits
     )
-    said = any(override.startswith("dataset.split=") for override in args.overrides)
-    return data_source(recipe, "all" if is_path and not said else None)
+    split_given = any(override.startswith("dataset.split=") for override in args.overrides)
+    return data_source(recipe, "all" if is_path and not split_given else None)
 
 
 def _add(args: Namespace) -> int:
@@ -264,34 +266,36 @@ def _add(args: Namespace) -> int:
         skip_duplicates=args.skip_duplicates,
         progress=not args.quiet,
     )
-    _tell(args.bank, report)
+    _print_report(args.bank, report)
     return 0
 
 
-def _tell(folder: Path, report: BuildReport) -> None:
+def _print_report(folder: Path, report: BuildReport) -> None:
     from cm3core.bank import MemoryBank
 
     print(f"{folder}: {_contents(MemoryBank.open(folder))}")
     if report.num_added == 0 and report.num_duplicates == 0:
-        print("nothing was to be done: it is this data's bank already")
+        print("nothing to do: this is already the bank of this data")
     elif report.num_added < report.num_documents or report.num_duplicates:
-        there = f"; there already: {report.num_duplicates:,}" if report.num_duplicates else ""
-        print(f"new: {report.num_added:,}{there}")
-    _tell_skipped(report.skipped)
+        duplicates = (
+            f"; already present: {report.num_duplicates:,}" if report.num_duplicates else ""
+        )
+        print(f"new: {report.num_added:,}{duplicates}")
+    _print_skipped(report.skipped)
 
 
-def _tell_skipped(skipped: Sequence[SkippedRecord]) -> None:
+def _print_skipped(skipped: Sequence[SkippedRecord]) -> None:
     if skipped:
         print(
-            f"{count_of(len(skipped), 'record')} left out that can't be used ('cm3 data "
-            "validate' tells more):"
+            f"{count_of(len(skipped), 'record')} skipped as unusable (for details: 'cm3 "
+            "data validate'):"
         )
-        for record in skipped[:NUM_TOLD]:
+        for record in skipped[:NUM_SHOWN]:
             print(f"  {record.place}: {record.cause}")
 
 
 def _contents(bank: MemoryBank) -> str:
-    """Counts by what documents have, and the size."""
+    """The number of documents by modality, and the size."""
     both = int((bank.has_text & bank.has_image).sum())
     texts, pictures = int(bank.has_text.sum()) - both, int(bank.has_image.sum()) - both
     counts = {"of text and picture": both, "of text": texts, "of a picture": pictures}
@@ -309,7 +313,7 @@ def _remove(args: Namespace) -> int:
     names = [*args.ids, *([] if args.file is None else _lines(args.file))]
     if not names and not args.damaged:
         raise DataError(
-            "cm3 memory remove", "no document is named", "give ids, --from FILE, or --damaged"
+            "cm3 memory remove", "no document is given", "give ids, --from FILE, or --damaged"
         )
     if args.yes and not args.damaged:
         raise DataError("cm3 memory remove", "--yes goes with --damaged", "leave it out")
@@ -320,10 +324,10 @@ def _remove(args: Namespace) -> int:
     elif args.damaged:
         print("no shard is damaged")
     if report.missing:
-        shown = ", ".join(map(repr, report.missing[:NUM_TOLD])) + (
-            ", ..." if len(report.missing) > NUM_TOLD else ""
+        shown = ", ".join(map(repr, report.missing[:NUM_SHOWN])) + (
+            ", ..." if len(report.missing) > NUM_SHOWN else ""
         )
-        print(f"not there: {shown}")
+        print(f"not found: {shown}")
     print(
         f"removed: {count_of(report.num_removed, 'document')}\n{args.bank}: "
         f"{_contents(MemoryBank.open(args.bank))}"
@@ -336,7 +340,7 @@ def _lines(path: Path) -> list[str]:
         return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            str(path), f"can't be read ({error})", "name a text file in UTF-8, one id a line"
+            str(path), f"can't be read ({error})", "name a text file in UTF-8, one id per line"
         ) from error
 
 
@@ -359,7 +363,7 @@ def _stat(args: Namespace) -> int:
     tokenizer = stored.image_tokenizer
     rows: dict[str, Any] = {
         "documents": _contents(bank),
-        "embedder": f"{stored.embedder.name}, {stored.dimension:,} numbers a vector, "
+        "embedder": f"{stored.embedder.name}, {stored.dimension:,} numbers per vector, "
         f"fingerprint {stored.embedder.fingerprint[-12:]}",
         "image tokenizer": f"{tokenizer.name}, {tokenizer.grid[0]} x {tokenizer.grid[1]} codes of {tokenizer.codebook_size:,}, "
         f"fingerprint {tokenizer.fingerprint[-12:]}",
@@ -377,7 +381,7 @@ def _stat(args: Namespace) -> int:
         print(f"damaged: {len(wrong):,} of {count_of(len(stored.shards), 'shard')}")
     elif args.verify:
         print(
-            "verified         every file is what was written, every vector has length 1, every "
+            "verified         every file is as written, every vector has length 1, every "
             "document can be read"
         )
     return 1 if wrong else 0

@@ -1,8 +1,7 @@
-"""`cm3 plugin list`: every plugin, its version and status, what it brings, and why it can't be
-used. Needs no torch.
+"""`cm3 plugin list`: every plugin with its version, status and components. Needs no torch.
 
-The other actions are modules of their own, which add their parser and set `act`, the function that
-is run.
+A plugin that can't be used is listed with the reason. The other actions are separate modules, which
+add their parser and set `act`, the function to run.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from cm3core.cli import _plugin_check, _plugin_new, registry_of
 if TYPE_CHECKING:
     from cm3core.plugins.registry import PluginInfo
 
-HELP = "list plugins, what they bring and why one is broken; write a new one, check one"
+HELP = "list plugins and their components, start a new plugin, check one"
 EXAMPLE = """  cm3 plugin new nibble --kind text_tokenizer
   cm3 plugin list
   cm3 plugin list -v
@@ -30,8 +29,8 @@ def configure(parser: ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing = actions.add_parser(
         "list",
-        help="all plugins",
-        description="all plugins, installed and given by --plugin",
+        help="list all plugins",
+        description="Lists all plugins, installed or given by --plugin, with their status and components.",
         epilog="example:\n  cm3 plugin list -v",
         formatter_class=RawDescriptionHelpFormatter,
     )
@@ -39,22 +38,22 @@ def configure(parser: ArgumentParser) -> None:
         "-v",
         "--verbose",
         action="store_true",
-        help="also where each comes from, and a broken one's traceback",
+        help="also show where each plugin comes from, and the tracebacks of broken ones",
     )
-    listing.add_argument("--json", action="store_true", help="everything, for programs")
+    listing.add_argument("--json", action="store_true", help="print everything as JSON")
     listing.set_defaults(act=_list)
     _plugin_new.configure(actions)
     _plugin_check.configure(actions)
 
 
 def run(args: Namespace) -> int:
-    """Do the action."""
+    """Run the action."""
     act: Callable[[Namespace], int] = args.act
     return act(args)
 
 
 def _list(args: Namespace) -> int:
-    """Print the list; a broken plugin is no error here, it is the answer."""
+    """Print the list; a broken plugin is not an error here."""
     plugins = registry_of(args, quiet=True).plugins
     if args.json:
         print(json.dumps([asdict(info) for info in plugins], indent=2))

@@ -1,5 +1,4 @@
-"""`cm3 recipe list | show | check | diff`: what recipes there are, and exactly what one says. Needs
-no torch."""
+"""`cm3 recipe list | show | check | diff`: list, show, check and compare recipes. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from cm3core.recipe.library import list_recipes
 if TYPE_CHECKING:
     from cm3core.recipe import Recipe
 
-#: Texts that need no quotes.
+#: Strings that need no quotes.
 PLAIN = re.compile(r"\(absent\)|[\w./-]+")
 
 HELP = "list, show, check and compare recipes"
@@ -36,40 +35,42 @@ def configure(parser: ArgumentParser) -> None:
             formatter_class=RawDescriptionHelpFormatter,
         )
 
-    add("list", "shipped recipes, one line each", "cm3 recipe list")
+    add("list", "list the shipped recipes", "cm3 recipe list")
     show = add(
         "show",
-        "a recipe with every value, resolved",
+        "show a recipe with every value resolved",
         "cm3 recipe show cm3leon-350m train.steps=100 --origin",
     )
     show.add_argument("recipe", help="a shipped recipe's name, or a path")
     show.add_argument(
         "--origin",
         action="store_true",
-        help="say which file, or the command line, each value comes from",
+        help="show where each value comes from: a file or the command line",
     )
     add_overrides(show)
     check = add(
         "check",
-        "whether a recipe's values are possible, alone and together",
+        "check that a recipe's values are valid, alone and together",
         "cm3 recipe check ./mine.yaml",
     )
     check.add_argument("recipe", help="a shipped recipe's name, or a path")
     add_overrides(check)
     compare = add(
-        "diff", "keys in which two recipes differ", "cm3 recipe diff cm3leon-350m cm3leon-7b"
+        "diff",
+        "show the keys in which two recipes differ",
+        "cm3 recipe diff cm3leon-350m cm3leon-7b",
     )
     compare.add_argument(
-        "a", help="a shipped recipe's name, or a path (also a checkpoint's recipe.yaml)"
+        "a", help="a shipped recipe's name, or a path (such as a checkpoint's recipe.yaml)"
     )
-    compare.add_argument("b", help="the other one")
+    compare.add_argument("b", help="the other recipe")
 
 
 def run(args: Namespace) -> int:
-    """Do one action; the last two print nothing to read when all is well or equal but say so."""
+    """Run one action."""
     if args.action == "list":
         if args.plugin:
-            registry_of(args)  # recipes are listed without plugins, but a wrong file is told
+            registry_of(args)  # the list needs no plugins, but a wrong file is reported
         return _list()
     if args.action == "diff":
         return _diff(args)
@@ -78,7 +79,7 @@ def run(args: Namespace) -> int:
     recipe = compose(args.recipe, args.overrides, registry=registry_of(args))
     if args.action == "check":
         recipe.check()
-        print(f"{recipe.name}: all values are possible (hash {recipe.hash})")
+        print(f"{recipe.name}: all values are valid (hash {recipe.hash})")
     elif args.origin:
         print(with_origins(recipe))
     else:
@@ -108,7 +109,7 @@ def _diff(args: Namespace) -> int:
 
 
 def with_origins(recipe: Recipe) -> str:
-    """One line a key: `section.key = value`, and the layer that the value comes from."""
+    """One line per key: `section.key = value`, and the layer the value comes from."""
     rows = [
         (f"{key} = {_shown(value)}", _origin(recipe, key)) for key, value in recipe.flat().items()
     ]
@@ -117,7 +118,7 @@ def with_origins(recipe: Recipe) -> str:
 
 
 def _origin(recipe: Recipe, key: str) -> str:
-    """Of the key, or of the nearest key around it (a dict's entries come with the dict)."""
+    """The key's origin, or that of the nearest enclosing key (a dict's entries share it)."""
     while key not in recipe.origins and "." in key:
         key = key.rpartition(".")[0]
     return recipe.origins.get(key, "default")

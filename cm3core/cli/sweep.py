@@ -1,5 +1,4 @@
-"""`cm3 sweep`: the same prompts and seeds under several values of one or two keys, in one
-picture."""
+"""`cm3 sweep`: compare values of one or two keys on the same prompts and seeds, in one picture."""
 
 from __future__ import annotations
 
@@ -28,24 +27,24 @@ if TYPE_CHECKING:
     from cm3core.model.model import Model
     from cm3core.model.results import GeneratedImage
 
-HELP = "draw the same prompts under several settings, side by side"
+HELP = "compare settings: the same prompts under each, side by side"
 EXAMPLE = """  cm3 sweep "red apple" "bell" --vary sampler.guidance_scale=1,1.5,3 --vary sampler.plausible_top_p=0.8,1
   cm3 sweep "red apple" --vary sampler=cfg,cd_k,mixture --n 4 --score clip
   cm3 sweep "red apple" --vary seed=1,2,3 --vary num_retrieved=0,1"""
-#: What may be varied beside `sampler.KEY`: arguments of `Model.generate`.
+#: What may be varied besides `sampler.KEY`: arguments of `Model.generate`.
 ARGUMENTS = ("sampler", "seed", "num_retrieved", "num_candidates", "reranker")
 
 
 def configure(parser: ArgumentParser) -> None:
     """The prompts, what varies, and the options."""
-    parser.add_argument("prompt", nargs="+", help="what to draw, in every cell")
+    parser.add_argument("prompt", nargs="+", help="what the pictures show, in every cell")
     parser.add_argument(
         "--vary",
         action="append",
         required=True,
         metavar="KEY=A,B,...",
-        help=f"sampler.KEY or one of {', '.join(ARGUMENTS)}, and its values; the first key goes down, a second "
-        "one across",
+        help=f"sampler.KEY or one of {', '.join(ARGUMENTS)}, and its values; the first key varies down, a "
+        "second one across",
     )
     parser.add_argument(
         "--n",
@@ -53,12 +52,12 @@ def configure(parser: ArgumentParser) -> None:
         default=1,
         dest="num_images",
         metavar="N",
-        help="pictures of each prompt in a cell (default: %(default)s)",
+        help="pictures per prompt in a cell (default: %(default)s)",
     )
     parser.add_argument(
         "--score",
         metavar="NAME",
-        help="also print the mean score of each cell's pictures by this reranker",
+        help="also print each cell's mean score by this reranker",
     )
     parser.add_argument(
         "-o",
@@ -66,13 +65,13 @@ def configure(parser: ArgumentParser) -> None:
         type=Path,
         default=Path("sweep.png"),
         metavar="FILE.png",
-        help="a cell for each combination (default: %(default)s)",
+        help="the picture, one cell per combination (default: %(default)s)",
     )
     add_model_options(parser)
 
 
 def run(args: Namespace) -> int:
-    """Draw all cells in one batch, write the picture, print the scores."""
+    """Generate all cells in one batch, write the picture, print the scores."""
     from cm3core import images
     from cm3core.model.jobs import results
 
@@ -93,9 +92,9 @@ def run(args: Namespace) -> int:
     ]
     planned = [model.image_jobs(args.prompt, args.num_images, **options) for options in cells]
     if args.score is not None:
-        model.reranker(args.score)  # a wrong name is reported before anything is drawn
+        model.reranker(args.score)  # a wrong name is reported before anything is generated
     jobs: Iterator[Job[GeneratedImage]] = itertools.chain.from_iterable(own for own, _ in planned)
-    with progress_bar("drawing") as progress:
+    with progress_bar("generating") as progress:
         pictures = list(
             results(model.engine, jobs, progress=progress, total=sum(total for _, total in planned))
         )
@@ -134,8 +133,7 @@ def run(args: Namespace) -> int:
 
 
 def _varied(text: str) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
-    """The last word of the key, and each value as it is written and as arguments of
-    `Model.image_jobs`.
+    """The key's last part, and each value as text and as arguments of `Model.image_jobs`.
 
     >>> _varied("sampler.top_p=0.5,1")
     ('top_p', [('0.5', {'top_p': 0.5}), ('1', {'top_p': 1})])
@@ -148,7 +146,7 @@ def _varied(text: str) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
         raise GenerationError(
             f"--vary {text}",
             f"is not sampler.KEY=A,B,... nor {', '.join(ARGUMENTS)}",
-            "write for instance --vary sampler.guidance_scale=1,1.5,3",
+            "write e.g. --vary sampler.guidance_scale=1,1.5,3",
         )
     name = key.removeprefix("sampler.")
     found = [settings_of([f"sampler.{name}={part}"], "sampler") for part in parts]
@@ -156,7 +154,7 @@ def _varied(text: str) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
 
 
 def _mosaic(pictures: list[GeneratedImage], columns: int) -> PixelArray:
-    """A cell: a row for each prompt."""
+    """A cell: a row per prompt."""
     tiles = np.stack([one.pixels for one in pictures])
     return rearrange(tiles, "(rows columns) h w rgb -> (rows h) (columns w) rgb", columns=columns)
 

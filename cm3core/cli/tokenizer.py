@@ -1,5 +1,4 @@
-"""`cm3 tokenizer train-text | train-image | eval`: train tokenizers, and measure what an image
-tokenizer keeps of pictures."""
+"""`cm3 tokenizer train-text | train-image | eval`: train and evaluate tokenizers."""
 
 from __future__ import annotations
 
@@ -29,13 +28,13 @@ if TYPE_CHECKING:
     from cm3core.document import PixelArray
     from cm3core.recipe import Recipe
 
-HELP = "train and measure text and image tokenizers"
+HELP = "train and evaluate text and image tokenizers"
 EXAMPLE = """  cm3 tokenizer train-text --vocab-size 4096 -o runs/bpe --recipe quickstart
   cm3 tokenizer train-image tokenizer-emoji64 --minutes 25 -o runs/tokenizer
   cm3 tokenizer eval runs/tokenizer --split unseen -o reconstructions.png"""
-#: Texts on which the tokens' mean length is measured.
+#: Number of texts on which the mean token length is measured.
 NUM_MEASURED = 2000
-#: Pictures that quality is watched on while training.
+#: Number of validation pictures in training.
 NUM_VALIDATION = 256
 
 
@@ -44,7 +43,7 @@ def configure(parser: ArgumentParser) -> None:
     add = action_adder(parser)
     text = add(
         "train-text",
-        "train a text tokenizer on a recipe's captions, or on the lines of text files",
+        "train a text tokenizer on a recipe's captions or on text files",
         "cm3 tokenizer train-text --vocab-size 56316 -o runs/bpe captions.txt",
     )
     text.add_argument(
@@ -52,7 +51,7 @@ def configure(parser: ArgumentParser) -> None:
         nargs="*",
         metavar="FILE|section.key=value",
         default=[],
-        help="text files, one text a line; or, with --recipe, values that override the recipe's",
+        help="text files, one text per line; or, with --recipe, values that override the recipe's",
     )
     text.add_argument("--recipe", metavar="RECIPE", help="train on this recipe's data set")
     text.add_argument(
@@ -60,44 +59,50 @@ def configure(parser: ArgumentParser) -> None:
         type=int,
         required=True,
         metavar="N",
-        help="ids wanted; the vocabulary adds 4 control tokens (CM3leon's 56,320 are 56,316 and these)",
+        help="number of ids; the vocabulary adds 4 control tokens (CM3leon: 56,316 + 4 = 56,320)",
     )
     text.add_argument(
         "--tokenizer",
         metavar="NAME",
-        help="the component to train (default: the installed plugins' default one, such as bpe)",
+        help="the component to train (default: the installed plugins' default, such as bpe)",
     )
     text.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="FOLDER", help="gets the tokenizer"
+        "-o",
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="where the tokenizer is written",
     )
 
     image = add(
         "train-image",
-        "train a recipe's image tokenizer on its data set's pictures, or go on where it stopped",
+        "train a recipe's image tokenizer on its data set's pictures, or resume",
         "cm3 tokenizer train-image tokenizer-emoji64 --minutes 25 -o runs/tokenizer",
     )
-    add_training_arguments(image, "gets weights, log and reconstructions")
+    add_training_arguments(image, "where weights, log and reconstructions are written")
 
     evaluate = add(
         "eval",
-        "PSNR, codebook usage and perplexity of an image tokenizer, and a picture of "
-        "reconstructions",
+        "measure an image tokenizer: PSNR, codebook usage, perplexity, reconstructions",
         "cm3 tokenizer eval quickstart --split unseen -o reconstructions.png",
     )
     evaluate.add_argument(
-        "recipe", metavar="RECIPE|PATH", help="a recipe, or a folder or weights file of train-image"
+        "recipe",
+        metavar="RECIPE|PATH",
+        help="a recipe, or the folder or weights file written by train-image",
     )
-    evaluate.add_argument("--split", help="of the data set (default: the recipe's)")
+    evaluate.add_argument("--split", help="split of the data set (default: the recipe's)")
     add_evaluation_arguments(
         evaluate,
-        num_help="pictures at most, spread over the split",
+        num_help="maximum number of pictures, spread over the split",
         picture="reconstructions.png",
         picture_help="originals above reconstructions",
     )
 
 
 def run(args: Namespace) -> int:
-    """Do one action."""
+    """Run one action."""
     actions = {"train-text": _train_text, "train-image": _train_image, "eval": _evaluate}
     return actions[args.action](args)
 
@@ -122,7 +127,7 @@ def _train_text(args: Namespace) -> int:
         from cm3core.recipe import compose
 
         ours = [f"text_tokenizer={name}", f"text_tokenizer.vocab_size={args.vocab_size}"]
-        ours.append("text_tokenizer.path=null")  # it is to be trained, not loaded
+        ours.append("text_tokenizer.path=null")  # train it, do not load it
         recipe = compose(args.recipe, [*ours, *overrides], registry=registry)
         texts = data_source(recipe, None).texts()
     assert recipe.text_tokenizer is not None
@@ -131,25 +136,25 @@ def _train_text(args: Namespace) -> int:
     corpus = _Corpus(texts)
     tokenizer = recipe.text_tokenizer.build(corpus)
     if corpus.num_texts == 0:
-        raise TokenizerError("the corpus", "holds no text", "give texts to train on")
+        raise TokenizerError("the corpus", "has no text", "give texts to train on")
     tokenizer.save(args.out)
     num_bytes = sum(len(text.encode()) for text in corpus.first)
     num_tokens = sum(map(len, tokenizer.encode_batch(corpus.first)))
     print(
         f"{args.out}: {tokenizer.vocab_size:,} ids from {corpus.num_texts:,} texts, "
-        f"{num_bytes / max(num_tokens, 1):.2f} bytes a token; "
+        f"{num_bytes / max(num_tokens, 1):.2f} bytes per token; "
         f"use it with text_tokenizer={name} text_tokenizer.path={args.out}"
     )
     if tokenizer.vocab_size < args.vocab_size:
         print(
-            f"note: {args.vocab_size:,} ids were wanted; the texts hold no more pieces that "
+            f"note: {args.vocab_size:,} ids were requested; the texts have no more pieces that "
             "occur often enough"
         )
     return 0
 
 
 class _Corpus:
-    """Texts on their way to the tokenizer: counted, the first ones kept, with progress."""
+    """Counts the texts passed to the tokenizer, keeps the first ones, and shows progress."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self.num_texts = 0
@@ -167,7 +172,7 @@ class _Corpus:
 
 
 def _lines(paths: Sequence[Path]) -> Iterator[str]:
-    """Lines of UTF-8 files that are not blank."""
+    """The lines of UTF-8 files that are not blank."""
     for path in paths:
         number = 0
         try:
@@ -218,8 +223,7 @@ def _train_image(args: Namespace) -> int:
 
 
 def _validation_pictures(recipe: Recipe) -> PixelArray | None:
-    """Pictures of the first of the recipe's validation splits, and "valid", that the data set has;
-    None when it has none."""
+    """Pictures of the recipe's validation split (see `validation_split`); None if there is none."""
     assert recipe.image_tokenizer is not None
     split = validation_split(recipe)
     if split is None:
@@ -265,8 +269,7 @@ def _evaluate(args: Namespace) -> int:
 
 
 def _evaluated(target: str) -> tuple[str, list[str]]:
-    """Recipe, and overrides, of a recipe's name, a recipe's file, a folder that train-image wrote,
-    or a file of its weights."""
+    """The recipe and overrides for a recipe, or for a folder or weights file of train-image."""
     path = Path(target)
     if not path.is_dir() and path.suffix != ".safetensors":
         return target, []
@@ -276,7 +279,7 @@ def _evaluated(target: str) -> tuple[str, list[str]]:
     if not recipe.is_file():
         raise TokenizerError(
             target,
-            f"there is no {RECIPE_FILE} that says what it is",
+            f"there is no {RECIPE_FILE} that describes it",
             "name the recipe instead, with image_tokenizer.weights=FILE",
         )
     return str(recipe), [] if path.is_dir() else [f"image_tokenizer.weights={path}"]

@@ -1,4 +1,4 @@
-"""`cm3 train`: train a decoder by a recipe, or go on where a run stopped."""
+"""`cm3 train`: train a decoder from a recipe, or resume a run."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 from cm3core.cli import add_overrides, registry_of
 
-HELP = "train a decoder by a recipe, or go on where a run stopped"
+HELP = "train a decoder from a recipe, or resume a run"
 EXAMPLE = """  cm3 train tiny -o runs/tiny
   cm3 train quickstart dataset=folder dataset.path=my/pictures
   cm3 train quickstart -o runs/long train.minutes=120 train.optimizer=muon
-The same command again goes on from the newest checkpoint in the folder."""
+The same command again resumes from the newest checkpoint in the folder."""
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def configure(parser: ArgumentParser) -> None:
         help="the run's folder (default: runs/<recipe name>)",
     )
     parser.add_argument(
-        "--new", action="store_true", help="refuse to go on from a checkpoint that is in the folder"
+        "--new", action="store_true", help="refuse to resume from a checkpoint in the folder"
     )
     parser.add_argument(
         "--device", default=None, help="cpu, cuda, cuda:1, ... (default: the GPU when there is one)"
@@ -37,7 +37,7 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Train; prints where the checkpoint is."""
+    """Train and print the checkpoint's path."""
     from cm3core.recipe import compose
 
     registry = registry_of(args)

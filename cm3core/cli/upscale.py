@@ -22,12 +22,12 @@ def configure(parser: ArgumentParser) -> None:
     chosen.add_argument(
         "--upscaler",
         metavar="NAME",
-        help="the component (default: the installed plugins' default one, such as edsr)",
+        help="the component (default: the installed plugins' default, such as edsr)",
     )
     chosen.add_argument(
         "--recipe",
         metavar="RECIPE",
-        help="take this recipe's section upscaler, for instance runs/upscaler/recipe.yaml",
+        help="use this recipe's section upscaler, e.g. runs/upscaler/recipe.yaml",
     )
     parser.add_argument(
         "-o",
@@ -35,7 +35,7 @@ def configure(parser: ArgumentParser) -> None:
         type=Path,
         default=Path("upscaled.png"),
         metavar="FILE.png",
-        help="the large picture, with the text of the small one if that is a PNG (default: %(default)s)",
+        help="the enlarged picture, with the metadata of the small one if that is a PNG (default: %(default)s)",
     )
     add_overrides(parser)
 
@@ -62,7 +62,7 @@ def run(args: Namespace) -> int:
     large = config.build().upscale(pixels)
     try:
         facts = images.read_png_metadata(args.picture)
-    except DataError:  # a good picture, as was just seen: it is no PNG
+    except DataError:  # the picture was just read: it is valid, but not a PNG
         facts = {}
     name = recipe.component_names["upscaler"]
     images.save_png(args.out, large, facts | {"upscaler": name})

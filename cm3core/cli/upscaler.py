@@ -1,5 +1,4 @@
-"""`cm3 upscaler train | eval`: train an upscaler behind an image tokenizer, and measure one beside
-Lanczos."""
+"""`cm3 upscaler train | eval`: train an upscaler, compare it with Lanczos."""
 
 from __future__ import annotations
 
@@ -34,12 +33,12 @@ if TYPE_CHECKING:
     from cm3core.interfaces.dataset import SkippedRecord
     from cm3core.recipe import Recipe
 
-HELP = "train an upscaler, and measure one"
+HELP = "train and evaluate upscalers"
 EXAMPLE = """  cm3 upscaler train upscaler-emoji256 --minutes 25 -o runs/upscaler
   cm3 upscaler eval runs/upscaler --split comp --split unseen -o comparison.png"""
-#: This number of pictures that are too small, and none that is not, end the reading.
+#: Reading stops when the first this many pictures are all too small.
 NUM_SMALL = 16
-#: Pictures that quality is watched on while training.
+#: Number of validation pictures in training.
 NUM_VALIDATION = 24
 
 
@@ -48,40 +47,44 @@ def configure(parser: ArgumentParser) -> None:
     add = action_adder(parser)
     train = add(
         "train",
-        "train a recipe's upscaler behind its image tokenizer, or go on where it stopped",
+        "train a recipe's upscaler on its image tokenizer's output, or resume",
         "cm3 upscaler train upscaler-emoji256 --minutes 25 -o runs/upscaler",
     )
-    add_training_arguments(train, "gets weights, log and a comparison")
+    add_training_arguments(train, "where weights, log and a comparison are written")
 
     evaluate = add(
         "eval",
-        "PSNR and SSIM of an upscaler beside Lanczos, and a picture of both",
+        "compare an upscaler with Lanczos: PSNR, SSIM, and a picture of both",
         "cm3 upscaler eval upscaler-emoji256 upscaler.weights=bundled:emoji256",
     )
-    evaluate.add_argument("recipe", metavar="RECIPE|FOLDER", help="a recipe, or a folder of train")
+    evaluate.add_argument(
+        "recipe", metavar="RECIPE|FOLDER", help="a recipe, or the folder written by train"
+    )
     evaluate.add_argument(
         "--split",
         action="append",
-        help="of the data set; may be given several times (default: the recipe's train.validation_splits, else "
-        "its own)",
+        help="split of the data set; may be given several times (default: the recipe's "
+        "train.validation_splits, else its own)",
     )
     add_evaluation_arguments(
         evaluate,
-        num_help="pictures of a split at most, spread over it",
+        num_help="maximum number of pictures per split, spread over it",
         picture="comparison.png",
-        picture_help="pictures of the last split enlarged both ways, beside the real ones",
+        picture_help="pictures of the last split enlarged both ways, next to the real ones",
     )
 
 
 def run(args: Namespace) -> int:
-    """Do one action."""
+    """Run one action."""
     return {"train": _train, "eval": _evaluate}[args.action](args)
 
 
 class LargePictures(DocumentSource):
-    """A data set whose pictures are refused, one by one, where they are smaller than (height,
-    width) = `size`: those enlarged would teach blur. When the first `NUM_SMALL` all are, it is the
-    wrong data set, or drawn at the wrong size."""
+    """A data set that refuses pictures smaller than `size` = (height, width).
+
+    Small pictures, enlarged, would teach blur. When the first `NUM_SMALL` are all too small, it is
+    the wrong data set, or rendered at the wrong size.
+    """
 
     def __init__(self, source: DocumentSource, size: tuple[int, int]) -> None:
         self._source, self._size = source, size
@@ -134,8 +137,7 @@ class LargePictures(DocumentSource):
 def _large_pictures(
     recipe: Recipe, split: str | None, scale: int, num: int | None = None
 ) -> PixelArray:
-    """Pictures uint8 [N, H, W, 3] of a split, `scale` times the size of the recipe's image
-    tokenizer."""
+    """Pictures of a split at `scale` times the image tokenizer's size, uint8 [N, H, W, 3]."""
     assert recipe.image_tokenizer is not None
     height, width = (side * scale for side in recipe.image_tokenizer.image_size)
     return pictures_of(
@@ -144,8 +146,7 @@ def _large_pictures(
 
 
 def _composed(target: str, overrides: Sequence[str], args: Namespace) -> Recipe:
-    """The recipe, with an upscaler and the image tokenizer it stands behind; `target` may be a
-    folder of `train`."""
+    """The recipe, with an upscaler and its image tokenizer; `target` may be a folder of `train`."""
     from cm3core.recipe import compose
 
     if Path(target).is_dir():
@@ -184,8 +185,7 @@ def _train(args: Namespace) -> int:
 
 
 def _validation_pictures(recipe: Recipe, scale: int) -> PixelArray | None:
-    """Pictures of the first of the recipe's validation splits, and "valid", that the data set has;
-    None when it has none."""
+    """Pictures of the recipe's validation split (see `validation_split`); None if there is none."""
     split = validation_split(recipe)
     return (
         _large_pictures(recipe, split, scale, NUM_VALIDATION)
@@ -234,5 +234,5 @@ def _evaluate(args: Namespace) -> int:
                 f"{sort:<15}{base.psnr:>19.2f}{ours.psnr:>10.2f}{base.ssim:>17.4f}{ours.ssim:>10.4f}"
             )
     save_png(args.out, report.picture)
-    print(f"{args.out}: enlarged both ways, beside the real ones")
+    print(f"{args.out}: enlarged both ways, next to the real ones")
     return 0

@@ -39,7 +39,7 @@ class UpscalerReport:
 
     `quality`: of each sort of small pictures ("shrunk" with Lanczos; "reconstructed" from those by
     the image tokenizer) enlarged by (Lanczos, the upscaler). `picture`: uint8 [h, w, 3], some of
-    them, beside the real ones.
+    them, next to the real ones.
     """
 
     quality: dict[str, tuple[Quality, Quality]]

@@ -1,12 +1,12 @@
-"""`cm3 plugin check`: everything that can be said of a plugin without knowing what it is for.
-Imports no torch.
+"""`cm3 plugin check`: the checks that apply to any plugin. Imports no torch.
 
-The plugin is never imported in the process that asks: each part runs in a process of its own, which
-is ended when it takes too long.
+The plugin is never imported in the calling process: each part runs in its own process, which is
+killed when it takes too long.
 
-    targets   what a name, a folder or a file means; nothing of the plugin runs
-    probe     a fresh process describes it as `cm3 plugin list` does: API version, hooks, names, keys, import time
-    parts     another one loads its commands, benchmarks and models
-    laws      one for each component runs the kind's conformance kit
-    checking  calls them in this order and gathers a `Report`
+    targets   resolves a name, a folder or a file; runs none of the plugin's code
+    probe     a process that describes the plugin as `cm3 plugin list` does: API version, hooks,
+              names, keys, import time
+    parts     a process that loads its commands, benchmarks and models
+    laws      a process per component that runs the kind's conformance kit
+    checking  calls them in this order and collects a `Report`
 """

@@ -1,5 +1,4 @@
-"""A check from its beginning to its end: each part in a process of its own, all verdicts
-gathered."""
+"""A whole check: runs each part in its own process and collects all verdicts."""
 
 from __future__ import annotations
 
@@ -23,9 +22,9 @@ from cm3core.plugin_check.worker import Request
 from cm3core.plugins.discovery import STRICT_VARIABLE
 from cm3core.plugins.registry import DISABLE_VARIABLE
 
-#: Seconds that describing a plugin may take beyond what cm3core takes itself.
+#: Seconds that describing a plugin may take in addition to cm3core's own.
 IMPORT_BUDGET = 0.5
-#: Seconds that describing may take until it is ended; what is slower is not only slow.
+#: Seconds after which describing is stopped: a plugin that slow probably hangs.
 DESCRIBE_TIMEOUT = 60.0
 
 
@@ -35,12 +34,12 @@ class Options:
 
     Args:
         overrides: `KIND.KEY=VALUE` or `NAME.KEY=VALUE`.
-        max_examples: of each law.
-        quick: no laws, nothing is built.
+        max_examples: per law.
+        quick: build nothing and test no laws.
         timeout: seconds for each component's laws, and for commands, benchmarks and models
             together.
-        only: names of components, `NAME` or `KIND/NAME`, to look at; (): all.
-        waived: laws that are not tried: (component or "", law, reason).
+        only: names of components, `NAME` or `KIND/NAME`, to check; (): all.
+        waived: laws not to test: (component or "", law, reason).
     """
 
     overrides: Sequence[str] = ()
@@ -53,7 +52,7 @@ class Options:
 
 @dataclass
 class _Answer:
-    """What a process told, line by line, and how it ended."""
+    """What a process reported, line by line, and how it ended."""
 
     lines: list[dict[str, Any]] = field(default_factory=list)
     output: str = ""
@@ -68,7 +67,7 @@ class _Answer:
         return [Verdict(**line["verdict"]) for line in self.lines if "verdict" in line]
 
     def unfinished(self, seconds: float) -> list[Verdict]:
-        """The step that it did not come back from, as a verdict; [] when it ended in order."""
+        """The step it did not finish, as a verdict; [] when it ended normally."""
         if self.returncode == 0:
             return []
         step = next(
@@ -76,20 +75,18 @@ class _Answer:
             {"begin": "starting", "check": "import", "subject": ""},
         )
         if self.returncode is None:
-            text = f"{step['begin']} took longer than {seconds:g} s and was ended"
-            advice = "find what it waits for, or give --timeout more"
+            text = f"{step['begin']} took longer than {seconds:g} s and was killed"
+            advice = "find what it waits for, or raise --timeout"
         elif self.returncode < 0:
             name = signal.Signals(-self.returncode).name
-            text = f"the process was ended by {name} while {step['begin']}"
+            text = f"the process was killed by {name} while {step['begin']}"
             advice = "run that step in a debugger (python -X faulthandler)"
         elif "Traceback (most recent call last)" in self.output:
-            text = f"there was an error that was not expected while {step['begin']}"
+            text = f"there was an unexpected error while {step['begin']}"
             advice = "correct the plugin, or report it to cm3leon"
         else:
-            text = (
-                f"the process ended itself with exit code {self.returncode} while {step['begin']}"
-            )
-            advice = "a plugin must not end the program"
+            text = f"the process exited with code {self.returncode} while {step['begin']}"
+            advice = "a plugin must not exit the program"
         return [
             Verdict(
                 step["check"],
@@ -105,19 +102,19 @@ class _Answer:
 def check(
     argument: str, options: Options, *, tell: Callable[[Report, Verdict | None], None] | None = None
 ) -> list[Report]:
-    """Check the plugins that an argument names.
+    """Check the plugins named by an argument.
 
     Args:
         argument: see `find_targets`.
-        options: how.
-        tell: is called with a report when it begins (and None), and with every verdict as soon as
-            it is reached.
+        options: how to check.
+        tell: called with each new report (and None), and with every verdict as soon as it is
+            reached.
 
     Returns:
         A report for each plugin.
 
     Raises:
-        PluginError, RecipeError: the argument or an option means nothing.
+        PluginError, RecipeError: the argument or an option is invalid.
     """
     reports = []
     for target in find_targets(argument):
@@ -162,14 +159,14 @@ def _verdicts(target: Target, argument: str, options: Options) -> Iterator[Verdi
             "output",
             "",
             "warn",
-            "it prints when it is described, which ends up in what cm3 commands print",
-            "take the print out, or use logging",
+            "it prints while it is described, which ends up in the output of cm3 commands",
+            "remove the print, or use logging",
             "\n".join(answer.output.strip().splitlines()[:5]),
         )
     if answer.get("components") is None:
         return
     components = [(kind, name) for kind, name in answer.get("components")]
-    # What was found wrong above would be found again by each process that follows.
+    # The processes below would only find the same errors again.
     broken = any(
         verdict.status == "fail" and verdict.check in ("api", "hooks")
         for verdict in answer.verdicts
@@ -179,8 +176,8 @@ def _verdicts(target: Target, argument: str, options: Options) -> Iterator[Verdi
             "build",
             "",
             "skip",
-            "nothing is built of a plugin that cm3 refuses",
-            "correct what failed above",
+            "nothing is built, because cm3 refuses the plugin",
+            "correct the failures above",
         )
         return
     if answer.get("commands") or answer.get("benchmarks") or answer.get("models"):
@@ -193,13 +190,13 @@ def _verdicts(target: Target, argument: str, options: Options) -> Iterator[Verdi
         if verdict.check == "defaults" and verdict.status != "ok"
     }
     if options.quick and components:
-        yield Verdict("law", "", "skip", "no laws are tried with --quick")
+        yield Verdict("law", "", "skip", "no laws are tested with --quick")
         return
     known: set[str] = set()
     for kind, name in components:
         if f"{kind}/{name}" in unready:
             yield Verdict(
-                "law", f"{kind}/{name}", "skip", "no laws are tried without a config, see above"
+                "law", f"{kind}/{name}", "skip", "no laws are tested without a config, see above"
             )
             continue
         laws = _ask("laws", dataclasses.replace(request, component=(kind, name)), options.timeout)
@@ -209,7 +206,7 @@ def _verdicts(target: Target, argument: str, options: Options) -> Iterator[Verdi
     if unknown:
         raise PluginError(
             f"--waive {unknown[0]}",
-            "no law that was tried is called so",
+            "no tested law has this name",
             close_match(unknown[0], known),
         )
 
@@ -218,43 +215,47 @@ def _of_laws(answer: _Answer, subject: str, timeout: float) -> Iterator[Verdict]
     yield from answer.verdicts
     ended = answer.unfinished(timeout)
     yield from ended
-    told = {verdict.subject for verdict in [*answer.verdicts, *ended]}
+    reported = {verdict.subject for verdict in [*answer.verdicts, *ended]}
     built = any(verdict.check == "build" and verdict.status == "ok" for verdict in answer.verdicts)
-    left = [law for law in answer.get("laws") or () if f"{subject} {law}" not in told]
+    left = [law for law in answer.get("laws") or () if f"{subject} {law}" not in reported]
     if left and built:
-        yield Verdict("law", subject, "skip", f"{len(left)} more were not tried: {', '.join(left)}")
+        yield Verdict(
+            "law", subject, "skip", f"{len(left)} more were not tested: {', '.join(left)}"
+        )
     elif left and not built:
         yield Verdict(
-            "law", subject, "skip", f"{len(left)} laws were not tried: the component was not built"
+            "law", subject, "skip", f"{len(left)} laws were not tested: the component was not built"
         )
 
 
 def _import_time(answer: _Answer, request: Request, limit: float) -> Iterator[Verdict]:
-    """Time to describe the plugin; when it is long, the shorter of two (the first may have
-    compiled, or read a cold disk)."""
+    """The time to describe the plugin; if it is long, the shorter of two runs.
+
+    (The first may have compiled bytecode, or read a cold disk.)
+    """
     seconds = float(answer.get("seconds"))
     if answer.get("heavy"):
-        return  # told with their lines already
+        return  # already reported with their lines
     request = dataclasses.replace(request, describe_only=True)
     if seconds > IMPORT_BUDGET:
         again = _ask("probe", request, limit).get("seconds")
         seconds = seconds if again is None else min(seconds, float(again))
-    text = f"it is described in {seconds:.2f} s beyond cm3core's own"
+    text = f"describing it takes {seconds:.2f} s more than cm3core itself"
     if seconds <= IMPORT_BUDGET:
-        yield Verdict("import", "", "ok", f"{text}, and imports nothing heavy")
+        yield Verdict("import", "", "ok", f"{text} and imports nothing heavy")
     else:
         yield Verdict(
             "import",
             "",
             "warn",
-            f"{text}; {IMPORT_BUDGET:g} s is much",
-            "import later what takes long (python -X importtime shows it)",
+            f"{text}; more than {IMPORT_BUDGET:g} s is slow",
+            "defer slow imports (python -X importtime shows them)",
             "\n".join(_slowest(request, limit)),
         )
 
 
 def _slowest(request: Request, limit: float, most: int = 3) -> list[str]:
-    """The packages that take longest to import, by `python -X importtime`."""
+    """The packages that take longest to import, from `python -X importtime`."""
     answer = _ask("probe", request, limit, options=("-X", "importtime"))
     imported = set(answer.get("imported") or ())
     rows = []
@@ -276,8 +277,7 @@ def _slowest(request: Request, limit: float, most: int = 3) -> list[str]:
 
 
 def _ask(part: str, request: Request, timeout: float, options: Sequence[str] = ()) -> _Answer:
-    """Run a part in a process of its own, in a temporary folder, and end it and what it started
-    when the time is over."""
+    """Run a part in its own process in a temporary folder; on timeout, kill it and its children."""
     answer = _Answer()
     with tempfile.TemporaryDirectory(prefix="cm3-plugin-check-") as name:
         folder = Path(name)
@@ -292,7 +292,7 @@ def _ask(part: str, request: Request, timeout: float, options: Sequence[str] = (
             "-m",
             f"cm3core.plugin_check.{part}",
             str(folder / "request.json"),
-            str(folder / "told"),
+            str(folder / "answer"),
         ]
         with (folder / "output").open("wb") as output:
             process = subprocess.Popen(
@@ -310,23 +310,25 @@ def _ask(part: str, request: Request, timeout: float, options: Sequence[str] = (
             finally:
                 _end(process)
         answer.output = (folder / "output").read_text(encoding="utf-8", errors="replace")
-        told = folder / "told"
-        if told.is_file():
-            lines = told.read_text(encoding="utf-8").splitlines(keepends=True)
+        answered = folder / "answer"
+        if answered.is_file():
+            lines = answered.read_text(encoding="utf-8").splitlines(keepends=True)
             answer.lines = [json.loads(line) for line in lines if line.endswith("\n")]
     return answer
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """The process and everything that it started."""
+    """Kill the process and everything it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def _environ(folder: Path) -> dict[str, str]:
-    """The environment without what would change the check: strictness, disabled plugins, options of
-    pytest."""
+    """The environment without variables that would affect the check.
+
+    Those are strictness, disabled plugins, and pytest's options.
+    """
     left_out = {
         STRICT_VARIABLE,
         DISABLE_VARIABLE,

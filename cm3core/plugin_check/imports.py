@@ -1,5 +1,4 @@
-"""Who imports what, while a plugin is described: heavy packages with the lines that lead to
-them."""
+"""The heavy packages that describing a plugin imports, with the lines that import them."""
 
 from __future__ import annotations
 
@@ -16,14 +15,16 @@ _NAMES = """
     scipy skimage sklearn spacy spandrel tensorboard tensorflow timm tokenizers torch torchaudio torchvision
     transformers triton usearch webdataset xformers
 """
-#: Packages that take long to import, or much memory: none of them may be imported before something
-#: is built.
+#: Packages that take long to import, or much memory: none may be imported before a component is
+#: built.
 HEAVY = frozenset(_NAMES.split())
 
 
 class ImportWatch(MetaPathFinder):
-    """Put first into `sys.meta_path`, it notes the first import of each top-level package, and
-    finds nothing itself."""
+    """Records the first import of each top-level package; finds nothing itself.
+
+    Put it first in `sys.meta_path`.
+    """
 
     def __init__(self) -> None:
         self.chains: dict[str, list[str]] = {}
@@ -31,8 +32,7 @@ class ImportWatch(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> None:
-        """Note the lines that lead to the import of a top-level package that is not Python's
-        own."""
+        """Record the lines that import a top-level package outside the standard library."""
         if (
             "." not in fullname
             and fullname not in sys.stdlib_module_names
@@ -41,10 +41,10 @@ class ImportWatch(MetaPathFinder):
             self.chains[fullname] = list(_lines(sys._getframe(1)))
 
     def heavy(self) -> dict[str, list[str]]:
-        """Heavy packages that are imported now -> the lines that led there, the importing one
-        first.
+        """Imported heavy packages -> the lines that led there, the importing one first.
 
-        Of packages that were brought by another heavy one only that one is named."""
+        Packages imported by another heavy package are left out.
+        """
         found = {
             name: chain
             for name, chain in self.chains.items()

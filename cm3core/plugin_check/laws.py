@@ -12,14 +12,14 @@ from cm3core.plugin_check.overrides import config_of
 from cm3core.plugin_check.worker import ANY_ERROR, Request, Teller, registry_of, started
 from cm3core.plugins.kinds import KINDS
 
-#: What pytest collects. Kits are imported by it and not before, so that their assertions tell
-#: values.
+#: What pytest collects. pytest imports the kits, and nothing does before, so that their assertions
+#: are rewritten to show values.
 TEST_FILE = "from cm3core.plugin_check import laws\n\nTestComponent = laws.prepared()\n"
 _asked: list[tuple[Request, Teller]] = []
 
 
 def main() -> None:
-    """Tell whether the component of the request can be built, and of each law whether it holds."""
+    """Report whether the request's component can be built, and which laws hold."""
     request, teller = started()
     subject = "/".join(request.component)
     try:
@@ -27,7 +27,7 @@ def main() -> None:
         import pytest
     except ImportError as error:
         teller.verdict(
-            "law", subject, "warn", f"no laws are tried: {error}", "pip install 'cm3leon[test]'"
+            "law", subject, "warn", f"no laws are tested: {error}", "pip install 'cm3leon[test]'"
         )
         return
     from cm3core.plugin_check.reporter import Reporter
@@ -43,7 +43,7 @@ def main() -> None:
     hypothesis.settings.register_profile("cm3-plugin-check", profile)
     hypothesis.settings.load_profile("cm3-plugin-check")
     _asked.append((request, teller))
-    # In the working directory, which is a temporary folder, without anybody's settings or plugins.
+    # In the working directory, a temporary folder, without any user's settings or plugins.
     path, settings = Path("test_component.py").absolute(), Path("pytest.ini").absolute()
     path.write_text(TEST_FILE, encoding="utf-8")
     settings.write_text("[pytest]\n", encoding="utf-8")
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def prepared() -> Any:
-    """The tests of the component, for pytest; None when it can't be built, which is told."""
+    """The component's tests, for pytest; None when it can't be built, which is reported."""
     ((request, teller),) = _asked
     kind, name = request.component
     subject = f"{kind}/{name}"
@@ -72,7 +72,7 @@ def prepared() -> Any:
 
 
 def _tests(kit: Any, config: ComponentConfig, name: str, request: Request) -> Any:
-    """The kit's tests of the config, with what the command line waives."""
+    """The kit's tests of the config, without the laws that the command line waives."""
     laws = kit.laws()
     attributes: dict[str, Any] = {
         f"waive_{law}": _reason(reason)
@@ -92,7 +92,7 @@ def _reason(reason: str) -> Any:
 
 
 def _check_build(tests: Any, kind: str, subject: str, teller: Teller) -> bool:
-    """Whether the kit makes the component from its config."""
+    """Whether the kit builds the component from its config."""
     import pytest
 
     try:
@@ -114,7 +114,7 @@ def _check_build(tests: Any, kind: str, subject: str, teller: Teller) -> bool:
             "build",
             subject,
             "fail",
-            f"build returned a {type(component).__name__}, no {interface.__name__}",
+            f"build returned a {type(component).__name__}, not a subclass of {interface.__name__}",
             f"derive it from cm3core.interfaces.{interface.__name__}",
         )
         return False
@@ -122,7 +122,7 @@ def _check_build(tests: Any, kind: str, subject: str, teller: Teller) -> bool:
     return True
 
 
-if __name__ == "__main__":  # the module by its own name, which is not this one
+if __name__ == "__main__":  # import the module under its own name: `__main__` is another copy
     from cm3core.plugin_check import laws
 
     laws.main()

@@ -1,4 +1,4 @@
-"""Configs of the components that a plugin brings, with what the command line gives them."""
+"""Configs of a plugin's components, with the command line's overrides."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ COMMAND_LINE = "command line"
 
 
 def components_of(registry: Registry, only: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """(kind, name) of every component of a registry, or of those that `only` names as `NAME` or
-    `KIND/NAME`."""
+    """(kind, name) of a registry's components: all, or those in `only` (`NAME` or `KIND/NAME`)."""
     components = [(kind, name) for kind in KINDS for name in registry.names(kind)]
     for wanted in only:
         if not any(wanted in (name, f"{kind}/{name}") for kind, name in components):
             raise PluginError(
                 f"--only {wanted}",
-                "the plugin brings no such component",
+                "the plugin provides no such component",
                 close_match(wanted.rpartition("/")[2], [name for _, name in components]),
             )
     return [
@@ -36,23 +35,25 @@ def components_of(registry: Registry, only: Sequence[str] = ()) -> list[tuple[st
 
 
 def check_overrides(overrides: Sequence[str], registry: Registry) -> None:
-    """Raise `PluginError` for an override that is of no component of the registry: `KIND.KEY=VALUE`
-    or `NAME.KEY=VALUE`."""
-    brought = components_of(registry)
+    """Raise `PluginError` for an override that belongs to no component of the registry.
+
+    Overrides are `KIND.KEY=VALUE` or `NAME.KEY=VALUE`.
+    """
+    provided = components_of(registry)
     for override in overrides:
         prefix, key, _ = _parts(override)
-        components = [component for component in brought if prefix in component]
+        components = [component for component in provided if prefix in component]
         place = f"{COMMAND_LINE}: {override}"
         if not components and prefix in KINDS:
             raise PluginError(
                 place,
-                f"the plugin brings no {prefix}",
-                close_match(prefix, {kind for kind, _ in brought}),
+                f"the plugin provides no {prefix}",
+                close_match(prefix, {kind for kind, _ in provided}),
             )
         if not components:
-            known = {part for component in brought for part in component}
+            known = {part for component in provided for part in component}
             raise PluginError(
-                place, f"the plugin brings nothing called {prefix!r}", close_match(prefix, known)
+                place, f"the plugin provides nothing called {prefix!r}", close_match(prefix, known)
             )
         keys = {
             name for component in components for name in hints(registry.config_class(*component))
@@ -82,8 +83,10 @@ def _parts(override: str) -> tuple[str, str, str]:
 def own_overrides(
     kind: str, name: str, overrides: Sequence[str], config_class: type[ComponentConfig]
 ) -> list[str]:
-    """The overrides that concern a component, as `KIND.KEY=VALUE`. One for a kind passes over
-    components without that key."""
+    """The overrides that apply to a component, as `KIND.KEY=VALUE`.
+
+    An override of a kind skips components without that key.
+    """
     own = []
     for override in overrides:
         prefix, key, rest = _parts(override)
@@ -95,7 +98,7 @@ def own_overrides(
 def config_of(
     kind: str, name: str, overrides: Sequence[str], registry: Registry
 ) -> ComponentConfig:
-    """A component's config: defaults, and what the overrides give.
+    """A component's config: its defaults and the overrides.
 
     Raises:
         RecipeError: a value is missing or of the wrong type.
@@ -114,7 +117,7 @@ def config_of(
 def missing_keys(
     kind: str, name: str, overrides: Sequence[str], config_class: type[ComponentConfig]
 ) -> list[str]:
-    """Keys without a default that no override gives."""
+    """Keys without a default or an override."""
     given = {
         override.partition("=")[0].split(".")[1]
         for override in own_overrides(kind, name, overrides, config_class)

@@ -1,5 +1,7 @@
-"""A process that loads a plugin's commands, benchmarks and models, which may import what they like.
-See `worker`."""
+"""A process that loads a plugin's commands, benchmarks and models. See `worker`.
+
+These may import anything.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from cm3core.plugins.registry import Registry
 
 
 def main() -> None:
-    """Tell which of them load."""
+    """Report which of them load."""
     request, teller = started()
     registry = registry_of(request)
     for name in registry.commands():
@@ -37,7 +39,7 @@ def main() -> None:
 
 
 def _corrected(error: BaseException, hook: str) -> str:
-    """The next step for a function that can't be imported; "" for another error's own."""
+    """The next step for a function that can't be imported; "": use the error's own."""
     return f'correct its "module:function" in {hook}' if isinstance(error, PluginError) else ""
 
 
@@ -47,7 +49,7 @@ def _check_command(name: str, registry: Registry, teller: Teller) -> None:
             "command",
             name,
             "fail",
-            f"`cm3 {name}` is a command of cm3leon itself, which goes first",
+            f"`cm3 {name}` is a command of cm3leon itself, which takes precedence",
             "rename it",
         )
         return
@@ -84,12 +86,12 @@ def _check_model(name: str, folder: Path, request: Request, teller: Teller) -> N
             "model",
             name,
             "fail",
-            f"{folder} holds no model (it has no state.json)",
+            f"{folder} has no model (no state.json)",
             "write it with cm3core.checkpoint.export_model, and package its files",
         )
         return
     if request.quick:
-        teller.verdict("model", name, "ok", f"{folder} is there")
+        teller.verdict("model", name, "ok", f"{folder} exists")
         return
     from cm3core.model.model import load
 

@@ -1,5 +1,4 @@
-"""A process that describes one plugin as `cm3 plugin list` does, and tells what is wrong with it.
-See `worker`."""
+"""A process that describes a plugin as `cm3 plugin list` does, and reports errors. See `worker`."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ LOADED = time.perf_counter()
 
 
 def main() -> None:
-    """Tell everything about the plugin of the request."""
+    """Report on the request's plugin."""
     request, teller = started()
     watch = ImportWatch()
     sys.meta_path.insert(0, watch)
@@ -42,16 +41,16 @@ def main() -> None:
     registry = _described(plugin, request, teller)
     seconds = time.perf_counter() - begun
     if registry is None or request.describe_only:
-        _tell_imports(watch, seconds, teller)
+        _report_imports(watch, seconds, teller)
         return
     try:
         check_overrides(request.overrides, registry)
         for kind, name in components_of(registry, request.only):
             _check_component(kind, name, registry, request, teller)
-    except CM3Error as error:  # of the command line
+    except CM3Error as error:  # in the command line
         teller.tell(usage=[error.place, error.cause, error.next_step])
         return
-    _tell_imports(watch, seconds, teller)  # after `check`, which must be light as well
+    _report_imports(watch, seconds, teller)  # after `check`, which must be light too
     _check_names(request, registry, teller)
     info = registry.plugins[0]
     teller.tell(
@@ -63,8 +62,10 @@ def main() -> None:
 
 
 def _described(plugin: object, request: Request, teller: Teller) -> Registry | None:
-    """The plugin alone in a registry; None when its hooks can't be asked. A kind whose hook fails
-    is left out."""
+    """A registry of this plugin alone; None when its hooks can't be called.
+
+    A kind whose hook fails is left out.
+    """
     try:
         describe.check_api(request.name, plugin)
         teller.verdict("api", "", "ok", f"CM3_API = {getattr(plugin, 'CM3_API', None)}")
@@ -93,8 +94,8 @@ def _described(plugin: object, request: Request, teller: Teller) -> Registry | N
             "hooks",
             "",
             "fail",
-            "it implements none, so that it brings nothing",
-            "write one of the hooks of cm3core.hookspecs with @hookimpl above it",
+            "it implements no hooks, so it provides nothing",
+            "implement one of the hooks of cm3core.hookspecs, decorated with @hookimpl",
         )
     return _asked(plugin, request, teller, pluggy_manager)
 
@@ -102,7 +103,7 @@ def _described(plugin: object, request: Request, teller: Teller) -> Registry | N
 def _asked(
     plugin: object, request: Request, teller: Teller, pluggy_manager: pluggy.PluginManager
 ) -> Registry:
-    """What the hooks bring; one that raises, or brings what it may not, is told and left out."""
+    """A registry of the hooks' results; a hook that fails is reported and left out."""
     configs: dict[str, Mapping[str, type[ComponentConfig]]] = {}
     others: dict[str, Any] = {
         describe.COMMANDS_HOOK: {},
@@ -136,7 +137,7 @@ def _asked(
     return registry
 
 
-def _tell_imports(watch: ImportWatch, seconds: float, teller: Teller) -> None:
+def _report_imports(watch: ImportWatch, seconds: float, teller: Teller) -> None:
     heavy = watch.heavy()
     for name, chain in heavy.items():
         lines = [
@@ -160,7 +161,7 @@ def _check_component(
 ) -> None:
     """Documentation, defaults and `check` of a component's config."""
     subject, config_class = f"{kind}/{name}", registry.config_class(kind, name)
-    teller.begin(f"looking at the keys of {subject}", "keys", subject)
+    teller.begin(f"checking the keys of {subject}", "keys", subject)
     _check_documentation(subject, config_class, teller)
     wrong = _wrong_defaults(config_class)
     for key, error in wrong:
@@ -189,17 +190,19 @@ def _check_component(
             "defaults",
             subject,
             "fail",
-            f"check() refuses what is to be built: {error.cause}",
+            f"check() refuses the config: {error.cause}",
             error.next_step,
         )
     except ANY_ERROR as error:
-        teller.error("defaults", subject, error, what="check() raises what is no CM3Error: ")
+        teller.error(
+            "defaults", subject, error, what="check() raises an error that is not a CM3Error: "
+        )
     else:
         teller.verdict(
             "defaults",
             subject,
             "ok",
-            "check() takes what is given" if request.overrides else "check() takes them",
+            "check() accepts the given values" if request.overrides else "check() accepts them",
         )
 
 
@@ -216,8 +219,7 @@ def _wrong_defaults(config_class: type[ComponentConfig]) -> list[tuple[str, Wron
 
 
 def _check_documentation(subject: str, config_class: type[ComponentConfig], teller: Teller) -> None:
-    """Every key stands in an `Args:` section, and nothing else does. A warning: the component works
-    without."""
+    """Warn unless the `Args:` section documents every key and nothing else."""
     name, keys = config_class.__name__, keys_of(config_class)
     problems = [f"{name} has no docstring"] if not docstring(config_class) else []
     undocumented = [key.name for key in keys if not key.text]
@@ -234,7 +236,7 @@ def _check_documentation(subject: str, config_class: type[ComponentConfig], tell
     if stale:
         problems.append(
             f"its Args: name {_listed(stale)}, which "
-            f"{'is no key' if len(stale) == 1 else 'are no keys'}"
+            f"{'is not a key' if len(stale) == 1 else 'are not keys'}"
         )
         steps.append(close_match(stale[0], known))
     if problems:
@@ -243,7 +245,7 @@ def _check_documentation(subject: str, config_class: type[ComponentConfig], tell
             subject,
             "warn",
             "; ".join(problems),
-            "; ".join(steps) or f"say in one line what {name} builds",
+            "; ".join(steps) or f"describe in one line what {name} builds",
         )
     else:
         teller.verdict("keys", subject, "ok", f"{len(keys)}, documented" if keys else "none")
@@ -255,13 +257,13 @@ def _listed(names: list[str], most: int = 8) -> str:
 
 
 def _check_names(request: Request, registry: Registry, teller: Teller) -> None:
-    """Whether another installed plugin has the same name, or brings the same names."""
-    teller.begin("looking at the other plugins", "names")
+    """Whether another installed plugin has the same name, or components of the same names."""
+    teller.begin("checking the other plugins", "names")
     installed = load_registry(environ={})
     clashes = 0
     for other in (info for info in installed.plugins if info.name == request.name):
         if request.module and other.origin.endswith(f", {request.module}"):
-            continue  # it is this one
+            continue  # this plugin itself
         clashes += 1
         teller.verdict(
             "names",
@@ -278,11 +280,11 @@ def _check_names(request: Request, registry: Registry, teller: Teller) -> None:
                 "names",
                 f"{kind}/{name}",
                 "warn",
-                f"is brought by {', '.join(owners)} too",
-                f"recipes must write {request.name}/{name}; another name saves them that",
+                f"is also provided by {', '.join(owners)}",
+                f"recipes must write {request.name}/{name}; rename it to avoid that",
             )
     if not clashes:
-        teller.verdict("names", "", "ok", "nothing else is called the same")
+        teller.verdict("names", "", "ok", "no other plugin uses the same names")
 
 
 if __name__ == "__main__":

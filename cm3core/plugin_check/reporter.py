@@ -1,5 +1,7 @@
-"""What pytest reports of a component's laws, as verdicts. Imports pytest, which `laws` makes sure
-is there."""
+"""pytest's reports on a component's laws, as verdicts.
+
+Imports pytest, which `laws` has checked to be installed.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +17,23 @@ from cm3core.plugin_check.worker import Teller, plugin_traceback, worded
 
 
 class Reporter:
-    """Hooks of pytest: a verdict for each test that has run."""
+    """pytest hooks that write a verdict for each test."""
 
     def __init__(self, subject: str, teller: Teller) -> None:
         self.subject, self.teller = subject, teller
 
     def pytest_configure(self) -> None:
-        """Kits' assertions tell values."""
+        """Let the kits' assertions show values."""
         pytest.register_assert_rewrite("cm3core.testing")
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Which law comes, in case it does not come back."""
+        """Record which law starts, in case it never returns."""
         law = _law(nodeid)
-        self.teller.begin(f"trying the law {law}", "law", f"{self.subject} {law}")
+        self.teller.begin(f"testing the law {law}", "law", f"{self.subject} {law}")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: Any, call: Any) -> Generator[None, Any, Any]:
-        """The verdict; a test that is left out says why."""
+        """Write the verdict; a skipped test gives its reason."""
         report = yield
         law = _law(item.nodeid)
         subject = f"{self.subject} {law}"
@@ -43,14 +45,14 @@ class Reporter:
                 "law",
                 subject,
                 "skip",
-                f"can't be tried here: {call.excinfo.value.cause}",
+                f"can't be tested here: {call.excinfo.value.cause}",
                 call.excinfo.value.next_step,
             )
         elif report.failed:
             cause, _, _ = worded(call.excinfo.value)
-            says = summary(inspect.getdoc(item.function) or "")
+            meaning = summary(inspect.getdoc(item.function) or "")
             self.teller.verdict(
-                "law", subject, "fail", cause, f"the law says: {says}", _detail(call.excinfo.value)
+                "law", subject, "fail", cause, f"the law: {meaning}", _detail(call.excinfo.value)
             )
         elif report.when == "call":
             self.teller.verdict("law", subject, "ok", "")
@@ -62,7 +64,7 @@ def _law(nodeid: str) -> str:
 
 
 def _detail(error: BaseException) -> str:
-    """What was drawn when the law broke, and where that was noticed."""
+    """The falsifying example, and where the law failed."""
     message = [line for line in str(error).splitlines()[1:] if line.strip()][:8]
     drawn = [
         line.partition("  # or any other")[0]

@@ -1,7 +1,7 @@
-"""What the argument of `cm3 plugin check` means: a distribution, an entry point, a module, a source
-folder or a file.
+"""Resolves the argument of `cm3 plugin check`.
 
-Nothing of the plugin is imported here.
+It is a distribution, an entry point, a module, a source folder or a file. Nothing of the plugin is
+imported here.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class Target:
 
     Args:
         name: the entry point's name, or the file's without `.py`.
-        module: "module" or "module:attribute" as an entry point writes it, "" for a file (and where
-            there is nothing to import).
+        module: "module" or "module:attribute" as in an entry point, "" for a file (and where there
+            is nothing to import).
         file: path of the plugin's file, "" for a module.
-        paths: folders in which the module is looked for before all others.
+        paths: folders that are searched for the module before all others.
         origin: where it was found.
-        version: its distribution's, "" when it has none.
-        distribution: name of its distribution, "" when it has none.
-        verdicts: what is known of it already.
+        version: its distribution's, "" if there is none.
+        distribution: name of its distribution, "" if there is none.
+        verdicts: verdicts reached so far.
     """
 
     name: str
@@ -50,15 +50,14 @@ class Target:
 
 
 def find_targets(argument: str) -> list[Target]:
-    """The plugins that an argument names, at least one.
+    """The plugins named by an argument, at least one.
 
     Args:
         argument: a `.py` file, a folder with a `pyproject.toml`, the name of an installed
-            distribution or of an entry point, or a module that can be imported; looked for in this
-            order.
+            distribution or of an entry point, or an importable module; tried in this order.
 
     Raises:
-        PluginError: there is nothing of that name, or the folder's `pyproject.toml` can't be read.
+        PluginError: nothing has that name, or the folder's `pyproject.toml` can't be read.
     """
     path = Path(argument).expanduser()
     if argument.endswith(".py"):
@@ -90,7 +89,7 @@ def find_targets(argument: str) -> list[Target]:
         raise PluginError(
             argument,
             "no distribution, entry point, module, folder or file has this name",
-            f"{close_match(argument, known)}; a folder or file is given by its path",
+            f"{close_match(argument, known)}; give a folder or file by its path",
         ) from None
     return [
         Target(
@@ -112,7 +111,7 @@ def _above(path: Path) -> str:
 
 
 def _importable(name: str) -> bool:
-    """Whether there is a module of that name; the packages around it are not imported."""
+    """Whether a module of that name exists; its parent packages are not imported."""
     if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", name):
         return False
     try:
@@ -169,14 +168,13 @@ def _no_entry_point(
         "install",
         "",
         status,
-        f"{owner} declares no entry point in the group {GROUP!r}, so that cm3 does not find the "
-        "plugin",
-        f'write `{line}` below [project.entry-points."{GROUP}"] in {PROJECT_FILE}, and install it anew',
+        f"{owner} declares no entry point in the group {GROUP!r}, so cm3 does not find the plugin",
+        f'write `{line}` below [project.entry-points."{GROUP}"] in {PROJECT_FILE}, and reinstall it',
     )
 
 
 def _dependency(name: str, requirements: Sequence[str]) -> Iterator[Verdict]:
-    """Whether a distribution says that it needs cm3leon."""
+    """Whether a distribution declares that it depends on cm3leon."""
     if not any(
         _normal(match[0]) == OURS
         for item in requirements
@@ -192,12 +190,12 @@ def _dependency(name: str, requirements: Sequence[str]) -> Iterator[Verdict]:
 
 
 def _of_folder(folder: Path) -> list[Target]:
-    """The plugins that a source folder's `pyproject.toml` declares, as they stand in the folder."""
+    """The plugins declared by a source folder's `pyproject.toml`, as they are in the folder."""
     path = folder / PROJECT_FILE
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PluginError(str(path), f"is no valid TOML: {error}", "correct the file") from error
+        raise PluginError(str(path), f"is not valid TOML: {error}", "correct the file") from error
     project: Any = data.get("project", {})
     points = project.get("entry-points", {}).get(GROUP, {}) if isinstance(project, dict) else {}
     if (
@@ -207,7 +205,7 @@ def _of_folder(folder: Path) -> list[Target]:
     ):
         raise PluginError(
             str(path),
-            f"[project] or its entry points in {GROUP!r} are no table of texts",
+            f"[project] or its entry points in {GROUP!r} are not a table of strings",
             f'write `mine = "my_package"` below [project.entry-points."{GROUP}"]',
         )
     name = str(project.get("name", folder.absolute().name))
@@ -236,7 +234,7 @@ def _of_folder(folder: Path) -> list[Target]:
                     "install",
                     "",
                     "fail",
-                    f"{PROJECT_FILE} declares {point} = {value}, and the folder has no module "
+                    f"{PROJECT_FILE} declares {point} = {value}, but the folder has no module "
                     f"{module}",
                     "correct the entry point's value, or add the module",
                 )
@@ -267,8 +265,8 @@ def _installation(
     root: Path,
     installed: metadata.Distribution | None,
 ) -> Verdict:
-    """Whether what is installed is what stands in the folder."""
-    checked = f"what stands in {root} is checked"
+    """Whether the installed plugin is the one in the folder."""
+    checked = f"the code in {root} is checked"
     if installed is None:
         return Verdict(
             "install", "", "warn", f"{name} is not installed: {checked}", f"pip install -e {folder}"
@@ -289,8 +287,7 @@ def _installation(
 
 
 def _root_of(folder: Path, package: str, data: dict[str, Any]) -> Path | None:
-    """The folder inside a project in which a top-level module lies, by the usual layouts; None when
-    there is none."""
+    """The project's folder that contains a top-level module, by the usual layouts; None: none."""
     places = [folder / "src", folder]
     tools = data.get("tool", {})
     places += [

@@ -1,4 +1,4 @@
-"""Verdicts: one line of a report each, with a next step where something is to be done."""
+"""Verdicts: a line of a report each, with a next step where action is needed."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-#: How each is written at the head of a line.
+#: Status -> how it is written at the start of a line.
 SHOWN = {"ok": "ok", "fail": "FAIL", "warn": "warn", "skip": "skip"}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one check says.
+    """The result of one check.
 
     Args:
-        check: which: "install", "api", "hooks", "names", "keys", "defaults", "import", "output",
+        check: one of "install", "api", "hooks", "names", "keys", "defaults", "import", "output",
             "build", "law", "command", "benchmark" or "model".
-        subject: of what: "KIND/NAME", a law as "KIND/NAME LAW", a hook, a name; "" for the whole
+        subject: what was checked: "KIND/NAME", a law as "KIND/NAME LAW", a hook, a name; "" for the whole
             plugin.
         status: "ok", "fail", "warn" or "skip".
         text: what was found, in one line.
-        next_step: what the author can do about it, "" for nothing.
+        next_step: what the author can do about it, or "".
         detail: more lines: a falsifying example, the end of a traceback.
     """
 
@@ -51,7 +51,7 @@ class Report:
 
     Args:
         name: the entry point's name, or the file's without `.py`.
-        version: its distribution's, "" when it has none.
+        version: its distribution's, "" if there is none.
         origin: where it was found.
         verdicts: in the order in which they were reached.
     """
@@ -63,12 +63,12 @@ class Report:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Status -> number of verdicts; every status is there."""
+        """Status -> number of verdicts, with every status."""
         counted = Counter(verdict.status for verdict in self.verdicts)
         return {status: counted[status] for status in SHOWN}
 
     def passed(self, *, strict: bool = False) -> bool:
-        """Whether nothing fails; with `strict`, nor is anything warned of or left out."""
+        """Whether nothing fails; with `strict`, whether there are no warnings or skips either."""
         counts = self.counts
         return not counts["fail"] and not (strict and (counts["warn"] or counts["skip"]))
 
@@ -78,7 +78,7 @@ class Report:
         parts = [f"{counts['ok']} ok"]
         parts += [
             f"{counts[status]} {word}"
-            for status, word in (("fail", "failed"), ("warn", "warned of"), ("skip", "skipped"))
+            for status, word in (("fail", "failed"), ("warn", "warned"), ("skip", "skipped"))
             if counts[status]
         ]
         return f"{self.name}: {', '.join(parts)}"
@@ -95,7 +95,7 @@ class Report:
 
 
 def to_json(argument: str, reports: Sequence[Report], *, strict: bool) -> dict[str, Any]:
-    """The whole answer for programs; docs/plugins/check.md documents it."""
+    """The whole result for `--json`, documented in docs/plugins/check.md."""
     return {
         "target": argument,
         "passed": all(report.passed(strict=strict) for report in reports),

@@ -1,9 +1,8 @@
-"""What the processes of a check share: the request, telling verdicts line by line, importing the
-plugin, wording an error.
+"""Shared by a check's processes: the request, reporting verdicts, importing the plugin.
 
-A process gets one JSON request in a file and writes lines of JSON into another: `{"begin": WHAT}`
-before each step, so that the one that asked knows where it stopped when it is ended or ends itself,
-and `{"verdict": {...}}` or other keys after it.
+A process reads one JSON request from a file and writes lines of JSON into another: `{"begin":
+WHAT}` before each step, so that the parent knows where it stopped if it is killed or exits, and
+`{"verdict": {...}}` or other keys after it.
 """
 
 from __future__ import annotations
@@ -24,26 +23,26 @@ from cm3core.plugin_check.verdicts import Verdict
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
 
-#: What a process may do to end a check, other than KeyboardInterrupt.
+#: What plugin code may raise, other than KeyboardInterrupt.
 ANY_ERROR = (Exception, SystemExit)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a process is asked.
+    """The request to a process.
 
     Args:
         name, module, file, paths: see `Target`.
-        argument: the check's own, for next steps that name a command.
-        search: the rest of `sys.path`, as it is where the check was asked for.
+        argument: the check's argument, for next steps that name a command.
+        search: the rest of `sys.path`, as in the parent process.
         component: (kind, name), for `laws`.
-        overrides: `KIND.KEY=VALUE` or `NAME.KEY=VALUE`, for components whose configs must be given
-            something.
-        only: components to look at, (): all.
-        max_examples: of each law.
+        overrides: `KIND.KEY=VALUE` or `NAME.KEY=VALUE`, for components whose configs have
+            required keys.
+        only: components to check, (): all.
+        max_examples: per law.
         waived: (component or "", law, reason), for `laws`.
-        quick: leave out what takes long.
-        describe_only: tell no more than the time that describing took, for `probe`.
+        quick: skip slow checks.
+        describe_only: report only the time that describing took, for `probe`.
     """
 
     name: str
@@ -62,18 +61,17 @@ class Request:
 
 
 class Teller:
-    """Writes what a process found; every line is there even if the process ends right after it."""
+    """Writes a process's findings, each line flushed in case the process ends right after."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w", encoding="utf-8")
 
     def tell(self, **line: Any) -> None:
-        """One line."""
+        """Write one line."""
         print(json.dumps(line), file=self._file, flush=True)
 
     def begin(self, what: str, check: str, subject: str = "") -> None:
-        """Before a step that may not come back: it "was doing `what`", which belongs to that check
-        of that subject."""
+        """Announce a step that may never return: `what` it does, for which check and subject."""
         self.tell(begin=what, check=check, subject=subject)
 
     def verdict(
@@ -85,7 +83,7 @@ class Teller:
         next_step: str = "",
         detail: str = "",
     ) -> None:
-        """One verdict, see `Verdict`."""
+        """Write one verdict, see `Verdict`."""
         self.tell(
             verdict=dataclasses.asdict(Verdict(check, subject, status, text, next_step, detail))
         )
@@ -93,13 +91,13 @@ class Teller:
     def error(
         self, check: str, subject: str, error: BaseException, *, what: str = "", next_step: str = ""
     ) -> None:
-        """The verdict of a step that raised."""
+        """Write the verdict of a step that raised."""
         cause, step, detail = worded(error)
         self.verdict(check, subject, "fail", f"{what}{cause}", next_step or step, detail)
 
 
 def started() -> tuple[Request, Teller]:
-    """The request that this process was started with, and where to tell what it found."""
+    """This process's request, and the writer for its findings."""
     request = Request(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     sys.path[:0] = request.paths
     sys.path += [path for path in request.search if path not in sys.path]
@@ -120,7 +118,7 @@ def import_plugin(request: Request) -> object:
 
 
 def registry_of(request: Request) -> Registry:
-    """A registry with this plugin alone; it was found in order before."""
+    """A registry of this plugin alone, which has been checked before."""
     from cm3core.plugins.discovery import registry_of_one
     from cm3core.plugins.registry import PluginInfo
 
@@ -128,8 +126,7 @@ def registry_of(request: Request) -> Registry:
 
 
 def worded(error: BaseException) -> tuple[str, str, str]:
-    """An error's cause in one line, the next step, and the end of its traceback, from the plugin's
-    first line on."""
+    """An error's cause in one line, the next step, and the plugin's part of its traceback."""
     detail = plugin_traceback(error)
     if isinstance(error, CM3Error):
         return error.cause, error.next_step, ""
@@ -141,18 +138,17 @@ def worded(error: BaseException) -> tuple[str, str, str]:
     if isinstance(error, ModuleNotFoundError) and error.name:
         return (
             cause,
-            f"install {error.name!r} and name it in the plugin's dependencies, or correct the "
+            f"install {error.name!r} and add it to the plugin's dependencies, or correct the "
             "import",
             detail,
         )
     if isinstance(error, SystemExit):
-        return cause, "a module that is imported must not end the program", detail
+        return cause, "importing a module must not exit the program", detail
     return cause, "correct the plugin", detail
 
 
 def plugin_traceback(error: BaseException, most: int = 6) -> str:
-    """ "file, line: code" of the innermost frames that are neither Python's import nor ours,
-    outermost first."""
+    """ "file, line: code" of the innermost frames that are the plugin's own, outermost first."""
     frames = [
         frame for frame in traceback.extract_tb(error.__traceback__) if not is_ours(frame.filename)
     ]
@@ -163,7 +159,7 @@ def plugin_traceback(error: BaseException, most: int = 6) -> str:
 
 
 def is_ours(filename: str) -> bool:
-    """Whether a file belongs to the check itself, or to what is between it and the plugin."""
+    """Whether a file belongs to the check, or to the machinery between it and the plugin."""
     path, core = Path(filename), Path(__file__).parents[1]
     if filename.startswith("<frozen ") or path.parent == Path(__file__).parent:
         return True
@@ -177,7 +173,7 @@ def is_ours(filename: str) -> bool:
 
 
 def shortened(filename: str) -> str:
-    """A file's path below the entry of `sys.path` that it is found by, else as it is."""
+    """A file's path relative to its entry of `sys.path`, else as it is."""
     path = Path(filename)
     below = [
         str(path.relative_to(entry)) for entry in sys.path if entry and path.is_relative_to(entry)

@@ -1,7 +1,6 @@
-"""Conformance kits: the laws that every implementation of a component kind obeys, as tests for its
-author to inherit.
+"""Conformance kits: the laws of every component kind, as tests for plugin authors to inherit.
 
-A whole conformance test is a config:
+A complete conformance test is a config:
 
     from cm3core.testing.sampler import SamplerContract
     from my_package import MySamplerConfig
@@ -9,33 +8,37 @@ A whole conformance test is a config:
     class TestMine(SamplerContract):
         config = MySamplerConfig(temperature=0.7)
 
-pytest then shows a test for each law (`test_only_legal_ids_are_drawn`, ...), with examples drawn
-and shrunk by Hypothesis. There is a kit for each kind, `cm3core.plugins.KINDS[kind].kit` names it;
+pytest then runs a test per law (`test_only_legal_ids_are_drawn`, ...), with examples drawn and
+shrunk by Hypothesis. Each kind has a kit, named by `cm3core.plugins.KINDS[kind].kit`:
 `cm3core.testing.sampler`, `.text_tokenizer` and so on. Needs `pytest` and `hypothesis`:
 `pip install 'cm3leon[test]'`.
 
 `config`
-    An instance of the component's config dataclass, built in the kind's usual way: a text tokenizer on a small corpus, a decoder
-    for a small vocabulary, a retriever over an example memory, a reranker with an embedder and a tiny model. What a kit builds
-    with stands in class attributes and methods (`vocabulary`, `grid`, `attention`, `embedder`, `memory()`, `likelihood()`), which
-    a test may override; so may it tolerances (`tolerance`, `flat_tolerance`, ...) and `max_examples`, for slow components.
+    An instance of the component's config dataclass, built in the kind's usual way: a text tokenizer
+    on a small corpus, a decoder for a small vocabulary, a retriever over an example memory, a
+    reranker with an embedder and a tiny model. The kit's inputs are class attributes and methods
+    (`vocabulary`, `grid`, `attention`, `embedder`, `memory()`, `likelihood()`), which a test may
+    override, as well as tolerances (`tolerance`, `flat_tolerance`, ...) and, for slow components,
+    `max_examples`.
 `make(self)`
-    For what isn't built from a config alone (weights made by the test, say): returns a new component; equal calls, equal ones.
-    Keep `config` beside it where you can: some laws compare the component with what its config states, or load what was saved.
+    For components not built from a config alone (with weights made by the test, say): returns a new
+    component; equal calls give equal ones. Also set `config` where you can: some laws compare the
+    component with its config, or load what was saved.
 `waive_LAW(self)`
-    A law that is not meant for a component is waived in the open: the method returns the reason, and the test is a skip that
-    shows it. A waiver of no law, or without a reason, is an error, and so is a test of a law replaced by another (or by None).
+    Waives a law that does not apply to a component: the method returns the reason, and the test is
+    skipped with it. A waiver of an unknown law, or without a reason, is an error, and so is
+    replacing the test of a law by another (or by None).
 `Kit.laws()`
-    Law -> what it says, in one line.
+    Law -> its description, in one line.
 `Kit.for_config(config)`
     The same test class, made by a program.
 
-A law that is passed says little by itself: each is known to fail for some component that is wrong
-in just that way (`tests/core/testing` has them all).
+Each law is known to fail for some component that is wrong in just that way (`tests/core/testing`
+has them all).
 
-For tests of your own there are Hypothesis strategies (`cm3core.testing.strategies`: `texts`,
+For your own tests there are Hypothesis strategies (`cm3core.testing.strategies`: `texts`,
 `vocabularies`, `pictures`, `images`, `codes`, `documents`, `memories`, `banks`, `token_sequences`,
-`logits`) and small right components without files: `ListSource`, `HashEmbedder` and
+`logits`) and small correct components without files: `ListSource`, `HashEmbedder` and
 `example_documents` in `cm3core.testing.samples`, `TinyDecoder` in `cm3core.testing.tiny`,
 `DenseAttention` in `cm3core.testing.attention`.
 """

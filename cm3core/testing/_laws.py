@@ -1,6 +1,6 @@
-"""`Contract`: the base of all conformance kits; turns laws into tests once for each implementation.
+"""`Contract`: the base of all conformance kits; turns laws into tests for each implementation.
 
-A kit writes its laws as plain methods, and how a config becomes a component:
+A kit defines its laws as plain methods, and how to build a component from a config:
 
     class SamplerContract(Contract[Sampler]):
         kind = "sampler"
@@ -14,15 +14,15 @@ A kit writes its laws as plain methods, and how a config becomes a component:
             ...
 
 and an author's test is a subclass with a `config` (or a `make`, where the component isn't built the
-kind's usual way). Each such subclass gets, for every `law_NAME` of its ancestors, a method
-`test_NAME` of its own, wrapped in a fresh `hypothesis.given(data=st.data())`. (Inherited `@given`
-methods are one function shared by all subclasses, which Hypothesis's `differing_executors` check
-refuses in the second one.)
+kind's usual way). For every `law_NAME` of its ancestors, each such subclass gets its own method
+`test_NAME`, wrapped in a new `hypothesis.given(data=st.data())`. (Inherited `@given` methods are
+one function shared by all subclasses, which Hypothesis's `differing_executors` check refuses in the
+second one.)
 
-A law that draws nothing is written `law_NAME(self)` without `data` and runs once. A class attribute
-`max_examples` limits the examples of each law (slow components). A component that a law is not
-meant for waives it in the open: a method `waive_NAME` returns the reason, and the test is a skip
-that shows it.
+A law that draws nothing is written `law_NAME(self)`, without `data`, and runs once. A class
+attribute `max_examples` limits the examples per law (for slow components). A component that a law
+does not apply to waives it: a method `waive_NAME` returns the reason, with which the test is
+skipped.
 """
 
 from __future__ import annotations
@@ -44,37 +44,37 @@ T = TypeVar("T")
 
 
 class Contract(Generic[T]):
-    """Base of the kits. Abstract: tests are subclasses of a kit that set `config`, or define
-    `make`.
+    """Base of the kits. Abstract: tests are subclasses of a kit with a `config` or a `make`.
 
     Raises:
-        PluginError: when a subclass is made: `config` is of another kind or lacks values, a waiver
+        PluginError: on creating a subclass: `config` is of another kind or lacks values, a waiver
             names no law or gives no reason, or a test of a law is replaced.
     """
 
     #: The kind whose components are tested, see `cm3core.plugins.kinds`; set by each kit.
     kind: ClassVar[str] = ""
     #: What `make` builds: an instance of the component's config. None: the test defines `make`.
-    # a ComponentConfig; Any, so that a test may ask it for fields of its own
+    # a ComponentConfig; Any, so that a test may use its own fields
     config: ClassVar[Any] = None
-    #: Examples for each law; None leaves the active Hypothesis profile's number.
+    #: Examples per law; None: the active Hypothesis profile's number.
     max_examples: ClassVar[int | None] = None
     _subject: ClassVar[Any]  # a T; class variables can't say so
 
     def make(self) -> T:
         """Return a new instance of the component under test; equal calls give equal components.
 
-        By default `config` is checked and built as `build` says."""
+        By default, checks `config` and builds it with `build`.
+        """
         self.config.check()
         return self.build(self.config)
 
     def build(self, config: Any) -> T:
-        """The component of a config, built in the kind's usual way."""
+        """Build the component of a config in the kind's usual way."""
         raise NotImplementedError
 
     @property
     def subject(self) -> T:
-        """The component under test, made once for each test class (examples share it)."""
+        """The component under test, made once per test class (examples share it)."""
         cls = type(self)
         if "_subject" not in cls.__dict__:
             cls._subject = self.make()
@@ -83,8 +83,7 @@ class Contract(Generic[T]):
 
     @classmethod
     def laws(cls) -> dict[str, str]:
-        """Names of the laws, without `law_`, in alphabetical order, and what each says, in one line
-        (its docstring's first paragraph)."""
+        """Law (without `law_`, sorted) -> its docstring's first paragraph, on one line."""
         return {
             name.removeprefix("law_"): " ".join(
                 (inspect.getdoc(getattr(cls, name)) or "").partition("\n\n")[0].split()
@@ -100,8 +99,8 @@ class Contract(Generic[T]):
         """This kit's tests for a config, as a class that pytest collects.
 
         Args:
-            config: an instance, or a class all of whose fields have defaults.
-            attributes: class attributes of the tests besides, e.g. `max_examples=5`.
+            config: an instance, or a class whose fields all have defaults.
+            attributes: further class attributes of the tests, e.g. `max_examples=5`.
 
         Raises:
             PluginError: see the class.
@@ -132,7 +131,7 @@ class Contract(Generic[T]):
             if f"test_{law}" in cls.__dict__:
                 raise PluginError(
                     f"{cls.__qualname__}.test_{law}",
-                    f"stands in the way of the law {law!r}",
+                    f"would replace the test of the law {law!r}",
                     f"to waive the law, define waive_{law}(self), which returns the reason",
                 )
             test = (
@@ -153,14 +152,14 @@ def _with_defaults(config_class: type[ComponentConfig]) -> ComponentConfig:
         values = ", ".join(f"{name}=..." for name in missing)
         raise PluginError(
             f"{config_class.__name__}.{missing[0]}",
-            "has no default, and is given no value",
+            "has neither a default nor a value",
             f"test an instance: config = {config_class.__name__}({values})",
         )
     return config_class()
 
 
 def _waivers(cls: type[Contract[Any]], laws: dict[str, str]) -> dict[str, str]:
-    """Law -> why it is waived."""
+    """Law -> the reason why it is waived."""
     waivers = {}
     for name in dir(cls):
         if not name.startswith("waive_"):
@@ -174,8 +173,8 @@ def _waivers(cls: type[Contract[Any]], laws: dict[str, str]) -> dict[str, str]:
         if not isinstance(reason, str) or not reason.strip():
             raise PluginError(
                 f"{cls.__qualname__}.{name}",
-                f"gives no reason, but {reason!r}",
-                "return a sentence that says why the law does not apply",
+                f"returns {reason!r}, not a reason",
+                "return a sentence on why the law does not apply",
             )
         waivers[law] = reason
     return waivers

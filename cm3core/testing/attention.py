@@ -1,5 +1,4 @@
-"""Conformance kit of attention backends: equality with an independent dense oracle, forward and
-backward.
+"""Conformance kit of attention backends: equal to a dense oracle, forward and backward.
 
     class TestMine(AttentionContract):
         config = MyAttentionConfig()
@@ -28,8 +27,10 @@ def dense_attention(
     offset_B: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """The oracle: one query and one head at a time, over the visible keys only, in the dtype given.
-    Slow on purpose."""
+    """The oracle: one query and head at a time over the visible keys, in the inputs' dtype.
+
+    Slow on purpose.
+    """
     B, T, H, D = q_BTHD.shape
     group = H // k_BSKD.shape[2]
     out = []
@@ -40,12 +41,12 @@ def dense_attention(
             for h in range(H):
                 k_SD, v_SD = k_BSKD[b, first:stop, h // group], v_BSKD[b, first:stop, h // group]
                 scores_S = k_SD @ q_BTHD[b, i, h] * (D**-0.5 if scale is None else scale)
-                out.append(scores_S.softmax(0) @ v_SD)  # nothing visible: an empty sum, zeros
+                out.append(scores_S.softmax(0) @ v_SD)  # no visible keys: an empty sum, zeros
     return torch.stack(out).view(B, T, H, D)
 
 
 class DenseAttention(AttentionBackend):
-    """`dense_attention` as a backend: for tests of decoders."""
+    """`dense_attention` as a backend, for tests of decoders."""
 
     def attend(
         self,
@@ -73,7 +74,7 @@ class AttentionCase:
     scale: float | None
 
     def call(self, backend: AttentionBackend, dtype: torch.dtype, **options: Any) -> Tensor:
-        """The backend's answer to the inputs in `dtype`."""
+        """The backend's result for the inputs in `dtype`."""
         return backend.attend(
             self.q_BTHD.to(dtype),
             self.k_BSKD.to(dtype),
@@ -85,15 +86,17 @@ class AttentionCase:
         )
 
     def expected(self) -> Tensor:
-        """The oracle's answer."""
+        """The oracle's result."""
         return dense_attention(
             self.q_BTHD, self.k_BSKD, self.v_BSKD, self.kv_start_BT, self.offset_B, self.scale
         )
 
 
 class AttentionContract(Contract[AttentionBackend]):
-    """Laws of the one visibility rule. Override `dtype`, `tolerance` and `head_dims` for a backend
-    that can't do all."""
+    """Laws of the visibility rule.
+
+    Override `dtype`, `tolerance` and `head_dims` for a backend that does not support them all.
+    """
 
     dtype: ClassVar[torch.dtype] = torch.float32
     tolerance: ClassVar[float] = 2e-5
@@ -137,7 +140,7 @@ class AttentionContract(Contract[AttentionBackend]):
         )
 
     def assert_close(self, actual: Tensor, expected: Tensor) -> None:
-        """Within the kit's tolerance of a float64 answer."""
+        """Assert equality with a float64 result within the kit's tolerance."""
         torch.testing.assert_close(
             actual.double(), expected, atol=self.tolerance, rtol=self.tolerance
         )
@@ -157,8 +160,7 @@ class AttentionContract(Contract[AttentionBackend]):
         self.assert_close(case.call(self.subject, self.dtype), case.expected())
 
     def law_starts_of_32_bits_and_strided_inputs(self, data: st.DataObject) -> None:
-        """`kv_start` may be int32, and q, k and v views of a larger tensor, whose last stride alone
-        is 1: nothing changes."""
+        """int32 `kv_start`, and q, k and v as strided views with last stride 1: the same result."""
         case = self.case(data, cached=False)
         expected = case.call(self.subject, self.dtype)
         if case.kv_start_BT is not None:
@@ -172,7 +174,7 @@ class AttentionContract(Contract[AttentionBackend]):
         )
 
     def law_inputs_are_not_written_to(self, data: st.DataObject) -> None:
-        """Queries, keys, values, starts and offsets stay as they were."""
+        """Queries, keys, values, starts and offsets are unchanged."""
         case = self.case(data, cached=data.draw(st.booleans(), label="cached"))
         inputs = [
             case.q_BTHD.to(self.dtype),
@@ -187,7 +189,7 @@ class AttentionContract(Contract[AttentionBackend]):
         assert all(torch.equal(x, old) for x, old in zip(inputs + others, before, strict=True))
 
     def law_a_plan_changes_nothing(self, data: st.DataObject) -> None:
-        """`attend` with the plan of these lengths equals `attend` without."""
+        """`attend` with a plan equals `attend` without."""
         case = self.case(data, cached=data.draw(st.booleans(), label="cached"))
         plan = self.subject.plan(
             num_queries=case.q_BTHD.shape[1],
@@ -234,7 +236,7 @@ class AttentionContract(Contract[AttentionBackend]):
         assert out[0, :2].any()
 
     def law_gradients_of_padding_are_finite(self) -> None:
-        """Where a query sees nothing, the gradients are numbers all the same."""
+        """Gradients are finite even where a query sees no keys."""
         q, k, v = (x.requires_grad_() for x in self._qkv())
         self.subject.attend(q, k, v, kv_start_BT=torch.tensor([[0, 0, 3, 4]])).sum().backward()
         assert all(x.grad is not None and bool(x.grad.isfinite().all()) for x in (q, k, v))

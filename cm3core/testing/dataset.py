@@ -3,7 +3,7 @@
     class TestMine(DocumentSourceContract):
         config = MySourceConfig(path="tests/pictures")
 
-The source must have at least one document; one with bad records too is a better test.
+The source must have at least one document; one with bad records as well is a better test.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class DocumentSourceContract(Contract[DocumentSource]):
         return source
 
     def law_ids_are_unique_and_stable(self) -> None:
-        """Every document has a name of its own, the same when the source is made again."""
+        """Every document has a unique id, the same when the source is made again."""
         ids = _ids(self.subject)
         assert ids
         assert all(isinstance(name, str) and name for name in ids)
@@ -39,13 +39,12 @@ class DocumentSourceContract(Contract[DocumentSource]):
         assert _ids(self.make()) == ids
 
     def law_fingerprint_is_stable(self) -> None:
-        """Made twice from the same data: one fingerprint, that says something."""
+        """Sources of the same data have the same, non-empty fingerprint."""
         assert self.subject.fingerprint
         assert self.make().fingerprint == self.subject.fingerprint
 
     def law_documents_are_texts_and_pictures(self, data: st.DataObject) -> None:
-        """A document has a segment at least; texts have letters and are valid Unicode, pictures
-        have keys or are whole codes."""
+        """Not empty; texts are non-blank, valid Unicode; pictures have keys or complete codes."""
         document = self.subject.document(self._draw_index(data), _draw_rng(data))
         assert isinstance(document, tuple)
         assert document
@@ -63,15 +62,14 @@ class DocumentSourceContract(Contract[DocumentSource]):
                 assert segment.missing is None
 
     def law_content_keys_name_the_document(self, data: st.DataObject) -> None:
-        """They are stable, among them those of the canonical document itself."""
+        """Content keys are stable and include those of the canonical document."""
         index = self._draw_index(data)
         keys = self.subject.content_keys(index)
         assert keys >= content_keys(self.subject.document(index))
         assert keys == self.make().content_keys(index)
 
     def law_without_a_generator_it_is_canonical(self, data: st.DataObject) -> None:
-        """Without `rng`, a document is always the same, also after others were read with one, and
-        in a source made again."""
+        """Without `rng`, a document is always the same, also in a source made again."""
         index = self._draw_index(data)
         canonical = self.subject.document(index)
         self.subject.document(self._draw_index(data), np.random.default_rng(0))
@@ -79,8 +77,7 @@ class DocumentSourceContract(Contract[DocumentSource]):
         assert self.make().document(index) == canonical
 
     def law_a_generator_decides_the_document(self, data: st.DataObject) -> None:
-        """Equal generators give equal documents; the texts may be others than the canonical ones,
-        pictures and order are not."""
+        """Equal generators give equal documents; only texts may differ from the canonical ones."""
         index, seed = self._draw_index(data), data.draw(st.integers(0, 2**32 - 1))
         first, second = (
             self.subject.document(index, np.random.default_rng(seed)) for _ in range(2)
@@ -92,8 +89,7 @@ class DocumentSourceContract(Contract[DocumentSource]):
         ]
 
     def law_pictures_load(self, data: st.DataObject) -> None:
-        """A picture is uint8 [height, width, 3], equal each time it is loaded, whatever the caller
-        did to it."""
+        """A picture is uint8 [height, width, 3], the same on each load, even if changed."""
         pictures = [
             segment
             for segment in self.subject.document(self._draw_index(data))
@@ -122,7 +118,7 @@ class DocumentSourceContract(Contract[DocumentSource]):
                     assert np.array_equal(first[segment.key].load(), segment.load())
 
     def law_texts_hold_every_canonical_text(self) -> None:
-        """`texts` gives what a tokenizer must know."""
+        """`texts` includes every canonical text, for tokenizers to learn from."""
         texts = "\n".join(self.subject.texts())
         for index in range(min(len(self.subject), 256)):
             for segment in self.subject.document(index):
@@ -144,7 +140,7 @@ class DocumentSourceContract(Contract[DocumentSource]):
             )
 
     def law_an_index_outside_is_refused(self) -> None:
-        """There is no document -1 and none after the last."""
+        """Document -1 and documents after the last are refused."""
         count = len(self.subject)
         for index in (-1, count):
             with pytest.raises(DataError, match=f"^document {index}: the data set has {count}"):

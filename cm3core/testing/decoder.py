@@ -3,8 +3,8 @@
     class TestMine(DecoderContract):
         config = MyConfig(context_length=32, ...)
 
-The kit works in float64 on weights moved away from their initialisation, so that branches which
-start at zero count. `attention` is the kit's dense oracle; override it to test a decoder with
+The kit works in float64 on weights perturbed after initialisation, so that branches that start at
+zero count. `attention` is the kit's dense oracle; override it to test a decoder with
 another backend. Legend: B rows, T tokens, E model dimension, V ids.
 """
 
@@ -26,8 +26,10 @@ from cm3core.vocab import Vocabulary
 
 
 class DecoderContract(Contract[Decoder]):
-    """Laws of `Decoder` and its cache. The config is of a tiny decoder with a context of at least
-    24 tokens."""
+    """Laws of `Decoder` and its cache.
+
+    The config must be of a tiny decoder with a context of at least 24 tokens.
+    """
 
     kind: ClassVar[str] = "decoder"
     vocabulary: ClassVar[Vocabulary] = Vocabulary(num_text=30, num_image=16, num_sentinels=4)
@@ -38,8 +40,10 @@ class DecoderContract(Contract[Decoder]):
     _trained: ClassVar[bool]
 
     def build(self, config: Any) -> Decoder:
-        """For the kit's vocabulary, attention and grid, from a fixed seed; torch's global generator
-        stays as it was."""
+        """Build for the kit's vocabulary, attention and grid, from a fixed seed.
+
+        torch's global generator is not changed.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             decoder: Decoder = config.build(self.vocabulary, self.attention, self.grid)
@@ -47,8 +51,10 @@ class DecoderContract(Contract[Decoder]):
 
     @property
     def decoder(self) -> Decoder:
-        """The subject in float64, evaluation mode, every parameter moved by noise; made once for
-        each test class."""
+        """The subject in float64 and evaluation mode with noise added to every parameter.
+
+        Made once per test class.
+        """
         subject = self.subject
         if "_trained" not in type(self).__dict__:
             module = subject.module
@@ -68,13 +74,13 @@ class DecoderContract(Contract[Decoder]):
         return torch.randint(0, self.vocabulary.size, (B, T), generator=generator)
 
     def cells(self, tokens_BT: Tensor) -> Tensor:
-        """Some cell for each image code, -1 elsewhere."""
+        """A cell for each image code, -1 elsewhere."""
         code_BT = tokens_BT - self.vocabulary.image.start
         is_code_BT = (code_BT >= 0) & (code_BT < self.vocabulary.num_image)
         return torch.where(is_code_BT, (code_BT * 7 + 3) % (self.grid[0] * self.grid[1]), -1)
 
     def assert_close(self, actual: Tensor, expected: Tensor) -> None:
-        """Equal but for the order of float64 sums."""
+        """Assert equality up to the order of float64 sums."""
         torch.testing.assert_close(actual, expected, atol=self.tolerance, rtol=self.tolerance)
 
     def plain(self, tokens_BT: Tensor) -> Tensor:
@@ -83,7 +89,7 @@ class DecoderContract(Contract[Decoder]):
 
     @torch.no_grad()
     def law_a_later_token_never_changes_an_earlier_state(self, data: st.DataObject) -> None:
-        """Causality, and that the changed position itself does change."""
+        """Causality; the state of the changed position does change."""
         tokens_BT = self.tokens(data, 2, 12)
         changed = data.draw(st.integers(1, 11), label="changed position")
         other_BT = tokens_BT.clone()
@@ -94,26 +100,24 @@ class DecoderContract(Contract[Decoder]):
 
     @torch.no_grad()
     def law_positions_and_cells_have_defaults(self, data: st.DataObject) -> None:
-        """No positions are 0..T-1, no cells are -1 everywhere, no starts are 0; and the input is
-        not written to."""
+        """Default positions are 0..T-1, cells -1, starts 0; and the input is not written to."""
         tokens_BT = self.tokens(data, 2, data.draw(st.integers(1, 8), label="T"))
         positions_BT, before_BT = (
             torch.arange(tokens_BT.shape[1]).expand_as(tokens_BT),
             tokens_BT.clone(),
         )
         states_BTE = self.decoder.hidden_states(tokens_BT)
-        said_BTE = self.decoder.hidden_states(
+        explicit_BTE = self.decoder.hidden_states(
             tokens_BT,
             positions_BT=positions_BT,
             cells_BT=torch.full_like(tokens_BT, -1),
             kv_start_BT=torch.zeros_like(tokens_BT),
         )
-        self.assert_close(states_BTE, said_BTE)
+        self.assert_close(states_BTE, explicit_BTE)
         assert torch.equal(tokens_BT, before_BT)
 
     def law_sizes_are_as_stated(self) -> None:
-        """`vocab_size` is the vocabulary's, and the head has that many rows, as wide as a state;
-        the config counts the parameters right, if it does."""
+        """`vocab_size`, the head's shape and the config's number of parameters are right."""
         decoder = self.decoder
         assert decoder.vocab_size == self.vocabulary.size
         state_BTE = self.plain(torch.zeros(1, 1, dtype=torch.int64))
@@ -125,7 +129,7 @@ class DecoderContract(Contract[Decoder]):
 
     @torch.no_grad()
     def law_a_full_cache_takes_no_more(self) -> None:
-        """Counting more tokens than a row has room for raises, until room is reserved."""
+        """Advancing a row beyond its reserved room raises."""
         arranged = self.decoder.for_inference()
         cache = arranged.allocate_cache(2, 4)
         assert cache.length_B.tolist() == [0, 0]
@@ -138,8 +142,7 @@ class DecoderContract(Contract[Decoder]):
 
     @torch.no_grad()
     def law_inference_equals_training(self, data: st.DataObject) -> None:
-        """`for_inference` arranges the same weights: the same states and logits. A precision that
-        nobody has is refused."""
+        """`for_inference` gives the same states and logits; an unknown precision is refused."""
         tokens_BT = self.tokens(data, 2, 6)
         arranged = self.decoder.for_inference()
         assert arranged.device == self.decoder.head_weight().device
@@ -155,13 +158,13 @@ class DecoderContract(Contract[Decoder]):
 
     @torch.no_grad()
     def law_rows_are_independent(self, data: st.DataObject) -> None:
-        """A row's states are those it has alone."""
+        """A row has the same states as alone."""
         tokens_BT = self.tokens(data, 3, data.draw(st.integers(1, 10), label="T"))
         self.assert_close(self.plain(tokens_BT)[1:2], self.plain(tokens_BT[1:2]))
 
     @torch.no_grad()
     def law_every_earlier_token_counts(self) -> None:
-        """The first token changes the last state: attention is really there."""
+        """The first token changes the last state: attention works."""
         tokens_BT = torch.arange(10)[None]
         other_BT = tokens_BT.clone()
         other_BT[0, 0] = 11
@@ -169,7 +172,7 @@ class DecoderContract(Contract[Decoder]):
 
     @torch.no_grad()
     def law_token_by_token_equals_at_once(self, data: st.DataObject) -> None:
-        """A cache fed one token at a time gives the states of one forward."""
+        """A cache fed one token at a time gives the states of one forward pass."""
         tokens_BT = self.tokens(data, 2, 7)
         cells_BT = self.cells(tokens_BT)
         arranged = self.decoder.for_inference()
@@ -186,8 +189,7 @@ class DecoderContract(Contract[Decoder]):
 
     @torch.no_grad()
     def law_ragged_chunks_equal_at_once(self, data: st.DataObject) -> None:
-        """Rows that take differently many tokens of each chunk; the rest of the chunk is padding
-        that nothing remembers."""
+        """Rows may take different numbers of a chunk's tokens; the rest is padding."""
         tokens_BT = self.tokens(data, 3, 11)
         expected = self.plain(tokens_BT)
         length_B = torch.tensor(
@@ -214,7 +216,7 @@ class DecoderContract(Contract[Decoder]):
 
     @torch.no_grad()
     def law_documents_packed_into_a_row_are_isolated(self, data: st.DataObject) -> None:
-        """With positions that restart and kv_start, a packed row equals its documents alone."""
+        """With restarting positions and kv_start, packed documents have their states alone."""
         lengths = data.draw(st.lists(st.integers(1, 6), min_size=2, max_size=3), label="documents")
         tokens_BT = self.tokens(data, 1, sum(lengths))
         starts_BT = torch.cat([torch.full((n,), sum(lengths[:i])) for i, n in enumerate(lengths)])[
@@ -229,8 +231,7 @@ class DecoderContract(Contract[Decoder]):
 
     @torch.no_grad()
     def law_rows_of_a_cache_are_forked_dropped_and_joined(self, data: st.DataObject) -> None:
-        """Whatever happens to a cache's rows, each goes on as if it had been read alone from its
-        start."""
+        """After any such operations, each row continues as if read alone from its start."""
         decoder = self.decoder.for_inference()
         whole: list[list[int]] = [[], []]
         cache = self._read(decoder, data, whole)
@@ -280,8 +281,7 @@ class DecoderContract(Contract[Decoder]):
         rows: list[list[int]],
         counts: list[int],
     ) -> None:
-        """Read so many new tokens in each row, compare with the whole row read at once, and append
-        them to `rows`."""
+        """Read `counts` new tokens per row, compare with the whole row, append them to `rows`."""
         new_BT = self.tokens(data, len(rows), max(counts))
         states_BTE = decoder.hidden_states(new_BT, cells_BT=self.cells(new_BT), cache=cache)
         cache.advance(counts)
@@ -293,7 +293,7 @@ class DecoderContract(Contract[Decoder]):
 
     @torch.no_grad()
     def law_logits_of_a_range_are_a_slice(self, data: st.DataObject) -> None:
-        """The head over some ids equals the full head there, and `head_weight` says the same."""
+        """The head over a range of ids equals a slice of the full head, which is `head_weight`."""
         hidden = self.plain(self.tokens(data, 1, 3))
         full = self.decoder.logits(hidden)
         assert full.shape == (1, 3, self.vocabulary.size)
@@ -303,8 +303,7 @@ class DecoderContract(Contract[Decoder]):
         self.assert_close(self.decoder.logits(hidden, range(start, stop)), full[..., start:stop])
 
     def law_loss_is_that_of_the_logits(self, data: st.DataObject) -> None:
-        """`loss_sums` is the weighted cross entropy of the logits, with its z loss, its parts by
-        group and its gradient; a token of weight 0 has none."""
+        """`loss_sums` is the logits' weighted cross entropy with z loss, groups and gradients."""
         hidden_NE = self.plain(self.tokens(data, 1, 9))[0].detach().requires_grad_()
         generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99), label="targets"))
         targets_N = torch.randint(0, self.vocabulary.size, (9,), generator=generator)
@@ -333,7 +332,7 @@ class DecoderContract(Contract[Decoder]):
         self.assert_close(sums_G2, right_G2.detach())
 
     def law_gradient_reaches_every_parameter(self) -> None:
-        """Every parameter, in exactly one optimiser group, gets a gradient that is not all zero."""
+        """Every parameter is in exactly one optimiser group and gets a non-zero gradient."""
         module = self.decoder.module
         tokens_BT = torch.arange(20).repeat(2, 1) + torch.tensor([[0], [20]])
         logits = self.decoder.logits(self.plain(tokens_BT))

@@ -22,8 +22,7 @@ _TOLERANCE = 1e-4
 
 
 def _texts(max_num: int = 6) -> st.SearchStrategy[list[str]]:
-    """Lists of short texts in any script, the empty one and those without a single word among
-    them."""
+    """Lists of short texts in any script, including empty ones and ones without words."""
     return st.lists(
         st.sampled_from(["red apple, noto style", "a dog", "", "...", "été 猫"])
         | texts(max_size=30),
@@ -33,12 +32,12 @@ def _texts(max_num: int = 6) -> st.SearchStrategy[list[str]]:
 
 
 def _pictures(max_num: int) -> st.SearchStrategy[list[PixelArray]]:
-    """Pictures of up to 90 pixels a side, each of its own size."""
+    """Pictures of up to 90 pixels per side, each of a different size."""
     return st.lists(pictures(max_side=90), min_size=1, max_size=max_num)
 
 
 class EmbedderContract(Contract[Embedder]):
-    """What every embedder obeys."""
+    """Laws of an embedder."""
 
     kind: ClassVar[str] = "embedder"
     max_examples: ClassVar[int | None] = 15
@@ -49,7 +48,7 @@ class EmbedderContract(Contract[Embedder]):
         return embedder
 
     def law_vectors_are_finite_unit_float32(self, data: st.DataObject) -> None:
-        """[N, dimension], float32, finite, of length 1."""
+        """Vectors are float32 [N, dimension], finite and of length 1."""
         many_texts, many_pictures = data.draw(_texts()), data.draw(_pictures(3))
         for vectors, count in (
             (self.subject.embed_texts(many_texts), len(many_texts)),
@@ -84,8 +83,7 @@ class EmbedderContract(Contract[Embedder]):
         )
 
     def law_a_document_is_the_mean_of_its_parts(self, data: st.DataObject) -> None:
-        """Text part and picture part apart, normalised, averaged, normalised; a single part is used
-        as it is."""
+        """Text and picture vectors are normalised, averaged, normalised; a single one is kept."""
         text, picture = (
             data.draw(st.sampled_from(["red apple", "a dog, noto style"])),
             data.draw(pictures(max_side=90)),
@@ -110,8 +108,7 @@ class EmbedderContract(Contract[Embedder]):
             self.subject.embed_documents([(Text("a dog"),), ()])
 
     def law_what_is_no_picture_is_refused(self) -> None:
-        """Pictures are uint8 [height, width, 3] and have pixels; the message says which one is
-        not."""
+        """Pictures must be non-empty uint8 [height, width, 3]; the message names the wrong one."""
         good = np.zeros((4, 4, 3), np.uint8)
         wrong: list[Any] = [
             np.zeros((4, 4, 3), np.float32),
@@ -124,7 +121,7 @@ class EmbedderContract(Contract[Embedder]):
                 self.subject.embed_images([good, bad])
 
     def law_inputs_are_not_written_to(self, data: st.DataObject) -> None:
-        """A picture stays as it was, and may be one that can't be written to."""
+        """A picture is not changed, and may be read-only."""
         picture = data.draw(pictures(max_side=90))
         before = picture.copy()
         vectors = self.subject.embed_images([picture])
@@ -133,7 +130,7 @@ class EmbedderContract(Contract[Embedder]):
         np.testing.assert_allclose(self.subject.embed_images([picture]), vectors, atol=_TOLERANCE)
 
     def law_equal_makes_are_equal(self) -> None:
-        """Two embedders of one config have the same fingerprint and the same vectors."""
+        """Two embedders of one config have the same fingerprint and vectors."""
         other = self.make()
         assert other.fingerprint == self.subject.fingerprint != ""
         np.testing.assert_array_equal(
@@ -141,8 +138,7 @@ class EmbedderContract(Contract[Embedder]):
         )
 
     def law_different_things_have_different_vectors(self) -> None:
-        """Words tell texts apart, colours and shapes pictures: no two of three are the same
-        vector."""
+        """Different texts have different vectors, and so have different pictures."""
         rows = np.arange(32)[:, None, None]
         noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
         flat, striped = (

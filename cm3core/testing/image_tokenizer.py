@@ -22,7 +22,7 @@ from cm3core.testing.strategies import images
 
 
 class ImageTokenizerContract(Contract[ImageTokenizer]):
-    """Laws of `ImageTokenizer`. It has weights (random ones will do)."""
+    """Laws of `ImageTokenizer`. Weights must be set; random ones will do."""
 
     kind: ClassVar[str] = "image_tokenizer"
     max_examples: ClassVar[int | None] = 5
@@ -41,7 +41,7 @@ class ImageTokenizerContract(Contract[ImageTokenizer]):
         return rng.integers(0, self.subject.codebook_size, (2, rows * columns), dtype=np.int32)
 
     def law_codes_have_the_stated_shape_and_range(self, data: st.DataObject) -> None:
-        """int32 [N, rows * columns] in 0..codebook_size-1."""
+        """Codes are int32 [N, rows * columns] in 0..codebook_size-1."""
         pictures = self._pictures(data)
         codes = self.subject.encode(pictures)
         rows, columns = self.subject.grid
@@ -57,7 +57,7 @@ class ImageTokenizerContract(Contract[ImageTokenizer]):
         assert pictures.dtype == np.uint8
 
     def law_encoding_and_decoding_are_deterministic(self, data: st.DataObject) -> None:
-        """Equal inputs give equal outputs, of an equal tokenizer too."""
+        """Equal inputs give equal outputs, also in an equal tokenizer."""
         pictures, other = self._pictures(data), self.make()
         codes = self.subject.encode(pictures)
         decoded = self.subject.decode(codes)
@@ -66,7 +66,7 @@ class ImageTokenizerContract(Contract[ImageTokenizer]):
             assert np.array_equal(decoded, tokenizer.decode(codes))
 
     def law_inputs_are_not_written_to(self, data: st.DataObject) -> None:
-        """Pictures and codes stay as they were, also where they may be written to."""
+        """Pictures and codes are unchanged, even if writable."""
         pictures, codes = self._pictures(data).copy(), self._codes(data)
         before = pictures.copy(), codes.copy()
         self.subject.encode(pictures)
@@ -75,8 +75,7 @@ class ImageTokenizerContract(Contract[ImageTokenizer]):
         assert np.array_equal(codes, before[1])
 
     def law_a_batch_is_its_items(self, data: st.DataObject) -> None:
-        """What stands beside a picture does not matter: not to its codes, nor, but for rounding, to
-        its pixels."""
+        """Codes, and up to rounding pixels, do not depend on the rest of the batch."""
         pictures, codes = self._pictures(data), self._codes(data)
         alone = np.concatenate([self.subject.encode(picture[None]) for picture in pictures])
         assert np.array_equal(self.subject.encode(pictures), alone)
@@ -84,8 +83,7 @@ class ImageTokenizerContract(Contract[ImageTokenizer]):
         assert np.abs(self.subject.decode(codes) - decoded).max() <= 1
 
     def law_the_config_knows_the_sizes(self) -> None:
-        """`codebook_size`, `grid` and `image_size` of the config, known without building, are the
-        tokenizer's."""
+        """The config's `codebook_size`, `grid` and `image_size` are the tokenizer's."""
         if self.config is not None:
             sizes = "codebook_size", "grid", "image_size"
             assert [getattr(self.config, name) for name in sizes] == [
@@ -93,8 +91,7 @@ class ImageTokenizerContract(Contract[ImageTokenizer]):
             ]
 
     def law_codes_tell_pictures_apart(self) -> None:
-        """A black, a white and a noisy picture don't all have the same codes; nor do all codes
-        decode to one picture."""
+        """Not all pictures have the same codes; not all codes decode to one picture."""
         height, width = self.subject.image_size
         noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
         codes = self.subject.encode(
@@ -110,13 +107,12 @@ class ImageTokenizerContract(Contract[ImageTokenizer]):
         assert self.subject.codebook_size == 1 or (decoded != decoded[0]).any()
 
     def law_an_equal_tokenizer_has_the_same_fingerprint(self) -> None:
-        """The fingerprint says config and weights, not the object, and is stable."""
+        """The fingerprint identifies config and weights, not the object, and is stable."""
         other = self.make()
         assert other.fingerprint == self.subject.fingerprint == self.subject.fingerprint != ""
 
     def law_saved_is_loaded(self) -> None:
-        """`save`, then the config's `load`, gives the same tokenizer; what the config alone builds
-        writes no files."""
+        """`save`, then the config's `load`, gives the same tokenizer, if `save` writes files."""
         with tempfile.TemporaryDirectory() as name:
             self.subject.save(Path(name))
             if not any(Path(name).iterdir()):
@@ -131,7 +127,7 @@ class ImageTokenizerContract(Contract[ImageTokenizer]):
         assert np.array_equal(loaded.decode(codes), self.subject.decode(codes))
 
     def law_codebook_matches_its_size(self) -> None:
-        """If there are code vectors, there is one for each code, fp32."""
+        """Code vectors, if any, are fp32, one per code."""
         codebook = self.subject.codebook()
         if codebook is not None:
             assert codebook.shape[0] == self.subject.codebook_size

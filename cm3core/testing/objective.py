@@ -1,4 +1,4 @@
-"""Conformance kit of objectives: what every masking must keep, whatever it chooses to mask.
+"""Conformance kit of objectives: what holds for every masking.
 
 class TestMine(ObjectiveContract):
     config = MyObjectiveConfig()
@@ -24,13 +24,13 @@ __all__ = ["ObjectiveContract", "make_sequence"]
 
 
 class ObjectiveContract(Contract[MaskingObjective]):
-    """Laws of `MaskingObjective`. The objective is one for `vocabulary`."""
+    """Laws of `MaskingObjective`, built for `vocabulary`."""
 
     vocabulary: ClassVar[Vocabulary] = Vocabulary(num_text=64, num_image=16, num_sentinels=32)
     kind: ClassVar[str] = "objective"
 
     def build(self, config: Any) -> MaskingObjective:
-        """For the kit's vocabulary."""
+        """Build for the kit's vocabulary."""
         objective: MaskingObjective = config.build(self.vocabulary)
         return objective
 
@@ -43,13 +43,12 @@ class ObjectiveContract(Contract[MaskingObjective]):
         return sequence, masked
 
     def law_masking_is_reversible(self, data: st.DataObject) -> None:
-        """Every span comes back: nothing is cut, overwritten or repeated."""
+        """Every span can be restored: nothing is cut, overwritten or repeated."""
         sequence, masked = self._masked(data)
         assert unmask(masked, self.vocabulary).tolist() == sequence.tokens.tolist()
 
     def law_shapes_and_types(self, data: st.DataObject) -> None:
-        """Three arrays of one length, int32, int32 and float32; weights are finite and not
-        negative, and <pad> has none."""
+        """int32, int32 and float32 of one length; weights are finite, >= 0, and 0 for <pad>."""
         _, masked = self._masked(data)
         assert masked.tokens.shape == masked.cells.shape == masked.weights.shape
         assert masked.tokens.dtype == masked.cells.dtype == np.int32
@@ -114,7 +113,7 @@ class ObjectiveContract(Contract[MaskingObjective]):
         assert np.array_equal(sequence.cells, before[1])
 
     def law_something_is_trained(self, data: st.DataObject) -> None:
-        """Of a document with text and picture some token has a loss."""
+        """Some token of a document with text and picture has a loss."""
         sequence = make_sequence(
             self.vocabulary, [[("text", 4), ("image", 4)]], data.draw(st.integers(0, 2**32 - 1))
         )
@@ -126,14 +125,14 @@ class ObjectiveContract(Contract[MaskingObjective]):
         assert masked.weights[1:].any()
 
     def law_the_reserve_is_enough(self, data: st.DataObject) -> None:
-        """`max_added_tokens` is a constant number, not negative, that no masking exceeds."""
+        """`max_added_tokens` is constant, not negative, and never exceeded."""
         sequence, masked = self._masked(data)
         most = self.subject.max_added_tokens
         assert most == self.make().max_added_tokens >= 0
         assert len(sequence) <= len(masked) <= len(sequence) + most
 
     def law_no_room_means_no_masking(self, data: st.DataObject) -> None:
-        """A sequence that fills the context stays whole."""
+        """A sequence that fills the context is not changed."""
         sequence = data.draw(token_sequences(self.vocabulary))
         masked = self.subject.mask(sequence, np.random.default_rng(0), len(sequence))
         assert np.array_equal(masked.tokens, sequence.tokens)

@@ -3,9 +3,9 @@
     class TestMine(RerankerContract):
         config = MyRerankerConfig()
 
-The candidates are of a small world of their own: letters as text, pictures of 2 x 3 codes. A config
-is built with an embedder without weights (`embedder`) and with `likelihood()`, which asks a tiny
-decoder of that world; override them to ask others: any embedder,
+The candidates have letters as text and pictures of 2 x 3 codes. A config is built with an embedder
+without weights (`embedder`) and with `likelihood()`, which asks a tiny decoder over this
+vocabulary; override them to use others: any embedder,
 `Likelihood(decoder, SERIALIZER, VOCABULARY)` over any decoder with a context of 64 tokens or more.
 """
 
@@ -32,13 +32,13 @@ from cm3core.vocab import Vocabulary
 
 GRID = (2, 3)
 LETTERS = "abcdefghij "
-#: Which codes of a picture are asked for in in-painting.
+#: The codes of a picture to inpaint.
 BOX = np.array([False, True, True, False, True, False])
 _TOLERANCE = 1e-3
 
 
 class LetterTokenizer(TextTokenizer):
-    """One id a letter of `LETTERS`."""
+    """One id per letter of `LETTERS`."""
 
     vocab_size = len(LETTERS)
     fingerprint = "letters"
@@ -50,7 +50,7 @@ class LetterTokenizer(TextTokenizer):
         return "".join(LETTERS[token] for token in ids)
 
     def save(self, folder: Path) -> None:
-        """The code is all there is."""
+        """Nothing to save."""
 
 
 VOCABULARY = Vocabulary(num_text=4 + len(LETTERS), num_image=16, num_sentinels=8)
@@ -58,7 +58,7 @@ SERIALIZER = Serializer(VOCABULARY, LetterTokenizer(), GRID)
 
 
 def pixels_of(codes: Codes) -> PixelArray:
-    """Pixels uint8 [4, 6, 3] of codes: each a block of its own colour."""
+    """Pixels uint8 [4, 6, 3] of codes: each a block of a different colour."""
     colours = np.stack([codes.codes * 16, 255 - codes.codes * 16, codes.codes * 7], axis=-1).astype(
         np.uint8
     )
@@ -72,8 +72,7 @@ def _letters() -> st.SearchStrategy[str]:
 
 @st.composite
 def candidates(draw: st.DrawFn, kinds: Sequence[str]) -> list[Candidate]:
-    """One to five candidates of one request, which is of one of `kinds` (see
-    `RerankerContract`)."""
+    """One to five candidates of one request of one of `kinds` (see `RerankerContract`)."""
     kind, given_text = draw(st.sampled_from(kinds)), draw(_letters())
     given_picture, original = draw(codes(grid=GRID)), draw(codes(grid=GRID))
     holed = Codes(original.codes, GRID, BOX)
@@ -105,18 +104,18 @@ def candidates(draw: st.DrawFn, kinds: Sequence[str]) -> list[Candidate]:
 
 
 class RerankerContract(Contract[Reranker]):
-    """What every reranker obeys: a score is the candidate's own, and the same each time."""
+    """Laws of a reranker: a score depends on the candidate only, and is repeatable."""
 
     kind: ClassVar[str] = "reranker"
     max_examples: ClassVar[int | None] = 15
-    #: What a reranker that needs one asks.
+    #: The embedder, for rerankers that need one.
     embedder: ClassVar[Embedder] = HashEmbedder()
-    #: What is asked for: a picture for a text, a box of one, a text for a picture (in front,
-    #: behind, the end of one), or both.
+    #: The request: a picture for a text, a box of one, a text for a picture (before or after it,
+    #: or the end of a text), or both.
     kinds: ClassVar[tuple[str, ...]] = ("picture", "box", "text", "text after", "part", "both")
 
     def likelihood(self) -> Likelihood:
-        """What asks the model: a tiny decoder with random weights, the same in every call."""
+        """The likelihood by a tiny decoder with random weights, the same in every call."""
         from cm3core.generation import likelihood
         from cm3core.testing.attention import DenseAttention
         from cm3core.testing.tiny import TinyDecoder
@@ -125,12 +124,12 @@ class RerankerContract(Contract[Reranker]):
         return likelihood.Likelihood(decoder, SERIALIZER, VOCABULARY, max_text_tokens=6)
 
     def build(self, config: Any) -> Reranker:
-        """With the kit's embedder and likelihood."""
+        """Build with the kit's embedder and likelihood."""
         reranker: Reranker = config.build(embedder=self.embedder, likelihood=self.likelihood())
         return reranker
 
     def law_each_candidate_gets_a_finite_number(self, data: st.DataObject) -> None:
-        """One float each, in order; none for none."""
+        """One finite float per candidate, in order; no scores for no candidates."""
         some = data.draw(candidates(self.kinds))
         scores = self.subject.score(some)
         assert len(scores) == len(some)
@@ -138,7 +137,7 @@ class RerankerContract(Contract[Reranker]):
         assert self.subject.score([]) == []
 
     def law_a_score_is_the_candidate_s_own(self, data: st.DataObject) -> None:
-        """Neither the others nor the order matter, but for rounding."""
+        """Up to rounding, neither the other candidates nor their order matter."""
         some = data.draw(candidates(self.kinds))
         scores = self.subject.score(some)
         order = data.draw(st.permutations(range(len(some))))
@@ -149,19 +148,19 @@ class RerankerContract(Contract[Reranker]):
         )
 
     def law_equal_candidates_have_equal_scores(self, data: st.DataObject) -> None:
-        """What was drawn twice scores twice the same, whatever its seed."""
+        """Equal candidates have equal scores, whatever their seeds."""
         some = data.draw(candidates(self.kinds))
         scores = self.subject.score([*some, replace(some[0], seed=99)])
         assert scores[-1] == pytest.approx(scores[0], abs=_TOLERANCE)
 
     def law_scores_repeat(self, data: st.DataObject) -> None:
-        """The same candidates again, and by another instance: the same scores."""
+        """The same candidates get the same scores again, also from another instance."""
         some = data.draw(candidates(self.kinds))
         scores = self.subject.score(some)
         assert self.subject.score(some) == scores
         assert self.make().score(some) == pytest.approx(scores, abs=_TOLERANCE)
 
     def law_the_measure_is_named(self) -> None:
-        """Scores are shown beside words that say what they are, always the same."""
+        """`measure`, shown with the scores, is constant and not empty."""
         assert self.subject.measure.strip() == self.subject.measure != ""
         assert self.make().measure == self.subject.measure

@@ -28,24 +28,27 @@ from cm3core.testing.samples import HashEmbedder, ListSource, example_documents
 
 __all__ = ["HashEmbedder", "ListSource", "RetrieverContract", "example_documents"]
 
-#: Scores no further apart are the same: the last bits depend on the order of sums.
+#: Scores this close are equal: the last bits depend on the order of sums.
 _TIE = 1e-4
 
 
 class RetrieverContract(Contract[Retriever]):
-    """What every retriever obeys. A `make` of a test's own returns one over any memory of two
-    documents or more, most simply `self.over(self.memory())`."""
+    """Laws of a retriever.
+
+    A test's own `make` returns one over any memory of two documents or more, most simply
+    `self.over(self.memory())`.
+    """
 
     kind: ClassVar[str] = "retriever"
-    #: What a retriever that needs one looks with.
+    #: The embedder, for retrievers that need one.
     embedder: ClassVar[Embedder] = HashEmbedder()
 
     def memory(self) -> DocumentSource:
-        """The documents that the subject finds."""
+        """The documents that the subject searches."""
         return ListSource(example_documents())
 
     def build(self, config: Any) -> Retriever:
-        """Over the kit's memory."""
+        """Build over the kit's memory."""
         return self.over(self.memory())
 
     def over(self, memory: DocumentSource) -> Retriever:
@@ -58,7 +61,7 @@ class RetrieverContract(Contract[Retriever]):
         return retriever
 
     def queries(self, data: st.DataObject) -> list[Document]:
-        """One to five queries: documents of the memory, and texts that it may not know."""
+        """One to five queries: documents of the memory, and texts that may not be in it."""
         memory = self.subject.memory
         one = st.one_of(
             st.integers(0, len(memory) - 1).map(memory.document),
@@ -67,7 +70,7 @@ class RetrieverContract(Contract[Retriever]):
         return data.draw(st.lists(one, min_size=1, max_size=5))
 
     def names(self, data: st.DataObject, queries: Sequence[Document]) -> list[set[str]]:
-        """For each query, ids and content keys of documents of the memory."""
+        """Ids and content keys of documents of the memory, for each query."""
         memory = self.subject.memory
         known = sorted(
             {
@@ -79,8 +82,7 @@ class RetrieverContract(Contract[Retriever]):
         return [data.draw(st.sets(st.sampled_from(known), max_size=6)) for _ in queries]
 
     def law_results_name_memory_documents_once(self, data: st.DataObject) -> None:
-        """At most `num_retrieved`, each a document of the memory under its own id, none twice,
-        finite scores."""
+        """At most `num_retrieved` distinct documents, under their ids, with finite scores."""
         count = data.draw(st.integers(0, len(self.subject.memory) + 3))
         queries = self.queries(data)
         results = self.subject.retrieve(queries, count)
@@ -92,8 +94,7 @@ class RetrieverContract(Contract[Retriever]):
             assert all(np.isfinite(result.score) for result in found)
 
     def law_the_best_come_first(self, data: st.DataObject) -> None:
-        """Among those that the same part of the query found: what is preferred before what is not,
-        each by falling score."""
+        """Results of the same query part: preferred ones first, each by descending score."""
         for found in self.subject.retrieve(self.queries(data), len(self.subject.memory)):
             for part in ("text", "image"):
                 order = [
@@ -105,7 +106,7 @@ class RetrieverContract(Contract[Retriever]):
             assert all(result.found_by in ("text", "image") for result in found)
 
     def law_what_is_excluded_is_never_found(self, data: st.DataObject) -> None:
-        """No result has an id or a content key among those excluded."""
+        """No result has an excluded id or content key."""
         memory, queries = self.subject.memory, self.queries(data)
         banned = self.names(data, queries)
         for found, names in zip(
@@ -117,8 +118,9 @@ class RetrieverContract(Contract[Retriever]):
                 )
 
     def law_what_is_excluded_makes_room(self, data: st.DataObject) -> None:
-        """What follows it moves up: the rest is as without the exclusion. Not for retrievers that
-        skip what is like a result before (they find more in the room); such tests waive it.
+        """Later results move up: the rest is the same as without the exclusion.
+
+        Waived for retrievers that skip results similar to earlier ones, which then find others.
         """
         memory, queries = self.subject.memory, self.queries(data)
         count = data.draw(st.integers(1, 4))
@@ -135,7 +137,7 @@ class RetrieverContract(Contract[Retriever]):
             assert _ids(found) == _ids(rest[:count])
 
     def law_a_batch_is_its_queries(self, data: st.DataObject) -> None:
-        """A query's results do not depend on what else is asked."""
+        """A query's results do not depend on the other queries."""
         queries = self.queries(data)
         together = self.subject.retrieve(queries, 3)
         assert [_ids(found) for found in together] == [
@@ -143,7 +145,7 @@ class RetrieverContract(Contract[Retriever]):
         ]
 
     def law_searches_repeat(self, data: st.DataObject) -> None:
-        """The same queries again, and of another instance: the same results and scores."""
+        """The same queries give the same results and scores again, also from another instance."""
         queries = self.queries(data)
         results = self.subject.retrieve(queries, 4)
         assert self.subject.retrieve(queries, 4) == results
@@ -151,14 +153,13 @@ class RetrieverContract(Contract[Retriever]):
         assert [_ids(found) for found in again] == [_ids(found) for found in results]
 
     def law_fewer_is_a_prefix_of_more(self, data: st.DataObject) -> None:
-        """The first results do not depend on how many are asked for."""
+        """The first results do not depend on how many are requested."""
         queries = self.queries(data)
         few, many = self.subject.retrieve(queries, 2), self.subject.retrieve(queries, 5)
         assert [_ids(found) for found in few] == [_ids(found[:2]) for found in many]
 
     def law_the_memorys_order_decides_ties_only(self, data: st.DataObject) -> None:
-        """Over the same documents in another order, the same scores; and the same contents, but for
-        those that tie at the end."""
+        """In another memory order: the same scores, and contents except for ties at the end."""
         memory, queries = self.subject.memory, self.queries(data)
         order = data.draw(st.permutations(range(len(memory))))
         other = self.over(
@@ -185,8 +186,7 @@ class RetrieverContract(Contract[Retriever]):
                 )
 
     def law_exact_finds_the_same(self, data: st.DataObject) -> None:
-        """In so small a memory nothing is missed, so that the search without approximation gives
-        the same."""
+        """In a memory this small, the exact search gives the same results."""
         queries, count = self.queries(data), data.draw(st.integers(1, 6))
         exact = self.subject.exact()
         assert exact.memory is self.subject.memory
@@ -199,20 +199,20 @@ class RetrieverContract(Contract[Retriever]):
             )
 
     def law_nothing_asked_nothing_found(self) -> None:
-        """No queries, or none wanted: empty lists."""
+        """No queries, or `num_retrieved` 0: empty lists."""
         query = self.subject.memory.document(0)
         assert self.subject.retrieve([], 3) == []
         assert self.subject.retrieve([query, query], 0) == [[], []]
 
     def law_a_negative_count_is_refused(self) -> None:
-        """Fewer than none is an error of the caller's."""
+        """A negative `num_retrieved` is an error."""
         with pytest.raises(DataError, match="num_retrieved: is -1"):
             self.subject.retrieve([self.subject.memory.document(0)], -1)
 
 
 @contextmanager
 def _own_cache() -> Iterator[None]:
-    """What retrievers keep of the kit's many little memories is not put into the user's cache."""
+    """Keep retrievers' caches of the kit's many small memories out of the user's cache."""
     before = os.environ.get("CM3_CACHE")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CM3_CACHE"] = folder
@@ -236,8 +236,7 @@ def _kinds(found: Sequence[Retrieved]) -> list[tuple[str, bool]]:
 def _contents(
     memory: DocumentSource, found: Sequence[Retrieved], kind: tuple[str, bool], last: float
 ) -> list[tuple[str, list[str]]]:
-    """What the results of one kind hold that are nearer than `last`, whatever their order and
-    ids."""
+    """Contents of one kind's results that score higher than `last`, ignoring order and ids."""
     nearer = [
         result.index
         for result, own in zip(found, _kinds(found), strict=True)

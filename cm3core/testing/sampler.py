@@ -26,8 +26,7 @@ _RAMPS = ("constant", "up", "down")
 
 
 class SamplerContract(Contract[Sampler]):
-    """Laws of samplers: plans are constant and fit together; what is drawn is legal, plausible, and
-    no neighbour's business."""
+    """Laws of samplers: plans are constant and consistent; draws legal, plausible, independent."""
 
     kind: ClassVar[str] = "sampler"
 
@@ -37,13 +36,11 @@ class SamplerContract(Contract[Sampler]):
         return sampler
 
     def companions(self) -> Sequence[Sampler]:
-        """Other samplers that the one under test draws with: requests of theirs are mixed into its
-        batches."""
+        """Other samplers that share calls with this one, mixed into its batches."""
         return ()
 
     def law_plans_are_constant_and_name_the_same_streams(self) -> None:
-        """`plan` gives the same answer for the sampler's life, and both modalities see the same
-        prompts in the same order."""
+        """`plan` is constant, and both modalities have the same prompts in the same order."""
         text, image = (self.subject.plan(modality) for modality in _MODALITIES)
         assert text == self.subject.plan("text")
         assert image == self.subject.plan("image")
@@ -52,9 +49,10 @@ class SamplerContract(Contract[Sampler]):
             _check_plan(plan)
 
     def law_candidates_share_their_prompts(self, data: st.DataObject) -> None:
-        """Every candidate of a request sees the same prompts in the same order, so that they are
-        read once; equal calls give equal plans, and candidate 0 has the plans of the sampler
-        itself."""
+        """All candidates of a request have the same prompts in the same order, which are read once.
+
+        Equal calls give equal plans, and candidate 0 has the plans of the sampler itself.
+        """
         candidate, again = (
             self.subject.for_candidate(index) for index in [data.draw(st.integers(0, 100))] * 2
         )
@@ -66,13 +64,12 @@ class SamplerContract(Contract[Sampler]):
             assert self.subject.for_candidate(0).plan(modality) == self.subject.plan(modality)
 
     def law_samplers_that_share_a_call_say_so(self) -> None:
-        """A sampler draws with itself, and with those that the test names."""
+        """A sampler shares calls with itself, and with those that the test names."""
         assert self.subject.draws_with(self.subject)
         assert all(self.subject.draws_with(other) for other in self.companions())
 
     def law_only_legal_ids_are_drawn(self, data: st.DataObject) -> None:
-        """Each request gets an id of the slice that it is allowed, also when the streams' logits
-        are extreme."""
+        """Each request gets an allowed id of the slice, even with extreme logits."""
         batch = _Batch(self, data)
         drawn_n = batch.draw()
         assert drawn_n.dtype == torch.int64
@@ -82,8 +79,11 @@ class SamplerContract(Contract[Sampler]):
         assert bool(batch.allowed_nR.gather(1, index_n[:, None]).all())
 
     def law_a_draw_does_not_depend_on_its_place(self, data: st.DataObject) -> None:
-        """A request alone draws what it draws in the batch: its rows elsewhere, its slice cut to
-        what matters, no columns for neighbours that have more streams."""
+        """A request draws the same alone as in a batch.
+
+        Alone, its rows are elsewhere, its slice is cut to what matters, and there are no columns
+        for requests with more streams.
+        """
         batch = _Batch(self, data)
         together_n = batch.draw()
         place = data.draw(st.integers(0, batch.n - 1))
@@ -101,8 +101,7 @@ class SamplerContract(Contract[Sampler]):
         assert int(alone[0]) == int(together_n[place])
 
     def law_equal_draws_are_equal_and_seeds_matter(self) -> None:
-        """The same seed and position draw the same id; over many seeds a flat distribution is not
-        one id."""
+        """The same seed and position draw the same id; many seeds do not all draw one id."""
         plan = _only(self.subject.plan("image"))
         G, n = len(plan.streams), 64
         first, second = (
@@ -122,8 +121,7 @@ class SamplerContract(Contract[Sampler]):
         assert len(set(first.tolist())) > 1
 
     def law_positions_matter(self) -> None:
-        """One seed draws differently at different positions: over many of them a flat distribution
-        is not one id."""
+        """One seed does not draw the same id at all of many positions."""
         plan = _only(self.subject.plan("image"))
         G, n = len(plan.streams), 64
         drawn_n = self.subject.draw(
@@ -139,7 +137,7 @@ class SamplerContract(Contract[Sampler]):
         assert len(set(drawn_n.tolist())) > 1
 
     def law_without_a_mask_all_ids_are_legal(self, data: st.DataObject) -> None:
-        """`allowed_nR=None` says what a mask of all True says."""
+        """`allowed_nR=None` is the same as a mask of all True."""
         batch = _Batch(self, data)
         batch.allowed_nR = torch.ones_like(batch.allowed_nR)
         masked_n = batch.draw()
@@ -156,8 +154,7 @@ class SamplerContract(Contract[Sampler]):
         assert torch.equal(unmasked_n, masked_n)
 
     def law_inputs_are_not_written_to(self, data: st.DataObject) -> None:
-        """Logits, weights, masks, seeds and positions stay as they were: the engine uses them
-        again."""
+        """Logits, weights, masks, seeds and positions are unchanged: the engine reuses them."""
         batch = _Batch(self, data)
         inputs = (
             batch.logits_SR,
@@ -172,9 +169,10 @@ class SamplerContract(Contract[Sampler]):
         assert all(torch.equal(tensor, old) for tensor, old in zip(inputs, before, strict=True))
 
     def law_temperature_zero_takes_the_largest_of_the_mix(self, data: st.DataObject) -> None:
-        """At temperature 0, with plausibility off, the id is the argmax of the weighted sum over
-        the legal ids: of the weights that the call gives, not of the plan's, and whatever min-p and
-        typical say."""
+        """At temperature 0, without plausibility, the id is the legal argmax of the weighted sum.
+
+        The weights are the call's, not the plan's, whatever min-p and typical are.
+        """
         batch = _Batch(self, data)
         others = {
             "min_p": data.draw(st.sampled_from([0.0, 0.5])),
@@ -183,22 +181,20 @@ class SamplerContract(Contract[Sampler]):
         batch.plans = tuple(_only(plan, temperature=0.0, **others) for plan in batch.plans)
         for place, token in enumerate(batch.draw().tolist()):
             mixed_R = batch.mixed(place)
-            # The sum's order may differ in the last bits: any id within rounding of the largest is
+            # The order of sums may change the last bits: any id within rounding of the largest is
             # right.
             assert float(mixed_R[token - batch.first_id]) >= float(mixed_R.max()) - _rounding(
                 mixed_R
             )
 
     def law_only_plausible_ids_are_drawn(self, data: st.DataObject) -> None:
-        """An id outside the plan's plausible set of the reference stream is never drawn, whatever
-        the mix says."""
+        """An id outside the reference stream's plausible set is never drawn, whatever the mix."""
         batch = _Batch(self, data)
         for place, token in enumerate(batch.draw().tolist()):
             assert bool(batch.plausible(place)[token - batch.first_id])
 
     def law_each_filter_keeps_what_it_says(self, data: st.DataObject) -> None:
-        """Top-k, top-p, min-p and typical, one at a time, keep the ids of their definitions in
-        `Filters`."""
+        """Top-k, top-p, min-p and typical, one at a time, keep the ids defined by `Filters`."""
         batch = _Batch(self, data)
         name = data.draw(st.sampled_from(["top_k", "top_p", "min_p", "typical_p"]))
         value = data.draw(st.integers(1, 5) if name == "top_k" else st.floats(0.01, 1.0))
@@ -207,16 +203,18 @@ class SamplerContract(Contract[Sampler]):
             _only(plan, **{name: value, "temperature": temperature}) for plan in batch.plans
         )
         kept = [_kept(name, value, batch.mixed(place) / temperature) for place in range(batch.n)]
-        for _ in range(8):  # an id that should be gone may be a rare one
+        for _ in range(8):  # an id that should be excluded may be a rare one
             for place, token in enumerate(batch.draw().tolist()):
                 assert bool(kept[place][token - batch.first_id])
             batch.position_n = batch.position_n + 1
 
 
 class _Batch:
-    """A random batch: requests of the sampler, its candidates and its companions; stream rows in
-    any order, -1 behind a request's last stream; weights as a schedule might leave them; plans of
-    both modalities, a mask for each request."""
+    """A random batch of requests of the sampler, its candidates and its companions.
+
+    Stream rows are in any order, -1 after a request's last stream; weights are as a schedule might
+    set them; plans are of both modalities, with a mask per request.
+    """
 
     def __init__(self, contract: SamplerContract, data: st.DataObject) -> None:
         self.sampler, self.n = contract.subject, data.draw(st.integers(1, 4))
@@ -261,7 +259,7 @@ class _Batch:
         )
 
     def rows(self, place: int) -> Tensor:
-        """Rows of a request's streams, int64 [G of its own]."""
+        """Rows of a request's own G streams, int64 [G]."""
         return self.stream_rows_nG[place, : len(self.plans[place].streams)]
 
     def mixed(self, place: int) -> Tensor:
@@ -271,8 +269,7 @@ class _Batch:
         return mixed_R.masked_fill(~self.allowed_nR[place], -torch.inf)
 
     def plausible(self, place: int) -> Tensor:
-        """Bool [R], by the definitions in `Filters`; ties and rounding at the threshold count as
-        inside."""
+        """Bool [R], as defined in `Filters`; ties and rounding at the threshold are included."""
         plan = self.plans[place]
         filters, allowed_R = plan.filters, self.allowed_nR[place]
         reference_R = self.logits_SR[self.rows(place)[plan.reference]].double()
@@ -294,8 +291,7 @@ class _Batch:
 
 
 def _kept(name: str, value: float, scores_R: Tensor) -> Tensor:
-    """Which ids one filter keeps of the scores, bool [R]; ties and rounding at the threshold count
-    as inside."""
+    """The ids that one filter keeps, bool [R]; ties and rounding at the threshold are included."""
     slack, legal_R = _rounding(scores_R), scores_R > -torch.inf
     if name == "top_k":
         return (
@@ -314,7 +310,7 @@ def _kept(name: str, value: float, scores_R: Tensor) -> Tensor:
 
 
 def _rounding(values_R: Tensor) -> float:
-    """How far a float32 sum of such values may be from this one."""
+    """The maximum rounding error of a float32 sum of such values."""
     return 1e-6 * (1 + float(values_R[values_R > -torch.inf].abs().max()))
 
 
@@ -333,7 +329,7 @@ def _variants(plan: SamplingPlan) -> list[object]:
 
 
 def _weights(plan: SamplingPlan, share: float = 1.0) -> list[float]:
-    """The streams' weights where a schedule leaves this share of the guidance."""
+    """The streams' weights at a schedule's share of the guidance."""
     return [
         (1 - share) * (index == plan.reference) + share * stream.weight
         for index, stream in enumerate(plan.streams)
@@ -341,6 +337,5 @@ def _weights(plan: SamplingPlan, share: float = 1.0) -> list[float]:
 
 
 def _only(plan: SamplingPlan, **filters: Any) -> SamplingPlan:
-    """The plan with these filters alone: all others are off by their defaults, also those that the
-    sampler adds to `Filters`."""
+    """The plan with only these filters; all others, including the sampler's own, are off."""
     return dataclasses.replace(plan, filters=type(plan.filters)(**filters))

@@ -1,4 +1,4 @@
-"""Small things for tests that need no files: a memory, an embedder without weights, documents."""
+"""Samples for tests without files: a memory, an embedder without weights, documents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cm3core.document import Document, Image, PixelArray, Text, content_keys, te
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder, VectorArray
 
-#: A small corpus for tokenizers that are trained.
+#: A small corpus for trained tokenizers.
 SAMPLE_TEXTS = (
     "a red apple, noto style",
     "a green apple, twemoji style",
@@ -22,7 +22,7 @@ SAMPLE_TEXTS = (
     "a flag 🇯🇵 and a family 👩‍👩‍👧",
 )
 
-#: What a model's special tokens are called, here and in the systems this framework follows.
+#: Spellings of special tokens, here and in the systems this framework follows.
 SPECIAL_SPELLINGS = (
     "<s>",
     "</s>",
@@ -42,7 +42,7 @@ SPECIAL_SPELLINGS = (
 
 
 class ListSource(DocumentSource):
-    """A memory of given documents, whose ids are "d0", "d1", ... or given."""
+    """A memory of the given documents, with ids "d0", "d1", ... or as given."""
 
     def __init__(self, documents: Sequence[Document], ids: Sequence[str] | None = None) -> None:
         self._documents = list(documents)
@@ -60,7 +60,7 @@ class ListSource(DocumentSource):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of ids, texts and pictures' names."""
+        """Hash of ids, texts and content keys."""
         held = [
             (name, text_of(one), sorted(content_keys(one)))
             for name, one in zip(self._ids, self._documents, strict=True)
@@ -69,8 +69,7 @@ class ListSource(DocumentSource):
 
 
 class HashEmbedder(Embedder):
-    """An embedder without weights, for tests: text and pictures become pseudo-random vectors of
-    their bytes."""
+    """An embedder without weights, for tests: pseudo-random vectors from the content's bytes."""
 
     def __init__(self, dimension: int = 8) -> None:
         self._dimension = dimension
@@ -97,8 +96,7 @@ class HashEmbedder(Embedder):
 
 
 def example_documents(count: int = 24) -> list[Document]:
-    """Documents with text, with a picture, and with both, in turn; the last two are equal (an exact
-    tie)."""
+    """Documents with both text and picture, text, or a picture, in turn; the last two are equal."""
     documents: list[Document] = []
     for i in range(count - 1):
         picture = np.full((4, 4, 3), (i * 37 % 256, i * 101 % 256, i * 53 % 256), np.uint8)

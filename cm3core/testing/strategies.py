@@ -1,5 +1,4 @@
-"""Hypothesis strategies for tests of components: what the conformance kits draw from, for tests of
-your own.
+"""Hypothesis strategies for tests of components, used by the conformance kits.
 
     from hypothesis import given
     from cm3core.testing.strategies import documents, texts
@@ -9,17 +8,17 @@ your own.
 
 | strategy | draws |
 | --- | --- |
-| `texts` | valid Unicode strings, spelled special tokens and odd spaces among them |
-| `vocabularies` | layouts of ids, the smallest too |
+| `texts` | valid Unicode strings, including spelled special tokens and odd spaces |
+| `vocabularies` | layouts of ids, including the smallest |
 | `pictures`, `images` | one uint8 picture [H, W, 3], a batch of one size [N, H, W, 3]: noise, blocks, flat, black and white |
 | `codes` | a picture as image codes, whole or with cells missing |
-| `documents` | texts and pictures (pixels by reference, or codes), and holes where they are asked for |
-| `memories`, `banks` | a `DocumentSource` in memory; a bank's documents hold codes in place of pixels |
+| `documents` | texts and pictures (pixels by reference, or codes), and holes if requested |
+| `memories`, `banks` | a `DocumentSource` in memory; a bank's documents have codes instead of pixels |
 | `token_sequences` | serialised documents, as masking objectives take them |
-| `logits` | float32 tensors [rows, ids]: small, large, tied, far apart, and -inf where it is asked for |
+| `logits` | float32 tensors [rows, ids]: small, large, tied, far apart, and -inf if requested |
 
-Everything that is drawn is a function of few numbers, so that Hypothesis shrinks it quickly: arrays
-are made from a drawn seed. Only `logits` imports torch, when it is called.
+Everything drawn is a function of few numbers, so that Hypothesis shrinks it quickly: arrays are
+made from a drawn seed. Only `logits` imports torch, when it is called.
 """
 
 from __future__ import annotations
@@ -55,19 +54,18 @@ if TYPE_CHECKING:
 
 _SPACES = (" ", "  ", "\n", "\r\n", "\t", "\0")
 _SEEDS = st.integers(0, 2**32 - 1)
-#: What a picture may look like; see `_paint`.
+#: Kinds of pictures; see `_paint`.
 _LOOKS = ("noise", "blocks", "flat", "black and white", "tinted")
 
 
 def texts(
     *, min_size: int = 0, max_size: int | None = None, blank: bool = True
 ) -> st.SearchStrategy[str]:
-    """Valid Unicode strings: any characters, or captions, spelled special tokens and odd spaces in
-    a row.
+    """Valid Unicode strings: any characters, or captions, special tokens and odd spaces in a row.
 
     Args:
         min_size, max_size: characters.
-        blank: whether a text may be of white space alone (which no document's text is).
+        blank: whether a text may be only white space (which no document's text is).
     """
     pieces = st.lists(st.sampled_from(SAMPLE_TEXTS + SPECIAL_SPELLINGS + _SPACES), max_size=6).map(
         "".join
@@ -83,8 +81,10 @@ def texts(
 def vocabularies(
     *, max_text: int = 64, max_image: int = 32, max_sentinels: int = 32
 ) -> st.SearchStrategy[Vocabulary]:
-    """Layouts of ids with at least one text id, one image code and one sentinel, reserved ids and
-    padding or not."""
+    """Layouts of ids with at least one text id, image code and sentinel.
+
+    They may have reserved ids and padding.
+    """
     return st.builds(
         Vocabulary,
         num_text=st.integers(NUM_CONTROL + 1, max_text),
@@ -105,8 +105,9 @@ def images(
     max_side: int = 24,
     writable: bool = True,
 ) -> PixelArray:
-    """Pictures of one size, uint8 [N, height, width, 3]: noise, blocks, one colour, black and
-    white, or one tint with noise.
+    """Pictures of one size, uint8 [N, height, width, 3].
+
+    They are noise, blocks, one colour, black and white, or one tint with noise.
 
     Args:
         num: N. None: 1..max_num.
@@ -163,8 +164,7 @@ def codes(
     missing: bool = False,
     writable: bool = False,
 ) -> Codes:
-    """A picture as codes, int32 in raster order; with `missing`, one cell at least (perhaps all) is
-    to be filled."""
+    """A picture as codes, int32 in raster order; with `missing`, at least one cell is missing."""
     count = grid[0] * grid[1]
     values = np.array(
         draw(st.lists(st.integers(0, codebook_size - 1), min_size=count, max_size=count)), np.int32
@@ -178,7 +178,7 @@ def codes(
 
 @st.composite
 def _image_segments(draw: st.DrawFn, max_side: int) -> Image:
-    """A picture by reference, named by its pixels: equal keys mean equal pixels."""
+    """A picture by reference, keyed by its pixels: equal keys mean equal pixels."""
     pixels = draw(pictures(max_side=max_side))
     content = np.array(pixels)
     key = f"{content.shape[0]}x{content.shape[1]}-{content.tobytes().hex()}"
@@ -198,18 +198,18 @@ def documents(
     max_segments: int = 3,
     max_side: int = 8,
 ) -> Document:
-    """A document: one segment at least, texts and pictures in any order.
+    """A document: at least one segment, texts and pictures in any order.
 
     Args:
-        text: strategy of its texts, none of white space alone. None: `texts` of at most 40
-            characters.
+        text: strategy of its texts, which must not be only white space. None: `texts` of at most
+            40 characters.
         pixels: pictures may be `Image`s.
         coded: pictures may be `Codes`.
-        holes: one segment at least is to be filled: `TextHole`, `MaskedText`, `ImageHole` or
+        holes: at least one segment is a hole: `TextHole`, `MaskedText`, `ImageHole` or
             `Codes` with cells missing.
         codebook_size, grid: of the codes.
-        max_segments: at most so many.
-        max_side: most pixels a side of an `Image`.
+        max_segments: maximum number of segments.
+        max_side: maximum pixels per side of an `Image`.
     """
     words = texts(max_size=40, blank=False) if text is None else text
     whole: list[st.SearchStrategy[Segment]] = [words.map(Text)]
@@ -238,12 +238,11 @@ def memories(
     min_size: int = 2,
     max_size: int = 12,
 ) -> DocumentSource:
-    """A data set in memory (`ListSource`), with ids "d0", "d1", ...; at times one document stands
-    in it twice, a tie.
+    """A data set in memory (`ListSource`), with ids "d0", "d1", ...; some have a document twice.
 
     Args:
         document: strategy of its documents. None: `documents()`.
-        min_size, max_size: how many.
+        min_size, max_size: number of documents.
     """
     held: list[Document] = draw(
         st.lists(
@@ -262,7 +261,7 @@ def banks(
     min_size: int = 2,
     max_size: int = 12,
 ) -> st.SearchStrategy[DocumentSource]:
-    """As a memory bank holds documents: texts, and pictures as `Codes`."""
+    """Documents as in a memory bank: texts, and pictures as `Codes`."""
     document = documents(pixels=False, coded=True, codebook_size=codebook_size, grid=grid)
     return memories(document=document, min_size=min_size, max_size=max_size)
 
@@ -270,8 +269,10 @@ def banks(
 def make_sequence(
     vocabulary: Vocabulary, documents: Sequence[Sequence[tuple[str, int]]], seed: int = 0
 ) -> TokenSequence:
-    """A sequence of random tokens: for each document its segments as (modality, number of tokens);
-    the last is the query."""
+    """A sequence of random tokens; each document is segments (modality, number of tokens).
+
+    The last document is the query.
+    """
     rng = np.random.default_rng(seed)
     tokens: list[int] = [vocabulary.eos]
     cells: list[int] = [NO_CELL]
@@ -297,8 +298,10 @@ def make_sequence(
 
 
 def token_sequences(vocabulary: Vocabulary) -> st.SearchStrategy[TokenSequence]:
-    """Serialised sequences of one to four documents of one to three segments; a text may be empty,
-    a picture has 1..16 codes."""
+    """Serialised sequences of one to four documents of one to three segments.
+
+    A text may be empty, a picture has 1..16 codes.
+    """
     segment = st.tuples(st.just("text"), st.integers(0, 8)) | st.tuples(
         st.just("image"), st.integers(1, 16)
     )
@@ -310,12 +313,13 @@ def token_sequences(vocabulary: Vocabulary) -> st.SearchStrategy[TokenSequence]:
 
 @st.composite
 def logits(draw: st.DrawFn, num_rows: int, num_ids: int, *, infinite: bool = False) -> Tensor:
-    """Logits float32 [num_rows, num_ids], each row of its own sort: all equal, ordinary, peaked,
-    very large, few values (ties), or one id far above the rest.
+    """Logits float32 [num_rows, num_ids], each row of a random sort.
+
+    Sorts: all equal, ordinary, peaked, very large, few values (ties), or one id far above the rest.
 
     Args:
         num_rows, num_ids: the shape.
-        infinite: some ids may be -inf, never all of a row.
+        infinite: some ids, but never all of a row, may be -inf.
     """
     import torch
 

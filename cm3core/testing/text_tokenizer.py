@@ -28,7 +28,7 @@ class TextTokenizerContract(Contract[TextTokenizer]):
     kind: ClassVar[str] = "text_tokenizer"
 
     def build(self, config: Any) -> TextTokenizer:
-        """Trained on `SAMPLE_TEXTS`, if it is one that is trained."""
+        """Build, training on `SAMPLE_TEXTS` if it is trained."""
         tokenizer: TextTokenizer = config.build(SAMPLE_TEXTS)
         return tokenizer
 
@@ -49,15 +49,14 @@ class TextTokenizerContract(Contract[TextTokenizer]):
         assert self.subject.encode_batch(batch) == encoded
 
     def law_every_sequence_of_ids_is_text(self, data: st.DataObject) -> None:
-        """What a model writes is decoded whatever it is: the result is a valid string."""
+        """Any ids that a model generates decode to a valid string."""
         ids = data.draw(st.lists(st.integers(0, self.subject.vocab_size - 1), max_size=12))
         assert not any("\ud800" <= letter <= "\udfff" for letter in self.subject.decode(ids)), (
-            "no valid string: a lone surrogate"
+            "not a valid string: a lone surrogate"
         )
 
     def law_special_tokens_cant_be_injected(self, data: st.DataObject) -> None:
-        """A spelled special token is ordinary text: made of the ids that its pieces have in other
-        surroundings."""
+        """A spelled special token is ordinary text: it is more than one id, and comes back."""
         spelling = data.draw(st.sampled_from(SPECIAL_SPELLINGS))
         before, after = data.draw(texts()), data.draw(texts())
         ids = self.subject.encode(before + spelling + after)
@@ -65,7 +64,7 @@ class TextTokenizerContract(Contract[TextTokenizer]):
         assert len(self.subject.encode(spelling)) > 1, f"{spelling} is one id of the tokenizer"
 
     def law_ids_outside_are_refused(self) -> None:
-        """An id that is no text raises, with its place."""
+        """An id that is not a text id raises, with its place."""
         size = self.subject.vocab_size
         for bad in (-1, size):
             with pytest.raises(TokenizerError) as caught:
@@ -74,13 +73,12 @@ class TextTokenizerContract(Contract[TextTokenizer]):
             assert caught.value.cause == f"{bad} is not a text id (0..{size - 1})"
 
     def law_lone_surrogates_are_refused(self) -> None:
-        """What is not valid Unicode raises; it is not changed in silence."""
+        """Invalid Unicode raises; it is never changed silently."""
         with pytest.raises(TokenizerError, match="is not valid Unicode"):
             self.subject.encode("a\ud800")
 
     def law_equal_makes_are_equal(self) -> None:
-        """Made twice from the same config and texts: one fingerprint that says something, one size,
-        the same ids."""
+        """Equal configs and texts give the same non-empty fingerprint, size and ids."""
         again = self.make()
         assert again.fingerprint
         assert (again.fingerprint, again.vocab_size) == (
@@ -90,8 +88,7 @@ class TextTokenizerContract(Contract[TextTokenizer]):
         assert again.encode_batch(SAMPLE_TEXTS) == self.subject.encode_batch(SAMPLE_TEXTS)
 
     def law_saved_is_loaded(self) -> None:
-        """`save`, then the config's `load`, gives the same tokenizer; saving that gives the same
-        files."""
+        """`save`, then `load`, gives the same tokenizer, which saves the same files."""
         with tempfile.TemporaryDirectory() as name:
             folder, second = Path(name, "first"), Path(name, "second")
             self.subject.save(folder)

@@ -1,8 +1,7 @@
-"""`TinyDecoder`: a whole decoder and its cache in a hundred lines, with random weights, for tests
-that need one.
+"""`TinyDecoder`: a small decoder and its cache with random weights, for tests.
 
-Every token matters to those behind it, so that a likelihood or a reranker built over it tells
-things apart. Legend: B rows, T tokens, S keys held, L layers, E model dimension, H heads, D head
+Every token affects all later ones, so that a likelihood or a reranker built on it distinguishes
+inputs. Legend: B rows, T tokens, S keys held, L layers, E model dimension, H heads, D head
 dimension.
 """
 
@@ -23,7 +22,7 @@ _HEAD_WIDTH = _WIDTH // _NUM_HEADS
 
 
 class TinyCache(KVCache):
-    """Keys and values of each row, apart."""
+    """Keys and values, separate for each row."""
 
     def __init__(self, num_rows: int, max_length: int, like: Tensor) -> None:
         self.held = like.new_zeros(_NUM_LAYERS, 2, num_rows, max_length, _NUM_HEADS, _HEAD_WIDTH)
@@ -31,12 +30,11 @@ class TinyCache(KVCache):
 
     @property
     def length_B(self) -> Tensor:
-        """Tokens held."""
+        """Cached tokens per row."""
         return self._length_B
 
     def write(self, layer: int, k_BTHD: Tensor, v_BTHD: Tensor) -> tuple[Tensor, Tensor]:
-        """Put keys and values behind what each row holds, as far as there is room; all of the
-        layer's come back."""
+        """Append keys and values to each row, if there is room; return all of the layer's."""
         for row, start in enumerate(self._length_B.tolist()):
             count = min(k_BTHD.shape[1], self.held.shape[3] - start)
             self.held[layer, 0, row, start : start + count] = k_BTHD[row, :count]
@@ -64,7 +62,7 @@ class TinyCache(KVCache):
         if int(length_B.max()) > self.held.shape[3]:
             raise GenerationError(
                 "cache",
-                f"has room for {self.held.shape[3]} tokens a row, not {int(length_B.max())}",
+                f"has room for {self.held.shape[3]} tokens per row, not {int(length_B.max())}",
                 "reserve more",
             )
         self._length_B = length_B
@@ -79,8 +77,8 @@ class TinyDecoder(nn.Module, Decoder):
 
     Args:
         vocab_size: ids.
-        attention: what its layers call.
-        context_length: most tokens of a row.
+        attention: the backend of its layers.
+        context_length: maximum tokens per row.
     """
 
     def __init__(

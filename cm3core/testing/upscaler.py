@@ -19,13 +19,12 @@ from cm3core.testing.strategies import images
 
 
 class UpscalerContract(Contract[Upscaler]):
-    """Laws of `Upscaler`. It has weights."""
+    """Laws of `Upscaler`. Weights must be set."""
 
     kind: ClassVar[str] = "upscaler"
     #: Levels (of 255) by which a pixel of a flat picture may change.
     flat_tolerance: ClassVar[int] = 4
-    #: Levels by which a picture may differ from itself in a batch (sums in another order, rounded
-    #: the other way).
+    #: Levels by which a picture may differ from itself in a batch (by rounding).
     batch_tolerance: ClassVar[int] = 1
     max_examples: ClassVar[int | None] = 5
 
@@ -35,7 +34,7 @@ class UpscalerContract(Contract[Upscaler]):
         return upscaler
 
     def law_pictures_have_the_stated_shape(self, data: st.DataObject) -> None:
-        """uint8 [N, scale * H, scale * W, 3], of pictures of any size, one pixel wide ones too."""
+        """uint8 [N, scale * H, scale * W, 3], for pictures of any size, even one pixel wide."""
         pictures, scale = data.draw(images()), self.subject.scale
         num, height, width, _ = pictures.shape
         large = self.subject.upscale_batch(pictures)
@@ -46,8 +45,7 @@ class UpscalerContract(Contract[Upscaler]):
         assert one.dtype == np.uint8
 
     def law_enlarging_is_deterministic(self, data: st.DataObject) -> None:
-        """Equal pictures give equal pictures, of an equal upscaler too, and the input is not
-        changed."""
+        """Equal pictures give equal results, also in an equal upscaler; inputs are unchanged."""
         pictures = data.draw(images())
         before = pictures.copy()
         large = self.subject.upscale_batch(pictures)
@@ -56,15 +54,14 @@ class UpscalerContract(Contract[Upscaler]):
         assert np.array_equal(pictures, before)
 
     def law_a_batch_equals_its_pictures_one_by_one(self, data: st.DataObject) -> None:
-        """What stands beside a picture does not matter."""
+        """The rest of the batch does not matter."""
         pictures = data.draw(images())
         alone = np.stack([self.subject.upscale(picture) for picture in pictures])
         difference = np.abs(self.subject.upscale_batch(pictures).astype(int) - alone)
         assert difference.max() <= self.batch_tolerance
 
     def law_flat_pictures_stay_flat(self, data: st.DataObject) -> None:
-        """A picture of one colour keeps it, everywhere, within `flat_tolerance`. Random weights
-        waive it."""
+        """A picture of one colour keeps it within `flat_tolerance`. Waive it for random weights."""
         colour = np.array(
             data.draw(st.tuples(*[st.integers(0, 255)] * 3), label="colour"), np.uint8
         )
@@ -73,8 +70,10 @@ class UpscalerContract(Contract[Upscaler]):
         assert np.abs(large.astype(int) - colour).max() <= self.flat_tolerance
 
     def law_parts_stay_in_their_places(self) -> None:
-        """A white quarter of a black picture is the same quarter of the large one: nothing is
-        turned, mirrored or shifted. Random weights waive it."""
+        """Nothing is turned, mirrored or shifted. Waive it for random weights.
+
+        A white quarter of a black picture is the same quarter of the enlarged one.
+        """
         side, scale = 16, self.subject.scale
         for top, left in ((0, 0), (0, 8), (8, 0), (8, 8)):
             picture = np.zeros((side, side, 3), np.uint8)
@@ -83,8 +82,7 @@ class UpscalerContract(Contract[Upscaler]):
             assert np.abs(self.subject.upscale(picture).astype(int) - wanted).mean() < 255 / 8
 
     def law_the_config_knows_the_scale(self) -> None:
-        """A config that can be trained states the scale before there are weights: the
-        upscaler's."""
+        """A trainable config states the upscaler's scale before there are weights."""
         if self.config is not None:
             try:
                 scale = self.config.training_scale
@@ -93,7 +91,7 @@ class UpscalerContract(Contract[Upscaler]):
             assert scale == self.subject.scale
 
     def law_no_pictures_are_a_batch(self) -> None:
-        """None in, none out, of the size they would have."""
+        """No pictures in, no pictures out, of the right size."""
         scale = self.subject.scale
         assert self.subject.upscale_batch(np.zeros((0, 3, 5, 3), np.uint8)).shape == (
             0,

@@ -66,9 +66,9 @@ def files(folder: Path) -> list[str]:
 def test_the_command_says_what_to_type_next(shown: Callable[..., str], tmp_path: Path) -> None:
     assert shown("nibble", "--kind", "text_tokenizer") == (
         "cm3-nibble: the text tokenizer 'nibble', 10 files\n"
-        "  begin in cm3_nibble/__init__.py\n\n"
+        "  start in cm3_nibble/__init__.py\n\n"
         "next:\n  cd cm3-nibble\n  pip install -e '.[test]'\n  python -m pytest\n\n"
-        "README.md says how to use, check and publish it\n"
+        "README.md explains how to use, check and publish it\n"
     )
     assert files(tmp_path / "cm3-nibble") == [
         ".github/workflows/publish.yml",
@@ -186,33 +186,33 @@ def test_the_window_of_versions(version: str, window: str, monkeypatch: pytest.M
             "cm3-nibble",
             "sampler",
             "cm3 plugin new cm3-nibble: the name begins with 'cm3-', which the project's name "
-            "gets anyway\n"
+            "adds anyway\n"
             "  next: write cm3 plugin new nibble",
         ),
         (
             "cm3_nibble",
             "sampler",
             "cm3 plugin new cm3_nibble: the name begins with 'cm3_', which the project's name "
-            "gets anyway\n"
+            "adds anyway\n"
             "  next: write cm3 plugin new nibble",
         ),
         (
             "cfg",
             "sampler",
-            "cm3 plugin new cfg: the plugin 'bundled' brings a sampler 'cfg' already\n  next: "
+            "cm3 plugin new cfg: the plugin 'bundled' already provides a sampler 'cfg'\n  next: "
             f"{CHOOSE}",
         ),
         (
             "text",
             "text_tokenizer",
-            "cm3 plugin new text: its class would be called TextTokenizer, as one of cm3core's is\n"
+            "cm3 plugin new text: its class would be named TextTokenizer, like one of cm3core's\n"
             f"  next: {CHOOSE}",
         ),
         (
             "attention",
             "attention",
-            "cm3 plugin new attention: its class would be called AttentionConfig, as one of "
-            "cm3core's is\n"
+            "cm3 plugin new attention: its class would be named AttentionConfig, like one of "
+            "cm3core's\n"
             f"  next: {CHOOSE}",
         ),
         (
@@ -242,7 +242,7 @@ def test_names_of_what_is_installed(registry: Registry, tmp_path: Path) -> None:
     """A plugin of the name, and a package that would be hidden."""
     with pytest.raises(
         PluginError,
-        match=r"^cm3 plugin new bundled: a plugin 'bundled' is installed already \(cm3leon, ",
+        match=r"^cm3 plugin new bundled: a plugin 'bundled' is already installed \(cm3leon, ",
     ):
         plan_project("bundled", "sampler", registry, folder=tmp_path / "project")
     own = Registry()
@@ -250,7 +250,7 @@ def test_names_of_what_is_installed(registry: Registry, tmp_path: Path) -> None:
     with pytest.raises(PluginError) as caught:
         plan_project("mine", "sampler", own, folder=tmp_path / "project")
     assert str(caught.value) == (
-        "cm3 plugin new mine: a plugin 'mine' is installed already (cm3-mine, cm3_mine)\n  "
+        "cm3 plugin new mine: a plugin 'mine' is already installed (cm3-mine, cm3_mine)\n  "
         f"next: {CHOOSE}"
     )
 
@@ -264,7 +264,7 @@ def test_a_package_that_is_installed(
         plan_project("hidden", "sampler", registry, folder=tmp_path / "project")
     assert (
         str(caught.value)
-        == f"cm3 plugin new hidden: a package 'cm3_hidden' is installed already\n  next: {CHOOSE}"
+        == f"cm3 plugin new hidden: a package 'cm3_hidden' is already installed\n  next: {CHOOSE}"
     )
 
 
@@ -273,14 +273,14 @@ def test_what_is_no_author(author: str, registry: Registry, tmp_path: Path) -> N
     with pytest.raises(PluginError) as caught:
         plan_project("mine", "sampler", registry, folder=tmp_path / "project", author=author)
     assert str(caught.value) == (
-        f"--author {author!r}: is no author\n"
+        f"--author {author!r}: is not an author\n"
         "  next: write --author 'Name', or --author 'Name <mail@example.org>'"
     )
 
 
 def test_no_kind(shown: Callable[..., str]) -> None:
     assert shown("mine", code=2) == (
-        "error: cm3 plugin new mine: it is not said what to write\n  next: give --kind, one of "
+        "error: cm3 plugin new mine: no kind is given\n  next: give --kind, one of "
         "text_tokenizer, image_tokenizer, "
         "embedder, retriever, objective, decoder, attention, sampler, reranker, upscaler, dataset\n"
     )
@@ -303,7 +303,7 @@ def test_nothing_is_written_over(shown: Callable[..., str], tmp_path: Path) -> N
     (tmp_path / "link").symlink_to("nowhere")
     for place, arguments in (("cm3-mine", []), ("file", ["-o", "file"]), ("link", ["-o", "link"])):
         assert shown("mine", "--kind", "sampler", *arguments, code=2) == (
-            f"error: {place}: is there already, and nothing is written over\n"
+            f"error: {place}: already exists, and nothing is overwritten\n"
             "  next: name another folder with -o, or remove this one\n"
         )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cm3-mine", "file", "link"]
@@ -373,7 +373,7 @@ def test_a_kind_without_a_template_is_refused(
             plan_project("mine", kind, registry, folder=tmp_path / "project")
         assert str(caught.value) == (
             f"--kind {kind}: there is no template for {words} yet\n"
-            f"  next: write one by hand (`cm3 describe {kind}` says what it needs), or take another "
+            f"  next: write one by hand (`cm3 describe {kind}` shows what it needs), or choose another "
             "kind: text_tokenizer, image_tokenizer, embedder, retriever, objective, decoder, "
             "sampler, reranker, dataset"
         )

@@ -216,7 +216,7 @@ def test_each_is_used_by_one_changed_line(projects: Projects) -> None:
         )
     )
     for line in checks:
-        assert answers[line][1].startswith("tiny: all values are possible")
+        assert answers[line][1].startswith("tiny: all values are valid")
     for kind, line in zip(trained, trainings, strict=True):
         assert "trained to step 2" in answers[line][1]
         recipe = (projects.folder / "runs" / kind / "recipe.yaml").read_text(encoding="utf-8")

@@ -144,7 +144,7 @@ def test_a_command_whose_plugin_is_not_in_use(
     monkeypatch.setenv("CM3_DISABLE_PLUGINS", "bundled-apps")
     assert main(["quickstart"]) == 2
     assert capsys.readouterr().err == (
-        "error: cm3 quickstart: no plugin that is in use brings this command\n"
+        "error: cm3 quickstart: no plugin in use provides this command\n"
         "  next: see `cm3 plugin list -v`\n"
     )
 
@@ -155,7 +155,7 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
     monkeypatch.setattr("cm3core.cli.recipe.run", interrupt)
     assert main(["recipe", "list"]) == 130
-    assert capsys.readouterr().err == "interrupted; the same command goes on where it can\n"
+    assert capsys.readouterr().err == "interrupted; the same command resumes where it can\n"
 
 
 def test_show_with_origins_and_overrides_among_the_options(
@@ -188,7 +188,7 @@ def test_show_prints_what_reads_back(
 
 def test_check_and_diff(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipe", "check", recipe]) == 0
-    assert capsys.readouterr().out.startswith("mine: all values are possible (hash ")
+    assert capsys.readouterr().out.startswith("mine: all values are valid (hash ")
     assert main(["recipe", "check", recipe, "train.minutes=3"]) == 2
     assert capsys.readouterr().err == (
         "error: train.steps, train.minutes: exactly one decides the length, "

@@ -98,7 +98,7 @@ def test_what_is_no_data_at_all(target: str, step: str, capsys: pytest.CaptureFi
     assert main(["data", "validate", target]) == 2
     assert (
         capsys.readouterr().err
-        == f"error: {target}: is no file or folder, no recipe and no data set\n  next: {step}\n"
+        == f"error: {target}: is not a file, folder, recipe or data set\n  next: {step}\n"
     )
 
 
@@ -183,7 +183,7 @@ def test_show(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "  valid            0 documents          0 pictures (0 different)  \n"
         "  all              4 documents          4 pictures (4 different)  texts of 15..15 "
         "letters, median 15\n"
-        "skipped 1 bad record; 'cm3 data validate' names them all:\n"
+        "skipped 1 bad record; 'cm3 data validate' lists them all:\n"
         "  pictures/4.png: is truncated: the last chunk of a PNG (IEND) is missing\n"
         "sheet.png: 4 of the 4 documents of split 'train'\n"
     )
@@ -203,7 +203,7 @@ def test_show_of_an_empty_split(place: Path, capsys: pytest.CaptureFixture[str])
     [
         (
             ["data", "validate"],
-            "error: dataset: no data set is named\n"
+            "error: dataset: no data set is given\n"
             "  next: give a recipe, a path, or dataset=NAME dataset.KEY=VALUE\n",
         ),
         (
@@ -242,7 +242,7 @@ def test_show_of_an_empty_split(place: Path, capsys: pytest.CaptureFixture[str])
         ),
         (
             ["tokenizer", "eval", "pictures"],
-            "error: pictures: there is no recipe.yaml that says what it is\n"
+            "error: pictures: there is no recipe.yaml that describes it\n"
             "  next: name the recipe instead, with image_tokenizer.weights=FILE\n",
         ),
         (
@@ -262,7 +262,7 @@ def test_train_text_on_files(place: Path, capsys: pytest.CaptureFixture[str]) ->
     (place / "lines.txt").write_text("abab\n\n  abab \nabab cd\n")
     assert main(["tokenizer", "train-text", "--vocab-size", "258", "-o", "bpe", "lines.txt"]) == 0
     assert capsys.readouterr().out == (
-        "bpe: 258 ids from 3 texts, 2.50 bytes a token; "
+        "bpe: 258 ids from 3 texts, 2.50 bytes per token; "
         "use it with text_tokenizer=bpe text_tokenizer.path=bpe\n"
     )
     tokenizer = BPETokenizerConfig(path="bpe").build()
@@ -283,7 +283,7 @@ def test_train_text_on_files(place: Path, capsys: pytest.CaptureFixture[str]) ->
         == 0
     )
     assert (
-        "note: 400 ids were wanted; the texts hold no more pieces that occur often enough"
+        "note: 400 ids were requested; the texts have no more pieces that occur often enough"
         in capsys.readouterr().out
     )
 

@@ -89,7 +89,7 @@ sampler/warm: Draws as it likes, every time.
   needs the section embedder
 
 keys
-  heat: float, must be given
+  heat: float, required
       how hot, 0..1.
   words: list[str], default ["a", "b: c"]
       what it says.
@@ -220,7 +220,7 @@ def test_kinds(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
         "  bundled: cd_k, cfg, contrastive, edit_cfg, mixture, top_p\n"
         "  mine: top_p, warm\n"
     ) in out
-    assert out.endswith("`cm3 describe KIND` and `cm3 describe KIND/NAME` say more\n")
+    assert out.endswith("for details: `cm3 describe KIND` and `cm3 describe KIND/NAME`\n")
     assert main(["kinds", "--json"]) == 0
     entries = json.loads(capsys.readouterr().out)
     assert [entry["kind"] for entry in entries] == list(KINDS)
@@ -280,7 +280,7 @@ def test_json_of_the_list_of_plugins(capsys: pytest.CaptureFixture[str]) -> None
     names = [item.name for item in fields(PluginInfo)]
     assert list(bundled) == names
     page = (Path(__file__).parents[3] / "docs" / "plugins" / "check.md").read_text(encoding="utf-8")
-    table = page.split("## What is installed")[1]
+    table = page.split("## Installed plugins")[1]
     assert [name for name in names if f"`{name}`" not in table] == []
     assert (bundled["status"], bundled["origin"], bundled["reason"]) == (
         "loaded",

@@ -61,11 +61,11 @@ def test_a_bank_of_own_pictures_is_built_changed_and_checked(
         "embedder and image tokenizer of the model bundled:emoji64\n"
         "bank: 4 documents (4 of text and picture), "
     )
-    assert "1 record left out that can't be used" in out
+    assert "1 record skipped as unusable" in out
     assert "  pictures/broken.png: is truncated: the last chunk of a PNG (IEND) is missing\n" in out
     assert out.endswith('retrieve from it: cm3 generate "..." --bank bank --show-retrieved\n')
     assert cm3("memory", "build", "pictures", "-o", "bank", "--quiet") == 0
-    assert "nothing was to be done: it is this data's bank already\n" in printed(capsys)
+    assert "nothing to do: this is already the bank of this data\n" in printed(capsys)
 
     assert cm3("memory", "add", "bank", "texts.jsonl", "--id-prefix", "t/", "--quiet") == 0
     assert re.search(
@@ -75,7 +75,7 @@ def test_a_bank_of_own_pictures_is_built_changed_and_checked(
     (place / "ids.txt").write_text("t/b\nred.png\n\nnobody\n")
     assert cm3("memory", "remove", "bank", "t/a", "--from", "ids.txt") == 0
     assert (
-        "not there: 'nobody'\nremoved: 3 documents\nbank: 3 documents (3 of text and picture), "
+        "not found: 'nobody'\nremoved: 3 documents\nbank: 3 documents (3 of text and picture), "
     ) in printed(capsys)
     assert cm3("memory", "build", "texts.jsonl", "-o", "texts", "--quiet") == 0
     assert cm3("memory", "merge", "texts", "bank", "-o", "both", "--quiet") == 0
@@ -84,10 +84,10 @@ def test_a_bank_of_own_pictures_is_built_changed_and_checked(
     out = printed(capsys)
     assert re.fullmatch(
         r"documents        5 documents \(3 of text and picture, 2 of text\), .* MB in 2 shards\n"
-        r"embedder         \w+, \d+ numbers a vector, fingerprint .{12}\n"
+        r"embedder         \w+, \d+ numbers per vector, fingerprint .{12}\n"
         r"image tokenizer  vqgan, 16 x 16 codes of 1,024, fingerprint .{12}\n"
         r"fingerprint      [0-9a-f]{24}\n"
-        r"verified         every file is what was written, every vector has length 1, every "
+        r"verified         every file is as written, every vector has length 1, every "
         r"document can be read\n",
         out,
     )
@@ -105,7 +105,7 @@ def test_a_bank_of_own_pictures_is_built_changed_and_checked(
     )
     assert cm3("memory", "remove", "both") == 2
     assert capsys.readouterr().err == (
-        "error: cm3 memory remove: no document is named\n"
+        "error: cm3 memory remove: no document is given\n"
         "  next: give ids, --from FILE, or --damaged\n"
     )
 

@@ -139,7 +139,7 @@ def test_commands_report_bad_input(cm3, tmp_path, capsys):
     assert cm3("generate", "a", "--set", "temperature=1") == 2
     assert capsys.readouterr().err == (
         "error: --set temperature=1: is not sampler.KEY=VALUE or retriever.KEY=VALUE\n"
-        "  next: write for instance --set sampler.guidance_scale=1.5\n"
+        "  next: write e.g. --set sampler.guidance_scale=1.5\n"
     )
 
 

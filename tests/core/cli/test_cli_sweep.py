@@ -66,13 +66,13 @@ def test_a_sweep_draws_each_cell_as_generate_would(cm3, ranked, tmp_path, capsys
             ["foo=1"],
             "--vary foo=1: is not sampler.KEY=A,B,... nor sampler, seed, num_retrieved, "
             "num_candidates, reranker\n"
-            "  next: write for instance --vary sampler.guidance_scale=1,1.5,3",
+            "  next: write e.g. --vary sampler.guidance_scale=1,1.5,3",
         ),
         (
             ["seed=1,"],
             "--vary seed=1,: is not sampler.KEY=A,B,... nor sampler, seed, num_retrieved, "
             "num_candidates, reranker\n"
-            "  next: write for instance --vary sampler.guidance_scale=1,1.5,3",
+            "  next: write e.g. --vary sampler.guidance_scale=1,1.5,3",
         ),
         (
             ["seed=1", "seed=2", "seed=3"],

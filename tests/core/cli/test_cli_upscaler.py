@@ -101,7 +101,7 @@ def test_train_measure_and_use(place: Path, capsys: pytest.CaptureFixture[str]) 
     assert lines[1].split() == ["PSNR,", "dB:", "lanczos", "edsr", "SSIM:", "lanczos", "edsr"]
     for line, sort in zip(lines[2:4], ("shrunk", "reconstructed"), strict=True):
         assert re.fullmatch(rf"{sort} +\d+\.\d\d +\d+\.\d\d +0\.\d{{4}} +0\.\d{{4}}", line)
-    assert lines[4] == "out.png: enlarged both ways, beside the real ones"
+    assert lines[4] == "out.png: enlarged both ways, next to the real ones"
     assert open_image("out.png").shape[1] > 6 * 64
 
     lines = run(
@@ -206,7 +206,7 @@ def test_an_interrupted_run_is_gone_on_with(
     with monkeypatch.context() as patch:
         patch.setattr(UpscalerTrainer, "step", interrupted)
         assert main(command) == 130
-    assert capsys.readouterr().err.endswith("interrupted; the same command goes on where it can\n")
+    assert capsys.readouterr().err.endswith("interrupted; the same command resumes where it can\n")
     assert torch.load("up/state.pt", weights_only=True)["step"] == 1
     run(capsys, *command)
     assert torch.load("up/state.pt", weights_only=True)["step"] == 2

@@ -100,7 +100,7 @@ def test_nothing_to_ask():
     with pytest.raises(DataError) as error:
         memory_recall.queries_of(ListSource([(Text(" "),)]), 5, None)
     assert str(error.value) == (
-        "the queries' data set: has neither a text nor a picture to ask for\n"
+        "the queries' data set: has neither texts nor pictures to use as queries\n"
         "  next: name another: --data PATH"
     )
 
@@ -153,8 +153,8 @@ def test_the_modality_that_loses_is_named():
             "0.95 is good\n"
             "  next: double retriever.nprobe (index ivf, pq) or retriever.ef_search (hnsw) until "
             "it is; with pq\n"
-            "        also retriever.num_candidates; or use retriever.index=flat, which misses "
-            "nothing, slowly"
+            "        also retriever.num_candidates; or use retriever.index=flat, which is exact but "
+            "slow"
         )
     text, image = rows["image"]
     assert text.recall == {1: 1, 4: 1, 8: 1}
@@ -164,7 +164,7 @@ def test_the_modality_that_loses_is_named():
     shown = memory_recall.table([text, image]).splitlines()
     assert shown[0].split() == [
         *(f"recall@{k}" if k else "queries" for k in (0, 1, 4, 8)),
-        *["ms", "a", "query:", "median", "p90", "embedding", "in", "a", "batch", "exact"],
+        *["ms/query:", "median", "p90", "embedding", "in", "a", "batch", "exact"],
     ]
     assert [row.split()[:5] for row in shown[1:]] == [
         [f"{text.num_queries}", "text", "1.000", "1.000", "1.000"],
@@ -198,7 +198,7 @@ def figures(recall):
             {4: float("nan")},
             False,
             True,
-            "verdict: none; the retriever's thresholds leave no document to find",
+            "verdict: none; the retriever's thresholds leave no documents to find",
         ),
     ],
 )
@@ -216,12 +216,12 @@ def test_verdicts(recall, exact, good, line):
         (
             ["--queries", "0"],
             "error: cm3 memory recall: --queries is 0, must be at least 1\n"
-            "  next: leave it out, or give another number\n",
+            "  next: omit it, or give another number\n",
         ),
         (
             ["--k", "4", "-1"],
             "error: cm3 memory recall: --k is -1, must be at least 1\n"
-            "  next: leave it out, or give another number\n",
+            "  next: omit it, or give another number\n",
         ),
         (
             ["retriever.index=flt"],
@@ -261,7 +261,7 @@ def test_a_bank_is_asked_by_text_and_by_picture(tmp_path, capsys):
     first, _, text, image, verdict = capsys.readouterr().out.splitlines()
     assert first == (
         "memory: 4 documents; queries: texts and pictures of 4 documents of the memory, each "
-        "left out of its own "
+        "excluded from its own "
         "results"
     )
     assert [line.split()[:4] for line in (text, image)] == [

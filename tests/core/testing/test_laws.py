@@ -126,7 +126,7 @@ def test_a_config_without_a_value_names_the_key() -> None:
     with pytest.raises(PluginError) as caught:
         NumberContract.for_config(GivenNumberConfig)
     assert str(caught.value) == (
-        "GivenNumberConfig.low: has no default, and is given no value\n"
+        "GivenNumberConfig.low: has neither a default nor a value\n"
         "  next: test an instance: config = GivenNumberConfig(low=..., high=...)"
     )
 
@@ -157,25 +157,25 @@ def test_a_waived_law_is_a_skip_that_says_why() -> None:
         (
             "waive_is_even",
             lambda self: " ",
-            "TestWrong.waive_is_even: gives no reason, but ' '\n"
-            "  next: return a sentence that says why the law does not apply",
+            "TestWrong.waive_is_even: returns ' ', not a reason\n"
+            "  next: return a sentence on why the law does not apply",
         ),
         (
             "waive_is_even",
             lambda self: None,
-            "TestWrong.waive_is_even: gives no reason, but None\n"
-            "  next: return a sentence that says why the law does not apply",
+            "TestWrong.waive_is_even: returns None, not a reason\n"
+            "  next: return a sentence on why the law does not apply",
         ),
         (
             "test_is_even",
             None,
-            "TestWrong.test_is_even: stands in the way of the law 'is_even'\n"
+            "TestWrong.test_is_even: would replace the test of the law 'is_even'\n"
             "  next: to waive the law, define waive_is_even(self), which returns the reason",
         ),
         (
             "test_is_even",
             lambda self: None,
-            "TestWrong.test_is_even: stands in the way of the law 'is_even'\n"
+            "TestWrong.test_is_even: would replace the test of the law 'is_even'\n"
             "  next: to waive the law, define waive_is_even(self), which returns the reason",
         ),
     ],
