@@ -101,8 +101,8 @@ keys
 """
     )
     assert (
-        "  only_legal_ids_are_drawn: Each request gets an id of the slice that it is\n      "
-        "allowed, " in laws
+        "  only_legal_ids_are_drawn: Each request gets an allowed id of the slice, even\n      "
+        "with extreme" in laws
     )
     assert max(map(len, laws.splitlines())) <= 80
     assert (
