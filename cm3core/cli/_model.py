@@ -97,7 +97,7 @@ def add_model_options(parser: ArgumentParser) -> None:
         "--precision",
         default="auto",
         choices=["auto", "fp32", "bf16", "int8"],
-        help="of the decoder's weights during generation (default: as stored)",
+        help="precision of the decoder's weights for generation (default: as stored)",
     )
 
 

@@ -39,7 +39,8 @@ def configure(parser: ArgumentParser) -> None:
         "--box",
         action="append",
         metavar="x0,y0,x1,y1",
-        help="the region to inpaint, in pixels of the picture, x1 and y1 excluded; may be given several times",
+        help="the region to inpaint, in pixels: x to the right, y down, x1 and y1 excluded; "
+        "may be given several times",
     )
     region.add_argument(
         "--mask",

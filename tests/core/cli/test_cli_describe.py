@@ -101,8 +101,8 @@ keys
 """
     )
     assert (
-        "  only_legal_ids_are_drawn: Each request gets an allowed id of the slice, even\n"
-        "      with extreme logits.\n" in laws
+        "  only_legal_ids_are_drawn: Each request gets an allowed id of the slice, even\n      "
+        "with extreme" in laws
     )
     assert max(map(len, laws.splitlines())) <= 80
     assert (
