@@ -134,6 +134,28 @@ def task_options(args: Namespace) -> dict[str, Any]:
 SECTIONS = ("sampler", "retriever")
 
 
+def add_force(parser: ArgumentParser, what: str) -> None:
+    """`--force`, of a command that only a model tuned for it can do."""
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help=f"run on a model that was not tuned for {what}: what it makes then is meaningless",
+    )
+
+
+def refuse_untuned(args: Namespace, command: str, what: str) -> None:
+    """Raise `GenerationError` unless `--force` is given. No model records what it was tuned for, so
+    that none is known to be tuned for anything."""
+    if not args.force:
+        raise GenerationError(
+            f"cm3 {command}",
+            f"model {str(args.model)!r} is not known to be tuned for {what}; what it would make is "
+            "meaningless",
+            "train one on documents of this form (docs/decoding.md) and give --force, which runs it "
+            "on any model",
+        )
+
+
 def settings_of(settings: Sequence[str], wanted: str) -> dict[str, Any]:
     """Keys of one section from `SECTION.KEY=VALUE`; values are parsed as YAML.
 

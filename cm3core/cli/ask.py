@@ -6,18 +6,20 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from cm3core.cli._model import (
+    add_force,
     add_model_options,
     open_model,
     printable,
     progress_bar,
+    refuse_untuned,
     show_choice,
     task_options,
 )
 from cm3core.cli._retrieved import Retrieval, seen, show_retrieved, write_retrieved
 
 HELP = "answer a question about a picture"
-EXAMPLE = """  cm3 ask picture.png "What colour is the apple?" --model runs/tuned
-  cm3 ask picture.png "What is it?" --template "Question: {question} The answer is {answer}." --max-tokens 8"""
+EXAMPLE = """  cm3 ask picture.png "What colour is the apple?" --model runs/tuned --force
+  cm3 ask picture.png "What is it?" --template "Question: {question} The answer is {answer}." --force --max-tokens 8"""
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -37,11 +39,13 @@ def configure(parser: ArgumentParser) -> None:
         metavar="N",
         help="maximum length of the answer (default: the model's recipe)",
     )
+    add_force(parser, "questions")
     add_model_options(parser)
 
 
 def run(args: Namespace) -> int:
     """Print the answer."""
+    refuse_untuned(args, "ask", "questions")
     options = task_options(args) | ({} if args.template is None else {"template": args.template})
     model = open_model(args)
     with progress_bar("answering") as progress:

@@ -5,15 +5,22 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from cm3core.cli._model import add_model_options, open_model, progress_bar, task_options
+from cm3core.cli._model import (
+    add_force,
+    add_model_options,
+    open_model,
+    progress_bar,
+    refuse_untuned,
+    task_options,
+)
 from cm3core.cli._retrieved import seen
 from cm3core.cli.generate import add_drawing_options, write_pictures
 from cm3core.errors import FileError
 from cm3core.files import check_writable
 
 HELP = "edit a picture by an instruction"
-EXAMPLE = """  cm3 edit apple.png "make it green" --n 4 --model runs/tuned -o out/
-  cm3 edit apple.png "make it green" --set sampler.picture_guidance_scale=1.2"""
+EXAMPLE = """  cm3 edit apple.png "make it green" --n 4 --model runs/tuned --force -o out/
+  cm3 edit apple.png "make it green" --set sampler.picture_guidance_scale=1.2 --force"""
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -23,6 +30,7 @@ def configure(parser: ArgumentParser) -> None:
     )
     parser.add_argument("instruction", help="what to change; for models tuned on editing")
     add_drawing_options(parser)
+    add_force(parser, "edits")
     add_model_options(parser)
 
 
@@ -30,6 +38,7 @@ def run(args: Namespace) -> int:
     """Generate, write the pictures with their metadata, print the paths."""
     from cm3core.model.drawing import editing_sampler
 
+    refuse_untuned(args, "edit", "edits")
     check_writable(args.out, folder=True)
     if args.picture.absolute().parent.resolve() == args.out.absolute().resolve():
         raise FileError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -122,7 +123,7 @@ def test_the_picture_that_is_read_is_never_replaced(cm3, tmp_path, capsys):
         assert capsys.readouterr().err == (
             f"error: {path}: is the file that is read\n  next: name another file to write\n"
         )
-    assert cm3("edit", path, "red", "-o", tmp_path) == 2
+    assert cm3("edit", path, "red", "-o", tmp_path, "--force") == 2
     assert capsys.readouterr().err == (
         f"error: {tmp_path}: holds 000.png, which is read and might be replaced\n"
         "  next: name another folder (-o)\n"
@@ -131,6 +132,30 @@ def test_the_picture_that_is_read_is_never_replaced(cm3, tmp_path, capsys):
     assert "is a device, a pipe or a socket" in capsys.readouterr().err
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["000.png"]
+
+
+def test_what_no_model_was_tuned_for_is_refused(cm3, tmp_path, capsys):
+    """No answer and no picture that means nothing, with exit code 0; unless it is asked for."""
+    path = tmp_path / "picture.png"
+    images.save_png(path, picture(16, 20), {})
+    step = (
+        "  next: train one on documents of this form (docs/decoding.md) and give --force, which runs "
+        "it on any model\n"
+    )
+    for command, what, words in (("ask", "questions", "what is it?"), ("edit", "edits", "red")):
+        out = ("-o", tmp_path / "out") if command == "edit" else ()
+        assert cm3(command, path, words, *out) == 2
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        assert re.fullmatch(
+            rf"error: cm3 {command}: model '.*' is not known to be tuned for {what}; what it would "
+            r"make is meaningless\n" + re.escape(step),
+            shown.err,
+        )
+        assert not (tmp_path / "out").exists()
+    assert cm3("ask", path, "red", "--force") == 0
+    assert cm3("edit", path, "red", "--n", 1, "--force", "-o", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "000.png").is_file()
 
 
 def test_commands_report_bad_input(cm3, tmp_path, capsys):
