@@ -26,6 +26,8 @@ class CheckpointState:
         fingerprints: `Components.fingerprints()`, and "dataset" for the training data.
         loss_sums: [G][2] sums of losses and weights since the last metrics record, so that the next
             one is that of an uninterrupted run; empty in checkpoints from before they were kept.
+        files: name of a tensor file -> its "sha256" and "bytes"; empty in checkpoints from before
+            they were kept.
     """
 
     step: int
@@ -35,6 +37,7 @@ class CheckpointState:
     vocabulary: dict[str, Any] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
     loss_sums: list[list[float]] = field(default_factory=list)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
     format: int = FORMAT
 
 
@@ -49,6 +52,7 @@ def read_state(folder: Path) -> CheckpointState:
         "vocabulary": dict,
         "fingerprints": dict,
         "loss_sums": list,
+        "files": dict,
         "format": int,
     }
     try:
@@ -57,10 +61,18 @@ def read_state(folder: Path) -> CheckpointState:
         raise damaged(path, f"can't be read ({error})") from error
     if isinstance(values, dict):
         values.setdefault("loss_sums", [])
+        values.setdefault("files", {})
     if not isinstance(values, dict) or any(
         not isinstance(values.get(name), kind) for name, kind in types.items()
     ):
         raise damaged(path, "is not a checkpoint's state")
+    for name, file in values["files"].items():
+        if (
+            not isinstance(file, dict)
+            or type(file.get("bytes")) is not int
+            or type(file.get("sha256")) is not str
+        ):
+            raise damaged(path, f"holds no size and SHA-256 of the file {name!r}")
     if values["format"] > FORMAT:
         raise CheckpointError(
             str(path),

@@ -11,7 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from cm3core.checkpoint.hashes import check_file
 from cm3core.checkpoint.layout import OPTIMIZER, WEIGHTS, damaged
+from cm3core.checkpoint.state import read_state
 from cm3core.errors import CheckpointError
 
 #: Names of the generators' states, which lie beside the optimiser's.
@@ -40,6 +42,7 @@ def load_weights(decoder: nn.Module, folder: Path) -> None:
     they are another decoder's."""
     path = folder / WEIGHTS
     stored, wanted = read_tensors(path), _unique(decoder.state_dict())
+    check_file(folder, WEIGHTS, read_state(folder))
     for name in sorted(stored.keys() | wanted.keys()):
         have = list(stored[name].shape) if name in stored else "nothing"
         need = list(wanted[name].shape) if name in wanted else "nothing"
@@ -88,6 +91,7 @@ def read_training_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tens
     given it, and the states of the random generators for `restore_generators`."""
     path = folder / OPTIMIZER
     tensors = read_tensors(path)
+    check_file(folder, OPTIMIZER, read_state(folder))
     generators = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_GENERATOR)}
     if _CPU not in generators:
         raise damaged(path, "holds no state of the random generator")
