@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from cm3core.checkpoint.layout import STATE, damaged
 from cm3core.errors import CheckpointError
 
 FORMAT = 1
+
+#: Steps, seconds and tokens above it can't be stored as int64, and no run has them.
+MAX_COUNT = 2**63 - 1
 
 
 @dataclass
@@ -63,9 +67,17 @@ def read_state(folder: Path) -> CheckpointState:
         values.setdefault("loss_sums", [])
         values.setdefault("files", {})
     if not isinstance(values, dict) or any(
-        not isinstance(values.get(name), kind) for name, kind in types.items()
+        not isinstance(values.get(name), kind) or isinstance(values[name], bool)
+        for name, kind in types.items()
     ):
         raise damaged(path, "is not a checkpoint's state")
+    for name in ("step", "elapsed_s", "tokens"):
+        # a whole number is finite, and may be too large for a float
+        value = values[name]
+        if not (isinstance(value, int) or math.isfinite(value)) or not 0 <= value <= MAX_COUNT:
+            raise damaged(path, f"has a {name} that can't be: {str(value)[:40]}")
+    if values["format"] < 1:
+        raise damaged(path, f"has a format that can't be: {values['format']}")
     for name, file in values["files"].items():
         if (
             not isinstance(file, dict)

@@ -16,6 +16,9 @@ from cm3core.checkpoint.layout import OPTIMIZER, WEIGHTS, damaged
 from cm3core.checkpoint.state import read_state
 from cm3core.errors import CheckpointError
 
+#: Types of floating weights; a decoder of any floating type takes them.
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 #: Names of the generators' states, which lie beside the optimiser's.
 _GENERATOR = "generator::"
 _CPU, _CUDA = f"{_GENERATOR}cpu", f"{_GENERATOR}cuda"
@@ -52,6 +55,13 @@ def load_weights(decoder: nn.Module, folder: Path) -> None:
                 f"the file has {have}, this decoder {need}",
                 "use the recipe.yaml beside the weights, unchanged",
             )
+        own = wanted[name].dtype
+        if stored[name].dtype not in (FLOATING if own.is_floating_point else (own,)):
+            raise CheckpointError(
+                f"{path}, tensor {name}",
+                f"holds {_in_words(stored[name].dtype)}, this decoder {_in_words(own)}",
+                "use an older checkpoint, or copy it again from where it came",
+            )
         if not torch.isfinite(stored[name]).all():
             raise CheckpointError(
                 f"{path}, tensor {name}",
@@ -61,6 +71,10 @@ def load_weights(decoder: nn.Module, folder: Path) -> None:
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(stored[name])
+
+
+def _in_words(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _unique(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
