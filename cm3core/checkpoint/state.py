@@ -16,6 +16,11 @@ FORMAT = 1
 #: Steps, seconds and tokens above it can't be stored as int64, and no run has them.
 MAX_COUNT = 2**63 - 1
 
+#: Lists and objects within each other that `state.json` may have; ours has four.
+MAX_DEPTH = 8
+
+NESTED = "can't be read (it is nested too deeply)"
+
 
 @dataclass
 class CheckpointState:
@@ -63,6 +68,10 @@ def read_state(folder: Path) -> CheckpointState:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise damaged(path, f"can't be read ({error})") from error
+    except RecursionError as error:
+        raise damaged(path, NESTED) from error
+    if not _is_shallow(values, MAX_DEPTH):
+        raise damaged(path, NESTED)
     if isinstance(values, dict):
         values.setdefault("loss_sums", [])
         values.setdefault("files", {})
@@ -92,3 +101,13 @@ def read_state(folder: Path) -> CheckpointState:
             "use a newer cm3leon",
         )
     return CheckpointState(**{item.name: values[item.name] for item in fields(CheckpointState)})
+
+
+def _is_shallow(value: object, depth: int) -> bool:
+    """Whether at most `depth` lists and objects lie within each other; deeper ones would end Python's
+    recursion as soon as one is compared or printed."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, list):
+        return True
+    return depth > 0 and all(_is_shallow(item, depth - 1) for item in value)

@@ -109,6 +109,13 @@ def read_training_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tens
     generators = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_GENERATOR)}
     if _CPU not in generators:
         raise damaged(path, "holds no state of the random generator")
+    for name, state in generators.items():
+        device = name.removeprefix(_GENERATOR)
+        if device == "cpu" or (device == "cuda" and torch.cuda.is_available()):
+            try:
+                torch.Generator(device).set_state(state)
+            except (RuntimeError, TypeError) as error:
+                raise damaged(path, f"{name!r} is no state of a random generator") from error
     return tensors, generators
 
 
