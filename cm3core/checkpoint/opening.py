@@ -12,7 +12,7 @@ import torch
 from cm3core.build import Components, build
 from cm3core.checkpoint.checks import check_fingerprints
 from cm3core.checkpoint.layout import IMAGE_TOKENIZER, RECIPE, TOKENIZER, damaged, find_checkpoint
-from cm3core.checkpoint.state import NESTED, read_state
+from cm3core.checkpoint.state import read_state
 from cm3core.checkpoint.tensors import load_weights
 from cm3core.errors import CheckpointError, close_match
 from cm3core.recipe import recipe_from_yaml
@@ -66,10 +66,7 @@ def read_recipe(folder: Path, registry: Registry) -> Recipe:
         text = (folder / RECIPE).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise damaged(folder / RECIPE, f"can't be read ({error})") from error
-    try:
-        return recipe_from_yaml(text, registry, label=str(folder / RECIPE))
-    except RecursionError as error:
-        raise damaged(folder / RECIPE, NESTED) from error
+    return recipe_from_yaml(text, registry, label=str(folder / RECIPE))
 
 
 def open_checkpoint(

@@ -19,7 +19,7 @@ MAX_COUNT = 2**63 - 1
 #: Lists and objects within each other that `state.json` may have; ours has four.
 MAX_DEPTH = 8
 
-NESTED = "can't be read (it is nested too deeply)"
+_NESTED = "can't be read (it is nested too deeply)"
 
 
 @dataclass
@@ -69,9 +69,9 @@ def read_state(folder: Path) -> CheckpointState:
     except (OSError, ValueError) as error:
         raise damaged(path, f"can't be read ({error})") from error
     except RecursionError as error:
-        raise damaged(path, NESTED) from error
+        raise damaged(path, _NESTED) from error
     if not _is_shallow(values, MAX_DEPTH):
-        raise damaged(path, NESTED)
+        raise damaged(path, _NESTED)
     if isinstance(values, dict):
         values.setdefault("loss_sums", [])
         values.setdefault("files", {})
