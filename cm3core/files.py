@@ -15,6 +15,9 @@ from cm3core.errors import FileError
 #: Errors of a disk that is full or fails while a file is being written.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
+#: What a file system says that can't give a file its blocks in advance.
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -135,6 +138,35 @@ def sync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def allocate(file: int, offset: int, num_bytes: int) -> None:
+    """Give a part of an open file its place on the disk, before it is mapped into memory. It reads as
+    zeros if nothing was there.
+
+    A file that is only as long as its contents will be has no blocks yet, and a full disk then ends
+    the process (SIGBUS) in the middle of an assignment, without a message.
+
+    Args:
+        file: the descriptor.
+        offset: where the part starts.
+        num_bytes: its length.
+
+    Raises:
+        OSError: the disk has no room.
+    """
+    try:
+        os.posix_fallocate(file, offset, num_bytes)
+        return
+    except AttributeError:  # macOS
+        pass
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+    zeros = bytes(min(num_bytes, 1 << 20))
+    while num_bytes > 0:
+        num_written = os.pwrite(file, zeros[:num_bytes], offset)
+        offset, num_bytes = offset + num_written, num_bytes - num_written
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

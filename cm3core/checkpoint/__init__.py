@@ -4,7 +4,7 @@ model needs to generate.
     OUT/checkpoints/step-00001000/
         model.safetensors        weights, float32
         optimizer.safetensors    optimiser state and random generators; not in an exported model
-        state.json               step, clock, place in the data, vocabulary, fingerprints
+        state.json               step, clock, place in the data, vocabulary, fingerprints, hashes
         recipe.yaml              the resolved recipe
         plugins.json             plugins and their versions
         text_tokenizer/          what the text tokenizer saved
@@ -14,6 +14,7 @@ A checkpoint is written under another name, flushed, and renamed; the newest is 
 step. No file is a pickle, so an untrusted checkpoint can be refused but can't run code.
 
 layout, state, tensors   the files: names and places, `state.json`, the safetensors
+hashes                   whether the safetensors are what was written
 writing, exporting       a checkpoint of a run, a model folder of a checkpoint
 checks, opening          whether it fits a recipe; from a name to a model ready to generate
 """

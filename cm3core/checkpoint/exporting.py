@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cm3core.checkpoint.hashes import check_file, file_hashes
 from cm3core.checkpoint.layout import (
     IMAGE_TOKENIZER,
     PLUGINS,
@@ -44,14 +45,14 @@ def export_model(checkpoint: str | Path, folder: str | Path, dtype: str = "fp16"
             "exists and is no model folder",
             "name a new folder, or an older export to replace",
         )
-    state = read_state(source)
-    weights = {
-        name: _cast(tensor, dtypes[dtype])
-        for name, tensor in read_tensors(source / WEIGHTS).items()
-    }
+    state, tensors = read_state(source), read_tensors(source / WEIGHTS)
+    # what is shipped gets a hash of its own, which would hide that its source was damaged
+    check_file(source, WEIGHTS, state, whole=True)
+    weights = {name: _cast(tensor, dtypes[dtype]) for name, tensor in tensors.items()}
     with new_folder(target) as new:
         save_file(weights, new / WEIGHTS)
-        write_json(new / STATE, {**asdict(state), "loader": {}})
+        files = file_hashes(new, [WEIGHTS])
+        write_json(new / STATE, {**asdict(state), "loader": {}, "files": files})
         for name in (RECIPE, PLUGINS):
             shutil.copyfile(source / name, new / name)
         for name in (TOKENIZER, IMAGE_TOKENIZER):

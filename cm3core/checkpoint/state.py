@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,14 @@ from cm3core.checkpoint.layout import STATE, damaged
 from cm3core.errors import CheckpointError
 
 FORMAT = 1
+
+#: Steps, seconds and tokens above it can't be stored as int64, and no run has them.
+MAX_COUNT = 2**63 - 1
+
+#: Lists and objects within each other that `state.json` may have; ours has four.
+MAX_DEPTH = 8
+
+_NESTED = "can't be read (it is nested too deeply)"
 
 
 @dataclass
@@ -26,6 +35,8 @@ class CheckpointState:
         fingerprints: `Components.fingerprints()`, and "dataset" for the training data.
         loss_sums: [G][2] sums of losses and weights since the last metrics record, so that the next
             one is that of an uninterrupted run; empty in checkpoints from before they were kept.
+        files: name of a tensor file -> its "sha256" and "bytes"; empty in checkpoints from before
+            they were kept.
     """
 
     step: int
@@ -35,6 +46,7 @@ class CheckpointState:
     vocabulary: dict[str, Any] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
     loss_sums: list[list[float]] = field(default_factory=list)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
     format: int = FORMAT
 
 
@@ -49,18 +61,39 @@ def read_state(folder: Path) -> CheckpointState:
         "vocabulary": dict,
         "fingerprints": dict,
         "loss_sums": list,
+        "files": dict,
         "format": int,
     }
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise damaged(path, f"can't be read ({error})") from error
+    except RecursionError as error:
+        raise damaged(path, _NESTED) from error
+    if not _is_shallow(values, MAX_DEPTH):
+        raise damaged(path, _NESTED)
     if isinstance(values, dict):
         values.setdefault("loss_sums", [])
+        values.setdefault("files", {})
     if not isinstance(values, dict) or any(
-        not isinstance(values.get(name), kind) for name, kind in types.items()
+        not isinstance(values.get(name), kind) or isinstance(values[name], bool)
+        for name, kind in types.items()
     ):
         raise damaged(path, "is not a checkpoint's state")
+    for name in ("step", "elapsed_s", "tokens"):
+        # a whole number is finite, and may be too large for a float
+        value = values[name]
+        if not (isinstance(value, int) or math.isfinite(value)) or not 0 <= value <= MAX_COUNT:
+            raise damaged(path, f"has a {name} that can't be: {str(value)[:40]}")
+    if values["format"] < 1:
+        raise damaged(path, f"has a format that can't be: {values['format']}")
+    for name, file in values["files"].items():
+        if (
+            not isinstance(file, dict)
+            or type(file.get("bytes")) is not int
+            or type(file.get("sha256")) is not str
+        ):
+            raise damaged(path, f"holds no size and SHA-256 of the file {name!r}")
     if values["format"] > FORMAT:
         raise CheckpointError(
             str(path),
@@ -68,3 +101,13 @@ def read_state(folder: Path) -> CheckpointState:
             "use a newer cm3leon",
         )
     return CheckpointState(**{item.name: values[item.name] for item in fields(CheckpointState)})
+
+
+def _is_shallow(value: object, depth: int) -> bool:
+    """Whether at most `depth` lists and objects lie within each other; deeper ones would end Python's
+    recursion as soon as one is compared or printed."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, list):
+        return True
+    return depth > 0 and all(_is_shallow(item, depth - 1) for item in value)

@@ -11,8 +11,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from cm3core.checkpoint.hashes import check_file
 from cm3core.checkpoint.layout import OPTIMIZER, WEIGHTS, damaged
+from cm3core.checkpoint.state import read_state
 from cm3core.errors import CheckpointError
+
+#: Types of floating weights; a decoder of any floating type takes them.
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 #: Names of the generators' states, which lie beside the optimiser's.
 _GENERATOR = "generator::"
@@ -40,6 +45,7 @@ def load_weights(decoder: nn.Module, folder: Path) -> None:
     they are another decoder's."""
     path = folder / WEIGHTS
     stored, wanted = read_tensors(path), _unique(decoder.state_dict())
+    check_file(folder, WEIGHTS, read_state(folder))
     for name in sorted(stored.keys() | wanted.keys()):
         have = list(stored[name].shape) if name in stored else "nothing"
         need = list(wanted[name].shape) if name in wanted else "nothing"
@@ -48,6 +54,13 @@ def load_weights(decoder: nn.Module, folder: Path) -> None:
                 f"{path}, tensor {name}",
                 f"the file has {have}, this decoder {need}",
                 "use the recipe.yaml beside the weights, unchanged",
+            )
+        own = wanted[name].dtype
+        if stored[name].dtype not in (FLOATING if own.is_floating_point else (own,)):
+            raise CheckpointError(
+                f"{path}, tensor {name}",
+                f"holds {_in_words(stored[name].dtype)}, this decoder {_in_words(own)}",
+                "use an older checkpoint, or copy it again from where it came",
             )
         if not torch.isfinite(stored[name]).all():
             raise CheckpointError(
@@ -58,6 +71,10 @@ def load_weights(decoder: nn.Module, folder: Path) -> None:
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(stored[name])
+
+
+def _in_words(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _unique(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -88,9 +105,17 @@ def read_training_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tens
     given it, and the states of the random generators for `restore_generators`."""
     path = folder / OPTIMIZER
     tensors = read_tensors(path)
+    check_file(folder, OPTIMIZER, read_state(folder))
     generators = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_GENERATOR)}
     if _CPU not in generators:
         raise damaged(path, "holds no state of the random generator")
+    for name, state in generators.items():
+        device = name.removeprefix(_GENERATOR)
+        if device == "cpu" or (device == "cuda" and torch.cuda.is_available()):
+            try:
+                torch.Generator(device).set_state(state)
+            except (RuntimeError, TypeError) as error:
+                raise damaged(path, f"{name!r} is no state of a random generator") from error
     return tensors, generators
 
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cm3core.checkpoint.hashes import file_hashes
 from cm3core.checkpoint.layout import (
     IMAGE_TOKENIZER,
     OPTIMIZER,
@@ -84,7 +85,10 @@ def _write_description(folder: Path, components: Components, state: CheckpointSt
         folder / PLUGINS,
         {**plugin_versions(components.registry.plugins), "torch": torch.__version__},
     )
-    write_json(folder / STATE, asdict(state))
+    # last, with the hashes of what lies there already
+    write_json(
+        folder / STATE, {**asdict(state), "files": file_hashes(folder, [WEIGHTS, OPTIMIZER])}
+    )
 
 
 def write_json(path: Path, value: Any) -> None:

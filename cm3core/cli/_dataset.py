@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from cm3core.cli import OVERRIDE, registry_of
 from cm3core.errors import DataError, RecipeError, close_match
+from cm3core.files import allocate
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
@@ -205,6 +206,7 @@ def _empty(shape: tuple[int, ...]) -> PixelArray:
         return np.empty(shape, np.uint8)
     try:
         with tempfile.TemporaryFile() as file:
+            allocate(file.fileno(), 0, math.prod(shape))
             return np.memmap(file, np.uint8, "w+", shape=shape)
     except OSError as error:
         raise DataError(

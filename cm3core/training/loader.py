@@ -19,6 +19,9 @@ from cm3core.training.sequences import MaskedSequences
 #: Separates the random streams that order epochs from those that make sequences.
 _EPOCH_ORDER = 1
 
+#: No run has as many epochs.
+_MAX_EPOCH = 2**63
+
 
 class BatchLoader:
     """Endless batches: each epoch's sequences in a new order, packed into rows.
@@ -89,6 +92,8 @@ class BatchLoader:
             raise CheckpointError(
                 "loader state", f"holds {sorted(state)}", "use a whole checkpoint"
             )
+        if not isinstance(state["setting"], dict):
+            raise _unusable("setting", state["setting"])
         for key, value in self._setting().items():
             if state["setting"].get(key) != value:
                 raise CheckpointError(
@@ -96,10 +101,24 @@ class BatchLoader:
                     f"{key} was {state['setting'].get(key)} and is now {value}",
                     "resume with the same data and recipe",
                 )
-        self.epoch, self.position = int(state["epoch"]), int(state["position"])
-        self._order = self._epoch_order(self.epoch)
+        epoch, position, waiting = state["epoch"], state["position"], state["waiting"]
+        if not _is_index(epoch, _MAX_EPOCH):
+            raise _unusable("epoch", epoch)
+        order = self._epoch_order(epoch)
+        if not _is_index(position, len(order) + 1):
+            raise _unusable("position", position)
+        if not isinstance(waiting, list) or len(waiting) > self.packer.window:
+            raise _unusable("waiting", waiting)
+        for key in waiting:
+            if (
+                not isinstance(key, list)
+                or len(key) != 2
+                or not (_is_index(key[0], _MAX_EPOCH) and _is_index(key[1], len(self.data)))
+            ):
+                raise _unusable("waiting", key)
+        self.epoch, self.position, self._order = epoch, position, order
         self.packer.waiting.clear()
-        for epoch, index in state["waiting"]:
+        for epoch, index in waiting:
             self.packer.add((epoch, index), self.data.sequence(epoch, index))
 
     def _setting(self) -> dict[str, Any]:
@@ -130,3 +149,15 @@ class BatchLoader:
         key = (self.epoch, int(self._order[self.position]))
         self.packer.add(key, self.data.sequence(*key))
         self.position += 1
+
+
+def _is_index(value: object, end: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < end
+
+
+def _unusable(key: str, value: object) -> CheckpointError:
+    return CheckpointError(
+        "loader state",
+        f"state.json has a {key} that can't be: {repr(value)[:40]}",
+        "use an older checkpoint, or copy it again from where it came",
+    )

@@ -120,15 +120,33 @@ class MetricsLog:
 
 
 def read_metrics(out_dir: str | Path) -> list[dict[str, float]]:
-    """All whole lines of a run's `metrics.jsonl`, in order."""
+    """All whole lines of a run's `metrics.jsonl`, in order.
+
+    Lines in the middle that can't be read are left out, and one note reports how many.
+    """
     path = Path(out_dir) / METRICS
     if not path.exists():
         return []
-    lines = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        if line.endswith(b"\n"):
-            lines.append(json.loads(line))
-    return lines
+    whole = path.read_bytes().split(b"\n")[:-1]
+    records = [record for line in whole if (record := _record(line)) is not None]
+    if len(records) < len(whole):
+        tqdm.write(
+            f"note: {path}: {len(whole) - len(records)} of {len(whole)} lines can't be read and are "
+            "left out",
+            file=sys.stderr,
+        )
+    return records
+
+
+def _record(line: bytes) -> dict[str, float] | None:
+    """The record of a line; None where it holds none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        return None
+    return record if all(isinstance(v, int | float | None) for v in record.values()) else None
 
 
 class SpeedMeter:

@@ -168,6 +168,15 @@ class Muon(torch.optim.Optimizer):
         return parameter.grad.lerp(buffer, momentum)
 
 
+#: What each optimiser keeps of a parameter that has had a gradient.
+_KEPT: dict[type[torch.optim.Optimizer], set[str]] = {
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    Muon: {"momentum_buffer"},
+}
+#: The one that is a number; the others have the parameter's shape.
+_STEP = "step"
+
+
 class OptimizerGroup:
     """One or two torch optimisers that step together, with their state as named tensors.
 
@@ -244,20 +253,43 @@ class OptimizerGroup:
         }
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load what `state_tensors` returned. Raises `CheckpointError` if parameters differ."""
+        """Load what `state_tensors` returned. Raises `CheckpointError` if parameters or their state
+        differ."""
         owner = {
             self.names[id(parameter)]: (optimizer, parameter)
             for optimizer in self.optimizers
             for group in optimizer.param_groups
             for parameter in group["params"]
         }
+        found: dict[str, set[str]] = defaultdict(set)
         for full_name, value in tensors.items():
             name, _, key = full_name.rpartition("::")
-            if name not in owner or (value.ndim and value.shape != owner[name][1].shape):
-                raise CheckpointError(
-                    "optimizer.safetensors",
-                    f"{full_name!r} belongs to no parameter of this decoder",
-                    "resume with the recipe that the checkpoint was made with",
+            if name not in owner:
+                raise _foreign(f"{full_name!r} belongs to no parameter of this decoder")
+            optimizer, parameter = owner[name]
+            if key not in _KEPT[type(optimizer)]:
+                raise _foreign(
+                    f"{full_name!r} is nothing that {type(optimizer).__name__} keeps of a parameter"
                 )
+            shape, dtype = (
+                ((), torch.float32) if key == _STEP else (tuple(parameter.shape), parameter.dtype)
+            )
+            if tuple(value.shape) != shape or value.dtype != dtype:
+                raise _foreign(
+                    f"{full_name!r} is {value.dtype} {list(value.shape)}, and has to be {dtype} "
+                    f"{list(shape)}"
+                )
+            found[name].add(key)
+        for name, keys in found.items():
+            if missing := _KEPT[type(owner[name][0])] - keys:
+                raise _foreign(f"holds no {name}::{min(missing)}")
+        for full_name, value in tensors.items():
+            name, _, key = full_name.rpartition("::")
             optimizer, parameter = owner[name]
             optimizer.state[parameter][key] = value.to(parameter.device, copy=True)
+
+
+def _foreign(cause: str) -> CheckpointError:
+    return CheckpointError(
+        "optimizer.safetensors", cause, "resume with the recipe that the checkpoint was made with"
+    )

@@ -10,6 +10,7 @@ from torch import nn
 
 from cm3core.checkpoint import (
     IMAGE_TOKENIZER,
+    OPTIMIZER,
     TOKENIZER,
     CheckpointState,
     check_fingerprints,
@@ -123,6 +124,12 @@ class Origin:
         if not self.resumed or self.folder is None or self.state is None:
             return
         tensors, generators = read_training_state(self.folder)
+        if self.state.step > 0 and not tensors and optimizer.parameters:
+            raise CheckpointError(
+                str(self.folder / OPTIMIZER),
+                f"holds no state of the optimiser, after {self.state.step} steps",
+                "use an older checkpoint, or copy it again from where it came",
+            )
         optimizer.load_state_tensors(tensors)
         restore_generators(generators)
         loader.load_state_dict(self.state.loader)

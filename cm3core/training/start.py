@@ -100,7 +100,7 @@ def _loss_sums(done: CheckpointState, device: torch.device) -> Tensor:
         return torch.zeros(len(GROUPS), 2, device=device)
     try:
         sums_G2 = torch.tensor(done.loss_sums, dtype=torch.float32, device=device)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         sums_G2 = torch.zeros(0)
     if sums_G2.shape != (len(GROUPS), 2):
         raise CheckpointError(

@@ -3,7 +3,9 @@ messages."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from safetensors.numpy import load_file
 
 from cm3core.cli._dataset import _empty, composed, is_override, reader_of
 from cm3core.cli.main import main
+from cm3core.errors import DataError
 from cm3core.images import open_image
 from cm3core.plugins import load_registry
 
@@ -448,3 +451,16 @@ def test_large_arrays_are_kept_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(array, np.memmap)
     array[:] = 7
     assert int(array.sum()) == 7 * 105
+
+
+def test_large_arrays_on_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is reported at once: writing to a mapped file without blocks would end the process."""
+
+    def full(file: int, offset: int, num_bytes: int) -> None:
+        assert num_bytes == 7 * 5 * 3
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("cm3core.cli._dataset.MAX_IN_MEMORY", 100)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(DataError, match="No space left on device"):
+        _empty((7, 5, 3))

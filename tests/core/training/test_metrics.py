@@ -34,6 +34,30 @@ def test_metrics_log_cuts_what_is_later(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == [{"step": 1, "a": 1.0}]
 
 
+def test_lines_that_can_not_be_read_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = [b'{"step": 1, "a": 1.0}', b'{"step": 2, "a": null}', b'{"step": 3, "a": 2}']
+    bad = [
+        b'{"step": 1, "a"',
+        b"\xff\xfe",
+        b"[1]",
+        b"{}",
+        b'{"step": "2"}',
+        b'{"step": 2, "a": "x"}',
+    ]
+    lines = [good[0], *bad, b"[" * 100_000, good[1], b"", good[2], b'{"step": 4, "a']
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    MetricsLog(tmp_path, 3, tensorboard=False).close()
+    path = tmp_path / "metrics.jsonl"
+    assert capsys.readouterr().err == (
+        f"note: {path}: 8 of 11 lines can't be read and are left out\n"
+    )
+    assert path.read_bytes() == b"\n".join([*good, b""])
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3]
+    assert capsys.readouterr().err == ""
+
+
 class BrokenWriter:
     """TensorBoard's writer on a disk that is full when the method `fails` is called."""
 

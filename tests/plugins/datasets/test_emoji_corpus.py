@@ -3,8 +3,10 @@ rebuilds it."""
 
 from __future__ import annotations
 
+import errno
 import json
 import lzma
+import os
 import re
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image as Picture
 
 from cm3core.document import Image, Text
-from cm3core.errors import DataError, RecipeError
+from cm3core.errors import DataError, FileError, RecipeError
 from cm3plugins.datasets.emoji import EmojiSourceConfig, build
 from cm3plugins.datasets.emoji.atlas import COLUMNS, TILE
 from cm3plugins.datasets.emoji.captions import DEFAULT_TEMPLATES, CaptionTemplate, caption
@@ -226,6 +228,21 @@ def test_render_all_is_cached_and_survives_a_cut_file(
     assert sorted(item.name for item in path.parent.iterdir()) == sorted(
         small_corpus.cache_path(size, cache).name for size in (3, 5)
     )
+
+
+def test_a_full_disk_is_reported_before_the_first_picture(
+    small_corpus: EmojiCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing to a mapped file without blocks would end the process with SIGBUS."""
+
+    def full(file: int, offset: int, num_bytes: int) -> None:
+        assert num_bytes == 2 * 3 * 3 * 3
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(FileError, match="No space left on device"):
+        small_corpus.render_all(3, tmp_path / "cache")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
 def test_cache_folder_comes_from_the_environment(

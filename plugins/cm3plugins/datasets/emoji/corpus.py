@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cm3core.errors import DataError, close_match
-from cm3core.files import atomic_path, cache_directory
+from cm3core.files import allocate, atomic_path, cache_directory
 from cm3plugins.datasets.emoji.packages import STYLE_PACKAGES
 
 ASSETS = Path(__file__).parent / "assets"
@@ -170,6 +170,8 @@ class EmojiCorpus:
 
         with atomic_path(path) as temporary:
             pictures = open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+            with temporary.open("rb+") as file:
+                allocate(file.fileno(), pictures.offset, pictures.nbytes)
             for index in tqdm(
                 range(len(self)), desc=f"drawing the emoji corpus at {shape[1]} px", unit="picture"
             ):
