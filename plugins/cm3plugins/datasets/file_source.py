@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SPLITS = ("train", "valid", "all")
+#: A longer text is not a caption but some other file.
+MAX_TEXT_BYTES = 1 << 20
 
 
 @dataclass(kw_only=True)
@@ -250,13 +252,19 @@ def skipped(error: DataError) -> SkippedRecord:
     return SkippedRecord(error.place, error.cause, error.next_step)
 
 
-def read_utf8(path: Path, place: str) -> str:
+def read_utf8(path: Path, place: str, max_bytes: int | None = None) -> str:
     """Read a text file without its byte order mark.
 
     Raises:
-        DataError: it can't be read or is not UTF-8.
+        DataError: it can't be read, has more than `max_bytes`, or is not UTF-8.
     """
     try:
+        if max_bytes is not None and (size := path.stat().st_size) > max_bytes:
+            raise DataError(
+                place,
+                f"has {size} bytes, a caption has at most {max_bytes}",
+                "shorten or remove it",
+            )
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(place, f"is not UTF-8 (byte {error.start})", "save it as UTF-8") from error

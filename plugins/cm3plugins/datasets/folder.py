@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import FOLDER, SkippedRecord
 from cm3plugins.datasets.file_source import (
+    MAX_TEXT_BYTES,
     FileSourceConfig,
     FoundRecord,
     captions_of,
@@ -118,7 +119,8 @@ def _with_texts_beside(
                 f"has no caption: there is no {text_path.name} next to it",
                 ADD_CAPTIONS,
             )
-        captions = captions_of(read_utf8(text_path, str(text_path)).splitlines(), str(text_path))
+        text = read_utf8(text_path, str(text_path), MAX_TEXT_BYTES)
+        captions = captions_of(text.splitlines(), str(text_path))
         return _record(folder, name, captions, index)
 
     return found_or_skipped(names, find)

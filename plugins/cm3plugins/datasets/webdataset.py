@@ -17,13 +17,18 @@ from pathlib import Path
 from typing import IO, Any, ClassVar
 
 from cm3core.errors import DataError
+from cm3core.files import check_regular
 from cm3core.interfaces.dataset import SkippedRecord
-from cm3plugins.datasets.file_source import FileSourceConfig, FoundRecord, captions_of, skipped
+from cm3plugins.datasets.file_source import (
+    MAX_TEXT_BYTES,
+    FileSourceConfig,
+    FoundRecord,
+    captions_of,
+    skipped,
+)
 from cm3plugins.datasets.picture_index import PictureIndex, StoredPicture, facts_of
 from cm3plugins.datasets.pictures import SUFFIXES
 
-#: A longer text is not a caption but some other file.
-MAX_TEXT_BYTES = 1 << 20
 BLOCK = tarfile.BLOCKSIZE
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
@@ -172,6 +177,7 @@ def read_shard(path: Path) -> dict[str, Any]:
     """
     from tqdm import tqdm
 
+    check_regular(path, str(path))
     records: dict[str, dict[str, Any]] = {}
     problems: list[tuple[str, str]] = []
     with (

@@ -3,6 +3,7 @@ message."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -229,3 +230,37 @@ def test_captions_file_without_a_header(tmp_path: Path) -> None:
         f"{tmp_path}/captions.csv:1: the header has no column 'image' and 'text'\n"
         "  next: begin the file with a line such as image,text"
     )
+
+
+def test_special_and_endless_files_are_skipped_without_being_read(tmp_path: Path) -> None:
+    """A link to a device never ends, a pipe blocks, and a sparse file is as large as it likes."""
+    names = ["device", "huge", "long", "pipe"]
+    write(tmp_path, {f"{name}.txt": "a bee" for name in names} | {"long.png": picture(0)})
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, size in (("huge.png", 6 << 30), ("long.txt", 1 << 30)):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(size)
+    special = ("is a device, a pipe or a socket, not a regular file", "remove it")
+    assert found(folder(tmp_path), tmp_path) == [
+        ("device.png", *special),
+        (
+            "huge.png",
+            "has 6,442,450,944 bytes, a picture has at most 268,435,456",
+            "make it smaller first",
+        ),
+        (
+            "long.txt",
+            "has 1073741824 bytes, a caption has at most 1048576",
+            "shorten or remove it",
+        ),
+        ("pipe.png", *special),
+    ]
+
+
+def test_a_picture_that_became_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    source = folder(write(tmp_path, {"a.png": picture(0), "a.txt": "a bee"}))
+    (tmp_path / "a.png").unlink()
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(DataError, match="not a regular file"):
+        source.document(0)[1].load()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -172,3 +173,13 @@ def test_patterns(tmp_path: Path) -> None:
         f"dataset.path {tmp_path}/d-{{000..003}}.tar: there is no {tmp_path}/d-003.tar\n"
         "  next: correct dataset.path"
     )
+
+
+def test_a_pipe_among_the_tars_is_skipped(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", {"k.txt": "t", "k.png": picture(1)})
+    os.mkfifo(tmp_path / "1.tar")
+    source = shards(tmp_path)
+    assert len(source) == 1
+    assert found(source, tmp_path) == [
+        ("1.tar", "is a device, a pipe or a socket, not a regular file", "remove it")
+    ]
