@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,6 +235,25 @@ def existing(path: str, *, folder: bool) -> Path:
             cause = f"is a {other}, not a {wanted}"
         raise DataError(f"dataset.path {found}", cause, "correct dataset.path")
     return found
+
+
+def boundary(folder: Path, allow_outside: bool) -> Path | None:
+    """The folder that `check_inside` keeps the records' files in, links resolved; None: any."""
+    return None if allow_outside else Path(os.path.realpath(folder))
+
+
+def check_inside(path: Path, inside: Path | None, place: str) -> None:
+    """Refuse a file outside `inside`, by its path or by links: anybody may have made the data set.
+
+    Raises:
+        DataError: it is outside.
+    """
+    if inside is not None and not Path(os.path.realpath(path)).is_relative_to(inside):
+        raise DataError(
+            place,
+            f"is outside the data set's folder {inside}",
+            "copy it into the folder, or set dataset.allow_outside=true if you trust the data set",
+        )
 
 
 def found_or_skipped(
