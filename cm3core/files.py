@@ -1,4 +1,6 @@
-"""Write files so that a reader sees the old one or the new one, never half of one."""
+"""Write files so that a reader sees the old one or the new one, never half of one; refuse special
+files.
+"""
 
 from __future__ import annotations
 
