@@ -1,4 +1,5 @@
-"""Write files so that a reader sees the old file or the new one, never half of it."""
+"""Write files so that a reader sees the old file or the new one, never half of it; refuse special
+files."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cm3core.errors import FileError
+from cm3core.errors import DataError, FileError
 
 #: Errors of a disk that is full or fails while a file is being written.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -54,6 +55,17 @@ def _check_regular(path: str | Path, target: Path) -> None:
         raise FileError(
             str(path), "is a device, a pipe or a socket, not a regular file", "name a file's path"
         )
+
+
+def check_regular(path: str | Path, place: str) -> None:
+    """Refuse to read a device, a pipe or a socket, also through a link: it may block or never end.
+
+    Raises:
+        DataError: it is one. A folder or a missing path is left to the reader's own message.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DataError(place, "is a device, a pipe or a socket, not a regular file", "remove it")
 
 
 def check_not_input(out: str | Path, *inputs: str | Path) -> None:

@@ -18,10 +18,12 @@ from PIL import ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImag
 
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
-from cm3core.files import atomic_path
+from cm3core.files import atomic_path, check_regular
 
 #: Pictures with more pixels are refused before decoding: a decompression bomb is a small file.
 MAX_PIXELS = 64_000_000
+#: Larger files are refused before they are read (`MAX_PIXELS` RGB pixels of 8 bits take 183 MiB).
+MAX_FILE_BYTES = 256 << 20
 #: Formats that are read. Others run interpreters (EPS) or code that nobody fuzzes.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
@@ -52,12 +54,12 @@ def open_image(source: str | Path | bytes, place: str | None = None) -> PixelArr
         place: what messages call it; the path by default.
 
     Raises:
-        DataError: missing, not a picture, truncated, more than `MAX_PIXELS`, or of a format that is
-            not read.
+        DataError: missing, not a regular file, not a picture, truncated, more than `MAX_PIXELS` or
+            `MAX_FILE_BYTES`, or of a format that is not read.
     """
     place = place or (f"{len(source)} bytes" if isinstance(source, bytes) else str(source))
-    if not isinstance(source, bytes) and not Path(source).is_file():
-        raise DataError(place, "there is no such file", "correct the path")
+    if not isinstance(source, bytes):
+        _check_file(Path(source), place)
     file: str | Path | IO[bytes] = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         with Pillow.open(file, formats=FORMATS) as image:
@@ -93,6 +95,24 @@ def open_image(source: str | Path | bytes, place: str | None = None) -> PixelArr
             place, "has pixels that are not 8 or 16 bit numbers", "convert it to an 8 bit PNG"
         )
     return pixels
+
+
+def check_file_bytes(size: int, place: str) -> None:
+    """Raise `DataError` for a picture file of more than `MAX_FILE_BYTES`."""
+    if size > MAX_FILE_BYTES:
+        raise DataError(
+            place,
+            f"has {size:,} bytes, a picture has at most {MAX_FILE_BYTES:,}",
+            "make it smaller first",
+        )
+
+
+def _check_file(path: Path, place: str) -> None:
+    """Refuse what can't be read to its end: a pipe blocks, a device may never end."""
+    check_regular(path, place)
+    if not path.is_file():
+        raise DataError(place, "there is no such file", "correct the path")
+    check_file_bytes(path.stat().st_size, place)
 
 
 def _to_rgb(image: Pillow.Image) -> PixelArray | None:

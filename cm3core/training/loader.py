@@ -6,6 +6,7 @@ batches that it would have had without the interruption.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,6 +60,7 @@ class BatchLoader:
         self.rank, self.world_size = rank, world_size
         self.packer: Packer[tuple[int, int]] = Packer(length, window if pack else 1)
         self.pack = pack
+        self._reported = 0
         #: The next sequence: its epoch, and its place in this process's part of the epoch's order.
         self.epoch, self.position = 0, 0
         self._order = self._epoch_order(0)
@@ -144,11 +146,22 @@ class BatchLoader:
 
     def _add_next(self) -> None:
         if self.position == len(self._order):
+            self._report_too_long()
             self.epoch, self.position = self.epoch + 1, 0
             self._order = self._epoch_order(self.epoch)
         key = (self.epoch, int(self._order[self.position]))
         self.packer.add(key, self.data.sequence(*key))
         self.position += 1
+
+    def _report_too_long(self) -> None:
+        """Report at the end of an epoch how many documents were too long, if they became more."""
+        if (number := self.data.num_too_long) > self._reported:
+            self._reported = number
+            warnings.warn(
+                f"{number} of {len(self.data)} documents were too long for the context and were "
+                "left out; set data.max_text_tokens, or raise decoder.context_length",
+                stacklevel=3,
+            )
 
 
 def _is_index(value: object, end: int) -> bool:

@@ -1,11 +1,14 @@
 """From documents to masked sequences, by index.
 
-Everything here is a function of (seed, epoch, index).
+Everything here is a function of (seed, epoch, index), also which document replaces one that is too
+long for the context: a run that resumes skips the same documents.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
 #: Number of spans for which retrieved documents leave room (a Poisson(1) number exceeds it once in
 #: 270); a query alone may fill all the room.
 _RESERVED_SPANS = 4
+#: Separates the random streams of substitutes from those of sequences.
+_SUBSTITUTE = 1
+#: If this many others are too long too, the setting is at fault, and training stops.
+_MAX_SUBSTITUTES = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +126,7 @@ class MaskedSequences:
         #: Index into the source of each usable document, int64.
         self.indices: npt.NDArray[np.int64] = np.flatnonzero(code_cache.usable_N)
         self._warned = False
+        self._too_long: set[int] = set()
         if not len(self.indices):
             raise DataError(
                 "data set", "has no usable document", "run 'cm3 data validate' to see why"
@@ -130,21 +138,85 @@ class MaskedSequences:
     def sequence(self, epoch: int, index: int) -> MaskedSequence:
         """The masked sequence `index` (0..len-1) of an epoch: always the same.
 
-        Raises:
-            DocumentError: the query document alone is longer than the context.
-        """
-        rng = np.random.default_rng(np.random.SeedSequence((self.seed, epoch, index)))
-        return self.objective.mask(self.unmasked(index, rng), rng, self.max_length)
+        In training, another document's if the query alone is longer than the context.
 
-    def unmasked(self, index: int, rng: np.random.Generator) -> TokenSequence:
-        """The sequence before masking."""
+        Raises:
+            DocumentError: the query alone is too long, and, in training, so are the others.
+        """
+        rng = self._rng(epoch, index)
+        unmasked = self._unmasked(index, rng)
+        if len(unmasked) > self.max_length:
+            error = self._error(index, unmasked)
+            if not self.training:
+                raise error
+            unmasked, rng = self._substitute(epoch, index, error)
+            self._note_too_long(index, error)
+        return self.objective.mask(unmasked, rng, self.max_length)
+
+    def fitting(self, indices: Iterable[int]) -> list[MaskedSequence]:
+        """The sequences `indices` of epoch 0, without those whose query alone is too long.
+
+        Raises:
+            DocumentError: all are too long.
+        """
+        sequences: list[MaskedSequence] = []
+        errors: list[tuple[int, DocumentError]] = []
+        for index in indices:
+            rng = self._rng(0, index)
+            unmasked = self._unmasked(index, rng)
+            if len(unmasked) > self.max_length:
+                errors.append((index, self._error(index, unmasked)))
+            else:
+                sequences.append(self.objective.mask(unmasked, rng, self.max_length))
+        if errors and not sequences:
+            raise errors[0][1]
+        for index, error in errors:
+            self._note_too_long(index, error)
+        return sequences
+
+    @property
+    def num_too_long(self) -> int:
+        """Number of documents found too long for the context so far, and left out."""
+        return len(self._too_long)
+
+    def _rng(self, epoch: int, index: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence((self.seed, epoch, index)))
+
+    def _unmasked(self, index: int, rng: np.random.Generator) -> TokenSequence:
+        """The sequence before masking; longer than `max_length` if the query alone is."""
         place = int(self.indices[index])
         query = self.code_cache.encoded(self.source.document(place, rng if self.training else None))
-        retrieved = self._retrieved(place, rng)
-        sequence = self._fitting(query, retrieved)
-        if len(sequence) > self.max_length:
-            raise self._too_long(self.source.id(place), sequence)
-        return sequence
+        return self._fitting(query, self._retrieved(place, rng))
+
+    def _substitute(
+        self, epoch: int, index: int, error: DocumentError
+    ) -> tuple[TokenSequence, np.random.Generator]:
+        """Another document's sequence before masking, and the generator that made it.
+
+        The others are tried in a random order: steps of a random length that has no factor in
+        common with their number visit each once. Raises `error` if all are too long.
+        """
+        rng = np.random.default_rng(
+            np.random.SeedSequence((self.seed, epoch, index), spawn_key=(_SUBSTITUTE,))
+        )
+        total, stride = len(self), 0
+        while total > 1 and math.gcd(stride, total) != 1:
+            stride = int(rng.integers(1, total))
+        for step in range(1, min(total, _MAX_SUBSTITUTES + 1)):
+            unmasked = self._unmasked((index + step * stride) % total, rng)
+            if len(unmasked) <= self.max_length:
+                return unmasked, rng
+        raise error
+
+    def _note_too_long(self, index: int, error: DocumentError) -> None:
+        """Count a document that is left out, and report the first."""
+        if not self._too_long:
+            warnings.warn(
+                f"{error.place} is left out: {error.cause}; such documents are counted, and others "
+                f"take their place in training (reported once); {error.next_step}",
+                stacklevel=3,
+            )
+        self._too_long.add(index)
 
     def _retrieved(self, place: int, rng: np.random.Generator) -> list[Document]:
         """The documents to prepend, in their order."""
@@ -177,8 +249,9 @@ class MaskedSequences:
             )
         return sequence
 
-    def _too_long(self, name: str, sequence: TokenSequence) -> DocumentError:
+    def _error(self, index: int, sequence: TokenSequence) -> DocumentError:
         """The error for a document that is too long, with the settings that would fit."""
+        name = self.source.id(int(self.indices[index]))
         texts = sum(len(span) for span in sequence.segments if span.modality == "text")
         num_texts = sum(span.modality == "text" for span in sequence.segments)
         room = self.max_length - (len(sequence) - texts)

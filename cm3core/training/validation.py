@@ -89,10 +89,7 @@ class Validation:
                 data = self.preparation.sequences(
                     source, UnmaskedObjective(), retrieve=retrieve, training=False
                 )
-                sequences = [
-                    data.sequence(0, index)
-                    for index in spread(len(data), section.validation_documents)
-                ]
+                sequences = data.fitting(spread(len(data), section.validation_documents))
                 prepared[f"{split}+{suffix}"] = self.preparation.pack(sequences)
         return prepared
 

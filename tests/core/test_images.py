@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -265,3 +266,16 @@ def test_the_cost_of_a_long_word_is_in_its_length() -> None:
     lines = images._wrap("x" * letters, cast(Any, font), 80)
     assert {len(line) for line in lines} == {80}
     assert font.measured < 20 * letters
+
+
+def test_special_and_huge_files_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    for name in ("pipe.png", "device.png"):
+        with pytest.raises(DataError, match="not a regular file"):
+            open_image(tmp_path / name)
+    with (tmp_path / "huge.webp").open("wb") as file:
+        file.write(b"RIFF\0\0\0\0WEBPVP8 ")
+        file.truncate(6 << 30)
+    with pytest.raises(DataError, match="a picture has at most 268,435,456"):
+        open_image(tmp_path / "huge.webp")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SPLITS = ("train", "valid", "all")
+#: A longer text is not a caption but some other file.
+MAX_TEXT_BYTES = 1 << 20
 
 
 @dataclass(kw_only=True)
@@ -234,6 +237,25 @@ def existing(path: str, *, folder: bool) -> Path:
     return found
 
 
+def boundary(folder: Path, allow_outside: bool) -> Path | None:
+    """The folder that `check_inside` keeps the records' files in, links resolved; None: any."""
+    return None if allow_outside else Path(os.path.realpath(folder))
+
+
+def check_inside(path: Path, inside: Path | None, place: str) -> None:
+    """Refuse a file outside `inside`, by its path or by links: anybody may have made the data set.
+
+    Raises:
+        DataError: it is outside.
+    """
+    if inside is not None and not Path(os.path.realpath(path)).is_relative_to(inside):
+        raise DataError(
+            place,
+            f"is outside the data set's folder {inside}",
+            "copy it into the folder, or set dataset.allow_outside=true if you trust the data set",
+        )
+
+
 def found_or_skipped(
     items: Iterable[T], find: Callable[[T], FoundRecord]
 ) -> Iterator[FoundRecord | SkippedRecord]:
@@ -250,13 +272,19 @@ def skipped(error: DataError) -> SkippedRecord:
     return SkippedRecord(error.place, error.cause, error.next_step)
 
 
-def read_utf8(path: Path, place: str) -> str:
+def read_utf8(path: Path, place: str, max_bytes: int | None = None) -> str:
     """Read a text file without its byte order mark.
 
     Raises:
-        DataError: it can't be read or is not UTF-8.
+        DataError: it can't be read, has more than `max_bytes`, or is not UTF-8.
     """
     try:
+        if max_bytes is not None and (size := path.stat().st_size) > max_bytes:
+            raise DataError(
+                place,
+                f"has {size} bytes, a caption has at most {max_bytes}",
+                "shorten or remove it",
+            )
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(place, f"is not UTF-8 (byte {error.start})", "save it as UTF-8") from error

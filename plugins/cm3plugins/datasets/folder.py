@@ -25,9 +25,12 @@ from typing import Any, ClassVar
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import FOLDER, SkippedRecord
 from cm3plugins.datasets.file_source import (
+    MAX_TEXT_BYTES,
     FileSourceConfig,
     FoundRecord,
+    boundary,
     captions_of,
+    check_inside,
     existing,
     found_or_skipped,
     is_unicode,
@@ -51,10 +54,13 @@ class FolderSourceConfig(FileSourceConfig):
 
     Args:
         path: the folder.
+        allow_outside: read pictures and captions that links in the folder name outside it; false:
+            their records are skipped.
     """
 
     reads: ClassVar[tuple[str, ...]] = (FOLDER,)
     path: str
+    allow_outside: bool = False
 
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
         """Pictures in the order of their paths, then problems of the captions file."""
@@ -71,9 +77,11 @@ class FolderSourceConfig(FileSourceConfig):
             raise DataError(
                 f"dataset.path {folder}", f"holds {' and '.join(found)}", "keep one captions file"
             )
+        inside = boundary(folder, self.allow_outside)
         if found:
-            return _with_captions_file(folder, names, folder / found[0], index)
-        return _with_texts_beside(folder, names, index)
+            check_inside(folder / found[0], inside, str(folder / found[0]))
+            return _with_captions_file(folder, names, folder / found[0], index, inside)
+        return _with_texts_beside(folder, names, index, inside)
 
 
 def _picture_names(folder: Path) -> Iterator[str]:
@@ -88,12 +96,19 @@ def _picture_names(folder: Path) -> Iterator[str]:
                 yield (Path(parent) / name).relative_to(folder).as_posix()
 
 
-def _record(folder: Path, name: str, captions: tuple[str, ...], index: PictureIndex) -> FoundRecord:
+def _record(
+    folder: Path,
+    name: str,
+    captions: tuple[str, ...],
+    index: PictureIndex,
+    inside: Path | None,
+) -> FoundRecord:
     place = str(folder / name)
     if not is_unicode(name):
         raise DataError(
             place.encode(errors="replace").decode(), "its file name is not valid UTF-8", "rename it"
         )
+    check_inside(folder / name, inside, place)
     return FoundRecord(name, place, (captions, index.picture(folder / name, place)))
 
 
@@ -107,7 +122,7 @@ def _check_kind(folder: Path, name: str) -> None:
 
 
 def _with_texts_beside(
-    folder: Path, names: list[str], index: PictureIndex
+    folder: Path, names: list[str], index: PictureIndex, inside: Path | None
 ) -> Iterator[FoundRecord | SkippedRecord]:
     def find(name: str) -> FoundRecord:
         _check_kind(folder, name)
@@ -118,14 +133,16 @@ def _with_texts_beside(
                 f"has no caption: there is no {text_path.name} next to it",
                 ADD_CAPTIONS,
             )
-        captions = captions_of(read_utf8(text_path, str(text_path)).splitlines(), str(text_path))
-        return _record(folder, name, captions, index)
+        check_inside(text_path, inside, str(text_path))
+        text = read_utf8(text_path, str(text_path), MAX_TEXT_BYTES)
+        captions = captions_of(text.splitlines(), str(text_path))
+        return _record(folder, name, captions, index, inside)
 
     return found_or_skipped(names, find)
 
 
 def _with_captions_file(
-    folder: Path, names: list[str], path: Path, index: PictureIndex
+    folder: Path, names: list[str], path: Path, index: PictureIndex, inside: Path | None
 ) -> Iterator[FoundRecord | SkippedRecord]:
     captions: dict[str, list[str]] = {}
     places: dict[str, str] = {}
@@ -146,7 +163,7 @@ def _with_captions_file(
         try:
             _check_kind(folder, name)
             if captions.get(name):
-                yield _record(folder, name, tuple(captions[name]), index)
+                yield _record(folder, name, tuple(captions[name]), index, inside)
             elif name not in reported:
                 raise DataError(
                     str(folder / name),

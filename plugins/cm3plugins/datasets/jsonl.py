@@ -21,7 +21,9 @@ from cm3core.interfaces.dataset import SkippedRecord
 from cm3plugins.datasets.file_source import (
     FileSourceConfig,
     FoundRecord,
+    boundary,
     captions_of,
+    check_inside,
     existing,
     found_or_skipped,
     is_unicode,
@@ -42,29 +44,65 @@ class JSONLSourceConfig(FileSourceConfig):
 
     Args:
         path: the manifest.
+        allow_outside: read pictures outside the manifest's folder, by absolute paths, `../` or
+            links; false: their records are skipped.
     """
 
     reads: ClassVar[tuple[str, ...]] = (".jsonl",)
     path: str
+    allow_outside: bool = False
 
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
         """Records in the order of their lines."""
         path = existing(self.path, folder=False)
+        pictures = _Pictures(path.parent, boundary(path.parent, self.allow_outside), index)
 
         def find(line: tuple[str, dict[str, Any]] | DataError) -> FoundRecord:
             if isinstance(line, DataError):
                 raise line
             place, values = line
-            return _record(path.parent, place, values, index)
+            return _record(place, values, pictures)
 
         return found_or_skipped(json_lines(str(path), read_utf8(path, str(path))), find)
 
 
-def _record(folder: Path, place: str, values: dict[str, Any], index: PictureIndex) -> FoundRecord:
+@dataclass(frozen=True)
+class _Pictures:
+    """The pictures that lines name, relative to `folder` and, unless it is None, inside `inside`."""
+
+    folder: Path
+    inside: Path | None
+    index: PictureIndex
+
+    def picture(self, place: str, value: object) -> StoredPicture:
+        if not isinstance(value, str) or not value:
+            cause = (
+                "'image' is empty" if value == "" else f"'image' is {type_name(value)}, not a path"
+            )
+            raise DataError(place, cause, "write the picture's path, relative to the file")
+        if "://" in value:
+            next_step = "download the picture and write its path; addresses are not fetched"
+            raise DataError(place, f"'image' is the address {value!r}", next_step)
+        if not is_unicode(value) or "\0" in value:
+            raise DataError(
+                place,
+                f"'image' is {value!a}, not a path",
+                "write the picture's path, relative to the file",
+            )
+        try:
+            check_inside(self.folder / value, self.inside, str(self.folder / value))
+            return self.index.picture(self.folder / value, str(self.folder / value))
+        except DataError as error:
+            raise DataError(
+                f"{place}: image {error.place}", error.cause, error.next_step
+            ) from error
+
+
+def _record(place: str, values: dict[str, Any], pictures: _Pictures) -> FoundRecord:
     if "segments" in values:
         if extra := [key for key in ("text", "image") if key in values]:
             raise DataError(place, f"has 'segments' and {extra[0]!r}", f"write {FORM}")
-        parts = _segments(folder, place, values["segments"], index)
+        parts = _segments(place, values["segments"], pictures)
         content = json.dumps(values["segments"], sort_keys=True).encode()
         default = f"segments-{hashlib.sha256(content).hexdigest()[:12]}"
     else:
@@ -73,7 +111,7 @@ def _record(folder: Path, place: str, values: dict[str, Any], index: PictureInde
                 raise DataError(place, f"has no {key!r}", f"write {FORM}")
         parts = (
             captions_of(values["text"], place),
-            _picture(folder, place, values["image"], index),
+            pictures.picture(place, values["image"]),
         )
         default = values["image"]
     name = values.get("id", default)
@@ -84,7 +122,7 @@ def _record(folder: Path, place: str, values: dict[str, Any], index: PictureInde
 
 
 def _segments(
-    folder: Path, place: str, segments: object, index: PictureIndex
+    place: str, segments: object, pictures: _Pictures
 ) -> tuple[StoredPicture | tuple[str, ...], ...]:
     if not isinstance(segments, list):
         raise DataError(place, f"'segments' is {type_name(segments)}, not a list", f"write {FORM}")
@@ -102,24 +140,5 @@ def _segments(
         if "text" in segment:
             parts.append(captions_of(segment["text"], here))
         else:
-            parts.append(_picture(folder, here, segment["image"], index))
+            parts.append(pictures.picture(here, segment["image"]))
     return tuple(parts)
-
-
-def _picture(folder: Path, place: str, value: object, index: PictureIndex) -> StoredPicture:
-    if not isinstance(value, str) or not value:
-        cause = "'image' is empty" if value == "" else f"'image' is {type_name(value)}, not a path"
-        raise DataError(place, cause, "write the picture's path, relative to the file")
-    if "://" in value:
-        next_step = "download the picture and write its path; addresses are not fetched"
-        raise DataError(place, f"'image' is the address {value!r}", next_step)
-    if not is_unicode(value) or "\0" in value:
-        raise DataError(
-            place,
-            f"'image' is {value!a}, not a path",
-            "write the picture's path, relative to the file",
-        )
-    try:
-        return index.picture(folder / value, str(folder / value))
-    except DataError as error:
-        raise DataError(f"{place}: image {error.place}", error.cause, error.next_step) from error

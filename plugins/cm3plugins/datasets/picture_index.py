@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3core.errors import DataError
-from cm3core.files import cache_directory
+from cm3core.files import cache_directory, check_regular
 from cm3plugins.datasets.pictures import NEXT_STEP, examine
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class StoredPicture:
             DataError: the file is gone, has changed, or can't be decoded; in the last case it is
                 skipped from the next start on.
         """
+        check_regular(self.path, self.place)
         try:
             with self.path.open("rb") as file:
                 file.seek(self.offset)
@@ -125,7 +126,8 @@ class PictureIndex:
         """The picture at `path`; read only if it is new or has changed.
 
         Raises:
-            DataError: missing, unreadable, broken or known to be undecodable.
+            DataError: missing, not a regular file, too large, unreadable, broken or known to be
+                undecodable.
         """
         try:
             status = path.stat()
@@ -136,6 +138,10 @@ class PictureIndex:
                 else f"can't be read: {error}"
             )
             raise DataError(place, cause, "correct the path, or remove the record") from error
+        from cm3core.images import check_file_bytes
+
+        check_regular(path, place)
+        check_file_bytes(status.st_size, place)
         name = str(path.absolute())
         row = self._connection.execute(
             "SELECT size, mtime_ns, key, width, height, cause, step FROM files WHERE path = ?",

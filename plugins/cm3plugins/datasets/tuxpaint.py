@@ -14,6 +14,7 @@ from pathlib import Path
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import SkippedRecord
 from cm3plugins.datasets.file_source import (
+    MAX_TEXT_BYTES,
     FileSourceConfig,
     FoundRecord,
     captions_of,
@@ -73,7 +74,7 @@ class TuxPaintSourceConfig(FileSourceConfig):
         if not path.is_file():
             cause = f"has no caption: there is no {path.name} next to it"
             raise DataError(str(path.with_suffix(".png")), cause, "remove the stamp")
-        lines = read_utf8(path, str(path)).split("\n")
+        lines = read_utf8(path, str(path), MAX_TEXT_BYTES).split("\n")
         if self.language == "en":
             return captions_of(lines[0], str(path))
         start = f"{self.language}.utf8="

@@ -8,8 +8,12 @@ first dot of its last part, as in the `webdataset` package, which is not needed.
 from __future__ import annotations
 
 import glob
+import io
+import itertools
 import json
+import math
 import re
+import sys
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,16 +21,26 @@ from pathlib import Path
 from typing import IO, Any, ClassVar
 
 from cm3core.errors import DataError
+from cm3core.files import check_regular
 from cm3core.interfaces.dataset import SkippedRecord
-from cm3plugins.datasets.file_source import FileSourceConfig, FoundRecord, captions_of, skipped
+from cm3plugins.datasets.file_source import (
+    MAX_TEXT_BYTES,
+    FileSourceConfig,
+    FoundRecord,
+    captions_of,
+    is_unicode,
+    skipped,
+)
 from cm3plugins.datasets.picture_index import PictureIndex, StoredPicture, facts_of
 from cm3plugins.datasets.pictures import SUFFIXES
 
-#: A longer text is not a caption but some other file.
-MAX_TEXT_BYTES = 1 << 20
 BLOCK = tarfile.BLOCKSIZE
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
+#: A pattern that names more files is refused.
+MAX_SHARDS = 100_000
+#: Longer headers of members are refused: `tarfile` holds one in memory, however long it claims to be.
+MAX_HEADER_BYTES = 1 << 20
 
 
 @dataclass(kw_only=True)
@@ -70,6 +84,10 @@ class WebDatasetSourceConfig(FileSourceConfig):
     def _record(
         self, path: Path, key: str, members: dict[str, Any], index: PictureIndex
     ) -> FoundRecord:
+        if not is_unicode(key):
+            raise DataError(
+                f"{path}: {_printable(key)}", "its name in the tar is not valid UTF-8", "rename it"
+            )
         place = f"{path}: {key}"
         pictures = [suffix for suffix in members if suffix in SUFFIXES]
         if not pictures:
@@ -149,20 +167,58 @@ def expand_braces(pattern: str) -> list[str]:
 
     >>> expand_braces("data-{08..10}.tar")
     ['data-08.tar', 'data-09.tar', 'data-10.tar']
+
+    Raises:
+        DataError: there are more than `MAX_SHARDS`; they are counted without being made.
     """
-    match = BRACES.search(pattern)
-    if match is None:
-        return [pattern]
-    first, last, listed = match.groups()
-    if listed is not None:
-        middles = listed.split(",")
-    else:
-        middles = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    braces = list(BRACES.finditer(pattern))
+    if math.prod(map(_num_choices, braces)) > MAX_SHARDS:
+        raise DataError(
+            f"dataset.path {pattern}",
+            f"the pattern names more than {MAX_SHARDS:,} files",
+            "name fewer, larger tars, or the folder that holds them",
+        )
+    ends = [0, *(match.end() for match in braces)]
+    starts = [*(match.start() for match in braces), len(pattern)]
+    between = [pattern[end:start] for end, start in zip(ends, starts, strict=True)]
     return [
-        pattern[: match.start()] + middle + rest
-        for middle in middles
-        for rest in expand_braces(pattern[match.end() :])
+        between[0] + "".join(map("".join, zip(chosen, between[1:], strict=True)))
+        for chosen in itertools.product(*map(_choices, braces))
     ]
+
+
+def _num_choices(braces: re.Match[str]) -> int:
+    first, last, listed = braces.groups()
+    if listed is not None:
+        return listed.count(",") + 1
+    if max(len(first), len(last)) > sys.int_info.str_digits_check_threshold:
+        return MAX_SHARDS + 1  # Python doesn't convert longer numbers
+    return max(int(last) + 1 - int(first), 0)
+
+
+def _choices(braces: re.Match[str]) -> list[str]:
+    first, last, listed = braces.groups()
+    if listed is not None:
+        return listed.split(",")
+    return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+
+
+class _Headers(io.BufferedIOBase):
+    """A tar as `tarfile` reads it: only headers, none longer than `MAX_HEADER_BYTES`."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes, more than {MAX_HEADER_BYTES}")
+        return self._file.read(size)
+
+    def seek(self, place: int, whence: int = 0, /) -> int:
+        return self._file.seek(place, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
 
 
 def read_shard(path: Path) -> dict[str, Any]:
@@ -172,6 +228,7 @@ def read_shard(path: Path) -> dict[str, Any]:
     """
     from tqdm import tqdm
 
+    check_regular(path, str(path))
     records: dict[str, dict[str, Any]] = {}
     problems: list[tuple[str, str]] = []
     with (
@@ -195,7 +252,7 @@ def read_shard(path: Path) -> dict[str, Any]:
         file.seek(0)
         end = 0
         try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
+            with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
                 for member in tar:
                     if member.offset_data + member.size > bar.total:
                         raise tarfile.ReadError("unexpected end of data")
@@ -227,6 +284,8 @@ def _add_member(
     problems: list[tuple[str, str]],
 ) -> None:
     """Add a member to its record: text as it is, a picture as its place and facts."""
+    from cm3core.images import check_file_bytes
+
     folder, _, name = member.name.removeprefix("./").rpartition("/")
     stem, dot, suffix = name.partition(".")
     key, suffix = (f"{folder}/{stem}" if folder else stem), dot + suffix.lower()
@@ -235,17 +294,22 @@ def _add_member(
     record = records.setdefault(key, {})
     if suffix in record:
         problems.append(
-            (f"{member.name} occurs twice; the first counts", "give each record its own key")
+            (
+                f"{_printable(member.name)} occurs twice; the first counts",
+                "give each record its own key",
+            )
         )
         return
     position = file.tell()  # tarfile continues from here
     file.seek(member.offset_data)
     if suffix in SUFFIXES:
-        record[suffix] = (
-            member.offset_data,
-            member.size,
-            *facts_of(file.read(member.size), member.name),
-        )
+        facts: tuple[str, int, int, str | None, str | None]
+        try:
+            check_file_bytes(member.size, member.name)
+            facts = facts_of(file.read(member.size), member.name)
+        except DataError as error:
+            facts = ("", 0, 0, error.cause, error.next_step)
+        record[suffix] = (member.offset_data, member.size, *facts)
     elif member.size > MAX_TEXT_BYTES:
         record[suffix] = {
             "cause": f"has {member.size} bytes, a caption has at most {MAX_TEXT_BYTES}"
@@ -256,3 +320,8 @@ def _add_member(
         except UnicodeDecodeError as error:
             record[suffix] = {"cause": f"is not UTF-8 (byte {error.start})"}
     file.seek(position)
+
+
+def _printable(name: str) -> str:
+    """A member's name with what is not UTF-8 replaced, so that it can be shown anywhere."""
+    return name.encode(errors="replace").decode()

@@ -63,6 +63,37 @@ def test_batches_go_on_bit_for_bit(tmp_path: Path, pack: bool, stop: int) -> Non
         assert equal(next(whole), next(second))
 
 
+@pytest.mark.filterwarnings("ignore:document n1. is left out", "ignore:.*were too long")
+def test_batches_with_substitutes_are_resumed_bit_for_bit(tmp_path: Path) -> None:
+    def loader() -> BatchLoader:
+        return BatchLoader(
+            make_data(tmp_path, context_length=14, num_retrieved=0), 3, 90, seed=5, window=6
+        )
+
+    whole = loader()
+    state, rest = {}, []
+    for number in range(12):
+        if number == 5:
+            state = whole.state_dict()
+        batch = next(whole)
+        if number >= 5:
+            rest.append(batch)
+    assert whole.data.num_too_long == 10
+    resumed = loader()
+    resumed.load_state_dict(state)
+    assert all(equal(next(resumed), batch) for batch in rest)
+
+
+def test_the_number_of_documents_that_are_too_long_is_reported_after_an_epoch(
+    tmp_path: Path,
+) -> None:
+    loader = BatchLoader(
+        make_data(tmp_path, context_length=14, num_retrieved=0), 1, 90, seed=5, pack=False
+    )
+    with pytest.warns(UserWarning, match="of 20 documents were too long for the context"):
+        _ = [next(loader) for _ in range(len(loader.data) + 1)]
+
+
 def test_processes_share_an_epoch(tmp_path: Path) -> None:
     orders = [
         BatchLoader(make_data(tmp_path), 2, 90, seed=0, rank=rank, world_size=3)._order

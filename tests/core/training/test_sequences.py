@@ -173,6 +173,51 @@ def test_a_query_that_does_not_fit_says_what_would(
     )
 
 
+def test_a_query_that_does_not_fit_is_replaced_in_training_always_the_same_way(
+    tmp_path: Path,
+) -> None:
+    """Of 11 documents only "number 10" has 16 tokens; with its other caption, "n 10", it fits."""
+
+    def queries(epochs: list[int]) -> dict[int, str]:
+        data = make_data(tmp_path, 11, context_length=14, num_retrieved=0)
+        found = {}
+        for epoch in epochs:
+            *_, query = SERIALIZER.documents(data.sequence(epoch, 10).tokens)
+            found[epoch] = text_of(query)
+        assert data.num_too_long == 1
+        return found
+
+    with pytest.warns(UserWarning, match="document n10 is left out: 16 tokens") as reported:
+        every = queries(list(range(200)))
+    assert len(reported) == 1
+    others = {text.split()[1] for text in every.values()}
+    assert others == {str(number) for number in range(11)}
+    assert "number 10" not in every.values()
+    with pytest.warns(UserWarning, match="is left out"):
+        assert queries(list(range(199, -1, -1))) == dict(sorted(every.items(), reverse=True))
+
+
+def test_training_stops_when_every_query_is_too_long(tmp_path: Path) -> None:
+    data = make_data(tmp_path, context_length=5)
+    with pytest.raises(DocumentError, match=r"document n3: .* the context holds 6"):
+        data.sequence(0, 3)
+    with pytest.raises(DocumentError, match="document n0: "):
+        make_data(tmp_path, 1, context_length=5).sequence(0, 0)
+
+
+def test_queries_that_do_not_fit_are_left_out_of_a_list(tmp_path: Path) -> None:
+    data = make_data(tmp_path, 12, context_length=14, training=False, num_retrieved=0)
+    with pytest.warns(UserWarning, match="document n10 is left out: 16 tokens") as reported:
+        sequences = data.fitting([3, 10, 7, 11])
+    assert len(reported) == 1
+    assert data.num_too_long == 2
+    texts = [text_of(SERIALIZER.documents(sequence.tokens)[-1]) for sequence in sequences]
+    assert texts == ["number 3", "number 7"]
+    with pytest.raises(DocumentError, match="document n11: 16 tokens"):
+        data.fitting([11, 10])
+    assert data.fitting([]) == []
+
+
 def test_a_memory_of_its_own(tmp_path: Path) -> None:
     """Validation: queries of one source, documents of another."""
     source, memory = Numbers(3, caption="question"), Numbers(9)

@@ -3,6 +3,7 @@ message."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -229,3 +230,69 @@ def test_captions_file_without_a_header(tmp_path: Path) -> None:
         f"{tmp_path}/captions.csv:1: the header has no column 'image' and 'text'\n"
         "  next: begin the file with a line such as image,text"
     )
+
+
+def test_special_and_endless_files_are_skipped_without_being_read(tmp_path: Path) -> None:
+    """A link to a device never ends, a pipe blocks, and a sparse file is as large as it likes."""
+    names = ["device", "huge", "long", "pipe"]
+    write(tmp_path, {f"{name}.txt": "a bee" for name in names} | {"long.png": picture(0)})
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, size in (("huge.png", 6 << 30), ("long.txt", 1 << 30)):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(size)
+    special = ("is a device, a pipe or a socket, not a regular file", "remove it")
+    assert found(folder(tmp_path, allow_outside=True), tmp_path) == [
+        ("device.png", *special),
+        (
+            "huge.png",
+            "has 6,442,450,944 bytes, a picture has at most 268,435,456",
+            "make it smaller first",
+        ),
+        (
+            "long.txt",
+            "has 1073741824 bytes, a caption has at most 1048576",
+            "shorten or remove it",
+        ),
+        ("pipe.png", *special),
+    ]
+
+
+def test_a_picture_that_became_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    source = folder(write(tmp_path, {"a.png": picture(0), "a.txt": "a bee"}))
+    (tmp_path / "a.png").unlink()
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(DataError, match="not a regular file"):
+        source.document(0)[1].load()
+
+
+def test_links_out_of_the_folder_are_skipped_unless_allowed(tmp_path: Path) -> None:
+    """A data set may come from anybody: a caption must not be a link to the reader's own files."""
+    write(tmp_path, {"secret.txt": "a secret", "other.png": picture(1)})
+    write(tmp_path / "in", {"a.png": picture(0), "b.txt": "a bee", "c.png": picture(2)})
+    write(tmp_path / "in", {"real/d.txt": "a dog", "d.png": picture(3)})
+    (tmp_path / "in" / "a.txt").symlink_to(tmp_path / "secret.txt")
+    (tmp_path / "in" / "b.png").symlink_to("../other.png")
+    (tmp_path / "in" / "c.txt").symlink_to("b.txt")
+    (tmp_path / "in" / "d.txt").symlink_to("real/d.txt")
+    (tmp_path / "link").symlink_to("in")
+    for root in (tmp_path / "in", tmp_path / "link"):
+        source = folder(root)
+        assert list(source.texts()) == ["a bee", "a dog"]
+        reason = (
+            "is outside the data set's folder in",
+            "copy it into the folder, or set dataset.allow_outside=true if you trust the data set",
+        )
+        assert found(source, tmp_path) == [
+            (f"{root.name}/a.txt", *reason),
+            (f"{root.name}/b.png", *reason),
+        ]
+        assert len(folder(root, allow_outside=True)) == 4
+
+
+def test_a_captions_file_that_is_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, {"captions.csv": "image,text\na.png,a bee\n", "in/a.png": picture(0)})
+    (tmp_path / "in" / "captions.csv").symlink_to("../captions.csv")
+    with pytest.raises(DataError, match="is outside the data set's folder"):
+        folder(tmp_path / "in")
+    assert len(folder(tmp_path / "in", allow_outside=True)) == 1

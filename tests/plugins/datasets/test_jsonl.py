@@ -165,3 +165,24 @@ def test_missing_manifest(tmp_path: Path) -> None:
         str(caught.value)
         == f"dataset.path {tmp_path}/no.jsonl: there is no such file\n  next: correct dataset.path"
     )
+
+
+def test_pictures_outside_the_folder_are_skipped_unless_allowed(tmp_path: Path) -> None:
+    write(tmp_path, {"out.png": picture(0), "in/a.png": picture(1)})
+    (tmp_path / "in" / "link.png").symlink_to("../out.png")
+    inside = str(tmp_path / "in" / "a.png")
+    names = ["a.png", "../in/a.png", inside, "../out.png", str(tmp_path / "out.png"), "link.png"]
+    lines = [json.dumps({"text": "t", "image": name}) for name in names]
+    path = write(tmp_path, {"in/all.jsonl": "\n".join(lines)}) / "in" / "all.jsonl"
+    source = jsonl(path)
+    assert [source.id(i) for i in range(len(source))] == names[:3]
+    assert [record.place.partition(": ")[0] for record in source.skipped] == [
+        f"{path}:{number}" for number in (4, 5, 6)
+    ]
+    assert {(record.cause, record.next_step) for record in source.skipped} == {
+        (
+            f"is outside the data set's folder {tmp_path / 'in'}",
+            "copy it into the folder, or set dataset.allow_outside=true if you trust the data set",
+        )
+    }
+    assert len(jsonl(path, allow_outside=True)) == len(names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -172,3 +173,77 @@ def test_patterns(tmp_path: Path) -> None:
         f"dataset.path {tmp_path}/d-{{000..003}}.tar: there is no {tmp_path}/d-003.tar\n"
         "  next: correct dataset.path"
     )
+
+
+def test_a_pipe_among_the_tars_is_skipped(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", {"k.txt": "t", "k.png": picture(1)})
+    os.mkfifo(tmp_path / "1.tar")
+    source = shards(tmp_path)
+    assert len(source) == 1
+    assert found(source, tmp_path) == [
+        ("1.tar", "is a device, a pipe or a socket, not a regular file", "remove it")
+    ]
+
+
+def test_a_huge_member_is_skipped_without_being_read(tmp_path: Path) -> None:
+    path = tmp_path / "0.tar"
+    member = tarfile.TarInfo("huge.png")
+    member.size = 6 << 30
+    with path.open("wb") as file:
+        file.write(member.tobuf())
+        file.seek(member.size, os.SEEK_CUR)
+        file.write(write_tar(tmp_path / "rest", {"huge.txt": "t"}).read_bytes())
+    assert found(shards(path), tmp_path) == [
+        (
+            "0.tar: huge.png",
+            "has 6,442,450,944 bytes, a picture has at most 268,435,456",
+            "make it smaller first",
+        )
+    ]
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_a_huge_header_is_not_read(tmp_path: Path, kind: bytes) -> None:
+    path = write_tar(tmp_path / "0.tar", {"k.txt": "t", "k.png": picture(1)})
+    content = path.read_bytes()
+    ends = (i for i in range(0, len(content), 512) if not content[i:].strip(b"\0"))
+    records = content[: next(ends)]
+    header = tarfile.TarInfo("long")
+    header.size, header.type = 6 << 30, kind
+    with path.open("wb") as file:
+        file.write(records + header.tobuf())
+        file.truncate(file.tell() + header.size + 10240)
+    source = shards(path)
+    assert len(source) == 1
+    (problem,) = source.skipped
+    assert "a header of 6442450944 bytes, more than 1048576" in problem.cause
+
+
+def test_a_member_whose_name_is_not_utf8_is_one_skipped_record(tmp_path: Path) -> None:
+    path = write_tar(
+        tmp_path / "0.tar",
+        {"b\udcff.png": picture(0), "b\udcff.txt": "t", "k.txt": "t", "k.png": picture(1)},
+    )
+    source = shards(path)
+    assert [source.id(i) for i in range(len(source))] == ["k"]
+    assert found(source, tmp_path) == [
+        ("0.tar: b?", "its name in the tar is not valid UTF-8", "rename it")
+    ]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "{000..999999999}.tar",
+        "{0..9}{0..9}{0..9}{0..9}{0..9}{a,b}.tar",
+        "{0.." + "9" * 5000 + "}.tar",
+    ],
+)
+def test_patterns_of_too_many_tars_are_refused_without_being_expanded(pattern: str) -> None:
+    with pytest.raises(DataError, match="the pattern names more than 100,000 files"):
+        expand_braces(pattern)
+
+
+def test_a_pattern_may_have_many_braces() -> None:
+    assert expand_braces("{1..1}" * 2000) == ["1" * 2000]
+    assert expand_braces("{2..1}.tar") == []

@@ -140,9 +140,7 @@ class Measurement:
             max_text_tokens=recipe.data.max_text_tokens,
             training=False,
         )
-        return self.preparation.pack(
-            sequences.sequence(0, index) for index in spread(len(sequences), self.num_documents)
-        )
+        return self.preparation.pack(sequences.fitting(spread(len(sequences), self.num_documents)))
 
     def _retrieved(
         self, condition: Condition, source: DocumentSource, codes: CodeCache
