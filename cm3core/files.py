@@ -31,7 +31,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         FileError: the disk is full, or nothing can be written there: a folder, a device, a pipe.
     """
     target = Path(os.path.realpath(path))
-    _check_regular(path, target)
+    _check_replaceable(path, target)
     temporary = _temporary_beside(target)
     try:
         try:
@@ -49,7 +49,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise
 
 
-def _check_regular(path: str | Path, target: Path) -> None:
+def _check_replaceable(path: str | Path, target: Path) -> None:
     """Refuse to replace what is not a regular file: a device node would be gone for the system."""
     if target.exists() and not target.is_file() and not target.is_dir():
         raise FileError(
@@ -129,7 +129,7 @@ def check_writable(path: str | Path, *, folder: bool = False) -> None:
         )
         raise FileError(str(path), f"is {is_now}", f"name {needed}")
     if not folder:
-        _check_regular(path, target)
+        _check_replaceable(path, target)
     nearest = next(place for place in (target, *target.parents) if place.is_dir() or place.exists())
     if nearest != target and not nearest.is_dir():
         raise FileError(
