@@ -497,6 +497,46 @@ def test_bad_extends(folder: Path) -> None:
     )
 
 
+NOT_PLAIN = ["../../x", "a/b", "/x", "..", ".hidden", "a b", "a\\b", "x\n", "", "${a.b}", "n" * 101]
+
+
+@pytest.mark.parametrize("name", NOT_PLAIN)
+def test_a_name_that_is_no_plain_one_is_refused(folder: Path, name: str) -> None:
+    stored = made().to_yaml().replace("name: base\n", f"name: {json.dumps(name)}\n", 1)
+    rule = "must be 1 to 100 letters, digits, '_', '-' and '.', not starting with '.'"
+    shown = name if len(name) <= 100 else f"{name[:100]}..."
+    expected = f": name: is {shown!r}, {rule}\n  next: write a plain name"
+    write(folder, "mine.yaml", f"extends: [./base.yaml]\nname: {json.dumps(name)}")
+    write(folder, "below.yaml", "extends: [./mine.yaml]\nname: plain")
+    for read, place in (
+        (lambda: made("mine.yaml"), "mine.yaml"),
+        (lambda: made("below.yaml"), "mine.yaml"),
+        (lambda: made("base.yaml", f"name={json.dumps(name)}"), "command line"),
+        (lambda: recipe_from_yaml(stored, fakes(), label="run/recipe.yaml"), "run/recipe.yaml"),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            read()
+        if "${" not in name:  # that is an interpolation's own error
+            assert str(caught.value) == place + expected
+
+
+def test_a_file_whose_name_is_not_plain_must_state_one(folder: Path) -> None:
+    write(folder, "my recipe.yaml", "extends: [./base.yaml]")
+    assert message("my recipe.yaml") == (
+        "my recipe.yaml: name: is 'my recipe', must be 1 to 100 letters, digits, '_', '-' and '.', "
+        "not starting with '.'\n  next: add a plain name (name: mine), or rename the file"
+    )
+    write(folder, "my recipe.yaml", "extends: [./base.yaml]\nname: mine")
+    assert made("my recipe.yaml").name == "mine"
+
+
+@pytest.mark.parametrize("name", ["a", "n" * 100, "v1.2-b_3", "größe", "-"])
+def test_plain_names_are_kept(folder: Path, name: str) -> None:
+    write(folder, "mine.yaml", f"extends: [./base.yaml]\nname: {json.dumps(name)}")
+    recipe = made("mine.yaml")
+    assert recipe_from_yaml(recipe.to_yaml(), fakes()).name == recipe.name == name
+
+
 @pytest.mark.parametrize("text", ["just words", "- a\n- b"])
 def test_what_is_no_recipe_at_all(folder: Path, text: str) -> None:
     write(folder, "mine.yaml", text)
