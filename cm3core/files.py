@@ -1,16 +1,19 @@
-"""Write files so that a reader sees the old one or the new one, never half of one."""
+"""Write files so that a reader sees the old one or the new one, never half of one; and locks, for
+what only one process at a time may change."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cm3core.errors import FileError
+from cm3core.errors import CM3Error, FileError
 
 #: What a disk says when it has no room or fails, while a file is being filled.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -147,6 +150,62 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` (UTF-8) atomically."""
     write_bytes(path, text.encode("utf-8"))
+
+
+@contextmanager
+def locked(path: str | Path, busy: CM3Error | None = None) -> Iterator[None]:
+    """Hold a lock: `path` is its file, made if it is not there and never written to. The lock goes
+    with the process, however that ends.
+
+    Args:
+        path: the lock's file, in a folder that is there.
+        busy: raised while another process holds the lock; None: wait for it.
+
+    Raises:
+        FileError: the file can't be made or locked, or is a link, a folder or a device.
+    """
+    handle = _open_lock(Path(path))
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            assert busy is not None
+            raise busy from error
+        except OSError as error:
+            raise FileError(
+                str(path),
+                f"can't be locked ({error.strerror or error})",
+                "name a place on a disk whose files can be locked",
+            ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def _open_lock(path: Path) -> int:
+    """Open a lock's file. It may lie in a folder that others filled: a link would make us open, or
+    make, a file elsewhere; a pipe would keep us waiting."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        handle = os.open(path, flags, 0o666)
+    except OSError as error:
+        if os.path.lexists(path) and not _is_regular(path.lstat()):
+            raise _not_a_lock(path) from error
+        raise not_written(path, error) from error
+    if not _is_regular(os.fstat(handle)):
+        os.close(handle)
+        raise _not_a_lock(path)
+    return handle
+
+
+def _is_regular(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode)
+
+
+def _not_a_lock(path: Path) -> FileError:
+    return FileError(
+        str(path), "is a link, a folder or a device, not a lock's file", "move or delete it"
+    )
 
 
 def sha256_file(path: str | Path) -> str:
