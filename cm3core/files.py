@@ -164,22 +164,37 @@ def locked(path: str | Path, busy: CM3Error | None = None) -> Iterator[None]:
     Raises:
         FileError: the file can't be made or locked, or is a link, a folder or a device.
     """
-    handle = _open_lock(Path(path))
+    while not _still_there(path, handle := _open_lock_held(Path(path), busy)):
+        os.close(handle)  # its last holder deleted it
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            assert busy is not None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _still_there(path: str | Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+def _open_lock_held(path: Path, busy: CM3Error | None) -> int:
+    handle = _open_lock(path)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
+    except BaseException as error:
+        os.close(handle)
+        if isinstance(error, BlockingIOError) and busy is not None:
             raise busy from error
-        except OSError as error:
+        if isinstance(error, OSError):
             raise FileError(
                 str(path),
                 f"can't be locked ({error.strerror or error})",
                 "name a place on a disk whose files can be locked",
             ) from error
-        yield
-    finally:
-        os.close(handle)
+        raise
+    return handle
 
 
 def _open_lock(path: Path) -> int:

@@ -195,6 +195,24 @@ def test_a_lock_goes_with_a_killed_process(tmp_path: Path) -> None:
         pass
 
 
+def test_a_lock_whose_file_its_last_holder_deleted_is_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, flock, deleted = tmp_path / ".lock", fcntl.flock, []
+
+    def after_deletion(handle: int, operation: int) -> None:
+        if not deleted:
+            lock.unlink()
+            deleted.append(lock)
+        flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", after_deletion)
+    with locked(lock, BUSY):
+        assert lock.exists()
+        with pytest.raises(CM3Error), locked(lock, BUSY):
+            pass
+
+
 def test_what_a_lock_s_file_holds_stays(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text("words")
     with locked(tmp_path / ".lock"):
