@@ -54,6 +54,13 @@ def test_learns_a_few_documents_by_heart(
     assert first["train/image_loss"] > 0.5
 
 
+def test_the_largest_seed_is_trained_with(registry: Registry, cache: Path, tmp_path: Path) -> None:
+    overrides = ["train.steps=1", f"train.seed={2**63 - 1}"]
+    recipe = squares(registry, cache, overrides)
+    recipe.check()
+    assert train(recipe, tmp_path, registry, progress=False).step == 1
+
+
 def test_two_trainings_in_one_folder_are_refused(
     registry: Registry, cache: Path, tmp_path: Path
 ) -> None:
