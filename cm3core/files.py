@@ -1,17 +1,19 @@
 """Write files so that a reader sees the old file or the new one, never half of it; refuse special
-files."""
+files; lock what only one process at a time may change."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cm3core.errors import DataError, FileError
+from cm3core.errors import CM3Error, DataError, FileError
 
 #: Errors of a disk that is full or fails while a file is being written.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -190,6 +192,77 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` (UTF-8) atomically."""
     write_bytes(path, text.encode("utf-8"))
+
+
+@contextmanager
+def locked(path: str | Path, busy: CM3Error | None = None) -> Iterator[None]:
+    """Hold a lock: `path` is its file, made if it is not there and never written to. The lock goes
+    with the process, however that ends.
+
+    Args:
+        path: the lock's file, in a folder that is there.
+        busy: raised while another process holds the lock; None: wait for it.
+
+    Raises:
+        FileError: the file can't be made or locked, or is a link, a folder or a device.
+    """
+    while not _still_there(path, handle := _open_lock_held(Path(path), busy)):
+        os.close(handle)  # its last holder deleted it
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _still_there(path: str | Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+def _open_lock_held(path: Path, busy: CM3Error | None) -> int:
+    handle = _open_lock(path)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
+    except BaseException as error:
+        os.close(handle)
+        if isinstance(error, BlockingIOError) and busy is not None:
+            raise busy from error
+        if isinstance(error, OSError):
+            raise FileError(
+                str(path),
+                f"can't be locked ({error.strerror or error})",
+                "name a place on a disk whose files can be locked",
+            ) from error
+        raise
+    return handle
+
+
+def _open_lock(path: Path) -> int:
+    """Open a lock's file. It may lie in a folder that others filled: a link would make us open, or
+    make, a file elsewhere; a pipe would keep us waiting."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        handle = os.open(path, flags, 0o666)
+    except OSError as error:
+        if os.path.lexists(path) and not _is_regular(path.lstat()):
+            raise _not_a_lock(path) from error
+        raise not_written(path, error) from error
+    if not _is_regular(os.fstat(handle)):
+        os.close(handle)
+        raise _not_a_lock(path)
+    return handle
+
+
+def _is_regular(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode)
+
+
+def _not_a_lock(path: Path) -> FileError:
+    return FileError(
+        str(path), "is a link, a folder or a device, not a lock's file", "move or delete it"
+    )
 
 
 def sha256_file(path: str | Path) -> str:

@@ -3,7 +3,6 @@ left."""
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from pathlib import Path
 from cm3core.bank.manifest import MANIFEST, WORK, Manifest, is_shard_name
 from cm3core.bank.shard import SHARDS, WRITING
 from cm3core.errors import DataError
-from cm3core.files import check_writable, make_folder
+from cm3core.files import check_writable, locked, make_folder
 
 LOCK = ".lock"
 
@@ -24,17 +23,14 @@ def writing(folder: Path) -> Iterator[None]:
 
     Raises:
         DataError: another process is at it.
-        FileError: nothing can be written there.
+        FileError: nothing can be written there, or the lock's file is none.
     """
     check_writable(folder, folder=True)
     make_folder(folder)
-    with (folder / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(
-                str(folder), "another process is changing this memory bank", "wait until it is done"
-            ) from error
+    busy = DataError(
+        str(folder), "another process is changing this memory bank", "wait until it is done"
+    )
+    with locked(folder / LOCK, busy):
         yield
 
 

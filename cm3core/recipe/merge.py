@@ -6,6 +6,7 @@ Each layer is merged separately, so that anything wrong with it is reported with
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
@@ -38,6 +39,8 @@ logger = logging.getLogger("cm3core.recipe")
 DEFAULT = "default"
 #: OmegaConf's way to write "this must still be given".
 MANDATORY = "???"
+#: A recipe's name: the default run folder and other paths are made of it.
+_PLAIN_NAME = re.compile(r"(?!\.)[\w.-]{1,100}")
 
 
 def compose(name_or_path: str, overrides: Sequence[str] = (), *, registry: Registry) -> Recipe:
@@ -59,6 +62,12 @@ def compose(name_or_path: str, overrides: Sequence[str] = (), *, registry: Regis
     """
     path = library.find(name_or_path)
     layers = file_layers(path)
+    if layers[-1].values.get("name") is None:
+        _check_name(
+            f"{layers[-1].label}: name",
+            path.stem,
+            "add a plain name (name: mine), or rename the file",
+        )
     return _compose(path.stem, [*layers, override_layer(overrides)], registry)
 
 
@@ -92,11 +101,26 @@ def _compose(name: str, layers: Sequence[Layer], registry: Registry) -> Recipe:
         stated = values.pop("name", None)
         if stated is not None and not isinstance(stated, str):
             raise _wrong_type(f"{layer.label}: name", stated, "str")
+        if stated is not None:
+            _check_name(f"{layer.label}: name", stated, "write a plain name")
         if position == own:
-            name = stated or name  # the recipe's own, not that of one it extends
+            # the recipe's own, not that of one it extends
+            name = name if stated is None else stated
         for section, given in values.items():
             _merge_section(layer.label, section, given, sections, origins, registry)
     return _finish(name, sections, origins)
+
+
+def _check_name(place: str, name: str, next_step: str) -> None:
+    """Refuse a recipe's name that would lead elsewhere, or nowhere, as part of a path."""
+    if not _PLAIN_NAME.fullmatch(name):
+        shown = name if len(name) <= 100 else f"{name[:100]}..."
+        raise RecipeError(
+            place,
+            f"is {shown!r}, must be 1 to 100 letters, digits, '_', '-' and '.', not starting "
+            "with '.'",
+            next_step,
+        )
 
 
 def _merge_section(

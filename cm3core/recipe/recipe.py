@@ -33,7 +33,8 @@ class Recipe(KindSections):
     Sections of kinds hold the component's config, None if the recipe has none.
 
     Args:
-        name: the file's name, or its top-level key `name`; not part of the hash.
+        name: the file's name, or its top-level key `name`; not part of the hash. Plain, so that
+            folders can be named after it.
         vocabulary, train, data, generate: see `cm3core.recipe.sections`.
         component_names: kind -> the component's name as the recipe writes it.
         origins: `section.key` -> the layer that its value comes from ("default" if none gives it).

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from cm3core.errors import RecipeError
 from cm3core.interfaces.component import check_value
+
+_INT64 = 2**63 - 1
+#: Largest values of `train`'s keys: beyond any use, and below what overflows where they are used.
+#: `clip_norm` and `checkpoint_every_minutes` may be infinite: never clipped, never due.
+_MOST = {
+    "seed": _INT64,
+    "steps": _INT64,
+    "minutes": 10_000_000,
+    "batch_rows": 2**20,
+    "accumulate": 2**20,
+    "warmup_steps": _INT64,
+    "checkpoint_every_steps": _INT64,
+    "keep_checkpoints": _INT64,
+    "log_every_steps": _INT64,
+    "validate_every_steps": _INT64,
+    "validation_documents": _INT64,
+    "sample_every_steps": _INT64,
+    "num_threads": 4096,
+}
+_FINITE = ("learning_rate", "muon_learning_rate", "eps", "weight_decay", "z_loss")
 
 
 @dataclass(kw_only=True)
@@ -163,10 +184,11 @@ class TrainSection:
             check_value(
                 f"train.{key}", getattr(self, key), getattr(self, key) > 0, must_be="more than 0"
             )
-        for key in ("warmup_steps", "weight_decay", "clip_norm", "z_loss"):
+        for key in ("seed", "warmup_steps", "weight_decay", "clip_norm", "z_loss"):
             check_value(
                 f"train.{key}", getattr(self, key), getattr(self, key) >= 0, must_be="0 or more"
             )
+        self._check_largest()
         fraction = self.final_learning_rate_fraction
         check_value(
             "train.final_learning_rate_fraction",
@@ -180,6 +202,16 @@ class TrainSection:
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
             must_be="two numbers from 0 to 1, 1 not included",
         )
+
+    def _check_largest(self) -> None:
+        for key, most in _MOST.items():
+            value = getattr(self, key)
+            check_value(
+                f"train.{key}", value, value is None or value <= most, must_be=f"at most {most:,}"
+            )
+        for key in _FINITE:
+            value = getattr(self, key)
+            check_value(f"train.{key}", value, math.isfinite(value), must_be="finite")
 
 
 @dataclass(kw_only=True)

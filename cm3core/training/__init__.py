@@ -1,7 +1,7 @@
 """Training: from a recipe to checkpoints. `train` resumes exactly where a run stopped.
 
 preparation, code_cache, neighbours, sequences, loader   documents -> codes -> sequences -> batches
-origin, start, device                                    set up a run for its next step
+origin, start, device, run_lock                          set up a run for its next step
 loop, state, optim, loss                                 run optimiser steps
 metrics, validation, samples, progress_bar               record metrics and samples
 """

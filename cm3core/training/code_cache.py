@@ -7,11 +7,9 @@ determines the rows, so nothing stale is ever read. Legend: N documents, c codes
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +20,7 @@ from tqdm import tqdm
 from cm3core import images
 from cm3core.document import BoolArray, Codes, Document, Image, IntArray
 from cm3core.errors import DataError
-from cm3core.files import atomic_path, cache_directory, write_text
+from cm3core.files import atomic_path, cache_directory, locked, make_folder, write_text
 from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
 
 if TYPE_CHECKING:
@@ -56,7 +54,8 @@ def sharded_rows(
         title, unit, progress: for the progress bar.
     """
     whole = folder / "rows.npy"
-    with _locked(folder):
+    make_folder(folder)
+    with locked(folder / "lock"):
         if not whole.exists():
             starts = range(0, num_rows, shard_size)
             shards = [folder / f"shard-{start:09d}.npy" for start in starts]
@@ -79,15 +78,6 @@ def sharded_rows(
             f"delete the folder {folder}; it will be recomputed",
         )
     return rows
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time. The lock is released when the process ends, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _write(path: Path, rows: npt.NDArray[Any]) -> None:

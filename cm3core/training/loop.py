@@ -24,6 +24,7 @@ from cm3core.errors import CM3Error
 from cm3core.stop_signals import StopSignals
 from cm3core.training.loss import batch_loss_sums, modality_metrics
 from cm3core.training.progress_bar import ProgressBar
+from cm3core.training.run_lock import run_lock
 from cm3core.training.samples import SamplePictures
 from cm3core.training.start import start
 from cm3core.training.state import Callback, Processes, TrainingInterrupted, TrainResult, TrainState
@@ -67,11 +68,12 @@ def train(
         CheckpointError: the folder's checkpoint is damaged or was made with another recipe, or
             can't be written.
         TrainingInterrupted: Ctrl-C; a checkpoint has been written.
-        CM3Error: the loss is not finite.
+        CM3Error: the loss is not finite, or another process is training in the folder.
+        FileError: nothing can be written there.
     """
     out_dir = Path(out_dir)
     command = command or f"cm3 train {shlex.quote(recipe.name)} -o {shlex.quote(str(out_dir))}"
-    with _threads(recipe.train.num_threads):
+    with run_lock(out_dir), _threads(recipe.train.num_threads):
         state = start(
             recipe,
             out_dir,

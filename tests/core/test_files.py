@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cm3core.errors import FileError
+from cm3core.errors import CM3Error, FileError
 from cm3core.files import (
     allocate,
     atomic_path,
     check_not_input,
     check_writable,
+    locked,
     write_bytes,
     write_text,
 )
@@ -198,3 +202,99 @@ def test_what_is_read_is_not_written_over(tmp_path: Path) -> None:
         assert str(caught.value) == (
             f"{out}: is the file that is read\n  next: name another file to write"
         )
+
+
+BUSY = CM3Error("here", "another process is at it", "wait")
+
+
+def test_a_lock_is_held_by_one_and_free_afterwards(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock"
+    for _ in range(2):
+        with locked(lock, BUSY):
+            with pytest.raises(CM3Error) as caught, locked(lock, BUSY):
+                pass
+            assert caught.value is BUSY
+    with pytest.raises(KeyError), locked(lock, BUSY):
+        raise KeyError
+    with locked(lock), pytest.raises(CM3Error), locked(lock, BUSY):
+        pass
+
+
+def test_a_lock_goes_with_a_killed_process(tmp_path: Path) -> None:
+    script = (
+        "import sys, time\nfrom cm3core.files import locked\n"
+        "with locked(sys.argv[1]):\n    print('held', flush=True)\n    time.sleep(600)"
+    )
+    lock = tmp_path / ".lock"
+    command = [sys.executable, "-c", script, str(lock)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(CM3Error), locked(lock, BUSY):
+            pass
+        other.kill()
+        other.wait()
+    with locked(lock, BUSY):
+        pass
+
+
+def test_a_lock_whose_file_its_last_holder_deleted_is_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, flock, deleted = tmp_path / ".lock", fcntl.flock, []
+
+    def after_deletion(handle: int, operation: int) -> None:
+        if not deleted:
+            lock.unlink()
+            deleted.append(lock)
+        flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", after_deletion)
+    with locked(lock, BUSY):
+        assert lock.exists()
+        with pytest.raises(CM3Error), locked(lock, BUSY):
+            pass
+
+
+def test_what_a_lock_s_file_holds_stays(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("words")
+    with locked(tmp_path / ".lock"):
+        assert (tmp_path / ".lock").read_text() == "words"
+
+
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "folder", "pipe"])
+def test_a_lock_that_is_no_file_is_refused(kind: str, tmp_path: Path) -> None:
+    lock, target = tmp_path / ".lock", tmp_path / "precious"
+    if kind == "folder":
+        lock.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(lock)
+    else:
+        lock.symlink_to(target)
+        if kind == "link":
+            target.write_text("kept")
+    with pytest.raises(FileError) as caught, locked(lock):
+        pass
+    assert str(caught.value) == (
+        f"{lock}: is a link, a folder or a device, not a lock's file\n  next: move or delete it"
+    )
+    assert target.exists() == (kind == "link")
+    assert kind != "link" or target.read_text() == "kept"
+
+
+def test_a_lock_that_can_t_be_made_or_held_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(FileError, match="can't be written"), locked(tmp_path / "none" / ".lock"):
+        pass
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(FileError) as caught, locked(tmp_path / ".lock", BUSY):
+        pass
+    assert str(caught.value) == (
+        f"{tmp_path}/.lock: can't be locked (No locks available)\n"
+        "  next: name a place on a disk whose files can be locked"
+    )

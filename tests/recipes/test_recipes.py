@@ -497,6 +497,46 @@ def test_bad_extends(folder: Path) -> None:
     )
 
 
+NOT_PLAIN = ["../../x", "a/b", "/x", "..", ".hidden", "a b", "a\\b", "x\n", "", "${a.b}", "n" * 101]
+
+
+@pytest.mark.parametrize("name", NOT_PLAIN)
+def test_a_name_that_is_no_plain_one_is_refused(folder: Path, name: str) -> None:
+    stored = made().to_yaml().replace("name: base\n", f"name: {json.dumps(name)}\n", 1)
+    rule = "must be 1 to 100 letters, digits, '_', '-' and '.', not starting with '.'"
+    shown = name if len(name) <= 100 else f"{name[:100]}..."
+    expected = f": name: is {shown!r}, {rule}\n  next: write a plain name"
+    write(folder, "mine.yaml", f"extends: [./base.yaml]\nname: {json.dumps(name)}")
+    write(folder, "below.yaml", "extends: [./mine.yaml]\nname: plain")
+    for read, place in (
+        (lambda: made("mine.yaml"), "mine.yaml"),
+        (lambda: made("below.yaml"), "mine.yaml"),
+        (lambda: made("base.yaml", f"name={json.dumps(name)}"), "command line"),
+        (lambda: recipe_from_yaml(stored, fakes(), label="run/recipe.yaml"), "run/recipe.yaml"),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            read()
+        if "${" not in name:  # that is an interpolation's own error
+            assert str(caught.value) == place + expected
+
+
+def test_a_file_whose_name_is_not_plain_must_state_one(folder: Path) -> None:
+    write(folder, "my recipe.yaml", "extends: [./base.yaml]")
+    assert message("my recipe.yaml") == (
+        "my recipe.yaml: name: is 'my recipe', must be 1 to 100 letters, digits, '_', '-' and '.', "
+        "not starting with '.'\n  next: add a plain name (name: mine), or rename the file"
+    )
+    write(folder, "my recipe.yaml", "extends: [./base.yaml]\nname: mine")
+    assert made("my recipe.yaml").name == "mine"
+
+
+@pytest.mark.parametrize("name", ["a", "n" * 100, "v1.2-b_3", "größe", "-"])
+def test_plain_names_are_kept(folder: Path, name: str) -> None:
+    write(folder, "mine.yaml", f"extends: [./base.yaml]\nname: {json.dumps(name)}")
+    recipe = made("mine.yaml")
+    assert recipe_from_yaml(recipe.to_yaml(), fakes()).name == recipe.name == name
+
+
 @pytest.mark.parametrize("text", ["just words", "- a\n- b"])
 def test_what_is_no_recipe_at_all(folder: Path, text: str) -> None:
     write(folder, "mine.yaml", text)
@@ -521,6 +561,35 @@ CHECKS = {
         "train.steps=null",
     ): "train.steps, train.minutes: exactly one decides the length, neither is given",
     ("train.batch_rows=0",): "train.batch_rows: is 0, must be more than 0",
+    ("train.seed=-1",): "train.seed: is -1, must be 0 or more",
+    ("train.seed=9223372036854775808",): (
+        "train.seed: is 9223372036854775808, must be at most 9,223,372,036,854,775,807"
+    ),
+    ("train.steps=9223372036854775808",): (
+        "train.steps: is 9223372036854775808, must be at most 9,223,372,036,854,775,807"
+    ),
+    (
+        "train.steps=null",
+        "train.minutes=.inf",
+    ): "train.minutes: is inf, must be at most 10,000,000",
+    (
+        "train.steps=null",
+        "train.minutes=.nan",
+    ): "train.minutes: is nan, must be null or more than 0",
+    ("train.steps=null", "train.minutes=10000001"): (
+        "train.minutes: is 10000001.0, must be at most 10,000,000"
+    ),
+    (
+        "train.batch_rows=999999999999",
+    ): "train.batch_rows: is 999999999999, must be at most 1,048,576",
+    ("train.accumulate=1048577",): "train.accumulate: is 1048577, must be at most 1,048,576",
+    ("train.num_threads=4097",): "train.num_threads: is 4097, must be at most 4,096",
+    ("train.learning_rate=.inf",): "train.learning_rate: is inf, must be finite",
+    ("train.learning_rate=.nan",): "train.learning_rate: is nan, must be more than 0",
+    ("train.muon_learning_rate=.inf",): "train.muon_learning_rate: is inf, must be finite",
+    ("train.eps=.inf",): "train.eps: is inf, must be finite",
+    ("train.weight_decay=.inf",): "train.weight_decay: is inf, must be finite",
+    ("train.z_loss=.inf",): "train.z_loss: is inf, must be finite",
     (
         "train.betas=[0.9]",
     ): "train.betas: is [0.9], must be two numbers from 0 to 1, 1 not included",
@@ -559,6 +628,29 @@ def test_values_that_are_not_possible_together(folder: Path, overrides: tuple[st
     with pytest.raises(RecipeError) as caught:
         made("base.yaml", *overrides).check()
     assert str(caught.value).splitlines()[0] == CHECKS[overrides]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.seed=0",
+        "train.seed=9223372036854775807",
+        "train.batch_rows=1048576",
+        "train.num_threads=4096",
+        "train.clip_norm=.inf",
+        "train.checkpoint_every_minutes=.inf",
+    ],
+)
+def test_the_largest_values_are_possible(folder: Path, override: str) -> None:
+    made("base.yaml", override).check()
+
+
+@pytest.mark.parametrize(
+    "key", [key.name for key in fields(schema.TrainSection) if str(key.type).startswith("int")]
+)
+def test_every_count_of_training_has_a_largest_value(folder: Path, key: str) -> None:
+    with pytest.raises(RecipeError, match=f"train.{key}: is .*, must be at most "):
+        made("base.yaml", f"train.{key}={10**30}").check()
 
 
 def test_what_fits_the_context_is_said(folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import cm3core
+from cm3apps.markdown_text import code, plain
 from cm3apps.quickstart.pictures import write_curves
 from cm3apps.quickstart.showing import SUBJECTS, num_named
 from cm3core.files import write_text
@@ -49,7 +50,7 @@ def _head(training: dict[str, Any], drawn: dict[str, Any], command: str) -> str:
     lines = [
         "# cm3 quickstart: report",
         "",
-        f"Made by `{command}` with cm3leon {cm3core.__version__} on {platform.machine()} "
+        f"Made by {code(command)} with cm3leon {cm3core.__version__} on {platform.machine()} "
         f"({os.cpu_count()} cores, torch {torch.__version__}).",
         "",
         "| | |",
@@ -108,7 +109,7 @@ def _captions(drawn: dict[str, Any]) -> str:
     for name, captions in drawn["captions"].items():
         lines += ["", f"| written for {SUBJECTS[name]} | real |", "| --- | --- |"]
         lines += [
-            f"| {_cell(caption['written'])} | {_cell(caption['real'])} |" for caption in captions
+            f"| {plain(caption['written'])} | {plain(caption['real'])} |" for caption in captions
         ]
     lines += [
         "",
@@ -136,10 +137,6 @@ def _captions(drawn: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
 def _losses(training: dict[str, Any]) -> str:
     lines = [
         "## Losses",
@@ -150,7 +147,7 @@ def _losses(training: dict[str, Any]) -> str:
         "| --- | --- |",
     ]
     lines += [
-        f"| {name} | {value:.3f} |"
+        f"| {plain(name)} | {value:.3f} |"
         for name, value in sorted(training["metrics"].items())
         if "_loss" in name
     ]

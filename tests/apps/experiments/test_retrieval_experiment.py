@@ -14,7 +14,7 @@ import pytest
 from cm3apps.experiments.retrieval.arms import ARMS
 from cm3apps.experiments.retrieval.conditions import Condition, Measurement
 from cm3apps.experiments.retrieval.experiment import curve
-from cm3apps.experiments.retrieval.report import _gain
+from cm3apps.experiments.retrieval.report import _gain, _told
 from cm3core.build import build
 from cm3core.cli.main import main
 from cm3core.plugins import load_registry
@@ -225,3 +225,10 @@ def test_wrong_arguments(
 ) -> None:
     assert main(["experiment", "retrieval", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_names_become_no_markup_in_the_report() -> None:
+    told = {"<b>/[m](x)/dense": {"same": 0.5, "without": 2.0, "with_document": 1.0}}
+    row = _told(told)[-2]
+    assert row.endswith("| dense | 0.500 | 2.000 | 1.000 | +1.000 |")
+    assert not set("<>[]") & set(row)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cm3apps.quickstart import showing
+from cm3apps.markdown_text import plain
+from cm3apps.quickstart import report, showing
 from cm3apps.quickstart.pictures import TILE, write_table
 from cm3apps.quickstart.pipeline import Quickstart
 from cm3core.cli.main import main
@@ -127,3 +128,17 @@ def test_table_places_pictures(tmp_path: Path) -> None:
     assert pixels[middle, 6 + TILE // 2].tolist() == [255, 0, 0]
     assert pixels[middle, 6 + (TILE + 6) + TILE // 2].tolist() == [255, 255, 255]
     assert pixels[middle, 6 + 2 * (TILE + 6) + TILE // 2].tolist() == [0, 0, 255]
+
+
+def test_captions_become_no_markup_in_the_report() -> None:
+    attack = "<img src=x> ![](http://tracker.example/a.png) [here](javascript:alert(1)) | `"
+    captions = [{"written": attack, "real": "a plain one"}]
+    drawn = {"captions": {"trained": captions}, "repairs": {}}
+    row = next(line for line in report._captions(drawn).splitlines() if "a plain one" in line)
+    assert row == f"| {plain(attack)} | a plain one |"
+    assert not set("<>[]`") & set(row)
+    assert row.count("|") == 3
+    metrics = {"validation/<b>/image_loss": 1.0, "train/image_loss": 2.0}
+    losses = report._losses({"metrics": metrics})
+    assert "<b>" not in losses
+    assert "| train/image_loss | 2.000 |" in losses

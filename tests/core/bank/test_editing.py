@@ -14,7 +14,7 @@ from built_banks import built, coded, contents, files
 from cm3core.bank import MemoryBank, add_documents, build_bank, merge_banks, remove_documents
 from cm3core.bank.manifest import MANIFEST
 from cm3core.bank.shard import SHARDS
-from cm3core.errors import DataError
+from cm3core.errors import DataError, FileError
 from cm3core.testing.retriever import HashEmbedder
 
 
@@ -183,3 +183,15 @@ def test_bad_input_is_named(tmp_path, call, message):
     assert str(error.value) == message.replace("{place}", str(tmp_path))
     assert not (tmp_path / "new").exists()
     assert not (tmp_path / ".lock").exists()
+
+
+def test_a_lock_that_is_a_link_leaves_what_it_names_alone(tmp_path):
+    built(tmp_path / "bank")
+    precious, lock = tmp_path / "precious", tmp_path / "bank" / ".lock"
+    precious.write_text("kept")
+    lock.unlink(missing_ok=True)
+    lock.symlink_to(precious)
+    with pytest.raises(FileError, match="is a link, a folder or a device"):
+        remove_documents(tmp_path / "bank", ["d1"])
+    assert precious.read_text() == "kept"
+    assert len(MemoryBank.open(tmp_path / "bank")) == 10

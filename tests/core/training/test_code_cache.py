@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cm3core.document import Text
-from cm3core.errors import DataError
+from cm3core.errors import DataError, FileError
 from cm3core.training.code_cache import CodeCache
 from numbered_documents import SERIALIZER, Numbers, Quadrants, make_data
 
@@ -32,6 +32,17 @@ def test_codes_are_computed_once(tmp_path: Path) -> None:
         ]
     assert cache.encoded(source.document(5)) == (Text("number 5"), cache.codes("picture 5"))
     assert sorted(path.name for path in cache.folder.iterdir()) == ["lock", "rows.npy"]
+
+
+def test_a_lock_that_is_a_link_leaves_what_it_names_alone(tmp_path: Path) -> None:
+    folder = CodeCache(Numbers(3), Quadrants(), tmp_path, progress=False).folder
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    (folder / "lock").unlink()
+    (folder / "lock").symlink_to(precious)
+    with pytest.raises(FileError, match="is a link, a folder or a device"):
+        CodeCache(Numbers(3), Quadrants(), tmp_path, progress=False)
+    assert precious.read_text() == "kept"
 
 
 def test_other_pictures_have_another_folder(tmp_path: Path) -> None:

@@ -54,6 +54,35 @@ def test_learns_a_few_documents_by_heart(
     assert first["train/image_loss"] > 0.5
 
 
+def test_the_largest_seed_is_trained_with(registry: Registry, cache: Path, tmp_path: Path) -> None:
+    overrides = ["train.steps=1", f"train.seed={2**63 - 1}"]
+    recipe = squares(registry, cache, overrides)
+    recipe.check()
+    assert train(recipe, tmp_path, registry, progress=False).step == 1
+
+
+def test_two_trainings_in_one_folder_are_refused(
+    registry: Registry, cache: Path, tmp_path: Path
+) -> None:
+    recipe = squares(registry, cache, ["train.steps=4", "train.log_every_steps=1"])
+    refused: list[str] = []
+
+    def another(state: TrainState) -> None:
+        if state.step == 2:
+            with pytest.raises(CM3Error) as caught:
+                train(recipe, tmp_path, registry, progress=False)
+            refused.append(str(caught.value))
+
+    train(recipe, tmp_path, registry, progress=False, callbacks=[another])
+    assert refused == [
+        f"{tmp_path}: another process is training in this folder\n"
+        "  next: wait for it, or name another folder (-o)"
+    ]
+    logged = [record["step"] for record in read_metrics(tmp_path) if "train/loss" in record]
+    assert logged == [1, 2, 3, 4]
+    train(recipe, tmp_path, registry, progress=False)
+
+
 def test_ctrl_c_saves_and_the_same_command_goes_on_exactly(
     whole: TrainResult, registry: Registry, cache: Path, tmp_path: Path
 ) -> None:

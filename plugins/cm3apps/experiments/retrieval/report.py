@@ -6,10 +6,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
 from cm3apps.experiments.retrieval.arms import ARMS, OWN
+from cm3apps.markdown_text import code, plain
 from cm3apps.quickstart.pictures import Row, write_table
 from cm3core.document import PixelArray
 from cm3core.files import atomic_path, write_text
@@ -36,7 +38,7 @@ def write_report(
     lines = [
         "# What retrieved documents gain",
         "",
-        f"`{command}`",
+        code(command),
         "",
         "Loss: nats a token of the query's image tokens on held-out documents. Prepended documents",
         "do not count.",
@@ -55,7 +57,7 @@ def write_report(
         )
         for split in splits:
             if _pictures(out, runs, split):
-                lines += [f"![pictures, {split}](pictures-{split}.png)", ""]
+                lines += [f"![pictures, {plain(split)}]({quote(f'pictures-{split}.png')})", ""]
     _curves(out / "curves.png", runs)
     write_text(out / "report.md", "\n".join(lines) + "\n")
     return out / "report.md"
@@ -120,7 +122,7 @@ def _gain(runs: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[str]:
                 f"{split}/{OWN}/{OWN}/1",
             ]
             cells = [_beside(own, name, with_nothing, split) for name in names]
-            lines.append(f"| {split} | {ARMS[arm].title} | {' | '.join(cells)} |")
+            lines.append(f"| {plain(split)} | {ARMS[arm].title} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 
@@ -142,7 +144,7 @@ def _told(told: dict[str, dict[str, float]]) -> list[str]:
     for name, values in told.items():
         without, beside = values["without"], values["with_document"]
         numbers = f"{values['same']:.3f} | {without:.3f} | {beside:.3f} | {without - beside:+.3f}"
-        lines.append(f"| {' | '.join(name.split('/'))} | {numbers} |")
+        lines.append(f"| {' | '.join(map(plain, name.split('/')))} | {numbers} |")
     return [*lines, ""]
 
 
@@ -182,7 +184,7 @@ def _losses(runs: Sequence[dict[str, Any]], split: str) -> list[str]:
         parts = name.split("/")
         if len(parts) == 1 or parts[1] != OWN:  # that one is in the first table
             groups[(parts[1], parts[2]) if len(parts) > 1 else ("", "")].append(name)
-    title = SPLIT_TITLES.get(split, split)
+    title = SPLIT_TITLES.get(split, plain(split))
     lines = [f"## {title[:1].upper()}{title[1:]}", ""]
     header = ["trained with", "nothing prepended"]
     columns = [groups.pop(("", ""), [])[:1]]
@@ -218,7 +220,7 @@ def _drawings(runs: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[str
         real = "" if first["real_r5"] is None else f"{first['real_r5']:.2f}"
         halves = f"{first['floor']:.1f} ± {first['floor_spread']:.1f}"
         lines.append(
-            f"| {split} | real pictures (two halves of the training's: {halves}) | "
+            f"| {plain(split)} | real pictures (two halves of the training's: {halves}) | "
             f"{first['real_kid']:.1f} | {real} |"
         )
         for arm, own in _by_arm(runs).items():
@@ -226,7 +228,7 @@ def _drawings(runs: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[str
             if scores:
                 r5 = "" if scores[0]["r5"] is None else _mean([one["r5"] for one in scores], 2)
                 lines.append(
-                    f"| {split} | {ARMS[arm].title} | {_mean([one['kid'] for one in scores], 1)} "
+                    f"| {plain(split)} | {ARMS[arm].title} | {_mean([one['kid'] for one in scores], 1)} "
                     f"| {r5} |"
                 )
     return [*lines, ""]

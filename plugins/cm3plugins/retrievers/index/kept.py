@@ -14,7 +14,6 @@ memory-mapped index is not read in full.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from cm3core.errors import DataError, FileError
-from cm3core.files import atomic_path, check_writable, make_folder, sha256_file, write_text
+from cm3core.files import atomic_path, check_writable, locked, make_folder, sha256_file, write_text
 
 #: Kind and format version of a manifest; the version is raised when a key changes its meaning.
 KIND, FORMAT = "cm3leon vector index", 1
@@ -87,8 +86,7 @@ def kept_index(
         return _load(folder, fingerprint, built, load)
     check_writable(folder, folder=True)
     make_folder(folder)
-    with (folder / LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder / LOCK):
         try:
             # another process may have built it meanwhile
             return _load(folder, fingerprint, built, load)
