@@ -124,7 +124,7 @@ def new_folder(target: Path) -> Iterator[Path]:
         raise CheckpointError(
             str(target),
             f"can't be written ({error}); older checkpoints are as they were",
-            "free space on that disk, then start the same command again: it goes on from the "
+            "free space on that disk, then start the same command again: it resumes from the "
             "newest checkpoint",
         ) from error
     except BaseException:

@@ -137,7 +137,7 @@ def evaluate_upscaler(
 
     Args:
         upscaler: any.
-        tokenizer: the image tokenizer it stands behind.
+        tokenizer: the image tokenizer whose pictures it enlarges.
         large_NHWC: uint8 [N, scale * H, scale * W, 3] with the tokenizer's H and W, at least one.
         name: what the report's picture calls the upscaler.
         batch_size: pictures a call.

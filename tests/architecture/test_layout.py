@@ -89,3 +89,18 @@ def test_every_module_says_what_it_is_for() -> None:
         for path, text in sources.items()
         if text and not text.startswith('"""')
     ] == []
+
+
+#: Lines of a source file. One that grows beyond it is about to hold two things.
+MOST_LINES = 400
+
+
+def test_no_source_file_is_too_long() -> None:
+    folders = ("cm3core", "plugins", "kernels")
+    lengths = {
+        path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines())
+        for folder in folders
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert len(lengths) > 300
+    assert {path: number for path, number in lengths.items() if number > MOST_LINES} == {}
