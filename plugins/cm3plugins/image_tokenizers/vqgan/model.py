@@ -1,11 +1,15 @@
 """The VQGAN network: encoder, vector quantiser, decoder.
 
 As taming-transformers' VQModel and Make-A-Scene's VQ-IMG. Module and parameter names are taming's;
-reading its public checkpoints is not built yet (other file format, and options that this network
-lacks). Shape legend: B pictures, C channels, H W pixels, D code dimension, Y X rows and columns of
-the code grid, N = B * Y * X positions, K codebook entries. Source: CompVis/taming-transformers `taming/modules/diffusionmodules/model.py`,
-`taming/modules/vqvae/quantize.py` (layer recipe and names), Make-A-Scene (Gafni et al. 2022),
-CM3leon (Yu et al. 2023) section 2.1.
+reading its public checkpoints is not built yet (another file format, and options that this network
+lacks).
+
+Shape legend: B pictures, C channels, H W pixels, D code dimension, Y X rows and columns of the code
+grid, N = B * Y * X positions, K codebook entries.
+
+Source: CompVis/taming-transformers `taming/modules/diffusionmodules/model.py` and
+`taming/modules/vqvae/quantize.py` (layer recipe and names); Make-A-Scene (Gafni et al. 2022); CM3leon
+(Yu et al. 2023), section 2.1.
 """
 
 from __future__ import annotations
