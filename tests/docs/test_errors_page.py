@@ -106,6 +106,7 @@ RECIPES: dict[str, tuple[str, list[str]]] = {
     "no mapping": (GOOD, ["train=3"]),
     "name is a number": (GOOD, ["text_tokenizer=3"]),
     "recipe's name": (GOOD, ["name=3"]),
+    "recipe's name leads elsewhere": (GOOD, ["name=../../x"]),
     "no name": (GOOD, ["upscaler.path=x"]),
     "unknown key": (GOOD, ["text_tokenizer=letters", "text_tokenizer.sice=3"]),
     "unknown key of a section": (GOOD, ["train.stepps=3"]),
