@@ -47,6 +47,7 @@ class _Forwarder(Loader):
             stacklevel=2,
         )
         target = importlib.import_module(self.target)
+        # PEP 562: a module's own function, which the types take for the class's method.
         module.__getattr__ = lambda name: getattr(target, name)  # type: ignore[method-assign]
 
 

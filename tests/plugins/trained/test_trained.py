@@ -144,7 +144,7 @@ def train(run: TrainingRun, counter: Counter, stop_after: int = 99) -> list[int]
         saved.append(run.step_count)
         return run.out_dir
 
-    stopped = lambda: run.step_count >= stop_after  # noqa: E731
+    stopped = lambda: run.step_count >= stop_after  # noqa: E731  # short, and used once
     run.train(counter.step, save, label="counting", show_progress=False, stopped=stopped)
     return saved
 
