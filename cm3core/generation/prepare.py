@@ -102,6 +102,7 @@ class Preparer:
             self.vocabulary,
             self.serializer.text_tokenizer.vocab_size,
             self.serializer.text,
+            self.serializer.ids_that_begin,
         )
         row = ActiveRequest(
             number, request, sized.document, sampler, plans, prompts, local, grammar
