@@ -26,6 +26,7 @@ from cm3core.generation.device_memory import check_weights_fit
 from cm3core.generation.likelihood import Likelihood
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
 from cm3core.recipe import recipe_from_yaml
+from cm3core.sequence import TOKENS_PER_SPAN
 from cm3core.sequence.serialize import Serializer
 from cm3core.vocab import NUM_CONTROL, Vocabulary
 
@@ -239,7 +240,12 @@ def build(
     check_weights_fit(
         section(recipe, "decoder"), vocabulary, image_tokenizer.grid, torch.device(device)
     )
-    serializer = Serializer(vocabulary, text_tokenizer, image_tokenizer.grid)
+    serializer = Serializer(
+        vocabulary,
+        text_tokenizer,
+        image_tokenizer.grid,
+        max_spans=trained_spans(recipe, vocabulary),
+    )
     attention: AttentionBackend = section(recipe, "attention").build()
     with _fitting_memory("decoder"), torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(recipe.train.seed if seed is None else seed)
@@ -301,6 +307,14 @@ def vocabulary_of(
         sizes.num_reserved,
         sizes.multiple_of,
     )
+
+
+def trained_spans(recipe: Recipe, vocabulary: Vocabulary) -> int | None:
+    """Most masked spans of a sequence that training with a recipe makes; None when the recipe
+    doesn't say how the decoder is trained."""
+    if recipe.objective is None:
+        return None
+    return recipe.objective.build(vocabulary).max_added_tokens // TOKENS_PER_SPAN
 
 
 def split_or_reason(components: Components, name: str) -> DocumentSource | str:

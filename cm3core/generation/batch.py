@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cm3core.document import NO_CELL, IntArray
+from cm3core.document import IntArray
 from cm3core.errors import CM3Error
 from cm3core.generation.cuda_graph import FEWEST_STEPS, Capture, CapturedStep
 from cm3core.generation.events import wrong_request
@@ -136,7 +136,7 @@ class Batch:
             row.num_fed += num + len(forced)
             queues[id(row)] = (
                 np.concatenate([tokens[-1:], forced]),
-                np.concatenate([cells[-1:], np.full(len(forced), NO_CELL, np.int32)]),
+                np.concatenate([cells[-1:], row.grammar.forced_cells(forced)]),
             )
         self.drop([row for row in self.rows if row.error is not None or row.grammar.done])
         if self.rows:

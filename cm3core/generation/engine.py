@@ -88,8 +88,9 @@ class Engine:
         sampler: for requests that name none: which guidance streams, and how they are mixed and
             filtered.
         vocabulary: the decoder's.
-        max_text_tokens: every text of a prompt is cut to its first `max_text_tokens` tokens, as
-            it was in training. None: never.
+        max_text_tokens: most tokens of a text in training. Texts of retrieved documents are cut to
+            it, as in training; longer ones in a request are refused, or cut too (see
+            `Request.truncate`). None: any length.
         max_rows: maximum number of stream rows in flight (a request has one per guidance stream);
             it bounds memory.
         num_threads: threads of torch on the CPU during generation. None: one for a small decoder,

@@ -31,12 +31,16 @@ class Request:
         seed: 0..2**63-1. Equal requests give equal completions, regardless of the rest of the
             batch.
         sampler: None: the engine's.
+        truncate: read only the first tokens of a text of the document, or of a negative prompt,
+            that is longer than the engine's `max_text_tokens`, as training did, instead of refusing
+            it. Texts of retrieved documents are always cut, and texts with holes never.
     """
 
     document: Document
     retrieved: Sequence[Document] = ()
     seed: int = 0
     sampler: Sampler | None = None
+    truncate: bool = False
 
 
 @dataclass(frozen=True, eq=False)

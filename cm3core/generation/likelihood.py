@@ -34,6 +34,8 @@ from cm3core.vocab import Vocabulary
 MAX_TOKENS = 4096
 #: Maximum bytes of float32 logits in memory at once.
 CHUNK_BYTES = 32 << 20
+#: Ranges of legal ids of which each is a product of its own; of more, all between are computed too.
+_FEW = 4
 
 
 class Likelihood:
@@ -199,7 +201,14 @@ class Likelihood:
 
     def _log_probabilities(self, hidden_PE: Tensor, legal: LegalIds, target_P: IntArray) -> Tensor:
         """Log-probability, float32 [P], of each target among the legal ids."""
-        logits_PR = torch.cat([self.decoder.logits(hidden_PE, ids).float() for ids in legal], dim=1)
+        if len(legal) <= _FEW:
+            logits = [self.decoder.logits(hidden_PE, ids).float() for ids in legal]
+            logits_PR = torch.cat(logits, dim=1)
+        else:
+            first = legal[0].start
+            logits_PV = self.decoder.logits(hidden_PE, range(first, legal[-1].stop)).float()
+            chosen = np.concatenate([np.arange(ids.start, ids.stop) for ids in legal]) - first
+            logits_PR = logits_PV[:, torch.from_numpy(chosen).to(logits_PV.device)]
         index_P, before = np.zeros(len(target_P), np.int64), 0
         for ids in legal:
             inside = (target_P >= ids.start) & (target_P < ids.stop)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cm3core.document import Document, has_holes
+from cm3core.document import Document, MaskedText, Segment, Text, TextHole, has_holes
 from cm3core.errors import GenerationError
 from cm3core.generation.device_memory import memory_limit
 from cm3core.generation.events import Request, candidate_seed
@@ -32,6 +32,9 @@ SMALL_DECODER = 30_000_000
 #: Share of the machine's memory that keys and values may take.
 MEMORY_SHARE = 0.5
 _MODALITIES = ("text", "image")
+#: Next steps for a text that is too long.
+SHORTEN = "shorten it"
+SHORTEN_OR_TRUNCATE = "shorten it, or read only its beginning (truncate)"
 
 
 class Preparer:
@@ -93,6 +96,7 @@ class Preparer:
             )
         sampler = self.sampler if request.sampler is None else request.sampler
         plans = self._plans_of(sampler)
+        self._check_texts(where, request, plans)
         sized = replace(request, document=self._sized(where, request, plans))
         prompts, local = self._prompts(sized, plans)
         for prompt in prompts:
@@ -102,6 +106,7 @@ class Preparer:
             self.vocabulary,
             self.serializer.text_tokenizer.vocab_size,
             self.serializer.text,
+            self.serializer.ids_that_begin,
         )
         row = ActiveRequest(
             number, request, sized.document, sampler, plans, prompts, local, grammar
@@ -182,6 +187,39 @@ class Preparer:
         ]
         return different([prompts[stream] for stream in needed])
 
+    def _check_texts(self, where: str, request: Request, plans: dict[str, SamplingPlan]) -> None:
+        """Raise `GenerationError` for a text of the document, or one that a stream reads in its
+        place, that would be cut. A text with holes is never cut: what follows would be lost."""
+        limit = self.max_text_tokens
+        if limit is None:
+            return
+        read: list[tuple[str, tuple[str | TextHole, ...]]] = [
+            (f"{where}, segment {index}", self._parts(segment))
+            for index, segment in enumerate(request.document)
+        ]
+        read += [
+            (f"{where}, negative prompt", (stream.variant.replace_text,))
+            for stream in plans["image"].streams
+            if stream.variant.replace_text is not None
+        ]
+        for place, parts in read:
+            known = [part for part in parts if isinstance(part, str)]
+            num_holes = len(parts) - len(known)
+            if num_holes == 0 and request.truncate:
+                continue
+            number = sum(len(self.serializer.text_tokens(part)) for part in known)
+            if number + num_holes > limit:
+                context = self.decoder.context_length
+                next_step = SHORTEN if num_holes else SHORTEN_OR_TRUNCATE
+                without = " without what is to be written" if num_holes else ""
+                raise too_long(place, number, limit, context, next_step, without)
+
+    def _parts(self, segment: Segment) -> tuple[str | TextHole, ...]:
+        """A text's pieces as prompts have them; none of anything else."""
+        if isinstance(segment, MaskedText):
+            return self.serializer.without_leads(segment)[0].parts
+        return (segment.text,) if isinstance(segment, Text) else ()
+
     def _sized(self, where: str, request: Request, plans: dict[str, SamplingPlan]) -> Document:
         """The document with the free context shared equally among unlimited text holes.
 
@@ -226,6 +264,19 @@ class Preparer:
             f"{max(context - num_new, 0)} tokens "
             f"fits){shorter}",
         )
+
+
+def too_long(
+    place: str, number: int, limit: int, context: int, next_step: str, without: str = ""
+) -> GenerationError:
+    """The error of a text of `number` tokens where `limit` are the most that training had;
+    `without`: what is not counted."""
+    return GenerationError(
+        place,
+        f"is {number} tokens long{without}; the model was trained on texts of at most {limit}, "
+        f"in a context of {context}",
+        next_step,
+    )
 
 
 def _same_holes(left: tuple[Hole, ...], right: tuple[Hole, ...]) -> bool:

@@ -12,6 +12,7 @@ from cm3core.document import Codes, Document, IntArray
 from cm3core.generation.events import Event, PictureGrown, Request, TextGrown, TokensDrawn
 from cm3core.generation.prompts import key
 from cm3core.sequence.grammar import HoleGrammar, num_draws, num_new_tokens
+from cm3core.sequence.leads import after_lead
 
 if TYPE_CHECKING:
     from cm3core.errors import GenerationError
@@ -100,7 +101,8 @@ class ActiveRequest:
         if hole.kind == "text":
             content = self.grammar.contents[-1] if closed else self.grammar.current
             text = serializer.text(np.asarray(content, np.int32))
-            ready = text if closed else text[: _certain(text)]
+            ready = text if closed else text[: _certain(text, hole.lead)]
+            ready = after_lead(hole.lead, ready)
             if len(ready) > len(self._reported):
                 events.append(TextGrown(self.number, hole.segment, ready[len(self._reported) :]))
                 self._reported = ready
@@ -136,9 +138,10 @@ class ActiveRequest:
         return closed or bool((cells % before.grid[1] == before.grid[1] - 1).any())
 
 
-def _certain(text: str) -> int:
-    """Length of the part of a text that more bytes can't change: without unfinished characters."""
-    return len(text.rstrip(REPLACEMENT))
+def _certain(text: str, lead: str) -> int:
+    """Length of the part of a text that more bytes can't change: without unfinished characters, and
+    nothing of what may become the lead."""
+    return 0 if lead.startswith(text) else len(text.rstrip(REPLACEMENT))
 
 
 def different(prompts: list[Prompt]) -> tuple[list[Prompt], list[int]]:

@@ -71,7 +71,9 @@ def forced_row(
     prompt = serializer.prompt(document, retrieved, variant, max_text_tokens=max_text_tokens)
     num_text_ids = serializer.text_tokenizer.vocab_size
     _check_contents(place, prompt.holes, contents, vocabulary, num_text_ids)
-    grammar = HoleGrammar(prompt.holes, vocabulary, num_text_ids, serializer.text)
+    grammar = HoleGrammar(
+        prompt.holes, vocabulary, num_text_ids, serializer.text, serializer.ids_that_begin
+    )
     writer = _Writer(grammar)
     writer.fed.add(prompt.tokens, prompt.cells)
     for index, (hole, content) in enumerate(zip(prompt.holes, contents, strict=True)):
@@ -114,7 +116,8 @@ class _Writer:
         self.targets.append(tokens)
         self.legal += [self.grammar.legal] * len(tokens)
         self.fed.add(tokens, self.grammar.cells(len(tokens)))
-        self.fed.add(self.grammar.take(tokens))
+        forced = self.grammar.take(tokens)
+        self.fed.add(forced, self.grammar.forced_cells(forced))
 
     def row(self) -> ForcedRow:
         """The row, without the last token, which predicts nothing."""

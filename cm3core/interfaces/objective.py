@@ -43,7 +43,9 @@ class MaskingObjective(ABC):
     @property
     @abstractmethod
     def max_added_tokens(self) -> int:
-        """Maximum number of tokens that masking can add (3 per span); the packer reserves them."""
+        """Maximum number of tokens that masking can add (3 per span); the packer reserves them.
+
+        A third of it is the most spans in a sequence: prompts use no more sentinels."""
 
     @abstractmethod
     def _mask(

@@ -25,7 +25,8 @@ class PromptVariant:
 
     Args:
         hide_text: "none", "all" (every text of the query document is replaced by one mask sentinel,
-            the form that the CM3 objective trains) or "last" (only the last text; the
+            the form that the CM3 objective trains; beside a hole of the same text, by the hole's)
+            or "last" (only the last text; the
             image-conditioned stream of editing).
         drop_text: leave the hidden text out altogether instead of inserting a sentinel.
         drop_retrieved: leave out the retrieved documents.

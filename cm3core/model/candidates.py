@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from cm3core.document import Document, ImageHole, PixelArray, Text
 from cm3core.errors import GenerationError, close_match
 from cm3core.generation.engine import Completion, Request, candidate_seed
+from cm3core.generation.prepare import SHORTEN, SHORTEN_OR_TRUNCATE
 from cm3core.interfaces.reranker import Candidate
 from cm3core.model.jobs import Job
-from cm3core.model.loaded import Loaded, seen
+from cm3core.model.loaded import Loaded, check_length, seen
 from cm3core.model.options import GenerationOptions
 from cm3core.model.results import Choice, GeneratedImage, RetrievedDocument
 from cm3core.model.retrieval import Retrieval
@@ -49,8 +50,14 @@ class Plan:
     context: list[tuple[PixelArray, str]]
 
     @classmethod
-    def of(cls, loaded: Loaded, options: GenerationOptions) -> Plan:
-        """The plan of a call; raises `GenerationError` or `RecipeError` for invalid options."""
+    def of(
+        cls, loaded: Loaded, options: GenerationOptions, *, truncate: bool | None = None
+    ) -> Plan:
+        """The plan of a call; raises `GenerationError` or `RecipeError` for invalid options.
+
+        Args:
+            truncate: whether the call cuts texts; None: it has no such option.
+        """
         candidate_seed(options.seed, 0)
         sampler = loaded.sampler_config(options.sampler, **options.sampling).build()
         number = options.num_candidates
@@ -59,6 +66,13 @@ class Plan:
             raise GenerationError("num_candidates", f"is {number}", "use 1 or more")
         chooser = reranker(loaded, options.reranker) if number > 1 else None
         context = [(seen(loaded, picture), text) for picture, text in options.context]
+        if not truncate:
+            texts = [(f"context {place}, text", text) for place, (_, text) in enumerate(context)]
+            replaced = {stream.variant.replace_text for stream in sampler.plan("image").streams}
+            texts += [("negative prompt", text) for text in replaced if text is not None]
+            for place, text in texts:
+                next_step = SHORTEN if truncate is None else SHORTEN_OR_TRUNCATE
+                check_length(loaded, place, text, next_step=next_step)
         return cls(loaded, sampler, number, chooser, options.num_retrieved, context)
 
     def augmented(

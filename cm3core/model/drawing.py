@@ -63,8 +63,11 @@ class Drawing(Loaded):
         number = _num_images(self, num_images)
         for text in prompts:
             check_text(self, "prompt", text, truncate=truncate)
-        plan = Plan.of(self, GenerationOptions.of({**options, "seed": seed}))
-        requests = [Request((Text(text), ImageHole()), seed=seed) for text in prompts]
+        given = GenerationOptions.of({**options, "seed": seed})
+        plan = Plan.of(self, given, truncate=truncate)
+        requests = [
+            Request((Text(text), ImageHole()), seed=seed, truncate=truncate) for text in prompts
+        ]
         augmented = plan.augmented(requests, [(Text(text),) for text in prompts])
         enlarger = upscaler(self, upscale)
         jobs = (
@@ -93,12 +96,13 @@ class Drawing(Loaded):
         **options: Any,
     ) -> tuple[Iterator[Job[GeneratedImage]], int]:
         """The jobs of `edit`, one per picture, and the number of tokens they generate."""
+        check_text(self, "task_text", task_text, truncate=truncate)
         check_text(self, "instruction", instruction, truncate=truncate)
         number = _num_images(self, num_images)
         if sampler is None:
             sampler = editing_sampler(self.recipe, self.components.registry)
         given = {"num_retrieved": 0, **options, "seed": seed, "sampler": sampler}
-        plan = Plan.of(self, GenerationOptions.of(given))
+        plan = Plan.of(self, GenerationOptions.of(given), truncate=truncate)
         document: Document = (
             Text(task_text),
             self.encode([seen(self, picture)])[0],
@@ -106,7 +110,7 @@ class Drawing(Loaded):
             ImageHole(),
         )
         [(request, retrieved)] = plan.augmented(
-            [Request(document, seed=seed)], [(Text(instruction),)]
+            [Request(document, seed=seed, truncate=truncate)], [(Text(instruction),)]
         )
         make = _image_maker(self, instruction, retrieved, upscaler(self, upscale))
         jobs = (
@@ -133,9 +137,11 @@ class Drawing(Loaded):
         if text is not None:
             check_text(self, "text", text, truncate=truncate)
         first: Segment = text_hole(self.recipe, None) if text is None else Text(text)
-        plan = Plan.of(self, GenerationOptions.of({**options, "seed": seed}))
+        given = GenerationOptions.of({**options, "seed": seed})
+        plan = Plan.of(self, given, truncate=truncate)
         [(request, retrieved)] = plan.augmented(
-            [Request((first, codes), seed=seed)], [() if text is None else (Text(text),)]
+            [Request((first, codes), seed=seed, truncate=truncate)],
+            [() if text is None else (Text(text),)],
         )
         rows, columns = np.flatnonzero(region_HW.any(1)), np.flatnonzero(region_HW.any(0))
         around = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

@@ -16,6 +16,7 @@ from cm3core.config.overrides import in_place_of, with_options
 from cm3core.document import Codes, Document, Image, PixelArray, TextHole
 from cm3core.errors import DataError, GenerationError
 from cm3core.generation.engine import Engine
+from cm3core.generation.prepare import SHORTEN_OR_TRUNCATE, too_long
 
 if TYPE_CHECKING:
     from cm3core.build import Components
@@ -156,14 +157,26 @@ def check_text(loaded: Loaded, place: str, text: str, *, truncate: bool) -> None
     """
     if not text.strip():
         raise GenerationError(place, "is empty", "say what the picture shows")
+    if not truncate:
+        check_length(loaded, place, text)
+
+
+def check_length(
+    loaded: Loaded,
+    place: str,
+    text: str,
+    *,
+    num_more: int = 0,
+    without: str = "",
+    next_step: str = SHORTEN_OR_TRUNCATE,
+) -> None:
+    """Raise `GenerationError` for a text that with `num_more` tokens is longer than the training
+    texts; `without`: what is to come as well, for the message."""
     number = len(loaded.components.text_tokenizer.encode(text))
     limit = loaded.recipe.data.max_text_tokens
-    if number > limit and not truncate:
-        raise GenerationError(
-            place,
-            f"is {number} tokens long; the model was trained on texts of at most {limit}, "
-            f"in a context of {loaded.components.decoder.context_length}",
-            "shorten it, or read only its beginning (truncate)",
+    if number + num_more > limit:
+        raise too_long(
+            place, number, limit, loaded.components.decoder.context_length, next_step, without
         )
 
 

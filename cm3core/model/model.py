@@ -232,7 +232,8 @@ class Model(Drawing, Writing):
             instruction: what to change.
             num_images: None: the recipe's `generate.num_images`.
             progress, options: see `generate`. Nothing is retrieved unless `num_retrieved` is given.
-                Also: task_text: text before the picture, as in tuning. sampler: None: one made for
+                Also: task_text: text before the picture, as in tuning; no longer than training
+                texts either. sampler: None: one made for
                 editing if a plugin provides it (bundled: `edit_cfg`, three guidance streams).
         """
         jobs, total = self.edit_jobs(picture, instruction, num_images, **options)
@@ -324,7 +325,8 @@ class Model(Drawing, Writing):
             question: the question.
             progress, options: see `captions`. Nothing is retrieved unless `num_retrieved` is given.
                 Also: template: the text before the picture, as in tuning, with "{question}" and
-                "{answer}" (paper, Table 5).
+                "{answer}" (paper, Table 5). The model writes the punctuation after the answer too,
+                which `max_tokens` counts and the returned text leaves out.
         """
         job, total = self.ask_job(picture, question, **options)
         return next(results(self.engine, [job], progress=progress, total=total))
@@ -349,7 +351,8 @@ class Model(Drawing, Writing):
             documents: pictures as `Image` or `Codes`; at least one hole each.
             retrieved: for each document, the documents to prepend. None: none.
             seed: used for every document.
-            progress, sampler, options: see `Model`; there are no candidates.
+            progress, sampler, options: see `Model`; there are no candidates. Also: truncate: see
+                `Request`.
 
         Returns:
             one `Completion` per document; `decode` turns its `Codes` into pixels.
@@ -365,6 +368,7 @@ class Model(Drawing, Writing):
         *,
         retrieved: Sequence[Sequence[Document]] | None = None,
         seed: int = 0,
+        truncate: bool = False,
         sampler: str | None = None,
         **options: Any,
     ) -> list[Request]:
@@ -372,7 +376,9 @@ class Model(Drawing, Writing):
         prepended = [()] * len(documents) if retrieved is None else retrieved
         built = self.sampler_config(sampler, **sampler_keys(options)).build()
         return [
-            Request(self.coded(document), [self.coded(other) for other in others], seed, built)
+            Request(
+                self.coded(document), [self.coded(one) for one in others], seed, built, truncate
+            )
             for document, others in zip(documents, prepended, strict=True)
         ]
 

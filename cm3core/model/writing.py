@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,12 +12,14 @@ from cm3core.errors import GenerationError
 from cm3core.generation.engine import Completion, Request
 from cm3core.model.candidates import Plan
 from cm3core.model.jobs import Job
-from cm3core.model.loaded import Loaded, Picture, check_text, seen, text_hole
+from cm3core.model.loaded import Loaded, Picture, check_length, check_text, seen, text_hole
 from cm3core.model.options import GenerationOptions
 from cm3core.model.results import Choice, GeneratedText, RetrievedDocument
 
 #: The text before the picture of a question (paper, Table 5).
 ASK = "Question: {question} Answer: {answer}."
+#: Punctuation at the start of a text, up to white space or the end.
+_PUNCTUATION = re.compile(r"([^\w\s]+(?=\s|$))?")
 
 
 class Writing(Loaded):
@@ -43,8 +46,19 @@ class Writing(Loaded):
             raise GenerationError(
                 "template", f"is {template!r}", "write one with {question} and one {answer}"
             )
-        check_text(self, "question", question, truncate=False)
-        before, after = template.replace("{question}", question).split("{answer}")
+        check_text(self, "question", question, truncate=True)
+        before, after = (
+            part.replace("{question}", question) for part in template.split("{answer}")
+        )
+        known = before.rstrip() + after
+        check_length(
+            self,
+            "question in its template",
+            known,
+            num_more=1,
+            without=" without an answer",
+            next_step="shorten one of the two (template)",
+        )
         hole = text_hole(self.recipe, max_tokens)
         given = GenerationOptions.of({"num_retrieved": 0, **options})
         [job], total = _text_jobs(self, [picture], before, hole, after, given)
@@ -59,7 +73,15 @@ def _text_jobs(
     after: str,
     options: GenerationOptions,
 ) -> tuple[list[Job[GeneratedText]], int]:
-    """Jobs whose result is the text written in the hole before each picture."""
+    """Jobs whose result is the text written in the hole before each picture, between `before` and
+    `after`.
+
+    A text tokenizer may join what ends the text to the punctuation after it ("red!" and "." to
+    "!."), so the hole holds that too.
+    """
+    punctuation = _PUNCTUATION.match(after)
+    assert punctuation is not None
+    end, after = punctuation[0], after[punctuation.end() :]
     shown = [seen(loaded, picture) for picture in pictures]
     plan = Plan.of(loaded, options)
     parts = [part for part in (before, hole, after) if part != ""]
@@ -70,7 +92,7 @@ def _text_jobs(
     def job(request: Request, retrieved: tuple[RetrievedDocument, ...]) -> Job[GeneratedText]:
         def make(completion: Completion, seed: int, choice: Choice | None) -> GeneratedText:
             text = text_of(completion.document[:1])
-            written = text[len(before) : len(text) - len(after)]
+            written = text[len(before) : len(text) - len(after)].removesuffix(end)
             return GeneratedText(written, seed, retrieved, completion.log_probability, choice)
 
         return plan.job(request, make)

@@ -3,6 +3,7 @@
 serialize      training sequences, prompts and back      prompt_writer    documents with holes -> prompts
 segments       one segment <-> tokens                    prompt_variants  what a guidance stream sees
 holes          what is missing of a document             fill             contents of holes <-> documents
+joined         holes that share a sentinel               leads            what holes of texts begin with
 infill         spans moved behind their sequence         grammar          which ids are legal where
 packing        several sequences in a row
 """

@@ -19,6 +19,7 @@ from cm3core.document import (
 )
 from cm3core.errors import DocumentError, GenerationError
 from cm3core.sequence.holes import missing_codes, num_holes, runs_of
+from cm3core.sequence.leads import after_lead
 from cm3core.sequence.segments import SegmentCodec
 
 
@@ -40,9 +41,11 @@ def _fill_segment(
     if isinstance(segment, TextHole):
         return Text(codec.text(following()))
     if isinstance(segment, MaskedText):
+        leads = iter(codec.without_leads(segment)[1])
         return Text(
             "".join(
-                part if isinstance(part, str) else codec.text(following()) for part in segment.parts
+                part if isinstance(part, str) else after_lead(next(leads), codec.text(following()))
+                for part in segment.parts
             )
         )
     if isinstance(segment, ImageHole):
@@ -83,16 +86,18 @@ def _segment_contents(
     if isinstance(asked, TextHole) and isinstance(given, Text):
         return [_text_content(codec, given.text, asked)]
     if isinstance(asked, MaskedText) and isinstance(given, Text):
+        leads = codec.without_leads(asked)[1]
+        some = iter("(.*?)" if lead else "(.+?)" for lead in leads)
         # Each hole takes as little as it can: texts between holes that occur twice could be
         # matched in several ways.
         pattern = "".join(
-            re.escape(part) if isinstance(part, str) else "(.+?)" for part in asked.parts
+            re.escape(part) if isinstance(part, str) else next(some) for part in asked.parts
         )
         holes = [part for part in asked.parts if isinstance(part, TextHole)]
         if match := re.fullmatch(pattern, given.text, re.DOTALL):
             return [
-                _text_content(codec, text, hole)
-                for text, hole in zip(match.groups(), holes, strict=True)
+                _text_content(codec, lead + text, hole)
+                for lead, text, hole in zip(leads, match.groups(), holes, strict=True)
             ]
     if isinstance(asked, ImageHole) and isinstance(given, Codes):
         return [codec.code_tokens(given, place)]

@@ -36,13 +36,16 @@ class HoleGrammar:
         holes: what is to be filled, in order, at least one.
         vocabulary: ranges of ids.
         num_text_ids: ids of the text range that the text tokenizer really has.
-        text_of: text of ids; needed for holes that stop at a string.
+        text_of: text of ids; needed for holes that stop at a string, or begin with a lead.
+        begins_with: ids that may come first in a text that begins with a string; needed for holes
+            with a lead.
     """
 
     holes: tuple[Hole, ...]
     vocabulary: Vocabulary
     num_text_ids: int
     text_of: Callable[[IntArray], str] | None = None
+    begins_with: Callable[[str], LegalIds] | None = None
     #: Tokens of the holes filled so far, end tokens not included.
     contents: list[IntArray] = field(default_factory=list)
     #: Tokens of the present hole so far.
@@ -65,14 +68,19 @@ class HoleGrammar:
 
     @property
     def legal(self) -> LegalIds:
-        """Ids that may be drawn next. A text hole may not stay empty (`min_tokens`): no span that
-        was trained on was."""
+        """Ids that may be drawn next. A text hole begins with its lead, and may not stay empty
+        (`min_tokens`): no span that was trained on was."""
         if self.modality == "image":
             return (self.vocabulary.image,)
         start = self.vocabulary.text.start
         text = range(start, start + self.num_text_ids)
         end = self.hole.ends_with
-        if len(self.current) < self.hole.min_tokens or end is None:
+        lead = self.hole.lead
+        written = self._text() if lead else ""
+        if lead and len(written) < len(lead) and lead.startswith(written):
+            assert self.begins_with is not None
+            return self.begins_with(lead[len(written) :]) or (text,)
+        if len(self.current) < self.hole.min_tokens or end is None or (lead and written == lead):
             return (text,)
         return tuple(sorted((text, range(end, end + 1)), key=lambda ids: ids.start))
 
@@ -107,13 +115,12 @@ class HoleGrammar:
             GenerationError: an id that isn't legal; the sampler is at fault.
         """
         assert 0 < len(tokens) <= self.num_draws
-        illegal = tokens[
-            ~np.any([(tokens >= ids.start) & (tokens < ids.stop) for ids in self.legal], axis=0)
-        ]
-        if len(illegal):
+        legal = self.legal
+        illegal = [one for one in tokens.tolist() if not any(one in ids for ids in legal)]
+        if illegal:
             raise GenerationError(
                 "sampler",
-                f"drew {self.vocabulary.name(int(illegal[0]))} where {self.modality} was due",
+                f"drew {self.vocabulary.name(illegal[0])} where {self.modality} was due",
                 "correct the sampler: only ids that `allowed_nR` permits may be drawn",
             )
         if self.modality == "text" and int(tokens[0]) == self.hole.ends_with:
@@ -122,13 +129,24 @@ class HoleGrammar:
         full = len(self.current) == _room(self.hole) or self._stops()
         return self._close(forced_end=True) if full else np.zeros(0, np.int32)
 
+    def forced_cells(self, forced: IntArray) -> IntArray:
+        """Cell of each of the tokens that `take` just returned: some are known codes."""
+        cells = np.full(len(forced), NO_CELL, np.int32)
+        if len(forced) and self.hole.prefix_cells is not None:
+            cells[len(forced) - len(self.hole.prefix_cells) :] = self.hole.prefix_cells
+        return cells
+
     def _stops(self) -> bool:
         """Whether the text has come to one of the strings that it stops at."""
         if not self.hole.stop:
             return False
-        assert self.text_of is not None
-        text = self.text_of(np.array(self.current, np.int32))
+        text = self._text()
         return any(string in text for string in self.hole.stop)
+
+    def _text(self) -> str:
+        """The present hole's text so far."""
+        assert self.text_of is not None
+        return self.text_of(np.array(self.current, np.int32))
 
     def _close(self, *, forced_end: bool) -> IntArray:
         end = self.hole.ends_with

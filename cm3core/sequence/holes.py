@@ -28,13 +28,19 @@ class Hole:
         segment: index of the hole's segment in the query document.
         kind: "text", "image" (a whole picture) or "codes" (a run of missing codes inside a
             picture).
-        prefix: int32; tokens before the content: the hole's sentinel, or nothing (causal
-            continuation).
+        prefix: int32; tokens before the content: the hole's sentinel; nothing (causal
+            continuation); or the known codes after the hole before, with which it shares one
+            sentinel (see `cm3core.sequence.joined`).
         cells: int32; raster cells to be generated, in order, one code each. None for text.
         max_tokens: most content tokens, the end token not counted; exactly `len(cells)` for
             pictures.
-        ends_with: id of the token after the content. None when a whole picture closes the sequence.
+        ends_with: id of the token after the content. None when a whole picture closes the
+            sequence, or known codes and the next hole follow.
         min_tokens, stop: of text, see `TextHole`.
+        prefix_cells: int32; raster cell of each token of `prefix` that is a known code. None: no
+            token is.
+        lead: of text: end of the document's text before it that the content begins with, see
+            `cm3core.sequence.leads`.
     """
 
     segment: int
@@ -45,9 +51,13 @@ class Hole:
     ends_with: int | None
     min_tokens: int = 1
     stop: tuple[str, ...] = ()
+    prefix_cells: IntArray | None = None
+    lead: str = ""
 
 
-def text_hole(segment: int, prefix: IntArray, hole: TextHole, ends_with: int) -> Hole:
+def text_hole(
+    segment: int, prefix: IntArray, hole: TextHole, ends_with: int, lead: str = ""
+) -> Hole:
     """A hole of text; raises `DocumentError` for lengths that can't be."""
     if hole.max_tokens is None or not 1 <= hole.min_tokens <= hole.max_tokens:
         raise DocumentError(
@@ -56,7 +66,15 @@ def text_hole(segment: int, prefix: IntArray, hole: TextHole, ends_with: int) ->
             "give a max_tokens of at least 1, and a min_tokens from 1 to that",
         )
     return Hole(
-        segment, "text", prefix, None, hole.max_tokens, ends_with, hole.min_tokens, hole.stop
+        segment,
+        "text",
+        prefix,
+        None,
+        hole.max_tokens,
+        ends_with,
+        hole.min_tokens,
+        hole.stop,
+        lead=lead,
     )
 
 

@@ -29,7 +29,8 @@ def apply_variant(query: Document, variant: PromptVariant) -> list[tuple[int, Pi
     A text is what a `Text`, or a `MaskedText` between its holes, says. `replace_text` alone
     replaces all of them. With `hide_images` a picture without missing codes is hidden, and segments
     that are hidden side by side are one (with the first's index), so that nothing shows how many
-    there were; what is beside a hole in its segment stays there.
+    there were. Text that is hidden beside a hole of its segment leaves nothing but the hole: no
+    span of training ends where the next begins but by chance.
 
     >>> edit = (Text("a cat"), Codes(np.zeros(4, np.int32), (2, 2)), Text("now a dog"), ImageHole())
     >>> apply_variant(edit, PromptVariant(hide_text="all", hide_images=True))
@@ -70,16 +71,16 @@ def apply_variant(query: Document, variant: PromptVariant) -> list[tuple[int, Pi
         )
         pieces: Pieces = list(parts)
         if index in hidden:
-            stand_in: str | Hidden = (
-                Hidden() if variant.replace_text is None else variant.replace_text
-            )
-            drop = variant.drop_text and variant.replace_text is None
-            pieces = [
-                part if isinstance(part, TextHole) else stand_in
-                for part in parts
-                if isinstance(part, TextHole)
-                or not (drop or (part == "" and isinstance(segment, MaskedText)))
-            ]
+            if variant.replace_text is None:
+                pieces = [part for part in parts if isinstance(part, TextHole)]
+                if not (pieces or variant.drop_text):
+                    pieces = [Hidden()]
+            else:
+                pieces = [
+                    part if isinstance(part, TextHole) else variant.replace_text
+                    for part in parts
+                    if isinstance(part, TextHole) or part or isinstance(segment, Text)
+                ]
             if not pieces:
                 continue  # left out altogether, its <break> too
         result.append((index, pieces))
@@ -87,21 +88,19 @@ def apply_variant(query: Document, variant: PromptVariant) -> list[tuple[int, Pi
 
 
 def _merged(segments: list[tuple[int, Pieces | Segment]]) -> list[tuple[int, Pieces | Segment]]:
-    """One sentinel for all that is hidden side by side: pieces of a segment, and segments of which
-    nothing else is left."""
+    """One sentinel for all that is hidden side by side."""
     result: list[tuple[int, Pieces | Segment]] = []
     for index, content in segments:
-        if isinstance(content, list):
-            content = [
-                piece
-                for place, piece in enumerate(content)
-                if not (
-                    place and isinstance(piece, Hidden) and isinstance(content[place - 1], Hidden)
-                )
-            ]
         if not (result and content == [Hidden()] and result[-1][1] == [Hidden()]):
             result.append((index, content))
     return result
+
+
+def without_hidden(
+    segments: list[tuple[int, Pieces | Segment]],
+) -> list[tuple[int, Pieces | Segment]]:
+    """The segments without those that are hidden, their <break> too."""
+    return [(index, content) for index, content in segments if content != [Hidden()]]
 
 
 def _is_whole_picture(segment: Segment) -> bool:

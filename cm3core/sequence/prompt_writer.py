@@ -6,12 +6,19 @@ of each hole, as in `cm3core.sequence.infill`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cm3core.document import Codes, Document, IntArray, Segment, TextHole
+from cm3core.document import (
+    Codes,
+    Document,
+    IntArray,
+    MaskedText,
+    Segment,
+    TextHole,
+)
 from cm3core.errors import DocumentError
 from cm3core.interfaces.sampler import PromptVariant
 from cm3core.sequence.holes import (
@@ -23,7 +30,8 @@ from cm3core.sequence.holes import (
     runs_of,
     text_hole,
 )
-from cm3core.sequence.prompt_variants import Hidden, Pieces, apply_variant
+from cm3core.sequence.joined import Joined, joined_runs
+from cm3core.sequence.prompt_variants import Hidden, Pieces, apply_variant, without_hidden
 from cm3core.sequence.segments import SegmentCodec, TokenWriter
 
 _NO_TOKENS = np.zeros(0, np.int32)
@@ -57,19 +65,31 @@ def write_prompt(
     max_text_tokens: int | None,
 ) -> Prompt:
     """See `Serializer.prompt`."""
-    writer = _PromptWriter(codec, max_text_tokens)
+    joined = joined_runs(query, codec.max_spans)
+    writer = _PromptWriter(codec, max_text_tokens, joined)
     for number, document in enumerate(() if variant.drop_retrieved else retrieved):
         writer.prepend(document, f"retrieved document {number}")
-    causal = _is_causal(codec, query)
-    segments = apply_variant(query, variant)
+    causal = _is_causal(codec, query, joined.num_spans)
+    leads: list[str] = []
+    bare: list[Segment] = []
+    for segment in query:
+        own = [""] if isinstance(segment, TextHole) else []
+        if isinstance(segment, MaskedText):
+            segment, own = codec.without_leads(segment)
+        bare.append(segment)
+        leads += own
+    segments = apply_variant(tuple(bare), variant)
+    num_hidden = sum(content == [Hidden()] for _, content in segments)
+    if num_hidden + (0 if causal else joined.num_spans) > codec.max_spans:
+        segments = without_hidden(segments)
     if causal:
         return writer.continuation(segments[:-1], len(query) - 1, query[-1])
-    return writer.infilling(segments, num_holes(query))
+    return writer.infilling(segments, leads, joined.num_spans)
 
 
-def _is_causal(codec: SegmentCodec, query: Document) -> bool:
-    """Check the query; return whether its only hole is all the end of it, so that plain
-    continuation fills it."""
+def _is_causal(codec: SegmentCodec, query: Document, num_spans: int) -> bool:
+    """Check the query, whose holes take `num_spans` sentinels; return whether its only hole is all
+    the end of it, so that plain continuation fills it."""
     if not query:
         raise DocumentError("query document", "is empty", "give it a text, a picture or a hole")
     number = num_holes(query)
@@ -82,13 +102,22 @@ def _is_causal(codec: SegmentCodec, query: Document) -> bool:
             "has no hole",
             "put a TextHole or an ImageHole where something is missing",
         )
-    if number > codec.vocabulary.num_sentinels:
+    if number == 1 and (isinstance(query[-1], TextHole) or ends_missing(query[-1])):
+        return True
+    if codec.max_spans == 0:
         raise DocumentError(
             "query document",
-            f"{number} holes, the vocabulary has {codec.vocabulary.num_sentinels} sentinels",
-            "fill fewer at once; a box of missing codes has a hole in each of its rows",
+            "has a hole that is not its end, and the model was trained without masked spans",
+            "only continue documents, or train with an objective that masks spans (objective=cm3)",
         )
-    return number == 1 and (isinstance(query[-1], TextHole) or ends_missing(query[-1]))
+    if num_spans > codec.max_spans:
+        raise DocumentError(
+            "query document",
+            f"{num_spans} separate holes, the model was trained on at most {codec.max_spans} in a "
+            "sequence",
+            "fill fewer at once; only the holes of one picture can be joined",
+        )
+    return False
 
 
 class _PromptWriter:
@@ -97,16 +126,19 @@ class _PromptWriter:
     Args:
         codec: of segments.
         max_text_tokens: each text is cut to its first `max_text_tokens` tokens. None: never.
+        joined: the runs of missing codes that have no sentinel of their own.
     """
 
-    def __init__(self, codec: SegmentCodec, max_text_tokens: int | None) -> None:
+    def __init__(self, codec: SegmentCodec, max_text_tokens: int | None, joined: Joined) -> None:
         self.codec, self.vocabulary = codec, codec.vocabulary
-        self.max_text_tokens = max_text_tokens
+        self.max_text_tokens, self.joined = max_text_tokens, joined
         self.writer = TokenWriter()
         self.writer.add([self.vocabulary.eos])
         self.holes: list[Hole] = []
-        #: Number of the sentinel of what is hidden next.
-        self.next_hidden = 0
+        #: Numbers of the sentinels of the next hole, and of what is hidden next.
+        self.next_hole = self.next_hidden = 0
+        #: Leads of the text holes to come.
+        self.leads: Iterator[str] = iter(())
 
     def prepend(self, document: Document, name: str) -> None:
         """Write a retrieved document, which has no holes."""
@@ -136,10 +168,12 @@ class _PromptWriter:
             hole = Hole(index, "image", _NO_TOKENS, raster, len(raster), None)
         return Prompt(*self.writer.joined(), (hole,))
 
-    def infilling(self, segments: list[tuple[int, Pieces | Segment]], number: int) -> Prompt:
-        """The prompt of a query with any other `number` of holes: a sentinel in place of each,
-        contents behind the query."""
-        self.next_hidden = number
+    def infilling(
+        self, segments: list[tuple[int, Pieces | Segment]], leads: Sequence[str], num_spans: int
+    ) -> Prompt:
+        """The prompt of a query with any other holes, which take `num_spans` sentinels: one in
+        place of each, contents behind the query; `leads`: of the text holes in order."""
+        self.leads, self.next_hidden = iter(leads), num_spans
         self._write_query(segments)
         self.writer.add([self.vocabulary.eos])
         self.writer.add(self.holes[0].prefix)
@@ -154,7 +188,8 @@ class _PromptWriter:
             if isinstance(segment, list):
                 self._write_pieces(segment, index)
             elif is_image_hole(segment):
-                self._write_code_hole(index, "image", self.codec.raster)
+                sentinel = self._write_sentinel()
+                self.holes.append(self._code_hole(index, "image", self.codec.raster, sentinel))
             elif isinstance(segment, Codes) and missing_codes(segment).any():
                 self._write_partial(segment, index)
             else:
@@ -164,9 +199,9 @@ class _PromptWriter:
         """Write what is seen of a text."""
         for piece in pieces:
             if isinstance(piece, TextHole):
-                sentinel = self._sentinel()
-                self.holes.append(text_hole(index, sentinel, piece, self.vocabulary.end_of_infill))
-                self.writer.add(sentinel)
+                end = self.vocabulary.end_of_infill
+                sentinel = self._write_sentinel()
+                self.holes.append(text_hole(index, sentinel, piece, end, next(self.leads)))
             elif isinstance(piece, Hidden):
                 self.writer.add([self.vocabulary.sentinel(self.next_hidden)])
                 self.next_hidden += 1
@@ -175,30 +210,34 @@ class _PromptWriter:
 
     def _write_partial(self, segment: Codes, index: int) -> None:
         """Write a picture with missing codes: its runs of codes as they are, one sentinel in place
-        of each missing run."""
+        of each span of missing runs."""
         tokens = self.codec.code_tokens(segment, _place(index))
         raster = self.codec.raster
         end = 0
-        for run in runs_of(missing_codes(segment)):
-            self.writer.add(tokens[end : run[0]], raster[end : run[0]])
-            self._write_code_hole(index, "codes", run)
+        for place, run in enumerate(runs_of(missing_codes(segment))):
+            known = slice(end, int(run[0]))
             end = int(run[-1]) + 1
+            if (index, place) in self.joined.runs:
+                self.holes[-1] = replace(self.holes[-1], ends_with=None)
+                hole = self._code_hole(index, "codes", run, tokens[known])
+                self.holes.append(replace(hole, prefix_cells=raster[known]))
+                continue
+            self.writer.add(tokens[known], raster[known])
+            self.holes.append(self._code_hole(index, "codes", run, self._write_sentinel()))
         self.writer.add(tokens[end:], raster[end:])
 
-    def _write_code_hole(self, index: int, kind: str, cells: IntArray) -> None:
-        """Append the next hole, of codes, and write its sentinel."""
-        sentinel = self._sentinel()
-        self.holes.append(
-            Hole(index, kind, sentinel, cells, len(cells), self.vocabulary.end_of_infill)
-        )
-        self.writer.add(sentinel)
+    def _code_hole(self, index: int, kind: str, cells: IntArray, prefix: IntArray) -> Hole:
+        return Hole(index, kind, prefix, cells, len(cells), self.vocabulary.end_of_infill)
 
     def _write(self, segment: Segment, place: str) -> None:
         self.codec.write_segment(self.writer, segment, place, self.max_text_tokens)
 
-    def _sentinel(self) -> IntArray:
-        """The sentinel of the next hole."""
-        return np.asarray([self.vocabulary.sentinel(len(self.holes))], np.int32)
+    def _write_sentinel(self) -> IntArray:
+        """Write the sentinel of the next hole, and return it."""
+        sentinel = np.asarray([self.vocabulary.sentinel(self.next_hole)], np.int32)
+        self.writer.add(sentinel)
+        self.next_hole += 1
+        return sentinel
 
 
 def _place(index: int) -> str:

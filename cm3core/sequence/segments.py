@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from cm3core.document import (
 from cm3core.errors import DocumentError
 from cm3core.interfaces.text_tokenizer import TextTokenizer
 from cm3core.sequence.holes import missing_codes
+from cm3core.sequence.leads import ids_that_begin, is_joined, without_leads
 from cm3core.vocab import Vocabulary
 
 
@@ -49,10 +51,17 @@ class SegmentCodec:
         vocabulary: the table of ids.
         text_tokenizer: its ids are placed at `vocabulary.text`; it must fit there.
         grid: (rows, columns) of codes of every picture.
+        max_spans: most masked spans of a sequence that the decoder is trained on: prompts use no
+            sentinel beyond. None: as many as the vocabulary has sentinels.
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, text_tokenizer: TextTokenizer, grid: tuple[int, int]
+        self,
+        vocabulary: Vocabulary,
+        text_tokenizer: TextTokenizer,
+        grid: tuple[int, int],
+        *,
+        max_spans: int | None = None,
     ) -> None:
         if text_tokenizer.vocab_size > len(vocabulary.text):
             raise DocumentError(
@@ -63,6 +72,10 @@ class SegmentCodec:
             )
         self.vocabulary, self.text_tokenizer, self.grid = vocabulary, text_tokenizer, grid
         self.num_codes = grid[0] * grid[1]
+        most = vocabulary.num_sentinels
+        self.max_spans = most if max_spans is None else min(max_spans, most)
+        #: lead -> whether it is joined to what comes after it; ids that may come first.
+        self._leads: dict[str, tuple[bool, tuple[range, ...]]] = {}
         self.raster = np.arange(self.num_codes, dtype=np.int32)
 
     def text_tokens(self, text: str, max_text_tokens: int | None = None) -> IntArray:
@@ -81,6 +94,26 @@ class SegmentCodec:
                 "decode only text ids",
             )
         return self.text_tokenizer.decode((tokens - self.vocabulary.text.start).tolist())
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        """The text of each text id alone."""
+        return [self.text_tokenizer.decode([one]) for one in range(self.text_tokenizer.vocab_size)]
+
+    def ids_that_begin(self, lead: str) -> tuple[range, ...]:
+        """Ids of the vocabulary that may come first where a text begins with `lead`."""
+        return self._lead(lead)[1]
+
+    def without_leads(self, text: MaskedText) -> tuple[MaskedText, list[str]]:
+        """The text without what its holes' contents begin with, the leads, and these, one for each
+        hole; see `cm3core.sequence.leads`."""
+        return without_leads(text, lambda lead: self._lead(lead)[0])
+
+    def _lead(self, lead: str) -> tuple[bool, tuple[range, ...]]:
+        if lead not in self._leads:
+            ids = ids_that_begin(lead, self._texts, self.vocabulary.text.start)
+            self._leads[lead] = bool(ids) and is_joined(lead, self._texts), ids
+        return self._leads[lead]
 
     def code_tokens(self, codes: Codes, place: str) -> IntArray:
         """Ids int32 of a picture's codes, holes included (whatever is there); raises

@@ -125,8 +125,8 @@ class Serializer(SegmentCodec):
             max_text_tokens: each text is cut to its first `max_text_tokens` tokens, as in training.
 
         Raises:
-            DocumentError: no hole, pixels, an empty document, more holes than sentinels, codes of
-                another grid.
+            DocumentError: no hole, pixels, an empty document, more separate holes than
+                `max_spans`, codes of another grid.
         """
         return write_prompt(self, query, retrieved, variant or PromptVariant(), max_text_tokens)
 

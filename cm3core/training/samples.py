@@ -110,12 +110,12 @@ class SamplePictures:
             assert prompt is not None
             retrieved = preparation.retrieved(prompt[:-1], exclude=own_names(source, usable[place]))
             requests = (
-                Request(prompt, retrieved[:number], seed)
+                Request(prompt, retrieved[:number], seed, truncate=True)
                 for number in range(len(retrieved), -1, -1)
             )
             request = next(
                 (request for request in requests if engine.fits(request)),
-                Request(prompt, seed=seed),
+                Request(prompt, seed=seed, truncate=True),
             )
             picture = next(segment for segment in document if isinstance(segment, Image))
             prepared.append(

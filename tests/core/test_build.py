@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cm3core.build import build, split_or_reason
+from cm3core.build import build, split_or_reason, trained_spans
 from cm3core.errors import DeviceError, RecipeError
 from cm3core.generation.device_memory import group_limits, memory_limit
 from cm3core.interfaces import Decoder
@@ -43,6 +43,18 @@ def test_vocabulary_by_hand(registry: Registry) -> None:
     assert components.embedder is None
     assert components.retriever is None
     assert components.objective.max_added_tokens > 0
+
+
+def test_prompts_use_the_sentinels_that_the_objective_trains(registry: Registry) -> None:
+    vocabulary = build(squares(registry), registry, stage="train").vocabulary
+    for override, expected in (
+        ("objective.max_spans=5", 5),
+        ("objective.max_spans=99", 8),  # the vocabulary has no more
+        ("objective=fim", 1),
+        ("objective=causal", 0),
+        ("objective=null", None),
+    ):
+        assert trained_spans(squares(registry, override), vocabulary) == expected
 
 
 def test_given_size_of_the_text_range(registry: Registry) -> None:

@@ -100,6 +100,11 @@ def _pictures(out: Path, drawn: dict[str, Any]) -> str:
 
 def _captions(drawn: dict[str, Any]) -> str:
     lines = ["## Captions", ""]
+    if not drawn["captions"]:
+        why = (
+            "None, and nothing inpainted: the objective masks nothing, so the model only continues."
+        )
+        return "\n".join([*lines, why, ""])
     lines += [
         f"- {SUBJECTS[name]}: {num_named(captions)} of {len(captions)} captions name the right "
         "thing"

@@ -87,20 +87,23 @@ def show(model: Model, out: Path) -> dict[str, Any]:
     subjects = {
         name: asked for name, asked in (("held_out", held_out), ("trained", trained)) if asked
     }
-    drawn["captions"] = {
-        name: _captions(model, asked[:NUM_CAPTIONS]) for name, asked in subjects.items()
-    }
-    _caption_table(
-        out / "captions.png", next(iter(subjects.values())), next(iter(drawn["captions"].values()))
-    )
-    repaired = {
-        name: _repaired(model, asked[:NUM_INFILLED], name) for name, asked in subjects.items()
-    }
-    _repair_table(out / "infilled.png", subjects, repaired)
-    drawn["repairs"] = {
-        name: _scores(judge, asked[:NUM_INFILLED], repaired[name], texts)
-        for name, asked in subjects.items()
-    }
+    if model.components.serializer.max_spans:  # else it was never trained to fill anything
+        drawn["captions"] = {
+            name: _captions(model, asked[:NUM_CAPTIONS]) for name, asked in subjects.items()
+        }
+        _caption_table(
+            out / "captions.png",
+            next(iter(subjects.values())),
+            next(iter(drawn["captions"].values())),
+        )
+        repaired = {
+            name: _repaired(model, asked[:NUM_INFILLED], name) for name, asked in subjects.items()
+        }
+        _repair_table(out / "infilled.png", subjects, repaired)
+        drawn["repairs"] = {
+            name: _scores(judge, asked[:NUM_INFILLED], repaired[name], texts)
+            for name, asked in subjects.items()
+        }
     drawn["drawing_seconds"] = time.monotonic() - started
     return drawn
 
@@ -218,6 +221,7 @@ def _pictures(model: Model, asked: Sequence[Asked], retrieve: bool, what: str) -
                 [(Text(one.text), ImageHole()) for one in part],
                 retrieved=[one.in_front if retrieve else () for one in part],
                 seed=1,
+                truncate=True,
             )
             codes = [
                 segment
@@ -334,7 +338,7 @@ def _repaired(model: Model, subjects: Sequence[Asked], name: str) -> dict[str, l
         cut[y0:y1, x0:x1] = 160
         pictures["cut"].append(cut)
         pictures["repaired"].append(
-            model.infill(one.pixels, box, one.text, seed=1, num_retrieved=0).pixels
+            model.infill(one.pixels, box, one.text, seed=1, truncate=True, num_retrieved=0).pixels
         )
     return pictures
 

@@ -37,7 +37,8 @@ class CM3ObjectiveConfig(LossWeightsConfig):
         lambda_spans: mean of the Poisson number of random spans in a sequence (metaseq
             `cm3_lambda_sentinel_tokens`).
         max_spans: maximum number of spans in a sequence (CM3 paper: 16); also limited by the number
-            of sentinels and by the room in the context.
+            of sentinels and by the room in the context. Prompts have no more holes either:
+            inpainting joins those of larger regions.
         segment_mask_probability: probability that, instead of random spans, one whole segment of
             the query document is masked. Random spans hide a whole caption in 0.003% of sequences,
             and hidden captions are what guidance and captioning need (metaseq

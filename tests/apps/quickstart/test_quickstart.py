@@ -142,3 +142,23 @@ def test_captions_become_no_markup_in_the_report() -> None:
     losses = report._losses({"metrics": metrics})
     assert "<b>" not in losses
     assert "| train/image_loss | 2.000 |" in losses
+
+
+def test_a_model_that_only_continues_has_no_captions(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an objective that masks nothing; its model refuses to fill anything."""
+    from cm3core.build import build
+    from cm3core.model import Model
+
+    monkeypatch.setattr(showing, "NUM_JUDGED", {"train": 1, "comp": 0, "unseen": 0, "valid": 0})
+    registry = load_registry()
+    recipe = Quickstart(
+        registry, tmp_path, minutes=1, overrides=[*overrides, "objective=causal", "retriever=null"]
+    ).recipe()
+    model = Model(recipe, build(recipe, registry, stage="train"))
+    monkeypatch.setattr(showing, "_judge", lambda texts: None)
+    drawn = showing.show(model, tmp_path)
+    assert drawn["splits"]["train"]["num_prompts"] == 1
+    assert not (tmp_path / "captions.png").exists()
+    assert "None, and nothing inpainted" in report._captions(drawn)

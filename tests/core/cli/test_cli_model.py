@@ -153,8 +153,10 @@ def test_what_no_model_was_tuned_for_is_refused(cm3, tmp_path, capsys):
             shown.err,
         )
         assert not (tmp_path / "out").exists()
-    assert cm3("ask", path, "red", "--force") == 0
-    assert cm3("edit", path, "red", "--n", 1, "--force", "-o", tmp_path / "out") == 0
+    short = ("--template", "{question} {answer}")
+    assert cm3("ask", path, "red", "--force", *short) == 0
+    out = ("--n", 1, "-o", tmp_path / "out")
+    assert cm3("edit", path, "red", "--force", "--truncate", *out) == 0
     assert (tmp_path / "out" / "000.png").is_file()
 
 

@@ -15,19 +15,22 @@ from hypothesis import strategies as st
 
 from cm3core.document import Codes, Document, ImageHole, MaskedText, Text, TextHole
 from cm3core.errors import DocumentError, GenerationError
-from cm3core.generation.engine import Request, candidate_seed, candidates
+from cm3core.generation.engine import Engine, Request, candidate_seed, candidates
 from cm3core.interfaces.sampler import PromptVariant
 from cm3core.sequence.grammar import HoleGrammar
+from cm3core.sequence.serialize import Serializer
 from cm3plugins.samplers.config import NULL_PROMPTS, CFGSamplerConfig, TopPSamplerConfig
 from engine_parts import (
     APPLE,
     GRID,
     LETTERS,
+    PEAR,
     REQUESTS,
     SERIALIZER,
     VOCABULARY,
     WARM,
     Failing,
+    LetterTokenizer,
     boom,
     make_engine,
 )
@@ -166,11 +169,83 @@ def test_progress_ends_at_what_was_drawn(decoder):
 
 
 def test_texts_are_cut_as_in_training(decoder):
-    long, short = (Request((Text(text), ImageHole())) for text in ("abcabc", "abc"))
+    """Retrieved texts always, the document's own where it is asked for, never in silence."""
+    long, short = (
+        Request((Text(text), ImageHole()), [(Text(text), PEAR)], truncate=True)
+        for text in ("abcabc", "abc")
+    )
     cut = make_engine(decoder, max_text_tokens=3).complete([long])[0]
     whole = make_engine(decoder).complete([short])[0]
     assert cut.document[1] == whole.document[1]
     assert cut.document[0] == Text("abcabc")
+    allowed = replace(long, document=short.document, truncate=False)
+    [same] = make_engine(decoder, max_text_tokens=3).complete([allowed])
+    assert same.document[1] == whole.document[1]
+
+
+@pytest.mark.parametrize(
+    ("request_", "negative", "place", "length", "next_step"),
+    [
+        (
+            Request((Text("abcd"), ImageHole())),
+            None,
+            "segment 0",
+            "4 tokens long",
+            "shorten it, or read only its beginning (truncate)",
+        ),
+        (
+            Request((Text("abc"), ImageHole())),
+            "abcde",
+            "negative prompt",
+            "5 tokens long",
+            "shorten it, or read only its beginning (truncate)",
+        ),
+        # what follows a hole would be lost, so it is refused even then
+        (
+            Request((APPLE, MaskedText(("ab", TextHole(2), "c")), PEAR), truncate=True),
+            None,
+            "segment 1",
+            "3 tokens long without what is to be written",
+            "shorten it",
+        ),
+    ],
+)
+def test_a_text_that_would_be_cut_is_refused(decoder, request_, negative, place, length, next_step):
+    sampler = CFGSamplerConfig(negative_prompt=negative)
+    with pytest.raises(GenerationError) as error:
+        make_engine(decoder, sampler, max_text_tokens=3).complete([request_])
+    assert str(error.value) == (
+        f"request 0, {place}: is {length}; the model was trained on texts of at most 3, "
+        f"in a context of 64\n  next: {next_step}"
+    )
+
+
+@torch.inference_mode()
+def test_joined_holes_keep_known_codes_and_equal_recomputation(decoder):
+    """Two spans for three holes: the code between two of them is fed, not drawn."""
+    serializer = Serializer(VOCABULARY, LetterTokenizer(), GRID, max_spans=2)
+    sampler = TopPSamplerConfig(temperature=0)
+    picture = Codes(PEAR.codes, GRID, np.array([True, False, True, False, False, True]))
+    [done] = Engine(decoder, serializer, sampler.build(), VOCABULARY).complete(
+        [Request((picture,))]
+    )
+    known = ~picture.missing
+    assert np.array_equal(done.document[0].codes[known], PEAR.codes[known])
+    prompt = serializer.prompt((picture,))
+    tokens, cells = prompt.tokens.tolist(), prompt.cells.tolist()
+    first, code = VOCABULARY.image.start, int(PEAR.codes[1])
+    after = [
+        [(first + code, 1)],
+        [(VOCABULARY.end_of_infill, -1), (VOCABULARY.sentinel(1), -1)],
+        [],
+    ]
+    for cell, forced in zip((0, 2, 5), after, strict=True):
+        hidden = decoder.hidden_states(torch.tensor([tokens]), cells_BT=torch.tensor([cells]))
+        drawn = int(decoder.logits(hidden[0, -1], VOCABULARY.image).argmax())
+        assert drawn == done.document[0].codes[cell]
+        for token, at in [(first + drawn, cell), *forced]:
+            tokens.append(token)
+            cells.append(at)
 
 
 def test_a_text_ends_with_a_string_that_stops_it(decoder):

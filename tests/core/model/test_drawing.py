@@ -146,6 +146,6 @@ def test_a_mask_several_boxes_and_continuation_leave_the_rest(model, tmp_path):
 
 def test_editing(model, monkeypatch):
     monkeypatch.setattr(model.components, "registry", load_registry())
-    one, two = model.edit(picture(8, 8), "redder", 2, seed=1)
+    one, two = model.edit(picture(8, 8), "redder", 2, seed=1, truncate=True)
     assert one.prompt == "redder"
     assert one.pixels.shape == two.pixels.shape == (8, 8, 3)

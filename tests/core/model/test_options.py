@@ -29,7 +29,9 @@ def test_options_and_keys_of_the_sampler_are_separated():
         lambda model, **options: model.generate("red", 1, **options)[0].codes,
         lambda model, **options: model.infill(picture(), (2, 2, 6, 6), "red", **options).codes,
         lambda model, **options: model.caption(picture(), **options).text,
-        lambda model, **options: model.ask(picture(), "a?", **options).log_probability,
+        lambda model, **options: (
+            model.ask(picture(), "a?", template="{question}{answer}", **options).log_probability
+        ),
         lambda model, **options: model.complete([(Text("a"), ImageHole())], **options)[0].document,
     ],
 )

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from cm3core.document import ImageHole, MaskedText, Text, TextHole
+from cm3core.document import Codes, ImageHole, MaskedText, Text, TextHole
+from cm3core.errors import DocumentError
+from cm3core.interfaces.sampler import PromptVariant
+from cm3core.sequence.serialize import Serializer
+from cm3plugins.text_tokenizers.byte import ByteTokenizer
 from serializer_parts import (
     BREAK,
     CELLS,
     EOS,
     EOSS,
+    GRID,
     PAIR,
     QUERY,
     S0,
     SERIALIZER,
+    VOCABULARY,
     holes,
     image,
     letters,
@@ -95,6 +102,63 @@ def test_holes_everywhere() -> None:
         for content in (letters("X"), letters("YZ"), image(1, 2, 3, 4))
     ]
     assert SERIALIZER.fill(document, contents) == (Text("aXbYZ"), picture(1, 2, 3, 4))
+
+
+def test_holes_share_a_sentinel_where_training_had_fewer() -> None:
+    """The code between them is fed when its turn comes, and the picture keeps it."""
+    few = Serializer(VOCABULARY, ByteTokenizer(), GRID, max_spans=2)
+    holed = picture(0, 6, 0, 8, missing=[0, 2])
+    alone = few.prompt((holed,))
+    assert alone.tokens.tolist() == SERIALIZER.prompt((holed,)).tokens.tolist()
+    # one sentinel is kept for the stream that hides the text
+    for variant, shown in (
+        (PromptVariant(), letters("c")),
+        (PromptVariant(hide_text="all"), [S0 + 1]),
+    ):
+        joined = few.prompt((Text("c"), holed), variant=variant)
+        assert joined.tokens.tolist() == [EOS, *shown, BREAK, S0, *image(8), EOS, S0]
+        assert holes(joined) == [
+            (1, "codes", [S0], [0], 1, None),
+            (1, "codes", image(6), [2], 1, EOSS),
+        ]
+        assert joined.holes[1].prefix_cells is not None
+        assert joined.holes[1].prefix_cells.tolist() == [1]
+    contents = [np.asarray(image(1), np.int32), np.asarray(image(2), np.int32)]
+    assert few.fill((holed,), contents) == (picture(1, 6, 2, 8),)
+
+
+def test_the_shortest_gaps_are_closed_first() -> None:
+    wide = Serializer(VOCABULARY, ByteTokenizer(), (2, 5), max_spans=2)
+    missing = np.isin(np.arange(10), [0, 3, 5, 9])
+    prompt = wide.prompt((Codes(np.arange(10, dtype=np.int32), (2, 5), missing),))
+    assert [hole.prefix.tolist() for hole in prompt.holes] == [
+        [S0],
+        image(1, 2),
+        image(4),
+        [S0 + 1],
+    ]
+
+
+def test_what_is_hidden_is_left_out_where_no_sentinel_is_left() -> None:
+    one = Serializer(VOCABULARY, ByteTokenizer(), GRID, max_spans=1)
+    holed = picture(5, 0, 7, 8, missing=[1])
+    hidden = one.prompt((Text("c"), holed), variant=PromptVariant(hide_text="all"))
+    assert hidden.tokens.tolist() == [EOS, *image(5), S0, *image(7, 8), EOS, S0]
+
+
+def test_a_model_that_was_trained_without_spans_only_continues() -> None:
+    never = Serializer(VOCABULARY, ByteTokenizer(), GRID, max_spans=0)
+    document = (Text("c"), ImageHole())
+    assert never.prompt(document).tokens.tolist() == SERIALIZER.prompt(document).tokens.tolist()
+    hidden = never.prompt(document, variant=PromptVariant(hide_text="all", hide_images=True))
+    assert hidden.tokens.tolist() == [EOS]
+    with pytest.raises(DocumentError) as error:
+        never.prompt((TextHole(3), QUERY[1]))
+    assert str(error.value) == (
+        "query document: has a hole that is not its end, and the model was trained without masked "
+        "spans\n  next: only continue documents, or train with an objective that masks spans "
+        "(objective=cm3)"
+    )
 
 
 def test_codes_that_are_all_missing_are_a_whole_picture() -> None:

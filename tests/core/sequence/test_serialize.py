@@ -118,8 +118,8 @@ def test_pairs_come_back_from_bare_tokens(query: Document, retrieved: list[Docum
         ),
         (
             lambda: SERIALIZER.prompt((MaskedText((TextHole(),) * 9),)),
-            "query document: 9 holes, the vocabulary has 8 sentinels\n"
-            "  next: fill fewer at once; a box of missing codes has a hole in each of its rows",
+            "query document: 9 separate holes, the model was trained on at most 8 in a sequence\n"
+            "  next: fill fewer at once; only the holes of one picture can be joined",
         ),
         (
             lambda: SERIALIZER.documents(np.asarray([EOS, 260, EOS], np.int32)),

@@ -108,7 +108,10 @@ def draw(
         ):
             part = slice(start, start + _BATCH)
             completions = model.complete(
-                [(*query, ImageHole()) for query in queries[part]], retrieved=front[part], seed=SEED
+                [(*query, ImageHole()) for query in queries[part]],
+                retrieved=front[part],
+                seed=SEED,
+                truncate=True,
             )
             drawn += model.decode(
                 [
