@@ -18,7 +18,7 @@ from cm3core.bank.memory_bank import MemoryBank
 from cm3core.bank.shard import SHARDS, Shard, write_shard
 from cm3core.bank.writing import tidy, writing
 from cm3core.errors import DataError, FileError
-from cm3core.files import check_writable, make_folder, sha256_file, sync_directory
+from cm3core.files import check_writable, make_folder, sha256_file, sync_directory, user_path
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
 
 _SHOWN = 3
@@ -63,7 +63,7 @@ def remove_documents(
         DataError: nothing would change, or nothing would be left.
         FileError: the disk is full.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     # before anything is written into a folder that is none
     MemoryBank.open(folder, skip_damaged=damaged)
     with writing(folder):
@@ -154,7 +154,7 @@ def merge_banks(
             `out`.
         FileError: the disk is full.
     """
-    target = Path(out).expanduser()
+    target = user_path(out)
     if target.exists():
         raise DataError(str(target), "is there already", "name a new folder")
     check_writable(target, folder=True)

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cm3core.cli import add_overrides
+from cm3core.cli import add_overrides, whole_number
 from cm3core.cli._dataset import chosen_data, count_of
 from cm3core.errors import DataError
 from cm3core.files import check_writable
@@ -68,7 +68,10 @@ def configure(parser: ArgumentParser) -> None:
         help="the contact sheet (default: data-<name>.png)",
     )
     show.add_argument(
-        "--num", type=int, default=24, help="pictures on the sheet (default: %(default)s)"
+        "--num",
+        type=whole_number(1, 2**16),
+        default=24,
+        help="pictures on the sheet (default: %(default)s)",
     )
 
 
@@ -142,8 +145,6 @@ def _show(data: ChosenData, out: Path, num: int) -> int:
     from cm3core.document import Image
     from cm3core.images import save_png
 
-    if num < 1:
-        raise DataError("--num", f"is {num}", "use 1 or more")
     check_writable(out)
     print(data.title)
     chosen = None

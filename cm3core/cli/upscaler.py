@@ -200,8 +200,6 @@ def _evaluate(args: Namespace) -> int:
     from cm3core.evaluation.upscaler import evaluate_upscaler
     from cm3core.images import save_png
 
-    if args.num < 1:
-        raise RecipeError("--num", f"is {args.num}", "use 1 or more")
     check_writable(args.out)
     recipe = _composed(args.recipe, args.overrides, args)
     assert recipe.upscaler is not None

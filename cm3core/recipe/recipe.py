@@ -91,6 +91,7 @@ class Recipe(KindSections):
         checks the fixed sections, then conditions across sections.
         """
         for _, config in self.components.values():
+            base.ComponentConfig.check(config)  # a plugin's own may not call its base's
             config.check()
         for name in FIXED_SECTIONS:
             getattr(self, name).check()

@@ -571,7 +571,7 @@ CHECKS = {
     (
         "train.steps=null",
         "train.minutes=.inf",
-    ): "train.minutes: is inf, must be at most 10,000,000",
+    ): "train.minutes: is inf, must be finite",
     (
         "train.steps=null",
         "train.minutes=.nan",

@@ -10,7 +10,7 @@ from pathlib import Path
 from cm3apps.benchmarks import precision
 from cm3apps.benchmarks.decode import command as decode
 from cm3apps.benchmarks.retrieval import command as retrieval
-from cm3core.cli import registry_of
+from cm3core.cli import registry_of, whole_number
 from cm3core.errors import CM3Error, DeviceError, close_match
 
 EXAMPLE = """examples:
@@ -61,7 +61,9 @@ def configure(parser: ArgumentParser) -> None:
         action="store_true",
         help="execute everything once on tiny inputs, untimed; --device cuda then needs no GPU",
     )
-    kernels.add_argument("--threads", type=int, help="threads of torch on the CPU")
+    kernels.add_argument(
+        "--threads", type=whole_number(1, 4096), help="threads of torch on the CPU"
+    )
     kernels.set_defaults(run=run)
     decode.configure(
         actions.add_parser(
@@ -97,12 +99,6 @@ def run(args: Namespace) -> int:
     if args.quick and args.dry_run:
         raise CM3Error(
             "cm3 bench kernels", "--quick and --dry-run exclude each other", "leave one out"
-        )
-    if args.threads is not None and args.threads < 1:
-        raise CM3Error(
-            "cm3 bench kernels",
-            f"--threads is {args.threads}, must be at least 1",
-            "leave it out, or give a number",
         )
     if args.out is not None:
         from cm3core.files import check_writable

@@ -30,6 +30,7 @@ from cm3apps.embedder_training.contrastive import (
     two_of,
 )
 from cm3core.files import atomic_path, cache_directory
+from cm3core.npy import load_array
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
 from cm3plugins.embedders.bi_encoder.config import check_packages
 from cm3plugins.embedders.bi_encoder.heads import Heads, HeadSizes, save_heads
@@ -178,8 +179,8 @@ def _blocks(
 def _read(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float16] | None:
     """A block of this shape; None when there is no complete one."""
     try:
-        block: npt.NDArray[np.float16] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        block: npt.NDArray[np.float16] = load_array(path)
+    except (OSError, ValueError):
         return None
     return block if block.shape == shape and block.dtype == np.float16 else None
 

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cm3core.errors import DataError, close_match
-from cm3core.files import allocate, atomic_path, cache_directory
+from cm3core.files import allocate, atomic_path, cache_directory, user_path
+from cm3core.npy import load_array
 from cm3plugins.datasets.emoji.packages import STYLE_PACKAGES
 
 ASSETS = Path(__file__).parent / "assets"
@@ -143,14 +144,14 @@ class EmojiCorpus:
         path = self.cache_path(size, cache_dir)
         if not self.is_rendered(size, cache_dir):
             self._render_to(path, (len(self), size, size, 3))
-        pictures: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
+        pictures: NDArray[np.uint8] = load_array(path, memory_map=True)
         return pictures
 
     def is_rendered(self, size: int, cache_dir: Path | str | None = None) -> bool:
         """Say whether ``render_all`` finds its file, whole (one that was cut is drawn again)."""
         try:
-            pictures = np.load(self.cache_path(size, cache_dir), mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError, OSError):
+            pictures = load_array(self.cache_path(size, cache_dir), memory_map=True)
+        except (ValueError, OSError):
             return False
         return bool(pictures.shape == (len(self), size, size, 3))
 
@@ -159,7 +160,7 @@ class EmojiCorpus:
         version."""
         from cm3plugins.datasets.emoji.render import renderer_version
 
-        folder = cache_directory() if cache_dir is None else Path(cache_dir).expanduser()
+        folder = cache_directory() if cache_dir is None else user_path(cache_dir)
         return (
             folder / "emoji" / f"{size}px-{self.data_sha256[:_NUM_DIGITS]}-{renderer_version()}.npy"
         )
