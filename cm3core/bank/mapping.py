@@ -68,7 +68,7 @@ def map_array(path: Path) -> npt.NDArray[Any]:
             shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(header)
         else:
             shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(header)
-        if not all(0 <= length < 1 << 40 for length in shape):
+        if not all(type(length) is int and 0 <= length < 1 << 40 for length in shape):
             raise ValueError(f"has {len(data)} bytes, its header says it has shape {list(shape)}")
     if dtype.hasobject:
         raise ValueError("holds Python objects")

@@ -7,7 +7,6 @@ overflows, minutes later.
 from __future__ import annotations
 
 from argparse import ArgumentTypeError
-from dataclasses import dataclass
 
 #: Largest values that several options share.
 MAX_SEED = 2**63 - 1
@@ -18,9 +17,10 @@ MAX_STEPS = 2**63 - 1
 _MOST_SHOWN = 40
 
 
-@dataclass(frozen=True)
 class NumberRange:
     """The `type` of an option: parses a number and checks that it lies in a range.
+
+    No dataclass, whose import alone would double the time of `cm3 --help`.
 
     Args:
         least, most: the smallest and the largest value.
@@ -28,10 +28,8 @@ class NumberRange:
         above: whether it must be more than `least`.
     """
 
-    least: float
-    most: float
-    whole: bool
-    above: bool = False
+    def __init__(self, least: float, most: float, *, whole: bool, above: bool = False) -> None:
+        self.least, self.most, self.whole, self.above = least, most, whole, above
 
     def __call__(self, text: str) -> int | float:
         """Return the number; raises `ArgumentTypeError` if it is none, or out of range."""

@@ -139,6 +139,7 @@ def override_layer(overrides: Sequence[str]) -> Layer:
 def _override_value(argument: str, key: str) -> object:
     """Return the value of `a.b.c=value`, read as YAML by OmegaConf."""
     shown = argument if len(argument) <= _MOST_SHOWN else f"{argument[:_MOST_SHOWN]}..."
+    shown = shown.encode(errors="backslashreplace").decode()  # bytes that are not UTF-8
     value = value_of(argument, f"{COMMAND_LINE}: {shown}")
     for part in key.split("."):
         value = value[part]

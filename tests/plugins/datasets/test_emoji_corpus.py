@@ -385,7 +385,7 @@ def test_fingerprint_names_the_pictures_not_the_captions() -> None:
         ),
         (
             {"image_size": 0},
-            "dataset.image_size: 0 is not a size\n  next: give a number of pixels, such as 64",
+            "dataset.image_size: is 0, must be at least 1\n  next: correct the value",
         ),
         (
             {"templates": ["{label}"]},
