@@ -28,6 +28,7 @@ from cm3core.errors import DataError
 from cm3core.files import make_folder, user_path, write_text
 from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
+from cm3core.progress import make_bar
 
 #: Documents of a shard: what a kill costs at most, and what is in memory before it is written.
 SHARD_SIZE = 4096
@@ -231,7 +232,7 @@ def _build_shards(
     remove_unfinished(folder)
     shards: list[ShardInfo] = []
     skipped: list[SkippedRecord] = []
-    with tqdm(
+    with make_bar(
         total=len(wanted), desc="memory bank", unit="document", disable=None if progress else True
     ) as bar:
         for start in range(0, len(wanted), shard_size):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from cm3core.bank.building import duplicate_ids
 from cm3core.bank.manifest import Manifest, ShardInfo
@@ -20,6 +19,7 @@ from cm3core.bank.writing import tidy, writing
 from cm3core.errors import DataError, FileError
 from cm3core.files import check_writable, make_folder, sha256_file, sync_directory, user_path
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
+from cm3core.progress import make_bar
 
 _SHOWN = 3
 #: Folder of a bank that damaged shards are moved to.
@@ -178,7 +178,7 @@ def merge_banks(
     try:
         make_folder(temporary / SHARDS)
         shards: list[ShardInfo] = []
-        with tqdm(
+        with make_bar(
             total=sum(map(len, banks)),
             desc="merging",
             unit="document",

@@ -175,6 +175,7 @@ def pictures_of(
 
     from cm3core.document import Image
     from cm3core.images import fit
+    from cm3core.progress import make_bar
 
     found: dict[str, Image] = {}
     for index in range(len(source)):
@@ -186,7 +187,7 @@ def pictures_of(
         chosen = [chosen[index] for index in np.linspace(0, len(chosen) - 1, num).astype(int)]
     images_NHWC = _empty((len(chosen), *size, 3))
     num_read = 0
-    for picture in tqdm(chosen, desc="pictures", unit="", disable=None, leave=False):
+    for picture in make_bar(chosen, desc="pictures", unit="", disable=None, leave=False):
         try:
             images_NHWC[num_read] = fit(picture.load(), size)
             num_read += 1

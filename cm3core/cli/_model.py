@@ -188,14 +188,14 @@ def settings_of(settings: Sequence[str], wanted: str) -> dict[str, Any]:
 @contextmanager
 def progress_bar(what: str) -> Iterator[Progress]:
     """A progress bar of tokens on the terminal, from the first token on."""
-    from tqdm import tqdm
+    from cm3core.progress import make_bar
 
-    bars: list[tqdm[Any]] = []
+    bars: list[Any] = []
 
     def show(done: int, total: int) -> None:
         if not bars:
             bars.append(
-                tqdm(
+                make_bar(
                     desc=what,
                     total=total,
                     unit="token",

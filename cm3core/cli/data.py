@@ -87,6 +87,8 @@ def _validate(data: ChosenData, quiet: bool) -> int:
     """Print bad records as they are found; the summary last."""
     from tqdm import tqdm
 
+    from cm3core.progress import make_bar
+
     splits = (
         ["all"]
         if "all" in data.config.splits
@@ -102,7 +104,7 @@ def _validate(data: ChosenData, quiet: bool) -> int:
                 reported.add(record)
                 _print_bad(record)
         num_documents += len(source)
-        for index in tqdm(
+        for index in make_bar(
             range(len(source)), desc=f"checking {split}", unit=" documents", disable=quiet or None
         ):
             try:

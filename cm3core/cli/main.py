@@ -80,7 +80,12 @@ def _run(argv: list[str]) -> int:
     args = _parse(parser, options.arguments)
     args.plugin = given.plugin
     chosen: Callable[[argparse.Namespace], int] = run or args.run
-    return chosen(args)
+    if not getattr(args, "quiet", False):
+        return chosen(args)
+    from cm3core.progress import no_bars
+
+    with no_bars():
+        return chosen(args)
 
 
 def _top_parser() -> argparse.ArgumentParser:

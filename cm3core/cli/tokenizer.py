@@ -162,9 +162,9 @@ class _Corpus:
         self._texts = texts
 
     def __iter__(self) -> Iterator[str]:
-        from tqdm import tqdm
+        from cm3core.progress import make_bar
 
-        for text in tqdm(self._texts, desc="reading", unit=" texts", disable=None, leave=False):
+        for text in make_bar(self._texts, desc="reading", unit=" texts", disable=None, leave=False):
             self.num_texts += 1
             if len(self.first) < NUM_MEASURED:
                 self.first.append(text)

@@ -107,7 +107,8 @@ class TrainSection:
         keep_checkpoints: number of complete checkpoints to keep.
         log_every_steps: steps between two lines of metrics.
         validate_every_steps: steps between two validations.
-        validation_splits: the data set's splits to validate on.
+        validation_splits: the data set's splits to validate on. If it has none of them, its split
+            "valid" is used, where it has one that is not trained on.
         validation_documents: maximum number of documents of each split.
         sample_every_steps: steps between two grids of sample pictures; null is off.
         compile: torch.compile the decoder.

@@ -20,7 +20,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from cm3apps.embedder_training.contrastive import (
     augment,
@@ -31,6 +30,7 @@ from cm3apps.embedder_training.contrastive import (
 )
 from cm3core.files import atomic_path, cache_directory
 from cm3core.npy import load_array
+from cm3core.progress import make_bar
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
 from cm3plugins.embedders.bi_encoder.config import check_packages
 from cm3plugins.embedders.bi_encoder.heads import Heads, HeadSizes, save_heads
@@ -165,7 +165,7 @@ def _blocks(
     Each block is kept in a file; existing ones are read.
     """
     blocks = []
-    for start in tqdm(range(0, count, _BLOCK), desc=title, unit="block", disable=quiet):
+    for start in make_bar(range(0, count, _BLOCK), desc=title, unit="block", disable=quiet):
         stop, path = min(start + _BLOCK, count), folder / f"{name}-{start:06d}.npy"
         block = _read(path, (stop - start, width))
         if block is None:
@@ -220,7 +220,7 @@ def train_heads(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * step / num_steps)
     )
-    bar = tqdm(
+    bar = make_bar(
         range(num_steps), desc="training the heads", unit="step", mininterval=2, disable=quiet
     )
     for _ in bar:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from cm3apps.quickstart.pictures import Row, write_table
 from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Text, text_of
@@ -24,6 +23,7 @@ from cm3core.errors import CM3Error
 from cm3core.images import fit
 from cm3core.interfaces import DocumentSource, Retriever
 from cm3core.model import Model
+from cm3core.progress import make_bar
 from cm3core.training.neighbours import own_names
 
 #: Prompts of each split that are generated and judged, and how many of them are shown.
@@ -211,7 +211,7 @@ def _retrieved(
 def _pictures(model: Model, asked: Sequence[Asked], retrieve: bool, what: str) -> list[PixelArray]:
     """A picture for each prompt, uint8 [H, W, 3]."""
     pixels: list[PixelArray] = []
-    with tqdm(desc=f"  {what}", total=len(asked), unit="picture", file=sys.stderr) as bar:
+    with make_bar(desc=f"  {what}", total=len(asked), unit="picture", file=sys.stderr) as bar:
         for start in range(0, len(asked), BATCH):
             part = asked[start : start + BATCH]
             completions = model.complete(
@@ -327,7 +327,7 @@ def _repaired(model: Model, subjects: Sequence[Asked], name: str) -> dict[str, l
     """Pictures with a box cut out of their middle, and with that box inpainted."""
     x0, y0, x1, y1 = box = _middle(model.image_size)
     pictures: dict[str, list[PixelArray]] = {"cut": [], "repaired": []}
-    for one in tqdm(
+    for one in make_bar(
         subjects, desc=f"  inpainting, {SUBJECTS[name]}", unit="picture", file=sys.stderr
     ):
         cut = one.pixels.copy()

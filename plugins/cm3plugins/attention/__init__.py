@@ -95,11 +95,25 @@ class FlexAttentionConfig(AttentionConfig):
     seconds): all scores in memory, for comparison only.
     """
 
+    def check_training(self, device: str) -> None:
+        """Raise `DeviceError` on the CPU."""
+        if device == "cpu":
+            raise no_backward()
+
     def build(self) -> AttentionBackend:
         """The backend; on the CPU `attend` raises `DeviceError` if gradients are required."""
         from cm3plugins.attention.flex import FlexAttention
 
         return FlexAttention()
+
+
+def no_backward() -> DeviceError:
+    """The error of `flex` where gradients are required on the CPU."""
+    return DeviceError(
+        "attention 'flex'",
+        "FlexAttention has no backward on the CPU, so it can't train there",
+        "use `attention: sdpa`, train on a CUDA device, or call under torch.no_grad()",
+    )
 
 
 @dataclass(kw_only=True)
@@ -108,6 +122,11 @@ class XFormersAttentionConfig(AttentionConfig):
 
     The modules are `mslk.attention.fmha` and `xformers.ops.fmha`.
     """
+
+    def check_training(self, device: str) -> None:
+        """Raise `DeviceError` on the CPU."""
+        if device == "cpu":
+            raise _cuda_only()
 
     def build(self) -> AttentionBackend:
         """The backend.
@@ -119,11 +138,15 @@ class XFormersAttentionConfig(AttentionConfig):
         import torch
 
         if not torch.cuda.is_available():
-            raise DeviceError(
-                "attention 'xformers'",
-                "there is no CUDA device, and none of its kernels runs on a CPU",
-                USE_SDPA,
-            )
+            raise _cuda_only()
         from cm3plugins.attention.xformers import XFormersAttention, load_fmha
 
         return XFormersAttention(load_fmha())
+
+
+def _cuda_only() -> DeviceError:
+    return DeviceError(
+        "attention 'xformers'",
+        "there is no CUDA device, and none of its kernels runs on a CPU",
+        USE_SDPA,
+    )

@@ -105,12 +105,12 @@ class FileSource(DocumentSource):
     def __init__(
         self, config: FileSourceConfig, records: Iterable[FoundRecord | SkippedRecord]
     ) -> None:
-        from tqdm import tqdm
+        from cm3core.progress import make_bar
 
         self._records: list[FoundRecord] = []
         self._skipped: list[SkippedRecord] = []
         seen: dict[str, str] = {}
-        for record in tqdm(
+        for record in make_bar(
             records, desc="scanning the data set", unit=" records", delay=2, leave=False
         ):
             if isinstance(record, SkippedRecord):

@@ -226,14 +226,14 @@ def read_shard(path: Path) -> dict[str, Any]:
 
     `records` maps key -> suffix -> text, or place and facts of a picture.
     """
-    from tqdm import tqdm
+    from cm3core.progress import make_bar
 
     check_regular(path, str(path))
     records: dict[str, dict[str, Any]] = {}
     problems: list[tuple[str, str]] = []
     with (
         path.open("rb") as file,
-        tqdm(
+        make_bar(
             total=path.stat().st_size,
             unit="B",
             unit_scale=True,

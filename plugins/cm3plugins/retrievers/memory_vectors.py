@@ -20,6 +20,7 @@ from cm3core.files import atomic_path, cache_directory
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder, VectorArray
 from cm3core.npy import load_array
+from cm3core.progress import make_bar
 
 #: Documents embedded at once: their pictures, of any size, are in memory together.
 AT_ONCE = 32
@@ -48,7 +49,7 @@ def memory_vectors(
             return np.asarray(cached)
     vectors_ME = np.zeros((len(memory), embedder.dimension), np.float32)
     bad: list[DataError] = []
-    with tqdm(
+    with make_bar(
         total=len(memory), desc="embedding the memory", unit="document", disable=len(memory) <= 256
     ) as bar:
         for start in range(0, len(memory), AT_ONCE):

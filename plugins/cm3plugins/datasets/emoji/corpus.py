@@ -202,7 +202,8 @@ class EmojiCorpus:
 
     def _render_to(self, path: Path, indices: Sequence[int], size: int) -> None:
         from numpy.lib.format import open_memmap
-        from tqdm import tqdm
+
+        from cm3core.progress import make_bar
 
         with atomic_path(path) as temporary:
             shape = (len(indices), size, size, 3)
@@ -210,7 +211,7 @@ class EmojiCorpus:
             with temporary.open("rb+") as file:
                 allocate(file.fileno(), pictures.offset, pictures.nbytes)
             for row, index in enumerate(
-                tqdm(indices, desc=f"drawing emoji at {size} px", unit="picture")
+                make_bar(indices, desc=f"drawing emoji at {size} px", unit="picture")
             ):
                 pictures[row] = self.render(index, size)
             pictures.flush()
