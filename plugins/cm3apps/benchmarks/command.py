@@ -19,10 +19,17 @@ EXAMPLE = """examples:
   cm3 bench kernels --op guided_sample --provider cm3/eager --provider huggingface
   cm3 bench kernels --device cuda --dry-run"""
 
+EXAMPLES = """examples:
+  cm3 bench kernels --quick
+  cm3 bench decode --quick
+  cm3 bench retrieval --quick"""
+
 
 def configure(parser: ArgumentParser) -> None:
     """The actions `kernels`, `decode`, `precision` and `retrieval`."""
-    parser.description = "Measure."
+    parser.description = "Measure kernels, decoding, precision and retrieval."
+    parser.formatter_class = RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLES
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     kernels = actions.add_parser(
         "kernels",

@@ -23,6 +23,7 @@ The same command resumes an interrupted run. Open report.md in the folder when i
 def configure(parser: ArgumentParser) -> None:
     """The experiments."""
     parser.description = "Questions about the method, answered by training and measuring."
+    parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
     actions = parser.add_subparsers(dest="action", metavar="EXPERIMENT", required=True)
     one = actions.add_parser(
         "retrieval",
