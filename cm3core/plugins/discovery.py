@@ -44,6 +44,7 @@ STRICT_VARIABLE = "CM3_STRICT_PLUGINS"
 
 #: A hook's name in a module's source.
 _HOOK = re.compile(r"\bcm3_[a-z_]+\b")
+_DEFINED = re.compile(r"\bdef (cm3_\w+)")
 
 logger = logging.getLogger("cm3core.plugins")
 
@@ -220,10 +221,13 @@ def _hooks_in(module: str) -> list[str] | None:
         if rest:
             path = path.parent.joinpath(*rest)
             path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        found = sorted(set(_HOOK.findall(path.read_text(encoding="utf-8"))))
+        text = path.read_text(encoding="utf-8")
     except (ImportError, ValueError, OSError):
         return None
-    return found or None  # they may be in another module of it
+    known = {name for name in vars(hookspecs) if name.startswith("cm3_")}
+    if set(_DEFINED.findall(text)) - known:
+        return None  # a hook's name is wrong: which was meant is not known
+    return sorted(set(_HOOK.findall(text)) & known) or None  # they may be in another module of it
 
 
 def _set_broken(info: PluginInfo, error: BaseException) -> None:
