@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING
 
 from cm3core.errors import DeviceError, MissingPackageError
 from cm3core.interfaces.attention import AttentionConfig
+from cm3plugins.attention.refusals import USE_SDPA, cuda_only, no_backward
 
 if TYPE_CHECKING:
     from cm3core.interfaces.attention import AttentionBackend
-
-USE_SDPA = "use `attention: sdpa`, which runs everywhere"
 
 
 @dataclass(kw_only=True)
@@ -107,15 +106,6 @@ class FlexAttentionConfig(AttentionConfig):
         return FlexAttention()
 
 
-def no_backward() -> DeviceError:
-    """The error of `flex` where gradients are required on the CPU."""
-    return DeviceError(
-        "attention 'flex'",
-        "FlexAttention has no backward on the CPU, so it can't train there",
-        "use `attention: sdpa`, train on a CUDA device, or call under torch.no_grad()",
-    )
-
-
 @dataclass(kw_only=True)
 class XFormersAttentionConfig(AttentionConfig):
     """`memory_efficient_attention` of mslk or, without it, xformers; CUDA only.
@@ -126,7 +116,7 @@ class XFormersAttentionConfig(AttentionConfig):
     def check_training(self, device: str) -> None:
         """Raise `DeviceError` on the CPU."""
         if device == "cpu":
-            raise _cuda_only()
+            raise cuda_only()
 
     def build(self) -> AttentionBackend:
         """The backend.
@@ -138,15 +128,7 @@ class XFormersAttentionConfig(AttentionConfig):
         import torch
 
         if not torch.cuda.is_available():
-            raise _cuda_only()
+            raise cuda_only()
         from cm3plugins.attention.xformers import XFormersAttention, load_fmha
 
         return XFormersAttention(load_fmha())
-
-
-def _cuda_only() -> DeviceError:
-    return DeviceError(
-        "attention 'xformers'",
-        "there is no CUDA device, and none of its kernels runs on a CPU",
-        USE_SDPA,
-    )

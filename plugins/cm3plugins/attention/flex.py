@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from cm3core.interfaces.attention import AttentionBackend
 from cm3kernels.attention import cast_by_autocast
-from cm3plugins.attention import no_backward
+from cm3plugins.attention.refusals import no_backward
 
 
 class FlexAttention(AttentionBackend):
