@@ -55,7 +55,7 @@ def add_drawing_options(parser: ArgumentParser) -> None:
     """How many pictures, where to, how large."""
     parser.add_argument(
         "--n",
-        type=whole_number(1, 2**20),
+        type=whole_number(1, 2**31 - 1),
         dest="num_images",
         metavar="N",
         help="pictures per prompt (default: the model's recipe)",
