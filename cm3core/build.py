@@ -22,6 +22,7 @@ from cm3core.bank import Manifest, MemoryBank, Tools
 from cm3core.bank.manifest import MANIFEST
 from cm3core.config.schema import to_plain
 from cm3core.errors import CM3Error, DeviceError, RecipeError
+from cm3core.files import user_path
 from cm3core.generation.device_memory import check_weights_fit
 from cm3core.generation.likelihood import Likelihood
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
@@ -362,7 +363,7 @@ def bank_tools(folder: str | Path, registry: Registry) -> Tools:
         DataError: no bank, or what is built here is not what it was made with.
         PluginError, RecipeError: a component is not installed, or has other keys now.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     manifest = Manifest.read(folder)
     makers = {"embedder": manifest.embedder, "image_tokenizer": manifest.image_tokenizer}
     values = {kind: {"name": maker.name, **maker.config} for kind, maker in makers.items()}

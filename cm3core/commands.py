@@ -8,8 +8,8 @@ from typing import NoReturn
 from cm3core.errors import CM3Error
 
 #: Command -> (module, one line of help). The modules' own HELP repeats the line; a test compares
-#: the two. No module: a plugin provides the command (the hook `cm3_commands`), which is listed
-#: here because newcomers start with it.
+#: the two. No module: the bundled plugin provides the command (the hook `cm3_commands`); it is
+#: listed here because `cm3 --help` loads no plugin, which would take seconds.
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("", "train a small model on real pictures and write a report, in minutes"),
     "train": ("cm3core.cli.train", "train a decoder from a recipe, or resume a run"),
@@ -44,6 +44,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "cm3core.cli.plugin",
         "list plugins and their components, start a new plugin, check one",
     ),
+    "embedder": ("", "train a bundled embedder, and evaluate any"),
+    "bench": ("", "measure kernels, decoding, precision and retrieval"),
+    "experiment": ("", "run experiments about the method, such as what retrieval gains"),
 }
 
 

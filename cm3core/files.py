@@ -271,10 +271,38 @@ def sha256_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def user_path(path: str | Path, place: str | None = None) -> Path:
+    """Return a path with a leading `~` or `~user` replaced by that user's home folder.
+
+    Args:
+        path: as a user wrote it.
+        place: where it was written, for the error; None: the path itself.
+
+    Raises:
+        CM3Error: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        user = Path(path).parts[0]
+        raise CM3Error(
+            str(path) if place is None else place,
+            f"the home folder that {user!r} stands for is not known",
+            f"write the whole path, or ./{user} for a folder of that name",
+        ) from error
+
+
 def cache_directory() -> Path:
     """Return the folder for rendered pictures and computed codes.
 
-    It is `CM3_CACHE`, else the user's cache folder."""
+    It is `CM3_CACHE`, else the user's cache folder.
+
+    Raises:
+        FileError: `CM3_CACHE` is not a folder.
+    """
     if configured := os.environ.get("CM3_CACHE"):
-        return Path(configured).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "cm3leon"
+        folder = user_path(configured, "CM3_CACHE")
+        if folder.exists() and not folder.is_dir():
+            raise FileError("CM3_CACHE", f"is {configured}, not a folder", "name a folder")
+        return folder
+    return user_path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "cm3leon"

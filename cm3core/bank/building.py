@@ -25,9 +25,10 @@ from cm3core.bank.shard import SHARDS, BankDocument, Shard, write_shard
 from cm3core.bank.tools import Tools, save_tokenizer
 from cm3core.bank.writing import remove_unfinished, tidy, writing
 from cm3core.errors import DataError
-from cm3core.files import make_folder, write_text
+from cm3core.files import make_folder, user_path, write_text
 from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
+from cm3core.progress import make_bar
 
 #: Documents of a shard: what a kill costs at most, and what is in memory before it is written.
 SHARD_SIZE = 4096
@@ -70,7 +71,7 @@ def build_bank(
         DataError: another bank or something else is in the folder, or no document can be used.
         FileError: the disk is full.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     _check_size(shard_size)
     if folder.is_dir() and not is_bank(folder):
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
@@ -127,7 +128,7 @@ def add_documents(
         DataError: other tools than the bank's, ids that it has, or no document can be used.
         FileError: the disk is full.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     _check_size(shard_size)
     MemoryBank.open(folder)  # before anything is written into a folder that is none
     with writing(folder):
@@ -231,7 +232,7 @@ def _build_shards(
     remove_unfinished(folder)
     shards: list[ShardInfo] = []
     skipped: list[SkippedRecord] = []
-    with tqdm(
+    with make_bar(
         total=len(wanted), desc="memory bank", unit="document", disable=None if progress else True
     ) as bar:
         for start in range(0, len(wanted), shard_size):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from cm3core.bank.building import duplicate_ids
 from cm3core.bank.manifest import Manifest, ShardInfo
@@ -18,8 +17,9 @@ from cm3core.bank.memory_bank import MemoryBank
 from cm3core.bank.shard import SHARDS, Shard, write_shard
 from cm3core.bank.writing import tidy, writing
 from cm3core.errors import DataError, FileError
-from cm3core.files import check_writable, make_folder, sha256_file, sync_directory
+from cm3core.files import check_writable, make_folder, sha256_file, sync_directory, user_path
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
+from cm3core.progress import make_bar
 
 _SHOWN = 3
 #: Folder of a bank that damaged shards are moved to.
@@ -63,7 +63,7 @@ def remove_documents(
         DataError: nothing would change, or nothing would be left.
         FileError: the disk is full.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     # before anything is written into a folder that is none
     MemoryBank.open(folder, skip_damaged=damaged)
     with writing(folder):
@@ -154,7 +154,7 @@ def merge_banks(
             `out`.
         FileError: the disk is full.
     """
-    target = Path(out).expanduser()
+    target = user_path(out)
     if target.exists():
         raise DataError(str(target), "is there already", "name a new folder")
     check_writable(target, folder=True)
@@ -178,7 +178,7 @@ def merge_banks(
     try:
         make_folder(temporary / SHARDS)
         shards: list[ShardInfo] = []
-        with tqdm(
+        with make_bar(
             total=sum(map(len, banks)),
             desc="merging",
             unit="document",

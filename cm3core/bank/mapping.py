@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+import math
 import mmap
 import os
 import weakref
@@ -18,6 +19,8 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+
+from cm3core.npy import readable_header
 
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _LIBC.mmap.restype = ctypes.c_void_p
@@ -59,14 +62,17 @@ def map_array(path: Path) -> npt.NDArray[Any]:
     """
     data = map_bytes(path)
     header = io.BytesIO(data[: 1 << 16].tobytes())
-    version = np.lib.format.read_magic(header)
-    if version == (1, 0):
-        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(header)
-    else:
-        shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(header)
+    with readable_header():
+        version = np.lib.format.read_magic(header)
+        if version == (1, 0):
+            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(header)
+        else:
+            shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(header)
+        if not all(type(length) is int and 0 <= length < 1 << 40 for length in shape):
+            raise ValueError(f"has {len(data)} bytes, its header says it has shape {list(shape)}")
     if dtype.hasobject:
         raise ValueError("holds Python objects")
-    size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    size = dtype.itemsize * math.prod(shape)
     start = header.tell()
     if fortran_order or len(data) < start + size:
         raise ValueError(f"has {len(data) - start} bytes of values, its header says {size}")

@@ -19,6 +19,7 @@ from cm3core.bank.shard import HAS_IMAGE, HAS_TEXT, Shard, id_hash
 from cm3core.bank.vector_rows import VectorRows
 from cm3core.document import BoolArray, Document
 from cm3core.errors import DataError
+from cm3core.files import user_path
 from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class MemoryBank(DocumentSource):
                 that is damaged: a file that is missing or of another size or shape; in one of at
                 most `CHECKED_BYTES` of vectors also what is no unit vector.
         """
-        folder = Path(folder).expanduser()
+        folder = user_path(folder)
         for _ in range(_ATTEMPTS):
             manifest = Manifest.read(folder)
             shards, errors = _open_shards(folder, manifest)

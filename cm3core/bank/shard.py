@@ -235,7 +235,7 @@ class Shard:
             array = map_array(self.folder / name)
         except OSError as error:
             raise self._unreadable(name, error) from error
-        except (ValueError, SyntaxError) as error:  # the second: of a malformed header
+        except ValueError as error:
             raise self.damaged(name, f"is not an array ({error})") from error
         if array.shape != shape or array.dtype != dtype:
             raise self.damaged(

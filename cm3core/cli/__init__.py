@@ -16,9 +16,13 @@ import re
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
+from cm3core.cli._numbers import real_number, whole_number
+
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
 
+
+__all__ = ["OVERRIDE", "add_overrides", "real_number", "registry_of", "whole_number"]
 
 #: An argument of this form is a recipe override; `cm3core.recipe` checks whether its key is well
 #: formed.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from cm3core.cli import OVERRIDE, registry_of
 from cm3core.errors import DataError, RecipeError, close_match
-from cm3core.files import allocate
+from cm3core.files import allocate, user_path
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
@@ -44,7 +44,7 @@ def reader_of(path: str, registry: Registry) -> str | None:
             readers.setdefault(ending, name)
     if reader := readers.get(Path(path).suffix.lower()):
         return reader
-    return readers.get(FOLDER) if Path(path).expanduser().is_dir() else None
+    return readers.get(FOLDER) if user_path(path).is_dir() else None
 
 
 def composed(values: dict[str, Any], overrides: Sequence[str], registry: Registry) -> Recipe:
@@ -147,9 +147,15 @@ def data_source(recipe: Recipe, split: str | None) -> DocumentSource:
 
 
 def limit_threads(recipe: Recipe) -> None:
-    """Set torch's number of threads to the recipe's, if it gives one."""
+    """Set torch's number of threads to the recipe's, if it gives one; raises `RecipeError` for a
+    number that torch can't start."""
     if recipe.train.num_threads is not None:
         import torch
+
+        from cm3core.interfaces.component import check_numbers
+        from cm3core.recipe.sections import TRAIN_RANGES
+
+        check_numbers("train", recipe.train, TRAIN_RANGES)
 
         torch.set_num_threads(recipe.train.num_threads)
 
@@ -169,6 +175,7 @@ def pictures_of(
 
     from cm3core.document import Image
     from cm3core.images import fit
+    from cm3core.progress import make_bar
 
     found: dict[str, Image] = {}
     for index in range(len(source)):
@@ -180,7 +187,7 @@ def pictures_of(
         chosen = [chosen[index] for index in np.linspace(0, len(chosen) - 1, num).astype(int)]
     images_NHWC = _empty((len(chosen), *size, 3))
     num_read = 0
-    for picture in tqdm(chosen, desc="pictures", unit="", disable=None, leave=False):
+    for picture in make_bar(chosen, desc="pictures", unit="", disable=None, leave=False):
         try:
             images_NHWC[num_read] = fit(picture.load(), size)
             num_read += 1

@@ -11,11 +11,11 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3core.cli import add_overrides, registry_of
+from cm3core.cli import add_overrides, registry_of, whole_number
 from cm3core.errors import CM3Error, DataError
+from cm3core.files import user_path
 
 if TYPE_CHECKING:
     from cm3core.document import Codes, Document, Image
@@ -95,14 +95,14 @@ def configure(actions: Any) -> None:
     )
     parser.add_argument(
         "--queries",
-        type=int,
+        type=whole_number(1, 2**40),
         default=200,
         metavar="N",
         help="documents to query, spread over the data (default: %(default)s)",
     )
     parser.add_argument(
         "--k",
-        type=int,
+        type=whole_number(1, 2**31 - 1),
         nargs="+",
         default=[1, 4, 10],
         metavar="K",
@@ -121,14 +121,6 @@ def configure(actions: Any) -> None:
 
 def run(args: Namespace) -> int:
     """Measure and print; return 1 when recall is poor."""
-    for option, numbers in (("--queries", [args.queries]), ("--k", args.k)):
-        for number in numbers:
-            if number < 1:
-                raise CM3Error(
-                    PLACE,
-                    f"{option} is {number}, must be at least 1",
-                    "omit it, or give another number",
-                )
     registry = registry_of(args)
     recipe = _recipe(args.target, args.overrides, registry)
     memory, embedder, retriever = _components(recipe)
@@ -162,7 +154,7 @@ def _recipe(target: str, overrides: Sequence[str], registry: Registry) -> Recipe
     from cm3core.plugins.marks import default_name
     from cm3core.recipe import compose
 
-    folder = Path(target).expanduser()
+    folder = user_path(target)
     if not (folder.is_dir() or (folder / MANIFEST).exists()):
         recipe = compose(target, overrides, registry=registry)
     else:

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import cm3core
-from cm3core.cli import registry_of
+from cm3core.cli import registry_of, whole_number
+from cm3core.cli._numbers import MAX_SEED, MAX_THREADS
 from cm3core.errors import GenerationError
 from cm3core.model.default import DEFAULT_MODEL
 
@@ -29,11 +30,14 @@ def add_model_options(parser: ArgumentParser) -> None:
         help="a run's folder, a checkpoint, or PLUGIN:NAME of a model shipped by a plugin (default: %(default)s)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="same seed, same result (default: %(default)s)"
+        "--seed",
+        type=whole_number(0, MAX_SEED),
+        default=0,
+        help="same seed, same result (default: %(default)s)",
     )
     parser.add_argument(
         "--num-retrieved",
-        type=int,
+        type=whole_number(0, 2**20),
         metavar="K",
         help="documents to retrieve and prepend; 0: none (default: the model's recipe)",
     )
@@ -57,7 +61,7 @@ def add_model_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--candidates",
-        type=int,
+        type=whole_number(1, 2**20),
         dest="num_candidates",
         metavar="K",
         help="generate K candidates per result and keep the best (default: the model's recipe; the paper: 8)",
@@ -89,7 +93,7 @@ def add_model_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--threads",
-        type=int,
+        type=whole_number(1, MAX_THREADS),
         metavar="N",
         help="CPU threads of the decoder (default: 1 for a small one, else the number of cores)",
     )
@@ -105,8 +109,6 @@ def open_model(args: Namespace) -> Model:
     """The model named by the options."""
     from cm3core.model.model import load
 
-    if args.threads is not None and args.threads < 1:
-        raise GenerationError("--threads", f"is {args.threads}", "use 1 or more")
     model = load(
         args.model, registry=registry_of(args), num_threads=args.threads, precision=args.precision
     )
@@ -162,10 +164,8 @@ def settings_of(settings: Sequence[str], wanted: str) -> dict[str, Any]:
     >>> settings_of(["sampler.temperature=0.5", "sampler.null_prompt=mask", "retriever.max_similarity=0.9"], "sampler")
     {'temperature': 0.5, 'null_prompt': 'mask'}
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     from cm3core.config.interpolation import check_interpolations
+    from cm3core.recipe.yaml_text import check_numbers, value_of
 
     result: dict[str, Any] = {}
     for setting in settings:
@@ -177,30 +177,25 @@ def settings_of(settings: Sequence[str], wanted: str) -> dict[str, Any]:
                 "is not sampler.KEY=VALUE or retriever.KEY=VALUE",
                 "write e.g. --set sampler.guidance_scale=1.5",
             )
-        try:
-            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
-        except (OmegaConfBaseException, ValueError) as error:  # the latter: YAML's own errors
-            raise GenerationError(
-                f"--set {setting}", f"has a value that is not YAML ({error})", "put it in quotes"
-            ) from error
-        assert isinstance(parsed, dict)
-        check_interpolations(f"--set {key.strip()}", parsed["value"])
+        parsed = value_of(f"value={value}", f"--set {setting}")["value"]
+        check_numbers(parsed, f"--set {key.strip()}")
+        check_interpolations(f"--set {key.strip()}", parsed)
         if section == wanted:
-            result[name] = parsed["value"]
+            result[name] = parsed
     return result
 
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Progress]:
     """A progress bar of tokens on the terminal, from the first token on."""
-    from tqdm import tqdm
+    from cm3core.progress import make_bar
 
-    bars: list[tqdm[Any]] = []
+    bars: list[Any] = []
 
     def show(done: int, total: int) -> None:
         if not bars:
             bars.append(
-                tqdm(
+                make_bar(
                     desc=what,
                     total=total,
                     unit="token",

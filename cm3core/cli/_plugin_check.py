@@ -6,7 +6,8 @@ import json
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter, _SubParsersAction
 from typing import TYPE_CHECKING
 
-from cm3core.cli import add_overrides
+from cm3core.cli import add_overrides, real_number, whole_number
+from cm3core.cli._numbers import MAX_MINUTES
 from cm3core.errors import PluginError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def configure(actions: _SubParsersAction[ArgumentParser]) -> None:
     )
     parser.add_argument(
         "--max-examples",
-        type=int,
+        type=whole_number(1, 2**20),
         default=25,
         metavar="N",
         help="examples per law (default: %(default)s)",
@@ -59,7 +60,7 @@ def configure(actions: _SubParsersAction[ArgumentParser]) -> None:
     )
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=real_number(0, 60 * MAX_MINUTES, above=True),
         default=300.0,
         metavar="SECONDS",
         help="limit for each component's laws, and for commands, benchmarks and models (default: %(default)g)",

@@ -11,7 +11,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3core.cli import add_overrides
+from cm3core.cli import add_overrides, real_number, whole_number
+from cm3core.cli._numbers import MAX_MINUTES, MAX_STEPS
 from cm3core.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -43,10 +44,14 @@ def add_training_arguments(parser: ArgumentParser, out_help: str) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help=out_help)
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument(
-        "--minutes", type=float, help="minutes to train (default: the recipe's train.minutes)"
+        "--minutes",
+        type=real_number(0, MAX_MINUTES, above=True),
+        help="minutes to train (default: the recipe's train.minutes)",
     )
     budget.add_argument(
-        "--steps", type=int, help="steps to train (default: the recipe's train.steps)"
+        "--steps",
+        type=whole_number(1, MAX_STEPS),
+        help="steps to train (default: the recipe's train.steps)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     add_overrides(parser)
@@ -56,7 +61,12 @@ def add_evaluation_arguments(
     parser: ArgumentParser, *, num_help: str, picture: str, picture_help: str
 ) -> None:
     """`--num`, `--out` and overrides."""
-    parser.add_argument("--num", type=int, default=1024, help=f"{num_help} (default: %(default)s)")
+    parser.add_argument(
+        "--num",
+        type=whole_number(1, 2**31 - 1),
+        default=1024,
+        help=f"{num_help} (default: %(default)s)",
+    )
     parser.add_argument(
         "-o",
         "--out",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from cm3core.cli import whole_number
 from cm3core.cli._model import (
     add_force,
     add_model_options,
@@ -35,7 +36,7 @@ def configure(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-tokens",
-        type=int,
+        type=whole_number(1, 2**20),
         metavar="N",
         help="maximum length of the answer (default: the model's recipe)",
     )

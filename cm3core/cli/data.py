@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cm3core.cli import add_overrides
+from cm3core.cli import add_overrides, whole_number
 from cm3core.cli._dataset import chosen_data, count_of
 from cm3core.errors import DataError
 from cm3core.files import check_writable
@@ -68,7 +68,10 @@ def configure(parser: ArgumentParser) -> None:
         help="the contact sheet (default: data-<name>.png)",
     )
     show.add_argument(
-        "--num", type=int, default=24, help="pictures on the sheet (default: %(default)s)"
+        "--num",
+        type=whole_number(1, 2**16),
+        default=24,
+        help="pictures on the sheet (default: %(default)s)",
     )
 
 
@@ -83,6 +86,8 @@ def run(args: Namespace) -> int:
 def _validate(data: ChosenData, quiet: bool) -> int:
     """Print bad records as they are found; the summary last."""
     from tqdm import tqdm
+
+    from cm3core.progress import make_bar
 
     splits = (
         ["all"]
@@ -99,7 +104,7 @@ def _validate(data: ChosenData, quiet: bool) -> int:
                 reported.add(record)
                 _print_bad(record)
         num_documents += len(source)
-        for index in tqdm(
+        for index in make_bar(
             range(len(source)), desc=f"checking {split}", unit=" documents", disable=quiet or None
         ):
             try:
@@ -142,8 +147,6 @@ def _show(data: ChosenData, out: Path, num: int) -> int:
     from cm3core.document import Image
     from cm3core.images import save_png
 
-    if num < 1:
-        raise DataError("--num", f"is {num}", "use 1 or more")
     check_writable(out)
     print(data.title)
     chosen = None

@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cm3core.cli import whole_number
 from cm3core.cli._model import (
     add_model_options,
     metadata,
@@ -54,7 +55,7 @@ def add_drawing_options(parser: ArgumentParser) -> None:
     """How many pictures, where to, how large."""
     parser.add_argument(
         "--n",
-        type=int,
+        type=whole_number(1, 2**31 - 1),
         dest="num_images",
         metavar="N",
         help="pictures per prompt (default: the model's recipe)",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cm3core.cli import whole_number
 from cm3core.cli._model import (
     add_model_options,
     metadata,
@@ -21,6 +23,9 @@ from cm3core.files import check_not_input, check_writable
 
 if TYPE_CHECKING:
     from cm3core.model.crop import Box
+
+#: A pixel's place; no picture is larger.
+COORDINATE = re.compile(r"-?[0-9]{1,9}")
 
 HELP = "inpaint a part of a picture"
 EXAMPLE = """  cm3 infill picture.png --box 8,8,40,40 --text "a red apple with a leaf" -o out.png
@@ -50,7 +55,7 @@ def configure(parser: ArgumentParser) -> None:
     )
     region.add_argument(
         "--keep",
-        type=int,
+        type=whole_number(0, 2**20),
         metavar="ROWS",
         help="keep the top ROWS rows of pixels that the model sees, and generate the rest",
     )
@@ -133,9 +138,9 @@ def parse_box(text: str) -> Box:
     (8, 8, 40, 40)
     """
     parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 4 or not all(part.lstrip("-").isdecimal() for part in parts):
+    if len(parts) != 4 or not all(COORDINATE.fullmatch(part) for part in parts):
         raise GenerationError(
-            f"--box {text}",
+            f"--box {text[:100]}",
             "is not four whole numbers",
             "write x0,y0,x1,y1, e.g. 8,8,40,40",
         )

@@ -1,40 +1,70 @@
 """`cm3`: finds the command, runs it, and turns user errors into two lines and an exit code.
 
-Exit codes: 0 done; 2 wrong input (reported on stderr, without a traceback); 130 interrupted.
+Exit codes: 0 done; 2 wrong input, or a file that can't be used (reported on stderr, without a
+traceback); 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cm3core._version import __version__
 from cm3core.cli import OVERRIDE
+from cm3core.cli._hints import override_hint
+from cm3core.cli._process import Interrupts, prepare_output
 from cm3core.commands import COMMANDS, CommandParser
-from cm3core.errors import CM3Error, close_match
+from cm3core.errors import CM3Error, FileError, close_match
 
 
 def entry() -> None:
     """The console script."""
-    sys.exit(main())
+    prepare_output()
+    with Interrupts() as interrupts:
+        code = main(interrupts=interrupts)
+    sys.exit(code)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `cm3` with these arguments (None: `sys.argv`) and return the exit code."""
+def main(argv: Sequence[str] | None = None, *, interrupts: Interrupts | None = None) -> int:
+    """Run `cm3` with these arguments (None: `sys.argv`) and return the exit code.
+
+    `interrupts` knows whether Ctrl-C was pressed; None: nobody listens for it.
+    """
     try:
         return _run(sys.argv[1:] if argv is None else list(argv))
-    except CM3Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # the reader (`head`, `less`) has exited: not an error
         sys.stderr.close()
         return 0
     except KeyboardInterrupt:
-        print("interrupted; the same command resumes where it can", file=sys.stderr)
-        return 130
+        return _interrupted()
+    except Exception as error:
+        # a library whose import is interrupted may raise anything instead of KeyboardInterrupt
+        if interrupts is not None and interrupts.received:
+            return _interrupted()
+        if isinstance(error, OSError) and error.filename is not None:
+            error = unusable_file(error)
+        if not isinstance(error, CM3Error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _interrupted() -> int:
+    print("interrupted; the same command resumes where it can", file=sys.stderr)
+    return 130
+
+
+def unusable_file(error: OSError) -> FileError:
+    """The error of a path that the system refuses, where no command has a better one: a name that
+    is too long, a folder that may not be read."""
+    name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+    return FileError(
+        str(name), f"can't be used ({error.strerror or error})", "correct the path, or name another"
+    )
 
 
 def _run(argv: list[str]) -> int:
@@ -50,7 +80,12 @@ def _run(argv: list[str]) -> int:
     args = _parse(parser, options.arguments)
     args.plugin = given.plugin
     chosen: Callable[[argparse.Namespace], int] = run or args.run
-    return chosen(args)
+    if not getattr(args, "quiet", False):
+        return chosen(args)
+    from cm3core.progress import no_bars
+
+    with no_bars():
+        return chosen(args)
 
 
 def _top_parser() -> argparse.ArgumentParser:
@@ -121,6 +156,8 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpars
     if hasattr(args, "overrides"):
         args.overrides = [*args.overrides, *(item for item in rest if OVERRIDE.fullmatch(item))]
         rest = [item for item in rest if not OVERRIDE.fullmatch(item)]
+    if rest and hasattr(args, "overrides") and (hint := override_hint(rest[0], arguments)):
+        raise CM3Error(parser.prog, f"unrecognized arguments: {' '.join(rest)}", hint)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return args

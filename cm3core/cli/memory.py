@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3core.cli import _memory_recall, add_overrides, registry_of
+from cm3core.cli import _memory_recall, add_overrides, registry_of, whole_number
 from cm3core.cli._dataset import count_of, data_source, limit_threads, recipe_of
 from cm3core.errors import DataError
 from cm3core.model.default import DEFAULT_MODEL
@@ -151,7 +151,7 @@ def _add_data(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--shard-size",
-        type=int,
+        type=whole_number(1, 2**40),
         default=SHARD_SIZE,
         metavar="N",
         help="documents written at once, the most that a kill can lose (default: %(default)s)",

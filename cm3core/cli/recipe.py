@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3core.cli import add_overrides, registry_of
+from cm3core.cli._training import RECIPE_FILE
 from cm3core.recipe.library import list_recipes
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def configure(parser: ArgumentParser) -> None:
         "show a recipe with every value resolved",
         "cm3 recipe show cm3leon-350m train.steps=100 --origin",
     )
-    show.add_argument("recipe", help="a shipped recipe's name, or a path")
+    show.add_argument("recipe", help="a shipped recipe's name, a path, or a run's folder")
     show.add_argument(
         "--origin",
         action="store_true",
@@ -53,7 +55,7 @@ def configure(parser: ArgumentParser) -> None:
         "check that a recipe's values are valid, alone and together",
         "cm3 recipe check ./mine.yaml",
     )
-    check.add_argument("recipe", help="a shipped recipe's name, or a path")
+    check.add_argument("recipe", help="a shipped recipe's name, a path, or a run's folder")
     add_overrides(check)
     compare = add(
         "diff",
@@ -61,7 +63,7 @@ def configure(parser: ArgumentParser) -> None:
         "cm3 recipe diff cm3leon-350m cm3leon-7b",
     )
     compare.add_argument(
-        "a", help="a shipped recipe's name, or a path (such as a checkpoint's recipe.yaml)"
+        "a", help="a shipped recipe's name, a path, or the folder of a run, checkpoint or model"
     )
     compare.add_argument("b", help="the other recipe")
 
@@ -76,7 +78,7 @@ def run(args: Namespace) -> int:
         return _diff(args)
     from cm3core.recipe import compose
 
-    recipe = compose(args.recipe, args.overrides, registry=registry_of(args))
+    recipe = compose(recipe_of(args.recipe), args.overrides, registry=registry_of(args))
     if args.action == "check":
         recipe.check()
         print(f"{recipe.name}: all values are valid (hash {recipe.hash})")
@@ -85,6 +87,17 @@ def run(args: Namespace) -> int:
     else:
         print(recipe.to_yaml(), end="")
     return 0
+
+
+def recipe_of(name: str) -> str:
+    """The recipe to compose: `name`, or the file of the run, checkpoint or model of that folder."""
+    if name in {recipe.name for recipe in list_recipes()}:
+        return name
+    try:
+        is_folder = Path(name).is_dir()
+    except OSError:  # a name that no folder can have
+        is_folder = False
+    return str(Path(name) / RECIPE_FILE) if is_folder else name
 
 
 def _list() -> int:
@@ -99,7 +112,7 @@ def _diff(args: Namespace) -> int:
     from cm3core.recipe import compose, diff
 
     registry = registry_of(args)
-    a, b = compose(args.a, registry=registry), compose(args.b, registry=registry)
+    a, b = (compose(recipe_of(name), registry=registry) for name in (args.a, args.b))
     differences = diff(a, b)
     for key, left, right in differences:
         print(f"{key}: {_shown(left)} -> {_shown(right)}")

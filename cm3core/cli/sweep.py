@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from einops import rearrange
 
+from cm3core.cli import whole_number
 from cm3core.cli._model import (
     add_model_options,
     open_model,
@@ -48,7 +49,7 @@ def configure(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--n",
-        type=int,
+        type=whole_number(1, 2**20),
         default=1,
         dest="num_images",
         metavar="N",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cm3core.cli import registry_of
+from cm3core.cli import registry_of, whole_number
 from cm3core.cli._dataset import composed, data_source, is_override, limit_threads, pictures_of
 from cm3core.cli._training import (
     RECIPE_FILE,
@@ -56,7 +56,7 @@ def configure(parser: ArgumentParser) -> None:
     text.add_argument("--recipe", metavar="RECIPE", help="train on this recipe's data set")
     text.add_argument(
         "--vocab-size",
-        type=int,
+        type=whole_number(1, 2**24),
         required=True,
         metavar="N",
         help="number of ids; the vocabulary adds 4 control tokens (CM3leon: 56,316 + 4 = 56,320)",
@@ -162,9 +162,9 @@ class _Corpus:
         self._texts = texts
 
     def __iter__(self) -> Iterator[str]:
-        from tqdm import tqdm
+        from cm3core.progress import make_bar
 
-        for text in tqdm(self._texts, desc="reading", unit=" texts", disable=None, leave=False):
+        for text in make_bar(self._texts, desc="reading", unit=" texts", disable=None, leave=False):
             self.num_texts += 1
             if len(self.first) < NUM_MEASURED:
                 self.first.append(text)
@@ -241,8 +241,6 @@ def _evaluate(args: Namespace) -> int:
     from cm3core.images import save_png
     from cm3core.recipe import compose
 
-    if args.num < 1:
-        raise TokenizerError("--num", f"is {args.num}", "use 1 or more")
     check_writable(args.out)
     target, ours = _evaluated(args.recipe)
     recipe = compose(target, [*ours, *args.overrides], registry=registry_of(args))

@@ -5,15 +5,22 @@ from __future__ import annotations
 import shlex
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cm3core.cli import add_overrides, registry_of
+
+if TYPE_CHECKING:
+    from cm3core.recipe import Recipe
+    from cm3core.training.state import TrainResult
 
 HELP = "train a decoder from a recipe, or resume a run"
 EXAMPLE = """  cm3 train tiny -o runs/tiny
   cm3 train quickstart dataset=folder dataset.path=my/pictures
   cm3 train quickstart -o runs/long train.minutes=120 train.optimizer=muon
-The same command again resumes from the newest checkpoint in the folder."""
+The same command again resumes from the newest checkpoint in the folder; a run that is finished
+is trained on with a larger train.steps or train.minutes."""
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -63,15 +70,36 @@ def run(args: Namespace) -> int:
     except TrainingInterrupted as stopped:
         print(stopped, file=sys.stderr)
         return 130
+    if result.was_finished:
+        more = _longer(recipe, result.step, args.overrides)
+        longer = shlex.join([args.recipe, "-o", str(out), *more])
+        print(
+            f"the run in {out} was finished already, nothing was trained; to train more:\n"
+            f"  cm3 {plugins}train {longer}"
+        )
+    began = "it is at" if result.was_finished else "trained to"
+    print(f"{began} step {result.step} {_summary(result)}")
+    return 0
+
+
+def _summary(result: TrainResult) -> str:
     losses = ", ".join(
         f"{name.replace('_loss', '')} {value:.4f}"
         for name, value in result.metrics.items()
         if "_loss" in name
     )
-    print(
-        f"trained to step {result.step} ({result.tokens:,} tokens, {result.elapsed_s / 60:.1f} "
-        "min)\n"
-        f"nats a token: {losses or 'not logged'}\npeak memory "
+    return (
+        f"({result.tokens:,} tokens, {result.elapsed_s / 60:.1f} min)"
+        f"\nnats a token: {losses or 'not logged'}\npeak memory "
         f"{result.peak_memory_bytes / 2**30:.2f} GiB\n{result.checkpoint}"
     )
-    return 0
+
+
+def _longer(recipe: Recipe, step: int, overrides: Sequence[str]) -> list[str]:
+    """The overrides with twice the run's length."""
+    section = recipe.train
+    kept = [one for one in overrides if not one.startswith(("train.steps=", "train.minutes="))]
+    if section.steps is not None:
+        return [*kept, f"train.steps={2 * max(section.steps, step)}"]
+    assert section.minutes is not None
+    return [*kept, f"train.minutes={2 * section.minutes:g}"]

@@ -195,13 +195,10 @@ def _validation_pictures(recipe: Recipe, scale: int) -> PixelArray | None:
 
 
 def _evaluate(args: Namespace) -> int:
-    from tqdm import tqdm
-
     from cm3core.evaluation.upscaler import evaluate_upscaler
     from cm3core.images import save_png
+    from cm3core.progress import make_bar
 
-    if args.num < 1:
-        raise RecipeError("--num", f"is {args.num}", "use 1 or more")
     check_writable(args.out)
     recipe = _composed(args.recipe, args.overrides, args)
     assert recipe.upscaler is not None
@@ -217,7 +214,7 @@ def _evaluate(args: Namespace) -> int:
         or [None]
     ):
         large_NHWC = _large_pictures(recipe, split, scale, args.num)
-        with tqdm(
+        with make_bar(
             total=len(large_NHWC), desc="measuring", unit="", disable=None, leave=False
         ) as bar:
             report = evaluate_upscaler(

@@ -50,5 +50,6 @@ def with_options(config: C, options: Mapping[str, Any]) -> C:
                 f"{config.kind}.{key}", f"is {value!r}, not {error.expected}", "correct the value"
             ) from None
     changed = replace(config, **fitting)
+    ComponentConfig.check(changed)  # a plugin's own may not call its base's
     changed.check()
     return changed

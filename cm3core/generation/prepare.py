@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 #: of microseconds each, and threads that synchronise after each gain little on an idle machine and
 #: are 30 times slower (measured) on a busy one.
 SMALL_DECODER = 30_000_000
+#: More threads than any machine has; torch ends the process when it can't start them.
+MAX_THREADS = 4096
 #: Share of the machine's memory that keys and values may take.
 MEMORY_SHARE = 0.5
 _MODALITIES = ("text", "image")
@@ -60,6 +62,8 @@ class Preparer:
     ) -> None:
         if max_rows < 1:
             raise GenerationError("max_rows", f"is {max_rows}", "use 1 or more")
+        if num_threads is not None and not 1 <= num_threads <= MAX_THREADS:
+            raise GenerationError("num_threads", f"is {num_threads}", f"use 1 to {MAX_THREADS:,}")
         self.decoder, self.inference = decoder, inference
         self.serializer, self.sampler, self.vocabulary = serializer, sampler, vocabulary
         self.max_text_tokens, self.max_rows = max_text_tokens, max_rows

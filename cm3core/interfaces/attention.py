@@ -18,6 +18,11 @@ class AttentionConfig(ComponentConfig):
 
     kind: ClassVar[str] = "attention"
 
+    def check_training(self, device: str) -> None:
+        """Raise `DeviceError` if a decoder can't be trained with it on a device, such as "cpu".
+
+        Called first of all, before data are read. Must stay light: no torch."""
+
     def build(self) -> AttentionBackend:
         """Return the backend. Raises `PluginError` with the reason if it can't run here."""
         raise NotImplementedError

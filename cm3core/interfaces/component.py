@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from types import MappingProxyType
 from typing import ClassVar
 
 from cm3core.errors import RecipeError
+
+#: Ranges of numbers for which a key declares none: what 64 bits hold, and what floats of 32 bits
+#: hold with room for a product.
+_INT_RANGE, _FLOAT_RANGE = (-(2**63), 2**63 - 1), (-1e30, 1e30)
 
 
 @dataclass(kw_only=True)
@@ -31,11 +36,20 @@ class ComponentConfig:
     #: Keys of earlier versions: old name -> the field that replaced it. Recipes and checkpoints
     #: with an old name are still read; a warning gives the new one.
     renamed: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    #: Smallest and largest value of each key that is a number: beyond any use, and within what
+    #: overflows where it is used. A nested key is dotted ("training.batch_size"). A subclass adds to
+    #: its bases' keys. Any other integer must fit 64 bits, any other float be finite in 32 bits.
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = MappingProxyType({})
 
     def check(self) -> None:
         """Raise `RecipeError` if the values can't work together.
 
-        Must stay light: no torch, no reading of files."""
+        Must stay light: no torch, no reading of files. This one checks `ranges`: an override
+        begins with `super().check()`."""
+        ranges: dict[str, tuple[float, float]] = {}
+        for parent in reversed(type(self).__mro__):
+            ranges |= vars(parent).get("ranges", {})
+        check_numbers(self.kind, self, ranges)
 
 
 def check_value(
@@ -58,3 +72,35 @@ def check_value(
     if not holds:
         rule = f", must be {must_be}" if must_be else ""
         raise RecipeError(place, f"is {value!r}{rule}", next_step)
+
+
+def check_numbers(place: str, values: object, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Raise `RecipeError` for a number of a dataclass that is out of its range.
+
+    Args:
+        place: the section.
+        values: its dataclass; the numbers in lists, dicts and dataclasses in it are checked too.
+        ranges: see `ComponentConfig.ranges`.
+    """
+    for key, value in _numbers(values, ""):
+        usual = _INT_RANGE if isinstance(value, int) else _FLOAT_RANGE
+        least, most = ranges.get(key, usual)
+        rule = f"at least {least:,}" if value < least else f"at most {most:,}"
+        if not math.isfinite(value):
+            rule = "finite"
+        check_value(f"{place}.{key}", value, least <= value <= most, must_be=rule)
+
+
+def _numbers(value: object, key: str) -> Iterator[tuple[str, int | float]]:
+    """The numbers in a value, each with its dotted key."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield key, value
+    elif is_dataclass(value) and not isinstance(value, type):
+        for item in fields(value):
+            yield from _numbers(getattr(value, item.name), f"{key}.{item.name}".lstrip("."))
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _numbers(item, key)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _numbers(item, key)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.document import Document
 from cm3core.errors import DataError, RecipeError
-from cm3core.interfaces.component import ComponentConfig, check_value
+from cm3core.interfaces.component import ComponentConfig
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import DocumentSource
@@ -37,6 +37,10 @@ class RetrieverConfig(ComponentConfig):
     kind: ClassVar[str] = "retriever"
     #: Whether it ever finds anything. False: a recipe with it is a recipe without retrieval.
     retrieves: ClassVar[bool] = True
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "num_retrieved": (0, 2**16),
+        "num_ranks": (1, 2**20),
+    }
     num_retrieved: int = 1
     random_num_retrieved: bool = True
     num_ranks: int = 8
@@ -44,12 +48,8 @@ class RetrieverConfig(ComponentConfig):
     query_dropout: float = 0.0
 
     def check(self) -> None:
-        """Refuse counts and probabilities that are out of range."""
-        for name, value, least in (
-            ("num_retrieved", self.num_retrieved, 0),
-            ("num_ranks", self.num_ranks, 1),
-        ):
-            check_value(f"retriever.{name}", value, value >= least, f"use {least} or more")
+        """Refuse numbers that are out of range."""
+        super().check()
         if not 0 <= self.query_dropout < 1:
             raise RecipeError(
                 "retriever.query_dropout",

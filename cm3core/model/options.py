@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Integral
 from typing import Any
 
 from cm3core.errors import GenerationError
@@ -34,11 +35,31 @@ class GenerationOptions:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> GenerationOptions:
-        """The options among a call's keyword arguments; all other keys are the sampler's."""
+        """The options among a call's keyword arguments; all other keys are the sampler's.
+
+        Raises:
+            GenerationError: an option has the wrong type (ranges are checked where they are used).
+        """
         names = {item.name for item in fields(cls)} - {"sampling"}
         own = {name: options[name] for name in names if name in options}
+        for name, value in own.items():
+            _check_type(name, value)
         rest = {key: value for key, value in options.items() if key not in names}
         return cls(**own, sampling=sampler_keys(rest))
+
+
+def _check_type(name: str, value: object) -> None:
+    """Refuse a value that isn't of the option's type: it may come from the command line."""
+    number = isinstance(value, Integral) and not isinstance(value, bool)
+    wanted = ""
+    if name == "seed" and not number:
+        wanted = "a whole number"
+    elif name in ("num_retrieved", "num_candidates") and not (number or value is None):
+        wanted = "a whole number or None"
+    elif name in ("reranker", "sampler") and not (value is None or isinstance(value, str)):
+        wanted = "a name or None"
+    if wanted:
+        raise GenerationError(name, f"is {value!r}, must be {wanted}", "correct the value")
 
 
 def sampler_keys(options: Mapping[str, Any]) -> dict[str, Any]:

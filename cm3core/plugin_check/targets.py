@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3core.errors import PluginError, close_match
+from cm3core.files import user_path
 from cm3core.plugin_check.verdicts import Verdict
 from cm3core.plugins.discovery import GROUP
 
@@ -59,7 +60,7 @@ def find_targets(argument: str) -> list[Target]:
     Raises:
         PluginError: nothing has that name, or the folder's `pyproject.toml` can't be read.
     """
-    path = Path(argument).expanduser()
+    path = user_path(argument)
     if argument.endswith(".py"):
         if not path.is_file():
             raise PluginError(argument, "there is no such file", "correct the path")

@@ -17,6 +17,7 @@ import yaml
 
 from cm3core import hookspecs
 from cm3core.config.docs import Key, docstring, keys_of, summary
+from cm3core.config.schema import hints
 from cm3core.errors import PluginError, close_match
 from cm3core.plugins.kinds import KINDS
 from cm3core.plugins.registry import Registry
@@ -287,9 +288,25 @@ def find(wanted: str, registry: Registry) -> tuple[str, str]:
 def _near(wanted: str, registry: Registry) -> str:
     """Return the next step: a close match or where to look, and the plugins that are not in use."""
     near = close_match(wanted, {*KINDS, *(name for kind in KINDS for name in registry.names(kind))})
-    return registry.with_reasons(
-        near if near.startswith("did you mean") else "`cm3 kinds` lists all"
-    )
+    if not near.startswith("did you mean"):
+        near = _near_key(wanted, registry) or "`cm3 kinds` lists all"
+    return registry.with_reasons(near)
+
+
+def _near_key(wanted: str, registry: Registry) -> str:
+    """Return the components that have a key of about this name; "" if there is none."""
+    owners: dict[str, list[str]] = {}
+    for kind in KINDS:
+        for name in registry.names(kind):
+            for owner in registry.owners(kind, name):
+                shown = name if len(registry.owners(kind, name)) == 1 else f"{owner}/{name}"
+                for key in hints(registry.config_class(kind, f"{owner}/{name}")):
+                    owners.setdefault(key, []).append(f"{kind}/{shown}")
+    near = close_match(wanted.rpartition(".")[2], owners)
+    if not near.startswith("did you mean"):
+        return ""
+    key = near.split("'")[1]
+    return f"did you mean the key {key!r}? `cm3 describe {owners[key][0]}` explains it"
 
 
 def to_plain(entry: KindEntry | ComponentEntry) -> dict[str, Any]:

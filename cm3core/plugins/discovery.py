@@ -19,6 +19,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,22 +42,28 @@ GROUP = "cm3core.plugins"
 #: Environment variable that makes the first broken plugin an error.
 STRICT_VARIABLE = "CM3_STRICT_PLUGINS"
 
+#: A hook's name in a module's source.
+_HOOK = re.compile(r"\bcm3_[a-z_]+\b")
+_DEFINED = re.compile(r"\bdef (cm3_\w+)")
+
 logger = logging.getLogger("cm3core.plugins")
 
 
 def load_registry(
-    files: Sequence[Path] = (), *, environ: Mapping[str, str] = os.environ
+    files: Sequence[Path] = (), *, environ: Mapping[str, str] | None = None
 ) -> Registry:
     """Find every plugin, ask each what it provides, and return the registry.
 
     Args:
         files: plugin modules given as files (`cm3 --plugin`). The user named them, so a broken one
             raises.
-        environ: where the two environment variables are read.
+        environ: where the two environment variables are read; None: `os.environ`. (As a default
+            argument its values, tokens among them, would be in what `help` prints.)
 
     Raises:
         PluginError: a file is broken, or any plugin is and `CM3_STRICT_PLUGINS=1`.
     """
+    environ = os.environ if environ is None else environ
     registry, pluggy_manager = Registry(), pluggy.PluginManager(hookspecs.PROJECT)
     pluggy_manager.add_hookspecs(hookspecs)
     strict = environ.get(STRICT_VARIABLE, "") not in {"", "0"}
@@ -66,6 +73,7 @@ def load_registry(
     for info, loader in _discover(files):
         if info.name in disabled:
             info.status, info.reason = "disabled", f"named in {DISABLE_VARIABLE}"
+            info.hooks = _hooks_in(loader.module)
             registry.plugins.append(info)
             continue
         try:
@@ -74,6 +82,7 @@ def load_registry(
             # a plugin's import may raise anything, and must not end the program
             if not loader.asked_for and not strict:
                 _set_broken(info, error)
+                info.hooks = _hooks_in(loader.module)
                 registry.plugins.append(info)
                 logger.warning(
                     "plugin %r (%s) is not used: %s [cm3 plugin list -v]",
@@ -97,10 +106,13 @@ def load_registry(
 
 @dataclass(frozen=True)
 class _Loader:
-    """How a plugin's module is loaded, and whether the user named it (then errors are raised)."""
+    """How a plugin's module is loaded, and whether the user named it (then errors are raised).
+
+    `module` is its dotted name, "" for a file."""
 
     load: Callable[[], object]
     asked_for: bool = False
+    module: str = ""
 
 
 def _discover(files: Sequence[Path]) -> Iterator[tuple[PluginInfo, _Loader]]:
@@ -109,7 +121,10 @@ def _discover(files: Sequence[Path]) -> Iterator[tuple[PluginInfo, _Loader]]:
     Nothing is imported."""
     for point in sorted(entry_points(group=GROUP), key=_sort_key):
         distribution, version = _distribution(point)
-        yield PluginInfo(point.name, version, f"{distribution}, {point.value}"), _Loader(point.load)
+        yield (
+            PluginInfo(point.name, version, f"{distribution}, {point.value}"),
+            _Loader(point.load, module=point.module),
+        )
     for path in files:
         yield (
             PluginInfo(Path(path).stem, "", str(path)),
@@ -193,6 +208,26 @@ def _describe(
     for line in info.deprecated:
         logger.warning("plugin %r (%s): %s; update it", info.name, info.origin, line)
     registry.add(info, configs, commands, models, benchmarks)
+
+
+def _hooks_in(module: str) -> list[str] | None:
+    """Return the hooks that a module's source names, which is not run; None: not known."""
+    first, *rest = module.split(".")
+    try:
+        spec = importlib.util.find_spec(first)
+        if spec is None or spec.origin is None:
+            return None
+        path = Path(spec.origin)
+        if rest:
+            path = path.parent.joinpath(*rest)
+            path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        text = path.read_text(encoding="utf-8")
+    except (ImportError, ValueError, OSError):
+        return None
+    known = {name for name in vars(hookspecs) if name.startswith("cm3_")}
+    if set(_DEFINED.findall(text)) - known:
+        return None  # a hook's name is wrong: which was meant is not known
+    return sorted(set(_HOOK.findall(text)) & known) or None  # they may be in another module of it
 
 
 def _set_broken(info: PluginInfo, error: BaseException) -> None:

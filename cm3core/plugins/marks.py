@@ -38,5 +38,5 @@ def default_name(registry: Registry, kind: str, *, place: str) -> str:
     raise PluginError(
         place,
         f"no {kind} is named, and no plugin in use provides a default one",
-        registry.with_reasons(close_match("", registry.names(kind))),
+        registry.with_reasons(close_match("", registry.names(kind)), kind),
     )

@@ -40,6 +40,8 @@ class PluginInfo:
         models: names of the trained models that it ships.
         benchmarks: names of its additions to `cm3 bench kernels`.
         deprecated: what it does that is deprecated, a line each.
+        hooks: names of the hooks that its module's text has, of a plugin that is not in use; None:
+            not known, it may provide anything.
         reason: one line that states why it is broken or disabled, else "".
         traceback: of the error that broke it, else "".
     """
@@ -53,6 +55,7 @@ class PluginInfo:
     models: list[str] = field(default_factory=list)
     benchmarks: list[str] = field(default_factory=list)
     deprecated: list[str] = field(default_factory=list)
+    hooks: list[str] | None = None
     reason: str = ""
     traceback: str = ""
 
@@ -151,7 +154,7 @@ class Registry:
             raise PluginError(
                 place,
                 f"no {kind} is called {name!r}",
-                self.with_reasons(close_match(name, self._configs[kind])),
+                self.with_reasons(close_match(name, self._configs[kind]), kind),
             )
         return next(iter(found.values()))
 
@@ -184,12 +187,15 @@ class Registry:
             for owner, name, target in self._benchmarks
         ]
 
-    def with_reasons(self, step: str) -> str:
-        """Return the next step, followed by every plugin that is not in use."""
+    def with_reasons(self, step: str, kind: str | None = None) -> str:
+        """Return the next step, followed by every plugin that is not in use.
+
+        With a `kind`, plugins that provide none of it are left out."""
         lost = [
             f"the plugin {info.name!r} is {info.status}: {info.reason}"
             for info in self.plugins
             if info.status != "loaded"
+            and (kind is None or info.hooks is None or KINDS[kind].hook in info.hooks)
         ]
         return "; ".join([step, *lost])
 

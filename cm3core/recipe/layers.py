@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from cm3core.config.interpolation import check_interpolations
 from cm3core.errors import RecipeError
 from cm3core.plugins.registry import KINDS
 from cm3core.recipe import library
+from cm3core.recipe.yaml_text import check_numbers, mapping_of, value_of
 
 COMMAND_LINE = "command line"
+#: Characters of an argument that an error repeats.
+_MOST_SHOWN = 100
 OVERRIDE = re.compile(r"(?P<key>[A-Za-z_][\w-]*(\.[\w-]+)*)=(?P<value>.*)", re.DOTALL)
 
 
@@ -89,45 +87,10 @@ def parse(text: str, label: str) -> dict[str, Any]:
     """Return a layer's values from YAML text, with interpolations unresolved.
 
     Duplicate keys and non-text keys are refused."""
-    try:
-        node = yaml.compose(text, yaml.SafeLoader)
-        if node is not None and not isinstance(node, yaml.MappingNode):
-            raise RecipeError(
-                label,
-                "is not a recipe: its top level is not a mapping",
-                "write sections, as `cm3 recipe show tiny` does",
-            )
-        loaded = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
-    except yaml.MarkedYAMLError as error:
-        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
-        raise RecipeError(
-            f"{label}{line}", f"is not valid YAML: {error.problem}", "correct the line"
-        ) from error
-    except yaml.YAMLError as error:
-        raise RecipeError(label, f"is not valid YAML: {error}", "correct the file") from error
-    except OmegaConfBaseException as error:
-        raise _bad_interpolation(label, error) from error
-    except RecursionError as error:
-        raise RecipeError(
-            label, "is not a recipe: it is nested too deeply", "correct the file"
-        ) from error
-    assert isinstance(loaded, dict)
+    loaded = mapping_of(text, label)
     _check_keys(loaded, label, ())
     check_interpolations(f"{label}: ", loaded)
     return cast(dict[str, Any], loaded)  # every key is text, as just checked
-
-
-def _bad_interpolation(label: str, error: OmegaConfBaseException) -> RecipeError:
-    key = getattr(error, "full_key", None)
-    return RecipeError(
-        f"{label}: {key}" if key else label,
-        f"has an invalid interpolation: {_first_line(error)}",
-        r"write ${section.key}, or \${ for the characters themselves",
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _check_keys(values: dict[Any, Any], label: str, path: tuple[str, ...]) -> None:
@@ -175,16 +138,12 @@ def override_layer(overrides: Sequence[str]) -> Layer:
 
 def _override_value(argument: str, key: str) -> object:
     """Return the value of `a.b.c=value`, read as YAML by OmegaConf."""
-    try:
-        value: Any = OmegaConf.to_container(OmegaConf.from_dotlist([argument]), resolve=False)
-    except yaml.YAMLError as error:
-        raise RecipeError(
-            f"{COMMAND_LINE}: {argument}", "the value is not valid YAML", "put it in quotes"
-        ) from error
-    except OmegaConfBaseException as error:
-        raise _bad_interpolation(COMMAND_LINE, error) from error
+    shown = argument if len(argument) <= _MOST_SHOWN else f"{argument[:_MOST_SHOWN]}..."
+    shown = shown.encode(errors="backslashreplace").decode()  # bytes that are not UTF-8
+    value = value_of(argument, f"{COMMAND_LINE}: {shown}")
     for part in key.split("."):
         value = value[part]
+    check_numbers(value, f"{COMMAND_LINE}: {key}")
     check_interpolations(f"{COMMAND_LINE}: {key}", value)
     return value
 

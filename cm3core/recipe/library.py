@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cm3core.errors import RecipeError, close_match
+from cm3core.files import user_path
 
 SUFFIX = ".yaml"
 
@@ -66,8 +67,8 @@ def find(name_or_path: str, *, relative_to: Path | None = None, place: str | Non
         RecipeError: there is no such recipe.
     """
     if name_or_path.endswith((SUFFIX, ".yml")) or "/" in name_or_path:
-        path = Path(relative_to or ".") / Path(name_or_path).expanduser()
-        if not path.is_file():
+        path = Path(relative_to or ".") / user_path(name_or_path, place)
+        if not _is_file(path):
             raise RecipeError(
                 place or f"recipe {name_or_path}",
                 f"there is no file {path}",
@@ -75,7 +76,7 @@ def find(name_or_path: str, *, relative_to: Path | None = None, place: str | Non
             )
         return path
     for folder in (recipes_directory(), recipes_directory() / "base"):
-        if (path := folder / (name_or_path + SUFFIX)).is_file():
+        if _is_file(path := folder / (name_or_path + SUFFIX)):
             return path
     known = [recipe.name for recipe in list_recipes()]
     raise RecipeError(
@@ -83,6 +84,14 @@ def find(name_or_path: str, *, relative_to: Path | None = None, place: str | Non
         f"no shipped recipe is called {name_or_path!r}",
         close_match(name_or_path, known) + "; a file is given by its path (./mine.yaml)",
     )
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; also false for a name that no file can have (too long)."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def label(path: Path) -> str:

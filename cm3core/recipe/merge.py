@@ -277,8 +277,8 @@ def _finish(name: str, sections: dict[str, _Section], origins: dict[str, str]) -
         raise RecipeError(
             f"recipe {name!r}",
             f"lacks {'a value' if len(missing) == 1 else 'values'} for {', '.join(missing)}",
-            "give them in the recipe or on the command line: "
-            + " ".join(f"{key}=..." for key in missing),
+            f"give {'it' if len(missing) == 1 else 'them'} in the recipe or in the command, e.g. cm3 "
+            "train RECIPE " + " ".join(f"{key}=..." for key in missing),
         )
     resolved = _resolve(plain, sections, origins)
     configs = {

@@ -57,6 +57,18 @@ class Recipe(KindSections):
             if getattr(self, kind) is not None
         }
 
+    @property
+    def validation_splits(self) -> list[str]:
+        """The splits to validate on: `train.validation_splits`, or the data set's own "valid".
+
+        The second is used if the data set has none of the first and is not trained on as a whole.
+        Splits that it lacks are named too, so that they can be reported."""
+        named, data = self.train.validation_splits, self.dataset
+        known = () if data is None else data.splits
+        if data is None or "valid" not in known or any(split in known for split in named):
+            return list(named)
+        return [*named, "valid"] if data.split not in ("valid", "all") else list(named)
+
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return section -> key -> value, complete and resolved, as YAML values.
 
@@ -91,6 +103,7 @@ class Recipe(KindSections):
         checks the fixed sections, then conditions across sections.
         """
         for _, config in self.components.values():
+            base.ComponentConfig.check(config)  # a plugin's own may not call its base's
             config.check()
         for name in FIXED_SECTIONS:
             getattr(self, name).check()

@@ -3,31 +3,50 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from cm3core.errors import RecipeError
-from cm3core.interfaces.component import check_value
+from cm3core.interfaces.component import check_numbers, check_value
 
 _INT64 = 2**63 - 1
-#: Largest values of `train`'s keys: beyond any use, and below what overflows where they are used.
-#: `clip_norm` and `checkpoint_every_minutes` may be infinite: never clipped, never due.
-_MOST = {
-    "seed": _INT64,
-    "steps": _INT64,
-    "minutes": 10_000_000,
-    "batch_rows": 2**20,
-    "accumulate": 2**20,
-    "warmup_steps": _INT64,
-    "checkpoint_every_steps": _INT64,
-    "keep_checkpoints": _INT64,
-    "log_every_steps": _INT64,
-    "validate_every_steps": _INT64,
-    "validation_documents": _INT64,
-    "sample_every_steps": _INT64,
-    "num_threads": 4096,
+#: Smallest and largest values of the sections' numbers, see `ComponentConfig.ranges`.
+VOCABULARY_RANGES: Mapping[str, tuple[float, float]] = {
+    "num_text": (5, 2**24),
+    "num_sentinels": (1, 2**20),
+    "num_reserved": (0, 2**20),
+    "multiple_of": (1, 2**20),
 }
-_FINITE = ("learning_rate", "muon_learning_rate", "eps", "weight_decay", "z_loss")
+#: `clip_norm` and `checkpoint_every_minutes` may be infinite: never clipped, never due.
+TRAIN_RANGES: Mapping[str, tuple[float, float]] = {
+    "seed": (0, _INT64),
+    "steps": (1, _INT64),
+    "minutes": (0, 10_000_000),
+    "batch_rows": (1, 2**20),
+    "accumulate": (1, 2**20),
+    "learning_rate": (0, 1e6),
+    "muon_learning_rate": (0, 1e6),
+    "eps": (0, 1e6),
+    "weight_decay": (0, 1e6),
+    "warmup_steps": (0, _INT64),
+    "clip_norm": (0, math.inf),
+    "z_loss": (0, 1e6),
+    "checkpoint_every_minutes": (0, math.inf),
+    "checkpoint_every_steps": (1, _INT64),
+    "keep_checkpoints": (1, _INT64),
+    "log_every_steps": (1, _INT64),
+    "validate_every_steps": (1, _INT64),
+    "validation_documents": (1, _INT64),
+    "sample_every_steps": (1, _INT64),
+    "num_threads": (1, 4096),
+}
+DATA_RANGES: Mapping[str, tuple[float, float]] = {"max_text_tokens": (1, 2**24)}
+GENERATE_RANGES: Mapping[str, tuple[float, float]] = {
+    "num_images": (1, 2**20),
+    "num_candidates": (1, 2**20),
+    "max_text_tokens": (1, 2**24),
+}
 
 
 @dataclass(kw_only=True)
@@ -51,27 +70,7 @@ class VocabularySection:
 
     def check(self) -> None:
         """Raise `RecipeError` for a size out of range."""
-        check_value(
-            "vocabulary.num_text",
-            self.num_text,
-            self.num_text is None or self.num_text > 4,
-            must_be="null or more than 4",
-        )
-        check_value(
-            "vocabulary.num_sentinels",
-            self.num_sentinels,
-            self.num_sentinels >= 1,
-            must_be="at least 1",
-        )
-        check_value(
-            "vocabulary.num_reserved",
-            self.num_reserved,
-            self.num_reserved >= 0,
-            must_be="0 or more",
-        )
-        check_value(
-            "vocabulary.multiple_of", self.multiple_of, self.multiple_of >= 1, must_be="at least 1"
-        )
+        check_numbers("vocabulary", self, VOCABULARY_RANGES)
 
 
 @dataclass(kw_only=True)
@@ -108,7 +107,8 @@ class TrainSection:
         keep_checkpoints: number of complete checkpoints to keep.
         log_every_steps: steps between two lines of metrics.
         validate_every_steps: steps between two validations.
-        validation_splits: the data set's splits to validate on.
+        validation_splits: the data set's splits to validate on. If it has none of them, its split
+            "valid" is used, where it has one that is not trained on.
         validation_documents: maximum number of documents of each split.
         sample_every_steps: steps between two grids of sample pictures; null is off.
         compile: torch.compile the decoder.
@@ -188,7 +188,7 @@ class TrainSection:
             check_value(
                 f"train.{key}", getattr(self, key), getattr(self, key) >= 0, must_be="0 or more"
             )
-        self._check_largest()
+        check_numbers("train", self, TRAIN_RANGES)
         fraction = self.final_learning_rate_fraction
         check_value(
             "train.final_learning_rate_fraction",
@@ -202,16 +202,6 @@ class TrainSection:
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
             must_be="two numbers from 0 to 1, 1 not included",
         )
-
-    def _check_largest(self) -> None:
-        for key, most in _MOST.items():
-            value = getattr(self, key)
-            check_value(
-                f"train.{key}", value, value is None or value <= most, must_be=f"at most {most:,}"
-            )
-        for key in _FINITE:
-            value = getattr(self, key)
-            check_value(f"train.{key}", value, math.isfinite(value), must_be="finite")
 
 
 @dataclass(kw_only=True)
@@ -231,12 +221,7 @@ class DataSection:
 
     def check(self) -> None:
         """Raise `RecipeError` for a count out of range."""
-        check_value(
-            "data.max_text_tokens",
-            self.max_text_tokens,
-            self.max_text_tokens >= 1,
-            must_be="at least 1",
-        )
+        check_numbers("data", self, DATA_RANGES)
 
 
 @dataclass(kw_only=True)
@@ -258,21 +243,7 @@ class GenerateSection:
 
     def check(self) -> None:
         """Raise `RecipeError` for a count out of range."""
-        check_value(
-            "generate.num_images", self.num_images, self.num_images >= 1, must_be="at least 1"
-        )
-        check_value(
-            "generate.num_candidates",
-            self.num_candidates,
-            self.num_candidates >= 1,
-            must_be="at least 1",
-        )
-        check_value(
-            "generate.max_text_tokens",
-            self.max_text_tokens,
-            self.max_text_tokens >= 1,
-            must_be="at least 1",
-        )
+        check_numbers("generate", self, GENERATE_RANGES)
 
 
 #: Name -> class of the sections that every recipe has.

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from cm3core import images
 from cm3core.document import BoolArray, Codes, Document, Image, IntArray
 from cm3core.errors import DataError
 from cm3core.files import atomic_path, cache_directory, locked, make_folder, write_text
 from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
+from cm3core.npy import load_array
+from cm3core.progress import make_bar
 
 if TYPE_CHECKING:
     from cm3core.interfaces.image_tokenizer import ImageTokenizer
@@ -59,7 +60,7 @@ def sharded_rows(
         if not whole.exists():
             starts = range(0, num_rows, shard_size)
             shards = [folder / f"shard-{start:09d}.npy" for start in starts]
-            with tqdm(total=num_rows, desc=title, unit=unit, disable=not progress) as bar:
+            with make_bar(total=num_rows, desc=title, unit=unit, disable=not progress) as bar:
                 for start, shard in zip(starts, shards, strict=True):
                     stop = min(start + shard_size, num_rows)
                     if not shard.exists():
@@ -87,16 +88,13 @@ def _write(path: Path, rows: npt.NDArray[Any]) -> None:
 
 def _read(path: Path, memory_map: bool = False) -> npt.NDArray[Any]:
     try:
-        rows: npt.NDArray[Any] = np.load(
-            path, mmap_mode="r" if memory_map else None, allow_pickle=False
-        )
-    except (OSError, ValueError, EOFError) as error:
+        return load_array(path, memory_map=memory_map)
+    except (OSError, ValueError) as error:
         raise DataError(
             str(path),
             f"is damaged ({error})",
             f"delete the folder {path.parent}; it will be recomputed",
         ) from error
-    return rows
 
 
 class CodeCache:

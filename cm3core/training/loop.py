@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from cm3core.checkpoint import CheckpointState, save_checkpoint
+from cm3core.checkpoint import CheckpointState, latest_checkpoint, save_checkpoint
 from cm3core.errors import CM3Error
+from cm3core.progress import no_bars
 from cm3core.stop_signals import StopSignals
 from cm3core.training.loss import batch_loss_sums, modality_metrics
+from cm3core.training.metrics import read_metrics
 from cm3core.training.progress_bar import ProgressBar
 from cm3core.training.run_lock import run_lock
 from cm3core.training.samples import SamplePictures
@@ -73,7 +75,7 @@ def train(
     """
     out_dir = Path(out_dir)
     command = command or f"cm3 train {shlex.quote(recipe.name)} -o {shlex.quote(str(out_dir))}"
-    with run_lock(out_dir), _threads(recipe.train.num_threads):
+    with run_lock(out_dir), _threads(recipe.train.num_threads), no_bars(not progress):
         state = start(
             recipe,
             out_dir,
@@ -88,16 +90,27 @@ def train(
             if recipe.train.sample_every_steps is not None
             else []
         )
+        finished = latest_checkpoint(out_dir) if state.progress >= 1 else None
         try:
-            checkpoint = _loop(state, progress, [*drawing, *callbacks], command)
+            checkpoint = finished or _loop(state, progress, [*drawing, *callbacks], command)
         finally:
             state.log.close()
     gpu = torch.cuda.max_memory_allocated() if state.device.type == "cuda" else 0
     # getrusage reports bytes on macOS, kilobytes elsewhere
     scale = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    if finished is not None:  # its last values
+        for line in read_metrics(out_dir):
+            state.metrics |= {name: value for name, value in line.items() if name != "step"}
     return TrainResult(
-        checkpoint, state.step, state.elapsed_s, state.tokens, state.metrics, peak, gpu
+        checkpoint,
+        state.step,
+        state.elapsed_s,
+        state.tokens,
+        state.metrics,
+        peak,
+        gpu,
+        was_finished=finished is not None,
     )
 
 
@@ -131,7 +144,7 @@ def _loop(state: TrainState, progress: bool, callbacks: Sequence[Callback], comm
             state.tokens += num_tokens
             if state.step % section.log_every_steps == 0:
                 _log(state)
-            if section.validation_splits and state.step % section.validate_every_steps == 0:
+            if validation.splits and state.step % section.validate_every_steps == 0:
                 _validate(state, validation)
             for callback in callbacks:
                 callback(state)
@@ -151,7 +164,7 @@ def _loop(state: TrainState, progress: bool, callbacks: Sequence[Callback], comm
             if stop.received is not None:
                 break
         if stop.received is None:
-            if section.validation_splits and state.step % section.validate_every_steps:
+            if validation.splits and state.step % section.validate_every_steps:
                 _validate(state, validation)
             if state.step % section.log_every_steps and state.seconds["all"] > 0:
                 _log(state)

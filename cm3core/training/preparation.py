@@ -8,13 +8,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterable
 from functools import cached_property
-from pathlib import Path
 
 from tqdm import tqdm
 
 from cm3core.bank import MemoryBank
 from cm3core.build import Components
 from cm3core.document import Document, MaskedSequence
+from cm3core.files import user_path
 from cm3core.interfaces import DocumentSource, MaskingObjective
 from cm3core.sequence.packing import Packer, TrainingBatch, collate
 from cm3core.training.code_cache import CodeCache
@@ -39,7 +39,7 @@ class Preparation:
     def __init__(self, components: Components, *, progress: bool = True) -> None:
         self.components, self.recipe, self.progress = components, components.recipe, progress
         folder = self.recipe.data.cache_dir
-        self.cache_dir = None if folder is None else Path(folder).expanduser()
+        self.cache_dir = None if folder is None else user_path(folder)
         self.retrieves = (
             self.recipe.retriever is not None and self.recipe.retriever.num_retrieved > 0
         )

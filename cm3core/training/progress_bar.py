@@ -1,26 +1,35 @@
-"""The progress bar of a training run."""
+"""The progress of a training run: a bar on a terminal, a line a minute anywhere else."""
 
 from __future__ import annotations
 
 import math
+import sys
+import time
 
-from tqdm import tqdm
-
+from cm3core.progress import bars_shown, make_bar
 from cm3core.training.state import TrainState
+
+#: Seconds between two lines where there is no bar.
+SECONDS_BETWEEN_LINES = 60.0
 
 
 class ProgressBar:
-    """The progress bar, in steps, or in seconds if the run's length is in minutes."""
+    """The progress bar, in steps, or in seconds if the run's length is in minutes.
+
+    Where stderr is no terminal, a line is written to it once a minute: a log file stays readable.
+    """
 
     def __init__(self, state: TrainState, show: bool) -> None:
         self.state = state
+        self._writes_lines = show and not bars_shown()
+        self._last_line = time.monotonic()
         by_clock = state.schedule.minutes is not None
         total = (
             60 * state.schedule.minutes
             if state.schedule.minutes is not None
             else state.schedule.steps
         )
-        self.bar = tqdm(
+        self.bar = make_bar(
             total=total,
             initial=min(self._now(), total or 0),
             disable=not show,
@@ -41,8 +50,17 @@ class ProgressBar:
         parts = [clock, f"{state.speed.rate:,.0f} tokens/s"]
         losses = {name: state.metrics.get(f"train/{name}_loss") for name in ("image", "text")}
         parts += [f"{name} {loss:.3f}" for name, loss in losses.items() if loss is not None]
-        self.bar.set_postfix_str(", ".join(part for part in parts if part), refresh=False)
+        shown = ", ".join(part for part in parts if part)
+        self.bar.set_postfix_str(shown, refresh=False)
         self.bar.update(max(0.0, min(self._now(), self.bar.total) - self.bar.n))
+
+        if self._writes_lines and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            print(
+                f"{state.recipe.name}: step {state.step:,}, {100 * state.progress:.0f}%, {shown}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def __enter__(self) -> ProgressBar:
         return self

@@ -95,7 +95,7 @@ class SamplePictures:
         """
         preparation, components = self.preparation, self.preparation.components
         splits = (
-            split_or_reason(components, name) for name in preparation.recipe.train.validation_splits
+            split_or_reason(components, name) for name in preparation.recipe.validation_splits
         )
         source = next((split for split in splits if not isinstance(split, str)), components.source)
         usable = [

@@ -40,6 +40,8 @@ def start(
     schedule, processes = Schedule.of(recipe.train), processes or Processes()
     check_writable(out_dir, folder=True)
     chosen = choose_device(device)
+    if recipe.attention is not None:
+        recipe.attention.check_training(chosen.type)
     dtype, reason = choose_precision(recipe.train.precision, chosen)
     origin = Origin.find(recipe, out_dir, registry, resume=resume)
     components = build(

@@ -117,6 +117,7 @@ class TrainResult:
         metrics: the last value of each metric.
         peak_memory_bytes: largest resident memory of this process.
         peak_gpu_bytes: largest memory allocated on the GPU; 0 without one.
+        was_finished: whether the run had been finished before, so that nothing was trained.
     """
 
     checkpoint: Path
@@ -126,3 +127,4 @@ class TrainResult:
     metrics: dict[str, float]
     peak_memory_bytes: int
     peak_gpu_bytes: int = 0
+    was_finished: bool = False

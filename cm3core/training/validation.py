@@ -19,6 +19,7 @@ from tqdm import tqdm
 from cm3core.build import split_or_reason
 from cm3core.document import MaskedSequence, TokenSequence
 from cm3core.interfaces import Decoder, MaskingObjective
+from cm3core.progress import make_bar
 from cm3core.training.loss import batch_loss_sums, modality_metrics
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Validation:
 
     def __init__(self, preparation: Preparation, *, progress: bool = True) -> None:
         self.preparation, self.progress = preparation, progress
+        self.splits = preparation.recipe.validation_splits
         self._batches: dict[str, Sequence[TrainingBatch]] | None = None
 
     def measure(self, forward: Callable[[TrainingBatch], Tensor]) -> dict[str, float]:
@@ -61,7 +63,7 @@ class Validation:
         values: dict[str, float] = {}
         for name, batches in self._batches.items():
             split, _, suffix = name.partition("+")
-            bar = tqdm(
+            bar = make_bar(
                 batches,
                 desc=f"validation {name}",
                 leave=False,
@@ -76,12 +78,13 @@ class Validation:
     def _prepare(self) -> dict[str, Sequence[TrainingBatch]]:
         section, components = self.preparation.recipe.train, self.preparation.components
         prepared: dict[str, Sequence[TrainingBatch]] = {}
-        for split in section.validation_splits:
+        for split in self.splits:
             source = split_or_reason(components, split)
             if isinstance(source, str):
-                tqdm.write(
-                    f"note: validation split {split!r} is left out: {source}", file=sys.stderr
-                )
+                if split in section.validation_splits:
+                    tqdm.write(
+                        f"note: validation split {split!r} is left out: {source}", file=sys.stderr
+                    )
                 continue
             for suffix, retrieve in (("", False), ("_retrieved", True)):
                 if retrieve and not self.preparation.retrieves:
@@ -90,7 +93,8 @@ class Validation:
                     source, UnmaskedObjective(), retrieve=retrieve, training=False
                 )
                 sequences = data.fitting(spread(len(data), section.validation_documents))
-                prepared[f"{split}+{suffix}"] = self.preparation.pack(sequences)
+                if sequences:  # else no document fits the context
+                    prepared[f"{split}+{suffix}"] = self.preparation.pack(sequences)
         return prepared
 
 

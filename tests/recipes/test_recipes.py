@@ -431,8 +431,8 @@ ERRORS = {
         "text_tokenizer.path=???",
         "text_tokenizer.vocab_size=???",
     ): "recipe 'base': lacks values for text_tokenizer.vocab_size, text_tokenizer.path\n"
-    "  next: give them in the recipe or on the command line: text_tokenizer.vocab_size=... "
-    "text_tokenizer.path=...",
+    "  next: give them in the recipe or in the command, e.g. cm3 train RECIPE "
+    "text_tokenizer.vocab_size=... text_tokenizer.path=...",
 }
 
 
@@ -571,7 +571,7 @@ CHECKS = {
     (
         "train.steps=null",
         "train.minutes=.inf",
-    ): "train.minutes: is inf, must be at most 10,000,000",
+    ): "train.minutes: is inf, must be finite",
     (
         "train.steps=null",
         "train.minutes=.nan",

@@ -10,7 +10,7 @@ from pathlib import Path
 from cm3apps.benchmarks import precision
 from cm3apps.benchmarks.decode import command as decode
 from cm3apps.benchmarks.retrieval import command as retrieval
-from cm3core.cli import registry_of
+from cm3core.cli import registry_of, whole_number
 from cm3core.errors import CM3Error, DeviceError, close_match
 
 EXAMPLE = """examples:
@@ -19,10 +19,17 @@ EXAMPLE = """examples:
   cm3 bench kernels --op guided_sample --provider cm3/eager --provider huggingface
   cm3 bench kernels --device cuda --dry-run"""
 
+EXAMPLES = """examples:
+  cm3 bench kernels --quick
+  cm3 bench decode --quick
+  cm3 bench retrieval --quick"""
+
 
 def configure(parser: ArgumentParser) -> None:
     """The actions `kernels`, `decode`, `precision` and `retrieval`."""
-    parser.description = "Measure."
+    parser.description = "Measure kernels, decoding, precision and retrieval."
+    parser.formatter_class = RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLES
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     kernels = actions.add_parser(
         "kernels",
@@ -61,7 +68,9 @@ def configure(parser: ArgumentParser) -> None:
         action="store_true",
         help="execute everything once on tiny inputs, untimed; --device cuda then needs no GPU",
     )
-    kernels.add_argument("--threads", type=int, help="threads of torch on the CPU")
+    kernels.add_argument(
+        "--threads", type=whole_number(1, 4096), help="threads of torch on the CPU"
+    )
     kernels.set_defaults(run=run)
     decode.configure(
         actions.add_parser(
@@ -97,12 +106,6 @@ def run(args: Namespace) -> int:
     if args.quick and args.dry_run:
         raise CM3Error(
             "cm3 bench kernels", "--quick and --dry-run exclude each other", "leave one out"
-        )
-    if args.threads is not None and args.threads < 1:
-        raise CM3Error(
-            "cm3 bench kernels",
-            f"--threads is {args.threads}, must be at least 1",
-            "leave it out, or give a number",
         )
     if args.out is not None:
         from cm3core.files import check_writable

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cm3core.cli import registry_of, whole_number
 from cm3core.errors import CM3Error
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def configure(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--num",
-        type=int,
+        type=whole_number(1, 2**31 - 1),
         default=32,
         metavar="N",
         help="number of documents, evenly spread over the split (default: %(default)s)",
@@ -89,14 +90,9 @@ def run(args: Namespace) -> int:
     import json
     from dataclasses import asdict
 
-    from cm3core.cli import registry_of
     from cm3core.files import check_writable, write_text
     from cm3core.model import load
 
-    if args.num < 1:
-        raise CM3Error(
-            "cm3 bench precision", f"--num is {args.num}, must be at least 1", "give another number"
-        )
     if args.out is not None:
         check_writable(args.out)
     model = load(args.model, registry=registry_of(args))

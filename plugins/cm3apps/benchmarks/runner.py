@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 import torch._dynamo
-from tqdm import tqdm
 
 from cm3apps.benchmarks import measure
 from cm3apps.benchmarks.measure import Stopwatch, Timing
 from cm3core.interfaces.benchmark import Case, Inputs, Op, Provider, Where
+from cm3core.progress import make_bar
 
 #: An input is repeated only after this many times the cache's size, with at most this many copies
 #: and bytes.
@@ -162,7 +162,7 @@ def run_op(
     with torch._dynamo.config.patch(
         recompile_limit=MOST_COMPILATIONS, accumulated_recompile_limit=MOST_COMPILATIONS
     ):
-        for case in tqdm(op.cases(where), desc=op.name, unit="case", disable=None, leave=False):
+        for case in make_bar(op.cases(where), desc=op.name, unit="case", disable=None, leave=False):
             of_case = _run_case(op, case, chosen, where, stopwatch, limits)
             rows += of_case
             done(of_case)

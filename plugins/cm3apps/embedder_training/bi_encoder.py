@@ -20,7 +20,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from cm3apps.embedder_training.contrastive import (
     augment,
@@ -30,6 +29,8 @@ from cm3apps.embedder_training.contrastive import (
     two_of,
 )
 from cm3core.files import atomic_path, cache_directory
+from cm3core.npy import load_array
+from cm3core.progress import make_bar
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
 from cm3plugins.embedders.bi_encoder.config import check_packages
 from cm3plugins.embedders.bi_encoder.heads import Heads, HeadSizes, save_heads
@@ -164,7 +165,7 @@ def _blocks(
     Each block is kept in a file; existing ones are read.
     """
     blocks = []
-    for start in tqdm(range(0, count, _BLOCK), desc=title, unit="block", disable=quiet):
+    for start in make_bar(range(0, count, _BLOCK), desc=title, unit="block", disable=quiet):
         stop, path = min(start + _BLOCK, count), folder / f"{name}-{start:06d}.npy"
         block = _read(path, (stop - start, width))
         if block is None:
@@ -178,8 +179,8 @@ def _blocks(
 def _read(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float16] | None:
     """A block of this shape; None when there is no complete one."""
     try:
-        block: npt.NDArray[np.float16] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        block: npt.NDArray[np.float16] = load_array(path)
+    except (OSError, ValueError):
         return None
     return block if block.shape == shape and block.dtype == np.float16 else None
 
@@ -219,7 +220,7 @@ def train_heads(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * step / num_steps)
     )
-    bar = tqdm(
+    bar = make_bar(
         range(num_steps), desc="training the heads", unit="step", mininterval=2, disable=quiet
     )
     for _ in bar:

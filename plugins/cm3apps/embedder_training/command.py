@@ -6,7 +6,7 @@ import json
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from cm3core.cli import add_overrides, registry_of
+from cm3core.cli import add_overrides, registry_of, whole_number
 from cm3core.errors import CM3Error, close_match
 from cm3core.files import check_writable
 
@@ -30,9 +30,13 @@ def configure(parser: ArgumentParser) -> None:
         "-o", "--out", type=Path, required=True, metavar="FILE.safetensors", help="the weights"
     )
     train.add_argument(
-        "--steps", type=int, help="optimiser steps (default: those of the shipped weights)"
+        "--steps",
+        type=whole_number(1, 2**31 - 1),
+        help="optimiser steps (default: those of the shipped weights)",
     )
-    train.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    train.add_argument(
+        "--seed", type=whole_number(0, 2**63 - 1), default=0, help="default: %(default)s"
+    )
     train.add_argument(
         "--keep-style",
         action="store_true",
@@ -56,8 +60,6 @@ def _train(args: Namespace) -> int:
         raise CM3Error(
             f"embedder {args.name}", "is not trained here", close_match(args.name, TRAINABLE)
         )
-    if args.steps is not None and args.steps < 1:
-        raise CM3Error("--steps", f"is {args.steps}", "use 1 or more")
     check_writable(args.out)
     from cm3apps.embedder_training import bi_encoder, light_encoder
     from cm3plugins.datasets.emoji.corpus import EmojiCorpus

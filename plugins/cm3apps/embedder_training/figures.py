@@ -7,10 +7,10 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from cm3core.document import PixelArray
 from cm3core.interfaces.embedder import Embedder, VectorArray, normalise
+from cm3core.progress import make_bar
 from cm3plugins.datasets.emoji.corpus import EmojiEntry
 
 _TOP = (1, 5)
@@ -131,7 +131,7 @@ def _in_blocks(
     return np.concatenate(
         [
             embed(items[start : start + _BLOCK])
-            for start in tqdm(
+            for start in make_bar(
                 range(0, len(items), _BLOCK), desc=title, unit="block", disable=quiet, leave=False
             )
         ]

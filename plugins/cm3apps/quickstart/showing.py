@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from cm3apps.quickstart.pictures import Row, write_table
 from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Text, text_of
@@ -24,6 +23,7 @@ from cm3core.errors import CM3Error
 from cm3core.images import fit
 from cm3core.interfaces import DocumentSource, Retriever
 from cm3core.model import Model
+from cm3core.progress import make_bar
 from cm3core.training.neighbours import own_names
 
 #: Prompts of each split that are generated and judged, and how many of them are shown.
@@ -33,6 +33,8 @@ NUM_CAPTIONS = 24
 NUM_CAPTIONS_SHOWN = 12
 NUM_INFILLED = 24
 NUM_INFILLED_SHOWN = 8
+#: Least of each that is left of these numbers where time is short.
+LEAST = 2
 BATCH = 50
 #: The pictures that are captioned and inpainted.
 SUBJECTS = {"held_out": "held-out pictures", "trained": "training pictures"}
@@ -49,8 +51,11 @@ class Asked:
     in_front: tuple[Document, ...]
 
 
-def show(model: Model, out: Path) -> dict[str, Any]:
-    """Generate, caption and inpaint; write tables of pictures into `out`; return the measures."""
+def show(model: Model, out: Path, share: float = 1.0) -> dict[str, Any]:
+    """Generate, caption and inpaint; write tables of pictures into `out`; return the measures.
+
+    `share` is the fraction of the usual numbers of prompts and pictures, for a short run.
+    """
     started = time.monotonic()
     retrieves = model.components.retriever is not None and _number(model) > 0
     drawn: dict[str, Any] = {"splits": {}, "captions": {}, "repairs": {}, "retrieves": retrieves}
@@ -63,7 +68,7 @@ def show(model: Model, out: Path) -> dict[str, Any]:
     held_out: list[Asked] = []
     trained: list[Asked] = []
     for split in ("train", "comp", "unseen", "valid"):
-        asked = _asked(model, split)
+        asked = _asked(model, split, share)
         if not asked:
             continue
         before = time.monotonic()
@@ -89,23 +94,34 @@ def show(model: Model, out: Path) -> dict[str, Any]:
     }
     if model.components.serializer.max_spans:  # else it was never trained to fill anything
         drawn["captions"] = {
-            name: _captions(model, asked[:NUM_CAPTIONS]) for name, asked in subjects.items()
+            name: _captions(model, asked[: _limited(NUM_CAPTIONS, share)])
+            for name, asked in subjects.items()
         }
         _caption_table(
             out / "captions.png",
             next(iter(subjects.values())),
             next(iter(drawn["captions"].values())),
         )
+        num_infilled = _limited(NUM_INFILLED, share)
         repaired = {
-            name: _repaired(model, asked[:NUM_INFILLED], name) for name, asked in subjects.items()
+            name: _repaired(model, asked[:num_infilled], name) for name, asked in subjects.items()
         }
         _repair_table(out / "infilled.png", subjects, repaired)
         drawn["repairs"] = {
-            name: _scores(judge, asked[:NUM_INFILLED], repaired[name], texts)
+            name: _scores(judge, asked[:num_infilled], repaired[name], texts)
             for name, asked in subjects.items()
         }
     drawn["drawing_seconds"] = time.monotonic() - started
     return drawn
+
+
+def _limited(number: int, share: float) -> int:
+    """A share of a number, at least `LEAST`.
+
+    >>> _limited(100, 1.0), _limited(100, 0.45), _limited(48, 0.01), _limited(0, 0.01)
+    (100, 45, 2, 0)
+    """
+    return max(min(number, LEAST), round(number * share))
 
 
 def _number(model: Model) -> int:
@@ -132,10 +148,10 @@ def _order(names: Iterable[str]) -> list[int]:
     return [index for _, index in sorted(keyed)]
 
 
-def _asked(model: Model, split: str) -> list[Asked]:
+def _asked(model: Model, split: str, share: float = 1.0) -> list[Asked]:
     """The split's prompts, with the documents retrieved for each.
 
-    One document of each group first, then more, in a fixed order.
+    One document of each group first, then more, in a fixed order; a share of the usual number.
     """
     try:
         source = model.components.source if split == "train" else _held_out(model, split)
@@ -147,6 +163,7 @@ def _asked(model: Model, split: str) -> list[Asked]:
     chosen = (first + [index for index in order if index not in set(first)])[: NUM_JUDGED[split]]
     if split == "train":
         chosen = chosen[: max(len(first), NUM_SHOWN[split])]
+    chosen = chosen[: _limited(len(chosen), share)]
     if not chosen:
         return []
     documents = [source.document(index) for index in chosen]
@@ -214,7 +231,7 @@ def _retrieved(
 def _pictures(model: Model, asked: Sequence[Asked], retrieve: bool, what: str) -> list[PixelArray]:
     """A picture for each prompt, uint8 [H, W, 3]."""
     pixels: list[PixelArray] = []
-    with tqdm(desc=f"  {what}", total=len(asked), unit="picture", file=sys.stderr) as bar:
+    with make_bar(desc=f"  {what}", total=len(asked), unit="picture", file=sys.stderr) as bar:
         for start in range(0, len(asked), BATCH):
             part = asked[start : start + BATCH]
             completions = model.complete(
@@ -331,7 +348,7 @@ def _repaired(model: Model, subjects: Sequence[Asked], name: str) -> dict[str, l
     """Pictures with a box cut out of their middle, and with that box inpainted."""
     x0, y0, x1, y1 = box = _middle(model.image_size)
     pictures: dict[str, list[PixelArray]] = {"cut": [], "repaired": []}
-    for one in tqdm(
+    for one in make_bar(
         subjects, desc=f"  inpainting, {SUBJECTS[name]}", unit="picture", file=sys.stderr
     ):
         cut = one.pixels.copy()

@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING
 
 from cm3core.errors import DeviceError, MissingPackageError
 from cm3core.interfaces.attention import AttentionConfig
+from cm3plugins.attention.refusals import USE_SDPA, cuda_only, no_backward
 
 if TYPE_CHECKING:
     from cm3core.interfaces.attention import AttentionBackend
-
-USE_SDPA = "use `attention: sdpa`, which runs everywhere"
 
 
 @dataclass(kw_only=True)
@@ -95,6 +94,11 @@ class FlexAttentionConfig(AttentionConfig):
     seconds): all scores in memory, for comparison only.
     """
 
+    def check_training(self, device: str) -> None:
+        """Raise `DeviceError` on the CPU."""
+        if device == "cpu":
+            raise no_backward()
+
     def build(self) -> AttentionBackend:
         """The backend; on the CPU `attend` raises `DeviceError` if gradients are required."""
         from cm3plugins.attention.flex import FlexAttention
@@ -109,6 +113,11 @@ class XFormersAttentionConfig(AttentionConfig):
     The modules are `mslk.attention.fmha` and `xformers.ops.fmha`.
     """
 
+    def check_training(self, device: str) -> None:
+        """Raise `DeviceError` on the CPU."""
+        if device == "cpu":
+            raise cuda_only()
+
     def build(self) -> AttentionBackend:
         """The backend.
 
@@ -119,11 +128,7 @@ class XFormersAttentionConfig(AttentionConfig):
         import torch
 
         if not torch.cuda.is_available():
-            raise DeviceError(
-                "attention 'xformers'",
-                "there is no CUDA device, and none of its kernels runs on a CPU",
-                USE_SDPA,
-            )
+            raise cuda_only()
         from cm3plugins.attention.xformers import XFormersAttention, load_fmha
 
         return XFormersAttention(load_fmha())

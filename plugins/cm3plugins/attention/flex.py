@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from cm3core.errors import DeviceError
 from cm3core.interfaces.attention import AttentionBackend
 from cm3kernels.attention import cast_by_autocast
+from cm3plugins.attention.refusals import no_backward
 
 
 class FlexAttention(AttentionBackend):
@@ -52,11 +52,7 @@ class FlexAttention(AttentionBackend):
         device = q_BTHD.device
         if device.type == "cpu":
             if torch.is_grad_enabled() and any(x.requires_grad for x in (q_BTHD, k_BSKD, v_BSKD)):
-                raise DeviceError(
-                    "attention 'flex'",
-                    "FlexAttention has no backward on the CPU, so it can't train there",
-                    "use `attention: sdpa`, train on a CUDA device, or call under torch.no_grad()",
-                )
+                raise no_backward()
             # It rejects parameters even if no gradients are needed.
             q_BTHD, k_BSKD, v_BSKD = (x.detach() for x in (q_BTHD, k_BSKD, v_BSKD))
         if plan is None:

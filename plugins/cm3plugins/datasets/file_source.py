@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from cm3core.document import Document, Image, Segment, Text
 from cm3core.errors import DataError, RecipeError, close_match
+from cm3core.files import user_path
 from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig, SkippedRecord
 from cm3plugins.datasets.picture_index import PictureIndex, StoredPicture, index_path
 
@@ -49,6 +50,7 @@ class FileSourceConfig(DocumentSourceConfig):
 
     def check(self) -> None:
         """Raise `RecipeError` for an unknown split or a fraction outside 0..1."""
+        super().check()
         if self.split not in SPLITS:
             raise RecipeError(
                 "dataset.split",
@@ -103,12 +105,12 @@ class FileSource(DocumentSource):
     def __init__(
         self, config: FileSourceConfig, records: Iterable[FoundRecord | SkippedRecord]
     ) -> None:
-        from tqdm import tqdm
+        from cm3core.progress import make_bar
 
         self._records: list[FoundRecord] = []
         self._skipped: list[SkippedRecord] = []
         seen: dict[str, str] = {}
-        for record in tqdm(
+        for record in make_bar(
             records, desc="scanning the data set", unit=" records", delay=2, leave=False
         ):
             if isinstance(record, SkippedRecord):
@@ -226,7 +228,7 @@ def type_name(value: object) -> str:
 
 def existing(path: str, *, folder: bool) -> Path:
     """The folder or file that `dataset.path` names; raises `DataError` if it is not one."""
-    found = Path(path).expanduser()
+    found = user_path(path)
     is_folder, is_file = found.is_dir(), found.is_file()
     if not (is_folder if folder else is_file):
         wanted, other = ("folder", "file") if folder else ("file", "folder")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3core.errors import DataError
-from cm3core.files import cache_directory, check_regular
+from cm3core.files import cache_directory, check_regular, user_path
 from cm3plugins.datasets.pictures import NEXT_STEP, examine
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ class PictureIndex:
 
 def index_path(cache_dir: str | None) -> Path:
     """Path of the index: in `cache_dir`, or in the user's cache folder if that is None."""
-    folder = cache_directory() if cache_dir is None else Path(cache_dir).expanduser()
+    folder = cache_directory() if cache_dir is None else user_path(cache_dir)
     return folder / "datasets" / f"pictures-v{VERSION}.sqlite"
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cm3core.errors import DataError
+from cm3core.files import user_path
 from cm3core.interfaces.dataset import SkippedRecord
 from cm3plugins.datasets.file_source import (
     MAX_TEXT_BYTES,
@@ -47,7 +48,7 @@ class TuxPaintSourceConfig(FileSourceConfig):
 
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
         """Stamps in the order of their paths."""
-        folder = Path(self.path).expanduser()
+        folder = user_path(self.path)
         if not folder.is_dir():
             raise DataError(
                 f"dataset.path {folder}",

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any, ClassVar
 
 from cm3core.errors import DataError
-from cm3core.files import check_regular
+from cm3core.files import check_regular, user_path
 from cm3core.interfaces.dataset import SkippedRecord
 from cm3plugins.datasets.file_source import (
     MAX_TEXT_BYTES,
@@ -139,7 +139,7 @@ def shard_paths(pattern: str) -> list[Path]:
     Raises:
         DataError: one is missing.
     """
-    whole = Path(pattern).expanduser()
+    whole = user_path(pattern)
     if whole.is_dir():
         paths = sorted(whole.glob("*.tar"))
         if not paths:
@@ -226,14 +226,14 @@ def read_shard(path: Path) -> dict[str, Any]:
 
     `records` maps key -> suffix -> text, or place and facts of a picture.
     """
-    from tqdm import tqdm
+    from cm3core.progress import make_bar
 
     check_regular(path, str(path))
     records: dict[str, dict[str, Any]] = {}
     problems: list[tuple[str, str]] = []
     with (
         path.open("rb") as file,
-        tqdm(
+        make_bar(
             total=path.stat().st_size,
             unit="B",
             unit_scale=True,

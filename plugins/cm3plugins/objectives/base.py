@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from cm3core.interfaces import check_value
 from cm3core.interfaces.objective import ObjectiveConfig
 from cm3core.sequence import loss_weights
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 class LossWeightsConfig(ObjectiveConfig):
     """Base config: checks the ranges of the loss weights."""
 
-    def check(self) -> None:
-        for key in ("retrieved_loss_weight", "text_loss_weight"):
-            value = getattr(self, key)
-            check_value(f"objective.{key}", value, 0 <= value < float("inf"), "use 0 or more")
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "retrieved_loss_weight": (0, 1e6),
+        "text_loss_weight": (0, 1e6),
+    }
 
     def weights_of(
         self, sequence: TokenSequence, vocabulary: Vocabulary

@@ -8,9 +8,9 @@ Legend: M documents of the memory.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,8 @@ class BM25RetrieverConfig(RetrieverConfig):
         k1: term-frequency saturation; 0: repetitions of a word don't count.
         b: strength of the penalty for long documents, 0..1.
     """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"k1": (-1e30, 1e6)}
 
     k1: float = 1.5
     b: float = 0.75

@@ -19,6 +19,8 @@ from cm3core.errors import DataError
 from cm3core.files import atomic_path, cache_directory
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder, VectorArray
+from cm3core.npy import load_array
+from cm3core.progress import make_bar
 
 #: Documents embedded at once: their pictures, of any size, are in memory together.
 AT_ONCE = 32
@@ -36,8 +38,8 @@ def memory_vectors(
     path = cache_directory() / "embeddings" / f"{vectors_key(memory, embedder)}.npy"
     if cache and path.is_file():
         try:
-            cached = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError, OSError):
+            cached = load_array(path, memory_map=True)
+        except (ValueError, OSError):
             cached = None  # truncated or not ours
         if (
             cached is not None
@@ -47,7 +49,7 @@ def memory_vectors(
             return np.asarray(cached)
     vectors_ME = np.zeros((len(memory), embedder.dimension), np.float32)
     bad: list[DataError] = []
-    with tqdm(
+    with make_bar(
         total=len(memory), desc="embedding the memory", unit="document", disable=len(memory) <= 256
     ) as bar:
         for start in range(0, len(memory), AT_ONCE):

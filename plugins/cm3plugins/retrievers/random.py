@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import ClassVar
 
 import numpy as np
 
@@ -22,6 +23,8 @@ class RandomRetrieverConfig(RetrieverConfig):
     Args:
         seed: of the draw; another seed gives other documents.
     """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"seed": (0, 2**63 - 1)}
 
     seed: int = 0
 

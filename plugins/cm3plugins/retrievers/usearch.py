@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.errors import MissingPackageError
-from cm3core.interfaces.component import check_value
 from cm3plugins.retrievers.vector_retriever import VectorRetrieverConfig
 
 if TYPE_CHECKING:
@@ -30,23 +30,17 @@ class UsearchRetrieverConfig(VectorRetrieverConfig):
             score.
     """
 
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "connectivity": (2, 2**10),
+        "expansion_add": (1, 2**31 - 1),
+        "expansion_search": (1, 2**31 - 1),
+        "num_candidates": (1, 2**31 - 1),
+    }
+
     connectivity: int = 32
     expansion_add: int = 128
     expansion_search: int | None = None
     num_candidates: int = 128
-
-    def check(self) -> None:
-        """Check the keys of the rules and the graph's numbers (a graph needs 2 links or more)."""
-        super().check()
-        for name, least in (
-            ("connectivity", 2),
-            ("expansion_add", 1),
-            ("expansion_search", 1),
-            ("num_candidates", 1),
-        ):
-            value = getattr(self, name)
-            holds = value is None or value >= least
-            check_value(f"retriever.{name}", value, holds, f"use {least} or more")
 
     def open_index(
         self, vectors: VectorRows, folder: Path | None, fingerprint: str | None

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 from usearch.index import Index
 
+from cm3core.progress import make_bar
 from cm3plugins.retrievers.index.approximate import BLOCK_BYTES, Engine, check_finite
 from cm3plugins.retrievers.index.base import NO_ROW, FloatArray, RowArray
 from cm3plugins.retrievers.index.threads import num_threads
@@ -60,7 +60,7 @@ class UsearchEngine(Engine):
             connectivity=self.connectivity,
             expansion_add=self.expansion_add,
         )
-        with tqdm(
+        with make_bar(
             total=num_rows,
             desc=f"index {self.name}",
             unit="document",

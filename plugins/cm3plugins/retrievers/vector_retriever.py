@@ -8,7 +8,7 @@ Legend: Q searches, W results of each, M documents of the memory, E dimension.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -74,6 +74,8 @@ class VectorRetrieverConfig(RetrieverConfig):
     min_similarity: float | None = None
     max_redundancy: float | None = None
     prefer_both: bool = False
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"search_depth": (1, 2**31 - 1)}
+
     search_depth: int = 1024
     cache: bool = True
 
@@ -86,8 +88,6 @@ class VectorRetrieverConfig(RetrieverConfig):
                 f"is {self.query!r}; {close_match(self.query, QUERY_PARTS)}",
                 "use one of these",
             )
-        if self.search_depth < 1:
-            raise RecipeError("retriever.search_depth", f"is {self.search_depth}", "use 1 or more")
         for name in ("max_similarity", "min_similarity", "max_redundancy"):
             value = getattr(self, name)
             if value is not None and not -1 <= value <= 1:

@@ -7,7 +7,7 @@ paper sections 3.1 and 4.1; defaults for text from facebookresearch/chameleon.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -54,6 +54,13 @@ class TopPSamplerConfig(SamplerConfig):
         text_typical_p: the same for text tokens.
     """
 
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "temperature": (0, 1e6),
+        "text_temperature": (0, 1e6),
+        "top_k": (0, 2**31 - 1),
+        "text_top_k": (0, 2**31 - 1),
+    }
+
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 0.95
@@ -67,9 +74,8 @@ class TopPSamplerConfig(SamplerConfig):
 
     def check(self) -> None:
         """Ranges of the filters."""
+        super().check()
         for prefix in ("", "text_"):
-            require_at_least(self, prefix + "temperature", 0)
-            require_at_least(self, prefix + "top_k", 0)
             for key in ("top_p", "typical_p"):
                 require(self, prefix + key, 0 < getattr(self, prefix + key) <= 1, _OFF)
             require(
@@ -180,6 +186,13 @@ class CFGSamplerConfig(GuidedSamplerConfig):
         plausible_k: k of that set.
     """
 
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "guidance_scale": (0, 1e6),
+        "text_guidance_scale": (0, 1e6),
+        "plausible_top_k": (0, 2**31 - 1),
+        "plausible_k": (1, 2**31 - 1),
+    }
+
     guidance_scale: float = 1.5
     text_guidance_scale: float = 1.0
     plausible_top_p: float = 0.95
@@ -190,12 +203,8 @@ class CFGSamplerConfig(GuidedSamplerConfig):
     def check(self) -> None:
         """Ranges of the scales, filters, the plausibility set and the schedule."""
         super().check()
-        require_at_least(self, "guidance_scale", 0)
-        require_at_least(self, "text_guidance_scale", 0)
         require(self, "plausible_top_p", 0 < self.plausible_top_p <= 1, _OFF)
-        require_at_least(self, "plausible_top_k", 0)
         require(self, "plausible_alpha", 0 <= self.plausible_alpha <= 1, "use 0 (off) to 1")
-        require_at_least(self, "plausible_k", 1)
 
     def plan(self, modality: str) -> SamplingPlan:
         """The plan for "text" or "image" positions: the same streams, the conditional one first."""
@@ -245,13 +254,9 @@ class EditCFGSamplerConfig(CFGSamplerConfig):
     """
 
     edits: ClassVar[bool] = True
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"picture_guidance_scale": (0, 1e6)}
     guidance_scale: float = 7.5
     picture_guidance_scale: float = 1.5
-
-    def check(self) -> None:
-        """Ranges of the scales, filters, the plausibility set and the schedule."""
-        super().check()
-        require_at_least(self, "picture_guidance_scale", 0)
 
     def is_guided(self) -> bool:
         """Whether any position needs a stream other than f."""
@@ -278,8 +283,3 @@ class EditCFGSamplerConfig(CFGSamplerConfig):
 def require(config: SamplerConfig, key: str, holds: bool, rule: str) -> None:
     """Raise unless `holds` (False for nan); `rule` says what to use."""
     check_value(f"sampler.{key}", getattr(config, key), holds, rule)
-
-
-def require_at_least(config: SamplerConfig, key: str, low: float) -> None:
-    """Raise unless the key's value is finite and at least `low`."""
-    require(config, key, low <= getattr(config, key) < math.inf, f"use {low} or more")

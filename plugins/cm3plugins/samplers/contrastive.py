@@ -7,17 +7,16 @@ the paper's scripts (facebookresearch/metaseq) or this project's.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 from cm3core.interfaces.sampler import GuidanceStream, PromptVariant, Sampler, SamplingPlan
 from cm3plugins.samplers.config import (
     CFGSamplerConfig,
     GuidedSamplerConfig,
     require,
-    require_at_least,
 )
 
 
@@ -40,6 +39,11 @@ class ContrastiveSamplerConfig(GuidedSamplerConfig):
             probability, at temperature 1; 1.0 is none.
     """
 
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "expert_temperature": (0, 1e6),
+        "amateur_temperature": (0, 1e6),
+    }
+
     alpha: float = 0.1
     expert_temperature: float = 1.0
     amateur_temperature: float = 1.0
@@ -50,7 +54,7 @@ class ContrastiveSamplerConfig(GuidedSamplerConfig):
         super().check()
         require(self, "alpha", 0 < self.alpha <= 1, "use more than 0 and at most 1")
         for key in ("expert_temperature", "amateur_temperature"):
-            require(self, key, 0 < getattr(self, key) < math.inf, "use more than 0")
+            require(self, key, getattr(self, key) > 0, "use more than 0")
         require(
             self,
             "expert_top_p",
@@ -103,14 +107,11 @@ class CDKSamplerConfig(ContrastiveSamplerConfig):
             decoder.
     """
 
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"k": (1, 2**31 - 1)}
+
     alpha: float = 0.5
     k: int = 32
     expert_top_p: float = 0.8
-
-    def check(self) -> None:
-        """Ranges of alpha, k, the temperatures, filters and the schedule."""
-        super().check()
-        require_at_least(self, "k", 1)
 
     def threshold_rank(self) -> int:
         """The k of the plausible set."""
@@ -133,6 +134,11 @@ class MixtureSamplerConfig(CFGSamplerConfig):
         amateur_temperature: the same.
         expert_top_p: the same.
     """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        **ContrastiveSamplerConfig.ranges,
+        **CDKSamplerConfig.ranges,
+    }
 
     cd_k_share: float = 0.5
     alpha: float = CDKSamplerConfig.alpha

@@ -5,12 +5,13 @@ The tokenizer is in ``byte_level_bpe.py``, which imports HF `tokenizers`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.errors import RecipeError, TokenizerError
+from cm3core.files import user_path
 from cm3core.interfaces.text_tokenizer import TextTokenizerConfig
 from cm3plugins.text_tokenizers.byte import NUM_BYTES
 
@@ -34,22 +35,24 @@ class BPETokenizerConfig(TextTokenizerConfig):
     """
 
     is_default: ClassVar[bool] = True
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "vocab_size": (-(2**63), 2**24),
+        "min_frequency": (1, 2**31 - 1),
+    }
+
     vocab_size: int = 8192
     path: str | None = None
     min_frequency: int = 2
 
     def check(self) -> None:
         """Raise `RecipeError` for a size below 256 or a frequency below 1."""
+        super().check()
         if self.vocab_size < NUM_BYTES:
             cause = f"is {self.vocab_size}; the {NUM_BYTES} bytes alone take {NUM_BYTES} ids"
             raise RecipeError(
                 "text_tokenizer.vocab_size",
                 cause,
                 f"use {NUM_BYTES} or more (CM3leon: 56320), or text_tokenizer=byte",
-            )
-        if self.min_frequency < 1:
-            raise RecipeError(
-                "text_tokenizer.min_frequency", f"is {self.min_frequency}", "use 1 or more"
             )
 
     def build(self, corpus: Iterable[str] | None = None) -> ByteLevelBPETokenizer:
@@ -65,7 +68,7 @@ class BPETokenizerConfig(TextTokenizerConfig):
 
         self.check()
         if self.path is not None:
-            path = Path(self.path).expanduser()
+            path = user_path(self.path)
             return ByteLevelBPETokenizer.from_file(path / FILE_NAME if path.is_dir() else path)
         if corpus is None:
             raise TokenizerError(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cm3core.errors import CheckpointError
+from cm3core.files import user_path
 
 #: Prefix of `weights` that names a file of this package, such as "bundled:emoji64".
 BUNDLED = "bundled:"
@@ -40,7 +41,7 @@ def weights_path(
             f"train some with `{trainer}`, then set {section}.weights to the file",
         )
     if not weights.startswith(BUNDLED):
-        return Path(weights).expanduser()
+        return user_path(weights)
     name = weights.removeprefix(BUNDLED)
     if name not in bundled:
         raise CheckpointError(

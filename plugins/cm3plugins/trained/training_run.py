@@ -16,11 +16,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from cm3core.document import PixelArray
 from cm3core.errors import CheckpointError, CM3Error, DataError
 from cm3core.files import atomic_path
+from cm3core.progress import make_bar
 
 WEIGHTS, STATE, LOG = "model.safetensors", "state.pt", "log.jsonl"
 
@@ -183,7 +183,7 @@ class TrainingRun:
         (self.out_dir / LOG).touch()
         last_saved = time.monotonic()
         started = last_saved - self.seconds
-        with tqdm(
+        with make_bar(
             total=100.0,
             unit="%",
             disable=not show_progress,

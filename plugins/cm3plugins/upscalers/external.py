@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from cm3core.document import PixelArray
 from cm3core.errors import CheckpointError, MissingPackageError
-from cm3core.interfaces.component import check_value
+from cm3core.files import user_path
 from cm3core.interfaces.upscaler import Upscaler, UpscalerConfig
 
 if TYPE_CHECKING:
@@ -40,16 +41,15 @@ class ExternalUpscalerConfig(UpscalerConfig):
 
     path: str
     scale: int | None = None
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "scale": (1, 64),
+        "tile": (0, 2**16),
+        "margin": (0, 2**16),
+    }
+
     tile: int = 256
     margin: int = 32
     device: Literal["auto", "cpu", "cuda"] = "auto"
-
-    def check(self) -> None:
-        """Raise `RecipeError` for a size below 0."""
-        for name in ("tile", "margin"):
-            value = getattr(self, name)
-            step = "correct it in the recipe"
-            check_value(f"upscaler.{name}", value, value >= 0, step, must_be="0 or more")
 
     def build(self) -> ExternalUpscaler:
         """The upscaler.
@@ -61,7 +61,7 @@ class ExternalUpscalerConfig(UpscalerConfig):
         from cm3core.training.device import choose_device
 
         self.check()
-        path = Path(self.path).expanduser()
+        path = user_path(self.path)
         model = load_network(path)
         if self.scale is not None and model.scale != self.scale:
             raise CheckpointError(

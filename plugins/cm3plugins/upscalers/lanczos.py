@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from cm3core.document import PixelArray
-from cm3core.interfaces.component import check_value
 from cm3core.interfaces.upscaler import Upscaler, UpscalerConfig
 
 
@@ -19,17 +20,9 @@ class LanczosUpscalerConfig(UpscalerConfig):
         scale: upscaling factor per side.
     """
 
-    scale: int = 4
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"scale": (1, 64)}
 
-    def check(self) -> None:
-        """Raise `RecipeError` for a scale below 1."""
-        check_value(
-            "upscaler.scale",
-            self.scale,
-            self.scale >= 1,
-            "correct it in the recipe",
-            must_be="at least 1",
-        )
+    scale: int = 4
 
     def build(self) -> LanczosUpscaler:
         """The upscaler."""

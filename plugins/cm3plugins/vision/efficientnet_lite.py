@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cm3core.errors import CheckpointError, MissingPackageError
+from cm3core.files import user_path
 
 Variant = Literal["lite0", "lite1"]
 
@@ -207,7 +208,7 @@ def weights_path(variant: Variant, source: str = "package") -> Path:
             ) from error
         path = Path(locator.get_model_file_path())
     else:
-        path = Path(source).expanduser()
+        path = user_path(source)
     if not path.is_file():
         raise CheckpointError(
             str(path), "no such file", "give the path of the .pth file, or `package`"

@@ -576,18 +576,18 @@ def test_a_provider_that_fails_is_in_the_exit_code(
         ),
         (
             ["--batch", "1", "0"],
-            "cm3 bench decode: --batch is 0, must be at least 1\n  next: leave it out, or give "
-            "another number",
+            "cm3 bench decode: argument --batch: is '0', must be a whole number from 1 to 65,536\n"
+            "  next: see `cm3 bench decode --help`",
         ),
         (
             ["--tokens", "1"],
-            "cm3 bench decode: --tokens is 1, must be at least 2\n  next: leave it out, or give "
-            "another number",
+            "cm3 bench decode: argument --tokens: is '1', must be a whole number from 2 to 1,048,576\n"
+            "  next: see `cm3 bench decode --help`",
         ),
         (
             ["--threads", "0"],
-            "cm3 bench decode: --threads is 0, must be at least 1\n  next: leave it out, or give "
-            "another number",
+            "cm3 bench decode: argument --threads: is '0', must be a whole number from 1 to 4,096\n"
+            "  next: see `cm3 bench decode --help`",
         ),
     ],
 )

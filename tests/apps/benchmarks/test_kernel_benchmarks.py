@@ -393,8 +393,8 @@ def test_command_with_a_plugins_provider(
         ),
         (
             ["--threads", "0"],
-            "cm3 bench kernels: --threads is 0, must be at least 1\n  next: leave it out, or "
-            "give a number",
+            "cm3 bench kernels: argument --threads: is '0', must be a whole number from 1 to 4,096\n"
+            "  next: see `cm3 bench kernels --help`",
         ),
     ],
 )

@@ -86,6 +86,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out.count("passes") == 3
     assert main(["bench", "precision", "--num", "0"]) == 2
     message = (
-        "error: cm3 bench precision: --num is 0, must be at least 1\n  next: give another number\n"
+        "error: cm3 bench precision: argument --num: is '0', must be a whole number from 1 to "
+        "2,147,483,647\n  next: see `cm3 bench precision --help`\n"
     )
     assert capsys.readouterr().err == message

@@ -187,13 +187,13 @@ def test_the_command_measures_everything(tmp_path, monkeypatch, capsys):
     [
         (
             ["--num", "999"],
-            "error: cm3 bench retrieval: --num is 999, must be at least 1000\n"
-            "  next: leave it out, or give another number\n",
+            "error: cm3 bench retrieval: argument --num: is '999', must be a whole number from 1,000 to 2,147,483,647\n"
+            "  next: see `cm3 bench retrieval --help`\n",
         ),
         (
             ["--dimension", "4"],
-            "error: cm3 bench retrieval: --dimension is 4, must be at least 8\n  next: leave it "
-            "out, or give another number\n",
+            "error: cm3 bench retrieval: argument --dimension: is '4', must be a whole number from 8 to 65,536\n"
+            "  next: see `cm3 bench retrieval --help`\n",
         ),
         (
             ["--index", "ifv"],

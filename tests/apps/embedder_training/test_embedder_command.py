@@ -70,11 +70,12 @@ def test_train_then_measure(tmp_path, capsys):
         ),
         (
             ["train", "light_encoder", "-o", "x", "--steps", "0"],
-            "error: --steps: is 0\n  next: use 1 or more\n",
+            "error: cm3 embedder train: argument --steps: is '0', must be a whole number from 1 to 2,147,483,647\n"
+            "  next: see `cm3 embedder train --help`\n",
         ),
         (
             ["eval", "light_encoder", "embedder.batch_size=0"],
-            "error: embedder.batch_size: is 0\n  next: use 1 or more\n",
+            "error: embedder.batch_size: is 0, must be at least 1\n  next: correct the value\n",
         ),
     ],
 )

@@ -215,8 +215,7 @@ def test_a_curve_knows_the_tokens_before_each_validation(tmp_path: Path) -> None
         ),
         (
             ["--steps", "0"],
-            "cm3 experiment retrieval: --steps is 0, must be at least 1\n  next: give another "
-            "number",
+            "cm3 experiment retrieval: argument --steps: is '0', must be a whole number from 1 to 9,223,372,036,854,775,807",
         ),
     ],
 )

@@ -162,3 +162,43 @@ def test_a_model_that_only_continues_has_no_captions(
     assert drawn["splits"]["train"]["num_prompts"] == 1
     assert not (tmp_path / "captions.png").exists()
     assert "None, and nothing inpainted" in report._captions(drawn)
+
+
+def test_drawing_and_encoding_count_as_minutes(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is drawn and encoded before the training is taken off its length; a repeated command
+    finds the same length, and so the same recipe."""
+    clock = [100.0]
+    own = [one for one in overrides if not one.startswith(("train.minutes=", "train.steps="))]
+
+    class Slow:
+        def __init__(self, components: object) -> None:
+            clock[0] += 90
+
+    quickstart = Quickstart(load_registry(), tmp_path / "out", minutes=5, overrides=own)
+    before = quickstart.recipe()
+    assert before.train.minutes == pytest.approx(4.15)
+    with monkeypatch.context() as patch:
+        patch.setattr("cm3core.training.preparation.Preparation", Slow)
+        patch.setattr("time.monotonic", lambda: clock[0])
+        planned = quickstart._plan(before, 100.0)
+        assert planned.train.minutes == pytest.approx(4.15 - 1.5)
+        again = Quickstart(load_registry(), tmp_path / "out", minutes=5, overrides=own)
+        assert again.recipe().hash == planned.hash
+        assert again._plan(again.recipe(), 0.0).hash == planned.hash
+        clock[0] = 100.0
+        short = Quickstart(load_registry(), tmp_path / "short", minutes=0.3, overrides=own)
+        assert short._plan(short.recipe(), 100.0).train.minutes == pytest.approx(0.03)
+    longer = Quickstart(load_registry(), tmp_path / "out", minutes=10, overrides=own)
+    assert longer.training_minutes == pytest.approx(8.3)
+
+
+def test_a_short_run_shows_fewer_pictures(overrides: list[str], tmp_path: Path) -> None:
+    from cm3core.build import build
+    from cm3core.model import Model
+
+    recipe = Quickstart(load_registry(), tmp_path, minutes=1, overrides=overrides).recipe()
+    model = Model(recipe, build(recipe, load_registry(), stage="train"))
+    assert len(showing._asked(model, "train")) == 3
+    assert len(showing._asked(model, "train", 0.1)) == showing.LEAST

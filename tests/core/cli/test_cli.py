@@ -207,7 +207,8 @@ def test_unknown_options_are_refused(recipe: str, capsys: pytest.CaptureFixture[
     )
     assert main(["generate", "a red apple", "--seed", "one"]) == 2
     assert capsys.readouterr().err == (
-        "error: cm3 generate: argument --seed: invalid int value: 'one'\n"
+        "error: cm3 generate: argument --seed: is 'one', must be a whole "
+        "number from 0 to 9,223,372,036,854,775,807\n"
         "  next: see `cm3 generate --help`\n"
     )
 

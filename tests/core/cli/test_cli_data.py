@@ -74,7 +74,9 @@ def test_training_takes_some_time(
         "out",
     ]
     assert main(arguments) == 2
-    assert capsys.readouterr().err == f"error: {option}: is {value}\n  next: use more than 0\n"
+    assert capsys.readouterr().err.startswith(
+        f"error: cm3 tokenizer train-image: argument {option}: is '{value}', must be a "
+    )
     assert not Path("out").exists()
 
 
@@ -213,7 +215,11 @@ def test_show_of_an_empty_split(place: Path, capsys: pytest.CaptureFixture[str])
             ["data", "validate", "no.jsonl"],
             "error: dataset.path no.jsonl: there is no such file\n  next: correct dataset.path\n",
         ),
-        (["data", "show", "pictures", "--num", "0"], "error: --num: is 0\n  next: use 1 or more\n"),
+        (
+            ["data", "show", "pictures", "--num", "0"],
+            "error: cm3 data show: argument --num: is '0', must be a whole number from 1 to 65,536\n"
+            "  next: see `cm3 data show --help`\n",
+        ),
         (
             ["tokenizer", "train-text", "--vocab-size", "300", "-o", "bpe"],
             "error: cm3 tokenizer train-text: neither a recipe nor a file is given\n  next: give "

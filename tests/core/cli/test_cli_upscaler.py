@@ -166,12 +166,16 @@ def test_wrong_commands(capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert refused(
         capsys, "upscaler", "train", "upscaler-emoji256", "-o", "up", "--steps", "0"
-    ) == ("error: --steps: is 0\n  next: use more than 0\n")
+    ) == (
+        "error: cm3 upscaler train: argument --steps: is '0', must be a whole number from 1 to 9,223,372,036,854,775,807\n"
+        "  next: see `cm3 upscaler train --help`\n"
+    )
     assert refused(capsys, "upscaler", "train", "tiny", "-o", "up") == (
         "error: recipe tiny: has no section 'upscaler'\n  next: add upscaler=NAME to the command\n"
     )
     assert refused(capsys, "upscaler", "eval", "tiny", "upscaler=lanczos", "--num", "0") == (
-        "error: --num: is 0\n  next: use 1 or more\n"
+        "error: cm3 upscaler eval: argument --num: is '0', must be a whole number from 1 to 2,147,483,647\n"
+        "  next: see `cm3 upscaler eval --help`\n"
     )
     assert not Path("up").exists()
 

@@ -215,13 +215,13 @@ def test_verdicts(recall, exact, good, line):
     [
         (
             ["--queries", "0"],
-            "error: cm3 memory recall: --queries is 0, must be at least 1\n"
-            "  next: omit it, or give another number\n",
+            "error: cm3 memory recall: argument --queries: is '0', must be a whole number from 1 to 1,099,511,627,776\n"
+            "  next: see `cm3 memory recall --help`\n",
         ),
         (
             ["--k", "4", "-1"],
-            "error: cm3 memory recall: --k is -1, must be at least 1\n"
-            "  next: omit it, or give another number\n",
+            "error: cm3 memory recall: argument --k: is '-1', must be a whole number from 1 to 2,147,483,647\n"
+            "  next: see `cm3 memory recall --help`\n",
         ),
         (
             ["retriever.index=flt"],

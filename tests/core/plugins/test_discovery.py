@@ -244,3 +244,48 @@ def test_describing_imports_no_torch() -> None:
     statuses, heavy = map(json.loads, done.stdout.splitlines())
     assert "loaded" in statuses
     assert heavy == []
+
+
+def test_a_hint_names_the_broken_plugins_of_that_kind_only(install: Install) -> None:
+    install("mine", "import no_such_module_anywhere\n" + GOOD)
+    install("silent", "from no_such_module_anywhere import *\n")
+    registry = load_registry(environ={})
+    assert info_of(registry, "mine").hooks == ["cm3_text_tokenizers"]
+    assert info_of(registry, "silent").hooks is None
+    with pytest.raises(PluginError) as caught:
+        registry.config_class("text_tokenizer", "characters")
+    assert "the plugin 'mine' is broken" in str(caught.value)
+    with pytest.raises(PluginError) as caught:
+        registry.config_class("sampler", "characters")
+    assert "the plugin 'mine' is broken" not in str(caught.value)
+    assert "the plugin 'silent' is broken" in str(caught.value), "it may provide anything"
+
+
+LEAKS = """
+import importlib, inspect, os, pkgutil, sys
+os.environ["SOME_TOKEN"] = "hf_do_not_show_me"
+import cm3core, cm3plugins, cm3apps
+for package in (cm3core, cm3plugins, cm3apps):
+    for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        try:
+            module = importlib.import_module(found.name)
+        except (ImportError, SystemExit):
+            continue
+        for value in vars(module).values():
+            if getattr(value, "__module__", "") != found.name:
+                continue
+            for item in [value, *(vars(value).values() if inspect.isclass(value) else ())]:
+                try:
+                    shown = str(inspect.signature(item))
+                except (TypeError, ValueError):
+                    continue
+                assert "hf_do_not_show_me" not in shown, (found.name, item)
+"""
+
+
+def test_no_signature_shows_the_environment() -> None:
+    """`help` prints default arguments: `environ=os.environ` would print every token."""
+    done = subprocess.run(
+        [sys.executable, "-c", LEAKS], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

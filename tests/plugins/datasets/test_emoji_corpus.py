@@ -385,7 +385,7 @@ def test_fingerprint_names_the_pictures_not_the_captions() -> None:
         ),
         (
             {"image_size": 0},
-            "dataset.image_size: 0 is not a size\n  next: give a number of pixels, such as 64",
+            "dataset.image_size: is 0, must be at least 1\n  next: correct the value",
         ),
         (
             {"templates": ["{label}"]},
@@ -520,3 +520,44 @@ def test_fixture_holds_the_corpus_pictures(corpus: EmojiCorpus) -> None:
         difference = np.abs(pixels.astype(int) - corpus.render(index, TILE))
         assert difference.mean() < 1  # another version of the renderer may smooth edges otherwise
     assert {path.name for path in FIXTURE.iterdir()} >= {"Apache-2.0.txt", "MIT-fluentui-emoji.txt"}
+
+
+def test_a_source_draws_only_its_own_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole corpus takes minutes, a recipe on 40 concepts needs a thirtieth of it."""
+    drawn: list[int] = []
+
+    def render(corpus: EmojiCorpus, index: int, size: int) -> np.ndarray:
+        drawn.append(index)
+        return np.full((size, size, 3), index % 251, np.uint8)
+
+    monkeypatch.setattr(EmojiCorpus, "render", render)
+    config = EmojiSourceConfig(concepts="starter", image_size=4, cache_dir=str(tmp_path))
+    source = config.build()
+    loaded = [pixels_of(source, index) for index in range(len(source))]
+    assert set(drawn) == {source.corpus.index(source.id(index)) for index in range(len(source))}
+    assert len(drawn) <= 64 + len(source) < len(source.corpus)
+    for index, pixels in enumerate(loaded):
+        expected = source.corpus.index(source.id(index)) % 251
+        assert pixels.shape == (4, 4, 3)
+        assert (pixels == expected).all()
+    drawn.clear()
+    again = config.build()
+    for index in range(len(again)):
+        assert np.array_equal(pixels_of(again, index), loaded[index])
+    assert drawn == []
+    (whole,) = (tmp_path / "emoji").iterdir()
+    assert whole != source.corpus.cache_path(4, tmp_path)
+    source.corpus.render_all(4, tmp_path)
+    drawn.clear()
+    whole_used = config.build()
+    assert np.array_equal(pixels_of(whole_used, 5), loaded[5])
+    assert drawn == []
+
+
+def pixels_of(source: Any, index: int) -> np.ndarray:
+    picture = source.document(index)[1]
+    assert isinstance(picture, Image)
+    pixels: np.ndarray = picture.load()
+    return pixels

@@ -269,13 +269,12 @@ def test_start_from_codebook_keeps_the_codes_geometry(dim: int) -> None:
         ),
         (
             {"num_layers": 0},
-            "decoder.num_layers: is 0, must be at least 1\n  next: correct it in the recipe",
+            "decoder.num_layers: is 0, must be at least 1\n  next: correct the value",
         ),
         ({"dropout": 1.0}, "decoder.dropout: is 1.0, must be in [0, 1)\n  next: 0 is the paper's"),
         (
             {"num_layers": 10**9},
-            "decoder.num_layers: is 1,000,000,000, must be at most 10,000\n  next: correct it in "
-            "the recipe",
+            "decoder.num_layers: is 1000000000, must be at most 10,000\n  next: correct the value",
         ),
     ],
 )

@@ -561,7 +561,10 @@ def test_wrong_paths_and_folders(tmp_path):
         read_checkpoint(tmp_path)
     with pytest.raises(RecipeError) as batch:
         CLIPConfig(path="x", batch_size=0).check()
-    assert str(batch.value) == "embedder.batch_size: is 0\n  next: use 1 or more"
+    assert (
+        str(batch.value)
+        == "embedder.batch_size: is 0, must be at least 1\n  next: correct the value"
+    )
 
 
 def test_what_is_no_clip_of_ours(folder, tmp_path):

@@ -58,8 +58,8 @@ def test_vectors_that_are_no_numbers():
     with pytest.raises(DataError) as refused:
         Diverged().embed_texts(["good", "bad"])
     assert (
-        str(refused.value)
-        == "text 1: its vector by Diverged holds NaN or infinity\n  next: check the embedder's weights"
+        str(refused.value) == "text 1: its vector by Diverged holds NaN or infinity\n"
+        "  next: check the embedder's weights"
     )
     with pytest.raises(DataError) as gray:
         Diverged().embed_images([np.zeros((2, 3), np.uint8)])
@@ -274,7 +274,10 @@ def test_weights_round_trip_and_bad_files(tmp_path):
     )
     with pytest.raises(RecipeError) as refused:
         LightEncoderConfig(batch_size=0).check()
-    assert str(refused.value) == "embedder.batch_size: is 0\n  next: use 1 or more"
+    assert (
+        str(refused.value)
+        == "embedder.batch_size: is 0, must be at least 1\n  next: correct the value"
+    )
 
 
 def test_configs_import_nothing_heavy():

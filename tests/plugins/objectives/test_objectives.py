@@ -462,7 +462,8 @@ def test_faster_than_twenty_training_loops() -> None:
         ),
         (
             CausalObjectiveConfig(retrieved_loss_weight=-0.5),
-            "objective.retrieved_loss_weight: is -0.5\n  next: use 0 or more",
+            "objective.retrieved_loss_weight: is -0.5, must be at least 0\n"
+            "  next: correct the value",
         ),
         (
             FIMObjectiveConfig(fim_rate=2.0),

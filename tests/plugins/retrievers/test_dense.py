@@ -379,8 +379,14 @@ def test_the_cache_knows_embedder_ids_and_captions():
             "retriever.max_redundancy: is -2, and a similarity is a cosine\n  next: use -1 to 1, "
             "or null",
         ),
-        ({"search_depth": 0}, "retriever.search_depth: is 0\n  next: use 1 or more"),
-        ({"num_ranks": 0}, "retriever.num_ranks: is 0\n  next: use 1 or more"),
+        (
+            {"search_depth": 0},
+            "retriever.search_depth: is 0, must be at least 1\n  next: correct the value",
+        ),
+        (
+            {"num_ranks": 0},
+            "retriever.num_ranks: is 0, must be at least 1\n  next: correct the value",
+        ),
         (
             {"query_dropout": 1.0},
             "retriever.query_dropout: is 1.0, and it is a share of the words\n"
@@ -390,7 +396,10 @@ def test_the_cache_knows_embedder_ids_and_captions():
             {"index": "falt"},
             "retriever.index: is 'falt'; did you mean 'flat'?\n  next: use one of these",
         ),
-        ({"num_retrieved": -1}, "retriever.num_retrieved: is -1\n  next: use 0 or more"),
+        (
+            {"num_retrieved": -1},
+            "retriever.num_retrieved: is -1, must be at least 0\n  next: correct the value",
+        ),
         (
             {"max_similarity": 0.1, "min_similarity": 0.2},
             "retriever.max_similarity: is below min_similarity, so that nothing could be found\n "

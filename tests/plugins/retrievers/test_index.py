@@ -248,10 +248,10 @@ def test_nothing_to_search(index):
             {"index": "hsnw"},
             "retriever.index: is 'hsnw'; did you mean 'hnsw'?\n  next: use one of these",
         ),
-        ({"nprobe": 0}, "retriever.nprobe: is 0\n  next: use 1 or more, or leave it out"),
+        ({"nprobe": 0}, "retriever.nprobe: is 0, must be at least 1\n  next: correct the value"),
         (
             {"num_candidates": -1},
-            "retriever.num_candidates: is -1\n  next: use 1 or more, or leave it out",
+            "retriever.num_candidates: is -1, must be at least 1\n  next: correct the value",
         ),
         (
             {"index": "flat", "nprobe": 4},

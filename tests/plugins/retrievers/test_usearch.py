@@ -35,8 +35,14 @@ def test_the_package_is_missing(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"connectivity": 1}, "retriever.connectivity: is 1\n  next: use 2 or more"),
-        ({"expansion_search": 0}, "retriever.expansion_search: is 0\n  next: use 1 or more"),
+        (
+            {"connectivity": 1},
+            "retriever.connectivity: is 1, must be at least 2\n  next: correct the value",
+        ),
+        (
+            {"expansion_search": 0},
+            "retriever.expansion_search: is 0, must be at least 1\n  next: correct the value",
+        ),
         (
             {"query": "txet"},
             "retriever.query: is 'txet'; did you mean 'text'?\n  next: use one of these",

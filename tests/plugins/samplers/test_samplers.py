@@ -692,27 +692,51 @@ ZERO, ONE_TO_ZERO = "use 0 or more", "use more than 0 and at most 1 (1 is off)"
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (TopPSamplerConfig(temperature=-0.1), f"temperature: is -0.1\n  next: {ZERO}"),
-        (TopPSamplerConfig(text_temperature=math.inf), f"text_temperature: is inf\n  next: {ZERO}"),
-        (TopPSamplerConfig(top_k=-1), f"top_k: is -1\n  next: {ZERO}"),
-        (TopPSamplerConfig(text_top_k=-2), f"text_top_k: is -2\n  next: {ZERO}"),
+        (
+            TopPSamplerConfig(temperature=-0.1),
+            "temperature: is -0.1, must be at least 0\n  next: correct the value",
+        ),
+        (
+            TopPSamplerConfig(text_temperature=math.inf),
+            "text_temperature: is inf, must be finite\n  next: correct the value",
+        ),
+        (
+            TopPSamplerConfig(top_k=-1),
+            "top_k: is -1, must be at least 0\n  next: correct the value",
+        ),
+        (
+            TopPSamplerConfig(text_top_k=-2),
+            "text_top_k: is -2, must be at least 0\n  next: correct the value",
+        ),
         (TopPSamplerConfig(top_p=0.0), f"top_p: is 0.0\n  next: {ONE_TO_ZERO}"),
         (TopPSamplerConfig(text_top_p=1.5), f"text_top_p: is 1.5\n  next: {ONE_TO_ZERO}"),
         (TopPSamplerConfig(min_p=1.1), "min_p: is 1.1\n  next: use 0 (off) to 1"),
-        (TopPSamplerConfig(text_min_p=math.nan), "text_min_p: is nan\n  next: use 0 (off) to 1"),
+        (
+            TopPSamplerConfig(text_min_p=math.nan),
+            "text_min_p: is nan, must be finite\n  next: correct the value",
+        ),
         (TopPSamplerConfig(typical_p=0.0), f"typical_p: is 0.0\n  next: {ONE_TO_ZERO}"),
         (TopPSamplerConfig(text_typical_p=-1.0), f"text_typical_p: is -1.0\n  next: {ONE_TO_ZERO}"),
-        (CFGSamplerConfig(guidance_scale=math.inf), f"guidance_scale: is inf\n  next: {ZERO}"),
+        (
+            CFGSamplerConfig(guidance_scale=math.inf),
+            "guidance_scale: is inf, must be finite\n  next: correct the value",
+        ),
         (
             CFGSamplerConfig(text_guidance_scale=-1.0),
-            f"text_guidance_scale: is -1.0\n  next: {ZERO}",
+            "text_guidance_scale: is -1.0, must be at least 0\n  next: correct the value",
         ),
         (
             CFGSamplerConfig(plausible_top_p=math.nan),
-            f"plausible_top_p: is nan\n  next: {ONE_TO_ZERO}",
+            "plausible_top_p: is nan, must be finite\n  next: correct the value",
         ),
-        (CFGSamplerConfig(plausible_top_k=-1), f"plausible_top_k: is -1\n  next: {ZERO}"),
-        (CFGSamplerConfig(plausible_k=0), "plausible_k: is 0\n  next: use 1 or more"),
+        (
+            CFGSamplerConfig(plausible_top_k=-1),
+            "plausible_top_k: is -1, must be at least 0\n  next: correct the value",
+        ),
+        (
+            CFGSamplerConfig(plausible_k=0),
+            "plausible_k: is 0, must be at least 1\n  next: correct the value",
+        ),
         (
             CFGSamplerConfig(plausible_alpha=2.0),
             "plausible_alpha: is 2.0\n  next: use 0 (off) to 1",
@@ -729,7 +753,7 @@ ZERO, ONE_TO_ZERO = "use 0 or more", "use more than 0 and at most 1 (1 is off)"
         ),
         (
             EditCFGSamplerConfig(picture_guidance_scale=-1.0),
-            f"picture_guidance_scale: is -1.0\n  next: {ZERO}",
+            "picture_guidance_scale: is -1.0, must be at least 0\n  next: correct the value",
         ),
         (
             ContrastiveSamplerConfig(alpha=0.0),
@@ -739,18 +763,18 @@ ZERO, ONE_TO_ZERO = "use 0 or more", "use more than 0 and at most 1 (1 is off)"
             ContrastiveSamplerConfig(expert_top_p=0.0),
             f"expert_top_p: is 0.0\n  next: {ONE_TO_ZERO}",
         ),
-        (CDKSamplerConfig(k=0), "k: is 0\n  next: use 1 or more"),
+        (CDKSamplerConfig(k=0), "k: is 0, must be at least 1\n  next: correct the value"),
         (
             CDKSamplerConfig(expert_temperature=0.0),
             "expert_temperature: is 0.0\n  next: use more than 0",
         ),
         (
             CDKSamplerConfig(amateur_temperature=math.nan),
-            "amateur_temperature: is nan\n  next: use more than 0",
+            "amateur_temperature: is nan, must be finite\n  next: correct the value",
         ),
         (MixtureSamplerConfig(cd_k_share=1.5), "cd_k_share: is 1.5\n  next: use 0 to 1"),
         (MixtureSamplerConfig(alpha=1.5), "alpha: is 1.5\n  next: use more than 0 and at most 1"),
-        (MixtureSamplerConfig(k=0), "k: is 0\n  next: use 1 or more"),
+        (MixtureSamplerConfig(k=0), "k: is 0, must be at least 1\n  next: correct the value"),
     ],
 )
 def test_values_out_of_range_are_named(config, message):

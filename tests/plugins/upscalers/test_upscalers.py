@@ -327,24 +327,24 @@ def test_a_device_that_is_not_there(weights: Path) -> None:
     [
         (
             EDSRConfig(num_blocks=0),
-            "upscaler.num_blocks: is 0, must be at least 1\n  next: correct it in the recipe",
+            "upscaler.num_blocks: is 0, must be at least 1\n  next: correct the value",
         ),
         (
             EDSRConfig(scale=0),
-            "upscaler.scale: is 0, must be at least 1\n  next: correct it in the recipe",
+            "upscaler.scale: is 0, must be at least 1\n  next: correct the value",
         ),
         (
             LanczosUpscalerConfig(scale=0),
-            "upscaler.scale: is 0, must be at least 1\n  next: correct it in the recipe",
+            "upscaler.scale: is 0, must be at least 1\n  next: correct the value",
         ),
         (
             ExternalUpscalerConfig(path="x.pth", tile=-1),
-            "upscaler.tile: is -1, must be 0 or more\n  next: correct it in the recipe",
+            "upscaler.tile: is -1, must be at least 0\n  next: correct the value",
         ),
         (
             config(replace(config().training, reconstructed_share=1.5)),
-            "upscaler.training.reconstructed_share: is 1.5, must be from 0 to 1\n  next: correct "
-            "it in the recipe",
+            "upscaler.training.reconstructed_share: is 1.5, must be at most 1\n  next: correct "
+            "the value",
         ),
     ],
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3apps.benchmarks.decode.sizes import EXTENTS, SIZES
+from cm3core.cli import whole_number
 from cm3core.errors import CM3Error, DeviceError, close_match
 
 HELP = "image tokens a second of our engine, compared with what is used today"
@@ -38,11 +39,15 @@ def configure(parser: ArgumentParser) -> None:
         f"--quick {EXTENTS['quick'].size})",
     )
     parser.add_argument(
-        "--batch", type=int, nargs="+", metavar="N", help="requests at once (default: 1 8)"
+        "--batch",
+        type=whole_number(1, 2**16),
+        nargs="+",
+        metavar="N",
+        help="requests at once (default: 1 8)",
     )
     parser.add_argument(
         "--tokens",
-        type=int,
+        type=whole_number(2, 2**20),
         nargs="+",
         metavar="N",
         help="image tokens a picture (default: 256 1024; with --quick 256)",
@@ -55,7 +60,10 @@ def configure(parser: ArgumentParser) -> None:
         help="which providers to measure (default: all)",
     )
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="threads of torch on the CPU, for all providers"
+        "--threads",
+        type=whole_number(1, 4096),
+        metavar="N",
+        help="threads of torch on the CPU, for all providers",
     )
     parser.add_argument(
         "--quick",
@@ -76,18 +84,6 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Run it; returns the exit code: 1 when a provider is wrong or failed."""
-    for option, numbers, least in (
-        ("--batch", args.batch, 1),
-        ("--tokens", args.tokens, 2),
-        ("--threads", None if args.threads is None else [args.threads], 1),
-    ):
-        for number in numbers or []:
-            if number < least:
-                raise CM3Error(
-                    PLACE,
-                    f"{option} is {number}, must be at least {least}",
-                    "leave it out, or give another number",
-                )
     _check_known("--size", "size", [] if args.size is None else [args.size], SIZES)
     if args.out is not None:
         from cm3core.files import check_writable

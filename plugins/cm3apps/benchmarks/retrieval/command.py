@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from cm3core.cli import registry_of
+from cm3core.cli import registry_of, whole_number
 from cm3core.errors import CM3Error, close_match
 from cm3plugins.retrievers.index.options import INDEX_TYPES
 
@@ -33,13 +33,13 @@ def configure(parser: ArgumentParser) -> None:
     """The action's options."""
     parser.add_argument(
         "--num",
-        type=int,
+        type=whole_number(1000, 2**31 - 1),
         metavar="N",
         help=f"documents (default: {FULL[0]:,}; with --quick {QUICK[0]:,})",
     )
     parser.add_argument(
         "--dimension",
-        type=int,
+        type=whole_number(8, 2**16),
         default=512,
         metavar="N",
         help="numbers of a vector (default: %(default)s)",
@@ -52,7 +52,10 @@ def configure(parser: ArgumentParser) -> None:
         help="flat, ivf, pq or hnsw; may be given several times (default: all)",
     )
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="threads for all searches, ours and faiss's"
+        "--threads",
+        type=whole_number(1, 4096),
+        metavar="N",
+        help="threads for all searches, ours and faiss's",
     )
     parser.add_argument("--no-loader", action="store_true", help="leave out the training step")
     parser.add_argument(
@@ -72,19 +75,6 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Run it; returns the exit code 0."""
-    for option, number in (
-        ("--num", args.num),
-        ("--dimension", args.dimension),
-        ("--threads", args.threads),
-    ):
-        if number is not None and number < (
-            least := {"--num": 1000, "--dimension": 8}.get(option, 1)
-        ):
-            raise CM3Error(
-                PLACE,
-                f"{option} is {number}, must be at least {least}",
-                "leave it out, or give another number",
-            )
     known = [name for name in INDEX_TYPES if name != "auto"]
     for name in args.index:
         if name not in known:

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from cm3apps.benchmarks.retrieval.synthetic import (
     MODALITIES,
@@ -36,6 +35,7 @@ from cm3apps.benchmarks.retrieval.synthetic import (
 from cm3core.bank import MemoryBank
 from cm3core.document import Document
 from cm3core.interfaces.embedder import VectorArray
+from cm3core.progress import make_bar
 from cm3plugins.retrievers.dense import DenseRetrieverConfig
 from cm3plugins.retrievers.index.approximate import MOST_TRIED, ApproximateIndex
 from cm3plugins.retrievers.index.base import RowArray, VectorIndex
@@ -157,7 +157,7 @@ def run_bank(
     exact_QW = np.concatenate(
         [
             FlatIndex(bank.vectors).search(vectors_QE[first : first + BATCHES[-1]], NEAREST)[1]
-            for first in tqdm(
+            for first in make_bar(
                 range(0, len(vectors_QE), BATCHES[-1]), desc="exact search", disable=None
             )
         ]

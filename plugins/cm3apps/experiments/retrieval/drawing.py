@@ -20,6 +20,7 @@ from cm3core.files import atomic_path
 from cm3core.images import fit
 from cm3core.interfaces import DocumentSource, RetrieverConfig
 from cm3core.model import Model
+from cm3core.progress import make_bar
 from cm3core.training.neighbours import own_names
 from cm3core.training.validation import spread
 
@@ -103,7 +104,7 @@ def draw(
                 for ones in found.retrieve(queries, number, own)
             ]
         drawn: list[PixelArray] = []
-        for start in tqdm(
+        for start in make_bar(
             range(0, len(queries), _BATCH), desc=f"generating, {split}", unit="batch"
         ):
             part = slice(start, start + _BATCH)

@@ -16,11 +16,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from cm3apps.experiments.retrieval.arms import ARMS
 from cm3core.errors import CM3Error
 from cm3core.files import check_writable, make_folder, write_text
+from cm3core.progress import make_bar
 
 if TYPE_CHECKING:
     from cm3core.build import Components
@@ -174,7 +173,7 @@ class RetrievalExperiment:
         )
         losses = {
             condition.name: measurement.loss(condition)
-            for condition in tqdm(
+            for condition in make_bar(
                 list(measurement.conditions()), desc="held-out losses", unit="condition"
             )
         }

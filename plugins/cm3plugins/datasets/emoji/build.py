@@ -128,11 +128,11 @@ def join_packages(folder: Path) -> tuple[list[Concept], list[Picture]]:
 
 def drop_duplicates(pictures: Sequence[Picture]) -> list[Picture]:
     """Return the pictures without those that are, pixel by pixel, equal to an earlier one."""
-    from tqdm import tqdm
+    from cm3core.progress import make_bar
 
     seen: set[bytes] = set()
     kept: list[Picture] = []
-    for picture in tqdm(pictures, desc="drawing to find duplicates", unit="picture"):
+    for picture in make_bar(pictures, desc="drawing to find duplicates", unit="picture"):
         pixels = render_svg(picture[2], DEDUPE_SIZE).tobytes()
         if pixels not in seen:
             seen.add(pixels)

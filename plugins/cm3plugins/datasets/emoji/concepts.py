@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cm3core.errors import DataError, close_match
+from cm3core.files import user_path
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus
 
 FOLDER = Path(__file__).parent / "concepts"
@@ -68,7 +69,7 @@ def select_concepts(concepts: str, corpus: EmojiCorpus) -> frozenset[str]:
         return frozenset(entry.concept for entry in corpus.entries)
     if concepts in list_names():
         return read_concepts_file(FOLDER / f"{concepts}.txt", corpus)
-    path = Path(concepts).expanduser()
+    path = user_path(concepts)
     if not path.is_file():
         hint = close_match(concepts, (ALL, *list_names()))
         cause = f"{concepts!r} is neither a list of concepts nor a file; {hint}"

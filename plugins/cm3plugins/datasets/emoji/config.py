@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -35,6 +36,10 @@ class EmojiSourceConfig(DocumentSourceConfig):
 
     splits: ClassVar[tuple[str, ...]] = SPLITS
 
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "image_size": (1, 2**14),
+        "template_weights": (0, 1e9),
+    }
     concepts: str = "all"
     styles: list[str] = field(default_factory=lambda: list(STYLE_PACKAGES))
     image_size: int = 64
@@ -49,6 +54,7 @@ class EmojiSourceConfig(DocumentSourceConfig):
     def check(self) -> None:
         """Raise `RecipeError` for an unknown split or style, a size below 1, or templates that
         can't be used."""
+        super().check()
         if self.split not in SPLITS:
             cause = (
                 f"the emoji corpus has no split {self.split!r}; {close_match(self.split, SPLITS)}"
@@ -66,12 +72,6 @@ class EmojiSourceConfig(DocumentSourceConfig):
                 raise RecipeError(
                     "dataset.styles", cause, f"use some of {', '.join(STYLE_PACKAGES)}"
                 )
-        if self.image_size < 1:
-            raise RecipeError(
-                "dataset.image_size",
-                f"{self.image_size} is not a size",
-                "give a number of pixels, such as 64",
-            )
         if len(self.templates) != len(self.template_weights):
             cause = f"{len(self.template_weights)} weights for {len(self.templates)} templates"
             raise RecipeError("dataset.template_weights", cause, "give one weight per template")

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cm3core.errors import DataError, close_match
-from cm3core.files import allocate, atomic_path, cache_directory
+from cm3core.files import allocate, atomic_path, cache_directory, user_path
+from cm3core.npy import load_array
 from cm3plugins.datasets.emoji.packages import STYLE_PACKAGES
 
 ASSETS = Path(__file__).parent / "assets"
@@ -140,42 +141,79 @@ class EmojiCorpus:
         Returns:
             read-only memory-mapped uint8 array of shape [num_entries, size, size, 3], RGB on white.
         """
-        path = self.cache_path(size, cache_dir)
-        if not self.is_rendered(size, cache_dir):
-            self._render_to(path, (len(self), size, size, 3))
-        pictures: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return pictures
+        return self._rendered(self.cache_path(size, cache_dir), range(len(self)), size)
 
-    def is_rendered(self, size: int, cache_dir: Path | str | None = None) -> bool:
-        """Say whether ``render_all`` finds its file, whole (one that was cut is drawn again)."""
-        try:
-            pictures = np.load(self.cache_path(size, cache_dir), mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError, OSError):
-            return False
-        return bool(pictures.shape == (len(self), size, size, 3))
+    def render_some(
+        self, indices: Sequence[int], size: int, cache_dir: Path | str | None = None
+    ) -> NDArray[np.uint8]:
+        """Draw some entries, once, into a file of their own.
 
-    def cache_path(self, size: int, cache_dir: Path | str | None = None) -> Path:
-        """Return the file that ``render_all`` keeps: its name holds size, data hash and renderer
-        version."""
+        Args:
+            indices: positions in ``entries``.
+            size, cache_dir: see `render_all`.
+
+        Returns:
+            read-only memory-mapped uint8 array of shape [len(indices), size, size, 3], RGB on white.
+        """
+        return self._rendered(self.cache_path(size, cache_dir, indices), indices, size)
+
+    def is_rendered(
+        self,
+        size: int,
+        cache_dir: Path | str | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> bool:
+        """Say whether ``render_all``, or ``render_some`` for these `indices`, finds its file, whole
+        (one that was cut is drawn again)."""
+        number = len(self) if indices is None else len(indices)
+        return self._kept(self.cache_path(size, cache_dir, indices), number, size) is not None
+
+    def cache_path(
+        self,
+        size: int,
+        cache_dir: Path | str | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> Path:
+        """Return the file that ``render_all``, or ``render_some`` for these `indices`, keeps: its
+        name holds size, data hash, renderer version, and a hash of the entries."""
         from cm3plugins.datasets.emoji.render import renderer_version
 
-        folder = cache_directory() if cache_dir is None else Path(cache_dir).expanduser()
-        return (
-            folder / "emoji" / f"{size}px-{self.data_sha256[:_NUM_DIGITS]}-{renderer_version()}.npy"
-        )
+        folder = cache_directory() if cache_dir is None else user_path(cache_dir)
+        stem = f"{size}px-{self.data_sha256[:_NUM_DIGITS]}-{renderer_version()}"
+        if indices is not None:
+            names = "\n".join(self.entries[index].id for index in indices)
+            stem += f"-{hashlib.sha256(names.encode()).hexdigest()[:_NUM_DIGITS]}"
+        return folder / "emoji" / f"{stem}.npy"
 
-    def _render_to(self, path: Path, shape: tuple[int, int, int, int]) -> None:
+    def _rendered(self, path: Path, indices: Sequence[int], size: int) -> NDArray[np.uint8]:
+        """The pictures of a file, which is drawn if it is not there."""
+        kept = self._kept(path, len(indices), size)
+        if kept is None:
+            self._render_to(path, indices, size)
+            kept = load_array(path, memory_map=True)
+        return kept
+
+    def _kept(self, path: Path, number: int, size: int) -> NDArray[np.uint8] | None:
+        try:
+            pictures: NDArray[np.uint8] = load_array(path, memory_map=True)
+        except (ValueError, OSError):
+            return None
+        return pictures if pictures.shape == (number, size, size, 3) else None
+
+    def _render_to(self, path: Path, indices: Sequence[int], size: int) -> None:
         from numpy.lib.format import open_memmap
-        from tqdm import tqdm
+
+        from cm3core.progress import make_bar
 
         with atomic_path(path) as temporary:
+            shape = (len(indices), size, size, 3)
             pictures = open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
             with temporary.open("rb+") as file:
                 allocate(file.fileno(), pictures.offset, pictures.nbytes)
-            for index in tqdm(
-                range(len(self)), desc=f"drawing the emoji corpus at {shape[1]} px", unit="picture"
+            for row, index in enumerate(
+                make_bar(indices, desc=f"drawing emoji at {size} px", unit="picture")
             ):
-                pictures[index] = self.render(index, shape[1])
+                pictures[row] = self.render(index, size)
             pictures.flush()
 
     @cached_property

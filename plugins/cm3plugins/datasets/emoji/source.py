@@ -18,8 +18,8 @@ from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
 from cm3plugins.datasets.emoji.render import renderer_version
 
 DRAW_ALL_AFTER = 64
-"""After this number of pictures, drawn one by one, the whole corpus is drawn into the cache: a look at a
-few does not pay for all."""
+"""After this number of pictures, drawn one by one, all pictures of the source are drawn into the cache:
+a look at a few does not pay for all."""
 
 
 class EmojiSource(DocumentSource):
@@ -62,6 +62,7 @@ class EmojiSource(DocumentSource):
             raise DataError("dataset", cause, "widen one of the three")
         self._key = f"emoji-{self.corpus.data_sha256[:16]}-{renderer_version()}-{image_size}px"
         self._pictures: NDArray[np.uint8] | None = None
+        self._rows: dict[int, int] = {}
         self._num_drawn = 0
 
     def __len__(self) -> int:
@@ -92,14 +93,22 @@ class EmojiSource(DocumentSource):
         return hashlib.sha256(names.encode()).hexdigest()
 
     def _pixels(self, corpus_index: int) -> NDArray[np.uint8]:
-        """Draw the picture, or take it from the cache, which is filled as soon as more than a few
-        are asked for."""
-        size, cache_dir = self._image_size, self._cache_dir
-        if self._pictures is None and (
-            self._num_drawn >= DRAW_ALL_AFTER or self.corpus.is_rendered(size, cache_dir)
-        ):
-            self._pictures = self.corpus.render_all(size, cache_dir)
+        """Draw the picture, or take it from the cache, which is filled with this source's pictures
+        as soon as more than a few are asked for. A cache of the whole corpus serves any source."""
+        if self._pictures is None:
+            self._open_cache()
         if self._pictures is None:
             self._num_drawn += 1
-            return self.corpus.render(corpus_index, size)
-        return np.array(self._pictures[corpus_index])
+            return self.corpus.render(corpus_index, self._image_size)
+        return np.array(self._pictures[self._rows[corpus_index]])
+
+    def _open_cache(self) -> None:
+        size, cache_dir = self._image_size, self._cache_dir
+        if self.corpus.is_rendered(size, cache_dir):
+            self._pictures = self.corpus.render_all(size, cache_dir)
+            self._rows = {index: index for index in self._indices}
+        elif self._num_drawn >= DRAW_ALL_AFTER or self.corpus.is_rendered(
+            size, cache_dir, self._indices
+        ):
+            self._pictures = self.corpus.render_some(self._indices, size, cache_dir)
+            self._rows = {index: row for row, index in enumerate(self._indices)}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.errors import RecipeError, close_match
 from cm3core.interfaces.decoder import DecoderConfig
@@ -29,32 +30,25 @@ class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
     with other numbers.
     """
 
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "num_layers": (1, MAX_LAYERS),
+        "context_length": (1, 2**24),
+        "d_model": (1, 2**20),
+        "num_heads": (1, 2**20),
+        "d_ff": (1, 2**24),
+        "init_std": (0, 1e3),
+        "position_init_std": (0, 1e3),
+        "codebook_scale": (0, 1e6),
+    }
+
     def check(self) -> None:
         """Ranges and combinations; raises a `RecipeError` that names the key."""
-        for name in ("num_layers", "d_model", "num_heads", "context_length"):
-            if getattr(self, name) < 1:
-                raise RecipeError(
-                    f"decoder.{name}",
-                    f"is {getattr(self, name)}, must be at least 1",
-                    "correct it in the recipe",
-                )
-        if self.num_layers > MAX_LAYERS:
-            raise RecipeError(
-                "decoder.num_layers",
-                f"is {self.num_layers:,}, must be at most {MAX_LAYERS:,}",
-                "correct it in the recipe",
-            )
+        super().check()
         if self.d_model % self.num_heads:
             raise RecipeError(
                 "decoder.num_heads",
                 f"{self.num_heads} heads don't divide d_model {self.d_model}",
                 "choose a divisor; a head dimension of 32 to 128 is usual",
-            )
-        if self.d_ff is not None and self.d_ff < 1:
-            raise RecipeError(
-                "decoder.d_ff",
-                f"is {self.d_ff}, must be at least 1",
-                "leave it null for 4 * d_model",
             )
         if self.activation not in ACTIVATIONS:
             raise RecipeError(

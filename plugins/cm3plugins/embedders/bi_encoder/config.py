@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from cm3core.errors import MissingPackageError, RecipeError
+from cm3core.errors import MissingPackageError
+from cm3core.files import user_path
 from cm3core.interfaces.embedder import EmbedderConfig
 
 if TYPE_CHECKING:
@@ -34,12 +36,9 @@ class BiEncoderConfig(EmbedderConfig):
     """
 
     path: str | None = None
-    batch_size: int = 64
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"batch_size": (1, 2**20)}
 
-    def check(self) -> None:
-        """Reject an empty batch."""
-        if self.batch_size < 1:
-            raise RecipeError("embedder.batch_size", f"is {self.batch_size}", "use 1 or more")
+    batch_size: int = 64
 
     def build(self) -> BiEncoder:
         """Load the networks and heads.
@@ -53,7 +52,7 @@ class BiEncoderConfig(EmbedderConfig):
         from cm3plugins.embedders.bi_encoder.embedder import BiEncoder
 
         return BiEncoder.load(
-            BUNDLED_WEIGHTS if self.path is None else Path(self.path).expanduser(), self.batch_size
+            BUNDLED_WEIGHTS if self.path is None else user_path(self.path), self.batch_size
         )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from cm3core.errors import RecipeError
+from cm3core.files import user_path
 from cm3core.interfaces.embedder import EmbedderConfig
 
 if TYPE_CHECKING:
@@ -35,13 +35,10 @@ class CLIPConfig(EmbedderConfig):
 
     path: str
     quick_gelu: bool | None = None
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"batch_size": (1, 2**20)}
+
     batch_size: int = 32
     device: Literal["auto", "cpu", "cuda"] = "auto"
-
-    def check(self) -> None:
-        """Reject an empty batch."""
-        if self.batch_size < 1:
-            raise RecipeError("embedder.batch_size", f"is {self.batch_size}", "use 1 or more")
 
     def build(self) -> CLIP:
         """Load weights and tokenizer.
@@ -55,5 +52,5 @@ class CLIPConfig(EmbedderConfig):
         self.check()
         device = choose_device(None if self.device == "auto" else self.device)
         return CLIP.load(
-            Path(self.path).expanduser(), self.quick_gelu, batch_size=self.batch_size, device=device
+            user_path(self.path), self.quick_gelu, batch_size=self.batch_size, device=device
         )

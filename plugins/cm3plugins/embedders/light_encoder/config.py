@@ -6,11 +6,12 @@ is far smaller, knows only drawings, and is never to be called CLIP. Figures: `a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from cm3core.errors import RecipeError
+from cm3core.files import user_path
 from cm3core.interfaces.embedder import EmbedderConfig
 
 if TYPE_CHECKING:
@@ -32,12 +33,9 @@ class LightEncoderConfig(EmbedderConfig):
     """
 
     path: str | None = None
-    batch_size: int = 256
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"batch_size": (1, 2**20)}
 
-    def check(self) -> None:
-        """Reject an empty batch."""
-        if self.batch_size < 1:
-            raise RecipeError("embedder.batch_size", f"is {self.batch_size}", "use 1 or more")
+    batch_size: int = 256
 
     def build(self) -> LightEncoder:
         """Load the weights.
@@ -49,5 +47,5 @@ class LightEncoderConfig(EmbedderConfig):
 
         path = {None: BUNDLED_WEIGHTS, BUNDLED_STYLED: STYLED_WEIGHTS}.get(self.path)
         return LightEncoder.load(
-            Path(str(self.path)).expanduser() if path is None else path, self.batch_size
+            user_path(str(self.path)) if path is None else path, self.batch_size
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cm3core.document import PixelArray
 from cm3core.errors import RecipeError
@@ -34,6 +35,13 @@ class PatchTokenizerConfig(ImageTokenizerConfig):
         seed: for training.
     """
 
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "resolution": (1, 2**14),
+        "patch_size": (1, 2**14),
+        "codebook_size": (1, 2**24),
+        "seed": (0, 2**63 - 1),
+    }
+
     resolution: int = 32
     patch_size: int = 4
     codebook_size: int = 1024
@@ -42,13 +50,7 @@ class PatchTokenizerConfig(ImageTokenizerConfig):
 
     def check(self) -> None:
         """Ranges and combinations; raises a `RecipeError` that names the key."""
-        for name in ("resolution", "patch_size", "codebook_size"):
-            if getattr(self, name) < 1:
-                raise RecipeError(
-                    f"image_tokenizer.{name}",
-                    f"is {getattr(self, name)}, must be at least 1",
-                    "correct it in the recipe",
-                )
+        super().check()
         if self.resolution % self.patch_size:
             raise RecipeError(
                 "image_tokenizer.resolution",

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cm3core.document import PixelArray
 from cm3core.errors import RecipeError
 from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
-from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture, VQGANTraining
+from cm3plugins.image_tokenizers.vqgan.settings import (
+    TRAINING_RANGES,
+    VQGANArchitecture,
+    VQGANTraining,
+)
 from cm3plugins.trained.bundled import BUNDLED, is_bundled
 
 if TYPE_CHECKING:
@@ -30,6 +35,10 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
         weights_sha256: if given, the file's hash must be this.
         training: see `VQGANTraining`.
     """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        f"training.{key}": limits for key, limits in TRAINING_RANGES.items()
+    }
 
     weights: str | None = BUNDLED + "emoji64"
     weights_sha256: str | None = None
@@ -57,23 +66,8 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
 
     def check(self) -> None:
         """Ranges and combinations; raises a `RecipeError` that names the key."""
-        for name in (
-            "resolution",
-            "ch",
-            "num_res_blocks",
-            "z_channels",
-            "embed_dim",
-            "codebook_size",
-            "patch_size",
-            "norm_groups",
-        ):
-            if getattr(self, name) < 1:
-                raise RecipeError(
-                    f"image_tokenizer.{name}",
-                    f"is {getattr(self, name)}, must be at least 1",
-                    "correct it in the recipe",
-                )
-        if not self.ch_mult or min(self.ch_mult) < 1:
+        super().check()
+        if not self.ch_mult:
             raise RecipeError(
                 "image_tokenizer.ch_mult",
                 f"is {list(self.ch_mult)}, must be positive numbers, one for each level",
@@ -86,19 +80,6 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
                 f"{self.downsampling}",
                 "change it, ch_mult or patch_size",
             )
-        for name in (
-            "batch_size",
-            "warmup_steps",
-            "revive_after_steps",
-            "reservoir_size",
-            "log_every_steps",
-        ):
-            if getattr(self.training, name) < 1:
-                raise RecipeError(
-                    f"image_tokenizer.training.{name}",
-                    f"is {getattr(self.training, name)}, must be at least 1",
-                    "correct it in the recipe",
-                )
         for width in {self.ch * mult for mult in (1, *self.ch_mult)}:
             if width % min(self.norm_groups, width):
                 raise RecipeError(

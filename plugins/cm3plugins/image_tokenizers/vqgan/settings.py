@@ -2,8 +2,42 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+#: Smallest and largest values of `VQGANTraining`'s keys.
+TRAINING_RANGES: Mapping[str, tuple[float, float]] = {
+    "seed": (0, 2**63 - 1),
+    "batch_size": (1, 2**20),
+    "learning_rate": (0, 1e3),
+    "betas": (0, 1 - 1e-9),
+    "weight_decay": (0, 1e3),
+    "warmup_steps": (1, 2**63 - 1),
+    "clip_norm": (0, 1e9),
+    "l1_weight": (0, 1e6),
+    "l2_weight": (0, 1e6),
+    "edge_weight": (0, 1e6),
+    "perceptual_weight": (0, 1e6),
+    "perceptual_start": (0, 1),
+    "perceptual_stages": (0, 6),
+    "perceptual_resolution": (32, 2**14),
+    "disc_weight": (0, 1e6),
+    "disc_start": (0, 1),
+    "disc_layers": (1, 16),
+    "disc_channels": (1, 2**16),
+    "disc_learning_rate": (0, 1e3),
+    "codebook_decay": (0, 1),
+    "codebook_init_steps": (0, 2**63 - 1),
+    "revive_after_steps": (1, 2**63 - 1),
+    "reservoir_size": (1, 2**24),
+    "weight_ema_decay": (0, 1),
+    "log_every_steps": (1, 2**63 - 1),
+    "checkpoint_every_minutes": (0, math.inf),
+    "checkpoint_every_steps": (1, 2**63 - 1),
+    "num_threads": (1, 4096),
+}
 
 
 @dataclass(kw_only=True)
@@ -27,6 +61,20 @@ class VQGANArchitecture:
             one position. 1 is taming's; more is far faster on a CPU.
         norm_groups: groups of GroupNorm, at most the number of channels. taming: 32.
     """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "resolution": (1, 2**14),
+        "ch": (1, 2**16),
+        "ch_mult": (1, 2**10),
+        "num_res_blocks": (1, 2**10),
+        "attn_resolutions": (1, 2**14),
+        "z_channels": (1, 2**16),
+        "embed_dim": (1, 2**16),
+        "codebook_size": (1, 2**24),
+        "beta": (0, 1e6),
+        "patch_size": (1, 2**14),
+        "norm_groups": (1, 2**16),
+    }
 
     resolution: int = 64
     ch: int = 128

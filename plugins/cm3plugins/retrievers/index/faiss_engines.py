@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from cm3core.errors import RecipeError
+from cm3core.progress import make_bar
 from cm3plugins.retrievers.index.approximate import BLOCK_BYTES, Engine, check_finite
 from cm3plugins.retrievers.index.base import FloatArray, RowArray
 from cm3plugins.retrievers.index.threads import faiss_calls
@@ -59,7 +59,7 @@ class FaissEngine(Engine):
         sample_SE = self.vectors.take(sample_S)
         check_finite(sample_SE, sample_S)
         native = self.empty()
-        bar = tqdm(
+        bar = make_bar(
             total=num_rows,
             desc=f"index {self.name}: learning",
             unit="document",

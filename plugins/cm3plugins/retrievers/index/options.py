@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from cm3core.errors import RecipeError, close_match
 
@@ -27,6 +29,12 @@ class IndexOptions:
             score.
     """
 
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "nprobe": (1, 2**31 - 1),
+        "ef_search": (1, 2**31 - 1),
+        "num_candidates": (1, 2**31 - 1),
+    }
+
     index: str = "auto"
     nprobe: int | None = None
     ef_search: int | None = None
@@ -47,10 +55,6 @@ class IndexOptions:
         ):
             if value is None:
                 continue
-            if value < 1:
-                raise RecipeError(
-                    f"retriever.{name}", f"is {value}", "use 1 or more, or leave it out"
-                )
             if self.index not in ("auto", *readers):
                 raise RecipeError(
                     f"retriever.{name}",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cm3core.document import PixelArray
-from cm3core.errors import RecipeError
 from cm3core.interfaces.upscaler import UpscalerConfig
 from cm3plugins.trained.bundled import BUNDLED
-from cm3plugins.upscalers.edsr.settings import EDSRArchitecture, EDSRTraining
+from cm3plugins.upscalers.edsr.settings import TRAINING_RANGES, EDSRArchitecture, EDSRTraining
 
 if TYPE_CHECKING:
     from cm3plugins.upscalers.edsr.upscaler import EDSRUpscaler
@@ -30,6 +30,9 @@ class EDSRConfig(EDSRArchitecture, UpscalerConfig):
         training: see `EDSRTraining`.
     """
 
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        f"training.{key}": limits for key, limits in TRAINING_RANGES.items()
+    }
     is_default: ClassVar[bool] = True
     weights: str | None = BUNDLED + "emoji256"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -46,34 +49,6 @@ class EDSRConfig(EDSRArchitecture, UpscalerConfig):
     def training_scale(self) -> int:
         """Upscaling factor per side that training learns."""
         return self.scale
-
-    def check(self) -> None:
-        """Ranges and combinations; raises a `RecipeError` that names the key."""
-        training = self.training
-        at_least_1 = {name: getattr(self, name) for name in ("scale", "num_channels", "num_blocks")}
-        at_least_1 |= {
-            f"training.{name}": getattr(training, name)
-            for name in (
-                "batch_size",
-                "crop_size",
-                "num_tried_crops",
-                "warmup_steps",
-                "log_every_steps",
-            )
-        }
-        for name, value in at_least_1.items():
-            if value < 1:
-                raise RecipeError(
-                    f"upscaler.{name}",
-                    f"is {value}, must be at least 1",
-                    "correct it in the recipe",
-                )
-        if not 0 <= training.reconstructed_share <= 1:
-            raise RecipeError(
-                "upscaler.training.reconstructed_share",
-                f"is {training.reconstructed_share}, must be from 0 to 1",
-                "correct it in the recipe",
-            )
 
     def build(self) -> EDSRUpscaler:
         """The upscaler with its weights.

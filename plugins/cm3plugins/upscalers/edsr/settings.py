@@ -2,8 +2,30 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+#: Smallest and largest values of `EDSRTraining`'s keys.
+TRAINING_RANGES: Mapping[str, tuple[float, float]] = {
+    "seed": (0, 2**63 - 1),
+    "batch_size": (1, 2**20),
+    "crop_size": (1, 2**14),
+    "num_tried_crops": (1, 2**10),
+    "reconstructed_share": (0, 1),
+    "learning_rate": (0, 1e3),
+    "betas": (0, 1 - 1e-9),
+    "weight_decay": (0, 1e3),
+    "warmup_steps": (1, 2**63 - 1),
+    "clip_norm": (0, 1e9),
+    "l1_weight": (0, 1e6),
+    "edge_weight": (0, 1e6),
+    "weight_ema_decay": (0, 1),
+    "log_every_steps": (1, 2**63 - 1),
+    "checkpoint_every_minutes": (0, math.inf),
+    "checkpoint_every_steps": (1, 2**63 - 1),
+}
 
 
 @dataclass(kw_only=True)
@@ -15,6 +37,12 @@ class EDSRArchitecture:
         num_channels: channels of every layer between the first and the last.
         num_blocks: residual blocks of two 3x3 convolutions each.
     """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "scale": (1, 64),
+        "num_channels": (1, 2**16),
+        "num_blocks": (1, 2**12),
+    }
 
     scale: int = 4
     num_channels: int = 48

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
@@ -25,6 +24,7 @@ from cm3core.evaluation.upscaler import evaluate_upscaler, small_pictures
 from cm3core.files import make_folder
 from cm3core.images import save_png
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
+from cm3core.progress import make_bar
 from cm3core.stop_signals import StopSignals
 from cm3core.training.device import choose_device, choose_precision
 from cm3plugins.trained.layout import channels_last
@@ -213,7 +213,7 @@ class _Run(TrainingRun):
     ) -> Path:
         """Train on pictures until the budget is spent; returns the weights' path."""
         trainer = self.trainer
-        with tqdm(
+        with make_bar(
             total=len(images_NHWC),
             desc="small pictures",
             unit="",

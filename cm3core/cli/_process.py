@@ -1,0 +1,41 @@
+"""What the console script arranges for the process: output that any terminal takes, and Ctrl-C."""
+
+from __future__ import annotations
+
+import io
+import signal
+import sys
+from types import FrameType
+
+
+def prepare_output() -> None:
+    """Write what the terminal's encoding lacks as escapes (`\\xe4`) instead of failing halfway.
+
+    Captions, file names and labels have any characters, and a terminal may know only ASCII.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+class Interrupts:
+    """Context that records Ctrl-C in `received`, and raises KeyboardInterrupt as usual.
+
+    Afterwards Ctrl-C ends the process at once, without a traceback from the interpreter's exit.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+        signal.default_int_handler(number, frame)
+
+    def __enter__(self) -> Interrupts:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
+            signal.signal(signal.SIGINT, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if signal.getsignal(signal.SIGINT) == self._receive:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
