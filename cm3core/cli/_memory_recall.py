@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3core.cli import add_overrides, registry_of
+from cm3core.config.components import check_config
 from cm3core.errors import CM3Error, DataError
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def _components(recipe: Recipe) -> tuple[DocumentSource, Embedder | None, Retrie
     from cm3core.cli._dataset import data_source
 
     assert recipe.retriever is not None
-    recipe.retriever.check()
+    check_config(recipe.retriever)
     bank = recipe.retriever.bank
     memory: DocumentSource = data_source(recipe, None) if bank is None else MemoryBank.open(bank)
     embedder = None if recipe.embedder is None else recipe.embedder.build()
