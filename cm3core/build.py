@@ -239,7 +239,12 @@ def build(
     check_weights_fit(
         section(recipe, "decoder"), vocabulary, image_tokenizer.grid, torch.device(device)
     )
-    serializer = Serializer(vocabulary, text_tokenizer, image_tokenizer.grid)
+    serializer = Serializer(
+        vocabulary,
+        text_tokenizer,
+        image_tokenizer.grid,
+        None if recipe.objective is None else recipe.objective.prompt_tokens,
+    )
     attention: AttentionBackend = section(recipe, "attention").build()
     with _fitting_memory("decoder"), torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(recipe.train.seed if seed is None else seed)
@@ -300,6 +305,7 @@ def vocabulary_of(
         sizes.num_sentinels,
         sizes.num_reserved,
         sizes.multiple_of,
+        () if recipe.objective is None else tuple(recipe.objective.control_tokens()),
     )
 
 

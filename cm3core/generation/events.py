@@ -31,12 +31,15 @@ class Request:
         seed: 0..2**63-1. Equal requests give equal completions, regardless of the rest of the
             batch.
         sampler: None: the engine's.
+        control: names of the objective's control tokens that the prompt begins with. None: those
+            that the objective names.
     """
 
     document: Document
     retrieved: Sequence[Document] = ()
     seed: int = 0
     sampler: Sampler | None = None
+    control: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -174,6 +174,7 @@ class Preparer:
                 request.retrieved,
                 stream.variant,
                 max_text_tokens=self.max_text_tokens,
+                control=request.control,
             )
             for stream in plans["image"].streams
         ]

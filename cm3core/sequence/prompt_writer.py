@@ -6,7 +6,7 @@ of each hole, as in `cm3core.sequence.infill`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,12 +55,14 @@ def write_prompt(
     retrieved: Sequence[Document],
     variant: PromptVariant,
     max_text_tokens: int | None,
+    before: Callable[[bool], list[int]],
 ) -> Prompt:
-    """See `Serializer.prompt`."""
+    """See `Serializer.prompt`; `before`: control tokens, by whether it is a continuation."""
+    causal = _is_causal(codec, query)
     writer = _PromptWriter(codec, max_text_tokens)
+    writer.writer.add(before(causal))
     for number, document in enumerate(() if variant.drop_retrieved else retrieved):
         writer.prepend(document, f"retrieved document {number}")
-    causal = _is_causal(codec, query)
     segments = apply_variant(query, variant)
     if causal:
         return writer.continuation(segments[:-1], len(query) - 1, query[-1])
