@@ -99,6 +99,15 @@ def add_model_options(parser: ArgumentParser) -> None:
         choices=["auto", "fp32", "bf16", "int8"],
         help="precision of the decoder's weights for generation (default: as stored)",
     )
+    parser.add_argument(
+        "--trust-plugin",
+        action="append",
+        default=[],
+        dest="trust_plugins",
+        metavar="SHA256",
+        help="run the plugin file in the checkpoint that has this hash: code that can do anything "
+        "that you can, so read it first; may be given several times",
+    )
 
 
 def open_model(args: Namespace) -> Model:
@@ -108,7 +117,11 @@ def open_model(args: Namespace) -> Model:
     if args.threads is not None and args.threads < 1:
         raise GenerationError("--threads", f"is {args.threads}", "use 1 or more")
     model = load(
-        args.model, registry=registry_of(args), num_threads=args.threads, precision=args.precision
+        args.model,
+        registry=registry_of(args),
+        num_threads=args.threads,
+        precision=args.precision,
+        trust_plugins=args.trust_plugins,
     )
     settings = settings_of(args.settings, "retriever")
     changed = settings or args.bank is not None or args.retriever is not None
