@@ -18,8 +18,8 @@ import cm3core
 from cm3core.errors import CM3Error
 from cm3core.interfaces import SamplerConfig
 from cm3core.plugins import describe
-from cm3core.plugins.discovery import GROUP, load_registry
-from cm3core.plugins.registry import Registry
+from cm3core.plugins.discovery import GROUP, add_plugin, load_registry
+from cm3core.plugins.registry import PluginInfo, Registry
 from cm3core.recipe import compose, recipe_from_yaml
 from cm3core.testing.sampler import SamplerContract
 from cm3core.testing.text_tokenizer import TextTokenizerContract
@@ -218,6 +218,9 @@ CASES: dict[str, Callable[[Setting], object]] = {
     "command from two": lambda setting: setting.commands("page_a:f", twice=True),
     "command from nowhere": lambda setting: setting.commands("page_nowhere:f"),
     "command is no function": lambda setting: setting.commands("page_a:CM3_API"),
+    "trusted file": lambda setting: add_plugin(
+        Registry(), PluginInfo("mine", "", "mine.py"), lambda: 1 / 0
+    ),
     "resolved recipe extends": lambda setting: recipe_from_yaml("extends: [tiny]\n", Registry()),
     "kit: other kind": lambda setting: type(
         "TestMine", (TextTokenizerContract,), {"config": with_build()()}
