@@ -245,6 +245,7 @@ def build(
         vocabulary,
         text_tokenizer,
         image_tokenizer.grid,
+        None if recipe.objective is None else recipe.objective.prompt_tokens,
         max_spans=trained_spans(recipe, vocabulary),
     )
     attention: AttentionBackend = section(recipe, "attention").build()
@@ -307,6 +308,7 @@ def vocabulary_of(
         sizes.num_sentinels,
         sizes.num_reserved,
         sizes.multiple_of,
+        () if recipe.objective is None else tuple(recipe.objective.control_tokens()),
     )
 
 

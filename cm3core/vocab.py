@@ -8,6 +8,7 @@ scaling_racm3):
     then num_image         image codes
     then num_reserved      reserved
     then                   <break>, <eoss> (end of infill), <sentinel:0> ... <sentinel:num_sentinels-1>
+    then                   control tokens of an objective's own, if it asks for some (UL2's modes)
     then                   padding up to a multiple of 8 (never produced)
 
 With 56,320 text, 8,192 image and 1,024 reserved ids the first part is exactly 2**16, and <break> is
@@ -18,13 +19,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from cm3core.errors import DocumentError
+from cm3core.errors import DocumentError, close_match
 
 NUM_CONTROL = 4
+#: A control token's name; it is shown as `<NAME>`.
+_CONTROL_NAME = re.compile(r"[A-Za-z][\w.-]{0,39}")
+_RESERVED_NAMES = ("s", "pad", "eos", "unk", "break", "eoss")
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Vocabulary:
             sequence (metaseq: 512).
         num_reserved: unused ids between image codes and specials (paper: 1,024).
         multiple_of: the table is padded to a multiple of this (metaseq: 8).
+        control: names of control tokens of the objective's own, in the order of their ids.
     """
 
     num_text: int
@@ -45,6 +51,7 @@ class Vocabulary:
     num_sentinels: int = 512
     num_reserved: int = 0
     multiple_of: int = 8
+    control: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -59,6 +66,15 @@ class Vocabulary:
                     f"vocabulary.{name}",
                     f"is {getattr(self, name)}, must be at least {low}",
                     "correct the recipe's section 'vocabulary'",
+                )
+        for place, name in enumerate(self.control):
+            taken = name in self.control[:place] or name in _RESERVED_NAMES
+            if taken or not _CONTROL_NAME.fullmatch(name):
+                raise DocumentError(
+                    f"control token {name!r}",
+                    "the name is taken" if taken else "is not a plain name",
+                    "correct the objective's `control_tokens`: letters, digits, '_', '-' and '.', "
+                    "each name once",
                 )
 
     bos = 0
@@ -102,9 +118,26 @@ class Vocabulary:
         return self.sentinels[index]
 
     @cached_property
+    def control_ids(self) -> range:
+        """Ids of the objective's own control tokens, in the order of `control`."""
+        return range(self.sentinels.stop, self.sentinels.stop + len(self.control))
+
+    def control_id(self, name: str) -> int:
+        """Return the id of the objective's control token `name`."""
+        if name not in self.control:
+            raise DocumentError(
+                f"control token {name!r}",
+                "is not in the vocabulary",
+                close_match(name, self.control)
+                if self.control
+                else "name it in the objective's `control_tokens`",
+            )
+        return self.control_ids[self.control.index(name)]
+
+    @cached_property
     def size(self) -> int:
         """Rows of the embedding table: all ids, padded to a multiple of `multiple_of`."""
-        used = self.sentinels.stop
+        used = self.control_ids.stop
         return -(-used // self.multiple_of) * self.multiple_of
 
     def name(self, token: int) -> str:
@@ -115,6 +148,8 @@ class Vocabulary:
             return f"image:{token - self.image.start}"
         if token in self.sentinels:
             return f"<sentinel:{token - self.sentinels.start}>"
+        if token in self.control_ids:
+            return f"<{self.control[token - self.control_ids.start]}>"
         fixed = {
             0: "<s>",
             1: "<pad>",
@@ -127,7 +162,9 @@ class Vocabulary:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for checkpoints and memory banks."""
-        return asdict(self)
+        values = asdict(self)
+        control = list(values.pop("control"))  # without one, as before there were any
+        return {**values, "control": control} if control else values
 
     @cached_property
     def fingerprint(self) -> str:

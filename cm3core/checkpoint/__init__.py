@@ -7,6 +7,7 @@ model needs to generate.
         state.json               step, clock, place in the data, vocabulary, fingerprints, hashes
         recipe.yaml              the resolved recipe
         plugins.json             plugins and their versions
+        plugins/                 source of the one-file plugins that the recipe needs; never run unasked
         text_tokenizer/          what the text tokenizer saved
         image_tokenizer/         what the image tokenizer saved; not there when it comes with its package
 
@@ -16,6 +17,7 @@ step. No file is a pickle, so an untrusted checkpoint can be refused but can't r
 layout, state, tensors   the files: names and places, `state.json`, the safetensors
 hashes                   whether the safetensors are what was written
 writing, exporting       a checkpoint of a run, a model folder of a checkpoint
+carried                  plugin files that come with a checkpoint
 checks, opening          whether it fits a recipe; from a name to a model ready to generate
 """
 

@@ -58,10 +58,11 @@ def check_fingerprints(folder: Path, state: CheckpointState, components: Compone
     """Raise `CheckpointError` when ids mean something else here than where the checkpoint was
     made."""
     if state.vocabulary != components.vocabulary.to_dict():
+        here = components.vocabulary.to_dict()
         changed = [
-            f"{name} {state.vocabulary.get(name)} there, {value} here"
-            for name, value in components.vocabulary.to_dict().items()
-            if state.vocabulary.get(name) != value
+            f"{name} {state.vocabulary.get(name)} there, {here.get(name)} here"
+            for name in dict.fromkeys([*here, "control"])
+            if state.vocabulary.get(name) != here.get(name)
         ]
         raise CheckpointError(
             str(folder),

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cm3core.checkpoint.carried import copy_carried
 from cm3core.checkpoint.hashes import check_file, file_hashes
 from cm3core.checkpoint.layout import (
     IMAGE_TOKENIZER,
@@ -55,6 +56,7 @@ def export_model(checkpoint: str | Path, folder: str | Path, dtype: str = "fp16"
         write_json(new / STATE, {**asdict(state), "loader": {}, "files": files})
         for name in (RECIPE, PLUGINS):
             shutil.copyfile(source / name, new / name)
+        copy_carried(source, new)
         for name in (TOKENIZER, IMAGE_TOKENIZER):
             if name == TOKENIZER or (source / name).is_dir():
                 shutil.copytree(source / name, new / name)

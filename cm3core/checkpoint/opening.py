@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from cm3core.build import Components, build
+from cm3core.checkpoint.carried import refusal, with_trusted
 from cm3core.checkpoint.checks import check_fingerprints
 from cm3core.checkpoint.layout import IMAGE_TOKENIZER, RECIPE, TOKENIZER, damaged, find_checkpoint
 from cm3core.checkpoint.state import read_state
 from cm3core.checkpoint.tensors import load_weights
-from cm3core.errors import CheckpointError, close_match
+from cm3core.errors import CheckpointError, PluginError, close_match
 from cm3core.recipe import recipe_from_yaml
 from cm3core.vocab import Vocabulary
 
@@ -70,19 +72,36 @@ def read_recipe(folder: Path, registry: Registry) -> Recipe:
 
 
 def open_checkpoint(
-    path: str | Path, registry: Registry, *, device: torch.device | str = "cpu"
+    path: str | Path,
+    registry: Registry,
+    *,
+    device: torch.device | str = "cpu",
+    trust_plugins: Sequence[str] = (),
 ) -> OpenedCheckpoint:
     """Open a run's newest checkpoint, a checkpoint folder or an exported model, to generate with
     it.
 
+    Args:
+        path: where it is.
+        registry: the components that its recipe may name.
+        device: where the decoder runs.
+        trust_plugins: SHA-256 of plugin files in the checkpoint that may be run.
+
     Raises:
-        CheckpointError: nothing is there, a file is damaged, or a tokenizer is another one than in
-            training.
+        CheckpointError: nothing is there, a file is damaged, a tokenizer is another one than in
+            training, or it needs a plugin file that it carries and that is not trusted.
         RecipeError, PluginError: its recipe needs what is not installed.
     """
     folder = find_checkpoint(path)
     state = read_state(folder)
-    recipe = read_recipe(folder, registry)
+    if trust_plugins:
+        registry = with_trusted(registry, folder, trust_plugins)
+    try:
+        recipe = read_recipe(folder, registry)
+    except PluginError as error:
+        if (refused := refusal(registry, folder)) is not None:
+            raise refused from error
+        raise
     components = build(
         recipe,
         registry,

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cm3core.checkpoint.carried import write_carried
 from cm3core.checkpoint.hashes import file_hashes
 from cm3core.checkpoint.layout import (
     IMAGE_TOKENIZER,
@@ -81,6 +82,7 @@ def save_checkpoint(
 
 def _write_description(folder: Path, components: Components, state: CheckpointState) -> None:
     (folder / RECIPE).write_text(components.recipe.to_yaml(), encoding="utf-8")
+    write_carried(folder, components.recipe, components.registry)
     write_json(
         folder / PLUGINS,
         {**plugin_versions(components.registry.plugins), "torch": torch.__version__},

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cm3core.cli import add_overrides, registry_of, whole_number
+from cm3core.config.components import check_config
 from cm3core.errors import CM3Error, DataError
 from cm3core.files import user_path
 
@@ -178,7 +179,7 @@ def _components(recipe: Recipe) -> tuple[DocumentSource, Embedder | None, Retrie
     from cm3core.cli._dataset import data_source
 
     assert recipe.retriever is not None
-    recipe.retriever.check()
+    check_config(recipe.retriever)
     bank = recipe.retriever.bank
     memory: DocumentSource = data_source(recipe, None) if bank is None else MemoryBank.open(bank)
     embedder = None if recipe.embedder is None else recipe.embedder.build()

@@ -103,6 +103,15 @@ def add_model_options(parser: ArgumentParser) -> None:
         choices=["auto", "fp32", "bf16", "int8"],
         help="precision of the decoder's weights for generation (default: as stored)",
     )
+    parser.add_argument(
+        "--trust-plugin",
+        action="append",
+        default=[],
+        dest="trust_plugins",
+        metavar="SHA256",
+        help="run the plugin file in the checkpoint that has this hash: code that can do anything "
+        "that you can, so read it first; may be given several times",
+    )
 
 
 def open_model(args: Namespace) -> Model:
@@ -110,7 +119,11 @@ def open_model(args: Namespace) -> Model:
     from cm3core.model.model import load
 
     model = load(
-        args.model, registry=registry_of(args), num_threads=args.threads, precision=args.precision
+        args.model,
+        registry=registry_of(args),
+        num_threads=args.threads,
+        precision=args.precision,
+        trust_plugins=args.trust_plugins,
     )
     settings = settings_of(args.settings, "retriever")
     changed = settings or args.bank is not None or args.retriever is not None

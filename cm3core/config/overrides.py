@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cm3core.config.components import check_config
 from cm3core.config.schema import WrongTypeError, fit, hints
 from cm3core.errors import GenerationError, close_match
 from cm3core.interfaces.component import ComponentConfig
@@ -50,6 +51,5 @@ def with_options(config: C, options: Mapping[str, Any]) -> C:
                 f"{config.kind}.{key}", f"is {value!r}, not {error.expected}", "correct the value"
             ) from None
     changed = replace(config, **fitting)
-    ComponentConfig.check(changed)  # a plugin's own may not call its base's
-    changed.check()
+    check_config(changed)
     return changed

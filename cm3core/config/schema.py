@@ -1,9 +1,9 @@
 """Check recipe values against config dataclasses: which types a field may have, what fits it.
 
 Fields may be bool, int, float, str, None, Literal, list, tuple and dict (string keys) of them,
-unions, and nested dataclasses. Values are YAML values: scalars, lists and dicts. An integer fits a
-float field, and becomes a float; nothing else is converted, so that `layers: "6"` or `pack: 1` is
-an error and not a guess.
+unions, nested dataclasses, and other components (`cm3core.config.component_fields`). Values are
+YAML values: scalars, lists and dicts. An integer fits a float field, and becomes a float; nothing
+else is converted, so that `layers: "6"` or `pack: 1` is an error and not a guess.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import typing
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
+from cm3core.config.component_fields import component_field, is_kind_base
 from cm3core.errors import PluginError
+from cm3core.interfaces.component import ComponentConfig, chosen_name
 
 SCALARS = (bool, int, float, str, types.NoneType)
 
@@ -75,6 +77,8 @@ def _supported(annotation: Any) -> bool:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation in SCALARS or annotation is Any or origin is Literal:
         return True
+    if component_field(annotation) is not None:
+        return True
     if origin in (list, Union, types.UnionType):
         return all(_supported(argument) for argument in arguments)
     if origin is tuple:
@@ -95,6 +99,8 @@ def shown_type(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation is types.NoneType:
         return "None"
+    if is_kind_base(annotation):
+        return str(annotation.kind)
     if origin is Literal:
         return " or ".join(repr(argument) for argument in arguments)
     if origin in (Union, types.UnionType):
@@ -115,7 +121,11 @@ def is_interpolation(value: object) -> bool:
 
 
 def nested_dataclass(annotation: Any) -> type[Any] | None:
-    """Return the dataclass that a field holds (also as `X | None`), None for other fields."""
+    """Return the dataclass that a field holds (also as `X | None`), None for other fields.
+
+    A component is none: the recipe chooses its class."""
+    if component_field(annotation) is not None:
+        return None
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and is_dataclass(candidate):
             return candidate
@@ -145,6 +155,8 @@ def fit(value: object, annotation: Any) -> Any:
             return [fit(item, inner) for item, inner in zip(value, arguments, strict=True)]
     elif origin is dict and isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: fit(item, arguments[1]) for key, item in value.items()}
+    elif is_kind_base(annotation) and isinstance(value, annotation):
+        return value
     elif annotation is float and (type(value) is int or type(value) is float):
         return float(value)
     elif annotation in SCALARS and type(value) is annotation:
@@ -165,9 +177,13 @@ def _fit_union(value: object, annotation: Any, members: tuple[Any, ...]) -> Any:
 
 
 def to_plain(value: object) -> Any:
-    """Return a config's value as a YAML value: dataclasses become dicts, tuples lists."""
+    """Return a config's value as a YAML value: dataclasses become dicts, tuples lists.
+
+    Components that a recipe chose inside another one have their names with them."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {item.name: to_plain(getattr(value, item.name)) for item in init_fields(type(value))}
+        name = chosen_name(value) if isinstance(value, ComponentConfig) else ""
+        keys = {item.name: to_plain(getattr(value, item.name)) for item in init_fields(type(value))}
+        return {"name": name, **keys} if name else keys
     if isinstance(value, (list, tuple)):
         return [to_plain(item) for item in value]
     if isinstance(value, dict):

@@ -5,7 +5,8 @@ prepare     requests, checked, as rows            row              one request i
 batch       one step of many rows                 groups           requests sampled in one call
 prompts     prefixes are read once                events           requests, completions and events
 cuda_graph  steps captured and replayed           likelihood       teacher-forced log-probabilities
-sampling    plans as columns for the fused op     teacher_forcing  documents and contents -> rows
+states      what samplers remember                sampling         plans as columns for the fused op
+teacher_forcing  documents and contents -> rows
 """
 
 from __future__ import annotations

@@ -78,6 +78,8 @@ class Batch:
         gone = {id(row) for row in leaving}
         if not any(id(row) in gone for row in self.rows):
             return
+        for row in leaving:
+            row.state = None
         assert self._cache is not None
         starts = np.cumsum([0, *(len(row.prompts) for row in self.rows)])
         order = list(range(len(self.rows)))
@@ -133,6 +135,8 @@ class Batch:
                 row.error = wrong_request(row.number, error)
                 continue
             row.num_drawn += num
+            if row.state is not None:
+                row.state.drawn.append(tokens)
             row.num_fed += num + len(forced)
             queues[id(row)] = (
                 np.concatenate([tokens[-1:], forced]),
@@ -157,10 +161,16 @@ class Batch:
         n = len(self.rows)
         weights = [group.weights(num) for group in groups]
         position_n = self._tensor([row.num_drawn for row in self.rows])
-        cells_Sm = self._tensor(cells_nm)[self._owner_S]
+        cell_nm = self._tensor(cells_nm)
+        cells_Sm = cell_nm[self._owner_S]
         log_probability_n = torch.zeros(n, dtype=torch.float64, device=self._device)
         drawn: list[Tensor] = []
-        replays = self._capture is not None and self._cache.can_be_recorded and len(groups) == 1
+        replays = (
+            self._capture is not None
+            and self._cache.can_be_recorded
+            and len(groups) == 1
+            and groups[0].states is None  # a sampler may look at its state on the host
+        )
         if replays and num > (FEWEST_STEPS if self._captured is None else 1):
             position_n, log_probability_n = self._replay(
                 groups[0], num - 1, weights[0], position_n, cells_Sm, drawn
@@ -169,7 +179,7 @@ class Batch:
             tokens_n = torch.empty(n, dtype=torch.int64, device=self._device)
             for group, weights_mnG in zip(groups, weights, strict=True):
                 own_n, log_n = group.draw(
-                    self.decoder, self._hidden_SE, weights_mnG[step], position_n
+                    self.decoder, self._hidden_SE, weights_mnG[step], position_n, cell_nm[:, step]
                 )
                 if len(groups) == 1:
                     tokens_n, log_probability_n = own_n, log_probability_n + log_n
@@ -253,7 +263,11 @@ class Batch:
 
     def _current_groups(self) -> list[Group]:
         """The requests grouped by the sampler call that draws for them; cached until that changes."""
-        now = tuple((row.grammar.modality, row.grammar.legal) for row in self.rows)
+        now = tuple(
+            # with a state, the next hole is another picture
+            (grammar.modality, grammar.legal, None if row.state is None else len(grammar.contents))
+            for row, grammar in ((row, row.grammar) for row in self.rows)
+        )
         if self._groups is None or self._groups[0] != now:
             self._groups = now, groups_of(self.rows, self._starts, self._device)
         return self._groups[1]

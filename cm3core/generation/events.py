@@ -34,6 +34,8 @@ class Request:
         truncate: read only the first tokens of a text of the document, or of a negative prompt,
             that is longer than the engine's `max_text_tokens`, as training did, instead of refusing
             it. Texts of retrieved documents are always cut, and texts with holes never.
+        control: names of the objective's control tokens that the prompt begins with. None: those
+            that the objective names.
     """
 
     document: Document
@@ -41,6 +43,7 @@ class Request:
     seed: int = 0
     sampler: Sampler | None = None
     truncate: bool = False
+    control: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +18,11 @@ from torch import Tensor
 from cm3core.document import BoolArray
 from cm3core.errors import GenerationError
 from cm3core.generation.events import wrong_request
+from cm3core.generation.states import StateTable
 
 if TYPE_CHECKING:
     from cm3core.generation.row import ActiveRequest
+    from cm3core.generation.states import Form
     from cm3core.interfaces.decoder import InferenceDecoder
     from cm3core.interfaces.sampler import Sampler, SamplingPlan
     from cm3core.sequence.grammar import LegalIds
@@ -41,6 +44,7 @@ class Group:
         allowed_nR: the ids each request may draw; None: all.
         seed_n: each request's seed.
         index_n: each request's position in the batch.
+        states: of the requests, if the sampler keeps any.
     """
 
     rows: list[ActiveRequest]
@@ -53,6 +57,7 @@ class Group:
     allowed_nR: Tensor | None
     seed_n: Tensor
     index_n: Tensor
+    states: StateTable | None = None
 
     def weights(self, num: int) -> Tensor:
         """Weights of the streams at the next `num` draws, float32 [m, n, G]."""
@@ -64,7 +69,12 @@ class Group:
         return torch.from_numpy(weights_nmG.swapaxes(0, 1).copy()).to(self.index_n.device)
 
     def draw(
-        self, decoder: InferenceDecoder, hidden_SE: Tensor, weights_nG: Tensor, position_n: Tensor
+        self,
+        decoder: InferenceDecoder,
+        hidden_SE: Tensor,
+        weights_nG: Tensor,
+        position_n: Tensor,
+        cell_n: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Draw the next tokens.
 
@@ -74,6 +84,8 @@ class Group:
             weights_nG: one step of `weights`.
             position_n: number of tokens drawn so far, for the group's requests or for all requests
                 of the batch.
+            cell_n: raster index of the cell that each request of the batch draws, -1 for text; only
+                needed if there are `states`.
 
         Returns:
             the tokens, int64 [n], and their log-probability under the reference stream, float64
@@ -82,10 +94,15 @@ class Group:
         hidden_gE = hidden_SE if self.rows_g is None else hidden_SE[self.rows_g]
         logits_gR = decoder.logits(hidden_gE, self.ids).float()
         position_n = position_n if len(position_n) == len(self.rows) else position_n[self.index_n]
+        if self.states is not None:
+            assert cell_n is not None
+            self.states.cell_n = cell_n[self.index_n]
         try:
             tokens_n = self._call(logits_gR, slice(None), weights_nG, position_n)
         except Exception as error:
             tokens_n = self._one_by_one(logits_gR, weights_nG, position_n, error)
+        if self.states is not None:
+            self.states.record(self.clamped(tokens_n), position_n)
         return tokens_n, _log_probability(
             logits_gR[self.reference_n], self.allowed_nR, tokens_n - self.ids.start
         )
@@ -101,13 +118,23 @@ class Group:
         self, logits_gR: Tensor, part: slice, weights_nG: Tensor, position_n: Tensor
     ) -> Tensor:
         """The sampler's draw for a part of the group."""
-        tokens_n = self.sampler.draw(
+        tables = (
             logits_gR,
             self.stream_rows_nG[part],
             weights_nG[part],
             self.plans if part == slice(None) else self.plans[part],
+        )
+        allowed_nR = None if self.allowed_nR is None else self.allowed_nR[part]
+        state = None if self.states is None else self.states.at(part)
+        draw = (
+            self.sampler.draw
+            if state is None
+            else partial(self.sampler.draw_with_state, state=state)
+        )
+        tokens_n = draw(
+            *tables,
             first_id=self.ids.start,
-            allowed_nR=None if self.allowed_nR is None else self.allowed_nR[part],
+            allowed_nR=allowed_nR,
             seed_n=self.seed_n[part],
             position_n=position_n[part],
         )
@@ -125,6 +152,8 @@ class Group:
             raise GenerationError(
                 "sampler", f"drew {shown}, not int64 [{expected}]", "correct the sampler's `draw`"
             )
+        if self.states is not None and state is not None:
+            self.states.keep(state, part)
         return tokens_n
 
     def _one_by_one(
@@ -159,14 +188,21 @@ def groups_of(
     for place, row in enumerate(batch):
         for others in together:
             first = batch[others[0]]
-            if first.grammar.modality == row.grammar.modality and first.sampler.draws_with(
-                row.sampler
+            if (
+                first.grammar.modality == row.grammar.modality
+                and _form(first) == _form(row)
+                and first.sampler.draws_with(row.sampler)
             ):
                 others.append(place)
                 break
         else:
             together.append([place])
     return [_group(places, batch, starts, device) for places in together]
+
+
+def _form(row: ActiveRequest) -> Form | None:
+    """What requests must share to be rows of one table of states; None: no state."""
+    return None if row.state is None else row.state.form
 
 
 def _group(
@@ -178,6 +214,7 @@ def _group(
     """The group of the requests at `places` of the batch."""
     rows = [batch[place] for place in places]
     plans = tuple(row.plan() for row in rows)
+    states = [row.state for row in rows if row.state is not None]
     wanted: dict[int, int] = {}
     stream_rows_nG = np.full((len(rows), max(len(plan.streams) for plan in plans)), -1)
     for index, (place, row, plan) in enumerate(zip(places, rows, plans, strict=True)):
@@ -199,6 +236,7 @@ def _group(
         None if allowed_nR.all() else torch.from_numpy(allowed_nR).to(device),
         index_tensor([row.request.seed for row in rows], device),
         index_tensor(places, device),
+        StateTable(states, device) if states else None,
     )
 
 

@@ -14,6 +14,9 @@ from cm3core.errors import GenerationError
 from cm3core.generation.device_memory import memory_limit
 from cm3core.generation.events import Request, candidate_seed
 from cm3core.generation.row import ActiveRequest, different
+from cm3core.generation.states import RequestState
+from cm3core.interfaces.sampler_state import RequestStart
+from cm3core.interfaces.stateful_sampler import StatefulSampler
 from cm3core.sequence.grammar import HoleGrammar, num_new_tokens
 from cm3core.sequence.holes import num_unlimited, with_limits
 
@@ -112,8 +115,14 @@ class Preparer:
             self.serializer.text,
             self.serializer.ids_that_begin,
         )
+        state = None
+        if isinstance(sampler, StatefulSampler):
+            start = RequestStart(
+                request.seed, sized.document, request.retrieved, self.serializer.grid
+            )
+            state = RequestState(sampler, start, grammar)
         row = ActiveRequest(
-            number, request, sized.document, sampler, plans, prompts, local, grammar
+            number, request, sized.document, sampler, plans, prompts, local, grammar, state
         )
         if len(prompts) > self.max_rows:
             raise GenerationError(
@@ -174,6 +183,7 @@ class Preparer:
                 request.retrieved,
                 stream.variant,
                 max_text_tokens=self.max_text_tokens,
+                control=request.control,
             )
             for stream in plans["image"].streams
         ]

@@ -16,6 +16,7 @@ from cm3core.sequence.leads import after_lead
 
 if TYPE_CHECKING:
     from cm3core.errors import GenerationError
+    from cm3core.generation.states import RequestState
     from cm3core.interfaces.sampler import Sampler, SamplingPlan
     from cm3core.sequence.holes import Hole
     from cm3core.sequence.prompt_writer import Prompt
@@ -39,6 +40,7 @@ class ActiveRequest:
         local: for each guidance stream, the index of the prompt it reads (streams without weight
             read the reference's).
         grammar: its position in its holes.
+        state: of a stateful sampler; None: the sampler has none, or the request has ended.
     """
 
     number: int
@@ -49,6 +51,7 @@ class ActiveRequest:
     prompts: list[Prompt]
     local: list[int]
     grammar: HoleGrammar
+    state: RequestState | None = None
     num_drawn: int = 0
     num_fed: int = 0
     log_probability: float = 0.0

@@ -30,6 +30,8 @@ from cm3core.interfaces.sampler import (
     SamplerConfig,
     SamplingPlan,
 )
+from cm3core.interfaces.sampler_state import DrawState, InitialState, RequestStart
+from cm3core.interfaces.stateful_sampler import StatefulSampler
 from cm3core.interfaces.text_tokenizer import TextTokenizer, TextTokenizerConfig
 from cm3core.interfaces.upscaler import Upscaler, UpscalerConfig
 
@@ -42,6 +44,7 @@ __all__ = [
     "DecoderConfig",
     "DocumentSource",
     "DocumentSourceConfig",
+    "DrawState",
     "Embedder",
     "EmbedderConfig",
     "Filters",
@@ -50,12 +53,14 @@ __all__ = [
     "ImageTokenizer",
     "ImageTokenizerConfig",
     "InferenceDecoder",
+    "InitialState",
     "KVCache",
     "Likelihood",
     "LogProbability",
     "MaskingObjective",
     "ObjectiveConfig",
     "PromptVariant",
+    "RequestStart",
     "Reranker",
     "RerankerConfig",
     "Retrieved",
@@ -65,6 +70,7 @@ __all__ = [
     "SamplerConfig",
     "SamplingPlan",
     "SkippedRecord",
+    "StatefulSampler",
     "TextTokenizer",
     "TextTokenizerConfig",
     "Upscaler",

@@ -20,10 +20,14 @@ class ComponentConfig:
     """Base of every component's config: a dataclass whose fields are a recipe section's keys.
 
     Fields may be `bool`, `int`, `float`, `str`, optional forms of these, lists and dicts of them,
-    and nested dataclasses; OmegaConf checks the types. The recipe must give every field that has
+    nested dataclasses, and other components (annotated with the base of a kind's configs, such as
+    `dict[str, RetrieverConfig]`), which the recipe names; OmegaConf checks the types. The recipe must give every field that has
     no default. Check what types can't express (ranges, combinations) in `check`, so that
     `cm3 recipe check` finds it without building.
     """
+
+    # the name by which a recipe chose a component inside another one; not in `vars` of a config
+    __slots__ = ("__dict__", "__weakref__", "_chosen_name")
 
     #: Recipe name of the kind, e.g. "image_tokenizer"; set by each kind's base.
     kind: ClassVar[str] = ""
@@ -45,11 +49,22 @@ class ComponentConfig:
         """Raise `RecipeError` if the values can't work together.
 
         Must stay light: no torch, no reading of files. This one checks `ranges`: an override
-        begins with `super().check()`."""
+        begins with `super().check()`. Components in its fields are checked afterwards."""
         ranges: dict[str, tuple[float, float]] = {}
         for parent in reversed(type(self).__mro__):
             ranges |= vars(parent).get("ranges", {})
         check_numbers(self.kind, self, ranges)
+
+
+def chosen_name(config: ComponentConfig) -> str:
+    """The name by which a recipe chose a component inside another one; "" for any other config."""
+    name: str = getattr(config, "_chosen_name", "")
+    return name
+
+
+def choose(config: ComponentConfig, name: str) -> None:
+    """Record the name by which a recipe chose the component."""
+    object.__setattr__(config, "_chosen_name", name)
 
 
 def check_value(

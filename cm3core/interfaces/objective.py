@@ -32,6 +32,23 @@ class ObjectiveConfig(ComponentConfig):
     retrieved_loss_weight: float = 1.0
     text_loss_weight: float = 1.0
 
+    def control_tokens(self) -> tuple[str, ...]:
+        """Names of control tokens of its own that the vocabulary should have; by default none.
+
+        They follow all other ids, in this order. `build` finds them in the vocabulary
+        (`Vocabulary.control_id`), and `cm3core.sequence.prefixed` puts them into a sequence.
+        """
+        return ()
+
+    def prompt_tokens(self, *, continuation: bool) -> tuple[str, ...]:
+        """Names of the control tokens that a prompt begins with, behind its first <eos>.
+
+        Args:
+            continuation: whether the only thing missing is the end of the document; otherwise the
+                prompt has a sentinel for each hole.
+        """
+        return ()
+
     def build(self, vocabulary: Vocabulary) -> MaskingObjective:
         """Return the objective for this vocabulary."""
         raise NotImplementedError

@@ -18,6 +18,8 @@ from cm3core.interfaces.component import ComponentConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cm3core.interfaces.sampler_state import DrawState
+
 
 @dataclass(frozen=True)
 class PromptVariant:
@@ -207,3 +209,37 @@ class Sampler(ABC):
                 never on the place in the batch, the batch size or R.
             position_n: int64; number of tokens the request has generated so far.
         """
+
+    def draw_with_state(
+        self,
+        logits_SR: Tensor,
+        stream_rows_nG: Tensor,
+        weights_nG: Tensor,
+        plans: Sequence[SamplingPlan],
+        *,
+        first_id: int,
+        allowed_nR: Tensor | None,
+        seed_n: Tensor,
+        position_n: Tensor,
+        state: DrawState,
+    ) -> Tensor:
+        """As `draw`, with the requests' state; by default `draw`, which ignores it.
+
+        The engine calls it for a `StatefulSampler`; a sampler that wraps another calls it for any.
+
+        Args:
+            logits_SR, stream_rows_nG, weights_nG, plans, first_id, allowed_nR, seed_n, position_n:
+                see `draw`.
+            state: a row for each request, see `DrawState`. What is assigned to it is what the
+                request's next draw gets.
+        """
+        return self.draw(
+            logits_SR,
+            stream_rows_nG,
+            weights_nG,
+            plans,
+            first_id=first_id,
+            allowed_nR=allowed_nR,
+            seed_n=seed_n,
+            position_n=position_n,
+        )

@@ -50,6 +50,7 @@ def load(
     num_threads: int | None = None,
     precision: str = "auto",
     max_rows: int = 64,
+    trust_plugins: Sequence[str] = (),
 ) -> Model:
     """Open a trained model.
 
@@ -61,14 +62,19 @@ def load(
         registry: the components that recipes may name. None: those of the installed plugins.
         device: where the decoder runs.
         num_threads, precision, max_rows: see `Engine`.
+        trust_plugins: SHA-256 of plugin files in the checkpoint that may be run: its own code, which
+            can do anything that you can. Read them first.
 
     Raises:
-        CheckpointError: there is no checkpoint, or it is damaged.
+        CheckpointError: there is no checkpoint, it is damaged, or it needs a plugin file that it
+            carries and that is not trusted.
         DataError: the bank can't be used.
         RecipeError, PluginError: its recipe needs a component that is not installed.
     """
     registry = load_registry() if registry is None else registry
-    opened = open_checkpoint(find_model(model, registry), registry, device=device)
+    opened = open_checkpoint(
+        find_model(model, registry), registry, device=device, trust_plugins=trust_plugins
+    )
     loaded = Model(
         opened.recipe,
         opened.components,

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from cm3core import images
 from cm3core.bank import MemoryBank
 from cm3core.build import config_of
+from cm3core.config.components import needs_of
 from cm3core.config.overrides import with_options
 from cm3core.document import Codes, Document, Image, PixelArray, Text, content_keys, text_of
 from cm3core.errors import DataError, GenerationError
@@ -66,11 +67,11 @@ def with_memory(
         )
         names["retriever"] = wanted
     config = with_options(config, {**settings, **({} if bank is None else {"bank": str(bank)})})
-    if embedder is None and config.bank is not None and "embedder" in config.needs:
+    if embedder is None and config.bank is not None and "embedder" in needs_of(config):
         maker = MemoryBank.open(config.bank).manifest.embedder
         names["embedder"] = maker.name
         embedder = config_of(components.registry, "embedder", maker, place=config.bank)
-    if embedder is None and "embedder" in config.needs:
+    if embedder is None and "embedder" in needs_of(config):
         raise GenerationError(
             "retriever",
             f"{wanted!r} needs an embedder, and the model's recipe {recipe.name!r} has none",

@@ -8,9 +8,11 @@ from typing import Any
 
 import yaml
 
+from cm3core.config.component_fields import component_field
 from cm3core.config.schema import default, hints, init_fields
 from cm3core.errors import PluginError, close_match
 from cm3core.interfaces import ComponentConfig
+from cm3core.plugins.discovery import load_registry
 from cm3core.plugins.kinds import KINDS
 from cm3core.plugins.registry import Registry
 
@@ -109,9 +111,26 @@ def config_of(
     given: dict[str, Any] = override_layer(
         own_overrides(kind, name, overrides, registry.config_class(kind, name))
     ).values
-    text = yaml.safe_dump({kind: {**given.get(kind, {}), "name": name}})
+    full_name = name
+    if any(map(component_field, hints(registry.config_class(kind, name)).values())):
+        full_name = f"{registry.plugins[0].name}/{name}"
+        registry = with_installed(registry)
+    text = yaml.safe_dump({kind: {**given.get(kind, {}), "name": full_name}})
     config: ComponentConfig = getattr(recipe_from_yaml(text, registry, label="given"), kind)
     return config
+
+
+def with_installed(own: Registry) -> Registry:
+    """The registry of one plugin, and of all installed ones: what its components are made of."""
+    everything = load_registry(environ={})
+    info = own.plugins[0]
+    if info.name not in {other.name for other in everything.plugins}:
+        configs = {
+            kind: {name: own.config_class(kind, name) for name in names}
+            for kind, names in info.components.items()
+        }
+        everything.add(info, configs, {})
+    return everything
 
 
 def missing_keys(

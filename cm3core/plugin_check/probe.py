@@ -10,6 +10,7 @@ from typing import Any
 import pluggy
 
 from cm3core import hookspecs
+from cm3core.config.components import check_config
 from cm3core.config.docs import arguments, docstring, keys_of
 from cm3core.config.schema import WrongTypeError, default, fit, hints, init_fields, to_plain
 from cm3core.errors import CM3Error, PluginError, close_match
@@ -184,7 +185,7 @@ def _check_component(
     config = config_of(kind, name, request.overrides, registry)
     teller.begin(f"calling check() of {config_class.__name__}", "defaults", subject)
     try:
-        config.check()
+        check_config(config)
     except CM3Error as error:
         teller.verdict(
             "defaults",

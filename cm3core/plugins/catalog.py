@@ -207,12 +207,7 @@ def _yaml(values: dict[str, Any], indent: str) -> Iterator[str]:
 def laws_of(kind: str) -> dict[str, str]:
     """Return law -> the first paragraph of its documentation, in the order of the kit's source."""
     module, _, class_name = KINDS[kind].kit.partition(":")
-    path = Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py")
-    classes = {
-        node.name: node
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.ClassDef)
-    }
+    classes = _classes_of(module)
     laws: dict[str, str] = {}
     for name in _family(class_name, classes):
         for node in classes[name].body:
@@ -223,8 +218,22 @@ def laws_of(kind: str) -> dict[str, str]:
     return laws
 
 
+def _classes_of(module: str) -> dict[str, ast.ClassDef]:
+    """Return name -> class of a module's source, and of modules of its package that it takes
+    classes from."""
+    path = Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py")
+    package = f"{module.rpartition('.')[0]}."
+    classes: dict[str, ast.ClassDef] = {}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            classes[node.name] = node
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(package):
+            classes |= _classes_of(str(node.module))
+    return classes
+
+
 def _family(name: str, classes: dict[str, ast.ClassDef]) -> Iterator[str]:
-    """Yield the class and those of its bases that are in the same module."""
+    """Yield the class and those of its bases that are among `classes`."""
     if name in classes:
         yield name
         for base in classes[name].bases:

@@ -45,6 +45,8 @@ STRICT_VARIABLE = "CM3_STRICT_PLUGINS"
 #: A hook's name in a module's source.
 _HOOK = re.compile(r"\bcm3_[a-z_]+\b")
 _DEFINED = re.compile(r"\bdef (cm3_\w+)")
+#: Head of the module names of plugins that are files, and their attribute with the source that ran.
+FILE_MODULE, SOURCE = "cm3_plugin_file_", "__cm3_source__"
 
 logger = logging.getLogger("cm3core.plugins")
 
@@ -147,7 +149,7 @@ def _distribution(point: EntryPoint) -> tuple[str, str]:
 
 def plugin_of_file(path: Path) -> ModuleType:
     """Import a plugin's module from a file, under a name that can't hide another module."""
-    name = f"cm3_plugin_file_{path.stem}"
+    name = f"{FILE_MODULE}{path.stem}"
     if not path.is_file():
         raise PluginError(
             str(path), "there is no such file", "give --plugin the path of a Python file"
@@ -157,6 +159,7 @@ def plugin_of_file(path: Path) -> ModuleType:
         raise PluginError(str(path), "is not a Python file", "give --plugin the path of a .py file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up to resolve annotations
+    setattr(module, SOURCE, path.read_bytes())
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -171,6 +174,22 @@ def registry_of_one(info: PluginInfo, load: Callable[[], object]) -> Registry:
     pluggy_manager.add_hookspecs(hookspecs)
     _describe(info, _Loader(load), registry, pluggy_manager)
     return registry
+
+
+def add_plugin(registry: Registry, info: PluginInfo, load: Callable[[], object]) -> None:
+    """Add one more plugin, which the user asked for, to a registry.
+
+    Raises:
+        PluginError: it is broken.
+    """
+    pluggy_manager = pluggy.PluginManager(hookspecs.PROJECT)
+    pluggy_manager.add_hookspecs(hookspecs)
+    try:
+        _describe(info, _Loader(load, asked_for=True), registry, pluggy_manager)
+    except (Exception, SystemExit) as error:
+        raise PluginError(
+            f"plugin {info.name!r} ({info.origin})", _one_line(error), _next_step(error)
+        ) from error
 
 
 def _describe(

@@ -109,7 +109,8 @@ def override_layer(overrides: Sequence[str]) -> Layer:
     """Return the command line's `key=value` arguments as one layer, whatever their order.
 
     `kind=name` is short for `kind.name=name`, and is expanded before anything is merged;
-    `kind=null` removes the section.
+    `kind=null` removes the section. So is `key=name` when keys below `key` are given too: a
+    component inside another one.
 
     Raises:
         RecipeError: an argument is not `key=value`, its value is not YAML, or two of them
@@ -117,6 +118,7 @@ def override_layer(overrides: Sequence[str]) -> Layer:
     """
     values: dict[str, Any] = {}
     seen: dict[str, object] = {}
+    given = {argument.partition("=")[0] for argument in overrides}
     for argument in overrides:
         match = OVERRIDE.fullmatch(argument)
         if match is None:
@@ -129,6 +131,9 @@ def override_layer(overrides: Sequence[str]) -> Layer:
         if key in KINDS and match["value"].strip() not in {"", "null", "~"}:
             key, argument = f"{key}.name", f"{key}.name={match['value']}"
         value = _override_value(argument, key)
+        inside = key.partition(".")[0] in KINDS and "." in key
+        if inside and isinstance(value, str) and any(one.startswith(f"{key}.") for one in given):
+            key = f"{key}.name"
         _check_contradiction(key, value, seen)
         seen[key] = value
     for key, value in sorted(seen.items()):

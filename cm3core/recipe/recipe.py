@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from cm3core import interfaces as base
+from cm3core.config.components import check_config, needs_of
 from cm3core.config.schema import to_plain
 from cm3core.errors import RecipeError
 from cm3core.plugins.registry import KINDS
@@ -99,12 +100,11 @@ class Recipe(KindSections):
     def check(self) -> None:
         """Raise `RecipeError` for values that are out of range or can't be combined.
 
-        Light: nothing is built, no file is read. Calls every component's `config.check()`, then
-        checks the fixed sections, then conditions across sections.
+        Light: nothing is built, no file is read. Calls `config.check()` of every component, and of those in
+        its fields, then checks the fixed sections, then conditions across sections.
         """
         for _, config in self.components.values():
-            base.ComponentConfig.check(config)  # a plugin's own may not call its base's
-            config.check()
+            check_config(config)
         for name in FIXED_SECTIONS:
             getattr(self, name).check()
         self._check_needs()
@@ -114,7 +114,7 @@ class Recipe(KindSections):
 
     def _check_needs(self) -> None:
         for kind, (name, config) in self.components.items():
-            if missing := [other for other in config.needs if getattr(self, other) is None]:
+            if missing := [other for other in needs_of(config) if getattr(self, other) is None]:
                 raise RecipeError(
                     kind,
                     f"{name!r} needs the section {missing[0]!r}, and the recipe has none",

@@ -15,12 +15,19 @@ from typing import TYPE_CHECKING
 from cm3core._lazy import exporter
 
 if TYPE_CHECKING:
-    from cm3core.sequence.infill import TOKENS_PER_SPAN, loss_weights, move_spans, unmask
+    from cm3core.sequence.infill import (
+        TOKENS_PER_SPAN,
+        loss_weights,
+        move_spans,
+        prefixed,
+        unmask,
+    )
 
 __all__ = [
     "TOKENS_PER_SPAN",
     "loss_weights",
     "move_spans",
+    "prefixed",
     "unmask",
 ]
 
@@ -30,6 +37,7 @@ __getattr__ = exporter(
         "TOKENS_PER_SPAN": "infill",
         "loss_weights": "infill",
         "move_spans": "infill",
+        "prefixed": "infill",
         "unmask": "infill",
     },
 )

@@ -92,14 +92,29 @@ def move_spans(
     return MaskedSequence(np.concatenate(tokens), np.concatenate(cells), np.concatenate(losses))
 
 
+def prefixed(masked: MaskedSequence, tokens: Sequence[int]) -> MaskedSequence:
+    """The sequence with an objective's own control tokens behind its first <eos>, without loss.
+
+    `unmask` removes them again.
+    """
+    return MaskedSequence(
+        np.insert(masked.tokens, 1, np.asarray(tokens, np.int32)),
+        np.insert(masked.cells, 1, np.full(len(tokens), NO_CELL, np.int32)),
+        np.insert(masked.weights, 1, np.zeros(len(tokens), np.float32)),
+    )
+
+
 def unmask(masked: MaskedSequence, vocabulary: Vocabulary) -> IntArray:
     """The tokens int32 [n - 3s] before `move_spans`: every span back in the place of its sentinel.
+
+    An objective's own control tokens, which no document has, are left out.
 
     Raises:
         DocumentError: the tokens are not of the infill form (a sentinel without span, a span
             without <eoss>, ...).
     """
-    tokens = masked.tokens
+    own = vocabulary.control_ids
+    tokens = masked.tokens[(masked.tokens < own.start) | (masked.tokens >= own.stop)]
     ends = np.flatnonzero(tokens == vocabulary.eos)
     if len(ends) < 2 or ends[0] != 0:
         raise DocumentError(

@@ -6,7 +6,7 @@ of each hole, as in `cm3core.sequence.infill`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -63,13 +63,15 @@ def write_prompt(
     retrieved: Sequence[Document],
     variant: PromptVariant,
     max_text_tokens: int | None,
+    before: Callable[[bool], list[int]],
 ) -> Prompt:
-    """See `Serializer.prompt`."""
+    """See `Serializer.prompt`; `before`: control tokens, by whether it is a continuation."""
     joined = joined_runs(query, codec.max_spans)
+    causal = _is_causal(codec, query, joined.num_spans)
     writer = _PromptWriter(codec, max_text_tokens, joined)
+    writer.writer.add(before(causal))
     for number, document in enumerate(() if variant.drop_retrieved else retrieved):
         writer.prepend(document, f"retrieved document {number}")
-    causal = _is_causal(codec, query, joined.num_spans)
     leads: list[str] = []
     bare: list[Segment] = []
     for segment in query:

@@ -13,7 +13,8 @@ between segments and between documents.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -24,10 +25,34 @@ from cm3core.sequence.fill import contents_of, fill
 from cm3core.sequence.prompt_writer import Prompt, write_prompt
 from cm3core.sequence.segments import SegmentCodec, TokenWriter
 
+if TYPE_CHECKING:
+    from cm3core.interfaces.text_tokenizer import TextTokenizer
+    from cm3core.vocab import Vocabulary
+
+#: Names of control tokens, see `ObjectiveConfig.prompt_tokens`.
+PromptTokens: TypeAlias = Callable[..., Sequence[str]]
+
 
 class Serializer(SegmentCodec):
     """Documents <-> tokens for one vocabulary, text tokenizer and grid of codes; see `SegmentCodec`
-    for its arguments."""
+    for its arguments.
+
+    Args:
+        prompt_tokens: names of the control tokens that prompts begin with, see
+            `ObjectiveConfig.prompt_tokens`. None: none.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        text_tokenizer: TextTokenizer,
+        grid: tuple[int, int],
+        prompt_tokens: PromptTokens | None = None,
+        *,
+        max_spans: int | None = None,
+    ) -> None:
+        super().__init__(vocabulary, text_tokenizer, grid, max_spans=max_spans)
+        self._prompt_tokens = prompt_tokens
 
     # ---- training sequences and back
 
@@ -113,6 +138,7 @@ class Serializer(SegmentCodec):
         variant: PromptVariant | None = None,
         *,
         max_text_tokens: int | None = None,
+        control: Sequence[str] | None = None,
     ) -> Prompt:
         """The prompt whose holes a model fills.
 
@@ -123,12 +149,25 @@ class Serializer(SegmentCodec):
                 every variant, so streams stay in step: the sentinel of what is hidden is numbered
                 after those of the holes.
             max_text_tokens: each text is cut to its first `max_text_tokens` tokens, as in training.
+            control: names of the control tokens that the prompt begins with. None: those that the
+                objective names for its form.
 
         Raises:
             DocumentError: no hole, pixels, an empty document, more separate holes than
-                `max_spans`, codes of another grid.
+                `max_spans`, codes of another grid, an unknown control token.
         """
-        return write_prompt(self, query, retrieved, variant or PromptVariant(), max_text_tokens)
+        seen = variant or PromptVariant()
+
+        def before(continuation: bool) -> list[int]:
+            own = self._prompt_tokens
+            names = (
+                (() if own is None else own(continuation=continuation))
+                if control is None
+                else control
+            )
+            return [self.vocabulary.control_id(name) for name in names]
+
+        return write_prompt(self, query, retrieved, seen, max_text_tokens, before)
 
     def fill(self, query: Document, contents: Sequence[IntArray]) -> Document:
         """The query document with its holes filled.

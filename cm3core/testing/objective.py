@@ -6,6 +6,7 @@ class TestMine(ObjectiveContract):
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,7 +31,9 @@ class ObjectiveContract(Contract[MaskingObjective]):
     kind: ClassVar[str] = "objective"
 
     def build(self, config: Any) -> MaskingObjective:
-        """Build for the kit's vocabulary."""
+        """Build for the kit's vocabulary, with the control tokens that the config asks for."""
+        if own := tuple(config.control_tokens()):
+            type(self).vocabulary = replace(self.vocabulary, control=own)
         objective: MaskingObjective = config.build(self.vocabulary)
         return objective
 

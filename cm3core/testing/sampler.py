@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cm3core.interfaces.sampler import Sampler, SamplingPlan
-from cm3core.testing._laws import Contract
+from cm3core.testing.sampler_state import StateLaws
 from cm3core.testing.strategies import logits
 
 _MODALITIES = ("text", "image")
 _RAMPS = ("constant", "up", "down")
 
 
-class SamplerContract(Contract[Sampler]):
+class SamplerContract(StateLaws):
     """Laws of samplers: plans are constant and consistent; draws legal, plausible, independent."""
 
     kind: ClassVar[str] = "sampler"

@@ -18,8 +18,8 @@ import cm3core
 from cm3core.errors import CM3Error
 from cm3core.interfaces import SamplerConfig
 from cm3core.plugins import describe
-from cm3core.plugins.discovery import GROUP, load_registry
-from cm3core.plugins.registry import Registry
+from cm3core.plugins.discovery import GROUP, add_plugin, load_registry
+from cm3core.plugins.registry import PluginInfo, Registry
 from cm3core.recipe import compose, recipe_from_yaml
 from cm3core.testing.sampler import SamplerContract
 from cm3core.testing.text_tokenizer import TextTokenizerContract
@@ -34,11 +34,13 @@ MODULES = tuple(
         "plugins/describe.py",
         "config/schema.py",
         "recipe/merge.py",
+        "recipe/resolve.py",
+        "recipe/values.py",
         "testing/_laws.py",
     )
 )
 #: What raises them: our errors, and the function that makes one for a value of the wrong type.
-ERRORS = {"PluginError", "RecipeError", "_wrong_type"}
+ERRORS = {"PluginError", "RecipeError", "wrong_type"}
 Site = tuple[str, int]
 
 GOOD = """\
@@ -59,6 +61,10 @@ class LettersConfig(TextTokenizerConfig):
 def cm3_text_tokenizers():
     return {"letters": LettersConfig}
 """
+#: With components inside a component.
+PARTS = GOOD.replace(
+    "    size: int", "    parts: dict[str, TextTokenizerConfig] | None = None\n    size: int"
+)
 HOOK = "\n@hookimpl\ndef {}():\n    return {}\n"
 
 
@@ -123,6 +129,10 @@ RECIPES: dict[str, tuple[str, list[str]]] = {
     ),
     "points nowhere": (GOOD, ["text_tokenizer=letters", "text_tokenizer.size=${decoder.nothing}"]),
     "points to a text": (GOOD, ["text_tokenizer=letters", "text_tokenizer.size=${train.schedule}"]),
+    "parts are no mapping": (PARTS, ["text_tokenizer=letters", "text_tokenizer.parts=[byte]"]),
+    "part is a number": (PARTS, ["text_tokenizer=letters", "text_tokenizer.parts.a=3"]),
+    "part without a name": (PARTS, ["text_tokenizer=letters", "text_tokenizer.parts.a.size=3"]),
+    "part's name is a number": (PARTS, ["text_tokenizer=letters", "text_tokenizer.parts.a.name=3"]),
     "needs": (
         changed("    size: int", "    needs = ('upscaler',)\n    size: int"),
         ["text_tokenizer=letters"],
@@ -208,6 +218,9 @@ CASES: dict[str, Callable[[Setting], object]] = {
     "command from two": lambda setting: setting.commands("page_a:f", twice=True),
     "command from nowhere": lambda setting: setting.commands("page_nowhere:f"),
     "command is no function": lambda setting: setting.commands("page_a:CM3_API"),
+    "trusted file": lambda setting: add_plugin(
+        Registry(), PluginInfo("mine", "", "mine.py"), lambda: 1 / 0
+    ),
     "resolved recipe extends": lambda setting: recipe_from_yaml("extends: [tiny]\n", Registry()),
     "kit: other kind": lambda setting: type(
         "TestMine", (TextTokenizerContract,), {"config": with_build()()}

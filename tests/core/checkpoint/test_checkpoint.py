@@ -74,6 +74,7 @@ def test_layout_and_newest(trained: Path) -> None:
     assert sorted(path.name for path in newest.iterdir()) == [
         "model.safetensors",
         "optimizer.safetensors",
+        "plugins",  # the fixture is a plugin file
         "plugins.json",
         "recipe.yaml",
         "state.json",

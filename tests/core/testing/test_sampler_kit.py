@@ -16,6 +16,7 @@ from cm3core.interfaces.sampler import Filters, Sampler, SamplingPlan
 from cm3core.testing.sampler import SamplerContract
 from cm3plugins.samplers.config import CFGSamplerConfig, TopPSamplerConfig
 from kit_mutants import assert_covers, assert_law_fails, cases
+from sampler_state_mutants import STATE_MUTANTS
 
 
 class Right(Sampler):
@@ -235,11 +236,12 @@ MUTANTS = {
     "samplers_that_share_a_call_say_so": [DrawsAlone],
     "temperature_zero_takes_the_largest_of_the_mix": [TakesThePlansWeights, WarmAtZero],
     "without_a_mask_all_ids_are_legal": [HalfWithoutAMask],
+    **STATE_MUTANTS,
 }
 
 
 @pytest.mark.parametrize(("law", "wrong"), cases(MUTANTS))
-def test_a_wrong_sampler_fails(law: str, wrong: type[Right]) -> None:
+def test_a_wrong_sampler_fails(law: str, wrong: type[Sampler]) -> None:
     assert_law_fails(SamplerContract, law, {"make": lambda self: wrong()})
 
 

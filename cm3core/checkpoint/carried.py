@@ -1,0 +1,191 @@
+"""Plugin files that a checkpoint carries: the source of one-file plugins that its recipe needs.
+
+    OUT/checkpoints/step-00001000/plugins/mine.py
+
+They are text to read, and are never imported unasked: whoever opens the checkpoint names the file's
+SHA-256, so that what runs is what was read. The bytes that are hashed are those that are run.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import re
+import stat
+import sys
+import types
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cm3core.config.components import all_parts
+from cm3core.errors import CheckpointError
+from cm3core.interfaces.component import chosen_name
+from cm3core.plugins.discovery import FILE_MODULE, SOURCE, add_plugin
+from cm3core.plugins.registry import PluginInfo, Registry
+
+if TYPE_CHECKING:
+    from cm3core.recipe import Recipe
+
+#: Folder of a checkpoint's plugin files.
+CARRIED = "plugins"
+#: Bytes of one file, and number of files, that are written and read.
+MOST_BYTES, MOST_FILES = 256 * 1024, 8
+#: Fewest hexadecimal digits that name a file: 64 bits.
+FEWEST_DIGITS = 16
+_NAME = re.compile(r"[A-Za-z_]\w{0,99}\.py", re.ASCII)
+
+
+@dataclass(frozen=True)
+class CarriedPlugin:
+    """A plugin file in a checkpoint, read but not run."""
+
+    path: Path
+    source: bytes
+
+    @property
+    def name(self) -> str:
+        """The plugin's name."""
+        return self.path.stem
+
+    @property
+    def sha256(self) -> str:
+        """Of the bytes that would run."""
+        return hashlib.sha256(self.source).hexdigest()
+
+
+def write_carried(folder: Path, recipe: Recipe, registry: Registry) -> None:
+    """Put the sources of the one-file plugins that a recipe needs into a checkpoint's folder.
+
+    A file over `MOST_BYTES` is left out: a plugin of that size is a package to install.
+    """
+    sources = {
+        f"{info.name}.py": source
+        for info in registry.plugins
+        if info.name in _owners(recipe, registry)
+        and (source := _source_of(info)) is not None
+        and len(source) <= MOST_BYTES
+        and _NAME.fullmatch(f"{info.name}.py")
+    }
+    for name, source in list(sources.items())[:MOST_FILES]:
+        (folder / CARRIED).mkdir(exist_ok=True)
+        (folder / CARRIED / name).write_bytes(source)
+
+
+def copy_carried(source: Path, target: Path) -> None:
+    """Copy the plugin files of one checkpoint to another."""
+    for plugin in read_carried(source):
+        (target / CARRIED).mkdir(exist_ok=True)
+        (target / CARRIED / plugin.path.name).write_bytes(plugin.source)
+
+
+def read_carried(folder: Path) -> list[CarriedPlugin]:
+    """The plugin files of a checkpoint; nothing is run.
+
+    Raises:
+        CheckpointError: something there is not a small file with a plain name.
+    """
+    if not (folder / CARRIED).is_dir():
+        return []
+    found = sorted((folder / CARRIED).iterdir())
+    for path in found[: MOST_FILES + 1]:
+        status = path.lstat()
+        plain = stat.S_ISREG(status.st_mode) and _NAME.fullmatch(path.name)
+        if not plain or status.st_size > MOST_BYTES or len(found) > MOST_FILES:
+            raise CheckpointError(
+                str(path),
+                f"is not one of at most {MOST_FILES} plugin files (NAME.py, at most "
+                f"{MOST_BYTES // 1024} KiB)",
+                f"remove what does not belong in {folder / CARRIED}",
+            )
+    return [CarriedPlugin(path, path.read_bytes()) for path in found]
+
+
+def with_trusted(registry: Registry, folder: Path, trusted: Iterable[str]) -> Registry:
+    """A copy of the registry with the checkpoint's plugin files whose SHA-256 is trusted.
+
+    Args:
+        registry: plugins that it has are not loaded again.
+        folder: the checkpoint's.
+        trusted: hexadecimal SHA-256 of files, at least the first `FEWEST_DIGITS` digits of each.
+
+    Raises:
+        CheckpointError: no file has such a hash.
+        PluginError: a trusted file is not a plugin, or broken.
+    """
+    carried, wanted = read_carried(folder), [digits.strip().lower() for digits in trusted]
+    for digits in wanted:
+        long_enough = re.fullmatch(rf"[0-9a-f]{{{FEWEST_DIGITS},64}}", digits)
+        if not long_enough or not any(one.sha256.startswith(digits) for one in carried):
+            shown = "; ".join(f"{one.path} has {one.sha256}" for one in carried)
+            raise CheckpointError(
+                f"trusted plugin {digits!r}",
+                f"is the SHA-256 of no plugin file in {folder}"
+                if long_enough
+                else f"is not a SHA-256 of {FEWEST_DIGITS} to 64 hexadecimal digits",
+                f"read the file before you trust it: {shown}" if shown else "leave it out",
+            )
+    own = copy.deepcopy(registry)
+    for plugin in carried:
+        if any(plugin.sha256.startswith(digits) for digits in wanted) and plugin.name not in {
+            info.name for info in own.plugins
+        }:
+            _add(own, plugin)
+    return own
+
+
+def refusal(registry: Registry, folder: Path) -> CheckpointError | None:
+    """Why a checkpoint that needs its own plugin file is not opened; None: it carries none."""
+    loaded = {info.name for info in registry.plugins}
+    missing = [plugin for plugin in read_carried(folder) if plugin.name not in loaded]
+    if not missing:
+        return None
+    listed = "; ".join(f"{one.path} (SHA-256 {one.sha256})" for one in missing)
+    options = " ".join(f"--trust-plugin {one.sha256}" for one in missing)
+    names = ", ".join(repr(one.sha256) for one in missing)
+    return CheckpointError(
+        str(folder),
+        f"needs a plugin that is not loaded, and carries its code: {listed}. Code that comes with "
+        "a checkpoint is not run unasked: it could do anything that you can",
+        f"read it (less {missing[0].path}); if you trust it, add {options} (in Python "
+        f"trust_plugins=[{names}]), or give your own copy with --plugin FILE.py",
+    )
+
+
+def _owners(recipe: Recipe, registry: Registry) -> set[str]:
+    """Plugins that provide the components of a recipe, those inside others too."""
+    names = [(kind, name) for kind, (name, _) in recipe.components.items()]
+    for _, config in recipe.components.values():
+        names += [(part.kind, chosen_name(part)) for _, part in all_parts(config)]
+    owners: set[str] = set()
+    for kind, name in names:
+        plugin, _, short = name.rpartition("/")
+        owners |= {plugin} if plugin else set(registry.owners(kind, short))
+    return owners
+
+
+def _source_of(info: PluginInfo) -> bytes | None:
+    """What was run of a plugin that is one file; None for an installed one."""
+    module = sys.modules.get(f"{FILE_MODULE}{info.name}")
+    source = getattr(module, SOURCE, None)
+    return source if isinstance(source, bytes) and not info.version else None
+
+
+def _add(registry: Registry, plugin: CarriedPlugin) -> None:
+    """Run a trusted file's bytes, and add what it provides."""
+
+    def load() -> object:
+        name = f"{FILE_MODULE}{plugin.name}"
+        module = types.ModuleType(name)
+        module.__file__ = str(plugin.path)
+        setattr(module, SOURCE, plugin.source)
+        sys.modules[name] = module  # dataclasses look their module up to resolve annotations
+        try:
+            exec(compile(plugin.source, str(plugin.path), "exec"), module.__dict__)
+        except BaseException:
+            del sys.modules[name]
+            raise
+        return module
+
+    add_plugin(registry, PluginInfo(plugin.name, "", str(plugin.path)), load)
