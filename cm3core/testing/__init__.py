@@ -44,9 +44,16 @@ For your own tests there are Hypothesis strategies (`cm3core.testing.strategies`
 """
 
 from importlib.util import find_spec
+from pkgutil import iter_modules
 
 from cm3core.errors import MissingPackageError
 
 for _package in ("pytest", "hypothesis"):
     if find_spec(_package) is None:
         raise MissingPackageError.extra("cm3core.testing", _package, "test")
+
+import pytest  # noqa: E402  # checked above, with a message
+
+# pytest shows the values of a failed assertion in a kit, as in a test file. The modules by name:
+# this package itself is already being imported.
+pytest.register_assert_rewrite(*(f"{__name__}.{module.name}" for module in iter_modules(__path__)))
