@@ -19,6 +19,10 @@ kind's usual way). For every `law_NAME` of its ancestors, each such subclass get
 one function shared by all subclasses, which Hypothesis's `differing_executors` check refuses in the
 second one.)
 
+Between equal calls a law finds the global generators in other states: `subject` and `make_again`
+perturb them, so laws write `self.subject` for every call, and `self.make_again()` for a second
+instance. They are restored after the law.
+
 A law that draws nothing is written `law_NAME(self)`, without `data`, and runs once. A class
 attribute `max_examples` limits the examples per law (for slow components). A component that a law
 does not apply to waives it: a method `waive_NAME` returns the reason, with which the test is
@@ -84,21 +88,21 @@ class Contract(Generic[T]):
     def subject(self) -> T:
         """The component under test, made once per test class (examples share it).
 
-        Each access perturbs the global generators, see `perturb_generators`.
+        Each access puts the global generators of `random`, numpy and torch into another state.
         """
         cls = type(self)
         if "_subject" not in cls.__dict__:
             cls._subject = self.make()
         subject: T = cls._subject
-        self.perturb_generators()
+        self._perturb_generators()
         return subject
 
     def make_again(self) -> T:
         """Another instance, equal to the subject, made with the global generators perturbed."""
-        self.perturb_generators()
+        self._perturb_generators()
         return self.make()
 
-    def perturb_generators(self) -> None:
+    def _perturb_generators(self) -> None:
         """Put the global generators of `random`, numpy and torch into a state not seen before.
 
         Called before each use of the component, so that a law finds one that depends on them.
