@@ -43,14 +43,17 @@ def add_overrides(parser: ArgumentParser) -> None:
 def registry_of(args: Namespace, *, quiet: bool = False) -> Registry:
     """The registry for a command: installed plugins and the files given by `--plugin`.
 
-    `quiet` suppresses warnings, for commands that show broken plugins anyway.
+    `quiet` suppresses warnings, for commands that show broken plugins anyway. What plugins print
+    goes to stderr.
     """
+    from cm3core.cli._stdout import stdout_to_stderr
     from cm3core.plugins import discovery
 
     before = discovery.logger.level
     if quiet:
         discovery.logger.setLevel("ERROR")
     try:
-        return discovery.load_registry(args.plugin)
+        with stdout_to_stderr():
+            return discovery.load_registry(args.plugin)
     finally:
         discovery.logger.setLevel(before)

@@ -126,9 +126,11 @@ def _command(
         )
         module.configure(parser)
         return parser, module.run
+    from cm3core.cli._stdout import stdout_to_stderr
     from cm3core.plugins.discovery import load_registry
 
-    registry = load_registry(files)
+    with stdout_to_stderr():
+        registry = load_registry(files)
     configure = registry.command(name)
     if configure is None and name in COMMANDS:
         raise CM3Error(

@@ -5,7 +5,8 @@ killed when it takes too long.
 
     targets   resolves a name, a folder or a file; runs none of the plugin's code
     probe     a process that describes the plugin as `cm3 plugin list` does: API version, hooks,
-              names, keys, import time
+              keys, import time
+    others    a process that imports the other plugins, to find names that are used twice
     parts     a process that loads its commands, benchmarks and models
     laws      a process per component that runs the kind's conformance kit
     checking  calls them in this order and collects a `Report`

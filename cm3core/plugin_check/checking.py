@@ -152,6 +152,8 @@ def _verdicts(target: Target, argument: str, options: Options) -> Iterator[Verdi
         raise PluginError(*usage)
     yield from answer.verdicts
     yield from answer.unfinished(limit)
+    if answer.get("provided") is not None:
+        yield from _names(dataclasses.replace(request, provided=answer.get("provided")), limit)
     if answer.get("seconds") is not None:
         yield from _import_time(answer, request, limit)
     if answer.output.strip() and answer.returncode == 0:
@@ -159,7 +161,7 @@ def _verdicts(target: Target, argument: str, options: Options) -> Iterator[Verdi
             "output",
             "",
             "warn",
-            "it prints while it is described, which ends up in the output of cm3 commands",
+            "it prints while it is described, which every cm3 command then shows on stderr",
             "remove the print, or use logging",
             "\n".join(answer.output.strip().splitlines()[:5]),
         )
@@ -225,6 +227,19 @@ def _of_laws(answer: _Answer, subject: str, timeout: float) -> Iterator[Verdict]
     elif left and not built:
         yield Verdict(
             "law", subject, "skip", f"{len(left)} laws were not tested: the component was not built"
+        )
+
+
+def _names(request: Request, limit: float) -> Iterator[Verdict]:
+    """Names that other plugins have, too; skipped where one of those can't be imported at all."""
+    answer = _ask("others", request, limit)
+    yield from answer.verdicts
+    for verdict in answer.unfinished(limit):
+        yield dataclasses.replace(
+            verdict,
+            status="skip",
+            text=f"its names can't be compared with other plugins': {verdict.text}",
+            next_step="find out which plugin that is: CM3_DISABLE_PLUGINS=NAME cm3 plugin list",
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pluggy
 
 from cm3core import hookspecs
+from cm3core._version import CM3_API
 from cm3core.config.components import check_config
 from cm3core.config.docs import arguments, docstring, keys_of
 from cm3core.config.schema import WrongTypeError, default, fit, hints, init_fields, to_plain
@@ -19,7 +20,6 @@ from cm3core.plugin_check.imports import ImportWatch
 from cm3core.plugin_check.overrides import check_overrides, components_of, config_of, missing_keys
 from cm3core.plugin_check.worker import ANY_ERROR, Request, Teller, import_plugin, started
 from cm3core.plugins import describe
-from cm3core.plugins.discovery import GROUP, load_registry
 from cm3core.plugins.kinds import KINDS
 from cm3core.plugins.registry import PluginInfo, Registry
 
@@ -52,9 +52,9 @@ def main() -> None:
         teller.tell(usage=[error.place, error.cause, error.next_step])
         return
     _report_imports(watch, seconds, teller)  # after `check`, which must be light too
-    _check_names(request, registry, teller)
     info = registry.plugins[0]
     teller.tell(
+        provided=components_of(registry),
         components=components_of(registry, request.only),
         commands=info.commands,
         benchmarks=info.benchmarks,
@@ -63,22 +63,35 @@ def main() -> None:
 
 
 def _described(plugin: object, request: Request, teller: Teller) -> Registry | None:
-    """A registry of this plugin alone; None when its hooks can't be called.
+    """A registry of this plugin alone; None when its hooks can't be called, or judged.
 
     A kind whose hook fails is left out.
     """
+    stated, supported = getattr(plugin, "CM3_API", None), True
     try:
         describe.check_api(request.name, plugin)
-        teller.verdict("api", "", "ok", f"CM3_API = {getattr(plugin, 'CM3_API', None)}")
+        teller.verdict("api", "", "ok", f"CM3_API = {stated}")
     except ANY_ERROR as error:
+        supported = False
         teller.error("api", "", error)
+    if type(stated) is int and not supported:
+        # this version's hooks, kinds and keys are not the ones that it was written for
+        teller.verdict(
+            "hooks",
+            "",
+            "skip",
+            f"its hooks and components are not checked: the rules of plugin API {CM3_API} do not apply",
+            "correct the failure above",
+        )
+        return None
     pluggy_manager = pluggy.PluginManager(hookspecs.PROJECT)
     pluggy_manager.add_hookspecs(hookspecs)
     teller.begin("registering its hooks", "hooks")
     refused = False
     try:
         for line in describe.register(request.name, plugin, pluggy_manager):
-            teller.verdict("api", "", "warn", line, "see docs/plugins/stability.md")
+            if supported:  # "is deprecated" and "is refused" would contradict each other
+                teller.verdict("api", "", "warn", line, "see docs/plugins/stability.md")
         describe.check_hooks(request.name, plugin, pluggy_manager)
     except ANY_ERROR as error:
         refused = True
@@ -255,37 +268,6 @@ def _check_documentation(subject: str, config_class: type[ComponentConfig], tell
 def _listed(names: list[str], most: int = 8) -> str:
     shown = [f"`{name}`" for name in names[:most]]
     return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _check_names(request: Request, registry: Registry, teller: Teller) -> None:
-    """Whether another installed plugin has the same name, or components of the same names."""
-    teller.begin("checking the other plugins", "names")
-    installed = load_registry(environ={})
-    clashes = 0
-    for other in (info for info in installed.plugins if info.name == request.name):
-        if request.module and other.origin.endswith(f", {request.module}"):
-            continue  # this plugin itself
-        clashes += 1
-        teller.verdict(
-            "names",
-            "",
-            "fail",
-            f"another plugin is called {request.name!r}: {other.origin}",
-            f"rename the entry point in the group {GROUP!r}, or the file",
-        )
-    for kind, name in components_of(registry):
-        owners = [owner for owner in installed.owners(kind, name) if owner != request.name]
-        if owners:
-            clashes += 1
-            teller.verdict(
-                "names",
-                f"{kind}/{name}",
-                "warn",
-                f"is also provided by {', '.join(owners)}",
-                f"recipes must write {request.name}/{name}; rename it to avoid that",
-            )
-    if not clashes:
-        teller.verdict("names", "", "ok", "no other plugin uses the same names")
 
 
 if __name__ == "__main__":

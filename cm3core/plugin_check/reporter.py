@@ -22,10 +22,6 @@ class Reporter:
     def __init__(self, subject: str, teller: Teller) -> None:
         self.subject, self.teller = subject, teller
 
-    def pytest_configure(self) -> None:
-        """Let the kits' assertions show values."""
-        pytest.register_assert_rewrite("cm3core.testing")
-
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Record which law starts, in case it never returns."""
         law = _law(nodeid)

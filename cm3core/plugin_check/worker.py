@@ -43,6 +43,7 @@ class Request:
         waived: (component or "", law, reason), for `laws`.
         quick: skip slow checks.
         describe_only: report only the time that describing took, for `probe`.
+        provided: (kind, name) of all its components, for `others`.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Request:
     waived: Sequence[Sequence[str]] = ()
     quick: bool = False
     describe_only: bool = False
+    provided: Sequence[Sequence[str]] = ()
 
 
 class Teller:

@@ -22,8 +22,9 @@ shrunk by Hypothesis. Each kind has a kit, named by `cm3core.plugins.KINDS[kind]
     `max_examples`.
 `make(self)`
     For components not built from a config alone (with weights made by the test, say): returns a new
-    component; equal calls give equal ones. Also set `config` where you can: some laws compare the
-    component with its config, or load what was saved.
+    component; equal calls give equal ones, whatever the state of the global generators of `random`,
+    numpy and torch, which the kits change between calls. Also set `config` where you can: some laws
+    compare the component with its config, or load what was saved.
 `waive_LAW(self)`
     Waives a law that does not apply to a component: the method returns the reason, and the test is
     skipped with it. A waiver of an unknown law, or without a reason, is an error, and so is
@@ -33,7 +34,8 @@ shrunk by Hypothesis. Each kind has a kit, named by `cm3core.plugins.KINDS[kind]
 `Kit.for_config(config)`
     The same test class, made by a program.
 
-Each law is known to fail for some component that is wrong in just that way (`tests/core/testing`
+A law that fails is shrunk for at most a few seconds, a whole kit for half a minute, and the failed
+assertion shows values. Each law is known to fail for some component that is wrong in just that way (`tests/core/testing`
 has them all).
 
 For your own tests there are Hypothesis strategies (`cm3core.testing.strategies`: `texts`,
@@ -44,9 +46,16 @@ For your own tests there are Hypothesis strategies (`cm3core.testing.strategies`
 """
 
 from importlib.util import find_spec
+from pkgutil import iter_modules
 
 from cm3core.errors import MissingPackageError
 
 for _package in ("pytest", "hypothesis"):
     if find_spec(_package) is None:
         raise MissingPackageError.extra("cm3core.testing", _package, "test")
+
+import pytest  # noqa: E402  # checked above, with a message
+
+# pytest shows the values of a failed assertion in a kit, as in a test file. The modules by name:
+# this package itself is already being imported.
+pytest.register_assert_rewrite(*(f"{__name__}.{module.name}" for module in iter_modules(__path__)))

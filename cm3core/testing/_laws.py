@@ -19,6 +19,10 @@ kind's usual way). For every `law_NAME` of its ancestors, each such subclass get
 one function shared by all subclasses, which Hypothesis's `differing_executors` check refuses in the
 second one.)
 
+Between equal calls a law finds the global generators in other states: `subject` and `make_again`
+perturb them, so laws write `self.subject` for every call, and `self.make_again()` for a second
+instance. They are restored after the law.
+
 A law that draws nothing is written `law_NAME(self)`, without `data`, and runs once. A class
 attribute `max_examples` limits the examples per law (for slow components). A component that a law
 does not apply to waives it: a method `waive_NAME` returns the reason, with which the test is
@@ -27,6 +31,7 @@ skipped.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, is_dataclass
@@ -35,10 +40,13 @@ from typing import Any, ClassVar, Generic, TypeVar
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.errors import UnsatisfiedAssumption
 
 from cm3core.config.schema import default, init_fields
 from cm3core.errors import PluginError, close_match
 from cm3core.interfaces.component import ComponentConfig
+from cm3core.testing import _generators
+from cm3core.testing._shrinking import Shrinking
 
 T = TypeVar("T")
 
@@ -59,6 +67,10 @@ class Contract(Generic[T]):
     #: Examples per law; None: the active Hypothesis profile's number.
     max_examples: ClassVar[int | None] = None
     _subject: ClassVar[Any]  # a T; class variables can't say so
+    #: Seconds spent on shrinking failing examples of this class's laws.
+    _shrinking_seconds: ClassVar[float] = 0.0
+    _shrinking: Shrinking
+    _perturbations: int = 0
 
     def make(self) -> T:
         """Return a new instance of the component under test; equal calls give equal components.
@@ -74,12 +86,30 @@ class Contract(Generic[T]):
 
     @property
     def subject(self) -> T:
-        """The component under test, made once per test class (examples share it)."""
+        """The component under test, made once per test class (examples share it).
+
+        Each access puts the global generators of `random`, numpy and torch into another state.
+        """
         cls = type(self)
         if "_subject" not in cls.__dict__:
             cls._subject = self.make()
         subject: T = cls._subject
+        self._perturb_generators()
         return subject
+
+    def make_again(self) -> T:
+        """Another instance, equal to the subject, made with the global generators perturbed."""
+        self._perturb_generators()
+        return self.make()
+
+    def _perturb_generators(self) -> None:
+        """Put the global generators of `random`, numpy and torch into a state not seen before.
+
+        Called before each use of the component, so that a law finds one that depends on them.
+        They are restored after the law.
+        """
+        self._perturbations += 1
+        _generators.perturb(self._perturbations)
 
     @classmethod
     def laws(cls) -> dict[str, str]:
@@ -192,19 +222,36 @@ def _test_of(law: Callable[..., None], cls: type[Contract[Any]]) -> Callable[...
     if "data" not in inspect.signature(law).parameters:
 
         def run_once(self: Contract[Any]) -> None:
-            law(self)
+            with _generators.preserved():
+                law(self)
 
         return run_once
 
     def run(self: Contract[Any], data: st.DataObject) -> None:
-        law(self, data)
+        self._shrinking.check(data)
+        # from the same state in each example, so that it can be repeated
+        self._perturbations = 0
+        try:
+            with _generators.preserved():
+                law(self, data)
+        except (Exception, pytest.fail.Exception) as error:
+            if not isinstance(error, UnsatisfiedAssumption):
+                self._shrinking.begin()
+            raise
 
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large]
-    if cls.max_examples is None:
-        limits = settings(deadline=None, suppress_health_check=checks)
-    else:
-        limits = settings(
-            deadline=None, suppress_health_check=checks, max_examples=cls.max_examples
-        )
+    limits = settings(deadline=None, suppress_health_check=checks, report_multiple_bugs=False)
+    if cls.max_examples is not None:
+        limits = settings(limits, max_examples=cls.max_examples)
     run.__qualname__ = f"{cls.__qualname__}.{law.__name__}"
-    return limits(given(data=st.data())(run))
+    test = limits(given(data=st.data())(run))
+
+    @functools.wraps(test)  # with the attributes that Hypothesis's pytest plugin reads
+    def run_limited(self: Contract[Any]) -> None:
+        self._shrinking = Shrinking(cls._shrinking_seconds)
+        try:
+            test(self)
+        finally:
+            cls._shrinking_seconds += self._shrinking.seconds
+
+    return run_limited

@@ -36,12 +36,12 @@ class DocumentSourceContract(Contract[DocumentSource]):
         assert ids
         assert all(isinstance(name, str) and name for name in ids)
         assert len(set(ids)) == len(ids)
-        assert _ids(self.make()) == ids
+        assert _ids(self.make_again()) == ids
 
     def law_fingerprint_is_stable(self) -> None:
         """Sources of the same data have the same, non-empty fingerprint."""
         assert self.subject.fingerprint
-        assert self.make().fingerprint == self.subject.fingerprint
+        assert self.make_again().fingerprint == self.subject.fingerprint
 
     def law_documents_are_texts_and_pictures(self, data: st.DataObject) -> None:
         """Not empty; texts are non-blank, valid Unicode; pictures have keys or complete codes."""
@@ -66,7 +66,7 @@ class DocumentSourceContract(Contract[DocumentSource]):
         index = self._draw_index(data)
         keys = self.subject.content_keys(index)
         assert keys >= content_keys(self.subject.document(index))
-        assert keys == self.make().content_keys(index)
+        assert keys == self.make_again().content_keys(index)
 
     def law_without_a_generator_it_is_canonical(self, data: st.DataObject) -> None:
         """Without `rng`, a document is always the same, also in a source made again."""
@@ -74,7 +74,7 @@ class DocumentSourceContract(Contract[DocumentSource]):
         canonical = self.subject.document(index)
         self.subject.document(self._draw_index(data), np.random.default_rng(0))
         assert self.subject.document(index) == canonical
-        assert self.make().document(index) == canonical
+        assert self.make_again().document(index) == canonical
 
     def law_a_generator_decides_the_document(self, data: st.DataObject) -> None:
         """Equal generators give equal documents; only texts may differ from the canonical ones."""

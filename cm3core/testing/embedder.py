@@ -121,17 +121,21 @@ class EmbedderContract(Contract[Embedder]):
                 self.subject.embed_images([good, bad])
 
     def law_inputs_are_not_written_to(self, data: st.DataObject) -> None:
-        """A picture is not changed, and may be read-only."""
-        picture = data.draw(pictures(max_side=90))
-        before = picture.copy()
-        vectors = self.subject.embed_images([picture])
+        """Lists and pictures are not changed, and pictures may be read-only."""
+        many_texts, picture = data.draw(_texts()), data.draw(pictures(max_side=90))
+        given_texts, given_pictures, before = list(many_texts), [picture], picture.copy()
+        self.subject.embed_texts(given_texts)
+        assert given_texts == many_texts
+        vectors = self.subject.embed_images(given_pictures)
+        assert len(given_pictures) == 1
+        assert given_pictures[0] is picture
         np.testing.assert_array_equal(picture, before)
         picture.setflags(write=False)
         np.testing.assert_allclose(self.subject.embed_images([picture]), vectors, atol=_TOLERANCE)
 
     def law_equal_makes_are_equal(self) -> None:
         """Two embedders of one config have the same fingerprint and vectors."""
-        other = self.make()
+        other = self.make_again()
         assert other.fingerprint == self.subject.fingerprint != ""
         np.testing.assert_array_equal(
             other.embed_texts(["red apple"]), self.subject.embed_texts(["red apple"])

@@ -6,6 +6,7 @@ class TestMine(ObjectiveContract):
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from cm3core.document import NO_CELL, MaskedSequence, TokenSequence
+from cm3core.document import NO_CELL, IntArray, MaskedSequence, TokenSequence
 from cm3core.errors import DocumentError
 from cm3core.interfaces.objective import MaskingObjective
 from cm3core.sequence.infill import unmask
@@ -22,6 +23,9 @@ from cm3core.testing.strategies import make_sequence, token_sequences
 from cm3core.vocab import Vocabulary
 
 __all__ = ["ObjectiveContract", "make_sequence"]
+
+#: Codes per side of a picture with more rows than the kit's vocabulary has sentinels.
+_LARGE_SIDE = 33
 
 
 class ObjectiveContract(Contract[MaskingObjective]):
@@ -115,6 +119,38 @@ class ObjectiveContract(Contract[MaskingObjective]):
         assert np.array_equal(sequence.tokens, before[0])
         assert np.array_equal(sequence.cells, before[1])
 
+    def law_loss_weights_belong_to_their_tokens(self, data: st.DataObject) -> None:
+        """`text_loss_weight` scales the weights of texts, `retrieved_loss_weight` those of others.
+
+        That is: the text tokens of all documents, and all tokens before the last document, wherever
+        their spans move; what the objective masks does not depend on the weights.
+        """
+        if self.config is None:
+            return
+        sequence = data.draw(token_sequences(self.vocabulary))
+        seed = data.draw(st.integers(0, 2**32 - 1), label="seed")
+        plain, texts, retrieved = (
+            self.build(dataclasses.replace(self.config, **weights)).mask(
+                sequence, np.random.default_rng(seed), len(sequence) + 48
+            )
+            for weights in (
+                {"text_loss_weight": 1.0, "retrieved_loss_weight": 1.0},
+                {"text_loss_weight": 4.0, "retrieved_loss_weight": 1.0},
+                {"text_loss_weight": 1.0, "retrieved_loss_weight": 0.25},
+            )
+        )
+        assert plain.tokens.tolist() == texts.tokens.tolist() == retrieved.tokens.tolist()
+        ordinary = np.isin(plain.tokens, [*self.vocabulary.text, *self.vocabulary.image])
+        text = np.isin(plain.tokens, self.vocabulary.text)
+        others = _places(plain, self.vocabulary) < sequence.segments[sequence.query_segment].start
+        for weighed, expected in (
+            (texts, np.where(text, 4.0, 1.0)),
+            (retrieved, np.where(others, 0.25, 1.0)),
+        ):
+            np.testing.assert_allclose(
+                weighed.weights[ordinary], (plain.weights * expected)[ordinary], rtol=1e-6
+            )
+
     def law_something_is_trained(self, data: st.DataObject) -> None:
         """Some token of a document with text and picture has a loss."""
         sequence = make_sequence(
@@ -128,11 +164,21 @@ class ObjectiveContract(Contract[MaskingObjective]):
         assert masked.weights[1:].any()
 
     def law_the_reserve_is_enough(self, data: st.DataObject) -> None:
-        """`max_added_tokens` is constant, not negative, and never exceeded."""
+        """`max_added_tokens` is constant, not negative, and never exceeded, even by many spans."""
+        # where spans don't meet, and a picture has a row for each sentinel
+        large = make_sequence(
+            self.vocabulary,
+            [[("text", 200), ("image", _LARGE_SIDE**2), ("text", 200)]],
+            data.draw(st.integers(0, 2**32 - 1), label="tokens"),
+        )
+        rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), label="seed"))
         sequence, masked = self._masked(data)
         most = self.subject.max_added_tokens
-        assert most == self.make().max_added_tokens >= 0
+        assert most == self.make_again().max_added_tokens >= 0
         assert len(sequence) <= len(masked) <= len(sequence) + most
+        for _ in range(64):
+            masked = self.subject.mask(large, rng, 2 * len(large))
+            assert len(large) <= len(masked) <= len(large) + most
 
     def law_no_room_means_no_masking(self, data: st.DataObject) -> None:
         """A sequence that fills the context is not changed."""
@@ -145,3 +191,25 @@ class ObjectiveContract(Contract[MaskingObjective]):
         sequence = make_sequence(self.vocabulary, [[("text", 5)]])
         with pytest.raises(DocumentError, match="7 tokens, the context holds 6"):
             self.subject.mask(sequence, np.random.default_rng(0), 6)
+
+
+def _places(masked: MaskedSequence, vocabulary: Vocabulary) -> IntArray:
+    """Where each token was before masking; -1 for what masking adds."""
+    tokens = masked.tokens.tolist()
+    end = int(np.flatnonzero(masked.tokens == vocabulary.eos)[-1])
+    moved: dict[int, list[int]] = {}  # sentinel -> where the tokens of its span are now
+    sentinel = -1
+    for index in range(end + 1, len(tokens)):
+        if tokens[index] in vocabulary.sentinels:
+            sentinel = tokens[index]
+            moved[sentinel] = []
+        elif tokens[index] != vocabulary.end_of_infill:
+            moved[sentinel].append(index)
+    now = [
+        index
+        for place, token in enumerate(tokens[: end + 1])
+        for index in (moved[token] if token in vocabulary.sentinels else [place])
+    ]
+    places = np.full(len(tokens), -1, np.int32)
+    places[now] = np.arange(len(now))
+    return places

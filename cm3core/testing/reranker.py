@@ -158,9 +158,16 @@ class RerankerContract(Contract[Reranker]):
         some = data.draw(candidates(self.kinds))
         scores = self.subject.score(some)
         assert self.subject.score(some) == scores
-        assert self.make().score(some) == pytest.approx(scores, abs=_TOLERANCE)
+        assert self.make_again().score(some) == pytest.approx(scores, abs=_TOLERANCE)
+
+    def law_inputs_are_not_written_to(self, data: st.DataObject) -> None:
+        """The list of candidates is unchanged: scores are matched to it by place."""
+        some = data.draw(candidates(self.kinds))
+        given = list(some)
+        self.subject.score(given)
+        assert list(map(id, given)) == list(map(id, some))
 
     def law_the_measure_is_named(self) -> None:
         """`measure`, shown with the scores, is constant and not empty."""
         assert self.subject.measure.strip() == self.subject.measure != ""
-        assert self.make().measure == self.subject.measure
+        assert self.make_again().measure == self.subject.measure

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -93,6 +93,21 @@ class RetrieverContract(Contract[Retriever]):
             assert all(self.subject.memory.id(result.index) == result.id for result in found)
             assert all(np.isfinite(result.score) for result in found)
 
+    def law_results_have_plain_types(self, data: st.DataObject) -> None:
+        """`index` is an int, `score` a float and `id` a str: not numpy's, which JSON refuses."""
+        for found in self.subject.retrieve(self.queries(data), len(self.subject.memory)):
+            for result in found:
+                assert (type(result.index), type(result.score)) == (int, float)
+                assert (type(result.id), type(result.preferred)) == (str, bool)
+
+    def law_inputs_are_not_written_to(self, data: st.DataObject) -> None:
+        """The lists of queries and exclusions, and the memory, are unchanged."""
+        memory, queries = self.subject.memory, self.queries(data)
+        exclude: list[Collection[str]] = [*self.names(data, queries)]
+        before = list(queries), [set(names) for names in exclude], memory.fingerprint
+        self.subject.retrieve(queries, 3, exclude)
+        assert (queries, exclude, memory.fingerprint) == before
+
     def law_the_best_come_first(self, data: st.DataObject) -> None:
         """Results of the same query part: preferred ones first, each by descending score."""
         for found in self.subject.retrieve(self.queries(data), len(self.subject.memory)):
@@ -149,7 +164,7 @@ class RetrieverContract(Contract[Retriever]):
         queries = self.queries(data)
         results = self.subject.retrieve(queries, 4)
         assert self.subject.retrieve(queries, 4) == results
-        again = self.make().retrieve(queries, 4)
+        again = self.make_again().retrieve(queries, 4)
         assert [_ids(found) for found in again] == [_ids(found) for found in results]
 
     def law_fewer_is_a_prefix_of_more(self, data: st.DataObject) -> None:

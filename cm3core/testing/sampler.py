@@ -8,6 +8,7 @@ Legend: n requests, S stream rows, G guidance streams, R ids of the legal slice.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ from cm3core.testing.strategies import logits
 
 _MODALITIES = ("text", "image")
 _RAMPS = ("constant", "up", "down")
+#: Seeds with which one request is drawn in a batch and alone.
+_NUM_SEEDS = 256
 
 
 class SamplerContract(StateLaws):
@@ -79,26 +82,37 @@ class SamplerContract(StateLaws):
         assert bool(batch.allowed_nR.gather(1, index_n[:, None]).all())
 
     def law_a_draw_does_not_depend_on_its_place(self, data: st.DataObject) -> None:
-        """A request draws the same alone as in a batch.
+        """A request draws the same alone as in a batch, with each of many seeds.
 
         Alone, its rows are elsewhere, its slice is cut to what matters, and there are no columns
         for requests with more streams.
         """
         batch = _Batch(self, data)
-        together_n = batch.draw()
+        if data.draw(st.booleans(), label="unfiltered"):  # then all ids count
+            batch.plans = tuple(_only(plan) for plan in batch.plans)
         place = data.draw(st.integers(0, batch.n - 1))
         rows_G, low = batch.rows(place), int(batch.allowed_nR[place].nonzero()[0])
-        alone = self.subject.draw(
+        # one seed rarely shows logits that are slightly wrong
+        seed_k = batch.seed_n[place] + torch.arange(_NUM_SEEDS)
+        together_nk = batch.repeated(seed_k).draw().view(batch.n, _NUM_SEEDS)
+        alone_k = self._alone(batch, place, rows_G, low, seed_k)
+        assert alone_k.tolist() == together_nk[place].tolist()
+        one = self._alone(batch, place, rows_G, low, seed_k[:1])
+        assert int(one[0]) == int(batch.draw()[place]) == int(alone_k[0])
+
+    def _alone(self, batch: _Batch, place: int, rows_G: Tensor, low: int, seed_k: Tensor) -> Tensor:
+        """The ids that one request of a batch draws without the others, one for each seed."""
+        num_seeds, num_streams = len(seed_k), len(rows_G)
+        return self.subject.draw(
             batch.logits_SR[rows_G, low:],
-            torch.arange(len(rows_G))[None],
-            batch.weights_nG[place, None, : len(rows_G)],
-            (batch.plans[place],),
+            torch.arange(num_streams).repeat(num_seeds, 1),
+            batch.weights_nG[place, :num_streams].repeat(num_seeds, 1),
+            (batch.plans[place],) * num_seeds,
             first_id=batch.first_id + low,
-            allowed_nR=batch.allowed_nR[None, place, low:],
-            seed_n=batch.seed_n[None, place],
-            position_n=batch.position_n[None, place],
+            allowed_nR=batch.allowed_nR[place, low:].repeat(num_seeds, 1),
+            seed_n=seed_k,
+            position_n=batch.position_n[place].repeat(num_seeds),
         )
-        assert int(alone[0]) == int(together_n[place])
 
     def law_equal_draws_are_equal_and_seeds_matter(self) -> None:
         """The same seed and position draw the same id; many seeds do not all draw one id."""
@@ -217,12 +231,10 @@ class _Batch:
     """
 
     def __init__(self, contract: SamplerContract, data: st.DataObject) -> None:
-        self.sampler, self.n = contract.subject, data.draw(st.integers(1, 4))
-        others = [
-            *(self.sampler.for_candidate(index) for index in range(4)),
-            *contract.companions(),
-        ]
-        sharing = [self.sampler, *(other for other in others if self.sampler.draws_with(other))]
+        self.contract, self.n = contract, data.draw(st.integers(1, 4))
+        sampler = contract.subject
+        others = [*(sampler.for_candidate(index) for index in range(4)), *contract.companions()]
+        sharing = [sampler, *(other for other in others if sampler.draws_with(other))]
         self.plans: tuple[SamplingPlan, ...] = tuple(
             data.draw(st.sampled_from(sharing)).plan(data.draw(st.sampled_from(_MODALITIES)))
             for _ in range(self.n)
@@ -247,7 +259,7 @@ class _Batch:
         self.position_n = torch.randint(4096, (self.n,), generator=generator)
 
     def draw(self) -> Tensor:
-        return self.sampler.draw(
+        return self.contract.subject.draw(
             self.logits_SR,
             self.stream_rows_nG,
             self.weights_nG,
@@ -257,6 +269,18 @@ class _Batch:
             seed_n=self.seed_n,
             position_n=self.position_n,
         )
+
+    def repeated(self, seed_k: Tensor) -> _Batch:
+        """The batch with each request once for every seed, k times in a row."""
+        repeated, k = copy.copy(self), len(seed_k)
+        repeated.n = self.n * k
+        repeated.plans = tuple(plan for plan in self.plans for _ in range(k))
+        repeated.stream_rows_nG = self.stream_rows_nG.repeat_interleave(k, 0)
+        repeated.weights_nG = self.weights_nG.repeat_interleave(k, 0)
+        repeated.allowed_nR = self.allowed_nR.repeat_interleave(k, 0)
+        repeated.seed_n = seed_k.repeat(self.n)
+        repeated.position_n = self.position_n.repeat_interleave(k)
+        return repeated
 
     def rows(self, place: int) -> Tensor:
         """Rows of a request's own G streams, int64 [G]."""

@@ -6,7 +6,9 @@ class TestMine(TextTokenizerContract):
 
 from __future__ import annotations
 
+import itertools
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +23,9 @@ from cm3core.testing.strategies import texts
 
 __all__ = ["SAMPLE_TEXTS", "SPECIAL_SPELLINGS", "TextTokenizerContract"]
 
+#: Texts with other frequent pairs of letters than the samples.
+OTHER_TEXTS = ("quick quilts", "quick quails", "wizards quiz wizards", "puzzles puzzle puzzlers")
+
 
 class TextTokenizerContract(Contract[TextTokenizer]):
     """Laws of a text tokenizer. `config` must be set: its `load` reads what `save` wrote."""
@@ -30,6 +35,11 @@ class TextTokenizerContract(Contract[TextTokenizer]):
     def build(self, config: Any) -> TextTokenizer:
         """Build, training on `SAMPLE_TEXTS` if it is trained."""
         tokenizer: TextTokenizer = config.build(SAMPLE_TEXTS)
+        return tokenizer
+
+    def trained_on(self, corpus: Sequence[str]) -> TextTokenizer:
+        """Return the tokenizer of another corpus."""
+        tokenizer: TextTokenizer = self.config.build(corpus)
         return tokenizer
 
     def law_round_trip_is_lossless(self, data: st.DataObject) -> None:
@@ -79,13 +89,37 @@ class TextTokenizerContract(Contract[TextTokenizer]):
 
     def law_equal_makes_are_equal(self) -> None:
         """Equal configs and texts give the same non-empty fingerprint, size and ids."""
-        again = self.make()
+        again = self.make_again()
         assert again.fingerprint
         assert (again.fingerprint, again.vocab_size) == (
             self.subject.fingerprint,
             self.subject.vocab_size,
         )
         assert again.encode_batch(SAMPLE_TEXTS) == self.subject.encode_batch(SAMPLE_TEXTS)
+
+    def law_different_ids_have_different_fingerprints(self) -> None:
+        """Tokenizers of different corpora that give some text different ids differ in fingerprint.
+
+        A checkpoint would otherwise be used with ids that its model has not learned.
+        """
+        corpora = SAMPLE_TEXTS, SAMPLE_TEXTS + OTHER_TEXTS, (*OTHER_TEXTS, *SAMPLE_TEXTS[::-1])
+        tokenizers = [self.subject, *map(self.trained_on, corpora)]
+        for first, second in itertools.combinations(tokenizers, 2):
+            same = first.vocab_size == second.vocab_size and first.encode_batch(
+                corpora[1]
+            ) == second.encode_batch(corpora[1])
+            assert same or first.fingerprint != second.fingerprint
+
+    def law_inputs_are_not_written_to(self, data: st.DataObject) -> None:
+        """The lists of texts and of ids are unchanged."""
+        batch = data.draw(st.lists(texts(), min_size=1, max_size=4))
+        given_texts = list(batch)
+        encoded = self.subject.encode_batch(given_texts)
+        assert given_texts == batch
+        for ids in encoded:
+            given_ids = list(ids)
+            self.subject.decode(given_ids)
+            assert given_ids == ids
 
     def law_saved_is_loaded(self) -> None:
         """`save`, then `load`, gives the same tokenizer, which saves the same files."""

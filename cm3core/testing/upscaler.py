@@ -50,7 +50,7 @@ class UpscalerContract(Contract[Upscaler]):
         before = pictures.copy()
         large = self.subject.upscale_batch(pictures)
         assert np.array_equal(large, self.subject.upscale_batch(pictures))
-        assert np.array_equal(large, self.make().upscale_batch(pictures))
+        assert np.array_equal(large, self.make_again().upscale_batch(pictures))
         assert np.array_equal(pictures, before)
 
     def law_a_batch_equals_its_pictures_one_by_one(self, data: st.DataObject) -> None:

@@ -83,6 +83,13 @@ class Nameless(HashEmbedder):
     fingerprint = ""
 
 
+class SortsTexts(HashEmbedder):
+    def _embed_texts(self, texts: list[str]) -> VectorArray:  # type: ignore[override]  # wrong on purpose
+        vectors = super()._embed_texts(texts)
+        texts.sort()
+        return vectors
+
+
 class WritesOnPictures(HashEmbedder):
     def _embed_images(self, images: Sequence[PixelArray]) -> VectorArray:
         vectors = super()._embed_images(images)
@@ -134,7 +141,7 @@ MUTANTS = {
     "an_empty_document_is_refused": [EmptyIsTheOrigin],
     "different_things_have_different_vectors": [WordsAreAlike, PicturesAreAlike],
     "equal_makes_are_equal": [DrawnAnew, Nameless],
-    "inputs_are_not_written_to": [WritesOnPictures],
+    "inputs_are_not_written_to": [SortsTexts, WritesOnPictures],
     "nothing_gives_no_rows": [AtLeastOne],
     "vectors_are_finite_unit_float32": [
         NotNormalised,

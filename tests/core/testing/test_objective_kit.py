@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,12 +20,8 @@ from kit_mutants import assert_covers, assert_law_fails, cases
 class Right(MaskingObjective):
     """The bundled CM3 objective, a way to spoil what it gives."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self.vocabulary, self.inner, self.calls = (
-            vocabulary,
-            CM3ObjectiveConfig(lambda_spans=3.0).build(vocabulary),
-            0,
-        )
+    def __init__(self, config: CM3ObjectiveConfig, vocabulary: Vocabulary) -> None:
+        self.vocabulary, self.inner, self.calls = vocabulary, config.build(vocabulary), 0
 
     @property
     def max_added_tokens(self) -> int:
@@ -40,9 +37,14 @@ class Right(MaskingObjective):
         return masked
 
 
+CONFIG = CM3ObjectiveConfig(lambda_spans=3.0)
+
+
 class TestRight(ObjectiveContract):
-    def make(self) -> MaskingObjective:
-        return Right(self.vocabulary)
+    config = CONFIG
+
+    def build(self, config: Any) -> MaskingObjective:
+        return Right(config, self.vocabulary)
 
 
 class TurnsCells(Right):
@@ -60,6 +62,16 @@ class ForgetsCells(Right):
 class CountsItsCalls(Right):
     def spoil(self, sequence: TokenSequence, masked: MaskedSequence) -> MaskedSequence:
         return replace(masked, weights=masked.weights * np.float32(self.calls))
+
+
+class ReadsTheGlobalGenerator(Right):
+    """It masks by numpy's global state, which it does not advance."""
+
+    def _mask(
+        self, sequence: TokenSequence, rng: np.random.Generator, max_length: int
+    ) -> MaskedSequence:
+        own = np.random.default_rng(np.random.get_state()[1][:4])  # type: ignore[index]  # noqa: NPY002  # on purpose
+        return self.inner.mask(sequence, own, max_length)
 
 
 class WritesOnTheSequence(Right):
@@ -113,6 +125,25 @@ class OneWeightTooMany(Right):
         return replace(masked, weights=np.append(masked.weights, np.float32(1)))
 
 
+class WeightsOfTheTokenBefore(Right):
+    def spoil(self, sequence: TokenSequence, masked: MaskedSequence) -> MaskedSequence:
+        return replace(masked, weights=np.roll(masked.weights, 1))
+
+
+class WeightsStay(Right):
+    """A span's weights stay where it was."""
+
+    def spoil(self, sequence: TokenSequence, masked: MaskedSequence) -> MaskedSequence:
+        weights = np.ones(len(masked), np.float32)
+        weights[: len(sequence)] = self.inner.config.weights_of(sequence, self.vocabulary)
+        return replace(masked, weights=weights)
+
+
+class IgnoresRetrievedLossWeight(Right):
+    def __init__(self, config: CM3ObjectiveConfig, vocabulary: Vocabulary) -> None:
+        super().__init__(replace(config, retrieved_loss_weight=1.0), vocabulary)
+
+
 class TrainsNothing(Right):
     def spoil(self, sequence: TokenSequence, masked: MaskedSequence) -> MaskedSequence:
         return replace(masked, weights=np.zeros_like(masked.weights))
@@ -145,6 +176,14 @@ class ReservesNothing(Right):
     max_added_tokens = 0
 
 
+class ReservesOneTooFew(Right):
+    """Seen only where every span is used."""
+
+    @property
+    def max_added_tokens(self) -> int:
+        return self.inner.max_added_tokens - 1
+
+
 class ReservesMoreAndMore(Right):
     @property
     def max_added_tokens(self) -> int:
@@ -165,21 +204,34 @@ class CutsWhatIsTooLong(Right):
 
 MUTANTS = {
     "cells_move_along": [TurnsCells, ForgetsCells],
-    "equal_generators_give_equal_results": [CountsItsCalls, WritesOnTheSequence],
+    "equal_generators_give_equal_results": [
+        CountsItsCalls,
+        WritesOnTheSequence,
+        ReadsTheGlobalGenerator,
+    ],
+    "loss_weights_belong_to_their_tokens": [
+        WeightsOfTheTokenBefore,
+        WeightsStay,
+        IgnoresRetrievedLossWeight,
+    ],
     "masking_is_reversible": [SwapsTokens, RepeatsAToken, MasksInPlace],
     "no_room_means_no_masking": [MasksInPlace, SwapsTokens],
     "shapes_and_types": [DoubleWeights, NegativeWeights, LongTokens, OneWeightTooMany],
     "something_is_trained": [TrainsNothing],
     "spans_hold_no_specials": [MovesBreaks, MovesSpansAcrossSegments],
     "specials_stay": [MovesBreaks],
-    "the_reserve_is_enough": [ReservesNothing, ReservesMoreAndMore],
+    "the_reserve_is_enough": [ReservesNothing, ReservesOneTooFew, ReservesMoreAndMore],
     "too_long_is_refused": [CutsWhatIsTooLong],
 }
 
 
 @pytest.mark.parametrize(("law", "wrong"), cases(MUTANTS))
 def test_a_wrong_objective_fails(law: str, wrong: type[Right]) -> None:
-    assert_law_fails(ObjectiveContract, law, {"make": lambda self: wrong(self.vocabulary)})
+    assert_law_fails(
+        ObjectiveContract,
+        law,
+        {"config": CONFIG, "build": lambda self, config: wrong(config, self.vocabulary)},
+    )
 
 
 def test_every_law_has_a_mutant() -> None:

@@ -78,6 +78,13 @@ class HasATasteOfItsOwn(Right):
         return super().one(candidate) + self.taste
 
 
+class SortsTheCandidates(Right):
+    def _score(self, candidates: list[Candidate]) -> Sequence[float]:  # type: ignore[override]  # wrong on purpose
+        scores = super()._score(candidates)
+        candidates.sort(key=self.one)
+        return scores
+
+
 class Nameless(Right):
     measure = ""
 
@@ -92,6 +99,7 @@ MUTANTS = {
     "a_score_is_the_candidate_s_own": [AgainstTheBest, FirstIsBest],
     "each_candidate_gets_a_finite_number": [WholeNumbers, OneScoreForAll, NotFinite],
     "equal_candidates_have_equal_scores": [LikesSeeds],
+    "inputs_are_not_written_to": [SortsTheCandidates],
     "scores_repeat": [GrowsTired, HasATasteOfItsOwn],
     "the_measure_is_named": [Nameless, NamedByItself],
 }

@@ -3,9 +3,11 @@ in just that way."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from cm3core.document import Document, text_of
@@ -76,6 +78,54 @@ class Twice(SharedWords):
 class NotFinite(SharedWords):
     def ranking(self, query: Document) -> list[Retrieved]:
         return [replace(result, score=float("nan")) for result in super().ranking(query)]
+
+
+class NumpyIndexes(SharedWords):
+    def ranking(self, query: Document) -> list[Retrieved]:
+        return [
+            replace(result, index=np.int64(result.index))  # type: ignore[arg-type]  # wrong on purpose
+            for result in super().ranking(query)
+        ]
+
+
+class NumpyScores(SharedWords):
+    """float64 is a subclass of float, float32 is not."""
+
+    def ranking(self, query: Document) -> list[Retrieved]:
+        return [
+            replace(result, score=np.float32(result.score))  # type: ignore[arg-type]  # wrong on purpose
+            for result in super().ranking(query)
+        ]
+
+
+class EmptiesQueries(SharedWords):
+    def _retrieve(
+        self, queries: list[Document], num_retrieved: int, exclude: Sequence[Collection[str]]
+    ) -> list[list[Retrieved]]:  # type: ignore[override]  # wrong on purpose
+        found = super()._retrieve(queries, num_retrieved, exclude)
+        queries.clear()
+        return found
+
+
+class AddsExclusions(SharedWords):
+    """A query excludes what it has found, in the caller's sets."""
+
+    def retrieve(
+        self, queries: Sequence[Document], num_retrieved: int, exclude: list[set[str]] | None = None
+    ) -> list[list[Retrieved]]:  # type: ignore[override]  # wrong on purpose
+        results = super().retrieve(queries, num_retrieved, exclude)
+        for found, names in zip(results, exclude or [], strict=False):
+            names.update(result.id for result in found)
+        return results
+
+
+class TurnsTheMemory(SharedWords):
+    def _retrieve(
+        self, queries: Sequence[Document], num_retrieved: int, exclude: Sequence[Collection[str]]
+    ) -> list[list[Retrieved]]:
+        found = super()._retrieve(queries, num_retrieved, exclude)
+        self._memory._documents.reverse()  # type: ignore[attr-defined]  # the kit's memory is a ListSource
+        return found
 
 
 class WorstFirst(SharedWords):
@@ -169,6 +219,15 @@ class GrowsTired(SharedWords):
         ]
 
 
+class ReadsTheGlobalGenerator(SharedWords):
+    """Ties are broken by the state of `random`, which is not advanced."""
+
+    def ranking(self, query: Document) -> list[Retrieved]:
+        first = random.getstate()[1][1] % 7
+        order = super().ranking(query)
+        return order[first:] + order[:first]
+
+
 class StartsAnywhere(SharedWords):
     """Each instance has an order of its own."""
 
@@ -190,7 +249,9 @@ MUTANTS = {
     "what_is_excluded_is_never_found": [ForgetsIds, ForgetsContents],
     "what_is_excluded_makes_room": [LeavesGaps],
     "a_batch_is_its_queries": [DisturbedByOthers],
-    "searches_repeat": [GrowsTired, StartsAnywhere],
+    "searches_repeat": [GrowsTired, StartsAnywhere, ReadsTheGlobalGenerator],
+    "results_have_plain_types": [NumpyIndexes, NumpyScores],
+    "inputs_are_not_written_to": [EmptiesQueries, AddsExclusions, TurnsTheMemory],
     "fewer_is_a_prefix_of_more": [MoreIsOther],
     "the_memorys_order_decides_ties_only": [ByPlace, FirstOfTies],
     "exact_finds_the_same": [NotExact],

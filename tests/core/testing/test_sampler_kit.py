@@ -55,6 +55,30 @@ class SeedsByWidth(Right):
         return super().draw(logits_SR, *args, seed_n=seed_n + logits_SR.shape[1], **options)
 
 
+class WarmthOfTheBatch(Right):
+    """Logits within five percent of the right ones, by the batch's mean: few draws show it."""
+
+    def draw(self, logits_SR: Tensor, *args: Any, **options: Any) -> Tensor:
+        factor = 1 + 0.05 * torch.tanh(logits_SR.mean())
+        return super().draw(factor * logits_SR, *args, **options)
+
+
+class SeedsFromTorch(Right):
+    """Its noise depends on torch's global seed, which no draw changes."""
+
+    def draw(self, *args: Any, seed_n: Tensor, **options: Any) -> Tensor:
+        return super().draw(*args, seed_n=seed_n + torch.initial_seed() % 1000, **options)
+
+
+class NoiseFromTorch(Right):
+    """It reads torch's global generator, and restores it."""
+
+    def draw(self, *args: Any, seed_n: Tensor, **options: Any) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            number = int(torch.randint(1000, ()))
+        return super().draw(*args, seed_n=seed_n + number, **options)
+
+
 class CandidatesHaveOneStream(Right):
     def for_candidate(self, index: int) -> Sampler:
         return self if index % 2 == 0 else TopPSamplerConfig().build()
@@ -220,10 +244,20 @@ class WarmAtZero(Right):
 
 
 MUTANTS = {
-    "a_draw_does_not_depend_on_its_place": [SeedsByPlace, SeedsByWidth],
+    "a_draw_does_not_depend_on_its_place": [
+        SeedsByPlace,
+        SeedsByWidth,
+        WarmthOfTheBatch,
+        SeedsFromTorch,
+    ],
     "candidates_share_their_prompts": [CandidatesHaveOneStream, FirstCandidateIsOther],
     "each_filter_keeps_what_it_says": [PlausibleOnly],
-    "equal_draws_are_equal_and_seeds_matter": [NeverTwice, OneSeedForAll],
+    "equal_draws_are_equal_and_seeds_matter": [
+        NeverTwice,
+        OneSeedForAll,
+        SeedsFromTorch,
+        NoiseFromTorch,
+    ],
     "inputs_are_not_written_to": [WritesOnLogits, WritesOnMasks],
     "only_legal_ids_are_drawn": [ForgetsMasks, CountsFromZero],
     "only_plausible_ids_are_drawn": [NoPlausibility],
