@@ -31,6 +31,7 @@ from cm3core.interfaces.sampler import (
     SamplingPlan,
 )
 from cm3core.interfaces.text_tokenizer import TextTokenizer, TextTokenizerConfig
+from cm3core.interfaces.training_memory import TrainingMemory, TrainingPass
 from cm3core.interfaces.upscaler import Upscaler, UpscalerConfig
 
 __all__ = [
@@ -67,6 +68,8 @@ __all__ = [
     "SkippedRecord",
     "TextTokenizer",
     "TextTokenizerConfig",
+    "TrainingMemory",
+    "TrainingPass",
     "Upscaler",
     "UpscalerConfig",
     "VectorArray",
