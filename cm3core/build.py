@@ -9,8 +9,6 @@ data it was trained on, unless retrieved documents are wanted.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,11 +19,12 @@ import torch
 from cm3core.bank import Manifest, MemoryBank, Tools
 from cm3core.bank.manifest import MANIFEST
 from cm3core.config.schema import to_plain
-from cm3core.errors import CM3Error, DeviceError, RecipeError
+from cm3core.errors import CM3Error, RecipeError
 from cm3core.files import user_path
 from cm3core.generation.device_memory import check_weights_fit
 from cm3core.generation.likelihood import Likelihood
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
+from cm3core.machine_memory import fitting_memory
 from cm3core.recipe import recipe_from_yaml
 from cm3core.sequence import TOKENS_PER_SPAN
 from cm3core.sequence.serialize import Serializer
@@ -49,10 +48,6 @@ if TYPE_CHECKING:
     )
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
-
-#: Words of torch's allocators (CPU, CUDA) when there is no memory; there is no error class for the
-#: CPU's.
-_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
 
 #: Sections a recipe must have for a stage.
 NEEDED = {
@@ -249,7 +244,11 @@ def build(
         max_spans=trained_spans(recipe, vocabulary),
     )
     attention: AttentionBackend = section(recipe, "attention").build()
-    with _fitting_memory("decoder"), torch.random.fork_rng(devices=[]), torch.device(device):
+    with (
+        fitting_memory("recipe section decoder"),
+        torch.random.fork_rng(devices=[]),
+        torch.device(device),
+    ):
         torch.manual_seed(recipe.train.seed if seed is None else seed)
         decoder: Decoder = section(recipe, "decoder").build(
             vocabulary, attention, image_tokenizer.grid
@@ -267,25 +266,6 @@ def build(
     if source is not None:
         components.source = source
     return components
-
-
-@contextmanager
-def _fitting_memory(part: str) -> Iterator[None]:
-    """Say so when a part of the recipe is too large for the memory, in place of torch's words about
-    its allocator."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        lines = str(error).splitlines()
-        if isinstance(error, RuntimeError) and not any(
-            words in str(error) for words in _OUT_OF_MEMORY
-        ):
-            raise
-        raise DeviceError(
-            f"recipe section {part}",
-            f"does not fit into memory ({lines[0] if lines else 'MemoryError'})",
-            "choose smaller sizes, or a larger machine",
-        ) from error
 
 
 def vocabulary_of(
@@ -382,5 +362,5 @@ def bank_tools(folder: str | Path, registry: Registry) -> Tools:
 def _image_tokenizer(config: ImageTokenizerConfig, folder: Path | None) -> ImageTokenizer:
     """The image tokenizer that was saved in a folder, or that the config builds where there is no
     such folder."""
-    with _fitting_memory("image_tokenizer"):
+    with fitting_memory("recipe section image_tokenizer"):
         return config.load(folder) if folder is not None and folder.is_dir() else config.build()

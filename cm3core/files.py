@@ -8,11 +8,11 @@ import fcntl
 import hashlib
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from cm3core._unfinished import temporary_folder
 from cm3core.errors import CM3Error, DataError, FileError
 
 #: Errors of a disk that is full or fails while a file is being written.
@@ -24,19 +24,20 @@ _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path next to `path`; on success, flush it to disk and replace `path`.
+    """Yield a path for a file that becomes `path`; on success, flush it to disk and replace `path`.
 
-    On any error (a full disk, Ctrl-C) the temporary file is removed and `path` is unchanged. A
-    symbolic link stays, and the file that it names is replaced.
+    On any error (a full disk, Ctrl-C) the file is removed and `path` is unchanged; after a kill, the
+    next process that writes in the folder removes it. A symbolic link stays, and the file that it
+    names is replaced.
 
     Raises:
         FileError: the disk is full, or nothing can be written there: a folder, a device, a pipe.
     """
     target = Path(os.path.realpath(path))
     _check_replaceable(path, target)
-    temporary = _temporary_beside(target)
-    try:
+    with new_place(target) as temporary:
         try:
+            temporary.touch()
             yield temporary
         except OSError as error:
             if error.errno in _DISK_ERRORS:
@@ -46,9 +47,24 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             _take_place(temporary, target)
         except OSError as error:
             raise not_written(target, error) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+
+
+@contextmanager
+def new_place(target: Path) -> Iterator[Path]:
+    """Context with a path on the disk of `target`, where nothing is: what is to be `target` is made
+    there, a file or a folder, and renamed. What is still there at the end is removed; what a killed
+    process leaves, by the next one that writes in the same folder.
+
+    Raises:
+        FileError: nothing can be written there.
+    """
+    make_folder(target.parent)
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(temporary_folder(target))
+        except OSError as error:
+            raise not_written(target, error) from error
+        yield folder / target.name
 
 
 def _check_replaceable(path: str | Path, target: Path) -> None:
@@ -77,22 +93,12 @@ def check_not_input(out: str | Path, *inputs: str | Path) -> None:
             raise FileError(str(out), "is the file that is read", "name another file to write")
 
 
-def _temporary_beside(target: Path) -> Path:
-    make_folder(target.parent)
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    except OSError as error:
-        raise not_written(target, error) from error
-    os.close(handle)
-    return Path(name)
-
-
 def _take_place(temporary: Path, target: Path) -> None:
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
     umask = os.umask(0)
     os.umask(umask)
-    temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; ours are ordinary ones
+    temporary.chmod(0o666 & ~umask)  # some libraries make private files; ours are ordinary ones
     temporary.replace(target)
     sync_directory(target.parent)
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
-import tempfile
 import tomllib
 from dataclasses import dataclass, field
 from datetime import date
@@ -21,7 +19,7 @@ from pathlib import Path
 from cm3core import interfaces
 from cm3core._version import CM3_API, __version__
 from cm3core.errors import PluginError, close_match
-from cm3core.files import check_writable, make_folder, not_written
+from cm3core.files import check_writable, new_place, not_written
 from cm3core.plugins import KINDS, Registry
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -286,20 +284,13 @@ def write_project(plan: Plan) -> list[str]:
     """
     files = plan.files()
     target = plan.folder.absolute()
-    make_folder(target.parent)
-    temporary = None
     try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        for name, text in files.items():
-            path = temporary / "project" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-        # mkdtemp creates private folders; a folder inside has ordinary permissions
-        (temporary / "project").rename(target)
+        with new_place(target) as temporary:
+            for name, text in files.items():
+                path = temporary / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
+            temporary.rename(target)
     except OSError as error:
         raise not_written(plan.folder, error) from error
-    finally:
-        if temporary is not None:
-            # the earlier error is the one to report
-            shutil.rmtree(temporary, ignore_errors=True)
     return list(files)

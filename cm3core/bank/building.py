@@ -23,7 +23,7 @@ from cm3core.bank.manifest import WORK, Manifest, ShardInfo, shard_of
 from cm3core.bank.memory_bank import MemoryBank, is_bank
 from cm3core.bank.shard import SHARDS, BankDocument, Shard, write_shard
 from cm3core.bank.tools import Tools, save_tokenizer
-from cm3core.bank.writing import remove_unfinished, tidy, writing
+from cm3core.bank.writing import remove_unfinished_shards, tidy, writing
 from cm3core.errors import DataError
 from cm3core.files import make_folder, user_path, write_text
 from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
@@ -229,7 +229,7 @@ def _build_shards(
     as they are."""
     manifest, work = tools.manifest, folder / WORK
     _begin(work, plan)
-    remove_unfinished(folder)
+    remove_unfinished_shards(folder)
     shards: list[ShardInfo] = []
     skipped: list[SkippedRecord] = []
     with make_bar(

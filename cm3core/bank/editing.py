@@ -17,7 +17,14 @@ from cm3core.bank.memory_bank import MemoryBank
 from cm3core.bank.shard import SHARDS, Shard, write_shard
 from cm3core.bank.writing import tidy, writing
 from cm3core.errors import DataError, FileError
-from cm3core.files import check_writable, make_folder, sha256_file, sync_directory, user_path
+from cm3core.files import (
+    check_writable,
+    make_folder,
+    new_place,
+    sha256_file,
+    sync_directory,
+    user_path,
+)
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
 from cm3core.progress import make_bar
 
@@ -172,38 +179,32 @@ def merge_banks(
         raise duplicate_ids(
             str(banks[0].folder), names, f"and the banks after it share {len(names):,} ids"
         )
-    make_folder(target.parent)
-    temporary = target.parent / f".{target.name}.writing"
-    shutil.rmtree(temporary, ignore_errors=True)  # what a kill left
     try:
-        make_folder(temporary / SHARDS)
-        shards: list[ShardInfo] = []
-        with make_bar(
-            total=sum(map(len, banks)),
-            desc="merging",
-            unit="document",
-            disable=None if progress else True,
-        ) as bar:
-            for bank, indices in zip(banks, removed, strict=True):
-                own = _without(temporary, bank, indices)
-                for shard in bank.shards:
-                    if shard.info in own:
-                        _copy(shard, temporary)
-                    bar.update(len(shard))
-                shards += own
-        if (banks[0].folder / IMAGE_TOKENIZER).is_dir():
-            shutil.copytree(banks[0].folder / IMAGE_TOKENIZER, temporary / IMAGE_TOKENIZER)
-        banks[0].manifest.with_shards(tuple(shards)).write(temporary)
-        temporary.rename(target)
-        sync_directory(target.parent)
+        with new_place(target) as temporary:
+            make_folder(temporary / SHARDS)
+            shards: list[ShardInfo] = []
+            with make_bar(
+                total=sum(map(len, banks)),
+                desc="merging",
+                unit="document",
+                disable=None if progress else True,
+            ) as bar:
+                for bank, indices in zip(banks, removed, strict=True):
+                    own = _without(temporary, bank, indices)
+                    for shard in bank.shards:
+                        if shard.info in own:
+                            _copy(shard, temporary)
+                        bar.update(len(shard))
+                    shards += own
+            if (banks[0].folder / IMAGE_TOKENIZER).is_dir():
+                shutil.copytree(banks[0].folder / IMAGE_TOKENIZER, temporary / IMAGE_TOKENIZER)
+            banks[0].manifest.with_shards(tuple(shards)).write(temporary)
+            temporary.rename(target)
+            sync_directory(target.parent)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise FileError(
             str(target), f"can't be written ({error.strerror or error})", "free space on that disk"
         ) from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return MemoryBank.open(target)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3core.bank.manifest import ImageTokenizerMaker, Maker, Manifest
-from cm3core.files import sync_directory
+from cm3core.files import new_place, sync_directory
 
 if TYPE_CHECKING:
     from cm3core.interfaces.embedder import Embedder
@@ -56,12 +56,9 @@ def save_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:
     its config is enough."""
     if folder.exists():
         shutil.rmtree(folder)
-    temporary = folder.parent / f".{folder.name}.writing"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    tokenizer.save(temporary)
-    if not any(temporary.iterdir()):
-        temporary.rmdir()
-        return
-    temporary.rename(folder)
-    sync_directory(folder.parent)
+    with new_place(folder) as temporary:
+        temporary.mkdir()
+        tokenizer.save(temporary)
+        if any(temporary.iterdir()):
+            temporary.rename(folder)
+            sync_directory(folder.parent)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cm3core._unfinished import remove_unfinished
 from cm3core.bank.manifest import MANIFEST, WORK, Manifest, is_shard_name
 from cm3core.bank.shard import SHARDS, WRITING
 from cm3core.errors import DataError
@@ -38,15 +39,17 @@ def tidy(folder: Path, manifest: Manifest) -> None:
     """Delete what the bank does not consist of: notes on finished shards, and what was never
     finished or is no longer named."""
     shutil.rmtree(folder / WORK, ignore_errors=True)
-    for path in folder.glob(f".{MANIFEST}.*"):
-        path.unlink(missing_ok=True)
+    remove_unfinished(folder)
+    for path in folder.glob(f".{MANIFEST}.*"):  # as earlier versions named them
+        if path.is_file():
+            path.unlink(missing_ok=True)
     kept = {shard.name for shard in manifest.shards}
     for path in (folder / SHARDS).glob("*"):
         if path.name not in kept and (is_shard_name(path.name) or path.suffix == WRITING):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def remove_unfinished(folder: Path) -> None:
+def remove_unfinished_shards(folder: Path) -> None:
     """Delete shards that a kill cut off."""
     for path in (folder / SHARDS).glob(f".*{WRITING}"):
         shutil.rmtree(path, ignore_errors=True)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cm3core._unfinished import remove_unfinished
 from cm3core.checkpoint.carried import write_carried
 from cm3core.checkpoint.hashes import file_hashes
 from cm3core.checkpoint.layout import (
@@ -32,8 +32,8 @@ from cm3core.checkpoint.layout import (
 )
 from cm3core.checkpoint.state import CheckpointState
 from cm3core.checkpoint.tensors import contiguous, generator_states, weights_of
-from cm3core.errors import CheckpointError
-from cm3core.files import sync_directory
+from cm3core.errors import CheckpointError, FileError
+from cm3core.files import new_place, sync_directory
 from cm3core.plugins.registry import plugin_versions
 
 if TYPE_CHECKING:
@@ -102,47 +102,45 @@ def write_json(path: Path, value: Any) -> None:
 def new_folder(target: Path) -> Iterator[Path]:
     """A folder beside `target` that takes its place once it is written and flushed. On any error
     nothing has changed."""
-    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.writing"
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        for path in sorted(temporary.rglob("*")):
-            if path.is_file():
-                # safetensors makes private files; ours are ordinary ones
-                path.chmod(0o666 & ~umask)
-                with path.open("rb+") as file:
-                    os.fsync(file.fileno())
-            else:
-                sync_directory(path)
-        sync_directory(temporary)
-        if target.exists():
-            _remove(target)
-        temporary.rename(target)
-        sync_directory(target.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with new_place(target) as temporary:
+            temporary.mkdir()
+            yield temporary
+            umask = os.umask(0)
+            os.umask(umask)
+            for path in sorted(temporary.rglob("*")):
+                if path.is_file():
+                    # safetensors makes private files; ours are ordinary ones
+                    path.chmod(0o666 & ~umask)
+                    with path.open("rb+") as file:
+                        os.fsync(file.fileno())
+                else:
+                    sync_directory(path)
+            sync_directory(temporary)
+            if target.exists():
+                _remove(target)
+            temporary.rename(target)
+            sync_directory(target.parent)
+    except (OSError, SafetensorError, FileError) as error:
+        cause = error.cause if isinstance(error, FileError) else f"can't be written ({error})"
         raise CheckpointError(
             str(target),
-            f"can't be written ({error}); older checkpoints are as they were",
+            f"{cause}; older checkpoints are as they were",
             "free space on that disk, then start the same command again: it resumes from the "
             "newest checkpoint",
         ) from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _remove(folder: Path) -> None:
     """Delete a folder so that it is never seen half deleted under its name."""
-    dying = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.deleting"
-    folder.rename(dying)
-    shutil.rmtree(dying, ignore_errors=True)
+    with new_place(folder) as dying:
+        folder.rename(dying)
 
 
 def remove_leftovers(out_dir: Path) -> None:
     """Delete what killed processes left: half-written and half-deleted checkpoints."""
-    for path in (Path(out_dir) / "checkpoints").glob(".step-*"):
+    checkpoints = Path(out_dir) / "checkpoints"
+    remove_unfinished(checkpoints)
+    for path in checkpoints.glob(".step-*"):  # as earlier versions named them
         if path.suffix in (".writing", ".deleting"):
             shutil.rmtree(path, ignore_errors=True)

@@ -19,6 +19,7 @@ from cm3core.cli._hints import override_hint
 from cm3core.cli._process import Interrupts, prepare_output
 from cm3core.commands import COMMANDS, CommandParser
 from cm3core.errors import CM3Error, FileError, close_match
+from cm3core.machine_memory import first_line, is_out_of_memory
 
 
 def entry() -> None:
@@ -39,6 +40,15 @@ def main(argv: Sequence[str] | None = None, *, interrupts: Interrupts | None = N
     except BrokenPipeError:  # the reader (`head`, `less`) has exited: not an error
         sys.stderr.close()
         return 0
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(
+            f"error: memory: there is not enough of it ({first_line(error)})\n  next: choose smaller "
+            "sizes or fewer at once, or use a larger machine",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         return _interrupted()
     except Exception as error:

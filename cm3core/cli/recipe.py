@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,10 @@ def run(args: Namespace) -> int:
     recipe = compose(recipe_of(args.recipe), args.overrides, registry=registry_of(args))
     if args.action == "check":
         recipe.check()
+        memory = _memory(recipe)
         print(f"{recipe.name}: all values are valid (hash {recipe.hash})")
+        if memory is not None:
+            print(memory)
     elif args.origin:
         print(with_origins(recipe))
     else:
@@ -98,6 +102,27 @@ def recipe_of(name: str) -> str:
     except OSError:  # a name that no folder can have
         is_folder = False
     return str(Path(name) / RECIPE_FILE) if is_folder else name
+
+
+def _memory(recipe: Recipe) -> str | None:
+    """What training takes, in words. Raises `RecipeError` where this machine doesn't have it."""
+    from cm3core.machine_memory import MachineMemory
+    from cm3core.recipe.memory import check_training_fits, training_memory
+
+    estimate = training_memory(recipe)
+    if estimate is None:
+        return None
+    machine = MachineMemory.find()
+    on_cpu = True
+    if machine.limit is not None and estimate.total() > machine.limit:
+        # only then: torch takes seconds to import
+        from cm3core.training.device import device_memory
+
+        machine, on_cpu = device_memory(None)
+    warning = check_training_fits(recipe, machine, on_cpu=on_cpu)
+    if warning is not None:
+        print(f"warning: {warning}", file=sys.stderr)
+    return f"training takes about {estimate.in_words()}"
 
 
 def _list() -> int:

@@ -36,6 +36,8 @@ SMALL_DECODER = 30_000_000
 MAX_THREADS = 4096
 #: Share of the machine's memory that keys and values may take.
 MEMORY_SHARE = 0.5
+#: Samplers whose plans are kept.
+NUM_PLANS = 16
 _MODALITIES = ("text", "image")
 #: Next steps for a text that is too long.
 SHORTEN = "shorten it"
@@ -161,17 +163,20 @@ class Preparer:
                 torch.set_num_threads(before)
 
     def _plans_of(self, sampler: Sampler) -> dict[str, SamplingPlan]:
-        """A sampler's plans, computed once; the sampler is kept, so that its id is not reused."""
-        if id(sampler) not in self._plans:
+        """A sampler's plans. Those of the last `NUM_PLANS` samplers are kept, with the samplers, so that
+        their ids are not reused: most requests bring their own, which may hold much."""
+        known = self._plans.pop(id(sampler), None)
+        if known is None:
             plans = {modality: sampler.plan(modality) for modality in _MODALITIES}
             variants = [[stream.variant for stream in plan.streams] for plan in plans.values()]
             assert variants[0] == variants[1], (
                 "a sampler's plans must name the same streams in the same order"
             )
-            if len(self._plans) > 1_000:
-                self._plans.clear()
-            self._plans[id(sampler)] = sampler, plans
-        return self._plans[id(sampler)][1]
+            known = sampler, plans
+        self._plans[id(sampler)] = known  # the last one now
+        if len(self._plans) > NUM_PLANS:
+            self._plans.pop(next(iter(self._plans)), None)
+        return known[1]
 
     def _prompts(
         self, request: Request, plans: dict[str, SamplingPlan]

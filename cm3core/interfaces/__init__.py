@@ -33,6 +33,7 @@ from cm3core.interfaces.sampler import (
 from cm3core.interfaces.sampler_state import DrawState, InitialState, RequestStart
 from cm3core.interfaces.stateful_sampler import StatefulSampler
 from cm3core.interfaces.text_tokenizer import TextTokenizer, TextTokenizerConfig
+from cm3core.interfaces.training_memory import TrainingMemory, TrainingPass
 from cm3core.interfaces.upscaler import Upscaler, UpscalerConfig
 
 __all__ = [
@@ -73,6 +74,8 @@ __all__ = [
     "StatefulSampler",
     "TextTokenizer",
     "TextTokenizerConfig",
+    "TrainingMemory",
+    "TrainingPass",
     "Upscaler",
     "UpscalerConfig",
     "VectorArray",

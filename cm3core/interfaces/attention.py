@@ -27,6 +27,11 @@ class AttentionConfig(ComponentConfig):
         """Return the backend. Raises `PluginError` with the reason if it can't run here."""
         raise NotImplementedError
 
+    def kept_bytes(self, rows: int, length: int, num_heads: int, itemsize: int) -> int:
+        """Return the bytes that one call keeps for its backward, in addition to queries, keys,
+        values and the result. 0 (the default) suits fused kernels."""
+        return 0
+
 
 class AttentionBackend(ABC):
     """Attention with one visibility rule for training, packing, retrieval and cached decoding.

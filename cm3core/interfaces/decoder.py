@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from cm3core.interfaces.attention import AttentionBackend
+    from cm3core.interfaces.training_memory import TrainingMemory, TrainingPass
 
 
 #: Maximum bytes of one chunk's float32 logits in the default loss.
@@ -52,6 +53,15 @@ class DecoderConfig(ComponentConfig):
 
         It is called before building, so that absurd sizes are refused in time. None: not known,
         and nothing is refused."""
+        return None
+
+    def training_memory(
+        self, vocabulary: Vocabulary, grid: tuple[int, int], one_pass: TrainingPass
+    ) -> TrainingMemory | None:
+        """Return what training with passes of this size needs of memory, by arithmetic.
+
+        `cm3 recipe check` and `cm3 train` refuse what exceeds the machine. None: not known, and only
+        the parameters are counted."""
         return None
 
 

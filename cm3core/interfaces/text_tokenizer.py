@@ -18,6 +18,11 @@ class TextTokenizerConfig(ComponentConfig):
 
     kind: ClassVar[str] = "text_tokenizer"
 
+    @property
+    def max_vocab_size(self) -> int | None:
+        """Most ids that the tokenizer may have, known without building; None: not known."""
+        return None
+
     def build(self, corpus: Iterable[str] | None = None) -> TextTokenizer:
         """Return the tokenizer.
 

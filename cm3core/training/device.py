@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from cm3core.errors import DeviceError
+from cm3core.machine_memory import MachineMemory, given_limit
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
@@ -54,3 +55,13 @@ def choose_precision(precision: str, device: torch.device) -> tuple[torch.dtype 
         if able
         else (None, f"fp32 ({what} does not compute bf16)")
     )
+
+
+def device_memory(device: str | torch.device | None) -> tuple[MachineMemory, bool]:
+    """The memory of the device that `choose_device` takes, and whether it is the CPU's."""
+    chosen = choose_device(device)
+    if chosen.type != "cuda":
+        return MachineMemory.find(), True
+    given = given_limit()
+    total = int(torch.cuda.get_device_properties(chosen).total_memory) if given is None else given
+    return MachineMemory(total, f"device {chosen}"), False

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from cm3core.checkpoint import CheckpointState, latest_checkpoint, save_checkpoint
 from cm3core.errors import CM3Error
+from cm3core.machine_memory import fitting_memory
 from cm3core.progress import no_bars
 from cm3core.stop_signals import StopSignals
 from cm3core.training.loss import batch_loss_sums, modality_metrics
@@ -39,6 +40,12 @@ if TYPE_CHECKING:
 
 #: Next step in errors about diverged training.
 DIVERGED = "lower train.learning_rate (or train.muon_learning_rate) or lengthen train.warmup_steps, and start in another folder"
+
+#: Next step where a run exceeds the memory.
+SMALLER = (
+    "lower train.batch_rows or decoder.context_length, or use a larger machine, then start the same "
+    "command again: it resumes from the newest checkpoint; 'cm3 recipe check' shows what training takes"
+)
 
 
 def train(
@@ -70,12 +77,19 @@ def train(
         CheckpointError: the folder's checkpoint is damaged or was made with another recipe, or
             can't be written.
         TrainingInterrupted: Ctrl-C; a checkpoint has been written.
+        DeviceError: it does not fit into memory.
+        RecipeError: it plainly will not, see `check_training_fits`.
         CM3Error: the loss is not finite, or another process is training in the folder.
         FileError: nothing can be written there.
     """
     out_dir = Path(out_dir)
     command = command or f"cm3 train {shlex.quote(recipe.name)} -o {shlex.quote(str(out_dir))}"
-    with run_lock(out_dir), _threads(recipe.train.num_threads), no_bars(not progress):
+    with (
+        run_lock(out_dir),
+        _threads(recipe.train.num_threads),
+        fitting_memory("training", SMALLER),
+        no_bars(not progress),
+    ):
         state = start(
             recipe,
             out_dir,

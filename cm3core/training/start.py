@@ -13,7 +13,8 @@ from cm3core.build import Components, build
 from cm3core.checkpoint import RECIPE, CheckpointState, remove_leftovers
 from cm3core.errors import CheckpointError
 from cm3core.files import check_writable, make_folder, write_text
-from cm3core.training.device import choose_device, choose_precision
+from cm3core.recipe.memory import check_training_fits
+from cm3core.training.device import choose_device, choose_precision, device_memory
 from cm3core.training.loss import GROUPS
 from cm3core.training.metrics import MetricsLog
 from cm3core.training.optim import OptimizerGroup, Schedule
@@ -43,6 +44,10 @@ def start(
     if recipe.attention is not None:
         recipe.attention.check_training(chosen.type)
     dtype, reason = choose_precision(recipe.train.precision, chosen)
+    machine, on_cpu = device_memory(chosen)
+    warning = check_training_fits(recipe, machine, on_cpu=on_cpu, bf16=dtype is not None)
+    if warning is not None:
+        print(f"warning: {warning}", file=sys.stderr)
     origin = Origin.find(recipe, out_dir, registry, resume=resume)
     components = build(
         recipe,
@@ -69,10 +74,11 @@ def start(
     write_text(out_dir / RECIPE, recipe.to_yaml())
     if progress:
         parameters = sum(p.numel() for p in decoder.parameters())
+        num_threads = torch.get_num_threads()
         print(
             f"{recipe.name} {origin.in_words(out_dir)}: {parameters / 1e6:.2f}M parameters, "
             f"{len(components.source):,} documents, {chosen}, "
-            f"{reason}, {torch.get_num_threads()} threads",
+            f"{reason}, {num_threads} thread{'' if num_threads == 1 else 's'}",
             file=sys.stderr,
         )
     done = origin.counters

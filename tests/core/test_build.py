@@ -12,8 +12,9 @@ import torch
 
 from cm3core.build import build, split_or_reason, trained_spans
 from cm3core.errors import DeviceError, RecipeError
-from cm3core.generation.device_memory import group_limits, memory_limit
+from cm3core.generation.device_memory import memory_limit
 from cm3core.interfaces import Decoder
+from cm3core.machine_memory import group_limits
 from cm3core.plugins import Registry, load_registry
 from cm3core.recipe import Recipe, compose
 

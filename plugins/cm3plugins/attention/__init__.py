@@ -37,6 +37,10 @@ class SDPAAttentionConfig(AttentionConfig):
 
         return KernelAttention("sdpa")
 
+    def kept_bytes(self, rows: int, length: int, num_heads: int, itemsize: int) -> int:
+        """A mask in the type of the scores, where rows are not attended document by document."""
+        return rows * length * length * itemsize
+
 
 @dataclass(kw_only=True)
 class ReferenceAttentionConfig(AttentionConfig):
@@ -47,6 +51,10 @@ class ReferenceAttentionConfig(AttentionConfig):
         from cm3plugins.attention.kernels import KernelAttention
 
         return KernelAttention("reference")
+
+    def kept_bytes(self, rows: int, length: int, num_heads: int, itemsize: int) -> int:
+        """Scores, and their softmax, in float32."""
+        return 2 * rows * num_heads * length * length * 4
 
 
 @dataclass(kw_only=True)

@@ -44,6 +44,11 @@ class BPETokenizerConfig(TextTokenizerConfig):
     path: str | None = None
     min_frequency: int = 2
 
+    @property
+    def max_vocab_size(self) -> int | None:
+        """`vocab_size`: captions may give fewer; a file has its own number."""
+        return self.vocab_size if self.path is None else None
+
     def check(self) -> None:
         """Raise `RecipeError` for a size below 256 or a frequency below 1."""
         super().check()

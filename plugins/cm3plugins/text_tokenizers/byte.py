@@ -20,6 +20,11 @@ MARK_FILE = "byte.txt"
 class ByteTokenizerConfig(TextTokenizerConfig):
     """Bytes of UTF-8. It has no keys."""
 
+    @property
+    def max_vocab_size(self) -> int:
+        """256."""
+        return NUM_BYTES
+
     def build(self, corpus: Iterable[str] | None = None) -> ByteTokenizer:
         """Return the tokenizer; `corpus` is not read."""
         return ByteTokenizer()

@@ -21,6 +21,7 @@ from cm3core.document import PixelArray
 from cm3core.errors import CheckpointError, CM3Error, DataError
 from cm3core.files import atomic_path
 from cm3core.progress import make_bar
+from cm3core.stop_signals import StopSignals
 
 WEIGHTS, STATE, LOG = "model.safetensors", "state.pt", "log.jsonl"
 
@@ -154,43 +155,48 @@ class TrainingRun:
     def train(
         self,
         step: Callable[[int, float], Mapping[str, float]],
-        save: Callable[[], Path],
+        save: Callable[[bool], Path],
         *,
         label: str,
         show_progress: bool = True,
-        stopped: Callable[[], bool] = lambda: False,
         on_checkpoint: Callable[[Path], None] | None = None,
     ) -> Path:
         """Step until the budget is spent; returns what the last `save` returned.
 
+        The first Ctrl-C or SIGTERM ends the run after its step: it is saved, then
+        `KeyboardInterrupt` is raised. A second one stops at once.
+
         Args:
             step: one update; maps the number of steps done and the progress to the values to log,
                 including `loss`.
-            save: writes a checkpoint, the last time at the end; returns the weights' path.
+            save: writes a checkpoint, the last time at the end; returns the weights' path. Given
+                whether the run was stopped, which should not wait for figures.
             label: of the progress bar.
             show_progress: a progress bar on stderr.
-            stopped: called before each step; if true, the run ends early.
             on_checkpoint: called with the weights' path after each checkpoint.
         """
 
         def checkpoint() -> Path:
-            path = save()
+            path = save(stop.received is not None)
             if on_checkpoint is not None:
                 on_checkpoint(path)
             return path
 
-        settings = self._settings
+        settings, stop = self._settings, StopSignals()
         (self.out_dir / LOG).touch()
         last_saved = time.monotonic()
         started = last_saved - self.seconds
-        with make_bar(
-            total=100.0,
-            unit="%",
-            disable=not show_progress,
-            desc=label,
-            bar_format="{desc} {percentage:5.1f}% |{bar}| {elapsed}<{remaining} {postfix}",
-        ) as bar:
-            while self.progress() < 1.0 and not stopped():
+        with (
+            stop,
+            make_bar(
+                total=100.0,
+                unit="%",
+                disable=not show_progress,
+                desc=label,
+                bar_format="{desc} {percentage:5.1f}% |{bar}| {elapsed}<{remaining} {postfix}",
+            ) as bar,
+        ):
+            while self.progress() < 1.0 and stop.received is None:
                 report = self._finite(step)
                 self.step_count += 1
                 self.seconds = time.monotonic() - started
@@ -206,7 +212,10 @@ class TrainingRun:
                     checkpoint()
                     last_saved = time.monotonic()
                     self.seconds = last_saved - started
-            return checkpoint()
+            path = checkpoint()
+        if stop.received is not None:
+            raise KeyboardInterrupt
+        return path
 
 
 def check_order(

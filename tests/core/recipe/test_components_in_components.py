@@ -176,7 +176,7 @@ def test_errors_are_those_of_a_section_with_the_whole_place(
     [
         (["retriever=rrf", "retriever.parts=bm25"], "is 'bm25', expected dict[str, retriever]"),
         (["retriever=rrf"], "retriever.parts: is empty\n  next: name a retriever or more"),
-        (["sampler=plain"], "lacks a value for sampler.inner\n  next: give them"),
+        (["sampler=plain"], "lacks a value for sampler.inner\n  next: give"),
         ([*PLAIN, "sampler.more=cfg"], "sampler.more: is 'cfg', expected list[sampler]"),
         (["sampler=plain", "sampler.inner=null"], "sampler.inner: is None, expected a sampler: "),
     ],

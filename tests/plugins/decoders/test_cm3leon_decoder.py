@@ -3,7 +3,10 @@ transformers' OPT."""
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +20,17 @@ from cm3core.testing.decoder import DecoderContract
 from cm3core.vocab import Vocabulary
 from cm3plugins.attention import SDPAAttentionConfig
 from cm3plugins.decoders.cm3leon import CM3LeonConfig, pool
-from cm3plugins.decoders.cm3leon.inference import CM3LeonInference
+from cm3plugins.decoders.cm3leon.inference import NUM_HEADS, CM3LeonInference
 from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
+from cm3plugins.decoders.cm3leon.products import (
+    FEWEST_ROWS,
+    MOST_ROWS,
+    in_blocks,
+    num_padded,
+    packed_product,
+    packs,
+    padded,
+)
 
 TINY = CM3LeonConfig(num_layers=2, d_model=24, num_heads=3, context_length=24, init_std=0.02)
 VOCABULARY = Vocabulary(num_text=30, num_image=16, num_sentinels=4)
@@ -314,3 +326,70 @@ def test_sequences_longer_than_the_context_are_refused() -> None:
         GenerationError, match="row 0 would hold 5 own tokens, but there is room for 4"
     ):
         cache.advance([5])
+
+
+def test_products_of_any_number_of_rows_have_few_sizes() -> None:
+    """oneDNN compiles kernels for each number of rows, and keeps them for good."""
+    seen: list[int] = []
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return 2 * x
+
+    in_few = in_blocks(product)
+    for number in range(1, 1500):
+        x_ME = torch.arange(number, dtype=torch.float32)[:, None]
+        assert torch.equal(in_few(padded(x_ME))[:number], 2 * x_ME)
+        assert num_padded(number) <= max(1.25 * number, number + 3)
+    assert len(set(seen)) == 20
+    assert min(seen) == FEWEST_ROWS
+    assert max(seen) == MOST_ROWS
+
+
+@pytest.mark.skipif(not packs(torch.float32), reason="oneDNN packs no weights here")
+def test_a_row_s_product_does_not_depend_on_the_number_of_rows() -> None:
+    torch.manual_seed(0)
+    for inputs, outputs in ((64, 192), (192, 768), (768, 192)):
+        product = packed_product(torch.randn(outputs, inputs), None)
+        x_ME = torch.randn(300, inputs)
+        every_MV = product(x_ME)
+        for number in (*range(4, 40), 63, 130, 255, 257):
+            assert torch.equal(product(padded(x_ME[:number]))[:number], every_MV[:number])
+
+
+def test_prompts_of_every_length_do_not_grow_the_process() -> None:
+    """Compiled kernels are neither tensors nor Python's: only the process shows them."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("reads /proc")
+    config = replace(TINY, num_layers=1, d_model=64, num_heads=1, context_length=400)
+    inference = build(config).eval().for_inference()
+
+    def read(length: int) -> None:
+        cache = inference.allocate_cache(1, length)
+        inference.hidden_states(torch.zeros(1, length, dtype=torch.int64), cache=cache)
+
+    def resident() -> int:
+        text = Path("/proc/self/statm").read_text(encoding="ascii")
+        return int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    with torch.inference_mode():
+        for length in (1, 16, 64, 250, 400):
+            read(length)
+        before = resident()
+        for length in range(1, 401):
+            read(length)
+    assert resident() - before < 80 << 20
+
+
+def test_slices_of_the_head_are_kept_in_bounded_number() -> None:
+    decoder = build(TINY).eval()
+    inference = decoder.for_inference()
+    assert isinstance(inference, CM3LeonInference)
+    hidden_ME = torch.randn(5, TINY.d_model)
+    full_MV = inference.logits(hidden_ME)
+    for stop in range(1, decoder.vocab_size + 1):
+        own_MV = inference.logits(hidden_ME, range(stop))
+        assert own_MV.shape == (5, stop)
+        assert own_MV.is_contiguous()
+        torch.testing.assert_close(own_MV, full_MV[:, :stop])
+    assert len(inference._heads) <= NUM_HEADS

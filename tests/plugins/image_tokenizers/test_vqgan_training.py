@@ -28,6 +28,7 @@ from cm3plugins.image_tokenizers.vqgan.codebook import CodebookUpdater, align_wi
 from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig
 from cm3plugins.image_tokenizers.vqgan.model import VectorQuantizer, VQModel
 from cm3plugins.image_tokenizers.vqgan.settings import VQGANTraining
+from cm3plugins.image_tokenizers.vqgan.trainer import TokenizerTrainer
 from cm3plugins.image_tokenizers.vqgan.training import batch_indices
 
 SHAPE: dict[str, Any] = {
@@ -187,6 +188,27 @@ def test_sigkill_then_resume_is_exact(tmp_path: Path) -> None:
     assert process.wait() == -signal.SIGKILL, "the process ended before it could be killed"
     assert torch.load(out / "state.pt", weights_only=True)["step"] < 40
     assert_same(whole, train(out, 40, training, resume=True))
+
+
+def test_ctrl_c_ends_the_step_saves_and_resumes_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    whole = train(tmp_path / "whole", 12)
+    step = TokenizerTrainer.step
+
+    def interrupted(self: TokenizerTrainer, pixels: Any, number: int, progress: float) -> Any:
+        if number == 6:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, pixels, number, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenizerTrainer, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "cut", 12)
+    assert torch.load(tmp_path / "cut" / "state.pt", weights_only=True)["step"] == 7
+    assert signal.getsignal(signal.SIGINT) is before
+    assert_same(whole, train(tmp_path / "cut", 12, resume=True))
 
 
 def test_another_configuration_is_not_resumed(tmp_path: Path) -> None:

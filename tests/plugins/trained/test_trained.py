@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -139,13 +141,20 @@ def train(run: TrainingRun, counter: Counter, stop_after: int = 99) -> list[int]
     """The steps after which a checkpoint was written."""
     saved = []
 
-    def save() -> Path:
+    def step(number: int, progress: float) -> dict[str, float]:
+        if number + 1 == stop_after:
+            signal.raise_signal(signal.SIGINT)
+        return counter.step(number, progress)
+
+    def save(stopped: bool) -> Path:
+        assert stopped == (run.step_count == stop_after)
         run.save_state()
         saved.append(run.step_count)
         return run.out_dir
 
-    stopped = lambda: run.step_count >= stop_after  # noqa: E731  # short, and used once
-    run.train(counter.step, save, label="counting", show_progress=False, stopped=stopped)
+    stops = pytest.raises(KeyboardInterrupt) if stop_after < 99 else contextlib.nullcontext()
+    with stops:
+        run.train(step, save, label="counting", show_progress=False)
     return saved
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.errors import RecipeError, close_match
-from cm3core.interfaces.decoder import DecoderConfig
+from cm3core.interfaces import TrainingMemory, TrainingPass
+from cm3core.interfaces.decoder import LOSS_CHUNK_BYTES, DecoderConfig
 from cm3core.vocab import Vocabulary
 from cm3plugins.decoders.cm3leon.settings import CM3LeonSettings
 
@@ -79,6 +80,48 @@ class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
         rows = vocabulary.size * (1 if self.tie_embeddings else 2) + self.context_length
         rows += sum(grid) if self.grid_positions else 0
         return rows * width + self.num_layers * layer
+
+    def training_memory(
+        self, vocabulary: Vocabulary, grid: tuple[int, int], one_pass: TrainingPass
+    ) -> TrainingMemory:
+        """What autograd keeps of each layer (see `block.py`), and the head's loss."""
+        width, inner = self.d_model, self.d_ff or 4 * self.d_model
+        tokens, size = one_pass.rows * one_pass.length, one_pass.itemsize
+        # two residual sums in float32; both norms, queries, keys, values and the result, twice for
+        # packed documents
+        kept = tokens * width * (2 * 4 + 7 * size)
+        kept += tokens * inner * size * (1 if self.activation == "relu" else 2)
+        kept += tokens * width * 2 * size if self.qk_norm else 0
+        kept += tokens * width * 2 if self.dropout else 0
+        if one_pass.attention is not None:
+            kept += one_pass.attention.kept_bytes(
+                one_pass.rows, one_pass.length, self.num_heads, size
+            )
+        if self.activation_checkpointing:
+            activations, working = self.num_layers * tokens * width * 4, kept
+        else:
+            activations, working = self.num_layers * kept, 0
+        working += tokens * (2 * inner + 4 * width) * 4
+        # logits, and their gradient beside them where types differ; two gradients of the head
+        logits = min(LOSS_CHUNK_BYTES, 4 * tokens * vocabulary.size)
+        working += (1 if size == 4 else 2) * logits + 2 * 4 * vocabulary.size * width
+        matrices = self.num_layers * (4 * width * width + 2 * width * inner)
+        return TrainingMemory(
+            matrix_parameters=matrices,
+            other_parameters=self.num_parameters(vocabulary, grid) - matrices,
+            largest_stack=self.num_layers * width * max(4 * width, inner),
+            activations=activations + 3 * 4 * tokens * width,
+            working=working,
+            smaller=(
+                *(
+                    ()
+                    if self.activation_checkpointing
+                    else ("decoder.activation_checkpointing=true",)
+                ),
+                "decoder.context_length",
+            ),
+            smaller_model=("decoder.num_layers", "decoder.d_model"),
+        )
 
     def build(
         self, vocabulary: Vocabulary, attention: AttentionBackend, grid: tuple[int, int]

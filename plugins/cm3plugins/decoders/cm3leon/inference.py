@@ -20,18 +20,22 @@ from cm3plugins.decoders.cm3leon.block import Block
 from cm3plugins.decoders.cm3leon.cache import CM3LeonCache, Reading
 from cm3plugins.decoders.cm3leon.pool import CacheLayout
 from cm3plugins.decoders.cm3leon.products import (
-    FEWEST_ROWS,
     Product,
     int8_product,
     layer_norm,
     normed,
     packed_product,
     packs,
+    padded,
     rounds_inputs,
     why_not,
     with_activation,
 )
 from cm3plugins.decoders.cm3leon.settings import CM3LeonSettings
+
+#: Slices of the head that are kept packed. How a text ends differs from hole to hole, so that there
+#: may be hundreds of slices.
+NUM_HEADS = 4
 
 
 class TrainedDecoder(Protocol):
@@ -175,8 +179,8 @@ class CM3LeonInference(InferenceDecoder):
         B, T, E = x_BTE.shape
         M, dtype = B * T, self.dtype
         x_ME = x_BTE.reshape(M, E)
-        if self.on_cpu and M < FEWEST_ROWS:
-            x_ME = F.pad(x_ME, (0, 0, 0, FEWEST_ROWS - M))
+        if self.on_cpu:
+            x_ME = padded(x_ME)
         heads = (B, T, 3, self.num_heads, self.head_dim)
         attended_ME = x_ME.new_zeros(x_ME.shape, dtype=dtype)
         for layer, (qkv, out, up, down, q_norm, k_norm) in enumerate(self._layers):
@@ -193,12 +197,26 @@ class CM3LeonInference(InferenceDecoder):
         return layer_norm(x_ME[:M]).view(B, T, E)
 
     def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
-        ids = range(self.vocab_size) if ids is None else ids
-        key = (ids.start, ids.stop)
-        if key not in self._heads:
-            self._heads[key] = self._product(self._head_weight_VE[ids.start : ids.stop])
+        everything = range(self.vocab_size)
+        ids = everything if ids is None else ids
         x_ME = hidden.reshape(-1, hidden.shape[-1]).to(self.dtype)
         M = len(x_ME)
-        if self.on_cpu and M < FEWEST_ROWS:
-            x_ME = F.pad(x_ME, (0, 0, 0, FEWEST_ROWS - M))
-        return self._heads[key](x_ME)[:M].view(*hidden.shape[:-1], len(ids))
+        if self.on_cpu:
+            x_ME = padded(x_ME)
+        # on a CPU each slice of the head is a copy, packed: large ones share that of all ids
+        packed = everything if self.on_cpu and 2 * len(ids) >= len(everything) else ids
+        logits_MV = self._head(packed)(x_ME)[:M]
+        if len(packed) > len(ids):
+            logits_MV = logits_MV[:, ids.start : ids.stop].contiguous()
+        return logits_MV.view(*hidden.shape[:-1], len(ids))
+
+    def _head(self, ids: range) -> Product:
+        """The head's product for a slice of the ids; the last few that were used are kept."""
+        key = (ids.start, ids.stop)
+        product = self._heads.pop(key, None)
+        if product is None:
+            product = self._product(self._head_weight_VE[ids.start : ids.stop])
+        self._heads[key] = product  # the last one now
+        if len(self._heads) > NUM_HEADS:
+            self._heads.pop(next(iter(self._heads)), None)
+        return product

@@ -21,6 +21,10 @@ from cm3core.errors import close_match
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
 #: Minimum number of rows of a product on a CPU.
 FEWEST_ROWS = 4
+#: Maximum number of rows that oneDNN multiplies in one call. It compiles kernels for each number of
+#: rows that it sees, half a megabyte for each weight, and keeps them for good: a process that
+#: multiplied every number of rows would grow by gigabytes.
+MOST_ROWS = 256
 
 LAYER_NORM_EPS = 1e-5
 
@@ -43,6 +47,37 @@ def normed(norm: nn.Module, x: Tensor) -> Tensor:
 def layer_norm(x: Tensor) -> Tensor:
     """LayerNorm over the last dimension without weight or bias."""
     return F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
+
+
+def num_padded(num_rows: int) -> int:
+    """The number of rows, at least this many, to which a product's input is padded on a CPU.
+
+    Products then have one of twenty sizes (see `in_blocks`) and, from 16 rows on, are at most a
+    quarter larger than needed. A row's result does not depend on the number of rows.
+
+    >>> [num_padded(number) for number in (1, 4, 5, 33, 130, 257, 700)]
+    [4, 4, 8, 40, 160, 260, 704]
+    """
+    blocks, rest = divmod(num_rows, MOST_ROWS)
+    step = max(FEWEST_ROWS, 1 << max(0, (rest - 1).bit_length() - 3))
+    return max(FEWEST_ROWS, blocks * MOST_ROWS + -(-rest // step) * step)
+
+
+def padded(x_ME: Tensor) -> Tensor:
+    """`x_ME` with rows of zeros after its own, see `num_padded`."""
+    missing = num_padded(len(x_ME)) - len(x_ME)
+    return F.pad(x_ME, (0, 0, 0, missing)) if missing else x_ME
+
+
+def in_blocks(product: Product) -> Product:
+    """`product` by at most `MOST_ROWS` rows at a time."""
+
+    def of_blocks(x: Tensor) -> Tensor:
+        if len(x) <= MOST_ROWS:
+            return product(x)
+        return torch.cat([product(block) for block in x.split(MOST_ROWS)])
+
+    return of_blocks
 
 
 def with_activation(product: Product, activation: str | None) -> Product:
@@ -73,7 +108,7 @@ def packed_product(weight: Tensor, activation: str | None) -> Product:
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, None, name, [], algorithm)
         return result
 
-    return product
+    return in_blocks(product)
 
 
 def int8_product(weight: Tensor) -> Product:
@@ -130,7 +165,7 @@ def rounded_product(codes: Tensor, scale_V: Tensor) -> Product:
         )
         return result.mul_(largest_M1)
 
-    return product
+    return in_blocks(product)
 
 
 def rounds_inputs(device: torch.device) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +114,7 @@ class _Run(TrainingRun):
 
         return self.train(
             step,
-            partial(self.save, validation_NHWC),
+            lambda stopped: self.save(None if stopped else validation_NHWC),
             label="tokenizer",
             show_progress=show_progress,
             on_checkpoint=on_checkpoint,

@@ -25,7 +25,6 @@ from cm3core.files import make_folder
 from cm3core.images import save_png
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
 from cm3core.progress import make_bar
-from cm3core.stop_signals import StopSignals
 from cm3core.training.device import choose_device, choose_precision
 from cm3plugins.trained.layout import channels_last
 from cm3plugins.trained.losses import edge_error
@@ -229,19 +228,13 @@ class _Run(TrainingRun):
             small_BHWC, large_BHWC = crops.batch(number)
             return trainer.step(to_input(small_BHWC), to_input(large_BHWC), number, progress)
 
-        with StopSignals() as stop:
-            path = self.train(
-                step,
-                # a stopped run should not wait for figures
-                lambda: self.save(None if stop.received else validation_NHWC),
-                label=f"upscaler, {trainer.precision}",
-                show_progress=show_progress,
-                stopped=lambda: bool(stop.received),
-                on_checkpoint=on_checkpoint,
-            )
-        if stop.received:
-            raise KeyboardInterrupt
-        return path
+        return self.train(
+            step,
+            lambda stopped: self.save(None if stopped else validation_NHWC),
+            label=f"upscaler, {trainer.precision}",
+            show_progress=show_progress,
+            on_checkpoint=on_checkpoint,
+        )
 
     def save(self, validation_NHWC: PixelArray | None) -> Path:
         """Write weights, state and, with validation pictures, a log line and the picture.

@@ -1,0 +1,109 @@
+"""Folders in which files are written before they take their place, and removing those that killed
+processes left.
+
+Each is locked by the process that writes in it. The system frees the lock when that process ends,
+however that happens: a folder whose lock is free has no owner, and nobody needs what is in it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+#: Ending of the folders' names; nothing else that we write has it.
+SUFFIX = ".cm3-writing"
+_NAME = re.compile(rf"\..*\.[0-9a-f]{{8}}{re.escape(SUFFIX)}", re.DOTALL)
+#: Letters of the target's name that a folder's name has: a file's name may be as long as names can be.
+_MAX_LETTERS = 40
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+#: Device and inode of the folders in which this process has looked for what others left.
+_searched: set[tuple[int, int]] = set()
+
+
+@contextmanager
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """A new folder beside `target`, whose folder is there; it is removed at the end, with all that is
+    still in it.
+
+    The first one of a process in a place also removes those that killed processes left there.
+
+    Raises:
+        OSError: it can't be made.
+    """
+    status = target.parent.stat()
+    if (place := (status.st_dev, status.st_ino)) not in _searched:
+        _searched.add(place)
+        remove_unfinished(target.parent)
+    while (made := _made(target)) is None:
+        pass
+    folder, handle = made
+    try:
+        yield folder
+    finally:
+        # the lock is freed last, so that only one process removes the folder
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+def _made(target: Path) -> tuple[Path, int] | None:
+    """A folder and its open descriptor, locked. None: between the two, another process took it for
+    one without an owner."""
+    name = f".{target.name[:_MAX_LETTERS]}.{uuid.uuid4().hex[:8]}{SUFFIX}"
+    folder = target.parent / name
+    folder.mkdir(mode=0o700)
+    try:
+        handle = os.open(folder, _OPEN)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    except OSError:  # no locks on this disk: then nobody can lock it to remove it, either
+        return folder, handle
+    if not _is_at(folder, handle):
+        os.close(handle)
+        return None
+    return folder, handle
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary folders in `folder` whose owners have ended. Never fails: what can't be
+    removed stays."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry.name for entry in entries if _NAME.fullmatch(entry.name)]
+    except OSError:
+        return
+    for name in found:
+        _remove_if_free(folder / name)
+
+
+def _remove_if_free(folder: Path) -> None:
+    try:
+        handle = os.open(folder, _OPEN)
+    except OSError:  # gone, a link, or another user's
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_at(folder, handle):
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError:  # its owner is alive, or the disk has no locks
+        return
+    finally:
+        os.close(handle)
+
+
+def _is_at(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(handle))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,176 @@
+"""What training a recipe needs of memory, and refusing what the machine doesn't have. No torch.
+
+docs/recipes.md compares the estimate with what runs took.
+"""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass
+
+from cm3core.errors import RecipeError
+from cm3core.interfaces.training_memory import TrainingMemory, TrainingPass
+from cm3core.machine_memory import VARIABLE, MachineMemory
+from cm3core.recipe.recipe import Recipe
+from cm3core.vocab import NUM_CONTROL, Vocabulary
+
+#: Resident bytes of Python, torch, the plugins, a data set of some thousand documents and an image
+#: tokenizer on the CPU, measured.
+PROGRAM = 480 << 20
+#: What oneDNN keeps beside that where a CPU multiplies bfloat16: kernels for each length of document.
+BF16_KERNELS = 400 << 20
+#: Address space of a process with torch that is never touched.
+UNTOUCHED = 4 << 30
+_FLOAT = 4
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that training takes at its peak.
+
+    Args:
+        program: everything but the decoder's training.
+        weights, gradients, optimizer: of the decoder; the optimiser's includes its temporaries.
+        activations: what a forward pass keeps, and the most that it uses for a moment.
+        decoder: the decoder's own account; None: not known, its activations are left out.
+    """
+
+    program: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    decoder: TrainingMemory | None = None
+
+    def total(self, *, on_cpu: bool = True) -> int:
+        """All of it, or the part on a GPU."""
+        model = self.weights + self.gradients + self.optimizer + self.activations
+        return model + (self.program if on_cpu else 0)
+
+    def in_words(self) -> str:
+        """The figures."""
+        parts = {
+            "weights": self.weights,
+            "gradients": self.gradients,
+            "optimizer": self.optimizer,
+            "activations": self.activations,
+            "program and data": self.program,
+        }
+        shown = ", ".join(f"{name} {_gb(value)}" for name, value in parts.items())
+        missing = "" if self.decoder is not None else "; this decoder's activations are not known"
+        return f"{_gb(self.total())} GB ({shown}{missing})"
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.2f}" if num_bytes < 100e9 else f"{num_bytes / 1e9:,.0f}"
+
+
+def training_memory(recipe: Recipe, *, bf16: bool | None = None) -> MemoryEstimate | None:
+    """The estimate for a recipe; None if it has no decoder or image tokenizer, or its decoder doesn't
+    know its number of parameters.
+
+    Args:
+        recipe: checked.
+        bf16: whether products are in bfloat16; None: as `train.precision` says, "auto" as no.
+    """
+    if recipe.decoder is None or recipe.image_tokenizer is None:
+        return None
+    section, sizes = recipe.train, recipe.vocabulary
+    bf16 = section.precision == "bf16" if bf16 is None else bf16
+    text = recipe.text_tokenizer.max_vocab_size if recipe.text_tokenizer is not None else None
+    vocabulary = Vocabulary(
+        max(NUM_CONTROL + 1, sizes.num_text or (text or 0) + NUM_CONTROL),
+        recipe.image_tokenizer.codebook_size,
+        sizes.num_sentinels,
+        sizes.num_reserved,
+        sizes.multiple_of,
+    )
+    grid = recipe.image_tokenizer.grid
+    number = recipe.decoder.num_parameters(vocabulary, grid)
+    if number is None:
+        return None
+    one_pass = TrainingPass(
+        rows=section.batch_rows,
+        length=recipe.decoder.context_length,
+        itemsize=2 if bf16 else 4,
+        attention=recipe.attention,
+    )
+    known = recipe.decoder.training_memory(vocabulary, grid, one_pass)
+    # AdamW keeps two numbers of a parameter, Muon one of a matrix
+    optimizer, temporaries = 2 * _FLOAT * number, 0
+    if known is not None and section.optimizer == "muon":
+        optimizer = _FLOAT * (known.matrix_parameters + 2 * known.other_parameters)
+        # the momenta with Nesterov's step, stacked, and three more of their size
+        temporaries = 5 * _FLOAT * known.largest_stack
+    activations = 0 if known is None else known.activations + known.working
+    # copies of the weights for the products of a pass
+    activations += 2 * number if bf16 else 0
+    return MemoryEstimate(
+        PROGRAM + (BF16_KERNELS if bf16 else 0),
+        _FLOAT * number,
+        _FLOAT * number,
+        optimizer + max(0, temporaries - activations),
+        activations,
+        known,
+    )
+
+
+def check_training_fits(
+    recipe: Recipe,
+    machine: MachineMemory,
+    *,
+    on_cpu: bool = True,
+    bf16: bool | None = None,
+) -> str | None:
+    """Refuse a recipe whose training exceeds the memory.
+
+    Returns:
+        a warning where it would fit with swap, or once other processes have freed what they use.
+
+    Raises:
+        RecipeError: it never fits; names the figures, the limit and the keys that reduce them.
+    """
+    estimate = training_memory(recipe, bf16=bf16)
+    if estimate is None or machine.limit is None:
+        return None
+    needed, limit = estimate.total(on_cpu=on_cpu), machine.limit
+    if on_cpu and machine.source.startswith("the limit on address space"):
+        limit -= min(UNTOUCHED, resource.getrlimit(resource.RLIMIT_AS)[0])
+    has = f"{machine.source} has {machine.limit / 1e9:,.2f} GB"
+    if needed > limit + machine.swap:
+        raise RecipeError(
+            f"recipe {recipe.name}",
+            f"training takes about {estimate.in_words()}, and {has}",
+            f"{_advice(recipe, estimate)}; or set {VARIABLE} to the number of GB of the machine that "
+            "will train it",
+        )
+    if needed > limit:
+        return (
+            f"training takes about {estimate.in_words()}, and {has}: it will swap, and be slow; "
+            + _advice(recipe, estimate)
+        )
+    if on_cpu and machine.free is not None and needed > machine.free + machine.swap:
+        return (
+            f"training takes about {estimate.in_words()}; only {_gb(machine.free)} GB are free now, "
+            "other processes use the rest"
+        )
+    return None
+
+
+def _advice(recipe: Recipe, estimate: MemoryEstimate) -> str:
+    """The keys that make the largest part smaller."""
+    known = estimate.decoder
+    model = estimate.weights + estimate.gradients + estimate.optimizer
+    if known is None or model > estimate.activations:
+        keys = [] if known is None else list(known.smaller_model)
+        muon = ["train.optimizer=muon"] if recipe.train.optimizer != "muon" else []
+        return f"lower {', '.join([*keys, 'the sizes in vocabulary'])}" + "".join(
+            f", or use {one}" for one in muon
+        )
+    rows = recipe.train.batch_rows
+    fewer = (
+        [f"train.batch_rows (now {rows:,}; train.accumulate makes up for it)"] if rows > 1 else []
+    )
+    lower = [*fewer, *(one for one in known.smaller if "=" not in one)]
+    settings = [one for one in known.smaller if "=" in one]
+    return f"lower {' or '.join(lower)}" + "".join(f", or use {one}" for one in settings)
