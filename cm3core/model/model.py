@@ -6,9 +6,8 @@
 >>> model.caption(pictures[0].pixels).text                                      # doctest: +SKIP
 'red apple'
 
-`Model` is a facade: `loaded` holds the checkpoint's parts, and every call only runs jobs that
-`drawing` and `writing` make: documents with holes, which `cm3core.generation.engine.Engine` fills.
-For many callers at once, from coroutines, see `cm3core.model.AsyncModel`.
+`Model` is a facade: `loaded` holds the checkpoint's parts; calls run jobs of `drawing` and `writing`,
+documents with holes, which `cm3core.generation.engine.Engine` fills. For coroutines: `AsyncModel`.
 """
 
 from __future__ import annotations
@@ -55,15 +54,13 @@ def load(
     """Open a trained model.
 
     Args:
-        model: a run's folder, one of its checkpoints, an exported model, or "PLUGIN:NAME" of a
-            model that a plugin ships.
+        model: a run's folder, a checkpoint, an exported model, or "PLUGIN:NAME" of a shipped one.
         bank: a memory bank to retrieve from instead of the recipe's memory, see
             `Model.with_memory`.
         registry: the components that recipes may name. None: those of the installed plugins.
         device: where the decoder runs.
         num_threads, precision, max_rows: see `Engine`.
-        trust_plugins: SHA-256 of plugin files in the checkpoint that may be run: its own code, which
-            can do anything that you can. Read them first.
+        trust_plugins: SHA-256 of plugin files in the checkpoint that may be run. Read them first.
 
     Raises:
         CheckpointError: there is no checkpoint, it is damaged, or it needs a plugin file that it
