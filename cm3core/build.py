@@ -25,7 +25,9 @@ from cm3core.errors import CM3Error, DeviceError, RecipeError
 from cm3core.generation.device_memory import check_weights_fit
 from cm3core.generation.likelihood import Likelihood
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
-from cm3core.recipe import recipe_from_yaml
+from cm3core.plugins.providers import OURS
+from cm3core.recipe.merge import stored_recipe
+from cm3core.recipe.missing import MissingComponent
 from cm3core.sequence.serialize import Serializer
 from cm3core.vocab import NUM_CONTROL, Vocabulary
 
@@ -169,8 +171,11 @@ class Components:
 
 
 def section(recipe: Recipe, kind: str) -> Any:
-    """The config of `kind`; raises `RecipeError` when the recipe has no such section."""
+    """The config of `kind`; raises `RecipeError` when the recipe has no such section, `PluginError`
+    when its component is not installed."""
     config = getattr(recipe, kind)
+    if isinstance(config, MissingComponent):
+        config.refuse()
     if config is None:
         raise RecipeError(
             f"recipe {recipe.name}",
@@ -315,9 +320,8 @@ def split_or_reason(components: Components, name: str) -> DocumentSource | str:
 
 def config_of(registry: Registry, kind: str, maker: Maker, *, place: str) -> Any:
     """The config of a component that a bank's manifest names, its values checked as a recipe's."""
-    recipe = recipe_from_yaml(
-        json.dumps({kind: {"name": maker.name, **maker.config}}), registry, label=place
-    )
+    values = {kind: {"name": maker.name, **maker.config}}
+    recipe = stored_recipe(json.dumps(values), registry, label=place, writer=OURS)
     return getattr(recipe, kind)
 
 
@@ -353,7 +357,7 @@ def bank_tools(folder: str | Path, registry: Registry) -> Tools:
     makers = {"embedder": manifest.embedder, "image_tokenizer": manifest.image_tokenizer}
     values = {kind: {"name": maker.name, **maker.config} for kind, maker in makers.items()}
     tools = tools_of(
-        recipe_from_yaml(json.dumps(values), registry, label=str(folder / MANIFEST)),
+        stored_recipe(json.dumps(values), registry, label=str(folder / MANIFEST), writer=OURS),
         folder / IMAGE_TOKENIZER,
     )
     bank = MemoryBank.open(folder)

@@ -15,7 +15,8 @@ from cm3core.checkpoint.layout import IMAGE_TOKENIZER, RECIPE, TOKENIZER, damage
 from cm3core.checkpoint.state import read_state
 from cm3core.checkpoint.tensors import load_weights
 from cm3core.errors import CheckpointError, close_match
-from cm3core.recipe import recipe_from_yaml
+from cm3core.plugins.providers import read_writer
+from cm3core.recipe.merge import stored_recipe
 from cm3core.vocab import Vocabulary
 
 if TYPE_CHECKING:
@@ -61,12 +62,22 @@ def find_model(model: str | Path, registry: Registry) -> Path:
 
 
 def read_recipe(folder: Path, registry: Registry) -> Recipe:
-    """The recipe stored in a checkpoint."""
+    """The recipe stored in a checkpoint.
+
+    Bare names in it mean the plugins that provided them when it was stored. A component that is not
+    available is an error only for what needs it.
+    """
     try:
         text = (folder / RECIPE).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise damaged(folder / RECIPE, f"can't be read ({error})") from error
-    return recipe_from_yaml(text, registry, label=str(folder / RECIPE))
+    return stored_recipe(
+        text,
+        registry,
+        label=str(folder / RECIPE),
+        writer=read_writer(folder, damaged),
+        lenient=True,
+    )
 
 
 def open_checkpoint(

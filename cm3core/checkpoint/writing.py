@@ -23,7 +23,6 @@ from cm3core.checkpoint.layout import (
     IMAGE_TOKENIZER,
     OPTIMIZER,
     PLUGINS,
-    RECIPE,
     STATE,
     TOKENIZER,
     WEIGHTS,
@@ -34,6 +33,7 @@ from cm3core.checkpoint.tensors import contiguous, generator_states, weights_of
 from cm3core.errors import CheckpointError
 from cm3core.files import sync_directory
 from cm3core.plugins.registry import plugin_versions
+from cm3core.recipe.storing import files_of
 
 if TYPE_CHECKING:
     from cm3core.build import Components
@@ -80,7 +80,8 @@ def save_checkpoint(
 
 
 def _write_description(folder: Path, components: Components, state: CheckpointState) -> None:
-    (folder / RECIPE).write_text(components.recipe.to_yaml(), encoding="utf-8")
+    for name, text in files_of(components.recipe, components.registry).items():
+        (folder / name).write_text(text, encoding="utf-8")
     write_json(
         folder / PLUGINS,
         {**plugin_versions(components.registry.plugins), "torch": torch.__version__},

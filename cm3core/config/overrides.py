@@ -27,9 +27,16 @@ def in_place_of(config: SamplerConfig | None, other: type[SamplerConfig]) -> Sam
     """Return another sampler's config, with the first one's filters where both have them.
 
     All other keys have the other sampler's defaults."""
-    mine = set() if config is None else {item.name for item in fields(config)}
+    mine = (
+        {} if config is None else {item.name: getattr(config, item.name) for item in fields(config)}
+    )
+    return with_filters(mine, other)
+
+
+def with_filters(values: Mapping[str, Any], other: type[SamplerConfig]) -> SamplerConfig:
+    """Return a sampler's config with those filters that it has among another's `values`."""
     theirs = {item.name for item in fields(other)}
-    return other(**{key: getattr(config, key) for key in CARRIED if key in mine & theirs})
+    return other(**{key: values[key] for key in CARRIED if key in theirs and key in values})
 
 
 def with_options(config: C, options: Mapping[str, Any]) -> C:

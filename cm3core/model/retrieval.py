@@ -210,6 +210,8 @@ class Retrieval:
 
     def _number(self, asked: int | None, has_context: bool) -> int:
         """How many documents to retrieve if the caller asked for `asked` (None: not specified)."""
+        if asked == 0:
+            return 0
         config = self.recipe.retriever
         has_memory = config is not None and config.retrieves
         if asked is None:

@@ -8,7 +8,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -19,8 +19,10 @@ from cm3core.errors import CM3Error
 from cm3core.interfaces import SamplerConfig
 from cm3core.plugins import describe
 from cm3core.plugins.discovery import GROUP, load_registry
+from cm3core.plugins.providers import Provider, Writer
 from cm3core.plugins.registry import Registry
 from cm3core.recipe import compose, recipe_from_yaml
+from cm3core.recipe.merge import stored_recipe
 from cm3core.testing.sampler import SamplerContract
 from cm3core.testing.text_tokenizer import TextTokenizerContract
 
@@ -31,14 +33,17 @@ MODULES = tuple(
     for name in (
         "plugins/discovery.py",
         "plugins/registry.py",
+        "plugins/lookup.py",
         "plugins/describe.py",
         "config/schema.py",
         "recipe/merge.py",
+        "recipe/choosing.py",
+        "recipe/values.py",
         "testing/_laws.py",
     )
 )
 #: What raises them: our errors, and the function that makes one for a value of the wrong type.
-ERRORS = {"PluginError", "RecipeError", "_wrong_type"}
+ERRORS = {"PluginError", "RecipeError", "wrong_type"}
 Site = tuple[str, int]
 
 GOOD = """\
@@ -174,6 +179,14 @@ class Setting:
         )
 
 
+def stored(registry: Registry, **known: object) -> object:
+    """A stored recipe with a component that the plugin `mine` provided, of some version."""
+    provider = Provider("gone", "mine", "cm3-mine", "0.1")
+    writer = replace(Writer({"text_tokenizer": provider}), **known)
+    text = "text_tokenizer: {name: gone}\n"
+    return stored_recipe(text, registry, label="recipe.yaml", writer=writer)
+
+
 def with_build(**attributes: object) -> type[SamplerConfig]:
     return type("MyConfig", (SamplerConfig,), {"build": lambda self: None, **attributes})
 
@@ -209,6 +222,11 @@ CASES: dict[str, Callable[[Setting], object]] = {
     "command from nowhere": lambda setting: setting.commands("page_nowhere:f"),
     "command is no function": lambda setting: setting.commands("page_a:CM3_API"),
     "resolved recipe extends": lambda setting: recipe_from_yaml("extends: [tiny]\n", Registry()),
+    "stored by a plugin that is gone": lambda setting: stored(Registry()),
+    "stored before providers were": lambda setting: stored(
+        Registry(), providers={}, plugins={"mine": "0.1"}
+    ),
+    "stored by another version": lambda setting: stored(setting.load()),
     "kit: other kind": lambda setting: type(
         "TestMine", (TextTokenizerContract,), {"config": with_build()()}
     ),

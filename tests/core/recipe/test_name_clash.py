@@ -1,0 +1,146 @@
+"""Another plugin provides a component of the same name: whom the name means, and when it is looked
+up at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cm3core.checkpoint import bundled_models, read_recipe
+from cm3core.cli.main import main
+from cm3core.errors import PluginError, RecipeError
+from cm3core.plugins import Registry, load_registry
+from cm3core.plugins.lookup import class_name
+from cm3core.recipe import compose, list_recipes
+from throwaway_plugins import Install, info_of
+
+RIVAL = """\
+from dataclasses import dataclass
+from cm3core.hookspecs import hookimpl
+from cm3core.interfaces import (
+    DecoderConfig, EmbedderConfig, ObjectiveConfig, SamplerConfig, TextTokenizerConfig
+)
+
+CM3_API = 1
+
+@dataclass(kw_only=True)
+class RivalConfig(SamplerConfig):
+    sharpness: float = 1.0
+    def build(self): raise AssertionError("described, never built")
+
+@dataclass(kw_only=True)
+class RivalObjectiveConfig(ObjectiveConfig):
+    def build(self, vocabulary): raise AssertionError("described, never built")
+
+@hookimpl
+def cm3_samplers():
+    return {"cfg": RivalConfig, "own": RivalConfig}
+
+@hookimpl
+def cm3_objectives():
+    return {"cm3": RivalObjectiveConfig}
+"""
+MINE = """\
+extends: tiny
+sampler: {name: cfg, guidance_scale: 2.5}
+"""
+
+
+@pytest.fixture
+def clash(install: Install) -> Registry:
+    install("a-rival", RIVAL)  # before "bundled" in every order
+    return load_registry()
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> str:
+    """A recipe of the user's."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINE, encoding="utf-8")
+    return str(path)
+
+
+def plugin_of(config: object) -> str:
+    return class_name(type(config)).partition(".")[0]
+
+
+@pytest.mark.parametrize("name", [recipe.name for recipe in list_recipes()])
+def test_shipped_recipes_mean_the_bundled_components(name: str, clash: Registry) -> None:
+    then = compose(name, registry=load_registry(environ={"CM3_DISABLE_PLUGINS": "a-rival"}))
+    now = compose(name, registry=clash)
+    assert now.hash == then.hash
+    assert {plugin_of(config) for _, config in now.components.values()} == {"cm3plugins"}
+
+
+def test_overrides_of_a_shipped_recipe_do_not_change_that(clash: Registry) -> None:
+    recipe = compose("quickstart", ["sampler.guidance_scale=2"], registry=clash)
+    assert plugin_of(recipe.sampler) == "cm3plugins"
+    other = compose("quickstart", ["sampler=a-rival/cfg"], registry=clash)
+    assert plugin_of(other.sampler) == "throwaway_a_rival:RivalConfig"
+
+
+def test_the_bundled_model_means_the_bundled_components(clash: Registry) -> None:
+    """Its checkpoint is from before components were stored with who provided them."""
+    recipe = read_recipe(bundled_models(clash)["bundled:emoji64"], clash)
+    assert {plugin_of(config) for _, config in recipe.components.values()} == {"cm3plugins"}
+
+
+def test_ambiguous_in_a_recipe_of_ones_own(mine: str, clash: Registry) -> None:
+    with pytest.raises(PluginError) as caught:
+        compose(mine, registry=clash)
+    assert str(caught.value) == (
+        f"{mine}: sampler.name: the sampler 'cfg' comes from several plugins: a-rival, bundled\n"
+        "  next: write a-rival/cfg or bundled/cfg, or leave one out: CM3_DISABLE_PLUGINS=a-rival"
+    )
+
+
+def test_an_override_that_names_it_in_full_keeps_its_keys(mine: str, clash: Registry) -> None:
+    recipe = compose(mine, ["sampler=bundled/cfg"], registry=clash)
+    assert vars(recipe.sampler)["guidance_scale"] == 2.5
+    assert recipe.component_names["sampler"] == "bundled/cfg"
+    assert recipe.origins["sampler.guidance_scale"] == mine
+    with pytest.raises(RecipeError, match="has no key 'guidance_scale'"):
+        compose(mine, ["sampler=a-rival/cfg"], registry=clash)
+
+
+def test_a_name_that_is_replaced_is_not_looked_up(
+    mine: str, clash: Registry, tmp_path: Path
+) -> None:
+    recipe = compose(mine, ["sampler=top_p"], registry=clash)
+    assert "guidance_scale" not in vars(recipe.sampler)
+    lost = tmp_path / "lost.yaml"
+    lost.write_text("extends: tiny\nsampler: {name: gone, depth: 3}\n", encoding="utf-8")
+    assert compose(str(lost), ["sampler=own"], registry=clash).component_names["sampler"] == "own"
+    assert compose(str(lost), ["sampler=null"], registry=clash).sampler is None
+    lost.write_text("extends: tiny\nsampler: {name: gone/cfg, depth: 3}\n", encoding="utf-8")
+    assert compose(str(lost), ["sampler=bundled/cfg"], registry=clash).sampler is not None
+    with pytest.raises(PluginError, match="no plugin 'gone' is loaded"):
+        compose(str(lost), ["sampler.depth=4"], registry=clash)
+
+
+def test_what_is_shown_means_the_same_as_a_file(
+    clash: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["recipe", "show", "quickstart"]) == 0
+    shown = capsys.readouterr().out
+    assert "  name: bundled/cfg\n" in shown
+    assert "  name: bundled/cm3\n" in shown
+    assert "  name: sdpa\n" in shown
+    path = tmp_path / "shown.yaml"
+    path.write_text(shown, encoding="utf-8")
+    assert plugin_of(compose(str(path), registry=clash).sampler) == "cm3plugins"
+
+
+def test_a_plugin_with_the_name_of_the_bundled_one_does_not_take_its_place(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("a-twin", RIVAL, points="bundled = throwaway_a_twin")
+    registry = load_registry(environ={})
+    assert info_of(registry, "bundled").distribution == "cm3leon"
+    assert compose("tiny", registry=registry).sampler is not None
+    twins = [info for info in registry.plugins if info.name == "bundled"]
+    assert [(info.status, info.distribution) for info in twins] == [
+        ("loaded", "cm3leon"),
+        ("broken", "a-twin"),
+    ]
