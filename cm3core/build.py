@@ -25,6 +25,7 @@ from cm3core.errors import CM3Error, DeviceError, RecipeError
 from cm3core.generation.device_memory import check_weights_fit
 from cm3core.generation.likelihood import Likelihood
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
+from cm3core.plugins.built import built
 from cm3core.plugins.providers import OURS
 from cm3core.recipe.merge import stored_recipe
 from cm3core.recipe.missing import MissingComponent
@@ -85,7 +86,8 @@ class Components:
     @cached_property
     def source(self) -> DocumentSource:
         """The data set, split as the recipe says."""
-        source: DocumentSource = section(self.recipe, "dataset").build()
+        config = section(self.recipe, "dataset")
+        source: DocumentSource = built(config.build(), config, self.registry)
         return source
 
     @cached_property
@@ -105,27 +107,29 @@ class Components:
     @cached_property
     def embedder(self) -> Embedder | None:
         """The embedder, None when the recipe has none."""
-        return None if self.recipe.embedder is None else self.recipe.embedder.build()
+        config = self.recipe.embedder
+        return None if config is None else built(config.build(), config, self.registry)
 
     @cached_property
     def retriever(self) -> Retriever | None:
         """The retriever over `memory`, None when the recipe has none."""
-        return (
-            None
-            if self.recipe.retriever is None
-            else self.recipe.retriever.build(self.memory, self.embedder)
-        )
+        config = self.recipe.retriever
+        if config is None:
+            return None
+        return built(config.build(self.memory, self.embedder), config, self.registry)
 
     @cached_property
     def objective(self) -> MaskingObjective:
         """The masking objective."""
-        objective: MaskingObjective = section(self.recipe, "objective").build(self.vocabulary)
+        config = section(self.recipe, "objective")
+        objective: MaskingObjective = built(config.build(self.vocabulary), config, self.registry)
         return objective
 
     @cached_property
     def sampler(self) -> Sampler:
         """The sampler."""
-        sampler: Sampler = section(self.recipe, "sampler").build()
+        config = section(self.recipe, "sampler")
+        sampler: Sampler = built(config.build(), config, self.registry)
         return sampler
 
     @property
@@ -143,22 +147,22 @@ class Components:
     def reranker(self) -> Reranker | None:
         """The reranker, None when the recipe has none."""
         config = self.recipe.reranker
-        return (
-            None
-            if config is None
-            else config.build(embedder=self.embedder, likelihood=self.likelihood)
-        )
+        if config is None:
+            return None
+        reranker = config.build(embedder=self.embedder, likelihood=self.likelihood)
+        return built(reranker, config, self.registry)
 
     @cached_property
     def upscaler(self) -> Upscaler | None:
         """The upscaler, None when the recipe has none."""
-        return None if self.recipe.upscaler is None else self.recipe.upscaler.build()
+        config = self.recipe.upscaler
+        return None if config is None else built(config.build(), config, self.registry)
 
     def split(self, name: str) -> DocumentSource:
         """Another split of the data set, e.g. "comp". Raises what the data set raises when it has
         no such split."""
-        config = section(self.recipe, "dataset")
-        source: DocumentSource = replace(config, split=name).build()
+        config = replace(section(self.recipe, "dataset"), split=name)
+        source: DocumentSource = built(config.build(), config, self.registry)
         return source
 
     def fingerprints(self) -> dict[str, str]:
@@ -220,7 +224,10 @@ def build(
             f"has no section {', '.join(map(repr, missing))}, needed to {stage}",
             f"add '{missing[0]}: {{name: ...}}' to the recipe",
         )
-    source: DocumentSource | None = section(recipe, "dataset").build() if stage == "train" else None
+    source: DocumentSource | None = None
+    if stage == "train":
+        config = section(recipe, "dataset")
+        source = built(config.build(), config, registry)
     if source is not None and len(source) == 0:
         split = section(recipe, "dataset").split
         first = (
@@ -233,23 +240,29 @@ def build(
             f"split {split!r} has no usable document{first}",
             "run 'cm3 data validate' to see why records are skipped",
         )
-    if tokenizer_folder is not None:
-        text_tokenizer: TextTokenizer = section(recipe, "text_tokenizer").load(tokenizer_folder)
-    else:
-        text_tokenizer = section(recipe, "text_tokenizer").build(
-            None if source is None else source.texts()
-        )
-    image_tokenizer = _image_tokenizer(section(recipe, "image_tokenizer"), image_tokenizer_folder)
+    config = section(recipe, "text_tokenizer")
+    text_tokenizer: TextTokenizer = built(
+        config.load(tokenizer_folder)
+        if tokenizer_folder is not None
+        else config.build(None if source is None else source.texts()),
+        config,
+        registry,
+    )
+    image_tokenizer = _image_tokenizer(
+        section(recipe, "image_tokenizer"), image_tokenizer_folder, registry
+    )
     vocabulary = vocabulary_of(recipe, text_tokenizer, image_tokenizer)
     check_weights_fit(
         section(recipe, "decoder"), vocabulary, image_tokenizer.grid, torch.device(device)
     )
     serializer = Serializer(vocabulary, text_tokenizer, image_tokenizer.grid)
-    attention: AttentionBackend = section(recipe, "attention").build()
+    config = section(recipe, "attention")
+    attention: AttentionBackend = built(config.build(), config, registry)
+    config = section(recipe, "decoder")
     with _fitting_memory("decoder"), torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(recipe.train.seed if seed is None else seed)
-        decoder: Decoder = section(recipe, "decoder").build(
-            vocabulary, attention, image_tokenizer.grid
+        decoder: Decoder = built(
+            config.build(vocabulary, attention, image_tokenizer.grid), config, registry
         )
     components = Components(
         recipe,
@@ -336,7 +349,7 @@ def tools_of(recipe: Recipe, image_tokenizer_folder: Path | None = None) -> Tool
     embedder.check()
     tokenizer.check()
     return Tools(
-        embedder.build(),
+        built(embedder.build(), embedder),
         _image_tokenizer(tokenizer, image_tokenizer_folder),
         recipe.component_names["embedder"],
         to_plain(embedder),
@@ -366,8 +379,14 @@ def bank_tools(folder: str | Path, registry: Registry) -> Tools:
     return tools
 
 
-def _image_tokenizer(config: ImageTokenizerConfig, folder: Path | None) -> ImageTokenizer:
+def _image_tokenizer(
+    config: ImageTokenizerConfig, folder: Path | None, registry: Registry | None = None
+) -> ImageTokenizer:
     """The image tokenizer that was saved in a folder, or that the config builds where there is no
     such folder."""
     with _fitting_memory("image_tokenizer"):
-        return config.load(folder) if folder is not None and folder.is_dir() else config.build()
+        return built(
+            config.load(folder) if folder is not None and folder.is_dir() else config.build(),
+            config,
+            registry,
+        )

@@ -1,6 +1,7 @@
 """`cm3`: finds the command, runs it, and turns user errors into two lines and an exit code.
 
-Exit codes: 0 done; 2 wrong input (reported on stderr, without a traceback); 130 interrupted.
+Exit codes: 0 done; 2 wrong input, or a plugin that failed (reported on stderr, without a traceback
+unless `-v` or `CM3_TRACEBACK=1` asks for it); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from cm3core._version import __version__
 from cm3core.cli import OVERRIDE
+from cm3core.cli._failures import TRACEBACK_VARIABLE, VERBOSE, plugin_failure, print_error
 from cm3core.commands import COMMANDS, CommandParser
 from cm3core.errors import CM3Error, close_match
 
@@ -24,10 +26,11 @@ def entry() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `cm3` with these arguments (None: `sys.argv`) and return the exit code."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
     try:
-        return _run(sys.argv[1:] if argv is None else list(argv))
+        return _run(arguments)
     except CM3Error as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error, arguments)
         return 2
     except BrokenPipeError:  # the reader (`head`, `less`) has exited: not an error
         sys.stderr.close()
@@ -35,6 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command resumes where it can", file=sys.stderr)
         return 130
+    except Exception as error:
+        failure = plugin_failure(error)
+        if failure is None:
+            raise
+        print_error(failure, arguments)
+        return 2
 
 
 def _run(argv: list[str]) -> int:
@@ -59,7 +68,7 @@ def _top_parser() -> argparse.ArgumentParser:
     top = CommandParser(
         prog="cm3",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="cm3 [--plugin FILE.py] COMMAND ...",
+        usage="cm3 [-v] [--plugin FILE.py] COMMAND ...",
         description="CM3leon: one transformer that generates and captions pictures.\n\ncommands:\n"
         + table,
         epilog='examples:\n  cm3 generate "a red apple" --n 4 --seed 1 -o out/\n  cm3 train tiny -o runs/tiny\n'
@@ -69,6 +78,11 @@ def _top_parser() -> argparse.ArgumentParser:
         "--plugin",
         metavar="FILE.py",  # already parsed by `_run`; here for the help
         help="load a plugin module from a file; may be given several times",
+    )
+    top.add_argument(
+        *VERBOSE,
+        action="store_true",
+        help=f"show the traceback of an error; so does {TRACEBACK_VARIABLE}=1",
     )
     top.add_argument("--version", action="version", version=f"cm3leon {__version__}")
     top.add_argument("command", nargs="?", help=argparse.SUPPRESS)
@@ -121,6 +135,7 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpars
     if hasattr(args, "overrides"):
         args.overrides = [*args.overrides, *(item for item in rest if OVERRIDE.fullmatch(item))]
         rest = [item for item in rest if not OVERRIDE.fullmatch(item)]
+    rest = [item for item in rest if item not in VERBOSE]  # of every command, read by `main`
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return args

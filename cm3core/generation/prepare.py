@@ -14,12 +14,14 @@ from cm3core.errors import GenerationError
 from cm3core.generation.device_memory import memory_limit
 from cm3core.generation.events import Request, candidate_seed
 from cm3core.generation.row import ActiveRequest, different
+from cm3core.interfaces.contract import broken, shown
+from cm3core.interfaces.sampler import SamplingPlan
 from cm3core.sequence.grammar import HoleGrammar, num_new_tokens
 from cm3core.sequence.holes import num_unlimited, with_limits
 
 if TYPE_CHECKING:
     from cm3core.interfaces.decoder import Decoder, InferenceDecoder
-    from cm3core.interfaces.sampler import Sampler, SamplingPlan
+    from cm3core.interfaces.sampler import Sampler
     from cm3core.sequence.holes import Hole
     from cm3core.sequence.prompt_writer import Prompt
     from cm3core.sequence.serialize import Serializer
@@ -146,10 +148,20 @@ class Preparer:
         """A sampler's plans, computed once; the sampler is kept, so that its id is not reused."""
         if id(sampler) not in self._plans:
             plans = {modality: sampler.plan(modality) for modality in _MODALITIES}
+            for plan in plans.values():
+                if not isinstance(plan, SamplingPlan):
+                    raise broken(
+                        sampler,
+                        "plans_are_constant_and_name_the_same_streams",
+                        f"its plan is {shown(plan)}, not a SamplingPlan",
+                    )
             variants = [[stream.variant for stream in plan.streams] for plan in plans.values()]
-            assert variants[0] == variants[1], (
-                "a sampler's plans must name the same streams in the same order"
-            )
+            if variants[0] != variants[1]:
+                raise broken(
+                    sampler,
+                    "plans_are_constant_and_name_the_same_streams",
+                    "its plans for texts and pictures name different streams",
+                )
             if len(self._plans) > 1_000:
                 self._plans.clear()
             self._plans[id(sampler)] = sampler, plans

@@ -42,6 +42,9 @@ GROUP = "cm3core.plugins"
 #: Environment variable that makes the first broken plugin an error.
 STRICT_VARIABLE = "CM3_STRICT_PLUGINS"
 
+#: Start of the name of a module that is a plugin given as a file.
+FILE_MODULE = "cm3_plugin_file_"
+
 logger = logging.getLogger("cm3core.plugins")
 
 
@@ -143,7 +146,7 @@ def _distribution(point: EntryPoint) -> tuple[str, str]:
 
 def plugin_of_file(path: Path) -> ModuleType:
     """Import a plugin's module from a file, under a name that can't hide another module."""
-    name = f"cm3_plugin_file_{path.stem}"
+    name = f"{FILE_MODULE}{path.stem}"
     if not path.is_file():
         raise PluginError(
             str(path), "there is no such file", "give --plugin the path of a Python file"

@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 
 import cm3core
+from cm3core.cli._failures import plugin_failure
 from cm3core.errors import CM3Error
 from cm3core.interfaces import SamplerConfig
 from cm3core.plugins import describe
+from cm3core.plugins.built import built
 from cm3core.plugins.discovery import GROUP, load_registry
 from cm3core.plugins.providers import Provider, Writer
 from cm3core.plugins.registry import Registry
@@ -187,6 +189,17 @@ def stored(registry: Registry, **known: object) -> object:
     return stored_recipe(text, registry, label="recipe.yaml", writer=writer)
 
 
+def failing(setting: Setting) -> None:
+    """What the command line makes of an exception in a plugin's code."""
+    registry = setting.load(changed('raise AssertionError("described, never built")', "1 / 0"))
+    try:
+        registry.config_class("text_tokenizer", "letters")().build()  # type: ignore[attr-defined]
+    except ZeroDivisionError as error:
+        failure = plugin_failure(error)
+        assert failure is not None
+        raise failure from error
+
+
 def with_build(**attributes: object) -> type[SamplerConfig]:
     return type("MyConfig", (SamplerConfig,), {"build": lambda self: None, **attributes})
 
@@ -227,6 +240,8 @@ CASES: dict[str, Callable[[Setting], object]] = {
         Registry(), providers={}, plugins={"mine": "0.1"}
     ),
     "stored by another version": lambda setting: stored(setting.load()),
+    "builds nothing": lambda setting: built(None, with_build()()),
+    "fails": lambda setting: failing(setting),
     "kit: other kind": lambda setting: type(
         "TestMine", (TextTokenizerContract,), {"config": with_build()()}
     ),
