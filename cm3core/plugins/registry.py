@@ -175,6 +175,13 @@ class Registry:
         found = self._commands.get(name, {})
         if not found:
             return None
+        # a documented command stays what it is
+        own = {
+            info.name: found[info.name]
+            for info in self.plugins
+            if info.name in found and info.distribution == DISTRIBUTION
+        }
+        found = own or found
         if len(found) > 1:
             raise PluginError(
                 f"command {name!r}",

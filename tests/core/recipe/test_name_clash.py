@@ -144,3 +144,11 @@ def test_a_plugin_with_the_name_of_the_bundled_one_does_not_take_its_place(
         ("loaded", "cm3leon"),
         ("broken", "a-twin"),
     ]
+
+
+def test_a_command_of_ours_stays_what_it_is(install: Install) -> None:
+    hook = "\n@hookimpl\ndef cm3_commands():\n    return {'quickstart': 'throwaway_a_rival:f'}\n"
+    install("a-rival", RIVAL + hook + "\ndef f(parser): raise AssertionError\n")
+    command = load_registry().command("quickstart")
+    assert command is not None
+    assert command.__module__.startswith("cm3apps")
