@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from cm3core.bank.manifest import Maker
+from cm3core.build import config_of
 from cm3core.checkpoint import bundled_models, read_recipe
 from cm3core.cli.main import main
 from cm3core.errors import PluginError, RecipeError
@@ -152,3 +154,8 @@ def test_a_command_of_ours_stays_what_it_is(install: Install) -> None:
     command = load_registry().command("quickstart")
     assert command is not None
     assert command.__module__.startswith("cm3apps")
+
+
+def test_a_bank_means_the_bundled_components(clash: Registry) -> None:
+    config = config_of(clash, "sampler", Maker("cfg", {}, ""), place="bank")
+    assert plugin_of(config) == "cm3plugins"
