@@ -27,16 +27,9 @@ def in_place_of(config: SamplerConfig | None, other: type[SamplerConfig]) -> Sam
     """Return another sampler's config, with the first one's filters where both have them.
 
     All other keys have the other sampler's defaults."""
-    mine = (
-        {} if config is None else {item.name: getattr(config, item.name) for item in fields(config)}
-    )
-    return with_filters(mine, other)
-
-
-def with_filters(values: Mapping[str, Any], other: type[SamplerConfig]) -> SamplerConfig:
-    """Return a sampler's config with those filters that it has among another's `values`."""
+    mine = set() if config is None else {item.name for item in fields(config)}
     theirs = {item.name for item in fields(other)}
-    return other(**{key: values[key] for key in CARRIED if key in theirs and key in values})
+    return other(**{key: getattr(config, key) for key in CARRIED if key in mine & theirs})
 
 
 def with_options(config: C, options: Mapping[str, Any]) -> C:

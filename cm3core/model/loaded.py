@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import numpy as np
 
 from cm3core import images
-from cm3core.config.overrides import in_place_of, with_filters, with_options
+from cm3core.config.overrides import in_place_of, with_options
 from cm3core.document import Codes, Document, Image, PixelArray, TextHole
 from cm3core.errors import DataError, GenerationError
 from cm3core.generation.engine import Engine
@@ -94,16 +94,11 @@ class Loaded:
             GenerationError, RecipeError: the sampler, a key or a value is not valid.
         """
         config = self.recipe.sampler
+        if isinstance(config, MissingComponent):
+            config.refuse()  # the engine needs it, whichever sampler a request names
         if sampler is not None and sampler != self.recipe.component_names.get("sampler"):
             chosen = self.components.registry.config_class("sampler", sampler, place="sampler")
-            other = cast("type[SamplerConfig]", chosen)
-            config = (
-                with_filters(config.values, other)
-                if isinstance(config, MissingComponent)
-                else in_place_of(config, other)
-            )
-        elif isinstance(config, MissingComponent):
-            config.refuse()
+            config = in_place_of(config, cast("type[SamplerConfig]", chosen))
         if config is None:
             raise GenerationError(
                 f"recipe {self.recipe.name!r}",

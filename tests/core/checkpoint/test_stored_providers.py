@@ -216,3 +216,20 @@ def test_a_needed_component_is_asked_for(spoiled: Path) -> None:
         "the text_tokenizer 'characters' was brought by train_parts (cm3 --plugin train_parts.py), "
         "which is not in use"
     )
+
+
+def test_a_sampler_is_needed_to_draw(spoiled: Path) -> None:
+    recipe = (spoiled / "recipe.yaml").read_text()
+    (spoiled / "recipe.yaml").write_text(recipe.replace("name: top_p", "name: gone"))
+    stored = json.loads((spoiled / COMPONENTS).read_text())
+    stored["sampler"] = {
+        "name": "gone",
+        "plugin": "gone",
+        "distribution": "cm3-gone",
+        "version": "2.0",
+    }
+    (spoiled / COMPONENTS).write_text(json.dumps(stored))
+    model = cm3core.load(spoiled, registry=registry_now())
+    for use in (model.sampler_config, lambda: model.generate("red", 1, seed=1)):
+        with pytest.raises(PluginError, match=r"was brought by gone 2\.0 \(pip install cm3-gone\)"):
+            use()
