@@ -8,3 +8,6 @@ CM3_API = 1
 #: The oldest plugin API that is still served: plugins of it work, and a line says that they must be
 #: updated.
 OLDEST_CM3_API = 1
+
+#: The distribution that holds this package, its recipes and the bundled plugins.
+DISTRIBUTION = "cm3leon"

@@ -8,7 +8,6 @@ data it was trained on, unless retrieved documents are wanted.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,22 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cm3core.bank import Manifest, MemoryBank, Tools
-from cm3core.bank.manifest import MANIFEST
-from cm3core.config.schema import to_plain
+from cm3core.bank import MemoryBank
 from cm3core.errors import CM3Error, RecipeError
-from cm3core.files import user_path
 from cm3core.generation.device_memory import check_weights_fit
 from cm3core.generation.likelihood import Likelihood
-from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
 from cm3core.machine_memory import fitting_memory
-from cm3core.recipe import recipe_from_yaml
+from cm3core.plugins.built import built
+from cm3core.recipe.missing import MissingComponent, available
 from cm3core.sequence import TOKENS_PER_SPAN
 from cm3core.sequence.serialize import Serializer
 from cm3core.vocab import NUM_CONTROL, Vocabulary
 
 if TYPE_CHECKING:
-    from cm3core.bank.manifest import Maker
     from cm3core.interfaces import (
         AttentionBackend,
         Decoder,
@@ -80,7 +75,8 @@ class Components:
     @cached_property
     def source(self) -> DocumentSource:
         """The data set, split as the recipe says."""
-        source: DocumentSource = section(self.recipe, "dataset").build()
+        config = section(self.recipe, "dataset")
+        source: DocumentSource = built(config.build(), config, self.registry)
         return source
 
     @cached_property
@@ -100,27 +96,29 @@ class Components:
     @cached_property
     def embedder(self) -> Embedder | None:
         """The embedder, None when the recipe has none."""
-        return None if self.recipe.embedder is None else self.recipe.embedder.build()
+        config = self.recipe.embedder
+        return None if config is None else built(config.build(), config, self.registry)
 
     @cached_property
     def retriever(self) -> Retriever | None:
         """The retriever over `memory`, None when the recipe has none."""
-        return (
-            None
-            if self.recipe.retriever is None
-            else self.recipe.retriever.build(self.memory, self.embedder)
-        )
+        config = self.recipe.retriever
+        if config is None:
+            return None
+        return built(config.build(self.memory, self.embedder), config, self.registry)
 
     @cached_property
     def objective(self) -> MaskingObjective:
         """The masking objective."""
-        objective: MaskingObjective = section(self.recipe, "objective").build(self.vocabulary)
+        config = section(self.recipe, "objective")
+        objective: MaskingObjective = built(config.build(self.vocabulary), config, self.registry)
         return objective
 
     @cached_property
     def sampler(self) -> Sampler:
         """The sampler."""
-        sampler: Sampler = section(self.recipe, "sampler").build()
+        config = section(self.recipe, "sampler")
+        sampler: Sampler = built(config.build(), config, self.registry)
         return sampler
 
     @property
@@ -138,22 +136,22 @@ class Components:
     def reranker(self) -> Reranker | None:
         """The reranker, None when the recipe has none."""
         config = self.recipe.reranker
-        return (
-            None
-            if config is None
-            else config.build(embedder=self.embedder, likelihood=self.likelihood)
-        )
+        if config is None:
+            return None
+        reranker = config.build(embedder=self.embedder, likelihood=self.likelihood)
+        return built(reranker, config, self.registry)
 
     @cached_property
     def upscaler(self) -> Upscaler | None:
         """The upscaler, None when the recipe has none."""
-        return None if self.recipe.upscaler is None else self.recipe.upscaler.build()
+        config = self.recipe.upscaler
+        return None if config is None else built(config.build(), config, self.registry)
 
     def split(self, name: str) -> DocumentSource:
         """Another split of the data set, e.g. "comp". Raises what the data set raises when it has
         no such split."""
-        config = section(self.recipe, "dataset")
-        source: DocumentSource = replace(config, split=name).build()
+        config = replace(section(self.recipe, "dataset"), split=name)
+        source: DocumentSource = built(config.build(), config, self.registry)
         return source
 
     def fingerprints(self) -> dict[str, str]:
@@ -166,8 +164,11 @@ class Components:
 
 
 def section(recipe: Recipe, kind: str) -> Any:
-    """The config of `kind`; raises `RecipeError` when the recipe has no such section."""
+    """The config of `kind`; raises `RecipeError` when the recipe has no such section, `PluginError`
+    when its component is not installed."""
     config = getattr(recipe, kind)
+    if isinstance(config, MissingComponent):
+        config.refuse()
     if config is None:
         raise RecipeError(
             f"recipe {recipe.name}",
@@ -212,7 +213,10 @@ def build(
             f"has no section {', '.join(map(repr, missing))}, needed to {stage}",
             f"add '{missing[0]}: {{name: ...}}' to the recipe",
         )
-    source: DocumentSource | None = section(recipe, "dataset").build() if stage == "train" else None
+    source: DocumentSource | None = None
+    if stage == "train":
+        config = section(recipe, "dataset")
+        source = built(config.build(), config, registry)
     if source is not None and len(source) == 0:
         split = section(recipe, "dataset").split
         first = (
@@ -225,33 +229,40 @@ def build(
             f"split {split!r} has no usable document{first}",
             "run 'cm3 data validate' to see why records are skipped",
         )
-    if tokenizer_folder is not None:
-        text_tokenizer: TextTokenizer = section(recipe, "text_tokenizer").load(tokenizer_folder)
-    else:
-        text_tokenizer = section(recipe, "text_tokenizer").build(
-            None if source is None else source.texts()
-        )
-    image_tokenizer = _image_tokenizer(section(recipe, "image_tokenizer"), image_tokenizer_folder)
+    config = section(recipe, "text_tokenizer")
+    text_tokenizer: TextTokenizer = built(
+        config.load(tokenizer_folder)
+        if tokenizer_folder is not None
+        else config.build(None if source is None else source.texts()),
+        config,
+        registry,
+    )
+    image_tokenizer = image_tokenizer_of(
+        section(recipe, "image_tokenizer"), image_tokenizer_folder, registry
+    )
     vocabulary = vocabulary_of(recipe, text_tokenizer, image_tokenizer)
     check_weights_fit(
         section(recipe, "decoder"), vocabulary, image_tokenizer.grid, torch.device(device)
     )
+    objective = available(recipe.objective)
     serializer = Serializer(
         vocabulary,
         text_tokenizer,
         image_tokenizer.grid,
-        None if recipe.objective is None else recipe.objective.prompt_tokens,
-        max_spans=trained_spans(recipe, vocabulary),
+        None if objective is None else objective.prompt_tokens,
+        max_spans=trained_spans(recipe, vocabulary, registry),
     )
-    attention: AttentionBackend = section(recipe, "attention").build()
+    config = section(recipe, "attention")
+    attention: AttentionBackend = built(config.build(), config, registry)
+    config = section(recipe, "decoder")
     with (
         fitting_memory("recipe section decoder"),
         torch.random.fork_rng(devices=[]),
         torch.device(device),
     ):
         torch.manual_seed(recipe.train.seed if seed is None else seed)
-        decoder: Decoder = section(recipe, "decoder").build(
-            vocabulary, attention, image_tokenizer.grid
+        decoder: Decoder = built(
+            config.build(vocabulary, attention, image_tokenizer.grid), config, registry
         )
     components = Components(
         recipe,
@@ -272,7 +283,7 @@ def vocabulary_of(
     recipe: Recipe, text_tokenizer: TextTokenizer, image_tokenizer: ImageTokenizer
 ) -> Vocabulary:
     """The table of ids that fits both tokenizers."""
-    sizes = recipe.vocabulary
+    sizes, objective = recipe.vocabulary, available(recipe.objective)
     needed = text_tokenizer.vocab_size + NUM_CONTROL
     num_text = needed if sizes.num_text is None else sizes.num_text
     if num_text < needed:
@@ -288,16 +299,21 @@ def vocabulary_of(
         sizes.num_sentinels,
         sizes.num_reserved,
         sizes.multiple_of,
-        () if recipe.objective is None else tuple(recipe.objective.control_tokens()),
+        () if objective is None else tuple(objective.control_tokens()),
     )
 
 
-def trained_spans(recipe: Recipe, vocabulary: Vocabulary) -> int | None:
+def trained_spans(
+    recipe: Recipe, vocabulary: Vocabulary, registry: Registry | None = None
+) -> int | None:
     """Most masked spans of a sequence that training with a recipe makes; None when the recipe
-    doesn't say how the decoder is trained."""
-    if recipe.objective is None:
+    doesn't say how the decoder is trained, or its objective is not installed. `registry`: see
+    `built`."""
+    config = available(recipe.objective)
+    if config is None:
         return None
-    return recipe.objective.build(vocabulary).max_added_tokens // TOKENS_PER_SPAN
+    objective = built(config.build(vocabulary), config, registry)
+    return objective.max_added_tokens // TOKENS_PER_SPAN
 
 
 def split_or_reason(components: Components, name: str) -> DocumentSource | str:
@@ -310,57 +326,14 @@ def split_or_reason(components: Components, name: str) -> DocumentSource | str:
     return source if len(source) else "it has no documents"
 
 
-def config_of(registry: Registry, kind: str, maker: Maker, *, place: str) -> Any:
-    """The config of a component that a bank's manifest names, its values checked as a recipe's."""
-    recipe = recipe_from_yaml(
-        json.dumps({kind: {"name": maker.name, **maker.config}}), registry, label=place
-    )
-    return getattr(recipe, kind)
-
-
-def tools_of(recipe: Recipe, image_tokenizer_folder: Path | None = None) -> Tools:
-    """What a memory bank is made with, as a recipe says.
-
-    Args:
-        recipe: has sections embedder and image_tokenizer.
-        image_tokenizer_folder: see `build`.
-    """
-    embedder, tokenizer = section(recipe, "embedder"), section(recipe, "image_tokenizer")
-    embedder.check()
-    tokenizer.check()
-    return Tools(
-        embedder.build(),
-        _image_tokenizer(tokenizer, image_tokenizer_folder),
-        recipe.component_names["embedder"],
-        to_plain(embedder),
-        recipe.component_names["image_tokenizer"],
-        to_plain(tokenizer),
-    )
-
-
-def bank_tools(folder: str | Path, registry: Registry) -> Tools:
-    """What a bank was made with, built again by its manifest and the files in it.
-
-    Raises:
-        DataError: no bank, or what is built here is not what it was made with.
-        PluginError, RecipeError: a component is not installed, or has other keys now.
-    """
-    folder = user_path(folder)
-    manifest = Manifest.read(folder)
-    makers = {"embedder": manifest.embedder, "image_tokenizer": manifest.image_tokenizer}
-    values = {kind: {"name": maker.name, **maker.config} for kind, maker in makers.items()}
-    tools = tools_of(
-        recipe_from_yaml(json.dumps(values), registry, label=str(folder / MANIFEST)),
-        folder / IMAGE_TOKENIZER,
-    )
-    bank = MemoryBank.open(folder)
-    bank.check_embedder(tools.embedder)
-    bank.check_tokenizer(tools.image_tokenizer)
-    return tools
-
-
-def _image_tokenizer(config: ImageTokenizerConfig, folder: Path | None) -> ImageTokenizer:
+def image_tokenizer_of(
+    config: ImageTokenizerConfig, folder: Path | None, registry: Registry | None = None
+) -> ImageTokenizer:
     """The image tokenizer that was saved in a folder, or that the config builds where there is no
-    such folder."""
+    such folder; `registry`: see `built`."""
     with fitting_memory("recipe section image_tokenizer"):
-        return config.load(folder) if folder is not None and folder.is_dir() else config.build()
+        return built(
+            config.load(folder) if folder is not None and folder.is_dir() else config.build(),
+            config,
+            registry,
+        )

@@ -7,6 +7,7 @@ model needs to generate.
         state.json               step, clock, place in the data, vocabulary, fingerprints, hashes
         recipe.yaml              the resolved recipe
         plugins.json             plugins and their versions
+        components.json          who provided each of the recipe's components
         plugins/                 source of the one-file plugins that the recipe needs; never run unasked
         text_tokenizer/          what the text tokenizer saved
         image_tokenizer/         what the image tokenizer saved; not there when it comes with its package

@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cm3core.config.components import all_parts
 from cm3core.errors import CheckpointError
-from cm3core.interfaces.component import chosen_name
 from cm3core.plugins.discovery import FILE_MODULE, SOURCE, add_plugin
 from cm3core.plugins.registry import PluginInfo, Registry
+from cm3core.recipe.storing import providers_of
 
 if TYPE_CHECKING:
     from cm3core.recipe import Recipe
@@ -60,10 +59,11 @@ def write_carried(folder: Path, recipe: Recipe, registry: Registry) -> None:
 
     A file over `MOST_BYTES` is left out: a plugin of that size is a package to install.
     """
+    owners = {provider.plugin for provider in providers_of(recipe, registry).values()}
     sources = {
         f"{info.name}.py": source
         for info in registry.plugins
-        if info.name in _owners(recipe, registry)
+        if info.name in owners
         and (source := _source_of(info)) is not None
         and len(source) <= MOST_BYTES
         and _NAME.fullmatch(f"{info.name}.py")
@@ -135,10 +135,25 @@ def with_trusted(registry: Registry, folder: Path, trusted: Iterable[str]) -> Re
     return own
 
 
-def refusal(registry: Registry, folder: Path) -> CheckpointError | None:
-    """Why a checkpoint that needs its own plugin file is not opened; None: it carries none."""
+def refusal(
+    registry: Registry, folder: Path, wanted: Iterable[str] | None = None
+) -> CheckpointError | None:
+    """Why what needs a checkpoint's own plugin files can't be had.
+
+    Args:
+        registry: the plugins that are there.
+        folder: the checkpoint's.
+        wanted: names of the plugins that are needed; None: not known.
+
+    Returns:
+        The error; None if the checkpoint carries none of them.
+    """
     loaded = {info.name for info in registry.plugins}
-    missing = [plugin for plugin in read_carried(folder) if plugin.name not in loaded]
+    missing = [
+        plugin
+        for plugin in read_carried(folder)
+        if plugin.name not in loaded and (wanted is None or plugin.name in wanted)
+    ]
     if not missing:
         return None
     listed = "; ".join(f"{one.path} (SHA-256 {one.sha256})" for one in missing)
@@ -151,18 +166,6 @@ def refusal(registry: Registry, folder: Path) -> CheckpointError | None:
         f"read it (less {missing[0].path}); if you trust it, add {options} (in Python "
         f"trust_plugins=[{names}]), or give your own copy with --plugin FILE.py",
     )
-
-
-def _owners(recipe: Recipe, registry: Registry) -> set[str]:
-    """Plugins that provide the components of a recipe, those inside others too."""
-    names = [(kind, name) for kind, (name, _) in recipe.components.items()]
-    for _, config in recipe.components.values():
-        names += [(part.kind, chosen_name(part)) for _, part in all_parts(config)]
-    owners: set[str] = set()
-    for kind, name in names:
-        plugin, _, short = name.rpartition("/")
-        owners |= {plugin} if plugin else set(registry.owners(kind, short))
-    return owners
 
 
 def _source_of(info: PluginInfo) -> bytes | None:

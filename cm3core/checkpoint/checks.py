@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 from cm3core.checkpoint.state import CheckpointState
 from cm3core.errors import CheckpointError
+from cm3core.plugins.kinds import KINDS
+from cm3core.plugins.lookup import class_name
 from cm3core.recipe import diff
+from cm3core.recipe.missing import MissingComponent
 
 if TYPE_CHECKING:
     from cm3core.build import Components
@@ -40,7 +43,14 @@ def check_recipe(folder: Path, stored: Recipe, recipe: Recipe) -> None:
     changed = [
         entry
         for entry in diff(stored, recipe)
-        if not any(entry[0] == key or entry[0].startswith(key + ".") for key in CHANGEABLE_KEYS)
+        if not _is_changeable(entry[0]) and not _names_the_same(entry[0], stored, recipe)
+    ]
+    changed += [
+        (f"{kind}'s plugin", *classes)
+        for kind in KINDS
+        if not _is_changeable(kind)
+        and not any(entry[0] == f"{kind}.name" for entry in changed)
+        and (classes := _classes(kind, stored, recipe))[0] != classes[1]
     ]
     if changed:
         lines = "".join(
@@ -52,6 +62,36 @@ def check_recipe(folder: Path, stored: Recipe, recipe: Recipe) -> None:
             f"was made under another recipe:{lines}",
             "start in another folder (-o), or resume with the recipe unchanged",
         )
+
+
+def _is_changeable(key: str) -> bool:
+    return any(
+        key == changeable or key.startswith(changeable + ".") for changeable in CHANGEABLE_KEYS
+    )
+
+
+def _classes(kind: str, stored: Recipe, recipe: Recipe) -> tuple[str | None, str | None]:
+    """Who makes a component: its config's class, what is not installed, None without a section."""
+
+    def told(config: object) -> str | None:
+        if isinstance(config, MissingComponent):
+            return "one that is not in use"
+        return None if config is None else class_name(type(config))
+
+    return told(getattr(stored, kind)), told(getattr(recipe, kind))
+
+
+def _names_the_same(key: str, stored: Recipe, recipe: Recipe) -> bool:
+    """Whether it is a component's name that differs only in its plugin, which is the same."""
+    kind, _, rest = key.partition(".")
+    if kind not in KINDS or rest != "name":
+        return False
+    there, here = _classes(kind, stored, recipe)
+    return (
+        there == here
+        and not isinstance(getattr(stored, kind), MissingComponent)
+        and len({other.component_names[kind].rpartition("/")[2] for other in (stored, recipe)}) == 1
+    )
 
 
 def check_fingerprints(folder: Path, state: CheckpointState, components: Components) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from cm3core.checkpoint.carried import copy_carried
 from cm3core.checkpoint.hashes import check_file, file_hashes
 from cm3core.checkpoint.layout import (
+    COMPONENTS,
     IMAGE_TOKENIZER,
     PLUGINS,
     RECIPE,
@@ -57,6 +58,8 @@ def export_model(checkpoint: str | Path, folder: str | Path, dtype: str = "fp16"
         for name in (RECIPE, PLUGINS):
             shutil.copyfile(source / name, new / name)
         copy_carried(source, new)
+        if (source / COMPONENTS).is_file():  # not in older checkpoints
+            shutil.copyfile(source / COMPONENTS, new / COMPONENTS)
         for name in (TOKENIZER, IMAGE_TOKENIZER):
             if name == TOKENIZER or (source / name).is_dir():
                 shutil.copytree(source / name, new / name)

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from cm3core.errors import CheckpointError
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
+from cm3core.plugins.providers import COMPONENTS, PLUGINS
+from cm3core.recipe.layers import STORED
 
 __all__ = [
+    "COMPONENTS",
     "IMAGE_TOKENIZER",
     "OPTIMIZER",
     "PLUGINS",
@@ -23,7 +26,7 @@ __all__ = [
 ]
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
-RECIPE, PLUGINS = "recipe.yaml", "plugins.json"
+RECIPE = STORED
 #: Folder of a checkpoint's text tokenizer; the image tokenizer's is called as in a memory bank.
 TOKENIZER = "text_tokenizer"
 

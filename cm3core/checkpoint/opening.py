@@ -16,8 +16,10 @@ from cm3core.checkpoint.checks import check_fingerprints
 from cm3core.checkpoint.layout import IMAGE_TOKENIZER, RECIPE, TOKENIZER, damaged, find_checkpoint
 from cm3core.checkpoint.state import read_state
 from cm3core.checkpoint.tensors import load_weights
-from cm3core.errors import CheckpointError, PluginError, close_match
-from cm3core.recipe import recipe_from_yaml
+from cm3core.errors import CheckpointError, close_match
+from cm3core.plugins.providers import Writer, read_writer
+from cm3core.recipe.merge import stored_recipe
+from cm3core.recipe.missing import MissingComponent
 from cm3core.vocab import Vocabulary
 
 if TYPE_CHECKING:
@@ -63,12 +65,29 @@ def find_model(model: str | Path, registry: Registry) -> Path:
 
 
 def read_recipe(folder: Path, registry: Registry) -> Recipe:
-    """The recipe stored in a checkpoint."""
+    """The recipe stored in a checkpoint.
+
+    Bare names in it mean the plugins that provided them when it was stored. A component that is not
+    available is an error only for what needs it.
+    """
     try:
         text = (folder / RECIPE).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise damaged(folder / RECIPE, f"can't be read ({error})") from error
-    return recipe_from_yaml(text, registry, label=str(folder / RECIPE))
+    writer = read_writer(folder, damaged)
+    recipe = stored_recipe(text, registry, label=str(folder / RECIPE), writer=writer, lenient=True)
+    for kind, (_, config) in recipe.components.items():
+        if isinstance(config, MissingComponent):
+            refused = refusal(registry, folder, _plugins_of(writer, kind))
+            if refused is not None:
+                config.explain(refused)
+    return recipe
+
+
+def _plugins_of(writer: Writer, kind: str) -> set[str] | None:
+    """Return the plugins that provided a section's components; None if that is not known."""
+    providers = writer.providers.items()
+    return {who.plugin for key, who in providers if key.partition(".")[0] == kind} or None
 
 
 def open_checkpoint(
@@ -96,12 +115,9 @@ def open_checkpoint(
     state = read_state(folder)
     if trust_plugins:
         registry = with_trusted(registry, folder, trust_plugins)
-    try:
-        recipe = read_recipe(folder, registry)
-    except PluginError as error:
-        if (refused := refusal(registry, folder)) is not None:
-            raise refused from error
-        raise
+    recipe = read_recipe(folder, registry)
+    if isinstance(recipe.objective, MissingComponent) and state.vocabulary.get("control"):
+        recipe.objective.refuse()  # it knows where in a prompt its control tokens belong
     components = build(
         recipe,
         registry,

@@ -24,7 +24,6 @@ from cm3core.checkpoint.layout import (
     IMAGE_TOKENIZER,
     OPTIMIZER,
     PLUGINS,
-    RECIPE,
     STATE,
     TOKENIZER,
     WEIGHTS,
@@ -35,6 +34,7 @@ from cm3core.checkpoint.tensors import contiguous, generator_states, weights_of
 from cm3core.errors import CheckpointError, FileError
 from cm3core.files import new_place, sync_directory
 from cm3core.plugins.registry import plugin_versions
+from cm3core.recipe.storing import files_of
 
 if TYPE_CHECKING:
     from cm3core.build import Components
@@ -81,7 +81,8 @@ def save_checkpoint(
 
 
 def _write_description(folder: Path, components: Components, state: CheckpointState) -> None:
-    (folder / RECIPE).write_text(components.recipe.to_yaml(), encoding="utf-8")
+    for name, text in files_of(components.recipe, components.registry).items():
+        (folder / name).write_text(text, encoding="utf-8")
     write_carried(folder, components.recipe, components.registry)
     write_json(
         folder / PLUGINS,

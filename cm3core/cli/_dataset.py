@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from cm3core.cli import OVERRIDE, registry_of
 from cm3core.errors import DataError, RecipeError, close_match
 from cm3core.files import allocate, user_path
+from cm3core.plugins.built import built
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
@@ -109,6 +110,7 @@ class ChosenData:
 
     name: str
     config: DocumentSourceConfig
+    registry: Registry
 
     @property
     def title(self) -> str:
@@ -120,19 +122,20 @@ class ChosenData:
         """One split."""
         config = replace(self.config, split=split)
         config.check()
-        return config.build()
+        return built(config.build(), config, self.registry)
 
 
 def chosen_data(args: Namespace) -> ChosenData:
     """The data set given by `args.target` and `args.overrides`."""
-    recipe = recipe_of(args.target, args.overrides, registry_of(args))
+    registry = registry_of(args)
+    recipe = recipe_of(args.target, args.overrides, registry)
     if recipe.dataset is None:
         raise RecipeError(
             "dataset",
             "no data set is given",
             "give a recipe, a path, or dataset=NAME dataset.KEY=VALUE",
         )
-    return ChosenData(recipe.component_names["dataset"], recipe.dataset)
+    return ChosenData(recipe.component_names["dataset"], recipe.dataset, registry)
 
 
 def data_source(recipe: Recipe, split: str | None) -> DocumentSource:
@@ -143,7 +146,7 @@ def data_source(recipe: Recipe, split: str | None) -> DocumentSource:
         )
     config = recipe.dataset if split is None else replace(recipe.dataset, split=split)
     config.check()
-    return config.build()
+    return built(config.build(), config)
 
 
 def limit_threads(recipe: Recipe) -> None:

@@ -198,7 +198,7 @@ def _asked(args: Namespace, recipe: Recipe, registry: Registry) -> DocumentSourc
 def _tokenizer(source: DocumentSource, registry: Registry) -> ImageTokenizer | None:
     """The image tokenizer that decodes a bank's pictures, which are codes."""
     from cm3core.bank import MemoryBank
-    from cm3core.build import bank_tools
+    from cm3core.bank_tools import bank_tools
 
     return (
         bank_tools(source.folder, registry).image_tokenizer

@@ -257,7 +257,7 @@ def metadata(
         "recipe_hash": model.recipe.hash,
     }
     retriever = model.recipe.retriever
-    if retriever is not None and retriever.bank is not None and retrieved:
+    if retrieved and retriever is not None and retriever.bank is not None:
         drawn["bank"] = retriever.bank
     if args.retriever is not None and retrieved:
         drawn["retriever"] = args.retriever

@@ -78,9 +78,6 @@ def run(args: Namespace) -> int:
     from cm3core.plugin_check.checking import Options, check
     from cm3core.plugin_check.verdicts import to_json
 
-    for name, value in (("--max-examples", args.max_examples), ("--timeout", args.timeout)):
-        if value <= 0:
-            raise PluginError(name, f"is {value:g}", "give more than 0")
     options = Options(
         overrides=args.overrides,
         max_examples=args.max_examples,

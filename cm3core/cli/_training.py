@@ -16,6 +16,7 @@ from cm3core.cli._numbers import MAX_MINUTES, MAX_STEPS
 from cm3core.errors import RecipeError
 
 if TYPE_CHECKING:
+    from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
 
 #: The recipe that names the weights, in the same folder.
@@ -121,12 +122,16 @@ def takes_weights(recipe: Recipe, kind: str) -> bool:
     return "weights" in {item.name for item in fields(getattr(recipe, kind))}
 
 
-def write_recipe(recipe: Recipe, kind: str, weights: Path, folder: Path) -> None:
+def write_recipe(
+    recipe: Recipe, kind: str, weights: Path, folder: Path, registry: Registry
+) -> None:
     """Write the recipe into a folder, with the weights in its key `weights` if it has one."""
     from cm3core.files import write_text
+    from cm3core.recipe.storing import files_of
 
     if takes_weights(recipe, kind):
         trained: Any = getattr(recipe, kind)  # its class is the plugin's
         changed: dict[str, Any] = {kind: replace(trained, weights=str(weights.absolute()))}
         recipe = replace(recipe, **changed)
-    write_text(folder / RECIPE_FILE, recipe.to_yaml())
+    for name, text in files_of(recipe, registry).items():
+        write_text(folder / name, text)

@@ -1,25 +1,25 @@
 """`cm3`: finds the command, runs it, and turns user errors into two lines and an exit code.
 
-Exit codes: 0 done; 2 wrong input, or a file that can't be used (reported on stderr, without a
-traceback); 130 interrupted.
+Exit codes: 0 done; 2 wrong input, a file that can't be used, not enough memory, or a plugin that
+failed (reported on stderr, without a traceback unless `-v` or `CM3_TRACEBACK=1` asks for it); 130
+interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cm3core._version import __version__
 from cm3core.cli import OVERRIDE
+from cm3core.cli._failures import TRACEBACK_VARIABLE, VERBOSE, failure_of, print_error
 from cm3core.cli._hints import override_hint
 from cm3core.cli._process import Interrupts, prepare_output
 from cm3core.commands import COMMANDS, CommandParser
-from cm3core.errors import CM3Error, FileError, close_match
-from cm3core.machine_memory import first_line, is_out_of_memory
+from cm3core.errors import CM3Error, close_match
 
 
 def entry() -> None:
@@ -35,46 +35,28 @@ def main(argv: Sequence[str] | None = None, *, interrupts: Interrupts | None = N
 
     `interrupts` knows whether Ctrl-C was pressed; None: nobody listens for it.
     """
+    arguments = sys.argv[1:] if argv is None else list(argv)
     try:
-        return _run(sys.argv[1:] if argv is None else list(argv))
+        return _run(arguments)
     except BrokenPipeError:  # the reader (`head`, `less`) has exited: not an error
         sys.stderr.close()
         return 0
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        print(
-            f"error: memory: there is not enough of it ({first_line(error)})\n  next: choose smaller "
-            "sizes or fewer at once, or use a larger machine",
-            file=sys.stderr,
-        )
-        return 2
     except KeyboardInterrupt:
         return _interrupted()
     except Exception as error:
         # a library whose import is interrupted may raise anything instead of KeyboardInterrupt
         if interrupts is not None and interrupts.received:
             return _interrupted()
-        if isinstance(error, OSError) and error.filename is not None:
-            error = unusable_file(error)
-        if not isinstance(error, CM3Error):
+        failure = failure_of(error)
+        if failure is None:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print_error(failure, arguments)
         return 2
 
 
 def _interrupted() -> int:
     print("interrupted; the same command resumes where it can", file=sys.stderr)
     return 130
-
-
-def unusable_file(error: OSError) -> FileError:
-    """The error of a path that the system refuses, where no command has a better one: a name that
-    is too long, a folder that may not be read."""
-    name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
-    return FileError(
-        str(name), f"can't be used ({error.strerror or error})", "correct the path, or name another"
-    )
 
 
 def _run(argv: list[str]) -> int:
@@ -104,7 +86,7 @@ def _top_parser() -> argparse.ArgumentParser:
     top = CommandParser(
         prog="cm3",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="cm3 [--plugin FILE.py] COMMAND ...",
+        usage="cm3 [-v] [--plugin FILE.py] COMMAND ...",
         description="CM3leon: one transformer that generates and captions pictures.\n\ncommands:\n"
         + table,
         epilog='examples:\n  cm3 generate "a red apple" --n 4 --seed 1 -o out/\n  cm3 train tiny -o runs/tiny\n'
@@ -114,6 +96,11 @@ def _top_parser() -> argparse.ArgumentParser:
         "--plugin",
         metavar="FILE.py",  # already parsed by `_run`; here for the help
         help="load a plugin module from a file; may be given several times",
+    )
+    top.add_argument(
+        *VERBOSE,
+        action="store_true",
+        help=f"show the traceback of an error; so does {TRACEBACK_VARIABLE}=1",
     )
     top.add_argument("--version", action="version", version=f"cm3leon {__version__}")
     top.add_argument("command", nargs="?", help=argparse.SUPPRESS)
@@ -168,6 +155,7 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpars
     if hasattr(args, "overrides"):
         args.overrides = [*args.overrides, *(item for item in rest if OVERRIDE.fullmatch(item))]
         rest = [item for item in rest if not OVERRIDE.fullmatch(item)]
+    rest = [item for item in rest if item not in VERBOSE]  # of every command, read by `main`
     if rest and hasattr(args, "overrides") and (hint := override_hint(rest[0], arguments)):
         raise CM3Error(parser.prog, f"unrecognized arguments: {' '.join(rest)}", hint)
     if rest:

@@ -203,7 +203,7 @@ def _tools(recipe: Recipe, registry: Registry, args: Namespace) -> Tools:
     Those named by the command, else those of the model it names, else the recipe's, else those of
     the default model.
     """
-    from cm3core.build import tools_of
+    from cm3core.bank_tools import tools_of
 
     named = {override.partition("=")[0] for override in args.overrides}
     named |= {
@@ -252,7 +252,7 @@ def _source(recipe: Recipe, args: Namespace) -> DocumentSource:
 
 def _add(args: Namespace) -> int:
     from cm3core.bank import add_documents
-    from cm3core.build import bank_tools
+    from cm3core.bank_tools import bank_tools
 
     registry = registry_of(args)
     tools = bank_tools(args.bank, registry)

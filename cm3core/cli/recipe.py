@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cm3core.cli import add_overrides, registry_of
 from cm3core.cli._training import RECIPE_FILE
 from cm3core.recipe.library import list_recipes
+from cm3core.recipe.storing import in_full
 
 if TYPE_CHECKING:
     from cm3core.recipe import Recipe
@@ -79,7 +80,8 @@ def run(args: Namespace) -> int:
         return _diff(args)
     from cm3core.recipe import compose
 
-    recipe = compose(recipe_of(args.recipe), args.overrides, registry=registry_of(args))
+    registry = registry_of(args)
+    recipe = compose(recipe_of(args.recipe), args.overrides, registry=registry)
     if args.action == "check":
         recipe.check()
         memory = _memory(recipe)
@@ -87,9 +89,9 @@ def run(args: Namespace) -> int:
         if memory is not None:
             print(memory)
     elif args.origin:
-        print(with_origins(recipe))
+        print(with_origins(in_full(recipe, registry)))
     else:
-        print(recipe.to_yaml(), end="")
+        print(in_full(recipe, registry).to_yaml(), end="")
     return 0
 
 

@@ -196,7 +196,8 @@ def _lines(paths: Sequence[Path]) -> Iterator[str]:
 def _train_image(args: Namespace) -> int:
     from cm3core.recipe import compose
 
-    recipe = compose(args.recipe, args.overrides, registry=registry_of(args))
+    registry = registry_of(args)
+    recipe = compose(args.recipe, args.overrides, registry=registry)
     require_section(recipe, "image_tokenizer")
     assert recipe.image_tokenizer is not None
     check_writable(args.out, folder=True)
@@ -214,7 +215,7 @@ def _train_image(args: Namespace) -> int:
     use = ""
     if takes_weights(recipe, "image_tokenizer"):
         use = f"; use it with image_tokenizer.weights={path}"
-    write_recipe(recipe, "image_tokenizer", path, args.out)
+    write_recipe(recipe, "image_tokenizer", path, args.out, registry)
     print(
         f"{path}: trained on {len(images_NHWC):,} pictures{use}\n"
         f"measure it: cm3 tokenizer eval {args.out}"

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from cm3core.document import Document, PixelArray
     from cm3core.interfaces.dataset import SkippedRecord
+    from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
 
 HELP = "train and evaluate upscalers"
@@ -145,20 +146,21 @@ def _large_pictures(
     )
 
 
-def _composed(target: str, overrides: Sequence[str], args: Namespace) -> Recipe:
+def _composed(target: str, overrides: Sequence[str], registry: Registry) -> Recipe:
     """The recipe, with an upscaler and its image tokenizer; `target` may be a folder of `train`."""
     from cm3core.recipe import compose
 
     if Path(target).is_dir():
         target = str(Path(target) / RECIPE_FILE)
-    recipe = compose(target, overrides, registry=registry_of(args))
+    recipe = compose(target, overrides, registry=registry)
     for kind in ("upscaler", "image_tokenizer"):
         require_section(recipe, kind)
     return recipe
 
 
 def _train(args: Namespace) -> int:
-    recipe = _composed(args.recipe, args.overrides, args)
+    registry = registry_of(args)
+    recipe = _composed(args.recipe, args.overrides, registry)
     assert recipe.upscaler is not None
     assert recipe.image_tokenizer is not None
     scale = recipe.upscaler.training_scale
@@ -176,7 +178,7 @@ def _train(args: Namespace) -> int:
         validation_NHWC=_validation_pictures(recipe, scale),
         show_progress=not args.quiet,
     )
-    write_recipe(recipe, "upscaler", path, args.out)
+    write_recipe(recipe, "upscaler", path, args.out, registry)
     print(
         f"{path}: trained on {len(images_NHWC):,} pictures; use it with upscaler.weights={path}\n"
         f"measure it: cm3 upscaler eval {args.out}"
@@ -200,7 +202,7 @@ def _evaluate(args: Namespace) -> int:
     from cm3core.progress import make_bar
 
     check_writable(args.out)
-    recipe = _composed(args.recipe, args.overrides, args)
+    recipe = _composed(args.recipe, args.overrides, registry_of(args))
     assert recipe.upscaler is not None
     assert recipe.image_tokenizer is not None
     limit_threads(recipe)

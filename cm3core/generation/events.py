@@ -149,7 +149,7 @@ def wrong_request(number: int, error: Exception) -> GenerationError:
         wrapped = GenerationError(
             f"request {number}",
             f"{type(error).__name__}: {error}",
-            "see the traceback of its cause",
+            "see the traceback of its cause: cm3 -v, or CM3_TRACEBACK=1",
         )
     wrapped.__cause__ = error
     return wrapped

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from cm3core.document import BoolArray
-from cm3core.errors import GenerationError
 from cm3core.generation.events import wrong_request
 from cm3core.generation.states import StateTable
+from cm3core.interfaces.contract import broken
 
 if TYPE_CHECKING:
     from cm3core.generation.row import ActiveRequest
@@ -149,8 +149,8 @@ class Group:
                 if isinstance(tokens_n, Tensor)
                 else type(tokens_n).__name__
             )
-            raise GenerationError(
-                "sampler", f"drew {shown}, not int64 [{expected}]", "correct the sampler's `draw`"
+            raise broken(
+                self.sampler, "only_legal_ids_are_drawn", f"it drew {shown}, not int64 [{expected}]"
             )
         if self.states is not None and state is not None:
             self.states.keep(state, part)

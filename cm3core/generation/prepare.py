@@ -15,6 +15,8 @@ from cm3core.generation.device_memory import memory_limit
 from cm3core.generation.events import Request, candidate_seed
 from cm3core.generation.row import ActiveRequest, different
 from cm3core.generation.states import RequestState
+from cm3core.interfaces.contract import broken, shown
+from cm3core.interfaces.sampler import SamplingPlan
 from cm3core.interfaces.sampler_state import RequestStart
 from cm3core.interfaces.stateful_sampler import StatefulSampler
 from cm3core.sequence.grammar import HoleGrammar, num_new_tokens
@@ -22,7 +24,7 @@ from cm3core.sequence.holes import num_unlimited, with_limits
 
 if TYPE_CHECKING:
     from cm3core.interfaces.decoder import Decoder, InferenceDecoder
-    from cm3core.interfaces.sampler import Sampler, SamplingPlan
+    from cm3core.interfaces.sampler import Sampler
     from cm3core.sequence.holes import Hole
     from cm3core.sequence.prompt_writer import Prompt
     from cm3core.sequence.serialize import Serializer
@@ -168,10 +170,20 @@ class Preparer:
         known = self._plans.pop(id(sampler), None)
         if known is None:
             plans = {modality: sampler.plan(modality) for modality in _MODALITIES}
+            for plan in plans.values():
+                if not isinstance(plan, SamplingPlan):
+                    raise broken(
+                        sampler,
+                        "plans_are_constant_and_name_the_same_streams",
+                        f"its plan is {shown(plan)}, not a SamplingPlan",
+                    )
             variants = [[stream.variant for stream in plan.streams] for plan in plans.values()]
-            assert variants[0] == variants[1], (
-                "a sampler's plans must name the same streams in the same order"
-            )
+            if variants[0] != variants[1]:
+                raise broken(
+                    sampler,
+                    "plans_are_constant_and_name_the_same_streams",
+                    "its plans for texts and pictures name different streams",
+                )
             known = sampler, plans
         self._plans[id(sampler)] = known  # the last one now
         if len(self._plans) > NUM_PLANS:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from cm3core.document import Document, Image, PixelArray, text_of
 from cm3core.errors import DataError
 from cm3core.interfaces.component import ComponentConfig
+from cm3core.interfaces.contract import broken, shown
 
 VectorArray: TypeAlias = npt.NDArray[np.float32]
 
@@ -54,7 +55,7 @@ class Embedder(ABC):
     def embed_texts(self, texts: Sequence[str]) -> VectorArray:
         """Return unit vectors float32 [N, dimension]. Raises `DataError` on NaN or infinity."""
         return (
-            self._unit(self._embed_texts(texts), "text")
+            self._unit(self._embed_texts(texts), "text", len(texts))
             if texts
             else np.zeros((0, self.dimension), np.float32)
         )
@@ -72,12 +73,19 @@ class Embedder(ABC):
                     "open it with cm3core.images.open_image",
                 )
         return (
-            self._unit(self._embed_images(images), "picture")
+            self._unit(self._embed_images(images), "picture", len(images))
             if images
             else np.zeros((0, self.dimension), np.float32)
         )
 
-    def _unit(self, vectors: VectorArray, what: str) -> VectorArray:
+    def _unit(self, vectors: VectorArray, what: str, num: int) -> VectorArray:
+        shape = (num, self.dimension)
+        if not isinstance(vectors, np.ndarray) or vectors.shape != shape:
+            raise broken(
+                self,
+                "vectors_are_finite_unit_float32",
+                f"it returned {shown(vectors)} for {num} {what}s, not float32 {list(shape)}",
+            )
         finite = np.isfinite(vectors).all(axis=1)
         if not finite.all():
             raise DataError(

@@ -12,6 +12,7 @@ import numpy as np
 from cm3core.document import IntArray, PixelArray
 from cm3core.errors import RecipeError, TokenizerError
 from cm3core.interfaces.component import ComponentConfig
+from cm3core.interfaces.contract import broken, is_array, shown
 
 if TYPE_CHECKING:
     import torch
@@ -153,7 +154,19 @@ class ImageTokenizer(ABC):
                 f"[N, {height}, {width}, 3]",
                 "resize with cm3core.images.fit",
             )
-        return self._encode(pixels_NHWC)
+        codes_Nc = self._encode(pixels_NHWC)
+        rows, columns = self.grid
+        shape = (len(pixels_NHWC), rows * columns)
+        law = "codes_have_the_stated_shape_and_range"
+        if not is_array(codes_Nc, np.int32, shape):
+            raise broken(self, law, f"it returned {shown(codes_Nc)}, not int32 {list(shape)}")
+        if codes_Nc.size and (codes_Nc.min() < 0 or codes_Nc.max() >= self.codebook_size):
+            raise broken(
+                self,
+                law,
+                f"it returned codes {codes_Nc.min()}..{codes_Nc.max()} of {self.codebook_size}",
+            )
+        return codes_Nc
 
     def decode(self, codes_Nc: IntArray) -> PixelArray:
         """Return pictures uint8 [N, H, W, 3] of codes [N, c].
@@ -174,4 +187,12 @@ class ImageTokenizer(ABC):
                 f"{self.codebook_size} entries",
                 "subtract Vocabulary.image.start from token ids first",
             )
-        return self._decode(np.ascontiguousarray(codes_Nc, dtype=np.int32))
+        pixels_NHWC = self._decode(np.ascontiguousarray(codes_Nc, dtype=np.int32))
+        shape = (len(codes_Nc), *self.image_size, 3)
+        if not is_array(pixels_NHWC, np.uint8, shape):
+            raise broken(
+                self,
+                "pictures_have_the_stated_shape",
+                f"it returned {shown(pixels_NHWC)}, not uint8 {list(shape)}",
+            )
+        return pixels_NHWC

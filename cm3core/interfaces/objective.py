@@ -13,6 +13,7 @@ import numpy as np
 from cm3core.document import MaskedSequence, TokenSequence
 from cm3core.errors import DocumentError
 from cm3core.interfaces.component import ComponentConfig
+from cm3core.interfaces.contract import broken, is_array, shown
 from cm3core.vocab import Vocabulary
 
 
@@ -82,6 +83,7 @@ class MaskingObjective(ABC):
 
         Raises:
             DocumentError: the sequence alone is longer than `max_length`.
+            PluginError: `_mask` returned something else than it must.
         """
         if len(sequence) > max_length:
             raise DocumentError(
@@ -90,7 +92,29 @@ class MaskingObjective(ABC):
                 "retrieve fewer documents, shorten captions, or raise decoder.context_length",
             )
         masked = self._mask(sequence, rng, max_length)
-        assert (
-            len(sequence) <= len(masked) <= min(max_length, len(sequence) + self.max_added_tokens)
-        )
+        if problem := _problem_of(masked):
+            raise broken(self, "shapes_and_types", problem)
+        most = min(max_length, len(sequence) + self.max_added_tokens)
+        if not len(sequence) <= len(masked) <= most:
+            raise broken(
+                self,
+                "the_reserve_is_enough",
+                f"it made {len(sequence)} tokens {len(masked)}, of {len(sequence)} to {most}",
+            )
         return masked
+
+
+def _problem_of(masked: object) -> str:
+    """Return what is wrong with what an objective returned, "" if nothing is."""
+    if not isinstance(masked, MaskedSequence):
+        return f"it returned {shown(masked)}, not a MaskedSequence"
+    size = np.shape(masked.tokens)
+    if len(size) != 1:
+        return f"its tokens are {shown(masked.tokens)}, not int32 [n]"
+    for name, dtype in (("tokens", np.int32), ("cells", np.int32), ("weights", np.float32)):
+        array = getattr(masked, name)
+        if not is_array(array, dtype, size):
+            return f"its {name} are {shown(array)}, not {dtype.__name__} {list(size)}"
+    if not (np.isfinite(masked.weights).all() and (masked.weights >= 0).all()):
+        return "its weights are not all finite and at least 0"
+    return ""

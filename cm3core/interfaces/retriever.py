@@ -7,9 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+
 from cm3core.document import Document
 from cm3core.errors import DataError, RecipeError
 from cm3core.interfaces.component import ComponentConfig
+from cm3core.interfaces.contract import broken, shown
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import DocumentSource
@@ -122,6 +125,10 @@ class Retriever(ABC):
             num_retrieved: maximum number of results for each query, 0 or more.
             exclude: for each query, ids and content keys (`cm3core.document.content_keys`) of
                 documents that must not be returned: its own.
+
+        Raises:
+            PluginError: `_retrieve` returned something else than it must, such as the query's own
+                document.
         """
         if num_retrieved < 0:
             raise DataError("num_retrieved", f"is {num_retrieved}", "use 0 or more")
@@ -134,9 +141,38 @@ class Retriever(ABC):
         if num_retrieved == 0 or not queries:
             return [[] for _ in queries]
         results = self._retrieve(queries, num_retrieved, banned)
-        for found, names in zip(results, banned, strict=True):
-            assert len(found) <= num_retrieved
-            assert not any(self.is_excluded(result.index, names) for result in found), (
-                "a query's own document"
+        if not isinstance(results, list) or len(results) != len(queries):
+            raise broken(
+                self,
+                "a_batch_is_its_queries",
+                f"it returned {_counted(results)} for {len(queries)} queries",
             )
+        for found, names in zip(results, banned, strict=True):
+            self._check_found(found, num_retrieved, names)
         return results
+
+    def _check_found(self, found: object, num_retrieved: int, names: Collection[str]) -> None:
+        """Raise `PluginError` for results of a query that can't be used."""
+        law = "results_name_memory_documents_once"
+        if not isinstance(found, list) or not all(isinstance(one, Retrieved) for one in found):
+            inside = {type(one).__name__ for one in found} if isinstance(found, list) else set()
+            given = f"a list of {', '.join(sorted(inside))}" if inside else shown(found)
+            raise broken(self, law, f"it found {given} for a query, not a list of Retrieved")
+        if len(found) > num_retrieved:
+            raise broken(self, law, f"it found {len(found)} documents, {num_retrieved} were asked")
+        for one in found:
+            whole = isinstance(one.index, (int, np.integer))
+            if not whole or not 0 <= one.index < len(self.memory):
+                raise broken(
+                    self, law, f"it found document {one.index!r}, the memory has {len(self.memory)}"
+                )
+            if self.is_excluded(one.index, names):
+                raise broken(
+                    self,
+                    "what_is_excluded_is_never_found",
+                    f"it found document {one.id!r} for a query of that document or its content",
+                )
+
+
+def _counted(results: object) -> str:
+    return f"{len(results)} lists" if isinstance(results, list) else shown(results)

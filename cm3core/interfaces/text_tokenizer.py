@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from cm3core.errors import TokenizerError
 from cm3core.interfaces.component import ComponentConfig
+from cm3core.interfaces.contract import broken, shown
 
 
 @dataclass(kw_only=True)
@@ -80,7 +81,15 @@ class TextTokenizer(ABC):
                 f"is not valid Unicode ({error.reason} at {error.start})",
                 "remove the lone surrogate",
             ) from error
-        return self._encode(text)
+        ids = self._encode(text)
+        if not isinstance(ids, list) or (ids and not 0 <= min(ids) <= max(ids) < self.vocab_size):
+            given = f"ids {min(ids)}..{max(ids)}" if isinstance(ids, list) else shown(ids)
+            raise broken(
+                self,
+                "ids_are_in_range",
+                f"it returned {given}, not a list of ids 0..{self.vocab_size - 1}",
+            )
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`. Raises `TokenizerError` for an id outside 0..vocab_size-1."""

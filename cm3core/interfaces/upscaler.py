@@ -14,6 +14,7 @@ import numpy as np
 from cm3core.document import PixelArray
 from cm3core.errors import DataError, RecipeError
 from cm3core.interfaces.component import ComponentConfig
+from cm3core.interfaces.contract import broken, is_array, shown
 
 if TYPE_CHECKING:
     from cm3core.interfaces.image_tokenizer import ImageTokenizer
@@ -98,7 +99,7 @@ class Upscaler(ABC):
                 large picture.
         """
         self._check(pixels_HWC, 3, "[height, width, 3]")
-        return np.asarray(self._upscale(pixels_HWC[None])[0])
+        return np.asarray(self._checked(self._upscale(pixels_HWC[None]), pixels_HWC[None])[0])
 
     def upscale_batch(self, pixels_NHWC: PixelArray) -> PixelArray:
         """Return pictures uint8 [N, scale * H, scale * W, 3] of pictures uint8 [N, H, W, 3].
@@ -107,10 +108,22 @@ class Upscaler(ABC):
         self._check(pixels_NHWC, 4, "[N, height, width, 3]")
         num, height, width, _ = pixels_NHWC.shape
         return (
-            self._upscale(pixels_NHWC)
+            self._checked(self._upscale(pixels_NHWC), pixels_NHWC)
             if num
             else np.zeros((0, height * self.scale, width * self.scale, 3), np.uint8)
         )
+
+    def _checked(self, large_NHWC: PixelArray, pixels_NHWC: PixelArray) -> PixelArray:
+        """Return what `_upscale` returned. Raises `PluginError` if it is something else."""
+        *batch, height, width, _ = pixels_NHWC.shape
+        shape = (*batch, height * self.scale, width * self.scale, 3)
+        if not is_array(large_NHWC, np.uint8, shape):
+            raise broken(
+                self,
+                "pictures_have_the_stated_shape",
+                f"it returned {shown(large_NHWC)}, not uint8 {list(shape)}",
+            )
+        return large_NHWC
 
     def _check(self, pixels: PixelArray, num_axes: int, shape: str) -> None:
         if pixels.ndim != num_axes or pixels.shape[-1] != 3 or pixels.dtype != np.uint8:

@@ -16,10 +16,11 @@ from cm3core.generation.engine import Completion, Request, candidate_seed
 from cm3core.generation.prepare import SHORTEN, SHORTEN_OR_TRUNCATE
 from cm3core.interfaces.reranker import Candidate
 from cm3core.model.jobs import Job
-from cm3core.model.loaded import Loaded, check_length, seen
+from cm3core.model.loaded import Loaded, check_length, sampler_of, seen
 from cm3core.model.options import GenerationOptions
 from cm3core.model.results import Choice, GeneratedImage, RetrievedDocument
 from cm3core.model.retrieval import Retrieval
+from cm3core.plugins.built import built
 
 if TYPE_CHECKING:
     from cm3core.interfaces.reranker import Reranker, RerankerConfig
@@ -59,7 +60,7 @@ class Plan:
             truncate: whether the call cuts texts; None: it has no such option.
         """
         candidate_seed(options.seed, 0)
-        sampler = loaded.sampler_config(options.sampler, **options.sampling).build()
+        sampler = sampler_of(loaded, options.sampler, **options.sampling)
         number = options.num_candidates
         number = loaded.recipe.generate.num_candidates if number is None else number
         if number < 1:
@@ -151,7 +152,9 @@ def reranker(loaded: Loaded, name: str | None = None) -> Reranker:
         "RerankerConfig", parts.registry.config_class("reranker", name, place="reranker")()
     )
     config.check()
-    return config.build(embedder=parts.embedder, likelihood=parts.likelihood)
+    return built(
+        config.build(embedder=parts.embedder, likelihood=parts.likelihood), config, parts.registry
+    )
 
 
 def score(loaded: Loaded, picture: GeneratedImage, name: str | None) -> float:
@@ -181,7 +184,7 @@ def upscaler(loaded: Loaded, upscale: bool | str) -> Upscaler | None:
             "UpscalerConfig", parts.registry.config_class("upscaler", upscale, place="upscale")()
         )
         config.check()
-        return config.build()
+        return built(config.build(), config, parts.registry)
     if parts.upscaler is None:
         known = close_match("", parts.registry.names("upscaler"))
         raise GenerationError(

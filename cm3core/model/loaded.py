@@ -17,10 +17,12 @@ from cm3core.document import Codes, Document, Image, PixelArray, TextHole
 from cm3core.errors import DataError, GenerationError
 from cm3core.generation.engine import Engine
 from cm3core.generation.prepare import SHORTEN_OR_TRUNCATE, too_long
+from cm3core.plugins.built import built
+from cm3core.recipe.missing import MissingComponent
 
 if TYPE_CHECKING:
     from cm3core.build import Components
-    from cm3core.interfaces.sampler import SamplerConfig
+    from cm3core.interfaces.sampler import Sampler, SamplerConfig
     from cm3core.recipe import Recipe
 
 #: RGB pixels uint8 [height, width, 3] of any size, or the file of a picture.
@@ -71,7 +73,7 @@ class Loaded:
             engine = Engine(
                 parts.decoder,
                 parts.serializer,
-                self.sampler_config().build(),
+                sampler_of(self),
                 parts.vocabulary,
                 max_text_tokens=self.recipe.data.max_text_tokens,
                 num_threads=self.num_threads,
@@ -93,6 +95,8 @@ class Loaded:
             GenerationError, RecipeError: the sampler, a key or a value is not valid.
         """
         config = self.recipe.sampler
+        if isinstance(config, MissingComponent):
+            config.refuse()  # the engine needs it, whichever sampler a request names
         if sampler is not None and sampler != self.recipe.component_names.get("sampler"):
             chosen = self.components.registry.config_class("sampler", sampler, place="sampler")
             config = in_place_of(config, cast("type[SamplerConfig]", chosen))
@@ -214,3 +218,9 @@ def pixels_of(picture: Picture) -> PixelArray:
     raise DataError(
         "picture", f"is {shown}", "pass a file's path, or RGB pixels as uint8 [height, width, 3]"
     )
+
+
+def sampler_of(loaded: Loaded, name: str | None = None, /, **options: Any) -> Sampler:
+    """The sampler that `Loaded.sampler_config` describes."""
+    config = loaded.sampler_config(name, **options)
+    return built(config.build(), config, loaded.components.registry)

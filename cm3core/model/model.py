@@ -26,7 +26,7 @@ from cm3core.model.crop import Box
 from cm3core.model.default import DEFAULT_MODEL
 from cm3core.model.drawing import Drawing, box_below, image_events
 from cm3core.model.jobs import results, run
-from cm3core.model.loaded import Picture, pixels_of
+from cm3core.model.loaded import Picture, pixels_of, sampler_of
 from cm3core.model.options import sampler_keys
 from cm3core.model.results import GeneratedImage, GeneratedText, InfilledImage
 from cm3core.model.retrieval import with_memory
@@ -377,7 +377,7 @@ class Model(Drawing, Writing):
     ) -> list[Request]:
         """The engine requests of `complete` with these arguments, for `Engine.stream` and sessions."""
         prepended = [()] * len(documents) if retrieved is None else retrieved
-        built = self.sampler_config(sampler, **sampler_keys(options)).build()
+        built = sampler_of(self, sampler, **sampler_keys(options))
         return [
             Request(
                 self.coded(document), [self.coded(one) for one in others], seed, built, truncate

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from cm3core import images
 from cm3core.bank import MemoryBank
-from cm3core.build import config_of
+from cm3core.bank_tools import config_of
 from cm3core.config.components import needs_of
 from cm3core.config.overrides import with_options
 from cm3core.document import Codes, Document, Image, PixelArray, Text, content_keys, text_of
@@ -211,6 +211,8 @@ class Retrieval:
 
     def _number(self, asked: int | None, has_context: bool) -> int:
         """How many documents to retrieve if the caller asked for `asked` (None: not specified)."""
+        if asked == 0:
+            return 0
         config = self.recipe.retriever
         has_memory = config is not None and config.retrieves
         if asked is None:

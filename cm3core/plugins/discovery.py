@@ -32,6 +32,7 @@ from types import ModuleType
 import pluggy
 
 from cm3core import hookspecs
+from cm3core._version import DISTRIBUTION
 from cm3core.errors import CM3Error, PluginError, close_match
 from cm3core.plugins import describe
 from cm3core.plugins.kinds import KINDS
@@ -120,11 +121,17 @@ class _Loader:
 def _discover(files: Sequence[Path]) -> Iterator[tuple[PluginInfo, _Loader]]:
     """Yield every candidate: installed plugins by name and distribution, then files.
 
-    Nothing is imported."""
+    Of two with one name, the first is used: ours, so that none takes its place. Nothing is
+    imported."""
     for point in sorted(entry_points(group=GROUP), key=_sort_key):
         distribution, version = _distribution(point)
         yield (
-            PluginInfo(point.name, version, f"{distribution}, {point.value}"),
+            PluginInfo(
+                point.name,
+                version,
+                f"{distribution}, {point.value}",
+                distribution="" if point.dist is None else distribution,
+            ),
             _Loader(point.load, module=point.module),
         )
     for path in files:
@@ -134,8 +141,9 @@ def _discover(files: Sequence[Path]) -> Iterator[tuple[PluginInfo, _Loader]]:
         )
 
 
-def _sort_key(point: EntryPoint) -> tuple[str, str, str]:
-    return point.name, _distribution(point)[0], point.value
+def _sort_key(point: EntryPoint) -> tuple[str, bool, str, str]:
+    distribution = _distribution(point)[0]
+    return point.name, distribution != DISTRIBUTION, distribution, point.value
 
 
 def _distribution(point: EntryPoint) -> tuple[str, str]:

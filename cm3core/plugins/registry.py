@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3core import interfaces as base
+from cm3core._version import DISTRIBUTION
 from cm3core.errors import PluginError, close_match
 from cm3core.plugins.kinds import KINDS
 
@@ -34,6 +35,7 @@ class PluginInfo:
         name: the entry point's name, or the file's without `.py`.
         version: its distribution's, "" for a file.
         origin: distribution and module, or the file.
+        distribution: its name for `pip`, "" for a file.
         status: "loaded", "broken" or "disabled".
         components: kind -> names that it provides.
         commands: sub-commands that it provides.
@@ -58,6 +60,7 @@ class PluginInfo:
     hooks: list[str] | None = None
     reason: str = ""
     traceback: str = ""
+    distribution: str = ""
 
 
 class Registry:
@@ -142,10 +145,14 @@ class Registry:
                 close_match(short, brought),
             )
         if len(found) > 1:
+            # nobody wants to do without what is bundled
+            own = {info.name for info in self.plugins if info.distribution == DISTRIBUTION}
+            other = next((owner for owner in found if owner not in own), next(iter(found)))
             raise PluginError(
                 place,
                 f"the {kind} {name!r} comes from several plugins: {', '.join(found)}",
-                "write " + " or ".join(f"{owner}/{name}" for owner in found),
+                f"write {' or '.join(f'{owner}/{name}' for owner in found)}, or leave one out: "
+                f"{DISABLE_VARIABLE}={other}",
             )
         if not found:
             if "." in name:
@@ -171,6 +178,13 @@ class Registry:
         found = self._commands.get(name, {})
         if not found:
             return None
+        # a documented command stays what it is
+        own = {
+            info.name: found[info.name]
+            for info in self.plugins
+            if info.name in found and info.distribution == DISTRIBUTION
+        }
+        found = own or found
         if len(found) > 1:
             raise PluginError(
                 f"command {name!r}",

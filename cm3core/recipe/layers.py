@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from cm3core.config.interpolation import check_interpolations
 from cm3core.errors import RecipeError
+from cm3core.plugins.providers import ANYONE, OURS, Writer, read_writer
 from cm3core.plugins.registry import KINDS
 from cm3core.recipe import library
 from cm3core.recipe.yaml_text import check_numbers, mapping_of, value_of
@@ -17,15 +18,24 @@ from cm3core.recipe.yaml_text import check_numbers, mapping_of, value_of
 COMMAND_LINE = "command line"
 #: Characters of an argument that an error repeats.
 _MOST_SHOWN = 100
+#: The file in which a run or a checkpoint stores its recipe.
+STORED = "recipe.yaml"
 OVERRIDE = re.compile(r"(?P<key>[A-Za-z_][\w-]*(\.[\w-]+)*)=(?P<value>.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One source of values: its `label` in messages and `--origin`, and its YAML `values`."""
+    """One source of values.
+
+    Args:
+        label: its name in messages and `--origin`.
+        values: its YAML values.
+        writer: whom bare names of components mean in it.
+    """
 
     label: str
     values: dict[str, Any]
+    writer: Writer = ANYONE
 
 
 def file_layers(path: Path) -> list[Layer]:
@@ -61,7 +71,21 @@ def _collect(path: Path, chain: tuple[tuple[Path, str], ...], layers: dict[Path,
             (*chain, (resolved, label)),
             layers,
         )
-    layers[resolved] = Layer(label, values)
+    layers[resolved] = Layer(label, values, _writer(path))
+
+
+def _writer(path: Path) -> Writer:
+    """Return whom bare names mean in a recipe file: a shipped one, or one that a run stored."""
+    if library.is_shipped(path):
+        return OURS
+    if path.name != STORED:
+        return ANYONE
+    return read_writer(
+        path.parent,
+        lambda file, cause: RecipeError(
+            str(file), cause, "delete it; recipes beside it then name plugin/component where needed"
+        ),
+    )
 
 
 def _extends(value: object, label: str) -> list[str]:

@@ -96,5 +96,10 @@ def _is_file(path: Path) -> bool:
 
 def label(path: Path) -> str:
     """Return a layer's name in messages: a shipped recipe's file name, otherwise the path."""
+    return path.name if is_shipped(path) else str(path)
+
+
+def is_shipped(path: Path) -> bool:
+    """Whether it is the file of a shipped recipe, or of one that those extend."""
     folder = recipes_directory()
-    return path.name if path.parent in (folder, folder / "base") else str(path)
+    return path.parent in (folder, folder / "base")

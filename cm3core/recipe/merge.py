@@ -10,15 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cm3core.config.schema import is_interpolation, make
-from cm3core.errors import RecipeError, close_match
+from cm3core.config.schema import make
+from cm3core.errors import PluginError, RecipeError, close_match
+from cm3core.plugins.providers import ANYONE, Writer
 from cm3core.plugins.registry import KINDS, Registry
 from cm3core.recipe import library
+from cm3core.recipe.choosing import Choice, Section, chosen
 from cm3core.recipe.layers import COMMAND_LINE, Layer, file_layers, override_layer, parse
+from cm3core.recipe.missing import MissingComponent
 from cm3core.recipe.recipe import Recipe
-from cm3core.recipe.resolve import Section, resolve, with_defaults
+from cm3core.recipe.resolve import resolve, with_defaults
 from cm3core.recipe.sections import FIXED_SECTIONS
-from cm3core.recipe.values import Place, forget, merge_values, wrong_type
+from cm3core.recipe.values import wrong_type
 
 #: A recipe's name: the default run folder and other paths are made of it.
 _PLAIN_NAME = re.compile(r"(?!\.)[\w.-]{1,100}")
@@ -54,17 +57,40 @@ def compose(name_or_path: str, overrides: Sequence[str] = (), *, registry: Regis
 
 def recipe_from_yaml(text: str, registry: Registry, *, label: str = "recipe.yaml") -> Recipe:
     """Return the recipe that `Recipe.to_yaml` wrote; `label` names the text in errors."""
+    return _compose(Path(label).stem, [_resolved_layer(text, label, ANYONE)], registry)
+
+
+def stored_recipe(
+    text: str, registry: Registry, *, label: str, writer: Writer, lenient: bool = False
+) -> Recipe:
+    """Return the recipe that was stored with a run, a model or a bank.
+
+    Args:
+        text: what `Recipe.to_yaml` wrote.
+        registry: the components that are available now.
+        label: names the text in errors.
+        writer: whom a bare name means in it.
+        lenient: let a component that can't be had be an error only for what needs it, see
+            `MissingComponent`.
+    """
+    layer = _resolved_layer(text, label, writer)
+    return _compose(Path(label).stem, [layer], registry, lenient=lenient)
+
+
+def _resolved_layer(text: str, label: str, writer: Writer) -> Layer:
     values = parse(text, label)
     if "extends" in values:
         raise RecipeError(
             f"{label}: extends", "a resolved recipe extends nothing", "compose it from its file"
         )
-    return _compose(Path(label).stem, [Layer(label, values)], registry)
+    return Layer(label, values, writer)
 
 
-def _compose(name: str, layers: Sequence[Layer], registry: Registry) -> Recipe:
+def _compose(
+    name: str, layers: Sequence[Layer], registry: Registry, *, lenient: bool = False
+) -> Recipe:
     sections = {key: Section(config_class) for key, config_class in FIXED_SECTIONS.items()}
-    origins: dict[str, str] = {}
+    choices: dict[str, list[Choice]] = {}
     own = max(position for position, layer in enumerate(layers) if layer.label != COMMAND_LINE)
     for position, layer in enumerate(layers):
         values = dict(layer.values)
@@ -77,8 +103,24 @@ def _compose(name: str, layers: Sequence[Layer], registry: Registry) -> Recipe:
             # the recipe's own, not that of one it extends
             name = name if stated is None else stated
         for section, given in values.items():
-            _merge_section(layer.label, section, given, sections, origins, registry)
-    return _finish(name, sections, origins, registry)
+            if section in KINDS and given is None:
+                choices.pop(section, None)
+                continue
+            keys = _keys(layer.label, section, given)
+            if section in KINDS:
+                choice = Choice.of(layer, section, keys, registry)
+                choices.setdefault(section, []).append(choice)
+            else:
+                sections[section].merge(layer, section, keys, registry)
+    missing: dict[str, MissingComponent] = {}
+    for kind in (kind for kind in KINDS if kind in choices):
+        try:
+            sections[kind] = chosen(choices[kind], registry)
+        except PluginError as error:
+            if not lenient:
+                raise
+            missing[kind] = MissingComponent.of(choices[kind][-1], error)
+    return _finish(name, sections, missing, registry)
 
 
 def _check_name(place: str, name: str, next_step: str) -> None:
@@ -93,17 +135,8 @@ def _check_name(place: str, name: str, next_step: str) -> None:
         )
 
 
-def _merge_section(
-    label: str,
-    section: str,
-    given: object,
-    sections: dict[str, Section],
-    origins: dict[str, str],
-    registry: Registry,
-) -> None:
-    """Merge one section of one layer.
-
-    A changed component name replaces the section; otherwise keys are merged."""
+def _keys(label: str, section: str, given: object) -> dict[str, Any]:
+    """Return what a layer says of a section: key -> value."""
     place = f"{label}: {section}"
     if section not in KINDS and section not in FIXED_SECTIONS:
         raise RecipeError(
@@ -111,84 +144,54 @@ def _merge_section(
             "is not a section of a recipe",
             close_match(section, [*KINDS, *FIXED_SECTIONS, "extends", "name"]),
         )
-    if section in KINDS and given is None:
-        sections.pop(section, None)
-        forget(section, origins)
-        return
     if section in KINDS and isinstance(given, str):
         given = {"name": given}
     if not isinstance(given, dict):
         raise wrong_type(place, given, "a mapping of keys to values")
-    given = dict(given)
-    if section in KINDS:
-        _choose_component(label, section, given.pop("name", None), sections, origins, registry)
-    current = sections[section]
-    owner = (
-        f"the {section} {current.component!r}" if current.component else f"the section {section!r}"
-    )
-    merge_values(
-        Place(label, (section,), owner, origins, registry),
-        given,
-        current.config_class,
-        current.values,
-    )
-
-
-def _choose_component(
-    label: str,
-    kind: str,
-    name: object,
-    sections: dict[str, Section],
-    origins: dict[str, str],
-    registry: Registry,
-) -> None:
-    place = f"{label}: {kind}.name"
-    if name is None:
-        if kind not in sections:
-            raise RecipeError(
-                place,
-                "is missing: no layer before this one chose a component",
-                f"name one: {', '.join(registry.names(kind))}",
-            )
-        return
-    if not isinstance(name, str) or is_interpolation(name):
-        raise wrong_type(
-            place, name, f"the name of a component ({', '.join(registry.names(kind))})"
-        )
-    config_class = registry.config_class(kind, name, place=place)
-    if kind not in sections or sections[kind].config_class is not config_class:
-        forget(kind, origins)
-        sections[kind] = Section(config_class)
-    sections[kind].component = name
-    origins[f"{kind}.name"] = label
+    return given
 
 
 def _finish(
-    name: str, sections: dict[str, Section], origins: dict[str, str], registry: Registry
+    name: str,
+    sections: dict[str, Section],
+    missing: dict[str, MissingComponent],
+    registry: Registry,
 ) -> Recipe:
     """Add defaults, resolve interpolations, and make the dataclasses."""
     plain: dict[str, dict[str, Any]] = {}
-    missing: list[str] = []
+    classes: dict[str, type[Any]] = {}
+    lacking: list[str] = []
+    origins: dict[str, str] = {}
     for section in (*KINDS, *FIXED_SECTIONS):
-        if section in sections:
-            current = sections[section]
+        if (current := sections.get(section)) is not None and current.config_class is not None:
+            origins |= current.origins
+            classes[section] = current.config_class
             plain[section] = with_defaults(
-                (section,), current.config_class, current.values, None, missing, origins, registry
+                (section,), current.config_class, current.values, None, lacking, origins, registry
             )
-    if missing:
+    if lacking:
         raise RecipeError(
             f"recipe {name!r}",
-            f"lacks {'a value' if len(missing) == 1 else 'values'} for {', '.join(missing)}",
-            f"give {'it' if len(missing) == 1 else 'them'} in the recipe or in the command, e.g. cm3 "
-            "train RECIPE " + " ".join(f"{key}=..." for key in missing),
+            f"lacks {'a value' if len(lacking) == 1 else 'values'} for {', '.join(lacking)}",
+            f"give {'it' if len(lacking) == 1 else 'them'} in the recipe or in the command, e.g. cm3 "
+            "train RECIPE " + " ".join(f"{key}=..." for key in lacking),
         )
-    resolved = resolve(plain, sections, origins, registry)
-    configs = {
-        section: make(sections[section].config_class, values)
-        for section, values in resolved.items()
+    resolved = resolve(plain, classes, origins)
+    configs: dict[str, Any] = {
+        section: make(classes[section], values) for section, values in resolved.items()
     }
-    names = {kind: str(sections[kind].component) for kind in KINDS if kind in sections}
-    return Recipe(name=name, component_names=names, origins=_ordered(origins, resolved), **configs)
+    names = {
+        kind: missing[kind].name if kind in missing else str(sections[kind].component)
+        for kind in KINDS
+        if kind in missing or kind in sections
+    }
+    return Recipe(
+        name=name,
+        component_names=names,
+        origins=_ordered(origins, resolved),
+        **configs,
+        **missing,  # type: ignore[arg-type]  # stand for configs
+    )
 
 
 def _ordered(origins: dict[str, str], resolved: dict[str, dict[str, Any]]) -> dict[str, str]:

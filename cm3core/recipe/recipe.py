@@ -15,6 +15,7 @@ from cm3core.config.schema import to_plain
 from cm3core.errors import RecipeError
 from cm3core.plugins.registry import KINDS
 from cm3core.recipe.kind_sections import KindSections
+from cm3core.recipe.missing import MissingComponent
 from cm3core.recipe.sections import (
     FIXED_SECTIONS,
     DataSection,
@@ -75,7 +76,10 @@ class Recipe(KindSections):
 
         Sections and keys are in their fixed order."""
         sections = {
-            kind: {"name": name, **to_plain(config)}
+            kind: {
+                "name": name,
+                **(config.values if isinstance(config, MissingComponent) else to_plain(config)),
+            }
             for kind, (name, config) in self.components.items()
         }
         return sections | {name: to_plain(getattr(self, name)) for name in FIXED_SECTIONS}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field
+from collections.abc import Mapping
+from dataclasses import MISSING, is_dataclass
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -21,21 +22,11 @@ from cm3core.config.schema import (
     to_plain,
 )
 from cm3core.errors import RecipeError
-from cm3core.interfaces.component import ComponentConfig, choose
+from cm3core.interfaces.component import ComponentConfig, choose, chosen_name
 from cm3core.plugins.registry import Registry
+from cm3core.recipe.values import ComponentValues
 
 DEFAULT = "default"
-
-
-@dataclass
-class Section:
-    """A section while layers are merged into it: its dataclass, component name and given values.
-
-    The component's name is None in fixed sections."""
-
-    config_class: type[Any]
-    component: str | None = None
-    values: dict[str, Any] = field(default_factory=dict)
 
 
 def with_defaults(
@@ -43,13 +34,13 @@ def with_defaults(
     config_class: type[Any],
     given: dict[str, Any],
     instance: object,
-    missing: list[str],
+    lacking: list[str],
     origins: dict[str, str],
     registry: Registry,
 ) -> dict[str, Any]:
     """Return every key of the dataclass, in its order.
 
-    Keys that are not given and have no default are added to `missing`. Defaults are those of
+    Keys that are not given and have no default are added to `lacking`. Defaults are those of
     `instance` (the outer dataclass's default for a nested one), or the class's if it is None."""
     complete: dict[str, Any] = {}
     annotations = hints(config_class)
@@ -61,22 +52,22 @@ def with_defaults(
         components = component_field(annotations[item.name])
         if components is not None and item.name in given:
             complete[item.name] = _complete(
-                here, components, given[item.name], missing, origins, registry
+                here, components, given[item.name], lacking, origins, registry
             )
         elif inner is not None and (
             isinstance(given.get(item.name), dict)
             or (nested is not None and item.name not in given)
         ):
             complete[item.name] = with_defaults(
-                here, inner, given.get(item.name, {}), nested, missing, origins, registry
+                here, inner, given.get(item.name, {}), nested, lacking, origins, registry
             )
         elif item.name in given:
             complete[item.name] = given[item.name]
         elif start is MISSING:
-            missing.append(".".join(here))
+            lacking.append(".".join(here))
         else:
             _name_defaults(start, registry)
-            complete[item.name] = to_plain(start)
+            complete[item.name] = _plain(start)
             origins.setdefault(".".join(here), DEFAULT)
     return complete
 
@@ -85,17 +76,16 @@ def _complete(
     path: tuple[str, ...],
     wanted: ComponentField,
     given: Any,
-    missing: list[str],
+    lacking: list[str],
     origins: dict[str, str],
     registry: Registry,
 ) -> Any:
     """Return the components of a field with all of their keys."""
 
-    def one(where: tuple[str, ...], values: dict[str, Any]) -> dict[str, Any]:
-        config_class = registry.config_class(wanted.kind, values["name"])
+    def one(where: tuple[str, ...], values: ComponentValues) -> ComponentValues:
         keys = {key: value for key, value in values.items() if key != "name"}
-        complete = with_defaults(where, config_class, keys, None, missing, origins, registry)
-        return {"name": values["name"], **complete}
+        complete = with_defaults(where, values.config_class, keys, None, lacking, origins, registry)
+        return ComponentValues(values.config_class, {"name": values["name"], **complete})
 
     if given is None:
         return None
@@ -104,6 +94,20 @@ def _complete(
     if wanted.form == "list":
         return [one((*path, str(number)), item) for number, item in enumerate(given)]
     return {name: one((*path, name), item) for name, item in given.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Return a default as `to_plain` does, with the classes of the components in it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        keys = {item.name: _plain(getattr(value, item.name)) for item in init_fields(type(value))}
+        if not isinstance(value, ComponentConfig):
+            return keys
+        return ComponentValues(type(value), {"name": chosen_name(value), **keys})
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
 
 
 def _name_defaults(start: Any, registry: Registry) -> None:
@@ -118,16 +122,21 @@ def _name_defaults(start: Any, registry: Registry) -> None:
 
 def resolve(
     plain: dict[str, dict[str, Any]],
-    sections: dict[str, Section],
+    config_classes: Mapping[str, type[Any]],
     origins: dict[str, str],
-    registry: Registry,
 ) -> dict[str, dict[str, Any]]:
-    """Replace each `${section.key}` by its value, and check that against the field it is in."""
-    tree = OmegaConf.create(plain)
+    """Replace each `${section.key}` by its value, and check that against the field it is in.
+
+    Args:
+        plain: section -> its values.
+        config_classes: section -> its dataclass.
+        origins: key -> the layer that gave it, for errors.
+    """
+    tree = OmegaConf.create(to_plain(plain))  # it takes no `ComponentValues`
     resolved: dict[str, dict[str, Any]] = {}
     for section, values in plain.items():
         resolved[section] = {}
-        for key, annotation in hints(sections[section].config_class).items():
+        for key, annotation in hints(config_classes[section]).items():
             place = f"{origins.get(f'{section}.{key}', DEFAULT)}: {section}.{key}"
             try:
                 value = _resolved_value(tree, section, key)
@@ -136,7 +145,7 @@ def resolve(
                 raise RecipeError(
                     place, f"can't be resolved: {first}", "correct the interpolation"
                 ) from error
-            resolved[section][key] = _fit_resolved(value, annotation, place, values[key], registry)
+            resolved[section][key] = _fit_resolved(value, annotation, place, values[key])
     return resolved
 
 
@@ -145,14 +154,14 @@ def _resolved_value(tree: Any, section: str, key: str) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
-def _fit_resolved(value: Any, annotation: Any, place: str, written: Any, registry: Registry) -> Any:
+def _fit_resolved(value: Any, annotation: Any, place: str, written: Any) -> Any:
     components = component_field(annotation)
     if components is not None and value is not None:
-        return _components(value, components, place, written, registry)
+        return _components(value, components, place, written)
     inner = nested_dataclass(annotation)
     if inner is not None and isinstance(value, dict):
         return {
-            key: _fit_resolved(value[key], item, f"{place}.{key}", written, registry)
+            key: _fit_resolved(value[key], item, f"{place}.{key}", written)
             for key, item in hints(inner).items()
         }
     try:
@@ -165,18 +174,15 @@ def _fit_resolved(value: Any, annotation: Any, place: str, written: Any, registr
         ) from error
 
 
-def _components(
-    value: Any, wanted: ComponentField, place: str, written: Any, registry: Registry
-) -> Any:
+def _components(value: Any, wanted: ComponentField, place: str, written: Any) -> Any:
     """Return the configs of the components that a field holds."""
 
-    def one(values: dict[str, Any], place: str, written: dict[str, Any]) -> ComponentConfig:
-        config_class = registry.config_class(wanted.kind, values["name"], place=place)
+    def one(values: dict[str, Any], place: str, written: ComponentValues) -> ComponentConfig:
         config: ComponentConfig = make(
-            config_class,
+            written.config_class,
             {
-                key: _fit_resolved(values[key], item, f"{place}.{key}", written[key], registry)
-                for key, item in hints(config_class).items()
+                key: _fit_resolved(values[key], item, f"{place}.{key}", written[key])
+                for key, item in hints(written.config_class).items()
             },
         )
         choose(config, values["name"])

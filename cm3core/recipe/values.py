@@ -21,6 +21,9 @@ from cm3core.config.schema import (
     shown_type,
 )
 from cm3core.errors import RecipeError, close_match
+from cm3core.interfaces.component import ComponentConfig
+from cm3core.plugins.lookup import find
+from cm3core.plugins.providers import ANYONE, Writer
 from cm3core.plugins.registry import Registry
 
 logger = logging.getLogger("cm3core.recipe")
@@ -29,17 +32,33 @@ logger = logging.getLogger("cm3core.recipe")
 MANDATORY = "???"
 
 
+class ComponentValues(dict[str, Any]):
+    """Keys and "name" of a component inside another one, and the class that the name means."""
+
+    def __init__(self, config_class: type[ComponentConfig], values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.config_class = config_class
+
+
 @dataclass(frozen=True)
 class Place:
-    """Where values are merged: the layer's `label`, and the `path` of keys from the section on.
+    """Where values are merged: a layer, and a section or a key of it.
 
-    `owner` is what has the keys, for errors; `origins` is key -> layer, which is updated."""
+    Args:
+        label: the layer's name in messages.
+        path: section, key, key in it, ...
+        owner: what has the keys, for errors.
+        origins: key -> layer, which is updated.
+        registry: the components that there are.
+        writer: whom bare names of components mean in the layer.
+    """
 
     label: str
     path: tuple[str, ...]
     owner: str
     origins: dict[str, str]
     registry: Registry
+    writer: Writer = ANYONE
 
     def below(self, *keys: str, owner: str | None = None) -> Place:
         """A place further down."""
@@ -131,19 +150,22 @@ def _merge_component(
     if not isinstance(given, dict):
         raise wrong_type(str(place), value, f"a {kind}: its name, or a mapping with it")
     chosen = into.get(key)
-    chosen = chosen if isinstance(chosen, dict) else {}
-    name = given.get("name", chosen.get("name"))
+    chosen = chosen if isinstance(chosen, ComponentValues) else None
+    name = given.get("name", None if chosen is None else chosen["name"])
     at_name, known = f"{place}.name", ", ".join(place.registry.names(kind))
     if name is None:
         raise RecipeError(at_name, f"is missing: which {kind} it is", f"name one: {known}")
     if not isinstance(name, str) or is_interpolation(name):
         raise wrong_type(at_name, name, f"the name of a component ({known})")
-    config_class = place.registry.config_class(kind, name, place=at_name)
-    if chosen.get("name") != name:
+    config_class = find(
+        place.registry, kind, name, place=at_name, writer=place.writer, key=place.dotted
+    )
+    if chosen is None or chosen.config_class is not config_class:
         forget(place.dotted, place.origins)
-        chosen = {}
+        chosen = ComponentValues(config_class, {})
+    if chosen.get("name") != name:
         place.origins[f"{place.dotted}.name"] = place.label
-    into[key] = {**chosen, "name": name}
+    into[key] = ComponentValues(config_class, {**chosen, "name": name})
     keys = {item: own for item, own in given.items() if item != "name"}
     merge_values(
         place.below(owner=f"the {kind} {name!r} at {place.dotted}"), keys, config_class, into[key]

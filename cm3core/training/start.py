@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from cm3core.build import Components, build
-from cm3core.checkpoint import RECIPE, CheckpointState, remove_leftovers
+from cm3core.checkpoint import CheckpointState, remove_leftovers
 from cm3core.errors import CheckpointError
 from cm3core.files import check_writable, make_folder, write_text
 from cm3core.recipe.memory import check_training_fits
+from cm3core.recipe.storing import files_of
 from cm3core.training.device import choose_device, choose_precision, device_memory
 from cm3core.training.loss import GROUPS
 from cm3core.training.metrics import MetricsLog
@@ -71,7 +72,8 @@ def start(
     origin.restore(optimizer, loader)
     make_folder(out_dir)
     remove_leftovers(out_dir)
-    write_text(out_dir / RECIPE, recipe.to_yaml())
+    for name, text in files_of(recipe, registry).items():
+        write_text(out_dir / name, text)
     if progress:
         parameters = sum(p.numel() for p in decoder.parameters())
         num_threads = torch.get_num_threads()

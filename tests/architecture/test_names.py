@@ -16,6 +16,7 @@ OTHER_MEANINGS = {
     ("cli/_completion.py", "cm3"): "the program",
     ("cli/main.py", "cm3"): "the program",
     ("cli/_completion.py", "cm3leon"): "the distribution",
+    ("_version.py", "cm3leon"): "the distribution",
     ("files.py", "cm3leon"): "the distribution's cache folder",
     ("plugin_check/targets.py", "cm3leon"): "the distribution",
     ("config/overrides.py", "top_p"): "a sampler's key",

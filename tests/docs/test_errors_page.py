@@ -8,19 +8,23 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 import cm3core
+from cm3core.cli._failures import plugin_failure
 from cm3core.errors import CM3Error
 from cm3core.interfaces import SamplerConfig
 from cm3core.plugins import describe
+from cm3core.plugins.built import built
 from cm3core.plugins.discovery import GROUP, add_plugin, load_registry
+from cm3core.plugins.providers import Provider, Writer
 from cm3core.plugins.registry import PluginInfo, Registry
 from cm3core.recipe import compose, recipe_from_yaml
+from cm3core.recipe.merge import stored_recipe
 from cm3core.testing.sampler import SamplerContract
 from cm3core.testing.text_tokenizer import TextTokenizerContract
 
@@ -31,9 +35,11 @@ MODULES = tuple(
     for name in (
         "plugins/discovery.py",
         "plugins/registry.py",
+        "plugins/lookup.py",
         "plugins/describe.py",
         "config/schema.py",
         "recipe/merge.py",
+        "recipe/choosing.py",
         "recipe/resolve.py",
         "recipe/values.py",
         "testing/_laws.py",
@@ -184,6 +190,25 @@ class Setting:
         )
 
 
+def stored(registry: Registry, **known: object) -> object:
+    """A stored recipe with a component that the plugin `mine` provided, of some version."""
+    provider = Provider("gone", "mine", "cm3-mine", "0.1")
+    writer = replace(Writer({"text_tokenizer": provider}), **known)
+    text = "text_tokenizer: {name: gone}\n"
+    return stored_recipe(text, registry, label="recipe.yaml", writer=writer)
+
+
+def failing(setting: Setting) -> None:
+    """What the command line makes of an exception in a plugin's code."""
+    registry = setting.load(changed('raise AssertionError("described, never built")', "1 / 0"))
+    try:
+        registry.config_class("text_tokenizer", "letters")().build()  # type: ignore[attr-defined]
+    except ZeroDivisionError as error:
+        failure = plugin_failure(error)
+        assert failure is not None
+        raise failure from error
+
+
 def with_build(**attributes: object) -> type[SamplerConfig]:
     return type("MyConfig", (SamplerConfig,), {"build": lambda self: None, **attributes})
 
@@ -222,6 +247,13 @@ CASES: dict[str, Callable[[Setting], object]] = {
         Registry(), PluginInfo("mine", "", "mine.py"), lambda: 1 / 0
     ),
     "resolved recipe extends": lambda setting: recipe_from_yaml("extends: [tiny]\n", Registry()),
+    "stored by a plugin that is gone": lambda setting: stored(Registry()),
+    "stored before providers were": lambda setting: stored(
+        Registry(), providers={}, plugins={"mine": "0.1"}
+    ),
+    "stored by another version": lambda setting: stored(setting.load()),
+    "builds nothing": lambda setting: built(None, with_build()()),
+    "fails": lambda setting: failing(setting),
     "kit: other kind": lambda setting: type(
         "TestMine", (TextTokenizerContract,), {"config": with_build()()}
     ),

@@ -166,7 +166,7 @@ class Quickstart:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         drawn["peak_memory_bytes"] = max(drawn.get("peak_memory_bytes", 0), peak)
         write_text(self.out / "drawn.json", json.dumps(drawn, indent=1, ensure_ascii=False))
-        return write_report(self.out, recipe, training, drawn, self.command)
+        return write_report(self.out, recipe, self.registry, training, drawn, self.command)
 
     def _say(self, number: int, what: str) -> None:
         print(f"[{number}/4] {what}", file=sys.stderr)

@@ -14,9 +14,11 @@ from cm3apps.markdown_text import code, plain
 from cm3apps.quickstart.pictures import write_curves
 from cm3apps.quickstart.showing import SUBJECTS, num_named
 from cm3core.files import write_text
+from cm3core.recipe.storing import files_of
 from cm3core.training.metrics import read_metrics
 
 if TYPE_CHECKING:
+    from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
 
 SPLITS = {
@@ -28,11 +30,17 @@ SPLITS = {
 
 
 def write_report(
-    out: Path, recipe: Recipe, training: dict[str, Any], drawn: dict[str, Any], command: str
+    out: Path,
+    recipe: Recipe,
+    registry: Registry,
+    training: dict[str, Any],
+    drawn: dict[str, Any],
+    command: str,
 ) -> Path:
     """Write `report.md`, the curves and the resolved recipe; return the report's path."""
     write_curves(out / "losses.png", read_metrics(out / "run"))
-    write_text(out / "recipe.yaml", recipe.to_yaml())
+    for name, text in files_of(recipe, registry).items():
+        write_text(out / name, text)
     parts = [
         _head(training, drawn, command),
         _pictures(out, drawn),

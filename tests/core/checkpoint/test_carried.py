@@ -18,6 +18,7 @@ from cm3core.errors import CheckpointError, PluginError
 from cm3core.model.model import load
 from cm3core.plugins import Registry, load_registry
 from cm3core.plugins.discovery import FILE_MODULE
+from cm3core.plugins.providers import COMPONENTS
 from cm3core.recipe import compose
 from cm3core.training import train
 
@@ -183,6 +184,7 @@ def test_the_command_line_asks_for_the_hash(
 
 def test_old_checkpoints_carry_nothing(model: Path, registry: Registry) -> None:
     shutil.rmtree(model / CARRIED)
+    (model / COMPONENTS).unlink()
     assert read_carried(model) == []
     with pytest.raises(PluginError, match="no objective is called 'ul2'"):
         load(model, registry=registry)

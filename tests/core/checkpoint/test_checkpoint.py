@@ -72,6 +72,7 @@ def test_layout_and_newest(trained: Path) -> None:
     newest = latest_checkpoint(trained)
     assert newest == trained / "checkpoints" / "step-00000004"
     assert sorted(path.name for path in newest.iterdir()) == [
+        "components.json",
         "model.safetensors",
         "optimizer.safetensors",
         "plugins",  # the fixture is a plugin file

@@ -176,7 +176,7 @@ def test_names(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
         (
             "top_p",
             "the sampler 'top_p' comes from several plugins: bundled, mine\n  next: write "
-            "bundled/top_p or mine/top_p",
+            "bundled/top_p or mine/top_p, or leave one out: CM3_DISABLE_PLUGINS=mine",
         ),
         ("smpler", "there is no kind and no component 'smpler'\n  next: did you mean 'sampler'?"),
         ("zzzzzz", "there is no kind and no component 'zzzzzz'\n  next: `cm3 kinds` lists all"),

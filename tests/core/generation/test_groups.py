@@ -12,20 +12,25 @@ from cm3core.generation.engine import Engine
 from cm3plugins.samplers.config import TopPSamplerConfig
 from engine_parts import REQUESTS, SERIALIZER, VOCABULARY, WARM, Failing, boom, make_engine
 
+BREAKS = "request 1, engine_parts.Failing: breaks the law 'only_legal_ids_are_drawn': it drew"
+REPORT = "  next: update the plugin, or report it to its author; `cm3 plugin check` tests all laws"
+
 
 @pytest.mark.parametrize(
     ("fails", "message"),
     [
-        (boom, "request 1: RuntimeError: boom\n  next: see the traceback of its cause"),
+        (
+            boom,
+            "request 1: RuntimeError: boom\n  next: see the traceback of its cause: cm3 -v, or "
+            "CM3_TRACEBACK=1",
+        ),
         (
             lambda tokens, seed_n: tokens.float(),
-            "request 1, sampler: drew torch.float32 [1], not int64 [1]\n"
-            "  next: correct the sampler's `draw`",
+            f"{BREAKS} torch.float32 [1], not int64 [1]\n{REPORT}",
         ),
         (
             lambda tokens, seed_n: None,
-            "request 1, sampler: drew NoneType, not int64 [1]\n  next: correct the sampler's "
-            "`draw`",
+            f"{BREAKS} NoneType, not int64 [1]\n{REPORT}",
         ),
     ],
 )

@@ -518,8 +518,16 @@ def test_values_that_check_refuses(write: WriteFile) -> None:
             "--waive law: is not LAW=REASON or NAME.LAW=REASON\n"
             "  next: give the reason why the law does not apply, in quotes",
         ),
-        (["--timeout", "0"], "--timeout: is 0\n  next: give more than 0"),
-        (["--max-examples", "-1"], "--max-examples: is -1\n  next: give more than 0"),
+        (
+            ["--timeout", "0"],
+            "cm3 plugin check: argument --timeout: is '0', must be a number more than 0 and at most "
+            "600,000,000\n  next: see `cm3 plugin check --help`",
+        ),
+        (
+            ["--max-examples", "-1"],
+            "cm3 plugin check: argument --max-examples: is '-1', must be a whole number from 1 to "
+            "1,048,576\n  next: see `cm3 plugin check --help`",
+        ),
     ],
 )
 def test_wrong_usage(

@@ -22,7 +22,8 @@ def test_a_name_from_two_plugins_is_legal_until_it_is_used(install: Install) -> 
     assert str(caught.value) == (
         "mine.yaml: text_tokenizer.name: the text_tokenizer 'characters' comes from several "
         "plugins: mine, yours\n"
-        "  next: write mine/characters or yours/characters"
+        "  next: write mine/characters or yours/characters, or leave one out: "
+        "CM3_DISABLE_PLUGINS=mine"
     )
     ours = registry.config_class("text_tokenizer", "mine/characters")
     assert (

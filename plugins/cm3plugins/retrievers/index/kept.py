@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -96,7 +97,10 @@ def kept_index(
         (folder / MANIFEST).unlink(missing_ok=True)
         # left by a killed build; the holder of the lock is the only builder
         for left_behind in folder.glob(f".{FILE}.*"):
-            left_behind.unlink()
+            if left_behind.is_dir():
+                shutil.rmtree(left_behind, ignore_errors=True)
+            else:  # as earlier versions left it
+                left_behind.unlink()
         with atomic_path(folder / FILE) as temporary:
             measured = dict(build(temporary))
         status = (folder / FILE).stat()

@@ -1,0 +1,71 @@
+"""What a memory bank is made with, built: as a recipe says, or as the bank's manifest does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cm3core.bank import Manifest, MemoryBank, Tools
+from cm3core.bank.manifest import MANIFEST
+from cm3core.build import image_tokenizer_of, section
+from cm3core.config.components import check_config
+from cm3core.config.schema import to_plain
+from cm3core.files import user_path
+from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
+from cm3core.plugins.built import built
+from cm3core.plugins.providers import OURS
+from cm3core.recipe.merge import stored_recipe
+
+if TYPE_CHECKING:
+    from cm3core.bank.manifest import Maker
+    from cm3core.plugins.registry import Registry
+    from cm3core.recipe import Recipe
+
+
+def config_of(registry: Registry, kind: str, maker: Maker, *, place: str) -> Any:
+    """The config of a component that a bank's manifest names, its values checked as a recipe's."""
+    values = {kind: {"name": maker.name, **maker.config}}
+    recipe = stored_recipe(json.dumps(values), registry, label=place, writer=OURS)
+    return getattr(recipe, kind)
+
+
+def tools_of(recipe: Recipe, image_tokenizer_folder: Path | None = None) -> Tools:
+    """What a memory bank is made with, as a recipe says.
+
+    Args:
+        recipe: has sections embedder and image_tokenizer.
+        image_tokenizer_folder: see `cm3core.build.build`.
+    """
+    embedder, tokenizer = section(recipe, "embedder"), section(recipe, "image_tokenizer")
+    check_config(embedder)
+    check_config(tokenizer)
+    return Tools(
+        built(embedder.build(), embedder),
+        image_tokenizer_of(tokenizer, image_tokenizer_folder),
+        recipe.component_names["embedder"],
+        to_plain(embedder),
+        recipe.component_names["image_tokenizer"],
+        to_plain(tokenizer),
+    )
+
+
+def bank_tools(folder: str | Path, registry: Registry) -> Tools:
+    """What a bank was made with, built again by its manifest and the files in it.
+
+    Raises:
+        DataError: no bank, or what is built here is not what it was made with.
+        PluginError, RecipeError: a component is not installed, or has other keys now.
+    """
+    folder = user_path(folder)
+    manifest = Manifest.read(folder)
+    makers = {"embedder": manifest.embedder, "image_tokenizer": manifest.image_tokenizer}
+    values = {kind: {"name": maker.name, **maker.config} for kind, maker in makers.items()}
+    tools = tools_of(
+        stored_recipe(json.dumps(values), registry, label=str(folder / MANIFEST), writer=OURS),
+        folder / IMAGE_TOKENIZER,
+    )
+    bank = MemoryBank.open(folder)
+    bank.check_embedder(tools.embedder)
+    bank.check_tokenizer(tools.image_tokenizer)
+    return tools
