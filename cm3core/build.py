@@ -21,7 +21,7 @@ import torch
 from cm3core.bank import Manifest, MemoryBank, Tools
 from cm3core.bank.manifest import MANIFEST
 from cm3core.config.schema import to_plain
-from cm3core.errors import CM3Error, DeviceError, RecipeError
+from cm3core.errors import CM3Error, DeviceError, RecipeError, TokenizerError
 from cm3core.generation.device_memory import check_weights_fit
 from cm3core.generation.likelihood import Likelihood
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
@@ -229,7 +229,8 @@ def build(
             "run 'cm3 data validate' to see why records are skipped",
         )
     if tokenizer_folder is not None:
-        text_tokenizer: TextTokenizer = section(recipe, "text_tokenizer").load(tokenizer_folder)
+        with _readable_files("text_tokenizer", tokenizer_folder):
+            text_tokenizer: TextTokenizer = section(recipe, "text_tokenizer").load(tokenizer_folder)
     else:
         text_tokenizer = section(recipe, "text_tokenizer").build(
             None if source is None else source.texts()
@@ -366,4 +367,23 @@ def _image_tokenizer(config: ImageTokenizerConfig, folder: Path | None) -> Image
     """The image tokenizer that was saved in a folder, or that the config builds where there is no
     such folder."""
     with _fitting_memory("image_tokenizer"):
-        return config.load(folder) if folder is not None and folder.is_dir() else config.build()
+        if folder is None or not folder.is_dir():
+            return config.build()
+        with _readable_files("image_tokenizer", folder):
+            return config.load(folder)
+
+
+@contextmanager
+def _readable_files(kind: str, folder: Path) -> Iterator[None]:
+    """Report what a component's `load` raises on missing or damaged files: they came with a
+    checkpoint or a bank, and whoever wrote the component thought of files that are whole."""
+    try:
+        yield
+    except CM3Error:
+        raise
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise TokenizerError(
+            str(folder),
+            f"can't be read as the {kind} ({type(error).__name__}: {error})",
+            "copy the whole again from where it came",
+        ) from error

@@ -15,6 +15,7 @@ from cm3core.checkpoint.layout import IMAGE_TOKENIZER, RECIPE, TOKENIZER, damage
 from cm3core.checkpoint.state import read_state
 from cm3core.checkpoint.tensors import load_weights
 from cm3core.errors import CheckpointError, close_match
+from cm3core.files import read_text
 from cm3core.recipe import recipe_from_yaml
 from cm3core.vocab import Vocabulary
 
@@ -63,7 +64,7 @@ def find_model(model: str | Path, registry: Registry) -> Path:
 def read_recipe(folder: Path, registry: Registry) -> Recipe:
     """The recipe stored in a checkpoint."""
     try:
-        text = (folder / RECIPE).read_text(encoding="utf-8")
+        text = read_text(folder / RECIPE)
     except (OSError, UnicodeDecodeError) as error:
         raise damaged(folder / RECIPE, f"can't be read ({error})") from error
     return recipe_from_yaml(text, registry, label=str(folder / RECIPE))

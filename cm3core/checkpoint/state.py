@@ -10,6 +10,7 @@ from typing import Any
 
 from cm3core.checkpoint.layout import STATE, damaged
 from cm3core.errors import CheckpointError
+from cm3core.files import read_text
 
 FORMAT = 1
 
@@ -65,7 +66,7 @@ def read_state(folder: Path) -> CheckpointState:
         "format": int,
     }
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise damaged(path, f"can't be read ({error})") from error
     except RecursionError as error:
