@@ -12,7 +12,7 @@ from torch import Tensor
 from cm3core.build import Components, build
 from cm3core.checkpoint import RECIPE, CheckpointState, remove_leftovers
 from cm3core.errors import CheckpointError
-from cm3core.files import check_writable, make_folder, write_text
+from cm3core.files import check_links, check_writable, make_folder, write_text
 from cm3core.training.device import choose_device, choose_precision
 from cm3core.training.loss import GROUPS
 from cm3core.training.metrics import MetricsLog
@@ -39,6 +39,7 @@ def start(
     """Build everything, and restore the state of the run's `Origin`. Arguments as for `train`."""
     schedule, processes = Schedule.of(recipe.train), processes or Processes()
     check_writable(out_dir, folder=True)
+    check_links(out_dir)
     chosen = choose_device(device)
     dtype, reason = choose_precision(recipe.train.precision, chosen)
     origin = Origin.find(recipe, out_dir, registry, resume=resume)
