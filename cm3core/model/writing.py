@@ -44,7 +44,10 @@ class Writing(Loaded):
                 "template", f"is {template!r}", "write one with {question} and one {answer}"
             )
         check_text(self, "question", question, truncate=False)
-        before, after = template.replace("{question}", question).split("{answer}")
+        # split first: a question may hold "{answer}" itself
+        before, after = (
+            part.replace("{question}", question) for part in template.split("{answer}")
+        )
         hole = text_hole(self.recipe, max_tokens)
         given = GenerationOptions.of({"num_retrieved": 0, **options})
         [job], total = _text_jobs(self, [picture], before, hole, after, given)
