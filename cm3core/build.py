@@ -8,6 +8,8 @@ data it was trained on, unless retrieved documents are wanted.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cm3core.bank import MemoryBank
-from cm3core.errors import CM3Error, RecipeError
+from cm3core.errors import CM3Error, RecipeError, TokenizerError
 from cm3core.generation.device_memory import check_weights_fit
 from cm3core.generation.likelihood import Likelihood
 from cm3core.machine_memory import fitting_memory
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
         Retriever,
         Sampler,
         TextTokenizer,
+        TextTokenizerConfig,
         Upscaler,
     )
     from cm3core.plugins.registry import Registry
@@ -187,6 +190,7 @@ def build(
     image_tokenizer_folder: Path | None = None,
     device: torch.device | str = "cpu",
     seed: int | None = None,
+    max_spans: int | None = None,
 ) -> Components:
     """Build what `stage` needs, in one order: data set, tokenizers, vocabulary, serializer,
     attention, decoder.
@@ -202,6 +206,7 @@ def build(
         device: where the decoder lives.
         seed: of the decoder's first weights; None: the recipe's `train.seed`. Torch's global
             generator stays as it was.
+        max_spans: `trained_spans` as a checkpoint stores it, for when the objective is not installed.
 
     Raises:
         RecipeError: a section is missing, `vocabulary.num_text` is too small for the tokenizer, or
@@ -229,13 +234,8 @@ def build(
             f"split {split!r} has no usable document{first}",
             "run 'cm3 data validate' to see why records are skipped",
         )
-    config = section(recipe, "text_tokenizer")
-    text_tokenizer: TextTokenizer = built(
-        config.load(tokenizer_folder)
-        if tokenizer_folder is not None
-        else config.build(None if source is None else source.texts()),
-        config,
-        registry,
+    text_tokenizer = _text_tokenizer(
+        section(recipe, "text_tokenizer"), tokenizer_folder, source, registry
     )
     image_tokenizer = image_tokenizer_of(
         section(recipe, "image_tokenizer"), image_tokenizer_folder, registry
@@ -245,12 +245,14 @@ def build(
         section(recipe, "decoder"), vocabulary, image_tokenizer.grid, torch.device(device)
     )
     objective = available(recipe.objective)
+    if objective is not None:
+        max_spans = trained_spans(recipe, vocabulary, registry)
     serializer = Serializer(
         vocabulary,
         text_tokenizer,
         image_tokenizer.grid,
         None if objective is None else objective.prompt_tokens,
-        max_spans=trained_spans(recipe, vocabulary, registry),
+        max_spans=max_spans,
     )
     config = section(recipe, "attention")
     attention: AttentionBackend = built(config.build(), config, registry)
@@ -326,14 +328,43 @@ def split_or_reason(components: Components, name: str) -> DocumentSource | str:
     return source if len(source) else "it has no documents"
 
 
+def _text_tokenizer(
+    config: TextTokenizerConfig,
+    folder: Path | None,
+    source: DocumentSource | None,
+    registry: Registry,
+) -> TextTokenizer:
+    """The text tokenizer that was saved in a folder, or that the config builds from a data set's
+    texts."""
+    if folder is None:
+        return built(config.build(None if source is None else source.texts()), config, registry)
+    with _readable_files("text_tokenizer", folder):
+        return built(config.load(folder), config, registry)
+
+
 def image_tokenizer_of(
     config: ImageTokenizerConfig, folder: Path | None, registry: Registry | None = None
 ) -> ImageTokenizer:
     """The image tokenizer that was saved in a folder, or that the config builds where there is no
     such folder; `registry`: see `built`."""
     with fitting_memory("recipe section image_tokenizer"):
-        return built(
-            config.load(folder) if folder is not None and folder.is_dir() else config.build(),
-            config,
-            registry,
-        )
+        if folder is None or not folder.is_dir():
+            return built(config.build(), config, registry)
+        with _readable_files("image_tokenizer", folder):
+            return built(config.load(folder), config, registry)
+
+
+@contextmanager
+def _readable_files(kind: str, folder: Path) -> Iterator[None]:
+    """Report what a component's `load` raises on missing or damaged files: they came with a
+    checkpoint or a bank, and whoever wrote the component thought of files that are whole."""
+    try:
+        yield
+    except CM3Error:
+        raise
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise TokenizerError(
+            str(folder),
+            f"can't be read as the {kind} ({type(error).__name__}: {error})",
+            "copy the whole again from where it came",
+        ) from error

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -68,7 +69,13 @@ def new_place(target: Path) -> Iterator[Path]:
 
 
 def _check_replaceable(path: str | Path, target: Path) -> None:
-    """Refuse to replace what is not a regular file: a device node would be gone for the system."""
+    """Refuse to replace what is not a regular file: a device node would be gone for the system.
+
+    Nothing is made beside a folder, either: a link to it may lead far away."""
+    if target.is_dir():
+        raise not_written(
+            target, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+        )
     if target.exists() and not target.is_file() and not target.is_dir():
         raise FileError(
             str(path), "is a device, a pipe or a socket, not a regular file", "name a file's path"
@@ -84,6 +91,60 @@ def check_regular(path: str | Path, place: str) -> None:
     path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
         raise DataError(place, "is a device, a pipe or a socket, not a regular file", "remove it")
+
+
+def open_regular(path: str | Path) -> io.BufferedReader:
+    """Open a file that others may have made, to read its bytes.
+
+    Raises:
+        OSError: it can't be opened, or is a folder, a device, a pipe or a socket, also through a
+            link: those may block, or never end.
+    """
+    handle = os.open(
+        path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    )  # no wait for a pipe's writer
+    if not stat.S_ISREG((status := os.fstat(handle)).st_mode):
+        os.close(handle)
+        code = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
+        cause = os.strerror(code) if code == errno.EISDIR else "Is not a regular file"
+        raise OSError(code, cause, str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_text(path: str | Path, encoding: str = "utf-8") -> str:
+    r"""Return the text of a file that others may have made, its lines ended by `\n`.
+
+    Raises:
+        OSError: see `open_regular`.
+        UnicodeDecodeError: it is not of this encoding.
+    """
+    with io.TextIOWrapper(open_regular(path), encoding=encoding) as file:
+        return file.read()
+
+
+def check_links(folder: Path, *names: str) -> None:
+    """Refuse a folder to write in, or these files in it, where a link leads to a file outside of the
+    folder: others may have made the folder, and its owner means the folder alone to change.
+
+    Raises:
+        FileError: there is such a link.
+    """
+    found = [folder / name for name in names] if names else _entries(folder)
+    for path in found:
+        if path.is_symlink() and not path.is_dir() and not _is_inside(path, folder):
+            raise FileError(
+                str(path),
+                "is a link to a file outside of this folder, which would be overwritten",
+                "replace the link by a copy of the file, or remove it",
+            )
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def check_not_input(out: str | Path, *inputs: str | Path) -> None:
@@ -272,8 +333,8 @@ def _not_a_lock(path: Path) -> FileError:
 
 
 def sha256_file(path: str | Path) -> str:
-    """Return the hexadecimal SHA-256 of a file's bytes."""
-    with Path(path).open("rb") as file:
+    """Return the hexadecimal SHA-256 of a file's bytes. Raises `OSError`, see `open_regular`."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -25,7 +25,7 @@ from cm3core.bank.shard import SHARDS, BankDocument, Shard, write_shard
 from cm3core.bank.tools import Tools, save_tokenizer
 from cm3core.bank.writing import remove_unfinished_shards, tidy, writing
 from cm3core.errors import DataError
-from cm3core.files import make_folder, user_path, write_text
+from cm3core.files import make_folder, read_text, user_path, write_text
 from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
 from cm3core.progress import make_bar
@@ -287,7 +287,7 @@ def _finished(
 ) -> tuple[ShardInfo | None, list[SkippedRecord]] | None:
     """A shard that is there, and the records that it skipped; None when it is to be built."""
     try:
-        values = json.loads(note.read_text(encoding="utf-8"))
+        values = json.loads(read_text(note))
         info = None if values["shard"] is None else shard_of(values["shard"])
         if info is not None:
             Shard(folder, info, manifest)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3core.errors import DataError
-from cm3core.files import write_text
+from cm3core.files import read_text, write_text
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -132,7 +132,7 @@ class Manifest:
         """
         path = folder / MANIFEST
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(read_text(path))
         except FileNotFoundError as error:
             raise _no_bank(folder) from error
         except NotADirectoryError as error:

@@ -12,7 +12,7 @@ from cm3core._unfinished import remove_unfinished
 from cm3core.bank.manifest import MANIFEST, WORK, Manifest, is_shard_name
 from cm3core.bank.shard import SHARDS, WRITING
 from cm3core.errors import DataError
-from cm3core.files import check_writable, locked, make_folder
+from cm3core.files import check_links, check_writable, locked, make_folder
 
 LOCK = ".lock"
 
@@ -24,7 +24,7 @@ def writing(folder: Path) -> Iterator[None]:
 
     Raises:
         DataError: another process is at it.
-        FileError: nothing can be written there, or the lock's file is none.
+        FileError: nothing can be written there, the lock's file is none, or a link leads elsewhere.
     """
     check_writable(folder, folder=True)
     make_folder(folder)
@@ -32,6 +32,7 @@ def writing(folder: Path) -> Iterator[None]:
         str(folder), "another process is changing this memory bank", "wait until it is done"
     )
     with locked(folder / LOCK, busy):
+        check_links(folder)
         yield
 
 

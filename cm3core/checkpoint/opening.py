@@ -17,6 +17,7 @@ from cm3core.checkpoint.layout import IMAGE_TOKENIZER, RECIPE, TOKENIZER, damage
 from cm3core.checkpoint.state import read_state
 from cm3core.checkpoint.tensors import load_weights
 from cm3core.errors import CheckpointError, close_match
+from cm3core.files import read_text
 from cm3core.plugins.providers import Writer, read_writer
 from cm3core.recipe.merge import stored_recipe
 from cm3core.recipe.missing import MissingComponent
@@ -71,7 +72,7 @@ def read_recipe(folder: Path, registry: Registry) -> Recipe:
     available is an error only for what needs it.
     """
     try:
-        text = (folder / RECIPE).read_text(encoding="utf-8")
+        text = read_text(folder / RECIPE)
     except (OSError, UnicodeDecodeError) as error:
         raise damaged(folder / RECIPE, f"can't be read ({error})") from error
     writer = read_writer(folder, damaged)
@@ -125,6 +126,7 @@ def open_checkpoint(
         tokenizer_folder=folder / TOKENIZER,
         image_tokenizer_folder=folder / IMAGE_TOKENIZER,
         device=device,
+        max_spans=state.max_spans,
     )
     check_fingerprints(folder, state, components)
     decoder = components.decoder.module

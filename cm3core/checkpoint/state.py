@@ -10,6 +10,7 @@ from typing import Any
 
 from cm3core.checkpoint.layout import STATE, damaged
 from cm3core.errors import CheckpointError
+from cm3core.files import read_text
 
 FORMAT = 1
 
@@ -35,6 +36,8 @@ class CheckpointState:
         fingerprints: `Components.fingerprints()`, and "dataset" for the training data.
         loss_sums: [G][2] sums of losses and weights since the last metrics record, so that the next
             one is that of an uninterrupted run; empty in checkpoints from before they were kept.
+        max_spans: most masked spans of a sequence that its objective makes, for whoever generates
+            without that objective; None in checkpoints from before it was kept.
         files: name of a tensor file -> its "sha256" and "bytes"; empty in checkpoints from before
             they were kept.
     """
@@ -46,6 +49,7 @@ class CheckpointState:
     vocabulary: dict[str, Any] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
     loss_sums: list[list[float]] = field(default_factory=list)
+    max_spans: int | None = None
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -61,11 +65,12 @@ def read_state(folder: Path) -> CheckpointState:
         "vocabulary": dict,
         "fingerprints": dict,
         "loss_sums": list,
+        "max_spans": (int, type(None)),
         "files": dict,
         "format": int,
     }
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise damaged(path, f"can't be read ({error})") from error
     except RecursionError as error:
@@ -74,6 +79,7 @@ def read_state(folder: Path) -> CheckpointState:
         raise damaged(path, _NESTED)
     if isinstance(values, dict):
         values.setdefault("loss_sums", [])
+        values.setdefault("max_spans", None)
         values.setdefault("files", {})
     if not isinstance(values, dict) or any(
         not isinstance(values.get(name), kind) or isinstance(values[name], bool)
@@ -85,6 +91,9 @@ def read_state(folder: Path) -> CheckpointState:
         value = values[name]
         if not (isinstance(value, int) or math.isfinite(value)) or not 0 <= value <= MAX_COUNT:
             raise damaged(path, f"has a {name} that can't be: {str(value)[:40]}")
+    spans = values["max_spans"]
+    if spans is not None and not 0 <= spans <= MAX_COUNT:
+        raise damaged(path, f"has a max_spans that can't be: {str(spans)[:40]}")
     if values["format"] < 1:
         raise damaged(path, f"has a format that can't be: {values['format']}")
     for name, file in values["files"].items():

@@ -21,7 +21,7 @@ from cm3core.cli._training import (
     write_recipe,
 )
 from cm3core.errors import DataError, TokenizerError
-from cm3core.files import check_writable
+from cm3core.files import check_links, check_writable
 from cm3core.plugins.marks import default_name
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ def _train_text(args: Namespace) -> int:
     assert recipe.text_tokenizer is not None
     recipe.text_tokenizer.check()
     check_writable(args.out, folder=True)
+    check_links(args.out)
     corpus = _Corpus(texts)
     tokenizer = recipe.text_tokenizer.build(corpus)
     if corpus.num_texts == 0:
@@ -201,6 +202,7 @@ def _train_image(args: Namespace) -> int:
     require_section(recipe, "image_tokenizer")
     assert recipe.image_tokenizer is not None
     check_writable(args.out, folder=True)
+    check_links(args.out)
     budget = budget_of(args, recipe, "cm3 tokenizer train-image")
     limit_threads(recipe)
     images_NHWC = pictures_of(data_source(recipe, None), recipe.image_tokenizer.image_size)

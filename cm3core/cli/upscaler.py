@@ -23,7 +23,7 @@ from cm3core.cli._training import (
 )
 from cm3core.document import Image
 from cm3core.errors import DataError, RecipeError
-from cm3core.files import check_writable
+from cm3core.files import check_links, check_writable
 from cm3core.interfaces.dataset import DocumentSource
 
 if TYPE_CHECKING:
@@ -165,6 +165,7 @@ def _train(args: Namespace) -> int:
     assert recipe.image_tokenizer is not None
     scale = recipe.upscaler.training_scale
     check_writable(args.out, folder=True)
+    check_links(args.out)
     budget = budget_of(args, recipe, "cm3 upscaler train")
     limit_threads(recipe)
     tokenizer = recipe.image_tokenizer.build()

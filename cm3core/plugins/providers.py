@@ -17,6 +17,7 @@ from typing import Any
 
 from cm3core._version import DISTRIBUTION
 from cm3core.errors import CM3Error
+from cm3core.files import read_text
 
 #: The files beside a stored recipe: who provided its components; the plugins that were in use.
 COMPONENTS, PLUGINS = "components.json", "plugins.json"
@@ -162,7 +163,7 @@ def read_writer(folder: Path, refuse: Callable[[Path, str], CM3Error]) -> Writer
 
 
 def _read(path: Path) -> dict[str, Any]:
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = json.loads(read_text(path))
     if not isinstance(values, dict):
         raise ValueError("is not a mapping")
     return values

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from cm3core.config.interpolation import check_interpolations
 from cm3core.errors import RecipeError
+from cm3core.files import read_text
 from cm3core.plugins.providers import ANYONE, OURS, Writer, read_writer
 from cm3core.plugins.registry import KINDS
 from cm3core.recipe import library
@@ -102,7 +103,7 @@ def _extends(value: object, label: str) -> list[str]:
 def read(path: Path) -> str:
     """Return a recipe file's text."""
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(str(path), f"can't be read: {error}", "give a UTF-8 text file") from error
 

@@ -299,6 +299,7 @@ def save(state: TrainState) -> Path:
         components.vocabulary.to_dict(),
         fingerprints,
         state.sums_G2.tolist(),
+        components.serializer.max_spans,
     )
     state.log.flush()
     return save_checkpoint(

@@ -12,7 +12,7 @@ from torch import Tensor
 from cm3core.build import Components, build
 from cm3core.checkpoint import CheckpointState, remove_leftovers
 from cm3core.errors import CheckpointError
-from cm3core.files import check_writable, make_folder, write_text
+from cm3core.files import check_links, check_writable, make_folder, write_text
 from cm3core.recipe.memory import check_training_fits
 from cm3core.recipe.storing import files_of
 from cm3core.training.device import choose_device, choose_precision, device_memory
@@ -41,6 +41,7 @@ def start(
     """Build everything, and restore the state of the run's `Origin`. Arguments as for `train`."""
     schedule, processes = Schedule.of(recipe.train), processes or Processes()
     check_writable(out_dir, folder=True)
+    check_links(out_dir)
     chosen = choose_device(device)
     if recipe.attention is not None:
         recipe.attention.check_training(chosen.type)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cm3core.build import build, split_or_reason, trained_spans
-from cm3core.errors import DeviceError, RecipeError
+from cm3core.errors import DeviceError, RecipeError, TokenizerError
 from cm3core.generation.device_memory import memory_limit
 from cm3core.interfaces import Decoder
 from cm3core.machine_memory import group_limits
@@ -238,3 +238,20 @@ def refuse(error: Exception) -> Callable[..., Decoder]:
 def test_empty_data_set(registry: Registry) -> None:
     with pytest.raises(RecipeError, match="split 'train' has no usable document"):
         build(squares(registry, "dataset.num_documents=0"), registry, stage="train")
+
+
+@pytest.mark.parametrize("spoiled", ["missing", "folder", "bytes"])
+def test_a_tokenizers_damaged_files_are_reported(
+    registry: Registry, tmp_path: Path, spoiled: str
+) -> None:
+    """Whoever wrote `load` thought of files that are whole."""
+    file = tmp_path / "characters.txt"
+    if spoiled == "folder":
+        file.mkdir()
+    if spoiled == "bytes":
+        file.write_bytes(b"a\xff")
+    with pytest.raises(TokenizerError) as caught:
+        build(squares(registry), registry, stage="generate", tokenizer_folder=tmp_path)
+    assert caught.value.place == str(tmp_path)
+    assert caught.value.cause.startswith("can't be read as the text_tokenizer (")
+    assert caught.value.next_step == "copy the whole again from where it came"

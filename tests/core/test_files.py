@@ -18,9 +18,12 @@ from cm3core.errors import CM3Error, FileError
 from cm3core.files import (
     allocate,
     atomic_path,
+    check_links,
     check_not_input,
     check_writable,
     locked,
+    read_text,
+    sha256_file,
     write_bytes,
     write_text,
 )
@@ -128,6 +131,13 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
         str(caught.value)
         == f"{tmp_path / 'folder'}: can't be written (Is a directory)\n  next: {place}"
     )
+    far = tmp_path / "folder" / "far"
+    (far / "folder").mkdir(parents=True)
+    (tmp_path / "folder" / "link").symlink_to(far / "folder")
+    os.utime(far, ns=(0, 0))
+    with pytest.raises(FileError, match="Is a directory"):
+        write_text(tmp_path / "folder" / "link", "x")
+    assert far.stat().st_mtime_ns == 0, "nothing is made beside the folder, not even for a while"
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
 
 
@@ -298,3 +308,43 @@ def test_a_lock_that_can_t_be_made_or_held_is_named(
         f"{tmp_path}/.lock: can't be locked (No locks available)\n"
         "  next: name a place on a disk whose files can be locked"
     )
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    """A device never ends, and a pipe without a writer blocks, also through a link."""
+    (tmp_path / "text").write_bytes("grün\r\n".encode())
+    (tmp_path / "link").symlink_to("text")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe")
+    assert read_text(tmp_path / "text") == read_text(tmp_path / "link") == "grün\n"
+    for name in ("zero", "pipe"):
+        for read in (read_text, sha256_file):
+            with pytest.raises(OSError, match="Is not a regular file"):
+                read(tmp_path / name)
+    with pytest.raises(IsADirectoryError):
+        read_text(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        read_text(tmp_path / "nothing")
+
+
+def test_a_link_out_of_a_folder_is_not_written_through(tmp_path: Path) -> None:
+    """Others may have made the folder; links within it, and to folders, are their owner's business."""
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "large").mkdir()
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "file").write_text("x")
+    (run / "inside").symlink_to("file")
+    (run / "checkpoints").symlink_to(tmp_path / "large")
+    check_links(run)
+    check_links(tmp_path / "nothing")
+    for name, target in (("log", tmp_path / "precious"), ("new", "../not-there-yet")):
+        (run / name).symlink_to(target)
+        for names in ((), (name,)):
+            with pytest.raises(FileError) as caught:
+                check_links(run, *names)
+            assert str(caught.value) == (
+                f"{run / name}: is a link to a file outside of this folder, which would be "
+                "overwritten\n  next: replace the link by a copy of the file, or remove it"
+            )
+        (run / name).unlink()

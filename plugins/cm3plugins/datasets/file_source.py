@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from cm3core.document import Document, Image, Segment, Text
 from cm3core.errors import DataError, RecipeError, close_match
-from cm3core.files import user_path
+from cm3core.files import read_text, user_path
 from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig, SkippedRecord
 from cm3plugins.datasets.picture_index import PictureIndex, StoredPicture, index_path
 
@@ -287,7 +287,7 @@ def read_utf8(path: Path, place: str, max_bytes: int | None = None) -> str:
                 f"has {size} bytes, a caption has at most {max_bytes}",
                 "shorten or remove it",
             )
-        return path.read_text(encoding="utf-8-sig")
+        return read_text(path, "utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(place, f"is not UTF-8 (byte {error.start})", "save it as UTF-8") from error
     except OSError as error:

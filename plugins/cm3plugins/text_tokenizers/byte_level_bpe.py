@@ -17,7 +17,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from cm3core.errors import TokenizerError
-from cm3core.files import write_text
+from cm3core.files import read_text, write_text
 from cm3core.interfaces.text_tokenizer import TextTokenizer
 
 #: What `save` writes into a folder.
@@ -92,7 +92,7 @@ class ByteLevelBPETokenizer(TextTokenizer):
     def from_file(cls, path: Path) -> ByteLevelBPETokenizer:
         """Read a `tokenizer.json`."""
         try:
-            content = path.read_text(encoding="utf-8")
+            content = read_text(path)
         except FileNotFoundError as error:
             raise TokenizerError(
                 str(path), "there is no such file", f"correct text_tokenizer.path, or {NEXT_STEP}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 
 from cm3core.document import PixelArray
 from cm3core.errors import CheckpointError, CM3Error, DataError
-from cm3core.files import atomic_path
+from cm3core.files import atomic_path, open_regular
 from cm3core.progress import make_bar
 from cm3core.stop_signals import StopSignals
 
@@ -81,14 +80,7 @@ class TrainingRun:
         path = self.out_dir / STATE
         if not path.exists():
             return
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise CheckpointError(
-                str(path),
-                f"not a readable state of plain tensors ({type(error).__name__})",
-                "delete it to start from scratch",
-            ) from error
+        state = _read_state(path)
         if state["identity"] != self.identity:
             changes = differences(json.loads(state["identity"]), json.loads(self.identity))
             raise CheckpointError(
@@ -96,7 +88,10 @@ class TrainingRun:
                 f"it belongs to a run with another configuration: {', '.join(changes)}",
                 "resume with the same recipe and budget, or choose another folder",
             )
-        self._trainer.load_state_dict(state["trainer"])
+        try:
+            self._trainer.load_state_dict(state["trainer"])
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise _unreadable(path, error) from error
         self.step_count, self.seconds = state["step"], state["seconds"]
 
     def _finite(self, step: Callable[[int, float], Mapping[str, float]]) -> Mapping[str, float]:
@@ -216,6 +211,28 @@ class TrainingRun:
         if stop.received is not None:
             raise KeyboardInterrupt
         return path
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """What `TrainingRun.save_state` wrote. Raises `CheckpointError` if the file holds anything else."""
+    try:
+        with open_regular(path) as file:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        types = {"identity": str, "step": int, "seconds": float, "trainer": dict}
+        if not all(isinstance(state[name], kind) for name, kind in types.items()):
+            raise TypeError("values of other types")
+        json.loads(state["identity"])
+    except Exception as error:  # torch's unpickler raises whatever the bytes lead it to
+        raise _unreadable(path, error) from error
+    return dict(state)
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        str(path),
+        f"not a readable state of plain tensors ({type(error).__name__})",
+        "delete it to start from scratch",
+    )
 
 
 def check_order(

@@ -195,3 +195,15 @@ def test_a_lock_that_is_a_link_leaves_what_it_names_alone(tmp_path):
         remove_documents(tmp_path / "bank", ["d1"])
     assert precious.read_text() == "kept"
     assert len(MemoryBank.open(tmp_path / "bank")) == 10
+
+
+def test_a_manifest_that_is_a_link_is_not_written_through(tmp_path):
+    """Whoever made the folder could otherwise have any file of ours overwritten."""
+    bank = built(tmp_path / "bank")
+    (bank.folder / MANIFEST).rename(tmp_path / "elsewhere.json")
+    (bank.folder / MANIFEST).symlink_to("../elsewhere.json")
+    before = (tmp_path / "elsewhere.json").read_bytes()
+    with pytest.raises(FileError, match="is a link to a file outside of this folder"):
+        remove_documents(bank.folder, ["d0"])
+    assert (tmp_path / "elsewhere.json").read_bytes() == before
+    assert MemoryBank.open(bank.folder).fingerprint == bank.fingerprint

@@ -6,7 +6,6 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,9 +15,9 @@ from cm3core.errors import CM3Error
 from cm3core.plugins import Registry
 from cm3core.recipe import Recipe
 from cm3core.training.start import start
+from fuzzing.checkpoint_cases import changed_json, changed_tensors
 
 CASES = 15
-VALUES = [None, True, -1, 0, 7, 2**64, 0.5, float("nan"), "", "x", [], [[]], {}, {"a": [1]}]
 
 
 def flip_bits(path: Path, rng: random.Random) -> None:
@@ -37,24 +36,14 @@ def cut(path: Path, rng: random.Random) -> None:
     path.write_bytes(data[: rng.randrange(len(data))])
 
 
-def replace_value(path: Path, rng: random.Random) -> None:
-    """Replace, or delete, a value anywhere in the JSON."""
-    root = json.loads(path.read_text())
-    places: list[tuple[Any, Any]] = []
+def change_values(path: Path, rng: random.Random) -> None:
+    """Change values anywhere in the JSON."""
+    path.write_bytes(changed_json(path.read_bytes(), rng))
 
-    def walk(value: Any) -> None:
-        for key in list(value) if isinstance(value, dict) else range(len(value)):
-            places.append((value, key))
-            if isinstance(value[key], dict | list):
-                walk(value[key])
 
-    walk(root)
-    holder, key = rng.choice(places)
-    if rng.random() < 0.2:
-        del holder[key]
-    else:
-        holder[key] = rng.choice(VALUES)
-    path.write_text(json.dumps(root))
+def change_header(path: Path, rng: random.Random) -> None:
+    """Change what the file says about its tensors."""
+    path.write_bytes(changed_tensors(path.read_bytes(), rng))
 
 
 @pytest.mark.parametrize("hashed", [True, False])
@@ -64,7 +53,9 @@ def replace_value(path: Path, rng: random.Random) -> None:
         (WEIGHTS, flip_bits),
         (OPTIMIZER, flip_bits),
         (STATE, flip_bits),
-        (STATE, replace_value),
+        (STATE, change_values),
+        (WEIGHTS, change_header),
+        (OPTIMIZER, change_header),
         (WEIGHTS, cut),
         (OPTIMIZER, cut),
         (STATE, cut),

@@ -96,8 +96,11 @@ def test_what_is_stored(run: Run) -> None:
 def test_who_draws_needs_no_objective(run: Run) -> None:
     out, _, folder = run
     then = read_recipe(latest_checkpoint(out) or out, registry_now())
+    holes = cm3core.load(out, registry=registry_now()).components.serializer.max_spans
     uninstall(folder, "cm3-ul2")
     assert draws(out)
+    assert cm3core.load(out, registry=registry_now()).components.serializer.max_spans == holes
+    assert holes < then.vocabulary.num_sentinels
     now = read_recipe(latest_checkpoint(out) or out, registry_now())
     assert (now.hash, now.to_yaml()) == (then.hash, then.to_yaml())
     for use in ("check", "build", "rate"):

@@ -88,3 +88,16 @@ def test_models_are_found_by_plugin_and_name(tmp_path):
         str(error.value)
         == "model 'bundled:emoji65': no installed plugin ships it\n  next: did you mean 'bundled:emoji64'?"
     )
+
+
+def test_a_question_may_hold_the_templates_marks(model, monkeypatch):
+    """It is text: only the template's own marks are filled."""
+    asked = {}
+
+    def plan(self, pictures, before, hole, after, options):
+        asked["texts"] = before, after
+        return [None], 0
+
+    monkeypatch.setattr("cm3core.model.writing._text_jobs", plan)
+    model.ask_job(picture(), "{answer}?", template="Q {question} A {answer}. {question}")
+    assert asked["texts"] == ("Q {answer}? A ", ". {answer}?")

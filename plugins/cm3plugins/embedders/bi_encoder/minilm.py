@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from cm3core.errors import CheckpointError
+from cm3core.files import read_text
 from cm3plugins.embedders.weights import fill
 from cm3plugins.trained.finite import check_finite
 
@@ -155,7 +156,7 @@ class SentenceEncoder:
         """
         weights = folder / "model.safetensors"
         try:
-            sizes = BertSizes.of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+            sizes = BertSizes.of(json.loads(read_text(folder / "config.json")))
             tensors = load_file(weights)
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except (OSError, ValueError, KeyError, SafetensorError) as error:

@@ -1,0 +1,50 @@
+"""Hostile inputs, some of every category, in processes of their own; see `__main__.py` for more of
+them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+#: Of the default run. Failures found with other seeds become tests of what failed.
+SEED = 1
+
+
+def fuzz(tmp_path: Path, *arguments: str) -> str:
+    """What the fuzzer prints; it must find nothing."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(HERE / "__main__.py"),
+            "--out",
+            str(tmp_path / "failures"),
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_no_case_breaks_a_law(tmp_path: Path) -> None:
+    shown = fuzz(tmp_path, "--seed", str(SEED), "--cases", "6", "--minutes", "10")
+    counts = dict(re.findall(r"^(\w+) +(\d+) cases, 0 failures", shown, re.M))
+    assert len(counts) == 9, shown
+    assert set(counts.values()) == {"6"}
+    assert not list(tmp_path.glob("cm3-*")), "it cleans up after itself"
+    assert not (tmp_path / "failures").exists()
+
+
+@pytest.mark.slow
+def test_more_cases_break_no_law(tmp_path: Path) -> None:
+    fuzz(tmp_path, "--seed", str(SEED + 1), "--cases", "12", "--minutes", "10")

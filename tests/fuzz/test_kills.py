@@ -1,0 +1,136 @@
+"""SIGKILL at random moments to every command that writes: what is there stays readable, and the command
+repeated ends as if nothing had happened. `kill.py` has more kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fuzzing.argument_cases import leaves
+from fuzzing.writers import READERS, WRITERS
+
+HERE = Path(__file__).parent
+#: Quick ones, of every sort: a run, pictures, a memory bank, a new project.
+QUICK = ("train", "generate", "tokenizer train-text", "upscale", "memory merge", "plugin new")
+SLOW = tuple(name for name, writer in WRITERS.items() if writer.slow)
+REST = tuple(name for name in WRITERS if name not in (*QUICK, *SLOW))
+
+
+def kill(tmp_path: Path, seed: int, kills: int, commands: tuple[str, ...]) -> list[dict[str, Any]]:
+    """What `kill.py` reports of each command."""
+    report = tmp_path / "report.json"
+    arguments = [one for name in commands for one in ("--command", name)]
+    done = subprocess.run(
+        [sys.executable, str(HERE / "kill.py"), "--seed", str(seed), "--kills", str(kills),
+         "--report", str(report), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        check=False,
+    )  # fmt: skip
+    assert report.exists(), done.stdout + done.stderr
+    found: list[dict[str, Any]] = json.loads(report.read_text())
+    return found
+
+
+def check(found: list[dict[str, Any]], commands: tuple[str, ...]) -> None:
+    assert [one["command"] for one in found] == list(commands)
+    assert {one["command"]: one["wrong"] for one in found if one["wrong"]} == {}
+    assert {one["command"]: one["litter"] for one in found if one["litter"]} == {}
+    assert sum(len(one["kills"]) for one in found) >= len(found), found
+
+
+def test_every_command_that_writes_is_killed() -> None:
+    """A new command, or action of one, must be entered in `fuzzing.writers`."""
+    assert set(WRITERS) | READERS == set(leaves())
+    assert not set(WRITERS) & READERS
+    for name, parser in leaves().items():
+        options = {one for action in parser._actions for one in action.option_strings}
+        if options & {"--out", "--folder"}:
+            assert name in WRITERS, f"cm3 {name} has an option for what it writes"
+
+
+def test_kills_lose_nothing(tmp_path: Path) -> None:
+    check(kill(tmp_path, 1, 2, QUICK), QUICK)
+
+
+@pytest.mark.slow
+def test_kills_of_other_commands_lose_nothing(tmp_path: Path) -> None:
+    check(kill(tmp_path, 2, 2, REST), REST)
+
+
+@pytest.mark.slow
+def test_kills_of_long_commands_lose_nothing(tmp_path: Path) -> None:
+    check(kill(tmp_path, 3, 1, SLOW), SLOW)
+
+
+PROGRAM = """
+import json, sys, random
+sys.path.insert(0, {fixtures!r})
+from pathlib import Path
+import cm3core.cli.main
+from fuzzing.killing import disturb
+from fuzzing.writers import Writer
+
+class Second(random.Random):
+    # kills before the second change of a file
+
+    def random(self):
+        return 0.0
+
+    def randint(self, first, last):
+        return 2
+
+def careless(arguments):
+    out = Path("out.json")
+    before = out.exists()
+    if before and "strict" in arguments:
+        print("error: there is something\\n  next: remove it")
+        return 2
+    with out.open("w") as file:
+        file.write("[1,")
+        file.flush()
+        Path("second").mkdir(exist_ok=True)
+        file.write(" 3]" if before and "other" in arguments else " 2]")
+    return 0
+
+cm3core.cli.main.main = careless
+result = {{}}
+for name in ("careless", "strict", "other"):
+    root = Path({root!r}) / name
+    found = disturb(name, Writer((name,), same=("out.json",)), root, root, Second(), 1)
+    result[name] = found.wrong
+print(json.dumps(result))
+"""
+
+
+def test_what_a_kill_damages_is_found(tmp_path: Path) -> None:
+    """A command that writes in place, one that can't be repeated, and one that ends otherwise."""
+    program = PROGRAM.format(fixtures=str(HERE.parent / "fixtures"), root=str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    wrong = json.loads(done.stdout)
+    moment = "at change 2 of 2"
+    damage = f"killed {moment}: out.json is damaged: JSONDecodeError: Expecting value: line 1 column 4 (char 3)"
+    assert wrong["careless"] == [damage]
+    said = "error: there is something\n  next: remove it\n"
+    assert wrong["strict"] == [
+        damage,
+        f"again, after kills {moment}: it ends with 2: {said}",
+        "out.json differs from an undisturbed run",
+    ]
+    assert wrong["other"] == [damage, "out.json differs from an undisturbed run"]
