@@ -20,6 +20,7 @@ from cm3core.files import (
     atomic_path,
     check_not_input,
     check_writable,
+    held_folder,
     locked,
     write_bytes,
     write_text,
@@ -298,3 +299,22 @@ def test_a_lock_that_can_t_be_made_or_held_is_named(
         f"{tmp_path}/.lock: can't be locked (No locks available)\n"
         "  next: name a place on a disk whose files can be locked"
     )
+
+
+def test_a_folder_is_held_by_one_process(tmp_path: Path) -> None:
+    """The folder itself is the lock: made, left empty, and removed if nothing comes of it."""
+    folder = tmp_path / "out" / "deep"
+    with held_folder(folder, BUSY):
+        assert list(folder.iterdir()) == []
+        with pytest.raises(CM3Error) as caught, held_folder(folder, BUSY):
+            pass
+        assert caught.value is BUSY
+        assert folder.is_dir()
+    with held_folder(folder, BUSY):
+        (folder / "1.png").write_text("")
+    with pytest.raises(KeyError), held_folder(folder, BUSY):
+        raise KeyError
+    assert (folder / "1.png").is_file()
+    with pytest.raises(BlockingIOError), held_folder(tmp_path / "new", BUSY):
+        raise BlockingIOError
+    assert not (tmp_path / "new").exists()
