@@ -131,7 +131,7 @@ def test_validate_knows_the_context_of_a_recipe(
         "  next: set data.max_text_tokens, or raise decoder.context_length\n"
         "pictures (folder): 3 good documents, 1 bad record, skipped in training\n"
     )
-    assert main(["data", "validate", "quickstart", *overrides, "data.max_text_tokens=24"]) == 0
+    assert main(["data", "validate", "quickstart", *overrides[:-1], "data.max_text_tokens=24"]) == 0
 
 
 def test_validate_decodes_every_picture(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
