@@ -10,7 +10,7 @@ import io
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from cm3core._unfinished import temporary_folder
@@ -277,6 +277,39 @@ def locked(path: str | Path, busy: CM3Error | None = None) -> Iterator[None]:
         os.close(handle)  # its last holder deleted it
     try:
         yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def held_folder(folder: str | Path, busy: CM3Error) -> Iterator[None]:
+    """Context in which no other process holds the folder; it is made if it is not there, and removed again
+    if an error ends the context before anything is in it. The lock is the folder itself: no file.
+
+    Args:
+        folder: the folder.
+        busy: raised while another process holds it.
+
+    Raises:
+        FileError: the folder can't be made.
+    """
+    folder = Path(folder)
+    made = not folder.exists()
+    make_folder(folder)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise busy from error
+        except OSError:  # a disk without locks: better unlocked than refused
+            pass
+        yield
+    except BaseException:
+        if made:
+            with suppress(OSError):  # not empty
+                folder.rmdir()
+        raise
     finally:
         os.close(handle)
 

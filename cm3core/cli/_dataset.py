@@ -5,13 +5,12 @@ A data set is given by a recipe, by overrides alone, or by a path.
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from cm3core.cli import OVERRIDE, registry_of
+from cm3core.cli import OVERRIDE
 from cm3core.errors import DataError, RecipeError, close_match
 from cm3core.files import allocate, user_path
 from cm3core.plugins.built import built
@@ -125,10 +124,8 @@ class ChosenData:
         return built(config.build(), config, self.registry)
 
 
-def chosen_data(args: Namespace) -> ChosenData:
-    """The data set given by `args.target` and `args.overrides`."""
-    registry = registry_of(args)
-    recipe = recipe_of(args.target, args.overrides, registry)
+def data_of(recipe: Recipe, registry: Registry) -> ChosenData:
+    """The data set of a recipe; raises `RecipeError` if it has none."""
     if recipe.dataset is None:
         raise RecipeError(
             "dataset",

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from cm3core.cli import add_overrides, whole_number
-from cm3core.cli._dataset import chosen_data, count_of
+from cm3core.cli import add_overrides, registry_of, whole_number
+from cm3core.cli._dataset import count_of, data_of, data_source, recipe_of
 from cm3core.errors import DataError
 from cm3core.files import check_writable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cm3core.cli._dataset import ChosenData
     from cm3core.document import Document, PixelArray
     from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
+    from cm3core.recipe import Recipe
 
 HELP = "inspect a data set, and check every record"
 EXAMPLE = """  cm3 data validate my/pictures
@@ -49,7 +52,8 @@ def configure(parser: ArgumentParser) -> None:
     validate = add(
         "validate",
         "check every record of every split, decode every picture, list the bad ones",
-        "Checks every record of every split and decodes every picture. Exit code 1 if any is bad.",
+        "Checks every record of every split and decodes every picture; of a recipe's data set also whether "
+        "each document fits into its decoder.context_length. Exit code 1 if any is bad.",
         "cm3 data validate my/pictures",
     )
     validate.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -77,13 +81,45 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Run one action."""
-    data = chosen_data(args)
+    registry = registry_of(args)
+    recipe = recipe_of(args.target, args.overrides, registry)
+    data = data_of(recipe, registry)
     if args.action == "show":
         return _show(data, args.out or Path(f"data-{data.name.replace('/', '-')}.png"), args.num)
-    return _validate(data, args.quiet)
+    return _validate(data, context_check(recipe), args.quiet)
 
 
-def _validate(data: ChosenData, quiet: bool) -> int:
+DocumentCheck: TypeAlias = "Callable[[DocumentSource, int], None]"
+
+
+def context_check(recipe: Recipe) -> DocumentCheck | None:
+    """A check that raises `DataError` for a document that is longer than the recipe's context, which training
+    leaves out; None if the recipe has no decoder or tokenizers: data without a recipe.
+
+    A text tokenizer that is trained is trained as `cm3 train` would, on the recipe's own split.
+    """
+    decoder, texts, images = recipe.decoder, recipe.text_tokenizer, recipe.image_tokenizer
+    context = getattr(decoder, "context_length", None)
+    if context is None or texts is None or images is None:
+        return None
+    from cm3core.sequence.lengths import sequence_length
+
+    tokenizer = texts.build(data_source(recipe, None).texts())
+    most, grid = recipe.data.max_text_tokens, images.grid
+
+    def check(source: DocumentSource, index: int) -> None:
+        length = sequence_length(source.document(index), tokenizer, grid, most)
+        if length > context + 1:
+            raise DataError(
+                f"document {source.id(index)}",
+                f"has {length} tokens, but the context holds {context + 1}: training leaves it out",
+                "set data.max_text_tokens, or raise decoder.context_length",
+            )
+
+    return check
+
+
+def _validate(data: ChosenData, check_length: DocumentCheck | None, quiet: bool) -> int:
     """Print bad records as they are found; the summary last."""
     from tqdm import tqdm
 
@@ -109,6 +145,8 @@ def _validate(data: ChosenData, quiet: bool) -> int:
         ):
             try:
                 _check_document(source, index)
+                if check_length is not None:
+                    check_length(source, index)
             except DataError as error:
                 num_bad += 1
                 tqdm.write("", end="")  # clears the bar

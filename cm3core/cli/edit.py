@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import Any
 
 from cm3core.cli._model import (
     add_force,
@@ -14,7 +15,7 @@ from cm3core.cli._model import (
     task_options,
 )
 from cm3core.cli._retrieved import seen
-from cm3core.cli.generate import add_drawing_options, write_pictures
+from cm3core.cli.generate import add_drawing_options, pictures_folder, write_pictures
 from cm3core.errors import FileError
 from cm3core.files import check_writable
 
@@ -36,8 +37,6 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Generate, write the pictures with their metadata, print the paths."""
-    from cm3core.model.drawing import editing_sampler
-
     refuse_untuned(args, "edit", "edits")
     check_writable(args.out, folder=True)
     if args.picture.absolute().parent.resolve() == args.out.absolute().resolve():
@@ -47,6 +46,13 @@ def run(args: Namespace) -> int:
             "name another folder (-o)",
         )
     options = task_options(args) | {"truncate": args.truncate, "upscale": args.upscale}
+    with pictures_folder(args.out):
+        return _run(args, options)
+
+
+def _run(args: Namespace, options: dict[str, Any]) -> int:
+    from cm3core.model.drawing import editing_sampler
+
     model = open_model(args)
     with progress_bar("generating") as progress:
         pictures = model.edit(

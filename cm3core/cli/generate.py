@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ from cm3core.cli._model import (
     task_options,
 )
 from cm3core.cli._retrieved import Retrieval, show_retrieved, write_retrieved
-from cm3core.files import check_writable
+from cm3core.errors import CM3Error
+from cm3core.files import check_writable, held_folder
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
@@ -91,10 +93,26 @@ def run(args: Namespace) -> int:
     """
     check_writable(args.out, folder=True)
     options = task_options(args) | {"truncate": args.truncate, "upscale": args.upscale}
+    with pictures_folder(args.out):
+        return _run(args, options)
+
+
+def _run(args: Namespace, options: dict[str, Any]) -> int:
     model = open_model(args)
     each = model.recipe.generate.num_images if args.num_images is None else args.num_images
     pictures = (_previewed if args.preview else _counted)(args, model, each, options)
     return write_pictures(args, model, pictures, args.prompt, each)
+
+
+def pictures_folder(folder: Path) -> AbstractContextManager[None]:
+    """Context in which no other command generates into the folder: the two would replace each other's
+    pictures, which are numbered."""
+    busy = CM3Error(
+        str(folder),
+        "another process is generating into this folder",
+        "wait for it, or name another folder (-o)",
+    )
+    return held_folder(folder, busy)
 
 
 def _counted(

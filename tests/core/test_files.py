@@ -21,6 +21,7 @@ from cm3core.files import (
     check_links,
     check_not_input,
     check_writable,
+    held_folder,
     locked,
     read_text,
     sha256_file,
@@ -348,3 +349,22 @@ def test_a_link_out_of_a_folder_is_not_written_through(tmp_path: Path) -> None:
                 "overwritten\n  next: replace the link by a copy of the file, or remove it"
             )
         (run / name).unlink()
+
+
+def test_a_folder_is_held_by_one_process(tmp_path: Path) -> None:
+    """The folder itself is the lock: made, left empty, and removed if nothing comes of it."""
+    folder = tmp_path / "out" / "deep"
+    with held_folder(folder, BUSY):
+        assert list(folder.iterdir()) == []
+        with pytest.raises(CM3Error) as caught, held_folder(folder, BUSY):
+            pass
+        assert caught.value is BUSY
+        assert folder.is_dir()
+    with held_folder(folder, BUSY):
+        (folder / "1.png").write_text("")
+    with pytest.raises(KeyError), held_folder(folder, BUSY):
+        raise KeyError
+    assert (folder / "1.png").is_file()
+    with pytest.raises(BlockingIOError), held_folder(tmp_path / "new", BUSY):
+        raise BlockingIOError
+    assert not (tmp_path / "new").exists()

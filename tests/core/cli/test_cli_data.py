@@ -115,6 +115,25 @@ def test_validate_is_quiet_when_all_is_well(
     assert capsys.readouterr().out == "pictures (folder): 4 good documents, 0 bad records\n"
 
 
+def test_validate_knows_the_context_of_a_recipe(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training leaves such documents out: with the recipe, validation names them; without, it can't know."""
+    (place / "pictures" / "4.png").unlink()
+    (place / "pictures" / "1.txt").write_text("a very long caption " * 40)
+    own = ["dataset=folder", "dataset.path=pictures", "data.max_text_tokens=2000"]
+    assert main(["data", "validate", "pictures"]) == 0
+    capsys.readouterr()
+    overrides = ["text_tokenizer=byte", "decoder.context_length=288", *own]
+    assert main(["data", "validate", "quickstart", *overrides]) == 1
+    assert capsys.readouterr().out == (
+        "document 1.png: has 1058 tokens, but the context holds 289: training leaves it out\n"
+        "  next: set data.max_text_tokens, or raise decoder.context_length\n"
+        "pictures (folder): 3 good documents, 1 bad record, skipped in training\n"
+    )
+    assert main(["data", "validate", "quickstart", *overrides[:-1], "data.max_text_tokens=24"]) == 0
+
+
 def test_validate_decodes_every_picture(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Pixel data that only a decoder finds broken: the checksum is right, the stream is not."""
     import struct

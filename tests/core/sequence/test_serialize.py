@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cm3core.document import Codes, Document, Image, ImageHole, MaskedText, Span, Text, TextHole
 from cm3core.errors import DocumentError
+from cm3core.sequence.lengths import sequence_length
 from cm3core.sequence.serialize import Serializer
 from cm3core.vocab import Vocabulary
 from cm3plugins.text_tokenizers.byte import ByteTokenizer
@@ -77,6 +78,15 @@ def test_text_that_spells_a_special_stays_text() -> None:
 )
 def test_every_document_comes_back(query: Document, retrieved: list[Document]) -> None:
     assert SERIALIZER.documents(SERIALIZER.sequence(query, retrieved)) == [*retrieved, query]
+
+
+@given(
+    query=st.lists(texts | pictures, min_size=1, max_size=5).map(tuple),
+    most=st.none() | st.integers(1, 4),
+)
+def test_a_length_is_known_before_pictures_are_encoded(query: Document, most: int | None) -> None:
+    length = sequence_length(query, SERIALIZER.text_tokenizer, GRID, most)
+    assert length == len(SERIALIZER.sequence(query, max_text_tokens=most))
 
 
 @given(query=pairs, retrieved=st.lists(pairs, max_size=3))
