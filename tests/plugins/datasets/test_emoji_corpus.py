@@ -24,9 +24,9 @@ from cm3core.document import Image, Text
 from cm3core.errors import DataError, FileError, RecipeError
 from cm3plugins.datasets.emoji import EmojiSourceConfig, build
 from cm3plugins.datasets.emoji.atlas import COLUMNS, TILE
-from cm3plugins.datasets.emoji.captions import DEFAULT_TEMPLATES, CaptionTemplate, caption
+from cm3plugins.datasets.emoji.captions import DEFAULT_TEMPLATES, caption
 from cm3plugins.datasets.emoji.concepts import select_concepts
-from cm3plugins.datasets.emoji.corpus import ASSETS, STYLES, EmojiCorpus, EmojiEntry, data_hash
+from cm3plugins.datasets.emoji.corpus import ASSETS, STYLES, EmojiCorpus, EmojiEntry
 from cm3plugins.datasets.emoji.join import (
     Concept,
     clean_label,
@@ -36,8 +36,10 @@ from cm3plugins.datasets.emoji.join import (
     read_concepts,
 )
 from cm3plugins.datasets.emoji.packages import ALL_PACKAGES, NAMES_PACKAGE
-from cm3plugins.datasets.emoji.render import render_svg, square_svg
 from cm3plugins.datasets.emoji.splits import assign_splits
+from cm3plugins.datasets.vector.files import data_hash
+from cm3plugins.datasets.vector.render import render_svg, square_svg
+from cm3plugins.datasets.vector.templates import CaptionTemplate
 
 DATA_SHA256 = "d60adccc29289bd685bcdaa1fe589409759d27ff25256d83d68081f9427ed7ed"
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "emoji128"

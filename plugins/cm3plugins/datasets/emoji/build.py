@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import lzma
-import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -23,7 +20,7 @@ from typing import Any
 
 from cm3core.errors import CM3Error, DataError
 from cm3core.files import sha256_file, write_bytes
-from cm3plugins.datasets.emoji.corpus import ASSETS, EmojiEntry, data_hash
+from cm3plugins.datasets.emoji.corpus import ASSETS, EmojiEntry
 from cm3plugins.datasets.emoji.join import (
     Concept,
     icon_svg,
@@ -36,45 +33,17 @@ from cm3plugins.datasets.emoji.packages import (
     KEYWORDS_PACKAGE,
     NAMES_PACKAGE,
     STYLE_PACKAGES,
-    NpmPackage,
 )
-from cm3plugins.datasets.emoji.render import render_svg, renderer_version
 from cm3plugins.datasets.emoji.splits import assign_splits
+from cm3plugins.datasets.vector.files import compress, data_hash
+from cm3plugins.datasets.vector.packages import NpmPackage, fetch_tarballs
+from cm3plugins.datasets.vector.render import render_svg, renderer_version
 
 DEDUPE_SIZE = 64
 """Side, in pixels, at which two pictures count as exact duplicates."""
 
 Picture = tuple[Concept, str, str]
 """A concept, a style and the SVG document."""
-
-
-def fetch_tarballs(folder: Path) -> None:
-    """Download the pinned packages that `folder` lacks, through ``npm pack``.
-
-    Raises:
-        DataError: npm is missing or fails.
-    """
-    missing = [package for package in ALL_PACKAGES if not (folder / package.tarball).is_file()]
-    if not missing:
-        return
-    npm = shutil.which("npm")
-    if npm is None:
-        raise DataError(
-            str(folder),
-            f"{missing[0].tarball} and {len(missing) - 1} more are not there, and npm is not "
-            "installed to fetch them",
-            "install npm, or put the tarballs there yourself and give the folder with --tarballs",
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [npm, "pack", "--silent", *(package.spec for package in missing)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise DataError(
-            "npm pack",
-            f"failed with status {done.returncode}: {reason}",
-            "check the network and npm's registry",
-        )
 
 
 def open_package(folder: Path, package: NpmPackage) -> dict[str, Any]:
@@ -138,13 +107,6 @@ def drop_duplicates(pictures: Sequence[Picture]) -> list[Picture]:
             seen.add(pixels)
             kept.append(picture)
     return kept
-
-
-def compress(text: str) -> bytes:
-    """Compress with fixed xz settings, so that the same text gives the same bytes."""
-    return lzma.compress(
-        text.encode(), format=lzma.FORMAT_XZ, check=lzma.CHECK_CRC64, preset=9 | lzma.PRESET_EXTREME
-    )
 
 
 def data_files(concepts: Sequence[Concept], pictures: Sequence[Picture]) -> dict[str, bytes]:
@@ -220,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _build(tarballs: Path, output: Path, *, check: bool) -> int:
-    fetch_tarballs(tarballs)
+    fetch_tarballs(tarballs, ALL_PACKAGES)
     concepts, pictures = join_packages(tarballs)
     kept = drop_duplicates(pictures)
     print(

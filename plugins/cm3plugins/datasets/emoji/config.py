@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.errors import RecipeError, close_match
 from cm3core.interfaces.dataset import DocumentSourceConfig
-from cm3plugins.datasets.emoji.captions import DEFAULT_TEMPLATES, CaptionTemplate, check_templates
+from cm3plugins.datasets.emoji.captions import DEFAULT_TEMPLATES, FIELDS
 from cm3plugins.datasets.emoji.packages import STYLE_PACKAGES
+from cm3plugins.datasets.vector.templates import CaptionTemplate, check_templates
 
 if TYPE_CHECKING:
     from cm3plugins.datasets.emoji.source import EmojiSource
@@ -75,7 +76,9 @@ class EmojiSourceConfig(DocumentSourceConfig):
         if len(self.templates) != len(self.template_weights):
             cause = f"{len(self.template_weights)} weights for {len(self.templates)} templates"
             raise RecipeError("dataset.template_weights", cause, "give one weight per template")
-        check_templates("dataset.templates", self.caption_templates())
+        check_templates(
+            "dataset.templates", self.caption_templates(), FIELDS, "{label}, {style} style"
+        )
 
     def caption_templates(self) -> tuple[CaptionTemplate, ...]:
         """Templates and weights together."""

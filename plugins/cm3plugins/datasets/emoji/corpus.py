@@ -8,10 +8,8 @@ cache folder.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import lzma
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,14 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cm3core.errors import DataError, close_match
-from cm3core.files import allocate, atomic_path, cache_directory, user_path
-from cm3core.npy import load_array
 from cm3plugins.datasets.emoji.packages import STYLE_PACKAGES
+from cm3plugins.datasets.vector.files import read, unpack_lines
+from cm3plugins.datasets.vector.render import render_svg
+from cm3plugins.datasets.vector.renderings import Renderings
 
 ASSETS = Path(__file__).parent / "assets"
 STYLES = tuple(STYLE_PACKAGES)
-
-_NUM_DIGITS = 16
 
 
 @dataclass(frozen=True)
@@ -55,15 +52,6 @@ class EmojiEntry:
     split: str
 
 
-def data_hash(files: Mapping[str, bytes]) -> str:
-    """Return one hexadecimal SHA-256 over the contents of all compressed files (independent of the
-    compressor)."""
-    total = hashlib.sha256()
-    for name in sorted(name for name in files if name.endswith(".xz")):
-        total.update(name.encode() + b"\0" + hashlib.sha256(lzma.decompress(files[name])).digest())
-    return total.hexdigest()
-
-
 class EmojiCorpus:
     """All pictures of the corpus, in a fixed order.
 
@@ -81,10 +69,10 @@ class EmojiCorpus:
 
     def __init__(self, assets: Path = ASSETS) -> None:
         self._assets = assets
-        self.manifest: dict[str, Any] = json.loads(self._read("manifest.json"))
+        self.manifest: dict[str, Any] = json.loads(read(assets / "manifest.json"))
         self.entries: Sequence[EmojiEntry] = tuple(
             EmojiEntry(**{**fields, "tags": tuple(fields["tags"])})
-            for fields in map(json.loads, self._unpack("entries.jsonl.xz").rstrip("\n").split("\n"))
+            for fields in map(json.loads, unpack_lines(assets / "entries.jsonl.xz"))
         )
         self._indices = {entry.id: index for index, entry in enumerate(self.entries)}
 
@@ -126,8 +114,6 @@ class EmojiCorpus:
         Returns:
             uint8 array of shape [size, size, 3], RGB.
         """
-        from cm3plugins.datasets.emoji.render import render_svg
-
         return render_svg(self.svg(index), size)
 
     def render_all(self, size: int, cache_dir: Path | str | None = None) -> NDArray[np.uint8]:
@@ -141,7 +127,8 @@ class EmojiCorpus:
         Returns:
             read-only memory-mapped uint8 array of shape [num_entries, size, size, 3], RGB on white.
         """
-        return self._rendered(self.cache_path(size, cache_dir), range(len(self)), size)
+        renderings = self._renderings(size, cache_dir, None)
+        return renderings.load(range(len(self)), lambda index: self.render(index, size))
 
     def render_some(
         self, indices: Sequence[int], size: int, cache_dir: Path | str | None = None
@@ -155,7 +142,8 @@ class EmojiCorpus:
         Returns:
             read-only memory-mapped uint8 array of shape [len(indices), size, size, 3], RGB on white.
         """
-        return self._rendered(self.cache_path(size, cache_dir, indices), indices, size)
+        renderings = self._renderings(size, cache_dir, indices)
+        return renderings.load(indices, lambda index: self.render(index, size))
 
     def is_rendered(
         self,
@@ -165,8 +153,7 @@ class EmojiCorpus:
     ) -> bool:
         """Say whether ``render_all``, or ``render_some`` for these `indices`, finds its file, whole
         (one that was cut is drawn again)."""
-        number = len(self) if indices is None else len(indices)
-        return self._kept(self.cache_path(size, cache_dir, indices), number, size) is not None
+        return self._renderings(size, cache_dir, indices).exist()
 
     def cache_path(
         self,
@@ -176,68 +163,19 @@ class EmojiCorpus:
     ) -> Path:
         """Return the file that ``render_all``, or ``render_some`` for these `indices`, keeps: its
         name holds size, data hash, renderer version, and a hash of the entries."""
-        from cm3plugins.datasets.emoji.render import renderer_version
+        return self._renderings(size, cache_dir, indices).path
 
-        folder = cache_directory() if cache_dir is None else user_path(cache_dir)
-        stem = f"{size}px-{self.data_sha256[:_NUM_DIGITS]}-{renderer_version()}"
-        if indices is not None:
-            names = "\n".join(self.entries[index].id for index in indices)
-            stem += f"-{hashlib.sha256(names.encode()).hexdigest()[:_NUM_DIGITS]}"
-        return folder / "emoji" / f"{stem}.npy"
-
-    def _rendered(self, path: Path, indices: Sequence[int], size: int) -> NDArray[np.uint8]:
-        """The pictures of a file, which is drawn if it is not there."""
-        kept = self._kept(path, len(indices), size)
-        if kept is None:
-            self._render_to(path, indices, size)
-            kept = load_array(path, memory_map=True)
-        return kept
-
-    def _kept(self, path: Path, number: int, size: int) -> NDArray[np.uint8] | None:
-        try:
-            pictures: NDArray[np.uint8] = load_array(path, memory_map=True)
-        except (ValueError, OSError):
-            return None
-        return pictures if pictures.shape == (number, size, size, 3) else None
-
-    def _render_to(self, path: Path, indices: Sequence[int], size: int) -> None:
-        from numpy.lib.format import open_memmap
-
-        from cm3core.progress import make_bar
-
-        with atomic_path(path) as temporary:
-            shape = (len(indices), size, size, 3)
-            pictures = open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-            with temporary.open("rb+") as file:
-                allocate(file.fileno(), pictures.offset, pictures.nbytes)
-            for row, index in enumerate(
-                make_bar(indices, desc=f"drawing emoji at {size} px", unit="picture")
-            ):
-                pictures[row] = self.render(index, size)
-            pictures.flush()
+    def _renderings(
+        self, size: int, cache_dir: Path | str | None, indices: Sequence[int] | None
+    ) -> Renderings:
+        number = len(self) if indices is None else len(indices)
+        names = None if indices is None else [self.entries[index].id for index in indices]
+        return Renderings("emoji", self.data_sha256, (number, size, size, 3), cache_dir, names)
 
     @cached_property
     def _drawings(self) -> tuple[str, ...]:
         unread = {
-            style: iter(self._unpack(f"svg-{style}.jsonl.xz").rstrip("\n").split("\n"))
+            style: iter(unpack_lines(self._assets / f"svg-{style}.jsonl.xz"))
             for style in dict.fromkeys(entry.style for entry in self.entries)
         }
         return tuple(json.loads(next(unread[entry.style])) for entry in self.entries)
-
-    def _unpack(self, name: str) -> str:
-        data = self._read(name)
-        try:
-            return lzma.decompress(data).decode()
-        except (lzma.LZMAError, UnicodeDecodeError) as error:
-            raise DataError(
-                str(self._assets / name), f"the file is damaged ({error})", "reinstall cm3leon"
-            ) from error
-
-    def _read(self, name: str) -> bytes:
-        try:
-            return (self._assets / name).read_bytes()
-        except OSError as error:
-            place = str(self._assets / name)
-            raise DataError(
-                place, f"the file can't be read ({error.strerror})", "reinstall cm3leon"
-            ) from error

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cm3plugins.datasets.emoji.packages import OLD_NAMES
-from cm3plugins.datasets.emoji.render import square_svg
+from cm3plugins.datasets.vector.render import square_svg
 
 Json = Mapping[str, Any]
 

@@ -7,33 +7,7 @@ packages. Changing a version means changing its checksum here and running ``buil
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class NpmPackage:
-    """One pinned package.
-
-    Args:
-        name: npm name, with its scope.
-        version: exact version.
-        sha256: SHA-256 of the tarball that ``npm pack`` writes.
-    """
-
-    name: str
-    version: str
-    sha256: str
-
-    @property
-    def tarball(self) -> str:
-        """File name that ``npm pack`` gives: ``@scope/name`` becomes ``scope-name-version.tgz``."""
-        return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
-
-    @property
-    def spec(self) -> str:
-        """What ``npm pack`` is asked for."""
-        return f"{self.name}@{self.version}"
-
+from cm3plugins.datasets.vector.packages import NpmPackage
 
 STYLE_PACKAGES: dict[str, NpmPackage] = {
     "noto": NpmPackage(

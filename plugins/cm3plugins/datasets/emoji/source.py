@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from cm3core.document import Document, Image, Text
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import DocumentSource
-from cm3plugins.datasets.emoji.captions import CaptionTemplate, caption
+from cm3plugins.datasets.emoji.captions import caption
 from cm3plugins.datasets.emoji.concepts import select_concepts
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
-from cm3plugins.datasets.emoji.render import renderer_version
+from cm3plugins.datasets.vector.render import renderer_version
+from cm3plugins.datasets.vector.templates import CaptionTemplate
 
 DRAW_ALL_AFTER = 64
 """After this number of pictures, drawn one by one, all pictures of the source are drawn into the cache:

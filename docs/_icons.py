@@ -1,0 +1,120 @@
+"""Write the tables of docs/icons.md and its picture from the bundled icon corpus: `python docs/_icons.py`.
+
+`tests/docs/test_icons_page.py` fails when the tables are out of date.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from cm3core.images import PixelArray, grid, save_png
+from cm3plugins.datasets.icons.captions import caption
+from cm3plugins.datasets.icons.corpus import IconCorpus
+from cm3plugins.datasets.icons.sets import STYLE_WORDS
+from cm3plugins.datasets.icons.splits import SPLITS
+
+COMMAND = "python docs/_icons.py"
+PAGE = Path(__file__).parent / "icons.md"
+PICTURE = Path(__file__).parent / "images" / "icons-corpus.png"
+SIZE = 64
+NUM_COLUMNS = 9
+THING = "lock"
+"""Shown in many versions."""
+
+
+def page(text: str, corpus: IconCorpus) -> str:
+    """Return the page with its tables made anew."""
+    for name, rows in (
+        ("splits", _splits(corpus)),
+        ("styles", _styles(corpus)),
+        ("sets", _sets(corpus)),
+    ):
+        start = text.index("\n", text.index(f"<!-- table: {name}, ")) + 1
+        end = text.index("<!-- end -->", start)
+        text = text[:start] + "".join(f"{row}\n" for row in rows) + text[end:]
+    return text
+
+
+def _splits(corpus: IconCorpus) -> list[str]:
+    things = defaultdict(set)
+    for entry in corpus.entries:
+        things[entry.split].add(entry.words)
+    meaning = {
+        "train": "the rest",
+        "comp": "drawings held out whose thing is in `train` in another set or style",
+        "compose": "pairs of parts held out: both parts are in `train`, never in one name",
+        "unseen": "things held out in every version",
+    }
+    return ["| split | icons | names | what |", "| --- | --- | --- | --- |"] + [
+        f"| `{split}` | {corpus.manifest.num_of_split[split]:,} | {len(things[split]):,} | "
+        f"{meaning[split]} |"
+        for split in SPLITS
+    ]
+
+
+def _styles(corpus: IconCorpus) -> list[str]:
+    number = Counter(word for entry in corpus.entries for word in entry.style.split())
+    return ["| word | icons |", "| --- | --- |"] + [
+        f"| `{word}` | {number[word]:,} |" for word in STYLE_WORDS
+    ]
+
+
+def _sets(corpus: IconCorpus) -> list[str]:
+    """One row for each set, in the corpus' order."""
+    number: Counter[tuple[str, str]] = Counter()
+    styles: dict[str, set[str]] = defaultdict(set)
+    for entry in corpus.entries:
+        number[entry.set_name, entry.split] += 1
+        styles[entry.set_name].update(entry.style.split())
+    head = ["set", "in captions", "licence", *SPLITS, "style words"]
+    rows = [
+        [
+            f"`{name}`",
+            corpus.manifest.title(name),
+            corpus.manifest.licences[name],
+            *(f"{number[name, split]:,}" for split in SPLITS),
+            ", ".join(word for word in STYLE_WORDS if word in styles[name]),
+        ]
+        for name in styles
+    ]
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def picture(corpus: IconCorpus) -> PixelArray:
+    """One thing in versions of different styles and sets, and samples of the splits, with their captions."""
+    versions = [i for i, entry in enumerate(corpus.entries) if entry.words == THING]
+    chosen: dict[tuple[str, str], int] = {}
+    for index in versions:
+        entry = corpus.entries[index]
+        chosen.setdefault((entry.style, corpus.title(index)), index)
+    shown = _spread(sorted(chosen.values()), 2 * NUM_COLUMNS)
+    rows, labels = (
+        [shown[:NUM_COLUMNS], shown[NUM_COLUMNS:]],
+        [f"{THING}, in some of {len(versions)} versions", ""],
+    )
+    for split in SPLITS:
+        of_split = [i for i, entry in enumerate(corpus.entries) if entry.split == split]
+        rows.append(_spread(of_split, NUM_COLUMNS))
+        labels.append(split)
+    return grid(
+        [[corpus.render(index, SIZE) for index in row] for row in rows],
+        row_labels=labels,
+        captions=[[caption(corpus.entries[index]) for index in row] for row in rows],
+        scale=1,
+        gap=12,
+        font_size=11,
+        label_width=80,
+    )
+
+
+def _spread(indices: list[int], num: int) -> list[int]:
+    """Some of them, evenly."""
+    step = max(len(indices) / num, 1)
+    return [indices[int((position + 0.5) * step)] for position in range(min(num, len(indices)))]
+
+
+if __name__ == "__main__":
+    bundled = IconCorpus()
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), bundled), encoding="utf-8")
+    save_png(PICTURE, picture(bundled))

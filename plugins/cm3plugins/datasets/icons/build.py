@@ -1,0 +1,111 @@
+"""Rebuild the corpus' data files from the pinned npm packages: ``python -m
+cm3plugins.datasets.icons.build --tarballs FOLDER``.
+
+Steps: get the tarballs and check their SHA-256; take names apart; draw everything once and drop what can't
+be told apart; assign the fixed splits; write the compressed files. The same packages give the same
+bytes (liblzma 5.x, the same renderer, and the same number of threads: `close_pairs` compares twelve neighbours,
+and rounding decides which of more are the nearest).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from cm3core.errors import CM3Error
+from cm3core.files import write_bytes
+from cm3plugins.datasets.emoji.corpus import EmojiCorpus
+from cm3plugins.datasets.icons.attribution import attribution
+from cm3plugins.datasets.icons.comparison import drop_duplicates, small_pictures
+from cm3plugins.datasets.icons.read import Drawing, drawings_of_set, emoji_drawings, open_set
+from cm3plugins.datasets.icons.sets import ASSETS, all_sets
+from cm3plugins.datasets.icons.splits import assign_splits
+from cm3plugins.datasets.icons.write import corpus_files
+from cm3plugins.datasets.vector.packages import fetch_tarballs
+
+
+def data_files(drawings: Sequence[Drawing], splits: Sequence[str]) -> dict[str, bytes]:
+    """Return the corpus' files: name -> bytes."""
+    records = {
+        "packages": {s.package.spec: s.sha256 for s in all_sets().values()},
+        "licences": {s.name: s.licence for s in all_sets().values()},
+    }
+    files = corpus_files(drawings, splits, all_sets(), records)
+    of_set = Counter(drawing.set_name for drawing in drawings)
+    return files | {"ATTRIBUTION.md": attribution(of_set).encode()}
+
+
+def build(tarballs: Path) -> tuple[dict[str, bytes], Counter[str]]:
+    """Return the data files, and counts of what was left out by reason."""
+    drawings = [
+        drawing
+        for icon_set in all_sets().values()
+        for drawing in drawings_of_set(icon_set, open_set(tarballs, icon_set))
+    ]
+    drawings += emoji_drawings(EmojiCorpus())
+    small_ND = small_pictures([drawing.svg for drawing in drawings])
+    _, kept, near, counts = drop_duplicates(drawings, small_ND)
+    splits = assign_splits([d.id for d in kept], [d.name.words for d in kept], near)
+    counts["would show a held-out pair"] = splits.count(None)
+    chosen = [(d, split) for d, split in zip(kept, splits, strict=True) if split is not None]
+    return data_files([d for d, _ in chosen], [split for _, split in chosen]), counts
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cm3plugins.datasets.icons.build",
+        description="Rebuild the bundled icon corpus from the pinned npm packages.",
+        epilog="example: python -m cm3plugins.datasets.icons.build --tarballs downloads/ --check",
+    )
+    parser.add_argument(
+        "--tarballs",
+        type=Path,
+        help="folder of tarballs; what it lacks is fetched into it by npm pack",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=ASSETS,
+        help="folder to write to (default: the package's own assets)",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail when the output folder differs"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        if options.tarballs is not None:
+            return _run(options.tarballs, options.output, check=options.check)
+        with tempfile.TemporaryDirectory() as folder:
+            return _run(Path(folder), options.output, check=options.check)
+    except CM3Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(tarballs: Path, output: Path, *, check: bool) -> int:
+    fetch_tarballs(tarballs, [icon_set.package for icon_set in all_sets().values()])
+    files, counts = build(tarballs)
+    print(json.loads(files["manifest.json"])["num_of_split"])
+    print("left out: " + ", ".join(f"{number} {reason}" for reason, number in counts.items()))
+    if check:
+        differing = [
+            name
+            for name, data in files.items()
+            if not (output / name).is_file() or (output / name).read_bytes() != data
+        ]
+        print(f"differs: {', '.join(differing)}" if differing else f"{output}: equal, byte by byte")
+        return 1 if differing else 0
+    for name, data in files.items():
+        write_bytes(output / name, data)
+    print(f"{output}: {sum(map(len, files.values())):,} bytes in {len(files)} files")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Captions of icons: what is shown, the style, and the set, as people write them; a canonical one, and random ones
+from weighted templates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cm3plugins.datasets.icons.sets import title_of
+from cm3plugins.datasets.vector.templates import CaptionTemplate, choose, fill
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cm3plugins.datasets.icons.entries import IconEntry
+
+FIELDS = ("words", "style", "set", "other")
+
+DEFAULT_TEMPLATES = (
+    CaptionTemplate("{words}, {style}, {set}", 0.5),
+    CaptionTemplate("{words}, {style}", 0.15),
+    CaptionTemplate("{words}", 0.1),
+    CaptionTemplate("{words}, {set}", 0.05),
+    CaptionTemplate("{style} {words}", 0.05),
+    CaptionTemplate("{style} {words}, {set}", 0.05),
+    CaptionTemplate("{other}, {style}, {set}", 0.1),
+)
+"""The first is the canonical one. `{other}` is another name of the thing if the set gives one."""
+
+
+def caption(
+    entry: IconEntry,
+    rng: np.random.Generator | None = None,
+    templates: Sequence[CaptionTemplate] = DEFAULT_TEMPLATES,
+    title: str | None = None,
+) -> str:
+    """Return a caption: `bell off, outline rounded, lucide`.
+
+    Args:
+        entry: the picture.
+        rng: draws one template by weight, and other names; None takes the first, the canonical one.
+        templates: at least one.
+        title: what to call the set; None: as the bundled corpus does.
+    """
+    other = entry.words
+    if rng is not None and entry.tags:
+        other = entry.tags[int(rng.integers(len(entry.tags)))]
+    fields = {
+        "words": entry.words,
+        "style": entry.style,
+        "set": title_of(entry.set_name) if title is None else title,
+        "other": other,
+    }
+    text = choose(templates, rng).text
+    if not entry.style:  # in a user's corpus only: the style and the comma before it are left out
+        text = re.sub(r",?\s*\{style\}", "", text).strip(" ,") or "{words}"
+    return fill(text, fields)

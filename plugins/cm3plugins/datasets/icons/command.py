@@ -1,0 +1,124 @@
+"""The command line of `cm3 icons`. Light: heavy modules are imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cm3core.errors import CM3Error, DataError
+
+if TYPE_CHECKING:
+    from cm3plugins.datasets.icons.user_build import Built
+    from cm3plugins.datasets.icons.user_sets import UserSet
+
+EXAMPLE = """example:
+  npm pack @iconify-json/la
+  cm3 icons build iconify-json-la-*.tgz -o my-icons
+  cm3 data show icons dataset.path=my-icons
+The same command resumes a build that was killed."""
+_NUM_SHOWN = 5
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Options of the command."""
+    parser.description = "Build icon corpora of sets that are not bundled."
+    parser.epilog = EXAMPLE
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    build = actions.add_parser(
+        "build",
+        help="build a corpus from Iconify's npm packages, for the data set 'icons'",
+        description=(
+            "Builds an icon corpus from tarballs that `npm pack @iconify-json/SET` wrote. What the "
+            "bundled corpus holds out is held out here, too. Exit code 1 if some sets were refused "
+            "and the others built."
+        ),
+        epilog=EXAMPLE,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    build.add_argument("tarballs", nargs="+", type=Path, metavar="TARBALL", help="npm packages")
+    build.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="FOLDER", help="the corpus' folder"
+    )
+    build.add_argument(
+        "--any-version",
+        action="store_true",
+        help="read bundled sets in other versions, too, by the rules of the known one",
+    )
+    build.add_argument(
+        "--allow-licence",
+        action="append",
+        default=[],
+        metavar="SPDX",
+        help="permit this licence, for your own use; may be given several times",
+    )
+    build.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=run)
+
+
+def run(args: Namespace) -> int:
+    """Build a corpus; return the exit code."""
+    from cm3plugins.datasets.icons.corpus import IconCorpus
+    from cm3plugins.datasets.icons.user_build import build, check_output
+
+    check_output(args.out)
+    sets, num_refused = _read(args)
+    if not sets:
+        raise DataError("cm3 icons build", "no set can be used", "correct what is named above")
+    _report(sets, build(sets, args.out, IconCorpus()), args.out)
+    if num_refused:
+        print(f"{num_refused} of {len(args.tarballs)} packages were refused, see above")
+    return 1 if num_refused else 0
+
+
+def _read(args: Namespace) -> tuple[list[UserSet], int]:
+    """Sets that can be used, in the given order, and the number of those that can't, each reported."""
+    from cm3plugins.datasets.icons.user_sets import read_set
+
+    sets: dict[str, UserSet] = {}
+    num_refused = 0
+    for path in args.tarballs:
+        try:
+            given = read_set(path, any_version=args.any_version, licences=args.allow_licence)
+            if given.icon_set.name in sets:
+                cause = f"holds the set {given.icon_set.name} a second time"
+                raise DataError(str(path), cause, "give one version of it")
+            sets[given.icon_set.name] = given
+        except CM3Error as error:
+            num_refused += 1
+            print(f"error: {error}", file=sys.stderr)
+    return list(sets.values()), num_refused
+
+
+def _report(sets: list[UserSet], built: Built, out: Path) -> None:
+    for given in sets:
+        icon_set = given.icon_set
+        number = built.num_of_set[icon_set.name]
+        print(f"{icon_set.name} {icon_set.version}: {number:,} icons, {icon_set.licence}")
+        if given.num_left_out:
+            print(f"  {given.num_left_out:,} are logos, other sizes or hidden: left out")
+        if given.unknown_styles:
+            print(
+                f"  {len(given.unknown_styles)} endings or beginnings are no known style and stay "
+                f"words of the names: {_first(given.unknown_styles)}"
+            )
+        for reason, number in Counter(built.not_drawn[icon_set.name].values()).items():
+            ids = [name for name, why in built.not_drawn[icon_set.name].items() if why == reason]
+            print(f"  left out, {reason}: {number:,} ({_first(ids)})")
+    for reason, count in built.left_out.items():
+        if count and reason not in ("not rendered", "empty"):  # named by the set, above
+            print(f"left out, {reason}: {count:,}")
+    print(f"{out}: {sum(built.num_of_set.values()):,} icons, {_table(built.num_of_split)}")
+    print(f"use it: dataset=icons dataset.path={out}")
+
+
+def _first(names: list[str]) -> str:
+    more = f", and {len(names) - _NUM_SHOWN:,} more" if len(names) > _NUM_SHOWN else ""
+    return ", ".join(names[:_NUM_SHOWN]) + more
+
+
+def _table(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {number:,}" for name, number in sorted(numbers.items()))

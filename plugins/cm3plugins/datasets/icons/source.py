@@ -1,0 +1,130 @@
+"""The icon corpus as documents: a caption, then a picture."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cm3core.document import Document, Image, Text
+from cm3core.errors import DataError, close_match
+from cm3core.files import user_path
+from cm3core.interfaces.dataset import DocumentSource
+from cm3plugins.datasets.icons.captions import caption
+from cm3plugins.datasets.icons.corpus import IconCorpus, IconPictures
+from cm3plugins.datasets.icons.entries import IconEntry
+from cm3plugins.datasets.icons.sets import ASSETS
+from cm3plugins.datasets.icons.splits import unit_hash
+from cm3plugins.datasets.vector.render import renderer_version
+from cm3plugins.datasets.vector.templates import CaptionTemplate
+
+DRAW_ALL_AFTER = 512
+"""After this number of pictures, drawn one by one, all pictures of the source are drawn into the cache: a look
+at some does not pay for all."""
+
+
+class IconSource(DocumentSource):
+    """Documents `(caption, picture)` of the chosen split, sets and styles, in the corpus' order.
+
+    Args:
+        split: "train", "comp", "compose", "unseen", or "all" of them.
+        sets: names of sets; empty: all.
+        styles: style words that an icon must have.
+        things_share: share of things to take, by a hash of their names.
+        path: folder of a corpus that `cm3 icons build` wrote; None: the bundled one.
+        image_size: side of the pictures, in pixels.
+        templates: of the captions.
+        cache_dir: folder of rendered pictures; None: ``CM3_CACHE``, else the user's cache folder.
+
+    Raises:
+        DataError: nothing is chosen, a set is not in the folder, or a data file can't be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        sets: Collection[str],
+        styles: Collection[str],
+        things_share: float,
+        path: str | None = None,
+        image_size: int,
+        templates: Sequence[CaptionTemplate],
+        cache_dir: str | None,
+    ) -> None:
+        self._image_size, self._cache_dir = image_size, cache_dir
+        self._templates = templates
+        self.corpus = IconCorpus(ASSETS if path is None else user_path(path, "dataset.path"))
+        known = self.corpus.manifest.licences
+        for name in sets:
+            if name not in known:
+                cause = f"the icon corpus has no set {name!r}; {close_match(name, known)}"
+                raise DataError("dataset.sets", cause, f"use some of {', '.join(known)}")
+        self._indices = tuple(
+            index
+            for index, entry in enumerate(self.corpus.entries)
+            if split in (entry.split, "all")
+            and (not sets or entry.set_name in sets)
+            and set(styles) <= set(entry.style.split())
+            and (things_share >= 1 or unit_hash("share", entry.words) < things_share)
+        )
+        if not self._indices:
+            cause = f"no icon is in split {split!r}, sets {list(sets)} and styles {list(styles)}"
+            raise DataError("dataset", cause, "widen one of the three")
+        self._key = f"icons-{self.corpus.data_sha256[:16]}-{renderer_version()}-{image_size}px"
+        self._pictures: IconPictures | None = None
+        self._num_drawn = 0
+
+    def __len__(self) -> int:
+        """Number of documents."""
+        return len(self._indices)
+
+    def id(self, index: int) -> str:
+        """Set and name: ``lucide/bell-off``."""
+        return self.entry(index).id
+
+    def entry(self, index: int) -> IconEntry:
+        """Return words, style, tags and the rest of what is known of a document."""
+        return self.corpus.entries[self._indices[index]]
+
+    def group(self, index: int) -> str:
+        """The thing: the same in all versions."""
+        return self.entry(index).words
+
+    def licence(self, index: int) -> str:
+        """SPDX name of the licence of a document's drawing."""
+        return self.corpus.licence(self._indices[index])
+
+    def _document(self, index: int, rng: np.random.Generator | None) -> Document:
+        entry = self.entry(index)
+        picture = Image(f"{self._key}/{entry.id}", partial(self._pixels, self._indices[index]))
+        title = self.corpus.title(self._indices[index])
+        return (Text(caption(entry, rng, self._templates, title)), picture)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the pictures' version and of the documents' ids, in order."""
+        names = "\n".join((self._key, *(self.corpus.entries[index].id for index in self._indices)))
+        return hashlib.sha256(names.encode()).hexdigest()
+
+    def _pixels(self, corpus_index: int) -> NDArray[np.uint8]:
+        """Draw the picture, or take it from the cache, which is filled with this source's pictures
+        as soon as more than some are asked for. A cache of the whole corpus serves any source."""
+        if self._pictures is None:
+            self._open_cache()
+        if self._pictures is None:
+            self._num_drawn += 1
+            return self.corpus.render(corpus_index, self._image_size)
+        return self._pictures[corpus_index]
+
+    def _open_cache(self) -> None:
+        size, cache_dir = self._image_size, self._cache_dir
+        if self._num_drawn == 0 and self.corpus.is_rendered(size, cache_dir):
+            self._pictures = self.corpus.pictures(size, cache_dir)
+        elif self._num_drawn >= DRAW_ALL_AFTER or (
+            self._num_drawn == 0 and self.corpus.is_rendered(size, cache_dir, self._indices)
+        ):
+            self._pictures = self.corpus.pictures(size, cache_dir, self._indices)

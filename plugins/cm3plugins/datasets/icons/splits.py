@@ -1,0 +1,204 @@
+"""The fixed splits of the icon corpus, made from names and near-duplicates before anything else.
+
+- `unseen`: a thing is held out in all sets and styles.
+- `compose`: a pair of parts is held out: `bell` and `lock` are both seen, `bell-lock` is not, nor is any
+  other thing whose name holds both.
+- `comp`: one drawing is held out, of a thing that is seen in other sets or styles.
+- `train`: the rest.
+
+Membership is a hash of names, never of order, so that adding a set moves no drawing whose near-duplicates stay
+the same. Nothing is held out that has a near-duplicate (`duplicates.py`) on the other side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from cm3plugins.datasets.icons.names import parts
+
+SPLITS = ("train", "comp", "compose", "unseen")
+UNSEEN_SHARE = 0.05
+COMPOSE_SHARE = 0.04
+COMP_SHARE = 0.04
+MIN_VERSIONS = 2
+"""A thing that is held out whole has this many drawings at least, so that one can be retrieved for another."""
+MIN_VERSIONS_COMP = 3
+MIN_OTHER_THINGS = 4
+"""Each part of a held-out pair occurs in this many things of `train` at least."""
+
+_SEED = "cm3leon icons splits 1"
+
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decided:
+    """What another corpus holds out and trains, which holds for this one, too: a model trained on either must
+    not have seen what is held out in the other.
+
+    Args:
+        unseen, trained: things.
+        pairs, trained_pairs: of parts.
+        comp, trained_ids: ids of drawings.
+    """
+
+    unseen: frozenset[str] = frozenset()
+    trained: frozenset[str] = frozenset()
+    pairs: frozenset[Pair] = frozenset()
+    trained_pairs: frozenset[Pair] = frozenset()
+    comp: frozenset[str] = frozenset()
+    trained_ids: frozenset[str] = frozenset()
+
+
+def decided_by(
+    ids: Sequence[str], words: Sequence[tuple[str, ...]], splits: Sequence[str]
+) -> Decided:
+    """Return what a corpus with these drawings has decided."""
+    things = [thing_of(name) for name in words]
+    of_split: dict[str, list[int]] = defaultdict(list)
+    for index, split in enumerate(splits):
+        of_split[split].append(index)
+    trained_pairs = {pair for index in of_split["train"] for pair in _pairs(words[index])}
+    composed = {pair for index in of_split["compose"] for pair in _pairs(words[index])}
+    return Decided(
+        unseen=frozenset(things[index] for index in of_split["unseen"]),
+        trained=frozenset(things[index] for index in of_split["train"]),
+        pairs=frozenset(composed - trained_pairs),
+        trained_pairs=frozenset(trained_pairs),
+        comp=frozenset(ids[index] for index in of_split["comp"]),
+        trained_ids=frozenset(ids[index] for index in of_split["train"]),
+    )
+
+
+def thing_of(name: tuple[str, ...]) -> str:
+    """Return the thing that a name's words mean: their parts in alphabetical order."""
+    return " ".join(sorted(parts(name) or name))
+
+
+def unit_hash(*names: str) -> float:
+    """Return a number in [0, 1) that depends on the names and the splits' seed only."""
+    digest = hashlib.sha256("\0".join((_SEED, *names)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def assign_splits(
+    ids: Sequence[str],
+    words: Sequence[tuple[str, ...]],
+    near: Mapping[int, Collection[int]],
+    decided: Decided | None = None,
+) -> list[str | None]:
+    """Return the split of every drawing; None for one that must be left out, since it would show a held-out
+    pair in `train` or has a near-duplicate there.
+
+    Args:
+        ids: unique names of the drawings.
+        words: their names' words.
+        near: drawing -> its near-duplicates.
+        decided: what another corpus has decided; hashes decide on the rest. A drawing that it holds out and
+            for which this one has no split of that name is left out, too.
+    """
+    free = Decided() if decided is None else decided
+    things = [thing_of(name) for name in words]
+    drawings: dict[str, list[int]] = defaultdict(list)
+    for index, thing in enumerate(things):
+        drawings[thing].append(index)
+    alone = {
+        thing: all(things[other] == thing for index in indices for other in near.get(index, ()))
+        for thing, indices in drawings.items()
+    }
+    unseen = {
+        thing
+        for thing, indices in drawings.items()
+        if alone[thing]
+        and len(indices) >= MIN_VERSIONS
+        and unit_hash("unseen", thing) < UNSEEN_SHARE
+        and thing not in free.trained
+    } | (free.unseen & drawings.keys())
+    pairs = (
+        _held_out_pairs(words, things, drawings, alone, unseen) - free.trained_pairs | free.pairs
+    )
+
+    def split(index: int) -> str | None:
+        thing = things[index]
+        if thing in unseen:
+            return "unseen"
+        if any(pair in pairs for pair in _pairs(words[index])):
+            return "compose" if alone[thing] else None
+        held_out = ids[index] in free.comp or (
+            ids[index] not in free.trained_ids
+            and len(drawings[thing]) >= MIN_VERSIONS_COMP
+            and not near.get(index)
+            and unit_hash("comp", ids[index]) < COMP_SHARE
+        )
+        return "comp" if held_out else "train"
+
+    splits = [split(index) for index in range(len(ids))]
+    return splits if decided is None else _true_to_name(splits, words, things, near)
+
+
+def _true_to_name(
+    splits: list[str | None],
+    words: Sequence[tuple[str, ...]],
+    things: Sequence[str],
+    near: Mapping[int, Collection[int]],
+) -> list[str | None]:
+    """Leave out what decisions of another corpus leave without what its split's name says: near-duplicates
+    in `train` of what is held out, and what is held out without its like in `train`."""
+    chosen = [
+        None if split == "train" and _looks_held_out(index, splits, near) else split
+        for index, split in enumerate(splits)
+    ]
+    trained = [index for index, split in enumerate(chosen) if split == "train"]
+    trained_things = {things[index] for index in trained}
+    trained_parts = {part for index in trained for part in parts(words[index])}
+    trained_pairs = {pair for index in trained for pair in _pairs(words[index])}
+    for index, split in enumerate(chosen):
+        if split == "comp" and things[index] not in trained_things:
+            chosen[index] = None
+        if split == "compose" and not any(
+            trained_parts.issuperset(pair)
+            for pair in _pairs(words[index])
+            if pair not in trained_pairs
+        ):
+            chosen[index] = None
+    return chosen
+
+
+def _looks_held_out(
+    index: int, splits: Sequence[str | None], near: Mapping[int, Collection[int]]
+) -> bool:
+    return any(splits[other] not in ("train", None) for other in near.get(index, ()))
+
+
+def _pairs(name: tuple[str, ...]) -> list[Pair]:
+    return list(combinations(sorted(parts(name)), 2))
+
+
+def _held_out_pairs(
+    words: Sequence[tuple[str, ...]],
+    things: Sequence[str],
+    drawings: Mapping[str, Sequence[int]],
+    alone: Mapping[str, bool],
+    unseen: Collection[str],
+) -> frozenset[Pair]:
+    """Choose pairs: a thing of just these two parts exists, is no near-duplicate of another, and either part
+    occurs in enough other things."""
+    of_thing = {thing: parts(words[indices[0]]) for thing, indices in drawings.items()}
+    others = Counter(
+        part for thing, named in of_thing.items() if thing not in unseen for part in named
+    )
+    chosen = set()
+    for thing, named in of_thing.items():
+        if len(named) != 2 or thing in unseen or not alone[thing]:
+            continue
+        first, second = sorted(named)
+        if (
+            min(others[first], others[second]) > MIN_OTHER_THINGS
+            and unit_hash("compose", first, second) < COMPOSE_SHARE
+        ):
+            chosen.add((first, second))
+    return frozenset(chosen)

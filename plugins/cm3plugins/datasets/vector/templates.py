@@ -1,0 +1,81 @@
+"""Caption templates: texts with fields in braces, chosen by weight."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cm3core.errors import RecipeError, close_match
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_FIELD = re.compile(r"(\b[Aa] )?\{(\w*)\}")
+_VOWEL_SOUND = re.compile(r"(?!uni|uk|eu|one\b|ufo)[aeiou]|hour|x-ray", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class CaptionTemplate:
+    """One way to say what a picture shows.
+
+    Args:
+        text: text with fields in braces; `a` before a field becomes `an` where the field's value asks
+            for it.
+        weight: how often it is chosen, relative to the others; above 0.
+    """
+
+    text: str
+    weight: float = 1.0
+
+
+def choose(
+    templates: Sequence[CaptionTemplate], rng: np.random.Generator | None
+) -> CaptionTemplate:
+    """Draw one template by weight; without a generator, return the first, the canonical one."""
+    if rng is None:
+        return templates[0]
+    drawn = rng.random() * sum(template.weight for template in templates)
+    for template in templates:
+        drawn -= template.weight
+        if drawn < 0:
+            return template
+    return templates[-1]
+
+
+def fill(text: str, fields: Mapping[str, str]) -> str:
+    """Put fields into a template's text."""
+
+    def value(match: re.Match[str]) -> str:
+        article, name = match.groups()
+        content = fields[name]
+        if article is None:
+            return content
+        return f"{article.strip()}{'n' if _VOWEL_SOUND.match(content) else ''} {content}"
+
+    return _FIELD.sub(value, text)
+
+
+def check_templates(
+    place: str, templates: Sequence[CaptionTemplate], fields: Sequence[str], example: str
+) -> None:
+    """Raise `RecipeError` when there is no template, or one has an unknown field or a weight that
+    is not above 0."""
+    if not templates:
+        raise RecipeError(
+            place,
+            "there is no caption template",
+            f'give at least one, such as "{example}"',
+        )
+    for template in templates:
+        for name in (match.group(2) for match in _FIELD.finditer(template.text)):
+            if name not in fields:
+                cause = (
+                    f"the template {template.text!r} has an unknown field {{{name}}}; "
+                    f"{close_match(name, fields)}"
+                )
+                raise RecipeError(place, cause, f"use fields out of {', '.join(fields)}")
+        if not template.weight > 0:
+            cause = f"the template {template.text!r} has weight {template.weight}"
+            raise RecipeError(place, cause, "give a weight above 0, or leave the template out")

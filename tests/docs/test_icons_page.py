@@ -1,0 +1,62 @@
+"""docs/icons.md: its tables and picture are those of the shipped corpus, its keys those of the data set."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image as Picture
+
+from cm3plugins.datasets.icons import IconSourceConfig
+from cm3plugins.datasets.icons.corpus import IconCorpus
+from cm3plugins.datasets.icons.sets import PERMITTED_LICENCES
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "icons.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_icons", DOCS / "_icons.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_are_up_to_date(script: ModuleType) -> None:
+    assert script.page(PAGE, IconCorpus()) == PAGE, f"run `{script.COMMAND}`"
+    assert PAGE.count("<!-- table: ") == 3
+    for split, number in IconCorpus().manifest.num_of_split.items():
+        assert f"| `{split}` | {number:,} | " in PAGE
+
+
+def test_the_picture_is_of_this_corpus(script: ModuleType) -> None:
+    with Picture.open(script.PICTURE) as picture:
+        shown = np.asarray(picture.convert("RGB")).astype(int)
+    made = script.picture(IconCorpus()).astype(int)
+    assert made.shape == shown.shape, f"run `{script.COMMAND}`"
+    # another version of the renderer or of Pillow may smooth edges otherwise
+    assert np.abs(made - shown).mean() < 2, f"run `{script.COMMAND}`"
+
+
+def test_every_key_is_documented() -> None:
+    table = PAGE.split("| key |")[1].split("\n\n")[0]
+    keys = {
+        name
+        for cell in re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", cell)
+    }
+    assert keys == {field.name for field in fields(IconSourceConfig)}
+
+
+def test_permitted_licences_are_named() -> None:
+    line = PAGE.split("Only sets under ")[1].split(" are in the corpus")[0]
+    for licence in PERMITTED_LICENCES:
+        assert licence.removesuffix("-1.0").removesuffix("-4.0") in line
