@@ -126,6 +126,15 @@ def test_fingerprint_covers_what_codes_mean(weights: Path) -> None:
     assert VQGANTokenizer(other).fingerprint != base
 
 
+def test_fingerprints_stay_as_checkpoints_and_banks_have_them() -> None:
+    """The bundled model opens only with the tokenizer that it was trained with; new keys of other
+    encoders are no part of this one."""
+    assert (
+        VQGANConfig(weights="bundled:emoji64").build().fingerprint
+        == "0835103656dd47f00b2917d08182fff9d93df29ae8fb1d48dd577e2b635114e2"
+    )
+
+
 def test_codes_do_not_depend_on_the_batch() -> None:
     """A picture alone, among others, or behind a batch border gets the same codes (bundled
     weights)."""

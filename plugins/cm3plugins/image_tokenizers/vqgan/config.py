@@ -38,7 +38,7 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         f"training.{key}": limits for key, limits in TRAINING_RANGES.items()
-    }
+    } | {"chroma_weight": (1e-3, 1e3)}
 
     weights: str | None = BUNDLED + "emoji64"
     weights_sha256: str | None = None
@@ -79,6 +79,13 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
                 f"is {self.resolution}, not a multiple of the downsampling factor "
                 f"{self.downsampling}",
                 "change it, ch_mult or patch_size",
+            )
+        square = 3 * self.downsampling**2
+        if self.encoder == "squares" and self.embed_dim != square:
+            raise RecipeError(
+                "image_tokenizer.embed_dim",
+                f"is {self.embed_dim}, and a square of {self.downsampling} pixels has {square} values",
+                f"set it to {square}",
             )
         for width in {self.ch * mult for mult in (1, *self.ch_mult)}:
             if width % min(self.norm_groups, width):

@@ -190,6 +190,36 @@ class Encoder(nn.Module):
         return features_BCYX
 
 
+class SquareEncoder(nn.Module):
+    """Pixels in [-1, 1], [B, 3, H, W], to the luminance and colour differences of each square, [B, 3 f^2, Y, X],
+    and back. No parameters: distances between features are distances between squares.
+
+    Channels are as `pixel_unshuffle` orders them: channel first, then row, then column of the square.
+    """
+
+    def __init__(self, arch: VQGANArchitecture) -> None:
+        super().__init__()
+        self.downsampling = arch.downsampling
+        scale_33 = torch.diag(torch.tensor([1.0, arch.chroma_weight, arch.chroma_weight]))
+        # ITU-R BT.601, as JPEG has it
+        self.forward_33: Tensor
+        self.inverse_33: Tensor
+        forward_33 = scale_33 @ torch.tensor(
+            [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]]
+        )
+        self.register_buffer("forward_33", forward_33, persistent=False)
+        self.register_buffer("inverse_33", torch.linalg.inv(forward_33), persistent=False)
+
+    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        mixed_BCHW = torch.einsum("dc,bchw->bdhw", self.forward_33, pixels_BCHW)
+        return F.pixel_unshuffle(mixed_BCHW, self.downsampling)
+
+    def pixels(self, features_BDYX: Tensor) -> Tensor:
+        """Inverse of `forward`."""
+        mixed_BCHW = F.pixel_shuffle(features_BDYX, self.downsampling)
+        return torch.einsum("cd,bdhw->bchw", self.inverse_33, mixed_BCHW)
+
+
 class Decoder(nn.Module):
     """Features [B, z_channels, Y, X] to pixels [B, 3, Y * f, X * f], about [-1, 1] (not clamped).
 
@@ -305,18 +335,25 @@ class VQModel(nn.Module):
     def __init__(self, arch: VQGANArchitecture) -> None:
         super().__init__()
         self.arch = arch
-        self.encoder = Encoder(arch)
+        self.has_squares = arch.encoder == "squares"
+        self.encoder = SquareEncoder(arch) if self.has_squares else Encoder(arch)
         self.decoder = Decoder(arch)
+        if self.has_squares:
+            # training starts from the codes' own pixels
+            nn.init.zeros_(self.decoder.conv_out.weight)
+            assert self.decoder.conv_out.bias is not None
+            nn.init.zeros_(self.decoder.conv_out.bias)
         self.quantize = VectorQuantizer(
             arch.codebook_size, arch.embed_dim, arch.beta, l2_normalize=arch.l2_normalize_codes
         )
-        self.quant_conv = nn.Conv2d(arch.z_channels, arch.embed_dim, 1)
+        if not self.has_squares:
+            self.quant_conv = nn.Conv2d(arch.z_channels, arch.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(arch.embed_dim, arch.z_channels, 1)
 
     def features(self, pixels_BCHW: Tensor) -> Tensor:
         """Pixels in [-1, 1] [B, 3, H, W] -> features before the quantiser [B, D, Y, X]."""
-        features_BDYX: Tensor = self.quant_conv(self.encoder(pixels_BCHW))
-        return features_BDYX
+        features_BDYX: Tensor = self.encoder(pixels_BCHW)
+        return features_BDYX if self.has_squares else self.quant_conv(features_BDYX)
 
     def encode(self, pixels_BCHW: Tensor) -> Tensor:
         """Pixels in [-1, 1] [B, 3, H, W] -> codes, int64 [B, H / f, W / f]."""
@@ -326,6 +363,8 @@ class VQModel(nn.Module):
     def decode_features(self, z_q_BDYX: Tensor) -> Tensor:
         """Quantised features [B, D, Y, X] -> pixels [B, 3, H, W], about [-1, 1]."""
         pixels_BCHW: Tensor = self.decoder(self.post_quant_conv(z_q_BDYX))
+        if isinstance(self.encoder, SquareEncoder):
+            return self.encoder.pixels(z_q_BDYX) + pixels_BCHW
         return pixels_BCHW
 
     def decode(self, codes_BYX: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
 
 #: Smallest and largest values of `VQGANTraining`'s keys.
 TRAINING_RANGES: Mapping[str, tuple[float, float]] = {
@@ -30,6 +30,8 @@ TRAINING_RANGES: Mapping[str, tuple[float, float]] = {
     "disc_learning_rate": (0, 1e3),
     "codebook_decay": (0, 1),
     "codebook_init_steps": (0, 2**63 - 1),
+    "codebook_squares": (1, 2**40),
+    "colour_share": (0, 1),
     "revive_after_steps": (1, 2**63 - 1),
     "reservoir_size": (1, 2**24),
     "weight_ema_decay": (0, 1),
@@ -60,6 +62,13 @@ class VQGANArchitecture:
         patch_size: the network reads and writes squares of this many pixels per side as channels of
             one position. 1 is taming's; more is far faster on a CPU.
         norm_groups: groups of GroupNorm, at most the number of channels. taming: 32.
+        encoder: "convolutional" is taming's. "squares" has no network: a code is the k-means centre that is
+            nearest to the pixels of its own square, and the decoder refines what the codes show. Equal
+            squares have equal codes wherever they are, so that a model can predict them from a
+            retrieved version of a drawing, and pixels that are to be inpainted never show in the codes
+            around them. The codes are there before the decoder is trained, and stay when it is trained again.
+            `embed_dim` must be 3 * downsampling ** 2.
+        chroma_weight: of the two colour differences beside luminance where squares are compared.
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
@@ -88,6 +97,8 @@ class VQGANArchitecture:
     beta: float = 0.25
     patch_size: int = 4
     norm_groups: int = 8
+    encoder: Literal["convolutional", "squares"] = "convolutional"
+    chroma_weight: float = 0.6
 
     @property
     def downsampling(self) -> int:
@@ -129,11 +140,16 @@ class VQGANTraining:
             centres.
         align_code_space: before that, change the code space's basis so that distances in it are
             pixel errors (`codebook.align_with_pixels`).
+        codebook_squares: for `encoder: squares`, the number of squares of either kind, grey and coloured, that
+            the codes are the k-means centres of.
+        colour_share: the share of codes that are centres of coloured squares.
         revive_after_steps: a code unused for this many steps restarts at a recent encoder output.
         reservoir_size: number of recent encoder outputs kept for that.
         weight_ema_decay: of the averaged weights that are saved.
         log_every_steps, checkpoint_every_minutes, checkpoint_every_steps: intervals; a checkpoint
             is also written every `checkpoint_every_steps` if that is given.
+        precision: "float32", or "bfloat16" for mixed precision: up to twice as fast on a CPU that has
+            `avx512_bf16` or `amx`, and on a GPU. Quantiser, losses and optimiser stay fp32.
         num_threads: CPU threads; None keeps torch's setting.
         device: "auto" is a CUDA device if there is one. Weights differ slightly between devices.
     """
@@ -162,12 +178,36 @@ class VQGANTraining:
     codebook_update: Literal["ema", "gradient"] = "ema"
     codebook_decay: float = 0.99
     codebook_init_steps: int = 400
+    codebook_squares: int = 300_000
+    colour_share: float = 0.3
     revive_after_steps: int = 40
     align_code_space: bool = True
     reservoir_size: int = 16384
     weight_ema_decay: float = 0.999
+    precision: Literal["float32", "bfloat16"] = "float32"
     log_every_steps: int = 20
     checkpoint_every_minutes: float = 3.0
     checkpoint_every_steps: int | None = None
     num_threads: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+LATER_KEYS = ("encoder", "chroma_weight", "precision", "codebook_squares", "colour_share")
+"""Keys that came with `encoder: squares`. Facts of a convolutional network leave them out where they have
+their defaults, so that fingerprints and unfinished trainings from before stay valid."""
+
+
+def facts(settings: VQGANArchitecture | VQGANTraining, arch: VQGANArchitecture) -> dict[str, Any]:
+    """Return all keys and values, as hashes and stored trainings hold them.
+
+    Args:
+        settings: the network's shape, or its training's.
+        arch: the network's shape.
+    """
+    values = asdict(settings)
+    if arch.encoder == "convolutional":
+        defaults = asdict(type(settings)())
+        for key in LATER_KEYS:
+            if key in values and values[key] == defaults[key]:
+                del values[key]
+    return values

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from cm3core.errors import CheckpointError
 from cm3core.files import sha256_file
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
 from cm3plugins.image_tokenizers.vqgan.model import VQModel
-from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture
+from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture, facts
 from cm3plugins.image_tokenizers.vqgan.weights import build_model, load_weights, save_weights
 from cm3plugins.trained.bundled import weights_path
 from cm3plugins.trained.weights_file import check_architecture
@@ -113,7 +113,8 @@ class VQGANTokenizer(ImageTokenizer):
         code caches and decoders.
         """
         if self._fingerprint is None:
-            digest = hashlib.sha256(json.dumps(asdict(self.model.arch), sort_keys=True).encode())
+            arch = self.model.arch
+            digest = hashlib.sha256(json.dumps(facts(arch, arch), sort_keys=True).encode())
             for name, tensor in sorted(self.model.state_dict().items()):
                 if name.startswith(("decoder.", "post_quant_conv.")):
                     continue

@@ -47,7 +47,7 @@ class TokenizerTrainer:
         self.model = channels_last(VQModel(arch)).to(self.device)
         self.codebook = CodebookUpdater(
             self.model.quantize,
-            use_ema=training.codebook_update == "ema",
+            use_ema=training.codebook_update == "ema" or self.model.has_squares,
             decay=training.codebook_decay,
             revive_after_steps=training.revive_after_steps,
             reservoir_size=training.reservoir_size,
@@ -101,17 +101,20 @@ class TokenizerTrainer:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = training.learning_rate * rate
-        if step == training.codebook_init_steps and step > 0:
+        if step == training.codebook_init_steps and step > 0 and not model.has_squares:
             if training.align_code_space:
                 self._align_code_space(pixels_BCHW, generator)
             self.codebook.start_from_kmeans(generator)
-        z_BDYX = model.features(pixels_BCHW)
-        quantized = model.quantize(z_BDYX)
-        warming_up = step < training.codebook_init_steps
-        reconstruction_BCHW = model.decode_features(z_BDYX if warming_up else quantized.z_q_BDYX)
+        warming_up = step < training.codebook_init_steps and not model.has_squares
+        with self._mixed_precision():
+            z_BDYX = model.features(pixels_BCHW)
+            quantized = model.quantize(z_BDYX)
+            reconstruction_BCHW = model.decode_features(
+                z_BDYX if warming_up else quantized.z_q_BDYX
+            ).float()
         terms = self._terms(reconstruction_BCHW, pixels_BCHW, progress)
         loss = sum(terms.values(), start=pixels_BCHW.new_zeros(()))
-        if not warming_up:
+        if not warming_up and not model.has_squares:
             terms["codebook"] = quantized.loss
             loss = loss + quantized.loss
         self._update_weights(loss)
@@ -119,7 +122,7 @@ class TokenizerTrainer:
         z_ND = rearrange(z_BDYX.detach().float(), "B D Y X -> (B Y X) D")
         if warming_up:
             self.codebook.remember(z_ND)
-        else:
+        elif not model.has_squares:
             self.codebook.update(z_ND, quantized.codes_BYX.flatten(), generator)
         self._update_average(step)
         report = {name: float(term.detach()) for name, term in terms.items()}
@@ -128,6 +131,18 @@ class TokenizerTrainer:
             "learning_rate": training.learning_rate * rate,
             **report,
         }
+
+    def has_codes(self, step: int) -> bool:
+        """Whether pictures are quantised after `step` updates: the codebook has started."""
+        return self.model.has_squares or step > self.training.codebook_init_steps
+
+    def _mixed_precision(self) -> torch.autocast:
+        """The context of the network's forward pass."""
+        return torch.autocast(
+            self.device.type,
+            torch.bfloat16,
+            enabled=self.training.precision == "bfloat16",
+        )
 
     @torch.no_grad()
     def _align_code_space(self, pixels_BCHW: Tensor, generator: torch.Generator) -> None:

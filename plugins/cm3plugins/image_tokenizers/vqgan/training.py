@@ -8,7 +8,6 @@ threads). Shape legend: N pictures, C channels, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,8 @@ from PIL import Image
 from cm3core.document import PixelArray
 from cm3core.evaluation.image_tokenizer import evaluate_image_tokenizer
 from cm3core.files import atomic_path, write_text
-from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture, VQGANTraining
+from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture, VQGANTraining, facts
+from cm3plugins.image_tokenizers.vqgan.squares import fit_squares
 from cm3plugins.image_tokenizers.vqgan.tokenizer import VQGANTokenizer, to_input
 from cm3plugins.image_tokenizers.vqgan.trainer import TokenizerTrainer
 from cm3plugins.image_tokenizers.vqgan.weights import save_weights
@@ -94,8 +94,10 @@ class _Run(TrainingRun):
     ) -> None:
         self.trainer = TokenizerTrainer(arch, training)
         out_dir.mkdir(parents=True, exist_ok=True)
-        facts = {"architecture": asdict(arch), "training": asdict(training)}
-        super().__init__(out_dir, self.trainer, training, minutes=minutes, steps=steps, facts=facts)
+        stored = {"architecture": facts(arch, arch), "training": facts(training, arch)}
+        super().__init__(
+            out_dir, self.trainer, training, minutes=minutes, steps=steps, facts=stored
+        )
 
     def fit(
         self,
@@ -106,6 +108,8 @@ class _Run(TrainingRun):
     ) -> Path:
         """Train on pictures until the budget is spent; returns the weights' path."""
         trainer, training = self.trainer, self.trainer.training
+        if trainer.model.has_squares and self.step_count == 0:
+            fit_squares(trainer.model, training, images_NHWC)
 
         def step(number: int, progress: float) -> dict[str, float]:
             indices = batch_indices(training.seed, number, training.batch_size, len(images_NHWC))
@@ -129,7 +133,7 @@ class _Run(TrainingRun):
         weights = self.out_dir / WEIGHTS
         save_weights(weights, trainer.arch, trainer.average, half=True, notes=self.notes)
         self.save_state()
-        if validation_NHWC is not None and self.step_count > trainer.training.codebook_init_steps:
+        if validation_NHWC is not None and trainer.has_codes(self.step_count):
             result = evaluate_image_tokenizer(
                 VQGANTokenizer(trainer.averaged_model()), validation_NHWC
             )
