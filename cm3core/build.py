@@ -21,6 +21,7 @@ from cm3core.bank import MemoryBank
 from cm3core.errors import CM3Error, RecipeError, TokenizerError
 from cm3core.generation.device_memory import check_weights_fit
 from cm3core.generation.likelihood import Likelihood
+from cm3core.interfaces.model_parts import ModelParts
 from cm3core.machine_memory import fitting_memory
 from cm3core.plugins.built import built
 from cm3core.recipe.missing import MissingComponent, available
@@ -121,8 +122,13 @@ class Components:
     def sampler(self) -> Sampler:
         """The sampler."""
         config = section(self.recipe, "sampler")
-        sampler: Sampler = built(config.build(), config, self.registry)
+        sampler: Sampler = built(config.build_for(self.parts), config, self.registry)
         return sampler
+
+    @cached_property
+    def parts(self) -> ModelParts:
+        """What samplers are given of the model."""
+        return ModelParts(self.image_tokenizer, self.vocabulary, lambda: self.memory)
 
     @property
     def likelihood(self) -> Likelihood:

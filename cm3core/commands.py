@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "upscale": ("cm3core.cli.upscale", "enlarge a picture"),
     "upscaler": ("cm3core.cli.upscaler", "train and evaluate upscalers"),
     "data": ("cm3core.cli.data", "inspect a data set, and check every record"),
+    "icons": ("", "build icon corpora of sets that are not bundled"),
     "memory": (
         "cm3core.cli.memory",
         "build, change, check and measure memory banks for retrieval",

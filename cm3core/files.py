@@ -283,16 +283,8 @@ def locked(path: str | Path, busy: CM3Error | None = None) -> Iterator[None]:
 
 @contextmanager
 def held_folder(folder: str | Path, busy: CM3Error) -> Iterator[None]:
-    """Context in which no other process holds the folder; it is made if it is not there, and removed again
-    if an error ends the context before anything is in it. The lock is the folder itself: no file.
-
-    Args:
-        folder: the folder.
-        busy: raised while another process holds it.
-
-    Raises:
-        FileError: the folder can't be made.
-    """
+    """Context in which no other process holds the folder (else: `busy`). It is made if it is not there, and
+    removed again if an error comes before anything is in it. The folder itself is the lock: no file."""
     folder = Path(folder)
     made = not folder.exists()
     make_folder(folder)

@@ -184,7 +184,7 @@ def settings_of(settings: Sequence[str], wanted: str) -> dict[str, Any]:
     for setting in settings:
         key, equals, value = setting.partition("=")
         section, _, name = key.strip().partition(".")
-        if not equals or section not in SECTIONS or not name.isidentifier():
+        if not equals or section not in SECTIONS or not all(map(str.isidentifier, name.split("."))):
             raise GenerationError(
                 f"--set {setting}",
                 "is not sampler.KEY=VALUE or retriever.KEY=VALUE",

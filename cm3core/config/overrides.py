@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cm3core.config.component_fields import component_field
 from cm3core.config.components import check_config
 from cm3core.config.schema import WrongTypeError, fit, hints
 from cm3core.errors import GenerationError, close_match
-from cm3core.interfaces.component import ComponentConfig
+from cm3core.interfaces.component import ComponentConfig, choose, chosen_name
 
 if TYPE_CHECKING:
     from cm3core.interfaces.sampler import SamplerConfig
@@ -24,32 +25,60 @@ CARRIED = tuple(
 )
 
 
-def in_place_of(config: SamplerConfig | None, other: type[SamplerConfig]) -> SamplerConfig:
+def in_place_of(
+    config: SamplerConfig | None, other: type[SamplerConfig], name: str = ""
+) -> SamplerConfig:
     """Return another sampler's config, with the first one's filters where both have them.
 
-    All other keys have the other sampler's defaults."""
+    A sampler that wraps one other wraps the first one, whose name is `name`. All other keys have
+    the other sampler's defaults."""
     mine = set() if config is None else {item.name for item in fields(config)}
     theirs = {item.name for item in fields(other)}
-    return other(**{key: getattr(config, key) for key in CARRIED if key in mine & theirs})
+    kept = {key: getattr(config, key) for key in CARRIED if key in mine & theirs}
+    wrapped = [
+        name
+        for name, annotation in hints(other).items()
+        if (field := component_field(annotation)) and (field.kind, field.form) == ("sampler", "one")
+    ]
+    if config is not None and len(wrapped) == 1:
+        kept[wrapped[0]] = inner = replace(config)
+        choose(inner, name)
+    return other(**kept)
 
 
-def with_options(config: C, options: Mapping[str, Any]) -> C:
-    """Return a component's config with some keys changed, checked as a recipe would be."""
+def with_options(config: C, options: Mapping[str, Any], place: str = "") -> C:
+    """Return a component's config with some keys changed, checked as a recipe would be.
+
+    Args:
+        config: stays as it is.
+        options: key -> value; a key of a component in it is dotted ("inner.temperature").
+        place: where it is in the recipe; "": its kind's section.
+    """
+    place = place or config.kind
     known = {item.name for item in fields(config)}
-    fitting = {}
+    fitting: dict[str, Any] = {}
+    deeper: dict[str, dict[str, Any]] = {}
     for key, value in options.items():
+        name, dot, inner_key = key.partition(".")
+        if dot and isinstance(getattr(config, name, None), ComponentConfig):
+            deeper.setdefault(name, {})[inner_key] = value
+            continue
         if key not in known:
             raise GenerationError(
-                f"{config.kind}.{key}",
-                f"is not a key of this model's {config.kind}",
+                f"{place}.{key}",
+                f"is not a key of this model's {place.replace('.', ' ')}",
                 close_match(key, known),
             )
         try:
             fitting[key] = fit(value, hints(type(config))[key])
         except WrongTypeError as error:
             raise GenerationError(
-                f"{config.kind}.{key}", f"is {value!r}, not {error.expected}", "correct the value"
+                f"{place}.{key}", f"is {value!r}, not {error.expected}", "correct the value"
             ) from None
+    for name, changes in deeper.items():
+        fitting[name] = with_options(getattr(config, name), changes, f"{place}.{name}")
     changed = replace(config, **fitting)
-    check_config(changed)
+    if name := chosen_name(config):
+        choose(changed, name)
+    check_config(changed, place)
     return changed

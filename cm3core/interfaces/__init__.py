@@ -12,6 +12,7 @@ from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig, Ski
 from cm3core.interfaces.decoder import Decoder, DecoderConfig, InferenceDecoder, KVCache
 from cm3core.interfaces.embedder import Embedder, EmbedderConfig, VectorArray, normalise
 from cm3core.interfaces.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from cm3core.interfaces.model_parts import ModelParts
 from cm3core.interfaces.objective import MaskingObjective, ObjectiveConfig
 from cm3core.interfaces.reranker import (
     Candidate,
@@ -59,6 +60,7 @@ __all__ = [
     "Likelihood",
     "LogProbability",
     "MaskingObjective",
+    "ModelParts",
     "ObjectiveConfig",
     "PromptVariant",
     "RequestStart",

@@ -18,6 +18,7 @@ from cm3core.interfaces.component import ComponentConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cm3core.interfaces.model_parts import ModelParts
     from cm3core.interfaces.sampler_state import DrawState
 
 
@@ -155,6 +156,14 @@ class SamplerConfig(ComponentConfig):
     def build(self) -> Sampler:
         """Return the sampler."""
         raise NotImplementedError
+
+    def build_for(self, parts: ModelParts) -> Sampler:
+        """Return the sampler for a model; by default `build()`, which is enough for most.
+
+        Override it for a sampler that needs the model's image tokenizer, vocabulary or memory, and
+        for one that wraps another, to pass `parts` on. It is called for every call of the model:
+        keep what takes long by `parts`, which stay the same."""
+        return self.build()
 
 
 class Sampler(ABC):

@@ -97,9 +97,10 @@ class Loaded:
         config = self.recipe.sampler
         if isinstance(config, MissingComponent):
             config.refuse()  # the engine needs it, whichever sampler a request names
-        if sampler is not None and sampler != self.recipe.component_names.get("sampler"):
+        own = self.recipe.component_names.get("sampler", "")
+        if sampler is not None and sampler != own:
             chosen = self.components.registry.config_class("sampler", sampler, place="sampler")
-            config = in_place_of(config, cast("type[SamplerConfig]", chosen))
+            config = in_place_of(config, cast("type[SamplerConfig]", chosen), own)
         if config is None:
             raise GenerationError(
                 f"recipe {self.recipe.name!r}",
@@ -223,4 +224,5 @@ def pixels_of(picture: Picture) -> PixelArray:
 def sampler_of(loaded: Loaded, name: str | None = None, /, **options: Any) -> Sampler:
     """The sampler that `Loaded.sampler_config` describes."""
     config = loaded.sampler_config(name, **options)
-    return built(config.build(), config, loaded.components.registry)
+    sampler = config.build_for(loaded.components.parts)
+    return built(sampler, config, loaded.components.registry)

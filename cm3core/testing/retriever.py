@@ -8,10 +8,7 @@ A retriever that is not built from a config defines `make` and `over`.
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,7 +21,7 @@ from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder
 from cm3core.interfaces.retriever import Retrieved, Retriever
 from cm3core.testing._laws import Contract
-from cm3core.testing.samples import HashEmbedder, ListSource, example_documents
+from cm3core.testing.samples import HashEmbedder, ListSource, example_documents, own_cache
 
 __all__ = ["HashEmbedder", "ListSource", "RetrieverContract", "example_documents"]
 
@@ -56,7 +53,7 @@ class RetrieverContract(Contract[Retriever]):
         if self.config is None:
             # the author's part, like Contract.make
             raise NotImplementedError("a test without `config` defines `over`")
-        with _own_cache():
+        with own_cache():
             retriever: Retriever = self.config.build(memory, self.embedder)
         return retriever
 
@@ -223,21 +220,6 @@ class RetrieverContract(Contract[Retriever]):
         """A negative `num_retrieved` is an error."""
         with pytest.raises(DataError, match="num_retrieved: is -1"):
             self.subject.retrieve([self.subject.memory.document(0)], -1)
-
-
-@contextmanager
-def _own_cache() -> Iterator[None]:
-    """Keep retrievers' caches of the kit's many small memories out of the user's cache."""
-    before = os.environ.get("CM3_CACHE")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["CM3_CACHE"] = folder
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ["CM3_CACHE"]
-            else:
-                os.environ["CM3_CACHE"] = before
 
 
 def _ids(found: Sequence[Retrieved]) -> list[str]:

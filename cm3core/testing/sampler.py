@@ -18,8 +18,11 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cm3core.interfaces.model_parts import ModelParts
 from cm3core.interfaces.sampler import Sampler, SamplingPlan
-from cm3core.testing.sampler_state import StateLaws
+from cm3core.testing.model_parts import example_parts
+from cm3core.testing.sampler_state import FIRST_ID, GRID, NUM_CODES, StateLaws
+from cm3core.testing.samples import own_cache
 from cm3core.testing.strategies import logits
 
 _MODALITIES = ("text", "image")
@@ -34,9 +37,14 @@ class SamplerContract(StateLaws):
     kind: ClassVar[str] = "sampler"
 
     def build(self, config: Any) -> Sampler:
-        """See `SamplerConfig.build`."""
-        sampler: Sampler = config.build()
+        """See `SamplerConfig.build_for`; the model is `parts`."""
+        with own_cache():
+            sampler: Sampler = config.build_for(self.parts())
         return sampler
+
+    def parts(self) -> ModelParts:
+        """Those of a small model whose pictures are the ones drawn here."""
+        return example_parts(grid=GRID, num_codes=NUM_CODES, first_code=FIRST_ID)
 
     def companions(self) -> Sequence[Sampler]:
         """Other samplers that share calls with this one, mixed into its batches."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -103,3 +106,18 @@ def example_documents(count: int = 24) -> list[Document]:
         text, image = Text(f"thing number {i}"), Image(f"p{i}", picture.copy)
         documents.append(((text, image), (text,), (image,))[i % 3])
     return [*documents, documents[-1]]
+
+
+@contextmanager
+def own_cache() -> Iterator[None]:
+    """Keep what is cached of the kits' many small memories out of the user's cache."""
+    before = os.environ.get("CM3_CACHE")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["CM3_CACHE"] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["CM3_CACHE"]
+            else:
+                os.environ["CM3_CACHE"] = before

@@ -12,9 +12,9 @@ import numpy as np
 from usearch.index import Index
 
 from cm3core.progress import make_bar
+from cm3plugins.indexes.threads import num_threads
 from cm3plugins.retrievers.index.approximate import BLOCK_BYTES, Engine, check_finite
 from cm3plugins.retrievers.index.base import NO_ROW, FloatArray, RowArray
-from cm3plugins.retrievers.index.threads import num_threads
 
 if TYPE_CHECKING:
     from cm3core.bank import VectorRows

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from cm3core.bank import VectorRows
 from cm3core.errors import DataError, RecipeError
 from cm3core.testing.retriever import HashEmbedder, ListSource, RetrieverContract, example_documents
+from cm3plugins.indexes import threads
 from cm3plugins.retrievers.dense import DenseRetrieverConfig
 from cm3plugins.retrievers.index import (
     IndexOptions,
@@ -29,7 +30,6 @@ from cm3plugins.retrievers.index import (
     faiss_engines,
     open_index,
     opening,
-    threads,
 )
 from cm3plugins.retrievers.index.base import VectorIndex
 

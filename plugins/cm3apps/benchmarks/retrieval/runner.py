@@ -36,12 +36,12 @@ from cm3core.bank import MemoryBank
 from cm3core.document import Document
 from cm3core.interfaces.embedder import VectorArray
 from cm3core.progress import make_bar
+from cm3plugins.indexes.threads import num_threads
 from cm3plugins.retrievers.dense import DenseRetrieverConfig
 from cm3plugins.retrievers.index.approximate import MOST_TRIED, ApproximateIndex
 from cm3plugins.retrievers.index.base import RowArray, VectorIndex
 from cm3plugins.retrievers.index.faiss_engines import FaissEngine
 from cm3plugins.retrievers.index.flat import FlatIndex
-from cm3plugins.retrievers.index.threads import num_threads
 from cm3plugins.retrievers.vector_retriever import VectorRetriever
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from cm3core.errors import DataError
+from cm3plugins.indexes.threads import faiss_calls
 from cm3plugins.retrievers.index.base import NO_ROW, FloatArray, RowArray, VectorIndex, best
 from cm3plugins.retrievers.index.flat import FlatIndex
-from cm3plugins.retrievers.index.threads import faiss_calls
 
 if TYPE_CHECKING:
     from cm3core.bank import VectorRows

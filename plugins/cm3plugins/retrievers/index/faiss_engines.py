@@ -21,9 +21,9 @@ import numpy as np
 
 from cm3core.errors import RecipeError
 from cm3core.progress import make_bar
+from cm3plugins.indexes.threads import faiss_calls
 from cm3plugins.retrievers.index.approximate import BLOCK_BYTES, Engine, check_finite
 from cm3plugins.retrievers.index.base import FloatArray, RowArray
-from cm3plugins.retrievers.index.threads import faiss_calls
 
 SAMPLE_BYTES = 256 << 20
 #: Training rows per k-means list, if there are that many; more hardly change the lists.

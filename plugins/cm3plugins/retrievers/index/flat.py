@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from cm3plugins.indexes.threads import faiss_calls
 from cm3plugins.retrievers.index.base import NO_ROW, FloatArray, RowArray, VectorIndex, best
-from cm3plugins.retrievers.index.threads import faiss_calls
 
 
 class FlatIndex(VectorIndex):

@@ -91,8 +91,8 @@ def open_engine(
         num_candidates: see `IndexOptions`.
         folder, fingerprint, progress: see `open_index`.
     """
+    from cm3plugins.indexes.kept import kept_index
     from cm3plugins.retrievers.index.approximate import ApproximateIndex
-    from cm3plugins.retrievers.index.kept import kept_index
 
     def build() -> tuple[Any, dict[str, int]]:
         size = f"{len(engine.vectors):,} documents, {engine.num_bytes / 1e6:,.0f} MB"

@@ -26,7 +26,7 @@ def num_threads() -> int:
 
 
 @contextmanager
-def faiss_calls(dimension: int) -> Iterator[ModuleType]:
+def faiss_calls(dimension: int, *, one_by_one: bool = False) -> Iterator[ModuleType]:
     """faiss, for calls from this thread with `num_threads()` threads.
 
     From `_MIN_BATCH` queries on it uses matrix products. By its own rule (from 1.15 on) 200 queries
@@ -34,12 +34,16 @@ def faiss_calls(dimension: int) -> Iterator[ModuleType]:
 
     Args:
         dimension: numbers per vector.
+        one_by_one: no matrix products: a query's distances are the same to the last bit, whatever
+            the other queries are.
     """
     import faiss
 
     faiss.omp_set_num_threads(num_threads())
     rule = _blas_rule()
-    if rule > 1000:  # a count of numbers; before 1.15, a count of queries, 20 by default
+    if one_by_one:
+        faiss.cvar.distance_compute_blas_threshold = 2**31 - 1
+    elif rule > 1000:  # a count of numbers; before 1.15, a count of queries, 20 by default
         faiss.cvar.distance_compute_blas_threshold = _MIN_BATCH * dimension
     try:
         yield faiss

@@ -1,0 +1,85 @@
+"""Config of the sampler `patch_knn`. Light: no torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from cm3core.errors import RecipeError
+from cm3core.interfaces.sampler import Sampler, SamplerConfig
+from cm3plugins.samplers.config import CFGSamplerConfig, require
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.model_parts import ModelParts
+
+
+@dataclass(kw_only=True)
+class PatchKNNSamplerConfig(SamplerConfig):
+    """Another sampler's codes, mixed with codes that followed similar surroundings in a memory.
+
+    p = (1 - share) * p_inner + share * p_memory, where p_inner is all that the inner sampler does,
+    guidance and filters included. p_memory is of the places in the memory's pictures whose three
+    upper neighbours and left neighbour are nearest to those of the code to be drawn, by the image
+    tokenizer's codebook vectors. Codes without these four neighbours (a picture's first row, first and last
+    column), and text, are the inner sampler's alone. Needs no training. Source: AR-RAG
+    (arXiv 2506.06962), "DAiD".
+
+    Args:
+        inner: the sampler whose codes are mixed with the memory's.
+        bank: folder of a memory bank of the same image tokenizer. null: the documents that the
+            model can retrieve, which are its recipe's bank or those that it was trained on.
+        share: of the memory, 0..1; 0 is off.
+        neighbours: number of nearest places that count; equal places are one, with their number.
+        scale: of distances: p_memory is proportional to exp(-d / scale). d is 0 for equal
+            surroundings, and 1 on average for those of two places taken at random.
+        combine: "sum" (all neighbours with the same code count, as in a kNN language model) or
+            "nearest" (the nearest neighbour of each code counts, as published).
+        max_places: number of places read from the memory; of a larger memory, every n-th document
+            is read. About 50 bytes each while they are collected.
+    """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "neighbours": (1, 65_536),
+        "max_places": (1, 100_000_000),
+    }
+
+    inner: SamplerConfig = field(default_factory=CFGSamplerConfig)
+    bank: str | None = None
+    share: float = 0.2
+    neighbours: int = 256
+    scale: float = 0.02
+    combine: Literal["sum", "nearest"] = "sum"
+    max_places: int = 2_000_000
+
+    def check(self) -> None:
+        """Ranges of the share and the scale."""
+        super().check()
+        require(self, "share", 0 <= self.share <= 1, "use 0 (off) to 1")
+        require(self, "scale", 1e-6 <= self.scale <= 1e6, "use 0.000001 to 1000000")
+
+    def build(self) -> Sampler:
+        """Refused: it belongs to a model."""
+        raise RecipeError(
+            "sampler",
+            "patch_knn searches by a model's codebook, and there is no model",
+            "open a model with it, or call build_for(parts)",
+        )
+
+    def build_for(self, parts: ModelParts) -> Sampler:
+        """Return the sampler; the memory is read once, and kept as a file."""
+        from cm3plugins.samplers.patch_knn.database import database_for
+        from cm3plugins.samplers.patch_knn.sampler import PatchKNNSampler
+
+        inner = self.inner.build_for(parts)
+        if self.share == 0:
+            return inner
+        return PatchKNNSampler(
+            inner,
+            database_for(parts, self.bank, self.max_places),
+            first_code=parts.vocabulary.image.start,
+            share=self.share,
+            neighbours=self.neighbours,
+            scale=self.scale,
+            combine=self.combine,
+        )

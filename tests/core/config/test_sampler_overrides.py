@@ -1,0 +1,68 @@
+"""Keys of a wrapped sampler changed for one call, and the sampler that is wrapped."""
+
+from __future__ import annotations
+
+import pytest
+
+from cm3core.config.overrides import in_place_of, with_options
+from cm3core.errors import CM3Error
+from cm3core.interfaces.component import choose, chosen_name
+from cm3plugins.samplers.config import CFGSamplerConfig, TopPSamplerConfig
+from cm3plugins.samplers.contrastive import CDKSamplerConfig
+from cm3plugins.samplers.patch_knn.config import PatchKNNSamplerConfig
+
+
+def test_a_sampler_that_wraps_another_wraps_the_recipe_s():
+    own = CFGSamplerConfig(temperature=0.5, guidance_scale=3.0)
+    wrapper = in_place_of(own, PatchKNNSamplerConfig, "cfg")
+    assert wrapper == PatchKNNSamplerConfig(inner=own)
+    assert chosen_name(wrapper.inner) == "cfg"
+    assert chosen_name(own) == ""
+    assert in_place_of(None, PatchKNNSamplerConfig) == PatchKNNSamplerConfig()
+    assert in_place_of(own, CDKSamplerConfig) == CDKSamplerConfig(temperature=0.5)
+
+
+def test_keys_of_a_wrapped_sampler_are_changed():
+    inner = TopPSamplerConfig(top_k=5)
+    choose(inner, "top_p")
+    config = PatchKNNSamplerConfig(inner=PatchKNNSamplerConfig(inner=inner))
+    changes = {"inner.inner.temperature": 0.5, "inner.share": 0.1, "share": 0.3}
+    changed = with_options(config, changes)
+    assert changed == PatchKNNSamplerConfig(
+        share=0.3,
+        inner=PatchKNNSamplerConfig(share=0.1, inner=TopPSamplerConfig(top_k=5, temperature=0.5)),
+    )
+    assert chosen_name(changed.inner.inner) == "top_p"
+    assert config.inner.inner.temperature == 1.0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "inner.tempe",
+            1.0,
+            "sampler.inner.tempe: is not a key of this model's sampler inner\n"
+            "  next: did you mean 'temperature'?",
+        ),
+        (
+            "inner.temperature",
+            "x",
+            "sampler.inner.temperature: is 'x', not float\n  next: correct the value",
+        ),
+        (
+            "inner.temperature",
+            -1.0,
+            "sampler.inner.temperature: is -1.0, must be at least 0\n  next: correct the value",
+        ),
+        (
+            "share.x",
+            1.0,
+            "sampler.share.x: is not a key of this model's sampler\n  next: did you mean 'share'?",
+        ),
+    ],
+)
+def test_wrong_keys_of_a_wrapped_sampler_are_refused(key, value, message):
+    with pytest.raises(CM3Error) as caught:
+        with_options(PatchKNNSamplerConfig(), {key: value})
+    assert str(caught.value).startswith(message)
