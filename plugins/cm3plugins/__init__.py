@@ -37,6 +37,11 @@ _moved.serve(
 
 
 @hookimpl
+def cm3_commands() -> Mapping[str, str]:
+    return {"icons": "cm3plugins.datasets.icons.command:configure"}
+
+
+@hookimpl
 def cm3_image_tokenizers() -> Mapping[str, type[ImageTokenizerConfig]]:
     from cm3plugins.image_tokenizers.patches.config import PatchTokenizerConfig
     from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig
@@ -109,6 +114,7 @@ def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
         ContrastiveSamplerConfig,
         MixtureSamplerConfig,
     )
+    from cm3plugins.samplers.patch_knn.config import PatchKNNSamplerConfig
 
     return {
         "cd_k": CDKSamplerConfig,
@@ -116,6 +122,7 @@ def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
         "contrastive": ContrastiveSamplerConfig,
         "edit_cfg": EditCFGSamplerConfig,
         "mixture": MixtureSamplerConfig,
+        "patch_knn": PatchKNNSamplerConfig,
         "top_p": TopPSamplerConfig,
     }
 
@@ -146,12 +153,14 @@ def cm3_upscalers() -> Mapping[str, type[UpscalerConfig]]:
 def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
     from cm3plugins.datasets.emoji import EmojiSourceConfig
     from cm3plugins.datasets.folder import FolderSourceConfig
+    from cm3plugins.datasets.icons import IconSourceConfig
     from cm3plugins.datasets.jsonl import JSONLSourceConfig
     from cm3plugins.datasets.tuxpaint import TuxPaintSourceConfig
     from cm3plugins.datasets.webdataset import WebDatasetSourceConfig
 
     return {
         "emoji": EmojiSourceConfig,
+        "icons": IconSourceConfig,
         "folder": FolderSourceConfig,
         "jsonl": JSONLSourceConfig,
         "tuxpaint": TuxPaintSourceConfig,

@@ -19,6 +19,7 @@ OTHER_MEANINGS = {
     ("_version.py", "cm3leon"): "the distribution",
     ("files.py", "cm3leon"): "the distribution's cache folder",
     ("plugin_check/targets.py", "cm3leon"): "the distribution",
+    ("commands.py", "icons"): "a plugin's command, in the table of --help",
     ("config/overrides.py", "top_p"): "a sampler's key",
     ("generation/__init__.py", "likelihood"): "a module",
     ("interfaces/sampler.py", "none"): "which texts are hidden",

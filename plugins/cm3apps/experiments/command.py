@@ -6,7 +6,10 @@ import shlex
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
+from typing import Any
 
+from cm3apps.experiments.icons import command as icons
+from cm3apps.experiments.patch_knn import command as patch_knn
 from cm3apps.experiments.retrieval.arms import ARMS
 from cm3core.cli import add_overrides, registry_of, whole_number
 from cm3core.errors import CM3Error, close_match
@@ -25,6 +28,16 @@ def configure(parser: ArgumentParser) -> None:
     parser.description = "Questions about the method, answered by training and measuring."
     parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
     actions = parser.add_subparsers(dest="action", metavar="EXPERIMENT", required=True)
+    patch_knn.configure(
+        actions.add_parser(
+            "patch-knn", help="what similar places in a memory's pictures gain (sampler patch_knn)"
+        )
+    )
+    icons.configure(actions.add_parser("icons", help="how well a model of icons draws"))
+    _configure_retrieval(actions)
+
+
+def _configure_retrieval(actions: Any) -> None:
     one = actions.add_parser(
         "retrieval",
         help="what retrieved documents gain",
@@ -82,7 +95,7 @@ def configure(parser: ArgumentParser) -> None:
         help="folder of all results (default: %(default)s)",
     )
     add_overrides(one)
-    parser.set_defaults(run=run)
+    one.set_defaults(run=run)
 
 
 def run(args: Namespace) -> int:

@@ -1,0 +1,202 @@
+"""What a model of icons is asked for: a fixed sample of each split, and the documents that may be
+prepended to each.
+
+    none             nothing
+    version          another drawing of the same thing, known by its name: what a perfect retriever finds
+    retrieved-train  what the recipe's retriever finds in the recipe's memory
+    retrieved-all    what it finds when held-out drawings are in the memory too
+    random           a drawing of something else, as a control
+
+A document is never prepended to itself. The sample depends on names alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from cm3core.document import Codes, Document, Image, PixelArray, Text, text_of
+from cm3core.errors import DataError
+from cm3core.images import fit
+from cm3core.training.neighbours import own_names
+
+if TYPE_CHECKING:
+    from cm3core.interfaces import DocumentSource, Retriever
+    from cm3core.model import Model
+    from cm3plugins.datasets.icons.entries import IconEntry
+    from cm3plugins.datasets.icons.source import IconSource
+
+#: A document and the thing that it shows.
+Prepended: TypeAlias = tuple[Document | None, str | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """One picture to draw.
+
+    Args:
+        entry: what is known of it.
+        text: its canonical caption.
+        document: caption and picture.
+        prepended: condition -> the document prepended, or None where nothing was found.
+        shown: condition -> the thing that this document shows.
+    """
+
+    entry: IconEntry
+    text: str
+    document: Document
+    prepended: dict[str, Document | None]
+    shown: dict[str, str | None]
+
+    def pixels(self, size: tuple[int, int]) -> PixelArray:
+        """The real picture, uint8 [H, W, 3]."""
+        return fit(_picture(self.document).load(), size)
+
+    def front(self, condition: str) -> tuple[Document, ...]:
+        """The documents prepended under a condition."""
+        document = self.prepended[condition]
+        return () if document is None else (document,)
+
+    def front_pixels(self, condition: str, model: Model) -> PixelArray | None:
+        """The prepended picture, uint8 [H, W, 3]; None where there is none."""
+        for document in self.front(condition):
+            for segment in document:
+                if isinstance(segment, Image):
+                    return fit(segment.load(), model.image_size)
+                if isinstance(segment, Codes):  # of a memory bank
+                    return model.decode([segment])[0]
+        return None
+
+
+class Samples:
+    """The samples of all splits of a model's data set.
+
+    Args:
+        model: trained on `icons`.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.everything = _icons(model, "all")
+        self._position: dict[str, int] = {}
+        self._versions: dict[str, list[int]] = defaultdict(list)
+        for index in range(len(self.everything)):
+            self._position[self.everything.id(index)] = index
+            self._versions[self.everything.group(index)].append(index)
+        self._retrievers = _retrievers(model, self.everything)
+
+    def of(self, split: str, num: int) -> list[Asked]:
+        """At most `num` different things of a split that have another version, in a fixed random
+        order.
+
+        Raises:
+            DataError: the split has no document with another version.
+        """
+        source = _icons(self.model, split)
+        chosen: dict[str, int] = {}
+        for index in sorted(range(len(source)), key=lambda index: order(source.id(index))):
+            thing = source.group(index)
+            if len(self._versions[thing]) > 1:
+                chosen.setdefault(thing, index)
+            if len(chosen) == num:
+                break
+        indices = list(chosen.values())
+        if not indices:
+            raise DataError(
+                f"split {split!r}",
+                f"none of its {len(source)} icons has another version in the model's data set",
+                "leave it out of --splits, or measure a model that was trained on more of the corpus",
+            )
+        found = {
+            condition: _retrieved(retriever, source, indices)
+            for condition, retriever in self._retrievers.items()
+        }
+        return [
+            self._asked(source, index, {name: one[place] for name, one in found.items()})
+            for place, index in enumerate(indices)
+        ]
+
+    def _asked(self, source: IconSource, index: int, retrieved: dict[str, Prepended]) -> Asked:
+        everything, entry, document = self.everything, source.entry(index), source.document(index)
+        version = best_version(
+            entry, [everything.entry(other) for other in self._versions[entry.words]]
+        )
+        prepended: dict[str, Prepended] = {
+            "none": (None, None),
+            "version": _prepended(everything, self._position[version.id]),
+            **retrieved,
+            "random": _prepended(everything, _something_else(everything, entry)),
+        }
+        return Asked(
+            entry,
+            text_of(document),
+            document,
+            {condition: one for condition, (one, _) in prepended.items()},
+            {condition: thing for condition, (_, thing) in prepended.items()},
+        )
+
+
+def order(*names: str) -> str:
+    """A key that sorts names in a fixed random order.
+
+    >>> sorted(["a", "b", "c"], key=order) == sorted(["c", "b", "a"], key=order)
+    True
+    """
+    return hashlib.sha256("\0".join(names).encode()).hexdigest()
+
+
+def best_version(entry: IconEntry, versions: Sequence[IconEntry]) -> IconEntry:
+    """Another version of a thing: of the same set if there is one; among equals, one in a fixed
+    random order."""
+    others = [other for other in versions if other.id != entry.id]
+    return min(
+        others, key=lambda other: (other.set_name != entry.set_name, order(entry.id, other.id))
+    )
+
+
+def _something_else(source: IconSource, entry: IconEntry) -> int:
+    """A drawing of another thing, by a hash; of what there is if there is nothing else."""
+    start = int(order("random", entry.id)[:12], 16) % len(source)
+    for step in range(len(source)):
+        index = (start + step) % len(source)
+        if source.group(index) != entry.words:
+            return index
+    return start
+
+
+def _icons(model: Model, split: str) -> IconSource:
+    source: IconSource = model.components.split(split)  # type: ignore[assignment]  # its recipe says so
+    return source
+
+
+def _retrievers(model: Model, everything: DocumentSource) -> dict[str, Retriever]:
+    """The recipe's retriever over the recipe's memory, and over all splits."""
+    config, components = model.recipe.retriever, model.components
+    if config is None or config.num_retrieved == 0:
+        return {}
+    assert components.retriever is not None
+    return {
+        "retrieved-train": components.retriever,
+        "retrieved-all": config.build(everything, components.embedder),
+    }
+
+
+def _retrieved(retriever: Retriever, source: IconSource, indices: Sequence[int]) -> list[Prepended]:
+    """The first document found for each caption, never the document itself."""
+    queries: list[Document] = [(Text(text_of(source.document(index))),) for index in indices]
+    own = [own_names(source, index) for index in indices]
+    return [
+        _prepended(retriever.memory, results[0].index) if results else (None, None)
+        for results in retriever.retrieve(queries, 1, own)
+    ]
+
+
+def _prepended(memory: DocumentSource, index: int) -> Prepended:
+    return memory.document(index), memory.group(index)
+
+
+def _picture(document: Document) -> Image:
+    return next(segment for segment in document if isinstance(segment, Image))

@@ -1,0 +1,196 @@
+"""The experiment's stages; each leaves its result in the folder, see `ResultFolder`.
+
+parts/<split>-nats.json, <split>-found.json, <split>-drawn-<condition>.npy, <split>-judged.json
+parts/style.json, parts/tokenizer.json
+figures.json, report.md, pictures-<split>.png     everything together
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cm3apps.experiments.icons.asked import Asked, Samples
+from cm3apps.experiments.icons.drawing import draw, nats_of_codes, reconstructed
+from cm3apps.experiments.icons.ranking import Judge, RealPictures, judges
+from cm3apps.experiments.icons.report import write_report, write_sheet
+from cm3apps.experiments.icons.results import ResultFolder
+from cm3apps.experiments.icons.settings import IconSettings
+from cm3apps.experiments.icons.style_classifier import StyleClassifier, style_classifier
+from cm3apps.experiments.icons.tokenizer_figures import tokenizer_figures
+from cm3core.document import PixelArray
+from cm3core.errors import DataError
+from cm3core.files import write_text
+from cm3core.model import Model
+from cm3plugins.datasets.icons import IconSourceConfig
+
+KS = (1, 5)
+
+
+class IconExperiment:
+    """One measurement of one model, in one folder.
+
+    Args:
+        model: trained on the data set `icons`.
+        out: the folder of all results.
+        settings: what is measured.
+        command: quoted in the report.
+
+    Raises:
+        DataError: the model was trained on something else.
+    """
+
+    def __init__(self, model: Model, out: Path, settings: IconSettings, command: str) -> None:
+        self.model, self.settings, self.command = model, settings, command
+        dataset = model.recipe.dataset
+        if not isinstance(dataset, IconSourceConfig):
+            name = model.recipe.component_names.get("dataset", "none")
+            raise DataError(
+                f"model {model.name!r}",
+                f"its data set is {name!r}, and this experiment measures models of 'icons'",
+                "name a model that was trained by the recipe icons, or by one with dataset=icons",
+            )
+        model.sampler_config(**settings.sampling)  # a wrong value is reported before anything runs
+        self._dataset = dataset
+        self._results = ResultFolder(Path(out), _identity(model), settings)
+        self.out = Path(out)
+
+    def run(self) -> Path:
+        """Run all stages; return the report's path."""
+        num_stages = len(self.settings.splits) + 1 + self.settings.tokenizer
+        stage = partial(_announce, num_stages)
+        sampled = Samples(self.model)
+        samples = {split: sampled.of(split, self.settings.num) for split in self.settings.splits}
+        real = RealPictures(
+            sampled.everything.corpus,
+            self._dataset.image_size,
+            self.model.image_size,
+            self._dataset.cache_dir,
+        )
+        stage(1, "style classifier")
+        found = judges(self.settings.judges, real)
+        classifier, accuracy = style_classifier(real, self.model.image_size)
+        figures: dict[str, Any] = {
+            "model": {**_identity(self.model), "step": self.model.step},
+            "num": self.settings.num,
+            "style_classifier": accuracy,
+            "splits": {},
+        }
+        for number, (split, asked) in enumerate(samples.items(), start=2):
+            stage(number, split)
+            figures["splits"][split] = self._measure(split, asked, found, classifier)
+        if self.settings.tokenizer:
+            stage(num_stages, "image tokenizer")
+            figures["tokenizer"] = self._results.figures(
+                "tokenizer", lambda: tokenizer_figures(self.model, real)
+            )
+        write_text(self.out / "figures.json", json.dumps(figures, indent=1) + "\n")
+        return write_report(self.out, figures, self.command)
+
+    def _measure(
+        self, split: str, asked: Sequence[Asked], found: dict[str, Judge], style: StyleClassifier
+    ) -> dict[str, Any]:
+        """All figures of a split; writes its sheet."""
+        nats = self._results.figures(
+            f"{split}-nats",
+            lambda: {
+                condition: nats_of_codes(self.model, asked, condition)
+                for condition in asked[0].prepended
+            },
+        )
+        drawn = {
+            condition: self._results.pictures(
+                f"{split}-drawn-{condition}", partial(self._draw, asked, condition)
+            )
+            for condition in self.settings.drawn
+            if condition in asked[0].prepended
+        }
+        judged = self._results.figures(
+            f"{split}-judged", lambda: self._judged(asked, drawn, found, style)
+        )
+        write_sheet(self.out / f"pictures-{split}.png", self.model, asked, drawn)
+        return {
+            "num": len(asked),
+            "nats": {name: _mean_and_error(values) for name, values in nats.items()},
+            "gain": {
+                name: _mean_and_error(np.subtract(values, nats["none"]).tolist())
+                for name, values in nats.items()
+                if name != "none"
+            },
+            "found": {condition: _found(asked, condition) for condition in nats},
+            "pictures": judged,
+        }
+
+    def _draw(self, asked: Sequence[Asked], condition: str) -> PixelArray:
+        return draw(self.model, asked, condition, self.settings.seed, self.settings.sampling)
+
+    def _judged(
+        self,
+        asked: Sequence[Asked],
+        drawn: dict[str, PixelArray],
+        found: dict[str, Judge],
+        style: StyleClassifier,
+    ) -> dict[str, dict[str, Any]]:
+        """R@k and style of the drawn pictures, and of those to compare them with."""
+        entries = [one.entry for one in asked]
+        true = [one.pixels(self.model.image_size) for one in asked]
+        white = np.full_like(true[0], 255)
+        versions = [one.front_pixels("version", self.model) for one in asked]
+        pictures: dict[str, Sequence[PixelArray] | PixelArray] = {
+            "real": true,
+            "reconstructed": reconstructed(self.model, true),
+            "version": [white if one is None else one for one in versions],
+            **{f"drawn-{condition}": own for condition, own in drawn.items()},
+        }
+        return {
+            name: {
+                **{
+                    judge: {f"r{k}": value for k, value in own.chances(made, entries, KS).items()}
+                    for judge, own in found.items()
+                },
+                **style.accuracy(made, entries),
+            }
+            for name, made in pictures.items()
+        }
+
+
+def _found(asked: Sequence[Asked], condition: str) -> dict[str, float]:
+    """Shares of the asked for which a document was found, and one of the same thing."""
+    return {
+        "any": float(np.mean([one.prepended[condition] is not None for one in asked])),
+        "same_thing": float(np.mean([one.shown[condition] == one.entry.words for one in asked])),
+    }
+
+
+def _mean_and_error(values: Sequence[float]) -> dict[str, float]:
+    """The mean and its standard error."""
+    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+    return {"mean": float(np.mean(values)), "error": float(error)}
+
+
+def _identity(model: Model) -> dict[str, Any]:
+    """What tells a model from others: its recipe, weights and tokenizer, not its place."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.components.decoder.module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(
+            tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
+    return {
+        "recipe_hash": model.recipe.hash,
+        "weights_sha256": digest.hexdigest(),
+        "step": model.step,
+        "image_tokenizer": model.components.image_tokenizer.fingerprint,
+    }
+
+
+def _announce(total: int, number: int, what: str) -> None:
+    print(f"[{number}/{total}] {what}", file=sys.stderr)

@@ -1,0 +1,104 @@
+"""The results that an experiment's folder keeps.
+
+A folder holds the results of one model and one set of settings; each result is a file, written whole,
+and is not measured twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cm3apps.experiments.icons.settings import IconSettings
+from cm3core.document import PixelArray
+from cm3core.errors import CM3Error
+from cm3core.files import atomic_path, check_writable, make_folder, write_text
+
+PARTS = "parts"
+SETTINGS = "settings.json"
+#: Incremented when the same settings give other figures.
+_VERSION = 1
+
+
+class ResultFolder:
+    """A folder of results.
+
+    Args:
+        folder: new, empty, or of the same measurement.
+        model: what tells the model from others.
+        settings: what is measured.
+
+    Raises:
+        CM3Error: the folder holds something else.
+        FileError: nothing can be written there.
+    """
+
+    def __init__(self, folder: Path, model: dict[str, Any], settings: IconSettings) -> None:
+        self.folder = folder
+        wanted = json.loads(
+            json.dumps({"version": _VERSION, "model": model, "settings": asdict(settings)})
+        )
+        check_writable(folder, folder=True)
+        path = folder / SETTINGS
+        if path.is_file():
+            _check_same(folder, _read_json(path), wanted)
+        elif folder.is_dir() and any(folder.iterdir()):
+            raise CM3Error(
+                str(folder),
+                "is not empty, and holds no results of this experiment",
+                "name another folder with -o",
+            )
+        make_folder(folder / PARTS)
+        write_text(path, json.dumps(wanted, indent=1) + "\n")
+
+    def figures(self, name: str, measure: Callable[[], Any]) -> Any:
+        """The figures `name`, measured unless they are there."""
+        path = self.folder / PARTS / f"{name}.json"
+        found = _read_json(path)
+        if found is None:
+            write_text(path, json.dumps(measure(), indent=1) + "\n")
+            found = _read_json(path)
+        return found
+
+    def pictures(self, name: str, draw: Callable[[], PixelArray]) -> PixelArray:
+        """The pictures `name`, uint8 [N, H, W, 3], drawn unless they are there."""
+        path = self.folder / PARTS / f"{name}.npy"
+        if not path.is_file():
+            drawn = draw()
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
+                np.save(file, drawn, allow_pickle=False)
+        pictures: PixelArray = np.load(path, allow_pickle=False)
+        return pictures
+
+
+def _check_same(folder: Path, found: Any, wanted: dict[str, Any]) -> None:
+    if found == wanted:
+        return
+    differing: Sequence[str] = ()
+    if isinstance(found, dict):
+        differing = [
+            f"{section} {key}"
+            for section in ("model", "settings")
+            for key, value in wanted[section].items()
+            if not isinstance(found.get(section), dict) or found[section].get(key) != value
+        ]
+    raise CM3Error(
+        str(folder),
+        "holds the results of another measurement"
+        + (f" (different: {', '.join(differing)})" if differing else ""),
+        "name another folder with -o, or repeat the command with the values in "
+        f"{folder / SETTINGS}",
+    )
+
+
+def _read_json(path: Path) -> Any:
+    """What a file holds; None if it is missing or not whole."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
