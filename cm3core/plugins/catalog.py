@@ -7,6 +7,7 @@ and hypothesis.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -17,8 +18,9 @@ import yaml
 
 from cm3core import hookspecs
 from cm3core.config.docs import Key, docstring, keys_of, summary
-from cm3core.config.schema import hints
+from cm3core.config.schema import default, hints, init_fields
 from cm3core.errors import PluginError, close_match
+from cm3core.interfaces.component import ComponentConfig
 from cm3core.plugins.kinds import KINDS
 from cm3core.plugins.registry import Registry
 
@@ -179,15 +181,34 @@ def component_entry(kind: str, name: str, registry: Registry) -> ComponentEntry:
         list(config_class.needs),
         keys,
         laws_of(kind),
-        _snippet(kind, name, keys),
+        _snippet(kind, name, keys, _names_of_parts(config_class, registry)),
     )
 
 
-def _snippet(kind: str, name: str, keys: list[Key]) -> str:
+def _names_of_parts(config_class: type[Any], registry: Registry) -> dict[str, str]:
+    """Key -> name of the component that a key holds by default."""
+    parts = {
+        field.name: default(field)
+        for field in init_fields(config_class)
+        if field.default is not dataclasses.MISSING
+        or field.default_factory is not dataclasses.MISSING
+    }
+    return {
+        key: name
+        for key, part in parts.items()
+        if isinstance(part, ComponentConfig)
+        for name in registry.names(part.kind)
+        for owner in registry.owners(part.kind, name)
+        if registry.config_class(part.kind, f"{owner}/{name}") is type(part)
+    }
+
+
+def _snippet(kind: str, name: str, keys: list[Key], names: dict[str, str]) -> str:
     section: dict[str, Any] = {"name": name}
     section |= {
         key.name: MANDATORY if key.required else key.default for key in keys if "." not in key.name
     }
+    section |= {key: {"name": part, **section[key]} for key, part in names.items()}
     return "\n".join([f"{kind}:", *_yaml(section, "  ")]) + "\n"
 
 

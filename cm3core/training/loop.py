@@ -7,9 +7,7 @@ all four are in a checkpoint, so a run that was killed resumes as if it had not 
 
 from __future__ import annotations
 
-import resource
 import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 
 from cm3core.checkpoint import CheckpointState, latest_checkpoint, save_checkpoint
 from cm3core.errors import CM3Error
-from cm3core.machine_memory import fitting_memory
+from cm3core.machine_memory import fitting_memory, peak_resident
 from cm3core.progress import no_bars
 from cm3core.stop_signals import StopSignals
 from cm3core.training.loss import batch_loss_sums, modality_metrics
@@ -110,9 +108,7 @@ def train(
         finally:
             state.log.close()
     gpu = torch.cuda.max_memory_allocated() if state.device.type == "cuda" else 0
-    # getrusage reports bytes on macOS, kilobytes elsewhere
-    scale = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    peak = peak_resident()
     if finished is not None:  # its last values
         for line in read_metrics(out_dir):
             state.metrics |= {name: value for name, value in line.items() if name != "step"}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cm3core import machine_memory
@@ -15,6 +18,7 @@ from cm3core.machine_memory import (
     address_space,
     fitting_memory,
     is_out_of_memory,
+    peak_resident,
 )
 
 
@@ -88,3 +92,12 @@ def test_refused_memory_is_an_error_with_a_next_step(
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="shapes differ"), fitting_memory("here"):
         raise RuntimeError("shapes differ")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_peak_is_of_this_program_alone() -> None:
+    """A small program that a large one starts is small; `getrusage` would report the large one."""
+    code = "from cm3core.machine_memory import peak_resident; print(peak_resident())"
+    ballast = np.ones(2**26)
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 2**20 < int(shown.stdout) < 2**28 < ballast.nbytes < peak_resident()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fuzzing.argument_cases import leaves
-from fuzzing.writers import READERS, WRITERS
+from fuzzing.writers import READERS, TESTED_ELSEWHERE, WRITERS
 
 HERE = Path(__file__).parent
 #: Quick ones, of every sort: a run, pictures, a memory bank, a new project.
@@ -49,12 +49,16 @@ def check(found: list[dict[str, Any]], commands: tuple[str, ...]) -> None:
 
 def test_every_command_that_writes_is_killed() -> None:
     """A new command, or action of one, must be entered in `fuzzing.writers`."""
-    assert set(WRITERS) | READERS == set(leaves())
+    assert {*WRITERS, *READERS, *TESTED_ELSEWHERE} == set(leaves())
     assert not set(WRITERS) & READERS
+    root = Path(__file__).parents[2]
+    assert all((root / file).is_file() for file in TESTED_ELSEWHERE.values())
     for name, parser in leaves().items():
         options = {one for action in parser._actions for one in action.option_strings}
         if options & {"--out", "--folder"}:
-            assert name in WRITERS, f"cm3 {name} has an option for what it writes"
+            assert name in {*WRITERS, *TESTED_ELSEWHERE}, (
+                f"cm3 {name} has an option for what it writes"
+            )
 
 
 def test_kills_lose_nothing(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from cm3core.errors import RecipeError
 from cm3core.files import check_writable, make_folder, write_text
+from cm3core.machine_memory import peak_resident
 
 if TYPE_CHECKING:
     from cm3core.plugins import Registry
@@ -163,7 +163,7 @@ class Quickstart:
         from cm3apps.quickstart.report import write_report
 
         drawn["minutes"] = drawn.get("minutes") or (time.monotonic() - started) / 60
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = peak_resident()
         drawn["peak_memory_bytes"] = max(drawn.get("peak_memory_bytes", 0), peak)
         write_text(self.out / "drawn.json", json.dumps(drawn, indent=1, ensure_ascii=False))
         return write_report(self.out, recipe, self.registry, training, drawn, self.command)

@@ -99,5 +99,5 @@ def test_a_question_may_hold_the_templates_marks(model, monkeypatch):
         return [None], 0
 
     monkeypatch.setattr("cm3core.model.writing._text_jobs", plan)
-    model.ask_job(picture(), "{answer}?", template="Q {question} A {answer}. {question}")
-    assert asked["texts"] == ("Q {answer}? A ", ". {answer}?")
+    model.ask_job(picture(), "{answer}", template="{question}{answer}")
+    assert asked["texts"] == ("{answer}", "")

@@ -7,13 +7,19 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from dataclasses import asdict
 from pathlib import Path
 
-from cm3core.cli import registry_of, whole_number
+from cm3core.cli import real_number, registry_of, whole_number
 from cm3core.errors import CM3Error
 from cm3core.files import write_text
 
 PLACE = "cm3 experiment patch-knn"
 #: Keys of the sampler that are options, and how they are read.
-KEYS = {"neighbours": int, "scale": float, "combine": str, "bank": str, "max_places": int}
+KEYS = {
+    "neighbours": whole_number(1, 2**31 - 1),
+    "scale": real_number(0, 1e9),
+    "combine": str,
+    "bank": str,
+    "max_places": whole_number(1, 2**63 - 1),
+}
 EXAMPLE = """examples:
   cm3 experiment patch-knn
   cm3 experiment patch-knn --model runs/icons --splits unseen comp --documents 128 -o patch-knn.json
@@ -48,7 +54,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--shares",
         nargs="+",
-        type=float,
+        type=real_number(0, 1),
         default=[0.1, 0.2, 0.3, 0.4],
         metavar="SHARE",
         help="shares of the memory (default: 0.1 0.2 0.3 0.4)",
@@ -65,7 +71,7 @@ def configure(parser: ArgumentParser) -> None:
         parser.add_argument(
             f"--{name.replace('_', '-')}",
             type=kind,
-            metavar=name.upper(),
+            metavar="FOLDER" if name == "bank" else name.upper(),
             help=f"the sampler's key {name!r}",
         )
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="also write them as JSON")
