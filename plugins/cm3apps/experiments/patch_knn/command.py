@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from cm3core.cli import real_number, registry_of, whole_number
 from cm3core.errors import CM3Error
@@ -13,7 +15,7 @@ from cm3core.files import write_text
 
 PLACE = "cm3 experiment patch-knn"
 #: Keys of the sampler that are options, and how they are read.
-KEYS = {
+KEYS: dict[str, Callable[[str], Any]] = {
     "neighbours": whole_number(1, 2**31 - 1),
     "scale": real_number(0, 1e9),
     "combine": str,
