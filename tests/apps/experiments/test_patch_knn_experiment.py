@@ -102,4 +102,4 @@ def test_the_command(tmp_path, capsys):
 
 def test_wrong_shares_are_refused(capsys):
     assert main(["experiment", "patch-knn", "--shares", "2"]) == 2
-    assert "sampler.share: is 2.0\n  next: use 0 (off) to 1" in capsys.readouterr().err
+    assert "argument --shares: is '2', must be a number from 0 to 1" in capsys.readouterr().err
