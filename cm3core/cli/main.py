@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None, *, interrupts: Interrupts | None = N
         return 0
     except KeyboardInterrupt:
         return _interrupted()
-    except Exception as error:
+    except Exception as error:  # sorted out below: ours, memory, a plugin, a file; else raised
         # a library whose import is interrupted may raise anything instead of KeyboardInterrupt
         if interrupts is not None and interrupts.received:
             return _interrupted()

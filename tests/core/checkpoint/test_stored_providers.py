@@ -185,7 +185,7 @@ def test_a_checkpoint_from_before_providers_were_stored(run: Run) -> None:
         uninstall(folder, name)
     assert draws(out)
     with pytest.raises(PluginError) as caught:
-        read_recipe(newest, registry_now()).objective.check()  # type: ignore[union-attr]
+        read_recipe(newest, registry_now()).objective.check()  # type: ignore[union-attr]  # is there
     assert caught.value.cause == "no objective is called 'ul2'"
     assert caught.value.next_step.endswith(
         "the plugin 'ul2' 0.1.0 was in use when this was written and is not now"

@@ -88,7 +88,7 @@ def test_a_code_depends_on_its_own_square_alone() -> None:
 
 def test_white_has_a_code_and_colours_have_their_share() -> None:
     model = fitted()
-    centres = model.encoder.pixels(model.quantize.lookup(torch.arange(8)[:, None, None]))  # type: ignore[operator]
+    centres = model.encoder.pixels(model.quantize.lookup(torch.arange(8)[:, None, None]))  # type: ignore[operator]  # squares
     assert torch.allclose(centres[0], torch.ones(3, 4, 4), atol=1e-5)
     coloured = (centres.amax(1) - centres.amin(1)).amax((1, 2)) > 0.1
     assert coloured.sum() == round(7 * TRAINING.colour_share)
@@ -99,7 +99,7 @@ def test_before_training_the_decoder_shows_the_codes() -> None:
     codes = torch.arange(8).reshape(1, 4, 2).repeat(1, 1, 2)
     features = model.quantize.lookup(codes)
     with torch.inference_mode():
-        assert torch.equal(model.decode_features(features), model.encoder.pixels(features))  # type: ignore[operator]
+        assert torch.equal(model.decode_features(features), model.encoder.pixels(features))  # type: ignore[operator]  # squares
 
 
 def test_too_few_different_squares_are_refused() -> None:

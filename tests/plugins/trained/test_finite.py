@@ -80,7 +80,7 @@ def test_a_diverged_training_ends_with_an_error_and_saves_nothing(
         else ["num_channels=4", "num_blocks=1", "training.reconstructed_share=0"]
     )
     for config in (VQGANConfig, EDSRConfig):
-        monkeypatch.setitem(config.ranges, "training.learning_rate", (0, 1e39))  # type: ignore[arg-type]
+        monkeypatch.setitem(config.ranges, "training.learning_rate", (0, 1e39))  # type: ignore[arg-type]  # a dict here
     pictures, out = tmp_path / "pictures", tmp_path / "run"
     pictures.mkdir()
     for number in range(8):
