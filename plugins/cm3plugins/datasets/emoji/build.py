@@ -8,17 +8,15 @@ packages give the same bytes (liblzma 5.x).
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tarfile
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cm3core.errors import CM3Error, DataError
+from cm3core.errors import DataError
 from cm3core.files import sha256_file, write_bytes
 from cm3plugins.datasets.emoji.corpus import ASSETS, EmojiEntry
 from cm3plugins.datasets.emoji.join import (
@@ -37,6 +35,7 @@ from cm3plugins.datasets.emoji.packages import (
 from cm3plugins.datasets.emoji.splits import assign_splits
 from cm3plugins.datasets.vector.files import compress, data_hash
 from cm3plugins.datasets.vector.packages import NpmPackage, fetch_tarballs
+from cm3plugins.datasets.vector.rebuilding import rebuild_main
 from cm3plugins.datasets.vector.render import render_svg, renderer_version
 
 DEDUPE_SIZE = 64
@@ -151,37 +150,10 @@ def data_files(concepts: Sequence[Concept], pictures: Sequence[Picture]) -> dict
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cm3plugins.datasets.emoji.build",
-        description="Rebuild the bundled emoji corpus from the pinned npm packages.",
-        epilog="example: python -m cm3plugins.datasets.emoji.build --tarballs downloads/ --check",
-    )
-    parser.add_argument(
-        "--tarballs",
-        type=Path,
-        help="folder of tarballs; what it lacks is fetched into it by npm pack",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=ASSETS,
-        help="folder to write to (default: the package's own assets)",
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; fail when the output folder differs"
-    )
-    options = parser.parse_args(arguments)
-    try:
-        if options.tarballs is not None:
-            return _build(options.tarballs, options.output, check=options.check)
-        with tempfile.TemporaryDirectory() as folder:
-            return _build(Path(folder), options.output, check=options.check)
-    except CM3Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return rebuild_main("emoji", ASSETS, _build, arguments)
 
 
-def _build(tarballs: Path, output: Path, *, check: bool) -> int:
+def _build(tarballs: Path, output: Path, check: bool) -> int:
     fetch_tarballs(tarballs, ALL_PACKAGES)
     concepts, pictures = join_packages(tarballs)
     kept = drop_duplicates(pictures)

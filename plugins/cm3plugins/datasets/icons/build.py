@@ -9,15 +9,12 @@ and rounding decides which of more are the nearest).
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from cm3core.errors import CM3Error
 from cm3core.files import write_bytes
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus
 from cm3plugins.datasets.icons.attribution import attribution
@@ -27,6 +24,7 @@ from cm3plugins.datasets.icons.sets import ASSETS, all_sets
 from cm3plugins.datasets.icons.splits import assign_splits
 from cm3plugins.datasets.icons.write import corpus_files
 from cm3plugins.datasets.vector.packages import fetch_tarballs
+from cm3plugins.datasets.vector.rebuilding import rebuild_main
 
 
 def data_files(drawings: Sequence[Drawing], splits: Sequence[str]) -> dict[str, bytes]:
@@ -58,37 +56,10 @@ def build(tarballs: Path) -> tuple[dict[str, bytes], Counter[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cm3plugins.datasets.icons.build",
-        description="Rebuild the bundled icon corpus from the pinned npm packages.",
-        epilog="example: python -m cm3plugins.datasets.icons.build --tarballs downloads/ --check",
-    )
-    parser.add_argument(
-        "--tarballs",
-        type=Path,
-        help="folder of tarballs; what it lacks is fetched into it by npm pack",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=ASSETS,
-        help="folder to write to (default: the package's own assets)",
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; fail when the output folder differs"
-    )
-    options = parser.parse_args(arguments)
-    try:
-        if options.tarballs is not None:
-            return _run(options.tarballs, options.output, check=options.check)
-        with tempfile.TemporaryDirectory() as folder:
-            return _run(Path(folder), options.output, check=options.check)
-    except CM3Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return rebuild_main("icons", ASSETS, _run, arguments)
 
 
-def _run(tarballs: Path, output: Path, *, check: bool) -> int:
+def _run(tarballs: Path, output: Path, check: bool) -> int:
     fetch_tarballs(tarballs, [icon_set.package for icon_set in all_sets().values()])
     files, counts = build(tarballs)
     print(json.loads(files["manifest.json"])["num_of_split"])
