@@ -91,8 +91,11 @@ class TrainSection:
         eps: AdamW's epsilon.
         weight_decay: decoupled; on matrices only.
         warmup_steps: linear from 0 to the peak; counted in steps even with `minutes`.
-        schedule: after warm-up: "cosine", "polynomial" (degree 1: linear) or "constant".
+        schedule: after warm-up: "cosine", "polynomial" (degree 1: linear), "trapezoidal" (the peak,
+            then a straight line down in the last `decay_fraction`) or "constant".
         final_learning_rate_fraction: fraction of the peak at the end of the schedule.
+        decay_fraction: "trapezoidal": fraction of the length in which the rate falls. A checkpoint
+            from before the fall can be trained for longer as if it had always been meant to be.
         clip_norm: maximum norm of the whole gradient; 0 is off.
         precision: "fp32", "bf16" (autocast; weights stay fp32), or "auto": bf16 if the machine
             supports it.
@@ -127,8 +130,9 @@ class TrainSection:
     eps: float = 1e-8
     weight_decay: float = 0.1
     warmup_steps: int = 100
-    schedule: Literal["cosine", "polynomial", "constant"] = "cosine"
+    schedule: Literal["cosine", "polynomial", "trapezoidal", "constant"] = "cosine"
     final_learning_rate_fraction: float = 0.1
+    decay_fraction: float = 0.2
     clip_norm: float = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     z_loss: float = 0.0
@@ -189,13 +193,9 @@ class TrainSection:
                 f"train.{key}", getattr(self, key), getattr(self, key) >= 0, must_be="0 or more"
             )
         check_numbers("train", self, TRAIN_RANGES)
-        fraction = self.final_learning_rate_fraction
-        check_value(
-            "train.final_learning_rate_fraction",
-            fraction,
-            0 <= fraction <= 1,
-            must_be="from 0 to 1",
-        )
+        for key in ("final_learning_rate_fraction", "decay_fraction"):
+            fraction = getattr(self, key)
+            check_value(f"train.{key}", fraction, 0 <= fraction <= 1, must_be="from 0 to 1")
         check_value(
             "train.betas",
             self.betas,

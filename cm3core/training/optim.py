@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 #: https://kellerjordan.github.io/posts/muon/).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
+#: What `train.schedule` may be.
+SHAPES = ("cosine", "polynomial", "trapezoidal", "constant")
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -33,9 +36,11 @@ class Schedule:
         steps: length in steps, or None when `minutes` is given.
         minutes: length in minutes of training, or None when `steps` is given.
         warmup_steps: steps of linear warm-up; step 0 already learns.
-        shape: "cosine", "polynomial" (power 1: a straight line, as in metaseq's launcher) or
-            "constant".
+        shape: "cosine", "polynomial" (power 1: a straight line, as in metaseq's launcher),
+            "trapezoidal" (the peak, then a straight line; warmup-stable-decay of MiniCPM,
+            arXiv 2404.06395 section 4) or "constant".
         final_fraction: fraction of the peak at the end.
+        decay_fraction: of a trapezoid: the part of the length in which the rate falls.
     """
 
     steps: int | None
@@ -43,6 +48,7 @@ class Schedule:
     warmup_steps: int
     shape: str
     final_fraction: float
+    decay_fraction: float = 0.2
 
     @classmethod
     def of(cls, section: TrainSection) -> Schedule:
@@ -56,11 +62,11 @@ class Schedule:
                 f"steps is {section.steps} and minutes is {section.minutes}; exactly one decides",
                 "give train.steps=N or train.minutes=M and set the other to null",
             )
-        if section.schedule not in (shapes := ("cosine", "polynomial", "constant")):
+        if section.schedule not in SHAPES:
             raise RecipeError(
                 "train.schedule",
                 f"{section.schedule!r} is not a schedule",
-                close_match(section.schedule, shapes),
+                close_match(section.schedule, SHAPES),
             )
         return cls(
             section.steps,
@@ -68,6 +74,7 @@ class Schedule:
             section.warmup_steps,
             section.schedule,
             section.final_learning_rate_fraction,
+            section.decay_fraction,
         )
 
     def progress(self, step: int, elapsed_s: float) -> float:
@@ -87,7 +94,10 @@ class Schedule:
             done = min(1.0, (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps))
         if self.shape == "constant":
             return 1.0
-        remaining = 1 - done if self.shape == "polynomial" else 0.5 * (1 + math.cos(math.pi * done))
+        if self.shape == "trapezoidal":
+            done = 1 - min(1.0, (1 - done) / self.decay_fraction) if self.decay_fraction else 0.0
+        straight = self.shape in ("polynomial", "trapezoidal")
+        remaining = 1 - done if straight else 0.5 * (1 + math.cos(math.pi * done))
         return self.final_fraction + (1 - self.final_fraction) * remaining
 
 

@@ -35,6 +35,29 @@ def test_polynomial_by_steps_and_constant() -> None:
     assert Schedule(10, None, 4, "constant", 0.1).multiplier(2) == 0.75
 
 
+def test_a_trapezoid_by_hand() -> None:
+    """Up in 2 steps, the peak until step 8 of 12, down to 0.1 in the last four."""
+    schedule = Schedule(12, None, 2, "trapezoidal", 0.1, decay_fraction=0.4)
+    assert [schedule.multiplier(step) for step in (0, 1, 2, 7, 8, 9, 10, 11, 12, 20)] == (
+        pytest.approx([0.5, 1.0, 1.0, 1.0, 1.0, 0.775, 0.55, 0.325, 0.1, 0.1])
+    )
+    by_clock = Schedule(None, 10.0, 2, "trapezoidal", 0.0, decay_fraction=0.25)
+    assert [by_clock.multiplier(100, 60.0 * minute) for minute in (0, 7.5, 8.75, 10)] == (
+        pytest.approx([1.0, 1.0, 0.5, 0.0])
+    )
+    assert Schedule(10, None, 0, "trapezoidal", 0.0, 0.0).multiplier(10) == 1.0
+
+
+@given(st.integers(1, 50), st.floats(0, 1), st.floats(0, 1), st.integers(0, 60))
+def test_a_trapezoid_never_rises_after_the_warm_up(steps, final, decay, step) -> None:
+    """And decaying all the time is the straight line of "polynomial"."""
+    schedule = Schedule(steps, None, 0, "trapezoidal", final, decay)
+    assert final - 1e-9 <= schedule.multiplier(step + 1) <= schedule.multiplier(step) <= 1
+    line = Schedule(steps, None, 0, "polynomial", final)
+    whole = Schedule(steps, None, 0, "trapezoidal", final, 1.0)
+    assert whole.multiplier(step) == pytest.approx(line.multiplier(step))
+
+
 def test_by_the_clock() -> None:
     schedule = Schedule(
         steps=None, minutes=2.0, warmup_steps=10, shape="cosine", final_fraction=0.0

@@ -102,7 +102,8 @@ def test_the_nearest_are_those_of_distances_by_hand(num_codes, dimension, number
     around = rng.integers(0, num_codes, (4, 4))
     vectors = codebook.astype(np.float64)[places[:, :4]].reshape(len(places), -1)
     weights = counts / counts.sum()
-    mean = 2 * (weights @ (vectors - weights @ vectors) ** 2).sum() or 1.0
+    mean = 2 * (weights @ (vectors - weights @ vectors) ** 2).sum()
+    mean = mean if mean > 1e-9 else 1.0  # all alike: the rest is rounding
     distance, code, count = database.search(around, wanted)
     for row, one in enumerate(around):
         query = codebook.astype(np.float64)[one].ravel()
