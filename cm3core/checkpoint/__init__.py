@@ -9,6 +9,7 @@ model needs to generate.
         plugins.json             plugins and their versions
         components.json          who provided each of the recipe's components
         plugins/                 source of the one-file plugins that the recipe needs; never run unasked
+        words.txt                the words of the training texts; not there when they are too many
         text_tokenizer/          what the text tokenizer saved
         image_tokenizer/         what the image tokenizer saved; not there when it comes with its package
 
@@ -19,6 +20,7 @@ layout, state, tensors   the files: names and places, `state.json`, the safetens
 hashes                   whether the safetensors are what was written
 writing, exporting       a checkpoint of a run, a model folder of a checkpoint
 carried                  plugin files that come with a checkpoint
+words                    which words of a prompt the model has never seen
 checks, opening          whether it fits a recipe; from a name to a model ready to generate
 """
 

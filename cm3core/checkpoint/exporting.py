@@ -20,6 +20,7 @@ from cm3core.checkpoint.layout import (
     STATE,
     TOKENIZER,
     WEIGHTS,
+    WORDS,
     find_checkpoint,
 )
 from cm3core.checkpoint.state import read_state
@@ -58,8 +59,9 @@ def export_model(checkpoint: str | Path, folder: str | Path, dtype: str = "fp16"
         for name in (RECIPE, PLUGINS):
             shutil.copyfile(source / name, new / name)
         copy_carried(source, new)
-        if (source / COMPONENTS).is_file():  # not in older checkpoints
-            shutil.copyfile(source / COMPONENTS, new / COMPONENTS)
+        for name in (COMPONENTS, WORDS):  # not in older checkpoints
+            if (source / name).is_file():
+                shutil.copyfile(source / name, new / name)
         for name in (TOKENIZER, IMAGE_TOKENIZER):
             if name == TOKENIZER or (source / name).is_dir():
                 shutil.copytree(source / name, new / name)

@@ -19,6 +19,7 @@ __all__ = [
     "STATE",
     "TOKENIZER",
     "WEIGHTS",
+    "WORDS",
     "complete_checkpoints",
     "damaged",
     "find_checkpoint",
@@ -27,6 +28,8 @@ __all__ = [
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 RECIPE = STORED
+#: The words of the training texts, one a line.
+WORDS = "words.txt"
 #: Folder of a checkpoint's text tokenizer; the image tokenizer's is called as in a memory bank.
 TOKENIZER = "text_tokenizer"
 

@@ -16,6 +16,7 @@ from cm3core.checkpoint.checks import check_fingerprints
 from cm3core.checkpoint.layout import IMAGE_TOKENIZER, RECIPE, TOKENIZER, damaged, find_checkpoint
 from cm3core.checkpoint.state import read_state
 from cm3core.checkpoint.tensors import load_weights
+from cm3core.checkpoint.words import TrainingWords
 from cm3core.errors import CheckpointError, close_match
 from cm3core.files import read_text
 from cm3core.plugins.providers import Writer, read_writer
@@ -37,6 +38,7 @@ class OpenedCheckpoint:
     vocabulary: Vocabulary
     step: int
     folder: Path
+    words: TrainingWords | None = None
 
 
 def bundled_models(registry: Registry | None = None) -> dict[str, Path]:
@@ -132,4 +134,5 @@ def open_checkpoint(
     decoder = components.decoder.module
     load_weights(decoder, folder)
     decoder.eval()
-    return OpenedCheckpoint(recipe, components, components.vocabulary, state.step, folder)
+    words = TrainingWords.read(folder)
+    return OpenedCheckpoint(recipe, components, components.vocabulary, state.step, folder, words)

@@ -31,6 +31,7 @@ from cm3core.checkpoint.layout import (
 )
 from cm3core.checkpoint.state import CheckpointState
 from cm3core.checkpoint.tensors import contiguous, generator_states, weights_of
+from cm3core.checkpoint.words import TrainingWords
 from cm3core.errors import CheckpointError, FileError
 from cm3core.files import new_place, sync_directory
 from cm3core.plugins.registry import plugin_versions
@@ -48,6 +49,7 @@ def save_checkpoint(
     components: Components,
     *,
     keep: int = 2,
+    words: TrainingWords | None = None,
 ) -> Path:
     """Write `OUT/checkpoints/step-N` and drop all but the newest `keep`; a checkpoint of this step
     that is there stays.
@@ -59,6 +61,7 @@ def save_checkpoint(
         state: stored as `state.json`.
         components: their recipe, plugins and tokenizers are stored.
         keep: checkpoints that stay, this one included.
+        words: those of the training texts, if they are known.
 
     Raises:
         CheckpointError: it can't be written (a full disk); older checkpoints are untouched.
@@ -69,6 +72,8 @@ def save_checkpoint(
             save_file(weights_of(decoder), folder / WEIGHTS)
             save_file({**contiguous(optimizer_state), **generator_states()}, folder / OPTIMIZER)
             _write_description(folder, components, state)
+            if words is not None:
+                words.write(folder)
             (folder / TOKENIZER).mkdir()
             components.text_tokenizer.save(folder / TOKENIZER)
             (folder / IMAGE_TOKENIZER).mkdir()

@@ -130,6 +130,19 @@ def open_model(args: Namespace) -> Model:
     return model.with_memory(args.bank, args.retriever, **settings) if changed else model
 
 
+def report_unknown_words(model: Model, texts: Sequence[str | None]) -> None:
+    """Say which words of the texts the model has never seen; it draws all the same."""
+    unknown = {
+        word: near for text in texts if text for word, near in model.unknown_words(text).items()
+    }
+    if unknown:
+        words = ", ".join(
+            repr(word) if near is None else f"{word!r} (did you mean {near!r}?)"
+            for word, near in unknown.items()
+        )
+        print(f"note: in none of the model's training texts: {words}", file=sys.stderr)
+
+
 def task_options(args: Namespace) -> dict[str, Any]:
     """Keyword arguments of every method of `Model` that generates."""
     options = {

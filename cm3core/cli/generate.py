@@ -15,6 +15,7 @@ from cm3core.cli._model import (
     metadata,
     open_model,
     progress_bar,
+    report_unknown_words,
     show_choice,
     task_options,
 )
@@ -99,6 +100,7 @@ def run(args: Namespace) -> int:
 
 def _run(args: Namespace, options: dict[str, Any]) -> int:
     model = open_model(args)
+    report_unknown_words(model, args.prompt)
     each = model.recipe.generate.num_images if args.num_images is None else args.num_images
     pictures = (_previewed if args.preview else _counted)(args, model, each, options)
     return write_pictures(args, model, pictures, args.prompt, each)

@@ -14,6 +14,7 @@ from cm3core.cli._model import (
     open_model,
     printable,
     progress_bar,
+    report_unknown_words,
     show_choice,
     task_options,
 )
@@ -97,6 +98,7 @@ def run(args: Namespace) -> int:
         task_options(args) | {"truncate": args.truncate},
     )
     model = open_model(args)
+    report_unknown_words(model, [args.text])
     with progress_bar("generating") as progress:
         if args.keep is not None:
             result = model.continue_image(

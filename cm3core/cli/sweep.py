@@ -16,6 +16,7 @@ from cm3core.cli._model import (
     add_model_options,
     open_model,
     progress_bar,
+    report_unknown_words,
     settings_of,
     task_options,
 )
@@ -87,6 +88,7 @@ def run(args: Namespace) -> int:
         varied[1] if len(varied) == 2 else ("", [("", {})]),
     )
     model = open_model(args)
+    report_unknown_words(model, args.prompt)
     cells = [
         task_options(args) | own | other
         for (_, own), (_, other) in itertools.product(values, other_values)

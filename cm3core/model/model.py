@@ -35,6 +35,7 @@ from cm3core.plugins.discovery import load_registry
 
 if TYPE_CHECKING:
     from cm3core.build import Components
+    from cm3core.checkpoint.words import TrainingWords
     from cm3core.interfaces.reranker import Reranker
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
@@ -80,6 +81,7 @@ def load(
         num_threads=num_threads,
         precision=precision,
         max_rows=max_rows,
+        words=opened.words,
     )
     return loaded if bank is None else loaded.with_memory(bank)
 
@@ -110,6 +112,7 @@ class Model(Drawing, Writing):
         name: the name that was passed to `load`.
         step: number of optimiser steps it was trained for.
         num_threads, precision, max_rows: see `Engine`.
+        words: those of the training texts; None: not known.
     """
 
     def __init__(
@@ -122,11 +125,23 @@ class Model(Drawing, Writing):
         num_threads: int | None = None,
         precision: str = "auto",
         max_rows: int = 64,
+        words: TrainingWords | None = None,
     ) -> None:
         super().__init__(
             recipe, components, num_threads=num_threads, precision=precision, max_rows=max_rows
         )
-        self.name, self.step = name, step
+        self.name, self.step, self.words = name, step, words
+
+    def unknown_words(self, text: str) -> dict[str, str | None]:
+        """The words of a prompt that are in no training text, in order, each with the training word
+        that is spelled most like it (None: none is close).
+
+        A model draws something for them too, but can't know what they mean. Empty where the
+        checkpoint has no list of words: an older one, or one of more than two million documents.
+        """
+        if self.words is None:
+            return {}
+        return {word: self.words.nearest(word) for word in self.words.unknown(text)}
 
     def with_memory(
         self, bank: str | Path | None = None, retriever: str | None = None, **settings: Any
@@ -156,6 +171,7 @@ class Model(Drawing, Writing):
             num_threads=self.num_threads,
             precision=self.precision,
             max_rows=self.max_rows,
+            words=self.words,
         )
 
     # ---- pictures

@@ -305,4 +305,5 @@ def save(state: TrainState) -> Path:
         stored,
         components,
         keep=state.recipe.train.keep_checkpoints,
+        words=state.words,
     )

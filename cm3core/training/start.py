@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cm3core.build import Components, build
 from cm3core.checkpoint import CheckpointState, remove_leftovers
+from cm3core.checkpoint.words import words_of_training
 from cm3core.errors import CheckpointError
 from cm3core.files import check_links, check_writable, make_folder, write_text
 from cm3core.recipe.memory import check_training_fits
@@ -98,6 +99,7 @@ def start(
         chosen,
         dtype,
         processes,
+        words_of_training(components.source.texts(), len(components.source), origin.folder),
         done.step,
         done.elapsed_s,
         done.tokens,

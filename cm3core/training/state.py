@@ -18,6 +18,7 @@ from cm3core.training.optim import OptimizerGroup, Schedule
 
 if TYPE_CHECKING:
     from cm3core.build import Components
+    from cm3core.checkpoint.words import TrainingWords
     from cm3core.recipe import Recipe
     from cm3core.training.loader import BatchLoader
     from cm3core.training.preparation import Preparation
@@ -60,6 +61,8 @@ class TrainState:
     device: torch.device
     autocast_dtype: torch.dtype | None
     processes: Processes
+    #: Those of the training texts, if they are known.
+    words: TrainingWords | None = None
     #: Optimiser steps done.
     step: int = 0
     #: Seconds of training, over all sessions.

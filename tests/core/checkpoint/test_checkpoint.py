@@ -80,12 +80,14 @@ def test_layout_and_newest(trained: Path) -> None:
         "recipe.yaml",
         "state.json",
         "text_tokenizer",
+        "words.txt",
     ]
     state = json.loads((newest / STATE).read_text())
     assert state["step"] == 4
     assert state["vocabulary"]["num_image"] == 5
     assert set(state["fingerprints"]) == {
         "text_tokenizer",
+        "words.txt",
         "image_tokenizer",
         "vocabulary",
         "dataset",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cm3core import images
+from cm3core.checkpoint.words import TrainingWords
 from cm3core.cli._model import printable, settings_of
 from cm3core.cli.infill import parse_box
 from cm3core.errors import GenerationError
@@ -225,3 +226,14 @@ def test_half_blocks_are_two_pixels_a_character():
     text = half_blocks([checks, checks], width=2)
     cell = "\x1b[38;2;255;0;0;48;2;0;0;0m\u2580\x1b[38;2;0;0;0;48;2;0;0;0m\u2580\x1b[0m"
     assert text == f"{cell} {cell}\n"
+
+
+def test_words_that_training_never_saw_are_named(cm3, model, tmp_path, capsys, monkeypatch):
+    assert cm3("generate", "red zebra", "-o", tmp_path / "a", "--n", 1) == 0
+    assert capsys.readouterr().err == "", "a checkpoint without a list of words"
+    monkeypatch.setattr(model, "words", TrainingWords.of(["red", "green"]))
+    assert cm3("generate", "red zebra", "greem", "-o", tmp_path / "b", "--n", 1) == 0
+    note = "note: in none of the model's training texts: 'zebra', 'greem' (did you mean 'green'?)\n"
+    assert capsys.readouterr().err == note
+    assert cm3("generate", "Red, green", "-o", tmp_path / "c", "--n", 1) == 0
+    assert capsys.readouterr().err == ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -103,6 +103,13 @@ class IconSource(DocumentSource):
         picture = Image(f"{self._key}/{entry.id}", partial(self._pixels, self._indices[index]))
         title = self.corpus.title(self._indices[index])
         return (Text(caption(entry, rng, self._templates, title)), picture)
+
+    def texts(self) -> Iterator[str]:
+        """Yield the canonical captions, and the other names of things."""
+        for index, own in enumerate(self._indices):
+            entry = self.entry(index)
+            yield caption(entry, None, self._templates, self.corpus.title(own))
+            yield from entry.tags
 
     @property
     def fingerprint(self) -> str:

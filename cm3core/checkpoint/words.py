@@ -1,0 +1,102 @@
+"""The words of a model's training texts, stored with it, so that it can be said which words of a prompt
+it has never seen."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cm3core.checkpoint.layout import WORDS, damaged
+from cm3core.errors import CheckpointError
+from cm3core.files import read_text
+
+#: More texts than this are not read for their words: the list would be long, and incomplete anyway.
+MAX_TEXTS = 2_000_000
+# Thai, Lao, Myanmar, Khmer, kana and ideographs: scripts that don't put spaces between words
+_UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[^\W_])+")
+
+
+def words_of(text: str) -> list[str]:
+    """Words in order, letters and digits only, without regard to case; scripts without spaces by
+    character.
+
+    >>> words_of("Bell-off, Größe 2")
+    ['bell', 'off', 'grösse', '2']
+    """
+    return _WORD.findall(text.casefold())
+
+
+@dataclass(frozen=True)
+class TrainingWords:
+    """The distinct words of all training texts."""
+
+    words: frozenset[str]
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> TrainingWords:
+        """Those of some texts."""
+        return cls(frozenset(word for text in set(texts) for word in words_of(text)))
+
+    @classmethod
+    def read(cls, folder: Path) -> TrainingWords | None:
+        """Those stored in a checkpoint; None in one that has none (an older one, or one that was
+        trained on too many texts).
+
+        Raises:
+            CheckpointError: the file can't be read.
+        """
+        path = folder / WORDS
+        if not path.is_file():
+            return None
+        try:
+            return cls(frozenset(read_text(path).split()))
+        except (OSError, UnicodeDecodeError) as error:
+            raise damaged(path, f"can't be read ({error})") from error
+
+    def write(self, folder: Path) -> None:
+        """Store them: one a line, sorted."""
+        lines = "".join(f"{word}\n" for word in sorted(self.words))
+        (folder / WORDS).write_text(lines, encoding="utf-8")
+
+    def united(self, other: TrainingWords | None) -> TrainingWords:
+        """These and another training's, such as that of the model a run started from."""
+        return self if other is None else TrainingWords(self.words | other.words)
+
+    def unknown(self, text: str) -> Iterator[str]:
+        """The words of a text that are in no training text, each once, in order."""
+        yield from dict.fromkeys(word for word in words_of(text) if word not in self.words)
+
+    def nearest(self, word: str) -> str | None:
+        """The known word that is spelled most like `word`; None if none is close."""
+        alike = (own for own in self.words if abs(len(own) - len(word)) <= 2)
+        return next(iter(difflib.get_close_matches(word, sorted(alike), n=1, cutoff=0.75)), None)
+
+
+def words_of_training(
+    texts: Iterable[str], number: int, checkpoint: Path | None
+) -> TrainingWords | None:
+    """The words of a run: of its texts, and of the checkpoint that it starts or resumes from.
+
+    Args:
+        texts: all training texts.
+        number: of documents; above `MAX_TEXTS` nothing is read.
+        checkpoint: its folder, if there is one.
+
+    Returns:
+        None where the whole is not known: too many documents, or a checkpoint without a list.
+    """
+    if number > MAX_TEXTS:
+        return None
+    before = None
+    if checkpoint is not None:
+        try:
+            before = TrainingWords.read(checkpoint)
+        except CheckpointError:
+            return None
+        if before is None:
+            return None
+    return TrainingWords.of(texts).united(before)
