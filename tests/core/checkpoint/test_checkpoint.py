@@ -87,7 +87,6 @@ def test_layout_and_newest(trained: Path) -> None:
     assert state["vocabulary"]["num_image"] == 5
     assert set(state["fingerprints"]) == {
         "text_tokenizer",
-        "words.txt",
         "image_tokenizer",
         "vocabulary",
         "dataset",
