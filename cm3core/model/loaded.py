@@ -22,6 +22,7 @@ from cm3core.recipe.missing import MissingComponent
 
 if TYPE_CHECKING:
     from cm3core.build import Components
+    from cm3core.checkpoint.words import TrainingWords
     from cm3core.interfaces.sampler import Sampler, SamplerConfig
     from cm3core.recipe import Recipe
 
@@ -40,6 +41,9 @@ class Loaded:
         num_threads, precision, max_rows: see `Engine`.
     """
 
+    #: The words of the training texts; None: not known.
+    words: TrainingWords | None = None
+
     def __init__(
         self,
         recipe: Recipe,
@@ -53,6 +57,17 @@ class Loaded:
         self.num_threads, self.precision, self.max_rows = num_threads, precision, max_rows
         self._engine: tuple[int, Engine] | None = None  # with the version of its weights
         self._codes: dict[str, Codes] = {}  # of pictures, by key
+
+    def unknown_words(self, text: str) -> dict[str, str | None]:
+        """The words of a prompt that are in no training text, in order, each with the training word
+        that is spelled most like it (None: none is close).
+
+        A model draws something for them too, but can't know what they mean. Empty where the
+        checkpoint has no list of words: an older one, or one of more than two million documents.
+        """
+        if self.words is None:
+            return {}
+        return {word: self.words.nearest(word) for word in self.words.unknown(text)}
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -1,10 +1,8 @@
 """`load` and `Model`: generate, caption and inpaint pictures with a trained checkpoint.
 
 >>> import cm3core
->>> model = cm3core.load("bundled:emoji64")                                     # doctest: +SKIP
->>> pictures = model.generate("red apple, noto style", num_images=4, seed=1)    # doctest: +SKIP
->>> model.caption(pictures[0].pixels).text                                      # doctest: +SKIP
-'red apple'
+>>> model = cm3core.load()                                               # doctest: +SKIP
+>>> pictures = model.generate("bell off, outline", num_images=4, seed=1) # doctest: +SKIP
 
 `Model` is a facade: `loaded` holds the checkpoint's parts; calls run jobs of `drawing` and `writing`,
 documents with holes, which `cm3core.generation.engine.Engine` fills. For coroutines: `AsyncModel`.
@@ -35,7 +33,6 @@ from cm3core.plugins.discovery import load_registry
 
 if TYPE_CHECKING:
     from cm3core.build import Components
-    from cm3core.checkpoint.words import TrainingWords
     from cm3core.interfaces.reranker import Reranker
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
@@ -70,9 +67,8 @@ def load(
         RecipeError, PluginError: its recipe needs a component that is not installed.
     """
     registry = load_registry() if registry is None else registry
-    opened = open_checkpoint(
-        find_model(model, registry), registry, device=device, trust_plugins=trust_plugins
-    )
+    folder = find_model(model, registry)
+    opened = open_checkpoint(folder, registry, device=device, trust_plugins=trust_plugins)
     loaded = Model(
         opened.recipe,
         opened.components,
@@ -81,8 +77,8 @@ def load(
         num_threads=num_threads,
         precision=precision,
         max_rows=max_rows,
-        words=opened.words,
     )
+    loaded.words = opened.words
     return loaded if bank is None else loaded.with_memory(bank)
 
 
@@ -112,7 +108,6 @@ class Model(Drawing, Writing):
         name: the name that was passed to `load`.
         step: number of optimiser steps it was trained for.
         num_threads, precision, max_rows: see `Engine`.
-        words: those of the training texts; None: not known.
     """
 
     def __init__(
@@ -125,23 +120,11 @@ class Model(Drawing, Writing):
         num_threads: int | None = None,
         precision: str = "auto",
         max_rows: int = 64,
-        words: TrainingWords | None = None,
     ) -> None:
         super().__init__(
             recipe, components, num_threads=num_threads, precision=precision, max_rows=max_rows
         )
-        self.name, self.step, self.words = name, step, words
-
-    def unknown_words(self, text: str) -> dict[str, str | None]:
-        """The words of a prompt that are in no training text, in order, each with the training word
-        that is spelled most like it (None: none is close).
-
-        A model draws something for them too, but can't know what they mean. Empty where the
-        checkpoint has no list of words: an older one, or one of more than two million documents.
-        """
-        if self.words is None:
-            return {}
-        return {word: self.words.nearest(word) for word in self.words.unknown(text)}
+        self.name, self.step = name, step
 
     def with_memory(
         self, bank: str | Path | None = None, retriever: str | None = None, **settings: Any
@@ -164,15 +147,16 @@ class Model(Drawing, Writing):
                 bank, or the embedder that it needs is missing.
             PluginError: no plugin provides that retriever.
         """
-        return Model(
+        changed = Model(
             *with_memory(self.recipe, self.components, bank, settings, retriever),
             name=self.name,
             step=self.step,
             num_threads=self.num_threads,
             precision=self.precision,
             max_rows=self.max_rows,
-            words=self.words,
         )
+        changed.words = self.words
+        return changed
 
     # ---- pictures
 

@@ -15,10 +15,10 @@ from cm3core.cli import add_overrides, registry_of, whole_number
 from cm3core.errors import CM3Error, close_match
 
 PLACE = "cm3 experiment retrieval"
-DEFAULT_ARMS = ("none", "dense-1", "dense-2", "bm25-1", "random-1")
+DEFAULT_ARMS = ("none", "bm25-1", "bm25-2", "dense-1", "random-1")
 EXAMPLE = """examples:
   cm3 experiment retrieval -o gain
-  cm3 experiment retrieval --arms none dense-1 --seeds 0 1 2 --steps 20000 -o gain
+  cm3 experiment retrieval --arms none bm25-1 --seeds 0 1 2 --steps 20000 -o gain
   cm3 experiment retrieval --steps 200 --pictures 8 -o trial
 The same command resumes an interrupted run. Open report.md in the folder when it is done."""
 

@@ -163,7 +163,7 @@ def test_a_folder_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_a_model_of_other_pictures(tmp_path: Path) -> None:
     registry = load_registry()
-    recipe = compose("quickstart", registry=registry)
+    recipe = compose("icons", ["dataset=emoji"], registry=registry)
     other: Any = type("Other", (), {"recipe": recipe, "name": "other"})()
     settings = IconSettings(2, ("comp",), ("none",), ("pixels",))
     with pytest.raises(CM3Error, match="its data set is 'emoji', and this experiment measures"):

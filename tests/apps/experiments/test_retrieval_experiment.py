@@ -29,17 +29,16 @@ SMALL = [
     "train.log_every_steps=1",
     "train.validation_documents=2",
     "train.validate_every_steps=1",
-    "dataset.styles=[noto,twemoji,emojione,fluent]",
+    "dataset.sets=[ph]",
+    "dataset.things_share=0.02",
 ]
 
 
 @pytest.fixture
 def overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The experiment on a few concepts, some held out entirely, with its own cache folder."""
-    concepts = tmp_path / "concepts.txt"
-    concepts.write_text("red apple\ngreen apple\npizza\npanda\nkey\nleopard\ndeer\n")
+    """The experiment on a few icons, some held out entirely, with its own cache folder."""
     monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
-    return [*SMALL, f"dataset.concepts={concepts}"]
+    return list(SMALL)
 
 
 def test_all_stages_and_again(
@@ -89,6 +88,7 @@ def test_all_stages_and_again(
         "floor_spread",
         "r5",
         "real_r5",
+        "copy_r5",
     }
     report = (out / "report.md").read_text()
     typed = [
@@ -102,13 +102,17 @@ def test_all_stages_and_again(
         *arguments[11:],
     ]
     assert f"`{shlex.join(typed)}`" in report, "who reads it can repeat it"
-    assert set(dense["drawn"]) == {"unseen"}, "one document of comp has no distance"
+    assert set(dense["drawn"]) == {"comp", "unseen"}
+    drawn = dense["drawn"]["unseen"]
+    assert drawn["real_r5"] == 1.0, "codes keep what tells one picture from the others"
+    assert 0 <= drawn["r5"] < 1, "two steps teach nothing"
+    assert none["drawn"]["unseen"]["copy_r5"] is None
     for name in ("curves.png", "pictures-unseen.png"):
         assert (out / name).stat().st_size > 0
         assert f"({name})" in report
     assert "| dense, 2 documents | 2 |" in report
     with np.load(out / "dense-2-0" / "drawn.npz", allow_pickle=False) as file:
-        assert file["unseen_drawn"].shape == (2, 32, 32, 3)
+        assert file["unseen_drawn"].shape == (2, 64, 64, 3)
     kept = [out / "dense-2-0" / name for name in ("losses.json", "drawn.npz")]
     before = [path.stat().st_mtime_ns for path in kept]
     assert main(arguments) == 0, "the same command again only writes the report"

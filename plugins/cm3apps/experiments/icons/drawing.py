@@ -5,17 +5,31 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from cm3apps.experiments.icons.asked import Asked
 from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Text
 from cm3core.model import Model
 from cm3core.progress import make_bar
 
 #: Documents whose likelihood is computed between two updates of the bar.
 _BATCH = 16
+
+
+class Asked(Protocol):
+    """A picture to draw: its caption, the document of both, and what may be prepended."""
+
+    @property
+    def text(self) -> str:
+        """The caption."""
+
+    @property
+    def document(self) -> Document:
+        """Caption and picture."""
+
+    def front(self, condition: str) -> tuple[Document, ...]:
+        """The documents prepended under a condition."""
 
 
 def nats_of_codes(model: Model, asked: Sequence[Asked], condition: str) -> list[float]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from cm3apps.experiments.judging import Judging, reconstructed
 from cm3apps.experiments.kid import kid
-from cm3apps.judge.features import FeatureFunction, efficientnet_features
-from cm3apps.judge.judge import BUNDLED_WEIGHTS as JUDGE_WEIGHTS
-from cm3apps.judge.judge import Judge, JudgeWeights
+from cm3apps.judge.features import efficientnet_features
 from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Text, text_of
 from cm3core.errors import CM3Error
 from cm3core.files import atomic_path
@@ -33,6 +32,14 @@ _BATCH = 48
 SEED = 1
 
 
+class _Asked(NamedTuple):
+    """A picture to draw, see `cm3apps.experiments.judging.Judged`."""
+
+    id: str
+    group: str
+    pixels: PixelArray
+
+
 @dataclass(frozen=True)
 class Scores:
     """Scores of one split's pictures; the `real_` ones are of the prompts' own pictures.
@@ -40,8 +47,10 @@ class Scores:
     Args:
         kid, real_kid: distance from training pictures (see `kid`), times 1000.
         floor, floor_spread: the same between two halves of the training pictures.
-        r5, real_r5: share of pictures whose own text is among the judge's first five of all that
-            it knows; None: it doesn't know them.
+        r5, real_r5: how often the real picture is among the five real ones nearest to the drawn
+            one, see `cm3apps.experiments.judging`, and the same of the real picture through its codes;
+            None: there are too few to compare with.
+        copy_r5: the same of the first prepended picture; None where nothing is prepended.
     """
 
     kid: float
@@ -50,6 +59,7 @@ class Scores:
     floor_spread: float
     r5: float | None
     real_r5: float | None
+    copy_r5: float | None
 
 
 def draw(
@@ -79,6 +89,7 @@ def draw(
     of_train = features(
         _pictures(components.source, spread(len(components.source), NUM_REAL), model.image_size)
     )
+    judging = Judging(model)
     memory = _whole(components)
     found = (
         None if retriever is None or number == 0 else retriever.build(memory, components.embedder)
@@ -123,16 +134,28 @@ def draw(
                 ]
             )
         real = _pictures(source, indices, model.image_size)
-        scores[split] = _scores(
-            np.stack(drawn), real, [source.group(index) for index in indices], of_train, features
+        prepended = np.stack([_first(documents_, model.image_size) for documents_ in front])
+        asked = [
+            _Asked(source.id(index), source.group(index), pixels)
+            for index, pixels in zip(indices, real, strict=True)
+        ]
+        pictures = {"drawn": drawn, "ceiling": reconstructed(model, asked)}
+        if found is not None:
+            pictures["copy"] = list(prepended)
+        ranks = judging.scores(asked, pictures)
+        of_drawn, of_real = kid(features(np.stack(drawn)), of_train), kid(features(real), of_train)
+        scores[split] = Scores(
+            1000 * of_drawn.distance,
+            1000 * of_real.distance,
+            1000 * of_drawn.floor,
+            1000 * of_drawn.floor_spread,
+            *(ranks.get(f"{name}_r5") for name in ("drawn", "ceiling", "copy")),
         )
         arrays |= {
             f"{split}_drawn": np.stack(drawn),
             f"{split}_real": real,
             f"{split}_text": np.array([text_of(query) for query in queries]),
-            f"{split}_front": np.stack(
-                [_first(documents_, model.image_size) for documents_ in front]
-            ),
+            f"{split}_front": prepended,
         }
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its stub takes the names for options
@@ -164,29 +187,3 @@ def _first(documents: tuple[Document, ...], size: tuple[int, int]) -> PixelArray
         None,
     )
     return np.full((*size, 3), 255, np.uint8) if picture is None else fit(picture.load(), size)
-
-
-def _scores(
-    drawn: PixelArray,
-    real: PixelArray,
-    concepts: list[str],
-    of_train: np.ndarray,
-    features: FeatureFunction,
-) -> Scores:
-    of_drawn, of_real = features(drawn), features(real)
-    distance, real_distance = kid(of_drawn, of_train), kid(of_real, of_train)
-    judge = Judge(JudgeWeights.read(JUDGE_WEIGHTS), features)
-    r5 = real_r5 = None
-    if set(concepts) <= set(judge.concepts):
-        r5, real_r5 = (
-            float(np.mean(judge.ranks_of_features(one, concepts, judge.concepts) <= 5))
-            for one in (of_drawn, of_real)
-        )
-    return Scores(
-        1000 * distance.distance,
-        1000 * real_distance.distance,
-        1000 * distance.floor,
-        1000 * distance.floor_spread,
-        r5,
-        real_r5,
-    )

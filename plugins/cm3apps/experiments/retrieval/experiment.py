@@ -209,7 +209,7 @@ class RetrievalExperiment:
         kept = _kept(folder / "drawn.json", key)
         if kept is None:
             name = arm.rpartition("-")[0]
-            retriever = self._retrievers(recipe).get(name or "dense")
+            retriever = self._retrievers(recipe).get(name or "bm25")
             scores = draw(
                 components,
                 retriever,
