@@ -140,7 +140,7 @@ def _pictures(splits: dict[str, Any], ceiling: dict[str, float]) -> list[str]:
         for name, value in next(iter(splits.values()))["pictures"]["real"].items()
         if isinstance(value, dict)
     ]
-    columns = [f"R@1 / R@5, {name}" for name in judges] + ["set and style", "style"]
+    columns = [f"R@1 / R@5, {name}" for name in judges] + ["set and style", "style", "finish"]
     lines = [
         "## What it draws",
         "",
@@ -151,7 +151,8 @@ def _pictures(splits: dict[str, Any], ceiling: dict[str, float]) -> list[str]:
         "training of this model used. Set and style: how often a classifier names those asked for; on "
         "held-out real",
         f"pictures it is right in {ceiling['set_and_style']:.2f} (set and style) and "
-        f"{ceiling['style']:.2f} (style words) of cases.",
+        f"{ceiling['style']:.2f} (style words) of cases; of the finish alone (outline, filled, duotone, "
+        f"colour or broken) in {ceiling['finish']:.2f}.",
         "",
         f"| split | pictures | {' | '.join(columns)} |",
         "| --- | --- |" + " --- |" * len(columns),
@@ -159,7 +160,7 @@ def _pictures(splits: dict[str, Any], ceiling: dict[str, float]) -> list[str]:
     for split, own in splits.items():
         for name, values in own["pictures"].items():
             cells = [f"{values[one]['r1']:.2f} / {values[one]['r5']:.2f}" for one in judges]
-            cells += [f"{values[key]:.2f}" for key in ("set_and_style", "style")]
+            cells += [f"{values[key]:.2f}" for key in ("set_and_style", "style", "finish")]
             title = PICTURE_TITLES.get(name, plain(name))
             lines.append(f"| {plain(split)} | {title} | {' | '.join(cells)} |")
     return [*lines, ""]

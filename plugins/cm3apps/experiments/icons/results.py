@@ -22,7 +22,7 @@ from cm3core.files import atomic_path, check_writable, make_folder, write_text
 PARTS = "parts"
 SETTINGS = "settings.json"
 #: Incremented when the same settings give other figures.
-_VERSION = 1
+_VERSION = 2
 
 
 class ResultFolder:

@@ -39,7 +39,9 @@ EPOCHS = 6
 BATCH = 128
 LEARNING_RATE = 6e-3
 SEED = 0
-_VERSION = 1
+_VERSION = 2
+#: What the eye tells first. A style has one of them: the first of these words that it holds.
+FINISHES = ("duotone", "colour", "broken", "filled", "outline")
 
 Class = tuple[str, str]
 
@@ -64,7 +66,8 @@ class StyleClassifier:
     def accuracy(
         self, pictures_NHWC: Sequence[PixelArray] | PixelArray, entries: Sequence[IconEntry]
     ) -> dict[str, float]:
-        """Shares of pictures whose set and style, and whose style words, are the asked ones."""
+        """Shares of pictures whose set and style, whose style words, and whose finish (see
+        `finish_of`) are the asked ones."""
         found = self.classify(pictures_NHWC)
         pairs = list(zip(found, entries, strict=True))
         return {
@@ -72,7 +75,19 @@ class StyleClassifier:
                 np.mean([one == (entry.set_name, entry.style) for one, entry in pairs])
             ),
             "style": float(np.mean([one[1] == entry.style for one, entry in pairs])),
+            "finish": float(
+                np.mean([finish_of(one[1]) == finish_of(entry.style) for one, entry in pairs])
+            ),
         }
+
+
+def finish_of(style: str) -> str:
+    """The one of `FINISHES` that a style has; "" if it has none.
+
+    >>> finish_of("outline duotone rounded"), finish_of("filled sharp"), finish_of("")
+    ('duotone', 'filled', '')
+    """
+    return next((finish for finish in FINISHES if finish in style.split()), "")
 
 
 def style_classifier(
