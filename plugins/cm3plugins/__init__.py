@@ -89,8 +89,9 @@ def cm3_objectives() -> Mapping[str, type[ObjectiveConfig]]:
 @hookimpl
 def cm3_decoders() -> Mapping[str, type[DecoderConfig]]:
     from cm3plugins.decoders.cm3leon import CM3LeonConfig
+    from cm3plugins.decoders.llama import LlamaConfig
 
-    return {"cm3leon": CM3LeonConfig}
+    return {"cm3leon": CM3LeonConfig, "llama": LlamaConfig}
 
 
 @hookimpl
