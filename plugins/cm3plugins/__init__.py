@@ -44,9 +44,17 @@ def cm3_commands() -> Mapping[str, str]:
 @hookimpl
 def cm3_image_tokenizers() -> Mapping[str, type[ImageTokenizerConfig]]:
     from cm3plugins.image_tokenizers.patches.config import PatchTokenizerConfig
+    from cm3plugins.image_tokenizers.public import config as public
     from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig
 
-    return {"patches": PatchTokenizerConfig, "vqgan": VQGANConfig}
+    return {
+        "chameleon": public.ChameleonVQConfig,
+        "ldm": public.LDMConfig,
+        "llamagen": public.LlamaGenVQConfig,
+        "patches": PatchTokenizerConfig,
+        "taming": public.TamingConfig,
+        "vqgan": VQGANConfig,
+    }
 
 
 @hookimpl
