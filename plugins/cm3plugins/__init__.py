@@ -61,8 +61,19 @@ def cm3_image_tokenizers() -> Mapping[str, type[ImageTokenizerConfig]]:
 def cm3_text_tokenizers() -> Mapping[str, type[TextTokenizerConfig]]:
     from cm3plugins.text_tokenizers.bpe import BPETokenizerConfig
     from cm3plugins.text_tokenizers.byte import ByteTokenizerConfig
+    from cm3plugins.text_tokenizers.published import (
+        HFTokenizerConfig,
+        SentencePieceConfig,
+        TiktokenConfig,
+    )
 
-    return {"bpe": BPETokenizerConfig, "byte": ByteTokenizerConfig}
+    return {
+        "bpe": BPETokenizerConfig,
+        "byte": ByteTokenizerConfig,
+        "hf": HFTokenizerConfig,
+        "sentencepiece": SentencePieceConfig,
+        "tiktoken": TiktokenConfig,
+    }
 
 
 @hookimpl
