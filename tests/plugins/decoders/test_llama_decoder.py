@@ -118,7 +118,7 @@ def test_parameters_are_counted_without_building(options: dict[str, Any]) -> Non
 @pytest.mark.parametrize(
     ("options", "inner", "billions"),
     [
-        ({}, 11_008, 7.01),
+        ({"num_layers": 32, "d_model": 4096, "num_heads": 32}, 11_008, 7.01),
         ({"num_layers": 48, "d_model": 8192, "num_heads": 64, "num_key_heads": 8}, 22_016, 34.3),
     ],
 )

@@ -24,8 +24,8 @@ QK_NORMS = ("none", "layer_norm", "rms_norm")
 class LlamaConfig(LlamaSettings, DecoderConfig):
     """RMSNorm, SwiGLU, rotary positions, grouped-query attention (Llama, Chameleon, Qwen).
 
-    No learned positions and no positions in the picture's grid. The defaults are Chameleon 7B's;
-    other models are this class with other numbers.
+    No learned positions and no positions in the picture's grid. The defaults have Chameleon's norms
+    and the size of the paper's 350M model; other models are this class with other numbers.
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {

@@ -10,7 +10,9 @@ FFN_MULTIPLE = 256
 
 @dataclass(kw_only=True)
 class LlamaSettings:
-    """Sizes and options; the defaults are Chameleon 7B's shape.
+    """Sizes and options; the defaults are of the size of the paper's 350M model.
+
+    Chameleon 7B is `num_layers=32 d_model=4096 num_heads=32` with the other defaults.
 
     Args:
         context_length: maximum number of tokens in a sequence.
@@ -42,9 +44,9 @@ class LlamaSettings:
     """
 
     context_length: int = 4096
-    num_layers: int = 32
-    d_model: int = 4096
-    num_heads: int = 32
+    num_layers: int = 24
+    d_model: int = 1024
+    num_heads: int = 16
     num_key_heads: int | None = None
     head_dim: int | None = None
     d_ff: int | None = None
