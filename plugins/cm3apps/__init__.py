@@ -1,5 +1,5 @@
 """Programs built on the framework: quickstart, benchmarks, experiments, the judge, training of the
-bundled embedders.
+bundled embedders, conversion of public weights.
 
 They register their commands as a third party's plugin does. Nothing else in the repository imports
 them.
@@ -18,6 +18,7 @@ CM3_API = 1
 def cm3_commands() -> Mapping[str, str]:
     return {
         "bench": "cm3apps.benchmarks.command:configure",
+        "convert": "cm3apps.convert.command:configure",
         "embedder": "cm3apps.embedder_training.command:configure",
         "experiment": "cm3apps.experiments.command:configure",
         "quickstart": "cm3apps.quickstart.command:configure",

@@ -44,17 +44,36 @@ def cm3_commands() -> Mapping[str, str]:
 @hookimpl
 def cm3_image_tokenizers() -> Mapping[str, type[ImageTokenizerConfig]]:
     from cm3plugins.image_tokenizers.patches.config import PatchTokenizerConfig
+    from cm3plugins.image_tokenizers.public import config as public
     from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig
 
-    return {"patches": PatchTokenizerConfig, "vqgan": VQGANConfig}
+    return {
+        "chameleon": public.ChameleonVQConfig,
+        "ldm": public.LDMConfig,
+        "llamagen": public.LlamaGenVQConfig,
+        "patches": PatchTokenizerConfig,
+        "taming": public.TamingConfig,
+        "vqgan": VQGANConfig,
+    }
 
 
 @hookimpl
 def cm3_text_tokenizers() -> Mapping[str, type[TextTokenizerConfig]]:
     from cm3plugins.text_tokenizers.bpe import BPETokenizerConfig
     from cm3plugins.text_tokenizers.byte import ByteTokenizerConfig
+    from cm3plugins.text_tokenizers.published import (
+        HFTokenizerConfig,
+        SentencePieceConfig,
+        TiktokenConfig,
+    )
 
-    return {"bpe": BPETokenizerConfig, "byte": ByteTokenizerConfig}
+    return {
+        "bpe": BPETokenizerConfig,
+        "byte": ByteTokenizerConfig,
+        "hf": HFTokenizerConfig,
+        "sentencepiece": SentencePieceConfig,
+        "tiktoken": TiktokenConfig,
+    }
 
 
 @hookimpl
@@ -89,8 +108,9 @@ def cm3_objectives() -> Mapping[str, type[ObjectiveConfig]]:
 @hookimpl
 def cm3_decoders() -> Mapping[str, type[DecoderConfig]]:
     from cm3plugins.decoders.cm3leon import CM3LeonConfig
+    from cm3plugins.decoders.llama import LlamaConfig
 
-    return {"cm3leon": CM3LeonConfig}
+    return {"cm3leon": CM3LeonConfig, "llama": LlamaConfig}
 
 
 @hookimpl

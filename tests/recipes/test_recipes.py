@@ -29,6 +29,7 @@ from cm3core.plugins import PluginInfo, Registry, load_registry
 from cm3core.recipe import Recipe, compose, diff, list_recipes, recipe_from_yaml
 from cm3core.recipe import sections as schema
 from cm3core.recipe.library import description, header, recipes_directory
+from cm3core.vocab import Vocabulary
 
 
 @dataclass(kw_only=True)
@@ -787,8 +788,6 @@ def test_the_papers_parameter_counts(size: str, millions: int) -> None:
     allocated."""
     import torch
 
-    from cm3core.vocab import Vocabulary
-
     recipe = compose(f"cm3leon-{size}", registry=load_registry())
     assert recipe.decoder is not None
     assert recipe.attention is not None
@@ -835,3 +834,23 @@ def test_random_layers_never_change_each_other(folder: Path) -> None:
     first = made().to_yaml()
     made("base.yaml", *random.Random(0).sample(OVERRIDES[2:], 5))
     assert made().to_yaml() == first
+
+
+def test_the_modern_decoder_costs_what_the_papers_does() -> None:
+    """Per token, by the matrices of its layers; everything but the decoder and the z loss is equal."""
+    registry = load_registry()
+    paper, modern = (compose(f"cm3leon-{name}", registry=registry) for name in ("350m", "modern"))
+    vocabulary, grid = Vocabulary(num_text=56_320, num_image=8_192), (32, 32)
+    assert paper.decoder is not None
+    assert modern.decoder is not None
+    counts = [
+        recipe.decoder.num_parameters(vocabulary, grid) - 1024 * vocabulary.size
+        for recipe in (paper, modern)
+    ]
+    assert counts[1] / counts[0] == pytest.approx(1, abs=0.03)
+    differing = {
+        key
+        for key, value in modern.flat().items()
+        if paper.flat().get(key) != value and not key.startswith("decoder.")
+    }
+    assert differing == {"train.z_loss"}

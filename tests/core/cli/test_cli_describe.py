@@ -287,7 +287,13 @@ def test_json_of_the_list_of_plugins(capsys: pytest.CaptureFixture[str]) -> None
         "cm3leon, cm3plugins",
         "",
     )
-    assert bundled["components"]["text_tokenizer"] == ["bpe", "byte"]
+    assert bundled["components"]["text_tokenizer"] == [
+        "bpe",
+        "byte",
+        "hf",
+        "sentencepiece",
+        "tiktoken",
+    ]
 
 
 def test_nothing_heavy_is_imported() -> None:

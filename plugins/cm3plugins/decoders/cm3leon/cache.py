@@ -68,6 +68,8 @@ class CM3LeonCache(SegmentPool):
             )
             mask = torch.zeros(B, 1, T, longest, dtype=self.layout.dtype, device=device)
             mask.masked_fill_(~see_BTS[:, None], -torch.inf)
+            if self.layout.on_cpu:  # as `_attend_cpu` groups its queries
+                mask = mask.repeat(1, 1, self.layout.queries_per_key, 1)
         fresh = not any(own) and not any(row.segments for row in self.rows)
         reading = Reading(
             T, longest, slots_BT.flatten(), mask, self._segment_groups(), fresh, self._length_B
@@ -129,8 +131,22 @@ class CM3LeonCache(SegmentPool):
     def _attend_cpu(
         self, q_BTHD: Tensor, keys_KND: Tensor, values_KND: Tensor, reading: Reading
     ) -> Tensor:
-        """Own keys of all rows in one product, each shared segment in one product for its rows."""
+        """Own keys of all rows in one product, each shared segment in one product for its rows.
+
+        Query heads that read the same key head become more queries of that head (T here counts
+        them all), so that its keys are read once.
+        """
+        B, T, H, D = q_BTHD.shape
+        group = self.layout.queries_per_key
         q_BHTD = q_BTHD.transpose(1, 2).to(keys_KND.dtype)
+        q_BHTD = q_BHTD.reshape(B, H // group, group * T, D)
+        out_BHTD = self._attend_grouped(q_BHTD, keys_KND, values_KND, reading)
+        return out_BHTD.reshape(B, H, T, D).transpose(1, 2)
+
+    def _attend_grouped(
+        self, q_BHTD: Tensor, keys_KND: Tensor, values_KND: Tensor, reading: Reading
+    ) -> Tensor:
+        """Attention where keys have as many heads as queries, [B, H, T, D]."""
         own_keys, own_values = (
             self._own(keys_KND, reading.num_own),
             self._own(values_KND, reading.num_own),
@@ -139,7 +155,7 @@ class CM3LeonCache(SegmentPool):
             out_BHTD = F.scaled_dot_product_attention(
                 q_BHTD, own_keys, own_values, attn_mask=reading.mask_B1TS
             )
-            return out_BHTD.transpose(1, 2)
+            return out_BHTD
         out_BHTD, lse_BHT = _flash(q_BHTD, own_keys, own_values, reading.mask_B1TS)
         H, T, D = q_BHTD.shape[1:]
         for segment, rows in reading.groups:
@@ -155,7 +171,7 @@ class CM3LeonCache(SegmentPool):
             share_nHT1 = torch.sigmoid(lse_nHT - before_nHT)[..., None].to(out_BHTD.dtype)
             out_BHTD[rows] = torch.lerp(out_BHTD[rows], part_nHTD, share_nHT1)
             lse_BHT[rows] = torch.logaddexp(before_nHT, lse_nHT)
-        return out_BHTD.transpose(1, 2)
+        return out_BHTD
 
     # ---- on a device
 
@@ -199,7 +215,7 @@ class CM3LeonCache(SegmentPool):
                 starts,
                 capacities,
                 reads,
-                num_query_heads=self.layout.num_heads,
+                num_query_heads=self.layout.num_heads * self.layout.queries_per_key,
                 num_key_heads=self.layout.num_heads,
                 device=device,
             )

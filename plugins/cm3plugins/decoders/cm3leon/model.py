@@ -29,6 +29,7 @@ from cm3plugins.decoders.cm3leon.block import Block, Context
 from cm3plugins.decoders.cm3leon.inference import CM3LeonInference
 from cm3plugins.decoders.cm3leon.products import layer_norm
 from cm3plugins.decoders.cm3leon.settings import CM3LeonSettings
+from cm3plugins.decoders.codebook_start import codebook_rows
 
 
 def truncated_normal_(weight: Tensor, std: float) -> None:
@@ -165,18 +166,11 @@ class CM3LeonDecoder(nn.Module, Decoder):
             codebook: floating [num_image, dim].
             vocabulary: where the image codes' rows are.
         """
-        if codebook.shape[0] != vocabulary.num_image:
-            raise DocumentError(
-                "codebook",
-                f"{codebook.shape[0]} codes, the vocabulary has {vocabulary.num_image}",
-                "use the image tokenizer that the vocabulary was made for",
-            )
-        E, dim = self.config.d_model, codebook.shape[1]
-        generator = torch.Generator().manual_seed(0)
-        square = torch.randn(max(E, dim), max(E, dim), generator=generator, dtype=torch.float64)
-        projection_CE = torch.linalg.qr(square).Q[:dim, :E]
-        codes = codebook.detach().to("cpu", torch.float64)
-        rows_E = (codes - codes.mean(0)) @ projection_CE
-        rows_E *= self.config.codebook_scale * self.config.init_std / rows_E.std().clamp(min=1e-12)
+        rows_E = codebook_rows(
+            codebook,
+            vocabulary,
+            self.config.d_model,
+            self.config.codebook_scale * self.config.init_std,
+        )
         for weight in {id(w): w for w in (self.embed_tokens.weight, self.head_weight())}.values():
             weight[vocabulary.image.start : vocabulary.image.stop] = rows_E.to(weight)

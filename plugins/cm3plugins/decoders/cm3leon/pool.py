@@ -33,10 +33,11 @@ class CacheLayout:
     something else: caches of the same layout can join.
 
     Args:
-        num_layers, num_heads, head_dim: sizes.
+        num_layers, num_heads, head_dim: sizes; heads are those of keys and values.
         dtype, device: of keys and values.
         backend: the attention function.
         on_cpu: attention takes its lengths from the host.
+        queries_per_key: query heads that read each key head, adjacent ones.
     """
 
     num_layers: int
@@ -46,6 +47,7 @@ class CacheLayout:
     device: torch.device
     backend: AttentionBackend
     on_cpu: bool
+    queries_per_key: int = 1
 
 
 @dataclass(eq=False)

@@ -1,8 +1,7 @@
 """The VQGAN network: encoder, vector quantiser, decoder.
 
 As taming-transformers' VQModel and Make-A-Scene's VQ-IMG. Module and parameter names are taming's;
-reading its public checkpoints is not built yet (another file format, and options that this network
-lacks).
+its public checkpoints, and those of others, are read by `image_tokenizers/public`.
 
 Shape legend: B pictures, C channels, H W pixels, D code dimension, Y X rows and columns of the code
 grid, N = B * Y * X positions, K codebook entries.

@@ -1,0 +1,186 @@
+"""The command line of `cm3 convert`. Light: heavy modules are imported when it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cm3core.cli import whole_number
+from cm3core.errors import CheckpointError, CM3Error, FileError
+from cm3core.files import check_not_input, new_place
+
+if TYPE_CHECKING:
+    from cm3apps.convert.model import ChameleonFiles
+
+EXAMPLE = """examples:
+  cm3 convert chameleon/models/7b -o chameleon-7b-hf --tokenizer chameleon/tokenizer
+  cm3 convert chameleon-7b-hf -o again --to meta
+  cm3 convert Anole-7b-v0.1/models/7b --check"""
+#: Files beside the weights that a copy must keep.
+NOTICES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+#: Chameleon's image token has this name in Meta's tokenizer, and another in transformers.
+RESERVED_IMAGE = "<reserved08707>"
+TEXT_TOKENIZER = "text_tokenizer.json"
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Options of the command."""
+    parser.description = (
+        "Convert Chameleon's weights, and those made from them (Anole, Lumina-mGPT), between "
+        "Meta's files and Hugging Face's, in both directions. Every tensor must be there and have "
+        "its size; checklist.chk is verified; nothing in a file is executed. Weights keep their "
+        "type. The folder is written as a whole or not at all."
+    )
+    parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
+    parser.add_argument(
+        "source", type=Path, metavar="FOLDER", help="with params.json (Meta) or config.json (HF)"
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="new folder")
+    what.add_argument("--check", action="store_true", help="only verify the source; write nothing")
+    parser.add_argument(
+        "--to", choices=("hf", "meta"), help="form to write (default: the one it is not)"
+    )
+    parser.add_argument(
+        "--shards",
+        type=whole_number(1, 1024),
+        metavar="N",
+        help="to meta: number of files of weights (default: as few as the norms of heads allow)",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="FOLDER",
+        help=f"to hf: folder with {TEXT_TOKENIZER}, whose names of ids transformers needs for pictures",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: Namespace) -> int:
+    """Convert or check; return the exit code."""
+    from cm3apps.convert.model import LICENCE
+
+    with ExitStack() as stack:
+        model = _open(args.source, stack)
+        _say_what(model, args.source)
+        if args.check:
+            _read_all(model)
+            print("every tensor is there, has its size and can be read")
+            return 0
+        form = args.to or ("meta" if model.form == "hf" else "hf")
+        for option, value, needed in (
+            ("--shards", args.shards, "meta"),
+            ("--tokenizer", args.tokenizer, "hf"),
+        ):
+            if value is not None and form != needed:
+                raise CM3Error(option, f"is for --to {needed} only", "leave it out")
+        extra = _of_tokenizer(args.tokenizer) if args.tokenizer else {}
+        _write(model, args, form, extra)
+    print(f"{args.out}: {form}")
+    print(LICENCE, file=sys.stderr)
+    return 0
+
+
+def _open(source: Path, stack: ExitStack) -> ChameleonFiles:
+    from cm3apps.convert.hugging_face import is_hugging_face, open_hugging_face
+    from cm3apps.convert.meta import is_meta, open_meta
+
+    if not source.is_dir():
+        raise CheckpointError(str(source), "is no folder", "give the folder of the weights")
+    if is_meta(source):
+        return open_meta(source, stack)
+    if is_hugging_face(source):
+        return open_hugging_face(source, stack)
+    raise CheckpointError(
+        str(source),
+        "has neither params.json (Meta) nor config.json (Hugging Face)",
+        "give the folder that holds the files of weights, such as models/7b",
+    )
+
+
+def _say_what(model: ChameleonFiles, source: Path) -> None:
+    facts = model.facts
+    numbers = sum(_count(lazy.shape) for lazy in model.tensors.values())
+    print(
+        f"{source}: {model.form}, {numbers / 1e9:.2f}B parameters, {model.dtype}, "
+        f"{facts.num_layers} layers of {facts.d_model}, {facts.num_heads} heads "
+        f"({facts.num_key_heads} of keys), {len(model.files)} files of weights"
+        + (", MD5 verified" if all(model.files.values()) else "")
+    )
+    reasons: dict[str, int] = {}
+    for reason in model.left_out.values():
+        reasons[reason] = reasons.get(reason, 0) + 1
+    for reason, number in reasons.items():
+        print(f"left out: {number} tensors {reason}")
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _read_all(model: ChameleonFiles) -> None:
+    for lazy in model.tensors.values():
+        lazy.read()
+
+
+def _of_tokenizer(folder: Path) -> dict[str, Any]:
+    """`vocabulary_map` of transformers' config; raises `CheckpointError` if it is of another model."""
+    from cm3apps.convert.facts import read_json
+
+    path = folder / TEXT_TOKENIZER
+    model = read_json(path).get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocabulary, dict) or not any(
+        isinstance(name, str) and name.startswith("IMGIMG") for name in vocabulary
+    ):
+        raise CheckpointError(
+            str(path), "names no codes of pictures (IMGIMG...)", "give Chameleon's tokenizer"
+        )
+    return {
+        "vocabulary_map": {
+            "<image>" if name == RESERVED_IMAGE else name: number
+            for name, number in vocabulary.items()
+        }
+    }
+
+
+def _write(model: ChameleonFiles, args: Namespace, form: str, extra: dict[str, Any]) -> None:
+    """Write a new folder; it appears when it is complete."""
+    from cm3apps.convert.hugging_face import write_hugging_face
+    from cm3apps.convert.meta import with_known_params, write_meta
+    from cm3apps.convert.model import PROVENANCE
+
+    check_not_input(args.out, args.source)
+    target = Path(os.path.realpath(args.out))
+    if target.exists():
+        raise FileError(str(args.out), "is there already", "give a new folder")
+    try:
+        with new_place(target) as new:
+            new.mkdir()
+            if form == "hf":
+                write_hugging_face(model, new, extra)
+            else:
+                known = with_known_params(model, args.source / PROVENANCE)
+                write_meta(known, new, args.shards)
+            (new / PROVENANCE).write_text(json.dumps(model.provenance(), indent=2) + "\n", "utf-8")
+            for pattern in NOTICES:
+                for notice in args.source.glob(pattern):
+                    if notice.is_file() and not notice.is_symlink():
+                        shutil.copyfile(notice, new / notice.name)
+            new.rename(target)
+    except CM3Error:
+        raise
+    except (OSError, RuntimeError) as error:  # torch and safetensors report a full disk so
+        text = str(error).splitlines()[0]
+        raise FileError(
+            str(args.out), f"can't be written ({text})", "see whether the disk has room for it"
+        ) from error

@@ -1,0 +1,87 @@
+"""A Chameleon that is being converted: facts, and tensors under transformers' names, read lazily."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cm3apps.convert.facts import Facts
+from cm3apps.convert.names import Lazy
+from cm3core.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class ChameleonFiles:
+    """What was opened.
+
+    Args:
+        form: "meta" or "hf".
+        facts: sizes.
+        tensors: those of the decoder, whole, under transformers' names.
+        left_out: names of what is there and not converted, with the reason.
+        files: the files it is read from, with their MD5 where it was verified.
+        params: texts of Meta's files of parameters, by name, to be written back unchanged.
+    """
+
+    form: str
+    facts: Facts
+    tensors: Mapping[str, Lazy]
+    left_out: Mapping[str, str]
+    files: Mapping[str, str | None]
+    params: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that most of the numbers have."""
+        counts: dict[torch.dtype, int] = {}
+        for lazy in self.tensors.values():
+            counts[lazy.dtype] = counts.get(lazy.dtype, 0) + torch.Size(lazy.shape).numel()
+        return max(counts, key=lambda dtype: counts[dtype])
+
+    def provenance(self) -> dict[str, Any]:
+        """What is stored beside the converted weights."""
+        return {
+            "converted_by": "cm3 convert",
+            "from": self.form,
+            "files": dict(self.files),
+            "left_out": dict(self.left_out),
+            "meta_params": dict(self.params),
+            "licence": LICENCE,
+        }
+
+
+#: Said once, and stored: a copy in another form is under the licence of the weights.
+LICENCE = (
+    "Chameleon's weights, and those made from them, are under the Chameleon Research License: "
+    "noncommercial research only, and not to enable what Meta disabled. A converted copy is too."
+)
+#: The file with `ChameleonFiles.provenance`.
+PROVENANCE = "conversion.json"
+
+
+def check_names(
+    place: str, found: Iterable[str], wanted: Iterable[str], next_step: str = "copy the files again"
+) -> None:
+    """Raise `CheckpointError` unless the names are the same; it lists what is missing and unused."""
+    found, wanted = set(found), set(wanted)
+    problems = [
+        f"{what} {', '.join(sorted(names)[:4])}"
+        + (f" and {len(names) - 4} more" * (len(names) > 4))
+        for what, names in (("missing:", wanted - found), ("not known:", found - wanted))
+        if names
+    ]
+    if problems:
+        raise CheckpointError(place, f"tensors {'; '.join(problems)}", next_step)
+
+
+def check_shape(place: str, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    """Raise `CheckpointError` for a tensor that contradicts the file of sizes."""
+    if found != wanted:
+        raise CheckpointError(
+            place,
+            f"{name} is {list(found)}, and the sizes say {list(wanted)}",
+            "give the params.json or config.json that was published with these weights",
+        )

@@ -1,0 +1,147 @@
+"""`llama`: config of a decoder as most public models have it. Light: the model is in `model.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from cm3core.errors import RecipeError, close_match
+from cm3core.interfaces import TrainingMemory, TrainingPass
+from cm3core.interfaces.component import check_value
+from cm3core.interfaces.decoder import LOSS_CHUNK_BYTES, DecoderConfig
+from cm3core.vocab import Vocabulary
+from cm3plugins.decoders.llama.settings import LlamaSettings
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.attention import AttentionBackend
+    from cm3plugins.decoders.llama.model import LlamaDecoder
+
+QK_NORMS = ("none", "layer_norm", "rms_norm")
+
+
+@dataclass(kw_only=True)
+class LlamaConfig(LlamaSettings, DecoderConfig):
+    """RMSNorm, SwiGLU, rotary positions, grouped-query attention (Llama, Chameleon, Qwen).
+
+    No learned positions and no positions in the picture's grid. The defaults have Chameleon's norms
+    and the size of the paper's 350M model; other models are this class with other numbers.
+    """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "num_layers": (1, 10_000),
+        "context_length": (1, 2**24),
+        "d_model": (1, 2**20),
+        "num_heads": (1, 2**20),
+        "num_key_heads": (1, 2**20),
+        "head_dim": (2, 2**16),
+        "qk_norm_groups": (1, 2**20),
+        "d_ff": (1, 2**24),
+        "rope_theta": (1, 1e12),
+        "norm_eps": (1e-12, 1),
+        "init_std": (1e-9, 1e3),
+        "codebook_scale": (1e-9, 1e6),
+    }
+
+    def check(self) -> None:
+        """Ranges and combinations; raises a `RecipeError` that names the key."""
+        super().check()
+        if self.head_dim is None and self.d_model % self.num_heads:
+            raise RecipeError(
+                "decoder.num_heads",
+                f"{self.num_heads} heads don't divide d_model {self.d_model}",
+                "choose a divisor, or give decoder.head_dim",
+            )
+        check_value(
+            "decoder.head_dim", self.head_size, self.head_size % 2 == 0, must_be="even: it rotates"
+        )
+        if self.num_heads % self.key_heads:
+            raise RecipeError(
+                "decoder.num_key_heads",
+                f"{self.key_heads} key heads don't divide {self.num_heads} heads",
+                "choose a divisor, so that each key head serves as many query heads",
+            )
+        if self.qk_norm not in QK_NORMS:
+            raise RecipeError(
+                "decoder.qk_norm",
+                f"{self.qk_norm!r} is not known",
+                close_match(self.qk_norm, QK_NORMS),
+            )
+        if self.key_heads % self.norm_groups(self.key_heads):
+            raise RecipeError(
+                "decoder.qk_norm_groups",
+                f"{self.qk_norm_groups} norms don't divide {self.key_heads} key heads",
+                "choose a divisor: each norm serves as many heads",
+            )
+        check_value("decoder.dropout", self.dropout, 0.0 <= self.dropout < 1.0, must_be="in [0, 1)")
+
+    def _matrices(self) -> int:
+        """Parameters of the matrices of all layers."""
+        width, head = self.d_model, self.head_size
+        attention = 2 * width * head * (self.num_heads + self.key_heads)
+        return self.num_layers * (attention + 3 * width * self.inner)
+
+    def num_parameters(self, vocabulary: Vocabulary, grid: tuple[int, int]) -> int:
+        """Number of parameters of the decoder that `build` returns, by arithmetic."""
+        heads = self.num_heads, self.key_heads
+        small = 2 * self.d_model
+        if self.qk_norm != "none":
+            vectors = sum(self.norm_groups(number) for number in heads) * self.head_size
+            small += vectors * (2 if self.qk_norm == "layer_norm" else 1)
+        if self.qkv_bias:
+            small += (self.num_heads + 2 * self.key_heads) * self.head_size
+        rows = vocabulary.size * (1 if self.tie_embeddings else 2)
+        return rows * self.d_model + self._matrices() + self.num_layers * small + self.d_model
+
+    def training_memory(
+        self, vocabulary: Vocabulary, grid: tuple[int, int], one_pass: TrainingPass
+    ) -> TrainingMemory:
+        """What autograd keeps of each layer (see `model.py`), and the head's loss."""
+        width, inner = self.d_model, self.inner
+        queries, keys = self.num_heads * self.head_size, self.key_heads * self.head_size
+        tokens, size = one_pass.rows * one_pass.length, one_pass.itemsize
+        # two residual sums and both norms' inputs in float32; queries and keys before and after
+        # the rotation, values and the result, which packed documents keep twice
+        kept = tokens * width * (4 * 4 + 2 * size)
+        kept += tokens * (3 * queries + 5 * keys + queries) * size
+        if self.qk_norm != "none":
+            kept += tokens * (queries + keys) * 4
+        # gate, its SiLU, up and their product
+        kept += tokens * inner * 4 * size
+        kept += tokens * width * 2 if self.dropout else 0
+        if one_pass.attention is not None:
+            kept += one_pass.attention.kept_bytes(
+                one_pass.rows, one_pass.length, self.num_heads, size
+            )
+        if self.activation_checkpointing:
+            activations, working = self.num_layers * tokens * width * 4, kept
+        else:
+            activations, working = self.num_layers * kept, 0
+        working += tokens * (3 * inner + 4 * width) * 4
+        logits = min(LOSS_CHUNK_BYTES, 4 * tokens * vocabulary.size)
+        working += (1 if size == 4 else 2) * logits + 2 * 4 * vocabulary.size * width
+        return TrainingMemory(
+            matrix_parameters=self._matrices(),
+            other_parameters=self.num_parameters(vocabulary, grid) - self._matrices(),
+            largest_stack=self.num_layers * width * max(queries, inner),
+            activations=activations + 3 * 4 * tokens * width,
+            working=working,
+            smaller=(
+                *(
+                    ()
+                    if self.activation_checkpointing
+                    else ("decoder.activation_checkpointing=true",)
+                ),
+                "decoder.context_length",
+            ),
+            smaller_model=("decoder.num_layers", "decoder.d_model"),
+        )
+
+    def build(
+        self, vocabulary: Vocabulary, attention: AttentionBackend, grid: tuple[int, int]
+    ) -> LlamaDecoder:
+        """The decoder, initialised from torch's global generator on torch's default device."""
+        from cm3plugins.decoders.llama.model import LlamaDecoder
+
+        self.check()
+        return LlamaDecoder(self, vocabulary.size, attention)

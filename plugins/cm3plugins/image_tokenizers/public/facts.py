@@ -1,0 +1,25 @@
+"""What is known of a published tokenizer's file before it is read. Light: no torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Published:
+    """What must be known of a file before it is read.
+
+    Args:
+        num_codes: of its codebook.
+        downsampling: pixels per side of one code.
+        resolution: pixels per side of the pictures that it was trained on.
+        quantizer: "l2" (nearest code), "l2_normalized" (nearest on the unit sphere) or "gumbel"
+            (the largest logit).
+        file: what its publisher calls it.
+    """
+
+    num_codes: int
+    downsampling: int
+    resolution: int
+    quantizer: str
+    file: str

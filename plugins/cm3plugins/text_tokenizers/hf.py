@@ -1,0 +1,137 @@
+"""`HFTokenizer`: any `tokenizer.json`, its special tokens out of reach of texts.
+
+Added tokens are matched in a text before anything else, so they are taken out of the file, all but
+those that are white space. A token of the vocabulary that is no text is renamed to what no text is
+split into, and merges that end in it are dropped: a tokenizer whose whole words are tokens
+(`ignore_merges`, Unigram) would find it otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from cm3core.errors import TokenizerError
+from cm3core.files import write_text
+from cm3core.interfaces.text_tokenizer import TextTokenizer
+from cm3plugins.text_tokenizers.shielding import Encoded, is_control, read_file, shielded, without
+
+#: What `save` writes into a folder.
+FILE_NAME = "tokenizer.json"
+_NEXT = "give the tokenizer.json of a model, as Hugging Face's tokenizers write it"
+
+
+class HFTokenizer(TextTokenizer):
+    """A tokenizer of Hugging Face's `tokenizers`.
+
+    Args:
+        content: text of a `tokenizer.json`.
+        place: where it comes from, for error messages.
+        control: regular expressions of tokens that are no text.
+    """
+
+    def __init__(self, content: str, place: str, control: Sequence[str]) -> None:
+        self._content, self._place = content, place
+        try:
+            values = json.loads(content)
+            tokens = _numbered(values)
+            added = {one["content"]: one["id"] for one in values.get("added_tokens") or []}
+            special = {text for text in added if text.strip()}
+            unknown = values["model"].get("unk_token")
+            if values["model"].get("unk_id") is not None:
+                unknown = values["model"]["vocab"][values["model"]["unk_id"]][0]
+            hidden = special | {token for token in tokens if is_control(token, control)}
+            self._tokenizer = Tokenizer.from_str(json.dumps(_without_special(values, hidden)))
+        except Exception as error:
+            # the Rust library raises plain Exception for anything it can't read
+            text = f"{type(error).__name__}: {str(error)[:200]}"
+            raise TokenizerError(place, f"is not a tokenizer.json ({text})", _NEXT) from error
+        ids = added | tokens
+        self._hidden = frozenset(ids[token] for token in hidden)
+        #: What texts must never become; unknown characters may become the unknown token.
+        self._control = self._hidden - ({ids[unknown]} if unknown in ids else set())
+        self._vocab_size = 1 + max(ids.values(), default=-1)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        facts = json.dumps([values, list(control)], sort_keys=True)
+        self._fingerprint = hashlib.sha256(facts.encode()).hexdigest()
+
+    @classmethod
+    def from_file(cls, path: Path, control: Sequence[str]) -> HFTokenizer:
+        """Read a `tokenizer.json`. Raises `TokenizerError` if it can't be used."""
+        try:
+            content = read_file(path).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise TokenizerError(str(path), f"is not UTF-8 ({error.reason})", _NEXT) from error
+        return cls(content, str(path), control)
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id, special tokens included: texts never have theirs."""
+        return self._vocab_size
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the file's values, and of the control tokens."""
+        return self._fingerprint
+
+    def _encode(self, text: str) -> list[int]:
+        return shielded(text, self._plainly, self._control, self._place)
+
+    def _plainly(self, text: str) -> Encoded:
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(without(ids, self._hidden), skip_special_tokens=False)
+        return text
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json` into `folder`, as it was given."""
+        write_text(folder / FILE_NAME, self._content)
+
+
+def _numbered(values: dict[str, Any]) -> dict[str, int]:
+    """The model's tokens and their ids."""
+    vocab = values["model"]["vocab"]
+    if isinstance(vocab, list):
+        return {piece[0]: place for place, piece in enumerate(vocab)}
+    numbered: dict[str, int] = vocab
+    return numbered
+
+
+def _without_special(values: dict[str, Any], hidden: set[str]) -> dict[str, Any]:
+    """The file's values with `hidden` tokens out of reach; ids stay as they are."""
+    model = dict(values["model"])
+    kept_names = {model.get("unk_token")} if model.get("type") in ("WordPiece", "WordLevel") else {}
+    names = {
+        token: f"\ue000{number}\ue001"
+        for token, number in _numbered(values).items()
+        if token in hidden and token not in kept_names
+    }
+    if isinstance(model["vocab"], list):
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+    else:
+        model["vocab"] = {names.get(token, token): n for token, n in model["vocab"].items()}
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+    if model.get("merges"):
+        pairs = ((merge, _pair(merge)) for merge in model["merges"])
+        model["merges"] = [
+            merge
+            for merge, (first, second) in pairs
+            if not {first, second, first + second} & names.keys()
+        ]
+    added = [one for one in values.get("added_tokens") or [] if not one["content"].strip()]
+    return values | {"model": model, "added_tokens": added, "post_processor": None}
+
+
+def _pair(merge: Any) -> tuple[str, str]:
+    """The two tokens of a merge, which older files write as one text with a space."""
+    first, second = merge.split(" ") if isinstance(merge, str) else merge
+    return first, second

@@ -1,0 +1,151 @@
+"""Configs of text tokenizers that others publish: `hf`, `sentencepiece`, `tiktoken`. Light."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cm3core.errors import MissingPackageError, RecipeError, TokenizerError
+from cm3core.files import user_path
+from cm3core.interfaces.text_tokenizer import TextTokenizerConfig
+
+if TYPE_CHECKING:
+    from cm3plugins.text_tokenizers.hf import HFTokenizer
+    from cm3plugins.text_tokenizers.sentence_piece import SentencePieceTokenizer
+    from cm3plugins.text_tokenizers.tiktoken_file import TiktokenTokenizer
+
+#: Tokens that mean something to a model and are no text, in the files of Chameleon, Lumina-mGPT, Emu3, Llama,
+#: Qwen and others, as regular expressions of the whole token.
+CONTROL = (
+    r"</?s>|<pad>|<unk>|<mask>|<bos>|<eos>",
+    r"\[(?:PAD|UNK|CLS|SEP|MASK)\]",
+    r"<\|[^|<>]*\|>",
+    r"IMGIMG[A-J]+Z",
+    r"<reserved\d+>|<racm3:break>|<eoss>|<sentinel:\d+>|<image>",
+)
+#: How Qwen and Emu3 split a text before they merge bytes.
+QWEN_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(kw_only=True)
+class PublishedTokenizerConfig(TextTokenizerConfig):
+    """Base of the configs of tokenizers that a file defines.
+
+    Args:
+        path: the file.
+        control: regular expressions of tokens that are no text: no text is ever encoded to them,
+            whoever spells them, and decoding leaves them out. In addition to a file's own special
+            tokens.
+    """
+
+    path: str | None = None
+    control: list[str] = field(default_factory=lambda: list(CONTROL))
+
+    def check(self) -> None:
+        """Raise `RecipeError` for an expression that is none."""
+        super().check()
+        for pattern in self.control:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise RecipeError(
+                    "text_tokenizer.control",
+                    f"{pattern!r} is no regular expression ({error})",
+                    "escape its special characters with a backslash",
+                ) from error
+
+    def _file(self, published: str) -> Path:
+        """`path`; raises `TokenizerError` if there is none."""
+        self.check()
+        if self.path is None:
+            raise TokenizerError(
+                "text_tokenizer.path", "is null", f"set it to your copy of {published}"
+            )
+        return user_path(self.path)
+
+
+@dataclass(kw_only=True)
+class HFTokenizerConfig(PublishedTokenizerConfig):
+    """Any `tokenizer.json` of Hugging Face's `tokenizers`; Chameleon's `text_tokenizer.json` is one.
+
+    Ids are those that it gives with `add_special_tokens=False` to texts that spell no special token.
+    """
+
+    def build(self, corpus: Iterable[str] | None = None) -> HFTokenizer:
+        """Load `path`. Raises `TokenizerError` if it can't be used."""
+        from cm3plugins.text_tokenizers.hf import FILE_NAME, HFTokenizer
+
+        path = self._file("tokenizer.json")
+        return HFTokenizer.from_file(path / FILE_NAME if path.is_dir() else path, self.control)
+
+    def load(self, folder: Path) -> HFTokenizer:
+        """Return the tokenizer that was saved in `folder`."""
+        from cm3plugins.text_tokenizers.hf import FILE_NAME, HFTokenizer
+
+        return HFTokenizer.from_file(folder / FILE_NAME, self.control)
+
+
+@dataclass(kw_only=True)
+class SentencePieceConfig(PublishedTokenizerConfig):
+    """A `.model` file of SentencePiece (extra `sentencepiece`).
+
+    Pieces that its file says are always kept together are no text, unless they are white space.
+    """
+
+    def build(self, corpus: Iterable[str] | None = None) -> SentencePieceTokenizer:
+        """Load `path`. Raises `TokenizerError` if it can't be used."""
+        return self._read(self._file("tokenizer.model"))
+
+    def load(self, folder: Path) -> SentencePieceTokenizer:
+        """Return the tokenizer that was saved in `folder`."""
+        return self._read(folder / "tokenizer.model")
+
+    def _read(self, path: Path) -> SentencePieceTokenizer:
+        _need("sentencepiece")
+        from cm3plugins.text_tokenizers.sentence_piece import SentencePieceTokenizer
+
+        return SentencePieceTokenizer.from_file(path, self.control)
+
+
+@dataclass(kw_only=True)
+class TiktokenConfig(PublishedTokenizerConfig):
+    """A `.tiktoken` file of merged bytes and their ranks (extra `tiktoken`); Qwen's and Emu3's are.
+
+    Such a file holds no special tokens.
+
+    Args:
+        pattern: regular expression of the pieces that a text is split into first; it is not in the
+            file. The default is Qwen's and Emu3's.
+    """
+
+    pattern: str = QWEN_PATTERN
+
+    def build(self, corpus: Iterable[str] | None = None) -> TiktokenTokenizer:
+        """Load `path`. Raises `TokenizerError` if it can't be used."""
+        return self._read(self._file("the .tiktoken file"))
+
+    def load(self, folder: Path) -> TiktokenTokenizer:
+        """Return the tokenizer that was saved in `folder`."""
+        return self._read(folder / "tokenizer.tiktoken")
+
+    def _read(self, path: Path) -> TiktokenTokenizer:
+        _need("tiktoken")
+        from cm3plugins.text_tokenizers.tiktoken_file import TiktokenTokenizer
+
+        return TiktokenTokenizer.from_file(path, self.pattern, self.control)
+
+
+def _need(package: str) -> None:
+    if find_spec(package) is None:
+        raise MissingPackageError(
+            f"text_tokenizer {package!r}",
+            f"the package {package} is not installed",
+            f"pip install 'cm3leon[{package}]'",
+        )

@@ -1,0 +1,62 @@
+"""Texts never become control tokens: whoever spells one gets its letters.
+
+A tokenizer's file may offer special tokens in several ways; each reader takes them away from texts
+first. What still comes through is found here afterwards, and its spelling is cut in two.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from cm3core.errors import TokenizerError
+
+#: Ids of a text, and (start, end) of the characters that each is of.
+Encoded: TypeAlias = tuple[list[int], list[tuple[int, int]]]
+
+
+def is_control(token: str, patterns: Sequence[str]) -> bool:
+    """Whether a token is one of those that are no text."""
+    return any(re.fullmatch(pattern, token) for pattern in patterns)
+
+
+def shielded(
+    text: str, encode: Callable[[str], Encoded], control: frozenset[int], place: str
+) -> list[int]:
+    """The ids of a text without control tokens: a span that became one is encoded in two parts.
+
+    Raises:
+        TokenizerError: a single character is a control token.
+    """
+    ids, spans = encode(text)
+    for token, (start, end) in zip(ids, spans, strict=True):
+        if token not in control:
+            continue
+        if end - start < 2:
+            raise TokenizerError(
+                place,
+                f"encodes {text[start:end]!r} as the control token {token}",
+                "take it out of text_tokenizer.control, or of the text",
+            )
+        middle = (start + end) // 2
+        first, second = (
+            shielded(part, encode, control, place) for part in (text[:middle], text[middle:])
+        )
+        return first + second
+    return ids
+
+
+def without(ids: Iterable[int], control: frozenset[int]) -> list[int]:
+    """The ids that are text."""
+    return [int(token) for token in ids if token not in control]
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a tokenizer's file; raises `TokenizerError` if it can't be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        cause = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise TokenizerError(str(path), cause, "correct text_tokenizer.path") from error

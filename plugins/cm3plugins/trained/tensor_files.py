@@ -1,0 +1,274 @@
+"""Files of tensors from anywhere: safetensors, and what `torch.save` wrote; nothing is executed.
+
+A file's names, shapes and types are read first, tensors one at a time, so that converting a large
+model takes the memory of its largest tensor.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import warnings
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from cm3core.errors import CheckpointError
+from cm3plugins.trained.inert_pickle import Named, Record, Storage, follow
+
+_NEXT = "copy or download the file again"
+#: Keys below which a checkpoint keeps its weights, beside the state of its training.
+WRAPPERS = ("state_dict", "model", "module")
+#: Largest pickle in an archive: those of the largest public models take a few megabytes.
+MOST_PICKLE_BYTES = 256 << 20
+_POINTER = b"version https://git-lfs"
+_STORAGES = {
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+#: What reading a damaged or hostile file raises.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    SafetensorError,
+    pickle.UnpicklingError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    RecursionError,
+    MemoryError,
+    OverflowError,
+    NotImplementedError,
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Shape and type of a tensor in a file."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class TensorFile(ABC):
+    """A file's tensors, by name; from `open_tensors`.
+
+    `entries` are those that it holds; `others` are names of what is not a tensor.
+    """
+
+    path: Path
+    entries: Mapping[str, Entry]
+    others: tuple[str, ...] = ()
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one tensor. Raises `CheckpointError` if its bytes are damaged."""
+        with _reported(self.path):
+            return self._tensor(name)
+
+    @abstractmethod
+    def _tensor(self, name: str) -> Tensor: ...
+
+    def all(self) -> dict[str, Tensor]:
+        """Read all tensors."""
+        return {name: self.tensor(name) for name in self.entries}
+
+
+class _Safetensors(TensorFile):
+    def __init__(self, path: Path, file: Any) -> None:
+        self.path, self._file = path, file
+        dtypes = {
+            "F64": torch.float64,
+            "F32": torch.float32,
+            "F16": torch.float16,
+            "BF16": torch.bfloat16,
+            "I64": torch.int64,
+            "I32": torch.int32,
+            "I16": torch.int16,
+            "I8": torch.int8,
+            "U8": torch.uint8,
+            "BOOL": torch.bool,
+        }
+        self.entries = {}
+        for name in file.keys():  # noqa: SIM118 (not a dict)
+            part = file.get_slice(name)
+            self.entries[name] = Entry(tuple(part.get_shape()), dtypes[part.get_dtype()])
+
+    def _tensor(self, name: str) -> Tensor:
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+
+class _Archive(TensorFile):
+    """The zip that `torch.save` writes since version 1.6: a pickle, and storages next to it."""
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
+        self.path, self._zip, self._num_bytes = path, archive, path.stat().st_size
+        (pickled,) = [name for name in archive.namelist() if name.rsplit("/", 1)[-1] == "data.pkl"]
+        if archive.getinfo(pickled).file_size > MOST_PICKLE_BYTES:
+            raise ValueError(f"a pickle of {archive.getinfo(pickled).file_size:,} bytes")
+        self._root = pickled.removesuffix("data.pkl")
+        found = _weights(follow(archive.read(pickled)))
+        self._records = {
+            name: record
+            for name, value in found.items()
+            if (record := _tensor_record(value)) is not None
+        }
+        self.others = tuple(name for name in found if name not in self._records)
+        self.entries = {name: self._entry(record) for name, record in self._records.items()}
+
+    def _entry(self, record: Record) -> Entry:
+        _, _, size, _, _, dtype, _ = self._parts(record)
+        return Entry(tuple(size), dtype)
+
+    def _parts(self, record: Record) -> tuple[Any, ...]:
+        """Key, offset, size, stride, number, dtype and zip entry of a tensor, checked."""
+        arguments: Any = record.arguments
+        storage, offset, size, stride = arguments[:4]
+        _, kind, key, _, count = storage.identity
+        dtype = _STORAGES[kind.name.removeprefix("torch ")]
+        if min((offset, *size, *stride), default=0) < 0 or len(size) != len(stride):
+            raise ValueError(f"a tensor of size {size}, stride {stride}, offset {offset}")
+        last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+        if 0 not in size and (last >= count or math.prod(size) > count):
+            raise ValueError(f"a tensor of size {size} at {offset} in {count} numbers")
+        entry = self._zip.getinfo(f"{self._root}data/{key}")
+        stored = entry.compress_type == zipfile.ZIP_STORED and entry.file_size < self._num_bytes
+        if entry.file_size != count * dtype.itemsize or not stored:
+            raise ValueError(
+                f"storage {key} has {entry.file_size} bytes, not those of {count} numbers"
+            )
+        return key, offset, size, stride, count, dtype, entry
+
+    def _tensor(self, name: str) -> Tensor:
+        _, offset, size, stride, count, dtype, entry = self._parts(self._records[name])
+        if 0 in size:
+            return torch.zeros(tuple(size), dtype=dtype)
+        buffer = bytearray(count * dtype.itemsize)
+        view, done = memoryview(buffer), 0
+        with self._zip.open(entry) as stream:
+            while done < len(buffer) and (more := stream.readinto(view[done:])):  # type: ignore[attr-defined]
+                done += more
+            stream.read(1)  # the checksum is compared at the end
+        if done < len(buffer):
+            raise EOFError(f"{name} ends after {done:,} of {len(buffer):,} bytes")
+        return torch.frombuffer(buffer, dtype=dtype).as_strided(size, stride, offset).clone()
+
+
+class _Loaded(TensorFile):
+    """The format of `torch.save` before version 1.6, read as a whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that it then refuses
+            found = _weights(torch.load(path, map_location="cpu", weights_only=True))
+        self._tensors = {
+            name: value.detach() for name, value in found.items() if isinstance(value, Tensor)
+        }
+        self.others = tuple(name for name in found if name not in self._tensors)
+        self.entries = {
+            name: Entry(tuple(tensor.shape), tensor.dtype) for name, tensor in self._tensors.items()
+        }
+
+    def _tensor(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[TensorFile]:
+    """Open a file of tensors.
+
+    Raises:
+        CheckpointError: there is no such file, it is damaged, or it holds no tensors by name.
+    """
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "there is no such file"
+        raise CheckpointError(str(path), what, "correct the path of the weights")
+    with path.open("rb") as stream:
+        start = stream.read(len(_POINTER))
+        is_zip = start[:4] == b"PK\x03\x04"
+    if start == _POINTER:
+        raise CheckpointError(
+            str(path),
+            "is a pointer of Git LFS, not the file itself",
+            "fetch it with `git lfs pull`",
+        )
+    if is_zip:
+        with _reported(path):
+            archive = zipfile.ZipFile(path)
+        with archive:
+            with _reported(path):
+                file: TensorFile = _Archive(path, archive)
+            yield _with_tensors(file)
+    elif path.suffix == ".safetensors":
+        with _reported(path):
+            opened = safe_open(str(path), framework="pt")
+        with opened:
+            with _reported(path):
+                file = _Safetensors(path, opened)
+            yield _with_tensors(file)
+    else:
+        with _reported(path):
+            file = _Loaded(path)
+        yield _with_tensors(file)
+
+
+def _with_tensors(file: TensorFile) -> TensorFile:
+    if not file.entries:
+        raise CheckpointError(
+            str(file.path), "holds no tensors by name", "give a file of weights: a state dict"
+        )
+    return file
+
+
+@contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """Report what reading raises as a damaged file."""
+    try:
+        yield
+    except _DAMAGE as error:
+        # torch explains how to execute what the file names, which nobody should do
+        text = "" if isinstance(error, pickle.UnpicklingError) else f": {str(error)[:200]}"
+        raise CheckpointError(
+            str(path), f"is not a readable file of tensors ({type(error).__name__}{text})", _NEXT
+        ) from error
+
+
+def _weights(content: object) -> dict[str, object]:
+    """The weights in a checkpoint's content: the dict below one of `WRAPPERS`, or itself."""
+    if not isinstance(content, dict):
+        raise ValueError(f"holds a {type(content).__name__}, not tensors by name")
+    wrapped = [content[key] for key in WRAPPERS if isinstance(content.get(key), dict)]
+    values: dict[object, object] = wrapped[0] if wrapped else content
+    return {name: value for name, value in values.items() if isinstance(name, str)}
+
+
+def _tensor_record(value: object) -> Record | None:
+    """The record that rebuilds a tensor, also inside that of a parameter; None for anything else."""
+    if not isinstance(value, Record) or not isinstance(value.function, Named):
+        return None
+    name = value.function.name
+    arguments: Any = value.arguments
+    if name == "torch._utils _rebuild_parameter" and isinstance(arguments, tuple):
+        return _tensor_record(arguments[0])
+    is_tensor = name == "torch._utils _rebuild_tensor_v2" and isinstance(arguments, tuple)
+    return value if is_tensor and isinstance(arguments[0], Storage) else None
