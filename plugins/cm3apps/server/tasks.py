@@ -6,16 +6,18 @@ Only the public coroutines of `AsyncModel` are used. Every task waits for its tu
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from cm3apps.server.errors import APIError
-from cm3core.document import BoolArray, PixelArray
+from cm3core.document import BoolArray, Codes, PixelArray
 from cm3core.errors import GenerationError
+from cm3core.model.coroutines import cancelled
 
 if TYPE_CHECKING:
     from cm3apps.server.pool import ModelPool
@@ -92,6 +94,8 @@ class Workshop:
     limits: Limits
     forced: frozenset[str] = frozenset()
     on_finished: Callable[[str], None] = lambda sort: None
+    _previewing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _rest_until: float = 0.0
 
     @asynccontextmanager
     async def turn(
@@ -151,27 +155,35 @@ class Workshop:
     async def _events(
         self, loaded: AsyncModel, task: PictureTask
     ) -> AsyncGenerator[Partial | Drawn, None]:
-        from cm3core.generation.engine import PictureGrown
         from cm3core.model.results import ImageReady, InfillReady
 
         if task.sort == "edit":
             self.refuse_untuned("edit", loaded)
         each = task.options.get("num_candidates", loaded.model.recipe.generate.num_candidates)
-        sent: dict[int, int] = {}
-        numbers: dict[int, int] = {}
-        async with aclosing(_stream(loaded, task)) as events:
+        growing = Growing(task.partials)
+        async with aclosing(newest(_stream(loaded, task), each, growing)) as events:
             async for event in events:
-                picture, candidate = divmod(event.request, each)
+                picture = event.request // each
                 if isinstance(event, (ImageReady, InfillReady)):
                     yield Drawn(picture, event.image)
-                elif isinstance(event, PictureGrown) and candidate == 0 and task.partials:
-                    rows, all_rows = rows_of(event.codes)
-                    due = rows * (task.partials + 1) // all_rows
-                    if due > sent.get(picture, 0) and rows < all_rows:
-                        number = numbers.get(picture, 0)
-                        sent[picture], numbers[picture] = due, number + 1
-                        pixels = await loaded.preview(event.codes)
-                        yield Partial(picture, number, pixels, rows, all_rows)
+                    continue
+                rows, all_rows = rows_of(event.codes)
+                number = growing.number(picture)
+                pixels = await self._preview(loaded, event.codes, growing)
+                yield Partial(picture, number, pixels, rows, all_rows)
+
+    async def _preview(self, loaded: AsyncModel, codes: Codes, growing: Growing) -> PixelArray:
+        """A growing picture's pixels. Where many are wanted, making them takes a third of the time
+        of one core at most: drawing comes first."""
+        if growing.all_are_sent:
+            return await loaded.preview(codes)
+        async with self._previewing:
+            start = time.monotonic()
+            await asyncio.sleep(self._rest_until - start)
+            start = time.monotonic()
+            pixels = await loaded.preview(codes)
+            self._rest_until = time.monotonic() + 2 * (time.monotonic() - start)
+            return pixels
 
     # ---- texts
 
@@ -213,7 +225,87 @@ def _stream(loaded: AsyncModel, task: PictureTask) -> AsyncGenerator[Any, None]:
     )
 
 
-def rows_of(codes: Any) -> tuple[int, int]:
+class Growing:
+    """Which partial pictures are due.
+
+    OpenAI's API has up to three: each of them is sent. Where more are wanted, those that are overtaken
+    by a newer one, while others are being made, are left out.
+
+    Args:
+        partials: wanted for each result.
+    """
+
+    MOST_SENT = 3
+
+    def __init__(self, partials: int) -> None:
+        self.partials, self.all_are_sent = partials, partials <= self.MOST_SENT
+        self._due: dict[int, int] = {}
+        self._numbers: dict[int, int] = {}
+
+    def is_due(self, picture: int, codes: Codes) -> bool:
+        """Whether enough rows were finished since the last one."""
+        rows, all_rows = rows_of(codes)
+        due = rows * (self.partials + 1) // all_rows
+        if due <= self._due.get(picture, 0) or rows == all_rows:
+            return False
+        self._due[picture] = due
+        return True
+
+    def number(self, picture: int) -> int:
+        """The number of the picture's next partial one."""
+        number = self._numbers.get(picture, 0)
+        self._numbers[picture] = number + 1
+        return number
+
+
+async def newest(
+    events: AsyncGenerator[Any, None], each: int, growing: Growing
+) -> AsyncGenerator[Any, None]:
+    """Finished pictures, and of the growing ones those that are due, of each picture's first candidate.
+
+    Args:
+        events: of `AsyncModel`.
+        each: candidates for each picture.
+        growing: decides what is due.
+    """
+    from cm3core.generation.engine import PictureGrown
+    from cm3core.model.results import ImageReady, InfillReady
+
+    waiting: asyncio.Queue[Any] = asyncio.Queue()
+    latest: dict[int, Any] = {}
+
+    async def read() -> None:
+        async with aclosing(events):
+            async for event in events:
+                picture, candidate = divmod(event.request, each)
+                if isinstance(event, (ImageReady, InfillReady)):
+                    latest.pop(picture, None)
+                    waiting.put_nowait(event)
+                elif (
+                    isinstance(event, PictureGrown)
+                    and candidate == 0
+                    and growing.is_due(picture, event.codes)
+                ):
+                    if growing.all_are_sent:
+                        waiting.put_nowait(event)
+                    else:
+                        if picture not in latest:
+                            waiting.put_nowait(picture)
+                        latest[picture] = event
+
+    reader = asyncio.create_task(read())
+    reader.add_done_callback(lambda _: waiting.put_nowait(None))
+    try:
+        while (one := await waiting.get()) is not None:
+            event = latest.pop(one, None) if isinstance(one, int) else one
+            if event is not None:
+                yield event
+        reader.result()
+    finally:
+        await cancelled([reader])
+
+
+def rows_of(codes: Codes) -> tuple[int, int]:
     """How many rows of a growing picture are finished, and how many there are."""
     rows, columns = codes.grid
     if codes.missing is None:

@@ -58,7 +58,8 @@ def test_a_client_that_goes_away_frees_its_rows_at_once(stream, caplog):
             "POST", server.url + GENERATE, json=body
         ) if stream else _sent(server.url, body) as answer:  # fmt: skip
             if stream:
-                next(answer.iter_lines())
+                lines = answer.iter_lines()
+                next(lines)
             server.until(lambda: pool.num_requests == 10)
             assert queue.in_flight == 10
         server.until(lambda: pool.num_requests == 0, 2)
