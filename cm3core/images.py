@@ -8,11 +8,12 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 
@@ -57,22 +58,75 @@ def open_image(source: str | Path | bytes, place: str | None = None) -> PixelArr
         DataError: missing, not a regular file, not a picture, truncated, more than `MAX_PIXELS` or
             `MAX_FILE_BYTES`, or of a format that is not read.
     """
-    place = place or (f"{len(source)} bytes" if isinstance(source, bytes) else str(source))
+    pixels = _opened(source, place, MAX_PIXELS, _to_rgb)
+    if pixels is None:
+        raise DataError(
+            _named(source, place),
+            "has pixels that are not 8 or 16 bit numbers",
+            "convert it to an 8 bit PNG",
+        )
+    return pixels
+
+
+def open_alpha(
+    source: str | Path | bytes, place: str | None = None, *, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8] | None:
+    """Return how opaque each pixel of a picture file is: uint8 [height, width], 0 is transparent.
+
+    None: the picture has no transparency at all. Upright, as `open_image` returns the pixels.
+
+    Args:
+        source, place: as for `open_image`.
+        max_pixels: pictures with more are refused before they are decoded.
+
+    Raises:
+        DataError: as `open_image`.
+    """
+    return _opened(source, place, max_pixels, _alpha_of)
+
+
+def check_pixels(source: bytes, place: str, max_pixels: int) -> None:
+    """Raise `DataError` for a picture of more than `max_pixels`, before it is decoded.
+
+    Raises it also for what is no picture.
+    """
+    _opened(source, place, max_pixels, lambda image: None, decode=False)
+
+
+T = TypeVar("T")
+
+
+def _named(source: str | Path | bytes, place: str | None) -> str:
+    """What messages call a picture."""
+    return place or (f"{len(source)} bytes" if isinstance(source, bytes) else str(source))
+
+
+def _opened(
+    source: str | Path | bytes,
+    place: str | None,
+    max_pixels: int,
+    convert: Callable[[Pillow.Image], T],
+    *,
+    decode: bool = True,
+) -> T:
+    """What `convert` makes of a picture file, upright; see `open_image` for what is refused."""
+    place = _named(source, place)
     if not isinstance(source, bytes):
         _check_file(Path(source), place)
     file: str | Path | IO[bytes] = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         with Pillow.open(file, formats=FORMATS) as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
+            if width * height > max_pixels:
                 raise DataError(
                     place,
-                    f"{width} x {height} pixels, more than {MAX_PIXELS:,}",
+                    f"{width} x {height} pixels, more than {max_pixels:,}",
                     "make it smaller first",
                 )
+            if not decode:
+                return convert(image)
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            pixels = _to_rgb(upright)
+            return convert(ImageOps.exif_transpose(image))
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -81,7 +135,7 @@ def open_image(source: str | Path | bytes, place: str | None = None) -> PixelArr
         ) from error
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
         raise DataError(
-            place, f"has more than {MAX_PIXELS:,} pixels", "make it smaller first"
+            place, f"has more than {max_pixels:,} pixels", "make it smaller first"
         ) from error
     except _BROKEN as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -90,11 +144,6 @@ def open_image(source: str | Path | bytes, place: str | None = None) -> PixelArr
             f"can't be read as a picture ({reason})",
             "replace the file; it is damaged or cut short",
         ) from error
-    if pixels is None:
-        raise DataError(
-            place, "has pixels that are not 8 or 16 bit numbers", "convert it to an 8 bit PNG"
-        )
-    return pixels
 
 
 def check_file_bytes(size: int, place: str) -> None:
@@ -115,6 +164,15 @@ def _check_file(path: Path, place: str) -> None:
     check_file_bytes(path.stat().st_size, place)
 
 
+def _has_alpha(image: Pillow.Image) -> bool:
+    return bool({"A", "a"} & set(image.getbands())) or "transparency" in image.info
+
+
+def _alpha_of(image: Pillow.Image) -> NDArray[np.uint8] | None:
+    """How opaque each pixel is; None for a picture without transparency."""
+    return np.asarray(image.convert("RGBA"))[:, :, 3].copy() if _has_alpha(image) else None
+
+
 def _to_rgb(image: Pillow.Image) -> PixelArray | None:
     """Return RGB pixels; None for a mode without an agreed range (floating point)."""
     if image.mode.startswith("I"):  # 16-bit grey; some readers return it as 32-bit numbers
@@ -125,7 +183,7 @@ def _to_rgb(image: Pillow.Image) -> PixelArray | None:
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode == "F":
         return None
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+    if _has_alpha(image):
         layer = image.convert("RGBA")
         white = Pillow.new("RGBA", layer.size, (255, 255, 255, 255))
         return np.asarray(Pillow.alpha_composite(white, layer).convert("RGB")).copy()
@@ -164,11 +222,23 @@ def save_png(
     path: str | Path, pixels: PixelArray, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a PNG atomically, with text chunks (any Unicode; keys 1 to 79 Latin-1 characters)."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(png_bytes(pixels, metadata))
+
+
+def png_bytes(pixels: PixelArray, metadata: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of a PNG, with text chunks as for `save_png`.
+
+    Args:
+        pixels: uint8 [height, width, 3], or [height, width, 4] with how opaque each pixel is.
+        metadata: the text chunks.
+    """
     info = PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
         info.add_itxt(key, value)
-    with atomic_path(path) as temporary:
-        Pillow.fromarray(pixels).save(temporary, format="PNG", pnginfo=info)
+    file = io.BytesIO()
+    Pillow.fromarray(pixels).save(file, format="PNG", pnginfo=info)
+    return file.getvalue()
 
 
 def read_png_metadata(path: str | Path) -> dict[str, str]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         GeneratedText,
         ImageReady,
         InfilledImage,
+        InfillReady,
         RetrievedDocument,
         Scored,
     )
@@ -33,6 +34,7 @@ __all__ = [
     "GeneratedImage",
     "GeneratedText",
     "ImageReady",
+    "InfillReady",
     "InfilledImage",
     "Model",
     "RetrievedDocument",
@@ -49,6 +51,7 @@ __getattr__ = exporter(
         "GeneratedImage": "results",
         "GeneratedText": "results",
         "ImageReady": "results",
+        "InfillReady": "results",
         "InfilledImage": "results",
         "Model": "model",
         "RetrievedDocument": "results",

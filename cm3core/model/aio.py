@@ -15,12 +15,13 @@ import asyncio
 import itertools
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from cm3core.document import Document
+from cm3core.document import Codes, Document, PixelArray
 from cm3core.errors import CM3Error, GenerationError
 from cm3core.generation.engine import (
     Cancelled,
@@ -31,10 +32,18 @@ from cm3core.generation.engine import (
     Finished,
     Request,
     Session,
+    candidate_seed,
 )
+from cm3core.model.coroutines import cancelled, together
 from cm3core.model.drawing import result_events
 from cm3core.model.jobs import Job
-from cm3core.model.results import GeneratedImage, GeneratedText, ImageReady, InfilledImage
+from cm3core.model.results import (
+    GeneratedImage,
+    GeneratedText,
+    ImageReady,
+    InfilledImage,
+    InfillReady,
+)
 
 if TYPE_CHECKING:
     from cm3core.model.loaded import Picture
@@ -71,6 +80,8 @@ class AsyncEngine:
         self.engine = engine
         self._orders: queue.SimpleQueue[_Submit | _Cancel | None] = queue.SimpleQueue()
         self._tickets, self._lock, self._closed = itertools.count(), threading.Lock(), False
+        #: Requests that the engine's thread holds: in flight, or waiting to join.
+        self.num_requests = 0
         self._thread = threading.Thread(target=self._work, name="cm3-engine", daemon=True)
         self._thread.start()
 
@@ -159,6 +170,7 @@ class AsyncEngine:
                         if isinstance(event, (Finished, Failed, Cancelled)):
                             del sinks[event.request], numbers[ticket]
                         sink(event)
+                self.num_requests = len(numbers)
         except Exception as error:  # in the decoder, for example: every caller gets it
             failure = error
         with self._lock:
@@ -226,12 +238,53 @@ class AsyncModel:
 
     async def events(
         self, prompt: str | Sequence[str], num_images: int | None = None, **options: Any
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """See `Model.events`; pictures arrive as they finish, in any order.
 
         Leaving the iterator ends the work.
         """
         jobs, _ = await self._aside(self.model.image_jobs, prompt, num_images, **options)
+        async with aclosing(self._events(list(jobs))) as events:
+            async for event in events:
+                yield event
+
+    async def edit_events(
+        self, picture: Picture, instruction: str, num_images: int | None = None, **options: Any
+    ) -> AsyncGenerator[Event, None]:
+        """The events of `edit`, as those of `events`."""
+        make = self.model.edit_jobs
+        jobs, _ = await self._aside(make, picture, instruction, num_images, **options)
+        async with aclosing(self._events(list(jobs))) as events:
+            async for event in events:
+                yield event
+
+    async def infill_events(
+        self,
+        picture: Picture,
+        box: Any = None,
+        text: str | None = None,
+        *,
+        num_images: int = 1,
+        seed: int = 0,
+        **options: Any,
+    ) -> AsyncGenerator[Event, None]:
+        """The events of `num_images` calls of `infill`; each ends with an `InfillReady`.
+
+        The first has the seed, the others those of `candidate_seed`.
+        """
+        jobs = []
+        for place in range(num_images):
+            own = candidate_seed(seed, place)
+            job, _ = await self._aside(
+                self.model.infill_job, picture, box, text, seed=own, **options
+            )
+            jobs.append(job)
+        async with aclosing(self._events(jobs)) as events:
+            async for event in events:
+                yield event
+
+    async def _events(self, jobs: Sequence[Job[Any]]) -> AsyncGenerator[Event, None]:
+        """Events of the jobs as they happen; leaving the iterator ends the work."""
         reports: asyncio.Queue[Event | BaseException] = asyncio.Queue()
         waiting, first = [], 0
         for job in jobs:
@@ -243,10 +296,10 @@ class AsyncModel:
                 thing = await reports.get()
                 if isinstance(thing, BaseException):
                     raise thing
-                left -= isinstance(thing, ImageReady)
+                left -= isinstance(thing, (ImageReady, InfillReady))
                 yield thing
         finally:
-            await _cancelled(waiting)
+            await cancelled(waiting)
 
     async def edit(
         self, picture: Picture, instruction: str, num_images: int | None = None, **options: Any
@@ -279,10 +332,14 @@ class AsyncModel:
         job, _ = await self._aside(self.model.ask_job, picture, question, **options)
         return await self._result(job)
 
+    async def preview(self, codes: Codes) -> PixelArray:
+        """See `Model.preview`."""
+        return await self._aside(self.model.preview, codes)
+
     async def complete(self, documents: Sequence[Document], **options: Any) -> list[Completion]:
         """See `Model.complete`."""
         requests = await self._aside(self.model.requests, documents, **options)
-        return await _together([self.engine.complete(request) for request in requests])
+        return await together([self.engine.complete(request) for request in requests])
 
     # ---- parts
 
@@ -296,14 +353,17 @@ class AsyncModel:
         return await asyncio.to_thread(alone)
 
     async def _result(self, job: Job[T]) -> T:
-        completions = await _together([self.engine.complete(request) for request in job.requests])
+        completions = await together([self.engine.complete(request) for request in job.requests])
         return await self._aside(job.finish, completions)
 
     async def _results(self, jobs: Sequence[Job[T]]) -> list[T]:
-        return await _together([self._result(job) for job in jobs])
+        return await together([self._result(job) for job in jobs])
 
     async def _report(
-        self, job: Job[GeneratedImage], first: int, reports: asyncio.Queue[Event | BaseException]
+        self,
+        job: Job[GeneratedImage | InfilledImage],
+        first: int,
+        reports: asyncio.Queue[Event | BaseException],
     ) -> None:
         """Report all events of a picture's candidates, then the picture."""
 
@@ -317,7 +377,7 @@ class AsyncModel:
             raise AssertionError("a stream ends with one of these")
 
         try:
-            completions = await _together(
+            completions = await together(
                 [follow(request, first + place) for place, request in enumerate(job.requests)]
             )
             image = await self._aside(job.finish, completions)
@@ -326,25 +386,6 @@ class AsyncModel:
             return
         for event in result_events(first, image):
             reports.put_nowait(event)
-
-
-async def _together(coroutines: Sequence[Any]) -> list[Any]:
-    """The results of coroutines run concurrently.
-
-    When one fails or the caller is cancelled, all are cancelled.
-    """
-    tasks = [asyncio.create_task(one) for one in coroutines]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        await _cancelled(tasks)
-
-
-async def _cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Cancel the tasks still running, and wait until they have cleaned up."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _closed(cause: BaseException | None = None) -> GenerationError:

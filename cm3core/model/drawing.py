@@ -30,6 +30,7 @@ from cm3core.model.results import (
     GeneratedImage,
     ImageReady,
     InfilledImage,
+    InfillReady,
     RetrievedDocument,
     Scored,
 )
@@ -198,13 +199,15 @@ def image_events(events: Iterable[Event]) -> Iterator[Event]:
             yield event
 
 
-def result_events(first: int, image: GeneratedImage) -> Iterator[Event]:
+def result_events(first: int, image: GeneratedImage | InfilledImage) -> Iterator[Event]:
     """Events of a finished picture whose first candidate has the number `first`."""
     choice = image.choice
     if choice is not None:
         for place, score in enumerate(choice.scores):
             yield Scored(first + place, score, choice.measure)
-    yield ImageReady(first, image)
+    yield (
+        ImageReady(first, image) if isinstance(image, GeneratedImage) else InfillReady(first, image)
+    )
 
 
 def _num_images(loaded: Loaded, asked: int | None) -> int:

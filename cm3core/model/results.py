@@ -128,3 +128,10 @@ class ImageReady(Event):
     """A picture is finished and chosen; `request` is its first candidate's number."""
 
     image: GeneratedImage
+
+
+@dataclass(frozen=True, eq=False)
+class InfillReady(Event):
+    """A picture is inpainted and chosen; `request` is its first candidate's number."""
+
+    image: InfilledImage

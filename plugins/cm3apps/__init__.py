@@ -1,5 +1,5 @@
-"""Programs built on the framework: quickstart, benchmarks, experiments, the judge, training of the
-bundled embedders, conversion of public weights.
+"""Programs built on the framework: quickstart, benchmarks, experiments, the judge, the server, training of
+the bundled embedders, conversion of public weights.
 
 They register their commands as a third party's plugin does. Nothing else in the repository imports
 them.
@@ -22,6 +22,7 @@ def cm3_commands() -> Mapping[str, str]:
         "embedder": "cm3apps.embedder_training.command:configure",
         "experiment": "cm3apps.experiments.command:configure",
         "quickstart": "cm3apps.quickstart.command:configure",
+        "serve": "cm3apps.server.command:configure",
     }
 
 

@@ -1,0 +1,203 @@
+"""The application: all routes, behind the guard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from cm3apps.server import chat_api, images_api, requests
+from cm3apps.server.errors import APIError
+from cm3apps.server.facts import facts_of
+from cm3apps.server.guard import Guard
+from cm3apps.server.http import Endpoint, answer_to
+from cm3apps.server.openapi import reference_page, schema
+from cm3apps.server.tasks import Workshop, aside
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from cm3apps.server.metrics import Metrics
+
+#: The page's files, which are in the wheel: path -> (file, media type). Nothing else is served.
+FILES = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/studio.css": ("studio.css", "text/css; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+    **{
+        f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8")
+        for name in ("studio", "api", "brush", "history", "repeat", "results")
+    },
+}
+
+
+def endpoints(workshop: Workshop, metrics: Metrics) -> list[Endpoint]:
+    """The routes that generate."""
+    limits = workshop.limits
+    return [
+        Endpoint(
+            "/v1/images/generations",
+            requests.generation_fields(limits),
+            lambda client, values, _: images_api.generations(workshop, client, values),
+            limits,
+            metrics,
+            "Draw pictures for a prompt",
+        ),
+        Endpoint(
+            "/v1/images/edits",
+            requests.edit_fields(limits),
+            lambda client, values, files: images_api.edits(workshop, client, values, files),
+            limits,
+            metrics,
+            "Fill the masked part of a picture, or edit it by instruction",
+            forms=True,
+        ),
+        Endpoint(
+            "/v1/chat/completions",
+            requests.chat_fields(limits),
+            lambda client, values, _: chat_api.completions(workshop, client, values),
+            limits,
+            metrics,
+            "A picture for a text; a caption of a picture; an answer about it",
+            closes=True,
+        ),
+    ]
+
+
+def make_app(
+    workshop: Workshop,
+    metrics: Metrics,
+    *,
+    token: str | None = None,
+    hosts: Collection[str] | None = None,
+) -> ASGIApp:
+    """The whole application.
+
+    Args:
+        workshop: does the work.
+        metrics: counts it.
+        token, hosts: see `Guard`.
+    """
+    metrics.watch(workshop.queue, workshop.pool)
+    generating = endpoints(workshop, metrics)
+    description = schema(generating, token is not None)
+    files = {path: _file(*file) for path, file in FILES.items()}
+    files["/openapi.json"] = json.dumps(description).encode(), "application/json"
+    files["/docs"] = reference_page(description).encode(), "text/html; charset=utf-8"
+    api = _Reading(workshop, metrics)
+    routes = [
+        *(Route(path, _Sent(*file), methods=["GET", "HEAD"]) for path, file in files.items()),
+        Route("/healthz", api.health, methods=["GET"]),
+        Route("/metrics", api.metrics_text, methods=["GET"]),
+        Route("/v1/models", api.models, methods=["GET"]),
+        Route("/v1/models/{name:path}", api.model, methods=["GET"]),
+        Route("/studio/facts", api.facts, methods=["GET"]),
+        *(Route(one.path, one, methods=["POST"]) for one in generating),
+    ]
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+    app.router.redirect_slashes = False
+    return Guard(app, token=token, hosts=hosts, open_paths={*files, "/healthz"})
+
+
+def _file(name: str, media_type: str) -> tuple[bytes, str]:
+    return (resources.files("cm3apps.server") / "page" / name).read_bytes(), media_type
+
+
+class _Sent:
+    """A file that is always the same."""
+
+    def __init__(self, data: bytes, media_type: str) -> None:
+        self.data, self.media_type = data, media_type
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Send it."""
+        response = Response(
+            self.data, media_type=self.media_type, headers={"cache-control": "no-cache"}
+        )
+        await response(scope, receive, send)
+
+
+class _Reading:
+    """The routes that only read."""
+
+    def __init__(self, workshop: Workshop, metrics: Metrics) -> None:
+        self.workshop, self.metrics = workshop, metrics
+
+    async def health(self, _: Request) -> Response:
+        """Whether the server works."""
+        pool, queue = self.workshop.pool, self.workshop.queue
+        state = {"status": "ok", "models": pool.loaded, "waiting": queue.waiting,
+                 "in_flight": queue.in_flight}  # fmt: skip
+        return JSONResponse(state)
+
+    async def metrics_text(self, _: Request) -> Response:
+        """For Prometheus."""
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def models(self, _: Request) -> Response:
+        """All models."""
+        data = [_described(name) for name in self.workshop.pool.names]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def model(self, request: Request) -> Response:
+        """One model."""
+        try:
+            return JSONResponse(_described(self.workshop.pool.name_of(request.path_params["name"])))
+        except APIError as error:
+            return _answer(error)
+
+    async def facts(self, request: Request) -> Response:
+        """What the page shows of a model."""
+        pool = self.workshop.pool
+        try:
+            name = pool.name_of(request.query_params.get("model"))
+            async with pool.use(name) as loaded:
+                facts = await aside(facts_of, loaded, name, self.workshop.forced)
+        except Exception as error:
+            return _answer(answer_to(error, "/studio/facts"))
+        limits = self.workshop.limits
+        return JSONResponse(
+            facts
+            | {
+                "limits": {
+                    "n": limits.number,
+                    "candidates": limits.candidates,
+                    "at_once": limits.at_once,
+                    "prompt_characters": limits.prompt_characters,
+                    "body_bytes": limits.body_bytes,
+                    "picture_pixels": limits.picture_pixels,
+                    "side": limits.side,
+                }
+            }
+        )
+
+
+def _described(name: str) -> Mapping[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "cm3leon"}
+
+
+def _answer(error: APIError) -> Response:
+    return JSONResponse(error.body, error.status, headers=error.headers)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Unknown paths and methods, in the API's shape."""
+    assert isinstance(error, HTTPException)
+    messages = {
+        404: "there is no such path; /docs lists them",
+        405: f"the method {request.method} does not exist for this path; /docs lists them",
+    }
+    answer = APIError(
+        error.status_code,
+        messages.get(error.status_code, str(error.detail)),
+        code={404: "unknown_path", 405: "method_not_allowed"}.get(error.status_code),
+        headers=dict(error.headers or {}),
+    )
+    return _answer(answer)

@@ -1,0 +1,213 @@
+"""`/v1/chat/completions`: a picture for a text, a text about a picture, an edited picture."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cm3apps.server.errors import APIError
+from cm3apps.server.fields import Field
+from cm3apps.server.images_api import document, facts_of
+from cm3apps.server.pictures import Output, Upload, from_url, metadata_of, text_of_base64
+from cm3apps.server.requests import check_sampling, generation_options
+from cm3apps.server.streaming import Event
+from cm3apps.server.tasks import PictureTask, Workshop, aside, in_order
+
+if TYPE_CHECKING:
+    from cm3apps.server.settings import Limits
+    from cm3core.model.model import Model
+
+Answer = dict[str, Any] | AsyncGenerator[Event, None]
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What the user says last, and the last picture of the conversation."""
+
+    text: str
+    picture: Upload | None
+
+
+def turn_of(messages: list[Any], limits: Limits) -> Turn:
+    """Read the messages.
+
+    Earlier texts don't count: the model answers one question about one picture.
+    """
+    text, picture, found, pictures = "", None, False, 0
+    for place, message in enumerate(messages):
+        name = f"messages[{place}]"
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            raise _wrong(name, f"must be an object whose role is one of {', '.join(ROLES)}")
+        words, uploads = _parts(message.get("content"), name, limits)
+        pictures += len(uploads)
+        if pictures > limits.pictures:
+            raise _wrong(name, f"more than {limits.pictures} pictures were sent")
+        picture = uploads[-1] if uploads else picture
+        if message["role"] == "user":
+            text, found = words, True
+    if not found:
+        raise _wrong("messages", "there is no message of the user")
+    if not text.strip() and picture is None:
+        raise _wrong("messages", "the user's last message is empty")
+    return Turn(text.strip(), picture)
+
+
+def _parts(content: Any, name: str, limits: Limits) -> tuple[str, list[Upload]]:
+    """The text and the pictures of a message."""
+    reader = Field(name=f"{name}.content", sort="text", most=limits.prompt_characters, help="")
+    if content is None:
+        return "", []
+    if isinstance(content, str):
+        return reader.read(content), []
+    if not isinstance(content, list):
+        raise _wrong(f"{name}.content", "must be a string or a list of parts")
+    words, uploads = [], []
+    for number, part in enumerate(content):
+        place = f"{name}.content[{number}]"
+        sort = part.get("type") if isinstance(part, dict) else None
+        if sort == "text":
+            words.append(reader.read(part.get("text")))
+        elif sort == "image_url":
+            url = part.get("image_url")
+            address = url.get("url") if isinstance(url, dict) else url
+            uploads.append(from_url(address, f"{place}.image_url"))
+        else:
+            raise _wrong(place, 'must be {"type": "text"} or {"type": "image_url"}')
+    return reader.read("\n".join(words)), uploads
+
+
+def _wrong(place: str, cause: str) -> APIError:
+    return APIError(400, f"{place}: {cause}", param="messages", code="invalid_value")
+
+
+def _answers_with_picture(values: Mapping[str, Any], turn: Turn) -> bool:
+    """Whether a picture is wanted: as `modalities` says, else one for a text alone."""
+    modalities = values.get("modalities")
+    if modalities is None:
+        return turn.picture is None
+    if not modalities or any(one not in ("text", "image") for one in modalities):
+        raise APIError(
+            400, 'modalities: must be ["image"] or ["text"], or both', param="modalities",
+            code="invalid_value",
+        )  # fmt: skip
+    wanted = "image" in modalities
+    if not wanted and turn.picture is None:
+        raise APIError(
+            400, "messages: there is no picture, and this model writes only about pictures",
+            param="messages", code="invalid_value",
+        )  # fmt: skip
+    return wanted
+
+
+async def completions(workshop: Workshop, client: str, values: Mapping[str, Any]) -> Answer:
+    """Answer the last message of the user."""
+    turn = turn_of(values["messages"], workshop.limits)
+    name = workshop.pool.name_of(values.get("model"))
+    options = await aside(generation_options, values, workshop.limits)
+    wants_picture = _answers_with_picture(values, turn)
+    _add_sampling(options, values, "" if wants_picture else "text_")
+    pixels = (
+        None
+        if turn.picture is None
+        else await aside(turn.picture.pixels, workshop.limits.picture_pixels)
+    )
+    async with workshop.pool.use(name) as loaded:  # its facts
+        model = loaded.model
+        check_sampling(model, options)
+    documents = bool(values.get("return_documents"))
+    number = values.get("n", 1)
+    if wants_picture:
+        if values.get("truncate"):
+            options["truncate"] = True
+        task = PictureTask(
+            sort="draw" if pixels is None else "edit",
+            text=turn.text,
+            number=number,
+            options=options,
+            picture=pixels,
+        )
+        pictures = await in_order(workshop.pictures(client, name, task), number)
+        choices = [await aside(_with_picture, model, one, task, documents) for one in pictures]
+    else:
+        assert pixels is not None
+        choices = []
+        most = values.get("max_completion_tokens", values.get("max_tokens"))
+        options |= {} if most is None else {"max_tokens": most}
+        for place in range(number):
+            own = options if place == 0 else options | {"seed": options["seed"] + place}
+            written = await workshop.text(client, name, pixels, turn.text or None, own)
+            choices.append(_with_text(written, documents))
+    return _reply(name, choices, values, _usage(model, turn, choices))
+
+
+def _add_sampling(options: dict[str, Any], values: Mapping[str, Any], prefix: str) -> None:
+    """`temperature` and `top_p` of the API, as keys of the sampler."""
+    own = {f"{prefix}{name}": values[name] for name in ("temperature", "top_p") if name in values}
+    if own:
+        options["sampling"] = own | options.get("sampling", {})
+
+
+def _with_picture(model: Model, picture: Any, task: PictureTask, documents: bool) -> dict[str, Any]:
+    facts = metadata_of(
+        model, picture, task.options.get("sampler"), task.options.get("sampling", {})
+    )
+    encoded = text_of_base64(Output().encode(picture.pixels, facts))
+    part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}}
+    return _message([part], picture, documents)
+
+
+def _with_text(written: Any, documents: bool) -> dict[str, Any]:
+    return _message(written.text, written, documents)
+
+
+def _message(content: Any, result: Any, documents: bool) -> dict[str, Any]:
+    message = {"role": "assistant", "content": content, "refusal": None} | facts_of(result)
+    if documents:
+        message["documents"] = [document(one) for one in result.retrieved]
+    return message
+
+
+def _usage(model: Model, turn: Turn, messages: list[dict[str, Any]]) -> dict[str, int]:
+    """Tokens of the text and the picture that were read, and of what came back."""
+    tokenizer, codes = model.components.text_tokenizer, model.components.serializer.num_codes
+    read = len(tokenizer.encode(turn.text)) + (0 if turn.picture is None else codes)
+    written = sum(
+        len(tokenizer.encode(one["content"])) if isinstance(one["content"], str) else codes
+        for one in messages
+    )
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+
+def _reply(
+    name: str, messages: list[dict[str, Any]], values: Mapping[str, Any], usage: dict[str, int]
+) -> Answer:
+    head = {
+        "id": f"chatcmpl-{secrets.token_hex(12)}",
+        "created": int(time.time()),
+        "model": name,
+    }
+    if not values.get("stream"):
+        choices = [
+            {"index": place, "message": message, "finish_reason": "stop", "logprobs": None}
+            for place, message in enumerate(messages)
+        ]
+        return head | {"object": "chat.completion", "choices": choices, "usage": usage}
+    with_usage = values.get("stream_options", {}).get("include_usage") is True
+    return _chunks(head, messages, usage if with_usage else None)
+
+
+async def _chunks(
+    head: dict[str, Any], messages: list[dict[str, Any]], usage: dict[str, int] | None
+) -> AsyncGenerator[Event, None]:
+    """The answer in chunks: each message as one, then its end."""
+    head = head | {"object": "chat.completion.chunk"}
+    for place, message in enumerate(messages):
+        for delta, reason in ((message, None), ({}, "stop")):
+            choice = {"index": place, "delta": delta, "finish_reason": reason}
+            yield Event("", head | {"choices": [choice]})
+    if usage is not None:
+        yield Event("", head | {"choices": [], "usage": usage})

@@ -1,0 +1,243 @@
+"""The command line of `cm3 serve`. Light: heavy modules are imported when it runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cm3core.cli import real_number, registry_of, whole_number
+from cm3core.errors import CM3Error, MissingPackageError
+from cm3core.model.default import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from cm3core.model.model import Model
+
+#: Environment variable with the token.
+TOKEN_VARIABLE = "CM3_SERVE_TOKEN"
+PLACE = "cm3 serve"
+#: Shortest token: 16 characters can't be guessed over a network.
+SHORTEST_TOKEN = 16
+MIB = 1 << 20
+PACKAGES = {
+    "starlette": "starlette",
+    "uvicorn": "uvicorn",
+    "python_multipart": "python-multipart",
+    "prometheus_client": "prometheus-client",
+}
+EXAMPLE = """examples:
+  cm3 serve
+  cm3 serve --model icons=runs/icons --model bundled:emoji64 --port 9000
+  CM3_SERVE_TOKEN=$(openssl rand -hex 16) cm3 serve --host 0.0.0.0
+Then open http://127.0.0.1:8000/, or point any client of OpenAI's API to http://127.0.0.1:8000/v1."""
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Options of the command."""
+    parser.description = (
+        "Serve models over HTTP: a page to draw on at /, and OpenAI's Images API and chat "
+        "completions under /v1. All clients share one engine."
+    )
+    parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="[NAME=]MODEL",
+        help="a run's folder, a checkpoint or PLUGIN:NAME, and the name that clients use for it; may "
+        f"be given several times, the first is the default (default: {DEFAULT_MODEL})",
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; any but this machine's own needs a token (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--port",
+        type=whole_number(0, 65535),
+        default=8000,
+        help="port to listen on; 0 takes a free one, which is printed (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="file with the token that requests must bear; or put the token into the environment "
+        f"variable {TOKEN_VARIABLE}",
+    )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name that the server is called by, behind a proxy for example",
+    )
+    add_limits(parser)
+    parser.add_argument(
+        "--force",
+        action="append",
+        default=[],
+        choices=("edit", "ask"),
+        help="use models for edits by instruction, or for questions, that are not known to be tuned "
+        "for them: what they make then is meaningless",
+    )
+    parser.add_argument(
+        "--threads", type=whole_number(1, 4096), metavar="N",
+        help="CPU threads of a decoder (default: 1 for a small one, else the number of cores)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--precision", default="auto", choices=["auto", "fp32", "bf16", "int8"],
+        help="precision of the decoders' weights (default: as stored)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--trust-plugin",
+        action="append",
+        default=[],
+        dest="trust_plugins",
+        metavar="SHA256",
+        help="run the plugin file in a checkpoint that has this hash; read it first",
+    )
+    parser.add_argument("--quiet", action="store_true", help="log failures only, no requests")
+    parser.set_defaults(run=run)
+
+
+def add_limits(parser: ArgumentParser) -> None:
+    """The limits that a deployment may want to change."""
+    for option, most, default, text in (
+        ("--max-models", 1000, 2, "models in memory at once; the least recently used is dropped"),
+        ("--at-once", 4096, 32, "results and candidates that are generated at once, over all clients"),
+        ("--queue", 100_000, 64, "requests that may wait; more are refused with 429"),
+        ("--max-n", 1000, 10, "results of one request"),
+        ("--max-candidates", 4096, 16, "candidates for each result"),
+        ("--max-body", 4096, 32, "MiB of a request's body"),
+        ("--max-pixels", 64, 16, "million pixels of a picture that is sent"),
+    ):  # fmt: skip
+        parser.add_argument(
+            option, type=whole_number(1, most), default=default, metavar="N",
+            help=f"{text} (default: %(default)s)",
+        )  # fmt: skip
+    for option, default, text in (
+        ("--timeout", 300, "seconds that a request may take, waiting included"),
+        ("--drain", 30, "seconds that requests may take to finish after SIGTERM"),
+    ):
+        parser.add_argument(
+            option, type=real_number(0, 86_400, above=True), default=default, metavar="S",
+            help=f"{text} (default: %(default)s)",
+        )  # fmt: skip
+
+
+def run(args: Namespace) -> int:
+    """Serve until the process is told to end; return the exit code."""
+    _check_packages()
+    token = token_of(args.token_file)
+    local = args.host in ("localhost", "::1") or args.host.startswith("127.")
+    if token is None and not local:
+        raise CM3Error(
+            f"{PLACE} --host {args.host}",
+            "others can reach this address, and no token is set",
+            f"put one into the environment variable {TOKEN_VARIABLE} or a file (--token-file), or "
+            "listen on 127.0.0.1",
+        )
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("cm3.serve").setLevel("WARNING" if args.quiet else "INFO")
+    openers = openers_of(args)
+    from cm3apps.server.running import Settings, serve
+    from cm3apps.server.settings import Limits
+
+    limits = Limits(
+        body_bytes=args.max_body * MIB,
+        picture_pixels=args.max_pixels * 1_000_000,
+        number=args.max_n,
+        candidates=args.max_candidates,
+        at_once=args.at_once,
+        waiting=args.queue,
+        waiting_per_client=max(1, args.queue // 2),
+        seconds=args.timeout,
+    )
+    settings = Settings(
+        host=args.host,
+        port=args.port,
+        token=token,
+        allowed_hosts=tuple(args.allow_host),
+        most_models=args.max_models,
+        drain_seconds=args.drain,
+        limits=limits,
+        forced=frozenset(args.force),
+    )
+    return serve(settings, openers)
+
+
+def _check_packages() -> None:
+    from importlib.util import find_spec
+
+    for module, package in PACKAGES.items():
+        if find_spec(module) is None:
+            raise MissingPackageError.extra(PLACE, package, "serve")
+
+
+def token_of(file: Path | None) -> str | None:
+    """The token of the file or the environment; None: there is none."""
+    if file is not None:
+        try:
+            token, place = file.read_text(encoding="utf-8").strip(), str(file)
+        except (OSError, UnicodeDecodeError) as error:
+            raise CM3Error(str(file), f"can't be read ({error})", "correct --token-file") from error
+    elif TOKEN_VARIABLE in os.environ:
+        token, place = os.environ[TOKEN_VARIABLE].strip(), TOKEN_VARIABLE
+    else:
+        return None
+    if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable():
+        raise CM3Error(
+            place,
+            f"holds no token of at least {SHORTEST_TOKEN} printable ASCII characters",
+            "make one: openssl rand -hex 16",
+        )
+    return token
+
+
+def openers_of(args: Namespace) -> dict[str, Callable[[], Model]]:
+    """Name -> what opens the model, in the order of the options. Every model is looked for now."""
+    from cm3core.checkpoint import find_model
+
+    registry = registry_of(args)
+    openers: dict[str, Callable[[], Model]] = {}
+    for given in args.model or [DEFAULT_MODEL]:
+        name, equals, source = given.partition("=")
+        if not equals:
+            name = source = given
+        if not name or name in openers:
+            raise CM3Error(
+                f"{PLACE} --model {given}",
+                "has no name" if not name else f"{name!r} is served already",
+                "give each model another name: --model NAME=MODEL",
+            )
+        find_model(source, registry)
+        openers[name] = partial(
+            _open, source, registry, args.threads, args.precision, args.trust_plugins, args.at_once
+        )
+    return openers
+
+
+def _open(
+    source: str,
+    registry: object,
+    threads: int | None,
+    precision: str,
+    trusted: list[str],
+    at_once: int,
+) -> Model:
+    from cm3core.model.model import load
+
+    return load(
+        source,
+        registry=registry,  # type: ignore[arg-type]
+        num_threads=threads,
+        precision=precision,
+        max_rows=max(64, 2 * at_once),
+        trust_plugins=trusted,
+    )

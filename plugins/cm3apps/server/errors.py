@@ -1,0 +1,67 @@
+"""Errors in the shape of OpenAI's API: `{"error": {"message", "type", "param", "code"}}`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cm3core.errors import CM3Error, DataError
+
+
+class APIError(Exception):
+    """An error that a client is answered with.
+
+    Args:
+        status: the HTTP status.
+        message: what is wrong and what to do about it.
+        param: the field that is wrong.
+        code: a short name for programs.
+        type: the class of error, "invalid_request_error" for what the client can correct.
+        headers: to send along.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        type: str = "invalid_request_error",
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.type, self.headers = type, headers or {}
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The answer's body."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+def of_model(error: CM3Error) -> APIError:
+    """The error of a request that the model refused: the message is the framework's own.
+
+    `param` is the first word of the place, which is the name of the option where there is one.
+    """
+    text = f"{error.place}: {error.cause}. Next: {error.next_step}."
+    code = "invalid_image" if isinstance(error, DataError) else "invalid_value"
+    param = error.place if error.place.isidentifier() else None
+    return APIError(400, text, param=param, code=code)
+
+
+def internal() -> APIError:
+    """The answer to a defect of the server: its log has the traceback, the client does not."""
+    return APIError(
+        500,
+        "the server failed on this request; its log says why",
+        type="server_error",
+        code="internal_error",
+    )

@@ -1,0 +1,92 @@
+"""What the page shows of a model: sizes, samplers, styles and examples, all taken from the model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from cm3apps.server.tasks import able
+from cm3core.errors import CM3Error
+
+if TYPE_CHECKING:
+    from cm3core.model.aio import AsyncModel
+    from cm3core.model.model import Model
+
+#: Texts of the data that are read for styles and examples.
+MOST_READ = 5000
+MOST_STYLES = 24
+NUM_EXAMPLES = 12
+#: A style is the end of at least this many texts, with this many different beginnings.
+FEWEST = 4
+_LONGEST_STYLE = 40
+
+
+def styles_of(texts: Sequence[str]) -> list[str]:
+    """The last parts, after a comma, that many of the texts share: styles, if the data has them.
+
+    >>> styles_of([f"{thing}, line style" for thing in ("cat", "dog", "sun", "key")] + ["a cat, asleep"])
+    ['line style']
+    """
+    beginnings: dict[str, set[str]] = {}
+    for text in texts:
+        beginning, comma, end = text.rpartition(", ")
+        if comma and 0 < len(end) <= _LONGEST_STYLE:
+            beginnings.setdefault(end, set()).add(beginning)
+    counted = Counter({end: len(own) for end, own in beginnings.items() if len(own) >= FEWEST})
+    return [end for end, _ in counted.most_common(MOST_STYLES)]
+
+
+def examples_of(texts: Sequence[str]) -> list[str]:
+    """Some of the texts, evenly spread."""
+    step = max(1, len(texts) // NUM_EXAMPLES)
+    return list(dict.fromkeys(texts[::step]))[:NUM_EXAMPLES]
+
+
+def facts_of(loaded: AsyncModel, name: str, forced: frozenset[str]) -> dict[str, Any]:
+    """Everything that the page needs to know of a model."""
+    model = loaded.model
+    height, width = model.image_size
+    texts = _texts(model)
+    names = model.recipe.component_names
+    registry = model.components.registry
+    rows, columns = model.components.image_tokenizer.grid
+    return {
+        "model": name,
+        "step": model.step,
+        "recipe_hash": model.recipe.hash,
+        "size": [width, height],
+        "rows": rows,
+        "columns": columns,
+        "tasks": able(loaded, forced),
+        "sampler": {"name": names.get("sampler", ""), "keys": _keys(model)},
+        "samplers": registry.names("sampler"),
+        "reranker": names.get("reranker"),
+        "rerankers": registry.names("reranker"),
+        "upscaler": names.get("upscaler"),
+        "retrieves": model.recipe.retriever is not None and model.recipe.retriever.retrieves,
+        "candidates": model.recipe.generate.num_candidates,
+        "styles": styles_of(texts),
+        "examples": examples_of(texts),
+        "max_text_tokens": model.recipe.data.max_text_tokens,
+    }
+
+
+def _texts(model: Model) -> list[str]:
+    """Texts of the data that the model was trained on, as far as it is here."""
+    try:
+        source = model.components.source
+        step = max(1, len(source) // MOST_READ)
+        from cm3core.document import text_of
+
+        return [text_of(source.document(index)) for index in range(0, len(source), step)]
+    except (CM3Error, OSError):  # a model can be served without its data
+        return []
+
+
+def _keys(model: Model) -> dict[str, Any]:
+    """Numbers of the model's sampler: the page's defaults."""
+    from cm3core.config.schema import to_plain
+
+    plain = to_plain(model.sampler_config())
+    return {key: value for key, value in plain.items() if isinstance(value, (int, float))}

@@ -1,0 +1,172 @@
+"""The fields of a request: one table for each route, from which values are checked and documented."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from cm3apps.server.errors import APIError
+
+Sort: TypeAlias = Literal["text", "whole", "number", "flag", "choice", "object", "list", "picture"]
+#: Characters of a wrong value that a message repeats.
+_SHOWN = 60
+_NAMES = {
+    "text": "a string",
+    "whole": "a whole number",
+    "number": "a number",
+    "flag": "true or false",
+    "object": "an object",
+    "list": "a list",
+    "picture": "a picture",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """One field of a request's body.
+
+    Args:
+        name: its key.
+        sort: what its value is.
+        help: one line for the documentation.
+        least, most: range of a number; most characters of a text; most items of a list.
+        choices: the values of a choice.
+        required: whether it must be there.
+        ours: whether OpenAI's API has no such field.
+        ignored: whether it is accepted and has no effect.
+    """
+
+    name: str
+    sort: Sort
+    help: str
+    least: float = -math.inf
+    most: float = math.inf
+    choices: tuple[str, ...] = ()
+    required: bool = False
+    ours: bool = False
+    ignored: bool = False
+
+    def read(self, value: Any) -> Any:
+        """Return the value, checked; raises `APIError`."""
+        if self.sort == "text":
+            return _text(self.name, value, self.most)
+        if self.sort == "choice":
+            if not isinstance(value, str) or value not in self.choices:
+                raise self._wrong(value, f"one of {', '.join(self.choices)}")
+            return value
+        if self.sort in ("whole", "number"):
+            return self._number(value)
+        wanted = {"flag": bool, "object": dict, "list": list}.get(self.sort)
+        if wanted is not None and not isinstance(value, wanted):
+            raise self._wrong(value, _NAMES[self.sort])
+        if self.sort == "list" and len(value) > self.most:
+            raise _invalid(
+                self.name, f"has {len(value)} items, at most {self.most:.0f} are allowed"
+            )
+        return value
+
+    def _number(self, value: Any) -> int | float:
+        wanted = f"{_NAMES[self.sort]} from {self.least:,.10g} to {self.most:,.20g}"
+        if self.sort == "whole" and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        is_number = isinstance(value, int if self.sort == "whole" else (int, float))
+        if isinstance(value, bool) or not is_number or not self.least <= value <= self.most:
+            raise self._wrong(value, wanted)
+        number: int | float = value
+        return number
+
+    def _wrong(self, value: Any, wanted: str) -> APIError:
+        return _invalid(self.name, f"is {shown(value)}, must be {wanted}")
+
+    def from_form(self, value: str) -> Any:
+        """The value of a form's field, which is always a text, as JSON would have it."""
+        if self.sort in ("whole", "number", "flag", "object", "list"):
+            try:
+                return json.loads(value, parse_constant=_no_constant)
+            except (ValueError, RecursionError):
+                return value  # `read` says what is wrong
+        return value
+
+
+def _text(name: str, value: Any, most: float) -> str:
+    if not isinstance(value, str):
+        raise _invalid(name, f"is {shown(value)}, must be a string")
+    if len(value) > most:
+        raise _invalid(name, f"has {len(value):,} characters, at most {most:,.0f} are allowed")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise _invalid(name, f"has half a character at {error.start} (a lone surrogate)") from None
+    if "\0" in value:
+        raise _invalid(name, f"has a NUL character at {value.index(chr(0))}")
+    return value
+
+
+def shown(value: Any) -> str:
+    """A wrong value as a message repeats it: short, and on one line.
+
+    >>> shown({"a": 1}), shown("x" * 100)[-6:]
+    ('an object', "xx'...")
+    """
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, bytes):
+        return "a file"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    try:
+        text = ascii(value)
+    except ValueError:  # more digits than Python converts
+        return "a number with thousands of digits"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}'..."
+
+
+def _invalid(name: str, cause: str) -> APIError:
+    return APIError(400, f"{name}: {cause}", param=name, code="invalid_value")
+
+
+def read(fields: Sequence[Field], body: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a body that are given; null is as good as absent.
+
+    Raises:
+        APIError: a field is unknown, missing, or has a wrong value.
+    """
+    known = {field.name: field for field in fields}
+    for name in body:
+        if name not in known:
+            raise APIError(
+                400,
+                f"unknown parameter: {shown(name)}; known: {', '.join(sorted(known))}",
+                param=name if len(name) <= _SHOWN else name[:_SHOWN],
+                code="unknown_parameter",
+            )
+    values = {
+        name: field.read(body[name]) for name, field in known.items() if body.get(name) is not None
+    }
+    for name, field in known.items():
+        if field.required and name not in values:
+            raise APIError(
+                400, f"{name}: is missing", param=name, code="missing_required_parameter"
+            )
+    return values
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """A body of JSON; raises `APIError` unless it is an object."""
+    try:
+        value = json.loads(body, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise APIError(400, f"the body is not JSON ({reason[:120]})", code="invalid_json") from None
+    if not isinstance(value, dict):
+        raise APIError(400, "the body must be a JSON object", code="invalid_json")
+    return value
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")

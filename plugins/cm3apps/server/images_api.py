@@ -1,0 +1,223 @@
+"""`/v1/images/generations` and `/v1/images/edits`: pictures, at once or as they grow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from cm3apps.server.errors import APIError
+from cm3apps.server.pictures import Output, Upload, metadata_of, text_of_base64
+from cm3apps.server.requests import (
+    Wish,
+    check_sampling,
+    generation_options,
+    mask_of,
+    pictures_of,
+    with_quality,
+)
+from cm3apps.server.streaming import Event
+from cm3apps.server.tasks import Drawn, Partial, PictureTask, Workshop, aside, in_order, transparent
+
+if TYPE_CHECKING:
+    from cm3core.document import BoolArray, PixelArray
+    from cm3core.model.model import Model
+    from cm3core.model.results import GeneratedImage, InfilledImage, RetrievedDocument
+
+Answer = dict[str, Any] | AsyncGenerator[Event, None]
+
+
+async def generations(workshop: Workshop, client: str, values: Mapping[str, Any]) -> Answer:
+    """Draw pictures for a prompt."""
+    return await _answer(workshop, client, values, "draw", None, None, "image_generation")
+
+
+async def edits(
+    workshop: Workshop,
+    client: str,
+    values: Mapping[str, Any],
+    uploads: Mapping[str, Sequence[Upload]],
+) -> Answer:
+    """Fill the masked part of a picture, or edit it by instruction."""
+    found = pictures_of(values, uploads)
+    if len(found) != 1:
+        raise APIError(
+            400,
+            f"image: {len(found)} pictures were sent, this model edits exactly one",
+            param="image",
+            code="missing_required_parameter" if not found else "invalid_value",
+        )
+    most = workshop.limits.picture_pixels
+    pixels = await aside(found[0].pixels, most)
+    mask = await aside(_mask, mask_of(values, uploads), found[0], pixels, most)
+    sort = "edit" if mask is None else "fill"
+    if sort == "edit" and "prompt" not in values:
+        raise APIError(
+            400, "prompt: is missing: an instruction, since there is no mask", param="prompt",
+            code="missing_required_parameter",
+        )  # fmt: skip
+    return await _answer(workshop, client, values, sort, pixels, mask, "image_edit")
+
+
+def _mask(mask: Upload | None, picture: Upload, pixels: PixelArray, most: int) -> BoolArray | None:
+    """What is to be filled. A picture that is transparent somewhere is its own mask."""
+    alpha = (picture if mask is None else mask).alpha(most)
+    if mask is None:
+        return None if alpha is None or not (alpha == 0).any() else transparent(alpha)
+    if alpha is None:
+        raise APIError(
+            400, "mask: has no transparency (alpha); what is fully transparent there is filled",
+            param="mask", code="invalid_image",
+        )  # fmt: skip
+    if alpha.shape != pixels.shape[:2]:
+        raise APIError(
+            400,
+            f"mask: is {alpha.shape[1]}x{alpha.shape[0]}, the picture {pixels.shape[1]}x"
+            f"{pixels.shape[0]}; make them equal",
+            param="mask",
+            code="invalid_image",
+        )
+    if not (alpha == 0).any():
+        raise APIError(
+            400, "mask: is nowhere fully transparent, so there is nothing to fill", param="mask",
+            code="invalid_image",
+        )  # fmt: skip
+    return transparent(alpha)
+
+
+async def _answer(
+    workshop: Workshop,
+    client: str,
+    values: Mapping[str, Any],
+    sort: Any,
+    pixels: PixelArray | None,
+    mask: BoolArray | None,
+    event: str,
+) -> Answer:
+    name = workshop.pool.name_of(values.get("model"))
+    number = values.get("n", 1)
+    if values.get("partial_images") and not values.get("stream"):
+        raise APIError(
+            400, "partial_images: needs stream", param="partial_images", code="invalid_value"
+        )
+    options = await aside(generation_options, values, workshop.limits)
+    async with workshop.pool.use(name) as loaded:  # its facts
+        model = loaded.model
+        check_sampling(model, options)
+        wish = Wish.of(values, model, workshop.limits)
+    options = with_quality(options, wish.quality, model, number, workshop.limits)
+    task = PictureTask(
+        sort=sort,
+        text=values.get("prompt"),
+        number=number,
+        options=options | ({"truncate": True} if values.get("truncate") else {}),
+        partials=values.get("partial_images", 0),
+        picture=pixels,
+        mask=mask,
+        upscale=wish.upscale and sort != "fill",
+    )
+    events = workshop.pictures(client, name, task)
+    reply = _Reply(model, task, wish, event)
+    if values.get("stream"):
+        return reply.events(events)
+    pictures = await in_order(events, number)
+    return {
+        "created": int(time.time()),
+        "data": [await aside(reply.item, one) for one in pictures],
+        "background": wish.background,
+        "output_format": wish.output.format,
+        "quality": wish.quality,
+        "size": wish.size,
+        "usage": reply.usage(number),
+    }
+
+
+class _Reply:
+    """Pictures as the API returns them."""
+
+    def __init__(self, model: Model, task: PictureTask, wish: Wish, event: str) -> None:
+        self.model, self.task, self.wish, self.event = model, task, wish, event
+
+    def item(self, picture: GeneratedImage | InfilledImage) -> dict[str, Any]:
+        """One of `data`."""
+        large = getattr(picture, "upscaled", None)
+        pixels = picture.pixels if large is None else large
+        options = self.task.options
+        facts = metadata_of(
+            self.model, picture, options.get("sampler"), options.get("sampling", {})
+        )
+        encoded = text_of_base64(self.wish.output.encode(pixels, facts))
+        item: dict[str, Any] = (
+            {"url": f"data:{self.wish.output.media_type};base64,{encoded}"}
+            if self.wish.as_url
+            else {"b64_json": encoded}
+        )
+        item |= facts_of(picture)
+        if self.wish.with_documents:
+            item["documents"] = [document(one) for one in picture.retrieved]
+        if self.task.sort == "fill" and self.task.text is None:
+            item["revised_prompt"] = picture.text  # type: ignore[union-attr]
+        return item
+
+    async def events(
+        self, events: AsyncGenerator[Partial | Drawn, None]
+    ) -> AsyncGenerator[Event, None]:
+        """The server-sent events of the task."""
+        async with aclosing(events):
+            async for one in events:
+                body = {
+                    "created_at": int(time.time()),
+                    "size": self.wish.size,
+                    "quality": self.wish.quality,
+                    "background": self.wish.background,
+                    "output_format": self.wish.output.format,
+                    "index": one.picture,
+                }
+                if isinstance(one, Partial):
+                    encoded = await aside(self.wish.output.encode, one.pixels)
+                    body |= {
+                        "b64_json": text_of_base64(encoded),
+                        "partial_image_index": one.number,
+                        "rows": one.rows,
+                        "all_rows": one.all_rows,
+                    }
+                    yield Event(f"{self.event}.partial_image", body)
+                else:
+                    item = await aside(self.item, one.result)
+                    yield Event(f"{self.event}.completed", body | item | {"usage": self.usage(1)})
+
+    def usage(self, number: int) -> dict[str, Any]:
+        """Tokens of the prompt and of what was drawn, candidates included. A filled picture counts
+        as a whole."""
+        parts = self.model.components
+        text = 0 if self.task.text is None else len(parts.text_tokenizer.encode(self.task.text))
+        codes = parts.serializer.num_codes
+        own = 0 if self.task.picture is None else codes
+        each = self.task.options.get("num_candidates", self.model.recipe.generate.num_candidates)
+        drawn = number * each * codes
+        return {
+            "input_tokens": text + own,
+            "input_tokens_details": {"text_tokens": text, "image_tokens": own},
+            "output_tokens": drawn,
+            "output_tokens_details": {"text_tokens": 0, "image_tokens": drawn},
+            "total_tokens": text + own + drawn,
+        }
+
+
+def facts_of(result: Any) -> dict[str, Any]:
+    """What repeats a result, and how it was chosen."""
+    facts: dict[str, Any] = {"seed": result.seed}
+    if result.choice is not None:
+        facts["choice"] = {
+            "index": result.choice.index,
+            "scores": list(result.choice.scores),
+            "measure": result.choice.measure,
+        }
+    return facts
+
+
+def document(one: RetrievedDocument) -> dict[str, Any]:
+    """A document that was prepended, with its picture."""
+    encoded = None if one.pixels is None else text_of_base64(Output().encode(one.pixels))
+    return {"id": one.id, "score": one.score, "text": one.text, "b64_json": encoded}

@@ -1,0 +1,157 @@
+"""Pictures between the network and arrays: what is sent is decoded within limits, results are encoded."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image as Pillow
+
+import cm3core
+from cm3apps.server.errors import APIError
+from cm3core import images
+from cm3core.document import PixelArray
+from cm3core.errors import DataError
+from cm3core.transparency import without_background
+
+if TYPE_CHECKING:
+    from cm3core.model.model import Model
+    from cm3core.model.results import GeneratedImage, InfilledImage
+
+_PREFIX = "data:"
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A picture that was sent: `data` as it came, `place` for messages."""
+
+    data: bytes
+    place: str
+
+    def pixels(self, most: int) -> PixelArray:
+        """RGB uint8 [height, width, 3]; more than `most` pixels are refused before decoding."""
+        try:
+            images.check_pixels(self.data, self.place, most)
+            return images.open_image(self.data, self.place)
+        except DataError as error:
+            raise self._refused(error) from error
+
+    def alpha(self, most: int) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
+        """How opaque each pixel is, uint8 [height, width]; None without transparency."""
+        try:
+            return images.open_alpha(self.data, self.place, max_pixels=most)
+        except DataError as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: DataError) -> APIError:
+        text = f"{error.place}: {error.cause}. Next: {error.next_step}."
+        return APIError(400, text, param=self.place, code="invalid_image")
+
+
+def from_url(url: Any, place: str) -> Upload:
+    """The picture of a `data:` URL.
+
+    Raises:
+        APIError: it is another URL, which is never fetched: a server that fetched what it is told to
+            would open its own network to strangers.
+    """
+    if not isinstance(url, str) or not url.startswith(_PREFIX):
+        raise APIError(
+            400,
+            f"{place}: is not a data: URL; this server never fetches addresses. Next: send the "
+            "picture itself, as data:image/png;base64,...",
+            param=place,
+            code="invalid_image_url",
+        )
+    head, comma, data = url[len(_PREFIX) :].partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise APIError(
+            400, f"{place}: is not base64 (data:image/png;base64,...)", param=place,
+            code="invalid_image_url",
+        )  # fmt: skip
+    return from_base64(data, place)
+
+
+def from_base64(data: str, place: str) -> Upload:
+    """The picture of a base64 text."""
+    try:
+        return Upload(base64.b64decode(data, validate=True), place)
+    except (binascii.Error, ValueError) as error:
+        raise APIError(
+            400, f"{place}: is not base64 ({error})", param=place, code="invalid_base64"
+        ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """How results are encoded.
+
+    Args:
+        format: "png", "jpeg" or "webp".
+        quality: of JPEG and WebP, 0..100.
+        size: (width, height) of the picture; None: as the model drew it.
+        transparent: make the white around the drawing transparent.
+    """
+
+    format: str = "png"
+    quality: int = 100
+    size: tuple[int, int] | None = None
+    transparent: bool = False
+
+    def encode(self, pixels: PixelArray, metadata: Mapping[str, str] | None = None) -> bytes:
+        """The picture's bytes. Only PNG carries the metadata."""
+        shown = without_background(pixels) if self.transparent else pixels
+        if self.size is not None and self.size != (pixels.shape[1], pixels.shape[0]):
+            smaller = min(self.size) < min(pixels.shape[:2])
+            resampling = Pillow.Resampling.LANCZOS if smaller else Pillow.Resampling.BICUBIC
+            shown = np.asarray(Pillow.fromarray(shown).resize(self.size, resampling))
+        if self.format == "png":
+            return images.png_bytes(shown, metadata)
+        file = io.BytesIO()
+        Pillow.fromarray(shown).save(file, format=self.format.upper(), quality=self.quality)
+        return file.getvalue()
+
+    @property
+    def media_type(self) -> str:
+        """For data: URLs."""
+        return f"image/{self.format}"
+
+
+def text_of_base64(data: bytes) -> str:
+    """base64, as JSON holds it."""
+    return base64.b64encode(data).decode("ascii")
+
+
+def metadata_of(
+    model: Model,
+    picture: GeneratedImage | InfilledImage,
+    sampler: str | None,
+    sampling: Mapping[str, Any],
+) -> dict[str, str]:
+    """A PNG's text chunks: what `cm3 generate` writes too, enough to draw the picture again."""
+    from cm3core.config.schema import to_plain
+    from cm3core.model.results import GeneratedImage
+
+    text = picture.prompt if isinstance(picture, GeneratedImage) else picture.text
+    config = model.sampler_config(sampler, **sampling)
+    name = sampler or model.recipe.component_names.get("sampler", "")
+    facts = {
+        "prompt": text,
+        "seed": str(picture.seed),
+        "model": model.name,
+        "step": str(model.step),
+        "recipe_hash": model.recipe.hash,
+        "sampler": json.dumps({"name": name} | to_plain(config)),
+        "retrieved": json.dumps([one.id for one in picture.retrieved], ensure_ascii=False),
+        "software": f"cm3leon {cm3core.__version__}",
+    }
+    if picture.choice is not None:
+        facts["score"] = f"{picture.choice.score:.6g}"
+        facts["measure"] = picture.choice.measure
+    return facts

@@ -1,0 +1,161 @@
+"""The process of `cm3 serve`: the socket, the models, and the end of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from cm3apps.server.app import make_app
+from cm3apps.server.guard import LOOPBACK
+from cm3apps.server.metrics import Metrics
+from cm3apps.server.pool import ModelPool
+from cm3apps.server.queueing import FairQueue
+from cm3apps.server.settings import Limits
+from cm3apps.server.tasks import Workshop
+from cm3core.errors import CM3Error
+
+if TYPE_CHECKING:
+    from cm3core.model.model import Model
+
+logger = logging.getLogger("cm3.serve")
+
+#: Threads for what blocks: reading pictures, encoding results, loading models.
+THREADS = 32
+_BACKLOG = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How the server runs.
+
+    Args:
+        host, port: where it listens; port 0 takes a free one.
+        token: what requests must bear; None: nothing.
+        allowed_hosts: further names that it answers to.
+        most_models: models in memory at once.
+        drain_seconds: how long requests may take to finish after SIGTERM.
+        limits: of requests.
+        forced: "edit" and "ask" where models are used for them untuned.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token: str | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    most_models: int = 2
+    drain_seconds: float = 30.0
+    limits: Limits = field(default_factory=Limits)
+    forced: frozenset[str] = frozenset()
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.host in LOOPBACK or self.host.startswith("127.")
+
+
+def workshop_of(
+    settings: Settings, openers: Mapping[str, Callable[[], Model]], metrics: Metrics
+) -> Workshop:
+    """The queue and the models that the settings describe."""
+    limits = settings.limits
+    return Workshop(
+        ModelPool(openers, settings.most_models),
+        FairQueue(limits.at_once, limits.waiting, limits.waiting_per_client),
+        limits,
+        settings.forced,
+        metrics.finished,
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which after SIGTERM or Ctrl-C ends like any command: with exit code 0."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Let SIGTERM and Ctrl-C drain the server; a second Ctrl-C ends it at once."""
+        main = threading.current_thread() is threading.main_thread()
+        before = {
+            number: signal.signal(number, self.handle_exit)
+            for number in (signal.SIGINT, signal.SIGTERM)
+            if main
+        }
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; raises `CM3Error` for an address that can't be used."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(_BACKLOG)
+    except OSError as error:
+        raise CM3Error(
+            f"{host}:{port}",
+            f"can't be listened on ({error.strerror or error})",
+            "end what uses it, or choose another address (--host, --port; port 0 takes a free one)",
+        ) from error
+    return listening
+
+
+def serve(settings: Settings, openers: Mapping[str, Callable[[], Model]]) -> int:
+    """Serve until SIGTERM or Ctrl-C; returns the exit code."""
+    listening = listen(settings.host, settings.port)
+    port = listening.getsockname()[1]
+    with listening:
+        return asyncio.run(_serve(settings, openers, listening, port))
+
+
+async def _serve(
+    settings: Settings,
+    openers: Mapping[str, Callable[[], Model]],
+    listening: socket.socket,
+    port: int,
+) -> int:
+    metrics = Metrics()
+    workshop = workshop_of(settings, openers, metrics)
+    async with workshop.pool.use(workshop.pool.names[0]):
+        pass  # what is wrong with the default model is reported now
+    shown = f"[{settings.host}]" if ":" in settings.host else settings.host
+    print(f"cm3 serve: http://{shown}:{port}/", flush=True)
+    print("Ctrl-C or SIGTERM: finish what is being generated, then end", file=sys.stderr)
+    await http_server(settings, workshop, metrics).serve(sockets=[listening])
+    await workshop.pool.close()
+    return 0
+
+
+def http_server(settings: Settings, workshop: Workshop, metrics: Metrics) -> uvicorn.Server:
+    """The server, ready to be run in the current event loop."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "cm3-serve"))
+    hosts = None
+    if settings.token is None:
+        hosts = {*LOOPBACK, settings.host.lower(), *map(str.lower, settings.allowed_hosts)}
+    config = uvicorn.Config(
+        make_app(workshop, metrics, token=settings.token, hosts=hosts),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
+        limit_concurrency=settings.limits.connections,
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+    )
+    return _Server(config)

@@ -1,0 +1,334 @@
+"""A request's work on a model: pictures that are drawn, filled or edited, and texts about pictures.
+
+Only the public coroutines of `AsyncModel` are used. Every task waits for its turn in the queue first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from cm3apps.server.errors import APIError
+from cm3core.document import BoolArray, Codes, PixelArray
+from cm3core.errors import GenerationError
+from cm3core.model.coroutines import cancelled
+
+if TYPE_CHECKING:
+    from cm3apps.server.pool import ModelPool
+    from cm3apps.server.queueing import FairQueue
+    from cm3apps.server.settings import Limits
+    from cm3core.model.aio import AsyncModel
+    from cm3core.model.results import GeneratedImage, GeneratedText, InfilledImage
+
+Picture: TypeAlias = "GeneratedImage | InfilledImage"
+
+
+@dataclass(frozen=True, eq=False)
+class Partial:
+    """A picture that is growing: `pixels` with grey where nothing is drawn yet.
+
+    `picture` is its position among the results, `number` counts its partial pictures, `rows` of
+    `all_rows` are finished.
+    """
+
+    picture: int
+    number: int
+    pixels: PixelArray
+    rows: int
+    all_rows: int
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A finished picture, and its position among the results."""
+
+    picture: int
+    result: Picture
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PictureTask:
+    """What one request asks for.
+
+    Args:
+        sort: "draw" from the text, "fill" the mask of the picture, or "edit" it by the text.
+        text: the prompt; None lets the model describe what it fills.
+        number: results.
+        options: of `Model.generate` and its like.
+        partials: partial pictures of each result that are wanted.
+        picture: what is filled or edited.
+        mask: what is filled, bool [height, width].
+        upscale: whether results are enlarged by the model's upscaler.
+    """
+
+    sort: Literal["draw", "fill", "edit"]
+    text: str | None
+    number: int
+    options: Mapping[str, Any]
+    partials: int = 0
+    picture: PixelArray | None = None
+    mask: BoolArray | None = None
+    upscale: bool = False
+
+
+@dataclass(eq=False)
+class Workshop:
+    """What all tasks share.
+
+    Args:
+        pool: the models.
+        queue: who may generate.
+        limits: of requests.
+        forced: "edit" and "ask" where the models are to be used for them untuned.
+        on_finished: called with the sort of each finished result.
+    """
+
+    pool: ModelPool
+    queue: FairQueue
+    limits: Limits
+    forced: frozenset[str] = frozenset()
+    on_finished: Callable[[str], None] = lambda sort: None
+    _previewing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _rest_until: float = 0.0
+
+    @asynccontextmanager
+    async def turn(
+        self, client: str, model: str, number: int, options: Mapping[str, Any]
+    ) -> AsyncIterator[AsyncModel]:
+        """The model, when it is the request's turn."""
+        async with self.pool.use(model) as loaded:
+            each = options.get("num_candidates", loaded.model.recipe.generate.num_candidates)
+            weight = number * each
+            if weight > self.limits.at_once:
+                raise APIError(
+                    400,
+                    f"n: {number} results of {each} candidates are {weight}, at most "
+                    f"{self.limits.at_once} are generated for one request",
+                    param="n",
+                    code="invalid_value",
+                )
+            async with self.queue.place(client, weight):
+                try:
+                    yield loaded
+                except GenerationError as error:
+                    if error.place == "engine":  # its thread has ended; the next request loads anew
+                        self.pool.forget(model, loaded)
+                    raise
+
+    def refuse_untuned(self, task: str, model: AsyncModel) -> None:
+        """Raise `APIError` for a task that the model is not known to be tuned for."""
+        if task not in able(model, self.forced):
+            what = {"edit": "edit pictures by instruction", "ask": "answer questions"}[task]
+            instead = (
+                "fill a part of the picture instead (mask)"
+                if task == "edit"
+                else "send the picture without a question for a caption"
+            )
+            raise APIError(
+                400,
+                f"the model is not known to be tuned to {what}: what it made would mean nothing; "
+                f"{instead}, or start the server with --force {task}",
+                code="not_supported_by_model",
+            )
+
+    # ---- pictures
+
+    async def pictures(
+        self, client: str, model: str, task: PictureTask
+    ) -> AsyncGenerator[Partial | Drawn, None]:
+        """The task's pictures as they finish, in any order, with partial ones between."""
+        async with (
+            self.turn(client, model, task.number, task.options) as loaded,
+            aclosing(self._events(loaded, task)) as events,
+        ):
+            async for event in events:
+                if isinstance(event, Drawn):
+                    self.on_finished(task.sort)
+                yield event
+
+    async def _events(
+        self, loaded: AsyncModel, task: PictureTask
+    ) -> AsyncGenerator[Partial | Drawn, None]:
+        from cm3core.model.results import ImageReady, InfillReady
+
+        if task.sort == "edit":
+            self.refuse_untuned("edit", loaded)
+        each = task.options.get("num_candidates", loaded.model.recipe.generate.num_candidates)
+        growing = Growing(task.partials)
+        async with aclosing(newest(_stream(loaded, task), each, growing)) as events:
+            async for event in events:
+                picture = event.request // each
+                if isinstance(event, (ImageReady, InfillReady)):
+                    yield Drawn(picture, event.image)
+                    continue
+                rows, all_rows = rows_of(event.codes)
+                number = growing.number(picture)
+                pixels = await self._preview(loaded, event.codes, growing)
+                yield Partial(picture, number, pixels, rows, all_rows)
+
+    async def _preview(self, loaded: AsyncModel, codes: Codes, growing: Growing) -> PixelArray:
+        """A growing picture's pixels. Where many are wanted, making them takes a third of the time
+        of one core at most: drawing comes first."""
+        if growing.all_are_sent:
+            return await loaded.preview(codes)
+        async with self._previewing:
+            start = time.monotonic()
+            await asyncio.sleep(self._rest_until - start)
+            start = time.monotonic()
+            pixels = await loaded.preview(codes)
+            self._rest_until = time.monotonic() + 2 * (time.monotonic() - start)
+            return pixels
+
+    # ---- texts
+
+    async def text(
+        self,
+        client: str,
+        model: str,
+        picture: PixelArray,
+        question: str | None,
+        options: Mapping[str, Any],
+    ) -> GeneratedText:
+        """A caption of the picture, or the answer to the question."""
+        async with self.turn(client, model, 1, options) as loaded:
+            if question is None:
+                result = await loaded.caption(picture, **options)
+            else:
+                self.refuse_untuned("ask", loaded)
+                result = await loaded.ask(picture, question, **options)
+            self.on_finished("caption" if question is None else "ask")
+            return result
+
+
+def able(model: AsyncModel, forced: frozenset[str]) -> list[str]:
+    """What the model is known to be able to do, and what it is made to try."""
+    return ["draw", "fill", "caption", *sorted(forced)]
+
+
+def _stream(loaded: AsyncModel, task: PictureTask) -> AsyncGenerator[Any, None]:
+    """The task's events, pictures numbered by their first candidate."""
+    options = dict(task.options)
+    text = task.text or ""
+    if task.sort == "draw":
+        return loaded.events(text, task.number, upscale=task.upscale, **options)
+    assert task.picture is not None
+    if task.sort == "edit":
+        return loaded.edit_events(task.picture, text, task.number, upscale=task.upscale, **options)
+    return loaded.infill_events(
+        task.picture, None, task.text, num_images=task.number, mask=task.mask, **options
+    )
+
+
+class Growing:
+    """Which partial pictures are due.
+
+    OpenAI's API has up to three: each of them is sent. Where more are wanted, those that are overtaken
+    by a newer one, while others are being made, are left out.
+
+    Args:
+        partials: wanted for each result.
+    """
+
+    MOST_SENT = 3
+
+    def __init__(self, partials: int) -> None:
+        self.partials, self.all_are_sent = partials, partials <= self.MOST_SENT
+        self._due: dict[int, int] = {}
+        self._numbers: dict[int, int] = {}
+
+    def is_due(self, picture: int, codes: Codes) -> bool:
+        """Whether enough rows were finished since the last one."""
+        rows, all_rows = rows_of(codes)
+        due = rows * (self.partials + 1) // all_rows
+        if due <= self._due.get(picture, 0) or rows == all_rows:
+            return False
+        self._due[picture] = due
+        return True
+
+    def number(self, picture: int) -> int:
+        """The number of the picture's next partial one."""
+        number = self._numbers.get(picture, 0)
+        self._numbers[picture] = number + 1
+        return number
+
+
+async def newest(
+    events: AsyncGenerator[Any, None], each: int, growing: Growing
+) -> AsyncGenerator[Any, None]:
+    """Finished pictures, and of the growing ones those that are due, of each picture's first candidate.
+
+    Args:
+        events: of `AsyncModel`.
+        each: candidates for each picture.
+        growing: decides what is due.
+    """
+    from cm3core.generation.engine import PictureGrown
+    from cm3core.model.results import ImageReady, InfillReady
+
+    waiting: asyncio.Queue[Any] = asyncio.Queue()
+    latest: dict[int, Any] = {}
+
+    async def read() -> None:
+        async with aclosing(events):
+            async for event in events:
+                picture, candidate = divmod(event.request, each)
+                if isinstance(event, (ImageReady, InfillReady)):
+                    latest.pop(picture, None)
+                    waiting.put_nowait(event)
+                elif (
+                    isinstance(event, PictureGrown)
+                    and candidate == 0
+                    and growing.is_due(picture, event.codes)
+                ):
+                    if growing.all_are_sent:
+                        waiting.put_nowait(event)
+                    else:
+                        if picture not in latest:
+                            waiting.put_nowait(picture)
+                        latest[picture] = event
+
+    reader = asyncio.create_task(read())
+    reader.add_done_callback(lambda _: waiting.put_nowait(None))
+    try:
+        while (one := await waiting.get()) is not None:
+            event = latest.pop(one, None) if isinstance(one, int) else one
+            if event is not None:
+                yield event
+        reader.result()
+    finally:
+        await cancelled([reader])
+
+
+def rows_of(codes: Codes) -> tuple[int, int]:
+    """How many rows of a growing picture are finished, and how many there are."""
+    rows, columns = codes.grid
+    if codes.missing is None:
+        return rows, rows
+    return int((~codes.missing.reshape(rows, columns)).all(1).sum()), rows
+
+
+async def in_order(events: AsyncGenerator[Partial | Drawn, None], number: int) -> Sequence[Picture]:
+    """The finished pictures of a task, in order."""
+    found: dict[int, Picture] = {}
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, Drawn):
+                found[event.picture] = event.result
+    return [found[place] for place in range(number)]
+
+
+async def aside(function: Any, *arguments: Any) -> Any:
+    """Run what takes milliseconds (decoding, encoding) in a thread, so that others aren't kept."""
+    return await asyncio.to_thread(function, *arguments)
+
+
+def transparent(alpha: np.ndarray[Any, np.dtype[np.uint8]]) -> BoolArray:
+    """What a mask marks: its fully transparent pixels, as in OpenAI's API."""
+    marked: BoolArray = alpha == 0
+    return marked
