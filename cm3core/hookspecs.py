@@ -41,7 +41,9 @@ from cm3core.interfaces.attention import AttentionConfig
 from cm3core.interfaces.dataset import DocumentSourceConfig
 from cm3core.interfaces.decoder import DecoderConfig
 from cm3core.interfaces.embedder import EmbedderConfig
+from cm3core.interfaces.extractor import ExtractorConfig
 from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
+from cm3core.interfaces.metric import MetricConfig
 from cm3core.interfaces.objective import ObjectiveConfig
 from cm3core.interfaces.reranker import RerankerConfig
 from cm3core.interfaces.retriever import RetrieverConfig
@@ -133,6 +135,20 @@ def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
     """Document sources: where documents come from.
 
     Recipe section `dataset`; interface `DocumentSource`."""
+
+
+@hookspec
+def cm3_extractors() -> Mapping[str, type[ExtractorConfig]]:
+    """Extractors: a picture or a text -> the features that metrics compare.
+
+    Recipe section `extractor`; interface `Extractor`."""
+
+
+@hookspec
+def cm3_metrics() -> Mapping[str, type[MetricConfig]]:
+    """Metrics: samples of an evaluation -> scores.
+
+    Recipe section `metric`; interface `Metric`."""
 
 
 @hookspec

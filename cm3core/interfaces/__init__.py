@@ -11,7 +11,9 @@ from cm3core.interfaces.component import ComponentConfig, check_value
 from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig, SkippedRecord
 from cm3core.interfaces.decoder import Decoder, DecoderConfig, InferenceDecoder, KVCache
 from cm3core.interfaces.embedder import Embedder, EmbedderConfig, VectorArray, normalise
+from cm3core.interfaces.extractor import Extractor, ExtractorConfig, FeatureArray
 from cm3core.interfaces.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from cm3core.interfaces.metric import COLUMNS, Metric, MetricBatch, MetricConfig, Score
 from cm3core.interfaces.model_parts import ModelParts
 from cm3core.interfaces.objective import MaskingObjective, ObjectiveConfig
 from cm3core.interfaces.reranker import (
@@ -38,6 +40,7 @@ from cm3core.interfaces.training_memory import TrainingMemory, TrainingPass
 from cm3core.interfaces.upscaler import Upscaler, UpscalerConfig
 
 __all__ = [
+    "COLUMNS",
     "AttentionBackend",
     "AttentionConfig",
     "Candidate",
@@ -49,6 +52,9 @@ __all__ = [
     "DrawState",
     "Embedder",
     "EmbedderConfig",
+    "Extractor",
+    "ExtractorConfig",
+    "FeatureArray",
     "Filters",
     "GuidanceSchedule",
     "GuidanceStream",
@@ -60,6 +66,9 @@ __all__ = [
     "Likelihood",
     "LogProbability",
     "MaskingObjective",
+    "Metric",
+    "MetricBatch",
+    "MetricConfig",
     "ModelParts",
     "ObjectiveConfig",
     "PromptVariant",
@@ -72,6 +81,7 @@ __all__ = [
     "Sampler",
     "SamplerConfig",
     "SamplingPlan",
+    "Score",
     "SkippedRecord",
     "StatefulSampler",
     "TextTokenizer",

@@ -122,6 +122,20 @@ _ROWS = (
         "cm3core.testing.dataset:DocumentSourceContract",
         "data set",
     ),
+    Kind(
+        "cm3_extractors",
+        base.ExtractorConfig,
+        "Extractor",
+        "cm3core.testing.extractor:ExtractorContract",
+        "extractor",
+    ),
+    Kind(
+        "cm3_metrics",
+        base.MetricConfig,
+        "Metric",
+        "cm3core.testing.metric:MetricContract",
+        "metric",
+    ),
 )
 #: Name -> kind, in the order in which recipes are shown and built.
 KINDS: dict[str, Kind] = {kind.name: kind for kind in _ROWS}

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         reranker: base.RerankerConfig | None = None
         upscaler: base.UpscalerConfig | None = None
         dataset: base.DocumentSourceConfig | None = None
+        extractor: base.ExtractorConfig | None = None
+        metric: base.MetricConfig | None = None
 
 else:
     KindSections = make_dataclass(

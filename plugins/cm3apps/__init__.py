@@ -8,8 +8,12 @@ them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from cm3core.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.extractor import ExtractorConfig
 
 CM3_API = 1
 
@@ -24,6 +28,13 @@ def cm3_commands() -> Mapping[str, str]:
         "quickstart": "cm3apps.quickstart.command:configure",
         "serve": "cm3apps.server.command:configure",
     }
+
+
+@hookimpl
+def cm3_extractors() -> Mapping[str, type[ExtractorConfig]]:
+    from cm3apps.judge.extractor import Lite1Config
+
+    return {"lite1": Lite1Config}
 
 
 @hookimpl

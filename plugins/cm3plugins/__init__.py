@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from cm3core.interfaces.dataset import DocumentSourceConfig
     from cm3core.interfaces.decoder import DecoderConfig
     from cm3core.interfaces.embedder import EmbedderConfig
+    from cm3core.interfaces.extractor import ExtractorConfig
     from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
+    from cm3core.interfaces.metric import MetricConfig
     from cm3core.interfaces.objective import ObjectiveConfig
     from cm3core.interfaces.reranker import RerankerConfig
     from cm3core.interfaces.retriever import RetrieverConfig
@@ -186,6 +188,20 @@ def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
         "tuxpaint": TuxPaintSourceConfig,
         "webdataset": WebDatasetSourceConfig,
     }
+
+
+@hookimpl
+def cm3_extractors() -> Mapping[str, type[ExtractorConfig]]:
+    from cm3plugins.extractors import EXTRACTORS
+
+    return EXTRACTORS
+
+
+@hookimpl
+def cm3_metrics() -> Mapping[str, type[MetricConfig]]:
+    from cm3plugins.metrics import METRICS
+
+    return METRICS
 
 
 @hookimpl

@@ -1,0 +1,223 @@
+"""Kind `metric`: samples of an evaluation -> one or a few scores.
+
+A metric collects batches of samples (`update`), may be merged with others that collected other
+samples (`merge`), and gives its scores at the end (`result`). Neither the order of samples nor the
+size of batches changes a score, so that an evaluation can be interrupted, resumed and divided.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any, ClassVar, TypeAlias
+
+from cm3core.errors import DataError, close_match
+from cm3core.interfaces.component import ComponentConfig
+from cm3core.interfaces.contract import broken, shown
+
+#: What a batch may hold, a value for each sample. Metrics name what they need.
+COLUMNS: Mapping[str, str] = {
+    "features": "float32 [D]: an extractor's features of the picture",
+    "reference_features": "float32 [D]: the same of a reference picture",
+    "text_features": "float32 [D]: the same of the prompt",
+    "pictures": "uint8 [H, W, 3]: the picture",
+    "reference_pictures": "uint8 [H, W, 3]: the reference picture",
+    "prompts": "str: what the picture should show",
+    "texts": "str: the text that a model wrote",
+    "references": "list of str: texts that people wrote",
+    "choices": "list of float: a score of each possible answer, higher is better",
+    "answers": "int: position of the right answer",
+    "image_nats": "float: -log p of the image tokens",
+    "image_tokens": "int: their number",
+    "text_nats": "float: -log p of the text tokens",
+    "text_tokens": "int: their number",
+    "codes": "int [C]: the image codes of the picture",
+    "targets": "dict: what the picture should show, in the task's own terms",
+}
+#: Columns that one `update` needs together.
+Group: TypeAlias = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MetricBatch:
+    """Some samples.
+
+    Args:
+        indices: the samples' numbers, which name them in the whole evaluation.
+        columns: name in `COLUMNS` -> a value for each sample, as a sequence or an array.
+
+    Raises:
+        DataError: an unknown column, one of another length, a number twice.
+    """
+
+    indices: Sequence[int]
+    columns: Mapping[str, Sequence[Any]]
+
+    def __post_init__(self) -> None:
+        if len(set(self.indices)) != len(self.indices):
+            raise DataError("samples", "hold a number twice", "give each sample once")
+        for name, values in self.columns.items():
+            if name not in COLUMNS:
+                raise DataError(f"column {name!r}", "is unknown", close_match(name, COLUMNS))
+            if len(values) != len(self.indices):
+                raise DataError(
+                    f"column {name!r}",
+                    f"has {len(values)} values for {len(self.indices)} samples",
+                    "give one for each",
+                )
+
+
+@dataclass(frozen=True)
+class Score:
+    """A figure.
+
+    Args:
+        name: lower-case letters, digits, `_`; unique among the metric's scores.
+        value: the figure.
+        num: samples that it is of.
+        higher_is_better: which way is better.
+        spread: its standard error or its spread over subsets, which the metric's docstring says; None
+            where there is none.
+        per_sample: sample -> its own value, where the score is a mean of them.
+    """
+
+    name: str
+    value: float
+    num: int
+    higher_is_better: bool
+    spread: float | None = None
+    per_sample: Mapping[int, float] = field(default_factory=dict, repr=False)
+
+
+@dataclass(kw_only=True)
+class MetricConfig(ComponentConfig):
+    """Base of metrics' configs. Every field belongs to the protocol of a score."""
+
+    kind: ClassVar[str] = "metric"
+    #: Grows whenever equal samples may get other scores than before; belongs to the protocol.
+    version: ClassVar[int] = 1
+
+    def build(self) -> Metric:
+        """Return the metric, which has seen no samples."""
+        raise NotImplementedError
+
+    def protocol(self) -> dict[str, Any]:
+        """What scores depend on: the version and all keys, as JSON values."""
+        return {"version": self.version} | {
+            item.name: getattr(self, item.name) for item in fields(self)
+        }
+
+
+class Metric(ABC):
+    """Collects samples and gives scores."""
+
+    #: What it needs, in groups: an `update` uses each group whose columns are all in the batch. Pictures
+    #: and reference pictures that needn't be as many are two groups.
+    needs: ClassVar[tuple[Group, ...]]
+
+    @property
+    def minimum(self) -> int:
+        """Least number of samples of each group."""
+        return 1
+
+    @abstractmethod
+    def _update(self, group: Group, indices: Sequence[int], columns: Mapping[str, Any]) -> None:
+        """Collect samples.
+
+        Args:
+            group: one of `needs`.
+            indices: of samples that this group has not had before.
+            columns: the group's columns, each with a value for each sample.
+        """
+
+    @abstractmethod
+    def _merge(self, other: Any) -> None:
+        """Add what an equal metric has collected of other samples. `other` is not changed."""
+
+    @abstractmethod
+    def _result(self) -> Sequence[Score]:
+        """Return the scores. Nothing collected is changed: more may follow."""
+
+    def update(self, batch: MetricBatch) -> None:
+        """Collect the samples of a batch.
+
+        Raises:
+            DataError: no group of columns that it needs is there, or a sample was there before.
+        """
+        groups = [group for group in self.needs if set(group) <= set(batch.columns)]
+        if not groups:
+            wanted = " or ".join(" with ".join(group) for group in self.needs)
+            raise DataError(
+                type(self).__name__,
+                f"needs {wanted}; the batch has {', '.join(batch.columns) or 'no columns'}",
+                "give these columns",
+            )
+        for group in groups:
+            again = self._seen[group].intersection(batch.indices)
+            if again:
+                raise DataError(f"sample {min(again)}", "was there before", "give each sample once")
+        for group in groups:
+            self._seen[group].update(batch.indices)
+            if len(batch.indices):
+                own = {name: batch.columns[name] for name in group}
+                self._update(group, list(batch.indices), own)
+
+    def merge(self, other: Metric) -> None:
+        """Add what an equal metric has collected of other samples.
+
+        Raises:
+            DataError: another class, or a sample that both have.
+        """
+        if type(other) is not type(self):
+            raise DataError(
+                type(self).__name__,
+                f"can't be merged with a {type(other).__name__}",
+                "merge metrics of equal configs",
+            )
+        for group in self.needs:
+            both = self._seen[group] & other._seen[group]
+            if both:
+                raise DataError(
+                    f"sample {min(both)}", "is in both metrics", "give each sample to one of them"
+                )
+        for group in self.needs:
+            self._seen[group] |= other._seen[group]
+        self._merge(other)
+
+    def result(self) -> tuple[Score, ...]:
+        """Return the scores of all samples so far.
+
+        Raises:
+            DataError: too few samples.
+        """
+        for group in self.needs:
+            if len(self._seen[group]) < self.minimum:
+                raise DataError(
+                    type(self).__name__,
+                    f"has {len(self._seen[group])} samples of {' with '.join(group)}, "
+                    f"needs {self.minimum} or more",
+                    "evaluate more samples",
+                )
+        scores = self._result()
+        if not scores or not all(isinstance(score, Score) for score in scores):
+            raise broken(self, "scores_are_finite", f"it returned {shown(scores)}, not scores")
+        for score in scores:
+            if not math.isfinite(score.value):
+                raise DataError(
+                    f"score {score.name!r}",
+                    f"is {score.value}",
+                    "look for samples without content, such as pictures of one colour",
+                )
+        return tuple(scores)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the group that has most."""
+        return max(len(seen) for seen in self._seen.values())
+
+    @cached_property
+    def _seen(self) -> dict[Group, set[int]]:
+        return {group: set() for group in self.needs}

@@ -1,0 +1,79 @@
+"""Extractors without a network of their own: small pictures, and the vectors of an embedder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image as Pillow
+
+from cm3core.document import PixelArray
+from cm3core.interfaces.component import chosen_name
+from cm3core.interfaces.embedder import Embedder, EmbedderConfig
+from cm3core.interfaces.extractor import Extractor, FeatureArray
+
+
+class PixelsExtractor(Extractor):
+    """Means of the picture's parts, 0 to 1."""
+
+    def __init__(self, side: int) -> None:
+        self._side = side
+
+    @property
+    def label(self) -> str:
+        return f"pixels{self._side}"
+
+    @property
+    def dimension(self) -> int:
+        return 3 * self._side**2
+
+    @property
+    def fingerprint(self) -> str:
+        return f"pixels 1 {self._side}"
+
+    def _extract(self, pictures: Sequence[PixelArray]) -> FeatureArray:
+        size, how = (self._side, self._side), Pillow.Resampling.BOX
+        small = [np.asarray(Pillow.fromarray(one).resize(size, how)) for one in pictures]
+        return np.asarray(np.stack(small).reshape(len(small), -1) / 255, np.float32)
+
+
+class EmbedderExtractor(Extractor):
+    """An embedder's unit vectors."""
+
+    def __init__(self, embedder: Embedder, label: str) -> None:
+        self._embedder, self._label = embedder, label
+
+    @classmethod
+    def of(cls, config: EmbedderConfig) -> EmbedderExtractor:
+        """The extractor of an embedder's config; its label is the embedder's name in recipes."""
+        name = chosen_name(config) or type(config).__name__.removesuffix("Config")
+        return cls(config.build(), name.rpartition("/")[2].lower())
+
+    @property
+    def label(self) -> str:
+        return self._label
+
+    @property
+    def dimension(self) -> int:
+        return self._embedder.dimension
+
+    @property
+    def fingerprint(self) -> str:
+        # letters and digits only, whatever the embedder's holds
+        return hashlib.sha256(f"embedder 1 {self._embedder.fingerprint}".encode()).hexdigest()
+
+    @property
+    def embedder_fingerprint(self) -> str:
+        """Of the embedder, to be compared with that of a reranker or a retriever."""
+        return self._embedder.fingerprint
+
+    @property
+    def reads_text(self) -> bool:
+        return True
+
+    def _extract(self, pictures: Sequence[PixelArray]) -> FeatureArray:
+        return self._embedder.embed_images(pictures)
+
+    def _extract_texts(self, texts: Sequence[str]) -> FeatureArray:
+        return self._embedder.embed_texts(texts)

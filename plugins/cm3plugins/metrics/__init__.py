@@ -1,0 +1,287 @@
+"""The bundled metrics: their configs. What they `build` is imported when it is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from cm3core.interfaces.metric import Metric, MetricConfig
+
+_COUNT = (1, 2**20)
+_SEED = (0, 2**63 - 1)
+
+
+@dataclass(kw_only=True)
+class FIDConfig(MetricConfig):
+    """Frechet distance of the features of pictures and of reference pictures.
+
+    Biased for few pictures: scores of different numbers of pictures can't be compared, and below
+    some thousands it is mostly bias. With the extractor `inception` it is the Frechet inception
+    distance (FID); with another one only its formula is the same.
+
+    Args:
+        minimum: least number of pictures of each of the two sets. With fewer than 2,049 the covariance
+            of 2,048 features is singular.
+    """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"minimum": (2, 2**31)}
+    minimum: int = 2
+
+    def build(self) -> Metric:
+        """A metric without samples."""
+        from cm3plugins.metrics.frechet import FrechetMetric
+
+        self.check()
+        return FrechetMetric(self.minimum)
+
+
+@dataclass(kw_only=True)
+class KIDConfig(MetricConfig):
+    """Kernel inception distance: unbiased, so the measure for few pictures.
+
+    The spread is the standard deviation over the subsets.
+
+    Args:
+        num_subsets: random subsets of both sets, whose distances are averaged.
+        subset_size: pictures of a subset; the least number of pictures of each set.
+        seed: of the subsets.
+    """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "num_subsets": _COUNT,
+        "subset_size": (2, 2**16),
+        "seed": _SEED,
+    }
+    num_subsets: int = 100
+    subset_size: int = 1000
+    seed: int = 2020
+
+    def build(self) -> Metric:
+        """A metric without samples."""
+        from cm3plugins.metrics.kid import KIDMetric
+
+        self.check()
+        return KIDMetric(self.num_subsets, self.subset_size, self.seed)
+
+
+@dataclass(kw_only=True)
+class PRDCConfig(MetricConfig):
+    """Precision, recall, density and coverage of the pictures among the reference pictures.
+
+    Args:
+        k: the neighbour whose distance is a picture's radius, itself not counted.
+    """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"k": (1, 2**16)}
+    k: int = 5
+
+    def build(self) -> Metric:
+        """A metric without samples."""
+        from cm3plugins.metrics.manifold import ManifoldMetric
+
+        self.check()
+        return ManifoldMetric(self.k)
+
+
+@dataclass(kw_only=True)
+class CLIPScoreConfig(MetricConfig):
+    """Mean cosine of picture and prompt, by an extractor that reads both.
+
+    Args:
+        weight: the cosine is multiplied by it (100; Hessel et al.: 2.5).
+        clip_below_zero: count a negative cosine as 0, as Hessel et al. do.
+        prefix: put before each prompt, e.g. "A photo depicts ".
+    """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"weight": (1e-6, 1e6)}
+    weight: float = 100.0
+    clip_below_zero: bool = False
+    prefix: str = ""
+
+    def build(self) -> Metric:
+        """A metric without samples."""
+        from cm3plugins.metrics.alignment import CLIPScoreMetric
+
+        self.check()
+        return CLIPScoreMetric(self.weight, self.clip_below_zero)
+
+
+@dataclass(kw_only=True)
+class RPrecisionConfig(MetricConfig):
+    """How often the own prompt fits a picture better than other samples' prompts do.
+
+    Args:
+        num_others: prompts of others, drawn for each picture.
+        seed: of that draw.
+        prefix: put before each prompt.
+    """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"num_others": _COUNT, "seed": _SEED}
+    num_others: int = 99
+    seed: int = 0
+    prefix: str = ""
+
+    def build(self) -> Metric:
+        """A metric without samples."""
+        from cm3plugins.metrics.alignment import RPrecisionMetric
+
+        self.check()
+        return RPrecisionMetric(self.num_others, self.seed)
+
+
+@dataclass(kw_only=True)
+class BLEUConfig(MetricConfig):
+    """BLEU of captions, over the whole set, times 100.
+
+    Args:
+        n: longest n-grams.
+    """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"n": (1, 16)}
+    n: int = 4
+
+    def build(self) -> Metric:
+        """A metric without samples."""
+        from cm3plugins.metrics.captions import BLEUMetric
+
+        self.check()
+        return BLEUMetric(self.n)
+
+
+@dataclass(kw_only=True)
+class CIDErConfig(MetricConfig):
+    """CIDEr-D of captions, times 100; COCO's "CIDEr".
+
+    Args:
+        n: longest n-grams.
+        sigma: of the penalty for another length.
+    """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"n": (1, 16), "sigma": (1e-3, 1e6)}
+    n: int = 4
+    sigma: float = 6.0
+
+    def build(self) -> Metric:
+        """A metric without samples."""
+        from cm3plugins.metrics.captions import CIDErMetric
+
+        self.check()
+        return CIDErMetric(self.n, self.sigma)
+
+
+@dataclass(kw_only=True)
+class ROUGEConfig(MetricConfig):
+    """ROUGE-L of captions, times 100.
+
+    Args:
+        beta: weight of recall.
+    """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"beta": (1e-3, 1e3)}
+    beta: float = 1.2
+
+    def build(self) -> Metric:
+        """A metric without samples."""
+        from cm3plugins.metrics.captions import ROUGEMetric
+
+        self.check()
+        return ROUGEMetric(self.beta)
+
+
+@dataclass(kw_only=True)
+class VQAConfig(MetricConfig):
+    """VQA accuracy with the official normalisation, as a percentage."""
+
+    def build(self) -> Metric:
+        """A metric without samples."""
+        from cm3plugins.metrics.vqa import VQAMetric
+
+        return VQAMetric()
+
+
+@dataclass(kw_only=True)
+class ChoiceConfig(MetricConfig):
+    """How often the right one of several answers scores highest (ScienceQA, R@1 of captions)."""
+
+    def build(self) -> Metric:
+        """A metric without samples."""
+        from cm3plugins.metrics.likelihood import ChoiceMetric
+
+        return ChoiceMetric()
+
+
+@dataclass(kw_only=True)
+class NatsConfig(MetricConfig):
+    """-log p a token of the true picture or text.
+
+    Args:
+        modality: whose tokens.
+    """
+
+    modality: Literal["image", "text"] = "image"
+
+    def build(self) -> Metric:
+        """A metric without samples."""
+        from cm3plugins.metrics.likelihood import NatsMetric
+
+        return NatsMetric(self.modality)
+
+
+@dataclass(kw_only=True)
+class CodebookConfig(MetricConfig):
+    """Share of the codebook that is used, and the perplexity of the codes' frequencies.
+
+    Args:
+        codebook_size: the image tokenizer's.
+    """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"codebook_size": (1, 2**24)}
+    codebook_size: int = 8192
+
+    def build(self) -> Metric:
+        """A metric without samples."""
+        from cm3plugins.metrics.likelihood import CodebookMetric
+
+        self.check()
+        return CodebookMetric(self.codebook_size)
+
+
+@dataclass(kw_only=True)
+class PSNRConfig(MetricConfig):
+    """Mean peak signal-to-noise ratio of pictures and their references, dB; 100 for equal ones."""
+
+    def build(self) -> Metric:
+        """A metric without samples."""
+        from cm3plugins.metrics.fidelity import PSNRMetric
+
+        return PSNRMetric()
+
+
+@dataclass(kw_only=True)
+class SSIMConfig(MetricConfig):
+    """Mean structural similarity of pictures and their references, 1 for equal ones."""
+
+    def build(self) -> Metric:
+        """A metric without samples."""
+        from cm3plugins.metrics.fidelity import SSIMMetric
+
+        return SSIMMetric()
+
+
+METRICS: Mapping[str, type[MetricConfig]] = {
+    "bleu": BLEUConfig,
+    "choice": ChoiceConfig,
+    "cider": CIDErConfig,
+    "clip_score": CLIPScoreConfig,
+    "codebook": CodebookConfig,
+    "fid": FIDConfig,
+    "kid": KIDConfig,
+    "nats": NatsConfig,
+    "prdc": PRDCConfig,
+    "psnr": PSNRConfig,
+    "r_precision": RPrecisionConfig,
+    "rouge": ROUGEConfig,
+    "ssim": SSIMConfig,
+    "vqa": VQAConfig,
+}
