@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cm3core.devices import multiplies_bf16
 from cm3core.errors import GenerationError
 from cm3core.interfaces.attention import AttentionBackend
 from cm3core.interfaces.decoder import InferenceDecoder, KVCache
@@ -53,6 +54,13 @@ class TrainedDecoder(Protocol):
     def embed(self, tokens_BT: Tensor, positions_BT: Tensor, cells_BT: Tensor | None) -> Tensor: ...
 
 
+def _automatic(weight: Tensor) -> torch.dtype:
+    """bfloat16 on a CUDA device that multiplies it: half the bytes a token. Else as stored."""
+    if weight.device.type == "cuda" and multiplies_bf16(weight.device):
+        return torch.bfloat16
+    return weight.dtype
+
+
 class CM3LeonInference(InferenceDecoder):
     """A snapshot of a decoder's weights, laid out for `Engine`.
 
@@ -75,7 +83,7 @@ class CM3LeonInference(InferenceDecoder):
         rounds = precision == "int8" and rounds_inputs(weight.device)
         #: Input and output type of products.
         self.dtype = {
-            "auto": weight.dtype,
+            "auto": _automatic(weight),
             "fp32": torch.float32,
             "int8": torch.float32 if rounds else torch.bfloat16,
         }.get(precision, torch.bfloat16)
