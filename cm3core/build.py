@@ -209,7 +209,7 @@ def build(
             trained on the data set's texts.
         image_tokenizer_folder: a checkpoint's folder `image_tokenizer`. None, or not there: what
             the recipe says.
-        device: where the decoder lives.
+        device: where the decoder and the image tokenizer live.
         seed: of the decoder's first weights; None: the recipe's `train.seed`. Torch's global
             generator stays as it was.
         max_spans: `trained_spans` as a checkpoint stores it, for when the objective is not installed.
@@ -247,9 +247,9 @@ def build(
         section(recipe, "image_tokenizer"), image_tokenizer_folder, registry
     )
     vocabulary = vocabulary_of(recipe, text_tokenizer, image_tokenizer)
-    check_weights_fit(
-        section(recipe, "decoder"), vocabulary, image_tokenizer.grid, torch.device(device)
-    )
+    chosen = torch.device(device)
+    image_tokenizer.move_to(chosen)
+    check_weights_fit(section(recipe, "decoder"), vocabulary, image_tokenizer.grid, chosen)
     objective = available(recipe.objective)
     if objective is not None:
         max_spans = trained_spans(recipe, vocabulary, registry)
@@ -265,7 +265,7 @@ def build(
     config = section(recipe, "decoder")
     with (
         fitting_memory("recipe section decoder"),
-        torch.random.fork_rng(devices=[]),
+        torch.random.fork_rng(devices=[chosen] if chosen.type == "cuda" else []),
         torch.device(device),
     ):
         torch.manual_seed(recipe.train.seed if seed is None else seed)

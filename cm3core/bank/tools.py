@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3core.bank.manifest import ImageTokenizerMaker, Maker, Manifest
+from cm3core.devices import choose_device
 from cm3core.files import new_place, sync_directory
 
 if TYPE_CHECKING:
@@ -33,6 +34,15 @@ class Tools:
     embedder_config: Mapping[str, Any] = field(default_factory=dict)
     image_tokenizer_name: str = ""
     image_tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
+
+    def on(self, device: str | None) -> Tools:
+        """These, computing on the device; None: the GPU when there is one, and the embedder where
+        its config says."""
+        chosen = choose_device(device)
+        self.image_tokenizer.move_to(chosen)
+        if device is not None:
+            self.embedder.move_to(chosen)
+        return self
 
     @property
     def manifest(self) -> Manifest:

@@ -17,6 +17,7 @@ from cm3core.checkpoint.layout import IMAGE_TOKENIZER, RECIPE, TOKENIZER, damage
 from cm3core.checkpoint.state import read_state
 from cm3core.checkpoint.tensors import load_weights
 from cm3core.checkpoint.words import TrainingWords
+from cm3core.devices import choose_device
 from cm3core.errors import CheckpointError, close_match
 from cm3core.files import read_text
 from cm3core.plugins.providers import Writer, read_writer
@@ -97,7 +98,7 @@ def open_checkpoint(
     path: str | Path,
     registry: Registry,
     *,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = "cpu",
     trust_plugins: Sequence[str] = (),
 ) -> OpenedCheckpoint:
     """Open a run's newest checkpoint, a checkpoint folder or an exported model, to generate with
@@ -106,7 +107,7 @@ def open_checkpoint(
     Args:
         path: where it is.
         registry: the components that its recipe may name.
-        device: where the decoder runs.
+        device: of the decoder and the image tokenizer; None: the GPU when there is one.
         trust_plugins: SHA-256 of plugin files in the checkpoint that may be run.
 
     Raises:
@@ -127,7 +128,7 @@ def open_checkpoint(
         stage="generate",
         tokenizer_folder=folder / TOKENIZER,
         image_tokenizer_folder=folder / IMAGE_TOKENIZER,
-        device=device,
+        device=choose_device(device),
         max_spans=state.max_spans,
     )
     check_fingerprints(folder, state, components)

@@ -22,11 +22,20 @@ if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
 
 
-__all__ = ["OVERRIDE", "add_overrides", "real_number", "registry_of", "whole_number"]
+__all__ = ["OVERRIDE", "add_device", "add_overrides", "real_number", "registry_of", "whole_number"]
 
 #: An argument of this form is a recipe override; `cm3core.recipe` checks whether its key is well
 #: formed.
 OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)
+
+
+def add_device(parser: ArgumentParser, what: str) -> None:
+    """`--device`, of a command that computes on one."""
+    parser.add_argument(
+        "--device",
+        metavar="DEVICE",
+        help=f"{what}: cpu, cuda, cuda:1, ... (default: the GPU when there is one)",
+    )
 
 
 def add_overrides(parser: ArgumentParser) -> None:

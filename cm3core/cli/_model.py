@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import cm3core
-from cm3core.cli import registry_of, whole_number
+from cm3core.cli import add_device, registry_of, whole_number
 from cm3core.cli._numbers import MAX_SEED, MAX_THREADS
 from cm3core.errors import GenerationError
 from cm3core.model.default import DEFAULT_MODEL
@@ -101,8 +101,10 @@ def add_model_options(parser: ArgumentParser) -> None:
         "--precision",
         default="auto",
         choices=["auto", "fp32", "bf16", "int8"],
-        help="precision of the decoder's weights for generation (default: as stored)",
+        help="precision of the decoder's weights for generation (default: bf16 on a GPU that multiplies "
+        "it, else as stored)",
     )
+    add_device(parser, "where the decoder and the image tokenizer run")
     parser.add_argument(
         "--trust-plugin",
         action="append",
@@ -121,6 +123,7 @@ def open_model(args: Namespace) -> Model:
     model = load(
         args.model,
         registry=registry_of(args),
+        device=args.device,
         num_threads=args.threads,
         precision=args.precision,
         trust_plugins=args.trust_plugins,

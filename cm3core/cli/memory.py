@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3core.cli import _memory_recall, add_overrides, registry_of, whole_number
+from cm3core.cli import _memory_recall, add_device, add_overrides, registry_of, whole_number
 from cm3core.cli._dataset import count_of, data_source, limit_threads, recipe_of
 from cm3core.errors import DataError
 from cm3core.model.default import DEFAULT_MODEL
@@ -157,6 +157,7 @@ def _add_data(parser: ArgumentParser) -> None:
         help="documents written at once, the most that a kill can lose (default: %(default)s)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_device(parser, "where codes and, where the embedder can be moved, vectors are computed")
     add_overrides(parser)
 
 
@@ -183,7 +184,7 @@ def _build(args: Namespace) -> int:
         if name
     ]
     recipe = recipe_of(args.target, [*chosen, *args.overrides], registry)
-    tools = _tools(recipe, registry, args)
+    tools = _tools(recipe, registry, args).on(args.device)
     report = build_bank(
         _source(recipe, args),
         args.out,
@@ -255,7 +256,7 @@ def _add(args: Namespace) -> int:
     from cm3core.bank_tools import bank_tools
 
     registry = registry_of(args)
-    tools = bank_tools(args.bank, registry)
+    tools = bank_tools(args.bank, registry).on(args.device)
     source = _source(recipe_of(args.target, args.overrides, registry), args)
     report = add_documents(
         args.bank,

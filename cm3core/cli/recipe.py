@@ -118,7 +118,7 @@ def _memory(recipe: Recipe) -> str | None:
     on_cpu = True
     if machine.limit is not None and estimate.total() > machine.limit:
         # only then: torch takes seconds to import
-        from cm3core.training.device import device_memory
+        from cm3core.devices import device_memory
 
         machine, on_cpu = device_memory(None)
     warning = check_training_fits(recipe, machine, on_cpu=on_cpu)

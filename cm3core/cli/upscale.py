@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from cm3core.cli import add_overrides, registry_of
+from cm3core.cli import add_device, add_overrides, registry_of
 from cm3core.errors import DataError
 from cm3core.files import check_not_input, check_writable
 
@@ -37,6 +37,7 @@ def configure(parser: ArgumentParser) -> None:
         metavar="FILE.png",
         help="the enlarged picture, with the metadata of the small one if that is a PNG (default: %(default)s)",
     )
+    add_device(parser, "where it runs, of an upscaler that has the key device")
     add_overrides(parser)
 
 
@@ -51,6 +52,8 @@ def run(args: Namespace) -> int:
     check_writable(args.out)
     check_not_input(args.out, args.picture)
     registry = registry_of(args)
+    if args.device is not None:
+        args.overrides.append(f"upscaler.device={args.device}")
     if args.recipe is not None:
         recipe = compose(args.recipe, args.overrides, registry=registry)
     else:

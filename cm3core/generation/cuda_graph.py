@@ -83,15 +83,28 @@ class CapturedStep:
         return self.tokens_n.clone(), self.log_n.clone()
 
 
-def cuda_graph(step: Callable[[], None]) -> Callable[[], None]:
-    """Warm up on a separate stream, as capturing requires, then capture."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
+def cuda_graph(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """Warm up on a separate stream, as capturing requires, then capture.
+
+    Args:
+        step: launches on `device` alone.
+        device: the decoder's. Streams and graphs belong to the current device, which may be another:
+            a graph captured there would be empty.
+    """
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # other threads (a data loader, a server) may use the device meanwhile
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
+
+    def replay() -> None:
+        with torch.cuda.device(device):
+            graph.replay()
+
+    return replay

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from cm3core.errors import RecipeError
 from cm3core.machine_memory import VARIABLE, MachineMemory, given_limit
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from cm3core.vocab import Vocabulary
 
 _BYTES = 4  # decoders are built in float32
+#: Share of the memory beside the weights that keys and values may take.
+MEMORY_SHARE = 0.5
 
 
 def check_weights_fit(
@@ -39,6 +42,18 @@ def check_weights_fit(
         f"choose smaller sizes in the sections decoder and vocabulary, or set {VARIABLE} to the "
         "number of GB available",
     )
+
+
+def cache_limit(decoder: nn.Module, device: torch.device) -> int | None:
+    """Bytes that keys and values may take beside the weights. None: unknown.
+
+    The weights count twice: as trained, and in the copy that generation reads, which is no larger.
+    """
+    limit = memory_limit(device)
+    if limit is None:
+        return None
+    weights = sum(weight.numel() * weight.element_size() for weight in decoder.parameters())
+    return max(0, int((limit - 2 * weights) * MEMORY_SHARE))
 
 
 def memory_limit(device: torch.device) -> int | None:

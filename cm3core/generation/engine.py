@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal, overload
 
 from cm3core.errors import CM3Error, GenerationError
@@ -124,7 +125,10 @@ class Engine:
             num_threads=num_threads,
         )
         #: How steps are captured: as CUDA graphs on CUDA, not at all elsewhere.
-        self.capture: Capture | None = cuda_graph if self.inference.device.type == "cuda" else None
+        device = self.inference.device
+        self.capture: Capture | None = (
+            partial(cuda_graph, device=device) if device.type == "cuda" else None
+        )
 
     # ---- queries
 

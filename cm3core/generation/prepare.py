@@ -11,7 +11,7 @@ import torch
 
 from cm3core.document import Document, MaskedText, Segment, Text, TextHole, has_holes
 from cm3core.errors import GenerationError
-from cm3core.generation.device_memory import memory_limit
+from cm3core.generation.device_memory import cache_limit
 from cm3core.generation.events import Request, candidate_seed
 from cm3core.generation.row import ActiveRequest, different
 from cm3core.generation.states import RequestState
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 SMALL_DECODER = 30_000_000
 #: More threads than any machine has; torch ends the process when it can't start them.
 MAX_THREADS = 4096
-#: Share of the machine's memory that keys and values may take.
-MEMORY_SHARE = 0.5
 #: Samplers whose plans are kept.
 NUM_PLANS = 16
 _MODALITIES = ("text", "image")
@@ -76,9 +74,8 @@ class Preparer:
         self.max_text_tokens, self.max_rows = max_text_tokens, max_rows
         small = sum(parameter.numel() for parameter in decoder.module.parameters()) < SMALL_DECODER
         self.num_threads = 1 if num_threads is None and small else num_threads
-        limit = memory_limit(inference.device)
         #: Bytes that keys and values may take. None: unknown.
-        self.cache_bytes = None if limit is None else int(limit * MEMORY_SHARE)
+        self.cache_bytes = cache_limit(decoder.module, inference.device)
         self._plans: dict[int, tuple[Sampler, dict[str, SamplingPlan]]] = {}
         self._plans_of(sampler)
 

@@ -18,6 +18,16 @@ class AttentionConfig(ComponentConfig):
 
     kind: ClassVar[str] = "attention"
 
+    #: Largest head dimension that the backend takes; a recipe with a larger one is refused where it
+    #: is checked. None: any.
+    largest_head_dim: ClassVar[int | None] = None
+
+    def for_device(self, device: str) -> AttentionConfig:
+        """Return the config of the backend that runs on a device, such as "cuda".
+
+        For configs that choose by device; the default is this one. Must stay light: no torch."""
+        return self
+
     def check_training(self, device: str) -> None:
         """Raise `DeviceError` if a decoder can't be trained with it on a device, such as "cpu".
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Maximum bytes of one chunk's float32 logits in the default loss.
 LOSS_CHUNK_BYTES = 32 << 20
+#: The same on a GPU, whose caches are passed by either way: large products pay there.
+LOSS_CHUNK_BYTES_ON_GPU = 1 << 30
 
 
 @dataclass(kw_only=True)
@@ -47,6 +49,10 @@ class DecoderConfig(ComponentConfig):
         Weights are initialised from torch's global generator. `grid` is the image tokenizer's
         (rows, columns); decoders without grid positions ignore it."""
         raise NotImplementedError
+
+    def attention_head_dim(self) -> int | None:
+        """Return the dimension of an attention head; None (the default): not known."""
+        return None
 
     def num_parameters(self, vocabulary: Vocabulary, grid: tuple[int, int]) -> int | None:
         """Return the number of parameters that `build` would create, by arithmetic.
@@ -253,7 +259,10 @@ class Decoder(ABC):
         rows = weights_N.nonzero().squeeze(1)
         hidden_NE, targets_N = hidden_NE[rows], targets_N[rows]
         weights_N, groups_N = weights_N[rows], groups_N[rows].long()
-        size = max(1, LOSS_CHUNK_BYTES // (4 * self.vocab_size))
+        on_cpu = hidden_NE.device.type == "cpu"
+        size = max(
+            1, (LOSS_CHUNK_BYTES if on_cpu else LOSS_CHUNK_BYTES_ON_GPU) // (4 * self.vocab_size)
+        )
         chunks = [
             checkpoint(chunk_losses, hidden_RE, targets_R, use_reentrant=False)
             for hidden_RE, targets_R in zip(
@@ -275,7 +284,8 @@ class Decoder(ABC):
         both). Override it to lay weights out for few tokens at a time, or to use fewer bits.
 
         Args:
-            precision: "auto" (the dtype of the weights), "fp32", "bf16" or "int8" (weights, with a
+            precision: "auto" (the dtype of the weights; on a CUDA device a decoder may take bfloat16
+                where the device multiplies it), "fp32", "bf16" or "int8" (weights, with a
                 scale per output; and, where that is faster, inputs, with a scale per row).
 
         Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ from cm3core.document import Document, Image, PixelArray, text_of
 from cm3core.errors import DataError
 from cm3core.interfaces.component import ComponentConfig
 from cm3core.interfaces.contract import broken, shown
+
+if TYPE_CHECKING:
+    import torch
 
 VectorArray: TypeAlias = npt.NDArray[np.float32]
 
@@ -51,6 +54,9 @@ class Embedder(ABC):
         """Return vectors float32 [N, dimension] of pictures uint8 [H, W, 3] of any size.
 
         The vectors may have any length; the caller normalises them."""
+
+    def move_to(self, device: torch.device) -> None:  # noqa: B027 (the CPU is a fine place)
+        """Compute on this device from now on; vectors stay arrays. The default stays where it is."""
 
     def embed_texts(self, texts: Sequence[str]) -> VectorArray:
         """Return unit vectors float32 [N, dimension]. Raises `DataError` on NaN or infinity."""

@@ -132,6 +132,13 @@ class ImageTokenizer(ABC):
         this tokenizer on every machine: it has no weights, or its package provides them.
         """
 
+    def move_to(self, device: torch.device) -> None:  # noqa: B027 (the CPU is a fine place)
+        """Encode and decode on this device from now on; pictures and codes stay arrays.
+
+        Called with the decoder's device. The default keeps computing where it does. Codes should
+        not depend on the device more than rounding makes them.
+        """
+
     def codebook(self) -> torch.Tensor | None:
         """Return the code vectors, float32 [codebook_size, dim], or None if there are none.
 

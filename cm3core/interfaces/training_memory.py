@@ -18,12 +18,14 @@ class TrainingPass:
         length: tokens of each.
         itemsize: bytes of a number that products take: 2 with autocast to bfloat16, else 4.
         attention: the backend's config, which knows what it keeps.
+        device: "cpu", "cuda": loss and attention work in other pieces there.
     """
 
     rows: int
     length: int
     itemsize: int
     attention: AttentionConfig | None = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)

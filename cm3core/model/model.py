@@ -43,7 +43,7 @@ def load(
     *,
     bank: str | Path | None = None,
     registry: Registry | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     num_threads: int | None = None,
     precision: str = "auto",
     max_rows: int = 64,
@@ -56,14 +56,14 @@ def load(
         bank: a memory bank to retrieve from instead of the recipe's memory, see
             `Model.with_memory`.
         registry: the components that recipes may name. None: those of the installed plugins.
-        device: where the decoder runs.
+        device: of the decoder and the image tokenizer. None: the GPU when there is one.
         num_threads, precision, max_rows: see `Engine`.
         trust_plugins: SHA-256 of plugin files in the checkpoint that may be run. Read them first.
 
     Raises:
         CheckpointError: there is no checkpoint, it is damaged, or it needs a plugin file that it
             carries and that is not trusted.
-        DataError: the bank can't be used.
+        DataError, DeviceError: the bank, or the device, can't be used.
         RecipeError, PluginError: its recipe needs a component that is not installed.
     """
     registry = load_registry() if registry is None else registry

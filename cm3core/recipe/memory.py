@@ -65,13 +65,16 @@ def _gb(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:,.2f}" if num_bytes < 100e9 else f"{num_bytes / 1e9:,.0f}"
 
 
-def training_memory(recipe: Recipe, *, bf16: bool | None = None) -> MemoryEstimate | None:
+def training_memory(
+    recipe: Recipe, *, bf16: bool | None = None, on_cpu: bool = True
+) -> MemoryEstimate | None:
     """The estimate for a recipe; None if it has no decoder or image tokenizer, or its decoder doesn't
     know its number of parameters.
 
     Args:
         recipe: checked.
         bf16: whether products are in bfloat16; None: as `train.precision` says, "auto" as no.
+        on_cpu: on a CPU; else on a CUDA device.
     """
     if recipe.decoder is None or recipe.image_tokenizer is None:
         return None
@@ -94,6 +97,7 @@ def training_memory(recipe: Recipe, *, bf16: bool | None = None) -> MemoryEstima
         length=recipe.decoder.context_length,
         itemsize=2 if bf16 else 4,
         attention=recipe.attention,
+        device="cpu" if on_cpu else "cuda",
     )
     known = recipe.decoder.training_memory(vocabulary, grid, one_pass)
     # AdamW keeps two numbers of a parameter, Muon one of a matrix
@@ -130,7 +134,7 @@ def check_training_fits(
     Raises:
         RecipeError: it never fits; names the figures, the limit and the keys that reduce them.
     """
-    estimate = training_memory(recipe, bf16=bf16)
+    estimate = training_memory(recipe, bf16=bf16, on_cpu=on_cpu)
     if estimate is None or machine.limit is None:
         return None
     needed, limit = estimate.total(on_cpu=on_cpu), machine.limit

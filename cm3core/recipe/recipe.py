@@ -15,7 +15,7 @@ from cm3core.config.schema import to_plain
 from cm3core.errors import RecipeError
 from cm3core.plugins.registry import KINDS
 from cm3core.recipe.kind_sections import KindSections
-from cm3core.recipe.missing import MissingComponent
+from cm3core.recipe.missing import MissingComponent, available
 from cm3core.recipe.sections import (
     FIXED_SECTIONS,
     DataSection,
@@ -114,6 +114,7 @@ class Recipe(KindSections):
         self._check_needs()
         self._check_vocabulary()
         self._check_context()
+        self._check_heads()
         self._check_candidates()
 
     def _check_needs(self) -> None:
@@ -125,6 +126,19 @@ class Recipe(KindSections):
                     f"add {missing[0]}=NAME (or '{missing[0]}: {{name: ...}}' in the recipe), or "
                     f"change {kind}",
                 )
+
+    def _check_heads(self) -> None:
+        attention, decoder = available(self.attention), available(self.decoder)
+        if attention is None or decoder is None:
+            return
+        largest, dim = attention.largest_head_dim, decoder.attention_head_dim()
+        if largest is not None and dim is not None and dim > largest:
+            raise RecipeError(
+                "attention",
+                f"{self.component_names['attention']!r} takes heads of at most {largest} numbers, and "
+                f"the decoder's have {dim}",
+                "use more heads, or another attention backend (cm3 kinds attention)",
+            )
 
     def _check_vocabulary(self) -> None:
         if self.vocabulary.num_text is None and self.text_tokenizer is None:

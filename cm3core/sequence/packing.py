@@ -50,9 +50,16 @@ class TrainingBatch:
     modality_BT: Tensor
 
     def to(self, device: torch.device | str) -> TrainingBatch:
-        """The batch on a device."""
+        """The batch on a device; to a CUDA device from pinned memory, without waiting for it."""
+        to_cuda = torch.device(device).type == "cuda"
+
+        def moved(tensor: Tensor) -> Tensor:
+            if to_cuda and tensor.device.type == "cpu":
+                return tensor.pin_memory().to(device, non_blocking=True)
+            return tensor.to(device)
+
         return TrainingBatch(
-            **{item.name: getattr(self, item.name).to(device) for item in fields(self)}
+            **{item.name: moved(getattr(self, item.name)) for item in fields(self)}
         )
 
     @property

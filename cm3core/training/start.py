@@ -12,11 +12,11 @@ from torch import Tensor
 from cm3core.build import Components, build
 from cm3core.checkpoint import CheckpointState, remove_leftovers
 from cm3core.checkpoint.words import words_of_training
+from cm3core.devices import choose_device, choose_precision, device_memory
 from cm3core.errors import CheckpointError
 from cm3core.files import check_links, check_writable, make_folder, write_text
 from cm3core.recipe.memory import check_training_fits
 from cm3core.recipe.storing import files_of
-from cm3core.training.device import choose_device, choose_precision, device_memory
 from cm3core.training.loss import GROUPS
 from cm3core.training.metrics import MetricsLog
 from cm3core.training.optim import OptimizerGroup, Schedule

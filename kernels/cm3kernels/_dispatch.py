@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +113,12 @@ def triton_refusal(tensor: Tensor) -> str | None:
             "interpreter"
         )
     return None
+
+
+def device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Context in which Triton launches on the tensor's device; it takes the current one, whatever
+    device the tensors are on."""
+    return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else nullcontext()
 
 
 def triton_implementation(

@@ -6,14 +6,13 @@ Legend: B rows, T queries, S keys, H query heads, K key heads, D head dimension.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from cm3kernels._dispatch import require
+from cm3kernels._dispatch import device_of, require
 from cm3kernels.attention._aot import aot_entries
 from cm3kernels.attention._backward import delta_kernel
 from cm3kernels.attention._forward import forward_kernel
@@ -72,7 +71,7 @@ def attention_op(
     if out.numel() == 0:
         return out, lse
     shape = launch("decode" if T <= MOST_DECODED else "forward", q)
-    with _device_of(q):
+    with device_of(q):
         forward_kernel[triton.cdiv(T, shape.block_q), H, B](
             q,
             k,
@@ -141,7 +140,7 @@ def attention_backward_op(
     grad = (
         grad if grad.stride(3) == 1 and grad.stride(1) < LARGEST_TOKEN_STRIDE else grad.contiguous()
     )
-    with _device_of(q):
+    with device_of(q):
         _launch_backward(
             grad,
             None if grad_lse is None else grad_lse.contiguous(),
@@ -285,11 +284,6 @@ def _backward(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None) -> tuple[T
 
 
 attention_op.register_autograd(_backward, setup_context=_setup_context)
-
-
-def _device_of(q: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, whatever device the tensors are on."""
-    return torch.cuda.device(q.device) if q.device.type == "cuda" else nullcontext()
 
 
 def _constants(q: Tensor) -> dict[str, Any]:

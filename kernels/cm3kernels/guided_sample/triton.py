@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from cm3kernels._dispatch import require
+from cm3kernels._dispatch import device_of, require
 from cm3kernels.aot import AotEntry
 from cm3kernels.guided_sample._one_block import one_block_kernel
 from cm3kernels.guided_sample._tile import NEAR
@@ -108,7 +108,8 @@ def guided_sample_triton(
     common["seeds"], common["positions"] = common.pop("seed"), common.pop("position")
     token_n = torch.empty(len(stream_rows_nG), dtype=torch.int64, device=logits_SV.device)
     launch = _launch_tiled if tiled else _launch_one_block
-    launch(common | {"tokens": token_n}, shift, config, window)
+    with device_of(logits_SV):
+        launch(common | {"tokens": token_n}, shift, config, window)
     if debug or logits_SV.device.type == "cpu":
         refuse_empty(token_n >= 0)
     return token_n

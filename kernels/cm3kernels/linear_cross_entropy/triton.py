@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cm3kernels._dispatch import require
+from cm3kernels._dispatch import device_of, require
 from cm3kernels.linear_cross_entropy.reference import group_sums
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _linear_cross_entropy(
     """Loss, nll of each token, and the loss's gradients with respect to hidden states and head
     (empty if not needed)."""
     # `dtype` is that of the products' factors; everything else is float32
-    with torch.autocast(hidden_NE.device.type, enabled=False):
+    with torch.autocast(hidden_NE.device.type, enabled=False), device_of(hidden_NE):
         return _in_chunks(
             hidden_NE, head_VE, targets_N, weights_N, z_loss, dtype, chunk_bytes, with_gradient
         )

@@ -9,7 +9,6 @@ Scores are in base 2: exp2 is one instruction.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,37 +16,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cm3kernels._dispatch import require
+from cm3kernels._dispatch import device_of, require
+from cm3kernels.segment_decode.configs import (
+    CONFIGS,
+    HEAD_DIMS,
+    LARGEST_HEAD_DIM,
+    block_dim,
+    config_of,
+)
 from cm3kernels.segment_decode.plan import MAX_TILE, SegmentPlan
 
 if TYPE_CHECKING:
     from cm3kernels.aot import AotEntry
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
-HEAD_DIMS = (32, 64, 96, 128)
 #: Partial results that the merge reads at once.
 MERGE_BLOCK = 16
-
-
-@dataclass(frozen=True)
-class SegmentConfig:
-    """Launch of the kernel over items: keys read at once, warps, stages of the pipeline."""
-
-    block_keys: int
-    num_warps: int
-    num_stages: int
-
-
-#: (head dimension, bytes of an element) -> launch; the same for every tile, since a longer one adds
-#: arithmetic and no loads. Float32 products are exact ("ieee", no tensor cores), and the
-#: accumulators of the longest tile fit the registers of 8 warps only.
-CONFIGS = {
-    (dim, num_bytes): SegmentConfig(64, 4, 3)
-    if num_bytes == 2
-    else SegmentConfig(32, 8, 3 if dim == 32 else 2)
-    for dim in HEAD_DIMS
-    for num_bytes in (2, 4)
-}
 
 
 @triton.jit
@@ -199,12 +183,29 @@ def _segment_decode(
     tile: int,
     scale: float,
 ) -> Tensor:
+    with device_of(q):
+        return _launch(
+            q, keys, values, lengths, items, item_rows, merge_begin, merge_partials, tile, scale
+        )
+
+
+def _launch(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    items: Tensor,
+    item_rows: Tensor,
+    merge_begin: Tensor,
+    merge_partials: Tensor,
+    tile: int,
+    scale: float,
+) -> Tensor:
     num_rows, num_heads, dim = q.shape
-    config = CONFIGS[dim, q.element_size()]
+    config = config_of(dim, q.element_size())
     part_out = torch.empty(len(item_rows), num_heads, dim, dtype=torch.float32, device=q.device)
     part_lse = torch.empty(len(item_rows), num_heads, dtype=torch.float32, device=q.device)
     out = torch.empty(num_rows, num_heads, dim, dtype=q.dtype, device=q.device)
-    block_dim = triton.next_power_of_2(dim)
     if len(items):
         _segment_kernel[len(items), keys.shape[1]](
             q,
@@ -227,7 +228,7 @@ def _segment_decode(
             D=dim,
             TILE=tile,
             BLOCK_KEYS=config.block_keys,
-            BLOCK_D=block_dim,
+            BLOCK_D=block_dim(dim),
             num_warps=config.num_warps,
             num_stages=config.num_stages,
         )
@@ -240,7 +241,7 @@ def _segment_decode(
             out,
             num_heads,
             D=dim,
-            BLOCK_D=block_dim,
+            BLOCK_D=block_dim(dim),
             BLOCK_PARTS=MERGE_BLOCK,
             num_warps=4,
         )
@@ -276,9 +277,9 @@ def segment_decode_triton(
     graph."""
     op, dim = "segment_decode", q.shape[2]
     require(
-        dim in HEAD_DIMS,
+        dim <= LARGEST_HEAD_DIM,
         op,
-        f"head dimension {dim}, 'triton' supports {', '.join(map(str, HEAD_DIMS))}; next: "
+        f"head dimension {dim}, 'triton' supports up to {LARGEST_HEAD_DIM}; next: "
         "implementation='reference'",
     )
     require(
@@ -342,18 +343,18 @@ def aot_entries() -> list[AotEntry]:
                 if num_bytes == 2
                 else {80: ("FFMA",), 90: ("FFMA",)}
             )
-            block_dim = triton.next_power_of_2(dim)
+            width = block_dim(dim)
             constexprs = {
                 "GROUP": 1,
                 "D": dim,
                 "TILE": tile,
                 "BLOCK_KEYS": config.block_keys,
-                "BLOCK_D": block_dim,
+                "BLOCK_D": width,
             }
             # At head dimension 32, a tile of 32 rows has too little to multiply for four warps;
             # loading keys dominates.
             multiply_adds = (
-                2 * tile * config.block_keys * block_dim if num_bytes == 2 and dim > 32 else 0
+                2 * tile * config.block_keys * width if num_bytes == 2 and dim > 32 else 0
             )
             entries.append(
                 AotEntry(
@@ -382,7 +383,7 @@ def aot_entries() -> list[AotEntry]:
             ) | {"num_heads": "i32"}
             constexprs = {
                 "D": dim,
-                "BLOCK_D": triton.next_power_of_2(dim),
+                "BLOCK_D": block_dim(dim),
                 "BLOCK_PARTS": MERGE_BLOCK,
             }
             entries.append(

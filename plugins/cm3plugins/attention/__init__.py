@@ -2,7 +2,9 @@
 
 | name | what | where |
 | --- | --- | --- |
-| `sdpa` | torch's fused function; on the CPU packed documents one by one | everywhere; the default
+| `auto` | `triton` for tensors on CUDA that it takes, else `sdpa` | everywhere
+|
+| `sdpa` | torch's fused function; on the CPU packed documents one by one | everywhere
 |
 | `triton` | this project's kernels: masked tiles are skipped, bitwise reproducible | CUDA (or
 Triton's interpreter) |
@@ -14,7 +16,7 @@ Triton's interpreter) |
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.errors import DeviceError, MissingPackageError
 from cm3core.interfaces.attention import AttentionConfig
@@ -26,9 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class SDPAAttentionConfig(AttentionConfig):
-    """`torch.nn.functional.scaled_dot_product_attention`. The default.
+    """`torch.nn.functional.scaled_dot_product_attention`.
 
-    Flash kernels on CPU and GPU, forward and backward.
+    Flash kernels on CPU and GPU, forward and backward; on a GPU packed documents take a dense mask, and
+    nothing is skipped.
     """
 
     def build(self) -> AttentionBackend:
@@ -40,6 +43,29 @@ class SDPAAttentionConfig(AttentionConfig):
     def kept_bytes(self, rows: int, length: int, num_heads: int, itemsize: int) -> int:
         """A mask in the type of the scores, where rows are not attended document by document."""
         return rows * length * length * itemsize
+
+
+@dataclass(kw_only=True)
+class AutoAttentionConfig(AttentionConfig):
+    """The fastest for the device of each call: this project's kernels on CUDA, else `sdpa`.
+
+    On CUDA, heads that the kernels don't take (above 128) and a torch without Triton fall back to
+    `sdpa`, with a warning.
+    """
+
+    def build(self) -> AttentionBackend:
+        """The backend; runs wherever torch runs."""
+        from cm3plugins.attention.kernels import KernelAttention
+
+        return KernelAttention("auto")
+
+    def for_device(self, device: str) -> AttentionConfig:
+        """`triton` on "cuda", else `sdpa`."""
+        return TritonAttentionConfig() if device == "cuda" else SDPAAttentionConfig()
+
+    def kept_bytes(self, rows: int, length: int, num_heads: int, itemsize: int) -> int:
+        """That of `sdpa`, the larger one."""
+        return SDPAAttentionConfig().kept_bytes(rows, length, num_heads, itemsize)
 
 
 @dataclass(kw_only=True)
@@ -63,6 +89,8 @@ class TritonAttentionConfig(AttentionConfig):
 
     No gradients through a cache.
     """
+
+    largest_head_dim: ClassVar[int | None] = 128
 
     def build(self) -> AttentionBackend:
         """The backend.

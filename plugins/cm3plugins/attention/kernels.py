@@ -1,4 +1,4 @@
-"""Attention by an implementation of `cm3kernels.attention`: `sdpa`, `triton` or `reference`."""
+"""Attention by an implementation of `cm3kernels.attention`: `auto`, `sdpa`, `triton` or `reference`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class KernelAttention(AttentionBackend):
     Tensors that the implementation can't take raise the op's `ValueError`.
 
     Args:
-        implementation: a name in `cm3kernels.attention.IMPLEMENTATIONS`.
+        implementation: "auto" or a name in `cm3kernels.attention.IMPLEMENTATIONS`.
     """
 
     def __init__(self, implementation: str) -> None:

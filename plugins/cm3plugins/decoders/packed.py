@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cm3core.devices import multiplies_bf16
 from cm3core.errors import GenerationError
 from cm3core.interfaces.attention import AttentionBackend
 from cm3core.interfaces.decoder import InferenceDecoder, KVCache
@@ -32,6 +33,13 @@ from cm3plugins.decoders.cm3leon.products import (
 #: Slices of the head that are kept packed. How a text ends differs from hole to hole, so that there
 #: may be hundreds of slices.
 NUM_HEADS = 4
+
+
+def _automatic(weight: Tensor) -> torch.dtype:
+    """bfloat16 on a CUDA device that multiplies it: half the bytes a token. Else as stored."""
+    if weight.device.type == "cuda" and multiplies_bf16(weight.device):
+        return torch.bfloat16
+    return weight.dtype
 
 
 class TrainedParts(Protocol):
@@ -79,7 +87,7 @@ class PackedInference(InferenceDecoder):
         rounds = precision == "int8" and rounds_inputs(weight.device)
         #: Input and output type of products.
         self.dtype = {
-            "auto": weight.dtype,
+            "auto": _automatic(weight),
             "fp32": torch.float32,
             "int8": torch.float32 if rounds else torch.bfloat16,
         }.get(precision, torch.bfloat16)

@@ -193,6 +193,8 @@ class EngineProvider(DecodeProvider):
         options: dict[str, Any] = {
             "max_rows": 2 * pictures,
             "num_threads": self.setup.threads,
+            # "auto" would be bfloat16 on a GPU
+            "precision": "fp32" if self.setup.dtype == torch.float32 else "auto",
         } | dict(self.variant.options)
         return Engine(
             self.model.decoder,

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.errors import RecipeError, close_match
 from cm3core.interfaces import TrainingMemory, TrainingPass
-from cm3core.interfaces.decoder import LOSS_CHUNK_BYTES, DecoderConfig
+from cm3core.interfaces.decoder import (
+    LOSS_CHUNK_BYTES,
+    LOSS_CHUNK_BYTES_ON_GPU,
+    DecoderConfig,
+)
 from cm3core.vocab import Vocabulary
 from cm3plugins.decoders.cm3leon.settings import CM3LeonSettings
 
@@ -69,6 +73,10 @@ class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
                     "the defaults are the paper's",
                 )
 
+    def attention_head_dim(self) -> int:
+        """`d_model` / `num_heads`."""
+        return self.d_model // self.num_heads
+
     def num_parameters(self, vocabulary: Vocabulary, grid: tuple[int, int]) -> int:
         """Number of parameters of the decoder that `build` returns, by arithmetic."""
         width, inner = self.d_model, 4 * self.d_model if self.d_ff is None else self.d_ff
@@ -94,7 +102,7 @@ class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
         kept += tokens * width * 2 * size if self.qk_norm else 0
         kept += tokens * width * 2 if self.dropout else 0
         if one_pass.attention is not None:
-            kept += one_pass.attention.kept_bytes(
+            kept += one_pass.attention.for_device(one_pass.device).kept_bytes(
                 one_pass.rows, one_pass.length, self.num_heads, size
             )
         if self.activation_checkpointing:
@@ -103,7 +111,8 @@ class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
             activations, working = self.num_layers * kept, 0
         working += tokens * (2 * inner + 4 * width) * 4
         # logits, and their gradient beside them where types differ; two gradients of the head
-        logits = min(LOSS_CHUNK_BYTES, 4 * tokens * vocabulary.size)
+        chunk = LOSS_CHUNK_BYTES if one_pass.device == "cpu" else LOSS_CHUNK_BYTES_ON_GPU
+        logits = min(chunk, 4 * tokens * vocabulary.size)
         working += (1 if size == 4 else 2) * logits + 2 * 4 * vocabulary.size * width
         matrices = self.num_layers * (4 * width * width + 2 * width * inner)
         return TrainingMemory(

@@ -74,7 +74,7 @@ class CM3LeonCache(SegmentPool):
         reading = Reading(
             T, longest, slots_BT.flatten(), mask, self._segment_groups(), fresh, self._length_B
         )
-        if not fresh and not self.layout.backend.is_plain_softmax:
+        if not fresh and not self.layout.in_parts:
             reading.plan = self.layout.backend.plan(
                 num_queries=T, num_keys=longest, offset_B=self._length_B
             )
@@ -107,7 +107,7 @@ class CM3LeonCache(SegmentPool):
             )
         if reading.fresh:
             return self.layout.backend.attend(q_BTHD, k_BTKD, v_BTKD)
-        if not self.layout.backend.is_plain_softmax:
+        if not self.layout.in_parts:
             k_BSKD, v_BSKD = (
                 self._own(memory_KND, reading.num_own).transpose(1, 2).to(q_BTHD.dtype)
                 for memory_KND in (keys_KND, values_KND)

@@ -19,6 +19,7 @@ from torch import Tensor
 from cm3core.errors import GenerationError
 from cm3core.interfaces.attention import AttentionBackend
 from cm3core.interfaces.decoder import KVCache
+from cm3kernels.segment_decode.configs import LARGEST_HEAD_DIM
 
 #: Bytes of keys and values in one layer from which reading them once for several rows outweighs the
 #: cost of the extra calls, on a CPU.
@@ -48,6 +49,12 @@ class CacheLayout:
     backend: AttentionBackend
     on_cpu: bool
     queries_per_key: int = 1
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether attention is computed segment by segment: the backend allows it, and on a GPU the
+        kernel takes such heads. Otherwise each row keeps all of its keys, and the backend attends."""
+        return self.backend.is_plain_softmax and (self.on_cpu or self.head_dim <= LARGEST_HEAD_DIM)
 
 
 @dataclass(eq=False)
@@ -116,7 +123,7 @@ class SegmentPool(KVCache):
 
     @property
     def can_be_recorded(self) -> bool:  # type: ignore[override]  # true if attention is ours
-        return not self.layout.on_cpu and self.layout.backend.is_plain_softmax
+        return not self.layout.on_cpu and self.layout.in_parts
 
     def count_on_device(self) -> None:
         self._length_B += 1
@@ -179,7 +186,7 @@ class SegmentPool(KVCache):
         return (self.keys_LKND, other.keys_LKND), (self.values_LKND, other.values_LKND)
 
     def _pays(self, length: int, uses: int) -> bool:
-        if not self.layout.backend.is_plain_softmax or length == 0:
+        if not self.layout.in_parts or length == 0:
             return False
         heads, size = (
             self.keys_LKND.shape[1] * self.keys_LKND.shape[3],

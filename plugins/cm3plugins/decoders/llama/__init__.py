@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, ClassVar
 from cm3core.errors import RecipeError, close_match
 from cm3core.interfaces import TrainingMemory, TrainingPass
 from cm3core.interfaces.component import check_value
-from cm3core.interfaces.decoder import LOSS_CHUNK_BYTES, DecoderConfig
+from cm3core.interfaces.decoder import (
+    LOSS_CHUNK_BYTES,
+    LOSS_CHUNK_BYTES_ON_GPU,
+    DecoderConfig,
+)
 from cm3core.vocab import Vocabulary
 from cm3plugins.decoders.llama.settings import LlamaSettings
 
@@ -81,6 +85,10 @@ class LlamaConfig(LlamaSettings, DecoderConfig):
         attention = 2 * width * head * (self.num_heads + self.key_heads)
         return self.num_layers * (attention + 3 * width * self.inner)
 
+    def attention_head_dim(self) -> int:
+        """`head_dim`, or `d_model` / `num_heads`."""
+        return self.head_size
+
     def num_parameters(self, vocabulary: Vocabulary, grid: tuple[int, int]) -> int:
         """Number of parameters of the decoder that `build` returns, by arithmetic."""
         heads = self.num_heads, self.key_heads
@@ -110,7 +118,7 @@ class LlamaConfig(LlamaSettings, DecoderConfig):
         kept += tokens * inner * 4 * size
         kept += tokens * width * 2 if self.dropout else 0
         if one_pass.attention is not None:
-            kept += one_pass.attention.kept_bytes(
+            kept += one_pass.attention.for_device(one_pass.device).kept_bytes(
                 one_pass.rows, one_pass.length, self.num_heads, size
             )
         if self.activation_checkpointing:
@@ -118,7 +126,8 @@ class LlamaConfig(LlamaSettings, DecoderConfig):
         else:
             activations, working = self.num_layers * kept, 0
         working += tokens * (3 * inner + 4 * width) * 4
-        logits = min(LOSS_CHUNK_BYTES, 4 * tokens * vocabulary.size)
+        chunk = LOSS_CHUNK_BYTES if one_pass.device == "cpu" else LOSS_CHUNK_BYTES_ON_GPU
+        logits = min(chunk, 4 * tokens * vocabulary.size)
         working += (1 if size == 4 else 2) * logits + 2 * 4 * vocabulary.size * width
         return TrainingMemory(
             matrix_parameters=self._matrices(),

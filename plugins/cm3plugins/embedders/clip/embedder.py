@@ -88,6 +88,11 @@ class CLIP(Embedder):
         """Origin, sizes, activation and the source of the latter, in one line."""
         return self._checkpoint.summary
 
+    def move_to(self, device: torch.device) -> None:
+        """Compute there from now on."""
+        self._towers.to(device)
+        self._device = device
+
     @torch.inference_mode()
     def _embed_texts(self, texts: Sequence[str]) -> VectorArray:
         return in_batches(

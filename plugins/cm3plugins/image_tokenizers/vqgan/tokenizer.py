@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +28,9 @@ from cm3plugins.image_tokenizers.vqgan.weights import build_model, load_weights,
 from cm3plugins.trained.bundled import weights_path
 from cm3plugins.trained.weights_file import check_architecture
 
-#: Pixels per forward pass (32 pictures at 64 px); larger pictures use smaller batches.
-_BATCH_PIXELS = 32 * 64 * 64
+#: Pixels per forward pass (32 pictures at 64 px, on a GPU 16 at 256); larger pictures use smaller
+#: batches.
+_BATCH_PIXELS, _BATCH_PIXELS_ON_GPU = 32 * 64 * 64, 16 * 256 * 256
 #: A checkpoint's copy of the weights.
 SAVED = "model.safetensors"
 
@@ -42,11 +45,14 @@ def to_input(pixels_NHWC: PixelArray) -> Tensor:
 def to_pixels(output_NCHW: Tensor) -> PixelArray:
     """The network's output to pictures uint8 [N, H, W, 3], clamped and rounded."""
     pixels_NCHW = ((output_NCHW.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
-    return np.ascontiguousarray(rearrange(pixels_NCHW, "N C H W -> N H W C").numpy())
+    return np.ascontiguousarray(rearrange(pixels_NCHW, "N C H W -> N H W C").cpu().numpy())
 
 
 class VQGANTokenizer(ImageTokenizer):
-    """Pixels <-> codes by a VQGAN, on the CPU, in fp32.
+    """Pixels <-> codes by a VQGAN, in fp32, on the CPU unless moved.
+
+    On a GPU, encoding leaves out TF32, so that only codes that are nearly tied may differ from the
+    CPU's; decoding, where a rounded pixel is all that could differ, uses it.
 
     Args:
         model: the network; put in evaluation mode.
@@ -119,25 +125,37 @@ class VQGANTokenizer(ImageTokenizer):
                 if name.startswith(("decoder.", "post_quant_conv.")):
                     continue
                 digest.update(f"{name}{list(tensor.shape)}".encode())
-                digest.update(tensor.detach().float().contiguous().numpy().tobytes())
+                digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
+    def move_to(self, device: torch.device) -> None:
+        self.model.to(device)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
     @property
     def _batch_size(self) -> int:
-        return max(1, _BATCH_PIXELS // self.model.arch.resolution**2)
+        pixels = _BATCH_PIXELS if self._device.type == "cpu" else _BATCH_PIXELS_ON_GPU
+        return max(1, pixels // self.model.arch.resolution**2)
 
     @torch.inference_mode()
     def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
-        batches = [
-            rearrange(
-                self.model.encode(to_input(pixels_NHWC[i : i + self._batch_size])),
-                "N Y X -> N (Y X)",
-            )
-            .to(torch.int32)
-            .numpy()
-            for i in range(0, len(pixels_NHWC), self._batch_size)
-        ]
+        with _exact_products(self._device):
+            batches = [
+                rearrange(
+                    self.model.encode(
+                        to_input(pixels_NHWC[i : i + self._batch_size]).to(self._device)
+                    ),
+                    "N Y X -> N (Y X)",
+                )
+                .to(torch.int32)
+                .cpu()
+                .numpy()
+                for i in range(0, len(pixels_NHWC), self._batch_size)
+            ]
         rows, columns = self.grid
         return np.concatenate(batches) if batches else np.zeros((0, rows * columns), np.int32)
 
@@ -147,7 +165,7 @@ class VQGANTokenizer(ImageTokenizer):
             torch.from_numpy(codes_Nc).long(), "N (Y X) -> N Y X", Y=self.grid[0], X=self.grid[1]
         )
         batches = [
-            to_pixels(self.model.decode(codes_NYX[i : i + self._batch_size]))
+            to_pixels(self.model.decode(codes_NYX[i : i + self._batch_size].to(self._device)))
             for i in range(0, len(codes_NYX), self._batch_size)
         ]
         return np.concatenate(batches) if batches else np.zeros((0, *self.image_size, 3), np.uint8)
@@ -159,14 +177,23 @@ class VQGANTokenizer(ImageTokenizer):
         """
         if self.bundled:
             return
-        state = self.model.state_dict()
+        state = {name: tensor.cpu() for name, tensor in self.model.state_dict().items()}
         halved = [tensor for name, tensor in state.items() if not name.startswith("quantize.")]
         half = all(torch.equal(tensor.half().float(), tensor) for tensor in halved)
         save_weights(folder / SAVED, self.model.arch, state, half=half)
 
     def codebook(self) -> Tensor:
         """The code vectors, fp32 [K, embed_dim]; on the unit sphere if they are compared there."""
-        return self.model.quantize.entries().detach().clone()
+        return self.model.quantize.entries().detach().to("cpu", copy=True)
+
+
+def _exact_products(device: torch.device) -> AbstractContextManager[Any]:
+    """Context without TF32, which convolutions of a GPU use by default."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(
+        enabled=torch.backends.cudnn.enabled, deterministic=True, allow_tf32=False
+    )
 
 
 def weights_file(weights: str | None) -> Path:

@@ -1,0 +1,70 @@
+"""Device and precision of training and inference: the requested ones, tried out, with a reason."""
+
+from __future__ import annotations
+
+import torch
+
+from cm3core.errors import DeviceError
+from cm3core.machine_memory import MachineMemory, given_limit
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The requested device (None: the GPU when there is one), tried out.
+
+    Raises `DeviceError` when it can't compute.
+    """
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.ones(1, device=chosen).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        # AssertionError: a torch built without CUDA
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DeviceError(
+            f"device {str(device)!r}",
+            f"can't be used here ({reason})",
+            "use cpu, or cuda on a machine with a GPU",
+        ) from error
+    return chosen
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether a CUDA device has instructions for bfloat16 products (compute capability 8.0 on)."""
+    with torch.cuda.device(device):  # the question is of the current one
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def choose_precision(precision: str, device: torch.device) -> tuple[torch.dtype | None, str]:
+    """Autocast's dtype (None: off) and the reason, in words.
+
+    "auto" takes bfloat16 only if the hardware multiplies it.
+    """
+    if precision == "fp32":
+        return None, "fp32 as asked"
+    if device.type == "cuda":
+        able, what = multiplies_bf16(device), torch.cuda.get_device_name(device)
+    elif device.type == "cpu":
+        # torch has no public function for this; without these instructions a bfloat16 product is
+        # up to 50 times slower
+        able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        what = "this CPU"
+    else:
+        able, what = False, str(device)
+    if precision == "bf16":
+        return torch.bfloat16, "bf16 as asked" + (
+            "" if able else f", though {what} has no instructions for it and will be slow"
+        )
+    return (
+        (torch.bfloat16, f"bf16 autocast ({what} computes it)")
+        if able
+        else (None, f"fp32 ({what} does not compute bf16)")
+    )
+
+
+def device_memory(device: str | torch.device | None) -> tuple[MachineMemory, bool]:
+    """The memory of the device that `choose_device` takes, and whether it is the CPU's."""
+    chosen = choose_device(device)
+    if chosen.type != "cuda":
+        return MachineMemory.find(), True
+    given = given_limit()
+    total = int(torch.cuda.get_device_properties(chosen).total_memory) if given is None else given
+    return MachineMemory(total, f"device {chosen}"), False

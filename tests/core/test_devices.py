@@ -1,0 +1,115 @@
+"""What a device changes: attention, loss, precision, memory for keys and values, heads."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from cm3core.devices import choose_device, choose_precision, multiplies_bf16
+from cm3core.errors import DeviceError, RecipeError
+from cm3core.generation.device_memory import cache_limit
+from cm3core.interfaces.attention import AttentionConfig
+from cm3core.model.model import load
+from cm3core.plugins.discovery import load_registry
+from cm3core.recipe import compose
+from cm3core.recipe.memory import training_memory
+from cm3plugins.attention import AutoAttentionConfig, SDPAAttentionConfig, TritonAttentionConfig
+
+
+def test_what_multiplies_bfloat16_is_asked_of_that_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The question that torch answers is of the current device."""
+    current = [0]
+
+    class Device:
+        def __init__(self, device: torch.device) -> None:
+            self.index = device.index or 0
+
+        def __enter__(self) -> None:
+            current.append(self.index)
+
+        def __exit__(self, *_: object) -> None:
+            current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: current[-1] == 1
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
+    assert not multiplies_bf16(torch.device("cuda:0"))
+    assert multiplies_bf16(torch.device("cuda:1"))
+    assert choose_precision("auto", torch.device("cuda:1")) == (
+        torch.bfloat16,
+        "bf16 autocast (card 1 computes it)",
+    )
+
+
+def test_a_model_s_device_is_tried_out() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(DeviceError) as caught:
+        load(device="cuda:99")
+    assert str(caught.value).startswith("device 'cuda:99': can't be used here (")
+
+
+def test_keys_and_values_share_what_the_weights_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,000 float32 numbers, twice: 8,000 of 20,000 bytes; half of the rest."""
+    decoder = nn.Linear(100, 10, bias=False)
+    monkeypatch.setenv("CM3_MEMORY_GB", "0.00002")
+    assert cache_limit(decoder, torch.device("cpu")) == 6_000
+    monkeypatch.setenv("CM3_MEMORY_GB", "0.000005")
+    assert cache_limit(decoder, torch.device("cpu")) == 0
+    assert cache_limit(decoder, torch.device("meta")) is None
+
+
+def test_automatic_attention_is_that_of_the_device() -> None:
+    auto: AttentionConfig = AutoAttentionConfig()
+    assert isinstance(auto.for_device("cuda"), TritonAttentionConfig)
+    assert isinstance(auto.for_device("cpu"), SDPAAttentionConfig)
+    assert auto.build().is_plain_softmax
+    q = torch.randn(2, 7, 2, 16, generator=torch.Generator().manual_seed(0))
+    start = torch.tensor([[0, 0, 0, 3, 3, 3, 3], [0] * 7])
+    same = (
+        config.build().attend(q, q, q, kv_start_BT=start)
+        for config in (AutoAttentionConfig(), SDPAAttentionConfig())
+    )
+    assert torch.equal(*same)
+
+
+def test_a_gpu_s_training_memory_counts_no_mask_and_larger_chunks_of_the_loss() -> None:
+    """8 rows of 4,096 tokens, 24 layers: a mask of 8 * 4,096^2 * 2 bytes each on a CPU. A chunk's
+    logits: 32 MiB there, 1 GiB on a GPU, and their gradient as large."""
+    recipe = compose("cm3leon-350m", registry=load_registry())
+    cpu, gpu = (training_memory(recipe, on_cpu=on_cpu) for on_cpu in (True, False))
+    assert cpu is not None
+    assert gpu is not None
+    assert cpu.activations - gpu.activations == 24 * 8 * 4096**2 * 2 - 2 * (2**30 - 2**25)
+
+
+def test_heads_that_the_backend_can_t_take_are_refused_with_the_recipe() -> None:
+    recipe = compose(
+        "tiny",
+        ["attention=triton", "decoder.d_model=288", "decoder.num_heads=2"],
+        registry=load_registry(),
+    )
+    with pytest.raises(RecipeError) as caught:
+        recipe.check()
+    assert str(caught.value) == (
+        "attention: 'triton' takes heads of at most 128 numbers, and the decoder's have 144\n"
+        "  next: use more heads, or another attention backend (cm3 kinds attention)"
+    )
+
+
+def test_heads_that_no_kernel_takes_are_attended_to_as_a_whole_on_a_gpu() -> None:
+    from cm3plugins.decoders.cm3leon.pool import CacheLayout
+
+    backend = SimpleNamespace(is_plain_softmax=True)
+    parts = {
+        (dim, on_cpu): CacheLayout(
+            1, 1, dim, torch.float32, torch.device("cpu"), backend, on_cpu
+        ).in_parts
+        for dim in (5, 128, 129)
+        for on_cpu in (False, True)
+    }
+    assert [key for key, value in parts.items() if not value] == [(129, False)]
