@@ -51,7 +51,7 @@ def configure(parser: ArgumentParser) -> None:
         "--shards",
         type=whole_number(1, 1024),
         metavar="N",
-        help="to meta: number of files of weights (default: as few as the norms of heads allow)",
+        help="to meta: number of files of weights (default: as many as they come from, or as few as the norms of heads allow)",
     )
     parser.add_argument(
         "--tokenizer",

@@ -23,6 +23,8 @@ from cm3plugins.trained.tensor_files import TensorFile, open_tensors
 PARAMS, MORE_PARAMS, CHECKLIST = "params.json", "consolidate_params.json", "checklist.chk"
 #: Tensors that older files have beside the weights; Anole's hold None there.
 IGNORED = ("rope.freqs",)
+#: Far more than the largest model was cut into.
+MOST_SHARDS = 1024
 _SHARD = re.compile(r"consolidated\.(\d+)\.pth")
 
 
@@ -80,6 +82,7 @@ def open_meta(folder: Path, stack: ExitStack) -> ChameleonFiles:
         left_out,
         {path.name: checked.get(path.name) for path in paths},
         texts,
+        len(paths),
     )
 
 
@@ -89,10 +92,13 @@ def write_meta(model: ChameleonFiles, folder: Path, num_shards: int | None) -> l
     Args:
         model: what to write.
         folder: is there.
-        num_shards: number of files of weights. None: as few as the norms allow.
+        num_shards: number of files of weights. None: as many as there were, or, if that is not known
+            or not possible, as few as the norms allow.
     """
     facts, wanted = model.facts, parts(model.facts)
     number = num_shards or _fewest(model, wanted)
+    if num_shards is None and model.num_shards and model.num_shards % number == 0:
+        number = model.num_shards
     sizes = facts.num_heads, facts.num_key_heads, facts.d_model, facts.d_ff, facts.vocab_size
     if any(size % number for size in sizes):
         raise CheckpointError(
@@ -137,7 +143,8 @@ def with_known_params(model: ChameleonFiles, provenance: Path) -> ChameleonFiles
     """
     if model.params or not provenance.is_file():
         return model
-    stored = read_json(provenance).get("meta_params")
+    values = read_json(provenance)
+    stored, files = values.get("meta_params"), values.get("files")
     texts = {
         name: text
         for name, text in (stored.items() if isinstance(stored, dict) else ())
@@ -148,7 +155,8 @@ def with_known_params(model: ChameleonFiles, provenance: Path) -> ChameleonFiles
     except (CheckpointError, ValueError, AttributeError):
         return model
     same = facts == replace(model.facts, context_length=facts.context_length)
-    return replace(model, params=texts) if same else model
+    number = len(files) if isinstance(files, dict) and 0 < len(files) <= MOST_SHARDS else None
+    return replace(model, params=texts, num_shards=number) if same else model
 
 
 def _values(texts: Mapping[str, str]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class ChameleonFiles:
         left_out: names of what is there and not converted, with the reason.
         files: the files it is read from, with their MD5 where it was verified.
         params: texts of Meta's files of parameters, by name, to be written back unchanged.
+        num_shards: number of Meta's files of weights that these come from. None: not known.
     """
 
     form: str
@@ -32,6 +33,7 @@ class ChameleonFiles:
     left_out: Mapping[str, str]
     files: Mapping[str, str | None]
     params: Mapping[str, str] = field(default_factory=dict)
+    num_shards: int | None = None
 
     @property
     def dtype(self) -> torch.dtype:

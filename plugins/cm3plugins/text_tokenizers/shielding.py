@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeAlias
 
@@ -25,27 +26,27 @@ def is_control(token: str, patterns: Sequence[str]) -> bool:
 def shielded(
     text: str, encode: Callable[[str], Encoded], control: frozenset[int], place: str
 ) -> list[int]:
-    """The ids of a text without control tokens: a span that became one is encoded in two parts.
+    """The ids of a text without control tokens: spans that became one are cut in two.
 
     Raises:
         TokenizerError: a single character is a control token.
     """
     ids, spans = encode(text)
+    if control.isdisjoint(ids):
+        return ids
+    cuts = [0]
     for token, (start, end) in zip(ids, spans, strict=True):
-        if token not in control:
-            continue
-        if end - start < 2:
-            raise TokenizerError(
-                place,
-                f"encodes {text[start:end]!r} as the control token {token}",
-                "take it out of text_tokenizer.control, or of the text",
-            )
-        middle = (start + end) // 2
-        first, second = (
-            shielded(part, encode, control, place) for part in (text[:middle], text[middle:])
-        )
-        return first + second
-    return ids
+        if token in control:
+            if end - start < 2:
+                raise TokenizerError(
+                    place,
+                    f"encodes {text[start:end]!r} as the control token {token}",
+                    "take it out of text_tokenizer.control, or of the text",
+                )
+            cuts.append((start + end) // 2)
+    # parts are shorter than the text, and their control tokens shorter than those cut
+    parts = (text[start:end] for start, end in pairwise([*cuts, len(text)]))
+    return [token for part in parts for token in shielded(part, encode, control, place)]
 
 
 def without(ids: Iterable[int], control: frozenset[int]) -> list[int]:

@@ -206,12 +206,16 @@ def test_metas_files_compute_the_same_in_transformers(
 # ---- both ways
 
 
+@pytest.mark.parametrize("same_norms", [False, True])
 @pytest.mark.parametrize("num_shards", [1, 2])
 def test_there_and_back_gives_the_same_bytes(
-    tmp_path: Path, num_shards: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, num_shards: int, same_norms: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hugging_face.write_hugging_face, "__defaults__", (20_000,))
-    source = write_meta(tmp_path / "meta", meta_shards(num_shards, torch.bfloat16), swin_norm=True)
+    shards = meta_shards(num_shards, torch.bfloat16)
+    for shard in shards if same_norms else []:
+        shard |= {name: t.clone() for name, t in shards[0].items() if "normalization" in name}
+    source = write_meta(tmp_path / "meta", shards, swin_norm=True)
     (source / "LICENSE").write_text("terms")
     assert main(["convert", str(source), "-o", str(tmp_path / "hf")]) == 0
     files = sorted(path.name for path in (tmp_path / "hf").glob("model-*"))

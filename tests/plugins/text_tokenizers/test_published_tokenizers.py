@@ -329,6 +329,12 @@ def test_upstream_does_make_special_ids_of_texts(folder: Path) -> None:
     assert processor.piece_to_id("<|image|>") in processor.encode("<|image|>", out_type=int)
 
 
+def test_thousands_of_spelled_tokens_are_text(folder: Path) -> None:
+    for name, (tokenizer, special) in every_cached(folder).items():
+        text = "<|im_end|>a</s>IMGIMGAZ " * 3000
+        assert not special & set(tokenizer.encode(text)), name
+
+
 @settings(max_examples=100, deadline=None)
 @given(parts=st.lists(texts() | st.sampled_from(SPECIAL), max_size=6))
 def test_spelled_tokens_come_back_as_text(parts: Sequence[str], folder: Path) -> None:
