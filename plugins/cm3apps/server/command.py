@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cm3core.cli import real_number, registry_of, whole_number
-from cm3core.errors import CM3Error, MissingPackageError
+from cm3core.errors import CheckpointError, CM3Error, MissingPackageError
 from cm3core.model.default import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -216,7 +216,12 @@ def openers_of(args: Namespace) -> dict[str, Callable[[], Model]]:
                 "has no name" if not name else f"{name!r} is served already",
                 "give each model another name: --model NAME=MODEL",
             )
-        find_model(source, registry)
+        if not find_model(source, registry).exists():
+            raise CheckpointError(
+                source,
+                "does not exist",
+                "name a run's folder (cm3 train -o), one of its checkpoints, or an exported model",
+            )
         openers[name] = partial(
             _open, source, registry, args.threads, args.precision, args.trust_plugins, args.at_once
         )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from cm3apps.server.app import make_app
+from cm3apps.server.errors import APIError
 from cm3apps.server.guard import LOOPBACK
 from cm3apps.server.metrics import Metrics
 from cm3apps.server.pool import ModelPool
@@ -132,8 +133,11 @@ async def _serve(
 ) -> int:
     metrics = Metrics()
     workshop = workshop_of(settings, openers, metrics)
-    async with workshop.pool.use(workshop.pool.names[0]):
-        pass  # what is wrong with the default model is reported now
+    try:
+        async with workshop.pool.use(workshop.pool.names[0]):
+            pass  # what is wrong with the default model is reported now
+    except APIError as error:
+        raise error.__cause__ or error from None
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     print(f"cm3 serve: http://{shown}:{port}/", flush=True)
     print("Ctrl-C or SIGTERM: finish what is being generated, then end", file=sys.stderr)
