@@ -102,7 +102,7 @@ def run(args: Namespace) -> int:
     Ctrl-C keeps the pictures written so far.
     """
     if args.svg:
-        from cm3core.tracing import check_tracer
+        from cm3core.cli._tracing import check_tracer
 
         check_tracer("cm3 generate --svg")
     check_writable(args.out, folder=True)
@@ -252,8 +252,8 @@ def write_cut_out(
     from tqdm import tqdm
 
     from cm3core import images
+    from cm3core.cli._tracing import svg_of
     from cm3core.files import atomic_path
-    from cm3core.tracing import svg_of
     from cm3core.transparency import without_background
 
     pixels = picture.pixels if picture.upscaled is None else picture.upscaled

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image as Pillow
-from PIL import ImageFilter
-
-from cm3core.document import PixelArray
 from cm3core.errors import MissingPackageError
-from cm3core.images import png_bytes
-from cm3core.transparency import without_background
+
+if TYPE_CHECKING:
+    from cm3core.document import PixelArray
 
 #: Pictures are enlarged to about this before they are traced: edges of few pixels become curves.
 _TRACED_SIDE = 512
@@ -40,7 +37,13 @@ def svg_of(pixels: PixelArray) -> str:
         MissingPackageError: vtracer is not installed.
     """
     check_tracer("--svg")
+    import numpy as np  # late, as all that commands import
     import vtracer
+    from PIL import Image as Pillow
+    from PIL import ImageFilter
+
+    from cm3core.images import png_bytes
+    from cm3core.transparency import without_background
 
     height, width = pixels.shape[:2]
     times = max(1, round(_TRACED_SIDE / max(height, width)))

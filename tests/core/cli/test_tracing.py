@@ -8,9 +8,9 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
+from cm3core.cli._tracing import check_tracer, svg_of
 from cm3core.errors import MissingPackageError
 from cm3core.images import open_image
-from cm3core.tracing import check_tracer, svg_of
 
 
 def square() -> np.ndarray:
