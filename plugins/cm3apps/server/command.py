@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from cm3core.cli import real_number, registry_of, whole_number
 from cm3core.errors import CheckpointError, CM3Error, MissingPackageError
+from cm3core.files import check_regular
 from cm3core.model.default import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -183,6 +184,7 @@ def _check_packages() -> None:
 def token_of(file: Path | None) -> str | None:
     """The token of the file or the environment; None: there is none."""
     if file is not None:
+        check_regular(file, str(file))
         try:
             token, place = file.read_text(encoding="utf-8").strip(), str(file)
         except (OSError, UnicodeDecodeError) as error:

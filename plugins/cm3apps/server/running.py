@@ -108,10 +108,11 @@ def listen(host: str, port: int) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
         listening.listen(_BACKLOG)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name that no network could have
+        reason = getattr(error, "strerror", None) or error
         raise CM3Error(
             f"{host}:{port}",
-            f"can't be listened on ({error.strerror or error})",
+            f"can't be listened on ({reason})",
             "end what uses it, or choose another address (--host, --port; port 0 takes a free one)",
         ) from error
     return listening

@@ -76,6 +76,16 @@ def test_a_port_that_is_taken(capsys):
     )
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1.", "127." + "x" * 300, "127.0.0.999"])
+def test_hosts_that_are_none(capsys, host):
+    assert "can't be listened on (" in refused(capsys, "--host", host)
+
+
+def test_a_token_file_that_never_ends(capsys, tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "pipe" in refused(capsys, "--token-file", str(tmp_path / "pipe"))
+
+
 def test_packages_that_are_missing(capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert refused(capsys) == (
