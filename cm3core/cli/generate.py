@@ -81,6 +81,16 @@ def add_drawing_options(parser: ArgumentParser) -> None:
         help="also write 000-large.png, ...: enlarged by the recipe's upscaler, or by NAME (edsr, lanczos, ...)",
     )
     parser.add_argument(
+        "--transparent",
+        action="store_true",
+        help="also write 000-transparent.png, ...: without the white around the drawing",
+    )
+    parser.add_argument(
+        "--svg",
+        action="store_true",
+        help="also write 000.svg, ...: the picture traced as curves, without the white around the drawing",
+    )
+    parser.add_argument(
         "--truncate",
         action="store_true",
         help="cut a prompt that is longer than the training texts",
@@ -92,6 +102,10 @@ def run(args: Namespace) -> int:
 
     Ctrl-C keeps the pictures written so far.
     """
+    if args.svg:
+        from cm3core.cli._tracing import check_tracer
+
+        check_tracer("cm3 generate --svg")
     check_writable(args.out, folder=True)
     options = task_options(args) | {"truncate": args.truncate, "upscale": args.upscale}
     with pictures_folder(args.out):
@@ -198,6 +212,7 @@ def write_pictures(
                     args.out / f"{stem}-large.png", picture.upscaled, facts | {"upscaler": name}
                 )
                 tqdm.write(str(args.out / f"{stem}-large.png"))
+            write_cut_out(args, stem, picture, facts)
             written += 1
             if candidate < SHEET:
                 shown[place].append(picture)
@@ -230,6 +245,30 @@ def write_pictures(
     )
     print(sheet)
     return 0
+
+
+def write_cut_out(
+    args: Namespace, stem: str, picture: GeneratedImage, facts: dict[str, str]
+) -> None:
+    """Write what `--transparent` and `--svg` ask for, of the enlarged picture if there is one."""
+    from tqdm import tqdm
+
+    from cm3core import images
+    from cm3core.cli._tracing import svg_of
+    from cm3core.files import atomic_path
+    from cm3core.transparency import without_background
+
+    pixels = picture.pixels if picture.upscaled is None else picture.upscaled
+    if args.transparent:
+        path = args.out / f"{stem}-transparent.png"
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(images.png_bytes(without_background(pixels), facts))
+        tqdm.write(str(path))
+    if args.svg:
+        path = args.out / f"{stem}.svg"
+        with atomic_path(path) as temporary:
+            temporary.write_text(svg_of(pixels), encoding="utf-8")
+        tqdm.write(str(path))
 
 
 def _contact_sheet(pictures: list[list[GeneratedImage]]) -> PixelArray:

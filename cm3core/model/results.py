@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from cm3core.document import Codes, PixelArray
 from cm3core.generation.engine import Event
+from cm3core.images import png_bytes
 from cm3core.model.crop import Box
 
 
@@ -24,6 +25,10 @@ class RetrievedDocument:
     score: float | None
     text: str
     pixels: PixelArray | None
+
+    def _repr_png_(self) -> bytes | None:
+        """The picture, if there is one; notebooks show it."""
+        return None if self.pixels is None else png_bytes(self.pixels)
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,10 @@ class GeneratedImage:
     choice: Choice | None = None
     upscaled: PixelArray | None = None
 
+    def _repr_png_(self) -> bytes:
+        """The picture, enlarged if it was; notebooks show it."""
+        return png_bytes(self.pixels if self.upscaled is None else self.upscaled)
+
 
 @dataclass(frozen=True, eq=False)
 class GeneratedText:
@@ -113,6 +122,10 @@ class InfilledImage:
     retrieved: tuple[RetrievedDocument, ...]
     log_probability: float
     choice: Choice | None = None
+
+    def _repr_png_(self) -> bytes:
+        """The picture; notebooks show it."""
+        return png_bytes(self.pixels)
 
 
 @dataclass(frozen=True, eq=False)

@@ -279,3 +279,37 @@ def test_special_and_huge_files_are_refused_before_they_are_read(tmp_path: Path)
         file.truncate(6 << 30)
     with pytest.raises(DataError, match="a picture has at most 268,435,456"):
         open_image(tmp_path / "huge.webp")
+
+
+def test_alpha_is_read() -> None:
+    image = Pillow.new("RGBA", (2, 1), (9, 9, 9, 0))
+    image.putpixel((1, 0), (1, 2, 3, 200))
+    alpha = images.open_alpha(file_of(image))
+    assert alpha is not None
+    assert alpha.tolist() == [[0, 200]]
+    assert images.open_alpha(file_of(Pillow.new("RGB", (2, 1)))) is None
+    palette = Pillow.new("P", (2, 1))
+    assert images.open_alpha(file_of(palette, "PNG", transparency=0)) is not None
+
+
+def test_pictures_of_too_many_pixels_are_refused_before_they_are_decoded() -> None:
+    data = file_of(Pillow.new("RGB", (11, 10)))
+    cut = data[:60]  # its head alone
+    images.check_pixels(cut, "a.png", 110)
+    for check in (
+        lambda: images.check_pixels(cut, "a.png", 109),
+        lambda: images.open_alpha(cut, "a.png", max_pixels=109),
+    ):
+        with pytest.raises(DataError, match=r"a\.png: 11 x 10 pixels, more than 109"):
+            check()
+    with pytest.raises(DataError, match="is not a picture"):
+        images.check_pixels(b"x", "a.png", 9)
+
+
+def test_png_bytes_carry_transparency_and_text(tmp_path: Path) -> None:
+    layers = np.dstack([noise(2, 3), np.full((2, 3), 7, np.uint8)])
+    (tmp_path / "a.png").write_bytes(images.png_bytes(layers, {"prompt": "ä"}))
+    alpha = images.open_alpha(tmp_path / "a.png")
+    assert alpha is not None
+    assert (alpha == 7).all()
+    assert read_png_metadata(tmp_path / "a.png") == {"prompt": "ä"}

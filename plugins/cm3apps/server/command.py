@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cm3core.cli import real_number, registry_of, whole_number
-from cm3core.errors import CM3Error, MissingPackageError
+from cm3core.errors import CheckpointError, CM3Error, MissingPackageError
+from cm3core.files import check_regular
 from cm3core.model.default import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -183,6 +184,7 @@ def _check_packages() -> None:
 def token_of(file: Path | None) -> str | None:
     """The token of the file or the environment; None: there is none."""
     if file is not None:
+        check_regular(file, str(file))
         try:
             token, place = file.read_text(encoding="utf-8").strip(), str(file)
         except (OSError, UnicodeDecodeError) as error:
@@ -216,7 +218,12 @@ def openers_of(args: Namespace) -> dict[str, Callable[[], Model]]:
                 "has no name" if not name else f"{name!r} is served already",
                 "give each model another name: --model NAME=MODEL",
             )
-        find_model(source, registry)
+        if not find_model(source, registry).exists():
+            raise CheckpointError(
+                source,
+                "does not exist",
+                "name a run's folder (cm3 train -o), one of its checkpoints, or an exported model",
+            )
         openers[name] = partial(
             _open, source, registry, args.threads, args.precision, args.trust_plugins, args.at_once
         )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from cm3apps.server.app import make_app
+from cm3apps.server.errors import APIError
 from cm3apps.server.guard import LOOPBACK
 from cm3apps.server.metrics import Metrics
 from cm3apps.server.pool import ModelPool
@@ -107,10 +108,11 @@ def listen(host: str, port: int) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
         listening.listen(_BACKLOG)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name that no network could have
+        reason = getattr(error, "strerror", None) or error
         raise CM3Error(
             f"{host}:{port}",
-            f"can't be listened on ({error.strerror or error})",
+            f"can't be listened on ({reason})",
             "end what uses it, or choose another address (--host, --port; port 0 takes a free one)",
         ) from error
     return listening
@@ -132,8 +134,11 @@ async def _serve(
 ) -> int:
     metrics = Metrics()
     workshop = workshop_of(settings, openers, metrics)
-    async with workshop.pool.use(workshop.pool.names[0]):
-        pass  # what is wrong with the default model is reported now
+    try:
+        async with workshop.pool.use(workshop.pool.names[0]):
+            pass  # what is wrong with the default model is reported now
+    except APIError as error:
+        raise error.__cause__ or error from None
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     print(f"cm3 serve: http://{shown}:{port}/", flush=True)
     print("Ctrl-C or SIGTERM: finish what is being generated, then end", file=sys.stderr)

@@ -7,6 +7,7 @@ import base64
 import gc
 import json
 import logging
+import os
 import random
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -143,6 +145,27 @@ def test_several_models_are_served_by_name():
         assert server.post(prompt="red", model="d").status_code == 404
 
 
+def test_a_model_that_is_forced_edits_and_answers():
+    whole = picture(8, 8)
+    url = "data:image/png;base64," + base64.b64encode(png(whole)).decode()
+    part = {"type": "image_url", "image_url": {"url": url}}
+    asked = {"messages": [{"role": "user", "content": [{"type": "text", "text": "why?"}, part]}]}
+    model = toy(text_tokens=60)()
+    with served({"toy": toy(text_tokens=60)}, forced=frozenset({"edit", "ask"})) as server:
+        body = {"images": [{"image_url": url}], "prompt": "blue", "seed": 3, "n": 2}
+        edited = server.post("/v1/images/edits", sampler=None, **body).json()["data"]
+        answer = server.post(CHAT, seed=3, **asked).json()["choices"][0]["message"]
+        drawn = server.post(CHAT, seed=3, modalities=["image"], **asked).json()
+        facts = httpx.get(server.url + "/studio/facts").json()
+    for one, own in zip(edited, model.edit(whole, "blue", 2, seed=3), strict=True):
+        assert (open_image(base64.b64decode(one["b64_json"])) == own.pixels).all()
+    assert answer["content"] == model.ask(whole, "why?", seed=3).text
+    shown = drawn["choices"][0]["message"]["content"][0]["image_url"]["url"].partition(",")[2]
+    own = model.edit(whole, "why?", 1, seed=3)[0]
+    assert (open_image(base64.b64decode(shown)) == own.pixels).all()
+    assert facts["tasks"] == ["draw", "fill", "caption", "ask", "edit"]
+
+
 def test_a_failure_inside_is_logged_once_and_hides_its_reason(caplog):
     model = toy_model()
 
@@ -214,6 +237,13 @@ def test_requests_that_outlast_the_drain_are_ended():
             assert process.wait(20) == 0
 
 
+def resident() -> int:
+    """Bytes of memory that the process holds."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def soak(number: int, seed: int) -> None:
     """Mixed requests, a third of whose clients go away; the others must get what they get alone."""
     rng, model = random.Random(seed), toy_model()
@@ -264,7 +294,7 @@ def soak(number: int, seed: int) -> None:
             assert shown.tobytes() == expected[sort, own]
         return sort
 
-    async def everything(url: str) -> list[str]:
+    async def everything(url: str, number: int) -> list[str]:
         gate = asyncio.Semaphore(12)
 
         async def gated(client: httpx.AsyncClient, place: int) -> str:
@@ -276,7 +306,10 @@ def soak(number: int, seed: int) -> None:
 
     with served({"toy": toy(0.001)}, limits=Limits(at_once=8)) as server:
         server.post(prompt="red")
-        ended = asyncio.run(everything(server.url))
+        ended = asyncio.run(everything(server.url, number // 2))
+        before = resident()
+        ended += asyncio.run(everything(server.url, number - number // 2))
+        assert resident() - before < 40 << 20, "memory grows with the requests"
         assert ended.count("left") > number // 10
         assert set(ended) == {"left", "draw", "fill", "caption", "bad", "stream"}
         queue, pool = server.workshop.queue, server.workshop.pool

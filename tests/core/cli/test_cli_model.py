@@ -54,6 +54,20 @@ def test_generate_writes_pictures_with_their_story(cm3, model, tmp_path, capsys)
     assert np.array_equal(images.open_image(out / "003.png"), again.pixels)
 
 
+def test_drawings_are_cut_out_and_traced(cm3, model, tmp_path, capsys):
+    pytest.importorskip("vtracer", reason="the package vtracer is not installed")
+    out = tmp_path / "out"
+    assert cm3("generate", "red", "--n", 1, "--transparent", "--svg", "-o", out) == 0
+    printed = capsys.readouterr().out
+    for name in ("000.png", "000-transparent.png", "000.svg"):
+        assert str(out / name) in printed
+    pixels = images.open_image(out / "000.png")
+    assert images.open_alpha(out / "000-transparent.png") is not None
+    assert np.abs(images.open_image(out / "000-transparent.png").astype(int) - pixels).max() <= 20
+    assert images.read_png_metadata(out / "000-transparent.png")["prompt"] == "red"
+    assert (out / "000.svg").read_text(encoding="utf-8").count('width="8" height="8"') == 1
+
+
 def test_ctrl_c_keeps_what_was_drawn(cm3, model, tmp_path, capsys, monkeypatch):
     want = model.generate("red", 3)
     monkeypatch.setattr(Engine, "batch_size", 2)

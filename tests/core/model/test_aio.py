@@ -11,12 +11,12 @@ import pytest
 
 from cm3core.document import ImageHole, Text
 from cm3core.errors import GenerationError
-from cm3core.generation.engine import Finished, PictureGrown, Request
+from cm3core.generation.engine import Finished, PictureGrown, Request, candidate_seed
 from cm3core.interfaces import Sampler
-from cm3core.model import AsyncEngine, AsyncModel, ImageReady, Scored
+from cm3core.model import AsyncEngine, AsyncModel, ImageReady, InfillReady, Scored
 from cm3plugins.samplers.config import CFGSamplerConfig
 from engine_parts import APPLE, REQUESTS, make_decoder, make_engine
-from toy_model import picture
+from toy_model import picture, toy_model
 
 WARM = CFGSamplerConfig(guidance_scale=2.0, temperature=0.9, text_temperature=1.3)
 
@@ -201,3 +201,45 @@ def test_coroutines_get_what_methods_return(ranked):
     assert np.array_equal(filled.pixels, ranked.infill(picture(8, 8), (0, 0, 4, 4), "red").pixels)
     assert sum(isinstance(event, ImageReady) for event in reported) == 2
     assert sum(isinstance(event, Scored) for event in reported) == 4
+
+
+def test_edits_and_fills_have_events_that_end_with_their_pictures():
+    whole, fresh = picture(8, 8), toy_model()
+    how = {"seed": 3, "sampler": "cfg", "task_text": "edit"}
+
+    async def main():
+        async with AsyncModel(toy_model()) as model:
+            edits = [e async for e in model.edit_events(whole, "blue", 2, **how)]
+            fills = [
+                e
+                async for e in model.infill_events(whole, (0, 4, 8, 8), "red", num_images=2, seed=3)
+            ]
+            grown = next(event.codes for event in fills if isinstance(event, PictureGrown))
+            return edits, fills, await model.preview(grown), grown
+
+    edits, fills, shown, grown = asyncio.run(main())
+    drawn = {e.request: e.image.pixels for e in edits if isinstance(e, ImageReady)}
+    own = fresh.edit(whole, "blue", 2, **how)
+    assert [drawn[place].tolist() for place in (0, 1)] == [one.pixels.tolist() for one in own]
+    filled = {e.request: e.image for e in fills if isinstance(e, InfillReady)}
+    for place in (0, 1):
+        alone = fresh.infill(whole, (0, 4, 8, 8), "red", seed=candidate_seed(3, place))
+        assert (filled[place].pixels == alone.pixels).all()
+        assert filled[place].seed == alone.seed
+    assert (shown == fresh.preview(grown)).all()
+
+
+def test_leaving_the_events_of_a_fill_frees_its_rows():
+    async def main():
+        async with AsyncModel(toy_model()) as model:
+            events = model.infill_events(picture(8, 8), (0, 0, 8, 8), "red", num_images=3)
+            async for _ in events:
+                break
+            await events.aclose()
+            for _ in range(200):
+                if model.engine.num_requests == 0:
+                    return True
+                await asyncio.sleep(0.01)
+            return False
+
+    assert asyncio.run(main())

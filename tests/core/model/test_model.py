@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from cm3core.checkpoint import find_model
 from cm3core.document import Codes, Image, ImageHole, MaskedText, Text, TextHole
 from cm3core.errors import CheckpointError, CM3Error
-from toy_model import picture
+from cm3core.images import open_image
+from toy_model import picture, toy_model
 
 
 def test_complete_takes_any_documents(model):
@@ -101,3 +103,15 @@ def test_a_question_may_hold_the_templates_marks(model, monkeypatch):
     monkeypatch.setattr("cm3core.model.writing._text_jobs", plan)
     model.ask_job(picture(), "{answer}", template="{question}{answer}")
     assert asked["texts"] == ("{answer}", "")
+
+
+def test_results_show_themselves_in_notebooks():
+    model = toy_model()
+    [drawn] = model.generate("red", 1, seed=1)
+    filled = model.infill(drawn.pixels, (0, 0, 4, 4), "red", seed=1)
+    for result in (drawn, filled, drawn.retrieved[0]):
+        data = result._repr_png_()
+        assert data is not None
+        assert (open_image(data) == result.pixels).all()
+    assert replace(drawn.retrieved[0], pixels=None)._repr_png_() is None
+    assert open_image(replace(drawn, upscaled=picture(16, 16))._repr_png_()).shape == (16, 16, 3)

@@ -1,0 +1,65 @@
+"""Drawings as curves: pictures traced by vtracer, for `--svg`."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from cm3core.errors import MissingPackageError
+
+if TYPE_CHECKING:
+    from cm3core.document import PixelArray
+
+#: Pictures are enlarged to about this before they are traced: edges of few pixels become curves.
+_TRACED_SIDE = 512
+_COLOURS = 12
+_SIZE = re.compile(r'<svg([^>]*?) width="\d+" height="\d+"')
+
+
+def check_tracer(place: str) -> None:
+    """Raise `MissingPackageError` unless vtracer is installed."""
+    from importlib.util import find_spec
+
+    if find_spec("vtracer") is None:
+        raise MissingPackageError.extra(place, "vtracer", "svg")
+
+
+def svg_of(pixels: PixelArray) -> str:
+    """Return a picture as an SVG without the white around the drawing.
+
+    Its coordinates are those of the enlarged picture that was traced; `viewBox` says so, and the
+    picture has the size that it is shown at.
+
+    Args:
+        pixels: uint8 [height, width, 3].
+
+    Raises:
+        MissingPackageError: vtracer is not installed.
+    """
+    check_tracer("--svg")
+    import numpy as np  # late, as all that commands import
+    import vtracer
+    from PIL import Image as Pillow
+    from PIL import ImageFilter
+
+    from cm3core.images import png_bytes
+    from cm3core.transparency import without_background
+
+    height, width = pixels.shape[:2]
+    times = max(1, round(_TRACED_SIDE / max(height, width)))
+    layers = Pillow.fromarray(without_background(pixels))
+    large = layers.resize((width * times, height * times), Pillow.Resampling.BICUBIC)
+    # steps of single pixels would become teeth
+    alpha = np.asarray(large.getchannel("A").filter(ImageFilter.GaussianBlur(times / 2)))
+    # few colours, each of which becomes areas; between them the enlarged edges have many
+    smooth = large.convert("RGB").filter(ImageFilter.MedianFilter(7))
+    # well separated colours first, then the means of what is nearest to each
+    few = smooth.quantize(_COLOURS, Pillow.Quantize.MAXCOVERAGE, 8, dither=Pillow.Dither.NONE)
+    solid = np.dstack([np.asarray(few.convert("RGB")), np.where(alpha > 127, 255, 0)])
+    text: str = vtracer.convert_raw_image_to_svg(
+        png_bytes(solid.astype(np.uint8)), img_format="png", colormode="color", mode="spline",
+        filter_speckle=3 * times, color_precision=8, layer_difference=0, corner_threshold=60,
+        path_precision=1,
+    )  # fmt: skip
+    box = f'viewBox="0 0 {width * times} {height * times}"'
+    return _SIZE.sub(rf'<svg\1 width="{width}" height="{height}" {box}', text, count=1)

@@ -1,0 +1,128 @@
+"""`cm3 serve`: what is refused before anything is served, and a model served by the command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cm3apps.server import load
+from cm3apps.server.command import openers_of, token_of
+from cm3core.cli.main import main
+from cm3core.errors import CM3Error
+from toy_server import served
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["serve", *arguments]) == 2
+    return capsys.readouterr().err
+
+
+def test_other_addresses_need_a_token(capsys, monkeypatch):
+    monkeypatch.delenv("CM3_SERVE_TOKEN", raising=False)
+    assert refused(capsys, "--host", "0.0.0.0") == (
+        "error: cm3 serve --host 0.0.0.0: others can reach this address, and no token is set\n"
+        "  next: put one into the environment variable CM3_SERVE_TOKEN or a file (--token-file), or listen "
+        "on 127.0.0.1\n"
+    )
+
+
+@pytest.mark.parametrize("token", ["", "short", "with a\ttab in it, long", "ä" * 20])
+def test_tokens_that_can_be_guessed_or_not_sent(monkeypatch, tmp_path: Path, token):
+    (tmp_path / "token").write_text(token, encoding="utf-8")
+    message = "holds no token of at least 16 printable ASCII characters"
+    with pytest.raises(CM3Error, match=message):
+        token_of(tmp_path / "token")
+    monkeypatch.setenv("CM3_SERVE_TOKEN", token)
+    with pytest.raises(CM3Error, match=f"CM3_SERVE_TOKEN: {message}"):
+        token_of(None)
+
+
+def test_a_token_of_a_file_or_the_environment(monkeypatch, tmp_path: Path):
+    (tmp_path / "token").write_text("0123456789abcdef\n")
+    assert token_of(tmp_path / "token") == "0123456789abcdef"
+    monkeypatch.setenv("CM3_SERVE_TOKEN", "fedcba9876543210")
+    assert token_of(None) == "fedcba9876543210"
+    with pytest.raises(CM3Error, match="can't be read"):
+        token_of(tmp_path / "none")
+
+
+def test_models_that_are_not_there_or_named_twice(capsys):
+    assert "error: runs/none: does not exist\n" in refused(capsys, "--model", "runs/none")
+    text = refused(capsys, "--model", "a=bundled:emoji64", "--model", "a=bundled:emoji64")
+    assert text.startswith("error: cm3 serve --model a=bundled:emoji64: 'a' is served already")
+    assert "has no name" in refused(capsys, "--model", "=bundled:emoji64")
+
+
+def test_models_are_named():
+    args = Namespace(model=["x=bundled:emoji64", "bundled:emoji64"], plugin=[], threads=None,
+                     precision="auto", trust_plugins=[], at_once=8)  # fmt: skip
+    assert list(openers_of(args)) == ["x", "bundled:emoji64"]
+
+
+def test_a_port_that_is_taken(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        text = refused(capsys, "--port", port)
+    assert text.startswith(
+        f"error: 127.0.0.1:{port}: can't be listened on (Address already in use)"
+    )
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1.", "127." + "x" * 300, "127.0.0.999"])
+def test_hosts_that_are_none(capsys, host):
+    assert "can't be listened on (" in refused(capsys, "--host", host)
+
+
+def test_a_token_file_that_never_ends(capsys, tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "pipe" in refused(capsys, "--token-file", str(tmp_path / "pipe"))
+
+
+def test_packages_that_are_missing(capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert refused(capsys) == (
+        "error: cm3 serve: the package 'starlette' is not installed\n  next: pip install 'cm3leon[serve]'\n"
+    )
+
+
+def test_the_command_serves_the_default_model():
+    with subprocess.Popen(
+        [sys.executable, "-m", "cm3core.cli.main", "serve", "--port", "0"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        url = process.stdout.readline().removeprefix("cm3 serve: ").strip()
+        facts = httpx.get(url + "studio/facts", timeout=60).json()
+        assert facts["model"] == httpx.get(url + "v1/models").json()["data"][0]["id"]
+        assert facts["rows"] * facts["columns"] > 0
+        assert len(facts["examples"]) == len(set(facts["examples"])) > 3
+        assert "<title>cm3 Studio</title>" in httpx.get(url).text
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def test_load_measures_throughput_and_latency(capsys):
+    import doctest
+
+    assert doctest.testmod(load).failed == 0
+    with served() as server:
+        assert (
+            load.main([server.url, "--clients", "1", "3", "--requests", "6", "--prompt", "red"])
+            == 0
+        )
+        table = capsys.readouterr().out.splitlines()
+        assert [row.split(" | ")[0] for row in table[2:]] == ["| 1", "| 3"]
+        refused = ["--prompt", "a prompt that is too long"]
+        assert load.main([server.url, *refused]) == 2
+        assert "answered 400" in capsys.readouterr().err
+    assert load.main([server.url]) == 2
+    assert "did not answer" in capsys.readouterr().err
+    assert load.main(["x"]) == 2
