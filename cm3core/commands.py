@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "cm3core.cli.plugin",
         "list plugins and their components, start a new plugin, check one",
     ),
+    "eval": ("", "evaluate a model by a protocol, score pictures, compare"),
     "embedder": ("", "train a bundled embedder, and evaluate any"),
     "bench": ("", "measure kernels, decoding, precision and retrieval"),
     "experiment": ("", "run experiments about the method, such as what retrieval gains"),
