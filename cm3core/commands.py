@@ -28,6 +28,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "cm3core.cli.memory",
         "build, change, check and measure memory banks for retrieval",
     ),
+    "provenance": (
+        "cm3core.cli.provenance",
+        "show the licences and sources of a model's data, or of what made a picture",
+    ),
     "recipe": ("cm3core.cli.recipe", "list, show, check and compare recipes"),
     "kinds": (
         "cm3core.cli.kinds",
