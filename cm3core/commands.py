@@ -29,6 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "cm3core.cli.memory",
         "build, change, check and measure memory banks for retrieval",
     ),
+    "provenance": (
+        "cm3core.cli.provenance",
+        "show the licences and sources of a model's data, or of what made a picture",
+    ),
     "recipe": ("cm3core.cli.recipe", "list, show, check and compare recipes"),
     "kinds": (
         "cm3core.cli.kinds",
@@ -47,6 +51,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "list plugins and their components, start a new plugin, check one",
     ),
     "convert": ("", "convert Chameleon's weights between Meta's files and Hugging Face's"),
+    "eval": ("", "evaluate a model by a protocol, score pictures, compare"),
     "embedder": ("", "train a bundled embedder, and evaluate any"),
     "bench": ("", "measure kernels, decoding, precision and retrieval"),
     "experiment": ("", "run experiments about the method, such as what retrieval gains"),

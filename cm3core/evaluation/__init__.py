@@ -1,1 +1,1 @@
-"""Evaluation of trained parts: image tokenizers and upscalers on held-out pictures."""
+"""Evaluation: protocols and their hashes, cached features; quality of image tokenizers and upscalers."""

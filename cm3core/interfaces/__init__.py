@@ -8,7 +8,12 @@ forms have a default loop.
 
 from cm3core.interfaces.attention import AttentionBackend, AttentionConfig
 from cm3core.interfaces.component import ComponentConfig, check_value
-from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig, SkippedRecord
+from cm3core.interfaces.dataset import (
+    DocumentSource,
+    DocumentSourceConfig,
+    Provenance,
+    SkippedRecord,
+)
 from cm3core.interfaces.decoder import Decoder, DecoderConfig, InferenceDecoder, KVCache
 from cm3core.interfaces.embedder import Embedder, EmbedderConfig, VectorArray, normalise
 from cm3core.interfaces.extractor import Extractor, ExtractorConfig, FeatureArray
@@ -72,6 +77,7 @@ __all__ = [
     "ModelParts",
     "ObjectiveConfig",
     "PromptVariant",
+    "Provenance",
     "RequestStart",
     "Reranker",
     "RerankerConfig",

@@ -53,6 +53,25 @@ class SkippedRecord:
     next_step: str
 
 
+#: Licence of a document whose source states none.
+UNKNOWN_LICENCE = "unknown"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a document comes from.
+
+    Args:
+        licence: SPDX name, or `UNKNOWN_LICENCE`.
+        source: where it was published: a package, an address; "" if unknown.
+        attribution: whom the licence wants named; "" if unknown.
+    """
+
+    licence: str = UNKNOWN_LICENCE
+    source: str = ""
+    attribution: str = ""
+
+
 class DocumentSource(ABC):
     """A finite list of documents with random access.
 
@@ -92,6 +111,10 @@ class DocumentSource(ABC):
     def group(self, index: int) -> str:
         """Return the document's group (a concept, an album); "" if the data set has none."""
         return ""
+
+    def provenance(self, index: int) -> Provenance:
+        """Return the document's licence and source. The default knows neither."""
+        return Provenance()
 
     @property
     def skipped(self) -> list[SkippedRecord]:

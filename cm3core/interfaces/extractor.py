@@ -57,6 +57,12 @@ class Extractor(ABC):
         """Whether `extract_texts` works: texts and pictures then share a space."""
         return False
 
+    @property
+    def embedder_fingerprint(self) -> str | None:
+        """Fingerprint of the embedder that it consists of; None: of none. Pictures that were chosen by
+        the same embedder can't be judged by it."""
+        return None
+
     @abstractmethod
     def _extract(self, pictures: Sequence[PixelArray]) -> FeatureArray:
         """Return features float32 [N, D] of pictures uint8 [H, W, 3], N > 0, of any sizes."""

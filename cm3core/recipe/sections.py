@@ -116,6 +116,8 @@ class TrainSection:
         sample_every_steps: steps between two grids of sample pictures; null is off.
         compile: torch.compile the decoder.
         num_threads: torch's CPU threads; null: as many as the machine has.
+        licences: the licences (SPDX names) that documents may have; a document of another one, or of
+            none that is stated ("unknown"), is refused. Empty: all.
     """
 
     seed: int = 0
@@ -148,6 +150,7 @@ class TrainSection:
     sample_every_steps: int | None = None
     compile: bool = False
     num_threads: int | None = None
+    licences: list[str] = field(default_factory=list)
 
     def check(self) -> None:
         """Raise `RecipeError` for values that are out of range or can't be combined."""

@@ -17,6 +17,7 @@ from cm3core.errors import CheckpointError
 from cm3core.files import check_links, check_writable, make_folder, write_text
 from cm3core.recipe.memory import check_training_fits
 from cm3core.recipe.storing import files_of
+from cm3core.training.licences import check_licences, write_provenance
 from cm3core.training.loss import GROUPS
 from cm3core.training.metrics import MetricsLog
 from cm3core.training.optim import OptimizerGroup, Schedule
@@ -61,6 +62,7 @@ def start(
         device=chosen,
     )
     origin.check_components(components)
+    check_licences(components.source, recipe.train.licences)
     preparation = Preparation(components, progress=progress)
     origin.check_data(preparation)
     decoder = components.decoder.module
@@ -76,6 +78,9 @@ def start(
     remove_leftovers(out_dir)
     for name, text in files_of(recipe, registry).items():
         write_text(out_dir / name, text)
+    write_provenance(
+        out_dir, components.source, preparation.memory if preparation.retrieves else None
+    )
     if progress:
         parameters = sum(p.numel() for p in decoder.parameters())
         num_threads = torch.get_num_threads()

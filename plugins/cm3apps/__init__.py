@@ -14,6 +14,7 @@ from cm3core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from cm3core.interfaces.extractor import ExtractorConfig
+    from cm3core.interfaces.metric import MetricConfig
 
 CM3_API = 1
 
@@ -23,6 +24,7 @@ def cm3_commands() -> Mapping[str, str]:
     return {
         "bench": "cm3apps.benchmarks.command:configure",
         "convert": "cm3apps.convert.command:configure",
+        "eval": "cm3apps.evaluation.command:configure",
         "embedder": "cm3apps.embedder_training.command:configure",
         "experiment": "cm3apps.experiments.command:configure",
         "quickstart": "cm3apps.quickstart.command:configure",
@@ -35,6 +37,13 @@ def cm3_extractors() -> Mapping[str, type[ExtractorConfig]]:
     from cm3apps.judge.extractor import Lite1Config
 
     return {"lite1": Lite1Config}
+
+
+@hookimpl
+def cm3_metrics() -> Mapping[str, type[MetricConfig]]:
+    from cm3apps.evaluation.scene_metric import ScenesConfig
+
+    return {"scenes": ScenesConfig}
 
 
 @hookimpl

@@ -18,7 +18,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from cm3core.document import Document, Image, Segment, Text
 from cm3core.errors import DataError, RecipeError, close_match
 from cm3core.files import read_text, user_path
-from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig, SkippedRecord
+from cm3core.interfaces.dataset import (
+    DocumentSource,
+    DocumentSourceConfig,
+    Provenance,
+    SkippedRecord,
+)
 from cm3plugins.datasets.picture_index import PictureIndex, StoredPicture, index_path
 
 if TYPE_CHECKING:
@@ -86,12 +91,13 @@ class FoundRecord:
     """A good record.
 
     `parts` are pictures and texts, in order; a text is a tuple of alternatives, the canonical one
-    first.
+    first. `provenance` is what the record states of its licence and source.
     """
 
     id: str
     place: str
     parts: tuple[StoredPicture | tuple[str, ...], ...]
+    provenance: Provenance = Provenance()  # noqa: RUF009  # frozen
 
 
 class FileSource(DocumentSource):
@@ -135,6 +141,10 @@ class FileSource(DocumentSource):
     def id(self, index: int) -> str:
         """The record's own id, or its file name."""
         return self._records[index].id
+
+    def provenance(self, index: int) -> Provenance:
+        """What the record states."""
+        return self._records[index].provenance
 
     @property
     def skipped(self) -> list[SkippedRecord]:

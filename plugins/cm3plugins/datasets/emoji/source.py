@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from cm3core.document import Document, Image, Text
 from cm3core.errors import DataError
-from cm3core.interfaces.dataset import DocumentSource
+from cm3core.interfaces.dataset import DocumentSource, Provenance
 from cm3plugins.datasets.emoji.captions import caption
 from cm3plugins.datasets.emoji.concepts import select_concepts
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
+from cm3plugins.datasets.emoji.packages import LICENCES, STYLE_PACKAGES
 from cm3plugins.datasets.vector.render import renderer_version
 from cm3plugins.datasets.vector.templates import CaptionTemplate
 
@@ -81,6 +82,13 @@ class EmojiSource(DocumentSource):
     def group(self, index: int) -> str:
         """The concept: the same in every style."""
         return self.entry(index).concept
+
+    def provenance(self, index: int) -> Provenance:
+        """Licence, npm package and author of a document's picture."""
+        style = self.entry(index).style
+        licence, author = LICENCES[style]
+        package = STYLE_PACKAGES[style]
+        return Provenance(licence, f"npm {package.name} {package.version}", author)
 
     def _document(self, index: int, rng: np.random.Generator | None) -> Document:
         entry = self.entry(index)

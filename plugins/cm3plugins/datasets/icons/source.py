@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from cm3core.document import Document, Image, Text
 from cm3core.errors import DataError, close_match
 from cm3core.files import user_path
-from cm3core.interfaces.dataset import DocumentSource
+from cm3core.interfaces.dataset import DocumentSource, Provenance
 from cm3plugins.datasets.icons.captions import caption
 from cm3plugins.datasets.icons.corpus import IconCorpus, IconPictures
 from cm3plugins.datasets.icons.entries import IconEntry
-from cm3plugins.datasets.icons.sets import ASSETS
+from cm3plugins.datasets.icons.sets import ASSETS, all_sets
 from cm3plugins.datasets.icons.splits import unit_hash
 from cm3plugins.datasets.vector.render import renderer_version
 from cm3plugins.datasets.vector.templates import CaptionTemplate
@@ -97,6 +97,18 @@ class IconSource(DocumentSource):
     def licence(self, index: int) -> str:
         """SPDX name of the licence of a document's drawing."""
         return self.corpus.licence(self._indices[index])
+
+    def provenance(self, index: int) -> Provenance:
+        """Licence, npm package and author of a document's drawing."""
+        name = self.entry(index).set_name
+        known = all_sets().get(name)
+        return Provenance(
+            self.licence(index),
+            f"npm @iconify-json/{name}"
+            if known is None
+            else f"npm @iconify-json/{name} {known.version}",
+            "" if known is None else f"{known.author}, {known.url}",
+        )
 
     def _document(self, index: int, rng: np.random.Generator | None) -> Document:
         entry = self.entry(index)

@@ -1,0 +1,200 @@
+"""Evaluation protocols: what is measured, as canonical JSON with a hash.
+
+    {
+      "format": "cm3 protocol 1",
+      "name": "icons-comp-v1",
+      "title": "one line",
+      "task": {"name": "documents", ...},            where prompts and references come from
+      "size": 64,                                    side of the pictures that are compared, pixels
+      "seed": 2023,                                  sample i is drawn with seed + i
+      "scores": [{"metric": {"name": "kid", ...}, "extractor": {"name": "lite1"}}, ...],
+      "sha256": "..."                                of the rest
+    }
+
+A score's own hash is of everything that it depends on, see `measurement_hash`: two figures compare if
+and only if theirs are equal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cm3core.errors import DataError
+from cm3core.files import check_regular
+from cm3core.recipe import recipe_from_yaml
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.extractor import ExtractorConfig
+    from cm3core.interfaces.metric import MetricConfig
+    from cm3core.plugins.registry import Registry
+
+FORMAT = "cm3 protocol 1"
+#: Hexadecimal digits of a hash that are printed.
+SHOWN = 12
+#: Pixels a side of the pictures that are compared.
+SIZES = (8, 4096)
+_REQUIRED = ("format", "name", "title", "task", "scores")
+_OPTIONAL = ("size", "seed", "sha256")
+_SCORES = 'a list of {"metric": {"name": ...}, "extractor": {"name": ...}}'
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A protocol.
+
+    Args:
+        name, title, task, size, seed, scores: see the module; `size` is None where no pictures are
+            compared.
+    """
+
+    name: str
+    title: str
+    task: Mapping[str, Any]
+    scores: Sequence[Mapping[str, Any]]
+    size: int | None = None
+    seed: int = 2023
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What the file holds, without its hash."""
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "title": self.title,
+            "task": dict(self.task),
+            "size": self.size,
+            "seed": self.seed,
+            "scores": [dict(score) for score in self.scores],
+        }
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the values."""
+        return sha256_of(self.values)
+
+    def text(self) -> str:
+        """The file."""
+        return json.dumps({**self.values, "sha256": self.sha256}, indent=2) + "\n"
+
+
+def canonical(value: Any) -> str:
+    """Canonical JSON: keys sorted, no spaces, ASCII.
+
+    >>> canonical({"b": 1.0, "a": ["\u00e9"]})
+    '{"a":["\\\\u00e9"],"b":1.0}'
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def sha256_of(value: Any) -> str:
+    """Hash of the canonical JSON."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def measurement_hash(measurement: Mapping[str, Any], score: Mapping[str, Any]) -> str:
+    """The first digits of the hash of what a score depends on beside the model."""
+    return sha256_of({"measurement": measurement, "score": score})[:SHOWN]
+
+
+def read_protocol(path: Path) -> Protocol:
+    """Read a protocol's file.
+
+    Raises:
+        DataError: it is missing, no protocol, or was edited under the name of another one.
+    """
+    place = str(path)
+    check_regular(path, place)
+    if not path.is_file():
+        raise DataError(place, "there is no such file", "see `cm3 eval protocols`")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(place, f"is not JSON ({error})", "correct the file") from error
+    return protocol_of(values, place)
+
+
+def protocol_of(values: Any, place: str) -> Protocol:
+    """A protocol of parsed JSON.
+
+    Raises:
+        DataError: see `read_protocol`.
+    """
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise DataError(place, f"is not of the format {FORMAT!r}", "see docs/evaluation.md")
+    unknown = sorted(set(values) - {*_REQUIRED, *_OPTIONAL})
+    missing = [key for key in _REQUIRED if key not in values]
+    if unknown or missing:
+        cause = f"has no key {missing[0]!r}" if missing else f"has the unknown key {unknown[0]!r}"
+        raise DataError(place, cause, "see docs/evaluation.md")
+    _check(values, place)
+    protocol = Protocol(
+        values["name"],
+        values["title"],
+        values["task"],
+        values["scores"],
+        values.get("size"),
+        values.get("seed", 2023),
+    )
+    stated = values.get("sha256")
+    if stated is not None and stated != protocol.sha256:
+        raise DataError(
+            place,
+            f"was edited: its content has the sha256 {protocol.sha256[:SHOWN]}..., and it states "
+            f"{str(stated)[:SHOWN]}...",
+            "give it another name and remove the line sha256, so that its scores aren't taken for "
+            f"those of {protocol.name}",
+        )
+    return protocol
+
+
+def _check(values: Mapping[str, Any], place: str) -> None:
+    size, seed, scores, task = (values.get(key) for key in ("size", "seed", "scores", "task"))
+    name, title = values["name"], values["title"]
+    rules = (
+        ("name", isinstance(name, str) and bool(_NAME.fullmatch(name)), "a word of a-z, 0-9, ._-"),
+        ("title", isinstance(title, str), "a text"),
+        ("task", isinstance(task, dict) and isinstance(task.get("name"), str), 'an object with a "name"'),
+        ("size", size is None or (_whole(size) and SIZES[0] <= size <= SIZES[1]), f"null or {SIZES[0]} to {SIZES[1]}"),
+        ("seed", seed is None or (_whole(seed) and 0 <= seed < 2**62), "a whole number, 0 or more"),
+        ("scores", isinstance(scores, list) and all(map(_is_score, scores)), _SCORES),
+    )  # fmt: skip
+    for key, holds, rule in rules:
+        if not holds:
+            raise DataError(f"{place}: {key}", f"must be {rule}", "correct the file")
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_score(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) in ({"metric"}, {"metric", "extractor"})
+        and all(
+            isinstance(one, dict) and isinstance(one.get("name"), str) for one in value.values()
+        )
+    )
+
+
+def score_configs(
+    score: Mapping[str, Any], registry: Registry, place: str
+) -> tuple[MetricConfig, ExtractorConfig | None]:
+    """The configs of a score's metric and extractor, as a recipe's sections would give them.
+
+    Raises:
+        DataError, RecipeError, PluginError: an unknown component, key or value.
+    """
+    recipe = recipe_from_yaml(json.dumps(dict(score)), registry)
+    assert recipe.metric is not None, place
+    for config in (recipe.metric, recipe.extractor):
+        if config is not None:
+            config.check()
+    return recipe.metric, recipe.extractor

@@ -1,0 +1,61 @@
+"""Licences of what a model is trained on and retrieves from: counted, stored with the run, and refused where
+the recipe does not list them (`train.licences`)."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cm3core.errors import DataError
+from cm3core.files import write_text
+from cm3core.interfaces.dataset import DocumentSource, Provenance
+
+FILE = "provenance.json"
+_FORMAT = "cm3 provenance 1"
+
+
+def counted(source: DocumentSource) -> list[dict[str, Any]]:
+    """Each licence, source and attribution among the documents with their number, most first."""
+    numbers = Counter(source.provenance(index) for index in range(len(source)))
+    ordered = sorted(numbers.items(), key=lambda item: (-item[1], str(item[0])))
+    return [{**asdict(provenance), "documents": number} for provenance, number in ordered]
+
+
+def check_licences(source: DocumentSource, allowed: Sequence[str]) -> None:
+    """Raise `DataError` for the first document whose licence is not in the list; an empty list allows all.
+
+    A licence that is not stated is "unknown"."""
+    if not allowed:
+        return
+    for index in range(len(source)):
+        licence = source.provenance(index).licence
+        if licence not in allowed:
+            raise DataError(
+                f"document {source.id(index)!r}",
+                f"has the licence {licence!r}; train.licences allows {', '.join(allowed)}",
+                "leave such documents out of the data set, or add the licence to train.licences",
+            )
+
+
+def write_provenance(folder: Path, source: DocumentSource, memory: DocumentSource | None) -> None:
+    """Write what a run is trained on, and what it retrieves from, to its folder."""
+    values = {
+        "format": _FORMAT,
+        "trained_on": counted(source),
+        "memory": None if memory is None else counted(memory),
+    }
+    write_text(folder / FILE, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+
+
+def of_documents(memory: DocumentSource, ids: Sequence[str]) -> dict[str, Provenance]:
+    """Provenance of documents of a memory by their ids; those that it does not hold are left out."""
+    wanted = set(ids)
+    return {
+        memory.id(index): memory.provenance(index)
+        for index in range(len(memory))
+        if memory.id(index) in wanted
+    }

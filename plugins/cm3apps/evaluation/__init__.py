@@ -1,0 +1,1 @@
+"""`cm3 eval`: generate by a protocol, score, compare, export."""

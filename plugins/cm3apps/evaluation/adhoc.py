@@ -1,0 +1,160 @@
+"""`cm3 eval score`: one metric of two folders of pictures, or of a file of texts."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cm3apps.evaluation.measured import needed
+from cm3core.config.schema import to_plain
+from cm3core.errors import DataError
+from cm3core.evaluation.features import features_in_chunks
+from cm3core.evaluation.protocol import measurement_hash, score_configs, sha256_of
+from cm3core.files import sha256_file
+from cm3core.images import open_image
+from cm3core.interfaces import Metric, MetricBatch
+from cm3core.progress import make_bar
+from cm3core.recipe.yaml_text import value_of
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def score_files(args: Namespace, registry: Any) -> list[Sequence[str]]:
+    """Rows (name, value, note, hash).
+
+    Raises:
+        DataError: too few or mixed pictures, equal folders, texts without references.
+    """
+    values: dict[str, dict[str, Any]] = {"metric": {"name": args.metric}}
+    if args.extractor is not None:
+        values["extractor"] = {"name": args.extractor}
+    for setting in args.settings:
+        _set(values, setting)
+    config, extractor_config = score_configs(values, registry, "cm3 eval score")
+    metric = config.build()
+    measurement: dict[str, Any] = {"metric": {"name": args.metric, **to_plain(config.protocol())}}
+    label = ""
+    if args.pictures.is_file():
+        files = _texts(metric, args.pictures)
+    else:
+        if extractor_config is None:
+            raise DataError(
+                f"metric {args.metric!r}", "has no extractor for the pictures", "give one (--extractor), e.g. lite1"
+            )  # fmt: skip
+        extractor = extractor_config.build()
+        measurement["extractor"] = extractor.fingerprint
+        label = f"-{extractor.label}"
+        files = _pictures(metric, extractor, args.pictures, args.reference)
+    key = measurement_hash(files, measurement)
+    rows: list[Sequence[str]] = []
+    for score in metric.result():
+        spread = "" if score.spread is None else f" \u00b1 {score.spread:.3g}"
+        arrow = "higher is better" if score.higher_is_better else "lower is better"
+        rows.append(
+            (
+                f"{score.name}{label}",
+                f"{score.value:.6g}{spread}",
+                f"n={score.num}, {arrow}",
+                f"#{key}",
+            )
+        )
+    return rows
+
+
+def _set(values: dict[str, dict[str, Any]], setting: str) -> None:
+    key, equals, _ = setting.partition("=")
+    section, _, name = key.partition(".")
+    if not equals or section not in ("metric", "extractor") or not name or section not in values:
+        raise DataError(
+            f"--set {setting}", "is not metric.KEY=VALUE or extractor.KEY=VALUE of what is given",
+            "write e.g. --set metric.subset_size=200",
+        )  # fmt: skip
+    place = values[section]
+    *parents, last = name.split(".")
+    for parent in parents:
+        place = place.setdefault(parent, {})
+    place[last] = value_of(f"value={setting.partition('=')[2]}", f"--set {setting}")["value"]
+
+
+def _texts(metric: Metric, path: Path) -> dict[str, Any]:
+    """Give a metric the lines of a file."""
+    if needed([metric]) - {"texts", "references"}:
+        raise DataError(
+            str(path), "holds texts, the metric needs pictures", "name folders of pictures"
+        )
+    texts: list[str] = []
+    references: list[list[str]] = []
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            texts.append(_text(row, "text", str))
+            references.append(_text(row, "references", list))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DataError(
+            f"{path}, line {len(references) + 1}", f"is no sample ({error})", 'write {"text": "...", "references": ["..."]}'
+        ) from error  # fmt: skip
+    metric.update(MetricBatch(range(len(texts)), {"texts": texts, "references": references}))
+    return {"references_sha256": sha256_of(references), "num": len(references)}
+
+
+def _text(row: Any, key: str, kind: type) -> Any:
+    if not isinstance(row, dict) or not isinstance(row.get(key), kind):
+        raise ValueError(f"no {key!r}")
+    if kind is list and not all(isinstance(one, str) for one in row[key]):
+        raise ValueError(f"{key!r} holds something else than texts")
+    return row[key]
+
+
+def _pictures(metric: Metric, extractor: Any, made: Path, real: Path | None) -> dict[str, Any]:
+    """Give a metric the features of two folders."""
+    if needed([metric]) - {"features", "reference_features"}:
+        raise DataError(
+            f"metric {type(metric).__name__}", "needs more than two folders", "use a protocol"
+        )
+    if real is None:
+        raise DataError("OTHERS", "is not given", "name the folder of the reference pictures")
+    folders = {
+        "features": _files(made, metric.minimum),
+        "reference_features": _files(real, metric.minimum),
+    }
+    hashes = {name: sorted(map(sha256_file, files)) for name, files in folders.items()}
+    if hashes["features"] == hashes["reference_features"]:
+        raise DataError(str(made), f"holds the same pictures as {real}", "name another folder")
+    for name, files in folders.items():
+        loads = [partial(open_image, path) for path in files]
+        size = loads[0]().shape
+        with make_bar(desc=f"features, {extractor.label}", total=len(loads), unit="picture") as bar:
+            checked = [partial(_of_size, path, size, files[0]) for path in files]
+            for places, features in features_in_chunks(checked, extractor, advance=bar.update):
+                given: dict[str, Any] = {name: features}
+                metric.update(MetricBatch(places, given))
+    return {
+        "reference_sha256": sha256_of(hashes["reference_features"]),
+        "num": len(folders["features"]),
+    }
+
+
+def _files(folder: Path, minimum: int) -> list[Path]:
+    if not folder.is_dir():
+        raise DataError(str(folder), "is no folder", "name a folder of pictures")
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    if len(files) < minimum:
+        raise DataError(
+            str(folder), f"holds {len(files)} pictures, the metric needs {minimum} or more",
+            "add pictures, or lower the number (--set metric.subset_size=N for kid)",
+        )  # fmt: skip
+    return files
+
+
+def _of_size(path: Path, size: tuple[int, ...], first: Path) -> Any:
+    pixels = open_image(path)
+    if pixels.shape != size:
+        raise DataError(
+            str(path), f"is {pixels.shape[1]} x {pixels.shape[0]} pixels, {first.name} {size[1]} x {size[0]}",
+            "bring all pictures of a folder to one size: scaling moves the scores",
+        )  # fmt: skip
+    return pixels

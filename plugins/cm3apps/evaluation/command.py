@@ -1,0 +1,373 @@
+"""The command line of `cm3 eval`. Light: heavy modules are imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cm3core.cli import real_number, registry_of, whole_number
+from cm3core.errors import CM3Error
+
+EXAMPLE = """examples:
+  cm3 eval bundled:emoji64 emoji-comp-v1
+  cm3 eval runs/mine coco5k-v1 --data COCO --inception pt_inception-2015-12-05-6726825d.pth
+  cm3 eval --from PICTURES coco30k-v1 --data COCO --inception FILE --label "another model"
+  cm3 eval score PICTURES OTHERS --metric kid --extractor lite1
+  cm3 eval compare eval/a eval/b
+  cm3 eval table eval/a --beside paper
+The same command resumes an interrupted evaluation."""
+_PARTS = ("run", "score", "compare", "table", "protocols", "prompts", "export", "import")
+
+
+class _WithRun:
+    """`cm3 eval MODEL PROTOCOL` is short for `cm3 eval run MODEL PROTOCOL`."""
+
+    def __init__(self, parser: ArgumentParser) -> None:
+        self._parse = parser.parse_known_args
+
+    def __call__(
+        self, args: Sequence[str] | None = None, namespace: Namespace | None = None
+    ) -> Any:
+        given = list(args or ())
+        if given and given[0] not in (*_PARTS, "-h", "--help"):
+            given = ["run", *given]
+        return self._parse(given, namespace)
+
+
+def configure(parser: ArgumentParser) -> None:
+    """The sub-commands."""
+    parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
+    parser.description = (
+        "Generate by a protocol and score; every figure is printed with the hash of what it depends on.\n"
+        "`cm3 eval MODEL PROTOCOL` is short for `cm3 eval run MODEL PROTOCOL`."
+    )
+    parts = parser.add_subparsers(required=True, metavar="|".join(_PARTS))
+    _run_options(
+        _part(parts, "run", "evaluate a model, or a folder of pictures, by a protocol", _run)
+    )
+    one = _part(
+        parts, "score", "score a folder of pictures beside another, or a file of texts", _score
+    )
+    one.add_argument(
+        "pictures",
+        type=Path,
+        metavar="FOLDER",
+        help='pictures; or a file of lines {"text": ..., "references": [...]}',
+    )
+    one.add_argument(
+        "reference", nargs="?", type=Path, metavar="OTHERS", help="folder of reference pictures"
+    )
+    one.add_argument(
+        "--metric", required=True, metavar="NAME", help="a metric: cm3 describe metric"
+    )
+    one.add_argument("--extractor", metavar="NAME", help="an extractor: cm3 describe extractor")
+    one.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="SECTION.KEY=VALUE",
+        help="a key of the two, e.g. metric.subset_size=200, extractor.path=FILE; may be given several times",
+    )
+    one = _part(
+        parts, "compare", "two evaluations side by side, if they measured the same", _compare
+    )
+    one.add_argument(
+        "folders", nargs=2, type=Path, metavar="FOLDER", help="folder of an evaluation"
+    )
+    one = _part(
+        parts, "table", "the scores of evaluations, or FIDs that papers print beside them", _table
+    )
+    one.add_argument(
+        "folders", nargs="*", type=Path, metavar="FOLDER", help="folder of an evaluation"
+    )
+    one.add_argument(
+        "--beside", choices=["paper"], help="published zero-shot FIDs on COCO beside ours"
+    )
+    _part(parts, "protocols", "list the protocols that come with cm3leon", _protocols)
+    one = _part(
+        parts,
+        "prompts",
+        "print a protocol's samples: number, key and prompt, as JSON lines",
+        _prompts,
+    )
+    _task_options(one)
+    one = _part(
+        parts, "export", "write pictures and prompts in another benchmark's layout", _export
+    )
+    one.add_argument(
+        "what", choices=["geneval", "dpg", "t2i-compbench", "adm-npz", "hub"], help="whose layout"
+    )
+    one.add_argument("folder", type=Path, metavar="FOLDER", help="folder of an evaluation")
+    one.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="folder to write; for adm-npz and hub a file",
+    )
+    one = _part(
+        parts, "import", "print the scores that another benchmark's own scorer wrote", _import
+    )
+    one.add_argument("what", choices=["geneval", "dpg", "t2i-compbench", "adm"], help="whose file")
+    one.add_argument("file", type=Path, metavar="FILE", help="what its scorer wrote or printed")
+    parser.parse_known_args = _WithRun(parser)  # type: ignore[method-assign,assignment]  # of this parser
+
+
+def _part(parts: Any, name: str, text: str, run: Any) -> ArgumentParser:
+    parser: ArgumentParser = parts.add_parser(name, help=text, description=text, allow_abbrev=False)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _task_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "protocol", metavar="PROTOCOL", help="a name of `cm3 eval protocols`, or a file"
+    )
+    parser.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="folder of the protocol's files (COCO)"
+    )
+
+
+def _run_options(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "names",
+        nargs="+",
+        metavar="MODEL PROTOCOL",
+        help="a run's folder, a checkpoint or PLUGIN:NAME; then a name of `cm3 eval protocols`, or a file",
+    )
+    add(
+        "--from",
+        type=Path,
+        dest="pictures",
+        metavar="FOLDER",
+        help="score these pictures of any model: 000000.png, ..., by the numbers of `cm3 eval prompts`",
+    )
+    add(
+        "--label",
+        metavar="TEXT",
+        help="what the model is called in tables (default: its name, or the folder's)",
+    )
+    add("--data", type=Path, metavar="FOLDER", help="folder of the protocol's files (COCO)")
+    add(
+        "--inception",
+        type=Path,
+        metavar="FILE",
+        help="the Inception network of FID: pt_inception-2015-12-05-6726825d.pth",
+    )
+    add(
+        "--inception-sha256",
+        metavar="SHA256",
+        help="accept this other file of Inception weights; its scores have another hash",
+    )
+    add("--clip", type=Path, metavar="FILE", help="CLIP's weights, for CLIP score and R-precision")
+    add("--skip-missing", action="store_true", help="leave out scores whose weights are not given")
+    add(
+        "--num-retrieved",
+        type=whole_number(0, 2**20),
+        metavar="K",
+        help="documents to retrieve and prepend (default: the model's recipe)",
+    )
+    add("--bank", metavar="FOLDER", help="retrieve from this memory bank")
+    add(
+        "--candidates",
+        type=whole_number(1, 2**20),
+        dest="num_candidates",
+        metavar="K",
+        help="generate K candidates per sample and keep the best (default: the model's recipe)",
+    )
+    add("--rerank", metavar="NAME", help="reranker that chooses the best")
+    add("--sampler", metavar="NAME", help="use another sampler")
+    add(
+        "--guidance-scale",
+        type=real_number(0, 1e6),
+        metavar="X",
+        help="of the sampler (default: the model's recipe)",
+    )
+    add(
+        "--temperature",
+        type=real_number(0, 1e6),
+        metavar="X",
+        help="of the sampler (default: the model's recipe)",
+    )
+    add("--threads", type=whole_number(1, 4096), metavar="N", help="CPU threads of the decoder")
+    add(
+        "--trust-plugin",
+        action="append",
+        default=[],
+        dest="trust_plugins",
+        metavar="SHA256",
+        help="run the plugin file in the checkpoint that has this hash; read it first",
+    )
+    add(
+        "--allow-leaks",
+        action="store_true",
+        help="score although the memory holds reference pictures",
+    )
+    add(
+        "--allow-reranker",
+        action="store_true",
+        help="score with the network that chose the pictures",
+    )
+    add(
+        "-o",
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of all results (default: eval/PROTOCOL-MODEL)",
+    )
+
+
+def _run(args: Namespace) -> int:
+    from cm3apps.evaluation.evaluating import Evaluation
+    from cm3apps.evaluation.reading import lines
+    from cm3apps.evaluation.shipped import find_protocol
+    from cm3apps.evaluation.tasks import open_task
+    from cm3core.model import load
+
+    wanted = 1 if args.pictures else 2
+    if len(args.names) != wanted:
+        raise CM3Error(
+            "cm3 eval run",
+            f"{len(args.names)} names are given",
+            "give PROTOCOL alone with --from" if args.pictures else "give MODEL and PROTOCOL",
+        )
+    protocol, registry = find_protocol(args.names[-1]), registry_of(args)
+    if args.pictures is not None and not args.pictures.is_dir():
+        raise CM3Error(str(args.pictures), "is no folder", "name the folder of the pictures")
+    model = None
+    if not args.pictures:
+        model = load(
+            args.names[0], registry=registry, num_threads=args.threads, trust_plugins=args.trust_plugins,
+            bank=args.bank,
+        )  # fmt: skip
+    label = args.label or (args.pictures.name if args.pictures else args.names[0])
+    out = args.out or Path("eval") / f"{protocol.name}-{_slug(label)}"
+    evaluation = Evaluation(
+        protocol,
+        open_task(
+            protocol.task, size=protocol.size, data=args.data, model=model, registry=registry
+        ),
+        registry,
+        out,
+        model=model,
+        options=_options(args),
+        pictures=args.pictures,
+        label=label,
+        files=_files(args),
+        skip_missing=args.skip_missing,
+        allow_leaks=args.allow_leaks,
+        allow_reranker=args.allow_reranker,
+    )
+    try:
+        scores = evaluation.run()
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command resumes, see {out}", file=sys.stderr)
+        return 130
+    print("\n".join(lines(scores)))
+    print(f"{out}/scores.json")
+    return 0
+
+
+def _options(args: Namespace) -> dict[str, Any]:
+    options = {
+        "num_retrieved": args.num_retrieved,
+        "num_candidates": args.num_candidates,
+        "reranker": args.rerank,
+        "sampler": args.sampler,
+        "guidance_scale": args.guidance_scale,
+        "temperature": args.temperature,
+    }
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def _files(args: Namespace) -> dict[str, dict[str, Any]]:
+    files: dict[str, dict[str, Any]] = {}
+    if args.inception is not None:
+        files["inception"] = {"path": str(args.inception)}
+        if args.inception_sha256 is not None:
+            files["inception"]["sha256"] = args.inception_sha256
+    if args.clip is not None:
+        files["by_embedder"] = {"embedder": {"name": "clip", "path": str(args.clip)}}
+    return files
+
+
+def _slug(text: str) -> str:
+    kept = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in text)
+    return kept.strip("-.")[-60:] or "model"
+
+
+def _score(args: Namespace) -> int:
+    from cm3apps.evaluation.adhoc import score_files
+    from cm3apps.evaluation.reading import aligned
+
+    print("\n".join(aligned(score_files(args, registry_of(args)))))
+    return 0
+
+
+def _compare(args: Namespace) -> int:
+    from cm3apps.evaluation.reading import compare, read_scores
+
+    print("\n".join(compare(*map(read_scores, args.folders))))
+    return 0
+
+
+def _table(args: Namespace) -> int:
+    from cm3apps.evaluation.reading import beside_paper, lines, read_scores
+
+    evaluations = [read_scores(folder) for folder in args.folders]
+    if args.beside is None and not evaluations:
+        raise CM3Error(
+            "cm3 eval table", "no evaluation is named", "name folders, or --beside paper"
+        )
+    if args.beside is not None:
+        print("\n".join(beside_paper(evaluations)))
+        return 0
+    for scores in evaluations:
+        print("\n".join([f"{scores['model']['name']}:", *lines(scores)]))
+    return 0
+
+
+def _protocols(args: Namespace) -> int:
+    from cm3apps.evaluation.reading import aligned
+    from cm3apps.evaluation.shipped import find_protocol, shipped
+    from cm3core.evaluation.protocol import SHOWN
+
+    found = [find_protocol(name) for name in shipped()]
+    print("\n".join(aligned([(one.name, one.sha256[:SHOWN], one.title) for one in found])))
+    return 0
+
+
+def _prompts(args: Namespace) -> int:
+    import json
+
+    from cm3apps.evaluation.shipped import find_protocol
+    from cm3apps.evaluation.tasks import open_task
+
+    protocol, registry = find_protocol(args.protocol), registry_of(args)
+    task = open_task(
+        protocol.task, size=protocol.size, data=args.data, model=None, registry=registry
+    )
+    for index, sample in enumerate(task.samples):
+        print(json.dumps({"index": index, "key": sample.key, "prompt": sample.prompt}))
+    return 0
+
+
+def _export(args: Namespace) -> int:
+    from cm3apps.evaluation.exchange import export
+
+    print(export(args.what, args.folder, args.out))
+    return 0
+
+
+def _import(args: Namespace) -> int:
+    from cm3apps.evaluation.exchange import import_scores
+    from cm3apps.evaluation.reading import aligned
+
+    print("\n".join(aligned(import_scores(args.what, args.file))))
+    return 0

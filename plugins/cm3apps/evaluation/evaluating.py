@@ -1,0 +1,305 @@
+"""An evaluation: make, extract, score; everything is left in its folder.
+
+protocol.json    the protocol
+scores.json      scores with what each depends on; the model's keys; leakage checks
+samples.jsonl    a line a sample: what was asked, made, prepended, and its own scores
+environment.json versions, machine, date, wall time: nothing that a score may depend on
+pictures/        what was made
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import cm3core
+from cm3apps.evaluation import leakage, measured
+from cm3apps.evaluation.made import Made, make, take_pictures
+from cm3apps.evaluation.model_keys import model_keys
+from cm3apps.evaluation.tasks.base import Task
+from cm3core.config.schema import to_plain
+from cm3core.errors import CM3Error, DataError
+from cm3core.evaluation.features import picture_hash
+from cm3core.evaluation.protocol import Protocol, measurement_hash, score_configs
+from cm3core.files import check_links, held_folder, write_text
+from cm3core.interfaces import Extractor, Metric, MetricBatch, MetricConfig, Score
+from cm3core.model import Model
+from cm3core.plugins.registry import Registry
+
+FORMAT = "cm3 scores 1"
+
+
+@dataclass
+class Scored:
+    """A metric of the protocol, or the reason why it is left out."""
+
+    values: Mapping[str, Any]
+    config: MetricConfig
+    extractor: Extractor | None
+    metric: Metric
+    skipped: str = ""
+    floor: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def measurement(self) -> dict[str, Any]:
+        """What the score depends on: metric, version, keys, extractor."""
+        found = {
+            "metric": {"name": self.values["metric"]["name"], **to_plain(self.config.protocol())}
+        }
+        if self.extractor is not None:
+            found["extractor"] = {
+                "label": self.extractor.label,
+                "fingerprint": self.extractor.fingerprint,
+            }
+        return found
+
+    def name(self, score: Score) -> str:
+        """What a score is called: the metric's and the network's name."""
+        return score.name if self.extractor is None else f"{score.name}-{self.extractor.label}"
+
+
+@dataclass
+class Evaluation:
+    """One evaluation.
+
+    Args:
+        protocol: what is measured.
+        task: its samples.
+        registry: of metrics and extractors.
+        out: the folder.
+        model: what is evaluated; None: pictures that another model made.
+        options: keyword arguments of the model's methods.
+        pictures: the folder of those pictures.
+        label: what the model is called.
+        files: extractor name -> key -> value, which a protocol can't hold: paths of weights.
+        skip_missing: leave out scores whose weights are not given.
+        allow_leaks, allow_reranker: see `leakage`.
+    """
+
+    protocol: Protocol
+    task: Task
+    registry: Registry
+    out: Path
+    model: Model | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    pictures: Path | None = None
+    label: str = ""
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    skip_missing: bool = False
+    allow_leaks: bool = False
+    allow_reranker: bool = False
+
+    def run(self) -> dict[str, Any]:
+        """Run or resume; returns the content of scores.json."""
+        busy = CM3Error(str(self.out), "another process evaluates into this folder", "wait for it")
+        with held_folder(self.out, busy):
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
+        start = time.perf_counter()
+        check_links(self.out, "protocol.json", "scores.json", "samples.jsonl", "environment.json")
+        model_facts = self._model_facts()
+        identity = {
+            "protocol": self.protocol.values,
+            "task": self.task.measurement,
+            "model": model_facts,
+        }
+        self._claim(identity)
+        scored = self._scored()
+        found = [one.extractor for one in scored if one.extractor is not None]
+        checks: dict[str, Any] = {}
+        if self.model is not None:
+            leakage.check_extractors(self.model, found, self.options, allowed=self.allow_reranker)
+            checks = leakage.check_memory(
+                self.model, self.task, self.options, allowed=self.allow_leaks
+            )
+        made = Made(self.out, self.task)
+        if self.model is not None and self._makes_something(scored):
+            make(self.model, made, self.protocol.seed, self.options)
+        elif self.pictures is not None:
+            take_pictures(made, self.pictures)
+        self._check_not_the_references(made)
+        self._score(scored, made)
+        return self._write(scored, made, model_facts, checks, time.perf_counter() - start)
+
+    def _model_facts(self) -> dict[str, Any]:
+        if self.model is not None:
+            return {"name": self.label, **model_keys(self.model, self.options)}
+        return {"name": self.label, "pictures": "made elsewhere"}
+
+    def _claim(self, identity: dict[str, Any]) -> None:
+        """Refuse the folder of another evaluation."""
+        path, text = (
+            self.out / "protocol.json",
+            json.dumps(identity, indent=1, sort_keys=True) + "\n",
+        )
+        if path.is_file() and path.read_text(encoding="utf-8") != text:
+            raise DataError(
+                str(self.out), "holds an evaluation of another model, protocol or setting",
+                "name another folder (-o)",
+            )  # fmt: skip
+        write_text(path, text)
+
+    def _makes_something(self, scored: list[Scored]) -> bool:
+        """Whether a metric needs what the model makes, and not only its likelihoods."""
+        columns = measured.needed([one.metric for one in scored if not one.skipped])
+        return not self.protocol.scores or bool(columns & {"features", "pictures", "texts"})
+
+    def _scored(self) -> list[Scored]:
+        built: dict[str, Extractor] = {}
+        scored = []
+        for place, values in enumerate(self.protocol.scores):
+            where = f"protocol {self.protocol.name}: scores {place}"
+            filled = self._with_files(values, where)
+            extractor, reason = None, ""
+            if isinstance(filled, str):
+                reason, filled = filled, {"metric": values["metric"]}
+            config, extractor_config = score_configs(filled, self.registry, where)
+            if extractor_config is not None:
+                key = json.dumps(filled["extractor"], sort_keys=True)
+                extractor = built[key] = built.get(key) or extractor_config.build()
+            metric = config.build()
+            columns = measured.needed([metric])
+            if not reason and self.model is None and columns & measured.OF_MODEL:
+                reason = "needs the model itself"
+            if not reason and extractor is None and any("features" in name for name in columns):
+                raise DataError(
+                    where, "the metric compares features, and has no extractor", "add one"
+                )
+            scored.append(Scored(values, config, extractor, metric, reason))
+        return scored
+
+    def _with_files(self, values: Mapping[str, Any], where: str) -> dict[str, Any] | str:
+        """A score with the user's files; the reason if one is missing and may be."""
+        extractor = dict(values.get("extractor", {}))
+        name = extractor.get("name")
+        if name not in ("inception", "by_embedder"):
+            return dict(values)
+        files = self.files.get(name)
+        if files is None:
+            option, file = MISSING[name]
+            if self.skip_missing:
+                return f"{file.split(' ')[0]} is not given ({option})"
+            raise DataError(where, f"needs {file}", f"give its path ({option}), or --skip-missing")
+        return {**values, "extractor": {**extractor, **files}}
+
+    def _check_not_the_references(self, made: Made) -> None:
+        """Refuse pictures that are the references."""
+        rows = [index for index, row in made.rows.items() if "picture" in row][:64]
+        same = 0
+        for index in rows:
+            reference = made.task.samples[index].picture
+            if reference is not None and self.protocol.size is not None:
+                same += picture_hash(made.load(index, self.protocol.size)) == picture_hash(
+                    reference()
+                )
+        if rows and same == len(rows):
+            raise DataError(
+                str(self.pictures or self.out), "holds the reference pictures themselves",
+                "name the folder of the generated pictures",
+            )  # fmt: skip
+
+    def _score(self, scored: list[Scored], made: Made) -> None:
+        active = [one for one in scored if not one.skipped]
+        for extractor in dict.fromkeys(one.extractor for one in active):
+            own = [one for one in active if one.extractor is extractor]
+            metrics = [one.metric for one in own]
+            if extractor is None:
+                measured.feed_samples(metrics, made, self.protocol.size, self.model)
+                continue
+            assert self.protocol.size is not None
+            for prefix in dict.fromkeys(getattr(one.config, "prefix", "") for one in own):
+                same = [one for one in own if getattr(one.config, "prefix", "") == prefix]
+                metrics = [one.metric for one in same]
+                real = measured.feed_features(metrics, extractor, made, self.protocol.size, prefix)
+                for one in same:
+                    one.floor = _floor(one.config, real)
+
+    def _write(
+        self, scored: list[Scored], made: Made, model: dict[str, Any], checks: dict[str, Any], seconds: float
+    ) -> dict[str, Any]:  # fmt: skip
+        measurement = {
+            "task": self.task.measurement,
+            "size": self.protocol.size,
+            "seed": self.protocol.seed,
+            "seed_rule": "seed + number of the sample",
+        }
+        rows, samples = [], {index: dict(row) for index, row in sorted(made.rows.items())}
+        for one in scored:
+            own = one.measurement
+            key = measurement_hash(measurement, own)
+            if one.skipped:
+                rows.append({"name": one.values["metric"]["name"], "skipped": one.skipped})
+                continue
+            for score in one.metric.result():
+                row = {"name": one.name(score), "value": score.value, "spread": score.spread, "num": score.num,
+                       "higher_is_better": score.higher_is_better, "hash": key, "measurement": own}  # fmt: skip
+                if score.name in one.floor:
+                    row["real_against_real"] = one.floor[score.name]
+                rows.append(row)
+                for index, value in score.per_sample.items():
+                    sample = samples.setdefault(index, self._line(index))
+                    sample.setdefault("scores", {})[one.name(score)] = value
+        result = {"format": FORMAT, "protocol": {"name": self.protocol.name, "sha256": self.protocol.sha256},
+                  "measurement": measurement, "model": model, "leakage": checks, "scores": rows}  # fmt: skip
+        write_text(
+            self.out / "samples.jsonl",
+            "".join(json.dumps(samples[index]) + "\n" for index in sorted(samples)),
+        )
+        write_text(self.out / "scores.json", json.dumps(result, indent=1) + "\n")
+        write_text(
+            self.out / "environment.json", json.dumps(_environment(seconds), indent=1) + "\n"
+        )
+        return result
+
+    def _line(self, index: int) -> dict[str, Any]:
+        sample = self.task.samples[index]
+        return {"index": index, "key": sample.key, "prompt": sample.prompt}
+
+
+#: Extractor -> (the option that gives its weights, what is needed).
+MISSING = {
+    "inception": (
+        "--inception FILE",
+        "pt_inception-2015-12-05-6726825d.pth (sha256 6726825d0af5f729cebd5821db510b11b1cfad8faad88a03"
+        "f1befd49fb9129b2), published at https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights",
+    ),
+    "by_embedder": ("--clip FILE", "CLIP's weights, such as OpenAI's ViT-B-32.pt (MIT)"),
+}
+
+
+def _floor(config: MetricConfig, real: list[np.ndarray[Any, Any]]) -> dict[str, float]:
+    """A distance between two halves of the references; nothing where these are too few."""
+    if not real:
+        return {}
+    metric = config.build()
+    for half in measured.halves(real):
+        [rows] = half.values()
+        metric.update(MetricBatch(range(len(rows)), half))
+    try:
+        return {score.name: score.value for score in metric.result()}
+    except DataError:
+        return {}
+
+
+def _environment(seconds: float) -> dict[str, Any]:
+    return {
+        "cm3leon": cm3core.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": round(seconds, 1),
+        "arguments": sys.argv[1:],
+    }

@@ -1,0 +1,151 @@
+"""What would make scores worthless: reference pictures in the memory that is retrieved from, and a
+metric's network that also chose the pictures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+
+from cm3apps.evaluation.model_keys import num_retrieved
+from cm3apps.evaluation.tasks.base import Task
+from cm3core.document import Codes, Image, PixelArray, content_keys
+from cm3core.errors import DataError
+from cm3core.interfaces import Extractor
+from cm3core.model import Model
+from cm3core.progress import make_bar
+
+#: Memories with more pictures are not compared by appearance: it takes a look at each.
+MOST_LOOKED_AT = 20_000
+_SIDE = 16
+#: Root mean square difference of two small versions that look the same, in grey levels (0 to 255).
+_SAME_LOOK = 4
+
+
+def check_memory(
+    model: Model, task: Task, options: Mapping[str, Any], *, allowed: bool
+) -> dict[str, Any]:
+    """Whether the memory holds reference pictures: by their keys, by their codes, and by appearance.
+
+    Args:
+        model: whose memory.
+        task: whose references.
+        options: of the model's methods.
+        allowed: report leaks instead of refusing them.
+
+    Returns:
+        what was checked and found, as JSON.
+
+    Raises:
+        DataError: there are leaks.
+    """
+    if task.makes != "pictures" or not num_retrieved(model, options):
+        return {"retrieves": False}
+    memory = model.components.memory
+    references = {sample.picture_key: sample.key for sample in task.samples if sample.picture}
+    looks = Looks((sample.key, sample.picture()) for sample in task.samples if sample.picture)
+    codes: dict[str, str] = {}
+    by_appearance = len(memory) <= MOST_LOOKED_AT
+    leaks: list[tuple[str, str, str]] = []
+    for index in make_bar(
+        range(len(memory)), desc="looking for references in the memory", unit="document"
+    ):
+        document = memory.document(index)
+        if not codes and any(isinstance(segment, Codes) for segment in document):
+            codes = _codes(model, task)
+        keys = content_keys(document)
+        for key in keys & (references.keys() | codes.keys()):
+            leaks.append((memory.id(index), references.get(key) or codes[key], "the same picture"))
+        if by_appearance and not keys & references.keys():
+            for segment in document:
+                if isinstance(segment, Image):
+                    like = looks.like(segment.load())
+                    if like is not None:
+                        leaks.append((memory.id(index), like, "looks the same"))
+    found = {
+        "retrieves": True,
+        "documents": len(memory),
+        "compared_by_appearance": by_appearance,
+        "leaks": [list(leak) for leak in leaks],
+    }  # fmt: skip
+    if leaks and not allowed:
+        shown = "; ".join(f"{own} and {key} ({why})" for own, key, why in leaks[:3])
+        raise DataError(
+            "the model's memory",
+            f"holds {len(leaks)} of the reference pictures: {shown}",
+            "retrieve from a memory without them (--bank), or nothing (--num-retrieved 0), or give "
+            "--allow-leaks, which the scores will say",
+        )
+    if not by_appearance:
+        print(
+            f"note: the memory's {len(memory):,} pictures were compared with the references by name and "
+            "not by appearance",
+            file=sys.stderr,
+        )
+    return found
+
+
+def check_extractors(
+    model: Model, extractors: Sequence[Extractor], options: Mapping[str, Any], *, allowed: bool
+) -> None:
+    """Raise `DataError` if a metric's network also chose or found what is measured."""
+    candidates = options.get("num_candidates") or model.recipe.generate.num_candidates
+    if allowed or (candidates == 1 and not num_retrieved(model, options)):
+        return
+    needs = {
+        name
+        for kind in ("reranker", "retriever")
+        for name in getattr(getattr(model.recipe, kind), "needs", ())
+    }
+    embedder = model.components.embedder if "embedder" in needs or candidates > 1 else None
+    for extractor in extractors:
+        if embedder is not None and extractor.embedder_fingerprint == embedder.fingerprint:
+            raise DataError(
+                f"extractor {extractor.label!r}",
+                "is the embedder that the model retrieves with or chooses candidates by: the score would "
+                "measure how well it was satisfied",
+                "measure with another network, generate without candidates and documents, or give "
+                "--allow-reranker",
+            )
+
+
+class Looks:
+    """The appearance of the references: their versions of 16 x 16 pixels.
+
+    Args:
+        pictures: (key, pixels) of each.
+    """
+
+    def __init__(self, pictures: Iterable[tuple[str, PixelArray]]) -> None:
+        found = [(key, _look(pixels)) for key, pixels in pictures]
+        self._keys = [key for key, _ in found]
+        self._looks_ND = np.stack([small for _, small in found])
+        self._squares_N = (self._looks_ND**2).sum(1)
+
+    def like(self, pixels_HWC: PixelArray) -> str | None:
+        """The key of a reference that looks the same, also if it was scaled or saved again; None:
+        none does."""
+        own_D = _look(pixels_HWC)
+        squared_N = (self._squares_N + own_D @ own_D - 2 * self._looks_ND @ own_D) / len(own_D)
+        nearest = int(squared_N.argmin())
+        return self._keys[nearest] if squared_N[nearest] <= _SAME_LOOK**2 else None
+
+
+def _look(pixels_HWC: PixelArray) -> NDArray[np.float32]:
+    small = Pillow.fromarray(pixels_HWC).resize((_SIDE, _SIDE), Pillow.Resampling.BOX)
+    return np.asarray(small, np.float32).ravel()
+
+
+def _codes(model: Model, task: Task) -> dict[str, str]:
+    """Content key of each reference's codes -> the sample's key."""
+    pictures = [(sample.key, sample.picture()) for sample in task.samples if sample.picture]
+    coded = model.encode([pixels for _, pixels in pictures])
+    return {
+        name: key
+        for (key, _), one in zip(pictures, coded, strict=True)
+        for name in content_keys((one,))
+    }

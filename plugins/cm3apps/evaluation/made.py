@@ -1,0 +1,220 @@
+"""What a model made for the samples of a task, kept in the evaluation's folder, so that an interrupted
+evaluation resumes.
+
+    made.jsonl          a line for each finished sample: number, key, prompt, seed, documents, picture, text
+    pictures/000000.png
+
+A sample's seed is the protocol's plus its number: what is made does not depend on batches, on what was
+there before, or on where an earlier call was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cm3apps.evaluation.tasks.base import Sample, Task
+from cm3core.document import PixelArray
+from cm3core.errors import DataError
+from cm3core.files import check_links, sha256_file
+from cm3core.images import fit, open_image, save_png
+from cm3core.model import Model
+from cm3core.model.jobs import results
+from cm3core.progress import make_bar
+
+PICTURES, LOG = "pictures", "made.jsonl"
+#: Pictures that are captioned, or asked about, together.
+_TEXT_BATCH = 16
+
+
+class Made:
+    """The finished samples in a folder.
+
+    Args:
+        folder: of the evaluation; held by this process.
+        task: whose samples.
+    """
+
+    def __init__(self, folder: Path, task: Task) -> None:
+        self.folder, self.task = folder, task
+        check_links(folder, LOG, PICTURES)
+        self.rows: dict[int, dict[str, Any]] = self._read()
+
+    def missing(self) -> list[int]:
+        """Numbers of the samples that are not finished."""
+        return [index for index in range(len(self.task.samples)) if index not in self.rows]
+
+    def add(self, index: int, row: dict[str, Any]) -> None:
+        """Keep a finished sample; its picture is on the disk already."""
+        sample = self.task.samples[index]
+        row = {"index": index, "key": sample.key, "prompt": sample.prompt, **row}
+        if "metadata" in sample.target:  # another benchmark's own line, for its scorer
+            row["metadata"] = sample.target["metadata"]
+        with (self.folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self.rows[index] = row
+
+    def picture_path(self, index: int) -> Path:
+        """Where a sample's picture is."""
+        return self.folder / PICTURES / f"{index:06d}.png"
+
+    def load(self, index: int, size: int) -> PixelArray:
+        """A sample's picture at the protocol's size."""
+        return fit(open_image(self.picture_path(index)), (size, size))
+
+    def _read(self) -> dict[int, dict[str, Any]]:
+        """Whole lines whose pictures are as they were; a torn last line is dropped for good."""
+        path, rows = self.folder / LOG, {}
+        if not path.is_file():
+            return {}
+        whole, _, torn = path.read_bytes().rpartition(b"\n")
+        if torn:
+            path.write_bytes(whole + b"\n" if whole else b"")
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                index, key = row["index"], row["key"]
+                fits = 0 <= index < len(self.task.samples) and key == self.task.samples[index].key
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(
+                    f"{path}, line {number}", "is damaged", "remove this line, or the folder"
+                ) from error
+            if not fits:
+                raise DataError(
+                    f"{path}, line {number}",
+                    f"is of the sample {key!r}, which the protocol does not have there",
+                    "name another folder (-o): this one is of another evaluation",
+                )
+            picture = row.get("sha256")
+            if picture is None or self._is_whole(index, picture):
+                rows[index] = row
+        return rows
+
+    def _is_whole(self, index: int, sha256: str) -> bool:
+        path = self.picture_path(index)
+        return path.is_file() and sha256_file(path) == sha256
+
+
+def make(model: Model, made: Made, seed: int, options: dict[str, Any]) -> None:
+    """Make what is missing.
+
+    Args:
+        model: makes it.
+        made: where it is kept.
+        seed: of the first sample.
+        options: keyword arguments of the model's methods.
+    """
+    missing = made.missing()
+    if made.task.makes == "pictures":
+        _make_pictures(model, made, missing, seed, options)
+    else:
+        _make_texts(model, made, missing, seed, options)
+
+
+def _make_pictures(
+    model: Model, made: Made, missing: list[int], seed: int, options: dict[str, Any]
+) -> None:
+    samples = made.task.samples
+
+    def jobs() -> Iterator[Any]:
+        for index in missing:
+            own, _ = model.image_jobs(
+                [samples[index].prompt], 1, seed=seed + index, truncate=True, **options
+            )
+            yield from own
+
+    if missing:  # a wrong option is refused before the bar is shown
+        model.image_jobs([samples[missing[0]].prompt], 1, seed=seed, truncate=True, **options)
+    with make_bar(desc="generating", total=len(missing), unit="picture") as bar:
+        for index, picture in zip(missing, results(model.engine, jobs()), strict=True):
+            path = made.picture_path(index)
+            facts = {"prompt": picture.prompt, "seed": str(picture.seed), "model": model.name}
+            save_png(path, picture.pixels, {**facts, "recipe_hash": model.recipe.hash})
+            row: dict[str, Any] = {
+                "seed": picture.seed,
+                "documents": [one.id for one in picture.retrieved],
+                "picture": f"{PICTURES}/{path.name}",
+                "sha256": sha256_file(path),
+            }
+            if picture.choice is not None:
+                row["choice"] = {"index": picture.choice.index, "scores": picture.choice.scores}
+            made.add(index, row)
+            bar.update(1)
+
+
+def _make_texts(
+    model: Model, made: Made, missing: list[int], seed: int, options: dict[str, Any]
+) -> None:
+    samples = made.task.samples
+    with make_bar(desc="writing", total=len(missing), unit="text") as bar:
+        for start in range(0, len(missing), _TEXT_BATCH):
+            part = missing[start : start + _TEXT_BATCH]
+
+            def jobs(part: list[int] = part) -> Iterator[Any]:
+                for index in part:
+                    yield from _text_jobs(model, made.task, samples[index], seed + index, options)
+
+            for index, text in zip(part, results(model.engine, jobs()), strict=True):
+                documents = [one.id for one in text.retrieved]
+                made.add(index, {"seed": text.seed, "documents": documents, "text": text.text})
+                bar.update(1)
+
+
+def _text_jobs(
+    model: Model, task: Task, sample: Sample, seed: int, options: dict[str, Any]
+) -> list[Any]:
+    assert sample.picture is not None
+    if task.makes == "captions":
+        jobs, _ = model.caption_jobs([sample.picture()], seed=seed, **options)
+        return jobs
+    job, _ = model.ask_job(sample.picture(), sample.prompt, seed=seed, **options)
+    return [job]
+
+
+def take_pictures(made: Made, folder: Path) -> None:
+    """Take pictures that another model made: a PNG for each sample, named by its number or its key.
+
+    Raises:
+        DataError: one is missing, is no PNG, or has another size than the first.
+    """
+    size: tuple[int, ...] | None = None
+    places = [_own(folder, index, sample.key) for index, sample in enumerate(made.task.samples)]
+    load = [partial(open_image, place) for place in places]
+    first = places[0].name
+    for index in made.missing():
+        pixels = load[index]()
+        size = size or pixels.shape
+        if pixels.shape != size:
+            raise DataError(
+                str(places[index]),
+                f"is {pixels.shape[1]} x {pixels.shape[0]} pixels, {first} "
+                f"{size[1]} x {size[0]}",
+                "bring all pictures to one size: scaling moves the scores",
+            )  # fmt: skip
+        path = made.picture_path(index)
+        save_png(path, pixels, {"prompt": made.task.samples[index].prompt})
+        made.add(index, {"picture": f"{PICTURES}/{path.name}", "sha256": sha256_file(path)})
+
+
+def _own(folder: Path, index: int, key: str) -> Path:
+    """The picture of a sample in another model's folder."""
+    names = [f"{index:06d}", f"{index:05d}", f"{index:04d}", f"{index:03d}", str(index)]
+    names += [key] if "/" not in key else []
+    for name in dict.fromkeys(names):
+        if (folder / f"{name}.png").is_file():
+            return folder / f"{name}.png"
+        for other in ("jpg", "jpeg", "webp"):
+            if (folder / f"{name}.{other}").is_file():
+                raise DataError(
+                    str(folder / f"{name}.{other}"),
+                    "is compressed with loss, which moves the scores",
+                    "save the pictures as PNG when they are generated",
+                )
+    raise DataError(
+        str(folder / f"{index:06d}.png"),
+        f"there is no picture of sample {index} ({key!r})",
+        "name pictures by the numbers of `samples.jsonl` (cm3 eval prompts), all of them",
+    )

@@ -1,0 +1,189 @@
+"""Columns that metrics need, sample by sample: features, pictures, texts, the model's own likelihoods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from cm3apps.evaluation.made import Made
+from cm3apps.evaluation.tasks.base import Sample
+from cm3core.document import Document, Image, ImageHole, Text, TextHole
+from cm3core.errors import DataError
+from cm3core.evaluation.features import CHUNK, features_in_chunks
+from cm3core.interfaces import Extractor, Metric, MetricBatch
+from cm3core.model import Model
+from cm3core.progress import make_bar
+
+#: Columns that only the model itself can give.
+OF_MODEL = {"image_nats", "image_tokens", "text_nats", "text_tokens", "choices", "answers", "codes"}
+#: Captions among which the right one is ranked, itself included.
+NUM_CHOICES = 10
+#: Documents with holes, and the same ones filled.
+Pairs = Sequence[tuple[Document, Document]]
+_BATCH = 8
+
+
+def needed(metrics: Sequence[Metric]) -> set[str]:
+    """All columns that some metrics need."""
+    return {name for metric in metrics for group in metric.needs for name in group}
+
+
+def feed_features(
+    metrics: Sequence[Metric], extractor: Extractor, made: Made, size: int, prefix: str
+) -> list[np.ndarray[Any, Any]]:
+    """Give metrics the features of all pictures, references and prompts. Returns the references'."""
+    columns, samples = needed(metrics), made.task.samples
+    real: list[np.ndarray[Any, Any]] = []
+    for name in ("features", "reference_features"):
+        if name not in columns:
+            continue
+        loads = [_load(made, index, size, name) for index in range(len(samples))]
+        words = "pictures" if name == "features" else "references"
+        with make_bar(
+            desc=f"features of {words}, {extractor.label}", total=len(loads), unit="picture"
+        ) as bar:
+            for places, features in features_in_chunks(loads, extractor, advance=bar.update):
+                given: dict[str, Any] = {name: features}
+                if name == "features" and "text_features" in columns:
+                    prompts = [prefix + samples[place].prompt for place in places]
+                    given["text_features"] = extractor.extract_texts(prompts)
+                _update(metrics, places, given)
+                if name == "reference_features":
+                    real.append(features)
+    return real
+
+
+def feed_samples(
+    metrics: Sequence[Metric], made: Made, size: int | None, model: Model | None
+) -> None:
+    """Give metrics everything but features."""
+    columns = needed(metrics)
+    samples = made.task.samples
+    likelihoods = columns & OF_MODEL
+    with make_bar(desc="measuring", total=len(samples), unit="sample") as bar:
+        for start in range(0, len(samples), CHUNK):
+            places = range(start, min(start + CHUNK, len(samples)))
+            given: dict[str, Any] = {}
+            for name in columns - OF_MODEL:
+                given[name] = [_value(name, made, place, size) for place in places]
+            if likelihoods and model is not None:
+                given |= _likelihoods(model, samples, places, likelihoods, bar.update)
+            else:
+                bar.update(len(places))
+            _update(metrics, places, given)
+
+
+def _update(metrics: Sequence[Metric], places: range, given: dict[str, Any]) -> None:
+    for metric in metrics:
+        groups = [group for group in metric.needs if set(group) <= set(given)]
+        if groups:
+            own = {name: given[name] for group in groups for name in group}
+            metric.update(MetricBatch(places, own))
+
+
+def _load(made: Made, index: int, size: int, name: str) -> Callable[[], Any]:
+    if name == "features":
+        return lambda: made.load(index, size)
+    picture = made.task.samples[index].picture
+    assert picture is not None
+    return picture
+
+
+def _value(name: str, made: Made, place: int, size: int | None) -> Any:
+    """A sample's value of a column that is at hand."""
+    sample, row = made.task.samples[place], made.rows[place]
+    if name == "pictures":
+        assert size is not None
+        return made.load(place, size)
+    if name == "reference_pictures":
+        assert sample.picture is not None
+        return sample.picture()
+    values = {
+        "prompts": sample.prompt,
+        "texts": row.get("text"),
+        "references": list(sample.references),
+        "targets": dict(sample.target),
+    }
+    if values.get(name) is None:
+        raise DataError(
+            f"column {name!r}", "this protocol's task does not give it", "remove the metric"
+        )
+    return values[name]
+
+
+def _likelihoods(
+    model: Model, samples: Sequence[Sample], places: range, columns: set[str], advance: Callable[[int], Any]
+) -> dict[str, list[Any]]:  # fmt: skip
+    """Columns of the model's own probabilities, nothing prepended."""
+    given: dict[str, list[Any]] = {name: [] for name in columns}
+    for start in range(places.start, places.stop, _BATCH):
+        part = range(start, min(start + _BATCH, places.stop))
+        codes = [model.coded((_image(samples[place]),))[0] for place in part]
+        texts = [samples[place].prompt for place in part]
+        if "codes" in columns:
+            given["codes"] += [np.asarray(one.codes) for one in codes]  # type: ignore[union-attr]  # pictures are coded
+        if columns & {"image_nats", "image_tokens"}:
+            pairs: Pairs = [
+                ((Text(text), ImageHole()), (Text(text), one))
+                for text, one in zip(texts, codes, strict=True)
+            ]
+            _add(given, "image", _nats(model, pairs))
+        if columns & {"text_nats", "text_tokens"}:
+            pairs = [
+                ((TextHole(None), one), (Text(text), one))
+                for text, one in zip(texts, codes, strict=True)
+            ]
+            _add(given, "text", _nats(model, pairs))
+        if columns & {"choices", "answers"}:
+            for place, one in zip(part, codes, strict=True):
+                choices = choices_of(samples, place)
+                pairs = [((TextHole(None), one), (Text(text), one)) for text in choices]
+                given.setdefault("choices", []).append([value[0] for value in _nats(model, pairs)])
+                given.setdefault("answers", []).append(0)
+        advance(len(part))
+    return given
+
+
+def choices_of(samples: Sequence[Sample], place: int) -> list[str]:
+    """A sample's caption, first, and other samples' captions, the same ones in every run."""
+    rng = np.random.default_rng([2023, place])
+    own = samples[place].prompt
+    others = list(dict.fromkeys(one.prompt for one in samples if one.prompt != own))
+    if len(others) < NUM_CHOICES - 1:
+        raise DataError(
+            "the samples", f"have {len(others) + 1} different captions, ranking takes {NUM_CHOICES}",
+            "measure more samples, or remove the metric choice",
+        )  # fmt: skip
+    chosen = rng.choice(len(others), NUM_CHOICES - 1, replace=False)
+    return [own, *(others[int(index)] for index in chosen)]
+
+
+def _nats(model: Model, pairs: Pairs) -> list[tuple[float, int]]:
+    """(log p, tokens) of what fills the holes of each document."""
+    likelihood = model.components.likelihood
+    contents = [likelihood.contents_of(*pair) for pair in pairs]
+    found = likelihood.log_probability([asked for asked, _ in pairs], contents)
+    return [(value.nats, value.num_tokens) for value in found]
+
+
+def _add(given: dict[str, list[Any]], modality: str, values: Sequence[tuple[float, int]]) -> None:
+    for name, column in (
+        (f"{modality}_nats", [-nats for nats, _ in values]),
+        (f"{modality}_tokens", [num for _, num in values]),
+    ):
+        if name in given:
+            given[name] += column
+
+
+def _image(sample: Sample) -> Image:
+    assert sample.picture is not None
+    return Image(sample.picture_key.removeprefix("image:"), sample.picture)
+
+
+def halves(features: Sequence[np.ndarray[Any, Any]]) -> Iterator[dict[str, Any]]:
+    """Two halves of the reference pictures, each as if one had been made: real against real."""
+    rows = np.concatenate(features)
+    yield {"features": rows[0::2]}
+    yield {"reference_features": rows[1::2]}

@@ -1,0 +1,59 @@
+"""Tasks: where the samples of a protocol come from.
+
+documents      any data set: captions to pictures
+coco           COCO captions to pictures
+captions       COCO pictures to captions (Karpathy's split)
+vqa            questions about COCO pictures
+prompts        prompts of another benchmark, for its own scorer
+scenes         prompts whose pictures an exact checker can judge
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cm3apps.evaluation.tasks.base import Task
+from cm3core.errors import DataError, close_match
+
+if TYPE_CHECKING:
+    from cm3core.model import Model
+    from cm3core.plugins.registry import Registry
+
+
+def open_task(
+    values: Mapping[str, Any],
+    *,
+    size: int | None,
+    data: Path | None,
+    model: Model | None,
+    registry: Registry,
+) -> Task:
+    """The task of a protocol.
+
+    Args:
+        values: the protocol's "task".
+        size: side of its pictures, in pixels.
+        data: the user's folder of its files.
+        model: whose data set is used if the task names none.
+        registry: for a data set that the task names.
+
+    Raises:
+        DataError: an unknown task or key, missing files, too few samples.
+    """
+    from cm3apps.evaluation.tasks import coco, documents, prompts, scenes
+
+    tasks: dict[str, Callable[..., Task]] = {
+        "documents": documents.open_documents,
+        "coco": coco.open_pictures,
+        "captions": coco.open_captions,
+        "vqa": coco.open_vqa,
+        "prompts": prompts.open_prompts,
+        "scenes": scenes.open_scenes,
+    }
+    name = values["name"]
+    if name not in tasks:
+        raise DataError("protocol: task.name", f"is {name!r}", close_match(name, tasks))
+    given = {key: value for key, value in values.items() if key != "name"}
+    return tasks[name](given, size=size, data=data, model=model, registry=registry)

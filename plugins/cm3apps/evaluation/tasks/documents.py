@@ -1,0 +1,90 @@
+"""Task `documents`: the captions of a data set's documents, whose pictures are the references.
+
+The first documents by a hash of their ids, at most one of each group (an icon's versions are one):
+the same ones for every model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cm3apps.evaluation.tasks.base import Sample, Task, enough, known_keys
+from cm3core.document import Image, PixelArray, text_of
+from cm3core.errors import DataError
+from cm3core.images import fit
+from cm3core.interfaces.dataset import DocumentSource
+from cm3core.recipe import recipe_from_yaml
+
+_KEYS = {"dataset": None, "split": "valid", "num": None, "one_of_a_group": True}
+
+
+def open_documents(
+    values: Mapping[str, Any], *, size: int | None, data: Path | None, model: Any, registry: Any
+) -> Task:
+    """See `open_task`. `dataset`: a recipe's section, null for the model's own; `split`; `num`
+    documents, null for all; `one_of_a_group`: of documents of one group the first only."""
+    keys = known_keys("documents", values, _KEYS)
+    if size is None:
+        raise DataError("protocol: size", "is null, and pictures are compared", "give a number")
+    source, rule = _source(keys, data, model, registry)
+    chosen: dict[str, int] = {}
+    for index in sorted(range(len(source)), key=lambda index: order(source.id(index))):
+        group = source.group(index) if keys["one_of_a_group"] else ""
+        chosen.setdefault(group or source.id(index), index)
+        if len(chosen) == keys["num"]:
+            break
+    samples = [sample for index in chosen.values() if (sample := _sample(source, index, size))]
+    enough(f"split {keys['split']!r}", len(samples), keys["num"])
+    return Task("documents", "pictures", samples, {**rule, "split": keys["split"], "size": size})
+
+
+def order(key: str) -> str:
+    """Sorts names in a fixed random order."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _source(
+    keys: Mapping[str, Any], data: Path | None, model: Any, registry: Any
+) -> tuple[DocumentSource, dict[str, Any]]:
+    """The data set, and what it is called in the measurement."""
+    if keys["dataset"] is None:
+        if model is None or model.recipe.dataset is None:
+            raise DataError(
+                "protocol: task.dataset", "is null, and there is no model whose data set it could be",
+                "name a data set",
+            )  # fmt: skip
+        source: DocumentSource = model.components.split(keys["split"])
+        return source, {"dataset": source.fingerprint}
+    section = dict(keys["dataset"])
+    if data is not None:
+        section["path"] = str(data)
+    recipe = recipe_from_yaml(json.dumps({"dataset": section}), registry)
+    assert recipe.dataset is not None
+    source = replace(recipe.dataset, split=keys["split"]).build()
+    return source, {"dataset": source.fingerprint}
+
+
+def _sample(source: DocumentSource, index: int, size: int) -> Sample | None:
+    """The sample of a document; None without a text or a picture."""
+    document = source.document(index)
+    pictures = [segment for segment in document if isinstance(segment, Image)]
+    text = text_of(document)
+    if not text or not pictures:
+        return None
+    return Sample(
+        source.id(index),
+        text,
+        partial(_load, pictures[0], size),
+        f"image:{pictures[0].key}",
+        target={"group": source.group(index)},
+    )
+
+
+def _load(picture: Image, size: int) -> PixelArray:
+    return fit(picture.load(), (size, size))

@@ -1,0 +1,214 @@
+"""`cm3 eval score`; layouts and files of other benchmarks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from cm3apps.evaluation.exchange import export, import_scores
+from cm3apps.evaluation.made import Made
+from cm3apps.evaluation.tasks.prompts import open_prompts
+from cm3core.cli.main import main
+from cm3core.errors import CM3Error, DataError
+from cm3core.images import open_image, save_png
+
+PROMPTS = ["a red dog", "two / cats", "a red dog"]
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """An evaluation's folder, of three pictures of two prompts."""
+    folder, rows = tmp_path / "eval", []
+    for place, prompt in enumerate(PROMPTS):
+        name = f"pictures/{place:06d}.png"
+        save_png(folder / name, np.full((4, 4, 3), 50 * place, np.uint8))
+        rows.append(
+            {"index": place, "key": f"k{place % 2}/{place}", "prompt": prompt, "picture": name}
+        )
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    score = {"name": "kid-lite1", "value": 0.5, "hash": "abc", "num": 3, "higher_is_better": False}
+    scores = {"format": "cm3 scores 1", "protocol": {"name": "p"}, "model": {"name": "m"}}
+    scores["scores"] = [{**score, "measurement": {"x": 1}}, {"name": "fid", "skipped": "no file"}]  # type: ignore[assignment]  # JSON
+    (folder / "scores.json").write_text(json.dumps(scores))
+    return folder
+
+
+def test_geneval_has_a_folder_a_prompt(finished: Path, tmp_path: Path) -> None:
+    out = export("geneval", finished, tmp_path / "out")
+    names = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    assert names == [
+        "00000/grid.png", "00000/metadata.jsonl", "00000/samples/0000.png", "00000/samples/0001.png",
+        "00001/grid.png", "00001/metadata.jsonl", "00001/samples/0000.png",
+    ]  # fmt: skip
+    assert json.loads((out / "00001" / "metadata.jsonl").read_text()) == {"prompt": "two / cats"}
+    assert open_image(out / "00000" / "samples" / "0001.png")[0, 0, 0] == 100
+
+
+def test_other_layouts(finished: Path, tmp_path: Path) -> None:
+    dpg = export("dpg", finished, tmp_path / "dpg")
+    assert sorted(path.name for path in dpg.iterdir()) == ["k0.png", "k1.png"]
+    grid = open_image(dpg / "k0.png")[..., 0]
+    assert grid.shape == (8, 8)
+    assert grid[::4, ::4].tolist() == [[0, 100], [0, 100]]
+    bench = export("t2i-compbench", finished, tmp_path / "bench")
+    assert sorted(path.name for path in (bench / "samples").iterdir()) == [
+        "a red dog_000000.png", "a red dog_000002.png", "two   cats_000001.png"
+    ]  # fmt: skip
+    with np.load(export("adm-npz", finished, tmp_path / "adm.npz")) as file:
+        assert (file["arr_0"].shape, file["arr_0"].dtype) == ((3, 4, 4, 3), np.uint8)
+    entries = yaml.safe_load(export("hub", finished, tmp_path / "hub.yaml").read_text())
+    assert entries == [
+        {"dataset": {"id": "p", "task_id": "kid-lite1"}, "value": 0.5, "notes": "cm3leon, measurement abc, n=3"}
+    ]  # fmt: skip
+
+
+def test_what_is_not_exported(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (finished / "pictures" / "000001.png").unlink()
+    for what, folder, out, message in (
+        ("geneval", finished, tmp_path / "there", "already exists, and nothing is overwritten"),
+        ("geneval", finished, tmp_path / "a", "has 2 pictures of 3 samples"),
+        ("dpg", tmp_path, tmp_path / "a", "there is no such file"),
+    ):
+        with pytest.raises(CM3Error, match=message):
+            export(what, folder, out)
+    assert not (tmp_path / "a").exists()
+
+
+FILES: list[tuple[str, str, dict[str, str]]] = [
+    (
+        "geneval",
+        '{"tag": "colors", "correct": true}\n{"tag": "colors", "correct": false}\n{"tag": "counting", "correct": true}\n',
+        {"geneval colors": "0.5", "geneval counting": "1", "geneval": "0.75"},
+    ),
+    ("t2i-compbench", '[{"question_id": 0, "answer": "0.25"}, {"question_id": 1, "answer": "0.75"}]', {"t2i-compbench": "0.5"}),
+    ("adm", "warming up\nInception Score: 12.5\nFID: 7.25\nsFID: 5\n", {"is": "12.5", "fid-adm": "7.25", "sfid-adm": "5"}),
+    ("dpg", "Image path: out\n\tx - y: 86.125\nDPG-Bench score: 74.65\n", {"dpg x - y": "86.12", "dpg DPG-Bench score": "74.65"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "text", "found"), FILES)
+def test_files_of_other_scorers(tmp_path: Path, what: str, text: str, found: Any) -> None:
+    path = tmp_path / "file"
+    path.write_text(text)
+    assert dict(import_scores(what, path)) == found
+    path.write_text("nothing of the kind")
+    with pytest.raises(DataError, match=r"is not what .*'s scorer writes|holds no scores"):
+        import_scores(what, path)
+
+
+def folder_of(path: Path, num: int, seed: int, size: int = 8) -> Path:
+    rng = np.random.default_rng(seed)
+    for place in range(num):
+        save_png(path / f"{place}.png", rng.integers(0, 256, (size, size, 3), np.uint8))
+    return path
+
+
+def test_two_folders_are_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
+    one, other = folder_of(tmp_path / "a", 6, 0), folder_of(tmp_path / "b", 5, 1)
+    command = ["eval", "score", str(one), str(other), "--extractor", "pixels"]
+    assert (
+        main(
+            [
+                *command,
+                "--metric",
+                "kid",
+                "--set",
+                "metric.subset_size=5",
+                "--set",
+                "extractor.side=2",
+            ]
+        )
+        == 0
+    )
+    shown = capsys.readouterr().out
+    assert shown.startswith("kid-pixels2  ")
+    assert "n=6, lower is better  #" in shown
+    pixels, score = ["--metric", "fid", "--extractor", "pixels"], ["eval", "score"]
+    mixed = folder_of(folder_of(tmp_path / "c", 3, 2), 2, 3, size=9)
+    for arguments, message in (
+        ([*command, "--metric", "kid"], f"{one}: holds 6 pictures, the metric needs 1000 or more"),
+        ([*command, "--metric", "bleu"], "needs more than two folders"),
+        ([*command, "--metric", "fid", "--set", "x=1"], "--set x=1: is not metric.KEY=VALUE"),
+        ([*score, str(one), str(other), "--metric", "fid"], "has no extractor for the pictures"),
+        ([*score, str(one), *pixels], "OTHERS: is not given"),
+        ([*score, str(one), str(one), *pixels], "holds the same pictures as"),
+        ([*score, str(mixed), str(other), *pixels], "2.png: is 8 x 8 pixels, 0.png 9 x 9"),
+        (["eval", "score", str(tmp_path / "x"), str(other), "--metric", "fid", "--extractor", "pixels"], "is no folder"),
+    ):  # fmt: skip
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_texts_are_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"text": "two", "references": ["2", "2", "2", "2", "3", "3"]}\n')
+    command = ["eval", "score", str(path), "--metric"]
+    assert main([*command, "vqa"]) == 0
+    assert capsys.readouterr().out.startswith("vqa_accuracy  100  n=1, higher is better  #")
+    assert main([*command, "fid", "--extractor", "pixels"]) == 2
+    assert "holds texts, the metric needs pictures" in capsys.readouterr().err
+    for line in ("{", '{"text": 3, "references": []}', '{"text": "a", "references": [1]}'):
+        path.write_text(f'{{"text": "a", "references": ["a", "b"]}}\n{line}\n')
+        assert main([*command, "bleu"]) == 2
+        assert "answers.jsonl, line 2: is no sample" in capsys.readouterr().err
+
+
+def test_exports_from_the_command_line(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.npz"
+    assert main(["eval", "export", "adm-npz", str(finished), "-o", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    path = tmp_path / "results.jsonl"
+    path.write_text(FILES[0][1])
+    assert main(["eval", "import", "geneval", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["geneval", "0.75"]
+
+
+def test_a_benchmarks_own_prompts(tmp_path: Path) -> None:
+    """GenEval's lines are kept for its scorer; DPG's files and T2I-CompBench's lines are read."""
+    line = {"tag": "counting", "include": [{"class": "dog", "count": 2}], "prompt": "two dogs"}
+    (tmp_path / "evaluation_metadata.jsonl").write_text(json.dumps(line) + "\n")
+    (tmp_path / "color_val.txt").write_text("a red dog\na green cat\n\n")
+    for name in ("b", "a"):
+        (tmp_path / "prompts" / f"{name}.txt").parent.mkdir(exist_ok=True)
+        (tmp_path / "prompts" / f"{name}.txt").write_text(f"a long prompt {name}\n")
+    given: Any = {"size": None, "model": None, "registry": None}
+
+    def keys(name: str) -> list[tuple[str, str]]:
+        task = open_prompts({"repeat": 2}, data=tmp_path / name, **given)
+        return [(one.key, one.prompt) for one in task.samples]
+
+    assert keys("evaluation_metadata.jsonl") == [("00000/0", "two dogs"), ("00000/1", "two dogs")]
+    assert keys("color_val.txt")[2:] == [("00001/0", "a green cat"), ("00001/1", "a green cat")]
+    assert keys("prompts")[::2] == [("a/0", "a long prompt a"), ("b/0", "a long prompt b")]
+    task = open_prompts({}, data=tmp_path / "evaluation_metadata.jsonl", **given)
+    (tmp_path / "out").mkdir()
+    made = Made(tmp_path / "out", task)
+    for index, sample in enumerate(task.samples):
+        save_png(made.picture_path(index), np.full((4, 4, 3), index, np.uint8))
+        made.add(index, {"picture": f"pictures/{made.picture_path(index).name}"})
+        assert sample.target["metadata"] == line
+    (tmp_path / "out" / "samples.jsonl").write_text((tmp_path / "out" / "made.jsonl").read_text())
+    out = export("geneval", tmp_path / "out", tmp_path / "geneval")
+    assert json.loads((out / "00000" / "metadata.jsonl").read_text()) == line
+    assert len(list((out / "00000" / "samples").iterdir())) == 4
+    (tmp_path / "evaluation_metadata.jsonl").write_text("{}\n")
+    for name, message in (
+        ("evaluation_metadata.jsonl", "line 1: is no prompt"),
+        ("none.txt", "there is no such file"),
+        ("out/pictures", "holds no prompts"),
+    ):
+        with pytest.raises(DataError, match=message):
+            keys(name)
+    with pytest.raises(DataError, match="needs the benchmark's prompts"):
+        open_prompts({}, data=None, **given)
