@@ -1,4 +1,4 @@
-"""`light_encoder`: small text and picture towers, trained contrastively on the bundled corpus.
+"""`light_encoder`: small text and picture towers, trained contrastively on the bundled icons.
 
 Needs no extra package. It takes the place of CM3leon's frozen CLIP ViT-B/32 (paper section 2.1); it
 is far smaller, knows only drawings, and is never to be called CLIP. Figures: `assets/README.md`.
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from cm3plugins.embedders.light_encoder.embedder import LightEncoder
 
 BUNDLED_WEIGHTS = Path(__file__).parent / "assets" / "light_encoder.safetensors"
-BUNDLED_STYLED, STYLED_WEIGHTS = "bundled:styled", BUNDLED_WEIGHTS.with_name("styled.safetensors")
+BUNDLED_STYLED = "bundled:styled"
+"""What recipes of earlier versions call weights that heed the style; now those that are shipped do."""
 
 
 @dataclass(kw_only=True)
@@ -27,8 +28,7 @@ class LightEncoderConfig(EmbedderConfig):
 
     Args:
         path: weights as written by `cm3 embedder train light_encoder`; None: the ones shipped with
-            cm3leon. "bundled:styled" ships with it too: there a text's nearest documents have the
-            style that it names (`train --keep-style`).
+            cm3leon, which "bundled:styled" names too, in recipes of earlier versions.
         batch_size: pictures or texts per forward pass.
     """
 
@@ -45,7 +45,6 @@ class LightEncoderConfig(EmbedderConfig):
         """
         from cm3plugins.embedders.light_encoder.embedder import LightEncoder
 
-        path = {None: BUNDLED_WEIGHTS, BUNDLED_STYLED: STYLED_WEIGHTS}.get(self.path)
-        return LightEncoder.load(
-            user_path(str(self.path)) if path is None else path, self.batch_size
-        )
+        if self.path is None or self.path == BUNDLED_STYLED:
+            return LightEncoder.load(BUNDLED_WEIGHTS, self.batch_size)
+        return LightEncoder.load(user_path(self.path), self.batch_size)
