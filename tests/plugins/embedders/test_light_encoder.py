@@ -168,6 +168,12 @@ def test_what_recipes_of_earlier_versions_call_styled():
     assert one.fingerprint == other.fingerprint
 
 
+def test_weights_of_earlier_versions_are_the_same_file():
+    """Banks that were built with them can still be used."""
+    embedder = LightEncoderConfig(path="bundled:emoji").build()
+    assert embedder.fingerprint == "light_encoder-41e49e3835d32889"
+
+
 def test_shipped_weights_tell_pictures_of_held_out_drawings_apart():
     corpus, embedder = IconCorpus(), LightEncoderConfig().build()
     rows = [

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from cm3plugins.embedders.light_encoder.embedder import LightEncoder
 
 BUNDLED_WEIGHTS = Path(__file__).parent / "assets" / "light_encoder.safetensors"
-BUNDLED_STYLED = "bundled:styled"
-"""What recipes of earlier versions call weights that heed the style; now those that are shipped do."""
+BUNDLED = {
+    None: BUNDLED_WEIGHTS,
+    "bundled:styled": BUNDLED_WEIGHTS,  # what recipes of earlier versions call weights that heed the style
+    "bundled:emoji": BUNDLED_WEIGHTS.with_name("emoji.safetensors"),
+}
+"""What `path` may call the weights that are shipped."""
 
 
 @dataclass(kw_only=True)
@@ -29,6 +33,8 @@ class LightEncoderConfig(EmbedderConfig):
     Args:
         path: weights as written by `cm3 embedder train light_encoder`; None: the ones shipped with
             cm3leon, which "bundled:styled" names too, in recipes of earlier versions.
+            "bundled:emoji" are those of earlier versions, trained on the emoji alone, which tell
+            pictures of emoji apart far better.
         batch_size: pictures or texts per forward pass.
     """
 
@@ -45,6 +51,7 @@ class LightEncoderConfig(EmbedderConfig):
         """
         from cm3plugins.embedders.light_encoder.embedder import LightEncoder
 
-        if self.path is None or self.path == BUNDLED_STYLED:
-            return LightEncoder.load(BUNDLED_WEIGHTS, self.batch_size)
-        return LightEncoder.load(user_path(self.path), self.batch_size)
+        path = BUNDLED.get(self.path)
+        return LightEncoder.load(
+            user_path(str(self.path)) if path is None else path, self.batch_size
+        )
