@@ -91,7 +91,7 @@ def train(
         losses = _losses(towers, log_scale.exp().clamp(max=60), batches, rows, others, more, pixels)
         optimizer.zero_grad(set_to_none=True)
         total = sum((_WEIGHTS[name] * loss for name, loss in losses.items()), torch.zeros(()))
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         nn.utils.clip_grad_norm_(towers.parameters(), 1.0)
         optimizer.step()
         schedule.step()
