@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cm3core.cli import add_overrides, registry_of, whole_number
 from cm3core.errors import CM3Error, close_match
 from cm3core.files import check_writable
 
+if TYPE_CHECKING:
+    from cm3core.interfaces.embedder import Embedder
+
 EXAMPLE = """examples:
   cm3 embedder eval light_encoder
+  cm3 embedder eval light_encoder --bm25
   cm3 embedder eval clip embedder.path=ViT-B-32.pt
   cm3 embedder train bi_encoder -o runs/bi_encoder.safetensors
   cm3 embedder eval bi_encoder embedder.path=runs/bi_encoder.safetensors"""
 TRAINABLE = ("bi_encoder", "light_encoder")
+CORPORA = ("emoji", "icons")
+TRAINED_ON_ICONS = ("light_encoder",)
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -23,7 +30,10 @@ def configure(parser: ArgumentParser) -> None:
     parser.description = "Train a bundled embedder, and measure any."
     parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    line = "train on the bundled corpus; bi_encoder's image features are cached, and a later run reuses them"
+    line = (
+        "train light_encoder on the bundled icons, or bi_encoder on the bundled emoji; bi_encoder's "
+        "image features are cached, and a later run reuses them"
+    )
     train = actions.add_parser("train", help=line, description=line)
     train.add_argument("name", help=f"{' or '.join(TRAINABLE)}")
     train.add_argument(
@@ -37,18 +47,24 @@ def configure(parser: ArgumentParser) -> None:
     train.add_argument(
         "--seed", type=whole_number(0, 2**63 - 1), default=0, help="default: %(default)s"
     )
-    train.add_argument(
-        "--keep-style",
-        action="store_true",
-        help="light_encoder: captions name their picture's style, so that pictures that look alike are near as well",
-    )
     train.add_argument("--quiet", action="store_true", help="no progress bars")
     train.set_defaults(run=_train)
-    line = "how well texts and pictures of the bundled corpus find each other, held-out styles and concepts separately"
+    line = "how well texts and pictures of a bundled corpus find each other, what training held out separately"
     evaluate = actions.add_parser("eval", help=line, description=line)
     evaluate.add_argument("name", help="the embedder's recipe name")
     evaluate.add_argument(
         "-o", "--out", type=Path, metavar="FILE.json", help="the same figures as JSON"
+    )
+    evaluate.add_argument(
+        "--corpus",
+        choices=CORPORA,
+        help="what to measure on (default: what the bundled weights were trained on: icons for "
+        "light_encoder, emoji for others)",
+    )
+    evaluate.add_argument(
+        "--bm25",
+        action="store_true",
+        help="icons: measure the retriever bm25 as well, which needs no embedder",
     )
     evaluate.add_argument("--quiet", action="store_true", help="no progress bars")
     add_overrides(evaluate)
@@ -61,41 +77,37 @@ def _train(args: Namespace) -> int:
             f"embedder {args.name}", "is not trained here", close_match(args.name, TRAINABLE)
         )
     check_writable(args.out)
-    from cm3apps.embedder_training import bi_encoder, light_encoder
-    from cm3plugins.datasets.emoji.corpus import EmojiCorpus
-
     options = {"steps": args.steps, "seed": args.seed, "quiet": args.quiet}
     if args.name == "light_encoder":
-        light_encoder.train_on_corpus(
-            EmojiCorpus(), args.out, keep_style=args.keep_style, **options
-        )
-    elif args.keep_style:
-        raise CM3Error(
-            "--keep-style",
-            f"{args.name} is always trained to ignore the style",
-            "train light_encoder, or leave the option out",
-        )
+        from cm3apps.embedder_training import light_encoder
+        from cm3plugins.datasets.icons.corpus import IconCorpus
+
+        light_encoder.train_on_corpus(IconCorpus(), args.out, **options)
     else:
+        from cm3apps.embedder_training import bi_encoder
+        from cm3plugins.datasets.emoji.corpus import EmojiCorpus
+
         bi_encoder.train_on_corpus(EmojiCorpus(), args.out, **options)
     print(f"{args.out}\nmeasure it: cm3 embedder eval {args.name} embedder.path={args.out}")
     return 0
 
 
 def _evaluate(args: Namespace) -> int:
-    from cm3apps.embedder_training.figures import figures
     from cm3core.cli._dataset import composed
     from cm3core.files import write_text
-    from cm3plugins.datasets.emoji.corpus import EmojiCorpus
 
+    corpus = args.corpus or ("icons" if args.name in TRAINED_ON_ICONS else "emoji")
+    if args.bm25 and corpus != "icons":
+        raise CM3Error("--bm25", f"is measured on icons, not on {corpus}", "add --corpus icons")
     if args.out is not None:
         check_writable(args.out)
     recipe = composed({"embedder": {"name": args.name}}, args.overrides, registry_of(args))
     assert recipe.embedder is not None
     recipe.embedder.check()
-    embedder, corpus = recipe.embedder.build(), EmojiCorpus()
+    embedder = recipe.embedder.build()
     what = getattr(embedder, "summary", type(embedder).__name__)
     print(f"{args.name}: {what}, {embedder.dimension} dimensions, {embedder.fingerprint}")
-    measured = figures(embedder, corpus.entries, corpus.render_all(64), quiet=args.quiet)
+    measured = (_on_icons if corpus == "icons" else _on_emoji)(embedder, args)
     width = max(map(len, measured))
     print(f"\n{'query -> searched':<{width}}   R@1    R@5")
     for name, values in measured.items():
@@ -103,3 +115,23 @@ def _evaluate(args: Namespace) -> int:
     if args.out is not None:
         write_text(args.out, json.dumps(measured, indent=1) + "\n")
     return 0
+
+
+def _on_emoji(embedder: Embedder, args: Namespace) -> dict[str, dict[str, float]]:
+    from cm3apps.embedder_training.figures import figures
+    from cm3plugins.datasets.emoji.corpus import EmojiCorpus
+
+    corpus = EmojiCorpus()
+    return figures(embedder, corpus.entries, corpus.render_all(64), quiet=args.quiet)
+
+
+def _on_icons(embedder: Embedder, args: Namespace) -> dict[str, dict[str, float]]:
+    from cm3apps.embedder_training.icon_figures import Ground, bm25_figures, icon_figures
+    from cm3plugins.datasets.icons.captions import caption
+    from cm3plugins.datasets.icons.corpus import IconCorpus
+
+    corpus = IconCorpus()
+    captions = [caption(entry) for entry in corpus.entries]
+    ground = Ground(corpus.entries, captions, corpus.pictures(64).__getitem__)
+    words_alone = bm25_figures(ground, quiet=args.quiet) if args.bm25 else {}
+    return icon_figures(embedder, ground, quiet=args.quiet) | words_alone

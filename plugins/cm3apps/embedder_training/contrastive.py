@@ -17,11 +17,10 @@ from torch import Tensor
 from cm3plugins.datasets.emoji.corpus import STYLES, EmojiEntry
 
 
-def random_caption(entry: EmojiEntry, rng: np.random.Generator, *, keep_style: bool = False) -> str:
+def random_caption(entry: EmojiEntry, rng: np.random.Generator) -> str:
     """One of many ways to name the concept of an entry.
 
-    With or without tags, article, plural, and any style's name; with `keep_style` always its own
-    style's.
+    With or without tags, article, plural, and any style's name.
     """
     tags = list(rng.permutation(entry.tags))[: rng.integers(0, 5)] if entry.tags else []
     if tags and rng.random() < 0.15:
@@ -31,9 +30,9 @@ def random_caption(entry: EmojiEntry, rng: np.random.Generator, *, keep_style: b
             str(rng.choice(["", "", "", "", "a ", "some ", "the ", "picture of a "])) + entry.label
         )
         name += "s" if rng.random() < 0.1 else ""
-    style = entry.style if keep_style else str(rng.choice(STYLES))
+    style = str(rng.choice(STYLES))
     forms = [f", {style} style", f", {style} style", f" in {style} style", f", {style}"]
-    tail = str(rng.choice(forms if keep_style else ["", *forms]))
+    tail = str(rng.choice(["", *forms]))
     if rng.random() < 0.5:
         tags = []
     return ", ".join([name, *tags]) + tail

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from cm3apps.embedder_training.blocks import in_blocks
 from cm3core.document import PixelArray
 from cm3core.interfaces.embedder import Embedder, VectorArray, normalise
-from cm3core.progress import make_bar
 from cm3plugins.datasets.emoji.corpus import EmojiEntry
 
 _TOP = (1, 5)
-_BLOCK = 512
-T = TypeVar("T")
 
 
 def recall(
@@ -57,11 +54,11 @@ def figures(
     """
 
     def read(texts: Sequence[str]) -> VectorArray:
-        return _in_blocks(texts, embedder.embed_texts, "embedding texts", quiet)
+        return in_blocks(texts, embedder.embed_texts, "embedding texts", quiet)
 
     labels = {entry.concept: entry.label for entry in entries}
     images: list[PixelArray] = list(pictures)
-    image_vectors = _in_blocks(images, embedder.embed_images, "embedding pictures", quiet)
+    image_vectors = in_blocks(images, embedder.embed_images, "embedding pictures", quiet)
     label_vectors = read(list(labels.values()))
     found: dict[str, dict[str, float]] = {}
     for split in ("train", "comp", "unseen"):
@@ -123,16 +120,3 @@ def _document_figures(
                 plurals, documents, own, concepts, same_style
             )
     return found
-
-
-def _in_blocks(
-    items: Sequence[T], embed: Callable[[Sequence[T]], VectorArray], title: str, quiet: bool
-) -> VectorArray:
-    return np.concatenate(
-        [
-            embed(items[start : start + _BLOCK])
-            for start in make_bar(
-                range(0, len(items), _BLOCK), desc=title, unit="block", disable=quiet, leave=False
-            )
-        ]
-    )

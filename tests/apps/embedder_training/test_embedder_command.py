@@ -9,11 +9,12 @@ import pytest
 
 from cm3core.cli.main import main
 from cm3plugins.datasets.emoji import corpus as emoji
+from cm3plugins.datasets.icons import corpus as icons
 
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch, tmp_path):
-    """A corpus of a few entries of every split."""
+    """Corpora of a few entries of every split."""
     whole = emoji.EmojiCorpus()
     rows = []
     for split in ("train", "comp", "unseen"):
@@ -35,18 +36,33 @@ def few(monkeypatch, tmp_path):
             return pictures
 
     monkeypatch.setattr(emoji, "EmojiCorpus", Few)
+    bells = [entry for entry in icons.IconCorpus().entries if entry.words in ("bell", "lock")]
+    monkeypatch.setattr(icons, "_entries_of", lambda *_: tuple(bells))
+    monkeypatch.setattr(
+        icons.IconCorpus,
+        "pictures",
+        lambda self, size: [np.full((size, size, 3), len(one.id), np.uint8) for one in bells],
+    )
 
 
 def test_a_table_and_its_file(tmp_path, capsys):
-    assert (
-        main(["embedder", "eval", "light_encoder", "-o", str(tmp_path / "f.json"), "--quiet"]) == 0
-    )
+    out = str(tmp_path / "f.json")
+    assert main(["embedder", "eval", "light_encoder", "--bm25", "-o", out, "--quiet"]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].startswith("light_encoder: LightEncoder, 128 dimensions, light_encoder-")
     measured = json.loads((tmp_path / "f.json").read_text())
     assert [line.rsplit(maxsplit=2)[0] for line in shown[3:]] == list(measured)
-    assert any(name.startswith("comp: picture -> all") for name in measured)
+    assert measured["train: caption -> versions"]["R@1"] == 1  # two things
+    assert "train: caption, by bm25 -> versions" in measured
     assert all(0 <= value <= 1 for values in measured.values() for value in values.values())
+
+
+def test_the_other_corpus(tmp_path, capsys):
+    out = str(tmp_path / "f.json")
+    command = ["embedder", "eval", "light_encoder", "--corpus", "emoji", "-o", out, "--quiet"]
+    assert main(command) == 0
+    measured = json.loads((tmp_path / "f.json").read_text())
+    assert any(name.startswith("comp: picture -> all") for name in measured)
 
 
 def test_train_then_measure(tmp_path, capsys):
@@ -72,6 +88,10 @@ def test_train_then_measure(tmp_path, capsys):
             ["train", "light_encoder", "-o", "x", "--steps", "0"],
             "error: cm3 embedder train: argument --steps: is '0', must be a whole number from 1 to 2,147,483,647\n"
             "  next: see `cm3 embedder train --help`\n",
+        ),
+        (
+            ["eval", "bi_encoder", "--bm25"],
+            "error: --bm25: is measured on icons, not on emoji\n  next: add --corpus icons\n",
         ),
         (
             ["eval", "light_encoder", "embedder.batch_size=0"],

@@ -1,4 +1,4 @@
-"""`light_encoder`: small text and picture towers, trained contrastively on the bundled corpus.
+"""`light_encoder`: small text and picture towers, trained contrastively on the bundled icons.
 
 Needs no extra package. It takes the place of CM3leon's frozen CLIP ViT-B/32 (paper section 2.1); it
 is far smaller, knows only drawings, and is never to be called CLIP. Figures: `assets/README.md`.
@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from cm3plugins.embedders.light_encoder.embedder import LightEncoder
 
 BUNDLED_WEIGHTS = Path(__file__).parent / "assets" / "light_encoder.safetensors"
-BUNDLED_STYLED, STYLED_WEIGHTS = "bundled:styled", BUNDLED_WEIGHTS.with_name("styled.safetensors")
+BUNDLED = {
+    None: BUNDLED_WEIGHTS,
+    "bundled:styled": BUNDLED_WEIGHTS,  # what recipes of earlier versions call weights that heed the style
+    "bundled:emoji": BUNDLED_WEIGHTS.with_name("emoji.safetensors"),
+}
+"""What `path` may call the weights that are shipped."""
 
 
 @dataclass(kw_only=True)
@@ -27,8 +32,9 @@ class LightEncoderConfig(EmbedderConfig):
 
     Args:
         path: weights as written by `cm3 embedder train light_encoder`; None: the ones shipped with
-            cm3leon. "bundled:styled" ships with it too: there a text's nearest documents have the
-            style that it names (`train --keep-style`).
+            cm3leon, which "bundled:styled" names too, in recipes of earlier versions.
+            "bundled:emoji" are those of earlier versions, trained on the emoji alone, which tell
+            pictures of emoji apart far better.
         batch_size: pictures or texts per forward pass.
     """
 
@@ -45,7 +51,7 @@ class LightEncoderConfig(EmbedderConfig):
         """
         from cm3plugins.embedders.light_encoder.embedder import LightEncoder
 
-        path = {None: BUNDLED_WEIGHTS, BUNDLED_STYLED: STYLED_WEIGHTS}.get(self.path)
+        path = BUNDLED.get(self.path)
         return LightEncoder.load(
             user_path(str(self.path)) if path is None else path, self.batch_size
         )

@@ -30,9 +30,9 @@ class TowerSizes:
         dimension: E.
     """
 
-    num_buckets: int = 8192
+    num_buckets: int = 16384
     word_width: int = 64
-    text_width: int = 192
+    text_width: int = 256
     resolution: int = 32
     channels: tuple[int, ...] = (32, 64, 128, 128)
     strides: tuple[int, ...] = (2, 2, 1, 2)
