@@ -8,7 +8,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3core.cli import add_overrides, registry_of
+from cm3core.cli import _recipe_memory, add_overrides, registry_of
 from cm3core.cli._training import RECIPE_FILE
 from cm3core.recipe.library import list_recipes
 from cm3core.recipe.storing import in_full
@@ -23,17 +23,18 @@ HELP = "list, show, check and compare recipes"
 EXAMPLE = """  cm3 recipe list
   cm3 recipe show cm3leon-350m --origin
   cm3 recipe check ./mine.yaml train.steps=1000
+  cm3 recipe memory cm3leon-7b --devices 8 --gb 80
   cm3 recipe diff cm3leon-350m cm3leon-7b"""
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The four actions."""
+    """The actions."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def add(name: str, line: str, example: str) -> ArgumentParser:
         return actions.add_parser(
             name,
-            help=line,
+            help=line.partition("\n")[0],
             description=line,
             epilog=f"example:\n  {example}",
             formatter_class=RawDescriptionHelpFormatter,
@@ -59,6 +60,13 @@ def configure(parser: ArgumentParser) -> None:
     )
     check.add_argument("recipe", help="a shipped recipe's name, a path, or a run's folder")
     add_overrides(check)
+    _recipe_memory.configure(
+        add(
+            "memory",
+            _recipe_memory.DESCRIPTION,
+            "cm3 recipe memory cm3leon-7b --devices 8 --gb 80",
+        )
+    )
     compare = add(
         "diff",
         "show the keys in which two recipes differ",
@@ -82,6 +90,8 @@ def run(args: Namespace) -> int:
 
     registry = registry_of(args)
     recipe = compose(recipe_of(args.recipe), args.overrides, registry=registry)
+    if args.action == "memory":
+        return _recipe_memory.run(args, recipe)
     if args.action == "check":
         recipe.check()
         memory = _memory(recipe)

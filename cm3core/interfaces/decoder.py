@@ -50,6 +50,11 @@ class DecoderConfig(ComponentConfig):
         (rows, columns); decoders without grid positions ignore it."""
         raise NotImplementedError
 
+    def cache_bytes(self, num_tokens: int, itemsize: int) -> int | None:
+        """Return the bytes that generation keeps for so many tokens, with so many bytes a number, by
+        arithmetic; None (the default): not known."""
+        return None
+
     def attention_head_dim(self) -> int | None:
         """Return the dimension of an attention head; None (the default): not known."""
         return None

@@ -43,6 +43,9 @@ class TrainingMemory:
         smaller: what makes the activations smaller, as overrides or keys; the batch is not
             repeated.
         smaller_model: the keys that set the number of parameters.
+        gathered: parameters that a device holds whole at a time where they are divided among
+            devices: two blocks (the next is fetched during the first), and what belongs to none. 0:
+            not known, all of them.
     """
 
     matrix_parameters: int
@@ -52,3 +55,4 @@ class TrainingMemory:
     working: int
     smaller: tuple[str, ...] = ()
     smaller_model: tuple[str, ...] = ()
+    gathered: int = 0

@@ -66,7 +66,7 @@ def _gb(num_bytes: int) -> str:
 
 
 def training_memory(
-    recipe: Recipe, *, bf16: bool | None = None, on_cpu: bool = True
+    recipe: Recipe, *, bf16: bool | None = None, on_cpu: bool = True, devices: int = 1
 ) -> MemoryEstimate | None:
     """The estimate for a recipe; None if it has no decoder or image tokenizer, or its decoder doesn't
     know its number of parameters.
@@ -75,6 +75,9 @@ def training_memory(
         recipe: checked.
         bf16: whether products are in bfloat16; None: as `train.precision` says, "auto" as no.
         on_cpu: on a CPU; else on a CUDA device.
+        devices: how many share weights, gradients and the optimiser's state equally, a block's
+            weights being gathered for the time of its products (as FSDP2 does): the bytes of one of
+            them.
     """
     if recipe.decoder is None or recipe.image_tokenizer is None:
         return None
@@ -107,13 +110,18 @@ def training_memory(
         # the momenta with Nesterov's step, stacked, and three more of their size
         temporaries = 5 * _FLOAT * known.largest_stack
     activations = 0 if known is None else known.activations + known.working
-    # copies of the weights for the products of a pass
-    activations += 2 * number if bf16 else 0
+    if devices > 1:
+        # whole for a moment, and their gradients, which are summed in float32
+        gathered = known.gathered if known is not None and known.gathered else number
+        activations += gathered * ((2 if bf16 else _FLOAT) + _FLOAT)
+    elif bf16:
+        activations += 2 * number  # copies of the weights for the products of a pass
+    share = -(-number // devices)
     return MemoryEstimate(
-        PROGRAM + (BF16_KERNELS if bf16 else 0),
-        _FLOAT * number,
-        _FLOAT * number,
-        optimizer + max(0, temporaries - activations),
+        PROGRAM + (BF16_KERNELS if bf16 and on_cpu else 0),
+        _FLOAT * share,
+        _FLOAT * share,
+        -(-optimizer // devices) + max(0, temporaries - activations),
         activations,
         known,
     )
@@ -145,13 +153,13 @@ def check_training_fits(
         raise RecipeError(
             f"recipe {recipe.name}",
             f"training takes about {estimate.in_words()}, and {has}",
-            f"{_advice(recipe, estimate)}; or set {VARIABLE} to the number of GB of the machine that "
+            f"{advice(recipe, estimate)}; or set {VARIABLE} to the number of GB of the machine that "
             "will train it",
         )
     if needed > limit:
         return (
             f"training takes about {estimate.in_words()}, and {has}: it will swap, and be slow; "
-            + _advice(recipe, estimate)
+            + advice(recipe, estimate)
         )
     if on_cpu and machine.free is not None and needed > machine.free + machine.swap:
         return (
@@ -161,7 +169,7 @@ def check_training_fits(
     return None
 
 
-def _advice(recipe: Recipe, estimate: MemoryEstimate) -> str:
+def advice(recipe: Recipe, estimate: MemoryEstimate) -> str:
     """The keys that make the largest part smaller."""
     known = estimate.decoder
     model = estimate.weights + estimate.gradients + estimate.optimizer

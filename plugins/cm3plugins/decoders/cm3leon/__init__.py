@@ -115,9 +115,11 @@ class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
         logits = min(chunk, 4 * tokens * vocabulary.size)
         working += (1 if size == 4 else 2) * logits + 2 * 4 * vocabulary.size * width
         matrices = self.num_layers * (4 * width * width + 2 * width * inner)
+        others = self.num_parameters(vocabulary, grid) - matrices
         return TrainingMemory(
             matrix_parameters=matrices,
-            other_parameters=self.num_parameters(vocabulary, grid) - matrices,
+            other_parameters=others,
+            gathered=others + min(2, self.num_layers) * (matrices // self.num_layers),
             largest_stack=self.num_layers * width * max(4 * width, inner),
             activations=activations + 3 * 4 * tokens * width,
             working=working,
@@ -131,6 +133,10 @@ class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
             ),
             smaller_model=("decoder.num_layers", "decoder.d_model"),
         )
+
+    def cache_bytes(self, num_tokens: int, itemsize: int) -> int:
+        """A key and a value of width `d_model` a layer."""
+        return 2 * num_tokens * self.num_layers * self.d_model * itemsize
 
     def build(
         self, vocabulary: Vocabulary, attention: AttentionBackend, grid: tuple[int, int]

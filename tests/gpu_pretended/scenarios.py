@@ -1,0 +1,188 @@
+"""Training, validation, decoding and the image tokenizer on pretended cards: what each does, as JSON.
+
+    LD_PRELOAD=LIBRARY python scenarios.py
+
+A process of its own: the pretended `torch.cuda` can't be taken back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)
+sys.path.insert(0, str(Path(__file__).parent))
+
+import numpy as np
+import pretended_cuda
+import torch
+from pretended_cuda import Pretended, State
+
+from cm3core.devices import choose_device, choose_precision
+from cm3core.document import ImageHole, Text, TextHole
+from cm3core.generation.engine import Engine, Request, candidates
+from cm3core.plugins.discovery import load_registry
+from cm3core.recipe import Recipe, compose
+from cm3core.sequence.packing import TrainingBatch
+from cm3core.sequence.serialize import Serializer
+from cm3core.training import loop
+from cm3core.training.loss import GROUPS, modality_metrics
+from cm3core.training.optim import OptimizerGroup, Schedule
+from cm3core.training.state import Processes, TrainState
+from cm3core.vocab import Vocabulary
+
+#: The cards: the second where autograd is not needed, so that every launch must be guarded.
+FIRST, SECOND = torch.device("cuda:0"), torch.device("cuda:1")
+GRID = (16, 16)
+SIZES = [
+    "decoder.d_model=128",
+    "decoder.num_heads=2",
+    "attention=auto",
+    "train.precision=auto",
+    "sampler=cfg",
+]
+
+
+def recipe_of(*overrides: str) -> Recipe:
+    return compose("tiny", [*SIZES, *overrides], registry=load_registry())
+
+
+def seen(machine: Pretended) -> dict[str, Any]:
+    """The log as JSON."""
+    log = machine.log
+    named = ("waits", "pinned_copies", "blocking_copies", "mixed", "unguarded", "uncaptured")
+    return {
+        "launches": log.num_launches,
+        "kernels": {name: log.launches[name] for name in sorted(log.launches)},
+        "replays": log.replays,
+        "graphs": log.graphs,
+    } | {
+        name: {str(key): number for key, number in sorted(getattr(log, name).items(), key=str)}
+        for name in named
+    }
+
+
+def built(recipe: Recipe, device: torch.device) -> tuple[Any, Vocabulary, Any]:
+    text = recipe.text_tokenizer.build(None)
+    vocabulary = Vocabulary(text.vocab_size + 4, 4096, 16, 0, 128)
+    with torch.device(device):
+        decoder = recipe.decoder.build(vocabulary, recipe.attention.build(), GRID)
+    return decoder, vocabulary, text
+
+
+def packed(vocabulary: Vocabulary, rows: int, length: int) -> TrainingBatch:
+    """Rows of three documents each."""
+    start = torch.arange(length) // (length // 3) * (length // 3)
+    ids = torch.arange(rows * length).view(rows, length) % vocabulary.size
+    return TrainingBatch(
+        ids,
+        ids,
+        torch.ones(rows, length),
+        torch.arange(length).expand(rows, length).contiguous(),
+        torch.full((rows, length), -1),
+        start.expand(rows, length).contiguous(),
+        torch.ones(rows, length, dtype=torch.int8),
+    )
+
+
+def training(machine: Pretended) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A step of the loop once the optimiser has its state, and the measurement of a batch."""
+    for optimizer in ("adamw", "muon"):
+        recipe = recipe_of(f"train.optimizer={optimizer}")
+        device = choose_device(None)
+        assert device == torch.device("cuda"), device
+        dtype, _ = choose_precision(recipe.train.precision, device)
+        assert dtype == torch.bfloat16
+        decoder, vocabulary, _ = built(recipe, device)
+        state = TrainState(
+            recipe,
+            Path(),
+            SimpleNamespace(decoder=decoder),
+            None,
+            decoder.train(),
+            OptimizerGroup(decoder, recipe.train, dtype),
+            Schedule.of(recipe.train),
+            None,
+            None,
+            device,
+            dtype,
+            Processes(),
+            sums_G2=torch.zeros(len(GROUPS), 2, device=device),
+        )
+        batch = packed(vocabulary, 2, 384)
+        loop._step(state, decoder.hidden_states, [batch])
+        machine.reset()
+        loop._step(state, decoder.hidden_states, [batch])
+        yield f"training step, {optimizer}", seen(machine)
+    machine.reset()
+    decoder.eval()
+    with torch.inference_mode():
+        sums_G2 = loop.batch_loss(state, decoder.hidden_states, batch, 0.0)[1]
+    yield "validation", seen(machine)
+    machine.reset()
+    modality_metrics(sums_G2)
+    yield "reading metrics", seen(machine)
+
+
+def decoding(machine: Pretended) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Two pictures with guidance, then two texts, on the second card while the first is current."""
+    recipe = recipe_of()
+    decoder, vocabulary, text = built(recipe, SECOND)
+    serializer = Serializer(vocabulary, text, GRID)
+    engine = Engine(decoder.eval(), serializer, recipe.sampler.build(), vocabulary)
+    assert engine.inference.dtype == torch.bfloat16
+    prompt = Text("a red apple")
+    picture = candidates(Request((prompt, ImageHole())), 2, engine.sampler)
+    texts = [Request((prompt, TextHole(max_tokens=24)), seed=seed) for seed in range(2)]
+    for name, requests, drawn in (
+        ("picture", picture, vocabulary.image.start),
+        ("text", texts, vocabulary.text.start + 70),
+    ):
+        pretended_cuda.READ["integer"] = drawn
+        session = engine.open(details=False)
+        for request in requests:
+            session.submit(request)
+        for number in range(3):
+            machine.reset()
+            before = session.num_drawn
+            events = session.step()
+            errors = [str(event.error) for event in events if hasattr(event, "error")]
+            assert not errors, errors
+            tokens = session.num_drawn - before
+            yield f"decoding a {name}, step {number + 1}", seen(machine) | {"tokens": tokens}
+    pretended_cuda.READ["integer"] = 0
+
+
+def image_tokenizer(machine: Pretended) -> Iterator[tuple[str, dict[str, Any]]]:
+    recipe = recipe_of()
+    tokenizer = recipe.image_tokenizer.build()
+    tokenizer.move_to(SECOND)
+    height, width = tokenizer.image_size
+    with torch.cuda.device(SECOND):  # cuDNN takes the current device of the stream's context
+        machine.reset()
+        codes_Nc = tokenizer.encode(np.zeros((2, height, width, 3), np.uint8))
+        yield "encoding pictures", seen(machine)
+        machine.reset()
+        tokenizer.decode(codes_Nc)
+        yield "decoding codes to pictures", seen(machine)
+    assert tokenizer.codebook().device.type == "cpu"
+
+
+def main() -> None:
+    pretended_cuda.pretend()
+    found: dict[str, dict[str, Any]] = {}
+    with pretended_cuda.machine() as machine:
+        for scenario in (training, decoding, image_tokenizer):
+            for name, what in scenario(machine):
+                found[name] = what
+    assert State.current == [0]
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
