@@ -9,6 +9,7 @@ const $ = (id) => document.getElementById(id);
 const GENERATE = "/v1/images/generations", EDIT = "/v1/images/edits", CHAT = "/v1/chat/completions";
 const LONGEST_SIDE = 512;
 let facts = null, style = "", byHand = null, working = null, edited = null, lookedAt = null;
+let loading = Promise.resolve();  // the facts of a model
 let opening = Promise.resolve();  // a file that is being read
 const brush = new Brush($("canvas"), $("brush"));
 
@@ -41,8 +42,8 @@ async function useModel(name) {
   facts = await get(`/studio/facts?model=${encodeURIComponent(name)}`);
   const { limits, sampler, size } = facts;
   const upTo = (most) => Array.from({ length: most }, (_, place) => [place + 1, place + 1]);
-  options($("number"), upTo(limits.n), Math.min(4, limits.n));
-  options($("edit-number"), upTo(limits.n), 1);
+  options($("number"), upTo(limits.n), Math.min(Number($("number").value) || 4, limits.n));
+  options($("edit-number"), upTo(limits.n), Math.min(Number($("edit-number").value) || 1, limits.n));
   const times = [1, 2, 4, 8].filter((factor) => factor === 1 || Math.max(...size) * factor <= limits.side);
   options($("size"), times.map((factor) => [`${size[0] * factor}x${size[1] * factor}`, `${size[0] * factor} × ${size[1] * factor}`]), `${size[0]}x${size[1]}`);
   options($("candidates"), (facts.reranker ? upTo(Math.min(limits.candidates, limits.at_once)) : [[1, "1"]]), facts.candidates);
@@ -133,8 +134,9 @@ async function run(path, body, sort, parts, kept) {
 
 const EMPTY_DRAW = "Pictures appear here, row by row.";
 
-function draw(event) {
+async function draw(event) {
   event?.preventDefault();
+  await loading;
   if (!facts || !$("draw-form").reportValidity()) return;
   run(GENERATE, drawRequest(), "draw", { status: $("draw-status"), cards: $("draw-cards"), button: $("draw"), stopper: $("stop") }, EMPTY_DRAW);
 }
@@ -289,7 +291,8 @@ async function start() {
     const models = (await get("/v1/models")).data.map((one) => one.id);
     const wanted = new URLSearchParams(location.hash.split("?")[1]).get("model");
     options($("model"), models.map((name) => [name, name]), models.includes(wanted) ? wanted : models[0]);
-    const change = async () => { try { say($("draw-status"), "Loading the model…"); await useModel($("model").value); say($("draw-status"), ""); } catch (error) { notice(error, $("draw-status")); } };
+    const change = () => (loading = load());
+    const load = async () => { try { say($("draw-status"), "Loading the model…"); await useModel($("model").value); say($("draw-status"), ""); } catch (error) { notice(error, $("draw-status")); } };
     $("model").onchange = change;
     await change();
     readLink();
