@@ -192,8 +192,8 @@ def score_configs(
     Raises:
         DataError, RecipeError, PluginError: an unknown component, key or value.
     """
-    recipe = recipe_from_yaml(json.dumps(dict(score)), registry)
-    assert recipe.metric is not None, place
+    recipe = recipe_from_yaml(json.dumps(dict(score)), registry, label=place)
+    assert recipe.metric is not None
     for config in (recipe.metric, recipe.extractor):
         if config is not None:
             config.check()

@@ -194,6 +194,24 @@ def test_shipped_protocols_are_whole(name: str) -> None:
         score_configs(filled, registry, name)
 
 
+def test_shipped_scenes_open() -> None:
+    protocol = find_protocol("scenes-v1")
+    assert len(open_(dict(protocol.task), None, protocol.size).samples) == 60
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"dataset": 3}, "protocol: task.dataset: is 3"),
+        ({"dataset": {"name": "emoji"}, "num": "x"}, "protocol: task.num: is 'x'"),
+        ({"dataset": {"name": "emoji"}, "split": None}, "protocol: task.split: is None"),
+    ],
+)
+def test_documents_of_a_wrong_form(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        open_({"name": "documents", **values}, None)
+
+
 def test_icons_are_the_same_for_every_model() -> None:
     protocol = find_protocol("icons-comp-v1")
     values = {**protocol.task, "num": 5}

@@ -114,6 +114,8 @@ def test_scores_are_components() -> None:
     ):
         with pytest.raises(error):
             score_configs(wrong, registry, "x")
+    with pytest.raises(PluginError, match=r"scores 3: metric\.name: no metric is called 'kdi'"):
+        score_configs({"metric": {"name": "kdi"}}, registry, "scores 3")
 
 
 def test_a_measurement_hash_depends_on_all() -> None:

@@ -30,6 +30,13 @@ def open_documents(
     """See `open_task`. `dataset`: a recipe's section, null for the model's own; `split`; `num`
     documents, null for all; `one_of_a_group`: of documents of one group the first only."""
     keys = known_keys("documents", values, _KEYS)
+    for key, kind in (("split", str), ("num", int)):
+        if not isinstance(keys[key], kind) and not (key == "num" and keys[key] is None):
+            raise DataError(
+                f"protocol: task.{key}",
+                f"is {keys[key]!r}",
+                f"give a value of the type {kind.__name__}",
+            )
     if size is None:
         raise DataError("protocol: size", "is null, and pictures are compared", "give a number")
     source, rule = _source(keys, data, model, registry)
@@ -61,10 +68,14 @@ def _source(
             )  # fmt: skip
         source: DocumentSource = model.components.split(keys["split"])
         return source, {"dataset": source.fingerprint}
+    if not isinstance(keys["dataset"], dict):
+        raise DataError(
+            "protocol: task.dataset", f"is {keys['dataset']!r}", 'write {"name": ...} and its keys'
+        )
     section = dict(keys["dataset"])
     if data is not None:
         section["path"] = str(data)
-    recipe = recipe_from_yaml(json.dumps({"dataset": section}), registry)
+    recipe = recipe_from_yaml(json.dumps({"dataset": section}), registry, label="protocol")
     assert recipe.dataset is not None
     source = replace(recipe.dataset, split=keys["split"]).build()
     return source, {"dataset": source.fingerprint}

@@ -28,7 +28,7 @@ def open_scenes(
     values: Mapping[str, Any], *, size: int | None, data: Path | None, model: Any, registry: Any
 ) -> Task:
     """`num` prompts of each of the four categories."""
-    keys = known_keys("scenes", values, {"num": 24})
+    keys = known_keys("scenes", values, {"num": 15})
     if size is None:
         raise DataError("protocol: size", "is null, and pictures are compared", "give a number")
     samples = []
