@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 HELP = "show the licences and sources of a model's data, or of what made a picture"
 EXAMPLE = """  cm3 provenance bundled:emoji64
-  cm3 provenance runs/icons
+  cm3 provenance runs/apples
   cm3 provenance out/000.png
-  cm3 provenance out/000.png --model runs/icons"""
+  cm3 provenance out/000.png --model runs/apples"""
 #: Keys of a picture's metadata that are shown, in order.
 _SHOWN = (
     "prompt",
