@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "cm3core.cli.memory",
         "build, change, check and measure memory banks for retrieval",
     ),
+    "task": ("cm3core.cli.task", "list tasks, and show what one trains on and asks"),
     "recipe": ("cm3core.cli.recipe", "list, show, check and compare recipes"),
     "kinds": (
         "cm3core.cli.kinds",

@@ -23,6 +23,7 @@ from cm3core.checkpoint.layout import (
     find_checkpoint,
 )
 from cm3core.checkpoint.state import read_state
+from cm3core.checkpoint.tasks import TASKS
 from cm3core.checkpoint.tensors import read_tensors
 from cm3core.checkpoint.writing import new_folder, write_json
 from cm3core.errors import CheckpointError
@@ -58,8 +59,9 @@ def export_model(checkpoint: str | Path, folder: str | Path, dtype: str = "fp16"
         for name in (RECIPE, PLUGINS):
             shutil.copyfile(source / name, new / name)
         copy_carried(source, new)
-        if (source / COMPONENTS).is_file():  # not in older checkpoints
-            shutil.copyfile(source / COMPONENTS, new / COMPONENTS)
+        for name in (COMPONENTS, TASKS):
+            if (source / name).is_file():  # not in every checkpoint
+                shutil.copyfile(source / name, new / name)
         for name in (TOKENIZER, IMAGE_TOKENIZER):
             if name == TOKENIZER or (source / name).is_dir():
                 shutil.copytree(source / name, new / name)

@@ -33,6 +33,8 @@ from cm3core.interfaces.sampler import (
 )
 from cm3core.interfaces.sampler_state import DrawState, InitialState, RequestStart
 from cm3core.interfaces.stateful_sampler import StatefulSampler
+from cm3core.interfaces.task import Blank, Task, TaskConfig
+from cm3core.interfaces.task_source import TaskSource
 from cm3core.interfaces.text_tokenizer import TextTokenizer, TextTokenizerConfig
 from cm3core.interfaces.training_memory import TrainingMemory, TrainingPass
 from cm3core.interfaces.upscaler import Upscaler, UpscalerConfig
@@ -40,6 +42,7 @@ from cm3core.interfaces.upscaler import Upscaler, UpscalerConfig
 __all__ = [
     "AttentionBackend",
     "AttentionConfig",
+    "Blank",
     "Candidate",
     "ComponentConfig",
     "Decoder",
@@ -74,6 +77,9 @@ __all__ = [
     "SamplingPlan",
     "SkippedRecord",
     "StatefulSampler",
+    "Task",
+    "TaskConfig",
+    "TaskSource",
     "TextTokenizer",
     "TextTokenizerConfig",
     "TrainingMemory",

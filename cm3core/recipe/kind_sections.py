@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         reranker: base.RerankerConfig | None = None
         upscaler: base.UpscalerConfig | None = None
         dataset: base.DocumentSourceConfig | None = None
+        task: base.TaskConfig | None = None
 
 else:
     KindSections = make_dataclass(

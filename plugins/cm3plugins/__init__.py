@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cm3core.interfaces.reranker import RerankerConfig
     from cm3core.interfaces.retriever import RetrieverConfig
     from cm3core.interfaces.sampler import SamplerConfig
+    from cm3core.interfaces.task import TaskConfig
     from cm3core.interfaces.text_tokenizer import TextTokenizerConfig
     from cm3core.interfaces.upscaler import UpscalerConfig
 
@@ -125,6 +126,14 @@ def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
         "patch_knn": PatchKNNSamplerConfig,
         "top_p": TopPSamplerConfig,
     }
+
+
+@hookimpl
+def cm3_tasks() -> Mapping[str, type[TaskConfig]]:
+    from cm3plugins.tasks.bundled import TASKS
+    from cm3plugins.tasks.worded import TemplateTaskConfig
+
+    return {**TASKS, "template": TemplateTaskConfig}
 
 
 @hookimpl
