@@ -36,7 +36,7 @@ def tasks_of(recipe: Recipe) -> dict[str, Any] | None:
             if recipe.dataset is None
             else [
                 None if task is None else (chosen_name(task), task)
-                for task in recipe.dataset.tasks()
+                for task in recipe.dataset.trained_tasks()
             ]
         )
     tasks: dict[str, Any] = {}

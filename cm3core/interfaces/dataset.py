@@ -42,7 +42,7 @@ class DocumentSourceConfig(ComponentConfig):
     reads: ClassVar[tuple[str, ...]] = ()
     split: str = "train"
 
-    def tasks(self) -> list[TaskConfig | None]:
+    def trained_tasks(self) -> list[TaskConfig | None]:
         """Return the tasks that make its documents; None stands for plain documents.
 
         They are stored with models that are trained on it. By default its documents are plain."""

@@ -164,6 +164,7 @@ def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
     from cm3plugins.datasets.folder import FolderSourceConfig
     from cm3plugins.datasets.icons import IconSourceConfig
     from cm3plugins.datasets.jsonl import JSONLSourceConfig
+    from cm3plugins.datasets.mixture import MixtureConfig
     from cm3plugins.datasets.tuxpaint import TuxPaintSourceConfig
     from cm3plugins.datasets.webdataset import WebDatasetSourceConfig
 
@@ -172,6 +173,7 @@ def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
         "icons": IconSourceConfig,
         "folder": FolderSourceConfig,
         "jsonl": JSONLSourceConfig,
+        "mixture": MixtureConfig,
         "tuxpaint": TuxPaintSourceConfig,
         "webdataset": WebDatasetSourceConfig,
     }
