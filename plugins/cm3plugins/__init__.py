@@ -162,6 +162,7 @@ def cm3_upscalers() -> Mapping[str, type[UpscalerConfig]]:
 def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
     from cm3plugins.datasets.emoji import EmojiSourceConfig
     from cm3plugins.datasets.folder import FolderSourceConfig
+    from cm3plugins.datasets.icon_tasks.config import IconTasksConfig
     from cm3plugins.datasets.icons import IconSourceConfig
     from cm3plugins.datasets.jsonl import JSONLSourceConfig
     from cm3plugins.datasets.mixture import MixtureConfig
@@ -173,6 +174,7 @@ def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
         "icons": IconSourceConfig,
         "folder": FolderSourceConfig,
         "jsonl": JSONLSourceConfig,
+        "icon_tasks": IconTasksConfig,
         "mixture": MixtureConfig,
         "tuxpaint": TuxPaintSourceConfig,
         "webdataset": WebDatasetSourceConfig,
