@@ -71,7 +71,7 @@ def test_what_is_held_out_stays_out(split: str) -> None:
         assert given <= {split, "train"}
     source = records("scene", split, 0.2)
     placed = [one for number in range(20) for one in source.placed(number)]
-    assert {source.entries[one.index].split for one in placed} == {split}
+    assert {source.entries[one.icon].split for one in placed} == {split}
 
 
 def test_scenes() -> None:

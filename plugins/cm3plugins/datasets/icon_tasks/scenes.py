@@ -21,7 +21,7 @@ _CELLS, _SMALLEST, _LARGEST = 2, 0.6, 0.95
 class Placed(NamedTuple):
     """An icon of a scene: its position in the corpus, its name, and its frame (x0, y0, x1, y1)."""
 
-    index: int
+    icon: int
     name: str
     box: tuple[int, int, int, int]
 

@@ -76,7 +76,7 @@ class IconRecords(DocumentSource):
 
     def _document(self, index: int, rng: np.random.Generator | None) -> Document:
         return tuple(
-            value if isinstance(value, Image) else Text(getattr(value, "text", value))
+            value if isinstance(value, Image) else Text(str(getattr(value, "text", value)))
             for value in self.record(index, rng).values()
         )
 
@@ -110,7 +110,7 @@ class Edits(IconRecords):
         return f"{source}>{target.partition('/')[2]}"
 
     def group(self, index: int) -> str:
-        return self.entries[self.pairs[index].target].words
+        return str(self.entries[self.pairs[index].target].words)
 
     def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
         pair = self.pairs[index]
@@ -168,7 +168,7 @@ class Scenes(IconRecords):
 
     def __init__(self, config: IconTasksConfig) -> None:
         super().__init__(config)
-        self.pool = self.checked(
+        self.pool: list[tuple[int, str]] = self.checked(
             [
                 (index, entry.words)
                 for index, entry in enumerate(self.entries)
@@ -189,11 +189,11 @@ class Scenes(IconRecords):
     def scene_picture(self, index: int) -> Image:
         """The scene's picture, drawn when it is loaded."""
         placed, size = self.placed(index), self.config.image_size
-        keys = " ".join(f"{self.entries[one.index].id}@{one.box}" for one in placed)
+        keys = " ".join(f"{self.entries[one.icon].id}@{one.box}" for one in placed)
         digest = hashlib.sha256(keys.encode()).hexdigest()[:24]
 
         def load() -> PixelArray:
-            pictures = [self.picture(one.index).load() for one in placed]
+            pictures = [self.picture(one.icon).load() for one in placed]
             return scenes.draw(placed, pictures, size)
 
         return Image(f"icon-scene-{self.icons.corpus.data_sha256[:16]}-{size}px/{digest}", load)
@@ -232,7 +232,7 @@ class Questions(Scenes):
 
     def id(self, index: int) -> str:
         if index < self._num_icons:
-            return self.entries[self.pool[index][0]].id
+            return str(self.entries[self.pool[index][0]].id)
         return super().id(index - self._num_icons)
 
     def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
