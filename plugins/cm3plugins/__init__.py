@@ -166,6 +166,7 @@ def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
     from cm3plugins.datasets.icons import IconSourceConfig
     from cm3plugins.datasets.jsonl import JSONLSourceConfig
     from cm3plugins.datasets.mixture import MixtureConfig
+    from cm3plugins.datasets.table import TableSourceConfig
     from cm3plugins.datasets.tuxpaint import TuxPaintSourceConfig
     from cm3plugins.datasets.webdataset import WebDatasetSourceConfig
 
@@ -176,6 +177,7 @@ def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
         "jsonl": JSONLSourceConfig,
         "icon_tasks": IconTasksConfig,
         "mixture": MixtureConfig,
+        "table": TableSourceConfig,
         "tuxpaint": TuxPaintSourceConfig,
         "webdataset": WebDatasetSourceConfig,
     }
