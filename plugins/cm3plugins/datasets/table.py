@@ -116,12 +116,12 @@ class TableSourceConfig(FileSourceConfig):
                 else _texts(place, column, value)
             )
         number = place.rpartition(" ")[2]
-        name = number if self.id_column is None else row.get(self.id_column)
-        if not isinstance(name, (str, int)) or not str(name) or not is_unicode(str(name)):
+        own: Any = number if self.id_column is None else row.get(self.id_column)
+        if not isinstance(own, (str, int)) or not str(own) or not is_unicode(str(own)):
             raise DataError(
-                place, f"its id in column {self.id_column!r} is {name!r}", "give each record an id"
+                place, f"its id in column {self.id_column!r} is {own!r}", "give each record an id"
             )
-        return FoundRecord(str(name), place, tuple(parts))
+        return FoundRecord(str(own), place, tuple(parts))
 
 
 class TableSource(FileSource):
