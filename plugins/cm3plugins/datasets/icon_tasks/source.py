@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -20,12 +20,23 @@ from cm3plugins.datasets.icons.splits import unit_hash
 
 if TYPE_CHECKING:
     from cm3core.interfaces.task import Record
-    from cm3plugins.datasets.icon_tasks.config import IconTasksConfig
     from cm3plugins.datasets.icons.corpus import IconCorpus
     from cm3plugins.datasets.icons.source import IconSource
 
 #: Difference of neighbouring pixels, of 255, that is an edge.
 _EDGE = 64
+
+
+class Settings(Protocol):
+    """What the forms read of their config."""
+
+    form: Literal["edit", "structure", "scene", "grounding", "question"]
+    split: str
+    path: str | None
+    things_share: float
+    num_scenes: int
+    image_size: int
+    cache_dir: str | None
 
 
 _PAIRS: dict[str, list[Pair]] = {}
@@ -45,7 +56,7 @@ class IconRecords(DocumentSource):
         config: its split and size.
     """
 
-    def __init__(self, config: IconTasksConfig) -> None:
+    def __init__(self, config: Settings) -> None:
         self.config = config
         self.icons: IconSource = IconSourceConfig(
             split="all",
@@ -90,7 +101,7 @@ class IconRecords(DocumentSource):
 class Edits(IconRecords):
     """Pairs of versions."""
 
-    def __init__(self, config: IconTasksConfig) -> None:
+    def __init__(self, config: Settings) -> None:
         super().__init__(config)
         self.pairs = self.checked(
             [
@@ -124,7 +135,7 @@ class Edits(IconRecords):
 class Structures(IconRecords):
     """Edges to an icon, and an outline to another version."""
 
-    def __init__(self, config: IconTasksConfig) -> None:
+    def __init__(self, config: Settings) -> None:
         super().__init__(config)
         edges = [
             (None, index) for index in range(len(self.entries)) if self.is_in(index, config.split)
@@ -166,7 +177,7 @@ class Structures(IconRecords):
 class Scenes(IconRecords):
     """Several icons at boxes."""
 
-    def __init__(self, config: IconTasksConfig) -> None:
+    def __init__(self, config: Settings) -> None:
         super().__init__(config)
         self.pool: list[tuple[int, str]] = self.checked(
             [
@@ -264,7 +275,7 @@ def edges_of(pixels: PixelArray) -> PixelArray:
 
 
 #: Form -> its records.
-SOURCES: Mapping[str, Callable[[IconTasksConfig], DocumentSource]] = {
+SOURCES: Mapping[str, Callable[[Settings], DocumentSource]] = {
     "edit": Edits,
     "structure": Structures,
     "scene": Scenes,
