@@ -22,6 +22,7 @@ from cm3core.errors import CM3Error, RecipeError, TokenizerError
 from cm3core.generation.device_memory import check_weights_fit
 from cm3core.generation.likelihood import Likelihood
 from cm3core.interfaces.model_parts import ModelParts
+from cm3core.interfaces.task_source import TaskSource
 from cm3core.machine_memory import fitting_memory
 from cm3core.plugins.built import built
 from cm3core.recipe.missing import MissingComponent, available
@@ -79,9 +80,7 @@ class Components:
     @cached_property
     def source(self) -> DocumentSource:
         """The data set, split as the recipe says."""
-        config = section(self.recipe, "dataset")
-        source: DocumentSource = built(config.build(), config, self.registry)
-        return source
+        return source_of(self.recipe, self.registry)
 
     @cached_property
     def memory(self) -> DocumentSource:
@@ -159,9 +158,7 @@ class Components:
     def split(self, name: str) -> DocumentSource:
         """Another split of the data set, e.g. "comp". Raises what the data set raises when it has
         no such split."""
-        config = replace(section(self.recipe, "dataset"), split=name)
-        source: DocumentSource = built(config.build(), config, self.registry)
-        return source
+        return source_of(self.recipe, self.registry, split=name)
 
     def fingerprints(self) -> dict[str, str]:
         """What a checkpoint stores to recognise the parts that decide the meaning of ids."""
@@ -185,6 +182,20 @@ def section(recipe: Recipe, kind: str) -> Any:
             f"add '{kind}: {{name: ...}}' to the recipe",
         )
     return config
+
+
+def source_of(recipe: Recipe, registry: Registry, *, split: str | None = None) -> DocumentSource:
+    """The recipe's data set; with the section `task`, the documents that it makes of the records.
+
+    `split`: instead of the recipe's. Raises what the data set raises when it has no such split."""
+    config = section(recipe, "dataset")
+    if split is not None:
+        config = replace(config, split=split)
+    source: DocumentSource = built(config.build(), config, registry)
+    if recipe.task is None:
+        return source
+    task = section(recipe, "task")
+    return TaskSource(source, built(task.build(), task, registry))
 
 
 def build(
@@ -226,8 +237,7 @@ def build(
         )
     source: DocumentSource | None = None
     if stage == "train":
-        config = section(recipe, "dataset")
-        source = built(config.build(), config, registry)
+        source = source_of(recipe, registry)
     if source is not None and len(source) == 0:
         split = section(recipe, "dataset").split
         first = (

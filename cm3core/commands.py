@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "cm3core.cli.provenance",
         "show the licences and sources of a model's data, or of what made a picture",
     ),
+    "task": ("cm3core.cli.task", "list tasks, and show what one trains on and asks"),
     "recipe": ("cm3core.cli.recipe", "list, show, check and compare recipes"),
     "kinds": (
         "cm3core.cli.kinds",

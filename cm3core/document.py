@@ -35,9 +35,16 @@ KEY_LENGTH = 32
 
 @dataclass(frozen=True)
 class Text:
-    """A piece of text."""
+    """A piece of text.
+
+    Args:
+        text: the text.
+        responses: character ranges [start, stop) that a task asks for; they are no part of what the
+            text is: texts that differ only in them are equal.
+    """
 
     text: str
+    responses: tuple[tuple[int, int], ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -47,10 +54,12 @@ class Image:
     Args:
         key: stable name of the picture: equal keys mean equal pixels. Codes are cached under it.
         load: returns RGB pixels, uint8 [height, width, 3], 0..255.
+        response: whether a task asks for this picture.
     """
 
     key: str
     load: Callable[[], PixelArray] = field(compare=False, repr=False)
+    response: bool = field(default=False, compare=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +71,13 @@ class Codes:
         grid: (rows, columns) with rows * columns == c.
         missing: bool [c] or None; True where the code is a hole to be filled (inpainting). None:
             nothing is missing.
+        response: whether a task asks for this picture; no part of what the picture is.
     """
 
     codes: IntArray
     grid: tuple[int, int]
     missing: BoolArray | None = None
+    response: bool = field(default=False, repr=False)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Codes):
@@ -142,12 +153,15 @@ class TokenSequence:
         segments: text and image segments in order; specials (<eos>, <break>) are in none of them.
         query_segment: index into `segments` of the first segment of the query document; those
             before are retrieved.
+        responses: what the query document's task asks for, in order; each is a part of one segment.
+            Empty where no task made the document.
     """
 
     tokens: IntArray
     cells: IntArray
     segments: tuple[Span, ...]
     query_segment: int = 0
+    responses: tuple[Span, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -162,11 +176,13 @@ class MaskedSequence:
         cells: int32 [n]; they move with their tokens.
         weights: float32 [n]; loss weight of predicting token i from those before it (weights[0] is
             unused).
+        part: number of the part of the data set that it is of, see `DocumentSource.parts`.
     """
 
     tokens: IntArray
     cells: IntArray
     weights: npt.NDArray[np.float32]
+    part: int = 0
 
     def __len__(self) -> int:
         return len(self.tokens)

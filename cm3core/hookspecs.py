@@ -48,6 +48,7 @@ from cm3core.interfaces.objective import ObjectiveConfig
 from cm3core.interfaces.reranker import RerankerConfig
 from cm3core.interfaces.retriever import RetrieverConfig
 from cm3core.interfaces.sampler import SamplerConfig
+from cm3core.interfaces.task import TaskConfig
 from cm3core.interfaces.text_tokenizer import TextTokenizerConfig
 from cm3core.interfaces.upscaler import UpscalerConfig
 
@@ -149,6 +150,13 @@ def cm3_metrics() -> Mapping[str, type[MetricConfig]]:
     """Metrics: samples of an evaluation -> scores.
 
     Recipe section `metric`; interface `Metric`."""
+
+
+@hookspec
+def cm3_tasks() -> Mapping[str, type[TaskConfig]]:
+    """Tasks: fields of a record -> the document to train on, and the prompt.
+
+    Recipe section `task`; interface `Task`."""
 
 
 @hookspec

@@ -8,6 +8,7 @@ model needs to generate.
         recipe.yaml              the resolved recipe
         plugins.json             plugins and their versions
         components.json          who provided each of the recipe's components
+        tasks.json               the tasks that it was tuned for, if any
         plugins/                 source of the one-file plugins that the recipe needs; never run unasked
         words.txt                the words of the training texts; not there when they are too many
         text_tokenizer/          what the text tokenizer saved
@@ -19,6 +20,7 @@ step. No file is a pickle, so an untrusted checkpoint can be refused but can't r
 layout, state, tensors   the files: names and places, `state.json`, the safetensors
 hashes                   whether the safetensors are what was written
 writing, exporting       a checkpoint of a run, a model folder of a checkpoint
+tasks                    what a model was tuned for
 carried                  plugin files that come with a checkpoint
 words                    which words of a prompt the model has never seen
 checks, opening          whether it fits a recipe; from a name to a model ready to generate
@@ -46,6 +48,7 @@ from cm3core.checkpoint.opening import (
     read_recipe,
 )
 from cm3core.checkpoint.state import FORMAT, CheckpointState, read_state
+from cm3core.checkpoint.tasks import TASKS, read_tasks, tasks_of
 from cm3core.checkpoint.tensors import (
     load_weights,
     read_tensors,
@@ -62,6 +65,7 @@ __all__ = [
     "PLUGINS",
     "RECIPE",
     "STATE",
+    "TASKS",
     "TOKENIZER",
     "WEIGHTS",
     "CheckpointState",
@@ -78,9 +82,11 @@ __all__ = [
     "open_checkpoint",
     "read_recipe",
     "read_state",
+    "read_tasks",
     "read_tensors",
     "read_training_state",
     "remove_leftovers",
     "restore_generators",
     "save_checkpoint",
+    "tasks_of",
 ]

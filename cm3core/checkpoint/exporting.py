@@ -24,6 +24,7 @@ from cm3core.checkpoint.layout import (
     find_checkpoint,
 )
 from cm3core.checkpoint.state import read_state
+from cm3core.checkpoint.tasks import TASKS
 from cm3core.checkpoint.tensors import read_tensors
 from cm3core.checkpoint.writing import new_folder, write_json
 from cm3core.errors import CheckpointError
@@ -59,8 +60,8 @@ def export_model(checkpoint: str | Path, folder: str | Path, dtype: str = "fp16"
         for name in (RECIPE, PLUGINS):
             shutil.copyfile(source / name, new / name)
         copy_carried(source, new)
-        for name in (COMPONENTS, WORDS):  # not in older checkpoints
-            if (source / name).is_file():
+        for name in (COMPONENTS, WORDS, TASKS):
+            if (source / name).is_file():  # not in every checkpoint
                 shutil.copyfile(source / name, new / name)
         for name in (TOKENIZER, IMAGE_TOKENIZER):
             if name == TOKENIZER or (source / name).is_dir():

@@ -30,6 +30,7 @@ from cm3core.checkpoint.layout import (
     complete_checkpoints,
 )
 from cm3core.checkpoint.state import CheckpointState
+from cm3core.checkpoint.tasks import TASKS, tasks_of
 from cm3core.checkpoint.tensors import contiguous, generator_states, weights_of
 from cm3core.checkpoint.words import TrainingWords
 from cm3core.errors import CheckpointError, FileError
@@ -89,6 +90,8 @@ def _write_description(folder: Path, components: Components, state: CheckpointSt
     for name, text in files_of(components.recipe, components.registry).items():
         (folder / name).write_text(text, encoding="utf-8")
     write_carried(folder, components.recipe, components.registry)
+    if (tasks := tasks_of(components.recipe)) is not None:
+        write_json(folder / TASKS, tasks)
     write_json(
         folder / PLUGINS,
         {**plugin_versions(components.registry.plugins), "torch": torch.__version__},

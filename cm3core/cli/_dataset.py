@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, cast
 from cm3core.cli import OVERRIDE
 from cm3core.errors import DataError, RecipeError, close_match
 from cm3core.files import allocate, user_path
+from cm3core.interfaces.task_source import TaskSource
 from cm3core.plugins.built import built
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
     from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig
+    from cm3core.interfaces.task import TaskConfig
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
 
@@ -105,11 +107,13 @@ def count_of(number: int, noun: str) -> str:
 
 @dataclass(frozen=True)
 class ChosenData:
-    """A data set: its component's `name`, its `config`, and its `title` in output."""
+    """A data set: its component's `name`, its `config`, and its `title` in output; `task`: what makes
+    documents of its records."""
 
     name: str
     config: DocumentSourceConfig
     registry: Registry
+    task: TaskConfig | None = None
 
     @property
     def title(self) -> str:
@@ -121,7 +125,10 @@ class ChosenData:
         """One split."""
         config = replace(self.config, split=split)
         config.check()
-        return built(config.build(), config, self.registry)
+        source: DocumentSource = built(config.build(), config, self.registry)
+        if self.task is None:
+            return source
+        return TaskSource(source, built(self.task.build(), self.task, self.registry))
 
 
 def data_of(recipe: Recipe, registry: Registry) -> ChosenData:
@@ -132,7 +139,7 @@ def data_of(recipe: Recipe, registry: Registry) -> ChosenData:
             "no data set is given",
             "give a recipe, a path, or dataset=NAME dataset.KEY=VALUE",
         )
-    return ChosenData(recipe.component_names["dataset"], recipe.dataset, registry)
+    return ChosenData(recipe.component_names["dataset"], recipe.dataset, registry, recipe.task)
 
 
 def data_source(recipe: Recipe, split: str | None) -> DocumentSource:
@@ -143,7 +150,8 @@ def data_source(recipe: Recipe, split: str | None) -> DocumentSource:
         )
     config = recipe.dataset if split is None else replace(recipe.dataset, split=split)
     config.check()
-    return built(config.build(), config)
+    source: DocumentSource = built(config.build(), config)
+    return source if recipe.task is None else TaskSource(source, recipe.task.build())
 
 
 def limit_threads(recipe: Recipe) -> None:

@@ -155,6 +155,8 @@ def task_options(args: Namespace) -> dict[str, Any]:
         "reranker": args.rerank,
         "sampler": args.sampler,
         "context": args.context or None,
+        "task": getattr(args, "task", None),
+        "force": getattr(args, "force", None) or None,
     }
     return {key: value for key, value in options.items() if value is not None} | settings_of(
         args.settings, "sampler"
@@ -165,8 +167,13 @@ def task_options(args: Namespace) -> dict[str, Any]:
 SECTIONS = ("sampler", "retriever")
 
 
-def add_force(parser: ArgumentParser, what: str) -> None:
-    """`--force`, of a command that only a model tuned for it can do."""
+def add_task(parser: ArgumentParser, what: str) -> None:
+    """`--task` and `--force`, of a command that asks for a task; `what`: what the task makes."""
+    parser.add_argument(
+        "--task",
+        metavar="NAME",
+        help="task to use, of those that the model was tuned for (default: the first that fits)",
+    )
     parser.add_argument(
         "--force",
         action="store_true",
@@ -175,15 +182,16 @@ def add_force(parser: ArgumentParser, what: str) -> None:
 
 
 def refuse_untuned(args: Namespace, command: str, what: str) -> None:
-    """Raise `GenerationError` unless `--force` is given. No model records what it was tuned for, so
-    that none is known to be tuned for anything."""
-    if not args.force:
+    """Raise `GenerationError` for a model that was tuned for nothing, unless `--force` is given."""
+    if args.force:
+        return
+    from cm3core.checkpoint import TASKS, find_checkpoint, find_model
+
+    if not (find_checkpoint(find_model(args.model, registry_of(args))) / TASKS).is_file():
         raise GenerationError(
             f"cm3 {command}",
-            f"model {str(args.model)!r} is not known to be tuned for {what}; what it would make is "
-            "meaningless",
-            "train one on documents of this form (docs/decoding.md) and give --force, which runs it "
-            "on any model",
+            f"model {str(args.model)!r} was not tuned for {what}; what it would make is meaningless",
+            "tune one (docs/tuning.md), or give --force, which runs it on any model",
         )
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from cm3core.cli import whole_number
 from cm3core.cli._model import (
-    add_force,
     add_model_options,
+    add_task,
     open_model,
     printable,
     progress_bar,
@@ -40,7 +40,7 @@ def configure(parser: ArgumentParser) -> None:
         metavar="N",
         help="maximum length of the answer (default: the model's recipe)",
     )
-    add_force(parser, "questions")
+    add_task(parser, "questions")
     add_model_options(parser)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from cm3core.cli import whole_number
 from cm3core.cli._model import (
     add_model_options,
+    add_task,
     open_model,
     printable,
     progress_bar,
@@ -36,6 +37,7 @@ def configure(parser: ArgumentParser) -> None:
         metavar="N",
         help="maximum length of the caption (default: the model's recipe)",
     )
+    add_task(parser, "captions")
     add_model_options(parser)
 
 

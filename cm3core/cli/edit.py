@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cm3core.cli._model import (
-    add_force,
     add_model_options,
+    add_task,
     open_model,
     progress_bar,
     refuse_untuned,
@@ -31,7 +31,7 @@ def configure(parser: ArgumentParser) -> None:
     )
     parser.add_argument("instruction", help="what to change; for models tuned on editing")
     add_drawing_options(parser)
-    add_force(parser, "edits")
+    add_task(parser, "edits")
     add_model_options(parser)
 
 

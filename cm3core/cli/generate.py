@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cm3core.cli import whole_number
 from cm3core.cli._model import (
     add_model_options,
+    add_task,
     metadata,
     open_model,
     progress_bar,
@@ -51,6 +52,7 @@ def configure(parser: ArgumentParser) -> None:
         action="store_true",
         help="show the pictures while they are generated: in FOLDER/preview.png, and on a terminal",
     )
+    add_task(parser, "pictures of prompts")
     add_model_options(parser)
 
 

@@ -88,9 +88,15 @@ def _summary(result: TrainResult) -> str:
         for name, value in result.metrics.items()
         if "_loss" in name
     )
+    parts = "".join(
+        f"\n  {name:<20} {result.metrics.get(f'train/part/{name}/loss', float('nan')):8.4f}   "
+        f"{int(count):>9,} documents"
+        for key, count in result.metrics.items()
+        if key.endswith("/documents") and (name := key.split("/")[2])
+    )
     return (
         f"({result.tokens:,} tokens, {result.elapsed_s / 60:.1f} min)"
-        f"\nnats a token: {losses or 'not logged'}\npeak memory "
+        f"\nnats a token: {losses or 'not logged'}{parts}\npeak memory "
         f"{result.peak_memory_bytes / 2**30:.2f} GiB\n{result.checkpoint}"
     )
 

@@ -40,6 +40,8 @@ from cm3core.interfaces.sampler import (
 )
 from cm3core.interfaces.sampler_state import DrawState, InitialState, RequestStart
 from cm3core.interfaces.stateful_sampler import StatefulSampler
+from cm3core.interfaces.task import Blank, Task, TaskConfig
+from cm3core.interfaces.task_source import TaskSource
 from cm3core.interfaces.text_tokenizer import TextTokenizer, TextTokenizerConfig
 from cm3core.interfaces.training_memory import TrainingMemory, TrainingPass
 from cm3core.interfaces.upscaler import Upscaler, UpscalerConfig
@@ -48,6 +50,7 @@ __all__ = [
     "COLUMNS",
     "AttentionBackend",
     "AttentionConfig",
+    "Blank",
     "Candidate",
     "ComponentConfig",
     "Decoder",
@@ -90,6 +93,9 @@ __all__ = [
     "Score",
     "SkippedRecord",
     "StatefulSampler",
+    "Task",
+    "TaskConfig",
+    "TaskSource",
     "TextTokenizer",
     "TextTokenizerConfig",
     "TrainingMemory",

@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from cm3core.document import Document, Image, content_keys, text_of
+from cm3core.document import Codes, Document, Image, content_keys, text_of
 from cm3core.errors import DataError
 from cm3core.interfaces.component import ComponentConfig
 
 if TYPE_CHECKING:
     import numpy as np
+    import numpy.typing as npt
+
+    from cm3core.interfaces.task import Record, TaskConfig
 
 #: Stands for a folder in `DocumentSourceConfig.reads`, in place of a file extension.
 FOLDER = "/"
@@ -38,6 +41,12 @@ class DocumentSourceConfig(ComponentConfig):
     #: inherit them.
     reads: ClassVar[tuple[str, ...]] = ()
     split: str = "train"
+
+    def trained_tasks(self) -> list[TaskConfig | None]:
+        """Return the tasks that make its documents; None stands for plain documents.
+
+        They are stored with models that are trained on it. By default its documents are plain."""
+        return [None]
 
     def build(self) -> DocumentSource:
         """Return the source. Bad records don't raise: `DocumentSource.skipped` lists them."""
@@ -101,6 +110,33 @@ class DocumentSource(ABC):
                 f"document {index}", f"the data set has {len(self)}", f"use 0..{len(self) - 1}"
             )
         return self._document(index, rng)
+
+    def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
+        """Return the document as named fields, for tasks (`Task.document`).
+
+        By default `caption`, all of its text, and `image`, its last picture; data sets of pairs,
+        questions and the like have fields of their own. Texts may vary with `rng`, pictures never."""
+        document = self.document(index, rng)
+        pictures = [segment for segment in document if isinstance(segment, (Image, Codes))]
+        record: dict[str, object] = {"image": pictures[-1]} if pictures else {}
+        return record | ({"caption": text} if (text := text_of(document)) else {})
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts that the data set is mixed of; none if it is no mixture."""
+        return ()
+
+    def part(self, index: int) -> int:
+        """Return the number of the part, of `parts`, that a document is of."""
+        return 0
+
+    def epoch_order(self, seed: int, epoch: int) -> npt.NDArray[np.int64] | None:
+        """Return the documents of an epoch in the order of training, as indices; None: each once, in a
+        random order.
+
+        An index may occur several times, and not at all. The order must be a function of the
+        arguments."""
+        return None
 
     def content_keys(self, index: int) -> frozenset[str]:
         """Return the document's content keys (`cm3core.document.content_keys`).

@@ -13,7 +13,6 @@ from cm3core.document import (
     BoolArray,
     Codes,
     Document,
-    ImageHole,
     Segment,
     Text,
     text_of,
@@ -23,7 +22,15 @@ from cm3core.generation.engine import Completion, Event, Request
 from cm3core.model.candidates import Plan, upscaler
 from cm3core.model.crop import Box, CentreCrop, region
 from cm3core.model.jobs import Done, Job
-from cm3core.model.loaded import Loaded, Picture, check_text, pixels_of, seen, text_hole
+from cm3core.model.loaded import (
+    Loaded,
+    Picture,
+    check_prompt,
+    check_text,
+    pixels_of,
+    seen,
+    text_hole,
+)
 from cm3core.model.options import GenerationOptions
 from cm3core.model.results import (
     Choice,
@@ -34,16 +41,13 @@ from cm3core.model.results import (
     RetrievedDocument,
     Scored,
 )
+from cm3core.model.tasks import edit_task, record_of, task_for
 from cm3core.plugins.marks import marked
 
 if TYPE_CHECKING:
     from cm3core.interfaces.upscaler import Upscaler
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
-
-
-#: The text before the picture to edit (paper, Table 5).
-EDIT = "Edit first image following the instruction"
 
 
 class Drawing(Loaded):
@@ -57,6 +61,8 @@ class Drawing(Loaded):
         seed: int = 0,
         truncate: bool = False,
         upscale: bool | str = False,
+        task: str | None = None,
+        force: bool = False,
         **options: Any,
     ) -> tuple[Iterator[Job[GeneratedImage]], int]:
         """The jobs of `generate`, one per picture, and the number of tokens they generate."""
@@ -66,8 +72,10 @@ class Drawing(Loaded):
             check_text(self, "prompt", text, truncate=truncate)
         given = GenerationOptions.of({**options, "seed": seed})
         plan = Plan.of(self, given, truncate=truncate)
+        chosen = task_for(self, "generate", task, force=force)
         requests = [
-            Request((Text(text), ImageHole()), seed=seed, truncate=truncate) for text in prompts
+            Request(chosen.prompt(record_of(chosen, text, None)), seed=seed, truncate=truncate)
+            for text in prompts
         ]
         augmented = plan.augmented(requests, [(Text(text),) for text in prompts])
         enlarger = upscaler(self, upscale)
@@ -92,24 +100,27 @@ class Drawing(Loaded):
         seed: int = 0,
         truncate: bool = False,
         upscale: bool | str = False,
-        task_text: str = EDIT,
+        task: str | None = None,
+        force: bool = False,
+        task_text: str | None = None,
         sampler: str | None = None,
         **options: Any,
     ) -> tuple[Iterator[Job[GeneratedImage]], int]:
         """The jobs of `edit`, one per picture, and the number of tokens they generate."""
-        check_text(self, "task_text", task_text, truncate=truncate)
+        if task_text is None:
+            chosen = task_for(self, "edit", task, force=force)
+        else:
+            check_text(self, "task_text", task_text, truncate=truncate)
+            chosen = edit_task(task_text)
         check_text(self, "instruction", instruction, truncate=truncate)
         number = _num_images(self, num_images)
         if sampler is None:
             sampler = editing_sampler(self.recipe, self.components.registry)
         given = {"num_retrieved": 0, **options, "seed": seed, "sampler": sampler}
         plan = Plan.of(self, GenerationOptions.of(given), truncate=truncate)
-        document: Document = (
-            Text(task_text),
-            self.encode([seen(self, picture)])[0],
-            Text(instruction),
-            ImageHole(),
-        )
+        shown = self.encode([seen(self, picture)])[0]
+        document = chosen.prompt(record_of(chosen, instruction, shown))
+        check_prompt(self, f"task {task or 'edit'}", document, truncate=truncate)
         [(request, retrieved)] = plan.augmented(
             [Request(document, seed=seed, truncate=truncate)], [(Text(instruction),)]
         )

@@ -13,10 +13,11 @@ import numpy as np
 
 from cm3core import images
 from cm3core.config.overrides import in_place_of, with_options
-from cm3core.document import Codes, Document, Image, PixelArray, TextHole
+from cm3core.document import Codes, Document, Image, MaskedText, PixelArray, Text, TextHole
 from cm3core.errors import DataError, GenerationError
 from cm3core.generation.engine import Engine
 from cm3core.generation.prepare import SHORTEN_OR_TRUNCATE, too_long
+from cm3core.model.tuned import TunedTasks
 from cm3core.plugins.built import built
 from cm3core.recipe.missing import MissingComponent
 
@@ -39,6 +40,7 @@ class Loaded:
         recipe: the checkpoint's.
         components: built from it, weights loaded.
         num_threads, precision, max_rows: see `Engine`.
+        tasks: those that it was tuned for.
     """
 
     #: The words of the training texts; None: not known.
@@ -52,8 +54,10 @@ class Loaded:
         num_threads: int | None,
         precision: str,
         max_rows: int,
+        tasks: TunedTasks | None = None,
     ) -> None:
         self.recipe, self.components = recipe, components
+        self.tasks = TunedTasks() if tasks is None else tasks
         self.num_threads, self.precision, self.max_rows = num_threads, precision, max_rows
         self._engine: tuple[int, Engine] | None = None  # with the version of its weights
         self._codes: dict[str, Codes] = {}  # of pictures, by key
@@ -198,6 +202,43 @@ def check_length(
         raise too_long(
             place, number, limit, loaded.components.decoder.context_length, next_step, without
         )
+
+
+def check_prompt(loaded: Loaded, place: str, prompt: Document, *, truncate: bool) -> None:
+    """Raise `GenerationError` for a text of a task's prompt that is longer than the training texts.
+
+    With `truncate`, the length is not checked.
+    """
+    if truncate:
+        return
+    for text, has_hole in _known_texts(prompt):
+        if has_hole:
+            check_length(
+                loaded,
+                place,
+                text,
+                num_more=1,
+                without=" without an answer",
+                next_step="shorten one of the two (template)",
+            )
+        else:
+            check_length(loaded, place, text)
+
+
+def _known_texts(prompt: Document) -> list[tuple[str, bool]]:
+    """What is known of each text of a prompt, as it is fed, and whether it has a hole."""
+    known: list[tuple[str, bool]] = []
+    for segment in prompt:
+        if isinstance(segment, Text):
+            known.append((segment.text, False))
+        elif isinstance(segment, MaskedText):
+            parts = [part for part in segment.parts if isinstance(part, str)]
+            first = parts[0].rstrip() if parts and parts[0] is segment.parts[0] else ""
+            rest = parts[1:] if first else parts
+            known.append((first + "".join(rest), True))
+        elif isinstance(segment, TextHole):
+            known.append(("", True))
+    return known
 
 
 def text_hole(recipe: Recipe, max_tokens: int | None) -> TextHole:

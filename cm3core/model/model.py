@@ -16,18 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cm3core.checkpoint import find_model, open_checkpoint
-from cm3core.document import BoolArray, Document
-from cm3core.generation.engine import Completion, Event, Progress, Request
+from cm3core.checkpoint import find_model, open_checkpoint, read_tasks
+from cm3core.document import BoolArray
+from cm3core.generation.engine import Event, Progress
 from cm3core.model import candidates
+from cm3core.model.any_documents import AnyDocuments
 from cm3core.model.crop import Box
 from cm3core.model.default import DEFAULT_MODEL
 from cm3core.model.drawing import Drawing, box_below, image_events
 from cm3core.model.jobs import results, run
-from cm3core.model.loaded import Picture, pixels_of, sampler_of
-from cm3core.model.options import sampler_keys
+from cm3core.model.loaded import Picture, pixels_of
 from cm3core.model.results import GeneratedImage, GeneratedText, InfilledImage
 from cm3core.model.retrieval import with_memory
+from cm3core.model.tuned import TunedTasks
 from cm3core.model.writing import Writing
 from cm3core.plugins.discovery import load_registry
 
@@ -77,12 +78,13 @@ def load(
         num_threads=num_threads,
         precision=precision,
         max_rows=max_rows,
+        tasks=TunedTasks(*read_tasks(opened.folder, registry)),
     )
     loaded.words = opened.words
     return loaded if bank is None else loaded.with_memory(bank)
 
 
-class Model(Drawing, Writing):
+class Model(Drawing, Writing, AnyDocuments):
     """A trained model.
 
     Every method returns the same results for the same arguments, whatever was called before.
@@ -96,6 +98,8 @@ class Model(Drawing, Writing):
         num_candidates      results generated for each one returned, which the reranker chooses; None: `generate.num_candidates`
         reranker            name of a reranker to use instead of the recipe's, with its defaults
         sampler             name of a sampler to use instead of the recipe's; temperature and filters keep the recipe's values
+        task                name of the task to use, of those that the model was tuned for; None: the method's own
+        force               True: use a task that the model was not tuned for
         sampling            keys of the sampler for this call: `sampling={"guidance_scale": 1.5}`
         progress            called during generation with (tokens generated so far, maximum total)
 
@@ -108,6 +112,7 @@ class Model(Drawing, Writing):
         name: the name that was passed to `load`.
         step: number of optimiser steps it was trained for.
         num_threads, precision, max_rows: see `Engine`.
+        tasks: those that it was tuned for; None: it was not tuned.
     """
 
     def __init__(
@@ -120,9 +125,15 @@ class Model(Drawing, Writing):
         num_threads: int | None = None,
         precision: str = "auto",
         max_rows: int = 64,
+        tasks: TunedTasks | None = None,
     ) -> None:
         super().__init__(
-            recipe, components, num_threads=num_threads, precision=precision, max_rows=max_rows
+            recipe,
+            components,
+            num_threads=num_threads,
+            precision=precision,
+            max_rows=max_rows,
+            tasks=tasks,
         )
         self.name, self.step = name, step
 
@@ -154,6 +165,7 @@ class Model(Drawing, Writing):
             num_threads=self.num_threads,
             precision=self.precision,
             max_rows=self.max_rows,
+            tasks=self.tasks,
         )
         changed.words = self.words
         return changed
@@ -235,8 +247,7 @@ class Model(Drawing, Writing):
             instruction: what to change.
             num_images: None: the recipe's `generate.num_images`.
             progress, options: see `generate`. Nothing is retrieved unless `num_retrieved` is given.
-                Also: task_text: text before the picture, as in tuning; no longer than training
-                texts either. sampler: None: one made for
+                Also: task_text: a text of your own before the picture, in place of the task's. sampler: None: one made for
                 editing if a plugin provides it (bundled: `edit_cfg`, three guidance streams).
         """
         jobs, total = self.edit_jobs(picture, instruction, num_images, **options)
@@ -320,70 +331,22 @@ class Model(Drawing, Writing):
     ) -> GeneratedText:
         """Answer a question about a picture; for models tuned on questions.
 
-        The text before the picture holds question and answer, and the answer is masked.
+        The model is asked as in its tuning. One that was not tuned gets a text with question and answer
+        before the picture, and the answer is masked (paper, Table 5).
 
         Args:
             picture: any size; the model sees its largest centred square (or crop in the model's
                 aspect ratio).
             question: the question.
             progress, options: see `captions`. Nothing is retrieved unless `num_retrieved` is given.
-                Also: template: the text before the picture, as in tuning, with "{question}" and
-                "{answer}" (paper, Table 5). The model writes the punctuation after the answer too,
+                Also: template: a text of your own before the picture, with "{question}" and
+                "{answer}", in place of the task. The model writes the punctuation after the answer too,
                 which `max_tokens` counts and the returned text leaves out.
         """
         job, total = self.ask_job(picture, question, **options)
         return next(results(self.engine, [job], progress=progress, total=total))
 
-    # ---- any documents
-
-    def complete(
-        self,
-        documents: Sequence[Document],
-        *,
-        retrieved: Sequence[Sequence[Document]] | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
-        sampler: str | None = None,
-        **options: Any,
-    ) -> list[Completion]:
-        """Fill the holes of any documents.
-
-        Holes are text or pictures, whole or in part, in any order, all kinds in one batch.
-
-        Args:
-            documents: pictures as `Image` or `Codes`; at least one hole each.
-            retrieved: for each document, the documents to prepend. None: none.
-            seed: used for every document.
-            progress, sampler, options: see `Model`; there are no candidates. Also: truncate: see
-                `Request`.
-
-        Returns:
-            one `Completion` per document; `decode` turns its `Codes` into pixels.
-        """
-        return self.engine.complete(
-            self.requests(documents, retrieved=retrieved, seed=seed, sampler=sampler, **options),
-            progress=progress,
-        )
-
-    def requests(
-        self,
-        documents: Sequence[Document],
-        *,
-        retrieved: Sequence[Sequence[Document]] | None = None,
-        seed: int = 0,
-        truncate: bool = False,
-        sampler: str | None = None,
-        **options: Any,
-    ) -> list[Request]:
-        """The engine requests of `complete` with these arguments, for `Engine.stream` and sessions."""
-        prepended = [()] * len(documents) if retrieved is None else retrieved
-        built = sampler_of(self, sampler, **sampler_keys(options))
-        return [
-            Request(
-                self.coded(document), [self.coded(one) for one in others], seed, built, truncate
-            )
-            for document, others in zip(documents, prepended, strict=True)
-        ]
+    # ---- scores
 
     def score(self, picture: GeneratedImage, reranker: str | None = None) -> float:
         """A generated picture's score for its prompt, by the recipe's reranker or a named one.

@@ -3,102 +3,91 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from typing import Any
 
-from cm3core.document import Image, MaskedText, PixelArray, Segment, TextHole, text_of
-from cm3core.errors import GenerationError
+from cm3core.document import Image, PixelArray, TextHole
 from cm3core.generation.engine import Completion, Request
+from cm3core.interfaces.task import Task
 from cm3core.model.candidates import Plan
 from cm3core.model.jobs import Job
-from cm3core.model.loaded import Loaded, Picture, check_length, check_text, seen, text_hole
+from cm3core.model.loaded import Loaded, Picture, check_prompt, check_text, seen, text_hole
 from cm3core.model.options import GenerationOptions
 from cm3core.model.results import Choice, GeneratedText, RetrievedDocument
-
-#: The text before the picture of a question (paper, Table 5).
-ASK = "Question: {question} Answer: {answer}."
-#: Punctuation at the start of a text, up to white space or the end.
-_PUNCTUATION = re.compile(r"([^\w\s]+(?=\s|$))?")
+from cm3core.model.tasks import question_task, record_of, task_for
 
 
 class Writing(Loaded):
     """A model that writes text: the jobs of `Model.captions` and `ask`."""
 
     def caption_jobs(
-        self, pictures: Sequence[Picture], *, max_tokens: int | None = None, **options: Any
+        self,
+        pictures: Sequence[Picture],
+        *,
+        max_tokens: int | None = None,
+        task: str | None = None,
+        force: bool = False,
+        **options: Any,
     ) -> tuple[list[Job[GeneratedText]], int]:
         """The jobs of `captions`, one per picture, and the maximum number of tokens they generate."""
         hole = text_hole(self.recipe, max_tokens)
-        return _text_jobs(self, pictures, "", hole, "", GenerationOptions.of(options))
+        chosen = task_for(self, "caption", task, force=force)
+        return _text_jobs(self, pictures, chosen, None, hole, GenerationOptions.of(options))
 
     def ask_job(
         self,
         picture: Picture,
         question: str,
         *,
-        template: str = ASK,
+        template: str | None = None,
         max_tokens: int | None = None,
+        task: str | None = None,
+        force: bool = False,
         **options: Any,
     ) -> tuple[Job[GeneratedText], int]:
         """The job of `ask`, and the maximum number of tokens it generates."""
-        if template.count("{answer}") != 1 or "{question}" not in template:
-            raise GenerationError(
-                "template", f"is {template!r}", "write one with {question} and one {answer}"
-            )
+        if template is None:
+            chosen = task_for(self, "ask", task, force=force)
+        else:
+            chosen = question_task(template)
         check_text(self, "question", question, truncate=True)
-        before, after = (
-            part.replace("{question}", question) for part in template.split("{answer}")
-        )
-        known = before.rstrip() + after
-        check_length(
-            self,
-            "question in its template",
-            known,
-            num_more=1,
-            without=" without an answer",
-            next_step="shorten one of the two (template)",
-        )
         hole = text_hole(self.recipe, max_tokens)
         given = GenerationOptions.of({"num_retrieved": 0, **options})
-        [job], total = _text_jobs(self, [picture], before, hole, after, given)
+        [job], total = _text_jobs(self, [picture], chosen, question, hole, given)
         return job, total
 
 
 def _text_jobs(
     loaded: Loaded,
     pictures: Sequence[Picture],
-    before: str,
+    task: Task,
+    question: str | None,
     hole: TextHole,
-    after: str,
     options: GenerationOptions,
 ) -> tuple[list[Job[GeneratedText]], int]:
-    """Jobs whose result is the text written in the hole before each picture, between `before` and
-    `after`.
-
-    A text tokenizer may join what ends the text to the punctuation after it ("red!" and "." to
-    "!."), so the hole holds that too.
-    """
-    punctuation = _PUNCTUATION.match(after)
-    assert punctuation is not None
-    end, after = punctuation[0], after[punctuation.end() :]
+    """Jobs whose result is the text that a task asks for about each picture."""
     shown = [seen(loaded, picture) for picture in pictures]
     plan = Plan.of(loaded, options)
-    parts = [part for part in (before, hole, after) if part != ""]
-    first: Segment = hole if len(parts) == 1 else MaskedText(tuple(parts))
-    requests = [Request((first, own), seed=options.seed) for own in loaded.encode(shown)]
+    records = [record_of(task, question, own) for own in loaded.encode(shown)]
+    prompts = [task.prompt(record, max_tokens=hole.max_tokens) for record in records]
+    for prompt in prompts[:1]:  # all have the same words
+        check_prompt(loaded, "question in its template", prompt, truncate=False)
+    requests = [Request(prompt, seed=options.seed) for prompt in prompts]
     augmented = plan.augmented(requests, [(_image(pixels),) for pixels in shown])
+    [response] = task.responses
 
-    def job(request: Request, retrieved: tuple[RetrievedDocument, ...]) -> Job[GeneratedText]:
+    def job(
+        record: dict[str, Any], request: Request, retrieved: tuple[RetrievedDocument, ...]
+    ) -> Job[GeneratedText]:
         def make(completion: Completion, seed: int, choice: Choice | None) -> GeneratedText:
-            text = text_of(completion.document[:1])
-            written = text[len(before) : len(text) - len(after)].removesuffix(end)
-            return GeneratedText(written, seed, retrieved, completion.log_probability, choice)
+            text = str(task.answer(record, completion.document)[response])
+            return GeneratedText(text, seed, retrieved, completion.log_probability, choice)
 
         return plan.job(request, make)
 
     total = len(requests) * plan.num_candidates * (hole.max_tokens or 0)
-    return [job(*one) for one in augmented], total
+    jobs = [job(record, *one) for record, one in zip(records, augmented, strict=True)]
+    return jobs, total
 
 
 def _image(pixels: PixelArray) -> Image:

@@ -136,6 +136,13 @@ _ROWS = (
         "cm3core.testing.metric:MetricContract",
         "metric",
     ),
+    Kind(
+        "cm3_tasks",
+        base.TaskConfig,
+        "Task",
+        "cm3core.testing.task:TaskContract",
+        "task",
+    ),
 )
 #: Name -> kind, in the order in which recipes are shown and built.
 KINDS: dict[str, Kind] = {kind.name: kind for kind in _ROWS}

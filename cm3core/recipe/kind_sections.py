@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         dataset: base.DocumentSourceConfig | None = None
         extractor: base.ExtractorConfig | None = None
         metric: base.MetricConfig | None = None
+        task: base.TaskConfig | None = None
 
 else:
     KindSections = make_dataclass(

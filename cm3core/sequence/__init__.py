@@ -5,7 +5,7 @@ segments       one segment <-> tokens                    prompt_variants  what a
 holes          what is missing of a document             fill             contents of holes <-> documents
 joined         holes that share a sentinel               leads            what holes of texts begin with
 infill         spans moved behind their sequence         grammar          which ids are legal where
-packing        several sequences in a row
+packing        several sequences in a row                responses        what a task asks for
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
         prefixed,
         unmask,
     )
+    from cm3core.sequence.responses import only_responses
 
 __all__ = [
     "TOKENS_PER_SPAN",
     "loss_weights",
     "move_spans",
+    "only_responses",
     "prefixed",
     "unmask",
 ]
@@ -37,6 +39,7 @@ __getattr__ = exporter(
         "TOKENS_PER_SPAN": "infill",
         "loss_weights": "infill",
         "move_spans": "infill",
+        "only_responses": "responses",
         "prefixed": "infill",
         "unmask": "infill",
     },

@@ -22,6 +22,7 @@ from cm3core.vocab import Vocabulary
 
 #: `TrainingBatch.modality_BT`.
 NO_MODALITY, TEXT, IMAGE, SPECIAL = 0, 1, 2, 3
+NUM_MODALITIES = 4
 
 Key = TypeVar("Key")
 
@@ -38,7 +39,8 @@ class TrainingBatch:
         cells_BT: int64; raster cell of an input that is an image code, else `NO_CELL`.
         kv_start_BT: int64; index in the row of the first input that this one may see: where its
             sequence starts.
-        modality_BT: int8; of the targets: 0 none (padding), 1 text, 2 image, 3 special.
+        modality_BT: int8; of the targets: 0 none (padding), 1 text, 2 image, 3 special; of a part of
+            the data set (`MaskedSequence.part`), that plus four times its number, int16.
     """
 
     tokens_BT: Tensor
@@ -137,6 +139,7 @@ def collate(
     weights = np.zeros(shape, np.float32)
     positions, kv_start = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     cells = np.full(shape, NO_CELL, np.int64)
+    parts = np.zeros(shape, np.int16)
     for index, row in enumerate(rows):
         start = 0
         for sequence in row:
@@ -148,8 +151,12 @@ def collate(
             positions[index, here] = np.arange(stop - start)
             cells[index, here] = sequence.cells[:-1]
             kv_start[index, here] = start
+            parts[index, here] = sequence.part
             start = stop
         kv_start[index, start:] = start  # padding sees padding only, so no attention row is empty
+    modality = modalities(targets, vocabulary)
+    if parts.any():
+        modality = np.where(modality == NO_MODALITY, 0, modality + NUM_MODALITIES * parts)
     return TrainingBatch(
         *(
             torch.from_numpy(array)
@@ -160,7 +167,7 @@ def collate(
                 positions,
                 cells,
                 kv_start,
-                modalities(targets, vocabulary),
+                modality,
             )
         )
     )

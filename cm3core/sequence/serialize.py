@@ -23,6 +23,7 @@ from cm3core.errors import DocumentError
 from cm3core.interfaces.sampler import PromptVariant
 from cm3core.sequence.fill import contents_of, fill
 from cm3core.sequence.prompt_writer import Prompt, write_prompt
+from cm3core.sequence.responses import responses_of
 from cm3core.sequence.segments import SegmentCodec, TokenWriter
 
 if TYPE_CHECKING:
@@ -74,21 +75,23 @@ class Serializer(SegmentCodec):
         """
         writer, query_segment = TokenWriter(), 0
         spans: list[Span] = []
+        responses: list[Span] = []
         writer.add([self.vocabulary.eos])
         for number, document in enumerate([*retrieved, query]):
             name = "query document" if number == len(retrieved) else f"retrieved document {number}"
             if not document:
                 raise DocumentError(name, "is empty", "give it a text or a picture")
-            query_segment = len(spans)
+            query_segment, responses = len(spans), []
             for index, segment in enumerate(document):
                 if spans:
                     writer.add([self.vocabulary.break_])
                 spans.append(
                     self.write_segment(writer, segment, f"{name}, segment {index}", max_text_tokens)
                 )
+                responses += responses_of(self, segment, spans[-1])
         writer.add([self.vocabulary.eos])
         tokens, cells = writer.joined()
-        return TokenSequence(tokens, cells, tuple(spans), query_segment)
+        return TokenSequence(tokens, cells, tuple(spans), query_segment, tuple(responses))
 
     def documents(self, sequence: TokenSequence | IntArray) -> list[Document]:
         """The documents of a sequence without masks, query last: the inverse of `sequence`.

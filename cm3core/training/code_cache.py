@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -223,6 +224,8 @@ class CodeCache:
     def encoded(self, document: Document) -> Document:
         """The document with its pictures as codes."""
         return tuple(
-            self.codes(segment.key) if isinstance(segment, Image) else segment
+            replace(self.codes(segment.key), response=segment.response)
+            if isinstance(segment, Image)
+            else segment
             for segment in document
         )

@@ -63,6 +63,8 @@ class BatchLoader:
         self._reported = 0
         #: The next sequence: its epoch, and its place in this process's part of the epoch's order.
         self.epoch, self.position = 0, 0
+        #: Documents given so far by part of the data set, see `DocumentSource.parts`.
+        self.counts = [0] * len(data.source.parts)
         self._order = self._epoch_order(0)
 
     def __iter__(self) -> Iterator[TrainingBatch]:
@@ -74,6 +76,9 @@ class BatchLoader:
             while not self.packer.is_full:
                 self._add_next()
             rows.append(self.packer.next_row())
+        for row in rows:
+            for sequence in row if self.counts else ():
+                self.counts[sequence.part] += 1
         return collate(rows, self.length, self.data.serializer.vocabulary)
 
     def state_dict(self) -> dict[str, Any]:
@@ -83,6 +88,7 @@ class BatchLoader:
             "position": self.position,
             "waiting": [list(key) for key, _ in self.packer.waiting],
             "setting": self._setting(),
+            **({"counts": list(self.counts)} if self.counts else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -90,7 +96,8 @@ class BatchLoader:
 
         Raises `CheckpointError` when the state has other data or other settings.
         """
-        if set(state) != {"epoch", "position", "waiting", "setting"}:
+        named = {"counts"} if self.counts else set()
+        if set(state) != {"epoch", "position", "waiting", "setting", *named}:
             raise CheckpointError(
                 "loader state", f"holds {sorted(state)}", "use a whole checkpoint"
             )
@@ -111,13 +118,22 @@ class BatchLoader:
             raise _unusable("position", position)
         if not isinstance(waiting, list) or len(waiting) > self.packer.window:
             raise _unusable("waiting", waiting)
+        most = _MAX_EPOCH if self.counts else len(self.data)  # documents may come again in an epoch
         for key in waiting:
             if (
                 not isinstance(key, list)
                 or len(key) != 2
-                or not (_is_index(key[0], _MAX_EPOCH) and _is_index(key[1], len(self.data)))
+                or not (_is_index(key[0], _MAX_EPOCH) and _is_index(key[1], most))
             ):
                 raise _unusable("waiting", key)
+        counts = state.get("counts", [])
+        if (
+            not isinstance(counts, list)
+            or len(counts) != len(self.counts)
+            or not all(_is_index(count, _MAX_EPOCH) for count in counts)
+        ):
+            raise _unusable("counts", counts)
+        self.counts = list(counts)
         self.epoch, self.position, self._order = epoch, position, order
         self.packer.waiting.clear()
         for epoch, index in waiting:
@@ -138,6 +154,9 @@ class BatchLoader:
 
     def _epoch_order(self, epoch: int) -> npt.NDArray[np.int64]:
         """This process's part of the epoch's order."""
+        given = self.data.epoch_order(self.seed, epoch)
+        if given is not None:
+            return given[self.rank :: self.world_size][: len(given) // self.world_size]
         rng = np.random.default_rng(
             np.random.SeedSequence((self.seed, epoch), spawn_key=(_EPOCH_ORDER,))
         )

@@ -22,7 +22,7 @@ from cm3core.errors import CM3Error
 from cm3core.machine_memory import fitting_memory, peak_resident
 from cm3core.progress import no_bars
 from cm3core.stop_signals import StopSignals
-from cm3core.training.loss import batch_loss_sums, modality_metrics
+from cm3core.training.loss import batch_loss_sums, modality_metrics, part_metrics
 from cm3core.training.metrics import read_metrics
 from cm3core.training.progress_bar import ProgressBar
 from cm3core.training.run_lock import run_lock
@@ -220,7 +220,13 @@ def batch_loss(
             cells_BT=batch.cells_BT,
             kv_start_BT=batch.kv_start_BT,
         )
-        return batch_loss_sums(state.components.decoder, hidden_BTE, batch, z_loss=z_loss)
+        return batch_loss_sums(
+            state.components.decoder,
+            hidden_BTE,
+            batch,
+            z_loss=z_loss,
+            num_parts=max(1, len(state.components.source.parts)),
+        )
 
 
 def _count_time(
@@ -238,6 +244,12 @@ def _log(state: TrainState) -> None:
     if not bool(torch.isfinite(sums_G2).all()):
         raise CM3Error(f"training, step {state.step}", "the loss is no longer finite", DIVERGED)
     values = {f"train/{name}": value for name, value in modality_metrics(sums_G2).items()}
+    parts = state.components.source.parts
+    values |= {f"train/{name}": value for name, value in part_metrics(sums_G2, parts).items()}
+    counts = state.processes.sum(torch.tensor(state.loader.counts, dtype=torch.float64)).tolist()
+    values |= {
+        f"train/part/{name}/documents": count for name, count in zip(parts, counts, strict=True)
+    }
     values["train/learning_rate"] = state.metrics.get("train/learning_rate", 0.0)
     if state.gradient_norm is not None:
         values["train/gradient_norm"] = float(state.gradient_norm)

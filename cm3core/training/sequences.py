@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -136,22 +136,36 @@ class MaskedSequences:
         return len(self.indices)
 
     def sequence(self, epoch: int, index: int) -> MaskedSequence:
-        """The masked sequence `index` (0..len-1) of an epoch: always the same.
+        """The masked sequence `index` of an epoch: always the same.
 
-        In training, another document's if the query alone is longer than the context.
+        0..len-1 are the documents; one that comes again in an epoch is `len` further on each time, and
+        drawn anew. In training, another document's if the query alone is longer than the context.
 
         Raises:
             DocumentError: the query alone is too long, and, in training, so are the others.
         """
         rng = self._rng(epoch, index)
-        unmasked = self._unmasked(index, rng)
+        place = index % len(self)
+        unmasked = self._unmasked(place, rng)
         if len(unmasked) > self.max_length:
-            error = self._error(index, unmasked)
+            error = self._error(place, unmasked)
             if not self.training:
                 raise error
-            unmasked, rng = self._substitute(epoch, index, error)
-            self._note_too_long(index, error)
-        return self.objective.mask(unmasked, rng, self.max_length)
+            unmasked, rng, place = self._substitute(epoch, index, error)
+            self._note_too_long(index % len(self), error)
+        return self._masked(unmasked, rng, place)
+
+    def epoch_order(self, seed: int, epoch: int) -> npt.NDArray[np.int64] | None:
+        """The indices of an epoch's sequences in order, if the source decides it, see
+        `DocumentSource.epoch_order`; unusable documents are left out."""
+        order = self.source.epoch_order(seed, epoch)
+        if order is None:
+            return None
+        places = np.full(len(self.source), -1, np.int64)
+        places[self.indices] = np.arange(len(self.indices))
+        order = places[order]
+        order = order[order >= 0]
+        return order + len(self) * _repeats(order)
 
     def fitting(self, indices: Iterable[int]) -> list[MaskedSequence]:
         """The sequences `indices` of epoch 0, without those whose query alone is too long.
@@ -167,7 +181,7 @@ class MaskedSequences:
             if len(unmasked) > self.max_length:
                 errors.append((index, self._error(index, unmasked)))
             else:
-                sequences.append(self.objective.mask(unmasked, rng, self.max_length))
+                sequences.append(self._masked(unmasked, rng, index))
         if errors and not sequences:
             raise errors[0][1]
         for index, error in errors:
@@ -178,6 +192,13 @@ class MaskedSequences:
     def num_too_long(self) -> int:
         """Number of documents found too long for the context so far, and left out."""
         return len(self._too_long)
+
+    def _masked(
+        self, unmasked: TokenSequence, rng: np.random.Generator, index: int
+    ) -> MaskedSequence:
+        masked = self.objective.mask(unmasked, rng, self.max_length)
+        part = self.source.part(int(self.indices[index]))
+        return replace(masked, part=part) if part else masked
 
     def _rng(self, epoch: int, index: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence((self.seed, epoch, index)))
@@ -190,8 +211,8 @@ class MaskedSequences:
 
     def _substitute(
         self, epoch: int, index: int, error: DocumentError
-    ) -> tuple[TokenSequence, np.random.Generator]:
-        """Another document's sequence before masking, and the generator that made it.
+    ) -> tuple[TokenSequence, np.random.Generator, int]:
+        """Another document's sequence before masking, the generator that made it, and its index.
 
         The others are tried in a random order: steps of a random length that has no factor in
         common with their number visit each once. Raises `error` if all are too long.
@@ -203,9 +224,10 @@ class MaskedSequences:
         while total > 1 and math.gcd(stride, total) != 1:
             stride = int(rng.integers(1, total))
         for step in range(1, min(total, _MAX_SUBSTITUTES + 1)):
-            unmasked = self._unmasked((index + step * stride) % total, rng)
+            place = (index + step * stride) % total
+            unmasked = self._unmasked(place, rng)
             if len(unmasked) <= self.max_length:
-                return unmasked, rng
+                return unmasked, rng, place
         raise error
 
     def _note_too_long(self, index: int, error: DocumentError) -> None:
@@ -272,3 +294,18 @@ class MaskedSequences:
             cause,
             "raise decoder.context_length, or use a tokenizer with fewer codes",
         )
+
+
+def _repeats(order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """How often each entry has come before.
+
+    >>> _repeats(np.array([5, 3, 5, 5, 3])).tolist()
+    [0, 0, 1, 2, 1]
+    """
+    by_value = np.argsort(order, kind="stable")
+    ordered = order[by_value]
+    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    repeats = np.empty(len(order), np.int64)
+    lengths = np.diff([*starts, len(order)])
+    repeats[by_value] = np.arange(len(order)) - np.repeat(starts, lengths)
+    return repeats

@@ -108,22 +108,22 @@ def start(
         done.step,
         done.elapsed_s,
         done.tokens,
-        sums_G2=_loss_sums(done, chosen),
+        sums_G2=_loss_sums(done, chosen, len(GROUPS) * max(1, len(components.source.parts))),
     )
 
 
-def _loss_sums(done: CheckpointState, device: torch.device) -> Tensor:
+def _loss_sums(done: CheckpointState, device: torch.device, num_groups: int) -> Tensor:
     """Sums since the last metrics record, float32 [G, 2]; zero where none are stored."""
     if not done.loss_sums:
-        return torch.zeros(len(GROUPS), 2, device=device)
+        return torch.zeros(num_groups, 2, device=device)
     try:
         sums_G2 = torch.tensor(done.loss_sums, dtype=torch.float32, device=device)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         sums_G2 = torch.zeros(0)
-    if sums_G2.shape != (len(GROUPS), 2):
+    if sums_G2.shape != (num_groups, 2):
         raise CheckpointError(
             "checkpoint's state",
-            f"loss_sums is not {len(GROUPS)} pairs of numbers",
+            f"loss_sums is not {num_groups} pairs of numbers",
             "resume from another checkpoint, or set it to []",
         )
     return sums_G2

@@ -20,7 +20,8 @@ from cm3core.build import split_or_reason
 from cm3core.document import MaskedSequence, TokenSequence
 from cm3core.interfaces import Decoder, MaskingObjective
 from cm3core.progress import make_bar
-from cm3core.training.loss import batch_loss_sums, modality_metrics
+from cm3core.sequence import only_responses
+from cm3core.training.loss import batch_loss_sums, modality_metrics, part_metrics
 
 if TYPE_CHECKING:
     from cm3core.sequence.packing import TrainingBatch
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 
 class UnmaskedObjective(MaskingObjective):
-    """The unmasked sequence, with loss on the query document only."""
+    """The unmasked sequence, with loss on the query document only; if a task made it, on its
+    responses only."""
 
     @property
     def max_added_tokens(self) -> int:
@@ -39,6 +41,7 @@ class UnmaskedObjective(MaskingObjective):
     ) -> MaskedSequence:
         weights = np.zeros(len(sequence), np.float32)
         weights[sequence.segments[sequence.query_segment].start :] = 1.0
+        weights = only_responses(weights, sequence)
         return MaskedSequence(sequence.tokens, sequence.cells, weights)
 
 
@@ -70,7 +73,11 @@ class Validation:
                 disable=not self.progress,
                 unit="batch",
             )
-            for metric, value in modality_metrics(_total(forward, bar)).items():
+            sums_G2 = _total(forward, bar)
+            parts = self.preparation.components.source.parts
+            for metric, value in part_metrics(sums_G2, parts).items():
+                values[f"validation/{split}/{metric}{suffix}"] = value
+            for metric, value in modality_metrics(sums_G2).items():
                 if metric in ("image_loss", "text_loss"):
                     values[f"validation/{split}/{metric}{suffix}"] = value
         return values

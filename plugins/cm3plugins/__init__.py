@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cm3core.interfaces.reranker import RerankerConfig
     from cm3core.interfaces.retriever import RetrieverConfig
     from cm3core.interfaces.sampler import SamplerConfig
+    from cm3core.interfaces.task import TaskConfig
     from cm3core.interfaces.text_tokenizer import TextTokenizerConfig
     from cm3core.interfaces.upscaler import UpscalerConfig
 
@@ -151,6 +152,14 @@ def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
 
 
 @hookimpl
+def cm3_tasks() -> Mapping[str, type[TaskConfig]]:
+    from cm3plugins.tasks.bundled import TASKS
+    from cm3plugins.tasks.worded import TemplateTaskConfig
+
+    return {**TASKS, "template": TemplateTaskConfig}
+
+
+@hookimpl
 def cm3_rerankers() -> Mapping[str, type[RerankerConfig]]:
     from cm3plugins.rerankers import ClipRerankerConfig, LikelihoodRerankerConfig, PMIRerankerConfig
 
@@ -176,8 +185,11 @@ def cm3_upscalers() -> Mapping[str, type[UpscalerConfig]]:
 def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
     from cm3plugins.datasets.emoji import EmojiSourceConfig
     from cm3plugins.datasets.folder import FolderSourceConfig
+    from cm3plugins.datasets.icon_tasks.config import IconTasksConfig
     from cm3plugins.datasets.icons import IconSourceConfig
     from cm3plugins.datasets.jsonl import JSONLSourceConfig
+    from cm3plugins.datasets.mixture import MixtureConfig
+    from cm3plugins.datasets.table import TableSourceConfig
     from cm3plugins.datasets.tuxpaint import TuxPaintSourceConfig
     from cm3plugins.datasets.webdataset import WebDatasetSourceConfig
 
@@ -186,6 +198,9 @@ def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
         "icons": IconSourceConfig,
         "folder": FolderSourceConfig,
         "jsonl": JSONLSourceConfig,
+        "icon_tasks": IconTasksConfig,
+        "mixture": MixtureConfig,
+        "table": TableSourceConfig,
         "tuxpaint": TuxPaintSourceConfig,
         "webdataset": WebDatasetSourceConfig,
     }

@@ -55,7 +55,7 @@ class JSONLSourceConfig(FileSourceConfig):
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
         """Records in the order of their lines."""
         path = existing(self.path, folder=False)
-        pictures = _Pictures(path.parent, boundary(path.parent, self.allow_outside), index)
+        pictures = PicturesOfLines(path.parent, boundary(path.parent, self.allow_outside), index)
 
         def find(line: tuple[str, dict[str, Any]] | DataError) -> FoundRecord:
             if isinstance(line, DataError):
@@ -67,7 +67,7 @@ class JSONLSourceConfig(FileSourceConfig):
 
 
 @dataclass(frozen=True)
-class _Pictures:
+class PicturesOfLines:
     """The pictures that lines name, relative to `folder` and, unless it is None, inside `inside`."""
 
     folder: Path
@@ -98,7 +98,7 @@ class _Pictures:
             ) from error
 
 
-def _record(place: str, values: dict[str, Any], pictures: _Pictures) -> FoundRecord:
+def _record(place: str, values: dict[str, Any], pictures: PicturesOfLines) -> FoundRecord:
     if "segments" in values:
         if extra := [key for key in ("text", "image") if key in values]:
             raise DataError(place, f"has 'segments' and {extra[0]!r}", f"write {FORM}")
@@ -134,7 +134,7 @@ def _provenance(place: str, values: dict[str, Any]) -> Provenance:
 
 
 def _segments(
-    place: str, segments: object, pictures: _Pictures
+    place: str, segments: object, pictures: PicturesOfLines
 ) -> tuple[StoredPicture | tuple[str, ...], ...]:
     if not isinstance(segments, list):
         raise DataError(place, f"'segments' is {type_name(segments)}, not a list", f"write {FORM}")

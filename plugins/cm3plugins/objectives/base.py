@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.interfaces.objective import ObjectiveConfig
-from cm3core.sequence import loss_weights
+from cm3core.sequence import loss_weights, only_responses
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,15 +19,25 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class LossWeightsConfig(ObjectiveConfig):
-    """Base config: checks the ranges of the loss weights."""
+    """Base config: checks the ranges of the loss weights.
+
+    Args:
+        response_only: count only the loss of what a document's task asks for (its answer, the edited
+            picture), and of its end; documents without a task count whole. False: everything counts
+            (the paper's instruction tuning).
+    """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "retrieved_loss_weight": (0, 1e6),
         "text_loss_weight": (0, 1e6),
     }
+    response_only: bool = False
 
     def weights_of(
         self, sequence: TokenSequence, vocabulary: Vocabulary
     ) -> npt.NDArray[np.float32]:
         """Loss weight of each token of a sequence, float32 [B]."""
-        return loss_weights(sequence, vocabulary, self.retrieved_loss_weight, self.text_loss_weight)
+        weights = loss_weights(
+            sequence, vocabulary, self.retrieved_loss_weight, self.text_loss_weight
+        )
+        return only_responses(weights, sequence) if self.response_only else weights

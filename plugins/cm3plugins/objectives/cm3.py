@@ -50,6 +50,10 @@ class CM3ObjectiveConfig(LossWeightsConfig):
             needs, and that random spans almost never take. Not the paper's. Boxes are at most
             `max_spans` rows high, and lower where the context has no room.
         mask_sentinel_loss: whether predicting a sentinel counts (metaseq: yes; CM3 paper: no).
+        hide_response: probability that, instead of anything else, the responses of a document's task
+            are masked, all of them: an answer written before its picture is learned from the picture
+            only in this form. Responses that end the document are never masked: they are predicted in
+            their place. Documents without a task have no responses.
     """
 
     lambda_spans: float = 1.0
@@ -58,6 +62,7 @@ class CM3ObjectiveConfig(LossWeightsConfig):
     text_segment_share: float = 0.7
     box_mask_probability: float = 0.1
     mask_sentinel_loss: bool = True
+    hide_response: float = 0.5
 
     def check(self) -> None:
         super().check()
@@ -73,7 +78,12 @@ class CM3ObjectiveConfig(LossWeightsConfig):
             0 <= self.max_spans <= 512,
             "use 0..512; the CM3 paper's is 16",
         )
-        for key in ("segment_mask_probability", "text_segment_share", "box_mask_probability"):
+        for key in (
+            "segment_mask_probability",
+            "text_segment_share",
+            "box_mask_probability",
+            "hide_response",
+        ):
             check_value(
                 f"objective.{key}",
                 getattr(self, key),
@@ -110,23 +120,39 @@ class CM3Objective(MaskingObjective):
         self, sequence: TokenSequence, rng: np.random.Generator, max_length: int
     ) -> MaskedSequence:
         max_spans = min(self._max_spans, (max_length - len(sequence)) // TOKENS_PER_SPAN)
+        spans = self._hidden_responses(sequence, rng, max_spans)
+        if not spans:
+            spans = self._draw(sequence, rng, max_spans)
+        weights = self.config.weights_of(sequence, self.vocabulary)
+        return move_spans(
+            sequence, spans, weights, self.vocabulary, sentinel_loss=self.config.mask_sentinel_loss
+        )
+
+    def _hidden_responses(
+        self, sequence: TokenSequence, rng: np.random.Generator, max_spans: int
+    ) -> SpanList:
+        """The responses before the end, or none; nothing is drawn where there are none."""
+        inside = [
+            (span.start, span.stop)
+            for span in sequence.responses
+            if len(span) and span.stop < len(sequence) - 1
+        ]
+        if not inside or rng.random() >= self.config.hide_response or len(inside) > max_spans:
+            return []
+        return inside
+
+    def _draw(self, sequence: TokenSequence, rng: np.random.Generator, max_spans: int) -> SpanList:
+        """One segment, one box, or random spans."""
         choice, segment, box = (
             rng.random(),
             self.config.segment_mask_probability,
             self.config.box_mask_probability,
         )
         if choice < segment:
-            spans = self._draw_segment(sequence, rng) if max_spans else []
-        elif choice < segment + box:
-            spans = draw_box(sequence, max_spans, rng)
-        else:
-            spans = draw_spans(
-                sequence, min(int(rng.poisson(self.config.lambda_spans)), max_spans), rng
-            )
-        weights = self.config.weights_of(sequence, self.vocabulary)
-        return move_spans(
-            sequence, spans, weights, self.vocabulary, sentinel_loss=self.config.mask_sentinel_loss
-        )
+            return self._draw_segment(sequence, rng) if max_spans else []
+        if choice < segment + box:
+            return draw_box(sequence, max_spans, rng)
+        return draw_spans(sequence, min(int(rng.poisson(self.config.lambda_spans)), max_spans), rng)
 
     def _draw_segment(self, sequence: TokenSequence, rng: np.random.Generator) -> SpanList:
         """One whole non-empty segment of the query document; none if all are empty.

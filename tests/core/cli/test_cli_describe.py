@@ -269,8 +269,15 @@ def test_methods_of_a_kind_are_what_is_abstract(kind: str) -> None:
 def test_the_snippet_is_a_section_of_a_recipe(kind: str, name: str) -> None:
     """With values in place of `???` it composes, to the config's defaults."""
     entry = component_entry(kind, name, REGISTRY)
-    required = {key.name: "somewhere" for key in entry.keys if key.required}
-    recipe = recipe_from_yaml(entry.snippet.replace("???", "somewhere"), REGISTRY)
+    required: dict[str, Any] = {
+        key.name: {} if key.type.startswith("dict") else "somewhere"
+        for key in entry.keys
+        if key.required
+    }
+    snippet = entry.snippet
+    for key, value in required.items():
+        snippet = snippet.replace(f"{key}: ???", f"{key}: {value}")
+    recipe = recipe_from_yaml(snippet, REGISTRY)
     assert getattr(recipe, kind) == REGISTRY.config_class(kind, name)(**required)
 
 

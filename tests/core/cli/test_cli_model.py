@@ -153,17 +153,14 @@ def test_what_no_model_was_tuned_for_is_refused(cm3, tmp_path, capsys):
     """No answer and no picture that means nothing, with exit code 0; unless it is asked for."""
     path = tmp_path / "picture.png"
     images.save_png(path, picture(16, 20), {})
-    step = (
-        "  next: train one on documents of this form (docs/decoding.md) and give --force, which runs "
-        "it on any model\n"
-    )
+    step = "  next: tune one (docs/tuning.md), or give --force, which runs it on any model\n"
     for command, what, words in (("ask", "questions", "what is it?"), ("edit", "edits", "red")):
         out = ("-o", tmp_path / "out") if command == "edit" else ()
         assert cm3(command, path, words, *out) == 2
         shown = capsys.readouterr()
         assert shown.out == ""
         assert re.fullmatch(
-            rf"error: cm3 {command}: model '.*' is not known to be tuned for {what}; what it would "
+            rf"error: cm3 {command}: model '.*' was not tuned for {what}; what it would "
             r"make is meaningless\n" + re.escape(step),
             shown.err,
         )

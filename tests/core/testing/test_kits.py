@@ -33,6 +33,8 @@ NOT_BY_DEFAULT = {
     ("upscaler", "external"): "has neither a default nor a value",
     ("dataset", "folder"): "has neither a default nor a value",
     ("dataset", "jsonl"): "has neither a default nor a value",
+    ("dataset", "table"): "has neither a default nor a value",
+    ("dataset", "mixture"): "has neither a default nor a value",
     ("dataset", "webdataset"): "has neither a default nor a value",
     ("dataset", "tuxpaint"): "there is no such folder; Tux Paint's stamps are not installed",
     ("attention", "triton"): "there is no CUDA device",

@@ -1,0 +1,82 @@
+"""The tasks that a model was tuned for, as a file of its checkpoint: `tasks.json`.
+
+They are in the checkpoint's recipe too, inside its data set, but a model that is shipped can be opened
+where that data set's plugin is not installed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cm3core.checkpoint.layout import damaged
+from cm3core.config.schema import to_plain
+from cm3core.errors import PluginError, RecipeError
+from cm3core.files import read_text
+from cm3core.interfaces.component import chosen_name
+from cm3core.interfaces.task import TaskConfig
+from cm3core.recipe.merge import recipe_from_yaml
+
+if TYPE_CHECKING:
+    from cm3core.plugins.registry import Registry
+    from cm3core.recipe import Recipe
+
+TASKS = "tasks.json"
+
+
+def tasks_of(recipe: Recipe) -> dict[str, Any] | None:
+    """What `tasks.json` holds for a recipe; None if it tunes for no task."""
+    if recipe.task is not None:
+        name = recipe.component_names["task"]
+        own: list[tuple[str, TaskConfig] | None] = [(name, recipe.task)]
+    else:
+        own = (
+            []
+            if recipe.dataset is None
+            else [
+                None if task is None else (chosen_name(task), task)
+                for task in recipe.dataset.trained_tasks()
+            ]
+        )
+    tasks: dict[str, Any] = {}
+    for one in own:
+        if one is not None:
+            name, config = one
+            title = getattr(config, "title", "") or name.rpartition("/")[2]
+            tasks.setdefault(title, {**to_plain(config), "name": name})
+    return {"plain": None in own, "tasks": tasks} if tasks else None
+
+
+def read_tasks(
+    folder: Path, registry: Registry
+) -> tuple[dict[str, TaskConfig], bool, tuple[str, ...]]:
+    """The tasks of a checkpoint, see `cm3core.model.tasks.TunedTasks`; none without the file.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = folder / TASKS
+    if not path.is_file():
+        return {}, False, ()
+    try:
+        stored = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, f"can't be read ({error})") from error
+    tasks = stored.get("tasks") if isinstance(stored, dict) else None
+    if not isinstance(tasks, dict) or not all(isinstance(keys, dict) for keys in tasks.values()):
+        raise damaged(path, "holds no tasks")
+    configs: dict[str, TaskConfig] = {}
+    lost: list[str] = []
+    for title, keys in tasks.items():
+        text = json.dumps({"task": keys, "vocabulary": {"num_text": 256}})
+        try:
+            config = recipe_from_yaml(text, registry, label=str(path)).task
+        except PluginError:
+            lost.append(str(title))
+            continue
+        except RecipeError as error:
+            raise damaged(path, f"has a task {title!r} that can't be: {error.cause}") from error
+        assert config is not None
+        configs[str(title)] = config
+    return configs, stored.get("plain") is True, tuple(lost)

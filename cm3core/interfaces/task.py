@@ -1,0 +1,283 @@
+"""Kind `task`: a record of named fields -> the document to train on, with its response marked, and the
+prompt that asks for it."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, cast
+
+from cm3core.boxes import Boxes
+from cm3core.document import (
+    Codes,
+    Document,
+    Image,
+    ImageHole,
+    MaskedText,
+    Segment,
+    Text,
+    TextHole,
+)
+from cm3core.errors import DataError, PluginError
+from cm3core.interfaces.component import ComponentConfig
+from cm3core.interfaces.contract import broken
+
+if TYPE_CHECKING:
+    import numpy as np
+
+#: Field -> value: a text (or `Boxes`, which become one) or a picture (`Image`, `Codes`).
+Record: TypeAlias = Mapping[str, Any]
+FieldType: TypeAlias = Literal["text", "image"]
+#: Methods of a model that a task may serve.
+Method: TypeAlias = Literal["generate", "caption", "ask", "edit"]
+#: Tokens of a text hole for which no maximum is given.
+DEFAULT_TOKENS = 64
+#: Punctuation at the start of a text, up to white space or the end.
+_PUNCTUATION = re.compile(r"([^\w\s]+(?=\s|$))?")
+
+
+@dataclass(kw_only=True)
+class TaskConfig(ComponentConfig):
+    """Base of tasks' configs."""
+
+    kind: ClassVar[str] = "task"
+    #: The method of a model, and the command, that the task is for; "" for one that is used from
+    #: Python only. A task with `is_default` is taken if none is named. A subclass does not inherit it.
+    serves: ClassVar[Method | Literal[""]] = ""
+
+    def build(self) -> Task:
+        """Return the task."""
+        raise NotImplementedError
+
+    def for_untuned(self) -> TaskConfig:
+        """The config for a model that was not tuned: its prompts have the form of plain documents, a
+        text before its picture. The default is this one."""
+        return self
+
+
+@dataclass(frozen=True)
+class Blank:
+    """The place of a response in a document; `field`: its name."""
+
+    field: str
+
+
+#: A segment of a document: pieces of text with blanks, or a picture, given or to be made.
+Line: TypeAlias = tuple[str | Blank, ...] | Image | Codes | Blank
+
+
+class Task(ABC):
+    """One object for training documents, their responses, and prompts, so that a model is asked as it
+    was trained.
+
+    Records come from data sets (`DocumentSource.record`) or from a caller."""
+
+    @property
+    @abstractmethod
+    def fields(self) -> Mapping[str, FieldType]:
+        """The fields that a record must have, with their types, in order of use."""
+
+    @property
+    @abstractmethod
+    def responses(self) -> tuple[str, ...]:
+        """Names of the fields that a model is asked for; the others are given."""
+
+    @abstractmethod
+    def _lines(self, given: Record, rng: np.random.Generator | None) -> Sequence[Line]:
+        """Return the document's segments with a `Blank` for each response.
+
+        `given` has texts as `str` and no responses: nothing can be read from them. A blank of a text
+        is in a tuple, alone or among pieces; that of a picture is a segment. With `rng`, the wording
+        may vary; it is the only source of randomness."""
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Names of the fields that are given."""
+        return tuple(name for name in self.fields if name not in self.responses)
+
+    def document(
+        self, record: Record, rng: np.random.Generator | None = None, *, place: str = "record"
+    ) -> Document:
+        """Return the training document, its responses marked.
+
+        Args:
+            record: all fields; further ones are ignored.
+            rng: draws the wording; None: the first one.
+            place: what the record is called in errors.
+
+        Raises:
+            DataError: a field is missing, empty or of another type.
+        """
+        values = self._checked(record, tuple(self.fields), place)
+        return tuple(_filled(line, values) for line in self._checked_lines(values, rng))
+
+    def prompt(
+        self,
+        record: Record,
+        rng: np.random.Generator | None = None,
+        *,
+        place: str = "record",
+        max_tokens: int | None = DEFAULT_TOKENS,
+    ) -> Document:
+        """Return the same document with a hole for each response, of which nothing is read.
+
+        Args:
+            record, rng, place: see `document`.
+            max_tokens: of each text hole, see `TextHole`.
+
+        Raises:
+            DataError: a field that is given is missing, empty or of another type.
+        """
+        values = self._checked(record, self.given, place)
+        hole = TextHole(max_tokens)
+        return tuple(_with_holes(line, hole) for line in self._checked_lines(values, rng))
+
+    def answer(
+        self, record: Record, filled: Document, rng: np.random.Generator | None = None
+    ) -> dict[str, Any]:
+        """Return the responses in a prompt whose holes have been filled, by field.
+
+        Args:
+            record, rng: those of the prompt.
+            filled: the prompt's document without holes: `Completion.document`.
+        """
+        values = self._checked(record, self.given, "record")
+        found: dict[str, Any] = {}
+        for line, segment in zip(self._checked_lines(values, rng), filled, strict=True):
+            if isinstance(line, Blank):
+                found[line.field] = segment
+            elif isinstance(line, tuple) and isinstance(segment, Text):
+                found |= _read(line, segment.text)
+        return found
+
+    def _checked(self, record: Record, names: Sequence[str], place: str) -> dict[str, Any]:
+        """The named fields, texts as `str`."""
+        values: dict[str, Any] = {}
+        for name in names:
+            value = record.get(name)
+            if isinstance(value, Boxes):
+                value = value.text
+            if value is None or (isinstance(value, str) and not value.strip()):
+                raise DataError(
+                    place,
+                    f"has {'no' if value is None else 'an empty'} field {name!r}",
+                    f"give it; the task's fields are {', '.join(self.fields)}",
+                )
+            is_text = self.fields[name] == "text"
+            if not isinstance(value, str if is_text else (Image, Codes)):
+                raise DataError(
+                    place,
+                    f"has a field {name!r} that is {type(value).__name__}, not "
+                    f"{'a text' if is_text else 'a picture'}",
+                    f"give one; the task's fields are {', '.join(self.fields)}",
+                )
+            values[name] = value.strip() if isinstance(value, str) else value
+        return values
+
+    def _checked_lines(
+        self, values: Mapping[str, Any], rng: np.random.Generator | None
+    ) -> Sequence[Line]:
+        """`_lines` of the given values; raises `PluginError` unless each response is in it once."""
+        given = {name: value for name, value in values.items() if name not in self.responses}
+        lines = self._lines(given, rng)
+        blanks = [
+            piece.field
+            for line in lines
+            for piece in (line if isinstance(line, tuple) else [line])
+            if isinstance(piece, Blank)
+        ]
+        if sorted(blanks) != sorted(self.responses):
+            raise broken(
+                self,
+                "the_prompt_filled_is_the_document",
+                f"its document has blanks for {', '.join(blanks) or 'nothing'}, its responses are "
+                f"{', '.join(self.responses)}",
+            )
+        return lines
+
+
+def _filled(line: Line, values: Mapping[str, Any]) -> Segment:
+    """A segment with its responses, marked."""
+    if isinstance(line, Blank):
+        return cast("Segment", replace(values[line.field], response=True))
+    if not isinstance(line, tuple):
+        return line
+    text, responses = "", []
+    for place, piece in enumerate(line):
+        if isinstance(piece, Blank):
+            start = len(text)
+            text += values[piece.field]
+            end = _punctuation_after(line, place)
+            responses.append((start, len(text) + len(end)))
+        else:
+            text += piece
+    return Text(text, tuple(responses))
+
+
+def _with_holes(line: Line, hole: TextHole) -> Segment:
+    """A segment with holes for its responses.
+
+    A text tokenizer may join what ends a response to the punctuation after it ("red!" and "." to
+    "!."), so the hole holds that too."""
+    if isinstance(line, Blank):
+        return ImageHole()
+    if not isinstance(line, tuple):
+        return line
+    parts: list[str | TextHole] = []
+    end = ""
+    for place, piece in enumerate(line):
+        if isinstance(piece, Blank):
+            end = _punctuation_after(line, place)
+            parts.append(hole)
+        else:
+            parts.append(piece[len(end) :])
+            end = ""
+    parts = [part for part in parts if part != ""]
+    if all(isinstance(part, str) for part in parts):
+        return Text("".join(map(str, parts)))
+    return hole if len(parts) == 1 else MaskedText(tuple(parts))
+
+
+def _punctuation_after(line: tuple[str | Blank, ...], place: int) -> str:
+    """Punctuation that directly follows a blank."""
+    after = line[place + 1] if place + 1 < len(line) else ""
+    match = _PUNCTUATION.match(after) if isinstance(after, str) else None
+    return (match[0] or "") if match else ""
+
+
+def _read(line: tuple[str | Blank, ...], text: str) -> dict[str, str]:
+    """The texts in the blanks of a line."""
+    places = [place for place, piece in enumerate(line) if isinstance(piece, Blank)]
+    names = [piece.field for piece in line if isinstance(piece, Blank)]
+    if len(places) == 1:
+        # the model may leave out the punctuation behind its answer
+        before = "".join(str(piece) for piece in line[: places[0]])
+        end = _punctuation_after(line, places[0])
+        after = "".join(str(piece) for piece in line[places[0] + 1 :])[len(end) :]
+        return {names[0]: text[len(before) : len(text) - len(after)].removesuffix(end)}
+    pattern = "".join("(.*?)" if isinstance(piece, Blank) else re.escape(piece) for piece in line)
+    match = re.fullmatch(pattern, text, re.DOTALL)
+    return {} if match is None else dict(zip(names, match.groups(), strict=True))
+
+
+def fields_of_type(task: Task, names: Sequence[str], kind: FieldType) -> list[str]:
+    """Those of a task's fields that have a type."""
+    return [name for name in names if task.fields[name] == kind]
+
+
+def check_serves(task: Task, method: str, texts: int, pictures: int, response: FieldType) -> None:
+    """Raise `PluginError` unless a task's fields are what a method of a model gives it."""
+    kinds = [task.fields[name] for name in task.given]
+    if (
+        kinds.count("text") != texts
+        or kinds.count("image") != pictures
+        or [task.fields[name] for name in task.responses] != [response]
+    ):
+        raise PluginError(
+            f"task {type(task).__name__}",
+            f"takes {', '.join(task.given)} and returns {', '.join(task.responses)}, which is not "
+            f"what {method!r} gives and wants",
+            "use it from Python: model.do(task, record)",
+        )

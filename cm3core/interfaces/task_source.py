@@ -1,0 +1,63 @@
+"""A data set's records as the documents of a task."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from cm3core.document import Document
+from cm3core.errors import DataError
+from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
+from cm3core.interfaces.task import Record, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class TaskSource(DocumentSource):
+    """The documents that a task makes of a source's records. Records that it can't use are skipped.
+
+    Args:
+        source: its `record` gives the fields.
+        task: makes the documents.
+    """
+
+    def __init__(self, source: DocumentSource, task: Task) -> None:
+        self.source, self.task = source, task
+        self._skipped: list[SkippedRecord] = []
+        self._indices: list[int] = []
+        for index in range(len(source)):
+            try:
+                self._make(index, None)
+            except DataError as error:
+                self._skipped.append(SkippedRecord(error.place, error.cause, error.next_step))
+            else:
+                self._indices.append(index)
+
+    def _make(self, index: int, rng: np.random.Generator | None) -> Document:
+        record = self.source.record(index, rng)
+        return self.task.document(record, rng, place=f"record {self.source.id(index)}")
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def id(self, index: int) -> str:
+        return self.source.id(self._indices[index])
+
+    def _document(self, index: int, rng: np.random.Generator | None) -> Document:
+        return self._make(self._indices[index], rng)
+
+    def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
+        return self.source.record(self._indices[index], rng)
+
+    def group(self, index: int) -> str:
+        return self.source.group(self._indices[index])
+
+    @property
+    def skipped(self) -> list[SkippedRecord]:
+        return [*self.source.skipped, *self._skipped]
+
+    @property
+    def fingerprint(self) -> str:
+        kept = "" if len(self) == len(self.source) else f" {self._indices}"
+        return hashlib.sha256(f"task {self.source.fingerprint}{kept}".encode()).hexdigest()

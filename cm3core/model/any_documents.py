@@ -1,0 +1,109 @@
+"""Documents and tasks of any form: `Model.complete`, `requests` and `do`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from cm3core.document import Codes, Document, PixelArray
+from cm3core.generation.engine import Completion, Progress, Request
+from cm3core.model.loaded import Loaded, sampler_of, seen, text_hole
+from cm3core.model.options import sampler_keys
+from cm3core.model.tasks import named_task
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.task import Record
+
+
+class AnyDocuments(Loaded):
+    """A model that fills the holes of any documents."""
+
+    # ---- any task
+
+    def do(
+        self,
+        task: str,
+        record: Record,
+        *,
+        max_tokens: int | None = None,
+        force: bool = False,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> dict[str, str | PixelArray]:
+        """Do a task that the model was tuned for, of any fields.
+
+        Args:
+            task: its name, one of `tasks.names`.
+            record: the task's given fields; pictures as pixels, files or `Codes`.
+            max_tokens: of each text; see `captions`.
+            force: do it even if the model was not tuned for it.
+            progress, options: see `complete`.
+
+        Returns:
+            the responses by field: texts, and pictures uint8 [height, width, 3].
+        """
+        chosen = named_task(self, task, force=force)
+        values = {
+            name: self.encode([seen(self, value)])[0] if not isinstance(value, Codes) else value
+            for name, value in record.items()
+            if chosen.fields.get(name) == "image"
+        }
+        given = {**record, **values}
+        hole = text_hole(self.recipe, max_tokens)
+        prompt = chosen.prompt(given, place=f"task {task!r}", max_tokens=hole.max_tokens)
+        [done] = self.complete([prompt], progress=progress, **options)
+        return {
+            name: self.decode([value])[0] if isinstance(value, Codes) else value
+            for name, value in chosen.answer(given, done.document).items()
+        }
+
+    # ---- any documents
+
+    def complete(
+        self,
+        documents: Sequence[Document],
+        *,
+        retrieved: Sequence[Sequence[Document]] | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+        sampler: str | None = None,
+        **options: Any,
+    ) -> list[Completion]:
+        """Fill the holes of any documents.
+
+        Holes are text or pictures, whole or in part, in any order, all kinds in one batch.
+
+        Args:
+            documents: pictures as `Image` or `Codes`; at least one hole each.
+            retrieved: for each document, the documents to prepend. None: none.
+            seed: used for every document.
+            progress, sampler, options: see `Model`; there are no candidates. Also: truncate: see
+                `Request`.
+
+        Returns:
+            one `Completion` per document; `decode` turns its `Codes` into pixels.
+        """
+        return self.engine.complete(
+            self.requests(documents, retrieved=retrieved, seed=seed, sampler=sampler, **options),
+            progress=progress,
+        )
+
+    def requests(
+        self,
+        documents: Sequence[Document],
+        *,
+        retrieved: Sequence[Sequence[Document]] | None = None,
+        seed: int = 0,
+        truncate: bool = False,
+        sampler: str | None = None,
+        **options: Any,
+    ) -> list[Request]:
+        """The engine requests of `complete` with these arguments, for `Engine.stream` and sessions."""
+        prepended = [()] * len(documents) if retrieved is None else retrieved
+        built = sampler_of(self, sampler, **sampler_keys(options))
+        return [
+            Request(
+                self.coded(document), [self.coded(one) for one in others], seed, built, truncate
+            )
+            for document, others in zip(documents, prepended, strict=True)
+        ]

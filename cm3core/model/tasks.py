@@ -1,0 +1,222 @@
+"""Which tasks a model was tuned for, and the one that a call uses.
+
+A model that was tuned is asked in the words of its tuning, and for nothing else. One that was not is
+asked in the form of plain documents, a text before its picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cm3core.document import Codes
+from cm3core.errors import GenerationError, PluginError, close_match
+from cm3core.interfaces.task import (
+    Blank,
+    FieldType,
+    Line,
+    Method,
+    Record,
+    Task,
+    TaskConfig,
+    check_serves,
+    fields_of_type,
+)
+from cm3core.plugins.built import built
+from cm3core.plugins.marks import marked
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cm3core.model.loaded import Loaded
+    from cm3core.plugins.registry import Registry
+
+#: What each method gives (texts, pictures), and wants.
+SIGNATURES: Mapping[Method, tuple[int, int, FieldType]] = {
+    "generate": (1, 0, "image"),
+    "caption": (0, 1, "text"),
+    "ask": (1, 1, "text"),
+    "edit": (1, 1, "image"),
+}
+
+
+def task_for(
+    loaded: Loaded, method: Method, name: str | None = None, *, force: bool = False
+) -> Task:
+    """The task that a method of a model uses.
+
+    Args:
+        loaded: the model.
+        method: which one.
+        name: of the task; None: the model's first one that serves the method.
+        force: use it even if the model was not tuned for it.
+
+    Raises:
+        GenerationError: the model was tuned, and not for that.
+        PluginError: there is no such task, or its fields are not those of the method.
+    """
+    config = _config_for(loaded, method, name, force)
+    if config is None:
+        return PLAIN[method]
+    task: Task = built(config.build(), config, loaded.components.registry)
+    check_serves(task, method, *SIGNATURES[method])
+    return task
+
+
+def named_task(loaded: Loaded, name: str, *, force: bool = False) -> Task:
+    """The task of that name; see `task_for`."""
+    config = loaded.tasks.configs.get(name)
+    if config is None:
+        if not force:
+            raise _not_tuned(loaded, name)
+        config = _make(loaded.components.registry, name)
+    task: Task = built(config.build(), config, loaded.components.registry)
+    return task
+
+
+def _config_for(loaded: Loaded, method: Method, name: str | None, force: bool) -> TaskConfig | None:
+    """The task's config; None: plain documents."""
+    tuned, registry = loaded.tasks, loaded.components.registry
+    if name is not None:
+        if name in tuned.configs:
+            return tuned.configs[name]
+        if tuned.names and not force:
+            raise _not_tuned(loaded, name)
+        config = _make(registry, name)
+        return config if tuned.names else config.for_untuned()
+    serving = [one for one in tuned.configs.values() if vars(type(one)).get("serves") == method]
+    if serving:
+        return min(serving, key=lambda one: not vars(type(one)).get("is_default", False))
+    if tuned.names and not force and not (tuned.plain and method in PLAIN):
+        raise _not_tuned(loaded, method)
+    return (
+        None if method in PLAIN else _make(registry, _default_name(registry, method)).for_untuned()
+    )
+
+
+def _not_tuned(loaded: Loaded, what: str) -> GenerationError:
+    names = loaded.tasks.names
+    has = f"it was tuned for {', '.join(names)}" if names else "it was tuned for no task"
+    if names and loaded.tasks.plain:
+        has += ", and trained on plain captions"
+    return GenerationError(
+        f"task {what}",
+        f"the model was not tuned for it; {has}",
+        "use a model that was, tune one (docs/tuning.md), or give force=True (--force), which runs "
+        "it all the same: what it makes then is meaningless",
+    )
+
+
+def _default_name(registry: Registry, method: Method) -> str:
+    """The default task of a method."""
+    serving = marked(registry, "task", "serves")
+    for name in marked(registry, "task", "is_default"):
+        if serving.get(name) == method:
+            return name
+    raise PluginError(
+        f"task {method}",
+        "no plugin in use provides a task for it",
+        registry.with_reasons(close_match("", registry.names("task")), "task"),
+    )
+
+
+def _make(registry: Registry, name: str) -> TaskConfig:
+    """A task's config with its defaults."""
+    config_class = registry.config_class("task", name, place=f"task {name!r}")
+    try:
+        config = config_class()
+    except TypeError as error:  # it has keys without a default
+        raise GenerationError(
+            f"task {name!r}",
+            f"has keys without a default ({error})",
+            "use a model that was tuned for it: its keys are stored there",
+        ) from error
+    assert isinstance(config, TaskConfig)
+    return config
+
+
+class InlineTask(Task):
+    """A task of a call's own words.
+
+    Args:
+        fields: names and types, in order.
+        response: the one that is asked for.
+        make: given fields -> lines.
+    """
+
+    def __init__(
+        self,
+        fields: Mapping[str, FieldType],
+        response: str,
+        make: Callable[[Record], Sequence[Line]],
+    ) -> None:
+        self._fields, self._response, self._make = fields, response, make
+
+    @property
+    def fields(self) -> Mapping[str, FieldType]:
+        return self._fields
+
+    @property
+    def responses(self) -> tuple[str, ...]:
+        return (self._response,)
+
+    def _lines(self, given: Record, rng: np.random.Generator | None) -> Sequence[Line]:
+        return self._make(given)
+
+
+#: How a model is asked that was trained on plain documents, a caption before its picture.
+PLAIN: Mapping[Method, Task] = {
+    "generate": InlineTask(
+        {"caption": "text", "image": "image"},
+        "image",
+        lambda given: [(given["caption"],), Blank("image")],
+    ),
+    "caption": InlineTask(
+        {"caption": "text", "image": "image"},
+        "caption",
+        lambda given: [(Blank("caption"),), given["image"]],
+    ),
+}
+
+
+def question_task(template: str) -> Task:
+    """The task of a template with "{question}" and "{answer}", before the picture."""
+    if template.count("{answer}") != 1 or "{question}" not in template:
+        raise GenerationError(
+            "template", f"is {template!r}", "write one with {question} and one {answer}"
+        )
+
+    def lines(given: Record) -> Sequence[Line]:
+        before, after = (
+            part.replace("{question}", given["question"]) for part in template.split("{answer}")
+        )
+        pieces: tuple[str | Blank, ...] = (before, Blank("answer"), after)
+        return [tuple(piece for piece in pieces if piece != ""), given["image"]]
+
+    fields: dict[str, FieldType] = {"image": "image", "question": "text", "answer": "text"}
+    return InlineTask(fields, "answer", lines)
+
+
+def edit_task(task_text: str) -> Task:
+    """The task of editing with a text of one's own before the picture."""
+    fields: dict[str, FieldType] = {"source": "image", "instruction": "text", "target": "image"}
+    return InlineTask(
+        fields,
+        "target",
+        lambda given: [
+            (task_text,),
+            given["source"],
+            (given["instruction"],),
+            Blank("target"),
+        ],
+    )
+
+
+def record_of(task: Task, text: str | None, picture: Codes | None) -> dict[str, Any]:
+    """The record of a method's text and picture."""
+    record: dict[str, Any] = {}
+    if text is not None:
+        record[fields_of_type(task, task.given, "text")[0]] = text
+    if picture is not None:
+        record[fields_of_type(task, task.given, "image")[0]] = picture
+    return record

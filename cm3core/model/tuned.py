@@ -1,0 +1,30 @@
+"""What a model was tuned for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.task import TaskConfig
+
+
+@dataclass(frozen=True)
+class TunedTasks:
+    """The tasks that a model was tuned for.
+
+    Args:
+        configs: name -> config. Empty: it was not tuned.
+        plain: whether plain documents were trained on beside them, which draw and caption.
+        lost: names of tasks that no installed plugin provides.
+    """
+
+    configs: Mapping[str, TaskConfig] = field(default_factory=dict)
+    plain: bool = False
+    lost: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """Their names."""
+        return sorted([*self.configs, *self.lost])

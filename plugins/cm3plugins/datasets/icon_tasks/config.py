@@ -1,0 +1,70 @@
+"""Config of `icon_tasks`. Light: no heavy imports here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from cm3core.interfaces.component import check_value
+from cm3core.interfaces.dataset import DocumentSourceConfig
+from cm3plugins.datasets.icons.config import SPLITS
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.dataset import DocumentSource
+
+FORMS = ("edit", "structure", "scene", "grounding", "question")
+
+
+@dataclass(kw_only=True)
+class IconTasksConfig(DocumentSourceConfig):
+    """Records for tasks, made of the icon corpus (see `docs/icons.md` for its splits).
+
+    Args:
+        split: as of the data set `icons`. What is asked for (the target of an edit, every icon of a scene)
+            is in this split; what is given for it may be in train too.
+        form: "edit": two versions of an icon (style, or a badge such as a slash) and what changes, fields
+            source, instruction, target; "structure": the edges of an icon, or its outline version, and
+            its caption, fields feature, condition, caption, image; "scene": two to four icons at boxes,
+            fields caption, objects, image; "grounding": the same with the box of one, fields image,
+            phrase, objects; "question": of icons and scenes, fields image, question, answer.
+        path: folder of a corpus that `cm3 icons build` wrote; null: the bundled one.
+        things_share: take this share of things, chosen by a hash of their names, for trials.
+        num_scenes: number of scenes in the split.
+        image_size: height and width of the pictures, in pixels.
+        cache_dir: folder for rendered pictures; None: ``CM3_CACHE``, else the user's cache folder.
+    """
+
+    splits: ClassVar[tuple[str, ...]] = SPLITS[:-1]
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "things_share": (1e-6, 1),
+        "num_scenes": (1, 10_000_000),
+        "image_size": (16, 2**14),
+    }
+    form: Literal["edit", "structure", "scene", "grounding", "question"] = "edit"
+    path: str | None = None
+    things_share: float = 1.0
+    num_scenes: int = 20_000
+    image_size: int = 64
+    cache_dir: str | None = None
+
+    def check(self) -> None:
+        """Raise `RecipeError` for an unknown split."""
+        super().check()
+        check_value(
+            "dataset.split",
+            self.split,
+            self.split in self.splits,
+            f"use one of {', '.join(self.splits)}",
+        )
+
+    def build(self) -> DocumentSource:
+        """Return the records.
+
+        Raises:
+            DataError: there are none.
+        """
+        from cm3plugins.datasets.icon_tasks.source import SOURCES
+
+        self.check()
+        return SOURCES[self.form](self)

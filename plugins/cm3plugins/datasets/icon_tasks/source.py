@@ -1,0 +1,284 @@
+"""The records of each form as data sets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from cm3core.document import Document, Image, PixelArray, Text
+from cm3core.errors import DataError
+from cm3core.interfaces.dataset import DocumentSource
+from cm3plugins.datasets.icon_tasks import questions, scenes
+from cm3plugins.datasets.icon_tasks.pairs import Pair, pairs_of
+from cm3plugins.datasets.icons.captions import caption
+from cm3plugins.datasets.icons.config import IconSourceConfig
+from cm3plugins.datasets.icons.splits import unit_hash
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.task import Record
+    from cm3plugins.datasets.icons.corpus import IconCorpus
+    from cm3plugins.datasets.icons.source import IconSource
+
+#: Difference of neighbouring pixels, of 255, that is an edge.
+_EDGE = 64
+
+
+class Settings(Protocol):
+    """What the forms read of their config."""
+
+    form: Literal["edit", "structure", "scene", "grounding", "question"]
+    split: str
+    path: str | None
+    things_share: float
+    num_scenes: int
+    image_size: int
+    cache_dir: str | None
+
+
+_PAIRS: dict[str, list[Pair]] = {}
+
+
+def _pairs_of(corpus: IconCorpus) -> list[Pair]:
+    """The corpus' pairs, which a process makes once, not again for every form and split."""
+    if corpus.data_sha256 not in _PAIRS:
+        _PAIRS[corpus.data_sha256] = pairs_of(corpus.entries)
+    return _PAIRS[corpus.data_sha256]
+
+
+class IconRecords(DocumentSource):
+    """Base of the forms: icons of the corpus, and documents that show all fields in their order.
+
+    Args:
+        config: its split and size.
+    """
+
+    def __init__(self, config: Settings) -> None:
+        self.config = config
+        self.icons: IconSource = IconSourceConfig(
+            split="all",
+            path=config.path,
+            image_size=config.image_size,
+            cache_dir=config.cache_dir,
+        ).build()
+        self.entries = self.icons.corpus.entries
+
+    def is_in(self, index: int, *splits: str) -> bool:
+        """Whether an icon is in one of the splits, and among the share of things."""
+        entry, share = self.entries[index], self.config.things_share
+        return entry.split in splits and (share >= 1 or unit_hash("share", entry.words) < share)
+
+    def picture(self, index: int) -> Image:
+        """An icon's picture."""
+        return next(part for part in self.icons.document(index) if isinstance(part, Image))
+
+    def checked(self, items: list[Any]) -> list[Any]:
+        """The items; raises `DataError` if there are none."""
+        if not items:
+            raise DataError(
+                "dataset",
+                f"no record of the form {self.config.form!r} is in split {self.config.split!r}",
+                "raise dataset.things_share",
+            )
+        return items
+
+    def _document(self, index: int, rng: np.random.Generator | None) -> Document:
+        return tuple(
+            value if isinstance(value, Image) else Text(str(getattr(value, "text", value)))
+            for value in self.record(index, rng).values()
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        keys = [self.icons.fingerprint, self.config.form, self.config.split]
+        keys += [str(self.config.things_share), str(self.config.num_scenes), str(len(self))]
+        return hashlib.sha256(" ".join(keys).encode()).hexdigest()
+
+
+class Edits(IconRecords):
+    """Pairs of versions."""
+
+    def __init__(self, config: Settings) -> None:
+        super().__init__(config)
+        self.pairs = self.checked(
+            [
+                pair
+                for pair in _pairs_of(self.icons.corpus)
+                if self.is_in(pair.target, config.split)
+                and self.is_in(pair.source, config.split, "train")
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def id(self, index: int) -> str:
+        pair = self.pairs[index]
+        source, target = self.entries[pair.source].id, self.entries[pair.target].id
+        return f"{source}>{target.partition('/')[2]}"
+
+    def group(self, index: int) -> str:
+        return str(self.entries[self.pairs[index].target].words)
+
+    def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
+        pair = self.pairs[index]
+        return {
+            "source": self.picture(pair.source),
+            "instruction": pair.instruction,
+            "target": self.picture(pair.target),
+        }
+
+
+class Structures(IconRecords):
+    """Edges to an icon, and an outline to another version."""
+
+    def __init__(self, config: Settings) -> None:
+        super().__init__(config)
+        edges = [
+            (None, index) for index in range(len(self.entries)) if self.is_in(index, config.split)
+        ]
+        outlines = [
+            (pair.source, pair.target)
+            for pair in _pairs_of(self.icons.corpus)
+            if "outline" in self.entries[pair.source].style
+            and pair.instruction.startswith(("make it filled", "make it duotone", "make it colour"))
+            and self.is_in(pair.target, config.split)
+            and self.is_in(pair.source, config.split, "train")
+        ]
+        self.items = self.checked([*edges, *outlines])
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def id(self, index: int) -> str:
+        source, target = self.items[index]
+        begin = "edges" if source is None else self.entries[source].id
+        return f"{begin}>{self.entries[target].id}"
+
+    def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
+        source, target = self.items[index]
+        whole = self.picture(target)
+        condition = (
+            Image(f"{whole.key}#edges", lambda: edges_of(whole.load()))
+            if source is None
+            else self.picture(source)
+        )
+        return {
+            "feature": "edges" if source is None else "an outline",
+            "condition": condition,
+            "caption": caption(self.entries[target], rng),
+            "image": whole,
+        }
+
+
+class Scenes(IconRecords):
+    """Several icons at boxes."""
+
+    def __init__(self, config: Settings) -> None:
+        super().__init__(config)
+        self.pool: list[tuple[int, str]] = self.checked(
+            [
+                (index, entry.words)
+                for index, entry in enumerate(self.entries)
+                if self.is_in(index, config.split)
+            ]
+        )
+
+    def __len__(self) -> int:
+        return self.config.num_scenes
+
+    def id(self, index: int) -> str:
+        return f"{self.config.split}-scene-{index}"
+
+    def placed(self, index: int) -> tuple[scenes.Placed, ...]:
+        """The scene's icons."""
+        return scenes.scene(self.config.split, index, self.pool, self.config.image_size)
+
+    def scene_picture(self, index: int) -> Image:
+        """The scene's picture, drawn when it is loaded."""
+        placed, size = self.placed(index), self.config.image_size
+        keys = " ".join(f"{self.entries[one.icon].id}@{one.box}" for one in placed)
+        digest = hashlib.sha256(keys.encode()).hexdigest()[:24]
+
+        def load() -> PixelArray:
+            pictures = [self.picture(one.icon).load() for one in placed]
+            return scenes.draw(placed, pictures, size)
+
+        return Image(f"icon-scene-{self.icons.corpus.data_sha256[:16]}-{size}px/{digest}", load)
+
+    def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
+        placed = self.placed(index)
+        return {
+            "caption": scenes.in_words([one.name for one in placed]),
+            "objects": scenes.boxes(placed, self.config.image_size),
+            "image": self.scene_picture(index),
+        }
+
+
+class Grounding(Scenes):
+    """Where one icon of a scene is."""
+
+    def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
+        placed = self.placed(index)
+        one = placed[index % len(placed) if rng is None else int(rng.integers(len(placed)))]
+        return {
+            "image": self.scene_picture(index),
+            "phrase": one.name,
+            "objects": scenes.boxes([one], self.config.image_size),
+        }
+
+
+class Questions(Scenes):
+    """Questions about the icons of the split, then about scenes."""
+
+    @cached_property
+    def _num_icons(self) -> int:
+        return len(self.pool)
+
+    def __len__(self) -> int:
+        return self._num_icons + self.config.num_scenes
+
+    def id(self, index: int) -> str:
+        if index < self._num_icons:
+            return str(self.entries[self.pool[index][0]].id)
+        return super().id(index - self._num_icons)
+
+    def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
+        rng = np.random.default_rng(index) if rng is None else rng
+        number = index - self._num_icons
+        if number < 0:
+            place = self.pool[index][0]
+            image = self.picture(place)
+            question, answer = questions.about_icon(self.entries[place], rng)
+        else:
+
+            def absent() -> str:
+                return self.pool[int(rng.integers(len(self.pool)))][1]
+
+            image = self.scene_picture(number)
+            question, answer = questions.about_scene(
+                self.placed(number), self.config.image_size, absent, rng
+            )
+        return {"image": image, "question": question, "answer": answer}
+
+
+def edges_of(pixels: PixelArray) -> PixelArray:
+    """Black where neighbouring pixels differ, white elsewhere; uint8 [H, W, 3]."""
+    grey = pixels.astype(np.int16).mean(2)
+    down = np.abs(np.diff(grey, axis=0, append=grey[-1:]))
+    right = np.abs(np.diff(grey, axis=1, append=grey[:, -1:]))
+    lines = np.where(np.maximum(down, right) > _EDGE, 0, 255).astype(np.uint8)
+    return np.repeat(lines[..., None], 3, axis=2)
+
+
+#: Form -> its records.
+SOURCES: Mapping[str, Callable[[Settings], DocumentSource]] = {
+    "edit": Edits,
+    "structure": Structures,
+    "scene": Scenes,
+    "grounding": Grounding,
+    "question": Questions,
+}

@@ -1,0 +1,311 @@
+"""Data set `mixture`: several data sets, a task for each, in given shares.
+
+An epoch has as many documents as the parts together. Part d has n_d of the N records, and a share p_d of
+the epoch; its resampling ratio r_d = p_d N / n_d is kept within `clip` (CM3leon: 0.3 to 3), and the other
+shares give way. Parts come in an order of low discrepancy: any beginning of an epoch has each part's share,
+to one document. A part's records come in a random order, each once before any comes again, over all epochs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from cm3core.document import Document
+from cm3core.errors import DataError, RecipeError, close_match
+from cm3core.interfaces.component import check_value
+from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig, SkippedRecord
+from cm3core.interfaces.task import TaskConfig
+from cm3core.interfaces.task_source import TaskSource
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.task import Record
+
+#: Most parts, and the steps in which shares are found: each halves the error.
+_MAX_PARTS, _NUM_HALVINGS = 1000, 200
+#: Separates the random streams of the parts' orders from all others.
+_ORDER = 7
+
+
+@dataclass(kw_only=True)
+class MixtureConfig(DocumentSourceConfig):
+    """Several data sets in given shares, each with a task or with plain documents.
+
+    Args:
+        split: "train" takes each part's own split; any other is taken of the parts that have it.
+        parts: name -> data set.
+        tasks: name of a part -> the task that makes documents of its records; the others are plain.
+        weights: name of a part -> factor on its share; 1 where none is given.
+        sampling: what a share is proportional to, times its weight: "proportional": the part's number of
+            records; "temperature": that to the power of 1 / `temperature`; "explicit": the weight alone.
+        temperature: 1 is as "proportional"; more evens the parts out.
+        clip: smallest and largest number of times that a record of a part is drawn in an epoch, on
+            average.
+    """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "weights": (0, 1e9),
+        "temperature": (1e-3, 1e6),
+        "clip": (0, 1e6),
+    }
+    parts: dict[str, DocumentSourceConfig]
+    tasks: dict[str, TaskConfig] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    sampling: Literal["proportional", "temperature", "explicit"] = "proportional"
+    temperature: float = 1.0
+    clip: list[float] = field(default_factory=lambda: [0.3, 3.0])
+
+    def check(self) -> None:
+        """Raise `RecipeError` for parts and weights that can't be mixed."""
+        super().check()
+        if not 1 <= len(self.parts) <= _MAX_PARTS:
+            raise RecipeError(
+                "dataset.parts",
+                f"has {len(self.parts)} data sets",
+                "name some: parts: {mine: jsonl}",
+            )
+        for key, given in (("tasks", self.tasks), ("weights", self.weights)):
+            for name in given:
+                if name not in self.parts:
+                    raise RecipeError(
+                        f"dataset.{key}",
+                        f"there is no part {name!r}",
+                        close_match(name, self.parts),
+                    )
+        if self.sampling == "explicit" and (missing := set(self.parts) - set(self.weights)):
+            raise RecipeError(
+                "dataset.weights",
+                f"has none for the part {min(missing)!r}",
+                "give one for each part, or another dataset.sampling",
+            )
+        weights = [self.weights.get(name, 1.0) for name in self.parts]
+        check_value(
+            "dataset.weights", self.weights, sum(weights) > 0, "give a part a weight above 0"
+        )
+        for name, weight in zip(self.parts, weights, strict=True):
+            check_value(
+                f"dataset.weights.{name}",
+                weight,
+                weight > 0,
+                f"use more than 0, or leave the part out: parts: {{{name}: null}}",
+            )
+        check_value(
+            "dataset.clip",
+            self.clip,
+            len(self.clip) == 2 and 0 <= self.clip[0] <= 1 <= self.clip[1],
+            "use two numbers around 1; the paper's are [0.3, 3]",
+        )
+
+    def trained_tasks(self) -> list[TaskConfig | None]:
+        return [
+            task
+            for name, part in self.parts.items()
+            for task in ([self.tasks[name]] if name in self.tasks else part.trained_tasks())
+        ]
+
+    def build(self) -> MixtureSource:
+        """Return the mixture.
+
+        Raises:
+            DataError: no part has the split, or one has no usable record.
+        """
+        self.check()
+        sources: dict[str, DocumentSource] = {}
+        for name, part in self.parts.items():
+            if self.split not in ("train", *part.splits):
+                continue
+            config = part if self.split == "train" else replace(part, split=self.split)
+            config.check()
+            source = config.build()
+            task = self.tasks.get(name)
+            sources[name] = source if task is None else TaskSource(source, task.build())
+            if not len(sources[name]):
+                raise DataError(f"dataset.parts.{name}", *_why_empty(sources[name], self.split))
+        if not sources:
+            raise DataError(
+                "dataset", f"no part has a split {self.split!r}", "use a split that a part has"
+            )
+        weights = [self.weights.get(name, 1.0) for name in sources]
+        shares = self._shares(sources, weights)
+        return MixtureSource(sources, shares, (self.clip[0], self.clip[1]), tuple(self.parts))
+
+    def _shares(
+        self, sources: Mapping[str, DocumentSource], weights: Sequence[float]
+    ) -> list[float]:
+        """Shares before they are clipped, not normalised."""
+        power = {"proportional": 1.0, "temperature": 1 / self.temperature, "explicit": 0.0}
+        return [
+            weight * len(source) ** power[self.sampling]
+            for source, weight in zip(sources.values(), weights, strict=True)
+        ]
+
+
+def _why_empty(source: DocumentSource, split: str) -> tuple[str, str]:
+    """Cause and next step of a part without a record."""
+    if not source.skipped:
+        return f"has no record in split {split!r}", "leave it out, or give it records"
+    first = source.skipped[0]
+    return (
+        f"has no usable record; the first bad one is {first.place}: {first.cause}",
+        first.next_step,
+    )
+
+
+class MixtureSource(DocumentSource):
+    """The documents of all parts, one part after the other; an epoch's order draws from them.
+
+    Args:
+        sources: name -> documents of a part, at least one each.
+        shares: of the parts, not normalised.
+        clip: smallest and largest resampling ratio.
+        parts: names of all parts, also of those that are not in this split: numbers of parts are the
+            same in each. None: those of `sources`.
+
+    Raises:
+        DataError: a part's share is less than one document of an epoch.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, DocumentSource],
+        shares: Sequence[float],
+        clip: tuple[float, float],
+        parts: tuple[str, ...] | None = None,
+    ) -> None:
+        self.sources, self._names = list(sources.values()), tuple(sources)
+        self._parts = self._names if parts is None else parts
+        self._numbers = [self._parts.index(name) for name in self._names]
+        sizes = [len(source) for source in self.sources]
+        self._starts = np.cumsum([0, *sizes])
+        #: Documents of each part in an epoch, int64 [D].
+        self.counts_D = counts_of(sizes, shares, clip)
+        for name, count in zip(self._names, self.counts_D.tolist(), strict=True):
+            if count < 1:
+                raise DataError(
+                    f"dataset.parts.{name}",
+                    f"its share is less than one of the {sum(sizes)} documents of an epoch",
+                    f"raise dataset.weights.{name}, or leave the part out",
+                )
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return self._parts
+
+    def part(self, index: int) -> int:
+        return self._numbers[self._source(index)]
+
+    def _source(self, index: int) -> int:
+        return int(np.searchsorted(self._starts, index, side="right")) - 1
+
+    def _place(self, index: int) -> tuple[DocumentSource, int]:
+        number = self._source(index)
+        return self.sources[number], index - int(self._starts[number])
+
+    def id(self, index: int) -> str:
+        """Name of the part, and the document's id there."""
+        source, place = self._place(index)
+        return f"{self._names[self._source(index)]}/{source.id(place)}"
+
+    def _document(self, index: int, rng: np.random.Generator | None) -> Document:
+        source, place = self._place(index)
+        return source.document(place, rng)
+
+    def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
+        source, place = self._place(index)
+        return source.record(place, rng)
+
+    def content_keys(self, index: int) -> frozenset[str]:
+        source, place = self._place(index)
+        return source.content_keys(place)
+
+    def group(self, index: int) -> str:
+        source, place = self._place(index)
+        return source.group(place)
+
+    @property
+    def skipped(self) -> list[SkippedRecord]:
+        return [record for source in self.sources for record in source.skipped]
+
+    @property
+    def fingerprint(self) -> str:
+        return _joined(self._names, [source.fingerprint for source in self.sources])
+
+    @property
+    def content_fingerprint(self) -> str:
+        shares = [f"{count}" for count in self.counts_D.tolist()]
+        return _joined(
+            [*self._names, *shares], [source.content_fingerprint for source in self.sources]
+        )
+
+    def epoch_order(self, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+        """See `DocumentSource.epoch_order`; as long as the mixture."""
+        parts_N = part_order(self.counts_D)
+        order = np.empty(len(parts_N), np.int64)
+        for part, count in enumerate(self.counts_D.tolist()):
+            first = epoch * count
+            records = drawn_records(len(self.sources[part]), first, first + count, (seed, part))
+            order[parts_N == part] = self._starts[part] + records
+        return order
+
+
+def counts_of(
+    sizes: Sequence[int], shares: Sequence[float], clip: tuple[float, float]
+) -> npt.NDArray[np.int64]:
+    """Documents of each part in an epoch of sum(sizes), int64 [D].
+
+    The ratios are clip(s * share / size) with the one s that fills the epoch.
+
+    >>> counts_of([90, 10], [1.0, 1.0], (0.3, 3.0)).tolist()  # 50 of 10 would be five times
+    [70, 30]
+    """
+    sizes_D, shares_D = np.asarray(sizes, np.float64), np.asarray(shares, np.float64)
+    total, wanted_D = int(sizes_D.sum()), shares_D / shares_D.sum() * sizes_D.sum() / sizes_D
+
+    def filled(scale: float) -> npt.NDArray[np.float64]:
+        return np.asarray(np.clip(scale * wanted_D, *clip) * sizes_D)
+
+    low, high = 0.0, max(1.0, clip[1]) / float(wanted_D.min())
+    for _ in range(_NUM_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if filled(middle).sum() < total else (low, middle)
+    exact_D = filled(high)
+    counts_D = np.floor(exact_D + 1e-9).astype(np.int64)
+    missing = total - int(counts_D.sum())
+    counts_D[np.argsort(counts_D - exact_D, kind="stable")[:missing]] += 1
+    return counts_D
+
+
+def part_order(counts_D: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The part of each document of an epoch, int64 [N], each part spread evenly.
+
+    >>> part_order(np.array([4, 2])).tolist()
+    [0, 1, 0, 0, 1, 0]
+    """
+    places = np.concatenate([(np.arange(count) + 0.5) / count for count in counts_D.tolist()])
+    parts = np.repeat(np.arange(len(counts_D)), counts_D)
+    ordered: npt.NDArray[np.int64] = parts[np.argsort(places, kind="stable")]
+    return ordered
+
+
+def drawn_records(
+    size: int, start: int, stop: int, seeds: tuple[int, ...]
+) -> npt.NDArray[np.int64]:
+    """The records `start` to `stop` of an endless series of permutations of `size` records."""
+    runs = []
+    for number in range(start // size, (stop - 1) // size + 1):
+        rng = np.random.default_rng(np.random.SeedSequence((*seeds, number), spawn_key=(_ORDER,)))
+        first = number * size
+        runs.append(rng.permutation(size)[max(start - first, 0) : stop - first])
+    return np.concatenate(runs)
+
+
+def _joined(names: Sequence[str], fingerprints: Sequence[str]) -> str:
+    return hashlib.sha256(" ".join(["mixture", *names, *fingerprints]).encode()).hexdigest()

@@ -1,0 +1,145 @@
+"""Tasks that are given by their wording: segments of text with the names of fields in braces.
+
+Edit first image following the instruction      a text
+{image: source}                                 a picture that is given
+{instruction}                                   a text with a field
+{image: target}                                 the response
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from cm3core.errors import RecipeError
+from cm3core.interfaces.task import Blank, FieldType, Line, Record, Task, TaskConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+
+#: A wording: the segments of a document.
+Wording = Sequence[str]
+_FIELD = re.compile(r"\{(\w+)\}")
+_PICTURE = re.compile(r"\{image:\s*(\w+)\}")
+
+
+def fields_of(wording: Wording) -> dict[str, FieldType]:
+    """The fields of a wording with their types, in order.
+
+    >>> fields_of(["{image: picture}", "Question: {question} Answer:", "{answer}"])
+    {'picture': 'image', 'question': 'text', 'answer': 'text'}
+    """
+    found: dict[str, FieldType] = {}
+    for segment in wording:
+        if picture := _PICTURE.fullmatch(segment.strip()):
+            found[picture[1]] = "image"
+        else:
+            found |= dict.fromkeys(_FIELD.findall(segment), "text")
+    return found
+
+
+class WordedTask(Task):
+    """A task with one or several wordings, of which training draws one for each document.
+
+    Args:
+        wordings: the first is the canonical one; all have the same fields.
+        responses: fields that are asked for.
+    """
+
+    def __init__(self, wordings: Sequence[Wording], responses: Sequence[str]) -> None:
+        self.wordings, self._responses = wordings, tuple(responses)
+        self._fields = fields_of(wordings[0])
+
+    @property
+    def fields(self) -> Mapping[str, FieldType]:
+        return self._fields
+
+    @property
+    def responses(self) -> tuple[str, ...]:
+        return self._responses
+
+    def _lines(self, given: Record, rng: np.random.Generator | None) -> Sequence[Line]:
+        place = 0 if rng is None else int(rng.integers(len(self.wordings)))
+        return [self._line(segment, given) for segment in self.wordings[place]]
+
+    def _line(self, segment: str, given: Record) -> Line:
+        if picture := _PICTURE.fullmatch(segment.strip()):
+            name = picture[1]
+            picture_line: Line = Blank(name) if name in self._responses else given[name]
+            return picture_line
+        pieces: list[str | Blank] = []
+        text, end = "", 0
+        for match in _FIELD.finditer(segment):
+            text += segment[end : match.start()]
+            end = match.end()
+            if match[1] in self._responses:
+                pieces += [text, Blank(match[1])]
+                text = ""
+            else:
+                text += given[match[1]]
+        return tuple(piece for piece in [*pieces, text + segment[end:]] if piece != "")
+
+
+@dataclass(kw_only=True)
+class TemplateTaskConfig(TaskConfig):
+    """A task whose wording the recipe gives; by default, text to picture.
+
+    Args:
+        title: what the task is called in the checkpoint and in `--task`; "": "template".
+        segments: the document: a text with the names of fields in braces, such as "Colour it {colour}",
+            or "{image: NAME}" for a picture.
+        paraphrases: further wordings with the same fields, each as many segments as it likes; training
+            draws one.
+        response: the fields that are asked for. An answer that is a text is best the last segment,
+            alone.
+    """
+
+    title: str = ""
+    segments: list[str] = field(default_factory=lambda: ["{caption}", "{image: image}"])
+    response: list[str] = field(default_factory=lambda: ["image"])
+    paraphrases: list[list[str]] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Raise `RecipeError` for a wording that can't be used."""
+        super().check()
+        check_wordings([self.segments, *self.paraphrases], self.response)
+
+    def build(self) -> WordedTask:
+        self.check()
+        return WordedTask([self.segments, *self.paraphrases], self.response)
+
+
+def check_wordings(wordings: Sequence[Wording], responses: Sequence[str]) -> None:
+    """Raise `RecipeError` unless all wordings have the same fields, each once, and the responses are
+    some of them."""
+    names = fields_of(wordings[0])
+    for number, wording in enumerate(wordings):
+        place = f"task.paraphrases[{number - 1}]" if number else "task.segments"
+        own = fields_of(wording)
+        if dict(own) != dict(names):
+            raise RecipeError(
+                place,
+                f"has the fields {', '.join(sorted(own)) or 'none'}, the first wording "
+                f"{', '.join(sorted(names))}",
+                "name the same fields in each, pictures as {image: NAME}",
+            )
+        for segment in wording:
+            rest = _PICTURE.sub("", _FIELD.sub("", segment))
+            alone = _PICTURE.fullmatch(segment.strip()) or "{image:" not in segment
+            if not segment.strip() or "{" in rest or "}" in rest or not alone:
+                raise RecipeError(
+                    place,
+                    f"has the segment {segment!r}",
+                    "write a text with {field}, or {image: field} alone",
+                )
+        used = [name for segment in wording for name in _FIELD.findall(segment)]
+        if twice := [name for name in responses if used.count(name) > 1]:
+            raise RecipeError(place, f"asks for {twice[0]!r} twice", "name a response once")
+    if not responses or not set(responses) <= set(names) or len(set(responses)) < len(responses):
+        raise RecipeError(
+            "task.response",
+            f"is {list(responses)}, the fields are {', '.join(names) or 'none'}",
+            "name one or some of them, each once",
+        )

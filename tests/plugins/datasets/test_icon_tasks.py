@@ -1,0 +1,192 @@
+"""Records for tuning made of the icons: pairs by name, scenes, questions; what is held out stays out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cm3core.document import Image
+from cm3core.errors import DataError, RecipeError
+from cm3core.interfaces import TaskSource
+from cm3core.testing.dataset import DocumentSourceContract
+from cm3plugins.datasets.icon_tasks import FORMS, IconTasksConfig
+from cm3plugins.datasets.icon_tasks.pairs import BADGES, Pair, pairs_of, style_change
+from cm3plugins.datasets.icon_tasks.questions import about_icon, about_scene
+from cm3plugins.datasets.icon_tasks.scenes import Placed, boxes, draw, scene
+from cm3plugins.datasets.icon_tasks.source import edges_of
+from cm3plugins.datasets.icons.entries import IconEntry
+from cm3plugins.tasks.bundled import TASKS
+from icon_corpora import write_corpus
+
+#: Form -> the task that takes its records.
+TASK_OF = {
+    "edit": "edit",
+    "structure": "structure",
+    "scene": "object_to_image",
+    "grounding": "grounding",
+    "question": "vqa",
+}
+
+
+def records(form: str, split: str = "train", share: float = 0.02):
+    return IconTasksConfig(form=form, split=split, things_share=share, num_scenes=30).build()
+
+
+def entry(name: str, words: str, style: str) -> IconEntry:
+    return IconEntry(name, words, style, (), "train")
+
+
+def test_pairs_by_hand() -> None:
+    corpus = [
+        entry("a/bell", "bell", "outline"),
+        entry("a/bell-filled", "bell", "filled"),
+        entry("a/bell-off", "bell off", "outline"),
+        entry("b/bell", "bell", "filled"),  # another set
+        entry("a/bell-2", "bell", "outline"),  # told apart from the first by nothing
+    ]
+    assert pairs_of(corpus) == [
+        Pair(0, 1, "make it filled"),
+        Pair(1, 0, "make it outline"),
+        Pair(0, 2, "cross it out"),
+        Pair(2, 0, "remove the slash"),
+    ]
+    assert style_change("outline thin rounded", "outline rounded") == "make it not thin"
+    assert all(len(both) == 2 for both in BADGES.values())
+
+
+@pytest.mark.parametrize("split", ["train", "comp", "compose", "unseen"])
+def test_what_is_held_out_stays_out(split: str) -> None:
+    """Targets are of the split; what is given for them is of it or of train."""
+    for form in ("edit", "structure"):
+        source = records(form, split, 0.2)
+        pairs = source.pairs if form == "edit" else source.items
+        targets = {source.entries[pair[1]].split for pair in pairs}
+        given = {source.entries[pair[0]].split for pair in pairs if pair[0] is not None}
+        assert targets == {split}
+        assert given <= {split, "train"}
+    source = records("scene", split, 0.2)
+    placed = [one for number in range(20) for one in source.placed(number)]
+    assert {source.entries[one.icon].split for one in placed} == {split}
+
+
+def test_scenes() -> None:
+    pool = [(index, name) for index, name in enumerate(["bell", "key", "lock", "star", "heart"])]
+    sizes = Counter()
+    for number in range(200):
+        placed = scene("train", number, pool, 64)
+        assert placed == scene("train", number, pool, 64)
+        sizes[len(placed)] += 1
+        whole = np.zeros((64, 64), int)
+        for one in placed:
+            x0, y0, x1, y1 = one.box
+            whole[y0:y1, x0:x1] += 1
+        assert whole.max() == 1  # no two meet
+        assert boxes(placed, 64).seen()
+    assert set(sizes) == {1, 2, 3, 4}  # one where the same name was drawn twice
+    assert scene("train", 0, pool, 64) != scene("comp", 0, pool, 64)
+
+
+def test_a_scene_is_drawn_at_its_boxes() -> None:
+    black = np.zeros((64, 64, 3), np.uint8)
+    placed = (Placed(0, "a", (2, 3, 22, 23)), Placed(1, "b", (40, 33, 60, 53)))
+    whole = draw(placed, [black, black], 64)
+    inside = np.zeros((64, 64), bool)
+    inside[3:23, 2:22] = inside[33:53, 40:60] = True
+    assert np.array_equal(whole[..., 0] == 0, inside)
+
+
+def test_questions() -> None:
+    rng = np.random.default_rng(0)
+    crossed = entry("a/bell-off", "bell off", "outline rounded")
+    asked = {about_icon(crossed, rng) for _ in range(300)}
+    assert {
+        ("What is it?", "bell off"),
+        ("Is it crossed out?", "yes"),
+        ("In what style is it drawn?", "outline rounded"),
+        ("Is it rounded?", "yes"),
+        ("Is it filled?", "no"),
+    } <= asked
+    placed = (Placed(0, "a", (2, 3, 22, 23)), Placed(1, "b", (40, 33, 60, 53)))
+    answers = [about_scene(placed, 64, lambda: "c", rng) for _ in range(300)]
+    assert set(answers) == {
+        ("How many things are there?", "two"),
+        ("Is there a a?", "yes"),
+        ("Is there a b?", "yes"),
+        ("Is there a c?", "no"),
+        ("Where is the a?", "upper left"),
+        ("Where is the b?", "lower right"),
+    }
+    there = Counter(answer for question, answer in answers if question.startswith("Is there"))
+    assert 0.35 < there["yes"] / sum(there.values()) < 0.65
+
+
+def test_edges_by_hand() -> None:
+    picture = np.full((4, 4, 3), 255, np.uint8)
+    picture[1:3, 1:3] = 0
+    black = edges_of(picture)[..., 0] == 0
+    assert black.astype(int).tolist() == [
+        [0, 1, 1, 0],
+        [1, 0, 1, 0],
+        [1, 1, 1, 0],
+        [0, 0, 0, 0],
+    ]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tasks_take_all_records(form: str) -> None:
+    source = records(form)
+    task = TASKS[TASK_OF[form]]().build()
+    tuned = TaskSource(source, task)
+    assert len(tuned) == len(source) > 20
+    assert not tuned.skipped
+    rng = np.random.default_rng(1)
+    for index in np.linspace(0, len(source) - 1, 7).astype(int).tolist():
+        for segment in tuned.document(index, rng):
+            if isinstance(segment, Image):
+                assert segment.load().shape == (64, 64, 3)
+
+
+@cache
+def small_corpus() -> str:
+    return str(write_corpus(Path(tempfile.mkdtemp())))
+
+
+class OfASmallCorpus(DocumentSourceContract):
+    form = "scene"
+
+    def make(self):
+        return IconTasksConfig(form=self.form, path=small_corpus(), num_scenes=5).build()
+
+
+class TestScenes(OfASmallCorpus):
+    max_examples = 4
+
+
+class TestGrounding(OfASmallCorpus):
+    form, max_examples = "grounding", 4
+
+
+class TestQuestions(OfASmallCorpus):
+    form, max_examples = "question", 4
+
+
+def test_a_form_without_records() -> None:
+    with pytest.raises(DataError) as error:
+        IconTasksConfig(form="edit", path=small_corpus()).build()
+    assert str(error.value) == (
+        "dataset: no record of the form 'edit' is in split 'train'\n"
+        "  next: raise dataset.things_share"
+    )
+
+
+def test_unknown_splits() -> None:
+    with pytest.raises(RecipeError) as error:
+        IconTasksConfig(split="all").check()
+    assert str(error.value) == (
+        "dataset.split: is 'all'\n  next: use one of train, comp, compose, unseen"
+    )

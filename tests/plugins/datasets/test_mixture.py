@@ -1,0 +1,308 @@
+"""`mixture`: shares by hand and by property, orders, what it refuses, and a run that counts its parts."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cm3core.checkpoint import find_checkpoint, read_tasks
+from cm3core.document import Image, MaskedSequence, Text
+from cm3core.errors import CheckpointError, DataError, GenerationError, RecipeError
+from cm3core.interfaces import DocumentSourceConfig
+from cm3core.model import load
+from cm3core.plugins import load_registry
+from cm3core.recipe import compose
+from cm3core.testing.dataset import DocumentSourceContract
+from cm3core.testing.samples import ListSource
+from cm3core.training import train
+from cm3core.training.loader import BatchLoader
+from cm3core.training.sequences import MaskedSequences
+from cm3core.vocab import Vocabulary
+from cm3plugins.datasets.mixture import (
+    MixtureConfig,
+    MixtureSource,
+    counts_of,
+    drawn_records,
+    part_order,
+)
+from cm3plugins.tasks.bundled import QuestionConfig
+
+PAPER = (0.3, 3.0)
+
+
+def texts(name: str, number: int) -> ListSource:
+    return ListSource([(Text(f"{name} {place}"),) for place in range(number)])
+
+
+def test_shares_by_hand() -> None:
+    """A hundred records: 90 and 10 in equal shares would draw the ten five times, so three times."""
+    assert counts_of([90, 10], [1, 1], PAPER).tolist() == [70, 30]
+    assert counts_of([90, 10], [90, 10], PAPER).tolist() == [90, 10]
+    assert counts_of([90, 10], [1, 0.001], PAPER).tolist() == [97, 3]
+    assert counts_of([50, 50], [3, 1], (0, 1e6)).tolist() == [75, 25]
+    # the first is held at 3, the last at 0.3; what is left is the second's
+    assert counts_of([10, 60, 30], [90, 9, 1], PAPER).tolist() == [30, 61, 9]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 400), st.floats(0.001, 1000)), min_size=1, max_size=6),
+    st.tuples(st.floats(0, 1), st.floats(1, 10)),
+)
+def test_counts_fill_an_epoch_within_the_clip(parts, clip) -> None:
+    sizes, shares = [size for size, _ in parts], [share for _, share in parts]
+    counts = counts_of(sizes, shares, clip)
+    assert counts.sum() == sum(sizes)
+    ratios = counts / sizes
+    slack = 1 / np.array(sizes)
+    assert (ratios >= clip[0] - slack).all()
+    assert (ratios <= clip[1] + slack).all()
+    # two parts that are not held have the shares that were asked for
+    free = [
+        place
+        for place, ratio in enumerate(ratios)
+        if clip[0] + 2 * slack[place] < ratio < clip[1] - 2 * slack[place]
+    ]
+    for one, other in pairwise(free):
+        wanted = shares[one] / shares[other]
+        low = (counts[one] - 1) / (counts[other] + 1)
+        high = (counts[one] + 1) / max(counts[other] - 1, 1e-9)
+        assert low <= wanted * (1 + 1e-6)
+        assert high >= wanted * (1 - 1e-6)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=5))
+def test_any_beginning_has_the_shares(counts) -> None:
+    order = part_order(np.array(counts))
+    seen = np.cumsum(order[:, None] == np.arange(len(counts)), axis=0)
+    assert seen[-1].tolist() == counts
+    wanted = np.arange(1, len(order) + 1)[:, None] * np.array(counts) / sum(counts)
+    assert np.abs(seen - wanted).max() <= 1 + (len(counts) - 1) / 2
+
+
+@given(st.integers(1, 20), st.integers(0, 50), st.integers(1, 50), st.integers(0, 3))
+def test_records_come_once_before_any_comes_again(size, start, number, seed) -> None:
+    drawn = drawn_records(size, start, start + number, (seed, 0))
+    whole = drawn_records(size, 0, start + number, (seed, 0))
+    assert drawn.tolist() == whole[start:].tolist()
+    for first in range(0, len(whole) - size + 1, size):
+        assert sorted(whole[first : first + size].tolist()) == list(range(size))
+
+
+def test_an_epoch() -> None:
+    source = MixtureSource({"a": texts("a", 90), "b": texts("b", 10)}, [1, 1], PAPER)
+    order = source.epoch_order(3, 0)
+    assert len(order) == len(source) == 100
+    parts = Counter(source.parts[source.part(int(index))] for index in order)
+    assert parts == {"a": 70, "b": 30}
+    counted = Counter(order.tolist())
+    assert {counted[index] for index in range(90, 100)} == {3}
+    assert {counted[index] for index in range(90)} == {0, 1}
+    assert order.tolist() == source.epoch_order(3, 0).tolist()
+    assert order.tolist() != source.epoch_order(4, 0).tolist()
+    # what the first epoch left out comes in the second
+    again = set(source.epoch_order(3, 1).tolist())
+    assert {index for index in range(90) if not counted[index]} <= again
+    assert source.id(95) == f"b/{source.sources[1].id(5)}"
+
+
+class Few(DocumentSourceConfig):
+    """Texts for tests; not a component of a plugin."""
+
+    splits = ("train", "comp")
+    number = 4
+
+    def build(self):
+        return texts(self.split, self.number)
+
+
+class Empty(Few):
+    number = 0
+
+
+def test_splits() -> None:
+    plain = type("Plain", (Few,), {"splits": ("train",)})
+    config = MixtureConfig(split="comp", parts={"a": plain(), "b": Few()})
+    source = config.build()
+    assert source.document(0) == (Text("comp 0"),)
+    assert source.parts == ("a", "b")
+    assert source.part(0) == 1  # as in training
+    with pytest.raises(DataError, match="no part has a split 'unseen'"):
+        MixtureConfig(split="unseen", parts={"a": Few()}).build()
+
+
+def test_sampling() -> None:
+    many = type("Many", (Few,), {"number": 64})
+    parts = {"a": many(), "b": Few()}
+    free = {"clip": [0.0, 1e6]}
+    for keys, counts in (
+        ({}, [64, 4]),
+        ({"sampling": "temperature", "temperature": 2.0}, [54, 14]),  # 8 to 2
+        ({"sampling": "explicit", "weights": {"a": 1.0, "b": 3.0}}, [17, 51]),
+        ({"weights": {"b": 2.0}}, [60, 8]),
+    ):
+        source = MixtureConfig(parts=parts, **free, **keys).build()
+        assert source.counts_D.tolist() == counts
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"parts": {}}, "dataset.parts: has 0 data sets"),
+        ({"weights": {"c": 1.0}}, "dataset.weights: there is no part 'c'"),
+        ({"tasks": {"c": QuestionConfig()}}, "dataset.tasks: there is no part 'c'"),
+        ({"sampling": "explicit"}, "dataset.weights: has none for the part 'a'"),
+        ({"weights": {"a": 0.0, "b": 0.0}}, "dataset.weights: is {'a': 0.0, 'b': 0.0}"),
+        ({"weights": {"a": 0.0}}, "dataset.weights.a: is 0.0"),
+        ({"clip": [2.0, 3.0]}, "dataset.clip: is [2.0, 3.0]"),
+    ],
+)
+def test_what_is_refused(keys, message) -> None:
+    with pytest.raises(RecipeError) as error:
+        MixtureConfig(**{"parts": {"a": Few(), "b": Few()}, **keys}).check()
+    assert str(error.value).startswith(message)
+
+
+def test_parts_without_records() -> None:
+    with pytest.raises(DataError, match=r"dataset\.parts\.b: has no record in split 'train'"):
+        MixtureConfig(parts={"a": Few(), "b": Empty()}).build()
+    with pytest.raises(DataError) as error:
+        MixtureConfig(parts={"a": Few()}, tasks={"a": QuestionConfig()}).build()
+    assert str(error.value).startswith(
+        "dataset.parts.a: has no usable record; the first bad one is record"
+    )
+    with pytest.raises(DataError, match=r"dataset\.parts\.b: its share is less than one of the 8"):
+        MixtureConfig(parts={"a": Few(), "b": Few()}, weights={"b": 0.001}, clip=[0.0, 3.0]).build()
+
+
+class TestContract(DocumentSourceContract):
+    def make(self):
+        pictures = ListSource(
+            [(Text("c"), Image("one", lambda: np.zeros((4, 4, 3), np.uint8))), (Text("d"),)]
+        )
+        return MixtureSource({"a": texts("a", 5), "b": pictures}, [1, 1], PAPER)
+
+
+RECIPE = """
+extends: [tiny]
+dataset:
+  name: mixture
+  parts:
+    draw: {name: emoji, concepts: null, styles: [noto]}
+    name: {name: emoji, styles: [twemoji]}
+  tasks: {name: caption}
+  weights: {name: 2}
+"""
+SMALL = (
+    "train.steps=4",
+    "train.log_every_steps=2",
+    "train.batch_rows=2",
+    "decoder.num_layers=1",
+    "decoder.d_model=32",
+    "decoder.num_heads=1",
+    "train.validation_documents=4",
+    "train.num_threads=1",
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mixture")
+    (folder / "mixed.yaml").write_text(RECIPE.replace(", concepts: null", ""))
+    registry = load_registry()
+    recipe = compose(str(folder / "mixed.yaml"), SMALL, registry=registry)
+    train(recipe, folder / "run", registry, progress=False)
+    return folder, registry
+
+
+def metrics(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_losses_and_counts_of_the_parts(run) -> None:
+    lines = [line for line in metrics(run[0] / "run") if "train/loss" in line]
+    last = lines[-1]
+    for name in ("draw", "name"):
+        assert 0 < last[f"train/part/{name}/loss"] < 20
+    assert last["train/part/draw/documents"] > 0
+    assert last["train/part/name/documents"] > last["train/part/draw/documents"]
+    both = [last[f"train/part/{name}/loss"] for name in ("draw", "name")]
+    assert min(both) <= last["train/loss"] <= max(both)
+
+
+class Sequences:
+    """What a loader takes of `MaskedSequences`: each sequence is its epoch and index."""
+
+    def __init__(self, source: MixtureSource) -> None:
+        self.source, self.num_too_long = source, 0
+        self.indices = np.arange(len(source))
+        self.serializer = SimpleNamespace(vocabulary=Vocabulary(200, 8, 4))
+
+    epoch_order = MaskedSequences.epoch_order
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def sequence(self, epoch: int, index: int) -> MaskedSequence:
+        tokens = np.array([epoch, index, 1], np.int32)
+        part = self.source.part(index % len(self))
+        return MaskedSequence(tokens, np.full(3, -1, np.int32), np.ones(3, np.float32), part)
+
+
+def test_a_loader_resumes_and_counts() -> None:
+    source = MixtureSource({"a": texts("a", 15), "b": texts("b", 5)}, [1, 1], PAPER)
+    loader = BatchLoader(Sequences(source), 2, 6, 0)
+    for _ in range(12):
+        next(loader)
+    state = json.loads(json.dumps(loader.state_dict()))
+    assert sum(state["counts"]) == 12 * 2 * 3
+    assert abs(state["counts"][0] - state["counts"][1]) < 70  # half of each, the window's apart
+    again = BatchLoader(Sequences(source), 2, 6, 0)
+    again.load_state_dict(state)
+    for _ in range(12):
+        one, other = next(loader), next(again)
+        assert one.tokens_BT.tolist() == other.tokens_BT.tolist()
+        assert one.modality_BT.tolist() == other.modality_BT.tolist()
+    assert again.counts == loader.counts
+    assert {int(value) // 4 for value in one.modality_BT.flatten()} == {0, 1}
+    for wrong in ([1], [1, -1], "many"):
+        with pytest.raises(CheckpointError, match="has a counts that can't be"):
+            again.load_state_dict({**state, "counts": wrong})
+
+
+def test_a_record_that_comes_again_is_drawn_anew() -> None:
+    source = MixtureSource({"a": texts("a", 15), "b": texts("b", 5)}, [1, 1], PAPER)
+    order = Sequences(source).epoch_order(0, 0)
+    assert len(set(order.tolist())) == len(order) == 20
+    assert Counter((order % 20 >= 15).tolist()) == {False: 10, True: 10}
+
+
+def test_a_model_knows_what_it_was_tuned_for(run) -> None:
+    folder, registry = run
+    configs, plain, lost = read_tasks(find_checkpoint(folder / "run"), registry)
+    assert list(configs) == ["caption"]
+    assert plain
+    assert lost == ()
+    model = load(folder / "run")
+    assert model.tasks.names == ["caption"]
+    job, _ = model.caption_jobs([np.zeros((8, 8, 3), np.uint8)])
+    assert job[0].requests[0].document[1] == Text("Describe the given picture.")
+    assert next(model.image_jobs("a bell", 1)[0]).requests[0].document[0] == Text("a bell")
+    with pytest.raises(GenerationError) as error:
+        model.edit(np.zeros((8, 8, 3), np.uint8), "red")
+    assert str(error.value).startswith(
+        "task edit: the model was not tuned for it; it was tuned for caption, and trained on plain "
+        "captions\n  next: use a model that was, tune one (docs/tuning.md), or give force=True"
+    )
+    jobs, _ = model.edit_jobs(np.zeros((8, 8, 3), np.uint8), "red", 1, force=True)
+    assert next(jobs).requests[0].document[2] == Text("red")
+    with pytest.raises(GenerationError, match="task grounding: the model was not tuned for it"):
+        model.do("grounding", {"phrase": "bell"})
+    answer = model.do("caption", {"image": np.zeros((8, 8, 3), np.uint8)}, max_tokens=3)
+    assert list(answer) == ["caption"]

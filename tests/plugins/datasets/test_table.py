@@ -1,0 +1,141 @@
+"""`table`: the true forms of what others write, and what is skipped with its reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cm3core.errors import RecipeError
+from cm3core.images import save_png
+from cm3core.interfaces import TaskSource
+from cm3core.testing.dataset import DocumentSourceContract
+from cm3plugins.datasets.table import TableSourceConfig
+from cm3plugins.tasks.bundled import CaptionConfig, EditConfig, StructureConfig
+
+
+def picture(path: Path, grey: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_png(path, np.full((4, 4, 3), grey, np.uint8))
+
+
+def table(path: Path, **keys):
+    keys.setdefault("cache_dir", str(path.parent / "cache"))
+    return TableSourceConfig(path=str(path), split="all", **keys).build()
+
+
+def imagefolder(folder: Path) -> Path:
+    for place in range(3):
+        picture(folder / f"{place}.png", place)
+    path = folder / "metadata.csv"
+    path.write_text('file_name,text\n0.png,a bell\n1.png,"a ""red"", key"\n2.png,a lock\n')
+    return path
+
+
+COLUMNS = {"image": "file_name", "caption": "text"}
+
+
+def test_imagefolder(tmp_path: Path) -> None:
+    source = table(imagefolder(tmp_path), columns=COLUMNS)
+    assert len(source) == 3
+    record = source.record(1)
+    assert record["caption"] == 'a "red", key'
+    assert record["image"].load()[0, 0].tolist() == [1, 1, 1]
+    document = TaskSource(source, CaptionConfig().build()).document(1)
+    assert document[2].text == 'a "red", key'
+
+
+def test_controlnet_pairs(tmp_path: Path) -> None:
+    """fill50k: JSON lines in a file called prompt.json."""
+    for place in range(2):
+        picture(tmp_path / "source" / f"{place}.png", 0)
+        picture(tmp_path / "target" / f"{place}.png", 9)
+    lines = [
+        {
+            "source": f"source/{place}.png",
+            "target": f"target/{place}.png",
+            "prompt": f"circle {place}",
+        }
+        for place in range(2)
+    ]
+    (tmp_path / "prompt.json").write_text("\n".join(map(json.dumps, lines)))
+    source = table(
+        tmp_path / "prompt.json",
+        columns={"condition": "source", "caption": "prompt", "image": "target"},
+        pictures=["condition", "image"],
+        constants={"feature": "canny edge features"},
+    )
+    document = TaskSource(source, StructureConfig().build()).document(0)
+    assert document[0].text == "Make high quality image from canny edge features"
+    assert [document[1].load()[0, 0, 0], document[3].load()[0, 0, 0]] == [0, 9]
+    assert document[3].response
+
+
+def test_edits_in_a_list_with_alternatives(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 0)
+    picture(tmp_path / "b.png", 9)
+    row = {"img_id": 7, "source_img": "a.png", "instruction": ["x", "y"], "target_img": "b.png"}
+    (tmp_path / "edits.json").write_text(json.dumps([row, 5]))
+    source = table(
+        tmp_path / "edits.json",
+        columns={"source": "source_img", "instruction": "instruction", "target": "target_img"},
+        pictures=["source", "target"],
+        id_column="img_id",
+    )
+    assert source.id(0) == "7"
+    assert [one.cause for one in source.skipped] == ["is a number, not an object"]
+    tuned = TaskSource(source, EditConfig().build())
+    drawn = {tuned.document(0, np.random.default_rng(seed))[2].text for seed in range(20)}
+    assert drawn == {"x", "y"}
+
+
+@pytest.mark.parametrize(
+    ("row", "cause"),
+    [
+        ("0.png,", "its column 'text' is empty, not a text"),
+        ("9.png,a", "there is no such file"),
+        ("0.png", "has no column 'text', which is the field 'caption'"),
+        ("http://x/0.png,a", "'image' is the address 'http://x/0.png'"),
+    ],
+)
+def test_bad_records_are_skipped_with_their_reason(tmp_path: Path, row: str, cause: str) -> None:
+    path = imagefolder(tmp_path)
+    path.write_text(path.read_text() + row + "\n")
+    source = table(path, columns=COLUMNS)
+    assert len(source) == 3
+    [bad] = source.skipped
+    assert bad.place.startswith(f"{path}, line 5")
+    assert cause in bad.cause
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"columns": {}}, "dataset.columns: is empty"),
+        (
+            {"columns": {"caption": "text"}},
+            "dataset.pictures: names the field 'image', which has no",
+        ),
+        (
+            {"columns": COLUMNS, "constants": {"caption": "x"}},
+            "dataset.constants.caption: is a column",
+        ),
+    ],
+)
+def test_what_is_refused(keys, message: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        TableSourceConfig(path="x.csv", **keys).check()
+    assert str(error.value).startswith(message)
+
+
+class TestContract(DocumentSourceContract):
+    max_examples = 5
+
+    @pytest.fixture(autouse=True)
+    def _files(self, tmp_path: Path) -> None:
+        type(self).path = imagefolder(tmp_path)
+
+    def make(self):
+        return table(type(self).path, columns=COLUMNS)
