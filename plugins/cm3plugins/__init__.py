@@ -123,7 +123,7 @@ def cm3_attention_backends() -> Mapping[str, type[AttentionConfig]]:
     return {
         "flex": attention.FlexAttentionConfig,
         "reference": attention.ReferenceAttentionConfig,
-        "auto": attention.AutoAttentionConfig,
+        "by_device": attention.ByDeviceAttentionConfig,
         "sdpa": attention.SDPAAttentionConfig,
         "triton": attention.TritonAttentionConfig,
         "xformers": attention.XFormersAttentionConfig,

@@ -16,7 +16,7 @@ from cm3core.model.model import load
 from cm3core.plugins.discovery import load_registry
 from cm3core.recipe import compose
 from cm3core.recipe.memory import training_memory
-from cm3plugins.attention import AutoAttentionConfig, SDPAAttentionConfig, TritonAttentionConfig
+from cm3plugins.attention import ByDeviceAttentionConfig, SDPAAttentionConfig, TritonAttentionConfig
 
 
 def test_what_multiplies_bfloat16_is_asked_of_that_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,16 +63,16 @@ def test_keys_and_values_share_what_the_weights_leave(monkeypatch: pytest.Monkey
     assert cache_limit(decoder, torch.device("meta")) is None
 
 
-def test_automatic_attention_is_that_of_the_device() -> None:
-    auto: AttentionConfig = AutoAttentionConfig()
-    assert isinstance(auto.for_device("cuda"), TritonAttentionConfig)
-    assert isinstance(auto.for_device("cpu"), SDPAAttentionConfig)
-    assert auto.build().is_plain_softmax
+def test_attention_by_device() -> None:
+    chosen: AttentionConfig = ByDeviceAttentionConfig()
+    assert isinstance(chosen.for_device("cuda"), TritonAttentionConfig)
+    assert isinstance(chosen.for_device("cpu"), SDPAAttentionConfig)
+    assert chosen.build().is_plain_softmax
     q = torch.randn(2, 7, 2, 16, generator=torch.Generator().manual_seed(0))
     start = torch.tensor([[0, 0, 0, 3, 3, 3, 3], [0] * 7])
     same = (
         config.build().attend(q, q, q, kv_start_BT=start)
-        for config in (AutoAttentionConfig(), SDPAAttentionConfig())
+        for config in (ByDeviceAttentionConfig(), SDPAAttentionConfig())
     )
     assert torch.equal(*same)
 

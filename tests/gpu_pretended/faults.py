@@ -14,15 +14,17 @@ import pretended_cuda
 import torch
 from scenarios import FIRST, decoding, seen
 
-import cm3kernels._dispatch
-
 
 def unguarded(machine: Any) -> None:
-    # the kernels' modules, imported with the first launch, take it from there
-    cm3kernels._dispatch.device_of = lambda tensor: contextlib.nullcontext()
-    for _ in decoding(machine):
-        if machine.log.unguarded:
-            return
+    device = torch.cuda.device
+    # as if nothing chose the device that it launches on
+    torch.cuda.device = lambda device: contextlib.nullcontext()
+    try:
+        for _ in decoding(machine):
+            if "_segment_kernel" in str(machine.log.unguarded):
+                return
+    finally:
+        torch.cuda.device = device
 
 
 def mixed(machine: Any) -> None:

@@ -42,7 +42,7 @@ GRID = (16, 16)
 SIZES = [
     "decoder.d_model=128",
     "decoder.num_heads=2",
-    "attention=auto",
+    "attention=by_device",
     "train.precision=auto",
     "sampler=cfg",
 ]

@@ -2,7 +2,7 @@
 
 | name | what | where |
 | --- | --- | --- |
-| `auto` | `triton` for tensors on CUDA that it takes, else `sdpa` | everywhere
+| `by_device` | `triton` for tensors on CUDA that it takes, else `sdpa` | everywhere
 |
 | `sdpa` | torch's fused function; on the CPU packed documents one by one | everywhere
 |
@@ -46,8 +46,8 @@ class SDPAAttentionConfig(AttentionConfig):
 
 
 @dataclass(kw_only=True)
-class AutoAttentionConfig(AttentionConfig):
-    """The fastest for the device of each call: this project's kernels on CUDA, else `sdpa`.
+class ByDeviceAttentionConfig(AttentionConfig):
+    """Chosen by the device of each call: this project's kernels on CUDA, else `sdpa`.
 
     On CUDA, heads that the kernels don't take (above 128) and a torch without Triton fall back to
     `sdpa`, with a warning.

@@ -15,6 +15,29 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "kernels" / "bench" / "on_gpu"
+#: What the script calls.
+TOOLS = [
+    "bash",
+    "dirname",
+    "basename",
+    "mkdir",
+    "mktemp",
+    "rm",
+    "tar",
+    "gzip",
+    "mv",
+    "wc",
+    "tail",
+    "timeout",
+    "grep",
+    "sort",
+    "tee",
+    "cat",
+    "git",
+    "env",
+    "nproc",
+    "sh",
+]
 
 pytestmark = pytest.mark.skipif(
     shutil.which("bash") is None or shutil.which("timeout") is None, reason="needs bash, timeout"
@@ -102,28 +125,7 @@ def test_python3_alone_is_enough(tmp_path: Path) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
     stub(tools, "python3", "echo by python3")
-    for name in [
-        "bash",
-        "dirname",
-        "basename",
-        "mkdir",
-        "mktemp",
-        "rm",
-        "tar",
-        "gzip",
-        "mv",
-        "wc",
-        "tail",
-        "timeout",
-        "grep",
-        "sort",
-        "tee",
-        "cat",
-        "git",
-        "env",
-        "nproc",
-        "sh",
-    ]:
+    for name in TOOLS:
         if (found := shutil.which(name)) is not None:
             (tools / name).symlink_to(found)
     done, _ = run(tmp_path, "--dry-run", PATH=str(tools))
