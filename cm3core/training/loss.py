@@ -58,7 +58,7 @@ def modality_metrics(sums_G2: Tensor) -> dict[str, float]:
     >>> modality_metrics(torch.tensor([[0.0, 0.0], [2.0, 2.0], [6.0, 2.0], [0.0, 0.0]]))["loss"]
     2.0
     """
-    sums = sums_G2.double().reshape(-1, len(GROUPS), 2).sum(0).tolist()
+    sums = sums_G2.cpu().double().reshape(-1, len(GROUPS), 2).sum(0).tolist()  # one copy of a GPU's
     metrics: dict[str, float] = {}
     if (count := sum(row[1] for row in sums)) > 0:
         metrics["loss"] = sum(row[0] for row in sums) / count
@@ -75,7 +75,7 @@ def part_metrics(sums_G2: Tensor, parts: Sequence[str]) -> dict[str, float]:
     >>> part_metrics(torch.tensor([[0.0, 0.0], [2.0, 2.0], [6.0, 2.0], [0.0, 0.0]]), ["edit"])
     {'part/edit/loss': 2.0}
     """
-    sums = sums_G2.double().reshape(-1, len(GROUPS), 2).sum(1).tolist()
+    sums = sums_G2.cpu().double().reshape(-1, len(GROUPS), 2).sum(1).tolist()
     return {
         f"part/{name}/loss": loss / weight
         for name, (loss, weight) in zip(parts, sums, strict=False)

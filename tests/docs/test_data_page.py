@@ -21,7 +21,10 @@ from cm3plugins.datasets.file_source import FileSourceConfig
 from cm3plugins.datasets.folder import FolderSourceConfig
 from cm3plugins.datasets.jsonl import JSONLSourceConfig
 
-PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "data.md").read_text(encoding="utf-8")
+#: What is for tuning alone is on a page of its own.
+TUNING = (DOCS / "tuning.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(autouse=True)
@@ -84,11 +87,16 @@ def test_commands_of_the_page_run(pictures: Path, tmp_path: Path) -> None:
 def test_every_data_set_and_key_is_on_the_page() -> None:
     for name, config in cm3_datasets().items():
         assert f"| `{name}` |" in PAGE
+        page = (
+            PAGE + TUNING
+            if "](tuning.md)" in PAGE.split(f"| `{name}` |")[1].split("\n")[0]
+            else PAGE
+        )
         if issubclass(config, FileSourceConfig):
             assert [
                 item.name
                 for item in fields(config)
-                if f"`{item.name}`" not in PAGE and f"dataset.{item.name}" not in PAGE
+                if f"`{item.name}`" not in page and f"dataset.{item.name}" not in page
             ] == []
 
 

@@ -102,7 +102,7 @@ def training(machine: Pretended) -> Iterator[tuple[str, dict[str, Any]]]:
         state = TrainState(
             recipe,
             Path(),
-            SimpleNamespace(decoder=decoder),
+            SimpleNamespace(decoder=decoder, source=SimpleNamespace(parts=())),
             None,
             decoder.train(),
             OptimizerGroup(decoder, recipe.train, dtype),

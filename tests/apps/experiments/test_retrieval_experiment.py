@@ -30,7 +30,7 @@ SMALL = [
     "train.validation_documents=2",
     "train.validate_every_steps=1",
     "dataset.sets=[ph]",
-    "dataset.things_share=0.02",
+    "dataset.things_share=0.012",
 ]
 
 

@@ -224,7 +224,7 @@ def test_verdicts(recall, exact, good, line):
             "  next: see `cm3 memory recall --help`\n",
         ),
         (
-            ["retriever.index=flt"],
+            ["retriever=dense", "retriever.index=flt"],
             "error: retriever.index: is 'flt'; did you mean 'flat'?\n  next: use one of these\n",
         ),
     ],

@@ -747,4 +747,9 @@ def test_the_bundled_plugin_is_in_order(capsys: pytest.CaptureFixture[str]) -> N
         for verdict in plugin["verdicts"]
         if (verdict["status"], verdict["check"]) == ("skip", "defaults")
     ]
-    assert without == ["`path` must be given"] * 5
+    assert without == [
+        *["`path` must be given"] * 4,
+        "`parts` must be given",
+        "`path`, `columns` must be given",
+        *["`path` must be given"] * 2,
+    ]

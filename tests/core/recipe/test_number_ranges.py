@@ -28,6 +28,11 @@ MAY_BE_INFINITE = ("checkpoint_every_minutes", "clip_norm")
 FILL: dict[object, object] = {int: 4, float: 0.5, str: "x", bool: False}
 
 
+def filler(annotation: object) -> object:
+    """A value for a key that must be given."""
+    return {} if get_origin(annotation) is dict else FILL[annotation]
+
+
 def numeric(annotation: Any) -> bool:
     """Whether a value of this type is a number, or has numbers in it."""
     if annotation in (int, float):
@@ -52,7 +57,7 @@ def filled(annotation: Any, number: float) -> Any:
 
 def made(config_class: Any) -> Any:
     required = {
-        item.name: FILL[hints(config_class)[item.name]]
+        item.name: filler(hints(config_class)[item.name])
         for item in init_fields(config_class)
         if default(item) is MISSING
     }

@@ -133,10 +133,10 @@ def test_by_the_command(tmp_path: Path) -> None:
             [
                 "tokenizer",
                 "train-image",
-                "retrieval-gain",
+                "tiny",
+                "image_tokenizer=patches",
                 "image_tokenizer.weights=null",
                 "image_tokenizer.codebook_size=64",
-                "dataset.concepts=starter",
                 "--steps",
                 "2",
                 "-o",
