@@ -41,6 +41,7 @@ def overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return list(SMALL)
 
 
+@pytest.mark.slow
 def test_all_stages_and_again(
     overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

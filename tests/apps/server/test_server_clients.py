@@ -24,7 +24,7 @@ from cm3apps.server.settings import Limits
 from cm3core.errors import GenerationError
 from cm3core.images import open_image
 from toy_model import picture, toy_model
-from toy_server import CHAT, GENERATE, mask, png, served, toy
+from toy_server import CHAT, GENERATE, mask, png, served, toy, with_fixtures
 
 
 def test_clients_get_what_they_get_alone():
@@ -206,7 +206,10 @@ def test_a_model_whose_engine_died_is_loaded_again():
 def test_sigterm_lets_requests_finish():
     given = json.dumps({"seconds": 0.1})
     with subprocess.Popen(
-        [sys.executable, "-m", "toy_server", given], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "toy_server", given],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=with_fixtures(),
     ) as process:
         assert process.stdout is not None
         url = process.stdout.readline().removeprefix("cm3 serve: ").strip().rstrip("/")
@@ -227,7 +230,10 @@ def test_sigterm_lets_requests_finish():
 def test_requests_that_outlast_the_drain_are_ended():
     given = json.dumps({"seconds": 1.0, "drain_seconds": 1})
     with subprocess.Popen(
-        [sys.executable, "-m", "toy_server", given], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "toy_server", given],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=with_fixtures(),
     ) as process:
         assert process.stdout is not None
         url = process.stdout.readline().removeprefix("cm3 serve: ").strip().rstrip("/")

@@ -15,7 +15,7 @@ import pytest
 
 from cm3core.images import open_image, read_png_metadata
 from toy_model import picture, toy_model
-from toy_server import choosing, mask, png
+from toy_server import choosing, mask, png, with_fixtures
 
 openai = pytest.importorskip("openai", reason="the package openai is not installed")
 
@@ -23,7 +23,8 @@ openai = pytest.importorskip("openai", reason="the package openai is not install
 @pytest.fixture(scope="module")
 def process() -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        [sys.executable, "-m", "toy_server"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "toy_server"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=with_fixtures(),
     ) as server:  # fmt: skip
         yield server
         server.send_signal(signal.SIGTERM)
