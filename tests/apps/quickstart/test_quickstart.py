@@ -3,7 +3,6 @@ are refused early when wrong."""
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cm3apps.markdown_text import plain
-from cm3apps.quickstart import asked, report, showing
+from cm3apps.quickstart import report, showing
 from cm3apps.quickstart.pictures import TILE, write_table
 from cm3apps.quickstart.pipeline import Quickstart
 from cm3core.cli.main import main
@@ -23,8 +22,7 @@ SMALL = [
     "decoder.num_layers=1",
     "decoder.d_model=32",
     "decoder.num_heads=1",
-    "dataset.sets=[ph]",
-    "dataset.things_share=0.02",
+    "dataset.styles=[noto,twemoji]",
     "train.num_threads=1",
     "train.minutes=null",
     "train.steps=3",
@@ -34,17 +32,15 @@ SMALL = [
 
 @pytest.fixture
 def overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A quickstart of a few icons, with its own cache folder."""
+    """A quickstart of four concepts, with its own cache folder."""
+    concepts = tmp_path / "concepts.txt"
+    concepts.write_text("red apple\npizza\npanda\nkey\n")
     monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
-    few(monkeypatch, {"train": 3, "comp": 1, "compose": 0, "unseen": 2, "valid": 0})
+    monkeypatch.setattr(showing, "NUM_JUDGED", {"train": 3, "comp": 1, "unseen": 0, "valid": 0})
+    monkeypatch.setattr(showing, "NUM_SHOWN", {"train": 3, "comp": 1, "unseen": 0, "valid": 0})
     monkeypatch.setattr(showing, "NUM_CAPTIONS", 2)
     monkeypatch.setattr(showing, "NUM_INFILLED", 2)
-    return list(SMALL)
-
-
-def few(monkeypatch: pytest.MonkeyPatch, numbers: dict[str, int]) -> None:
-    for module, name in itertools.product((asked, showing), ("NUM_JUDGED", "NUM_SHOWN")):
-        monkeypatch.setattr(module, name, numbers)
+    return [*SMALL, f"dataset.concepts={concepts}"]
 
 
 def test_all_stages_and_again(
@@ -58,20 +54,16 @@ def test_all_stages_and_again(
         assert (out / name).stat().st_size > 0
         assert f"({name})" in report
     drawn = json.loads((out / "drawn.json").read_text())
-    train, unseen = drawn["splits"]["train"], drawn["splits"]["unseen"]
-    assert train["num_among"] == 100
-    assert train["ceiling_r1"] == 1.0, "codes keep what tells one picture from the others"
-    assert 0 <= train["without_r1"] <= train["without_r5"] < 1, "three steps teach nothing"
-    assert unseen["copy_r5"] >= unseen["copy_r1"]
-    assert train["nats_with"] > 1
+    assert drawn["splits"]["train"]["real_r5"] == 1.0, (
+        "the judge knows every real picture among four texts"
+    )
     assert {name: len(captions) for name, captions in drawn["captions"].items()} == {
         "held_out": 1,
         "trained": 2,
     }
-    assert drawn["repairs"]["trained"]["ceiling_r5"] == 1.0
+    assert drawn["repairs"]["trained"]["real_r5"] == 1.0
     assert "training pictures: 0 of 2 captions name the right thing" in report
-    assert "| training pictures (the prompt" in report
-    assert f"cm3 generate '{unseen['prompt']}'" in report
+    assert "| training concepts" in report
     before = (
         (out / "pictures-train.png").stat().st_mtime_ns,
         (out / "training.json").stat().st_mtime_ns,
@@ -90,10 +82,9 @@ def test_a_prompts_own_picture_is_never_in_front(overrides: list[str], tmp_path:
 
     recipe = Quickstart(load_registry(), tmp_path, minutes=1, overrides=overrides).recipe()
     registry = load_registry()
-    model = Model(recipe, build(recipe, registry, stage="train"))
-    every = [*asked.asked_of(model, "train"), *asked.asked_of(model, "unseen")]
-    assert len(every) == 5
-    for one in every:
+    asked = showing._asked(Model(recipe, build(recipe, registry, stage="train")), "train")
+    assert asked
+    for one in asked:
         keys = {
             segment.key
             for document in one.in_front
@@ -160,12 +151,13 @@ def test_a_model_that_only_continues_has_no_captions(
     from cm3core.build import build
     from cm3core.model import Model
 
-    few(monkeypatch, {"train": 1, "comp": 0, "compose": 0, "unseen": 0, "valid": 0})
+    monkeypatch.setattr(showing, "NUM_JUDGED", {"train": 1, "comp": 0, "unseen": 0, "valid": 0})
     registry = load_registry()
     recipe = Quickstart(
         registry, tmp_path, minutes=1, overrides=[*overrides, "objective=causal", "retriever=null"]
     ).recipe()
     model = Model(recipe, build(recipe, registry, stage="train"))
+    monkeypatch.setattr(showing, "_judge", lambda texts: None)
     drawn = showing.show(model, tmp_path)
     assert drawn["splits"]["train"]["num_prompts"] == 1
     assert not (tmp_path / "captions.png").exists()
@@ -208,5 +200,5 @@ def test_a_short_run_shows_fewer_pictures(overrides: list[str], tmp_path: Path) 
 
     recipe = Quickstart(load_registry(), tmp_path, minutes=1, overrides=overrides).recipe()
     model = Model(recipe, build(recipe, load_registry(), stage="train"))
-    assert len(asked.asked_of(model, "train")) == 3
-    assert len(asked.asked_of(model, "train", 0.1)) == asked.LEAST
+    assert len(showing._asked(model, "train")) == 3
+    assert len(showing._asked(model, "train", 0.1)) == showing.LEAST
