@@ -186,10 +186,10 @@ def pretend(*, memory: int = 80 << 30) -> None:
     cuda.stream = lambda stream: contextlib.nullcontext()
     cuda.CUDAGraph, cuda.graph = _Graph, _capture
     # random first weights would only cost time
-    torch.nn.init.trunc_normal_ = lambda tensor, *_, **options: tensor  # type: ignore[assignment]
+    torch.nn.init.trunc_normal_ = lambda tensor, *_, **options: tensor  # type: ignore[assignment]  # a stand-in
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     for module in (torch.amp, torch.amp.autocast_mode):
-        module.is_autocast_available = lambda device: True  # type: ignore[attr-defined]
+        module.is_autocast_available = lambda device: True  # type: ignore[attr-defined]  # a stand-in
     from triton.runtime.jit import JITFunction
 
     JITFunction.__getitem__ = _launcher

@@ -160,7 +160,7 @@ class _Reading:
             name = pool.name_of(request.query_params.get("model"))
             async with pool.use(name) as loaded:
                 facts = await aside(facts_of, loaded, name, self.workshop.forced)
-        except Exception as error:
+        except Exception as error:  # any becomes an answer in the API's own shape
             return _answer(answer_to(error, "/studio/facts"))
         limits = self.workshop.limits
         return JSONResponse(

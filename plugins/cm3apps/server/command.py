@@ -242,7 +242,7 @@ def _open(
 
     return load(
         source,
-        registry=registry,  # type: ignore[arg-type]
+        registry=registry,  # type: ignore[arg-type]  # typed `object`, so that the command line is light
         num_threads=threads,
         precision=precision,
         max_rows=max(64, 2 * at_once),

@@ -69,7 +69,7 @@ class Endpoint:
             values, uploads = await self._read(Headers(scope=scope), receive)
             gone = await self._watched(client, values, uploads, reply, receive)
             status, note = (CLIENT_GONE, "the client went away") if gone else (reply.status, "")
-        except Exception as error:
+        except Exception as error:  # any becomes an answer in the API's own shape
             answer = answer_to(error, self.path)
             await reply.fail(answer)
             status, note = answer.status, answer.message

@@ -157,7 +157,7 @@ class _Reply:
         if self.wish.with_documents:
             item["documents"] = [document(one) for one in picture.retrieved]
         if self.task.sort == "fill" and self.task.text is None:
-            item["revised_prompt"] = picture.text  # type: ignore[union-attr]
+            item["revised_prompt"] = picture.text  # type: ignore[union-attr]  # what is filled has a text
         return item
 
     async def events(

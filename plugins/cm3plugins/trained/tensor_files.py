@@ -165,7 +165,7 @@ class _Archive(TensorFile):
         buffer = bytearray(count * dtype.itemsize)
         view, done = memoryview(buffer), 0
         with self._zip.open(entry) as stream:
-            while done < len(buffer) and (more := stream.readinto(view[done:])):  # type: ignore[attr-defined]
+            while done < len(buffer) and (more := stream.readinto(view[done:])):  # type: ignore[attr-defined]  # not in its stub
                 done += more
             stream.read(1)  # the checksum is compared at the end
         if done < len(buffer):

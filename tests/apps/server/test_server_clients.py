@@ -70,7 +70,7 @@ def test_a_client_that_goes_away_frees_its_rows_at_once(stream, caplog):
     assert "499" in caplog.text
 
 
-class _sent:  # noqa: N801
+class _sent:  # noqa: N801 (a context, read as a word)
     """A request whose answer nobody reads: the connection is closed at the end."""
 
     def __init__(self, url: str, body: dict[str, object]) -> None:
@@ -172,7 +172,7 @@ def test_a_failure_inside_is_logged_once_and_hides_its_reason(caplog):
     def fail(codes: object) -> None:
         raise ZeroDivisionError("a secret")
 
-    model.decode = fail  # type: ignore[method-assign, assignment]
+    model.decode = fail  # type: ignore[method-assign, assignment]  # a stand-in
     with served({"toy": lambda: model}) as server:
         answer = server.post(prompt="red")
         assert answer.status_code == 500
@@ -192,10 +192,10 @@ def test_a_model_whose_engine_died_is_loaded_again():
         def step() -> None:
             raise RuntimeError("the decoder broke")
 
-        session.step = step  # type: ignore[method-assign, assignment]
+        session.step = step  # type: ignore[method-assign, assignment]  # a stand-in
         return session
 
-    broken.engine.open = dying  # type: ignore[method-assign, assignment]
+    broken.engine.open = dying  # type: ignore[method-assign, assignment]  # a stand-in
     models = iter([broken, toy_model()])
     with served({"toy": lambda: next(models)}) as server:
         assert server.post(prompt="red").status_code == 500

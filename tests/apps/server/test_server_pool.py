@@ -79,7 +79,7 @@ def test_unknown_and_broken_models():
         raise CheckpointError("runs/x", "is damaged", "train again")
 
     async def main() -> None:
-        models = ModelPool({"icons": toy_model, "broken": broken}, 1)  # type: ignore[dict-item]
+        models = ModelPool({"icons": toy_model, "broken": broken}, 1)  # type: ignore[dict-item]  # a stand-in
         assert models.name_of(None) == "icons"
         with pytest.raises(APIError, match="'icon' does not exist here; did you mean 'icons'") as e:
             models.name_of("icon")
