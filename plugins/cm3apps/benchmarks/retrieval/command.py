@@ -99,7 +99,7 @@ def _run(args: Namespace, indexes: list[str]) -> int:
     from cm3apps.benchmarks import report as kernels_report
     from cm3apps.benchmarks import runner as kernels_runner
     from cm3apps.benchmarks.retrieval import report, runner
-    from cm3core.files import make_folder
+    from cm3core.files import make_folder, new_place
     from cm3core.interfaces.benchmark import Where
 
     if args.threads is not None:
@@ -131,8 +131,9 @@ def _run(args: Namespace, indexes: list[str]) -> int:
             kernels_report.write_json(args.out, environment, limits, rows)
 
     try:
-        with tempfile.TemporaryDirectory(prefix="cm3-bench-", dir=args.folder) as folder:
-            runner.run_bank(Path(folder) / "bank", extent, indexes, changed)
+        # a killed run leaves gigabytes, which the next one removes
+        with new_place(Path(args.folder or tempfile.gettempdir()) / "cm3-bench") as bank:
+            runner.run_bank(bank, extent, indexes, changed)
         if not args.no_loader:
             changed(runner.loader_part(registry_of(args), quick=args.quick))
     finally:  # Ctrl-C keeps the results so far
