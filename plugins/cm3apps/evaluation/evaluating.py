@@ -23,6 +23,7 @@ import torch
 
 import cm3core
 from cm3apps.evaluation import leakage, measured
+from cm3apps.evaluation.bounds import bounding_pictures
 from cm3apps.evaluation.made import Made, make, take_pictures
 from cm3apps.evaluation.model_keys import model_keys
 from cm3apps.evaluation.tasks.base import Task
@@ -48,10 +49,10 @@ class Scored:
     metric: Metric
     skipped: str = ""
     floor: dict[str, float] = field(default_factory=dict)
+    beside: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    @property
-    def measurement(self) -> dict[str, Any]:
-        """What the score depends on: metric, version, keys, extractor."""
+    def measurement(self, task: Task) -> dict[str, Any]:
+        """What the score depends on: metric, version, keys, extractor, candidates."""
         found = {
             "metric": {"name": self.values["metric"]["name"], **to_plain(self.config.protocol())}
         }
@@ -60,6 +61,8 @@ class Scored:
                 "label": self.extractor.label,
                 "fingerprint": self.extractor.fingerprint,
             }
+        if "candidate_features" in measured.needed([self.metric]):
+            found["candidates_sha256"] = task.candidates_sha256
         return found
 
     def name(self, score: Score) -> str:
@@ -129,6 +132,7 @@ class Evaluation:
             take_pictures(made, self.pictures)
         self._check_not_the_references(made)
         self._score(scored, made)
+        self._bound(scored, made)
         return self._write(scored, made, model_facts, checks, time.perf_counter() - start)
 
     def _model_facts(self) -> dict[str, Any]:
@@ -224,6 +228,24 @@ class Evaluation:
                 for one in same:
                     one.floor = _floor(one.config, real)
 
+    def _bound(self, scored: list[Scored], made: Made) -> None:
+        """The scores of other pictures, that those of the generated ones are read against."""
+        bounded = [one for one in scored if not one.skipped and one.config.bounded]
+        if not bounded:
+            return
+        size = self.protocol.size
+        assert size is not None
+        for name, pictures in bounding_pictures(made, size, self.model):
+            for one in bounded:
+                metric = one.config.build()
+                if one.extractor is None:
+                    measured.feed_samples([metric], made, size, self.model, pictures)
+                else:
+                    prefix = getattr(one.config, "prefix", "")
+                    measured.feed_features([metric], one.extractor, made, size, prefix, pictures)
+                for score in metric.result():
+                    one.beside.setdefault(score.name, {})[name] = score.value
+
     def _write(
         self, scored: list[Scored], made: Made, model: dict[str, Any], checks: dict[str, Any], seconds: float
     ) -> dict[str, Any]:  # fmt: skip
@@ -235,16 +257,18 @@ class Evaluation:
         }
         rows, samples = [], {index: dict(row) for index, row in sorted(made.rows.items())}
         for one in scored:
-            own = one.measurement
-            key = measurement_hash(measurement, own)
             if one.skipped:
                 rows.append({"name": one.values["metric"]["name"], "skipped": one.skipped})
                 continue
+            own = one.measurement(self.task)
+            key = measurement_hash(measurement, own)
             for score in one.metric.result():
                 row = {"name": one.name(score), "value": score.value, "spread": score.spread, "num": score.num,
                        "higher_is_better": score.higher_is_better, "hash": key, "measurement": own}  # fmt: skip
                 if score.name in one.floor:
                     row["real_against_real"] = one.floor[score.name]
+                if score.name in one.beside:
+                    row["beside"] = one.beside[score.name]
                 rows.append(row)
                 for index, value in score.per_sample.items():
                     sample = samples.setdefault(index, self._line(index))
@@ -278,10 +302,11 @@ MISSING = {
 
 
 def _floor(config: MetricConfig, real: list[np.ndarray[Any, Any]]) -> dict[str, float]:
-    """A distance between two halves of the references; nothing where these are too few."""
-    if not real:
-        return {}
+    """A distance between two halves of the references; nothing where these are too few, or the metric
+    is no distance of two sets."""
     metric = config.build()
+    if not real or set(metric.needs) != {("features",), ("reference_features",)}:
+        return {}
     for half in measured.halves(real):
         [rows] = half.values()
         metric.update(MetricBatch(range(len(rows)), half))

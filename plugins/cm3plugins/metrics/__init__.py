@@ -131,6 +131,29 @@ class RPrecisionConfig(MetricConfig):
 
 
 @dataclass(kw_only=True)
+class JudgeConfig(MetricConfig):
+    """How often the real picture is the nearest, and among the five nearest, of 100 real ones, in percent.
+
+    Of icons, all 100 are of one set and style and show different things; of other data sets they are of
+    its training data. An evaluation gives the score of real pictures, of real pictures through the image
+    tokenizer, and of copies of the first document prepended beside it.
+
+    Args:
+        centred: compare directions from the mean of the 100 instead of distances: for the features of
+            a network.
+    """
+
+    bounded: ClassVar[bool] = True
+    centred: bool = False
+
+    def build(self) -> Metric:
+        """A metric without samples."""
+        from cm3plugins.metrics.ranking import JudgeMetric
+
+        return JudgeMetric(self.centred)
+
+
+@dataclass(kw_only=True)
 class BLEUConfig(MetricConfig):
     """BLEU of captions, over the whole set, times 100.
 
@@ -276,6 +299,7 @@ METRICS: Mapping[str, type[MetricConfig]] = {
     "clip_score": CLIPScoreConfig,
     "codebook": CodebookConfig,
     "fid": FIDConfig,
+    "judge": JudgeConfig,
     "kid": KIDConfig,
     "nats": NatsConfig,
     "prdc": PRDCConfig,

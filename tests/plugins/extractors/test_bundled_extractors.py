@@ -59,6 +59,10 @@ def pictures() -> list[Any]:
     return [rng.integers(0, 256, size, np.uint8) for size in ((64, 64, 3), (300, 256, 3))]
 
 
+class TestBlurredPixels(ExtractorContract):
+    config = extractors.PixelsConfig(side=6, blur=True)
+
+
 def test_the_laws_of_inception(weights: Path) -> None:
     """One pass of each law: the network takes a second a picture."""
     contract = ExtractorContract.for_config(inception(weights), max_examples=1)()
@@ -179,3 +183,15 @@ def test_pixels_are_means_of_parts() -> None:
 
 def test_it_is_an_extractor_of_its_own() -> None:
     assert issubclass(InceptionExtractor, extractors.Extractor)
+
+
+def test_blurred_pixels_forgive_a_shift() -> None:
+    """A line moved by a pixel is nearer than one that is left out; unblurred it is farther."""
+    line, moved, none = (np.zeros((32, 32, 3), np.uint8) for _ in range(3))
+    line[:, 10], moved[:, 11] = 255, 255
+    found = {}
+    for blur in (False, True):
+        extractor: Any = extractors.PixelsConfig(side=32, blur=blur).build()
+        a, b, c = extractor.extract([line, moved, none]).astype(float)
+        found[extractor.label] = ((a - b) ** 2).sum() < ((a - c) ** 2).sum()
+    assert found == {"pixels32": False, "blurred32": True}
