@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from cm3core.files import sha256_file, user_path
 from cm3core.interfaces.metric import Metric, MetricConfig
 
 _COUNT = (1, 2**20)
@@ -292,6 +293,42 @@ class SSIMConfig(MetricConfig):
         return SSIMMetric()
 
 
+@dataclass(kw_only=True)
+class LPIPSConfig(MetricConfig):
+    """Learned perceptual distance (LPIPS 0.1) of pictures and their references, 0 for equal ones.
+
+    Both files are yours; nothing is downloaded, and no code in them is run. Scores depend on their
+    SHA-256, not on where they lie.
+
+    Args:
+        backbone: torchvision's file of the network, e.g. `alexnet-owt-7be5be79.pth` or
+            `vgg16-397923af.pth`.
+        heads: the `lpips` package's `weights/v0.1/alex.pth` or `vgg.pth`.
+        network: which of the two. Published figures of image tokenizers mostly use vgg, others alex:
+            they can't be compared.
+    """
+
+    backbone: str
+    heads: str
+    network: Literal["alex", "vgg"] = "alex"
+
+    def build(self) -> Metric:
+        """Load the weights.
+
+        Raises:
+            CheckpointError: a file is missing, holds more than tensors, or other tensors.
+        """
+        from cm3plugins.metrics.lpips import load_lpips
+
+        self.check()
+        return load_lpips(self.network, user_path(self.backbone), user_path(self.heads))
+
+    def protocol(self) -> dict[str, Any]:
+        """The keys, with the hashes of the files in place of their paths."""
+        hashes = {key: sha256_file(user_path(getattr(self, key))) for key in ("backbone", "heads")}
+        return super().protocol() | hashes
+
+
 METRICS: Mapping[str, type[MetricConfig]] = {
     "bleu": BLEUConfig,
     "choice": ChoiceConfig,
@@ -301,6 +338,7 @@ METRICS: Mapping[str, type[MetricConfig]] = {
     "fid": FIDConfig,
     "judge": JudgeConfig,
     "kid": KIDConfig,
+    "lpips": LPIPSConfig,
     "nats": NatsConfig,
     "prdc": PRDCConfig,
     "psnr": PSNRConfig,
