@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cm3apps.evaluation.ranking import most_probable
 from cm3apps.evaluation.tasks.base import Sample, Task
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
@@ -149,6 +150,9 @@ def _make_texts(
     model: Model, made: Made, missing: list[int], seed: int, options: dict[str, Any]
 ) -> None:
     samples = made.task.samples
+    if made.task.makes == "answers" and any(sample.choices for sample in samples):
+        _rank_answers(model, made, missing)
+        return
     with make_bar(desc="writing", total=len(missing), unit="text") as bar:
         for start in range(0, len(missing), _TEXT_BATCH):
             part = missing[start : start + _TEXT_BATCH]
@@ -161,6 +165,18 @@ def _make_texts(
                 documents = [one.id for one in text.retrieved]
                 made.add(index, {"seed": text.seed, "documents": documents, "text": text.text})
                 bar.update(1)
+
+
+def _rank_answers(model: Model, made: Made, missing: list[int]) -> None:
+    """The most probable of each sample's answers."""
+    with make_bar(desc="ranking answers", total=len(missing), unit="question") as bar:
+        for index in missing:
+            sample = made.task.samples[index]
+            assert sample.picture is not None
+            pixels = fit(sample.picture(), model.image_size)
+            text, nats = most_probable(model, pixels, sample.prompt, sample.choices)
+            made.add(index, {"documents": [], "text": text, "log_probability": max(nats)})
+            bar.update(1)
 
 
 def _text_jobs(

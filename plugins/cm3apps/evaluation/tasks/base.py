@@ -11,9 +11,8 @@ from cm3core.document import PixelArray
 from cm3core.errors import DataError, close_match
 from cm3core.evaluation.protocol import sha256_of
 
-#: What a model makes: a picture of a prompt, a caption of a picture, an answer to a question; or nothing,
-#: where only its likelihoods are measured.
-Makes = Literal["pictures", "captions", "answers", "nothing"]
+#: What a model makes: a picture of a prompt, a caption of a picture, an answer to a question.
+Makes = Literal["pictures", "captions", "answers"]
 #: Real pictures among which the right one, the first, is ranked: what each is called, and what loads it.
 Candidates: TypeAlias = Sequence[tuple[str, Callable[[], PixelArray]]]
 
@@ -31,7 +30,8 @@ class Sample:
         references: captions or answers that people wrote.
         target: what the picture should show, in the task's own terms.
         candidates: gives the real pictures among which this one is ranked; None where there are none.
-        choices: answers that are ranked by their likelihood, the right one first.
+        choices: texts that are ranked by their likelihood: captions, the right one first; answers to a
+            question, among which the most probable one is the model's.
     """
 
     key: str
