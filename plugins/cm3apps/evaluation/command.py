@@ -171,7 +171,11 @@ def _run_options(parser: ArgumentParser) -> None:
         help="accept this other file of Inception weights; its scores have another hash",
     )
     add("--clip", type=Path, metavar="FILE", help="CLIP's weights, for CLIP score and R-precision")
-    add("--skip-missing", action="store_true", help="leave out scores whose weights are not given")
+    add(
+        "--skip-missing",
+        action="store_true",
+        help="leave out scores whose weights are not given, or whose packages are not installed",
+    )
     add(
         "--num-retrieved",
         type=whole_number(0, 2**20),

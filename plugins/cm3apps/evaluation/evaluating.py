@@ -28,7 +28,7 @@ from cm3apps.evaluation.made import Made, make, take_pictures
 from cm3apps.evaluation.model_keys import model_keys
 from cm3apps.evaluation.tasks.base import Task
 from cm3core.config.schema import to_plain
-from cm3core.errors import CM3Error, DataError
+from cm3core.errors import CM3Error, DataError, MissingPackageError
 from cm3core.evaluation.features import picture_hash
 from cm3core.evaluation.protocol import Protocol, measurement_hash, score_configs
 from cm3core.files import check_links, held_folder, write_text
@@ -46,10 +46,16 @@ class Scored:
     values: Mapping[str, Any]
     config: MetricConfig
     extractor: Extractor | None
-    metric: Metric
+    built: Metric | None
     skipped: str = ""
     floor: dict[str, float] = field(default_factory=dict)
     beside: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def metric(self) -> Metric:
+        """The metric, of one that is not left out."""
+        assert self.built is not None
+        return self.built
 
     def measurement(self, task: Task) -> dict[str, Any]:
         """What the score depends on: metric, version, keys, extractor, candidates."""
@@ -84,7 +90,7 @@ class Evaluation:
         pictures: the folder of those pictures.
         label: what the model is called.
         files: extractor name -> key -> value, which a protocol can't hold: paths of weights.
-        skip_missing: leave out scores whose weights are not given.
+        skip_missing: leave out scores whose weights are not given, or whose packages are not installed.
         allow_leaks, allow_reranker: see `leakage`.
     """
 
@@ -171,7 +177,13 @@ class Evaluation:
             if extractor_config is not None:
                 key = json.dumps(filled["extractor"], sort_keys=True)
                 extractor = built[key] = built.get(key) or extractor_config.build()
-            metric = config.build()
+            try:
+                metric = config.build()
+            except MissingPackageError as error:
+                if not self.skip_missing:
+                    raise
+                scored.append(Scored(values, config, None, None, error.cause))
+                continue
             columns = measured.needed([metric])
             if not reason and self.model is None and columns & measured.OF_MODEL:
                 reason = "needs the model itself"

@@ -54,6 +54,8 @@ class Made:
         row = {"index": index, "key": sample.key, "prompt": sample.prompt, **row}
         if "metadata" in sample.target:  # another benchmark's own line, for its scorer
             row["metadata"] = sample.target["metadata"]
+        if sample.references:  # so that `cm3 eval score` reads samples.jsonl
+            row["references"] = list(sample.references)
         with (self.folder / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self.rows[index] = row

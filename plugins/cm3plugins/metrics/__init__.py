@@ -8,6 +8,14 @@ from typing import Any, ClassVar, Literal
 
 from cm3core.files import sha256_file, user_path
 from cm3core.interfaces.metric import Metric, MetricConfig
+from cm3plugins.metrics.of_texts import (
+    BLEUConfig,
+    CIDErConfig,
+    METEORConfig,
+    ROUGEConfig,
+    SPICEConfig,
+    VQAConfig,
+)
 
 _COUNT = (1, 2**20)
 _SEED = (0, 2**63 - 1)
@@ -155,76 +163,6 @@ class JudgeConfig(MetricConfig):
 
 
 @dataclass(kw_only=True)
-class BLEUConfig(MetricConfig):
-    """BLEU of captions, over the whole set, times 100.
-
-    Args:
-        n: longest n-grams.
-    """
-
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"n": (1, 16)}
-    n: int = 4
-
-    def build(self) -> Metric:
-        """A metric without samples."""
-        from cm3plugins.metrics.captions import BLEUMetric
-
-        self.check()
-        return BLEUMetric(self.n)
-
-
-@dataclass(kw_only=True)
-class CIDErConfig(MetricConfig):
-    """CIDEr-D of captions, times 100; COCO's "CIDEr".
-
-    Args:
-        n: longest n-grams.
-        sigma: of the penalty for another length.
-    """
-
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"n": (1, 16), "sigma": (1e-3, 1e6)}
-    n: int = 4
-    sigma: float = 6.0
-
-    def build(self) -> Metric:
-        """A metric without samples."""
-        from cm3plugins.metrics.captions import CIDErMetric
-
-        self.check()
-        return CIDErMetric(self.n, self.sigma)
-
-
-@dataclass(kw_only=True)
-class ROUGEConfig(MetricConfig):
-    """ROUGE-L of captions, times 100.
-
-    Args:
-        beta: weight of recall.
-    """
-
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"beta": (1e-3, 1e3)}
-    beta: float = 1.2
-
-    def build(self) -> Metric:
-        """A metric without samples."""
-        from cm3plugins.metrics.captions import ROUGEMetric
-
-        self.check()
-        return ROUGEMetric(self.beta)
-
-
-@dataclass(kw_only=True)
-class VQAConfig(MetricConfig):
-    """VQA accuracy with the official normalisation, as a percentage."""
-
-    def build(self) -> Metric:
-        """A metric without samples."""
-        from cm3plugins.metrics.vqa import VQAMetric
-
-        return VQAMetric()
-
-
-@dataclass(kw_only=True)
 class ChoiceConfig(MetricConfig):
     """How often the right one of several answers scores highest (ScienceQA, R@1 of captions)."""
 
@@ -339,11 +277,13 @@ METRICS: Mapping[str, type[MetricConfig]] = {
     "judge": JudgeConfig,
     "kid": KIDConfig,
     "lpips": LPIPSConfig,
+    "meteor": METEORConfig,
     "nats": NatsConfig,
     "prdc": PRDCConfig,
     "psnr": PSNRConfig,
     "r_precision": RPrecisionConfig,
     "rouge": ROUGEConfig,
+    "spice": SPICEConfig,
     "ssim": SSIMConfig,
     "vqa": VQAConfig,
 }
