@@ -163,6 +163,26 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_torchscript_archive_is_refused_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The form of NVIDIA's file: refused by its parts, and nothing of torch that runs programs is called."""
+    path = tmp_path / "inception-2015-12-05.pt"
+    torch.jit.save(torch.jit.script(torch.nn.Conv2d(3, 4, 3)), path)
+    for name in ("torch.jit.load", "torch.load"):
+        monkeypatch.setattr(name, lambda *_, **__: pytest.fail("a file was opened by torch"))
+    with pytest.raises(CheckpointError) as caught:
+        inception(path).build()
+    assert str(caught.value) == (
+        f"{path}: is a TorchScript archive, such as NVIDIA's inception-2015-12-05.pt: what its tensors mean is "
+        "said by the program in it, and programs in files are never run\n"
+        "  next: get pt_inception-2015-12-05-6726825d.pth from https://github.com/mseitzer/pytorch-fid/"
+        "releases/tag/fid_weights: it is the same network, and resize: clean scales as clean-fid does"
+    )
+    with pytest.raises(CheckpointError, match="has the sha256"):
+        extractors.InceptionConfig(path=str(path)).build()
+
+
 def test_an_embedder_gives_its_name_to_scores() -> None:
     config = LightEncoderConfig()
     assert extractors.EmbedderExtractorConfig(embedder=config).build().label == "lightencoder"
