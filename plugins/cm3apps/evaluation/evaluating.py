@@ -32,7 +32,7 @@ from cm3core.errors import CM3Error, DataError, MissingPackageError
 from cm3core.evaluation.features import picture_hash
 from cm3core.evaluation.protocol import Protocol, measurement_hash, score_configs
 from cm3core.files import check_links, held_folder, write_text
-from cm3core.interfaces import Extractor, Metric, MetricBatch, MetricConfig, Score
+from cm3core.interfaces import Extractor, Metric, MetricConfig, Score
 from cm3core.model import Model
 from cm3core.plugins.registry import Registry
 
@@ -236,9 +236,13 @@ class Evaluation:
             for prefix in dict.fromkeys(getattr(one.config, "prefix", "") for one in own):
                 same = [one for one in own if getattr(one.config, "prefix", "") == prefix]
                 metrics = [one.metric for one in same]
-                real = measured.feed_features(metrics, extractor, made, self.protocol.size, prefix)
-                for one in same:
-                    one.floor = _floor(one.config, real)
+                sets = [one for one in same if set(one.metric.needs) == _TWO_SETS]
+                halves = [one.config.build() for one in sets]
+                measured.feed_features(
+                    metrics, extractor, made, self.protocol.size, prefix, halves=halves
+                )
+                for one, half in zip(sets, halves, strict=True):
+                    one.floor = _floor(half)
 
     def _bound(self, scored: list[Scored], made: Made) -> None:
         """The scores of other pictures, that those of the generated ones are read against."""
@@ -313,15 +317,12 @@ MISSING = {
 }
 
 
-def _floor(config: MetricConfig, real: list[np.ndarray[Any, Any]]) -> dict[str, float]:
-    """A distance between two halves of the references; nothing where these are too few, or the metric
-    is no distance of two sets."""
-    metric = config.build()
-    if not real or set(metric.needs) != {("features",), ("reference_features",)}:
-        return {}
-    for half in measured.halves(real):
-        [rows] = half.values()
-        metric.update(MetricBatch(range(len(rows)), half))
+#: What a distance of two sets needs.
+_TWO_SETS = {("features",), ("reference_features",)}
+
+
+def _floor(metric: Metric) -> dict[str, float]:
+    """Its scores; nothing where the halves of the references are too few."""
     try:
         return {score.name: score.value for score in metric.result()}
     except DataError:

@@ -38,8 +38,11 @@ def feed_features(
     size: int,
     prefix: str,
     pictures: Sequence[Load] | None = None,
-) -> list[np.ndarray[Any, Any]]:
+    halves: Sequence[Metric] = (),
+) -> None:
     """Give metrics the features of all pictures, references, candidates and prompts.
+
+    Features stream: of those of pictures and references nothing is kept but what the metrics keep.
 
     Args:
         metrics: empty, all with this extractor.
@@ -48,9 +51,8 @@ def feed_features(
         size: side of the pictures, in pixels.
         prefix: put before each prompt.
         pictures: of all samples, in place of what was made.
-
-    Returns:
-        The references' features, if a metric needs them.
+        halves: metrics that are given one half of the references as pictures and the other one as
+            references: real against real.
     """
     columns, task = needed(metrics), made.task
     num = len(task.samples)
@@ -66,14 +68,15 @@ def feed_features(
             if among is not None:
                 given["candidate_features"] = [among.of(place) for place in places]
             _update(metrics, places, given)
-    real: list[np.ndarray[Any, Any]] = []
     if "reference_features" in columns:
         loads = [_reference(made, index) for index in range(num)]
         for places, features in _chunks(loads, extractor, "references"):
             given = {"reference_features": features}
             _update(metrics, places, given)
-            real.append(features)
-    return real
+            for half, column in enumerate(("features", "reference_features")):
+                own = [place for place in places if place % 2 == half]
+                given = {column: features[[place - places.start for place in own]]}
+                _update(halves, [place // 2 for place in own], given)
 
 
 def _chunks(
@@ -128,7 +131,7 @@ def feed_samples(
             _update(metrics, places, given)
 
 
-def _update(metrics: Sequence[Metric], places: range, given: dict[str, Any]) -> None:
+def _update(metrics: Sequence[Metric], places: Sequence[int], given: dict[str, Any]) -> None:
     for metric in metrics:
         groups = [group for group in metric.needs if set(group) <= set(given)]
         if groups:
@@ -234,10 +237,3 @@ def _add(given: dict[str, list[Any]], modality: str, values: Sequence[tuple[floa
 def _image(sample: Sample) -> Image:
     assert sample.picture is not None
     return Image(sample.picture_key.removeprefix("image:"), sample.picture)
-
-
-def halves(features: Sequence[np.ndarray[Any, Any]]) -> Iterator[dict[str, Any]]:
-    """Two halves of the reference pictures, each as if one had been made: real against real."""
-    rows = np.concatenate(features)
-    yield {"features": rows[0::2]}
-    yield {"reference_features": rows[1::2]}
