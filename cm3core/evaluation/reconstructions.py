@@ -3,7 +3,6 @@ distance of the two sets."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -89,5 +88,5 @@ def _feed_features(
     )
     with bar:
         for places, features in features_in_chunks(loads, extractor, advance=bar.update):
-            values: dict[str, Sequence[Any]] = {name: features}
+            values: dict[str, Any] = {name: features}
             metric.update(MetricBatch(places, values))

@@ -93,7 +93,8 @@ def meteor_exact_stem(words: Words, reference: Words, stem: Callable[[str], str]
     mean = precision * recall / (_ALPHA * precision + (1 - _ALPHA) * recall)
     steps = itertools.pairwise(pairs)
     num_chunks = 1 + sum((b[0] - a[0], b[1] - a[1]) != (1, 1) for a, b in steps)
-    return mean * (1 - _GAMMA * (num_chunks / len(pairs)) ** _BETA)
+    penalty: float = _GAMMA * (num_chunks / len(pairs)) ** _BETA
+    return mean * (1 - penalty)
 
 
 def _aligned(words: Words, reference: Words, stem: Callable[[str], str]) -> list[tuple[int, int]]:
