@@ -143,7 +143,8 @@ def _feed(metric: Metric, num: int, dimension: int) -> float:
             begin = time.process_time()
             rows: np.ndarray[Any, Any] = rng.standard_normal((len(places), dimension), np.float32)
             drawing += time.process_time() - begin
-            metric.update(MetricBatch(places, {name: rows}))
+            given: dict[str, Any] = {name: rows}
+            metric.update(MetricBatch(places, given))
     return drawing
 
 

@@ -59,7 +59,7 @@ class Scored:
 
     def measurement(self, task: Task) -> dict[str, Any]:
         """What the score depends on: metric, version, keys, extractor, candidates."""
-        found = {
+        found: dict[str, Any] = {
             "metric": {"name": self.values["metric"]["name"], **to_plain(self.config.protocol())}
         }
         if self.extractor is not None:
