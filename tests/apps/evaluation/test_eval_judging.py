@@ -19,10 +19,14 @@ from cm3apps.evaluation.reading import lines
 from cm3apps.evaluation.shipped import find_protocol, shipped
 from cm3apps.evaluation.tasks import open_task
 from cm3apps.evaluation.tasks.base import Sample, Task
+from cm3apps.experiments.icons import style_classifier
+from cm3core.build import build
 from cm3core.errors import DataError
 from cm3core.evaluation.protocol import protocol_of
 from cm3core.interfaces.metric import MetricBatch
+from cm3core.model import Model
 from cm3core.plugins import load_registry
+from cm3core.recipe import compose
 from cm3core.testing.metric import MetricContract
 from toy_model import Colours, toy_model
 
@@ -154,6 +158,39 @@ def test_protocols_of_icons_rank_and_classify() -> None:
             metrics = [score["metric"]["name"] for score in find_protocol(name).scores]
             assert metrics.count("judge") == 2
             assert "icon_style" in metrics
+
+
+@pytest.mark.slow
+def test_a_model_of_icons_is_ranked_and_classified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The protocol icons-comp-v1, of few icons, by a tiny model that was not trained."""
+    for name, value in {"NUM_TRAINED": 64, "NUM_HELD_OUT": 8, "EPOCHS": 1}.items():
+        monkeypatch.setattr(style_classifier, name, value)
+    tiny = [
+        "dataset.things_share=0.005", "image_tokenizer=patches", "image_tokenizer.resolution=64",
+        "text_tokenizer.vocab_size=300", "decoder.num_layers=1", "decoder.d_model=32", "decoder.num_heads=1",
+    ]  # fmt: skip
+    recipe = compose("icons", tiny, registry=REGISTRY)
+    components = build(recipe, REGISTRY, stage="train")
+    components.decoder.module.eval()
+    values = find_protocol("icons-comp-v1").values
+    kept = [one for one in values["scores"] if one["metric"]["name"] in ("judge", "icon_style")]
+    values |= {"name": "few", "task": values["task"] | {"num": 2}, "scores": [kept[0], kept[-1]]}
+    protocol, model = protocol_of(values, "few"), Model(recipe, components, name="tiny", step=7)
+    task = open_task(protocol.task, size=64, data=None, model=model, registry=REGISTRY)
+    options = {"num_retrieved": 1}
+    rows = Evaluation(protocol, task, REGISTRY, tmp_path / "a", model=model, options=options).run()[
+        "scores"
+    ]
+    assert [row["name"] for row in rows] == [
+        "judge_r1-blurred32", "judge_r5-blurred32", "icon_set_and_style", "icon_style", "icon_finish"
+    ]  # fmt: skip
+    assert all({"real", "reconstructed"} <= set(row["beside"]) for row in rows)
+    assert rows[0]["beside"]["real"] == rows[1]["beside"]["real"] == 100
+    assert (
+        rows[2]["measurement"]["metric"]["classifier"] == IconStyleConfig().protocol()["classifier"]
+    )
 
 
 class Classifier:
