@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from cm3apps.server.tasks import able
+from cm3apps.server.abilities import able
 from cm3core.errors import CM3Error
 
 if TYPE_CHECKING:
@@ -58,8 +59,10 @@ def facts_of(loaded: AsyncModel, name: str, forced: frozenset[str]) -> dict[str,
         "size": [width, height],
         "rows": rows,
         "columns": columns,
-        "tasks": able(loaded, forced),
+        "tasks": able(model, forced),
         "sampler": {"name": names.get("sampler", ""), "keys": _keys(model)},
+        "svg": find_spec("vtracer") is not None,
+        "knows_words": model.words is not None,
         "samplers": registry.names("sampler"),
         "reranker": names.get("reranker"),
         "rerankers": registry.names("reranker"),
