@@ -33,7 +33,10 @@ FILES = {
     "/icon.svg": ("icon.svg", "image/svg+xml"),
     **{
         f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8")
-        for name in ("studio", "api", "brush", "history", "repeat", "results")
+        for name in (
+            *("studio", "api", "common", "drawing", "results", "repeat", "history"),
+            *("brush", "condition", "sets", "look"),
+        )
     },
 }
 

@@ -44,11 +44,25 @@ def examples_of(texts: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(texts[::step]))[:NUM_EXAMPLES]
 
 
+def things_of(texts: Sequence[str], styles: Sequence[str]) -> list[str]:
+    """Examples of what the texts show, without a style at their end, each once.
+
+    >>> things_of(["a cat, line style", "a cat, flat", "a dog"], ["line style"])
+    ['a cat', 'a cat, flat', 'a dog']
+    """
+    things: dict[str, None] = {}
+    for text in texts:
+        beginning, comma, end = text.rpartition(", ")
+        things[beginning if comma and end in styles else text] = None
+    return examples_of(list(things))
+
+
 def facts_of(loaded: AsyncModel, name: str, forced: frozenset[str]) -> dict[str, Any]:
     """Everything that the page needs to know of a model."""
     model = loaded.model
     height, width = model.image_size
     texts = _texts(model)
+    styles = styles_of(texts)
     names = model.recipe.component_names
     registry = model.components.registry
     rows, columns = model.components.image_tokenizer.grid
@@ -69,7 +83,8 @@ def facts_of(loaded: AsyncModel, name: str, forced: frozenset[str]) -> dict[str,
         "upscaler": names.get("upscaler"),
         "retrieves": model.recipe.retriever is not None and model.recipe.retriever.retrieves,
         "candidates": model.recipe.generate.num_candidates,
-        "styles": styles_of(texts),
+        "styles": styles,
+        "things": things_of(texts, styles),
         "examples": examples_of(texts),
         "max_text_tokens": model.recipe.data.max_text_tokens,
     }

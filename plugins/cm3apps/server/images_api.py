@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
+from cm3apps.server.abilities import task_of
 from cm3apps.server.conditions import condition_of
 from cm3apps.server.errors import APIError
 from cm3apps.server.pictures import Output, Upload, metadata_of, text_of_base64
@@ -177,6 +178,10 @@ class Reply:
         item |= facts_of(picture)
         if self.wish.with_documents:
             item["documents"] = [document(one) for one in picture.retrieved]
+        if self.task.record:  # what `Model.do` takes
+            item["task"] = task_of(self.model, self.task.sort)
+            texts = {name: one for name, one in self.task.record.items() if isinstance(one, str)}
+            item["record"] = {"caption": self.task.text, **texts}
         if self.task.sort == "fill" and self.task.text is None:
             item["revised_prompt"] = picture.text  # type: ignore[union-attr]  # what is filled has a text
         return item

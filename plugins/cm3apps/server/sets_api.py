@@ -159,6 +159,7 @@ class _Set:
             "created": int(time.time()),
             "grid": text_of_base64(grid),
             "zip": text_of_base64(zipped),
+            "seed": self.reply.task.options["seed"],
             "size": self.reply.wish.size,
             "unknown_words": self.reply.unknown_words,
             "usage": self.reply.usage(len(pictures)),
