@@ -239,10 +239,7 @@ class AsyncModel:
     def events(
         self, prompt: str | Sequence[str], num_images: int | None = None, **options: Any
     ) -> AsyncGenerator[Event, None]:
-        """See `Model.events`; pictures arrive as they finish, in any order.
-
-        Leaving the iterator ends the work.
-        """
+        """See `Model.events`; pictures arrive as they finish, in any order. Leaving it ends the work."""
         return self._pictures(self.model.image_jobs, prompt, num_images, **options)
 
     def edit_events(

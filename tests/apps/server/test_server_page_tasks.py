@@ -399,6 +399,27 @@ def test_documents_are_added_by_hand_and_repeated(browser, server, cm3, monkeypa
     assert (toy_model().generate("red", 1, seed=7, context=context)[0].pixels == shown).all()
 
 
+def test_sets_and_questions_with_the_keyboard_alone(browser, server):
+    with opened(browser, server) as page:
+        use(page, "tuned")
+        page.focus("#tabs [data-view=set]")
+        page.keyboard.press("Enter")
+        page.focus("#things")
+        page.keyboard.type("red bell")
+        page.keyboard.press("Control+Enter")
+        says(page, "#set-status", "One picture in")
+        for _ in range(60):
+            if page.evaluate("document.activeElement.textContent") == "Describe":
+                break
+            page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        api.expect(page.locator("#answers li")).to_have_count(1, timeout=20_000)
+        page.focus("#question")
+        page.keyboard.type("hue?")
+        page.keyboard.press("Enter")
+        api.expect(page.locator("#answers li")).to_have_count(2, timeout=20_000)
+
+
 def test_new_flows_fit_a_phone(browser, server):
     with opened(browser, server, viewport={"width": 390, "height": 844}) as page:
         use(page, "tuned")
