@@ -52,13 +52,22 @@ class Turn:
     earlier: tuple[tuple[str, str], ...] = ()
 
     def conversation(self, num_earlier: int) -> str:
-        """The last text after this many of the turns before it, as the chat task reads them.
+        """The last text after this many of the turns before it, as the chat task reads them: a
+        question that begins it has no speaker.
 
         >>> Turn("And now?", None, (("user", "What is it?"), ("assistant", "A bell."))).conversation(2)
-        'User: What is it? Assistant: A bell. User: And now?'
+        'What is it? Assistant: A bell. User: And now?'
         """
-        kept = self.earlier[len(self.earlier) - num_earlier :]
-        return " ".join(f"{SPEAKERS[role]}: {text}" for role, text in (*kept, ("user", self.text)))
+        kept = (*self.earlier[len(self.earlier) - num_earlier :], ("user", self.text))
+        said = [f"{SPEAKERS[role]}: {text}" for role, text in kept]
+        return " ".join([kept[0][1] if kept[0][0] == "user" else said[0], *said[1:]])
+
+    @property
+    def beginnings(self) -> list[int]:
+        """How many of the turns before can be read, so that the first one is a question; ascending."""
+        number = len(self.earlier)
+        return [0, *(number - place for place in reversed(range(number))
+                     if self.earlier[place][0] == "user")]  # fmt: skip
 
 
 def turn_of(messages: list[Any], limits: Limits) -> Turn:
@@ -214,12 +223,12 @@ def _question(
         return turn.text or None, {}, 0
     number = len(turn.earlier)
     if cuts:
-        # all numbers beyond one are too many: each turn makes the text longer
-        number = bisect_left(
-            range(1, number + 1),
-            True,
-            key=lambda some: not _fits(model, name, turn.conversation(some), most),
+        # what is too long stays so with more turns
+        some = turn.beginnings
+        too_long = bisect_left(
+            some, True, key=lambda read: not _fits(model, name, turn.conversation(read), most)
         )
+        number = some[max(0, too_long - 1)]
     return turn.conversation(number), {"task": name}, number
 
 

@@ -72,7 +72,7 @@ CONVERSATION = [
 
 def test_a_conversation_is_read_whole(server):
     message = message_of(server.post(CHAT, model="tuned", messages=CONVERSATION, seed=3))
-    whole = "User: What is it? Assistant: a bell User: Which colour?"
+    whole = "What is it? Assistant: a bell User: Which colour?"
     own = tuned_model().ask(picture(8, 8), whole, task="talk", seed=3)
     assert message["content"] == own.text
     assert (message["turns_read"], message["turns_left_out"]) == (2, 0)
@@ -105,12 +105,13 @@ def test_a_long_conversation_is_refused_or_loses_its_oldest_turns(server):
     message = message_of(server.post(CHAT, model="tuned", messages=messages, truncate=True, seed=1))
     read = message["turns_read"]
     assert 0 < read < 40
+    assert read % 2 == 0  # what is left begins with a question
     assert message["turns_left_out"] == 40 - read
-    said = [f"User: is it {place}?" if role == "q" else "Assistant: no"
-            for place in range(20) for role in "qa"]  # fmt: skip
-    whole = " ".join([*said[40 - read :], "User: why?"])
+    said = [f"User: is it {place}? Assistant: no" for place in range(20)]
+    kept = said[20 - read // 2 :]
+    whole = " ".join([*kept, "User: why?"]).removeprefix("User: ")
     assert message["content"] == tuned_model().ask(picture(8, 8), whole, task="talk", seed=1).text
-    longer = " ".join([*said[40 - read - 1 :], "User: why?"])
+    longer = " ".join([said[20 - read // 2 - 1], *kept, "User: why?"]).removeprefix("User: ")
     with pytest.raises(GenerationError, match="more than the decoder's context"):
         tuned_model().ask(picture(8, 8), longer, task="talk")
 
@@ -132,7 +133,7 @@ def test_a_picture_in_a_conversation_is_what_the_next_turn_edits(server):
     assert (pixels_of(edited["content"][0]["image_url"]["url"]) == own.pixels).all()
     messages += [{"role": "assistant", "content": edited["content"]}, user(text("hue?"))]
     answer = message_of(server.post(CHAT, model="tuned", messages=messages, seed=6))
-    whole = "User: red bell User: make it blue User: hue?"
+    whole = "red bell User: make it blue User: hue?"
     assert answer["content"] == tuned_model().ask(own.pixels, whole, task="talk", seed=6).text
 
 
