@@ -183,25 +183,33 @@ def cm3_upscalers() -> Mapping[str, type[UpscalerConfig]]:
 
 @hookimpl
 def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
+    from cm3plugins.datasets.coco.config import COCOConfig
+    from cm3plugins.datasets.conversations import ConversationsConfig
     from cm3plugins.datasets.emoji import EmojiSourceConfig
     from cm3plugins.datasets.folder import FolderSourceConfig
     from cm3plugins.datasets.icon_tasks.config import IconTasksConfig
     from cm3plugins.datasets.icons import IconSourceConfig
     from cm3plugins.datasets.jsonl import JSONLSourceConfig
     from cm3plugins.datasets.mixture import MixtureConfig
+    from cm3plugins.datasets.picture_pairs import PicturePairsConfig
     from cm3plugins.datasets.table import TableSourceConfig
     from cm3plugins.datasets.tuxpaint import TuxPaintSourceConfig
+    from cm3plugins.datasets.vqa import VQAConfig
     from cm3plugins.datasets.webdataset import WebDatasetSourceConfig
 
     return {
+        "coco": COCOConfig,
+        "conversations": ConversationsConfig,
         "emoji": EmojiSourceConfig,
         "icons": IconSourceConfig,
         "folder": FolderSourceConfig,
         "jsonl": JSONLSourceConfig,
         "icon_tasks": IconTasksConfig,
         "mixture": MixtureConfig,
+        "picture_pairs": PicturePairsConfig,
         "table": TableSourceConfig,
         "tuxpaint": TuxPaintSourceConfig,
+        "vqa": VQAConfig,
         "webdataset": WebDatasetSourceConfig,
     }
 
