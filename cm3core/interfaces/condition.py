@@ -29,7 +29,7 @@ class ConditionConfig(ComponentConfig):
     """
 
     kind: ClassVar[str] = "condition"
-    feature: str = "structure"
+    feature: str = "a structure"
 
     def check(self) -> None:
         """Raise `RecipeError` for values that can't be used."""
@@ -76,7 +76,8 @@ class Condition(ABC):
         else:
             _check_pixels(source)
         drawn = self._draw(source, rng)
-        shape, wanted = getattr(drawn, "shape", ()), getattr(source, "shape", None)
+        shape: Any = getattr(drawn, "shape", ())
+        wanted: Any = getattr(source, "shape", None)
         good = len(shape) == 3 and shape[2] == 3 and wanted in (None, shape)
         if not good or str(getattr(drawn, "dtype", "")) != "uint8":
             raise broken(

@@ -11,7 +11,7 @@ from cm3core.config.overrides import with_options
 from cm3core.errors import GenerationError
 from cm3core.interfaces.condition import Condition, ConditionConfig
 from cm3core.interfaces.task import fields_of_type
-from cm3core.model.loaded import Picture, pixels_of, seen
+from cm3core.model.loaded import pixels_of, seen
 from cm3core.plugins.built import built
 
 if TYPE_CHECKING:
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from cm3core.model.loaded import Loaded
 
 #: (name, what it is drawn from), or with keys to change as a third: ("canny", "photo.png", {"low": 50}).
-GivenCondition: TypeAlias = (
-    tuple[str, Picture] | tuple[str, Picture, Mapping[str, Any]] | Sequence[Any]
-)
+GivenCondition: TypeAlias = Sequence[Any]
 
 
 def condition_config(

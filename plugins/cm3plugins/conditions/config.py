@@ -10,8 +10,8 @@ from cm3core.errors import MissingPackageError
 from cm3core.interfaces.condition import ConditionConfig
 
 if TYPE_CHECKING:
+    from cm3plugins.conditions.as_is import PictureAsItIs
     from cm3plugins.conditions.boxes import BoxPicture
-    from cm3plugins.conditions.given import GivenPicture
     from cm3plugins.conditions.lines import CannyEdges, SketchLines
     from cm3plugins.conditions.regions import Regions
 
@@ -129,17 +129,17 @@ class BoxesConfig(ConditionConfig):
 
 
 @dataclass(kw_only=True)
-class GivenConfig(ConditionConfig):
+class AsItIsConfig(ConditionConfig):
     """A picture that is a structure already, as it is: a sketch, a segmentation map, a pose.
 
     Args:
         feature: what the structure is called in a document: the words of the model's training.
     """
 
-    def build(self) -> GivenPicture:
-        from cm3plugins.conditions.given import GivenPicture
+    def build(self) -> PictureAsItIs:
+        from cm3plugins.conditions.as_is import PictureAsItIs
 
-        return GivenPicture()
+        return PictureAsItIs()
 
 
 def need_opencv(name: str) -> None:
@@ -154,9 +154,9 @@ def need_opencv(name: str) -> None:
 
 #: Name in recipes -> config.
 CONDITIONS: dict[str, type[ConditionConfig]] = {
+    "as_is": AsItIsConfig,
     "boxes": BoxesConfig,
     "canny": CannyConfig,
-    "given": GivenConfig,
     "regions": RegionsConfig,
     "xdog": XDoGConfig,
 }

@@ -67,7 +67,7 @@ def test_pictures_are_made_and_nothing_is_retrieved(model: Model) -> None:
     again = model.generate("blue", 1, condition=given, seed=3)
     assert np.array_equal(again[0].pixels, made[2].pixels)
     assert model.generate("red", 1, condition=given, num_retrieved=1)[0].retrieved
-    other = asked(model, ("given", picture(16, 16)))
+    other = asked(model, ("as_is", picture(16, 16)))
     assert isinstance(other[1], Codes)
     assert other[1] != asked(model, given)[1]
 

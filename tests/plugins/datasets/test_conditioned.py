@@ -14,7 +14,7 @@ from cm3core.interfaces import TaskSource
 from cm3core.plugins import load_registry
 from cm3core.recipe import recipe_from_yaml
 from cm3core.testing.dataset import DocumentSourceContract
-from cm3plugins.conditions.config import BoxesConfig, CannyConfig, GivenConfig
+from cm3plugins.conditions.config import AsItIsConfig, BoxesConfig, CannyConfig
 from cm3plugins.datasets.coco.config import COCOConfig
 from cm3plugins.datasets.conditioned import ConditionedConfig
 from cm3plugins.datasets.folder import FolderSourceConfig
@@ -70,7 +70,7 @@ def test_settings_vary_with_the_picture_and_the_seed_and_never_else(
             again,
             other,
             still,
-            conditioned(pictures, condition=GivenConfig()).build(),
+            conditioned(pictures, condition=AsItIsConfig()).build(),
         )
     ]
     assert keys[0] == keys[1]

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from cm3core.errors import RecipeError
+from cm3plugins.datasets.coco.settings import FEATURES, FormName
 from cm3plugins.datasets.file_source import FileSourceConfig, FoundRecord
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import SkippedRecord
     from cm3plugins.datasets.picture_index import PictureIndex
-
-#: Form -> what the condition is called in a document, if it has one.
-FEATURES = {"segmentation": "segmentation map", "pose": "human pose"}
 
 
 @dataclass(kw_only=True)
@@ -38,7 +36,7 @@ class COCOConfig(FileSourceConfig):
             skipped.
     """
 
-    form: Literal["caption", "grounding", "objects", "segmentation", "pose"]
+    form: FormName
     path: str
     pictures: str
     captions: str = ""

@@ -19,7 +19,7 @@ from cm3plugins.datasets.annotations import (
 )
 from cm3plugins.datasets.coco import shapes
 from cm3plugins.datasets.coco.annotation_file import Annotation, AnnotationFile, Category
-from cm3plugins.datasets.coco.config import FEATURES, COCOConfig
+from cm3plugins.datasets.coco.settings import FEATURES, Settings
 from cm3plugins.datasets.file_source import FoundRecord, boundary, existing, skipped
 from cm3plugins.datasets.jsonl import PicturesOfLines
 
@@ -61,7 +61,7 @@ class Shown:
         return self.captions or (named,)
 
 
-def records(config: COCOConfig, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
+def records(config: Settings, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
     """See `COCOConfig.scan`."""
     file = AnnotationFile.read(existing(config.path, folder=False))
     captions, problems = _captions_of(config)
@@ -88,7 +88,7 @@ def records(config: COCOConfig, index: PictureIndex) -> Iterator[FoundRecord | S
     yield from map(skipped, problems)
 
 
-def _captions_of(config: COCOConfig) -> tuple[dict[str, tuple[str, ...]], list[DataError]]:
+def _captions_of(config: Settings) -> tuple[dict[str, tuple[str, ...]], list[DataError]]:
     """Picture -> captions of another file, and what is wrong with them."""
     if not config.captions:
         return {}, []
@@ -123,7 +123,7 @@ def _check_size(place: str, values: dict[str, Any], picture: StoredPicture) -> N
 class _Forms:
     """What each form makes of a picture."""
 
-    def __init__(self, config: COCOConfig, file: AnnotationFile, index: PictureIndex) -> None:
+    def __init__(self, config: Settings, file: AnnotationFile, index: PictureIndex) -> None:
         self.config, self.file = config, file
         self.feature = (config.feature or FEATURES.get(config.form, ""),)
         folder = config.path.removesuffix(".json")

@@ -15,9 +15,9 @@ from cm3core.errors import DataError, MissingPackageError
 from cm3core.testing.condition import ConditionContract
 from cm3plugins.conditions.boxes import colour_of
 from cm3plugins.conditions.config import (
+    AsItIsConfig,
     BoxesConfig,
     CannyConfig,
-    GivenConfig,
     RegionsConfig,
     XDoGConfig,
 )
@@ -49,7 +49,7 @@ class TestBoxes(ConditionContract):
 
 
 class TestGiven(ConditionContract):
-    config = GivenConfig()
+    config = AsItIsConfig()
 
 
 def test_canny_finds_the_outline_of_a_square() -> None:

@@ -1,4 +1,4 @@
-"""Condition `given`: the picture itself."""
+"""Condition `as_is`: the picture itself."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from cm3core.document import PixelArray
 
 
-class GivenPicture(Condition):
+class PictureAsItIs(Condition):
     """A copy of the picture."""
 
     @property
     def fingerprint(self) -> str:
-        return "given 1"
+        return "as_is 1"
 
     def _draw(self, source: PixelArray, rng: np.random.Generator | None) -> PixelArray:
         return source.copy()
