@@ -69,7 +69,7 @@ class PicturePairsConfig(FileSourceConfig):
             their records are skipped.
     """
 
-    format: Literal["instruct_pix2pix", "magicbrush", "controlnet"]
+    format: Literal["instruct_pix2pix", "magicbrush", "controlnet"] = "instruct_pix2pix"
     path: str
     feature: str = "edges"
     allow_outside: bool = False

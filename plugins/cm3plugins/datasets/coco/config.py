@@ -36,7 +36,7 @@ class COCOConfig(FileSourceConfig):
             skipped.
     """
 
-    form: FormName
+    form: FormName = "caption"
     path: str
     pictures: str
     captions: str = ""
