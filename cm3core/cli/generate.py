@@ -16,13 +16,15 @@ from cm3core.cli._model import (
     metadata,
     open_model,
     progress_bar,
+    refuse_untuned,
     report_unknown_words,
+    settings_of,
     show_choice,
     task_options,
 )
 from cm3core.cli._picture_set import file_names, sheet, styled, write_zip
 from cm3core.cli._retrieved import Retrieval, show_retrieved, write_retrieved
-from cm3core.errors import CM3Error
+from cm3core.errors import CM3Error, FileError
 from cm3core.files import atomic_path, check_writable, held_folder
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ SHEET = 64
 HELP = "generate pictures for a prompt"
 EXAMPLE = """  cm3 generate "a red apple" --n 4 --seed 1 -o out/
   cm3 generate "a red apple" --candidates 8 --rerank clip --upscale --preview
+  cm3 generate "a red apple" --condition canny photo.png --model runs/tuned
   cm3 generate "a red apple" "a green pear" --model runs/apples --num-retrieved 0
   cm3 generate "a red apple" --set sampler.guidance_scale=1.2 --set sampler.temperature=0.9
   cm3 generate bell house key --style "noto style" --n 1 --transparent --zip"""
@@ -59,7 +62,15 @@ def configure(parser: ArgumentParser) -> None:
         action="store_true",
         help="show the pictures while they are generated: in FOLDER/preview.png, and on a terminal",
     )
-    add_task(parser, "pictures of prompts")
+    parser.add_argument(
+        "--condition",
+        nargs=2,
+        metavar=("NAME", "SOURCE"),
+        help="draw after a structure, on a model tuned for that: NAME is what draws it (cm3 describe "
+        "condition lists them), SOURCE a picture's file, or a text such as "
+        '"bell at (10, 12) -> (40, 44)"; --set condition.KEY=VALUE changes its keys',
+    )
+    add_task(parser, "pictures of prompts, or of structures")
     add_model_options(parser)
 
 
@@ -120,12 +131,36 @@ def run(args: Namespace) -> int:
         from cm3core.cli._tracing import check_tracer
 
         check_tracer("cm3 generate --svg")
+    if args.condition:
+        refuse_untuned(args, "generate --condition", "structures")
     check_writable(args.out, folder=True)
     if args.style is not None and not args.style.strip():
         raise CM3Error("--style", "is empty", "name a style, or leave it out")
+    if args.condition and _is_file(args.condition[1]):
+        check_not_replaced(args.out, Path(args.condition[1]))
     options = task_options(args) | {"truncate": args.truncate, "upscale": args.upscale}
+    if args.condition:
+        options["condition"] = (*args.condition, settings_of(args.settings, "condition"))
     with pictures_folder(args.out):
         return _run(args, options)
+
+
+def _is_file(source: str) -> bool:
+    """Whether what a condition is drawn from is a file, not a text."""
+    try:
+        return Path(source).is_file()
+    except OSError:  # longer than a name of a file
+        return False
+
+
+def check_not_replaced(out: Path, picture: Path) -> None:
+    """Raise `FileError` if a picture that is read is in the folder that is written to."""
+    if picture.absolute().parent.resolve() == out.absolute().resolve():
+        raise FileError(
+            str(out),
+            f"holds {picture.name}, which is read and might be replaced",
+            "name another folder (-o)",
+        )
 
 
 def _run(args: Namespace, options: dict[str, Any]) -> int:

@@ -20,6 +20,7 @@ from cm3core.document import (
 from cm3core.errors import GenerationError
 from cm3core.generation.engine import Completion, Event, Request
 from cm3core.model.candidates import Plan, upscaler
+from cm3core.model.conditions import GivenCondition, with_condition
 from cm3core.model.crop import Box, CentreCrop, region
 from cm3core.model.jobs import Done, Job
 from cm3core.model.loaded import (
@@ -45,7 +46,7 @@ from cm3core.model.tasks import edit_task, encoded_record, named_task, record_of
 from cm3core.plugins.marks import marked
 
 if TYPE_CHECKING:
-    from cm3core.interfaces.task import Record
+    from cm3core.interfaces.task import Method, Record
     from cm3core.interfaces.upscaler import Upscaler
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
@@ -64,6 +65,7 @@ class Drawing(Loaded):
         upscale: bool | str = False,
         task: str | None = None,
         force: bool = False,
+        condition: GivenCondition | None = None,
         **options: Any,
     ) -> tuple[Iterator[Job[GeneratedImage]], int]:
         """The jobs of `generate`, one per picture, and the number of tokens they generate."""
@@ -71,13 +73,19 @@ class Drawing(Loaded):
         number = _num_images(self, num_images)
         for text in prompts:
             check_text(self, "prompt", text, truncate=truncate)
+        method: Method = "generate" if condition is None else "structure"
+        chosen = task_for(self, method, task, force=force)
+        shared: Record = {}
+        if condition is not None:
+            shared = with_condition(self, chosen, condition)
+            options = {"num_retrieved": 0, **options}
         given = GenerationOptions.of({**options, "seed": seed})
         plan = Plan.of(self, given, truncate=truncate)
-        chosen = task_for(self, "generate", task, force=force)
-        requests = [
-            Request(chosen.prompt(record_of(chosen, text, None)), seed=seed, truncate=truncate)
-            for text in prompts
-        ]
+        documents = [chosen.prompt({**shared, **record_of(chosen, text, None)}) for text in prompts]
+        if condition is not None:
+            for document in documents:
+                check_prompt(self, f"task {task or method}", document, truncate=truncate)
+        requests = [Request(document, seed=seed, truncate=truncate) for document in documents]
         augmented = plan.augmented(requests, [(Text(text),) for text in prompts])
         enlarger = upscaler(self, upscale)
         jobs = (

@@ -195,7 +195,10 @@ class Model(Drawing, Writing, AnyDocuments):
                 pictures of a prompt are the same for any `num_images` and any other prompts. Also:
                 truncate: read only the first `data.max_text_tokens` tokens of a longer prompt, as
                 training did with captions. upscale: also enlarge the pictures with the recipe's
-                upscaler (True) or another one (its name).
+                upscaler (True) or another one (its name). condition: what to draw after, a name and
+                what it is drawn from: `("canny", "photo.png")`, `("boxes", "bell at (10, 12) -> (40,
+                44)")`, or with keys as a third; for models tuned on structures. Nothing is then
+                retrieved unless `num_retrieved` is given.
 
         Returns:
             `num_images` pictures for each prompt, in order; notebooks show the list as a sheet.

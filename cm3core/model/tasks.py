@@ -38,6 +38,7 @@ SIGNATURES: Mapping[Method, tuple[int, int, FieldType]] = {
     "caption": (0, 1, "text"),
     "ask": (1, 1, "text"),
     "edit": (1, 1, "image"),
+    "structure": (2, 1, "image"),
 }
 
 
@@ -214,10 +215,10 @@ def edit_task(task_text: str) -> Task:
 
 
 def record_of(task: Task, text: str | None, picture: Codes | None) -> dict[str, Any]:
-    """The record of a method's text and picture."""
+    """The record of a method's text, the last one that a task is given, and picture."""
     record: dict[str, Any] = {}
     if text is not None:
-        record[fields_of_type(task, task.given, "text")[0]] = text
+        record[fields_of_type(task, task.given, "text")[-1]] = text
     if picture is not None:
         record[fields_of_type(task, task.given, "image")[0]] = picture
     return record

@@ -69,33 +69,39 @@ class JSONLSourceConfig(FileSourceConfig):
 
 @dataclass(frozen=True)
 class PicturesOfLines:
-    """The pictures that lines name, relative to `folder` and, unless it is None, inside `inside`."""
+    """The pictures that lines name, relative to `folder` (in messages: to `of`) and, unless it is None,
+    inside `inside`."""
 
     folder: Path
     inside: Path | None
     index: PictureIndex
+    of: str = "the file"
 
-    def picture(self, place: str, value: object) -> StoredPicture:
+    def picture(self, place: str, value: object, name: str = "image") -> StoredPicture:
+        """The picture at the path `value`; `name`: what messages call it.
+
+        Raises:
+            DataError: it is no path, or there is no picture that can be used.
+        """
+        wanted = f"write the picture's path, relative to {self.of}"
         if not isinstance(value, str) or not value:
             cause = (
-                "'image' is empty" if value == "" else f"'image' is {type_name(value)}, not a path"
+                f"{name!r} is empty"
+                if value == ""
+                else f"{name!r} is {type_name(value)}, not a path"
             )
-            raise DataError(place, cause, "write the picture's path, relative to the file")
+            raise DataError(place, cause, wanted)
         if "://" in value:
             next_step = "download the picture and write its path; addresses are not fetched"
-            raise DataError(place, f"'image' is the address {value!r}", next_step)
+            raise DataError(place, f"{name!r} is the address {value!r}", next_step)
         if not is_unicode(value) or "\0" in value:
-            raise DataError(
-                place,
-                f"'image' is {value!a}, not a path",
-                "write the picture's path, relative to the file",
-            )
+            raise DataError(place, f"{name!r} is {value!a}, not a path", wanted)
         try:
             check_inside(self.folder / value, self.inside, str(self.folder / value))
             return self.index.picture(self.folder / value, str(self.folder / value))
         except DataError as error:
             raise DataError(
-                f"{place}: image {error.place}", error.cause, error.next_step
+                f"{place}: {name} {error.place}", error.cause, error.next_step
             ) from error
 
 

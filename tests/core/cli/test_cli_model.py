@@ -21,6 +21,7 @@ from cm3core.cli.infill import parse_box
 from cm3core.errors import GenerationError
 from cm3core.generation.engine import Engine
 from cm3core.model import Model
+from cm3core.model.default import DEFAULT_MODEL
 from cm3core.model.loaded import Loaded
 from toy_model import picture
 
@@ -227,12 +228,54 @@ def test_what_no_model_was_tuned_for_is_refused(cm3, tmp_path, capsys):
     assert (tmp_path / "out" / "000.png").is_file()
 
 
+def test_pictures_after_a_structure(cm3, model, tmp_path, capsys):
+    path, out = tmp_path / "picture.png", tmp_path / "out"
+    images.save_png(path, picture(16, 20), {})
+    condition = ("--condition", "canny", path)
+    assert cm3("generate", "red", *condition, "-o", out) == 2
+    assert capsys.readouterr().err == (
+        f"error: cm3 generate --condition: model '{DEFAULT_MODEL}' was not tuned for structures; what it "
+        "would make is meaningless\n"
+        "  next: tune one (docs/tuning.md), or give --force, which runs it on any model\n"
+    )
+    assert not out.exists()
+    words = ("--force", "--truncate", "--n", 1, "--set", "condition.low=50", "-o", out)
+    assert cm3("generate", "red", *condition, *words) == 0
+    facts = images.read_png_metadata(out / "000.png")
+    assert json.loads(facts["condition"]) == ["canny", str(path), {"low": 50}]
+    [again] = model.generate(
+        "red",
+        1,
+        condition=("canny", path, {"low": 50}),
+        seed=int(facts["seed"]),
+        force=True,
+        truncate=True,
+    )
+    assert np.array_equal(images.open_image(out / "000.png"), again.pixels)
+    boxes = ("--condition", "boxes", "bell at (10, 10) -> (40, 40)")
+    assert cm3("generate", "red", *boxes, *words[:4], "-o", tmp_path / "boxes") == 0
+    capsys.readouterr()
+    assert cm3("generate", "red", *condition, "--force", "-o", tmp_path) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}: holds picture.png, which is read and might be replaced\n"
+        "  next: name another folder (-o)\n"
+    )
+    assert cm3("generate", "red", "--set", "condition.low=50", "-o", out) == 2
+    assert capsys.readouterr().err == (
+        "error: --set condition: changes a condition, and none is given\n"
+        "  next: give --condition, too\n"
+    )
+    long = ("--condition", "boxes", "x" * 9000, "--force", "-o", out)
+    assert cm3("generate", "red", *long) == 2
+    assert "has 0 boxes, of which 0 can be read" in capsys.readouterr().err
+
+
 def test_commands_report_bad_input(cm3, tmp_path, capsys):
     assert cm3("infill", tmp_path / "missing.png", "--box", "0,0,4,4") == 2
     assert str(tmp_path / "missing.png") in capsys.readouterr().err
     assert cm3("generate", "a", "--set", "temperature=1") == 2
     assert capsys.readouterr().err == (
-        "error: --set temperature=1: is not sampler.KEY=VALUE or retriever.KEY=VALUE\n"
+        "error: --set temperature=1: is not sampler.KEY=VALUE, retriever.KEY=VALUE or condition.KEY=VALUE\n"
         "  next: write e.g. --set sampler.guidance_scale=1.5\n"
     )
 
