@@ -37,6 +37,7 @@ from cm3core.errors import CheckpointError, FileError
 from cm3core.files import new_place, sync_directory
 from cm3core.plugins.registry import plugin_versions
 from cm3core.recipe.storing import files_of
+from cm3core.tuning import ADAPTER, ADAPTER_CONFIG, AdapterFiles
 
 if TYPE_CHECKING:
     from cm3core.build import Components
@@ -51,6 +52,7 @@ def save_checkpoint(
     *,
     keep: int = 2,
     words: TrainingWords | None = None,
+    adapter: AdapterFiles | None = None,
 ) -> Path:
     """Write `OUT/checkpoints/step-N` and drop all but the newest `keep`; a checkpoint of this step
     that is there stays.
@@ -63,6 +65,7 @@ def save_checkpoint(
         components: their recipe, plugins and tokenizers are stored.
         keep: checkpoints that stay, this one included.
         words: those of the training texts, if they are known.
+        adapter: stored in place of the weights.
 
     Raises:
         CheckpointError: it can't be written (a full disk); older checkpoints are untouched.
@@ -70,7 +73,11 @@ def save_checkpoint(
     target = Path(out_dir) / "checkpoints" / f"step-{state.step:08d}"
     if not target.exists():
         with new_folder(target) as folder:
-            save_file(weights_of(decoder), folder / WEIGHTS)
+            if adapter is None:
+                save_file(weights_of(decoder), folder / WEIGHTS)
+            else:
+                save_file(dict(adapter.tensors), folder / ADAPTER, {"format": "pt"})
+                write_json(folder / ADAPTER_CONFIG, adapter.config)
             save_file({**contiguous(optimizer_state), **generator_states()}, folder / OPTIMIZER)
             _write_description(folder, components, state)
             if words is not None:
@@ -97,9 +104,10 @@ def _write_description(folder: Path, components: Components, state: CheckpointSt
         {**plugin_versions(components.registry.plugins), "torch": torch.__version__},
     )
     # last, with the hashes of what lies there already
-    write_json(
-        folder / STATE, {**asdict(state), "files": file_hashes(folder, [WEIGHTS, OPTIMIZER])}
-    )
+    files = [
+        name for name in (WEIGHTS, ADAPTER, ADAPTER_CONFIG, OPTIMIZER) if (folder / name).is_file()
+    ]
+    write_json(folder / STATE, {**asdict(state), "files": file_hashes(folder, files)})
 
 
 def write_json(path: Path, value: Any) -> None:
