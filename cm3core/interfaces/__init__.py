@@ -18,6 +18,7 @@ from cm3core.interfaces.decoder import Decoder, DecoderConfig, InferenceDecoder,
 from cm3core.interfaces.embedder import Embedder, EmbedderConfig, VectorArray, normalise
 from cm3core.interfaces.extractor import Extractor, ExtractorConfig, FeatureArray
 from cm3core.interfaces.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from cm3core.interfaces.layout import Boundary, Frame, Layout, LayoutConfig, VocabularyParts
 from cm3core.interfaces.metric import COLUMNS, Metric, MetricBatch, MetricConfig, Score
 from cm3core.interfaces.model_parts import ModelParts
 from cm3core.interfaces.objective import MaskingObjective, ObjectiveConfig
@@ -51,6 +52,7 @@ __all__ = [
     "AttentionBackend",
     "AttentionConfig",
     "Blank",
+    "Boundary",
     "Candidate",
     "ComponentConfig",
     "Decoder",
@@ -64,6 +66,7 @@ __all__ = [
     "ExtractorConfig",
     "FeatureArray",
     "Filters",
+    "Frame",
     "GuidanceSchedule",
     "GuidanceStream",
     "ImageTokenizer",
@@ -71,6 +74,8 @@ __all__ = [
     "InferenceDecoder",
     "InitialState",
     "KVCache",
+    "Layout",
+    "LayoutConfig",
     "Likelihood",
     "LogProbability",
     "MaskingObjective",
@@ -103,6 +108,7 @@ __all__ = [
     "Upscaler",
     "UpscalerConfig",
     "VectorArray",
+    "VocabularyParts",
     "check_value",
     "normalise",
 ]
