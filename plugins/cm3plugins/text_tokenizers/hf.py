@@ -55,7 +55,7 @@ class HFTokenizer(TextTokenizer):
         self._hidden = frozenset(ids[token] for token in hidden)
         #: What texts must never become; unknown characters may become the unknown token.
         self._control = self._hidden - ({ids[unknown]} if unknown in ids else set())
-        self._special = {token: ids[token] for token in hidden}
+        self._special = {token: ids[token] for token in hidden if ids[token] in self._control}
         self._vocab_size = 1 + max(ids.values(), default=-1)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -82,7 +82,7 @@ class HFTokenizer(TextTokenizer):
         return self._fingerprint
 
     def special_ids(self) -> Mapping[str, int]:
-        """Added tokens and control tokens."""
+        """Added tokens and control tokens, but for the unknown token."""
         return self._special
 
     def _encode(self, text: str) -> list[int]:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import Emu3Processor
+from transformers.models.emu3.modeling_emu3 import Emu3ImageVocabularyMapping
 
 from cm3core.document import Codes, Document, ImageHole, MaskedText, Text, TextHole
 from cm3core.errors import CM3Error, DocumentError, RecipeError
 from cm3core.interfaces.layout import Layout, LayoutConfig, VocabularyParts
+from cm3core.interfaces.model_parts import ModelParts
 from cm3core.interfaces.sampler import PromptVariant
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
@@ -19,10 +25,12 @@ from cm3core.sequence.of_recipe import layout_of
 from cm3core.sequence.serialize import Serializer
 from cm3core.testing.layout import NUM_CODES, PUBLISHED, LayoutContract, NamedBytes
 from cm3core.vocab import GivenVocabulary, Vocabulary
+from cm3plugins.decoders.codebook_start import codebook_rows
 from cm3plugins.layouts import LAYOUTS
 from cm3plugins.layouts.chameleon import ChameleonLayoutConfig, LuminaLayoutConfig
 from cm3plugins.layouts.cm3leon import CM3LeonLayoutConfig
 from cm3plugins.layouts.emu3 import Emu3LayoutConfig
+from cm3plugins.samplers.patch_knn.config import PatchKNNSamplerConfig
 
 GRID = (2, 4)
 TOKENIZER = NamedBytes(PUBLISHED)
@@ -125,6 +133,30 @@ def test_retrieved_documents_are_earlier_turns() -> None:
     assert prompt.tokens.tolist() == [S, *text("r"), TURN, *pair, BEGIN]
 
 
+def test_emu3s_pictures_are_transformers() -> None:
+    """The frame as `Emu3Processor` writes it, codes and row ends as `Emu3Model` maps them."""
+    names = {"<B>": 151852, "<W>": 151851, "<F>": 151847, "<E>": 151853}
+    theirs = SimpleNamespace(
+        downsample_ratio=8,
+        image_start_token="<B>",
+        fake_token_around_image="<W>",
+        image_token="<I>",
+        eof_token="<F>",
+        image_end_token="<E>",
+    )
+    written = Emu3Processor.replace_image_token(theirs, {"image_sizes": [(16, 32)]}, 0)
+    table = {f"<|visual token {code:06d}|>": 151854 + code for code in range(NUM_CODES)}
+    mapping = Emu3ImageVocabularyMapping({**table, "<|extra_200|>": 151846, "<image>": 0})
+    codes = torch.from_numpy(PICTURE.codes).view(*GRID).long()
+    rows = iter(mapping.convert_img2bpe(codes).flatten().tolist())
+    expected: list[int] = []
+    for piece in re.findall(r"<.>|[^<]+", written):
+        one = [next(rows)] if piece == "<I>" else [names[piece]] if piece in names else text(piece)
+        expected += one
+    sequence = serializer(Emu3LayoutConfig()).sequence((PICTURE,))
+    assert sequence.tokens.tolist() == [151849, *expected, 151850]
+
+
 EDIT: Document = (Text("see"), PICTURE, Text("now blue"), ImageHole())
 ALL, NOTHING = PromptVariant("all"), PromptVariant("all", hide_images=True)
 
@@ -188,6 +220,24 @@ def test_codes_are_found_by_name_in_any_order() -> None:
     expected = [ids[f"IMGIMG{'ABCDEF'[code]}Z"] for code in PICTURE.codes]
     assert sequence.tokens[2:-2].tolist() == expected
     assert own.documents(sequence) == [(PICTURE,)]
+
+
+def test_embeddings_start_in_the_order_of_ids() -> None:
+    special = {"pad": 0}
+    ordered = GivenVocabulary(10, (), [4, 5, 6], special)
+    turned = GivenVocabulary(10, (), [6, 4, 5], special)
+    codebook = torch.randn(3, 2, generator=torch.Generator().manual_seed(1))
+    rows, own = (codebook_rows(codebook, one, 4, 1.0) for one in (ordered, turned))
+    assert torch.equal(own[turned.of_codes(np.arange(3)) - 4], rows)
+
+
+def test_patch_knn_refuses_codes_in_another_order() -> None:
+    vocabulary = GivenVocabulary(10, (), [6, 4, 5], {"pad": 0})
+    parts = ModelParts(_Codebook(), vocabulary, lambda: None)
+    assert refusal(lambda: PatchKNNSamplerConfig().build_for(parts)) == (
+        "sampler: patch_knn needs image codes whose ids are in the order of the codes, and this "
+        "model's are not"
+    )
 
 
 def without(*names: str) -> NamedBytes:
