@@ -60,12 +60,18 @@ def write_tensors(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
     the tensors' bytes without gaps (github.com/huggingface/safetensors, README, "Format").
 
     Raises:
-        KeyError: a type that is not a floating one.
+        CheckpointError: a tensor of another than a floating type.
         OSError: the disk is full.
     """
     header: dict[str, Any] = {}
     place = 0
     for name, lazy in tensors.items():
+        if lazy.dtype not in _FORMAT:
+            raise CheckpointError(
+                f"tensor {name}",
+                f"holds {_in_words(lazy.dtype)}",
+                "give weights of a floating type",
+            )
         size = torch.Size(lazy.shape).numel() * lazy.dtype.itemsize
         header[name] = {
             "dtype": _FORMAT[lazy.dtype],

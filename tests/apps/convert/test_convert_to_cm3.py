@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,6 +192,62 @@ def test_the_commands_run(both: Converted, tmp_path: Path, capsys: Any) -> None:
     assert main(["ask", "--model", folder, str(picture), "what is it?", "--max-tokens", "5"]) == 0
     edited = ["edit", "--model", folder, str(picture), "now blue", "-o", str(out / "edited")]
     assert main([*edited, "--force"]) == 0
+
+
+def test_it_can_be_trained_further(both: Converted, tmp_path: Path, capsys: Any) -> None:
+    """From its own recipe and folder, on pictures with captions; the loss of image codes is finite."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(4):
+        PILImage.new("RGB", (8, 8), (60 * number, 0, 0)).save(data / f"{number}.png")
+        (data / f"{number}.txt").write_text(f"a red apple {number}")
+    own = both.folder / "own"
+    given = ["dataset=folder", f"dataset.path={data}", f"train.start_from={own}"]
+    given += ["dataset.split=all", "train.steps=2", "train.batch_rows=1"]
+    out = tmp_path / "run"
+    assert main(["train", str(own / "recipe.yaml"), *given, "-o", str(out), "--quiet"]) == 0
+    found = re.search(r"train/image ([\d.]+)", capsys.readouterr().out)
+    assert found is not None
+    assert float(found[1]) < 50
+    tuned = cm3core.load(out)
+    assert tuned.components.serializer.layout.name == "chameleon"
+    [picture] = tuned.generate("a red apple", num_images=1, seed=1)
+    assert picture.pixels.shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (lambda _: [], "--to cm3: needs both tokenizers"),
+        (
+            lambda tokenizers: (tokenizers / "vqgan.ckpt").unlink(),
+            "vqgan.ckpt: there is no such file",
+        ),
+        (
+            lambda tokenizers: (tokenizers / "text_tokenizer.json").unlink(),
+            "tokenizer: has no text_tokenizer.json or tokenizer.json",
+        ),
+        (
+            lambda tokenizers: (tokenizers / "text_tokenizer.json").write_text(
+                '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}'
+            ),
+            "layout: needs the token '<s>', and the text tokenizer has no such",
+        ),
+    ],
+)
+def test_incomplete_files_are_refused(
+    both: Converted, tmp_path: Path, capsys: Any, changed: Any, message: str
+) -> None:
+    tokenizers = tmp_path / "tokenizer"
+    shutil.copytree(both.folder / "tokenizer", tokenizers)
+    alone = changed(tokenizers) == []
+    arguments = [] if alone else ["--tokenizer", str(tokenizers), "--resolution", "8"]
+    out = tmp_path / "out"
+    assert (
+        main(["convert", str(both.folder / "hf"), "-o", str(out), "--to", "cm3", *arguments]) == 2
+    )
+    assert message in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_what_needs_sentinels_is_refused(both: Converted, tmp_path: Path, capsys: Any) -> None:
