@@ -9,19 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.errors import RecipeError
 from cm3core.interfaces.component import check_value
 from cm3core.interfaces.layout import Layout, LayoutConfig, VocabularyParts
-from cm3core.vocab import GivenVocabulary, Vocabulary
-from cm3plugins.layouts.turns import TurnLayout, TurnTokens, no_such_grid, text_between
+
+if TYPE_CHECKING:
+    from cm3core.vocab import GivenVocabulary, Vocabulary
 
 #: Digits in the names of image codes: A to J, or 0 to 9.
 _DIGITS = str.maketrans("ABCDEFGHIJ", "0123456789")
 _NEXT = "give the text_tokenizer.json that was published with the model"
-#: Latent cells that Lumina-mGPT's size tokens count in: 32 pixels are two codes of 16.
-CELLS_PER_SIZE = 2
 
 
 @dataclass(kw_only=True)
@@ -65,6 +64,8 @@ class ChameleonLayoutConfig(LayoutConfig):
         return self.vocab_size
 
     def build(self, parts: VocabularyParts, grid: tuple[int, int]) -> Layout:
+        from cm3plugins.layouts.turns import TurnLayout, TurnTokens
+
         special = parts.text_tokenizer.special_ids()
         tokens = TurnTokens(
             begin=(find(special, self.begin),),
@@ -78,6 +79,9 @@ class ChameleonLayoutConfig(LayoutConfig):
         self, parts: VocabularyParts, special: Mapping[str, int], others: Mapping[str, int]
     ) -> GivenVocabulary:
         """Texts, image codes and the layout's own tokens, `others` too."""
+        from cm3core.vocab import GivenVocabulary
+        from cm3plugins.layouts.turns import text_between
+
         names = (self.begin, self.turn_end, self.picture_begin, self.picture_end)
         own = {name.strip("<>"): find(special, name) for name in names}
         codes = code_ids(special, self.code, parts.codebook_size)
@@ -121,6 +125,8 @@ class LuminaLayoutConfig(ChameleonLayoutConfig):
         return grid[0] * (grid[1] + 1) + 4
 
     def build(self, parts: VocabularyParts, grid: tuple[int, int]) -> Layout:
+        from cm3plugins.layouts.turns import LuminaLayout, TurnTokens
+
         special = parts.text_tokenizer.special_ids()
         row_end = find(special, self.row_end)
         tokens = TurnTokens(
@@ -139,35 +145,6 @@ class LuminaLayoutConfig(ChameleonLayoutConfig):
         layout = LuminaLayout("lumina", self._vocabulary(parts, special, {}), tokens, sizes)
         layout.frame(grid)
         return layout
-
-
-class LuminaLayout(TurnLayout):
-    """A layout of turns with size tokens; `sizes`: id of each height or width in 32 pixels."""
-
-    def __init__(
-        self,
-        name: str,
-        vocabulary: GivenVocabulary,
-        tokens: TurnTokens,
-        sizes: Mapping[int, int],
-    ) -> None:
-        super().__init__(name, vocabulary, tokens)
-        self.sizes = dict(sizes)
-
-    def _sizes(self, grid: tuple[int, int]) -> tuple[int, ...]:
-        counts = [side // CELLS_PER_SIZE for side in grid]
-        if any(side % CELLS_PER_SIZE for side in grid) or not set(counts) <= self.sizes.keys():
-            raise no_such_grid(
-                self.name,
-                grid,
-                "has no tokens for its size, which counts in two codes (32 pixels)",
-                "choose sides that are multiples of 32 pixels (image_tokenizer.resolution, "
-                "image_tokenizer.width)",
-            )
-        return tuple(self.sizes[count] for count in counts)
-
-    def _size_facts(self) -> list[int]:
-        return [one for pair in sorted(self.sizes.items()) for one in pair]
 
 
 def find(special: Mapping[str, int], name: str) -> int:

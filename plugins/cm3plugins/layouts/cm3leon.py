@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cm3core.interfaces.layout import Layout, LayoutConfig, VocabularyParts
-from cm3core.sequence import SentinelLayout
 
 
 @dataclass(kw_only=True)
@@ -17,4 +16,6 @@ class CM3LeonLayoutConfig(LayoutConfig):
     """
 
     def build(self, parts: VocabularyParts, grid: tuple[int, int]) -> Layout:
+        from cm3core.sequence import SentinelLayout
+
         return SentinelLayout(parts.by_sizes, "cm3leon")

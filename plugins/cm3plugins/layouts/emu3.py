@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from cm3core.interfaces.layout import Boundary, Layout, LayoutConfig, VocabularyParts
-from cm3core.interfaces.text_tokenizer import TextTokenizer
-from cm3core.vocab import GivenVocabulary, Vocabulary
-from cm3plugins.layouts.turns import TurnLayout, TurnTokens, text_between
+from cm3core.interfaces.layout import Layout, LayoutConfig, VocabularyParts
+
+if TYPE_CHECKING:
+    from cm3core.vocab import Vocabulary
 
 
 @dataclass(kw_only=True)
@@ -68,6 +68,9 @@ class Emu3LayoutConfig(LayoutConfig):
         return grid[0] * (grid[1] + 1) + digits + 4
 
     def build(self, parts: VocabularyParts, grid: tuple[int, int]) -> Layout:
+        from cm3core.vocab import GivenVocabulary
+        from cm3plugins.layouts.turns import Emu3Layout, TurnTokens, text_between
+
         special = {
             "pad": self.padding,
             "bos": self.begin,
@@ -90,35 +93,3 @@ class Emu3LayoutConfig(LayoutConfig):
             row_end=(self.row_end,),
         )
         return Emu3Layout(vocabulary, tokens, self.picture_start, parts.text_tokenizer)
-
-
-class Emu3Layout(TurnLayout):
-    """A layout of documents with sizes as text.
-
-    Args:
-        vocabulary, tokens: see `TurnLayout`.
-        picture_start: id behind the size.
-        text_tokenizer: of the size.
-    """
-
-    def __init__(
-        self,
-        vocabulary: GivenVocabulary,
-        tokens: TurnTokens,
-        picture_start: int,
-        text_tokenizer: TextTokenizer,
-    ) -> None:
-        super().__init__("emu3", vocabulary, tokens)
-        self._picture_start, self._text_tokenizer = picture_start, text_tokenizer
-
-    def between(self, boundary: Boundary) -> tuple[int, ...]:
-        """Nothing between a text and its picture; what ends a sequence between two texts and between
-        documents."""
-        both_text = boundary.before == boundary.after == "text" and not boundary.text_hidden
-        return self.tokens.turn_end if both_text or boundary.starts_document else ()
-
-    def _sizes(self, grid: tuple[int, int]) -> tuple[int, ...]:
-        return (*self._text_tokenizer.encode(f"{grid[0]}*{grid[1]}"), self._picture_start)
-
-    def _size_facts(self) -> list[int]:
-        return [self._picture_start]

@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 from cm3core.errors import DocumentError
 from cm3core.interfaces.layout import Boundary, Frame, Layout
+from cm3core.interfaces.text_tokenizer import TextTokenizer
 from cm3core.vocab import GivenVocabulary, IdRanges
+
+#: Latent cells that Lumina-mGPT's size tokens count in: 32 pixels are two codes of 16.
+CELLS_PER_SIZE = 2
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,67 @@ class TurnLayout(Layout):
     def _size_facts(self) -> list[int]:
         """What decides `_sizes`."""
         return []
+
+
+class LuminaLayout(TurnLayout):
+    """A layout of turns with size tokens; `sizes`: id of each height or width in 32 pixels."""
+
+    def __init__(
+        self,
+        name: str,
+        vocabulary: GivenVocabulary,
+        tokens: TurnTokens,
+        sizes: Mapping[int, int],
+    ) -> None:
+        super().__init__(name, vocabulary, tokens)
+        self.sizes = dict(sizes)
+
+    def _sizes(self, grid: tuple[int, int]) -> tuple[int, ...]:
+        counts = [side // CELLS_PER_SIZE for side in grid]
+        if any(side % CELLS_PER_SIZE for side in grid) or not set(counts) <= self.sizes.keys():
+            raise no_such_grid(
+                self.name,
+                grid,
+                "has no tokens for its size, which counts in two codes (32 pixels)",
+                "choose sides that are multiples of 32 pixels (image_tokenizer.resolution, "
+                "image_tokenizer.width)",
+            )
+        return tuple(self.sizes[count] for count in counts)
+
+    def _size_facts(self) -> list[int]:
+        return [one for pair in sorted(self.sizes.items()) for one in pair]
+
+
+class Emu3Layout(TurnLayout):
+    """A layout of documents with sizes as text.
+
+    Args:
+        vocabulary, tokens: see `TurnLayout`.
+        picture_start: id behind the size.
+        text_tokenizer: of the size.
+    """
+
+    def __init__(
+        self,
+        vocabulary: GivenVocabulary,
+        tokens: TurnTokens,
+        picture_start: int,
+        text_tokenizer: TextTokenizer,
+    ) -> None:
+        super().__init__("emu3", vocabulary, tokens)
+        self._picture_start, self._text_tokenizer = picture_start, text_tokenizer
+
+    def between(self, boundary: Boundary) -> tuple[int, ...]:
+        """Nothing between a text and its picture; what ends a sequence between two texts and between
+        documents."""
+        both_text = boundary.before == boundary.after == "text" and not boundary.text_hidden
+        return self.tokens.turn_end if both_text or boundary.starts_document else ()
+
+    def _sizes(self, grid: tuple[int, int]) -> tuple[int, ...]:
+        return (*self._text_tokenizer.encode(f"{grid[0]}*{grid[1]}"), self._picture_start)
+
+    def _size_facts(self) -> list[int]:
+        return [self._picture_start]
 
 
 def text_between(size: int, special: set[int]) -> IdRanges:
