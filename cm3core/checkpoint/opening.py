@@ -131,6 +131,7 @@ def open_checkpoint(
         device=choose_device(device),
         max_spans=state.max_spans,
     )
+    components.memory_split = recipe.generate.memory_split
     check_fingerprints(folder, state, components)
     decoder = components.decoder.module
     load_weights(decoder, folder)

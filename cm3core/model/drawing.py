@@ -41,10 +41,11 @@ from cm3core.model.results import (
     RetrievedDocument,
     Scored,
 )
-from cm3core.model.tasks import edit_task, record_of, task_for
+from cm3core.model.tasks import edit_task, encoded_record, named_task, record_of, task_for
 from cm3core.plugins.marks import marked
 
 if TYPE_CHECKING:
+    from cm3core.interfaces.task import Record
     from cm3core.interfaces.upscaler import Upscaler
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
@@ -125,6 +126,54 @@ class Drawing(Loaded):
             [Request(document, seed=seed, truncate=truncate)], [(Text(instruction),)]
         )
         make = _image_maker(self, instruction, retrieved, upscaler(self, upscale))
+        jobs = (
+            plan.job(request, make, first=place * plan.num_candidates) for place in range(number)
+        )
+        return jobs, number * plan.num_candidates * self.components.serializer.num_codes
+
+    def task_jobs(
+        self,
+        task: str,
+        record: Record,
+        prompt: str,
+        num_images: int | None = None,
+        *,
+        seed: int = 0,
+        truncate: bool = False,
+        upscale: bool | str = False,
+        force: bool = False,
+        **options: Any,
+    ) -> tuple[Iterator[Job[GeneratedImage]], int]:
+        """The jobs of a task of any fields whose response is one picture, one job per picture, and the
+        number of tokens they generate.
+
+        Args:
+            task, record, force: see `Model.do`.
+            prompt: what the results are called (`GeneratedImage.prompt`), and the query for retrieval.
+            num_images, options: see `Model.generate`. Nothing is retrieved unless `num_retrieved` is
+                given.
+
+        Raises:
+            GenerationError: the model was not tuned for the task, its response is no picture, or a
+                text is too long.
+            DataError: a field is missing, empty or of another type.
+        """
+        chosen = named_task(self, task, force=force)
+        if [chosen.fields[name] for name in chosen.responses] != ["image"]:
+            raise GenerationError(
+                f"task {task!r}",
+                f"returns {', '.join(chosen.responses)}, not one picture",
+                "use Model.do",
+            )
+        number = _num_images(self, num_images)
+        given = {"num_retrieved": 0, **options, "seed": seed}
+        plan = Plan.of(self, GenerationOptions.of(given), truncate=truncate)
+        document = chosen.prompt(encoded_record(self, chosen, record), place=f"task {task!r}")
+        check_prompt(self, f"task {task}", document, truncate=truncate)
+        [(request, retrieved)] = plan.augmented(
+            [Request(document, seed=seed, truncate=truncate)], [(Text(prompt),)]
+        )
+        make = _image_maker(self, prompt, retrieved, upscaler(self, upscale))
         jobs = (
             plan.job(request, make, first=place * plan.num_candidates) for place in range(number)
         )

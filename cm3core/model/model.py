@@ -26,7 +26,12 @@ from cm3core.model.default import DEFAULT_MODEL
 from cm3core.model.drawing import Drawing, box_below, image_events
 from cm3core.model.jobs import results, run
 from cm3core.model.loaded import Picture, pixels_of
-from cm3core.model.results import GeneratedImage, GeneratedText, InfilledImage
+from cm3core.model.results import (
+    GeneratedImage,
+    GeneratedImages,
+    GeneratedText,
+    InfilledImage,
+)
 from cm3core.model.retrieval import with_memory
 from cm3core.model.tuned import TunedTasks
 from cm3core.model.writing import Writing
@@ -193,14 +198,14 @@ class Model(Drawing, Writing, AnyDocuments):
                 upscaler (True) or another one (its name).
 
         Returns:
-            `num_images` pictures for each prompt, in order.
+            `num_images` pictures for each prompt, in order; notebooks show the list as a sheet.
 
         Raises:
             GenerationError: the prompt is empty or too long, a seed or count is invalid, or there
                 is no memory to retrieve from or no reranker.
             RecipeError: a sampler key is unknown, or a value is out of range.
         """
-        return list(self.stream(prompt, num_images, progress=progress, **options))
+        return GeneratedImages(self.stream(prompt, num_images, progress=progress, **options))
 
     def stream(
         self,
@@ -251,7 +256,7 @@ class Model(Drawing, Writing, AnyDocuments):
                 editing if a plugin provides it (bundled: `edit_cfg`, three guidance streams).
         """
         jobs, total = self.edit_jobs(picture, instruction, num_images, **options)
-        return list(results(self.engine, jobs, progress=progress, total=total))
+        return GeneratedImages(results(self.engine, jobs, progress=progress, total=total))
 
     def infill(
         self,

@@ -23,6 +23,7 @@ from cm3core.interfaces.task import (
     check_serves,
     fields_of_type,
 )
+from cm3core.model.loaded import seen
 from cm3core.plugins.built import built
 from cm3core.plugins.marks import marked
 
@@ -237,3 +238,13 @@ def record_of(task: Task, text: str | None, picture: Codes | None) -> dict[str, 
     if picture is not None:
         record[fields_of_type(task, task.given, "image")[0]] = picture
     return record
+
+
+def encoded_record(loaded: Loaded, task: Task, record: Record) -> Record:
+    """The record with the task's pictures as the codes of what the model sees of them."""
+    values = {
+        name: loaded.encode([seen(loaded, value)])[0] if not isinstance(value, Codes) else value
+        for name, value in record.items()
+        if task.fields.get(name) == "image"
+    }
+    return {**record, **values}

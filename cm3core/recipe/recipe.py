@@ -117,6 +117,16 @@ class Recipe(KindSections):
         self._check_context()
         self._check_heads()
         self._check_candidates()
+        self._check_memory()
+
+    def _check_memory(self) -> None:
+        split, known = self.generate.memory_split, self.dataset.splits if self.dataset else ()
+        if split is not None and split not in known:
+            raise RecipeError(
+                "generate.memory_split",
+                f"the data set has no split {split!r}",
+                f"use one of {', '.join(known)}" if known else "leave it out, or name a data set",
+            )
 
     def _check_needs(self) -> None:
         for kind, (name, config) in self.components.items():

@@ -236,12 +236,15 @@ class GenerateSection:
         num_candidates: pictures generated for each one shown, the best by the section `reranker`
             (paper: 8, by CLIP).
         retrieve: prepend retrieved documents to the prompt.
+        memory_split: split of the data set that documents are retrieved from; null: the one that
+            the model was trained on. Of no effect where the retriever has a bank.
         max_text_tokens: maximum length of a caption or infilled text.
     """
 
     num_images: int = 4
     num_candidates: int = 1
     retrieve: bool = True
+    memory_split: str | None = None
     max_text_tokens: int = 64
 
     def check(self) -> None:

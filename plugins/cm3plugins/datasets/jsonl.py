@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cm3core.errors import DataError
-from cm3core.interfaces.dataset import Provenance, SkippedRecord
+from cm3core.interfaces.dataset import SkippedRecord
 from cm3plugins.datasets.file_source import (
     FileSourceConfig,
     FoundRecord,
@@ -32,6 +32,7 @@ from cm3plugins.datasets.file_source import (
     type_name,
 )
 from cm3plugins.datasets.picture_index import PictureIndex, StoredPicture
+from cm3plugins.datasets.stated_licences import stated
 
 FORM = '{"text": ..., "image": ...} or {"segments": [...]}'
 
@@ -118,19 +119,7 @@ def _record(place: str, values: dict[str, Any], pictures: PicturesOfLines) -> Fo
     if not isinstance(name, str) or not name or not is_unicode(name):
         cause = f"'id' is {type_name(name)}" if not isinstance(name, str) else f"'id' is {name!a}"
         raise DataError(place, f"{cause}, not a name", "write a text, or leave it out")
-    return FoundRecord(name, place, parts, _provenance(place, values))
-
-
-def _provenance(place: str, values: dict[str, Any]) -> Provenance:
-    """What a record states of its licence, its source, and whom to name."""
-    stated = {key: values[key] for key in ("licence", "source", "attribution") if key in values}
-    for key, value in stated.items():
-        if not isinstance(value, str) or not value.strip() or not is_unicode(value):
-            raise DataError(
-                place, f"{key!r} is {type_name(value)}, not a text with content",
-                "write a text, such as an SPDX name for the licence, or leave it out",
-            )  # fmt: skip
-    return Provenance(**stated)
+    return FoundRecord(name, place, parts, stated(place, values))
 
 
 def _segments(
