@@ -44,6 +44,7 @@ from cm3core.interfaces.decoder import DecoderConfig
 from cm3core.interfaces.embedder import EmbedderConfig
 from cm3core.interfaces.extractor import ExtractorConfig
 from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
+from cm3core.interfaces.layout import LayoutConfig
 from cm3core.interfaces.metric import MetricConfig
 from cm3core.interfaces.objective import ObjectiveConfig
 from cm3core.interfaces.reranker import RerankerConfig
@@ -74,6 +75,13 @@ def cm3_image_tokenizers() -> Mapping[str, type[ImageTokenizerConfig]]:
     """Image tokenizers: pixels <-> a grid of codes.
 
     Recipe section `image_tokenizer`; interface `ImageTokenizer`."""
+
+
+@hookspec
+def cm3_layouts() -> Mapping[str, type[LayoutConfig]]:
+    """Layouts: the sequence protocol by which documents become ids.
+
+    Recipe section `layout`; interface `Layout`."""
 
 
 @hookspec

@@ -19,6 +19,7 @@ from cm3core.interfaces.decoder import Decoder, DecoderConfig, InferenceDecoder,
 from cm3core.interfaces.embedder import Embedder, EmbedderConfig, VectorArray, normalise
 from cm3core.interfaces.extractor import Extractor, ExtractorConfig, FeatureArray
 from cm3core.interfaces.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from cm3core.interfaces.layout import Boundary, Frame, Layout, LayoutConfig, VocabularyParts
 from cm3core.interfaces.metric import COLUMNS, Metric, MetricBatch, MetricConfig, Score
 from cm3core.interfaces.model_parts import ModelParts
 from cm3core.interfaces.objective import MaskingObjective, ObjectiveConfig
@@ -52,6 +53,7 @@ __all__ = [
     "AttentionBackend",
     "AttentionConfig",
     "Blank",
+    "Boundary",
     "Candidate",
     "ComponentConfig",
     "Condition",
@@ -67,6 +69,7 @@ __all__ = [
     "ExtractorConfig",
     "FeatureArray",
     "Filters",
+    "Frame",
     "GuidanceSchedule",
     "GuidanceStream",
     "ImageTokenizer",
@@ -74,6 +77,8 @@ __all__ = [
     "InferenceDecoder",
     "InitialState",
     "KVCache",
+    "Layout",
+    "LayoutConfig",
     "Likelihood",
     "LogProbability",
     "MaskingObjective",
@@ -106,6 +111,7 @@ __all__ = [
     "Upscaler",
     "UpscalerConfig",
     "VectorArray",
+    "VocabularyParts",
     "check_value",
     "normalise",
 ]

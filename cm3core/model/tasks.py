@@ -1,7 +1,8 @@
 """Which tasks a model was tuned for, and the one that a call uses.
 
 A model that was tuned is asked in the words of its tuning, and for nothing else. One that was not is
-asked in the form of plain documents, a text before its picture.
+asked in the form of plain documents, a text before its picture; with a layout without sentinels, which
+only continues documents, what is asked for comes last.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def task_for(
     """
     config = _config_for(loaded, method, name, force)
     if config is None:
-        return PLAIN[method]
+        return (PLAIN if _infills(loaded) else CONTINUED)[method]
     task: Task = built(config.build(), config, loaded.components.registry)
     check_serves(task, method, *SIGNATURES[method])
     return task
@@ -85,15 +86,21 @@ def _config_for(loaded: Loaded, method: Method, name: str | None, force: bool) -
         if tuned.names and not force:
             raise _not_tuned(loaded, name)
         config = _make(registry, name)
-        return config if tuned.names else config.for_untuned()
+        return config if tuned.names or not _infills(loaded) else config.for_untuned()
     serving = [one for one in tuned.configs.values() if vars(type(one)).get("serves") == method]
     if serving:
         return min(serving, key=lambda one: not vars(type(one)).get("is_default", False))
     if tuned.names and not force and not (tuned.plain and method in PLAIN):
         raise _not_tuned(loaded, method)
-    return (
-        None if method in PLAIN else _make(registry, _default_name(registry, method)).for_untuned()
-    )
+    if method in PLAIN:
+        return None
+    config = _make(registry, _default_name(registry, method))
+    return config.for_untuned() if _infills(loaded) else config
+
+
+def _infills(loaded: Loaded) -> bool:
+    """Whether the model's layout lets it fill holes that are not the end of a document."""
+    return loaded.components.serializer.layout.has_sentinels
 
 
 def _not_tuned(loaded: Loaded, what: str) -> GenerationError:
@@ -177,6 +184,16 @@ PLAIN: Mapping[Method, Task] = {
         {"caption": "text", "image": "image"},
         "caption",
         lambda given: [(Blank("caption"),), given["image"]],
+    ),
+}
+
+#: The same for models that only continue documents.
+CONTINUED: Mapping[Method, Task] = {
+    "generate": PLAIN["generate"],
+    "caption": InlineTask(
+        {"caption": "text", "image": "image"},
+        "caption",
+        lambda given: [given["image"], (Blank("caption"),)],
     ),
 }
 

@@ -60,6 +60,13 @@ _ROWS = (
         "image tokenizer",
     ),
     Kind(
+        "cm3_layouts",
+        base.LayoutConfig,
+        "Layout",
+        "cm3core.testing.layout:LayoutContract",
+        "layout",
+    ),
+    Kind(
         "cm3_embedders",
         base.EmbedderConfig,
         "Embedder",

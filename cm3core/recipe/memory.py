@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from cm3core.errors import RecipeError
 from cm3core.interfaces.training_memory import TrainingMemory, TrainingPass
 from cm3core.machine_memory import VARIABLE, MachineMemory
+from cm3core.recipe.missing import available
 from cm3core.recipe.recipe import Recipe
-from cm3core.vocab import NUM_CONTROL, Vocabulary
+from cm3core.vocab import NUM_CONTROL, GivenVocabulary, Vocabulary
 
 #: Resident bytes of Python, torch, the plugins, a data set of some thousand documents and an image
 #: tokenizer on the CPU, measured.
@@ -91,6 +92,11 @@ def training_memory(
         sizes.num_reserved,
         sizes.multiple_of,
     )
+    layout = available(recipe.layout)
+    rows = None if layout is None else layout.num_ids(vocabulary)
+    if rows is not None and rows != vocabulary.size:
+        codes = range(1, 1 + recipe.image_tokenizer.codebook_size)
+        vocabulary = GivenVocabulary(max(rows, codes.stop), (), codes, {"pad": 0})
     grid = recipe.image_tokenizer.grid
     number = recipe.decoder.num_parameters(vocabulary, grid)
     if number is None:

@@ -115,6 +115,7 @@ class Recipe(KindSections):
             getattr(self, name).check()
         self._check_needs()
         self._check_vocabulary()
+        self._check_layout()
         self._check_context()
         self._check_heads()
         self._check_candidates()
@@ -160,6 +161,21 @@ class Recipe(KindSections):
                 "add a section text_tokenizer, or give the number",
             )
 
+    def _check_layout(self) -> None:
+        """Check that the layout has what the objective needs."""
+        layout, objective = available(self.layout), available(self.objective)
+        if layout is None or objective is None or layout.has_sentinels:
+            return
+        if objective.masks_spans or objective.control_tokens():
+            own, name = self.component_names["objective"], self.component_names["layout"]
+            what = "masks spans" if objective.masks_spans else "has control tokens of its own"
+            lacks = "sentinels" if objective.masks_spans else "ids for them"
+            raise RecipeError(
+                "objective",
+                f"{own!r} {what}, and the layout {name!r} has no {lacks}",
+                "choose an objective that predicts the next token only (objective=causal)",
+            )
+
     def _check_candidates(self) -> None:
         """Check that a reranker chooses among several candidates."""
         if self.generate.num_candidates > 1 and self.reranker is None:
@@ -177,7 +193,9 @@ class Recipe(KindSections):
             return
         rows, columns = self.image_tokenizer.grid
         num_documents = 1 + (self.retriever.num_retrieved if self.retriever is not None else 0)
-        one = rows * columns + 2  # <break> codes <break>; and one <eos> before everything
+        layout = available(self.layout)
+        # <break> codes <break>, or what the layout has; and one token before everything
+        one = rows * columns + 2 if layout is None else layout.picture_length((rows, columns))
         least = num_documents * one + 1
         if least > self.decoder.context_length:
             fitting = (self.decoder.context_length - 1) // one - 1

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cm3core.interfaces.embedder import EmbedderConfig
     from cm3core.interfaces.extractor import ExtractorConfig
     from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
+    from cm3core.interfaces.layout import LayoutConfig
     from cm3core.interfaces.metric import MetricConfig
     from cm3core.interfaces.objective import ObjectiveConfig
     from cm3core.interfaces.reranker import RerankerConfig
@@ -81,6 +82,13 @@ def cm3_text_tokenizers() -> Mapping[str, type[TextTokenizerConfig]]:
 
 
 @hookimpl
+def cm3_layouts() -> Mapping[str, type[LayoutConfig]]:
+    from cm3plugins.layouts import LAYOUTS
+
+    return LAYOUTS
+
+
+@hookimpl
 def cm3_embedders() -> Mapping[str, type[EmbedderConfig]]:
     from cm3plugins.embedders import BiEncoderConfig, CLIPConfig, LightEncoderConfig
 
@@ -133,6 +141,7 @@ def cm3_attention_backends() -> Mapping[str, type[AttentionConfig]]:
 
 @hookimpl
 def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
+    from cm3plugins.samplers.chameleon import ChameleonSamplerConfig
     from cm3plugins.samplers.config import CFGSamplerConfig, EditCFGSamplerConfig, TopPSamplerConfig
     from cm3plugins.samplers.contrastive import (
         CDKSamplerConfig,
@@ -144,6 +153,7 @@ def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
     return {
         "cd_k": CDKSamplerConfig,
         "cfg": CFGSamplerConfig,
+        "chameleon": ChameleonSamplerConfig,
         "contrastive": ContrastiveSamplerConfig,
         "edit_cfg": EditCFGSamplerConfig,
         "mixture": MixtureSamplerConfig,
