@@ -103,8 +103,8 @@ def tokenizer_figures(model: Model, real: RealPictures) -> dict[str, dict[str, A
 
 
 def num_bytes(tokenizer: ImageTokenizer) -> int:
-    """Bytes of a picture's codes, each in as few bits as the codebook needs: 64 codes of 4,096
-    take 96."""
+    """Bytes of a picture's codes, each in as few bits as the codebook needs: 64 codes of 768
+    take 80."""
     bits = math.prod(tokenizer.grid) * max(1, math.ceil(math.log2(tokenizer.codebook_size)))
     return -(-bits // 8)
 
