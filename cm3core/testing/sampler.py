@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cm3core.interfaces.model_parts import ModelParts
-from cm3core.interfaces.sampler import Sampler, SamplingPlan
+from cm3core.interfaces.sampler import Sampler, SamplingPlan, tells_log_probabilities
 from cm3core.testing.model_parts import example_parts
 from cm3core.testing.sampler_state import FIRST_ID, GRID, NUM_CODES, StateLaws
 from cm3core.testing.samples import own_cache
@@ -29,6 +29,10 @@ _MODALITIES = ("text", "image")
 _RAMPS = ("constant", "up", "down")
 #: Seeds with which one request is drawn in a batch and alone.
 _NUM_SEEDS = 256
+#: Seeds whose draws are counted, and the difference of a count's share from its probability that 6
+#: standard deviations allow.
+_MANY_SEEDS = 1024
+_RARELY_MORE = 0.1
 
 
 class SamplerContract(StateLaws):
@@ -215,6 +219,29 @@ class SamplerContract(StateLaws):
         for place, token in enumerate(batch.draw().tolist()):
             assert bool(batch.plausible(place)[token - batch.first_id])
 
+    def law_log_probabilities_are_those_of_its_draws(self, data: st.DataObject) -> None:
+        """If the sampler tells them: they are a distribution over allowed ids, and so often is each drawn.
+
+        Told which ids the filters keep, it answers the same.
+        """
+        if not tells_log_probabilities(self.subject):
+            return
+        batch = _Batch(self, data)
+        log_nR = batch.log_probabilities(None)
+        assert log_nR.shape == batch.allowed_nR.shape
+        assert log_nR.dtype == torch.float32
+        assert bool((log_nR[~batch.allowed_nR] == -torch.inf).all())
+        torch.testing.assert_close(log_nR.exp().sum(dim=1), torch.ones(batch.n))
+        kept_nR = log_nR > -torch.inf
+        torch.testing.assert_close(batch.log_probabilities(kept_nR), log_nR, rtol=1e-4, atol=1e-4)
+        drawn_nk = batch.repeated(batch.seed_n[0] + torch.arange(_MANY_SEEDS)).draw()
+        index_nk = drawn_nk.view(batch.n, _MANY_SEEDS) - batch.first_id
+        assert bool(kept_nR.gather(1, index_nk).all())
+        share_nR = torch.zeros_like(log_nR).scatter_add_(
+            1, index_nk, torch.full(index_nk.shape, 1 / _MANY_SEEDS)
+        )
+        assert float((share_nR - log_nR.exp()).abs().max()) < _RARELY_MORE
+
     def law_each_filter_keeps_what_it_says(self, data: st.DataObject) -> None:
         """Top-k, top-p, min-p and typical, one at a time, keep the ids defined by `Filters`."""
         batch = _Batch(self, data)
@@ -276,6 +303,17 @@ class _Batch:
             allowed_nR=self.allowed_nR,
             seed_n=self.seed_n,
             position_n=self.position_n,
+        )
+
+    def log_probabilities(self, kept_nR: Tensor | None) -> Tensor:
+        return self.contract.subject.draw_log_probabilities(
+            self.logits_SR,
+            self.stream_rows_nG,
+            self.weights_nG,
+            self.plans,
+            first_id=self.first_id,
+            allowed_nR=self.allowed_nR,
+            kept_nR=kept_nR,
         )
 
     def repeated(self, seed_k: Tensor) -> _Batch:
