@@ -205,6 +205,7 @@ class Scoring:
         starts = [-1 if row is None else first[row.key] for row in rows]
         plans = {name: rollout.sampler.plan(name) for name in set(present.modalities)}
         support = rollout.support if use_support else None
+        weights: dict[str, npt.NDArray[np.float32]] = {}
         for place, (modality, token) in enumerate(
             zip(present.modalities, present.targets.tolist(), strict=True)
         ):
@@ -213,10 +214,12 @@ class Scoring:
                 start + place if start >= 0 and reads_stream(plan, stream) else -1
                 for stream, start in enumerate(starts)
             ]
-            position, last = present.progress[place].tolist()
+            position, last = present.progress[place].tolist() if plan.schedule else (0, 0)
+            if plan.schedule or modality not in weights:
+                weights[modality] = stream_weights(plan, position, last, 1)[0]
             yield _Token(
                 hidden,
-                stream_weights(plan, position, last, 1)[0],
+                weights[modality],
                 plan,
                 present.legal[place],
                 token,
@@ -238,7 +241,8 @@ class Scoring:
                 if index >= 0:
                     stream_rows_nG[place, stream] = wanted.setdefault(index, len(wanted))
         reference_n = stream_rows_nG[np.arange(n), [one.plan.reference for one in tokens]]
-        allowed_nR = np.stack([_mask(one.legal, ids) for one in tokens])
+        masks = {legal: _mask(legal, ids) for legal in {one.legal for one in tokens}}
+        allowed_nR = np.stack([masks[one.legal] for one in tokens])
         kept_nR = None
         if tokens[0].kept is not None:
             kept_nR = np.stack(
