@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cm3core.interfaces.model_parts import ModelParts
 from cm3core.interfaces.sampler import Sampler, SamplingPlan, tells_log_probabilities
+from cm3core.testing._filters import kept_ids, rounding
 from cm3core.testing.model_parts import example_parts
 from cm3core.testing.sampler_state import FIRST_ID, GRID, NUM_CODES, StateLaws
 from cm3core.testing.samples import own_cache
@@ -209,7 +210,7 @@ class SamplerContract(StateLaws):
             mixed_R = batch.mixed(place)
             # The order of sums may change the last bits: any id within rounding of the largest is
             # right.
-            assert float(mixed_R[token - batch.first_id]) >= float(mixed_R.max()) - _rounding(
+            assert float(mixed_R[token - batch.first_id]) >= float(mixed_R.max()) - rounding(
                 mixed_R
             )
 
@@ -251,7 +252,7 @@ class SamplerContract(StateLaws):
         batch.plans = tuple(
             _only(plan, **{name: value, "temperature": temperature}) for plan in batch.plans
         )
-        kept = [_kept(name, value, batch.mixed(place) / temperature) for place in range(batch.n)]
+        kept = [kept_ids(name, value, batch.mixed(place) / temperature) for place in range(batch.n)]
         for _ in range(8):  # an id that should be excluded may be a rare one
             for place, token in enumerate(batch.draw().tolist()):
                 assert bool(kept[place][token - batch.first_id])
@@ -358,30 +359,6 @@ class _Batch:
             threshold = max(threshold, filters.plausible_alpha * kth)
         threshold = min(threshold, float(ordered[0]))
         return allowed_R & (probability_R >= threshold * (1 - 1e-6))
-
-
-def _kept(name: str, value: float, scores_R: Tensor) -> Tensor:
-    """The ids that one filter keeps, bool [R]; ties and rounding at the threshold are included."""
-    slack, legal_R = _rounding(scores_R), scores_R > -torch.inf
-    if name == "top_k":
-        return (
-            scores_R
-            >= scores_R.sort(descending=True).values[min(int(value), int(legal_R.sum())) - 1]
-            - slack
-        )
-    if name == "min_p":
-        return scores_R >= scores_R.max() + math.log(value) - slack
-    probability_R, surprise_R = scores_R.softmax(0), -scores_R.log_softmax(0)
-    cost_R = surprise_R  # what a set takes first: the most probable, or the most typical
-    if name == "typical_p":
-        cost_R = (surprise_R - (probability_R * surprise_R.masked_fill(~legal_R, 0.0)).sum()).abs()
-    nearer_RR = cost_R[None] < cost_R[:, None] - slack
-    return legal_R & ((nearer_RR * probability_R).sum(dim=1) < value + 1e-6)
-
-
-def _rounding(values_R: Tensor) -> float:
-    """The maximum rounding error of a float32 sum of such values."""
-    return 1e-6 * (1 + float(values_R[values_R > -torch.inf].abs().max()))
 
 
 def _check_plan(plan: SamplingPlan) -> None:

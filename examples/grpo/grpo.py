@@ -2,7 +2,6 @@
 better ones.
 
     python examples/grpo/grpo.py --out runs/grpo                    the bundled model, reward `likeness`
-    python examples/grpo/grpo.py --reward redness --steps 10        another reward
     python examples/grpo/grpo.py --reward my_module:my_reward       your own, see `Reward`
 
 Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300): the advantage of a candidate
@@ -44,12 +43,7 @@ Floats: TypeAlias = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt, and what it was taken from: a document of the model's data set.
-
-    Args:
-        prompt: the document's text.
-        picture: the document's picture, uint8 [height, width, 3].
-    """
+    """A document of the model's data set: its text, and its picture, uint8 [height, width, 3]."""
 
     prompt: str
     picture: PixelArray
@@ -103,13 +97,7 @@ def documents_of(model: cm3core.Model) -> list[Asked]:
 
 
 class GRPO:
-    """The model, the policy that is trained, and the one it is kept near.
-
-    Args:
-        model: its decoder is trained in place.
-        reward: of pictures.
-        options: of the command line.
-    """
+    """The model, whose decoder is trained in place, and the policy that it is kept near."""
 
     def __init__(self, model: cm3core.Model, reward: Reward, options: argparse.Namespace) -> None:
         self.model, self.reward, self.options = model, reward, options
@@ -121,16 +109,19 @@ class GRPO:
 
     def sample(self, asked: Sequence[Asked], num: int, seed: int) -> tuple[list[Rollout], Floats]:
         """`num` pictures of each, and their rewards."""
-        keys: dict[str, Any] = {"temperature": self.options.temperature}
-        if self.options.guidance_scale is not None:
-            keys["guidance_scale"] = self.options.guidance_scale
+        scale = self.options.guidance_scale
+        keys: dict[str, Any] = {} if scale is None else {"guidance_scale": scale}
         documents: list[Document] = [(Text(one.prompt), ImageHole()) for one in asked]
         requests = self.model.requests(
-            documents, seed=seed, sampler=self.options.sampler, truncate=True, **keys
+            documents,
+            seed=seed,
+            sampler=self.options.sampler,
+            truncate=True,
+            temperature=self.options.temperature,
+            **keys,
         )
         rollouts = self.policy.sample(requests, num)
-        of_each = [one for one in asked for _ in range(num)]
-        rewards = self.reward(self.pictures(rollouts), of_each)
+        rewards = self.reward(self.pictures(rollouts), [one for one in asked for _ in range(num)])
         return rollouts, np.asarray(rewards, np.float32)
 
     def pictures(self, rollouts: Sequence[Rollout]) -> list[PixelArray]:
@@ -142,8 +133,8 @@ class GRPO:
         """Sample groups, and update the weights towards what was better than its group."""
         rollouts, rewards = self.sample(asked, self.options.group, seed)
         groups = torch.from_numpy(rewards).view(len(asked), self.options.group)
-        advantage = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)
-        advantage_B1 = advantage.view(-1, 1)
+        above = groups - groups.mean(1, keepdim=True)
+        advantage_B1 = (above / (groups.std(1, keepdim=True) + 1e-4)).view(-1, 1)
         size = self.options.part
         parts = [slice(place, place + size) for place in range(0, len(rollouts), size)]
         with torch.no_grad():
@@ -157,8 +148,7 @@ class GRPO:
                 (share * loss).backward()
                 for name in totals:
                     totals[name] += share * float(found[name])
-            weights = self.model.components.decoder.module.parameters()
-            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            torch.nn.utils.clip_grad_norm_(self.policy.decoder.module.parameters(), 1.0)
             self.optimizer.step()
         return {"reward": float(groups.mean()), "group_std": float(groups.std(1).mean()), **totals}
 
@@ -167,8 +157,7 @@ class GRPO:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """PPO's clipped loss of some rollouts, with the penalty, and what to report."""
         old, new = recorded(rollouts, start_BP.device), self.policy.score(rollouts)
-        ratio_BP = (new.policy_BP - old.policy_BP).exp()
-        clip = self.options.clip
+        ratio_BP, clip = (new.policy_BP - old.policy_BP).exp(), self.options.clip
         advantage_B1 = advantage_B1.to(ratio_BP)
         gain_BP = torch.minimum(
             ratio_BP * advantage_B1, ratio_BP.clamp(1 - clip, 1 + clip) * advantage_B1
@@ -178,10 +167,9 @@ class GRPO:
         kl_BP = change_BP.exp() - change_BP - 1
         per_token_BP = torch.where(new.mask_BP, self.options.kl * kl_BP - gain_BP, 0.0)
         loss = (per_token_BP.sum(1) / new.num_tokens_B).mean()
-        with torch.no_grad():
-            clipped = ((ratio_BP - 1).abs() > clip)[new.mask_BP].float().mean()
-            kl = kl_BP[new.mask_BP].mean()
-        return loss, {"kl": kl, "clipped": clipped}
+        clipped_BP = ((ratio_BP - 1).abs() > clip).float()
+        means = (value_BP[new.mask_BP].mean().detach() for value_BP in (kl_BP, clipped_BP))
+        return loss, dict(zip(("kl", "clipped"), means, strict=True))
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -202,6 +190,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--sampler", default="top_p", help="one without state")
     add("--temperature", type=float, default=1.0, help="of sampling, which is what is trained")
     add("--guidance-scale", type=float, default=None, help="of samplers that guide (cfg)")
+    add("--only", action="append", help="a prompt to train and validate on, instead of all; again")
     add("--validation-prompts", type=int, default=24, help="measured before and after")
     add("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
@@ -212,16 +201,20 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> list[dict[str, float]]:
     """Train, and write `curve.jsonl`, pictures of the same seeds before and after, and the model."""
-    model = cm3core.load(options.model)
-    grpo = GRPO(model, find_reward(options.reward), options)
+    model, reward = cm3core.load(options.model), find_reward(options.reward)
+    grpo = GRPO(model, reward, options)
     out, random = Path(options.out), np.random.default_rng(options.seed)
     make_folder(out)
-    asked = documents_of(model)
-    order = random.permutation(len(asked))
-    num = min(options.validation_prompts, len(asked) - 1)
-    validation = [asked[index] for index in order[:num]]  # no step trains on these prompts
-    training = [asked[index] for index in order[num:]]
-    curve: list[dict[str, float]] = []
+    asked, curve = documents_of(model), list[dict[str, float]]()
+    if options.only:
+        training = validation = [one for one in asked if one.prompt in options.only]
+        if not training:
+            raise RecipeError("--only", "names no prompt of the data set", "see `cm3 data show`")
+    else:
+        order = random.permutation(len(asked))
+        num = min(options.validation_prompts, len(asked) - 1)
+        validation = [asked[index] for index in order[:num]]  # no step trains on these prompts
+        training = [asked[index] for index in order[num:]]
     started = time.process_time()
 
     def report(step: int, measured: dict[str, float]) -> None:
@@ -231,15 +224,15 @@ def run(options: argparse.Namespace) -> list[dict[str, float]]:
         write_text(out / "curve.jsonl", "".join(json.dumps(one) + "\n" for one in curve))
 
     def validate(step: int, name: str) -> None:
-        rollouts, rewards = grpo.sample(validation, 2, options.seed + 1)
-        drawn = grpo.pictures(rollouts)
-        save_png(out / f"{name}.png", grid([drawn[i : i + 8] for i in range(0, len(drawn), 8)]))
+        rollouts, rewards = grpo.sample(validation, 8 if options.only else 2, options.seed + 1)
+        drawn = [grpo.pictures(rollouts[place : place + 8]) for place in range(0, len(rollouts), 8)]
+        save_png(out / f"{name}.png", grid(drawn))
         report(step, {"validation_reward": float(rewards.mean())})
 
     validate(0, "before")
     for step in range(options.steps):
-        batch = [training[index] for index in random.integers(len(training), size=options.prompts)]
-        report(step + 1, grpo.step(batch, options.seed + 1000 + step))
+        batch = random.permutation(len(training))[: options.prompts]
+        report(step + 1, grpo.step([training[i] for i in batch], options.seed + 1000 + step))
     validate(options.steps, "after")
     source = find_model(options.model, load_registry())
     export_model(source, out / "model", "fp32", decoder=model.components.decoder.module)

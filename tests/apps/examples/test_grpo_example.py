@@ -146,6 +146,14 @@ def test_the_script_runs_on_a_tiny_model(grpo, tiny, tmp_path):
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
+def test_an_unknown_prompt_is_refused(grpo, tiny, tmp_path):
+    with pytest.raises(RecipeError) as error:
+        grpo.run(grpo.parse(["--model", str(tiny), "--out", str(tmp_path), "--only", "a cat"]))
+    assert str(error.value) == (
+        "--only: names no prompt of the data set\n  next: see `cm3 data show`"
+    )
+
+
 def test_another_models_decoder_is_not_exported(tiny, tmp_path):
     with pytest.raises(CheckpointError, match="has weights of other names or shapes than") as error:
         export_model(tiny, tmp_path / "model", decoder=torch.nn.Linear(2, 2))
