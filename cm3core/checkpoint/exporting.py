@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from cm3core.checkpoint.adapters import is_adapter
 from cm3core.checkpoint.carried import copy_carried
@@ -28,14 +28,20 @@ from cm3core.checkpoint.layout import (
 )
 from cm3core.checkpoint.state import read_state
 from cm3core.checkpoint.tasks import TASKS
-from cm3core.checkpoint.tensors import read_tensors
+from cm3core.checkpoint.tensors import read_tensors, weights_of
 from cm3core.checkpoint.writing import new_folder, write_json
 from cm3core.errors import CheckpointError
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def export_model(checkpoint: str | Path, folder: str | Path, dtype: str = "fp16") -> Path:
+def export_model(
+    checkpoint: str | Path,
+    folder: str | Path,
+    dtype: str = "fp16",
+    *,
+    decoder: nn.Module | None = None,
+) -> Path:
     """Write a model folder for shipping: a checkpoint without optimiser, floating weights in
     `dtype`; it replaces an older one.
 
@@ -43,6 +49,8 @@ def export_model(checkpoint: str | Path, folder: str | Path, dtype: str = "fp16"
         checkpoint: a run's folder, a checkpoint or a model folder.
         folder: the model's folder.
         dtype: "fp16", "bf16" or "fp32"; loads back as float32.
+        decoder: the checkpoint's decoder with other weights, e.g. those of reinforcement learning, to
+            write in place of the checkpoint's. None: the checkpoint's own.
     """
     source, target = find_checkpoint(checkpoint), Path(folder)
     if is_adapter(source):
@@ -55,6 +63,15 @@ def export_model(checkpoint: str | Path, folder: str | Path, dtype: str = "fp16"
     state, tensors = read_state(source), read_tensors(source / WEIGHTS)
     # what is shipped gets a hash of its own, which would hide that its source was damaged
     check_file(source, WEIGHTS, state, whole=True)
+    if decoder is not None:
+        others = weights_of(decoder)
+        if {n: t.shape for n, t in others.items()} != {n: t.shape for n, t in tensors.items()}:
+            raise CheckpointError(
+                str(source),
+                "has weights of other names or shapes than the decoder",
+                "export the decoder with the checkpoint that it was opened from",
+            )
+        tensors = others
     write_model(source, target, tensors, dtype)
     return target
 

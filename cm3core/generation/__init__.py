@@ -6,7 +6,8 @@ batch       one step of many rows                 groups           requests samp
 prompts     prefixes are read once                events           requests, completions and events
 cuda_graph  steps captured and replayed           likelihood       teacher-forced log-probabilities
 states      what samplers remember                sampling         plans as columns for the fused op
-teacher_forcing  documents and contents -> rows
+teacher_forcing  documents and contents -> rows     policy           sample and score, for reinforcement learning
+rollouts    sampled documents and their tokens    scoring          their log-probabilities, with gradients
 """
 
 from __future__ import annotations
@@ -17,13 +18,19 @@ from cm3core._lazy import exporter
 
 if TYPE_CHECKING:
     from cm3core.generation.likelihood import Likelihood
+    from cm3core.generation.policy import Policy
+    from cm3core.generation.rollouts import Rollout, TokenLogProbabilities, recorded
     from cm3core.generation.sampling import plan_columns
     from cm3core.interfaces.reranker import LogProbability
 
 __all__ = [
     "Likelihood",
     "LogProbability",
+    "Policy",
+    "Rollout",
+    "TokenLogProbabilities",
     "plan_columns",
+    "recorded",
 ]
 
 __getattr__ = exporter(
@@ -31,6 +38,10 @@ __getattr__ = exporter(
     {
         "Likelihood": "likelihood",
         "LogProbability": "likelihood",
+        "Policy": "policy",
+        "Rollout": "rollouts",
+        "TokenLogProbabilities": "rollouts",
         "plan_columns": "sampling",
+        "recorded": "rollouts",
     },
 )

@@ -170,6 +170,7 @@ class Batch:
             and self._cache.can_be_recorded
             and len(groups) == 1
             and groups[0].states is None  # a sampler may look at its state on the host
+            and groups[0].drawn is None
         )
         if replays and num > (FEWEST_STEPS if self._captured is None else 1):
             position_n, log_probability_n = self._replay(
@@ -196,7 +197,11 @@ class Batch:
                 self._cache.advance([1] * len(self._owner_S))
         for row, value in zip(self.rows, log_probability_n.tolist(), strict=True):
             row.log_probability += value
-        return torch.stack(drawn, dim=1).cpu().numpy().astype(np.int32)
+        tokens_nm = torch.stack(drawn, dim=1).cpu().numpy().astype(np.int32)
+        for group in groups:
+            if group.drawn is not None:
+                group.take_drawn(tokens_nm[group.index_n.cpu().numpy()])
+        return tokens_nm
 
     def _replay(
         self,

@@ -162,6 +162,7 @@ class Engine:
         *,
         progress: Progress | None = ...,
         on_error: Literal["raise"] = ...,
+        record: bool = ...,
     ) -> list[Completion]: ...
 
     @overload
@@ -171,6 +172,7 @@ class Engine:
         *,
         progress: Progress | None = ...,
         on_error: Literal["return"],
+        record: bool = ...,
     ) -> list[Completion | GenerationError]: ...
 
     def complete(
@@ -179,6 +181,7 @@ class Engine:
         *,
         progress: Progress | None = None,
         on_error: Literal["raise", "return"] = "raise",
+        record: bool = False,
     ) -> list[Completion] | list[Completion | GenerationError]:
         """Fill the holes of all requests; results are in the order of the requests.
 
@@ -187,13 +190,14 @@ class Engine:
             progress: called after each step.
             on_error: "raise" stops at the first request that fails; with "return" its error takes
                 the place of its completion, and the others are not affected.
+            record: keep the log-probabilities of every token in `Completion.trace`.
 
         Raises:
             GenerationError: a request has no hole, has an invalid seed, or doesn't fit the context
                 (before anything is generated); or it fails.
             DocumentError: a document can't be serialised.
         """
-        session = self.open(details=False)
+        session = self.open(details=False, record=record)
         results: list[Completion | GenerationError | None] = [None] * len(requests)
         places: dict[int, int] = {}
         for place, request in enumerate(requests):
@@ -236,9 +240,9 @@ class Engine:
         for event in session.events():
             yield replace(event, request=places[event.request])
 
-    def open(self, *, details: bool = True) -> Session:
-        """A session, which requests join and leave at any time."""
-        return Session(self.preparer, self.capture, details=details)
+    def open(self, *, details: bool = True, record: bool = False) -> Session:
+        """A session, which requests join and leave at any time; `details`, `record`: see `Session`."""
+        return Session(self.preparer, self.capture, details=details, record=record)
 
 
 def _refusal(place: int, error: CM3Error) -> GenerationError:

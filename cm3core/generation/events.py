@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
-from cm3core.document import Codes, Document, IntArray
+from cm3core.document import BoolArray, Codes, Document, IntArray
 from cm3core.errors import CM3Error, GenerationError
 
 if TYPE_CHECKING:
@@ -46,6 +47,41 @@ class Request:
     control: Sequence[str] | None = None
 
 
+@dataclass(eq=False)
+class Trace:
+    """What a recording session knows of the tokens sampled for a request, in the order sampled.
+
+    Args:
+        document: the request's document with every size decided.
+        contents: int32; each hole's tokens, end tokens not included.
+        tokens: int32 ids of the vocabulary, a part for each step.
+        raw: float64, as `tokens`; the log-probabilities under the reference stream alone, among the
+            legal ids, at temperature 1, in nats.
+        policy: float, as `tokens`; those with which the sampler drew the tokens.
+        support: for each token, the ids that the filters kept of its legal slice: `packbits` of bools.
+    """
+
+    document: Document = ()
+    contents: tuple[IntArray, ...] = ()
+    tokens: list[IntArray] = field(default_factory=list)
+    raw: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    policy: list[npt.NDArray[np.floating]] = field(default_factory=list)
+    support: list[npt.NDArray[np.uint8]] = field(default_factory=list)
+
+    def add(
+        self,
+        tokens_m: IntArray,
+        raw_m: npt.NDArray[np.float64],
+        policy_m: npt.NDArray[np.floating],
+        kept_mR: BoolArray,
+    ) -> None:
+        """Add m draws of one slice of R legal ids."""
+        self.tokens.append(tokens_m)
+        self.raw.append(raw_m)
+        self.policy.append(policy_m)
+        self.support += list(np.packbits(kept_mR, axis=1))
+
+
 @dataclass(frozen=True, eq=False)
 class Completion:
     """A filled document.
@@ -56,11 +92,13 @@ class Completion:
             conditional stream alone, among the legal ids, at temperature 1 (tokens without a choice
             count zero).
         num_tokens: number of tokens sampled, sampled end tokens included.
+        trace: what a recording session knows of each token. None: nothing was recorded.
     """
 
     document: Document
     log_probability: float
     num_tokens: int
+    trace: Trace | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cm3core.document import BoolArray
+from cm3core.document import BoolArray, IntArray
 from cm3core.generation.events import wrong_request
+from cm3core.generation.sampling import reads_stream
 from cm3core.generation.states import StateTable
 from cm3core.interfaces.contract import broken
 
@@ -26,6 +27,15 @@ if TYPE_CHECKING:
     from cm3core.interfaces.decoder import InferenceDecoder
     from cm3core.interfaces.sampler import Sampler, SamplingPlan
     from cm3core.sequence.grammar import LegalIds
+
+
+class Drawn(NamedTuple):
+    """What is recorded of a draw: log-probabilities of the tokens under the reference stream [n] and
+    under the sampling policy [n], and the ids that the filters kept, bool [n, R]."""
+
+    raw_n: Tensor
+    policy_n: Tensor
+    kept_nR: Tensor
 
 
 @dataclass(eq=False)
@@ -45,6 +55,7 @@ class Group:
         seed_n: each request's seed.
         index_n: each request's position in the batch.
         states: of the requests, if the sampler keeps any.
+        drawn: what is recorded of each draw since it was last emptied. None: nothing is.
     """
 
     rows: list[ActiveRequest]
@@ -58,6 +69,7 @@ class Group:
     seed_n: Tensor
     index_n: Tensor
     states: StateTable | None = None
+    drawn: list[Drawn] | None = None
 
     def weights(self, num: int) -> Tensor:
         """Weights of the streams at the next `num` draws, float32 [m, n, G]."""
@@ -103,9 +115,52 @@ class Group:
             tokens_n = self._one_by_one(logits_gR, weights_nG, position_n, error)
         if self.states is not None:
             self.states.record(self.clamped(tokens_n), position_n)
-        return tokens_n, _log_probability(
+        log_n = _log_probability(
             logits_gR[self.reference_n], self.allowed_nR, tokens_n - self.ids.start
         )
+        if self.drawn is not None:
+            self.drawn.append(self._recorded(logits_gR, weights_nG, tokens_n, log_n))
+        return tokens_n, log_n
+
+    def _recorded(
+        self, logits_gR: Tensor, weights_nG: Tensor, tokens_n: Tensor, log_n: Tensor
+    ) -> Drawn:
+        """The draw's log-probabilities, and what the filters kept."""
+        try:
+            log_nR = self.sampler.draw_log_probabilities(
+                logits_gR,
+                self.stream_rows_nG,
+                weights_nG,
+                self.plans,
+                first_id=self.ids.start,
+                allowed_nR=self.allowed_nR,
+            )
+        except Exception as error:
+            for row in self.rows:
+                row.error = row.error or wrong_request(row.number, error)
+            log_nR = logits_gR.new_zeros(len(self.rows), len(self.ids))
+        index_n1 = (self.clamped(tokens_n) - self.ids.start)[:, None]
+        return Drawn(log_n, log_nR.gather(1, index_n1)[:, 0], log_nR > float("-inf"))
+
+    def take_drawn(self, tokens_nm: IntArray) -> None:
+        """Give each request what has been recorded of its last draws.
+
+        Args:
+            tokens_nm: the tokens drawn, for the group's requests.
+        """
+        if not self.drawn:
+            return
+        raw_nm, policy_nm, kept_nmR = (
+            torch.stack(parts, dim=1).cpu().numpy() for parts in zip(*self.drawn, strict=True)
+        )
+        self.drawn.clear()
+        for place, row in enumerate(self.rows):
+            legal = row.grammar.legal
+            own = slice(legal[0].start - self.ids.start, legal[-1].stop - self.ids.start)
+            if row.trace is not None:
+                row.trace.add(
+                    tokens_nm[place], raw_nm[place], policy_nm[place], kept_nmR[place][:, own]
+                )
 
     def clamped(self, tokens_n: Tensor) -> Tensor:
         """Tokens clamped to the group's slice, so that they can be fed.
@@ -218,8 +273,8 @@ def _group(
     wanted: dict[int, int] = {}
     stream_rows_nG = np.full((len(rows), max(len(plan.streams) for plan in plans)), -1)
     for index, (place, row, plan) in enumerate(zip(places, rows, plans, strict=True)):
-        for stream, guidance in enumerate(plan.streams):
-            if guidance.weight != 0 or stream == plan.reference:
+        for stream in range(len(plan.streams)):
+            if reads_stream(plan, stream):
                 stream_row = starts[place] + row.local[stream]
                 stream_rows_nG[index, stream] = wanted.setdefault(stream_row, len(wanted))
     reference_n = [stream_rows_nG[index, plan.reference] for index, plan in enumerate(plans)]
@@ -237,6 +292,7 @@ def _group(
         index_tensor([row.request.seed for row in rows], device),
         index_tensor(places, device),
         StateTable(states, device) if states else None,
+        [] if any(row.trace is not None for row in rows) else None,
     )
 
 

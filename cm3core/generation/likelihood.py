@@ -20,9 +20,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from cm3core.document import NO_CELL, Document, IntArray
-from cm3core.errors import GenerationError
-from cm3core.generation.teacher_forcing import ForcedRow, forced_row
+from cm3core.document import Document, IntArray
+from cm3core.generation.teacher_forcing import ForcedRow, check_context, forced_row, padded
 from cm3core.interfaces.decoder import Decoder
 from cm3core.interfaces.reranker import LogProbability
 from cm3core.interfaces.sampler import PromptVariant
@@ -144,13 +143,7 @@ class Likelihood:
             variant=variant,
             max_text_tokens=self.max_text_tokens,
         )
-        if (over := len(row.tokens) - self.decoder.context_length) > 0:
-            raise GenerationError(
-                place,
-                f"prompt and contents are {len(row.tokens)} tokens, {over} more than the decoder's "
-                f"context of {self.decoder.context_length} holds",
-                "shorten the text or retrieve fewer documents",
-            )
+        check_context(place, row, self.decoder.context_length)
         return row
 
     def _chunks(self, rows: Sequence[ForcedRow]) -> Iterator[Sequence[ForcedRow]]:
@@ -166,15 +159,7 @@ class Likelihood:
     def _nats(self, rows: Sequence[ForcedRow]) -> npt.NDArray[np.float64]:
         """float64 [B]: sum of each row's targets' log-probabilities."""
         device = self.decoder.head_weight().device
-        longest = max(len(row.tokens) for row in rows)
-        tokens_BT = np.full((len(rows), longest), self.vocabulary.pad, np.int64)
-        cells_BT = np.full((len(rows), longest), NO_CELL, np.int64)
-        # padding comes after the row, and no token sees what comes after it
-        for index, row in enumerate(rows):
-            tokens_BT[index, : len(row.tokens)], cells_BT[index, : len(row.cells)] = (
-                row.tokens,
-                row.cells,
-            )
+        tokens_BT, cells_BT = padded(rows, self.vocabulary.pad)
         hidden_BTE = self.decoder.hidden_states(
             torch.from_numpy(tokens_BT).to(device), cells_BT=torch.from_numpy(cells_BT).to(device)
         )

@@ -14,6 +14,7 @@ from cm3core.errors import GenerationError
 from cm3core.generation.device_memory import cache_limit
 from cm3core.generation.events import Request, candidate_seed
 from cm3core.generation.row import ActiveRequest, different
+from cm3core.generation.sampling import reads_stream
 from cm3core.generation.states import RequestState
 from cm3core.interfaces.contract import broken, shown
 from cm3core.interfaces.sampler import SamplingPlan
@@ -208,9 +209,7 @@ class Preparer:
         modalities = {"text" if hole.kind == "text" else "image" for hole in holes}
         own = [plans[modality] for modality in _MODALITIES if modality in modalities]
         needed = [
-            stream
-            if any(plan.streams[stream].weight != 0 or plan.reference == stream for plan in own)
-            else own[0].reference
+            stream if any(reads_stream(plan, stream) for plan in own) else own[0].reference
             for stream in range(len(prompts))
         ]
         return different([prompts[stream] for stream in needed])

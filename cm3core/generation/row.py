@@ -9,8 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from cm3core.document import Codes, Document, IntArray
-from cm3core.generation.events import Event, PictureGrown, Request, TextGrown, TokensDrawn
+from cm3core.generation.events import (
+    Event,
+    PictureGrown,
+    Request,
+    TextGrown,
+    TokensDrawn,
+    Trace,
+)
 from cm3core.generation.prompts import key
+from cm3core.generation.sampling import stream_weights
 from cm3core.sequence.grammar import HoleGrammar, num_draws, num_new_tokens
 from cm3core.sequence.leads import after_lead
 
@@ -41,6 +49,7 @@ class ActiveRequest:
             read the reference's).
         grammar: its position in its holes.
         state: of a stateful sampler; None: the sampler has none, or the request has ended.
+        trace: what is recorded of each token drawn; None: nothing is.
     """
 
     number: int
@@ -52,6 +61,7 @@ class ActiveRequest:
     local: list[int]
     grammar: HoleGrammar
     state: RequestState | None = None
+    trace: Trace | None = None
     num_drawn: int = 0
     num_fed: int = 0
     log_probability: float = 0.0
@@ -80,19 +90,8 @@ class ActiveRequest:
 
     def weights(self, num: int) -> npt.NDArray[np.float32]:
         """Weights [num, G] of the streams at the next `num` positions of the current hole."""
-        plan = self.plan()
-        full = np.array([stream.weight for stream in plan.streams], np.float32)
-        if plan.schedule is None:
-            return np.broadcast_to(full, (num, len(full)))
-        only = np.zeros(len(full), np.float32)
-        only[plan.reference] = 1.0
         first, last = self.grammar.progress
-        shares = [
-            plan.schedule.share(min(position / max(last, 1), 1.0))
-            for position in range(first, first + num)
-        ]
-        share = np.array(shares, np.float32)[:, None]
-        return only + share * (full - only)
+        return stream_weights(self.plan(), first, last, num)
 
     # ---- what is reported
 

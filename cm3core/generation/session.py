@@ -17,6 +17,7 @@ from cm3core.generation.events import (
     Failed,
     Finished,
     Request,
+    Trace,
     wrong_request,
 )
 
@@ -37,12 +38,19 @@ class Session:
         preparer: turns requests into rows; holds the decoder that completes them.
         capture: how steps are captured, see `Batch`.
         details: whether `step` also reports tokens, pieces of text and partial pictures.
+        record: keep the log-probabilities of every token, for `Completion.trace`. Steps are not
+            captured then.
     """
 
     def __init__(
-        self, preparer: Preparer, capture: Capture | None = None, *, details: bool = True
+        self,
+        preparer: Preparer,
+        capture: Capture | None = None,
+        *,
+        details: bool = True,
+        record: bool = False,
     ) -> None:
-        self.preparer, self.details = preparer, details
+        self.preparer, self.details, self.record = preparer, details, record
         self._batch = Batch(preparer.inference, capture)
         self._queue: deque[ActiveRequest] = deque()
         self._pending: list[Event] = []
@@ -86,6 +94,8 @@ class Session:
                 f"can't be prepared ({type(error).__name__}: {error})",
                 "see `Request` for what it holds, and the sampler's plan",
             ) from error
+        if self.record:
+            prepared.trace = Trace()
         self._queue.append(prepared)
         self._next += 1
         return self._next - 1
@@ -151,7 +161,10 @@ class Session:
             document = self.preparer.serializer.fill(row.document, row.grammar.contents)
         except CM3Error as error:  # a text tokenizer that can't decode
             return Failed(row.number, wrong_request(row.number, error))
-        return Finished(row.number, Completion(document, row.log_probability, row.num_drawn))
+        if row.trace is not None:
+            row.trace.document, row.trace.contents = row.document, tuple(row.grammar.contents)
+        completion = Completion(document, row.log_probability, row.num_drawn, row.trace)
+        return Finished(row.number, completion)
 
     def _take_pending(self) -> list[Event]:
         events, self._pending = self._pending, []

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from cm3core.document import Document, IntArray
+from cm3core.document import NO_CELL, Document, IntArray
 from cm3core.errors import GenerationError
 from cm3core.interfaces.sampler import PromptVariant
 from cm3core.sequence.grammar import HoleGrammar, LegalIds
@@ -33,6 +33,8 @@ class ForcedRow:
         places: int64 [P], the positions that predict the targets, in ascending order.
         targets: int32 [P].
         legal: the legal ids of each target.
+        modalities: of each target, "text" or "image".
+        progress: int64 [P, 2]; place of each target in its hole, and the last one that there can be.
     """
 
     tokens: IntArray
@@ -40,6 +42,8 @@ class ForcedRow:
     places: npt.NDArray[np.int64]
     targets: IntArray
     legal: list[LegalIds]
+    modalities: list[str]
+    progress: npt.NDArray[np.int64]
 
     @cached_property
     def key(self) -> bytes:
@@ -59,16 +63,20 @@ def forced_row(
     retrieved: Sequence[Document],
     variant: PromptVariant | None,
     max_text_tokens: int | None,
+    control: Sequence[str] | None = None,
 ) -> ForcedRow:
     """The row of a document and its contents; see `Likelihood.log_probability` for the arguments.
 
     Args:
         place: the document's place in error messages.
+        control: names of the control tokens that the prompt begins with, see `Request`.
     """
     longest = max(map(len, contents), default=0)
     # the end of a text without a limit is always a choice, so its hole is one token longer
     document = with_limits(document, lambda hole: longest + 1)
-    prompt = serializer.prompt(document, retrieved, variant, max_text_tokens=max_text_tokens)
+    prompt = serializer.prompt(
+        document, retrieved, variant, max_text_tokens=max_text_tokens, control=control
+    )
     num_text_ids = serializer.text_tokenizer.vocab_size
     _check_contents(place, prompt.holes, contents, vocabulary, num_text_ids)
     grammar = HoleGrammar(
@@ -108,6 +116,8 @@ class _Writer:
         self.places: list[npt.NDArray[np.int64]] = []
         self.targets: list[IntArray] = []
         self.legal: list[LegalIds] = []
+        self.modalities: list[str] = []
+        self.progress: list[npt.NDArray[np.int64]] = []
 
     def draw(self, tokens: IntArray) -> None:
         """Add at most `grammar.num_draws` targets, and the tokens without a choice after them."""
@@ -115,6 +125,10 @@ class _Writer:
         self.places.append(np.arange(last, last + len(tokens)))
         self.targets.append(tokens)
         self.legal += [self.grammar.legal] * len(tokens)
+        self.modalities += [self.grammar.modality] * len(tokens)
+        first, end = self.grammar.progress
+        place = np.arange(first, first + len(tokens))
+        self.progress.append(np.stack([place, np.full(len(tokens), end)], axis=1))
         self.fed.add(tokens, self.grammar.cells(len(tokens)))
         forced = self.grammar.take(tokens)
         self.fed.add(forced, self.grammar.forced_cells(forced))
@@ -128,6 +142,32 @@ class _Writer:
             np.concatenate(self.places),
             np.concatenate(self.targets),
             self.legal,
+            self.modalities,
+            np.concatenate(self.progress),
+        )
+
+
+def padded(
+    rows: Sequence[ForcedRow], pad: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Tokens and cells of rows, int64 [B, T], padded on the right: no token sees what follows it."""
+    longest = max(len(row.tokens) for row in rows)
+    tokens_BT = np.full((len(rows), longest), pad, np.int64)
+    cells_BT = np.full((len(rows), longest), NO_CELL, np.int64)
+    for index, row in enumerate(rows):
+        tokens_BT[index, : len(row.tokens)] = row.tokens
+        cells_BT[index, : len(row.cells)] = row.cells
+    return tokens_BT, cells_BT
+
+
+def check_context(place: str, row: ForcedRow, context_length: int) -> None:
+    """Raise `GenerationError` for a row that is longer than the decoder's context."""
+    if (over := len(row.tokens) - context_length) > 0:
+        raise GenerationError(
+            place,
+            f"prompt and contents are {len(row.tokens)} tokens, {over} more than the decoder's "
+            f"context of {context_length} holds",
+            "shorten the text or retrieve fewer documents",
         )
 
 

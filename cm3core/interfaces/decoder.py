@@ -93,7 +93,9 @@ class KVCache(ABC):
 
     @abstractmethod
     def select(self, rows: Sequence[int]) -> None:
-        """Keep `rows` of the present rows, in this order; a row named more than once is forked."""
+        """Keep `rows` of the present rows, in this order; a row named more than once is forked.
+
+        Where the number of rows grows, the caller calls `reserve` before more is written."""
 
     @abstractmethod
     def join(self, other: KVCache) -> None:

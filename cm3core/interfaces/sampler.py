@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from cm3core.errors import GenerationError
 from cm3core.interfaces.component import ComponentConfig
 
 if TYPE_CHECKING:
@@ -219,6 +220,38 @@ class Sampler(ABC):
             position_n: int64; number of tokens the request has generated so far.
         """
 
+    def draw_log_probabilities(
+        self,
+        logits_SR: Tensor,
+        stream_rows_nG: Tensor,
+        weights_nG: Tensor,
+        plans: Sequence[SamplingPlan],
+        *,
+        first_id: int,
+        allowed_nR: Tensor | None,
+        kept_nR: Tensor | None = None,
+    ) -> Tensor:
+        """Return the log-probabilities that `draw` draws by, float32 [n, R] (float64 for float64 logits).
+
+        In nats, -inf for ids that are never drawn; differentiable with respect to the logits, within
+        the set of ids that the filters keep. Optional: reinforcement learning needs it. The default
+        refuses.
+
+        Args:
+            logits_SR, stream_rows_nG, weights_nG, plans, first_id, allowed_nR: see `draw`.
+            kept_nR: bool; the ids that the filters kept when a token was drawn. They take the place of
+                the filters, so that later weights are asked about the same set. None: the filters
+                decide.
+
+        Raises:
+            GenerationError: this sampler can't tell.
+        """
+        raise GenerationError(
+            f"sampler {type(self).__name__}",
+            "can't tell the log-probabilities of its draws",
+            "use a sampler that defines draw_log_probabilities",
+        )
+
     def draw_with_state(
         self,
         logits_SR: Tensor,
@@ -252,3 +285,8 @@ class Sampler(ABC):
             seed_n=seed_n,
             position_n=position_n,
         )
+
+
+def tells_log_probabilities(sampler: Sampler) -> bool:
+    """Whether a sampler defines `draw_log_probabilities`."""
+    return type(sampler).draw_log_probabilities is not Sampler.draw_log_probabilities

@@ -1,4 +1,4 @@
-"""Documents and tasks of any form: `Model.complete`, `requests` and `do`."""
+"""Documents and tasks of any form: `Model.complete`, `requests`, `do` and `policy`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cm3core.document import Codes, Document, PixelArray
 from cm3core.generation.engine import Completion, Progress, Request
+from cm3core.generation.policy import Policy
 from cm3core.model.loaded import Loaded, sampler_of, text_hole
 from cm3core.model.options import sampler_keys
 from cm3core.model.tasks import encoded_record, named_task
@@ -93,7 +94,10 @@ class AnyDocuments(Loaded):
         sampler: str | None = None,
         **options: Any,
     ) -> list[Request]:
-        """The engine requests of `complete` with these arguments, for `Engine.stream` and sessions."""
+        """The engine requests of `complete` with these arguments.
+
+        For `Engine.stream`, for sessions, and for `policy`.
+        """
         prepended = [()] * len(documents) if retrieved is None else retrieved
         built = sampler_of(self, sampler, **sampler_keys(options))
         return [
@@ -102,3 +106,21 @@ class AnyDocuments(Loaded):
             )
             for document, others in zip(documents, prepended, strict=True)
         ]
+
+    def policy(self) -> Policy:
+        """The model as a policy of reinforcement learning: to sample from, and to score by.
+
+        It works on the requests of `requests`, each with its sampler, and on the model's own decoder:
+        what changes the decoder's weights changes both.
+        """
+        parts = self.components
+        return Policy(
+            parts.decoder,
+            parts.serializer,
+            sampler_of(self),
+            parts.vocabulary,
+            max_text_tokens=self.recipe.data.max_text_tokens,
+            max_rows=self.max_rows,
+            num_threads=self.num_threads,
+            precision=self.precision,
+        )

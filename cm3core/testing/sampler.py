@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cm3core.interfaces.model_parts import ModelParts
-from cm3core.interfaces.sampler import Sampler, SamplingPlan
+from cm3core.interfaces.sampler import Sampler, SamplingPlan, tells_log_probabilities
+from cm3core.testing._filters import kept_ids, rounding
 from cm3core.testing.model_parts import example_parts
 from cm3core.testing.sampler_state import FIRST_ID, GRID, NUM_CODES, StateLaws
 from cm3core.testing.samples import own_cache
@@ -29,6 +30,10 @@ _MODALITIES = ("text", "image")
 _RAMPS = ("constant", "up", "down")
 #: Seeds with which one request is drawn in a batch and alone.
 _NUM_SEEDS = 256
+#: Seeds whose draws are counted, and the difference of a count's share from its probability that 6
+#: standard deviations allow.
+_MANY_SEEDS = 1024
+_RARELY_MORE = 0.1
 
 
 class SamplerContract(StateLaws):
@@ -205,7 +210,7 @@ class SamplerContract(StateLaws):
             mixed_R = batch.mixed(place)
             # The order of sums may change the last bits: any id within rounding of the largest is
             # right.
-            assert float(mixed_R[token - batch.first_id]) >= float(mixed_R.max()) - _rounding(
+            assert float(mixed_R[token - batch.first_id]) >= float(mixed_R.max()) - rounding(
                 mixed_R
             )
 
@@ -214,6 +219,29 @@ class SamplerContract(StateLaws):
         batch = _Batch(self, data)
         for place, token in enumerate(batch.draw().tolist()):
             assert bool(batch.plausible(place)[token - batch.first_id])
+
+    def law_log_probabilities_are_those_of_its_draws(self, data: st.DataObject) -> None:
+        """If the sampler tells them: they are a distribution over allowed ids, and so often is each drawn.
+
+        Told which ids the filters keep, it answers the same.
+        """
+        if not tells_log_probabilities(self.subject):
+            return
+        batch = _Batch(self, data)
+        log_nR = batch.log_probabilities(None)
+        assert log_nR.shape == batch.allowed_nR.shape
+        assert log_nR.dtype == torch.float32
+        assert bool((log_nR[~batch.allowed_nR] == -torch.inf).all())
+        torch.testing.assert_close(log_nR.exp().sum(dim=1), torch.ones(batch.n))
+        kept_nR = log_nR > -torch.inf
+        torch.testing.assert_close(batch.log_probabilities(kept_nR), log_nR, rtol=1e-4, atol=1e-4)
+        drawn_nk = batch.repeated(batch.seed_n[0] + torch.arange(_MANY_SEEDS)).draw()
+        index_nk = drawn_nk.view(batch.n, _MANY_SEEDS) - batch.first_id
+        assert bool(kept_nR.gather(1, index_nk).all())
+        share_nR = torch.zeros_like(log_nR).scatter_add_(
+            1, index_nk, torch.full(index_nk.shape, 1 / _MANY_SEEDS)
+        )
+        assert float((share_nR - log_nR.exp()).abs().max()) < _RARELY_MORE
 
     def law_each_filter_keeps_what_it_says(self, data: st.DataObject) -> None:
         """Top-k, top-p, min-p and typical, one at a time, keep the ids defined by `Filters`."""
@@ -224,7 +252,7 @@ class SamplerContract(StateLaws):
         batch.plans = tuple(
             _only(plan, **{name: value, "temperature": temperature}) for plan in batch.plans
         )
-        kept = [_kept(name, value, batch.mixed(place) / temperature) for place in range(batch.n)]
+        kept = [kept_ids(name, value, batch.mixed(place) / temperature) for place in range(batch.n)]
         for _ in range(8):  # an id that should be excluded may be a rare one
             for place, token in enumerate(batch.draw().tolist()):
                 assert bool(kept[place][token - batch.first_id])
@@ -278,6 +306,17 @@ class _Batch:
             position_n=self.position_n,
         )
 
+    def log_probabilities(self, kept_nR: Tensor | None) -> Tensor:
+        return self.contract.subject.draw_log_probabilities(
+            self.logits_SR,
+            self.stream_rows_nG,
+            self.weights_nG,
+            self.plans,
+            first_id=self.first_id,
+            allowed_nR=self.allowed_nR,
+            kept_nR=kept_nR,
+        )
+
     def repeated(self, seed_k: Tensor) -> _Batch:
         """The batch with each request once for every seed, k times in a row."""
         repeated, k = copy.copy(self), len(seed_k)
@@ -320,30 +359,6 @@ class _Batch:
             threshold = max(threshold, filters.plausible_alpha * kth)
         threshold = min(threshold, float(ordered[0]))
         return allowed_R & (probability_R >= threshold * (1 - 1e-6))
-
-
-def _kept(name: str, value: float, scores_R: Tensor) -> Tensor:
-    """The ids that one filter keeps, bool [R]; ties and rounding at the threshold are included."""
-    slack, legal_R = _rounding(scores_R), scores_R > -torch.inf
-    if name == "top_k":
-        return (
-            scores_R
-            >= scores_R.sort(descending=True).values[min(int(value), int(legal_R.sum())) - 1]
-            - slack
-        )
-    if name == "min_p":
-        return scores_R >= scores_R.max() + math.log(value) - slack
-    probability_R, surprise_R = scores_R.softmax(0), -scores_R.log_softmax(0)
-    cost_R = surprise_R  # what a set takes first: the most probable, or the most typical
-    if name == "typical_p":
-        cost_R = (surprise_R - (probability_R * surprise_R.masked_fill(~legal_R, 0.0)).sum()).abs()
-    nearer_RR = cost_R[None] < cost_R[:, None] - slack
-    return legal_R & ((nearer_RR * probability_R).sum(dim=1) < value + 1e-6)
-
-
-def _rounding(values_R: Tensor) -> float:
-    """The maximum rounding error of a float32 sum of such values."""
-    return 1e-6 * (1 + float(values_R[values_R > -torch.inf].abs().max()))
 
 
 def _check_plan(plan: SamplingPlan) -> None:

@@ -4,12 +4,14 @@
 from cm3kernels._dispatch import interprets
 from cm3kernels.attention import attention
 from cm3kernels.guided_sample import guided_sample
+from cm3kernels.guided_sample.log_probabilities import guided_log_probabilities
 from cm3kernels.linear_cross_entropy import linear_cross_entropy
 from cm3kernels.segment_decode import SegmentPlan, plan_segments, segment_decode
 
 __all__ = [
     "SegmentPlan",
     "attention",
+    "guided_log_probabilities",
     "guided_sample",
     "interprets",
     "linear_cross_entropy",

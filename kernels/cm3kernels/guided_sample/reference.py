@@ -48,6 +48,52 @@ def guided_sample_reference(
     allowed_nV = legal_ids(
         n, V, first_id, allowed_nV, allowed_bits_nW, allowed_from_n, allowed_to_n
     )
+    scores_nV, greedy_n1 = filtered_scores(
+        logits_SV,
+        stream_rows_nG,
+        weights_nG,
+        reference_n=reference_n,
+        allowed_nV=allowed_nV,
+        temperature_n=temperature_n,
+        top_k_n=top_k_n,
+        top_p_n=top_p_n,
+        plausible_top_k_n=plausible_top_k_n,
+        plausible_top_p_n=plausible_top_p_n,
+        plausible_alpha_n=plausible_alpha_n,
+        plausible_k_n=plausible_k_n,
+        min_p_n=min_p_n,
+        typical_p_n=typical_p_n,
+    )
+
+    noise_nV = -(-log_survival(seed_n, position_n, first_id, V)).log()
+    # of equal scores argmax takes the lowest id
+    token_n = (scores_nV + noise_nV * ~greedy_n1).argmax(dim=1)
+    if out_log_probability_n is not None:
+        log_probability_nV = torch.where(greedy_n1, 0.0, scores_nV.log_softmax(dim=1))
+        out_log_probability_n.copy_(log_probability_nV.gather(1, token_n[:, None])[:, 0])
+    return token_n + first_id
+
+
+def filtered_scores(
+    logits_SV: Tensor,
+    stream_rows_nG: Tensor,
+    weights_nG: Tensor,
+    *,
+    reference_n: Tensor | None,
+    allowed_nV: Tensor | None,
+    temperature_n: Tensor | None,
+    top_k_n: Tensor | None,
+    top_p_n: Tensor | None,
+    plausible_top_k_n: Tensor | None,
+    plausible_top_p_n: Tensor | None,
+    plausible_alpha_n: Tensor | None,
+    plausible_k_n: Tensor | None,
+    min_p_n: Tensor | None,
+    typical_p_n: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Scores of the ids that the filters keep, float64 [n, V], -inf for the others; and which requests
+    are greedy, bool [n, 1]: of these only the largest scores are left. Softmax of the scores is what
+    is drawn from."""
     mixed_nV, legal_nV = mix(logits_SV, stream_rows_nG, weights_nG, reference_n, allowed_nV)
     reference_nV = only(legal_nV, reference_logits(logits_SV, stream_rows_nG, reference_n).double())
 
@@ -65,14 +111,7 @@ def guided_sample_reference(
     scores_nV = only(scores_nV >= threshold_n1, scores_nV)
     if typical_p_n is not None:
         scores_nV = only(typical_ids(scores_nV, typical_p_n), scores_nV)
-
-    noise_nV = -(-log_survival(seed_n, position_n, first_id, V)).log()
-    # of equal scores argmax takes the lowest id
-    token_n = (scores_nV + noise_nV * ~greedy_n1).argmax(dim=1)
-    if out_log_probability_n is not None:
-        log_probability_nV = torch.where(greedy_n1, 0.0, scores_nV.log_softmax(dim=1))
-        out_log_probability_n.copy_(log_probability_nV.gather(1, token_n[:, None])[:, 0])
-    return token_n + first_id
+    return scores_nV, greedy_n1
 
 
 def only(keep_nV: Tensor | None, values_nV: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cm3core.generation import plan_columns
 from cm3core.interfaces.sampler import Sampler, SamplingPlan
-from cm3kernels import guided_sample
+from cm3kernels import guided_log_probabilities, guided_sample
 
 
 class PlannedSampler(Sampler):
@@ -54,6 +54,27 @@ class PlannedSampler(Sampler):
             position_n=position_n,
             first_id=first_id,
             **columns,
+        )
+
+    def draw_log_probabilities(
+        self,
+        logits_SR: Tensor,
+        stream_rows_nG: Tensor,
+        weights_nG: Tensor,
+        plans: Sequence[SamplingPlan],
+        *,
+        first_id: int,
+        allowed_nR: Tensor | None,
+        kept_nR: Tensor | None = None,
+    ) -> Tensor:
+        """See `Sampler.draw_log_probabilities`."""
+        return guided_log_probabilities(
+            logits_SR,
+            stream_rows_nG,
+            weights_nG,
+            allowed_nV=allowed_nR,
+            kept_nV=kept_nR,
+            **self._columns(plans, logits_SR.device),
         )
 
     def _columns(self, plans: Sequence[SamplingPlan], device: torch.device) -> dict[str, Any]:

@@ -39,6 +39,9 @@ class Right(Sampler):
     ) -> Tensor:
         return self.inner.draw(logits_SR, stream_rows_nG, weights_nG, plans, **options)
 
+    def draw_log_probabilities(self, *args: Any, **options: Any) -> Tensor:
+        return self.inner.draw_log_probabilities(*args, **options)
+
 
 class TestRight(SamplerContract):
     def make(self) -> Sampler:
@@ -243,6 +246,32 @@ class WarmAtZero(Right):
         return super().draw(logits_SR, rows, weights, warm, **options)
 
 
+class TellsThemUnfiltered(Right):
+    def draw_log_probabilities(
+        self,
+        logits_SR: Tensor,
+        rows: Tensor,
+        weights: Tensor,
+        plans: Sequence[SamplingPlan],
+        **options: Any,
+    ) -> Tensor:
+        return super().draw_log_probabilities(
+            logits_SR, rows, weights, unfiltered(plans, "temperature"), **options
+        )
+
+
+class TellsThemCold(Right):
+    def draw_log_probabilities(self, logits_SR: Tensor, *args: Any, **options: Any) -> Tensor:
+        return super().draw_log_probabilities(2 * logits_SR, *args, **options)
+
+
+class ForgetsWhatWasKept(Right):
+    def draw_log_probabilities(self, *args: Any, kept_nR: Tensor | None, **options: Any) -> Tensor:
+        if kept_nR is not None:
+            kept_nR = torch.ones_like(kept_nR)
+        return super().draw_log_probabilities(*args, kept_nR=kept_nR, **options)
+
+
 MUTANTS = {
     "a_draw_does_not_depend_on_its_place": [
         SeedsByPlace,
@@ -259,6 +288,11 @@ MUTANTS = {
         NoiseFromTorch,
     ],
     "inputs_are_not_written_to": [WritesOnLogits, WritesOnMasks],
+    "log_probabilities_are_those_of_its_draws": [
+        TellsThemUnfiltered,
+        TellsThemCold,
+        ForgetsWhatWasKept,
+    ],
     "only_legal_ids_are_drawn": [ForgetsMasks, CountsFromZero],
     "only_plausible_ids_are_drawn": [NoPlausibility],
     "plans_are_constant_and_name_the_same_streams": [

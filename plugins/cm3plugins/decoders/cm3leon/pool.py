@@ -138,7 +138,11 @@ class SegmentPool(KVCache):
             if number > 1 and self._pays(row.own, number):
                 self._share(row)
         chosen = [Row(self.rows[source].segments, self.rows[source].own) for source in rows]
-        self._move(list(rows), max(self._places, len(rows)), self._capacity)
+        places, capacity = max(self._places, len(rows)), self._capacity
+        if places > self._places:
+            # memory is allocated anyway; a fork needs no room for the prompt that it shares
+            capacity = max(row.own for row in chosen) + 1
+        self._move(list(rows), places, capacity)
         self.rows = chosen
         self._length_B = self._length_B[
             torch.tensor(rows, dtype=torch.int64, device=self._length_B.device)

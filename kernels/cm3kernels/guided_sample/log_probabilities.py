@@ -1,0 +1,119 @@
+"""Op `guided_log_probabilities`: the distribution that `guided_sample` draws from, differentiable.
+
+Which ids the filters keep is decided without gradients, by the same functions as in `reference.py`:
+a set doesn't change with a small change of the logits. Within it the result is a log-softmax of the
+mixed logits, and gradients reach every stream of nonzero weight. Legend: S stream rows, n requests, G
+streams, V ids of the slice.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from cm3kernels.guided_sample.reference import LARGEST, filtered_scores, only, refuse_empty
+
+OP = "guided_log_probabilities"
+
+
+def guided_log_probabilities(
+    logits_SV: Tensor,
+    stream_rows_nG: Tensor,
+    weights_nG: Tensor,
+    *,
+    reference_n: Tensor | None = None,
+    allowed_nV: Tensor | None = None,
+    temperature_n: Tensor | None = None,
+    top_k_n: Tensor | None = None,
+    top_p_n: Tensor | None = None,
+    plausible_top_k_n: Tensor | None = None,
+    plausible_top_p_n: Tensor | None = None,
+    plausible_alpha_n: Tensor | None = None,
+    plausible_k_n: Tensor | None = None,
+    min_p_n: Tensor | None = None,
+    typical_p_n: Tensor | None = None,
+    kept_nV: Tensor | None = None,
+) -> Tensor:
+    """Log-probabilities with which `guided_sample` draws each id, given the same arguments.
+
+    Args:
+        logits_SV, stream_rows_nG, weights_nG, reference_n, allowed_nV, temperature_n, top_k_n,
+            top_p_n, plausible_top_k_n, plausible_top_p_n, plausible_alpha_n, plausible_k_n, min_p_n,
+            typical_p_n: see `guided_sample`. Gradients flow to `logits_SV`.
+        kept_nV: bool [n, V]; the ids that the filters kept at an earlier call: used in place of the
+            filters of this one (not of `allowed_nV` and the temperature), so that other weights are
+            asked about the same set of ids. None: the filters decide.
+
+    Returns:
+        float32 [n, V] (float64 for float64 logits), in nats; -inf for ids that are never drawn. Of a
+        request of temperature 0, 0 for the id that it takes; with `kept_nV`, its temperature counts as
+        1.
+
+    Raises:
+        ValueError: a request has no id that may be drawn.
+
+    Source: see `guided_sample`. Keeping the set of an earlier call: DeepSeek-V3.2 (2025), section 3.1
+    ("Keep Sampling Mask").
+
+    >>> import torch
+    >>> logits = torch.tensor([[2.0, 1.0, 0.0]])
+    >>> rows, weights = torch.tensor([[0]]), torch.tensor([[1.0]])
+    >>> guided_log_probabilities(logits, rows, weights, top_k_n=torch.tensor([2])).exp()
+    tensor([[0.7311, 0.2689, 0.0000]])
+    """
+    filters = {
+        "temperature_n": temperature_n,
+        "top_k_n": top_k_n,
+        "top_p_n": top_p_n,
+        "plausible_top_k_n": plausible_top_k_n,
+        "plausible_top_p_n": plausible_top_p_n,
+        "plausible_alpha_n": plausible_alpha_n,
+        "plausible_k_n": plausible_k_n,
+        "min_p_n": min_p_n,
+        "typical_p_n": typical_p_n,
+    }
+    if kept_nV is not None:
+        wanted = (len(stream_rows_nG), logits_SV.shape[1])
+        if kept_nV.dtype != torch.bool or kept_nV.shape != wanted:
+            raise ValueError(
+                f"{OP}: kept_nV is {list(kept_nV.shape)} {kept_nV.dtype}, must be bool {list(wanted)}"
+            )
+        allowed_nV = kept_nV if allowed_nV is None else kept_nV & allowed_nV
+        filters = dict.fromkeys(filters)
+    with torch.no_grad():
+        scores_nV, greedy_n1 = filtered_scores(
+            logits_SV.detach(),
+            stream_rows_nG,
+            weights_nG,
+            reference_n=reference_n,
+            allowed_nV=allowed_nV,
+            **filters,
+        )
+        left_nV = scores_nV > -math.inf
+        if bool(greedy_n1.any()):  # of equal scores the lowest id, as in a draw
+            lowest_n1 = scores_nV.argmax(dim=1, keepdim=True)
+            taken_nV = torch.zeros_like(left_nV).scatter_(1, lowest_n1, True)
+            left_nV = torch.where(greedy_n1, taken_nV, left_nV)
+        refuse_empty(left_nV.any(dim=1))
+    mixed_nV = _mixed(logits_SV, stream_rows_nG, weights_nG)
+    if temperature_n is not None:
+        temperature_n1 = temperature_n.to(mixed_nV.dtype)[:, None]
+        mixed_nV = mixed_nV / torch.where(temperature_n1 > 0, temperature_n1, 1.0)
+    return only(left_nV, mixed_nV).log_softmax(dim=1)
+
+
+def _mixed(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor) -> Tensor:
+    """Weighted sum of the streams, [n, V]: as `reference.mix` rounds it, and float64 for float64.
+
+    Logits that are not finite count as 0: their ids are not kept.
+    """
+    exact = logits_SV.dtype == torch.float64
+    weights_nG = weights_nG.double() * (stream_rows_nG >= 0)
+    mixed_nV = torch.zeros(1, dtype=torch.float64, device=logits_SV.device)
+    for stream in range(stream_rows_nG.shape[1]):
+        values_nV = logits_SV[stream_rows_nG[:, stream].clamp(min=0)].double()
+        values_nV = torch.where(values_nV.isfinite(), values_nV, 0.0)
+        mixed_nV = mixed_nV + weights_nG[:, stream, None] * values_nV
+    return mixed_nV if exact else mixed_nV.clamp(-LARGEST, LARGEST).float()
