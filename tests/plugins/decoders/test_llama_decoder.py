@@ -83,7 +83,7 @@ class TestGroupedSegments(DecoderContract):
 
     def make(self) -> Decoder:
         torch.manual_seed(0)
-        return SharingLlama(GROUPED, self.vocabulary.size, self.attention)
+        return SharingLlama(GROUPED, self.vocabulary.size, self.attention, self.grid)
 
 
 class TestGroupedSegmentsAsOnADevice(TestGroupedSegments):
@@ -175,7 +175,7 @@ def with_noise(model: Any) -> dict[str, Tensor]:
 
 
 def load(config: LlamaConfig, tensors: dict[str, Tensor]) -> LlamaDecoder:
-    decoder = LlamaDecoder(config, len(tensors["model.embed_tokens.weight"]), SDPA)
+    decoder = LlamaDecoder(config, len(tensors["model.embed_tokens.weight"]), SDPA, (4, 4))
     state = {ours(key): value for key, value in tensors.items()}
     for key, value in state.items():
         if ("q_norm" in key or "k_norm" in key) and value.ndim == 1:
