@@ -9,15 +9,19 @@ from cm3core.errors import GenerationError
 from cm3core.vocab import Vocabulary
 from cm3plugins.attention import SDPAAttentionConfig
 from cm3plugins.decoders.cm3leon import CM3LeonConfig
+from cm3plugins.decoders.llama import LlamaConfig
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
 
 
-def adapted():
-    config = CM3LeonConfig(num_layers=1, d_model=16, num_heads=2, context_length=32)
+SIZES = {"num_layers": 1, "d_model": 16, "num_heads": 2, "context_length": 32}
+
+
+def adapted(config=None):
+    config = config or CM3LeonConfig(**SIZES)
     torch.manual_seed(0)
     decoder = config.build(Vocabulary(40, 8, 4), SDPAAttentionConfig().build(), (2, 2)).eval()
-    lora = peft.LoraConfig(r=2, target_modules=["q_proj", "fc1"], init_lora_weights=False)
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
     return peft.inject_adapter_in_model(lora, decoder)
 
 
@@ -27,9 +31,10 @@ def logits(decoder, tokens):
         return hidden @ decoder.head_weight().T
 
 
-def test_unmerged_adapters_are_refused() -> None:
+@pytest.mark.parametrize("config_class", [CM3LeonConfig, LlamaConfig])
+def test_unmerged_adapters_are_refused(config_class) -> None:
     with pytest.raises(GenerationError) as error:
-        adapted().for_inference()
+        adapted(config_class(**SIZES)).for_inference()
     assert "has an adapter that is not merged, which generation would ignore" in str(error.value)
     assert str(error.value).startswith("decoder, layers.0.")
 
@@ -57,5 +62,5 @@ def test_merged_adapters_count() -> None:
 
 
 def test_a_decoder_without_adapters() -> None:
-    config = CM3LeonConfig(num_layers=1, d_model=16, num_heads=2, context_length=32)
+    config = CM3LeonConfig(**SIZES)
     config.build(Vocabulary(40, 8, 4), SDPAAttentionConfig().build(), (2, 2)).for_inference()
