@@ -254,12 +254,33 @@ def _reported(path: Path) -> Iterator[None]:
 
 
 def _weights(content: object) -> dict[str, object]:
-    """The weights in a checkpoint's content: the dict below one of `WRAPPERS`, or itself."""
+    """The weights in a checkpoint's content: the dict below one of `WRAPPERS`, or itself; of a module
+    that was saved as a whole, its parameters and buffers."""
+    if isinstance(content, Record) and isinstance(content.state, dict):
+        return dict(_of_module(content))
     if not isinstance(content, dict):
         raise ValueError(f"holds a {type(content).__name__}, not tensors by name")
     wrapped = [content[key] for key in WRAPPERS if isinstance(content.get(key), dict)]
     values: dict[object, object] = wrapped[0] if wrapped else content
     return {name: value for name, value in values.items() if isinstance(name, str)}
+
+
+def _of_module(module: Record) -> Iterator[tuple[str, object]]:
+    """Names and records of a module's parameters and buffers, from the top down."""
+    waiting: list[tuple[str, object]] = [("", module)]
+    seen: set[int] = set()
+    while waiting:
+        prefix, item = waiting.pop()
+        if not isinstance(item, Record) or not isinstance(item.state, dict) or id(item) in seen:
+            continue
+        seen.add(id(item))
+        for kind in ("_parameters", "_buffers"):
+            held = item.state.get(kind)
+            if isinstance(held, dict):
+                yield from ((f"{prefix}{name}", value) for name, value in held.items())
+        children = item.state.get("_modules")
+        if isinstance(children, dict):
+            waiting += [(f"{prefix}{name}.", child) for name, child in children.items()]
 
 
 def _tensor_record(value: object) -> Record | None:

@@ -16,16 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cm3core.document import IntArray, PixelArray
-from cm3core.errors import CheckpointError
-from cm3core.files import atomic_path, sha256_file
+from cm3core.files import atomic_path
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
+from cm3plugins.image_tokenizers.public.dvae import DVAE
 from cm3plugins.image_tokenizers.public.facts import Published
-from cm3plugins.image_tokenizers.public.model import PublicVQ, empty
-from cm3plugins.image_tokenizers.public.names import sizes_of, tamings
+from cm3plugins.image_tokenizers.public.files import check_hash, read_network
+from cm3plugins.image_tokenizers.public.model import PublicVQ
 from cm3plugins.image_tokenizers.vqgan.tokenizer import to_input, to_pixels
-from cm3plugins.trained.finite import check_finite
-from cm3plugins.trained.layout import channels_last
-from cm3plugins.trained.tensor_files import open_tensors
 
 #: Pixels per forward pass: one picture of 512 px, four of 256 px.
 _BATCH_PIXELS = 512 * 512
@@ -42,7 +39,9 @@ class PublicTokenizer(ImageTokenizer):
         image_size: (height, width) of pictures.
     """
 
-    def __init__(self, model: PublicVQ, facts: Published, image_size: tuple[int, int]) -> None:
+    def __init__(
+        self, model: PublicVQ | DVAE, facts: Published, image_size: tuple[int, int]
+    ) -> None:
         self.model, self.facts, self._image_size = model, facts, image_size
         self._fingerprint: str | None = None
 
@@ -55,6 +54,7 @@ class PublicTokenizer(ImageTokenizer):
         *,
         sha256: str | None = None,
         others: Mapping[str, Published] | None = None,
+        second: Path | None = None,
     ) -> PublicTokenizer:
         """Load the tokenizer from a file; tensors are read, nothing is executed.
 
@@ -64,27 +64,13 @@ class PublicTokenizer(ImageTokenizer):
             image_size: (height, width) of pictures.
             sha256: if given, the file's hash must be this.
             others: published files that it might be instead, for the error.
+            second: the decoder's file, where the decoder has its own.
 
         Raises:
             CheckpointError: the file can't be read, is of another model, or has another hash.
         """
-        with open_tensors(path) as file:
-            tensors = tamings(file.all())
-        if sha256 is not None and (found := sha256_file(path)) != sha256:
-            raise CheckpointError(
-                str(path),
-                f"its SHA-256 is {found}, the recipe expects {sha256}",
-                "give the right file, or correct image_tokenizer.weights_sha256",
-            )
-        if not any(name.startswith("decoder.") for name in tensors):
-            raise CheckpointError(
-                str(path),
-                "holds no decoder, so that codes can't become pictures",
-                f"give {facts.file}: files of transformers have the encoder only"
-                if any(name.startswith("encoder.") for name in tensors)
-                else f"give {facts.file}",
-            )
-        return cls(_network(tensors, facts, path, others or {}), facts, image_size)
+        check_hash(path, sha256, "weights_sha256")
+        return cls(read_network(path, facts, others or {}, second=second), facts, image_size)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -144,53 +130,4 @@ class PublicTokenizer(ImageTokenizer):
 
     def codebook(self) -> Tensor:
         """The code vectors, fp32 [K, D]; on the unit sphere if they are compared there."""
-        return self.model.quantize.entries().detach().clone()
-
-
-def _network(
-    tensors: Mapping[str, Tensor], facts: Published, path: Path, others: Mapping[str, Published]
-) -> PublicVQ:
-    """The network with `tensors`; raises `CheckpointError` if they are of another one."""
-    try:
-        sizes = sizes_of(tensors)
-    except (KeyError, ValueError) as error:
-        cause = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
-        raise CheckpointError(
-            str(path), f"is not a VQ tokenizer ({cause})", f"give {facts.file}"
-        ) from error
-    arch = sizes.arch
-    found = arch.codebook_size, arch.downsampling, sizes.gumbel
-    if found != (facts.num_codes, facts.downsampling, facts.quantizer == "gumbel"):
-        matching = [
-            name
-            for name, other in others.items()
-            if found == (other.num_codes, other.downsampling, other.quantizer == "gumbel")
-        ]
-        kind = "logits" if sizes.gumbel else "nearest codes"
-        raise CheckpointError(
-            str(path),
-            f"has {arch.codebook_size:,} codes of {arch.downsampling} px by {kind}, and the "
-            f"recipe expects {facts.num_codes:,} of {facts.downsampling} px "
-            f"({facts.quantizer})",
-            f"set image_tokenizer.model={matching[0]}" if matching else f"give {facts.file}",
-        )
-    model = empty(sizes, l2_normalize=facts.quantizer == "l2_normalized")
-    state = {name: tensor.float() for name, tensor in tensors.items()}
-    check_finite(state, path)
-    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    problems = [f"{name} is missing" for name in wanted if name not in state]
-    problems += [f"{name} is not used" for name in state if name not in wanted]
-    problems += [
-        f"{name} is {list(state[name].shape)}, not {list(shape)}"
-        for name, shape in wanted.items()
-        if name in state and state[name].shape != shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise CheckpointError(
-            str(path),
-            f"does not fit the network that its sizes imply: {', '.join(problems[:3])}{more}",
-            f"give {facts.file} as it was published",
-        )
-    model.load_state_dict(state, assign=True)
-    return channels_last(model.eval().requires_grad_(False))
+        return self.model.entries().detach().clone()
