@@ -22,6 +22,7 @@ from transformers.models.emu3.modeling_emu3 import Emu3VQVAE
 
 from cm3core.errors import CheckpointError, RecipeError
 from cm3core.testing.image_tokenizer import ImageTokenizerContract
+from cm3plugins.image_tokenizers.by_network import to_input
 from cm3plugins.image_tokenizers.public import model as public_model
 from cm3plugins.image_tokenizers.public.config import (
     DalleConfig,
@@ -31,7 +32,6 @@ from cm3plugins.image_tokenizers.public.config import (
     MoVQConfig,
     PublicVQConfig,
 )
-from cm3plugins.image_tokenizers.vqgan.tokenizer import to_input
 from published_networks import (
     TINY,
     diffusers_model,

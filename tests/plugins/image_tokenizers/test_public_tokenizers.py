@@ -18,6 +18,7 @@ from transformers import ChameleonVQVAE, ChameleonVQVAEConfig, JanusVQVAE, Janus
 
 from cm3core.errors import CheckpointError, RecipeError
 from cm3core.testing.image_tokenizer import ImageTokenizerContract
+from cm3plugins.image_tokenizers.by_network import to_input
 from cm3plugins.image_tokenizers.public.config import (
     ChameleonVQConfig,
     LDMConfig,
@@ -26,7 +27,6 @@ from cm3plugins.image_tokenizers.public.config import (
     TamingConfig,
 )
 from cm3plugins.image_tokenizers.public.tokenizer import PublicTokenizer
-from cm3plugins.image_tokenizers.vqgan.tokenizer import to_input
 from published_networks import (
     TINY,
     diffusers_model,

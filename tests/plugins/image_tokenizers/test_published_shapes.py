@@ -157,7 +157,7 @@ def test_every_tensor_has_a_place(model: str) -> None:
     sizes = assert_takes_all(tamings(weightless(published.shapes())), facts.quantizer)
     found = sizes.arch.codebook_size, sizes.arch.downsampling, sizes.network
     assert found == (facts.num_codes, facts.downsampling, facts.network)
-    assert sizes.logits == (facts.quantizer == "logits")
+    assert sizes.gumbel == (facts.quantizer == "gumbel")
 
 
 def test_every_published_vqgan_was_compared() -> None:

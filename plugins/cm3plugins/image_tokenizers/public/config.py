@@ -150,7 +150,7 @@ class TamingConfig(PublicVQConfig):
     """
 
     published: ClassVar[Mapping[str, Published]] = {
-        "gumbel_f8": Published(8192, 8, 256, "logits", "vqgan_gumbel_f8, checkpoints/last.ckpt"),
+        "gumbel_f8": Published(8192, 8, 256, "gumbel", "vqgan_gumbel_f8, checkpoints/last.ckpt"),
         "coco_oi_f16": Published(8192, 16, 256, "l2", "coco_oi_epoch12.ckpt"),
         "imagenet_f16_1024": Published(
             1024, 16, 256, "l2", "vqgan_imagenet_f16_1024, checkpoints/last.ckpt"
@@ -261,7 +261,7 @@ class DalleConfig(PublicVQConfig):
     """
 
     published: ClassVar[Mapping[str, Published]] = {
-        "dall_e": Published(8192, 8, 256, "logits", "encoder.pkl", "dvae"),
+        "dall_e": Published(8192, 8, 256, "gumbel", "encoder.pkl", "dvae"),
     }
 
     model: str = "dall_e"

@@ -14,7 +14,7 @@ class Published:
         downsampling: pixels per side of one code.
         resolution: pixels per side of the pictures that it was trained on.
         quantizer: "l2" (nearest code), "l2_normalized" (nearest on the unit sphere), "dot" (largest
-            inner product) or "logits" (largest of the logits that a layer computes).
+            inner product) or "gumbel" (largest of the logits that a layer computes).
         file: what its publisher calls it.
         network: "vqgan", "movq" (norms of the decoder see the latent), "emu3" (that, with layers over
             time, for videos) or "dvae" (DALL-E's).

@@ -81,7 +81,7 @@ def _vq(
         matching = [
             name for name, other in others.items() if _kind(sizes) == _published_kind(other)
         ]
-        kind = "logits" if sizes.logits else "nearest codes"
+        kind = "logits" if sizes.gumbel else "nearest codes"
         same = sizes.network == facts.network
         found, expected = (
             "" if same else f" in {_NETWORKS[name]}" for name in (sizes.network, facts.network)
@@ -98,11 +98,11 @@ def _vq(
 
 def _kind(sizes: Sizes) -> tuple[int, int, bool, str]:
     arch = sizes.arch
-    return arch.codebook_size, arch.downsampling, sizes.logits, sizes.network
+    return arch.codebook_size, arch.downsampling, sizes.gumbel, sizes.network
 
 
 def _published_kind(facts: Published) -> tuple[int, int, bool, str]:
-    return facts.num_codes, facts.downsampling, facts.quantizer == "logits", facts.network
+    return facts.num_codes, facts.downsampling, facts.quantizer == "gumbel", facts.network
 
 
 def _dvae(

@@ -86,7 +86,7 @@ class PublicVQ(nn.Module):
             norm = spatial_norms(arch.norm_groups, D) if self.latent_norms else None
             self.encoder, self.decoder = Encoder(arch), Decoder(arch, norm)
             self.quant_conv, self.post_quant_conv = nn.Conv2d(z, D, 1), nn.Conv2d(D, z, 1)
-        if sizes.logits:
+        if sizes.gumbel:
             self.quantize: GumbelQuantizer | NearestQuantizer = GumbelQuantizer(K, D)
         else:
             kind = DotQuantizer if quantizer == "dot" else NearestQuantizer

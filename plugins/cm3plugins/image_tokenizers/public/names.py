@@ -140,13 +140,13 @@ class Sizes:
 
     Args:
         arch: its shape.
-        logits: whether codes are drawn by logits of a layer's own.
+        gumbel: whether codes are drawn by logits of a layer's own.
         network: see `Published`.
         halvings: of a still video's frames (Emu3).
     """
 
     arch: VQGANArchitecture
-    logits: bool
+    gumbel: bool
     network: str
     halvings: int = 0
 
@@ -173,8 +173,8 @@ def sizes_of(tensors: Mapping[str, Tensor]) -> Sizes:
         for name in tensors
         if (match := re.match(r"encoder\.down\.0\.block\.(\d+)\.", name))
     }
-    logits = "quantize.proj.weight" in tensors
-    codebook = tensors["quantize.embed.weight" if logits else "quantize.embedding.weight"]
+    gumbel = "quantize.proj.weight" in tensors
+    codebook = tensors["quantize.embed.weight" if gumbel else "quantize.embedding.weight"]
     halvings = {name.split(".")[2] for name in tensors if name.startswith("encoder.time_conv.")}
     spatial = any(name.startswith("decoder.norm_out.conv_y.") for name in tensors)
     if (halvings and not spatial) or len(halvings) > 8:
@@ -198,7 +198,7 @@ def sizes_of(tensors: Mapping[str, Tensor]) -> Sizes:
             patch_size=1,
             norm_groups=32,
         ),
-        logits,
+        gumbel,
         "emu3" if halvings else "movq" if spatial else "vqgan",
         len(halvings),
     )

@@ -362,6 +362,10 @@ class VQModel(nn.Module):
         quantized: Quantized = self.quantize(self.features(pixels_BCHW))
         return quantized.codes_BYX
 
+    def entries(self) -> Tensor:
+        """The code vectors as they are compared, fp32 [K, D]."""
+        return self.quantize.entries()
+
     def decode_features(self, z_q_BDYX: Tensor) -> Tensor:
         """Quantised features [B, D, Y, X] -> pixels [B, 3, H, W], about [-1, 1]."""
         pixels_BCHW: Tensor = self.decoder(self.post_quant_conv(z_q_BDYX))
