@@ -140,7 +140,7 @@ class DVAE(nn.Module):
         assert isinstance(first, Conv)
         vectors_BDYX = (F.embedding(codes_BYX, self.entries()) + first.b).permute(0, 3, 1, 2)
         # the other three channels are the distribution's widths
-        squeezed_BCHW = self.decoder(vectors_BDYX)[:, :3].sigmoid()
+        squeezed_BCHW: Tensor = self.decoder(vectors_BDYX)[:, :3].sigmoid()
         return ((squeezed_BCHW - EPS) / (1 - 2 * EPS)).clamp(0.0, 1.0) * 2 - 1
 
 

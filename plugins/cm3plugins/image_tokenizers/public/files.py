@@ -51,6 +51,7 @@ def read_network(
     """
     with open_tensors(path) as file:
         tensors = file.all()
+    model: PublicVQ | DVAE
     try:
         if facts.network == "dvae":
             model, state = _dvae(tensors, facts, path, second)
