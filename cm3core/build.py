@@ -27,8 +27,8 @@ from cm3core.machine_memory import fitting_memory
 from cm3core.plugins.built import built
 from cm3core.recipe.missing import MissingComponent, available
 from cm3core.sequence import TOKENS_PER_SPAN
+from cm3core.sequence.of_recipe import layout_of
 from cm3core.sequence.serialize import Serializer
-from cm3core.vocab import NUM_CONTROL, Vocabulary
 
 if TYPE_CHECKING:
     from cm3core.interfaces import (
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     )
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
+    from cm3core.vocab import Vocabulary
 
 #: Sections a recipe must have for a stage.
 NEEDED = {
@@ -66,6 +67,8 @@ class Components:
         registry: where they came from; its plugins' versions are stored with checkpoints.
         text_tokenizer, image_tokenizer, vocabulary, serializer, attention, decoder: built, in this
             order.
+        memory_split: the split of the data set that is the memory; None: what is trained on. A model
+            that draws has the recipe's `generate.memory_split`.
     """
 
     recipe: Recipe
@@ -76,6 +79,7 @@ class Components:
     serializer: Serializer
     attention: AttentionBackend
     decoder: Decoder
+    memory_split: str | None = None
 
     @cached_property
     def source(self) -> DocumentSource:
@@ -84,14 +88,14 @@ class Components:
 
     @cached_property
     def memory(self) -> DocumentSource:
-        """The documents that can be retrieved: those of the recipe's bank, or those trained on.
+        """The documents that can be retrieved: those of the recipe's bank, or of the data set.
 
         Raises:
             DataError: the bank can't be opened, or has codes of another image tokenizer.
         """
         folder = None if self.recipe.retriever is None else self.recipe.retriever.bank
         if folder is None:
-            return self.source
+            return self.source if self.memory_split is None else self.split(self.memory_split)
         bank = MemoryBank.open(folder)
         bank.check_tokenizer(self.image_tokenizer)
         return bank
@@ -162,10 +166,12 @@ class Components:
 
     def fingerprints(self) -> dict[str, str]:
         """What a checkpoint stores to recognise the parts that decide the meaning of ids."""
+        layout = self.serializer.layout.fingerprint
         return {
             "text_tokenizer": self.text_tokenizer.fingerprint,
             "image_tokenizer": self.image_tokenizer.fingerprint,
             "vocabulary": self.vocabulary.fingerprint,
+            **({"layout": layout} if layout else {}),
         }
 
 
@@ -256,7 +262,8 @@ def build(
     image_tokenizer = image_tokenizer_of(
         section(recipe, "image_tokenizer"), image_tokenizer_folder, registry
     )
-    vocabulary = vocabulary_of(recipe, text_tokenizer, image_tokenizer)
+    layout = layout_of(recipe, text_tokenizer, image_tokenizer, registry)
+    vocabulary = layout.vocabulary
     chosen = torch.device(device)
     image_tokenizer.move_to(chosen)
     check_weights_fit(section(recipe, "decoder"), vocabulary, image_tokenizer.grid, chosen)
@@ -269,6 +276,7 @@ def build(
         image_tokenizer.grid,
         None if objective is None else objective.prompt_tokens,
         max_spans=max_spans,
+        layout=layout,
     )
     config = section(recipe, "attention")
     attention: AttentionBackend = built(config.build(), config, registry)
@@ -295,30 +303,6 @@ def build(
     if source is not None:
         components.source = source
     return components
-
-
-def vocabulary_of(
-    recipe: Recipe, text_tokenizer: TextTokenizer, image_tokenizer: ImageTokenizer
-) -> Vocabulary:
-    """The table of ids that fits both tokenizers."""
-    sizes, objective = recipe.vocabulary, available(recipe.objective)
-    needed = text_tokenizer.vocab_size + NUM_CONTROL
-    num_text = needed if sizes.num_text is None else sizes.num_text
-    if num_text < needed:
-        raise RecipeError(
-            "vocabulary.num_text",
-            f"is {num_text}; the text tokenizer has {text_tokenizer.vocab_size} ids and "
-            f"{NUM_CONTROL} are control tokens",
-            f"use {needed} or more, or null for exactly that",
-        )
-    return Vocabulary(
-        num_text,
-        image_tokenizer.codebook_size,
-        sizes.num_sentinels,
-        sizes.num_reserved,
-        sizes.multiple_of,
-        () if objective is None else tuple(objective.control_tokens()),
-    )
 
 
 def trained_spans(

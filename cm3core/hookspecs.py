@@ -38,11 +38,13 @@ from typing import Any
 import pluggy
 
 from cm3core.interfaces.attention import AttentionConfig
+from cm3core.interfaces.condition import ConditionConfig
 from cm3core.interfaces.dataset import DocumentSourceConfig
 from cm3core.interfaces.decoder import DecoderConfig
 from cm3core.interfaces.embedder import EmbedderConfig
 from cm3core.interfaces.extractor import ExtractorConfig
 from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
+from cm3core.interfaces.layout import LayoutConfig
 from cm3core.interfaces.metric import MetricConfig
 from cm3core.interfaces.objective import ObjectiveConfig
 from cm3core.interfaces.reranker import RerankerConfig
@@ -73,6 +75,13 @@ def cm3_image_tokenizers() -> Mapping[str, type[ImageTokenizerConfig]]:
     """Image tokenizers: pixels <-> a grid of codes.
 
     Recipe section `image_tokenizer`; interface `ImageTokenizer`."""
+
+
+@hookspec
+def cm3_layouts() -> Mapping[str, type[LayoutConfig]]:
+    """Layouts: the sequence protocol by which documents become ids.
+
+    Recipe section `layout`; interface `Layout`."""
 
 
 @hookspec
@@ -157,6 +166,13 @@ def cm3_tasks() -> Mapping[str, type[TaskConfig]]:
     """Tasks: fields of a record -> the document to train on, and the prompt.
 
     Recipe section `task`; interface `Task`."""
+
+
+@hookspec
+def cm3_conditions() -> Mapping[str, type[ConditionConfig]]:
+    """Conditions: a picture or a text -> a picture of its structure.
+
+    Recipe section `condition`; interface `Condition`."""
 
 
 @hookspec

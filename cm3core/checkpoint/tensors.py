@@ -3,8 +3,10 @@ random generators."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +20,9 @@ from cm3core.errors import CheckpointError
 
 #: Types of floating weights; a decoder of any floating type takes them.
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+#: Their names in safetensors files.
+_FORMAT = dict(zip(FLOATING, ("F16", "BF16", "F32", "F64"), strict=True))
 
 #: Names of the generators' states, which lie beside the optimiser's.
 _GENERATOR = "generator::"
@@ -33,6 +38,55 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         # the last two: a header that lies about types and sizes
         raise damaged(path, f"is not a complete safetensors file ({error})") from error
     return tensors
+
+
+class LazyTensor(Protocol):
+    """A tensor that is read when it is needed."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def read(self) -> Callable[[], Tensor]: ...
+
+
+def write_tensors(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
+    """Write a safetensors file, one tensor in memory at a time.
+
+    Format: the header's length as 8 bytes, the header (JSON: type, shape and place of each tensor),
+    the tensors' bytes without gaps (github.com/huggingface/safetensors, README, "Format").
+
+    Raises:
+        CheckpointError: a tensor of another than a floating type.
+        OSError: the disk is full.
+    """
+    header: dict[str, Any] = {}
+    place = 0
+    for name, lazy in tensors.items():
+        if lazy.dtype not in _FORMAT:
+            raise CheckpointError(
+                f"tensor {name}",
+                f"holds {_in_words(lazy.dtype)}",
+                "give weights of a floating type",
+            )
+        size = torch.Size(lazy.shape).numel() * lazy.dtype.itemsize
+        header[name] = {
+            "dtype": _FORMAT[lazy.dtype],
+            "shape": list(lazy.shape),
+            "data_offsets": [place, place + size],
+        }
+        place += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, lazy in tensors.items():
+            tensor = lazy.read().contiguous()
+            assert (tensor.shape, tensor.dtype) == (lazy.shape, lazy.dtype), name
+            file.write(tensor.flatten().view(torch.uint8).numpy().data)
 
 
 def weights_of(decoder: nn.Module) -> dict[str, Tensor]:

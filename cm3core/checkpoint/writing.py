@@ -31,15 +31,25 @@ from cm3core.checkpoint.layout import (
 )
 from cm3core.checkpoint.state import CheckpointState
 from cm3core.checkpoint.tasks import TASKS, tasks_of
-from cm3core.checkpoint.tensors import contiguous, generator_states, weights_of
+from cm3core.checkpoint.tensors import (
+    LazyTensor,
+    contiguous,
+    generator_states,
+    weights_of,
+    write_tensors,
+)
 from cm3core.checkpoint.words import TrainingWords
 from cm3core.errors import CheckpointError, FileError
 from cm3core.files import new_place, sync_directory
 from cm3core.plugins.registry import plugin_versions
 from cm3core.recipe.storing import files_of
+from cm3core.tuning import ADAPTER, ADAPTER_CONFIG, AdapterFiles
 
 if TYPE_CHECKING:
     from cm3core.build import Components
+    from cm3core.interfaces import ImageTokenizer, TextTokenizer
+    from cm3core.plugins.registry import Registry
+    from cm3core.recipe import Recipe
 
 
 def save_checkpoint(
@@ -51,6 +61,7 @@ def save_checkpoint(
     *,
     keep: int = 2,
     words: TrainingWords | None = None,
+    adapter: AdapterFiles | None = None,
 ) -> Path:
     """Write `OUT/checkpoints/step-N` and drop all but the newest `keep`; a checkpoint of this step
     that is there stays.
@@ -63,6 +74,7 @@ def save_checkpoint(
         components: their recipe, plugins and tokenizers are stored.
         keep: checkpoints that stay, this one included.
         words: those of the training texts, if they are known.
+        adapter: stored in place of the weights.
 
     Raises:
         CheckpointError: it can't be written (a full disk); older checkpoints are untouched.
@@ -70,36 +82,81 @@ def save_checkpoint(
     target = Path(out_dir) / "checkpoints" / f"step-{state.step:08d}"
     if not target.exists():
         with new_folder(target) as folder:
-            save_file(weights_of(decoder), folder / WEIGHTS)
+            if adapter is None:
+                save_file(weights_of(decoder), folder / WEIGHTS)
+            else:
+                save_file(dict(adapter.tensors), folder / ADAPTER, {"format": "pt"})
+                write_json(folder / ADAPTER_CONFIG, adapter.config)
             save_file({**contiguous(optimizer_state), **generator_states()}, folder / OPTIMIZER)
-            _write_description(folder, components, state)
+            own = components
+            _write_description(folder, own.recipe, own.registry, state)
             if words is not None:
                 words.write(folder)
-            (folder / TOKENIZER).mkdir()
-            components.text_tokenizer.save(folder / TOKENIZER)
-            (folder / IMAGE_TOKENIZER).mkdir()
-            components.image_tokenizer.save(folder / IMAGE_TOKENIZER)
-            if not any((folder / IMAGE_TOKENIZER).iterdir()):
-                (folder / IMAGE_TOKENIZER).rmdir()
+            _write_tokenizers(folder, own.text_tokenizer, own.image_tokenizer)
     for old in complete_checkpoints(out_dir)[: -max(1, keep)]:
         _remove(old)
     return target
 
 
-def _write_description(folder: Path, components: Components, state: CheckpointState) -> None:
-    for name, text in files_of(components.recipe, components.registry).items():
-        (folder / name).write_text(text, encoding="utf-8")
-    write_carried(folder, components.recipe, components.registry)
-    if (tasks := tasks_of(components.recipe)) is not None:
+def write_model(
+    folder: Path,
+    weights: Mapping[str, LazyTensor],
+    state: CheckpointState,
+    recipe: Recipe,
+    registry: Registry,
+    text_tokenizer: TextTokenizer,
+    image_tokenizer: ImageTokenizer,
+    *,
+    tasks: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model that was made elsewhere into an empty folder, from which models are opened.
+
+    Args:
+        folder: is there.
+        weights: the decoder's tensors by their names; each is read when its turn comes.
+        state: what ids mean, and the step.
+        recipe, registry: of its components.
+        text_tokenizer, image_tokenizer: stored with it.
+        tasks: those that it was tuned for, as `tasks_of` returns them; None: not known.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    write_tensors(folder / WEIGHTS, weights)
+    _write_tokenizers(folder, text_tokenizer, image_tokenizer)
+    if tasks is not None:
         write_json(folder / TASKS, tasks)
-    write_json(
-        folder / PLUGINS,
-        {**plugin_versions(components.registry.plugins), "torch": torch.__version__},
-    )
+    _write_description(folder, recipe, registry, state)
+
+
+def _write_tokenizers(
+    folder: Path, text_tokenizer: TextTokenizer, image_tokenizer: ImageTokenizer
+) -> None:
+    (folder / TOKENIZER).mkdir()
+    text_tokenizer.save(folder / TOKENIZER)
+    (folder / IMAGE_TOKENIZER).mkdir()
+    image_tokenizer.save(folder / IMAGE_TOKENIZER)
+    if not any((folder / IMAGE_TOKENIZER).iterdir()):
+        (folder / IMAGE_TOKENIZER).rmdir()
+
+
+def _write_description(
+    folder: Path,
+    recipe: Recipe,
+    registry: Registry,
+    state: CheckpointState,
+) -> None:
+    for name, text in files_of(recipe, registry).items():
+        (folder / name).write_text(text, encoding="utf-8")
+    write_carried(folder, recipe, registry)
+    if (tasks := tasks_of(recipe)) is not None:
+        write_json(folder / TASKS, tasks)
+    write_json(folder / PLUGINS, {**plugin_versions(registry.plugins), "torch": torch.__version__})
     # last, with the hashes of what lies there already
-    write_json(
-        folder / STATE, {**asdict(state), "files": file_hashes(folder, [WEIGHTS, OPTIMIZER])}
-    )
+    files = [
+        name for name in (WEIGHTS, ADAPTER, ADAPTER_CONFIG, OPTIMIZER) if (folder / name).is_file()
+    ]
+    write_json(folder / STATE, {**asdict(state), "files": file_hashes(folder, files)})
 
 
 def write_json(path: Path, value: Any) -> None:

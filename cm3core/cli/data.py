@@ -103,12 +103,14 @@ def context_check(recipe: Recipe) -> DocumentCheck | None:
     if context is None or texts is None or images is None:
         return None
     from cm3core.sequence.lengths import sequence_length
+    from cm3core.sequence.of_recipe import layout_of
 
     tokenizer = texts.build(data_source(recipe, None).texts())
+    layout = layout_of(recipe, tokenizer, images)
     most, grid = recipe.data.max_text_tokens, images.grid
 
     def check(source: DocumentSource, index: int) -> None:
-        length = sequence_length(source.document(index), tokenizer, grid, most)
+        length = sequence_length(source.document(index), tokenizer, grid, most, layout)
         if length > context + 1:
             raise DataError(
                 f"document {source.id(index)}",

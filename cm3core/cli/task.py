@@ -103,6 +103,8 @@ def _print_task(name: str, config: TaskConfig | type[ComponentConfig]) -> None:
     config_class = config if isinstance(config, type) else type(config)
     serves = vars(config_class).get("serves", "")
     use = f"cm3 {serves}" if serves else "Python: model.do"
+    if serves == "structure":
+        use = "cm3 generate --condition"
     try:
         made = config() if isinstance(config, type) else config
     except TypeError:  # a plugin's, with keys without a default
@@ -245,11 +247,14 @@ def _tokens(document: Document, components: Components) -> Iterator[tuple[str, f
     place = 0
     while place < len(sequence):
         token = int(sequence.tokens[place])
+        stop = place + 1
         if token in vocabulary.image:
             text = f"{serializer.num_codes} image codes"
-        elif token in vocabulary.text:
+            span = next(one for one in sequence.segments if one.start == place)
+            stop = span.stop
+        elif vocabulary.is_text(sequence.tokens[place : place + 1]).any():
             text = repr(serializer.text(sequence.tokens[place : place + 1]))
         else:
             text = vocabulary.name(token)
         yield text[: WIDTH - 2], float(weights[place]), float(alone[place])
-        place += serializer.num_codes if token in vocabulary.image else 1
+        place = stop

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from cm3core.cli import add_overrides, registry_of
 
 if TYPE_CHECKING:
+    from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
     from cm3core.training.state import TrainResult
 
@@ -25,6 +26,11 @@ is trained on with a larger train.steps or train.minutes."""
 
 def configure(parser: ArgumentParser) -> None:
     """Recipe, folder, overrides."""
+    add_run_arguments(parser)
+
+
+def add_run_arguments(parser: ArgumentParser) -> None:
+    """Recipe, folder, overrides: of every command that trains a decoder."""
     parser.add_argument("recipe", help="a shipped recipe's name, or a path to a YAML file")
     parser.add_argument(
         "-o",
@@ -50,9 +56,17 @@ def run(args: Namespace) -> int:
     registry = registry_of(args)
     recipe = compose(args.recipe, args.overrides, registry=registry)
     recipe.check()
+    return train_and_report(args, recipe, registry, ["train"])
+
+
+def train_and_report(
+    args: Namespace, recipe: Recipe, registry: Registry, words: Sequence[str]
+) -> int:
+    """Train and print the checkpoint's path; `words` stand between `cm3` and the recipe."""
     out = args.out if args.out is not None else Path("runs") / recipe.name
     plugins = "".join(f"--plugin {shlex.quote(str(path))} " for path in args.plugin)
     command = shlex.join([args.recipe, "-o", str(out), *args.overrides])
+    begin = f"cm3 {plugins}{' '.join(words)}"
 
     from cm3core.training.loop import train
     from cm3core.training.state import TrainingInterrupted
@@ -65,7 +79,7 @@ def run(args: Namespace) -> int:
             resume=not args.new,
             progress=not args.quiet,
             device=args.device,
-            command=f"cm3 {plugins}train {command}",
+            command=f"{begin} {command}",
         )
     except TrainingInterrupted as stopped:
         print(stopped, file=sys.stderr)
@@ -75,7 +89,7 @@ def run(args: Namespace) -> int:
         longer = shlex.join([args.recipe, "-o", str(out), *more])
         print(
             f"the run in {out} was finished already, nothing was trained; to train more:\n"
-            f"  cm3 {plugins}train {longer}"
+            f"  {begin} {longer}"
         )
     began = "it is at" if result.was_finished else "trained to"
     print(f"{began} step {result.step} {_summary(result)}")

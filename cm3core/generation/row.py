@@ -136,7 +136,7 @@ class ActiveRequest:
         )
         cells = hole.cells[len(content) - len(tokens) : len(content)]
         codes, missing = before.codes.copy(), before.missing.copy()
-        codes[cells], missing[cells] = tokens - serializer.vocabulary.image.start, False
+        codes[cells], missing[cells] = serializer.vocabulary.to_codes(tokens), False
         self._picture = hole.segment, Codes(codes, before.grid, missing)
         return closed or bool((cells % before.grid[1] == before.grid[1] - 1).any())
 

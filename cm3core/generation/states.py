@@ -73,7 +73,7 @@ class RequestState:
         filled = [*grammar.contents, np.asarray(grammar.current, np.int32)]
         for hole, content in zip(grammar.holes, filled, strict=False):  # later holes are empty
             if hole.segment == grammar.hole.segment and hole.cells is not None:
-                codes[hole.cells[: len(content)]] = content - grammar.vocabulary.image.start
+                codes[hole.cells[: len(content)]] = grammar.vocabulary.to_codes(content)
         return codes
 
 
@@ -87,7 +87,13 @@ class StateTable:
 
     def __init__(self, states: Sequence[RequestState], device: torch.device) -> None:
         grammar = states[0].grammar
-        self.grid, self._image_start = states[0].grid, grammar.vocabulary.image.start
+        self.grid, vocabulary = states[0].grid, grammar.vocabulary
+        self._image_start = vocabulary.image.start
+        #: Code of each image id, where it is not its place in their range.
+        self._code_of: Tensor | None = None
+        if not vocabulary.codes_in_order:
+            ids = np.arange(vocabulary.image.start, vocabulary.image.stop)
+            self._code_of = torch.from_numpy(vocabulary.to_codes(ids)).long().to(device)
         self._draws_codes = grammar.modality == "image"
         self.values: dict[str, Tensor] = {
             name: value.to(device)
@@ -124,4 +130,6 @@ class StateTable:
         self._drawn_nT.scatter_(1, position_n[:, None], tokens_n[:, None])
         if self._draws_codes:
             codes_n = tokens_n - self._image_start
+            if self._code_of is not None:
+                codes_n = self._code_of[codes_n]
             self._codes_nC.scatter_(1, self.cell_n[:, None], codes_n[:, None])

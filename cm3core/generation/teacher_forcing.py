@@ -144,13 +144,14 @@ def _check_contents(
         )
     for index, (hole, content) in enumerate(zip(holes, contents, strict=True)):
         where = f"{place}, hole {index}"
-        start = vocabulary.text.start
-        legal = range(start, start + num_text_ids) if hole.kind == "text" else vocabulary.image
-        if strange := [token for token in content.tolist() if token not in legal]:
+        is_text = hole.kind == "text"
+        legal = vocabulary.text_ranges(num_text_ids) if is_text else (vocabulary.image,)
+        strange = [one for one in content.tolist() if not any(one in ids for ids in legal)]
+        if strange:
             raise GenerationError(
                 where,
                 f"holds {vocabulary.name(strange[0])}, which is not "
-                f"{'a text' if hole.kind == 'text' else 'an image'} "
+                f"{'a text' if is_text else 'an image'} "
                 "token",
                 "give ids of the vocabulary, without end tokens",
             )

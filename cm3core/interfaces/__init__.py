@@ -8,6 +8,7 @@ forms have a default loop.
 
 from cm3core.interfaces.attention import AttentionBackend, AttentionConfig
 from cm3core.interfaces.component import ComponentConfig, check_value
+from cm3core.interfaces.condition import Condition, ConditionConfig
 from cm3core.interfaces.dataset import (
     DocumentSource,
     DocumentSourceConfig,
@@ -18,6 +19,7 @@ from cm3core.interfaces.decoder import Decoder, DecoderConfig, InferenceDecoder,
 from cm3core.interfaces.embedder import Embedder, EmbedderConfig, VectorArray, normalise
 from cm3core.interfaces.extractor import Extractor, ExtractorConfig, FeatureArray
 from cm3core.interfaces.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from cm3core.interfaces.layout import Boundary, Frame, Layout, LayoutConfig, VocabularyParts
 from cm3core.interfaces.metric import COLUMNS, Metric, MetricBatch, MetricConfig, Score
 from cm3core.interfaces.model_parts import ModelParts
 from cm3core.interfaces.objective import MaskingObjective, ObjectiveConfig
@@ -51,8 +53,11 @@ __all__ = [
     "AttentionBackend",
     "AttentionConfig",
     "Blank",
+    "Boundary",
     "Candidate",
     "ComponentConfig",
+    "Condition",
+    "ConditionConfig",
     "Decoder",
     "DecoderConfig",
     "DocumentSource",
@@ -64,6 +69,7 @@ __all__ = [
     "ExtractorConfig",
     "FeatureArray",
     "Filters",
+    "Frame",
     "GuidanceSchedule",
     "GuidanceStream",
     "ImageTokenizer",
@@ -71,6 +77,8 @@ __all__ = [
     "InferenceDecoder",
     "InitialState",
     "KVCache",
+    "Layout",
+    "LayoutConfig",
     "Likelihood",
     "LogProbability",
     "MaskingObjective",
@@ -103,6 +111,7 @@ __all__ = [
     "Upscaler",
     "UpscalerConfig",
     "VectorArray",
+    "VocabularyParts",
     "check_value",
     "normalise",
 ]

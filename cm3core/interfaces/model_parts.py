@@ -19,7 +19,7 @@ class ModelParts:
 
     Args:
         image_tokenizer: the model's.
-        vocabulary: the model's; image code c has the id `vocabulary.image.start + c`.
+        vocabulary: the model's; `of_codes` and `to_codes` turn image codes into ids and back.
         open_memory: returns `memory`.
     """
 

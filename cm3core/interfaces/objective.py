@@ -30,6 +30,8 @@ class ObjectiveConfig(ComponentConfig):
     """
 
     kind: ClassVar[str] = "objective"
+    #: Whether it puts sentinels in place of spans, which not every layout has.
+    masks_spans: ClassVar[bool] = False
     retrieved_loss_weight: float = 1.0
     text_loss_weight: float = 1.0
 

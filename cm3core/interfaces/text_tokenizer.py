@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -68,6 +68,13 @@ class TextTokenizer(ABC):
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write what `TextTokenizerConfig.load` needs into `folder`."""
+
+    def special_ids(self) -> Mapping[str, int]:
+        """Tokens that are no text, by name: ids within 0..vocab_size-1 that `encode` never returns.
+
+        Layouts of published models find what frames pictures and turns among them. By default there
+        are none."""
+        return {}
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, each in 0..vocab_size-1.

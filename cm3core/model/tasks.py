@@ -1,7 +1,8 @@
 """Which tasks a model was tuned for, and the one that a call uses.
 
 A model that was tuned is asked in the words of its tuning, and for nothing else. One that was not is
-asked in the form of plain documents, a text before its picture.
+asked in the form of plain documents, a text before its picture; with a layout without sentinels, which
+only continues documents, what is asked for comes last.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from cm3core.interfaces.task import (
     check_serves,
     fields_of_type,
 )
+from cm3core.model.loaded import seen
 from cm3core.plugins.built import built
 from cm3core.plugins.marks import marked
 
@@ -37,6 +39,7 @@ SIGNATURES: Mapping[Method, tuple[int, int, FieldType]] = {
     "caption": (0, 1, "text"),
     "ask": (1, 1, "text"),
     "edit": (1, 1, "image"),
+    "structure": (2, 1, "image"),
 }
 
 
@@ -57,7 +60,7 @@ def task_for(
     """
     config = _config_for(loaded, method, name, force)
     if config is None:
-        return PLAIN[method]
+        return (PLAIN if _infills(loaded) else CONTINUED)[method]
     task: Task = built(config.build(), config, loaded.components.registry)
     check_serves(task, method, *SIGNATURES[method])
     return task
@@ -83,15 +86,21 @@ def _config_for(loaded: Loaded, method: Method, name: str | None, force: bool) -
         if tuned.names and not force:
             raise _not_tuned(loaded, name)
         config = _make(registry, name)
-        return config if tuned.names else config.for_untuned()
+        return config if tuned.names or not _infills(loaded) else config.for_untuned()
     serving = [one for one in tuned.configs.values() if vars(type(one)).get("serves") == method]
     if serving:
         return min(serving, key=lambda one: not vars(type(one)).get("is_default", False))
     if tuned.names and not force and not (tuned.plain and method in PLAIN):
         raise _not_tuned(loaded, method)
-    return (
-        None if method in PLAIN else _make(registry, _default_name(registry, method)).for_untuned()
-    )
+    if method in PLAIN:
+        return None
+    config = _make(registry, _default_name(registry, method))
+    return config.for_untuned() if _infills(loaded) else config
+
+
+def _infills(loaded: Loaded) -> bool:
+    """Whether the model's layout lets it fill holes that are not the end of a document."""
+    return loaded.components.serializer.layout.has_sentinels
 
 
 def _not_tuned(loaded: Loaded, what: str) -> GenerationError:
@@ -178,6 +187,16 @@ PLAIN: Mapping[Method, Task] = {
     ),
 }
 
+#: The same for models that only continue documents.
+CONTINUED: Mapping[Method, Task] = {
+    "generate": PLAIN["generate"],
+    "caption": InlineTask(
+        {"caption": "text", "image": "image"},
+        "caption",
+        lambda given: [given["image"], (Blank("caption"),)],
+    ),
+}
+
 
 def question_task(template: str) -> Task:
     """The task of a template with "{question}" and "{answer}", before the picture."""
@@ -213,10 +232,20 @@ def edit_task(task_text: str) -> Task:
 
 
 def record_of(task: Task, text: str | None, picture: Codes | None) -> dict[str, Any]:
-    """The record of a method's text and picture."""
+    """The record of a method's text, the last one that a task is given, and picture."""
     record: dict[str, Any] = {}
     if text is not None:
-        record[fields_of_type(task, task.given, "text")[0]] = text
+        record[fields_of_type(task, task.given, "text")[-1]] = text
     if picture is not None:
         record[fields_of_type(task, task.given, "image")[0]] = picture
     return record
+
+
+def encoded_record(loaded: Loaded, task: Task, record: Record) -> Record:
+    """The record with the task's pictures as the codes of what the model sees of them."""
+    values = {
+        name: loaded.encode([seen(loaded, value)])[0] if not isinstance(value, Codes) else value
+        for name, value in record.items()
+        if task.fields.get(name) == "image"
+    }
+    return {**record, **values}

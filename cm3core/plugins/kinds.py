@@ -60,6 +60,13 @@ _ROWS = (
         "image tokenizer",
     ),
     Kind(
+        "cm3_layouts",
+        base.LayoutConfig,
+        "Layout",
+        "cm3core.testing.layout:LayoutContract",
+        "layout",
+    ),
+    Kind(
         "cm3_embedders",
         base.EmbedderConfig,
         "Embedder",
@@ -142,6 +149,13 @@ _ROWS = (
         "Task",
         "cm3core.testing.task:TaskContract",
         "task",
+    ),
+    Kind(
+        "cm3_conditions",
+        base.ConditionConfig,
+        "Condition",
+        "cm3core.testing.condition:ConditionContract",
+        "condition",
     ),
 )
 #: Name -> kind, in the order in which recipes are shown and built.

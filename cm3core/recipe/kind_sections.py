@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
         text_tokenizer: base.TextTokenizerConfig | None = None
         image_tokenizer: base.ImageTokenizerConfig | None = None
+        layout: base.LayoutConfig | None = None
         embedder: base.EmbedderConfig | None = None
         retriever: base.RetrieverConfig | None = None
         objective: base.ObjectiveConfig | None = None
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         extractor: base.ExtractorConfig | None = None
         metric: base.MetricConfig | None = None
         task: base.TaskConfig | None = None
+        condition: base.ConditionConfig | None = None
 
 else:
     KindSections = make_dataclass(

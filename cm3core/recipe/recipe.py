@@ -21,6 +21,7 @@ from cm3core.recipe.sections import (
     DataSection,
     GenerateSection,
     TrainSection,
+    TuneSection,
     VocabularySection,
 )
 
@@ -37,7 +38,7 @@ class Recipe(KindSections):
     Args:
         name: the file's name, or its top-level key `name`; not part of the hash. Plain, so that
             folders can be named after it.
-        vocabulary, train, data, generate: see `cm3core.recipe.sections`.
+        vocabulary, train, tune, data, generate: see `cm3core.recipe.sections`.
         component_names: kind -> the component's name as the recipe writes it.
         origins: `section.key` -> the layer that its value comes from ("default" if none gives it).
     """
@@ -45,6 +46,7 @@ class Recipe(KindSections):
     name: str
     vocabulary: VocabularySection = field(default_factory=VocabularySection)
     train: TrainSection = field(default_factory=TrainSection)
+    tune: TuneSection = field(default_factory=TuneSection)
     data: DataSection = field(default_factory=DataSection)
     generate: GenerateSection = field(default_factory=GenerateSection)
     component_names: dict[str, str] = field(default_factory=dict)
@@ -113,9 +115,20 @@ class Recipe(KindSections):
             getattr(self, name).check()
         self._check_needs()
         self._check_vocabulary()
+        self._check_layout()
         self._check_context()
         self._check_heads()
         self._check_candidates()
+        self._check_memory()
+
+    def _check_memory(self) -> None:
+        split, known = self.generate.memory_split, self.dataset.splits if self.dataset else ()
+        if split is not None and split not in known:
+            raise RecipeError(
+                "generate.memory_split",
+                f"the data set has no split {split!r}",
+                f"use one of {', '.join(known)}" if known else "leave it out, or name a data set",
+            )
 
     def _check_needs(self) -> None:
         for kind, (name, config) in self.components.items():
@@ -148,6 +161,21 @@ class Recipe(KindSections):
                 "add a section text_tokenizer, or give the number",
             )
 
+    def _check_layout(self) -> None:
+        """Check that the layout has what the objective needs."""
+        layout, objective = available(self.layout), available(self.objective)
+        if layout is None or objective is None or layout.has_sentinels:
+            return
+        if objective.masks_spans or objective.control_tokens():
+            own, name = self.component_names["objective"], self.component_names["layout"]
+            what = "masks spans" if objective.masks_spans else "has control tokens of its own"
+            lacks = "sentinels" if objective.masks_spans else "ids for them"
+            raise RecipeError(
+                "objective",
+                f"{own!r} {what}, and the layout {name!r} has no {lacks}",
+                "choose an objective that predicts the next token only (objective=causal)",
+            )
+
     def _check_candidates(self) -> None:
         """Check that a reranker chooses among several candidates."""
         if self.generate.num_candidates > 1 and self.reranker is None:
@@ -165,7 +193,9 @@ class Recipe(KindSections):
             return
         rows, columns = self.image_tokenizer.grid
         num_documents = 1 + (self.retriever.num_retrieved if self.retriever is not None else 0)
-        one = rows * columns + 2  # <break> codes <break>; and one <eos> before everything
+        layout = available(self.layout)
+        # <break> codes <break>, or what the layout has; and one token before everything
+        one = rows * columns + 2 if layout is None else layout.picture_length((rows, columns))
         least = num_documents * one + 1
         if least > self.decoder.context_length:
             fitting = (self.decoder.context_length - 1) // one - 1

@@ -6,6 +6,8 @@ holes          what is missing of a document             fill             conten
 joined         holes that share a sentinel               leads            what holes of texts begin with
 infill         spans moved behind their sequence         grammar          which ids are legal where
 packing        several sequences in a row                responses        what a task asks for
+by_sentinels   the layout where a recipe names none      of_recipe        a recipe's ids and layout
+lengths        of sequences, before codes are known
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING
 from cm3core._lazy import exporter
 
 if TYPE_CHECKING:
+    from cm3core.sequence.by_sentinels import SentinelLayout
     from cm3core.sequence.infill import (
         TOKENS_PER_SPAN,
         loss_weights,
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TOKENS_PER_SPAN",
+    "SentinelLayout",
     "loss_weights",
     "move_spans",
     "only_responses",
@@ -37,6 +41,7 @@ __getattr__ = exporter(
     __name__,
     {
         "TOKENS_PER_SPAN": "infill",
+        "SentinelLayout": "by_sentinels",
         "loss_weights": "infill",
         "move_spans": "infill",
         "only_responses": "responses",

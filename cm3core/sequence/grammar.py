@@ -2,10 +2,11 @@
 finished.
 
 A request is a list of holes. An image hole (or a missing run of codes) is exactly its cells, image
-codes only; a text hole is at least one text token, then more or its end token, and at `max_tokens`
-it is closed. Ids are made legal or illegal before the draw; nothing is ever deleted or changed
-afterwards. What leaves no choice (the end of a run of codes, the prefix of the next hole) isn't
-drawn: it is fed. Numpy only.
+codes only, with what the layout writes at the ends of rows; a text hole is at least one text token,
+then more or its end token, and at `max_tokens` it is closed. Ids are made legal or illegal before the
+draw; nothing is ever deleted or changed afterwards. What leaves no choice (the end of a row or of a run
+of codes, the prefix of the next hole) isn't drawn: it is fed. Which ids these are, holes and vocabulary
+say. Numpy only.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ import numpy as np
 
 from cm3core.document import NO_CELL, IntArray
 from cm3core.errors import GenerationError
-from cm3core.vocab import Vocabulary
+from cm3core.vocab import IdRanges, Vocabulary
 
 if TYPE_CHECKING:
     from cm3core.sequence.holes import Hole
 
-#: Legal ids at a position, as disjoint ranges in ascending order.
-LegalIds: TypeAlias = tuple[range, ...]
+#: Legal ids at a position.
+LegalIds: TypeAlias = IdRanges
 
 
 @dataclass
@@ -72,23 +73,30 @@ class HoleGrammar:
         (`min_tokens`): no span that was trained on was."""
         if self.modality == "image":
             return (self.vocabulary.image,)
-        start = self.vocabulary.text.start
-        text = range(start, start + self.num_text_ids)
+        text = self.vocabulary.text_ranges(self.num_text_ids)
         end = self.hole.ends_with
         lead = self.hole.lead
         written = self._text() if lead else ""
         if lead and len(written) < len(lead) and lead.startswith(written):
             assert self.begins_with is not None
-            return self.begins_with(lead[len(written) :]) or (text,)
+            return self.begins_with(lead[len(written) :]) or text
         if len(self.current) < self.hole.min_tokens or end is None or (lead and written == lead):
-            return (text,)
-        return tuple(sorted((text, range(end, end + 1)), key=lambda ids: ids.start))
+            return text
+        return tuple(sorted((*text, range(end, end + 1)), key=lambda ids: ids.start))
 
     @property
     def num_draws(self) -> int:
         """Draws to come for which `legal` stays as it is and nothing else is fed between: 1 in
         text, a run of cells in images."""
-        return 1 if self.modality == "text" else _room(self.hole) - len(self.current)
+        hole, place = self.hole, len(self.current)
+        if self.modality == "text":
+            return 1
+        if not hole.columns:
+            return _room(hole) - place
+        stop = place
+        while stop + 1 < _room(hole) and not hole.ends_row(stop):
+            stop += 1
+        return stop + 1 - place
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -108,8 +116,8 @@ class HoleGrammar:
         """Record `tokens`, the next draws (at most `num_draws`).
 
         Returns:
-            tokens to be fed after them before the next draw: an end token without a choice, the
-            next hole's prefix.
+            tokens to be fed after them before the next draw: an end token without a choice, that of
+            a row, the next hole's prefix.
 
         Raises:
             GenerationError: an id that isn't legal; the sampler is at fault.
@@ -126,13 +134,17 @@ class HoleGrammar:
         if self.modality == "text" and int(tokens[0]) == self.hole.ends_with:
             return self._close(forced_end=False)
         self.current.extend(tokens.tolist())
-        full = len(self.current) == _room(self.hole) or self._stops()
-        return self._close(forced_end=True) if full else np.zeros(0, np.int32)
+        hole = self.hole
+        row_end = hole.row_end if hole.ends_row(len(self.current) - 1) else hole.row_end[:0]
+        if len(self.current) < _room(hole) and not self._stops():
+            return row_end
+        behind = self._close(forced_end=True)
+        return behind if self.done else np.append(row_end, behind)
 
     def forced_cells(self, forced: IntArray) -> IntArray:
         """Cell of each of the tokens that `take` just returned: some are known codes."""
         cells = np.full(len(forced), NO_CELL, np.int32)
-        if len(forced) and self.hole.prefix_cells is not None:
+        if len(forced) and self.hole.prefix_cells is not None and not self.current:
             cells[len(forced) - len(self.hole.prefix_cells) :] = self.hole.prefix_cells
         return cells
 
@@ -166,7 +178,15 @@ def num_new_tokens(holes: tuple[Hole, ...]) -> int:
     between = sum(
         len(after.prefix) + (before.ends_with is not None) for before, after in pairwise(holes)
     )
-    return drawn + between - 1
+    row_ends = sum(
+        len(hole.row_end) * sum(map(hole.ends_row, range(_room(hole))))
+        for hole in holes
+        if hole.columns
+    )
+    # what follows the last draw is not fed
+    last = holes[-1]
+    unfed = len(last.row_end) if last.columns and last.ends_row(_room(last) - 1) else 0
+    return drawn + between + row_ends - unfed - 1
 
 
 def num_draws(holes: tuple[Hole, ...]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -41,6 +41,8 @@ class Hole:
             token is.
         lead: of text: end of the document's text before it that the content begins with, see
             `cm3core.sequence.leads`.
+        row_end: int32; tokens that are fed behind the last cell of each row.
+        columns: cells of a row; 0 where rows don't end with tokens.
     """
 
     segment: int
@@ -53,6 +55,14 @@ class Hole:
     stop: tuple[str, ...] = ()
     prefix_cells: IntArray | None = None
     lead: str = ""
+    row_end: IntArray = field(default_factory=lambda: np.zeros(0, np.int32))
+    columns: int = 0
+
+    def ends_row(self, index: int) -> bool:
+        """Whether a row ends behind the hole's token `index`."""
+        if self.cells is None or not self.columns:
+            return False
+        return (int(self.cells[index]) + 1) % self.columns == 0
 
 
 def text_hole(

@@ -121,8 +121,8 @@ def modalities(
 ) -> npt.NDArray[np.int8]:
     """Modality int8 of each token, as in `TrainingBatch.modality_BT`."""
     result = np.full(tokens.shape, SPECIAL, np.int8)
-    result[(tokens >= vocabulary.text.start) & (tokens < vocabulary.text.stop)] = TEXT
-    result[(tokens >= vocabulary.image.start) & (tokens < vocabulary.image.stop)] = IMAGE
+    result[vocabulary.is_text(tokens)] = TEXT
+    result[vocabulary.is_image(tokens)] = IMAGE
     result[tokens == vocabulary.pad] = NO_MODALITY
     return result
 

@@ -1,12 +1,12 @@
 """Documents with holes -> prompts: what is fed before the first hole's content, and the holes.
 
 A document whose only hole is all its end is plain continuation; any other has a sentinel in place
-of each hole, as in `cm3core.sequence.infill`.
+of each hole, as in `cm3core.sequence.infill`, if the layout has sentinels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,9 +17,11 @@ from cm3core.document import (
     IntArray,
     MaskedText,
     Segment,
+    Text,
     TextHole,
 )
 from cm3core.errors import DocumentError
+from cm3core.interfaces.layout import Boundary
 from cm3core.interfaces.sampler import PromptVariant
 from cm3core.sequence.holes import (
     Hole,
@@ -32,7 +34,7 @@ from cm3core.sequence.holes import (
 )
 from cm3core.sequence.joined import Joined, joined_runs
 from cm3core.sequence.prompt_variants import Hidden, Pieces, apply_variant, without_hidden
-from cm3core.sequence.segments import SegmentCodec, TokenWriter
+from cm3core.sequence.segments import SegmentCodec, TokenWriter, modality_of
 
 _NO_TOKENS = np.zeros(0, np.int32)
 
@@ -68,10 +70,6 @@ def write_prompt(
     """See `Serializer.prompt`; `before`: control tokens, by whether it is a continuation."""
     joined = joined_runs(query, codec.max_spans)
     causal = _is_causal(codec, query, joined.num_spans)
-    writer = _PromptWriter(codec, max_text_tokens, joined)
-    writer.writer.add(before(causal))
-    for number, document in enumerate(() if variant.drop_retrieved else retrieved):
-        writer.prepend(document, f"retrieved document {number}")
     leads: list[str] = []
     bare: list[Segment] = []
     for segment in query:
@@ -84,9 +82,33 @@ def write_prompt(
     num_hidden = sum(content == [Hidden()] for _, content in segments)
     if num_hidden + (0 if causal else joined.num_spans) > codec.max_spans:
         segments = without_hidden(segments)
+    text_hidden = _has_text(enumerate(query)) and not _has_text(segments)
+    alone = text_hidden and codec.layout.hides_all and modality_of(query[-1]) == "image"
+    if alone and causal:
+        segments, retrieved = segments[-1:], ()
+    writer = _PromptWriter(codec, max_text_tokens, joined, len(query) - 1, text_hidden)
+    if not (alone and causal):
+        writer.writer.add(codec.layout.begin)
+    writer.writer.add(before(causal))
+    for number, document in enumerate(() if variant.drop_retrieved else retrieved):
+        writer.prepend(document, f"retrieved document {number}")
     if causal:
-        return writer.continuation(segments[:-1], len(query) - 1, query[-1])
+        return writer.continuation(segments[:-1], segments[-1], query[-1], leads)
     return writer.infilling(segments, leads, joined.num_spans)
+
+
+def _has_text(segments: Iterable[tuple[int, Pieces | Segment]]) -> bool:
+    """Whether there is any text but holes."""
+    return any(
+        any(isinstance(piece, str) and piece for piece in content)
+        if isinstance(content, list)
+        else isinstance(content, Text)
+        or (
+            isinstance(content, MaskedText)
+            and any(isinstance(part, str) and part for part in content.parts)
+        )
+        for _, content in segments
+    )
 
 
 def _is_causal(codec: SegmentCodec, query: Document, num_spans: int) -> bool:
@@ -104,8 +126,17 @@ def _is_causal(codec: SegmentCodec, query: Document, num_spans: int) -> bool:
             "has no hole",
             "put a TextHole or an ImageHole where something is missing",
         )
-    if number == 1 and (isinstance(query[-1], TextHole) or ends_missing(query[-1])):
+    last = query[-1]
+    if number == 1 and (isinstance(last, TextHole) or ends_missing(last)):
         return True
+    if not codec.layout.has_sentinels:
+        if number == 1 and isinstance(last, MaskedText) and isinstance(last.parts[-1], TextHole):
+            return True
+        raise DocumentError(
+            "query document",
+            f"has a hole that is not its end, and the layout {codec.layout.name!r} has no sentinels",
+            "put what is to be generated last: models with this layout only continue documents",
+        )
     if codec.max_spans == 0:
         raise DocumentError(
             "query document",
@@ -129,13 +160,24 @@ class _PromptWriter:
         codec: of segments.
         max_text_tokens: each text is cut to its first `max_text_tokens` tokens. None: never.
         joined: the runs of missing codes that have no sentinel of their own.
+        last: index of the query's last segment.
+        text_hidden: whether the stream hides all texts of the query.
     """
 
-    def __init__(self, codec: SegmentCodec, max_text_tokens: int | None, joined: Joined) -> None:
-        self.codec, self.vocabulary = codec, codec.vocabulary
+    def __init__(
+        self,
+        codec: SegmentCodec,
+        max_text_tokens: int | None,
+        joined: Joined,
+        last: int,
+        text_hidden: bool,
+    ) -> None:
+        self.codec, self.layout = codec, codec.layout
         self.max_text_tokens, self.joined = max_text_tokens, joined
+        self.last, self.text_hidden = last, text_hidden
         self.writer = TokenWriter()
-        self.writer.add([self.vocabulary.eos])
+        #: What the last segment was; None before the first.
+        self.before: str | None = None
         self.holes: list[Hole] = []
         #: Numbers of the sentinels of the next hole, and of what is hidden next.
         self.next_hole = self.next_hidden = 0
@@ -147,28 +189,41 @@ class _PromptWriter:
         if not document:
             raise DocumentError(name, "is empty", "give it a text or a picture")
         for index, segment in enumerate(document):
+            self._separate(modality_of(segment), index == 0, index == len(document) - 1, False)
             self._write(segment, f"{name}, segment {index}")
-            self.writer.add([self.vocabulary.break_])
 
     def continuation(
-        self, before: list[tuple[int, Pieces | Segment]], index: int, last: Segment
+        self,
+        before: list[tuple[int, Pieces | Segment]],
+        seen: tuple[int, Pieces | Segment],
+        last: Segment,
+        leads: Sequence[str],
     ) -> Prompt:
-        """The prompt of a query whose only hole is all the end of it, `last`, its segment `index`;
-        `before`: what is seen of the other segments."""
+        """The prompt of a query whose only hole is all the end of it, the end of `last`.
+
+        `before`: what is seen of the other segments; `seen`: of the last; `leads`: of text holes."""
         self._write_query(before)
-        if before:
-            self.writer.add([self.vocabulary.break_])
-        if isinstance(last, TextHole):
-            hole = text_hole(index, _NO_TOKENS, last, self.vocabulary.eos)
-        elif isinstance(last, Codes) and not is_image_hole(last):
-            [run] = runs_of(missing_codes(last))
+        self._separate(modality_of(last), not before, True, self.text_hidden)
+        index, pieces = seen
+        if modality_of(last) == "text":
+            assert isinstance(pieces, list)
+            hole = next(piece for piece in pieces if isinstance(piece, TextHole))
+            self._write_pieces([piece for piece in pieces if piece is not hole], index)
+            end = self.layout.end[0]
+            [lead] = leads
+            return self._prompt(text_hole(index, _NO_TOKENS, hole, end, lead))
+        kind, run, tokens = "image", self.codec.raster, self.codec.raster
+        if isinstance(last, Codes):
             tokens = self.codec.code_tokens(last, _place(index))
-            self.writer.add(tokens[: run[0]], self.codec.raster[: run[0]])
-            hole = Hole(index, "codes", _NO_TOKENS, run, len(run), None)
-        else:
-            raster = self.codec.raster
-            hole = Hole(index, "image", _NO_TOKENS, raster, len(raster), None)
-        return Prompt(*self.writer.joined(), (hole,))
+            if not is_image_hole(last):
+                kind, [run] = "codes", runs_of(missing_codes(last))
+        tokens, cells = self.codec.in_frame(tokens)
+        known = slice(int(np.flatnonzero(cells == run[0])[0]))
+        self.writer.add(tokens[known], cells[known])
+        return self._prompt(self._code_hole(index, kind, run, _NO_TOKENS, None))
+
+    def _prompt(self, *holes: Hole) -> Prompt:
+        return Prompt(*self.writer.joined(), holes)
 
     def infilling(
         self, segments: list[tuple[int, Pieces | Segment]], leads: Sequence[str], num_spans: int
@@ -177,21 +232,22 @@ class _PromptWriter:
         place of each, contents behind the query; `leads`: of the text holes in order."""
         self.leads, self.next_hidden = iter(leads), num_spans
         self._write_query(segments)
-        self.writer.add([self.vocabulary.eos])
+        self.writer.add(self.layout.end)
         self.writer.add(self.holes[0].prefix)
-        return Prompt(*self.writer.joined(), tuple(self.holes))
+        return self._prompt(*self.holes)
 
     def _write_query(self, segments: list[tuple[int, Pieces | Segment]]) -> None:
         """Write the query's segments, a sentinel in place of each hole (appended to `holes`) and of
         what is hidden."""
         for place, (index, segment) in enumerate(segments):
-            if place:
-                self.writer.add([self.vocabulary.break_])
+            self._separate(modality_of(segment), place == 0, index == self.last, self.text_hidden)
             if isinstance(segment, list):
                 self._write_pieces(segment, index)
             elif is_image_hole(segment):
+                self.writer.add(self.codec.frame.opening)
                 sentinel = self._write_sentinel()
-                self.holes.append(self._code_hole(index, "image", self.codec.raster, sentinel))
+                self._add_code_hole(index, "image", self.codec.raster, sentinel)
+                self.writer.add(self.codec.frame.closing)
             elif isinstance(segment, Codes) and missing_codes(segment).any():
                 self._write_partial(segment, index)
             else:
@@ -201,11 +257,11 @@ class _PromptWriter:
         """Write what is seen of a text."""
         for piece in pieces:
             if isinstance(piece, TextHole):
-                end = self.vocabulary.end_of_infill
+                end = self.codec.vocabulary.end_of_infill
                 sentinel = self._write_sentinel()
                 self.holes.append(text_hole(index, sentinel, piece, end, next(self.leads)))
             elif isinstance(piece, Hidden):
-                self.writer.add([self.vocabulary.sentinel(self.next_hidden)])
+                self.writer.add([self.codec.vocabulary.sentinel(self.next_hidden)])
                 self.next_hidden += 1
             else:
                 self.writer.add(self.codec.text_tokens(piece, self.max_text_tokens))
@@ -215,28 +271,46 @@ class _PromptWriter:
         of each span of missing runs."""
         tokens = self.codec.code_tokens(segment, _place(index))
         raster = self.codec.raster
+        self.writer.add(self.codec.frame.opening)
         end = 0
         for place, run in enumerate(runs_of(missing_codes(segment))):
             known = slice(end, int(run[0]))
             end = int(run[-1]) + 1
             if (index, place) in self.joined.runs:
                 self.holes[-1] = replace(self.holes[-1], ends_with=None)
-                hole = self._code_hole(index, "codes", run, tokens[known])
-                self.holes.append(replace(hole, prefix_cells=raster[known]))
+                self._add_code_hole(index, "codes", run, tokens[known])
+                self.holes[-1] = replace(self.holes[-1], prefix_cells=raster[known])
                 continue
             self.writer.add(tokens[known], raster[known])
-            self.holes.append(self._code_hole(index, "codes", run, self._write_sentinel()))
+            self._add_code_hole(index, "codes", run, self._write_sentinel())
         self.writer.add(tokens[end:], raster[end:])
+        self.writer.add(self.codec.frame.closing)
 
-    def _code_hole(self, index: int, kind: str, cells: IntArray, prefix: IntArray) -> Hole:
-        return Hole(index, kind, prefix, cells, len(cells), self.vocabulary.end_of_infill)
+    def _add_code_hole(self, index: int, kind: str, cells: IntArray, prefix: IntArray) -> None:
+        end = self.codec.vocabulary.end_of_infill
+        self.holes.append(self._code_hole(index, kind, cells, prefix, end))
+
+    def _code_hole(
+        self, index: int, kind: str, cells: IntArray, prefix: IntArray, end: int | None
+    ) -> Hole:
+        row_end = np.asarray(self.codec.frame.row_end, np.int32)
+        columns = self.codec.grid[1] if len(row_end) else 0
+        hole = Hole(index, kind, prefix, cells, len(cells), end)
+        return replace(hole, row_end=row_end, columns=columns) if columns else hole
+
+    def _separate(self, after: str, starts: bool, is_last: bool, text_hidden: bool) -> None:
+        """Write what is between the last segment and the next, see `Boundary`."""
+        if self.before is not None:
+            boundary = Boundary(self.before, after, starts, is_last, text_hidden)
+            self.writer.add(self.layout.between(boundary))
+        self.before = after
 
     def _write(self, segment: Segment, place: str) -> None:
         self.codec.write_segment(self.writer, segment, place, self.max_text_tokens)
 
     def _write_sentinel(self) -> IntArray:
         """Write the sentinel of the next hole, and return it."""
-        sentinel = np.asarray([self.vocabulary.sentinel(self.next_hole)], np.int32)
+        sentinel = np.asarray([self.codec.vocabulary.sentinel(self.next_hole)], np.int32)
         self.writer.add(sentinel)
         self.next_hole += 1
         return sentinel

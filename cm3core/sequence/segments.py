@@ -12,6 +12,7 @@ from cm3core.document import (
     NO_CELL,
     Codes,
     Image,
+    ImageHole,
     IntArray,
     MaskedText,
     Segment,
@@ -20,7 +21,9 @@ from cm3core.document import (
     has_holes,
 )
 from cm3core.errors import DocumentError
+from cm3core.interfaces.layout import Frame, Layout, picture_tokens
 from cm3core.interfaces.text_tokenizer import TextTokenizer
+from cm3core.sequence.by_sentinels import SentinelLayout
 from cm3core.sequence.holes import missing_codes
 from cm3core.sequence.leads import ids_that_begin, is_joined, without_leads
 from cm3core.vocab import Vocabulary
@@ -53,6 +56,7 @@ class SegmentCodec:
         grid: (rows, columns) of codes of every picture.
         max_spans: most masked spans of a sequence that the decoder is trained on: prompts use no
             sentinel beyond. None: as many as the vocabulary has sentinels.
+        layout: what is written around segments, with this vocabulary; None: `SentinelLayout`.
     """
 
     def __init__(
@@ -62,16 +66,21 @@ class SegmentCodec:
         grid: tuple[int, int],
         *,
         max_spans: int | None = None,
+        layout: Layout | None = None,
     ) -> None:
-        if text_tokenizer.vocab_size > len(vocabulary.text):
+        if text_tokenizer.vocab_size > vocabulary.room_for_text:
             raise DocumentError(
                 "vocabulary.num_text",
-                f"room for {len(vocabulary.text)} text ids, the text tokenizer has "
+                f"room for {vocabulary.room_for_text} text ids, the text tokenizer has "
                 f"{text_tokenizer.vocab_size}",
                 "leave vocabulary.num_text out, or use a smaller text tokenizer",
             )
         self.vocabulary, self.text_tokenizer, self.grid = vocabulary, text_tokenizer, grid
         self.num_codes = grid[0] * grid[1]
+        self.layout = SentinelLayout(vocabulary) if layout is None else layout
+        #: What is written around a picture, and its tokens with that.
+        self.frame = self.layout.check(grid)
+        self.picture_length = self.frame.num_tokens(grid)
         most = vocabulary.num_sentinels
         self.max_spans = most if max_spans is None else min(max_spans, most)
         #: lead -> whether it is joined to what comes after it; ids that may come first.
@@ -81,19 +90,20 @@ class SegmentCodec:
     def text_tokens(self, text: str, max_text_tokens: int | None = None) -> IntArray:
         """Ids int32 of a text in the vocabulary; at most the first `max_text_tokens`."""
         ids = np.asarray(self.text_tokenizer.encode(text), np.int32)[:max_text_tokens]
-        return ids + np.int32(self.vocabulary.text.start)
+        return self.vocabulary.of_text(ids)
 
     def text(self, tokens: IntArray) -> str:
         """Text of ids of the vocabulary's text range; raises `DocumentError` for any other id."""
-        known = self.vocabulary.text.start + self.text_tokenizer.vocab_size
-        strange = tokens[(tokens < self.vocabulary.text.start) | (tokens >= known)]
+        own = self.vocabulary.to_text(tokens)
+        known = (own >= 0) & (own < self.text_tokenizer.vocab_size)
+        strange = tokens[~known | ~self.vocabulary.is_text(tokens)]
         if len(strange):
             raise DocumentError(
                 "text segment",
                 f"holds {self.vocabulary.name(int(strange[0]))}",
                 "decode only text ids",
             )
-        return self.text_tokenizer.decode((tokens - self.vocabulary.text.start).tolist())
+        return self.text_tokenizer.decode(own.tolist())
 
     @cached_property
     def _texts(self) -> list[str]:
@@ -111,7 +121,9 @@ class SegmentCodec:
 
     def _lead(self, lead: str) -> tuple[bool, tuple[range, ...]]:
         if lead not in self._leads:
-            ids = ids_that_begin(lead, self._texts, self.vocabulary.text.start)
+            ids = ids_that_begin(
+                lead, self._texts, int(self.vocabulary.of_text(np.zeros(1, np.int32))[0])
+            )
             self._leads[lead] = bool(ids) and is_joined(lead, self._texts), ids
         return self._leads[lead]
 
@@ -139,13 +151,12 @@ class SegmentCodec:
                 f"codes {seen.min()}..{seen.max()}, the vocabulary has {self.vocabulary.num_image}",
                 "encode pictures with this recipe's image tokenizer",
             )
-        return (codes.codes + self.vocabulary.image.start).astype(np.int32)
+        return self.vocabulary.of_codes(codes.codes)
 
     def codes(self, tokens: IntArray) -> Codes:
         """The picture of image tokens; raises `DocumentError` unless they are exactly a grid of
         codes."""
-        image = self.vocabulary.image
-        strange = tokens[(tokens < image.start) | (tokens >= image.stop)]
+        strange = tokens[~self.vocabulary.is_image(tokens)]
         if len(strange):
             raise DocumentError(
                 "image segment",
@@ -158,7 +169,20 @@ class SegmentCodec:
                 f"{len(tokens)} codes, a picture has {self.num_codes}",
                 "decode whole pictures",
             )
-        return Codes((tokens - image.start).astype(np.int32), self.grid)
+        return Codes(self.vocabulary.to_codes(tokens), self.grid)
+
+    def in_frame(self, tokens: IntArray) -> tuple[IntArray, IntArray]:
+        """Ids int32 of a picture's codes with the frame around them, and their cells."""
+        cells = picture_tokens(self.raster, self._no_cells, self.grid[1])
+        return picture_tokens(tokens, self.frame, self.grid[1]), cells
+
+    @cached_property
+    def _no_cells(self) -> Frame:
+        """The frame, `NO_CELL` in place of each id."""
+        frame = self.frame
+        return Frame(
+            *((NO_CELL,) * len(ids) for ids in (frame.opening, frame.row_end, frame.closing))
+        )
 
     def write_segment(
         self, writer: TokenWriter, segment: Segment, place: str, max_text_tokens: int | None
@@ -174,8 +198,9 @@ class SegmentCodec:
             writer.add(self.text_tokens(text, max_text_tokens))
             return Span(start, writer.length, "text")
         if isinstance(segment, Codes) and not missing_codes(segment).any():
-            writer.add(self.code_tokens(segment, place), self.raster)
-            return Span(start, writer.length, "image", self.grid)
+            writer.add(*self.in_frame(self.code_tokens(segment, place)))
+            opening, closing = len(self.frame.opening), len(self.frame.closing)
+            return Span(start + opening, writer.length - closing, "image", self.grid)
         if isinstance(segment, Image):
             raise DocumentError(
                 place,
@@ -185,3 +210,8 @@ class SegmentCodec:
         raise DocumentError(
             place, "has a hole", "only the query document of a prompt may have holes"
         )
+
+
+def modality_of(segment: object) -> str:
+    """What a segment is or will be, "text" or "image"; pieces of a text are text."""
+    return "image" if isinstance(segment, (Codes, Image, ImageHole)) else "text"

@@ -1,5 +1,8 @@
 """Documents <-> tokens: training sequences, prompts with holes, and the way back.
 
+Any number of text and picture segments makes a document. What is written around them is the
+layout's affair (`cm3core.interfaces.layout`); in that of a vocabulary by sizes:
+
     a sequence        <eos> T1 <break> I1 <break> ... Tq <break> Iq <eos>     retrieved documents first, the query last
     text to image     <eos> ... Tq <break>                                    exactly a grid of codes follows
     continuation      <eos> ... Tq <break> the first codes                    the picture's other codes follow
@@ -7,8 +10,7 @@
     any other holes   <eos> ... q with <sentinel:i> in place of hole i ... <eos> <sentinel:0> content <eoss> <sentinel:1> ...
 
 Sources: CM3leon paper section 2.2, figures 8 and 9; facebookresearch/metaseq, branch scaling_racm3
-(`_tokenize_ra_json`). Any number of text and picture segments makes a document; `<break>` is
-between segments and between documents.
+(`_tokenize_ra_json`).
 """
 
 from __future__ import annotations
@@ -20,11 +22,12 @@ import numpy as np
 
 from cm3core.document import Codes, Document, IntArray, Segment, Span, Text, TokenSequence
 from cm3core.errors import DocumentError
+from cm3core.interfaces.layout import Boundary, Layout
 from cm3core.interfaces.sampler import PromptVariant
 from cm3core.sequence.fill import contents_of, fill
 from cm3core.sequence.prompt_writer import Prompt, write_prompt
 from cm3core.sequence.responses import responses_of
-from cm3core.sequence.segments import SegmentCodec, TokenWriter
+from cm3core.sequence.segments import SegmentCodec, TokenWriter, modality_of
 
 if TYPE_CHECKING:
     from cm3core.interfaces.text_tokenizer import TextTokenizer
@@ -51,8 +54,9 @@ class Serializer(SegmentCodec):
         prompt_tokens: PromptTokens | None = None,
         *,
         max_spans: int | None = None,
+        layout: Layout | None = None,
     ) -> None:
-        super().__init__(vocabulary, text_tokenizer, grid, max_spans=max_spans)
+        super().__init__(vocabulary, text_tokenizer, grid, max_spans=max_spans, layout=layout)
         self._prompt_tokens = prompt_tokens
 
     # ---- training sequences and back
@@ -76,7 +80,7 @@ class Serializer(SegmentCodec):
         writer, query_segment = TokenWriter(), 0
         spans: list[Span] = []
         responses: list[Span] = []
-        writer.add([self.vocabulary.eos])
+        writer.add(self.layout.begin)
         for number, document in enumerate([*retrieved, query]):
             name = "query document" if number == len(retrieved) else f"retrieved document {number}"
             if not document:
@@ -84,45 +88,38 @@ class Serializer(SegmentCodec):
             query_segment, responses = len(spans), []
             for index, segment in enumerate(document):
                 if spans:
-                    writer.add([self.vocabulary.break_])
+                    sides, is_last = (
+                        (spans[-1].modality, modality_of(segment)),
+                        index == len(document) - 1,
+                    )
+                    boundary = Boundary(*sides, starts_document=index == 0, is_last=is_last)
+                    writer.add(self.layout.between(boundary))
                 spans.append(
                     self.write_segment(writer, segment, f"{name}, segment {index}", max_text_tokens)
                 )
                 responses += responses_of(self, segment, spans[-1])
-        writer.add([self.vocabulary.eos])
+        writer.add(self.layout.end)
         tokens, cells = writer.joined()
         return TokenSequence(tokens, cells, tuple(spans), query_segment, tuple(responses))
 
     def documents(self, sequence: TokenSequence | IntArray) -> list[Document]:
         """The documents of a sequence without masks, query last: the inverse of `sequence`.
 
-        Tokens do not say where one document ends and the next begins (`<break>` is both), so: a
-        text behind a picture begins a document. A `TokenSequence` knows its query document, which
-        is kept whole whatever it holds.
+        Tokens do not say where one document ends and the next begins, so: a text behind a picture
+        begins a document. A `TokenSequence` knows its query document, which is kept whole whatever
+        it holds.
         """
         tokens = (
             sequence.tokens
             if isinstance(sequence, TokenSequence)
             else np.asarray(sequence, np.int32)
         )
-        if len(tokens) < 2 or tokens[0] != self.vocabulary.eos or tokens[-1] != self.vocabulary.eos:
-            raise DocumentError(
-                "sequence",
-                "does not start and end with <eos>",
-                "pass a whole sequence without masks",
-            )
-        inner = tokens[1:-1]
-        runs = np.split(inner, np.flatnonzero(inner == self.vocabulary.break_))
-        # each later run starts with its <break>
-        runs = [run if index == 0 else run[1:] for index, run in enumerate(runs)]
+        inner = self._inner(tokens)
+        runs = self.layout.segments(inner, self.grid)
         query_segment = sequence.query_segment if isinstance(sequence, TokenSequence) else len(runs)
         documents: list[list[Segment]] = []
-        for index, run in enumerate(runs):
-            segment = (
-                self.codes(run)
-                if len(run) and int(run[0]) in self.vocabulary.image
-                else Text(self.text(run))
-            )
+        for index, (modality, run) in enumerate(runs):
+            segment = self.codes(run) if modality == "image" else Text(self.text(run))
             after_image = bool(documents) and isinstance(documents[-1][-1], Codes)
             starts = index == query_segment or (
                 index < query_segment and after_image and isinstance(segment, Text)
@@ -131,6 +128,23 @@ class Serializer(SegmentCodec):
                 documents.append([])
             documents[-1].append(segment)
         return [tuple(document) for document in documents]
+
+    def _inner(self, tokens: IntArray) -> IntArray:
+        """A sequence's tokens without what begins and ends it."""
+        begin, end = self.layout.begin, self.layout.end
+        if (
+            len(tokens) < len(begin) + len(end)
+            or tuple(tokens[: len(begin)].tolist()) != begin
+            or tuple(tokens[len(tokens) - len(end) :].tolist()) != end
+        ):
+            first, last = ("".join(map(self.vocabulary.name, ids)) for ids in (begin, end))
+            ends = f"end with {last}" if first == last else f"with {first} and end with {last}"
+            raise DocumentError(
+                "sequence",
+                f"does not start {'and ' if first == last else ''}{ends}",
+                "pass a whole sequence without masks",
+            )
+        return tokens[len(begin) : len(tokens) - len(end)]
 
     # ---- prompts and back
 

@@ -73,6 +73,13 @@ class TextTokenizerContract(Contract[TextTokenizer]):
         assert self.subject.decode(ids) == before + spelling + after
         assert len(self.subject.encode(spelling)) > 1, f"{spelling} is one id of the tokenizer"
 
+    def law_special_ids_are_no_text(self, data: st.DataObject) -> None:
+        """`special_ids` are ids of the tokenizer, and no text has one, its own name least of all."""
+        special = self.subject.special_ids()
+        assert all(0 <= one < self.subject.vocab_size for one in special.values())
+        text = data.draw(texts()) + data.draw(st.sampled_from([*special, ""]))
+        assert set(special.values()).isdisjoint(self.subject.encode(text))
+
     def law_ids_outside_are_refused(self) -> None:
         """An id that is not a text id raises, with its place."""
         size = self.subject.vocab_size

@@ -24,6 +24,7 @@ from cm3core.training.optim import OptimizerGroup, Schedule
 from cm3core.training.origin import Origin
 from cm3core.training.preparation import Preparation
 from cm3core.training.state import Processes, TrainState
+from cm3core.tuning import select_parameters
 
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
@@ -44,6 +45,7 @@ def start(
     schedule, processes = Schedule.of(recipe.train), processes or Processes()
     check_writable(out_dir, folder=True)
     check_links(out_dir)
+    origin = Origin.find(recipe, out_dir, registry, resume=resume)
     chosen = choose_device(device)
     if recipe.attention is not None:
         recipe.attention.check_training(chosen.type)
@@ -52,7 +54,6 @@ def start(
     warning = check_training_fits(recipe, machine, on_cpu=on_cpu, bf16=dtype is not None)
     if warning is not None:
         print(f"warning: {warning}", file=sys.stderr)
-    origin = Origin.find(recipe, out_dir, registry, resume=resume)
     components = build(
         recipe,
         registry,
@@ -70,7 +71,11 @@ def start(
     if recipe.train.start_from_codebook and origin.folder is None:
         _start_from_codebook(components, chosen)
     origin.set_weights(decoder)
-    optimizer = OptimizerGroup(components.decoder, recipe.train, dtype or torch.float32)
+    rows = select_parameters(
+        components.decoder, recipe.tune, components.vocabulary, seed=recipe.train.seed
+    )
+    origin.set_adapters(decoder)
+    optimizer = OptimizerGroup(components.decoder, recipe.train, dtype or torch.float32, rows=rows)
     loader = preparation.loader(rank=processes.rank, world_size=processes.world_size)
     torch.manual_seed(recipe.train.seed)
     origin.restore(optimizer, loader)
@@ -83,10 +88,12 @@ def start(
     )
     if progress:
         parameters = sum(p.numel() for p in decoder.parameters())
+        trained = sum(p.numel() for p in optimizer.parameters)
+        part = "" if trained == parameters else f", {trained:,} of them trained"
         num_threads = torch.get_num_threads()
         print(
-            f"{recipe.name} {origin.in_words(out_dir)}: {parameters / 1e6:.2f}M parameters, "
-            f"{len(components.source):,} documents, {chosen}, "
+            f"{recipe.name} {origin.in_words(out_dir)}: {parameters / 1e6:.2f}M parameters"
+            f"{part}, {len(components.source):,} documents, {chosen}, "
             f"{reason}, {num_threads} thread{'' if num_threads == 1 else 's'}",
             file=sys.stderr,
         )
@@ -108,6 +115,7 @@ def start(
         done.step,
         done.elapsed_s,
         done.tokens,
+        base=origin.base,
         sums_G2=_loss_sums(done, chosen, len(GROUPS) * max(1, len(components.source.parts))),
     )
 

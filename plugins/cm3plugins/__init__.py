@@ -15,11 +15,13 @@ from cm3core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from cm3core.interfaces.attention import AttentionConfig
+    from cm3core.interfaces.condition import ConditionConfig
     from cm3core.interfaces.dataset import DocumentSourceConfig
     from cm3core.interfaces.decoder import DecoderConfig
     from cm3core.interfaces.embedder import EmbedderConfig
     from cm3core.interfaces.extractor import ExtractorConfig
     from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
+    from cm3core.interfaces.layout import LayoutConfig
     from cm3core.interfaces.metric import MetricConfig
     from cm3core.interfaces.objective import ObjectiveConfig
     from cm3core.interfaces.reranker import RerankerConfig
@@ -84,6 +86,13 @@ def cm3_text_tokenizers() -> Mapping[str, type[TextTokenizerConfig]]:
 
 
 @hookimpl
+def cm3_layouts() -> Mapping[str, type[LayoutConfig]]:
+    from cm3plugins.layouts import LAYOUTS
+
+    return LAYOUTS
+
+
+@hookimpl
 def cm3_embedders() -> Mapping[str, type[EmbedderConfig]]:
     from cm3plugins.embedders import BiEncoderConfig, CLIPConfig, LightEncoderConfig
 
@@ -136,6 +145,7 @@ def cm3_attention_backends() -> Mapping[str, type[AttentionConfig]]:
 
 @hookimpl
 def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
+    from cm3plugins.samplers.chameleon import ChameleonSamplerConfig
     from cm3plugins.samplers.config import CFGSamplerConfig, EditCFGSamplerConfig, TopPSamplerConfig
     from cm3plugins.samplers.contrastive import (
         CDKSamplerConfig,
@@ -147,6 +157,7 @@ def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
     return {
         "cd_k": CDKSamplerConfig,
         "cfg": CFGSamplerConfig,
+        "chameleon": ChameleonSamplerConfig,
         "contrastive": ContrastiveSamplerConfig,
         "edit_cfg": EditCFGSamplerConfig,
         "mixture": MixtureSamplerConfig,
@@ -187,25 +198,35 @@ def cm3_upscalers() -> Mapping[str, type[UpscalerConfig]]:
 
 @hookimpl
 def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
+    from cm3plugins.datasets.coco.config import COCOConfig
+    from cm3plugins.datasets.conditioned import ConditionedConfig
+    from cm3plugins.datasets.conversations import ConversationsConfig
     from cm3plugins.datasets.emoji import EmojiSourceConfig
     from cm3plugins.datasets.folder import FolderSourceConfig
     from cm3plugins.datasets.icon_tasks.config import IconTasksConfig
     from cm3plugins.datasets.icons import IconSourceConfig
     from cm3plugins.datasets.jsonl import JSONLSourceConfig
     from cm3plugins.datasets.mixture import MixtureConfig
+    from cm3plugins.datasets.picture_pairs import PicturePairsConfig
     from cm3plugins.datasets.table import TableSourceConfig
     from cm3plugins.datasets.tuxpaint import TuxPaintSourceConfig
+    from cm3plugins.datasets.vqa import VQAConfig
     from cm3plugins.datasets.webdataset import WebDatasetSourceConfig
 
     return {
+        "coco": COCOConfig,
+        "conditioned": ConditionedConfig,
+        "conversations": ConversationsConfig,
         "emoji": EmojiSourceConfig,
         "icons": IconSourceConfig,
         "folder": FolderSourceConfig,
         "jsonl": JSONLSourceConfig,
         "icon_tasks": IconTasksConfig,
         "mixture": MixtureConfig,
+        "picture_pairs": PicturePairsConfig,
         "table": TableSourceConfig,
         "tuxpaint": TuxPaintSourceConfig,
+        "vqa": VQAConfig,
         "webdataset": WebDatasetSourceConfig,
     }
 
@@ -222,6 +243,13 @@ def cm3_metrics() -> Mapping[str, type[MetricConfig]]:
     from cm3plugins.metrics import METRICS
 
     return METRICS
+
+
+@hookimpl
+def cm3_conditions() -> Mapping[str, type[ConditionConfig]]:
+    from cm3plugins.conditions.config import CONDITIONS
+
+    return CONDITIONS
 
 
 @hookimpl

@@ -282,8 +282,8 @@ def test_no_kind(shown: Callable[..., str]) -> None:
     assert shown("mine", code=2) == (
         "error: cm3 plugin new mine: no kind is given\n  next: give --kind, one of "
         "text_tokenizer, image_tokenizer, "
-        "embedder, retriever, objective, decoder, attention, sampler, reranker, upscaler, dataset, "
-        "extractor, metric, task\n"
+        "layout, embedder, retriever, objective, decoder, attention, sampler, reranker, upscaler, dataset, "
+        "extractor, metric, task, condition\n"
     )
 
 
@@ -375,8 +375,8 @@ def test_a_kind_without_a_template_is_refused(
         assert str(caught.value) == (
             f"--kind {kind}: there is no template for {words} yet\n"
             f"  next: write one by hand (`cm3 describe {kind}` shows what it needs), or choose another "
-            "kind: text_tokenizer, image_tokenizer, embedder, retriever, objective, decoder, "
-            "sampler, reranker, dataset, extractor, metric, task"
+            "kind: text_tokenizer, image_tokenizer, layout, embedder, retriever, objective, decoder, "
+            "sampler, reranker, dataset, extractor, metric, task, condition"
         )
 
 

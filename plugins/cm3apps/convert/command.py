@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 EXAMPLE = """examples:
   cm3 convert chameleon/models/7b -o chameleon-7b-hf --tokenizer chameleon/tokenizer
   cm3 convert chameleon-7b-hf -o again --to meta
-  cm3 convert Anole-7b-v0.1/models/7b --check"""
+  cm3 convert Anole-7b-v0.1/models/7b --check
+  cm3 convert Anole-7b-v0.1/models/7b -o anole --to cm3 --tokenizer Anole-7b-v0.1/tokenizer
+  cm3 generate --model anole "a red apple\""""
 #: Files beside the weights that a copy must keep.
 NOTICES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 #: Chameleon's image token has this name in Meta's tokenizer, and another in transformers.
@@ -33,7 +36,8 @@ def configure(parser: ArgumentParser) -> None:
     """Options of the command."""
     parser.description = (
         "Convert Chameleon's weights, and those made from them (Anole, Lumina-mGPT), between "
-        "Meta's files and Hugging Face's, in both directions. Every tensor must be there and have "
+        "Meta's files and Hugging Face's, in both directions, or into a model of this framework "
+        "(--to cm3), which cm3 generate and the other commands open. Every tensor must be there and have "
         "its size; checklist.chk is verified; nothing in a file is executed. Weights keep their "
         "type. The folder is written as a whole or not at all."
     )
@@ -45,7 +49,9 @@ def configure(parser: ArgumentParser) -> None:
     what.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="new folder")
     what.add_argument("--check", action="store_true", help="only verify the source; write nothing")
     parser.add_argument(
-        "--to", choices=("hf", "meta"), help="form to write (default: the one it is not)"
+        "--to",
+        choices=("hf", "meta", "cm3"),
+        help="form to write (default: of hf and meta, the one it is not)",
     )
     parser.add_argument(
         "--shards",
@@ -57,7 +63,25 @@ def configure(parser: ArgumentParser) -> None:
         "--tokenizer",
         type=Path,
         metavar="FOLDER",
-        help=f"to hf: folder with {TEXT_TOKENIZER}, whose names of ids transformers needs for pictures",
+        help=f"folder with {TEXT_TOKENIZER}; to hf: its names of ids, which transformers needs for "
+        "pictures; to cm3, which needs it: also with vqgan.ckpt",
+    )
+    parser.add_argument(
+        "--layout",
+        choices=("chameleon", "lumina"),
+        help="to cm3: how sequences are written: chameleon (the default; Anole too) or lumina",
+    )
+    parser.add_argument(
+        "--resolution",
+        type=whole_number(1, 2**14),
+        metavar="PIXELS",
+        help="to cm3: height of pictures (default: 512)",
+    )
+    parser.add_argument(
+        "--width",
+        type=whole_number(1, 2**14),
+        metavar="PIXELS",
+        help="to cm3: width of pictures (default: the height)",
     )
     parser.set_defaults(run=run)
 
@@ -75,12 +99,22 @@ def run(args: Namespace) -> int:
             return 0
         form = args.to or ("meta" if model.form == "hf" else "hf")
         for option, value, needed in (
-            ("--shards", args.shards, "meta"),
-            ("--tokenizer", args.tokenizer, "hf"),
+            ("--shards", args.shards, ("meta",)),
+            ("--tokenizer", args.tokenizer, ("hf", "cm3")),
+            ("--layout", args.layout, ("cm3",)),
+            ("--resolution", args.resolution, ("cm3",)),
+            ("--width", args.width, ("cm3",)),
         ):
-            if value is not None and form != needed:
-                raise CM3Error(option, f"is for --to {needed} only", "leave it out")
-        extra = _of_tokenizer(args.tokenizer) if args.tokenizer else {}
+            if value is not None and form not in needed:
+                only = " and --to ".join(needed)
+                raise CM3Error(option, f"is for --to {only} only", "leave it out")
+        if form == "cm3" and args.tokenizer is None:
+            raise CM3Error(
+                "--to cm3",
+                "needs both tokenizers",
+                f"give the folder with {TEXT_TOKENIZER} and vqgan.ckpt (--tokenizer FOLDER)",
+            )
+        extra = _of_tokenizer(args.tokenizer) if args.tokenizer and form == "hf" else {}
         _write(model, args, form, extra)
     print(f"{args.out}: {form}")
     print(LICENCE, file=sys.stderr)
@@ -168,6 +202,18 @@ def _write(model: ChameleonFiles, args: Namespace, form: str, extra: dict[str, A
             new.mkdir()
             if form == "hf":
                 write_hugging_face(model, new, extra)
+            elif form == "cm3":
+                from cm3apps.convert.cm3 import write_cm3
+
+                write_cm3(
+                    model,
+                    new,
+                    args.tokenizer,
+                    layout=args.layout or "chameleon",
+                    name=_recipe_name(args.out.name),
+                    resolution=args.resolution or 512,
+                    width=args.width,
+                )
             else:
                 known = with_known_params(model, args.source / PROVENANCE)
                 write_meta(known, new, args.shards)
@@ -184,3 +230,8 @@ def _write(model: ChameleonFiles, args: Namespace, form: str, extra: dict[str, A
         raise FileError(
             str(args.out), f"can't be written ({text})", "see whether the disk has room for it"
         ) from error
+
+
+def _recipe_name(name: str) -> str:
+    """A recipe's name of a folder's."""
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-")[:100] or "converted"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ def codebook_rows(codebook: Tensor, vocabulary: Vocabulary, width: int, std: flo
         std: standard deviation of the result.
 
     Returns:
-        Float64 [num_image, width].
+        Float64 [num_image, width], in the order of their ids.
     """
     if codebook.shape[0] != vocabulary.num_image:
         raise DocumentError(
@@ -36,4 +37,7 @@ def codebook_rows(codebook: Tensor, vocabulary: Vocabulary, width: int, std: flo
     codes = codebook.detach().to("cpu", torch.float64)
     rows_E: Tensor = (codes - codes.mean(0)) @ projection_CE
     rows_E *= std / rows_E.std().clamp(min=1e-12)
-    return rows_E
+    if vocabulary.codes_in_order:
+        return rows_E
+    ids = np.arange(vocabulary.image.start, vocabulary.image.stop)
+    return rows_E[torch.from_numpy(vocabulary.to_codes(ids)).long()]

@@ -12,7 +12,7 @@ three more tokens each, so no sentinel, span or end token is ever truncated.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.document import MaskedSequence, TokenSequence
 from cm3core.interfaces import check_value
@@ -56,6 +56,7 @@ class CM3ObjectiveConfig(LossWeightsConfig):
             their place. Documents without a task have no responses.
     """
 
+    masks_spans: ClassVar[bool] = True
     lambda_spans: float = 1.0
     max_spans: int = 16
     segment_mask_probability: float = 0.3

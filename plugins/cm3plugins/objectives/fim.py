@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.document import MaskedSequence, TokenSequence
 from cm3core.interfaces import check_value
@@ -27,6 +27,7 @@ class FIMObjectiveConfig(LossWeightsConfig):
         mask_sentinel_loss: whether predicting a sentinel counts.
     """
 
+    masks_spans: ClassVar[bool] = True
     fim_rate: float = 1.0
     mask_sentinel_loss: bool = True
 

@@ -262,6 +262,10 @@ class EditCFGSamplerConfig(CFGSamplerConfig):
         """Whether any position needs a stream other than f."""
         return super().is_guided() or self.picture_guidance_scale != 1
 
+    def without_edit(self) -> PromptVariant:
+        """What i sees."""
+        return PromptVariant(hide_text="last", replace_text=self.negative_prompt)
+
     def all_streams(self, modality: str) -> SamplingPlan:
         """The plan with streams f, i and u, even if some have no weight."""
         scale, picture_scale = (
@@ -269,12 +273,11 @@ class EditCFGSamplerConfig(CFGSamplerConfig):
             if modality == "image"
             else (self.text_guidance_scale, 1.0)
         )
-        without_edit = PromptVariant(hide_text="last", replace_text=self.negative_prompt)
         nothing = replace(NULL_PROMPTS[self.null_prompt], hide_images=True)
         return self.guided(
             modality,
             GuidanceStream(PromptVariant(), scale),
-            GuidanceStream(without_edit, picture_scale - scale),
+            GuidanceStream(self.without_edit(), picture_scale - scale),
             GuidanceStream(nothing, 1 - picture_scale),
             **self.plausible(),
         )

@@ -103,6 +103,16 @@ class QuestionConfig(BundledTaskConfig):
     response = ("answer",)
 
 
+@dataclass(kw_only=True)
+class PlainQuestionConfig(BundledTaskConfig):
+    """Question about a picture in the user's own words (models tuned on conversations, Chameleon).
+    Fields: image, question, answer."""
+
+    serves = "ask"
+    paper = (("{image: image}", "{question}", "{answer}"),)
+    response = ("answer",)
+
+
 _REASON = "Question: {question} Context: {context} Options: {options} Answer:"
 
 
@@ -137,6 +147,7 @@ class StructureConfig(BundledTaskConfig):
     (ControlNet). Fields: feature (what the structure is: "canny edge features"), condition, caption,
     image."""
 
+    serves, is_default = "structure", True
     paper = (
         (
             "Make high quality image from {feature}",
@@ -211,6 +222,7 @@ TASKS: dict[str, type[TaskConfig]] = {
     "caption": CaptionConfig,
     "dense_caption": DenseCaptionConfig,
     "vqa": QuestionConfig,
+    "plain_question": PlainQuestionConfig,
     "reason": ReasonConfig,
     "edit": EditConfig,
     "structure": StructureConfig,

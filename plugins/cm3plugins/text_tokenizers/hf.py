@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class HFTokenizer(TextTokenizer):
         self._hidden = frozenset(ids[token] for token in hidden)
         #: What texts must never become; unknown characters may become the unknown token.
         self._control = self._hidden - ({ids[unknown]} if unknown in ids else set())
+        self._special = {token: ids[token] for token in hidden if ids[token] in self._control}
         self._vocab_size = 1 + max(ids.values(), default=-1)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -79,6 +80,10 @@ class HFTokenizer(TextTokenizer):
     def fingerprint(self) -> str:
         """Hash of the file's values, and of the control tokens."""
         return self._fingerprint
+
+    def special_ids(self) -> Mapping[str, int]:
+        """Added tokens and control tokens, but for the unknown token."""
+        return self._special
 
     def _encode(self, text: str) -> list[int]:
         return shielded(text, self._plainly, self._control, self._place)

@@ -8,7 +8,7 @@ The file is a protocol buffer; only its list of pieces is looked at (field 1: te
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
@@ -42,7 +42,11 @@ class SentencePieceTokenizer(TextTokenizer):
         except (ValueError, RuntimeError, IndexError, UnicodeDecodeError) as error:
             cause = f"is not a SentencePiece model ({str(error)[:200] or type(error).__name__})"
             raise TokenizerError(place, cause, _NEXT) from error
-        self._hidden = frozenset(hidden | {self._processor.unk_id()})
+        unknown = self._processor.unk_id()
+        self._hidden = frozenset(hidden | {unknown})
+        self._special = {
+            self._processor.id_to_piece(one): one for one in sorted(hidden - {unknown})
+        }
         facts = content + "\0".join(control).encode()
         self._fingerprint = hashlib.sha256(facts).hexdigest()
 
@@ -60,6 +64,10 @@ class SentencePieceTokenizer(TextTokenizer):
     def fingerprint(self) -> str:
         """Hash of the file, and of the control tokens."""
         return self._fingerprint
+
+    def special_ids(self) -> Mapping[str, int]:
+        """Control pieces, but for the unknown piece."""
+        return self._special
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._processor.encode(text, out_type=int)

@@ -217,7 +217,7 @@ def test_kinds(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         "sampler: Samplers: logits of the guidance streams -> next token\n"
         "  hook cm3_samplers, interface Sampler, kit cm3core.testing.sampler:SamplerContract\n"
-        "  bundled: cd_k, cfg, contrastive, edit_cfg, mixture, patch_knn, top_p\n"
+        "  bundled: cd_k, cfg, chameleon, contrastive, edit_cfg, mixture, patch_knn, top_p\n"
         "  mine: top_p, warm\n"
     ) in out
     assert out.endswith("for details: `cm3 describe KIND` and `cm3 describe KIND/NAME`\n")
@@ -275,9 +275,14 @@ def test_the_snippet_is_a_section_of_a_recipe(kind: str, name: str) -> None:
         if key.required
     }
     snippet = entry.snippet
+    inside = {"source": ("dataset", "emoji"), "condition": ("condition", "boxes")}
+    if name == "conditioned":  # its keys are components
+        required = {key: part for key, (_, part) in inside.items()}
     for key, value in required.items():
         snippet = snippet.replace(f"{key}: ???", f"{key}: {value}")
     recipe = recipe_from_yaml(snippet, REGISTRY)
+    if name == "conditioned":
+        required = {key: REGISTRY.config_class(*part)() for key, part in inside.items()}
     assert getattr(recipe, kind) == REGISTRY.config_class(kind, name)(**required)
 
 

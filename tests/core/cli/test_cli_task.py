@@ -26,7 +26,11 @@ def test_all_tasks(cm3) -> None:
         line.split() == ["edit", "source,", "instruction", "->", "target", "cm3", "edit"]
         for line in lines
     )
-    assert len(lines) == 13
+    assert any(
+        line.split()[0] == "structure" and line.endswith("cm3 generate --condition")
+        for line in lines
+    )
+    assert len(lines) == 14
 
 
 def test_a_model_that_was_not_tuned(cm3) -> None:

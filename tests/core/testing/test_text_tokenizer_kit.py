@@ -136,6 +136,16 @@ class SavesMore(Right):
         (folder / "forgotten.txt").write_text("never read")
 
 
+class HasLettersAsSpecials(Right):
+    def special_ids(self) -> dict[str, int]:
+        return {"e": ord("e")}
+
+
+class HasSpecialsOutside(Right):
+    def special_ids(self) -> dict[str, int]:
+        return {"<s>": 256}
+
+
 MUTANTS = {
     "round_trip_is_lossless": [LosesCase, LosesSpaces],
     "ids_are_in_range": [
@@ -146,6 +156,7 @@ MUTANTS = {
     ],
     "every_sequence_of_ids_is_text": [WritesSurrogates],
     "special_tokens_cant_be_injected": [KnowsSpecials],
+    "special_ids_are_no_text": [HasLettersAsSpecials, HasSpecialsOutside],
     "ids_outside_are_refused": [TakesAnyId],
     "lone_surrogates_are_refused": [DropsSurrogates],
     "equal_makes_are_equal": [NamedByItself, Nameless],

@@ -29,6 +29,7 @@ def test_the_first_wordings() -> None:
             "{image: image}",
         ),
         "vqa": ("Question: {question} Answer: {answer}.", "{image: image}"),
+        "plain_question": ("{image: image}", "{question}", "{answer}"),
         "reason": (
             "Question: {question} Context: {context} Options: {options} Answer: Let's think "
             "step-by-step: {solution}",

@@ -124,7 +124,7 @@ class HeldOut:
                 parts.serializer,
                 parts.vocabulary,
                 tuple(ImageHole() if isinstance(one, Codes) else one for one in document),
-                [(codes + parts.vocabulary.image.start).astype(np.int32)],
+                [parts.vocabulary.of_codes(codes)],
                 retrieved=before,
                 variant=None,
                 max_text_tokens=parts.recipe.data.max_text_tokens,

@@ -74,6 +74,13 @@ class PatchKNNSamplerConfig(SamplerConfig):
         inner = self.inner.build_for(parts)
         if self.share == 0:
             return inner
+        if not parts.vocabulary.codes_in_order:
+            raise RecipeError(
+                "sampler",
+                "patch_knn needs image codes whose ids are in the order of the codes, and this "
+                "model's are not",
+                "choose another sampler",
+            )
         return PatchKNNSampler(
             inner,
             database_for(parts, self.bank, self.max_places),

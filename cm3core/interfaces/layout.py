@@ -1,0 +1,251 @@
+"""Kind `layout`: the sequence protocol by which documents become ids.
+
+A layout says which ids there are, and what is written around segments: what begins and ends a
+sequence, what is between two segments, what frames a picture and ends its rows, what stands for a
+hole, and what is left of a prompt from which a guidance stream hides the text. Sequences to train on,
+prompts, the grammar of a completion and the way back are all made from these answers
+(`cm3core.sequence`), so that they agree.
+
+A picture is one id a cell, in raster order. Layouts with several codes a cell would give `Frame` a
+depth; there is none yet.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from cm3core.document import IntArray
+from cm3core.errors import DocumentError
+from cm3core.interfaces.component import ComponentConfig
+from cm3core.interfaces.text_tokenizer import TextTokenizer
+from cm3core.vocab import Vocabulary
+
+
+@dataclass(frozen=True)
+class VocabularyParts:
+    """What a layout may make its vocabulary of.
+
+    Args:
+        text_tokenizer: the model's.
+        codebook_size: of the image tokenizer.
+        by_sizes: the vocabulary that follows from the recipe's section `vocabulary` and the
+            objective's control tokens.
+    """
+
+    text_tokenizer: TextTokenizer
+    codebook_size: int
+    by_sizes: Vocabulary
+
+
+@dataclass(kw_only=True)
+class LayoutConfig(ComponentConfig):
+    """Base of layouts' configs."""
+
+    kind: ClassVar[str] = "layout"
+    #: Whether holes anywhere in a document can be filled, see `Layout.has_sentinels`.
+    has_sentinels: ClassVar[bool] = True
+
+    def build(self, parts: VocabularyParts, grid: tuple[int, int]) -> Layout:
+        """Return the layout of documents whose pictures have `grid` (rows, columns) codes.
+
+        Raises:
+            RecipeError: the tokenizer lacks a token that the layout needs, or the grid is none that
+                it can write.
+        """
+        raise NotImplementedError
+
+    def num_ids(self, by_sizes: Vocabulary) -> int | None:
+        """Rows of the embedding table, known without building; None: not known. By default those of
+        `by_sizes`."""
+        return by_sizes.size
+
+    def picture_length(self, grid: tuple[int, int]) -> int:
+        """Tokens of a picture with all that is around it, known without building; by default a
+        token before and one behind its codes."""
+        return grid[0] * grid[1] + 2
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """A place between two segments of a sequence.
+
+    Args:
+        before, after: what they are, "text" or "image".
+        starts_document: whether a document begins behind it.
+        is_last: whether the segment behind it is the last of its document.
+        text_hidden: whether the segment behind it is of a query document all of whose texts a
+            guidance stream hides.
+    """
+
+    before: str
+    after: str
+    starts_document: bool = False
+    is_last: bool = False
+    text_hidden: bool = False
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What is written around the codes of a picture, as ids.
+
+    Args:
+        opening: before its first code.
+        row_end: behind the last code of each row, that of the last row too.
+        closing: behind all that.
+    """
+
+    opening: tuple[int, ...] = ()
+    row_end: tuple[int, ...] = ()
+    closing: tuple[int, ...] = ()
+
+    def num_tokens(self, grid: tuple[int, int]) -> int:
+        """Tokens of a picture, with its frame."""
+        rows, columns = grid
+        around = len(self.opening) + rows * len(self.row_end) + len(self.closing)
+        return rows * columns + around
+
+
+class Layout(ABC):
+    """Which ids there are, and what is written around segments.
+
+    Properties are constant. A layout may be asked from several threads.
+    """
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What it is called in messages."""
+
+    @property
+    @abstractmethod
+    def vocabulary(self) -> Vocabulary:
+        """The table of ids."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hash of what decides its sequences beyond the vocabulary, stored with checkpoints; "" if
+        nothing does."""
+
+    @property
+    @abstractmethod
+    def begin(self) -> tuple[int, ...]:
+        """Ids before the first document; at least one: something must predict the first token."""
+
+    @property
+    @abstractmethod
+    def end(self) -> tuple[int, ...]:
+        """Ids behind the last document; at least one. The first of them ends a text that ends its
+        document."""
+
+    @property
+    def hides_all(self) -> bool:
+        """Whether a guidance stream without texts begins with what begins the picture to come:
+        nothing before it, no other picture and no `begin`."""
+        return False
+
+    @abstractmethod
+    def between(self, boundary: Boundary) -> tuple[int, ...]:
+        """Ids between two segments."""
+
+    @abstractmethod
+    def frame(self, grid: tuple[int, int]) -> Frame:
+        """What is written around a picture of (rows, columns) codes.
+
+        Raises:
+            DocumentError: it has no way to write such a grid.
+        """
+
+    @property
+    def has_sentinels(self) -> bool:
+        """Whether holes anywhere can be filled: a sentinel stands in the place of each, and its
+        content comes behind the sequence. Otherwise only a document's end can be generated."""
+        return self.vocabulary.num_sentinels > 0
+
+    def check(self, grid: tuple[int, int]) -> Frame:
+        """The frame of a grid; raises `DocumentError` for what no sequence can be made of."""
+        frame = self.frame(grid)
+        if self.has_sentinels and frame.row_end:
+            raise DocumentError(
+                f"layout {self.name}",
+                "has sentinels and tokens at the ends of rows",
+                "do without one of them: a span that is moved has no rows",
+            )
+        if not self.begin or not self.end or (self.hides_all and not frame.opening):
+            raise DocumentError(
+                f"layout {self.name}",
+                "begins or ends sequences with nothing",
+                "give at least one id: something must predict the first token",
+            )
+        return frame
+
+    # ---- the way back
+
+    def segments(self, tokens: IntArray, grid: tuple[int, int]) -> list[tuple[str, IntArray]]:
+        """What of a sequence is text and what is a picture, in order: the ids int32 of each, without
+        what is around them.
+
+        Args:
+            tokens: int32 [n], without `begin` and `end`.
+            grid: of every picture.
+
+        Raises:
+            DocumentError: a token that is out of place.
+        """
+        frame = self.frame(grid)
+        found: list[tuple[str, IntArray]] = []
+        image, text = self.vocabulary.is_image(tokens), self.vocabulary.is_text(tokens)
+        place = 0
+        while place < len(tokens):
+            if (frame.opening and _starts(tokens, place, frame.opening)) or image[place]:
+                start = place + len(frame.opening)
+                stop = start + frame.num_tokens(grid) - len(frame.opening)
+                inside = slice(start, stop - len(frame.closing))
+                codes = tokens[inside][image[inside]]
+                whole = picture_tokens(codes, frame, grid[1])
+                if len(tokens) < stop or whole.tolist() != tokens[place:stop].tolist():
+                    raise self._out_of_place(tokens[min(start, len(tokens) - 1)], "a picture")
+                found.append(("image", codes))
+                place = stop
+            elif text[place]:
+                rest = np.flatnonzero(~text[place:])
+                stop = place + int(rest[0]) if len(rest) else len(tokens)
+                found.append(("text", tokens[place:stop]))
+                place = stop
+            else:
+                place += 1
+        return found
+
+    def _out_of_place(self, token: int, what: str) -> DocumentError:
+        return DocumentError(
+            f"layout {self.name}",
+            f"{what} is not whole, at {self.vocabulary.name(int(token))}",
+            "pass a whole sequence without masks",
+        )
+
+
+def picture_tokens(codes: IntArray, frame: Frame, columns: int) -> IntArray:
+    """Ids int32 of a picture in its frame.
+
+    Args:
+        codes: int32 [c]; ids of its codes.
+        frame: around it.
+        columns: codes of a row.
+
+    >>> picture_tokens(np.array([5, 6, 7, 8], np.int32), Frame((1,), (2,), (3,)), 2).tolist()
+    [1, 5, 6, 2, 7, 8, 2, 3]
+    """
+    rows = codes
+    if frame.row_end:
+        ends = np.tile(np.asarray(frame.row_end, np.int32), (len(codes) // columns, 1))
+        whole = codes[: len(ends) * columns].reshape(len(ends), columns)
+        rows = np.append(np.concatenate([whole, ends], axis=1), codes[len(ends) * columns :])
+    return np.concatenate([frame.opening, rows, frame.closing]).astype(np.int32)
+
+
+def _starts(tokens: IntArray, place: int, opening: tuple[int, ...]) -> bool:
+    return tuple(tokens[place : place + len(opening)].tolist()) == opening

@@ -1,0 +1,263 @@
+"""Conformance kit of kind `layout`: sequences, prompts and grammar agree, and lead back to documents.
+
+class TestMine(LayoutContract):
+    config = MyLayoutConfig()
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from cm3core.document import Codes, Document, ImageHole, IntArray, MaskedText, Text, TextHole
+from cm3core.errors import DocumentError, GenerationError
+from cm3core.interfaces.layout import Layout, VocabularyParts
+from cm3core.interfaces.sampler import PromptVariant
+from cm3core.interfaces.text_tokenizer import TextTokenizer
+from cm3core.sequence.grammar import HoleGrammar, num_new_tokens
+from cm3core.sequence.prompt_writer import Prompt
+from cm3core.sequence.serialize import Serializer
+from cm3core.testing._laws import Contract
+from cm3core.vocab import NUM_CONTROL, Vocabulary
+
+#: Image codes of the kit's pictures.
+NUM_CODES = 6
+#: Tokens that the kit's text tokenizer has besides bytes: those of Chameleon and its kin.
+PUBLISHED = (
+    *("<s>", "<pad>", "</s>", "<unk>", "<racm3:break>", "<eoss>", "<reserved08706>"),
+    *(f"IMGIMG{letter}Z" for letter in string.ascii_uppercase[:NUM_CODES]),
+    *(f"<reserved{number:05d}>" for number in range(8799, 8805)),
+)
+_WORDS = ("a", "red bell", "x<s>y", "é", " two", "4*4", "<eoss>")
+
+
+class NamedBytes(TextTokenizer):
+    """Bytes as ids, behind special tokens of these names; no text becomes one."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.names) + 256
+
+    @property
+    def fingerprint(self) -> str:
+        return " ".join(self.names)
+
+    def special_ids(self) -> Mapping[str, int]:
+        return {name: number for number, name in enumerate(self.names)}
+
+    def _encode(self, text: str) -> list[int]:
+        return [len(self.names) + byte for byte in text.encode("utf-8")]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        own = bytes(one - len(self.names) for one in ids if one >= len(self.names))
+        return own.decode("utf-8", "replace")
+
+    def save(self, folder: Path) -> None:
+        (folder / "names.txt").write_text("\n".join(self.names), encoding="utf-8")
+
+
+class LayoutContract(Contract[Layout]):
+    """Laws of `Layout`, built for `text_tokenizer()`, pictures of `grid` and `NUM_CODES` codes."""
+
+    kind: ClassVar[str] = "layout"
+    grid: ClassVar[tuple[int, int]] = (2, 4)
+    max_examples: ClassVar[int | None] = 40
+
+    def text_tokenizer(self) -> TextTokenizer:
+        """What the layout is built with; override it for a layout that needs other tokens."""
+        return NamedBytes(PUBLISHED)
+
+    def build(self, config: Any) -> Layout:
+        """See `LayoutConfig.build`."""
+        tokenizer = self.text_tokenizer()
+        by_sizes = Vocabulary(tokenizer.vocab_size + NUM_CONTROL, NUM_CODES, num_sentinels=8)
+        parts = VocabularyParts(tokenizer, NUM_CODES, by_sizes)
+        layout: Layout = config.build(parts, self.grid)
+        return layout
+
+    @property
+    def serializer(self) -> Serializer:
+        """Documents <-> tokens under the layout."""
+        layout = self.subject
+        return Serializer(layout.vocabulary, self.text_tokenizer(), self.grid, layout=layout)
+
+    # ---- documents of laws
+
+    def picture(self, data: st.DataObject) -> Codes:
+        """A picture without holes."""
+        number = self.grid[0] * self.grid[1]
+        codes = data.draw(st.lists(st.integers(0, NUM_CODES - 1), min_size=number, max_size=number))
+        return Codes(np.array(codes, np.int32), self.grid)
+
+    def document(self, data: st.DataObject) -> Document:
+        """One to four segments, no empty text."""
+        kinds = data.draw(st.lists(st.sampled_from(("text", "image")), min_size=1, max_size=4))
+        return tuple(
+            Text(data.draw(st.sampled_from(_WORDS))) if kind == "text" else self.picture(data)
+            for kind in kinds
+        )
+
+    def with_hole(self, document: Document, data: st.DataObject) -> Document:
+        """The document with its last segment, or the end of it, missing."""
+        last = document[-1]
+        if isinstance(last, Text):
+            return (*document[:-1], TextHole(len(self.serializer.text_tokens(last.text)) + 1))
+        assert isinstance(last, Codes)
+        first = data.draw(st.integers(0, len(last.codes) - 1), label="first missing")
+        if first == 0:
+            return (*document[:-1], ImageHole())
+        missing = np.arange(len(last.codes)) >= first
+        return (*document[:-1], Codes(last.codes, last.grid, missing))
+
+    def grammar(self, prompt: Prompt) -> HoleGrammar:
+        """The grammar of a prompt."""
+        serializer = self.serializer
+        size = serializer.text_tokenizer.vocab_size
+        return HoleGrammar(prompt.holes, serializer.vocabulary, size, serializer.text)
+
+    # ---- laws
+
+    def law_every_document_has_ids(self, data: st.DataObject) -> None:
+        """Any segments in any order become ids of the table, none of them padding, between `begin`
+        and `end`; each picture's codes are where the sequence says."""
+        layout, document = self.subject, self.document(data)
+        retrieved = [self.document(data) for _ in range(data.draw(st.integers(0, 2)))]
+        sequence = self.serializer.sequence(document, retrieved)
+        tokens = sequence.tokens
+        assert ((tokens >= 0) & (tokens < layout.vocabulary.size)).all()
+        assert not (tokens == layout.vocabulary.pad).any()
+        assert tuple(tokens[: len(layout.begin)].tolist()) == layout.begin
+        assert tuple(tokens[len(tokens) - len(layout.end) :].tolist()) == layout.end
+        spans = sequence.segments[sequence.query_segment :]
+        for span, segment in zip(spans, document, strict=True):
+            inside, cells = (part[span.start : span.stop] for part in (tokens, sequence.cells))
+            if isinstance(segment, Codes):
+                codes = layout.vocabulary.to_codes(inside[cells >= 0])
+                assert codes.tolist() == segment.codes[cells[cells >= 0]].tolist()
+                assert sorted(cells[cells >= 0].tolist()) == list(range(len(segment.codes)))
+
+    def law_sequences_come_back(self, data: st.DataObject) -> None:
+        """A sequence is a document again, segment by segment, if no text of it is empty."""
+        document = self.document(data)
+        assert self.serializer.documents(self.serializer.sequence(document)) == [document]
+
+    def law_prompts_continue_as_trained(self, data: st.DataObject) -> None:
+        """A prompt, what is drawn and what is fed behind it are, token for token, the sequence that
+        training has; only what follows the last draw is left."""
+        document = self.document(data)
+        sequence = self.serializer.sequence(document).tokens
+        prompt = self.serializer.prompt(self.with_hole(document, data))
+        assert sequence[: len(prompt.tokens)].tolist() == prompt.tokens.tolist()
+        grammar, place = self.grammar(prompt), len(prompt.tokens)
+        fed = place
+        while not grammar.done:
+            number = min(grammar.num_draws, len(sequence) - place)
+            forced = grammar.take(sequence[place : place + number])
+            place += number
+            fed = place
+            assert sequence[place : place + len(forced)].tolist() == forced.tolist()
+            place += len(forced)
+        assert fed - 1 <= len(prompt.tokens) + num_new_tokens(prompt.holes)
+        behind = sequence[place:].tolist()
+        around = (*self.serializer.frame.row_end, *self.serializer.frame.closing)
+        assert behind in ([], [*around, *self.subject.end], list(self.subject.end[1:]))
+
+    def law_the_grammar_is_exact(self, data: st.DataObject) -> None:
+        """Where a code is due, every code may be drawn and nothing else; where text is due, every id
+        of texts and, after the first, what ends it."""
+        document = self.document(data)
+        vocabulary = self.subject.vocabulary
+        prompt = self.serializer.prompt(self.with_hole(document, data))
+        grammar = self.grammar(prompt)
+        legal = {one for ids in grammar.legal for one in ids}
+        size = self.serializer.text_tokenizer.vocab_size
+        if grammar.modality == "image":
+            assert legal == set(vocabulary.of_codes(np.arange(NUM_CODES)).tolist())
+        else:
+            special = self.serializer.text_tokenizer.special_ids().values()
+            texts = vocabulary.of_text(np.arange(size))
+            allowed = set(texts[vocabulary.is_text(texts)].tolist())
+            assert legal == allowed
+            if vocabulary.num_sentinels == 0:
+                assert allowed.isdisjoint(special)
+            grammar.take(np.array(sorted(legal)[:1], np.int32))
+            after = {one for ids in grammar.legal for one in ids}
+            assert after == allowed | {self.subject.end[0]}
+        illegal = next(one for one in (vocabulary.pad, *self.subject.begin) if one not in legal)
+        with pytest.raises(GenerationError, match="drew"):
+            grammar.take(np.array([illegal], np.int32))
+
+    def law_ids_have_one_meaning(self) -> None:
+        """Image codes have an id each; padding, and what is written around segments, are none of
+        them, and padding is no text."""
+        layout, vocabulary = self.subject, self.subject.vocabulary
+        codes = vocabulary.of_codes(np.arange(NUM_CODES))
+        assert len(set(codes.tolist())) == NUM_CODES
+        assert vocabulary.to_codes(codes).tolist() == list(range(NUM_CODES))
+        frame = layout.frame(self.grid)
+        around = {*layout.begin, *layout.end, *frame.opening, *frame.row_end, *frame.closing}
+        assert around.isdisjoint(codes.tolist())
+        assert vocabulary.pad not in around
+        pad = np.array([vocabulary.pad])
+        assert not vocabulary.is_text(pad).any()
+        assert not vocabulary.is_image(pad).any()
+
+    def law_hidden_texts_leave_no_trace(self, data: st.DataObject) -> None:
+        """What a guidance stream without texts sees doesn't depend on them; its hole is the same."""
+        picture = self.picture(data)
+        first, second = data.draw(st.sampled_from(_WORDS)), data.draw(st.sampled_from(_WORDS))
+        hidden = PromptVariant(hide_text="all")
+        for rest in ((ImageHole(),), (picture, ImageHole()), (picture, TextHole(3))):
+            documents: list[Document] = [(Text(one), *rest) for one in (first, second)]
+            prompts = [self.serializer.prompt(one, variant=hidden) for one in documents]
+            seen = self.serializer.prompt(documents[0])
+            assert prompts[0].tokens.tolist() == prompts[1].tokens.tolist()
+            assert len(prompts[0].tokens)
+            assert [_facts(hole) for hole in prompts[0].holes] == [_facts(h) for h in seen.holes]
+
+    def law_holes_elsewhere_need_sentinels(self, data: st.DataObject) -> None:
+        """With sentinels any hole can be filled; without, one that is not the end is refused, with
+        the layout's name."""
+        layout = self.subject
+        assert layout.has_sentinels == self.config.has_sentinels
+        document: Document = (MaskedText(("a ", TextHole(2), " b")), self.picture(data))
+        if layout.has_sentinels:
+            assert len(self.serializer.prompt(document).holes) == 1
+            return
+        with pytest.raises(DocumentError) as caught:
+            self.serializer.prompt(document)
+        assert repr(layout.name) in caught.value.cause
+
+    def law_sizes_are_known_without_building(self) -> None:
+        """The config states no fewer tokens of a picture than there are, and as many rows of the
+        table."""
+        picture = self.subject.frame(self.grid).num_tokens(self.grid)
+        assert self.config.picture_length(self.grid) >= picture
+        size = self.subject.vocabulary.size
+        by_sizes = Vocabulary(
+            self.text_tokenizer().vocab_size + NUM_CONTROL, NUM_CODES, num_sentinels=8
+        )
+        assert self.config.num_ids(by_sizes) in (None, size)
+
+    def law_equal_makes_are_equal(self, data: st.DataObject) -> None:
+        """Equal configs make equal vocabularies, fingerprints and sequences."""
+        again = self.make_again()
+        assert again.vocabulary.to_dict() == self.subject.vocabulary.to_dict()
+        assert again.fingerprint == self.subject.fingerprint
+        document, here = self.document(data), self.serializer
+        there = Serializer(again.vocabulary, self.text_tokenizer(), self.grid, layout=again)
+        assert there.sequence(document).tokens.tolist() == here.sequence(document).tokens.tolist()
+
+
+def _facts(hole: Any) -> tuple[str, int, int | None, list[int] | None]:
+    cells: IntArray | None = hole.cells
+    return hole.kind, hole.max_tokens, hole.ends_with, None if cells is None else cells.tolist()

@@ -1,0 +1,206 @@
+"""The framework's own form: a model folder with recipe, tokenizers and the decoder `llama`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cm3apps.convert.facts import Facts
+from cm3apps.convert.model import ChameleonFiles
+from cm3core.errors import CheckpointError
+from cm3core.recipe import recipe_from_yaml
+from cm3plugins.image_tokenizers.public.names import sizes_of, tamings
+from cm3plugins.trained.tensor_files import open_tensors
+
+if TYPE_CHECKING:
+    from cm3core.plugins.registry import Registry
+    from cm3core.recipe import Recipe
+
+#: Files of the two tokenizers, in the order in which they are looked for.
+TEXT_FILES, IMAGE_FILE = ("text_tokenizer.json", "tokenizer.json"), "vqgan.ckpt"
+#: transformers' names of a layer's tensors -> the decoder `llama`'s.
+_NAMES = (
+    (r"^model\.layers\.(\d+)\.self_attn\.", r"layers.\1."),
+    (r"^model\.layers\.(\d+)\.mlp\.", r"layers.\1."),
+    (r"^model\.layers\.(\d+)\.input_layernorm\.", r"layers.\1.attention_norm."),
+    (r"^model\.layers\.(\d+)\.post_attention_layernorm\.", r"layers.\1.ffn_norm."),
+    (r"^model\.", ""),
+    (r"^lm_head\.", "embed_output."),
+)
+#: What these models were tuned for, in turns of which the last is the answer; and plain captions.
+TASKS: Mapping[str, Any] = {
+    "plain": True,
+    "tasks": {"caption": {"name": "caption"}, "plain_question": {"name": "plain_question"}},
+}
+#: Tokens that a text of a request may have: all but a picture and this many.
+RESERVE = 16
+
+
+def llama_name(name: str) -> str:
+    """The decoder's name of a tensor, of transformers'.
+
+    >>> llama_name("model.layers.3.self_attn.q_norm.weight"), llama_name("lm_head.weight")
+    ('layers.3.q_norm.weight', 'embed_output.weight')
+    """
+    for pattern, replacement in _NAMES:
+        name, changed = re.subn(pattern, replacement, name)
+        if changed and not name.startswith("model."):
+            return name
+    return name
+
+
+def recipe_of(
+    facts: Facts,
+    registry: Registry,
+    *,
+    name: str,
+    layout: str,
+    image_tokenizer: Mapping[str, Any],
+    picture_length: int,
+) -> Recipe:
+    """The recipe of a converted model.
+
+    Args:
+        facts: sizes of its decoder.
+        registry: the installed plugins.
+        name: of the recipe.
+        layout: name of its layout.
+        image_tokenizer: keys of that section besides its name.
+        picture_length: tokens of a picture with what is around it.
+    """
+    room = max(1, facts.context_length - picture_length - RESERVE)
+    sections: dict[str, Any] = {
+        "name": name,
+        "text_tokenizer": {"name": "hf"},
+        "image_tokenizer": {"name": "chameleon", **image_tokenizer},
+        "layout": {"name": layout, "vocab_size": facts.vocab_size},
+        "objective": {"name": "causal"},
+        "decoder": {
+            "name": "llama",
+            "context_length": facts.context_length,
+            "num_layers": facts.num_layers,
+            "d_model": facts.d_model,
+            "num_heads": facts.num_heads,
+            "num_key_heads": facts.num_key_heads,
+            "d_ff": facts.d_ff,
+            "rope_theta": facts.rope_theta,
+            "norm_eps": facts.norm_eps,
+            "qk_norm": "layer_norm",
+            "swin_norm": facts.swin_norm,
+            "tie_embeddings": False,
+        },
+        "attention": {"name": "by_device"},
+        "sampler": {"name": "chameleon" if layout == "chameleon" else "cfg"},
+        # nothing was trained here; for whoever trains on
+        "train": {"steps": 1000, "learning_rate": 1e-5, "z_loss": 1e-5},
+        "data": {"max_text_tokens": room},
+        "generate": {"max_text_tokens": min(256, room), "num_images": 1, "retrieve": False},
+    }
+    if layout == "lumina":
+        sections["sampler"] |= {
+            "guidance_scale": 4.0,
+            "plausible_top_p": 1.0,
+            "top_k": 2000,
+            "temperature": 1.0,
+        }
+    return recipe_from_yaml(json.dumps(sections), registry, label=name)
+
+
+def write_cm3(
+    model: ChameleonFiles,
+    folder: Path,
+    tokenizers: Path,
+    *,
+    layout: str,
+    name: str,
+    resolution: int,
+    width: int | None,
+) -> None:
+    """Write a model folder into an empty folder.
+
+    Args:
+        model: what to write.
+        folder: is there.
+        tokenizers: folder with the text tokenizer's file and `vqgan.ckpt`.
+        layout: name of the layout.
+        name: of the recipe.
+        resolution, width: of pictures, in pixels; width None: as the height.
+
+    Raises:
+        CM3Error: a tokenizer's file is missing, damaged, or of another model.
+    """
+    from cm3core.build import image_tokenizer_of
+    from cm3core.checkpoint.state import CheckpointState
+    from cm3core.checkpoint.writing import write_model
+    from cm3core.plugins.discovery import load_registry
+    from cm3core.sequence.of_recipe import layout_of
+
+    registry = load_registry()
+    text_file = _text_file(tokenizers)
+    image_keys = {**_sizes_of_codes(tokenizers / IMAGE_FILE), "resolution": resolution}
+    if width is not None:
+        image_keys["width"] = width
+    keys: dict[str, Any] = {"name": name, "layout": layout, "image_tokenizer": image_keys}
+    first = recipe_of(model.facts, registry, **keys, picture_length=0)
+    assert first.layout is not None
+    assert first.image_tokenizer is not None
+    length = first.layout.picture_length(first.image_tokenizer.grid)
+    recipe = recipe_of(model.facts, registry, **keys, picture_length=length)
+    recipe.check()
+    assert recipe.text_tokenizer is not None
+    assert recipe.image_tokenizer is not None
+    files: dict[str, Any] = {"path": str(text_file)}
+    text_tokenizer = replace(recipe.text_tokenizer, **files).build(None)
+    files = {"weights": str(tokenizers / IMAGE_FILE)}
+    image_tokenizer = image_tokenizer_of(replace(recipe.image_tokenizer, **files), None, registry)
+    own = layout_of(recipe, text_tokenizer, image_tokenizer, registry)
+    state = CheckpointState(
+        step=0,
+        vocabulary=own.vocabulary.to_dict(),
+        fingerprints={
+            "text_tokenizer": text_tokenizer.fingerprint,
+            "image_tokenizer": image_tokenizer.fingerprint,
+            "vocabulary": own.vocabulary.fingerprint,
+            "layout": own.fingerprint,
+        },
+        max_spans=0,
+    )
+    weights = {llama_name(part): lazy for part, lazy in model.tensors.items()}
+    parts = recipe, registry, text_tokenizer, image_tokenizer
+    write_model(folder, weights, state, *parts, tasks=TASKS)
+
+
+def _text_file(folder: Path) -> Path:
+    """The text tokenizer's file."""
+    found = next((folder / name for name in TEXT_FILES if (folder / name).is_file()), None)
+    if found is None:
+        raise CheckpointError(
+            str(folder),
+            f"has no {' or '.join(TEXT_FILES)}",
+            "give the folder `tokenizer` that was published with the model (--tokenizer)",
+        )
+    return found
+
+
+def _sizes_of_codes(path: Path) -> dict[str, int]:
+    """Keys of the image tokenizer that its file decides."""
+    if not path.is_file():
+        raise CheckpointError(
+            str(path),
+            "there is no such file",
+            "put Meta's vqgan.ckpt beside the text tokenizer: files of transformers have no decoder "
+            "of pictures",
+        )
+    with open_tensors(path) as file:
+        tensors = tamings(file.all())
+    try:
+        arch = sizes_of(tensors).arch
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(
+            str(path), f"is not a VQ tokenizer ({error})", "give tokenizer/vqgan.ckpt"
+        ) from error
+    return {"num_codes": arch.codebook_size, "downsampling": arch.downsampling}

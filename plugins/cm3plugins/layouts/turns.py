@@ -1,0 +1,179 @@
+"""Layouts of conversations: a request, the end of a turn, an answer, the end of a turn.
+
+    begin  request ...  turn_end  answer  turn_end
+
+The last segment of a document is the answer, what is before it the request; a document of one segment
+is a text or a picture without a request. Two texts side by side are two turns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+
+from cm3core.errors import DocumentError
+from cm3core.interfaces.layout import Boundary, Frame, Layout
+from cm3core.interfaces.text_tokenizer import TextTokenizer
+from cm3core.vocab import GivenVocabulary, IdRanges
+
+#: Latent cells that Lumina-mGPT's size tokens count in: 32 pixels are two codes of 16.
+CELLS_PER_SIZE = 2
+
+
+@dataclass(frozen=True)
+class TurnTokens:
+    """Ids that a conversation's layout writes.
+
+    Args:
+        begin: of a sequence.
+        turn_end: behind each turn.
+        opening, closing: before and behind a picture; sizes are not among them.
+        row_end: behind each row of codes.
+        hides_all: see `Layout`.
+    """
+
+    begin: tuple[int, ...]
+    turn_end: tuple[int, ...]
+    opening: tuple[int, ...]
+    closing: tuple[int, ...]
+    row_end: tuple[int, ...] = ()
+    hides_all: bool = False
+
+
+class TurnLayout(Layout):
+    """A layout of turns.
+
+    Args:
+        name: in messages.
+        vocabulary: its ids.
+        tokens: what is written around segments.
+    """
+
+    def __init__(self, name: str, vocabulary: GivenVocabulary, tokens: TurnTokens) -> None:
+        self._name, self._vocabulary, self.tokens = name, vocabulary, tokens
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def vocabulary(self) -> GivenVocabulary:
+        return self._vocabulary
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the tokens and of what sizes are written with."""
+        facts = json.dumps([self._name, asdict(self.tokens), self._size_facts()])
+        return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+    @property
+    def begin(self) -> tuple[int, ...]:
+        return self.tokens.begin
+
+    @property
+    def end(self) -> tuple[int, ...]:
+        return self.tokens.turn_end
+
+    @property
+    def hides_all(self) -> bool:
+        return self.tokens.hides_all
+
+    def between(self, boundary: Boundary) -> tuple[int, ...]:
+        """The end of a turn, where one ends; none within a request whose texts are hidden."""
+        both_text = boundary.before == boundary.after == "text"
+        ends = not boundary.text_hidden and (boundary.is_last or both_text)
+        return self.tokens.turn_end if ends or boundary.starts_document else ()
+
+    def frame(self, grid: tuple[int, int]) -> Frame:
+        opening = (*self.tokens.opening, *self._sizes(grid))
+        return Frame(opening, self.tokens.row_end, self.tokens.closing)
+
+    def _sizes(self, grid: tuple[int, int]) -> tuple[int, ...]:
+        """Ids behind the token that begins a picture; raises `DocumentError` for a grid that can't
+        be written."""
+        return ()
+
+    def _size_facts(self) -> list[int]:
+        """What decides `_sizes`."""
+        return []
+
+
+class LuminaLayout(TurnLayout):
+    """A layout of turns with size tokens; `sizes`: id of each height or width in 32 pixels."""
+
+    def __init__(
+        self,
+        name: str,
+        vocabulary: GivenVocabulary,
+        tokens: TurnTokens,
+        sizes: Mapping[int, int],
+    ) -> None:
+        super().__init__(name, vocabulary, tokens)
+        self.sizes = dict(sizes)
+
+    def _sizes(self, grid: tuple[int, int]) -> tuple[int, ...]:
+        counts = [side // CELLS_PER_SIZE for side in grid]
+        if any(side % CELLS_PER_SIZE for side in grid) or not set(counts) <= self.sizes.keys():
+            raise no_such_grid(
+                self.name,
+                grid,
+                "has no tokens for its size, which counts in two codes (32 pixels)",
+                "choose sides that are multiples of 32 pixels (image_tokenizer.resolution, "
+                "image_tokenizer.width)",
+            )
+        return tuple(self.sizes[count] for count in counts)
+
+    def _size_facts(self) -> list[int]:
+        return [one for pair in sorted(self.sizes.items()) for one in pair]
+
+
+class Emu3Layout(TurnLayout):
+    """A layout of documents with sizes as text.
+
+    Args:
+        vocabulary, tokens: see `TurnLayout`.
+        picture_start: id behind the size.
+        text_tokenizer: of the size.
+    """
+
+    def __init__(
+        self,
+        vocabulary: GivenVocabulary,
+        tokens: TurnTokens,
+        picture_start: int,
+        text_tokenizer: TextTokenizer,
+    ) -> None:
+        super().__init__("emu3", vocabulary, tokens)
+        self._picture_start, self._text_tokenizer = picture_start, text_tokenizer
+
+    def between(self, boundary: Boundary) -> tuple[int, ...]:
+        """Nothing between a text and its picture; what ends a sequence between two texts and between
+        documents."""
+        both_text = boundary.before == boundary.after == "text" and not boundary.text_hidden
+        return self.tokens.turn_end if both_text or boundary.starts_document else ()
+
+    def _sizes(self, grid: tuple[int, int]) -> tuple[int, ...]:
+        return (*self._text_tokenizer.encode(f"{grid[0]}*{grid[1]}"), self._picture_start)
+
+    def _size_facts(self) -> list[int]:
+        return [self._picture_start]
+
+
+def text_between(size: int, special: set[int]) -> IdRanges:
+    """Ids 0..size-1 that are not special, as ranges.
+
+    >>> text_between(6, {0, 1, 3})
+    (range(2, 3), range(4, 6))
+    """
+    cuts = [-1, *sorted(one for one in special if one < size), size]
+    return tuple(range(a + 1, b) for a, b in pairwise(cuts) if b > a + 1)
+
+
+def no_such_grid(name: str, grid: tuple[int, int], cause: str, next_step: str) -> DocumentError:
+    """The error of a grid that a layout can't write."""
+    return DocumentError(
+        f"layout {name}", f"a picture of {grid[0]} x {grid[1]} codes {cause}", next_step
+    )
