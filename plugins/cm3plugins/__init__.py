@@ -54,8 +54,12 @@ def cm3_image_tokenizers() -> Mapping[str, type[ImageTokenizerConfig]]:
 
     return {
         "chameleon": public.ChameleonVQConfig,
+        "dall_e": public.DalleConfig,
+        "emu3": public.Emu3VQConfig,
+        "ibq": public.IBQConfig,
         "ldm": public.LDMConfig,
         "llamagen": public.LlamaGenVQConfig,
+        "movq": public.MoVQConfig,
         "patches": PatchTokenizerConfig,
         "taming": public.TamingConfig,
         "vqgan": VQGANConfig,

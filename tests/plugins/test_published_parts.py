@@ -33,7 +33,7 @@ def write_image_tokenizer(path: Path) -> None:
         patch_size=1,
         norm_groups=32,
     )
-    state = PublicVQ(Sizes(arch, gumbel=True), l2_normalize=False).state_dict()
+    state = PublicVQ(Sizes(arch, gumbel=True, network="vqgan"), "gumbel").state_dict()
     torch.save({"epoch": 1, "state_dict": collections.OrderedDict(state)}, path)
 
 

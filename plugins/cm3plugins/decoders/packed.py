@@ -121,7 +121,12 @@ class PackedInference(InferenceDecoder):
 
     @abstractmethod
     def through_layers(
-        self, x_ME: Tensor, positions_BT: Tensor, cache: CM3LeonCache, reading: Reading
+        self,
+        x_ME: Tensor,
+        positions_BT: Tensor,
+        cells_BT: Tensor | None,
+        cache: CM3LeonCache,
+        reading: Reading,
     ) -> Tensor:
         """All blocks, and the final normalisation, of the padded rows `x_ME`, which may be changed.
 
@@ -186,7 +191,8 @@ class PackedInference(InferenceDecoder):
         x_ME = x_BTE.reshape(B * T, E)
         if self.on_cpu:
             x_ME = padded(x_ME)
-        return self.through_layers(x_ME, positions_BT, cache, reading)[: B * T].view(B, T, E)
+        through = self.through_layers(x_ME, positions_BT, cells_BT, cache, reading)
+        return through[: B * T].view(B, T, E)
 
     def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
         everything = range(self.vocab_size)

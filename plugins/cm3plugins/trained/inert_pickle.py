@@ -119,8 +119,11 @@ class _Machine:
                     self.stack[-1][key] = value
 
 
-def follow(pickled: bytes) -> object:
+def follow(pickled: Any) -> object:
     """The content of a pickle, with records in place of everything that it would call.
+
+    Args:
+        pickled: its bytes, or a file that is read from where it is to the pickle's end.
 
     Raises:
         ValueError: it has an opcode that checkpoints don't need, or does not end.

@@ -7,6 +7,7 @@ model takes the memory of its largest tensor.
 from __future__ import annotations
 
 import math
+import mmap
 import pickle
 import warnings
 import zipfile
@@ -193,6 +194,73 @@ class _Loaded(TensorFile):
         return self._tensors[name]
 
 
+class _Stream(TensorFile):
+    """That format followed, not loaded: what names classes that `torch.load` refuses.
+
+    Five pickles (a number, the version, the machine, the content, the storages' keys), then each
+    storage's length and numbers.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with (
+            path.open("rb") as opened,
+            mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as file,
+        ):
+            number, _, _, content, keys = (follow(file) for _ in range(5))
+            if number != torch.serialization.MAGIC_NUMBER or not isinstance(keys, list):
+                raise ValueError("it is not of torch.save")
+            found = _weights(content)
+            records = {name: _tensor_record(value) for name, value in found.items()}
+            self.others = tuple(name for name, record in records.items() if record is None)
+            held = {name: record for name, record in records.items() if record is not None}
+            kinds = {_storage(one)[2]: _STORAGES[_storage(one)[1]] for one in held.values()}
+            storages: dict[str, Tensor] = {}
+            for key in keys:
+                count = int.from_bytes(file.read(8), "little")
+                if key not in kinds:
+                    raise ValueError(f"storage {key} is no tensor's")
+                size = count * kinds[key].itemsize
+                if size > len(file) - file.tell():
+                    raise EOFError(f"storage {key} ends after {len(file) - file.tell():,} bytes")
+                data = bytearray(file.read(size))
+                storages[key] = torch.frombuffer(data, dtype=kinds[key]) if data else torch.empty(0)
+        self._tensors = {name: _cut(record, storages) for name, record in held.items()}
+        self.entries = {
+            name: Entry(tuple(tensor.shape), tensor.dtype) for name, tensor in self._tensors.items()
+        }
+
+    def _tensor(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+
+def _storage(record: Record) -> tuple[str, str, str]:
+    """What a tensor's storage is called in its pickle: "storage", its kind and its key."""
+    arguments: Any = record.arguments
+    what, kind, key = arguments[0].identity[:3]
+    return what, kind.name.removeprefix("torch "), key
+
+
+def _cut(record: Record, storages: Mapping[str, Tensor]) -> Tensor:
+    """A tensor of its storage's numbers."""
+    arguments: Any = record.arguments
+    _, offset, size, stride = arguments[:4]
+    numbers = storages[_storage(record)[2]]
+    if 0 in size:
+        return torch.zeros(tuple(size), dtype=numbers.dtype)
+    if min((offset, *size, *stride), default=0) < 0 or math.prod(size) > len(numbers):
+        raise ValueError(f"a tensor of size {size}, stride {stride}, offset {offset}")
+    return numbers.as_strided(size, stride, offset).clone()
+
+
+def _old(path: Path) -> TensorFile:
+    """A file of the format before version 1.6."""
+    try:
+        return _Loaded(path)
+    except pickle.UnpicklingError:
+        return _Stream(path)
+
+
 @contextmanager
 def open_tensors(path: Path) -> Iterator[TensorFile]:
     """Open a file of tensors.
@@ -228,7 +296,7 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
             yield _with_tensors(file)
     else:
         with _reported(path):
-            file = _Loaded(path)
+            file = _old(path)
         yield _with_tensors(file)
 
 
@@ -254,12 +322,33 @@ def _reported(path: Path) -> Iterator[None]:
 
 
 def _weights(content: object) -> dict[str, object]:
-    """The weights in a checkpoint's content: the dict below one of `WRAPPERS`, or itself."""
+    """The weights in a checkpoint's content: the dict below one of `WRAPPERS`, or itself; of a module
+    that was saved as a whole, its parameters and buffers."""
+    if isinstance(content, Record) and isinstance(content.state, dict):
+        return dict(_of_module(content))
     if not isinstance(content, dict):
         raise ValueError(f"holds a {type(content).__name__}, not tensors by name")
     wrapped = [content[key] for key in WRAPPERS if isinstance(content.get(key), dict)]
     values: dict[object, object] = wrapped[0] if wrapped else content
     return {name: value for name, value in values.items() if isinstance(name, str)}
+
+
+def _of_module(module: Record) -> Iterator[tuple[str, object]]:
+    """Names and records of a module's parameters and buffers, from the top down."""
+    waiting: list[tuple[str, object]] = [("", module)]
+    seen: set[int] = set()
+    while waiting:
+        prefix, item = waiting.pop()
+        if not isinstance(item, Record) or not isinstance(item.state, dict) or id(item) in seen:
+            continue
+        seen.add(id(item))
+        for kind in ("_parameters", "_buffers"):
+            held = item.state.get(kind)
+            if isinstance(held, dict):
+                yield from ((f"{prefix}{name}", value) for name, value in held.items())
+        children = item.state.get("_modules")
+        if isinstance(children, dict):
+            waiting += [(f"{prefix}{name}.", child) for name, child in children.items()]
 
 
 def _tensor_record(value: object) -> Record | None:

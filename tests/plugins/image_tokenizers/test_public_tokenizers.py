@@ -3,7 +3,6 @@ weights under each publisher's names; what is refused."""
 
 from __future__ import annotations
 
-import collections
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from transformers import ChameleonVQVAE, ChameleonVQVAEConfig, JanusVQVAE, Janus
 
 from cm3core.errors import CheckpointError, RecipeError
 from cm3core.testing.image_tokenizer import ImageTokenizerContract
+from cm3plugins.image_tokenizers.by_network import to_input
 from cm3plugins.image_tokenizers.public.config import (
     ChameleonVQConfig,
     LDMConfig,
@@ -27,88 +27,15 @@ from cm3plugins.image_tokenizers.public.config import (
     TamingConfig,
 )
 from cm3plugins.image_tokenizers.public.tokenizer import PublicTokenizer
-from cm3plugins.image_tokenizers.vqgan.tokenizer import to_input
-
-#: A network of two levels: 2 px a code.
-TINY: dict[str, Any] = {"num_codes": 24, "downsampling": 2, "resolution": 16}
-
-
-def pictures(height: int = 16, width: int = 16) -> np.ndarray[Any, Any]:
-    return np.random.default_rng(0).integers(0, 256, (3, height, width, 3), dtype=np.uint8)
-
-
-def noisy(model: Any) -> Any:
-    """A model with biases and norms that count."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            scale = 1.0 if "embed" in name else 0.1
-            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
-
-
-def diffusers_model(*, level_attention: bool, embed_dim: int = 6) -> VQModel:
-    torch.manual_seed(0)
-    kind = "Attn" if level_attention else ""
-    return noisy(
-        VQModel(
-            down_block_types=("DownEncoderBlock2D", f"{kind}DownEncoderBlock2D"),
-            up_block_types=(f"{kind}UpDecoderBlock2D", "UpDecoderBlock2D"),
-            block_out_channels=(32, 64),
-            layers_per_block=2,
-            latent_channels=6,
-            num_vq_embeddings=24,
-            vq_embed_dim=embed_dim,
-            norm_num_groups=32,
-            sample_size=16,
-        )
-    )
-
-
-def taming_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """diffusers' names -> taming's, the inverse of what the reader does, written on its own."""
-    renamed = {}
-    for name, tensor in state.items():
-        side, _, rest = name.partition(".")
-        rest = rest.replace("mid_block.resnets.0", "mid.block_1")
-        rest = rest.replace("mid_block.resnets.1", "mid.block_2")
-        rest = rest.replace("mid_block.attentions.0", "mid.attn_1")
-        rest = rest.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
-        if match := re.match(r"(down|up)_blocks\.(\d)\.(\w+)\.(\d)\.(.*)", rest):
-            way, level, kind, number, last = match.groups()
-            level = level if way == "down" else str(1 - int(level))
-            kind = {"resnets": f"block.{number}", "attentions": f"attn.{number}"}.get(
-                kind, f"{way}sample"
-            )
-            rest = f"{way}.{level}.{kind}.{last}"
-        if ".attn" in rest:
-            rest = rest.replace("group_norm", "norm").replace("to_out.0", "proj_out")
-            rest = re.sub(r"to_([qkv])", r"\1", rest)
-            tensor = tensor[:, :, None, None] if tensor.ndim == 2 else tensor
-        renamed[f"{side}.{rest}" if rest else side] = tensor
-    return renamed
-
-
-def lightning(path: Path, state: dict[str, Tensor]) -> Path:
-    """A file as taming publishes: weights below state_dict, with those of its losses."""
-    content = {
-        "epoch": 12,
-        "state_dict": collections.OrderedDict(
-            state
-            | {
-                "loss.discriminator.main.0.weight": torch.zeros(2, 3, 4, 4),
-                "loss.perceptual_loss.lin0.model.1.weight": torch.zeros(1, 2, 1, 1),
-            }
-        ),
-        "optimizer_states": [{"state": {}}],
-    }
-    torch.save(content, path)
-    return path
-
-
-def pixels_of(tokenizer: PublicTokenizer, codes_NYX: Tensor) -> Tensor:
-    with torch.no_grad():
-        return tokenizer.model.decode(codes_NYX)
+from published_networks import (
+    TINY,
+    diffusers_model,
+    lightning,
+    noisy,
+    pictures,
+    pixels_of,
+    taming_names,
+)
 
 
 def assert_equals_diffusers(tokenizer: PublicTokenizer, model: VQModel) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cm3core.errors import DataError, RecipeError
+from cm3plugins.image_tokenizers.by_network import to_input
 from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig
 from cm3plugins.image_tokenizers.vqgan.model import SquareEncoder, VQModel
 from cm3plugins.image_tokenizers.vqgan.settings import (
@@ -21,7 +22,7 @@ from cm3plugins.image_tokenizers.vqgan.settings import (
     facts,
 )
 from cm3plugins.image_tokenizers.vqgan.squares import fit_squares
-from cm3plugins.image_tokenizers.vqgan.tokenizer import VQGANTokenizer, to_input
+from cm3plugins.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
 from cm3plugins.image_tokenizers.vqgan.training import train_image_tokenizer
 
 ARCH = VQGANArchitecture(

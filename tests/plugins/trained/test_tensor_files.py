@@ -305,3 +305,34 @@ def test_what_is_no_file_of_tensors_is_refused(tmp_path: Path, write: Any, cause
         read(path)
     assert str(raised.value).startswith(f"{path}: {cause}"), raised.value
     assert json.dumps(raised.value.next_step)
+
+
+class NotInstalled(nn.Module):
+    """Stands for a module of a package that the reader does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 2)
+        self.w = nn.Parameter(torch.arange(6.0).view(2, 3).t())
+        self.register_buffer("count", torch.tensor([7]))
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_a_module_saved_as_a_whole_is_its_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_format: bool
+) -> None:
+    """Its class is never looked up: reading works when it is gone."""
+    module = NotInstalled()
+    path = tmp_path / "module.pkl"
+    torch.save(module, path, _use_new_zipfile_serialization=new_format)
+    expected = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    monkeypatch.delitem(globals(), "NotInstalled")
+    found = read(path)
+    assert set(found) == {"inner.weight", "inner.bias", "w", "count"}
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    whole = path.read_bytes()
+    for length in (len(whole) - 3, len(whole) // 2, 40):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match="not a readable file of tensors"):
+            read(path)

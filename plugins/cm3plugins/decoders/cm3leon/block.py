@@ -6,25 +6,15 @@ Legend: B rows, T tokens, H heads, K key heads (= H), D head dimension, E model 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cm3core.interfaces.attention import AttentionBackend
 from cm3plugins.decoders.cm3leon.products import LAYER_NORM_EPS, layer_norm
 from cm3plugins.decoders.cm3leon.settings import CM3LeonSettings
-
-
-@dataclass
-class Context:
-    """Shared by all blocks of one forward: the backend and the visibility."""
-
-    attention: AttentionBackend
-    kv_start_BT: Tensor | None
-    plan: Any
+from cm3plugins.decoders.transformer import Context
 
 
 class Block(nn.Module):

@@ -63,7 +63,12 @@ class CM3LeonInference(PackedInference):
         ]
 
     def through_layers(
-        self, x_ME: Tensor, positions_BT: Tensor, cache: CM3LeonCache, reading: Reading
+        self,
+        x_ME: Tensor,
+        positions_BT: Tensor,
+        cells_BT: Tensor | None,
+        cache: CM3LeonCache,
+        reading: Reading,
     ) -> Tensor:
         B, T, dtype = len(cache.rows), reading.num_tokens, self.dtype
         M = B * T

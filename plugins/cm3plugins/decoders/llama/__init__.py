@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cm3core.interfaces.attention import AttentionBackend
     from cm3plugins.decoders.llama.model import LlamaDecoder
 
+ROPES = ("1d", "2d")
 QK_NORMS = ("none", "layer_norm", "rms_norm")
 
 
@@ -28,7 +29,7 @@ QK_NORMS = ("none", "layer_norm", "rms_norm")
 class LlamaConfig(LlamaSettings, DecoderConfig):
     """RMSNorm, SwiGLU, rotary positions, grouped-query attention (Llama, Chameleon, Qwen).
 
-    No learned positions and no positions in the picture's grid. The defaults have Chameleon's norms
+    No learned positions; `rope: 2d` rotates by a picture's rows and columns (LlamaGen). The defaults have Chameleon's norms
     and the size of the paper's 350M model; other models are this class with other numbers.
     """
 
@@ -65,6 +66,16 @@ class LlamaConfig(LlamaSettings, DecoderConfig):
         check_value(
             "decoder.head_dim", self.head_size, self.head_size % 2 == 0, must_be="even: it rotates"
         )
+        if self.rope not in ROPES:
+            raise RecipeError(
+                "decoder.rope", f"{self.rope!r} is not known", close_match(self.rope, ROPES)
+            )
+        check_value(
+            "decoder.head_dim",
+            self.head_size,
+            self.rope == "1d" or self.head_size % 4 == 0,
+            must_be="a multiple of 4: half rotates by the row, half by the column",
+        )
         if self.num_heads % self.key_heads:
             raise RecipeError(
                 "decoder.num_key_heads",
@@ -94,6 +105,10 @@ class LlamaConfig(LlamaSettings, DecoderConfig):
     def attention_head_dim(self) -> int:
         """`head_dim`, or `d_model` / `num_heads`."""
         return self.head_size
+
+    def cache_bytes(self, num_tokens: int, itemsize: int) -> int:
+        """A key and a value of each key head a layer."""
+        return 2 * num_tokens * self.num_layers * self.key_heads * self.head_size * itemsize
 
     def num_parameters(self, vocabulary: Vocabulary, grid: tuple[int, int]) -> int:
         """Number of parameters of the decoder that `build` returns, by arithmetic."""
@@ -161,4 +176,4 @@ class LlamaConfig(LlamaSettings, DecoderConfig):
         from cm3plugins.decoders.llama.model import LlamaDecoder
 
         self.check()
-        return LlamaDecoder(self, vocabulary.size, attention)
+        return LlamaDecoder(self, vocabulary.size, attention, grid)

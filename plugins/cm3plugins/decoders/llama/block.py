@@ -7,16 +7,16 @@ feed-forward dimension, G norms.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cm3core.interfaces.attention import AttentionBackend
 from cm3plugins.decoders.llama.rotary import rotated
 from cm3plugins.decoders.llama.settings import LlamaSettings
+from cm3plugins.decoders.transformer import Context
 
 
 class RMSNorm(nn.Module):
@@ -58,12 +58,9 @@ class HeadNorm(nn.Module):
 
 
 @dataclass
-class Context:
-    """Shared by all blocks of one forward: the backend, the visibility and the rotation."""
+class Turned(Context):
+    """What all blocks of one forward share, with the rotation of its tokens."""
 
-    attention: AttentionBackend
-    kv_start_BT: Tensor | None
-    plan: Any
     turn: tuple[Tensor, Tensor]
 
 
@@ -88,7 +85,7 @@ class Block(nn.Module):
         self.q_norm = HeadNorm(H, config) if normed else nn.Identity()
         self.k_norm = HeadNorm(K, config) if normed else nn.Identity()
 
-    def forward(self, x_BTE: Tensor, context: Context) -> Tensor:
+    def forward(self, x_BTE: Tensor, context: Turned) -> Tensor:
         if self.config.swin_norm:
             x_BTE = x_BTE + self._drop(self.attention_norm(self.attention(x_BTE, context)))
             return x_BTE + self._drop(self.ffn_norm(self.feed_forward(x_BTE)))
@@ -98,7 +95,7 @@ class Block(nn.Module):
     def _drop(self, x_BTE: Tensor) -> Tensor:
         return F.dropout(x_BTE, self.config.dropout, self.training)
 
-    def attention(self, x_BTE: Tensor, context: Context) -> Tensor:
+    def attention(self, x_BTE: Tensor, context: Turned) -> Tensor:
         q_BTHD, k_BTKD, v_BTKD = (
             rearrange(project(x_BTE), "B T (H D) -> B T H D", D=self.config.head_size)
             for project in (self.q_proj, self.k_proj, self.v_proj)

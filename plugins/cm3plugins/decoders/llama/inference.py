@@ -82,9 +82,14 @@ class LlamaInference(PackedInference):
         )
 
     def through_layers(
-        self, x_ME: Tensor, positions_BT: Tensor, cache: CM3LeonCache, reading: Reading
+        self,
+        x_ME: Tensor,
+        positions_BT: Tensor,
+        cells_BT: Tensor | None,
+        cache: CM3LeonCache,
+        reading: Reading,
     ) -> Tensor:
-        turn = self.decoder.rotary.at(positions_BT)
+        turn = self.decoder.rotary.of_tokens(positions_BT, cells_BT)
         swin = self.decoder.config.swin_norm
         for number, layer in enumerate(self._layers):
             block = layer.block

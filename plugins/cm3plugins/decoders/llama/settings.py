@@ -21,9 +21,14 @@ class LlamaSettings:
         num_heads: heads of queries.
         num_key_heads: heads of keys and values, a divisor of `num_heads`: grouped-query attention.
             None: as many as queries have.
-        head_dim: dimension of a head, even. None: d_model / num_heads.
+        head_dim: dimension of a head, even; with `rope: 2d` a multiple of 4. None: d_model /
+            num_heads.
         d_ff: width of the feed-forward layer. None: 8/3 of `d_model`, rounded up to a multiple of
             256.
+        rope: what queries and keys turn by: "1d" for the position in the sequence, "2d" for the row
+            and the column of an image code in its picture, where queries and keys of all other
+            tokens are zero (LlamaGen). With "2d" the order of a text's words counts for little: it
+            is for pictures of a class.
         rope_theta: base of the rotation's wavelengths.
         norm_eps: added to the variance by every normalisation.
         qk_norm: normalisation of queries and keys over the head dimension: "none", "layer_norm"
@@ -50,6 +55,7 @@ class LlamaSettings:
     num_key_heads: int | None = None
     head_dim: int | None = None
     d_ff: int | None = None
+    rope: str = "1d"
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
     qk_norm: str = "layer_norm"

@@ -63,6 +63,7 @@ class PublicVQConfig(ImageTokenizerConfig):
             self.resolution or known.resolution,
             known.quantizer,
             known.file,
+            known.network,
         )
 
     @property
@@ -126,7 +127,12 @@ class PublicVQConfig(ImageTokenizerConfig):
             self.image_size,
             sha256=self.weights_sha256,
             others=self.published,
+            second=self.second_file(),
         )
+
+    def second_file(self) -> Path | None:
+        """The decoder's file, where the decoder has its own; checked against its hash."""
+        return None
 
     def load(self, folder: Path) -> PublicTokenizer:
         """Load the tokenizer saved in a checkpoint's folder; `weights` and its hash are ignored."""
@@ -191,3 +197,93 @@ class LlamaGenVQConfig(PublicVQConfig):
     }
 
     model: str = "vq_16"
+
+
+@dataclass(kw_only=True)
+class IBQConfig(PublicVQConfig):
+    """Tokenizers with large codebooks (IBQ, Shi et al. 2024, arXiv:2412.02692), and Emu3.5's.
+
+    Files of a training hold moving averages of the weights too, and those are read, as IBQ's own
+    evaluation does.
+    """
+
+    published: ClassVar[Mapping[str, Published]] = {
+        "ibq_1024": Published(1024, 16, 256, "dot", "IBQ-Tokenizer-1024, imagenet256_1024.ckpt"),
+        "ibq_8192": Published(8192, 16, 256, "dot", "IBQ-Tokenizer-8192, imagenet256_8192.ckpt"),
+        "ibq_16384": Published(
+            16_384, 16, 256, "dot", "IBQ-Tokenizer-16384, imagenet256_16384.ckpt"
+        ),
+        "ibq_262144": Published(
+            262_144, 16, 256, "dot", "IBQ-Tokenizer-262144, imagenet256_262144.ckpt"
+        ),
+        "emu3_5": Published(131_072, 16, 512, "dot", "Emu3.5-VisionTokenizer, model.ckpt"),
+    }
+
+    model: str = "ibq_16384"
+
+
+@dataclass(kw_only=True)
+class MoVQConfig(PublicVQConfig):
+    """MoVQGAN's tokenizers (Zheng et al. 2022, arXiv:2209.09002), as Kandinsky and Lumina-mGPT 2 use."""
+
+    published: ClassVar[Mapping[str, Published]] = {
+        f"movqgan_{size}": Published(16_384, 8, 256, "l2", f"movqgan_{size}.ckpt", "movq")
+        for size in ("67M", "102M", "270M")
+    } | {
+        "kandinsky": Published(
+            16_384, 8, 256, "l2", "movq, diffusion_pytorch_model.safetensors", "movq"
+        )
+    }
+
+    model: str = "movqgan_270M"
+
+
+@dataclass(kw_only=True)
+class Emu3VQConfig(PublicVQConfig):
+    """Emu3's tokenizer of videos (Wang et al. 2024, arXiv:2409.18869), for still pictures."""
+
+    published: ClassVar[Mapping[str, Published]] = {
+        "emu3": Published(32_768, 8, 512, "l2", "Emu3-VisionTokenizer, model.safetensors", "emu3"),
+    }
+
+    model: str = "emu3"
+
+
+@dataclass(kw_only=True)
+class DalleConfig(PublicVQConfig):
+    """DALL-E's discrete VAE (Ramesh et al. 2021, arXiv:2102.12092): `weights` is its encoder.
+
+    Its pictures are much worse than those of `taming`'s gumbel_f8, which has as many codes.
+
+    Args:
+        decoder_weights: path of the decoder's file.
+        decoder_weights_sha256: if given, that file's hash must be this.
+    """
+
+    published: ClassVar[Mapping[str, Published]] = {
+        "dall_e": Published(8192, 8, 256, "gumbel", "encoder.pkl", "dvae"),
+    }
+
+    model: str = "dall_e"
+    decoder_weights: str | None = None
+    decoder_weights_sha256: str | None = None
+
+    def second_file(self) -> Path:
+        """The decoder's file."""
+        from cm3plugins.image_tokenizers.public.files import check_hash
+
+        if self.decoder_weights is None:
+            raise CheckpointError(
+                "image_tokenizer.decoder_weights",
+                "is null: the decoder of DALL-E's tokenizer has a file of its own",
+                "set image_tokenizer.decoder_weights to your copy of decoder.pkl",
+            )
+        path = user_path(self.decoder_weights)
+        check_hash(path, self.decoder_weights_sha256, "decoder_weights_sha256")
+        return path
+
+    def check(self) -> None:
+        """As the base; the network halves the sides three times, whatever the file."""
+        super().check()
+        factor = self.facts.downsampling
+        check_value("image_tokenizer.downsampling", factor, factor == 8, must_be="8")

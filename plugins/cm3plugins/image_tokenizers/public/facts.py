@@ -13,9 +13,11 @@ class Published:
         num_codes: of its codebook.
         downsampling: pixels per side of one code.
         resolution: pixels per side of the pictures that it was trained on.
-        quantizer: "l2" (nearest code), "l2_normalized" (nearest on the unit sphere) or "gumbel"
-            (the largest logit).
+        quantizer: "l2" (nearest code), "l2_normalized" (nearest on the unit sphere), "dot" (largest
+            inner product) or "gumbel" (largest of the logits that a layer computes).
         file: what its publisher calls it.
+        network: "vqgan", "movq" (norms of the decoder see the latent), "emu3" (that, with layers over
+            time, for videos) or "dvae" (DALL-E's).
     """
 
     num_codes: int
@@ -23,3 +25,4 @@ class Published:
     resolution: int
     quantizer: str
     file: str
+    network: str = "vqgan"

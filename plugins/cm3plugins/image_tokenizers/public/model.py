@@ -1,6 +1,8 @@
-"""The network of published tokenizers: the VQGAN's encoder and decoder around one of three quantisers.
+"""The network of published tokenizers: the VQGAN's encoder and decoder around one of four quantisers.
 
-Legend: B pictures, H W pixels, D code dimension, Y X code grid, K codebook entries.
+MoVQGAN's decoder has norms that see the latent, Emu3's has layers over time as well.
+
+Legend: B pictures, H W pixels, D code dimension, Y X code grid, K codebook entries, N positions.
 """
 
 from __future__ import annotations
@@ -11,7 +13,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from cm3plugins.image_tokenizers.public.names import Sizes
+from cm3plugins.image_tokenizers.public.over_time import StillConv, StillDecoder, StillEncoder
 from cm3plugins.image_tokenizers.vqgan.model import Decoder, Encoder, VectorQuantizer
+from cm3plugins.image_tokenizers.vqgan.norms import spatial_norms
+
+#: Inner products with code vectors that are in memory at a time: there are up to 262,144 vectors.
+_PRODUCTS = 2**25
 
 
 class GumbelQuantizer(nn.Module):
@@ -48,25 +55,42 @@ class NearestQuantizer(VectorQuantizer):
         return codes_BYX
 
 
+class DotQuantizer(NearestQuantizer):
+    """The code of the largest inner product (IBQ, Shi et al. 2024, arXiv:2412.02692, equation 3)."""
+
+    def nearest(self, z_ND: Tensor, codebook_KD: Tensor) -> Tensor:
+        parts = z_ND.split(max(1, _PRODUCTS // len(codebook_KD)))
+        return torch.cat([(part @ codebook_KD.T).argmax(dim=1) for part in parts])
+
+
 class PublicVQ(nn.Module):
     """Encoder, 1x1 `quant_conv`, quantiser, 1x1 `post_quant_conv`, decoder, under taming's names.
 
     Args:
         sizes: from `sizes_of`.
-        l2_normalize: compare codes on the unit sphere.
+        quantizer: see `Published`.
     """
 
-    def __init__(self, sizes: Sizes, *, l2_normalize: bool) -> None:
+    def __init__(self, sizes: Sizes, quantizer: str) -> None:
         super().__init__()
         arch = sizes.arch
-        self.encoder, self.decoder = Encoder(arch), Decoder(arch)
-        self.quantize = (
-            GumbelQuantizer(arch.codebook_size, arch.embed_dim)
-            if sizes.gumbel
-            else NearestQuantizer(arch.codebook_size, arch.embed_dim, arch.beta, l2_normalize)
-        )
-        self.quant_conv = nn.Conv2d(arch.z_channels, arch.embed_dim, 1)
-        self.post_quant_conv = nn.Conv2d(arch.embed_dim, arch.z_channels, 1)
+        K, D, z = arch.codebook_size, arch.embed_dim, arch.z_channels
+        self.latent_norms = sizes.network != "vqgan"
+        self.quant_conv: nn.Module
+        self.post_quant_conv: nn.Module
+        if sizes.network == "emu3":
+            self.encoder: Encoder = StillEncoder(arch, sizes.halvings)
+            self.decoder: Decoder = StillDecoder(arch, sizes.halvings)
+            self.quant_conv, self.post_quant_conv = StillConv(z, D), StillConv(D, z)
+        else:
+            norm = spatial_norms(arch.norm_groups, D) if self.latent_norms else None
+            self.encoder, self.decoder = Encoder(arch), Decoder(arch, norm)
+            self.quant_conv, self.post_quant_conv = nn.Conv2d(z, D, 1), nn.Conv2d(D, z, 1)
+        if sizes.gumbel:
+            self.quantize: GumbelQuantizer | NearestQuantizer = GumbelQuantizer(K, D)
+        else:
+            kind = DotQuantizer if quantizer == "dot" else NearestQuantizer
+            self.quantize = kind(K, D, arch.beta, quantizer == "l2_normalized")
 
     def features(self, pixels_BCHW: Tensor) -> Tensor:
         """Pixels in [-1, 1] [B, 3, H, W] -> features before the quantiser [B, D, Y, X]."""
@@ -79,15 +103,21 @@ class PublicVQ(nn.Module):
 
     def decode(self, codes_BYX: Tensor) -> Tensor:
         """Codes, int64 [B, Y, X] -> pixels [B, 3, H, W], about [-1, 1]."""
-        pixels_BCHW: Tensor = self.decoder(self.post_quant_conv(self.quantize.lookup(codes_BYX)))
+        latent_BDYX = self.quantize.lookup(codes_BYX)
+        seen = (latent_BDYX,) if self.latent_norms else ()
+        pixels_BCHW: Tensor = self.decoder(self.post_quant_conv(latent_BDYX), *seen)
         return pixels_BCHW
+
+    def entries(self) -> Tensor:
+        """The code vectors, fp32 [K, D]; on the unit sphere if they are compared there."""
+        return self.quantize.entries()
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
         """Reconstruct pictures."""
         return self.decode(self.encode(pixels_BCHW))
 
 
-def empty(sizes: Sizes, *, l2_normalize: bool) -> PublicVQ:
+def empty(sizes: Sizes, quantizer: str) -> PublicVQ:
     """The network without memory for its tensors, for `load_state_dict(..., assign=True)`."""
     with torch.device("meta"):
-        return PublicVQ(sizes, l2_normalize=l2_normalize)
+        return PublicVQ(sizes, quantizer)

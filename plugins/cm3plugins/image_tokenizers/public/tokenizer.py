@@ -1,40 +1,26 @@
-"""`PublicTokenizer`: a published VQ network behind the framework's image tokenizer interface.
-
-Legend: N pictures, H W pixels, Y X code grid, c = Y * X codes of a picture, K codebook entries.
-"""
+"""`PublicTokenizer`: a published VQ network behind the framework's image tokenizer interface."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
-import numpy as np
-import torch
-from einops import rearrange
 from safetensors.torch import save_file
-from torch import Tensor
 
-from cm3core.document import IntArray, PixelArray
-from cm3core.errors import CheckpointError
-from cm3core.files import atomic_path, sha256_file
-from cm3core.interfaces.image_tokenizer import ImageTokenizer
+from cm3core.files import atomic_path
+from cm3plugins.image_tokenizers.by_network import NetworkTokenizer
+from cm3plugins.image_tokenizers.public.dvae import DVAE
 from cm3plugins.image_tokenizers.public.facts import Published
-from cm3plugins.image_tokenizers.public.model import PublicVQ, empty
-from cm3plugins.image_tokenizers.public.names import sizes_of, tamings
-from cm3plugins.image_tokenizers.vqgan.tokenizer import to_input, to_pixels
-from cm3plugins.trained.finite import check_finite
-from cm3plugins.trained.layout import channels_last
-from cm3plugins.trained.tensor_files import open_tensors
+from cm3plugins.image_tokenizers.public.files import check_hash, read_network
+from cm3plugins.image_tokenizers.public.model import PublicVQ
 
-#: Pixels per forward pass: one picture of 512 px, four of 256 px.
-_BATCH_PIXELS = 512 * 512
 #: A checkpoint's copy of the weights.
 SAVED = "model.safetensors"
 
 
-class PublicTokenizer(ImageTokenizer):
-    """Pixels <-> codes by a published network, on the CPU, in fp32.
+class PublicTokenizer(NetworkTokenizer):
+    """Pixels <-> codes by a published network.
 
     Args:
         model: the network.
@@ -42,9 +28,13 @@ class PublicTokenizer(ImageTokenizer):
         image_size: (height, width) of pictures.
     """
 
-    def __init__(self, model: PublicVQ, facts: Published, image_size: tuple[int, int]) -> None:
+    batch_pixels: ClassVar[int] = 512 * 512  # four pictures of 256 px
+
+    def __init__(
+        self, model: PublicVQ | DVAE, facts: Published, image_size: tuple[int, int]
+    ) -> None:
+        super().__init__(model)
         self.model, self.facts, self._image_size = model, facts, image_size
-        self._fingerprint: str | None = None
 
     @classmethod
     def from_file(
@@ -55,6 +45,7 @@ class PublicTokenizer(ImageTokenizer):
         *,
         sha256: str | None = None,
         others: Mapping[str, Published] | None = None,
+        second: Path | None = None,
     ) -> PublicTokenizer:
         """Load the tokenizer from a file; tensors are read, nothing is executed.
 
@@ -64,27 +55,13 @@ class PublicTokenizer(ImageTokenizer):
             image_size: (height, width) of pictures.
             sha256: if given, the file's hash must be this.
             others: published files that it might be instead, for the error.
+            second: the decoder's file, where the decoder has its own.
 
         Raises:
             CheckpointError: the file can't be read, is of another model, or has another hash.
         """
-        with open_tensors(path) as file:
-            tensors = tamings(file.all())
-        if sha256 is not None and (found := sha256_file(path)) != sha256:
-            raise CheckpointError(
-                str(path),
-                f"its SHA-256 is {found}, the recipe expects {sha256}",
-                "give the right file, or correct image_tokenizer.weights_sha256",
-            )
-        if not any(name.startswith("decoder.") for name in tensors):
-            raise CheckpointError(
-                str(path),
-                "holds no decoder, so that codes can't become pictures",
-                f"give {facts.file}: files of transformers have the encoder only"
-                if any(name.startswith("encoder.") for name in tensors)
-                else f"give {facts.file}",
-            )
-        return cls(_network(tensors, facts, path, others or {}), facts, image_size)
+        check_hash(path, sha256, "weights_sha256")
+        return cls(read_network(path, facts, others or {}, second=second), facts, image_size)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -99,98 +76,15 @@ class PublicTokenizer(ImageTokenizer):
     def codebook_size(self) -> int:
         return self.facts.num_codes
 
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over quantiser, size of pictures, and the weights that define the codes."""
-        if self._fingerprint is None:
-            digest = hashlib.sha256(f"{self.facts.quantizer} {self._image_size}".encode())
-            for name, tensor in sorted(self.model.state_dict().items()):
-                if not name.startswith(("decoder.", "post_quant_conv.")):
-                    digest.update(f"{name}{list(tensor.shape)}".encode())
-                    digest.update(tensor.contiguous().numpy().tobytes())
-            self._fingerprint = digest.hexdigest()
-        return self._fingerprint
-
-    @property
-    def _batch_size(self) -> int:
-        return max(1, _BATCH_PIXELS // (self._image_size[0] * self._image_size[1]))
-
-    @torch.inference_mode()
-    def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
-        batches = [
-            self.model.encode(to_input(pixels_NHWC[i : i + self._batch_size])).flatten(1)
-            for i in range(0, len(pixels_NHWC), self._batch_size)
-        ]
-        if not batches:
-            return np.zeros((0, self.grid[0] * self.grid[1]), np.int32)
-        return torch.cat(batches).to(torch.int32).numpy()
-
-    @torch.inference_mode()
-    def _decode(self, codes_Nc: IntArray) -> PixelArray:
-        codes_NYX = rearrange(torch.from_numpy(codes_Nc).long(), "N (Y X) -> N Y X", Y=self.grid[0])
-        batches = [
-            to_pixels(self.model.decode(codes_NYX[i : i + self._batch_size]))
-            for i in range(0, len(codes_NYX), self._batch_size)
-        ]
-        return np.concatenate(batches) if batches else np.zeros((0, *self.image_size, 3), np.uint8)
+    def facts_of_codes(self) -> str:
+        """The quantiser and the size of pictures."""
+        return f"{self.facts.quantizer} {self._image_size}"
 
     def save(self, folder: Path) -> None:
         """Write the tensors under taming's names, in fp32."""
         tensors = {
-            name: tensor.contiguous().clone() for name, tensor in self.model.state_dict().items()
+            name: tensor.cpu().contiguous().clone()
+            for name, tensor in self.model.state_dict().items()
         }
         with atomic_path(folder / SAVED) as temporary:
             save_file(tensors, temporary)
-
-    def codebook(self) -> Tensor:
-        """The code vectors, fp32 [K, D]; on the unit sphere if they are compared there."""
-        return self.model.quantize.entries().detach().clone()
-
-
-def _network(
-    tensors: Mapping[str, Tensor], facts: Published, path: Path, others: Mapping[str, Published]
-) -> PublicVQ:
-    """The network with `tensors`; raises `CheckpointError` if they are of another one."""
-    try:
-        sizes = sizes_of(tensors)
-    except (KeyError, ValueError) as error:
-        cause = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
-        raise CheckpointError(
-            str(path), f"is not a VQ tokenizer ({cause})", f"give {facts.file}"
-        ) from error
-    arch = sizes.arch
-    found = arch.codebook_size, arch.downsampling, sizes.gumbel
-    if found != (facts.num_codes, facts.downsampling, facts.quantizer == "gumbel"):
-        matching = [
-            name
-            for name, other in others.items()
-            if found == (other.num_codes, other.downsampling, other.quantizer == "gumbel")
-        ]
-        kind = "logits" if sizes.gumbel else "nearest codes"
-        raise CheckpointError(
-            str(path),
-            f"has {arch.codebook_size:,} codes of {arch.downsampling} px by {kind}, and the "
-            f"recipe expects {facts.num_codes:,} of {facts.downsampling} px "
-            f"({facts.quantizer})",
-            f"set image_tokenizer.model={matching[0]}" if matching else f"give {facts.file}",
-        )
-    model = empty(sizes, l2_normalize=facts.quantizer == "l2_normalized")
-    state = {name: tensor.float() for name, tensor in tensors.items()}
-    check_finite(state, path)
-    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    problems = [f"{name} is missing" for name in wanted if name not in state]
-    problems += [f"{name} is not used" for name in state if name not in wanted]
-    problems += [
-        f"{name} is {list(state[name].shape)}, not {list(shape)}"
-        for name, shape in wanted.items()
-        if name in state and state[name].shape != shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise CheckpointError(
-            str(path),
-            f"does not fit the network that its sizes imply: {', '.join(problems[:3])}{more}",
-            f"give {facts.file} as it was published",
-        )
-    model.load_state_dict(state, assign=True)
-    return channels_last(model.eval().requires_grad_(False))

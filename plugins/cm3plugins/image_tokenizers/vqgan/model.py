@@ -21,12 +21,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from cm3plugins.image_tokenizers.vqgan.norms import NormOf, group_norms
 from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture
-
-
-def group_norm(num_channels: int, norm_groups: int) -> nn.GroupNorm:
-    """GroupNorm with taming's eps; narrow layers have as many groups as channels allow."""
-    return nn.GroupNorm(min(norm_groups, num_channels), num_channels, eps=1e-6)
 
 
 class ResnetBlock(nn.Module):
@@ -35,19 +31,19 @@ class ResnetBlock(nn.Module):
     [B, C_in, H, W] -> [B, C_out, H, W].
     """
 
-    def __init__(self, in_channels: int, out_channels: int, norm_groups: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, norm: NormOf) -> None:
         super().__init__()
-        self.norm1 = group_norm(in_channels, norm_groups)
+        self.norm1 = norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = group_norm(out_channels, norm_groups)
+        self.norm2 = norm(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if in_channels != out_channels:
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
         self.has_shortcut = in_channels != out_channels
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        h_BCHW = self.conv1(F.silu(self.norm1(x_BCHW)))
-        h_BCHW = self.conv2(F.silu(self.norm2(h_BCHW)))
+    def forward(self, x_BCHW: Tensor, *latent_BDYX: Tensor) -> Tensor:
+        h_BCHW = self.conv1(F.silu(self.norm1(x_BCHW, *latent_BDYX)))
+        h_BCHW = self.conv2(F.silu(self.norm2(h_BCHW, *latent_BDYX)))
         skip_BCHW: Tensor = self.nin_shortcut(x_BCHW) if self.has_shortcut else x_BCHW
         out_BCHW: Tensor = skip_BCHW + h_BCHW
         return out_BCHW
@@ -56,16 +52,16 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Single-head self-attention over all positions of a feature map, with a skip connection."""
 
-    def __init__(self, channels: int, norm_groups: int) -> None:
+    def __init__(self, channels: int, norm: NormOf) -> None:
         super().__init__()
-        self.norm = group_norm(channels, norm_groups)
+        self.norm = norm(channels)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        h_BCHW = self.norm(x_BCHW)
+    def forward(self, x_BCHW: Tensor, *latent_BDYX: Tensor) -> Tensor:
+        h_BCHW = self.norm(x_BCHW, *latent_BDYX)
         q_B1NC, k_B1NC, v_B1NC = (
             rearrange(proj(h_BCHW), "B C H W -> B 1 (H W) C") for proj in (self.q, self.k, self.v)
         )
@@ -102,15 +98,16 @@ class Upsample(nn.Module):
 class Middle(nn.Module):
     """Residual block, self-attention, residual block at the coarsest level."""
 
-    def __init__(self, channels: int, norm_groups: int) -> None:
+    def __init__(self, channels: int, norm: NormOf) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, norm_groups)
-        self.attn_1 = AttnBlock(channels, norm_groups)
-        self.block_2 = ResnetBlock(channels, channels, norm_groups)
+        self.block_1 = ResnetBlock(channels, channels, norm)
+        self.attn_1 = AttnBlock(channels, norm)
+        self.block_2 = ResnetBlock(channels, channels, norm)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        out_BCHW: Tensor = self.block_2(self.attn_1(self.block_1(x_BCHW)))
-        return out_BCHW
+    def forward(self, x_BCHW: Tensor, *latent_BDYX: Tensor) -> Tensor:
+        for layer in (self.block_1, self.attn_1, self.block_2):
+            x_BCHW = layer(x_BCHW, *latent_BDYX)
+        return x_BCHW
 
 
 class Level(nn.Module):
@@ -124,7 +121,7 @@ class Level(nn.Module):
         in_channels: int,
         channels: int,
         num_blocks: int,
-        norm_groups: int,
+        norm: NormOf,
         *,
         attend: bool,
         downsample: bool = False,
@@ -132,9 +129,9 @@ class Level(nn.Module):
     ) -> None:
         super().__init__()
         widths = [in_channels] + [channels] * num_blocks
-        self.block = nn.ModuleList(ResnetBlock(a, b, norm_groups) for a, b in pairwise(widths))
+        self.block = nn.ModuleList(ResnetBlock(a, b, norm) for a, b in pairwise(widths))
         self.attn = nn.ModuleList(
-            AttnBlock(channels, norm_groups) for _ in range(num_blocks if attend else 0)
+            AttnBlock(channels, norm) for _ in range(num_blocks if attend else 0)
         )
         if downsample:
             self.downsample = Downsample(channels)
@@ -142,11 +139,11 @@ class Level(nn.Module):
             self.upsample = Upsample(channels)
         self.resamples = downsample, upsample
 
-    def forward(self, h_BCHW: Tensor) -> Tensor:
+    def forward(self, h_BCHW: Tensor, *latent_BDYX: Tensor) -> Tensor:
         for j, block in enumerate(self.block):
-            h_BCHW = block(h_BCHW)
+            h_BCHW = block(h_BCHW, *latent_BDYX)
             if len(self.attn) > 0:
-                h_BCHW = self.attn[j](h_BCHW)
+                h_BCHW = self.attn[j](h_BCHW, *latent_BDYX)
         if self.resamples[0]:
             h_BCHW = self.downsample(h_BCHW)
         if self.resamples[1]:
@@ -159,6 +156,7 @@ class Encoder(nn.Module):
 
     def __init__(self, arch: VQGANArchitecture) -> None:
         super().__init__()
+        norm = group_norms(arch.norm_groups)
         self.patch_size = arch.patch_size
         self.conv_in = nn.Conv2d(3 * arch.patch_size**2, arch.ch, 3, padding=1)
         self.down = nn.ModuleList()
@@ -169,14 +167,14 @@ class Encoder(nn.Module):
                     channels,
                     arch.ch * mult,
                     arch.num_res_blocks,
-                    arch.norm_groups,
+                    norm,
                     attend=resolution in arch.attn_resolutions,
                     downsample=i != len(arch.ch_mult) - 1,
                 )
             )
             channels, resolution = arch.ch * mult, resolution // 2
-        self.mid = Middle(channels, arch.norm_groups)
-        self.norm_out = group_norm(channels, arch.norm_groups)
+        self.mid = Middle(channels, norm)
+        self.norm_out = norm(channels)
         self.conv_out = nn.Conv2d(channels, arch.z_channels, 3, padding=1)
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
@@ -223,16 +221,21 @@ class Decoder(nn.Module):
     """Features [B, z_channels, Y, X] to pixels [B, 3, Y * f, X * f], about [-1, 1] (not clamped).
 
     `up` is indexed as in taming: entry 0 is the finest level, so the list is run backwards.
+
+    Args:
+        arch: the network's shape.
+        norm: makes its normalisations, if others than GroupNorm: they get the latent too.
     """
 
-    def __init__(self, arch: VQGANArchitecture) -> None:
+    def __init__(self, arch: VQGANArchitecture, norm: NormOf | None = None) -> None:
         super().__init__()
+        norm = norm or group_norms(arch.norm_groups)
         num_levels = len(arch.ch_mult)
         channels = arch.ch * arch.ch_mult[-1]
         resolution = arch.resolution // arch.downsampling
         self.patch_size = arch.patch_size
         self.conv_in = nn.Conv2d(arch.z_channels, channels, 3, padding=1)
-        self.mid = Middle(channels, arch.norm_groups)
+        self.mid = Middle(channels, norm)
         self.up = nn.ModuleList()
         for i in reversed(range(num_levels)):
             self.up.insert(
@@ -241,20 +244,20 @@ class Decoder(nn.Module):
                     channels,
                     arch.ch * arch.ch_mult[i],
                     arch.num_res_blocks + 1,
-                    arch.norm_groups,
+                    norm,
                     attend=resolution in arch.attn_resolutions,
                     upsample=i != 0,
                 ),
             )
             channels, resolution = arch.ch * arch.ch_mult[i], resolution * 2
-        self.norm_out = group_norm(channels, arch.norm_groups)
+        self.norm_out = norm(channels)
         self.conv_out = nn.Conv2d(channels, 3 * arch.patch_size**2, 3, padding=1)
 
-    def forward(self, features_BCYX: Tensor) -> Tensor:
-        h_BCHW = self.mid(self.conv_in(features_BCYX))
+    def forward(self, features_BCYX: Tensor, *latent_BDYX: Tensor) -> Tensor:
+        h_BCHW = self.mid(self.conv_in(features_BCYX), *latent_BDYX)
         for level in reversed(self.up):
-            h_BCHW = level(h_BCHW)
-        pixels_BCHW: Tensor = self.conv_out(F.silu(self.norm_out(h_BCHW)))
+            h_BCHW = level(h_BCHW, *latent_BDYX)
+        pixels_BCHW: Tensor = self.conv_out(F.silu(self.norm_out(h_BCHW, *latent_BDYX)))
         return F.pixel_shuffle(pixels_BCHW, self.patch_size) if self.patch_size > 1 else pixels_BCHW
 
 
@@ -358,6 +361,10 @@ class VQModel(nn.Module):
         """Pixels in [-1, 1] [B, 3, H, W] -> codes, int64 [B, H / f, W / f]."""
         quantized: Quantized = self.quantize(self.features(pixels_BCHW))
         return quantized.codes_BYX
+
+    def entries(self) -> Tensor:
+        """The code vectors as they are compared, fp32 [K, D]."""
+        return self.quantize.entries()
 
     def decode_features(self, z_q_BDYX: Tensor) -> Tensor:
         """Quantised features [B, D, Y, X] -> pixels [B, 3, H, W], about [-1, 1]."""

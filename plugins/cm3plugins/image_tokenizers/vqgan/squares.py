@@ -15,9 +15,9 @@ from torch import Tensor
 
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
+from cm3plugins.image_tokenizers.by_network import to_input
 from cm3plugins.image_tokenizers.vqgan.model import VQModel
 from cm3plugins.image_tokenizers.vqgan.settings import VQGANTraining
-from cm3plugins.image_tokenizers.vqgan.tokenizer import to_input
 
 NUM_ITERATIONS = 12
 BLANK_FROM = 250

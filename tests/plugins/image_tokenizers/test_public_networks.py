@@ -1,0 +1,453 @@
+"""IBQ, MoVQGAN, Emu3's and DALL-E's tokenizers: equal to diffusers', transformers' Emu3 and FLAVA and to
+formulas, on random weights under each publisher's names; what is refused."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
+from transformers.models.emu3.configuration_emu3 import Emu3VQVAEConfig
+from transformers.models.emu3.modeling_emu3 import Emu3VQVAE
+
+from cm3core.errors import CheckpointError, RecipeError
+from cm3core.testing.image_tokenizer import ImageTokenizerContract
+from cm3plugins.image_tokenizers.by_network import to_input
+from cm3plugins.image_tokenizers.public import model as public_model
+from cm3plugins.image_tokenizers.public.config import (
+    DalleConfig,
+    Emu3VQConfig,
+    IBQConfig,
+    LDMConfig,
+    MoVQConfig,
+    PublicVQConfig,
+)
+from published_networks import (
+    TINY,
+    diffusers_model,
+    lightning,
+    noisy,
+    pictures,
+    pixels_of,
+    taming_names,
+)
+
+
+def refusal(config: PublicVQConfig) -> str:
+    with pytest.raises(CheckpointError) as raised:
+        config.build()
+    return str(raised.value)
+
+
+def assert_near(ours: Tensor, theirs: Tensor) -> None:
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+# ---- IBQ
+
+
+def ibq_state() -> dict[str, Tensor]:
+    """Its network has four blocks a level; codes of different lengths tell products from distances."""
+    state = taming_names(diffusers_model(level_attention=True, num_blocks=4).state_dict())
+    state["quantize.embedding.weight"] *= torch.linspace(0.2, 3.0, 24)[:, None]
+    return state
+
+
+@pytest.mark.parametrize("products", [2**25, 100])
+def test_ibq_takes_the_largest_product(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, products: int
+) -> None:
+    """By hand, on the features of diffusers' encoder; pixels are those of its decoder."""
+    monkeypatch.setattr(public_model, "_PRODUCTS", products)
+    state, theirs = ibq_state(), diffusers_model(level_attention=True, num_blocks=4)
+    file = lightning(tmp_path / "imagenet256_16384.ckpt", state)
+    tokenizer = IBQConfig(weights=str(file), **TINY).build()
+    vectors_KD = state["quantize.embedding.weight"]
+    with torch.no_grad():
+        features_NDYX = theirs.encode(to_input(pictures())).latents
+        codes_NYX = torch.einsum("ndyx,kd->nkyx", features_NDYX, vectors_KD).argmax(1)
+        chosen_NDYX = vectors_KD[codes_NYX].permute(0, 3, 1, 2)
+        expected = theirs.decode(chosen_NDYX, force_not_quantize=True).sample
+    codes = tokenizer.encode(pictures())
+    assert np.array_equal(codes.reshape(3, 8, 8), codes_NYX.numpy())
+    assert len(set(codes.ravel().tolist())) > 3
+    assert_near(pixels_of(tokenizer, codes_NYX), expected)
+    nearest = LDMConfig(weights=str(file), **TINY).build()
+    assert not np.array_equal(nearest.encode(pictures()), codes)
+
+
+def test_ibq_reads_the_averages_of_its_weights(tmp_path: Path) -> None:
+    """Below `model_ema`, names without dots; those of the losses and the counts are left out."""
+    state = ibq_state()
+    last = {name: tensor + 1.0 for name, tensor in state.items()}
+    averages = {f"model_ema.{name.replace('.', '')}": tensor for name, tensor in state.items()}
+    counts = {
+        "model_ema.decay": torch.tensor(0.999),
+        "model_ema.num_updates": torch.tensor(7),
+        "model_ema.lossdiscriminatormain0weight": torch.zeros(2),
+    }
+    file = lightning(tmp_path / "a.ckpt", last | averages | counts)
+    tokenizer = IBQConfig(weights=str(file), **TINY).build()
+    for name, tensor in tokenizer.model.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+    stray = {"model_ema.encodermore": torch.zeros(1)}
+    file = lightning(tmp_path / "b.ckpt", last | averages | stray)
+    assert "model_ema.encodermore is not used" in refusal(IBQConfig(weights=str(file), **TINY))
+    # a publisher without averages: they are no part of the network
+    file = lightning(tmp_path / "c.ckpt", last | averages)
+    assert "is not used" in refusal(LDMConfig(weights=str(file), **TINY))
+
+
+# ---- MoVQGAN
+
+
+@pytest.mark.parametrize("names", ["movqgan", "diffusers"])
+@pytest.mark.parametrize("level_attention", [False, True])
+def test_movqgan_equals_diffusers(tmp_path: Path, names: str, level_attention: bool) -> None:
+    theirs = diffusers_model(level_attention=level_attention, embed_dim=4, norm_type="spatial")
+    if names == "movqgan":
+        file = tmp_path / "movqgan_270M.ckpt"
+        content = taming_names(theirs.state_dict())
+        assert "decoder.up.0.block.2.norm2.norm_layer.weight" in content
+        assert "decoder.mid.attn_1.norm.conv_y.weight" in content
+        torch.save(content | {"ema_decoder.conv_inweight": torch.zeros(1)}, file)
+    else:
+        file = tmp_path / "diffusion_pytorch_model.safetensors"
+        save_file(theirs.state_dict(), file)
+    tokenizer = MoVQConfig(weights=str(file), **TINY).build()
+    with torch.no_grad():
+        features = theirs.encode(to_input(pictures())).latents
+        _, _, (_, _, codes) = theirs.quantize(features)
+        expected = theirs.decode(features).sample
+        assert_near(tokenizer.model.features(to_input(pictures())), features)
+    assert np.array_equal(tokenizer.encode(pictures()).ravel(), codes.numpy().ravel())
+    assert len(set(codes.tolist())) > 5
+    assert_near(pixels_of(tokenizer, codes.view(3, 8, 8)), expected)
+
+
+# ---- Emu3
+
+
+def emu3(*, halvings: int = 2) -> Emu3VQVAE:
+    torch.manual_seed(0)
+    config = Emu3VQVAEConfig(
+        codebook_size=24,
+        embed_dim=4,
+        latent_channels=4,
+        base_channels=32,
+        channel_multiplier=[1, 2],
+        num_res_blocks=2,
+        attn_resolutions=[1],
+        hidden_size=64,
+        temporal_downsample_factor=2**halvings,
+    )
+    model = noisy(Emu3VQVAE(config))
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.add_(torch.rand(buffer.shape, generator=generator))
+    return model
+
+
+def emu3_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """transformers' names -> those of BAAI's own file."""
+    renamed = {}
+    for name, tensor in state.items():
+        name = name.replace("down_block.down", "down").replace("up_block.up", "up")
+        name = name.replace("middle_block.attn_norm", "mid.attn_1.norm")
+        name = name.replace("middle_block", "mid")
+        name = re.sub(r"attn_norms\.(\d)", r"attn.\1.norm", name)
+        if match := re.search(r"(attn(?:_1|\.\d))\.(q|k|v|out)_proj\.(\w+)$", name):
+            part = "proj_out" if match[2] == "out" else match[2]
+            name = f"{name[: match.start()]}{match[1]}.{part}.{match[3]}"
+            tensor = tensor[:, :, None, None] if tensor.ndim == 2 else tensor
+        renamed[name] = tensor.contiguous()
+    return renamed
+
+
+@pytest.mark.parametrize("names", ["emu3", "transformers", "whole model"])
+@pytest.mark.parametrize("halvings", [1, 2])
+def test_emu3_equals_transformers(tmp_path: Path, names: str, halvings: int) -> None:
+    theirs = emu3(halvings=halvings)
+    state = dict(theirs.state_dict())
+    if names == "emu3":
+        state = emu3_names(state)
+        assert "encoder.down.1.attn.0.norm.weight" in state
+        assert "decoder.up.1.attn.2.norm.conv_b.bias" in state
+        assert "decoder.time_res_stack.1.norm2.num_batches_tracked" in state
+    elif names == "whole model":
+        state = {f"model.vqmodel.{name}": tensor for name, tensor in state.items()}
+        state["lm_head.weight"] = torch.zeros(2)
+    save_file(state, tmp_path / "model.safetensors")
+    config = Emu3VQConfig(weights=str(tmp_path / "model.safetensors"), **TINY)
+    tokenizer = config.build()
+    with torch.no_grad():
+        given = theirs.encode(to_input(pictures()), image_sizes=torch.tensor([[16, 16]] * 3))
+        codes_NYX = torch.stack(list(given.image_tokens))
+        expected = theirs.decode(codes_NYX)
+        assert_near(
+            tokenizer.model.encoder(to_input(pictures())), given.last_hidden_state.squeeze(1)
+        )
+    assert np.array_equal(tokenizer.encode(pictures()), codes_NYX.flatten(1).numpy())
+    assert len(set(codes_NYX.ravel().tolist())) > 3
+    assert_near(pixels_of(tokenizer, codes_NYX), expected)
+    tokenizer.save(tmp_path)
+    again = replace(config, weights=None).load(tmp_path)
+    assert np.array_equal(
+        again.decode(tokenizer.encode(pictures())), tokenizer.decode(tokenizer.encode(pictures()))
+    )
+
+
+# ---- DALL-E
+
+
+class Conv2d(nn.Module):
+    """A stand-in for `dall_e.utils.Conv2d`, which keeps facts about itself next to its weights."""
+
+    __module__ = "dall_e.utils"
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.n_in, self.device, self.requires_grad = weight.shape[1], torch.device("cpu"), False
+        self.w, self.b = nn.Parameter(weight), nn.Parameter(bias)
+
+
+def dall_e_module(tensors: dict[str, Tensor]) -> nn.Module:
+    """Modules of an unknown package, whose weights have these names."""
+    top = nn.Sequential()
+    for name in (name.removesuffix(".w") for name in tensors if name.endswith(".w")):
+        *parents, last = name.split(".")
+        module: nn.Module = top
+        for parent in parents:
+            if parent not in module._modules:
+                module.add_module(parent, nn.Sequential())
+                module._modules[parent].add_module("relu_1", nn.ReLU())
+            module = module._modules[parent]
+        module.add_module(last, Conv2d(tensors[f"{name}.w"], tensors[f"{name}.b"]))
+    return top
+
+
+def save_pickle(module: nn.Module, path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As OpenAI's files: a pickled module of a package that isn't there when it is read."""
+    package, utils = types.ModuleType("dall_e"), types.ModuleType("dall_e.utils")
+    utils.Conv2d = Conv2d  # type: ignore[attr-defined]
+    with monkeypatch.context() as while_saving:
+        while_saving.setitem(sys.modules, "dall_e", package)
+        while_saving.setitem(sys.modules, "dall_e.utils", utils)
+        torch.save(module, path)
+    return path
+
+
+def squeezed() -> Tensor:
+    """Pictures in [0.1, 0.9], as FLAVA's processor gives them."""
+    return (to_input(pictures()) + 1) / 2 * 0.8 + 0.1
+
+
+def flava() -> FlavaImageCodebook:
+    """Weights are so large that residual branches count."""
+    model = noisy(FlavaImageCodebook(FlavaImageCodebookConfig(hidden_size=8, vocab_size=24)))
+    generator = torch.Generator().manual_seed(6)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            fan_in = parameter[0].numel()
+            parameter.copy_(3 * torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
+        # every code wins somewhere: without that, one has the largest logits everywhere
+        output = model.blocks.output.conv.bias
+        output.sub_(model(squeezed()).mean(dim=(0, 2, 3)))
+    return model
+
+
+def dall_e_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """transformers' names -> OpenAI's."""
+    return {
+        name.replace(".group.", ".")
+        .replace("res_path.path", "res_path")
+        .replace(".weight", ".w")
+        .replace(".bias", ".b"): tensor
+        for name, tensor in state.items()
+    }
+
+
+def decoder_tensors() -> dict[str, Tensor]:
+    """Random weights of a decoder: 24 codes, 16 channels first, then 64, 32, 16 and 8."""
+    generator = torch.Generator().manual_seed(3)
+    tensors: dict[str, Tensor] = {}
+
+    def add(name: str, last: int, first: int, kernel: int) -> None:
+        shape = last, first, kernel, kernel
+        tensors[f"{name}.w"] = torch.randn(shape, generator=generator) / (first**0.5 * kernel)
+        tensors[f"{name}.b"] = torch.randn(last, generator=generator)
+
+    add("blocks.input", 16, 24, 1)
+    for number, (first, last) in enumerate([(16, 64), (64, 32), (32, 16), (16, 8)], start=1):
+        for block in (1, 2):
+            at, given = f"blocks.group_{number}.block_{block}", first if block == 1 else last
+            if given != last:
+                add(f"{at}.id_path", last, given, 1)
+            add(f"{at}.res_path.conv_1", last // 4, given, 1)
+            add(f"{at}.res_path.conv_2", last // 4, last // 4, 3)
+            add(f"{at}.res_path.conv_3", last // 4, last // 4, 3)
+            add(f"{at}.res_path.conv_4", last, last // 4, 3)
+    add("blocks.output.conv", 6, 8, 1)
+    return tensors
+
+
+def decoded(w: dict[str, Tensor], codes_NYX: Tensor) -> Tensor:
+    """Pixels in [0, 1] of DALL-E's decoder, from the description of its layers."""
+
+    def conv(name: str, x: Tensor) -> Tensor:
+        return F.conv2d(x, w[f"{name}.w"], w[f"{name}.b"], padding="same")
+
+    x = conv("blocks.input", F.one_hot(codes_NYX, 24).permute(0, 3, 1, 2).float())
+    for number in range(1, 5):
+        for block in (1, 2):
+            at, h = f"blocks.group_{number}.block_{block}", x
+            for layer in range(1, 5):
+                h = conv(f"{at}.res_path.conv_{layer}", h.relu())
+            x = (conv(f"{at}.id_path", x) if f"{at}.id_path.w" in w else x) + h / 64
+        if number < 4:
+            x = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    mean = conv("blocks.output.conv", x.relu())[:, :3].sigmoid()
+    return ((mean - 0.1) / 0.8).clamp(0, 1)
+
+
+DALLE: dict[str, Any] = {"num_codes": 24, "resolution": 16}
+
+
+@pytest.fixture(scope="module")
+def dall_e_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("dall_e")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        encoder = dall_e_module(dall_e_names(dict(flava().state_dict())))
+        decoder = dall_e_module(decoder_tensors())
+        return (
+            save_pickle(encoder, folder / "encoder.pkl", monkeypatch),
+            save_pickle(decoder, folder / "decoder.pkl", monkeypatch),
+        )
+
+
+def dall_e_config(files: tuple[Path, Path]) -> DalleConfig:
+    return DalleConfig(weights=str(files[0]), decoder_weights=str(files[1]), **DALLE)
+
+
+@pytest.mark.parametrize("encoder", ["pickle", "transformers", "whole flava"])
+def test_dall_e_equals_flava_and_its_description(
+    tmp_path: Path, dall_e_files: tuple[Path, Path], encoder: str
+) -> None:
+    theirs, config = flava(), dall_e_config(dall_e_files)
+    if encoder != "pickle":
+        prefix = "image_codebook." if encoder == "whole flava" else ""
+        state = {f"{prefix}{name}": tensor for name, tensor in theirs.state_dict().items()}
+        more = {"logit_scale": torch.zeros(1)} if prefix else {}
+        save_file(state | more, tmp_path / "model.safetensors")
+        config = replace(config, weights=str(tmp_path / "model.safetensors"))
+    tokenizer = config.build()
+    with torch.no_grad():
+        logits, codes_NYX = theirs(squeezed()), theirs.get_codebook_indices(squeezed())
+        assert_near(tokenizer.model.features(to_input(pictures())), logits)
+    assert np.array_equal(tokenizer.encode(pictures()), codes_NYX.flatten(1).numpy())
+    assert len(set(codes_NYX.ravel().tolist())) > 2
+    some_NYX = torch.arange(12).view(3, 2, 2) * 2
+    assert_near((pixels_of(tokenizer, some_NYX) + 1) / 2, decoded(decoder_tensors(), some_NYX))
+    assert torch.equal(tokenizer.codebook(), decoder_tensors()["blocks.input.w"][:, :, 0, 0].T)
+    tokenizer.save(tmp_path)
+    again = replace(config, weights=None, decoder_weights=None).load(tmp_path)
+    assert again.fingerprint == tokenizer.fingerprint
+
+
+def test_dall_es_files_are_refused_by_name(
+    tmp_path: Path, dall_e_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dall_e_config(dall_e_files)
+    assert refusal(replace(config, decoder_weights=None)) == (
+        "image_tokenizer.decoder_weights: is null: the decoder of DALL-E's tokenizer has a file of its "
+        "own\n  next: set image_tokenizer.decoder_weights to your copy of decoder.pkl"
+    )
+    swapped = replace(config, weights=config.decoder_weights, decoder_weights=config.weights)
+    assert "is not a VQ tokenizer" in refusal(swapped)
+    assert "correct image_tokenizer.decoder_weights_sha256" in refusal(
+        replace(config, decoder_weights_sha256="0" * 64)
+    )
+    assert "has 24 codes, and the recipe expects 8,192" in refusal(replace(config, num_codes=None))
+    assert "there is no such file" in refusal(replace(config, decoder_weights="gone.pkl"))
+    tensors = decoder_tensors()
+    del tensors["blocks.group_2.block_1.id_path.w"], tensors["blocks.group_2.block_1.id_path.b"]
+    file = save_pickle(dall_e_module(tensors), tmp_path / "decoder.pkl", monkeypatch)
+    assert "decoder.blocks.group_2.block_1.id_path.w is missing" in refusal(
+        replace(config, decoder_weights=str(file))
+    )
+    with pytest.raises(RecipeError, match=r"image_tokenizer.downsampling: is 16, must be 8"):
+        replace(config, downsampling=16).check()
+
+
+# ---- as components
+
+
+def _movq_file(folder: Path) -> Path:
+    theirs = diffusers_model(level_attention=True, embed_dim=4, norm_type="spatial")
+    save_file(theirs.state_dict(), folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+class TestMoVQ(ImageTokenizerContract):
+    config = MoVQConfig(**TINY)
+
+    @pytest.fixture(autouse=True)
+    def _weights(self, tmp_path_factory: pytest.TempPathFactory) -> None:
+        file = _movq_file(tmp_path_factory.mktemp("movq"))
+        type(self).config = MoVQConfig(weights=str(file), **TINY)
+
+
+class TestDalle(ImageTokenizerContract):
+    config = DalleConfig(**DALLE)
+
+    @pytest.fixture(autouse=True)
+    def _weights(self, dall_e_files: tuple[Path, Path]) -> None:
+        type(self).config = dall_e_config(dall_e_files)
+
+
+@pytest.mark.parametrize(
+    ("config", "grid", "codes", "downsampling"),
+    [
+        (IBQConfig(), (16, 16), 16_384, 16),
+        (IBQConfig(model="ibq_262144", resolution=512, width=256), (32, 16), 262_144, 16),
+        (IBQConfig(model="emu3_5"), (32, 32), 131_072, 16),
+        (MoVQConfig(), (32, 32), 16_384, 8),
+        (MoVQConfig(model="kandinsky", resolution=512), (64, 64), 16_384, 8),
+        (Emu3VQConfig(), (64, 64), 32_768, 8),
+        (DalleConfig(), (32, 32), 8_192, 8),
+    ],
+)
+def test_published_sizes(
+    config: PublicVQConfig, grid: tuple[int, int], codes: int, downsampling: int
+) -> None:
+    config.check()
+    assert (config.grid, config.codebook_size) == (grid, codes)
+    assert config.facts.downsampling == downsampling
+
+
+def test_files_of_other_networks_are_refused(tmp_path: Path) -> None:
+    file = _movq_file(tmp_path)
+    assert refusal(LDMConfig(weights=str(file), **TINY)) == (
+        f"{file}: has 24 codes of 2 px by nearest codes in MoVQGAN's network, and the recipe expects 24 "
+        "of 2 px (l2) in a VQGAN's network\n  next: give vq-f8.zip, model.ckpt"
+    )
+    assert "in Emu3's network" in refusal(Emu3VQConfig(weights=str(file), **TINY))
+    state = emu3_names(dict(emu3().state_dict()))
+    missing = "decoder.time_res_stack.0.norm1.running_var"
+    save_file({n: t for n, t in state.items() if n != missing}, tmp_path / "emu3.safetensors")
+    assert f"{missing} is missing" in refusal(
+        Emu3VQConfig(weights=str(tmp_path / "emu3.safetensors"), **TINY)
+    )
