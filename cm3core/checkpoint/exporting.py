@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cm3core.checkpoint.carried import copy_carried
-from cm3core.checkpoint.hashes import check_file, file_hashes
+from cm3core.checkpoint.hashes import file_hashes
 from cm3core.checkpoint.layout import (
     COMPONENTS,
     IMAGE_TOKENIZER,
@@ -23,9 +23,9 @@ from cm3core.checkpoint.layout import (
     WORDS,
     find_checkpoint,
 )
-from cm3core.checkpoint.state import read_state
+from cm3core.checkpoint.state import FORMAT, read_state
 from cm3core.checkpoint.tasks import TASKS
-from cm3core.checkpoint.tensors import read_tensors
+from cm3core.checkpoint.tensors import stored_tensors
 from cm3core.checkpoint.writing import new_folder, write_json
 from cm3core.errors import CheckpointError
 
@@ -49,14 +49,13 @@ def export_model(checkpoint: str | Path, folder: str | Path, dtype: str = "fp16"
             "exists and is no model folder",
             "name a new folder, or an older export to replace",
         )
-    state, tensors = read_state(source), read_tensors(source / WEIGHTS)
     # what is shipped gets a hash of its own, which would hide that its source was damaged
-    check_file(source, WEIGHTS, state, whole=True)
+    state, tensors = read_state(source), stored_tensors(source, WEIGHTS, whole=True)
     weights = {name: _cast(tensor, dtypes[dtype]) for name, tensor in tensors.items()}
     with new_folder(target) as new:
         save_file(weights, new / WEIGHTS)
         files = file_hashes(new, [WEIGHTS])
-        write_json(new / STATE, {**asdict(state), "loader": {}, "files": files})
+        write_json(new / STATE, {**asdict(state), "loader": {}, "files": files, "format": FORMAT})
         for name in (RECIPE, PLUGINS):
             shutil.copyfile(source / name, new / name)
         copy_carried(source, new)

@@ -7,8 +7,8 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +29,15 @@ from cm3core.checkpoint.layout import (
     WEIGHTS,
     complete_checkpoints,
 )
-from cm3core.checkpoint.state import CheckpointState
+from cm3core.checkpoint.shards import write_shards
+from cm3core.checkpoint.state import SHARDED_FORMAT, CheckpointState
 from cm3core.checkpoint.tasks import TASKS, tasks_of
 from cm3core.checkpoint.tensors import contiguous, generator_states, weights_of
 from cm3core.checkpoint.words import TrainingWords
 from cm3core.errors import CheckpointError, FileError
 from cm3core.files import new_place, sync_directory
 from cm3core.plugins.registry import plugin_versions
+from cm3core.processes import Processes
 from cm3core.recipe.storing import files_of
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ def save_checkpoint(
     *,
     keep: int = 2,
     words: TrainingWords | None = None,
+    processes: Processes | None = None,
+    sharded: bool = False,
 ) -> Path:
     """Write `OUT/checkpoints/step-N` and drop all but the newest `keep`; a checkpoint of this step
     that is there stays.
@@ -63,30 +67,90 @@ def save_checkpoint(
         components: their recipe, plugins and tokenizers are stored.
         keep: checkpoints that stay, this one included.
         words: those of the training texts, if they are known.
+        processes: all that train, each of which calls; None: this one alone.
+        sharded: each has a part of the tensors, and writes it, see `shards`; else the first writes.
 
     Raises:
         CheckpointError: it can't be written (a full disk); older checkpoints are untouched.
     """
+    processes = processes or Processes()
     target = Path(out_dir) / "checkpoints" / f"step-{state.step:08d}"
-    if not target.exists():
-        with new_folder(target) as folder:
-            save_file(weights_of(decoder), folder / WEIGHTS)
-            save_file({**contiguous(optimizer_state), **generator_states()}, folder / OPTIMIZER)
-            _write_description(folder, components, state)
-            if words is not None:
-                words.write(folder)
-            (folder / TOKENIZER).mkdir()
-            components.text_tokenizer.save(folder / TOKENIZER)
-            (folder / IMAGE_TOKENIZER).mkdir()
-            components.image_tokenizer.save(folder / IMAGE_TOKENIZER)
-            if not any((folder / IMAGE_TOKENIZER).iterdir()):
-                (folder / IMAGE_TOKENIZER).rmdir()
-    for old in complete_checkpoints(out_dir)[: -max(1, keep)]:
-        _remove(old)
+    if processes.first(target.exists):
+        pass
+    elif sharded:
+        _write_sharded(target, decoder, optimizer_state, state, components, words, processes)
+    else:
+        processes.first(
+            lambda: _write_whole(target, decoder, optimizer_state, state, components, words)
+        )
+    processes.first(lambda: _remove_all_but(out_dir, keep))
     return target
 
 
-def _write_description(folder: Path, components: Components, state: CheckpointState) -> None:
+def _write_whole(
+    target: Path,
+    decoder: nn.Module,
+    optimizer_state: Mapping[str, Tensor],
+    state: CheckpointState,
+    components: Components,
+    words: TrainingWords | None,
+) -> None:
+    with new_folder(target) as folder:
+        save_file(weights_of(decoder), folder / WEIGHTS)
+        save_file({**contiguous(optimizer_state), **generator_states()}, folder / OPTIMIZER)
+        files = file_hashes(folder, [WEIGHTS, OPTIMIZER])
+        _write_description(folder, components, state, files, words)
+
+
+def _write_sharded(
+    target: Path,
+    decoder: nn.Module,
+    optimizer_state: Mapping[str, Tensor],
+    state: CheckpointState,
+    components: Components,
+    words: TrainingWords | None,
+    processes: Processes,
+) -> None:
+    """Each process writes its part into a folder that the first one makes, and renames at the end."""
+    with ExitStack() as stack:
+        folder = processes.first(lambda: stack.enter_context(new_folder(target)))
+        files = write_shards(folder, WEIGHTS, weights_of(decoder), processes, target)
+        # the generators are those of the first process
+        optimizer = {
+            **contiguous(optimizer_state),
+            **(generator_states() if processes.is_first else {}),
+        }
+        files |= write_shards(folder, OPTIMIZER, optimizer, processes, target)
+        parts = replace(state, format=SHARDED_FORMAT)
+
+        def complete() -> None:
+            _write_description(folder, components, parts, files, words)
+            stack.close()
+
+        processes.first(complete)
+
+
+def _remove_all_but(out_dir: Path, keep: int) -> None:
+    for old in complete_checkpoints(out_dir)[: -max(1, keep)]:
+        _remove(old)
+
+
+def _write_description(
+    folder: Path,
+    components: Components,
+    state: CheckpointState,
+    files: Mapping[str, dict[str, Any]],
+    words: TrainingWords | None,
+) -> None:
+    """Everything but the tensors; `files` are their hashes."""
+    if words is not None:
+        words.write(folder)
+    (folder / TOKENIZER).mkdir()
+    components.text_tokenizer.save(folder / TOKENIZER)
+    (folder / IMAGE_TOKENIZER).mkdir()
+    components.image_tokenizer.save(folder / IMAGE_TOKENIZER)
+    if not any((folder / IMAGE_TOKENIZER).iterdir()):
+        (folder / IMAGE_TOKENIZER).rmdir()
     for name, text in files_of(components.recipe, components.registry).items():
         (folder / name).write_text(text, encoding="utf-8")
     write_carried(folder, components.recipe, components.registry)
@@ -97,9 +161,7 @@ def _write_description(folder: Path, components: Components, state: CheckpointSt
         {**plugin_versions(components.registry.plugins), "torch": torch.__version__},
     )
     # last, with the hashes of what lies there already
-    write_json(
-        folder / STATE, {**asdict(state), "files": file_hashes(folder, [WEIGHTS, OPTIMIZER])}
-    )
+    write_json(folder / STATE, {**asdict(state), "files": dict(files)})
 
 
 def write_json(path: Path, value: Any) -> None:

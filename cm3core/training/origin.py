@@ -19,12 +19,14 @@ from cm3core.checkpoint import (
     find_model,
     latest_checkpoint,
     load_weights,
+    read_divided_state,
     read_recipe,
     read_state,
     read_training_state,
     restore_generators,
 )
 from cm3core.errors import CheckpointError
+from cm3core.processes import is_divided
 
 if TYPE_CHECKING:
     from cm3core.build import Components
@@ -123,7 +125,10 @@ class Origin:
         """Restore optimiser, random generators and loader to where the run stopped."""
         if not self.resumed or self.folder is None or self.state is None:
             return
-        tensors, generators = read_training_state(self.folder)
+        if any(is_divided(parameter) for parameter in optimizer.parameters):
+            tensors, generators = read_divided_state(self.folder, optimizer.empty_state)
+        else:
+            tensors, generators = read_training_state(self.folder)
         if self.state.step > 0 and not tensors and optimizer.parameters:
             raise CheckpointError(
                 str(self.folder / OPTIMIZER),
