@@ -57,7 +57,10 @@ def run(args: Namespace) -> int:
     """Train and print the checkpoint's path."""
     from cm3core.processes import started_processes
 
-    with started_processes(args.device, same={"cm3leon": __version__}) as (processes, device):
+    with started_processes(args.device, same={"package version": __version__}) as (
+        processes,
+        device,
+    ):
         with processes.only_first_talks():
             code, text = _train(args, processes, device)
         if processes.is_first and text:

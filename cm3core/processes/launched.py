@@ -107,7 +107,7 @@ def started_processes(
         store, group, place.rank, place.world_size, place.num_local, restarts
     )
     try:
-        processes.check_same(same or {})
+        processes.check_same({"torch version": torch.__version__, **(same or {})})
         yield processes, own
         processes.any(False)  # the first one keeps the store until all have read it
     except CM3Error as error:

@@ -112,8 +112,8 @@ class TorchProcesses(Processes):
                 if own.get(name) != wanted.get(name):
                     raise ProcessError(
                         f"process {rank} of {self.world_size} on {host}",
-                        f"has {name} {own.get(name, 'none')}, and process 0 on {first_host} has "
-                        f"{wanted.get(name, 'none')}",
+                        f"has {name} {own.get(name, 'nothing')}, and process 0 on {first_host} has "
+                        f"{wanted.get(name, 'nothing')}",
                         "install the same versions, and give all machines the same recipe, data and "
                         "folders",
                     )

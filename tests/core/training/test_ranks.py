@@ -185,7 +185,7 @@ def test_processes_that_do_not_fit_together(quick: tuple[Path, dict[str, Report]
     assert reports["versions"]["codes"] == [2, 2]
     shown = reports["versions"]["printed"][0]
     assert shown.startswith("error: process 1 of 2 on ")
-    assert ": has cm3leon 0.0.1, and process 0 on " in shown
+    assert ": has package version 0.0.1, and process 0 on " in shown
     assert reports["rows"]["codes"] == [2, 2, 2]
     assert reports["rows"]["printed"] == [
         "error: train.batch_rows, train.accumulate: 4 x 1 rows a step can't be divided among 3 "
