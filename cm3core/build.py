@@ -66,6 +66,8 @@ class Components:
         registry: where they came from; its plugins' versions are stored with checkpoints.
         text_tokenizer, image_tokenizer, vocabulary, serializer, attention, decoder: built, in this
             order.
+        memory_split: the split of the data set that is the memory; None: what is trained on. A model
+            that draws has the recipe's `generate.memory_split`.
     """
 
     recipe: Recipe
@@ -76,6 +78,7 @@ class Components:
     serializer: Serializer
     attention: AttentionBackend
     decoder: Decoder
+    memory_split: str | None = None
 
     @cached_property
     def source(self) -> DocumentSource:
@@ -84,14 +87,14 @@ class Components:
 
     @cached_property
     def memory(self) -> DocumentSource:
-        """The documents that can be retrieved: those of the recipe's bank, or those trained on.
+        """The documents that can be retrieved: those of the recipe's bank, or of the data set.
 
         Raises:
             DataError: the bank can't be opened, or has codes of another image tokenizer.
         """
         folder = None if self.recipe.retriever is None else self.recipe.retriever.bank
         if folder is None:
-            return self.source
+            return self.source if self.memory_split is None else self.split(self.memory_split)
         bank = MemoryBank.open(folder)
         bank.check_tokenizer(self.image_tokenizer)
         return bank

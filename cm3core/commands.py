@@ -13,6 +13,11 @@ from cm3core.errors import CM3Error
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("", "train a small model on real pictures and write a report, in minutes"),
     "train": ("cm3core.cli.train", "train a decoder from a recipe, or resume a run"),
+    "tune": (
+        "cm3core.cli.tune",
+        "tune a model on pairs of your own: whole, in part, or by adapters",
+    ),
+    "adapter": ("cm3core.cli.adapter", "merge a run's adapter into its base model"),
     "generate": ("cm3core.cli.generate", "generate pictures for a prompt"),
     "caption": ("cm3core.cli.caption", "caption a picture"),
     "infill": ("cm3core.cli.infill", "inpaint a part of a picture"),

@@ -38,6 +38,7 @@ from typing import Any
 import pluggy
 
 from cm3core.interfaces.attention import AttentionConfig
+from cm3core.interfaces.condition import ConditionConfig
 from cm3core.interfaces.dataset import DocumentSourceConfig
 from cm3core.interfaces.decoder import DecoderConfig
 from cm3core.interfaces.embedder import EmbedderConfig
@@ -157,6 +158,13 @@ def cm3_tasks() -> Mapping[str, type[TaskConfig]]:
     """Tasks: fields of a record -> the document to train on, and the prompt.
 
     Recipe section `task`; interface `Task`."""
+
+
+@hookspec
+def cm3_conditions() -> Mapping[str, type[ConditionConfig]]:
+    """Conditions: a picture or a text -> a picture of its structure.
+
+    Recipe section `condition`; interface `Condition`."""
 
 
 @hookspec

@@ -2,7 +2,8 @@
 model needs to generate.
 
     OUT/checkpoints/step-00001000/
-        model.safetensors        weights, float32
+        model.safetensors        weights, float32; of a run that trains adapters, the next two instead
+        adapter_model.safetensors, adapter_config.json   in peft's format
         optimizer.safetensors    optimiser state and random generators; not in an exported model
         state.json               step, clock, place in the data, vocabulary, fingerprints, hashes
         recipe.yaml              the resolved recipe
@@ -27,11 +28,19 @@ writing, exporting       a checkpoint of a run, a model folder of a checkpoint
 tasks                    what a model was tuned for
 carried                  plugin files that come with a checkpoint
 words                    which words of a prompt the model has never seen
+finding                  from a model's name to its folder
+adapters, merging        adapters, which name their base model; a whole model of both
 checks, opening          whether it fits a recipe; from a name to a model ready to generate
 """
 
-from cm3core.checkpoint.checks import CHANGEABLE_KEYS, check_fingerprints, check_recipe
+from cm3core.checkpoint.checks import (
+    CHANGEABLE_KEYS,
+    check_decoder,
+    check_fingerprints,
+    check_recipe,
+)
 from cm3core.checkpoint.exporting import export_model
+from cm3core.checkpoint.finding import bundled_models, find_model
 from cm3core.checkpoint.layout import (
     IMAGE_TOKENIZER,
     OPTIMIZER,
@@ -44,10 +53,9 @@ from cm3core.checkpoint.layout import (
     find_checkpoint,
     latest_checkpoint,
 )
+from cm3core.checkpoint.merging import merge_adapter
 from cm3core.checkpoint.opening import (
     OpenedCheckpoint,
-    bundled_models,
-    find_model,
     open_checkpoint,
     read_recipe,
 )
@@ -76,6 +84,7 @@ __all__ = [
     "CheckpointState",
     "OpenedCheckpoint",
     "bundled_models",
+    "check_decoder",
     "check_fingerprints",
     "check_recipe",
     "complete_checkpoints",
@@ -84,6 +93,7 @@ __all__ = [
     "find_model",
     "latest_checkpoint",
     "load_weights",
+    "merge_adapter",
     "open_checkpoint",
     "read_divided_state",
     "read_recipe",

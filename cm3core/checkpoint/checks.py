@@ -10,7 +10,7 @@ from cm3core.errors import CheckpointError
 from cm3core.plugins.kinds import KINDS
 from cm3core.plugins.lookup import class_name
 from cm3core.recipe import diff
-from cm3core.recipe.missing import MissingComponent
+from cm3core.recipe.missing import MissingComponent, available
 
 if TYPE_CHECKING:
     from cm3core.build import Components
@@ -61,6 +61,34 @@ def check_recipe(folder: Path, stored: Recipe, recipe: Recipe) -> None:
             str(folder),
             f"was made under another recipe:{lines}",
             "start in another folder (-o), or resume with the recipe unchanged",
+        )
+
+
+def check_decoder(folder: Path, stored: Recipe, recipe: Recipe) -> None:
+    """Raise `CheckpointError`, with the differences, when a run can't start from a model because the
+    recipe's decoder computes something else. Keys of `DecoderConfig.training_keys` may differ."""
+    decoder = available(recipe.decoder)
+    if decoder is None or isinstance(stored.decoder, MissingComponent):
+        return
+    free = {f"decoder.{key}" for key in decoder.training_keys}
+    changed = [
+        (key, there, here)
+        for key, there, here in diff(stored, recipe)
+        if key.partition(".")[0] == "decoder"
+        and key not in free
+        and not _names_the_same(key, stored, recipe)
+    ]
+    # with another component, every key is another one
+    changed = [entry for entry in changed if entry[0] == "decoder.name"] or changed
+    if changed:
+        lines = "".join(
+            f"\n    {key}: {there!r} in the model, {here!r} in the recipe"
+            for key, there, here in changed
+        )
+        raise CheckpointError(
+            f"train.start_from, {folder}",
+            f"has another decoder than the recipe:{lines}",
+            "leave the section decoder out of the recipe: 'cm3 tune MODEL RECIPE' takes the model's",
         )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cm3core.checkpoint.adapters import is_adapter
 from cm3core.checkpoint.carried import copy_carried
 from cm3core.checkpoint.hashes import file_hashes
 from cm3core.checkpoint.layout import (
@@ -29,6 +32,8 @@ from cm3core.checkpoint.tensors import stored_tensors
 from cm3core.checkpoint.writing import new_folder, write_json
 from cm3core.errors import CheckpointError
 
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
 
 def export_model(checkpoint: str | Path, folder: str | Path, dtype: str = "fp16") -> Path:
     """Write a model folder for shipping: a checkpoint without optimiser, floating weights in
@@ -39,19 +44,37 @@ def export_model(checkpoint: str | Path, folder: str | Path, dtype: str = "fp16"
         folder: the model's folder.
         dtype: "fp16", "bf16" or "fp32"; loads back as float32.
     """
-    dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-    if dtype not in dtypes:
-        raise CheckpointError(f"dtype {dtype!r}", "is not known", f"use one of {', '.join(dtypes)}")
     source, target = find_checkpoint(checkpoint), Path(folder)
-    if target.exists() and any(target.iterdir()) and not (target / STATE).exists():
+    if is_adapter(source):
+        raise CheckpointError(
+            str(source),
+            "holds an adapter, not a whole model",
+            f"merge it: cm3 adapter merge {shlex.quote(str(checkpoint))} -o FOLDER",
+        )
+    check_target(target, dtype)
+    # what is shipped gets a hash of its own, which would hide that its source was damaged
+    write_model(source, target, stored_tensors(source, WEIGHTS, whole=True), dtype)
+    return target
+
+
+def check_target(target: Path, dtype: str) -> None:
+    """Raise `CheckpointError` where no model folder may be written, or not with this dtype."""
+    if dtype not in DTYPES:
+        raise CheckpointError(f"dtype {dtype!r}", "is not known", f"use one of {', '.join(DTYPES)}")
+    if target.exists() and not (
+        target.is_dir() and ((target / STATE).exists() or not any(target.iterdir()))
+    ):
         raise CheckpointError(
             str(target),
             "exists and is no model folder",
             "name a new folder, or an older export to replace",
         )
-    # what is shipped gets a hash of its own, which would hide that its source was damaged
-    state, tensors = read_state(source), stored_tensors(source, WEIGHTS, whole=True)
-    weights = {name: _cast(tensor, dtypes[dtype]) for name, tensor in tensors.items()}
+
+
+def write_model(source: Path, target: Path, tensors: Mapping[str, Tensor], dtype: str) -> None:
+    """Write a checkpoint as a model folder, with the weights `tensors`."""
+    state = read_state(source)
+    weights = {name: _cast(tensor, DTYPES[dtype]) for name, tensor in tensors.items()}
     with new_folder(target) as new:
         save_file(weights, new / WEIGHTS)
         files = file_hashes(new, [WEIGHTS])
@@ -65,7 +88,6 @@ def export_model(checkpoint: str | Path, folder: str | Path, dtype: str = "fp16"
         for name in (TOKENIZER, IMAGE_TOKENIZER):
             if name == TOKENIZER or (source / name).is_dir():
                 shutil.copytree(source / name, new / name)
-    return target
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

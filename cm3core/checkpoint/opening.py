@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from cm3core.build import Components, build
+from cm3core.checkpoint.adapters import load_model
 from cm3core.checkpoint.carried import refusal, with_trusted
 from cm3core.checkpoint.checks import check_fingerprints
 from cm3core.checkpoint.layout import IMAGE_TOKENIZER, RECIPE, TOKENIZER, damaged, find_checkpoint
 from cm3core.checkpoint.state import read_state
-from cm3core.checkpoint.tensors import load_weights
 from cm3core.checkpoint.words import TrainingWords
 from cm3core.devices import choose_device
-from cm3core.errors import CheckpointError, close_match
 from cm3core.files import read_text
 from cm3core.plugins.providers import Writer, read_writer
 from cm3core.recipe.merge import stored_recipe
@@ -40,32 +38,6 @@ class OpenedCheckpoint:
     step: int
     folder: Path
     words: TrainingWords | None = None
-
-
-def bundled_models(registry: Registry | None = None) -> dict[str, Path]:
-    """Model folders that the installed plugins ship: "PLUGIN:NAME" -> folder. None: the installed
-    plugins' registry."""
-    if registry is None:
-        from cm3core.plugins.discovery import load_registry
-
-        registry = load_registry()
-    return registry.models()
-
-
-def find_model(model: str | Path, registry: Registry) -> Path:
-    """The folder of a model: a path (a run, a checkpoint, an exported model), or "PLUGIN:NAME" of a
-    model that a plugin ships."""
-    shipped = bundled_models(registry)
-    if str(model) in shipped:
-        return shipped[str(model)]
-    if re.fullmatch(r"[\w-]+:[\w.-]+", str(model)) and not Path(model).exists():
-        step = (
-            close_match(str(model), shipped)
-            if shipped
-            else "train one (cm3 quickstart, cm3 train) and name its folder"
-        )
-        raise CheckpointError(f"model {str(model)!r}", "no installed plugin ships it", step)
-    return Path(model)
 
 
 def read_recipe(folder: Path, registry: Registry) -> Recipe:
@@ -100,6 +72,7 @@ def open_checkpoint(
     *,
     device: torch.device | str | None = "cpu",
     trust_plugins: Sequence[str] = (),
+    base: str | Path | None = None,
 ) -> OpenedCheckpoint:
     """Open a run's newest checkpoint, a checkpoint folder or an exported model, to generate with
     it.
@@ -109,10 +82,14 @@ def open_checkpoint(
         registry: the components that its recipe may name.
         device: of the decoder and the image tokenizer; None: the GPU when there is one.
         trust_plugins: SHA-256 of plugin files in the checkpoint that may be run.
+        base: the model that an adapter was trained on, where it is not in its place any more. An
+            adapter is merged into that model's weights in memory.
 
     Raises:
         CheckpointError: nothing is there, a file is damaged, a tokenizer is another one than in
-            training, or it needs a plugin file that it carries and that is not trusted.
+            training, it needs a plugin file that it carries and that is not trusted, or an adapter's
+            base model is missing or another one.
+        MissingPackageError: an adapter without peft.
         RecipeError, PluginError: its recipe needs what is not installed.
     """
     folder = find_checkpoint(path)
@@ -131,9 +108,10 @@ def open_checkpoint(
         device=choose_device(device),
         max_spans=state.max_spans,
     )
+    components.memory_split = recipe.generate.memory_split
     check_fingerprints(folder, state, components)
     decoder = components.decoder.module
-    load_weights(decoder, folder)
+    load_model(decoder, folder, recipe, registry, base=base)
     decoder.eval()
     words = TrainingWords.read(folder)
     return OpenedCheckpoint(recipe, components, components.vocabulary, state.step, folder, words)

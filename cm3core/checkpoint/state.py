@@ -42,6 +42,9 @@ class CheckpointState:
             without that objective; None in checkpoints from before it was kept.
         files: name of a tensor file -> its "sha256" and "bytes"; empty in checkpoints from before
             they were kept.
+        base: the model that training started from: its "model" (an absolute path, or
+            "PLUGIN:NAME") and its weights' "sha256"; empty where it started from random weights, and
+            in checkpoints from before it was kept.
     """
 
     step: int
@@ -53,6 +56,7 @@ class CheckpointState:
     loss_sums: list[list[float]] = field(default_factory=list)
     max_spans: int | None = None
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    base: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
 
@@ -69,6 +73,7 @@ def read_state(folder: Path) -> CheckpointState:
         "loss_sums": list,
         "max_spans": (int, type(None)),
         "files": dict,
+        "base": dict,
         "format": int,
     }
     try:
@@ -83,6 +88,7 @@ def read_state(folder: Path) -> CheckpointState:
         values.setdefault("loss_sums", [])
         values.setdefault("max_spans", None)
         values.setdefault("files", {})
+        values.setdefault("base", {})
     if not isinstance(values, dict) or any(
         not isinstance(values.get(name), kind) or isinstance(values[name], bool)
         for name, kind in types.items()
@@ -105,6 +111,9 @@ def read_state(folder: Path) -> CheckpointState:
             or type(file.get("sha256")) is not str
         ):
             raise damaged(path, f"holds no size and SHA-256 of the file {name!r}")
+    base = values["base"]
+    if base and {key: type(value) for key, value in base.items()} != {"model": str, "sha256": str}:
+        raise damaged(path, "holds no name and SHA-256 of the model that it started from")
     if values["format"] > SHARDED_FORMAT:
         raise CheckpointError(
             str(path),

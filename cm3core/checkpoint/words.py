@@ -73,7 +73,7 @@ class TrainingWords:
     def nearest(self, word: str) -> str | None:
         """The known word that is spelled most like `word`; None if none is close."""
         alike = (own for own in self.words if abs(len(own) - len(word)) <= 2)
-        return next(iter(difflib.get_close_matches(word, sorted(alike), n=1, cutoff=0.75)), None)
+        return next(iter(difflib.get_close_matches(word, sorted(alike), n=1, cutoff=0.8)), None)
 
 
 def words_of_training(

@@ -39,6 +39,7 @@ from cm3core.files import new_place, sync_directory
 from cm3core.plugins.registry import plugin_versions
 from cm3core.processes import Processes
 from cm3core.recipe.storing import files_of
+from cm3core.tuning import ADAPTER, ADAPTER_CONFIG, AdapterFiles
 
 if TYPE_CHECKING:
     from cm3core.build import Components
@@ -55,6 +56,7 @@ def save_checkpoint(
     words: TrainingWords | None = None,
     processes: Processes | None = None,
     sharded: bool = False,
+    adapter: AdapterFiles | None = None,
 ) -> Path:
     """Write `OUT/checkpoints/step-N` and drop all but the newest `keep`; a checkpoint of this step
     that is there stays.
@@ -67,6 +69,7 @@ def save_checkpoint(
         components: their recipe, plugins and tokenizers are stored.
         keep: checkpoints that stay, this one included.
         words: those of the training texts, if they are known.
+        adapter: stored in place of the weights.
         processes: all that train, each of which calls; None: this one alone.
         sharded: each has a part of the tensors, and writes it, see `shards`; else the first writes.
 
@@ -78,10 +81,13 @@ def save_checkpoint(
     if processes.first(target.exists):
         pass
     elif sharded:
+        assert adapter is None, "parallel_of refuses to share a decoder that is tuned in part"
         _write_sharded(target, decoder, optimizer_state, state, components, words, processes)
     else:
         processes.first(
-            lambda: _write_whole(target, decoder, optimizer_state, state, components, words)
+            lambda: _write_whole(
+                target, decoder, optimizer_state, state, components, words, adapter
+            )
         )
     processes.first(lambda: _remove_all_but(out_dir, keep))
     return target
@@ -94,12 +100,21 @@ def _write_whole(
     state: CheckpointState,
     components: Components,
     words: TrainingWords | None,
+    adapter: AdapterFiles | None,
 ) -> None:
     with new_folder(target) as folder:
-        save_file(weights_of(decoder), folder / WEIGHTS)
+        if adapter is None:
+            save_file(weights_of(decoder), folder / WEIGHTS)
+        else:
+            save_file(dict(adapter.tensors), folder / ADAPTER, {"format": "pt"})
+            write_json(folder / ADAPTER_CONFIG, adapter.config)
         save_file({**contiguous(optimizer_state), **generator_states()}, folder / OPTIMIZER)
-        files = file_hashes(folder, [WEIGHTS, OPTIMIZER])
-        _write_description(folder, components, state, files, words)
+        written = [
+            name
+            for name in (WEIGHTS, ADAPTER, ADAPTER_CONFIG, OPTIMIZER)
+            if (folder / name).is_file()
+        ]
+        _write_description(folder, components, state, file_hashes(folder, written), words)
 
 
 def _write_sharded(

@@ -83,8 +83,8 @@ def add_model_options(parser: ArgumentParser) -> None:
         default=[],
         dest="settings",
         metavar="SECTION.KEY=VALUE",
-        help="change a key of the recipe's sampler or retriever, e.g. sampler.guidance_scale=1.5, "
-        "retriever.min_similarity=0.3; may be given several times",
+        help="change a key of the recipe's sampler or retriever, or of --condition, e.g. "
+        "sampler.guidance_scale=1.5, retriever.min_similarity=0.3; may be given several times",
     )
     parser.add_argument(
         "--show-retrieved",
@@ -118,6 +118,10 @@ def add_model_options(parser: ArgumentParser) -> None:
 
 def open_model(args: Namespace) -> Model:
     """The model named by the options."""
+    if settings_of(args.settings, "condition") and not getattr(args, "condition", None):
+        raise GenerationError(
+            "--set condition", "changes a condition, and none is given", "give --condition, too"
+        )
     from cm3core.model.model import load
 
     model = load(
@@ -163,8 +167,8 @@ def task_options(args: Namespace) -> dict[str, Any]:
     )
 
 
-#: Sections that `--set` changes.
-SECTIONS = ("sampler", "retriever")
+#: Sections that `--set` changes; the last is that of `cm3 generate --condition`.
+SECTIONS = ("sampler", "retriever", "condition")
 
 
 def add_task(parser: ArgumentParser, what: str) -> None:
@@ -211,7 +215,7 @@ def settings_of(settings: Sequence[str], wanted: str) -> dict[str, Any]:
         if not equals or section not in SECTIONS or not all(map(str.isidentifier, name.split("."))):
             raise GenerationError(
                 f"--set {setting}",
-                "is not sampler.KEY=VALUE or retriever.KEY=VALUE",
+                "is not sampler.KEY=VALUE, retriever.KEY=VALUE or condition.KEY=VALUE",
                 "write e.g. --set sampler.guidance_scale=1.5",
             )
         parsed = value_of(f"value={value}", f"--set {setting}")["value"]
@@ -285,6 +289,9 @@ def metadata(
         drawn["bank"] = retriever.bank
     if args.retriever is not None and retrieved:
         drawn["retriever"] = args.retriever
+    if getattr(args, "condition", None):
+        keys = settings_of(args.settings, "condition")
+        drawn["condition"] = json.dumps([*args.condition, keys], ensure_ascii=False)
     return (
         chosen
         | drawn

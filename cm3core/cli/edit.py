@@ -15,8 +15,12 @@ from cm3core.cli._model import (
     task_options,
 )
 from cm3core.cli._retrieved import seen
-from cm3core.cli.generate import add_drawing_options, pictures_folder, write_pictures
-from cm3core.errors import FileError
+from cm3core.cli.generate import (
+    add_drawing_options,
+    check_not_replaced,
+    pictures_folder,
+    write_pictures,
+)
 from cm3core.files import check_writable
 
 HELP = "edit a picture by an instruction"
@@ -39,12 +43,7 @@ def run(args: Namespace) -> int:
     """Generate, write the pictures with their metadata, print the paths."""
     refuse_untuned(args, "edit", "edits")
     check_writable(args.out, folder=True)
-    if args.picture.absolute().parent.resolve() == args.out.absolute().resolve():
-        raise FileError(
-            str(args.out),
-            f"holds {args.picture.name}, which is read and might be replaced",
-            "name another folder (-o)",
-        )
+    check_not_replaced(args.out, args.picture)
     options = task_options(args) | {"truncate": args.truncate, "upscale": args.upscale}
     with pictures_folder(args.out):
         return _run(args, options)

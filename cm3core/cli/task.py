@@ -103,6 +103,8 @@ def _print_task(name: str, config: TaskConfig | type[ComponentConfig]) -> None:
     config_class = config if isinstance(config, type) else type(config)
     serves = vars(config_class).get("serves", "")
     use = f"cm3 {serves}" if serves else "Python: model.do"
+    if serves == "structure":
+        use = "cm3 generate --condition"
     try:
         made = config() if isinstance(config, type) else config
     except TypeError:  # a plugin's, with keys without a default

@@ -26,6 +26,9 @@ from cm3core.plugins.marks import default_name
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
+    from cm3core.interfaces.extractor import ExtractorConfig
+    from cm3core.interfaces.metric import MetricConfig
+    from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
 
 HELP = "train and evaluate text and image tokenizers"
@@ -84,8 +87,9 @@ def configure(parser: ArgumentParser) -> None:
 
     evaluate = add(
         "eval",
-        "measure an image tokenizer: PSNR, codebook usage, perplexity, reconstructions",
-        "cm3 tokenizer eval quickstart --split unseen -o reconstructions.png",
+        "measure an image tokenizer: PSNR, SSIM, codebook usage, perplexity, reconstructions",
+        "cm3 tokenizer eval quickstart --split unseen -o reconstructions.png\n"
+        "  cm3 tokenizer eval quickstart --score metric=fid extractor=inception extractor.path=FILE",
     )
     evaluate.add_argument(
         "recipe",
@@ -93,6 +97,16 @@ def configure(parser: ArgumentParser) -> None:
         help="a recipe, or the folder or weights file written by train-image",
     )
     evaluate.add_argument("--split", help="split of the data set (default: the recipe's)")
+    evaluate.add_argument(
+        "--score",
+        nargs="+",
+        action="append",
+        default=[],
+        dest="scores",
+        metavar="section.key=value",
+        help="also this metric of reconstructions and originals, as a recipe's sections metric and extractor "
+        "would give it; may be given several times",
+    )
     add_evaluation_arguments(
         evaluate,
         num_help="maximum number of pictures, spread over the split",
@@ -246,7 +260,9 @@ def _evaluate(args: Namespace) -> int:
 
     check_writable(args.out)
     target, ours = _evaluated(args.recipe)
-    recipe = compose(target, [*ours, *args.overrides], registry=registry_of(args))
+    registry = registry_of(args)
+    scores = [_score_of(given, registry) for given in args.scores]
+    recipe = compose(target, [*ours, *args.overrides], registry=registry)
     require_section(recipe, "image_tokenizer")
     assert recipe.image_tokenizer is not None
     limit_threads(recipe)
@@ -255,6 +271,11 @@ def _evaluate(args: Namespace) -> int:
     images_NHWC = pictures_of(source, tokenizer.image_size, args.num)
     report = evaluate_image_tokenizer(tokenizer, images_NHWC)
     save_png(args.out, report.picture)
+    rows_of_scores = [
+        line
+        for config, extractor in scores
+        for line in _score_lines(images_NHWC, report.reconstructed_NHWC, config, extractor)
+    ]
     rows, columns = tokenizer.grid
     split = args.split or (recipe.dataset.split if recipe.dataset is not None else "")
     print(
@@ -262,11 +283,45 @@ def _evaluate(args: Namespace) -> int:
         f"{tokenizer.image_size[1]} pixels "
         f"as {rows} x {columns} codes\n"
         f"PSNR        {report.psnr:.2f} dB\n"
-        f"codes used  {report.num_used_codes:,} of {report.codebook_size:,} ({report.usage:.0%})\n"
+        + ("" if report.ssim is None else f"SSIM        {report.ssim:.3f}\n")
+        + "".join(rows_of_scores)
+        + f"codes used  {report.num_used_codes:,} of {report.codebook_size:,} ({report.usage:.0%})\n"
         f"perplexity  {report.perplexity:.0f}\n"
         f"{args.out}: originals above reconstructions"
     )
     return 0
+
+
+def _score_of(
+    given: Sequence[str], registry: Registry
+) -> tuple[MetricConfig, ExtractorConfig | None]:
+    """The configs of a `--score`."""
+    from cm3core.evaluation.reconstructions import check_score
+
+    recipe = composed({}, list(given), registry)
+    if recipe.metric is None:
+        raise TokenizerError(
+            f"--score {' '.join(given)}", "names no metric", "write e.g. --score metric=NAME"
+        )
+    recipe.metric.check()
+    check_score(recipe.metric, recipe.extractor)
+    return recipe.metric, recipe.extractor
+
+
+def _score_lines(
+    images_NHWC: PixelArray,
+    reconstructed_NHWC: PixelArray,
+    config: MetricConfig,
+    extractor: ExtractorConfig | None,
+) -> list[str]:
+    from cm3core.evaluation.reconstructions import reconstruction_scores
+
+    found = reconstruction_scores(images_NHWC, reconstructed_NHWC, config, extractor)
+    return [
+        f"{name:10}  {score.value:.4g}"
+        f" ({'higher' if score.higher_is_better else 'lower'} is better)\n"
+        for name, score in found
+    ]
 
 
 def _evaluated(target: str) -> tuple[str, list[str]]:

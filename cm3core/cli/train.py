@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from cm3core._version import __version__
 from cm3core.cli import add_overrides, registry_of, whole_number
 
 if TYPE_CHECKING:
+    from cm3core.plugins.registry import Registry
     from cm3core.processes import Processes
     from cm3core.recipe import Recipe
     from cm3core.training.state import TrainResult
@@ -28,6 +29,11 @@ is trained on with a larger train.steps or train.minutes."""
 
 def configure(parser: ArgumentParser) -> None:
     """Recipe, folder, overrides."""
+    add_run_arguments(parser)
+
+
+def add_run_arguments(parser: ArgumentParser) -> None:
+    """Recipe, folder, overrides: of every command that trains a decoder."""
     parser.add_argument("recipe", help="a shipped recipe's name, or a path to a YAML file")
     parser.add_argument(
         "-o",
@@ -55,6 +61,24 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Train and print the checkpoint's path."""
+    from cm3core.recipe import compose
+
+    def recipe_of(registry: Registry) -> Recipe:
+        return compose(args.recipe, args.overrides, registry=registry)
+
+    return train_and_report(args, recipe_of, ["train"])
+
+
+def train_and_report(
+    args: Namespace, recipe_of: Callable[[Registry], Recipe], words: Sequence[str]
+) -> int:
+    """Train, in all processes that were started, and print the checkpoint's path.
+
+    Args:
+        args: what `add_run_arguments` adds.
+        recipe_of: composes the recipe.
+        words: stand between `cm3` and the recipe.
+    """
     from cm3core.processes import started_processes
 
     with started_processes(args.device, same={"package version": __version__}) as (
@@ -62,22 +86,27 @@ def run(args: Namespace) -> int:
         device,
     ):
         with processes.only_first_talks():
-            code, text = _train(args, processes, device)
+            code, text = _train(args, recipe_of, words, processes, device)
         if processes.is_first and text:
             print(text, file=sys.stderr if code else sys.stdout)
     return code
 
 
-def _train(args: Namespace, processes: Processes, device: str | None) -> tuple[int, str]:
+def _train(
+    args: Namespace,
+    recipe_of: Callable[[Registry], Recipe],
+    words: Sequence[str],
+    processes: Processes,
+    device: str | None,
+) -> tuple[int, str]:
     """The exit code, and what to print at the end."""
-    from cm3core.recipe import compose
-
     registry = registry_of(args)
-    recipe = compose(args.recipe, args.overrides, registry=registry)
+    recipe = recipe_of(registry)
     recipe.check()
     out = args.out if args.out is not None else Path("runs") / recipe.name
     plugins = "".join(f"--plugin {shlex.quote(str(path))} " for path in args.plugin)
     command = shlex.join([args.recipe, "-o", str(out), *args.overrides])
+    begin = f"cm3 {plugins}{' '.join(words)}"
 
     from cm3core.training.loop import train
     from cm3core.training.state import TrainingInterrupted
@@ -93,7 +122,7 @@ def _train(args: Namespace, processes: Processes, device: str | None) -> tuple[i
             device=device,
             processes=processes,
             shard=args.shard,
-            command=f"cm3 {plugins}train {command}"
+            command=f"{begin} {command}"
             if processes.world_size == 1
             else "the same command, with any number of processes",
         )
@@ -105,7 +134,7 @@ def _train(args: Namespace, processes: Processes, device: str | None) -> tuple[i
         longer = shlex.join([args.recipe, "-o", str(out), *more])
         text = (
             f"the run in {out} was finished already, nothing was trained; to train more:\n"
-            f"  cm3 {plugins}train {longer}\n"
+            f"  {begin} {longer}\n"
         )
     began = "it is at" if result.was_finished else "trained to"
     return 0, f"{text}{began} step {result.step} {_summary(result)}"

@@ -1,5 +1,4 @@
-"""Measure an image tokenizer: PSNR, codebook usage, perplexity, and a picture of
-reconstructions."""
+"""Measure an image tokenizer: PSNR, SSIM, codebook usage, perplexity, and a picture of reconstructions."""
 
 from __future__ import annotations
 
@@ -9,24 +8,31 @@ import numpy as np
 import numpy.typing as npt
 
 from cm3core.document import IntArray, PixelArray
-from cm3core.errors import TokenizerError
+from cm3core.errors import DataError, TokenizerError
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
+
+#: Side of the windows that SSIM compares (Wang et al. 2004 have Gaussian ones of 11; scikit-image's
+#: default is 7).
+SSIM_WINDOW = 7
 
 
 @dataclass(frozen=True)
 class TokenizerReport:
     """What `evaluate_image_tokenizer` found.
 
-    `psnr`: mean over pictures of each picture's PSNR, dB, peak 255. `num_used_codes` of
+    `psnr`: mean over pictures of each picture's PSNR, dB, peak 255; `ssim`: the same of their structural
+    similarity (`ssim_per_picture`), None for pictures smaller than its window. `num_used_codes` of
     `codebook_size` occurred; `perplexity`: exp of the codes' entropy, at most `codebook_size`.
-    `picture`: uint8 [h, w, 3], originals above reconstructions.
+    `picture`: uint8 [h, w, 3], originals above reconstructions. `reconstructed_NHWC`: all of them, uint8.
     """
 
     psnr: float
+    ssim: float | None
     num_used_codes: int
     codebook_size: int
     perplexity: float
     picture: PixelArray
+    reconstructed_NHWC: PixelArray
 
     @property
     def usage(self) -> float:
@@ -42,6 +48,45 @@ def psnr_per_picture(
     mse_N = np.maximum((error_NHWC**2).mean(axis=(1, 2, 3)), 1e-10)
     psnr_N: npt.NDArray[np.float64] = 10.0 * np.log10(255.0**2 / mse_N)
     return psnr_N
+
+
+def ssim_per_picture(a_NHWC: PixelArray, b_NHWC: PixelArray) -> npt.NDArray[np.float64]:
+    """Structural similarity of grey values (the channels' mean), float64 [N], as scikit-image's
+    `structural_similarity`: the mean over all windows of `SSIM_WINDOW` pixels a side that lie
+    inside, K1 = 0.01, K2 = 0.03, sample variances.
+
+    Raises:
+        DataError: pictures smaller than a window.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    if min(a_NHWC.shape[1:3]) < SSIM_WINDOW:
+        raise DataError(
+            "pictures",
+            f"{a_NHWC.shape[2]} x {a_NHWC.shape[1]} pixels, smaller than SSIM's window of "
+            f"{SSIM_WINDOW}",
+            "compare larger ones",
+        )
+    a, b = (
+        torch.from_numpy(pixels.astype(np.float64).mean(axis=3)[:, None])
+        for pixels in (a_NHWC, b_NHWC)
+    )
+
+    def mean(values_N1HW: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(values_N1HW, SSIM_WINDOW, stride=1)
+
+    unbiased = SSIM_WINDOW**2 / (SSIM_WINDOW**2 - 1)
+    mean_a, mean_b = mean(a), mean(b)
+    variances = unbiased * (mean(a * a) - mean_a**2 + mean(b * b) - mean_b**2)
+    covariance = unbiased * (mean(a * b) - mean_a * mean_b)
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    values = (
+        (2 * mean_a * mean_b + c1)
+        * (2 * covariance + c2)
+        / ((mean_a**2 + mean_b**2 + c1) * (variances + c2))
+    )
+    return np.asarray(values.mean(dim=(1, 2, 3)))
 
 
 def perplexity_of(codes: IntArray, codebook_size: int) -> float:
@@ -85,10 +130,18 @@ def evaluate_image_tokenizer(
     reconstructed_NHWC = np.concatenate([tokenizer.decode(batch) for batch in codes])
     codes_Nc = np.concatenate(codes)
     shown = np.linspace(0, len(images_NHWC) - 1, min(num_shown, len(images_NHWC))).astype(int)
+    ssim = None
+    if min(images_NHWC.shape[1:3]) >= SSIM_WINDOW:
+        starts = range(0, len(images_NHWC), batch_size)
+        parts_of = (slice(start, start + batch_size) for start in starts)
+        parts = [ssim_per_picture(images_NHWC[part], reconstructed_NHWC[part]) for part in parts_of]
+        ssim = float(np.concatenate(parts).mean())
     return TokenizerReport(
         psnr=float(psnr_per_picture(images_NHWC, reconstructed_NHWC).mean()),
+        ssim=ssim,
         num_used_codes=int(np.unique(codes_Nc).size),
         codebook_size=tokenizer.codebook_size,
         perplexity=perplexity_of(codes_Nc, tokenizer.codebook_size),
         picture=reconstruction_picture(images_NHWC[shown], reconstructed_NHWC[shown]),
+        reconstructed_NHWC=reconstructed_NHWC,
     )

@@ -14,14 +14,10 @@ import numpy.typing as npt
 
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
-from cm3core.evaluation.image_tokenizer import psnr_per_picture
+from cm3core.evaluation.image_tokenizer import psnr_per_picture, ssim_per_picture
 from cm3core.images import fit, grid
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
 from cm3core.interfaces.upscaler import Upscaler
-
-#: Side of the windows that SSIM compares (Wang et al. 2004 have Gaussian ones of 11; scikit-image's
-#: default is 7).
-SSIM_WINDOW = 7
 
 
 @dataclass(frozen=True)
@@ -82,45 +78,6 @@ def small_pictures(
         if progress is not None:
             progress(batch.stop - batch.start)
     return small_NHWC, reconstructed_NHWC
-
-
-def ssim_per_picture(a_NHWC: PixelArray, b_NHWC: PixelArray) -> npt.NDArray[np.float64]:
-    """Structural similarity of grey values (the channels' mean), float64 [N], as scikit-image's
-    `structural_similarity`: the mean over all windows of `SSIM_WINDOW` pixels a side that lie
-    inside, K1 = 0.01, K2 = 0.03, sample variances.
-
-    Raises:
-        DataError: pictures smaller than a window.
-    """
-    import torch
-    import torch.nn.functional as F
-
-    if min(a_NHWC.shape[1:3]) < SSIM_WINDOW:
-        raise DataError(
-            "pictures",
-            f"{a_NHWC.shape[2]} x {a_NHWC.shape[1]} pixels, smaller than SSIM's window of "
-            f"{SSIM_WINDOW}",
-            "compare larger ones",
-        )
-    a, b = (
-        torch.from_numpy(pixels.astype(np.float64).mean(axis=3)[:, None])
-        for pixels in (a_NHWC, b_NHWC)
-    )
-
-    def mean(values_N1HW: torch.Tensor) -> torch.Tensor:
-        return F.avg_pool2d(values_N1HW, SSIM_WINDOW, stride=1)
-
-    unbiased = SSIM_WINDOW**2 / (SSIM_WINDOW**2 - 1)
-    mean_a, mean_b = mean(a), mean(b)
-    variances = unbiased * (mean(a * a) - mean_a**2 + mean(b * b) - mean_b**2)
-    covariance = unbiased * (mean(a * b) - mean_a * mean_b)
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    values = (
-        (2 * mean_a * mean_b + c1)
-        * (2 * covariance + c2)
-        / ((mean_a**2 + mean_b**2 + c1) * (variances + c2))
-    )
-    return np.asarray(values.mean(dim=(1, 2, 3)))
 
 
 def evaluate_upscaler(

@@ -8,6 +8,7 @@ forms have a default loop.
 
 from cm3core.interfaces.attention import AttentionBackend, AttentionConfig
 from cm3core.interfaces.component import ComponentConfig, check_value
+from cm3core.interfaces.condition import Condition, ConditionConfig
 from cm3core.interfaces.dataset import (
     DocumentSource,
     DocumentSourceConfig,
@@ -53,6 +54,8 @@ __all__ = [
     "Blank",
     "Candidate",
     "ComponentConfig",
+    "Condition",
+    "ConditionConfig",
     "Decoder",
     "DecoderConfig",
     "DocumentSource",

@@ -39,6 +39,9 @@ class DecoderConfig(ComponentConfig):
     """
 
     kind: ClassVar[str] = "decoder"
+    #: Keys that change how a decoder is trained, not what it computes with given weights: they may
+    #: differ between a run and the model that it starts from (`train.start_from`).
+    training_keys: ClassVar[tuple[str, ...]] = ()
     context_length: int = 4096
 
     def build(

@@ -23,6 +23,7 @@ COLUMNS: Mapping[str, str] = {
     "features": "float32 [D]: an extractor's features of the picture",
     "reference_features": "float32 [D]: the same of a reference picture",
     "text_features": "float32 [D]: the same of the prompt",
+    "candidate_features": "float32 [C, D]: the same of C real pictures, the right one first",
     "pictures": "uint8 [H, W, 3]: the picture",
     "reference_pictures": "uint8 [H, W, 3]: the reference picture",
     "prompts": "str: what the picture should show",
@@ -99,6 +100,9 @@ class MetricConfig(ComponentConfig):
     kind: ClassVar[str] = "metric"
     #: Grows whenever equal samples may get other scores than before; belongs to the protocol.
     version: ClassVar[int] = 1
+    #: Whether an evaluation gives, beside the score, that of the real pictures, of these through the image
+    #: tokenizer, and of copies of the first document prepended.
+    bounded: ClassVar[bool] = False
 
     def build(self) -> Metric:
         """Return the metric, which has seen no samples."""

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 Record: TypeAlias = Mapping[str, Any]
 FieldType: TypeAlias = Literal["text", "image"]
 #: Methods of a model that a task may serve.
-Method: TypeAlias = Literal["generate", "caption", "ask", "edit"]
+#: "structure" is `generate` with a condition.
+Method: TypeAlias = Literal["generate", "caption", "ask", "edit", "structure"]
 #: Tokens of a text hole for which no maximum is given.
 DEFAULT_TOKENS = 64
 #: Punctuation at the start of a text, up to white space or the end.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cm3core.document import Document
 from cm3core.errors import DataError
-from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
+from cm3core.interfaces.dataset import DocumentSource, Provenance, SkippedRecord
 from cm3core.interfaces.task import Record, Task
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ class TaskSource(DocumentSource):
 
     def group(self, index: int) -> str:
         return self.source.group(self._indices[index])
+
+    def provenance(self, index: int) -> Provenance:
+        return self.source.provenance(self._indices[index])
 
     @property
     def skipped(self) -> list[SkippedRecord]:

@@ -46,6 +46,8 @@ class TrainingMemory:
         gathered: parameters that a device holds whole at a time where they are divided among
             devices: two blocks (the next is fetched during the first), and what belongs to none. 0:
             not known, all of them.
+        linear_features: inputs and outputs of all linear layers, added up: adapters of rank r have r
+            times as many parameters. 0: not known.
     """
 
     matrix_parameters: int
@@ -56,3 +58,4 @@ class TrainingMemory:
     smaller: tuple[str, ...] = ()
     smaller_model: tuple[str, ...] = ()
     gathered: int = 0
+    linear_features: int = 0

@@ -46,6 +46,7 @@ from cm3core.model.results import (
 )
 
 if TYPE_CHECKING:
+    from cm3core.interfaces.task import Record
     from cm3core.model.loaded import Picture
     from cm3core.model.model import Model
 
@@ -233,32 +234,36 @@ class AsyncModel:
         self, prompt: str | Sequence[str], num_images: int | None = None, **options: Any
     ) -> list[GeneratedImage]:
         """See `Model.generate`."""
-        jobs, _ = await self._aside(self.model.image_jobs, prompt, num_images, **options)
-        return await self._results(list(jobs))
+        return await self._made(self.model.image_jobs, prompt, num_images, **options)
 
-    async def events(
+    def events(
         self, prompt: str | Sequence[str], num_images: int | None = None, **options: Any
     ) -> AsyncGenerator[Event, None]:
-        """See `Model.events`; pictures arrive as they finish, in any order.
+        """See `Model.events`; pictures arrive as they finish, in any order. Leaving it ends the work."""
+        return self._pictures(self.model.image_jobs, prompt, num_images, **options)
 
-        Leaving the iterator ends the work.
-        """
-        jobs, _ = await self._aside(self.model.image_jobs, prompt, num_images, **options)
-        async with aclosing(self._events(list(jobs))) as events:
-            async for event in events:
-                yield event
-
-    async def edit_events(
+    def edit_events(
         self, picture: Picture, instruction: str, num_images: int | None = None, **options: Any
     ) -> AsyncGenerator[Event, None]:
         """The events of `edit`, as those of `events`."""
-        make = self.model.edit_jobs
-        jobs, _ = await self._aside(make, picture, instruction, num_images, **options)
+        return self._pictures(self.model.edit_jobs, picture, instruction, num_images, **options)
+
+    def task_events(
+        self, task: str, record: Record, prompt: str, num_images: int | None = None, **options: Any
+    ) -> AsyncGenerator[Event, None]:
+        """The events of `Model.task_jobs` with these arguments, as those of `events`."""
+        return self._pictures(self.model.task_jobs, task, record, prompt, num_images, **options)
+
+    async def _pictures(
+        self, make: Callable[..., Any], *arguments: Any, **options: Any
+    ) -> AsyncGenerator[Event, None]:
+        """The events of the jobs that `make` makes."""
+        jobs, _ = await self._aside(make, *arguments, **options)
         async with aclosing(self._events(list(jobs))) as events:
             async for event in events:
                 yield event
 
-    async def infill_events(
+    def infill_events(
         self,
         picture: Picture,
         box: Any = None,
@@ -272,16 +277,13 @@ class AsyncModel:
 
         The first has the seed, the others those of `candidate_seed`.
         """
-        jobs = []
-        for place in range(num_images):
-            own = candidate_seed(seed, place)
-            job, _ = await self._aside(
-                self.model.infill_job, picture, box, text, seed=own, **options
-            )
-            jobs.append(job)
-        async with aclosing(self._events(jobs)) as events:
-            async for event in events:
-                yield event
+
+        def jobs() -> tuple[list[Job[InfilledImage]], int]:
+            seeds = [candidate_seed(seed, place) for place in range(num_images)]
+            make = self.model.infill_job
+            return [make(picture, box, text, seed=own, **options)[0] for own in seeds], 0
+
+        return self._pictures(jobs)
 
     async def _events(self, jobs: Sequence[Job[Any]]) -> AsyncGenerator[Event, None]:
         """Events of the jobs as they happen; leaving the iterator ends the work."""
@@ -305,10 +307,7 @@ class AsyncModel:
         self, picture: Picture, instruction: str, num_images: int | None = None, **options: Any
     ) -> list[GeneratedImage]:
         """See `Model.edit`."""
-        jobs, _ = await self._aside(
-            self.model.edit_jobs, picture, instruction, num_images, **options
-        )
-        return await self._results(list(jobs))
+        return await self._made(self.model.edit_jobs, picture, instruction, num_images, **options)
 
     async def infill(
         self, picture: Picture, box: Any = None, text: str | None = None, **options: Any
@@ -324,8 +323,7 @@ class AsyncModel:
 
     async def captions(self, pictures: Sequence[Picture], **options: Any) -> list[GeneratedText]:
         """See `Model.captions`."""
-        jobs, _ = await self._aside(self.model.caption_jobs, pictures, **options)
-        return await self._results(jobs)
+        return await self._made(self.model.caption_jobs, pictures, **options)
 
     async def ask(self, picture: Picture, question: str, **options: Any) -> GeneratedText:
         """See `Model.ask`."""
@@ -356,7 +354,9 @@ class AsyncModel:
         completions = await together([self.engine.complete(request) for request in job.requests])
         return await self._aside(job.finish, completions)
 
-    async def _results(self, jobs: Sequence[Job[T]]) -> list[T]:
+    async def _made(self, make: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:
+        """The results of the jobs that `make` makes."""
+        jobs, _ = await self._aside(make, *arguments, **options)
         return await together([self._result(job) for job in jobs])
 
     async def _report(

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from cm3core.document import Codes, Document, PixelArray
 from cm3core.generation.engine import Completion, Progress, Request
-from cm3core.model.loaded import Loaded, sampler_of, seen, text_hole
+from cm3core.model.loaded import Loaded, sampler_of, text_hole
 from cm3core.model.options import sampler_keys
-from cm3core.model.tasks import named_task
+from cm3core.model.tasks import encoded_record, named_task
 
 if TYPE_CHECKING:
     from cm3core.interfaces.task import Record
@@ -43,12 +43,7 @@ class AnyDocuments(Loaded):
             the responses by field: texts, and pictures uint8 [height, width, 3].
         """
         chosen = named_task(self, task, force=force)
-        values = {
-            name: self.encode([seen(self, value)])[0] if not isinstance(value, Codes) else value
-            for name, value in record.items()
-            if chosen.fields.get(name) == "image"
-        }
-        given = {**record, **values}
+        given = encoded_record(self, chosen, record)
         hole = text_hole(self.recipe, max_tokens)
         prompt = chosen.prompt(given, place=f"task {task!r}", max_tokens=hole.max_tokens)
         [done] = self.complete([prompt], progress=progress, **options)

@@ -20,6 +20,7 @@ from cm3core.document import (
 from cm3core.errors import GenerationError
 from cm3core.generation.engine import Completion, Event, Request
 from cm3core.model.candidates import Plan, upscaler
+from cm3core.model.conditions import GivenCondition, with_condition
 from cm3core.model.crop import Box, CentreCrop, region
 from cm3core.model.jobs import Done, Job
 from cm3core.model.loaded import (
@@ -41,10 +42,11 @@ from cm3core.model.results import (
     RetrievedDocument,
     Scored,
 )
-from cm3core.model.tasks import edit_task, record_of, task_for
+from cm3core.model.tasks import edit_task, encoded_record, named_task, record_of, task_for
 from cm3core.plugins.marks import marked
 
 if TYPE_CHECKING:
+    from cm3core.interfaces.task import Method, Record
     from cm3core.interfaces.upscaler import Upscaler
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
@@ -63,6 +65,7 @@ class Drawing(Loaded):
         upscale: bool | str = False,
         task: str | None = None,
         force: bool = False,
+        condition: GivenCondition | None = None,
         **options: Any,
     ) -> tuple[Iterator[Job[GeneratedImage]], int]:
         """The jobs of `generate`, one per picture, and the number of tokens they generate."""
@@ -70,13 +73,19 @@ class Drawing(Loaded):
         number = _num_images(self, num_images)
         for text in prompts:
             check_text(self, "prompt", text, truncate=truncate)
+        method: Method = "generate" if condition is None else "structure"
+        chosen = task_for(self, method, task, force=force)
+        shared: Record = {}
+        if condition is not None:
+            shared = with_condition(self, chosen, condition)
+            options = {"num_retrieved": 0, **options}
         given = GenerationOptions.of({**options, "seed": seed})
         plan = Plan.of(self, given, truncate=truncate)
-        chosen = task_for(self, "generate", task, force=force)
-        requests = [
-            Request(chosen.prompt(record_of(chosen, text, None)), seed=seed, truncate=truncate)
-            for text in prompts
-        ]
+        documents = [chosen.prompt({**shared, **record_of(chosen, text, None)}) for text in prompts]
+        if condition is not None:
+            for document in documents:
+                check_prompt(self, f"task {task or method}", document, truncate=truncate)
+        requests = [Request(document, seed=seed, truncate=truncate) for document in documents]
         augmented = plan.augmented(requests, [(Text(text),) for text in prompts])
         enlarger = upscaler(self, upscale)
         jobs = (
@@ -125,6 +134,54 @@ class Drawing(Loaded):
             [Request(document, seed=seed, truncate=truncate)], [(Text(instruction),)]
         )
         make = _image_maker(self, instruction, retrieved, upscaler(self, upscale))
+        jobs = (
+            plan.job(request, make, first=place * plan.num_candidates) for place in range(number)
+        )
+        return jobs, number * plan.num_candidates * self.components.serializer.num_codes
+
+    def task_jobs(
+        self,
+        task: str,
+        record: Record,
+        prompt: str,
+        num_images: int | None = None,
+        *,
+        seed: int = 0,
+        truncate: bool = False,
+        upscale: bool | str = False,
+        force: bool = False,
+        **options: Any,
+    ) -> tuple[Iterator[Job[GeneratedImage]], int]:
+        """The jobs of a task of any fields whose response is one picture, one job per picture, and the
+        number of tokens they generate.
+
+        Args:
+            task, record, force: see `Model.do`.
+            prompt: what the results are called (`GeneratedImage.prompt`), and the query for retrieval.
+            num_images, options: see `Model.generate`. Nothing is retrieved unless `num_retrieved` is
+                given.
+
+        Raises:
+            GenerationError: the model was not tuned for the task, its response is no picture, or a
+                text is too long.
+            DataError: a field is missing, empty or of another type.
+        """
+        chosen = named_task(self, task, force=force)
+        if [chosen.fields[name] for name in chosen.responses] != ["image"]:
+            raise GenerationError(
+                f"task {task!r}",
+                f"returns {', '.join(chosen.responses)}, not one picture",
+                "use Model.do",
+            )
+        number = _num_images(self, num_images)
+        given = {"num_retrieved": 0, **options, "seed": seed}
+        plan = Plan.of(self, GenerationOptions.of(given), truncate=truncate)
+        document = chosen.prompt(encoded_record(self, chosen, record), place=f"task {task!r}")
+        check_prompt(self, f"task {task}", document, truncate=truncate)
+        [(request, retrieved)] = plan.augmented(
+            [Request(document, seed=seed, truncate=truncate)], [(Text(prompt),)]
+        )
+        make = _image_maker(self, prompt, retrieved, upscaler(self, upscale))
         jobs = (
             plan.job(request, make, first=place * plan.num_candidates) for place in range(number)
         )

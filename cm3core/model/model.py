@@ -26,7 +26,12 @@ from cm3core.model.default import DEFAULT_MODEL
 from cm3core.model.drawing import Drawing, box_below, image_events
 from cm3core.model.jobs import results, run
 from cm3core.model.loaded import Picture, pixels_of
-from cm3core.model.results import GeneratedImage, GeneratedText, InfilledImage
+from cm3core.model.results import (
+    GeneratedImage,
+    GeneratedImages,
+    GeneratedText,
+    InfilledImage,
+)
 from cm3core.model.retrieval import with_memory
 from cm3core.model.tuned import TunedTasks
 from cm3core.model.writing import Writing
@@ -190,17 +195,20 @@ class Model(Drawing, Writing, AnyDocuments):
                 pictures of a prompt are the same for any `num_images` and any other prompts. Also:
                 truncate: read only the first `data.max_text_tokens` tokens of a longer prompt, as
                 training did with captions. upscale: also enlarge the pictures with the recipe's
-                upscaler (True) or another one (its name).
+                upscaler (True) or another one (its name). condition: what to draw after, a name and
+                what it is drawn from: `("canny", "photo.png")`, `("boxes", "bell at (10, 12) -> (40,
+                44)")`, or with keys as a third; for models tuned on structures. Nothing is then
+                retrieved unless `num_retrieved` is given.
 
         Returns:
-            `num_images` pictures for each prompt, in order.
+            `num_images` pictures for each prompt, in order; notebooks show the list as a sheet.
 
         Raises:
             GenerationError: the prompt is empty or too long, a seed or count is invalid, or there
                 is no memory to retrieve from or no reranker.
             RecipeError: a sampler key is unknown, or a value is out of range.
         """
-        return list(self.stream(prompt, num_images, progress=progress, **options))
+        return GeneratedImages(self.stream(prompt, num_images, progress=progress, **options))
 
     def stream(
         self,
@@ -251,7 +259,7 @@ class Model(Drawing, Writing, AnyDocuments):
                 editing if a plugin provides it (bundled: `edit_cfg`, three guidance streams).
         """
         jobs, total = self.edit_jobs(picture, instruction, num_images, **options)
-        return list(results(self.engine, jobs, progress=progress, total=total))
+        return GeneratedImages(results(self.engine, jobs, progress=progress, total=total))
 
     def infill(
         self,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cm3core.document import Codes, PixelArray
 from cm3core.generation.engine import Event
-from cm3core.images import png_bytes
+from cm3core.images import grid, png_bytes
 from cm3core.model.crop import Box
 
 
@@ -79,6 +79,29 @@ class GeneratedImage:
     def _repr_png_(self) -> bytes:
         """The picture, enlarged if it was; notebooks show it."""
         return png_bytes(self.pixels if self.upscaled is None else self.upscaled)
+
+
+class GeneratedImages(list[GeneratedImage]):
+    """Pictures of one call, a list that notebooks show as a contact sheet."""
+
+    #: Pictures side by side, and pixels of a side, about.
+    COLUMNS, SIDE = 4, 160
+
+    def _repr_png_(self) -> bytes | None:
+        """All pictures, each above its prompt; None for an empty list."""
+        if not self:
+            return None
+        starts = range(0, len(self), self.COLUMNS)
+        rows = [self[start : start + self.COLUMNS] for start in starts]
+        shown = [
+            [one.pixels if one.upscaled is None else one.upscaled for one in row] for row in rows
+        ]
+        sheet = grid(
+            shown,
+            captions=[[one.prompt for one in row] for row in rows],
+            scale=max(1, self.SIDE // max(one.shape[0] for row in shown for one in row)),
+        )
+        return png_bytes(sheet)
 
 
 @dataclass(frozen=True, eq=False)

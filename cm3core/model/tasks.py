@@ -22,6 +22,7 @@ from cm3core.interfaces.task import (
     check_serves,
     fields_of_type,
 )
+from cm3core.model.loaded import seen
 from cm3core.plugins.built import built
 from cm3core.plugins.marks import marked
 
@@ -37,6 +38,7 @@ SIGNATURES: Mapping[Method, tuple[int, int, FieldType]] = {
     "caption": (0, 1, "text"),
     "ask": (1, 1, "text"),
     "edit": (1, 1, "image"),
+    "structure": (2, 1, "image"),
 }
 
 
@@ -213,10 +215,20 @@ def edit_task(task_text: str) -> Task:
 
 
 def record_of(task: Task, text: str | None, picture: Codes | None) -> dict[str, Any]:
-    """The record of a method's text and picture."""
+    """The record of a method's text, the last one that a task is given, and picture."""
     record: dict[str, Any] = {}
     if text is not None:
-        record[fields_of_type(task, task.given, "text")[0]] = text
+        record[fields_of_type(task, task.given, "text")[-1]] = text
     if picture is not None:
         record[fields_of_type(task, task.given, "image")[0]] = picture
     return record
+
+
+def encoded_record(loaded: Loaded, task: Task, record: Record) -> Record:
+    """The record with the task's pictures as the codes of what the model sees of them."""
+    values = {
+        name: loaded.encode([seen(loaded, value)])[0] if not isinstance(value, Codes) else value
+        for name, value in record.items()
+        if task.fields.get(name) == "image"
+    }
+    return {**record, **values}

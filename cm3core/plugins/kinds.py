@@ -143,6 +143,13 @@ _ROWS = (
         "cm3core.testing.task:TaskContract",
         "task",
     ),
+    Kind(
+        "cm3_conditions",
+        base.ConditionConfig,
+        "Condition",
+        "cm3core.testing.condition:ConditionContract",
+        "condition",
+    ),
 )
 #: Name -> kind, in the order in which recipes are shown and built.
 KINDS: dict[str, Kind] = {kind.name: kind for kind in _ROWS}

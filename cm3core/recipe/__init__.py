@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         DataSection,
         GenerateSection,
         TrainSection,
+        TuneSection,
         VocabularySection,
     )
 
@@ -32,6 +33,7 @@ __all__ = [
     "Recipe",
     "RecipeFile",
     "TrainSection",
+    "TuneSection",
     "VocabularySection",
     "compose",
     "diff",
@@ -51,6 +53,7 @@ __getattr__ = exporter(
         "DataSection": "sections",
         "GenerateSection": "sections",
         "TrainSection": "sections",
+        "TuneSection": "sections",
         "VocabularySection": "sections",
     },
 )

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         extractor: base.ExtractorConfig | None = None
         metric: base.MetricConfig | None = None
         task: base.TaskConfig | None = None
+        condition: base.ConditionConfig | None = None
 
 else:
     KindSections = make_dataclass(

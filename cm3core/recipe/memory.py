@@ -103,12 +103,16 @@ def training_memory(
         device="cpu" if on_cpu else "cuda",
     )
     known = recipe.decoder.training_memory(vocabulary, grid, one_pass)
+    matrices, others, stack = _trained(recipe, known, number)
+    trained = matrices + others
+    if known is not None and recipe.tune.adapts:
+        number += matrices
     # AdamW keeps two numbers of a parameter, Muon one of a matrix
-    optimizer, temporaries = 2 * _FLOAT * number, 0
+    optimizer, temporaries = 2 * _FLOAT * trained, 0
     if known is not None and section.optimizer == "muon":
-        optimizer = _FLOAT * (known.matrix_parameters + 2 * known.other_parameters)
+        optimizer = _FLOAT * (matrices + 2 * others)
         # the momenta with Nesterov's step, stacked, and three more of their size
-        temporaries = 5 * _FLOAT * known.largest_stack
+        temporaries = 5 * _FLOAT * stack
     activations = 0 if known is None else known.activations + known.working
     if devices > 1:
         # whole for a moment, with their gradients and the float32 copy of those that is summed; of
@@ -121,11 +125,23 @@ def training_memory(
     return MemoryEstimate(
         PROGRAM + (BF16_KERNELS if bf16 and on_cpu else 0),
         _FLOAT * share,
-        _FLOAT * share,
+        _FLOAT * -(-trained // devices),
         -(-optimizer // devices) + max(0, temporaries - activations),
         activations,
         known,
     )
+
+
+def _trained(recipe: Recipe, known: TrainingMemory | None, number: int) -> tuple[int, int, int]:
+    """Trained parameters of matrices, of the rest, and of the largest stack of Muon: at most."""
+    if known is None:
+        return 0, number, 0
+    if recipe.tune.adapts and known.linear_features:
+        adapters = recipe.tune.rank * known.linear_features
+        return adapters, known.other_parameters if recipe.tune.parameters else 0, adapters
+    if recipe.tune.method in ("head", "embeddings"):
+        return 0, known.other_parameters, 0
+    return known.matrix_parameters, known.other_parameters, known.largest_stack
 
 
 def check_training_fits(

@@ -27,7 +27,13 @@ from cm3core.recipe.values import wrong_type
 _PLAIN_NAME = re.compile(r"(?!\.)[\w.-]{1,100}")
 
 
-def compose(name_or_path: str, overrides: Sequence[str] = (), *, registry: Registry) -> Recipe:
+def compose(
+    name_or_path: str,
+    overrides: Sequence[str] = (),
+    *,
+    registry: Registry,
+    beneath: Layer | None = None,
+) -> Recipe:
     """Compose the recipe of a shipped name or a file, with the command line's overrides.
 
     Args:
@@ -35,6 +41,7 @@ def compose(name_or_path: str, overrides: Sequence[str] = (), *, registry: Regis
         overrides: `section.key=value` in any order; `kind=name` changes a component, `kind=null`
             removes it.
         registry: the components that recipes may name.
+        beneath: a layer under those of the recipe.
 
     Returns:
         The recipe, complete and typed. `Recipe.check` checks whether its values make sense
@@ -52,7 +59,8 @@ def compose(name_or_path: str, overrides: Sequence[str] = (), *, registry: Regis
             path.stem,
             "add a plain name (name: mine), or rename the file",
         )
-    return _compose(path.stem, [*layers, override_layer(overrides)], registry)
+    under = [] if beneath is None else [beneath]
+    return _compose(path.stem, [*under, *layers, override_layer(overrides)], registry)
 
 
 def recipe_from_yaml(text: str, registry: Registry, *, label: str = "recipe.yaml") -> Recipe:

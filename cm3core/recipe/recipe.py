@@ -21,6 +21,7 @@ from cm3core.recipe.sections import (
     DataSection,
     GenerateSection,
     TrainSection,
+    TuneSection,
     VocabularySection,
 )
 
@@ -37,7 +38,7 @@ class Recipe(KindSections):
     Args:
         name: the file's name, or its top-level key `name`; not part of the hash. Plain, so that
             folders can be named after it.
-        vocabulary, train, data, generate: see `cm3core.recipe.sections`.
+        vocabulary, train, tune, data, generate: see `cm3core.recipe.sections`.
         component_names: kind -> the component's name as the recipe writes it.
         origins: `section.key` -> the layer that its value comes from ("default" if none gives it).
     """
@@ -45,6 +46,7 @@ class Recipe(KindSections):
     name: str
     vocabulary: VocabularySection = field(default_factory=VocabularySection)
     train: TrainSection = field(default_factory=TrainSection)
+    tune: TuneSection = field(default_factory=TuneSection)
     data: DataSection = field(default_factory=DataSection)
     generate: GenerateSection = field(default_factory=GenerateSection)
     component_names: dict[str, str] = field(default_factory=dict)
@@ -116,6 +118,16 @@ class Recipe(KindSections):
         self._check_context()
         self._check_heads()
         self._check_candidates()
+        self._check_memory()
+
+    def _check_memory(self) -> None:
+        split, known = self.generate.memory_split, self.dataset.splits if self.dataset else ()
+        if split is not None and split not in known:
+            raise RecipeError(
+                "generate.memory_split",
+                f"the data set has no split {split!r}",
+                f"use one of {', '.join(known)}" if known else "leave it out, or name a data set",
+            )
 
     def _check_needs(self) -> None:
         for kind, (name, config) in self.components.items():

@@ -41,6 +41,15 @@ TRAIN_RANGES: Mapping[str, tuple[float, float]] = {
     "sample_every_steps": (1, _INT64),
     "num_threads": (1, 4096),
 }
+#: A rank is also at most the smaller side of each matrix it is for, which only the decoder knows.
+TUNE_RANGES: Mapping[str, tuple[float, float]] = {
+    "blocks": (0, 2**20),
+    "rank": (1, 4096),
+    "alpha": (1e-3, 1e6),
+    "dropout": (0, 1),
+}
+#: Methods of the section `tune` that add adapters and leave the model's own weights as they are.
+ADAPTERS = ("lora", "dora")
 DATA_RANGES: Mapping[str, tuple[float, float]] = {
     "max_text_tokens": (1, 2**24),
     "num_streams": (1, 2**20),
@@ -106,7 +115,7 @@ class TrainSection:
         z_loss: weight of (log Z)^2, which keeps logits from growing (Chameleon: 1e-5); 0 is off.
         start_from: start from the weights of a trained model instead of random ones (fine-tuning):
             a run's folder, a checkpoint, an exported model, or "PLUGIN:NAME". Its tokenizers are
-            used; the decoder's shape must be the same.
+            used; the section `decoder` must be the model's. `cm3 tune` sets it.
         start_from_codebook: initialise the image codes' embeddings from the tokenizer's codebook.
         checkpoint_every_minutes: maximum minutes between checkpoints; the last one is saved at the
             end.
@@ -212,6 +221,65 @@ class TrainSection:
 
 
 @dataclass(kw_only=True)
+class TuneSection:
+    """Which parameters are trained, of a model that the run starts from (docs/tuning.md).
+
+    Args:
+        method: "full": all. "layers": those of `parameters`. "head": the output projection's rows of
+            image codes (Anole, arXiv:2407.06135); where it is tied to the token embedding, those rows
+            are the embedding's too. "embeddings": the tables of token embeddings, the head included.
+            "lora": adapters (arXiv:2106.09685), nothing else. "dora": adapters that also learn each
+            output's magnitude (arXiv:2402.09353).
+        parameters: names of parameters or of modules that hold them, `*` for any text: `layers.3`,
+            `*.fc2`, `embed_tokens`. Method "layers": what is trained. Adapters: modules that are trained
+            whole beside them (peft's `modules_to_save`), and get none.
+        rank: of adapters: numbers between their two matrices, at most a target's smaller side.
+        alpha: of adapters: what they add is multiplied by alpha / rank.
+        dropout: of adapters: of their inputs, in training.
+        rank_stabilised: of adapters: multiply by alpha / sqrt(rank) instead (arXiv:2312.03732).
+        targets: linear layers that get adapters: the ends of their names (`q_proj`), or whole names.
+            Empty: every linear layer.
+        blocks: numbers of the blocks that get adapters, from 0. Empty: all.
+    """
+
+    method: Literal["full", "layers", "head", "embeddings", "lora", "dora"] = "full"
+    parameters: list[str] = field(default_factory=list)
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    rank_stabilised: bool = False
+    targets: list[str] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether a run trains adapters, and its checkpoints hold nothing else."""
+        return self.method in ADAPTERS
+
+    def check(self) -> None:
+        """Raise `RecipeError` for values that are out of range or say nothing together."""
+        check_numbers("tune", self, TUNE_RANGES)
+        check_value("tune.dropout", self.dropout, self.dropout < 1, must_be="less than 1")
+        if self.method == "layers" and not self.parameters:
+            raise RecipeError(
+                "tune.parameters",
+                "is empty, and the method 'layers' trains nothing else",
+                "name what to train, e.g. tune.parameters=[layers.3,'*.fc2']",
+            )
+        for key, methods in (
+            ("parameters", ("layers", *ADAPTERS)),
+            ("targets", ADAPTERS),
+            ("blocks", ADAPTERS),
+        ):
+            if getattr(self, key) and self.method not in methods:
+                raise RecipeError(
+                    f"tune.{key}",
+                    f"is given, and the method {self.method!r} doesn't read it",
+                    f"use tune.method={' or '.join(methods)}, or leave it out",
+                )
+
+
+@dataclass(kw_only=True)
 class DataSection:
     """How documents become batches.
 
@@ -243,12 +311,15 @@ class GenerateSection:
         num_candidates: pictures generated for each one shown, the best by the section `reranker`
             (paper: 8, by CLIP).
         retrieve: prepend retrieved documents to the prompt.
+        memory_split: split of the data set that documents are retrieved from; null: the one that
+            the model was trained on. Of no effect where the retriever has a bank.
         max_text_tokens: maximum length of a caption or infilled text.
     """
 
     num_images: int = 4
     num_candidates: int = 1
     retrieve: bool = True
+    memory_split: str | None = None
     max_text_tokens: int = 64
 
     def check(self) -> None:
@@ -258,10 +329,16 @@ class GenerateSection:
 
 #: Name -> class of the sections that every recipe has.
 FIXED_SECTIONS: dict[
-    str, type[VocabularySection] | type[TrainSection] | type[DataSection] | type[GenerateSection]
+    str,
+    type[VocabularySection]
+    | type[TrainSection]
+    | type[TuneSection]
+    | type[DataSection]
+    | type[GenerateSection],
 ] = {
     "vocabulary": VocabularySection,
     "train": TrainSection,
+    "tune": TuneSection,
     "data": DataSection,
     "generate": GenerateSection,
 }

@@ -237,6 +237,8 @@ def _column(name: str, num: int, rng: np.random.Generator) -> Any:
 
     if name in ("features", "reference_features", "text_features"):
         return rng.normal(1, 1, (num, _DIMENSION)).astype(np.float32)
+    if name == "candidate_features":
+        return [rng.normal(1, 1, (12, _DIMENSION)).astype(np.float32) for _ in range(num)]
     if name in ("pictures", "reference_pictures"):
         return [rng.integers(0, 256, (_SIDE, _SIDE, 3), np.uint8) for _ in range(num)]
     if name == "prompts":

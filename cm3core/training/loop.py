@@ -32,6 +32,7 @@ from cm3core.training.samples import SamplePictures
 from cm3core.training.start import start
 from cm3core.training.state import Callback, TrainingInterrupted, TrainResult, TrainState
 from cm3core.training.validation import Validation
+from cm3core.tuning import write_adapters
 
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
@@ -321,7 +322,11 @@ def save(state: TrainState) -> Path:
         fingerprints,
         state.processes.sum(state.sums_G2).tolist(),
         components.serializer.max_spans,
+        base=state.base,
     )
+    adapter = None
+    if state.recipe.tune.adapts:
+        adapter = write_adapters(state.decoder, state.recipe.tune, state.base["model"])
     state.log.flush()
     return save_checkpoint(
         state.out_dir,
@@ -331,6 +336,7 @@ def save(state: TrainState) -> Path:
         components,
         keep=state.recipe.train.keep_checkpoints,
         words=state.words,
+        adapter=adapter,
         processes=state.processes,
         sharded=not state.parallel.whole,
     )

@@ -9,6 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -202,6 +203,33 @@ _KEPT: dict[type[torch.optim.Optimizer], set[str]] = {
 _STEP = "step"
 
 
+class RowsOf:
+    """Rows of a parameter as a parameter of their own, so that only they have optimiser state.
+
+    Its gradient is those rows of the whole's, which backward passes add to as ever; `put_back`
+    copies the updated rows into the whole and clears its gradient.
+
+    Args:
+        whole: a matrix [V, E] of the decoder.
+        part: its trained rows, consecutive.
+    """
+
+    def __init__(self, whole: Tensor, part: range) -> None:
+        self.whole, self._part = whole, slice(part.start, part.stop)
+        self.rows = torch.nn.Parameter(whole.detach()[self._part].clone())
+        whole.register_post_accumulate_grad_hook(self._share)
+
+    def _share(self, whole: Tensor) -> None:
+        assert whole.grad is not None
+        self.rows.grad = whole.grad[self._part]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Take the rows into the whole."""
+        self.whole[self._part] = self.rows
+        self.whole.grad = None
+
+
 class OptimizerGroup:
     """One or two torch optimisers that step together, with their state as named tensors.
 
@@ -209,10 +237,19 @@ class OptimizerGroup:
         decoder: its `parameter_groups` sort the parameters into kinds.
         section: the recipe's section `train`.
         muon_dtype: of Muon's matrix products.
+        rows: parameters of which only some rows are trained, by name. The optimiser has those rows
+            alone, as a parameter of their own.
+
+    Parameters that require no gradient are left out.
     """
 
     def __init__(
-        self, decoder: Decoder, section: TrainSection, muon_dtype: torch.dtype = torch.float32
+        self,
+        decoder: Decoder,
+        section: TrainSection,
+        muon_dtype: torch.dtype = torch.float32,
+        *,
+        rows: Mapping[str, range] = MappingProxyType({}),
     ) -> None:
         if section.optimizer not in (known := ("adamw", "muon")):
             raise RecipeError(
@@ -220,14 +257,21 @@ class OptimizerGroup:
                 f"{section.optimizer!r} is not an optimizer",
                 close_match(section.optimizer, known),
             )
-        groups = decoder.parameter_groups()
-        self.names = {id(p): name for name, p in decoder.module.named_parameters()}
+        named = dict(decoder.module.named_parameters())
+        groups = {kind: list(found) for kind, found in decoder.parameter_groups().items()}
+        assert sorted(id(p) for found in groups.values() for p in found) == sorted(
+            map(id, named.values())
+        ), "parameter_groups must hold every parameter once"
+        self._parts = [RowsOf(named[name], part) for name, part in rows.items()]
+        parts = {id(part.whole): part.rows for part in self._parts}
+        groups = {
+            kind: [parts.get(id(p), p) for p in found if p.requires_grad]
+            for kind, found in groups.items()
+        }
+        self.names = {id(parts.get(id(p), p)): name for name, p in named.items()}
         self.parameters: list[Tensor] = [
             p for name in ("matrix", "embedding", "vector") for p in groups.get(name, [])
         ]
-        assert sorted(map(id, self.parameters)) == sorted(self.names), (
-            "parameter_groups must hold every parameter once"
-        )
         first, second = section.betas
         muon = section.optimizer == "muon" and bool(groups["matrix"])
         decayed = [] if muon else groups["matrix"]
@@ -267,6 +311,8 @@ class OptimizerGroup:
                 group["lr"] = peak * multiplier
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        for part in self._parts:
+            part.put_back()
 
     def state_tensors(self) -> dict[str, Tensor]:
         """The whole state: "parameter name::key" -> tensor."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from cm3core.checkpoint import (
     OPTIMIZER,
     TOKENIZER,
     CheckpointState,
+    check_decoder,
     check_fingerprints,
     check_recipe,
     find_checkpoint,
@@ -25,8 +26,10 @@ from cm3core.checkpoint import (
     read_training_state,
     restore_generators,
 )
-from cm3core.errors import CheckpointError
+from cm3core.checkpoint.adapters import base_entry, base_folder, is_adapter, read_adapter
+from cm3core.errors import CheckpointError, RecipeError
 from cm3core.processes import is_divided
+from cm3core.tuning import ADAPTER, load_adapters
 
 if TYPE_CHECKING:
     from cm3core.build import Components
@@ -49,11 +52,16 @@ class Origin:
         folder: the checkpoint; None: a new run.
         state: the checkpoint's; None: a new run.
         resumed: the checkpoint is the run's own.
+        base: of the model that the run started from, see `CheckpointState.base`; empty: random
+            weights.
+        base_folder: that model's checkpoint, where it is needed: in training an adapter.
     """
 
     folder: Path | None = None
     state: CheckpointState | None = None
     resumed: bool = False
+    base: dict[str, str] = field(default_factory=dict)
+    base_folder: Path | None = None
 
     @classmethod
     def find(cls, recipe: Recipe, out_dir: Path, registry: Registry, *, resume: bool) -> Origin:
@@ -61,8 +69,17 @@ class Origin:
 
         Raises:
             CheckpointError: the checkpoint was made with another recipe, or `resume` is False and
-                there is one; or the model does not exist.
+                there is one; or the model does not exist, is another one than an adapter was begun
+                on, or has another decoder than the recipe.
+            RecipeError: a part is to be trained, and there is no model.
         """
+        model = recipe.train.start_from
+        if model is None and recipe.tune.method != "full":
+            raise RecipeError(
+                "tune.method",
+                f"is {recipe.tune.method!r}, and there is no model to tune",
+                "use cm3 tune MODEL RECIPE, or train.start_from=MODEL",
+            )
         own = latest_checkpoint(out_dir)
         if own is not None:
             if not resume:
@@ -72,11 +89,15 @@ class Origin:
                     "name another folder, or resume",
                 )
             check_recipe(own, read_recipe(own, registry), recipe)
-            return cls(own, read_state(own), resumed=True)
-        if recipe.train.start_from is None:
+            state = read_state(own)
+            found = base_folder(own, state, registry) if is_adapter(own) else None
+            return cls(own, state, resumed=True, base=state.base, base_folder=found)
+        if model is None:
             return cls()
-        other = find_checkpoint(find_model(recipe.train.start_from, registry))
-        return cls(other, read_state(other))
+        other = find_checkpoint(find_model(model, registry))
+        base = base_entry(model, other, registry)
+        check_decoder(other, read_recipe(other, registry), recipe)
+        return cls(other, read_state(other), base=base)
 
     @property
     def tokenizer_folder(self) -> Path | None:
@@ -117,9 +138,15 @@ class Origin:
             )
 
     def set_weights(self, decoder: nn.Module) -> None:
-        """Load the checkpoint's weights; a new run keeps its initial ones."""
-        if self.folder is not None:
-            load_weights(decoder, self.folder)
+        """Load the checkpoint's weights, without its adapter; a new run keeps its initial ones."""
+        folder = self.folder if self.base_folder is None else self.base_folder
+        if folder is not None:
+            load_weights(decoder, folder)
+
+    def set_adapters(self, decoder: nn.Module) -> None:
+        """Load the adapter of a run that resumes, if it trains one."""
+        if self.folder is not None and self.base_folder is not None:
+            load_adapters(decoder, read_adapter(self.folder), str(self.folder / ADAPTER))
 
     def restore(self, optimizer: OptimizerGroup, loader: BatchLoader) -> None:
         """Restore optimiser, random generators and loader to where the run stopped."""

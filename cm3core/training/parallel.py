@@ -248,10 +248,11 @@ def parallel_of(
         dtype: of products; None: float32.
         machine: the memory of the device; of a CPU, what all processes of the machine share.
         shard: S; None: the fewest of 1, the processes of a machine, and all, with which training
-            fits the device by `cm3 recipe memory`.
+            fits the device by `cm3 recipe memory`; 1 where the decoder is tuned in part.
 
     Raises:
-        RecipeError: S doesn't divide the number of processes.
+        RecipeError: S doesn't divide the number of processes, or exceeds 1 where the decoder is tuned
+            in part.
     """
     number = processes.world_size
     if shard is not None and (shard < 1 or number % shard):
@@ -262,6 +263,16 @@ def parallel_of(
         )
     if number == 1:
         return OneProcess()
+    if recipe.tune.method != "full":
+        # frozen parameters, adapters and rows of a table have only been tried on whole tensors
+        if shard is not None and shard > 1:
+            raise RecipeError(
+                "--shard",
+                f"is {shard}, and tune.method={recipe.tune.method} trains a part of the decoder, which "
+                "can't be divided among processes",
+                "leave --shard out, so that each process has a whole decoder, or use tune.method=full",
+            )
+        shard = 1
     if shard is None:
         shard = _fewest(recipe, processes, machine, on_cpu=device.type == "cpu", bf16=bool(dtype))
     return Replicated() if shard == 1 else Sharded(processes, shard, device, dtype)

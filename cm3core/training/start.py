@@ -28,6 +28,7 @@ from cm3core.training.origin import Origin
 from cm3core.training.parallel import parallel_of
 from cm3core.training.preparation import Preparation
 from cm3core.training.state import TrainState
+from cm3core.tuning import select_parameters
 
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
@@ -51,6 +52,9 @@ def start(
     processes.check_same({**plugin_versions(registry.plugins), "recipe": recipe.hash})
     check_writable(out_dir, folder=True)
     check_links(out_dir)
+    origin = Origin.find(recipe, out_dir, registry, resume=resume)
+    base = {f"base {name}": value for name, value in origin.base.items()}
+    processes.check_same({"checkpoint": str(origin.folder), **base})
     chosen = choose_device(device)
     if recipe.attention is not None:
         recipe.attention.check_training(chosen.type)
@@ -64,8 +68,6 @@ def start(
     )
     if warning is not None:
         print(f"warning: {warning}", file=sys.stderr)
-    origin = Origin.find(recipe, out_dir, registry, resume=resume)
-    processes.check_same({"checkpoint": str(origin.folder)})
     with processes.in_turn():  # the first one fills the caches
         components = build(
             recipe,
@@ -88,7 +90,11 @@ def start(
         _start_from_codebook(components, drawn_on)
     parallel.place(components.decoder, chosen, compiled=recipe.train.compile)
     origin.set_weights(decoder)
-    optimizer = OptimizerGroup(components.decoder, recipe.train, dtype or torch.float32)
+    rows = select_parameters(
+        components.decoder, recipe.tune, components.vocabulary, seed=recipe.train.seed
+    )
+    origin.set_adapters(decoder)
+    optimizer = OptimizerGroup(components.decoder, recipe.train, dtype or torch.float32, rows=rows)
     loader = preparation.loader(processes)
     torch.manual_seed(recipe.train.seed)
     origin.restore(optimizer, loader)
@@ -98,10 +104,12 @@ def start(
     processes.first(lambda: _write_description(preparation, out_dir))
     if progress:
         parameters = sum(p.numel() for p in decoder.parameters())
+        trained = sum(p.numel() for p in optimizer.parameters)
+        part = "" if trained == parameters else f", {trained:,} of them trained"
         num_threads = torch.get_num_threads()
         print(
-            f"{recipe.name} {origin.in_words(out_dir)}: {parameters / 1e6:.2f}M parameters, "
-            f"{len(components.source):,} documents, {chosen}, "
+            f"{recipe.name} {origin.in_words(out_dir)}: {parameters / 1e6:.2f}M parameters"
+            f"{part}, {len(components.source):,} documents, {chosen}, "
             f"{reason}, {num_threads} thread{'' if num_threads == 1 else 's'}"
             f"{parallel.in_words(processes)}",
             file=sys.stderr,
@@ -128,6 +136,7 @@ def start(
         done.step,
         done.elapsed_s,
         done.tokens,
+        base=origin.base,
         # those of all processes, summed when they are logged
         sums_G2=sums_G2 if first else torch.zeros_like(sums_G2),
     )

@@ -56,6 +56,8 @@ class TrainState:
     elapsed_s: float = 0.0
     #: Tokens trained on.
     tokens: int = 0
+    #: The model that it started from, see `CheckpointState.base`.
+    base: dict[str, str] = field(default_factory=dict)
     #: The newest metrics, by name.
     metrics: dict[str, float] = field(default_factory=dict)
     #: Norm of the last gradient before clipping; read only when it is logged, because reading it

@@ -41,9 +41,10 @@ def cm3_extractors() -> Mapping[str, type[ExtractorConfig]]:
 
 @hookimpl
 def cm3_metrics() -> Mapping[str, type[MetricConfig]]:
+    from cm3apps.evaluation.icon_style_metric import IconStyleConfig
     from cm3apps.evaluation.scene_metric import ScenesConfig
 
-    return {"scenes": ScenesConfig}
+    return {"icon_style": IconStyleConfig, "scenes": ScenesConfig}
 
 
 @hookimpl

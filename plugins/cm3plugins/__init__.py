@@ -15,6 +15,7 @@ from cm3core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from cm3core.interfaces.attention import AttentionConfig
+    from cm3core.interfaces.condition import ConditionConfig
     from cm3core.interfaces.dataset import DocumentSourceConfig
     from cm3core.interfaces.decoder import DecoderConfig
     from cm3core.interfaces.embedder import EmbedderConfig
@@ -183,25 +184,35 @@ def cm3_upscalers() -> Mapping[str, type[UpscalerConfig]]:
 
 @hookimpl
 def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
+    from cm3plugins.datasets.coco.config import COCOConfig
+    from cm3plugins.datasets.conditioned import ConditionedConfig
+    from cm3plugins.datasets.conversations import ConversationsConfig
     from cm3plugins.datasets.emoji import EmojiSourceConfig
     from cm3plugins.datasets.folder import FolderSourceConfig
     from cm3plugins.datasets.icon_tasks.config import IconTasksConfig
     from cm3plugins.datasets.icons import IconSourceConfig
     from cm3plugins.datasets.jsonl import JSONLSourceConfig
     from cm3plugins.datasets.mixture import MixtureConfig
+    from cm3plugins.datasets.picture_pairs import PicturePairsConfig
     from cm3plugins.datasets.table import TableSourceConfig
     from cm3plugins.datasets.tuxpaint import TuxPaintSourceConfig
+    from cm3plugins.datasets.vqa import VQAConfig
     from cm3plugins.datasets.webdataset import WebDatasetSourceConfig
 
     return {
+        "coco": COCOConfig,
+        "conditioned": ConditionedConfig,
+        "conversations": ConversationsConfig,
         "emoji": EmojiSourceConfig,
         "icons": IconSourceConfig,
         "folder": FolderSourceConfig,
         "jsonl": JSONLSourceConfig,
         "icon_tasks": IconTasksConfig,
         "mixture": MixtureConfig,
+        "picture_pairs": PicturePairsConfig,
         "table": TableSourceConfig,
         "tuxpaint": TuxPaintSourceConfig,
+        "vqa": VQAConfig,
         "webdataset": WebDatasetSourceConfig,
     }
 
@@ -218,6 +229,13 @@ def cm3_metrics() -> Mapping[str, type[MetricConfig]]:
     from cm3plugins.metrics import METRICS
 
     return METRICS
+
+
+@hookimpl
+def cm3_conditions() -> Mapping[str, type[ConditionConfig]]:
+    from cm3plugins.conditions.config import CONDITIONS
+
+    return CONDITIONS
 
 
 @hookimpl

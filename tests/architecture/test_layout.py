@@ -27,7 +27,7 @@ PLACES = (
     "pyproject.toml",
     ".gitignore",
 )
-BINARY = {".xz", ".gz", ".png", ".safetensors", ".pyc", ".pt", ".tar", ".jpg", ".npz"}
+BINARY = {".xz", ".gz", ".png", ".safetensors", ".pyc", ".pt", ".tar", ".jpg", ".npz", ".parquet"}
 #: Folders of people and of one machine, at the beginning of a path: `my/home/x` is nobody's.
 MACHINE_PATH = re.compile(
     r"(?<![\w.~*}-])(/(?:home|Users|root|work|mnt|data)/[\w.-]+|[A-Z]:\\Users\\)"

@@ -61,7 +61,7 @@ def test_captions_files_of_the_page_are_read(pictures: Path, name: str) -> None:
     assert entry is not None
     content = "\n".join(
         line.strip()
-        .removesuffix("other columns are not read; a picture may have several rows")
+        .removesuffix("other columns: see below; a picture may have several rows")
         .strip()
         for line in entry[2].splitlines()
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fuzzing import argument_cases, recipe_cases, requests, spoiled_pictures
+from fuzzing.annotation_cases import annotations
 from fuzzing.case import Case, saved
 from fuzzing.data_cases import manifests, tars
 
@@ -117,7 +118,8 @@ def test_every_law_is_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [recipe_cases.cases, requests.cases, manifests, tars, spoiled_pictures.picture]
+    "make",
+    [recipe_cases.cases, requests.cases, manifests, annotations, tars, spoiled_pictures.picture],
 )
 def test_the_same_seed_gives_the_same_case(make: Callable[[random.Random], object]) -> None:
     first, second = ([make(random.Random(f"1 {number}")) for number in range(20)] for _ in range(2))

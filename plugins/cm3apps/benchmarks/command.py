@@ -7,7 +7,7 @@ import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from cm3apps.benchmarks import precision
+from cm3apps.benchmarks import metrics, precision
 from cm3apps.benchmarks.decode import command as decode
 from cm3apps.benchmarks.retrieval import command as retrieval
 from cm3core.cli import registry_of, whole_number
@@ -22,12 +22,13 @@ EXAMPLE = """examples:
 EXAMPLES = """examples:
   cm3 bench kernels --quick
   cm3 bench decode --quick
+  cm3 bench metrics --quick
   cm3 bench retrieval --quick"""
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The actions `kernels`, `decode`, `precision` and `retrieval`."""
-    parser.description = "Measure kernels, decoding, precision and retrieval."
+    """The actions `kernels`, `decode`, `precision`, `metrics` and `retrieval`."""
+    parser.description = "Measure kernels, decoding, precision, metrics and retrieval."
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -87,6 +88,15 @@ def configure(parser: ArgumentParser) -> None:
             help=precision.HELP,
             epilog=precision.EXAMPLE,
             description=precision.HELP,
+            formatter_class=RawDescriptionHelpFormatter,
+        )
+    )
+    metrics.configure(
+        actions.add_parser(
+            "metrics",
+            help=metrics.HELP,
+            epilog=metrics.EXAMPLE,
+            description=metrics.HELP,
             formatter_class=RawDescriptionHelpFormatter,
         )
     )

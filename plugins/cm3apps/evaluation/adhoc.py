@@ -20,7 +20,8 @@ from cm3core.interfaces import Metric, MetricBatch
 from cm3core.progress import make_bar
 from cm3core.recipe.yaml_text import value_of
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_LOSSY = (".jpg", ".jpeg", ".webp")
+_SUFFIXES = (".png", *_LOSSY)
 
 
 def score_files(args: Namespace, registry: Any) -> list[Sequence[str]]:
@@ -121,6 +122,12 @@ def _pictures(metric: Metric, extractor: Any, made: Path, real: Path | None) -> 
         "features": _files(made, metric.minimum),
         "reference_features": _files(real, metric.minimum),
     }
+    lossy = {name: [f for f in own if f.suffix.lower() in _LOSSY] for name, own in folders.items()}
+    if lossy["features"] and not lossy["reference_features"]:
+        raise DataError(
+            str(lossy["features"][0]), "is compressed with loss, which moves the scores, and the others are not",
+            "save the pictures as PNG when they are generated",
+        )  # fmt: skip
     hashes = {name: sorted(map(sha256_file, files)) for name, files in folders.items()}
     if hashes["features"] == hashes["reference_features"]:
         raise DataError(str(made), f"holds the same pictures as {real}", "name another folder")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cm3apps.evaluation.card import command as card
 from cm3core.cli import real_number, registry_of, whole_number
 from cm3core.errors import CM3Error
 
@@ -18,8 +19,9 @@ EXAMPLE = """examples:
   cm3 eval score PICTURES OTHERS --metric kid --extractor lite1
   cm3 eval compare eval/a eval/b
   cm3 eval table eval/a --beside paper
+  cm3 eval card bundled:emoji64 eval/emoji -o CARD.md
 The same command resumes an interrupted evaluation."""
-_PARTS = ("run", "score", "compare", "table", "protocols", "prompts", "export", "import")
+_PARTS = ("run", "score", "compare", "table", "card", "protocols", "prompts", "export", "import")
 
 
 class _WithRun:
@@ -86,6 +88,9 @@ def configure(parser: ArgumentParser) -> None:
     )
     one.add_argument(
         "--beside", choices=["paper"], help="published zero-shot FIDs on COCO beside ours"
+    )
+    card.configure(
+        _part(parts, "card", "write a model's card from stored results, or check one", card.run)
     )
     _part(parts, "protocols", "list the protocols that come with cm3leon", _protocols)
     one = _part(
@@ -166,7 +171,11 @@ def _run_options(parser: ArgumentParser) -> None:
         help="accept this other file of Inception weights; its scores have another hash",
     )
     add("--clip", type=Path, metavar="FILE", help="CLIP's weights, for CLIP score and R-precision")
-    add("--skip-missing", action="store_true", help="leave out scores whose weights are not given")
+    add(
+        "--skip-missing",
+        action="store_true",
+        help="leave out scores whose weights are not given, or whose packages are not installed",
+    )
     add(
         "--num-retrieved",
         type=whole_number(0, 2**20),

@@ -23,15 +23,16 @@ import torch
 
 import cm3core
 from cm3apps.evaluation import leakage, measured
+from cm3apps.evaluation.bounds import bounding_pictures
 from cm3apps.evaluation.made import Made, make, take_pictures
 from cm3apps.evaluation.model_keys import model_keys
 from cm3apps.evaluation.tasks.base import Task
 from cm3core.config.schema import to_plain
-from cm3core.errors import CM3Error, DataError
+from cm3core.errors import CM3Error, DataError, MissingPackageError
 from cm3core.evaluation.features import picture_hash
 from cm3core.evaluation.protocol import Protocol, measurement_hash, score_configs
 from cm3core.files import check_links, held_folder, write_text
-from cm3core.interfaces import Extractor, Metric, MetricBatch, MetricConfig, Score
+from cm3core.interfaces import Extractor, Metric, MetricConfig, Score
 from cm3core.model import Model
 from cm3core.plugins.registry import Registry
 
@@ -45,14 +46,20 @@ class Scored:
     values: Mapping[str, Any]
     config: MetricConfig
     extractor: Extractor | None
-    metric: Metric
+    built: Metric | None
     skipped: str = ""
     floor: dict[str, float] = field(default_factory=dict)
+    beside: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
-    def measurement(self) -> dict[str, Any]:
-        """What the score depends on: metric, version, keys, extractor."""
-        found = {
+    def metric(self) -> Metric:
+        """The metric, of one that is not left out."""
+        assert self.built is not None
+        return self.built
+
+    def measurement(self, task: Task) -> dict[str, Any]:
+        """What the score depends on: metric, version, keys, extractor, candidates."""
+        found: dict[str, Any] = {
             "metric": {"name": self.values["metric"]["name"], **to_plain(self.config.protocol())}
         }
         if self.extractor is not None:
@@ -60,6 +67,8 @@ class Scored:
                 "label": self.extractor.label,
                 "fingerprint": self.extractor.fingerprint,
             }
+        if "candidate_features" in measured.needed([self.metric]):
+            found["candidates_sha256"] = task.candidates_sha256
         return found
 
     def name(self, score: Score) -> str:
@@ -81,7 +90,7 @@ class Evaluation:
         pictures: the folder of those pictures.
         label: what the model is called.
         files: extractor name -> key -> value, which a protocol can't hold: paths of weights.
-        skip_missing: leave out scores whose weights are not given.
+        skip_missing: leave out scores whose weights are not given, or whose packages are not installed.
         allow_leaks, allow_reranker: see `leakage`.
     """
 
@@ -129,6 +138,7 @@ class Evaluation:
             take_pictures(made, self.pictures)
         self._check_not_the_references(made)
         self._score(scored, made)
+        self._bound(scored, made)
         return self._write(scored, made, model_facts, checks, time.perf_counter() - start)
 
     def _model_facts(self) -> dict[str, Any]:
@@ -167,7 +177,13 @@ class Evaluation:
             if extractor_config is not None:
                 key = json.dumps(filled["extractor"], sort_keys=True)
                 extractor = built[key] = built.get(key) or extractor_config.build()
-            metric = config.build()
+            try:
+                metric = config.build()
+            except MissingPackageError as error:
+                if not self.skip_missing:
+                    raise
+                scored.append(Scored(values, config, None, None, error.cause))
+                continue
             columns = measured.needed([metric])
             if not reason and self.model is None and columns & measured.OF_MODEL:
                 reason = "needs the model itself"
@@ -220,9 +236,31 @@ class Evaluation:
             for prefix in dict.fromkeys(getattr(one.config, "prefix", "") for one in own):
                 same = [one for one in own if getattr(one.config, "prefix", "") == prefix]
                 metrics = [one.metric for one in same]
-                real = measured.feed_features(metrics, extractor, made, self.protocol.size, prefix)
-                for one in same:
-                    one.floor = _floor(one.config, real)
+                sets = [one for one in same if set(one.metric.needs) == _TWO_SETS]
+                halves = [one.config.build() for one in sets]
+                measured.feed_features(
+                    metrics, extractor, made, self.protocol.size, prefix, halves=halves
+                )
+                for one, half in zip(sets, halves, strict=True):
+                    one.floor = _floor(half)
+
+    def _bound(self, scored: list[Scored], made: Made) -> None:
+        """The scores of other pictures, that those of the generated ones are read against."""
+        bounded = [one for one in scored if not one.skipped and one.config.bounded]
+        if not bounded:
+            return
+        size = self.protocol.size
+        assert size is not None
+        for name, pictures in bounding_pictures(made, size, self.model):
+            for one in bounded:
+                metric = one.config.build()
+                if one.extractor is None:
+                    measured.feed_samples([metric], made, size, self.model, pictures)
+                else:
+                    prefix = getattr(one.config, "prefix", "")
+                    measured.feed_features([metric], one.extractor, made, size, prefix, pictures)
+                for score in metric.result():
+                    one.beside.setdefault(score.name, {})[name] = score.value
 
     def _write(
         self, scored: list[Scored], made: Made, model: dict[str, Any], checks: dict[str, Any], seconds: float
@@ -235,16 +273,18 @@ class Evaluation:
         }
         rows, samples = [], {index: dict(row) for index, row in sorted(made.rows.items())}
         for one in scored:
-            own = one.measurement
-            key = measurement_hash(measurement, own)
             if one.skipped:
                 rows.append({"name": one.values["metric"]["name"], "skipped": one.skipped})
                 continue
+            own = one.measurement(self.task)
+            key = measurement_hash(measurement, own)
             for score in one.metric.result():
                 row = {"name": one.name(score), "value": score.value, "spread": score.spread, "num": score.num,
                        "higher_is_better": score.higher_is_better, "hash": key, "measurement": own}  # fmt: skip
                 if score.name in one.floor:
                     row["real_against_real"] = one.floor[score.name]
+                if score.name in one.beside:
+                    row["beside"] = one.beside[score.name]
                 rows.append(row)
                 for index, value in score.per_sample.items():
                     sample = samples.setdefault(index, self._line(index))
@@ -277,14 +317,12 @@ MISSING = {
 }
 
 
-def _floor(config: MetricConfig, real: list[np.ndarray[Any, Any]]) -> dict[str, float]:
-    """A distance between two halves of the references; nothing where these are too few."""
-    if not real:
-        return {}
-    metric = config.build()
-    for half in measured.halves(real):
-        [rows] = half.values()
-        metric.update(MetricBatch(range(len(rows)), half))
+#: What a distance of two sets needs.
+_TWO_SETS = {("features",), ("reference_features",)}
+
+
+def _floor(metric: Metric) -> dict[str, float]:
+    """Its scores; nothing where the halves of the references are too few."""
     try:
         return {score.name: score.value for score in metric.result()}
     except DataError:

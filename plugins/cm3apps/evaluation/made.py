@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cm3apps.evaluation.ranking import most_probable
 from cm3apps.evaluation.tasks.base import Sample, Task
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
@@ -53,6 +54,8 @@ class Made:
         row = {"index": index, "key": sample.key, "prompt": sample.prompt, **row}
         if "metadata" in sample.target:  # another benchmark's own line, for its scorer
             row["metadata"] = sample.target["metadata"]
+        if sample.references:  # so that `cm3 eval score` reads samples.jsonl
+            row["references"] = list(sample.references)
         with (self.folder / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self.rows[index] = row
@@ -149,6 +152,9 @@ def _make_texts(
     model: Model, made: Made, missing: list[int], seed: int, options: dict[str, Any]
 ) -> None:
     samples = made.task.samples
+    if made.task.makes == "answers" and any(sample.choices for sample in samples):
+        _rank_answers(model, made, missing)
+        return
     with make_bar(desc="writing", total=len(missing), unit="text") as bar:
         for start in range(0, len(missing), _TEXT_BATCH):
             part = missing[start : start + _TEXT_BATCH]
@@ -161,6 +167,18 @@ def _make_texts(
                 documents = [one.id for one in text.retrieved]
                 made.add(index, {"seed": text.seed, "documents": documents, "text": text.text})
                 bar.update(1)
+
+
+def _rank_answers(model: Model, made: Made, missing: list[int]) -> None:
+    """The most probable of each sample's answers."""
+    with make_bar(desc="ranking answers", total=len(missing), unit="question") as bar:
+        for index in missing:
+            sample = made.task.samples[index]
+            assert sample.picture is not None
+            pixels = fit(sample.picture(), model.image_size)
+            text, nats = most_probable(model, pixels, sample.prompt, sample.choices)
+            made.add(index, {"documents": [], "text": text, "log_probability": max(nats)})
+            bar.update(1)
 
 
 def _text_jobs(

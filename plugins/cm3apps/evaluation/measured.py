@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from cm3apps.evaluation.made import Made
 from cm3apps.evaluation.tasks.base import Sample
 from cm3core.document import Document, Image, ImageHole, Text, TextHole
 from cm3core.errors import DataError
-from cm3core.evaluation.features import CHUNK, features_in_chunks
+from cm3core.evaluation.features import CHUNK, Load, features_in_chunks
 from cm3core.interfaces import Extractor, Metric, MetricBatch
 from cm3core.model import Model
 from cm3core.progress import make_bar
@@ -31,34 +32,86 @@ def needed(metrics: Sequence[Metric]) -> set[str]:
 
 
 def feed_features(
-    metrics: Sequence[Metric], extractor: Extractor, made: Made, size: int, prefix: str
-) -> list[np.ndarray[Any, Any]]:
-    """Give metrics the features of all pictures, references and prompts. Returns the references'."""
-    columns, samples = needed(metrics), made.task.samples
-    real: list[np.ndarray[Any, Any]] = []
-    for name in ("features", "reference_features"):
-        if name not in columns:
-            continue
-        loads = [_load(made, index, size, name) for index in range(len(samples))]
-        words = "pictures" if name == "features" else "references"
-        with make_bar(
-            desc=f"features of {words}, {extractor.label}", total=len(loads), unit="picture"
-        ) as bar:
-            for places, features in features_in_chunks(loads, extractor, advance=bar.update):
-                given: dict[str, Any] = {name: features}
-                if name == "features" and "text_features" in columns:
-                    prompts = [prefix + samples[place].prompt for place in places]
-                    given["text_features"] = extractor.extract_texts(prompts)
-                _update(metrics, places, given)
-                if name == "reference_features":
-                    real.append(features)
-    return real
+    metrics: Sequence[Metric],
+    extractor: Extractor,
+    made: Made,
+    size: int,
+    prefix: str,
+    pictures: Sequence[Load] | None = None,
+    halves: Sequence[Metric] = (),
+) -> None:
+    """Give metrics the features of all pictures, references, candidates and prompts.
+
+    Features stream: of those of pictures and references nothing is kept but what the metrics keep.
+
+    Args:
+        metrics: empty, all with this extractor.
+        extractor: the network.
+        made: the samples, and what was made of them.
+        size: side of the pictures, in pixels.
+        prefix: put before each prompt.
+        pictures: of all samples, in place of what was made.
+        halves: metrics that are given one half of the references as pictures and the other one as
+            references: real against real.
+    """
+    columns, task = needed(metrics), made.task
+    num = len(task.samples)
+    given: dict[str, Any]
+    if "features" in columns:
+        among = _CandidateFeatures(extractor, made) if "candidate_features" in columns else None
+        loads = pictures or [partial(made.load, index, size) for index in range(num)]
+        for places, features in _chunks(loads, extractor, "pictures"):
+            given = {"features": features}
+            if "text_features" in columns:
+                prompts = [prefix + task.samples[place].prompt for place in places]
+                given["text_features"] = extractor.extract_texts(prompts)
+            if among is not None:
+                given["candidate_features"] = [among.of(place) for place in places]
+            _update(metrics, places, given)
+    if "reference_features" in columns:
+        loads = [_reference(made, index) for index in range(num)]
+        for places, features in _chunks(loads, extractor, "references"):
+            given = {"reference_features": features}
+            _update(metrics, places, given)
+            for half, column in enumerate(("features", "reference_features")):
+                own = [place for place in places if place % 2 == half]
+                given = {column: features[[place - places.start for place in own]]}
+                _update(halves, [place // 2 for place in own], given)
+
+
+def _chunks(
+    loads: Sequence[Load], extractor: Extractor, words: str
+) -> Iterator[tuple[range, np.ndarray[Any, Any]]]:
+    with make_bar(
+        desc=f"features of {words}, {extractor.label}", total=len(loads), unit="picture"
+    ) as bar:
+        yield from features_in_chunks(loads, extractor, advance=bar.update)
+
+
+class _CandidateFeatures:
+    """Features of the real pictures among which samples are ranked; each is computed once."""
+
+    def __init__(self, extractor: Extractor, made: Made) -> None:
+        self._names = [[name for name, _ in one] for one in made.task.candidates]
+        loads = {name: load for one in made.task.candidates for name, load in one}
+        self._rows: dict[str, np.ndarray[Any, Any]] = {}
+        names = list(loads)
+        for places, features in _chunks(list(loads.values()), extractor, "candidates"):
+            self._rows |= {names[place]: row for place, row in zip(places, features, strict=True)}
+
+    def of(self, place: int) -> np.ndarray[Any, Any]:
+        """Of a sample's, float32 [C, D]."""
+        return np.stack([self._rows[name] for name in self._names[place]])
 
 
 def feed_samples(
-    metrics: Sequence[Metric], made: Made, size: int | None, model: Model | None
+    metrics: Sequence[Metric],
+    made: Made,
+    size: int | None,
+    model: Model | None,
+    pictures: Sequence[Load] | None = None,
 ) -> None:
-    """Give metrics everything but features."""
+    """Give metrics everything but features. `pictures`: see `feed_features`."""
     columns = needed(metrics)
     samples = made.task.samples
     likelihoods = columns & OF_MODEL
@@ -67,7 +120,10 @@ def feed_samples(
             places = range(start, min(start + CHUNK, len(samples)))
             given: dict[str, Any] = {}
             for name in columns - OF_MODEL:
-                given[name] = [_value(name, made, place, size) for place in places]
+                if name == "pictures" and pictures is not None:
+                    given[name] = [pictures[place]() for place in places]
+                else:
+                    given[name] = [_value(name, made, place, size) for place in places]
             if likelihoods and model is not None:
                 given |= _likelihoods(model, samples, places, likelihoods, bar.update)
             else:
@@ -75,7 +131,7 @@ def feed_samples(
             _update(metrics, places, given)
 
 
-def _update(metrics: Sequence[Metric], places: range, given: dict[str, Any]) -> None:
+def _update(metrics: Sequence[Metric], places: Sequence[int], given: dict[str, Any]) -> None:
     for metric in metrics:
         groups = [group for group in metric.needs if set(group) <= set(given)]
         if groups:
@@ -83,9 +139,7 @@ def _update(metrics: Sequence[Metric], places: range, given: dict[str, Any]) -> 
             metric.update(MetricBatch(places, own))
 
 
-def _load(made: Made, index: int, size: int, name: str) -> Callable[[], Any]:
-    if name == "features":
-        return lambda: made.load(index, size)
+def _reference(made: Made, index: int) -> Load:
     picture = made.task.samples[index].picture
     assert picture is not None
     return picture
@@ -93,7 +147,7 @@ def _load(made: Made, index: int, size: int, name: str) -> Callable[[], Any]:
 
 def _value(name: str, made: Made, place: int, size: int | None) -> Any:
     """A sample's value of a column that is at hand."""
-    sample, row = made.task.samples[place], made.rows[place]
+    sample = made.task.samples[place]
     if name == "pictures":
         assert size is not None
         return made.load(place, size)
@@ -102,7 +156,7 @@ def _value(name: str, made: Made, place: int, size: int | None) -> Any:
         return sample.picture()
     values = {
         "prompts": sample.prompt,
-        "texts": row.get("text"),
+        "texts": made.rows.get(place, {}).get("text"),
         "references": list(sample.references),
         "targets": dict(sample.target),
     }
@@ -147,7 +201,10 @@ def _likelihoods(
 
 
 def choices_of(samples: Sequence[Sample], place: int) -> list[str]:
-    """A sample's caption, first, and other samples' captions, the same ones in every run."""
+    """A sample's own choices; else its caption, first, and other samples' captions, the same ones in
+    every run."""
+    if samples[place].choices:
+        return list(samples[place].choices)
     rng = np.random.default_rng([2023, place])
     own = samples[place].prompt
     others = list(dict.fromkeys(one.prompt for one in samples if one.prompt != own))
@@ -180,10 +237,3 @@ def _add(given: dict[str, list[Any]], modality: str, values: Sequence[tuple[floa
 def _image(sample: Sample) -> Image:
     assert sample.picture is not None
     return Image(sample.picture_key.removeprefix("image:"), sample.picture)
-
-
-def halves(features: Sequence[np.ndarray[Any, Any]]) -> Iterator[dict[str, Any]]:
-    """Two halves of the reference pictures, each as if one had been made: real against real."""
-    rows = np.concatenate(features)
-    yield {"features": rows[0::2]}
-    yield {"reference_features": rows[1::2]}

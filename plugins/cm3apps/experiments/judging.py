@@ -13,20 +13,14 @@ from typing import Protocol
 
 import numpy as np
 
-from cm3apps.experiments.icons.ranking import (
-    NUM_CANDIDATES,
-    RealPictures,
-    blurred,
-    chance_among_first,
-)
+from cm3apps.experiments.icons.ranking import NUM_CANDIDATES, RealPictures, blurred
 from cm3core.document import Document, Image, PixelArray
 from cm3core.images import fit
 from cm3core.interfaces import DocumentSource
 from cm3core.model import Model
+from cm3plugins.metrics.ranking import LEAST_CANDIDATES, chance_among_first
 
 KS = (1, 5)
-#: Fewer real pictures than this say nothing.
-LEAST_CANDIDATES = 10
 
 
 class Judged(Protocol):

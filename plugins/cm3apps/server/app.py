@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from cm3apps.server import chat_api, images_api, requests
+from cm3apps.server import chat_api, images_api, requests, sets_api
 from cm3apps.server.errors import APIError
 from cm3apps.server.facts import facts_of
 from cm3apps.server.guard import Guard
@@ -33,7 +33,10 @@ FILES = {
     "/icon.svg": ("icon.svg", "image/svg+xml"),
     **{
         f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8")
-        for name in ("studio", "api", "brush", "history", "repeat", "results")
+        for name in (
+            *("studio", "api", "common", "drawing", "results", "repeat", "history"),
+            *("brush", "condition", "sets", "look"),
+        )
     },
 }
 
@@ -60,12 +63,20 @@ def endpoints(workshop: Workshop, metrics: Metrics) -> list[Endpoint]:
             forms=True,
         ),
         Endpoint(
+            "/v1/sets",
+            sets_api.set_fields(limits),
+            lambda client, values, _: sets_api.sets(workshop, client, values),
+            limits,
+            metrics,
+            "Draw several things in one style, as pictures, a grid and a zip",
+        ),
+        Endpoint(
             "/v1/chat/completions",
             requests.chat_fields(limits),
             lambda client, values, _: chat_api.completions(workshop, client, values),
             limits,
             metrics,
-            "A picture for a text; a caption of a picture; an answer about it",
+            "A picture for a text; a caption of a picture; a conversation about it",
             closes=True,
         ),
     ]

@@ -1,13 +1,17 @@
-"""`/v1/chat/completions`: a picture for a text, a text about a picture, an edited picture."""
+"""`/v1/chat/completions`: a picture for a text, a conversation about a picture, an edited picture."""
 
 from __future__ import annotations
 
 import secrets
 import time
+from bisect import bisect_left
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from cm3apps.server.abilities import task_of
 from cm3apps.server.errors import APIError
 from cm3apps.server.fields import Field
 from cm3apps.server.images_api import document, facts_of
@@ -15,6 +19,11 @@ from cm3apps.server.pictures import Output, Upload, from_url, metadata_of, text_
 from cm3apps.server.requests import check_sampling, generation_options
 from cm3apps.server.streaming import Event
 from cm3apps.server.tasks import PictureTask, Workshop, aside, in_order
+from cm3core.document import Codes
+from cm3core.errors import GenerationError
+from cm3core.generation.engine import Request
+from cm3core.model.loaded import check_prompt, text_hole
+from cm3core.model.tasks import named_task
 
 if TYPE_CHECKING:
     from cm3apps.server.settings import Limits
@@ -24,20 +33,47 @@ Answer = dict[str, Any] | AsyncGenerator[Event, None]
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
+#: What a conversation calls its speakers, as one text.
+SPEAKERS = {"user": "User", "assistant": "Assistant"}
+
+
 @dataclass(frozen=True)
 class Turn:
-    """What the user says last, and the last picture of the conversation."""
+    """A conversation up to what the user says last.
+
+    Args:
+        text: the user's last text.
+        picture: the last picture of the conversation.
+        earlier: (role, text) of the turns before, of user and assistant, those without text left out.
+    """
 
     text: str
     picture: Upload | None
+    earlier: tuple[tuple[str, str], ...] = ()
+
+    def conversation(self, num_earlier: int) -> str:
+        """The last text after this many of the turns before it, as the chat task reads them: a
+        question that begins it has no speaker.
+
+        >>> Turn("And now?", None, (("user", "What is it?"), ("assistant", "A bell."))).conversation(2)
+        'What is it? Assistant: A bell. User: And now?'
+        """
+        kept = (*self.earlier[len(self.earlier) - num_earlier :], ("user", self.text))
+        said = [f"{SPEAKERS[role]}: {text}" for role, text in kept]
+        return " ".join([kept[0][1] if kept[0][0] == "user" else said[0], *said[1:]])
+
+    @property
+    def beginnings(self) -> list[int]:
+        """How many of the turns before can be read, so that the first one is a question; ascending."""
+        number = len(self.earlier)
+        return [0, *(number - place for place in reversed(range(number))
+                     if self.earlier[place][0] == "user")]  # fmt: skip
 
 
 def turn_of(messages: list[Any], limits: Limits) -> Turn:
-    """Read the messages.
-
-    Earlier texts don't count: the model answers one question about one picture.
-    """
-    text, picture, found, pictures = "", None, False, 0
+    """Read the messages. Those after the user's last one don't count, nor what a system says."""
+    picture, last, pictures = None, None, 0
+    said: list[tuple[str, str]] = []
     for place, message in enumerate(messages):
         name = f"messages[{place}]"
         if not isinstance(message, dict) or message.get("role") not in ROLES:
@@ -48,12 +84,15 @@ def turn_of(messages: list[Any], limits: Limits) -> Turn:
             raise _wrong(name, f"more than {limits.pictures} pictures were sent")
         picture = uploads[-1] if uploads else picture
         if message["role"] == "user":
-            text, found = words, True
-    if not found:
+            last = len(said)
+        said.append((message["role"], words.strip()))
+    if last is None:
         raise _wrong("messages", "there is no message of the user")
-    if not text.strip() and picture is None:
+    text = said[last][1]
+    if not text and picture is None:
         raise _wrong("messages", "the user's last message is empty")
-    return Turn(text.strip(), picture)
+    earlier = tuple((role, words) for role, words in said[:last] if role in SPEAKERS and words)
+    return Turn(text, picture, earlier)
 
 
 def _parts(content: Any, name: str, limits: Limits) -> tuple[str, list[Upload]]:
@@ -132,15 +171,23 @@ async def completions(workshop: Workshop, client: str, values: Mapping[str, Any]
         )
         pictures = await in_order(workshop.pictures(client, name, task), number)
         choices = [await aside(_with_picture, model, one, task, documents) for one in pictures]
+        if task.sort == "draw":
+            unknown = await workshop.unknown_words(name, [turn.text])
+            choices = [one | {"unknown_words": unknown} for one in choices]
     else:
         assert pixels is not None
-        choices = []
         most = values.get("max_completion_tokens", values.get("max_tokens"))
         options |= {} if most is None else {"max_tokens": most}
+        cuts = bool(values.get("truncate"))
+        question, own_task, num_read = await aside(_question, model, turn, most, cuts)
+        options |= own_task
+        read = {"turns_read": num_read, "turns_left_out": len(turn.earlier) - num_read}
+        choices = []
         for place in range(number):
             own = options if place == 0 else options | {"seed": options["seed"] + place}
-            written = await workshop.text(client, name, pixels, turn.text or None, own)
-            choices.append(_with_text(written, documents))
+            written = await workshop.text(client, name, pixels, question, own)
+            choices.append(_message(written.text, written, documents) | read)
+        turn = replace(turn, text=question or "")
     return _reply(name, choices, values, _usage(model, turn, choices))
 
 
@@ -160,8 +207,44 @@ def _with_picture(model: Model, picture: Any, task: PictureTask, documents: bool
     return _message([part], picture, documents)
 
 
-def _with_text(written: Any, documents: bool) -> dict[str, Any]:
-    return _message(written.text, written, documents)
+def _question(
+    model: Model, turn: Turn, most: int | None, cuts: bool
+) -> tuple[str | None, dict[str, Any], int]:
+    """What the model is asked, the option that names its task, and how many earlier turns it reads:
+    none, unless it was tuned for conversations.
+
+    Args:
+        most: tokens of the answer; None: the model's own number.
+        cuts: leave out the oldest turns that don't fit; without, a conversation that is too long is
+            refused like any text that is.
+    """
+    name = task_of(model, "chat") if turn.text else None
+    if name is None:
+        return turn.text or None, {}, 0
+    number = len(turn.earlier)
+    if cuts:
+        # what is too long stays so with more turns
+        some = turn.beginnings
+        too_long = bisect_left(
+            some, True, key=lambda read: not _fits(model, name, turn.conversation(read), most)
+        )
+        number = some[max(0, too_long - 1)]
+    return turn.conversation(number), {"task": name}, number
+
+
+def _fits(model: Model, name: str, conversation: str, most: int | None) -> bool:
+    """Whether a conversation, and an answer to it, are short enough for the model."""
+    grid = model.components.image_tokenizer.grid
+    blank = Codes(np.zeros(grid[0] * grid[1], np.int32), grid)
+    prompt = named_task(model, name).prompt(
+        {"image": blank, "conversation": conversation},
+        max_tokens=text_hole(model.recipe, most).max_tokens,
+    )
+    try:
+        check_prompt(model, "conversation", prompt, truncate=False)
+    except GenerationError:
+        return False
+    return model.engine.fits(Request(prompt))
 
 
 def _message(content: Any, result: Any, documents: bool) -> dict[str, Any]:

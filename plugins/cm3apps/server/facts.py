@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from cm3apps.server.tasks import able
+from cm3apps.server.abilities import able
 from cm3core.errors import CM3Error
 
 if TYPE_CHECKING:
@@ -43,11 +44,25 @@ def examples_of(texts: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(texts[::step]))[:NUM_EXAMPLES]
 
 
+def things_of(texts: Sequence[str], styles: Sequence[str]) -> list[str]:
+    """Examples of what the texts show, without a style at their end, each once.
+
+    >>> things_of(["a cat, line style", "a cat, flat", "a dog"], ["line style"])
+    ['a cat', 'a cat, flat', 'a dog']
+    """
+    things: dict[str, None] = {}
+    for text in texts:
+        beginning, comma, end = text.rpartition(", ")
+        things[beginning if comma and end in styles else text] = None
+    return examples_of(list(things))
+
+
 def facts_of(loaded: AsyncModel, name: str, forced: frozenset[str]) -> dict[str, Any]:
     """Everything that the page needs to know of a model."""
     model = loaded.model
     height, width = model.image_size
     texts = _texts(model)
+    styles = styles_of(texts)
     names = model.recipe.component_names
     registry = model.components.registry
     rows, columns = model.components.image_tokenizer.grid
@@ -58,15 +73,17 @@ def facts_of(loaded: AsyncModel, name: str, forced: frozenset[str]) -> dict[str,
         "size": [width, height],
         "rows": rows,
         "columns": columns,
-        "tasks": able(loaded, forced),
+        "tasks": able(model, forced),
         "sampler": {"name": names.get("sampler", ""), "keys": _keys(model)},
+        "svg": find_spec("vtracer") is not None,
         "samplers": registry.names("sampler"),
         "reranker": names.get("reranker"),
         "rerankers": registry.names("reranker"),
         "upscaler": names.get("upscaler"),
         "retrieves": model.recipe.retriever is not None and model.recipe.retriever.retrieves,
         "candidates": model.recipe.generate.num_candidates,
-        "styles": styles_of(texts),
+        "styles": styles,
+        "things": things_of(texts, styles),
         "examples": examples_of(texts),
         "max_text_tokens": model.recipe.data.max_text_tokens,
     }

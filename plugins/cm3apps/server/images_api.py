@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
+from cm3apps.server.abilities import task_of
+from cm3apps.server.conditions import condition_of
 from cm3apps.server.errors import APIError
 from cm3apps.server.pictures import Output, Upload, metadata_of, text_of_base64
 from cm3apps.server.requests import (
@@ -29,8 +31,12 @@ Answer = dict[str, Any] | AsyncGenerator[Event, None]
 
 
 async def generations(workshop: Workshop, client: str, values: Mapping[str, Any]) -> Answer:
-    """Draw pictures for a prompt."""
-    return await _answer(workshop, client, values, "draw", None, None, "image_generation")
+    """Draw pictures for a prompt, and by a condition if there is one."""
+    condition = await aside(condition_of, values, workshop.limits)
+    sort, record = ("draw", {}) if condition is None else condition
+    return await _answer(
+        workshop, client, values, sort, None, None, "image_generation", record=record
+    )
 
 
 async def edits(
@@ -94,6 +100,7 @@ async def _answer(
     pixels: PixelArray | None,
     mask: BoolArray | None,
     event: str,
+    record: Mapping[str, Any] | None = None,
 ) -> Answer:
     name = workshop.pool.name_of(values.get("model"))
     number = values.get("n", 1)
@@ -116,9 +123,13 @@ async def _answer(
         picture=pixels,
         mask=mask,
         upscale=wish.upscale and sort != "fill",
+        record=record or {},
     )
+    # an instruction has other words than captions
+    texts = [] if sort == "edit" else [task.text]
+    unknown = await workshop.unknown_words(name, texts)
     events = workshop.pictures(client, name, task)
-    reply = _Reply(model, task, wish, event)
+    reply = Reply(model, task, wish, event, unknown)
     if values.get("stream"):
         return reply.events(events)
     pictures = await in_order(events, number)
@@ -129,25 +140,36 @@ async def _answer(
         "output_format": wish.output.format,
         "quality": wish.quality,
         "size": wish.size,
+        "unknown_words": unknown,
         "usage": reply.usage(number),
     }
 
 
-class _Reply:
-    """Pictures as the API returns them."""
+class Reply:
+    """Pictures as the API returns them.
 
-    def __init__(self, model: Model, task: PictureTask, wish: Wish, event: str) -> None:
+    Args:
+        model, task, wish: what draws, what is asked for, how it is returned.
+        event: the name that its events begin with.
+        unknown_words: see `Workshop.unknown_words`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        task: PictureTask,
+        wish: Wish,
+        event: str,
+        unknown_words: Mapping[str, str | None] | None = None,
+    ) -> None:
         self.model, self.task, self.wish, self.event = model, task, wish, event
+        self.unknown_words = unknown_words
 
     def item(self, picture: GeneratedImage | InfilledImage) -> dict[str, Any]:
         """One of `data`."""
         large = getattr(picture, "upscaled", None)
         pixels = picture.pixels if large is None else large
-        options = self.task.options
-        facts = metadata_of(
-            self.model, picture, options.get("sampler"), options.get("sampling", {})
-        )
-        encoded = text_of_base64(self.wish.output.encode(pixels, facts))
+        encoded = text_of_base64(self.wish.output.encode(pixels, self.facts(picture)))
         item: dict[str, Any] = (
             {"url": f"data:{self.wish.output.media_type};base64,{encoded}"}
             if self.wish.as_url
@@ -156,9 +178,19 @@ class _Reply:
         item |= facts_of(picture)
         if self.wish.with_documents:
             item["documents"] = [document(one) for one in picture.retrieved]
+        if self.task.record:  # what `Model.do` takes
+            item["task"] = task_of(self.model, self.task.sort)
+            texts = {name: one for name, one in self.task.record.items() if isinstance(one, str)}
+            item["record"] = {"caption": self.task.text, **texts}
         if self.task.sort == "fill" and self.task.text is None:
             item["revised_prompt"] = picture.text  # type: ignore[union-attr]  # what is filled has a text
         return item
+
+    def facts(self, picture: GeneratedImage | InfilledImage) -> dict[str, str]:
+        """What its PNG carries."""
+        options = self.task.options
+        sampling = options.get("sampling", {})
+        return metadata_of(self.model, picture, options.get("sampler"), sampling)
 
     async def events(
         self, events: AsyncGenerator[Partial | Drawn, None]
@@ -166,34 +198,45 @@ class _Reply:
         """The server-sent events of the task."""
         async with aclosing(events):
             async for one in events:
-                body = {
-                    "created_at": int(time.time()),
-                    "size": self.wish.size,
-                    "quality": self.wish.quality,
-                    "background": self.wish.background,
-                    "output_format": self.wish.output.format,
-                    "index": one.picture,
-                }
                 if isinstance(one, Partial):
-                    encoded = await aside(self.wish.output.encode, one.pixels)
-                    body |= {
-                        "b64_json": text_of_base64(encoded),
-                        "partial_image_index": one.number,
-                        "rows": one.rows,
-                        "all_rows": one.all_rows,
-                    }
-                    yield Event(f"{self.event}.partial_image", body)
+                    yield await self.partial(one)
                 else:
                     item = await aside(self.item, one.result)
-                    yield Event(f"{self.event}.completed", body | item | {"usage": self.usage(1)})
+                    body = self.head(one.picture) | item | {"usage": self.usage(1)}
+                    yield Event(f"{self.event}.completed", body)
+
+    def head(self, place: int) -> dict[str, Any]:
+        """What every event of a picture says."""
+        return {
+            "created_at": int(time.time()),
+            "size": self.wish.size,
+            "quality": self.wish.quality,
+            "background": self.wish.background,
+            "output_format": self.wish.output.format,
+            "index": place,
+            "unknown_words": self.unknown_words,
+        }
+
+    async def partial(self, one: Partial) -> Event:
+        """The event of a growing picture."""
+        encoded = await aside(self.wish.output.encode, one.pixels)
+        grown = {
+            "b64_json": text_of_base64(encoded),
+            "partial_image_index": one.number,
+            "rows": one.rows,
+            "all_rows": one.all_rows,
+        }
+        return Event(f"{self.event}.partial_image", self.head(one.picture) | grown)
 
     def usage(self, number: int) -> dict[str, Any]:
         """Tokens of the prompt and of what was drawn, candidates included. A filled picture counts
         as a whole."""
         parts = self.model.components
-        text = 0 if self.task.text is None else len(parts.text_tokenizer.encode(self.task.text))
+        texts = self.task.texts or ([] if self.task.text is None else [self.task.text])
+        text = sum(len(parts.text_tokenizer.encode(one)) for one in texts)
         codes = parts.serializer.num_codes
-        own = 0 if self.task.picture is None else codes
+        has_picture = self.task.picture is not None or "condition" in self.task.record
+        own = codes if has_picture else 0
         each = self.task.options.get("num_candidates", self.model.recipe.generate.num_candidates)
         drawn = number * each * codes
         return {

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cm3apps.server.conditions import condition_fields
 from cm3apps.server.errors import APIError
 from cm3apps.server.fields import Field, shown
 from cm3apps.server.pictures import Output, Upload, from_url
@@ -50,7 +51,8 @@ def sampling_fields(limits: Limits) -> tuple[Field, ...]:
         Field(name="return_documents", sort="flag", ours=True,
               help="also return the documents that were prepended, with their pictures"),
         Field(name="truncate", sort="flag", ours=True,
-              help="cut a prompt that is longer than the training texts instead of refusing it"),
+              help="cut a prompt that is longer than the training texts instead of refusing it; of a "
+              "conversation, leave out the oldest turns"),
         Field(name="num_inference_steps", sort="whole", least=1, most=10_000, ours=True,
               ignored=True, help="accepted for clients of diffusion models, which have steps"),
     )  # fmt: skip
@@ -93,7 +95,7 @@ def generation_fields(limits: Limits) -> tuple[Field, ...]:
     """`POST /v1/images/generations`."""
     prompt = Field(name="prompt", sort="text", most=limits.prompt_characters, required=True,
                    help="what the picture shows, worded like the training captions")  # fmt: skip
-    return (prompt, *picture_fields(limits))
+    return (prompt, *condition_fields(), *picture_fields(limits))
 
 
 def edit_fields(limits: Limits) -> tuple[Field, ...]:
@@ -119,7 +121,8 @@ def chat_fields(limits: Limits) -> tuple[Field, ...]:
     return (
         Field(name="model", sort="text", most=300, help="one of /v1/models; the first by default"),
         Field(name="messages", sort="list", most=1000, required=True,
-              help="the last message of the user counts, and the last picture before its end"),
+              help="the last message of the user counts, and the last picture before its end; all turns "
+              "where the model was tuned for chat"),
         Field(name="modalities", sort="list", most=4,
               help='["image"]: answer with a picture; ["text"]: with a text'),
         Field(name="n", sort="whole", least=1, most=limits.number, help="how many answers"),

@@ -10,10 +10,12 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from cm3apps.server.abilities import refuse_untuned, task_of
 from cm3apps.server.errors import APIError
 from cm3core.document import BoolArray, Codes, PixelArray
 from cm3core.errors import GenerationError
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from cm3core.model.aio import AsyncModel
     from cm3core.model.results import GeneratedImage, GeneratedText, InfilledImage
 
+#: Unknown words that are told of one request: looking for one that is spelled alike takes a while.
+MOST_WORDS = 8
 Picture: TypeAlias = "GeneratedImage | InfilledImage"
 
 
@@ -57,17 +61,20 @@ class PictureTask:
     """What one request asks for.
 
     Args:
-        sort: "draw" from the text, "fill" the mask of the picture, or "edit" it by the text.
+        sort: "draw" from the text, "fill" the mask of the picture, "edit" it by the text, or draw
+            what the text says at "boxes" or by a "structure".
         text: the prompt; None lets the model describe what it fills.
-        number: results.
+        number: results of each prompt.
+        texts: several prompts to "draw", in place of `text`: a set.
         options: of `Model.generate` and its like.
         partials: partial pictures of each result that are wanted.
         picture: what is filled or edited.
         mask: what is filled, bool [height, width].
         upscale: whether results are enlarged by the model's upscaler.
+        record: what boxes or a structure are given as, see `condition_of`.
     """
 
-    sort: Literal["draw", "fill", "edit"]
+    sort: Literal["draw", "fill", "edit", "boxes", "structure"]
     text: str | None
     number: int
     options: Mapping[str, Any]
@@ -75,6 +82,13 @@ class PictureTask:
     picture: PixelArray | None = None
     mask: BoolArray | None = None
     upscale: bool = False
+    texts: tuple[str, ...] = ()
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def results(self) -> int:
+        """Results of all prompts."""
+        return self.number * max(1, len(self.texts))
 
 
 @dataclass(eq=False)
@@ -121,21 +135,18 @@ class Workshop:
                         self.pool.forget(model, loaded)
                     raise
 
-    def refuse_untuned(self, task: str, model: AsyncModel) -> None:
-        """Raise `APIError` for a task that the model is not known to be tuned for."""
-        if task not in able(model, self.forced):
-            what = {"edit": "edit pictures by instruction", "ask": "answer questions"}[task]
-            instead = (
-                "fill a part of the picture instead (mask)"
-                if task == "edit"
-                else "send the picture without a question for a caption"
-            )
-            raise APIError(
-                400,
-                f"the model is not known to be tuned to {what}: what it made would mean nothing; "
-                f"{instead}, or start the server with --force {task}",
-                code="not_supported_by_model",
-            )
+    async def unknown_words(
+        self, model: str, texts: Sequence[str | None]
+    ) -> dict[str, str | None] | None:
+        """The first `MOST_WORDS` words of texts that are in none of the model's training texts, each
+        with the one that is spelled most like it, see `Model.unknown_words`; None: it is not known
+        which words are."""
+        async with self.pool.use(model) as loaded:
+            words = loaded.model.words
+            if words is None:
+                return None
+            unknown = islice(words.unknown(" ".join(text for text in texts if text)), MOST_WORDS)
+            return {word: await aside(words.nearest, word) for word in unknown}
 
     # ---- pictures
 
@@ -144,7 +155,7 @@ class Workshop:
     ) -> AsyncGenerator[Partial | Drawn, None]:
         """The task's pictures as they finish, in any order, with partial ones between."""
         async with (
-            self.turn(client, model, task.number, task.options) as loaded,
+            self.turn(client, model, task.results, task.options) as loaded,
             aclosing(self._events(loaded, task)) as events,
         ):
             async for event in events:
@@ -157,11 +168,10 @@ class Workshop:
     ) -> AsyncGenerator[Partial | Drawn, None]:
         from cm3core.model.results import ImageReady, InfillReady
 
-        if task.sort == "edit":
-            self.refuse_untuned("edit", loaded)
+        force = task.sort in _TUNED and refuse_untuned(loaded.model, task.sort, self.forced)
         each = task.options.get("num_candidates", loaded.model.recipe.generate.num_candidates)
         growing = Growing(task.partials)
-        async with aclosing(newest(_stream(loaded, task), each, growing)) as events:
+        async with aclosing(newest(_stream(loaded, task, force), each, growing)) as events:
             async for event in events:
                 picture = event.request // each
                 if isinstance(event, (ImageReady, InfillReady)):
@@ -195,34 +205,42 @@ class Workshop:
         question: str | None,
         options: Mapping[str, Any],
     ) -> GeneratedText:
-        """A caption of the picture, or the answer to the question."""
+        """A caption of the picture, or the answer to the question.
+
+        `options` may name the task that answers.
+        """
         async with self.turn(client, model, 1, options) as loaded:
             if question is None:
                 result = await loaded.caption(picture, **options)
             else:
-                self.refuse_untuned("ask", loaded)
-                result = await loaded.ask(picture, question, **options)
+                force = "task" not in options and refuse_untuned(loaded.model, "ask", self.forced)
+                result = await loaded.ask(picture, question, force=force, **options)
             self.on_finished("caption" if question is None else "ask")
             return result
 
 
-def able(model: AsyncModel, forced: frozenset[str]) -> list[str]:
-    """What the model is known to be able to do, and what it is made to try."""
-    return ["draw", "fill", "caption", *sorted(forced)]
+#: Sorts of pictures that a model must have been tuned for.
+_TUNED = ("edit", "boxes", "structure")
 
 
-def _stream(loaded: AsyncModel, task: PictureTask) -> AsyncGenerator[Any, None]:
+def _stream(loaded: AsyncModel, task: PictureTask, force: bool) -> AsyncGenerator[Any, None]:
     """The task's events, pictures numbered by their first candidate."""
-    options = dict(task.options)
+    options: dict[str, Any] = dict(task.options)
     text = task.text or ""
+    if task.sort == "fill":
+        assert task.picture is not None
+        return loaded.infill_events(
+            task.picture, None, task.text, num_images=task.number, mask=task.mask, **options
+        )
+    options["upscale"] = task.upscale
     if task.sort == "draw":
-        return loaded.events(text, task.number, upscale=task.upscale, **options)
-    assert task.picture is not None
+        return loaded.events(task.texts or text, task.number, **options)
     if task.sort == "edit":
-        return loaded.edit_events(task.picture, text, task.number, upscale=task.upscale, **options)
-    return loaded.infill_events(
-        task.picture, None, task.text, num_images=task.number, mask=task.mask, **options
-    )
+        assert task.picture is not None
+        return loaded.edit_events(task.picture, text, task.number, force=force, **options)
+    name = task_of(loaded.model, task.sort)
+    assert name is not None
+    return loaded.task_events(name, {"caption": text, **task.record}, text, task.number, **options)
 
 
 class Growing:

@@ -1,8 +1,8 @@
 """Base of the data sets of a user's own files: from scanned records to documents.
 
 Bad records are skipped with a reason. A scan yields `FoundRecord`s and `SkippedRecord`s. Here ids
-are made unique and records are assigned to "train" or "valid", by a hash of the id alone: a record
-stays in its split whatever other records are added or removed.
+are made unique and records are assigned to "train" or "valid", by a hash of the id (or of the group)
+alone: a record stays in its split whatever other records are added or removed.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
-from cm3core.document import Document, Image, Segment, Text
+from cm3core.document import Document, Image, PixelArray, Segment, Text
 from cm3core.errors import DataError, RecipeError, close_match
 from cm3core.files import read_text, user_path
 from cm3core.interfaces.dataset import (
@@ -24,10 +24,12 @@ from cm3core.interfaces.dataset import (
     Provenance,
     SkippedRecord,
 )
-from cm3plugins.datasets.picture_index import PictureIndex, StoredPicture, index_path
+from cm3plugins.datasets.picture_index import PictureIndex, index_path
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from cm3core.interfaces.task import Record
 
 T = TypeVar("T")
 
@@ -86,18 +88,36 @@ class FileSourceConfig(DocumentSourceConfig):
             return FileSource(self, self.scan(index))
 
 
+class Picture(Protocol):
+    """A picture of a record: a file, or what is drawn when it is loaded; `key` as of `Image`."""
+
+    @property
+    def key(self) -> str: ...
+
+    def load(self) -> PixelArray: ...
+
+
 @dataclass(frozen=True)
 class FoundRecord:
     """A good record.
 
-    `parts` are pictures and texts, in order; a text is a tuple of alternatives, the canonical one
-    first. `provenance` is what the record states of its licence and source.
+    Args:
+        id: unique in the data set.
+        place: its name in messages.
+        parts: pictures and texts, in order; a text is a tuple of alternatives, the canonical one first.
+        provenance: what the record states of its licence and source.
+        names: the parts' names as fields of tasks; (): they have none.
+        responses: places of the parts that are answers of a conversation.
+        group: records of one group, such as questions about one picture, are in one split; "": alone.
     """
 
     id: str
     place: str
-    parts: tuple[StoredPicture | tuple[str, ...], ...]
+    parts: tuple[Picture | tuple[str, ...], ...]
     provenance: Provenance = Provenance()  # noqa: RUF009  # frozen
+    names: tuple[str, ...] = ()
+    responses: frozenset[int] = frozenset()
+    group: str = ""
 
 
 class FileSource(DocumentSource):
@@ -131,7 +151,7 @@ class FileSource(DocumentSource):
                 )
             else:
                 seen[record.id] = record.place
-                if config.split in ("all", split_of(record.id, config.valid)):
+                if config.split in ("all", split_of(record.group or record.id, config.valid)):
                     self._records.append(record)
         self._fingerprint = _fingerprint(self._records)
 
@@ -142,9 +162,23 @@ class FileSource(DocumentSource):
         """The record's own id, or its file name."""
         return self._records[index].id
 
+    def group(self, index: int) -> str:
+        """The record's group."""
+        return self._records[index].group
+
     def provenance(self, index: int) -> Provenance:
         """What the record states."""
         return self._records[index].provenance
+
+    def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
+        """The parts by their names; see `DocumentSource.record` for a record whose parts have none."""
+        if not self._records[index].names:
+            return super().record(index, rng)
+        values = [
+            segment.text if isinstance(segment, Text) else segment
+            for segment in self.document(index, rng)
+        ]
+        return dict(zip(self._records[index].names, values, strict=True))
 
     @property
     def skipped(self) -> list[SkippedRecord]:
@@ -160,18 +194,19 @@ class FileSource(DocumentSource):
         """All texts, every alternative."""
         for record in self._records:
             for part in record.parts:
-                if not isinstance(part, StoredPicture):
+                if isinstance(part, tuple):
                     yield from part
 
     def _document(self, index: int, rng: np.random.Generator | None) -> Document:
+        record = self._records[index]
         segments: list[Segment] = []
-        for part in self._records[index].parts:
-            if isinstance(part, StoredPicture):
-                segments.append(Image(part.key, part.load))
-            else:
-                segments.append(
-                    Text(part[0] if rng is None else part[int(rng.integers(len(part)))])
-                )
+        for place, part in enumerate(record.parts):
+            asked = place in record.responses
+            if not isinstance(part, tuple):
+                segments.append(Image(part.key, part.load, response=asked))
+                continue
+            text = part[0] if rng is None else part[int(rng.integers(len(part)))]
+            segments.append(Text(text, ((0, len(text)),) if asked else ()))
         return tuple(segments)
 
 
@@ -328,6 +363,6 @@ def json_lines(place: str, content: str) -> Iterator[tuple[str, dict[str, Any]] 
 def _fingerprint(records: Iterable[FoundRecord]) -> str:
     digest = hashlib.sha256()
     for record in records:
-        keys = [part.key if isinstance(part, StoredPicture) else "text" for part in record.parts]
+        keys = ["text" if isinstance(part, tuple) else part.key for part in record.parts]
         digest.update("\0".join((record.id, *keys, "\n")).encode())
     return digest.hexdigest()

@@ -8,7 +8,8 @@
 
 Subfolders are searched too. Several lines of a `.txt`, several rows for one picture, or a list of
 texts are alternative captions: the first is the canonical one, training draws one at random.
-`docs/data.md` describes all forms of the captions file.
+`docs/data.md` describes all forms of the captions file. Licences are stated by rows or by files, see
+`stated_licences`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cm3core.errors import DataError
-from cm3core.interfaces.dataset import FOLDER, SkippedRecord
+from cm3core.interfaces.dataset import FOLDER, Provenance, SkippedRecord
 from cm3plugins.datasets.file_source import (
     MAX_TEXT_BYTES,
     FileSourceConfig,
@@ -41,6 +42,7 @@ from cm3plugins.datasets.file_source import (
 )
 from cm3plugins.datasets.picture_index import PictureIndex
 from cm3plugins.datasets.pictures import SUFFIXES, UNREAD_SUFFIXES
+from cm3plugins.datasets.stated_licences import LicenceFiles, stated
 
 CAPTION_FILES = ("captions.jsonl", "captions.json", "captions.csv", "captions.tsv")
 ADD_CAPTIONS = (
@@ -102,6 +104,7 @@ def _record(
     captions: tuple[str, ...],
     index: PictureIndex,
     inside: Path | None,
+    provenance: Provenance,
 ) -> FoundRecord:
     place = str(folder / name)
     if not is_unicode(name):
@@ -109,7 +112,7 @@ def _record(
             place.encode(errors="replace").decode(), "its file name is not valid UTF-8", "rename it"
         )
     check_inside(folder / name, inside, place)
-    return FoundRecord(name, place, (captions, index.picture(folder / name, place)))
+    return FoundRecord(name, place, (captions, index.picture(folder / name, place)), provenance)
 
 
 def _check_kind(folder: Path, name: str) -> None:
@@ -124,6 +127,8 @@ def _check_kind(folder: Path, name: str) -> None:
 def _with_texts_beside(
     folder: Path, names: list[str], index: PictureIndex, inside: Path | None
 ) -> Iterator[FoundRecord | SkippedRecord]:
+    licences = LicenceFiles(folder, inside)
+
     def find(name: str) -> FoundRecord:
         _check_kind(folder, name)
         text_path = (folder / name).with_suffix(".txt")
@@ -136,7 +141,7 @@ def _with_texts_beside(
         check_inside(text_path, inside, str(text_path))
         text = read_utf8(text_path, str(text_path), MAX_TEXT_BYTES)
         captions = captions_of(text.splitlines(), str(text_path))
-        return _record(folder, name, captions, index, inside)
+        return _record(folder, name, captions, index, inside, licences.of(name))
 
     return found_or_skipped(names, find)
 
@@ -146,6 +151,7 @@ def _with_captions_file(
 ) -> Iterator[FoundRecord | SkippedRecord]:
     captions: dict[str, list[str]] = {}
     places: dict[str, str] = {}
+    licences, stating = LicenceFiles(folder, inside), dict[str, Provenance]()
     # pictures whose rows are all bad: the rows are reported, the picture need not be
     reported: set[str] = set()
     for row in _rows(path):
@@ -156,14 +162,21 @@ def _with_captions_file(
             name = _image_name(place, values)
             places.setdefault(name, place)
             reported.add(name)
-            captions.setdefault(name, []).extend(captions_of(values["text"], place))
+            texts, own = captions_of(values["text"], place), stated(place, values)
+            if own != Provenance() and own != stating.setdefault(name, own):
+                raise DataError(
+                    place, f"states another licence, source or attribution of {name!r} than an earlier row",
+                    "state them once for each picture",
+                )  # fmt: skip
+            captions.setdefault(name, []).extend(texts)
         except DataError as error:
             yield skipped(error)
     for name in names:
         try:
             _check_kind(folder, name)
             if captions.get(name):
-                yield _record(folder, name, tuple(captions[name]), index, inside)
+                own = stating.get(name) or licences.of(name)
+                yield _record(folder, name, tuple(captions[name]), index, inside, own)
             elif name not in reported:
                 raise DataError(
                     str(folder / name),
@@ -231,7 +244,7 @@ def _json_rows(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]] 
 
 
 def _table_rows(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]] | DataError]:
-    """Rows below a header with the columns `image` and `text`; other columns are ignored."""
+    """Rows below a header with the columns `image` and `text`; other columns but those of licences are ignored."""
     table = csv.reader(
         io.StringIO(content, newline=""),
         delimiter="\t" if path.suffix == ".tsv" else ",",
@@ -249,7 +262,9 @@ def _table_rows(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]]
         for row in table:
             here = f"{path}:{table.line_num}"
             if len(row) == len(header):
-                yield here, dict(zip(header, row, strict=True))
+                cells = dict(zip(header, row, strict=True))
+                # an empty cell of another column states nothing
+                yield here, {k: v for k, v in cells.items() if k in ("image", "text") or v.strip()}
             elif row:
                 cause = f"has {len(row)} fields, the header has {len(header)}"
                 yield DataError(here, cause, "put captions with commas in quotes")

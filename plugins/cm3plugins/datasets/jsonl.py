@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cm3core.errors import DataError
-from cm3core.interfaces.dataset import Provenance, SkippedRecord
+from cm3core.interfaces.dataset import SkippedRecord
 from cm3plugins.datasets.file_source import (
     FileSourceConfig,
     FoundRecord,
@@ -32,6 +32,7 @@ from cm3plugins.datasets.file_source import (
     type_name,
 )
 from cm3plugins.datasets.picture_index import PictureIndex, StoredPicture
+from cm3plugins.datasets.stated_licences import stated
 
 FORM = '{"text": ..., "image": ...} or {"segments": [...]}'
 
@@ -68,33 +69,39 @@ class JSONLSourceConfig(FileSourceConfig):
 
 @dataclass(frozen=True)
 class PicturesOfLines:
-    """The pictures that lines name, relative to `folder` and, unless it is None, inside `inside`."""
+    """The pictures that lines name, relative to `folder` (in messages: to `of`) and, unless it is None,
+    inside `inside`."""
 
     folder: Path
     inside: Path | None
     index: PictureIndex
+    of: str = "the file"
 
-    def picture(self, place: str, value: object) -> StoredPicture:
+    def picture(self, place: str, value: object, name: str = "image") -> StoredPicture:
+        """The picture at the path `value`; `name`: what messages call it.
+
+        Raises:
+            DataError: it is no path, or there is no picture that can be used.
+        """
+        wanted = f"write the picture's path, relative to {self.of}"
         if not isinstance(value, str) or not value:
             cause = (
-                "'image' is empty" if value == "" else f"'image' is {type_name(value)}, not a path"
+                f"{name!r} is empty"
+                if value == ""
+                else f"{name!r} is {type_name(value)}, not a path"
             )
-            raise DataError(place, cause, "write the picture's path, relative to the file")
+            raise DataError(place, cause, wanted)
         if "://" in value:
             next_step = "download the picture and write its path; addresses are not fetched"
-            raise DataError(place, f"'image' is the address {value!r}", next_step)
+            raise DataError(place, f"{name!r} is the address {value!r}", next_step)
         if not is_unicode(value) or "\0" in value:
-            raise DataError(
-                place,
-                f"'image' is {value!a}, not a path",
-                "write the picture's path, relative to the file",
-            )
+            raise DataError(place, f"{name!r} is {value!a}, not a path", wanted)
         try:
             check_inside(self.folder / value, self.inside, str(self.folder / value))
             return self.index.picture(self.folder / value, str(self.folder / value))
         except DataError as error:
             raise DataError(
-                f"{place}: image {error.place}", error.cause, error.next_step
+                f"{place}: {name} {error.place}", error.cause, error.next_step
             ) from error
 
 
@@ -118,19 +125,7 @@ def _record(place: str, values: dict[str, Any], pictures: PicturesOfLines) -> Fo
     if not isinstance(name, str) or not name or not is_unicode(name):
         cause = f"'id' is {type_name(name)}" if not isinstance(name, str) else f"'id' is {name!a}"
         raise DataError(place, f"{cause}, not a name", "write a text, or leave it out")
-    return FoundRecord(name, place, parts, _provenance(place, values))
-
-
-def _provenance(place: str, values: dict[str, Any]) -> Provenance:
-    """What a record states of its licence, its source, and whom to name."""
-    stated = {key: values[key] for key in ("licence", "source", "attribution") if key in values}
-    for key, value in stated.items():
-        if not isinstance(value, str) or not value.strip() or not is_unicode(value):
-            raise DataError(
-                place, f"{key!r} is {type_name(value)}, not a text with content",
-                "write a text, such as an SPDX name for the licence, or leave it out",
-            )  # fmt: skip
-    return Provenance(**stated)
+    return FoundRecord(name, place, parts, stated(place, values))
 
 
 def _segments(

@@ -19,7 +19,12 @@ import numpy.typing as npt
 from cm3core.document import Document
 from cm3core.errors import DataError, RecipeError, close_match
 from cm3core.interfaces.component import check_value
-from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig, SkippedRecord
+from cm3core.interfaces.dataset import (
+    DocumentSource,
+    DocumentSourceConfig,
+    Provenance,
+    SkippedRecord,
+)
 from cm3core.interfaces.task import TaskConfig
 from cm3core.interfaces.task_source import TaskSource
 
@@ -229,6 +234,10 @@ class MixtureSource(DocumentSource):
     def group(self, index: int) -> str:
         source, place = self._place(index)
         return source.group(place)
+
+    def provenance(self, index: int) -> Provenance:
+        source, place = self._place(index)
+        return source.provenance(place)
 
     @property
     def skipped(self) -> list[SkippedRecord]:

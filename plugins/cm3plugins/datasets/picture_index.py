@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cm3core.document import PixelArray
 
 #: Part of the file's name; changed when the tables or the rules of `examine` change.
-VERSION = 1
+VERSION = 2
 TABLES = """
 CREATE TABLE IF NOT EXISTS files
     (path TEXT PRIMARY KEY, size INT, mtime_ns INT, key TEXT, width INT, height INT, cause TEXT, step TEXT);
@@ -40,7 +40,7 @@ class StoredPicture:
 
     Args:
         key: SHA-256 of its bytes, hexadecimal.
-        width, height: pixels, from its header.
+        width, height: pixels, from its header, upright.
         place: its name in messages.
         path: the file that holds it.
         offset, size: where it is in the file, in bytes.
@@ -159,9 +159,13 @@ class PictureIndex:
 
     def known(self, picture: StoredPicture) -> StoredPicture:
         """`picture`; raises `DataError` if it was found to be undecodable before."""
-        if picture.key in self._undecodable:
-            raise DataError(picture.place, self._undecodable[picture.key], NEXT_STEP)
+        if (cause := self.cause_of(picture.key)) is not None:
+            raise DataError(picture.place, cause, NEXT_STEP)
         return picture
+
+    def cause_of(self, key: str) -> str | None:
+        """Why the picture with this key could not be decoded before; None if it could."""
+        return self._undecodable.get(key)
 
     def shard(self, path: Path, read: Callable[[Path], Any]) -> Any:
         """What `read(path)` returns for the shard, cached until the shard changes.

@@ -21,10 +21,26 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 #: Endings of pictures that are not read; a file of this kind is reported.
 UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".svg", ".jxl", ".psd")
 NEXT_STEP = "replace or remove it"
+#: EXIF's tag of the orientation.
+_ORIENTATION = 0x0112
+#: What Pillow raises on broken headers.
+_BROKEN = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    KeyError,
+    IndexError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
 
 
 def examine(data: bytes, place: str) -> tuple[int, int]:
-    """(width, height) in pixels of a picture file's bytes, without decoding it.
+    """(width, height) in pixels of a picture file's bytes, upright as `open_image` shows it, without
+    decoding it.
 
     Raises:
         DataError: empty, not a picture that `cm3core.images` reads, too large, or truncated.
@@ -41,7 +57,22 @@ def examine(data: bytes, place: str) -> tuple[int, int]:
         )
     if picture.format is not None and (cause := _damage(data, picture.format)):
         raise DataError(place, cause, NEXT_STEP)
-    return width, height
+    return (height, width) if _lies_on_its_side(picture) else (width, height)
+
+
+def _lies_on_its_side(picture: Picture) -> bool:
+    """Whether the orientation that EXIF gives turns the picture by a quarter."""
+    if picture.format == "PNG" and "exif" not in picture.info:
+        return False  # Pillow would decode the file to look behind the pixels
+    import warnings
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tags that are damaged
+            orientation = picture.getexif().get(_ORIENTATION)
+        return orientation in (5, 6, 7, 8)
+    except _BROKEN:
+        return False  # decoding reports it
 
 
 def _open(data: bytes, place: str) -> Picture:
@@ -66,18 +97,7 @@ def _open(data: bytes, place: str) -> Picture:
         raise DataError(
             place, "is not a picture", f"convert it to one of {', '.join(FORMATS)}"
         ) from error
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        KeyError,
-        IndexError,
-        TypeError,
-        OverflowError,
-        struct.error,
-        zlib.error,
-    ) as error:
+    except _BROKEN as error:
         raise DataError(place, f"has a broken header ({error})", NEXT_STEP) from error
 
 

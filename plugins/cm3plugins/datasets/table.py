@@ -1,53 +1,62 @@
-"""Data set `table`: a CSV or JSON file of records and picture files, its columns mapped to fields.
+"""Data set `table`: a CSV, JSON or Parquet file of records and pictures, its columns mapped to fields.
 
-Reads what others write as it is: the `metadata.csv` or `metadata.jsonl` of Hugging Face's `imagefolder`,
-the `prompt.json` of ControlNet's pairs, a table of InstructPix2Pix or MagicBrush with its pictures.
+Reads what others write as it is: the `metadata.csv` or `metadata.jsonl` of Hugging Face's `imagefolder`, its
+Parquet files with pictures inside, or any table of paths and texts.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cm3core.document import Image
 from cm3core.errors import DataError, RecipeError
-from cm3core.interfaces.dataset import SkippedRecord
+from cm3core.files import user_path
+from cm3core.interfaces.dataset import Provenance, SkippedRecord
+from cm3plugins.datasets.annotations import check_size, checked_text, name_in, parse_json, text_in
 from cm3plugins.datasets.file_source import (
     FileSource,
     FileSourceConfig,
     FoundRecord,
+    Picture,
     boundary,
     existing,
     found_or_skipped,
-    is_unicode,
     json_lines,
     read_utf8,
     type_name,
 )
 from cm3plugins.datasets.jsonl import PicturesOfLines
-from cm3plugins.datasets.picture_index import PictureIndex, StoredPicture, index_path
+from cm3plugins.datasets.parquet import ParquetPicture, parquet_rows
+from cm3plugins.datasets.picture_index import PictureIndex, index_path
 
 if TYPE_CHECKING:
     import numpy as np
 
     from cm3core.interfaces.task import Record
 
+#: Names of Hugging Face's tables of a folder, in the order in which they are looked for.
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+_PROVENANCE = ("licence", "source", "attribution")
+
 
 @dataclass(kw_only=True)
 class TableSourceConfig(FileSourceConfig):
-    """A table of records with picture files, its columns mapped to the fields of a task.
+    """A table of records with pictures, its columns mapped to the fields of a task.
 
     Args:
-        path: a .csv file with a header, a JSON file with a list of objects, or one object a line.
+        path: a .csv file with a header, a JSON file with a list of objects or one object a line, or a
+            .parquet file (extra `parquet`); or a folder with such a file called metadata, or with
+            .parquet files.
         columns: field -> column. A text may be a list of alternatives, of which training draws one.
-        pictures: fields that are pictures: their columns hold paths relative to the file.
+        pictures: fields that are pictures: their columns hold paths relative to the file, or, in
+            Parquet, the pictures themselves.
         constants: field -> a text that is the same in every record.
         id_column: column of the records' ids; null: their numbers.
+        provenance: "licence", "source" or "attribution" -> the column that states it.
         allow_outside: read pictures outside the file's folder, by absolute paths, `../` or links; false:
             their records are skipped.
     """
@@ -56,6 +65,7 @@ class TableSourceConfig(FileSourceConfig):
     columns: dict[str, str]
     pictures: list[str] = field(default_factory=lambda: ["image"])
     constants: dict[str, str] = field(default_factory=dict)
+    provenance: dict[str, str] = field(default_factory=dict)
     id_column: str | None = None
     allow_outside: bool = False
 
@@ -71,6 +81,12 @@ class TableSourceConfig(FileSourceConfig):
                     f"names the field {name!r}, which has no column",
                     f"name some of {', '.join(self.columns)}",
                 )
+        if unknown := set(self.provenance) - set(_PROVENANCE):
+            raise RecipeError(
+                f"dataset.provenance.{min(unknown)}",
+                "is nothing that a record states of where it comes from",
+                f"use some of {', '.join(_PROVENANCE)}",
+            )
         for name in self.constants:
             if name in self.columns:
                 raise RecipeError(
@@ -90,38 +106,49 @@ class TableSourceConfig(FileSourceConfig):
 
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
         """Records in the order of the file."""
-        path = existing(self.path, folder=False)
-        pictures = PicturesOfLines(path.parent, boundary(path.parent, self.allow_outside), index)
+        files = _files(self.path)
+        folder = files[0].parent
+        pictures = PicturesOfLines(folder, boundary(folder, self.allow_outside), index)
 
-        def find(row: tuple[str, dict[str, Any]] | DataError) -> FoundRecord:
+        def find(row: Row | DataError) -> FoundRecord:
             if isinstance(row, DataError):
                 raise row
-            return self._found(*row, pictures)
+            return self._found(row, pictures)
 
-        return found_or_skipped(_rows(path), find)
+        wanted = [*self.columns.values(), *self.provenance.values()]
+        wanted += [] if self.id_column is None else [self.id_column]
+        for path in files:
+            prefix = f"{path.stem}-" if len(files) > 1 else ""
+            yield from found_or_skipped(rows(path, wanted, index, prefix), find)
 
-    def _found(self, place: str, row: dict[str, Any], pictures: PicturesOfLines) -> FoundRecord:
-        parts: list[StoredPicture | tuple[str, ...]] = []
+    def _found(self, row: Row, pictures: PicturesOfLines) -> FoundRecord:
+        place, values = row.place, row.values
+        parts: list[Picture | tuple[str, ...]] = []
         for name, column in self.columns.items():
-            if row.get(column) is None:
+            if values.get(column) is None:
                 raise DataError(
                     place,
                     f"has no column {column!r}, which is the field {name!r}",
-                    f"give it, or map another: its columns are {', '.join(map(str, row))}",
+                    f"give it, or map another: its columns are {', '.join(map(str, values))}",
                 )
-            value = row[column]
             parts.append(
-                pictures.picture(place, value)
+                picture_of(place, values[column], name, pictures)
                 if name in self.pictures
-                else _texts(place, column, value)
+                else _texts(place, column, values[column])
             )
-        number = place.rpartition(" ")[2]
-        own: Any = number if self.id_column is None else row.get(self.id_column)
-        if not isinstance(own, (str, int)) or not str(own) or not is_unicode(str(own)):
-            raise DataError(
-                place, f"its id in column {self.id_column!r} is {own!r}", "give each record an id"
-            )
-        return FoundRecord(str(own), place, tuple(parts))
+        return FoundRecord(
+            row.number if self.id_column is None else name_in(place, values, self.id_column),
+            place,
+            tuple(parts),
+            Provenance(
+                **{
+                    key: text_in(place, values, column)
+                    for key, column in self.provenance.items()
+                    if values.get(column) not in (None, "")
+                }
+            ),
+            names=tuple(self.columns),
+        )
 
 
 class TableSource(FileSource):
@@ -131,15 +158,22 @@ class TableSource(FileSource):
         self, config: TableSourceConfig, records: Iterator[FoundRecord | SkippedRecord]
     ) -> None:
         super().__init__(config, records)
-        self._fields, self._constants = tuple(config.columns), dict(config.constants)
+        self._constants = dict(config.constants)
 
     def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
         """The fields of a record, and the constants."""
-        values = [
-            segment if isinstance(segment, Image) else getattr(segment, "text", None)
-            for segment in self.document(index, rng)
-        ]
-        return {**self._constants, **dict(zip(self._fields, values, strict=True))}
+        return {**self._constants, **super().record(index, rng)}
+
+
+def picture_of(place: str, value: object, name: str, pictures: PicturesOfLines) -> Picture:
+    """The picture of a cell: a path, or one that Parquet holds; `name`: what messages call it.
+
+    Raises:
+        DataError: there is none that can be used.
+    """
+    if isinstance(value, DataError):
+        raise value
+    return value if isinstance(value, ParquetPicture) else pictures.picture(place, value, name)
 
 
 def _texts(place: str, column: str, value: object) -> tuple[str, ...]:
@@ -151,34 +185,82 @@ def _texts(place: str, column: str, value: object) -> tuple[str, ...]:
         raise DataError(
             place, f"its column {column!r} is {what}, not a text", "write a text, or some of them"
         )
-    return texts
+    return tuple(checked_text(place, column, text) for text in texts)
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]] | DataError]:
-    """(place, row) of a file, or what is wrong with a row."""
-    content = read_utf8(path, str(path))
-    if path.suffix.lower() == ".csv":
-        reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
-        try:
-            for row in reader:
-                yield (
-                    f"{path}, line {reader.line_num}",
-                    {str(key): value for key, value in row.items() if key is not None},
-                )
-        except csv.Error as error:
-            yield DataError(f"{path}, line {reader.line_num}", f"is no CSV ({error})", "correct it")
-        return
-    if not content.lstrip().startswith("["):
-        yield from json_lines(str(path), content)
-        return
+class Row(NamedTuple):
+    """A row of a table: its number in the file as text, its name in messages, column -> value."""
+
+    number: str
+    place: str
+    values: dict[str, Any]
+
+
+def _files(path: str) -> list[Path]:
+    """The file of a table, or the files of its folder."""
+    folder = user_path(path)
+    if not folder.is_dir():
+        return [existing(path, folder=False)]
+    for name in METADATA:
+        if (folder / name).is_file():
+            return [folder / name]
+    found = sorted(file for file in folder.glob("*.parquet") if file.is_file())
+    if not found:
+        raise DataError(
+            f"dataset.path {folder}",
+            f"is a folder without {', '.join(METADATA)} or other .parquet files",
+            "name the table itself",
+        )
+    return found
+
+
+def rows(
+    path: Path, columns: list[str], index: PictureIndex, prefix: str = ""
+) -> Iterator[Row | DataError]:
+    """The rows of a file, or what is wrong with one; of Parquet the given columns alone.
+
+    Args:
+        path: .csv, .parquet, or JSON of any name.
+        columns: those that are needed.
+        index: of pictures in Parquet files.
+        prefix: of the rows' numbers.
+    """
+    check_size(path)
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        for number, values in parquet_rows(path, columns, index):
+            yield Row(f"{prefix}{number}", f"{path}, row {number}", values)
+    elif kind == ".csv":
+        yield from _csv_rows(path)
+    else:
+        yield from _json_rows(path)
+
+
+def _csv_rows(path: Path) -> Iterator[Row | DataError]:
+    reader = csv.DictReader(io.StringIO(read_utf8(path, str(path)), newline=""), strict=True)
     try:
-        rows = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise DataError(str(path), f"is no JSON ({error})", "correct it") from error
-    for number, row in enumerate(rows):
+        for row in reader:
+            number = str(reader.line_num)
+            values = {str(key): value for key, value in row.items() if key is not None}
+            yield Row(number, f"{path}, line {number}", values)
+    except csv.Error as error:
+        yield DataError(f"{path}, line {reader.line_num}", f"is no CSV ({error})", "correct it")
+
+
+def _json_rows(path: Path) -> Iterator[Row | DataError]:
+    content = read_utf8(path, str(path))
+    if not content.lstrip().startswith("["):
+        for line in json_lines(str(path), content):
+            if isinstance(line, DataError):
+                yield line
+            else:
+                place, values = line
+                yield Row(place.rpartition(":")[2], place, values)
+        return
+    for number, row in enumerate(parse_json(str(path), content)):
         place = f"{path}, record {number}"
         yield (
-            (place, row)
+            Row(str(number), place, row)
             if isinstance(row, dict)
             else DataError(place, f"is {type_name(row)}, not an object", "write {...}")
         )

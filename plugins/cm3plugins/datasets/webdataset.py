@@ -22,7 +22,7 @@ from typing import IO, Any, ClassVar
 
 from cm3core.errors import DataError
 from cm3core.files import check_regular, user_path
-from cm3core.interfaces.dataset import SkippedRecord
+from cm3core.interfaces.dataset import Provenance, SkippedRecord
 from cm3plugins.datasets.file_source import (
     MAX_TEXT_BYTES,
     FileSourceConfig,
@@ -33,6 +33,7 @@ from cm3plugins.datasets.file_source import (
 )
 from cm3plugins.datasets.picture_index import PictureIndex, StoredPicture, facts_of
 from cm3plugins.datasets.pictures import SUFFIXES
+from cm3plugins.datasets.stated_licences import stated
 
 BLOCK = tarfile.BLOCKSIZE
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
@@ -51,7 +52,8 @@ class WebDatasetSourceConfig(FileSourceConfig):
         path: a tar, a folder of tars, or a pattern: `data-{000..099}.tar`, `{a,b}.tar`,
             `data-*.tar`.
         caption_keys: keys of a `KEY.json` that hold the caption if there is no `KEY.txt`; the first
-            one present counts.
+            one present counts. Its keys `licence`, `source` and `attribution` state where a record is
+            from.
     """
 
     reads: ClassVar[tuple[str, ...]] = (".tar",)
@@ -105,7 +107,16 @@ class WebDatasetSourceConfig(FileSourceConfig):
         picture = index.known(
             StoredPicture(sha256, width, height, here, path, offset, size, index.path)
         )
-        return FoundRecord(key, place, (captions, picture))
+        return FoundRecord(key, place, (captions, picture), self._provenance(place, members))
+
+    def _provenance(self, place: str, members: dict[str, Any]) -> Provenance:
+        """What `KEY.json` states, also where the caption is in `KEY.txt`; nothing if it is no object."""
+        text = members.get(".json")
+        try:
+            values = json.loads(text) if isinstance(text, str) else None
+        except (ValueError, RecursionError):
+            values = None
+        return stated(f"{place}.json", values) if isinstance(values, dict) else Provenance()
 
     def _captions(self, place: str, members: dict[str, Any]) -> tuple[str, ...]:
         if (text := members.get(".txt")) is not None:

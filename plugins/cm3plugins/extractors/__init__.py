@@ -88,17 +88,20 @@ class PixelsConfig(ExtractorConfig):
 
     Args:
         side: pixels a side of the small version, each the mean of those that it covers.
+        blur: blur the small version, so that lines that are moved by a pixel still match; its scores
+            are named "blurred" and the side.
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"side": (1, 256)}
     side: int = 8
+    blur: bool = False
 
     def build(self) -> Extractor:
         """Nothing is loaded."""
         from cm3plugins.extractors.simple import PixelsExtractor
 
         self.check()
-        return PixelsExtractor(self.side)
+        return PixelsExtractor(self.side, blur=self.blur)
 
 
 EXTRACTORS: Mapping[str, type[ExtractorConfig]] = {

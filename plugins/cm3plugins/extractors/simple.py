@@ -13,16 +13,19 @@ from cm3core.interfaces.component import chosen_name
 from cm3core.interfaces.embedder import Embedder, EmbedderConfig
 from cm3core.interfaces.extractor import Extractor, FeatureArray
 
+#: Weights of a pixel's neighbours in a row, then in a column.
+BLUR = (1 / 9, 2 / 9, 3 / 9, 2 / 9, 1 / 9)
+
 
 class PixelsExtractor(Extractor):
-    """Means of the picture's parts, 0 to 1."""
+    """Means of the picture's parts, 0 to 1, which may be blurred."""
 
-    def __init__(self, side: int) -> None:
-        self._side = side
+    def __init__(self, side: int, *, blur: bool = False) -> None:
+        self._side, self._blur = side, blur
 
     @property
     def label(self) -> str:
-        return f"pixels{self._side}"
+        return f"blurred{self._side}" if self._blur else f"pixels{self._side}"
 
     @property
     def dimension(self) -> int:
@@ -30,12 +33,30 @@ class PixelsExtractor(Extractor):
 
     @property
     def fingerprint(self) -> str:
-        return f"pixels 1 {self._side}"
+        return f"pixels 1 {self._side}" + (" blurred" if self._blur else "")
 
     def _extract(self, pictures: Sequence[PixelArray]) -> FeatureArray:
         size, how = (self._side, self._side), Pillow.Resampling.BOX
         small = [np.asarray(Pillow.fromarray(one).resize(size, how)) for one in pictures]
-        return np.asarray(np.stack(small).reshape(len(small), -1) / 255, np.float32)
+        small_NHWC = np.asarray(np.stack(small) / 255, np.float32)
+        if self._blur:
+            small_NHWC = blurred(small_NHWC)
+        return small_NHWC.reshape(len(small), -1)
+
+
+def blurred(pictures_NHWC: FeatureArray) -> FeatureArray:
+    """Pictures float32 [N, H, W, C] with each pixel mixed with its neighbours by `BLUR`; beyond the
+    border is 0."""
+    for axis in (1, 2):
+        padding = [(0, 0)] * 4
+        padding[axis] = (len(BLUR) // 2,) * 2
+        padded = np.pad(pictures_NHWC, padding)
+        mixed_NHWC = np.zeros_like(pictures_NHWC)
+        for place, weight in enumerate(BLUR):
+            window = range(place, place + pictures_NHWC.shape[axis])
+            mixed_NHWC += np.float32(weight) * np.take(padded, window, axis=axis)
+        pictures_NHWC = mixed_NHWC
+    return pictures_NHWC
 
 
 class EmbedderExtractor(Extractor):

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from cm3core.files import sha256_file, user_path
 from cm3core.interfaces.metric import Metric, MetricConfig
+from cm3plugins.metrics.of_texts import (
+    BLEUConfig,
+    CIDErConfig,
+    METEORConfig,
+    ROUGEConfig,
+    SPICEConfig,
+    VQAConfig,
+)
 
 _COUNT = (1, 2**20)
 _SEED = (0, 2**63 - 1)
@@ -131,73 +140,26 @@ class RPrecisionConfig(MetricConfig):
 
 
 @dataclass(kw_only=True)
-class BLEUConfig(MetricConfig):
-    """BLEU of captions, over the whole set, times 100.
+class JudgeConfig(MetricConfig):
+    """How often the real picture is the nearest, and among the five nearest, of 100 real ones, in percent.
+
+    Of icons, all 100 are of one set and style and show different things; of other data sets they are of
+    its training data. An evaluation gives the score of real pictures, of real pictures through the image
+    tokenizer, and of copies of the first document prepended beside it.
 
     Args:
-        n: longest n-grams.
+        centred: compare directions from the mean of the 100 instead of distances: for the features of
+            a network.
     """
 
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"n": (1, 16)}
-    n: int = 4
+    bounded: ClassVar[bool] = True
+    centred: bool = False
 
     def build(self) -> Metric:
         """A metric without samples."""
-        from cm3plugins.metrics.captions import BLEUMetric
+        from cm3plugins.metrics.ranking import JudgeMetric
 
-        self.check()
-        return BLEUMetric(self.n)
-
-
-@dataclass(kw_only=True)
-class CIDErConfig(MetricConfig):
-    """CIDEr-D of captions, times 100; COCO's "CIDEr".
-
-    Args:
-        n: longest n-grams.
-        sigma: of the penalty for another length.
-    """
-
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"n": (1, 16), "sigma": (1e-3, 1e6)}
-    n: int = 4
-    sigma: float = 6.0
-
-    def build(self) -> Metric:
-        """A metric without samples."""
-        from cm3plugins.metrics.captions import CIDErMetric
-
-        self.check()
-        return CIDErMetric(self.n, self.sigma)
-
-
-@dataclass(kw_only=True)
-class ROUGEConfig(MetricConfig):
-    """ROUGE-L of captions, times 100.
-
-    Args:
-        beta: weight of recall.
-    """
-
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"beta": (1e-3, 1e3)}
-    beta: float = 1.2
-
-    def build(self) -> Metric:
-        """A metric without samples."""
-        from cm3plugins.metrics.captions import ROUGEMetric
-
-        self.check()
-        return ROUGEMetric(self.beta)
-
-
-@dataclass(kw_only=True)
-class VQAConfig(MetricConfig):
-    """VQA accuracy with the official normalisation, as a percentage."""
-
-    def build(self) -> Metric:
-        """A metric without samples."""
-        from cm3plugins.metrics.vqa import VQAMetric
-
-        return VQAMetric()
+        return JudgeMetric(self.centred)
 
 
 @dataclass(kw_only=True)
@@ -269,6 +231,42 @@ class SSIMConfig(MetricConfig):
         return SSIMMetric()
 
 
+@dataclass(kw_only=True)
+class LPIPSConfig(MetricConfig):
+    """Learned perceptual distance (LPIPS 0.1) of pictures and their references, 0 for equal ones.
+
+    Both files are yours; nothing is downloaded, and no code in them is run. Scores depend on their
+    SHA-256, not on where they lie.
+
+    Args:
+        backbone: torchvision's file of the network, e.g. `alexnet-owt-7be5be79.pth` or
+            `vgg16-397923af.pth`.
+        heads: the `lpips` package's `weights/v0.1/alex.pth` or `vgg.pth`.
+        network: which of the two. Published figures of image tokenizers mostly use vgg, others alex:
+            they can't be compared.
+    """
+
+    backbone: str
+    heads: str
+    network: Literal["alex", "vgg"] = "alex"
+
+    def build(self) -> Metric:
+        """Load the weights.
+
+        Raises:
+            CheckpointError: a file is missing, holds more than tensors, or other tensors.
+        """
+        from cm3plugins.metrics.lpips import load_lpips
+
+        self.check()
+        return load_lpips(self.network, user_path(self.backbone), user_path(self.heads))
+
+    def protocol(self) -> dict[str, Any]:
+        """The keys, with the hashes of the files in place of their paths."""
+        hashes = {key: sha256_file(user_path(getattr(self, key))) for key in ("backbone", "heads")}
+        return super().protocol() | hashes
+
+
 METRICS: Mapping[str, type[MetricConfig]] = {
     "bleu": BLEUConfig,
     "choice": ChoiceConfig,
@@ -276,12 +274,16 @@ METRICS: Mapping[str, type[MetricConfig]] = {
     "clip_score": CLIPScoreConfig,
     "codebook": CodebookConfig,
     "fid": FIDConfig,
+    "judge": JudgeConfig,
     "kid": KIDConfig,
+    "lpips": LPIPSConfig,
+    "meteor": METEORConfig,
     "nats": NatsConfig,
     "prdc": PRDCConfig,
     "psnr": PSNRConfig,
     "r_precision": RPrecisionConfig,
     "rouge": ROUGEConfig,
+    "spice": SPICEConfig,
     "ssim": SSIMConfig,
     "vqa": VQAConfig,
 }

@@ -137,6 +137,7 @@ class StructureConfig(BundledTaskConfig):
     (ControlNet). Fields: feature (what the structure is: "canny edge features"), condition, caption,
     image."""
 
+    serves, is_default = "structure", True
     paper = (
         (
             "Make high quality image from {feature}",

@@ -134,6 +134,8 @@ def test_two_folders_are_scored(
     assert "n=6, lower is better  #" in shown
     pixels, score = ["--metric", "fid", "--extractor", "pixels"], ["eval", "score"]
     mixed = folder_of(folder_of(tmp_path / "c", 3, 2), 2, 3, size=9)
+    lossy = folder_of(tmp_path / "d", 3, 4)
+    (lossy / "2.png").rename(lossy / "2.jpg")
     for arguments, message in (
         ([*command, "--metric", "kid"], f"{one}: holds 6 pictures, the metric needs 1000 or more"),
         ([*command, "--metric", "bleu"], "needs more than two folders"),
@@ -142,6 +144,7 @@ def test_two_folders_are_scored(
         ([*score, str(one), *pixels], "OTHERS: is not given"),
         ([*score, str(one), str(one), *pixels], "holds the same pictures as"),
         ([*score, str(mixed), str(other), *pixels], "2.png: is 8 x 8 pixels, 0.png 9 x 9"),
+        ([*score, str(lossy), str(other), *pixels], "2.jpg: is compressed with loss, which moves the scores"),
         (["eval", "score", str(tmp_path / "x"), str(other), "--metric", "fid", "--extractor", "pixels"], "is no folder"),
     ):  # fmt: skip
         assert main(arguments) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from cm3apps.evaluation.reading import beside_paper, compare, lines, read_scores
 from cm3apps.evaluation.tasks.base import Sample, Task
 from cm3core.cli.main import main
 from cm3core.document import Image, Text
-from cm3core.errors import DataError
+from cm3core.errors import DataError, MissingPackageError
 from cm3core.evaluation.protocol import protocol_of
 from cm3core.images import open_image, save_png
 from cm3core.plugins import load_registry
@@ -231,6 +232,24 @@ def test_missing_weights(tmp_path: Path) -> None:
     ).run()
     assert "is not given" in found["scores"][0]["skipped"]
     assert "n/a" in lines(found)[0]
+
+
+def test_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "snowballstemmer", None)
+    own = [Sample(one.key, "", one.picture, one.picture_key, ("a", "b")) for one in samples()]
+    task = Task("captions", "captions", own, {})
+    given: Any = {"model": toy_model(), "options": {"num_retrieved": 0}}
+    scores = protocol([{"metric": {"name": "meteor"}}, {"metric": {"name": "rouge"}}], size=None)
+    with pytest.raises(MissingPackageError, match="pip install 'cm3leon\\[captions\\]'"):
+        Evaluation(scores, task, REGISTRY, tmp_path / "a", **given).run()
+    found = Evaluation(scores, task, REGISTRY, tmp_path / "b", skip_missing=True, **given).run()
+    assert found["scores"][0] == {
+        "name": "meteor", "skipped": "the package 'snowballstemmer' is not installed"
+    }  # fmt: skip
+    assert found["scores"][1]["name"] == "rouge_l"
+    # what was written is a file of texts for another metric
+    again = str(tmp_path / "b" / "samples.jsonl")
+    assert main(["eval", "score", again, "--metric", "rouge"]) == 0
 
 
 def test_unequal_measurements_are_not_compared(tmp_path: Path) -> None:

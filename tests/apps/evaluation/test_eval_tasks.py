@@ -109,6 +109,43 @@ def test_questions_have_ten_answers(coco: Path) -> None:
     assert (one.prompt, one.references) == ("What?", (str(int(one.key) // 1000),) * 10)
 
 
+def test_captions_to_rank(coco: Path) -> None:
+    """The right one, then those of the pictures after it, each once."""
+    task = open_({"name": "captions", "num": 3, "ranked": 2}, coco, None)
+    first = [one.references[0] for one in task.samples]
+    assert [one.choices for one in task.samples] == list(
+        zip(first, [*first[1:], first[0]], strict=True)
+    )
+    plain = open_({"name": "captions", "num": 3}, coco, None)
+    assert plain.measurement["references_sha256"] != task.measurement["references_sha256"]
+    with pytest.raises(DataError, match="different captions: has 3 samples, the protocol takes 4"):
+        open_({"name": "captions", "num": 3, "ranked": 4}, coco, None)
+
+
+def test_answers_to_rank(coco: Path) -> None:
+    """The commonest answer of each question, most questions first, then by the alphabet."""
+    path = coco / "annotations" / "answers.json"
+    values = json.loads(path.read_text())
+    for place, texts in enumerate(
+        (["b", "b", "a"], ["b", "c", "c"], ["a", "b"], ["c"], ["c"], ["d"])
+    ):
+        values["annotations"][place]["answers"] = [{"answer": text} for text in texts]
+    write(path, values)
+    own = {"name": "vqa", "questions": "questions.json", "annotations": "answers.json", "ranked": 3}
+    task = open_(own, coco, None)
+    assert {one.choices for one in task.samples} == {("c", "a", "b")}
+    with pytest.raises(DataError, match="different answers: has 4 samples, the protocol takes 5"):
+        open_({**own, "ranked": 5}, coco, None)
+    for wrong, message in (
+        ([], "question 42000: has no list of texts"),
+        ([{"text": "a"}], "question 42000: has something without 'answer'"),
+    ):
+        values["annotations"][0]["answers"] = wrong
+        write(path, values)
+        with pytest.raises(DataError, match=message):
+            open_(own, coco, None)
+
+
 def test_what_is_missing_is_named(coco: Path, tmp_path: Path) -> None:
     step = "COCO's files are published at https://cocodataset.org/#download"
     for values, data, message in (

@@ -12,10 +12,10 @@ from cm3apps.experiments.icons.ranking import (
     Judge,
     RealPictures,
     blurred,
-    chance_among_first,
     judges,
 )
 from cm3plugins.datasets.icons.corpus import IconCorpus
+from cm3plugins.metrics.ranking import chance_among_first
 
 
 @pytest.fixture(scope="module")

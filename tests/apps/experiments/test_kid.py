@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cm3apps.experiments.kid import kid, mmd2
+from cm3apps.experiments.kid import kid
+from cm3plugins.metrics.kid import mmd2
 
 
 def test_by_hand() -> None:

@@ -5,33 +5,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
+from cm3apps.server.app import FILES
 from cm3apps.server.settings import Limits
-from cm3core.images import open_image
 from toy_model import picture, toy_model
+from toy_page import CHROMIUM, api, draw, opened, pixels_of, ready, says, upload
 from toy_server import Served, png, served, toy
 
-api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
-CHROMIUM = Path("/usr/bin/chromium")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not CHROMIUM.exists(), reason="there is no /usr/bin/chromium"),
 ]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")
@@ -40,45 +29,6 @@ def server() -> Iterator[Served]:
         {"toy": toy(0.02), "other": toy(0.02)}, limits=Limits(body_bytes=1 << 20)
     ) as running:
         yield running
-
-
-@contextmanager
-def opened(browser: Any, server: Served, link: str = "", **options: Any) -> Iterator[Any]:
-    """The page in a fresh browser profile; it must not report any error."""
-    context = browser.new_context(**options)
-    page = context.new_page()
-    wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda line: wrong.append(line.text) if line.type == "error" else None)
-    page.goto(f"{server.url}/{link}")
-    ready(page)
-    yield page
-    context.close()
-    # the browser itself reports answers that refuse, and connections that break
-    assert [one for one in wrong if "Failed to load resource" not in one] == []
-
-
-def ready(page: Any) -> None:
-    api.expect(page.locator("html[data-ready=yes]")).to_be_attached(timeout=20_000)
-
-
-def says(page: Any, place: str, text: str | re.Pattern[str]) -> None:
-    api.expect(page.locator(place)).to_contain_text(text, timeout=20_000)
-
-
-def draw(page: Any, prompt: str = "red", number: int = 2, seed: str = "7") -> None:
-    page.fill("#prompt", prompt)
-    page.select_option("#number", str(number))
-    if not page.locator("#seed").is_visible():
-        page.click("summary")
-    page.fill("#seed", seed)
-    page.click("#draw")
-
-
-def pixels_of(source: str) -> np.ndarray[Any, Any]:
-    import base64
-
-    return open_image(base64.b64decode(source.partition(",")[2]))
 
 
 def test_drawing_shows_the_pictures_of_the_python_api(browser, server):
@@ -141,10 +91,6 @@ def test_python_lines_run(browser, server):
     assert (own.pixels == pixels_of(source)).all()
 
 
-def upload(page: Any, field: str, data: bytes, name: str = "picture.png") -> None:
-    page.set_input_files(field, {"name": name, "mimeType": "image/png", "buffer": data})
-
-
 def test_a_mask_is_painted_and_filled(browser, server):
     with opened(browser, server) as page:
         page.click("#tabs >> text=Edit")
@@ -192,7 +138,7 @@ def test_everything_works_with_the_keyboard_alone(browser, server):
 
 def test_every_control_has_a_name_and_text_has_contrast(browser, server):
     with opened(browser, server) as page:
-        for view in ("Draw", "Edit", "Look", "History"):
+        for view in ("Draw", "Set", "Edit", "Look", "History"):
             page.click(f"#tabs >> text={view}")
             nameless = page.evaluate(
                 """() => [...document.querySelectorAll('button, input, select, textarea')].filter((one) =>
@@ -268,6 +214,7 @@ def test_reload_in_the_middle_frees_the_rows_and_keeps_the_history(browser):
         server.until(lambda: server.workshop.queue.in_flight == 0)
         page.click("#tabs >> text=History")
         api.expect(page.locator("#history-cards .card")).to_have_count(1)
+        page.once("dialog", lambda asked: asked.accept())
         page.click("#forget")
         says(page, "#history-cards", "Nothing has been drawn")
 
@@ -342,7 +289,7 @@ def test_downloads_carry_their_metadata(browser, server, tmp_path: Path):
 
 def test_a_phone_shows_all_of_it(browser, server):
     with opened(browser, server, viewport={"width": 390, "height": 844}) as page:
-        for view in ("Draw", "Edit", "Look", "History"):
+        for view in ("Draw", "Set", "Edit", "Look", "History"):
             page.click(f"#tabs >> text={view}")
             assert page.evaluate("document.documentElement.scrollWidth") == 390
         page.click("#tabs >> text=Draw")
@@ -366,8 +313,7 @@ def test_the_token_is_asked_for(browser):
 
 
 def test_the_page_asks_for_nothing_from_elsewhere(server):
-    for path in ("/", "/studio.js", "/api.js", "/results.js", "/brush.js", "/history.js", "/repeat.js",
-                 "/studio.css"):  # fmt: skip
+    for path in FILES:
         text = httpx.get(server.url + path).text
         assert (
             re.findall(r"(?:https?:)?//[\w.-]+\.\w+", text.replace("http://www.w3.org", "")) == []

@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cm3core.checkpoint import export_model, latest_checkpoint
+from cm3core.checkpoint import export_model, find_checkpoint, find_model, latest_checkpoint
 from cm3core.checkpoint import words as module
 from cm3core.checkpoint.words import TrainingWords, words_of, words_of_training
 from cm3core.errors import CheckpointError
 from cm3core.model import load
+from cm3core.model.default import DEFAULT_MODEL
+from cm3core.plugins.discovery import load_registry
 from cm3core.training import train
 
 
@@ -82,3 +84,11 @@ def test_a_list_that_cannot_be_read(tmp_path):
     (tmp_path / "words.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(CheckpointError, match=r"words\.txt: can't be read \("):
         TrainingWords.read(tmp_path)
+
+
+def test_the_model_that_is_used_by_default_knows_its_words():
+    registry = load_registry()
+    words = TrainingWords.read(find_checkpoint(find_model(DEFAULT_MODEL, registry)))
+    assert words is not None
+    assert list(words.unknown("red apple, noto style")) == []
+    assert list(words.unknown("purple zebra, noto style")) == ["purple", "zebra"]

@@ -372,7 +372,8 @@ def test_train_image_then_eval(place: Path, capsys: pytest.CaptureFixture[str]) 
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == "4 pictures of split 'all', 16 x 16 pixels as 4 x 4 codes"
         assert re.fullmatch(r"PSNR        -?\d+\.\d\d dB", lines[1])
-        assert re.fullmatch(r"codes used  \d+ of 32 \(\d+%\)", lines[2])
+        assert re.fullmatch(r"SSIM        -?\d\.\d\d\d", lines[2])
+        assert re.fullmatch(r"codes used  \d+ of 32 \(\d+%\)", lines[3])
         assert open_image(place / "out.png").shape == (2 * 16, 4 * 16, 3)
 
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import re
+import zipfile
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cm3core import images
 from cm3core.checkpoint.words import TrainingWords
+from cm3core.cli import _picture_set
 from cm3core.cli._model import printable, settings_of
+from cm3core.cli._picture_set import file_names
 from cm3core.cli.infill import parse_box
 from cm3core.errors import GenerationError
 from cm3core.generation.engine import Engine
 from cm3core.model import Model
+from cm3core.model.default import DEFAULT_MODEL
 from cm3core.model.loaded import Loaded
 from toy_model import picture
 
@@ -66,6 +73,55 @@ def test_drawings_are_cut_out_and_traced(cm3, model, tmp_path, capsys):
     assert np.abs(images.open_image(out / "000-transparent.png").astype(int) - pixels).max() <= 20
     assert images.read_png_metadata(out / "000-transparent.png")["prompt"] == "red"
     assert (out / "000.svg").read_text(encoding="utf-8").count('width="8" height="8"') == 1
+
+
+def test_a_set_is_named_for_its_things_and_zipped(cm3, model, tmp_path, capsys):
+    pytest.importorskip("vtracer", reason="the package vtracer is not installed")
+    out, again = tmp_path / "out", tmp_path / "again"
+    for folder in (out, again):
+        assert cm3(
+            *("generate", "red", "Red", "green", "--style", "line", "--n", 1, "--seed", 7),
+            *("--transparent", "--svg", "--zip", "-o", folder),
+        ) == 0  # fmt: skip
+    assert str(out / "set.zip") in capsys.readouterr().out
+    with zipfile.ZipFile(out / "set.zip") as archive:
+        assert archive.namelist() == [
+            *(f"{name}{end}" for name in ("red", "Red-2", "green")
+              for end in (".png", "-transparent.png", ".svg")),
+            "grid.png",
+        ]  # fmt: skip
+        assert archive.read("green.svg") == (out / "002.svg").read_bytes()
+        archive.extractall(tmp_path / "files")
+    expected = model.generate(["red, line", "Red, line", "green, line"], 1, seed=7)
+    for name, own in zip(("red", "Red-2", "green"), expected, strict=True):
+        assert (images.open_image(tmp_path / "files" / f"{name}.png") == own.pixels).all()
+    assert images.read_png_metadata(tmp_path / "files" / "red.png")["prompt"] == "red, line"
+    assert (out / "set.zip").read_bytes() == (again / "set.zip").read_bytes()
+    # two columns of pictures, enlarged to 192 pixels, and the gaps
+    assert images.open_image(out / "grid.png").shape[1] == 3 * 16 + 2 * 192
+
+
+def test_several_pictures_of_one_prompt_are_told_apart_in_a_zip(cm3, tmp_path):
+    assert cm3("generate", "red", "--n", 2, "--zip", "-o", tmp_path / "out") == 0
+    with zipfile.ZipFile(tmp_path / "out" / "set.zip") as archive:
+        assert archive.namelist() == ["red.png", "red-2.png", "grid.png"]
+
+
+def test_an_empty_style_is_refused(cm3, tmp_path, capsys):
+    assert cm3("generate", "red", "--style", " ", "-o", tmp_path / "out") == 2
+    assert "--style: is empty\n  next: name a style, or leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@given(st.lists(st.text(max_size=80)))
+def test_names_of_files_are_safe_and_different(texts):
+    names = file_names(texts)
+    assert len({name.casefold() for name in names}) == len(texts)
+    assert all(re.fullmatch(r"[^\W_]+(-[^\W_]+)*", name) for name in names)
+
+
+def test_examples_of_sets():
+    assert doctest.testmod(_picture_set).failed == 0
 
 
 def test_ctrl_c_keeps_what_was_drawn(cm3, model, tmp_path, capsys, monkeypatch):
@@ -172,12 +228,54 @@ def test_what_no_model_was_tuned_for_is_refused(cm3, tmp_path, capsys):
     assert (tmp_path / "out" / "000.png").is_file()
 
 
+def test_pictures_after_a_structure(cm3, model, tmp_path, capsys):
+    path, out = tmp_path / "picture.png", tmp_path / "out"
+    images.save_png(path, picture(16, 20), {})
+    condition = ("--condition", "canny", path)
+    assert cm3("generate", "red", *condition, "-o", out) == 2
+    assert capsys.readouterr().err == (
+        f"error: cm3 generate --condition: model '{DEFAULT_MODEL}' was not tuned for structures; what it "
+        "would make is meaningless\n"
+        "  next: tune one (docs/tuning.md), or give --force, which runs it on any model\n"
+    )
+    assert not out.exists()
+    words = ("--force", "--truncate", "--n", 1, "--set", "condition.low=50", "-o", out)
+    assert cm3("generate", "red", *condition, *words) == 0
+    facts = images.read_png_metadata(out / "000.png")
+    assert json.loads(facts["condition"]) == ["canny", str(path), {"low": 50}]
+    [again] = model.generate(
+        "red",
+        1,
+        condition=("canny", path, {"low": 50}),
+        seed=int(facts["seed"]),
+        force=True,
+        truncate=True,
+    )
+    assert np.array_equal(images.open_image(out / "000.png"), again.pixels)
+    boxes = ("--condition", "boxes", "bell at (10, 10) -> (40, 40)")
+    assert cm3("generate", "red", *boxes, *words[:4], "-o", tmp_path / "boxes") == 0
+    capsys.readouterr()
+    assert cm3("generate", "red", *condition, "--force", "-o", tmp_path) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}: holds picture.png, which is read and might be replaced\n"
+        "  next: name another folder (-o)\n"
+    )
+    assert cm3("generate", "red", "--set", "condition.low=50", "-o", out) == 2
+    assert capsys.readouterr().err == (
+        "error: --set condition: changes a condition, and none is given\n"
+        "  next: give --condition, too\n"
+    )
+    long = ("--condition", "boxes", "x" * 9000, "--force", "-o", out)
+    assert cm3("generate", "red", *long) == 2
+    assert "has 0 boxes, of which 0 can be read" in capsys.readouterr().err
+
+
 def test_commands_report_bad_input(cm3, tmp_path, capsys):
     assert cm3("infill", tmp_path / "missing.png", "--box", "0,0,4,4") == 2
     assert str(tmp_path / "missing.png") in capsys.readouterr().err
     assert cm3("generate", "a", "--set", "temperature=1") == 2
     assert capsys.readouterr().err == (
-        "error: --set temperature=1: is not sampler.KEY=VALUE or retriever.KEY=VALUE\n"
+        "error: --set temperature=1: is not sampler.KEY=VALUE, retriever.KEY=VALUE or condition.KEY=VALUE\n"
         "  next: write e.g. --set sampler.guidance_scale=1.5\n"
     )
 

@@ -26,6 +26,10 @@ def test_all_tasks(cm3) -> None:
         line.split() == ["edit", "source,", "instruction", "->", "target", "cm3", "edit"]
         for line in lines
     )
+    assert any(
+        line.split()[0] == "structure" and line.endswith("cm3 generate --condition")
+        for line in lines
+    )
     assert len(lines) == 13
 
 

@@ -13,12 +13,11 @@ from PIL import Image as Pillow
 
 from cm3core.document import IntArray, PixelArray
 from cm3core.errors import DataError, RecipeError
+from cm3core.evaluation.image_tokenizer import SSIM_WINDOW, ssim_per_picture
 from cm3core.evaluation.upscaler import (
-    SSIM_WINDOW,
     evaluate_upscaler,
     lanczos,
     small_pictures,
-    ssim_per_picture,
 )
 from cm3core.interfaces import ImageTokenizer, Upscaler, UpscalerConfig
 

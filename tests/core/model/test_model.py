@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from cm3core.checkpoint import find_model
@@ -108,3 +109,13 @@ def test_results_show_themselves_in_notebooks():
         assert (open_image(data) == result.pixels).all()
     assert replace(drawn.retrieved[0], pixels=None)._repr_png_() is None
     assert open_image(replace(drawn, upscaled=picture(16, 16))._repr_png_()).shape == (16, 16, 3)
+
+
+def test_a_list_of_results_shows_itself_as_a_sheet(model):
+    pictures = model.generate(["red", "blue"], 3, seed=1)
+    sheet = open_image(pictures._repr_png_())
+    # two rows of at most four, 8 pixels times 20 wide, a line of text below each, and gaps of 6
+    assert sheet.shape[:2] == (2 * (160 + 16) + 3 * 6, 4 * 160 + 5 * 6)
+    assert (sheet[6:166, 6:166] == np.repeat(np.repeat(pictures[0].pixels, 20, 0), 20, 1)).all()
+    assert pictures == list(pictures)
+    assert type(pictures)([])._repr_png_() is None

@@ -28,10 +28,13 @@ from cm3core.checkpoint.tensors import stored_tensors
 from cm3core.errors import CheckpointError
 from cm3core.plugins import Registry
 from cm3core.training.metrics import read_metrics
+from cm3core.tuning import ADAPTER
 
 PROGRAM = Path(__file__).parents[2] / "fixtures" / "train" / "ranks.py"
 SHARED = ["--shard", "2"]
 MUON = ["train.optimizer=muon"]
+LORA = ["tune.method=lora", "tune.rank=4", "tune.parameters=[embed_tokens]"]
+HEAD = ["tune.method=head"]
 
 Report = dict[str, Any]
 Case = tuple[str, int, list[str], dict[str, Any]]
@@ -64,6 +67,12 @@ def case(
     return name or out.name, number, arguments, options
 
 
+def tuning(folder: Path, out: str, number: int, *overrides: str, **options: Any) -> Case:
+    """A case of `cm3 tune`, of the model that two processes wrote in parts."""
+    model = str(folder / "shards" / "checkpoints" / "step-00000003")
+    return case(folder / out, number, *overrides, words=["tune", model], **options)
+
+
 def run(folder: Path, cases: list[Case]) -> dict[str, Report]:
     """Run the cases one after the other, as `ranks.py` does."""
     file = folder / "cases.json"
@@ -87,9 +96,9 @@ def newest(out: Path) -> Path:
     return folder
 
 
-def assert_same_run(left: Path, right: Path) -> None:
+def assert_same_run(left: Path, right: Path, weights: str = WEIGHTS) -> None:
     """Weights, optimiser state and every logged loss to 1e-5, position in the data exactly."""
-    for name in (WEIGHTS, OPTIMIZER):
+    for name in (weights, OPTIMIZER):
         one, other = (stored_tensors(newest(out), name) for out in (left, right))
         assert one.keys() == other.keys()
         for key, tensor in one.items():
@@ -118,6 +127,12 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Rep
         case(folder / "shards", 1, *MUON, name="shards, then one"),
         case(folder / "versions", 2, versions=1),
         case(folder / "rows", 3),
+        tuning(folder, "lora of one", 1, *LORA),
+        tuning(folder, "lora", 2, *LORA, steps=3),
+        tuning(folder, "lora", 1, *LORA, name="lora, then one"),
+        tuning(folder, "head of one", 1, *HEAD),
+        tuning(folder, "head", 2, *HEAD),
+        tuning(folder, "lora shared", 2, *LORA, *SHARED),
     ]
     return folder, run(folder, cases)
 
@@ -192,6 +207,31 @@ def test_processes_that_do_not_fit_together(quick: tuple[Path, dict[str, Report]
         "processes\n  next: start 2 processes, or change train.batch_rows or train.accumulate so that "
         "3 divides their product\n",
         "",
+        "",
+    ]
+
+
+def test_processes_tune_in_part_with_a_decoder_each(quick: tuple[Path, dict[str, Report]]) -> None:
+    """Adapters, and rows of a table, on a model whose weights lie in parts."""
+    folder, reports = quick
+    for name in ("lora of one", "lora", "lora, then one", "head of one", "head"):
+        assert set(reports[name]["codes"]) == {0}, reports[name]
+    assert_same_run(folder / "lora of one", folder / "lora", ADAPTER)
+    assert_same_run(folder / "head of one", folder / "head")
+    assert "2 processes with a decoder each" in reports["lora"]["printed"][0]
+    adapter = load_file(newest(folder / "lora") / ADAPTER)
+    assert any(bool(tensor.any()) for name, tensor in adapter.items() if "lora_B" in name)
+
+
+def test_a_decoder_that_is_tuned_in_part_is_not_shared(
+    quick: tuple[Path, dict[str, Report]],
+) -> None:
+    _, reports = quick
+    assert reports["lora shared"]["codes"] == [2, 2]
+    assert reports["lora shared"]["printed"] == [
+        "error: --shard: is 2, and tune.method=lora trains a part of the decoder, which can't be "
+        "divided among processes\n  next: leave --shard out, so that each process has a whole "
+        "decoder, or use tune.method=full\n",
         "",
     ]
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from cm3core.errors import DataError, RecipeError
 from cm3core.interfaces.dataset import SkippedRecord
 from cm3plugins.datasets.file_source import captions_of, split_of
+from cm3plugins.datasets.picture_index import VERSION
 from picture_files import folder, picture, png_chunk, png_header, write
 
 
@@ -141,9 +142,9 @@ def test_changed_and_removed_pictures(tmp_path: Path) -> None:
 def test_damaged_index(tmp_path: Path, cache: Path) -> None:
     write(tmp_path, {"a.png": picture(1), "a.txt": "a"})
     index = (
-        write(cache, {"datasets/pictures-v1.sqlite": "no database " * 100})
+        write(cache, {f"datasets/pictures-v{VERSION}.sqlite": "no database " * 100})
         / "datasets"
-        / "pictures-v1.sqlite"
+        / f"pictures-v{VERSION}.sqlite"
     )
     with pytest.raises(DataError) as caught:
         folder(tmp_path)

@@ -59,6 +59,10 @@ def pictures() -> list[Any]:
     return [rng.integers(0, 256, size, np.uint8) for size in ((64, 64, 3), (300, 256, 3))]
 
 
+class TestBlurredPixels(ExtractorContract):
+    config = extractors.PixelsConfig(side=6, blur=True)
+
+
 def test_the_laws_of_inception(weights: Path) -> None:
     """One pass of each law: the network takes a second a picture."""
     contract = ExtractorContract.for_config(inception(weights), max_examples=1)()
@@ -159,6 +163,26 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_torchscript_archive_is_refused_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The form of NVIDIA's file: refused by its parts, and nothing of torch that runs programs is called."""
+    path = tmp_path / "inception-2015-12-05.pt"
+    torch.jit.save(torch.jit.script(torch.nn.Conv2d(3, 4, 3)), path)
+    for name in ("torch.jit.load", "torch.load"):
+        monkeypatch.setattr(name, lambda *_, **__: pytest.fail("a file was opened by torch"))
+    with pytest.raises(CheckpointError) as caught:
+        inception(path).build()
+    assert str(caught.value) == (
+        f"{path}: is a TorchScript archive, such as NVIDIA's inception-2015-12-05.pt: what its tensors mean is "
+        "said by the program in it, and programs in files are never run\n"
+        "  next: get pt_inception-2015-12-05-6726825d.pth from https://github.com/mseitzer/pytorch-fid/"
+        "releases/tag/fid_weights: it is the same network, and resize: clean scales as clean-fid does"
+    )
+    with pytest.raises(CheckpointError, match="has the sha256"):
+        extractors.InceptionConfig(path=str(path)).build()
+
+
 def test_an_embedder_gives_its_name_to_scores() -> None:
     config = LightEncoderConfig()
     assert extractors.EmbedderExtractorConfig(embedder=config).build().label == "lightencoder"
@@ -179,3 +203,15 @@ def test_pixels_are_means_of_parts() -> None:
 
 def test_it_is_an_extractor_of_its_own() -> None:
     assert issubclass(InceptionExtractor, extractors.Extractor)
+
+
+def test_blurred_pixels_forgive_a_shift() -> None:
+    """A line moved by a pixel is nearer than one that is left out; unblurred it is farther."""
+    line, moved, none = (np.zeros((32, 32, 3), np.uint8) for _ in range(3))
+    line[:, 10], moved[:, 11] = 255, 255
+    found = {}
+    for blur in (False, True):
+        extractor: Any = extractors.PixelsConfig(side=32, blur=blur).build()
+        a, b, c = extractor.extract([line, moved, none]).astype(float)
+        found[extractor.label] = ((a - b) ** 2).sum() < ((a - c) ** 2).sum()
+    assert found == {"pixels32": False, "blurred32": True}

@@ -71,6 +71,36 @@ class TestRPrecision(MetricContract):
         ]
 
 
+def real_ones(first: float) -> Any:
+    """Features of ten candidates on a line, the right one first."""
+    return np.array([[first], *([float(place)] for place in range(1, 10))], np.float32)
+
+
+class TestJudge(MetricContract):
+    config = metrics.JudgeConfig()
+
+    def known_answers(self) -> Any:
+        # the nearest; behind 2, 3, 4 and 5; one of ten equal ones
+        sample = batch(
+            features=np.array([[0.2], [3.4], [5.0]], np.float32),
+            candidate_features=[real_ones(0), real_ones(1.5), np.ones((10, 1), np.float32)],
+        )
+        return [
+            ([sample], {"judge_r1": 100 * (1 + 0 + 0.1) / 3, "judge_r5": 100 * (1 + 1 + 0.5) / 3})
+        ]
+
+
+class TestCentredJudge(MetricContract):
+    config = metrics.JudgeConfig(centred=True)
+
+    def known_answers(self) -> Any:
+        # directions from the mean: that of the first is the picture's, however far away both are
+        real = np.full((11, 2), 1.0, np.float32)
+        real[0] = [1, 2]
+        sample = batch(features=np.array([[1, 90]], np.float32), candidate_features=[real])
+        return [([sample], {"judge_r1": 100.0})]
+
+
 class TestBLEU(MetricContract):
     config = metrics.BLEUConfig(n=2)
 
@@ -191,3 +221,13 @@ def test_what_is_refused(config: Any, first: Any, then: Any, message: str) -> No
 def test_values_out_of_range(wrong: Any) -> None:
     with pytest.raises(CM3Error, match="must be at least"):
         wrong.build()
+
+
+def test_few_candidates_are_refused() -> None:
+    few = batch(features=EYE[:1], candidate_features=[EYE])
+    with pytest.raises(DataError) as caught:
+        metrics.JudgeConfig().build().update(few)
+    assert str(caught.value) == (
+        "a sample: has 3 candidates, the judge needs 10 or more\n"
+        "  next: use a data set of more things, or remove the metric judge"
+    )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
 
 from cm3core.document import PixelArray
 from cm3core.errors import DataError, close_match
@@ -12,6 +13,8 @@ from cm3core.evaluation.protocol import sha256_of
 
 #: What a model makes: a picture of a prompt, a caption of a picture, an answer to a question.
 Makes = Literal["pictures", "captions", "answers"]
+#: Real pictures among which the right one, the first, is ranked: what each is called, and what loads it.
+Candidates: TypeAlias = Sequence[tuple[str, Callable[[], PixelArray]]]
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,9 @@ class Sample:
         picture_key: what the picture is called: content keys of the reference.
         references: captions or answers that people wrote.
         target: what the picture should show, in the task's own terms.
+        candidates: gives the real pictures among which this one is ranked; None where there are none.
+        choices: texts that are ranked by their likelihood: captions, the right one first; answers to a
+            question, among which the most probable one is the model's.
     """
 
     key: str
@@ -34,6 +40,8 @@ class Sample:
     picture_key: str = ""
     references: tuple[str, ...] = ()
     target: Mapping[str, Any] = field(default_factory=dict)
+    candidates: Callable[[], Candidates] | None = None
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,28 @@ class Task:
     samples: Sequence[Sample]
     rule: Mapping[str, Any]
 
+    @cached_property
+    def candidates(self) -> Sequence[Candidates]:
+        """Of each sample, the real pictures among which it is ranked.
+
+        Raises:
+            DataError: the task has none.
+        """
+        found = []
+        for sample in self.samples:
+            if sample.candidates is None:
+                raise DataError(
+                    f"task {self.name!r}", "has no other real pictures among which one could be ranked",
+                    "remove the metric judge",
+                )  # fmt: skip
+            found.append(sample.candidates())
+        return found
+
+    @property
+    def candidates_sha256(self) -> str:
+        """Hash of what all candidates are called."""
+        return sha256_of([[name for name, _ in one] for one in self.candidates])
+
     @property
     def measurement(self) -> dict[str, Any]:
         """What scores depend on, as JSON values."""
@@ -62,7 +92,10 @@ class Task:
             "keys_sha256": sha256_of([sample.key for sample in self.samples]),
             "prompts_sha256": sha256_of([sample.prompt for sample in self.samples]),
             "references_sha256": sha256_of(
-                [[sample.picture_key, *sample.references] for sample in self.samples]
+                [
+                    [sample.picture_key, *sample.references, *sample.choices]
+                    for sample in self.samples
+                ]
             ),
         }
 

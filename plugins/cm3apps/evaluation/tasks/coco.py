@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -56,10 +57,10 @@ def open_pictures(
 def open_captions(
     values: Mapping[str, Any], *, size: int | None, data: Path | None, model: Any, registry: Any
 ) -> Task:
-    """Pictures of a split of Karpathy's file, with all their captions as references."""
-    keys = known_keys(
-        "captions", values, {"annotations": "dataset_coco.json", "split": "test", "num": 5000}
-    )
+    """Pictures of a split of Karpathy's file, with all their captions as references. `ranked`: the first
+    caption of each is ranked among so many, the others being the first ones of the pictures after it."""
+    known = {"annotations": "dataset_coco.json", "split": "test", "num": 5000, "ranked": None}
+    keys = known_keys("captions", values, known)
     folder = _folder(data)
     path = folder / "annotations" / keys["annotations"]
     fields = ("split", "filepath", "filename", "sentences", "cocoid")
@@ -70,6 +71,9 @@ def open_captions(
     enough(f"{path}, split {keys['split']!r}", len(rows), keys["num"])
     places = [folder / one["filepath"] / one["filename"] for one in rows]
     _check_pictures(places, path)
+    for one in rows:
+        _check_texts(one["sentences"], "raw", f"{path}, picture {one['cocoid']}")
+    choices = _captions_to_rank([one["sentences"][0]["raw"] for one in rows], keys["ranked"], path)
     samples = [
         Sample(
             str(one["cocoid"]),
@@ -77,18 +81,32 @@ def open_captions(
             partial(open_image, place),
             f"coco:{one['cocoid']}",
             tuple(sentence["raw"] for sentence in one["sentences"]),
+            choices=own,
         )
-        for one, place in zip(rows, places, strict=True)
+        for one, place, own in zip(rows, places, choices, strict=True)
     ]
     rule = {"annotations": keys["annotations"], "split": keys["split"]}
     return Task("captions", "captions", samples, rule)
 
 
+def _captions_to_rank(first: Sequence[str], num: int | None, path: Path) -> list[tuple[str, ...]]:
+    """For each picture its caption and those of the pictures after it, `num` different ones in all."""
+    if num is None:
+        return [()] * len(first)
+    found = []
+    for place, own in enumerate(first):
+        others = dict.fromkeys((own, *first[place + 1 :], *first[:place]))
+        enough(f"{path}, different captions", len(others), num)
+        found.append(tuple(others)[:num])
+    return found
+
+
 def open_vqa(
     values: Mapping[str, Any], *, size: int | None, data: Path | None, model: Any, registry: Any
 ) -> Task:
-    """Questions with the answers of ten people, in the format of VQA (also OKVQA)."""
-    known = {"questions": "", "annotations": "", "images": "val2014", "num": None}
+    """Questions with the answers of ten people, in the format of VQA (also OKVQA). `ranked`: the model's answer is the
+    most probable of so many, those that people gave most often to all questions of the file; null: it writes one."""
+    known = {"questions": "", "annotations": "", "images": "val2014", "num": None, "ranked": None}
     keys = known_keys("vqa", values, known)
     folder = _folder(data)
     paths = [folder / "annotations" / keys[name] for name in ("questions", "annotations")]
@@ -106,6 +124,9 @@ def open_vqa(
             str(paths[1]), f"has no answers to question {missing[0]} of {paths[0].name}",
             "use the two files of one release",
         )  # fmt: skip
+    for name, own in answers.items():
+        _check_texts(own, "answer", f"{paths[1]}, question {name}")
+    choices = _most_frequent(list(answers.values()), keys["ranked"], paths[1])
     split = keys["images"]
     places = [folder / split / f"COCO_{split}_{one['image_id']:012d}.jpg" for one in asked]
     _check_pictures(places, paths[0])
@@ -116,6 +137,7 @@ def open_vqa(
             partial(open_image, place),
             f"coco:{one['image_id']}",
             tuple(str(answer["answer"]) for answer in answers[one["question_id"]]),
+            choices=choices,
         )
         for one, place in zip(asked, places, strict=True)
     ]
@@ -125,6 +147,20 @@ def open_vqa(
         samples,
         {key: keys[key] for key in ("questions", "annotations", "images")},
     )
+
+
+def _most_frequent(
+    answers: Sequence[Sequence[Mapping[str, Any]]], num: int | None, path: Path
+) -> tuple[str, ...]:
+    """The answers that most questions have as the commonest one; equals in the order of the alphabet."""
+    if num is None:
+        return ()
+    counts: Counter[str] = Counter()
+    for own in answers:
+        given = Counter(str(one["answer"]) for one in own)
+        counts[min(given, key=lambda text: (-given[text], text))] += 1
+    enough(f"{path}, different answers", len(counts), num)
+    return tuple(sorted(counts, key=lambda text: (-counts[text], text))[:num])
 
 
 def order(number: object) -> str:
@@ -173,6 +209,15 @@ def _list(values: Any, name: str, path: Path, fields: Sequence[str]) -> list[dic
                 f"{path}, {name} {place}", f"has no {missing[0]!r}", f"replace the file; {_WHERE}"
             )
     return rows
+
+
+def _check_texts(rows: object, key: str, place: str) -> None:
+    """Refuse anything but a list of objects that have a text or number under a key."""
+    if not isinstance(rows, list) or not rows:
+        raise DataError(place, "has no list of texts", f"replace the file; {_WHERE}")
+    for row in rows:
+        if not isinstance(row, dict) or not isinstance(row.get(key), (str, int, float)):
+            raise DataError(place, f"has something without {key!r}", f"replace the file; {_WHERE}")
 
 
 def _check_pictures(places: Sequence[Path], annotations: Path) -> None:

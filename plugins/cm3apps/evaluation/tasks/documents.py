@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from cm3apps.evaluation.tasks.base import Sample, Task, enough, known_keys
+from cm3apps.evaluation.tasks.candidates import Find, candidates_of
 from cm3core.document import Image, PixelArray, text_of
 from cm3core.errors import DataError
 from cm3core.images import fit
-from cm3core.interfaces.dataset import DocumentSource
+from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig
 from cm3core.recipe import recipe_from_yaml
+from cm3plugins.datasets.icons.source import IconSource
 
 _KEYS = {"dataset": None, "split": "valid", "num": None, "one_of_a_group": True}
 
@@ -39,14 +41,17 @@ def open_documents(
             )
     if size is None:
         raise DataError("protocol: size", "is null, and pictures are compared", "give a number")
-    source, rule = _source(keys, data, model, registry)
+    source, config, rule = _source(keys, data, model, registry)
+    find = candidates_of(source, config, size)
     chosen: dict[str, int] = {}
     for index in sorted(range(len(source)), key=lambda index: order(source.id(index))):
         group = source.group(index) if keys["one_of_a_group"] else ""
         chosen.setdefault(group or source.id(index), index)
         if len(chosen) == keys["num"]:
             break
-    samples = [sample for index in chosen.values() if (sample := _sample(source, index, size))]
+    samples = [
+        sample for index in chosen.values() if (sample := _sample(source, index, size, find))
+    ]
     enough(f"split {keys['split']!r}", len(samples), keys["num"])
     return Task("documents", "pictures", samples, {**rule, "split": keys["split"], "size": size})
 
@@ -58,8 +63,8 @@ def order(key: str) -> str:
 
 def _source(
     keys: Mapping[str, Any], data: Path | None, model: Any, registry: Any
-) -> tuple[DocumentSource, dict[str, Any]]:
-    """The data set, and what it is called in the measurement."""
+) -> tuple[DocumentSource, DocumentSourceConfig, dict[str, Any]]:
+    """The data set, its config, and what it is called in the measurement."""
     if keys["dataset"] is None:
         if model is None or model.recipe.dataset is None:
             raise DataError(
@@ -67,7 +72,8 @@ def _source(
                 "name a data set",
             )  # fmt: skip
         source: DocumentSource = model.components.split(keys["split"])
-        return source, {"dataset": source.fingerprint}
+        config = replace(model.recipe.dataset, split=keys["split"])
+        return source, config, {"dataset": source.fingerprint}
     if not isinstance(keys["dataset"], dict):
         raise DataError(
             "protocol: task.dataset", f"is {keys['dataset']!r}", 'write {"name": ...} and its keys'
@@ -77,11 +83,12 @@ def _source(
         section["path"] = str(data)
     recipe = recipe_from_yaml(json.dumps({"dataset": section}), registry, label="protocol")
     assert recipe.dataset is not None
-    source = replace(recipe.dataset, split=keys["split"]).build()
-    return source, {"dataset": source.fingerprint}
+    config = replace(recipe.dataset, split=keys["split"])
+    source = config.build()
+    return source, config, {"dataset": source.fingerprint}
 
 
-def _sample(source: DocumentSource, index: int, size: int) -> Sample | None:
+def _sample(source: DocumentSource, index: int, size: int, find: Find) -> Sample | None:
     """The sample of a document; None without a text or a picture."""
     document = source.document(index)
     pictures = [segment for segment in document if isinstance(segment, Image)]
@@ -93,8 +100,18 @@ def _sample(source: DocumentSource, index: int, size: int) -> Sample | None:
         text,
         partial(_load, pictures[0], size),
         f"image:{pictures[0].key}",
-        target={"group": source.group(index)},
+        target=_target(source, index),
+        candidates=partial(find, index),
     )
+
+
+def _target(source: DocumentSource, index: int) -> dict[str, str]:
+    """The thing that the picture shows; of an icon also its set and style."""
+    target = {"group": source.group(index)}
+    if isinstance(source, IconSource):
+        entry = source.entry(index)
+        target |= {"set": entry.set_name, "style": entry.style}
+    return target
 
 
 def _load(picture: Image, size: int) -> PixelArray:

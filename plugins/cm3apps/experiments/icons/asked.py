@@ -173,13 +173,13 @@ def _icons(model: Model, split: str) -> IconSource:
 
 
 def _retrievers(model: Model, everything: DocumentSource) -> dict[str, Retriever]:
-    """The recipe's retriever over the recipe's memory, and over all splits."""
+    """The recipe's retriever over the bank or what was trained on, and over all splits."""
     config, components = model.recipe.retriever, model.components
     if config is None or config.num_retrieved == 0:
         return {}
-    assert components.retriever is not None
+    memory = components.source if config.bank is None else components.memory
     return {
-        "retrieved-train": components.retriever,
+        "retrieved-train": config.build(memory, components.embedder),
         "retrieved-all": config.build(everything, components.embedder),
     }
 

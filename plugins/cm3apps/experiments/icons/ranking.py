@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from cm3plugins.datasets.icons.corpus import IconCorpus
 from cm3plugins.datasets.icons.corpus import IconPictures
 from cm3plugins.datasets.icons.entries import IconEntry
+from cm3plugins.extractors.simple import PixelsExtractor
+from cm3plugins.metrics.ranking import chance_among_first, distances
 
 NUM_CANDIDATES = 100
 JUDGED_SIDE = 32
-BLUR = (1 / 9, 2 / 9, 3 / 9, 2 / 9, 1 / 9)
 
 Floats = NDArray[np.float32]
 #: uint8 pictures [N, H, W, 3] -> float32 [N, D].
@@ -117,18 +118,11 @@ class Judge:
         drawn = self._describe(np.asarray(pictures))
         total = dict.fromkeys(ks, 0.0)
         for one_D, entry in zip(drawn, entries, strict=True):
-            distances_N = self._distances(one_D, self._of(self._real.candidates(entry)))
+            real_ND = self._of(self._real.candidates(entry))
+            distances_N = distances(one_D, real_ND, centred=self._centred)
             for k in ks:
                 total[k] += chance_among_first(distances_N, k)
         return {k: value / len(entries) for k, value in total.items()}
-
-    def _distances(self, one_D: Floats, real_ND: Floats) -> Floats:
-        if self._centred:
-            mean_D = real_ND.mean(0)
-            cosines_N: Floats = _unit(real_ND - mean_D) @ _unit(one_D - mean_D)
-            return -cosines_N
-        distances_N: Floats = ((real_ND - one_D) ** 2).sum(1)
-        return distances_N
 
     def _of(self, indices: Sequence[int]) -> Floats:
         missing = [index for index in indices if index not in self._described]
@@ -138,33 +132,9 @@ class Judge:
         return np.stack([self._described[index] for index in indices])
 
 
-def chance_among_first(distances_N: Floats, k: int) -> float:
-    """The chance that the first is among the k nearest, equals in random order.
-
-    >>> chance_among_first(np.array([2.0, 1.0, 3.0], np.float32), 1), chance_among_first(np.array([2.0, 1.0, 3.0], np.float32), 2)
-    (0.0, 1.0)
-    >>> chance_among_first(np.array([1.0, 1.0, 1.0, 1.0], np.float32), 1)
-    0.25
-    """
-    nearer = int((distances_N < distances_N[0]).sum())
-    equal = int((distances_N == distances_N[0]).sum())  # with itself
-    return min(max((k - nearer) / equal, 0.0), 1.0)
-
-
 def blurred(pictures_NHWC: PixelArray) -> Floats:
     """Blurred pictures of 32 x 32 pixels, float32 [N, D], 0 to 1."""
-    small_NHWC = np.stack([shrunk(pixels) for pixels in pictures_NHWC]).astype(np.float32) / 255
-    for axis in (1, 2):
-        padding = [(0, 0)] * 4
-        padding[axis] = (len(BLUR) // 2,) * 2
-        padded = np.pad(small_NHWC, padding)
-        mixed_NHWC = np.zeros_like(small_NHWC)
-        for place, weight in enumerate(BLUR):
-            window = range(place, place + small_NHWC.shape[axis])
-            mixed_NHWC += np.float32(weight) * np.take(padded, window, axis=axis)
-        small_NHWC = mixed_NHWC
-    blurred_ND: Floats = small_NHWC.reshape(len(small_NHWC), -1).astype(np.float32, copy=False)
-    return blurred_ND
+    return PixelsExtractor(JUDGED_SIDE, blur=True).extract(list(pictures_NHWC))
 
 
 def shrunk(pixels: PixelArray) -> PixelArray:
@@ -191,8 +161,3 @@ def judges(names: Sequence[str], real: RealPictures) -> dict[str, Judge]:
 
             found[name] = Judge(efficientnet_features(), True, real)
     return found
-
-
-def _unit(x_D: Floats) -> Floats:
-    unit: Floats = x_D / np.maximum(np.linalg.norm(x_D, axis=-1, keepdims=True), 1e-12)
-    return unit

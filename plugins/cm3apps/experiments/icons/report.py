@@ -67,9 +67,7 @@ def write_report(out: Path, figures: dict[str, Any], command: str) -> Path:
         "the same ones for every model. Of 48, a share near 0.5",
         "has a standard error of 0.07: small differences mean nothing.",
         "",
-        *_nats(splits),
-        *_pictures(splits, figures["style_classifier"]),
-        *(_tokenizer(figures["tokenizer"]) if "tokenizer" in figures else ()),
+        *figure_lines(figures),
         "## All pictures",
         "",
     ]
@@ -83,6 +81,16 @@ def write_report(out: Path, figures: dict[str, Any], command: str) -> Path:
         ]
     write_text(out / "report.md", "\n".join(lines))
     return out / "report.md"
+
+
+def figure_lines(figures: dict[str, Any]) -> list[str]:
+    """The lines of Markdown that show all figures, as in figures.json, in tables under headings of the
+    second level."""
+    return [
+        *_nats(figures["splits"]),
+        *_pictures(figures["splits"], figures["style_classifier"]),
+        *(_tokenizer(figures["tokenizer"]) if "tokenizer" in figures else ()),
+    ]
 
 
 def write_sheet(

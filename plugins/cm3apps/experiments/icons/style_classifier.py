@@ -105,12 +105,8 @@ def style_classifier(
     """
     entries = real.corpus.entries
     classes = sorted({(one.set_name, one.style) for one in entries})
-    facts = (_VERSION, real.corpus.data_sha256, renderer_version(), image_size, NUM_TRAINED)
-    key = hashlib.sha256(
-        json.dumps([*facts, EPOCHS, BATCH, LEARNING_RATE, SEED, NUM_HELD_OUT]).encode()
-    ).hexdigest()
     folder = cache_directory() / "icon-style-classifier" if folder is None else folder
-    path = folder / f"{key[:16]}.safetensors"
+    path = folder / f"{classifier_key(real, image_size)}.safetensors"
     network = _network(len(classes))
     accuracy = _read(path, network)
     if accuracy is None:
@@ -122,6 +118,13 @@ def style_classifier(
         with atomic_path(path) as temporary:
             save_file(network.state_dict(), temporary, {"accuracy": json.dumps(accuracy)})
     return StyleClassifier(network, classes), accuracy
+
+
+def classifier_key(real: RealPictures, image_size: tuple[int, int]) -> str:
+    """Hash of what decides the classifier's weights on one machine."""
+    facts = (_VERSION, real.corpus.data_sha256, renderer_version(), image_size, NUM_TRAINED)
+    more = (EPOCHS, BATCH, LEARNING_RATE, SEED, NUM_HELD_OUT)
+    return hashlib.sha256(json.dumps([*facts, *more]).encode()).hexdigest()[:16]
 
 
 def _chosen(entries: Sequence[IconEntry], num: int, trained: bool) -> list[int]:

@@ -94,4 +94,14 @@ export class Brush {
     sent.getContext("2d").putImageData(pixels, 0, 0);
     return sent.toDataURL("image/png");
   }
+
+  // The mask as files have it: white where it is painted, black elsewhere.
+  async whiteMask() {
+    this.paint();
+    const pixels = this.mask.getContext("2d").getImageData(0, 0, this.mask.width, this.mask.height);
+    for (let place = 0; place < pixels.data.length; place += 4) pixels.data.set([...Array(3).fill(pixels.data[place + 3] > 127 ? 255 : 0), 255], place);
+    const sent = document.createElement("canvas"); sent.width = this.mask.width; sent.height = this.mask.height;
+    sent.getContext("2d").putImageData(pixels, 0, 0);
+    return sent.toDataURL("image/png");
+  }
 }

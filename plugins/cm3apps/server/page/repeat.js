@@ -1,56 +1,116 @@
-// How a picture is drawn again: a link, the equal command, and Python.
+// How a picture is drawn again: a link, the equal command, and Python. What they need is there to download.
+
+import { state } from "/common.js";
+import { download, element } from "/results.js";
 
 export function quoted(text) { return /^[\w./:=-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`; }
 // JSON's strings are Python's too
-function python(value) { return typeof value === "string" ? JSON.stringify(value) : String(value); }
+function python(value) { return typeof value === "string" ? JSON.stringify(value) : typeof value === "boolean" ? (value ? "True" : "False") : String(value); }
 
 export function linkOf(request) {
   const query = new URLSearchParams();
   for (const key of ["prompt", "model", "seed", "guidance_scale", "negative_prompt", "sampler", "num_retrieved", "size", "background"])
     if (request[key] !== undefined) query.set(key, request[key]);
+  query.set("candidates", 1);  // the seed is that of the one that was chosen
   if (request.sampling?.temperature !== undefined) query.set("temperature", request.sampling.temperature);
+  if (request.boxes) query.set("boxes", JSON.stringify(request.boxes));
   return `${location.origin}/#draw?${query}`;
 }
 
-function options(request) {
+function sampler(request) {
   const sampling = { ...(request.sampling || {}) };
   for (const key of ["guidance_scale", "negative_prompt"]) if (request[key] !== undefined) sampling[key] = request[key];
   return sampling;
 }
 
-export function commandOf(entry) {
-  const request = entry.request, words = ["cm3"];
-  if (entry.sort === "draw") words.push("generate", quoted(request.prompt), "--n 1");
-  else if (entry.sort === "fill") words.push("infill picture.png --mask mask.png", ...(request.prompt ? ["--text", quoted(request.prompt)] : []));
-  else words.push("edit picture.png", quoted(request.prompt), "--n 1");
-  words.push("--model", quoted(request.model), "--seed", entry.seed, "--candidates 1");
+// A value of --set is YAML: texts that YAML would read otherwise are quoted.
+function setting([key, value]) { return quoted(`sampler.${key}=${typeof value === "string" ? JSON.stringify(value) : value}`); }
+
+function common(request) {
+  const words = [];
   if (request.sampler) words.push("--sampler", quoted(request.sampler));
   if (request.num_retrieved !== undefined) words.push("--num-retrieved", request.num_retrieved);
   for (const [place, document] of (request.documents || []).entries()) words.push("--context", `document-${place}.png`, quoted(document.text));
-  for (const [key, value] of Object.entries(options(request))) words.push("--set", quoted(`sampler.${key}=${value}`));
+  for (const one of Object.entries(sampler(request))) words.push("--set", setting(one));
+  return words;
+}
+
+// "" where there is no command for it.
+export function commandOf(entry) {
+  const request = entry.request, words = ["cm3"];
+  if (entry.task) return "";
+  if (entry.sort === "draw") words.push("generate", quoted(request.prompt), "--n 1");
+  else if (entry.sort === "fill") words.push("infill picture.png --mask mask.png", ...(request.prompt ? ["--text", quoted(request.prompt)] : []));
+  else words.push("edit picture.png", quoted(request.prompt), "--n 1");
+  words.push("--model", quoted(request.model), "--seed", entry.seed, "--candidates 1", ...common(request));
+  if (entry.sort !== "fill" && request.size && state.facts?.upscaler) words.push("--upscale");
+  if (entry.sort === "draw" && request.background === "transparent") words.push("--transparent");
   words.push(entry.sort === "fill" ? "-o filled.png" : "-o out/");
   return words.join(" ");
 }
 
 export function pythonOf(entry) {
-  const request = entry.request;
-  const keys = [`seed=${entry.seed}`, "num_candidates=1"];
+  const request = entry.request, keys = [`seed=${entry.seed}`];
   if (request.sampler) keys.push(`sampler=${python(request.sampler)}`);
+  const settings = Object.entries(sampler(request)).map(([key, value]) => `${key}=${python(value)}`);
+  const head = `import cm3core\n\nmodel = cm3core.load(${python(request.model)})\n`;
+  if (entry.task) {
+    const record = Object.entries({ ...entry.record, ...(entry.given?.["condition.png"] ? { condition: "condition.png" } : {}) });
+    return `${head}record = {${record.map(([key, value]) => `${python(key)}: ${python(value)}`).join(", ")}}\npixels = model.do(${python(entry.task)}, record, ${[...keys, ...settings].join(", ")})["image"]`;
+  }
+  keys.push("num_candidates=1");
   if (request.num_retrieved !== undefined) keys.push(`num_retrieved=${request.num_retrieved}`);
   if (request.documents?.length) keys.push(`context=[${request.documents.map((one, place) => `("document-${place}.png", ${python(one.text)})`).join(", ")}]`);
-  for (const [key, value] of Object.entries(options(request))) keys.push(`${key}=${python(value)}`);
+  keys.push(...settings);
   const call = entry.sort === "draw" ? `model.generate(${python(request.prompt)}, 1, ${keys.join(", ")})[0]`
     : entry.sort === "fill" ? `model.infill("picture.png", text=${request.prompt ? python(request.prompt) : "None"}, mask="mask.png", ${keys.join(", ")})`
       : `model.edit("picture.png", ${python(request.prompt)}, 1, ${keys.join(", ")})[0]`;
-  return `import cm3core\n\nmodel = cm3core.load(${python(request.model)})\npicture = ${call}\nprint(picture.pixels.shape)`;
+  return `${head}picture = ${call}\npixels = picture.pixels`;
+}
+
+async function copy(button) {
+  const field = document.getElementById(button.dataset.copy);
+  // pages that are not on this machine, or behind TLS, have no clipboard: the old way works there
+  try { await navigator.clipboard.writeText(field.value); } catch { field.select(); document.execCommand("copy"); }
+  button.textContent = "Copied";
+  setTimeout(() => { button.textContent = "Copy"; }, 1500);
+}
+
+export function startRepeat() { for (const button of document.querySelectorAll("[data-copy]")) button.onclick = () => copy(button); }
+
+function show(link, command, lines, note, given = {}) {
+  const fields = { link, command, python: lines };
+  for (const [name, text] of Object.entries(fields)) {
+    document.getElementById(`repeat-${name}-part`).hidden = !text;
+    document.getElementById(`repeat-${name}`).value = text;
+  }
+  document.getElementById("repeat-note").textContent = note;
+  const files = Object.entries(given);
+  document.getElementById("repeat-files").hidden = !files.length;
+  document.getElementById("repeat-files").replaceChildren("They read: ", ...files.map(([name, source]) => element("button", { type: "button", textContent: name, "aria-label": `Download ${name}`, onclick: () => download(source, name) })));
+  document.getElementById("repeat").showModal();
 }
 
 export function showRepeat(entry) {
-  document.getElementById("repeat-link").value = entry.sort === "draw" ? linkOf({ ...entry.request, seed: entry.seed }) : "a link can't hold the picture; download it";
-  document.getElementById("repeat-command").value = commandOf(entry);
-  document.getElementById("repeat-python").value = pythonOf(entry);
-  const files = [entry.sort === "draw" ? "" : "picture.png is the picture that was edited", entry.sort === "fill" ? "mask.png is white where it was painted" : "",
-    entry.request.documents?.length ? "document-0.png, … are the documents' pictures" : ""].filter(Boolean);
-  document.getElementById("repeat-note").textContent = files.join("; ");
-  document.getElementById("repeat").showModal();
+  const given = entry.given || {};
+  const isLinked = entry.sort === "draw" && !entry.request.documents?.length && !entry.given?.["condition.png"];
+  const notes = [];
+  if (!isLinked) notes.push("A link can't hold pictures: what was given has to be downloaded.");
+  if (entry.task) notes.push("There is no command for this task.");
+  if (entry.request.size) notes.push("The page's picture has another size than the model's own.");
+  show(isLinked ? linkOf({ ...entry.request, seed: entry.seed }) : "", commandOf(entry), pythonOf(entry), notes.join(" "), given);
+}
+
+// A whole set.
+export function showSet(body) {
+  const query = new URLSearchParams({ things: body.things.join("\n"), model: body.model, seed: body.seed });
+  if (body.style) query.set("style", body.style);
+  const words = ["cm3 generate", ...body.things.map(quoted), ...(body.style ? ["--style", quoted(body.style)] : []), "--n 1 --model", quoted(body.model), "--seed", body.seed];
+  if (body.candidates) words.push("--candidates", body.candidates);
+  if (body.size && state.facts?.upscaler) words.push("--upscale");
+  words.push(...body.formats.filter((one) => one !== "png").map((one) => `--${one}`), "--zip -o out/");
+  const prompts = body.things.map((one) => python(body.style ? `${one}, ${body.style}` : one)).join(", ");
+  const candidates = body.candidates ? `, num_candidates=${body.candidates}` : "";
+  const lines = `import cm3core\n\nmodel = cm3core.load(${python(body.model)})\npictures = model.generate([${prompts}], 1, seed=${body.seed}${candidates})`;
+  show(`${location.origin}/#set?${query}`, words.join(" "), lines, "");
 }

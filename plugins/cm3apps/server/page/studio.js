@@ -1,51 +1,45 @@
-// The page: its views, the model's facts, and what each form asks the server for.
+// The page: its views, the model's facts, drawing and editing. Sets, conditions and conversations are in files of their own.
 
-import { Refusal, get, post, stream } from "/api.js";
+import { Refusal, get } from "/api.js";
 import { Brush } from "/brush.js";
+import { $, EDIT, GENERATE, blobOf, can, chips, notice, opened, options, press, refuse, say, state, tellWords } from "/common.js";
+import { conditionOf, offerConditions, putBoxes, startConditions } from "/condition.js";
+import { run } from "/drawing.js";
 import * as history from "/history.js";
+import { look, offerLook, openForLook, startLook } from "/look.js";
+import { startRepeat } from "/repeat.js";
 import { Card, element, empty } from "/results.js";
+import { offerSets, startSets } from "/sets.js";
 
-const $ = (id) => document.getElementById(id);
-const GENERATE = "/v1/images/generations", EDIT = "/v1/images/edits", CHAT = "/v1/chat/completions";
-const LONGEST_SIDE = 512;
-let facts = null, style = "", byHand = null, working = null, edited = null, lookedAt = null;
-let loading = Promise.resolve();  // the facts of a model
+const VIEWS = ["draw", "set", "edit", "look", "history"];
+const EMPTY_DRAW = "Pictures appear here, row by row.", EMPTY_EDIT = "The result appears here.";
+let style = "", byHand = null, edited = null, lastSeed = null;
 let opening = Promise.resolve();  // a file that is being read
+window.cm3 = state;  // for a look at it from the browser's console
 const brush = new Brush($("canvas"), $("brush"));
 
 // ---- views
 
 function show(view) {
-  for (const one of document.querySelectorAll(".view")) one.hidden = one.id !== `view-${view}`;
-  for (const tab of document.querySelectorAll("#tabs button")) tab.toggleAttribute("aria-current", tab.dataset.view === view);
-  document.querySelector(`#tabs [data-view=${view}]`).setAttribute("aria-current", "page");
+  if ($(`view-${view}`).hidden) scrollTo(0, 0);
+  for (const one of VIEWS) $(`view-${one}`).hidden = one !== view;
+  for (const tab of document.querySelectorAll("#tabs button")) tab.dataset.view === view ? tab.setAttribute("aria-current", "page") : tab.removeAttribute("aria-current");
   if (view === "history") showHistory();
 }
-
-function notice(error, place) {
-  if (error?.name === "AbortError") { place.textContent = "Stopped."; return; }
-  place.classList.add("error");
-  place.textContent = error instanceof Refusal ? error.message : `The page failed: ${error?.message || error}`;
-}
-
-function say(place, text) { place.classList.remove("error"); place.textContent = text; }
 
 function theme(dark) { document.documentElement.dataset.theme = dark ? "dark" : "light"; }
 
 // ---- the model
 
-function options(select, values, chosen) {
-  select.replaceChildren(...values.map(([value, text]) => element("option", { value, textContent: text, selected: String(value) === String(chosen) })));
-}
-
 async function useModel(name) {
-  facts = await get(`/studio/facts?model=${encodeURIComponent(name)}`);
+  const facts = (state.facts = await get(`/studio/facts?model=${encodeURIComponent(name)}`));
   const { limits, sampler, size } = facts;
   const upTo = (most) => Array.from({ length: most }, (_, place) => [place + 1, place + 1]);
   options($("number"), upTo(limits.n), Math.min(Number($("number").value) || 4, limits.n));
   options($("edit-number"), upTo(limits.n), Math.min(Number($("edit-number").value) || 1, limits.n));
   const times = [1, 2, 4, 8].filter((factor) => factor === 1 || Math.max(...size) * factor <= limits.side);
-  options($("size"), times.map((factor) => [`${size[0] * factor}x${size[1] * factor}`, `${size[0] * factor} × ${size[1] * factor}`]), `${size[0]}x${size[1]}`);
+  const sizes = times.map((factor) => [`${size[0] * factor}x${size[1] * factor}`, `${size[0] * factor} × ${size[1] * factor}`]);
+  options($("size"), sizes, sizes[0][0]);
   options($("candidates"), (facts.reranker ? upTo(Math.min(limits.candidates, limits.at_once)) : [[1, "1"]]), facts.candidates);
   options($("sampler"), [["", sampler.name ? `${sampler.name} (the model's)` : "the model's"], ...facts.samplers.filter((one) => one !== sampler.name).map((one) => [one, one])], "");
   for (const [id, key] of [["guidance", "guidance_scale"], ["temperature", "temperature"]]) {
@@ -55,28 +49,24 @@ async function useModel(name) {
   $("retrieved").disabled = !facts.retrieves;
   $("retrieved").placeholder = facts.retrieves ? "the model's" : "no memory";
   $("prompt").maxLength = $("edit-text").maxLength = limits.prompt_characters;
-  style = "";
   $("styles-field").hidden = !facts.styles.length;
-  $("styles").replaceChildren(...facts.styles.map((one) => element("button", {
-    type: "button", className: "chip", textContent: one, "aria-pressed": "false",
-    onclick: (event) => chooseStyle(style === one ? "" : one, event.currentTarget),
-  })));
-  const things = facts.examples.map((text) => facts.styles.reduce((rest, one) => (rest.endsWith(`, ${one}`) ? rest.slice(0, -one.length - 2) : rest), text));
-  const shown = [...new Set(things)].slice(0, 4);
+  chooseStyle("");
+  chips($("styles"), facts.styles, "", (text) => chooseStyle(style === text ? "" : text));
+  const shown = facts.things.slice(0, 4);
   $("examples").replaceChildren(...(shown.length ? ["Try ", ...shown.flatMap((text, place) => [...(place ? [", "] : []), element("button", {
-    type: "button", className: "link", textContent: text, onclick: () => { $("prompt").value = text; if (!style && facts.styles.length) chooseStyle(facts.styles[0], $("styles").firstChild); },
+    type: "button", className: "link", textContent: text, onclick: () => { $("prompt").value = text; if (!style && facts.styles.length) chooseStyle(facts.styles[0]); },
   })])] : []));
-  const edits = facts.tasks.includes("edit");
-  $("edit-hint").textContent = edits ? "Painted: only that part is filled. Nothing painted: the text is an instruction." : "Paint over the part to fill. Left empty, the model describes the picture itself.";
-  $("question-field").hidden = !facts.tasks.includes("ask");
+  const draws = can("draw");
+  $("draw-missing").hidden = draws;
+  if (!draws) $("draw-missing").textContent = "This model was not tuned to draw from words alone.";
+  $("edit-hint").textContent = can("edit") ? "Painted: only that part is filled. Nothing painted: the text is an instruction." : "Paint over the part to fill. Left empty, the model describes the picture itself.";
+  offerConditions(); offerSets(upTo, sizes); offerLook();
+  for (const id of ["draw-words", "set-words", "edit-words"]) $(id).hidden = true;
 }
 
-function chooseStyle(text, chip) {
-  style = text;
-  for (const one of $("styles").children) one.setAttribute("aria-pressed", String(one === chip && text !== ""));
-}
+function chooseStyle(text) { style = text; press($("styles"), text); }
 
-// ---- pictures
+// ---- drawing
 
 function sampling() {
   const body = { model: $("model").value };
@@ -90,61 +80,59 @@ function sampling() {
 }
 
 function drawRequest() {
-  const body = { ...sampling(), prompt: $("prompt").value.trim() + (style ? `, ${style}` : ""), n: Number($("number").value) };
+  const body = { ...sampling(), prompt: $("prompt").value.trim() + (style ? `, ${style}` : ""), n: Number($("number").value), ...conditionOf() };
   if ($("size").selectedIndex > 0) body.size = $("size").value;
-  if ($("candidates").value !== String(facts.candidates)) body.candidates = Number($("candidates").value);
+  if ($("candidates").value !== String(state.facts.candidates)) body.candidates = Number($("candidates").value);
   if ($("transparent").checked) body.background = "transparent";
   if (byHand) { body.documents = byHand; body.num_retrieved = 0; } else if ($("retrieved").value !== "") body.num_retrieved = $("retrieved").valueAsNumber;
   return body;
 }
 
-async function run(path, body, sort, parts, kept) {
-  working?.abort();
-  const stop = (working = new AbortController());
-  const { status, cards, button, stopper } = parts;
-  button.disabled = true; stopper.hidden = false;
-  stopper.onclick = () => stop.abort();
-  const made = Array.from({ length: body.n }, () => new Card(body.prompt));
-  cards.replaceChildren(...made.map((card) => card.root));
-  const started = performance.now();
-  let done = 0;
-  say(status, body.n === 1 ? "Drawing…" : `Drawing ${body.n} pictures…`);
-  try {
-    for await (const event of stream(path, { ...body, partial_images: 64, return_documents: true }, stop.signal)) {
-      const source = `data:image/${event.output_format};base64,${event.b64_json}`;
-      const card = made[event.index];
-      if (event.type.endsWith("partial_image")) { card.grow(source, event.rows / event.all_rows); continue; }
-      done += 1;
-      const { images, mask, ...request } = body;
-      const entry = { sort, source, seed: event.seed, choice: event.choice, request, words: body.prompt || event.revised_prompt || "" };
-      card.finish(entry, actions);
-      history.add(entry);
-      if (sort === "draw" && done === 1) showDocuments(event.documents);
-    }
-    if (done < body.n) throw new Refusal("The connection broke in the middle of a picture. Draw it again.", 0);
-    say(status, `${done === 1 ? "One picture" : `${done} pictures`} in ${((performance.now() - started) / 1000).toFixed(1)} s.`);
-  } catch (error) {
-    notice(error, status);
-    for (const card of made) if (!card.caption.querySelector("button")) card.root.remove();
-    if (!cards.children.length) cards.append(empty(kept));
-  } finally {
-    if (working === stop) { working = null; button.disabled = false; stopper.hidden = true; }
-  }
+// The request without the pictures in it, and these as files by name: what the history keeps, and "Repeat" needs.
+async function given(body) {
+  const { images, mask, documents, condition, ...request } = body;
+  const files = {};
+  if (images) files["picture.png"] = images[0].image_url;
+  if (mask) files["mask.png"] = await brush.whiteMask();
+  if (condition) files["condition.png"] = condition.image_url;
+  for (const [place, one] of (documents || []).entries()) files[`document-${place}.png`] = one.image_url;
+  if (documents) request.documents = documents.map(({ text }) => ({ text }));
+  return { request, given: files };
 }
 
-const EMPTY_DRAW = "Pictures appear here, row by row.";
-
-async function draw(event) {
+async function draw(event, seed = null) {
   event?.preventDefault();
-  await loading;
-  if (!facts || !$("draw-form").reportValidity()) return;
-  run(GENERATE, drawRequest(), "draw", { status: $("draw-status"), cards: $("draw-cards"), button: $("draw"), stopper: $("stop") }, EMPTY_DRAW);
+  await state.loading;
+  if (!state.facts || !$("draw-form").reportValidity()) return;
+  let body;
+  try { body = drawRequest(); } catch (error) { notice(error, $("draw-status")); return; }
+  if (seed !== null) body.seed ??= seed;
+  drawWith(GENERATE, body, "draw", { status: $("draw-status"), cards: $("draw-cards"), button: $("draw"), stopper: $("stop") }, EMPTY_DRAW, $("draw-words"), $("prompt"));
+}
+
+async function drawWith(path, body, sort, view, kept, words, field) {
+  const own = await given(body);
+  let isFirst = true;
+  run({
+    path, body: { ...body, partial_images: 64, return_documents: true }, words: Array(body.n).fill(body.prompt), view, kept, actions,
+    entryOf: (picture) => ({ sort, ...own, words: body.prompt || picture.revised_prompt || "", ...(picture.task ? { task: picture.task, record: picture.record } : {}) }),
+    onevent: (one) => {
+      tellWords(words, one.unknown_words, field);
+      if (sort !== "draw" || !one.documents) return;
+      if (isFirst) { if (one.task) $("documents").hidden = true; else showDocuments(one.documents); }
+      if (one.index === 0) lastSeed = one.seed;
+      isFirst = false;
+    },
+  });
 }
 
 // ---- documents
 
 function showDocuments(documents) {
-  $("documents").hidden = !documents.length && !byHand;
+  $("documents").hidden = !state.facts.retrieves && !documents.length && !byHand;
+  $("documents-hint").textContent = !documents.length ? "None: nothing in the memory is close to the prompt, or none was asked for. Put your own in, and draw again: the seed stays."
+    : byHand ? "Chosen by hand: they are read for every picture, until you go back to retrieved ones." : "Retrieved for the prompt, and put before it. Take some out, or put your own in, and draw again: the seed stays.";
+  $("forget-documents").hidden = !byHand;
   $("documents-list").replaceChildren(...documents.map((one) => documentOf(`data:image/png;base64,${one.b64_json}`, one.text, one.b64_json === null ? null : one.score)));
 }
 
@@ -160,39 +148,25 @@ function chosenDocuments() {
   return [...$("documents-list").children].filter((one) => one.querySelector("input").checked).map((one) => ({ image_url: one.dataset.source, text: one.dataset.text }));
 }
 
-async function addDocument() {
-  const input = element("input", { type: "file", accept: "image/*" });
-  input.onchange = async () => {
-    try {
-      const picture = await opened(input.files[0]);
-      const text = prompt("What does this picture show?");
-      if (text) $("documents-list").append(documentOf(picture.toDataURL("image/png"), text, null));
-    } catch (error) { notice(error, $("draw-status")); }
-  };
-  input.click();
+function askDocument() {
+  $("document-form").reset(); say($("document-status"), "");
+  $("document-dialog").showModal();
 }
 
-// ---- pictures that are uploaded
-
-// What the model sees of a file: its largest centred part in the model's aspect ratio, as a canvas.
-async function opened(file) {
-  if (!file) throw new Refusal("No file was chosen.", 0);
-  if (file.size > facts.limits.body_bytes) throw new Refusal(`This file has ${Math.round(file.size / 2 ** 20)} MiB; at most ${Math.floor(facts.limits.body_bytes / 2 ** 20)} are taken.`, 0);
-  let bitmap;
-  try { bitmap = await createImageBitmap(file); } catch { throw new Refusal("This file can't be read as a picture. Choose a PNG, JPEG, WebP, GIF or BMP.", 0); }
-  const [width, height] = facts.size;
-  const scale = Math.min(bitmap.width / width, bitmap.height / height);
-  const seen = [width * scale, height * scale];
-  const smaller = Math.min(1, LONGEST_SIDE / Math.max(...seen));
-  const canvas = element("canvas", { width: Math.max(1, Math.round(seen[0] * smaller)), height: Math.max(1, Math.round(seen[1] * smaller)) });
-  const context = canvas.getContext("2d");
-  context.fillStyle = "#fff"; context.fillRect(0, 0, canvas.width, canvas.height); context.imageSmoothingQuality = "high";
-  context.drawImage(bitmap, (bitmap.width - seen[0]) / 2, (bitmap.height - seen[1]) / 2, seen[0], seen[1], 0, 0, canvas.width, canvas.height);
-  return canvas;
+async function addDocument(event) {
+  event.preventDefault();
+  try {
+    const text = $("document-text").value.trim();
+    if (!text) throw new Refusal("Say what the picture shows.", 0);
+    const picture = await opened($("document-file").files[0], state.facts.size);
+    $("documents-list").append(documentOf(picture.toDataURL("image/png"), text, null));
+    $("document-dialog").close();
+  } catch (error) { notice(error, $("document-status")); }
 }
+
+// ---- editing
 
 function openForEdit(file) { return (opening = readForEdit(file)); }
-function openForLook(file) { return (opening = readForLook(file)); }
 
 async function readForEdit(file) {
   say($("edit-status"), "");
@@ -202,54 +176,28 @@ async function readForEdit(file) {
   } catch (error) { notice(error, $("edit-status")); }
 }
 
-async function readForLook(file) {
-  say($("look-status"), "");
-  try { lookedAt = (await opened(file)).toDataURL("image/png"); $("look-picture").src = lookedAt; $("look-picture").hidden = false; } catch (error) { notice(error, $("look-status")); }
-}
-
 async function edit(event) {
   event.preventDefault();
   await opening;
-  if (!edited) { notice(new Refusal("Choose a picture first.", 0), $("edit-status")); return; }
-  const mask = await brush.exported();
-  if (!mask && !facts.tasks.includes("edit")) { notice(new Refusal("Paint over the part that should be filled.", 0), $("edit-status")); return; }
+  if (!edited) { refuse("Choose a picture first.", $("edit-status")); return; }
+  const mask = await brush.exported(), text = $("edit-text").value.trim();
+  if (!mask && !can("edit")) { refuse("Paint over the part that should be filled.", $("edit-status")); return; }
+  if (!mask && !text) { refuse("Say what should change, or paint over a part to fill.", $("edit-status")); return; }
   const body = { model: $("model").value, n: Number($("edit-number").value), images: [{ image_url: edited.toDataURL("image/png") }] };
   if (mask) body.mask = { image_url: mask };
-  if ($("edit-text").value.trim()) body.prompt = $("edit-text").value.trim();
+  if (text) body.prompt = text;
   if ($("edit-seed").value.trim()) body.seed = $("edit-seed").value.trim();
-  run(EDIT, body, mask ? "fill" : "edit", { status: $("edit-status"), cards: $("edit-cards"), button: $("edit"), stopper: $("edit-stop") }, "The result appears here.");
-}
-
-async function look(event) {
-  event?.preventDefault();
-  await opening;
-  if (!lookedAt) { notice(new Refusal("Choose a picture first.", 0), $("look-status")); return; }
-  const question = $("question-field").hidden ? "" : $("question").value.trim();
-  const content = [...(question ? [{ type: "text", text: question }] : []), { type: "image_url", image_url: { url: lookedAt } }];
-  $("look").disabled = true;
-  say($("look-status"), "Looking…");
-  try {
-    const answer = await post(CHAT, { model: $("model").value, messages: [{ role: "user", content }], modalities: ["text"] });
-    const text = answer.choices[0].message.content;
-    $("answers").prepend(element("li", {}, element("img", { src: lookedAt, alt: "" }), element("div", {},
-      ...(question ? [element("div", { className: "hint", textContent: question })] : []), element("q", { textContent: text || "(nothing)" }))));
-    say($("look-status"), "");
-  } catch (error) { notice(error, $("look-status")); } finally { $("look").disabled = false; }
-}
-
-
-function blobOf(source) {
-  const [head, data] = source.split(",");
-  return new Blob([Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0))], { type: head.slice(5, head.indexOf(";")) });
+  drawWith(EDIT, body, mask ? "fill" : "edit", { status: $("edit-status"), cards: $("edit-cards"), button: $("edit"), stopper: $("edit-stop") }, EMPTY_EDIT, $("edit-words"), $("edit-text"));
 }
 
 const actions = {
-  edit(entry) { show("edit"); $("edit-text").value = entry.words; openForEdit(blobOf(entry.source)); },
-  async look(entry) { show("look"); await openForLook(blobOf(entry.source)); look(); },
+  edit(entry) { location.hash = "edit"; show("edit"); $("edit-text").value = entry.words; openForEdit(blobOf(entry.source)); },
+  async look(entry) { location.hash = "look"; show("look"); await openForLook(blobOf(entry.source)); $("question").value = ""; $("answer-with").value = "text"; look(); },
 };
 
 async function showHistory() {
   const cards = (await history.all()).map((entry) => { const card = new Card(entry.words); card.finish(entry, actions); return card.root; });
+  $("forget").hidden = !cards.length;
   $("history-cards").replaceChildren(...(cards.length ? cards : [empty("Nothing has been drawn in this browser yet.")]));
 }
 
@@ -257,41 +205,49 @@ async function showHistory() {
 
 function readLink() {
   const [view, query] = location.hash.slice(1).split("?");
-  if (!["draw", "edit", "look", "history"].includes(view)) return;
+  if (!VIEWS.includes(view)) return;
   show(view);
   if (!query) return;
   const values = new URLSearchParams(query);
-  const fields = { prompt: "prompt", seed: "seed", guidance_scale: "guidance", temperature: "temperature", negative_prompt: "negative", sampler: "sampler", num_retrieved: "retrieved", size: "size" };
+  const fields = view === "set" ? { things: "things", style: "set-style", seed: "set-seed" }
+    : { prompt: "prompt", seed: "seed", guidance_scale: "guidance", temperature: "temperature", negative_prompt: "negative", sampler: "sampler", num_retrieved: "retrieved", size: "size", candidates: "candidates" };
   for (const [key, id] of Object.entries(fields)) if (values.has(key)) $(id).value = values.get(key);
-  chooseStyle("", null);
+  if (view === "set") { press($("set-styles"), $("set-style").value); return; }
+  chooseStyle("");
+  $("more").open = true;
   $("transparent").checked = values.get("background") === "transparent";
   $("number").value = "1";
+  try { if (values.has("boxes") && can("boxes")) putBoxes(JSON.parse(values.get("boxes"))); } catch { refuse("The boxes of this link can't be read.", $("draw-status")); }
 }
 
-async function start() {
-  theme(localStorage.getItem("cm3-theme") ? localStorage.getItem("cm3-theme") === "dark" : matchMedia("(prefers-color-scheme: dark)").matches);
+function listen() {
   $("theme").onclick = () => { const dark = document.documentElement.dataset.theme !== "dark"; theme(dark); localStorage.setItem("cm3-theme", dark ? "dark" : "light"); };
   for (const tab of document.querySelectorAll("#tabs button")) tab.onclick = () => { location.hash = tab.dataset.view; show(tab.dataset.view); };
-  $("draw-form").onsubmit = draw; $("edit-form").onsubmit = edit; $("look-form").onsubmit = look;
+  $("draw-form").onsubmit = draw; $("edit-form").onsubmit = edit;
   $("prompt").onkeydown = (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) draw(event); };
   $("undo").onclick = () => brush.undo(); $("clear").onclick = () => brush.clear(); $("invert").onclick = () => brush.invert();
   $("edit-file").onchange = () => openForEdit($("edit-file").files[0]);
-  $("look-file").onchange = () => openForLook($("look-file").files[0]);
-  $("redraw").onclick = () => { byHand = chosenDocuments(); draw(); };
-  $("add-document").onclick = addDocument;
-  $("forget-documents").onclick = () => { byHand = null; draw(); };
-  $("forget").onclick = async () => { await history.clear(); showHistory(); };
+  $("redraw").onclick = () => { byHand = chosenDocuments(); draw(null, lastSeed); };
+  $("add-document").onclick = askDocument;
+  $("document-form").onsubmit = addDocument; $("document-cancel").onclick = () => $("document-dialog").close();
+  $("forget-documents").onclick = () => { byHand = null; draw(null, lastSeed); };
+  $("forget").onclick = async () => { if (confirm("Forget all pictures that this browser keeps?")) { await history.clear(); showHistory(); } };
   const dropped = (file) => { if (!file) return; if (!$("view-look").hidden) openForLook(file); else { show("edit"); openForEdit(file); } };
   addEventListener("dragover", (event) => event.preventDefault());
   addEventListener("drop", (event) => { event.preventDefault(); dropped(event.dataTransfer.files[0]); });
   addEventListener("paste", (event) => dropped([...event.clipboardData.files][0]));
   addEventListener("hashchange", readLink);
-  $("draw-cards").append(empty(EMPTY_DRAW));
+}
+
+async function start() {
+  theme(localStorage.getItem("cm3-theme") ? localStorage.getItem("cm3-theme") === "dark" : matchMedia("(prefers-color-scheme: dark)").matches);
+  listen(); startRepeat(); startConditions(); startSets(actions); startLook(actions);
+  $("draw-cards").append(empty(EMPTY_DRAW)); $("edit-cards").append(empty(EMPTY_EDIT));
   try {
     const models = (await get("/v1/models")).data.map((one) => one.id);
     const wanted = new URLSearchParams(location.hash.split("?")[1]).get("model");
     options($("model"), models.map((name) => [name, name]), models.includes(wanted) ? wanted : models[0]);
-    const change = () => (loading = load());
+    const change = () => (state.loading = load());
     const load = async () => { try { say($("draw-status"), "Loading the model…"); await useModel($("model").value); say($("draw-status"), ""); } catch (error) { notice(error, $("draw-status")); } };
     $("model").onchange = change;
     await change();

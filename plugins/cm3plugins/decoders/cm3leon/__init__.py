@@ -35,6 +35,13 @@ class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
     with other numbers.
     """
 
+    training_keys: ClassVar[tuple[str, ...]] = (
+        "dropout",
+        "activation_checkpointing",
+        "init_std",
+        "codebook_scale",
+        "position_init_std",
+    )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "num_layers": (1, MAX_LAYERS),
         "context_length": (1, 2**24),
@@ -120,6 +127,7 @@ class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
             matrix_parameters=matrices,
             other_parameters=others,
             gathered=others + min(2, self.num_layers) * (matrices // self.num_layers),
+            linear_features=self.num_layers * (8 * width + 2 * (width + inner)),
             largest_stack=self.num_layers * width * max(4 * width, inner),
             activations=activations + 3 * 4 * tokens * width,
             working=working,

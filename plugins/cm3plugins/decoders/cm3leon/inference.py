@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from cm3plugins.decoders.adapters import merged_weight
 from cm3plugins.decoders.cm3leon.block import Block
 from cm3plugins.decoders.cm3leon.cache import CM3LeonCache, Reading
 from cm3plugins.decoders.cm3leon.products import layer_norm, normed
@@ -51,10 +52,10 @@ class CM3LeonInference(PackedInference):
         make = self.product
         self._layers = [
             (
-                make(torch.cat([block.q_proj.weight, block.k_proj.weight, block.v_proj.weight])),
-                make(block.out_proj.weight),
-                make(block.fc1.weight, self.decoder.config.activation),
-                make(block.fc2.weight),
+                make(torch.cat([*map(merged_weight, (block.q_proj, block.k_proj, block.v_proj))])),
+                make(merged_weight(block.out_proj)),
+                make(merged_weight(block.fc1), self.decoder.config.activation),
+                make(merged_weight(block.fc2)),
                 block.q_norm,
                 block.k_norm,
             )

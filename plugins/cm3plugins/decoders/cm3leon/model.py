@@ -25,7 +25,7 @@ from cm3core.interfaces.attention import AttentionBackend
 from cm3core.interfaces.decoder import Decoder
 from cm3core.vocab import Vocabulary
 from cm3kernels import linear_cross_entropy
-from cm3plugins.decoders.cm3leon.adapters import refuse_adapters
+from cm3plugins.decoders.adapters import refuse_adapters
 from cm3plugins.decoders.cm3leon.block import Block, Context
 from cm3plugins.decoders.cm3leon.inference import CM3LeonInference
 from cm3plugins.decoders.cm3leon.products import layer_norm

@@ -32,6 +32,12 @@ class LlamaConfig(LlamaSettings, DecoderConfig):
     and the size of the paper's 350M model; other models are this class with other numbers.
     """
 
+    training_keys: ClassVar[tuple[str, ...]] = (
+        "dropout",
+        "activation_checkpointing",
+        "init_std",
+        "codebook_scale",
+    )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "num_layers": (1, 10_000),
         "context_length": (1, 2**24),
@@ -132,6 +138,8 @@ class LlamaConfig(LlamaSettings, DecoderConfig):
         return TrainingMemory(
             matrix_parameters=self._matrices(),
             other_parameters=self.num_parameters(vocabulary, grid) - self._matrices(),
+            linear_features=self.num_layers
+            * (2 * (width + queries) + 2 * (width + keys) + 3 * (width + inner)),
             largest_stack=self.num_layers * width * max(queries, inner),
             activations=activations + 3 * 4 * tokens * width,
             working=working,

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cm3plugins.decoders.adapters import merged_weight
 from cm3plugins.decoders.cm3leon.cache import CM3LeonCache, Reading
 from cm3plugins.decoders.cm3leon.products import Product
 from cm3plugins.decoders.llama.block import Block, RMSNorm
@@ -72,11 +73,11 @@ class LlamaInference(PackedInference):
         if self.decoder.config.qkv_bias:
             bias = torch.cat([project.bias for project in three]).detach().to(self.dtype)
         return Layer(
-            self.product(torch.cat([project.weight for project in three])),
+            self.product(torch.cat([merged_weight(project) for project in three])),
             bias,
-            self.product(block.o_proj.weight),
-            self.product(torch.cat([block.gate_proj.weight, block.up_proj.weight])),
-            self.product(block.down_proj.weight),
+            self.product(merged_weight(block.o_proj)),
+            self.product(torch.cat([merged_weight(block.gate_proj), merged_weight(block.up_proj)])),
+            self.product(merged_weight(block.down_proj)),
             block,
         )
 

@@ -25,6 +25,7 @@ from cm3core.interfaces.attention import AttentionBackend
 from cm3core.interfaces.decoder import Decoder
 from cm3core.vocab import Vocabulary
 from cm3kernels import linear_cross_entropy
+from cm3plugins.decoders.adapters import refuse_adapters
 from cm3plugins.decoders.codebook_start import codebook_rows
 from cm3plugins.decoders.llama.block import Block, Context, RMSNorm
 from cm3plugins.decoders.llama.inference import LlamaInference
@@ -131,6 +132,7 @@ class LlamaDecoder(nn.Module, Decoder):
         )
 
     def for_inference(self, precision: str = "auto") -> LlamaInference:
+        refuse_adapters(self)
         return LlamaInference(self, precision)
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -100,7 +101,23 @@ def _scaled_cleanly(pixels_HWC: PixelArray) -> Tensor:
     return (torch.from_numpy(np.stack(channels)) - 128) / 128
 
 
+def _is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript archive: a program beside its tensors."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = [Path(name).parts for name in archive.namelist()]
+    except (OSError, zipfile.BadZipFile):
+        return False
+    return any("code" in one[:-1] or one[-1:] == ("constants.pkl",) for one in parts)
+
+
 def _tensors(path: Path, step: str) -> dict[str, Tensor]:
+    if _is_torchscript(path):
+        raise CheckpointError(
+            str(path), "is a TorchScript archive, such as NVIDIA's inception-2015-12-05.pt: what its tensors "
+            "mean is said by the program in it, and programs in files are never run",
+            f"{step}: it is the same network, and resize: clean scales as clean-fid does",
+        )  # fmt: skip
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:

@@ -1,0 +1,60 @@
+"""A whole model of an adapter and its base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cm3core.checkpoint.adapters import base_folder, is_adapter
+from cm3core.checkpoint.exporting import check_target, write_model
+from cm3core.checkpoint.layout import OPTIMIZER, find_checkpoint
+from cm3core.checkpoint.opening import open_checkpoint
+from cm3core.checkpoint.state import read_state
+from cm3core.checkpoint.tensors import weights_of
+from cm3core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from cm3core.plugins.registry import Registry
+
+
+def merge_adapter(
+    run: str | Path,
+    folder: str | Path,
+    registry: Registry,
+    *,
+    base: str | Path | None = None,
+    dtype: str = "fp32",
+    trust_plugins: Sequence[str] = (),
+) -> Path:
+    """Write the model folder of an adapter merged into its base model, as `export_model` does.
+
+    Args:
+        run: a run that trained an adapter, or one of its checkpoints.
+        folder: the model's folder; an older export there is replaced.
+        registry: the components that the recipe may name.
+        base: the base model, where it is not in its place any more.
+        dtype: "fp32" (logits are the adapter's up to rounding), "fp16" or "bf16".
+        trust_plugins: see `open_checkpoint`.
+
+    Raises:
+        CheckpointError: there is no adapter, its base is missing or another model, or the folder holds
+            something else.
+        MissingPackageError: peft is not installed.
+    """
+    source, target = find_checkpoint(run), Path(folder)
+    if not is_adapter(source):
+        raise CheckpointError(
+            str(source), "holds a whole model, and no adapter to merge", "use it as it is"
+        )
+    check_target(target, dtype)
+    model = base_folder(source, read_state(source), registry, base)
+    if (target / OPTIMIZER).exists() or target.resolve() == model.resolve():
+        raise CheckpointError(
+            str(target),
+            "is the base model" if target.resolve() == model.resolve() else "is a run's checkpoint",
+            "name a new folder",
+        )
+    opened = open_checkpoint(source, registry, trust_plugins=trust_plugins, base=base)
+    write_model(source, target, weights_of(opened.components.decoder.module), dtype)
+    return target

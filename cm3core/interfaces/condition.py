@@ -1,0 +1,102 @@
+"""Kind `condition`: a picture (or a text) -> a picture of its structure, which a model draws after."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from cm3core.errors import DataError, RecipeError
+from cm3core.interfaces.component import ComponentConfig
+from cm3core.interfaces.contract import broken
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cm3core.document import PixelArray
+
+#: What a condition is drawn from.
+SourceType = Literal["image", "text"]
+
+
+@dataclass(kw_only=True)
+class ConditionConfig(ComponentConfig):
+    """Base of conditions' configs.
+
+    Args:
+        feature: what the structure is called in a document, such as "canny edge features" (the field
+            `feature` of the task that draws after conditions).
+    """
+
+    kind: ClassVar[str] = "condition"
+    feature: str = "a structure"
+
+    def check(self) -> None:
+        """Raise `RecipeError` for values that can't be used."""
+        super().check()
+        if not self.feature.strip():
+            raise RecipeError("condition.feature", "is empty", "say what the structure is")
+
+    def build(self) -> Condition:
+        """Return the condition."""
+        raise NotImplementedError
+
+
+class Condition(ABC):
+    """Draws pictures of structures: edges, regions, boxes."""
+
+    #: What `draw` takes: pixels, or a text such as "bell at (10, 12) -> (40, 44)".
+    draws_from: ClassVar[SourceType] = "image"
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """What determines the pictures: equal fingerprints, sources and seeds give equal pictures."""
+
+    @abstractmethod
+    def _draw(self, source: Any, rng: np.random.Generator | None) -> PixelArray:
+        """Return the structure of `source`, which is checked; see `draw`."""
+
+    def draw(self, source: PixelArray | str, rng: np.random.Generator | None = None) -> PixelArray:
+        """Return the picture of a structure, uint8 [height, width, 3].
+
+        Args:
+            source: pixels uint8 [height, width, 3], which are not written to, or a text, see
+                `draws_from`. What is drawn from pixels has their size.
+            rng: varies the settings (thresholds, widths), as training does, so that a model does not
+                learn one of them; None: the config's.
+
+        Raises:
+            DataError: `source` is of another type, or there is nothing in it.
+        """
+        if self.draws_from == "text":
+            if not isinstance(source, str) or not source.strip():
+                cause = "is empty" if isinstance(source, str) else "is no text"
+                raise DataError("condition", f"what it is drawn from {cause}", "give a text")
+        else:
+            _check_pixels(source)
+        drawn = self._draw(source, rng)
+        shape: Any = getattr(drawn, "shape", ())
+        wanted: Any = getattr(source, "shape", None)
+        good = len(shape) == 3 and shape[2] == 3 and wanted in (None, shape)
+        if not good or str(getattr(drawn, "dtype", "")) != "uint8":
+            raise broken(
+                self,
+                "a_structure_is_a_picture_of_the_same_size",
+                f"it drew {getattr(drawn, 'dtype', type(drawn).__name__)} {list(shape)}"
+                + ("" if wanted is None else f" of a picture {list(wanted)}"),
+            )
+        return drawn
+
+
+def _check_pixels(source: Any) -> None:
+    shape = getattr(source, "shape", None)
+    if shape is None or str(source.dtype) != "uint8" or len(shape) != 3 or shape[2] != 3:
+        found = type(source).__name__ if shape is None else f"{source.dtype} {list(shape)}"
+        raise DataError(
+            "condition",
+            f"is drawn from {found}, not from a picture uint8 [height, width, 3]",
+            "open it with cm3core.images.open_image",
+        )
+    if not source.size:
+        raise DataError("condition", "the picture has no pixels", "give another")

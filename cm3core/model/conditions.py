@@ -1,0 +1,93 @@
+"""Drawing after a structure: the condition of `Model.generate`, as a task's fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from cm3core.config.components import all_parts
+from cm3core.config.overrides import with_options
+from cm3core.errors import GenerationError
+from cm3core.interfaces.condition import Condition, ConditionConfig
+from cm3core.interfaces.task import fields_of_type
+from cm3core.model.loaded import pixels_of, seen
+from cm3core.plugins.built import built
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.task import Record, Task
+    from cm3core.model.loaded import Loaded
+
+#: (name, what it is drawn from), or with keys to change as a third: ("canny", "photo.png", {"low": 50}).
+GivenCondition: TypeAlias = Sequence[Any]
+
+
+def condition_config(
+    loaded: Loaded, name: str, settings: Mapping[str, Any] | None = None
+) -> ConditionConfig:
+    """The config of a condition: the one that the model was trained with, else the default one.
+
+    Args:
+        loaded: the model.
+        name: of the condition.
+        settings: keys to change.
+
+    Raises:
+        PluginError: no plugin provides it.
+        GenerationError, RecipeError: it has no such key, or a value can't be used.
+    """
+    config_class = loaded.components.registry.config_class(
+        "condition", name, place=f"condition {name!r}"
+    )
+    trained = [
+        part
+        for section in (loaded.recipe.dataset, loaded.recipe.condition)
+        if section is not None
+        for _, part in [("", section), *all_parts(section)]
+        if type(part) is config_class
+    ]
+    config = trained[0] if trained else _default(config_class, name)
+    assert isinstance(config, ConditionConfig)
+    return with_options(config, dict(settings or {}))
+
+
+def _default(config_class: type[Any], name: str) -> Any:
+    assert is_dataclass(config_class)
+    try:
+        return config_class()
+    except TypeError as error:  # a plugin's, with keys that have no default
+        keys = ", ".join(item.name for item in fields(config_class))
+        raise GenerationError(
+            f"condition {name!r}",
+            f"has keys without a default ({error})",
+            f"use a model that was trained with it; its keys are {keys}",
+        ) from error
+
+
+def with_condition(loaded: Loaded, task: Task, given: GivenCondition) -> Record:
+    """The fields of a task that say the structure: its name and its picture.
+
+    Args:
+        loaded: the model.
+        task: two texts are given, what the structure is and the prompt, and a picture.
+        given: the condition.
+
+    Raises:
+        GenerationError: `given` is of another form.
+        DataError: its picture can't be read, or nothing can be drawn from it.
+    """
+    if isinstance(given, str) or not 2 <= len(given) <= 3 or not isinstance(given[0], str):
+        raise GenerationError(
+            "condition",
+            f"is {given!r}, not a name and what it is drawn from",
+            'give ("canny", "photo.png"), or ("canny", "photo.png", {"low": 50})',
+        )
+    name, source = given[0], given[1]
+    config = condition_config(loaded, name, given[2] if len(given) == 3 else None)
+    condition: Condition = built(config.build(), config, loaded.components.registry)
+    drawn = condition.draw(source if condition.draws_from == "text" else pixels_of(source))
+    picture = loaded.encode([seen(loaded, drawn)])[0]
+    return {
+        fields_of_type(task, task.given, "text")[0]: config.feature,
+        fields_of_type(task, task.given, "image")[0]: picture,
+    }

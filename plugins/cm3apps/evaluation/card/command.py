@@ -1,0 +1,175 @@
+"""`cm3 eval card`: write a model's card, or check one."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cm3core.cli import registry_of, whole_number
+from cm3core.errors import CM3Error, DataError, FileError
+
+if TYPE_CHECKING:
+    from cm3apps.evaluation.card.results import Evaluated, Measured
+
+_COLUMNS = 8
+_MOST_PICTURES = 256
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Model, results, and what nothing stored says."""
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a run's folder, a checkpoint or PLUGIN:NAME")
+    add(
+        "results",
+        nargs="*",
+        type=Path,
+        metavar="RESULTS",
+        help="folders of `cm3 eval run` and `cm3 experiment icons` of this model; nothing is measured again",
+    )
+    add(
+        "-o",
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the card, e.g. CARD.md; sheets of pictures go beside it",
+    )
+    add(
+        "--check",
+        type=Path,
+        metavar="FILE",
+        help="say whether this card was written for the model's weights",
+    )
+    add("--licence", metavar="SPDX", help="of the weights (default: not stated)")
+    add("--machine", metavar="TEXT", help="what it was trained on (default: not stated)")
+    add("--notes", type=Path, metavar="FILE", help="Markdown that ends the card's limits")
+    add(
+        "--pictures",
+        type=whole_number(0, _MOST_PICTURES),
+        default=16,
+        metavar="N",
+        help="pictures of each evaluation, the first by their numbers (default: 16)",
+    )
+    add(
+        "--trust-plugin",
+        action="append",
+        default=[],
+        dest="trust_plugins",
+        metavar="SHA256",
+        help="run the plugin file in the checkpoint that has this hash; read it first",
+    )
+
+
+def run(args: Namespace) -> int:
+    """Write or check."""
+    if (args.out is None) == (args.check is None):
+        raise CM3Error(
+            "cm3 eval card", "neither -o nor --check is given" if args.out is None else "-o and --check are given",
+            "give -o FILE to write a card, or --check FILE",
+        )  # fmt: skip
+    from cm3core.model import load
+
+    registry = registry_of(args)
+    if args.check is not None:
+        text = _read(args.check, "name a card")
+        model = load(args.model, registry=registry, trust_plugins=args.trust_plugins)
+        check_card(text, str(args.check), model)
+        print(f"{args.check}: was written for the weights of {args.model}")
+        return 0
+    _check_place(args.out)
+    notes = "" if args.notes is None else _read(args.notes, "correct --notes")
+    model = load(args.model, registry=registry, trust_plugins=args.trust_plugins)
+    write_card(args, model, registry, notes)
+    return 0
+
+
+def check_card(text: str, place: str, model: Any) -> None:
+    """Raise `DataError` unless a card was written for a model's weights."""
+    from cm3apps.evaluation.card.text import marked_weights
+    from cm3apps.evaluation.model_keys import weights_sha256
+
+    stated, found = marked_weights(text), weights_sha256(model)
+    if stated != found:
+        cause = "is no card of `cm3 eval card`"
+        if stated is not None:
+            cause = f"was written for the weights {stated[:12]}..., the model has {found[:12]}..."
+        raise DataError(
+            place, cause, "evaluate the model, and write the card again (cm3 eval card)"
+        )
+
+
+def write_card(args: Namespace, model: Any, registry: Any, notes: str) -> None:
+    """Write the card and its sheets; the card last, so that one that is there is whole."""
+    from cm3apps.evaluation.card.facts import facts_of
+    from cm3apps.evaluation.card.results import Evaluated, read_result
+    from cm3apps.evaluation.card.text import card_text
+    from cm3core.files import write_text
+
+    facts = facts_of(args.model, model, registry)
+    results = [read_result(folder, facts.weights_sha256) for folder in args.results]
+    names = [one.protocol for one in results if isinstance(one, Evaluated)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(
+            "RESULTS", f"hold two evaluations by {twice}", "name the one that the card should show"
+        )
+    sheets = _write_sheets(args.out, results, args.pictures)
+    text = card_text(
+        facts,
+        results,
+        sheets,
+        licence=args.licence,
+        machine=args.machine,
+        notes=notes,
+        command=shlex.join(["cm3", *sys.argv[1:]]),
+    )
+    write_text(args.out, text)
+    for file in sheets.values():
+        print(args.out.with_name(file))
+    print(args.out)
+
+
+def _write_sheets(out: Path, results: list[Evaluated | Measured], num: int) -> dict[str, str]:
+    """Protocol -> file of the first pictures of each evaluation that has any."""
+    from cm3apps.evaluation.card.results import Evaluated
+    from cm3core.images import grid, save_png
+
+    sheets: dict[str, str] = {}
+    for one in results:
+        if isinstance(one, Evaluated) and num and (shown := one.pictures(num)):
+            rows = [shown[start : start + _COLUMNS] for start in range(0, len(shown), _COLUMNS)]
+            scale = max(1, 96 // max(shown[0][1].shape[:2]))
+            sheet = grid(
+                [[pixels for _, pixels in row] for row in rows],
+                captions=[[prompt for prompt, _ in row] for row in rows],
+                scale=scale,
+                font_size=10,
+            )
+            file = f"{out.stem}-{one.protocol}.png"
+            save_png(out.with_name(file), sheet)
+            sheets[one.protocol] = file
+    return sheets
+
+
+def _check_place(out: Path) -> None:
+    """Refuse to write over anything but a card."""
+    from cm3apps.evaluation.card.text import marked_weights
+    from cm3core.files import check_links, check_writable
+
+    check_writable(out)
+    check_links(out.parent, out.name)
+    if out.exists() and marked_weights(_read(out, "name another file (-o)")) is None:
+        raise FileError(
+            str(out), "already exists, and is no card of this command", "name another file (-o)"
+        )
+
+
+def _read(path: Path, step: str) -> str:
+    if not path.is_file():
+        raise DataError(str(path), "there is no such file", step)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(str(path), f"can't be read as text ({error})", step) from error

@@ -1,0 +1,103 @@
+"""Metric `icon_style`: how often a classifier of real icons names the set and style that were asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from cm3core.errors import DataError
+from cm3core.interfaces.metric import Group, Metric, MetricConfig, Score
+
+if TYPE_CHECKING:
+    from cm3apps.experiments.icons.ranking import RealPictures
+    from cm3apps.experiments.icons.style_classifier import StyleClassifier
+
+#: Score -> what must agree.
+NAMES = ("icon_set_and_style", "icon_style", "icon_finish")
+
+
+@dataclass(kw_only=True)
+class IconStyleConfig(MetricConfig):
+    """How often a small network that was trained on real icons names the set and style that were asked for;
+    the style words alone; and the finish alone (outline, filled, duotone, colour or broken), in percent.
+
+    The network is trained within a minute when it is first needed, and kept in the cache folder. Machines
+    differ in its last bits, and so may a picture's class. No score means anything beyond that of real
+    pictures, which an evaluation gives beside it.
+
+    Args:
+        image_size: side of the real pictures that it learns from, in pixels.
+    """
+
+    bounded: ClassVar[bool] = True
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"image_size": (8, 1024)}
+    image_size: int = 64
+
+    def build(self) -> Metric:
+        """A metric without samples."""
+        self.check()
+        return IconStyleMetric(self.image_size)
+
+    def protocol(self) -> dict[str, Any]:
+        """The version, the key, and the hash of what the network is trained with."""
+        from cm3apps.experiments.icons.style_classifier import classifier_key
+
+        size = (self.image_size, self.image_size)
+        return super().protocol() | {"classifier": classifier_key(_real(self.image_size), size)}
+
+
+class IconStyleMetric(Metric):
+    """Whether set and style, style, and finish of each sample are the asked ones."""
+
+    needs: ClassVar[tuple[Group, ...]] = (("pictures", "targets"),)
+
+    def __init__(self, image_size: int) -> None:
+        self._image_size = image_size
+        self._right: dict[int, tuple[float, ...]] = {}
+
+    def _update(self, group: Group, indices: Sequence[int], columns: Mapping[str, Any]) -> None:
+        from cm3apps.experiments.icons.style_classifier import finish_of
+
+        for target in columns["targets"]:
+            if not {"set", "style"} <= set(target):
+                raise DataError(
+                    "a sample", "states no set and style of an icon",
+                    "use a data set of icons, or remove the metric icon_style",
+                )  # fmt: skip
+        found = _classifier(self._image_size).classify(columns["pictures"])
+        for index, own, target in zip(indices, found, columns["targets"], strict=True):
+            wanted = (target["set"], target["style"])
+            right = (
+                own == wanted,
+                own[1] == wanted[1],
+                finish_of(own[1]) == finish_of(wanted[1]),
+            )
+            self._right[index] = tuple(100.0 * one for one in right)
+
+    def _merge(self, other: IconStyleMetric) -> None:
+        self._right |= other._right
+
+    def _result(self) -> Sequence[Score]:
+        from cm3plugins.metrics.collecting import mean_score
+
+        return [
+            mean_score(name, {i: own[place] for i, own in sorted(self._right.items())}, higher_is_better=True)
+            for place, name in enumerate(NAMES)
+        ]  # fmt: skip
+
+
+@cache
+def _real(image_size: int) -> RealPictures:
+    from cm3apps.experiments.icons.ranking import RealPictures
+    from cm3plugins.datasets.icons.corpus import IconCorpus
+
+    return RealPictures(IconCorpus(), image_size, (image_size, image_size), None)
+
+
+@cache
+def _classifier(image_size: int) -> StyleClassifier:
+    from cm3apps.experiments.icons.style_classifier import style_classifier
+
+    return style_classifier(_real(image_size), (image_size, image_size))[0]

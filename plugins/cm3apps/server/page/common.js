@@ -1,0 +1,77 @@
+// What all views share: the model's facts, messages in words, pictures that are opened.
+
+import { Refusal } from "/api.js";
+import { element } from "/results.js";
+
+export const $ = (id) => document.getElementById(id);
+export const GENERATE = "/v1/images/generations", EDIT = "/v1/images/edits", CHAT = "/v1/chat/completions", SETS = "/v1/sets";
+const LONGEST_SIDE = 512;
+
+// The facts of the model that is chosen (/studio/facts), and the work that "Stop" ends.
+export const state = { facts: null, working: null, loading: Promise.resolve() };
+
+export function can(ability) { return state.facts?.tasks.includes(ability) ?? false; }
+
+export function notice(error, place) {
+  if (error?.name === "AbortError") { place.textContent = "Stopped."; return; }
+  place.classList.add("error");
+  place.textContent = error instanceof Refusal ? error.message : `The page failed: ${error?.message || error}`;
+}
+
+export function say(place, text) { place.classList.remove("error"); place.textContent = text; }
+
+export function refuse(text, place) { notice(new Refusal(text, 0), place); }
+
+export function options(select, values, chosen) {
+  select.replaceChildren(...values.map(([value, text]) => element("option", { value, textContent: text, selected: String(value) === String(chosen) })));
+}
+
+// Chips of which one or none is chosen; `field` holds the text of the chosen one.
+export function chips(place, texts, chosen, onchoose) {
+  place.replaceChildren(...texts.map((one) => element("button", {
+    type: "button", className: "chip", textContent: one, "aria-pressed": String(one === chosen), onclick: () => onchoose(one),
+  })));
+}
+
+export function press(place, text) { for (const one of place.children) one.setAttribute("aria-pressed", String(one.textContent === text && text !== "")); }
+
+// Words that are in none of the model's training texts, each with a button that puts the nearest one in its place.
+export function tellWords(place, words, field) {
+  const told = Object.entries(words || {});
+  place.hidden = !told.length;
+  place.replaceChildren(...(told.length ? ["The model never saw ", ...told.flatMap(([word, near], number) => [
+    ...(number ? [", "] : []), element("b", { textContent: word }),
+    ...(near ? [" (did you mean ", element("button", { type: "button", className: "link", textContent: near, onclick: () => replaceWord(field, word, near, place) }), "?)"] : []),
+  ]), ". It can only guess what that looks like."] : []));
+}
+
+function replaceWord(field, word, near, place) {
+  const escaped = word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+  field.value = field.value.replace(new RegExp(`(?<![\\p{L}\\p{N}])${escaped}(?![\\p{L}\\p{N}])`, "giu"), near);
+  place.hidden = true;
+  field.focus();
+}
+
+// What the model sees of a file: its largest centred part in the model's aspect ratio, as a canvas; `size` in pixels, or as large as is sent.
+export async function opened(file, size = null) {
+  const { facts } = state;
+  if (!file) throw new Refusal("No file was chosen.", 0);
+  if (file.size > facts.limits.body_bytes) throw new Refusal(`This file has ${Math.round(file.size / 2 ** 20)} MiB; at most ${Math.floor(facts.limits.body_bytes / 2 ** 20)} are taken.`, 0);
+  let bitmap;
+  try { bitmap = await createImageBitmap(file); } catch { throw new Refusal("This file can't be read as a picture. Choose a PNG, JPEG, WebP, GIF or BMP.", 0); }
+  const [width, height] = facts.size;
+  const scale = Math.min(bitmap.width / width, bitmap.height / height);
+  const seen = [width * scale, height * scale];
+  const smaller = Math.min(1, LONGEST_SIDE / Math.max(...seen));
+  const [own_width, own_height] = size ?? seen.map((side) => Math.max(1, Math.round(side * smaller)));
+  const canvas = element("canvas", { width: own_width, height: own_height });
+  const context = canvas.getContext("2d");
+  context.fillStyle = "#fff"; context.fillRect(0, 0, canvas.width, canvas.height); context.imageSmoothingQuality = "high";
+  context.drawImage(bitmap, (bitmap.width - seen[0]) / 2, (bitmap.height - seen[1]) / 2, seen[0], seen[1], 0, 0, canvas.width, canvas.height);
+  return canvas;
+}
+
+export function blobOf(source) {
+  const [head, data] = source.split(",");
+  return new Blob([Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0))], { type: head.slice(5, head.indexOf(";")) });
+}

@@ -1,0 +1,194 @@
+"""`/v1/sets`: several things in one style, as pictures, as one grid, and all of it as a zip."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from cm3apps.server.errors import APIError
+from cm3apps.server.fields import Field, shown
+from cm3apps.server.images_api import Answer, Reply
+from cm3apps.server.pictures import Output, text_of_base64
+from cm3apps.server.requests import Wish, check_sampling, generation_options, sampling_fields
+from cm3apps.server.streaming import Event
+from cm3apps.server.tasks import Drawn, Partial, PictureTask, Workshop, aside
+from cm3core.cli._picture_set import file_names, sheet, styled, write_zip
+
+if TYPE_CHECKING:
+    from cm3apps.server.settings import Limits
+    from cm3core.document import PixelArray
+    from cm3core.model.results import GeneratedImage
+
+#: What a zip holds of each picture.
+FORMATS = ("png", "transparent", "svg")
+
+
+def set_fields(limits: Limits) -> tuple[Field, ...]:
+    """`POST /v1/sets`."""
+    text = limits.prompt_characters
+    return (
+        Field(name="things", sort="list", most=limits.at_once, required=True, ours=True,
+              help='what the pictures show, one each: ["bell", "house", "key"]'),
+        Field(name="style", sort="text", most=text, ours=True,
+              help="put behind each thing, after a comma"),
+        Field(name="formats", sort="list", most=len(FORMATS), ours=True,
+              help=f"what the zip holds of each picture, of {', '.join(FORMATS)}; png by default"),
+        Field(name="model", sort="text", most=300, help="one of /v1/models; the first by default"),
+        Field(name="size", sort="text", most=20,
+              help="auto, the model's own size, or WIDTHxHEIGHT in its aspect ratio"),
+        Field(name="stream", sort="flag", help="answer with server-sent events"),
+        Field(name="partial_images", sort="whole", least=0, most=256,
+              help="with stream: pictures of the rows finished so far, before each final one"),
+        *sampling_fields(limits),
+    )  # fmt: skip
+
+
+async def sets(workshop: Workshop, client: str, values: Mapping[str, Any]) -> Answer:
+    """Draw the things of a set."""
+    things = _things(values["things"], workshop.limits)
+    formats = _formats(values.get("formats", ["png"]))
+    if values.get("partial_images") and not values.get("stream"):
+        raise APIError(
+            400, "partial_images: needs stream", param="partial_images", code="invalid_value"
+        )
+    name = workshop.pool.name_of(values.get("model"))
+    options = await aside(generation_options, values, workshop.limits)
+    async with workshop.pool.use(name) as loaded:  # its facts
+        model = loaded.model
+        check_sampling(model, options)
+        wish = Wish.of(values, model, workshop.limits)
+    task = PictureTask(
+        sort="draw",
+        text=None,
+        texts=tuple(styled(things, values.get("style", "").strip())),
+        number=1,
+        options=options | ({"truncate": True} if values.get("truncate") else {}),
+        partials=values.get("partial_images", 0),
+        upscale=wish.upscale,
+    )
+    reply = Reply(model, task, wish, "set", await workshop.unknown_words(name, task.texts))
+    work = _Set(reply, things, formats)
+    events = work.events(workshop.pictures(client, name, task))
+    if values.get("stream"):
+        return events
+    async with aclosing(events):
+        async for _ in events:
+            pass
+    return {"data": [work.items[place] for place in range(len(things))]} | work.whole
+
+
+def _things(given: Sequence[Any], limits: Limits) -> list[str]:
+    most = limits.prompt_characters
+    things = [
+        Field(name=f"things[{place}]", sort="text", most=most, help="").read(one).strip()
+        for place, one in enumerate(given)
+    ]
+    if not all(things):
+        raise APIError(
+            400, f"things[{things.index('')}]: is empty", param="things", code="invalid_value"
+        )
+    if not things:
+        raise APIError(400, "things: is empty; name some", param="things", code="invalid_value")
+    return things
+
+
+def _formats(given: Sequence[Any]) -> tuple[str, ...]:
+    for one in given:
+        if one not in FORMATS:
+            raise APIError(
+                400, f"formats: has {shown(one)}, must be some of {', '.join(FORMATS)}",
+                param="formats", code="invalid_value",
+            )  # fmt: skip
+    if "svg" in given and not can_trace():
+        raise APIError(
+            400,
+            "formats: svg needs the package vtracer on the server. Next: pip install 'cm3leon[svg]' "
+            "there, or leave svg out",
+            param="formats",
+            code="invalid_value",
+        )
+    return tuple(one for one in FORMATS if one in given) or ("png",)
+
+
+def can_trace() -> bool:
+    """Whether pictures can be made curves here."""
+    return find_spec("vtracer") is not None
+
+
+class _Set:
+    """The answer of a set.
+
+    Args:
+        reply: how pictures are returned.
+        things: what they show.
+        formats: what the zip holds.
+    """
+
+    def __init__(self, reply: Reply, things: Sequence[str], formats: Sequence[str]) -> None:
+        self.reply, self.things, self.formats = reply, things, formats
+        self.files = file_names(["grid", *things])[1:]
+        self.items: dict[int, dict[str, Any]] = {}
+        self.whole: dict[str, Any] = {}
+
+    async def events(
+        self, events: AsyncGenerator[Partial | Drawn, None]
+    ) -> AsyncGenerator[Event, None]:
+        """Pictures as they grow and finish, then `set.completed` with all of them."""
+        made: dict[int, Any] = {}
+        async with aclosing(events):
+            async for one in events:
+                if isinstance(one, Partial):
+                    yield await self.reply.partial(one)
+                    continue
+                made[one.picture] = one.result
+                names = {
+                    "thing": self.things[one.picture],
+                    "prompt": self.reply.task.texts[one.picture],
+                    "file": self.files[one.picture],
+                }
+                self.items[one.picture] = names | await aside(self.reply.item, one.result)
+                yield Event("set.picture", self.reply.head(one.picture) | self.items[one.picture])
+        pictures = [made[place] for place in range(len(self.things))]
+        grid, zipped = await aside(self._packed, pictures)
+        self.whole = {
+            "created": int(time.time()),
+            "grid": text_of_base64(grid),
+            "zip": text_of_base64(zipped),
+            "seed": self.reply.task.options["seed"],
+            "size": self.reply.wish.size,
+            "unknown_words": self.reply.unknown_words,
+            "usage": self.reply.usage(len(pictures)),
+        }
+        yield Event("set.completed", self.whole)
+
+    def _packed(self, pictures: Sequence[GeneratedImage]) -> tuple[bytes, bytes]:
+        """The grid and the zip."""
+        grid = Output().encode(sheet([one.pixels for one in pictures], self.things))
+        files = []
+        for name, picture in zip(self.files, pictures, strict=True):
+            files += [(name + end, content) for end, content in self._formats(picture)]
+        target = io.BytesIO()
+        write_zip(target, [*files, ("grid.png", grid)])
+        return grid, target.getvalue()
+
+    def _formats(self, picture: GeneratedImage) -> list[tuple[str, bytes]]:
+        """The picture's files: ends of their names, and contents."""
+        from cm3core.cli._tracing import svg_of
+
+        pixels: PixelArray = picture.pixels if picture.upscaled is None else picture.upscaled
+        facts, output = self.reply.facts(picture), self.reply.wish.output
+        files = []
+        for one in self.formats:
+            if one == "png":
+                files.append((".png", output.encode(pixels, facts)))
+            elif one == "transparent":
+                clear = replace(output, transparent=True)
+                files.append(("-transparent.png", clear.encode(pixels, facts)))
+            else:
+                files.append((".svg", svg_of(pixels).encode()))
+        return files

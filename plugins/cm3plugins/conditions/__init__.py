@@ -1,0 +1,1 @@
+"""Conditions: pictures of structures, drawn from pictures (extra `conditions`: opencv) or from boxes."""

@@ -1,0 +1,76 @@
+"""Condition `boxes`: what a text says is where."""
+
+from __future__ import annotations
+
+import colorsys
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image as Pillow
+from PIL import ImageDraw
+
+from cm3core.boxes import MAX_COORDINATE, boxes_in
+from cm3core.errors import DataError
+from cm3core.interfaces.condition import Condition
+
+if TYPE_CHECKING:
+    from cm3core.document import PixelArray
+
+
+class BoxPicture(Condition):
+    """Filled rectangles on black, the smaller ones in front.
+
+    Args:
+        size: pixels a side.
+    """
+
+    draws_from = "text"
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    @property
+    def fingerprint(self) -> str:
+        return f"boxes 1 {self.size}"
+
+    def _draw(self, source: str, rng: np.random.Generator | None) -> PixelArray:
+        objects = boxes_in(source)
+        # half open: a box ends where its last pixel does
+        scale = self.size / MAX_COORDINATE
+        frames = []
+        for label, (x0, y0, x1, y1) in objects:
+            if not (x0 < x1 <= MAX_COORDINATE and y0 < y1 <= MAX_COORDINATE):
+                raise DataError(
+                    f"box of {label!r}",
+                    f"({x0}, {y0}) -> ({x1}, {y1}) is empty or outside of 0 to {MAX_COORDINATE}",
+                    "give two corners, the upper left one first",
+                )
+            left, top = round(x0 * scale), round(y0 * scale)
+            right, bottom = max(round(x1 * scale), left + 1), max(round(y1 * scale), top + 1)
+            frames.append((label, (left, top, right - 1, bottom - 1)))
+        # what is not of the form is left out by `boxes_in`, for a model's texts; a user is told
+        if not frames or source.count("->") != len(frames):
+            raise DataError(
+                "condition",
+                f"{source!r} has {source.count('->')} boxes, of which {len(frames)} can be read",
+                'write "bell at (10, 12) -> (40, 44), key at (0, 0) -> (9, 20)"',
+            )
+        frames.sort(key=lambda one: -_area(one[1]))
+        picture = Pillow.new("RGB", (self.size, self.size))
+        pen = ImageDraw.Draw(picture)
+        for label, frame in frames:
+            pen.rectangle(frame, fill=colour_of(label))
+        return np.asarray(picture).copy()
+
+
+def _area(frame: tuple[int, int, int, int]) -> int:
+    return (frame[2] - frame[0] + 1) * (frame[3] - frame[1] + 1)
+
+
+def colour_of(label: str) -> tuple[int, int, int]:
+    """A bright colour, a function of the label alone, whatever its case."""
+    digest = hashlib.sha256(label.strip().casefold().encode("utf-8", "surrogatepass")).digest()
+    hue = int.from_bytes(digest[:4], "big") / 2**32
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.5 + digest[4] / 510, 0.95)
+    return round(255 * red), round(255 * green), round(255 * blue)

@@ -1,0 +1,187 @@
+"""Shared by the data sets of annotations: JSON files of records, and the values in them.
+
+What is wrong with a value is a `DataError` that names the record and the key.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cm3core.errors import DataError
+from cm3core.interfaces.dataset import UNKNOWN_LICENCE, Provenance
+from cm3plugins.datasets.file_source import (
+    MAX_TEXT_BYTES,
+    existing,
+    is_unicode,
+    read_utf8,
+    type_name,
+)
+
+#: A larger file is not read: COCO's largest has 0.5 GB.
+MAX_ANNOTATION_BYTES = 2 << 30
+_CC = re.compile(r"https?://creativecommons\.org/(licenses|publicdomain)/([a-z-]+)/(\d\.\d)")
+
+
+def file_at(path: str, key: str) -> Path:
+    """The file that the recipe's key names; raises `DataError` if there is none."""
+    try:
+        return existing(path, folder=False)
+    except DataError as error:
+        raise _under(key, error) from error
+
+
+def folder_at(path: str, key: str) -> Path:
+    """The folder that the recipe's key names; raises `DataError` if there is none."""
+    try:
+        return existing(path, folder=True)
+    except DataError as error:
+        raise _under(key, error) from error
+
+
+def _under(key: str, error: DataError) -> DataError:
+    return DataError(
+        error.place.replace("dataset.path", f"dataset.{key}", 1),
+        error.cause,
+        error.next_step.replace("dataset.path", f"dataset.{key}"),
+    )
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        DataError: it can't be read, has more than `MAX_ANNOTATION_BYTES`, or is not JSON.
+    """
+    check_size(path)
+    return parse_json(str(path), read_utf8(path, str(path)))
+
+
+def check_size(path: Path) -> None:
+    """Raise `DataError` for a file of more than `MAX_ANNOTATION_BYTES`."""
+    if (size := path.stat().st_size) > MAX_ANNOTATION_BYTES:
+        raise DataError(
+            str(path),
+            f"has {size:,} bytes, a file of annotations has at most {MAX_ANNOTATION_BYTES:,}",
+            "split it",
+        )
+
+
+def parse_json(place: str, content: str) -> Any:
+    """The value of a JSON text; raises `DataError` if it is none."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(place, f"is not JSON: {error}", "correct it") from error
+
+
+def object_of(place: str, value: Any) -> dict[str, Any]:
+    """`value` if it is an object; else raises `DataError`."""
+    if not isinstance(value, dict):
+        raise DataError(place, f"is {type_name(value)}, not an object", "write {...}")
+    return value
+
+
+def list_in(place: str, values: Mapping[str, Any], key: str) -> list[Any]:
+    """A list of an object; raises `DataError` if there is none."""
+    if not isinstance(values.get(key), list):
+        raise _wrong(place, values, key, "a list")
+    found: list[Any] = values[key]
+    return found
+
+
+def text_in(place: str, values: Mapping[str, Any], key: str) -> str:
+    """A text of an object, stripped; raises `DataError` if there is none, or it is empty or too long."""
+    value = values.get(key)
+    if not isinstance(value, str):
+        raise _wrong(place, values, key, "a text")
+    if not value.strip():
+        raise DataError(place, f"its {key!r} is empty", "write it, or remove the record")
+    return checked_text(place, key, value.strip())
+
+
+def checked_text(place: str, key: str, text: str) -> str:
+    """`text`; raises `DataError` if it is not Unicode or has more than `MAX_TEXT_BYTES`."""
+    if not is_unicode(text):
+        raise DataError(
+            place,
+            f"its {key!r} is not valid Unicode",
+            "remove the lone surrogate (\\ud800 to \\udfff)",
+        )
+    if len(text) > MAX_TEXT_BYTES or len(text.encode()) > MAX_TEXT_BYTES:
+        raise DataError(place, f"its {key!r} has more than {MAX_TEXT_BYTES:,} bytes", "shorten it")
+    return text
+
+
+def name_in(place: str, values: Mapping[str, Any], key: str) -> str:
+    """A name or number of an object, as text; raises `DataError` if there is none."""
+    value = values.get(key)
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise _wrong(place, values, key, "a name or a number")
+    if value == "" or not is_unicode(str(value)):
+        raise DataError(place, f"its {key!r} is {value!a}", "give each record a name")
+    return str(value)
+
+
+def number_of(place: str, key: str, value: object) -> float:
+    """A finite number; raises `DataError` if it is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise DataError(place, f"its {key!r} has {type_name(value)}, not a number", "correct it")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise DataError(place, f"its {key!r} has a number that is not finite", "correct it")
+    return number
+
+
+def _wrong(place: str, values: Mapping[str, Any], key: str, wanted: str) -> DataError:
+    cause = (
+        f"its {key!r} is {type_name(values[key])}, not {wanted}"
+        if key in values
+        else f"has no {key!r}"
+    )
+    return DataError(place, cause, f"give it {wanted}, or remove the record")
+
+
+def licence_name(name: str, address: str) -> str:
+    """SPDX name of a Creative Commons licence, else its own name.
+
+    >>> licence_name("Attribution License", "http://creativecommons.org/licenses/by/2.0/")
+    'CC-BY-2.0'
+    """
+    if found := _CC.match(address):
+        kind, version = found[2], found[3]
+        if found[1] == "publicdomain":
+            return f"CC0-{version}" if kind == "zero" else name.strip() or UNKNOWN_LICENCE
+        return f"CC-{kind.upper()}-{version}"
+    return name.strip() or UNKNOWN_LICENCE
+
+
+def provenance_of(licence: object, source: object) -> Provenance:
+    """What a file states with a licence, an object of `name` and `url`, and a source."""
+    values = licence if isinstance(licence, dict) else {}
+    name, address = (
+        text if isinstance(text := values.get(key), str) and is_unicode(text) else ""
+        for key in ("name", "url")
+    )
+    return Provenance(
+        licence_name(name, address),
+        source if isinstance(source, str) and is_unicode(source) else "",
+    )
+
+
+class Numbered:
+    """Makes names unique: the second "a" is "a#2"."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+
+    def __call__(self, name: str) -> str:
+        count = self._counts[name] = self._counts.get(name, 0) + 1
+        return name if count == 1 else f"{name}#{count}"

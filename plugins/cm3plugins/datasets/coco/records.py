@@ -1,0 +1,288 @@
+"""Records of COCO's annotation files, one form each."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cm3core.boxes import Boxes
+from cm3core.errors import DataError
+from cm3core.interfaces.dataset import Provenance
+from cm3plugins.datasets.annotations import (
+    file_at,
+    folder_at,
+    list_in,
+    object_of,
+    text_in,
+)
+from cm3plugins.datasets.coco import shapes
+from cm3plugins.datasets.coco.annotation_file import Annotation, AnnotationFile, Category
+from cm3plugins.datasets.coco.settings import FEATURES, Settings
+from cm3plugins.datasets.file_source import FoundRecord, boundary, existing, skipped
+from cm3plugins.datasets.jsonl import PicturesOfLines
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.dataset import SkippedRecord
+    from cm3plugins.datasets.picture_index import PictureIndex, StoredPicture
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture of the file with its annotations; `size`: (height, width) in pixels, upright."""
+
+    file: AnnotationFile
+    name: str
+    picture: StoredPicture
+    annotations: Sequence[Annotation]
+    captions: tuple[str, ...]
+    provenance: Provenance
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.picture.height, self.picture.width
+
+    def record(self, place: str, suffix: str = "", **fields: Any) -> FoundRecord:
+        """A record of fields in order."""
+        return FoundRecord(
+            f"{self.name}{suffix}",
+            place,
+            tuple(fields.values()),
+            self.provenance,
+            names=tuple(fields),
+            group=self.name,
+        )
+
+    def caption_of(self, categories: Sequence[Category]) -> tuple[str, ...]:
+        """The picture's captions, or the names of the categories in it."""
+        names = list(dict.fromkeys(category.name for category in categories))
+        named = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
+        return self.captions or (named,)
+
+
+def records(config: Settings, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
+    """See `COCOConfig.scan`."""
+    file = AnnotationFile.read(existing(config.path, folder=False))
+    captions, problems = _captions_of(config)
+    problems = [*file.problems, *problems]
+    folder = folder_at(config.pictures, "pictures")
+    inside = boundary(folder, config.allow_outside)
+    pictures = PicturesOfLines(folder, inside, index, "the pictures' folder")
+    form = _Forms(config, file, index)
+    for name, (place, values) in file.images.items():
+        try:
+            picture = pictures.picture(place, values.get("file_name"), "file_name")
+            _check_size(place, values, picture)
+            shown = Shown(
+                file,
+                name,
+                picture,
+                file.annotations.get(name, ()),
+                captions.get(name, ()),
+                file.provenance(values),
+            )
+            yield from form.records(shown, place)
+        except DataError as error:
+            yield skipped(error)
+    yield from map(skipped, problems)
+
+
+def _captions_of(config: Settings) -> tuple[dict[str, tuple[str, ...]], list[DataError]]:
+    """Picture -> captions of another file, and what is wrong with them."""
+    if not config.captions:
+        return {}, []
+    file = AnnotationFile.read(file_at(config.captions, "captions"))
+    problems, found = list(file.problems), {}
+    for name, given in file.annotations.items():
+        found[name] = tuple(_texts(given, problems))
+    return found, problems
+
+
+def _texts(annotations: Sequence[Annotation], problems: list[DataError]) -> Iterator[str]:
+    """The captions of annotations; bad ones are added to the problems."""
+    for place, values in annotations:
+        try:
+            yield text_in(place, values, "caption")
+        except DataError as error:
+            problems.append(error)
+
+
+def _check_size(place: str, values: dict[str, Any], picture: StoredPicture) -> None:
+    """Raise `DataError` where the file states another size, so that coordinates would be wrong."""
+    stated = values.get("width"), values.get("height")
+    if stated not in ((None, None), (picture.width, picture.height)):
+        raise DataError(
+            place,
+            f"says that the picture has {stated[0]} x {stated[1]} pixels, it has {picture.width} x "
+            f"{picture.height}, upright",
+            "give the picture that was annotated, and its size as it is shown",
+        )
+
+
+class _Forms:
+    """What each form makes of a picture."""
+
+    def __init__(self, config: Settings, file: AnnotationFile, index: PictureIndex) -> None:
+        self.config, self.file = config, file
+        self.feature = (config.feature or FEATURES.get(config.form, ""),)
+        folder = config.path.removesuffix(".json")
+        self.segments: PicturesOfLines | None = None
+        panoptic = any(
+            "segments_info" in values for found in file.annotations.values() for _, values in found
+        )
+        if config.form == "segmentation" and (panoptic or config.segments):
+            pngs = folder_at(config.segments or folder, "segments")
+            inside = boundary(pngs, config.allow_outside)
+            self.segments = PicturesOfLines(pngs, inside, index, "the segments' folder")
+
+    def records(self, shown: Shown, place: str) -> Iterator[FoundRecord | SkippedRecord]:
+        """The records of a picture."""
+        made: Iterator[FoundRecord | SkippedRecord] = getattr(self, f"_{self.config.form}")(
+            shown, place
+        )
+        return made
+
+    def _caption(self, shown: Shown, place: str) -> Iterator[FoundRecord | SkippedRecord]:
+        problems: list[DataError] = []
+        captions = tuple(_texts(shown.annotations, problems))
+        yield from map(skipped, problems)
+        if captions:
+            yield shown.record(place, image=shown.picture, caption=captions)
+        elif not problems:
+            raise DataError(place, "has no caption", "write one, or remove the picture")
+
+    def _boxes(self, shown: Shown) -> Iterator[tuple[Category, DataError | Boxes]]:
+        """The boxes of each category, crowds left out, in the order of their places; or what is wrong
+        with one of them."""
+        found: dict[Category, list[tuple[float, float, float, float]]] = defaultdict(list)
+        wrong: dict[Category, DataError] = {}
+        for place, values in shown.annotations:
+            category = shown.file.category_of(place, values)
+            if not values.get("iscrowd"):
+                try:
+                    found[category].append(shapes.box_of(place, values, shown.size))
+                except DataError as error:
+                    wrong.setdefault(category, error)
+        for category in dict.fromkeys([*found, *wrong]):
+            boxes = tuple((category.name, box) for box in sorted(found[category]))
+            yield category, wrong.get(category) or Boxes(boxes, shown.size)
+
+    def _grounding(self, shown: Shown, place: str) -> Iterator[FoundRecord | SkippedRecord]:
+        for category, boxes in self._boxes(shown):
+            if isinstance(boxes, DataError):
+                yield skipped(boxes)
+            elif boxes.text:  # a model sees the centre alone
+                yield shown.record(
+                    place,
+                    f"/{category.name}",
+                    image=shown.picture,
+                    phrase=(category.name,),
+                    objects=(boxes.text,),
+                )
+
+    def _objects(self, shown: Shown, place: str) -> Iterator[FoundRecord | SkippedRecord]:
+        objects: list[tuple[str, tuple[float, float, float, float]]] = []
+        categories: list[Category] = []
+        for category, boxes in self._boxes(shown):
+            if isinstance(boxes, DataError):
+                raise boxes
+            if boxes.text:
+                categories.append(category)
+                objects += boxes.objects
+        if objects:
+            yield shown.record(
+                place,
+                caption=shown.caption_of(categories),
+                objects=(Boxes(tuple(objects), shown.size).text,),
+                image=shown.picture,
+            )
+
+    def _condition(
+        self, shown: Shown, place: str, condition: shapes.DrawnPicture, categories: list[Category]
+    ) -> FoundRecord:
+        return shown.record(
+            place,
+            feature=self.feature,
+            condition=condition,
+            caption=shown.caption_of(categories),
+            image=shown.picture,
+        )
+
+    def _segmentation(self, shown: Shown, place: str) -> Iterator[FoundRecord | SkippedRecord]:
+        if self.segments is not None:
+            for own_place, values in shown.annotations:
+                yield self._panoptic(shown, own_place, values)
+            return
+        segments, categories = [], []
+        for own_place, values in shown.annotations:
+            category = shown.file.category_of(own_place, values)
+            categories.append(category)
+            segments.append((category.number, shapes.segment_of(own_place, values, shown.size)))
+        if not segments:
+            return
+        # what is small is in front of what is large
+        size = shown.size
+        segments.sort(key=lambda one: -_extent(one[1]))
+        drawn = shapes.drawn(
+            ["segments", size, segments], lambda: shapes.draw_segments(segments, size)
+        )
+        yield self._condition(shown, place, drawn, categories)
+
+    def _panoptic(self, shown: Shown, place: str, values: dict[str, Any]) -> FoundRecord:
+        assert self.segments is not None
+        png = self.segments.picture(place, values.get("file_name"), "file_name")
+        if (png.width, png.height) != (shown.picture.width, shown.picture.height):
+            raise DataError(
+                place,
+                f"its PNG has {png.width} x {png.height} pixels, the picture {shown.picture.width} x "
+                f"{shown.picture.height}",
+                "give the PNG of this picture",
+            )
+        categories: list[Category] = []
+        numbers: dict[int, int] = {}
+        for number, value in enumerate(list_in(place, values, "segments_info")):
+            here = f"{place}, segment {number}"
+            info = object_of(here, value)
+            categories.append(shown.file.category_of(here, info))
+            own = info.get("id")
+            if isinstance(own, bool) or not isinstance(own, int):
+                raise DataError(here, f"its 'id' is {own!r}, not a number", "correct it")
+            numbers[own] = categories[-1].number
+        drawn = shapes.drawn(
+            ["panoptic", png.key, sorted(numbers.items())],
+            lambda: shapes.draw_panoptic(png.load(), numbers, png.place),
+        )
+        return self._condition(shown, place, drawn, categories)
+
+    def _pose(self, shown: Shown, place: str) -> Iterator[FoundRecord | SkippedRecord]:
+        people: list[tuple[shapes.Joint, ...]] = []
+        categories: list[Category] = []
+        for own_place, values in shown.annotations:
+            category = shown.file.category_of(own_place, values)
+            joints = shapes.joints_of(own_place, values, shown.size, category.num_keypoints)
+            if any(seen for _, _, seen in joints):
+                categories.append(category)
+                people.append(joints)
+        if not people:
+            return
+        if len(set(categories)) > 1:
+            raise DataError(
+                place, "has poses of several categories", "annotate one category a picture"
+            )
+        size, skeleton = shown.size, categories[0].skeleton
+        drawn = shapes.drawn(
+            ["pose", size, skeleton, people], lambda: shapes.draw_poses(people, skeleton, size)
+        )
+        yield self._condition(shown, place, drawn, categories)
+
+
+def _extent(segment: shapes.Segment) -> float:
+    """About how large a segment is: pixels of its runs, or of the frame of its polygons."""
+    total = 0.0
+    for number, part in enumerate(segment):
+        if isinstance(part, tuple):
+            total += (max(part[::2]) - min(part[::2])) * (max(part[1::2]) - min(part[1::2]))
+        elif number % 2:  # the odd runs are those of the segment
+            total += part
+    return total

@@ -1,0 +1,155 @@
+"""Data set `conditioned`: the records of another one, each with a picture of its structure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from cm3core.document import Document, Image, PixelArray, Text
+from cm3core.errors import DataError
+from cm3core.interfaces.condition import Condition, ConditionConfig
+from cm3core.interfaces.dataset import (
+    DocumentSource,
+    DocumentSourceConfig,
+    Provenance,
+    SkippedRecord,
+)
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.task import Record
+
+#: Digits of a fingerprint in a picture's key.
+_DIGITS = 16
+
+
+@dataclass(kw_only=True)
+class ConditionedConfig(DocumentSourceConfig):
+    """Captioned pictures with a structure that is drawn from each: for the task `structure`. Fields:
+    feature, condition, caption, image.
+
+    Args:
+        split: of the data set inside; "train" takes the split that it names itself.
+        source: the data set; a condition that is drawn from a text reads its field `objects`, any other
+            its field `image`.
+        condition: what draws the structure.
+        vary: draw the condition's settings anew for each picture, so that a model does not learn one
+            of them; false: always the condition's own.
+        seed: another seed draws other settings.
+    """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"seed": (0, 2**63 - 1)}
+    source: DocumentSourceConfig
+    condition: ConditionConfig
+    vary: bool = True
+    seed: int = 0
+
+    @property
+    def splits(self) -> tuple[str, ...]:  # type: ignore[override]  # those of the data set inside
+        return self.source.splits
+
+    def build(self) -> ConditionedSource:
+        """Return the data set.
+
+        Raises:
+            MissingPackageError: the condition needs a package that is not installed.
+            DataError: the data set inside can't be read.
+        """
+        self.check()
+        inner = self.source if self.split == "train" else replace(self.source, split=self.split)
+        inner.check()
+        seed = self.seed if self.vary else None
+        return ConditionedSource(
+            inner.build(), self.condition.build(), self.condition.feature, seed
+        )
+
+
+class ConditionedSource(DocumentSource):
+    """Records of another source with a condition. A picture's condition is a function of the picture,
+    the condition and the seed, and has a key of its own, so that its codes are computed once.
+
+    Args:
+        source: its records have a picture, and for conditions that are drawn from a text, `objects`.
+        condition: draws.
+        feature: what the structure is called.
+        seed: of the varied settings; None: they are not varied.
+    """
+
+    def __init__(
+        self, source: DocumentSource, condition: Condition, feature: str, seed: int | None
+    ) -> None:
+        self.source, self.condition, self.feature, self.seed = source, condition, feature, seed
+        given = f"{condition.fingerprint}\0{seed}"
+        self._mark = hashlib.sha256(given.encode()).hexdigest()[:_DIGITS]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def id(self, index: int) -> str:
+        return self.source.id(index)
+
+    def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
+        """The record's fields, and `feature` and `condition`.
+
+        Raises:
+            DataError: it lacks what the condition is drawn from.
+        """
+        record = self.source.record(index, rng)
+        return {"feature": self.feature, "condition": self._condition(index, record), **record}
+
+    def _condition(self, index: int, record: Record) -> Image:
+        name = "objects" if self.condition.draws_from == "text" else "image"
+        value = record.get(name)
+        if name == "objects":
+            text = getattr(value, "text", value)  # `Boxes` or their text
+            if not isinstance(text, str) or not text.strip():
+                raise self._lacks(index, name)
+            key = f"text-{hashlib.sha256(text.encode()).hexdigest()}"
+            return self._drawn(key, lambda: text)
+        if not isinstance(value, Image):
+            raise self._lacks(index, name)
+        picture = value
+        return self._drawn(picture.key, lambda: picture.load())
+
+    def _lacks(self, index: int, name: str) -> DataError:
+        return DataError(
+            f"record {self.id(index)}",
+            f"has no field {name!r}, from which its condition is drawn",
+            "choose another dataset.condition or dataset.source",
+        )
+
+    def _drawn(self, key: str, source: Any) -> Image:
+        """The condition of what `source()` returns."""
+
+        def load() -> PixelArray:
+            rng = None
+            if self.seed is not None:
+                digest = hashlib.sha256(f"{self.seed}\0{key}".encode()).digest()
+                rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+            return self.condition.draw(source(), rng)
+
+        return Image(f"{key}#{self._mark}", load)
+
+    def _document(self, index: int, rng: np.random.Generator | None) -> Document:
+        record = self.record(index, rng)
+        names = ("feature", "condition", "caption", "image")
+        values = [record[name] for name in names if name in record]
+        return tuple(Text(value) if isinstance(value, str) else value for value in values)
+
+    def group(self, index: int) -> str:
+        return self.source.group(index)
+
+    def provenance(self, index: int) -> Provenance:
+        return self.source.provenance(index)
+
+    @property
+    def skipped(self) -> list[SkippedRecord]:
+        return self.source.skipped
+
+    @property
+    def fingerprint(self) -> str:
+        own = f"conditioned {self._mark} {self.source.fingerprint}"
+        return hashlib.sha256(own.encode()).hexdigest()

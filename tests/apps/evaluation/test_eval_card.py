@@ -1,0 +1,238 @@
+"""Cards of models: written from stored results, refused for other weights, and the bundled ones up to date."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from cm3apps.evaluation.card.command import check_card
+from cm3apps.evaluation.card.facts import ModelFacts, facts_of
+from cm3apps.evaluation.card.results import Evaluated, Measured, read_result
+from cm3apps.evaluation.card.text import card_text, mark, marked_weights
+from cm3core.checkpoint import bundled_models
+from cm3core.cli.main import main
+from cm3core.errors import DataError
+from cm3core.files import user_path
+from cm3core.images import open_image, save_png
+from cm3core.model import load
+from cm3core.plugins import load_registry
+
+REGISTRY = load_registry()
+WEIGHTS = "ab" * 32
+SCORE = {
+    "name": "judge_r1-lite1", "value": 40.0, "spread": 13.1, "num": 3, "higher_is_better": True,
+    "hash": "0123456789ab", "measurement": {"metric": {"name": "judge"}},
+    "beside": {"real": 100.0, "copied": 33.333},
+}  # fmt: skip
+
+
+def facts(**changed: Any) -> ModelFacts:
+    row = {"licence": "MIT", "source": "npm <b>", "attribution": "me | you", "documents": 7}
+    given: dict[str, Any] = {
+        "name": "runs/mine", "recipe": "icons", "recipe_hash": "f00", "weights_sha256": WEIGHTS,
+        "components": {"decoder": "cm3leon"}, "num_parameters": 1000, "num_bytes": 4_400_000,
+        "image_size": (64, 64), "num_codes": 64, "codebook_size": 4096, "context_length": 512,
+        "max_text_tokens": 32, "steps": 10, "tokens": 5000, "seconds": 7200.0, "tasks": (),
+        "data_set": "icons", "split": "train", "trained_on": [row], "retrieves_from": [row],
+    }  # fmt: skip
+    return ModelFacts(**(given | changed))
+
+
+def evaluation(folder: Path, weights: str = WEIGHTS, **changed: Any) -> Path:
+    """A finished evaluation of three pictures."""
+    for place in range(3):
+        save_png(folder / "pictures" / f"{place:06d}.png", np.full((8, 8, 3), 80 * place, np.uint8))
+    rows = [
+        {"index": i, "prompt": f"thing {i}", "picture": f"pictures/{i:06d}.png"} for i in range(3)
+    ]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {
+        "format": "cm3 scores 1", "protocol": {"name": "toy-v1", "sha256": "c0ffee" * 10}, "measurement": {},
+        "model": {"weights_sha256": weights, "sampler": {"name": "cfg", "temperature": 0.5}, "num_retrieved": 1},
+        "leakage": {}, "scores": [SCORE, {"name": "fid", "skipped": "no file"}],
+    }  # fmt: skip
+    (folder / "scores.json").write_text(json.dumps(values | changed))
+    return folder
+
+
+def measurement(folder: Path, weights: str = WEIGHTS) -> Path:
+    """Figures of icons, as `cm3 experiment icons` writes them."""
+    drawn = {"pixels": {"r1": 0.25, "r5": 0.5}, "set_and_style": 0.5, "style": 0.6, "finish": 0.7}
+    mean = {"mean": 1.7, "error": 0.02}
+    comp = {
+        "num": 48, "nats": {"none": mean}, "gain": {}, "found": {"none": {"same_thing": 0.0}},
+        "pictures": {"real": drawn, "drawn-none": drawn},
+    }  # fmt: skip
+    figures = {
+        "model": {"weights_sha256": weights, "step": 10}, "num": 48, "splits": {"comp": comp},
+        "style_classifier": {"set_and_style": 0.8, "style": 0.9, "finish": 0.95},
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "figures.json").write_text(json.dumps(figures))
+    return folder
+
+
+def text_of(*results: Evaluated | Measured, **changed: Any) -> str:
+    given: dict[str, Any] = {
+        "licence": "MIT",
+        "machine": "a laptop",
+        "notes": "- Draws cats badly.",
+        "command": "cm3",
+    }
+    sheets = {"toy-v1": "CARD toy.png"}
+    own = {key: changed.pop(key) for key in ("licence", "machine") if key in changed}
+    return card_text(facts(**changed), results, sheets, **(given | own))
+
+
+def test_what_a_card_says(tmp_path: Path) -> None:
+    results = [
+        read_result(evaluation(tmp_path / "a"), WEIGHTS),
+        read_result(measurement(tmp_path / "b"), WEIGHTS),
+    ]
+    text = text_of(*results)
+    head = yaml.safe_load(text.split("---")[1])
+    assert head == {"license": "mit", "library_name": "cm3leon", "pipeline_tag": "text-to-image"}
+    assert marked_weights(text) == WEIGHTS
+    for line in (
+        "| `judge_r1-lite1` | 40 \u00b1 13 | higher | real 100, copied 33.33 | `0123456789ab` |",
+        "| `fid` | n/a |  | no file |  |",
+        "Protocol `toy-v1#c0ffeec0ffee`: `cm3 eval run runs/mine toy-v1`;",
+        "sampler `cfg`, temperature 0.5, 1 document prepended.",
+        "| 7 | MIT | npm &#60;b&#62; | me &#124; you |",
+        "10 steps, 5,000 tokens, 2.0 hours on a laptop; about 3.0e+07 floating-point",
+        "| comp | drawn, nothing prepended | 0.25 / 0.50 | 0.50 | 0.60 | 0.70 |",
+        "![the first pictures of toy-v1](CARD%20toy.png)",
+        "It retrieves from the same documents.",
+        "- It was not tuned: it draws, captions and inpaints, and neither edits by instruction nor answers questions.",
+        "- Draws cats badly.",
+    ):
+        assert line in text.splitlines(), line
+
+
+def test_what_is_not_known_is_said() -> None:
+    text = text_of(licence=None, machine=None, retrieves_from=[], tasks=("edit",))
+    assert "license" not in text.split("---")[1]
+    assert "None were given to the command that wrote this card." in text
+    assert "on a machine that was not stated;" in text
+    assert "| licence of the weights | not stated |" in text
+    assert "It retrieves nothing." in text
+    assert "It was not tuned" not in text
+
+
+def test_many_sources_are_summed_up() -> None:
+    rows = [{"licence": f"L{i % 2}", "source": str(i), "documents": 1} for i in range(70)]
+    text = text_of(trained_on=rows, retrieves_from=[])
+    assert "| 10 | L0, L1 | 10 more sources |  |" in text
+    assert "Trained on 70 documents" in text
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "scores.json").unlink(), "holds neither scores.json nor figures.json"),
+        (lambda f: (f / "scores.json").write_text("{"), "is not of the format 'cm3 scores 1'"),
+        (lambda f: (f / "samples.jsonl").write_text("[]"), "samples.jsonl: is missing or damaged"),
+        (
+            lambda f: (f / "samples.jsonl").write_text('{"prompt": "a", "picture": "../x.png"}'),
+            "samples.jsonl: is missing or damaged",
+        ),
+        (
+            lambda f: evaluation(f, "cd" * 32),
+            "is of the weights cdcdcdcdcdcd..., the model has abababababab...",
+        ),
+        (lambda f: evaluation(f, model={}), "is of no model's weights, the model has"),
+    ],
+)
+def test_results_that_can_not_be_used(tmp_path: Path, damage: Any, message: str) -> None:
+    folder = evaluation(tmp_path / "a")
+    damage(folder)
+    with pytest.raises(DataError) as caught:
+        read_result(folder, WEIGHTS)
+    assert message in str(caught.value)
+
+
+def test_damaged_figures(tmp_path: Path) -> None:
+    folder = measurement(tmp_path / "a")
+    (folder / "figures.json").write_text('{"model": {}, "splits": []}')
+    with pytest.raises(DataError, match="is not what `cm3 experiment icons` writes"):
+        read_result(folder, WEIGHTS)
+
+
+def test_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load("bundled:emoji64", registry=REGISTRY)
+    monkeypatch.setattr("cm3core.model.load", lambda *_, **__: model)
+    weights = facts_of("bundled:emoji64", model, REGISTRY).weights_sha256
+    results, card = evaluation(tmp_path / "eval", weights), tmp_path / "CARD.md"
+    write = ["eval", "card", "bundled:emoji64", str(results), "--pictures", "2", "-o", str(card)]
+    assert main(write) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'CARD-toy-v1.png'}\n{card}\n"
+    first = card.read_text()
+    assert "Trained on 185 documents of the data set `emoji`, split `train`:" in first
+    assert open_image(tmp_path / "CARD-toy-v1.png").shape[1] > 2 * 96
+    assert main(["eval", "card", "bundled:emoji64", "--check", str(card)]) == 0
+    assert "was written for the weights of bundled:emoji64" in capsys.readouterr().out
+
+    # interrupted, the old card stays whole
+    def stopped(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cm3core.images.save_png", stopped)
+        assert main(write) == 130
+    assert card.read_text() == first
+    assert main(write) == 0
+
+    (tmp_path / "mine.md").write_text("my own")
+    card.write_text(first.replace(weights, WEIGHTS))
+    for wrong, message in (
+        (["-o", str(tmp_path / "mine.md")], "already exists, and is no card of this command"),
+        (["--check", str(tmp_path / "mine.md")], "is no card of `cm3 eval card`"),
+        (
+            ["--check", str(card)],
+            f"was written for the weights abababababab..., the model has {weights[:12]}",
+        ),
+        (["--check", str(tmp_path / "none.md")], "none.md: there is no such file"),
+        ([], "neither -o nor --check is given"),
+        (["-o", str(card), "--check", str(card)], "-o and --check are given"),
+        ([str(results), str(results), "-o", str(card)], "hold two evaluations by toy-v1"),
+        (["-o", str(card), "--notes", str(tmp_path / "none.md")], "none.md: there is no such file"),
+    ):
+        assert main(["eval", "card", "bundled:emoji64", *wrong]) == 2
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "mine.md").read_text() == "my own"
+
+
+@pytest.mark.parametrize("name", sorted(bundled_models(REGISTRY)))
+def test_the_card_of_a_bundled_model_is_of_its_weights(name: str) -> None:
+    """Older than the weights, it must be written again: `cm3 eval run`, then `cm3 eval card`."""
+    folder = user_path(str(bundled_models(REGISTRY)[name]))
+    text = (folder / "CARD.md").read_text(encoding="utf-8")
+    check_card(text, name, load(name, registry=REGISTRY))
+    assert "`cm3 eval run " in text, "a card without figures"
+    for picture in [part.partition(")")[0] for part in text.split("](")[1:] if ".png)" in part]:
+        assert open_image(folder / picture).size
+
+
+def test_a_card_of_other_weights_is_found() -> None:
+    module = torch.nn.Linear(2, 2)
+    model: Any = SimpleNamespace(components=SimpleNamespace(decoder=SimpleNamespace(module=module)))
+    from cm3apps.evaluation.model_keys import weights_sha256
+
+    text = mark(weights_sha256(model))
+    check_card(text, "CARD.md", model)
+    with torch.no_grad():
+        module.bias[1] += 1e-6
+    with pytest.raises(DataError) as caught:
+        check_card(text, "CARD.md", model)
+    assert str(caught.value).endswith(
+        "next: evaluate the model, and write the card again (cm3 eval card)"
+    )

@@ -1,0 +1,62 @@
+"""Pictures of a task of any fields: what a model draws for objects at boxes, or for a structure."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from cm3core.document import Codes, ImageHole, Text
+from cm3core.errors import DataError, GenerationError
+from cm3core.model import AsyncModel, ImageReady
+from cm3core.model.tuned import TunedTasks
+from cm3plugins.tasks.bundled import ObjectsConfig, QuestionConfig, StructureConfig
+from toy_model import picture, toy_model
+
+OBJECTS = {"caption": "a bell", "objects": "bell at (0, 0) -> (9, 9)"}
+STRUCTURE = {"feature": "edges", "condition": picture(8, 8), "caption": "red"}
+
+
+@pytest.fixture(scope="module")
+def tuned():
+    model = toy_model(max_text_tokens=120)
+    configs = {"place": ObjectsConfig(), "structure": StructureConfig(), "vqa": QuestionConfig()}
+    model.tasks = TunedTasks(configs)
+    return model
+
+
+def test_the_prompt_is_the_tasks_own(tuned):
+    jobs, total = tuned.task_jobs("structure", STRUCTURE, "red", 2, seed=3)
+    first, second = list(jobs)
+    document = first.requests[0].document
+    assert document[0] == Text("Make high quality image from edges")
+    assert isinstance(document[1], Codes)
+    assert document[2:] == (Text("red"), ImageHole())
+    assert total == 2 * 16
+    assert first.requests[0].seed == 3
+    assert second.requests[0].seed != 3
+
+
+def test_events_are_those_of_do(tuned):
+    async def main():
+        async with AsyncModel(tuned) as shared:
+            return [one async for one in shared.task_events("place", OBJECTS, "a bell", 1, seed=5)]
+
+    *_, ready = asyncio.run(main())
+    assert isinstance(ready, ImageReady)
+    assert ready.image.prompt == "a bell"
+    assert (ready.image.pixels == tuned.do("place", OBJECTS, seed=5)["image"]).all()
+
+
+def test_what_can_not_be_drawn_is_said(tuned):
+    with pytest.raises(GenerationError) as untuned:
+        tuned.task_jobs("edit", {}, "x")
+    assert untuned.value.cause == (
+        "the model was not tuned for it; it was tuned for place, structure, vqa"
+    )
+    with pytest.raises(GenerationError) as text:
+        tuned.task_jobs("vqa", {"image": picture(), "question": "hue?"}, "x")
+    assert str(text.value) == ("task 'vqa': returns answer, not one picture\n  next: use Model.do")
+    with pytest.raises(DataError) as missing:
+        tuned.task_jobs("place", {"caption": "a bell"}, "x")
+    assert missing.value.cause == "has no field 'objects'"

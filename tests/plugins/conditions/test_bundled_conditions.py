@@ -1,0 +1,187 @@
+"""The bundled conditions: by hand, against independent computations, and what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cm3core.boxes import text_of_boxes
+from cm3core.errors import DataError, MissingPackageError
+from cm3core.testing.condition import ConditionContract
+from cm3plugins.conditions.boxes import colour_of
+from cm3plugins.conditions.config import (
+    AsItIsConfig,
+    BoxesConfig,
+    CannyConfig,
+    RegionsConfig,
+    XDoGConfig,
+)
+from cm3plugins.conditions.regions import coloured, labelled
+
+
+def square(side: int = 64, low: int = 16, high: int = 48) -> Any:
+    """A black square on white."""
+    picture = np.full((side, side, 3), 255, np.uint8)
+    picture[low:high, low:high] = 0
+    return picture
+
+
+class TestCanny(ConditionContract):
+    config = CannyConfig()
+
+
+class TestXDoG(ConditionContract):
+    config = XDoGConfig()
+
+
+class TestRegions(ConditionContract):
+    config = RegionsConfig()
+    max_examples = 5
+
+
+class TestBoxes(ConditionContract):
+    config = BoxesConfig(size=64)
+
+
+class TestGiven(ConditionContract):
+    config = AsItIsConfig()
+
+
+def test_canny_finds_the_outline_of_a_square() -> None:
+    drawn = CannyConfig().build().draw(square())
+    assert set(np.unique(drawn)) == {0, 255}
+    rows, columns = np.nonzero(drawn[..., 0])
+    # a line of one pixel at the border, on either side of it
+    assert {int(rows.min()), int(columns.min())} <= {15, 16}
+    assert {int(rows.max()), int(columns.max())} <= {47, 48}
+    assert not drawn[20:44, 20:44].any()
+    assert 4 * 28 <= len(rows) <= 4 * 34
+
+
+def test_a_low_threshold_finds_no_less() -> None:
+    rng = np.random.default_rng(0)
+    noisy = rng.integers(0, 256, (64, 64, 3), np.uint8)
+    few = CannyConfig(low=300, high=600).build().draw(noisy)
+    many = CannyConfig(low=30, high=60).build().draw(noisy)
+    assert 0 < few.sum() < many.sum()
+
+
+def test_seeds_vary_the_thresholds_of_training_alone() -> None:
+    noisy = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    for config in (CannyConfig(), XDoGConfig(), RegionsConfig(colours=60)):
+        condition = config.build()
+        drawn = {condition.draw(noisy, np.random.default_rng(seed)).tobytes() for seed in range(8)}
+        assert len(drawn) > 1
+    still = CannyConfig(vary=0.0).build()
+    drawn = {still.draw(noisy, np.random.default_rng(seed)).tobytes() for seed in range(8)}
+    assert drawn == {still.draw(noisy).tobytes()}
+
+
+def test_xdog_is_a_difference_of_gaussians() -> None:
+    """Against scipy's blur: lines are where a place is darker than around it."""
+    from scipy.ndimage import gaussian_filter
+
+    picture = square(256, 100, 160)
+    light = picture[..., 0].astype(np.float64) / 255
+    darker = gaussian_filter(light, 1.6) - gaussian_filter(light, 1.0) - 0.01
+    expected = 255 * np.tanh(100 * np.maximum(darker, 0))
+    drawn = XDoGConfig().build().draw(picture)[..., 0].astype(float)
+    inner = np.s_[20:-20, 20:-20]
+    # opencv cuts a Gaussian off nearer its middle
+    assert np.abs(drawn[inner] - expected[inner]).max() < 40
+    assert (drawn[inner] > 128).sum() == pytest.approx((expected[inner] > 128).sum(), rel=0.05)
+    assert drawn.max() > 200
+    assert not drawn[120:140, 120:140].any()
+
+
+def test_regions_by_hand() -> None:
+    pixels = np.zeros((2, 4, 3), np.uint8)
+    pixels[0, 1:3], pixels[1, 3] = 200, 200
+    labels = labelled(pixels, 10.0)
+    assert labels.tolist() == [[1, 2, 2, 3], [1, 1, 1, 4]]
+    colours = coloured(labels, 0.2)  # a region needs two of the eight pixels
+    assert colours[0, 0].tolist() == [242, 85, 85]  # the largest: hue 0
+    assert colours[0, 1].tolist() == colours[0, 2].tolist() != [0, 0, 0]
+    assert colours[0, 3].tolist() == colours[1, 3].tolist() == [0, 0, 0]
+
+
+def test_regions_are_connected_components() -> None:
+    """Of two colours, against scipy's labels."""
+    from scipy.ndimage import label
+
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        mask = rng.random((9, 13)) < 0.5
+        pixels = np.repeat((mask * 255).astype(np.uint8)[..., None], 3, axis=2)
+        ours = labelled(pixels, 20.0)
+        black, num = label(~mask)
+        white, others = label(mask)
+        assert ours.max() == num + others
+        pairs = set(
+            zip(ours.ravel().tolist(), (black + 1000 * white).ravel().tolist(), strict=True)
+        )
+        assert len(pairs) == num + others
+
+
+@given(st.integers(0, 250), st.integers(0, 250), st.integers(1, 200), st.integers(1, 200))
+def test_a_box_is_drawn_where_its_text_says(x0: int, y0: int, width: int, height: int) -> None:
+    """At 255 pixels a side, a coordinate is a pixel's edge."""
+    x1, y1 = min(x0 + width, 255), min(y0 + height, 255)
+    drawn = BoxesConfig(size=255).build().draw(text_of_boxes([("bell", (x0, y0, x1, y1))]))
+    expected = np.zeros((255, 255, 3), np.uint8)
+    expected[y0:y1, x0:x1] = colour_of("bell")
+    assert np.array_equal(drawn, expected)
+
+
+def test_smaller_boxes_are_in_front_and_labels_keep_their_colours() -> None:
+    text = "bell at (10, 10) -> (20, 20), Wall at (0, 0) -> (255, 255)"
+    drawn = BoxesConfig().build().draw(text)
+    assert drawn[15, 15].tolist() == list(colour_of("bell"))
+    assert drawn[100, 100].tolist() == list(colour_of("wall"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "bell",
+            "condition: 'bell' has 0 boxes, of which 0 can be read\n"
+            '  next: write "bell at (10, 12) -> (40, 44), key at (0, 0) -> (9, 20)"',
+        ),
+        (
+            "bell at (1, 2) -> (3, 4), key at (0, 0) -> (9",
+            "condition: 'bell at (1, 2) -> (3, 4), key at (0, 0) -> (9' has 2 boxes, of which 1 can be "
+            'read\n  next: write "bell at (10, 12) -> (40, 44), key at (0, 0) -> (9, 20)"',
+        ),
+        (
+            "bell at (1, 2) -> (1, 4)",
+            "box of 'bell': (1, 2) -> (1, 4) is empty or outside of 0 to 255\n"
+            "  next: give two corners, the upper left one first",
+        ),
+        (
+            "bell at (1, 2) -> (300, 4)",
+            "box of 'bell': (1, 2) -> (300, 4) is empty or outside of 0 to 255\n"
+            "  next: give two corners, the upper left one first",
+        ),
+    ],
+)
+def test_texts_that_are_no_boxes(text: str, message: str) -> None:
+    with pytest.raises(DataError) as error:
+        BoxesConfig().build().draw(text)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("config", [CannyConfig(), XDoGConfig(), RegionsConfig()])
+def test_without_opencv_the_extra_is_named(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError) as error:
+        config.build()
+    assert str(error.value).endswith(
+        "the package 'opencv-python-headless' is not installed\n"
+        "  next: pip install 'cm3leon[conditions]'"
+    )
