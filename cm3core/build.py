@@ -212,6 +212,7 @@ def build(
     tokenizer_folder: Path | None = None,
     image_tokenizer_folder: Path | None = None,
     device: torch.device | str = "cpu",
+    decoder_device: torch.device | None = None,
     seed: int | None = None,
     max_spans: int | None = None,
 ) -> Components:
@@ -227,6 +228,7 @@ def build(
         image_tokenizer_folder: a checkpoint's folder `image_tokenizer`. None, or not there: what
             the recipe says.
         device: where the decoder and the image tokenizer live.
+        decoder_device: where the decoder is built, if that is another one ("meta": without weights).
         seed: of the decoder's first weights; None: the recipe's `train.seed`. Torch's global
             generator stays as it was.
         max_spans: `trained_spans` as a checkpoint stores it, for when the objective is not installed.
@@ -266,7 +268,8 @@ def build(
     vocabulary = layout.vocabulary
     chosen = torch.device(device)
     image_tokenizer.move_to(chosen)
-    check_weights_fit(section(recipe, "decoder"), vocabulary, image_tokenizer.grid, chosen)
+    built_on = chosen if decoder_device is None else decoder_device
+    check_weights_fit(section(recipe, "decoder"), vocabulary, image_tokenizer.grid, built_on)
     objective = available(recipe.objective)
     if objective is not None:
         max_spans = trained_spans(recipe, vocabulary, registry)
@@ -284,7 +287,7 @@ def build(
     with (
         fitting_memory("recipe section decoder"),
         torch.random.fork_rng(devices=[chosen] if chosen.type == "cuda" else []),
-        torch.device(device),
+        torch.device(built_on),
     ):
         torch.manual_seed(recipe.train.seed if seed is None else seed)
         decoder: Decoder = built(

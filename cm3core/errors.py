@@ -60,6 +60,10 @@ class GenerationError(CM3Error):
     """A request can't be completed by this model."""
 
 
+class ProcessError(CM3Error):
+    """The processes of a run don't belong together, or one of them is gone."""
+
+
 class MissingPackageError(CM3Error):
     """An optional package is needed but not installed."""
 

@@ -40,6 +40,17 @@ class MachineMemory:
     swap: int = 0
     free: int | None = None
 
+    def shared(self, number: int) -> MachineMemory:
+        """One of equal parts, for processes that take as much each."""
+        if number == 1:
+            return self
+
+        def part(size: int | None) -> int | None:
+            return None if size is None else size // number
+
+        source = f"a process's part of {self.source}" if self.source else ""
+        return MachineMemory(part(self.limit), source, self.swap // number, part(self.free))
+
     @classmethod
     def find(cls) -> MachineMemory:
         """Of the CPU. Raises `DeviceError` when `CM3_MEMORY_GB` is no number."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -12,16 +13,23 @@ class StopSignals:
     """Turns the first Ctrl-C or SIGTERM into a flag that the loop checks after each step.
 
     A second Ctrl-C stops at once. `received` is the signal's number, None until there is one.
+
+    Args:
+        patience_s: seconds in which a further signal counts as the same one, where a launcher passes
+            on what the terminal sent already.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience_s: float = 0.0) -> None:
         self.received: int | None = None
+        self._patience_s, self._since = patience_s, 0.0
         self._before: dict[int, Any] = {}
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = number
+            if time.monotonic() - self._since >= self._patience_s:
+                raise KeyboardInterrupt
+            return
+        self.received, self._since = number, time.monotonic()
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # handlers can only be set there

@@ -18,7 +18,11 @@ model needs to generate.
 A checkpoint is written under another name, flushed, and renamed; the newest is the highest complete
 step. No file is a pickle, so an untrusted checkpoint can be refused but can't run code.
 
+Where processes share a decoder, folders `model_shards` and `optimizer_shards` take the place of the two
+safetensors files, see `shards`.
+
 layout, state, tensors   the files: names and places, `state.json`, the safetensors
+shards                   tensors that several processes wrote in parts
 hashes                   whether the safetensors are what was written
 writing, exporting       a checkpoint of a run, a model folder of a checkpoint
 tasks                    what a model was tuned for
@@ -59,6 +63,7 @@ from cm3core.checkpoint.state import FORMAT, CheckpointState, read_state
 from cm3core.checkpoint.tasks import TASKS, read_tasks, tasks_of
 from cm3core.checkpoint.tensors import (
     load_weights,
+    read_divided_state,
     read_tensors,
     read_training_state,
     restore_generators,
@@ -90,6 +95,7 @@ __all__ = [
     "load_weights",
     "merge_adapter",
     "open_checkpoint",
+    "read_divided_state",
     "read_recipe",
     "read_state",
     "read_tasks",

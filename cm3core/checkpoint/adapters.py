@@ -6,6 +6,7 @@ weights computes something, and nothing that anybody wanted.
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from torch import nn
 
 from cm3core.checkpoint.finding import find_model
 from cm3core.checkpoint.hashes import check_file
-from cm3core.checkpoint.layout import WEIGHTS, damaged, find_checkpoint
+from cm3core.checkpoint.layout import WEIGHTS, damaged, find_checkpoint, shards_of
 from cm3core.checkpoint.state import CheckpointState, read_state
 from cm3core.checkpoint.tensors import load_weights, read_tensors
 from cm3core.errors import CheckpointError
@@ -62,8 +63,13 @@ def base_entry(model: str, folder: Path, registry: Registry) -> dict[str, str]:
 
 def weights_sha256(folder: Path) -> str:
     """The SHA-256 of a checkpoint's weights: as it was stored with them (and is checked whenever they
-    are read), or computed."""
-    written = read_state(folder).files.get(WEIGHTS)
+    are read), or computed. Of parts that several processes wrote, the SHA-256 of the list of theirs."""
+    files = read_state(folder).files
+    written = files.get(WEIGHTS)
+    parts = sorted(name for name in files if name.startswith(f"{shards_of(WEIGHTS)}/"))
+    if written is None and parts:
+        listed = "".join(f"{files[name]['sha256']}  {name}\n" for name in parts)
+        return hashlib.sha256(listed.encode()).hexdigest()
     try:
         return sha256_file(folder / WEIGHTS) if written is None else str(written["sha256"])
     except OSError as error:

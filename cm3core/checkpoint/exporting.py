@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cm3core.checkpoint.adapters import is_adapter
 from cm3core.checkpoint.carried import copy_carried
-from cm3core.checkpoint.hashes import check_file, file_hashes
+from cm3core.checkpoint.hashes import file_hashes
 from cm3core.checkpoint.layout import (
     COMPONENTS,
     IMAGE_TOKENIZER,
@@ -26,9 +26,9 @@ from cm3core.checkpoint.layout import (
     WORDS,
     find_checkpoint,
 )
-from cm3core.checkpoint.state import read_state
+from cm3core.checkpoint.state import FORMAT, read_state
 from cm3core.checkpoint.tasks import TASKS
-from cm3core.checkpoint.tensors import read_tensors, weights_of
+from cm3core.checkpoint.tensors import stored_tensors, weights_of
 from cm3core.checkpoint.writing import new_folder, write_json
 from cm3core.errors import CheckpointError
 
@@ -60,9 +60,8 @@ def export_model(
             f"merge it: cm3 adapter merge {shlex.quote(str(checkpoint))} -o FOLDER",
         )
     check_target(target, dtype)
-    state, tensors = read_state(source), read_tensors(source / WEIGHTS)
     # what is shipped gets a hash of its own, which would hide that its source was damaged
-    check_file(source, WEIGHTS, state, whole=True)
+    tensors = stored_tensors(source, WEIGHTS, whole=True)
     if decoder is not None:
         others = weights_of(decoder)
         if {n: t.shape for n, t in others.items()} != {n: t.shape for n, t in tensors.items()}:
@@ -97,7 +96,7 @@ def write_model(source: Path, target: Path, tensors: Mapping[str, Tensor], dtype
     with new_folder(target) as new:
         save_file(weights, new / WEIGHTS)
         files = file_hashes(new, [WEIGHTS])
-        write_json(new / STATE, {**asdict(state), "loader": {}, "files": files})
+        write_json(new / STATE, {**asdict(state), "loader": {}, "files": files, "format": FORMAT})
         for name in (RECIPE, PLUGINS):
             shutil.copyfile(source / name, new / name)
         copy_carried(source, new)

@@ -24,6 +24,7 @@ __all__ = [
     "damaged",
     "find_checkpoint",
     "latest_checkpoint",
+    "shards_of",
 ]
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -32,6 +33,15 @@ RECIPE = STORED
 WORDS = "words.txt"
 #: Folder of a checkpoint's text tokenizer; the image tokenizer's is called as in a memory bank.
 TOKENIZER = "text_tokenizer"
+
+
+def shards_of(name: str) -> str:
+    """The folder that holds the parts of a tensor file, where several processes wrote it.
+
+    >>> shards_of(WEIGHTS)
+    'model_shards'
+    """
+    return f"{name.removesuffix('.safetensors')}_shards"
 
 
 def complete_checkpoints(out_dir: str | Path) -> list[Path]:

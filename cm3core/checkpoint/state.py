@@ -13,6 +13,8 @@ from cm3core.errors import CheckpointError
 from cm3core.files import read_text
 
 FORMAT = 1
+#: Of a checkpoint whose tensors several processes wrote in parts.
+SHARDED_FORMAT = 2
 
 #: Steps, seconds and tokens above it can't be stored as int64, and no run has them.
 MAX_COUNT = 2**63 - 1
@@ -112,10 +114,10 @@ def read_state(folder: Path) -> CheckpointState:
     base = values["base"]
     if base and {key: type(value) for key, value in base.items()} != {"model": str, "sha256": str}:
         raise damaged(path, "holds no name and SHA-256 of the model that it started from")
-    if values["format"] > FORMAT:
+    if values["format"] > SHARDED_FORMAT:
         raise CheckpointError(
             str(path),
-            f"has format {values['format']}, this version reads {FORMAT}",
+            f"has format {values['format']}, this version reads {SHARDED_FORMAT}",
             "use a newer cm3leon",
         )
     return CheckpointState(**{item.name: values[item.name] for item in fields(CheckpointState)})

@@ -4,7 +4,7 @@ random generators."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cm3core.checkpoint.hashes import check_file
-from cm3core.checkpoint.layout import OPTIMIZER, WEIGHTS, damaged
+from cm3core.checkpoint.layout import OPTIMIZER, WEIGHTS, damaged, shards_of
+from cm3core.checkpoint.shards import read_into, read_shards, stored_sizes
 from cm3core.checkpoint.state import read_state
 from cm3core.errors import CheckpointError
+from cm3core.processes import is_divided, own_part
 
 #: Types of floating weights; a decoder of any floating type takes them.
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -38,6 +40,26 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         # the last two: a header that lies about types and sizes
         raise damaged(path, f"is not a complete safetensors file ({error})") from error
     return tensors
+
+
+def stored_tensors(folder: Path, name: str, *, whole: bool = False) -> dict[str, Tensor]:
+    """Tensors of a checkpoint's file, or of the parts of it that several processes wrote, checked
+    against the hashes.
+
+    Args:
+        folder: the checkpoint's.
+        name: of the file.
+        whole: hash files of any size.
+    """
+    parts = folder / shards_of(name)
+    if (folder / name).exists() or not parts.is_dir():
+        tensors = read_tensors(folder / name)
+        check_file(folder, name, read_state(folder), whole=whole)
+        return tensors
+    state = read_state(folder)
+    for file in (one for one in state.files if one.startswith(f"{parts.name}/")):
+        check_file(folder, file, state, whole=whole)
+    return read_shards(parts)
 
 
 class LazyTensor(Protocol):
@@ -98,8 +120,11 @@ def load_weights(decoder: nn.Module, folder: Path) -> None:
     """Copy a checkpoint's weights into `decoder`, in the decoder's dtype; `CheckpointError` when
     they are another decoder's."""
     path = folder / WEIGHTS
-    stored, wanted = read_tensors(path), _unique(decoder.state_dict())
-    check_file(folder, WEIGHTS, read_state(folder))
+    wanted = _unique(decoder.state_dict())
+    if any(is_divided(tensor) for tensor in wanted.values()):
+        fill_divided(folder, WEIGHTS, wanted)
+        return
+    stored = stored_tensors(folder, WEIGHTS)
     for name in sorted(stored.keys() | wanted.keys()):
         have = list(stored[name].shape) if name in stored else "nothing"
         need = list(wanted[name].shape) if name in wanted else "nothing"
@@ -137,6 +162,7 @@ def _unique(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name: tensor
         for name, tensor in tensors.items()
         if tensor.numel() == 0
+        or is_divided(tensor)
         or seen.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), name) == name
     }
 
@@ -158,9 +184,84 @@ def read_training_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tens
     """What a run needs beside the weights to resume: the optimiser's state as `save_checkpoint` was
     given it, and the states of the random generators for `restore_generators`."""
     path = folder / OPTIMIZER
-    tensors = read_tensors(path)
-    check_file(folder, OPTIMIZER, read_state(folder))
+    tensors = stored_tensors(folder, OPTIMIZER)
     generators = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_GENERATOR)}
+    _check_generators(generators, path)
+    return tensors, generators
+
+
+def read_divided_state(
+    folder: Path, empty: Callable[[Iterable[str]], dict[str, Tensor]]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """`read_training_state` where processes share the decoder: each reads its part.
+
+    Args:
+        folder: the checkpoint.
+        empty: names -> tensors of the parameters' shapes, divided as they are; without names of
+            parameters that there are not.
+    """
+    sizes = stored_sizes(tensor_folder(folder, OPTIMIZER))
+    names = [name for name in sizes if not name.startswith(_GENERATOR) and "::" in name]
+    tensors = empty(names)
+    if missing := sorted(set(names) - set(tensors)):
+        raise damaged(folder / OPTIMIZER, f"{missing[0]!r} belongs to no parameter of this decoder")
+    fill_divided(folder, OPTIMIZER, tensors, only=names)
+    generators = {
+        name: torch.zeros(shape, dtype=dtype)
+        for name, (shape, dtype) in sizes.items()
+        if name.startswith(_GENERATOR)
+    }
+    read_into(tensor_folder(folder, OPTIMIZER), generators)
+    _check_generators(generators, folder / OPTIMIZER)
+    return tensors, generators
+
+
+def tensor_folder(folder: Path, name: str) -> Path:
+    """Where the safetensors of a checkpoint are: the folder of the parts, or the checkpoint's."""
+    parts = folder / shards_of(name)
+    return folder if (folder / name).exists() or not parts.is_dir() else parts
+
+
+def fill_divided(
+    folder: Path, name: str, targets: dict[str, Tensor], *, only: Iterable[str] | None = None
+) -> None:
+    """Read each process's part of tensors; called by all. `CheckpointError` when the stored ones are
+    another decoder's.
+
+    Args:
+        folder: the checkpoint.
+        name: of the file that one process writes.
+        targets: to fill.
+        only: stored names that must be in `targets`; None: all of a folder of parts.
+    """
+    place = tensor_folder(folder, name)
+    sizes = stored_sizes(place)
+    names = (set(sizes) if place != folder else set()) if only is None else set(only)
+    for one in sorted(names | targets.keys()):
+        have = sizes[one][0] if one in sizes else "nothing"
+        need = list(targets[one].shape) if one in targets else "nothing"
+        if have != need:
+            raise CheckpointError(
+                f"{place}, tensor {one}",
+                f"the files have {have}, this decoder {need}",
+                "use the recipe.yaml beside the weights, unchanged",
+            )
+    state = read_state(folder)
+    for file in state.files:
+        if file == name or file.startswith(f"{place.name}/"):
+            check_file(folder, file, state)
+    with torch.no_grad():
+        read_into(place, targets)
+    for one, tensor in targets.items():
+        if not torch.isfinite(own_part(tensor)).all():
+            raise CheckpointError(
+                f"{place}, tensor {one}",
+                "holds values that are not finite",
+                "use an older checkpoint",
+            )
+
+
+def _check_generators(generators: Mapping[str, Tensor], path: Path) -> None:
     if _CPU not in generators:
         raise damaged(path, "holds no state of the random generator")
     for name, state in generators.items():
@@ -170,7 +271,6 @@ def read_training_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tens
                 torch.Generator(device).set_state(state)
             except (RuntimeError, TypeError) as error:
                 raise damaged(path, f"{name!r} is no state of a random generator") from error
-    return tensors, generators
 
 
 def restore_generators(states: Mapping[str, Tensor]) -> None:

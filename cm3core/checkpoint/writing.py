@@ -7,8 +7,8 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,8 @@ from cm3core.checkpoint.layout import (
     WEIGHTS,
     complete_checkpoints,
 )
-from cm3core.checkpoint.state import CheckpointState
+from cm3core.checkpoint.shards import write_shards
+from cm3core.checkpoint.state import SHARDED_FORMAT, CheckpointState
 from cm3core.checkpoint.tasks import TASKS, tasks_of
 from cm3core.checkpoint.tensors import (
     LazyTensor,
@@ -42,6 +43,7 @@ from cm3core.checkpoint.words import TrainingWords
 from cm3core.errors import CheckpointError, FileError
 from cm3core.files import new_place, sync_directory
 from cm3core.plugins.registry import plugin_versions
+from cm3core.processes import Processes
 from cm3core.recipe.storing import files_of
 from cm3core.tuning import ADAPTER, ADAPTER_CONFIG, AdapterFiles
 
@@ -61,6 +63,8 @@ def save_checkpoint(
     *,
     keep: int = 2,
     words: TrainingWords | None = None,
+    processes: Processes | None = None,
+    sharded: bool = False,
     adapter: AdapterFiles | None = None,
 ) -> Path:
     """Write `OUT/checkpoints/step-N` and drop all but the newest `keep`; a checkpoint of this step
@@ -75,27 +79,98 @@ def save_checkpoint(
         keep: checkpoints that stay, this one included.
         words: those of the training texts, if they are known.
         adapter: stored in place of the weights.
+        processes: all that train, each of which calls; None: this one alone.
+        sharded: each has a part of the tensors, and writes it, see `shards`; else the first writes.
 
     Raises:
         CheckpointError: it can't be written (a full disk); older checkpoints are untouched.
     """
+    processes = processes or Processes()
     target = Path(out_dir) / "checkpoints" / f"step-{state.step:08d}"
-    if not target.exists():
-        with new_folder(target) as folder:
-            if adapter is None:
-                save_file(weights_of(decoder), folder / WEIGHTS)
-            else:
-                save_file(dict(adapter.tensors), folder / ADAPTER, {"format": "pt"})
-                write_json(folder / ADAPTER_CONFIG, adapter.config)
-            save_file({**contiguous(optimizer_state), **generator_states()}, folder / OPTIMIZER)
-            own = components
-            _write_description(folder, own.recipe, own.registry, state)
-            if words is not None:
-                words.write(folder)
-            _write_tokenizers(folder, own.text_tokenizer, own.image_tokenizer)
+    if processes.first(target.exists):
+        pass
+    elif sharded:
+        assert adapter is None, "parallel_of refuses to share a decoder that is tuned in part"
+        _write_sharded(target, decoder, optimizer_state, state, components, words, processes)
+    else:
+        processes.first(
+            lambda: _write_whole(
+                target, decoder, optimizer_state, state, components, words, adapter
+            )
+        )
+    processes.first(lambda: _remove_all_but(out_dir, keep))
+    return target
+
+
+def _write_whole(
+    target: Path,
+    decoder: nn.Module,
+    optimizer_state: Mapping[str, Tensor],
+    state: CheckpointState,
+    components: Components,
+    words: TrainingWords | None,
+    adapter: AdapterFiles | None,
+) -> None:
+    with new_folder(target) as folder:
+        if adapter is None:
+            save_file(weights_of(decoder), folder / WEIGHTS)
+        else:
+            save_file(dict(adapter.tensors), folder / ADAPTER, {"format": "pt"})
+            write_json(folder / ADAPTER_CONFIG, adapter.config)
+        save_file({**contiguous(optimizer_state), **generator_states()}, folder / OPTIMIZER)
+        written = [
+            name
+            for name in (WEIGHTS, ADAPTER, ADAPTER_CONFIG, OPTIMIZER)
+            if (folder / name).is_file()
+        ]
+        _write_description(folder, components, state, file_hashes(folder, written), words)
+
+
+def _write_sharded(
+    target: Path,
+    decoder: nn.Module,
+    optimizer_state: Mapping[str, Tensor],
+    state: CheckpointState,
+    components: Components,
+    words: TrainingWords | None,
+    processes: Processes,
+) -> None:
+    """Each process writes its part into a folder that the first one makes, and renames at the end."""
+    with ExitStack() as stack:
+        folder = processes.first(lambda: stack.enter_context(new_folder(target)))
+        files = write_shards(folder, WEIGHTS, weights_of(decoder), processes, target)
+        # the generators are those of the first process
+        optimizer = {
+            **contiguous(optimizer_state),
+            **(generator_states() if processes.is_first else {}),
+        }
+        files |= write_shards(folder, OPTIMIZER, optimizer, processes, target)
+        parts = replace(state, format=SHARDED_FORMAT)
+
+        def complete() -> None:
+            _write_description(folder, components, parts, files, words)
+            stack.close()
+
+        processes.first(complete)
+
+
+def _remove_all_but(out_dir: Path, keep: int) -> None:
     for old in complete_checkpoints(out_dir)[: -max(1, keep)]:
         _remove(old)
-    return target
+
+
+def _write_description(
+    folder: Path,
+    components: Components,
+    state: CheckpointState,
+    files: Mapping[str, dict[str, Any]],
+    words: TrainingWords | None,
+) -> None:
+    """Everything but the tensors; `files` are their hashes."""
+    if words is not None:
+        words.write(folder)
+    _write_tokenizers(folder, components.text_tokenizer, components.image_tokenizer)
+    _write_recipe(folder, components.recipe, components.registry, state, files)
 
 
 def write_model(
@@ -126,7 +201,7 @@ def write_model(
     _write_tokenizers(folder, text_tokenizer, image_tokenizer)
     if tasks is not None:
         write_json(folder / TASKS, tasks)
-    _write_description(folder, recipe, registry, state)
+    _write_recipe(folder, recipe, registry, state, file_hashes(folder, [WEIGHTS]))
 
 
 def _write_tokenizers(
@@ -140,11 +215,12 @@ def _write_tokenizers(
         (folder / IMAGE_TOKENIZER).rmdir()
 
 
-def _write_description(
+def _write_recipe(
     folder: Path,
     recipe: Recipe,
     registry: Registry,
     state: CheckpointState,
+    files: Mapping[str, dict[str, Any]],
 ) -> None:
     for name, text in files_of(recipe, registry).items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -153,10 +229,7 @@ def _write_description(
         write_json(folder / TASKS, tasks)
     write_json(folder / PLUGINS, {**plugin_versions(registry.plugins), "torch": torch.__version__})
     # last, with the hashes of what lies there already
-    files = [
-        name for name in (WEIGHTS, ADAPTER, ADAPTER_CONFIG, OPTIMIZER) if (folder / name).is_file()
-    ]
-    write_json(folder / STATE, {**asdict(state), "files": file_hashes(folder, files)})
+    write_json(folder / STATE, {**asdict(state), "files": dict(files)})
 
 
 def write_json(path: Path, value: Any) -> None:

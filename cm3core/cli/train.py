@@ -5,14 +5,16 @@ from __future__ import annotations
 import shlex
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cm3core.cli import add_overrides, registry_of
+from cm3core._version import __version__
+from cm3core.cli import add_overrides, registry_of, whole_number
 
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
+    from cm3core.processes import Processes
     from cm3core.recipe import Recipe
     from cm3core.training.state import TrainResult
 
@@ -20,6 +22,7 @@ HELP = "train a decoder from a recipe, or resume a run"
 EXAMPLE = """  cm3 train tiny -o runs/tiny
   cm3 train quickstart dataset=folder dataset.path=my/pictures
   cm3 train quickstart -o runs/long train.minutes=120 train.optimizer=muon
+  torchrun --nproc-per-node 8 --no-python cm3 train cm3leon-7b dataset.path=DATA -o runs/7b
 The same command again resumes from the newest checkpoint in the folder; a run that is finished
 is trained on with a larger train.steps or train.minutes."""
 
@@ -45,6 +48,13 @@ def add_run_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--device", default=None, help="cpu, cuda, cuda:1, ... (default: the GPU when there is one)"
     )
+    parser.add_argument(
+        "--shard",
+        type=whole_number(1, 2**20),
+        metavar="N",
+        help="of several processes: how many share one decoder; 1: each has its own (default: as few "
+        "as it takes for training to fit)",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     add_overrides(parser)
 
@@ -53,16 +63,46 @@ def run(args: Namespace) -> int:
     """Train and print the checkpoint's path."""
     from cm3core.recipe import compose
 
-    registry = registry_of(args)
-    recipe = compose(args.recipe, args.overrides, registry=registry)
-    recipe.check()
-    return train_and_report(args, recipe, registry, ["train"])
+    def recipe_of(registry: Registry) -> Recipe:
+        return compose(args.recipe, args.overrides, registry=registry)
+
+    return train_and_report(args, recipe_of, ["train"])
 
 
 def train_and_report(
-    args: Namespace, recipe: Recipe, registry: Registry, words: Sequence[str]
+    args: Namespace, recipe_of: Callable[[Registry], Recipe], words: Sequence[str]
 ) -> int:
-    """Train and print the checkpoint's path; `words` stand between `cm3` and the recipe."""
+    """Train, in all processes that were started, and print the checkpoint's path.
+
+    Args:
+        args: what `add_run_arguments` adds.
+        recipe_of: composes the recipe.
+        words: stand between `cm3` and the recipe.
+    """
+    from cm3core.processes import started_processes
+
+    with started_processes(args.device, same={"package version": __version__}) as (
+        processes,
+        device,
+    ):
+        with processes.only_first_talks():
+            code, text = _train(args, recipe_of, words, processes, device)
+        if processes.is_first and text:
+            print(text, file=sys.stderr if code else sys.stdout)
+    return code
+
+
+def _train(
+    args: Namespace,
+    recipe_of: Callable[[Registry], Recipe],
+    words: Sequence[str],
+    processes: Processes,
+    device: str | None,
+) -> tuple[int, str]:
+    """The exit code, and what to print at the end."""
+    registry = registry_of(args)
+    recipe = recipe_of(registry)
+    recipe.check()
     out = args.out if args.out is not None else Path("runs") / recipe.name
     plugins = "".join(f"--plugin {shlex.quote(str(path))} " for path in args.plugin)
     command = shlex.join([args.recipe, "-o", str(out), *args.overrides])
@@ -76,24 +116,28 @@ def train_and_report(
             recipe,
             out,
             registry,
-            resume=not args.new,
+            # what torchrun starts again goes on
+            resume=not args.new or processes.num_restarts > 0,
             progress=not args.quiet,
-            device=args.device,
-            command=f"{begin} {command}",
+            device=device,
+            processes=processes,
+            shard=args.shard,
+            command=f"{begin} {command}"
+            if processes.world_size == 1
+            else "the same command, with any number of processes",
         )
     except TrainingInterrupted as stopped:
-        print(stopped, file=sys.stderr)
-        return 130
+        return 130, str(stopped)
+    text = ""
     if result.was_finished:
         more = _longer(recipe, result.step, args.overrides)
         longer = shlex.join([args.recipe, "-o", str(out), *more])
-        print(
+        text = (
             f"the run in {out} was finished already, nothing was trained; to train more:\n"
-            f"  {begin} {longer}"
+            f"  {begin} {longer}\n"
         )
     began = "it is at" if result.was_finished else "trained to"
-    print(f"{began} step {result.step} {_summary(result)}")
-    return 0
+    return 0, f"{text}{began} step {result.step} {_summary(result)}"
 
 
 def _summary(result: TrainResult) -> str:

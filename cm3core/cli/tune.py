@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cm3core.cli import registry_of
 from cm3core.cli.train import add_run_arguments, train_and_report
 from cm3core.errors import RecipeError
 
@@ -36,10 +35,11 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Train and print the checkpoint's path."""
-    registry = registry_of(args)
-    recipe = tuning_recipe(args.model, args.recipe, args.overrides, registry)
-    recipe.check()
-    return train_and_report(args, recipe, registry, ["tune", shlex.quote(args.model)])
+
+    def recipe_of(registry: Registry) -> Recipe:
+        return tuning_recipe(args.model, args.recipe, args.overrides, registry)
+
+    return train_and_report(args, recipe_of, ["tune", shlex.quote(args.model)])
 
 
 def tuning_recipe(model: str, name: str, overrides: list[str], registry: Registry) -> Recipe:

@@ -321,6 +321,17 @@ class Decoder(ABC):
 
         Codes that look alike then start out alike. Optional: the default does nothing."""
 
+    def sharded_blocks(self) -> list[nn.Module]:
+        """Return the modules whose weights are gathered one after the other where processes share a
+        decoder (FSDP); weights of none of them stay gathered during a step.
+
+        The default: the members of the largest `nn.ModuleList`."""
+        from torch import nn
+
+        lists = [one for one in self.module.modules() if isinstance(one, nn.ModuleList)]
+        sizes = [sum(parameter.numel() for parameter in one.parameters()) for one in lists]
+        return list(lists[sizes.index(max(sizes))]) if lists else []
+
     def parameter_groups(self) -> dict[str, list[Any]]:
         """Return the parameters by how the optimiser treats them.
 

@@ -50,7 +50,10 @@ TUNE_RANGES: Mapping[str, tuple[float, float]] = {
 }
 #: Methods of the section `tune` that add adapters and leave the model's own weights as they are.
 ADAPTERS = ("lora", "dora")
-DATA_RANGES: Mapping[str, tuple[float, float]] = {"max_text_tokens": (1, 2**24)}
+DATA_RANGES: Mapping[str, tuple[float, float]] = {
+    "max_text_tokens": (1, 2**24),
+    "num_streams": (1, 2**20),
+}
 GENERATE_RANGES: Mapping[str, tuple[float, float]] = {
     "num_images": (1, 2**20),
     "num_candidates": (1, 2**20),
@@ -92,7 +95,8 @@ class TrainSection:
         steps: optimiser steps; give exactly one of `steps` and `minutes`.
         minutes: wall-clock length; the schedule follows the clock, interruptions not counted.
         batch_rows: packed rows of `decoder.context_length` tokens per micro-batch.
-        accumulate: micro-batches per optimiser step.
+        accumulate: micro-batches per optimiser step. Several processes divide the batch_rows x
+            accumulate rows of a step among them.
         optimizer: "adamw", or "muon": Muon for the layers' matrices, AdamW for the rest.
         learning_rate: peak learning rate of AdamW.
         muon_learning_rate: peak learning rate of Muon's matrices.
@@ -284,11 +288,14 @@ class DataSection:
             folder.
         pack: pack several sequences into a row, each seeing only itself; false: one per row.
         max_text_tokens: longer texts are cut to this many tokens.
+        num_streams: virtual loaders, whose rows take turns. The batches depend on it, and not on how
+            many processes train; a number that these divide shares the loader's work among them.
     """
 
     cache_dir: str | None = None
     pack: bool = True
     max_text_tokens: int = 64
+    num_streams: int = 1
 
     def check(self) -> None:
         """Raise `RecipeError` for a count out of range."""

@@ -8,6 +8,7 @@ all four are in a checkpoint, so a run that was killed resumes as if it had not 
 from __future__ import annotations
 
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cm3core.checkpoint import CheckpointState, latest_checkpoint, save_checkpoint
 from cm3core.errors import CM3Error
 from cm3core.machine_memory import fitting_memory, peak_resident
+from cm3core.processes import Processes, own_part
 from cm3core.progress import no_bars
 from cm3core.stop_signals import StopSignals
 from cm3core.training.loss import batch_loss_sums, modality_metrics, part_metrics
@@ -28,7 +30,7 @@ from cm3core.training.progress_bar import ProgressBar
 from cm3core.training.run_lock import run_lock
 from cm3core.training.samples import SamplePictures
 from cm3core.training.start import start
-from cm3core.training.state import Callback, Processes, TrainingInterrupted, TrainResult, TrainState
+from cm3core.training.state import Callback, TrainingInterrupted, TrainResult, TrainState
 from cm3core.training.validation import Validation
 from cm3core.tuning import write_adapters
 
@@ -57,6 +59,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     device: str | torch.device | None = None,
     processes: Processes | None = None,
+    shard: int | None = None,
     command: str | None = None,
 ) -> TrainResult:
     """Train a decoder, or resume from the newest checkpoint in `out_dir`.
@@ -69,7 +72,8 @@ def train(
         progress: show progress bars and print the run's settings.
         callbacks: see `Callback`.
         device: where the decoder is trained; None: the GPU when there is one.
-        processes: this process's part of the data; training on several is not implemented.
+        processes: those that train together, see `started_processes`; None: this one alone.
+        shard: number of processes that share one decoder; None: see `parallel_of`.
         command: the command that resumes the run; reported when interrupted.
 
     Raises:
@@ -81,10 +85,10 @@ def train(
         CM3Error: the loss is not finite, or another process is training in the folder.
         FileError: nothing can be written there.
     """
-    out_dir = Path(out_dir)
+    out_dir, processes = Path(out_dir), processes or Processes()
     command = command or f"cm3 train {shlex.quote(recipe.name)} -o {shlex.quote(str(out_dir))}"
     with (
-        run_lock(out_dir),
+        run_lock(out_dir, processes),
         _threads(recipe.train.num_threads),
         fitting_memory("training", SMALLER),
         no_bars(not progress),
@@ -97,15 +101,11 @@ def train(
             progress=progress,
             device=device,
             processes=processes,
-        )
-        drawing = (
-            [SamplePictures(state.preparation)]
-            if recipe.train.sample_every_steps is not None
-            else []
+            shard=shard,
         )
         finished = latest_checkpoint(out_dir) if state.progress >= 1 else None
         try:
-            checkpoint = finished or _loop(state, progress, [*drawing, *callbacks], command)
+            checkpoint = finished or _loop(state, progress, [*_drawing(state), *callbacks], command)
         finally:
             state.log.close()
     gpu = torch.cuda.max_memory_allocated() if state.device.type == "cuda" else 0
@@ -125,6 +125,16 @@ def train(
     )
 
 
+def _drawing(state: TrainState) -> list[Callback]:
+    """Sample pictures, which one process with all weights draws."""
+    if state.recipe.train.sample_every_steps is None:
+        return []
+    if not state.parallel.whole:
+        print("note: sample pictures are left out: no process has all weights", file=sys.stderr)
+        return []
+    return [SamplePictures(state.preparation)] if state.processes.is_first else []
+
+
 @contextmanager
 def _threads(number: int | None) -> Iterator[None]:
     """Context in which torch uses `number` threads."""
@@ -138,16 +148,17 @@ def _threads(number: int | None) -> Iterator[None]:
 
 
 def _loop(state: TrainState, progress: bool, callbacks: Sequence[Callback], command: str) -> Path:
-    section, validation = state.recipe.train, Validation(state.preparation, progress=progress)
+    section, processes = state.recipe.train, state.processes
+    validation = Validation(state.preparation, progress=progress, processes=processes)
     hidden_states = state.components.decoder.hidden_states
-    if section.compile:
+    if section.compile and state.parallel.whole:
         hidden_states = torch.compile(hidden_states)
-    batches = iter(state.loader)
     last_save, begin = time.monotonic(), time.monotonic() - state.elapsed_s
-    with StopSignals() as stop, ProgressBar(state, progress) as bar:
+    stopped = False
+    with StopSignals(processes.signal_patience_s) as stop, ProgressBar(state, progress) as bar:
         while state.progress < 1:
             started = time.monotonic()
-            micro_batches = [next(batches) for _ in range(section.accumulate)]
+            micro_batches = state.loader.next_step()
             fetched = time.monotonic()
             num_tokens = _step(state, hidden_states, micro_batches)
             computed = time.monotonic()
@@ -159,28 +170,28 @@ def _loop(state: TrainState, progress: bool, callbacks: Sequence[Callback], comm
                 _validate(state, validation)
             for callback in callbacks:
                 callback(state)
-            state.elapsed_s = time.monotonic() - begin
-            due = (
-                section.checkpoint_every_steps and state.step % section.checkpoint_every_steps == 0
+            by_steps = section.checkpoint_every_steps
+            due = bool(by_steps and state.step % by_steps == 0)
+            due |= time.monotonic() - last_save > 60 * section.checkpoint_every_minutes
+            state.elapsed_s, due, stopped = processes.agreed(
+                time.monotonic() - begin, due, stop.received is not None
             )
-            if (
-                due or time.monotonic() - last_save > 60 * section.checkpoint_every_minutes
-            ) and state.progress < 1:
+            if due and state.progress < 1:
                 save(state)
                 last_save = time.monotonic()
             _count_time(
                 state, num_tokens, fetched - started, computed - fetched, time.monotonic() - started
             )
             bar.update()
-            if stop.received is not None:
+            if stopped:
                 break
-        if stop.received is None:
+        if not stopped:
             if validation.splits and state.step % section.validate_every_steps:
                 _validate(state, validation)
             if state.step % section.log_every_steps and state.seconds["all"] > 0:
                 _log(state)
         checkpoint = save(state)
-    if stop.received is not None and state.progress < 1:
+    if stopped and state.progress < 1:
         raise TrainingInterrupted(
             f"stopped at step {state.step}, saved in {checkpoint}; to resume: {command}"
         )
@@ -191,19 +202,19 @@ def _step(
     state: TrainState, hidden_states: Callable[..., Tensor], micro_batches: Sequence[TrainingBatch]
 ) -> int:
     """Forward, backward and update; returns the number of tokens trained on."""
-    section, processes = state.recipe.train, state.processes
+    section, processes, parallel = state.recipe.train, state.processes, state.parallel
     counts = [(float(batch.weights_BT.double().sum()), batch.num_tokens) for batch in micro_batches]
     weight, tokens = processes.sum(torch.tensor(counts, dtype=torch.float64).sum(0)).tolist()
     multiplier = state.schedule.multiplier(state.step, state.elapsed_s)
-    for batch in micro_batches:
+    for number, batch in enumerate(micro_batches, 1):
+        parallel.begin_backward(state.decoder, last=number == len(micro_batches))
         loss_sum, sums_G2 = batch_loss(state, hidden_states, batch, section.z_loss)
-        # the mean over the step's tokens
-        (loss_sum * (1 / max(weight, 1e-9))).backward()
+        # the mean over the step's tokens, those of all processes
+        (loss_sum * (parallel.loss_scale / max(weight, 1e-9))).backward()
         state.sums_G2 += sums_G2
+    parallel.reduce(state.optimizer.parameters)
     if section.clip_norm > 0:
-        state.gradient_norm = nn.utils.clip_grad_norm_(
-            state.optimizer.parameters, section.clip_norm
-        )
+        state.gradient_norm = parallel.clip(state.optimizer.parameters, section.clip_norm)
     state.metrics["train/learning_rate"] = multiplier * section.learning_rate
     state.optimizer.step(multiplier)
     return int(tokens)
@@ -280,8 +291,9 @@ def _validate(state: TrainState, validation: Validation) -> None:
         return batch_loss(state, state.components.decoder.hidden_states, batch, 0.0)[1]
 
     state.decoder.eval()
-    with torch.inference_mode():
+    with torch.no_grad():  # FSDP keeps tensors that inference mode would mark
         values = validation.measure(forward)
+    state.parallel.end_validation(state.decoder)
     state.decoder.train()
     if values:
         state.log.write(state.step, values)
@@ -290,7 +302,8 @@ def _validate(state: TrainState, validation: Validation) -> None:
 
 def save(state: TrainState) -> Path:
     """Write a checkpoint of the current state; refuses weights that are not finite."""
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in state.decoder.parameters()):
+    finite = all(bool(torch.isfinite(own_part(one)).all()) for one in state.decoder.parameters())
+    if state.processes.any(not finite):
         raise CM3Error(
             f"training, step {state.step}",
             "the weights are no longer finite; they are not saved",
@@ -307,7 +320,7 @@ def save(state: TrainState) -> Path:
         state.loader.state_dict(),
         components.vocabulary.to_dict(),
         fingerprints,
-        state.sums_G2.tolist(),
+        state.processes.sum(state.sums_G2).tolist(),
         components.serializer.max_spans,
         base=state.base,
     )
@@ -324,4 +337,6 @@ def save(state: TrainState) -> Path:
         keep=state.recipe.train.keep_checkpoints,
         words=state.words,
         adapter=adapter,
+        processes=state.processes,
+        sharded=not state.parallel.whole,
     )

@@ -119,6 +119,25 @@ class MetricsLog:
                     self._board.close()
 
 
+class NoLog(MetricsLog):
+    """Of a process that isn't the first: it writes nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def image(self, step: int, name: str, pixels: PixelArray) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def read_metrics(out_dir: str | Path) -> list[dict[str, float]]:
     """All whole lines of a run's `metrics.jsonl`, in order.
 

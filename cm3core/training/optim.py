@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from cm3core.errors import CheckpointError, RecipeError, close_match
+from cm3core.processes import is_divided, own_part
+from cm3core.training.sharded_muon import orthogonalised_shards
 
 if TYPE_CHECKING:
     from cm3core.interfaces.decoder import Decoder
@@ -154,29 +156,42 @@ class Muon(torch.optim.Optimizer):
             by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    by_shape[(parameter.shape[0], parameter[0].numel())].append(parameter)
+                    shape = (parameter.shape[0], math.prod(parameter.shape[1:]))
+                    by_shape[shape].append(parameter)
             for (rows, columns), parameters in by_shape.items():
                 momenta = [
-                    self._momentum(parameter, group["momentum"]).view(rows, columns)
+                    self._momentum(parameter, group["momentum"]).view(-1, columns)
                     for parameter in parameters
                 ]
-                updates = orthogonalise(torch.stack(momenta), dtype=self.dtype)
+                updates = self._updates(parameters, momenta)
                 size = group["lr"] * math.sqrt(max(1.0, rows / columns))
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                own = [own_part(parameter) for parameter in parameters]
+                torch._foreach_mul_(own, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(
-                    parameters,
-                    [u.view_as(p) for u, p in zip(updates, parameters, strict=True)],
+                    own,
+                    [u.view_as(p) for u, p in zip(updates, own, strict=True)],
                     alpha=-size,
                 )
+
+    def _updates(self, parameters: list[Tensor], momenta: list[Tensor]) -> Sequence[Tensor]:
+        """The orthogonalised momenta; of parameters that processes share, this one's rows."""
+
+        def whole(momenta_nAB: Tensor) -> Tensor:
+            return orthogonalise(momenta_nAB, dtype=self.dtype)
+
+        if is_divided(parameters[0]):
+            return orthogonalised_shards(parameters, momenta, whole)
+        return whole(torch.stack(momenta)).unbind()
 
     def _momentum(self, parameter: Tensor, momentum: float) -> Tensor:
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
-        buffer: Tensor = state["momentum_buffer"]
+        buffer: Tensor = own_part(state["momentum_buffer"])
         assert parameter.grad is not None
-        buffer.lerp_(parameter.grad, 1 - momentum)
-        return parameter.grad.lerp(buffer, momentum)
+        gradient = own_part(parameter.grad)
+        buffer.lerp_(gradient, 1 - momentum)
+        return gradient.lerp(buffer, momentum)
 
 
 #: What each optimiser keeps of a parameter that has had a gradient.
@@ -307,6 +322,20 @@ class OptimizerGroup:
             for parameter, state in optimizer.state.items()
             for key, value in state.items()
         }
+
+    def empty_state(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Tensors of zeros for `load_state_tensors`, divided among processes as the parameters are.
+
+        Names of parameters that the decoder doesn't have are left out."""
+        own = {self.names[id(parameter)]: parameter for parameter in self.parameters}
+        state = {}
+        for full_name in names:
+            name, _, key = full_name.rpartition("::")
+            if name in own:
+                state[full_name] = (
+                    torch.zeros(()) if key == _STEP else torch.zeros_like(own[name].detach())
+                )
+        return state
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Load what `state_tensors` returned. Raises `CheckpointError` if parameters or their state

@@ -20,6 +20,7 @@ from cm3core.checkpoint import (
     find_model,
     latest_checkpoint,
     load_weights,
+    read_divided_state,
     read_recipe,
     read_state,
     read_training_state,
@@ -27,6 +28,7 @@ from cm3core.checkpoint import (
 )
 from cm3core.checkpoint.adapters import base_entry, base_folder, is_adapter, read_adapter
 from cm3core.errors import CheckpointError, RecipeError
+from cm3core.processes import is_divided
 from cm3core.tuning import ADAPTER, load_adapters
 
 if TYPE_CHECKING:
@@ -150,7 +152,10 @@ class Origin:
         """Restore optimiser, random generators and loader to where the run stopped."""
         if not self.resumed or self.folder is None or self.state is None:
             return
-        tensors, generators = read_training_state(self.folder)
+        if any(is_divided(parameter) for parameter in optimizer.parameters):
+            tensors, generators = read_divided_state(self.folder, optimizer.empty_state)
+        else:
+            tensors, generators = read_training_state(self.folder)
         if self.state.step > 0 and not tensors and optimizer.parameters:
             raise CheckpointError(
                 str(self.folder / OPTIMIZER),

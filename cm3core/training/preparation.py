@@ -16,6 +16,7 @@ from cm3core.build import Components
 from cm3core.document import Document, MaskedSequence
 from cm3core.files import user_path
 from cm3core.interfaces import DocumentSource, MaskingObjective
+from cm3core.processes import Processes
 from cm3core.sequence.packing import Packer, TrainingBatch, collate
 from cm3core.training.code_cache import CodeCache
 from cm3core.training.loader import BatchLoader
@@ -161,8 +162,8 @@ class Preparation:
             else [codes.encoded(document) for document in documents if codes.usable(document)]
         )
 
-    def loader(self, rank: int = 0, world_size: int = 1) -> BatchLoader:
-        """Endless batches of the training split; see `BatchLoader` for `rank` and `world_size`."""
+    def loader(self, processes: Processes | None = None) -> BatchLoader:
+        """Endless batches of the training split: this process's rows of them, if there are several."""
         section, length = self.recipe.train, self.components.decoder.context_length
         return BatchLoader(
             self._training,
@@ -170,8 +171,9 @@ class Preparation:
             length,
             section.seed,
             self.recipe.data.pack,
-            rank,
-            world_size,
+            accumulate=section.accumulate,
+            num_streams=self.recipe.data.num_streams,
+            processes=processes,
         )
 
     def pack(self, sequences: Iterable[MaskedSequence]) -> list[TrainingBatch]:

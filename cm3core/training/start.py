@@ -15,15 +15,19 @@ from cm3core.checkpoint.words import words_of_training
 from cm3core.devices import choose_device, choose_precision, device_memory
 from cm3core.errors import CheckpointError
 from cm3core.files import check_links, check_writable, make_folder, write_text
+from cm3core.plugins.registry import plugin_versions
+from cm3core.processes import Processes
 from cm3core.recipe.memory import check_training_fits
 from cm3core.recipe.storing import files_of
 from cm3core.training.licences import check_licences, write_provenance
+from cm3core.training.loader import micro_batches
 from cm3core.training.loss import GROUPS
-from cm3core.training.metrics import MetricsLog
+from cm3core.training.metrics import MetricsLog, NoLog
 from cm3core.training.optim import OptimizerGroup, Schedule
 from cm3core.training.origin import Origin
+from cm3core.training.parallel import parallel_of
 from cm3core.training.preparation import Preparation
-from cm3core.training.state import Processes, TrainState
+from cm3core.training.state import TrainState
 from cm3core.tuning import select_parameters
 
 if TYPE_CHECKING:
@@ -40,52 +44,64 @@ def start(
     progress: bool = True,
     device: str | torch.device | None = None,
     processes: Processes | None = None,
+    shard: int | None = None,
 ) -> TrainState:
     """Build everything, and restore the state of the run's `Origin`. Arguments as for `train`."""
     schedule, processes = Schedule.of(recipe.train), processes or Processes()
+    micro_batches(recipe.train.batch_rows, recipe.train.accumulate, processes.world_size)
+    processes.check_same({**plugin_versions(registry.plugins), "recipe": recipe.hash})
     check_writable(out_dir, folder=True)
     check_links(out_dir)
     origin = Origin.find(recipe, out_dir, registry, resume=resume)
+    base = {f"base {name}": value for name, value in origin.base.items()}
+    processes.check_same({"checkpoint": str(origin.folder), **base})
     chosen = choose_device(device)
     if recipe.attention is not None:
         recipe.attention.check_training(chosen.type)
     dtype, reason = choose_precision(recipe.train.precision, chosen)
     machine, on_cpu = device_memory(chosen)
-    warning = check_training_fits(recipe, machine, on_cpu=on_cpu, bf16=dtype is not None)
+    if on_cpu:
+        machine = machine.shared(processes.num_local)
+    parallel = parallel_of(recipe, processes, chosen, dtype, machine, shard)
+    warning = check_training_fits(
+        recipe, machine, on_cpu=on_cpu, bf16=dtype is not None, devices=parallel.num_shards
+    )
     if warning is not None:
         print(f"warning: {warning}", file=sys.stderr)
-    components = build(
-        recipe,
-        registry,
-        stage="train",
-        tokenizer_folder=origin.tokenizer_folder,
-        image_tokenizer_folder=origin.image_tokenizer_folder,
-        device=chosen,
-    )
-    origin.check_components(components)
-    check_licences(components.source, recipe.train.licences)
-    preparation = Preparation(components, progress=progress)
+    with processes.in_turn():  # the first one fills the caches
+        components = build(
+            recipe,
+            registry,
+            stage="train",
+            tokenizer_folder=origin.tokenizer_folder,
+            image_tokenizer_folder=origin.image_tokenizer_folder,
+            device=chosen,
+            decoder_device=parallel.build_device(chosen),
+        )
+        origin.check_components(components)
+        check_licences(components.source, recipe.train.licences)
+        preparation = Preparation(components, progress=progress)
     origin.check_data(preparation)
+    processes.check_same({**components.fingerprints(), "data set": preparation.fingerprint})
     decoder = components.decoder.module
     decoder.train()
-    if recipe.train.start_from_codebook and origin.folder is None:
-        _start_from_codebook(components, chosen)
+    drawn_on = parallel.build_device(chosen)
+    if recipe.train.start_from_codebook and origin.folder is None and drawn_on.type != "meta":
+        _start_from_codebook(components, drawn_on)
+    parallel.place(components.decoder, chosen, compiled=recipe.train.compile)
     origin.set_weights(decoder)
     rows = select_parameters(
         components.decoder, recipe.tune, components.vocabulary, seed=recipe.train.seed
     )
     origin.set_adapters(decoder)
     optimizer = OptimizerGroup(components.decoder, recipe.train, dtype or torch.float32, rows=rows)
-    loader = preparation.loader(rank=processes.rank, world_size=processes.world_size)
+    loader = preparation.loader(processes)
     torch.manual_seed(recipe.train.seed)
     origin.restore(optimizer, loader)
-    make_folder(out_dir)
-    remove_leftovers(out_dir)
-    for name, text in files_of(recipe, registry).items():
-        write_text(out_dir / name, text)
-    write_provenance(
-        out_dir, components.source, preparation.memory if preparation.retrieves else None
-    )
+    done = origin.counters
+    if (own_seed := processes.seed(recipe.train.seed, done.step)) is not None:
+        torch.manual_seed(own_seed)
+    processes.first(lambda: _write_description(preparation, out_dir))
     if progress:
         parameters = sum(p.numel() for p in decoder.parameters())
         trained = sum(p.numel() for p in optimizer.parameters)
@@ -94,10 +110,12 @@ def start(
         print(
             f"{recipe.name} {origin.in_words(out_dir)}: {parameters / 1e6:.2f}M parameters"
             f"{part}, {len(components.source):,} documents, {chosen}, "
-            f"{reason}, {num_threads} thread{'' if num_threads == 1 else 's'}",
+            f"{reason}, {num_threads} thread{'' if num_threads == 1 else 's'}"
+            f"{parallel.in_words(processes)}",
             file=sys.stderr,
         )
-    done = origin.counters
+    first = processes.is_first
+    sums_G2 = _loss_sums(done, chosen, len(GROUPS) * max(1, len(components.source.parts)))
     return TrainState(
         recipe,
         out_dir,
@@ -107,16 +125,32 @@ def start(
         optimizer,
         schedule,
         loader,
-        MetricsLog(out_dir, done.step),
+        MetricsLog(out_dir, done.step) if first else NoLog(),
         chosen,
         dtype,
         processes,
-        words_of_training(components.source.texts(), len(components.source), origin.folder),
+        parallel,
+        words_of_training(components.source.texts(), len(components.source), origin.folder)
+        if first
+        else None,
         done.step,
         done.elapsed_s,
         done.tokens,
         base=origin.base,
-        sums_G2=_loss_sums(done, chosen, len(GROUPS) * max(1, len(components.source.parts))),
+        # those of all processes, summed when they are logged
+        sums_G2=sums_G2 if first else torch.zeros_like(sums_G2),
+    )
+
+
+def _write_description(preparation: Preparation, out_dir: Path) -> None:
+    """Write what a run's folder says of it, and remove what killed runs left."""
+    components = preparation.components
+    make_folder(out_dir)
+    remove_leftovers(out_dir)
+    for name, text in files_of(components.recipe, components.registry).items():
+        write_text(out_dir / name, text)
+    write_provenance(
+        out_dir, components.source, preparation.memory if preparation.retrieves else None
     )
 
 

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from cm3core.processes import Processes
 from cm3core.training.loss import GROUPS
 from cm3core.training.metrics import MetricsLog, SpeedMeter
 from cm3core.training.optim import OptimizerGroup, Schedule
+from cm3core.training.parallel import OneProcess
 
 if TYPE_CHECKING:
     from cm3core.build import Components
@@ -26,23 +28,6 @@ if TYPE_CHECKING:
 
 class TrainingInterrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM: a checkpoint has been saved. The message shows how to resume."""
-
-
-@dataclass(frozen=True)
-class Processes:
-    """This process's part of the data.
-
-    Training on several processes is not implemented: each would train its own decoder.
-
-    Args:
-        rank: number of this process, from 0.
-        world_size: number of parts; one by default.
-        sum: sums a tensor over all parts.
-    """
-
-    rank: int = 0
-    world_size: int = 1
-    sum: Callable[[Tensor], Tensor] = lambda tensor: tensor
 
 
 @dataclass(eq=False)
@@ -61,6 +46,8 @@ class TrainState:
     device: torch.device
     autocast_dtype: torch.dtype | None
     processes: Processes
+    #: How the processes share the decoder.
+    parallel: OneProcess = field(default_factory=OneProcess)
     #: Those of the training texts, if they are known.
     words: TrainingWords | None = None
     #: Optimiser steps done.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from cm3core.build import split_or_reason
 from cm3core.document import MaskedSequence, TokenSequence
 from cm3core.interfaces import Decoder, MaskingObjective
+from cm3core.processes import Processes
 from cm3core.progress import make_bar
 from cm3core.sequence import only_responses
 from cm3core.training.loss import batch_loss_sums, modality_metrics, part_metrics
@@ -48,11 +50,18 @@ class UnmaskedObjective(MaskingObjective):
 class Validation:
     """The recipe's validation splits, prepared at the first measurement.
 
-    A split that the data set lacks is left out with a note.
+    A split that the data set lacks is left out with a note. Several processes divide the batches.
     """
 
-    def __init__(self, preparation: Preparation, *, progress: bool = True) -> None:
+    def __init__(
+        self,
+        preparation: Preparation,
+        *,
+        progress: bool = True,
+        processes: Processes | None = None,
+    ) -> None:
         self.preparation, self.progress = preparation, progress
+        self.processes = Processes() if processes is None else processes
         self.splits = preparation.recipe.validation_splits
         self._batches: dict[str, Sequence[TrainingBatch]] | None = None
 
@@ -67,13 +76,13 @@ class Validation:
         for name, batches in self._batches.items():
             split, _, suffix = name.partition("+")
             bar = make_bar(
-                batches,
+                self._own(batches),
                 desc=f"validation {name}",
                 leave=False,
                 disable=not self.progress,
                 unit="batch",
             )
-            sums_G2 = _total(forward, bar)
+            sums_G2 = self.processes.sum(_total(forward, bar))
             parts = self.preparation.components.source.parts
             for metric, value in part_metrics(sums_G2, parts).items():
                 values[f"validation/{split}/{metric}{suffix}"] = value
@@ -81,6 +90,16 @@ class Validation:
                 if metric in ("image_loss", "text_loss"):
                     values[f"validation/{split}/{metric}{suffix}"] = value
         return values
+
+    def _own(self, batches: Sequence[TrainingBatch]) -> Sequence[TrainingBatch]:
+        """This process's batches. All have equally many, because processes that share a decoder
+        compute together: the last ones are repeated without weights."""
+        rank, number = self.processes.rank, self.processes.world_size
+        own = list(batches[rank::number])
+        if len(own) < -(-len(batches) // number):
+            filler = batches[-1]
+            own.append(replace(filler, weights_BT=filler.weights_BT * 0))
+        return own
 
     def _prepare(self) -> dict[str, Sequence[TrainingBatch]]:
         section, components = self.preparation.recipe.train, self.preparation.components

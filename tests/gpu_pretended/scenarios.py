@@ -27,13 +27,14 @@ from cm3core.devices import choose_device, choose_precision
 from cm3core.document import ImageHole, Text, TextHole
 from cm3core.generation.engine import Engine, Request, candidates
 from cm3core.plugins.discovery import load_registry
+from cm3core.processes import Processes
 from cm3core.recipe import Recipe, compose
 from cm3core.sequence.packing import TrainingBatch
 from cm3core.sequence.serialize import Serializer
 from cm3core.training import loop
 from cm3core.training.loss import GROUPS, modality_metrics
 from cm3core.training.optim import OptimizerGroup, Schedule
-from cm3core.training.state import Processes, TrainState
+from cm3core.training.state import TrainState
 from cm3core.vocab import Vocabulary
 
 #: The cards: the second where autograd is not needed, so that every launch must be guarded.

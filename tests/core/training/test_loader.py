@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cm3core.document import IntArray, PixelArray
-from cm3core.errors import CheckpointError
+from cm3core.errors import CheckpointError, DataError, RecipeError
+from cm3core.processes import Processes
 from cm3core.sequence import unmask
 from cm3core.sequence.packing import TrainingBatch
 from cm3core.sequence.serialize import Serializer
 from cm3core.training.code_cache import CodeCache
-from cm3core.training.loader import BatchLoader
+from cm3core.training.loader import BatchLoader, micro_batches
 from cm3core.training.neighbours import NeighbourSettings, NeighbourTable
 from cm3core.training.sequences import MaskedSequences, RetrievedDocuments
 from cm3plugins.objectives.cm3 import CM3ObjectiveConfig
@@ -94,13 +99,101 @@ def test_the_number_of_documents_that_are_too_long_is_reported_after_an_epoch(
         _ = [next(loader) for _ in range(len(loader.data) + 1)]
 
 
-def test_processes_share_an_epoch(tmp_path: Path) -> None:
-    orders = [
-        BatchLoader(make_data(tmp_path), 2, 90, seed=0, rank=rank, world_size=3)._order
-        for rank in range(3)
-    ]
+def test_streams_share_an_epoch(tmp_path: Path) -> None:
+    loader = BatchLoader(make_data(tmp_path), 2, 90, seed=0, num_streams=3)
+    orders = [stream.order for stream in loader.streams.values()]
     assert [len(order) for order in orders] == [6, 6, 6]
     assert len(set().union(*orders)) == 18
+    with pytest.raises(DataError) as caught:
+        BatchLoader(make_data(tmp_path), 2, 90, seed=0, num_streams=21)
+    assert str(caught.value) == (
+        "data set: has 20 documents for data.num_streams 21\n"
+        "  next: set data.num_streams to 20 or less"
+    )
+
+
+class OneOf(Processes):
+    """Process `rank` of several; what all of them give is known."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank, self.world_size = rank, world_size
+        self.given: list[Any] = []
+
+    def all_of(self, value: Any) -> list[Any]:
+        assert value == self.given[self.rank]
+        return self.given
+
+
+def loaders_of(tmp_path: Path, number: int, num_streams: int) -> list[BatchLoader]:
+    return [
+        BatchLoader(
+            make_data(tmp_path),
+            3,
+            90,
+            seed=5,
+            window=6,
+            accumulate=4,
+            num_streams=num_streams,
+            processes=OneOf(rank, number),
+        )
+        for rank in range(number)
+    ]
+
+
+def step_of(loaders: Sequence[BatchLoader]) -> list[list[int]]:
+    """The tokens of all rows of a step, in the order of the rows."""
+    rows = [[row for batch in loader.next_step() for row in batch.tokens_BT] for loader in loaders]
+    return [row.tolist() for turn in zip(*rows, strict=True) for row in turn]
+
+
+def state_of(loaders: Sequence[BatchLoader]) -> dict[str, Any]:
+    """As all processes get it."""
+    given = [
+        ({place: one.state_dict() for place, one in loader.streams.items()}, loader.counts)
+        for loader in loaders
+    ]
+    states = []
+    for loader in loaders:
+        assert isinstance(loader.processes, OneOf)
+        loader.processes.given = given
+        states.append(json.loads(json.dumps(loader.state_dict())))
+    assert all(state == states[0] for state in states)
+    first: dict[str, Any] = states[0]
+    return first
+
+
+@pytest.mark.parametrize("num_streams", [1, 2, 3, 4])
+@pytest.mark.parametrize(("number", "other"), [(2, 1), (4, 6), (3, 12)])
+def test_any_number_of_processes_gets_the_same_rows_and_the_same_state(
+    tmp_path: Path, num_streams: int, number: int, other: int
+) -> None:
+    one, several = (loaders_of(tmp_path, count, num_streams) for count in (1, number))
+    for _ in range(3):
+        assert step_of(one) == step_of(several)
+    state = state_of(several)
+    assert state == state_of(one)
+    resumed = loaders_of(tmp_path, other, num_streams)
+    for loader in resumed:
+        loader.load_state_dict(state)
+    assert step_of(one) == step_of(resumed)
+
+
+def test_streams_that_processes_divide_are_made_once(tmp_path: Path) -> None:
+    assert [list(one.streams) for one in loaders_of(tmp_path, 2, 4)] == [[0, 2], [1, 3]]
+    assert [list(one.streams) for one in loaders_of(tmp_path, 4, 2)] == [[0], [1], [0], [1]]
+    assert [list(one.streams) for one in loaders_of(tmp_path, 3, 2)] == [[0, 1]] * 3
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12))
+def test_a_step_has_the_same_number_of_rows(rows: int, accumulate: int, number: int) -> None:
+    if rows * accumulate % number:
+        with pytest.raises(RecipeError, match="can't be divided among"):
+            micro_batches(rows, accumulate, number)
+        return
+    own = micro_batches(rows, accumulate, number)
+    assert sum(own) * number == rows * accumulate
+    assert max(own) <= rows
+    assert min(own) >= 1
 
 
 def test_a_state_of_other_data_is_refused(tmp_path: Path) -> None:
