@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from cm3core.document import Image, PixelArray, TextHole
@@ -67,6 +68,8 @@ def _text_jobs(
 ) -> tuple[list[Job[GeneratedText]], int]:
     """Jobs whose result is the text that a task asks for about each picture."""
     shown = [seen(loaded, picture) for picture in pictures]
+    if options.num_candidates is None:  # the recipe's number is of pictures
+        options = replace(options, num_candidates=1)
     plan = Plan.of(loaded, options)
     records = [record_of(task, question, own) for own in loaded.encode(shown)]
     prompts = [task.prompt(record, max_tokens=hole.max_tokens) for record in records]

@@ -1,7 +1,7 @@
 """GRPO on pictures: a group of candidates of each prompt, a reward for each, and a step towards the
 better ones.
 
-    python examples/grpo/grpo.py --out runs/grpo                    the bundled model, reward `likeness`
+    python examples/grpo/grpo.py --out runs/grpo                    `bundled:emoji64`, reward `likeness`
     python examples/grpo/grpo.py --reward my_module:my_reward       your own, see `Reward`
 
 Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300): the advantage of a candidate
