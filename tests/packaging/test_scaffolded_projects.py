@@ -197,7 +197,10 @@ def test_each_is_used_by_one_changed_line(projects: Projects) -> None:
     )
     trained = ("text_tokenizer", "image_tokenizer", "objective", "decoder", "attention")
     checks = [
-        f"recipe check tiny {kind}={name_of(kind)}" for kind in WRITTEN if kind != "retriever"
+        f"recipe check tiny {kind}={name_of(kind)}"
+        + (" objective=causal" if kind == "layout" else "")  # it has no sentinels
+        for kind in WRITTEN
+        if kind != "retriever"
     ]
     trainings = [f"train base.yaml -o runs/{kind} {kind}={name_of(kind)}" for kind in trained]
     model = "--model runs/decoder --n 1 -o"

@@ -17,7 +17,7 @@ from cm3core.model import Model
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return cm3core.load()
+    return cm3core.load("bundled:emoji64")
 
 
 def test_the_shipped_model_stays_what_it_is_in_fewer_bits(model: Model) -> None:

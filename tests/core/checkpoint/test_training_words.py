@@ -90,5 +90,5 @@ def test_the_model_that_is_used_by_default_knows_its_words():
     registry = load_registry()
     words = TrainingWords.read(find_checkpoint(find_model(DEFAULT_MODEL, registry)))
     assert words is not None
-    assert list(words.unknown("red apple, noto style")) == []
-    assert list(words.unknown("purple zebra, noto style")) == ["purple", "zebra"]
+    assert list(words.unknown("bell off, outline rounded")) == []
+    assert list(words.unknown("potted frob, outline")) == ["potted", "frob"]

@@ -48,7 +48,9 @@ def cm3(*arguments: object) -> int:
     """The command, with a small model whose retriever is dense."""
     line = [str(argument) for argument in arguments]
     own_parts = not {"--model", "--image-tokenizer", "tiny"}.isdisjoint(line)
-    if (line[0] in ("generate", "infill", "caption") or line[:2] == ["memory", "build"]) and not own_parts:
+    if (
+        line[0] in ("generate", "infill", "caption") or line[:2] == ["memory", "build"]
+    ) and not own_parts:
         line += ["--model", "bundled:emoji64"]
     return main(line)
 

@@ -55,7 +55,9 @@ def test_both_layouts(cm3) -> None:
         "  1  text     Question: red? Answer:",
         "  2  text     [yes]",
     ]
-    paper = cm3(f"task show vqa task.layout=paper --model bundled:emoji64 --record {RECORD}").splitlines()
+    paper = cm3(
+        f"task show vqa task.layout=paper --model bundled:emoji64 --record {RECORD}"
+    ).splitlines()
     assert "  0  text     Question: red? Answer: [yes.]" in paper
     [end] = [line.split() for line in paper if line.startswith("  '.'")]
     assert end == ["'.'", "6", "6"]  # counts with response_only too, six times as the recipe says

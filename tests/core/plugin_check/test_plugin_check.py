@@ -748,8 +748,15 @@ def test_the_bundled_plugin_is_in_order(capsys: pytest.CaptureFixture[str]) -> N
         if (verdict["status"], verdict["check"]) == ("skip", "defaults")
     ]
     assert without == [
-        *["`path` must be given"] * 4,
-        "`parts` must be given",
-        "`path`, `columns` must be given",
         *["`path` must be given"] * 2,
+        "`path`, `pictures` must be given",
+        "`source`, `condition` must be given",
+        *["`path` must be given"] * 3,
+        "`parts` must be given",
+        "`path` must be given",
+        "`path`, `columns` must be given",
+        "`path`, `answers`, `pictures` must be given",
+        *["`path` must be given"] * 2,
+        "`backbone`, `heads` must be given",
+        "`jar` must be given",
     ]

@@ -13,7 +13,7 @@ from cm3core.config.overrides import with_options
 from cm3core.config.schema import default, hints, init_fields, nested_dataclass
 from cm3core.errors import RecipeError
 from cm3core.generation.prepare import MAX_THREADS
-from cm3core.interfaces import ComponentConfig
+from cm3core.interfaces import ComponentConfig, ConditionConfig, DocumentSourceConfig
 from cm3core.plugins import KINDS, load_registry
 from cm3core.recipe.sections import FIXED_SECTIONS, TRAIN_RANGES, TrainSection
 
@@ -25,7 +25,14 @@ SECTIONS = [
 #: Never due, never clipped.
 MAY_BE_INFINITE = ("checkpoint_every_minutes", "clip_norm")
 #: What a required key is filled with.
-FILL: dict[object, object] = {int: 4, float: 0.5, str: "x", bool: False}
+FILL: dict[object, object] = {
+    int: 4,
+    float: 0.5,
+    str: "x",
+    bool: False,
+    DocumentSourceConfig: REGISTRY.config_class("dataset", "emoji")(),
+    ConditionConfig: REGISTRY.config_class("condition", "canny")(),
+}
 
 
 def filler(annotation: object) -> object:

@@ -34,6 +34,8 @@ NOT_BY_DEFAULT = {
     ("text_tokenizer", "hf"): "is null",
     ("text_tokenizer", "sentencepiece"): "is null",
     ("text_tokenizer", "tiktoken"): "is null",
+    ("metric", "lpips"): "has neither a default nor a value",
+    ("metric", "spice"): "has neither a default nor a value",
     ("upscaler", "external"): "has neither a default nor a value",
     ("dataset", "folder"): "has neither a default nor a value",
     ("dataset", "jsonl"): "has neither a default nor a value",

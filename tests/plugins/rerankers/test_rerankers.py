@@ -429,7 +429,7 @@ THINGS = ("banana", "pizza", "robot", "skull", "turtle", "umbrella")
 
 @pytest.fixture(scope="module")
 def model():
-    return cm3core.load()
+    return cm3core.load("bundled:emoji64")
 
 
 @pytest.fixture(scope="module")
