@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -24,18 +24,31 @@ _LONGEST_STYLE = 40
 
 
 def styles_of(texts: Sequence[str]) -> list[str]:
-    """The last parts, after a comma, that many of the texts share: styles, if the data has them.
+    """The ends, after a comma, that many of the texts share, the longest of each text: styles, if the data has
+    them.
 
     >>> styles_of([f"{thing}, line style" for thing in ("cat", "dog", "sun", "key")] + ["a cat, asleep"])
     ['line style']
+    >>> styles_of([f"{thing}, filled, tabler" for thing in ("cat", "dog", "sun", "key")])
+    ['filled, tabler']
     """
     beginnings: dict[str, set[str]] = {}
     for text in texts:
-        beginning, comma, end = text.rpartition(", ")
-        if comma and 0 < len(end) <= _LONGEST_STYLE:
+        for beginning, end in _parts(text):
             beginnings.setdefault(end, set()).add(beginning)
-    counted = Counter({end: len(own) for end, own in beginnings.items() if len(own) >= FEWEST})
-    return [end for end, _ in counted.most_common(MOST_STYLES)]
+    shared = {end for end, own in beginnings.items() if len(own) >= FEWEST}
+    longest = (next((end for _, end in _parts(text) if end in shared), None) for text in texts)
+    counted = Counter(end for end in longest if end is not None)
+    return [end for end, number in counted.most_common(MOST_STYLES) if number >= FEWEST]
+
+
+def _parts(text: str) -> Iterator[tuple[str, str]]:
+    """(beginning, end) at each comma, the longest end first."""
+    parts = text.split(", ")
+    for place in range(1, len(parts)):
+        end = ", ".join(parts[place:])
+        if 0 < len(end) <= _LONGEST_STYLE:
+            yield ", ".join(parts[:place]), end
 
 
 def examples_of(texts: Sequence[str]) -> list[str]:
@@ -52,8 +65,7 @@ def things_of(texts: Sequence[str], styles: Sequence[str]) -> list[str]:
     """
     things: dict[str, None] = {}
     for text in texts:
-        beginning, comma, end = text.rpartition(", ")
-        things[beginning if comma and end in styles else text] = None
+        things[next((start for start, end in _parts(text) if end in styles), text)] = None
     return examples_of(list(things))
 
 
