@@ -63,10 +63,16 @@ def things_of(texts: Sequence[str], styles: Sequence[str]) -> list[str]:
     >>> things_of(["a cat, line style", "a cat, flat", "a dog"], ["line style"])
     ['a cat', 'a cat, flat', 'a dog']
     """
-    things: dict[str, None] = {}
+    plain: dict[str, None] = {}
+    others: dict[str, None] = {}
     for text in texts:
-        things[next((start for start, end in _parts(text) if end in styles), text)] = None
-    return examples_of(list(things))
+        thing = next((start for start, end in _parts(text) if end in styles), None)
+        if thing is None:
+            others[text] = None
+        else:
+            plain[thing] = None
+    # a text with a style that is not among the styles is a poor example of a thing
+    return examples_of(list(plain if len(plain) >= NUM_EXAMPLES else plain | others))
 
 
 def facts_of(loaded: AsyncModel, name: str, forced: frozenset[str]) -> dict[str, Any]:
